@@ -1,0 +1,48 @@
+# taskmoe: everything that can be built here. A plain C compiler and make are enough; no machine flags are needed.
+CC ?= cc
+CFLAGS ?= -O2
+CPPFLAGS ?=
+LDLIBS = -lm -lpthread
+PREFIX ?= /usr/local
+STD = -std=gnu99
+WARN = -Wall -Wextra
+BUILD = build
+
+PROGRAMS = multitask zeroshot quickstart
+TESTS = $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
+
+examples: $(PROGRAMS:%=$(BUILD)/%)
+
+$(BUILD)/%: examples/%.c examples/common.h taskmoe.h | $(BUILD)
+	$(CC) $(STD) $(WARN) $(CPPFLAGS) $(CFLAGS) -o $@ $< $(LDLIBS)
+
+$(BUILD)/%: tests/%.c tests/test.h taskmoe.h | $(BUILD)
+	$(CC) $(STD) $(WARN) $(CPPFLAGS) $(CFLAGS) -I. -o $@ $< $(LDLIBS)
+
+$(BUILD):
+	mkdir -p $@
+
+# The main job, then three questions about tasks the model has never been trained on.
+demo: examples
+	$(BUILD)/multitask --save $(BUILD)/demo.safetensors --tsv $(BUILD)/demo.tsv
+	sh examples/questions.sh $(BUILD)/zeroshot $(BUILD)/demo.safetensors
+
+test: examples $(TESTS:%=$(BUILD)/%)
+	@sh tests/run.sh $(BUILD) $(TESTS)
+
+bench: $(BUILD)/bench
+	$(BUILD)/bench
+
+matrix:
+	sh tests/matrix.sh
+
+install:
+	mkdir -p "$(DESTDIR)$(PREFIX)/include" "$(DESTDIR)$(PREFIX)/share/pkgconfig"
+	cp taskmoe.h "$(DESTDIR)$(PREFIX)/include/"
+	sed -e 's|@PREFIX@|$(PREFIX)|' -e "s|@VERSION@|$$(sed -n 's/^#define TMOE_VERSION_\(MAJOR\|MINOR\|PATCH\) //p' taskmoe.h | tr '\n' '.' | sed 's/\.$$//')|" \
+	    tests/taskmoe.pc.in > "$(DESTDIR)$(PREFIX)/share/pkgconfig/taskmoe.pc"
+
+clean:
+	rm -rf $(BUILD)
+
+.PHONY: examples demo test bench matrix install clean

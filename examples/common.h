@@ -1,0 +1,181 @@
+/* What the example programs share: options, the progress line, numbers for tables. Not part of the library. */
+#ifndef TMOE_EXAMPLES_COMMON_H
+#define TMOE_EXAMPLES_COMMON_H
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#if defined(__unix__) || defined(__APPLE__)
+#  include <unistd.h>
+#endif
+#include "../taskmoe.h"
+
+/* ---- options: a table, --help and refusal of everything unknown -------------------------------------- */
+
+typedef struct option {
+    const char *name;           /* "--steps"; NULL ends the table */
+    const char *argument;       /* "N" in the help; NULL: a switch */
+    char kind;                  /* 'i' int, 'f' float, 's' string, 'b' switch (int set to 1) */
+    void *value;
+    const char *help;
+} option;
+
+static void options_help(const char *usage, const option *options)
+{
+    printf("%s\n", usage);
+    for (; options->name; options++) {
+        char left[40];
+        snprintf(left, sizeof left, "%s%s%s", options->name, options->argument ? " " : "", options->argument ? options->argument : "");
+        printf("  %-22s %s\n", left, options->help);
+    }
+}
+
+static void die(const char *program, const char *message)
+{
+    fprintf(stderr, "%s: %s\n", program, message);
+    exit(1);
+}
+
+/* Reads options into the table's values; other words go to words[0 .. return value - 1], at most `most`. */
+static int options_read(int argc, char **argv, const char *usage, const option *options, const char **words, int most)
+{
+    int i, count = 0, only_words = 0;
+    for (i = 1; i < argc; i++) {
+        const option *o = options;
+        const char *word = argv[i];
+        char *end = NULL;
+        if (only_words || word[0] != '-' || !word[1]) {
+            if (count == most) {
+                fprintf(stderr, "%s: '%s' is one word too many; --help tells\n", argv[0], word);
+                exit(2);
+            }
+            words[count++] = word;
+            continue;
+        }
+        if (!strcmp(word, "--")) { only_words = 1; continue; }
+        if (!strcmp(word, "--help") || !strcmp(word, "-h")) { options_help(usage, options); exit(0); }
+        while (o->name && strcmp(o->name, word)) o++;
+        if (!o->name) {
+            fprintf(stderr, "%s: unknown option '%s'; --help lists them\n", argv[0], word);
+            exit(2);
+        }
+        if (o->kind == 'b') { *(int *)o->value = 1; continue; }
+        if (++i == argc) {
+            fprintf(stderr, "%s: %s needs %s\n", argv[0], word, o->argument);
+            exit(2);
+        }
+        if (o->kind == 's') *(const char **)o->value = argv[i];
+        if (o->kind == 'i') {
+            long number = strtol(argv[i], &end, 10);
+            *(int *)o->value = (int)number;
+            if (number < -1000000000L || number > 1000000000L) end = NULL;
+        }
+        if (o->kind == 'f') *(float *)o->value = strtof(argv[i], &end);
+        if (o->kind != 's' && (!end || *end || end == argv[i])) {
+            fprintf(stderr, "%s: %s needs a number, not '%s'\n", argv[0], word, argv[i]);
+            exit(2);
+        }
+    }
+    return count;
+}
+
+static int choose(const char *program, const char *name, const char *given, const char *const *choices)
+{
+    int i;
+    for (i = 0; choices[i]; i++) if (!strcmp(choices[i], given)) return i;
+    fprintf(stderr, "%s: %s is one of", program, name);
+    for (i = 0; choices[i]; i++) fprintf(stderr, " %s", choices[i]);
+    fprintf(stderr, ", not '%s'\n", given);
+    exit(2);
+}
+
+/* ---- machine ----------------------------------------------------------------------------------------- */
+
+static int processors(void)
+{
+#if defined(_SC_NPROCESSORS_ONLN)
+    long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n < 1 ? 1 : n > 64 ? 64 : (int)n;
+#else
+    return 1;
+#endif
+}
+
+static double seconds_now(void)
+{
+#if defined(CLOCK_MONOTONIC)
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+#else
+    return (double)clock() / CLOCKS_PER_SEC;
+#endif
+}
+
+static int is_terminal(FILE *file)
+{
+#if defined(__unix__) || defined(__APPLE__)
+    return isatty(fileno(file));
+#else
+    (void)file;
+    return 0;
+#endif
+}
+
+static tmoe_ctx *context_or_die(const char *program, int threads)
+{
+    tmoe_ctx_config config;
+    tmoe_ctx *ctx;
+    memset(&config, 0, sizeof config);
+    config.threads = threads > 0 ? threads : processors();
+    ctx = tmoe_ctx_create(&config);
+    if (!ctx) die(program, "no memory for a context, or more than 64 threads");
+    return ctx;
+}
+
+/* ---- progress: one line that is drawn again on a terminal, plain lines in a file ---------------------- */
+
+typedef struct progress_line { FILE *out; int64_t last; double last_time; } progress_line;
+
+static int show_progress(void *user, const tmoe_progress *p)
+{
+    progress_line *line = (progress_line *)user;
+    const int terminal = is_terminal(line->out), every = p->steps >= 10 ? p->steps / 10 : 1, done = p->step == p->steps;
+    const double now = seconds_now();
+    int i;
+    if (p->step <= 1) { line->last_time = 0.0; line->last = 0; }
+    if (terminal ? now - line->last_time < 0.1 && !done : p->step % every != 0 && !done) return 0;
+    line->last_time = now;
+    if (terminal) {
+        fprintf(line->out, "\r%-8s [", p->part);
+        for (i = 0; i < 20; i++) fputc((int64_t)i * p->steps < 20 * p->step ? '#' : '.', line->out);
+        fprintf(line->out, "] ");
+    } else fprintf(line->out, "%-8s ", p->part);
+    fprintf(line->out, "step %lld/%d  loss %.3f  %.0f tokens/s  ", (long long)p->step, p->steps, (double)p->loss, p->tokens_per_second);
+    if (done) fprintf(line->out, "%.0f s%s\n", p->seconds, terminal ? "          " : "");
+    else fprintf(line->out, "%.0f s left%s", p->seconds_left, terminal ? "   " : "\n");
+    fflush(line->out);
+    return 0;
+}
+
+/* ---- numbers ----------------------------------------------------------------------------------------- */
+
+static double mean_of(const double *x, int n)
+{
+    double sum = 0.0;
+    int i;
+    for (i = 0; i < n; i++) sum += x[i];
+    return n ? sum / n : (double)NAN;
+}
+
+static double deviation_of(const double *x, int n)
+{
+    double m = mean_of(x, n), sum = 0.0;
+    int i;
+    for (i = 0; i < n; i++) sum += (x[i] - m) * (x[i] - m);
+    return n > 1 ? sqrt(sum / (n - 1)) : 0.0;
+}
+
+#endif

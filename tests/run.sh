@@ -1,0 +1,15 @@
+#!/bin/sh
+# Runs the test programs given and adds up their counts. A program prints "NAME: P passed, F failed" last; one that dies counts as a failure.
+build=$1; shift
+passed=0; failed=0
+for t in "$@"; do
+    if out=$("$build/$t" 2>&1); then :; fi
+    printf '%s\n' "$out"
+    last=$(printf '%s\n' "$out" | tail -n 1)
+    p=$(printf '%s\n' "$last" | sed -n 's/^.*: \([0-9]*\) passed, [0-9]* failed$/\1/p')
+    f=$(printf '%s\n' "$last" | sed -n 's/^.*: [0-9]* passed, \([0-9]*\) failed$/\1/p')
+    if [ -z "$p" ] || [ -z "$f" ]; then echo "$t: died before its end"; p=0; f=1; fi
+    passed=$((passed + p)); failed=$((failed + f))
+done
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]
