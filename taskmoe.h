@@ -2393,6 +2393,7 @@ static void *tmoei_arena_alloc(tmoei_arena *arena, size_t count, size_t element_
     if (!arena->dry && (!chunk || chunk->size - chunk->used < bytes)) {
         size_t size = arena->total > (size_t)1 << 16 ? arena->total : (size_t)1 << 16;
         if (size < bytes) size = bytes;
+        if (!chunk) arena->total = 0;                           /* what an emptied arena had held */
         chunk = (tmoei_chunk *)tmoei_alloc(arena->ctx, 1, sizeof *chunk, 1);
         if (!chunk) return NULL;
         chunk->data = (char *)tmoei_alloc(arena->ctx, size, 1, 0);
@@ -2431,19 +2432,15 @@ static void tmoei_arena_destroy(tmoei_arena *arena)
     arena->total = 0;
 }
 
-/* Empties the arena; several chunks become one as large as all of them, so a repeated step allocates nothing. */
+/* Empties the arena. Several chunks go, and the next one will be as large as all of them: a repeated step allocates nothing. */
 static void tmoei_arena_reset(tmoei_arena *arena)
 {
+    const size_t total = arena->total;
     arena->now = 0;
     arena->free_count = 0;
     if (arena->last && arena->last->before) {
-        size_t total = arena->total;
         tmoei_arena_destroy(arena);
-        arena->total = total;                                   /* the next chunk is this large */
-        if (arena->ctx->error == TMOE_OK && tmoei_arena_alloc(arena, total - 2 * TMOEI_ALIGN, 1)) arena->total = total;
-        else arena->ctx->error = TMOE_OK;                       /* no room in one piece: chunks again, then */
-        if (!arena->last) arena->total = 0;
-        arena->now = 0;
+        arena->total = total;
     }
     if (arena->last) arena->last->used = 0;
 }
@@ -4691,7 +4688,7 @@ TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const c
     draft.instruction = tmoei_strdup(ctx, instruction, strlen(instruction));
     draft.category = category ? tmoei_strdup(ctx, category, strlen(category)) : NULL;
     draft.metric = metric;
-    if (!draft.name || !draft.instruction) result = TMOE_ERR_MEMORY;
+    if (!draft.name || !draft.instruction || (category && !draft.category)) result = TMOE_ERR_MEMORY;
     for (i = 0; result == TMOE_OK && i < count; i++) {
         char where[96];
         (void)snprintf(where, sizeof where, "suite_add: line %d", i + 1);
@@ -5492,7 +5489,9 @@ TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
                                        const tmoe_task *tasks, int task_count)
 {
     tmoe_config chosen = config ? *config : tmoe_config_default();
-    tmoe_model *model = tmoei_model_new(ctx, &chosen, tokenizer, tasks, task_count);
+    tmoe_model *model;
+    ctx->error = TMOE_OK;
+    model = tmoei_model_new(ctx, &chosen, tokenizer, tasks, task_count);
     if (model) {
         tmoei_model_init(model);
         if (model->R > 0 && chosen.vectors == TMOE_VECTOR_TEXT)
@@ -6232,6 +6231,10 @@ static int tmoei_sentences(const char *text, tmoei_words *all, int *ends, int mo
             all->word[all->count] = word;
             all->length[all->count++] = word_length;
             word += word_length;
+        }
+        if (length && all->count < 512 && all->count == (sentences ? ends[sentences - 1] : 0)) {     /* the reference's scorer sees one empty word in a blank sentence */
+            all->word[all->count] = end;
+            all->length[all->count++] = 0;
         }
         if (length) ends[sentences++] = all->count;
         text = *end ? end + 1 : end;
@@ -7156,86 +7159,102 @@ static int tmoei_step_draw(tmoe_trainer *trainer, int *counts)
     return K;
 }
 
-TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress)
+/* Draws the step's batch and leaves its gradients in trainer->grads: router forward, each group forward and backward, router backward.
+ * Gives the mean loss over the step's target tokens: every token weighs the same (fault 9). */
+static double tmoei_step_gradients(tmoe_trainer *trainer)
 {
     tmoe_ctx *ctx = trainer->ctx;
-    tmoe_model *model = trainer->model;
     const tmoe_training *t = &trainer->training;
     const uint64_t step = (uint64_t)trainer->steps_done;
     tmoe_tensor *routes = NULL;
-    tmoei_update_job job;
-    double loss = 0.0, norm = 0.0, targets = 0.0, machines = t->machines > 1 ? (double)t->machines : 1.0;
-    int counts[TMOEI_GROUPS_MAX], K, g, i;
-    const tmoei_float_mode mode = tmoei_float_mode_enter();
-    ctx->error = TMOE_OK;
-    if (trainer->began == 0.0) trainer->began = tmoei_seconds();
-    memset(&job, 0, sizeof job);
-    job.trainer = trainer;
-    K = tmoei_step_draw(trainer, counts);
-    for (g = 0; g < K; g++)                                     /* every target token of the step weighs the same (fault 9) */
+    double loss = 0.0, targets = 0.0;
+    int counts[TMOEI_GROUPS_MAX], g, i;
+    const int K = tmoei_step_draw(trainer, counts);
+    for (g = 0; g < K; g++)
         for (i = 0; i < counts[g]; i++) {
             const tmoei_trained_example *example = &trainer->examples[trainer->chosen[g * t->examples_per_task + i]];
             targets += (double)tmoei_target_length(trainer, tmoei_accepted(example, i, tmoei_random(t->seed, step, (uint64_t)g)));
         }
     tmoe_tape_reset(trainer->router_tape);
-    if (model->R > 0) {
+    if (trainer->model->R > 0) {
         routes = tmoei_step_routes(trainer, K);
-        if (!routes) goto done;
+        if (!routes) return 0.0;
         if (routes->wants_grad) {                               /* every group adds to its row */
             memset(trainer->droutes, 0, tmoei_elements(routes) * sizeof(float));
             routes->dx = trainer->droutes;
             routes->has_grad = 1;
         }
-        tmoei_route_entropies(model, routes->x, K, trainer->entropy);
+        tmoei_route_entropies(trainer->model, routes->x, K, trainer->entropy);
     }
     for (g = 0; g < K && ctx->error == TMOE_OK; g++) {
-        if (tmoei_batch_fill(trainer, trainer->chosen + g * t->examples_per_task, counts[g], tmoei_random(t->seed, step, (uint64_t)g)) != TMOE_OK) break;
+        const uint64_t random = tmoei_random(t->seed, step, (uint64_t)g);
+        if (tmoei_batch_fill(trainer, trainer->chosen + g * t->examples_per_task, counts[g], random) != TMOE_OK) break;
         tmoei_step_group(trainer, routes, g, (float)(1.0 / targets), &loss);
         trainer->tokens += (double)trainer->batch.source.tokens + (double)trainer->batch.target.tokens;
     }
     if (ctx->error == TMOE_OK && routes && routes->wants_grad) (void)tmoei_tape_backward(trainer->router_tape);
-    if (ctx->error != TMOE_OK) goto done;
-    if (t->all_reduce) t->all_reduce(t->all_reduce_user, trainer->grads, trainer->gradient_floats);
-    tmoei_parallel(ctx, tmoei_norm_chunk, &job, trainer->update_count);
-    for (i = 0; i < trainer->update_count; i++) norm += trainer->update_norms[i];
-    norm = sqrt(norm) / machines;
-    if (!(norm < (double)FLT_MAX) || !(loss < (double)FLT_MAX)) {           /* catches NaN, too */
-        (void)tmoei_fail(ctx, TMOE_ERR_NUMERIC, "step %ld: loss %g, gradient norm %g; both must be finite (a smaller learning rate may help)",
-                         (long)step, loss, norm);
-        goto done;
+    return loss;
+}
+
+static void tmoei_progress_fill(const tmoe_trainer *trainer, const tmoei_update_job *job, double loss, double norm, tmoe_progress *progress)
+{
+    const tmoe_training *t = &trainer->training;
+    const double seconds = tmoei_seconds() - trainer->began, done = (double)(trainer->steps_done - trainer->first_step);
+    memset(progress, 0, sizeof *progress);
+    progress->step = trainer->steps_done;
+    progress->steps = t->steps;
+    progress->loss = (float)loss;
+    progress->validation_loss = (float)NAN;
+    progress->best_validation_loss = trainer->best_loss;
+    progress->lr_model = job->rates[TMOEI_RATE_MODEL];
+    progress->lr_router = job->rates[TMOEI_RATE_ROUTER];
+    progress->lr_tasks = job->rates[TMOEI_RATE_TASKS];
+    progress->temperature = tmoe_model_temperature(trainer->model);
+    progress->gradient_norm = (float)norm;
+    progress->route_entropy = trainer->entropy;
+    progress->routed_layers = trainer->model->R;
+    progress->seconds = seconds;
+    progress->seconds_left = seconds / done * (double)(t->steps - trainer->steps_done);
+    progress->tokens_per_second = seconds > 0.0 ? trainer->tokens / seconds : 0.0;
+    progress->part = t->label ? t->label : "";
+}
+
+TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress)
+{
+    tmoe_ctx *ctx = trainer->ctx;
+    const tmoe_training *t = &trainer->training;
+    const double machines = t->machines > 1 ? (double)t->machines : 1.0;
+    const tmoei_float_mode mode = tmoei_float_mode_enter();
+    tmoei_update_job job;
+    double loss, norm = 0.0;
+    int i;
+    ctx->error = TMOE_OK;
+    if (trainer->began == 0.0) trainer->began = tmoei_seconds();
+    memset(&job, 0, sizeof job);
+    job.trainer = trainer;
+    loss = tmoei_step_gradients(trainer);
+    if (ctx->error == TMOE_OK) {
+        if (t->all_reduce) t->all_reduce(t->all_reduce_user, trainer->grads, trainer->gradient_floats);
+        tmoei_parallel(ctx, tmoei_norm_chunk, &job, trainer->update_count);
+        for (i = 0; i < trainer->update_count; i++) norm += trainer->update_norms[i];
+        norm = sqrt(norm) / machines;
+        if (!(norm < (double)FLT_MAX) || !(loss < (double)FLT_MAX))         /* catches NaN, too */
+            (void)tmoei_fail(ctx, TMOE_ERR_NUMERIC, "step %ld: loss %g, gradient norm %g; both must be finite (a smaller learning rate may help)",
+                             (long)trainer->steps_done, loss, norm);
     }
-    job.scale = (float)((t->clip > 0.0f && norm > (double)t->clip ? (double)t->clip / norm : 1.0) / machines);
-    job.rates[TMOEI_RATE_MODEL] = tmoei_learning_rate(t, trainer->steps_done, t->lr_model);
-    job.rates[TMOEI_RATE_ROUTER] = tmoei_learning_rate(t, trainer->steps_done, t->lr_router);
-    job.rates[TMOEI_RATE_TASKS] = tmoei_learning_rate(t, trainer->steps_done, t->lr_tasks);
-    job.step = trainer->steps_done + 1;
-    tmoei_parallel(ctx, tmoei_adamw_chunk, &job, trainer->update_count);
-    model->version++;
-    model->step++;
-    trainer->steps_done++;
-done:
-    if (ctx->error != TMOE_OK) tmoei_parallel(ctx, tmoei_zero_chunk, &job, trainer->update_count);  /* a failed step leaves nothing behind */
+    if (ctx->error == TMOE_OK) {
+        job.scale = (float)((t->clip > 0.0f && norm > (double)t->clip ? (double)t->clip / norm : 1.0) / machines);
+        job.rates[TMOEI_RATE_MODEL] = tmoei_learning_rate(t, trainer->steps_done, t->lr_model);
+        job.rates[TMOEI_RATE_ROUTER] = tmoei_learning_rate(t, trainer->steps_done, t->lr_router);
+        job.rates[TMOEI_RATE_TASKS] = tmoei_learning_rate(t, trainer->steps_done, t->lr_tasks);
+        job.step = trainer->steps_done + 1;
+        tmoei_parallel(ctx, tmoei_adamw_chunk, &job, trainer->update_count);
+        trainer->model->version++;
+        trainer->model->step++;
+        trainer->steps_done++;
+        if (progress) tmoei_progress_fill(trainer, &job, loss, norm, progress);
+    } else tmoei_parallel(ctx, tmoei_zero_chunk, &job, trainer->update_count);      /* a failed step leaves nothing behind */
     tmoei_float_mode_leave(mode);
-    if (progress && ctx->error == TMOE_OK) {
-        const double seconds = tmoei_seconds() - trainer->began, done = (double)(trainer->steps_done - trainer->first_step);
-        memset(progress, 0, sizeof *progress);
-        progress->step = trainer->steps_done;
-        progress->steps = t->steps;
-        progress->loss = (float)loss;
-        progress->validation_loss = (float)NAN;
-        progress->best_validation_loss = trainer->best_loss;
-        progress->lr_model = job.rates[TMOEI_RATE_MODEL];
-        progress->lr_router = job.rates[TMOEI_RATE_ROUTER];
-        progress->lr_tasks = job.rates[TMOEI_RATE_TASKS];
-        progress->temperature = tmoe_model_temperature(model);
-        progress->gradient_norm = (float)norm;
-        progress->route_entropy = trainer->entropy;
-        progress->routed_layers = model->R;
-        progress->seconds = seconds;
-        progress->seconds_left = seconds / done * (double)(t->steps - trainer->steps_done);
-        progress->tokens_per_second = seconds > 0.0 ? trainer->tokens / seconds : 0.0;
-        progress->part = t->label ? t->label : "";
-    }
     return ctx->error;
 }
 
@@ -7430,7 +7449,7 @@ static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer)
     trainer->step_bytes = tape->big.peak + tape->small.peak;
     if (ctx->error != TMOE_OK) return ctx->error;
     tmoei_arena_reset(&tape->big);
-    (void)tmoei_arena_alloc(&tape->big, tape->big.peak, 1);
+    if (tape->big.peak && !tmoei_arena_alloc(&tape->big, tape->big.peak, 1)) return ctx->error;
     tmoe_tape_reset(tape);
     return TMOE_OK;
 }

@@ -1,0 +1,438 @@
+/* Text in, text out: JSON, safetensors, tokenizers, task folders, metrics, bad input, and the promises of the embedded suite. */
+#define TASKMOE_IMPLEMENTATION
+#include "taskmoe.h"
+#include "test.h"
+#include <sys/stat.h>
+
+static tmoe_ctx *ctx;
+
+static const char *folder_new(void)
+{
+    static char path[64];
+    (void)snprintf(path, sizeof path, "build/test_XXXXXX");
+    CHECK(mkdtemp(path) != NULL);
+    return path;
+}
+static void file_write(const char *folder, const char *name, const char *bytes, size_t n)
+{
+    char path[256];
+    FILE *file;
+    (void)snprintf(path, sizeof path, "%s/%s", folder, name);
+    file = fopen(path, "wb");
+    CHECK(file && fwrite(bytes, 1, n, file) == n);
+    if (file) (void)fclose(file);
+}
+static void text_write(const char *folder, const char *name, const char *text) { file_write(folder, name, text, strlen(text)); }
+static void folder_make(const char *folder, const char *name) { char path[256]; (void)snprintf(path, sizeof path, "%s/%s", folder, name); (void)mkdir(path, 0777); }
+static void folder_remove(const char *folder) { char command[128]; (void)snprintf(command, sizeof command, "rm -rf '%s'", folder); CHECK(system(command) == 0); }
+
+/* ---- JSON -------------------------------------------------------------------------------------------- */
+static void test_json_reads_what_is_json(void)
+{
+    static const char text[] = " {\"a\": [1, -2.5e3, true, false, null], \"b\\u00e9\": \"x\\n\\ud83d\\ude00\", \"c\": {}, \"d\": []} ";
+    tmoei_json json;
+    int a, node;
+    CHECK(tmoei_json_parse(ctx, &json, text, sizeof text - 1, "text") == TMOE_OK);
+    a = tmoei_json_get(&json, 0, "a");
+    CHECK(a > 0 && json.nodes[a].count == 5);
+    node = json.nodes[json.nodes[a].child].next;
+    CHECK(tmoei_json_number(&json, node, 0.0) == -2500.0);
+    node = tmoei_json_get(&json, 0, "b\xc3\xa9");
+    CHECK(tmoei_json_is_string(&json, node));
+    CHECK_TEXT(json.nodes[node].text, "x\n\xf0\x9f\x98\x80");
+    CHECK(tmoei_json_get(&json, 0, "z") == -1 && json.nodes[tmoei_json_get(&json, 0, "c")].count == 0);
+    tmoei_json_free(ctx, &json);
+}
+
+static void test_json_refuses_what_is_not(void)
+{
+    static const char *const bad[] = { "", " ", "{", "[1,]", "{\"a\":1,}", "{a:1}", "[1 2]", "01", "1.", ".5", "1e", "+1", "-", "tru", "nul", "\"abc", "\"\\x\"", "\"\\u12\"", "\"\\ud800\"",
+        "\"\\ude00\"", "\"\x01\"", "\"\xff\"", "\"\xc0\x80\"", "\"\xed\xa0\x80\"", "[1]x", "]", "{\"a\"}", "{\"a\":}", "NaN", "'a'" };
+    char deep[200];
+    size_t i;
+    tmoei_json json;
+    for (i = 0; i < sizeof bad / sizeof *bad; i++) {
+        ctx->error = TMOE_OK;
+        if (tmoei_json_parse(ctx, &json, bad[i], strlen(bad[i]), "text") == TMOE_OK) { printf("accepted: %s\n", bad[i]); test_failures++; tmoei_json_free(ctx, &json); }
+        CHECK(ctx->error == TMOE_ERR_FORMAT);
+        CHECK_HAS(tmoe_error_message(ctx), "text:1:");
+    }
+    memset(deep, '[', sizeof deep);
+    ctx->error = TMOE_OK;
+    CHECK(tmoei_json_parse(ctx, &json, deep, sizeof deep, "deep") == TMOE_ERR_FORMAT);
+    CHECK_HAS(tmoe_error_message(ctx), "64 deep");
+    ctx->error = TMOE_OK;
+}
+
+/* ---- tokenizers --------------------------------------------------------------------------------------- */
+static void check_round_trip(const tmoe_tokenizer *tokenizer, const char *text, size_t n)
+{
+    int ids[512];
+    char back[512];
+    size_t count, length;
+    CHECK(tmoe_tokenizer_encode(tokenizer, text, n, TMOE_TOKENIZER_SPECIALS, ids, 512, &count) == TMOE_OK);
+    CHECK(count >= 2 && ids[0] == 0 && ids[count - 1] == 2);
+    CHECK(tmoe_tokenizer_decode(tokenizer, ids, count, TMOE_TOKENIZER_SKIP_SPECIALS, back, sizeof back, &length) == TMOE_OK);
+    CHECK(length == n && memcmp(back, text, n) == 0);
+}
+
+static void test_tokenizers_round_trip_any_bytes(void)
+{
+    static const char *const texts[] = { "the cat sat on the mat", "the cat, the hat, the bat", "a  b\tc\nd 12 345 caf\xc3\xa9 \xe4\xbd\xa0\xe5\xa5\xbd", "", " ", "the the the" };
+    tmoe_tokenizer *bytes = tmoe_tokenizer_bytes(ctx), *bpe = tmoe_tokenizer_train(ctx, texts, 6, 280), *again = tmoe_tokenizer_train(ctx, texts, 6, 280);
+    char random[300];
+    int i, j;
+    CHECK(tmoe_tokenizer_vocabulary(bytes) == 259 && tmoe_tokenizer_vocabulary(bpe) > 262);
+    CHECK(again->merge_count == bpe->merge_count && memcmp(again->merges, bpe->merges, sizeof *bpe->merges * (size_t)bpe->merge_count) == 0);
+    for (i = 0; i < 6; i++) { check_round_trip(bytes, texts[i], strlen(texts[i])); check_round_trip(bpe, texts[i], strlen(texts[i])); }
+    for (i = 0; i < 200; i++) {
+        for (j = 0; j < 300; j++) random[j] = (char)tmoei_random(3, (uint64_t)i, (uint64_t)j);
+        check_round_trip(bpe, random, (size_t)(i + 1));
+    }
+    tmoe_tokenizer_destroy(bytes);
+    tmoe_tokenizer_destroy(bpe);
+    tmoe_tokenizer_destroy(again);
+}
+
+/* Merging by hand: "aaab" with merges (a a) then (aa a) then (aaa b): leftmost first, earliest merge first. */
+static void test_bpe_merges_in_order(void)
+{
+    const int a = 3 + 'a', b = 3 + 'b';
+    tmoei_merge_pair merges[3];
+    tmoe_tokenizer *tokenizer;
+    int ids[16];
+    size_t count;
+    merges[0].left = a; merges[0].right = a;
+    merges[1].left = 259; merges[1].right = a;
+    merges[2].left = 260; merges[2].right = b;
+    tokenizer = tmoei_tokenizer_new(ctx, merges, 3);
+    CHECK(tmoe_tokenizer_encode(tokenizer, "aaab", 4, 0, ids, 16, &count) == TMOE_OK && count == 1 && ids[0] == 261);
+    CHECK(tmoe_tokenizer_encode(tokenizer, "aaaab", 5, 0, ids, 16, &count) == TMOE_OK && count == 3 && ids[0] == 259 && ids[1] == 259 && ids[2] == b);
+    CHECK(tmoe_tokenizer_encode(tokenizer, "aaaa", 4, 0, NULL, 0, &count) == TMOE_OK && count == 2);
+    tmoe_tokenizer_destroy(tokenizer);
+    merges[0].left = 300;
+    CHECK(tmoei_tokenizer_new(ctx, merges, 3) == NULL && ctx->error == TMOE_ERR_FORMAT);
+    ctx->error = TMOE_OK;
+    CHECK(tmoe_tokenizer_train(ctx, NULL, 0, 100) == NULL && ctx->error == TMOE_ERR_ARGUMENT);
+    ctx->error = TMOE_OK;
+}
+
+static void test_a_word_of_a_megabyte_is_encoded(void)
+{
+    static const char *const texts[] = { "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa aaaaaaaa aaaaaaaaaa abababababababab" };
+    tmoe_tokenizer *bpe = tmoe_tokenizer_train(ctx, texts, 1, 270);
+    const size_t n = (size_t)1 << 20;
+    char *text = (char *)malloc(n);
+    size_t count, i;
+    for (i = 0; i < n; i++) text[i] = i % 7 == 3 ? 'b' : 'a';
+    CHECK(tmoe_tokenizer_encode(bpe, text, n, 0, NULL, 0, &count) == TMOE_OK && count < n);
+    free(text);
+    tmoe_tokenizer_destroy(bpe);
+}
+
+/* ---- folders of tasks --------------------------------------------------------------------------------- */
+static void test_three_files_typed_in_an_editor_are_read(void)
+{
+    const char *folder = folder_new();
+    tmoe_suite *suite;
+    text_write(folder, "shout_it.tsv", "\xef\xbb\xbfhello\tHELLO\r\nworld\tWORLD\r\nsea\tSEA\r\nsun\tSUN\r\nsky\tSKY\r\n\r\n");
+    text_write(folder, "last letter.tsv", "abc\tc\nxyz\tz\ndef\tf");
+    text_write(folder, "capital.tsv", "France\tParis\tCity of Paris\r\nItaly\tRome\r\n\n\n");
+    suite = tmoe_suite_load(ctx, folder, NULL);
+    CHECK(suite != NULL);
+    if (suite) {
+        const int i = tmoe_suite_find(suite, "shout_it"), c = tmoe_suite_find(suite, "capital");
+        CHECK(suite->count == 3 && i >= 0 && c >= 0);
+        CHECK_TEXT(suite->tasks[i].instruction, "shout it");
+        CHECK_TEXT(suite->tasks[i].train[0].input, "hello");
+        CHECK_TEXT(suite->tasks[i].train[3].outputs[0], "SUN");
+        CHECK(suite->tasks[i].train_count == 4 && suite->tasks[i].test_count == 1);
+        CHECK(suite->tasks[c].train[0].output_count == 2 && suite->tasks[c].train_count == 1 && suite->tasks[c].test_count == 1);
+        CHECK_TEXT(suite->tasks[c].train[0].outputs[1], "City of Paris");
+    }
+    tmoe_suite_destroy(suite);
+    folder_remove(folder);
+}
+
+static void test_tasks_table_and_split_are_read(void)
+{
+    const char *folder = folder_new();
+    tmoe_suite *suite;
+    folder_make(folder, "tasks");
+    folder_make(folder, "splits");
+    text_write(folder, "tasks/a.tsv", "1\tyes\n2\tno\n3\tyes\n4\tno\n5\tyes\n");
+    text_write(folder, "tasks/b.tsv", "1\tx\n2\ty\n");
+    text_write(folder, "tasks/c.tsv", "1\tx\n2\ty\n");
+    text_write(folder, "tasks.tsv", "metric\tname\tinstruction\tcategory\tlabels\naccuracy\ta\tIs it odd?\tlogic\tyes|no\nexact_match\tb\tName it.\tnames\t\n");
+    text_write(folder, "splits/half.json", "{\"train\": [\"a\"], \"test\": [\"b\"]}");
+    suite = tmoe_suite_load(ctx, folder, "half");
+    CHECK(suite && suite->count == 2);
+    if (suite) {
+        CHECK_TEXT(suite->tasks[0].instruction, "Is it odd?");
+        CHECK_TEXT(suite->tasks[0].category, "logic");
+        CHECK(suite->tasks[0].metric == TMOE_METRIC_ACCURACY && suite->tasks[0].label_count == 2 && suite->tasks[0].part == TMOE_PART_TRAIN);
+        CHECK_TEXT(suite->tasks[0].labels[1], "no");
+        CHECK(suite->tasks[1].part == TMOE_PART_TEST);
+    }
+    tmoe_suite_destroy(suite);
+    folder_remove(folder);
+}
+
+static void test_crossfit_and_json_lines_are_read(void)
+{
+    const char *folder = folder_new();
+    tmoe_suite *suite;
+    folder_make(folder, "glue-x");
+    text_write(folder, "glue-x/glue-x_16_100_train.tsv", "a\tb\tc\nd\te\n");
+    text_write(folder, "glue-x/glue-x_16_100_dev.tsv", "f\tg\n");
+    text_write(folder, "glue-x/glue-x_16_100_test.tsv", "h\ti\n");
+    text_write(folder, "glue-x/glue-x_16_13_train.tsv", "q\tr\n");
+    text_write(folder, "more.jsonl", "{\"task\": \"t\", \"instruction\": \"Do it.\", \"input\": \"1\", \"output\": \"one\"}\n"
+                                     "{\"task\": \"u\", \"input\": \"1\", \"output\": [\"uno\", \"un\"]}\n{\"task\": \"t\", \"input\": \"2\", \"output\": \"two\"}\n");
+    suite = tmoe_suite_load(ctx, folder, NULL);
+    CHECK(suite && suite->count == 3);
+    if (!suite) printf("%s\n", tmoe_error_message(ctx));
+    else {
+        const tmoe_task *x = &suite->tasks[tmoe_suite_find(suite, "glue-x")], *t = &suite->tasks[tmoe_suite_find(suite, "t")];
+        CHECK(x->train_count == 3 && x->test_count == 1 && x->train[1].output_count + x->train[0].output_count + x->train[2].output_count == 4);
+        CHECK_TEXT(x->test[0].outputs[0], "i");
+        CHECK_TEXT(t->instruction, "Do it.");
+        CHECK(t->train_count == 1 && t->test_count == 1);
+        CHECK(suite->tasks[tmoe_suite_find(suite, "u")].train[0].output_count == 2);
+    }
+    tmoe_suite_destroy(suite);
+    folder_remove(folder);
+}
+
+static void test_bad_task_data_is_named_with_file_and_line(void)
+{
+    static const struct { const char *name, *text, *message; tmoe_result result; } bad[] = {
+        { "x.tsv", "a\tb\nno tab here\n", "x.tsv:2: no TAB", TMOE_ERR_DATA },
+        { "x.tsv", "a\tb\n\nc\td\n", "x.tsv:2: no TAB", TMOE_ERR_DATA },
+        { "x.tsv", "a\t\n", "x.tsv:1: the output is empty", TMOE_ERR_DATA },
+        { "x.tsv", "\tb\n", "x.tsv:1: the input is empty", TMOE_ERR_DATA },
+        { "x.tsv", "a\tb\nc\td\xff\n", "x.tsv:2: the output is not valid UTF-8 at its byte 2", TMOE_ERR_DATA },
+        { "x.tsv", "", "task x has no lines", TMOE_ERR_DATA },
+        { "x.jsonl", "{\"task\": \"t\", \"input\": \"1\"}\n", "x.jsonl:1: needs strings", TMOE_ERR_DATA },
+        { "x.jsonl", "{\"task\": \"t\"\n", "x.jsonl:1:1:", TMOE_ERR_FORMAT },
+        { "x.jsonl", "{\"task\": \"t\", \"input\": \"1\", \"output\": []}\n", "list of outputs is empty", TMOE_ERR_DATA },
+        { "notes.txt", "hello", "no tasks", TMOE_ERR_DATA } };
+    size_t i;
+    for (i = 0; i < sizeof bad / sizeof *bad; i++) {
+        const char *folder = folder_new();
+        text_write(folder, bad[i].name, bad[i].text);
+        CHECK(tmoe_suite_load(ctx, folder, NULL) == NULL && tmoe_error(ctx) == bad[i].result);
+        CHECK_HAS(tmoe_error_message(ctx), bad[i].message);
+        folder_remove(folder);
+    }
+    CHECK(tmoe_suite_load(ctx, "build/there is no such folder", NULL) == NULL && tmoe_error(ctx) == TMOE_ERR_FILE);
+    CHECK_HAS(tmoe_error_message(ctx), "there is no such folder");
+}
+
+static void test_a_bad_split_is_refused(void)
+{
+    static const struct { const char *text, *message; } bad[] = { { "{\"train\": [\"a\", \"b\", \"c\"]}", "no task called: b; c" }, { "{\"train\": [\"a\", \"a\"]}", "named twice" },
+        { "{\"train\": \"a\"}", "must be a list" }, { "[1]", "a split is" }, { "{\"train\": [\"a\"]", "JSON" }, { "{\"test\": [7]}", "(not a string)" } };
+    size_t i;
+    for (i = 0; i < sizeof bad / sizeof *bad; i++) {
+        const char *folder = folder_new();
+        char path[128];
+        text_write(folder, "a.tsv", "1\t2\n3\t4\n");
+        text_write(folder, "split.json", bad[i].text);
+        (void)snprintf(path, sizeof path, "%s/split.json", folder);
+        CHECK(tmoe_suite_load(ctx, folder, path) == NULL);
+        CHECK_HAS(tmoe_error_message(ctx), bad[i].message);
+        CHECK(tmoe_suite_load(ctx, folder, "no such split") == NULL && tmoe_error(ctx) == TMOE_ERR_FILE);
+        folder_remove(folder);
+    }
+}
+
+/* ---- model files -------------------------------------------------------------------------------------- */
+static tmoe_model *tiny_model(void)
+{
+    tmoe_config c = tmoe_config_default();
+    tmoe_tokenizer *tokenizer = tmoe_tokenizer_bytes(ctx);
+    tmoe_model *model;
+    tmoe_task task;
+    memset(&task, 0, sizeof task);
+    task.name = "t"; task.category = "c"; task.instruction = "Do \"it\".\n";
+    c.D = 4; c.H_encoder = c.H_decoder = 2; c.F_encoder = c.F_decoder = 4; c.encoder_layers = c.decoder_layers = 1; c.E = 2; c.k = 4; c.router_hidden = 4;
+    c.source_tokens = c.target_tokens = 8;
+    model = tmoe_model_create(ctx, &c, tokenizer, &task, 1);
+    tmoe_tokenizer_destroy(tokenizer);
+    return model;
+}
+
+static char *file_read(const char *path, size_t *n)
+{
+    FILE *file = fopen(path, "rb");
+    char *bytes;
+    (void)fseek(file, 0, SEEK_END);
+    *n = (size_t)ftell(file);
+    rewind(file);
+    bytes = (char *)malloc(*n);
+    CHECK(fread(bytes, 1, *n, file) == *n);
+    (void)fclose(file);
+    return bytes;
+}
+
+static void test_truncated_and_edited_model_files_are_refused_or_sound(void)
+{
+    const char *folder = folder_new();
+    char path[128], broken[128];
+    tmoe_model *model = tiny_model(), *loaded;
+    size_t n, i, before, header;
+    char *bytes;
+    (void)snprintf(path, sizeof path, "%s/model.safetensors", folder);
+    (void)snprintf(broken, sizeof broken, "%s/broken.safetensors", folder);
+    CHECK(tmoe_model_save(model, path) == TMOE_OK);
+    bytes = file_read(path, &n);
+    header = 8 + (size_t)(unsigned char)bytes[0] + 256 * (size_t)(unsigned char)bytes[1];
+    CHECK(header % 64 == 0 && header < n);
+    before = tmoe_ctx_bytes(ctx, NULL);
+    for (i = 0; i < n; i += i < header + 64 ? 7 : 997) {         /* cut off */
+        file_write(folder, "broken.safetensors", bytes, i);
+        CHECK(tmoe_model_load(ctx, broken) == NULL && tmoe_error(ctx) == TMOE_ERR_FORMAT);
+    }
+    for (i = 0; i < header; i++) {                              /* one bit of the header flipped: an error, or a file that is as sound */
+        bytes[i] = (char)(bytes[i] ^ (1 << i % 7));
+        file_write(folder, "broken.safetensors", bytes, n);
+        loaded = tmoe_model_load(ctx, broken);
+        CHECK(loaded || tmoe_error(ctx) != TMOE_OK);
+        tmoe_model_destroy(loaded);
+        bytes[i] = (char)(bytes[i] ^ (1 << i % 7));
+    }
+    CHECK(tmoe_ctx_bytes(ctx, NULL) == before);
+    free(bytes);
+    CHECK(tmoe_model_load(ctx, "build/none.safetensors") == NULL && tmoe_error(ctx) == TMOE_ERR_FILE);
+    CHECK(tmoe_model_save(model, "build/no such folder/m.safetensors") == TMOE_ERR_FILE);
+    tmoe_model_destroy(model);
+    folder_remove(folder);
+}
+
+static void test_a_failed_save_leaves_the_old_file(void)
+{
+    const char *folder = folder_new();
+    char path[128], blocker[140];
+    tmoe_model *model = tiny_model(), *loaded;
+    (void)snprintf(path, sizeof path, "%s/model.safetensors", folder);
+    (void)snprintf(blocker, sizeof blocker, "%s.tmp", path);
+    CHECK(tmoe_model_save(model, path) == TMOE_OK);
+    CHECK(mkdir(blocker, 0777) == 0);                           /* the temporary file cannot be made */
+    CHECK(tmoe_model_save(model, path) == TMOE_ERR_FILE);
+    loaded = tmoe_model_load(ctx, path);
+    CHECK(loaded != NULL);
+    tmoe_model_destroy(loaded);
+    tmoe_model_destroy(model);
+    folder_remove(folder);
+}
+
+/* ---- metrics ------------------------------------------------------------------------------------------ */
+static double score(tmoe_metric metric, const char *prediction, const char *answer)
+{
+    tmoe_example example;
+    double result = -9.0;
+    example.input = "";
+    example.outputs = &answer;
+    example.output_count = 1;
+    CHECK(tmoe_score(ctx, metric, &prediction, &example, 1, &result) == TMOE_OK);
+    return result;
+}
+
+static void test_metrics_by_hand(void)
+{
+    CHECK(score(TMOE_METRIC_EXACT_MATCH, "The  Cat!", "cat") == 1.0 && score(TMOE_METRIC_EXACT_MATCH, "cats", "cat") == 0.0);
+    CHECK(score(TMOE_METRIC_ACCURACY, "YES", "yes") == 1.0 && score(TMOE_METRIC_ACCURACY, "yes!", "yes") == 0.0);
+    CHECK_NEAR(score(TMOE_METRIC_TOKEN_F1, "red apple", "the red big apple tree"), 2.0 * 2 / 6, 1e-12);
+    CHECK_NEAR(score(TMOE_METRIC_ROUGE_L, "a b c d", "a x c d"), 0.75, 1e-7);
+}
+
+static const char *oracles(void) { const char *given = getenv("TMOE_ORACLES"); return given ? given : "../shared/oracles"; }
+
+static void test_metrics_against_the_reference(void)
+{
+    static const char *const names[TMOE_METRICS] = { "EM", "ACC", "Classification-F1", "QA-F1", "Rouge-L", "Matthew-Correlation", "Pearson-Correlation" };
+    char path[512];
+    size_t length;
+    char *text;
+    tmoei_json json;
+    int node, cases = 0;
+    (void)snprintf(path, sizeof path, "%s/metrics/expected.json", oracles());
+    if (!tmoei_file_exists(path)) { printf("SKIPPED test_metrics_against_the_reference: %s is not there\n", path); return; }
+    text = tmoei_read_file(ctx, path, (size_t)1 << 28, &length);
+    CHECK(text && tmoei_json_parse(ctx, &json, text, length, path) == TMOE_OK);
+    for (node = json.nodes[0].child; node >= 0; node = json.nodes[node].next, cases++) {
+        const int predictions = tmoei_json_get(&json, node, "predictions"), answers = tmoei_json_get(&json, node, "answers"), n = json.nodes[predictions].count;
+        const double expected = tmoei_json_number(&json, tmoei_json_get(&json, node, "score"), (double)NAN);
+        const char *given[128], *accepted[1024];
+        tmoe_example examples[128];
+        int i = 0, used = 0, metric, p, a, o;
+        double result = -9.0;
+        for (metric = 0; metric < TMOE_METRICS && strcmp(names[metric], json.nodes[tmoei_json_get(&json, node, "metric")].text); metric++) { }
+        CHECK(metric < TMOE_METRICS && n <= 128);
+        for (p = json.nodes[predictions].child, a = json.nodes[answers].child; p >= 0; p = json.nodes[p].next, a = json.nodes[a].next, i++) {
+            given[i] = json.nodes[p].text;
+            examples[i].outputs = accepted + used;
+            examples[i].output_count = json.nodes[a].count;
+            for (o = json.nodes[a].child; o >= 0; o = json.nodes[o].next) accepted[used++] = json.nodes[o].text;
+        }
+        CHECK(tmoe_score(ctx, (tmoe_metric)metric, given, examples, n, &result) == TMOE_OK);
+        if (!(fabs(result - expected) <= 1e-9)) { printf("%s case %d: %.12g, expected %.12g\n", names[metric], cases, result, expected); test_failures++; }
+    }
+    CHECK(cases > 100);
+    tmoei_json_free(ctx, &json);
+    tmoei_free(ctx, text);
+}
+
+/* ---- the embedded suite's promises --------------------------------------------------------------------- */
+static int compare_texts(const void *a, const void *b) { return strcmp(*(const char *const *)a, *(const char *const *)b); }
+
+static void test_suite_test_items_never_occur_in_training(void)
+{
+    tmoe_suite *suite = tmoe_suite_load(ctx, "examples/suite", "zero_shot");
+    const char **inputs;
+    int t, i, j, n = 0, lists = 0, seen = 0, unseen = 0;
+    CHECK(suite != NULL);
+    if (!suite) { printf("%s\n", tmoe_error_message(ctx)); return; }
+    inputs = (const char **)malloc(sizeof *inputs * 100000);
+    for (t = 0; t < suite->count; t++) {
+        const tmoe_task *task = &suite->tasks[t];
+        seen += task->part == TMOE_PART_TRAIN;
+        unseen += task->part == TMOE_PART_TEST;
+        CHECK(task->train_count + task->test_count >= 28 && task->test_count == (task->train_count + task->test_count) / 5);
+        for (i = 0; i < task->test_count; i++)                  /* no test line's input is in its own task's training lines */
+            for (j = 0; j < task->train_count; j++) CHECK(strcmp(task->test[i].input, task->train[j].input) != 0);
+        if (task->part == TMOE_PART_TRAIN) for (i = 0; i < task->train_count; i++) inputs[n++] = task->train[i].input;
+    }
+    qsort(inputs, (size_t)n, sizeof *inputs, compare_texts);
+    for (t = 0; t < suite->count; t++)                          /* no list or sentence of any test line is in any task's training lines */
+        for (i = 0; i < suite->tasks[t].test_count; i++) {
+            const char *input = suite->tasks[t].test[i].input;
+            if (!strchr(input, ',') && !strchr(input, '.') && !strchr(input, '!')) continue;
+            if (strspn(input, "0123456789, ") == strlen(input)) continue;       /* pairs of numbers: unique within their task */
+            lists++;
+            CHECK(bsearch(&input, inputs, (size_t)n, sizeof *inputs, compare_texts) == NULL);
+        }
+    CHECK(seen >= 120 && unseen >= 28 && lists > 5000);
+    free(inputs);
+    tmoe_suite_destroy(suite);
+}
+
+TEST_MAIN("test_data",
+    ctx = tmoe_ctx_create(NULL);
+    RUN(test_json_reads_what_is_json);
+    RUN(test_json_refuses_what_is_not);
+    RUN(test_tokenizers_round_trip_any_bytes);
+    RUN(test_bpe_merges_in_order);
+    RUN(test_a_word_of_a_megabyte_is_encoded);
+    RUN(test_three_files_typed_in_an_editor_are_read);
+    RUN(test_tasks_table_and_split_are_read);
+    RUN(test_crossfit_and_json_lines_are_read);
+    RUN(test_bad_task_data_is_named_with_file_and_line);
+    RUN(test_a_bad_split_is_refused);
+    RUN(test_truncated_and_edited_model_files_are_refused_or_sound);
+    RUN(test_a_failed_save_leaves_the_old_file);
+    RUN(test_metrics_by_hand);
+    RUN(test_metrics_against_the_reference);
+    RUN(test_suite_test_items_never_occur_in_training);
+    tmoe_ctx_destroy(ctx);)

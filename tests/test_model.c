@@ -1,0 +1,629 @@
+/* The whole model: gradients with every mix and selection, the two mixes against each other and against a dense model, equal bits. */
+#define TMOE_THREADS
+#define TASKMOE_IMPLEMENTATION
+#include "taskmoe.h"
+#include "test.h"
+
+static const char *const words[12] = { "apple", "bear", "cloud", "door", "eagle", "fish", "gate", "horse", "ink", "jar", "king", "lamp" };
+static const char *const uppers[12] = { "APPLE", "BEAR", "CLOUD", "DOOR", "EAGLE", "FISH", "GATE", "HORSE", "INK", "JAR", "KING", "LAMP" };
+static const char *const firsts[12] = { "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l" };
+static const char *const twice[12] = { "apple apple", "bear bear", "cloud cloud", "door door", "eagle eagle", "fish fish", "gate gate", "horse horse", "ink ink",
+                                       "jar jar", "king king", "lamp lamp" };
+
+static tmoe_suite *small_suite(tmoe_ctx *ctx)
+{
+    tmoe_suite *suite = tmoe_suite_create(ctx);
+    if (suite && tmoe_suite_add(suite, "upper", "letters", "Write it in upper case.", TMOE_METRIC_EXACT_MATCH, TMOE_PART_TRAIN, words, uppers, 12, 2) == TMOE_OK
+        && tmoe_suite_add(suite, "first", "letters", "Give the first letter.", TMOE_METRIC_EXACT_MATCH, TMOE_PART_TRAIN, words, firsts, 12, 2) == TMOE_OK
+        && tmoe_suite_add(suite, "twice", "words", "Write it twice.", TMOE_METRIC_EXACT_MATCH, TMOE_PART_TRAIN, words, twice, 12, 2) == TMOE_OK) return suite;
+    tmoe_suite_destroy(suite);
+    return NULL;
+}
+
+static tmoe_config small_config(void)
+{
+    tmoe_config c = tmoe_config_default();
+    c.D = 16;
+    c.H_encoder = c.H_decoder = 2;
+    c.F_encoder = c.F_decoder = 24;
+    c.encoder_layers = c.decoder_layers = 1;
+    c.E = 3;
+    c.k = 16;
+    c.router_hidden = 8;
+    c.source_tokens = 40;
+    c.target_tokens = 16;
+    return c;
+}
+
+static tmoe_training small_training(void)
+{
+    tmoe_training t = tmoe_training_default();
+    t.steps = 8;
+    t.tasks_per_step = 3;
+    t.examples_per_task = 4;
+    t.vocabulary = 0;
+    return t;
+}
+
+static tmoe_ctx *context(int threads)
+{
+    tmoe_ctx_config config;
+    memset(&config, 0, sizeof config);
+    config.threads = threads;
+    return tmoe_ctx_create(&config);
+}
+
+typedef struct set { tmoe_ctx *ctx; tmoe_suite *suite; tmoe_model *model; tmoe_trainer *trainer; } set;
+
+static set make(int threads, const tmoe_config *config, const tmoe_training *training)
+{
+    set s;
+    tmoe_tokenizer *tokenizer;
+    s.ctx = context(threads);
+    s.suite = small_suite(s.ctx);
+    tokenizer = tmoe_tokenizer_bytes(s.ctx);
+    s.model = tmoe_model_create(s.ctx, config, tokenizer, s.suite->tasks, s.suite->count);
+    s.trainer = s.model ? tmoe_trainer_create(s.model, s.suite, training) : NULL;
+    if (!s.trainer) { printf("make: %s\n", tmoe_error_message(s.ctx)); test_failures++; }
+    tmoe_tokenizer_destroy(tokenizer);
+    return s;
+}
+
+static void unmake(set *s)
+{
+    tmoe_trainer_destroy(s->trainer);
+    tmoe_model_destroy(s->model);
+    tmoe_suite_destroy(s->suite);
+    tmoe_ctx_destroy(s->ctx);
+}
+
+static double loss_of(set *s)
+{
+    const double loss = tmoei_step_gradients(s->trainer);
+    memset(s->trainer->grads, 0, s->model->size * sizeof(float));
+    return loss;
+}
+
+/* For every named tensor: the loss along the tensor's own gradient g / |g| must rise by |g|; along a random direction u by <g, u>. */
+static void check_model_gradient(const tmoe_config *config, const char *name, int routers_too)
+{
+    tmoe_training training = small_training();
+    set s = make(1, config, &training);
+    float *g, *keep;
+    int p, tensors = 0;
+    if (!s.trainer) return;
+    for (p = 0; p < s.model->parameter_count; p++) {            /* a router of size 0.02 is all curvature under its layer norms */
+        const tmoei_parameter *parameter = &s.model->parameters[p];
+        size_t i;
+        for (i = 0; parameter->rate != TMOEI_RATE_MODEL && parameter->init_std > 0.0f && i < (size_t)parameter->rows * (size_t)parameter->cols; i++)
+            s.model->theta[parameter->offset + i] *= 5.0f;
+    }
+    g = (float *)malloc(s.model->size * sizeof(float));
+    keep = (float *)malloc(s.model->size * sizeof(float));
+    (void)tmoei_step_gradients(s.trainer);
+    memcpy(g, s.trainer->grads, s.model->size * sizeof(float));
+    memcpy(keep, s.model->theta, s.model->size * sizeof(float));
+    memset(s.trainer->grads, 0, s.model->size * sizeof(float));
+    CHECK(s.ctx->error == TMOE_OK);
+    for (p = 0; p < s.model->parameter_count; p++) {
+        const tmoei_parameter *parameter = &s.model->parameters[p];
+        const size_t n = (size_t)parameter->rows * (size_t)parameter->cols, at = parameter->offset;
+        double norm = 0.0, along, plus, minus, h;
+        size_t i;
+        int direction;
+        if (parameter->rate == TMOEI_RATE_NONE || (!routers_too && parameter->rate != TMOEI_RATE_MODEL)) continue;
+        for (i = 0; i < n; i++) norm += (double)g[at + i] * (double)g[at + i];
+        norm = sqrt(norm);
+        if (norm < 1e-3) continue;                              /* k biases: softmax does not see them */
+        for (direction = 0; direction < 2; direction++) {
+            double size = 0.0, expected = 0.0;
+            float *u = s.trainer->moment1;
+            for (i = 0; i < n; i++) { u[i] = direction ? tmoei_normal(5, (uint64_t)p, i) * (float)norm + g[at + i] : g[at + i]; size += (double)u[i] * (double)u[i]; }
+            for (i = 0; i < n; i++) { u[i] /= (float)sqrt(size); expected += (double)u[i] * (double)g[at + i]; }
+            h = 1e-3 / (norm > 0.1 ? norm : 0.1);               /* moves the loss by some 0.001: far above rounding, still nearly straight */
+            for (i = 0; i < n; i++) s.model->theta[at + i] = keep[at + i] + (float)h * u[i];
+            plus = loss_of(&s);
+            for (i = 0; i < n; i++) s.model->theta[at + i] = keep[at + i] - (float)h * u[i];
+            minus = loss_of(&s);
+            memcpy(s.model->theta + at, keep + at, n * sizeof(float));
+            along = (plus - minus) / (2.0 * h);
+            if (!(fabs(along - expected) <= 0.02 * norm + 3e-4)) {
+                printf("%s: %s: along %s the loss rises by %g, the gradient says %g (norm %g)\n", name, parameter->name, direction ? "u" : "g", along, expected, norm);
+                test_failures++;
+            }
+        }
+        tensors++;
+    }
+    CHECK(tensors > (config->E > 1 ? 25 : 15));
+    memset(s.trainer->moment1, 0, s.model->size * sizeof(float));
+    free(g);
+    free(keep);
+    unmake(&s);
+}
+
+static void test_gradients_of_every_mix_and_selection(void)
+{
+    static const tmoe_selection selections[] = { TMOE_SELECT_SOFTMAX, TMOE_SELECT_GUMBEL, TMOE_SELECT_STRAIGHT_THROUGH, TMOE_SELECT_AVERAGE,
+                                                 TMOE_SELECT_RANDOM_TASK, TMOE_SELECT_RANDOM_EXAMPLE };
+    static const char *const names[] = { "softmax", "gumbel", "straight-through", "average", "random task", "random example" };
+    int mix, s;
+    for (mix = 0; mix < 2; mix++)
+        for (s = 0; s < 6; s++) {
+            tmoe_config c = small_config();
+            char name[64];
+            c.mix = (tmoe_mix)mix;
+            c.selection = selections[s];
+            c.random_n = 2;
+            c.router = TMOE_ROUTER_LINEAR_LAYER_SPECIFIC;
+            c.vectors = TMOE_VECTOR_LEARNED;
+            (void)snprintf(name, sizeof name, "%s %s", mix ? "OUTPUT" : "PARAM", names[s]);
+            check_model_gradient(&c, name, selections[s] != TMOE_SELECT_STRAIGHT_THROUGH);    /* its router gradient is biased by design */
+        }
+}
+
+static void test_gradients_of_every_router(void)
+{
+    int r;
+    for (r = 0; r < 10; r++) {
+        tmoe_config c = small_config();
+        char name[32];
+        c.router = (tmoe_router_kind)r;
+        c.vectors = TMOE_VECTOR_LEARNED;
+        (void)snprintf(name, sizeof name, "router %d", r);
+        check_model_gradient(&c, name, 1);
+    }
+}
+
+static void test_gradients_of_other_shapes(void)
+{
+    tmoe_config c = small_config();
+    c.norm = TMOE_NORM_POST;
+    c.activation = TMOE_RELU;
+    c.scale_embedding = 1;
+    check_model_gradient(&c, "post norm", 1);
+    c = small_config();
+    c.expert_kind = TMOE_EXPERT_FFN;
+    check_model_gradient(&c, "FFN experts, PARAM", 1);
+    c.mix = TMOE_MIX_OUTPUT;
+    check_model_gradient(&c, "FFN experts, OUTPUT", 1);
+    c = small_config();
+    c.expert_places = TMOE_DECODER;
+    c.exploration = 0.5f;
+    check_model_gradient(&c, "decoder experts, exploring", 1);
+    c = small_config();
+    c.E = 1;
+    check_model_gradient(&c, "dense", 1);
+}
+
+/* Logits of a model for the first training lines of task 0 under a given route. */
+static float *logits_of(set *s, const float *route, size_t *count)
+{
+    static const int chosen[3] = { 0, 1, 2 };
+    tmoei_pass pass;
+    tmoe_tensor *h;
+    float *copy = NULL;
+    CHECK(tmoei_batch_fill(s->trainer, chosen, 3, 0) == TMOE_OK);
+    CHECK(tmoei_evaluation_pass(s->model, 0, route, s->trainer->group_tape, &pass) == TMOE_OK);
+    h = tmoei_encode(&pass, &s->trainer->batch.source);
+    h = tmoei_head(&pass, tmoei_decode(&pass, &s->trainer->batch.target, h, &s->trainer->batch.source));
+    CHECK(h != NULL);
+    if (h) {
+        *count = tmoei_elements(h);
+        copy = (float *)malloc(*count * sizeof(float));
+        memcpy(copy, h->x, *count * sizeof(float));
+    }
+    tmoe_tape_record(s->trainer->group_tape, 1);
+    return copy;
+}
+
+static void test_both_mixes_agree_on_one_hot_routes(void)
+{
+    tmoe_config c = small_config();
+    tmoe_training t = small_training();
+    float route[6] = { 0.0f, 1.0f, 0.0f, 0.0f, 0.0f, 1.0f }, *a, *b;
+    size_t n = 0, i;
+    set p, o;
+    c.expert_noise = 1.0f;
+    p = make(1, &c, &t);
+    c.mix = TMOE_MIX_OUTPUT;
+    o = make(1, &c, &t);
+    a = logits_of(&p, route, &n);
+    b = logits_of(&o, route, &n);
+    for (i = 0; i < n; i++) CHECK_NEAR(a[i], b[i], 1e-5);
+    free(a); free(b);
+    unmake(&p);
+    unmake(&o);
+}
+
+/* PARAM against an explicit dense model whose layers are the merged blocks: bit for bit. */
+static void test_param_mix_is_the_dense_model_of_its_merged_blocks(void)
+{
+    tmoe_config c = small_config();
+    tmoe_training t = small_training();
+    float route[6] = { 0.2f, 0.5f, 0.3f, 0.6f, 0.3f, 0.1f }, *a, *b;
+    size_t n = 0, m = 0;
+    int l;
+    set moe, dense;
+    c.expert_noise = 1.0f;
+    moe = make(1, &c, &t);
+    c.E = 1;
+    dense = make(1, &c, &t);
+    a = logits_of(&moe, route, &n);
+    for (l = 0; l < TMOEI_SHARED; l++)
+        memcpy(dense.model->theta + dense.model->parameters[l].offset, moe.model->theta + moe.model->parameters[l].offset,
+               (size_t)moe.model->parameters[l].rows * (size_t)moe.model->parameters[l].cols * sizeof(float));
+    for (l = 0; l < moe.model->L; l++) {
+        CHECK(moe.model->layers[l].block_size == dense.model->layers[l].block_size);
+        memcpy(dense.model->theta + dense.model->layers[l].block, moe.model->blocks[l], moe.model->layers[l].block_size * sizeof(float));
+    }
+    b = logits_of(&dense, NULL, &m);
+    CHECK(n == m && n > 0 && memcmp(a, b, n * sizeof(float)) == 0);
+    free(a); free(b);
+    unmake(&moe);
+    unmake(&dense);
+}
+
+/* Routes in evaluation carry no noise: asked twice they are equal, and they are what decoding uses (faults 1 and 2). */
+static void test_evaluation_routes_are_free_of_noise(void)
+{
+    static const tmoe_selection selections[] = { TMOE_SELECT_GUMBEL, TMOE_SELECT_STRAIGHT_THROUGH, TMOE_SELECT_RANDOM_TASK, TMOE_SELECT_RANDOM_EXAMPLE };
+    int s, i;
+    for (s = 0; s < 4; s++) {
+        tmoe_config c = small_config();
+        tmoe_training t = small_training();
+        float one[6], two[6], sum[2] = { 0.0f, 0.0f };
+        set x;
+        c.selection = selections[s];
+        x = make(1, &c, &t);
+        CHECK(tmoe_step(x.trainer, NULL) == TMOE_OK);
+        CHECK(tmoe_route(x.model, 1, one) == TMOE_OK);
+        x.model->routes_version = 0;
+        CHECK(tmoe_route(x.model, 1, two) == TMOE_OK);
+        CHECK(memcmp(one, two, sizeof one) == 0);
+        for (i = 0; i < 6; i++) sum[i / 3] += one[i];
+        CHECK_NEAR(sum[0], 1.0, 1e-6);
+        CHECK_NEAR(sum[1], 1.0, 1e-6);
+        unmake(&x);
+    }
+}
+
+static void train_bits(int threads, const tmoe_config *c, const tmoe_training *t, int steps, float **theta, size_t *size)
+{
+    set s = make(threads, c, t);
+    int i;
+    for (i = 0; i < steps; i++) CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+    *size = s.model->size;
+    *theta = (float *)malloc(s.model->size * sizeof(float));
+    memcpy(*theta, s.model->theta, s.model->size * sizeof(float));
+    unmake(&s);
+}
+
+static void test_one_two_and_four_threads_give_the_same_bits(void)
+{
+    int mix, threads;
+    for (mix = 0; mix < 2; mix++) {
+        tmoe_config c = small_config();
+        tmoe_training t = small_training();
+        float *first, *other;
+        size_t size, again;
+        c.mix = (tmoe_mix)mix;
+        c.D = 64;                                               /* large enough for several chunks */
+        c.F_encoder = c.F_decoder = 256;
+        t.dropout = 0.1f;
+        train_bits(1, &c, &t, 4, &first, &size);
+        for (threads = 1; threads <= 4; threads *= 2) {
+            train_bits(threads, &c, &t, 4, &other, &again);
+            CHECK(size == again && memcmp(first, other, size * sizeof(float)) == 0);
+            free(other);
+        }
+        free(first);
+    }
+}
+
+static void test_resuming_gives_the_same_bits(void)
+{
+    const char *path = "build/test_resume.safetensors";
+    tmoe_config c = small_config();
+    tmoe_training t = small_training();
+    int stop, i;
+    c.selection = TMOE_SELECT_GUMBEL;
+    c.temperature = 2.0f;
+    c.temperature_decay = 0.1f;
+    c.temperature_min = 0.1f;
+    t.dropout = 0.1f;
+    for (stop = 0; stop <= 6; stop += 3) {
+        float *whole;
+        size_t size;
+        set a, b;
+        train_bits(1, &c, &t, 6, &whole, &size);
+        a = make(1, &c, &t);
+        for (i = 0; i < stop; i++) CHECK(tmoe_step(a.trainer, NULL) == TMOE_OK);
+        CHECK(tmoe_trainer_save(a.trainer, path) == TMOE_OK);
+        unmake(&a);
+        c.seed = 99;                                            /* other weights at first: all must come from the file */
+        b = make(1, &c, &t);
+        c.seed = 1;
+        CHECK(tmoe_trainer_load(b.trainer, path) == TMOE_OK);
+        CHECK_NEAR(tmoe_model_temperature(b.model), 2.0 * exp(-0.1 * stop), 1e-6);     /* fault 3 */
+        for (i = stop; i < 6; i++) CHECK(tmoe_step(b.trainer, NULL) == TMOE_OK);
+        CHECK(b.model->size == size && memcmp(b.model->theta, whole, size * sizeof(float)) == 0);
+        unmake(&b);
+        free(whole);
+    }
+    (void)remove(path);
+}
+
+static void test_saved_and_loaded_model_answers_the_same(void)
+{
+    const char *path = "build/test_model.safetensors";
+    tmoe_config c = small_config();
+    tmoe_training t = small_training();
+    set s = make(1, &c, &t);
+    tmoe_model *loaded;
+    char one[64], two[64];
+    size_t n;
+    int i;
+    for (i = 0; i < 8; i++) CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+    CHECK(tmoe_model_save(s.model, path) == TMOE_OK);
+    loaded = tmoe_model_load(s.ctx, path);
+    CHECK(loaded != NULL);
+    if (loaded) {
+        CHECK(loaded->size == s.model->size && memcmp(loaded->theta, s.model->theta, loaded->size * sizeof(float)) == 0);
+        CHECK(memcmp(&loaded->config, &s.model->config, sizeof loaded->config) == 0 && loaded->step == 8);
+        CHECK_TEXT(tmoe_model_task_name(loaded, 2), "twice");
+        CHECK(tmoe_answer(s.model, "Give the last letter.", "lamp", one, sizeof one) == TMOE_OK);
+        CHECK(tmoe_answer(loaded, "Give the last letter.", "lamp", two, sizeof two) == TMOE_OK);
+        CHECK_TEXT(one, two);
+        CHECK(tmoe_model_parameters(loaded, &n) > n);
+    }
+    tmoe_model_destroy(loaded);
+    unmake(&s);
+    (void)remove(path);
+}
+
+/* A batch of requests, whatever its company, gets the answers that each alone gets. */
+static void test_answers_do_not_depend_on_their_batch(void)
+{
+    int mix;
+    for (mix = 0; mix < 2; mix++) {
+        tmoe_config c = small_config();
+        tmoe_training t = small_training();
+        char *many[12], *alone;
+        int i;
+        set s;
+        c.mix = (tmoe_mix)mix;
+        s = make(1, &c, &t);
+        for (i = 0; i < 8; i++) CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+        CHECK(tmoe_answers(s.model, "twice", NULL, words, 12, many) == TMOE_OK);
+        for (i = 0; i < 12; i++) {
+            CHECK(tmoe_answers(s.model, "twice", NULL, words + i, 1, &alone) == TMOE_OK);
+            CHECK_TEXT(many[i], alone);
+            tmoe_answers_free(s.model, &alone, 1);
+        }
+        tmoe_answers_free(s.model, many, 12);
+        unmake(&s);
+    }
+}
+
+/* Decoding step by step with the cache gives the logits that a pass over the whole target gives. */
+static void test_cached_decoding_equals_the_full_pass(void)
+{
+    static const int chosen[3] = { 0, 1, 2 };
+    int mix;
+    for (mix = 0; mix < 2; mix++) {
+        tmoe_config c = small_config();
+        tmoe_training t = small_training();
+        float *full;
+        size_t n = 0;
+        tmoei_cache cache;
+        int ids[3], positions[3], r, step;
+        set s;
+        c.mix = (tmoe_mix)mix;
+        s = make(1, &c, &t);
+        full = logits_of(&s, NULL, &n);
+        CHECK(tmoei_batch_fill(s.trainer, chosen, 3, 0) == TMOE_OK);
+        CHECK(tmoei_cache_create(&cache, s.model, 0, NULL, &s.trainer->batch.source, 3, 16) == TMOE_OK);
+        for (step = 0; step < 4; step++, cache.position++) {
+            const tmoe_tensor *logits;
+            for (r = 0; r < 3; r++) ids[r] = s.trainer->batch.target.ids[s.trainer->batch.target.offsets[r] + step];
+            logits = tmoei_cache_step(&cache, s.model, 0, NULL, ids, positions);
+            CHECK(logits != NULL);
+            for (r = 0; logits && r < 3; r++) {
+                const float *row = full + (size_t)(s.trainer->batch.target.offsets[r] + step) * (size_t)s.model->V;
+                int v;
+                for (v = 0; v < s.model->V; v++) CHECK_NEAR(logits->x[r * s.model->V + v], row[v], 2e-5);
+            }
+        }
+        tmoei_cache_destroy(s.model, &cache);
+        free(full);
+        unmake(&s);
+    }
+}
+
+static void test_frozen_parts_do_not_move(void)
+{
+    static const int bits[3] = { TMOE_TRAIN_MODEL, TMOE_TRAIN_ROUTER, TMOE_TRAIN_TASKS };
+    int which, p, i;
+    for (which = 0; which < 3; which++) {
+        tmoe_config c = small_config();
+        tmoe_training t = small_training();
+        float *before;
+        set s;
+        c.vectors = TMOE_VECTOR_LEARNED;
+        t.train = bits[which];
+        s = make(1, &c, &t);
+        before = (float *)malloc(s.model->size * sizeof(float));
+        memcpy(before, s.model->theta, s.model->size * sizeof(float));
+        for (i = 0; i < 3; i++) CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+        for (p = 0; p < s.model->parameter_count; p++) {
+            const tmoei_parameter *parameter = &s.model->parameters[p];
+            const size_t bytes = (size_t)parameter->rows * (size_t)parameter->cols * sizeof(float);
+            const int moves = parameter->rate == (tmoei_rate)which;
+            if (!moves) CHECK(memcmp(before + parameter->offset, s.model->theta + parameter->offset, bytes) == 0);
+            else if (parameter->rows > 1) CHECK(memcmp(before + parameter->offset, s.model->theta + parameter->offset, bytes) != 0);
+        }
+        free(before);
+        unmake(&s);
+    }
+}
+
+static void test_all_problems_of_a_config_are_in_one_message(void)
+{
+    tmoe_ctx *ctx = context(1);
+    tmoe_tokenizer *tokenizer = tmoe_tokenizer_bytes(ctx);
+    tmoe_config c = small_config();
+    c.H_encoder = 3;
+    c.E = 0;
+    c.temperature = 0.0f;
+    CHECK(tmoe_model_create(ctx, &c, tokenizer, NULL, 0) == NULL);
+    CHECK(tmoe_error(ctx) == TMOE_ERR_CONFIG);
+    CHECK_HAS(tmoe_error_message(ctx), "D = 16 is not divisible by H_encoder = 3");
+    CHECK_HAS(tmoe_error_message(ctx), "E is 0");
+    CHECK_HAS(tmoe_error_message(ctx), "temperature 0");
+    tmoe_tokenizer_destroy(tokenizer);
+    tmoe_ctx_destroy(ctx);
+}
+
+static void test_a_text_longer_than_the_model_takes_is_named(void)
+{
+    tmoe_config c = small_config();
+    tmoe_training t = small_training();
+    tmoe_ctx *ctx = context(1);
+    tmoe_suite *suite = small_suite(ctx);
+    tmoe_tokenizer *tokenizer = tmoe_tokenizer_bytes(ctx);
+    tmoe_model *model;
+    c.target_tokens = 10;                                       /* "apple apple" needs 13 with <s> and </s> */
+    model = tmoe_model_create(ctx, &c, tokenizer, suite->tasks, suite->count);
+    CHECK(model && tmoe_trainer_create(model, suite, &t) == NULL && tmoe_error(ctx) == TMOE_ERR_DATA);
+    CHECK_HAS(tmoe_error_message(ctx), "task twice, training example 1: the output has 13 tokens; the model takes at most 10");
+    tmoe_model_destroy(model);
+    tmoe_tokenizer_destroy(tokenizer);
+    tmoe_suite_destroy(suite);
+    tmoe_ctx_destroy(ctx);
+}
+
+static void test_the_memory_plan_holds(void)
+{
+    tmoe_config c = small_config();
+    tmoe_training t = small_training();
+    set s = make(1, &c, &t);
+    size_t parameters, gradients, moments, step, before, peak;
+    int i;
+    CHECK(tmoe_trainer_bytes(s.trainer, &parameters, &gradients, &moments, &step) == parameters + gradients + moments + step);
+    CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+    before = tmoe_ctx_bytes(s.ctx, &peak);
+    for (i = 0; i < 7; i++) CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+    CHECK(tmoe_ctx_bytes(s.ctx, &peak) == before);              /* later steps fit into what was reserved */
+    CHECK(s.trainer->group_tape->big.peak + s.trainer->group_tape->small.peak <= step + 65536);
+    unmake(&s);
+}
+
+/* ---- memory that runs out ----------------------------------------------------------------------------- */
+typedef struct counter { long given, fail_at, out; size_t bytes; } counter;
+static void *counting_alloc(size_t size, void *user)
+{
+    counter *c = (counter *)user;
+    if (++c->given == c->fail_at) return NULL;
+    c->out++;
+    c->bytes += size;
+    return malloc(size);
+}
+static void counting_free(void *ptr, size_t size, void *user)
+{
+    counter *c = (counter *)user;
+    c->out--;
+    c->bytes -= size;
+    free(ptr);
+}
+
+/* Everything from the context to the answer; gives what went wrong first. */
+static tmoe_result whole_life(counter *c, const tmoe_ctx_config *config)
+{
+    const char *path = "build/test_memory.safetensors";
+    tmoe_ctx *ctx = tmoe_ctx_create(config);
+    tmoe_suite *suite = ctx ? small_suite(ctx) : NULL;
+    tmoe_model *model = NULL, *loaded = NULL;
+    tmoe_config mc = small_config();
+    tmoe_training t = small_training();
+    tmoe_result result = TMOE_ERR_MEMORY;
+    char text[64];
+    (void)c;
+    t.steps = 1;
+    t.vocabulary = 262;
+    t.validation_lines = 2;
+    t.evaluate_every_steps = 1;
+    mc.vectors = TMOE_VECTOR_LEARNED;
+    if (suite) {
+        model = tmoe_train(ctx, suite, &mc, &t);
+        result = model ? tmoe_model_save(model, path) : tmoe_error(ctx);
+        if (result == TMOE_OK) { loaded = tmoe_model_load(ctx, path); result = loaded ? TMOE_OK : tmoe_error(ctx); }
+        if (result == TMOE_OK) result = tmoe_answer(loaded, "upper", "apple", text, sizeof text);
+        if (result == TMOE_OK) result = tmoe_answer(loaded, "an unseen task", "apple", text, sizeof text);
+    }
+    tmoe_model_destroy(loaded);
+    tmoe_model_destroy(model);
+    tmoe_suite_destroy(suite);
+    tmoe_ctx_destroy(ctx);
+    (void)remove(path);
+    return result;
+}
+
+static void test_every_failing_allocation_is_an_error_and_no_leak(void)
+{
+    counter c;
+    tmoe_ctx_config config;
+    long total, k;
+    memset(&config, 0, sizeof config);
+    config.alloc_fn = counting_alloc;
+    config.free_fn = counting_free;
+    config.alloc_user = &c;
+    memset(&c, 0, sizeof c);
+    CHECK(whole_life(&c, &config) == TMOE_OK);
+    CHECK(c.out == 0 && c.bytes == 0);
+    total = c.given;
+    CHECK(total > 100);
+    for (k = 1; k <= total; k++) {
+        tmoe_result result;
+        memset(&c, 0, sizeof c);
+        c.fail_at = k;
+        result = whole_life(&c, &config);
+        if (result != TMOE_ERR_MEMORY || c.out || c.bytes) {
+            printf("allocation %ld of %ld failing gave '%s', %ld blocks left\n", k, total, tmoe_result_name(result), c.out);
+            test_failures++;
+            if (test_failures > 5) return;
+        }
+    }
+}
+
+static void test_the_callers_float_mode_is_given_back(void)
+{
+    tmoe_config c = small_config();
+    tmoe_training t = small_training();
+    set s = make(2, &c, &t);
+    volatile float tiny = 1e-38f, denormal;
+    char text[64];
+    CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+    CHECK(tmoe_answer(s.model, "upper", "apple", text, sizeof text) == TMOE_OK);
+    denormal = tiny * 0.1f;
+    CHECK(denormal > 0.0f);
+    unmake(&s);
+}
+
+TEST_MAIN("test_model",
+    RUN(test_gradients_of_every_mix_and_selection);
+    RUN(test_gradients_of_every_router);
+    RUN(test_gradients_of_other_shapes);
+    RUN(test_both_mixes_agree_on_one_hot_routes);
+    RUN(test_param_mix_is_the_dense_model_of_its_merged_blocks);
+    RUN(test_evaluation_routes_are_free_of_noise);
+    RUN(test_one_two_and_four_threads_give_the_same_bits);
+    RUN(test_resuming_gives_the_same_bits);
+    RUN(test_saved_and_loaded_model_answers_the_same);
+    RUN(test_answers_do_not_depend_on_their_batch);
+    RUN(test_cached_decoding_equals_the_full_pass);
+    RUN(test_frozen_parts_do_not_move);
+    RUN(test_all_problems_of_a_config_are_in_one_message);
+    RUN(test_a_text_longer_than_the_model_takes_is_named);
+    RUN(test_the_memory_plan_holds);
+    RUN(test_every_failing_allocation_is_an_error_and_no_leak);
+    RUN(test_the_callers_float_mode_is_given_back);)
