@@ -381,7 +381,9 @@ TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const c
  *   out     free with tmoe_suite_destroy
  *   fails   NULL + TMOE_ERR_FILE, TMOE_ERR_DATA (file:line: what is wrong), TMOE_ERR_FORMAT (JSON), TMOE_ERR_MEMORY
  *   cost    a pass over the files      thread  as above */
+#ifndef TMOE_NO_STDIO
 TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const char *split);
+#endif
 /* tmoe_suite_destroy - frees it; NULL is fine.   fails never   thread  as above */
 TMOE_DEF void tmoe_suite_destroy(tmoe_suite *suite);
 /* tmoe_suite_find - index of the task with this name, or -1.   fails never   cost  a pass over the tasks   thread  any */
@@ -610,6 +612,7 @@ TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count);
 TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, const float *route, int limit, double *score);
 /* ---- API: files (>>files) ------------------------------------------------------------------------------ */
 
+#ifndef TMOE_NO_STDIO
 /* tmoe_model_save - writes everything the model is: config, tokenizer, tasks, parameters, step (and so the temperature)    >>files
  *   path   in: a safetensors file; written to PATH.tmp, flushed to disk, then renamed: the old file stays until the new one is whole
  *   fails  TMOE_ERR_FILE, TMOE_ERR_MEMORY; path is as it was then      cost  a pass over the parameters    thread  one context, one thread */
@@ -627,6 +630,7 @@ TMOE_DEF tmoe_result tmoe_trainer_save(const tmoe_trainer *trainer, const char *
  *   fails  as tmoe_model_load, TMOE_ERR_CONFIG where the file is of another model; trainer and model are unchanged then
  *   cost   a pass over the file      thread  as above */
 TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path);
+#endif
 #ifdef __cplusplus
 }
 #endif
@@ -1177,13 +1181,13 @@ typedef struct tmoei_kernels {
 #  define VMUL(a, b) _mm512_mul_ps(a, b)
 #  define VDIV(a, b) _mm512_div_ps(a, b)
 #  define VFMA(a, b, c) _mm512_fmadd_ps(a, b, c)
-#  define VMAX(a, b) _mm512_max_ps(a, b)
-#  define VMIN(a, b) _mm512_min_ps(a, b)
-#  define VSQRT(a) _mm512_sqrt_ps(a)
-#  define VROUND(a) _mm512_roundscale_ps(a, 0)
-#  define VPOW2(n) _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23))
-#  define VSUM(a) _mm512_reduce_add_ps(a)
-#  define VMAXIMUM(a) _mm512_reduce_max_ps(a)
+#  define VMAX(a, b) _mm512_maskz_max_ps((__mmask16)0xffff, a, b)
+#  define VMIN(a, b) _mm512_maskz_min_ps((__mmask16)0xffff, a, b)
+#  define VSQRT(a) _mm512_maskz_sqrt_ps((__mmask16)0xffff, a)      /* the plain one reads an undefined vector in gcc's header */
+#  define VROUND(a) _mm512_maskz_roundscale_ps((__mmask16)0xffff, a, 0)
+#  define VPOW2(n) _mm512_maskz_scalef_ps((__mmask16)0xffff, _mm512_set1_ps(1.0f), n)
+#  define VSUM(a) TMOEI_FN(vsum)(a)
+#  define VMAXIMUM(a) TMOEI_FN(vmaximum)(a)
 #elif TMOEI_PASS == 2
 #  define TMOEI_FN(name) tmoei_##name##_avx2
 #  define TMOEI_TARGET __attribute__((target("avx2,fma")))
@@ -1253,19 +1257,28 @@ typedef struct tmoei_kernels {
 #  define VMAXIMUM(a) (a)
 #endif
 
-#if TMOEI_PASS == 2
+#if TMOEI_PASS >= 2
+/* The upper half of a 512-bit vector on the lower one. The masked forms of gcc's header do not read undefined vectors. */
+#if TMOEI_PASS == 3
+#  define VHALVES(a, f) f(_mm512_maskz_extractf32x8_ps((__mmask8)0xff, a, 0), _mm512_maskz_extractf32x8_ps((__mmask8)0xff, a, 1))
+#else
+#  define VHALVES(a, f) (a)
+#endif
 TMOEI_TARGET static float TMOEI_FN(vsum)(V a)
 {
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    const __m256 h = VHALVES(a, _mm256_add_ps);
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
 TMOEI_TARGET static float TMOEI_FN(vmaximum)(V a)
 {
-    __m128 s = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    const __m256 h = VHALVES(a, _mm256_max_ps);
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
+#undef VHALVES
 #elif TMOEI_PASS == 1
 static V TMOEI_FN(vloadn)(const float *p, int n)
 {
@@ -3479,6 +3492,9 @@ static void tmoei_buffer_add(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *by
     buffer->data[buffer->length] = 0;
 }
 
+static void tmoei_buffer_free(tmoe_ctx *ctx, tmoei_buffer *buffer) { tmoei_free(ctx, buffer->data); memset(buffer, 0, sizeof *buffer); }
+
+#ifndef TMOE_NO_STDIO                   /* JSON comes from files and goes to files */
 static void tmoei_buffer_print(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *format, ...) TMOEI_PRINTF(3, 4);
 static void tmoei_buffer_print(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *format, ...)
 {
@@ -3505,8 +3521,6 @@ static void tmoei_buffer_json_string(tmoe_ctx *ctx, tmoei_buffer *buffer, const 
     }
     tmoei_buffer_add(ctx, buffer, "\"", 1);
 }
-
-static void tmoei_buffer_free(tmoe_ctx *ctx, tmoei_buffer *buffer) { tmoei_free(ctx, buffer->data); memset(buffer, 0, sizeof *buffer); }
 
 /* ---- reader ------------------------------------------------------------------------------------------ */
 typedef enum tmoei_json_kind {
@@ -3766,7 +3780,6 @@ static double tmoei_json_number(const tmoei_json *json, int node, double fallbac
 }
 
 /* ---- whole files ------------------------------------------------------------------------------------- */
-#ifndef TMOE_NO_STDIO
 /* The file and a NUL behind it; NULL with the reason in the context. */
 static char *tmoei_read_file(tmoe_ctx *ctx, const char *path, size_t limit_bytes, size_t *length)
 {
@@ -3793,7 +3806,7 @@ static char *tmoei_read_file(tmoe_ctx *ctx, const char *path, size_t limit_bytes
     *length = buffer.length;
     return buffer.data;
 }
-#endif
+#endif /* TMOE_NO_STDIO */
 /* ==== >>safetensors: the one file format ===============================================================
  *   8 bytes: length of the header, little-endian | header: JSON {"name": {"dtype", "shape", "data_offsets"}, "__metadata__": {...}} | data
  * Everything is validated before it is believed: the header's length, every dtype, shape and offset, no overlap, no hole, no name twice. */
@@ -4475,6 +4488,7 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *
     return tokenizer;
 }
 
+#ifndef TMOE_NO_STDIO
 /* As JSON inside a model file: the merges, two numbers each. */
 static void tmoei_tokenizer_to_json(tmoe_ctx *ctx, const tmoe_tokenizer *tokenizer, tmoei_buffer *buffer)
 {
@@ -4507,6 +4521,7 @@ static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json
     tmoei_free(ctx, merges);
     return tokenizer;
 }
+#endif
 /* ==== >>suite: tasks, examples, splits ==================================================================
  * A task's texts lie in one piece of memory each for lines and pointers; everything is owned by a list of blocks that the suite frees. Lines are
  * collected first, in a draft, and become a task only when the whole task is sound. */

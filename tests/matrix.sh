@@ -1,0 +1,65 @@
+#!/bin/sh
+# The header under every compiler, standard and build option that it promises; its symbols; the calls it must not make.
+set -eu
+cd "$(dirname "$0")/.."
+mkdir -p build/matrix
+B=build/matrix
+STRICT="-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Wdouble-promotion -Wundef -Wcast-qual -Werror"
+C_ONLY="-Wstrict-prototypes -Wmissing-prototypes"
+passed=0; failed=0
+check() {                   # check NAME COMMAND...
+    name=$1; shift
+    if "$@" > $B/log 2>&1; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "FAILED $name"; head -n 20 $B/log; fi
+}
+printf '#define TASKMOE_IMPLEMENTATION\n#include "taskmoe.h"\n' > $B/impl.c
+cp $B/impl.c $B/impl.cpp
+printf '#include "taskmoe.h"\n#define TASKMOE_IMPLEMENTATION\n#include "taskmoe.h"\n#include "taskmoe.h"\n' > $B/twice.c
+printf '#include "taskmoe.h"\nint uses_it(void);\nint uses_it(void) { return tmoe_version(); }\n' > $B/user.c
+printf '#define TASKMOE_STATIC\n#define TASKMOE_IMPLEMENTATION\n#include "taskmoe.h"\nint other(void);\nint other(void) { return tmoe_version(); }\n' > $B/static1.c
+printf '#define TASKMOE_STATIC\n#define TASKMOE_IMPLEMENTATION\n#include "taskmoe.h"\nint other(void);\nint main(void) { return other() != tmoe_version(); }\n' > $B/static2.c
+printf 'int uses_it(void);\nint main(void) { return uses_it() != 100; }\n' > $B/main.c
+
+for cc in gcc clang; do
+    command -v $cc > /dev/null || { echo "SKIPPED: no $cc"; continue; }
+    for std in c99 c11 c17; do for opt in -O0 -O2; do
+        check "$cc -std=$std $opt" $cc -std=$std $opt -I. $STRICT $C_ONLY -c $B/impl.c -o $B/impl.o
+    done; done
+    for option in TMOE_THREADS TMOE_NO_STDIO TMOE_NO_SIMD TMOE_NO_AVX512 TMOE_NO_AVX2 TMOE_NO_NEON TASKMOE_STATIC NDEBUG \
+                  'TMOE_MALLOC(n)=my_malloc(n) -DTMOE_FREE(p)=my_free(p) -include build/matrix/my.h' 'TMOE_ASSERT(x)=((void)(x))' \
+                  'TMOE_DEF=__attribute__((visibility("hidden")))' 'TMOE_HEADER_FILENAME="taskmoe.h"' 'TMOE_ALLOW_FAST_MATH -ffast-math'; do
+        printf '#include <stddef.h>\nvoid *my_malloc(size_t n);\nvoid my_free(void *p);\n' > $B/my.h
+        # word splitting of the option is meant
+        check "$cc -D$option" $cc -std=c99 -O1 -I. $STRICT $C_ONLY -D$option -c $B/impl.c -o $B/option.o
+    done
+    check "$cc included twice" $cc -std=c99 -O0 -I. $STRICT $C_ONLY -c $B/twice.c -o $B/twice.o
+    check "$cc static in two files" $cc -std=c99 -O0 -I. $STRICT $C_ONLY $B/static1.c $B/static2.c -o $B/static -lm
+    check "$cc static runs" $B/static
+    check "$cc declarations only" $cc -std=c99 -I. $STRICT $C_ONLY -c $B/user.c -o $B/user.o
+    check "$cc link" $cc -std=c99 -I. $B/user.o $B/impl.o $B/main.c -o $B/linked -lm
+    check "$cc run" $B/linked
+    check "$cc fast-math is an error" sh -c "! $cc -std=c99 -ffast-math -fsyntax-only -I. $B/impl.c"
+done
+for cxx in g++ clang++; do
+    command -v $cxx > /dev/null || { echo "SKIPPED: no $cxx"; continue; }
+    for std in c++11 c++17; do
+        check "$cxx -std=$std" $cxx -std=$std -O1 -I. $STRICT -DTMOE_THREADS -c $B/impl.cpp -o $B/implpp.o
+    done
+done
+gcc -std=c99 -O2 -I. -DTMOE_THREADS -c $B/impl.c -o $B/impl.o
+check "only tmoe_ symbols" sh -c "! nm -g --defined-only $B/impl.o | awk '{print \$3}' | grep -v '^tmoe_'"
+check ".data and .bss are empty" sh -c "size -A $B/impl.o | awk '\$1 ~ /^\\.(data|bss|tdata|tbss)\$/ && \$2 > 0 {bad = 1} END {exit bad}'"
+check "no exit, abort, printf, rand, getenv" sh -c "! nm -u $B/impl.o | grep -E ' (exit|abort|printf|puts|putchar|fprintf|rand|getenv|_exit)\$'"
+check "version in title and macros agree" sh -c "head -n 1 taskmoe.h | grep -q \"taskmoe.h \$(sed -n 's/^#define TMOE_VERSION_[A-Z]* \\([0-9]*\\)\$/\\1/p' taskmoe.h | head -n 3 | paste -sd.) \""
+check "every tag in the contents exists" sh -c "sed -n '/^ \\* CONTENTS/,/^ \\* QUICK START/p' taskmoe.h | grep -o '>>[a-z]*' | sort -u | while read t; do grep -q \"/\\* ==== \$t\" taskmoe.h || { echo \$t; exit 1; }; done"
+sed -n '/^#define TASKMOE_IMPLEMENTATION/,$p' examples/quickstart.c | sed -e 's|/\*|//|; s| \*/$||' > $B/quick_file
+sed -n '/^ \* QUICK START/,/^ \* THE ALGORITHM/p' taskmoe.h | sed -n 's/^ \* \{0,3\}//p' | sed '1d;$d' | sed '$d' > $B/quick_header
+check "quick start in the header is the example" diff -b $B/quick_file $B/quick_header
+sed -n '/^#define TASKMOE_IMPLEMENTATION/,/^}/p' README.md > $B/quick_readme
+sed -n '/^#define TASKMOE_IMPLEMENTATION/,$p' examples/quickstart.c > $B/quick_file
+check "quick start in the README is the example" diff $B/quick_file $B/quick_readme
+mkdir -p $B/suite/tasks $B/suite/splits
+check "make_suite compiles" gcc -std=c99 -Wall -Wextra -Wpedantic -Werror -O1 examples/suite/make_suite.c -o $B/make_suite
+check "make_suite runs" $B/make_suite $B/suite
+for part in tasks splits tasks.tsv; do check "suite: $part is what the program writes" diff -r examples/suite/$part $B/suite/$part; done
+echo "matrix: $passed passed, $failed failed"
+[ $failed -eq 0 ]
