@@ -450,7 +450,7 @@ typedef struct tmoe_config {
     uint64_t seed;
 } tmoe_config;
 
-/* tmoe_config_default - a small pre-norm model for training from scratch (D 128, 2+2 layers, E 4, PARAM mix, softmax)
+/* tmoe_config_default - a small pre-norm model for training from scratch (D 96, 2+2 layers, E 4, PARAM mix, softmax)
  *   fails never   cost none   thread  any */
 TMOE_DEF tmoe_config tmoe_config_default(void);
 
@@ -553,7 +553,7 @@ typedef struct tmoe_training {
     int machines;                               /* how many all_reduce sums over, 0 = 1 */
 } tmoe_training;
 
-/* tmoe_training_default - what the embedded suite is trained with: 3,000 steps of 8 tasks x 8 examples.   fails never   thread  any */
+/* tmoe_training_default - what the embedded suite is trained with: 5,000 steps of 8 tasks x 8 examples.   fails never   thread  any */
 TMOE_DEF tmoe_training tmoe_training_default(void);
 
 /* tmoe_trainer_create - tokenises the suite's training tasks and makes gradients and moments        >>train
@@ -819,21 +819,20 @@ static void tmoei_free(tmoe_ctx *ctx, void *block)
     }
 }
 
-/* Grows *block (or makes it, from NULL) to at least `need` elements by doubling; contents kept. On failure 0, and
+/* The block grown (or made, from NULL) to at least `need` elements by doubling, contents kept. On failure NULL, and
  * the old block stays as it was. */
-static int tmoei_grow(tmoe_ctx *ctx, void **block, size_t *capacity, size_t need, size_t element_bytes)
+static void *tmoei_grow(tmoe_ctx *ctx, void *block, size_t *capacity, size_t need, size_t element_bytes)
 {
     size_t wanted = *capacity < 8 ? 8 : *capacity;
     void *bigger;
-    if (need <= *capacity) return 1;
+    if (block && need <= *capacity) return block;
     while (wanted < need) wanted = wanted > ((size_t)-1) / 2 ? need : wanted * 2;
     bigger = tmoei_alloc(ctx, wanted, element_bytes, 0);
-    if (!bigger) return 0;
-    if (*capacity) memcpy(bigger, *block, *capacity * element_bytes);
-    tmoei_free(ctx, *block);
-    *block = bigger;
+    if (!bigger) return NULL;
+    if (block) memcpy(bigger, block, *capacity * element_bytes);
+    tmoei_free(ctx, block);
     *capacity = wanted;
-    return 1;
+    return bigger;
 }
 
 /* A NUL-terminated copy of text[0..length). */
@@ -1184,7 +1183,7 @@ typedef struct tmoei_kernels {
 #  define VMAX(a, b) _mm512_maskz_max_ps((__mmask16)0xffff, a, b)
 #  define VMIN(a, b) _mm512_maskz_min_ps((__mmask16)0xffff, a, b)
 #  define VSQRT(a) _mm512_maskz_sqrt_ps((__mmask16)0xffff, a)      /* the plain one reads an undefined vector in gcc's header */
-#  define VROUND(a) _mm512_maskz_roundscale_ps((__mmask16)0xffff, a, 0)
+#  define VROUND(a) _mm512_cvtepi32_ps(_mm512_cvtps_epi32(a))
 #  define VPOW2(n) _mm512_maskz_scalef_ps((__mmask16)0xffff, _mm512_set1_ps(1.0f), n)
 #  define VSUM(a) TMOEI_FN(vsum)(a)
 #  define VMAXIMUM(a) TMOEI_FN(vmaximum)(a)
@@ -3485,7 +3484,7 @@ typedef struct tmoei_buffer { char *data; size_t length, capacity; int failed; }
 static void tmoei_buffer_add(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *bytes, size_t n)
 {
     void *grown = buffer->data;
-    if (buffer->failed || !tmoei_grow(ctx, &grown, &buffer->capacity, buffer->length + n + 1, 1)) { buffer->failed = 1; return; }
+    if (buffer->failed || !(grown = tmoei_grow(ctx, grown, &buffer->capacity, buffer->length + n + 1, 1))) { buffer->failed = 1; return; }
     buffer->data = (char *)grown;
     if (n) memcpy(buffer->data + buffer->length, bytes, n);
     buffer->length += n;
@@ -3708,7 +3707,7 @@ static tmoe_result tmoei_json_values(tmoei_json_reader *r)
         else if (c == 'n') result = tmoei_json_word(r, &node, "null", TMOEI_JSON_NULL);
         else result = tmoei_json_number_token(r, &node);
         if (result != TMOE_OK) return result;
-        if (index == INT_MAX || !tmoei_grow(r->ctx, &grown, &r->json->capacity, (size_t)index + 1, sizeof node)) return TMOE_ERR_MEMORY;
+        if (index == INT_MAX || !(grown = tmoei_grow(r->ctx, grown, &r->json->capacity, (size_t)index + 1, sizeof node))) return TMOE_ERR_MEMORY;
         r->json->nodes = (tmoei_json_node *)grown;
         r->json->nodes[index] = node;
         r->json->count++;
@@ -4409,10 +4408,10 @@ static int tmoei_bpe_word(tmoei_bpe *bpe, const char *text, size_t length)
         if (word->length == length && i == length) { word->count++; return 1; }
     }
     grown = bpe->words;
-    if (!tmoei_grow(bpe->ctx, &grown, &bpe->word_capacity, bpe->word_count + 1, sizeof *bpe->words)) return 0;
+    if (!(grown = tmoei_grow(bpe->ctx, grown, &bpe->word_capacity, bpe->word_count + 1, sizeof *bpe->words))) return 0;
     bpe->words = (tmoei_word *)grown;
     grown = bpe->symbols;
-    if (!tmoei_grow(bpe->ctx, &grown, &bpe->symbol_capacity, bpe->symbol_count + length, sizeof(int))) return 0;
+    if (!(grown = tmoei_grow(bpe->ctx, grown, &bpe->symbol_capacity, bpe->symbol_count + length, sizeof(int)))) return 0;
     bpe->symbols = (int *)grown;
     bpe->words[bpe->word_count].first = bpe->symbol_count;
     bpe->words[bpe->word_count].length = length;
@@ -4624,7 +4623,7 @@ static tmoe_result tmoei_draft_line(tmoe_ctx *ctx, tmoei_draft *draft, const cha
 {
     void *grown = draft->lines;
     tmoei_line *line;
-    if (!tmoei_grow(ctx, &grown, &draft->capacity, draft->count + 1, sizeof *line)) return TMOE_ERR_MEMORY;
+    if (!(grown = tmoei_grow(ctx, grown, &draft->capacity, draft->count + 1, sizeof *line))) return TMOE_ERR_MEMORY;
     draft->lines = (tmoei_line *)grown;
     line = &draft->lines[draft->count++];
     memset(line, 0, sizeof *line);
@@ -4650,7 +4649,7 @@ static tmoe_result tmoei_suite_finish(tmoe_suite *suite, const tmoei_draft *draf
     if (draft->count == 0 || draft->count > 100000000) return tmoei_fail(ctx, TMOE_ERR_DATA, "%s: task %s has no lines", where, draft->name);
     if (tmoe_suite_find(suite, draft->name) >= 0) return tmoei_fail(ctx, TMOE_ERR_DATA, "%s: there are two tasks called %s", where, draft->name);
     for (i = 0; i < draft->count; i++) outputs += (size_t)draft->lines[i].output_count;
-    if (!tmoei_grow(ctx, &grown, &mine->capacity, (size_t)suite->count + 1, sizeof *suite->tasks)) return TMOE_ERR_MEMORY;
+    if (!(grown = tmoei_grow(ctx, grown, &mine->capacity, (size_t)suite->count + 1, sizeof *suite->tasks))) return TMOE_ERR_MEMORY;
     suite->tasks = (tmoe_task *)grown;
     task = &suite->tasks[suite->count];
     memset(task, 0, sizeof *task);
@@ -4758,7 +4757,7 @@ static tmoe_result tmoei_names_add(tmoe_ctx *ctx, tmoei_names *list, const char 
 {
     void *grown = list->names;
     if (name[0] == '.') return TMOE_OK;
-    if (!tmoei_grow(ctx, &grown, &list->capacity, (size_t)list->count + 1, sizeof *list->names)) return TMOE_ERR_MEMORY;
+    if (!(grown = tmoei_grow(ctx, grown, &list->capacity, (size_t)list->count + 1, sizeof *list->names))) return TMOE_ERR_MEMORY;
     list->names = (char **)grown;
     list->names[list->count] = tmoei_strdup(ctx, name, strlen(name));
     return list->names[list->count] ? (list->count++, TMOE_OK) : TMOE_ERR_MEMORY;
@@ -5020,9 +5019,8 @@ static tmoe_result tmoei_load_jsonl(tmoe_suite *suite, const char *path)
             result = tmoei_fail(ctx, TMOE_ERR_DATA, "%s: needs strings \"task\" and \"input\", \"output\" as a string or a list of strings, and \"instruction\" as a string if at all", where);
         for (d = 0; result == TMOE_OK && d < draft_count && strcmp(drafts[d].name, json.nodes[nodes[0]].text) != 0; d++) { }
         if (result == TMOE_OK && d == draft_count) {
-            void *grown = drafts;
-            if (!tmoei_grow(ctx, &grown, &draft_capacity, draft_count + 1, sizeof *drafts)) result = TMOE_ERR_MEMORY;
-            drafts = (tmoei_draft *)grown;
+            void *grown = tmoei_grow(ctx, drafts, &draft_capacity, draft_count + 1, sizeof *drafts);
+            if (grown) drafts = (tmoei_draft *)grown; else result = TMOE_ERR_MEMORY;
             if (result == TMOE_OK) {
                 memset(&drafts[d], 0, sizeof *drafts);
                 draft_count++;
@@ -5243,7 +5241,7 @@ static size_t tmoei_parameter_add(tmoe_model *model, int rows, int cols, tmoei_r
     void *grown = model->parameters;
     size_t offset = model->size;
     va_list arguments;
-    if (!tmoei_grow(model->ctx, &grown, &model->parameter_capacity, (size_t)model->parameter_count + 1, sizeof *parameter))
+    if (!(grown = tmoei_grow(model->ctx, grown, &model->parameter_capacity, (size_t)model->parameter_count + 1, sizeof *parameter)))
         return 0;
     model->parameters = (tmoei_parameter *)grown;
     parameter = &model->parameters[model->parameter_count++];
@@ -5401,9 +5399,9 @@ TMOE_DEF tmoe_config tmoe_config_default(void)
 {
     tmoe_config c;
     memset(&c, 0, sizeof c);
-    c.D = 128;
+    c.D = 96;
     c.H_encoder = c.H_decoder = 4;
-    c.F_encoder = c.F_decoder = 512;
+    c.F_encoder = c.F_decoder = 384;
     c.encoder_layers = c.decoder_layers = 2;
     c.source_tokens = 128;
     c.target_tokens = 64;                                       /* the paper decodes at most 64 tokens */
@@ -6872,7 +6870,7 @@ TMOE_DEF tmoe_training tmoe_training_default(void)
 {
     tmoe_training t;
     memset(&t, 0, sizeof t);
-    t.steps = 3000;
+    t.steps = 5000;
     t.tasks_per_step = t.examples_per_task = 8;
     t.lr_model = 2e-3f;
     t.lr_router = 5e-3f;
@@ -6903,9 +6901,9 @@ static size_t tmoei_texts_add(tmoe_ctx *ctx, tmoei_texts *texts, const tmoe_toke
                          task_name, line + 1, what, (unsigned long)count, limit);
         return (size_t)-1;
     }
-    if (!tmoei_grow(ctx, &ids, &texts->ids_capacity, texts->ids_used + count, sizeof *texts->ids)) return (size_t)-1;
+    if (!(ids = tmoei_grow(ctx, ids, &texts->ids_capacity, texts->ids_used + count, sizeof *texts->ids))) return (size_t)-1;
     texts->ids = (int *)ids;
-    if (!tmoei_grow(ctx, &offsets, &texts->offsets_capacity, texts->count + 2, sizeof *texts->offsets)) return (size_t)-1;
+    if (!(offsets = tmoei_grow(ctx, offsets, &texts->offsets_capacity, texts->count + 2, sizeof *texts->offsets))) return (size_t)-1;
     texts->offsets = (size_t *)offsets;
     if (texts->count == 0) texts->offsets[0] = 0;
     if (tmoei_encode_source(ctx, tokenizer, instruction, input, texts->ids + texts->ids_used, count, &count) != TMOE_OK) return (size_t)-1;
@@ -7405,7 +7403,7 @@ static tmoe_result tmoei_trainer_texts(tmoe_trainer *trainer, const tmoe_suite *
             const tmoe_example *example = &task->train[i];
             void *grown = trainer->examples;
             tmoei_trained_example *mine;
-            if (!tmoei_grow(ctx, &grown, &trainer->example_capacity, trainer->example_count + 1, sizeof *mine)) return TMOE_ERR_MEMORY;
+            if (!(grown = tmoei_grow(ctx, grown, &trainer->example_capacity, trainer->example_count + 1, sizeof *mine))) return TMOE_ERR_MEMORY;
             trainer->examples = (tmoei_trained_example *)grown;
             mine = &trainer->examples[trainer->example_count++];
             mine->source = tmoei_texts_add(ctx, &trainer->texts, model->tokenizer, c->instruction_in_input ? task->instruction : NULL,

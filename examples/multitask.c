@@ -163,7 +163,7 @@ static void print_routes(tmoe_model *model)
 
 int main(int argc, char **argv)
 {
-    settings s = { argv[0], "examples/suite", NULL, "param", "softmax", NULL, NULL, 1, 1, 3000, 4, 0, 0, 128, 2, 2e-3f, 5e-3f, 0.0f };
+    settings s = { argv[0], "examples/suite", NULL, "param", "softmax", NULL, NULL, 1, 1, 5000, 4, 0, 0, 96, 2, 2e-3f, 5e-3f, 0.0f };
     static run runs[2][SEEDS_MAX];
     const char *word = NULL;
     tmoe_ctx *ctx;
@@ -175,11 +175,11 @@ int main(int argc, char **argv)
         { "--split", "NAME|FILE", 's', NULL, "splits/NAME.json of the folder, or a file (default: zero_shot if there)" },
         { "--seeds", "N", 'i', NULL, "runs with seeds S, S+1, ... (default 1); several give mean and deviation" },
         { "--seed", "S", 'i', NULL, "first seed (default 1)" },
-        { "--steps", "N", 'i', NULL, "optimiser steps of each model (default 3000)" },
+        { "--steps", "N", 'i', NULL, "optimiser steps of each model (default 5000)" },
         { "--experts", "E", 'i', NULL, "experts a layer (default 4)" },
         { "--mix", "param|output", 's', NULL, "average parameters or outputs (default param)" },
         { "--select", "softmax|st", 's', NULL, "softmax, gumbel, st (straight-through) or average (default softmax)" },
-        { "--width", "D", 'i', NULL, "model width (default 128)" },
+        { "--width", "D", 'i', NULL, "model width (default 96)" },
         { "--layers", "N", 'i', NULL, "encoder layers, and as many decoder layers (default 2)" },
         { "--lr", "X", 'f', NULL, "learning rate of the transformer (default 0.002)" },
         { "--lr-router", "X", 'f', NULL, "learning rate of the router (default 0.005)" },
