@@ -35,7 +35,10 @@
  *       tmoe_suite *suite = tmoe_suite_load(ctx, "examples/suite", "quickstart");
  *       tmoe_model *model;
  *
- *       training.steps = 400;
+ *       training.steps = 1500;
+ *       training.examples_per_task = 4;                 // small steps, many of them
+ *       training.lr_model = 4e-3f;
+ *       training.vocabulary = 0;                        // read and write bytes
  *       config.D = 64;                                  // a small model for a small job
  *       config.F_encoder = config.F_decoder = 256;
  *       model = suite ? tmoe_train(ctx, suite, &config, &training) : NULL;
@@ -1346,7 +1349,9 @@ TMOEI_TARGET static V TMOEI_FN(vgelu)(V x)
 TMOEI_TARGET static V TMOEI_FN(vgelu_derivative)(V x)
 {
     V phi = VFMA(TMOEI_FN(verf)(VMUL(x, VSET(0.70710678f))), VSET(0.5f), VSET(0.5f));
-    V density = VMUL(TMOEI_FN(vexp)(VMUL(VMUL(x, x), VSET(-0.5f))), VSET(0.39894228f));
+    V density;
+    x = VMIN(VMAX(x, VSET(-13.0f)), VSET(13.0f));               /* x exp(-x^2 / 2) is 0 in floats there; exp's lower bound must not be met */
+    density = VMUL(TMOEI_FN(vexp)(VMUL(VMUL(x, x), VSET(-0.5f))), VSET(0.39894228f));
     return VFMA(x, density, phi);
 }
 

@@ -11,6 +11,11 @@
 #  include <unistd.h>
 #endif
 #include "../taskmoe.h"
+#ifdef __GNUC__
+#  define SHARED static __attribute__((unused))      /* not every program calls every function */
+#else
+#  define SHARED static
+#endif
 
 /* ---- options: a table, --help and refusal of everything unknown -------------------------------------- */
 
@@ -22,7 +27,7 @@ typedef struct option {
     const char *help;
 } option;
 
-static void options_help(const char *usage, const option *options)
+SHARED void options_help(const char *usage, const option *options)
 {
     printf("%s\n", usage);
     for (; options->name; options++) {
@@ -32,14 +37,14 @@ static void options_help(const char *usage, const option *options)
     }
 }
 
-static void die(const char *program, const char *message)
+SHARED void die(const char *program, const char *message)
 {
     fprintf(stderr, "%s: %s\n", program, message);
     exit(1);
 }
 
 /* Reads options into the table's values; other words go to words[0 .. return value - 1], at most `most`. */
-static int options_read(int argc, char **argv, const char *usage, const option *options, const char **words, int most)
+SHARED int options_read(int argc, char **argv, const char *usage, const option *options, const char **words, int most)
 {
     int i, count = 0, only_words = 0;
     for (i = 1; i < argc; i++) {
@@ -81,7 +86,7 @@ static int options_read(int argc, char **argv, const char *usage, const option *
     return count;
 }
 
-static int choose(const char *program, const char *name, const char *given, const char *const *choices)
+SHARED int choose(const char *program, const char *name, const char *given, const char *const *choices)
 {
     int i;
     for (i = 0; choices[i]; i++) if (!strcmp(choices[i], given)) return i;
@@ -93,7 +98,7 @@ static int choose(const char *program, const char *name, const char *given, cons
 
 /* ---- machine ----------------------------------------------------------------------------------------- */
 
-static int processors(void)
+SHARED int processors(void)
 {
 #if defined(_SC_NPROCESSORS_ONLN)
     long n = sysconf(_SC_NPROCESSORS_ONLN);
@@ -103,7 +108,7 @@ static int processors(void)
 #endif
 }
 
-static double seconds_now(void)
+SHARED double seconds_now(void)
 {
 #if defined(CLOCK_MONOTONIC)
     struct timespec now;
@@ -114,7 +119,7 @@ static double seconds_now(void)
 #endif
 }
 
-static int is_terminal(FILE *file)
+SHARED int is_terminal(FILE *file)
 {
 #if defined(__unix__) || defined(__APPLE__)
     return isatty(fileno(file));
@@ -124,7 +129,7 @@ static int is_terminal(FILE *file)
 #endif
 }
 
-static tmoe_ctx *context_or_die(const char *program, int threads)
+SHARED tmoe_ctx *context_or_die(const char *program, int threads)
 {
     tmoe_ctx_config config;
     tmoe_ctx *ctx;
@@ -139,7 +144,7 @@ static tmoe_ctx *context_or_die(const char *program, int threads)
 
 typedef struct progress_line { FILE *out; int64_t last; double last_time; } progress_line;
 
-static int show_progress(void *user, const tmoe_progress *p)
+SHARED int show_progress(void *user, const tmoe_progress *p)
 {
     progress_line *line = (progress_line *)user;
     const int terminal = is_terminal(line->out), every = p->steps >= 10 ? p->steps / 10 : 1, done = p->step == p->steps;
@@ -162,7 +167,7 @@ static int show_progress(void *user, const tmoe_progress *p)
 
 /* ---- numbers ----------------------------------------------------------------------------------------- */
 
-static double mean_of(const double *x, int n)
+SHARED double mean_of(const double *x, int n)
 {
     double sum = 0.0;
     int i;
@@ -170,7 +175,7 @@ static double mean_of(const double *x, int n)
     return n ? sum / n : (double)NAN;
 }
 
-static double deviation_of(const double *x, int n)
+SHARED double deviation_of(const double *x, int n)
 {
     double m = mean_of(x, n), sum = 0.0;
     int i;

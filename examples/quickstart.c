@@ -1,5 +1,5 @@
 /* quickstart: four calls train a mixture of experts on a folder of tasks, ask it, and keep it.
- *   run time   20 seconds on one core      read next   >>mix in taskmoe.h */
+ *   run time   half a minute on one core      read next   >>mix in taskmoe.h */
 #define TASKMOE_IMPLEMENTATION
 #include "../taskmoe.h"
 #include <stdio.h>
@@ -14,7 +14,10 @@ int main(int argc, char **argv)
     tmoe_suite *suite = tmoe_suite_load(ctx, "examples/suite", "quickstart");
     tmoe_model *model;
 
-    training.steps = 400;
+    training.steps = 1500;
+    training.examples_per_task = 4;                 /* small steps, many of them */
+    training.lr_model = 4e-3f;
+    training.vocabulary = 0;                        /* read and write bytes */
     config.D = 64;                                  /* a small model for a small job */
     config.F_encoder = config.F_decoder = 256;
     model = suite ? tmoe_train(ctx, suite, &config, &training) : NULL;

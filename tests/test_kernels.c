@@ -1,0 +1,304 @@
+/* Matrix products, attention and vector functions of every instruction set this processor has, against plain double sums and long double. */
+#define TASKMOE_IMPLEMENTATION
+#define TMOE_THREADS
+#include "../taskmoe.h"
+#include "test.h"
+
+static const tmoe_isa all_isas[] = { TMOE_ISA_C, TMOE_ISA_NEON, TMOE_ISA_AVX2, TMOE_ISA_AVX512 };
+static const char *const isa_names[] = { "C", "NEON", "AVX2", "AVX-512" };
+
+/* A context of the i-th instruction set; NULL where the processor lacks it. */
+static tmoe_ctx *context_of(int i, int threads)
+{
+    tmoe_ctx_config config;
+    tmoe_ctx *ctx;
+    memset(&config, 0, sizeof config);
+    config.isa = all_isas[i];
+    config.threads = threads;
+    ctx = tmoe_ctx_create(&config);
+    if (ctx && strcmp(tmoe_ctx_kernels(ctx), isa_names[i])) { tmoe_ctx_destroy(ctx); return NULL; }
+    return ctx;
+}
+/* -1 .. 1, the same every time */
+static float noise(uint32_t i, uint32_t key)
+{
+    uint32_t h = i * 0x9e3779b1u ^ key * 0x85ebca6bu;
+    h = (h ^ (h >> 15)) * 0x2c1b3c6du;
+    h = (h ^ (h >> 12)) * 0x297a2d39u;
+    return (float)(h ^ (h >> 15)) / 2147483648.0f - 1.0f;
+}
+static float *floats(size_t n, uint32_t key)
+{
+    float *x = (float *)malloc((n + 1) * sizeof(float));
+    size_t i;
+    if (!x) exit(3);
+    for (i = 0; i < n; i++) x[i] = key ? noise((uint32_t)i, key) : (float)NAN;
+    return x;
+}
+
+/* One product with NaN around every operand: what is read outside shows in C, what is written outside is no NaN any more. */
+static void one_product(tmoe_ctx *ctx, int lane_only, int ta, int tb, int M, int N, int K, float beta, int with_epilogue)
+{
+    const size_t lda = (size_t)(ta ? M : K) + 3, ldb = (size_t)(tb ? K : N) + 2, ldc = (size_t)N + 1;
+    float *A = floats((size_t)(ta ? K : M) * lda, 0), *B = floats((size_t)(tb ? N : K) * ldb, 0), *C = floats((size_t)M * ldc, 0);
+    float *bias = floats((size_t)N, 5), *residual = floats((size_t)M * (size_t)N, 7), *pre = floats((size_t)M * (size_t)N, 0);
+    tmoei_epilogue e;
+    int m, n, k, bad = 0;
+#define A_AT(m, k) A[ta ? (size_t)(k) * lda + (size_t)(m) : (size_t)(m) * lda + (size_t)(k)]
+#define B_AT(k, n) B[tb ? (size_t)(n) * ldb + (size_t)(k) : (size_t)(k) * ldb + (size_t)(n)]
+    for (m = 0; m < M; m++) for (k = 0; k < K; k++) A_AT(m, k) = noise((uint32_t)(m * K + k), 11);
+    for (n = 0; n < N; n++) for (k = 0; k < K; k++) B_AT(k, n) = noise((uint32_t)(n * K + k), 13);
+    if (beta != 0.0f) for (m = 0; m < M; m++) for (n = 0; n < N; n++) C[(size_t)m * ldc + (size_t)n] = noise((uint32_t)(m * N + n), 17);
+    memset(&e, 0, sizeof e);
+    e.bias = bias;
+    e.activation = TMOE_GELU;
+    e.pre = pre;
+    e.pre_stride = e.residual_stride = (size_t)N;
+    e.residual = residual;
+    if (lane_only) tmoei_gemm_lane(ctx, 0, ta, tb, M, N, K, A, lda, B, ldb, beta, C, ldc);
+    else tmoei_gemm(ctx, ta, tb, M, N, K, A, lda, B, ldb, beta, C, ldc, with_epilogue ? &e : NULL);
+    for (m = 0; m < M; m++) {
+        for (n = 0; n < N; n++) {
+            double want = beta != 0.0f ? (double)noise((uint32_t)(m * N + n), 17) : 0.0, size = 1.0;
+            if (M * N > 4000 && (m * 31 + n * 17) % 29 && m < M - 2 && n < N - 2) continue;
+            for (k = 0; k < K; k++) { want += (double)A_AT(m, k) * (double)B_AT(k, n); size += fabs((double)A_AT(m, k) * (double)B_AT(k, n)); }
+            if (with_epilogue) {
+                want += (double)bias[n];
+                bad += !(fabs(want - (double)pre[(size_t)m * (size_t)N + (size_t)n]) <= 2e-6 * size);
+                want = want * 0.5 * erfc(-want * 0.70710678118654752) + (double)residual[(size_t)m * (size_t)N + (size_t)n];
+            }
+            bad += !(fabs(want - (double)C[(size_t)m * ldc + (size_t)n]) <= 2e-6 * size);
+        }
+        bad += C[(size_t)m * ldc + (size_t)N] == C[(size_t)m * ldc + (size_t)N];
+    }
+    if (bad) printf("%s: %d wrong numbers: M %d N %d K %d, A%s B%s, beta %g%s%s\n", tmoe_ctx_kernels(ctx), bad, M, N, K, ta ? "^T" : "",
+                    tb ? "^T" : "", (double)beta, lane_only ? ", one lane" : "", with_epilogue ? ", epilogue" : "");
+    CHECK(bad == 0);
+    free(A); free(B); free(C); free(bias); free(residual); free(pre);
+#undef A_AT
+#undef B_AT
+}
+
+static void products_equal_double_sums_in_every_shape(void)
+{
+    static const int sizes[] = { 1, 2, 4, 7, 8, 13, 14, 15, 16, 17, 31, 33, 65, 100, 257, 390 };
+    const int count = (int)(sizeof sizes / sizeof *sizes);
+    int isa, a, b, c, tt, tried = 0;
+    for (isa = 0; isa < 4; isa++) {
+        tmoe_ctx *ctx = context_of(isa, 2);
+        if (!ctx) continue;
+        tried++;
+        for (a = 0; a < count; a++) for (b = 0; b < count; b++) for (c = 0; c < count; c++) for (tt = 0; tt < 4; tt++) {
+            if ((a + 2 * b + 3 * c + tt) % 5) continue;                         /* a fifth of all: every size meets every other */
+            one_product(ctx, (a + b + c) % 3 == 0, tt & 1, tt >> 1, sizes[a], sizes[b], sizes[c], (a ^ b ^ c) & 1 ? 1.0f : 0.0f,
+                        (a + b + c) % 3 == 1);
+        }
+        tmoe_ctx_destroy(ctx);
+    }
+    CHECK(tried >= 1);
+}
+
+static void products_have_the_same_bits_on_any_number_of_threads(void)
+{
+    static const int shapes[][3] = { { 3, 200, 77 }, { 64, 128, 500 }, { 301, 257, 190 }, { 8, 512, 900 } };
+    int isa, s, tt, threads;
+    for (isa = 0; isa < 4; isa++) for (s = 0; s < 4; s++) for (tt = 0; tt < 4; tt++) {
+        const int M = shapes[s][0], N = shapes[s][1], K = shapes[s][2], ta = tt & 1, tb = tt >> 1;
+        float *A = floats((size_t)M * (size_t)K, 3), *B = floats((size_t)N * (size_t)K, 4), *first = floats((size_t)M * (size_t)N, 0);
+        for (threads = 1; threads <= 4; threads++) {
+            tmoe_ctx *ctx = context_of(isa, threads);
+            float *C = floats((size_t)M * (size_t)N, 0);
+            if (ctx) {
+                tmoei_gemm(ctx, ta, tb, M, N, K, A, (size_t)(ta ? M : K), B, (size_t)(tb ? K : N), 0.0f, C, (size_t)N, NULL);
+                if (threads == 1) memcpy(first, C, (size_t)M * (size_t)N * sizeof(float));
+                else CHECK(!memcmp(first, C, (size_t)M * (size_t)N * sizeof(float)));
+            }
+            tmoe_ctx_destroy(ctx);
+            free(C);
+        }
+        free(A); free(B); free(first);
+    }
+}
+
+/* Forward, and backward from dy, of one head, by the definition. */
+static void attention_naive(int T, int S, int W, int causal, double scale, const float *q, const float *k, const float *v, const float *dy,
+                            double *y, double *dq, double *dk, double *dv)
+{
+    int t, s, w;
+    memset(y, 0, sizeof(double) * (size_t)(T * W)); memset(dq, 0, sizeof(double) * (size_t)(T * W));
+    memset(dk, 0, sizeof(double) * (size_t)(S * W)); memset(dv, 0, sizeof(double) * (size_t)(S * W));
+    for (t = 0; t < T; t++) {
+        const int seen = causal ? t + 1 + S - T : S;
+        double *p = (double *)malloc(sizeof(double) * (size_t)S), sum = 0.0, delta = 0.0;
+        if (!p) exit(3);
+        for (s = 0; s < seen; s++) {
+            double z = 0.0;
+            for (w = 0; w < W; w++) z += (double)q[t * W + w] * (double)k[s * W + w];
+            sum += p[s] = exp(scale * z);
+        }
+        for (s = 0; s < seen; s++) { p[s] /= sum; for (w = 0; w < W; w++) y[t * W + w] += p[s] * (double)v[s * W + w]; }
+        for (w = 0; w < W; w++) delta += (double)dy[t * W + w] * y[t * W + w];
+        for (s = 0; s < seen; s++) {
+            double dp = 0.0, ds;
+            for (w = 0; w < W; w++) dp += (double)dy[t * W + w] * (double)v[s * W + w];
+            ds = p[s] * (dp - delta) * scale;
+            for (w = 0; w < W; w++) {
+                dq[t * W + w] += ds * (double)k[s * W + w];
+                dk[s * W + w] += ds * (double)q[t * W + w];
+                dv[s * W + w] += p[s] * (double)dy[t * W + w];
+            }
+        }
+        free(p);
+    }
+}
+static void attention_equals_its_definition_forward_and_backward(void)
+{
+    static const int shapes[][3] = { { 1, 1, 8 }, { 1, 37, 24 }, { 5, 9, 16 }, { 70, 70, 24 }, { 33, 150, 32 }, { 3, 2100, 8 }, { 130, 130, 7 } };
+    int isa, s, causal;
+    for (isa = 0; isa < 4; isa++) {
+        tmoe_ctx *ctx = context_of(isa, 1);
+        if (!ctx) continue;
+        for (s = 0; s < 7; s++) for (causal = 0; causal < 2; causal++) {
+            const int T = shapes[s][0], S = shapes[s][1], W = shapes[s][2], TW = T * W, SW = S * W;
+            const float scale = 1.0f / sqrtf((float)W);
+            float *q = floats((size_t)TW, 1), *k = floats((size_t)SW, 2), *v = floats((size_t)SW, 3), *dy = floats((size_t)TW, 4);
+            float *y = floats((size_t)TW, 0), *lse = floats((size_t)T, 0), *dq = floats((size_t)TW, 0), *dk = floats((size_t)SW, 0), *dv = floats((size_t)SW, 0);
+            double *want = (double *)malloc(sizeof(double) * (size_t)(2 * TW + 2 * SW));
+            double worst = 0.0;
+            int i;
+            if (!want) exit(3);
+            for (i = 0; i < TW; i++) q[i] *= 6.0f;                              /* sharp rows */
+            attention_naive(T, S, W, causal, (double)scale, q, k, v, dy, want, want + TW, want + 2 * TW, want + 2 * TW + SW);
+            tmoei_attention_forward(ctx, 0, T, S, W, causal, scale, q, (size_t)W, k, (size_t)W, v, (size_t)W, y, (size_t)W, lse);
+            tmoei_attention_backward(ctx, 0, T, S, W, causal, scale, q, (size_t)W, k, (size_t)W, v, (size_t)W, y, (size_t)W, lse, dy, (size_t)W,
+                                     0.0f, dq, (size_t)W, 0.0f, dk, dv, (size_t)W);
+            for (i = 0; i < TW; i++) worst = fmax(worst, fmax(fabs(want[i] - (double)y[i]), fabs(want[TW + i] - (double)dq[i])));
+            for (i = 0; i < SW; i++) worst = fmax(worst, fmax(fabs(want[2 * TW + i] - (double)dk[i]), fabs(want[2 * TW + SW + i] - (double)dv[i])));
+            for (i = 0; i < TW; i++) CHECK(y[i] == y[i] && dq[i] == dq[i]);     /* fmax would pass a NaN over */
+            for (i = 0; i < SW; i++) CHECK(dk[i] == dk[i] && dv[i] == dv[i]);
+            CHECK_NEAR(worst, 0.0, 2e-5);
+            free(q); free(k); free(v); free(dy); free(y); free(lse); free(dq); free(dk); free(dv); free(want);
+        }
+        tmoe_ctx_destroy(ctx);
+    }
+}
+
+static float float_of(uint32_t bits) { float x; memcpy(&x, &bits, sizeof x); return x; }
+
+/* exp over [-87.3, 0] (what softmax gives it): relative error. The promise in the header: 2 ulp. */
+static void exponential_is_good_to_two_ulp(void)
+{
+    int isa;
+    for (isa = 0; isa < 4; isa++) {
+        tmoe_ctx *ctx = context_of(isa, 1);
+        double worst = 0.0;
+        uint32_t bits;
+        if (!ctx) continue;
+        for (bits = 0x80000000u; bits < 0xc2ae9999u; bits += 9973u * 16u) {      /* -0 .. -87.29 through all exponents */
+            float x[16], y[16];
+            int i;
+            for (i = 0; i < 16; i++) x[i] = float_of(bits + (uint32_t)i * 9973u);
+            if (x[15] < -87.29f) break;
+            (void)ctx->kernels->exp_sum(y, x, 1.0f, 0.0f, 16);
+            for (i = 0; i < 16; i++) { const long double e = expl((long double)x[i]); worst = fmax(worst, (double)(fabsl((long double)y[i] - e) / e)); CHECK(y[i] == y[i]); }
+        }
+        CHECK(worst > 0.0 && worst < 2.0 * 1.1920929e-7);
+        tmoe_ctx_destroy(ctx);
+    }
+}
+/* GELU x Phi(x) and its derivative Phi(x) + x phi(x) over all finite floats, against long double. */
+static void gelu_and_its_slope_hold_over_all_floats(void)
+{
+    int isa, sign;
+    for (isa = 0; isa < 4; isa++) {
+        tmoe_ctx *ctx = context_of(isa, 1);
+        double worst = 0.0, worst_slope = 0.0;
+        uint32_t bits;
+        if (!ctx) continue;
+        for (sign = 0; sign < 2; sign++)
+            for (bits = 0; bits < 0x7f780000u; bits += 30011u * 16u) {
+                float x[16], y[16], one[16], slope[16];
+                int i;
+                for (i = 0; i < 16; i++) { x[i] = float_of((bits + (uint32_t)i * 30011u) | (uint32_t)sign << 31); one[i] = 1.0f; }
+                ctx->kernels->gelu(y, x, 16);
+                ctx->kernels->gelu_backward(slope, one, x, 16);
+                for (i = 0; i < 16; i++) {
+                    const long double z = (long double)x[i], phi = 0.5L * erfcl(-z * 0.707106781186547524401L);
+                    const long double density = fabsl(z) > 100.0L ? 0.0L : 0.398942280401432677940L * expl(-0.5L * z * z);
+                    const double scale = fmax(1.0, fabs((double)x[i]));
+                    if (!(fabs((double)((long double)y[i] - z * phi)) / scale < 1.0)) { CHECK(!"gelu is far off"); printf("at %g: %g\n", (double)x[i], (double)y[i]); }
+                    worst = fmax(worst, fabs((double)((long double)y[i] - z * phi)) / scale);
+                    worst_slope = fmax(worst_slope, fabs((double)((long double)slope[i] - (phi + z * density))));
+                    CHECK(slope[i] == slope[i]);
+                }
+            }
+        CHECK_NEAR(worst, 0.0, 4e-7);
+        CHECK_NEAR(worst_slope, 0.0, 1e-6);
+        tmoe_ctx_destroy(ctx);
+    }
+}
+static void layer_norm_equals_its_definition(void)
+{
+    static const size_t widths[] = { 1, 5, 16, 33, 96, 768 };
+    int isa, w;
+    for (isa = 0; isa < 4; isa++) {
+        tmoe_ctx *ctx = context_of(isa, 1);
+        if (!ctx) continue;
+        for (w = 0; w < 6; w++) {
+            const size_t n = widths[w];
+            float *x = floats(n, 21), *gain = floats(n, 22), *bias = floats(n, 23), *dy = floats(n, 24), *y = floats(n, 0), *dx = floats(n, 0), mean, inv;
+            double m = 0.0, v = 0.0, a = 0.0, b = 0.0;
+            size_t i;
+            for (i = 0; i < n; i++) x[i] += 30.0f;                              /* a mean far from 0 must not eat the variance */
+            ctx->kernels->norm_forward(y, x, gain, bias, 1e-5f, &mean, &inv, n);
+            ctx->kernels->norm_backward(dx, 0.0f, x, dy, gain, mean, inv, n);
+            for (i = 0; i < n; i++) m += (double)x[i] / (double)n;
+            for (i = 0; i < n; i++) v += ((double)x[i] - m) * ((double)x[i] - m) / (double)n;
+            v = 1.0 / sqrt(v + 1e-5);
+            for (i = 0; i < n; i++) {
+                const double h = ((double)x[i] - m) * v, g = (double)dy[i] * (double)gain[i];
+                a += g / (double)n;
+                b += g * h / (double)n;
+                CHECK_NEAR(y[i], h * (double)gain[i] + (double)bias[i], n == 1 ? 1e-2 : 3e-5);
+            }
+            for (i = 0; i < n && n > 1; i++)
+                CHECK_NEAR(dx[i], v * ((double)dy[i] * (double)gain[i] - a - ((double)x[i] - m) * v * b), 1e-4 * v);
+            free(x); free(gain); free(bias); free(dy); free(y); free(dx);
+        }
+        tmoe_ctx_destroy(ctx);
+    }
+}
+/* theta_bar = sum r_e theta_e; back: dtheta_e += r_e g, dr_e += <g, theta_e - theta_bar> */
+static void merging_and_its_backward_equal_double_sums(void)
+{
+    enum { E = 3, n = 10007 };
+    static const float r[E] = { 0.2f, 0.5f, 0.3f };
+    int isa;
+    for (isa = 0; isa < 4; isa++) {
+        tmoe_ctx *ctx = context_of(isa, 2);
+        float *theta = floats(E * n, 31), *g = floats(n, 32), *bar = floats(n, 0), *dtheta = floats(E * n, 33), *before = floats(E * n, 33), dr[E] = { 0, 0, 0 };
+        double want[E] = { 0, 0, 0 };
+        int e, i;
+        if (ctx) {
+            tmoei_merge(ctx, E, n, theta, r, bar);
+            tmoei_merge_backward(ctx, E, n, theta, dtheta, r, bar, g, dr);
+            for (i = 0; i < n; i++) {
+                double sum = 0.0;
+                for (e = 0; e < E; e++) sum += (double)r[e] * (double)theta[e * n + i];
+                CHECK_NEAR(bar[i], sum, 3e-7);
+                for (e = 0; e < E; e++) {
+                    want[e] += (double)g[i] * ((double)theta[e * n + i] - sum);
+                    CHECK_NEAR(dtheta[e * n + i], (double)before[e * n + i] + (double)r[e] * (double)g[i], 3e-7);
+                }
+            }
+            for (e = 0; e < E; e++) CHECK_NEAR(dr[e], want[e], 2e-3);
+        }
+        tmoe_ctx_destroy(ctx);
+        free(theta); free(g); free(bar); free(dtheta); free(before);
+    }
+}
+
+TEST_MAIN("test_kernels",
+    RUN(products_equal_double_sums_in_every_shape); RUN(products_have_the_same_bits_on_any_number_of_threads);
+    RUN(attention_equals_its_definition_forward_and_backward); RUN(exponential_is_good_to_two_ulp);
+    RUN(gelu_and_its_slope_hold_over_all_floats); RUN(layer_norm_equals_its_definition); RUN(merging_and_its_backward_equal_double_sums);)
