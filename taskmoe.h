@@ -273,7 +273,7 @@ TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uin
  *   x (T,D) in   out (1,1)   grad  x   cost  T*D flop   fails  none of its own */
 TMOE_DEF tmoe_tensor *tmoe_sum(tmoe_tape *tape, tmoe_tensor *x);
 
-/* How a router's logits become a route (PAPER: "Selection"). */
+/* How a router's logits become a route (Ye 2022, section 3). */
 typedef enum tmoe_selection {
     TMOE_SELECT_SOFTMAX,                /* r = softmax(z / tau) */
     TMOE_SELECT_GUMBEL,                 /* r = softmax((z + g) / tau) in training, softmax(z / tau) in evaluation */
@@ -411,7 +411,7 @@ typedef enum tmoe_mix {
 typedef enum tmoe_expert_kind { TMOE_EXPERT_LAYER, TMOE_EXPERT_FFN } tmoe_expert_kind;  /* whole layer | its FFN */
 enum { TMOE_ENCODER = 1, TMOE_DECODER = 2 };                            /* bits of tmoe_config.expert_places */
 
-typedef enum tmoe_router_kind {         /* PAPER.md section 2: "Routers" */
+typedef enum tmoe_router_kind {         /* the ten of the paper's code */
     TMOE_ROUTER_LINEAR, TMOE_ROUTER_LINEAR_LAYER_SPECIFIC,
     TMOE_ROUTER_RNN, TMOE_ROUTER_RNN_LAYER_SPECIFIC, TMOE_ROUTER_GRU, TMOE_ROUTER_GRU_LAYER_SPECIFIC,
     TMOE_ROUTER_LSTM, TMOE_ROUTER_LSTM_LAYER_SPECIFIC,
@@ -579,7 +579,7 @@ TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress);
  *   goes on where a loaded trainer stopped. In the end the model holds the best parameters (the last ones without validation).
  *   fails  as tmoe_step; TMOE_ERR_CANCELLED when progress said so   thread  as above */
 TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer);
-/* tmoe_validation_loss - mean loss over the validation lines' target tokens: evaluation routes, no noise, no smoothing (fault 11)
+/* tmoe_validation_loss - mean loss over the validation lines' target tokens: evaluation routes, no noise, no smoothing
  *   fails  NaN without validation lines or when memory is short (context)   cost  a forward pass   thread  as above */
 TMOE_DEF float tmoe_validation_loss(tmoe_trainer *trainer);
 /* tmoe_train - the one-call way: trains a tokenizer, makes a model for the suite's training tasks, trains it
@@ -1186,7 +1186,7 @@ typedef struct tmoei_kernels {
 #  define VMAX(a, b) _mm512_maskz_max_ps((__mmask16)0xffff, a, b)
 #  define VMIN(a, b) _mm512_maskz_min_ps((__mmask16)0xffff, a, b)
 #  define VSQRT(a) _mm512_maskz_sqrt_ps((__mmask16)0xffff, a)      /* the plain one reads an undefined vector in gcc's header */
-#  define VROUND(a) _mm512_cvtepi32_ps(_mm512_cvtps_epi32(a))
+#  define VROUND(a) _mm512_maskz_cvtepi32_ps((__mmask16)0xffff, _mm512_maskz_cvtps_epi32((__mmask16)0xffff, a))
 #  define VPOW2(n) _mm512_maskz_scalef_ps((__mmask16)0xffff, _mm512_set1_ps(1.0f), n)
 #  define VSUM(a) TMOEI_FN(vsum)(a)
 #  define VMAXIMUM(a) TMOEI_FN(vmaximum)(a)
@@ -1802,7 +1802,7 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted)
 
 /* ==== >>products: the matrix product driver, and products of one lane ================================== */
 
-#define TMOEI_KC 384                    /* of K at a time: a panel of B is 48 KiB; best of 256, 384, 512 (PERF: Zen 4) */
+#define TMOEI_KC 384                    /* of K at a time: a panel of B is 48 KiB; best of 256, 384, 512 on Zen 4 */
 #define TMOEI_NC 2048                   /* columns of op(B) packed at a time: 3 MiB, shared by the lanes */
 #define TMOEI_MC 1024                   /* rows of op(A) packed at a time: 1.5 MiB, shared by the lanes */
 #define TMOEI_TILE_COLUMNS 256          /* of a lane's tile: eight panels of B */
@@ -5209,7 +5209,7 @@ struct tmoe_model {
     tmoe_ctx *ctx;
     tmoe_config config;
     tmoe_tokenizer *tokenizer;
-    int V, begin_id, end_id;        /* vocabulary; special tokens. The decoder starts with </s>, as it is trained (PAPER.md 6, fault 8) */
+    int V, begin_id, end_id;        /* vocabulary; special tokens. The decoder starts with </s>, as it is trained */
     tmoei_known_task *tasks;
     int N;
     int L, R;                       /* layers, encoder first; routed layers */
@@ -5965,7 +5965,7 @@ static void tmoei_route_without_router(const tmoe_model *model, uint64_t stream,
 #define TMOEI_STREAM_BATCH UINT64_C(1000005)
 #define TMOEI_STREAM_DROPOUT UINT64_C(1000006)
 
-/* Routes (K, R * E) of K task vectors, free of noise (PAPER.md 6, fault 1), into `routes`. */
+/* Routes (K, R * E) of K task vectors, free of noise, into `routes`. */
 static tmoe_result tmoei_routes_of_vectors(tmoe_model *model, float *vectors, int K, float *routes)
 {
     tmoe_tape *tape = model->tape;
@@ -7031,7 +7031,7 @@ static void tmoei_norm_chunk(void *arg, int chunk, int lane)
 }
 
 /* AdamW (Loshchilov 2019): m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  theta -= lr (mhat / (sqrt(vhat) + eps) + decay theta). The gradient is
- * zeroed while it is in the cache. A frozen parameter does not move, nor do its moments (fault 7). */
+ * zeroed while it is in the cache. A frozen parameter does not move, nor do its moments. */
 static void tmoei_adamw_chunk(void *arg, int chunk, int lane)
 {
     const tmoei_update_job *job = (const tmoei_update_job *)arg;
@@ -7178,7 +7178,7 @@ static int tmoei_step_draw(tmoe_trainer *trainer, int *counts)
 }
 
 /* Draws the step's batch and leaves its gradients in trainer->grads: router forward, each group forward and backward, router backward.
- * Gives the mean loss over the step's target tokens: every token weighs the same (fault 9). */
+ * Gives the mean loss over the step's target tokens: every token weighs the same. */
 static double tmoei_step_gradients(tmoe_trainer *trainer)
 {
     tmoe_ctx *ctx = trainer->ctx;
