@@ -24,7 +24,7 @@ $(BUILD):
 
 # The main job, then three questions about tasks the model has never been trained on.
 demo: examples
-	$(BUILD)/multitask --steps 2000 --save $(BUILD)/demo.safetensors --tsv $(BUILD)/demo.tsv
+	$(BUILD)/multitask --steps 1500 --save $(BUILD)/demo.safetensors --tsv $(BUILD)/demo.tsv
 	sh examples/questions.sh $(BUILD)/zeroshot $(BUILD)/demo.safetensors
 
 test: examples $(TESTS:%=$(BUILD)/%)
