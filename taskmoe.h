@@ -1,24 +1,26 @@
-/* taskmoe.h 0.1.0 - task-level mixture of experts in C: one header, no dependency but libc and libm (and pthreads if you want threads)
+/* taskmoe.h 0.1.0 - task-level mixture of experts in C: one header, nothing but libc and libm
  *
- *   #define TASKMOE_IMPLEMENTATION        in ONE .c file, before:       cc -O2 program.c -lm         (add -lpthread with TMOE_THREADS)
- *   #include "taskmoe.h"
+ *   #define TASKMOE_IMPLEMENTATION        in ONE .c file, before
+ *   #include "taskmoe.h"                  cc -O2 program.c -lm   (with TMOE_THREADS defined also -lpthread)
  *
- * Whole transformer layers are experts. A router looks at a representation of the TASK - not of the token, not of the example - and chooses, layer by
- * layer, how the experts are mixed. Train on many tasks; ask about tasks it has seen, and about tasks it knows by their instruction only.
+ * Whole transformer layers are experts. A router looks at a representation of the TASK - not of the token,
+ * not of the example - and chooses, layer by layer, how the experts are mixed. Train on many tasks; ask
+ * about tasks it has seen, and about tasks it knows by their instruction only.
  *
- * It does NOT use a GPU, mixed precision or quantisation; does not run on several machines by itself (you plug an all-reduce in); never exits,
- * aborts, prints or reads the environment.
+ * It does NOT use a GPU, mixed precision or quantisation; does not run on several machines by itself (you
+ * plug an all-reduce in); never exits, aborts, prints or reads the environment.
  *
  * CONTENTS (search for the tag)
  *   quick start, the algorithm, concepts, build options        this comment
- *   API                        what you call; everything up to "the API ends here"
- *   >>platform >>errors >>memory >>random                      the ground
- *   >>machine >>parallel >>kernels >>products >>sweeps >>context   processor, threads, inner loops, matrix products
- *   >>tape >>ops >>mix         values forward, gradients backward; each operation on one screen; the two ways to mix experts
- *   >>json >>safetensors >>tokenizer >>suite                   text in, text out
- *   >>model >>layers >>router  parameters, one pass of the transformer, from a task to its route
- *   >>metrics >>inference >>train >>files                      scores, answers, the training loop, checkpoints
- *   licence                    last lines
+ *   API                                           what you call; up to "the API ends here"
+ *   >>platform >>errors >>memory >>random         the ground
+ *   >>machine >>parallel >>kernels >>products >>sweeps >>context
+ *                                                 processor, threads, inner loops, matrix products
+ *   >>tape >>ops >>mix                            values forward, gradients backward; the two ways to mix
+ *   >>json >>safetensors >>tokenizer >>suite      text in, text out
+ *   >>model >>layers >>router                     parameters, a pass of the transformer, from task to route
+ *   >>metrics >>inference >>train >>files         scores, answers, the training loop, checkpoints
+ *   licence                                       last lines
  *
  * QUICK START (examples/quickstart.c, word for word; prints "violin -> VIOLIN")
  *   #define TASKMOE_IMPLEMENTATION
@@ -42,7 +44,8 @@
  *       config.D = 64;                                  // a small model for a small job
  *       config.F_encoder = config.F_decoder = 256;
  *       model = suite ? tmoe_train(ctx, suite, &config, &training) : NULL;
- *       if (!model || tmoe_answer(model, "Write the word in upper case.", "violin", answer, sizeof answer) != TMOE_OK
+ *       if (!model || tmoe_answer(model, "Write the word in upper case.", "violin", answer, sizeof answer)
+ *       != TMOE_OK
  *           || tmoe_model_save(model, argc > 1 ? argv[1] : "quickstart.safetensors") != TMOE_OK)
  *           fprintf(stderr, "quickstart: %s\n", tmoe_error_message(ctx));
  *       printf("violin -> %s\n", answer);
@@ -54,50 +57,59 @@
  *   }
  *
  * THE ALGORITHM ON ONE PAGE
- *   Letters: B batch, T target length, S source length, D width, H heads, F width of the feed-forward network, V vocabulary, L layers, E experts a
- *   layer, N tasks, R routed layers, k width of a task vector. Lower case is an index. All matrices are row-major, weights are (out, in), gradients are d + name.
+ *   Letters: B batch, T target length, S source length, D width, H heads, F width of the feed-forward
+ *   network, V vocabulary, L layers, E experts a layer, N tasks, R routed layers, k width of a task
+ *   vector. Lower case is an index. Matrices are row-major, weights are (out, in), gradients are d + name.
  *
- *     task vector   e_t in R^k                     hashed words of the instruction, or a trained row, or given
- *     logits        z_t = router(e_t)              (R, E): an MLP for each routed layer, or one of nine other routers
- *     route         r_t,l = softmax(z_t,l / tau)   one distribution over the experts of each layer (or Gumbel, straight-through, average, random)
- *     PARAM mix     theta_bar = sum_e r_e theta_e  then one ordinary layer runs on theta_bar: cost 1x whatever E is
+ *     task vector   e_t in R^k                     hashed words of the instruction, a trained row, or given
+ *     logits        z_t = router(e_t)              (R, E): an MLP a routed layer, or one of nine others
+ *     route         r_t,l = softmax(z_t,l / tau)   a distribution over the experts of each layer
+ *                                                  (or Gumbel, straight-through, average, random)
+ *     PARAM mix     theta_bar = sum_e r_e theta_e  one ordinary layer runs on it: cost 1x whatever E is
  *     OUTPUT mix    h' = sum_e r_e layer_e(h)      the paper's: the outputs of whole layers are averaged
  *     backward      PARAM   dtheta_e += r_e g,  dr_e = <g, theta_e - theta_bar>,  g = dl/dtheta_bar
  *                   OUTPUT  dh_e = r_e dh',     dr_e = <dh', layer_e(h)>
  *
- *   An expert is a complete transformer layer of an encoder-decoder, residuals included; embeddings, norms outside the layers and the head are shared. Because
- *   the route belongs to the task, everything that depends on it happens once a task: in training once a group, when answering once a task, after which the merged
- *   model IS a dense model.
- *   Papers: Ye, Zha, Ren 2022 (arXiv 2205.12701, the method); Muqeeth, Liu, Raffel 2023 (2306.03745, soft merging); Jang 2017 (1611.01144, straight-through
- *   Gumbel); Loshchilov 2019 (1711.05101, AdamW); Lewis 2020 (1910.13461, BART). Where we differ: no noise in evaluation, loss averaged over target tokens, frozen
- *   parameters do not move, norms are not decayed, nothing is computed for unselected experts' weights, the temperature is saved.
+ *   An expert is a complete transformer layer of an encoder-decoder, residuals included; embeddings, norms
+ *   outside the layers and the head are shared. Because the route belongs to the task, everything that
+ *   depends on it happens once a task: in training once a group, when answering once a task, after which
+ *   the merged model IS a dense model.
+ *   Papers: Ye, Zha, Ren 2022 (arXiv 2205.12701, the method); Muqeeth, Liu, Raffel 2023 (2306.03745, soft
+ *   merging); Jang 2017 (1611.01144, straight-through Gumbel); Loshchilov 2019 (1711.05101, AdamW); Lewis
+ *   2020 (1910.13461, BART). Where we differ: no noise in evaluation, loss averaged over target tokens,
+ *   frozen parameters do not move, norms are not decayed, nothing is computed for unselected experts'
+ *   weights, the
+ *   temperature is saved.
  *
  * CONCEPTS
- *   context   tmoe_ctx: allocator, threads, kernels, the last error. Contexts are independent; one context is used by one thread at a time.
- *   errors    functions give a tmoe_result or NULL; tmoe_error_message() then has the first cause with its values and the rule. A failed call changes nothing.
- *   group     the unit of work: examples of one task, packed one behind the other without padding. A step's batch is several groups.
- *   tape      operations compute at once and remember how to go back. Levels of use: tmoe_train and tmoe_answer; your own loop with tmoe_step, tmoe_route,
- *             tmoe_evaluate; your own model on tmoe_linear, tmoe_attention, ...
- *   equal bits  the same seed gives the same bits, on 1, 2 or 64 threads, and after stopping and resuming. Across instruction sets results agree to rounding.
+ *   context   tmoe_ctx: allocator, threads, kernels, the last error. Contexts are independent; one context
+ *             is used by one thread at a time.
+ *   errors    functions give a tmoe_result or NULL; tmoe_error_message() then has the first cause with its
+ *             values and the rule. A failed call changes nothing.
+ *   group     the unit of work: examples of one task, packed one behind the other without padding. A step's
+ *             batch is several groups.
+ *   tape      operations compute at once and remember how to go back. Levels of use: tmoe_train and
+ *             tmoe_answer; your own loop with tmoe_step, tmoe_route, tmoe_evaluate; your own model on
+ *             tmoe_linear, tmoe_attention, ...
+ *   equal bits  the same seed gives the same bits, on 1, 2 or 64 threads, and after stopping and resuming.
+ *             Across instruction sets results agree to rounding.
  *   files     safetensors, written to a temporary file, flushed, renamed; validated before it is believed.
  *
  * BUILD OPTIONS (define before including; only read where TASKMOE_IMPLEMENTATION is defined)
- *   TASKMOE_IMPLEMENTATION     make the bodies here            TMOE_THREADS               built-in pthread pool (tmoe_ctx_config.threads)
- *   TASKMOE_STATIC             everything static in this file  TMOE_NO_STDIO              no FILE functions: no load, no save
- *   TMOE_DEF                   own linkage or decoration       TMOE_NO_SIMD, TMOE_NO_AVX512, TMOE_NO_AVX2, TMOE_NO_NEON
- *   TMOE_MALLOC, TMOE_FREE     default allocator, both         TMOE_ASSERT(x)             default assert
- *   TMOE_HEADER_FILENAME       "taskmoe.h" under another name (the kernels include the header again)
- *   TMOE_ALLOW_FAST_MATH       else -ffast-math is an error
- */
+ *   TASKMOE_IMPLEMENTATION   make the bodies here            TASKMOE_STATIC   everything static in this file
+ *   TMOE_THREADS             built-in pthread pool (tmoe_ctx_config.threads)
+ *   TMOE_NO_STDIO            no FILE functions: no load, no save
+ *   TMOE_NO_SIMD, TMOE_NO_AVX512, TMOE_NO_AVX2, TMOE_NO_NEON
+ *   TMOE_MALLOC, TMOE_FREE   default allocator, both         TMOE_DEF         own linkage or decoration
+ *   TMOE_ASSERT(x)           default assert                  TMOE_ALLOW_FAST_MATH   accept -ffast-math
+ *   TMOE_HEADER_FILENAME     "taskmoe.h" under another name (the kernels include the header again) */
 #if !defined(TASKMOE_H_INCLUDED)
 #define TASKMOE_H_INCLUDED
 /* ---- API: linkage, result codes, context ------------------------------------------------------------- */
-
 #define TMOE_VERSION_MAJOR 0
 #define TMOE_VERSION_MINOR 1
 #define TMOE_VERSION_PATCH 0
 #define TMOE_VERSION (TMOE_VERSION_MAJOR * 10000 + TMOE_VERSION_MINOR * 100 + TMOE_VERSION_PATCH)
-
 #include <stddef.h>
 #include <stdint.h>
 
@@ -112,7 +124,6 @@
 #    define TMOE_DEF extern
 #  endif
 #endif
-
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -135,7 +146,6 @@ typedef enum tmoe_result { TMOE_RESULTS(TMOEI_RESULT_ENUM) TMOE_RESULT_COUNT } t
 
 /* Instruction sets that the kernels are made for; TMOE_ISA_AUTO takes the best the processor has. */
 typedef enum tmoe_isa { TMOE_ISA_AUTO, TMOE_ISA_C, TMOE_ISA_NEON, TMOE_ISA_AVX2, TMOE_ISA_AVX512 } tmoe_isa;
-
 typedef struct tmoe_ctx tmoe_ctx;
 
 /* How a context is made; all zero is the default (malloc, one thread, best instruction set). */
@@ -143,37 +153,41 @@ typedef struct tmoe_ctx_config {
     void *(*alloc_fn)(size_t size_bytes, void *user);              /* both or neither of alloc_fn, free_fn */
     void  (*free_fn)(void *ptr, size_t size_bytes, void *user);
     void   *alloc_user;
-    int     threads;            /* lanes to split work into, 1 <= threads <= 64; 0 = 1. Needs TMOE_THREADS or parallel_fn */
+    /* lanes to split work into, 1 <= threads <= 64; 0 = 1. Needs TMOE_THREADS or parallel_fn */
+    int     threads;
     /* Runs task(arg, 0) ... task(arg, n - 1), n <= threads, each once, at the same time where it can, and
      * returns when all are done. NULL: the built-in pool (TMOE_THREADS) or one after the other. */
     void  (*parallel_fn)(void *user, void (*task)(void *arg, int lane), void *arg, int n);
     void   *parallel_user;
-    tmoe_isa isa;               /* forces an instruction set (tests); one the processor lacks falls back to C */
+    tmoe_isa isa;            /* forces an instruction set (tests); one the processor lacks falls back to C */
 } tmoe_ctx_config;
 
 /* tmoe_ctx_create - what everything else hangs on: memory, errors, threads, kernels          >>context
  *   config  in, copied; NULL = all defaults
  *   out     a context; free it last, with tmoe_ctx_destroy
- *   fails   NULL: no memory, only one of alloc_fn and free_fn, threads not 0 to 64, or a thread could not be started
- *   cost    packing buffers, some 5 MiB and 1.2 MiB a thread   thread  contexts are independent; one context, one thread at a time */
+ *   fails   NULL: no memory, only one of alloc_fn and free_fn, threads not 0 to 64, or a thread could not be
+ *           started
+ *   cost    packing buffers, some 5 MiB and 1.2 MiB a thread
+ *           thread  contexts are independent; one context, one thread at a time */
 TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config);
 /* tmoe_ctx_destroy - stops the threads, frees the context; NULL is fine.   fails never   thread  as above */
 TMOE_DEF void tmoe_ctx_destroy(tmoe_ctx *ctx);
-/* tmoe_error, tmoe_error_message - the first cause of the last call that failed; TMOE_OK and "" when it did not
- *   out     text with the values and the rule that was broken; owned by the context, valid until its next call
+/* tmoe_error, tmoe_error_message - the first cause of the last call that failed; TMOE_OK and "" when it did
+ * not
+ *   out     text with the values and the rule that was broken; owned by the context, valid until its next
+ *           call
  *   fails never   cost none   thread  as above */
 TMOE_DEF tmoe_result tmoe_error(const tmoe_ctx *ctx);
 TMOE_DEF const char *tmoe_error_message(const tmoe_ctx *ctx);
 /* tmoe_result_name - what a result code means in words.   fails never   cost none   thread  any */
 TMOE_DEF const char *tmoe_result_name(tmoe_result result);
-/* tmoe_ctx_kernels - the instruction set in use: "AVX-512", "AVX2", "NEON" or "C".   fails never   thread  any */
+/* tmoe_ctx_kernels - the instruction set in use: "AVX-512", "AVX2", "NEON" or "C".     thread  any */
 TMOE_DEF const char *tmoe_ctx_kernels(const tmoe_ctx *ctx);
-/* tmoe_ctx_bytes - memory the context has out now; the most it ever had into *peak (or NULL).   fails never   thread  as above */
+/* tmoe_ctx_bytes - bytes out now; the most ever into *peak (or NULL).   fails never   thread  as above */
 TMOE_DEF size_t tmoe_ctx_bytes(const tmoe_ctx *ctx, size_t *peak);
 /* tmoe_version - TMOE_VERSION of the implementation.   fails never   thread  any */
 TMOE_DEF int tmoe_version(void);
 /* ---- API: tape and operations (>>tape, >>ops) --------------------------------------------------------- */
-
 /* A row-major matrix of floats on a tape. Last index contiguous: element (r, c) is x[r * cols + c]. */
 typedef struct tmoe_tensor {
     int rows, cols;
@@ -184,14 +198,13 @@ typedef struct tmoe_tensor {
 } tmoe_tensor;
 
 typedef struct tmoe_tape tmoe_tape;
-
 typedef enum tmoe_activation { TMOE_NONE, TMOE_GELU, TMOE_RELU, TMOE_TANH, TMOE_SIGMOID } tmoe_activation;
 
 /* tmoe_tape_create - an empty tape that records                                               >>tape
  *   owns   tensors, values and gradients of one step; memory is kept from step to step
  *   fails  NULL + TMOE_ERR_MEMORY       cost  none       thread  one tape, one thread at a time */
 TMOE_DEF tmoe_tape *tmoe_tape_create(tmoe_ctx *ctx);
-/* tmoe_tape_destroy - frees the tape and every tensor on it; NULL is fine.   fails never   thread  as above */
+/* tmoe_tape_destroy - frees tape and tensors; NULL is fine.   fails never   thread  as above */
 TMOE_DEF void tmoe_tape_destroy(tmoe_tape *tape);
 /* tmoe_tape_reset - forgets all tensors, keeps the memory for the next step; clears the context's error.
  *   fails never   cost  constant   thread  as above */
@@ -202,18 +215,20 @@ TMOE_DEF void tmoe_tape_record(tmoe_tape *tape, int on);
 /* tmoe_leaf - wraps the caller's memory as a tensor                                           >>tape
  *   x      (rows, cols) in, rows, cols >= 1, must outlive the tape's step
  *   dx     (rows, cols) in/out: gradients are ADDED here; NULL makes a constant
- *   fails  NULL + TMOE_ERR_ARGUMENT (no x, empty shape), TMOE_ERR_MEMORY   cost  constant   thread  as above */
+ *   fails  NULL + TMOE_ERR_ARGUMENT (no x, no size), TMOE_ERR_MEMORY   thread  as above */
 TMOE_DEF tmoe_tensor *tmoe_leaf(tmoe_tape *tape, int rows, int cols, float *x, float *dx);
 /* tmoe_backward - runs the tape from its last operation to its first, with d(loss) = 1        >>tape
  *   loss   (1,1), made on this tape while it recorded
  *   out    adds to dx of every leaf that has one; dx of tensors in between is dead afterwards
- *   fails  TMOE_ERR_ARGUMENT (NULL or no scalar), TMOE_ERR_MEMORY, or the first error of the forward operations
+ *   fails  TMOE_ERR_ARGUMENT (NULL or no scalar), TMOE_ERR_MEMORY, or the first error of the forward
+ *          operations
  *   cost   about twice the forward operations   thread  as above */
 TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss);
 
-/* All operations: inputs may be NULL (an earlier operation failed): the result is NULL then and the context keeps the
- * first cause. Results belong to the tape and die with tmoe_tape_reset. Wrong shapes: NULL + TMOE_ERR_SHAPE; no memory: NULL +
- * TMOE_ERR_MEMORY. One tape, one thread. "keeps" is what stays in memory for the backward pass. */
+/* All operations: inputs may be NULL (an earlier operation failed): the result is NULL then and the context
+ * keeps the first cause. Results belong to the tape and die with tmoe_tape_reset. Wrong shapes: NULL +
+ * TMOE_ERR_SHAPE; no memory: NULL + TMOE_ERR_MEMORY. One tape, one thread. "keeps" is what stays in memory
+ * for the backward pass. */
 
 /* tmoe_linear - y = act(x w^T + b) + residual                                                 >>ops
  *   x (T,D) in   w (F,D) in   b (1,F) in or NULL   residual (T,F) in or NULL   out (T,F)
@@ -221,35 +236,43 @@ TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss);
  *   cost  2*T*D*F flop forward, twice that backward   fails  shapes; act not NONE, GELU or RELU */
 TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *w, tmoe_tensor *b,
                                   tmoe_activation act, tmoe_tensor *residual);
-/* tmoe_layer_norm - y = gain * (x - mean) / sqrt(var + 1e-5) + bias, row by row  (Ba 2016; 1e-5 as BART)   >>ops
- *   x (T,D) in   gain, bias (1,D) in   out (T,D)   grad  all three   keeps  8*T bytes   cost  8*T*D flop   fails  shapes */
+/* tmoe_layer_norm - y = gain * (x - mean) / sqrt(var + 1e-5) + bias, row by row  (Ba 2016; 1e-5 as BART)
+ *   >>ops
+ *   x, out (T,D)   gain, bias (1,D) in   grad  all   keeps  8*T bytes   cost  8*T*D flop   fails shapes */
 TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *gain, tmoe_tensor *bias);
-/* tmoe_attention - H-head scaled dot-product attention over packed sequences (Vaswani 2017, eq. 1)        >>ops
+/* tmoe_attention - H-head scaled dot-product attention over packed sequences (Vaswani 2017, eq. 1)   >>ops
  *   y = softmax(q k^T / sqrt(D/H) + mask) v, for each sequence and head on its own
  *   self:  q (T,3D) in = [q | k | v], kv = q           cross:  q (T,D) in, kv (S,2D) in = [k | v]
  *   q_offsets, kv_offsets  (sequences + 1) in: sequence i holds rows offsets[i] .. offsets[i+1]-1
  *   causal  1: row t sees keys up to t      H  heads, 1 <= H, H divides D      out (T,D)
- *   grad  q, kv    keeps  4*T*H bytes (log-sum-exp; the scores are computed again)   cost  4*T*S*D flop a sequence
+ *   grad  q, kv    keeps  4*T*H bytes (log-sum-exp; the scores are computed again)
+ *         cost  4*T*S*D flop a sequence
  *   fails  shapes as above */
 TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tensor *kv, int H, int sequences,
                                      const int *q_offsets, const int *kv_offsets, int causal);
 /* tmoe_embedding - y_t = scale * table[ids_t] + positions[position_ids_t]                     >>ops
- *   table (V,D) in   ids (T) in, 0 <= id < V   positions (P,D) in or NULL   position_ids (T) in, 0 <= p < P   out (T,D)
- *   ids and position_ids must live until the tape is reset   grad  table, positions   keeps  nothing   cost  2*T*D flop
+ *   table (V,D) in   ids (T) in, 0 <= id < V   positions (P,D) in or NULL   position_ids (T) in, 0 <= p < P
+ *   out (T,D)
+ *   ids and position_ids must live until the tape is reset   grad  table, positions   keeps  nothing
+ *   cost  2*T*D flop
  *   fails  TMOE_ERR_ARGUMENT for an id out of range; shapes */
 TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int T, const int *ids, float scale,
                                      tmoe_tensor *positions, const int *position_ids);
-/* tmoe_cross_entropy - (1 - smoothing) * nll + smoothing / V * sum_v -log p_v, summed over rows, times weight   >>ops
- *   logits (T,V) in: CONSUMED, they become their own gradient in the backward pass   targets (T) in, 0 <= target < V,
+/* tmoe_cross_entropy - (1 - smoothing) * nll + smoothing / V * sum_v -log p_v, summed over rows, times
+ *   weight   >>ops
+ *   logits (T,V) in: CONSUMED, they become their own gradient in the backward pass
+ *   targets (T) in, 0 <= target < V,
  *   must live until the tape is reset; a negative target leaves its row out   0 <= smoothing < 1   out (1,1)
- *   grad  logits   keeps  4*T bytes   cost  6*T*V flop   fails  TMOE_ERR_ARGUMENT for a target >= V; shapes */
+ *   grad  logits   keeps  4*T bytes   cost  6*T*V flop   fails  target >= V; shapes */
 TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, const int *targets,
                                          float smoothing, float weight);
 /* tmoe_map - y = f(x) element by element, f one of tmoe_activation                            >>ops
- *   x (T,D) in   out (T,D)   grad  x   keeps  nothing more   cost  T*D evaluations   fails  none of its own */
+ *   x (T,D) in   out (T,D)   grad  x   keeps  nothing more   cost  T*D evaluations
+ *   fails  none of its own */
 TMOE_DEF tmoe_tensor *tmoe_map(tmoe_tape *tape, tmoe_tensor *x, tmoe_activation f);
 /* tmoe_add, tmoe_multiply - y = a + b, y = a * b element by element                           >>ops
- *   a (T,D) in   b (T,D) in, or (1,D): the one row goes with every row of a   out (T,D)   grad  a, b   keeps  nothing
+ *   a (T,D) in   b (T,D) in, or (1,D): the one row goes with every row of a   out (T,D)   grad  a, b
+ *   keeps  nothing
  *   cost  T*D flop   fails  shapes */
 TMOE_DEF tmoe_tensor *tmoe_add(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b);
 TMOE_DEF tmoe_tensor *tmoe_multiply(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b);
@@ -257,16 +280,17 @@ TMOE_DEF tmoe_tensor *tmoe_multiply(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor
  *   x (T,D) in   out (T,D)   grad  x   keeps  nothing   cost  2*T*D flop   fails  none of its own */
 TMOE_DEF tmoe_tensor *tmoe_affine(tmoe_tape *tape, tmoe_tensor *x, float scale, float shift);
 /* tmoe_slice - columns first .. first + count - 1 of x                                        >>ops
- *   x (T,D) in   0 <= first, 1 <= count, first + count <= D   out (T,count)   grad  x   cost  a copy   fails  shapes */
+ *   x (T,D) in   first + count <= D   out (T,count)   grad  x   cost  a copy   fails  shapes */
 TMOE_DEF tmoe_tensor *tmoe_slice(tmoe_tape *tape, tmoe_tensor *x, int first, int count);
 /* tmoe_concat - parts side by side                                                            >>ops
- *   parts  count pointers in, each (T, any)   out (T, sum of widths)   grad  all parts   cost  a copy   fails  shapes */
+ *   parts  (count) in, each (T, any)   out (T, sum)   grad  all parts   cost  a copy   fails  shapes */
 TMOE_DEF tmoe_tensor *tmoe_concat(tmoe_tape *tape, tmoe_tensor *const *parts, int count);
 /* tmoe_reshape - the same values as (rows, cols)                                              >>ops
  *   x in, rows * cols as before   out shares x's memory   grad  x   cost  none   fails  shapes */
 TMOE_DEF tmoe_tensor *tmoe_reshape(tmoe_tape *tape, tmoe_tensor *x, int rows, int cols);
 /* tmoe_dropout - y = x * keep / (1 - p), keep a 0/1 mask from the counter (seed, stream)      >>ops
- *   x (T,D) in   0 <= p < 1 (0: gives x itself)   out (T,D)   grad  x   keeps  nothing: the mask is made again
+ *   x (T,D) in   0 <= p < 1 (0: gives x itself)   out (T,D)   grad  x
+ *   keeps  nothing: the mask is made again
  *   cost  T*D hashes   fails  TMOE_ERR_ARGUMENT for p out of range */
 TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uint64_t seed, uint64_t stream);
 /* tmoe_sum - the sum of all elements                                                          >>ops
@@ -276,49 +300,60 @@ TMOE_DEF tmoe_tensor *tmoe_sum(tmoe_tape *tape, tmoe_tensor *x);
 /* How a router's logits become a route (Ye 2022, section 3). */
 typedef enum tmoe_selection {
     TMOE_SELECT_SOFTMAX,                /* r = softmax(z / tau) */
-    TMOE_SELECT_GUMBEL,                 /* r = softmax((z + g) / tau) in training, softmax(z / tau) in evaluation */
+    TMOE_SELECT_GUMBEL,          /* r = softmax((z + g) / tau) in training, softmax(z / tau) in evaluation */
     TMOE_SELECT_STRAIGHT_THROUGH,       /* one-hot(argmax) forward, the soft sample's gradient backward */
     TMOE_SELECT_AVERAGE,                /* r = 1 / E */
     TMOE_SELECT_RANDOM_TASK,            /* a fixed random top-n of E for each task and layer, weight 1/n */
-    TMOE_SELECT_RANDOM_EXAMPLE          /* a fresh random one-hot a group in training, a fixed one in evaluation */
+    TMOE_SELECT_RANDOM_EXAMPLE    /* a fresh random one-hot a group in training, a fixed one in evaluation */
 } tmoe_selection;
 
 /* tmoe_select - r = softmax((z + noise) / tau) row by row; hard: one-hot(argmax r) forward   >>ops
  *   z (T,E) in   noise (T,E) in or NULL   tau > 0   out (T,E), rows sum to 1
- *   grad  z: dz_j = (1/tau) sum_e dr_e s_e ([e = j] - s_j), s the soft sample (Jang 2017, straight-through where hard)
+ *   grad  z: dz_j = (1/tau) sum_e dr_e s_e ([e = j] - s_j), s the soft sample (Jang 2017, straight-through
+ *         where hard)
  *   keeps  s   cost  T*E exponentials   fails  TMOE_ERR_ARGUMENT for tau <= 0; shapes */
 TMOE_DEF tmoe_tensor *tmoe_select(tmoe_tape *tape, tmoe_tensor *z, const float *noise, float tau, int hard);
 /* tmoe_mix_outputs - y = sum_e r_e y_e                                                        >>ops
- *   outputs  E tensors (T,D) in (NULL: expert did not run, r_e must be 0)   route (1,N) in, r_e = route[first + e]
- *   out (T,D)   grad  outputs with r_e > 0: r_e dy; route: <dy, y_e> for every expert that ran   cost  2*E*T*D flop
+ *   outputs  E tensors (T,D) in (NULL: expert did not run, r_e must be 0)
+ *            route (1,N) in, r_e = route[first + e]
+ *   out (T,D)   grad  outputs with r_e > 0: r_e dy; route: <dy, y_e> for every expert that ran
+ *               cost  2*E*T*D flop
  *   fails  shapes */
-TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outputs, int E, tmoe_tensor *route, int first);
+TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outputs, int E,
+    tmoe_tensor *route, int first);
 /* tmoe_mix_parameters - theta_bar = sum_e r_e theta_e (soft merging, arXiv 2306.03745)       >>ops
- *   experts  E blocks of `block` floats in, one behind the other; gradients likewise (in/out, added to) or NULL
- *   route (1,N) in, r_e = route[first + e]   out (1,block): theta_bar. A one-hot route copies nothing: out is that expert's block
- *   grad  dtheta_e += r_e g; route: <g, theta_e - theta_bar>, g = d theta_bar. (The term with theta_bar is the same for all e:
- *         it drops out of the softmax below, and without it the common part of all experts would drown the difference.)
+ *   experts  E blocks of `block` floats in, one behind the other; gradients likewise (in/out, added to) or
+ *            NULL
+ *   route (1,N) in, r_e = route[first + e]   out (1,block): theta_bar. A one-hot route copies nothing: out
+ *   is that expert's block
+ *   grad  dtheta_e += r_e g; route: <g, theta_e - theta_bar>, g = d theta_bar. (The term with theta_bar is
+ *         the same for all e: it drops out of the softmax below, and without it the common part of all
+ *         experts would drown the difference.)
  *   cost  2*E*block flop, as much memory traffic; backward twice that   fails  shapes */
-TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float *gradients, int E, int block,
-                                          tmoe_tensor *route, int first);
-/* ---- API: tokenizers (>>tokenizer) --------------------------------------------------------------------- */
-
+TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float *gradients, int E,
+    int block, tmoe_tensor *route, int first);
+/* ---- API: tokenizers (>>tokenizer) -------------------------------------------------------------------- */
 typedef struct tmoe_tokenizer tmoe_tokenizer;
 
-typedef enum tmoe_token { TMOE_TOKEN_BEGIN, TMOE_TOKEN_PAD, TMOE_TOKEN_END } tmoe_token;     /* <s>, <pad>, </s> */
+/* <s>, <pad>, </s> */
+typedef enum tmoe_token { TMOE_TOKEN_BEGIN, TMOE_TOKEN_PAD, TMOE_TOKEN_END } tmoe_token;
 enum {                                  /* flags */
     TMOE_TOKENIZER_SPECIALS = 1,        /* encode: <s> before, </s> behind the text */
     TMOE_TOKENIZER_SKIP_SPECIALS = 2    /* decode: leave <s>, <pad>, </s> out */
 };
 
 /* tmoe_tokenizer_bytes - UTF-8 bytes: 259 symbols, 0 <s>, 1 <pad>, 2 </s>, byte b is 3 + b   >>tokenizer
- *   out  free with tmoe_tokenizer_destroy    fails  NULL + TMOE_ERR_MEMORY    cost none    thread  one context, one thread */
+ *   out  free with tmoe_tokenizer_destroy    fails  NULL + TMOE_ERR_MEMORY    cost none
+ *        thread  one context, one thread */
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx);
-/* tmoe_tokenizer_train - byte-level BPE (Sennrich 2016; bytes as GPT-2): the 259 symbols above, then one for each merge   >>tokenizer
- *   texts  count NUL-terminated strings in      vocabulary  symbols wanted, 259 <= vocabulary <= 1,000,000; fewer come out when pairs run out
+/* tmoe_tokenizer_train - byte-level BPE (Sennrich 2016; bytes as GPT-2): the 259 symbols above, then one for
+ *   each merge   >>tokenizer
+ *   texts  count NUL-terminated strings in      vocabulary  symbols wanted, 259 <= vocabulary <= 1,000,000;
+ *          fewer come out when pairs run out
  *   out    as above; the same texts in the same order give the same tokenizer
- *   fails  NULL + TMOE_ERR_ARGUMENT, TMOE_ERR_MEMORY   cost  a pass over the different words for each merge   thread  as above */
-TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *texts, size_t count, int vocabulary);
+ *   fails  NULL + TMOE_ERR_ARGUMENT, TMOE_ERR_MEMORY   cost  merges * words   thread  as above */
+TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *texts, size_t count,
+    int vocabulary);
 /* tmoe_tokenizer_destroy - frees it; NULL is fine.   fails never   thread  as above */
 TMOE_DEF void tmoe_tokenizer_destroy(tmoe_tokenizer *tokenizer);
 /* tmoe_tokenizer_vocabulary - number of symbols.   fails never   thread  any */
@@ -327,33 +362,38 @@ TMOE_DEF int tmoe_tokenizer_vocabulary(const tmoe_tokenizer *tokenizer);
 TMOE_DEF int tmoe_tokenizer_special(const tmoe_tokenizer *tokenizer, tmoe_token which);
 /* tmoe_tokenizer_encode - text to symbols                                                     >>tokenizer
  *   text   length bytes in, any bytes      flags  TMOE_TOKENIZER_SPECIALS or 0
- *   ids    (capacity) out, or NULL with capacity 0      count  out: how many there are, even where they do not fit (then none is written past capacity)
+ *   ids    (capacity) out, or NULL with capacity 0      count  out: how many there are, even where they do
+ *          not fit (then none is written past capacity)
  *   fails  TMOE_ERR_MEMORY      cost  n log n of the longest word      thread  one context, one thread */
-TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *tokenizer, const char *text, size_t length, int flags,
-                                           int *ids, size_t capacity, size_t *count);
+TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *tokenizer, const char *text, size_t length,
+    int flags, int *ids, size_t capacity, size_t *count);
 /* tmoe_tokenizer_decode - symbols to text; decode(encode(text)) is text, for any bytes        >>tokenizer
- *   ids    count in      flags  TMOE_TOKENIZER_SKIP_SPECIALS or 0 (then they are written as <s>, <pad>, </s>)
- *   text   (capacity bytes) out, NUL-terminated where it fits, or NULL with capacity 0      length  out: bytes without the NUL
+ *   ids    count in      flags  TMOE_TOKENIZER_SKIP_SPECIALS or 0 (then they are written as <s>, <pad>,
+ *          </s>)
+ *   text   (capacity bytes) out, NUL-terminated where it fits, or NULL with capacity 0
+ *          length  out: bytes without the NUL
  *   fails  TMOE_ERR_ARGUMENT (an id that does not exist)      cost  the text's length      thread  any */
-TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *tokenizer, const int *ids, size_t count, int flags,
-                                           char *text, size_t capacity, size_t *length);
-/* ---- API: tasks and their scores (>>suite, >>metrics) -------------------------------------------------- */
+TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *tokenizer, const int *ids, size_t count,
+    int flags, char *text, size_t capacity, size_t *length);
+/* ---- API: tasks and their scores (>>suite, >>metrics) ------------------------------------------------- */
+/* UTF-8; outputs: all accepted answers */
+typedef struct tmoe_example { const char *input; const char *const *outputs; int output_count;
+    } tmoe_example;
 
-typedef struct tmoe_example { const char *input; const char *const *outputs; int output_count; } tmoe_example;   /* UTF-8; outputs: all accepted answers */
-
-typedef enum tmoe_metric {              /* names in files: exact_match, accuracy, macro_f1, token_f1, rouge_l, matthews, pearson */
-    TMOE_METRIC_EXACT_MATCH,            /* equal after normalising: lower case, no ASCII punctuation, no a/an/the, single spaces */
+/* names in files: exact_match, accuracy, macro_f1, token_f1, rouge_l, matthews, pearson */
+typedef enum tmoe_metric {
+    /* equal after normalising: lower case, no ASCII punctuation, no a/an/the, single spaces */
+    TMOE_METRIC_EXACT_MATCH,
     TMOE_METRIC_ACCURACY,               /* equal in lower case */
     TMOE_METRIC_MACRO_F1,               /* mean F1 of the labels that occur in answers or predictions */
     TMOE_METRIC_TOKEN_F1,               /* bag-of-words F1 after normalising, best of the accepted answers */
     TMOE_METRIC_ROUGE_L,                /* longest common subsequence, as CrossFit computes it */
     TMOE_METRIC_MATTHEWS,               /* correlation of "acceptable" in answers and predictions */
-    TMOE_METRIC_PEARSON,                /* correlation of numbers; what is no number counts as 3 (CrossFit's rule) */
+    TMOE_METRIC_PEARSON,        /* correlation of numbers; what is no number counts as 3 (CrossFit's rule) */
     TMOE_METRICS
 } tmoe_metric;
 
 typedef enum tmoe_part { TMOE_PART_TRAIN, TMOE_PART_DEV, TMOE_PART_TEST } tmoe_part;
-
 typedef struct tmoe_task {
     const char *name, *category, *instruction;
     tmoe_metric metric;
@@ -367,49 +407,59 @@ typedef struct tmoe_task {
 typedef struct tmoe_suite { tmoe_ctx *ctx; tmoe_task *tasks; int count; } tmoe_suite;
 
 /* tmoe_suite_create - an empty suite for tasks that a program makes                           >>suite
- *   out  free with tmoe_suite_destroy      fails  NULL + TMOE_ERR_MEMORY   cost none   thread  one context, one thread */
+ *   out  free with tmoe_suite_destroy      fails  NULL + TMOE_ERR_MEMORY   cost none
+ *        thread  one context, one thread */
 TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx);
 /* tmoe_suite_add - adds a task; everything is copied                                          >>suite
- *   category, labels  may be NULL      inputs, outputs  (count) in: one accepted answer each      test_count  the last so many are test lines
- *   fails  TMOE_ERR_ARGUMENT (no lines, empty text, invalid UTF-8, test_count not below count, name already there), TMOE_ERR_MEMORY;
- *          the suite is unchanged then      cost  a copy      thread  as above */
-TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const char *category, const char *instruction, tmoe_metric metric, tmoe_part part,
-                                    const char *const *inputs, const char *const *outputs, int count, int test_count);
+ *   category, labels  may be NULL      inputs, outputs  (count) in: one accepted answer each
+ *                     test_count  the last so many are test lines
+ *   fails  TMOE_ERR_ARGUMENT (no lines, empty text, invalid UTF-8, test_count not below count, name already
+ *          there), TMOE_ERR_MEMORY; the suite is unchanged then      cost  a copy      thread  as above */
+TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const char *category,
+    const char *instruction, tmoe_metric metric, tmoe_part part, const char *const *inputs,
+    const char *const *outputs, int count, int test_count);
 /* tmoe_suite_load - a folder of tasks                                                         >>suite
- *   folder  in: NAME.tsv files (input TAB output [TAB further accepted outputs]) in it or in its tasks/, with a tasks.tsv (name, category, metric,
- *           instruction, labels) or without; or CrossFit's TASK/TASK_{k}_{seed}_{train,dev,test}.tsv; or *.jsonl
- *           ({"task", "instruction", "input", "output"}). Without test files the last 20 % of a task's lines are its test lines.
- *   split   in: a name (FOLDER/splits/NAME.json), a path to a JSON file {"train": [], "dev": [], "test": []}, or NULL: zero_shot if the folder
- *           has it, else every task is a training task. Tasks that the split does not name are left out.
+ *   folder  in: NAME.tsv files (input TAB output [TAB further accepted outputs]) in it or in its tasks/,
+ *           with a tasks.tsv (name, category, metric, instruction, labels) or without; or CrossFit's
+ *           TASK/TASK_{k}_{seed}_{train,dev,test}.tsv; or *.jsonl ({"task", "instruction", "input",
+ *           "output"}). Without test files the last 20 % of a task's lines are its test lines.
+ *   split   in: a name (FOLDER/splits/NAME.json), a path to a JSON file {"train": [], "dev": [], "test":
+ *           []}, or NULL: zero_shot if the folder has it, else every task is a training task. Tasks that the
+ *           split does not name are left out.
  *   out     free with tmoe_suite_destroy
- *   fails   NULL + TMOE_ERR_FILE, TMOE_ERR_DATA (file:line: what is wrong), TMOE_ERR_FORMAT (JSON), TMOE_ERR_MEMORY
+ *   fails   NULL + TMOE_ERR_FILE, TMOE_ERR_DATA (file:line: what is wrong), TMOE_ERR_FORMAT (JSON),
+ *           TMOE_ERR_MEMORY
  *   cost    a pass over the files      thread  as above */
 #ifndef TMOE_NO_STDIO
 TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const char *split);
 #endif
 /* tmoe_suite_destroy - frees it; NULL is fine.   fails never   thread  as above */
 TMOE_DEF void tmoe_suite_destroy(tmoe_suite *suite);
-/* tmoe_suite_find - index of the task with this name, or -1.   fails never   cost  a pass over the tasks   thread  any */
+/* tmoe_suite_find - index of the task with this name, or -1.   fails never   cost  N compares thread  any */
 TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name);
 
 /* tmoe_metric_name - as in files.   fails never   thread  any */
 TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric);
 /* tmoe_score - score of predictions by CrossFit's rules                                       >>metrics
  *   predictions (count) in      examples (count) in: their accepted answers      count >= 1
- *   score  out: 0 to 1 (matthews, pearson: -1 to 1); NaN where it is undefined: pearson of constant predictions or answers
- *   fails  TMOE_ERR_ARGUMENT (count < 1), TMOE_ERR_MEMORY      cost  Rouge-L: the product of two lengths      thread  one context, one thread */
-TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *const *predictions, const tmoe_example *examples, int count, double *score);
+ *   score  out: 0 to 1 (matthews, pearson: -1 to 1); NaN where it is undefined: pearson of constant
+ *          predictions or answers
+ *   fails  TMOE_ERR_ARGUMENT (count < 1), TMOE_ERR_MEMORY      cost  Rouge-L: the product of two lengths
+ *          thread  one context, one thread */
+TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *const *predictions,
+    const tmoe_example *examples, int count, double *score);
 /* ---- API: model (>>model, >>router) ------------------------------------------------------------------- */
-
 typedef struct tmoe_model tmoe_model;
 
-typedef enum tmoe_norm { TMOE_NORM_PRE, TMOE_NORM_POST } tmoe_norm;     /* before each sublayer | after it (BART) */
+/* before each sublayer | after it (BART) */
+typedef enum tmoe_norm { TMOE_NORM_PRE, TMOE_NORM_POST } tmoe_norm;
 typedef enum tmoe_mix {
-    TMOE_MIX_PARAM,                     /* the experts' parameters are averaged by the route, one layer runs */
+    TMOE_MIX_PARAM,                   /* the experts' parameters are averaged by the route, one layer runs */
     TMOE_MIX_OUTPUT                     /* the experts' outputs are averaged by the route (the paper) */
 } tmoe_mix;
-typedef enum tmoe_expert_kind { TMOE_EXPERT_LAYER, TMOE_EXPERT_FFN } tmoe_expert_kind;  /* whole layer | its FFN */
-enum { TMOE_ENCODER = 1, TMOE_DECODER = 2 };                            /* bits of tmoe_config.expert_places */
+/* whole layer | its FFN */
+typedef enum tmoe_expert_kind { TMOE_EXPERT_LAYER, TMOE_EXPERT_FFN } tmoe_expert_kind;
+enum { TMOE_ENCODER = 1, TMOE_DECODER = 2 };                          /* bits of tmoe_config.expert_places */
 
 typedef enum tmoe_router_kind {         /* the ten of the paper's code */
     TMOE_ROUTER_LINEAR, TMOE_ROUTER_LINEAR_LAYER_SPECIFIC,
@@ -424,7 +474,7 @@ typedef enum tmoe_vector_kind {
     TMOE_VECTOR_GIVEN                   /* rows set by tmoe_task_vector_set; fixed */
 } tmoe_vector_kind;
 
-/* What a model is. Start from tmoe_config_default() and change fields; tmoe_model_create checks all of them at once. */
+/* What a model is. Start from tmoe_config_default(); tmoe_model_create checks all fields at once. */
 typedef struct tmoe_config {
     int D;                              /* width, 1 <= D */
     int H_encoder, H_decoder;           /* heads, each divides D */
@@ -437,96 +487,113 @@ typedef struct tmoe_config {
     int E;                              /* experts a layer, 1 = dense, at most 64 */
     int expert_places;                  /* TMOE_ENCODER | TMOE_DECODER: layers that have experts */
     tmoe_expert_kind expert_kind;
-    float expert_noise;                 /* experts start as copies plus noise of this size relative to the weights */
+    float expert_noise;         /* experts start as copies plus noise of this size relative to the weights */
     tmoe_mix mix;
     tmoe_selection selection;
     int random_n;                       /* experts a task gets with TMOE_SELECT_RANDOM_TASK, 1 <= n <= E */
-    float temperature, temperature_decay, temperature_min;   /* tau(step) = max(temperature * exp(-decay * step), min) */
-    float exploration;                  /* chance, a layer and group in training, of a random or the uniform route */
+    /* tau(step) = max(temperature * exp(-decay * step), min) */
+    float temperature, temperature_decay, temperature_min;
+    float exploration;          /* chance, a layer and group in training, of a random or the uniform route */
     tmoe_router_kind router;
     int router_hidden;                  /* width of the router's hidden layer */
     tmoe_vector_kind vectors;
     int k;                              /* width of a task vector */
     int instruction_in_input;           /* 1: the encoder reads "instruction \n input", 0: the input alone */
     int begin_in_target;                /* 1: targets begin with <s>, as BART's do */
-    float init_std;                     /* of all matrices; 0: 1/sqrt(fan in) for linear layers, 1/sqrt(D) for embeddings */
+    float init_std;      /* of all matrices; 0: 1/sqrt(fan in) for linear layers, 1/sqrt(D) for embeddings */
     uint64_t seed;
 } tmoe_config;
 
-/* tmoe_config_default - a small pre-norm model for training from scratch (D 96, 2+2 layers, E 4, PARAM mix, softmax)
+/* tmoe_config_default - a small pre-norm model for training from scratch (D 96, 2+2 layers, E 4, PARAM mix,
+ * softmax)
  *   fails never   cost none   thread  any */
 TMOE_DEF tmoe_config tmoe_config_default(void);
 
 /* tmoe_model_create - a model with random weights                                             >>model
  *   config     in, copied; NULL = default        tokenizer  in, copied
- *   tasks      in: names, instructions, categories of the tasks it will know (its training tasks); task_count >= 0
+ *   tasks      in: names, instructions, categories of the tasks it will know (its training tasks);
+ *              task_count >= 0
  *   out        the model: owns everything; free with tmoe_model_destroy
  *   fails      NULL + TMOE_ERR_CONFIG (all problems in one message), TMOE_ERR_MEMORY
  *   cost       one pass over the parameters   thread  one context, one thread */
-TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config, const tmoe_tokenizer *tokenizer,
-                                       const tmoe_task *tasks, int task_count);
+TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
+    const tmoe_tokenizer *tokenizer, const tmoe_task *tasks, int task_count);
 /* tmoe_model_destroy - frees a model; NULL is fine.   fails never   thread  as above */
 TMOE_DEF void tmoe_model_destroy(tmoe_model *model);
-/* tmoe_model_config, _tokenizer, _task_count, _task_name, _task_instruction, _task_category - read-only looks inside; owned by the model
- *   task       0 <= task < task count, else NULL      fails never   cost none   thread  any while nobody writes */
+/* tmoe_model_config, _tokenizer, _task_count, _task_name, _task_instruction, _task_category - read-only
+ * looks inside; owned by the model
+ *   task       0 <= task < task count, else NULL      fails never   cost none
+ *              thread  any while nobody writes */
 TMOE_DEF const tmoe_config *tmoe_model_config(const tmoe_model *model);
 TMOE_DEF const tmoe_tokenizer *tmoe_model_tokenizer(const tmoe_model *model);
 TMOE_DEF int tmoe_model_task_count(const tmoe_model *model);
 TMOE_DEF const char *tmoe_model_task_name(const tmoe_model *model, int task);
 TMOE_DEF const char *tmoe_model_task_instruction(const tmoe_model *model, int task);
 TMOE_DEF const char *tmoe_model_task_category(const tmoe_model *model, int task);
-/* tmoe_model_parameters - number of parameters: all, and those that one task uses (one expert a layer, no router)
+/* tmoe_model_parameters - number of parameters: all, and those that one task uses (one expert a layer, no
+ * router)
  *   active     out or NULL      fails never   cost  a pass over the layers   thread  any */
 TMOE_DEF size_t tmoe_model_parameters(const tmoe_model *model, size_t *active);
 /* tmoe_model_parameter - one named tensor, as it is saved (for your own tools and tests)
- *   index      0, 1, ... until NULL comes back      rows, cols, values out, each or NULL; values live in the model
- *   out        the tensor's name      fails NULL past the end   cost none   thread  any while nobody writes */
-TMOE_DEF const char *tmoe_model_parameter(const tmoe_model *model, int index, int *rows, int *cols, float **values);
+ *   index      0, 1, ... until NULL comes back      rows, cols, values out, each or NULL; values live in the
+ *              model
+ *   out        the tensor's name      fails NULL past the end   cost none
+ *              thread  any while nobody writes */
+TMOE_DEF const char *tmoe_model_parameter(const tmoe_model *model, int index, int *rows, int *cols,
+    float **values);
 /* tmoe_model_temperature - tau at the model's step.   fails never   thread  any */
 TMOE_DEF float tmoe_model_temperature(const tmoe_model *model);
 /* tmoe_task_vector_set - gives task its row (TMOE_VECTOR_GIVEN) and drops cached routes
  *   vector     (k) in      fails TMOE_ERR_ARGUMENT   cost none   thread  one context, one thread */
 TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const float *vector);
 
-/* tmoe_routed_layers - layers that have experts: routes are (routed layers, E) row-major.   fails never   thread  any */
+/* tmoe_routed_layers - routes are (routed layers, E) row-major.   fails never   thread  any */
 TMOE_DEF int tmoe_routed_layers(const tmoe_model *model);
-/* tmoe_routed_layer_name - "encoder 0" ... of routed layer l, into text (size bytes).   fails never   thread  any */
+/* tmoe_routed_layer_name - "encoder 0" ... into text (size bytes).   fails never   thread  any */
 TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int l, char *text, size_t size);
 /* tmoe_route - the route of a known task, without noise                                      >>router
  *   route      (routed layers, E) out, each row sums to 1      fails TMOE_ERR_ARGUMENT, TMOE_ERR_MEMORY
- *   cost       one router pass over all tasks when parameters have changed, a copy after that   thread  one context, one thread */
+ *   cost       one router pass over all tasks when parameters have changed, a copy after that
+ *              thread  one context, one thread */
 TMOE_DEF tmoe_result tmoe_route(tmoe_model *model, int task, float *route);
 /* How an unseen task gets a route. */
 typedef enum tmoe_zero_shot {
-    TMOE_ZERO_SHOT_ROUTER,              /* the router on the task's text vector; models with other vectors: as NEAREST */
-    TMOE_ZERO_SHOT_NEAREST,             /* mean of seen tasks' routes, weighted by softmax(20 cos) of the text vectors */
+    TMOE_ZERO_SHOT_ROUTER,  /* the router on the task's text vector; models with other vectors: as NEAREST */
+    /* mean of seen tasks' routes, weighted by softmax(20 cos) of the text vectors */
+    TMOE_ZERO_SHOT_NEAREST,
     TMOE_ZERO_SHOT_AVERAGE              /* 1 / E everywhere */
 } tmoe_zero_shot;
 /* tmoe_route_unseen - a route for a task that is known by its instruction only
- *   route      (routed layers, E) out      fails TMOE_ERR_ARGUMENT, TMOE_ERR_MEMORY   cost  one router pass   thread  as above */
-TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction, tmoe_zero_shot how, float *route);
+ *   route      (routed layers, E) out      fails TMOE_ERR_ARGUMENT, TMOE_ERR_MEMORY   cost  one router pass
+ *              thread  as above */
+TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction, tmoe_zero_shot how,
+    float *route);
 /* tmoe_nearest_tasks - known tasks by the cosine between text vectors of instructions, nearest first
- *   tasks, cosines (count) out; count >= 1; entries past the number of tasks get -1      out  how many were filled
+ *   tasks, cosines (count) out; count >= 1; entries past the number of tasks get -1
+ *   out  how many were filled
  *   fails never (0)   cost  N*k   thread  any */
-TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction, int count, int *tasks, float *cosines);
-/* tmoe_find_task - the known task with this name or instruction, or -1.   fails never   cost  a pass over the tasks   thread  any */
+TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction, int count, int *tasks,
+    float *cosines);
+/* tmoe_find_task - the known task with this name or instruction, or -1.   fails never
+ *   cost  a pass over the tasks   thread  any */
 TMOE_DEF int tmoe_find_task(const tmoe_model *model, const char *name_or_instruction);
 /* ---- API: training (>>train) -------------------------------------------------------------------------- */
-
 typedef struct tmoe_trainer tmoe_trainer;
 
-enum { TMOE_TRAIN_MODEL = 1, TMOE_TRAIN_ROUTER = 2, TMOE_TRAIN_TASKS = 4, TMOE_TRAIN_ALL = 7 };  /* bits of tmoe_training.train */
+/* bits of tmoe_training.train */
+enum { TMOE_TRAIN_MODEL = 1, TMOE_TRAIN_ROUTER = 2, TMOE_TRAIN_TASKS = 4, TMOE_TRAIN_ALL = 7 };
 
 /* What the progress callback hears. */
 typedef struct tmoe_progress {
     int64_t step;                       /* optimiser steps done */
     int steps;                          /* of this training */
     float loss;                         /* mean over the step's target tokens, with smoothing */
-    float validation_loss;              /* mean over validation lines' target tokens, no noise, no smoothing; NaN: not measured now */
+    /* mean over validation lines' target tokens, no noise, no smoothing; NaN: not measured now */
+    float validation_loss;
     float best_validation_loss;         /* so far; NaN: never measured */
     float lr_model, lr_router, lr_tasks;
     float temperature, gradient_norm;
-    const float *route_entropy;         /* (routed layers) mean over the step's groups, in nats; ln E = even */
+    const float *route_entropy;       /* (routed layers) mean over the step's groups, in nats; ln E = even */
     int routed_layers;
     double tokens_per_second;           /* source and target tokens, since training began */
     double seconds, seconds_left;
@@ -537,100 +604,127 @@ typedef struct tmoe_progress {
 typedef struct tmoe_training {
     int steps;
     int tasks_per_step, examples_per_task;      /* a step's batch: that many groups of one task each */
-    float lr_model, lr_router, lr_tasks;        /* at the top of the schedule: linear warm-up, then linear decay to 0 */
+    /* at the top of the schedule: linear warm-up, then linear decay to 0 */
+    float lr_model, lr_router, lr_tasks;
     float warmup;                               /* fraction of the steps, 0 to 1 */
     float weight_decay, beta1, beta2, adam_epsilon;
-    float clip;                                 /* largest norm of the gradient over all parameters; 0: none */
+    float clip;                               /* largest norm of the gradient over all parameters; 0: none */
     float label_smoothing, dropout;
-    int train;                                  /* TMOE_TRAIN_ bits: what moves; the rest stays, moments included */
-    int validation_lines;                       /* of each task's training lines, taken out for validation; 0: none */
-    int evaluate_every_steps;                   /* measure validation loss that often and keep the best; 0: never */
-    int patience;                               /* stop after so many measurements without a new best; 0: never */
+    int train;                           /* TMOE_TRAIN_ bits: what moves; the rest stays, moments included */
+    int validation_lines;              /* of each task's training lines, taken out for validation; 0: none */
+    int evaluate_every_steps;            /* measure validation loss that often and keep the best; 0: never */
+    int patience;                          /* stop after so many measurements without a new best; 0: never */
     int vocabulary;                             /* tmoe_train: symbols of the BPE it trains; 0: bytes */
     uint64_t seed;                              /* of batches, noise and dropout */
     const char *label;                          /* handed to progress; NULL = "" */
-    int (*progress)(void *user, const tmoe_progress *progress);     /* after each step; non-zero stops (TMOE_ERR_CANCELLED) */
+    /* after each step; non-zero stops (TMOE_ERR_CANCELLED) */
+    int (*progress)(void *user, const tmoe_progress *progress);
     void *progress_user;
-    void (*all_reduce)(void *user, float *gradients, size_t count); /* once a step, sums the flat gradient over machines; or NULL */
+    /* once a step, sums the flat gradient over machines; or NULL */
+    void (*all_reduce)(void *user, float *gradients, size_t count);
     void *all_reduce_user;
     int machines;                               /* how many all_reduce sums over, 0 = 1 */
 } tmoe_training;
 
-/* tmoe_training_default - what the embedded suite is trained with: 5,000 steps of 8 tasks x 8 examples.   fails never   thread  any */
+/* tmoe_training_default - 5,000 steps of 8 tasks x 8 examples.   fails never   thread  any */
 TMOE_DEF tmoe_training tmoe_training_default(void);
 
 /* tmoe_trainer_create - tokenises the suite's training tasks and makes gradients and moments        >>train
- *   model, suite  must outlive the trainer; the suite's tasks with part TRAIN must be known to the model by name
+ *   model, suite  must outlive the trainer; the suite's tasks with part TRAIN must be known to the model by
+ *                 name
  *   training      in, copied; NULL = default
- *   fails  NULL + TMOE_ERR_DATA (no training task, a text longer than the model takes: task and line in the message),
- *          TMOE_ERR_CONFIG, TMOE_ERR_MEMORY     cost  a pass over the texts    thread  one context, one thread */
-TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *suite, const tmoe_training *training);
+ *   fails  NULL + TMOE_ERR_DATA (no training task, a text longer than the model takes: task and line in the
+ *          message), TMOE_ERR_CONFIG, TMOE_ERR_MEMORY     cost  a pass over the texts
+ *          thread  one context, one thread */
+TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *suite,
+    const tmoe_training *training);
 /* tmoe_trainer_destroy - frees the trainer, not the model; NULL is fine.   fails never   thread  as above */
 TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer);
-/* tmoe_trainer_bytes - the plan: parameters, gradients, moments, and the largest step's activations, before it runs
- *   each out or NULL      out  their sum      fails never   cost  none (the plan was made by a dry run)   thread  any */
-TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, size_t *parameters, size_t *gradients, size_t *moments, size_t *step);
-/* tmoe_step - one optimiser step on the next batch (the batch depends on the seed and the step number only)     >>train
+/* tmoe_trainer_bytes - the plan: parameters, gradients, moments, and the largest step's activations, before
+ * it runs
+ *   each out or NULL   out  their sum   fails never   cost  none (a dry run made it)   thread  any */
+TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, size_t *parameters, size_t *gradients,
+    size_t *moments, size_t *step);
+/* tmoe_step - one optimiser step on the next batch (the batch depends on the seed and the step number only)
+ *   >>train
  *   progress  out or NULL; route_entropy lives in the trainer
  *   fails  TMOE_ERR_MEMORY, TMOE_ERR_NUMERIC (loss or gradient not finite); parameters are unchanged then
- *   cost   6 flop a parameter and token, and 4*E flop a parameter and group for the merge   thread  one context, one thread */
+ *   cost   6 flop a parameter and token, and 4*E flop a parameter and group for the merge
+ *          thread  one context, one thread */
 TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress);
-/* tmoe_trainer_run - steps until training->steps, with progress, validation, best-checkpoint keeping and early stopping;
- *   goes on where a loaded trainer stopped. In the end the model holds the best parameters (the last ones without validation).
+/* tmoe_trainer_run - steps until training->steps, with progress, validation, best-checkpoint keeping and
+ * early stopping;
+ *   goes on where a loaded trainer stopped. In the end the model holds the best parameters (the last ones
+ *   without validation).
  *   fails  as tmoe_step; TMOE_ERR_CANCELLED when progress said so   thread  as above */
 TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer);
-/* tmoe_validation_loss - mean loss over the validation lines' target tokens: evaluation routes, no noise, no smoothing
- *   fails  NaN without validation lines or when memory is short (context)   cost  a forward pass   thread  as above */
+/* tmoe_validation_loss - mean loss over the validation lines' target tokens: evaluation routes, no noise, no
+ * smoothing
+ *   fails  NaN without validation lines or without memory   cost  a forward pass   thread  as above */
 TMOE_DEF float tmoe_validation_loss(tmoe_trainer *trainer);
 /* tmoe_train - the one-call way: trains a tokenizer, makes a model for the suite's training tasks, trains it
  *   config, training  in; NULL = defaults; source_tokens or target_tokens 0: as long as the suite needs
- *   out    the model, free with tmoe_model_destroy      fails  NULL + the errors of tmoe_trainer_run   thread  as above */
-TMOE_DEF tmoe_model *tmoe_train(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_config *config, const tmoe_training *training);
-/* tmoe_suite_tokenizer - the tokenizer tmoe_train would make: bytes (vocabulary 0) or BPE over the texts of the training tasks
- *   fails  NULL + TMOE_ERR_DATA, TMOE_ERR_MEMORY   cost  a pass over the texts for each merge at most   thread  as above */
+ *   out    free with tmoe_model_destroy   fails  NULL + the errors of tmoe_trainer_run   thread  as above */
+TMOE_DEF tmoe_model *tmoe_train(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_config *config,
+    const tmoe_training *training);
+/* tmoe_suite_tokenizer - the tokenizer tmoe_train would make: bytes (vocabulary 0) or BPE over the texts of
+ * the training tasks
+ *   fails  NULL + TMOE_ERR_DATA, TMOE_ERR_MEMORY   cost  a pass over the texts a merge   thread  as above */
 TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *suite, int vocabulary);
-/* tmoe_suite_fit - sets source_tokens and target_tokens of config to what the suite's tasks need at most (seen and unseen)
+/* tmoe_suite_fit - sets source_tokens and target_tokens of config to what the suite's tasks need at most
+ * (seen and unseen)
  *   fails  TMOE_ERR_MEMORY   cost  a pass over the texts   thread  as above */
-TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_tokenizer *tokenizer, tmoe_config *config);
+TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_tokenizer *tokenizer,
+    tmoe_config *config);
 /* ---- API: answers and evaluation (>>inference) -------------------------------------------------------- */
-
 /* tmoe_answer - one answer, greedily decoded                                                   >>inference
- *   task   in: name or instruction of a known task, or any other text: the instruction of an unseen task (zero-shot)
+ *   task   in: name or instruction of a known task, or any other text: the instruction of an unseen task
+ *          (zero-shot)
  *   input  in      text  (size bytes) out, NUL-terminated UTF-8, size >= 1
- *   fails  TMOE_ERR_ARGUMENT (input longer than the model takes; answer longer than size - 1), TMOE_ERR_MEMORY; text is "" then
+ *   fails  TMOE_ERR_ARGUMENT (input longer than the model takes; answer longer than size - 1),
+ *          TMOE_ERR_MEMORY; text is "" then
  *   cost   one encoder pass and one decoder pass a token; a new route costs a merge (E * active parameters)
  *   thread one context, one thread */
-TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task, const char *input, char *text, size_t size);
+TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task, const char *input, char *text,
+    size_t size);
 /* tmoe_answers - answers to many inputs of one task, in the caller's order                    >>inference
- *   task    as above      route  (routed layers, E) in, or NULL: the task's own (tmoe_route, or tmoe_route_unseen by the router)
+ *   task    as above      route  (routed layers, E) in, or NULL: the task's own (tmoe_route, or
+ *           tmoe_route_unseen by the router)
  *   answers (count) out, each a string of its own: free with tmoe_answers_free
- *   fails   as above; all answers are NULL then      cost  as above, decoded 32 at a time   thread  as above */
-TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const float *route, const char *const *inputs, int count, char **answers);
+ *   fails   as above; all answers are NULL then   cost  32 at a time   thread  as above */
+TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const float *route,
+    const char *const *inputs, int count, char **answers);
 /* tmoe_answers_free - frees what tmoe_answers gave and sets it to NULL.   fails never   thread  as above */
 TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count);
 /* tmoe_evaluate - score of the model on a task's test lines by the task's metric              >>inference
  *   task   in: a suite's task, known to the model or not      route  as above, or NULL
  *   limit  test lines to use, from the first; 0 = all          score  out, NaN where the metric is undefined
  *   fails  as tmoe_answers      cost  as tmoe_answers   thread  as above */
-TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, const float *route, int limit, double *score);
-/* ---- API: files (>>files) ------------------------------------------------------------------------------ */
-
+TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, const float *route, int limit,
+    double *score);
+/* ---- API: files (>>files) ----------------------------------------------------------------------------- */
 #ifndef TMOE_NO_STDIO
-/* tmoe_model_save - writes everything the model is: config, tokenizer, tasks, parameters, step (and so the temperature)    >>files
- *   path   in: a safetensors file; written to PATH.tmp, flushed to disk, then renamed: the old file stays until the new one is whole
- *   fails  TMOE_ERR_FILE, TMOE_ERR_MEMORY; path is as it was then      cost  a pass over the parameters    thread  one context, one thread */
+/* tmoe_model_save - writes everything the model is: config, tokenizer, tasks, parameters, step (and so the
+ *   temperature)   >>files
+ *   path   in: a safetensors file; written to PATH.tmp, flushed to disk, then renamed: the old file stays
+ *          until the new one is whole
+ *   fails  TMOE_ERR_FILE, TMOE_ERR_MEMORY; path is as it was then      cost  a pass over the parameters
+ *          thread  one context, one thread */
 TMOE_DEF tmoe_result tmoe_model_save(const tmoe_model *model, const char *path);
 /* tmoe_model_load - reads what tmoe_model_save or tmoe_trainer_save wrote                      >>files
  *   out    the model, free with tmoe_model_destroy
- *   fails  NULL + TMOE_ERR_FILE, TMOE_ERR_FORMAT (cut off, edited, of another kind: what and where), TMOE_ERR_CONFIG, TMOE_ERR_MEMORY
+ *   fails  NULL + TMOE_ERR_FILE, TMOE_ERR_FORMAT (cut off, edited, of another kind: what and where),
+ *          TMOE_ERR_CONFIG, TMOE_ERR_MEMORY
  *   cost   a pass over the file      thread  as above */
 TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path);
 /* tmoe_trainer_save - the model and the state of its training: moments, step, best parameters  >>files
  *   path   as above      fails, cost, thread  as above */
 TMOE_DEF tmoe_result tmoe_trainer_save(const tmoe_trainer *trainer, const char *path);
-/* tmoe_trainer_load - goes on from such a file: the trainer's model must have the same config, tasks and tokenizer. Training then gives the
+/* tmoe_trainer_load - goes on from such a file: the trainer's model must have the same config, tasks and
+ * tokenizer. Training then gives the
  *   same bits as if it had never stopped.
- *   fails  as tmoe_model_load, TMOE_ERR_CONFIG where the file is of another model; trainer and model are unchanged then
+ *   fails  as tmoe_model_load, TMOE_ERR_CONFIG where the file is of another model; trainer and model are
+ *          unchanged then
  *   cost   a pass over the file      thread  as above */
 TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path);
 #endif
@@ -638,7 +732,6 @@ TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path);
 }
 #endif
 #endif /* TASKMOE_H_INCLUDED: the API ends here */
-
 #if defined(TASKMOE_IMPLEMENTATION) && (!defined(TASKMOE_IMPLEMENTATION_ONCE) || defined(TMOEI_PASS))
 #ifndef TMOEI_PASS
 #define TASKMOE_IMPLEMENTATION_ONCE
@@ -646,7 +739,6 @@ TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path);
 extern "C" {
 #endif
 /* ==== >>platform: what the compiler and the machine give ============================================== */
-
 #include <errno.h>
 #include <float.h>
 #include <limits.h>
@@ -658,7 +750,7 @@ extern "C" {
 #include <time.h>
 
 #if defined(__FAST_MATH__) && !defined(TMOE_ALLOW_FAST_MATH)
-#  error "taskmoe.h: -ffast-math breaks log-sum-exp, NaN checks and equal bits; define TMOE_ALLOW_FAST_MATH to insist"
+#  error "taskmoe.h: -ffast-math breaks log-sum-exp, NaN checks, equal bits; TMOE_ALLOW_FAST_MATH insists"
 #endif
 #if (defined(TMOE_MALLOC) && !defined(TMOE_FREE)) || (!defined(TMOE_MALLOC) && defined(TMOE_FREE))
 #  error "taskmoe.h: define both or neither of TMOE_MALLOC(size) and TMOE_FREE(ptr)"
@@ -672,8 +764,8 @@ extern "C" {
 #  define TMOE_ASSERT(condition) assert(condition)      /* our own bugs only, never bad input */
 #endif
 
-/* -std=c99 hides what POSIX adds unless a feature macro came before the first system header; a program may have included some
- * already, so the few calls we need are declared here where the headers did not. */
+/* -std=c99 hides what POSIX adds unless a feature macro came before the first system header; a program may
+ * have included some already, so the few calls we need are declared here where the headers did not. */
 #if defined(__linux__)
 #  define TMOEI_LINUX 1
 #  include <sys/mman.h>
@@ -701,22 +793,19 @@ extern int fsync(int file);
 #    endif
 #  endif
 #endif
-
 #if defined(__GNUC__) || defined(__clang__)
-#  define TMOEI_PRINTF(format_index, first_argument) __attribute__((format(printf, format_index, first_argument)))
+#  define TMOEI_PRINTF(format_at, arguments_at) __attribute__((format(printf, format_at, arguments_at)))
 #  define TMOEI_UNUSED __attribute__((unused))
 #else
-#  define TMOEI_PRINTF(format_index, first_argument)
+#  define TMOEI_PRINTF(format_at, arguments_at)
 #  define TMOEI_UNUSED
 #endif
-
 #define TMOEI_ALIGN 64u                 /* bytes: one cache line, one AVX-512 register */
 #define TMOEI_ALIGN_FLOATS 16u
 #define TMOEI_MESSAGE_BYTES 1024
 #define TMOEI_LANES_MAX 64
 
 /* ==== >>errors: the first cause is kept, with the values and the rule that was broken ================= */
-
 struct tmoei_kernels;                   /* >>kernels: function table of one instruction set */
 struct tmoei_pool;                      /* >>parallel */
 
@@ -734,9 +823,8 @@ struct tmoe_ctx {
 };
 
 /* Notes the first cause of trouble and returns the code. Later causes are consequences: they are dropped. */
-static tmoe_result tmoei_fail(tmoe_ctx *ctx, tmoe_result code, const char *format, ...) TMOEI_PRINTF(3, 4);
-static tmoe_result tmoei_fail(tmoe_ctx *ctx, tmoe_result code, const char *format, ...)
-{
+TMOEI_PRINTF(3, 4)
+static tmoe_result tmoei_fail(tmoe_ctx *ctx, tmoe_result code, const char *format, ...) {
     if (ctx->error == TMOE_OK) {
         va_list arguments;
         ctx->error = code;
@@ -747,10 +835,16 @@ static tmoe_result tmoei_fail(tmoe_ctx *ctx, tmoe_result code, const char *forma
     return code;
 }
 
+/* The same in a function that gives a pointer: return TMOEI_FAIL_NULL(...). */
+#ifdef __cplusplus
+#  define TMOEI_FAIL_NULL(...) ((void)tmoei_fail(__VA_ARGS__), nullptr)
+#else
+#  define TMOEI_FAIL_NULL(...) ((void)tmoei_fail(__VA_ARGS__), NULL)
+#endif
+
 /* Notes a problem of the configuration in `text`; all of them end in one message. */
-static void tmoei_problem(char *text, size_t size, const char *format, ...) TMOEI_PRINTF(3, 4);
-static void tmoei_problem(char *text, size_t size, const char *format, ...)
-{
+TMOEI_PRINTF(3, 4)
+static void tmoei_problem(char *text, size_t size, const char *format, ...) {
     size_t used = strlen(text);
     va_list arguments;
     if (used && used + 2 < size) { memcpy(text + used, "; ", 3); used += 2; }
@@ -760,18 +854,15 @@ static void tmoei_problem(char *text, size_t size, const char *format, ...)
 }
 
 /* ==== >>memory: every byte comes through here; sizes are checked before they are multiplied =========== */
-
 /* a * b + c into *out; 0 when that does not fit. */
-static int tmoei_size(size_t *out, size_t a, size_t b, size_t c)
-{
+static int tmoei_size(size_t *out, size_t a, size_t b, size_t c) {
     if (b != 0 && a > ((size_t)-1 - c) / b) return 0;
     *out = a * b + c;
     return 1;
 }
 
-/* Tells the system that a large block wants 2 MiB pages: +28 % on memory reads of one thread (measured on Zen 4). */
-static void tmoei_huge_pages(void *raw, size_t bytes)
-{
+/* A large block wants 2 MiB pages: +28 % on memory reads of one thread (Zen 4). */
+static void tmoei_huge_pages(void *raw, size_t bytes) {
 #if defined(TMOEI_LINUX)
     const size_t page = (size_t)2 << 20;
     uintptr_t first = ((uintptr_t)raw + page - 1) & ~(uintptr_t)(page - 1);
@@ -782,25 +873,21 @@ static void tmoei_huge_pages(void *raw, size_t bytes)
 #endif
 }
 
-/* 64-byte aligned, zeroed on request; NULL and TMOE_ERR_MEMORY when there is none. The line before the block holds the
- * size asked of the system and the way back to its first byte. */
-static void *tmoei_alloc(tmoe_ctx *ctx, size_t count, size_t element_bytes, int zero)
-{
-    size_t bytes, *head;
-    char *raw, *block;
-    if (!tmoei_size(&bytes, count, element_bytes, 2u * TMOEI_ALIGN)) {
-        (void)tmoei_fail(ctx, TMOE_ERR_MEMORY, "memory: %lu x %lu bytes is more than an address can hold",
-                         (unsigned long)count, (unsigned long)element_bytes);
-        return NULL;
-    }
-    raw = (char *)(ctx->config.alloc_fn ? ctx->config.alloc_fn(bytes, ctx->config.alloc_user) : TMOE_MALLOC(bytes));
-    if (!raw) {
-        (void)tmoei_fail(ctx, TMOE_ERR_MEMORY, "memory: %lu bytes were refused (%lu in use)",
+/* 64-byte aligned, zeroed on request; NULL and TMOE_ERR_MEMORY when there is none. The line before the block
+ * holds the size asked of the system and the way back to its first byte. */
+static void *tmoei_alloc(tmoe_ctx *ctx, size_t count, size_t element_bytes, int zero) {
+    size_t bytes;
+    if (!tmoei_size(&bytes, count, element_bytes, 2u * TMOEI_ALIGN))
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_MEMORY,
+            "memory: %lu x %lu bytes is more than an address can hold", (unsigned long)count,
+            (unsigned long)element_bytes);
+    char *raw = (char *)(ctx->config.alloc_fn ? ctx->config.alloc_fn(bytes, ctx->config.alloc_user)
+        : TMOE_MALLOC(bytes));
+    if (!raw)
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_MEMORY, "memory: %lu bytes were refused (%lu in use)",
                          (unsigned long)bytes, (unsigned long)ctx->bytes_now);
-        return NULL;
-    }
-    block = raw + TMOEI_ALIGN + (TMOEI_ALIGN - (size_t)((uintptr_t)raw % TMOEI_ALIGN));
-    head = (size_t *)(void *)(block - TMOEI_ALIGN);
+    char *block = raw + TMOEI_ALIGN + (TMOEI_ALIGN - (size_t)((uintptr_t)raw % TMOEI_ALIGN));
+    size_t *head = (size_t *)(void *)(block - TMOEI_ALIGN);
     head[0] = bytes;
     head[1] = (size_t)(block - raw);
     ctx->bytes_now += bytes;
@@ -810,8 +897,7 @@ static void *tmoei_alloc(tmoe_ctx *ctx, size_t count, size_t element_bytes, int 
     return block;
 }
 
-static void tmoei_free(tmoe_ctx *ctx, void *block)
-{
+static void tmoei_free(tmoe_ctx *ctx, void *block) {
     if (block) {
         const size_t *head = (const size_t *)(const void *)((const char *)block - TMOEI_ALIGN);
         size_t bytes = head[0];
@@ -822,15 +908,13 @@ static void tmoei_free(tmoe_ctx *ctx, void *block)
     }
 }
 
-/* The block grown (or made, from NULL) to at least `need` elements by doubling, contents kept. On failure NULL, and
- * the old block stays as it was. */
-static void *tmoei_grow(tmoe_ctx *ctx, void *block, size_t *capacity, size_t need, size_t element_bytes)
-{
+/* The block grown (or made, from NULL) to at least `need` elements by doubling, contents kept. On failure
+ * NULL, and the old block stays as it was. */
+static void *tmoei_grow(tmoe_ctx *ctx, void *block, size_t *capacity, size_t need, size_t element_bytes) {
     size_t wanted = *capacity < 8 ? 8 : *capacity;
-    void *bigger;
     if (block && need <= *capacity) return block;
     while (wanted < need) wanted = wanted > ((size_t)-1) / 2 ? need : wanted * 2;
-    bigger = tmoei_alloc(ctx, wanted, element_bytes, 0);
+    void *bigger = tmoei_alloc(ctx, wanted, element_bytes, 0);
     if (!bigger) return NULL;
     if (block) memcpy(bigger, block, *capacity * element_bytes);
     tmoei_free(ctx, block);
@@ -839,8 +923,7 @@ static void *tmoei_grow(tmoe_ctx *ctx, void *block, size_t *capacity, size_t nee
 }
 
 /* A NUL-terminated copy of text[0..length). */
-static char *tmoei_strdup(tmoe_ctx *ctx, const char *text, size_t length)
-{
+static char *tmoei_strdup(tmoe_ctx *ctx, const char *text, size_t length) {
     char *copy = (char *)tmoei_alloc(ctx, length + 1, 1, 0);
     if (copy) {
         if (length) memcpy(copy, text, length);
@@ -851,14 +934,12 @@ static char *tmoei_strdup(tmoe_ctx *ctx, const char *text, size_t length)
 
 /* ==== >>random: counter-based, so the state is one seed and nothing ever has to be rewound ============ */
 /* value = mix(mix(seed, stream), counter); mix is the finaliser of SplitMix64 (Steele, Lea, Flood 2014). */
-static uint64_t tmoei_mix64(uint64_t z)
-{
+static uint64_t tmoei_mix64(uint64_t z) {
     z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
     z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
     return z ^ (z >> 31);
 }
-static uint64_t tmoei_random(uint64_t seed, uint64_t stream, uint64_t counter)
-{
+static uint64_t tmoei_random(uint64_t seed, uint64_t stream, uint64_t counter) {
     const uint64_t golden = UINT64_C(0x9e3779b97f4a7c15);      /* 2^64 / golden ratio, odd */
     return tmoei_mix64(tmoei_mix64(seed + golden * (stream + 1)) + golden * (counter + 1));
 }
@@ -867,8 +948,7 @@ static float tmoei_uniform(uint64_t random) { return ((float)(random >> 40) + 0.
 /* 0 <= result < n, n >= 1; the bias of at most n / 2^64 is of no account here */
 static size_t tmoei_below(uint64_t random, size_t n) { return (size_t)(random % (uint64_t)n); }
 /* standard normal by Box and Muller 1958, from two uniforms of the same counter */
-static float tmoei_normal(uint64_t seed, uint64_t stream, uint64_t counter)
-{
+static float tmoei_normal(uint64_t seed, uint64_t stream, uint64_t counter) {
     float u = tmoei_uniform(tmoei_random(seed, stream, 2 * counter));
     float v = tmoei_uniform(tmoei_random(seed, stream, 2 * counter + 1));
     return sqrtf(-2.0f * logf(u)) * cosf(6.28318530718f * v);
@@ -876,11 +956,11 @@ static float tmoei_normal(uint64_t seed, uint64_t stream, uint64_t counter)
 
 /* ==== >>parallel ====================================================================================== */
 typedef void tmoei_chunk_fn(void *arg, int chunk, int lane);
-/* Runs fn(arg, 0..chunks-1, lane), each chunk once, on any lane 0 <= lane < ctx->lanes; returns when all are done. Chunks depend on the
- * problem and never on the number of lanes, so the number of threads cannot change a result. */
+/* Runs fn(arg, 0..chunks-1, lane), each chunk once, on any lane 0 <= lane < ctx->lanes; returns when all are
+ * done. Chunks depend on the problem and never on the number of lanes, so the number of threads cannot
+ * change a result. */
 static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chunks);
-/* ==== >>machine: processor, caches, floating-point mode ================================================= */
-
+/* ==== >>machine: processor, caches, floating-point mode ================================================ */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(TMOE_NO_SIMD)
 #  define TMOEI_X86 1
 #  include <cpuid.h>
@@ -895,34 +975,36 @@ static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chu
 #if defined(TMOEI_X86) && !defined(TMOE_NO_AVX512)
 #  define TMOEI_HAS_AVX512 1
 #endif
-
 #ifdef TMOEI_X86
-/* Bits of what the processor can do AND the system saves: raw cpuid, as __builtin_cpu_supports would pull libgcc's writable state in. */
-static tmoe_isa tmoei_isa_best(void)
-{
+/* What the processor can do AND the system saves: raw cpuid, __builtin_cpu_supports has writable state. */
+static tmoe_isa tmoei_isa_best(void) {
     unsigned a, b, c, d, low, high;
     tmoe_isa best = TMOE_ISA_C;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1u) || !(c >> 12 & 1u)) return best;     /* OSXSAVE, FMA */
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    (void)high;
-    if ((low & 6u) != 6u || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return best;              /* xmm and ymm are saved */
+    /* OSXSAVE, FMA */
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1u) || !(c >> 12 & 1u)) return best;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0)); (void)high;
+    /* xmm and ymm are saved */
+    if ((low & 6u) != 6u || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return best;
 #ifdef TMOEI_HAS_AVX2
     if (b >> 5 & 1u) best = TMOE_ISA_AVX2;
 #endif
 #ifdef TMOEI_HAS_AVX512
-    if ((b >> 5 & 1u) && (low & 0xe6u) == 0xe6u && (b >> 16 & 1u) && (b >> 17 & 1u) && (b >> 30 & 1u) && (b >> 31 & 1u))
-        best = TMOE_ISA_AVX512;                                                                 /* F, DQ, BW, VL; zmm saved */
+    if ((b >> 5 & 1u) && (low & 0xe6u) == 0xe6u && (b >> 16 & 1u) && (b >> 17 & 1u) && (b >> 30 & 1u)
+            && (b >> 31 & 1u))
+        best = TMOE_ISA_AVX512;                                                /* F, DQ, BW, VL; zmm saved */
 #endif
     return best;
 }
 
 /* Data caches of one core: leaf 4 (Intel) or 0x8000001D (AMD), which share their layout. */
-static void tmoei_cache_sizes(tmoe_ctx *ctx)
-{
+static void tmoei_cache_sizes(tmoe_ctx *ctx) {
     unsigned a, b, c, d, i, leaf = 4;
-    if (__get_cpuid(0x80000000u, &a, &b, &c, &d) && a >= 0x8000001du && __get_cpuid_count(0x8000001du, 0, &a, &b, &c, &d) && (a & 31u)) leaf = 0x8000001du;
+    if (__get_cpuid(0x80000000u, &a, &b, &c, &d) && a >= 0x8000001du
+            && __get_cpuid_count(0x8000001du, 0, &a, &b, &c, &d) && (a & 31u))
+        leaf = 0x8000001du;
     for (i = 0; i < 8 && __get_cpuid_count(leaf, i, &a, &b, &c, &d) && (a & 31u); i++) {
-        const size_t bytes = (size_t)((b >> 22) + 1) * ((b >> 12 & 1023u) + 1) * ((b & 4095u) + 1) * (c + 1u);
+        const size_t bytes = (size_t)((b >> 22) + 1) * ((b >> 12 & 1023u) + 1) * ((b & 4095u) + 1)
+            * (c + 1u);
         if ((a & 31u) == 2) continue;                           /* instructions */
         if ((a >> 5 & 7u) == 1) ctx->cache_l1_bytes = bytes;
         if ((a >> 5 & 7u) == 2) ctx->cache_l2_bytes = bytes;
@@ -930,8 +1012,7 @@ static void tmoei_cache_sizes(tmoe_ctx *ctx)
     }
 }
 #else
-static tmoe_isa tmoei_isa_best(void)
-{
+static tmoe_isa tmoei_isa_best(void) {
 #ifdef TMOEI_ARM
     return TMOE_ISA_NEON;                                       /* every 64-bit Arm has it */
 #else
@@ -941,11 +1022,10 @@ static tmoe_isa tmoei_isa_best(void)
 static void tmoei_cache_sizes(tmoe_ctx *ctx) { (void)ctx; }
 #endif
 
-/* Numbers below 1.2e-38 cost Intel processors a factor of 5 in a whole training step: they are flushed to zero inside the library's own work,
- * and the caller's mode is given back. */
+/* Numbers below 1.2e-38 cost Intel processors a factor of 5 in a whole training step: they are flushed to
+ * zero inside the library's own work, and the caller's mode is given back. */
 typedef uint64_t tmoei_float_mode;
-static tmoei_float_mode tmoei_float_mode_enter(void)
-{
+static tmoei_float_mode tmoei_float_mode_enter(void) {
 #if defined(TMOEI_X86)
     const unsigned mode = _mm_getcsr();
     _mm_setcsr(mode | 0x8040u);                                 /* flush to zero, denormals are zero */
@@ -959,8 +1039,7 @@ static tmoei_float_mode tmoei_float_mode_enter(void)
     return 0;
 #endif
 }
-static void tmoei_float_mode_leave(tmoei_float_mode mode)
-{
+static void tmoei_float_mode_leave(tmoei_float_mode mode) {
 #if defined(TMOEI_X86)
     _mm_setcsr((unsigned)mode);
 #elif defined(TMOEI_ARM)
@@ -971,24 +1050,26 @@ static void tmoei_float_mode_leave(tmoei_float_mode mode)
 }
 
 /* ==== >>parallel: chunks of a problem on a few lanes ====================================================
- * Lanes take chunks from a shared counter until none is left. What a chunk is depends on the problem only and each chunk writes its own place, so any
- * number of lanes gives the same bits. The pool's threads spin for a short time after work, since the next piece of a training step
- * comes within microseconds, then sleep. */
+ * Lanes take chunks from a shared counter until none is left. What a chunk is depends on the problem only
+ * and each chunk writes its own place, so any number of lanes gives the same bits. The pool's threads spin
+ * for a short time after work, since the next piece of a training step comes within microseconds, then
+ * sleep. */
 
 #if defined(TMOE_THREADS) && (defined(__unix__) || defined(__APPLE__)) && defined(__GNUC__)
 #  define TMOEI_POOL 1
 #  include <pthread.h>
 #endif
 
-typedef struct tmoei_parallel_job { tmoei_chunk_fn *fn; void *arg; int chunks, next, lanes; } tmoei_parallel_job;
+typedef struct tmoei_parallel_job { tmoei_chunk_fn *fn; void *arg; int chunks, next, lanes;
+    } tmoei_parallel_job;
 
-static void tmoei_parallel_lane(void *arg, int lane)
-{
+static void tmoei_parallel_lane(void *arg, int lane) {
     tmoei_parallel_job *job = (tmoei_parallel_job *)arg;
     const tmoei_float_mode mode = tmoei_float_mode_enter();
     int chunk;
 #if defined(__GNUC__)
-    while ((chunk = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->chunks) job->fn(job->arg, chunk, lane);
+    while ((chunk = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->chunks)
+        job->fn(job->arg, chunk, lane);
 #else
     for (chunk = lane; chunk < job->chunks; chunk += job->lanes) job->fn(job->arg, chunk, lane);
 #endif
@@ -996,7 +1077,7 @@ static void tmoei_parallel_lane(void *arg, int lane)
 }
 
 #ifdef TMOEI_POOL
-#define TMOEI_SPINS 20000               /* pauses of some 40 cycles: a fifth of a millisecond, the longest serial piece of a step */
+#define TMOEI_SPINS 20000       /* pauses of 40 cycles: 0.2 ms, the longest serial piece of a step */
 
 struct tmoei_pool {
     pthread_t threads[TMOEI_LANES_MAX];
@@ -1009,8 +1090,7 @@ struct tmoei_pool {
     int sleeping, quit, lane;
 };
 
-static void tmoei_pause(void)
-{
+static void tmoei_pause(void) {
 #if defined(TMOEI_X86)
     _mm_pause();
 #elif defined(TMOEI_ARM)
@@ -1018,17 +1098,19 @@ static void tmoei_pause(void)
 #endif
 }
 
-static void *tmoei_pool_thread(void *arg)
-{
+static void *tmoei_pool_thread(void *arg) {
     struct tmoei_pool *pool = (struct tmoei_pool *)arg;
     const int lane = __atomic_add_fetch(&pool->lane, 1, __ATOMIC_RELAXED);
-    int seen = 0, spins;
+    int seen = 0;
     for (;;) {
-        for (spins = 0; spins < TMOEI_SPINS && __atomic_load_n(&pool->round, __ATOMIC_ACQUIRE) == seen; spins++) tmoei_pause();
+        for (int spins = 0; spins < TMOEI_SPINS && __atomic_load_n(&pool->round, __ATOMIC_ACQUIRE) == seen;
+                spins++)
+            tmoei_pause();
         if (__atomic_load_n(&pool->round, __ATOMIC_ACQUIRE) == seen) {
             pthread_mutex_lock(&pool->mutex);
             __atomic_add_fetch(&pool->sleeping, 1, __ATOMIC_SEQ_CST);
-            while (__atomic_load_n(&pool->round, __ATOMIC_SEQ_CST) == seen) pthread_cond_wait(&pool->wake, &pool->mutex);
+            while (__atomic_load_n(&pool->round, __ATOMIC_SEQ_CST) == seen)
+                pthread_cond_wait(&pool->wake, &pool->mutex);
             __atomic_sub_fetch(&pool->sleeping, 1, __ATOMIC_SEQ_CST);
             pthread_mutex_unlock(&pool->mutex);
         }
@@ -1039,10 +1121,9 @@ static void *tmoei_pool_thread(void *arg)
     }
 }
 
-/* Begins a round: every thread runs once. The sleepers' count is read after the round is published, and a sleeper counts itself before it
- * looks at the round, so one of both sees the other. */
-static void tmoei_pool_begin(struct tmoei_pool *pool)
-{
+/* Begins a round: every thread runs once. The sleepers' count is read after the round is published, and a
+ * sleeper counts itself before it looks at the round, so one of both sees the other. */
+static void tmoei_pool_begin(struct tmoei_pool *pool) {
     __atomic_store_n(&pool->running, pool->count, __ATOMIC_RELAXED);
     __atomic_add_fetch(&pool->round, 1, __ATOMIC_SEQ_CST);
     if (__atomic_load_n(&pool->sleeping, __ATOMIC_SEQ_CST)) {
@@ -1052,22 +1133,19 @@ static void tmoei_pool_begin(struct tmoei_pool *pool)
     }
 }
 
-static void tmoei_pool_destroy(tmoe_ctx *ctx)
-{
+static void tmoei_pool_destroy(tmoe_ctx *ctx) {
     struct tmoei_pool *pool = ctx->pool;
-    int i;
     if (!pool) return;
     pool->quit = 1;
     tmoei_pool_begin(pool);
-    for (i = 0; i < pool->count; i++) (void)pthread_join(pool->threads[i], NULL);
+    for (int i = 0; i < pool->count; i++) (void)pthread_join(pool->threads[i], NULL);
     (void)pthread_mutex_destroy(&pool->mutex);
     (void)pthread_cond_destroy(&pool->wake);
     tmoei_free(ctx, pool);
     ctx->pool = NULL;
 }
 
-static tmoe_result tmoei_pool_create(tmoe_ctx *ctx)
-{
+static tmoe_result tmoei_pool_create(tmoe_ctx *ctx) {
     struct tmoei_pool *pool = (struct tmoei_pool *)tmoei_alloc(ctx, 1, sizeof *pool, 1);
     if (!pool) return TMOE_ERR_MEMORY;
     ctx->pool = pool;
@@ -1076,19 +1154,16 @@ static tmoe_result tmoei_pool_create(tmoe_ctx *ctx)
     for (; pool->count < ctx->lanes - 1; pool->count++)
         if (pthread_create(&pool->threads[pool->count], NULL, tmoei_pool_thread, pool)) {
             tmoei_pool_destroy(ctx);
-            return tmoei_fail(ctx, TMOE_ERR_MEMORY, "context: thread %d of %d could not be started", pool->count + 2, ctx->lanes);
+            return tmoei_fail(ctx, TMOE_ERR_MEMORY, "context: thread %d of %d could not be started",
+                pool->count + 2, ctx->lanes);
         }
     return TMOE_OK;
 }
 #endif
 
-static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chunks)
-{
+static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chunks) {
     tmoei_parallel_job job;
-    job.fn = fn;
-    job.arg = arg;
-    job.chunks = chunks;
-    job.next = 0;
+    job.fn = fn; job.arg = arg; job.chunks = chunks; job.next = 0;
     job.lanes = chunks < ctx->lanes ? chunks : ctx->lanes;
     if (job.lanes > 1 && ctx->config.parallel_fn) {
         ctx->config.parallel_fn(ctx->config.parallel_user, tmoei_parallel_lane, &job, job.lanes);
@@ -1101,7 +1176,8 @@ static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chu
         tmoei_parallel_lane(&job, 0);
         {
             int spins = 0;
-            while (__atomic_load_n(&ctx->pool->running, __ATOMIC_ACQUIRE)) if (++spins > TMOEI_SPINS) (void)sched_yield(); else tmoei_pause();
+            while (__atomic_load_n(&ctx->pool->running, __ATOMIC_ACQUIRE))
+                if (++spins > TMOEI_SPINS) (void)sched_yield(); else tmoei_pause();
         }
         return;
     }
@@ -1111,24 +1187,26 @@ static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chu
 #endif /* not TMOEI_PASS */
 #if !defined(TMOEI_PASS)
 /* ==== >>kernels: the inner loops, written once, made for each instruction set ==========================
- * The header includes itself (TMOEI_PASS set) and the body below is compiled for AVX-512, AVX2, NEON and plain C through per-function target
- * attributes: a plain `cc -O2` gets them all, and the processor's best is chosen when the context is made.
+ * The header includes itself (TMOEI_PASS set) and the body below is compiled for AVX-512, AVX2, NEON and
+ * plain C through per-function target attributes: a plain `cc -O2` gets them all, and the processor's best
+ * is chosen when the context is made.
  *
  * Matrix product C (M,N) = op(A) (M,K) op(B) (K,N).
  *
- *                 N                  op(B) is packed into panels of NR columns, op(A) into panels of MR rows, both with k
- *            +--------+              running fastest over panels, so that the micro-kernel reads them straight on:
- *            |   B    | K                for k: load NR of B; for each of MR rows: broadcast A, multiply, add
- *            +--------+              MR x NR sums stay in registers for all of K.
- *       K        |                   K is cut at TMOEI_KC so that a panel of B stays in L1; a panel group of A stays in L2.
- *     +----+ +--------+              M is cut into equal panels (32 = 11 + 11 + 10, not 14 + 14 + 4).
- *   M | A  | |   C    |              Lanes take tiles of C; tiles depend on M, N, K only.
+ *                 N            op(B) is packed into panels of NR columns, op(A) into panels of MR rows, both
+ *            +--------+        with k running fastest over panels, so that the micro-kernel reads straight
+ *            |   B    | K      on:  for k: load NR of B; for each of MR rows: broadcast A, multiply, add.
+ *            +--------+        MR x NR sums stay in registers for all of K. K is cut at TMOEI_KC so that a
+ *       K        |             panel of B stays in L1; a panel group of A stays in L2. M is cut into equal
+ *     +----+ +--------+        panels (32 = 11 + 11 + 10, not 14 + 14 + 4). Lanes take tiles of C; tiles
+ *   M | A  | |   C    |        depend on M, N, K only.
  *     +----+ +--------+ */
 
 #define TMOEI_NR_MAX 32                 /* widest panel of B */
 #define TMOEI_MR_MAX 14                 /* highest panel of A */
 
-typedef struct tmoei_epilogue {         /* y = act(C + bias) + residual, as the tile leaves the registers for the last time */
+/* y = act(C + bias) + residual, as the tile leaves the registers for the last time */
+typedef struct tmoei_epilogue {
     const float *bias;                  /* (N) or NULL */
     tmoe_activation activation;         /* NONE, GELU, RELU */
     float *pre;                         /* (M, N) or NULL: the value before the activation */
@@ -1141,31 +1219,70 @@ typedef struct tmoei_kernels {
     const char *name;
     int mr, nr;                         /* register tile */
     /* tile (rows, NR) = beta * tile + panels; columns past `columns` are not touched */
-    void (*micro)(int rows, int K, const float *a, const float *b, float beta, float *c, size_t ldc, int columns);
+    void (*micro)(int rows, int K, const float *a, const float *b, float beta, float *c, size_t ldc,
+        int columns);
     /* C (M, N) = beta C + A (M,K) B (N,K)^T as they lie: few rows */
-    void (*dots)(int M, int N, int K, const float *a, size_t lda, const float *b, size_t ldb, float beta, float *c, size_t ldc);
-    void (*epilogue)(int rows, int columns, int column, float *c, size_t ldc, const tmoei_epilogue *e, int row);
+    void (*dots)(int M, int N, int K, const float *a, size_t lda, const float *b, size_t ldb, float beta,
+        float *c, size_t ldc);
+    void (*epilogue)(int rows, int columns, int column, float *c, size_t ldc, const tmoei_epilogue *e,
+        int row);
     float (*dot)(const float *a, const float *b, size_t n);
     double (*sum_squares)(const float *x, size_t n);
     float (*sum)(const float *x, size_t n);
     float (*maximum)(const float *x, size_t n);
     void (*add)(float *y, const float *x, size_t n);
-    void (*scale_add)(float *y, float beta, float a, const float *x, size_t n);             /* y = beta y + a x */
-    float (*exp_sum)(float *y, const float *x, float scale, float shift, size_t n);         /* y = exp(scale x - shift); their sum; y may be NULL */
+    void (*scale_add)(float *y, float beta, float a, const float *x, size_t n);        /* y = beta y + a x */
+    /* y = exp(scale x - shift); their sum; y may be NULL */
+    float (*exp_sum)(float *y, const float *x, float scale, float shift, size_t n);
     void (*softmax_gradient)(float *dx, const float *x, float lse, float shift, float weight, size_t n);
-    void (*softmax_backward)(float *ds, const float *p, float delta, float scale, size_t n);    /* ds = p (ds - delta) scale */
+    /* ds = p (ds - delta) scale */
+    void (*softmax_backward)(float *ds, const float *p, float delta, float scale, size_t n);
     void (*gelu)(float *y, const float *x, size_t n);
     void (*gelu_backward)(float *dz, const float *dy, const float *z, size_t n);
-    void (*norm_forward)(float *y, const float *x, const float *gain, const float *bias, float epsilon, float *mean, float *inv, size_t n);
-    void (*norm_backward)(float *dx, float beta, const float *x, const float *dy, const float *gain, float mean, float inv, size_t n);
-    void (*norm_parameters)(float *dgain, float *dbias, const float *x, const float *dy, float mean, float inv, size_t n);
+    void (*norm_forward)(float *y, const float *x, const float *gain, const float *bias, float epsilon,
+        float *mean, float *inv, size_t n);
+    void (*norm_backward)(float *dx, float beta, const float *x, const float *dy, const float *gain,
+        float mean, float inv, size_t n);
+    void (*norm_parameters)(float *dgain, float *dbias, const float *x, const float *dy, float mean,
+        float inv, size_t n);
     void (*merge)(float *out, const float *theta, size_t stride, const float *r, int E, size_t n);
-    float (*merge_backward)(float *dtheta, const float *theta, const float *bar, const float *g, float r, size_t n);
+    float (*merge_backward)(float *dtheta, const float *theta, const float *bar, const float *g, float r,
+        size_t n);
     void (*adamw)(float *theta, const float *grad, float *m, float *v, size_t n, const float *constants);
-    void (*dropout)(float *y, const float *x, size_t n, uint32_t first, uint32_t key, uint32_t limit, float scale);
+    void (*dropout)(float *y, const float *x, size_t n, uint32_t first, uint32_t key, uint32_t limit,
+        float scale);
 } tmoei_kernels;
-#endif
 
+/* Every loop over n floats: whole vectors, then one masked vector; `at` is the index. Inside, VREAD and
+ * VWRITE are plain in the first loop (there `left` is the constant VW) and masked in the edge. */
+#define TMOEI_EACH(n, ...) do { size_t at = 0; \
+    for (; at + VW <= (n); at += VW) { const int left = VW; (void)left; __VA_ARGS__; } \
+    if (at < (n)) { const int left = (int)((n) - at); (void)left; __VA_ARGS__; } } while (0)
+
+#define TMOEI_R1(X) X(0)
+#define TMOEI_R2(X) TMOEI_R1(X) X(1)
+#define TMOEI_R3(X) TMOEI_R2(X) X(2)
+#define TMOEI_R4(X) TMOEI_R3(X) X(3)
+#define TMOEI_R5(X) TMOEI_R4(X) X(4)
+#define TMOEI_R6(X) TMOEI_R5(X) X(5)
+#define TMOEI_R7(X) TMOEI_R6(X) X(6)
+#define TMOEI_R8(X) TMOEI_R7(X) X(7)
+#define TMOEI_R9(X) TMOEI_R8(X) X(8)
+#define TMOEI_R10(X) TMOEI_R9(X) X(9)
+#define TMOEI_R11(X) TMOEI_R10(X) X(10)
+#define TMOEI_R12(X) TMOEI_R11(X) X(11)
+#define TMOEI_R13(X) TMOEI_R12(X) X(12)
+#define TMOEI_R14(X) TMOEI_R13(X) X(13)
+
+/* A micro-kernel for each height: sums of `rows` x NR over k, panels straight on. */
+#define TMOEI_MICRO(rows, EACH_ROW) \
+    TMOEI_TARGET static void TMOEI_FN(micro##rows)(int K, const float *a, const float *b, float beta, \
+            float *c, size_t ldc, int columns) { \
+        EACH_ROW(TMOEI_ROW_ZERO) \
+        for (int k = 0; k < K; k++, a += rows, b += TMOEI_NR) { TMOEI_LOAD_B EACH_ROW(TMOEI_ROW_STEP) } \
+        EACH_ROW(TMOEI_ROW_STORE) \
+    }
+#endif
 #ifdef TMOEI_PASS
 /* ---- the body: V is a vector of VW floats ------------------------------------------------------------ */
 #if TMOEI_PASS == 3
@@ -1185,8 +1302,9 @@ typedef struct tmoei_kernels {
 #  define VFMA(a, b, c) _mm512_fmadd_ps(a, b, c)
 #  define VMAX(a, b) _mm512_maskz_max_ps((__mmask16)0xffff, a, b)
 #  define VMIN(a, b) _mm512_maskz_min_ps((__mmask16)0xffff, a, b)
-#  define VSQRT(a) _mm512_maskz_sqrt_ps((__mmask16)0xffff, a)      /* the plain one reads an undefined vector in gcc's header */
-#  define VROUND(a) _mm512_maskz_cvtepi32_ps((__mmask16)0xffff, _mm512_maskz_cvtps_epi32((__mmask16)0xffff, a))
+#  define VSQRT(a) _mm512_maskz_sqrt_ps((__mmask16)0xffff, a)  /* gcc's plain ones read undefined vectors */
+#  define VROUND(a) _mm512_maskz_cvtepi32_ps((__mmask16)0xffff, VINTEGER(a))
+#  define VINTEGER(a) _mm512_maskz_cvtps_epi32((__mmask16)0xffff, a)
 #  define VPOW2(n) _mm512_maskz_scalef_ps((__mmask16)0xffff, _mm512_set1_ps(1.0f), n)
 #  define VSUM(a) TMOEI_FN(vsum)(a)
 #  define VMAXIMUM(a) TMOEI_FN(vmaximum)(a)
@@ -1210,7 +1328,9 @@ typedef struct tmoei_kernels {
 #  define VMIN(a, b) _mm256_min_ps(a, b)
 #  define VSQRT(a) _mm256_sqrt_ps(a)
 #  define VROUND(a) _mm256_round_ps(a, 8)
-#  define VPOW2(n) _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23))
+#  define VPOW2(n) \
+    _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(VINTEGER(n), _mm256_set1_epi32(127)), 23))
+#  define VINTEGER(a) _mm256_cvtps_epi32(a)
 #  define VSUM(a) TMOEI_FN(vsum)(a)
 #  define VMAXIMUM(a) TMOEI_FN(vmaximum)(a)
 #elif TMOEI_PASS == 1
@@ -1258,60 +1378,53 @@ typedef struct tmoei_kernels {
 #  define VSUM(a) (a)
 #  define VMAXIMUM(a) (a)
 #endif
-
 #if TMOEI_PASS >= 2
-/* The upper half of a 512-bit vector on the lower one. The masked forms of gcc's header do not read undefined vectors. */
+/* The upper half of a 512-bit vector on the lower one. The masked forms of gcc's header do not read
+ * undefined vectors. */
 #if TMOEI_PASS == 3
-#  define VHALVES(a, f) f(_mm512_maskz_extractf32x8_ps((__mmask8)0xff, a, 0), _mm512_maskz_extractf32x8_ps((__mmask8)0xff, a, 1))
+#  define VHALF(a, i) _mm512_maskz_extractf32x8_ps((__mmask8)0xff, a, i)
+#  define VHALVES(a, f) f(VHALF(a, 0), VHALF(a, 1))
 #else
 #  define VHALVES(a, f) (a)
 #endif
-TMOEI_TARGET static float TMOEI_FN(vsum)(V a)
-{
+TMOEI_TARGET static float TMOEI_FN(vsum)(V a) {
     const __m256 h = VHALVES(a, _mm256_add_ps);
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
-TMOEI_TARGET static float TMOEI_FN(vmaximum)(V a)
-{
+TMOEI_TARGET static float TMOEI_FN(vmaximum)(V a) {
     const __m256 h = VHALVES(a, _mm256_max_ps);
     __m128 s = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
+#undef VHALF
 #undef VHALVES
 #elif TMOEI_PASS == 1
-static V TMOEI_FN(vloadn)(const float *p, int n)
-{
+static V TMOEI_FN(vloadn)(const float *p, int n) {
     float x[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
-    int i;
-    for (i = 0; i < n; i++) x[i] = p[i];
+    for (int i = 0; i < n; i++) x[i] = p[i];
     return vld1q_f32(x);
 }
-static void TMOEI_FN(vstoren)(float *p, V v, int n)
-{
+static void TMOEI_FN(vstoren)(float *p, V v, int n) {
     float x[4];
-    int i;
     vst1q_f32(x, v);
-    for (i = 0; i < n; i++) p[i] = x[i];
+    for (int i = 0; i < n; i++) p[i] = x[i];
 }
 #endif
+#define VREAD(p) (left == VW ? VLOAD(p) : VLOADN(p, left))
+#define VWRITE(p, v) do { if (left == VW) VSTORE(p, v); else VSTOREN(p, v, left); } while (0)
 
-/* Every loop over n floats: whole vectors, then one masked vector. `at` is the index, `n_` the floats in this vector. */
-#define TMOEI_EACH(n, whole, edge) do { size_t at = 0; for (; at + VW <= (n); at += VW) { whole; } \
-    if (at < (n)) { const int left = (int)((n) - at); (void)left; edge; } } while (0)
-
-/* exp(x): n = round(x / ln 2), r = x - n ln 2 in two parts, Taylor to r^7 (|r| <= ln 2 / 2: truncation 2e-9), times 2^n.
- * Error below 2 ulp; inputs are held to [-87.3, 88.3], so the result is never 0, denormal or infinite. */
-TMOEI_TARGET static V TMOEI_FN(vexp)(V x)
-{
-    V n, r, p;
+/* exp(x): n = round(x / ln 2), r = x - n ln 2 in two parts, Taylor to r^7 (|r| <= ln 2 / 2: truncation
+ * 2e-9), times 2^n. Error below 2 ulp; inputs are held to [-87.3, 88.3], so the result is never 0, denormal
+ * or infinite. */
+TMOEI_TARGET static V TMOEI_FN(vexp)(V x) {
     x = VMIN(VMAX(x, VSET(-87.3f)), VSET(88.3f));
-    n = VROUND(VMUL(x, VSET(1.44269504f)));
-    r = VFMA(n, VSET(-0.693145752f), x);
+    V n = VROUND(VMUL(x, VSET(1.44269504f)));
+    V r = VFMA(n, VSET(-0.693145752f), x);
     r = VFMA(n, VSET(-1.42860677e-6f), r);
-    p = VFMA(r, VSET(1.98412698e-4f), VSET(1.38888889e-3f));
+    V p = VFMA(r, VSET(1.98412698e-4f), VSET(1.38888889e-3f));
     p = VFMA(p, r, VSET(8.33333333e-3f));
     p = VFMA(p, r, VSET(4.16666667e-2f));
     p = VFMA(p, r, VSET(1.66666667e-1f));
@@ -1322,47 +1435,33 @@ TMOEI_TARGET static V TMOEI_FN(vexp)(V x)
 }
 
 /* erf(x) = x P(x^2) / Q(x^2) on [-4, 4] (the rational fit used by Eigen); absolute error below 3e-7 */
-TMOEI_TARGET static V TMOEI_FN(verf)(V x)
-{
-    V s, p, q;
+TMOEI_TARGET static V TMOEI_FN(verf)(V x) {
     x = VMIN(VMAX(x, VSET(-4.0f)), VSET(4.0f));
-    s = VMUL(x, x);
-    p = VFMA(s, VSET(-2.72614225801306e-10f), VSET(2.77068142495902e-08f));
+    V s = VMUL(x, x);
+    V p = VFMA(s, VSET(-2.72614225801306e-10f), VSET(2.77068142495902e-08f));
     p = VFMA(p, s, VSET(-2.10102402082508e-06f));
     p = VFMA(p, s, VSET(-5.69250639462346e-05f));
     p = VFMA(p, s, VSET(-7.34990630326855e-04f));
     p = VFMA(p, s, VSET(-2.95459980854025e-03f));
     p = VFMA(p, s, VSET(-1.60960333262415e-02f));
-    q = VFMA(s, VSET(-1.45660718464996e-05f), VSET(-2.13374055278905e-04f));
+    V q = VFMA(s, VSET(-1.45660718464996e-05f), VSET(-2.13374055278905e-04f));
     q = VFMA(q, s, VSET(-1.68282697438203e-03f));
     q = VFMA(q, s, VSET(-7.37332916720468e-03f));
     q = VFMA(q, s, VSET(-1.42647390514189e-02f));
     return VDIV(VMUL(x, p), q);
 }
 
-/* gelu(x) = x Phi(x), Phi(x) = (1 + erf(x / sqrt 2)) / 2;  gelu'(x) = Phi(x) + x exp(-x^2 / 2) / sqrt(2 pi) */
-TMOEI_TARGET static V TMOEI_FN(vgelu)(V x)
-{
+/* gelu = x Phi(x), Phi = (1 + erf(x / sqrt 2)) / 2;  gelu' = Phi(x) + x exp(-x^2 / 2) / sqrt(2 pi) */
+TMOEI_TARGET static V TMOEI_FN(vgelu)(V x) {
     V half = VMUL(x, VSET(0.5f));
     return VFMA(half, TMOEI_FN(verf)(VMUL(x, VSET(0.70710678f))), half);
 }
-TMOEI_TARGET static V TMOEI_FN(vgelu_derivative)(V x)
-{
+TMOEI_TARGET static V TMOEI_FN(vgelu_derivative)(V x) {
     V phi = VFMA(TMOEI_FN(verf)(VMUL(x, VSET(0.70710678f))), VSET(0.5f), VSET(0.5f));
-    V density;
-    x = VMIN(VMAX(x, VSET(-13.0f)), VSET(13.0f));               /* x exp(-x^2 / 2) is 0 in floats there; exp's lower bound must not be met */
-    density = VMUL(TMOEI_FN(vexp)(VMUL(VMUL(x, x), VSET(-0.5f))), VSET(0.39894228f));
+    /* x exp(-x^2 / 2) is 0 in floats there; exp's lower bound must not be met */
+    x = VMIN(VMAX(x, VSET(-13.0f)), VSET(13.0f));
+    V density = VMUL(TMOEI_FN(vexp)(VMUL(VMUL(x, x), VSET(-0.5f))), VSET(0.39894228f));
     return VFMA(x, density, phi);
-}
-
-TMOEI_TARGET static void TMOEI_FN(gelu)(float *y, const float *x, size_t n)
-{
-    TMOEI_EACH(n, VSTORE(y + at, TMOEI_FN(vgelu)(VLOAD(x + at))), VSTOREN(y + at, TMOEI_FN(vgelu)(VLOADN(x + at, left)), left));
-}
-TMOEI_TARGET static void TMOEI_FN(gelu_backward)(float *dz, const float *dy, const float *z, size_t n)
-{
-    TMOEI_EACH(n, VSTORE(dz + at, VMUL(VLOAD(dy + at), TMOEI_FN(vgelu_derivative)(VLOAD(z + at)))),
-               VSTOREN(dz + at, VMUL(VLOADN(dy + at, left), TMOEI_FN(vgelu_derivative)(VLOADN(z + at, left))), left));
 }
 
 /* ---- the register tile ------------------------------------------------------------------------------- */
@@ -1381,20 +1480,21 @@ TMOEI_TARGET static void TMOEI_FN(gelu_backward)(float *dz, const float *dy, con
 #endif
 #define TMOEI_NR (TMOEI_NV * VW)
 
-/* One row of the tile: its sums, a step of k, and storing it. NV is 2 everywhere but in plain C, where 4 scalars make a row. */
+/* A row of the tile: sums, a step of k, storing. NV is 2, but 4 scalars in plain C. */
 #if TMOEI_NV == 2
 #  define TMOEI_ROW_ZERO(i) V c##i##0 = VSET(0.0f), c##i##1 = VSET(0.0f);
-#  define TMOEI_ROW_STEP(i) { const V x = VSET(a[i]); c##i##0 = VFMA(x, b0, c##i##0); c##i##1 = VFMA(x, b1, c##i##1); }
+#  define TMOEI_ROW_STEP(i) { \
+    const V x = VSET(a[i]); c##i##0 = VFMA(x, b0, c##i##0); c##i##1 = VFMA(x, b1, c##i##1); }
 #  define TMOEI_ROW_STORE(i) TMOEI_FN(store)(c + (size_t)(i) * ldc, c##i##0, c##i##1, beta, columns);
 #else
 #  define TMOEI_ROW_ZERO(i) V c##i##0 = 0.0f, c##i##1 = 0.0f, c##i##2 = 0.0f, c##i##3 = 0.0f;
-#  define TMOEI_ROW_STEP(i) { const V x = a[i]; c##i##0 += x * b[0]; c##i##1 += x * b[1]; c##i##2 += x * b[2]; c##i##3 += x * b[3]; }
-#  define TMOEI_ROW_STORE(i) TMOEI_FN(store)(c + (size_t)(i) * ldc, c##i##0, c##i##1, c##i##2, c##i##3, beta, columns);
+#  define TMOEI_ROW_STEP(i) { \
+    const V x = a[i]; c##i##0 += x * b[0]; c##i##1 += x * b[1]; c##i##2 += x * b[2]; c##i##3 += x * b[3]; }
+#  define TMOEI_ROW_STORE(i) \
+    TMOEI_FN(store)(c + (size_t)(i) * ldc, c##i##0, c##i##1, c##i##2, c##i##3, beta, columns);
 #endif
-
 #if TMOEI_NV == 2
-TMOEI_TARGET static inline void TMOEI_FN(store)(float *c, V c0, V c1, float beta, int columns)
-{
+TMOEI_TARGET static inline void TMOEI_FN(store)(float *c, V c0, V c1, float beta, int columns) {
     if (columns >= 2 * VW) {
         if (beta != 0.0f) { c0 = VADD(c0, VLOAD(c)); c1 = VADD(c1, VLOAD(c + VW)); }
         VSTORE(c, c0);
@@ -1407,67 +1507,34 @@ TMOEI_TARGET static inline void TMOEI_FN(store)(float *c, V c0, V c1, float beta
     }
 }
 #else
-static void TMOEI_FN(store)(float *c, V c0, V c1, V c2, V c3, float beta, int columns)
-{
+static void TMOEI_FN(store)(float *c, V c0, V c1, V c2, V c3, float beta, int columns) {
     const float x[4] = { c0, c1, c2, c3 };
-    int j;
-    for (j = 0; j < columns && j < 4; j++) c[j] = (beta != 0.0f ? c[j] : 0.0f) + x[j];
+    for (int j = 0; j < columns && j < 4; j++) c[j] = (beta != 0.0f ? c[j] : 0.0f) + x[j];
 }
 #endif
-
-/* A micro-kernel for each height: sums of `rows` x NR over k, panels straight on. */
 #if TMOEI_NV == 2
 #  define TMOEI_LOAD_B const V b0 = VLOAD(b), b1 = VLOAD(b + VW);
 #else
 #  define TMOEI_LOAD_B
 #endif
-#define TMOEI_MICRO(rows, EACH_ROW) \
-    TMOEI_TARGET static void TMOEI_FN(micro##rows)(int K, const float *a, const float *b, float beta, float *c, size_t ldc, int columns) \
-    { \
-        int k; \
-        EACH_ROW(TMOEI_ROW_ZERO) \
-        for (k = 0; k < K; k++, a += rows, b += TMOEI_NR) { TMOEI_LOAD_B EACH_ROW(TMOEI_ROW_STEP) } \
-        EACH_ROW(TMOEI_ROW_STORE) \
-    }
-#define TMOEI_R1(X) X(0)
-#define TMOEI_R2(X) TMOEI_R1(X) X(1)
-#define TMOEI_R3(X) TMOEI_R2(X) X(2)
-#define TMOEI_R4(X) TMOEI_R3(X) X(3)
-#define TMOEI_R5(X) TMOEI_R4(X) X(4)
-#define TMOEI_R6(X) TMOEI_R5(X) X(5)
-#define TMOEI_R7(X) TMOEI_R6(X) X(6)
-#define TMOEI_R8(X) TMOEI_R7(X) X(7)
-#define TMOEI_R9(X) TMOEI_R8(X) X(8)
-#define TMOEI_R10(X) TMOEI_R9(X) X(9)
-#define TMOEI_R11(X) TMOEI_R10(X) X(10)
-#define TMOEI_R12(X) TMOEI_R11(X) X(11)
-#define TMOEI_R13(X) TMOEI_R12(X) X(12)
-#define TMOEI_R14(X) TMOEI_R13(X) X(13)
-TMOEI_MICRO(1, TMOEI_R1)
-TMOEI_MICRO(2, TMOEI_R2)
-TMOEI_MICRO(3, TMOEI_R3)
-TMOEI_MICRO(4, TMOEI_R4)
+TMOEI_MICRO(1, TMOEI_R1) TMOEI_MICRO(2, TMOEI_R2) TMOEI_MICRO(3, TMOEI_R3) TMOEI_MICRO(4, TMOEI_R4)
 #if TMOEI_MR >= 6
-TMOEI_MICRO(5, TMOEI_R5)
-TMOEI_MICRO(6, TMOEI_R6)
+TMOEI_MICRO(5, TMOEI_R5) TMOEI_MICRO(6, TMOEI_R6)
 #endif
 #if TMOEI_MR >= 8
-TMOEI_MICRO(7, TMOEI_R7)
-TMOEI_MICRO(8, TMOEI_R8)
+TMOEI_MICRO(7, TMOEI_R7) TMOEI_MICRO(8, TMOEI_R8)
 #endif
 #if TMOEI_MR >= 14
-TMOEI_MICRO(9, TMOEI_R9)
-TMOEI_MICRO(10, TMOEI_R10)
-TMOEI_MICRO(11, TMOEI_R11)
-TMOEI_MICRO(12, TMOEI_R12)
-TMOEI_MICRO(13, TMOEI_R13)
-TMOEI_MICRO(14, TMOEI_R14)
+TMOEI_MICRO(9, TMOEI_R9) TMOEI_MICRO(10, TMOEI_R10) TMOEI_MICRO(11, TMOEI_R11)
+TMOEI_MICRO(12, TMOEI_R12) TMOEI_MICRO(13, TMOEI_R13) TMOEI_MICRO(14, TMOEI_R14)
 #endif
 
-static void TMOEI_FN(micro)(int rows, int K, const float *a, const float *b, float beta, float *c, size_t ldc, int columns)
-{
-    typedef void micro_fn(int K, const float *a, const float *b, float beta, float *c, size_t ldc, int columns);
-    static micro_fn *const table[] = { NULL, TMOEI_FN(micro1), TMOEI_FN(micro2), TMOEI_FN(micro3), TMOEI_FN(micro4),
+static void TMOEI_FN(micro)(int rows, int K, const float *a, const float *b, float beta, float *c,
+        size_t ldc, int columns) {
+    typedef void micro_fn(int K, const float *a, const float *b, float beta, float *c, size_t ldc,
+        int columns);
+    static micro_fn *const table[] = { NULL, TMOEI_FN(micro1), TMOEI_FN(micro2), TMOEI_FN(micro3),
+        TMOEI_FN(micro4),
 #if TMOEI_MR >= 6
         TMOEI_FN(micro5), TMOEI_FN(micro6),
 #endif
@@ -1475,37 +1542,32 @@ static void TMOEI_FN(micro)(int rows, int K, const float *a, const float *b, flo
         TMOEI_FN(micro7), TMOEI_FN(micro8),
 #endif
 #if TMOEI_MR >= 14
-        TMOEI_FN(micro9), TMOEI_FN(micro10), TMOEI_FN(micro11), TMOEI_FN(micro12), TMOEI_FN(micro13), TMOEI_FN(micro14)
+        TMOEI_FN(micro9), TMOEI_FN(micro10), TMOEI_FN(micro11), TMOEI_FN(micro12), TMOEI_FN(micro13),
+            TMOEI_FN(micro14)
 #endif
     };
     table[rows](K, a, b, beta, c, ldc, columns);
 }
 
 /* Few rows: dot products of rows as they lie, 4 x 2 at a time, vectors along K. */
-TMOEI_TARGET static void TMOEI_FN(dots)(int M, int N, int K, const float *a, size_t lda, const float *b, size_t ldb, float beta, float *c, size_t ldc)
-{
-    int m, n, i, j;
-    for (n = 0; n < N; n += 2)
-        for (m = 0; m < M; m += 4) {
-            const float *a0 = a + (size_t)m * lda, *a1 = m + 1 < M ? a0 + lda : a0, *a2 = m + 2 < M ? a1 + lda : a0, *a3 = m + 3 < M ? a2 + lda : a0;
+TMOEI_TARGET static void TMOEI_FN(dots)(int M, int N, int K, const float *a, size_t lda, const float *b,
+        size_t ldb, float beta, float *c, size_t ldc) {
+    for (int n = 0; n < N; n += 2)
+        for (int m = 0; m < M; m += 4) {
+            const float *a0 = a + (size_t)m * lda, *a1 = m + 1 < M ? a0 + lda : a0;
+            const float *a2 = m + 2 < M ? a1 + lda : a0, *a3 = m + 3 < M ? a2 + lda : a0;
             const float *b0 = b + (size_t)n * ldb, *b1 = n + 1 < N ? b0 + ldb : b0;
             V s00 = VSET(0.0f), s01 = s00, s10 = s00, s11 = s00, s20 = s00, s21 = s00, s30 = s00, s31 = s00;
-            float sums[4][2];
             TMOEI_EACH((size_t)K,
-                const V x = VLOAD(b0 + at); const V y = VLOAD(b1 + at);
-                V w = VLOAD(a0 + at); s00 = VFMA(w, x, s00); s01 = VFMA(w, y, s01);
-                w = VLOAD(a1 + at); s10 = VFMA(w, x, s10); s11 = VFMA(w, y, s11);
-                w = VLOAD(a2 + at); s20 = VFMA(w, x, s20); s21 = VFMA(w, y, s21);
-                w = VLOAD(a3 + at); s30 = VFMA(w, x, s30); s31 = VFMA(w, y, s31),
-                const V x = VLOADN(b0 + at, left); const V y = VLOADN(b1 + at, left);
-                V w = VLOADN(a0 + at, left); s00 = VFMA(w, x, s00); s01 = VFMA(w, y, s01);
-                w = VLOADN(a1 + at, left); s10 = VFMA(w, x, s10); s11 = VFMA(w, y, s11);
-                w = VLOADN(a2 + at, left); s20 = VFMA(w, x, s20); s21 = VFMA(w, y, s21);
-                w = VLOADN(a3 + at, left); s30 = VFMA(w, x, s30); s31 = VFMA(w, y, s31));
-            sums[0][0] = VSUM(s00); sums[0][1] = VSUM(s01); sums[1][0] = VSUM(s10); sums[1][1] = VSUM(s11);
-            sums[2][0] = VSUM(s20); sums[2][1] = VSUM(s21); sums[3][0] = VSUM(s30); sums[3][1] = VSUM(s31);
-            for (i = 0; i < 4 && m + i < M; i++)
-                for (j = 0; j < 2 && n + j < N; j++) {
+                const V x = VREAD(b0 + at), y = VREAD(b1 + at);
+                V w = VREAD(a0 + at); s00 = VFMA(w, x, s00); s01 = VFMA(w, y, s01);
+                w = VREAD(a1 + at); s10 = VFMA(w, x, s10); s11 = VFMA(w, y, s11);
+                w = VREAD(a2 + at); s20 = VFMA(w, x, s20); s21 = VFMA(w, y, s21);
+                w = VREAD(a3 + at); s30 = VFMA(w, x, s30); s31 = VFMA(w, y, s31));
+            const float sums[4][2] = { { VSUM(s00), VSUM(s01) }, { VSUM(s10), VSUM(s11) },
+                                       { VSUM(s20), VSUM(s21) }, { VSUM(s30), VSUM(s31) } };
+            for (int i = 0; i < 4 && m + i < M; i++)
+                for (int j = 0; j < 2 && n + j < N; j++) {
                     float *y = c + (size_t)(m + i) * ldc + (size_t)(n + j);
                     *y = (beta != 0.0f ? *y : 0.0f) + sums[i][j];
                 }
@@ -1513,50 +1575,49 @@ TMOEI_TARGET static void TMOEI_FN(dots)(int M, int N, int K, const float *a, siz
 }
 
 /* Bias, activation, residual of a finished tile whose first element is (row, column) of the whole. */
-TMOEI_TARGET static void TMOEI_FN(epilogue)(int rows, int columns, int column, float *c, size_t ldc, const tmoei_epilogue *e, int row)
-{
-    int r;
-    for (r = 0; r < rows; r++) {
+TMOEI_TARGET static void TMOEI_FN(epilogue)(int rows, int columns, int column, float *c, size_t ldc,
+        const tmoei_epilogue *e, int row) {
+    for (int r = 0; r < rows; r++) {
         float *y = c + (size_t)r * ldc;
         const float *bias = e->bias ? e->bias + column : NULL;
         float *pre = e->pre ? e->pre + (size_t)(row + r) * e->pre_stride + (size_t)column : NULL;
-        const float *residual = e->residual ? e->residual + (size_t)(row + r) * e->residual_stride + (size_t)column : NULL;
-        int j;
-        for (j = 0; j < columns; j += VW) {
-            const int left = columns - j < VW ? columns - j : VW;
-            V z = left == VW ? VLOAD(y + j) : VLOADN(y + j, left);
-            if (bias) z = VADD(z, left == VW ? VLOAD(bias + j) : VLOADN(bias + j, left));
-            if (pre) { if (left == VW) VSTORE(pre + j, z); else VSTOREN(pre + j, z, left); }
+        const float *residual = !e->residual ? NULL
+            : e->residual + (size_t)(row + r) * e->residual_stride + (size_t)column;
+        TMOEI_EACH((size_t)columns,
+            V z = VREAD(y + at);
+            if (bias) z = VADD(z, VREAD(bias + at));
+            if (pre) VWRITE(pre + at, z);
             if (e->activation == TMOE_GELU) z = TMOEI_FN(vgelu)(z);
             else if (e->activation == TMOE_RELU) z = VMAX(z, VSET(0.0f));
-            if (residual) z = VADD(z, left == VW ? VLOAD(residual + j) : VLOADN(residual + j, left));
-            if (left == VW) VSTORE(y + j, z); else VSTOREN(y + j, z, left);
-        }
+            if (residual) z = VADD(z, VREAD(residual + at));
+            VWRITE(y + at, z));
     }
 }
 
 /* ---- rows of numbers --------------------------------------------------------------------------------- */
-TMOEI_TARGET static float TMOEI_FN(dot)(const float *a, const float *b, size_t n)
-{
+TMOEI_TARGET static void TMOEI_FN(gelu)(float *y, const float *x, size_t n) {
+    TMOEI_EACH(n, VWRITE(y + at, TMOEI_FN(vgelu)(VREAD(x + at))));
+}
+TMOEI_TARGET static void TMOEI_FN(gelu_backward)(float *dz, const float *dy, const float *z, size_t n) {
+    TMOEI_EACH(n, VWRITE(dz + at, VMUL(VREAD(dy + at), TMOEI_FN(vgelu_derivative)(VREAD(z + at)))));
+}
+TMOEI_TARGET static float TMOEI_FN(dot)(const float *a, const float *b, size_t n) {
     V s = VSET(0.0f);
-    TMOEI_EACH(n, s = VFMA(VLOAD(a + at), VLOAD(b + at), s), s = VFMA(VLOADN(a + at, left), VLOADN(b + at, left), s));
+    TMOEI_EACH(n, s = VFMA(VREAD(a + at), VREAD(b + at), s));
     return VSUM(s);
 }
-TMOEI_TARGET static double TMOEI_FN(sum_squares)(const float *x, size_t n)
-{
+TMOEI_TARGET static double TMOEI_FN(sum_squares)(const float *x, size_t n) {
     double sum = 0.0;
-    size_t from;
-    for (from = 0; from < n; from += 1024) sum += (double)TMOEI_FN(dot)(x + from, x + from, n - from < 1024 ? n - from : 1024);
+    for (size_t from = 0; from < n; from += 1024)
+        sum += (double)TMOEI_FN(dot)(x + from, x + from, n - from < 1024 ? n - from : 1024);
     return sum;
 }
-TMOEI_TARGET static float TMOEI_FN(sum)(const float *x, size_t n)
-{
+TMOEI_TARGET static float TMOEI_FN(sum)(const float *x, size_t n) {
     V s = VSET(0.0f);
-    TMOEI_EACH(n, s = VADD(s, VLOAD(x + at)), s = VADD(s, VLOADN(x + at, left)));
+    TMOEI_EACH(n, s = VADD(s, VREAD(x + at)));
     return VSUM(s);
 }
-TMOEI_TARGET static float TMOEI_FN(maximum)(const float *x, size_t n)
-{
+TMOEI_TARGET static float TMOEI_FN(maximum)(const float *x, size_t n) {
     V most = VSET(x[0]);
     float best;
     size_t at;
@@ -1564,132 +1625,119 @@ TMOEI_TARGET static float TMOEI_FN(maximum)(const float *x, size_t n)
     for (best = VMAXIMUM(most); at < n; at++) if (x[at] > best) best = x[at];
     return best;
 }
-TMOEI_TARGET static void TMOEI_FN(add)(float *y, const float *x, size_t n)
-{
-    TMOEI_EACH(n, VSTORE(y + at, VADD(VLOAD(y + at), VLOAD(x + at))), VSTOREN(y + at, VADD(VLOADN(y + at, left), VLOADN(x + at, left)), left));
+TMOEI_TARGET static void TMOEI_FN(add)(float *y, const float *x, size_t n) {
+    TMOEI_EACH(n, VWRITE(y + at, VADD(VREAD(y + at), VREAD(x + at))));
 }
-TMOEI_TARGET static void TMOEI_FN(scale_add)(float *y, float beta, float a, const float *x, size_t n)
-{
+TMOEI_TARGET static void TMOEI_FN(scale_add)(float *y, float beta, float a, const float *x, size_t n) {
     const V scale = VSET(a);
-    if (beta == 0.0f) TMOEI_EACH(n, VSTORE(y + at, VMUL(scale, VLOAD(x + at))), VSTOREN(y + at, VMUL(scale, VLOADN(x + at, left)), left));
-    else TMOEI_EACH(n, VSTORE(y + at, VFMA(scale, VLOAD(x + at), VLOAD(y + at))),
-                    VSTOREN(y + at, VFMA(scale, VLOADN(x + at, left), VLOADN(y + at, left)), left));
+    if (beta == 0.0f) TMOEI_EACH(n, VWRITE(y + at, VMUL(scale, VREAD(x + at))));
+    else TMOEI_EACH(n, VWRITE(y + at, VFMA(scale, VREAD(x + at), VREAD(y + at))));
 }
-TMOEI_TARGET static float TMOEI_FN(exp_sum)(float *y, const float *x, float scale, float shift, size_t n)
-{
+TMOEI_TARGET static float TMOEI_FN(exp_sum)(float *y, const float *x, float scale, float shift, size_t n) {
     const V a = VSET(scale), b = VSET(-shift);
     V sum = VSET(0.0f);
-    float total;
-    size_t at, j;
+    size_t at;
     for (at = 0; at + VW <= n; at += VW) {
         const V e = TMOEI_FN(vexp)(VFMA(a, VLOAD(x + at), b));
         if (y) VSTORE(y + at, e);
         sum = VADD(sum, e);
     }
-    total = VSUM(sum);
-    if (at < n) {                                               /* the masked lanes would count exp(-shift) */
+    float total = VSUM(sum);
+    if (at < n) {                                              /* the masked lanes would count exp(-shift) */
         float e[VW];
         VSTORE(e, TMOEI_FN(vexp)(VFMA(a, VLOADN(x + at, (int)(n - at)), b)));
-        for (j = 0; at + j < n; j++) { total += e[j]; if (y) y[at + j] = e[j]; }
+        for (size_t j = 0; at + j < n; j++) { total += e[j]; if (y) y[at + j] = e[j]; }
     }
     return total;
 }
-TMOEI_TARGET static void TMOEI_FN(softmax_gradient)(float *dx, const float *x, float lse, float shift, float weight, size_t n)
-{
+TMOEI_TARGET static void TMOEI_FN(softmax_gradient)(float *dx, const float *x, float lse, float shift,
+        float weight, size_t n) {
     const V l = VSET(lse), s = VSET(shift), w = VSET(weight);
-    TMOEI_EACH(n, VSTORE(dx + at, VMUL(w, VSUB(TMOEI_FN(vexp)(VSUB(VLOAD(x + at), l)), s))),
-               VSTOREN(dx + at, VMUL(w, VSUB(TMOEI_FN(vexp)(VSUB(VLOADN(x + at, left), l)), s)), left));
+    TMOEI_EACH(n, VWRITE(dx + at, VMUL(w, VSUB(TMOEI_FN(vexp)(VSUB(VREAD(x + at), l)), s))));
 }
-TMOEI_TARGET static void TMOEI_FN(softmax_backward)(float *ds, const float *p, float delta, float scale, size_t n)
-{
+TMOEI_TARGET static void TMOEI_FN(softmax_backward)(float *ds, const float *p, float delta, float scale,
+        size_t n) {
     const V d = VSET(delta), w = VSET(scale);
-    TMOEI_EACH(n, VSTORE(ds + at, VMUL(VMUL(w, VLOAD(p + at)), VSUB(VLOAD(ds + at), d))),
-               VSTOREN(ds + at, VMUL(VMUL(w, VLOADN(p + at, left)), VSUB(VLOADN(ds + at, left), d)), left));
+    TMOEI_EACH(n, VWRITE(ds + at, VMUL(VMUL(w, VREAD(p + at)), VSUB(VREAD(ds + at), d))));
 }
 /* mean, then the variance around it: two sweeps over a row in L1 are exact where one sweep cancels */
-TMOEI_TARGET static void TMOEI_FN(norm_forward)(float *y, const float *x, const float *gain, const float *bias, float epsilon, float *mean, float *inv, size_t n)
-{
+TMOEI_TARGET static void TMOEI_FN(norm_forward)(float *y, const float *x, const float *gain,
+        const float *bias, float epsilon, float *mean, float *inv, size_t n) {
     const float m = TMOEI_FN(sum)(x, n) / (float)n;
     const V vm = VSET(m);
-    V s = VSET(0.0f), vi;
+    V s = VSET(0.0f);
     float variance;
     size_t i;
     for (i = 0; i + VW <= n; i += VW) { const V d = VSUB(VLOAD(x + i), vm); s = VFMA(d, d, s); }
     for (variance = VSUM(s); i < n; i++) variance += (x[i] - m) * (x[i] - m);
     *mean = m;
     *inv = 1.0f / sqrtf(variance / (float)n + epsilon);
-    vi = VSET(*inv);
-    TMOEI_EACH(n, VSTORE(y + at, VFMA(VMUL(VSUB(VLOAD(x + at), vm), vi), VLOAD(gain + at), VLOAD(bias + at))),
-               VSTOREN(y + at, VFMA(VMUL(VSUB(VLOADN(x + at, left), vm), vi), VLOADN(gain + at, left), VLOADN(bias + at, left)), left));
+    const V vi = VSET(*inv);
+    TMOEI_EACH(n, VWRITE(y + at, VFMA(VMUL(VSUB(VREAD(x + at), vm), vi), VREAD(gain + at),
+        VREAD(bias + at))));
 }
-TMOEI_TARGET static void TMOEI_FN(norm_backward)(float *dx, float beta, const float *x, const float *dy, const float *gain, float mean, float inv, size_t n)
-{
+TMOEI_TARGET static void TMOEI_FN(norm_backward)(float *dx, float beta, const float *x, const float *dy,
+        const float *gain, float mean, float inv, size_t n) {
     const V vm = VSET(mean), vi = VSET(inv);
-    V sg = VSET(0.0f), sx = VSET(0.0f), mg, mx;
-    TMOEI_EACH(n, const V g = VMUL(VLOAD(gain + at), VLOAD(dy + at)); sg = VADD(sg, g); sx = VFMA(g, VMUL(VSUB(VLOAD(x + at), vm), vi), sx),
-               const V g = VMUL(VLOADN(gain + at, left), VLOADN(dy + at, left)); sg = VADD(sg, g);
-               sx = VFMA(g, VMUL(VSUB(VLOADN(x + at, left), vm), vi), sx));
-    mg = VSET(VSUM(sg) / (float)n);
-    mx = VSET(VSUM(sx) / (float)n);
+    V sg = VSET(0.0f), sx = VSET(0.0f);
     TMOEI_EACH(n,
-        V d = VMUL(vi, VSUB(VSUB(VMUL(VLOAD(gain + at), VLOAD(dy + at)), mg), VMUL(VMUL(VSUB(VLOAD(x + at), vm), vi), mx)));
-        if (beta != 0.0f) d = VADD(d, VLOAD(dx + at));
-        VSTORE(dx + at, d),
-        V d = VMUL(vi, VSUB(VSUB(VMUL(VLOADN(gain + at, left), VLOADN(dy + at, left)), mg), VMUL(VMUL(VSUB(VLOADN(x + at, left), vm), vi), mx)));
-        if (beta != 0.0f) d = VADD(d, VLOADN(dx + at, left));
-        VSTOREN(dx + at, d, left));
+        const V g = VMUL(VREAD(gain + at), VREAD(dy + at));
+        sg = VADD(sg, g);
+        sx = VFMA(g, VMUL(VSUB(VREAD(x + at), vm), vi), sx));
+    const V mg = VSET(VSUM(sg) / (float)n), mx = VSET(VSUM(sx) / (float)n);
+    TMOEI_EACH(n,
+        const V g = VMUL(VREAD(gain + at), VREAD(dy + at)), xhat = VMUL(VSUB(VREAD(x + at), vm), vi);
+        V d = VMUL(vi, VSUB(VSUB(g, mg), VMUL(xhat, mx)));
+        if (beta != 0.0f) d = VADD(d, VREAD(dx + at));
+        VWRITE(dx + at, d));
 }
-TMOEI_TARGET static void TMOEI_FN(norm_parameters)(float *dgain, float *dbias, const float *x, const float *dy, float mean, float inv, size_t n)
-{
+TMOEI_TARGET static void TMOEI_FN(norm_parameters)(float *dgain, float *dbias, const float *x,
+        const float *dy, float mean, float inv, size_t n) {
     const V vm = VSET(mean), vi = VSET(inv);
-    TMOEI_EACH(n, const V d = VLOAD(dy + at); VSTORE(dgain + at, VFMA(d, VMUL(VSUB(VLOAD(x + at), vm), vi), VLOAD(dgain + at)));
-               VSTORE(dbias + at, VADD(VLOAD(dbias + at), d)),
-               const V d = VLOADN(dy + at, left); VSTOREN(dgain + at, VFMA(d, VMUL(VSUB(VLOADN(x + at, left), vm), vi), VLOADN(dgain + at, left)), left);
-               VSTOREN(dbias + at, VADD(VLOADN(dbias + at, left), d), left));
+    TMOEI_EACH(n,
+        const V d = VREAD(dy + at);
+        VWRITE(dgain + at, VFMA(d, VMUL(VSUB(VREAD(x + at), vm), vi), VREAD(dgain + at)));
+        VWRITE(dbias + at, VADD(VREAD(dbias + at), d)));
 }
 /* theta_bar = sum_e r_e theta_e, all experts in one sweep */
-TMOEI_TARGET static void TMOEI_FN(merge)(float *out, const float *theta, size_t stride, const float *r, int E, size_t n)
-{
-    int e;
-    TMOEI_EACH(n, V s = VMUL(VSET(r[0]), VLOAD(theta + at)); for (e = 1; e < E; e++) s = VFMA(VSET(r[e]), VLOAD(theta + (size_t)e * stride + at), s);
-               VSTORE(out + at, s),
-               V s = VMUL(VSET(r[0]), VLOADN(theta + at, left)); for (e = 1; e < E; e++) s = VFMA(VSET(r[e]), VLOADN(theta + (size_t)e * stride + at, left), s);
-               VSTOREN(out + at, s, left));
+TMOEI_TARGET static void TMOEI_FN(merge)(float *out, const float *theta, size_t stride, const float *r,
+        int E, size_t n) {
+    TMOEI_EACH(n,
+        V s = VMUL(VSET(r[0]), VREAD(theta + at));
+        for (int e = 1; e < E; e++) s = VFMA(VSET(r[e]), VREAD(theta + (size_t)e * stride + at), s);
+        VWRITE(out + at, s));
 }
 /* dtheta += r g (where dtheta is given); gives <g, theta - bar> */
-TMOEI_TARGET static float TMOEI_FN(merge_backward)(float *dtheta, const float *theta, const float *bar, const float *g, float r, size_t n)
-{
+TMOEI_TARGET static float TMOEI_FN(merge_backward)(float *dtheta, const float *theta, const float *bar,
+        const float *g, float r, size_t n) {
     const V vr = VSET(r);
     V s = VSET(0.0f);
-    TMOEI_EACH(n, const V x = VLOAD(g + at); if (dtheta) VSTORE(dtheta + at, VFMA(vr, x, VLOAD(dtheta + at)));
-               s = VFMA(x, VSUB(VLOAD(theta + at), VLOAD(bar + at)), s),
-               const V x = VLOADN(g + at, left); if (dtheta) VSTOREN(dtheta + at, VFMA(vr, x, VLOADN(dtheta + at, left)), left);
-               s = VFMA(x, VSUB(VLOADN(theta + at, left), VLOADN(bar + at, left)), s));
+    TMOEI_EACH(n,
+        const V x = VREAD(g + at);
+        if (dtheta) VWRITE(dtheta + at, VFMA(vr, x, VREAD(dtheta + at)));
+        s = VFMA(x, VSUB(VREAD(theta + at), VREAD(bar + at)), s));
     return VSUM(s);
 }
 /* constants: gradient scale, beta1, beta2, 1/(1-beta1^t), 1/(1-beta2^t), eps, lr, lr * decay */
-TMOEI_TARGET static void TMOEI_FN(adamw)(float *theta, const float *grad, float *m, float *v, size_t n, const float *constants)
-{
-    const V scale = VSET(constants[0]), b1 = VSET(constants[1]), b2 = VSET(constants[2]), c1 = VSET(constants[3]), c2 = VSET(constants[4]);
-    const V eps = VSET(constants[5]), lr = VSET(-constants[6]), keep = VSET(1.0f - constants[7]);
+TMOEI_TARGET static void TMOEI_FN(adamw)(float *theta, const float *grad, float *m, float *v, size_t n,
+        const float *constants) {
+    const V scale = VSET(constants[0]), b1 = VSET(constants[1]), b2 = VSET(constants[2]);
+    const V c1 = VSET(constants[3]), c2 = VSET(constants[4]), eps = VSET(constants[5]);
+    const V lr = VSET(-constants[6]), keep = VSET(1.0f - constants[7]);
     const V d1 = VSET(1.0f - constants[1]), d2 = VSET(1.0f - constants[2]);
     TMOEI_EACH(n,
-        const V g = VMUL(scale, VLOAD(grad + at));
-        const V m1 = VFMA(b1, VLOAD(m + at), VMUL(d1, g));
-        const V v1 = VFMA(b2, VLOAD(v + at), VMUL(d2, VMUL(g, g)));
-        VSTORE(m + at, m1); VSTORE(v + at, v1);
-        VSTORE(theta + at, VFMA(lr, VDIV(VMUL(m1, c1), VADD(VSQRT(VMUL(v1, c2)), eps)), VMUL(keep, VLOAD(theta + at)))),
-        const V g = VMUL(scale, VLOADN(grad + at, left));
-        const V m1 = VFMA(b1, VLOADN(m + at, left), VMUL(d1, g));
-        const V v1 = VFMA(b2, VLOADN(v + at, left), VMUL(d2, VMUL(g, g)));
-        VSTOREN(m + at, m1, left); VSTOREN(v + at, v1, left);
-        VSTOREN(theta + at, VFMA(lr, VDIV(VMUL(m1, c1), VADD(VSQRT(VMUL(v1, c2)), eps)), VMUL(keep, VLOADN(theta + at, left))), left));
+        const V g = VMUL(scale, VREAD(grad + at));
+        const V m1 = VFMA(b1, VREAD(m + at), VMUL(d1, g));
+        const V v1 = VFMA(b2, VREAD(v + at), VMUL(d2, VMUL(g, g)));
+        const V step = VDIV(VMUL(m1, c1), VADD(VSQRT(VMUL(v1, c2)), eps));
+        VWRITE(m + at, m1);
+        VWRITE(v + at, v1);
+        VWRITE(theta + at, VFMA(lr, step, VMUL(keep, VREAD(theta + at)))));
 }
 /* keep_i = [hash(key, i) >= limit]: the finaliser of MurmurHash3 on the counter */
-TMOEI_TARGET static void TMOEI_FN(dropout)(float *y, const float *x, size_t n, uint32_t first, uint32_t key, uint32_t limit, float scale)
-{
-    size_t i;
-    for (i = 0; i < n; i++) {
+TMOEI_TARGET static void TMOEI_FN(dropout)(float *y, const float *x, size_t n, uint32_t first, uint32_t key,
+        uint32_t limit, float scale) {
+    for (size_t i = 0; i < n; i++) {
         uint32_t h = ((uint32_t)i + first) * 0x9e3779b1u ^ key;
         h = (h ^ (h >> 16)) * 0x85ebca6bu;
         h = (h ^ (h >> 13)) * 0xc2b2ae35u;
@@ -1708,9 +1756,12 @@ static const tmoei_kernels TMOEI_FN(kernels) = {
 #else
     "C",
 #endif
-    TMOEI_MR, TMOEI_NR, TMOEI_FN(micro), TMOEI_FN(dots), TMOEI_FN(epilogue), TMOEI_FN(dot), TMOEI_FN(sum_squares), TMOEI_FN(sum), TMOEI_FN(maximum),
-    TMOEI_FN(add), TMOEI_FN(scale_add), TMOEI_FN(exp_sum), TMOEI_FN(softmax_gradient), TMOEI_FN(softmax_backward), TMOEI_FN(gelu), TMOEI_FN(gelu_backward),
-    TMOEI_FN(norm_forward), TMOEI_FN(norm_backward), TMOEI_FN(norm_parameters), TMOEI_FN(merge), TMOEI_FN(merge_backward), TMOEI_FN(adamw), TMOEI_FN(dropout)
+    TMOEI_MR, TMOEI_NR, TMOEI_FN(micro), TMOEI_FN(dots), TMOEI_FN(epilogue), TMOEI_FN(dot),
+        TMOEI_FN(sum_squares), TMOEI_FN(sum), TMOEI_FN(maximum),
+    TMOEI_FN(add), TMOEI_FN(scale_add), TMOEI_FN(exp_sum), TMOEI_FN(softmax_gradient),
+        TMOEI_FN(softmax_backward), TMOEI_FN(gelu), TMOEI_FN(gelu_backward),
+    TMOEI_FN(norm_forward), TMOEI_FN(norm_backward), TMOEI_FN(norm_parameters), TMOEI_FN(merge),
+        TMOEI_FN(merge_backward), TMOEI_FN(adamw), TMOEI_FN(dropout)
 };
 #undef TMOEI_FN
 #undef TMOEI_TARGET
@@ -1722,6 +1773,8 @@ static const tmoei_kernels TMOEI_FN(kernels) = {
 #undef VLOADN
 #undef VSTOREN
 #undef VSET
+#undef VREAD
+#undef VWRITE
 #undef VADD
 #undef VSUB
 #undef VMUL
@@ -1731,10 +1784,10 @@ static const tmoei_kernels TMOEI_FN(kernels) = {
 #undef VMIN
 #undef VSQRT
 #undef VROUND
+#undef VINTEGER
 #undef VPOW2
 #undef VSUM
 #undef VMAXIMUM
-#undef TMOEI_EACH
 #undef TMOEI_MR
 #undef TMOEI_NV
 #undef TMOEI_NR
@@ -1742,21 +1795,6 @@ static const tmoei_kernels TMOEI_FN(kernels) = {
 #undef TMOEI_ROW_STEP
 #undef TMOEI_ROW_STORE
 #undef TMOEI_LOAD_B
-#undef TMOEI_MICRO
-#undef TMOEI_R1
-#undef TMOEI_R2
-#undef TMOEI_R3
-#undef TMOEI_R4
-#undef TMOEI_R5
-#undef TMOEI_R6
-#undef TMOEI_R7
-#undef TMOEI_R8
-#undef TMOEI_R9
-#undef TMOEI_R10
-#undef TMOEI_R11
-#undef TMOEI_R12
-#undef TMOEI_R13
-#undef TMOEI_R14
 #endif /* TMOEI_PASS */
 #ifndef TMOEI_PASS
 /* ---- the passes -------------------------------------------------------------------------------------- */
@@ -1783,8 +1821,7 @@ static const tmoei_kernels TMOEI_FN(kernels) = {
 #endif
 
 /* The table for `wanted`, or for the best the processor has; C where it lacks what is wanted. */
-static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted)
-{
+static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
     const tmoe_isa best = tmoei_isa_best();
     if (wanted == TMOE_ISA_AUTO) wanted = best;
 #ifdef TMOEI_ARM
@@ -1801,47 +1838,43 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted)
 }
 
 /* ==== >>products: the matrix product driver, and products of one lane ================================== */
-
-#define TMOEI_KC 384                    /* of K at a time: a panel of B is 48 KiB; best of 256, 384, 512 on Zen 4 */
+#define TMOEI_KC 384                    /* of K at a time: a panel of B is 48 KiB; 256 and 512 are slower */
 #define TMOEI_NC 2048                   /* columns of op(B) packed at a time: 3 MiB, shared by the lanes */
 #define TMOEI_MC 1024                   /* rows of op(A) packed at a time: 1.5 MiB, shared by the lanes */
 #define TMOEI_TILE_COLUMNS 256          /* of a lane's tile: eight panels of B */
 #define TMOEI_TILE_ROWS 112             /* of a lane's tile, about: its panels of A, 172 KiB, stay in L2 */
-#define TMOEI_FEW_ROWS 8                /* up to here weights are read as they lie: packing would cost more than it gives */
+#define TMOEI_FEW_ROWS 8                /* up to here weights are read as they lie: packing would cost more */
 #define TMOEI_LANE_ROWS 64              /* one-lane products: rows and columns at a time */
 #define TMOEI_LANE_COLUMNS 256
 #define TMOEI_SCORES 65536              /* floats of attention scores a lane holds at a time, twice */
-
 #define TMOEI_SHARED_FLOATS ((size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX + TMOEI_MC + TMOEI_MR_MAX))
-#define TMOEI_LANE_FLOATS ((size_t)TMOEI_KC * (TMOEI_LANE_ROWS + TMOEI_MR_MAX + TMOEI_LANE_COLUMNS + TMOEI_NR_MAX) + 2 * (size_t)TMOEI_SCORES)
-
-static tmoe_result tmoei_scratch_create(tmoe_ctx *ctx)
-{
-    int lane;
+#define TMOEI_LANE_PANELS (TMOEI_LANE_ROWS + TMOEI_MR_MAX + TMOEI_LANE_COLUMNS + TMOEI_NR_MAX)
+#define TMOEI_LANE_FLOATS ((size_t)TMOEI_KC * TMOEI_LANE_PANELS + 2 * (size_t)TMOEI_SCORES)
+static tmoe_result tmoei_scratch_create(tmoe_ctx *ctx) {
     ctx->shared_scratch = (float *)tmoei_alloc(ctx, TMOEI_SHARED_FLOATS, sizeof(float), 0);
-    for (lane = 0; lane < ctx->lanes && ctx->shared_scratch; lane++) {
+    for (int lane = 0; lane < ctx->lanes && ctx->shared_scratch; lane++) {
         ctx->lane_scratch[lane] = (float *)tmoei_alloc(ctx, TMOEI_LANE_FLOATS, sizeof(float), 0);
         if (!ctx->lane_scratch[lane]) break;
     }
     return ctx->error;
 }
 
-static void tmoei_scratch_destroy(tmoe_ctx *ctx)
-{
-    int lane;
-    for (lane = 0; lane < ctx->lanes; lane++) tmoei_free(ctx, ctx->lane_scratch[lane]);
+static void tmoei_scratch_destroy(tmoe_ctx *ctx) {
+    for (int lane = 0; lane < ctx->lanes; lane++) tmoei_free(ctx, ctx->lane_scratch[lane]);
     tmoei_free(ctx, ctx->shared_scratch);
 }
 
 static int tmoei_least(int a, int b) { return a < b ? a : b; }
 
 /* Rows of op(A) a panel has when M rows are cut into equal panels of at most mr. */
-static int tmoei_panel_rows(int M, int mr) { const int panels = (M + mr - 1) / mr; return (M + panels - 1) / panels; }
+static int tmoei_panel_rows(int M, int mr) {
+    const int panels = (M + mr - 1) / mr; return (M + panels - 1) / panels;
+}
 
-/* dst[k * width + i] = element (k, i) of `lines` lines (rows of op(A), columns of op(B)), zero for lines <= i < width. A line lies along
- * memory (along = 1: src[i * stride + k]) or across it (src[k * stride + i]). */
-static void tmoei_pack_panel(float *dst, int width, int lines, int K, const float *src, size_t stride, int along)
-{
+/* dst[k * width + i] = element (k, i) of `lines` lines (rows of op(A), columns of op(B)), zero for lines <=
+ * i < width. It lies along memory (along = 1: src[i * stride + k]) or across (src[k * stride + i]). */
+static void tmoei_pack_panel(float *dst, int width, int lines, int K, const float *src, size_t stride,
+        int along) {
     int i = 0, k;
     if (!along) {
         for (k = 0; k < K; k++, dst += width, src += stride) {
@@ -1855,85 +1888,96 @@ static void tmoei_pack_panel(float *dst, int width, int lines, int K, const floa
         const float *s = src + (size_t)i * stride;
         float *d = dst + i;
         for (k = 0; k + 4 <= K; k += 4, s += 4, d += 4 * width) {
-            __m128 r0 = _mm_loadu_ps(s), r1 = _mm_loadu_ps(s + stride), r2 = _mm_loadu_ps(s + 2 * stride), r3 = _mm_loadu_ps(s + 3 * stride);
+            __m128 r0 = _mm_loadu_ps(s), r1 = _mm_loadu_ps(s + stride), r2 = _mm_loadu_ps(s + 2 * stride),
+                r3 = _mm_loadu_ps(s + 3 * stride);
             _MM_TRANSPOSE4_PS(r0, r1, r2, r3);
             _mm_storeu_ps(d, r0);
             _mm_storeu_ps(d + width, r1);
             _mm_storeu_ps(d + 2 * width, r2);
             _mm_storeu_ps(d + 3 * width, r3);
         }
-        for (; k < K; k++, s++, d += width) { d[0] = s[0]; d[1] = s[stride]; d[2] = s[2 * stride]; d[3] = s[3 * stride]; }
+        for (; k < K; k++, s++, d += width) {
+            d[0] = s[0]; d[1] = s[stride]; d[2] = s[2 * stride]; d[3] = s[3 * stride];
+        }
     }
 #endif
-    for (; i < lines; i++) for (k = 0; k < K; k++) dst[(size_t)k * (size_t)width + (size_t)i] = src[(size_t)i * stride + (size_t)k];
+    for (; i < lines; i++)
+        for (k = 0; k < K; k++)
+            dst[(size_t)k * (size_t)width + (size_t)i] = src[(size_t)i * stride + (size_t)k];
     for (; i < width; i++) for (k = 0; k < K; k++) dst[(size_t)k * (size_t)width + (size_t)i] = 0.0f;
 }
 
-typedef struct tmoei_product {          /* one block of C: rows m0 .. m0+mc-1, columns n0 .. n0+nc-1, k0 .. k0+kc-1 of K */
+/* one block of C: rows m0 .. m0+mc-1, columns n0 .. n0+nc-1, k0 .. k0+kc-1 of K */
+typedef struct tmoei_product {
     tmoe_ctx *ctx;
-    int transpose_a, transpose_b, m0, mc, n0, nc, k0, kc, height, a_panels, b_panels, tile_panels, tile_columns, column_tiles, last;
+    int transpose_a, transpose_b, m0, mc, n0, nc, k0, kc, height, a_panels, b_panels, tile_panels,
+        tile_columns, column_tiles, last;
     const float *A, *B;
     size_t lda, ldb, ldc;
     float *C, *packed_a, *packed_b, beta;
     const tmoei_epilogue *epilogue;
 } tmoei_product;
 
-static void tmoei_product_pack_chunk(void *arg, int chunk, int lane)
-{
+static void tmoei_product_pack_chunk(void *arg, int chunk, int lane) {
     const tmoei_product *p = (const tmoei_product *)arg;
-    const int nr = p->ctx->kernels->nr;
-    (void)lane;
+    const int nr = p->ctx->kernels->nr; (void)lane;
     if (chunk < p->a_panels) {
         const int i = chunk * p->height, row = p->m0 + i;
-        const float *src = p->transpose_a ? p->A + (size_t)p->k0 * p->lda + (size_t)row : p->A + (size_t)row * p->lda + (size_t)p->k0;
+        const float *src = p->transpose_a ? p->A + (size_t)p->k0 * p->lda + (size_t)row
+            : p->A + (size_t)row * p->lda + (size_t)p->k0;
         const int rows = tmoei_least(p->mc - i, p->height);     /* the last panel may be lower */
-        tmoei_pack_panel(p->packed_a + (size_t)i * (size_t)p->kc, rows, rows, p->kc, src, p->lda, !p->transpose_a);
+        tmoei_pack_panel(p->packed_a + (size_t)i * (size_t)p->kc, rows, rows, p->kc, src, p->lda,
+            !p->transpose_a);
     } else {
         const int j = (chunk - p->a_panels) * nr, column = p->n0 + j;
-        const float *src = p->transpose_b ? p->B + (size_t)column * p->ldb + (size_t)p->k0 : p->B + (size_t)p->k0 * p->ldb + (size_t)column;
-        tmoei_pack_panel(p->packed_b + (size_t)j * (size_t)p->kc, nr, p->nc - j < nr ? p->nc - j : nr, p->kc, src, p->ldb, p->transpose_b);
+        const float *src = p->transpose_b ? p->B + (size_t)column * p->ldb + (size_t)p->k0
+            : p->B + (size_t)p->k0 * p->ldb + (size_t)column;
+        tmoei_pack_panel(p->packed_b + (size_t)j * (size_t)p->kc, nr, p->nc - j < nr ? p->nc - j : nr, p->kc,
+            src, p->ldb, p->transpose_b);
     }
 }
 
-static void tmoei_product_tile_chunk(void *arg, int chunk, int lane)
-{
+static void tmoei_product_tile_chunk(void *arg, int chunk, int lane) {
     const tmoei_product *p = (const tmoei_product *)arg;
     const tmoei_kernels *kernels = p->ctx->kernels;
-    const int i0 = chunk / p->column_tiles * p->tile_panels * p->height, j0 = chunk % p->column_tiles * p->tile_columns;
+    const int i0 = chunk / p->column_tiles * p->tile_panels * p->height,
+        j0 = chunk % p->column_tiles * p->tile_columns;
     const int i1 = i0 + p->tile_panels * p->height < p->mc ? i0 + p->tile_panels * p->height : p->mc;
-    const int j1 = j0 + p->tile_columns < p->nc ? j0 + p->tile_columns : p->nc;
-    int i, j;
-    (void)lane;
-    for (j = j0; j < j1; j += kernels->nr)
-        for (i = i0; i < i1; i += p->height)
-            kernels->micro(i1 - i < p->height ? i1 - i : p->height, p->kc, p->packed_a + (size_t)i * (size_t)p->kc, p->packed_b + (size_t)j * (size_t)p->kc,
-                           p->beta, p->C + (size_t)(p->m0 + i) * p->ldc + (size_t)(p->n0 + j), p->ldc, p->nc - j);
+    const int j1 = j0 + p->tile_columns < p->nc ? j0 + p->tile_columns : p->nc; (void)lane;
+    for (int j = j0; j < j1; j += kernels->nr)
+        for (int i = i0; i < i1; i += p->height)
+            kernels->micro(i1 - i < p->height ? i1 - i : p->height, p->kc,
+                p->packed_a + (size_t)i * (size_t)p->kc, p->packed_b + (size_t)j * (size_t)p->kc, p->beta,
+                p->C + (size_t)(p->m0 + i) * p->ldc + (size_t)(p->n0 + j), p->ldc, p->nc - j);
     if (p->last && p->epilogue)
-        kernels->epilogue(i1 - i0, j1 - j0, p->n0 + j0, p->C + (size_t)(p->m0 + i0) * p->ldc + (size_t)(p->n0 + j0), p->ldc, p->epilogue, p->m0 + i0);
+        kernels->epilogue(i1 - i0, j1 - j0, p->n0 + j0, p->C + (size_t)(p->m0 + i0) * p->ldc
+            + (size_t)(p->n0 + j0), p->ldc, p->epilogue, p->m0 + i0);
 }
 
 /* Few rows: weights (N,K) as they lie, a chunk of columns each. */
-static void tmoei_product_dots_chunk(void *arg, int chunk, int lane)
-{
+static void tmoei_product_dots_chunk(void *arg, int chunk, int lane) {
     const tmoei_product *p = (const tmoei_product *)arg;
-    const int j0 = chunk * p->tile_columns, columns = p->nc - j0 < p->tile_columns ? p->nc - j0 : p->tile_columns;
+    const int j0 = chunk * p->tile_columns, columns = p->nc - j0 < p->tile_columns ? p->nc - j0
+        : p->tile_columns;
     (void)lane;
-    p->ctx->kernels->dots(p->mc, columns, p->kc, p->A, p->lda, p->B + (size_t)j0 * p->ldb, p->ldb, p->beta, p->C + j0, p->ldc);
+    p->ctx->kernels->dots(p->mc, columns, p->kc, p->A, p->lda, p->B + (size_t)j0 * p->ldb, p->ldb, p->beta,
+        p->C + j0, p->ldc);
     if (p->epilogue) p->ctx->kernels->epilogue(p->mc, columns, j0, p->C + j0, p->ldc, p->epilogue, 0);
 }
 
-/* C (M,N) = beta C + op(A) (M,K) op(B) (K,N), then the epilogue; op(X) = X^T where the flag is set; beta is 0 (C is not read) or 1. Row strides in floats. */
-static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, int N, int K, const float *A, size_t lda,
-                       const float *B, size_t ldb, float beta, float *C, size_t ldc, const tmoei_epilogue *epilogue)
-{
+/* C (M,N) = beta C + op(A) (M,K) op(B) (K,N), then the epilogue; op(X) = X^T where the flag is set; beta is
+ * 0 (C is not read) or 1. Row strides in floats. */
+static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, int N, int K, const float *A,
+        size_t lda, const float *B, size_t ldb, float beta, float *C, size_t ldc,
+        const tmoei_epilogue *epilogue) {
     tmoei_product p;
-    int r;
     if (M <= 0 || N <= 0) return;
     memset(&p, 0, sizeof p);
     p.ctx = ctx; p.transpose_a = transpose_a; p.transpose_b = transpose_b;
     p.A = A; p.B = B; p.C = C; p.lda = lda; p.ldb = ldb; p.ldc = ldc; p.beta = beta; p.epilogue = epilogue;
     if (K <= 0) {                                               /* an empty sum */
-        for (r = 0; beta == 0.0f && r < M; r++) memset(C + (size_t)r * ldc, 0, (size_t)N * sizeof(float));
+        for (int r = 0; beta == 0.0f && r < M; r++)
+            memset(C + (size_t)r * ldc, 0, (size_t)N * sizeof(float));
         if (epilogue) ctx->kernels->epilogue(M, N, 0, C, ldc, epilogue, 0);
         return;
     }
@@ -1943,76 +1987,81 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
         tmoei_parallel(ctx, tmoei_product_dots_chunk, &p, (N + p.tile_columns - 1) / p.tile_columns);
         return;
     }
-    p.height = tmoei_panel_rows(M, ctx->kernels->mr);
-    p.packed_b = ctx->shared_scratch;
+    p.height = tmoei_panel_rows(M, ctx->kernels->mr); p.packed_b = ctx->shared_scratch;
     p.packed_a = ctx->shared_scratch + (size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX);
-    p.tile_panels = TMOEI_TILE_ROWS / p.height;
-    p.tile_columns = TMOEI_TILE_COLUMNS;
+    p.tile_panels = TMOEI_TILE_ROWS / p.height; p.tile_columns = TMOEI_TILE_COLUMNS;
     for (p.n0 = 0; p.n0 < N; p.n0 += p.nc)
         for (p.nc = tmoei_least(N - p.n0, TMOEI_NC), p.m0 = 0; p.m0 < M; p.m0 += p.mc)
-            for (p.mc = tmoei_least(M - p.m0, TMOEI_MC / p.height * p.height), p.k0 = 0; p.k0 < K; p.k0 += p.kc) {
-                p.kc = tmoei_least(K - p.k0, TMOEI_KC);
-                p.beta = p.k0 > 0 ? 1.0f : beta;
-                p.last = p.k0 + p.kc == K;
-                p.a_panels = (p.mc + p.height - 1) / p.height;
+            for (p.mc = tmoei_least(M - p.m0, TMOEI_MC / p.height * p.height), p.k0 = 0; p.k0 < K;
+                    p.k0 += p.kc) {
+                p.kc = tmoei_least(K - p.k0, TMOEI_KC); p.beta = p.k0 > 0 ? 1.0f : beta;
+                p.last = p.k0 + p.kc == K; p.a_panels = (p.mc + p.height - 1) / p.height;
                 p.b_panels = (p.nc + ctx->kernels->nr - 1) / ctx->kernels->nr;
                 p.column_tiles = (p.nc + p.tile_columns - 1) / p.tile_columns;
                 tmoei_parallel(ctx, tmoei_product_pack_chunk, &p, p.a_panels + p.b_panels);
-                tmoei_parallel(ctx, tmoei_product_tile_chunk, &p, (p.a_panels + p.tile_panels - 1) / p.tile_panels * p.column_tiles);
+                tmoei_parallel(ctx, tmoei_product_tile_chunk, &p,
+                    (p.a_panels + p.tile_panels - 1) / p.tile_panels * p.column_tiles);
             }
 }
 
 /* The same on the calling lane only, for small products inside a parallel region. */
-static void tmoei_gemm_lane(const tmoe_ctx *ctx, int lane, int transpose_a, int transpose_b, int M, int N, int K, const float *A, size_t lda,
-                            const float *B, size_t ldb, float beta, float *C, size_t ldc)
-{
+static void tmoei_gemm_lane(const tmoe_ctx *ctx, int lane, int transpose_a, int transpose_b, int M, int N,
+        int K, const float *A, size_t lda, const float *B, size_t ldb, float beta, float *C, size_t ldc) {
     const tmoei_kernels *kernels = ctx->kernels;
     const int nr = kernels->nr, height = tmoei_panel_rows(M, kernels->mr);
-    float *packed_b = ctx->lane_scratch[lane], *packed_a = packed_b + (size_t)TMOEI_KC * (TMOEI_LANE_COLUMNS + TMOEI_NR_MAX);
-    int n0, nc, k0, kc, m0, mc, i, j;
-    for (n0 = 0; n0 < N; n0 += nc)
+    float *packed_b = ctx->lane_scratch[lane], *packed_a = packed_b + (size_t)TMOEI_KC
+        * (TMOEI_LANE_COLUMNS + TMOEI_NR_MAX);
+    int nc, k0, kc, mc;
+    for (int n0 = 0; n0 < N; n0 += nc)
         for (nc = tmoei_least(N - n0, TMOEI_LANE_COLUMNS), k0 = 0; k0 < K; k0 += kc) {
             kc = tmoei_least(K - k0, TMOEI_KC);
-            for (j = 0; j < nc; j += nr)
+            for (int j = 0; j < nc; j += nr)
                 tmoei_pack_panel(packed_b + (size_t)j * (size_t)kc, nr, tmoei_least(nc - j, nr), kc,
-                                 transpose_b ? B + (size_t)(n0 + j) * ldb + (size_t)k0 : B + (size_t)k0 * ldb + (size_t)(n0 + j), ldb, transpose_b);
-            for (m0 = 0; m0 < M; m0 += mc) {
+                    transpose_b ? B + (size_t)(n0 + j) * ldb + (size_t)k0
+                    : B + (size_t)k0 * ldb + (size_t)(n0 + j), ldb, transpose_b);
+            for (int m0 = 0; m0 < M; m0 += mc) {
                 mc = tmoei_least(M - m0, TMOEI_LANE_ROWS / height * height);
-                for (i = 0; i < mc; i += height)
-                    tmoei_pack_panel(packed_a + (size_t)i * (size_t)kc, tmoei_least(mc - i, height), tmoei_least(mc - i, height), kc,
-                                     transpose_a ? A + (size_t)k0 * lda + (size_t)(m0 + i) : A + (size_t)(m0 + i) * lda + (size_t)k0, lda, !transpose_a);
-                for (j = 0; j < nc; j += nr)
-                    for (i = 0; i < mc; i += height)
-                        kernels->micro(tmoei_least(mc - i, height), kc, packed_a + (size_t)i * (size_t)kc, packed_b + (size_t)j * (size_t)kc,
-                                       k0 > 0 ? 1.0f : beta, C + (size_t)(m0 + i) * ldc + (size_t)(n0 + j), ldc, nc - j);
+                for (int i = 0; i < mc; i += height)
+                    tmoei_pack_panel(packed_a + (size_t)i * (size_t)kc, tmoei_least(mc - i, height),
+                        tmoei_least(mc - i, height), kc, transpose_a ? A + (size_t)k0 * lda
+                        + (size_t)(m0 + i) : A + (size_t)(m0 + i) * lda + (size_t)k0, lda, !transpose_a);
+                for (int j = 0; j < nc; j += nr)
+                    for (int i = 0; i < mc; i += height)
+                        kernels->micro(tmoei_least(mc - i, height), kc, packed_a + (size_t)i * (size_t)kc,
+                            packed_b + (size_t)j * (size_t)kc, k0 > 0 ? 1.0f : beta,
+                            C + (size_t)(m0 + i) * ldc + (size_t)(n0 + j), ldc, nc - j);
             }
         }
 }
 
 /* ---- attention of one sequence and head --------------------------------------------------------------
- * Rows of q go block by block, so the scores of a block stay in this lane's cache. Row t sees keys 0 .. t + (S - T) where causal. */
+ * Rows of q go block by block, so the scores of a block stay in this lane's cache. Row t sees keys 0 .. t +
+ * (S - T) where causal. */
 
-static int tmoei_score_rows(int S) { const int rows = TMOEI_SCORES / S; return rows < 1 ? 1 : tmoei_least(rows, TMOEI_LANE_ROWS); }
-
-/* Scores of rows t0 .. t0+n-1 against `seen` keys. One row is a few dot products. */
-static void tmoei_scores(const tmoe_ctx *ctx, int lane, int n, int seen, int width, const float *q, size_t q_stride, const float *k, size_t k_stride, float *scores)
-{
-    if (n <= 4) ctx->kernels->dots(n, seen, width, q, q_stride, k, k_stride, 0.0f, scores, (size_t)seen);
-    else tmoei_gemm_lane(ctx, lane, 0, 1, n, seen, width, q, q_stride, k, k_stride, 0.0f, scores, (size_t)seen);
+static int tmoei_score_rows(int S) {
+    const int rows = TMOEI_SCORES / S; return rows < 1 ? 1 : tmoei_least(rows, TMOEI_LANE_ROWS);
 }
 
-static void tmoei_attention_forward(const tmoe_ctx *ctx, int lane, int T, int S, int width, int causal, float scale, const float *q, size_t q_stride,
-                                    const float *k, size_t k_stride, const float *v, size_t v_stride, float *y, size_t y_stride, float *lse)
-{
+/* Scores of rows t0 .. t0+n-1 against `seen` keys. One row is a few dot products. */
+static void tmoei_scores(const tmoe_ctx *ctx, int lane, int n, int seen, int width, const float *q,
+        size_t q_stride, const float *k, size_t k_stride, float *scores) {
+    if (n <= 4) ctx->kernels->dots(n, seen, width, q, q_stride, k, k_stride, 0.0f, scores, (size_t)seen);
+    else
+        tmoei_gemm_lane(ctx, lane, 0, 1, n, seen, width, q, q_stride, k, k_stride, 0.0f, scores,
+            (size_t)seen);
+}
+
+static void tmoei_attention_forward(const tmoe_ctx *ctx, int lane, int T, int S, int width, int causal,
+        float scale, const float *q, size_t q_stride, const float *k, size_t k_stride, const float *v,
+        size_t v_stride, float *y, size_t y_stride, float *lse) {
     const tmoei_kernels *kernels = ctx->kernels;
     float *scores = ctx->lane_scratch[lane] + (TMOEI_LANE_FLOATS - 2 * (size_t)TMOEI_SCORES);
-    int t0, n, t, s;
-    for (t0 = 0; t0 < T; t0 += n) {
-        int seen;
+    int n;
+    for (int t0 = 0; t0 < T; t0 += n) {
         n = tmoei_least(T - t0, tmoei_score_rows(S));
-        seen = causal ? tmoei_least(S, t0 + n + S - T) : S;
+        int seen = causal ? tmoei_least(S, t0 + n + S - T) : S;
         tmoei_scores(ctx, lane, n, seen, width, q + (size_t)t0 * q_stride, q_stride, k, k_stride, scores);
-        for (t = 0; t < n; t++) {
+        for (int t = 0; t < n; t++) {
             float *row = scores + (size_t)t * (size_t)seen, most, sum;
             const int own = causal ? tmoei_least(seen, t0 + t + 1 + S - T) : seen;
             most = scale * kernels->maximum(row, (size_t)own);
@@ -2022,38 +2071,45 @@ static void tmoei_attention_forward(const tmoe_ctx *ctx, int lane, int T, int S,
             if (lse) lse[t0 + t] = most + logf(sum);
         }
         if (n <= 4)
-            for (t = 0; t < n; t++) {
+            for (int t = 0; t < n; t++) {
                 float *out = y + (size_t)(t0 + t) * y_stride;
-                for (s = 0; s < seen; s++)
-                    kernels->scale_add(out, s ? 1.0f : 0.0f, scores[(size_t)t * (size_t)seen + (size_t)s], v + (size_t)s * v_stride, (size_t)width);
+                for (int s = 0; s < seen; s++)
+                    kernels->scale_add(out, s ? 1.0f : 0.0f, scores[(size_t)t * (size_t)seen + (size_t)s],
+                        v + (size_t)s * v_stride, (size_t)width);
             }
-        else tmoei_gemm_lane(ctx, lane, 0, 0, n, width, seen, scores, (size_t)seen, v, v_stride, 0.0f, y + (size_t)t0 * y_stride, y_stride);
+        else
+            tmoei_gemm_lane(ctx, lane, 0, 0, n, width, seen, scores, (size_t)seen, v, v_stride, 0.0f,
+                y + (size_t)t0 * y_stride, y_stride);
     }
 }
 
-static void tmoei_attention_backward(const tmoe_ctx *ctx, int lane, int T, int S, int width, int causal, float scale, const float *q, size_t q_stride,
-                                     const float *k, size_t k_stride, const float *v, size_t v_stride, const float *y, size_t y_stride, const float *lse,
-                                     const float *dy, size_t dy_stride, float beta_q, float *dq, size_t dq_stride,
-                                     float beta_kv, float *dk, float *dv, size_t dkv_stride)
-{
+static void tmoei_attention_backward(const tmoe_ctx *ctx, int lane, int T, int S, int width, int causal,
+        float scale, const float *q, size_t q_stride, const float *k, size_t k_stride, const float *v,
+        size_t v_stride, const float *y, size_t y_stride, const float *lse, const float *dy,
+        size_t dy_stride, float beta_q, float *dq, size_t dq_stride, float beta_kv, float *dk, float *dv,
+        size_t dkv_stride) {
     const tmoei_kernels *kernels = ctx->kernels;
-    float *p = ctx->lane_scratch[lane] + (TMOEI_LANE_FLOATS - 2 * (size_t)TMOEI_SCORES), *ds = p + TMOEI_SCORES;
-    int t0, n, t, s;
-    for (s = 0; dk && beta_kv == 0.0f && s < S; s++) {          /* causal blocks reach further and further: begin with zeros */
+    float *p = ctx->lane_scratch[lane] + (TMOEI_LANE_FLOATS - 2 * (size_t)TMOEI_SCORES),
+        *ds = p + TMOEI_SCORES;
+    int n;
+    /* causal blocks reach further and further: begin with zeros */
+    for (int s = 0; dk && beta_kv == 0.0f && s < S; s++) {
         memset(dk + (size_t)s * dkv_stride, 0, (size_t)width * sizeof(float));
         memset(dv + (size_t)s * dkv_stride, 0, (size_t)width * sizeof(float));
     }
-    for (t0 = 0; t0 < T; t0 += n) {
+    for (int t0 = 0; t0 < T; t0 += n) {
         const float *q0 = q + (size_t)t0 * q_stride, *dy0 = dy + (size_t)t0 * dy_stride;
-        int seen;
         n = tmoei_least(T - t0, tmoei_score_rows(S));
-        seen = causal ? tmoei_least(S, t0 + n + S - T) : S;
+        int seen = causal ? tmoei_least(S, t0 + n + S - T) : S;
         tmoei_gemm_lane(ctx, lane, 0, 1, n, seen, width, q0, q_stride, k, k_stride, 0.0f, p, (size_t)seen);
-        tmoei_gemm_lane(ctx, lane, 0, 1, n, seen, width, dy0, dy_stride, v, v_stride, 0.0f, ds, (size_t)seen);
-        for (t = 0; t < n; t++) {
+        tmoei_gemm_lane(ctx, lane, 0, 1, n, seen, width, dy0, dy_stride, v, v_stride, 0.0f, ds,
+            (size_t)seen);
+        for (int t = 0; t < n; t++) {
             float *row = p + (size_t)t * (size_t)seen, *drow = ds + (size_t)t * (size_t)seen;
             const int own = causal ? tmoei_least(seen, t0 + t + 1 + S - T) : seen;
-            const float delta = kernels->dot(dy0 + (size_t)t * dy_stride, y + (size_t)(t0 + t) * y_stride, (size_t)width);  /* = rowsum(dp * p) */
+            /* = rowsum(dp * p) */
+            const float delta = kernels->dot(dy0 + (size_t)t * dy_stride, y + (size_t)(t0 + t) * y_stride,
+                (size_t)width);
             (void)kernels->exp_sum(row, row, scale, lse[t0 + t], (size_t)own);
             kernels->softmax_backward(drow, row, delta, scale, (size_t)own);
             if (own < seen) {
@@ -2061,18 +2117,20 @@ static void tmoei_attention_backward(const tmoe_ctx *ctx, int lane, int T, int S
                 memset(drow + own, 0, (size_t)(seen - own) * sizeof(float));
             }
         }
-        if (dq) tmoei_gemm_lane(ctx, lane, 0, 0, n, width, seen, ds, (size_t)seen, k, k_stride, beta_q, dq + (size_t)t0 * dq_stride, dq_stride);
+        if (dq)
+            tmoei_gemm_lane(ctx, lane, 0, 0, n, width, seen, ds, (size_t)seen, k, k_stride, beta_q,
+                dq + (size_t)t0 * dq_stride, dq_stride);
         if (dk) {
-            tmoei_gemm_lane(ctx, lane, 1, 0, seen, width, n, ds, (size_t)seen, q0, q_stride, 1.0f, dk, dkv_stride);
-            tmoei_gemm_lane(ctx, lane, 1, 0, seen, width, n, p, (size_t)seen, dy0, dy_stride, 1.0f, dv, dkv_stride);
+            tmoei_gemm_lane(ctx, lane, 1, 0, seen, width, n, ds, (size_t)seen, q0, q_stride, 1.0f, dk,
+                dkv_stride);
+            tmoei_gemm_lane(ctx, lane, 1, 0, seen, width, n, p, (size_t)seen, dy0, dy_stride, 1.0f, dv,
+                dkv_stride);
         }
     }
 }
 
 /* ==== >>sweeps: long rows of numbers over the lanes ==================================================== */
-
-#define TMOEI_SWEEP 16384               /* floats a chunk: 64 KiB an array, some 5 microseconds, several times what waking a spinning thread costs */
-
+#define TMOEI_SWEEP 16384               /* floats a chunk: 5 microseconds, several times a thread's wake */
 typedef struct tmoei_sweep {
     const tmoe_ctx *ctx;
     size_t n;                           /* floats in all; or rows (T) of n floats each */
@@ -2084,52 +2142,50 @@ typedef struct tmoei_sweep {
     uint32_t key, limit;
 } tmoei_sweep;
 
-static size_t tmoei_sweep_length(const tmoei_sweep *s, int chunk)
-{
+static tmoei_sweep tmoei_sweep_new(const tmoe_ctx *ctx, size_t n) {
+    tmoei_sweep s;
+    memset(&s, 0, sizeof s);
+    s.ctx = ctx; s.n = n;
+    return s;
+}
+
+static size_t tmoei_sweep_length(const tmoei_sweep *s, int chunk) {
     const size_t from = (size_t)chunk * TMOEI_SWEEP;
     return s->n - from < TMOEI_SWEEP ? s->n - from : TMOEI_SWEEP;
 }
 static int tmoei_sweep_chunks(size_t n) { return (int)((n + TMOEI_SWEEP - 1) / TMOEI_SWEEP); }
 static int tmoei_chunks(int rows, int grain) { return (rows + grain - 1) / grain; }
-static int tmoei_grain(int width) { return width >= TMOEI_SWEEP ? 1 : TMOEI_SWEEP / width; }     /* rows a chunk */
+/* rows a chunk */
+static int tmoei_grain(int width) { return width >= TMOEI_SWEEP ? 1 : TMOEI_SWEEP / width; }
 
 /* Rows or columns that one chunk works on. */
 typedef struct tmoei_span { int first, end; } tmoei_span;
-static tmoei_span tmoei_span_of(int chunk, int grain, int total)
-{
+static tmoei_span tmoei_span_of(int chunk, int grain, int total) {
     tmoei_span span;
-    span.first = chunk * grain;
-    span.end = tmoei_least(span.first + grain, total);
+    span.first = chunk * grain; span.end = tmoei_least(span.first + grain, total);
     return span;
 }
 
 /* y = beta y + a x */
-static void tmoei_scale_add_chunk(void *arg, int chunk, int lane)
-{
+static void tmoei_scale_add_chunk(void *arg, int chunk, int lane) {
     const tmoei_sweep *s = (const tmoei_sweep *)arg;
-    const size_t at = (size_t)chunk * TMOEI_SWEEP;
-    (void)lane;
+    const size_t at = (size_t)chunk * TMOEI_SWEEP; (void)lane;
     s->ctx->kernels->scale_add(s->out + at, s->beta, s->scale, s->a + at, tmoei_sweep_length(s, chunk));
 }
-static void tmoei_scale_add(tmoe_ctx *ctx, float *y, float beta, float a, const float *x, size_t n)
-{
-    tmoei_sweep s;
-    memset(&s, 0, sizeof s);
-    s.ctx = ctx; s.n = n; s.a = x; s.out = y; s.beta = beta; s.scale = a;
+static void tmoei_scale_add(tmoe_ctx *ctx, float *y, float beta, float a, const float *x, size_t n) {
+    tmoei_sweep s = tmoei_sweep_new(ctx, n); s.a = x; s.out = y; s.beta = beta; s.scale = a;
     tmoei_parallel(ctx, tmoei_scale_add_chunk, &s, tmoei_sweep_chunks(n));
 }
 
 /* Sum of products, chunk by chunk in order, so that threads cannot change it. */
-static float tmoei_dot(const tmoe_ctx *ctx, const float *a, const float *b, size_t n)
-{
+static float tmoei_dot(const tmoe_ctx *ctx, const float *a, const float *b, size_t n) {
     double sum = 0.0;
-    size_t at;
-    for (at = 0; at < n; at += TMOEI_SWEEP) sum += (double)ctx->kernels->dot(a + at, b + at, n - at < TMOEI_SWEEP ? n - at : TMOEI_SWEEP);
+    for (size_t at = 0; at < n; at += TMOEI_SWEEP)
+        sum += (double)ctx->kernels->dot(a + at, b + at, n - at < TMOEI_SWEEP ? n - at : TMOEI_SWEEP);
     return (float)sum;
 }
 
-static float tmoei_activation_value(tmoe_activation f, float x)
-{
+static float tmoei_activation_value(tmoe_activation f, float x) {
     switch (f) {
     case TMOE_RELU: return x > 0.0f ? x : 0.0f;
     case TMOE_TANH: return tanhf(x);
@@ -2137,8 +2193,7 @@ static float tmoei_activation_value(tmoe_activation f, float x)
     default: return x;
     }
 }
-static float tmoei_activation_slope(tmoe_activation f, float x)
-{
+static float tmoei_activation_slope(tmoe_activation f, float x) {
     const float y = tmoei_activation_value(f, x);
     switch (f) {
     case TMOE_RELU: return x > 0.0f ? 1.0f : 0.0f;
@@ -2149,167 +2204,143 @@ static float tmoei_activation_slope(tmoe_activation f, float x)
 }
 
 /* out = f(a), or out = b f'(a) where b is given */
-static void tmoei_activation_chunk(void *arg, int chunk, int lane)
-{
+static void tmoei_activation_chunk(void *arg, int chunk, int lane) {
     const tmoei_sweep *s = (const tmoei_sweep *)arg;
-    const size_t at = (size_t)chunk * TMOEI_SWEEP, n = tmoei_sweep_length(s, chunk);
-    size_t i;
-    (void)lane;
-    if (s->activation == TMOE_GELU && s->b) s->ctx->kernels->gelu_backward(s->out + at, s->b + at, s->a + at, n);
+    const size_t at = (size_t)chunk * TMOEI_SWEEP, n = tmoei_sweep_length(s, chunk); (void)lane;
+    if (s->activation == TMOE_GELU && s->b)
+        s->ctx->kernels->gelu_backward(s->out + at, s->b + at, s->a + at, n);
     else if (s->activation == TMOE_GELU) s->ctx->kernels->gelu(s->out + at, s->a + at, n);
-    else if (s->b) for (i = at; i < at + n; i++) s->out[i] = s->b[i] * tmoei_activation_slope(s->activation, s->a[i]);
-    else for (i = at; i < at + n; i++) s->out[i] = tmoei_activation_value(s->activation, s->a[i]);
+    else if (s->b)
+        for (size_t i = at; i < at + n; i++)
+            s->out[i] = s->b[i] * tmoei_activation_slope(s->activation, s->a[i]);
+    else for (size_t i = at; i < at + n; i++) s->out[i] = tmoei_activation_value(s->activation, s->a[i]);
 }
-static void tmoei_activation_apply(tmoe_ctx *ctx, tmoe_activation f, float *out, const float *dy, const float *x, size_t n)
-{
-    tmoei_sweep s;
-    memset(&s, 0, sizeof s);
-    s.ctx = ctx; s.n = n; s.activation = f; s.out = out; s.b = dy; s.a = x;
+static void tmoei_activation_apply(tmoe_ctx *ctx, tmoe_activation f, float *out, const float *dy,
+        const float *x, size_t n) {
+    tmoei_sweep s = tmoei_sweep_new(ctx, n); s.activation = f; s.out = out; s.b = dy; s.a = x;
     tmoei_parallel(ctx, tmoei_activation_chunk, &s, tmoei_sweep_chunks(n));
 }
 
-/* db (F) = beta db + column sums of dz (T,F); a chunk has columns of its own, so the order of the sum is that of the rows */
+/* db (F) = beta db + column sums of dz (T,F); a chunk has its own columns: sums go by rows */
 #define TMOEI_COLUMNS 128
-static void tmoei_column_sums_chunk(void *arg, int chunk, int lane)
-{
+static void tmoei_column_sums_chunk(void *arg, int chunk, int lane) {
     const tmoei_sweep *s = (const tmoei_sweep *)arg;
     const tmoei_span columns = tmoei_span_of(chunk, TMOEI_COLUMNS, (int)s->n);
     const size_t count = (size_t)(columns.end - columns.first);
-    float *out = s->out + columns.first;
-    int t;
-    (void)lane;
+    float *out = s->out + columns.first; (void)lane;
     if (s->beta == 0.0f) memset(out, 0, count * sizeof(float));
-    for (t = 0; t < s->T; t++) s->ctx->kernels->add(out, s->a + (size_t)t * s->n + (size_t)columns.first, count);
+    for (int t = 0; t < s->T; t++)
+        s->ctx->kernels->add(out, s->a + (size_t)t * s->n + (size_t)columns.first, count);
 }
-static void tmoei_column_sums(tmoe_ctx *ctx, int T, int F, const float *dz, float beta, float *db)
-{
-    tmoei_sweep s;
-    memset(&s, 0, sizeof s);
-    s.ctx = ctx; s.T = T; s.n = (size_t)F; s.a = dz; s.beta = beta; s.out = db;
+static void tmoei_column_sums(tmoe_ctx *ctx, int T, int F, const float *dz, float beta, float *db) {
+    tmoei_sweep s = tmoei_sweep_new(ctx, (size_t)F);
+    s.T = T; s.a = dz; s.beta = beta; s.out = db;
     tmoei_parallel(ctx, tmoei_column_sums_chunk, &s, tmoei_chunks(F, TMOEI_COLUMNS));
 }
 
-static void tmoei_norm_forward_chunk(void *arg, int chunk, int lane)
-{
+static void tmoei_norm_forward_chunk(void *arg, int chunk, int lane) {
     const tmoei_sweep *s = (const tmoei_sweep *)arg;
-    const tmoei_span rows = tmoei_span_of(chunk, s->grain, s->T);
-    int t;
-    (void)lane;
-    for (t = rows.first; t < rows.end; t++)
-        s->ctx->kernels->norm_forward(s->out + (size_t)t * s->n, s->a + (size_t)t * s->n, s->b, s->c, s->scale, s->mean + t, s->inv + t, s->n);
+    const tmoei_span rows = tmoei_span_of(chunk, s->grain, s->T); (void)lane;
+    for (int t = rows.first; t < rows.end; t++)
+        s->ctx->kernels->norm_forward(s->out + (size_t)t * s->n, s->a + (size_t)t * s->n, s->b, s->c,
+            s->scale, s->mean + t, s->inv + t, s->n);
 }
-static void tmoei_norm_forward(tmoe_ctx *ctx, int T, int D, const float *x, const float *gain, const float *bias, float epsilon, float *y, float *mean, float *inv)
-{
-    tmoei_sweep s;
-    memset(&s, 0, sizeof s);
-    s.ctx = ctx; s.T = T; s.n = (size_t)D; s.grain = tmoei_grain(D);
+static void tmoei_norm_forward(tmoe_ctx *ctx, int T, int D, const float *x, const float *gain,
+        const float *bias, float epsilon, float *y, float *mean, float *inv) {
+    tmoei_sweep s = tmoei_sweep_new(ctx, (size_t)D);
+    s.T = T; s.grain = tmoei_grain(D);
     s.a = x; s.b = gain; s.c = bias; s.scale = epsilon; s.out = y; s.mean = mean; s.inv = inv;
     tmoei_parallel(ctx, tmoei_norm_forward_chunk, &s, tmoei_chunks(T, s.grain));
 }
 
 /* Rows for dx; then columns for dgain and dbias. */
-static void tmoei_norm_backward_chunk(void *arg, int chunk, int lane)
-{
+static void tmoei_norm_backward_chunk(void *arg, int chunk, int lane) {
     const tmoei_sweep *s = (const tmoei_sweep *)arg;
-    const int row_chunks = s->out ? tmoei_chunks(s->T, s->grain) : 0;
-    int t;
-    (void)lane;
+    const int row_chunks = s->out ? tmoei_chunks(s->T, s->grain) : 0; (void)lane;
     if (chunk < row_chunks) {
         const tmoei_span rows = tmoei_span_of(chunk, s->grain, s->T);
-        for (t = rows.first; t < rows.end; t++)
-            s->ctx->kernels->norm_backward(s->out + (size_t)t * s->n, s->beta, s->a + (size_t)t * s->n, s->d + (size_t)t * s->n, s->b,
-                                           s->mean_in[t], s->inv_in[t], s->n);
+        for (int t = rows.first; t < rows.end; t++)
+            s->ctx->kernels->norm_backward(s->out + (size_t)t * s->n, s->beta, s->a + (size_t)t * s->n,
+                s->d + (size_t)t * s->n, s->b, s->mean_in[t], s->inv_in[t], s->n);
     } else {
         const tmoei_span columns = tmoei_span_of(chunk - row_chunks, TMOEI_COLUMNS, (int)s->n);
         const size_t count = (size_t)(columns.end - columns.first), first = (size_t)columns.first;
-        for (t = 0; t < s->T; t++)
-            s->ctx->kernels->norm_parameters(s->mean + first, s->inv + first, s->a + (size_t)t * s->n + first, s->d + (size_t)t * s->n + first,
-                                             s->mean_in[t], s->inv_in[t], count);
+        for (int t = 0; t < s->T; t++)
+            s->ctx->kernels->norm_parameters(s->mean + first, s->inv + first,
+                s->a + (size_t)t * s->n + first, s->d + (size_t)t * s->n + first, s->mean_in[t],
+                s->inv_in[t], count);
     }
 }
 /* dx, dgain, dbias may each be NULL, the last two only together */
-static void tmoei_norm_backward(tmoe_ctx *ctx, int T, int D, const float *x, const float *gain, const float *mean, const float *inv, const float *dy,
-                                float beta_x, float *dx, float beta_gain, float *dgain, float beta_bias, float *dbias)
-{
-    tmoei_sweep s;
-    memset(&s, 0, sizeof s);
-    s.ctx = ctx; s.T = T; s.n = (size_t)D; s.grain = tmoei_grain(D);
-    s.a = x; s.b = gain; s.d = dy; s.mean_in = mean; s.inv_in = inv; s.beta = beta_x; s.out = dx; s.mean = dgain; s.inv = dbias;
+static void tmoei_norm_backward(tmoe_ctx *ctx, int T, int D, const float *x, const float *gain,
+        const float *mean, const float *inv, const float *dy, float beta_x, float *dx, float beta_gain,
+        float *dgain, float beta_bias, float *dbias) {
+    tmoei_sweep s = tmoei_sweep_new(ctx, (size_t)D);
+    s.T = T; s.grain = tmoei_grain(D);
+    s.a = x; s.b = gain; s.d = dy; s.mean_in = mean; s.inv_in = inv; s.beta = beta_x; s.out = dx;
+    s.mean = dgain; s.inv = dbias;
     if (dgain && beta_gain == 0.0f) memset(dgain, 0, (size_t)D * sizeof(float));
     if (dbias && beta_bias == 0.0f) memset(dbias, 0, (size_t)D * sizeof(float));
-    tmoei_parallel(ctx, tmoei_norm_backward_chunk, &s, (dx ? tmoei_chunks(T, s.grain) : 0) + (dgain ? tmoei_chunks(D, TMOEI_COLUMNS) : 0));
+    tmoei_parallel(ctx, tmoei_norm_backward_chunk, &s, (dx ? tmoei_chunks(T, s.grain) : 0)
+        + (dgain ? tmoei_chunks(D, TMOEI_COLUMNS) : 0));
 }
 
 /* lse = m + log sum_j exp(x_j - m),  m = max_j x_j */
-static float tmoei_log_sum_exp(const tmoe_ctx *ctx, const float *x, int n)
-{
+static float tmoei_log_sum_exp(const tmoe_ctx *ctx, const float *x, int n) {
     const float most = ctx->kernels->maximum(x, (size_t)n);
     return most + logf(ctx->kernels->exp_sum(NULL, x, 1.0f, most, (size_t)n));
 }
 
 /* y = x keep / (1 - p); the counter of an element is its index, so chunks do not matter */
-static void tmoei_dropout_chunk(void *arg, int chunk, int lane)
-{
+static void tmoei_dropout_chunk(void *arg, int chunk, int lane) {
     const tmoei_sweep *s = (const tmoei_sweep *)arg;
-    const size_t at = (size_t)chunk * TMOEI_SWEEP;
-    (void)lane;
-    s->ctx->kernels->dropout(s->out + at, s->a + at, tmoei_sweep_length(s, chunk), (uint32_t)at, s->key, s->limit, s->scale);
+    const size_t at = (size_t)chunk * TMOEI_SWEEP; (void)lane;
+    s->ctx->kernels->dropout(s->out + at, s->a + at, tmoei_sweep_length(s, chunk), (uint32_t)at, s->key,
+        s->limit, s->scale);
 }
-static void tmoei_dropout_apply(tmoe_ctx *ctx, float *y, const float *x, size_t n, float p, uint32_t key)
-{
-    tmoei_sweep s;
-    memset(&s, 0, sizeof s);
-    s.ctx = ctx; s.n = n; s.out = y; s.a = x; s.key = key; s.limit = (uint32_t)((double)p * 4294967296.0); s.scale = 1.0f / (1.0f - p);
+static void tmoei_dropout_apply(tmoe_ctx *ctx, float *y, const float *x, size_t n, float p, uint32_t key) {
+    tmoei_sweep s = tmoei_sweep_new(ctx, n); s.out = y; s.a = x; s.key = key;
+    s.limit = (uint32_t)((double)p * 4294967296.0);
+    s.scale = 1.0f / (1.0f - p);
     tmoei_parallel(ctx, tmoei_dropout_chunk, &s, tmoei_sweep_chunks(n));
 }
 
-static void tmoei_merge_chunk(void *arg, int chunk, int lane)
-{
+static void tmoei_merge_chunk(void *arg, int chunk, int lane) {
     const tmoei_sweep *s = (const tmoei_sweep *)arg;
-    const size_t at = (size_t)chunk * TMOEI_SWEEP;
-    (void)lane;
+    const size_t at = (size_t)chunk * TMOEI_SWEEP; (void)lane;
     s->ctx->kernels->merge(s->out + at, s->a + at, s->n, s->b, s->E, tmoei_sweep_length(s, chunk));
 }
 /* theta_bar (n) = sum_e r_e theta_e, theta (E, n) */
-static void tmoei_merge(tmoe_ctx *ctx, int E, size_t n, const float *theta, const float *r, float *out)
-{
-    tmoei_sweep s;
-    memset(&s, 0, sizeof s);
-    s.ctx = ctx; s.n = n; s.E = E; s.a = theta; s.b = r; s.out = out;
+static void tmoei_merge(tmoe_ctx *ctx, int E, size_t n, const float *theta, const float *r, float *out) {
+    tmoei_sweep s = tmoei_sweep_new(ctx, n); s.E = E; s.a = theta; s.b = r; s.out = out;
     tmoei_parallel(ctx, tmoei_merge_chunk, &s, tmoei_sweep_chunks(n));
 }
 
-static void tmoei_merge_backward_chunk(void *arg, int chunk, int lane)
-{
+static void tmoei_merge_backward_chunk(void *arg, int chunk, int lane) {
     const tmoei_sweep *s = (const tmoei_sweep *)arg;
-    const size_t at = (size_t)chunk * TMOEI_SWEEP, n = tmoei_sweep_length(s, chunk);
-    int e;
-    (void)lane;
-    for (e = 0; e < s->E; e++)
+    const size_t at = (size_t)chunk * TMOEI_SWEEP, n = tmoei_sweep_length(s, chunk); (void)lane;
+    for (int e = 0; e < s->E; e++)
         s->partial[(size_t)chunk * (size_t)s->E + (size_t)e] = s->b[e] == 0.0f && !s->out2 ? 0.0f :
-            s->ctx->kernels->merge_backward(s->out && s->b[e] != 0.0f ? s->out + (size_t)e * s->n + at : NULL, s->a + (size_t)e * s->n + at,
-                                            s->c + at, s->d + at, s->b[e], n);
+            s->ctx->kernels->merge_backward(s->out && s->b[e] != 0.0f ? s->out + (size_t)e * s->n + at
+                : NULL, s->a + (size_t)e * s->n + at, s->c + at, s->d + at, s->b[e], n);
 }
 /* dtheta_e += r_e g (dtheta may be NULL);  dr_e += <g, theta_e - theta_bar> (dr may be NULL) */
-static void tmoei_merge_backward(tmoe_ctx *ctx, int E, size_t n, const float *theta, float *dtheta, const float *r, const float *bar, const float *g, float *dr)
-{
+static void tmoei_merge_backward(tmoe_ctx *ctx, int E, size_t n, const float *theta, float *dtheta,
+        const float *r, const float *bar, const float *g, float *dr) {
     const int chunks = tmoei_sweep_chunks(n);
-    tmoei_sweep s;
-    int e, chunk;
-    memset(&s, 0, sizeof s);
-    s.ctx = ctx; s.n = n; s.E = E; s.a = theta; s.b = r; s.c = bar; s.d = g; s.out = dtheta; s.out2 = dr;
-    s.partial = ctx->shared_scratch;                            /* chunks * E floats: 64 experts of 200 M floats would fill it */
+    tmoei_sweep s = tmoei_sweep_new(ctx, n); s.E = E; s.a = theta; s.b = r; s.c = bar; s.d = g;
+    s.out = dtheta; s.out2 = dr;
+    s.partial = ctx->shared_scratch;        /* chunks * E floats: 64 experts of 200 M floats would fill it */
     tmoei_parallel(ctx, tmoei_merge_backward_chunk, &s, chunks);
-    for (e = 0; dr && e < E; e++) {
+    for (int e = 0; dr && e < E; e++) {
         double sum = 0.0;
-        for (chunk = 0; chunk < chunks; chunk++) sum += (double)s.partial[(size_t)chunk * (size_t)E + (size_t)e];
+        for (int chunk = 0; chunk < chunks; chunk++)
+            sum += (double)s.partial[(size_t)chunk * (size_t)E + (size_t)e];
         dr[e] += (float)sum;
     }
 }
 /* ==== >>context ======================================================================================== */
-
-TMOE_DEF const char *tmoe_result_name(tmoe_result result)
-{
+TMOE_DEF const char *tmoe_result_name(tmoe_result result) {
     static const char *const texts[] = {
 #define TMOEI_RESULT_TEXT(code, text) text,
         TMOE_RESULTS(TMOEI_RESULT_TEXT)
@@ -2319,16 +2350,16 @@ TMOE_DEF const char *tmoe_result_name(tmoe_result result)
 }
 TMOE_DEF int tmoe_version(void) { return TMOE_VERSION; }
 TMOE_DEF tmoe_result tmoe_error(const tmoe_ctx *ctx) { return ctx->error; }
-TMOE_DEF const char *tmoe_error_message(const tmoe_ctx *ctx) { return ctx->error == TMOE_OK ? "" : ctx->message; }
+TMOE_DEF const char *tmoe_error_message(const tmoe_ctx *ctx) {
+    return ctx->error == TMOE_OK ? "" : ctx->message;
+}
 TMOE_DEF const char *tmoe_ctx_kernels(const tmoe_ctx *ctx) { return ctx->kernels->name; }
-TMOE_DEF size_t tmoe_ctx_bytes(const tmoe_ctx *ctx, size_t *peak)
-{
+TMOE_DEF size_t tmoe_ctx_bytes(const tmoe_ctx *ctx, size_t *peak) {
     if (peak) *peak = ctx->bytes_peak;
     return ctx->bytes_now;
 }
 
-TMOE_DEF void tmoe_ctx_destroy(tmoe_ctx *ctx)
-{
+TMOE_DEF void tmoe_ctx_destroy(tmoe_ctx *ctx) {
     tmoe_ctx_config config;
     if (!ctx) return;
 #ifdef TMOEI_POOL
@@ -2340,8 +2371,7 @@ TMOE_DEF void tmoe_ctx_destroy(tmoe_ctx *ctx)
     else TMOE_FREE(ctx);
 }
 
-TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config)
-{
+TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config) {
     tmoe_ctx_config c;
     tmoe_ctx *ctx;
     memset(&c, 0, sizeof c);
@@ -2350,15 +2380,13 @@ TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config)
     ctx = (tmoe_ctx *)(c.alloc_fn ? c.alloc_fn(sizeof *ctx, c.alloc_user) : TMOE_MALLOC(sizeof *ctx));
     if (!ctx) return NULL;
     memset(ctx, 0, sizeof *ctx);
-    ctx->config = c;
-    ctx->lanes = c.threads > 1 ? c.threads : 1;
+    ctx->config = c; ctx->lanes = c.threads > 1 ? c.threads : 1;
 #ifndef TMOEI_POOL
     if (!c.parallel_fn) ctx->lanes = 1;
 #endif
     ctx->kernels = tmoei_kernels_choose(c.isa);
     ctx->cache_l1_bytes = (size_t)32 << 10;                     /* where the machine does not tell */
-    ctx->cache_l2_bytes = (size_t)512 << 10;
-    ctx->cache_l3_bytes = (size_t)4 << 20;
+    ctx->cache_l2_bytes = (size_t)512 << 10; ctx->cache_l3_bytes = (size_t)4 << 20;
     tmoei_cache_sizes(ctx);
     (void)tmoei_scratch_create(ctx);
 #ifdef TMOEI_POOL
@@ -2369,16 +2397,16 @@ TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config)
     return NULL;
 }
 /* ==== >>tape: values forward, gradients backward ======================================================
- * An operation computes its result at once and leaves a node behind; tmoe_backward walks the nodes from the last to the first. Two
- * arenas hold a step: a small one for tensors and nodes, a big one for floats. Gradients live in the big one too, from
- * the moment the backward pass first needs them to the moment the node that made the tensor is done; then the next
- * gradient takes the place, so that the backward pass stays in the cache. On a DRY tape floats are counted, never touched: that is
- * how the memory of a step is known before training starts. */
+ * An operation computes its result at once and leaves a node behind; tmoe_backward walks the nodes from the
+ * last to the first. Two arenas hold a step: a small one for tensors and nodes, a big one for floats.
+ * Gradients live in the big one too, from the moment the backward pass first needs them to the moment the
+ * node that made the tensor is done; then the next gradient takes the place, so that the backward pass stays
+ * in the cache. On a DRY tape floats are counted, never touched: that is how the memory of a step is known
+ * before training starts. */
 
 typedef struct tmoei_chunk { struct tmoei_chunk *before; char *data; size_t size, used; } tmoei_chunk;
 typedef struct tmoei_free_block { char *data; size_t bytes; } tmoei_free_block;
 #define TMOEI_FREE_BLOCKS 32
-
 typedef struct tmoei_arena {
     tmoe_ctx *ctx;
     tmoei_chunk *last;          /* chunks, newest first; a reset leaves one that would have held it all */
@@ -2388,20 +2416,21 @@ typedef struct tmoei_arena {
     int free_count;
 } tmoei_arena;
 
-static void *tmoei_arena_alloc(tmoei_arena *arena, size_t count, size_t element_bytes)
-{
-    size_t bytes, i, best = TMOEI_FREE_BLOCKS;
+static void *tmoei_arena_alloc(tmoei_arena *arena, size_t count, size_t element_bytes) {
+    size_t bytes, best = TMOEI_FREE_BLOCKS;
     tmoei_chunk *chunk = arena->last;
     void *result;
-    if (!tmoei_size(&bytes, count, element_bytes, TMOEI_ALIGN)) {
-        (void)tmoei_fail(arena->ctx, TMOE_ERR_MEMORY, "memory: %lu x %lu bytes is more than an address can hold",
-                         (unsigned long)count, (unsigned long)element_bytes);
-        return NULL;
-    }
+    if (!tmoei_size(&bytes, count, element_bytes, TMOEI_ALIGN))
+        return TMOEI_FAIL_NULL(arena->ctx, TMOE_ERR_MEMORY,
+            "memory: %lu x %lu bytes is more than an address can hold", (unsigned long)count,
+            (unsigned long)element_bytes);
     bytes -= bytes % TMOEI_ALIGN;
-    for (i = 0; i < (size_t)arena->free_count; i++)             /* smallest freed block that fits without waste */
+    /* smallest freed block that fits without waste */
+    for (size_t i = 0; i < (size_t)arena->free_count; i++)
         if (arena->free_blocks[i].bytes >= bytes && arena->free_blocks[i].bytes / 2 <= bytes
-            && (best == TMOEI_FREE_BLOCKS || arena->free_blocks[i].bytes < arena->free_blocks[best].bytes)) best = i;
+                && (best == TMOEI_FREE_BLOCKS
+                || arena->free_blocks[i].bytes < arena->free_blocks[best].bytes))
+            best = i;
     if (best != TMOEI_FREE_BLOCKS) {
         result = arena->free_blocks[best].data;
         arena->free_blocks[best] = arena->free_blocks[--arena->free_count];
@@ -2415,22 +2444,21 @@ static void *tmoei_arena_alloc(tmoei_arena *arena, size_t count, size_t element_
         if (!chunk) return NULL;
         chunk->data = (char *)tmoei_alloc(arena->ctx, size, 1, 0);
         if (!chunk->data) { tmoei_free(arena->ctx, chunk); return NULL; }
-        chunk->size = size;
-        chunk->before = arena->last;
+        chunk->size = size; chunk->before = arena->last;
         arena->last = chunk;
         arena->total += size;
     }
     arena->now += bytes;
     if (arena->now > arena->peak) arena->peak = arena->now;
-    if (arena->dry) return (void *)(uintptr_t)(TMOEI_ALIGN + arena->now - bytes);   /* an address, never followed */
+    /* an address, never followed */
+    if (arena->dry) return (void *)(uintptr_t)(TMOEI_ALIGN + arena->now - bytes);
     result = chunk->data + chunk->used;
     chunk->used += bytes;
     return result;
 }
 
 /* Gives a block back before the reset; when the table is full it just stays. */
-static void tmoei_arena_release(tmoei_arena *arena, void *data, size_t count, size_t element_bytes)
-{
+static void tmoei_arena_release(tmoei_arena *arena, void *data, size_t count, size_t element_bytes) {
     if (arena->free_count < TMOEI_FREE_BLOCKS) {
         size_t bytes = count * element_bytes + TMOEI_ALIGN;
         arena->free_blocks[arena->free_count].data = (char *)data;
@@ -2438,23 +2466,19 @@ static void tmoei_arena_release(tmoei_arena *arena, void *data, size_t count, si
     }
 }
 
-static void tmoei_arena_destroy(tmoei_arena *arena)
-{
+static void tmoei_arena_destroy(tmoei_arena *arena) {
     while (arena->last) {
         tmoei_chunk *before = arena->last->before;
-        tmoei_free(arena->ctx, arena->last->data);
-        tmoei_free(arena->ctx, arena->last);
+        tmoei_free(arena->ctx, arena->last->data); tmoei_free(arena->ctx, arena->last);
         arena->last = before;
     }
     arena->total = 0;
 }
 
-/* Empties the arena. Several chunks go, and the next one will be as large as all of them: a repeated step allocates nothing. */
-static void tmoei_arena_reset(tmoei_arena *arena)
-{
+/* Empties the arena. The next chunk is as large as all before: a repeated step allocates nothing. */
+static void tmoei_arena_reset(tmoei_arena *arena) {
     const size_t total = arena->total;
-    arena->now = 0;
-    arena->free_count = 0;
+    arena->now = 0; arena->free_count = 0;
     if (arena->last && arena->last->before) {
         tmoei_arena_destroy(arena);
         arena->total = total;
@@ -2470,10 +2494,9 @@ struct tmoei_node {
     tmoe_tensor *y, **in;
     const void *kept;           /* what the operation needs again */
     int count;                  /* of inputs */
-    int hand;                   /* input whose gradient simply is dy: it may take over dy's memory; -1: none */
+    int hand;                 /* input whose gradient simply is dy: it may take over dy's memory; -1: none */
 };
-#define TMOEI_HAND_VALUES (-2)  /* inputs' gradients are written over their values, which nobody needs any more */
-
+#define TMOEI_HAND_VALUES (-2)  /* inputs' gradients are written over their values, which nobody needs */
 typedef struct tmoei_tensor {   /* what tmoe_tensor does not show */
     tmoe_tensor t;
     int owned;                  /* dx belongs to the tape and can be released */
@@ -2487,18 +2510,13 @@ struct tmoe_tape {
     int record, dry;
 };
 
-TMOE_DEF tmoe_tape *tmoe_tape_create(tmoe_ctx *ctx)
-{
+TMOE_DEF tmoe_tape *tmoe_tape_create(tmoe_ctx *ctx) {
     tmoe_tape *tape = (tmoe_tape *)tmoei_alloc(ctx, 1, sizeof *tape, 1);
-    if (tape) {
-        tape->ctx = tape->small.ctx = tape->big.ctx = ctx;
-        tape->record = 1;
-    }
+    if (tape) { tape->ctx = tape->small.ctx = tape->big.ctx = ctx; tape->record = 1; }
     return tape;
 }
 
-TMOE_DEF void tmoe_tape_destroy(tmoe_tape *tape)
-{
+TMOE_DEF void tmoe_tape_destroy(tmoe_tape *tape) {
     if (tape) {
         tmoei_arena_destroy(&tape->small);
         tmoei_arena_destroy(&tape->big);
@@ -2506,73 +2524,54 @@ TMOE_DEF void tmoe_tape_destroy(tmoe_tape *tape)
     }
 }
 
-TMOE_DEF void tmoe_tape_reset(tmoe_tape *tape)
-{
-    tape->last = NULL;
-    tape->ctx->error = TMOE_OK;
+TMOE_DEF void tmoe_tape_reset(tmoe_tape *tape) {
+    tape->last = NULL; tape->ctx->error = TMOE_OK;
     tmoei_arena_reset(&tape->small);
     tmoei_arena_reset(&tape->big);
 }
 
 TMOE_DEF void tmoe_tape_record(tmoe_tape *tape, int on) { tape->record = on; }
 
-static float *tmoei_floats(tmoe_tape *tape, size_t count)
-{
+static float *tmoei_floats(tmoe_tape *tape, size_t count) {
     return (float *)tmoei_arena_alloc(&tape->big, count, sizeof(float));
 }
 
 /* A tensor around memory that somebody else owns (x given) or in the tape's arena (x NULL). */
-static tmoe_tensor *tmoei_tensor_new(tmoe_tape *tape, int rows, int cols, float *x)
-{
+static tmoe_tensor *tmoei_tensor_new(tmoe_tape *tape, int rows, int cols, float *x) {
     tmoei_tensor *tensor = (tmoei_tensor *)tmoei_arena_alloc(&tape->small, 1, sizeof *tensor);
     if (!tensor) return NULL;
     memset(tensor, 0, sizeof *tensor);
-    tensor->t.rows = rows;
-    tensor->t.cols = cols;
+    tensor->t.rows = rows; tensor->t.cols = cols;
     tensor->t.x = x ? x : tmoei_floats(tape, (size_t)rows * (size_t)cols);
     return tensor->t.x ? &tensor->t : NULL;
 }
 
-TMOE_DEF tmoe_tensor *tmoe_leaf(tmoe_tape *tape, int rows, int cols, float *x, float *dx)
-{
-    tmoe_tensor *tensor;
-    if (!x || rows < 1 || cols < 1) {
-        (void)tmoei_fail(tape->ctx, TMOE_ERR_ARGUMENT, "leaf: (%d,%d) at %s; needs memory and at least one element",
-                         rows, cols, x ? "an address" : "NULL");
-        return NULL;
-    }
-    tensor = tmoei_tensor_new(tape, rows, cols, x);
-    if (tensor && dx) {
-        tensor->dx = dx;
-        tensor->wants_grad = tensor->has_grad = 1;
-    }
+TMOE_DEF tmoe_tensor *tmoe_leaf(tmoe_tape *tape, int rows, int cols, float *x, float *dx) {
+    if (!x || rows < 1 || cols < 1)
+        return TMOEI_FAIL_NULL(tape->ctx, TMOE_ERR_ARGUMENT,
+            "leaf: (%d,%d) at %s; needs memory and at least one element", rows, cols,
+            x ? "an address" : "NULL");
+    tmoe_tensor *tensor = tmoei_tensor_new(tape, rows, cols, x);
+    if (tensor && dx) { tensor->dx = dx; tensor->wants_grad = tensor->has_grad = 1; }
     return tensor;
 }
 
-static int tmoei_wants_grad(const tmoe_tape *tape, tmoe_tensor *const *in, int count)
-{
-    int i;
-    for (i = 0; i < count; i++) if (tape->record && in[i] && in[i]->wants_grad) return 1;
+static int tmoei_wants_grad(const tmoe_tape *tape, tmoe_tensor *const *in, int count) {
+    for (int i = 0; i < count; i++) if (tape->record && in[i] && in[i]->wants_grad) return 1;
     return 0;
 }
 
 /* Leaves a node behind; gives y, or NULL when there is no memory. */
 static tmoe_tensor *tmoei_node_add(tmoe_tape *tape, tmoe_tensor *y, tmoei_backward_fn *backward, int hand,
-                                   const void *kept, size_t kept_bytes, tmoe_tensor *const *in, int count)
-{
+                                   const void *kept, size_t kept_bytes, tmoe_tensor *const *in, int count) {
     tmoei_node *node = (tmoei_node *)tmoei_arena_alloc(&tape->small, 1, sizeof *node);
     tmoe_tensor **inputs = (tmoe_tensor **)tmoei_arena_alloc(&tape->small, (size_t)count, sizeof *inputs);
     void *copy = tmoei_arena_alloc(&tape->small, kept_bytes, 1);
     if (!node || !inputs || !copy) return NULL;
     memcpy(inputs, in, (size_t)count * sizeof *in);
     if (kept_bytes) memcpy(copy, kept, kept_bytes);
-    node->backward = backward;
-    node->y = y;
-    node->in = inputs;
-    node->kept = copy;
-    node->count = count;
-    node->hand = hand;
-    node->before = tape->last;
+    node->backward = backward; node->y = y; node->in = inputs; node->kept = copy;
+    node->count = count; node->hand = hand; node->before = tape->last;
     tape->last = node;
     y->wants_grad = 1;
     return y;
@@ -2580,29 +2579,26 @@ static tmoe_tensor *tmoei_node_add(tmoe_tape *tape, tmoe_tensor *y, tmoei_backwa
 
 /* The same, where y needs one: the tape records and an input wants a gradient. */
 static tmoe_tensor *tmoei_record(tmoe_tape *tape, tmoe_tensor *y, tmoei_backward_fn *backward, int hand,
-                                 const void *kept, size_t kept_bytes, tmoe_tensor *const *in, int count)
-{
+                                 const void *kept, size_t kept_bytes, tmoe_tensor *const *in, int count) {
     if (!tmoei_wants_grad(tape, in, count)) return y;
     return tmoei_node_add(tape, y, backward, hand, kept, kept_bytes, in, count);
 }
 
 /* 0 for the first contribution to t's gradient, 1 for all others: the beta of "dx = beta dx + ...". */
-static float tmoei_grad_beta(tmoe_tensor *t)
-{
+static float tmoei_grad_beta(tmoe_tensor *t) {
     float beta = t->has_grad ? 1.0f : 0.0f;
     t->has_grad = 1;
     return beta;
 }
 
 /* Walks the tape back from gradients that stand already in some tensors' dx. */
-static tmoe_result tmoei_tape_backward(tmoe_tape *tape)
-{
+static tmoe_result tmoei_tape_backward(tmoe_tape *tape) {
     tmoei_node *node;
     for (node = tape->last; node; node = node->before) {
         tmoe_tensor *y = node->y;
         int i, handed = 0, owned = ((tmoei_tensor *)y)->owned;
         if (!y->dx) continue;                                   /* nothing that reached the loss used it */
-        if (!y->has_grad) {                                     /* a part of a block that no operation wrote to */
+        if (!y->has_grad) {                                /* a part of a block that no operation wrote to */
             if (!tape->dry) memset(y->dx, 0, (size_t)y->rows * (size_t)y->cols * sizeof(float));
             y->has_grad = 1;
         }
@@ -2621,17 +2617,18 @@ static tmoe_result tmoei_tape_backward(tmoe_tape *tape)
         }
         node->backward(tape, node);
         if (tape->ctx->error != TMOE_OK) return tape->ctx->error;
-        if (owned && !handed) tmoei_arena_release(&tape->big, y->dx, (size_t)y->rows * (size_t)y->cols, sizeof(float));
+        if (owned && !handed)
+            tmoei_arena_release(&tape->big, y->dx, (size_t)y->rows * (size_t)y->cols, sizeof(float));
     }
     tape->last = NULL;
     return TMOE_OK;
 }
 
-TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss)
-{
+TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss) {
     if (tape->ctx->error != TMOE_OK) return tape->ctx->error;
     if (!loss || loss->rows != 1 || loss->cols != 1 || !loss->wants_grad)
-        return tmoei_fail(tape->ctx, TMOE_ERR_ARGUMENT, "backward: the loss must be a (1,1) tensor recorded on this tape");
+        return tmoei_fail(tape->ctx, TMOE_ERR_ARGUMENT,
+            "backward: the loss must be a (1,1) tensor recorded on this tape");
     if (!loss->dx) loss->dx = tmoei_floats(tape, 1);
     if (!loss->dx) return tape->ctx->error;
     if (!tape->dry) loss->dx[0] = 1.0f;
@@ -2640,46 +2637,46 @@ TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss)
 }
 
 /* ---- part: a named piece of a block of parameters, as a matrix of its own ----------------------------
- * Its gradient is the same piece of the block's gradient. Where that memory is new (a merged block), the first contribution
- * overwrites it, and the node makes tmoei_tape_backward write zeros where no operation used the part. */
+ * Its gradient is the same piece of the block's gradient. Where that memory is new (a merged block), the
+ * first contribution overwrites it, and the node makes tmoei_tape_backward write zeros where no operation
+ * used the part. */
 static void tmoei_part_backward(tmoe_tape *tape, tmoei_node *node) { (void)tape; (void)node; }
 
-static tmoe_tensor *tmoei_part(tmoe_tape *tape, tmoe_tensor *block, size_t offset, int rows, int cols)
-{
-    tmoe_tensor *part;
+static tmoe_tensor *tmoei_part(tmoe_tape *tape, tmoe_tensor *block, size_t offset, int rows, int cols) {
     if (!block) return NULL;
-    part = tmoei_tensor_new(tape, rows, cols, block->x + offset);
+    tmoe_tensor *part = tmoei_tensor_new(tape, rows, cols, block->x + offset);
     if (!part || !block->wants_grad) return part;
-    part->dx = block->dx + offset;
-    part->wants_grad = 1;
+    part->dx = block->dx + offset; part->wants_grad = 1;
     part->has_grad = !((tmoei_tensor *)block)->unwritten;
     return part->has_grad ? part : tmoei_node_add(tape, part, tmoei_part_backward, -1, NULL, 0, &block, 1);
 }
 /* ==== >>ops: each operation's shape rule, forward and backward on one screen ===========================
- * In backward functions y is the result and dy = y->dx. "dx (+)= ..." adds, except for the first contribution, which
- * overwrites: tmoei_grad_beta() tells which. Where the node hands dy over as an input's gradient (see >>tape), there is nothing left to do. */
+ * In backward functions y is the result and dy = y->dx. "dx (+)= ..." adds, except for the first
+ * contribution, which overwrites: tmoei_grad_beta() tells which. Where the node hands dy over as an input's
+ * gradient (see >>tape), there is nothing left to do. */
 
 /* A shape error in one line; every operation says what it got and what the rule is. */
 #define TMOEI_SHAPE_RULE(tape, holds, ...) \
-    do { if (!(holds)) { (void)tmoei_fail((tape)->ctx, TMOE_ERR_SHAPE, __VA_ARGS__); return NULL; } } while (0)
+    do { if (!(holds)) return TMOEI_FAIL_NULL((tape)->ctx, TMOE_ERR_SHAPE, __VA_ARGS__); } while (0)
 
 static size_t tmoei_elements(const tmoe_tensor *t) { return (size_t)t->rows * (size_t)t->cols; }
 /* dst (+)= src */
-static void tmoei_accumulate(tmoe_tape *tape, tmoe_tensor *in, const float *src)
-{
+static void tmoei_accumulate(tmoe_tape *tape, tmoe_tensor *in, const float *src) {
     if (in->dx == src) return;                                  /* handed over */
-    if (tmoei_grad_beta(in) == 0.0f) { if (!tape->dry) memcpy(in->dx, src, tmoei_elements(in) * sizeof(float)); }
+    if (tmoei_grad_beta(in) == 0.0f) {
+        if (!tape->dry) memcpy(in->dx, src, tmoei_elements(in) * sizeof(float));
+    }
     else if (!tape->dry) tmoei_scale_add(tape->ctx, in->dx, 1.0f, 1.0f, src, tmoei_elements(in));
 }
 
 /* ---- linear ------------------------------------------------------------------------------------------
  *   forward   z = x w^T + b,  y = act(z) + residual
- *   backward  dz = dy act'(z);  dx (+)= dz w;  dw (+)= dz^T x;  db (+)= column sums of dz;  dresidual (+)= dy
+ *   backward  dz = dy act'(z);  dx (+)= dz w;  dw (+)= dz^T x;  db (+)= column sums of dz;  dresidual (+)=
+ *             dy
  *   keeps     z unless act is NONE */
 typedef struct tmoei_linear_kept { tmoe_activation act; float *z; } tmoei_linear_kept;
 
-static void tmoei_linear_backward(tmoe_tape *tape, tmoei_node *node)
-{
+static void tmoei_linear_backward(tmoe_tape *tape, tmoei_node *node) {
     const tmoei_linear_kept *kept = (const tmoei_linear_kept *)node->kept;
     tmoe_tensor *y = node->y, *x = node->in[0], *w = node->in[1], *b = node->in[2], *residual = node->in[3];
     const int T = x->rows, D = x->cols, F = w->rows;
@@ -2696,32 +2693,35 @@ static void tmoei_linear_backward(tmoe_tape *tape, tmoei_node *node)
     }
     if (w->wants_grad) {
         float beta = tmoei_grad_beta(w);
-        if (!tape->dry) tmoei_gemm(tape->ctx, 1, 0, F, D, T, dz, (size_t)F, x->x, (size_t)D, beta, w->dx, (size_t)D, NULL);
+        if (!tape->dry)
+            tmoei_gemm(tape->ctx, 1, 0, F, D, T, dz, (size_t)F, x->x, (size_t)D, beta, w->dx, (size_t)D,
+                NULL);
     }
     if (x->wants_grad) {
         float beta = tmoei_grad_beta(x);
-        if (!tape->dry) tmoei_gemm(tape->ctx, 0, 0, T, D, F, dz, (size_t)F, w->x, (size_t)D, beta, x->dx, (size_t)D, NULL);
+        if (!tape->dry)
+            tmoei_gemm(tape->ctx, 0, 0, T, D, F, dz, (size_t)F, w->x, (size_t)D, beta, x->dx, (size_t)D,
+                NULL);
     }
     if (dz != y->dx) tmoei_arena_release(&tape->big, dz, tmoei_elements(y), sizeof(float));
 }
 
 TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *w, tmoe_tensor *b,
-                                  tmoe_activation act, tmoe_tensor *residual)
-{
-    tmoe_tensor *in[4], *y;
+                                  tmoe_activation act, tmoe_tensor *residual) {
+    tmoe_tensor *in[4];
     tmoei_linear_kept kept;
     if (!x || !w || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, x->cols == w->cols && (!b || (b->rows == 1 && b->cols == w->rows))
-                     && (!residual || (residual->rows == x->rows && residual->cols == w->rows)),
+        && (!residual || (residual->rows == x->rows && residual->cols == w->rows)),
         "linear: x (%d,%d), w (%d,%d), b (1,%d), residual (%d,%d); x (T,D), w (F,D), b (1,F), residual (T,F)",
         x->rows, x->cols, w->rows, w->cols, b ? b->cols : w->rows, residual ? residual->rows : x->rows,
         residual ? residual->cols : w->rows);
-    TMOEI_SHAPE_RULE(tape, act == TMOE_NONE || act == TMOE_GELU || act == TMOE_RELU, "linear: act must be TMOE_NONE, TMOE_GELU or TMOE_RELU");
+    TMOEI_SHAPE_RULE(tape, act == TMOE_NONE || act == TMOE_GELU || act == TMOE_RELU,
+        "linear: act must be TMOE_NONE, TMOE_GELU or TMOE_RELU");
     in[0] = x; in[1] = w; in[2] = b; in[3] = residual;
-    y = tmoei_tensor_new(tape, x->rows, w->rows, NULL);
+    tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, w->rows, NULL);
     if (!y) return NULL;
-    kept.act = act;
-    kept.z = NULL;
+    kept.act = act; kept.z = NULL;
     if (act != TMOE_NONE && tmoei_wants_grad(tape, in, 4)) {
         kept.z = tmoei_floats(tape, tmoei_elements(y));
         if (!kept.z) return NULL;
@@ -2729,16 +2729,14 @@ TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *
     if (!tape->dry) {
         tmoei_epilogue epilogue;
         memset(&epilogue, 0, sizeof epilogue);
-        epilogue.bias = b ? b->x : NULL;
-        epilogue.activation = act;
-        epilogue.pre = kept.z;
-        epilogue.pre_stride = (size_t)w->rows;
-        epilogue.residual = residual ? residual->x : NULL;
+        epilogue.bias = b ? b->x : NULL; epilogue.activation = act; epilogue.pre = kept.z;
+        epilogue.pre_stride = (size_t)w->rows; epilogue.residual = residual ? residual->x : NULL;
         epilogue.residual_stride = (size_t)w->rows;
         tmoei_gemm(tape->ctx, 0, 1, x->rows, w->rows, x->cols, x->x, (size_t)x->cols, w->x, (size_t)w->cols,
                    0.0f, y->x, (size_t)w->rows, &epilogue);
     }
-    return tmoei_record(tape, y, tmoei_linear_backward, residual && residual != x ? 3 : -1, &kept, sizeof kept, in, 4);
+    return tmoei_record(tape, y, tmoei_linear_backward, residual && residual != x ? 3 : -1, &kept,
+        sizeof kept, in, 4);
 }
 
 /* ---- layer norm --------------------------------------------------------------------------------------
@@ -2749,52 +2747,54 @@ TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *
 #define TMOEI_NORM_EPSILON 1e-5f        /* BART's, and torch's default */
 typedef struct tmoei_norm_kept { float *mean, *inv; } tmoei_norm_kept;
 
-static void tmoei_layer_norm_backward(tmoe_tape *tape, tmoei_node *node)
-{
+static void tmoei_layer_norm_backward(tmoe_tape *tape, tmoei_node *node) {
     const tmoei_norm_kept *kept = (const tmoei_norm_kept *)node->kept;
     tmoe_tensor *y = node->y, *x = node->in[0], *gain = node->in[1], *bias = node->in[2];
     float beta_x = x->wants_grad ? tmoei_grad_beta(x) : 0.0f;
     float beta_gain = gain->wants_grad ? tmoei_grad_beta(gain) : 0.0f;
     float beta_bias = bias->wants_grad ? tmoei_grad_beta(bias) : 0.0f;
     if (!tape->dry)
-        tmoei_norm_backward(tape->ctx, x->rows, x->cols, x->x, gain->x, kept->mean, kept->inv, y->dx,
-                            beta_x, x->wants_grad ? x->dx : NULL, beta_gain, gain->wants_grad ? gain->dx : NULL,
-                            beta_bias, bias->wants_grad ? bias->dx : NULL);
+        tmoei_norm_backward(tape->ctx, x->rows, x->cols, x->x, gain->x, kept->mean, kept->inv, y->dx, beta_x,
+            x->wants_grad ? x->dx : NULL, beta_gain, gain->wants_grad ? gain->dx : NULL, beta_bias,
+            bias->wants_grad ? bias->dx : NULL);
 }
 
-TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *gain, tmoe_tensor *bias)
-{
-    tmoe_tensor *in[3], *y;
+TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *gain,
+        tmoe_tensor *bias) {
+    tmoe_tensor *in[3];
     tmoei_norm_kept kept;
     if (!x || !gain || !bias || tape->ctx->error != TMOE_OK) return NULL;
-    TMOEI_SHAPE_RULE(tape, gain->rows == 1 && bias->rows == 1 && gain->cols == x->cols && bias->cols == x->cols,
+    TMOEI_SHAPE_RULE(tape, gain->rows == 1 && bias->rows == 1 && gain->cols == x->cols
+        && bias->cols == x->cols,
         "layer_norm: x (%d,%d), gain (%d,%d), bias (%d,%d); gain and bias must be (1,%d)", x->rows, x->cols,
         gain->rows, gain->cols, bias->rows, bias->cols, x->cols);
     in[0] = x; in[1] = gain; in[2] = bias;
-    y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
+    tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
     kept.mean = tmoei_floats(tape, (size_t)x->rows);
     kept.inv = tmoei_floats(tape, (size_t)x->rows);
     if (!y || !kept.mean || !kept.inv) return NULL;
     if (!tape->dry)
-        tmoei_norm_forward(tape->ctx, x->rows, x->cols, x->x, gain->x, bias->x, TMOEI_NORM_EPSILON, y->x, kept.mean, kept.inv);
+        tmoei_norm_forward(tape->ctx, x->rows, x->cols, x->x, gain->x, bias->x, TMOEI_NORM_EPSILON, y->x,
+            kept.mean, kept.inv);
     return tmoei_record(tape, y, tmoei_layer_norm_backward, -1, &kept, sizeof kept, in, 3);
 }
 
 /* ---- attention ---------------------------------------------------------------------------------------
  *   forward   s = q k^T / sqrt(D/H) (+ mask);  p = exp(s - lse), lse = log sum_j exp s_j;  y = p v
- *   backward  dv (+)= p^T dy;  dp = dy v^T;  ds = p * (dp - rowsum(dp * p));  dq (+)= ds k / sqrt(D/H);  dk (+)= ds^T q / sqrt(D/H)
+ *   backward  dv (+)= p^T dy;  dp = dy v^T;  ds = p * (dp - rowsum(dp * p));  dq (+)= ds k / sqrt(D/H);  dk
+ *             (+)= ds^T q / sqrt(D/H)
  *   keeps     lse; p is computed again, so memory does not grow with T * S */
 typedef struct tmoei_attention_job {
     tmoe_ctx *ctx;
     const int *q_offsets, *kv_offsets;
-    int sequences, H, D, head_width, causal, q_width, kv_width, k_column;   /* columns of q, of kv; where k begins */
+    /* columns of q, of kv; where k begins */
+    int sequences, H, D, head_width, causal, q_width, kv_width, k_column;
     float scale;
     const float *q, *kv, *dy;
     float *y, *lse, *dq, *dkv, beta_q, beta_kv;
 } tmoei_attention_job;
 
-static void tmoei_attention_forward_chunk(void *arg, int chunk, int lane)
-{
+static void tmoei_attention_forward_chunk(void *arg, int chunk, int lane) {
     const tmoei_attention_job *job = (const tmoei_attention_job *)arg;
     const int sequence = chunk / job->H, head = chunk % job->H;
     const size_t q0 = (size_t)job->q_offsets[sequence], s0 = (size_t)job->kv_offsets[sequence];
@@ -2803,12 +2803,11 @@ static void tmoei_attention_forward_chunk(void *arg, int chunk, int lane)
     const size_t column = (size_t)(head * job->head_width);
     const float *k = job->kv + s0 * kv_stride + (size_t)job->k_column + column;
     tmoei_attention_forward(job->ctx, lane, T, S, job->head_width, job->causal, job->scale,
-                            job->q + q0 * q_stride + column, q_stride, k, kv_stride, k + D, kv_stride,
-                            job->y + q0 * D + column, D, job->lse ? job->lse + q0 * (size_t)job->H + (size_t)(head * T) : NULL);
+        job->q + q0 * q_stride + column, q_stride, k, kv_stride, k + D, kv_stride, job->y + q0 * D + column,
+        D, job->lse ? job->lse + q0 * (size_t)job->H + (size_t)(head * T) : NULL);
 }
 
-static void tmoei_attention_backward_chunk(void *arg, int chunk, int lane)
-{
+static void tmoei_attention_backward_chunk(void *arg, int chunk, int lane) {
     const tmoei_attention_job *job = (const tmoei_attention_job *)arg;
     const int sequence = chunk / job->H, head = chunk % job->H;
     const size_t q0 = (size_t)job->q_offsets[sequence], s0 = (size_t)job->kv_offsets[sequence];
@@ -2817,15 +2816,14 @@ static void tmoei_attention_backward_chunk(void *arg, int chunk, int lane)
     const size_t column = (size_t)(head * job->head_width);
     const size_t k_at = s0 * kv_stride + (size_t)job->k_column + column;
     tmoei_attention_backward(job->ctx, lane, T, S, job->head_width, job->causal, job->scale,
-                             job->q + q0 * q_stride + column, q_stride, job->kv + k_at, kv_stride, job->kv + k_at + D, kv_stride,
-                             job->y + q0 * D + column, D, job->lse + q0 * (size_t)job->H + (size_t)(head * T),
-                             job->dy + q0 * D + column, D,
-                             job->beta_q, job->dq ? job->dq + q0 * q_stride + column : NULL, q_stride,
-                             job->beta_kv, job->dkv ? job->dkv + k_at : NULL, job->dkv ? job->dkv + k_at + D : NULL, kv_stride);
+        job->q + q0 * q_stride + column, q_stride, job->kv + k_at, kv_stride, job->kv + k_at + D, kv_stride,
+        job->y + q0 * D + column, D, job->lse + q0 * (size_t)job->H + (size_t)(head * T),
+        job->dy + q0 * D + column, D, job->beta_q, job->dq ? job->dq + q0 * q_stride + column : NULL,
+        q_stride, job->beta_kv, job->dkv ? job->dkv + k_at : NULL, job->dkv ? job->dkv + k_at + D : NULL,
+        kv_stride);
 }
 
-static void tmoei_attention_node_backward(tmoe_tape *tape, tmoei_node *node)
-{
+static void tmoei_attention_node_backward(tmoe_tape *tape, tmoei_node *node) {
     tmoei_attention_job job = *(const tmoei_attention_job *)node->kept;
     tmoe_tensor *q = node->in[0], *kv = node->in[1];
     job.dy = node->y->dx;
@@ -2835,19 +2833,20 @@ static void tmoei_attention_node_backward(tmoe_tape *tape, tmoei_node *node)
 }
 
 TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tensor *kv, int H, int sequences,
-                                     const int *q_offsets, const int *kv_offsets, int causal)
-{
-    tmoe_tensor *in[2], *y;
+                                     const int *q_offsets, const int *kv_offsets, int causal) {
+    tmoe_tensor *in[2];
     tmoei_attention_job job;
     const int self = q == kv;
     if (!q || !kv || tape->ctx->error != TMOE_OK) return NULL;
     memset(&job, 0, sizeof job);
     job.D = self ? q->cols / 3 : q->cols;
-    TMOEI_SHAPE_RULE(tape, H >= 1 && sequences >= 1 && job.D % H == 0 && (self ? q->cols == 3 * job.D : kv->cols == 2 * job.D)
-                     && q_offsets[sequences] == q->rows && kv_offsets[sequences] == kv->rows,
-        "attention: q (%d,%d), kv (%d,%d), H %d, %d sequences; self (T,3D), cross (T,D) and (S,2D), H divides D, offsets end at the last row",
+    TMOEI_SHAPE_RULE(tape, H >= 1 && sequences >= 1 && job.D % H == 0
+        && (self ? q->cols == 3 * job.D : kv->cols == 2 * job.D) && q_offsets[sequences] == q->rows
+        && kv_offsets[sequences] == kv->rows,
+        "attention: q (%d,%d), kv (%d,%d), H %d, %d sequences; "
+        "self (T,3D), cross (T,D) and (S,2D), H divides D, offsets end at the last row",
         q->rows, q->cols, kv->rows, kv->cols, H, sequences);
-    y = tmoei_tensor_new(tape, q->rows, job.D, NULL);
+    tmoe_tensor *y = tmoei_tensor_new(tape, q->rows, job.D, NULL);
     if (!y) return NULL;
     in[0] = q; in[1] = kv;
     if (tmoei_wants_grad(tape, in, 2)) {
@@ -2867,7 +2866,8 @@ TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tenso
 /* ---- embedding ---------------------------------------------------------------------------------------
  *   forward   y_t = scale * table[ids_t] + positions[position_ids_t]
  *   backward  dtable[ids_t] += scale * dy_t;  dpositions[position_ids_t] += dy_t
- * The backward pass splits the columns, not the rows: two threads never meet in one row and the order of sums is fixed. */
+ * The backward pass splits the columns, not the rows: two threads never meet in one row and the order of
+ * sums is fixed. */
 typedef struct tmoei_embedding_job {
     int T, D;
     const int *ids, *position_ids;
@@ -2876,81 +2876,72 @@ typedef struct tmoei_embedding_job {
     float *y, *dtable, *dpositions;
 } tmoei_embedding_job;
 #define TMOEI_EMBEDDING_COLUMNS 64      /* four cache lines of a row */
-
-static void tmoei_embedding_forward_chunk(void *arg, int chunk, int lane)
-{
+static void tmoei_embedding_forward_chunk(void *arg, int chunk, int lane) {
     const tmoei_embedding_job *job = (const tmoei_embedding_job *)arg;
     const tmoei_span rows = tmoei_span_of(chunk, tmoei_grain(job->D), job->T);
-    const size_t D = (size_t)job->D;
-    size_t d;
-    int t;
-    (void)lane;
-    for (t = rows.first; t < rows.end; t++) {
+    const size_t D = (size_t)job->D; (void)lane;
+    for (int t = rows.first; t < rows.end; t++) {
         const float *row = job->table + (size_t)job->ids[t] * D;
         float *y = job->y + (size_t)t * D;
-        for (d = 0; d < D; d++) y[d] = job->scale * row[d];
+        for (size_t d = 0; d < D; d++) y[d] = job->scale * row[d];
         if (job->positions) {
             const float *position = job->positions + (size_t)job->position_ids[t] * D;
-            for (d = 0; d < D; d++) y[d] += position[d];
+            for (size_t d = 0; d < D; d++) y[d] += position[d];
         }
     }
 }
 
-static void tmoei_embedding_backward_chunk(void *arg, int chunk, int lane)
-{
+static void tmoei_embedding_backward_chunk(void *arg, int chunk, int lane) {
     const tmoei_embedding_job *job = (const tmoei_embedding_job *)arg;
     const tmoei_span columns = tmoei_span_of(chunk, TMOEI_EMBEDDING_COLUMNS, job->D);
-    const size_t D = (size_t)job->D;
-    int t, d;
-    (void)lane;
-    for (t = 0; t < job->T; t++) {
+    const size_t D = (size_t)job->D; (void)lane;
+    for (int t = 0; t < job->T; t++) {
         const float *dy = job->dy + (size_t)t * D;
         if (job->dtable) {
             float *row = job->dtable + (size_t)job->ids[t] * D;
-            for (d = columns.first; d < columns.end; d++) row[d] += job->scale * dy[d];
+            for (int d = columns.first; d < columns.end; d++) row[d] += job->scale * dy[d];
         }
         if (job->dpositions) {
             float *row = job->dpositions + (size_t)job->position_ids[t] * D;
-            for (d = columns.first; d < columns.end; d++) row[d] += dy[d];
+            for (int d = columns.first; d < columns.end; d++) row[d] += dy[d];
         }
     }
 }
 
-static float *tmoei_grad_for_scatter(tmoe_tape *tape, tmoe_tensor *t)   /* rows that are not met must hold zero */
+/* rows that are not met must hold zero */
+static float *tmoei_grad_for_scatter(tmoe_tape *tape, tmoe_tensor *t)
 {
     if (!t || !t->wants_grad) return NULL;
     if (tmoei_grad_beta(t) == 0.0f && !tape->dry) memset(t->dx, 0, tmoei_elements(t) * sizeof(float));
     return t->dx;
 }
 
-static void tmoei_embedding_backward(tmoe_tape *tape, tmoei_node *node)
-{
+static void tmoei_embedding_backward(tmoe_tape *tape, tmoei_node *node) {
     tmoei_embedding_job job = *(const tmoei_embedding_job *)node->kept;
-    job.dy = node->y->dx;
-    job.dtable = tmoei_grad_for_scatter(tape, node->in[0]);
+    job.dy = node->y->dx; job.dtable = tmoei_grad_for_scatter(tape, node->in[0]);
     job.dpositions = tmoei_grad_for_scatter(tape, node->in[1]);
     if (!tape->dry)
-        tmoei_parallel(tape->ctx, tmoei_embedding_backward_chunk, &job, tmoei_chunks(job.D, TMOEI_EMBEDDING_COLUMNS));
+        tmoei_parallel(tape->ctx, tmoei_embedding_backward_chunk, &job,
+            tmoei_chunks(job.D, TMOEI_EMBEDDING_COLUMNS));
 }
 
 TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int T, const int *ids, float scale,
-                                     tmoe_tensor *positions, const int *position_ids)
-{
-    tmoe_tensor *in[2], *y;
+                                     tmoe_tensor *positions, const int *position_ids) {
+    tmoe_tensor *in[2];
     tmoei_embedding_job job;
-    int t;
     if (!table || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, T >= 1 && ids && (!positions || (positions->cols == table->cols && position_ids)),
         "embedding: %d ids, table (%d,%d), positions (%d,%d); at least one id and equal widths", T,
-        table->rows, table->cols, positions ? positions->rows : 0, positions ? positions->cols : table->cols);
-    for (t = 0; t < T; t++)
-        if (ids[t] < 0 || ids[t] >= table->rows || (positions && (position_ids[t] < 0 || position_ids[t] >= positions->rows))) {
-            (void)tmoei_fail(tape->ctx, TMOE_ERR_ARGUMENT, "embedding: token %d has id %d and position %d; "
+        table->rows, table->cols, positions ? positions->rows : 0,
+        positions ? positions->cols : table->cols);
+    for (int t = 0; t < T; t++)
+        if (ids[t] < 0 || ids[t] >= table->rows || (positions
+                && (position_ids[t] < 0 || position_ids[t] >= positions->rows)))
+            return TMOEI_FAIL_NULL(tape->ctx, TMOE_ERR_ARGUMENT,
+                "embedding: token %d has id %d and position %d; "
                 "0 <= id < %d, 0 <= position < %d", t, ids[t], positions ? position_ids[t] : 0, table->rows,
                 positions ? positions->rows : 1);
-            return NULL;
-        }
-    y = tmoei_tensor_new(tape, T, table->cols, NULL);
+    tmoe_tensor *y = tmoei_tensor_new(tape, T, table->cols, NULL);
     if (!y) return NULL;
     memset(&job, 0, sizeof job);
     job.T = T; job.D = table->cols;
@@ -2965,9 +2956,10 @@ TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int T,
 }
 
 /* ---- cross entropy with label smoothing --------------------------------------------------------------
- *   forward   lse = log sum_v exp x_v;  loss = sum over rows of (1-s) (lse - x_target) + s (lse - mean_v x_v), times weight
+ *   forward   lse = log sum_v exp x_v;  loss = sum over rows of (1-s) (lse - x_target) + s (lse - mean_v
+ *             x_v), times weight
  *   backward  dx_v = weight * (exp(x_v - lse) - s / V - (1-s) [v = target])
- * The gradient is written over the logits: for a large vocabulary they are the largest matrix of the step. */
+ * The gradient is written over the logits, the largest matrix of the step. */
 typedef struct tmoei_cross_entropy_job {
     const tmoe_ctx *ctx;
     int T, V, grain;
@@ -2977,44 +2969,39 @@ typedef struct tmoei_cross_entropy_job {
     float *dlogits, *lse, *row_loss;
 } tmoei_cross_entropy_job;
 
-static void tmoei_cross_entropy_forward_chunk(void *arg, int chunk, int lane)
-{
+static void tmoei_cross_entropy_forward_chunk(void *arg, int chunk, int lane) {
     const tmoei_cross_entropy_job *job = (const tmoei_cross_entropy_job *)arg;
-    const tmoei_span rows = tmoei_span_of(chunk, job->grain, job->T);
-    int t;
-    (void)lane;
-    for (t = rows.first; t < rows.end; t++) {
+    const tmoei_span rows = tmoei_span_of(chunk, job->grain, job->T); (void)lane;
+    for (int t = rows.first; t < rows.end; t++) {
         const float *x = job->logits + (size_t)t * (size_t)job->V;
-        float lse, mean = 0.0f;
+        float mean = 0.0f;
         job->row_loss[t] = job->lse[t] = 0.0f;
         if (job->targets[t] < 0) continue;
-        lse = tmoei_log_sum_exp(job->ctx, x, job->V);
+        float lse = tmoei_log_sum_exp(job->ctx, x, job->V);
         if (job->smoothing > 0.0f) mean = job->ctx->kernels->sum(x, (size_t)job->V) / (float)job->V;
         job->lse[t] = lse;
-        job->row_loss[t] = (1.0f - job->smoothing) * (lse - x[job->targets[t]]) + job->smoothing * (lse - mean);
+        job->row_loss[t] = (1.0f - job->smoothing) * (lse - x[job->targets[t]]) + job->smoothing
+            * (lse - mean);
     }
 }
 
-static void tmoei_cross_entropy_backward_chunk(void *arg, int chunk, int lane)
-{
+static void tmoei_cross_entropy_backward_chunk(void *arg, int chunk, int lane) {
     const tmoei_cross_entropy_job *job = (const tmoei_cross_entropy_job *)arg;
-    const tmoei_span rows = tmoei_span_of(chunk, job->grain, job->T);
-    int t;
-    (void)lane;
-    for (t = rows.first; t < rows.end; t++) {
+    const tmoei_span rows = tmoei_span_of(chunk, job->grain, job->T); (void)lane;
+    for (int t = rows.first; t < rows.end; t++) {
         const float *x = job->logits + (size_t)t * (size_t)job->V;
         float *dx = job->dlogits + (size_t)t * (size_t)job->V;
         if (job->targets[t] < 0) { memset(dx, 0, (size_t)job->V * sizeof(float)); continue; }
-        job->ctx->kernels->softmax_gradient(dx, x, job->lse[t], job->smoothing / (float)job->V, job->weight, (size_t)job->V);
+        job->ctx->kernels->softmax_gradient(dx, x, job->lse[t], job->smoothing / (float)job->V, job->weight,
+            (size_t)job->V);
         dx[job->targets[t]] -= job->weight * (1.0f - job->smoothing);
     }
 }
 
-static void tmoei_cross_entropy_backward(tmoe_tape *tape, tmoei_node *node)
-{
+static void tmoei_cross_entropy_backward(tmoe_tape *tape, tmoei_node *node) {
     tmoei_cross_entropy_job job = *(const tmoei_cross_entropy_job *)node->kept;
     tmoe_tensor *logits = node->in[0];
-    if (logits->has_grad) {                                     /* somebody else used the logits, too: add to that */
+    if (logits->has_grad) {                             /* somebody else used the logits, too: add to that */
         job.dlogits = tmoei_floats(tape, tmoei_elements(logits));
         if (!job.dlogits) return;
     } else job.dlogits = logits->dx;
@@ -3027,36 +3014,31 @@ static void tmoei_cross_entropy_backward(tmoe_tape *tape, tmoei_node *node)
 }
 
 TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, const int *targets,
-                                         float smoothing, float weight)
-{
-    tmoe_tensor *y;
+                                         float smoothing, float weight) {
     tmoei_cross_entropy_job job;
     double sum = 0.0;                                           /* T small numbers of equal sign */
-    int t;
     if (!logits || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, targets && smoothing >= 0.0f && smoothing < 1.0f,
         "cross_entropy: smoothing %g; 0 <= smoothing < 1 and targets must be given", (double)smoothing);
-    for (t = 0; t < logits->rows; t++)
-        if (targets[t] >= logits->cols) {
-            (void)tmoei_fail(tape->ctx, TMOE_ERR_ARGUMENT, "cross_entropy: target %d of row %d; target < V = %d",
-                             targets[t], t, logits->cols);
-            return NULL;
-        }
+    for (int t = 0; t < logits->rows; t++)
+        if (targets[t] >= logits->cols)
+            return TMOEI_FAIL_NULL(tape->ctx, TMOE_ERR_ARGUMENT,
+                "cross_entropy: target %d of row %d; target < V = %d", targets[t], t, logits->cols);
     memset(&job, 0, sizeof job);
     job.ctx = tape->ctx;
     job.T = logits->rows; job.V = logits->cols; job.grain = tmoei_grain(logits->cols);
     job.smoothing = smoothing; job.weight = weight;
     job.targets = targets; job.logits = logits->x;
-    y = tmoei_tensor_new(tape, 1, 1, NULL);
-    job.lse = tmoei_floats(tape, (size_t)job.T);
-    job.row_loss = tmoei_floats(tape, (size_t)job.T);
+    tmoe_tensor *y = tmoei_tensor_new(tape, 1, 1, NULL);
+    job.lse = tmoei_floats(tape, (size_t)job.T); job.row_loss = tmoei_floats(tape, (size_t)job.T);
     if (!y || !job.lse || !job.row_loss) return NULL;
     if (!tape->dry) {
         tmoei_parallel(tape->ctx, tmoei_cross_entropy_forward_chunk, &job, tmoei_chunks(job.T, job.grain));
-        for (t = 0; t < job.T; t++) sum += (double)job.row_loss[t];
+        for (int t = 0; t < job.T; t++) sum += (double)job.row_loss[t];
         y->x[0] = (float)(sum * (double)weight);
     }
-    return tmoei_record(tape, y, tmoei_cross_entropy_backward, TMOEI_HAND_VALUES, &job, sizeof job, &logits, 1);
+    return tmoei_record(tape, y, tmoei_cross_entropy_backward, TMOEI_HAND_VALUES, &job, sizeof job, &logits,
+        1);
 }
 
 /* ---- element by element ------------------------------------------------------------------------------
@@ -3067,23 +3049,21 @@ TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, c
  * Routers use these on matrices of a few hundred numbers: one lane does them. */
 typedef struct tmoei_map_kept { tmoe_activation f; } tmoei_map_kept;
 
-static void tmoei_map_backward(tmoe_tape *tape, tmoei_node *node)
-{
+static void tmoei_map_backward(tmoe_tape *tape, tmoei_node *node) {
     tmoe_tensor *y = node->y, *x = node->in[0];
     float *gradient = tmoei_floats(tape, tmoei_elements(y));
     if (!gradient) return;
     if (!tape->dry)
-        tmoei_activation_apply(tape->ctx, ((const tmoei_map_kept *)node->kept)->f, gradient, y->dx, x->x, tmoei_elements(y));
+        tmoei_activation_apply(tape->ctx, ((const tmoei_map_kept *)node->kept)->f, gradient, y->dx, x->x,
+            tmoei_elements(y));
     tmoei_accumulate(tape, x, gradient);
     tmoei_arena_release(&tape->big, gradient, tmoei_elements(y), sizeof(float));
 }
 
-TMOE_DEF tmoe_tensor *tmoe_map(tmoe_tape *tape, tmoe_tensor *x, tmoe_activation f)
-{
-    tmoe_tensor *y;
+TMOE_DEF tmoe_tensor *tmoe_map(tmoe_tape *tape, tmoe_tensor *x, tmoe_activation f) {
     tmoei_map_kept kept;
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
-    y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
+    tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
     if (!y) return NULL;
     if (!tape->dry) tmoei_activation_apply(tape->ctx, f, y->x, NULL, x->x, tmoei_elements(y));
     kept.f = f;
@@ -3092,46 +3072,48 @@ TMOE_DEF tmoe_tensor *tmoe_map(tmoe_tape *tape, tmoe_tensor *x, tmoe_activation 
 
 typedef struct tmoei_binary_kept { int multiply; } tmoei_binary_kept;
 
-static void tmoei_binary_backward(tmoe_tape *tape, tmoei_node *node)
-{
+static void tmoei_binary_backward(tmoe_tape *tape, tmoei_node *node) {
     const int multiply = ((const tmoei_binary_kept *)node->kept)->multiply;
     const float *dy = node->y->dx;
-    int which;
-    for (which = 0; which < 2; which++) {
+    for (int which = 0; which < 2; which++) {
         tmoe_tensor *in = node->in[which], *other = node->in[1 - which];
-        const size_t n = tmoei_elements(node->y), own = in ? tmoei_elements(in) : 0, others = tmoei_elements(other);
-        size_t i;
+        const size_t n = tmoei_elements(node->y), own = in ? tmoei_elements(in) : 0,
+            others = tmoei_elements(other);
         if (!in->wants_grad || in->dx == dy) continue;
         if (tmoei_grad_beta(in) == 0.0f && !tape->dry) memset(in->dx, 0, own * sizeof(float));
         if (tape->dry) continue;
-        for (i = 0; i < n; i++) in->dx[i % own] += multiply ? dy[i] * other->x[i % others] : dy[i];
+        for (size_t i = 0; i < n; i++) in->dx[i % own] += multiply ? dy[i] * other->x[i % others] : dy[i];
     }
 }
 
-static tmoe_tensor *tmoei_binary(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b, int multiply)
-{
-    tmoe_tensor *in[2], *y;
+static tmoe_tensor *tmoei_binary(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b, int multiply) {
+    tmoe_tensor *in[2];
     tmoei_binary_kept kept;
-    size_t i, n, width;
     if (!a || !b || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, a->cols == b->cols && (a->rows == b->rows || b->rows == 1),
-        "%s: a (%d,%d), b (%d,%d); b must be like a, or one row", multiply ? "multiply" : "add", a->rows, a->cols, b->rows, b->cols);
-    y = tmoei_tensor_new(tape, a->rows, a->cols, NULL);
+        "%s: a (%d,%d), b (%d,%d); b must be like a, or one row", multiply ? "multiply" : "add", a->rows,
+        a->cols, b->rows, b->cols);
+    tmoe_tensor *y = tmoei_tensor_new(tape, a->rows, a->cols, NULL);
     if (!y) return NULL;
-    n = tmoei_elements(a);
-    width = tmoei_elements(b);
+    size_t n = tmoei_elements(a);
+    size_t width = tmoei_elements(b);
     if (!tape->dry)
-        for (i = 0; i < n; i++) y->x[i] = multiply ? a->x[i] * b->x[i % width] : a->x[i] + b->x[i % width];
+        for (size_t i = 0; i < n; i++)
+            y->x[i] = multiply ? a->x[i] * b->x[i % width] : a->x[i] + b->x[i % width];
     in[0] = a; in[1] = b;
     kept.multiply = multiply;
-    return tmoei_record(tape, y, tmoei_binary_backward, !multiply && a != b ? 0 : -1, &kept, sizeof kept, in, 2);
+    return tmoei_record(tape, y, tmoei_binary_backward, !multiply && a != b ? 0 : -1, &kept, sizeof kept, in,
+        2);
 }
 
-TMOE_DEF tmoe_tensor *tmoe_add(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b) { return tmoei_binary(tape, a, b, 0); }
-TMOE_DEF tmoe_tensor *tmoe_multiply(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b) { return tmoei_binary(tape, a, b, 1); }
+TMOE_DEF tmoe_tensor *tmoe_add(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b) {
+    return tmoei_binary(tape, a, b, 0);
+}
+TMOE_DEF tmoe_tensor *tmoe_multiply(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b) {
+    return tmoei_binary(tape, a, b, 1);
+}
 
-static void tmoei_affine_backward(tmoe_tape *tape, tmoei_node *node)
-{
+static void tmoei_affine_backward(tmoe_tape *tape, tmoei_node *node) {
     tmoe_tensor *x = node->in[0];
     const float scale = *(const float *)node->kept, beta = tmoei_grad_beta(x);
     size_t i, n = tmoei_elements(x);
@@ -3139,212 +3121,189 @@ static void tmoei_affine_backward(tmoe_tape *tape, tmoei_node *node)
         for (i = 0; i < n; i++) x->dx[i] = (beta == 0.0f ? 0.0f : x->dx[i]) + scale * node->y->dx[i];
 }
 
-TMOE_DEF tmoe_tensor *tmoe_affine(tmoe_tape *tape, tmoe_tensor *x, float scale, float shift)
-{
-    tmoe_tensor *y;
-    size_t i, n;
+TMOE_DEF tmoe_tensor *tmoe_affine(tmoe_tape *tape, tmoe_tensor *x, float scale, float shift) {
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
-    y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
+    tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
     if (!y) return NULL;
-    n = tmoei_elements(x);
-    if (!tape->dry) for (i = 0; i < n; i++) y->x[i] = scale * x->x[i] + shift;
+    size_t n = tmoei_elements(x);
+    if (!tape->dry) for (size_t i = 0; i < n; i++) y->x[i] = scale * x->x[i] + shift;
     return tmoei_record(tape, y, tmoei_affine_backward, -1, &scale, sizeof scale, &x, 1);
 }
 
-static void tmoei_sum_backward(tmoe_tape *tape, tmoei_node *node)
-{
+static void tmoei_sum_backward(tmoe_tape *tape, tmoei_node *node) {
     tmoe_tensor *x = node->in[0];
     const float beta = tmoei_grad_beta(x);
     size_t i, n = tmoei_elements(x);
     if (!tape->dry) for (i = 0; i < n; i++) x->dx[i] = (beta == 0.0f ? 0.0f : x->dx[i]) + node->y->dx[0];
 }
 
-TMOE_DEF tmoe_tensor *tmoe_sum(tmoe_tape *tape, tmoe_tensor *x)
-{
-    tmoe_tensor *y;
+TMOE_DEF tmoe_tensor *tmoe_sum(tmoe_tape *tape, tmoe_tensor *x) {
     double sum = 0.0;
-    size_t i, n;
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
-    y = tmoei_tensor_new(tape, 1, 1, NULL);
+    tmoe_tensor *y = tmoei_tensor_new(tape, 1, 1, NULL);
     if (!y) return NULL;
-    n = tmoei_elements(x);
+    size_t n = tmoei_elements(x);
     if (!tape->dry) {
-        for (i = 0; i < n; i++) sum += (double)x->x[i];
+        for (size_t i = 0; i < n; i++) sum += (double)x->x[i];
         y->x[0] = (float)sum;
     }
     return tmoei_record(tape, y, tmoei_sum_backward, -1, NULL, 0, &x, 1);
 }
 
 /* ---- slice, concat, reshape: moving values -----------------------------------------------------------
- *   backward  each part's gradient is the matching columns of dy (concat), or goes to the matching columns of dx (slice) */
+ *   backward  concat: a part's gradient is its columns of dy; slice: dy goes to its columns of dx */
 static void tmoei_copy_columns(int rows, int count, float *dst, int dst_cols, int dst_first,
-                               const float *src, int src_cols, int src_first, int add)
-{
-    int r, c;
-    for (r = 0; r < rows; r++) {
+                               const float *src, int src_cols, int src_first, int add) {
+    for (int r = 0; r < rows; r++) {
         float *d = dst + (size_t)r * (size_t)dst_cols + (size_t)dst_first;
         const float *s = src + (size_t)r * (size_t)src_cols + (size_t)src_first;
-        if (add) for (c = 0; c < count; c++) d[c] += s[c];
+        if (add) for (int c = 0; c < count; c++) d[c] += s[c];
         else memcpy(d, s, (size_t)count * sizeof(float));
     }
 }
 
-static void tmoei_slice_backward(tmoe_tape *tape, tmoei_node *node)
-{
+static void tmoei_slice_backward(tmoe_tape *tape, tmoei_node *node) {
     tmoe_tensor *x = node->in[0], *y = node->y;
     float *dx = tmoei_grad_for_scatter(tape, x);
-    if (!tape->dry) tmoei_copy_columns(x->rows, y->cols, dx, x->cols, *(const int *)node->kept, y->dx, y->cols, 0, 1);
+    if (!tape->dry)
+        tmoei_copy_columns(x->rows, y->cols, dx, x->cols, *(const int *)node->kept, y->dx, y->cols, 0, 1);
 }
 
-TMOE_DEF tmoe_tensor *tmoe_slice(tmoe_tape *tape, tmoe_tensor *x, int first, int count)
-{
-    tmoe_tensor *y;
+TMOE_DEF tmoe_tensor *tmoe_slice(tmoe_tape *tape, tmoe_tensor *x, int first, int count) {
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, first >= 0 && count >= 1 && first <= x->cols - count,
         "slice: columns %d to %d of x (%d,%d)", first, first + count - 1, x->rows, x->cols);
-    y = tmoei_tensor_new(tape, x->rows, count, NULL);
+    tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, count, NULL);
     if (!y) return NULL;
     if (!tape->dry) tmoei_copy_columns(x->rows, count, y->x, count, 0, x->x, x->cols, first, 0);
     return tmoei_record(tape, y, tmoei_slice_backward, -1, &first, sizeof first, &x, 1);
 }
 
-static void tmoei_concat_backward(tmoe_tape *tape, tmoei_node *node)
-{
-    int i, first = 0;
-    for (i = 0; i < node->count; first += node->in[i]->cols, i++) {
+static void tmoei_concat_backward(tmoe_tape *tape, tmoei_node *node) {
+    int first = 0;
+    for (int i = 0; i < node->count; first += node->in[i]->cols, i++) {
         tmoe_tensor *part = node->in[i];
         if (part->wants_grad) {
             float beta = tmoei_grad_beta(part);
             if (!tape->dry)
-                tmoei_copy_columns(part->rows, part->cols, part->dx, part->cols, 0, node->y->dx, node->y->cols, first, beta != 0.0f);
+                tmoei_copy_columns(part->rows, part->cols, part->dx, part->cols, 0, node->y->dx,
+                    node->y->cols, first, beta != 0.0f);
         }
     }
 }
 
-TMOE_DEF tmoe_tensor *tmoe_concat(tmoe_tape *tape, tmoe_tensor *const *parts, int count)
-{
-    tmoe_tensor *y;
-    int i, cols = 0, first = 0;
+TMOE_DEF tmoe_tensor *tmoe_concat(tmoe_tape *tape, tmoe_tensor *const *parts, int count) {
+    int cols = 0, first = 0;
     if (tape->ctx->error != TMOE_OK) return NULL;
-    for (i = 0; i < count; i++) {
+    for (int i = 0; i < count; i++) {
         if (!parts[i]) return NULL;
-        TMOEI_SHAPE_RULE(tape, parts[i]->rows == parts[0]->rows, "concat: part %d has %d rows, part 0 has %d; must be equal",
-                         i, parts[i]->rows, parts[0]->rows);
+        TMOEI_SHAPE_RULE(tape, parts[i]->rows == parts[0]->rows,
+            "concat: part %d has %d rows, part 0 has %d; must be equal", i, parts[i]->rows, parts[0]->rows);
         cols += parts[i]->cols;
     }
     TMOEI_SHAPE_RULE(tape, count >= 1, "concat: %d parts; at least one", count);
-    y = tmoei_tensor_new(tape, parts[0]->rows, cols, NULL);
+    tmoe_tensor *y = tmoei_tensor_new(tape, parts[0]->rows, cols, NULL);
     if (!y) return NULL;
-    for (i = 0; i < count; first += parts[i]->cols, i++)
-        if (!tape->dry) tmoei_copy_columns(y->rows, parts[i]->cols, y->x, cols, first, parts[i]->x, parts[i]->cols, 0, 0);
+    for (int i = 0; i < count; first += parts[i]->cols, i++)
+        if (!tape->dry)
+            tmoei_copy_columns(y->rows, parts[i]->cols, y->x, cols, first, parts[i]->x, parts[i]->cols, 0,
+                0);
     return tmoei_record(tape, y, tmoei_concat_backward, -1, NULL, 0, parts, count);
 }
 
-static void tmoei_reshape_backward(tmoe_tape *tape, tmoei_node *node) { tmoei_accumulate(tape, node->in[0], node->y->dx); }
+static void tmoei_reshape_backward(tmoe_tape *tape, tmoei_node *node) {
+    tmoei_accumulate(tape, node->in[0], node->y->dx);
+}
 
-TMOE_DEF tmoe_tensor *tmoe_reshape(tmoe_tape *tape, tmoe_tensor *x, int rows, int cols)
-{
-    tmoe_tensor *y;
+TMOE_DEF tmoe_tensor *tmoe_reshape(tmoe_tape *tape, tmoe_tensor *x, int rows, int cols) {
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, rows >= 1 && cols >= 1 && (size_t)rows * (size_t)cols == tmoei_elements(x),
         "reshape: x (%d,%d) to (%d,%d); the number of elements must stay", x->rows, x->cols, rows, cols);
-    y = tmoei_tensor_new(tape, rows, cols, x->x);
+    tmoe_tensor *y = tmoei_tensor_new(tape, rows, cols, x->x);
     return y ? tmoei_record(tape, y, tmoei_reshape_backward, 0, NULL, 0, &x, 1) : NULL;
 }
 
 /* ---- dropout -----------------------------------------------------------------------------------------
- *   forward   y_i = x_i keep_i / (1-p);  backward  dx_i (+)= dy_i keep_i / (1-p);  keep_i = [hash(seed, stream, i) >= p] */
+ *   forward  y_i = x_i keep_i / (1-p);  backward  dx_i (+)= dy_i keep_i / (1-p);  keep_i = [hash(i) >= p] */
 typedef struct tmoei_dropout_kept { float p; uint32_t key; } tmoei_dropout_kept;
 
-static void tmoei_dropout_backward(tmoe_tape *tape, tmoei_node *node)
-{
+static void tmoei_dropout_backward(tmoe_tape *tape, tmoei_node *node) {
     const tmoei_dropout_kept *kept = (const tmoei_dropout_kept *)node->kept;
     tmoe_tensor *x = node->in[0], *y = node->y;
     if (!tape->dry) tmoei_dropout_apply(tape->ctx, y->dx, y->dx, tmoei_elements(y), kept->p, kept->key);
     tmoei_accumulate(tape, x, y->dx);
 }
 
-TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uint64_t seed, uint64_t stream)
-{
-    tmoe_tensor *y;
+TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uint64_t seed,
+        uint64_t stream) {
     tmoei_dropout_kept kept;
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
-    if (!(p >= 0.0f && p < 1.0f)) {
-        (void)tmoei_fail(tape->ctx, TMOE_ERR_ARGUMENT, "dropout: p = %g; 0 <= p < 1", (double)p);
-        return NULL;
-    }
+    if (!(p >= 0.0f && p < 1.0f))
+        return TMOEI_FAIL_NULL(tape->ctx, TMOE_ERR_ARGUMENT, "dropout: p = %g; 0 <= p < 1", (double)p);
     if (p == 0.0f) return x;
-    y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
+    tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
     if (!y) return NULL;
-    kept.p = p;
-    kept.key = (uint32_t)tmoei_random(seed, stream, 0);
+    kept.p = p; kept.key = (uint32_t)tmoei_random(seed, stream, 0);
     if (!tape->dry) tmoei_dropout_apply(tape->ctx, y->x, x->x, tmoei_elements(y), p, kept.key);
     return tmoei_record(tape, y, tmoei_dropout_backward, 0, &kept, sizeof kept, &x, 1);
 }
 /* ==== >>mix: routes, and the two ways to mix experts by them ===========================================
- * A route is a distribution over the E experts of a layer. OUTPUT mix (the paper): h' = sum_e r_e layer_e(h). PARAM mix (soft merging):
- * theta_bar = sum_e r_e theta_e once per task, then one ordinary layer runs on theta_bar. With a one-hot route both are the chosen
- * expert itself. */
+ * A route is a distribution over the E experts of a layer. OUTPUT mix (the paper): h' = sum_e r_e
+ * layer_e(h). PARAM mix (soft merging): theta_bar = sum_e r_e theta_e once per task, then one ordinary layer
+ * runs on theta_bar. With a one-hot route both are the chosen expert itself. */
 
 /* ---- select ------------------------------------------------------------------------------------------
  *   forward   s = softmax((z + noise) / tau);  r = s, or one-hot(argmax s) when hard
- *   backward  dz_j (+)= (1/tau) s_j (dr_j - sum_e dr_e s_e)           straight-through: as if r had been s
- *   keeps     s */
+ *   backward  dz_j (+)= (1/tau) s_j (dr_j - sum_e dr_e s_e)   (straight-through: as if r = s)   keeps  s */
 typedef struct tmoei_select_kept { float *soft, tau; } tmoei_select_kept;
 
-static void tmoei_select_backward(tmoe_tape *tape, tmoei_node *node)
-{
+static void tmoei_select_backward(tmoe_tape *tape, tmoei_node *node) {
     const tmoei_select_kept *kept = (const tmoei_select_kept *)node->kept;
     tmoe_tensor *z = node->in[0];
     const float beta = tmoei_grad_beta(z);
     const size_t E = (size_t)z->cols;
-    size_t t, e;
     if (tape->dry) return;
-    for (t = 0; t < (size_t)z->rows; t++) {
+    for (size_t t = 0; t < (size_t)z->rows; t++) {
         const float *s = kept->soft + t * E, *dr = node->y->dx + t * E;
         float *dz = z->dx + t * E, dot = 0.0f;
-        for (e = 0; e < E; e++) dot += dr[e] * s[e];
-        for (e = 0; e < E; e++) dz[e] = (beta == 0.0f ? 0.0f : dz[e]) + s[e] * (dr[e] - dot) / kept->tau;
+        for (size_t e = 0; e < E; e++) dot += dr[e] * s[e];
+        for (size_t e = 0; e < E; e++)
+            dz[e] = (beta == 0.0f ? 0.0f : dz[e]) + s[e] * (dr[e] - dot) / kept->tau;
     }
 }
 
-TMOE_DEF tmoe_tensor *tmoe_select(tmoe_tape *tape, tmoe_tensor *z, const float *noise, float tau, int hard)
-{
-    tmoe_tensor *r;
+TMOE_DEF tmoe_tensor *tmoe_select(tmoe_tape *tape, tmoe_tensor *z, const float *noise, float tau, int hard) {
     tmoei_select_kept kept;
-    size_t t, e, E;
     if (!z || tape->ctx->error != TMOE_OK) return NULL;
-    if (!(tau > 0.0f)) {
-        (void)tmoei_fail(tape->ctx, TMOE_ERR_ARGUMENT, "select: temperature %g; must be above 0", (double)tau);
-        return NULL;
-    }
-    r = tmoei_tensor_new(tape, z->rows, z->cols, NULL);
+    if (!(tau > 0.0f))
+        return TMOEI_FAIL_NULL(tape->ctx, TMOE_ERR_ARGUMENT, "select: temperature %g; must be above 0",
+            (double)tau);
+    tmoe_tensor *r = tmoei_tensor_new(tape, z->rows, z->cols, NULL);
     if (!r) return NULL;
     kept.tau = tau;
     kept.soft = hard ? tmoei_floats(tape, tmoei_elements(z)) : r->x;
     if (!kept.soft) return NULL;
-    E = (size_t)z->cols;
-    for (t = 0; !tape->dry && t < (size_t)z->rows; t++) {
+    size_t E = (size_t)z->cols;
+    for (size_t t = 0; !tape->dry && t < (size_t)z->rows; t++) {
         const float *x = z->x + t * E, *g = noise ? noise + t * E : NULL;
-        float *s = kept.soft + t * E, most, sum = 0.0f;
+        float *s = kept.soft + t * E, sum = 0.0f;
         size_t best = 0;
-        for (e = 0; e < E; e++) {
+        for (size_t e = 0; e < E; e++) {
             s[e] = (x[e] + (g ? g[e] : 0.0f)) / tau;
             if (s[e] > s[best]) best = e;
         }
-        most = s[best];                                         /* cancels, and keeps exp finite */
-        for (e = 0; e < E; e++) sum += s[e] = expf(s[e] - most);
-        for (e = 0; e < E; e++) s[e] /= sum;
-        if (hard) for (e = 0; e < E; e++) r->x[t * E + e] = e == best ? 1.0f : 0.0f;
+        float most = s[best];                                         /* cancels, and keeps exp finite */
+        for (size_t e = 0; e < E; e++) sum += s[e] = expf(s[e] - most);
+        for (size_t e = 0; e < E; e++) s[e] /= sum;
+        if (hard) for (size_t e = 0; e < E; e++) r->x[t * E + e] = e == best ? 1.0f : 0.0f;
     }
     return tmoei_record(tape, r, tmoei_select_backward, -1, &kept, sizeof kept, &z, 1);
 }
 
 /* The expert that a one-hot route names, or -1 for a mixture. */
-static int tmoei_one_hot(const float *route, int E)
-{
-    int e, chosen = -1;
-    for (e = 0; e < E; e++)
+static int tmoei_one_hot(const float *route, int E) {
+    int chosen = -1;
+    for (int e = 0; e < E; e++)
         if (route[e] != 0.0f) {
             if (chosen >= 0 || route[e] != 1.0f) return -1;
             chosen = e;
@@ -3358,17 +3317,16 @@ static int tmoei_one_hot(const float *route, int E)
  *   keeps     nothing: the outputs stay as they are */
 typedef struct tmoei_mix_kept { int E, first; } tmoei_mix_kept;
 
-static void tmoei_mix_outputs_backward(tmoe_tape *tape, tmoei_node *node)
-{
+static void tmoei_mix_outputs_backward(tmoe_tape *tape, tmoei_node *node) {
     const tmoei_mix_kept *kept = (const tmoei_mix_kept *)node->kept;
     tmoe_tensor *route = node->in[kept->E], *y = node->y;
     float *droute = tmoei_grad_for_scatter(tape, route);
-    int e;
-    for (e = 0; e < kept->E; e++) {
+    for (int e = 0; e < kept->E; e++) {
         tmoe_tensor *part = node->in[e];
         const float r = tape->dry ? 1.0f : route->x[kept->first + e];
         if (!part) continue;
-        if (droute && !tape->dry) droute[kept->first + e] += tmoei_dot(tape->ctx, y->dx, part->x, tmoei_elements(y));
+        if (droute && !tape->dry)
+            droute[kept->first + e] += tmoei_dot(tape->ctx, y->dx, part->x, tmoei_elements(y));
         if (part->wants_grad && r != 0.0f) {
             float beta = tmoei_grad_beta(part);
             if (!tape->dry) tmoei_scale_add(tape->ctx, part->dx, beta, r, y->dx, tmoei_elements(y));
@@ -3376,17 +3334,16 @@ static void tmoei_mix_outputs_backward(tmoe_tape *tape, tmoei_node *node)
     }
 }
 
-TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outputs, int E, tmoe_tensor *route, int first)
-{
+TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outputs, int E,
+        tmoe_tensor *route, int first) {
     tmoe_tensor *y = NULL, **in;
     tmoei_mix_kept kept;
-    int e;
     if (!route || !outputs || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, E >= 1 && first >= 0 && route->rows == 1 && first <= route->cols - E,
         "mix_outputs: %d experts from column %d of a route (%d,%d)", E, first, route->rows, route->cols);
     in = (tmoe_tensor **)tmoei_arena_alloc(&tape->small, (size_t)E + 1, sizeof *in);
     if (!in) return NULL;
-    for (e = 0; e < E; e++) {
+    for (int e = 0; e < E; e++) {
         in[e] = outputs[e];
         TMOEI_SHAPE_RULE(tape, outputs[e] || tape->dry || route->x[first + e] == 0.0f,
             "mix_outputs: expert %d has weight %g but no output", e, (double)route->x[first + e]);
@@ -3397,14 +3354,14 @@ TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outp
             if (!tape->dry) memset(y->x, 0, tmoei_elements(y) * sizeof(float));
         }
         TMOEI_SHAPE_RULE(tape, outputs[e]->rows == y->rows && outputs[e]->cols == y->cols,
-            "mix_outputs: expert %d gave (%d,%d), another (%d,%d); must be equal", e, outputs[e]->rows, outputs[e]->cols, y->rows, y->cols);
+            "mix_outputs: expert %d gave (%d,%d), another (%d,%d); must be equal", e, outputs[e]->rows,
+            outputs[e]->cols, y->rows, y->cols);
         if (!tape->dry && route->x[first + e] != 0.0f)
             tmoei_scale_add(tape->ctx, y->x, 1.0f, route->x[first + e], outputs[e]->x, tmoei_elements(y));
     }
     TMOEI_SHAPE_RULE(tape, y != NULL, "mix_outputs: none of %d experts ran", E);
     in[E] = route;
-    kept.E = E;
-    kept.first = first;
+    kept.E = E; kept.first = first;
     return tmoei_record(tape, y, tmoei_mix_outputs_backward, -1, &kept, sizeof kept, in, E + 1);
 }
 
@@ -3414,108 +3371,110 @@ TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outp
  *   keeps     nothing: the experts stay as they are */
 typedef struct tmoei_merge_kept { float *experts, *gradients; int E, first, chosen; } tmoei_merge_kept;
 
-static void tmoei_mix_parameters_backward(tmoe_tape *tape, tmoei_node *node)
-{
+static void tmoei_mix_parameters_backward(tmoe_tape *tape, tmoei_node *node) {
     const tmoei_merge_kept *kept = (const tmoei_merge_kept *)node->kept;
     tmoe_tensor *route = node->in[0], *y = node->y;
     float *droute = tmoei_grad_for_scatter(tape, route);
     if (!tape->dry)
-        tmoei_merge_backward(tape->ctx, kept->E, tmoei_elements(y), kept->experts, kept->gradients, route->x + kept->first,
-                             y->x, y->dx, droute ? droute + kept->first : NULL);
+        tmoei_merge_backward(tape->ctx, kept->E, tmoei_elements(y), kept->experts, kept->gradients,
+            route->x + kept->first, y->x, y->dx, droute ? droute + kept->first : NULL);
 }
 
-TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float *gradients, int E, int block,
-                                          tmoe_tensor *route, int first)
-{
-    tmoe_tensor *y;
+TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float *gradients, int E,
+        int block, tmoe_tensor *route, int first) {
     tmoei_merge_kept kept;
     size_t size = (size_t)block;
     if (!experts || !route || tape->ctx->error != TMOE_OK) return NULL;
-    TMOEI_SHAPE_RULE(tape, E >= 1 && block >= 1 && first >= 0 && route->rows == 1 && first <= route->cols - E,
-        "mix_parameters: %d experts of %d floats from column %d of a route (%d,%d)", E, block, first, route->rows, route->cols);
+    TMOEI_SHAPE_RULE(tape, E >= 1 && block >= 1 && first >= 0 && route->rows == 1
+        && first <= route->cols - E,
+        "mix_parameters: %d experts of %d floats from column %d of a route (%d,%d)", E, block, first,
+        route->rows, route->cols);
     kept.experts = experts; kept.gradients = gradients;
     kept.E = E; kept.first = first;
     kept.chosen = tape->dry ? -1 : tmoei_one_hot(route->x + first, E);
     if (E == 1) kept.chosen = 0;
-    y = tmoei_tensor_new(tape, 1, block, kept.chosen >= 0 ? experts + (size_t)kept.chosen * size : NULL);
+    tmoe_tensor *y = tmoei_tensor_new(tape, 1, block, kept.chosen >= 0 ? experts + (size_t)kept.chosen * size
+        : NULL);
     if (!y) return NULL;
     if (kept.chosen < 0 && !tape->dry) tmoei_merge(tape->ctx, E, size, experts, route->x + first, y->x);
     if (!tape->record || (!gradients && !route->wants_grad)) return y;
     y->wants_grad = y->has_grad = 1;
-    if (kept.chosen >= 0 && !route->wants_grad) {               /* the chosen expert's own gradient takes it all */
+    if (kept.chosen >= 0 && !route->wants_grad) {         /* the chosen expert's own gradient takes it all */
         y->dx = gradients + (size_t)kept.chosen * size;
         return y;
     }
     y->dx = tmoei_floats(tape, size);
     ((tmoei_tensor *)y)->unwritten = 1;                         /* tmoei_part gives it out, piece by piece */
-    return y->dx ? tmoei_node_add(tape, y, tmoei_mix_parameters_backward, -1, &kept, sizeof kept, &route, 1) : NULL;
+    return y->dx ? tmoei_node_add(tape, y, tmoei_mix_parameters_backward, -1, &kept, sizeof kept, &route, 1)
+        : NULL;
 }
-/* ==== >>json: a strict reader (RFC 8259), a growing buffer, whole files ================================= */
-
-/* Bytes of the UTF-8 character at text[at], its code into *code; 0 when it is not valid (overlong, surrogate, past the end, above U+10FFFF). */
-static size_t tmoei_utf8_next(const char *text, size_t length, size_t at, uint32_t *code)
-{
+/* ==== >>json: a strict reader (RFC 8259), a growing buffer, whole files ================================ */
+/* Bytes of the UTF-8 character at text[at], its code into *code; 0 when it is not valid (overlong,
+ * surrogate, past the end, above U+10FFFF). */
+static size_t tmoei_utf8_next(const char *text, size_t length, size_t at, uint32_t *code) {
     const unsigned char *s = (const unsigned char *)text + at;
     const size_t left = length - at;
-    uint32_t c;
-    size_t n, i;
     if (at >= length) return 0;
     if (s[0] < 0x80) { *code = s[0]; return 1; }
-    n = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2;
+    size_t n = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2;
     if (s[0] < 0xc2 || s[0] > 0xf4 || left < n) return 0;
-    c = s[0] & (0xffu >> (n + 1));
-    for (i = 1; i < n; i++) {
+    uint32_t c = s[0] & (0xffu >> (n + 1));
+    for (size_t i = 1; i < n; i++) {
         if ((s[i] & 0xc0) != 0x80) return 0;
         c = c << 6 | (s[i] & 0x3fu);
     }
-    if ((n == 3 && c < 0x800) || (n == 4 && c < 0x10000) || c > 0x10ffff || (c >= 0xd800 && c <= 0xdfff)) return 0;
+    if ((n == 3 && c < 0x800) || (n == 4 && c < 0x10000) || c > 0x10ffff || (c >= 0xd800 && c <= 0xdfff))
+        return 0;
     *code = c;
     return n;
 }
 
 /* Writes a code point as UTF-8; gives its bytes. */
-static size_t tmoei_utf8_put(uint32_t c, char *out)
-{
+static size_t tmoei_utf8_put(uint32_t c, char *out) {
     if (c < 0x80) { out[0] = (char)c; return 1; }
     if (c < 0x800) { out[0] = (char)(0xc0 | c >> 6); out[1] = (char)(0x80 | (c & 63)); return 2; }
-    if (c < 0x10000) { out[0] = (char)(0xe0 | c >> 12); out[1] = (char)(0x80 | (c >> 6 & 63)); out[2] = (char)(0x80 | (c & 63)); return 3; }
-    out[0] = (char)(0xf0 | c >> 18); out[1] = (char)(0x80 | (c >> 12 & 63)); out[2] = (char)(0x80 | (c >> 6 & 63)); out[3] = (char)(0x80 | (c & 63));
+    if (c < 0x10000) {
+        out[0] = (char)(0xe0 | c >> 12); out[1] = (char)(0x80 | (c >> 6 & 63));
+        out[2] = (char)(0x80 | (c & 63)); return 3;
+    }
+    out[0] = (char)(0xf0 | c >> 18); out[1] = (char)(0x80 | (c >> 12 & 63));
+    out[2] = (char)(0x80 | (c >> 6 & 63)); out[3] = (char)(0x80 | (c & 63));
     return 4;
 }
 
 /* ---- buffer ------------------------------------------------------------------------------------------ */
 typedef struct tmoei_buffer { char *data; size_t length, capacity; int failed; } tmoei_buffer;
 
-static void tmoei_buffer_add(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *bytes, size_t n)
-{
+static void tmoei_buffer_add(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *bytes, size_t n) {
     void *grown = buffer->data;
-    if (buffer->failed || !(grown = tmoei_grow(ctx, grown, &buffer->capacity, buffer->length + n + 1, 1))) { buffer->failed = 1; return; }
+    if (buffer->failed || !(grown = tmoei_grow(ctx, grown, &buffer->capacity, buffer->length + n + 1, 1))) {
+        buffer->failed = 1; return;
+    }
     buffer->data = (char *)grown;
     if (n) memcpy(buffer->data + buffer->length, bytes, n);
     buffer->length += n;
     buffer->data[buffer->length] = 0;
 }
 
-static void tmoei_buffer_free(tmoe_ctx *ctx, tmoei_buffer *buffer) { tmoei_free(ctx, buffer->data); memset(buffer, 0, sizeof *buffer); }
+static void tmoei_buffer_free(tmoe_ctx *ctx, tmoei_buffer *buffer) {
+    tmoei_free(ctx, buffer->data); memset(buffer, 0, sizeof *buffer);
+}
 
 #ifndef TMOE_NO_STDIO                   /* JSON comes from files and goes to files */
-static void tmoei_buffer_print(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *format, ...) TMOEI_PRINTF(3, 4);
-static void tmoei_buffer_print(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *format, ...)
-{
+static void tmoei_buffer_print(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *format, ...) TMOEI_PRINTF(3,
+    4);
+static void tmoei_buffer_print(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *format, ...) {
     char text[256];                                             /* numbers and short names only */
-    int n;
     va_list arguments;
     va_start(arguments, format);
-    n = vsnprintf(text, sizeof text, format, arguments);
+    int n = vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
     tmoei_buffer_add(ctx, buffer, text, n < 0 ? 0 : (size_t)n < sizeof text ? (size_t)n : sizeof text - 1);
 }
 
-static void tmoei_buffer_json_string(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text, size_t length)
-{
-    size_t i;
+static void tmoei_buffer_json_string(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text, size_t length) {
     tmoei_buffer_add(ctx, buffer, "\"", 1);
-    for (i = 0; i < length; i++) {
+    for (size_t i = 0; i < length; i++) {
         const unsigned char c = (unsigned char)text[i];
         if (c < 0x20) tmoei_buffer_print(ctx, buffer, "\\u%04x", (unsigned)c);
         else {
@@ -3528,7 +3487,8 @@ static void tmoei_buffer_json_string(tmoe_ctx *ctx, tmoei_buffer *buffer, const 
 
 /* ---- reader ------------------------------------------------------------------------------------------ */
 typedef enum tmoei_json_kind {
-    TMOEI_JSON_NULL, TMOEI_JSON_FALSE, TMOEI_JSON_TRUE, TMOEI_JSON_NUMBER, TMOEI_JSON_STRING, TMOEI_JSON_ARRAY, TMOEI_JSON_OBJECT
+    TMOEI_JSON_NULL, TMOEI_JSON_FALSE, TMOEI_JSON_TRUE, TMOEI_JSON_NUMBER, TMOEI_JSON_STRING,
+        TMOEI_JSON_ARRAY, TMOEI_JSON_OBJECT
 } tmoei_json_kind;
 
 typedef struct tmoei_json_node {
@@ -3549,30 +3509,35 @@ typedef struct tmoei_json {
 } tmoei_json;
 
 #define TMOEI_JSON_DEPTH 64
+typedef struct tmoei_json_reader { tmoe_ctx *ctx; const char *text, *name; size_t length, at, used;
+    tmoei_json *json; } tmoei_json_reader;
 
-typedef struct tmoei_json_reader { tmoe_ctx *ctx; const char *text, *name; size_t length, at, used; tmoei_json *json; } tmoei_json_reader;
-
-static tmoe_result tmoei_json_error(const tmoei_json_reader *r, const char *what)
-{
-    size_t i, line = 1, column = 1;
-    for (i = 0; i < r->at && i < r->length; i++) { column++; if (r->text[i] == '\n') { line++; column = 1; } }
-    return tmoei_fail(r->ctx, TMOE_ERR_FORMAT, "%s:%lu:%lu: JSON: %s", r->name, (unsigned long)line, (unsigned long)column, what);
+static tmoe_result tmoei_json_error(const tmoei_json_reader *r, const char *what) {
+    size_t line = 1, column = 1;
+    for (size_t i = 0; i < r->at && i < r->length; i++) {
+        column++;
+        if (r->text[i] == '\n') { line++; column = 1; }
+    }
+    return tmoei_fail(r->ctx, TMOE_ERR_FORMAT, "%s:%lu:%lu: JSON: %s", r->name, (unsigned long)line,
+        (unsigned long)column, what);
 }
 
-static void tmoei_json_space(tmoei_json_reader *r)
-{
-    while (r->at < r->length && (r->text[r->at] == ' ' || r->text[r->at] == '\t' || r->text[r->at] == '\n' || r->text[r->at] == '\r')) r->at++;
+static void tmoei_json_space(tmoei_json_reader *r) {
+    while (r->at < r->length && (r->text[r->at] == ' ' || r->text[r->at] == '\t' || r->text[r->at] == '\n'
+            || r->text[r->at] == '\r'))
+        r->at++;
 }
 
-static int tmoei_hex(int c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1; }
+static int tmoei_hex(int c) {
+    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A'
+        && c <= 'F' ? c - 'A' + 10 : -1;
+}
 
 /* Four hex digits at r->at; -1 when there are none. */
-static long tmoei_json_hex4(tmoei_json_reader *r)
-{
+static long tmoei_json_hex4(tmoei_json_reader *r) {
     long value = 0;
-    int i;
     if (r->length - r->at < 4) return -1;
-    for (i = 0; i < 4; i++) {
+    for (int i = 0; i < 4; i++) {
         const int digit = tmoei_hex(r->text[r->at + (size_t)i]);
         if (digit < 0) return -1;
         value = value * 16 + digit;
@@ -3581,8 +3546,7 @@ static long tmoei_json_hex4(tmoei_json_reader *r)
     return value;
 }
 
-static tmoe_result tmoei_json_string(tmoei_json_reader *r, const char **text, size_t *length)
-{
+static tmoe_result tmoei_json_string(tmoei_json_reader *r, const char **text, size_t *length) {
     char *out = r->json->strings + r->used;
     size_t n = 0;
     r->at++;                                                    /* the opening quote */
@@ -3600,9 +3564,7 @@ static tmoe_result tmoei_json_string(tmoei_json_reader *r, const char **text, si
         }
         if (++r->at >= r->length) break;
         switch (r->text[r->at++]) {
-        case '"': out[n++] = '"'; break;
-        case '\\': out[n++] = '\\'; break;
-        case '/': out[n++] = '/'; break;
+        case '"': case '\\': case '/': out[n++] = r->text[r->at - 1]; break;
         case 'b': out[n++] = '\b'; break;
         case 'f': out[n++] = '\f'; break;
         case 'n': out[n++] = '\n'; break;
@@ -3611,12 +3573,15 @@ static tmoe_result tmoei_json_string(tmoei_json_reader *r, const char **text, si
         case 'u': {
             long high = tmoei_json_hex4(r), low;
             if (high < 0) return tmoei_json_error(r, "\\u needs four hex digits");
-            if (high >= 0xdc00 && high <= 0xdfff) return tmoei_json_error(r, "a low surrogate without its high one");
+            if (high >= 0xdc00 && high <= 0xdfff)
+                return tmoei_json_error(r, "a low surrogate without its high one");
             if (high >= 0xd800 && high <= 0xdbff) {
-                if (r->length - r->at < 6 || r->text[r->at] != '\\' || r->text[r->at + 1] != 'u') return tmoei_json_error(r, "a high surrogate without its low one");
+                if (r->length - r->at < 6 || r->text[r->at] != '\\' || r->text[r->at + 1] != 'u')
+                    return tmoei_json_error(r, "a high surrogate without its low one");
                 r->at += 2;
                 low = tmoei_json_hex4(r);
-                if (low < 0xdc00 || low > 0xdfff) return tmoei_json_error(r, "a high surrogate without its low one");
+                if (low < 0xdc00 || low > 0xdfff)
+                    return tmoei_json_error(r, "a high surrogate without its low one");
                 high = 0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00);
             }
             n += tmoei_utf8_put((uint32_t)high, out + n);
@@ -3634,8 +3599,7 @@ static tmoe_result tmoei_json_string(tmoei_json_reader *r, const char **text, si
     return TMOE_OK;
 }
 
-static tmoe_result tmoei_json_number_token(tmoei_json_reader *r, tmoei_json_node *node)
-{
+static tmoe_result tmoei_json_number_token(tmoei_json_reader *r, tmoei_json_node *node) {
     const size_t from = r->at;
     char *out = r->json->strings + r->used;
 #define TMOEI_DIGIT (r->at < r->length && r->text[r->at] >= '0' && r->text[r->at] <= '9')
@@ -3655,47 +3619,43 @@ static tmoe_result tmoei_json_number_token(tmoei_json_reader *r, tmoei_json_node
         while (TMOEI_DIGIT) r->at++;
     }
 #undef TMOEI_DIGIT
-    node->kind = TMOEI_JSON_NUMBER;
-    node->length = r->at - from;
+    node->kind = TMOEI_JSON_NUMBER; node->length = r->at - from;
     memcpy(out, r->text + from, node->length);
     out[node->length] = 0;
     r->used += node->length + 1;
-    node->text = out;
-    node->number = strtod(out, NULL);
+    node->text = out; node->number = strtod(out, NULL);
     return TMOE_OK;
 }
 
-static tmoe_result tmoei_json_word(tmoei_json_reader *r, tmoei_json_node *node, const char *word, tmoei_json_kind kind)
-{
+static tmoe_result tmoei_json_word(tmoei_json_reader *r, tmoei_json_node *node, const char *word,
+        tmoei_json_kind kind) {
     const size_t n = strlen(word);
-    if (r->length - r->at < n || memcmp(r->text + r->at, word, n) != 0) return tmoei_json_error(r, "a value was expected");
+    if (r->length - r->at < n || memcmp(r->text + r->at, word, n) != 0)
+        return tmoei_json_error(r, "a value was expected");
     r->at += n;
     node->kind = kind;
     return TMOE_OK;
 }
 
-static void tmoei_json_free(tmoe_ctx *ctx, tmoei_json *json)
-{
-    tmoei_free(ctx, json->nodes);
-    tmoei_free(ctx, json->strings);
+static void tmoei_json_free(tmoe_ctx *ctx, tmoei_json *json) {
+    tmoei_free(ctx, json->nodes); tmoei_free(ctx, json->strings);
     memset(json, 0, sizeof *json);
 }
 
-/* One value after the other; open arrays and objects stand on a stack of bounded depth, so no file can exhaust the C stack. */
-static tmoe_result tmoei_json_values(tmoei_json_reader *r)
-{
+/* One value after the other; open ones stand on a stack of bounded depth, never on the C stack. */
+static tmoe_result tmoei_json_values(tmoei_json_reader *r) {
     int open[TMOEI_JSON_DEPTH], last[TMOEI_JSON_DEPTH], depth = 0;
     for (;;) {
         tmoei_json_node node, *parent = depth ? &r->json->nodes[open[depth - 1]] : NULL;
         void *grown = r->json->nodes;
         tmoe_result result = TMOE_OK;
         const int index = r->json->count;
-        char c;
         memset(&node, 0, sizeof node);
         node.child = node.next = -1;
         tmoei_json_space(r);
         if (parent && parent->kind == TMOEI_JSON_OBJECT) {
-            if (r->at >= r->length || r->text[r->at] != '"') return tmoei_json_error(r, "a key was expected");
+            if (r->at >= r->length || r->text[r->at] != '"')
+                return tmoei_json_error(r, "a key was expected");
             result = tmoei_json_string(r, &node.key, &node.key_length);
             if (result != TMOE_OK) return result;
             tmoei_json_space(r);
@@ -3704,17 +3664,20 @@ static tmoe_result tmoei_json_values(tmoei_json_reader *r)
             tmoei_json_space(r);
         }
         if (r->at >= r->length) return tmoei_json_error(r, "the text ends where a value was expected");
-        c = r->text[r->at];
-        if (c == '"') { node.kind = TMOEI_JSON_STRING; result = tmoei_json_string(r, &node.text, &node.length); }
+        char c = r->text[r->at];
+        if (c == '"') {
+            node.kind = TMOEI_JSON_STRING; result = tmoei_json_string(r, &node.text, &node.length);
+        }
         else if (c == '[' || c == '{') node.kind = c == '[' ? TMOEI_JSON_ARRAY : TMOEI_JSON_OBJECT;
         else if (c == 't') result = tmoei_json_word(r, &node, "true", TMOEI_JSON_TRUE);
         else if (c == 'f') result = tmoei_json_word(r, &node, "false", TMOEI_JSON_FALSE);
         else if (c == 'n') result = tmoei_json_word(r, &node, "null", TMOEI_JSON_NULL);
         else result = tmoei_json_number_token(r, &node);
         if (result != TMOE_OK) return result;
-        if (index == INT_MAX || !(grown = tmoei_grow(r->ctx, grown, &r->json->capacity, (size_t)index + 1, sizeof node))) return TMOE_ERR_MEMORY;
-        r->json->nodes = (tmoei_json_node *)grown;
-        r->json->nodes[index] = node;
+        if (index == INT_MAX || !(grown = tmoei_grow(r->ctx, grown, &r->json->capacity, (size_t)index + 1,
+                sizeof node)))
+            return TMOE_ERR_MEMORY;
+        r->json->nodes = (tmoei_json_node *)grown; r->json->nodes[index] = node;
         r->json->count++;
         if (depth) {
             if (r->json->nodes[open[depth - 1]].count++ == 0) r->json->nodes[open[depth - 1]].child = index;
@@ -3736,7 +3699,8 @@ static tmoe_result tmoei_json_values(tmoei_json_reader *r)
             tmoei_json_space(r);
             c = r->at < r->length ? r->text[r->at] : 0;
             if (c == ',') { r->at++; break; }
-            if (c != (r->json->nodes[open[depth - 1]].kind == TMOEI_JSON_ARRAY ? ']' : '}')) return tmoei_json_error(r, "',' or the closing bracket was expected");
+            if (c != (r->json->nodes[open[depth - 1]].kind == TMOEI_JSON_ARRAY ? ']' : '}'))
+                return tmoei_json_error(r, "',' or the closing bracket was expected");
             r->at++;
             depth--;
         }
@@ -3744,14 +3708,15 @@ static tmoe_result tmoei_json_values(tmoei_json_reader *r)
 }
 
 /* Parses a whole text; source_name stands in messages. On failure json is empty. */
-static tmoe_result tmoei_json_parse(tmoe_ctx *ctx, tmoei_json *json, const char *text, size_t length, const char *source_name)
-{
+static tmoe_result tmoei_json_parse(tmoe_ctx *ctx, tmoei_json *json, const char *text, size_t length,
+        const char *source_name) {
     tmoei_json_reader r;
     tmoe_result result;
     memset(json, 0, sizeof *json);
     memset(&r, 0, sizeof r);
     r.ctx = ctx; r.text = text; r.name = source_name; r.length = length; r.json = json;
-    json->strings = (char *)tmoei_alloc(ctx, length, 2, 0);     /* a value of n characters needs n + 1 bytes at most */
+    /* a value of n characters needs n + 1 bytes at most */
+    json->strings = (char *)tmoei_alloc(ctx, length, 2, 0);
     if (length == 0) result = tmoei_json_error(&r, "the text is empty");
     else result = json->strings ? tmoei_json_values(&r) : TMOE_ERR_MEMORY;
     if (result == TMOE_OK) {
@@ -3763,46 +3728,45 @@ static tmoe_result tmoei_json_parse(tmoe_ctx *ctx, tmoei_json *json, const char 
 }
 
 /* The node of a key, or -1. */
-static int tmoei_json_get(const tmoei_json *json, int object, const char *key)
-{
+static int tmoei_json_get(const tmoei_json *json, int object, const char *key) {
     const size_t length = strlen(key);
-    int i;
     if (object < 0 || json->nodes[object].kind != TMOEI_JSON_OBJECT) return -1;
-    for (i = json->nodes[object].child; i >= 0; i = json->nodes[i].next)
+    for (int i = json->nodes[object].child; i >= 0; i = json->nodes[i].next)
         if (json->nodes[i].key_length == length && memcmp(json->nodes[i].key, key, length) == 0) return i;
     return -1;
 }
 
 static int tmoei_json_is_string(const tmoei_json *json, int node)   /* without a NUL inside */
 {
-    return node >= 0 && json->nodes[node].kind == TMOEI_JSON_STRING && strlen(json->nodes[node].text) == json->nodes[node].length;
+    return node >= 0 && json->nodes[node].kind == TMOEI_JSON_STRING
+        && strlen(json->nodes[node].text) == json->nodes[node].length;
 }
 
-static double tmoei_json_number(const tmoei_json *json, int node, double fallback)
-{
+static double tmoei_json_number(const tmoei_json *json, int node, double fallback) {
     return node >= 0 && json->nodes[node].kind == TMOEI_JSON_NUMBER ? json->nodes[node].number : fallback;
 }
 
 /* ---- whole files ------------------------------------------------------------------------------------- */
 /* The file and a NUL behind it; NULL with the reason in the context. */
-static char *tmoei_read_file(tmoe_ctx *ctx, const char *path, size_t limit_bytes, size_t *length)
-{
+static char *tmoei_read_file(tmoe_ctx *ctx, const char *path, size_t limit_bytes, size_t *length) {
     tmoei_buffer buffer;
     char block[16384];
     size_t n;
-    FILE *file;
     memset(&buffer, 0, sizeof buffer);
     errno = 0;
-    file = fopen(path, "rb");
-    if (!file) {
-        (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be opened: %s", path, strerror(errno));
-        return NULL;
-    }
+    FILE *file = fopen(path, "rb");
+    if (!file)
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FILE, "%s: cannot be opened: %s", path, strerror(errno));
     tmoei_buffer_add(ctx, &buffer, "", 0);
-    while (!buffer.failed && buffer.length <= limit_bytes && (n = fread(block, 1, sizeof block, file)) > 0) tmoei_buffer_add(ctx, &buffer, block, n);
-    if (ferror(file)) { (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be read: %s", path, strerror(errno)); buffer.failed = 1; }
+    while (!buffer.failed && buffer.length <= limit_bytes && (n = fread(block, 1, sizeof block, file)) > 0)
+        tmoei_buffer_add(ctx, &buffer, block, n);
+    if (ferror(file)) {
+        (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be read: %s", path, strerror(errno));
+        buffer.failed = 1;
+    }
     else if (buffer.length > limit_bytes) {
-        (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: larger than the limit of %lu bytes", path, (unsigned long)limit_bytes);
+        (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: larger than the limit of %lu bytes", path,
+            (unsigned long)limit_bytes);
         buffer.failed = 1;
     }
     (void)fclose(file);
@@ -3812,16 +3776,18 @@ static char *tmoei_read_file(tmoe_ctx *ctx, const char *path, size_t limit_bytes
 }
 #endif /* TMOE_NO_STDIO */
 /* ==== >>safetensors: the one file format ===============================================================
- *   8 bytes: length of the header, little-endian | header: JSON {"name": {"dtype", "shape", "data_offsets"}, "__metadata__": {...}} | data
- * Everything is validated before it is believed: the header's length, every dtype, shape and offset, no overlap, no hole, no name twice. */
+ *   8 bytes: length of the header, little-endian | header: JSON {"name": {"dtype", "shape", "data_offsets"},
+ *   "__metadata__": {...}} | data
+ * Everything is validated before it is believed: the header's length, every dtype, shape and offset, no
+ * overlap, no hole, no name twice. */
 #ifndef TMOE_NO_STDIO
 
-typedef enum tmoei_dtype { TMOEI_F32, TMOEI_F16, TMOEI_BF16, TMOEI_I64, TMOEI_I32, TMOEI_U8, TMOEI_DTYPES } tmoei_dtype;
+typedef enum tmoei_dtype { TMOEI_F32, TMOEI_F16, TMOEI_BF16, TMOEI_I64, TMOEI_I32, TMOEI_U8,
+    TMOEI_DTYPES } tmoei_dtype;
 static const char *const tmoei_dtype_names[TMOEI_DTYPES] = { "F32", "F16", "BF16", "I64", "I32", "U8" };
 static const size_t tmoei_dtype_bytes[TMOEI_DTYPES] = { 4, 2, 2, 8, 4, 1 };
 #define TMOEI_RANK_MAX 8
 #define TMOEI_HEADER_MAX ((size_t)100 << 20)    /* the reference implementation's limit */
-
 typedef struct tmoei_entry {
     const char *name;                   /* in the JSON's memory */
     tmoei_dtype dtype;
@@ -3838,86 +3804,95 @@ typedef struct tmoei_safetensors {
     int count;
 } tmoei_safetensors;
 
-static void tmoei_safetensors_close(tmoe_ctx *ctx, tmoei_safetensors *file)
-{
+static void tmoei_safetensors_close(tmoe_ctx *ctx, tmoei_safetensors *file) {
     tmoei_json_free(ctx, &file->json);
-    tmoei_free(ctx, file->entries);
-    tmoei_free(ctx, file->bytes);
-    tmoei_free(ctx, file->path);
+    tmoei_free(ctx, file->entries); tmoei_free(ctx, file->bytes); tmoei_free(ctx, file->path);
     memset(file, 0, sizeof *file);
 }
 
-static int tmoei_entry_by_name(const void *a, const void *b) { return strcmp(((const tmoei_entry *)a)->name, ((const tmoei_entry *)b)->name); }
-static int tmoei_entry_by_place(const void *a, const void *b)
-{
+static int tmoei_entry_by_name(const void *a, const void *b) {
+    return strcmp(((const tmoei_entry *)a)->name, ((const tmoei_entry *)b)->name);
+}
+static int tmoei_entry_by_place(const void *a, const void *b) {
     const tmoei_entry *x = (const tmoei_entry *)a, *y = (const tmoei_entry *)b;
     if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
     return x->end < y->end ? -1 : x->end > y->end;
 }
 
 /* A JSON number that is a whole number from 0 to 2^53, into *out. */
-static int tmoei_json_size(const tmoei_json *json, int node, size_t *out)
-{
+static int tmoei_json_size(const tmoei_json *json, int node, size_t *out) {
     const double x = tmoei_json_number(json, node, -1.0);
     if (!(x >= 0.0 && x <= 9007199254740992.0) || x != floor(x) || x > (double)((size_t)-1 / 2)) return 0;
     *out = (size_t)x;
     return 1;
 }
 
-static tmoe_result tmoei_entry_read(tmoe_ctx *ctx, const tmoei_safetensors *file, int node, tmoei_entry *entry)
-{
+static tmoe_result tmoei_entry_read(tmoe_ctx *ctx, const tmoei_safetensors *file, int node,
+        tmoei_entry *entry) {
     const tmoei_json *json = &file->json;
     const tmoei_json_node *n = &json->nodes[node];
-    const int dtype = tmoei_json_get(json, node, "dtype"), shape = tmoei_json_get(json, node, "shape"), offsets = tmoei_json_get(json, node, "data_offsets");
+    const int dtype = tmoei_json_get(json, node, "dtype"), shape = tmoei_json_get(json, node, "shape"),
+        offsets = tmoei_json_get(json, node, "data_offsets");
     size_t bytes;
-    int d, i;
-    entry->name = n->key;
-    entry->dtype = TMOEI_DTYPES;
-    if (strlen(n->key) != n->key_length) return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: a tensor's name has a NUL inside", file->path);
-    for (d = 0; tmoei_json_is_string(json, dtype) && d < TMOEI_DTYPES; d++)
+    int i;
+    entry->name = n->key; entry->dtype = TMOEI_DTYPES;
+    if (strlen(n->key) != n->key_length)
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: a tensor's name has a NUL inside", file->path);
+    for (int d = 0; tmoei_json_is_string(json, dtype) && d < TMOEI_DTYPES; d++)
         if (strcmp(json->nodes[dtype].text, tmoei_dtype_names[d]) == 0) entry->dtype = (tmoei_dtype)d;
-    if (entry->dtype == TMOEI_DTYPES) return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: tensor %s: dtype is missing or unknown", file->path, n->key);
-    if (shape < 0 || json->nodes[shape].kind != TMOEI_JSON_ARRAY || json->nodes[shape].count > TMOEI_RANK_MAX)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: tensor %s: shape must be a list of at most %d numbers", file->path, n->key, TMOEI_RANK_MAX);
+    if (entry->dtype == TMOEI_DTYPES)
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: tensor %s: dtype is missing or unknown", file->path,
+            n->key);
+    if (shape < 0 || json->nodes[shape].kind != TMOEI_JSON_ARRAY
+            || json->nodes[shape].count > TMOEI_RANK_MAX)
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: tensor %s: shape must be a list of at most %d numbers",
+            file->path, n->key, TMOEI_RANK_MAX);
     entry->count = 1;
     for (i = json->nodes[shape].child; i >= 0; i = json->nodes[i].next) {
         size_t *size = &entry->shape[entry->rank++];
         if (!tmoei_json_size(json, i, size) || !tmoei_size(&entry->count, entry->count, *size, 0))
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: tensor %s: shape is not a list of sizes that fit into memory", file->path, n->key);
+            return tmoei_fail(ctx, TMOE_ERR_FORMAT,
+                "%s: tensor %s: shape is not a list of sizes that fit into memory", file->path, n->key);
     }
-    i = offsets >= 0 && json->nodes[offsets].kind == TMOEI_JSON_ARRAY && json->nodes[offsets].count == 2 ? json->nodes[offsets].child : -1;
-    if (i < 0 || !tmoei_json_size(json, i, &entry->begin) || !tmoei_json_size(json, json->nodes[i].next, &entry->end)
-        || entry->end < entry->begin || entry->end > file->data_size)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: tensor %s: data_offsets must be two places inside the %lu bytes of data",
-                          file->path, n->key, (unsigned long)file->data_size);
-    if (!tmoei_size(&bytes, entry->count, tmoei_dtype_bytes[entry->dtype], 0) || bytes != entry->end - entry->begin)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: tensor %s: its shape needs other than the %lu bytes of its data_offsets",
-                          file->path, n->key, (unsigned long)(entry->end - entry->begin));
+    i = offsets >= 0 && json->nodes[offsets].kind == TMOEI_JSON_ARRAY
+        && json->nodes[offsets].count == 2 ? json->nodes[offsets].child : -1;
+    if (i < 0 || !tmoei_json_size(json, i, &entry->begin) || !tmoei_json_size(json, json->nodes[i].next,
+            &entry->end) || entry->end < entry->begin || entry->end > file->data_size)
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT,
+            "%s: tensor %s: data_offsets must be two places inside the %lu bytes of data", file->path,
+            n->key, (unsigned long)file->data_size);
+    if (!tmoei_size(&bytes, entry->count, tmoei_dtype_bytes[entry->dtype], 0)
+            || bytes != entry->end - entry->begin)
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT,
+            "%s: tensor %s: its shape needs other than the %lu bytes of its data_offsets", file->path,
+            n->key, (unsigned long)(entry->end - entry->begin));
     return TMOE_OK;
 }
 
-static tmoe_result tmoei_safetensors_check(tmoe_ctx *ctx, tmoei_safetensors *file)
-{
+static tmoe_result tmoei_safetensors_check(tmoe_ctx *ctx, tmoei_safetensors *file) {
     const unsigned char *bytes = (const unsigned char *)file->bytes;
     uint64_t header = 0;
-    int i, metadata;
     size_t at = 0;
-    tmoe_result result;
-    for (i = 7; i >= 0; i--) header = header << 8 | (file->size >= 8 ? bytes[i] : 0u);
+    for (int i = 7; i >= 0; i--) header = header << 8 | (file->size >= 8 ? bytes[i] : 0u);
     if (file->size < 8 || header > TMOEI_HEADER_MAX || header > file->size - 8)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: not a safetensors file, or cut off: %lu bytes, header of %llu", file->path,
-                          (unsigned long)file->size, (unsigned long long)header);
-    file->data = bytes + 8 + header;
-    file->data_size = file->size - 8 - (size_t)header;
-    result = tmoei_json_parse(ctx, &file->json, file->bytes + 8, (size_t)header, file->path);
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT,
+            "%s: not a safetensors file, or cut off: %lu bytes, header of %llu", file->path,
+            (unsigned long)file->size, (unsigned long long)header);
+    file->data = bytes + 8 + header; file->data_size = file->size - 8 - (size_t)header;
+    tmoe_result result = tmoei_json_parse(ctx, &file->json, file->bytes + 8, (size_t)header, file->path);
     if (result != TMOE_OK) return result;
-    if (file->json.nodes[0].kind != TMOEI_JSON_OBJECT) return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the header is not an object", file->path);
-    file->entries = (tmoei_entry *)tmoei_alloc(ctx, (size_t)file->json.nodes[0].count + 1, sizeof *file->entries, 1);
+    if (file->json.nodes[0].kind != TMOEI_JSON_OBJECT)
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the header is not an object", file->path);
+    file->entries = (tmoei_entry *)tmoei_alloc(ctx, (size_t)file->json.nodes[0].count + 1,
+        sizeof *file->entries, 1);
     if (!file->entries) return TMOE_ERR_MEMORY;
-    for (i = file->json.nodes[0].child; i >= 0; i = file->json.nodes[i].next) {
+    for (int i = file->json.nodes[0].child; i >= 0; i = file->json.nodes[i].next) {
         if (strcmp(file->json.nodes[i].key, "__metadata__") == 0) {
-            for (metadata = file->json.nodes[i].child; metadata >= 0; metadata = file->json.nodes[metadata].next)
-                if (file->json.nodes[metadata].kind != TMOEI_JSON_STRING) return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: __metadata__ holds something else than strings", file->path);
+            for (int metadata = file->json.nodes[i].child; metadata >= 0;
+                    metadata = file->json.nodes[metadata].next)
+                if (file->json.nodes[metadata].kind != TMOEI_JSON_STRING)
+                    return tmoei_fail(ctx, TMOE_ERR_FORMAT,
+                        "%s: __metadata__ holds something else than strings", file->path);
             continue;
         }
         result = tmoei_entry_read(ctx, file, i, &file->entries[file->count]);
@@ -3925,50 +3900,49 @@ static tmoe_result tmoei_safetensors_check(tmoe_ctx *ctx, tmoei_safetensors *fil
         file->count++;
     }
     qsort(file->entries, (size_t)file->count, sizeof *file->entries, tmoei_entry_by_place);
-    for (i = 0; i < file->count; at = file->entries[i++].end)
+    for (int i = 0; i < file->count; at = file->entries[i++].end)
         if (file->entries[i].begin != at)
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: tensor %s begins at byte %lu of the data, the one before ends at %lu: no overlap, no hole",
-                              file->path, file->entries[i].name, (unsigned long)file->entries[i].begin, (unsigned long)at);
-    if (at != file->data_size) return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %lu bytes of data, but the tensors end at %lu", file->path,
-                                                 (unsigned long)file->data_size, (unsigned long)at);
+            return tmoei_fail(ctx, TMOE_ERR_FORMAT,
+                "%s: tensor %s begins at byte %lu of the data, the one before ends at %lu",
+                file->path, file->entries[i].name, (unsigned long)file->entries[i].begin, (unsigned long)at);
+    if (at != file->data_size)
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %lu bytes of data, but the tensors end at %lu",
+            file->path, (unsigned long)file->data_size, (unsigned long)at);
     qsort(file->entries, (size_t)file->count, sizeof *file->entries, tmoei_entry_by_name);
-    for (i = 1; i < file->count; i++)
+    for (int i = 1; i < file->count; i++)
         if (strcmp(file->entries[i - 1].name, file->entries[i].name) == 0)
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tensors are called %s", file->path, file->entries[i].name);
+            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tensors are called %s", file->path,
+                file->entries[i].name);
     return TMOE_OK;
 }
 
-static tmoe_result tmoei_safetensors_open(tmoe_ctx *ctx, tmoei_safetensors *file, const char *path)
-{
-    tmoe_result result;
+static tmoe_result tmoei_safetensors_open(tmoe_ctx *ctx, tmoei_safetensors *file, const char *path) {
     memset(file, 0, sizeof *file);
     file->path = tmoei_strdup(ctx, path, strlen(path));
     file->bytes = file->path ? tmoei_read_file(ctx, path, (size_t)-1 / 4, &file->size) : NULL;
-    result = file->bytes ? tmoei_safetensors_check(ctx, file) : ctx->error;
+    tmoe_result result = file->bytes ? tmoei_safetensors_check(ctx, file) : ctx->error;
     if (result != TMOE_OK) tmoei_safetensors_close(ctx, file);
     return result;
 }
 
-static const tmoei_entry *tmoei_safetensors_find(const tmoei_safetensors *file, const char *name)
-{
+static const tmoei_entry *tmoei_safetensors_find(const tmoei_safetensors *file, const char *name) {
     tmoei_entry key;
     memset(&key, 0, sizeof key);
     key.name = name;
-    return (const tmoei_entry *)bsearch(&key, file->entries, (size_t)file->count, sizeof key, tmoei_entry_by_name);
+    return (const tmoei_entry *)bsearch(&key, file->entries, (size_t)file->count, sizeof key,
+        tmoei_entry_by_name);
 }
 
 /* A metadata string or NULL. */
-static const char *tmoei_safetensors_metadata(const tmoei_safetensors *file, const char *key)
-{
+static const char *tmoei_safetensors_metadata(const tmoei_safetensors *file, const char *key) {
     const int node = tmoei_json_get(&file->json, tmoei_json_get(&file->json, 0, "__metadata__"), key);
     return tmoei_json_is_string(&file->json, node) ? file->json.nodes[node].text : NULL;
 }
 
 static float tmoei_float_of_bits(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
 
-/* IEEE half: sign, 5 bits of exponent (bias 15), 10 bits; below 2^-14 the exponent is 0 and the fraction stands alone */
-static float tmoei_half(uint32_t h)
-{
+/* IEEE half: sign, 5 bits of exponent (bias 15), 10 bits; exponent 0: the fraction alone */
+static float tmoei_half(uint32_t h) {
     const uint32_t sign = (h & 0x8000u) << 16, exponent = h >> 10 & 31u, fraction = h & 1023u;
     if (exponent == 31) return tmoei_float_of_bits(sign | 0x7f800000u | fraction << 13);
     if (exponent) return tmoei_float_of_bits(sign | (exponent + 112u) << 23 | fraction << 13);
@@ -3976,18 +3950,20 @@ static float tmoei_half(uint32_t h)
 }
 
 /* Values as floats, from little-endian bytes whatever the machine is. F32, F16 and BF16 only. */
-static tmoe_result tmoei_safetensors_read(tmoe_ctx *ctx, const tmoei_safetensors *file, const tmoei_entry *entry, float *out, size_t count)
-{
+static tmoe_result tmoei_safetensors_read(tmoe_ctx *ctx, const tmoei_safetensors *file,
+        const tmoei_entry *entry, float *out, size_t count) {
     const unsigned char *p = file->data + entry->begin;
-    size_t i;
     if (entry->count != count || entry->dtype > TMOEI_BF16)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: tensor %s: %lu values of %s, expected %lu floats", file->path, entry->name,
-                          (unsigned long)entry->count, tmoei_dtype_names[entry->dtype], (unsigned long)count);
-    for (i = 0; i < count; i++)
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: tensor %s: %lu values of %s, expected %lu floats",
+            file->path, entry->name, (unsigned long)entry->count, tmoei_dtype_names[entry->dtype],
+            (unsigned long)count);
+    for (size_t i = 0; i < count; i++)
         switch (entry->dtype) {
         case TMOEI_F16: out[i] = tmoei_half((uint32_t)p[2 * i] | (uint32_t)p[2 * i + 1] << 8); break;
-        case TMOEI_BF16: out[i] = tmoei_float_of_bits((uint32_t)p[2 * i] << 16 | (uint32_t)p[2 * i + 1] << 24); break;
-        default: out[i] = tmoei_float_of_bits((uint32_t)p[4 * i] | (uint32_t)p[4 * i + 1] << 8 | (uint32_t)p[4 * i + 2] << 16 | (uint32_t)p[4 * i + 3] << 24);
+        case TMOEI_BF16: out[i] =
+            tmoei_float_of_bits((uint32_t)p[2 * i] << 16 | (uint32_t)p[2 * i + 1] << 24); break;
+        default: out[i] = tmoei_float_of_bits((uint32_t)p[4 * i] | (uint32_t)p[4 * i + 1] << 8
+            | (uint32_t)p[4 * i + 2] << 16 | (uint32_t)p[4 * i + 3] << 24);
         }
     return TMOE_OK;
 }
@@ -4000,50 +3976,50 @@ typedef struct tmoei_writer {
     size_t declared;                    /* bytes of data */
 } tmoei_writer;
 
-static void tmoei_writer_free(tmoe_ctx *ctx, tmoei_writer *writer)
-{
+static void tmoei_writer_free(tmoe_ctx *ctx, tmoei_writer *writer) {
     if (writer->file) { (void)fclose(writer->file); (void)remove(writer->temporary); }
     tmoei_buffer_free(ctx, &writer->metadata);
     tmoei_buffer_free(ctx, &writer->tensors);
-    tmoei_free(ctx, writer->path);
-    tmoei_free(ctx, writer->temporary);
+    tmoei_free(ctx, writer->path); tmoei_free(ctx, writer->temporary);
     memset(writer, 0, sizeof *writer);
 }
 
-static void tmoei_writer_metadata(tmoe_ctx *ctx, tmoei_writer *writer, const char *key, const char *text, size_t length)
-{
-    tmoei_buffer_add(ctx, &writer->metadata, writer->metadata.length ? "," : "", writer->metadata.length ? 1 : 0);
+static void tmoei_writer_metadata(tmoe_ctx *ctx, tmoei_writer *writer, const char *key, const char *text,
+        size_t length) {
+    tmoei_buffer_add(ctx, &writer->metadata, writer->metadata.length ? "," : "",
+        writer->metadata.length ? 1 : 0);
     tmoei_buffer_json_string(ctx, &writer->metadata, key, strlen(key));
     tmoei_buffer_add(ctx, &writer->metadata, ":", 1);
     tmoei_buffer_json_string(ctx, &writer->metadata, text, length);
 }
 
-static void tmoei_writer_tensor(tmoe_ctx *ctx, tmoei_writer *writer, const char *name, int rank, size_t rows, size_t cols)
-{
+static void tmoei_writer_tensor(tmoe_ctx *ctx, tmoei_writer *writer, const char *name, int rank, size_t rows,
+        size_t cols) {
     const size_t bytes = (rank == 2 ? rows * cols : cols) * sizeof(float);
     tmoei_buffer_add(ctx, &writer->tensors, ",", 1);
     tmoei_buffer_json_string(ctx, &writer->tensors, name, strlen(name));
-    if (rank == 2) tmoei_buffer_print(ctx, &writer->tensors, ":{\"dtype\":\"F32\",\"shape\":[%lu,%lu]", (unsigned long)rows, (unsigned long)cols);
-    else tmoei_buffer_print(ctx, &writer->tensors, ":{\"dtype\":\"F32\",\"shape\":[%lu]", (unsigned long)cols);
-    tmoei_buffer_print(ctx, &writer->tensors, ",\"data_offsets\":[%lu,%lu]}", (unsigned long)writer->declared, (unsigned long)(writer->declared + bytes));
+    if (rank == 2)
+        tmoei_buffer_print(ctx, &writer->tensors, ":{\"dtype\":\"F32\",\"shape\":[%lu,%lu]",
+            (unsigned long)rows, (unsigned long)cols);
+    else
+        tmoei_buffer_print(ctx, &writer->tensors, ":{\"dtype\":\"F32\",\"shape\":[%lu]",
+            (unsigned long)cols);
+    tmoei_buffer_print(ctx, &writer->tensors, ",\"data_offsets\":[%lu,%lu]}",
+        (unsigned long)writer->declared, (unsigned long)(writer->declared + bytes));
     writer->declared += bytes;
 }
 
-static tmoe_result tmoei_writer_trouble(tmoe_ctx *ctx, tmoei_writer *writer)
-{
+static tmoe_result tmoei_writer_trouble(tmoe_ctx *ctx, tmoei_writer *writer) {
     const int number = errno;
     (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be written: %s", writer->path, strerror(number));
     return TMOE_ERR_FILE;
 }
 
 /* Opens PATH.tmp and writes the header. */
-static tmoe_result tmoei_writer_begin(tmoe_ctx *ctx, tmoei_writer *writer, const char *path)
-{
+static tmoe_result tmoei_writer_begin(tmoe_ctx *ctx, tmoei_writer *writer, const char *path) {
     const size_t n = strlen(path);
     tmoei_buffer header;
     unsigned char length[8];
-    size_t i;
-    int written;
     memset(&header, 0, sizeof header);
     writer->path = tmoei_strdup(ctx, path, n);
     writer->temporary = (char *)tmoei_alloc(ctx, n + 5, 1, 0);
@@ -4051,27 +4027,31 @@ static tmoe_result tmoei_writer_begin(tmoe_ctx *ctx, tmoei_writer *writer, const
     memcpy(writer->temporary, path, n);
     memcpy(writer->temporary + n, ".tmp", 5);
     tmoei_buffer_print(ctx, &header, "{\"__metadata__\":{");
-    if (writer->metadata.length) tmoei_buffer_add(ctx, &header, writer->metadata.data, writer->metadata.length);
+    if (writer->metadata.length)
+        tmoei_buffer_add(ctx, &header, writer->metadata.data, writer->metadata.length);
     tmoei_buffer_add(ctx, &header, "}", 1);
     if (writer->tensors.length) tmoei_buffer_add(ctx, &header, writer->tensors.data, writer->tensors.length);
     tmoei_buffer_add(ctx, &header, "}", 1);
-    while (!header.failed && (header.length + 8) % 64) tmoei_buffer_add(ctx, &header, " ", 1);    /* data begins on a cache line */
-    if (header.failed || writer->metadata.failed || writer->tensors.failed) { tmoei_buffer_free(ctx, &header); return TMOE_ERR_MEMORY; }
-    for (i = 0; i < 8; i++) length[i] = (unsigned char)((uint64_t)header.length >> (8 * i));
+    /* data begins on a cache line */
+    while (!header.failed && (header.length + 8) % 64) tmoei_buffer_add(ctx, &header, " ", 1);
+    if (header.failed || writer->metadata.failed || writer->tensors.failed) {
+        tmoei_buffer_free(ctx, &header); return TMOE_ERR_MEMORY;
+    }
+    for (size_t i = 0; i < 8; i++) length[i] = (unsigned char)((uint64_t)header.length >> (8 * i));
     errno = 0;
     writer->file = fopen(writer->temporary, "wb");
-    written = writer->file && fwrite(length, 1, 8, writer->file) == 8 && fwrite(header.data, 1, header.length, writer->file) == header.length;
+    int written = writer->file && fwrite(length, 1, 8, writer->file) == 8
+        && fwrite(header.data, 1, header.length, writer->file) == header.length;
     tmoei_buffer_free(ctx, &header);
     return written ? TMOE_OK : tmoei_writer_trouble(ctx, writer);
 }
 
-static tmoe_result tmoei_writer_data(tmoe_ctx *ctx, tmoei_writer *writer, const float *x, size_t count)
-{
+static tmoe_result tmoei_writer_data(tmoe_ctx *ctx, tmoei_writer *writer, const float *x, size_t count) {
     unsigned char block[4096];
-    size_t i, n;
+    size_t n;
     for (; count; count -= n, x += n) {                         /* little-endian whatever the machine is */
         n = count < sizeof block / 4 ? count : sizeof block / 4;
-        for (i = 0; i < n; i++) {
+        for (size_t i = 0; i < n; i++) {
             uint32_t bits;
             memcpy(&bits, x + i, 4);
             block[4 * i] = (unsigned char)bits; block[4 * i + 1] = (unsigned char)(bits >> 8);
@@ -4083,8 +4063,7 @@ static tmoe_result tmoei_writer_data(tmoe_ctx *ctx, tmoei_writer *writer, const 
 }
 
 /* Flushes to the disk and puts the file in its place; until then the old one is untouched. */
-static tmoe_result tmoei_writer_commit(tmoe_ctx *ctx, tmoei_writer *writer)
-{
+static tmoe_result tmoei_writer_commit(tmoe_ctx *ctx, tmoei_writer *writer) {
     int good = fflush(writer->file) == 0;
 #if defined(TMOEI_POSIX)
     good = good && fsync(fileno(writer->file)) == 0;
@@ -4102,99 +4081,101 @@ static tmoe_result tmoei_writer_commit(tmoe_ctx *ctx, tmoei_writer *writer)
 }
 #endif /* TMOE_NO_STDIO */
 /* ==== >>tokenizer: bytes, and byte-level BPE ===========================================================
- * Symbols 0, 1, 2 are <s>, <pad>, </s>; 3 + b is byte b; symbol 259 + m is the m-th merge of two earlier symbols. A text is cut into
- * words (a space belongs to the word behind it, as in GPT-2), a word's bytes become symbols, and the earliest merge that applies is done
- * until none applies. With no merges these are plain bytes. */
+ * Symbols 0, 1, 2 are <s>, <pad>, </s>; 3 + b is byte b; symbol 259 + m is the m-th merge of two earlier
+ * symbols. A text is cut into words (a space belongs to the word behind it, as in GPT-2), a word's bytes
+ * become symbols, and the earliest merge that applies is done until none applies. With no merges these are
+ * plain bytes. */
 
 #define TMOEI_BYTES_FIRST 3
 #define TMOEI_MERGES_FIRST 259
-
 typedef struct tmoei_merge_pair { int left, right; } tmoei_merge_pair;
 
 struct tmoe_tokenizer {
     tmoe_ctx *ctx;
     int merge_count;
     tmoei_merge_pair *merges;           /* symbol 259 + m = left, right */
-    int *table;                         /* open hash of pairs: merge number + 1, or 0; capacity a power of two */
+    int *table;                     /* open hash of pairs: merge number + 1, or 0; capacity a power of two */
     size_t table_size;
     char *bytes;                        /* what each merged symbol stands for, one behind the other */
     size_t *starts;                     /* (merges + 1) where in bytes */
 };
 
-static size_t tmoei_pair_hash(int left, int right) { return (size_t)tmoei_mix64((uint64_t)(uint32_t)left << 32 | (uint32_t)right); }
+static size_t tmoei_pair_hash(int left, int right) {
+    return (size_t)tmoei_mix64((uint64_t)(uint32_t)left << 32 | (uint32_t)right);
+}
 
 /* The merge of two symbols, or -1. */
-static int tmoei_merge_find(const tmoe_tokenizer *tokenizer, int left, int right)
-{
-    size_t at;
-    for (at = tmoei_pair_hash(left, right);; at++) {
+static int tmoei_merge_find(const tmoe_tokenizer *tokenizer, int left, int right) {
+    for (size_t at = tmoei_pair_hash(left, right);; at++) {
         const int found = tokenizer->table[at & (tokenizer->table_size - 1)] - 1;
-        if (found < 0 || (tokenizer->merges[found].left == left && tokenizer->merges[found].right == right)) return found;
+        if (found < 0 || (tokenizer->merges[found].left == left && tokenizer->merges[found].right == right))
+            return found;
     }
 }
 
-static size_t tmoei_symbol_length(const tmoe_tokenizer *tokenizer, int symbol)
-{
+static size_t tmoei_symbol_length(const tmoe_tokenizer *tokenizer, int symbol) {
     const size_t m = (size_t)(symbol - TMOEI_MERGES_FIRST);
     return symbol >= TMOEI_MERGES_FIRST ? tokenizer->starts[m + 1] - tokenizer->starts[m] : 1;
 }
 
 /* Appends a symbol's bytes at out. */
-static void tmoei_symbol_bytes(const tmoe_tokenizer *tokenizer, int symbol, char *out)
-{
-    if (symbol >= TMOEI_MERGES_FIRST) memcpy(out, tokenizer->bytes + tokenizer->starts[symbol - TMOEI_MERGES_FIRST], tmoei_symbol_length(tokenizer, symbol));
+static void tmoei_symbol_bytes(const tmoe_tokenizer *tokenizer, int symbol, char *out) {
+    if (symbol >= TMOEI_MERGES_FIRST)
+        memcpy(out, tokenizer->bytes + tokenizer->starts[symbol - TMOEI_MERGES_FIRST],
+            tmoei_symbol_length(tokenizer, symbol));
     else *out = (char)(symbol - TMOEI_BYTES_FIRST);
 }
 
-TMOE_DEF void tmoe_tokenizer_destroy(tmoe_tokenizer *tokenizer)
-{
+TMOE_DEF void tmoe_tokenizer_destroy(tmoe_tokenizer *tokenizer) {
     if (!tokenizer) return;
-    tmoei_free(tokenizer->ctx, tokenizer->merges);
-    tmoei_free(tokenizer->ctx, tokenizer->table);
-    tmoei_free(tokenizer->ctx, tokenizer->bytes);
-    tmoei_free(tokenizer->ctx, tokenizer->starts);
+    tmoei_free(tokenizer->ctx, tokenizer->merges); tmoei_free(tokenizer->ctx, tokenizer->table);
+    tmoei_free(tokenizer->ctx, tokenizer->bytes); tmoei_free(tokenizer->ctx, tokenizer->starts);
     tmoei_free(tokenizer->ctx, tokenizer);
 }
 
-#define TMOEI_SYMBOL_BYTES 65536        /* a symbol's most: a file with merges that double each other must not ask for the moon */
+#define TMOEI_SYMBOL_BYTES 65536        /* a symbol's most: merges that double each other ask for the moon */
 
 /* A tokenizer of these merges (copied); both sides of a merge must be earlier symbols. */
-static tmoe_tokenizer *tmoei_tokenizer_new(tmoe_ctx *ctx, const tmoei_merge_pair *merges, int count)
-{
+static tmoe_tokenizer *tmoei_tokenizer_new(tmoe_ctx *ctx, const tmoei_merge_pair *merges, int count) {
     tmoe_tokenizer *tokenizer = (tmoe_tokenizer *)tmoei_alloc(ctx, 1, sizeof *tokenizer, 1);
     size_t at, total = 0;
-    int m;
     if (!tokenizer) return NULL;
-    tokenizer->ctx = ctx;
-    tokenizer->merge_count = count;
+    tokenizer->ctx = ctx; tokenizer->merge_count = count;
     for (tokenizer->table_size = 64; tokenizer->table_size < 2 * (size_t)count; ) tokenizer->table_size *= 2;
     tokenizer->merges = (tmoei_merge_pair *)tmoei_alloc(ctx, (size_t)count + 1, sizeof *merges, 0);
     tokenizer->table = (int *)tmoei_alloc(ctx, tokenizer->table_size, sizeof(int), 1);
     tokenizer->starts = (size_t *)tmoei_alloc(ctx, (size_t)count + 1, sizeof(size_t), 1);
     if (!tokenizer->merges || !tokenizer->table || !tokenizer->starts) goto fail;
-    for (m = 0; m < count; m++) {
+    for (int m = 0; m < count; m++) {
         const tmoei_merge_pair pair = merges[m];
         size_t length;
-        if (pair.left < TMOEI_BYTES_FIRST || pair.right < TMOEI_BYTES_FIRST || pair.left >= TMOEI_MERGES_FIRST + m || pair.right >= TMOEI_MERGES_FIRST + m) {
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "tokenizer: merge %d joins %d and %d; both must be earlier symbols", m, pair.left, pair.right);
+        if (pair.left < TMOEI_BYTES_FIRST || pair.right < TMOEI_BYTES_FIRST
+                || pair.left >= TMOEI_MERGES_FIRST + m || pair.right >= TMOEI_MERGES_FIRST + m) {
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+                "tokenizer: merge %d joins %d and %d; both must be earlier symbols", m, pair.left,
+                pair.right);
             goto fail;
         }
         length = tmoei_symbol_length(tokenizer, pair.left) + tmoei_symbol_length(tokenizer, pair.right);
         if (length > TMOEI_SYMBOL_BYTES) {
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "tokenizer: merge %d makes a symbol of %lu bytes; at most %d", m, (unsigned long)length, TMOEI_SYMBOL_BYTES);
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+                "tokenizer: merge %d makes a symbol of %lu bytes; at most %d", m, (unsigned long)length,
+                TMOEI_SYMBOL_BYTES);
             goto fail;
         }
         total += length;
         tokenizer->starts[m + 1] = total;
         tokenizer->merges[m] = pair;
-        for (at = tmoei_pair_hash(pair.left, pair.right); tokenizer->table[at & (tokenizer->table_size - 1)]; at++) { }
+        for (at = tmoei_pair_hash(pair.left, pair.right); tokenizer->table[at & (tokenizer->table_size - 1)];
+                at++) { }
         tokenizer->table[at & (tokenizer->table_size - 1)] = m + 1;
     }
     tokenizer->bytes = (char *)tmoei_alloc(ctx, total + 1, 1, 0);
     if (!tokenizer->bytes) goto fail;
-    for (m = 0; m < count; m++) {
+    for (int m = 0; m < count; m++) {
         tmoei_symbol_bytes(tokenizer, merges[m].left, tokenizer->bytes + tokenizer->starts[m]);
-        tmoei_symbol_bytes(tokenizer, merges[m].right, tokenizer->bytes + tokenizer->starts[m] + tmoei_symbol_length(tokenizer, merges[m].left));
+        tmoei_symbol_bytes(tokenizer, merges[m].right, tokenizer->bytes + tokenizer->starts[m]
+            + tmoei_symbol_length(tokenizer, merges[m].left));
     }
     return tokenizer;
 fail:
@@ -4202,24 +4183,27 @@ fail:
     return NULL;
 }
 
-static tmoe_tokenizer *tmoei_tokenizer_copy(tmoe_ctx *ctx, const tmoe_tokenizer *tokenizer)
-{
+static tmoe_tokenizer *tmoei_tokenizer_copy(tmoe_ctx *ctx, const tmoe_tokenizer *tokenizer) {
     return tmoei_tokenizer_new(ctx, tokenizer->merges, tokenizer->merge_count);
 }
 
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx) { return tmoei_tokenizer_new(ctx, NULL, 0); }
-TMOE_DEF int tmoe_tokenizer_vocabulary(const tmoe_tokenizer *tokenizer) { return TMOEI_MERGES_FIRST + tokenizer->merge_count; }
-TMOE_DEF int tmoe_tokenizer_special(const tmoe_tokenizer *tokenizer, tmoe_token which) { (void)tokenizer; return (int)which; }
+TMOE_DEF int tmoe_tokenizer_vocabulary(const tmoe_tokenizer *tokenizer) {
+    return TMOEI_MERGES_FIRST + tokenizer->merge_count;
+}
+TMOE_DEF int tmoe_tokenizer_special(const tmoe_tokenizer *tokenizer, tmoe_token which) {
+    (void)tokenizer; return (int)which;
+}
 
-/* ---- words: runs of letters, of digits, of other marks, each with one space before it; other white space by itself --- */
+/* ---- words: runs of letters, digits or marks with a space before; other white space alone ---- */
 
-static int tmoei_is_word_byte(unsigned char c)
-{
+static int tmoei_is_word_byte(unsigned char c) {
     return c >= 128 || (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
 }
-static unsigned char tmoei_lower(unsigned char c) { return (unsigned char)(c >= 'A' && c <= 'Z' ? c + 32 : c); }
-static int tmoei_byte_class(unsigned char c)
-{
+static unsigned char tmoei_lower(unsigned char c) {
+    return (unsigned char)(c >= 'A' && c <= 'Z' ? c + 32 : c);
+}
+static int tmoei_byte_class(unsigned char c) {
     if (c == ' ') return 0;
     if (c == '\t' || c == '\n' || c == '\r' || c == '\v' || c == '\f') return 1;
     if (c >= '0' && c <= '9') return 2;
@@ -4227,31 +4211,32 @@ static int tmoei_byte_class(unsigned char c)
 }
 
 /* Where the word that begins at `at` ends. */
-static size_t tmoei_word_end(const char *text, size_t length, size_t at)
-{
+static size_t tmoei_word_end(const char *text, size_t length, size_t at) {
     int kind = tmoei_byte_class((unsigned char)text[at]);
     size_t end = at + 1;
-    if (kind == 0 && end < length && tmoei_byte_class((unsigned char)text[end]) >= 2) kind = tmoei_byte_class((unsigned char)text[end++]);
+    if (kind == 0 && end < length && tmoei_byte_class((unsigned char)text[end]) >= 2)
+        kind = tmoei_byte_class((unsigned char)text[end++]);
     if (kind < 2) return end;
     while (end < length && tmoei_byte_class((unsigned char)text[end]) == kind) end++;
     return end;
 }
 
 /* ---- encoding ---------------------------------------------------------------------------------------- */
+/* a merge that applied at symbol `at` when it was noted */
+typedef struct tmoei_candidate { int merge, at; } tmoei_candidate;
 
-typedef struct tmoei_candidate { int merge, at; } tmoei_candidate;     /* a merge that applied at symbol `at` when it was noted */
+static int tmoei_candidate_before(tmoei_candidate a, tmoei_candidate b) {
+    return a.merge != b.merge ? a.merge < b.merge : a.at < b.at;
+}
 
-static int tmoei_candidate_before(tmoei_candidate a, tmoei_candidate b) { return a.merge != b.merge ? a.merge < b.merge : a.at < b.at; }
-
-static void tmoei_heap_push(tmoei_candidate *heap, int *count, tmoei_candidate x)
-{
+static void tmoei_heap_push(tmoei_candidate *heap, int *count, tmoei_candidate x) {
     int i = (*count)++;
-    for (; i > 0 && tmoei_candidate_before(x, heap[(i - 1) / 2]); i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
+    for (; i > 0 && tmoei_candidate_before(x, heap[(i - 1) / 2]); i = (i - 1) / 2)
+        heap[i] = heap[(i - 1) / 2];
     heap[i] = x;
 }
 
-static tmoei_candidate tmoei_heap_pop(tmoei_candidate *heap, int *count)
-{
+static tmoei_candidate tmoei_heap_pop(tmoei_candidate *heap, int *count) {
     const tmoei_candidate top = heap[0], x = heap[--*count];
     int i = 0, child;
     for (; (child = 2 * i + 1) < *count; i = child) {
@@ -4263,10 +4248,11 @@ static tmoei_candidate tmoei_heap_pop(tmoei_candidate *heap, int *count)
     return top;
 }
 
-typedef struct tmoei_word_scratch { int *symbols, *next, *before; tmoei_candidate *heap; } tmoei_word_scratch;
+typedef struct tmoei_word_scratch { int *symbols, *next, *before; tmoei_candidate *heap;
+    } tmoei_word_scratch;
 
-static void tmoei_word_note(const tmoe_tokenizer *tokenizer, const tmoei_word_scratch *w, int at, int *heap_count)
-{
+static void tmoei_word_note(const tmoe_tokenizer *tokenizer, const tmoei_word_scratch *w, int at,
+        int *heap_count) {
     tmoei_candidate x;
     if (at < 0 || w->next[at] < 0) return;
     x.merge = tmoei_merge_find(tokenizer, w->symbols[at], w->symbols[w->next[at]]);
@@ -4275,46 +4261,47 @@ static void tmoei_word_note(const tmoe_tokenizer *tokenizer, const tmoei_word_sc
 }
 
 /* Merges w->symbols[0 .. n-1], a linked list, earliest merge first, leftmost first; O(n log n). */
-static void tmoei_word_merge(const tmoe_tokenizer *tokenizer, const tmoei_word_scratch *w, int n)
-{
-    int i, count = 0;
-    for (i = 0; i < n; i++) { w->next[i] = i + 1 < n ? i + 1 : -1; w->before[i] = i - 1; }
-    for (i = 0; i + 1 < n; i++) tmoei_word_note(tokenizer, w, i, &count);
+static void tmoei_word_merge(const tmoe_tokenizer *tokenizer, const tmoei_word_scratch *w, int n) {
+    int count = 0;
+    for (int i = 0; i < n; i++) { w->next[i] = i + 1 < n ? i + 1 : -1; w->before[i] = i - 1; }
+    for (int i = 0; i + 1 < n; i++) tmoei_word_note(tokenizer, w, i, &count);
     while (count) {
         const tmoei_candidate x = tmoei_heap_pop(w->heap, &count);
         const tmoei_merge_pair pair = tokenizer->merges[x.merge];
         const int right = w->next[x.at];
-        if (w->symbols[x.at] != pair.left || right < 0 || w->symbols[right] != pair.right) continue;    /* changed since it was noted */
+        /* changed since it was noted */
+        if (w->symbols[x.at] != pair.left || right < 0 || w->symbols[right] != pair.right) continue;
         w->symbols[x.at] = TMOEI_MERGES_FIRST + x.merge;
-        w->symbols[right] = -1;
-        w->next[x.at] = w->next[right];
+        w->symbols[right] = -1; w->next[x.at] = w->next[right];
         if (w->next[right] >= 0) w->before[w->next[right]] = x.at;
         tmoei_word_note(tokenizer, w, w->before[x.at], &count);
         tmoei_word_note(tokenizer, w, x.at, &count);
     }
 }
 
-TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *tokenizer, const char *text, size_t length, int flags,
-                                           int *ids, size_t capacity, size_t *count)
-{
+TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *tokenizer, const char *text, size_t length,
+        int flags, int *ids, size_t capacity, size_t *count) {
     tmoei_word_scratch w;
-    size_t used = 0, longest = 0, at, end;
-    int *memory, i;
-    for (at = 0; at < length; at = end) { end = tmoei_word_end(text, length, at); if (end - at > longest) longest = end - at; }
-    if (longest > (size_t)INT_MAX / 8) return tmoei_fail(tokenizer->ctx, TMOE_ERR_ARGUMENT, "encode: a word of %lu bytes", (unsigned long)longest);
-    memory = (int *)tmoei_alloc(tokenizer->ctx, longest + 1, 9 * sizeof(int), 0);     /* at most 3 candidates a symbol ever stand in the heap */
+    size_t used = 0, longest = 0, end;
+    for (size_t at = 0; at < length; at = end) {
+        end = tmoei_word_end(text, length, at);
+        if (end - at > longest) longest = end - at;
+    }
+    if (longest > (size_t)INT_MAX / 8)
+        return tmoei_fail(tokenizer->ctx, TMOE_ERR_ARGUMENT, "encode: a word of %lu bytes",
+            (unsigned long)longest);
+    /* at most 3 candidates a symbol ever stand in the heap */
+    int *memory = (int *)tmoei_alloc(tokenizer->ctx, longest + 1, 9 * sizeof(int), 0);
     if (!memory) return TMOE_ERR_MEMORY;
-    w.symbols = memory;
-    w.next = memory + longest;
-    w.before = memory + 2 * longest;
+    w.symbols = memory; w.next = memory + longest; w.before = memory + 2 * longest;
     w.heap = (tmoei_candidate *)(void *)(memory + 3 * longest);
 #define TMOEI_PUT(id) do { if (used < capacity) ids[used] = (id); used++; } while (0)
     if (flags & TMOE_TOKENIZER_SPECIALS) TMOEI_PUT(TMOE_TOKEN_BEGIN);
-    for (at = 0; at < length; at = end) {
+    for (size_t at = 0; at < length; at = end) {
         const int n = (int)((end = tmoei_word_end(text, length, at)) - at);
-        for (i = 0; i < n; i++) w.symbols[i] = TMOEI_BYTES_FIRST + (unsigned char)text[at + (size_t)i];
+        for (int i = 0; i < n; i++) w.symbols[i] = TMOEI_BYTES_FIRST + (unsigned char)text[at + (size_t)i];
         if (tokenizer->merge_count) tmoei_word_merge(tokenizer, &w, n);
-        for (i = 0; i < n; i++) if (w.symbols[i] >= 0) TMOEI_PUT(w.symbols[i]);
+        for (int i = 0; i < n; i++) if (w.symbols[i] >= 0) TMOEI_PUT(w.symbols[i]);
     }
     if (flags & TMOE_TOKENIZER_SPECIALS) TMOEI_PUT(TMOE_TOKEN_END);
 #undef TMOEI_PUT
@@ -4323,15 +4310,15 @@ TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *tokenizer, cons
     return TMOE_OK;
 }
 
-TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *tokenizer, const int *ids, size_t count, int flags,
-                                           char *text, size_t capacity, size_t *length)
-{
+TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *tokenizer, const int *ids, size_t count,
+        int flags, char *text, size_t capacity, size_t *length) {
     static const char *const specials[3] = { "<s>", "<pad>", "</s>" };
-    size_t used = 0, i, bytes;
-    for (i = 0; i < count; i++) {
+    size_t used = 0, bytes;
+    for (size_t i = 0; i < count; i++) {
         const int id = ids[i];
         if (id < 0 || id >= tmoe_tokenizer_vocabulary(tokenizer))
-            return tmoei_fail(tokenizer->ctx, TMOE_ERR_ARGUMENT, "decode: id %d at place %lu; 0 <= id < %d", id, (unsigned long)i, tmoe_tokenizer_vocabulary(tokenizer));
+            return tmoei_fail(tokenizer->ctx, TMOE_ERR_ARGUMENT, "decode: id %d at place %lu; 0 <= id < %d",
+                id, (unsigned long)i, tmoe_tokenizer_vocabulary(tokenizer));
         if (id < TMOEI_BYTES_FIRST && (flags & TMOE_TOKENIZER_SKIP_SPECIALS)) continue;
         bytes = id < TMOEI_BYTES_FIRST ? strlen(specials[id]) : tmoei_symbol_length(tokenizer, id);
         if (used + bytes <= capacity) {
@@ -4346,10 +4333,9 @@ TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *tokenizer, cons
 }
 
 /* ---- training: the most frequent pair of neighbours becomes a symbol, again and again ---------------- */
-
-typedef struct tmoei_word { size_t first, length; long long count; } tmoei_word;       /* different words and how often they came */
+/* different words and how often they came */
+typedef struct tmoei_word { size_t first, length; long long count; } tmoei_word;
 typedef struct tmoei_pair_count { int left, right; long long count; } tmoei_pair_count;
-
 typedef struct tmoei_bpe {
     tmoe_ctx *ctx;
     int *symbols;                       /* all words' symbols, one behind the other */
@@ -4362,21 +4348,20 @@ typedef struct tmoei_bpe {
     size_t pair_count, pair_size;
 } tmoei_bpe;
 
-static int tmoei_bpe_pair_add(tmoei_bpe *bpe, int left, int right, long long count)
-{
-    size_t at, i;
+static int tmoei_bpe_pair_add(tmoei_bpe *bpe, int left, int right, long long count) {
+    size_t at;
     if (2 * (bpe->pair_count + 1) > bpe->pair_size) {
         const size_t bigger = bpe->pair_size ? 2 * bpe->pair_size : 4096;
         tmoei_pair_count *pairs = (tmoei_pair_count *)tmoei_alloc(bpe->ctx, bigger, sizeof *pairs, 1);
         if (!pairs) return 0;
-        for (i = 0; i < bpe->pair_size; i++)
+        for (size_t i = 0; i < bpe->pair_size; i++)
             if (bpe->pairs[i].left) {
-                for (at = tmoei_pair_hash(bpe->pairs[i].left, bpe->pairs[i].right); pairs[at & (bigger - 1)].left; at++) { }
+                for (at = tmoei_pair_hash(bpe->pairs[i].left, bpe->pairs[i].right);
+                        pairs[at & (bigger - 1)].left; at++) { }
                 pairs[at & (bigger - 1)] = bpe->pairs[i];
             }
         tmoei_free(bpe->ctx, bpe->pairs);
-        bpe->pairs = pairs;
-        bpe->pair_size = bigger;
+        bpe->pairs = pairs; bpe->pair_size = bigger;
     }
     for (at = tmoei_pair_hash(left, right);; at++) {
         tmoei_pair_count *pair = &bpe->pairs[at & (bpe->pair_size - 1)];
@@ -4386,97 +4371,103 @@ static int tmoei_bpe_pair_add(tmoei_bpe *bpe, int left, int right, long long cou
 }
 
 /* Counts one word of a text, making it known where it is new. */
-static int tmoei_bpe_word(tmoei_bpe *bpe, const char *text, size_t length)
-{
+static int tmoei_bpe_word(tmoei_bpe *bpe, const char *text, size_t length) {
     uint64_t hash = UINT64_C(0xcbf29ce484222325);
     size_t at, i;
-    void *grown;
     if (2 * (bpe->word_count + 1) > bpe->word_table_size) {
         const size_t bigger = bpe->word_table_size ? 2 * bpe->word_table_size : 4096;
         int *table = (int *)tmoei_alloc(bpe->ctx, bigger, sizeof(int), 1);
         if (!table) return 0;
         for (i = 0; i < bpe->word_count; i++) {
             uint64_t h = UINT64_C(0xcbf29ce484222325);
-            size_t j;
-            for (j = 0; j < bpe->words[i].length; j++) h = (h ^ (uint64_t)bpe->symbols[bpe->words[i].first + j]) * UINT64_C(0x100000001b3);
+            for (size_t j = 0; j < bpe->words[i].length; j++)
+                h = (h ^ (uint64_t)bpe->symbols[bpe->words[i].first + j]) * UINT64_C(0x100000001b3);
             for (at = (size_t)tmoei_mix64(h); table[at & (bigger - 1)]; at++) { }
             table[at & (bigger - 1)] = (int)i + 1;
         }
         tmoei_free(bpe->ctx, bpe->word_table);
-        bpe->word_table = table;
-        bpe->word_table_size = bigger;
+        bpe->word_table = table; bpe->word_table_size = bigger;
     }
-    for (i = 0; i < length; i++) hash = (hash ^ (uint64_t)(TMOEI_BYTES_FIRST + (unsigned char)text[i])) * UINT64_C(0x100000001b3);
+    for (i = 0; i < length; i++)
+        hash = (hash ^ (uint64_t)(TMOEI_BYTES_FIRST + (unsigned char)text[i])) * UINT64_C(0x100000001b3);
     for (at = (size_t)tmoei_mix64(hash); bpe->word_table[at & (bpe->word_table_size - 1)]; at++) {
         tmoei_word *word = &bpe->words[bpe->word_table[at & (bpe->word_table_size - 1)] - 1];
-        for (i = 0; word->length == length && i < length && bpe->symbols[word->first + i] == TMOEI_BYTES_FIRST + (unsigned char)text[i]; i++) { }
+        for (i = 0; word->length == length && i < length
+                && bpe->symbols[word->first + i] == TMOEI_BYTES_FIRST + (unsigned char)text[i]; i++) { }
         if (word->length == length && i == length) { word->count++; return 1; }
     }
-    grown = bpe->words;
-    if (!(grown = tmoei_grow(bpe->ctx, grown, &bpe->word_capacity, bpe->word_count + 1, sizeof *bpe->words))) return 0;
+    void *grown = bpe->words;
+    if (!(grown = tmoei_grow(bpe->ctx, grown, &bpe->word_capacity, bpe->word_count + 1, sizeof *bpe->words)))
+        return 0;
     bpe->words = (tmoei_word *)grown;
     grown = bpe->symbols;
-    if (!(grown = tmoei_grow(bpe->ctx, grown, &bpe->symbol_capacity, bpe->symbol_count + length, sizeof(int)))) return 0;
-    bpe->symbols = (int *)grown;
-    bpe->words[bpe->word_count].first = bpe->symbol_count;
-    bpe->words[bpe->word_count].length = length;
-    bpe->words[bpe->word_count].count = 1;
+    if (!(grown = tmoei_grow(bpe->ctx, grown, &bpe->symbol_capacity, bpe->symbol_count + length,
+            sizeof(int))))
+        return 0;
+    bpe->symbols = (int *)grown; bpe->words[bpe->word_count].first = bpe->symbol_count;
+    bpe->words[bpe->word_count].length = length; bpe->words[bpe->word_count].count = 1;
     bpe->word_table[at & (bpe->word_table_size - 1)] = (int)++bpe->word_count;
-    for (i = 0; i < length; i++) bpe->symbols[bpe->symbol_count++] = TMOEI_BYTES_FIRST + (unsigned char)text[i];
+    for (i = 0; i < length; i++)
+        bpe->symbols[bpe->symbol_count++] = TMOEI_BYTES_FIRST + (unsigned char)text[i];
     return 1;
 }
 
 /* Replaces left, right by symbol in every word; a changed word's pairs are counted anew. */
-static int tmoei_bpe_replace(tmoei_bpe *bpe, int left, int right, int symbol)
-{
-    size_t w, i, to;
-    for (w = 0; w < bpe->word_count; w++) {
+static int tmoei_bpe_replace(tmoei_bpe *bpe, int left, int right, int symbol) {
+    size_t i, to;
+    for (size_t w = 0; w < bpe->word_count; w++) {
         tmoei_word *word = &bpe->words[w];
         int *s = bpe->symbols + word->first;
         for (i = 0; i + 1 < word->length && !(s[i] == left && s[i + 1] == right); i++) { }
         if (i + 1 >= word->length) continue;
-        for (i = 0; i + 1 < word->length; i++) if (!tmoei_bpe_pair_add(bpe, s[i], s[i + 1], -word->count)) return 0;
+        for (i = 0; i + 1 < word->length; i++)
+            if (!tmoei_bpe_pair_add(bpe, s[i], s[i + 1], -word->count)) return 0;
         for (i = to = 0; i < word->length; to++) {
             const int both = i + 1 < word->length && s[i] == left && s[i + 1] == right;
             s[to] = both ? symbol : s[i];
             i += both ? 2 : 1;
         }
         word->length = to;
-        for (i = 0; i + 1 < word->length; i++) if (!tmoei_bpe_pair_add(bpe, s[i], s[i + 1], word->count)) return 0;
+        for (i = 0; i + 1 < word->length; i++)
+            if (!tmoei_bpe_pair_add(bpe, s[i], s[i + 1], word->count)) return 0;
     }
     return 1;
 }
 
-TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *texts, size_t count, int vocabulary)
-{
+TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *texts, size_t count,
+        int vocabulary) {
     tmoei_bpe bpe;
     tmoei_merge_pair *merges = NULL;
     tmoe_tokenizer *tokenizer = NULL;
-    size_t t, at, end, i, w;
+    size_t end;
     int m = 0, good = 1;
-    if (vocabulary < TMOEI_MERGES_FIRST || vocabulary > 1000000) {
-        (void)tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "tokenizer: vocabulary %d; must be 259 (bytes) to 1000000", vocabulary);
-        return NULL;
-    }
+    if (vocabulary < TMOEI_MERGES_FIRST || vocabulary > 1000000)
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_ARGUMENT,
+            "tokenizer: vocabulary %d; must be 259 (bytes) to 1000000", vocabulary);
     memset(&bpe, 0, sizeof bpe);
     bpe.ctx = ctx;
-    for (t = 0; good && t < count; t++) {
+    for (size_t t = 0; good && t < count; t++) {
         const size_t length = strlen(texts[t]);
-        for (at = 0; good && at < length; at = end) {
+        for (size_t at = 0; good && at < length; at = end) {
             end = tmoei_word_end(texts[t], length, at);
             good = tmoei_bpe_word(&bpe, texts[t] + at, end - at);
         }
     }
-    for (w = 0; good && w < bpe.word_count; w++)
-        for (i = 0; good && i + 1 < bpe.words[w].length; i++)
-            good = tmoei_bpe_pair_add(&bpe, bpe.symbols[bpe.words[w].first + i], bpe.symbols[bpe.words[w].first + i + 1], bpe.words[w].count);
-    merges = good ? (tmoei_merge_pair *)tmoei_alloc(ctx, (size_t)(vocabulary - TMOEI_MERGES_FIRST) + 1, sizeof *merges, 0) : NULL;
+    for (size_t w = 0; good && w < bpe.word_count; w++)
+        for (size_t i = 0; good && i + 1 < bpe.words[w].length; i++)
+            good = tmoei_bpe_pair_add(&bpe, bpe.symbols[bpe.words[w].first + i],
+                bpe.symbols[bpe.words[w].first + i + 1], bpe.words[w].count);
+    merges = good ? (tmoei_merge_pair *)tmoei_alloc(ctx, (size_t)(vocabulary - TMOEI_MERGES_FIRST) + 1,
+        sizeof *merges, 0) : NULL;
     for (good = merges != NULL; good && m < vocabulary - TMOEI_MERGES_FIRST; m++) {
         const tmoei_pair_count *best = NULL;
-        for (i = 0; i < bpe.pair_size; i++) {                   /* most frequent; among equals the smaller symbols, so that the hash does not matter */
+        /* most frequent; among equals the smaller symbols, so that the hash does not matter */
+        for (size_t i = 0; i < bpe.pair_size; i++) {
             const tmoei_pair_count *p = &bpe.pairs[i];
             if (p->count < 2 || (best && p->count < best->count)) continue;
-            if (!best || p->count > best->count || p->left < best->left || (p->left == best->left && p->right < best->right)) best = p;
+            if (!best || p->count > best->count || p->left < best->left
+                    || (p->left == best->left && p->right < best->right))
+                best = p;
         }
         if (!best) break;                                       /* no pair comes twice */
         merges[m].left = best->left;
@@ -4484,40 +4475,36 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *
         good = tmoei_bpe_replace(&bpe, merges[m].left, merges[m].right, TMOEI_MERGES_FIRST + m);
     }
     if (good) tokenizer = tmoei_tokenizer_new(ctx, merges, m);
-    tmoei_free(ctx, merges);
-    tmoei_free(ctx, bpe.symbols);
-    tmoei_free(ctx, bpe.words);
-    tmoei_free(ctx, bpe.word_table);
-    tmoei_free(ctx, bpe.pairs);
+    tmoei_free(ctx, merges); tmoei_free(ctx, bpe.symbols); tmoei_free(ctx, bpe.words);
+    tmoei_free(ctx, bpe.word_table); tmoei_free(ctx, bpe.pairs);
     return tokenizer;
 }
 
 #ifndef TMOE_NO_STDIO
 /* As JSON inside a model file: the merges, two numbers each. */
-static void tmoei_tokenizer_to_json(tmoe_ctx *ctx, const tmoe_tokenizer *tokenizer, tmoei_buffer *buffer)
-{
-    int m;
+static void tmoei_tokenizer_to_json(tmoe_ctx *ctx, const tmoe_tokenizer *tokenizer, tmoei_buffer *buffer) {
     tmoei_buffer_print(ctx, buffer, "{\"merges\":[");
-    for (m = 0; m < tokenizer->merge_count; m++)
-        tmoei_buffer_print(ctx, buffer, "%s%d,%d", m ? "," : "", tokenizer->merges[m].left, tokenizer->merges[m].right);
+    for (int m = 0; m < tokenizer->merge_count; m++)
+        tmoei_buffer_print(ctx, buffer, "%s%d,%d", m ? "," : "", tokenizer->merges[m].left,
+            tokenizer->merges[m].right);
     tmoei_buffer_print(ctx, buffer, "]}");
 }
 
-static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json *json, const char *source_name)
-{
+static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json *json,
+        const char *source_name) {
     const int list = tmoei_json_get(json, 0, "merges");
     tmoei_merge_pair *merges;
     tmoe_tokenizer *tokenizer = NULL;
-    int node, count, m = 0;
-    if (list < 0 || json->nodes[list].kind != TMOEI_JSON_ARRAY || json->nodes[list].count % 2) {
-        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the tokenizer has no list of merges", source_name);
-        return NULL;
-    }
+    int count, m = 0;
+    if (list < 0 || json->nodes[list].kind != TMOEI_JSON_ARRAY || json->nodes[list].count % 2)
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: the tokenizer has no list of merges", source_name);
     count = json->nodes[list].count / 2;
     merges = (tmoei_merge_pair *)tmoei_alloc(ctx, (size_t)count + 1, sizeof *merges, 0);
     if (!merges) return NULL;
-    for (node = json->nodes[list].child; node >= 0; node = json->nodes[json->nodes[node].next].next, m++) {
-        const double left = tmoei_json_number(json, node, -1.0), right = tmoei_json_number(json, json->nodes[node].next, -1.0);
+    for (int node = json->nodes[list].child; node >= 0; node = json->nodes[json->nodes[node].next].next,
+            m++) {
+        const double left = tmoei_json_number(json, node, -1.0),
+            right = tmoei_json_number(json, json->nodes[node].next, -1.0);
         merges[m].left = left >= 0.0 && left < 2e9 ? (int)left : -1;
         merges[m].right = right >= 0.0 && right < 2e9 ? (int)right : -1;
     }
@@ -4527,18 +4514,20 @@ static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json
 }
 #endif
 /* ==== >>suite: tasks, examples, splits ==================================================================
- * A task's texts lie in one piece of memory each for lines and pointers; everything is owned by a list of blocks that the suite frees. Lines are
- * collected first, in a draft, and become a task only when the whole task is sound. */
+ * A task's texts lie in one piece of memory each for lines and pointers; everything is owned by a list of
+ * blocks that the suite frees. Lines are collected first, in a draft, and become a task only when the whole
+ * task is sound. */
 
 typedef struct tmoei_suite_block { struct tmoei_suite_block *before; void *data; } tmoei_suite_block;
-
 typedef struct tmoei_suite {            /* what tmoe_suite does not show */
     tmoe_suite shown;
     size_t capacity;
     tmoei_suite_block *blocks;
 } tmoei_suite;
 
-typedef struct tmoei_line { size_t input, outputs, input_length; int output_count; tmoe_part part; } tmoei_line;     /* places in the draft's text */
+/* places in the draft's text */
+typedef struct tmoei_line { size_t input, outputs, input_length; int output_count; tmoe_part part;
+    } tmoei_line;
 
 typedef struct tmoei_draft {            /* a task that is being read */
     char *name, *instruction, *category;
@@ -4549,31 +4538,26 @@ typedef struct tmoei_draft {            /* a task that is being read */
     int own_test;                       /* the folder brings test lines */
 } tmoei_draft;
 
-TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx)
-{
+TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx) {
     tmoei_suite *suite = (tmoei_suite *)tmoei_alloc(ctx, 1, sizeof *suite, 1);
     if (!suite) return NULL;
     suite->shown.ctx = ctx;
     return &suite->shown;
 }
 
-TMOE_DEF void tmoe_suite_destroy(tmoe_suite *suite)
-{
+TMOE_DEF void tmoe_suite_destroy(tmoe_suite *suite) {
     tmoei_suite *mine = (tmoei_suite *)suite;
     if (!suite) return;
     while (mine->blocks) {
         tmoei_suite_block *before = mine->blocks->before;
-        tmoei_free(suite->ctx, mine->blocks->data);
-        tmoei_free(suite->ctx, mine->blocks);
+        tmoei_free(suite->ctx, mine->blocks->data); tmoei_free(suite->ctx, mine->blocks);
         mine->blocks = before;
     }
-    tmoei_free(suite->ctx, suite->tasks);
-    tmoei_free(suite->ctx, mine);
+    tmoei_free(suite->ctx, suite->tasks); tmoei_free(suite->ctx, mine);
 }
 
 /* Memory that lives as long as the suite. */
-static void *tmoei_suite_alloc(tmoe_suite *suite, size_t count, size_t bytes)
-{
+static void *tmoei_suite_alloc(tmoe_suite *suite, size_t count, size_t bytes) {
     tmoei_suite *mine = (tmoei_suite *)suite;
     tmoei_suite_block *block = (tmoei_suite_block *)tmoei_alloc(suite->ctx, 1, sizeof *block, 0);
     if (!block) return NULL;
@@ -4584,39 +4568,35 @@ static void *tmoei_suite_alloc(tmoe_suite *suite, size_t count, size_t bytes)
     return block->data;
 }
 
-static char *tmoei_suite_text(tmoe_suite *suite, const char *text, size_t length)
-{
+static char *tmoei_suite_text(tmoe_suite *suite, const char *text, size_t length) {
     char *copy = (char *)tmoei_suite_alloc(suite, length + 1, 1);
     if (copy) memcpy(copy, text, length);
     return copy;
 }
 
-TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name)
-{
-    int i;
-    for (i = 0; i < suite->count; i++) if (strcmp(suite->tasks[i].name, name) == 0) return i;
+TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name) {
+    for (int i = 0; i < suite->count; i++) if (strcmp(suite->tasks[i].name, name) == 0) return i;
     return -1;
 }
 
-static void tmoei_draft_free(tmoe_ctx *ctx, tmoei_draft *draft)
-{
-    tmoei_free(ctx, draft->name);
-    tmoei_free(ctx, draft->instruction);
-    tmoei_free(ctx, draft->category);
-    tmoei_free(ctx, draft->lines);
+static void tmoei_draft_free(tmoe_ctx *ctx, tmoei_draft *draft) {
+    tmoei_free(ctx, draft->name); tmoei_free(ctx, draft->instruction);
+    tmoei_free(ctx, draft->category); tmoei_free(ctx, draft->lines);
     tmoei_buffer_free(ctx, &draft->text);
     memset(draft, 0, sizeof *draft);
 }
 
 /* One field: not empty, valid UTF-8, no NUL. `where` is "path:line". */
-static tmoe_result tmoei_draft_field(tmoe_ctx *ctx, tmoei_draft *draft, const char *text, size_t length, const char *what, const char *where)
-{
-    size_t at, bytes;
+static tmoe_result tmoei_draft_field(tmoe_ctx *ctx, tmoei_draft *draft, const char *text, size_t length,
+        const char *what, const char *where) {
+    size_t bytes;
     uint32_t code;
     if (length == 0) return tmoei_fail(ctx, TMOE_ERR_DATA, "%s: the %s is empty", where, what);
-    for (at = 0; at < length; at += bytes) {
+    for (size_t at = 0; at < length; at += bytes) {
         bytes = tmoei_utf8_next(text, length, at, &code);
-        if (!bytes || code == 0) return tmoei_fail(ctx, TMOE_ERR_DATA, "%s: the %s is not valid UTF-8 at its byte %lu", where, what, (unsigned long)at + 1);
+        if (!bytes || code == 0)
+            return tmoei_fail(ctx, TMOE_ERR_DATA, "%s: the %s is not valid UTF-8 at its byte %lu", where,
+                what, (unsigned long)at + 1);
     }
     tmoei_buffer_add(ctx, &draft->text, text, length);
     tmoei_buffer_add(ctx, &draft->text, "", 1);
@@ -4624,95 +4604,100 @@ static tmoe_result tmoei_draft_field(tmoe_ctx *ctx, tmoei_draft *draft, const ch
 }
 
 /* Begins a line with its input; outputs follow through tmoei_draft_field, each raising output_count. */
-static tmoe_result tmoei_draft_line(tmoe_ctx *ctx, tmoei_draft *draft, const char *input, size_t length, tmoe_part part, const char *where)
-{
+static tmoe_result tmoei_draft_line(tmoe_ctx *ctx, tmoei_draft *draft, const char *input, size_t length,
+        tmoe_part part, const char *where) {
     void *grown = draft->lines;
     tmoei_line *line;
-    if (!(grown = tmoei_grow(ctx, grown, &draft->capacity, draft->count + 1, sizeof *line))) return TMOE_ERR_MEMORY;
+    if (!(grown = tmoei_grow(ctx, grown, &draft->capacity, draft->count + 1, sizeof *line)))
+        return TMOE_ERR_MEMORY;
     draft->lines = (tmoei_line *)grown;
     line = &draft->lines[draft->count++];
     memset(line, 0, sizeof *line);
-    line->input = draft->text.length;
-    line->input_length = length;
-    line->part = part;
+    line->input = draft->text.length; line->input_length = length; line->part = part;
     return tmoei_draft_field(ctx, draft, input, length, "input", where);
 }
 
 /* Turns a sound draft into a task of the suite. */
-static tmoe_result tmoei_suite_finish(tmoe_suite *suite, const tmoei_draft *draft, tmoe_part part, int test_count, const char *where)
-{
+static tmoe_result tmoei_suite_finish(tmoe_suite *suite, const tmoei_draft *draft, tmoe_part part,
+        int test_count, const char *where) {
     tmoei_suite *mine = (tmoei_suite *)suite;
     tmoe_ctx *ctx = suite->ctx;
     const int count = (int)draft->count;
     size_t outputs = 0, i;
-    int o, train = 0, test = 0;
+    int train = 0, test = 0;
     char *text;
     const char **answers;
     tmoe_example *examples;
-    tmoe_task *task;
     void *grown = suite->tasks;
-    if (draft->count == 0 || draft->count > 100000000) return tmoei_fail(ctx, TMOE_ERR_DATA, "%s: task %s has no lines", where, draft->name);
-    if (tmoe_suite_find(suite, draft->name) >= 0) return tmoei_fail(ctx, TMOE_ERR_DATA, "%s: there are two tasks called %s", where, draft->name);
+    if (draft->count == 0 || draft->count > 100000000)
+        return tmoei_fail(ctx, TMOE_ERR_DATA, "%s: task %s has no lines", where, draft->name);
+    if (tmoe_suite_find(suite, draft->name) >= 0)
+        return tmoei_fail(ctx, TMOE_ERR_DATA, "%s: there are two tasks called %s", where, draft->name);
     for (i = 0; i < draft->count; i++) outputs += (size_t)draft->lines[i].output_count;
-    if (!(grown = tmoei_grow(ctx, grown, &mine->capacity, (size_t)suite->count + 1, sizeof *suite->tasks))) return TMOE_ERR_MEMORY;
+    if (!(grown = tmoei_grow(ctx, grown, &mine->capacity, (size_t)suite->count + 1, sizeof *suite->tasks)))
+        return TMOE_ERR_MEMORY;
     suite->tasks = (tmoe_task *)grown;
-    task = &suite->tasks[suite->count];
+    tmoe_task *task = &suite->tasks[suite->count];
     memset(task, 0, sizeof *task);
     text = (char *)tmoei_suite_alloc(suite, draft->text.length + 1, 1);
     answers = (const char **)tmoei_suite_alloc(suite, outputs + 1, sizeof *answers);
     examples = (tmoe_example *)tmoei_suite_alloc(suite, draft->count, sizeof *examples);
     task->name = tmoei_suite_text(suite, draft->name, strlen(draft->name));
     task->instruction = tmoei_suite_text(suite, draft->instruction, strlen(draft->instruction));
-    task->category = tmoei_suite_text(suite, draft->category ? draft->category : "none", strlen(draft->category ? draft->category : "none"));
-    if (!text || !answers || !examples || !task->name || !task->instruction || !task->category) return TMOE_ERR_MEMORY;
+    task->category = tmoei_suite_text(suite, draft->category ? draft->category : "none",
+        strlen(draft->category ? draft->category : "none"));
+    if (!text || !answers || !examples || !task->name || !task->instruction || !task->category)
+        return TMOE_ERR_MEMORY;
     memcpy(text, draft->text.data, draft->text.length);
-    if (!draft->own_test && test_count < 0) test_count = count / 5 > 0 ? count / 5 : count > 1;    /* the last 20 % */
+    /* the last 20 % */
+    if (!draft->own_test && test_count < 0) test_count = count / 5 > 0 ? count / 5 : count > 1;
     for (i = 0; i < draft->count; i++) {
         const tmoei_line *line = &draft->lines[i];
         const int is_test = draft->own_test ? line->part == TMOE_PART_TEST : (int)i >= count - test_count;
         test += is_test;
     }
-    task->test = examples + (count - test);                     /* training lines first, test lines behind them, each in the file's order */
+    /* training lines first, test lines behind them, each in the file's order */
+    task->test = examples + (count - test);
     task->train = examples;
     for (i = 0, test = 0; i < draft->count; i++) {
         const tmoei_line *line = &draft->lines[i];
         const int is_test = draft->own_test ? line->part == TMOE_PART_TEST : (int)i >= count - test_count;
         tmoe_example *example = is_test ? examples + (task->test - examples) + test++ : examples + train++;
         const char *at = text + line->input;
-        example->input = at;
-        example->outputs = answers;
+        example->input = at; example->outputs = answers;
         example->output_count = line->output_count;
-        for (o = 0; o < line->output_count; o++) { at += strlen(at) + 1; *answers++ = at; }
+        for (int o = 0; o < line->output_count; o++) { at += strlen(at) + 1; *answers++ = at; }
     }
-    task->train_count = train;
-    task->test_count = test;
-    task->metric = draft->metric;
+    task->train_count = train; task->test_count = test; task->metric = draft->metric;
     task->part = part;
     suite->count++;
     return TMOE_OK;
 }
 
-TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const char *category, const char *instruction, tmoe_metric metric, tmoe_part part,
-                                    const char *const *inputs, const char *const *outputs, int count, int test_count)
-{
+TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const char *category,
+        const char *instruction, tmoe_metric metric, tmoe_part part, const char *const *inputs,
+        const char *const *outputs, int count, int test_count) {
     tmoe_ctx *ctx = suite->ctx;
     tmoei_draft draft;
     tmoe_result result = TMOE_OK;
-    int i;
     ctx->error = TMOE_OK;
-    if (!name || !name[0] || !instruction || !instruction[0] || count < 1 || test_count < 0 || test_count >= count || (unsigned)metric >= TMOE_METRICS)
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "suite_add: %d lines, %d of them for test; a name, an instruction, a metric, and 0 <= test_count < count", count, test_count);
+    if (!name || !name[0] || !instruction || !instruction[0] || count < 1 || test_count < 0
+            || test_count >= count || (unsigned)metric >= TMOE_METRICS)
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "suite_add: %d lines, %d for test; needs name, instruction, metric and 0 <= test_count < count",
+            count, test_count);
     memset(&draft, 0, sizeof draft);
     draft.name = tmoei_strdup(ctx, name, strlen(name));
     draft.instruction = tmoei_strdup(ctx, instruction, strlen(instruction));
     draft.category = category ? tmoei_strdup(ctx, category, strlen(category)) : NULL;
     draft.metric = metric;
     if (!draft.name || !draft.instruction || (category && !draft.category)) result = TMOE_ERR_MEMORY;
-    for (i = 0; result == TMOE_OK && i < count; i++) {
+    for (int i = 0; result == TMOE_OK && i < count; i++) {
         char where[96];
         (void)snprintf(where, sizeof where, "suite_add: line %d", i + 1);
         result = tmoei_draft_line(ctx, &draft, inputs[i], strlen(inputs[i]), TMOE_PART_TRAIN, where);
-        if (result == TMOE_OK) result = tmoei_draft_field(ctx, &draft, outputs[i], strlen(outputs[i]), "output", where);
+        if (result == TMOE_OK)
+            result = tmoei_draft_field(ctx, &draft, outputs[i], strlen(outputs[i]), "output", where);
         if (result == TMOE_OK) draft.lines[draft.count - 1].output_count = 1;
     }
     if (result == TMOE_OK) result = tmoei_suite_finish(suite, &draft, part, test_count, "suite_add");
@@ -4721,21 +4706,19 @@ TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const c
 }
 
 /* What the encoder reads. */
-/* <s> instruction \n input </s>, or <s> input </s> without an instruction; count = tokens needed, even where they do not fit. */
-static tmoe_result tmoei_encode_source(tmoe_ctx *ctx, const tmoe_tokenizer *tokenizer, const char *instruction, const char *input,
-                                       int *ids, size_t capacity, size_t *count)
-{
+/* <s> instruction \n input </s>, or <s> input </s> without an instruction; count = tokens needed, even where
+ * they do not fit. */
+static tmoe_result tmoei_encode_source(tmoe_ctx *ctx, const tmoe_tokenizer *tokenizer,
+        const char *instruction, const char *input, int *ids, size_t capacity, size_t *count) {
     const int flags = TMOE_TOKENIZER_SPECIALS;
     const size_t a = instruction ? strlen(instruction) : 0, b = strlen(input);
-    char *text;
-    tmoe_result result;
     if (!instruction) return tmoe_tokenizer_encode(tokenizer, input, b, flags, ids, capacity, count);
-    text = (char *)tmoei_alloc(ctx, a + b + 2, 1, 0);
+    char *text = (char *)tmoei_alloc(ctx, a + b + 2, 1, 0);
     if (!text) return TMOE_ERR_MEMORY;
     memcpy(text, instruction, a);
     text[a] = '\n';
     memcpy(text + a + 1, input, b + 1);
-    result = tmoe_tokenizer_encode(tokenizer, text, a + b + 1, flags, ids, capacity, count);
+    tmoe_result result = tmoe_tokenizer_encode(tokenizer, text, a + b + 1, flags, ids, capacity, count);
     tmoei_free(ctx, text);
     return result;
 }
@@ -4745,42 +4728,40 @@ static tmoe_result tmoei_encode_source(tmoe_ctx *ctx, const tmoe_tokenizer *toke
 #define TMOEI_PATH 1024
 
 /* ---- folders ----------------------------------------------------------------------------------------- */
-
 typedef struct tmoei_names { char **names; int count; size_t capacity; } tmoei_names;
 
-static void tmoei_names_free(tmoe_ctx *ctx, tmoei_names *list)
-{
-    int i;
-    for (i = 0; i < list->count; i++) tmoei_free(ctx, list->names[i]);
+static void tmoei_names_free(tmoe_ctx *ctx, tmoei_names *list) {
+    for (int i = 0; i < list->count; i++) tmoei_free(ctx, list->names[i]);
     tmoei_free(ctx, list->names);
     memset(list, 0, sizeof *list);
 }
 
-static int tmoei_name_order(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+static int tmoei_name_order(const void *a, const void *b) {
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
 
-static tmoe_result tmoei_names_add(tmoe_ctx *ctx, tmoei_names *list, const char *name)
-{
+static tmoe_result tmoei_names_add(tmoe_ctx *ctx, tmoei_names *list, const char *name) {
     void *grown = list->names;
     if (name[0] == '.') return TMOE_OK;
-    if (!(grown = tmoei_grow(ctx, grown, &list->capacity, (size_t)list->count + 1, sizeof *list->names))) return TMOE_ERR_MEMORY;
+    if (!(grown = tmoei_grow(ctx, grown, &list->capacity, (size_t)list->count + 1, sizeof *list->names)))
+        return TMOE_ERR_MEMORY;
     list->names = (char **)grown;
     list->names[list->count] = tmoei_strdup(ctx, name, strlen(name));
     return list->names[list->count] ? (list->count++, TMOE_OK) : TMOE_ERR_MEMORY;
 }
 
 /* Names in a folder, sorted, so that the file system's order is of no account. 0: no such folder. */
-static int tmoei_names_list(tmoe_ctx *ctx, tmoei_names *list, const char *folder)
-{
+static int tmoei_names_list(tmoe_ctx *ctx, tmoei_names *list, const char *folder) {
     memset(list, 0, sizeof *list);
 #if defined(_WIN32)
     {
         struct _finddata_t found;
         char pattern[TMOEI_PATH];
-        intptr_t handle;
         (void)snprintf(pattern, sizeof pattern, "%s/*", folder);
-        handle = _findfirst(pattern, &found);
+        intptr_t handle = _findfirst(pattern, &found);
         if (handle == -1) return 0;
-        do { if (tmoei_names_add(ctx, list, found.name) != TMOE_OK) break; } while (_findnext(handle, &found) == 0);
+        do { if (tmoei_names_add(ctx, list, found.name) != TMOE_OK) break;
+            } while (_findnext(handle, &found) == 0);
         (void)_findclose(handle);
     }
 #else
@@ -4788,7 +4769,8 @@ static int tmoei_names_list(tmoe_ctx *ctx, tmoei_names *list, const char *folder
         DIR *directory = opendir(folder);
         const struct dirent *entry;
         if (!directory) return 0;
-        while ((entry = readdir(directory)) != NULL) if (tmoei_names_add(ctx, list, entry->d_name) != TMOE_OK) break;
+        while ((entry = readdir(directory)) != NULL)
+            if (tmoei_names_add(ctx, list, entry->d_name) != TMOE_OK) break;
         (void)closedir(directory);
     }
 #endif
@@ -4796,31 +4778,28 @@ static int tmoei_names_list(tmoe_ctx *ctx, tmoei_names *list, const char *folder
     return 1;
 }
 
-static int tmoei_ends_with(const char *text, const char *end)
-{
+static int tmoei_ends_with(const char *text, const char *end) {
     const size_t a = strlen(text), b = strlen(end);
     return a > b && strcmp(text + a - b, end) == 0;
 }
 
-static int tmoei_path_join(tmoe_ctx *ctx, char *path, const char *folder, const char *name)
-{
+static int tmoei_path_join(tmoe_ctx *ctx, char *path, const char *folder, const char *name) {
     if (snprintf(path, TMOEI_PATH, "%s/%s", folder, name) < TMOEI_PATH) return 1;
-    (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s/%s: the path is longer than %d bytes", folder, name, TMOEI_PATH - 1);
+    (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s/%s: the path is longer than %d bytes", folder, name,
+        TMOEI_PATH - 1);
     return 0;
 }
 
-static int tmoei_file_exists(const char *path)
-{
+static int tmoei_file_exists(const char *path) {
     FILE *file = fopen(path, "rb");
     if (file) (void)fclose(file);
     return file != NULL;
 }
 
 /* ---- lines ------------------------------------------------------------------------------------------- */
-
 /* The next line of a text without its end (LF or CR LF); 0 at the end of the text. */
-static int tmoei_next_line(const char *text, size_t length, size_t *at, const char **line, size_t *line_length)
-{
+static int tmoei_next_line(const char *text, size_t length, size_t *at, const char **line,
+        size_t *line_length) {
     size_t end;
     if (*at >= length) return 0;
     for (end = *at; end < length && text[end] != '\n'; end++) { }
@@ -4831,33 +4810,38 @@ static int tmoei_next_line(const char *text, size_t length, size_t *at, const ch
     return 1;
 }
 
-static size_t tmoei_skip_bom(const char *text, size_t length) { return length >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0 ? 3 : 0; }
+static size_t tmoei_skip_bom(const char *text, size_t length) {
+    return length >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
+}
 
-static int tmoei_all_empty(const char *text, size_t length, size_t at)
-{
+static int tmoei_all_empty(const char *text, size_t length, size_t at) {
     for (; at < length; at++) if (text[at] != '\n' && text[at] != '\r') return 0;
     return 1;
 }
 
 /* Adds the lines of a TSV file: input TAB output [TAB output ...]. */
-static tmoe_result tmoei_read_tsv(tmoe_ctx *ctx, tmoei_draft *draft, const char *path, tmoe_part part)
-{
-    size_t length, at, line_length;
+static tmoe_result tmoei_read_tsv(tmoe_ctx *ctx, tmoei_draft *draft, const char *path, tmoe_part part) {
+    size_t length, line_length;
     const char *line;
     int number = 0;
     tmoe_result result = TMOE_OK;
     char *text = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &length);
     if (!text) return ctx->error;
-    at = tmoei_skip_bom(text, length);
-    while (result == TMOE_OK && !tmoei_all_empty(text, length, at) && tmoei_next_line(text, length, &at, &line, &line_length)) {
+    size_t at = tmoei_skip_bom(text, length);
+    while (result == TMOE_OK && !tmoei_all_empty(text, length, at)
+            && tmoei_next_line(text, length, &at, &line, &line_length)) {
         char where[TMOEI_PATH + 16];
         const char *tab = (const char *)memchr(line, '\t', line_length), *end = line + line_length;
         (void)snprintf(where, sizeof where, "%s:%d", path, ++number);
-        if (!tab) { result = tmoei_fail(ctx, TMOE_ERR_DATA, "%s: no TAB; a line is 'input TAB output'", where); break; }
+        if (!tab) {
+            result = tmoei_fail(ctx, TMOE_ERR_DATA, "%s: no TAB; a line is 'input TAB output'", where);
+            break;
+        }
         result = tmoei_draft_line(ctx, draft, line, (size_t)(tab - line), part, where);
         while (result == TMOE_OK && tab) {
             const char *from = tab + 1, *next = (const char *)memchr(from, '\t', (size_t)(end - from));
-            result = tmoei_draft_field(ctx, draft, from, (size_t)((next ? next : end) - from), "output", where);
+            result = tmoei_draft_field(ctx, draft, from, (size_t)((next ? next : end) - from), "output",
+                where);
             draft->lines[draft->count - 1].output_count++;
             tab = next;
         }
@@ -4867,18 +4851,17 @@ static tmoe_result tmoei_read_tsv(tmoe_ctx *ctx, tmoei_draft *draft, const char 
 }
 
 /* ---- the three layouts ------------------------------------------------------------------------------- */
-
-static tmoe_result tmoei_metric_of(tmoe_ctx *ctx, const char *name, const char *where, tmoe_metric *metric)
-{
-    int m;
-    for (m = 0; m < TMOE_METRICS; m++)
-        if (strcmp(name, tmoe_metric_name((tmoe_metric)m)) == 0) { *metric = (tmoe_metric)m; return TMOE_OK; }
+static tmoe_result tmoei_metric_of(tmoe_ctx *ctx, const char *name, const char *where, tmoe_metric *metric) {
+    for (int m = 0; m < TMOE_METRICS; m++)
+        if (strcmp(name, tmoe_metric_name((tmoe_metric)m)) == 0) {
+            *metric = (tmoe_metric)m; return TMOE_OK;
+        }
     return tmoei_fail(ctx, TMOE_ERR_DATA, "%s: unknown metric '%s'", where, name);
 }
 
 /* tasks.tsv: what it says about the task `name`; columns are found by their names in the first line. */
-static tmoe_result tmoei_describe(tmoe_ctx *ctx, tmoei_draft *draft, char **labels, const char *table, size_t table_length, const char *path)
-{
+static tmoe_result tmoei_describe(tmoe_ctx *ctx, tmoei_draft *draft, char **labels, const char *table,
+        size_t table_length, const char *path) {
     static const char *const wanted[5] = { "name", "category", "metric", "instruction", "labels" };
     int column_of[5] = { -1, -1, -1, -1, -1 }, number = 0, w;
     size_t at = tmoei_skip_bom(table, table_length), line_length;
@@ -4892,21 +4875,37 @@ static tmoe_result tmoei_describe(tmoe_ctx *ctx, tmoei_draft *draft, char **labe
         for (; from <= line_length; from = to + 1, column++) {
             for (to = from; to < line_length && line[to] != '\t'; to++) { }
             for (w = 0; w < 5; w++) {
-                if (number == 1 && strlen(wanted[w]) == to - from && memcmp(wanted[w], line + from, to - from) == 0) column_of[w] = column;
+                if (number == 1 && strlen(wanted[w]) == to - from
+                        && memcmp(wanted[w], line + from, to - from) == 0)
+                    column_of[w] = column;
                 if (column_of[w] == column) { fields[w] = line + from; lengths[w] = to - from; }
             }
         }
         if (number == 1) {
-            if (column_of[0] < 0) return tmoei_fail(ctx, TMOE_ERR_DATA, "%s: the first line must name the columns, one of them 'name'", where);
+            if (column_of[0] < 0)
+                return tmoei_fail(ctx, TMOE_ERR_DATA,
+                    "%s: the first line must name the columns, one of them 'name'", where);
             continue;
         }
-        if (!fields[0] || lengths[0] != strlen(draft->name) || memcmp(fields[0], draft->name, lengths[0]) != 0) continue;
-        if (lengths[1]) { draft->category = tmoei_strdup(ctx, fields[1], lengths[1]); if (!draft->category) return TMOE_ERR_MEMORY; }
-        if (lengths[3]) { draft->instruction = tmoei_strdup(ctx, fields[3], lengths[3]); if (!draft->instruction) return TMOE_ERR_MEMORY; }
-        if (lengths[4]) { *labels = tmoei_strdup(ctx, fields[4], lengths[4]); if (!*labels) return TMOE_ERR_MEMORY; }
+        if (!fields[0] || lengths[0] != strlen(draft->name) || memcmp(fields[0], draft->name,
+                lengths[0]) != 0)
+            continue;
+        if (lengths[1]) {
+            draft->category = tmoei_strdup(ctx, fields[1], lengths[1]);
+            if (!draft->category) return TMOE_ERR_MEMORY;
+        }
+        if (lengths[3]) {
+            draft->instruction = tmoei_strdup(ctx, fields[3], lengths[3]);
+            if (!draft->instruction) return TMOE_ERR_MEMORY;
+        }
+        if (lengths[4]) {
+            *labels = tmoei_strdup(ctx, fields[4], lengths[4]);
+            if (!*labels) return TMOE_ERR_MEMORY;
+        }
         if (lengths[2]) {
             char metric[32];
-            (void)snprintf(metric, sizeof metric, "%.*s", (int)(lengths[2] < 31 ? lengths[2] : 31), fields[2]);
+            (void)snprintf(metric, sizeof metric, "%.*s", (int)(lengths[2] < 31 ? lengths[2] : 31),
+                fields[2]);
             return tmoei_metric_of(ctx, metric, where, &draft->metric);
         }
         return TMOE_OK;
@@ -4915,8 +4914,7 @@ static tmoe_result tmoei_describe(tmoe_ctx *ctx, tmoei_draft *draft, char **labe
 }
 
 /* Labels "a|b|c" become the newest task's closed set. */
-static tmoe_result tmoei_suite_labels(tmoe_suite *suite, const char *labels)
-{
+static tmoe_result tmoei_suite_labels(tmoe_suite *suite, const char *labels) {
     tmoe_task *task = &suite->tasks[suite->count - 1];
     char *text = tmoei_suite_text(suite, labels, strlen(labels)), *at;
     const char **list;
@@ -4924,15 +4922,13 @@ static tmoe_result tmoei_suite_labels(tmoe_suite *suite, const char *labels)
     for (at = text; at && *at; at++) if (*at == '|') n++;
     list = (const char **)tmoei_suite_alloc(suite, (size_t)n, sizeof *list);
     if (!text || !list) return TMOE_ERR_MEMORY;
-    task->labels = list;
-    task->label_count = n;
+    task->labels = list; task->label_count = n;
     for (*list++ = text, at = text; *at; at++) if (*at == '|') { *at = 0; *list++ = at + 1; }
     return TMOE_OK;
 }
 
 /* The task's file name with spaces for '_' is its instruction where nobody gave one. */
-static tmoe_result tmoei_default_instruction(tmoe_ctx *ctx, tmoei_draft *draft)
-{
+static tmoe_result tmoei_default_instruction(tmoe_ctx *ctx, tmoei_draft *draft) {
     char *c;
     if (draft->instruction) return TMOE_OK;
     draft->instruction = tmoei_strdup(ctx, draft->name, strlen(draft->name));
@@ -4941,12 +4937,11 @@ static tmoe_result tmoei_default_instruction(tmoe_ctx *ctx, tmoei_draft *draft)
 }
 
 /* NAME.tsv files of a folder. */
-static tmoe_result tmoei_load_tsv_folder(tmoe_suite *suite, const char *folder, const tmoei_names *names, const char *table, size_t table_length, const char *table_path)
-{
+static tmoe_result tmoei_load_tsv_folder(tmoe_suite *suite, const char *folder, const tmoei_names *names,
+        const char *table, size_t table_length, const char *table_path) {
     tmoe_ctx *ctx = suite->ctx;
     tmoe_result result = TMOE_OK;
-    int i;
-    for (i = 0; result == TMOE_OK && i < names->count; i++) {
+    for (int i = 0; result == TMOE_OK && i < names->count; i++) {
         char path[TMOEI_PATH], *labels = NULL;
         tmoei_draft draft;
         if (!tmoei_ends_with(names->names[i], ".tsv") || strcmp(names->names[i], "tasks.tsv") == 0) continue;
@@ -4965,17 +4960,18 @@ static tmoe_result tmoei_load_tsv_folder(tmoe_suite *suite, const char *folder, 
     return result;
 }
 
-/* CrossFit: TASK/TASK_{k}_{seed}_{train,dev,test}.tsv. Training lines are those of the first sample; test lines are in every sample the same. */
-static tmoe_result tmoei_load_crossfit_task(tmoe_suite *suite, const char *folder, const char *name, const tmoei_names *names)
-{
+/* CrossFit: TASK/TASK_{k}_{seed}_{train,dev,test}.tsv. Training lines are those of the first sample; test
+ * lines are in every sample the same. */
+static tmoe_result tmoei_load_crossfit_task(tmoe_suite *suite, const char *folder, const char *name,
+        const tmoei_names *names) {
     tmoe_ctx *ctx = suite->ctx;
     tmoei_draft draft;
     tmoe_result result = TMOE_OK;
     size_t first = 0, n;
-    int i, samples = 0;
+    int samples = 0;
     char path[TMOEI_PATH] = "";
     memset(&draft, 0, sizeof draft);
-    for (i = 0; result == TMOE_OK && i < names->count; i++) {
+    for (int i = 0; result == TMOE_OK && i < names->count; i++) {
         static const char *const ends[3] = { "_train.tsv", "_dev.tsv", "_test.tsv" };
         const char *file = names->names[i];
         int e;
@@ -4987,9 +4983,13 @@ static tmoe_result tmoei_load_crossfit_task(tmoe_suite *suite, const char *folde
             draft.name = tmoei_strdup(ctx, name, strlen(name));
             result = draft.name ? tmoei_default_instruction(ctx, &draft) : TMOE_ERR_MEMORY;
         }
-        if (n != strlen(names->names[first]) - strlen(strrchr(names->names[first], '_')) || strncmp(file, names->names[first], n) != 0) continue;   /* another sample */
+        /* another sample */
+        if (n != strlen(names->names[first]) - strlen(strrchr(names->names[first], '_'))
+                || strncmp(file, names->names[first], n) != 0)
+            continue;
         if (result == TMOE_OK && !tmoei_path_join(ctx, path, folder, file)) result = ctx->error;
-        if (result == TMOE_OK) result = tmoei_read_tsv(ctx, &draft, path, e == 2 ? TMOE_PART_TEST : TMOE_PART_TRAIN);
+        if (result == TMOE_OK)
+            result = tmoei_read_tsv(ctx, &draft, path, e == 2 ? TMOE_PART_TEST : TMOE_PART_TRAIN);
         draft.own_test |= e == 2;
     }
     if (result == TMOE_OK && samples) result = tmoei_suite_finish(suite, &draft, TMOE_PART_TRAIN, -1, path);
@@ -4997,32 +4997,37 @@ static tmoe_result tmoei_load_crossfit_task(tmoe_suite *suite, const char *folde
     return result;
 }
 
-/* JSON lines; the lines of one task may be anywhere, so each new name makes a pass over the file's values. */
-static tmoe_result tmoei_load_jsonl(tmoe_suite *suite, const char *path)
-{
+/* JSON lines; the lines of one task may be anywhere in the file. */
+static tmoe_result tmoei_load_jsonl(tmoe_suite *suite, const char *path) {
     tmoe_ctx *ctx = suite->ctx;
-    size_t length, at, line_length;
+    size_t length, line_length;
     const char *line;
     char *text = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &length);
     tmoei_draft *drafts = NULL;
     size_t draft_count = 0, draft_capacity = 0, d;
     int number = 0;
     tmoe_result result = text ? TMOE_OK : ctx->error;
-    at = text ? tmoei_skip_bom(text, length) : 0;
-    while (result == TMOE_OK && !tmoei_all_empty(text, length, at) && tmoei_next_line(text, length, &at, &line, &line_length)) {
+    size_t at = text ? tmoei_skip_bom(text, length) : 0;
+    while (result == TMOE_OK && !tmoei_all_empty(text, length, at)
+            && tmoei_next_line(text, length, &at, &line, &line_length)) {
         static const char *const keys[3] = { "task", "instruction", "input" };
-        int nodes[3], output, k;
+        int nodes[3];
         tmoei_json json;
         char where[TMOEI_PATH + 16];
         (void)snprintf(where, sizeof where, "%s:%d", path, ++number);
         result = tmoei_json_parse(ctx, &json, line, line_length, where);
         if (result != TMOE_OK) break;
-        output = tmoei_json_get(&json, 0, "output");
-        for (k = 0; k < 3; k++) nodes[k] = tmoei_json_get(&json, 0, keys[k]);
-        if (!tmoei_json_is_string(&json, nodes[0]) || !tmoei_json_is_string(&json, nodes[2]) || (nodes[1] >= 0 && !tmoei_json_is_string(&json, nodes[1]))
-            || output < 0 || (json.nodes[output].kind != TMOEI_JSON_STRING && json.nodes[output].kind != TMOEI_JSON_ARRAY))
-            result = tmoei_fail(ctx, TMOE_ERR_DATA, "%s: needs strings \"task\" and \"input\", \"output\" as a string or a list of strings, and \"instruction\" as a string if at all", where);
-        for (d = 0; result == TMOE_OK && d < draft_count && strcmp(drafts[d].name, json.nodes[nodes[0]].text) != 0; d++) { }
+        int output = tmoei_json_get(&json, 0, "output");
+        for (int k = 0; k < 3; k++) nodes[k] = tmoei_json_get(&json, 0, keys[k]);
+        if (!tmoei_json_is_string(&json, nodes[0]) || !tmoei_json_is_string(&json, nodes[2])
+                || (nodes[1] >= 0 && !tmoei_json_is_string(&json, nodes[1])) || output < 0
+                || (json.nodes[output].kind != TMOEI_JSON_STRING
+                && json.nodes[output].kind != TMOEI_JSON_ARRAY))
+            result = tmoei_fail(ctx, TMOE_ERR_DATA,
+                "%s: needs strings \"task\" and \"input\", \"output\" as a string or a list of strings, "
+                "and \"instruction\" as a string if at all", where);
+        for (d = 0; result == TMOE_OK && d < draft_count
+                && strcmp(drafts[d].name, json.nodes[nodes[0]].text) != 0; d++) { }
         if (result == TMOE_OK && d == draft_count) {
             void *grown = tmoei_grow(ctx, drafts, &draft_capacity, draft_count + 1, sizeof *drafts);
             if (grown) drafts = (tmoei_draft *)grown; else result = TMOE_ERR_MEMORY;
@@ -5030,17 +5035,25 @@ static tmoe_result tmoei_load_jsonl(tmoe_suite *suite, const char *path)
                 memset(&drafts[d], 0, sizeof *drafts);
                 draft_count++;
                 drafts[d].name = tmoei_strdup(ctx, json.nodes[nodes[0]].text, json.nodes[nodes[0]].length);
-                if (nodes[1] >= 0 && json.nodes[nodes[1]].length) drafts[d].instruction = tmoei_strdup(ctx, json.nodes[nodes[1]].text, json.nodes[nodes[1]].length);
-                result = drafts[d].name && ctx->error == TMOE_OK ? tmoei_default_instruction(ctx, &drafts[d]) : TMOE_ERR_MEMORY;
+                if (nodes[1] >= 0 && json.nodes[nodes[1]].length)
+                    drafts[d].instruction = tmoei_strdup(ctx, json.nodes[nodes[1]].text,
+                        json.nodes[nodes[1]].length);
+                result = drafts[d].name && ctx->error == TMOE_OK ? tmoei_default_instruction(ctx, &drafts[d])
+                    : TMOE_ERR_MEMORY;
             }
         }
-        if (result == TMOE_OK) result = tmoei_draft_line(ctx, &drafts[d], json.nodes[nodes[2]].text, json.nodes[nodes[2]].length, TMOE_PART_TRAIN, where);
+        if (result == TMOE_OK)
+            result = tmoei_draft_line(ctx, &drafts[d], json.nodes[nodes[2]].text,
+                json.nodes[nodes[2]].length, TMOE_PART_TRAIN, where);
         if (result == TMOE_OK) {
             int o = json.nodes[output].kind == TMOEI_JSON_ARRAY ? json.nodes[output].child : output;
             if (o < 0) result = tmoei_fail(ctx, TMOE_ERR_DATA, "%s: the list of outputs is empty", where);
             for (; result == TMOE_OK && o >= 0; o = o == output ? -1 : json.nodes[o].next) {
-                if (!tmoei_json_is_string(&json, o)) { result = tmoei_fail(ctx, TMOE_ERR_DATA, "%s: an output is not a string", where); break; }
-                result = tmoei_draft_field(ctx, &drafts[d], json.nodes[o].text, json.nodes[o].length, "output", where);
+                if (!tmoei_json_is_string(&json, o)) {
+                    result = tmoei_fail(ctx, TMOE_ERR_DATA, "%s: an output is not a string", where); break;
+                }
+                result = tmoei_draft_field(ctx, &drafts[d], json.nodes[o].text, json.nodes[o].length,
+                    "output", where);
                 drafts[d].lines[drafts[d].count - 1].output_count++;
             }
         }
@@ -5050,91 +5063,102 @@ static tmoe_result tmoei_load_jsonl(tmoe_suite *suite, const char *path)
         if (result == TMOE_OK) result = tmoei_suite_finish(suite, &drafts[d], TMOE_PART_TRAIN, -1, path);
         tmoei_draft_free(ctx, &drafts[d]);
     }
-    tmoei_free(ctx, drafts);
-    tmoei_free(ctx, text);
+    tmoei_free(ctx, drafts); tmoei_free(ctx, text);
     return result;
 }
 
 /* ---- splits ------------------------------------------------------------------------------------------ */
-
-static tmoe_result tmoei_apply_split(tmoe_suite *suite, const char *path)
-{
+static tmoe_result tmoei_apply_split(tmoe_suite *suite, const char *path) {
     static const char *const parts[3] = { "train", "dev", "test" };
     tmoe_ctx *ctx = suite->ctx;
     tmoei_json json;
     size_t length;
     char unknown[512] = "", *text = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &length), *named;
-    int part, node, list, i, kept = 0;
-    tmoe_result result;
+    int list, i, kept = 0;
     if (!text) return ctx->error;
-    result = tmoei_json_parse(ctx, &json, text, length, path);
+    tmoe_result result = tmoei_json_parse(ctx, &json, text, length, path);
     tmoei_free(ctx, text);
     if (result != TMOE_OK) return result;
     named = (char *)tmoei_alloc(ctx, (size_t)suite->count + 1, 1, 1);
     if (!named) result = TMOE_ERR_MEMORY;
-    if (result == TMOE_OK && json.nodes[0].kind != TMOEI_JSON_OBJECT) result = tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: a split is {\"train\": [], \"dev\": [], \"test\": []}", path);
-    for (part = 0; result == TMOE_OK && part < 3; part++) {
+    if (result == TMOE_OK && json.nodes[0].kind != TMOEI_JSON_OBJECT)
+        result = tmoei_fail(ctx, TMOE_ERR_FORMAT,
+            "%s: a split is {\"train\": [], \"dev\": [], \"test\": []}", path);
+    for (int part = 0; result == TMOE_OK && part < 3; part++) {
         list = tmoei_json_get(&json, 0, parts[part]);
         if (list < 0) continue;
-        if (json.nodes[list].kind != TMOEI_JSON_ARRAY) { result = tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: \"%s\" must be a list of task names", path, parts[part]); break; }
-        for (node = json.nodes[list].child; result == TMOE_OK && node >= 0; node = json.nodes[node].next) {
+        if (json.nodes[list].kind != TMOEI_JSON_ARRAY) {
+            result = tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: \"%s\" must be a list of task names", path,
+                parts[part]);
+            break;
+        }
+        for (int node = json.nodes[list].child; result == TMOE_OK && node >= 0;
+                node = json.nodes[node].next) {
             const char *name = tmoei_json_is_string(&json, node) ? json.nodes[node].text : "(not a string)";
             i = tmoe_suite_find(suite, name);
             if (i < 0) tmoei_problem(unknown, sizeof unknown, "%s", name);
-            else if (named[i]) result = tmoei_fail(ctx, TMOE_ERR_DATA, "%s: task %s is named twice", path, name);
+            else if (named[i])
+                result = tmoei_fail(ctx, TMOE_ERR_DATA, "%s: task %s is named twice", path, name);
             else { named[i] = 1; suite->tasks[i].part = (tmoe_part)part; }
         }
     }
-    if (result == TMOE_OK && unknown[0]) result = tmoei_fail(ctx, TMOE_ERR_DATA, "%s: the folder has no task called: %s", path, unknown);
-    for (i = 0; result == TMOE_OK && i < suite->count; i++) if (named[i]) suite->tasks[kept++] = suite->tasks[i];
+    if (result == TMOE_OK && unknown[0])
+        result = tmoei_fail(ctx, TMOE_ERR_DATA, "%s: the folder has no task called: %s", path, unknown);
+    for (i = 0; result == TMOE_OK && i < suite->count; i++)
+        if (named[i]) suite->tasks[kept++] = suite->tasks[i];
     if (result == TMOE_OK) suite->count = kept;
     tmoei_free(ctx, named);
     tmoei_json_free(ctx, &json);
     return result;
 }
 
-static tmoe_result tmoei_load_folder(tmoe_suite *suite, const char *folder)
-{
+static tmoe_result tmoei_load_folder(tmoe_suite *suite, const char *folder) {
     tmoe_ctx *ctx = suite->ctx;
     tmoei_names names, inner;
     char path[TMOEI_PATH], table_path[TMOEI_PATH], *table = NULL;
     size_t table_length = 0;
     tmoe_result result = TMOE_OK;
-    int i;
-    if (!tmoei_names_list(ctx, &names, folder)) return tmoei_fail(ctx, TMOE_ERR_FILE, "%s: is not a folder that can be read: %s", folder, strerror(errno));
-    if (!tmoei_path_join(ctx, table_path, folder, "tasks.tsv") || !tmoei_path_join(ctx, path, folder, "tasks")) result = ctx->error;
+    if (!tmoei_names_list(ctx, &names, folder))
+        return tmoei_fail(ctx, TMOE_ERR_FILE, "%s: is not a folder that can be read: %s", folder,
+            strerror(errno));
+    if (!tmoei_path_join(ctx, table_path, folder, "tasks.tsv")
+            || !tmoei_path_join(ctx, path, folder, "tasks"))
+        result = ctx->error;
     if (result == TMOE_OK && tmoei_file_exists(table_path)) {
         table = tmoei_read_file(ctx, table_path, TMOEI_DATA_FILE_MAX, &table_length);
         if (!table) result = ctx->error;
     }
-    if (result == TMOE_OK) result = tmoei_load_tsv_folder(suite, folder, &names, table, table_length, table_path);
+    if (result == TMOE_OK)
+        result = tmoei_load_tsv_folder(suite, folder, &names, table, table_length, table_path);
     if (result == TMOE_OK && tmoei_names_list(ctx, &inner, path)) {
-        result = ctx->error == TMOE_OK ? tmoei_load_tsv_folder(suite, path, &inner, table, table_length, table_path) : ctx->error;
+        result = ctx->error == TMOE_OK ? tmoei_load_tsv_folder(suite, path, &inner, table, table_length,
+            table_path) : ctx->error;
         tmoei_names_free(ctx, &inner);
     }
-    for (i = 0; result == TMOE_OK && i < names.count; i++) {
+    for (int i = 0; result == TMOE_OK && i < names.count; i++) {
         if (!tmoei_path_join(ctx, path, folder, names.names[i])) { result = ctx->error; break; }
         if (tmoei_ends_with(names.names[i], ".jsonl")) result = tmoei_load_jsonl(suite, path);
-        else if (strcmp(names.names[i], "tasks") != 0 && strcmp(names.names[i], "splits") != 0 && tmoei_names_list(ctx, &inner, path)) {
-            result = ctx->error == TMOE_OK ? tmoei_load_crossfit_task(suite, path, names.names[i], &inner) : ctx->error;
+        else if (strcmp(names.names[i], "tasks") != 0 && strcmp(names.names[i], "splits") != 0
+                && tmoei_names_list(ctx, &inner, path)) {
+            result = ctx->error == TMOE_OK ? tmoei_load_crossfit_task(suite, path, names.names[i], &inner)
+                : ctx->error;
             tmoei_names_free(ctx, &inner);
         }
     }
     tmoei_free(ctx, table);
     tmoei_names_free(ctx, &names);
-    if (result == TMOE_OK && suite->count == 0) result = tmoei_fail(ctx, TMOE_ERR_DATA, "%s: no tasks: neither NAME.tsv, nor TASK/TASK_*_train.tsv, nor *.jsonl", folder);
+    if (result == TMOE_OK && suite->count == 0)
+        result = tmoei_fail(ctx, TMOE_ERR_DATA,
+            "%s: no tasks: neither NAME.tsv, nor TASK/TASK_*_train.tsv, nor *.jsonl", folder);
     return ctx->error != TMOE_OK ? ctx->error : result;
 }
 
-TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const char *split)
-{
-    tmoe_suite *suite;
-    tmoe_result result;
+TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const char *split) {
     char name[TMOEI_PATH], path[TMOEI_PATH];
     ctx->error = TMOE_OK;
-    suite = tmoe_suite_create(ctx);
+    tmoe_suite *suite = tmoe_suite_create(ctx);
     if (!suite) return NULL;
-    result = tmoei_load_folder(suite, folder);
+    tmoe_result result = tmoei_load_folder(suite, folder);
     if (result == TMOE_OK) {
         (void)snprintf(name, sizeof name, "splits/%.900s.json", split ? split : "zero_shot");
         if (!tmoei_path_join(ctx, path, folder, name)) result = ctx->error;
@@ -5148,24 +5172,30 @@ TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const ch
 #endif /* TMOE_NO_STDIO */
 /* ==== >>model: what is where in the one flat buffer of parameters ======================================
  *
- *   theta   [ embeddings, positions, norms, output bias | layer 0: shared part, expert 0, ..., expert E-1 | layer 1 ... | router | task vectors ]
+ *   theta   [ embeddings, positions, norms, output bias | layer 0: shared part, expert 0, ..., expert E-1 |
+ *           layer 1 ... | router | task vectors ]
  *   grads, first moments, second moments: flat twins of theta, made by the trainer
  *
- * An expert is one contiguous block with the same inner layout in all experts of a layer. So merging is one sweep, cutting out a task is
- * a copy, the optimiser and the all-reduce are one loop. Every named tensor starts on a cache line. */
+ * An expert is one contiguous block with the same inner layout in all experts of a layer. So merging is one
+ * sweep, cutting out a task is a copy, the optimiser and the all-reduce are one loop. Every named tensor
+ * starts on a cache line. */
 
 /* The pieces of a transformer layer, in the order they lie in a block. */
 typedef enum tmoei_piece {
-    TMOEI_SELF_QKV, TMOEI_SELF_QKV_BIAS, TMOEI_SELF_OUT, TMOEI_SELF_OUT_BIAS, TMOEI_SELF_NORM, TMOEI_SELF_NORM_BIAS,
-    TMOEI_CROSS_Q, TMOEI_CROSS_Q_BIAS, TMOEI_CROSS_KV, TMOEI_CROSS_KV_BIAS, TMOEI_CROSS_OUT, TMOEI_CROSS_OUT_BIAS,
+    TMOEI_SELF_QKV, TMOEI_SELF_QKV_BIAS, TMOEI_SELF_OUT, TMOEI_SELF_OUT_BIAS, TMOEI_SELF_NORM,
+        TMOEI_SELF_NORM_BIAS,
+    TMOEI_CROSS_Q, TMOEI_CROSS_Q_BIAS, TMOEI_CROSS_KV, TMOEI_CROSS_KV_BIAS, TMOEI_CROSS_OUT,
+        TMOEI_CROSS_OUT_BIAS,
     TMOEI_CROSS_NORM, TMOEI_CROSS_NORM_BIAS,
     TMOEI_FC1, TMOEI_FC1_BIAS, TMOEI_FC2, TMOEI_FC2_BIAS, TMOEI_FFN_NORM, TMOEI_FFN_NORM_BIAS,
     TMOEI_PIECES
 } tmoei_piece;
 
 static const char *const tmoei_piece_names[TMOEI_PIECES] = {
-    "self.qkv.weight", "self.qkv.bias", "self.out.weight", "self.out.bias", "self.norm.weight", "self.norm.bias",
-    "cross.q.weight", "cross.q.bias", "cross.kv.weight", "cross.kv.bias", "cross.out.weight", "cross.out.bias",
+    "self.qkv.weight", "self.qkv.bias", "self.out.weight", "self.out.bias", "self.norm.weight",
+        "self.norm.bias",
+    "cross.q.weight", "cross.q.bias", "cross.kv.weight", "cross.kv.bias", "cross.out.weight",
+        "cross.out.bias",
     "cross.norm.weight", "cross.norm.bias",
     "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias", "ffn.norm.weight", "ffn.norm.bias"
 };
@@ -5180,7 +5210,8 @@ typedef enum tmoei_shared {
 } tmoei_shared;
 
 /* Which learning rate a parameter follows. */
-typedef enum tmoei_rate { TMOEI_RATE_MODEL, TMOEI_RATE_ROUTER, TMOEI_RATE_TASKS, TMOEI_RATE_NONE } tmoei_rate;
+typedef enum tmoei_rate { TMOEI_RATE_MODEL, TMOEI_RATE_ROUTER, TMOEI_RATE_TASKS,
+    TMOEI_RATE_NONE } tmoei_rate;
 
 typedef struct tmoei_parameter {    /* one named tensor in theta */
     char name[72];
@@ -5189,7 +5220,7 @@ typedef struct tmoei_parameter {    /* one named tensor in theta */
     tmoei_rate rate;
     int decay;                      /* weight decay: on matrices, never on biases and norms */
     int expert;                     /* -1: shared by all tasks */
-    float init_std;                 /* < 0: uniform in +- that (recurrent weights); 0 with init_value: a constant */
+    float init_std;          /* < 0: uniform in +- that (recurrent weights); 0 with init_value: a constant */
     float init_value;
 } tmoei_parameter;
 
@@ -5209,7 +5240,8 @@ struct tmoe_model {
     tmoe_ctx *ctx;
     tmoe_config config;
     tmoe_tokenizer *tokenizer;
-    int V, begin_id, end_id;        /* vocabulary; special tokens. The decoder starts with </s>, as it is trained */
+    /* vocabulary; special tokens. The decoder starts with </s>, as it is trained */
+    int V, begin_id, end_id;
     tmoei_known_task *tasks;
     int N;
     int L, R;                       /* layers, encoder first; routed layers */
@@ -5227,26 +5259,28 @@ struct tmoe_model {
     uint64_t version;               /* raised whenever theta changes; caches compare it */
     float *routes;                  /* (N, R * E) of evaluation, valid for routes_version */
     uint64_t routes_version;
-    float *merged, **blocks;        /* merged blocks of the last route that was asked for; (L) pointers to where each layer's lies */
+    /* merged blocks of the last route that was asked for; (L) pointers to where each layer's lies */
+    float *merged, **blocks;
     float *merged_route;            /* that route, (R, E); valid for merged_version */
     uint64_t merged_version;
     tmoe_tape *tape;                /* for evaluation */
     char *training_note;            /* free text kept with the model: how it was trained */
 };
 
-static size_t tmoei_round_up(size_t n) { return (n + TMOEI_ALIGN_FLOATS - 1) / TMOEI_ALIGN_FLOATS * TMOEI_ALIGN_FLOATS; }
+static size_t tmoei_round_up(size_t n) {
+    return (n + TMOEI_ALIGN_FLOATS - 1) / TMOEI_ALIGN_FLOATS * TMOEI_ALIGN_FLOATS;
+}
 
 /* Adds a named tensor at the end of theta; gives its offset. Failure is noted in the context. */
-static size_t tmoei_parameter_add(tmoe_model *model, int rows, int cols, tmoei_rate rate, int decay, int expert,
-                                  float init_std, float init_value, const char *format, ...) TMOEI_PRINTF(9, 10);
-static size_t tmoei_parameter_add(tmoe_model *model, int rows, int cols, tmoei_rate rate, int decay, int expert,
-                                  float init_std, float init_value, const char *format, ...)
-{
+TMOEI_PRINTF(9, 10)
+static size_t tmoei_parameter_add(tmoe_model *model, int rows, int cols, tmoei_rate rate, int decay,
+        int expert, float init_std, float init_value, const char *format, ...) {
     tmoei_parameter *parameter;
     void *grown = model->parameters;
     size_t offset = model->size;
     va_list arguments;
-    if (!(grown = tmoei_grow(model->ctx, grown, &model->parameter_capacity, (size_t)model->parameter_count + 1, sizeof *parameter)))
+    if (!(grown = tmoei_grow(model->ctx, grown, &model->parameter_capacity,
+            (size_t)model->parameter_count + 1, sizeof *parameter)))
         return 0;
     model->parameters = (tmoei_parameter *)grown;
     parameter = &model->parameters[model->parameter_count++];
@@ -5263,47 +5297,45 @@ static size_t tmoei_parameter_add(tmoe_model *model, int rows, int cols, tmoei_r
 }
 
 /* Standard deviation of a (rows, cols) matrix at the start. */
-static float tmoei_init_std(const tmoe_model *model, int fan_in)
-{
+static float tmoei_init_std(const tmoe_model *model, int fan_in) {
     return model->config.init_std > 0.0f ? model->config.init_std : 1.0f / sqrtf((float)fan_in);
 }
 
 /* Lays out one layer: shapes of its pieces, then the shared part and the experts' blocks in theta. */
-static void tmoei_layer_plan(tmoe_model *model, int index)
-{
+static void tmoei_layer_plan(tmoe_model *model, int index) {
     const tmoe_config *c = &model->config;
     tmoei_layer *layer = &model->layers[index];
     const int decoder = index >= c->encoder_layers, D = c->D, F = decoder ? c->F_decoder : c->F_encoder;
     const int number = decoder ? index - c->encoder_layers : index;
-    const int matrix_rows[TMOEI_PIECES] = { 3 * D, 1, D, 1, 1, 1, D, 1, 2 * D, 1, D, 1, 1, 1, F, 1, D, 1, 1, 1 };
-    const int matrix_cols[TMOEI_PIECES] = { D, 3 * D, D, D, D, D, D, D, D, 2 * D, D, D, D, D, D, F, F, D, D, D };
-    int piece, expert;
-    layer->decoder = decoder;
-    layer->heads = decoder ? c->H_decoder : c->H_encoder;
+    const int matrix_rows[TMOEI_PIECES] = { 3 * D, 1, D, 1, 1, 1, D, 1, 2 * D, 1, D, 1, 1, 1, F, 1, D, 1, 1,
+        1 };
+    const int matrix_cols[TMOEI_PIECES] = { D, 3 * D, D, D, D, D, D, D, D, 2 * D, D, D, D, D, D, F, F, D, D,
+        D };
+    layer->decoder = decoder; layer->heads = decoder ? c->H_decoder : c->H_encoder;
     layer->experts = c->E > 1 && (c->expert_places & (decoder ? TMOE_DECODER : TMOE_ENCODER)) ? c->E : 1;
     layer->route = layer->experts > 1 ? model->R++ : -1;
-    for (piece = 0; piece < TMOEI_PIECES; piece++) {
-        size_t *size;
+    for (int piece = 0; piece < TMOEI_PIECES; piece++) {
         if (!decoder && piece >= TMOEI_CROSS_Q && piece <= TMOEI_CROSS_NORM_BIAS) continue;
-        layer->rows[piece] = matrix_rows[piece];
-        layer->cols[piece] = matrix_cols[piece];
+        layer->rows[piece] = matrix_rows[piece]; layer->cols[piece] = matrix_cols[piece];
         layer->in_expert[piece] = c->expert_kind == TMOE_EXPERT_LAYER || piece >= TMOEI_FC1;
-        size = layer->in_expert[piece] ? &layer->block_size : &layer->shared_size;
+        size_t *size = layer->in_expert[piece] ? &layer->block_size : &layer->shared_size;
         layer->offset[piece] = *size;
         *size += tmoei_round_up((size_t)matrix_rows[piece] * (size_t)matrix_cols[piece]);
     }
-    for (expert = -1; expert < layer->experts; expert++) {      /* -1: the shared part */
+    for (int expert = -1; expert < layer->experts; expert++) {      /* -1: the shared part */
         if (expert == -1) layer->shared = model->size;
         if (expert == 0) layer->block = model->size;
-        for (piece = 0; piece < TMOEI_PIECES; piece++) {
+        for (int piece = 0; piece < TMOEI_PIECES; piece++) {
             const int matrix = layer->rows[piece] > 1;
-            const int gain = piece == TMOEI_SELF_NORM || piece == TMOEI_CROSS_NORM || piece == TMOEI_FFN_NORM;
+            const int gain = piece == TMOEI_SELF_NORM || piece == TMOEI_CROSS_NORM
+                || piece == TMOEI_FFN_NORM;
             char owner[24] = "";
             if (layer->rows[piece] == 0 || layer->in_expert[piece] != (expert >= 0)) continue;
             if (layer->experts > 1 && expert >= 0) (void)snprintf(owner, sizeof owner, "expert.%d.", expert);
-            (void)tmoei_parameter_add(model, layer->rows[piece], layer->cols[piece], TMOEI_RATE_MODEL, matrix,
-                                      layer->experts > 1 ? expert : -1, matrix ? tmoei_init_std(model, layer->cols[piece]) : 0.0f,
-                                      gain ? 1.0f : 0.0f, "%s.%d.%s%s", decoder ? "decoder" : "encoder", number, owner, tmoei_piece_names[piece]);
+            (void)tmoei_parameter_add(model, layer->rows[piece], layer->cols[piece], TMOEI_RATE_MODEL,
+                matrix, layer->experts > 1 ? expert : -1, matrix ? tmoei_init_std(model, layer->cols[piece])
+                : 0.0f, gain ? 1.0f : 0.0f, "%s.%d.%s%s", decoder ? "decoder" : "encoder", number, owner,
+                tmoei_piece_names[piece]);
         }
     }
 }
@@ -5311,165 +5343,152 @@ static void tmoei_layer_plan(tmoe_model *model, int index)
 static void tmoei_router_plan(tmoe_model *model);              /* >>router */
 
 /* Lays out theta: offsets, names and sizes of everything. */
-static tmoe_result tmoei_model_plan(tmoe_model *model)
-{
+static tmoe_result tmoei_model_plan(tmoe_model *model) {
     const tmoe_config *c = &model->config;
     const float embedding_std = tmoei_init_std(model, c->D);
     const int V = model->V, D = c->D;
-    int l;
-    model->shared[TMOEI_TOKENS] = tmoei_parameter_add(model, V, D, TMOEI_RATE_MODEL, 1, -1, embedding_std, 0.0f, "tokens.weight");
-    model->shared[TMOEI_ENCODER_POSITIONS] = tmoei_parameter_add(model, c->source_tokens, D, TMOEI_RATE_MODEL, 1, -1,
-                                                                 embedding_std, 0.0f, "encoder.positions.weight");
-    model->shared[TMOEI_DECODER_POSITIONS] = tmoei_parameter_add(model, c->target_tokens, D, TMOEI_RATE_MODEL, 1, -1,
-                                                                 embedding_std, 0.0f, "decoder.positions.weight");
-    model->shared[TMOEI_ENCODER_NORM] = tmoei_parameter_add(model, 1, D, TMOEI_RATE_MODEL, 0, -1, 0.0f, 1.0f, "encoder.norm.weight");
-    model->shared[TMOEI_ENCODER_NORM_BIAS] = tmoei_parameter_add(model, 1, D, TMOEI_RATE_MODEL, 0, -1, 0.0f, 0.0f, "encoder.norm.bias");
-    model->shared[TMOEI_DECODER_NORM] = tmoei_parameter_add(model, 1, D, TMOEI_RATE_MODEL, 0, -1, 0.0f, 1.0f, "decoder.norm.weight");
-    model->shared[TMOEI_DECODER_NORM_BIAS] = tmoei_parameter_add(model, 1, D, TMOEI_RATE_MODEL, 0, -1, 0.0f, 0.0f, "decoder.norm.bias");
-    model->shared[TMOEI_OUTPUT_BIAS] = tmoei_parameter_add(model, 1, V, TMOEI_RATE_NONE, 0, -1, 0.0f, 0.0f, "output.bias");
+    model->shared[TMOEI_TOKENS] = tmoei_parameter_add(model, V, D, TMOEI_RATE_MODEL, 1, -1, embedding_std,
+        0.0f, "tokens.weight");
+    model->shared[TMOEI_ENCODER_POSITIONS] = tmoei_parameter_add(model, c->source_tokens, D,
+        TMOEI_RATE_MODEL, 1, -1, embedding_std, 0.0f, "encoder.positions.weight");
+    model->shared[TMOEI_DECODER_POSITIONS] = tmoei_parameter_add(model, c->target_tokens, D,
+        TMOEI_RATE_MODEL, 1, -1, embedding_std, 0.0f, "decoder.positions.weight");
+    model->shared[TMOEI_ENCODER_NORM] = tmoei_parameter_add(model, 1, D, TMOEI_RATE_MODEL, 0, -1, 0.0f, 1.0f,
+        "encoder.norm.weight");
+    model->shared[TMOEI_ENCODER_NORM_BIAS] = tmoei_parameter_add(model, 1, D, TMOEI_RATE_MODEL, 0, -1, 0.0f,
+        0.0f, "encoder.norm.bias");
+    model->shared[TMOEI_DECODER_NORM] = tmoei_parameter_add(model, 1, D, TMOEI_RATE_MODEL, 0, -1, 0.0f, 1.0f,
+        "decoder.norm.weight");
+    model->shared[TMOEI_DECODER_NORM_BIAS] = tmoei_parameter_add(model, 1, D, TMOEI_RATE_MODEL, 0, -1, 0.0f,
+        0.0f, "decoder.norm.bias");
+    model->shared[TMOEI_OUTPUT_BIAS] = tmoei_parameter_add(model, 1, V, TMOEI_RATE_NONE, 0, -1, 0.0f, 0.0f,
+        "output.bias");
     model->layers = (tmoei_layer *)tmoei_alloc(model->ctx, (size_t)model->L, sizeof *model->layers, 1);
     if (!model->layers) return model->ctx->error;
-    for (l = 0; l < model->L; l++) tmoei_layer_plan(model, l);
-    model->router = model->size;
-    model->router_parameter = model->parameter_count;
+    for (int l = 0; l < model->L; l++) tmoei_layer_plan(model, l);
+    model->router = model->size; model->router_parameter = model->parameter_count;
     if (model->R > 0) tmoei_router_plan(model);
-    model->router_size = model->size - model->router;
-    model->vectors = model->size;
+    model->router_size = model->size - model->router; model->vectors = model->size;
     if (model->N > 0 && model->R > 0)
-        model->vectors = tmoei_parameter_add(model, model->N, c->k, c->vectors == TMOE_VECTOR_LEARNED ? TMOEI_RATE_TASKS : TMOEI_RATE_NONE,
-                                             0, -1, 0.02f, 0.0f, "task_vectors.weight");
+        model->vectors = tmoei_parameter_add(model, model->N, c->k,
+            c->vectors == TMOE_VECTOR_LEARNED ? TMOEI_RATE_TASKS : TMOEI_RATE_NONE, 0, -1, 0.02f, 0.0f,
+            "task_vectors.weight");
     return model->ctx->error;
 }
 
-/* Fills theta: every matrix normal (or uniform), norms 1, biases 0; experts are copies of expert 0 plus noise. The stream is the tensor's
- * index, the counter the element: the same seed gives the same weights whatever else the model has. */
-static void tmoei_model_init(tmoe_model *model)
-{
-    int p;
-    size_t i;
-    for (p = 0; p < model->parameter_count; p++) {
+/* Fills theta: every matrix normal (or uniform), norms 1, biases 0; experts are copies of expert 0 plus
+ * noise. The stream is the tensor's index, the counter the element: the same seed gives the same weights
+ * whatever else the model has. */
+static void tmoei_model_init(tmoe_model *model) {
+    for (int p = 0; p < model->parameter_count; p++) {
         const tmoei_parameter *parameter = &model->parameters[p];
         float *x = model->theta + parameter->offset;
         const size_t n = (size_t)parameter->rows * (size_t)parameter->cols;
         const float std = parameter->init_std;
-        for (i = 0; i < n; i++) {
+        for (size_t i = 0; i < n; i++) {
             if (std == 0.0f) x[i] = parameter->init_value;
             else if (std > 0.0f) x[i] = std * tmoei_normal(model->config.seed, (uint64_t)p, i);
-            else x[i] = -std * (2.0f * tmoei_uniform(tmoei_random(model->config.seed, (uint64_t)p, i)) - 1.0f);
+            else
+                x[i] = -std * (2.0f * tmoei_uniform(tmoei_random(model->config.seed, (uint64_t)p, i))
+                    - 1.0f);
         }
         if (parameter->expert > 0 && std != 0.0f) {
             size_t block = 0;
-            int l;
-            for (l = 0; l < model->L; l++)
-                if (parameter->offset >= model->layers[l].block && model->layers[l].experts > 1) block = model->layers[l].block_size;
-            for (i = 0; i < n; i++)
+            for (int l = 0; l < model->L; l++)
+                if (parameter->offset >= model->layers[l].block && model->layers[l].experts > 1)
+                    block = model->layers[l].block_size;
+            for (size_t i = 0; i < n; i++)
                 x[i] = x[i] * model->config.expert_noise + x[i - (size_t)parameter->expert * block];
         }
     }
 }
 
-static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c, int task_count)
-{
+static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c, int task_count) {
     char text[TMOEI_MESSAGE_BYTES - 64] = "";
     const size_t size = sizeof text;
-    const int sizes[8] = { c->D, c->F_encoder, c->F_decoder, c->encoder_layers, c->decoder_layers, c->source_tokens, c->target_tokens, c->k };
-    static const char *const names[8] = { "D", "F_encoder", "F_decoder", "encoder_layers", "decoder_layers", "source_tokens", "target_tokens", "k" };
-    int i;
-    for (i = 0; i < 8; i++)
-        if (sizes[i] < 1 || sizes[i] > 1 << 20) tmoei_problem(text, size, "%s is %d, must be 1 to 1048576", names[i], sizes[i]);
+    const int sizes[8] = { c->D, c->F_encoder, c->F_decoder, c->encoder_layers, c->decoder_layers,
+        c->source_tokens, c->target_tokens, c->k };
+    static const char *const names[8] = { "D", "F_encoder", "F_decoder", "encoder_layers", "decoder_layers",
+        "source_tokens", "target_tokens", "k" };
+    for (int i = 0; i < 8; i++)
+        if (sizes[i] < 1 || sizes[i] > 1 << 20)
+            tmoei_problem(text, size, "%s is %d, must be 1 to 1048576", names[i], sizes[i]);
     if (c->H_encoder < 1 || c->D < 1 || c->D % c->H_encoder)
         tmoei_problem(text, size, "D = %d is not divisible by H_encoder = %d", c->D, c->H_encoder);
     if (c->H_decoder < 1 || c->D < 1 || c->D % c->H_decoder)
         tmoei_problem(text, size, "D = %d is not divisible by H_decoder = %d", c->D, c->H_decoder);
-    if (c->source_tokens < 3 || c->target_tokens < 2) tmoei_problem(text, size, "source_tokens %d (at least 3) and target_tokens %d (at least 2) "
-        "must leave room for text beside the special tokens", c->source_tokens, c->target_tokens);
-    if (c->activation != TMOE_GELU && c->activation != TMOE_RELU) tmoei_problem(text, size, "activation must be TMOE_GELU or TMOE_RELU");
+    if (c->source_tokens < 3 || c->target_tokens < 2)
+        tmoei_problem(text, size,
+            "source_tokens %d (at least 3) and target_tokens %d (at least 2) "
+            "must leave room for text beside the special tokens", c->source_tokens, c->target_tokens);
+    if (c->activation != TMOE_GELU && c->activation != TMOE_RELU)
+        tmoei_problem(text, size, "activation must be TMOE_GELU or TMOE_RELU");
     if (c->E < 1 || c->E > 64) tmoei_problem(text, size, "E is %d, must be 1 to 64", c->E);
-    if (c->E > 1 && !(c->expert_places & (TMOE_ENCODER | TMOE_DECODER))) tmoei_problem(text, size, "E is %d but expert_places names no layers", c->E);
+    if (c->E > 1 && !(c->expert_places & (TMOE_ENCODER | TMOE_DECODER)))
+        tmoei_problem(text, size, "E is %d but expert_places names no layers", c->E);
     if (c->E > 1 && task_count < 1) tmoei_problem(text, size, "E is %d but there is no task to route", c->E);
     if (c->selection == TMOE_SELECT_RANDOM_TASK && (c->random_n < 1 || c->random_n > c->E))
         tmoei_problem(text, size, "random_n is %d, must be 1 to E = %d", c->random_n, c->E);
     if (!(c->temperature > 0.0f) || !(c->temperature_min > 0.0f) || !(c->temperature_decay >= 0.0f))
-        tmoei_problem(text, size, "temperature %g and temperature_min %g must be above 0, temperature_decay %g at least 0",
-                      (double)c->temperature, (double)c->temperature_min, (double)c->temperature_decay);
-    if (!(c->exploration >= 0.0f && c->exploration <= 1.0f)) tmoei_problem(text, size, "exploration is %g, must be 0 to 1", (double)c->exploration);
-    if (c->router_hidden < 1 || c->router_hidden > 1 << 16) tmoei_problem(text, size, "router_hidden is %d, must be 1 to 65536", c->router_hidden);
-    if ((c->router == TMOE_ROUTER_TRANSFORMER || c->router == TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC) && c->router_hidden % 4)
-        tmoei_problem(text, size, "router_hidden is %d, must be divisible by the transformer router's 4 heads", c->router_hidden);
-    if (!(c->expert_noise >= 0.0f) || !(c->init_std >= 0.0f)) tmoei_problem(text, size, "expert_noise and init_std must be at least 0");
+        tmoei_problem(text, size,
+            "temperature %g and temperature_min %g must be above 0, temperature_decay %g at least 0",
+            (double)c->temperature, (double)c->temperature_min, (double)c->temperature_decay);
+    if (!(c->exploration >= 0.0f && c->exploration <= 1.0f))
+        tmoei_problem(text, size, "exploration is %g, must be 0 to 1", (double)c->exploration);
+    if (c->router_hidden < 1 || c->router_hidden > 1 << 16)
+        tmoei_problem(text, size, "router_hidden is %d, must be 1 to 65536", c->router_hidden);
+    if ((c->router == TMOE_ROUTER_TRANSFORMER || c->router == TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC)
+            && c->router_hidden % 4)
+        tmoei_problem(text, size,
+            "router_hidden is %d, must be divisible by the transformer router's 4 heads", c->router_hidden);
+    if (!(c->expert_noise >= 0.0f) || !(c->init_std >= 0.0f))
+        tmoei_problem(text, size, "expert_noise and init_std must be at least 0");
     return text[0] ? tmoei_fail(ctx, TMOE_ERR_CONFIG, "config: %s", text) : TMOE_OK;
 }
 
-TMOE_DEF tmoe_config tmoe_config_default(void)
-{
+TMOE_DEF tmoe_config tmoe_config_default(void) {
     tmoe_config c;
     memset(&c, 0, sizeof c);
-    c.D = 96;
-    c.H_encoder = c.H_decoder = 4;
-    c.F_encoder = c.F_decoder = 384;
-    c.encoder_layers = c.decoder_layers = 2;
-    c.source_tokens = 128;
+    c.D = 96; c.H_encoder = c.H_decoder = 4; c.F_encoder = c.F_decoder = 384;
+    c.encoder_layers = c.decoder_layers = 2; c.source_tokens = 128;
     c.target_tokens = 64;                                       /* the paper decodes at most 64 tokens */
-    c.norm = TMOE_NORM_PRE;
-    c.activation = TMOE_GELU;
-    c.E = 4;
-    c.expert_places = TMOE_ENCODER | TMOE_DECODER;
-    c.expert_noise = 0.5f;
-    c.mix = TMOE_MIX_PARAM;
-    c.selection = TMOE_SELECT_SOFTMAX;
-    c.random_n = 1;
-    c.temperature = c.temperature_min = 1.0f;
+    c.norm = TMOE_NORM_PRE; c.activation = TMOE_GELU; c.E = 4;
+    c.expert_places = TMOE_ENCODER | TMOE_DECODER; c.expert_noise = 0.5f; c.mix = TMOE_MIX_PARAM;
+    c.selection = TMOE_SELECT_SOFTMAX; c.random_n = 1; c.temperature = c.temperature_min = 1.0f;
     c.router = TMOE_ROUTER_LINEAR_LAYER_SPECIFIC;               /* the one in the paper's final runs */
     c.router_hidden = 64;                                       /* the paper's */
-    c.vectors = TMOE_VECTOR_TEXT;
-    c.k = 64;
-    c.instruction_in_input = 1;
-    c.seed = 1;
+    c.vectors = TMOE_VECTOR_TEXT; c.k = 64; c.instruction_in_input = 1; c.seed = 1;
     return c;
 }
 
-TMOE_DEF void tmoe_model_destroy(tmoe_model *model)
-{
+TMOE_DEF void tmoe_model_destroy(tmoe_model *model) {
     tmoe_ctx *ctx;
-    int t;
     if (!model) return;
     ctx = model->ctx;
-    for (t = 0; model->tasks && t < model->N; t++) {
-        tmoei_free(ctx, model->tasks[t].name);
-        tmoei_free(ctx, model->tasks[t].instruction);
+    for (int t = 0; model->tasks && t < model->N; t++) {
+        tmoei_free(ctx, model->tasks[t].name); tmoei_free(ctx, model->tasks[t].instruction);
         tmoei_free(ctx, model->tasks[t].category);
     }
-    tmoei_free(ctx, model->tasks);
-    tmoe_tokenizer_destroy(model->tokenizer);
-    tmoei_free(ctx, model->layers);
-    tmoei_free(ctx, model->parameters);
-    tmoei_free(ctx, model->theta);
-    tmoei_free(ctx, model->text_vectors);
-    tmoei_free(ctx, model->routes);
-    tmoei_free(ctx, model->merged);
-    tmoei_free(ctx, model->merged_route);
-    tmoei_free(ctx, model->blocks);
-    tmoei_free(ctx, model->training_note);
-    tmoe_tape_destroy(model->tape);
-    tmoei_free(ctx, model);
+    tmoei_free(ctx, model->tasks); tmoe_tokenizer_destroy(model->tokenizer);
+    tmoei_free(ctx, model->layers); tmoei_free(ctx, model->parameters);
+    tmoei_free(ctx, model->theta); tmoei_free(ctx, model->text_vectors);
+    tmoei_free(ctx, model->routes); tmoei_free(ctx, model->merged);
+    tmoei_free(ctx, model->merged_route); tmoei_free(ctx, model->blocks);
+    tmoei_free(ctx, model->training_note); tmoe_tape_destroy(model->tape); tmoei_free(ctx, model);
 }
 
 static void tmoei_text_vector(const char *text, int k, float *vector);  /* >>router */
 
 /* Everything but the values of theta. */
 static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config, const tmoe_tokenizer *tokenizer,
-                                   const tmoe_task *tasks, int task_count)
-{
+                                   const tmoe_task *tasks, int task_count) {
     tmoe_model *model;
     size_t merged = 0;
-    int t, l;
     if (tmoei_config_check(ctx, config, task_count) != TMOE_OK) return NULL;
     model = (tmoe_model *)tmoei_alloc(ctx, 1, sizeof *model, 1);
     if (!model) return NULL;
-    model->ctx = ctx;
-    model->config = *config;
-    model->L = config->encoder_layers + config->decoder_layers;
-    model->version = 1;
+    model->ctx = ctx; model->config = *config;
+    model->L = config->encoder_layers + config->decoder_layers; model->version = 1;
     model->tokenizer = tmoei_tokenizer_copy(ctx, tokenizer);
     if (!model->tokenizer) goto fail;
     model->V = tmoe_tokenizer_vocabulary(tokenizer);
@@ -5478,42 +5497,48 @@ static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config, con
     model->tasks = (tmoei_known_task *)tmoei_alloc(ctx, (size_t)task_count + 1, sizeof *model->tasks, 1);
     if (!model->tasks) goto fail;
     model->N = task_count;
-    for (t = 0; t < task_count; t++) {
+    for (int t = 0; t < task_count; t++) {
         model->tasks[t].name = tmoei_strdup(ctx, tasks[t].name, strlen(tasks[t].name));
         model->tasks[t].instruction = tmoei_strdup(ctx, tasks[t].instruction, strlen(tasks[t].instruction));
         model->tasks[t].category = tmoei_strdup(ctx, tasks[t].category, strlen(tasks[t].category));
         if (!model->tasks[t].name || !model->tasks[t].instruction || !model->tasks[t].category) goto fail;
     }
     if (tmoei_model_plan(model) != TMOE_OK) goto fail;
-    for (l = 0; l < model->L; l++) if (model->layers[l].experts > 1) merged += model->layers[l].block_size;
+    for (int l = 0; l < model->L; l++)
+        if (model->layers[l].experts > 1) merged += model->layers[l].block_size;
     model->theta = (float *)tmoei_alloc(ctx, model->size, sizeof(float), 1);
-    model->text_vectors = (float *)tmoei_alloc(ctx, (size_t)task_count * (size_t)config->k + 1, sizeof(float), 1);
-    model->routes = (float *)tmoei_alloc(ctx, (size_t)task_count * (size_t)(model->R * config->E) + 1, sizeof(float), 1);
-    model->merged = (float *)tmoei_alloc(ctx, config->mix == TMOE_MIX_PARAM ? merged + 1 : 1, sizeof(float), 0);
+    model->text_vectors = (float *)tmoei_alloc(ctx, (size_t)task_count * (size_t)config->k + 1,
+        sizeof(float), 1);
+    model->routes = (float *)tmoei_alloc(ctx, (size_t)task_count * (size_t)(model->R * config->E) + 1,
+        sizeof(float), 1);
+    model->merged = (float *)tmoei_alloc(ctx, config->mix == TMOE_MIX_PARAM ? merged + 1 : 1, sizeof(float),
+        0);
     model->merged_route = (float *)tmoei_alloc(ctx, (size_t)(model->R * config->E) + 1, sizeof(float), 1);
     model->blocks = (float **)tmoei_alloc(ctx, (size_t)model->L, sizeof *model->blocks, 1);
     model->tape = tmoe_tape_create(ctx);
-    if (!model->blocks || !model->theta || !model->text_vectors || !model->routes || !model->merged || !model->merged_route || !model->tape) goto fail;
+    if (!model->blocks || !model->theta || !model->text_vectors || !model->routes || !model->merged
+            || !model->merged_route || !model->tape)
+        goto fail;
     tmoe_tape_record(model->tape, 0);
-    for (t = 0; t < task_count; t++)
-        tmoei_text_vector(tasks[t].instruction, config->k, model->text_vectors + (size_t)t * (size_t)config->k);
+    for (int t = 0; t < task_count; t++)
+        tmoei_text_vector(tasks[t].instruction, config->k, model->text_vectors + (size_t)t
+            * (size_t)config->k);
     return model;
 fail:
     tmoe_model_destroy(model);
     return NULL;
 }
 
-TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config, const tmoe_tokenizer *tokenizer,
-                                       const tmoe_task *tasks, int task_count)
-{
+TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
+        const tmoe_tokenizer *tokenizer, const tmoe_task *tasks, int task_count) {
     tmoe_config chosen = config ? *config : tmoe_config_default();
-    tmoe_model *model;
     ctx->error = TMOE_OK;
-    model = tmoei_model_new(ctx, &chosen, tokenizer, tasks, task_count);
+    tmoe_model *model = tmoei_model_new(ctx, &chosen, tokenizer, tasks, task_count);
     if (model) {
         tmoei_model_init(model);
         if (model->R > 0 && chosen.vectors == TMOE_VECTOR_TEXT)
-            memcpy(model->theta + model->vectors, model->text_vectors, (size_t)model->N * (size_t)chosen.k * sizeof(float));
+            memcpy(model->theta + model->vectors, model->text_vectors,
+                (size_t)model->N * (size_t)chosen.k * sizeof(float));
     }
     return model;
 }
@@ -5521,24 +5546,19 @@ TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
 TMOE_DEF const tmoe_config *tmoe_model_config(const tmoe_model *model) { return &model->config; }
 TMOE_DEF const tmoe_tokenizer *tmoe_model_tokenizer(const tmoe_model *model) { return model->tokenizer; }
 TMOE_DEF int tmoe_model_task_count(const tmoe_model *model) { return model->N; }
-TMOE_DEF const char *tmoe_model_task_name(const tmoe_model *model, int task)
-{
+TMOE_DEF const char *tmoe_model_task_name(const tmoe_model *model, int task) {
     return task >= 0 && task < model->N ? model->tasks[task].name : NULL;
 }
-TMOE_DEF const char *tmoe_model_task_instruction(const tmoe_model *model, int task)
-{
+TMOE_DEF const char *tmoe_model_task_instruction(const tmoe_model *model, int task) {
     return task >= 0 && task < model->N ? model->tasks[task].instruction : NULL;
 }
-TMOE_DEF const char *tmoe_model_task_category(const tmoe_model *model, int task)
-{
+TMOE_DEF const char *tmoe_model_task_category(const tmoe_model *model, int task) {
     return task >= 0 && task < model->N ? model->tasks[task].category : NULL;
 }
 
-TMOE_DEF size_t tmoe_model_parameters(const tmoe_model *model, size_t *active)
-{
+TMOE_DEF size_t tmoe_model_parameters(const tmoe_model *model, size_t *active) {
     size_t all = 0, used = 0;
-    int p;
-    for (p = 0; p < model->parameter_count; p++) {
+    for (int p = 0; p < model->parameter_count; p++) {
         const tmoei_parameter *parameter = &model->parameters[p];
         const size_t n = (size_t)parameter->rows * (size_t)parameter->cols;
         all += n;
@@ -5548,11 +5568,10 @@ TMOE_DEF size_t tmoe_model_parameters(const tmoe_model *model, size_t *active)
     return all;
 }
 
-TMOE_DEF const char *tmoe_model_parameter(const tmoe_model *model, int index, int *rows, int *cols, float **values)
-{
-    const tmoei_parameter *parameter;
+TMOE_DEF const char *tmoe_model_parameter(const tmoe_model *model, int index, int *rows, int *cols,
+        float **values) {
     if (index < 0 || index >= model->parameter_count) return NULL;
-    parameter = &model->parameters[index];
+    const tmoei_parameter *parameter = &model->parameters[index];
     if (rows) *rows = parameter->rows;
     if (cols) *cols = parameter->cols;
     if (values) *values = model->theta + parameter->offset;
@@ -5561,19 +5580,17 @@ TMOE_DEF const char *tmoe_model_parameter(const tmoe_model *model, int index, in
 
 TMOE_DEF int tmoe_routed_layers(const tmoe_model *model) { return model->R; }
 
-TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int routed_layer, char *text, size_t size)
-{
-    int l;
+TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int routed_layer, char *text, size_t size) {
     if (size) text[0] = 0;
-    for (l = 0; l < model->L; l++)
+    for (int l = 0; l < model->L; l++)
         if (model->layers[l].route == routed_layer && routed_layer >= 0)
             (void)snprintf(text, size, "%s %d", model->layers[l].decoder ? "decoder" : "encoder",
                            model->layers[l].decoder ? l - model->config.encoder_layers : l);
 }
 
 /* ==== >>layers: one forward pass of the transformer ===================================================
- * A pass runs for ONE group: packed sequences of one task, so one route. It does not know whether a layer's weights are an expert, a merge
- * or dense. */
+ * A pass runs for ONE group: packed sequences of one task, so one route. It does not know whether a layer's
+ * weights are an expert, a merge or dense. */
 
 typedef struct tmoei_pack {             /* sequences one behind the other, no padding */
     int sequences, tokens;
@@ -5595,99 +5612,107 @@ typedef struct tmoei_pass {
     tmoei_cache *cache;
 } tmoei_pass;
 
-static tmoe_tensor *tmoei_block_leaf(tmoei_pass *pass, size_t offset, size_t size)
-{
+static tmoe_tensor *tmoei_block_leaf(tmoei_pass *pass, size_t offset, size_t size) {
     return tmoe_leaf(pass->tape, 1, (int)size, pass->model->theta + offset,
                      pass->grads && pass->train_model ? pass->grads + offset : NULL);
 }
 
-static tmoe_tensor *tmoei_shared_tensor(tmoei_pass *pass, tmoei_shared which)
-{
-    const tmoei_parameter *parameter = &pass->model->parameters[which];     /* the shared ones come first, in this order */
+static tmoe_tensor *tmoei_shared_tensor(tmoei_pass *pass, tmoei_shared which) {
+    /* the shared ones come first, in this order */
+    const tmoei_parameter *parameter = &pass->model->parameters[which];
     return tmoe_leaf(pass->tape, parameter->rows, parameter->cols, pass->model->theta + parameter->offset,
-                     pass->grads && pass->train_model && parameter->rate != TMOEI_RATE_NONE ? pass->grads + parameter->offset : NULL);
+        pass->grads && pass->train_model && parameter->rate != TMOEI_RATE_NONE
+        ? pass->grads + parameter->offset : NULL);
 }
 
 /* The pieces of a layer that lie in `block` (the shared part or an expert) as matrices. */
-static void tmoei_layer_pieces(tmoei_pass *pass, const tmoei_layer *layer, tmoe_tensor *block, int in_expert, tmoe_tensor **w)
-{
-    int piece;
-    for (piece = 0; piece < TMOEI_PIECES; piece++)
+static void tmoei_layer_pieces(tmoei_pass *pass, const tmoei_layer *layer, tmoe_tensor *block, int in_expert,
+        tmoe_tensor **w) {
+    for (int piece = 0; piece < TMOEI_PIECES; piece++)
         if (layer->rows[piece] && layer->in_expert[piece] == in_expert)
-            w[piece] = tmoei_part(pass->tape, block, layer->offset[piece], layer->rows[piece], layer->cols[piece]);
+            w[piece] = tmoei_part(pass->tape, block, layer->offset[piece], layer->rows[piece],
+                layer->cols[piece]);
 }
 
-static tmoe_tensor *tmoei_pass_dropout(tmoei_pass *pass, tmoe_tensor *x)
-{
-    return pass->dropout > 0.0f ? tmoe_dropout(pass->tape, x, pass->dropout, pass->dropout_seed, pass->dropout_stream++) : x;
+static tmoe_tensor *tmoei_pass_dropout(tmoei_pass *pass, tmoe_tensor *x) {
+    return pass->dropout > 0.0f ? tmoe_dropout(pass->tape, x, pass->dropout, pass->dropout_seed,
+        pass->dropout_stream++) : x;
 }
 
 /* The beginning of a sublayer: PRE norms its input, POST takes it as it is. */
-static tmoe_tensor *tmoei_sublayer_input(tmoei_pass *pass, tmoe_tensor *h, tmoe_tensor *gain, tmoe_tensor *bias)
-{
+static tmoe_tensor *tmoei_sublayer_input(tmoei_pass *pass, tmoe_tensor *h, tmoe_tensor *gain,
+        tmoe_tensor *bias) {
     return pass->model->config.norm == TMOE_NORM_PRE ? tmoe_layer_norm(pass->tape, h, gain, bias) : h;
 }
 
 /* The end of a sublayer: h + dropout(x w^T + b), and the norm where it comes after. */
-static tmoe_tensor *tmoei_sublayer_output(tmoei_pass *pass, tmoe_tensor *h, tmoe_tensor *x, tmoe_tensor *w, tmoe_tensor *b,
-                                          tmoe_tensor *gain, tmoe_tensor *bias)
-{
+static tmoe_tensor *tmoei_sublayer_output(tmoei_pass *pass, tmoe_tensor *h, tmoe_tensor *x, tmoe_tensor *w,
+        tmoe_tensor *b, tmoe_tensor *gain, tmoe_tensor *bias) {
     tmoe_tensor *y;
-    if (pass->dropout > 0.0f) y = tmoe_add(pass->tape, h, tmoei_pass_dropout(pass, tmoe_linear(pass->tape, x, w, b, TMOE_NONE, NULL)));
+    if (pass->dropout > 0.0f)
+        y = tmoe_add(pass->tape, h, tmoei_pass_dropout(pass, tmoe_linear(pass->tape, x, w, b, TMOE_NONE,
+            NULL)));
     else y = tmoe_linear(pass->tape, x, w, b, TMOE_NONE, h);
     return pass->model->config.norm == TMOE_NORM_POST ? tmoe_layer_norm(pass->tape, y, gain, bias) : y;
 }
 
 static tmoe_tensor *tmoei_cached_self_attention(tmoei_pass *pass, int layer, int expert, tmoe_tensor *qkv);
-static tmoe_tensor *tmoei_cached_cross_attention(tmoei_pass *pass, int layer, int expert, tmoe_tensor *q, tmoe_tensor *w, tmoe_tensor *b);
+static tmoe_tensor *tmoei_cached_cross_attention(tmoei_pass *pass, int layer, int expert, tmoe_tensor *q,
+    tmoe_tensor *w, tmoe_tensor *b);
 
 /* Self-attention and, in a decoder, cross-attention over the encoder's output. */
-static tmoe_tensor *tmoei_attention_sublayers(tmoei_pass *pass, int l, int expert, tmoe_tensor *const *w, tmoe_tensor *h, const tmoei_pack *pack,
-                                              tmoe_tensor *memory, const tmoei_pack *memory_pack)
-{
+static tmoe_tensor *tmoei_attention_sublayers(tmoei_pass *pass, int l, int expert, tmoe_tensor *const *w,
+        tmoe_tensor *h, const tmoei_pack *pack, tmoe_tensor *memory, const tmoei_pack *memory_pack) {
     const tmoei_layer *layer = &pass->model->layers[l];
     tmoe_tape *tape = pass->tape;
     tmoe_tensor *x = tmoei_sublayer_input(pass, h, w[TMOEI_SELF_NORM], w[TMOEI_SELF_NORM_BIAS]);
     x = tmoe_linear(tape, x, w[TMOEI_SELF_QKV], w[TMOEI_SELF_QKV_BIAS], TMOE_NONE, NULL);
     x = pass->cache ? tmoei_cached_self_attention(pass, l, expert, x)
-                    : tmoe_attention(tape, x, x, layer->heads, pack->sequences, pack->offsets, pack->offsets, layer->decoder);
-    h = tmoei_sublayer_output(pass, h, x, w[TMOEI_SELF_OUT], w[TMOEI_SELF_OUT_BIAS], w[TMOEI_SELF_NORM], w[TMOEI_SELF_NORM_BIAS]);
+        : tmoe_attention(tape, x, x, layer->heads, pack->sequences, pack->offsets, pack->offsets,
+        layer->decoder);
+    h = tmoei_sublayer_output(pass, h, x, w[TMOEI_SELF_OUT], w[TMOEI_SELF_OUT_BIAS], w[TMOEI_SELF_NORM],
+        w[TMOEI_SELF_NORM_BIAS]);
     if (!layer->decoder) return h;
     x = tmoei_sublayer_input(pass, h, w[TMOEI_CROSS_NORM], w[TMOEI_CROSS_NORM_BIAS]);
     x = tmoe_linear(tape, x, w[TMOEI_CROSS_Q], w[TMOEI_CROSS_Q_BIAS], TMOE_NONE, NULL);
-    if (pass->cache) x = tmoei_cached_cross_attention(pass, l, expert, x, w[TMOEI_CROSS_KV], w[TMOEI_CROSS_KV_BIAS]);
+    if (pass->cache)
+        x = tmoei_cached_cross_attention(pass, l, expert, x, w[TMOEI_CROSS_KV], w[TMOEI_CROSS_KV_BIAS]);
     else {
-        tmoe_tensor *kv = tmoe_linear(tape, memory, w[TMOEI_CROSS_KV], w[TMOEI_CROSS_KV_BIAS], TMOE_NONE, NULL);
-        x = tmoe_attention(tape, x, kv, layer->heads, pack->sequences, pack->offsets, memory_pack->offsets, 0);
+        tmoe_tensor *kv = tmoe_linear(tape, memory, w[TMOEI_CROSS_KV], w[TMOEI_CROSS_KV_BIAS], TMOE_NONE,
+            NULL);
+        x = tmoe_attention(tape, x, kv, layer->heads, pack->sequences, pack->offsets, memory_pack->offsets,
+            0);
     }
-    return tmoei_sublayer_output(pass, h, x, w[TMOEI_CROSS_OUT], w[TMOEI_CROSS_OUT_BIAS], w[TMOEI_CROSS_NORM], w[TMOEI_CROSS_NORM_BIAS]);
+    return tmoei_sublayer_output(pass, h, x, w[TMOEI_CROSS_OUT], w[TMOEI_CROSS_OUT_BIAS],
+        w[TMOEI_CROSS_NORM], w[TMOEI_CROSS_NORM_BIAS]);
 }
 
-static tmoe_tensor *tmoei_ffn_sublayer(tmoei_pass *pass, tmoe_tensor *const *w, tmoe_tensor *h)
-{
+static tmoe_tensor *tmoei_ffn_sublayer(tmoei_pass *pass, tmoe_tensor *const *w, tmoe_tensor *h) {
     tmoe_tensor *x = tmoei_sublayer_input(pass, h, w[TMOEI_FFN_NORM], w[TMOEI_FFN_NORM_BIAS]);
     x = tmoe_linear(pass->tape, x, w[TMOEI_FC1], w[TMOEI_FC1_BIAS], pass->model->config.activation, NULL);
-    return tmoei_sublayer_output(pass, h, x, w[TMOEI_FC2], w[TMOEI_FC2_BIAS], w[TMOEI_FFN_NORM], w[TMOEI_FFN_NORM_BIAS]);
+    return tmoei_sublayer_output(pass, h, x, w[TMOEI_FC2], w[TMOEI_FC2_BIAS], w[TMOEI_FFN_NORM],
+        w[TMOEI_FFN_NORM_BIAS]);
 }
 
-/* Layer l with its experts mixed by the route: PARAM merges the blocks and runs once, OUTPUT runs every expert that counts. */
+/* Layer l with its experts mixed by the route: PARAM merges and runs once, OUTPUT runs the experts. */
 static tmoe_tensor *tmoei_layer_forward(tmoei_pass *pass, int l, tmoe_tensor *h, const tmoei_pack *pack,
-                                        tmoe_tensor *memory, const tmoei_pack *memory_pack)
-{
+                                        tmoe_tensor *memory, const tmoei_pack *memory_pack) {
     tmoe_model *model = pass->model;
     const tmoei_layer *layer = &model->layers[l];
-    const int E = model->config.E, first = layer->route * E, whole = model->config.expert_kind == TMOE_EXPERT_LAYER;
+    const int E = model->config.E, first = layer->route * E,
+        whole = model->config.expert_kind == TMOE_EXPERT_LAYER;
     const int recording = pass->tape->record;
     tmoe_tensor *w[TMOEI_PIECES], *outputs[64], *block = NULL;
-    int e;
     memset(w, 0, sizeof w);
-    if (layer->shared_size) tmoei_layer_pieces(pass, layer, tmoei_block_leaf(pass, layer->shared, layer->shared_size), 0, w);
+    if (layer->shared_size)
+        tmoei_layer_pieces(pass, layer, tmoei_block_leaf(pass, layer->shared, layer->shared_size), 0, w);
     if (layer->experts == 1) block = tmoei_block_leaf(pass, layer->block, layer->block_size);
     else if (model->config.mix == TMOE_MIX_PARAM) {
         if (pass->blocks) block = tmoe_leaf(pass->tape, 1, (int)layer->block_size, pass->blocks[l], NULL);
-        else block = tmoe_mix_parameters(pass->tape, model->theta + layer->block,
-                                         pass->grads && pass->train_model ? pass->grads + layer->block : NULL,
-                                         E, (int)layer->block_size, pass->route, first);
+        else
+            block = tmoe_mix_parameters(pass->tape, model->theta + layer->block, pass->grads
+                && pass->train_model ? pass->grads + layer->block : NULL, E, (int)layer->block_size,
+                pass->route, first);
     }
     if (block) {
         tmoei_layer_pieces(pass, layer, block, 1, w);
@@ -5696,12 +5721,14 @@ static tmoe_tensor *tmoei_layer_forward(tmoei_pass *pass, int l, tmoe_tensor *h,
     }
     if (model->config.mix == TMOE_MIX_PARAM) return NULL;       /* merging failed; the context knows why */
     if (!whole) h = tmoei_attention_sublayers(pass, l, 0, w, h, pack, memory, memory_pack);
-    for (e = 0; e < E; e++) {
+    for (int e = 0; e < E; e++) {
         const float r = pass->tape->dry ? 1.0f : pass->route->x[first + e];
         outputs[e] = NULL;
         if (r == 0.0f && !pass->hard_training) continue;
-        pass->tape->record = recording && r != 0.0f;            /* unselected: forward only, for dl/dr_e = <dl/dy, y_e> */
-        tmoei_layer_pieces(pass, layer, tmoei_block_leaf(pass, layer->block + (size_t)e * layer->block_size, layer->block_size), 1, w);
+        /* unselected: forward only, for dl/dr_e = <dl/dy, y_e> */
+        pass->tape->record = recording && r != 0.0f;
+        tmoei_layer_pieces(pass, layer, tmoei_block_leaf(pass, layer->block + (size_t)e * layer->block_size,
+            layer->block_size), 1, w);
         outputs[e] = whole ? tmoei_attention_sublayers(pass, l, e, w, h, pack, memory, memory_pack) : h;
         outputs[e] = tmoei_ffn_sublayer(pass, w, outputs[e]);
         pass->tape->record = recording;
@@ -5710,58 +5737,60 @@ static tmoe_tensor *tmoei_layer_forward(tmoei_pass *pass, int l, tmoe_tensor *h,
 }
 
 /* Embedding: scale * token + position, the embedding norm of POST, dropout. */
-static tmoe_tensor *tmoei_embed(tmoei_pass *pass, const tmoei_pack *pack, int decoder)
-{
+static tmoe_tensor *tmoei_embed(tmoei_pass *pass, const tmoei_pack *pack, int decoder) {
     const tmoe_config *c = &pass->model->config;
-    tmoe_tensor *h = tmoe_embedding(pass->tape, tmoei_shared_tensor(pass, TMOEI_TOKENS), pack->tokens, pack->ids,
-                                    c->scale_embedding ? sqrtf((float)c->D) : 1.0f,
-                                    tmoei_shared_tensor(pass, decoder ? TMOEI_DECODER_POSITIONS : TMOEI_ENCODER_POSITIONS), pack->positions);
+    tmoe_tensor *h = tmoe_embedding(pass->tape, tmoei_shared_tensor(pass, TMOEI_TOKENS), pack->tokens,
+        pack->ids, c->scale_embedding ? sqrtf((float)c->D) : 1.0f,
+        tmoei_shared_tensor(pass, decoder ? TMOEI_DECODER_POSITIONS : TMOEI_ENCODER_POSITIONS),
+        pack->positions);
     if (c->norm == TMOE_NORM_POST)
-        h = tmoe_layer_norm(pass->tape, h, tmoei_shared_tensor(pass, decoder ? TMOEI_DECODER_NORM : TMOEI_ENCODER_NORM),
-                            tmoei_shared_tensor(pass, decoder ? TMOEI_DECODER_NORM_BIAS : TMOEI_ENCODER_NORM_BIAS));
+        h = tmoe_layer_norm(pass->tape, h, tmoei_shared_tensor(pass,
+            decoder ? TMOEI_DECODER_NORM : TMOEI_ENCODER_NORM),
+            tmoei_shared_tensor(pass, decoder ? TMOEI_DECODER_NORM_BIAS : TMOEI_ENCODER_NORM_BIAS));
     return tmoei_pass_dropout(pass, h);
 }
 
-static tmoe_tensor *tmoei_final_norm(tmoei_pass *pass, tmoe_tensor *h, int decoder)
-{
+static tmoe_tensor *tmoei_final_norm(tmoei_pass *pass, tmoe_tensor *h, int decoder) {
     if (pass->model->config.norm == TMOE_NORM_POST) return h;
-    return tmoe_layer_norm(pass->tape, h, tmoei_shared_tensor(pass, decoder ? TMOEI_DECODER_NORM : TMOEI_ENCODER_NORM),
-                           tmoei_shared_tensor(pass, decoder ? TMOEI_DECODER_NORM_BIAS : TMOEI_ENCODER_NORM_BIAS));
+    return tmoe_layer_norm(pass->tape, h, tmoei_shared_tensor(pass,
+        decoder ? TMOEI_DECODER_NORM : TMOEI_ENCODER_NORM), tmoei_shared_tensor(pass, decoder
+        ? TMOEI_DECODER_NORM_BIAS : TMOEI_ENCODER_NORM_BIAS));
 }
 
-static tmoe_tensor *tmoei_encode(tmoei_pass *pass, const tmoei_pack *source)
-{
+static tmoe_tensor *tmoei_encode(tmoei_pass *pass, const tmoei_pack *source) {
     tmoe_tensor *h = tmoei_embed(pass, source, 0);
-    int l;
-    for (l = 0; l < pass->model->config.encoder_layers; l++) h = tmoei_layer_forward(pass, l, h, source, NULL, NULL);
+    for (int l = 0; l < pass->model->config.encoder_layers; l++)
+        h = tmoei_layer_forward(pass, l, h, source, NULL, NULL);
     return tmoei_final_norm(pass, h, 0);
 }
 
-static tmoe_tensor *tmoei_decode(tmoei_pass *pass, const tmoei_pack *target, tmoe_tensor *memory, const tmoei_pack *source)
-{
+static tmoe_tensor *tmoei_decode(tmoei_pass *pass, const tmoei_pack *target, tmoe_tensor *memory,
+        const tmoei_pack *source) {
     tmoe_tensor *h = tmoei_embed(pass, target, 1);
-    int l;
-    for (l = pass->model->config.encoder_layers; l < pass->model->L; l++)
+    for (int l = pass->model->config.encoder_layers; l < pass->model->L; l++)
         h = tmoei_layer_forward(pass, l, h, target, memory, source);
     return tmoei_final_norm(pass, h, 1);
 }
 
 /* Logits over the vocabulary: the head is the token embedding (tied) plus a constant bias. */
-static tmoe_tensor *tmoei_head(tmoei_pass *pass, tmoe_tensor *h)
-{
-    return tmoe_linear(pass->tape, h, tmoei_shared_tensor(pass, TMOEI_TOKENS), tmoei_shared_tensor(pass, TMOEI_OUTPUT_BIAS), TMOE_NONE, NULL);
+static tmoe_tensor *tmoei_head(tmoei_pass *pass, tmoe_tensor *h) {
+    return tmoe_linear(pass->tape, h, tmoei_shared_tensor(pass, TMOEI_TOKENS),
+        tmoei_shared_tensor(pass, TMOEI_OUTPUT_BIAS), TMOE_NONE, NULL);
 }
 /* ==== >>router: from a task's vector to its route ======================================================
  *   z = router(e_t),  r_l = select(z_l)        z, r: one row a task, E columns for each routed layer
- * Ten kinds. `linear` and `linear_layer_specific` are MLPs. The others read a sequence with one element for each routed layer: the task
- * vector plus a learned position of the layer, or (layer specific) a projection of the task vector for each layer. */
+ * Ten kinds. `linear` and `linear_layer_specific` are MLPs. The others read a sequence with one element for
+ * each routed layer: the task vector plus a learned position of the layer, or (layer specific) a projection
+ * of the task vector for each layer. */
 
 #define TMOEI_ROUTER_STD 0.02f          /* the paper's, for linear weights and embeddings */
 #define TMOEI_ROUTER_HEADS 4            /* of the transformer router; its FFN is 64 wide */
 #define TMOEI_ROUTER_FFN 64
 
-static int tmoei_router_layer_specific(tmoe_router_kind kind) { return ((int)kind & 1) != 0; }     /* the enum alternates */
-static int tmoei_router_gates(tmoe_router_kind kind)            /* rows of recurrent weights for each hidden unit; 0: not recurrent */
+/* the enum alternates */
+static int tmoei_router_layer_specific(tmoe_router_kind kind) { return ((int)kind & 1) != 0; }
+/* rows of recurrent weights for each hidden unit; 0: not recurrent */
+static int tmoei_router_gates(tmoe_router_kind kind)
 {
     switch (kind) {
     case TMOE_ROUTER_RNN: case TMOE_ROUTER_RNN_LAYER_SPECIFIC: return 1;
@@ -5771,22 +5800,23 @@ static int tmoei_router_gates(tmoe_router_kind kind)            /* rows of recur
     }
 }
 
-static void tmoei_router_add(tmoe_model *model, int rows, int cols, int bias_of, float std, const char *name)
-{
-    (void)tmoei_parameter_add(model, rows, cols, TMOEI_RATE_ROUTER, rows > 1, -1, std, 0.0f, "router.%s.weight", name);
-    if (bias_of) (void)tmoei_parameter_add(model, 1, rows, TMOEI_RATE_ROUTER, 0, -1, std < 0.0f ? std : 0.0f, 0.0f, "router.%s.bias", name);
+static void tmoei_router_add(tmoe_model *model, int rows, int cols, int bias_of, float std,
+        const char *name) {
+    (void)tmoei_parameter_add(model, rows, cols, TMOEI_RATE_ROUTER, rows > 1, -1, std, 0.0f,
+        "router.%s.weight", name);
+    if (bias_of)
+        (void)tmoei_parameter_add(model, 1, rows, TMOEI_RATE_ROUTER, 0, -1, std < 0.0f ? std : 0.0f, 0.0f,
+            "router.%s.bias", name);
 }
 
 /* The order here is the order in which tmoei_router_logits takes them. */
-static void tmoei_router_plan(tmoe_model *model)
-{
+static void tmoei_router_plan(tmoe_model *model) {
     const tmoe_config *c = &model->config;
     const int R = model->R, E = c->E, hidden = c->router_hidden, gates = tmoei_router_gates(c->router);
     const int specific = tmoei_router_layer_specific(c->router), width = specific ? hidden : c->k;
-    int l, direction;
     char name[40];
     if (c->router == TMOE_ROUTER_LINEAR || c->router == TMOE_ROUTER_LINEAR_LAYER_SPECIFIC) {
-        for (l = 0; l < (specific ? R : 1); l++) {
+        for (int l = 0; l < (specific ? R : 1); l++) {
             (void)snprintf(name, sizeof name, "%d.linear1", l);
             tmoei_router_add(model, hidden, c->k, 1, TMOEI_ROUTER_STD, name);
             (void)snprintf(name, sizeof name, "%d.linear2", l);
@@ -5798,9 +5828,11 @@ static void tmoei_router_plan(tmoe_model *model)
     else tmoei_router_add(model, 1, R * c->k, 0, TMOEI_ROUTER_STD, "layer_positions");
     if (gates) {
         const float std = -1.0f / sqrtf((float)hidden);         /* uniform, torch's recurrent start */
-        for (direction = 0; direction < 2; direction++) {
-            tmoei_router_add(model, gates * hidden, width, 1, std, direction ? "backward.input" : "forward.input");
-            tmoei_router_add(model, gates * hidden, hidden, 1, std, direction ? "backward.hidden" : "forward.hidden");
+        for (int direction = 0; direction < 2; direction++) {
+            tmoei_router_add(model, gates * hidden, width, 1, std,
+                direction ? "backward.input" : "forward.input");
+            tmoei_router_add(model, gates * hidden, hidden, 1, std,
+                direction ? "backward.hidden" : "forward.hidden");
         }
         tmoei_router_add(model, E, 2 * hidden, 1, TMOEI_ROUTER_STD, "projection");
         return;
@@ -5816,47 +5848,49 @@ static void tmoei_router_plan(tmoe_model *model)
     tmoei_router_add(model, E, width, 1, TMOEI_ROUTER_STD, "projection");
 }
 
-typedef struct tmoei_router_cursor { tmoe_model *model; tmoe_tape *tape; float *grads; int next; } tmoei_router_cursor;
+typedef struct tmoei_router_cursor { tmoe_model *model; tmoe_tape *tape; float *grads; int next;
+    } tmoei_router_cursor;
 
-static tmoe_tensor *tmoei_router_next(tmoei_router_cursor *cursor)
-{
+static tmoe_tensor *tmoei_router_next(tmoei_router_cursor *cursor) {
     const tmoei_parameter *parameter = &cursor->model->parameters[cursor->next++];
-    return tmoe_leaf(cursor->tape, parameter->rows, parameter->cols, cursor->model->theta + parameter->offset,
-                     cursor->grads ? cursor->grads + parameter->offset : NULL);
+    return tmoe_leaf(cursor->tape, parameter->rows, parameter->cols,
+        cursor->model->theta + parameter->offset, cursor->grads ? cursor->grads + parameter->offset : NULL);
 }
 
-static tmoe_tensor *tmoei_router_linear(tmoei_router_cursor *cursor, tmoe_tensor *x, tmoe_activation act, tmoe_tensor *residual)
-{
+static tmoe_tensor *tmoei_router_linear(tmoei_router_cursor *cursor, tmoe_tensor *x, tmoe_activation act,
+        tmoe_tensor *residual) {
     tmoe_tensor *w = tmoei_router_next(cursor), *b = tmoei_router_next(cursor);
     return tmoe_linear(cursor->tape, x, w, b, act, residual);
 }
 
-/* One direction of a recurrent layer over the R elements of x (K, R * width); states out[l] (K, hidden). Gate order as torch:
+/* One direction of a recurrent layer over the R elements of x (K, R * width); states out[l] (K, hidden).
+ * Gate order as torch:
  *   RNN   h' = tanh(i + u)                                             i = W_i x + b_i,  u = W_h h + b_h
  *   GRU   r, z = sigmoid(i + u);  n = tanh(i_n + r u_n);  h' = n + z (h - n)
  *   LSTM  i, f, o = sigmoid(i + u);  g = tanh(i + u);  c' = f c + i g;  h' = o tanh(c') */
-static void tmoei_router_recurrent(tmoei_router_cursor *cursor, tmoe_tensor *x, int R, int hidden, int gates, int backward, tmoe_tensor **states)
-{
+static void tmoei_router_recurrent(tmoei_router_cursor *cursor, tmoe_tensor *x, int R, int hidden, int gates,
+        int backward, tmoe_tensor **states) {
     tmoe_tape *tape = cursor->tape;
     tmoe_tensor *wi = tmoei_router_next(cursor), *bi = tmoei_router_next(cursor);
     tmoe_tensor *wh = tmoei_router_next(cursor), *bh = tmoei_router_next(cursor);
-    tmoe_tensor *h, *c;
-    int i;
     if (!x) return;
-    h = tmoei_tensor_new(tape, x->rows, hidden, NULL);
+    tmoe_tensor *h = tmoei_tensor_new(tape, x->rows, hidden, NULL);
     if (!h) return;
     if (!tape->dry) memset(h->x, 0, tmoei_elements(h) * sizeof(float));
-    c = h;
-    for (i = 0; i < R; i++) {
+    tmoe_tensor *c = h;
+    for (int i = 0; i < R; i++) {
         const int l = backward ? R - 1 - i : i, width = x->cols / R;
-        tmoe_tensor *input = tmoe_linear(tape, tmoe_slice(tape, x, l * width, width), wi, bi, TMOE_NONE, NULL);
+        tmoe_tensor *input = tmoe_linear(tape, tmoe_slice(tape, x, l * width, width), wi, bi, TMOE_NONE,
+            NULL);
         tmoe_tensor *state = tmoe_linear(tape, h, wh, bh, TMOE_NONE, NULL);
         if (gates == 1) h = tmoe_map(tape, tmoe_add(tape, input, state), TMOE_TANH);
         else if (gates == 3) {
             tmoe_tensor *rz = tmoe_map(tape, tmoe_add(tape, tmoe_slice(tape, input, 0, 2 * hidden),
                                                       tmoe_slice(tape, state, 0, 2 * hidden)), TMOE_SIGMOID);
-            tmoe_tensor *reset = tmoe_multiply(tape, tmoe_slice(tape, rz, 0, hidden), tmoe_slice(tape, state, 2 * hidden, hidden));
-            tmoe_tensor *n = tmoe_map(tape, tmoe_add(tape, tmoe_slice(tape, input, 2 * hidden, hidden), reset), TMOE_TANH);
+            tmoe_tensor *reset = tmoe_multiply(tape, tmoe_slice(tape, rz, 0, hidden),
+                tmoe_slice(tape, state, 2 * hidden, hidden));
+            tmoe_tensor *n = tmoe_map(tape, tmoe_add(tape, tmoe_slice(tape, input, 2 * hidden, hidden),
+                reset), TMOE_TANH);
             tmoe_tensor *change = tmoe_add(tape, h, tmoe_affine(tape, n, -1.0f, 0.0f));
             h = tmoe_add(tape, n, tmoe_multiply(tape, tmoe_slice(tape, rz, hidden, hidden), change));
         } else {
@@ -5873,21 +5907,20 @@ static void tmoei_router_recurrent(tmoei_router_cursor *cursor, tmoe_tensor *x, 
 }
 
 /* Logits (K, R * E) of K task vectors (K, k). */
-static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, float *grads, tmoe_tensor *vectors)
-{
+static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, float *grads,
+        tmoe_tensor *vectors) {
     const tmoe_config *c = &model->config;
     const int R = model->R, hidden = c->router_hidden, gates = tmoei_router_gates(c->router);
     const int specific = tmoei_router_layer_specific(c->router);
     tmoei_router_cursor cursor;
     tmoe_tensor *x, **parts;
-    int l;
     if (!vectors) return NULL;
     cursor.model = model; cursor.tape = tape; cursor.grads = grads; cursor.next = model->router_parameter;
     parts = (tmoe_tensor **)tmoei_arena_alloc(&tape->small, 2 * (size_t)R, sizeof *parts);
     if (!parts) return NULL;
     memset(parts, 0, 2 * (size_t)R * sizeof *parts);
     if (c->router == TMOE_ROUTER_LINEAR || c->router == TMOE_ROUTER_LINEAR_LAYER_SPECIFIC) {
-        for (l = 0; l < (specific ? R : 1); l++) {
+        for (int l = 0; l < (specific ? R : 1); l++) {
             x = tmoei_router_linear(&cursor, vectors, TMOE_GELU, NULL);
             parts[l] = tmoei_router_linear(&cursor, x, TMOE_NONE, NULL);
         }
@@ -5895,7 +5928,8 @@ static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, floa
     }
     if (specific) x = tmoei_router_linear(&cursor, vectors, TMOE_NONE, NULL);
     else {
-        for (l = 0; l < R; l++) parts[l] = vectors;             /* the same vector at every layer, plus the layer's position */
+        /* the same vector at every layer, plus the layer's position */
+        for (int l = 0; l < R; l++) parts[l] = vectors;
         x = tmoe_add(tape, tmoe_concat(tape, parts, R), tmoei_router_next(&cursor));
     }
     if (gates) {
@@ -5903,7 +5937,7 @@ static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, floa
         tmoei_router_recurrent(&cursor, x, R, hidden, gates, 1, parts + R);
         {
             tmoe_tensor *w = tmoei_router_next(&cursor), *b = tmoei_router_next(&cursor), *both[2];
-            for (l = 0; l < R; l++) {
+            for (int l = 0; l < R; l++) {
                 both[0] = parts[l]; both[1] = parts[R + l];
                 parts[l] = tmoe_linear(tape, tmoe_concat(tape, both, 2), w, b, TMOE_NONE, NULL);
             }
@@ -5913,14 +5947,14 @@ static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, floa
     {
         const int K = vectors->rows, width = specific ? hidden : c->k;
         int *offsets = (int *)tmoei_arena_alloc(&tape->small, (size_t)K + 1, sizeof *offsets);
-        tmoe_tensor *a, *gain, *bias;
+        tmoe_tensor *bias;
         if (!offsets) return NULL;
-        for (l = 0; l <= K; l++) offsets[l] = l * R;
+        for (int l = 0; l <= K; l++) offsets[l] = l * R;
         x = tmoe_reshape(tape, x, K * R, width);
-        a = tmoei_router_linear(&cursor, x, TMOE_NONE, NULL);
+        tmoe_tensor *a = tmoei_router_linear(&cursor, x, TMOE_NONE, NULL);
         a = tmoe_attention(tape, a, a, TMOEI_ROUTER_HEADS, K, offsets, offsets, 0);
         a = tmoei_router_linear(&cursor, a, TMOE_NONE, x);
-        gain = tmoei_router_next(&cursor); bias = tmoei_router_next(&cursor);
+        tmoe_tensor *gain = tmoei_router_next(&cursor); bias = tmoei_router_next(&cursor);
         x = tmoe_layer_norm(tape, a, gain, bias);
         a = tmoei_router_linear(&cursor, x, TMOE_RELU, NULL);
         a = tmoei_router_linear(&cursor, a, TMOE_NONE, x);
@@ -5931,34 +5965,37 @@ static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, floa
 }
 
 /* tau(s) = max(tau0 * exp(-a * s), tau_min) */
-TMOE_DEF float tmoe_model_temperature(const tmoe_model *model)
-{
+TMOE_DEF float tmoe_model_temperature(const tmoe_model *model) {
     const tmoe_config *c = &model->config;
     const double tau = (double)c->temperature * exp(-(double)c->temperature_decay * (double)model->step);
     return tau > (double)c->temperature_min ? (float)tau : c->temperature_min;
 }
 
-static int tmoei_selection_has_router(tmoe_selection selection) { return selection <= TMOE_SELECT_STRAIGHT_THROUGH; }
+static int tmoei_selection_has_router(tmoe_selection selection) {
+    return selection <= TMOE_SELECT_STRAIGHT_THROUGH;
+}
 
-/* A fixed or fresh route without a router: average, or a random top-n of E with weight 1/n (Fisher-Yates on the expert numbers). */
-static void tmoei_route_without_router(const tmoe_model *model, uint64_t stream, uint64_t counter, float *route)
-{
-    const int E = model->config.E, n = model->config.selection == TMOE_SELECT_RANDOM_TASK ? model->config.random_n : 1;
-    int l, e, order[64];
-    for (l = 0; l < model->R; l++) {
-        for (e = 0; e < E; e++) {
+/* A route without a router: average, or a random top-n of E with weight 1/n (Fisher-Yates). */
+static void tmoei_route_without_router(const tmoe_model *model, uint64_t stream, uint64_t counter,
+        float *route) {
+    const int E = model->config.E, n = model->config.selection == TMOE_SELECT_RANDOM_TASK
+        ? model->config.random_n : 1;
+    int order[64];
+    for (int l = 0; l < model->R; l++) {
+        for (int e = 0; e < E; e++) {
             order[e] = e;
             route[l * E + e] = model->config.selection == TMOE_SELECT_AVERAGE ? 1.0f / (float)E : 0.0f;
         }
-        for (e = 0; model->config.selection != TMOE_SELECT_AVERAGE && e < n; e++) {
-            const uint64_t random = tmoei_random(model->config.seed, stream, (counter * (uint64_t)model->R + (uint64_t)l) * 64 + (uint64_t)e);
+        for (int e = 0; model->config.selection != TMOE_SELECT_AVERAGE && e < n; e++) {
+            const uint64_t random = tmoei_random(model->config.seed, stream,
+                (counter * (uint64_t)model->R + (uint64_t)l) * 64 + (uint64_t)e);
             const int other = e + (int)tmoei_below(random, (size_t)(E - e)), chosen = order[other];
             order[other] = order[e];
             route[l * E + chosen] = 1.0f / (float)n;
         }
     }
 }
-#define TMOEI_STREAM_TASK_ROUTES UINT64_C(1000001)      /* streams of one seed; tensors use their index, which is smaller */
+#define TMOEI_STREAM_TASK_ROUTES UINT64_C(1000001)      /* streams of one seed; tensors use their index */
 #define TMOEI_STREAM_GROUP_ROUTES UINT64_C(1000002)
 #define TMOEI_STREAM_GUMBEL UINT64_C(1000003)
 #define TMOEI_STREAM_EXPLORE UINT64_C(1000004)
@@ -5966,13 +6003,12 @@ static void tmoei_route_without_router(const tmoe_model *model, uint64_t stream,
 #define TMOEI_STREAM_DROPOUT UINT64_C(1000006)
 
 /* Routes (K, R * E) of K task vectors, free of noise, into `routes`. */
-static tmoe_result tmoei_routes_of_vectors(tmoe_model *model, float *vectors, int K, float *routes)
-{
+static tmoe_result tmoei_routes_of_vectors(tmoe_model *model, float *vectors, int K, float *routes) {
     tmoe_tape *tape = model->tape;
-    tmoe_tensor *r;
     const int hard = model->config.selection == TMOE_SELECT_STRAIGHT_THROUGH;
     tmoe_tape_reset(tape);
-    r = tmoei_router_logits(model, tape, NULL, tmoe_leaf(tape, K, model->config.k, vectors, NULL));
+    tmoe_tensor *r = tmoei_router_logits(model, tape, NULL, tmoe_leaf(tape, K, model->config.k, vectors,
+        NULL));
     r = r ? tmoe_reshape(tape, r, K * model->R, model->config.E) : NULL;
     r = tmoe_select(tape, r, NULL, tmoe_model_temperature(model), hard);
     if (!r) return model->ctx->error;
@@ -5981,72 +6017,71 @@ static tmoe_result tmoei_routes_of_vectors(tmoe_model *model, float *vectors, in
 }
 
 /* Makes model->routes hold every known task's route for the present parameters. */
-static tmoe_result tmoei_routes_refresh(tmoe_model *model)
-{
+static tmoe_result tmoei_routes_refresh(tmoe_model *model) {
     const size_t width = (size_t)(model->R * model->config.E);
-    int t;
     if (model->routes_version == model->version || model->R == 0 || model->N == 0) return TMOE_OK;
     if (tmoei_selection_has_router(model->config.selection)) {
-        tmoe_result result = tmoei_routes_of_vectors(model, model->theta + model->vectors, model->N, model->routes);
+        tmoe_result result = tmoei_routes_of_vectors(model, model->theta + model->vectors, model->N,
+            model->routes);
         if (result != TMOE_OK) return result;
     } else
-        for (t = 0; t < model->N; t++)
-            tmoei_route_without_router(model, TMOEI_STREAM_TASK_ROUTES, (uint64_t)t, model->routes + (size_t)t * width);
+        for (int t = 0; t < model->N; t++)
+            tmoei_route_without_router(model, TMOEI_STREAM_TASK_ROUTES, (uint64_t)t,
+                model->routes + (size_t)t * width);
     model->routes_version = model->version;
     return TMOE_OK;
 }
 
-TMOE_DEF tmoe_result tmoe_route(tmoe_model *model, int task, float *route)
-{
+TMOE_DEF tmoe_result tmoe_route(tmoe_model *model, int task, float *route) {
     const size_t width = (size_t)(model->R * model->config.E);
-    tmoe_result result;
     if (task < 0 || task >= model->N)
-        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "route: task %d; the model knows tasks 0 to %d", task, model->N - 1);
-    result = tmoei_routes_refresh(model);
+        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "route: task %d; the model knows tasks 0 to %d",
+            task, model->N - 1);
+    tmoe_result result = tmoei_routes_refresh(model);
     if (result == TMOE_OK) memcpy(route, model->routes + (size_t)task * width, width * sizeof(float));
     return result;
 }
 
 /* ---- task vectors from text --------------------------------------------------------------------------
- * Feature hashing (Weinberger 2009): every word and every character 3-gram of the lower-cased instruction adds +1 or -1 (times its weight) to one of k
- * places that its hash names. The vector is scaled to length sqrt(k), so that its entries are of size 1 like a learned embedding's
- * after training. Bytes outside ASCII are letters: no language is left out. */
-#define TMOEI_TEXT_GRAM_WEIGHT 0.3f     /* a word of 5 letters has 5 grams: together they weigh like the word */
+ * Feature hashing (Weinberger 2009): every word and every character 3-gram of the lower-cased instruction
+ * adds +1 or -1 (times its weight) to one of k places that its hash names. The vector is scaled to length
+ * sqrt(k), so that its entries are of size 1 like a learned embedding's after training. Bytes outside ASCII
+ * are letters: no language is left out. */
+#define TMOEI_TEXT_GRAM_WEIGHT 0.3f     /* the 5 grams of a 5-letter word together weigh like the word */
 
 
-static void tmoei_text_feature(const char *text, size_t length, uint64_t kind, float weight, int k, float *vector)
-{
-    uint64_t hash = UINT64_C(0xcbf29ce484222325) ^ kind;        /* FNV-1a, then mixed: neighbouring texts must not be neighbours */
-    size_t i;
-    for (i = 0; i < length; i++) hash = (hash ^ tmoei_lower((unsigned char)text[i])) * UINT64_C(0x100000001b3);
+static void tmoei_text_feature(const char *text, size_t length, uint64_t kind, float weight, int k,
+        float *vector) {
+    /* FNV-1a, then mixed: neighbouring texts must not be neighbours */
+    uint64_t hash = UINT64_C(0xcbf29ce484222325) ^ kind;
+    for (size_t i = 0; i < length; i++)
+        hash = (hash ^ tmoei_lower((unsigned char)text[i])) * UINT64_C(0x100000001b3);
     hash = tmoei_mix64(hash);
     vector[(hash >> 1) % (uint64_t)k] += hash & 1 ? weight : -weight;
 }
 
-static void tmoei_text_vector(const char *text, int k, float *vector)
-{
+static void tmoei_text_vector(const char *text, int k, float *vector) {
     const size_t length = strlen(text);
     size_t i = 0, first;
     double norm = 0.0;
-    int j;
     memset(vector, 0, (size_t)k * sizeof(float));
     while (i < length) {
         if (!tmoei_is_word_byte((unsigned char)text[i])) { i++; continue; }
         for (first = i; i < length && tmoei_is_word_byte((unsigned char)text[i]); i++) {
-            const size_t from = i >= first + 2 ? i - 2 : first;  /* 3-grams, shorter ones at the word's start */
-            tmoei_text_feature(text + from, i - from + 1, 1 + (from == first), TMOEI_TEXT_GRAM_WEIGHT, k, vector);
+            /* 3-grams, shorter ones at the word's start */
+            const size_t from = i >= first + 2 ? i - 2 : first;
+            tmoei_text_feature(text + from, i - from + 1, 1 + (from == first), TMOEI_TEXT_GRAM_WEIGHT, k,
+                vector);
         }
         tmoei_text_feature(text + first, i - first, 0, 1.0f, k, vector);
     }
-    for (j = 0; j < k; j++) norm += (double)vector[j] * (double)vector[j];
-    if (norm > 0.0) for (j = 0; j < k; j++) vector[j] *= (float)(sqrt((double)k) / sqrt(norm));
+    for (int j = 0; j < k; j++) norm += (double)vector[j] * (double)vector[j];
+    if (norm > 0.0) for (int j = 0; j < k; j++) vector[j] *= (float)(sqrt((double)k) / sqrt(norm));
 }
 
-static float tmoei_cosine(const float *a, const float *b, int k)
-{
+static float tmoei_cosine(const float *a, const float *b, int k) {
     double dot = 0.0, aa = 0.0, bb = 0.0;
-    int j;
-    for (j = 0; j < k; j++) {
+    for (int j = 0; j < k; j++) {
         dot += (double)a[j] * (double)b[j];
         aa += (double)a[j] * (double)a[j];
         bb += (double)b[j] * (double)b[j];
@@ -6054,31 +6089,29 @@ static float tmoei_cosine(const float *a, const float *b, int k)
     return aa > 0.0 && bb > 0.0 ? (float)(dot / sqrt(aa * bb)) : 0.0f;
 }
 
-TMOE_DEF int tmoe_find_task(const tmoe_model *model, const char *name_or_instruction)
-{
-    int t;
-    for (t = 0; t < model->N; t++)
-        if (strcmp(model->tasks[t].instruction, name_or_instruction) == 0 || strcmp(model->tasks[t].name, name_or_instruction) == 0) return t;
+TMOE_DEF int tmoe_find_task(const tmoe_model *model, const char *name_or_instruction) {
+    for (int t = 0; t < model->N; t++)
+        if (strcmp(model->tasks[t].instruction, name_or_instruction) == 0
+                || strcmp(model->tasks[t].name, name_or_instruction) == 0)
+            return t;
     return -1;
 }
 
-/* The instruction's vector as the models' own text vectors are made; memory from the evaluation tape's small arena. */
-static float *tmoei_instruction_vector(tmoe_model *model, const char *instruction)
-{
+/* The instruction's vector, made as the model's own text vectors are; to be freed. */
+static float *tmoei_instruction_vector(const tmoe_model *model, const char *instruction) {
     float *vector = (float *)tmoei_alloc(model->ctx, (size_t)model->config.k, sizeof(float), 0);
     if (vector) tmoei_text_vector(instruction, model->config.k, vector);
     return vector;
 }
 
-TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction, int count, int *tasks, float *cosines)
-{
+TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction, int count, int *tasks,
+        float *cosines) {
     const int k = model->config.k;
-    float *vector = (float *)tmoei_alloc(model->ctx, (size_t)k, sizeof(float), 0);
-    int t, place, filled = 0;
+    float *vector = tmoei_instruction_vector(model, instruction);
+    int place, filled = 0;
     for (place = 0; place < count; place++) { tasks[place] = -1; cosines[place] = -2.0f; }
     if (!vector) return 0;
-    tmoei_text_vector(instruction, k, vector);
-    for (t = 0; t < model->N; t++) {
+    for (int t = 0; t < model->N; t++) {
         const float cosine = tmoei_cosine(vector, model->text_vectors + (size_t)t * (size_t)k, k);
         for (place = filled < count ? filled++ : count; place > 0 && cosines[place - 1] < cosine; place--)
             if (place < count) { tasks[place] = tasks[place - 1]; cosines[place] = cosines[place - 1]; }
@@ -6088,54 +6121,58 @@ TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction
     return filled;
 }
 
-TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction, tmoe_zero_shot how, float *route)
-{
+TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction, tmoe_zero_shot how,
+        float *route) {
     const int k = model->config.k, width = model->R * model->config.E;
     tmoe_result result = TMOE_OK;
-    float *vector;
     double total = 0.0;
-    int i, t;
     if (!tmoei_selection_has_router(model->config.selection)) how = TMOE_ZERO_SHOT_AVERAGE;
-    if (model->config.vectors != TMOE_VECTOR_TEXT && how == TMOE_ZERO_SHOT_ROUTER) how = TMOE_ZERO_SHOT_NEAREST;
+    if (model->config.vectors != TMOE_VECTOR_TEXT && how == TMOE_ZERO_SHOT_ROUTER)
+        how = TMOE_ZERO_SHOT_NEAREST;
     if (how == TMOE_ZERO_SHOT_AVERAGE || model->R == 0) {
-        for (i = 0; i < width; i++) route[i] = 1.0f / (float)model->config.E;
+        for (int i = 0; i < width; i++) route[i] = 1.0f / (float)model->config.E;
         return TMOE_OK;
     }
-    vector = tmoei_instruction_vector(model, instruction);
+    float *vector = tmoei_instruction_vector(model, instruction);
     if (!vector) return TMOE_ERR_MEMORY;
     if (how == TMOE_ZERO_SHOT_ROUTER) result = tmoei_routes_of_vectors(model, vector, 1, route);
     else {
         result = tmoei_routes_refresh(model);
-        for (i = 0; i < width; i++) route[i] = 0.0f;
-        for (t = 0; result == TMOE_OK && t < model->N; t++) {
-            const double weight = exp(20.0 * (double)tmoei_cosine(vector, model->text_vectors + (size_t)t * (size_t)k, k) - 20.0);
-            for (i = 0; i < width; i++) route[i] += (float)weight * model->routes[(size_t)t * (size_t)width + (size_t)i];
+        for (int i = 0; i < width; i++) route[i] = 0.0f;
+        for (int t = 0; result == TMOE_OK && t < model->N; t++) {
+            const double weight = exp(20.0 * (double)tmoei_cosine(vector,
+                model->text_vectors + (size_t)t * (size_t)k, k) - 20.0);
+            for (int i = 0; i < width; i++)
+                route[i] += (float)weight * model->routes[(size_t)t * (size_t)width + (size_t)i];
             total += weight;
         }
-        for (i = 0; i < width; i++) route[i] = (float)((double)route[i] / total);
+        for (int i = 0; i < width; i++) route[i] = (float)((double)route[i] / total);
     }
     tmoei_free(model->ctx, vector);
     return result;
 }
 
-TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const float *vector)
-{
+TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const float *vector) {
     if (task < 0 || task >= model->N || model->R == 0 || !vector)
-        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "task_vector_set: task %d of %d, %d routed layers; both must exist", task, model->N, model->R);
-    memcpy(model->theta + model->vectors + (size_t)task * (size_t)model->config.k, vector, (size_t)model->config.k * sizeof(float));
+        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
+            "task_vector_set: task %d of %d, %d routed layers; both must exist", task, model->N, model->R);
+    memcpy(model->theta + model->vectors + (size_t)task * (size_t)model->config.k, vector,
+        (size_t)model->config.k * sizeof(float));
     model->version++;
     return TMOE_OK;
 }
 /* ==== >>metrics: scores by CrossFit's rules ============================================================
- * The rules are those of the reference's scorer, oddities included: a score that others cannot compare is of no use. */
+ * The rules are those of the reference's scorer, oddities included: a score that others cannot compare is of
+ * no use. */
 
 /* Lower case of Latin, Greek and Cyrillic letters; other alphabets have none, or are left alone. */
-static uint32_t tmoei_lower_code(uint32_t c)
-{
+static uint32_t tmoei_lower_code(uint32_t c) {
     if (c < 128) return tmoei_lower((unsigned char)c);
-    if ((c >= 0xc0 && c <= 0xde && c != 0xd7) || (c >= 0x391 && c <= 0x3a9) || (c >= 0x410 && c <= 0x42f)) return c + 32;
+    if ((c >= 0xc0 && c <= 0xde && c != 0xd7) || (c >= 0x391 && c <= 0x3a9) || (c >= 0x410 && c <= 0x42f))
+        return c + 32;
     if (c >= 0x400 && c <= 0x40f) return c + 80;
-    if (c >= 0x100 && c <= 0x17f && c != 0x130 && c != 0x178) {     /* pairs; the odd one is the small letter, but for two runs where it is the even one */
+    /* pairs; the odd one is the small letter, but for two runs where it is the even one */
+    if (c >= 0x100 && c <= 0x17f && c != 0x130 && c != 0x178) {
         const int even_small = (c >= 0x139 && c <= 0x148) || (c >= 0x179 && c <= 0x17e);
         return (c & 1u) == (even_small ? 1u : 0u) && c != 0x138 && c != 0x149 && c != 0x17f ? c + 1 : c;
     }
@@ -6143,8 +6180,7 @@ static uint32_t tmoei_lower_code(uint32_t c)
 }
 
 /* Appends text in lower case and a NUL; gives where it begins in the buffer. */
-static size_t tmoei_add_lower(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text)
-{
+static size_t tmoei_add_lower(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text) {
     const size_t begin = buffer->length, length = strlen(text);
     size_t at = 0, bytes;
     uint32_t code;
@@ -6161,27 +6197,29 @@ static size_t tmoei_add_lower(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *t
 static int tmoei_is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
 /* The next word of a text: white space separates. NULL at the end. */
-static const char *tmoei_next_word(const char *text, size_t *length)
-{
+static const char *tmoei_next_word(const char *text, size_t *length) {
     while (tmoei_is_space(*text)) text++;
     for (*length = 0; text[*length] && !tmoei_is_space(text[*length]); ) ++*length;
     return *length ? text : NULL;
 }
 
 /* Appends the normal form: lower case, no ASCII punctuation, no a/an/the, single spaces. */
-static size_t tmoei_add_normal(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text)
-{
+static size_t tmoei_add_normal(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text) {
     tmoei_buffer plain;
-    size_t begin = buffer->length, length, i, n = 0;
+    size_t begin = buffer->length, length, n = 0;
     const char *word;
     memset(&plain, 0, sizeof plain);
     (void)tmoei_add_lower(ctx, &plain, text);
-    for (i = 0; !plain.failed && i < plain.length; i++) {
+    for (size_t i = 0; !plain.failed && i < plain.length; i++) {
         const unsigned char c = (unsigned char)plain.data[i];
-        if (c == 0 || c >= 127 || tmoei_is_space((char)c) || tmoei_is_word_byte(c) || c < ' ') plain.data[n++] = (char)c;
+        if (c == 0 || c >= 127 || tmoei_is_space((char)c) || tmoei_is_word_byte(c) || c < ' ')
+            plain.data[n++] = (char)c;
     }
-    for (word = plain.failed ? NULL : plain.data; word && (word = tmoei_next_word(word, &length)) != NULL; word += length) {
-        if ((length == 1 && word[0] == 'a') || (length == 2 && memcmp(word, "an", 2) == 0) || (length == 3 && memcmp(word, "the", 3) == 0)) continue;
+    for (word = plain.failed ? NULL : plain.data; word && (word = tmoei_next_word(word, &length)) != NULL;
+            word += length) {
+        if ((length == 1 && word[0] == 'a') || (length == 2 && memcmp(word, "an", 2) == 0)
+                || (length == 3 && memcmp(word, "the", 3) == 0))
+            continue;
         if (buffer->length > begin) tmoei_buffer_add(ctx, buffer, " ", 1);
         tmoei_buffer_add(ctx, buffer, word, length);
     }
@@ -6190,13 +6228,14 @@ static size_t tmoei_add_normal(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *
     return begin;
 }
 
-typedef struct tmoei_words { const char *word[512]; size_t length[512]; int count; } tmoei_words;     /* longer texts count by their first 512 words */
+/* longer texts count by their first 512 words */
+typedef struct tmoei_words { const char *word[512]; size_t length[512]; int count; } tmoei_words;
 
-static void tmoei_words_of(tmoei_words *words, const char *text, char stop)
-{
+static void tmoei_words_of(tmoei_words *words, const char *text, char stop) {
     size_t length;
     words->count = 0;
-    while (words->count < 512 && (text = tmoei_next_word(text, &length)) != NULL && !(stop && *text == stop)) {
+    while (words->count < 512 && (text = tmoei_next_word(text, &length)) != NULL
+            && !(stop && *text == stop)) {
         size_t cut = 0;
         if (stop) { while (cut < length && text[cut] != stop) cut++; } else cut = length;
         words->word[words->count] = text;
@@ -6206,28 +6245,25 @@ static void tmoei_words_of(tmoei_words *words, const char *text, char stop)
     }
 }
 
-static int tmoei_same_word(const tmoei_words *a, int i, const tmoei_words *b, int j)
-{
+static int tmoei_same_word(const tmoei_words *a, int i, const tmoei_words *b, int j) {
     return a->length[i] == b->length[j] && memcmp(a->word[i], b->word[j], a->length[i]) == 0;
 }
 
 /* QA-F1 of two normal texts: 2 common / (words of both), common counted as bags */
-static double tmoei_token_f1(const char *prediction, const char *answer, tmoei_words *a, tmoei_words *b)
-{
-    int i, j, common = 0;
+static double tmoei_token_f1(const char *prediction, const char *answer, tmoei_words *a, tmoei_words *b) {
+    int common = 0;
     tmoei_words_of(a, prediction, 0);
     tmoei_words_of(b, answer, 0);
-    for (i = 0; i < a->count; i++)
-        for (j = 0; j < b->count; j++)
+    for (int i = 0; i < a->count; i++)
+        for (int j = 0; j < b->count; j++)
             if (b->length[j] && tmoei_same_word(a, i, b, j)) { b->length[j] = 0; common++; break; }
     return common ? 2.0 * common / (a->count + b->count) : 0.0;
 }
 
 /* Distinct words of a text's first n sentences' words, already split. */
-static int tmoei_distinct(const tmoei_words *w)
-{
-    int i, j, count = 0;
-    for (i = 0; i < w->count; i++) {
+static int tmoei_distinct(const tmoei_words *w) {
+    int j, count = 0;
+    for (int i = 0; i < w->count; i++) {
         for (j = 0; j < i && !tmoei_same_word(w, i, w, j); j++) { }
         count += j == i;
     }
@@ -6235,22 +6271,22 @@ static int tmoei_distinct(const tmoei_words *w)
 }
 
 /* All words of a text's sentences (full stops separate), and where each sentence ends in the list. */
-static int tmoei_sentences(const char *text, tmoei_words *all, int *ends, int most)
-{
+static int tmoei_sentences(const char *text, tmoei_words *all, int *ends, int most) {
     int sentences = 0;
     all->count = 0;
     while (*text && sentences < most) {
         size_t length = 0, word_length;
-        const char *end, *word = text;
+        const char *word = text;
         while (text[length] && text[length] != '.') length++;
-        end = text + length;
+        const char *end = text + length;
         while (all->count < 512 && (word = tmoei_next_word(word, &word_length)) != NULL && word < end) {
             if (word + word_length > end) word_length = (size_t)(end - word);
             all->word[all->count] = word;
             all->length[all->count++] = word_length;
             word += word_length;
         }
-        if (length && all->count < 512 && all->count == (sentences ? ends[sentences - 1] : 0)) {     /* the reference's scorer sees one empty word in a blank sentence */
+        /* the reference's scorer sees one empty word in a blank sentence */
+        if (length && all->count < 512 && all->count == (sentences ? ends[sentences - 1] : 0)) {
             all->word[all->count] = end;
             all->length[all->count++] = 0;
         }
@@ -6260,29 +6296,34 @@ static int tmoei_sentences(const char *text, tmoei_words *all, int *ends, int mo
     return sentences;
 }
 
-typedef struct tmoei_rouge { tmoei_words a, b; int a_ends[64], b_ends[64], in_union[512]; unsigned short table[513][513]; } tmoei_rouge;
+typedef struct tmoei_rouge { tmoei_words a, b; int a_ends[64], b_ends[64], in_union[512];
+    unsigned short table[513][513]; } tmoei_rouge;
 
-/* Rouge-L on summaries: for each answer sentence the union over the prediction's sentences of the words on one longest common subsequence; precision
- * and recall over distinct words; f = 2 p r / (p + r + 1e-8) */
-static double tmoei_rouge_l(const char *prediction, const char *answer, tmoei_rouge *w)
-{
-    const int a_sentences = tmoei_sentences(prediction, &w->a, w->a_ends, 64), b_sentences = tmoei_sentences(answer, &w->b, w->b_ends, 64);
-    int s, t, i, j, k, common = 0, na, nb;
-    double p, r;
+/* Rouge-L on summaries: for each answer sentence the union over the prediction's sentences of the words on
+ * one longest common subsequence; precision and recall over distinct words; f = 2 p r / (p + r + 1e-8) */
+static double tmoei_rouge_l(const char *prediction, const char *answer, tmoei_rouge *w) {
+    const int a_sentences = tmoei_sentences(prediction, &w->a, w->a_ends, 64),
+        b_sentences = tmoei_sentences(answer, &w->b, w->b_ends, 64);
+    int i, j, k, common = 0;
     memset(w->in_union, 0, sizeof w->in_union);
-    for (s = 0; s < b_sentences; s++)
-        for (t = 0; t < a_sentences; t++) {
-            const int a0 = t ? w->a_ends[t - 1] : 0, b0 = s ? w->b_ends[s - 1] : 0, n = w->b_ends[s] - b0, m = w->a_ends[t] - a0;
+    for (int s = 0; s < b_sentences; s++)
+        for (int t = 0; t < a_sentences; t++) {
+            const int a0 = t ? w->a_ends[t - 1] : 0, b0 = s ? w->b_ends[s - 1] : 0, n = w->b_ends[s] - b0,
+                m = w->a_ends[t] - a0;
             for (i = 0; i <= n; i++)
                 for (j = 0; j <= m; j++)
-                    w->table[i][j] = (unsigned short)(i == 0 || j == 0 ? 0 : tmoei_same_word(&w->b, b0 + i - 1, &w->a, a0 + j - 1) ? w->table[i - 1][j - 1] + 1
-                                     : w->table[i - 1][j] > w->table[i][j - 1] ? w->table[i - 1][j] : w->table[i][j - 1]);
+                    w->table[i][j] = (unsigned short)(i == 0 || j == 0 ? 0 : tmoei_same_word(&w->b,
+                        b0 + i - 1, &w->a, a0 + j - 1) ? w->table[i - 1][j - 1] + 1
+                        : w->table[i - 1][j] > w->table[i][j - 1] ? w->table[i - 1][j] : w->table[i][j - 1]);
             for (i = n, j = m; i > 0 && j > 0; ) {
                 if (tmoei_same_word(&w->b, b0 + i - 1, &w->a, a0 + j - 1)) {
-                    for (k = 0; k < b0 + i - 1 && !(w->in_union[k] && tmoei_same_word(&w->b, k, &w->b, b0 + i - 1)); k++) { }
-                    if (k == b0 + i - 1) {                      /* not yet in the union under an earlier place; a later one is dropped */
-                        int later;
-                        for (later = k + 1; later < w->b.count; later++) if (w->in_union[later] && tmoei_same_word(&w->b, later, &w->b, k)) w->in_union[later] = 0;
+                    for (k = 0; k < b0 + i - 1 && !(w->in_union[k]
+                            && tmoei_same_word(&w->b, k, &w->b, b0 + i - 1)); k++) { }
+                    /* not yet in the union under an earlier place; a later one is dropped */
+                    if (k == b0 + i - 1) {
+                        for (int later = k + 1; later < w->b.count; later++)
+                            if (w->in_union[later] && tmoei_same_word(&w->b, later, &w->b, k))
+                                w->in_union[later] = 0;
                         w->in_union[k] = 1;
                     }
                     i--; j--;
@@ -6291,27 +6332,26 @@ static double tmoei_rouge_l(const char *prediction, const char *answer, tmoei_ro
             }
         }
     for (k = 0; k < w->b.count; k++) common += w->in_union[k];
-    na = tmoei_distinct(&w->a);
-    nb = tmoei_distinct(&w->b);
+    int na = tmoei_distinct(&w->a);
+    int nb = tmoei_distinct(&w->b);
     if (!na || !nb || !common) return 0.0;
-    p = (double)common / na;
-    r = (double)common / nb;
+    double p = (double)common / na;
+    double r = (double)common / nb;
     return 2.0 * p * r / (p + r + 1e-8);
 }
 
 /* ---- scores over a whole task ------------------------------------------------------------------------ */
-
 /* Mean F1 over the distinct texts that occur. predicted and right are the first answers, both as given. */
-static double tmoei_macro_f1(const char *const *predictions, const tmoe_example *examples, int count)
-{
+static double tmoei_macro_f1(const char *const *predictions, const tmoe_example *examples, int count) {
     double sum = 0.0;
-    int labels = 0, i, j, from;
-    for (from = 0; from < 2; from++)                            /* labels of the answers, then those that only predictions have */
-        for (i = 0; i < count; i++) {
+    int labels = 0;
+    for (int from = 0; from < 2; from++)   /* labels of the answers, then those that only predictions have */
+        for (int i = 0; i < count; i++) {
             const char *label = from ? predictions[i] : examples[i].outputs[0];
             int both = 0, given = 0, right = 0, seen = 0;
-            for (j = 0; j < count && !seen; j++) {
-                const int p = strcmp(predictions[j], label) == 0, r = strcmp(examples[j].outputs[0], label) == 0;
+            for (int j = 0; j < count && !seen; j++) {
+                const int p = strcmp(predictions[j], label) == 0,
+                    r = strcmp(examples[j].outputs[0], label) == 0;
                 if ((j < i && (from ? p : r)) || (from && r)) seen = 1;
                 both += p && r;
                 given += p;
@@ -6324,8 +6364,7 @@ static double tmoei_macro_f1(const char *const *predictions, const tmoe_example 
     return sum / labels;
 }
 
-static int tmoei_is_acceptable(const char *text)
-{
+static int tmoei_is_acceptable(const char *text) {
     while (tmoei_is_space(*text)) text++;
     if (strncmp(text, "acceptable", 10) != 0) return 0;
     for (text += 10; tmoei_is_space(*text); ) text++;
@@ -6333,34 +6372,30 @@ static int tmoei_is_acceptable(const char *text)
 }
 
 /* (tp tn - fp fn) / sqrt((tp+fp) (tp+fn) (tn+fp) (tn+fn)), 0 where a margin is empty */
-static double tmoei_matthews(const char *const *predictions, const tmoe_example *examples, int count)
-{
+static double tmoei_matthews(const char *const *predictions, const tmoe_example *examples, int count) {
     double n[2][2] = { { 0.0, 0.0 }, { 0.0, 0.0 } }, below;
-    int i;
-    for (i = 0; i < count; i++) n[tmoei_is_acceptable(predictions[i])][tmoei_is_acceptable(examples[i].outputs[0])] += 1.0;
+    for (int i = 0; i < count; i++)
+        n[tmoei_is_acceptable(predictions[i])][tmoei_is_acceptable(examples[i].outputs[0])] += 1.0;
     below = sqrt((n[1][1] + n[1][0]) * (n[1][1] + n[0][1]) * (n[0][0] + n[1][0]) * (n[0][0] + n[0][1]));
     return below > 0.0 ? (n[1][1] * n[0][0] - n[1][0] * n[0][1]) / below : 0.0;
 }
 
 /* A decimal number with nothing but white space around it, else 3. */
-static double tmoei_number_or_three(const char *text)
-{
+static double tmoei_number_or_three(const char *text) {
     char *end;
-    double x;
     const char *c;
-    for (c = text; *c; c++) if (*c == 'x' || *c == 'X' || *c == 'p' || *c == 'P' || *c == '(') return 3.0;   /* hexadecimal is no number to the reference */
-    x = strtod(text, &end);
+    /* hexadecimal is no number to the reference */
+    for (c = text; *c; c++) if (*c == 'x' || *c == 'X' || *c == 'p' || *c == 'P' || *c == '(') return 3.0;
+    double x = strtod(text, &end);
     if (end == text) return 3.0;
     while (tmoei_is_space(*end)) end++;
     return *end ? 3.0 : x;
 }
 
-static double tmoei_pearson(const double *x, const double *y, int count)
-{
+static double tmoei_pearson(const double *x, const double *y, int count) {
     double mx = 0.0, my = 0.0, xy = 0.0, xx = 0.0, yy = 0.0;
-    int i;
-    for (i = 0; i < count; i++) { mx += x[i] / count; my += y[i] / count; }
-    for (i = 0; i < count; i++) {
+    for (int i = 0; i < count; i++) { mx += x[i] / count; my += y[i] / count; }
+    for (int i = 0; i < count; i++) {
         xy += (x[i] - mx) * (y[i] - my);
         xx += (x[i] - mx) * (x[i] - mx);
         yy += (y[i] - my) * (y[i] - my);
@@ -6368,27 +6403,28 @@ static double tmoei_pearson(const double *x, const double *y, int count)
     return xx > 0.0 && yy > 0.0 ? xy / sqrt(xx * yy) : (double)NAN;
 }
 
-TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric)
-{
-    static const char *const names[TMOE_METRICS] = { "exact_match", "accuracy", "macro_f1", "token_f1", "rouge_l", "matthews", "pearson" };
+TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric) {
+    static const char *const names[TMOE_METRICS] = { "exact_match", "accuracy", "macro_f1", "token_f1",
+        "rouge_l", "matthews", "pearson" };
     return (unsigned)metric < TMOE_METRICS ? names[metric] : "unknown";
 }
 
 /* Score of one prediction: the best over the accepted answers. */
-static double tmoei_score_one(tmoe_ctx *ctx, tmoe_metric metric, const char *prediction, const tmoe_example *example, tmoei_buffer *buffer, tmoei_rouge *rouge)
-{
+static double tmoei_score_one(tmoe_ctx *ctx, tmoe_metric metric, const char *prediction,
+        const tmoe_example *example, tmoei_buffer *buffer, tmoei_rouge *rouge) {
     double best = 0.0;
-    int o;
-    for (o = 0; o < example->output_count; o++) {
+    for (int o = 0; o < example->output_count; o++) {
         double score = 0.0;
         if (metric == TMOE_METRIC_ROUGE_L) score = tmoei_rouge_l(prediction, example->outputs[o], rouge);
         else {
-            size_t a, b;
             buffer->length = 0;
-            a = metric == TMOE_METRIC_ACCURACY ? tmoei_add_lower(ctx, buffer, prediction) : tmoei_add_normal(ctx, buffer, prediction);
-            b = metric == TMOE_METRIC_ACCURACY ? tmoei_add_lower(ctx, buffer, example->outputs[o]) : tmoei_add_normal(ctx, buffer, example->outputs[o]);
+            size_t a = metric == TMOE_METRIC_ACCURACY ? tmoei_add_lower(ctx, buffer, prediction)
+                : tmoei_add_normal(ctx, buffer, prediction);
+            size_t b = metric == TMOE_METRIC_ACCURACY ? tmoei_add_lower(ctx, buffer, example->outputs[o])
+                : tmoei_add_normal(ctx, buffer, example->outputs[o]);
             if (buffer->failed) return 0.0;
-            if (metric == TMOE_METRIC_TOKEN_F1) score = tmoei_token_f1(buffer->data + a, buffer->data + b, &rouge->a, &rouge->b);
+            if (metric == TMOE_METRIC_TOKEN_F1)
+                score = tmoei_token_f1(buffer->data + a, buffer->data + b, &rouge->a, &rouge->b);
             else score = strcmp(buffer->data + a, buffer->data + b) == 0;
         }
         if (score > best) best = score;
@@ -6396,15 +6432,22 @@ static double tmoei_score_one(tmoe_ctx *ctx, tmoe_metric metric, const char *pre
     return best;
 }
 
-TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *const *predictions, const tmoe_example *examples, int count, double *score)
-{
+TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *const *predictions,
+        const tmoe_example *examples, int count, double *score) {
     tmoei_buffer buffer;
     tmoei_rouge *rouge;
     double *numbers, sum = 0.0;
     int i;
-    if (count < 1 || (unsigned)metric >= TMOE_METRICS) return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "score: %d predictions, metric %d; at least one prediction and a known metric", count, (int)metric);
-    if (metric == TMOE_METRIC_MACRO_F1) { *score = tmoei_macro_f1(predictions, examples, count); return TMOE_OK; }
-    if (metric == TMOE_METRIC_MATTHEWS) { *score = tmoei_matthews(predictions, examples, count); return TMOE_OK; }
+    if (count < 1 || (unsigned)metric >= TMOE_METRICS)
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "score: %d predictions, metric %d; at least one prediction and a known metric", count,
+            (int)metric);
+    if (metric == TMOE_METRIC_MACRO_F1) {
+        *score = tmoei_macro_f1(predictions, examples, count); return TMOE_OK;
+    }
+    if (metric == TMOE_METRIC_MATTHEWS) {
+        *score = tmoei_matthews(predictions, examples, count); return TMOE_OK;
+    }
     if (metric == TMOE_METRIC_PEARSON) {
         numbers = (double *)tmoei_alloc(ctx, 2 * (size_t)count, sizeof *numbers, 0);
         if (!numbers) return TMOE_ERR_MEMORY;
@@ -6418,7 +6461,8 @@ TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *c
     }
     memset(&buffer, 0, sizeof buffer);
     rouge = (tmoei_rouge *)tmoei_alloc(ctx, 1, sizeof *rouge, 0);
-    for (i = 0; rouge && !buffer.failed && i < count; i++) sum += tmoei_score_one(ctx, metric, predictions[i], &examples[i], &buffer, rouge);
+    for (i = 0; rouge && !buffer.failed && i < count; i++)
+        sum += tmoei_score_one(ctx, metric, predictions[i], &examples[i], &buffer, rouge);
     if (rouge && !buffer.failed) *score = sum / count;
     i = rouge && !buffer.failed;
     tmoei_free(ctx, rouge);
@@ -6426,12 +6470,13 @@ TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *c
     return i ? TMOE_OK : TMOE_ERR_MEMORY;
 }
 /* ==== >>inference: one route, one merge, then an ordinary dense model answers ==========================
- * Keys and values of earlier positions stay in a cache: position t of slot s lies at (t * slots + s). A slot is a request (later: a beam);
- * which slot holds position t of a row is looked up in a table, so reordering moves no keys. */
+ * Keys and values of earlier positions stay in a cache: position t of slot s lies at (t * slots + s). A slot
+ * is a request (later: a beam); which slot holds position t of a row is looked up in a table, so reordering
+ * moves no keys. */
 
 typedef struct tmoei_keys {             /* of one decoder layer, of one expert that runs by itself */
     float *self;                        /* (target_tokens, slots, 2D): k | v */
-    float *cross;                       /* (source tokens, 2D): k | v of the encoder's output; made once a request */
+    float *cross;               /* (source tokens, 2D): k | v of the encoder's output; made once a request */
 } tmoei_keys;
 
 struct tmoei_cache {
@@ -6447,75 +6492,72 @@ struct tmoei_cache {
     tmoei_keys *keys;                   /* (decoder layers, experts) */
 };
 
-typedef struct tmoei_cached_job { tmoei_cache *cache; tmoei_keys *keys; int D, H; const float *q; size_t q_stride; float *y, *scores; } tmoei_cached_job;
+typedef struct tmoei_cached_job { tmoei_cache *cache; tmoei_keys *keys; int D, H; const float *q;
+    size_t q_stride; float *y, *scores; } tmoei_cached_job;
 
 /* Row r attends to its positions 0 .. position: scores, softmax, weighted sum, head by head. */
-static void tmoei_cached_self_chunk(void *arg, int row, int lane)
-{
+static void tmoei_cached_self_chunk(void *arg, int row, int lane) {
     const tmoei_cached_job *job = (const tmoei_cached_job *)arg;
     const tmoei_cache *cache = job->cache;
     const size_t D = (size_t)job->D, width = D / (size_t)job->H;
     const float scale = 1.0f / sqrtf((float)width);
     const tmoei_kernels *kernels = cache->ctx->kernels;
     const size_t count = (size_t)cache->position + 1;
-    float *scores = job->scores + (size_t)row * (size_t)cache->limit, total;
-    size_t h;
-    int t;
-    (void)lane;
-    for (h = 0; h < (size_t)job->H; h++) {
+    float *scores = job->scores + (size_t)row * (size_t)cache->limit, total; (void)lane;
+    for (size_t h = 0; h < (size_t)job->H; h++) {
         const float *q = job->q + (size_t)row * job->q_stride + h * width;
         float *y = job->y + (size_t)row * D + h * width;
-        for (t = 0; t <= cache->position; t++) {
+        for (int t = 0; t <= cache->position; t++) {
             const size_t slot = (size_t)(t * cache->slots + cache->slot_of[t * cache->slots + row]);
             scores[t] = kernels->dot(q, job->keys->self + slot * 2 * D + h * width, width);
         }
         total = kernels->exp_sum(scores, scores, scale, scale * kernels->maximum(scores, count), count);
         memset(y, 0, width * sizeof(float));
-        for (t = 0; t <= cache->position; t++) {
+        for (int t = 0; t <= cache->position; t++) {
             const size_t slot = (size_t)(t * cache->slots + cache->slot_of[t * cache->slots + row]);
-            kernels->scale_add(y, 1.0f, scores[t] / total, job->keys->self + slot * 2 * D + D + h * width, width);
+            kernels->scale_add(y, 1.0f, scores[t] / total, job->keys->self + slot * 2 * D + D + h * width,
+                width);
         }
     }
 }
 
-static void tmoei_cached_cross_chunk(void *arg, int row, int lane)
-{
+static void tmoei_cached_cross_chunk(void *arg, int row, int lane) {
     const tmoei_cached_job *job = (const tmoei_cached_job *)arg;
     const tmoei_cache *cache = job->cache;
     const int request = cache->request_of[row], first = cache->source->offsets[request];
     const int S = cache->source->offsets[request + 1] - first, width = job->D / job->H;
     const size_t D = (size_t)job->D;
-    int h;
-    for (h = 0; h < job->H; h++) {
+    for (int h = 0; h < job->H; h++) {
         const size_t column = (size_t)(h * width);
         const float *k = job->keys->cross + (size_t)first * 2 * D + column;
-        tmoei_attention_forward(cache->ctx, lane, 1, S, width, 0, 1.0f / sqrtf((float)width), job->q + (size_t)row * D + column, D,
-                                k, 2 * D, k + D, 2 * D, job->y + (size_t)row * D + column, D, NULL);
+        tmoei_attention_forward(cache->ctx, lane, 1, S, width, 0, 1.0f / sqrtf((float)width),
+            job->q + (size_t)row * D + column, D, k, 2 * D, k + D, 2 * D, job->y + (size_t)row * D + column,
+            D, NULL);
     }
 }
 
-static tmoei_keys *tmoei_cache_keys(tmoei_pass *pass, int layer, int expert)
-{
+static tmoei_keys *tmoei_cache_keys(tmoei_pass *pass, int layer, int expert) {
     tmoei_cache *cache = pass->cache;
-    return &cache->keys[(layer - pass->model->config.encoder_layers) * cache->experts + (cache->experts > 1 ? expert : 0)];
+    return &cache->keys[(layer - pass->model->config.encoder_layers) * cache->experts + (cache->experts > 1
+        ? expert : 0)];
 }
 
 /* qkv (rows, 3D) of the present position: keeps k and v, gives the attention's output (rows, D). */
-static tmoe_tensor *tmoei_cached_self_attention(tmoei_pass *pass, int layer, int expert, tmoe_tensor *qkv)
-{
+static tmoe_tensor *tmoei_cached_self_attention(tmoei_pass *pass, int layer, int expert, tmoe_tensor *qkv) {
     tmoei_cache *cache = pass->cache;
     tmoei_keys *keys = tmoei_cache_keys(pass, layer, expert);
     const size_t D = (size_t)pass->model->config.D, slots = (size_t)cache->slots;
     tmoei_cached_job job;
-    tmoe_tensor *y, *scores;
-    int r;
     if (!qkv) return NULL;
-    if (!keys->self) keys->self = (float *)tmoei_alloc(cache->ctx, (size_t)cache->limit * slots * 2 * D, sizeof(float), 0);
-    y = tmoei_tensor_new(pass->tape, qkv->rows, (int)D, NULL);
-    scores = tmoei_tensor_new(pass->tape, qkv->rows, cache->limit, NULL);
+    if (!keys->self)
+        keys->self = (float *)tmoei_alloc(cache->ctx, (size_t)cache->limit * slots * 2 * D, sizeof(float),
+            0);
+    tmoe_tensor *y = tmoei_tensor_new(pass->tape, qkv->rows, (int)D, NULL);
+    tmoe_tensor *scores = tmoei_tensor_new(pass->tape, qkv->rows, cache->limit, NULL);
     if (!keys->self || !y || !scores) return NULL;
-    for (r = 0; r < cache->rows; r++) {
-        const size_t slot = (size_t)cache->position * slots + (size_t)cache->slot_of[(size_t)cache->position * slots + (size_t)r];
+    for (int r = 0; r < cache->rows; r++) {
+        const size_t slot = (size_t)cache->position * slots
+            + (size_t)cache->slot_of[(size_t)cache->position * slots + (size_t)r];
         memcpy(keys->self + slot * 2 * D, qkv->x + (size_t)r * 3 * D + D, 2 * D * sizeof(float));
     }
     job.cache = cache; job.keys = keys; job.D = (int)D; job.H = pass->model->config.H_decoder;
@@ -6524,24 +6566,25 @@ static tmoe_tensor *tmoei_cached_self_attention(tmoei_pass *pass, int layer, int
     return y;
 }
 
-/* q (rows, D) over the keys and values of each row's own request, which the first call makes from the encoder's output. */
-static tmoe_tensor *tmoei_cached_cross_attention(tmoei_pass *pass, int layer, int expert, tmoe_tensor *q, tmoe_tensor *w, tmoe_tensor *b)
-{
+/* q (rows, D) over the keys and values of its request, which the first call makes. */
+static tmoe_tensor *tmoei_cached_cross_attention(tmoei_pass *pass, int layer, int expert, tmoe_tensor *q,
+        tmoe_tensor *w, tmoe_tensor *b) {
     tmoei_cache *cache = pass->cache;
     tmoei_keys *keys = tmoei_cache_keys(pass, layer, expert);
     const size_t D = (size_t)pass->model->config.D;
     tmoei_cached_job job;
-    tmoe_tensor *y;
     if (!q || !w || !b) return NULL;
     if (!keys->cross) {
         tmoei_epilogue epilogue;
-        keys->cross = (float *)tmoei_alloc(cache->ctx, (size_t)cache->source->tokens * 2 * D, sizeof(float), 0);
+        keys->cross = (float *)tmoei_alloc(cache->ctx, (size_t)cache->source->tokens * 2 * D, sizeof(float),
+            0);
         if (!keys->cross) return NULL;
         memset(&epilogue, 0, sizeof epilogue);
         epilogue.bias = b->x;
-        tmoei_gemm(cache->ctx, 0, 1, cache->source->tokens, 2 * (int)D, (int)D, cache->memory, D, w->x, D, 0.0f, keys->cross, 2 * D, &epilogue);
+        tmoei_gemm(cache->ctx, 0, 1, cache->source->tokens, 2 * (int)D, (int)D, cache->memory, D, w->x, D,
+            0.0f, keys->cross, 2 * D, &epilogue);
     }
-    y = tmoei_tensor_new(pass->tape, q->rows, (int)D, NULL);
+    tmoe_tensor *y = tmoei_tensor_new(pass->tape, q->rows, (int)D, NULL);
     if (!y) return NULL;
     job.cache = cache; job.keys = keys; job.D = (int)D; job.H = pass->model->config.H_decoder;
     job.q = q->x; job.q_stride = D; job.y = y->x; job.scores = NULL;
@@ -6550,21 +6593,22 @@ static tmoe_tensor *tmoei_cached_cross_attention(tmoei_pass *pass, int layer, in
 }
 
 /* ---- route once, merge once -------------------------------------------------------------------------- */
-
-/* Merged blocks for a route, kept until the route or the parameters change. A layer with a one-hot route is the expert itself. */
-static void tmoei_merge_route(tmoe_model *model, const float *route)
-{
+/* Merged blocks, kept until route or parameters change; with a one-hot route the expert itself. */
+static void tmoei_merge_route(tmoe_model *model, const float *route) {
     const int E = model->config.E;
     const size_t bytes = (size_t)(model->R * E) * sizeof(float);
     float *at = model->merged;
-    int l, chosen;
-    if (model->R == 0 || (model->merged_version == model->version && memcmp(model->merged_route, route, bytes) == 0)) return;
-    for (l = 0; l < model->L; l++) {
+    int chosen;
+    if (model->R == 0 || (model->merged_version == model->version
+            && memcmp(model->merged_route, route, bytes) == 0))
+        return;
+    for (int l = 0; l < model->L; l++) {
         const tmoei_layer *layer = &model->layers[l];
         const float *r = route + layer->route * E;
         if (layer->experts == 1) continue;
         chosen = tmoei_one_hot(r, E);
-        model->blocks[l] = chosen >= 0 ? model->theta + layer->block + (size_t)chosen * layer->block_size : at;
+        model->blocks[l] = chosen >= 0 ? model->theta + layer->block + (size_t)chosen * layer->block_size
+            : at;
         if (chosen < 0) tmoei_merge(model->ctx, E, layer->block_size, model->theta + layer->block, r, at);
         at += layer->block_size;
     }
@@ -6573,13 +6617,12 @@ static void tmoei_merge_route(tmoe_model *model, const float *route)
 }
 
 /* A pass that evaluates: no gradients, no noise. route NULL: that of the known task. */
-static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const float *route, tmoe_tape *tape, tmoei_pass *pass)
-{
+static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const float *route, tmoe_tape *tape,
+        tmoei_pass *pass) {
     tmoe_tape_reset(tape);
     tmoe_tape_record(tape, 0);
     memset(pass, 0, sizeof *pass);
-    pass->model = model;
-    pass->tape = tape;
+    pass->model = model; pass->tape = tape;
     if (model->R == 0) return TMOE_OK;
     if (!route) {
         tmoe_result result = tmoei_routes_refresh(model);
@@ -6589,7 +6632,7 @@ static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const floa
     if (model->config.mix == TMOE_MIX_PARAM) {
         tmoei_merge_route(model, route);
         pass->blocks = model->blocks;
-    } else {                                                    /* a copy on the tape: the caller's may be read-only */
+    } else {                                          /* a copy on the tape: the caller's may be read-only */
         pass->route = tmoei_tensor_new(tape, 1, model->R * model->config.E, NULL);
         if (!pass->route) return TMOE_ERR_MEMORY;
         memcpy(pass->route->x, route, tmoei_elements(pass->route) * sizeof(float));
@@ -6598,94 +6641,85 @@ static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const floa
 }
 
 /* ---- greedy decoding --------------------------------------------------------------------------------- */
-
-#define TMOEI_ANSWERS_AT_ONCE 32        /* one register tile of rows and more: weights are read once for all of them */
-
-static void tmoei_cache_destroy(const tmoe_model *model, tmoei_cache *cache)
-{
-    int i;
-    for (i = 0; cache->keys && i < model->config.decoder_layers * cache->experts; i++) {
-        tmoei_free(cache->ctx, cache->keys[i].self);
-        tmoei_free(cache->ctx, cache->keys[i].cross);
+#define TMOEI_ANSWERS_AT_ONCE 32        /* a register tile of rows and more: weights are read once for all */
+static void tmoei_cache_destroy(const tmoe_model *model, tmoei_cache *cache) {
+    for (int i = 0; cache->keys && i < model->config.decoder_layers * cache->experts; i++) {
+        tmoei_free(cache->ctx, cache->keys[i].self); tmoei_free(cache->ctx, cache->keys[i].cross);
     }
-    tmoei_free(cache->ctx, cache->keys);
-    tmoei_free(cache->ctx, cache->memory);
-    tmoei_free(cache->ctx, cache->slot_of);
-    tmoei_free(cache->ctx, cache->request_of);
+    tmoei_free(cache->ctx, cache->keys); tmoei_free(cache->ctx, cache->memory);
+    tmoei_free(cache->ctx, cache->slot_of); tmoei_free(cache->ctx, cache->request_of);
 }
 
 /* Encodes the packed sources and makes room for `slots` sequences of at most `limit` positions. */
-static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int task, const float *route, const tmoei_pack *source, int slots, int limit)
-{
+static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int task, const float *route,
+        const tmoei_pack *source, int slots, int limit) {
     tmoe_ctx *ctx = model->ctx;
     const size_t D = (size_t)model->config.D;
     tmoei_pass pass;
     tmoe_tensor *h = NULL;
-    int r;
     memset(cache, 0, sizeof *cache);
-    cache->ctx = ctx;
-    cache->slots = cache->rows = slots;
-    cache->limit = limit;
+    cache->ctx = ctx; cache->slots = cache->rows = slots; cache->limit = limit;
     cache->source = source;
     cache->experts = model->config.mix == TMOE_MIX_OUTPUT ? model->config.E : 1;
-    cache->keys = (tmoei_keys *)tmoei_alloc(ctx, (size_t)(model->config.decoder_layers * cache->experts), sizeof *cache->keys, 1);
+    cache->keys = (tmoei_keys *)tmoei_alloc(ctx, (size_t)(model->config.decoder_layers * cache->experts),
+        sizeof *cache->keys, 1);
     cache->memory = (float *)tmoei_alloc(ctx, (size_t)source->tokens * D, sizeof(float), 0);
     cache->slot_of = (int *)tmoei_alloc(ctx, (size_t)limit * (size_t)slots, sizeof(int), 0);
     cache->request_of = (int *)tmoei_alloc(ctx, (size_t)slots, sizeof(int), 0);
     if (!cache->keys || !cache->memory || !cache->slot_of || !cache->request_of) return TMOE_ERR_MEMORY;
-    for (r = 0; r < slots; r++) cache->request_of[r] = r;
-    if (tmoei_evaluation_pass(model, task, route, model->tape, &pass) == TMOE_OK) h = tmoei_encode(&pass, source);
+    for (int r = 0; r < slots; r++) cache->request_of[r] = r;
+    if (tmoei_evaluation_pass(model, task, route, model->tape, &pass) == TMOE_OK)
+        h = tmoei_encode(&pass, source);
     if (!h) return ctx->error;
     memcpy(cache->memory, h->x, (size_t)source->tokens * D * sizeof(float));
     return TMOE_OK;
 }
 
-/* Logits (rows, V) of the next position, given each row's latest token; they live on the model's tape until the next call. */
-static tmoe_tensor *tmoei_cache_step(tmoei_cache *cache, tmoe_model *model, int task, const float *route, int *ids, int *positions)
-{
+/* Logits (rows, V) of the next position, given the latest tokens; they live until the next call. */
+static tmoe_tensor *tmoei_cache_step(tmoei_cache *cache, tmoe_model *model, int task, const float *route,
+        int *ids, int *positions) {
     tmoei_pass pass;
     tmoei_pack target;
-    int r;
     if (tmoei_evaluation_pass(model, task, route, model->tape, &pass) != TMOE_OK) return NULL;
-    for (r = 0; r < cache->rows; r++) {
+    for (int r = 0; r < cache->rows; r++) {
         positions[r] = cache->position;
         cache->slot_of[cache->position * cache->slots + r] = r;
     }
     memset(&target, 0, sizeof target);
-    target.ids = ids;
-    target.positions = positions;
+    target.ids = ids; target.positions = positions;
     target.sequences = target.tokens = cache->rows;
     pass.cache = cache;
     return tmoei_head(&pass, tmoei_decode(&pass, &target, NULL, NULL));
 }
 
-static int tmoei_argmax(const float *x, int n)
-{
-    int i, best = 0;
-    for (i = 1; i < n; i++) if (x[i] > x[best]) best = i;
+static int tmoei_argmax(const float *x, int n) {
+    int best = 0;
+    for (int i = 1; i < n; i++) if (x[i] > x[best]) best = i;
     return best;
 }
 
-/* Greedy answers of up to TMOEI_ANSWERS_AT_ONCE requests: tokens (requests, limit) without special ones, lengths (requests). A row that has
- * said </s> leaves: the last running row takes its place. */
-static tmoe_result tmoei_greedy(tmoe_model *model, int task, const float *route, const tmoei_pack *source, int *tokens, int *lengths, int limit)
-{
+/* Greedy answers of up to TMOEI_ANSWERS_AT_ONCE requests: tokens (requests, limit) without special ones,
+ * lengths (requests). A row that has said </s> leaves: the last running row takes its place. */
+static tmoe_result tmoei_greedy(tmoe_model *model, int task, const float *route, const tmoei_pack *source,
+        int *tokens, int *lengths, int limit) {
     tmoei_cache cache;
-    int ids[TMOEI_ANSWERS_AT_ONCE], positions[TMOEI_ANSWERS_AT_ONCE], r, t;
+    int ids[TMOEI_ANSWERS_AT_ONCE], positions[TMOEI_ANSWERS_AT_ONCE];
     tmoe_result result = tmoei_cache_create(&cache, model, task, route, source, source->sequences, limit);
-    for (r = 0; r < source->sequences; r++) { ids[r] = model->end_id; lengths[r] = 0; }    /* the decoder starts as it was trained */
+    /* the decoder starts as it was trained */
+    for (int r = 0; r < source->sequences; r++) { ids[r] = model->end_id; lengths[r] = 0; }
     while (result == TMOE_OK && cache.rows > 0 && cache.position < limit) {
         const tmoe_tensor *logits = tmoei_cache_step(&cache, model, task, route, ids, positions);
         int next[TMOEI_ANSWERS_AT_ONCE];
         if (!logits) { result = model->ctx->error; break; }
-        for (r = 0; r < cache.rows; r++) next[r] = tmoei_argmax(logits->x + (size_t)r * (size_t)model->V, model->V);
-        for (r = cache.rows - 1; r >= 0; r--) {
+        for (int r = 0; r < cache.rows; r++)
+            next[r] = tmoei_argmax(logits->x + (size_t)r * (size_t)model->V, model->V);
+        for (int r = cache.rows - 1; r >= 0; r--) {
             const int request = cache.request_of[r], last = cache.rows - 1;
             if (next[r] != model->end_id) {
                 tokens[request * limit + lengths[request]++] = ids[r] = next[r];
                 continue;
             }
-            for (t = 0; t <= cache.position; t++)
+            for (int t = 0; t <= cache.position; t++)
                 cache.slot_of[t * cache.slots + r] = cache.slot_of[t * cache.slots + last];
             cache.request_of[r] = cache.request_of[last];
             ids[r] = ids[last];
@@ -6697,121 +6731,125 @@ static tmoe_result tmoei_greedy(tmoe_model *model, int task, const float *route,
     return result;
 }
 
-TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count)
-{
-    int i;
-    for (i = 0; i < count; i++) { tmoei_free(model->ctx, answers[i]); answers[i] = NULL; }
+TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count) {
+    for (int i = 0; i < count; i++) { tmoei_free(model->ctx, answers[i]); answers[i] = NULL; }
 }
 
 /* Tokenises inputs first .. first + n - 1, decodes them, gives their texts. */
-static tmoe_result tmoei_answer_some(tmoe_model *model, int task, const char *instruction, const float *route, const char *const *inputs, int n, char **answers)
-{
+static tmoe_result tmoei_answer_some(tmoe_model *model, int task, const char *instruction,
+        const float *route, const char *const *inputs, int n, char **answers) {
     tmoe_ctx *ctx = model->ctx;
     const tmoe_config *c = &model->config;
     const size_t limit = (size_t)c->source_tokens;
     const int target_limit = c->target_tokens;
     tmoei_pack source;
-    size_t count = 0, used = 0, j;
-    int lengths[TMOEI_ANSWERS_AT_ONCE], i;
-    int *memory = (int *)tmoei_alloc(ctx, (size_t)n * (2 * limit + (size_t)target_limit + 1) + 1, sizeof(int), 0), *tokens;
+    size_t count = 0, used = 0;
+    int lengths[TMOEI_ANSWERS_AT_ONCE];
+    int *memory = (int *)tmoei_alloc(ctx, (size_t)n * (2 * limit + (size_t)target_limit + 1) + 1,
+        sizeof(int), 0), *tokens;
     tmoe_result result = memory ? TMOE_OK : TMOE_ERR_MEMORY;
     if (!memory) return result;
     memset(&source, 0, sizeof source);
-    source.sequences = n;
-    source.ids = memory;
-    source.positions = memory + (size_t)n * limit;
+    source.sequences = n; source.ids = memory; source.positions = memory + (size_t)n * limit;
     tokens = source.positions + (size_t)n * limit;
     source.offsets = tokens + (size_t)n * (size_t)target_limit;
-    for (i = 0; result == TMOE_OK && i < n; i++) {
+    for (int i = 0; result == TMOE_OK && i < n; i++) {
         source.offsets[i] = (int)used;
-        result = tmoei_encode_source(ctx, model->tokenizer, c->instruction_in_input ? instruction : NULL, inputs[i], source.ids + used, limit, &count);
+        result = tmoei_encode_source(ctx, model->tokenizer, c->instruction_in_input ? instruction : NULL,
+            inputs[i], source.ids + used, limit, &count);
         if (result == TMOE_OK && count > limit)
-            result = tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "answer: instruction and input have %lu tokens; the model takes at most %lu",
-                                (unsigned long)count, (unsigned long)limit);
-        for (j = 0; result == TMOE_OK && j < count; j++) source.positions[used + j] = (int)j;
+            result = tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+                "answer: instruction and input have %lu tokens; the model takes at most %lu",
+                (unsigned long)count, (unsigned long)limit);
+        for (size_t j = 0; result == TMOE_OK && j < count; j++) source.positions[used + j] = (int)j;
         used += count;
     }
     if (result == TMOE_OK) {
         source.offsets[n] = source.tokens = (int)used;
         result = tmoei_greedy(model, task, route, &source, tokens, lengths, target_limit);
     }
-    for (i = 0; result == TMOE_OK && i < n; i++) {
+    for (int i = 0; result == TMOE_OK && i < n; i++) {
         const int *mine = tokens + (size_t)i * (size_t)target_limit;
         size_t length = 0;
-        result = tmoe_tokenizer_decode(model->tokenizer, mine, (size_t)lengths[i], TMOE_TOKENIZER_SKIP_SPECIALS, NULL, 0, &length);
+        result = tmoe_tokenizer_decode(model->tokenizer, mine, (size_t)lengths[i],
+            TMOE_TOKENIZER_SKIP_SPECIALS, NULL, 0, &length);
         answers[i] = result == TMOE_OK ? (char *)tmoei_alloc(ctx, length + 1, 1, 1) : NULL;
         if (!answers[i]) { result = ctx->error; break; }
-        result = tmoe_tokenizer_decode(model->tokenizer, mine, (size_t)lengths[i], TMOE_TOKENIZER_SKIP_SPECIALS, answers[i], length + 1, &length);
+        result = tmoe_tokenizer_decode(model->tokenizer, mine, (size_t)lengths[i],
+            TMOE_TOKENIZER_SKIP_SPECIALS, answers[i], length + 1, &length);
     }
     tmoei_free(ctx, memory);
     return result;
 }
 
-TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const float *route, const char *const *inputs, int count, char **answers)
-{
+TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const float *route,
+        const char *const *inputs, int count, char **answers) {
     tmoe_ctx *ctx = model->ctx;
     const int known = tmoe_find_task(model, task);
     const char *instruction = known >= 0 ? model->tasks[known].instruction : task;
     const tmoei_float_mode mode = tmoei_float_mode_enter();
     float *unseen = NULL;
     tmoe_result result = TMOE_OK;
-    int i;
     ctx->error = TMOE_OK;
-    for (i = 0; i < count; i++) answers[i] = NULL;
+    for (int i = 0; i < count; i++) answers[i] = NULL;
     if (!route && known < 0 && model->R > 0) {
         unseen = (float *)tmoei_alloc(ctx, (size_t)(model->R * model->config.E), sizeof(float), 0);
-        result = unseen ? tmoe_route_unseen(model, instruction, TMOE_ZERO_SHOT_ROUTER, unseen) : TMOE_ERR_MEMORY;
+        result = unseen ? tmoe_route_unseen(model, instruction, TMOE_ZERO_SHOT_ROUTER, unseen)
+            : TMOE_ERR_MEMORY;
         route = unseen;
     }
-    for (i = 0; result == TMOE_OK && i < count; i += TMOEI_ANSWERS_AT_ONCE)
-        result = tmoei_answer_some(model, known, instruction, route, inputs + i, count - i < TMOEI_ANSWERS_AT_ONCE ? count - i : TMOEI_ANSWERS_AT_ONCE, answers + i);
+    for (int i = 0; result == TMOE_OK && i < count; i += TMOEI_ANSWERS_AT_ONCE)
+        result = tmoei_answer_some(model, known, instruction, route, inputs + i,
+            count - i < TMOEI_ANSWERS_AT_ONCE ? count - i : TMOEI_ANSWERS_AT_ONCE, answers + i);
     if (result != TMOE_OK) tmoe_answers_free(model, answers, count);
     tmoei_free(ctx, unseen);
     tmoei_float_mode_leave(mode);
     return result;
 }
 
-TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task, const char *input, char *text, size_t size)
-{
+TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task, const char *input, char *text,
+        size_t size) {
     char *answer = NULL;
-    tmoe_result result;
     if (!size) return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "answer: no room for a text");
     text[0] = 0;
-    result = tmoe_answers(model, task, NULL, &input, 1, &answer);
+    tmoe_result result = tmoe_answers(model, task, NULL, &input, 1, &answer);
     if (result == TMOE_OK && strlen(answer) >= size)
-        result = tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "answer: %lu bytes and a NUL do not fit into %lu", (unsigned long)strlen(answer), (unsigned long)size);
+        result = tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "answer: %lu bytes and a NUL do not fit into %lu",
+            (unsigned long)strlen(answer), (unsigned long)size);
     else if (result == TMOE_OK) memcpy(text, answer, strlen(answer) + 1);
     tmoe_answers_free(model, &answer, 1);
     return result;
 }
 
-TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, const float *route, int limit, double *score)
-{
+TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, const float *route, int limit,
+        double *score) {
     tmoe_ctx *ctx = model->ctx;
     const int n = limit > 0 && limit < task->test_count ? limit : task->test_count;
     const char **inputs;
     char **answers;
     tmoe_result result = TMOE_ERR_MEMORY;
-    int i;
     ctx->error = TMOE_OK;
     inputs = (const char **)tmoei_alloc(ctx, (size_t)n + 1, sizeof *inputs, 0);
     answers = (char **)tmoei_alloc(ctx, (size_t)n + 1, sizeof *answers, 1);
     if (inputs && answers) {
-        for (i = 0; i < n; i++) inputs[i] = task->test[i].input;
-        result = tmoe_answers(model, tmoe_find_task(model, task->name) >= 0 ? task->name : task->instruction, route, inputs, n, answers);
-        if (result == TMOE_OK) result = tmoe_score(ctx, task->metric, (const char *const *)answers, task->test, n, score);
+        for (int i = 0; i < n; i++) inputs[i] = task->test[i].input;
+        result = tmoe_answers(model, tmoe_find_task(model, task->name) >= 0 ? task->name : task->instruction,
+            route, inputs, n, answers);
+        if (result == TMOE_OK)
+            result = tmoe_score(ctx, task->metric, (const char *const *)answers, task->test, n, score);
     }
     if (answers) tmoe_answers_free(model, answers, n);
-    tmoei_free(ctx, (void *)inputs);
-    tmoei_free(ctx, answers);
+    tmoei_free(ctx, (void *)inputs); tmoei_free(ctx, answers);
     return result;
 }
 /* ==== >>train: packed batches of tasks, AdamW, the loop ================================================
- * A step's batch is K groups of one task each. The router runs once for the K tasks; then every group runs forward and backward on its own with
- * its row of the routes, leaving dl/droute behind; then the router runs backward. Everything random is drawn from (seed,
- * stream, step): there is no state to save but the step number. */
+ * A step's batch is K groups of one task each. The router runs once for the K tasks; then every group runs
+ * forward and backward on its own with its row of the routes, leaving dl/droute behind; then the router runs
+ * backward. Everything random is drawn from (seed, stream, step): there is no state to save but the step
+ * number. */
 
-typedef struct tmoei_texts { int *ids; size_t *offsets; size_t count, ids_used, ids_capacity, offsets_capacity; } tmoei_texts;
+typedef struct tmoei_texts { int *ids; size_t *offsets; size_t count, ids_used, ids_capacity,
+    offsets_capacity; } tmoei_texts;
 
 typedef struct tmoei_trained_task {
     int task;                           /* index in the model */
@@ -6819,12 +6857,11 @@ typedef struct tmoei_trained_task {
     int count, validation;
 } tmoei_trained_task;
 
-typedef struct tmoei_trained_example { size_t source, target; int targets; } tmoei_trained_example;     /* indices of texts */
-
+/* indices of texts */
+typedef struct tmoei_trained_example { size_t source, target; int targets; } tmoei_trained_example;
 typedef struct tmoei_update { size_t offset, count; tmoei_rate rate; int decay; } tmoei_update;
 #define TMOEI_GROUPS_MAX 120            /* tasks a step */
-#define TMOEI_UPDATE_FLOATS 16384       /* one chunk of the optimiser: 64 KiB each of theta, gradient and two moments */
-
+#define TMOEI_UPDATE_FLOATS 16384       /* a chunk of the optimiser: 64 KiB of theta, gradient, moments */
 typedef struct tmoei_batch {            /* one group, packed; all arrays in one block of memory */
     tmoei_pack source, target;
     int *labels;                        /* what each target position must say */
@@ -6852,16 +6889,15 @@ struct tmoe_trainer {
     int *task_order, *example_order;    /* for drawing */
     int *step_tasks, *chosen;           /* the step's tasks (K) and examples (K, examples_per_task) */
     int chosen_count;
-    float *noise, *droutes, *constant_routes, *entropy;     /* (K, R * E) each; (R); one block, noise first */
+    float *noise, *droutes, *constant_routes, *entropy;    /* (K, R * E) each; (R); one block, noise first */
     float best_loss;
-    int64_t steps_done;                 /* of this training; the model's own step goes on over several trainings */
+    int64_t steps_done;           /* of this training; the model's own step goes on over several trainings */
     int64_t first_step;                 /* steps_done when this process began: tokens/s counts from there */
     int bad_evaluations;
     double began, tokens;
 };
 
-static double tmoei_seconds(void)
-{
+static double tmoei_seconds(void) {
 #if defined(TMOEI_POSIX)
     struct timeval now;
     (void)gettimeofday(&now, NULL);
@@ -6871,69 +6907,66 @@ static double tmoei_seconds(void)
 #endif
 }
 
-TMOE_DEF tmoe_training tmoe_training_default(void)
-{
+TMOE_DEF tmoe_training tmoe_training_default(void) {
     tmoe_training t;
     memset(&t, 0, sizeof t);
-    t.steps = 5000;
-    t.tasks_per_step = t.examples_per_task = 8;
-    t.lr_model = 2e-3f;
-    t.lr_router = 5e-3f;
-    t.lr_tasks = 1e-2f;
+    t.steps = 5000; t.tasks_per_step = t.examples_per_task = 8; t.lr_model = 2e-3f;
+    t.lr_router = 5e-3f; t.lr_tasks = 1e-2f;
     t.warmup = 0.06f;                                           /* the paper's */
     t.weight_decay = 0.01f;                                     /* the paper's */
-    t.beta1 = 0.9f;
-    t.beta2 = 0.999f;
+    t.beta1 = 0.9f; t.beta2 = 0.999f;
     t.adam_epsilon = 1e-8f;                                     /* the paper's */
-    t.clip = 1.0f;
-    t.train = TMOE_TRAIN_ALL;
-    t.vocabulary = 512;
-    t.seed = 1;
+    t.clip = 1.0f; t.train = TMOE_TRAIN_ALL; t.vocabulary = 512; t.seed = 1;
     return t;
 }
 
 /* ---- texts to tokens --------------------------------------------------------------------------------- */
-
 /* Appends one tokenised text; gives its index, or -1 cast to size_t (cause in the context). */
-static size_t tmoei_texts_add(tmoe_ctx *ctx, tmoei_texts *texts, const tmoe_tokenizer *tokenizer, const char *instruction, const char *input,
-                              int limit, const char *what, const char *task_name, int line)
-{
+static size_t tmoei_texts_add(tmoe_ctx *ctx, tmoei_texts *texts, const tmoe_tokenizer *tokenizer,
+        const char *instruction, const char *input, int limit, const char *what, const char *task_name,
+        int line) {
     void *ids = texts->ids, *offsets = texts->offsets;
     size_t count = 0;
-    if (tmoei_encode_source(ctx, tokenizer, instruction, input, NULL, 0, &count) != TMOE_OK) return (size_t)-1;
+    if (tmoei_encode_source(ctx, tokenizer, instruction, input, NULL, 0, &count) != TMOE_OK)
+        return (size_t)-1;
     if (count > (size_t)limit) {
-        (void)tmoei_fail(ctx, TMOE_ERR_DATA, "task %s, training example %d: the %s has %lu tokens; the model takes at most %d",
-                         task_name, line + 1, what, (unsigned long)count, limit);
+        (void)tmoei_fail(ctx, TMOE_ERR_DATA,
+            "task %s, training example %d: the %s has %lu tokens; the model takes at most %d", task_name,
+            line + 1, what, (unsigned long)count, limit);
         return (size_t)-1;
     }
-    if (!(ids = tmoei_grow(ctx, ids, &texts->ids_capacity, texts->ids_used + count, sizeof *texts->ids))) return (size_t)-1;
+    if (!(ids = tmoei_grow(ctx, ids, &texts->ids_capacity, texts->ids_used + count, sizeof *texts->ids)))
+        return (size_t)-1;
     texts->ids = (int *)ids;
-    if (!(offsets = tmoei_grow(ctx, offsets, &texts->offsets_capacity, texts->count + 2, sizeof *texts->offsets))) return (size_t)-1;
+    if (!(offsets = tmoei_grow(ctx, offsets, &texts->offsets_capacity, texts->count + 2,
+            sizeof *texts->offsets)))
+        return (size_t)-1;
     texts->offsets = (size_t *)offsets;
     if (texts->count == 0) texts->offsets[0] = 0;
-    if (tmoei_encode_source(ctx, tokenizer, instruction, input, texts->ids + texts->ids_used, count, &count) != TMOE_OK) return (size_t)-1;
+    if (tmoei_encode_source(ctx, tokenizer, instruction, input, texts->ids + texts->ids_used, count,
+            &count) != TMOE_OK)
+        return (size_t)-1;
     texts->ids_used += count;
     texts->offsets[++texts->count] = texts->ids_used;
     return texts->count - 1;
 }
 
-static size_t tmoei_text_length(const tmoei_texts *texts, size_t index) { return texts->offsets[index + 1] - texts->offsets[index]; }
+static size_t tmoei_text_length(const tmoei_texts *texts, size_t index) {
+    return texts->offsets[index + 1] - texts->offsets[index];
+}
 
 /* ---- packing a group --------------------------------------------------------------------------------- */
-
 /* Makes room for a group and lays the arrays out one behind the other. */
-static tmoe_result tmoei_batch_reserve(tmoe_ctx *ctx, tmoei_batch *batch, size_t sources, size_t targets, size_t sequences)
-{
+static tmoe_result tmoei_batch_reserve(tmoe_ctx *ctx, tmoei_batch *batch, size_t sources, size_t targets,
+        size_t sequences) {
     const size_t need = 2 * sources + 3 * targets + 2 * (sequences + 1);
-    int *at;
     if (need > batch->capacity) {
         int *memory = (int *)tmoei_alloc(ctx, need + need / 2, sizeof(int), 0);
         if (!memory) return TMOE_ERR_MEMORY;
         tmoei_free(ctx, batch->memory);
-        batch->memory = memory;
-        batch->capacity = need + need / 2;
+        batch->memory = memory; batch->capacity = need + need / 2;
     }
-    at = batch->memory;
+    int *at = batch->memory;
     batch->source.ids = at; at += sources;
     batch->source.positions = at; at += sources;
     batch->target.ids = at; at += targets;
@@ -6945,43 +6978,46 @@ static tmoe_result tmoei_batch_reserve(tmoe_ctx *ctx, tmoei_batch *batch, size_t
     return TMOE_OK;
 }
 
-/* The text of the answer that example number c of a group is trained on: where several are accepted, `random` picks one. */
-static size_t tmoei_accepted(const tmoei_trained_example *example, int c, uint64_t random)
-{
+/* The text that example c of a group is trained on; of several accepted ones `random` picks. */
+static size_t tmoei_accepted(const tmoei_trained_example *example, int c, uint64_t random) {
     return example->target + tmoei_below(tmoei_mix64(random + (uint64_t)c), (size_t)example->targets);
 }
 
-/* Target positions of a text: y_1 ... y_n </s>, and <s> before them where the model wants it. A tokenised text is <s> y_1 ... y_n </s>. */
-static size_t tmoei_target_length(const tmoe_trainer *trainer, size_t text)
-{
+/* Target positions of a text: y_1 ... y_n </s>, and <s> before them where the model wants it. A tokenised
+ * text is <s> y_1 ... y_n </s>. */
+static size_t tmoei_target_length(const tmoe_trainer *trainer, size_t text) {
     return tmoei_text_length(&trainer->texts, text) - (trainer->model->config.begin_in_target ? 0 : 1);
 }
 
-/* Puts `count` examples (indices into trainer->examples) into the batch. The decoder reads </s> y_1 ... y_n and must say y_1 ... y_n </s>. */
-static tmoe_result tmoei_batch_fill(tmoe_trainer *trainer, const int *chosen, int count, uint64_t random)
-{
+/* Puts `count` examples (indices into trainer->examples) into the batch. The decoder reads </s> y_1 ... y_n
+ * and must say y_1 ... y_n </s>. */
+static tmoe_result tmoei_batch_fill(tmoe_trainer *trainer, const int *chosen, int count, uint64_t random) {
     tmoei_batch *batch = &trainer->batch;
     const tmoei_texts *texts = &trainer->texts;
     size_t sources = 0, targets = 0, i, n;
-    int c, pass;
-    for (pass = 0; pass < 2; pass++) {                          /* first count, then fill */
+    for (int pass = 0; pass < 2; pass++) {                          /* first count, then fill */
         if (pass == 1) {
             tmoe_result result = tmoei_batch_reserve(trainer->ctx, batch, sources, targets, (size_t)count);
             if (result != TMOE_OK) return result;
         }
         sources = targets = 0;
-        for (c = 0; c < count; c++) {
+        for (int c = 0; c < count; c++) {
             const tmoei_trained_example *example = &trainer->examples[chosen[c]];
-            const size_t accepted = tmoei_accepted(example, c, random), length = tmoei_target_length(trainer, accepted);
-            const int *x = texts->ids + texts->offsets[example->source], *y = texts->ids + texts->offsets[accepted + 1] - length;
-            if (pass == 1) { batch->source.offsets[c] = (int)sources; batch->target.offsets[c] = (int)targets; }
+            const size_t accepted = tmoei_accepted(example, c, random),
+                length = tmoei_target_length(trainer, accepted);
+            const int *x = texts->ids + texts->offsets[example->source],
+                *y = texts->ids + texts->offsets[accepted + 1] - length;
+            if (pass == 1) {
+                batch->source.offsets[c] = (int)sources; batch->target.offsets[c] = (int)targets;
+            }
             for (i = 0, n = tmoei_text_length(texts, example->source); i < n; i++, sources++)
-                if (pass == 1) { batch->source.ids[sources] = x[i]; batch->source.positions[sources] = (int)i; }
+                if (pass == 1) {
+                    batch->source.ids[sources] = x[i]; batch->source.positions[sources] = (int)i;
+                }
             for (i = 0; i < length; i++, targets++)
                 if (pass == 1) {
                     batch->target.ids[targets] = i == 0 ? trainer->model->end_id : y[i - 1];
-                    batch->target.positions[targets] = (int)i;
-                    batch->labels[targets] = y[i];
+                    batch->target.positions[targets] = (int)i; batch->labels[targets] = y[i];
                 }
         }
     }
@@ -6991,21 +7027,20 @@ static tmoe_result tmoei_batch_fill(tmoe_trainer *trainer, const int *chosen, in
 }
 
 /* ---- one group, forward and backward ----------------------------------------------------------------- */
-
-/* Mean loss of the batch in trainer->batch times its share of the step; gradients are added to trainer->grads where `train` says so. */
-static tmoe_tensor *tmoei_group_loss(tmoe_trainer *trainer, tmoei_pass *pass, float smoothing, float weight)
-{
+/* Mean loss of the batch in trainer->batch times its share of the step; gradients are added to
+ * trainer->grads where `train` says so. */
+static tmoe_tensor *tmoei_group_loss(tmoe_trainer *trainer, tmoei_pass *pass, float smoothing,
+        float weight) {
     tmoe_tensor *h = tmoei_encode(pass, &trainer->batch.source);
     h = tmoei_decode(pass, &trainer->batch.target, h, &trainer->batch.source);
     return tmoe_cross_entropy(pass->tape, tmoei_head(pass, h), trainer->batch.labels, smoothing, weight);
 }
 
 /* ---- the optimiser ----------------------------------------------------------------------------------- */
-
-static float tmoei_learning_rate(const tmoe_training *t, int64_t step, float top)
-{
+static float tmoei_learning_rate(const tmoe_training *t, int64_t step, float top) {
     const double warmup = (double)t->warmup * (double)t->steps, at = (double)step;
-    double factor = at + 1.0 < warmup ? (at + 1.0) / warmup : ((double)t->steps - at) / ((double)t->steps - warmup + 1.0);
+    double factor = at + 1.0 < warmup ? (at + 1.0) / warmup : ((double)t->steps - at) / ((double)t->steps
+        - warmup + 1.0);
     if (factor < 0.0) factor = 0.0;
     return (float)((double)top * (factor > 1.0 ? 1.0 : factor));
 }
@@ -7017,57 +7052,53 @@ typedef struct tmoei_update_job {
     int64_t step;                       /* of the moments' bias correction, from 1 */
 } tmoei_update_job;
 
-static int tmoei_update_on(const tmoe_trainer *trainer, const tmoei_update *update)
-{
-    return (trainer->training.train >> (int)update->rate & 1) != 0;     /* TMOE_TRAIN_ bits lie in the order of tmoei_rate */
+static int tmoei_update_on(const tmoe_trainer *trainer, const tmoei_update *update) {
+    /* TMOE_TRAIN_ bits lie in the order of tmoei_rate */
+    return (trainer->training.train >> (int)update->rate & 1) != 0;
 }
 
-static void tmoei_norm_chunk(void *arg, int chunk, int lane)
-{
+static void tmoei_norm_chunk(void *arg, int chunk, int lane) {
     tmoe_trainer *trainer = ((const tmoei_update_job *)arg)->trainer;
-    const tmoei_update *update = &trainer->updates[chunk];
-    (void)lane;
-    trainer->update_norms[chunk] = tmoei_update_on(trainer, update) ? trainer->ctx->kernels->sum_squares(trainer->grads + update->offset, update->count) : 0.0;
+    const tmoei_update *update = &trainer->updates[chunk]; (void)lane;
+    trainer->update_norms[chunk] = tmoei_update_on(trainer, update)
+        ? trainer->ctx->kernels->sum_squares(trainer->grads + update->offset, update->count) : 0.0;
 }
 
-/* AdamW (Loshchilov 2019): m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  theta -= lr (mhat / (sqrt(vhat) + eps) + decay theta). The gradient is
+/* AdamW (Loshchilov 2019): m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  theta -= lr (mhat / (sqrt(vhat) +
+ * eps) + decay theta). The gradient is
  * zeroed while it is in the cache. A frozen parameter does not move, nor do its moments. */
-static void tmoei_adamw_chunk(void *arg, int chunk, int lane)
-{
+static void tmoei_adamw_chunk(void *arg, int chunk, int lane) {
     const tmoei_update_job *job = (const tmoei_update_job *)arg;
     tmoe_trainer *trainer = job->trainer;
     const tmoe_training *t = &trainer->training;
-    const tmoei_update *update = &trainer->updates[chunk];
-    (void)lane;
+    const tmoei_update *update = &trainer->updates[chunk]; (void)lane;
     if (tmoei_update_on(trainer, update)) {
         const float rate = job->rates[update->rate];
         float constants[8];                                     /* in the order >>kernels names */
         constants[0] = job->scale; constants[1] = t->beta1; constants[2] = t->beta2;
         constants[3] = (float)(1.0 / (1.0 - pow((double)t->beta1, (double)job->step)));
         constants[4] = (float)(1.0 / (1.0 - pow((double)t->beta2, (double)job->step)));
-        constants[5] = t->adam_epsilon; constants[6] = rate; constants[7] = update->decay ? rate * t->weight_decay : 0.0f;
-        trainer->ctx->kernels->adamw(trainer->model->theta + update->offset, trainer->grads + update->offset, trainer->moment1 + update->offset,
-                                     trainer->moment2 + update->offset, update->count, constants);
+        constants[5] = t->adam_epsilon; constants[6] = rate;
+        constants[7] = update->decay ? rate * t->weight_decay : 0.0f;
+        trainer->ctx->kernels->adamw(trainer->model->theta + update->offset, trainer->grads + update->offset,
+            trainer->moment1 + update->offset, trainer->moment2 + update->offset, update->count, constants);
     }
     memset(trainer->grads + update->offset, 0, update->count * sizeof(float));
 }
 
-static void tmoei_zero_chunk(void *arg, int chunk, int lane)
-{
-    tmoe_trainer *trainer = ((const tmoei_update_job *)arg)->trainer;
-    (void)lane;
-    memset(trainer->grads + trainer->updates[chunk].offset, 0, trainer->updates[chunk].count * sizeof(float));
+static void tmoei_zero_chunk(void *arg, int chunk, int lane) {
+    tmoe_trainer *trainer = ((const tmoei_update_job *)arg)->trainer; (void)lane;
+    memset(trainer->grads + trainer->updates[chunk].offset, 0,
+        trainer->updates[chunk].count * sizeof(float));
 }
 
 /* ---- one step ---------------------------------------------------------------------------------------- */
-
 /* K different training tasks for step s: the first K places of a shuffle (Fisher-Yates). */
-static int tmoei_draw(uint64_t seed, uint64_t stream, uint64_t counter, int *order, int n, int wanted)
-{
-    int i;
-    for (i = 0; i < n; i++) order[i] = i;
-    for (i = 0; i < wanted && i < n; i++) {
-        const int other = i + (int)tmoei_below(tmoei_random(seed, stream, counter * 1024 + (uint64_t)i), (size_t)(n - i));
+static int tmoei_draw(uint64_t seed, uint64_t stream, uint64_t counter, int *order, int n, int wanted) {
+    for (int i = 0; i < n; i++) order[i] = i;
+    for (int i = 0; i < wanted && i < n; i++) {
+        const int other = i + (int)tmoei_below(tmoei_random(seed, stream, counter * 1024 + (uint64_t)i),
+            (size_t)(n - i));
         const int chosen = order[other];
         order[other] = order[i];
         order[i] = chosen;
@@ -7075,62 +7106,68 @@ static int tmoei_draw(uint64_t seed, uint64_t stream, uint64_t counter, int *ord
     return wanted < n ? wanted : n;
 }
 
-/* The routes (K, R * E) of the step's tasks on the router's tape, with the noise of training; their gradients gather in trainer->droutes. */
-static tmoe_tensor *tmoei_step_routes(tmoe_trainer *trainer, int K)
-{
+/* The routes (K, R * E) of the step's tasks on the router's tape, with the noise of training; their
+ * gradients gather in trainer->droutes. */
+static tmoe_tensor *tmoei_step_routes(tmoe_trainer *trainer, int K) {
     tmoe_model *model = trainer->model;
     const tmoe_config *c = &model->config;
     const int R = model->R, E = c->E, width = R * E;
     const uint64_t seed = trainer->training.seed, step = (uint64_t)trainer->steps_done;
     const int trained = trainer->training.train;
     tmoe_tape *tape = trainer->router_tape;
-    tmoe_tensor *r, *table;
-    int i, explored = 0;
+    int explored = 0;
     if (!tmoei_selection_has_router(c->selection)) {
-        for (i = 0; i < K; i++)
+        for (int i = 0; i < K; i++)
             if (c->selection == TMOE_SELECT_RANDOM_TASK)
-                tmoei_route_without_router(model, TMOEI_STREAM_TASK_ROUTES, (uint64_t)trainer->step_tasks[i], trainer->constant_routes + i * width);
-            else tmoei_route_without_router(model, TMOEI_STREAM_GROUP_ROUTES, step * (uint64_t)K + (uint64_t)i, trainer->constant_routes + i * width);
+                tmoei_route_without_router(model, TMOEI_STREAM_TASK_ROUTES, (uint64_t)trainer->step_tasks[i],
+                    trainer->constant_routes + i * width);
+            else
+                tmoei_route_without_router(model, TMOEI_STREAM_GROUP_ROUTES,
+                    step * (uint64_t)K + (uint64_t)i, trainer->constant_routes + i * width);
         return tmoe_leaf(tape, K, width, trainer->constant_routes, NULL);
     }
-    table = tmoe_leaf(tape, model->N, c->k, model->theta + model->vectors,
-                      c->vectors == TMOE_VECTOR_LEARNED && (trained & TMOE_TRAIN_TASKS) ? trainer->grads + model->vectors : NULL);
-    r = tmoe_embedding(tape, table, K, trainer->step_tasks, 1.0f, NULL, NULL);
+    tmoe_tensor *table = tmoe_leaf(tape, model->N, c->k, model->theta + model->vectors,
+        c->vectors == TMOE_VECTOR_LEARNED && (trained & TMOE_TRAIN_TASKS) ? trainer->grads + model->vectors
+        : NULL);
+    tmoe_tensor *r = tmoe_embedding(tape, table, K, trainer->step_tasks, 1.0f, NULL, NULL);
     r = tmoei_router_logits(model, tape, trained & TMOE_TRAIN_ROUTER ? trainer->grads : NULL, r);
     if (r) r = tmoe_reshape(tape, r, K * R, E);
     if (c->selection == TMOE_SELECT_GUMBEL || c->selection == TMOE_SELECT_STRAIGHT_THROUGH)
-        for (i = 0; i < K * width; i++)                         /* g = -log(-log U) */
-            trainer->noise[i] = -logf(-logf(tmoei_uniform(tmoei_random(seed, TMOEI_STREAM_GUMBEL, step * (uint64_t)(K * width) + (uint64_t)i))));
-    r = tmoe_select(tape, r, c->selection == TMOE_SELECT_SOFTMAX ? NULL : trainer->noise, tmoe_model_temperature(model),
-                    c->selection == TMOE_SELECT_STRAIGHT_THROUGH);
-    if (c->exploration > 0.0f && r) {                           /* r' = r * keep + other: keep is 0 where a layer explores */
-        float *keep = tmoei_floats(tape, (size_t)(K * width)), *other = tmoei_floats(tape, (size_t)(K * width));
+        for (int i = 0; i < K * width; i++)                         /* g = -log(-log U) */
+            trainer->noise[i] = -logf(-logf(tmoei_uniform(tmoei_random(seed, TMOEI_STREAM_GUMBEL,
+                step * (uint64_t)(K * width) + (uint64_t)i))));
+    r = tmoe_select(tape, r, c->selection == TMOE_SELECT_SOFTMAX ? NULL : trainer->noise,
+        tmoe_model_temperature(model), c->selection == TMOE_SELECT_STRAIGHT_THROUGH);
+    if (c->exploration > 0.0f && r) {           /* r' = r * keep + other: keep is 0 where a layer explores */
+        float *keep = tmoei_floats(tape, (size_t)(K * width)),
+            *other = tmoei_floats(tape, (size_t)(K * width));
         if (!keep || !other) return NULL;
-        for (i = 0; i < K * R; i++) {
+        for (int i = 0; i < K * R; i++) {
             const uint64_t at = (step * (uint64_t)(K * R) + (uint64_t)i) * 2;
             const uint64_t which = tmoei_random(seed, TMOEI_STREAM_EXPLORE, at + 1);
             const int explore = tmoei_uniform(tmoei_random(seed, TMOEI_STREAM_EXPLORE, at)) < c->exploration;
-            const int chosen = which & 1 ? (int)tmoei_below(which >> 1, (size_t)E) : -1;    /* a random one-hot, or the uniform route */
-            int e;
+            /* a random one-hot, or the uniform route */
+            const int chosen = which & 1 ? (int)tmoei_below(which >> 1, (size_t)E) : -1;
             explored += explore;
-            for (e = 0; e < E; e++) {
+            for (int e = 0; e < E; e++) {
                 keep[i * E + e] = explore ? 0.0f : 1.0f;
-                other[i * E + e] = !explore ? 0.0f : chosen < 0 ? 1.0f / (float)E : chosen == e ? 1.0f : 0.0f;
+                other[i * E + e] = !explore ? 0.0f : chosen < 0 ? 1.0f / (float)E : chosen == e ? 1.0f
+                    : 0.0f;
             }
         }
-        if (explored) r = tmoe_add(tape, tmoe_multiply(tape, r, tmoe_leaf(tape, K * R, E, keep, NULL)), tmoe_leaf(tape, K * R, E, other, NULL));
+        if (explored)
+            r = tmoe_add(tape, tmoe_multiply(tape, r, tmoe_leaf(tape, K * R, E, keep, NULL)),
+                tmoe_leaf(tape, K * R, E, other, NULL));
     }
     return r ? tmoe_reshape(tape, r, K, width) : NULL;
 }
 
-static void tmoei_route_entropies(const tmoe_model *model, const float *routes, int K, float *entropy)
-{
+static void tmoei_route_entropies(const tmoe_model *model, const float *routes, int K, float *entropy) {
     const int E = model->config.E;
-    int l, e, g;
-    for (l = 0; l < model->R; l++) {
+    for (int l = 0; l < model->R; l++) {
         entropy[l] = 0.0f;
-        for (g = 0; g < K; g++)
-            for (e = 0; e < E; e++) {
+        for (int g = 0; g < K; g++)
+            for (int e = 0; e < E; e++) {
                 const float r = routes[(g * model->R + l) * E + e];
                 if (r > 0.0f) entropy[l] -= r * logf(r) / (float)K;
             }
@@ -7138,60 +7175,60 @@ static void tmoei_route_entropies(const tmoe_model *model, const float *routes, 
 }
 
 /* Forward and backward of one group; adds its loss (already times weight) to *loss. */
-static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, float weight, double *loss)
-{
+static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, float weight, double *loss) {
     const tmoe_training *t = &trainer->training;
     tmoe_model *model = trainer->model;
     const size_t width = (size_t)(model->R * model->config.E);
     tmoei_pass pass;
-    tmoe_tensor *result;
     tmoe_tape_reset(trainer->group_tape);
     memset(&pass, 0, sizeof pass);
-    pass.model = model;
-    pass.tape = trainer->group_tape;
-    pass.grads = trainer->grads;
+    pass.model = model; pass.tape = trainer->group_tape; pass.grads = trainer->grads;
     pass.train_model = t->train & TMOE_TRAIN_MODEL;
-    pass.hard_training = model->config.selection == TMOE_SELECT_STRAIGHT_THROUGH && routes && routes->wants_grad;
-    pass.dropout = t->dropout;
-    pass.dropout_seed = t->seed;
+    pass.hard_training = model->config.selection == TMOE_SELECT_STRAIGHT_THROUGH && routes
+        && routes->wants_grad;
+    pass.dropout = t->dropout; pass.dropout_seed = t->seed;
     pass.dropout_stream = TMOEI_STREAM_DROPOUT + ((uint64_t)trainer->steps_done * 1024 + (uint64_t)g) * 4096;
     if (routes)
-        pass.route = tmoe_leaf(pass.tape, 1, (int)width, routes->x + (size_t)g * width, routes->wants_grad ? routes->dx + (size_t)g * width : NULL);
-    result = tmoei_group_loss(trainer, &pass, t->label_smoothing, weight);
-    if (result && tmoe_backward(pass.tape, result) == TMOE_OK && !pass.tape->dry) *loss += (double)result->x[0];
+        pass.route = tmoe_leaf(pass.tape, 1, (int)width, routes->x + (size_t)g * width,
+            routes->wants_grad ? routes->dx + (size_t)g * width : NULL);
+    tmoe_tensor *result = tmoei_group_loss(trainer, &pass, t->label_smoothing, weight);
+    if (result && tmoe_backward(pass.tape, result) == TMOE_OK && !pass.tape->dry)
+        *loss += (double)result->x[0];
 }
 
-/* Draws the step's tasks and examples: trainer->step_tasks (K), trainer->chosen (K, examples_per_task), the count of each group. */
-static int tmoei_step_draw(tmoe_trainer *trainer, int *counts)
-{
+/* Draws step_tasks (K), chosen (K, examples_per_task) and the count of each group. */
+static int tmoei_step_draw(tmoe_trainer *trainer, int *counts) {
     const tmoe_training *t = &trainer->training;
     const uint64_t step = (uint64_t)trainer->steps_done;
-    const int K = tmoei_draw(t->seed, TMOEI_STREAM_BATCH, step * 128, trainer->task_order, trainer->task_count, t->tasks_per_step);
-    int g, i;
-    for (g = 0; g < K; g++) {
+    const int K = tmoei_draw(t->seed, TMOEI_STREAM_BATCH, step * 128, trainer->task_order,
+        trainer->task_count, t->tasks_per_step);
+    for (int g = 0; g < K; g++) {
         const tmoei_trained_task *task = &trainer->tasks[trainer->task_order[g]];
         trainer->step_tasks[g] = task->task;
-        counts[g] = tmoei_draw(t->seed, TMOEI_STREAM_BATCH, step * 128 + 1 + (uint64_t)g, trainer->example_order, task->count, t->examples_per_task);
-        for (i = 0; i < counts[g]; i++) trainer->chosen[g * t->examples_per_task + i] = (int)task->first + trainer->example_order[i];
+        counts[g] = tmoei_draw(t->seed, TMOEI_STREAM_BATCH, step * 128 + 1 + (uint64_t)g,
+            trainer->example_order, task->count, t->examples_per_task);
+        for (int i = 0; i < counts[g]; i++)
+            trainer->chosen[g * t->examples_per_task + i] = (int)task->first + trainer->example_order[i];
     }
     return K;
 }
 
-/* Draws the step's batch and leaves its gradients in trainer->grads: router forward, each group forward and backward, router backward.
- * Gives the mean loss over the step's target tokens: every token weighs the same. */
-static double tmoei_step_gradients(tmoe_trainer *trainer)
-{
+/* Draws the step's batch and leaves its gradients in trainer->grads: router forward, each group forward and
+ * backward, router backward. Gives the mean loss over the step's target tokens, all of one weight. */
+static double tmoei_step_gradients(tmoe_trainer *trainer) {
     tmoe_ctx *ctx = trainer->ctx;
     const tmoe_training *t = &trainer->training;
     const uint64_t step = (uint64_t)trainer->steps_done;
     tmoe_tensor *routes = NULL;
     double loss = 0.0, targets = 0.0;
-    int counts[TMOEI_GROUPS_MAX], g, i;
+    int counts[TMOEI_GROUPS_MAX];
     const int K = tmoei_step_draw(trainer, counts);
-    for (g = 0; g < K; g++)
-        for (i = 0; i < counts[g]; i++) {
-            const tmoei_trained_example *example = &trainer->examples[trainer->chosen[g * t->examples_per_task + i]];
-            targets += (double)tmoei_target_length(trainer, tmoei_accepted(example, i, tmoei_random(t->seed, step, (uint64_t)g)));
+    for (int g = 0; g < K; g++)
+        for (int i = 0; i < counts[g]; i++) {
+            const tmoei_trained_example *example =
+                &trainer->examples[trainer->chosen[g * t->examples_per_task + i]];
+            targets += (double)tmoei_target_length(trainer, tmoei_accepted(example, i, tmoei_random(t->seed,
+                step, (uint64_t)g)));
         }
     tmoe_tape_reset(trainer->router_tape);
     if (trainer->model->R > 0) {
@@ -7199,69 +7236,68 @@ static double tmoei_step_gradients(tmoe_trainer *trainer)
         if (!routes) return 0.0;
         if (routes->wants_grad) {                               /* every group adds to its row */
             memset(trainer->droutes, 0, tmoei_elements(routes) * sizeof(float));
-            routes->dx = trainer->droutes;
-            routes->has_grad = 1;
+            routes->dx = trainer->droutes; routes->has_grad = 1;
         }
         tmoei_route_entropies(trainer->model, routes->x, K, trainer->entropy);
     }
-    for (g = 0; g < K && ctx->error == TMOE_OK; g++) {
+    for (int g = 0; g < K && ctx->error == TMOE_OK; g++) {
         const uint64_t random = tmoei_random(t->seed, step, (uint64_t)g);
-        if (tmoei_batch_fill(trainer, trainer->chosen + g * t->examples_per_task, counts[g], random) != TMOE_OK) break;
+        if (tmoei_batch_fill(trainer, trainer->chosen + g * t->examples_per_task, counts[g],
+                random) != TMOE_OK)
+            break;
         tmoei_step_group(trainer, routes, g, (float)(1.0 / targets), &loss);
         trainer->tokens += (double)trainer->batch.source.tokens + (double)trainer->batch.target.tokens;
     }
-    if (ctx->error == TMOE_OK && routes && routes->wants_grad) (void)tmoei_tape_backward(trainer->router_tape);
+    if (ctx->error == TMOE_OK && routes && routes->wants_grad)
+        (void)tmoei_tape_backward(trainer->router_tape);
     return loss;
 }
 
-static void tmoei_progress_fill(const tmoe_trainer *trainer, const tmoei_update_job *job, double loss, double norm, tmoe_progress *progress)
-{
+static void tmoei_progress_fill(const tmoe_trainer *trainer, const tmoei_update_job *job, double loss,
+        double norm, tmoe_progress *progress) {
     const tmoe_training *t = &trainer->training;
-    const double seconds = tmoei_seconds() - trainer->began, done = (double)(trainer->steps_done - trainer->first_step);
+    const double seconds = tmoei_seconds() - trainer->began, done = (double)(trainer->steps_done
+        - trainer->first_step);
     memset(progress, 0, sizeof *progress);
-    progress->step = trainer->steps_done;
-    progress->steps = t->steps;
-    progress->loss = (float)loss;
-    progress->validation_loss = (float)NAN;
+    progress->step = trainer->steps_done; progress->steps = t->steps;
+    progress->loss = (float)loss; progress->validation_loss = (float)NAN;
     progress->best_validation_loss = trainer->best_loss;
     progress->lr_model = job->rates[TMOEI_RATE_MODEL];
     progress->lr_router = job->rates[TMOEI_RATE_ROUTER];
     progress->lr_tasks = job->rates[TMOEI_RATE_TASKS];
     progress->temperature = tmoe_model_temperature(trainer->model);
-    progress->gradient_norm = (float)norm;
-    progress->route_entropy = trainer->entropy;
-    progress->routed_layers = trainer->model->R;
-    progress->seconds = seconds;
+    progress->gradient_norm = (float)norm; progress->route_entropy = trainer->entropy;
+    progress->routed_layers = trainer->model->R; progress->seconds = seconds;
     progress->seconds_left = seconds / done * (double)(t->steps - trainer->steps_done);
     progress->tokens_per_second = seconds > 0.0 ? trainer->tokens / seconds : 0.0;
     progress->part = t->label ? t->label : "";
 }
 
-TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress)
-{
+TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress) {
     tmoe_ctx *ctx = trainer->ctx;
     const tmoe_training *t = &trainer->training;
     const double machines = t->machines > 1 ? (double)t->machines : 1.0;
     const tmoei_float_mode mode = tmoei_float_mode_enter();
     tmoei_update_job job;
-    double loss, norm = 0.0;
-    int i;
+    double norm = 0.0;
     ctx->error = TMOE_OK;
     if (trainer->began == 0.0) trainer->began = tmoei_seconds();
     memset(&job, 0, sizeof job);
     job.trainer = trainer;
-    loss = tmoei_step_gradients(trainer);
+    double loss = tmoei_step_gradients(trainer);
     if (ctx->error == TMOE_OK) {
         if (t->all_reduce) t->all_reduce(t->all_reduce_user, trainer->grads, trainer->gradient_floats);
         tmoei_parallel(ctx, tmoei_norm_chunk, &job, trainer->update_count);
-        for (i = 0; i < trainer->update_count; i++) norm += trainer->update_norms[i];
+        for (int i = 0; i < trainer->update_count; i++) norm += trainer->update_norms[i];
         norm = sqrt(norm) / machines;
         if (!(norm < (double)FLT_MAX) || !(loss < (double)FLT_MAX))         /* catches NaN, too */
-            (void)tmoei_fail(ctx, TMOE_ERR_NUMERIC, "step %ld: loss %g, gradient norm %g; both must be finite (a smaller learning rate may help)",
-                             (long)trainer->steps_done, loss, norm);
+            (void)tmoei_fail(ctx, TMOE_ERR_NUMERIC,
+                "step %ld: loss %g, gradient norm %g; both must be finite (a smaller learning rate may help)",
+                (long)trainer->steps_done, loss, norm);
     }
     if (ctx->error == TMOE_OK) {
-        job.scale = (float)((t->clip > 0.0f && norm > (double)t->clip ? (double)t->clip / norm : 1.0) / machines);
+        job.scale = (float)((t->clip > 0.0f && norm > (double)t->clip ? (double)t->clip / norm
+            : 1.0) / machines);
         job.rates[TMOEI_RATE_MODEL] = tmoei_learning_rate(t, trainer->steps_done, t->lr_model);
         job.rates[TMOEI_RATE_ROUTER] = tmoei_learning_rate(t, trainer->steps_done, t->lr_router);
         job.rates[TMOEI_RATE_TASKS] = tmoei_learning_rate(t, trainer->steps_done, t->lr_tasks);
@@ -7271,32 +7307,29 @@ TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress)
         trainer->model->step++;
         trainer->steps_done++;
         if (progress) tmoei_progress_fill(trainer, &job, loss, norm, progress);
-    } else tmoei_parallel(ctx, tmoei_zero_chunk, &job, trainer->update_count);      /* a failed step leaves nothing behind */
+    /* a failed step leaves nothing behind */
+    } else tmoei_parallel(ctx, tmoei_zero_chunk, &job, trainer->update_count);
     tmoei_float_mode_leave(mode);
     return ctx->error;
 }
 
 /* ---- validation -------------------------------------------------------------------------------------- */
-
 #define TMOEI_VALIDATION_GROUP 32       /* lines a forward pass */
-
-TMOE_DEF float tmoe_validation_loss(tmoe_trainer *trainer)
-{
+TMOE_DEF float tmoe_validation_loss(tmoe_trainer *trainer) {
     tmoe_model *model = trainer->model;
     double loss = 0.0, targets = 0.0;
-    int i, from, n, chosen[TMOEI_VALIDATION_GROUP];
+    int n, chosen[TMOEI_VALIDATION_GROUP];
     const tmoei_float_mode mode = tmoei_float_mode_enter();
     trainer->ctx->error = TMOE_OK;
-    for (i = 0; i < trainer->task_count && trainer->ctx->error == TMOE_OK; i++) {
+    for (int i = 0; i < trainer->task_count && trainer->ctx->error == TMOE_OK; i++) {
         const tmoei_trained_task *task = &trainer->tasks[i];
-        for (from = 0; from < task->validation && trainer->ctx->error == TMOE_OK; from += n) {
+        for (int from = 0; from < task->validation && trainer->ctx->error == TMOE_OK; from += n) {
             tmoei_pass pass;
-            tmoe_tensor *result;
             for (n = 0; n < TMOEI_VALIDATION_GROUP && from + n < task->validation; n++)
                 chosen[n] = (int)task->first + task->count + from + n;
             if (tmoei_batch_fill(trainer, chosen, n, 0) != TMOE_OK) break;
             if (tmoei_evaluation_pass(model, task->task, NULL, trainer->group_tape, &pass) != TMOE_OK) break;
-            result = tmoei_group_loss(trainer, &pass, 0.0f, 1.0f);
+            tmoe_tensor *result = tmoei_group_loss(trainer, &pass, 0.0f, 1.0f);
             if (result) loss += (double)result->x[0];
             targets += (double)trainer->batch.target.tokens;
         }
@@ -7306,8 +7339,7 @@ TMOE_DEF float tmoe_validation_loss(tmoe_trainer *trainer)
     return trainer->ctx->error == TMOE_OK && targets > 0.0 ? (float)(loss / targets) : (float)NAN;
 }
 
-TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer)
-{
+TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer) {
     const tmoe_training *t = &trainer->training;
     const size_t bytes = trainer->model->size * sizeof(float);
     tmoe_result result = TMOE_OK;
@@ -7316,7 +7348,8 @@ TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer)
         tmoe_progress progress;
         result = tmoe_step(trainer, &progress);
         if (result != TMOE_OK) break;
-        if (t->evaluate_every_steps > 0 && (trainer->steps_done % t->evaluate_every_steps == 0 || trainer->steps_done == t->steps)) {
+        if (t->evaluate_every_steps > 0 && (trainer->steps_done % t->evaluate_every_steps == 0
+                || trainer->steps_done == t->steps)) {
             progress.validation_loss = tmoe_validation_loss(trainer);
             if (trainer->ctx->error != TMOE_OK) return trainer->ctx->error;
             if (!(progress.validation_loss >= trainer->best_loss)) {        /* better, or the first */
@@ -7327,9 +7360,11 @@ TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer)
             progress.best_validation_loss = trainer->best_loss;
         }
         if (t->progress && t->progress(t->progress_user, &progress))
-            result = tmoei_fail(trainer->ctx, TMOE_ERR_CANCELLED, "training: stopped by the progress callback after step %ld", (long)trainer->steps_done);
+            result = tmoei_fail(trainer->ctx, TMOE_ERR_CANCELLED,
+                "training: stopped by the progress callback after step %ld", (long)trainer->steps_done);
     }
-    if (result == TMOE_OK && trainer->best && trainer->best_loss == trainer->best_loss) {   /* not NaN: something was measured */
+    /* not NaN: something was measured */
+    if (result == TMOE_OK && trainer->best && trainer->best_loss == trainer->best_loss) {
         memcpy(trainer->model->theta, trainer->best, bytes);
         trainer->model->version++;
     }
@@ -7337,118 +7372,122 @@ TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer)
 }
 
 /* ---- making a trainer -------------------------------------------------------------------------------- */
-
-static tmoe_result tmoei_training_check(tmoe_ctx *ctx, const tmoe_training *t)
-{
+static tmoe_result tmoei_training_check(tmoe_ctx *ctx, const tmoe_training *t) {
     char text[TMOEI_MESSAGE_BYTES - 64] = "";
     const size_t size = sizeof text;
     if (t->steps < 1) tmoei_problem(text, size, "steps is %d, must be at least 1", t->steps);
     if (t->tasks_per_step < 1 || t->tasks_per_step > TMOEI_GROUPS_MAX)
-        tmoei_problem(text, size, "tasks_per_step is %d, must be 1 to %d", t->tasks_per_step, TMOEI_GROUPS_MAX);
+        tmoei_problem(text, size, "tasks_per_step is %d, must be 1 to %d", t->tasks_per_step,
+            TMOEI_GROUPS_MAX);
     if (t->examples_per_task < 1 || t->examples_per_task > 1024)
         tmoei_problem(text, size, "examples_per_task is %d, must be 1 to 1024", t->examples_per_task);
-    if (!(t->lr_model >= 0.0f) || !(t->lr_router >= 0.0f) || !(t->lr_tasks >= 0.0f)) tmoei_problem(text, size, "learning rates must be at least 0");
-    if (!(t->warmup >= 0.0f && t->warmup <= 1.0f)) tmoei_problem(text, size, "warmup is %g, must be 0 to 1", (double)t->warmup);
-    if (!(t->beta1 >= 0.0f && t->beta1 < 1.0f) || !(t->beta2 >= 0.0f && t->beta2 < 1.0f) || !(t->adam_epsilon > 0.0f))
-        tmoei_problem(text, size, "beta1 %g and beta2 %g must be 0 to below 1, adam_epsilon %g above 0", (double)t->beta1, (double)t->beta2, (double)t->adam_epsilon);
-    if (!(t->weight_decay >= 0.0f) || !(t->clip >= 0.0f)) tmoei_problem(text, size, "weight_decay and clip must be at least 0");
-    if (!(t->label_smoothing >= 0.0f && t->label_smoothing < 1.0f) || !(t->dropout >= 0.0f && t->dropout < 1.0f))
-        tmoei_problem(text, size, "label_smoothing %g and dropout %g must be 0 to below 1", (double)t->label_smoothing, (double)t->dropout);
+    if (!(t->lr_model >= 0.0f) || !(t->lr_router >= 0.0f) || !(t->lr_tasks >= 0.0f))
+        tmoei_problem(text, size, "learning rates must be at least 0");
+    if (!(t->warmup >= 0.0f && t->warmup <= 1.0f))
+        tmoei_problem(text, size, "warmup is %g, must be 0 to 1", (double)t->warmup);
+    if (!(t->beta1 >= 0.0f && t->beta1 < 1.0f) || !(t->beta2 >= 0.0f && t->beta2 < 1.0f)
+            || !(t->adam_epsilon > 0.0f))
+        tmoei_problem(text, size, "beta1 %g and beta2 %g must be 0 to below 1, adam_epsilon %g above 0",
+            (double)t->beta1, (double)t->beta2, (double)t->adam_epsilon);
+    if (!(t->weight_decay >= 0.0f) || !(t->clip >= 0.0f))
+        tmoei_problem(text, size, "weight_decay and clip must be at least 0");
+    if (!(t->label_smoothing >= 0.0f && t->label_smoothing < 1.0f)
+            || !(t->dropout >= 0.0f && t->dropout < 1.0f))
+        tmoei_problem(text, size, "label_smoothing %g and dropout %g must be 0 to below 1",
+            (double)t->label_smoothing, (double)t->dropout);
     if (t->validation_lines < 0 || t->evaluate_every_steps < 0 || t->patience < 0)
         tmoei_problem(text, size, "validation_lines, evaluate_every_steps and patience must be at least 0");
-    if (t->evaluate_every_steps > 0 && t->validation_lines == 0) tmoei_problem(text, size, "evaluate_every_steps needs validation_lines above 0");
+    if (t->evaluate_every_steps > 0 && t->validation_lines == 0)
+        tmoei_problem(text, size, "evaluate_every_steps needs validation_lines above 0");
     if (!(t->train & TMOE_TRAIN_ALL)) tmoei_problem(text, size, "train names nothing to train");
     return text[0] ? tmoei_fail(ctx, TMOE_ERR_CONFIG, "training: %s", text) : TMOE_OK;
 }
 
-TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer)
-{
+TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer) {
     tmoe_ctx *ctx;
     if (!trainer) return;
     ctx = trainer->ctx;
-    tmoei_free(ctx, trainer->texts.ids);
-    tmoei_free(ctx, trainer->texts.offsets);
-    tmoei_free(ctx, trainer->tasks);
-    tmoei_free(ctx, trainer->examples);
-    tmoei_free(ctx, trainer->grads);
-    tmoei_free(ctx, trainer->moment1);
-    tmoei_free(ctx, trainer->moment2);
-    tmoei_free(ctx, trainer->best);
-    tmoei_free(ctx, trainer->updates);
-    tmoei_free(ctx, trainer->update_norms);
-    tmoei_free(ctx, trainer->batch.memory);
-    tmoei_free(ctx, trainer->task_order);
-    tmoei_free(ctx, trainer->example_order);
-    tmoei_free(ctx, trainer->step_tasks);
-    tmoei_free(ctx, trainer->chosen);
-    tmoei_free(ctx, trainer->noise);
-    tmoe_tape_destroy(trainer->router_tape);
-    tmoe_tape_destroy(trainer->group_tape);
+    tmoei_free(ctx, trainer->texts.ids); tmoei_free(ctx, trainer->texts.offsets);
+    tmoei_free(ctx, trainer->tasks); tmoei_free(ctx, trainer->examples);
+    tmoei_free(ctx, trainer->grads); tmoei_free(ctx, trainer->moment1);
+    tmoei_free(ctx, trainer->moment2); tmoei_free(ctx, trainer->best);
+    tmoei_free(ctx, trainer->updates); tmoei_free(ctx, trainer->update_norms);
+    tmoei_free(ctx, trainer->batch.memory); tmoei_free(ctx, trainer->task_order);
+    tmoei_free(ctx, trainer->example_order); tmoei_free(ctx, trainer->step_tasks);
+    tmoei_free(ctx, trainer->chosen); tmoei_free(ctx, trainer->noise);
+    tmoe_tape_destroy(trainer->router_tape); tmoe_tape_destroy(trainer->group_tape);
     tmoei_free(ctx, trainer);
 }
 
 /* Tokenises the suite's training tasks. */
-static tmoe_result tmoei_trainer_texts(tmoe_trainer *trainer, const tmoe_suite *suite)
-{
+static tmoe_result tmoei_trainer_texts(tmoe_trainer *trainer, const tmoe_suite *suite) {
     tmoe_ctx *ctx = trainer->ctx;
     tmoe_model *model = trainer->model;
     const tmoe_config *c = &model->config;
-    int s, i, o;
-    for (s = 0; s < suite->count; s++) {
+    for (int s = 0; s < suite->count; s++) {
         const tmoe_task *task = &suite->tasks[s];
         tmoei_trained_task *trained = &trainer->tasks[trainer->task_count];
         if (task->part != TMOE_PART_TRAIN) continue;
         trained->task = tmoe_find_task(model, task->name);
         if (trained->task < 0)
-            return tmoei_fail(ctx, TMOE_ERR_DATA, "training: the model does not know task %s; make it for the suite's training tasks", task->name);
+            return tmoei_fail(ctx, TMOE_ERR_DATA,
+                "training: the model does not know task %s; make it for the suite's training tasks",
+                task->name);
         trained->first = trainer->example_count;
-        trained->validation = trainer->training.validation_lines < task->train_count / 2 ? trainer->training.validation_lines : task->train_count / 2;
+        trained->validation = trainer->training.validation_lines < task->train_count / 2
+            ? trainer->training.validation_lines : task->train_count / 2;
         trained->count = task->train_count - trained->validation;
-        for (i = 0; i < task->train_count; i++) {
+        for (int i = 0; i < task->train_count; i++) {
             const tmoe_example *example = &task->train[i];
             void *grown = trainer->examples;
             tmoei_trained_example *mine;
-            if (!(grown = tmoei_grow(ctx, grown, &trainer->example_capacity, trainer->example_count + 1, sizeof *mine))) return TMOE_ERR_MEMORY;
+            if (!(grown = tmoei_grow(ctx, grown, &trainer->example_capacity, trainer->example_count + 1,
+                    sizeof *mine)))
+                return TMOE_ERR_MEMORY;
             trainer->examples = (tmoei_trained_example *)grown;
             mine = &trainer->examples[trainer->example_count++];
-            mine->source = tmoei_texts_add(ctx, &trainer->texts, model->tokenizer, c->instruction_in_input ? task->instruction : NULL,
-                                           example->input, c->source_tokens, "input", task->name, i);
-            mine->targets = example->output_count;
-            mine->target = trainer->texts.count;
-            for (o = 0; o < example->output_count; o++)
+            mine->source = tmoei_texts_add(ctx, &trainer->texts, model->tokenizer,
+                c->instruction_in_input ? task->instruction : NULL, example->input, c->source_tokens,
+                "input", task->name, i);
+            mine->targets = example->output_count; mine->target = trainer->texts.count;
+            for (int o = 0; o < example->output_count; o++)
                 if (tmoei_texts_add(ctx, &trainer->texts, model->tokenizer, NULL, example->outputs[o],
-                                    c->target_tokens, "output", task->name, i) == (size_t)-1) return ctx->error;
+                        c->target_tokens, "output", task->name, i) == (size_t)-1)
+                    return ctx->error;
             if (mine->source == (size_t)-1) return ctx->error;
         }
         if (trained->count > 0) trainer->task_count++;
     }
-    if (trainer->task_count == 0) return tmoei_fail(ctx, TMOE_ERR_DATA, "training: the suite has no task to train on");
+    if (trainer->task_count == 0)
+        return tmoei_fail(ctx, TMOE_ERR_DATA, "training: the suite has no task to train on");
     return TMOE_OK;
 }
 
 /* Runs the largest group that can come on a dry tape, then reserves what it would have used. */
-static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer)
-{
+static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer) {
     tmoe_ctx *ctx = trainer->ctx;
     const int most = trainer->training.examples_per_task;
     tmoe_tape *tape = trainer->group_tape;
     double loss = 0.0;
     size_t best = 0;
-    int i, j, n, t;
+    int j, n;
     tmoe_tensor routes;
-    for (t = 0; t < trainer->task_count; t++) {                 /* each task's longest lines, the longest task of all */
+    for (int t = 0; t < trainer->task_count; t++) {  /* each task's longest lines, the longest task of all */
         const tmoei_trained_task *task = &trainer->tasks[t];
         size_t total = 0;
         n = 0;
-        for (i = 0; i < task->count; i++) {
+        for (int i = 0; i < task->count; i++) {
             const int index = (int)task->first + i;
             const size_t length = tmoei_text_length(&trainer->texts, trainer->examples[index].source);
-            if (n == most && tmoei_text_length(&trainer->texts, trainer->examples[trainer->example_order[n - 1]].source) >= length) continue;
+            if (n == most && tmoei_text_length(&trainer->texts,
+                    trainer->examples[trainer->example_order[n - 1]].source) >= length)
+                continue;
             for (j = n < most ? n++ : n - 1; j > 0 && tmoei_text_length(&trainer->texts,
-                 trainer->examples[trainer->example_order[j - 1]].source) < length; j--) trainer->example_order[j] = trainer->example_order[j - 1];
+                    trainer->examples[trainer->example_order[j - 1]].source) < length; j--)
+                trainer->example_order[j] = trainer->example_order[j - 1];
             trainer->example_order[j] = index;
         }
-        for (i = 0; i < n; i++)
+        for (int i = 0; i < n; i++)
             total += tmoei_text_length(&trainer->texts, trainer->examples[trainer->example_order[i]].source)
                    + tmoei_text_length(&trainer->texts, trainer->examples[trainer->example_order[i]].target);
         if (total > best) {
@@ -7472,29 +7511,29 @@ static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer)
     return TMOE_OK;
 }
 
-/* The optimiser's chunks: pieces of named tensors, so that each has one learning rate and one weight decay. */
-static tmoe_result tmoei_trainer_updates(tmoe_trainer *trainer)
-{
+/* The optimiser's chunks: pieces of tensors, so each has one learning rate and decay. */
+static tmoe_result tmoei_trainer_updates(tmoe_trainer *trainer) {
     const tmoe_model *model = trainer->model;
-    size_t count = 0, done;
-    int p, pass;
-    for (pass = 0; pass < 2; pass++) {
+    size_t count = 0;
+    for (int pass = 0; pass < 2; pass++) {
         count = 0;
-        for (p = 0; p < model->parameter_count; p++) {
+        for (int p = 0; p < model->parameter_count; p++) {
             const tmoei_parameter *parameter = &model->parameters[p];
             const size_t n = (size_t)parameter->rows * (size_t)parameter->cols;
-            for (done = 0; parameter->rate != TMOEI_RATE_NONE && done < n; done += TMOEI_UPDATE_FLOATS, count++)
+            for (size_t done = 0; parameter->rate != TMOEI_RATE_NONE && done < n;
+                    done += TMOEI_UPDATE_FLOATS, count++)
                 if (pass == 1) {
                     tmoei_update *update = &trainer->updates[count];
                     update->offset = parameter->offset + done;
                     update->count = n - done < TMOEI_UPDATE_FLOATS ? n - done : TMOEI_UPDATE_FLOATS;
-                    update->rate = parameter->rate;
-                    update->decay = parameter->decay;
+                    update->rate = parameter->rate; update->decay = parameter->decay;
                 }
         }
         if (pass == 0) {
-            trainer->updates = (tmoei_update *)tmoei_alloc(trainer->ctx, count + 1, sizeof *trainer->updates, 0);
-            trainer->update_norms = (double *)tmoei_alloc(trainer->ctx, count + 1, sizeof *trainer->update_norms, 0);
+            trainer->updates = (tmoei_update *)tmoei_alloc(trainer->ctx, count + 1, sizeof *trainer->updates,
+                0);
+            trainer->update_norms = (double *)tmoei_alloc(trainer->ctx, count + 1,
+                sizeof *trainer->update_norms, 0);
             if (!trainer->updates || !trainer->update_norms) return TMOE_ERR_MEMORY;
         }
     }
@@ -7502,27 +7541,25 @@ static tmoe_result tmoei_trainer_updates(tmoe_trainer *trainer)
     return TMOE_OK;
 }
 
-TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *suite, const tmoe_training *training)
-{
+TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *suite,
+        const tmoe_training *training) {
     tmoe_ctx *ctx = model->ctx;
     const size_t width = (size_t)(model->R * model->config.E) + 1, size = model->size;
     tmoe_trainer *trainer;
     tmoe_training chosen = training ? *training : tmoe_training_default();
-    size_t groups, longest = 1;
-    int s;
+    size_t longest = 1;
     ctx->error = TMOE_OK;
     if (tmoei_training_check(ctx, &chosen) != TMOE_OK) return NULL;
     trainer = (tmoe_trainer *)tmoei_alloc(ctx, 1, sizeof *trainer, 1);
     if (!trainer) return NULL;
-    trainer->ctx = ctx;
-    trainer->model = model;
-    trainer->training = chosen;
-    trainer->best_loss = (float)NAN;
-    trainer->gradient_floats = size;
-    groups = (size_t)chosen.tasks_per_step;
-    for (s = 0; s < suite->count; s++) if ((size_t)suite->tasks[s].train_count > longest) longest = (size_t)suite->tasks[s].train_count;
+    trainer->ctx = ctx; trainer->model = model; trainer->training = chosen;
+    trainer->best_loss = (float)NAN; trainer->gradient_floats = size;
+    size_t groups = (size_t)chosen.tasks_per_step;
+    for (int s = 0; s < suite->count; s++)
+        if ((size_t)suite->tasks[s].train_count > longest) longest = (size_t)suite->tasks[s].train_count;
     if (longest < (size_t)chosen.examples_per_task) longest = (size_t)chosen.examples_per_task;
-    trainer->tasks = (tmoei_trained_task *)tmoei_alloc(ctx, (size_t)suite->count + 1, sizeof *trainer->tasks, 1);
+    trainer->tasks = (tmoei_trained_task *)tmoei_alloc(ctx, (size_t)suite->count + 1, sizeof *trainer->tasks,
+        1);
     trainer->grads = (float *)tmoei_alloc(ctx, size, sizeof(float), 1);
     trainer->moment1 = (float *)tmoei_alloc(ctx, size, sizeof(float), 1);
     trainer->moment2 = (float *)tmoei_alloc(ctx, size, sizeof(float), 1);
@@ -7531,8 +7568,7 @@ TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *
     trainer->step_tasks = (int *)tmoei_alloc(ctx, groups, sizeof(int), 1);
     trainer->chosen = (int *)tmoei_alloc(ctx, groups * (size_t)chosen.examples_per_task, sizeof(int), 1);
     trainer->noise = (float *)tmoei_alloc(ctx, (3 * groups + 1) * width, sizeof(float), 1);
-    trainer->router_tape = tmoe_tape_create(ctx);
-    trainer->group_tape = tmoe_tape_create(ctx);
+    trainer->router_tape = tmoe_tape_create(ctx); trainer->group_tape = tmoe_tape_create(ctx);
     if (chosen.evaluate_every_steps > 0) trainer->best = (float *)tmoei_alloc(ctx, size, sizeof(float), 0);
     if (ctx->error == TMOE_OK) {
         trainer->droutes = trainer->noise + groups * width;
@@ -7547,8 +7583,8 @@ TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *
     return NULL;
 }
 
-TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, size_t *parameters, size_t *gradients, size_t *moments, size_t *step)
-{
+TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, size_t *parameters, size_t *gradients,
+        size_t *moments, size_t *step) {
     const size_t one = trainer->model->size * sizeof(float);
     if (parameters) *parameters = one;
     if (gradients) *gradients = one;
@@ -7558,21 +7594,18 @@ TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, size_t *paramete
 }
 
 /* ---- the one-call way -------------------------------------------------------------------------------- */
-
-TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *suite, int vocabulary)
-{
+TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *suite, int vocabulary) {
     const char **texts;
     size_t count = 0;
-    tmoe_tokenizer *tokenizer;
-    int s, i, pass;
+    int pass;
     if (vocabulary == 0) return tmoe_tokenizer_bytes(ctx);
     for (pass = 0, texts = NULL; pass < 2; pass++) {
         count = 0;
-        for (s = 0; s < suite->count; s++) {
+        for (int s = 0; s < suite->count; s++) {
             const tmoe_task *task = &suite->tasks[s];
             if (task->part != TMOE_PART_TRAIN) continue;
-            for (i = 0; i < task->train_count; i++, count += 3)
-                if (pass == 1) {                                /* the instruction stands before every input */
+            for (int i = 0; i < task->train_count; i++, count += 3)
+                if (pass == 1) {                              /* the instruction stands before every input */
                     texts[count] = task->instruction;
                     texts[count + 1] = task->train[i].input;
                     texts[count + 2] = task->train[i].outputs[0];
@@ -7581,110 +7614,116 @@ TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *s
         if (pass == 0) texts = (const char **)tmoei_alloc(ctx, count + 1, sizeof *texts, 0);
         if (!texts) return NULL;
     }
-    tokenizer = tmoe_tokenizer_train(ctx, texts, count, vocabulary);
+    tmoe_tokenizer *tokenizer = tmoe_tokenizer_train(ctx, texts, count, vocabulary);
     tmoei_free(ctx, (void *)texts);
     return tokenizer;
 }
 
-TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_tokenizer *tokenizer, tmoe_config *config)
-{
+TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_tokenizer *tokenizer,
+        tmoe_config *config) {
     size_t source = 3, target = 2, count;
-    int s, i, o;
-    for (s = 0; s < suite->count; s++) {
+    for (int s = 0; s < suite->count; s++) {
         const tmoe_task *task = &suite->tasks[s];
-        for (i = 0; i < task->train_count + task->test_count; i++) {
-            const tmoe_example *example = i < task->train_count ? &task->train[i] : &task->test[i - task->train_count];
+        for (int i = 0; i < task->train_count + task->test_count; i++) {
+            const tmoe_example *example = i < task->train_count ? &task->train[i]
+                : &task->test[i - task->train_count];
             const char *instruction = config->instruction_in_input ? task->instruction : NULL;
-            if (tmoei_encode_source(ctx, tokenizer, instruction, example->input, NULL, 0, &count) != TMOE_OK) return ctx->error;
+            if (tmoei_encode_source(ctx, tokenizer, instruction, example->input, NULL, 0, &count) != TMOE_OK)
+                return ctx->error;
             if (count > source) source = count;
-            for (o = 0; o < example->output_count; o++) {
-                if (tmoei_encode_source(ctx, tokenizer, NULL, example->outputs[o], NULL, 0, &count) != TMOE_OK) return ctx->error;
+            for (int o = 0; o < example->output_count; o++) {
+                if (tmoei_encode_source(ctx, tokenizer, NULL, example->outputs[o], NULL, 0,
+                        &count) != TMOE_OK)
+                    return ctx->error;
                 if (count > target) target = count;
             }
         }
     }
-    config->source_tokens = (int)source;
-    config->target_tokens = (int)target;
+    config->source_tokens = (int)source; config->target_tokens = (int)target;
     return TMOE_OK;
 }
 
-TMOE_DEF tmoe_model *tmoe_train(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_config *config, const tmoe_training *training)
-{
+TMOE_DEF tmoe_model *tmoe_train(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_config *config,
+        const tmoe_training *training) {
     tmoe_config c = config ? *config : tmoe_config_default();
     tmoe_training t = training ? *training : tmoe_training_default();
-    tmoe_tokenizer *tokenizer;
     tmoe_task *tasks;
     tmoe_model *model = NULL;
-    tmoe_trainer *trainer;
-    int s, n = 0;
+    int n = 0;
     ctx->error = TMOE_OK;
-    tokenizer = tmoe_suite_tokenizer(ctx, suite, t.vocabulary);
+    tmoe_tokenizer *tokenizer = tmoe_suite_tokenizer(ctx, suite, t.vocabulary);
     if (!tokenizer) return NULL;
     if (c.source_tokens == 0 || c.target_tokens == 0) (void)tmoe_suite_fit(ctx, suite, tokenizer, &c);
     tasks = (tmoe_task *)tmoei_alloc(ctx, (size_t)suite->count + 1, sizeof *tasks, 0);
     if (tasks && ctx->error == TMOE_OK) {
-        for (s = 0; s < suite->count; s++) if (suite->tasks[s].part == TMOE_PART_TRAIN) tasks[n++] = suite->tasks[s];
+        for (int s = 0; s < suite->count; s++)
+            if (suite->tasks[s].part == TMOE_PART_TRAIN) tasks[n++] = suite->tasks[s];
         model = tmoe_model_create(ctx, &c, tokenizer, tasks, n);
     }
-    tmoei_free(ctx, tasks);
-    tmoe_tokenizer_destroy(tokenizer);
-    trainer = model ? tmoe_trainer_create(model, suite, &t) : NULL;
+    tmoei_free(ctx, tasks); tmoe_tokenizer_destroy(tokenizer);
+    tmoe_trainer *trainer = model ? tmoe_trainer_create(model, suite, &t) : NULL;
     if (trainer && tmoe_trainer_run(trainer) == TMOE_OK) { tmoe_trainer_destroy(trainer); return model; }
-    tmoe_trainer_destroy(trainer);
-    tmoe_model_destroy(model);
+    tmoe_trainer_destroy(trainer); tmoe_model_destroy(model);
     return NULL;
 }
 /* ==== >>files: models and checkpoints ==================================================================
- * A safetensors file. Its metadata holds config, tokenizer and tasks as JSON; every parameter is a tensor of its own name. A trainer adds
- * "trainer.moment1", "trainer.moment2" and "trainer.best", flat twins of theta. */
+ * A safetensors file. Its metadata holds config, tokenizer and tasks as JSON; every parameter is a tensor of
+ * its own name. A trainer adds "trainer.moment1", "trainer.moment2" and "trainer.best", twins of theta. */
 #ifndef TMOE_NO_STDIO
 
 #define TMOEI_FORMAT "1"
-
 typedef struct tmoei_config_field { const char *name; size_t offset; int is_float; } tmoei_config_field;
 #define TMOEI_INT(field) { #field, offsetof(tmoe_config, field), 0 }
 #define TMOEI_FLOAT(field) { #field, offsetof(tmoe_config, field), 1 }
-static const tmoei_config_field tmoei_config_fields[] = {      /* enums are ints; seed is written by itself */
-    TMOEI_INT(D), TMOEI_INT(H_encoder), TMOEI_INT(H_decoder), TMOEI_INT(F_encoder), TMOEI_INT(F_decoder), TMOEI_INT(encoder_layers),
-    TMOEI_INT(decoder_layers), TMOEI_INT(source_tokens), TMOEI_INT(target_tokens), TMOEI_INT(norm), TMOEI_INT(activation), TMOEI_INT(scale_embedding),
-    TMOEI_INT(E), TMOEI_INT(expert_places), TMOEI_INT(expert_kind), TMOEI_FLOAT(expert_noise), TMOEI_INT(mix), TMOEI_INT(selection), TMOEI_INT(random_n),
-    TMOEI_FLOAT(temperature), TMOEI_FLOAT(temperature_decay), TMOEI_FLOAT(temperature_min), TMOEI_FLOAT(exploration), TMOEI_INT(router),
-    TMOEI_INT(router_hidden), TMOEI_INT(vectors), TMOEI_INT(k), TMOEI_INT(instruction_in_input), TMOEI_INT(begin_in_target), TMOEI_FLOAT(init_std)
+static const tmoei_config_field tmoei_config_fields[] = {     /* enums are ints; seed is written by itself */
+    TMOEI_INT(D), TMOEI_INT(H_encoder), TMOEI_INT(H_decoder), TMOEI_INT(F_encoder), TMOEI_INT(F_decoder),
+        TMOEI_INT(encoder_layers),
+    TMOEI_INT(decoder_layers), TMOEI_INT(source_tokens), TMOEI_INT(target_tokens), TMOEI_INT(norm),
+        TMOEI_INT(activation), TMOEI_INT(scale_embedding),
+    TMOEI_INT(E), TMOEI_INT(expert_places), TMOEI_INT(expert_kind), TMOEI_FLOAT(expert_noise),
+        TMOEI_INT(mix), TMOEI_INT(selection), TMOEI_INT(random_n),
+    TMOEI_FLOAT(temperature), TMOEI_FLOAT(temperature_decay), TMOEI_FLOAT(temperature_min),
+        TMOEI_FLOAT(exploration), TMOEI_INT(router),
+    TMOEI_INT(router_hidden), TMOEI_INT(vectors), TMOEI_INT(k), TMOEI_INT(instruction_in_input),
+        TMOEI_INT(begin_in_target), TMOEI_FLOAT(init_std)
 };
 #undef TMOEI_INT
 #undef TMOEI_FLOAT
 #define TMOEI_CONFIG_FIELDS (sizeof tmoei_config_fields / sizeof *tmoei_config_fields)
 
 /* The upper bound of each enum in a file, so that no wild value gets in. */
-static int tmoei_config_enums_hold(const tmoe_config *c)
-{
-    return c->norm <= TMOE_NORM_POST && c->activation <= TMOE_SIGMOID && c->expert_kind <= TMOE_EXPERT_FFN && c->mix <= TMOE_MIX_OUTPUT
-        && c->selection <= TMOE_SELECT_RANDOM_EXAMPLE && c->router <= TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC && c->vectors <= TMOE_VECTOR_GIVEN
-        && (int)c->norm >= 0 && (int)c->activation >= 0 && (int)c->expert_kind >= 0 && (int)c->mix >= 0 && (int)c->selection >= 0
-        && (int)c->router >= 0 && (int)c->vectors >= 0;
+static int tmoei_config_enums_hold(const tmoe_config *c) {
+    return c->norm <= TMOE_NORM_POST && c->activation <= TMOE_SIGMOID && c->expert_kind <= TMOE_EXPERT_FFN
+        && c->mix <= TMOE_MIX_OUTPUT && c->selection <= TMOE_SELECT_RANDOM_EXAMPLE
+        && c->router <= TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC && c->vectors <= TMOE_VECTOR_GIVEN
+        && (int)c->norm >= 0 && (int)c->activation >= 0 && (int)c->expert_kind >= 0 && (int)c->mix >= 0
+        && (int)c->selection >= 0 && (int)c->router >= 0 && (int)c->vectors >= 0;
 }
 
-static void tmoei_config_to_json(tmoe_ctx *ctx, const tmoe_config *config, tmoei_buffer *buffer)
-{
-    size_t i;
+static void tmoei_config_to_json(tmoe_ctx *ctx, const tmoe_config *config, tmoei_buffer *buffer) {
     tmoei_buffer_print(ctx, buffer, "{\"seed\":\"%llu\"", (unsigned long long)config->seed);
-    for (i = 0; i < TMOEI_CONFIG_FIELDS; i++) {
+    for (size_t i = 0; i < TMOEI_CONFIG_FIELDS; i++) {
         const tmoei_config_field *f = &tmoei_config_fields[i];
         const char *at = (const char *)config + f->offset;
         int number = 0;
         float real = 0.0f;
-        if (f->is_float) { memcpy(&real, at, sizeof real); tmoei_buffer_print(ctx, buffer, ",\"%s\":%.9g", f->name, (double)real); }
-        else { memcpy(&number, at, sizeof number); tmoei_buffer_print(ctx, buffer, ",\"%s\":%d", f->name, number); }
+        if (f->is_float) {
+            memcpy(&real, at, sizeof real);
+            tmoei_buffer_print(ctx, buffer, ",\"%s\":%.9g", f->name, (double)real);
+        }
+        else {
+            memcpy(&number, at, sizeof number);
+            tmoei_buffer_print(ctx, buffer, ",\"%s\":%d", f->name, number);
+        }
     }
     tmoei_buffer_add(ctx, buffer, "}", 1);
 }
 
-static tmoe_result tmoei_config_from_json(tmoe_ctx *ctx, const tmoei_json *json, const char *path, tmoe_config *config)
-{
+static tmoe_result tmoei_config_from_json(tmoe_ctx *ctx, const tmoei_json *json, const char *path,
+        tmoe_config *config) {
     const int seed = tmoei_json_get(json, 0, "seed");
-    size_t i;
     *config = tmoe_config_default();
-    for (i = 0; i < TMOEI_CONFIG_FIELDS; i++) {
+    for (size_t i = 0; i < TMOEI_CONFIG_FIELDS; i++) {
         const tmoei_config_field *f = &tmoei_config_fields[i];
         const double x = tmoei_json_number(json, tmoei_json_get(json, 0, f->name), (double)NAN);
         const int number = x >= -2147483647.0 && x <= 2147483647.0 ? (int)x : 0;
@@ -7694,25 +7733,27 @@ static tmoe_result tmoei_config_from_json(tmoe_ctx *ctx, const tmoei_json *json,
         if (f->is_float) memcpy((char *)config + f->offset, &real, sizeof real);
         else memcpy((char *)config + f->offset, &number, sizeof number);
     }
-    if (!tmoei_json_is_string(json, seed)) return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the config has no seed", path);
+    if (!tmoei_json_is_string(json, seed))
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the config has no seed", path);
     config->seed = (uint64_t)strtoull(json->nodes[seed].text, NULL, 10);
-    return tmoei_config_enums_hold(config) ? TMOE_OK : tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the config names a kind that does not exist", path);
+    return tmoei_config_enums_hold(config) ? TMOE_OK : tmoei_fail(ctx, TMOE_ERR_FORMAT,
+        "%s: the config names a kind that does not exist", path);
 }
 
 /* Declares and writes all; trainer may be NULL. */
-static tmoe_result tmoei_save(const tmoe_model *model, const tmoe_trainer *trainer, const char *path)
-{
+static tmoe_result tmoei_save(const tmoe_model *model, const tmoe_trainer *trainer, const char *path) {
     tmoe_ctx *ctx = model->ctx;
     tmoei_writer writer;
     tmoei_buffer text;
     const float *flat[3] = { NULL, NULL, NULL };
     static const char *const flat_names[3] = { "trainer.moment1", "trainer.moment2", "trainer.best" };
-    tmoe_result result;
-    int p, t, i;
     ctx->error = TMOE_OK;
     memset(&writer, 0, sizeof writer);
     memset(&text, 0, sizeof text);
-    if (trainer) { flat[0] = trainer->moment1; flat[1] = trainer->moment2; flat[2] = trainer->best_loss == trainer->best_loss ? trainer->best : NULL; }
+    if (trainer) {
+        flat[0] = trainer->moment1; flat[1] = trainer->moment2;
+        flat[2] = trainer->best_loss == trainer->best_loss ? trainer->best : NULL;
+    }
     tmoei_writer_metadata(ctx, &writer, "format", "taskmoe", 7);
     tmoei_writer_metadata(ctx, &writer, "version", TMOEI_FORMAT, strlen(TMOEI_FORMAT));
     tmoei_config_to_json(ctx, &model->config, &text);
@@ -7722,9 +7763,10 @@ static tmoe_result tmoei_save(const tmoe_model *model, const tmoe_trainer *train
     tmoei_writer_metadata(ctx, &writer, "tokenizer", text.data ? text.data : "", text.length);
     text.length = 0;
     tmoei_buffer_add(ctx, &text, "[", 1);
-    for (t = 0; t < model->N; t++) {
-        const char *const parts[3] = { model->tasks[t].name, model->tasks[t].category, model->tasks[t].instruction };
-        for (i = 0; i < 3; i++) {
+    for (int t = 0; t < model->N; t++) {
+        const char *const parts[3] = { model->tasks[t].name, model->tasks[t].category,
+            model->tasks[t].instruction };
+        for (int i = 0; i < 3; i++) {
             tmoei_buffer_add(ctx, &text, t || i ? "," : "", t || i ? 1 : 0);
             tmoei_buffer_json_string(ctx, &text, parts[i], strlen(parts[i]));
         }
@@ -7736,142 +7778,163 @@ static tmoe_result tmoei_save(const tmoe_model *model, const tmoe_trainer *train
     tmoei_writer_metadata(ctx, &writer, "step", text.data ? text.data : "", text.length);
     if (trainer) {
         text.length = 0;
-        tmoei_buffer_print(ctx, &text, "%lld %d %.9g", (long long)trainer->steps_done, trainer->bad_evaluations, (double)trainer->best_loss);
+        tmoei_buffer_print(ctx, &text, "%lld %d %.9g", (long long)trainer->steps_done,
+            trainer->bad_evaluations, (double)trainer->best_loss);
         tmoei_writer_metadata(ctx, &writer, "trainer", text.data ? text.data : "", text.length);
     }
-    for (p = 0; p < model->parameter_count; p++)
-        tmoei_writer_tensor(ctx, &writer, model->parameters[p].name, model->parameters[p].rows > 1 ? 2 : 1, (size_t)model->parameters[p].rows, (size_t)model->parameters[p].cols);
-    for (i = 0; i < 3; i++) if (flat[i]) tmoei_writer_tensor(ctx, &writer, flat_names[i], 1, 1, model->size);
-    result = text.failed ? TMOE_ERR_MEMORY : tmoei_writer_begin(ctx, &writer, path);
-    for (p = 0; result == TMOE_OK && p < model->parameter_count; p++)
-        result = tmoei_writer_data(ctx, &writer, model->theta + model->parameters[p].offset, (size_t)model->parameters[p].rows * (size_t)model->parameters[p].cols);
-    for (i = 0; result == TMOE_OK && i < 3; i++) if (flat[i]) result = tmoei_writer_data(ctx, &writer, flat[i], model->size);
+    for (int p = 0; p < model->parameter_count; p++)
+        tmoei_writer_tensor(ctx, &writer, model->parameters[p].name, model->parameters[p].rows > 1 ? 2 : 1,
+            (size_t)model->parameters[p].rows, (size_t)model->parameters[p].cols);
+    for (int i = 0; i < 3; i++)
+        if (flat[i]) tmoei_writer_tensor(ctx, &writer, flat_names[i], 1, 1, model->size);
+    tmoe_result result = text.failed ? TMOE_ERR_MEMORY : tmoei_writer_begin(ctx, &writer, path);
+    for (int p = 0; result == TMOE_OK && p < model->parameter_count; p++)
+        result = tmoei_writer_data(ctx, &writer, model->theta + model->parameters[p].offset,
+            (size_t)model->parameters[p].rows * (size_t)model->parameters[p].cols);
+    for (int i = 0; result == TMOE_OK && i < 3; i++)
+        if (flat[i]) result = tmoei_writer_data(ctx, &writer, flat[i], model->size);
     if (result == TMOE_OK) result = tmoei_writer_commit(ctx, &writer);
     tmoei_writer_free(ctx, &writer);
     tmoei_buffer_free(ctx, &text);
     return result;
 }
 
-TMOE_DEF tmoe_result tmoe_model_save(const tmoe_model *model, const char *path) { return tmoei_save(model, NULL, path); }
-TMOE_DEF tmoe_result tmoe_trainer_save(const tmoe_trainer *trainer, const char *path) { return tmoei_save(trainer->model, trainer, path); }
+TMOE_DEF tmoe_result tmoe_model_save(const tmoe_model *model, const char *path) {
+    return tmoei_save(model, NULL, path);
+}
+TMOE_DEF tmoe_result tmoe_trainer_save(const tmoe_trainer *trainer, const char *path) {
+    return tmoei_save(trainer->model, trainer, path);
+}
 
 /* A metadata value that is JSON. */
-static tmoe_result tmoei_metadata_json(tmoe_ctx *ctx, const tmoei_safetensors *file, const char *key, tmoei_json *json)
-{
+static tmoe_result tmoei_metadata_json(tmoe_ctx *ctx, const tmoei_safetensors *file, const char *key,
+        tmoei_json *json) {
     const char *text = tmoei_safetensors_metadata(file, key);
-    if (!text) return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: not a model of this library: its metadata has no '%s'", file->path, key);
+    if (!text)
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: not a model of this library: its metadata has no '%s'",
+            file->path, key);
     return tmoei_json_parse(ctx, json, text, strlen(text), file->path);
 }
 
 /* All parameters of `model`, which is laid out already, from the file into theta. */
-static tmoe_result tmoei_parameters_read(const tmoe_model *model, const tmoei_safetensors *file, float *theta)
-{
+static tmoe_result tmoei_parameters_read(const tmoe_model *model, const tmoei_safetensors *file,
+        float *theta) {
     tmoe_ctx *ctx = model->ctx;
     tmoe_result result = TMOE_OK;
-    int p;
-    for (p = 0; result == TMOE_OK && p < model->parameter_count; p++) {
+    for (int p = 0; result == TMOE_OK && p < model->parameter_count; p++) {
         const tmoei_parameter *parameter = &model->parameters[p];
         const tmoei_entry *entry = tmoei_safetensors_find(file, parameter->name);
-        if (!entry) return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no tensor %s", file->path, parameter->name);
-        result = tmoei_safetensors_read(ctx, file, entry, theta + parameter->offset, (size_t)parameter->rows * (size_t)parameter->cols);
+        if (!entry)
+            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no tensor %s", file->path,
+                parameter->name);
+        result = tmoei_safetensors_read(ctx, file, entry, theta + parameter->offset,
+            (size_t)parameter->rows * (size_t)parameter->cols);
     }
     return result;
 }
 
 /* The numbers behind "step": a whole number of optimiser steps. */
-static tmoe_result tmoei_step_of(tmoe_ctx *ctx, const tmoei_safetensors *file, int64_t *step)
-{
+static tmoe_result tmoei_step_of(tmoe_ctx *ctx, const tmoei_safetensors *file, int64_t *step) {
     const char *text = tmoei_safetensors_metadata(file, "step");
     char *end = NULL;
     const long long value = text ? strtoll(text, &end, 10) : -1;
-    if (!text || end == text || *end || value < 0) return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: its metadata has no sound 'step'", file->path);
+    if (!text || end == text || *end || value < 0)
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: its metadata has no sound 'step'", file->path);
     *step = (int64_t)value;
     return TMOE_OK;
 }
 
-static tmoe_model *tmoei_model_of_file(tmoe_ctx *ctx, const tmoei_safetensors *file)
-{
+static tmoe_model *tmoei_model_of_file(tmoe_ctx *ctx, const tmoei_safetensors *file) {
     tmoei_json config_json, tokenizer_json, tasks_json;
     tmoe_config config;
     tmoe_tokenizer *tokenizer = NULL;
     tmoe_task *tasks = NULL;
     tmoe_model *model = NULL;
     const char *version = tmoei_safetensors_metadata(file, "version");
-    int node, n = 0, i;
+    int n = 0;
     memset(&config_json, 0, sizeof config_json);
     memset(&tokenizer_json, 0, sizeof tokenizer_json);
     memset(&tasks_json, 0, sizeof tasks_json);
     if (version && strcmp(version, TMOEI_FORMAT) != 0)
-        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: format version %.20s; this library reads version %s", file->path, version, TMOEI_FORMAT);
-    else if (tmoei_metadata_json(ctx, file, "config", &config_json) == TMOE_OK && tmoei_metadata_json(ctx, file, "tokenizer", &tokenizer_json) == TMOE_OK
-             && tmoei_metadata_json(ctx, file, "tasks", &tasks_json) == TMOE_OK && tmoei_config_from_json(ctx, &config_json, file->path, &config) == TMOE_OK) {
+        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: format version %.20s; this library reads version %s",
+            file->path, version, TMOEI_FORMAT);
+    else if (tmoei_metadata_json(ctx, file, "config", &config_json) == TMOE_OK
+            && tmoei_metadata_json(ctx, file, "tokenizer", &tokenizer_json) == TMOE_OK
+            && tmoei_metadata_json(ctx, file, "tasks", &tasks_json) == TMOE_OK
+            && tmoei_config_from_json(ctx, &config_json, file->path, &config) == TMOE_OK) {
         if (tasks_json.nodes[0].kind != TMOEI_JSON_ARRAY || tasks_json.nodes[0].count % 3)
             (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the list of tasks is not sound", file->path);
         else tokenizer = tmoei_tokenizer_from_json(ctx, &tokenizer_json, file->path);
-        tasks = tokenizer ? (tmoe_task *)tmoei_alloc(ctx, (size_t)(tasks_json.nodes[0].count / 3) + 1, sizeof *tasks, 1) : NULL;
-        for (node = tasks_json.nodes[0].child; tasks && node >= 0; n++) {
+        tasks = tokenizer ? (tmoe_task *)tmoei_alloc(ctx, (size_t)(tasks_json.nodes[0].count / 3) + 1,
+            sizeof *tasks, 1) : NULL;
+        for (int node = tasks_json.nodes[0].child; tasks && node >= 0; n++) {
             const char **const fields[3] = { &tasks[n].name, &tasks[n].category, &tasks[n].instruction };
-            for (i = 0; i < 3; i++, node = tasks_json.nodes[node].next) {
-                if (!tmoei_json_is_string(&tasks_json, node)) (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the list of tasks is not sound", file->path);
+            for (int i = 0; i < 3; i++, node = tasks_json.nodes[node].next) {
+                if (!tmoei_json_is_string(&tasks_json, node))
+                    (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the list of tasks is not sound", file->path);
                 *fields[i] = tmoei_json_is_string(&tasks_json, node) ? tasks_json.nodes[node].text : "";
             }
         }
         if (tasks && ctx->error == TMOE_OK) model = tmoei_model_new(ctx, &config, tokenizer, tasks, n);
     }
-    if (model && (tmoei_parameters_read(model, file, model->theta) != TMOE_OK || tmoei_step_of(ctx, file, &model->step) != TMOE_OK)) {
+    if (model && (tmoei_parameters_read(model, file, model->theta) != TMOE_OK
+            || tmoei_step_of(ctx, file, &model->step) != TMOE_OK)) {
         tmoe_model_destroy(model);
         model = NULL;
     }
-    tmoei_free(ctx, tasks);
-    tmoe_tokenizer_destroy(tokenizer);
+    tmoei_free(ctx, tasks); tmoe_tokenizer_destroy(tokenizer);
     tmoei_json_free(ctx, &config_json);
     tmoei_json_free(ctx, &tokenizer_json);
     tmoei_json_free(ctx, &tasks_json);
     return model;
 }
 
-TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path)
-{
+TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path) {
     tmoei_safetensors file;
-    tmoe_model *model;
     ctx->error = TMOE_OK;
     if (tmoei_safetensors_open(ctx, &file, path) != TMOE_OK) return NULL;
-    model = tmoei_model_of_file(ctx, &file);
+    tmoe_model *model = tmoei_model_of_file(ctx, &file);
     tmoei_safetensors_close(ctx, &file);
     return model;
 }
 
-TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path)
-{
+TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path) {
     tmoe_ctx *ctx = trainer->ctx;
     tmoe_model *model = trainer->model, *other = NULL;
     const size_t bytes = model->size * sizeof(float);
     tmoei_safetensors file;
     const tmoei_entry *flat[3] = { NULL, NULL, NULL };
-    const char *state;
     float *values[3] = { NULL, NULL, NULL };
     long long steps = 0;
-    int bad = 0, i, t;
+    int bad = 0;
     char best[32] = "";
     ctx->error = TMOE_OK;
     if (tmoei_safetensors_open(ctx, &file, path) != TMOE_OK) return ctx->error;
     other = tmoei_model_of_file(ctx, &file);
-    state = tmoei_safetensors_metadata(&file, "trainer");
+    const char *state = tmoei_safetensors_metadata(&file, "trainer");
     flat[0] = tmoei_safetensors_find(&file, "trainer.moment1");
     flat[1] = tmoei_safetensors_find(&file, "trainer.moment2");
     flat[2] = tmoei_safetensors_find(&file, "trainer.best");
-    if (other && (!state || !flat[0] || !flat[1] || sscanf(state, "%lld %d %31s", &steps, &bad, best) != 3 || steps < 0))
+    if (other && (!state || !flat[0] || !flat[1] || sscanf(state, "%lld %d %31s", &steps, &bad, best) != 3
+            || steps < 0))
         (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: a model, but not a trainer's checkpoint", path);
     if (other && ctx->error == TMOE_OK) {
-        int same = other->size == model->size && other->N == model->N && other->parameter_count == model->parameter_count
+        int same = other->size == model->size && other->N == model->N
+            && other->parameter_count == model->parameter_count
             && other->tokenizer->merge_count == model->tokenizer->merge_count
-            && (!model->tokenizer->merge_count || memcmp(other->tokenizer->merges, model->tokenizer->merges, sizeof(tmoei_merge_pair) * (size_t)model->tokenizer->merge_count) == 0);
-        for (i = 0; same && i < (int)TMOEI_CONFIG_FIELDS; i++)
-            same = memcmp((const char *)&other->config + tmoei_config_fields[i].offset, (const char *)&model->config + tmoei_config_fields[i].offset, sizeof(int)) == 0;
-        for (t = 0; same && t < model->N; t++) same = strcmp(other->tasks[t].name, model->tasks[t].name) == 0 && strcmp(other->tasks[t].instruction, model->tasks[t].instruction) == 0;
-        if (!same) (void)tmoei_fail(ctx, TMOE_ERR_CONFIG, "%s: the checkpoint is of a model with another config, tokenizer or list of tasks", path);
+            && (!model->tokenizer->merge_count || memcmp(other->tokenizer->merges, model->tokenizer->merges,
+            sizeof(tmoei_merge_pair) * (size_t)model->tokenizer->merge_count) == 0);
+        for (int i = 0; same && i < (int)TMOEI_CONFIG_FIELDS; i++)
+            same = memcmp((const char *)&other->config + tmoei_config_fields[i].offset,
+                (const char *)&model->config + tmoei_config_fields[i].offset, sizeof(int)) == 0;
+        for (int t = 0; same && t < model->N; t++)
+            same = strcmp(other->tasks[t].name, model->tasks[t].name) == 0
+                && strcmp(other->tasks[t].instruction, model->tasks[t].instruction) == 0;
+        if (!same)
+            (void)tmoei_fail(ctx, TMOE_ERR_CONFIG,
+                "%s: the checkpoint is of a model with another config, tokenizer or list of tasks", path);
     }
-    for (i = 0; other && i < 3 && ctx->error == TMOE_OK; i++)
+    for (int i = 0; other && i < 3 && ctx->error == TMOE_OK; i++)
         if (flat[i]) {
             values[i] = (float *)tmoei_alloc(ctx, model->size, sizeof(float), 0);
             if (values[i]) (void)tmoei_safetensors_read(ctx, &file, flat[i], values[i], model->size);
@@ -7887,7 +7950,7 @@ TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path)
         model->step = other->step;
         model->version++;
     }
-    for (i = 0; i < 3; i++) tmoei_free(ctx, values[i]);
+    for (int i = 0; i < 3; i++) tmoei_free(ctx, values[i]);
     tmoe_model_destroy(other);
     tmoei_safetensors_close(ctx, &file);
     return ctx->error;
@@ -7901,14 +7964,19 @@ TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path)
 
 /* LICENCE - choose what you prefer
  *
- * A. Public domain (www.unlicense.org). This is free and unencumbered software released into the public domain. Anyone is free to copy, modify, publish, use,
- * compile, sell, or distribute this software, in source or binary form, for any purpose, commercial or non-commercial, and by any means.
+ * A. Public domain (www.unlicense.org). This is free and unencumbered software released into the public
+ * domain. Anyone is free to copy, modify, publish, use, compile, sell, or distribute this software, in
+ * source or binary form, for any purpose, commercial or non-commercial, and by any means.
  *
- * B. MIT. Copyright (c) 2026 the taskmoe authors. Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
- * documentation files (the "Software"), to deal in the Software without restriction, including without limitation the rights to use, copy, modify, merge,
- * publish, distribute, sublicense, and/or sell copies of the Software, and to permit persons to whom the Software is furnished to do so, subject to the following
- * conditions: The above copyright notice and this permission notice shall be included in all copies or substantial portions of the Software.
+ * B. MIT. Copyright (c) 2026 the taskmoe authors. Permission is hereby granted, free of charge, to any
+ * person obtaining a copy of this software and associated documentation files (the "Software"), to deal in
+ * the Software without restriction, including without limitation the rights to use, copy, modify, merge,
+ * publish, distribute, sublicense, and/or sell copies of the Software, and to permit persons to whom the
+ * Software is furnished to do so, subject to the following conditions: The above copyright notice and this
+ * permission notice shall be included in all copies or substantial portions of the Software.
  *
- * THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A
- * PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN
- * ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE. */
+ * THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT
+ * LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO
+ * EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER
+ * IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR
+ * THE USE OR OTHER DEALINGS IN THE SOFTWARE. */
