@@ -44,8 +44,8 @@
  *       config.D = 64;                                  // a small model for a small job
  *       config.F_encoder = config.F_decoder = 256;
  *       model = suite ? tmoe_train(ctx, suite, &config, &training) : NULL;
- *       if (!model || tmoe_answer(model, "Write the word in upper case.", "violin", answer, sizeof answer)
- *       != TMOE_OK
+ *       if (!model || tmoe_answer(model, "Write the word in upper case.", "violin",
+ *                                 answer, sizeof answer) != TMOE_OK
  *           || tmoe_model_save(model, argc > 1 ? argv[1] : "quickstart.safetensors") != TMOE_OK)
  *           fprintf(stderr, "quickstart: %s\n", tmoe_error_message(ctx));
  *       printf("violin -> %s\n", answer);
@@ -377,8 +377,9 @@ TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *tokenizer, cons
     int flags, char *text, size_t capacity, size_t *length);
 /* ---- API: tasks and their scores (>>suite, >>metrics) ------------------------------------------------- */
 /* UTF-8; outputs: all accepted answers */
-typedef struct tmoe_example { const char *input; const char *const *outputs; int output_count;
-    } tmoe_example;
+typedef struct tmoe_example {
+    const char *input; const char *const *outputs; int output_count;
+} tmoe_example;
 
 /* names in files: exact_match, accuracy, macro_f1, token_f1, rouge_l, matthews, pearson */
 typedef enum tmoe_metric {
@@ -817,7 +818,8 @@ struct tmoe_ctx {
     const struct tmoei_kernels *kernels;
     struct tmoei_pool *pool;
     int lanes;                          /* = config.threads, at least 1 */
-    size_t cache_l1_bytes, cache_l2_bytes, cache_l3_bytes;      /* of one core; found at run time */
+    size_t cache_l2_bytes, cache_l3_bytes;  /* of one core; of all; found at run time */
+    int tile_rows, block_columns;       /* >>products: cut to these caches */
     float *lane_scratch[TMOEI_LANES_MAX];   /* packing buffers, one a lane */
     float *shared_scratch;              /* packing buffer that the lanes fill together */
 };
@@ -1006,7 +1008,6 @@ static void tmoei_cache_sizes(tmoe_ctx *ctx) {
         const size_t bytes = (size_t)((b >> 22) + 1) * ((b >> 12 & 1023u) + 1) * ((b & 4095u) + 1)
             * (c + 1u);
         if ((a & 31u) == 2) continue;                           /* instructions */
-        if ((a >> 5 & 7u) == 1) ctx->cache_l1_bytes = bytes;
         if ((a >> 5 & 7u) == 2) ctx->cache_l2_bytes = bytes;
         if ((a >> 5 & 7u) == 3) ctx->cache_l3_bytes = bytes;
     }
@@ -1060,8 +1061,9 @@ static void tmoei_float_mode_leave(tmoei_float_mode mode) {
 #  include <pthread.h>
 #endif
 
-typedef struct tmoei_parallel_job { tmoei_chunk_fn *fn; void *arg; int chunks, next, lanes;
-    } tmoei_parallel_job;
+typedef struct tmoei_parallel_job {
+    tmoei_chunk_fn *fn; void *arg; int chunks, next, lanes;
+} tmoei_parallel_job;
 
 static void tmoei_parallel_lane(void *arg, int lane) {
     tmoei_parallel_job *job = (tmoei_parallel_job *)arg;
@@ -1838,11 +1840,13 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
 }
 
 /* ==== >>products: the matrix product driver, and products of one lane ================================== */
-#define TMOEI_KC 384                    /* of K at a time: a panel of B is 48 KiB; 256 and 512 are slower */
-#define TMOEI_NC 2048                   /* columns of op(B) packed at a time: 3 MiB, shared by the lanes */
+/* K is always cut at KC, so that the order of a sum is the same on every machine; a panel of B is 48 KiB
+ * (256 and 512 are slower). Rows and columns follow the caches: a lane's panels of A take a sixth of L2 (its
+ * panels of B and its tile of C come through, too), the packed columns of B a quarter of the shared L3. */
+#define TMOEI_KC 384
+#define TMOEI_NC 2048                   /* most columns of op(B) packed at once: 3 MiB, shared by lanes */
 #define TMOEI_MC 1024                   /* rows of op(A) packed at a time: 1.5 MiB, shared by the lanes */
 #define TMOEI_TILE_COLUMNS 256          /* of a lane's tile: eight panels of B */
-#define TMOEI_TILE_ROWS 112             /* of a lane's tile, about: its panels of A, 172 KiB, stay in L2 */
 #define TMOEI_FEW_ROWS 8                /* up to here weights are read as they lie: packing would cost more */
 #define TMOEI_LANE_ROWS 64              /* one-lane products: rows and columns at a time */
 #define TMOEI_LANE_COLUMNS 256
@@ -1850,6 +1854,13 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
 #define TMOEI_SHARED_FLOATS ((size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX + TMOEI_MC + TMOEI_MR_MAX))
 #define TMOEI_LANE_PANELS (TMOEI_LANE_ROWS + TMOEI_MR_MAX + TMOEI_LANE_COLUMNS + TMOEI_NR_MAX)
 #define TMOEI_LANE_FLOATS ((size_t)TMOEI_KC * TMOEI_LANE_PANELS + 2 * (size_t)TMOEI_SCORES)
+static void tmoei_block_sizes(tmoe_ctx *ctx) {
+    const size_t rows = ctx->cache_l2_bytes / (6 * TMOEI_KC * sizeof(float));
+    const size_t tiles = ctx->cache_l3_bytes / (4 * TMOEI_KC * TMOEI_TILE_COLUMNS * sizeof(float));
+    ctx->tile_rows = rows < 28 ? 28 : rows > 448 ? 448 : (int)rows;
+    ctx->block_columns = TMOEI_TILE_COLUMNS * (tiles < 1 ? 1 : tiles > 8 ? 8 : (int)tiles);   /* at most NC */
+}
+
 static tmoe_result tmoei_scratch_create(tmoe_ctx *ctx) {
     ctx->shared_scratch = (float *)tmoei_alloc(ctx, TMOEI_SHARED_FLOATS, sizeof(float), 0);
     for (int lane = 0; lane < ctx->lanes && ctx->shared_scratch; lane++) {
@@ -1989,9 +2000,9 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
     }
     p.height = tmoei_panel_rows(M, ctx->kernels->mr); p.packed_b = ctx->shared_scratch;
     p.packed_a = ctx->shared_scratch + (size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX);
-    p.tile_panels = TMOEI_TILE_ROWS / p.height; p.tile_columns = TMOEI_TILE_COLUMNS;
+    p.tile_panels = ctx->tile_rows / p.height; p.tile_columns = TMOEI_TILE_COLUMNS;
     for (p.n0 = 0; p.n0 < N; p.n0 += p.nc)
-        for (p.nc = tmoei_least(N - p.n0, TMOEI_NC), p.m0 = 0; p.m0 < M; p.m0 += p.mc)
+        for (p.nc = tmoei_least(N - p.n0, ctx->block_columns), p.m0 = 0; p.m0 < M; p.m0 += p.mc)
             for (p.mc = tmoei_least(M - p.m0, TMOEI_MC / p.height * p.height), p.k0 = 0; p.k0 < K;
                     p.k0 += p.kc) {
                 p.kc = tmoei_least(K - p.k0, TMOEI_KC); p.beta = p.k0 > 0 ? 1.0f : beta;
@@ -2385,9 +2396,9 @@ TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config) {
     if (!c.parallel_fn) ctx->lanes = 1;
 #endif
     ctx->kernels = tmoei_kernels_choose(c.isa);
-    ctx->cache_l1_bytes = (size_t)32 << 10;                     /* where the machine does not tell */
-    ctx->cache_l2_bytes = (size_t)512 << 10; ctx->cache_l3_bytes = (size_t)4 << 20;
+    ctx->cache_l2_bytes = (size_t)512 << 10; ctx->cache_l3_bytes = (size_t)4 << 20;    /* if nobody tells */
     tmoei_cache_sizes(ctx);
+    tmoei_block_sizes(ctx);
     (void)tmoei_scratch_create(ctx);
 #ifdef TMOEI_POOL
     if (ctx->error == TMOE_OK && ctx->lanes > 1 && !c.parallel_fn) (void)tmoei_pool_create(ctx);
@@ -2909,8 +2920,7 @@ static void tmoei_embedding_backward_chunk(void *arg, int chunk, int lane) {
 }
 
 /* rows that are not met must hold zero */
-static float *tmoei_grad_for_scatter(tmoe_tape *tape, tmoe_tensor *t)
-{
+static float *tmoei_grad_for_scatter(tmoe_tape *tape, tmoe_tensor *t) {
     if (!t || !t->wants_grad) return NULL;
     if (tmoei_grad_beta(t) == 0.0f && !tape->dry) memset(t->dx, 0, tmoei_elements(t) * sizeof(float));
     return t->dx;
@@ -3736,8 +3746,8 @@ static int tmoei_json_get(const tmoei_json *json, int object, const char *key) {
     return -1;
 }
 
-static int tmoei_json_is_string(const tmoei_json *json, int node)   /* without a NUL inside */
-{
+/* without a NUL inside */
+static int tmoei_json_is_string(const tmoei_json *json, int node) {
     return node >= 0 && json->nodes[node].kind == TMOEI_JSON_STRING
         && strlen(json->nodes[node].text) == json->nodes[node].length;
 }
@@ -4248,8 +4258,9 @@ static tmoei_candidate tmoei_heap_pop(tmoei_candidate *heap, int *count) {
     return top;
 }
 
-typedef struct tmoei_word_scratch { int *symbols, *next, *before; tmoei_candidate *heap;
-    } tmoei_word_scratch;
+typedef struct tmoei_word_scratch {
+    int *symbols, *next, *before; tmoei_candidate *heap;
+} tmoei_word_scratch;
 
 static void tmoei_word_note(const tmoe_tokenizer *tokenizer, const tmoei_word_scratch *w, int at,
         int *heap_count) {
@@ -4526,8 +4537,9 @@ typedef struct tmoei_suite {            /* what tmoe_suite does not show */
 } tmoei_suite;
 
 /* places in the draft's text */
-typedef struct tmoei_line { size_t input, outputs, input_length; int output_count; tmoe_part part;
-    } tmoei_line;
+typedef struct tmoei_line {
+    size_t input; int output_count; tmoe_part part;
+} tmoei_line;
 
 typedef struct tmoei_draft {            /* a task that is being read */
     char *name, *instruction, *category;
@@ -4613,7 +4625,7 @@ static tmoe_result tmoei_draft_line(tmoe_ctx *ctx, tmoei_draft *draft, const cha
     draft->lines = (tmoei_line *)grown;
     line = &draft->lines[draft->count++];
     memset(line, 0, sizeof *line);
-    line->input = draft->text.length; line->input_length = length; line->part = part;
+    line->input = draft->text.length; line->part = part;
     return tmoei_draft_field(ctx, draft, input, length, "input", where);
 }
 
@@ -5241,7 +5253,7 @@ struct tmoe_model {
     tmoe_config config;
     tmoe_tokenizer *tokenizer;
     /* vocabulary; special tokens. The decoder starts with </s>, as it is trained */
-    int V, begin_id, end_id;
+    int V, end_id;
     tmoei_known_task *tasks;
     int N;
     int L, R;                       /* layers, encoder first; routed layers */
@@ -5264,7 +5276,6 @@ struct tmoe_model {
     float *merged_route;            /* that route, (R, E); valid for merged_version */
     uint64_t merged_version;
     tmoe_tape *tape;                /* for evaluation */
-    char *training_note;            /* free text kept with the model: how it was trained */
 };
 
 static size_t tmoei_round_up(size_t n) {
@@ -5474,7 +5485,7 @@ TMOE_DEF void tmoe_model_destroy(tmoe_model *model) {
     tmoei_free(ctx, model->theta); tmoei_free(ctx, model->text_vectors);
     tmoei_free(ctx, model->routes); tmoei_free(ctx, model->merged);
     tmoei_free(ctx, model->merged_route); tmoei_free(ctx, model->blocks);
-    tmoei_free(ctx, model->training_note); tmoe_tape_destroy(model->tape); tmoei_free(ctx, model);
+    tmoe_tape_destroy(model->tape); tmoei_free(ctx, model);
 }
 
 static void tmoei_text_vector(const char *text, int k, float *vector);  /* >>router */
@@ -5492,7 +5503,6 @@ static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config, con
     model->tokenizer = tmoei_tokenizer_copy(ctx, tokenizer);
     if (!model->tokenizer) goto fail;
     model->V = tmoe_tokenizer_vocabulary(tokenizer);
-    model->begin_id = tmoe_tokenizer_special(tokenizer, TMOE_TOKEN_BEGIN);
     model->end_id = tmoe_tokenizer_special(tokenizer, TMOE_TOKEN_END);
     model->tasks = (tmoei_known_task *)tmoei_alloc(ctx, (size_t)task_count + 1, sizeof *model->tasks, 1);
     if (!model->tasks) goto fail;
@@ -5790,8 +5800,7 @@ static tmoe_tensor *tmoei_head(tmoei_pass *pass, tmoe_tensor *h) {
 /* the enum alternates */
 static int tmoei_router_layer_specific(tmoe_router_kind kind) { return ((int)kind & 1) != 0; }
 /* rows of recurrent weights for each hidden unit; 0: not recurrent */
-static int tmoei_router_gates(tmoe_router_kind kind)
-{
+static int tmoei_router_gates(tmoe_router_kind kind) {
     switch (kind) {
     case TMOE_ROUTER_RNN: case TMOE_ROUTER_RNN_LAYER_SPECIFIC: return 1;
     case TMOE_ROUTER_GRU: case TMOE_ROUTER_GRU_LAYER_SPECIFIC: return 3;
@@ -5848,8 +5857,9 @@ static void tmoei_router_plan(tmoe_model *model) {
     tmoei_router_add(model, E, width, 1, TMOEI_ROUTER_STD, "projection");
 }
 
-typedef struct tmoei_router_cursor { tmoe_model *model; tmoe_tape *tape; float *grads; int next;
-    } tmoei_router_cursor;
+typedef struct tmoei_router_cursor {
+    tmoe_model *model; tmoe_tape *tape; float *grads; int next;
+} tmoei_router_cursor;
 
 static tmoe_tensor *tmoei_router_next(tmoei_router_cursor *cursor) {
     const tmoei_parameter *parameter = &cursor->model->parameters[cursor->next++];
