@@ -844,6 +844,9 @@ static tmoe_result tmoei_fail(tmoe_ctx *ctx, tmoe_result code, const char *forma
 #  define TMOEI_FAIL_NULL(...) ((void)tmoei_fail(__VA_ARGS__), NULL)
 #endif
 
+#define TMOEI_TRY(call) \
+    do { const tmoe_result tried = (call); if (tried != TMOE_OK) return tried; } while (0)
+
 /* Notes a problem of the configuration in `text`; all of them end in one message. */
 TMOEI_PRINTF(3, 4)
 static void tmoei_problem(char *text, size_t size, const char *format, ...) {
@@ -861,6 +864,11 @@ static int tmoei_size(size_t *out, size_t a, size_t b, size_t c) {
     if (b != 0 && a > ((size_t)-1 - c) / b) return 0;
     *out = a * b + c;
     return 1;
+}
+
+/* Floats up to the end of the cache line. */
+static size_t tmoei_round_up(size_t n) {
+    return (n + TMOEI_ALIGN_FLOATS - 1) / TMOEI_ALIGN_FLOATS * TMOEI_ALIGN_FLOATS;
 }
 
 /* A large block wants 2 MiB pages: +28 % on memory reads of one thread (Zen 4). */
@@ -910,18 +918,20 @@ static void tmoei_free(tmoe_ctx *ctx, void *block) {
     }
 }
 
-/* The block grown (or made, from NULL) to at least `need` elements by doubling, contents kept. On failure
- * NULL, and the old block stays as it was. */
-static void *tmoei_grow(tmoe_ctx *ctx, void *block, size_t *capacity, size_t need, size_t element_bytes) {
+/* Makes *slot (a pointer to a block, or NULL) hold at least `need` elements by doubling, contents kept. 0 on
+ * failure; the old block stays as it was. */
+static int tmoei_grow(tmoe_ctx *ctx, void *slot, size_t *capacity, size_t need, size_t element_bytes) {
     size_t wanted = *capacity < 8 ? 8 : *capacity;
-    if (block && need <= *capacity) return block;
+    void *block, *bigger;
+    memcpy(&block, slot, sizeof block);                         /* whatever type it points to */
+    if (block && need <= *capacity) return 1;
     while (wanted < need) wanted = wanted > ((size_t)-1) / 2 ? need : wanted * 2;
-    void *bigger = tmoei_alloc(ctx, wanted, element_bytes, 0);
-    if (!bigger) return NULL;
+    if (!(bigger = tmoei_alloc(ctx, wanted, element_bytes, 0))) return 0;
     if (block) memcpy(bigger, block, *capacity * element_bytes);
     tmoei_free(ctx, block);
     *capacity = wanted;
-    return bigger;
+    memcpy(slot, &bigger, sizeof bigger);
+    return 1;
 }
 
 /* A NUL-terminated copy of text[0..length). */
@@ -932,6 +942,32 @@ static char *tmoei_strdup(tmoe_ctx *ctx, const char *text, size_t length) {
         copy[length] = 0;
     }
     return copy;
+}
+
+/* Blocks that are freed together: each is zeroed and remembers the one before it. */
+typedef struct tmoei_owner { tmoe_ctx *ctx; void *last; } tmoei_owner;
+
+static void *tmoei_own(tmoei_owner *owner, size_t count, size_t element_bytes) {
+    void *block = tmoei_alloc(owner->ctx, count, element_bytes, 1);
+    if (block) {
+        memcpy((char *)block - TMOEI_ALIGN + 2 * sizeof(size_t), &owner->last, sizeof owner->last);
+        owner->last = block;
+    }
+    return block;
+}
+
+static char *tmoei_own_text(tmoei_owner *owner, const char *text, size_t length) {
+    char *copy = (char *)tmoei_own(owner, length + 1, 1);
+    if (copy && length) memcpy(copy, text, length);
+    return copy;
+}
+
+static void tmoei_owner_free(tmoei_owner *owner) {
+    while (owner->last) {
+        void *block = owner->last;
+        memcpy(&owner->last, (char *)block - TMOEI_ALIGN + 2 * sizeof(size_t), sizeof owner->last);
+        tmoei_free(owner->ctx, block);
+    }
 }
 
 /* ==== >>random: counter-based, so the state is one seed and nothing ever has to be rewound ============ */
@@ -2659,6 +2695,10 @@ static tmoe_tensor *tmoei_part(tmoe_tape *tape, tmoe_tensor *block, size_t offse
     if (!part || !block->wants_grad) return part;
     part->dx = block->dx + offset; part->wants_grad = 1;
     part->has_grad = !((tmoei_tensor *)block)->unwritten;
+    if (!part->has_grad && !tape->dry) { /* nobody writes between this part and the next */
+        const size_t n = (size_t)rows * (size_t)cols, left = (size_t)block->cols - offset;
+        memset(part->dx + n, 0, ((tmoei_round_up(n) < left ? tmoei_round_up(n) : left) - n) * sizeof(float));
+    }
     return part->has_grad ? part : tmoei_node_add(tape, part, tmoei_part_backward, -1, NULL, 0, &block, 1);
 }
 /* ==== >>ops: each operation's shape rule, forward and backward on one screen ===========================
@@ -3456,11 +3496,9 @@ static size_t tmoei_utf8_put(uint32_t c, char *out) {
 typedef struct tmoei_buffer { char *data; size_t length, capacity; int failed; } tmoei_buffer;
 
 static void tmoei_buffer_add(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *bytes, size_t n) {
-    void *grown = buffer->data;
-    if (buffer->failed || !(grown = tmoei_grow(ctx, grown, &buffer->capacity, buffer->length + n + 1, 1))) {
+    if (buffer->failed || !tmoei_grow(ctx, &buffer->data, &buffer->capacity, buffer->length + n + 1, 1)) {
         buffer->failed = 1; return;
     }
-    buffer->data = (char *)grown;
     if (n) memcpy(buffer->data + buffer->length, bytes, n);
     buffer->length += n;
     buffer->data[buffer->length] = 0;
@@ -3657,7 +3695,6 @@ static tmoe_result tmoei_json_values(tmoei_json_reader *r) {
     int open[TMOEI_JSON_DEPTH], last[TMOEI_JSON_DEPTH], depth = 0;
     for (;;) {
         tmoei_json_node node, *parent = depth ? &r->json->nodes[open[depth - 1]] : NULL;
-        void *grown = r->json->nodes;
         tmoe_result result = TMOE_OK;
         const int index = r->json->count;
         memset(&node, 0, sizeof node);
@@ -3684,10 +3721,10 @@ static tmoe_result tmoei_json_values(tmoei_json_reader *r) {
         else if (c == 'n') result = tmoei_json_word(r, &node, "null", TMOEI_JSON_NULL);
         else result = tmoei_json_number_token(r, &node);
         if (result != TMOE_OK) return result;
-        if (index == INT_MAX || !(grown = tmoei_grow(r->ctx, grown, &r->json->capacity, (size_t)index + 1,
-                sizeof node)))
+        if (index == INT_MAX || !tmoei_grow(r->ctx, &r->json->nodes, &r->json->capacity, (size_t)index + 1,
+                sizeof node))
             return TMOE_ERR_MEMORY;
-        r->json->nodes = (tmoei_json_node *)grown; r->json->nodes[index] = node;
+        r->json->nodes[index] = node;
         r->json->count++;
         if (depth) {
             if (r->json->nodes[open[depth - 1]].count++ == 0) r->json->nodes[open[depth - 1]].child = index;
@@ -4106,6 +4143,7 @@ struct tmoe_tokenizer {
     tmoei_merge_pair *merges;           /* symbol 259 + m = left, right */
     int *table;                     /* open hash of pairs: merge number + 1, or 0; capacity a power of two */
     size_t table_size;
+    tmoei_owner own;
     char *bytes;                        /* what each merged symbol stands for, one behind the other */
     size_t *starts;                     /* (merges + 1) where in bytes */
 };
@@ -4138,8 +4176,7 @@ static void tmoei_symbol_bytes(const tmoe_tokenizer *tokenizer, int symbol, char
 
 TMOE_DEF void tmoe_tokenizer_destroy(tmoe_tokenizer *tokenizer) {
     if (!tokenizer) return;
-    tmoei_free(tokenizer->ctx, tokenizer->merges); tmoei_free(tokenizer->ctx, tokenizer->table);
-    tmoei_free(tokenizer->ctx, tokenizer->bytes); tmoei_free(tokenizer->ctx, tokenizer->starts);
+    tmoei_owner_free(&tokenizer->own);
     tmoei_free(tokenizer->ctx, tokenizer);
 }
 
@@ -4150,45 +4187,37 @@ static tmoe_tokenizer *tmoei_tokenizer_new(tmoe_ctx *ctx, const tmoei_merge_pair
     tmoe_tokenizer *tokenizer = (tmoe_tokenizer *)tmoei_alloc(ctx, 1, sizeof *tokenizer, 1);
     size_t at, total = 0;
     if (!tokenizer) return NULL;
-    tokenizer->ctx = ctx; tokenizer->merge_count = count;
+    tokenizer->ctx = tokenizer->own.ctx = ctx; tokenizer->merge_count = count;
     for (tokenizer->table_size = 64; tokenizer->table_size < 2 * (size_t)count; ) tokenizer->table_size *= 2;
-    tokenizer->merges = (tmoei_merge_pair *)tmoei_alloc(ctx, (size_t)count + 1, sizeof *merges, 0);
-    tokenizer->table = (int *)tmoei_alloc(ctx, tokenizer->table_size, sizeof(int), 1);
-    tokenizer->starts = (size_t *)tmoei_alloc(ctx, (size_t)count + 1, sizeof(size_t), 1);
-    if (!tokenizer->merges || !tokenizer->table || !tokenizer->starts) goto fail;
-    for (int m = 0; m < count; m++) {
+    tokenizer->merges = (tmoei_merge_pair *)tmoei_own(&tokenizer->own, (size_t)count + 1, sizeof *merges);
+    tokenizer->table = (int *)tmoei_own(&tokenizer->own, tokenizer->table_size, sizeof(int));
+    tokenizer->starts = (size_t *)tmoei_own(&tokenizer->own, (size_t)count + 1, sizeof(size_t));
+    int good = tokenizer->merges && tokenizer->table && tokenizer->starts;
+    for (int m = 0; good && m < count; m++) {
         const tmoei_merge_pair pair = merges[m];
-        size_t length;
-        if (pair.left < TMOEI_BYTES_FIRST || pair.right < TMOEI_BYTES_FIRST
-                || pair.left >= TMOEI_MERGES_FIRST + m || pair.right >= TMOEI_MERGES_FIRST + m) {
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                "tokenizer: merge %d joins %d and %d; both must be earlier symbols", m, pair.left,
-                pair.right);
-            goto fail;
+        good = pair.left >= TMOEI_BYTES_FIRST && pair.right >= TMOEI_BYTES_FIRST
+            && pair.left < TMOEI_MERGES_FIRST + m && pair.right < TMOEI_MERGES_FIRST + m;
+        const size_t length = !good ? 0 : tmoei_symbol_length(tokenizer, pair.left)
+            + tmoei_symbol_length(tokenizer, pair.right);
+        if (!good || length > TMOEI_SYMBOL_BYTES) {
+            good = tmoei_fail(ctx, TMOE_ERR_FORMAT, "tokenizer: merge %d joins %d and %d; both must be "
+                "earlier symbols, together of at most %d bytes", m, pair.left, pair.right,
+                TMOEI_SYMBOL_BYTES) == TMOE_OK;
+            break;
         }
-        length = tmoei_symbol_length(tokenizer, pair.left) + tmoei_symbol_length(tokenizer, pair.right);
-        if (length > TMOEI_SYMBOL_BYTES) {
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                "tokenizer: merge %d makes a symbol of %lu bytes; at most %d", m, (unsigned long)length,
-                TMOEI_SYMBOL_BYTES);
-            goto fail;
-        }
-        total += length;
-        tokenizer->starts[m + 1] = total;
+        tokenizer->starts[m + 1] = total += length;
         tokenizer->merges[m] = pair;
         for (at = tmoei_pair_hash(pair.left, pair.right); tokenizer->table[at & (tokenizer->table_size - 1)];
                 at++) { }
         tokenizer->table[at & (tokenizer->table_size - 1)] = m + 1;
     }
-    tokenizer->bytes = (char *)tmoei_alloc(ctx, total + 1, 1, 0);
-    if (!tokenizer->bytes) goto fail;
-    for (int m = 0; m < count; m++) {
-        tmoei_symbol_bytes(tokenizer, merges[m].left, tokenizer->bytes + tokenizer->starts[m]);
-        tmoei_symbol_bytes(tokenizer, merges[m].right, tokenizer->bytes + tokenizer->starts[m]
-            + tmoei_symbol_length(tokenizer, merges[m].left));
+    tokenizer->bytes = good ? (char *)tmoei_own(&tokenizer->own, total + 1, 1) : NULL;
+    for (int m = 0; tokenizer->bytes && m < count; m++) {
+        char *out = tokenizer->bytes + tokenizer->starts[m];
+        tmoei_symbol_bytes(tokenizer, merges[m].left, out);
+        tmoei_symbol_bytes(tokenizer, merges[m].right, out + tmoei_symbol_length(tokenizer, merges[m].left));
     }
-    return tokenizer;
-fail:
+    if (tokenizer->bytes) return tokenizer;
     tmoe_tokenizer_destroy(tokenizer);
     return NULL;
 }
@@ -4345,7 +4374,7 @@ TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *tokenizer, cons
 
 /* ---- training: the most frequent pair of neighbours becomes a symbol, again and again ---------------- */
 /* different words and how often they came */
-typedef struct tmoei_word { size_t first, length; long long count; } tmoei_word;
+typedef struct tmoei_word { size_t first, length; long long count; uint64_t hash; } tmoei_word;
 typedef struct tmoei_pair_count { int left, right; long long count; } tmoei_pair_count;
 typedef struct tmoei_bpe {
     tmoe_ctx *ctx;
@@ -4385,38 +4414,30 @@ static int tmoei_bpe_pair_add(tmoei_bpe *bpe, int left, int right, long long cou
 static int tmoei_bpe_word(tmoei_bpe *bpe, const char *text, size_t length) {
     uint64_t hash = UINT64_C(0xcbf29ce484222325);
     size_t at, i;
+    for (i = 0; i < length; i++) hash = (hash ^ (unsigned char)text[i]) * UINT64_C(0x100000001b3);
     if (2 * (bpe->word_count + 1) > bpe->word_table_size) {
         const size_t bigger = bpe->word_table_size ? 2 * bpe->word_table_size : 4096;
         int *table = (int *)tmoei_alloc(bpe->ctx, bigger, sizeof(int), 1);
         if (!table) return 0;
         for (i = 0; i < bpe->word_count; i++) {
-            uint64_t h = UINT64_C(0xcbf29ce484222325);
-            for (size_t j = 0; j < bpe->words[i].length; j++)
-                h = (h ^ (uint64_t)bpe->symbols[bpe->words[i].first + j]) * UINT64_C(0x100000001b3);
-            for (at = (size_t)tmoei_mix64(h); table[at & (bigger - 1)]; at++) { }
+            for (at = (size_t)tmoei_mix64(bpe->words[i].hash); table[at & (bigger - 1)]; at++) { }
             table[at & (bigger - 1)] = (int)i + 1;
         }
         tmoei_free(bpe->ctx, bpe->word_table);
         bpe->word_table = table; bpe->word_table_size = bigger;
     }
-    for (i = 0; i < length; i++)
-        hash = (hash ^ (uint64_t)(TMOEI_BYTES_FIRST + (unsigned char)text[i])) * UINT64_C(0x100000001b3);
     for (at = (size_t)tmoei_mix64(hash); bpe->word_table[at & (bpe->word_table_size - 1)]; at++) {
         tmoei_word *word = &bpe->words[bpe->word_table[at & (bpe->word_table_size - 1)] - 1];
         for (i = 0; word->length == length && i < length
                 && bpe->symbols[word->first + i] == TMOEI_BYTES_FIRST + (unsigned char)text[i]; i++) { }
         if (word->length == length && i == length) { word->count++; return 1; }
     }
-    void *grown = bpe->words;
-    if (!(grown = tmoei_grow(bpe->ctx, grown, &bpe->word_capacity, bpe->word_count + 1, sizeof *bpe->words)))
+    if (!tmoei_grow(bpe->ctx, &bpe->words, &bpe->word_capacity, bpe->word_count + 1, sizeof *bpe->words)
+            || !tmoei_grow(bpe->ctx, &bpe->symbols, &bpe->symbol_capacity, bpe->symbol_count + length,
+            sizeof(int)))
         return 0;
-    bpe->words = (tmoei_word *)grown;
-    grown = bpe->symbols;
-    if (!(grown = tmoei_grow(bpe->ctx, grown, &bpe->symbol_capacity, bpe->symbol_count + length,
-            sizeof(int))))
-        return 0;
-    bpe->symbols = (int *)grown; bpe->words[bpe->word_count].first = bpe->symbol_count;
-    bpe->words[bpe->word_count].length = length; bpe->words[bpe->word_count].count = 1;
+    tmoei_word *word = &bpe->words[bpe->word_count];
+    word->first = bpe->symbol_count; word->length = length; word->count = 1; word->hash = hash;
     bpe->word_table[at & (bpe->word_table_size - 1)] = (int)++bpe->word_count;
     for (i = 0; i < length; i++)
         bpe->symbols[bpe->symbol_count++] = TMOEI_BYTES_FIRST + (unsigned char)text[i];
@@ -4525,27 +4546,15 @@ static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json
 }
 #endif
 /* ==== >>suite: tasks, examples, splits ==================================================================
- * A task's texts lie in one piece of memory each for lines and pointers; everything is owned by a list of
- * blocks that the suite frees. Lines are collected first, in a draft, and become a task only when the whole
- * task is sound. */
+ * A task's lines are collected in a draft and become a task only when all of it is sound. All memory belongs
+ * to the suite. */
+typedef struct tmoei_suite { tmoe_suite shown; size_t capacity; tmoei_owner own; } tmoei_suite;
 
-typedef struct tmoei_suite_block { struct tmoei_suite_block *before; void *data; } tmoei_suite_block;
-typedef struct tmoei_suite {            /* what tmoe_suite does not show */
-    tmoe_suite shown;
-    size_t capacity;
-    tmoei_suite_block *blocks;
-} tmoei_suite;
-
-/* places in the draft's text */
-typedef struct tmoei_line {
-    size_t input; int output_count; tmoe_part part;
-} tmoei_line;
-
+typedef struct tmoei_line { size_t input; int output_count; tmoe_part part; } tmoei_line;
 typedef struct tmoei_draft {            /* a task that is being read */
-    char *name, *instruction, *category;
-    tmoe_metric metric;
+    tmoe_task task;                     /* what is known of it */
     tmoei_buffer text;                  /* NUL-terminated strings: input, output, output, ... */
-    tmoei_line *lines;
+    tmoei_line *lines;                  /* where a line's input stands in text */
     size_t count, capacity;
     int own_test;                       /* the folder brings test lines */
 } tmoei_draft;
@@ -4553,37 +4562,19 @@ typedef struct tmoei_draft {            /* a task that is being read */
 TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx) {
     tmoei_suite *suite = (tmoei_suite *)tmoei_alloc(ctx, 1, sizeof *suite, 1);
     if (!suite) return NULL;
-    suite->shown.ctx = ctx;
+    suite->shown.ctx = suite->own.ctx = ctx;
     return &suite->shown;
 }
-
 TMOE_DEF void tmoe_suite_destroy(tmoe_suite *suite) {
-    tmoei_suite *mine = (tmoei_suite *)suite;
     if (!suite) return;
-    while (mine->blocks) {
-        tmoei_suite_block *before = mine->blocks->before;
-        tmoei_free(suite->ctx, mine->blocks->data); tmoei_free(suite->ctx, mine->blocks);
-        mine->blocks = before;
-    }
-    tmoei_free(suite->ctx, suite->tasks); tmoei_free(suite->ctx, mine);
+    tmoei_owner_free(&((tmoei_suite *)suite)->own);
+    tmoei_free(suite->ctx, suite->tasks); tmoei_free(suite->ctx, suite);
 }
-
-/* Memory that lives as long as the suite. */
 static void *tmoei_suite_alloc(tmoe_suite *suite, size_t count, size_t bytes) {
-    tmoei_suite *mine = (tmoei_suite *)suite;
-    tmoei_suite_block *block = (tmoei_suite_block *)tmoei_alloc(suite->ctx, 1, sizeof *block, 0);
-    if (!block) return NULL;
-    block->data = tmoei_alloc(suite->ctx, count, bytes, 1);
-    if (!block->data) { tmoei_free(suite->ctx, block); return NULL; }
-    block->before = mine->blocks;
-    mine->blocks = block;
-    return block->data;
+    return tmoei_own(&((tmoei_suite *)suite)->own, count, bytes);
 }
-
 static char *tmoei_suite_text(tmoe_suite *suite, const char *text, size_t length) {
-    char *copy = (char *)tmoei_suite_alloc(suite, length + 1, 1);
-    if (copy) memcpy(copy, text, length);
-    return copy;
+    return tmoei_own_text(&((tmoei_suite *)suite)->own, text, length);
 }
 
 TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name) {
@@ -4591,20 +4582,12 @@ TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name) {
     return -1;
 }
 
-static void tmoei_draft_free(tmoe_ctx *ctx, tmoei_draft *draft) {
-    tmoei_free(ctx, draft->name); tmoei_free(ctx, draft->instruction);
-    tmoei_free(ctx, draft->category); tmoei_free(ctx, draft->lines);
-    tmoei_buffer_free(ctx, &draft->text);
-    memset(draft, 0, sizeof *draft);
-}
-
 /* One field: not empty, valid UTF-8, no NUL. `where` is "path:line". */
 static tmoe_result tmoei_draft_field(tmoe_ctx *ctx, tmoei_draft *draft, const char *text, size_t length,
         const char *what, const char *where) {
-    size_t bytes;
     uint32_t code;
     if (length == 0) return tmoei_fail(ctx, TMOE_ERR_DATA, "%s: the %s is empty", where, what);
-    for (size_t at = 0; at < length; at += bytes) {
+    for (size_t at = 0, bytes; at < length; at += bytes) {
         bytes = tmoei_utf8_next(text, length, at, &code);
         if (!bytes || code == 0)
             return tmoei_fail(ctx, TMOE_ERR_DATA, "%s: the %s is not valid UTF-8 at its byte %lu", where,
@@ -4615,75 +4598,76 @@ static tmoe_result tmoei_draft_field(tmoe_ctx *ctx, tmoei_draft *draft, const ch
     return draft->text.failed ? TMOE_ERR_MEMORY : TMOE_OK;
 }
 
-/* Begins a line with its input; outputs follow through tmoei_draft_field, each raising output_count. */
+/* Begins a line with its input; tmoei_draft_output adds its accepted answers. */
 static tmoe_result tmoei_draft_line(tmoe_ctx *ctx, tmoei_draft *draft, const char *input, size_t length,
         tmoe_part part, const char *where) {
-    void *grown = draft->lines;
-    tmoei_line *line;
-    if (!(grown = tmoei_grow(ctx, grown, &draft->capacity, draft->count + 1, sizeof *line)))
+    if (!tmoei_grow(ctx, &draft->lines, &draft->capacity, draft->count + 1, sizeof *draft->lines))
         return TMOE_ERR_MEMORY;
-    draft->lines = (tmoei_line *)grown;
-    line = &draft->lines[draft->count++];
-    memset(line, 0, sizeof *line);
-    line->input = draft->text.length; line->part = part;
+    tmoei_line *line = &draft->lines[draft->count++];
+    line->input = draft->text.length; line->part = part; line->output_count = 0;
     return tmoei_draft_field(ctx, draft, input, length, "input", where);
 }
+static tmoe_result tmoei_draft_output(tmoe_ctx *ctx, tmoei_draft *draft, const char *text, size_t length,
+        const char *where) {
+    draft->lines[draft->count - 1].output_count++;
+    return tmoei_draft_field(ctx, draft, text, length, "output", where);
+}
 
-/* Turns a sound draft into a task of the suite. */
-static tmoe_result tmoei_suite_finish(tmoe_suite *suite, const tmoei_draft *draft, tmoe_part part,
+/* Turns a sound draft (result OK) into a task of the suite; frees the draft in any case. */
+static tmoe_result tmoei_draft_finish(tmoe_suite *suite, tmoei_draft *draft, tmoe_result result,
         int test_count, const char *where) {
     tmoei_suite *mine = (tmoei_suite *)suite;
-    tmoe_ctx *ctx = suite->ctx;
+    tmoe_task *task = &draft->task;
     const int count = (int)draft->count;
-    size_t outputs = 0, i;
+    size_t outputs = 0;
     int train = 0, test = 0;
-    char *text;
-    const char **answers;
-    tmoe_example *examples;
-    void *grown = suite->tasks;
-    if (draft->count == 0 || draft->count > 100000000)
-        return tmoei_fail(ctx, TMOE_ERR_DATA, "%s: task %s has no lines", where, draft->name);
-    if (tmoe_suite_find(suite, draft->name) >= 0)
-        return tmoei_fail(ctx, TMOE_ERR_DATA, "%s: there are two tasks called %s", where, draft->name);
-    for (i = 0; i < draft->count; i++) outputs += (size_t)draft->lines[i].output_count;
-    if (!(grown = tmoei_grow(ctx, grown, &mine->capacity, (size_t)suite->count + 1, sizeof *suite->tasks)))
-        return TMOE_ERR_MEMORY;
-    suite->tasks = (tmoe_task *)grown;
-    tmoe_task *task = &suite->tasks[suite->count];
-    memset(task, 0, sizeof *task);
-    text = (char *)tmoei_suite_alloc(suite, draft->text.length + 1, 1);
-    answers = (const char **)tmoei_suite_alloc(suite, outputs + 1, sizeof *answers);
-    examples = (tmoe_example *)tmoei_suite_alloc(suite, draft->count, sizeof *examples);
-    task->name = tmoei_suite_text(suite, draft->name, strlen(draft->name));
-    task->instruction = tmoei_suite_text(suite, draft->instruction, strlen(draft->instruction));
-    task->category = tmoei_suite_text(suite, draft->category ? draft->category : "none",
-        strlen(draft->category ? draft->category : "none"));
-    if (!text || !answers || !examples || !task->name || !task->instruction || !task->category)
-        return TMOE_ERR_MEMORY;
-    memcpy(text, draft->text.data, draft->text.length);
-    /* the last 20 % */
-    if (!draft->own_test && test_count < 0) test_count = count / 5 > 0 ? count / 5 : count > 1;
-    for (i = 0; i < draft->count; i++) {
-        const tmoei_line *line = &draft->lines[i];
-        const int is_test = draft->own_test ? line->part == TMOE_PART_TEST : (int)i >= count - test_count;
-        test += is_test;
-    }
-    /* training lines first, test lines behind them, each in the file's order */
-    task->test = examples + (count - test);
-    task->train = examples;
-    for (i = 0, test = 0; i < draft->count; i++) {
-        const tmoei_line *line = &draft->lines[i];
-        const int is_test = draft->own_test ? line->part == TMOE_PART_TEST : (int)i >= count - test_count;
-        tmoe_example *example = is_test ? examples + (task->test - examples) + test++ : examples + train++;
-        const char *at = text + line->input;
-        example->input = at; example->outputs = answers;
-        example->output_count = line->output_count;
-        for (int o = 0; o < line->output_count; o++) { at += strlen(at) + 1; *answers++ = at; }
-    }
-    task->train_count = train; task->test_count = test; task->metric = draft->metric;
-    task->part = part;
-    suite->count++;
-    return TMOE_OK;
+    if (result == TMOE_OK && (count == 0 || draft->count > 100000000))
+        result = tmoei_fail(suite->ctx, TMOE_ERR_DATA, "%s: task %s has no lines", where, task->name);
+    if (result == TMOE_OK && tmoe_suite_find(suite, task->name) >= 0)
+        result = tmoei_fail(suite->ctx, TMOE_ERR_DATA, "%s: there are two tasks called %s", where,
+            task->name);
+    for (int i = 0; i < count; i++) outputs += (size_t)draft->lines[i].output_count;
+    char *text = result == TMOE_OK ? tmoei_suite_text(suite, draft->text.data, draft->text.length) : NULL;
+    const char **answers = text ? (const char **)tmoei_suite_alloc(suite, outputs + 1, sizeof *answers)
+        : NULL;
+    tmoe_example *examples = answers ? (tmoe_example *)tmoei_suite_alloc(suite, draft->count,
+        sizeof *examples) : NULL;
+    if (examples && tmoei_grow(suite->ctx, &suite->tasks, &mine->capacity, (size_t)suite->count + 1,
+            sizeof *task)) {
+        /* the last 20 % where the folder brings no test lines; training lines first, in the file's order */
+        if (!draft->own_test && test_count < 0) test_count = count / 5 > 0 ? count / 5 : count > 1;
+        for (int pass = 0; pass < 2; pass++)
+            for (int i = train = test = 0; i < count; i++) {
+                const tmoei_line *line = &draft->lines[i];
+                const int is_test = draft->own_test ? line->part == TMOE_PART_TEST : i >= count - test_count;
+                tmoe_example *example = is_test ? examples + task->train_count + test++ : examples + train++;
+                if (i == count - 1) { task->train_count = train; task->test_count = test; }
+                if (pass == 0) continue;                        /* first count, then fill */
+                example->input = text + line->input; example->outputs = answers;
+                example->output_count = line->output_count;
+                const char *at = example->input;
+                for (int o = 0; o < line->output_count; o++) { at += strlen(at) + 1; *answers++ = at; }
+            }
+        task->train = examples; task->test = examples + train;
+        suite->tasks[suite->count++] = *task;
+    } else if (result == TMOE_OK) result = TMOE_ERR_MEMORY;
+    tmoei_free(suite->ctx, draft->lines);
+    tmoei_buffer_free(suite->ctx, &draft->text);
+    return result;
+}
+
+/* A new draft; the name with spaces for '_' is its instruction where nobody gave one. */
+static tmoe_result tmoei_draft_begin(tmoe_suite *suite, tmoei_draft *draft, const char *name, size_t length,
+        const char *instruction, const char *category) {
+    memset(draft, 0, sizeof *draft);
+    char *text = tmoei_suite_text(suite, instruction ? instruction : name, instruction ? strlen(instruction)
+        : length);
+    for (char *c = text; !instruction && c && *c; c++) if (*c == '_') *c = ' ';
+    draft->task.name = tmoei_suite_text(suite, name, length);
+    draft->task.category = tmoei_suite_text(suite, category ? category : "none", category ? strlen(category)
+        : 4);
+    draft->task.instruction = text;
+    return text && draft->task.name && draft->task.category ? TMOE_OK : TMOE_ERR_MEMORY;
 }
 
 TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const char *category,
@@ -4691,46 +4675,35 @@ TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const c
         const char *const *outputs, int count, int test_count) {
     tmoe_ctx *ctx = suite->ctx;
     tmoei_draft draft;
-    tmoe_result result = TMOE_OK;
     ctx->error = TMOE_OK;
     if (!name || !name[0] || !instruction || !instruction[0] || count < 1 || test_count < 0
             || test_count >= count || (unsigned)metric >= TMOE_METRICS)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
             "suite_add: %d lines, %d for test; needs name, instruction, metric and 0 <= test_count < count",
             count, test_count);
-    memset(&draft, 0, sizeof draft);
-    draft.name = tmoei_strdup(ctx, name, strlen(name));
-    draft.instruction = tmoei_strdup(ctx, instruction, strlen(instruction));
-    draft.category = category ? tmoei_strdup(ctx, category, strlen(category)) : NULL;
-    draft.metric = metric;
-    if (!draft.name || !draft.instruction || (category && !draft.category)) result = TMOE_ERR_MEMORY;
+    tmoe_result result = tmoei_draft_begin(suite, &draft, name, strlen(name), instruction, category);
+    draft.task.metric = metric; draft.task.part = part;
     for (int i = 0; result == TMOE_OK && i < count; i++) {
         char where[96];
         (void)snprintf(where, sizeof where, "suite_add: line %d", i + 1);
         result = tmoei_draft_line(ctx, &draft, inputs[i], strlen(inputs[i]), TMOE_PART_TRAIN, where);
         if (result == TMOE_OK)
-            result = tmoei_draft_field(ctx, &draft, outputs[i], strlen(outputs[i]), "output", where);
-        if (result == TMOE_OK) draft.lines[draft.count - 1].output_count = 1;
+            result = tmoei_draft_output(ctx, &draft, outputs[i], strlen(outputs[i]), where);
     }
-    if (result == TMOE_OK) result = tmoei_suite_finish(suite, &draft, part, test_count, "suite_add");
-    tmoei_draft_free(ctx, &draft);
-    return result;
+    return tmoei_draft_finish(suite, &draft, result, test_count, "suite_add");
 }
 
-/* What the encoder reads. */
-/* <s> instruction \n input </s>, or <s> input </s> without an instruction; count = tokens needed, even where
- * they do not fit. */
+/* What the encoder reads: <s> instruction \n input </s>, or <s> input </s> without an instruction; count =
+ * tokens needed, even where they do not fit. */
 static tmoe_result tmoei_encode_source(tmoe_ctx *ctx, const tmoe_tokenizer *tokenizer,
         const char *instruction, const char *input, int *ids, size_t capacity, size_t *count) {
-    const int flags = TMOE_TOKENIZER_SPECIALS;
-    const size_t a = instruction ? strlen(instruction) : 0, b = strlen(input);
-    if (!instruction) return tmoe_tokenizer_encode(tokenizer, input, b, flags, ids, capacity, count);
-    char *text = (char *)tmoei_alloc(ctx, a + b + 2, 1, 0);
+    const size_t a = instruction ? strlen(instruction) + 1 : 0, b = strlen(input);
+    char *text = (char *)tmoei_alloc(ctx, a + b + 1, 1, 0);
     if (!text) return TMOE_ERR_MEMORY;
-    memcpy(text, instruction, a);
-    text[a] = '\n';
-    memcpy(text + a + 1, input, b + 1);
-    tmoe_result result = tmoe_tokenizer_encode(tokenizer, text, a + b + 1, flags, ids, capacity, count);
+    if (a) { memcpy(text, instruction, a - 1); text[a - 1] = '\n'; }
+    memcpy(text + a, input, b + 1);
+    tmoe_result result = tmoe_tokenizer_encode(tokenizer, text, a + b, TMOE_TOKENIZER_SPECIALS, ids,
+        capacity, count);
     tmoei_free(ctx, text);
     return result;
 }
@@ -4740,66 +4713,50 @@ static tmoe_result tmoei_encode_source(tmoe_ctx *ctx, const tmoe_tokenizer *toke
 #define TMOEI_PATH 1024
 
 /* ---- folders ----------------------------------------------------------------------------------------- */
-typedef struct tmoei_names { char **names; int count; size_t capacity; } tmoei_names;
-
-static void tmoei_names_free(tmoe_ctx *ctx, tmoei_names *list) {
-    for (int i = 0; i < list->count; i++) tmoei_free(ctx, list->names[i]);
-    tmoei_free(ctx, list->names);
-    memset(list, 0, sizeof *list);
-}
-
 static int tmoei_name_order(const void *a, const void *b) {
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
-static tmoe_result tmoei_names_add(tmoe_ctx *ctx, tmoei_names *list, const char *name) {
-    void *grown = list->names;
-    if (name[0] == '.') return TMOE_OK;
-    if (!(grown = tmoei_grow(ctx, grown, &list->capacity, (size_t)list->count + 1, sizeof *list->names)))
-        return TMOE_ERR_MEMORY;
-    list->names = (char **)grown;
-    list->names[list->count] = tmoei_strdup(ctx, name, strlen(name));
-    return list->names[list->count] ? (list->count++, TMOE_OK) : TMOE_ERR_MEMORY;
-}
-
-/* Names in a folder, sorted, so that the file system's order is of no account. 0: no such folder. */
-static int tmoei_names_list(tmoe_ctx *ctx, tmoei_names *list, const char *folder) {
-    memset(list, 0, sizeof *list);
+/* Names in a folder, sorted, so that the file system's order is of no account; -1: no such folder. */
+static int tmoei_names(tmoe_suite *suite, const char *folder, char ***names) {
+    tmoei_buffer text;
+    int count = 0;
+    memset(&text, 0, sizeof text);
 #if defined(_WIN32)
-    {
-        struct _finddata_t found;
-        char pattern[TMOEI_PATH];
-        (void)snprintf(pattern, sizeof pattern, "%s/*", folder);
-        intptr_t handle = _findfirst(pattern, &found);
-        if (handle == -1) return 0;
-        do { if (tmoei_names_add(ctx, list, found.name) != TMOE_OK) break;
-            } while (_findnext(handle, &found) == 0);
-        (void)_findclose(handle);
-    }
+    struct _finddata_t found;
+    char pattern[TMOEI_PATH];
+    (void)snprintf(pattern, sizeof pattern, "%s/*", folder);
+    intptr_t handle = _findfirst(pattern, &found);
+    if (handle == -1) return -1;
+    do {
+        tmoei_buffer_add(suite->ctx, &text, found.name, strlen(found.name) + 1); count++;
+    } while (_findnext(handle, &found) == 0);
+    (void)_findclose(handle);
 #else
-    {
-        DIR *directory = opendir(folder);
-        const struct dirent *entry;
-        if (!directory) return 0;
-        while ((entry = readdir(directory)) != NULL)
-            if (tmoei_names_add(ctx, list, entry->d_name) != TMOE_OK) break;
-        (void)closedir(directory);
-    }
+    DIR *directory = opendir(folder);
+    const struct dirent *entry;
+    if (!directory) return -1;
+    for (; (entry = readdir(directory)) != NULL; count++)
+        tmoei_buffer_add(suite->ctx, &text, entry->d_name, strlen(entry->d_name) + 1);
+    (void)closedir(directory);
 #endif
-    qsort(list->names, (size_t)list->count, sizeof *list->names, tmoei_name_order);
-    return 1;
+    *names = (char **)tmoei_suite_alloc(suite, (size_t)count + 1, sizeof **names);
+    char *at = *names && !text.failed && count ? tmoei_suite_text(suite, text.data, text.length) : NULL;
+    tmoei_buffer_free(suite->ctx, &text);
+    for (int i = 0; at && i < count; i++, at += strlen(at) + 1) (*names)[i] = at;
+    if (at) qsort(*names, (size_t)count, sizeof **names, tmoei_name_order);
+    return at ? count : 0;
 }
 
 static int tmoei_ends_with(const char *text, const char *end) {
     const size_t a = strlen(text), b = strlen(end);
-    return a > b && strcmp(text + a - b, end) == 0;
+    return text[0] != '.' && a > b && strcmp(text + a - b, end) == 0;
 }
 
-static int tmoei_path_join(tmoe_ctx *ctx, char *path, const char *folder, const char *name) {
-    if (snprintf(path, TMOEI_PATH, "%s/%s", folder, name) < TMOEI_PATH) return 1;
-    (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s/%s: the path is longer than %d bytes", folder, name,
+static tmoe_result tmoei_path_join(tmoe_ctx *ctx, char *path, const char *folder, const char *name) {
+    if (snprintf(path, TMOEI_PATH, "%s/%s", folder, name) < TMOEI_PATH) return TMOE_OK;
+    return tmoei_fail(ctx, TMOE_ERR_FILE, "%s/%s: the path is longer than %d bytes", folder, name,
         TMOEI_PATH - 1);
-    return 0;
 }
 
 static int tmoei_file_exists(const char *path) {
@@ -4809,165 +4766,133 @@ static int tmoei_file_exists(const char *path) {
 }
 
 /* ---- lines ------------------------------------------------------------------------------------------- */
-/* The next line of a text without its end (LF or CR LF); 0 at the end of the text. */
-static int tmoei_next_line(const char *text, size_t length, size_t *at, const char **line,
-        size_t *line_length) {
-    size_t end;
-    if (*at >= length) return 0;
-    for (end = *at; end < length && text[end] != '\n'; end++) { }
-    *line = text + *at;
-    *line_length = end - *at;
-    if (*line_length && (*line)[*line_length - 1] == '\r') (*line_length)--;
-    *at = end + 1;
-    return 1;
-}
+typedef struct tmoei_lines {            /* a text file, line by line */
+    char *text, where[TMOEI_PATH + 16]; /* "path:line" of the present line */
+    const char *path, *line;
+    size_t length, at, size;            /* size: of the line, without LF or CR LF */
+    int number;
+} tmoei_lines;
 
-static size_t tmoei_skip_bom(const char *text, size_t length) {
-    return length >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
+static tmoe_result tmoei_lines_open(tmoe_ctx *ctx, tmoei_lines *lines, const char *path) {
+    memset(lines, 0, sizeof *lines);
+    lines->path = path;
+    lines->text = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &lines->length);
+    if (!lines->text) return ctx->error;
+    lines->at = lines->length >= 3 && memcmp(lines->text, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
+    while (lines->length > lines->at && (lines->text[lines->length - 1] == '\n'
+            || lines->text[lines->length - 1] == '\r'))
+        lines->length--;                                        /* empty lines at the end do not count */
+    return TMOE_OK;
 }
-
-static int tmoei_all_empty(const char *text, size_t length, size_t at) {
-    for (; at < length; at++) if (text[at] != '\n' && text[at] != '\r') return 0;
+static int tmoei_lines_next(tmoei_lines *lines) {
+    if (lines->at >= lines->length) return 0;
+    size_t end = lines->at;
+    while (end < lines->length && lines->text[end] != '\n') end++;
+    lines->line = lines->text + lines->at; lines->size = end - lines->at; lines->at = end + 1;
+    if (lines->size && lines->line[lines->size - 1] == '\r') lines->size--;
+    (void)snprintf(lines->where, sizeof lines->where, "%s:%d", lines->path, ++lines->number);
     return 1;
 }
 
 /* Adds the lines of a TSV file: input TAB output [TAB output ...]. */
 static tmoe_result tmoei_read_tsv(tmoe_ctx *ctx, tmoei_draft *draft, const char *path, tmoe_part part) {
-    size_t length, line_length;
-    const char *line;
-    int number = 0;
-    tmoe_result result = TMOE_OK;
-    char *text = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &length);
-    if (!text) return ctx->error;
-    size_t at = tmoei_skip_bom(text, length);
-    while (result == TMOE_OK && !tmoei_all_empty(text, length, at)
-            && tmoei_next_line(text, length, &at, &line, &line_length)) {
-        char where[TMOEI_PATH + 16];
-        const char *tab = (const char *)memchr(line, '\t', line_length), *end = line + line_length;
-        (void)snprintf(where, sizeof where, "%s:%d", path, ++number);
-        if (!tab) {
-            result = tmoei_fail(ctx, TMOE_ERR_DATA, "%s: no TAB; a line is 'input TAB output'", where);
-            break;
-        }
-        result = tmoei_draft_line(ctx, draft, line, (size_t)(tab - line), part, where);
+    tmoei_lines in;
+    tmoe_result result = tmoei_lines_open(ctx, &in, path);
+    while (result == TMOE_OK && tmoei_lines_next(&in)) {
+        const char *tab = (const char *)memchr(in.line, '\t', in.size), *end = in.line + in.size;
+        result = !tab ? tmoei_fail(ctx, TMOE_ERR_DATA, "%s: no TAB; a line is 'input TAB output'", in.where)
+            : tmoei_draft_line(ctx, draft, in.line, (size_t)(tab - in.line), part, in.where);
         while (result == TMOE_OK && tab) {
             const char *from = tab + 1, *next = (const char *)memchr(from, '\t', (size_t)(end - from));
-            result = tmoei_draft_field(ctx, draft, from, (size_t)((next ? next : end) - from), "output",
-                where);
-            draft->lines[draft->count - 1].output_count++;
+            result = tmoei_draft_output(ctx, draft, from, (size_t)((next ? next : end) - from), in.where);
             tab = next;
         }
     }
-    tmoei_free(ctx, text);
+    tmoei_free(ctx, in.text);
     return result;
 }
 
 /* ---- the three layouts ------------------------------------------------------------------------------- */
-static tmoe_result tmoei_metric_of(tmoe_ctx *ctx, const char *name, const char *where, tmoe_metric *metric) {
-    for (int m = 0; m < TMOE_METRICS; m++)
-        if (strcmp(name, tmoe_metric_name((tmoe_metric)m)) == 0) {
-            *metric = (tmoe_metric)m; return TMOE_OK;
-        }
-    return tmoei_fail(ctx, TMOE_ERR_DATA, "%s: unknown metric '%s'", where, name);
-}
+enum { TMOEI_NAME, TMOEI_CATEGORY, TMOEI_METRIC, TMOEI_INSTRUCTION, TMOEI_LABELS, TMOEI_COLUMNS_KNOWN };
+typedef struct tmoei_description { char *field[TMOEI_COLUMNS_KNOWN]; } tmoei_description;
 
-/* tasks.tsv: what it says about the task `name`; columns are found by their names in the first line. */
-static tmoe_result tmoei_describe(tmoe_ctx *ctx, tmoei_draft *draft, char **labels, const char *table,
-        size_t table_length, const char *path) {
-    static const char *const wanted[5] = { "name", "category", "metric", "instruction", "labels" };
-    int column_of[5] = { -1, -1, -1, -1, -1 }, number = 0, w;
-    size_t at = tmoei_skip_bom(table, table_length), line_length;
-    const char *line;
-    while (tmoei_next_line(table, table_length, &at, &line, &line_length)) {
-        const char *fields[5] = { NULL, NULL, NULL, NULL, NULL };
-        size_t lengths[5] = { 0, 0, 0, 0, 0 }, from = 0, to;
-        int column = 0;
-        char where[TMOEI_PATH + 16];
-        (void)snprintf(where, sizeof where, "%s:%d", path, ++number);
-        for (; from <= line_length; from = to + 1, column++) {
-            for (to = from; to < line_length && line[to] != '\t'; to++) { }
-            for (w = 0; w < 5; w++) {
-                if (number == 1 && strlen(wanted[w]) == to - from
-                        && memcmp(wanted[w], line + from, to - from) == 0)
-                    column_of[w] = column;
-                if (column_of[w] == column) { fields[w] = line + from; lengths[w] = to - from; }
+/* tasks.tsv as a table of NUL-terminated fields, which the suite keeps; columns by their names in the first
+ * line. */
+static tmoe_result tmoei_describe(tmoe_suite *suite, const char *path, tmoei_description **table,
+        int *count) {
+    static const char *const wanted[TMOEI_COLUMNS_KNOWN] = { "name", "category", "metric", "instruction",
+        "labels" };
+    int column_of[TMOEI_COLUMNS_KNOWN] = { -1, -1, -1, -1, -1 };
+    size_t capacity = 0;
+    tmoei_lines in;
+    tmoe_result result = tmoei_lines_open(suite->ctx, &in, path);
+    while (result == TMOE_OK && tmoei_lines_next(&in)) {
+        char *text = tmoei_suite_text(suite, in.line, in.size);
+        if (!text || !tmoei_grow(suite->ctx, table, &capacity, (size_t)*count + 1, sizeof **table)) {
+            result = TMOE_ERR_MEMORY; break;
+        }
+        tmoei_description *row = &(*table)[*count];
+        memset(row, 0, sizeof *row);
+        for (int column = 0; text; column++) {
+            char *tab = strchr(text, '\t');
+            if (tab) *tab = 0;
+            for (int w = 0; w < TMOEI_COLUMNS_KNOWN; w++) {
+                if (in.number == 1 && strcmp(text, wanted[w]) == 0) column_of[w] = column;
+                if (column_of[w] == column && text[0]) row->field[w] = text;
             }
+            text = tab ? tab + 1 : NULL;
         }
-        if (number == 1) {
-            if (column_of[0] < 0)
-                return tmoei_fail(ctx, TMOE_ERR_DATA,
-                    "%s: the first line must name the columns, one of them 'name'", where);
-            continue;
-        }
-        if (!fields[0] || lengths[0] != strlen(draft->name) || memcmp(fields[0], draft->name,
-                lengths[0]) != 0)
-            continue;
-        if (lengths[1]) {
-            draft->category = tmoei_strdup(ctx, fields[1], lengths[1]);
-            if (!draft->category) return TMOE_ERR_MEMORY;
-        }
-        if (lengths[3]) {
-            draft->instruction = tmoei_strdup(ctx, fields[3], lengths[3]);
-            if (!draft->instruction) return TMOE_ERR_MEMORY;
-        }
-        if (lengths[4]) {
-            *labels = tmoei_strdup(ctx, fields[4], lengths[4]);
-            if (!*labels) return TMOE_ERR_MEMORY;
-        }
-        if (lengths[2]) {
-            char metric[32];
-            (void)snprintf(metric, sizeof metric, "%.*s", (int)(lengths[2] < 31 ? lengths[2] : 31),
-                fields[2]);
-            return tmoei_metric_of(ctx, metric, where, &draft->metric);
-        }
-        return TMOE_OK;
+        if (column_of[TMOEI_NAME] < 0)
+            result = tmoei_fail(suite->ctx, TMOE_ERR_DATA,
+                "%s: the first line must name the columns, one of them 'name'", in.where);
+        int m = 0;
+        while (in.number > 1 && row->field[TMOEI_METRIC] && m < TMOE_METRICS
+                && strcmp(row->field[TMOEI_METRIC], tmoe_metric_name((tmoe_metric)m)) != 0) m++;
+        if (m == TMOE_METRICS)
+            result = tmoei_fail(suite->ctx, TMOE_ERR_DATA, "%s: unknown metric '%s'", in.where,
+                row->field[TMOEI_METRIC]);
+        *count += in.number > 1 && row->field[TMOEI_NAME];
     }
-    return TMOE_OK;
+    tmoei_free(suite->ctx, in.text);
+    return result;
 }
 
-/* Labels "a|b|c" become the newest task's closed set. */
-static tmoe_result tmoei_suite_labels(tmoe_suite *suite, const char *labels) {
-    tmoe_task *task = &suite->tasks[suite->count - 1];
-    char *text = tmoei_suite_text(suite, labels, strlen(labels)), *at;
-    const char **list;
+/* Labels "a|b|c" become the task's closed set. */
+static tmoe_result tmoei_draft_labels(tmoe_suite *suite, tmoe_task *task, char *labels) {
     int n = 1;
-    for (at = text; at && *at; at++) if (*at == '|') n++;
-    list = (const char **)tmoei_suite_alloc(suite, (size_t)n, sizeof *list);
-    if (!text || !list) return TMOE_ERR_MEMORY;
+    for (const char *at = labels; *at; at++) n += *at == '|';
+    const char **list = (const char **)tmoei_suite_alloc(suite, (size_t)n, sizeof *list);
+    if (!list) return TMOE_ERR_MEMORY;
     task->labels = list; task->label_count = n;
-    for (*list++ = text, at = text; *at; at++) if (*at == '|') { *at = 0; *list++ = at + 1; }
+    *list++ = labels;
+    for (char *at = labels; *at; at++) if (*at == '|') { *at = 0; *list++ = at + 1; }
     return TMOE_OK;
-}
-
-/* The task's file name with spaces for '_' is its instruction where nobody gave one. */
-static tmoe_result tmoei_default_instruction(tmoe_ctx *ctx, tmoei_draft *draft) {
-    char *c;
-    if (draft->instruction) return TMOE_OK;
-    draft->instruction = tmoei_strdup(ctx, draft->name, strlen(draft->name));
-    for (c = draft->instruction; c && *c; c++) if (*c == '_') *c = ' ';
-    return draft->instruction ? TMOE_OK : TMOE_ERR_MEMORY;
 }
 
 /* NAME.tsv files of a folder. */
-static tmoe_result tmoei_load_tsv_folder(tmoe_suite *suite, const char *folder, const tmoei_names *names,
-        const char *table, size_t table_length, const char *table_path) {
-    tmoe_ctx *ctx = suite->ctx;
+static tmoe_result tmoei_load_tsv_folder(tmoe_suite *suite, const char *folder, char *const *names,
+        int name_count, const tmoei_description *table, int described) {
     tmoe_result result = TMOE_OK;
-    for (int i = 0; result == TMOE_OK && i < names->count; i++) {
-        char path[TMOEI_PATH], *labels = NULL;
+    for (int i = 0; result == TMOE_OK && i < name_count; i++) {
+        char path[TMOEI_PATH];
         tmoei_draft draft;
-        if (!tmoei_ends_with(names->names[i], ".tsv") || strcmp(names->names[i], "tasks.tsv") == 0) continue;
-        if (!tmoei_path_join(ctx, path, folder, names->names[i])) return ctx->error;
-        memset(&draft, 0, sizeof draft);
-        draft.name = tmoei_strdup(ctx, names->names[i], strlen(names->names[i]) - 4);
-        if (!draft.name) return TMOE_ERR_MEMORY;
-        if (table) result = tmoei_describe(ctx, &draft, &labels, table, table_length, table_path);
-        if (result == TMOE_OK) result = tmoei_default_instruction(ctx, &draft);
-        if (result == TMOE_OK) result = tmoei_read_tsv(ctx, &draft, path, TMOE_PART_TRAIN);
-        if (result == TMOE_OK) result = tmoei_suite_finish(suite, &draft, TMOE_PART_TRAIN, -1, path);
-        if (result == TMOE_OK && labels) result = tmoei_suite_labels(suite, labels);
-        tmoei_free(ctx, labels);
-        tmoei_draft_free(ctx, &draft);
+        const size_t length = strlen(names[i]) - 4;
+        const tmoei_description *row = NULL;
+        if (!tmoei_ends_with(names[i], ".tsv") || strcmp(names[i], "tasks.tsv") == 0) continue;
+        for (int d = 0; d < described; d++)
+            if (strncmp(table[d].field[TMOEI_NAME], names[i], length) == 0
+                    && !table[d].field[TMOEI_NAME][length]) row = &table[d];
+        result = tmoei_path_join(suite->ctx, path, folder, names[i]);
+        if (result != TMOE_OK) break;
+        result = tmoei_draft_begin(suite, &draft, names[i], length, row ? row->field[TMOEI_INSTRUCTION]
+            : NULL, row ? row->field[TMOEI_CATEGORY] : NULL);
+        for (int m = 0; row && row->field[TMOEI_METRIC] && m < TMOE_METRICS; m++)
+            if (strcmp(row->field[TMOEI_METRIC], tmoe_metric_name((tmoe_metric)m)) == 0)
+                draft.task.metric = (tmoe_metric)m;
+        if (result == TMOE_OK && row && row->field[TMOEI_LABELS])
+            result = tmoei_draft_labels(suite, &draft.task, row->field[TMOEI_LABELS]);
+        if (result == TMOE_OK) result = tmoei_read_tsv(suite->ctx, &draft, path, TMOE_PART_TRAIN);
+        result = tmoei_draft_finish(suite, &draft, result, -1, path);
     }
     return result;
 }
@@ -4975,194 +4900,152 @@ static tmoe_result tmoei_load_tsv_folder(tmoe_suite *suite, const char *folder, 
 /* CrossFit: TASK/TASK_{k}_{seed}_{train,dev,test}.tsv. Training lines are those of the first sample; test
  * lines are in every sample the same. */
 static tmoe_result tmoei_load_crossfit_task(tmoe_suite *suite, const char *folder, const char *name,
-        const tmoei_names *names) {
-    tmoe_ctx *ctx = suite->ctx;
+        char *const *names, int name_count) {
+    static const char *const ends[3] = { "_train.tsv", "_dev.tsv", "_test.tsv" };
     tmoei_draft draft;
-    tmoe_result result = TMOE_OK;
-    size_t first = 0, n;
-    int samples = 0;
     char path[TMOEI_PATH] = "";
-    memset(&draft, 0, sizeof draft);
-    for (int i = 0; result == TMOE_OK && i < names->count; i++) {
-        static const char *const ends[3] = { "_train.tsv", "_dev.tsv", "_test.tsv" };
-        const char *file = names->names[i];
-        int e;
-        for (e = 0; e < 3 && !tmoei_ends_with(file, ends[e]); e++) { }
-        if (e == 3 || strncmp(file, name, strlen(name)) != 0) continue;
-        n = strlen(file) - strlen(ends[e]);
-        if (!samples++) {
-            first = (size_t)i;
-            draft.name = tmoei_strdup(ctx, name, strlen(name));
-            result = draft.name ? tmoei_default_instruction(ctx, &draft) : TMOE_ERR_MEMORY;
+    const char *first = NULL;
+    size_t first_length = 0;
+    tmoe_result result = TMOE_OK;
+    for (int i = 0; result == TMOE_OK && i < name_count; i++) {
+        int e = 0;
+        while (e < 3 && !tmoei_ends_with(names[i], ends[e])) e++;
+        if (e == 3 || strncmp(names[i], name, strlen(name)) != 0) continue;
+        const size_t length = strlen(names[i]) - strlen(ends[e]);
+        if (!first) {
+            first = names[i]; first_length = length;
+            result = tmoei_draft_begin(suite, &draft, name, strlen(name), NULL, NULL);
         }
-        /* another sample */
-        if (n != strlen(names->names[first]) - strlen(strrchr(names->names[first], '_'))
-                || strncmp(file, names->names[first], n) != 0)
-            continue;
-        if (result == TMOE_OK && !tmoei_path_join(ctx, path, folder, file)) result = ctx->error;
+        if (length != first_length || strncmp(names[i], first, length) != 0) continue;  /* another sample */
+        if (result == TMOE_OK) result = tmoei_path_join(suite->ctx, path, folder, names[i]);
         if (result == TMOE_OK)
-            result = tmoei_read_tsv(ctx, &draft, path, e == 2 ? TMOE_PART_TEST : TMOE_PART_TRAIN);
+            result = tmoei_read_tsv(suite->ctx, &draft, path, e == 2 ? TMOE_PART_TEST : TMOE_PART_TRAIN);
         draft.own_test |= e == 2;
     }
-    if (result == TMOE_OK && samples) result = tmoei_suite_finish(suite, &draft, TMOE_PART_TRAIN, -1, path);
-    tmoei_draft_free(ctx, &draft);
-    return result;
+    return first ? tmoei_draft_finish(suite, &draft, result, -1, path) : result;
+}
+
+/* One JSON line into the draft of its task. */
+static tmoe_result tmoei_read_json_line(tmoe_suite *suite, const tmoei_json *json, tmoei_draft **drafts,
+        size_t *count, size_t *capacity, const char *where) {
+    tmoe_ctx *ctx = suite->ctx;
+    const int task = tmoei_json_get(json, 0, "task"), instruction = tmoei_json_get(json, 0, "instruction"),
+        input = tmoei_json_get(json, 0, "input"), output = tmoei_json_get(json, 0, "output");
+    if (!tmoei_json_is_string(json, task) || !tmoei_json_is_string(json, input)
+            || (instruction >= 0 && !tmoei_json_is_string(json, instruction)) || output < 0
+            || (json->nodes[output].kind != TMOEI_JSON_STRING
+            && json->nodes[output].kind != TMOEI_JSON_ARRAY))
+        return tmoei_fail(ctx, TMOE_ERR_DATA, "%s: needs strings \"task\" and \"input\", \"output\" as a "
+            "string or a list of strings, and \"instruction\" as a string if at all", where);
+    const char *name = json->nodes[task].text;
+    size_t d = 0;
+    while (d < *count && strcmp((*drafts)[d].task.name, name) != 0) d++;
+    if (d == *count) {
+        if (!tmoei_grow(ctx, drafts, capacity, *count + 1, sizeof **drafts)) return TMOE_ERR_MEMORY;
+        TMOEI_TRY(tmoei_draft_begin(suite, &(*drafts)[d], name, json->nodes[task].length,
+            instruction >= 0 && json->nodes[instruction].length ? json->nodes[instruction].text : NULL,
+            NULL));
+        ++*count;
+    }
+    TMOEI_TRY(tmoei_draft_line(ctx, &(*drafts)[d], json->nodes[input].text, json->nodes[input].length,
+        TMOE_PART_TRAIN, where));
+    int o = json->nodes[output].kind == TMOEI_JSON_ARRAY ? json->nodes[output].child : output;
+    if (o < 0) return tmoei_fail(ctx, TMOE_ERR_DATA, "%s: the list of outputs is empty", where);
+    for (; o >= 0; o = o == output ? -1 : json->nodes[o].next) {
+        if (!tmoei_json_is_string(json, o))
+            return tmoei_fail(ctx, TMOE_ERR_DATA, "%s: an output is not a string", where);
+        TMOEI_TRY(tmoei_draft_output(ctx, &(*drafts)[d], json->nodes[o].text, json->nodes[o].length, where));
+    }
+    return TMOE_OK;
 }
 
 /* JSON lines; the lines of one task may be anywhere in the file. */
 static tmoe_result tmoei_load_jsonl(tmoe_suite *suite, const char *path) {
     tmoe_ctx *ctx = suite->ctx;
-    size_t length, line_length;
-    const char *line;
-    char *text = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &length);
     tmoei_draft *drafts = NULL;
-    size_t draft_count = 0, draft_capacity = 0, d;
-    int number = 0;
-    tmoe_result result = text ? TMOE_OK : ctx->error;
-    size_t at = text ? tmoei_skip_bom(text, length) : 0;
-    while (result == TMOE_OK && !tmoei_all_empty(text, length, at)
-            && tmoei_next_line(text, length, &at, &line, &line_length)) {
-        static const char *const keys[3] = { "task", "instruction", "input" };
-        int nodes[3];
+    size_t count = 0, capacity = 0;
+    tmoei_lines in;
+    tmoe_result result = tmoei_lines_open(ctx, &in, path);
+    while (result == TMOE_OK && tmoei_lines_next(&in)) {
         tmoei_json json;
-        char where[TMOEI_PATH + 16];
-        (void)snprintf(where, sizeof where, "%s:%d", path, ++number);
-        result = tmoei_json_parse(ctx, &json, line, line_length, where);
-        if (result != TMOE_OK) break;
-        int output = tmoei_json_get(&json, 0, "output");
-        for (int k = 0; k < 3; k++) nodes[k] = tmoei_json_get(&json, 0, keys[k]);
-        if (!tmoei_json_is_string(&json, nodes[0]) || !tmoei_json_is_string(&json, nodes[2])
-                || (nodes[1] >= 0 && !tmoei_json_is_string(&json, nodes[1])) || output < 0
-                || (json.nodes[output].kind != TMOEI_JSON_STRING
-                && json.nodes[output].kind != TMOEI_JSON_ARRAY))
-            result = tmoei_fail(ctx, TMOE_ERR_DATA,
-                "%s: needs strings \"task\" and \"input\", \"output\" as a string or a list of strings, "
-                "and \"instruction\" as a string if at all", where);
-        for (d = 0; result == TMOE_OK && d < draft_count
-                && strcmp(drafts[d].name, json.nodes[nodes[0]].text) != 0; d++) { }
-        if (result == TMOE_OK && d == draft_count) {
-            void *grown = tmoei_grow(ctx, drafts, &draft_capacity, draft_count + 1, sizeof *drafts);
-            if (grown) drafts = (tmoei_draft *)grown; else result = TMOE_ERR_MEMORY;
-            if (result == TMOE_OK) {
-                memset(&drafts[d], 0, sizeof *drafts);
-                draft_count++;
-                drafts[d].name = tmoei_strdup(ctx, json.nodes[nodes[0]].text, json.nodes[nodes[0]].length);
-                if (nodes[1] >= 0 && json.nodes[nodes[1]].length)
-                    drafts[d].instruction = tmoei_strdup(ctx, json.nodes[nodes[1]].text,
-                        json.nodes[nodes[1]].length);
-                result = drafts[d].name && ctx->error == TMOE_OK ? tmoei_default_instruction(ctx, &drafts[d])
-                    : TMOE_ERR_MEMORY;
-            }
-        }
+        result = tmoei_json_parse(ctx, &json, in.line, in.size, in.where);
         if (result == TMOE_OK)
-            result = tmoei_draft_line(ctx, &drafts[d], json.nodes[nodes[2]].text,
-                json.nodes[nodes[2]].length, TMOE_PART_TRAIN, where);
-        if (result == TMOE_OK) {
-            int o = json.nodes[output].kind == TMOEI_JSON_ARRAY ? json.nodes[output].child : output;
-            if (o < 0) result = tmoei_fail(ctx, TMOE_ERR_DATA, "%s: the list of outputs is empty", where);
-            for (; result == TMOE_OK && o >= 0; o = o == output ? -1 : json.nodes[o].next) {
-                if (!tmoei_json_is_string(&json, o)) {
-                    result = tmoei_fail(ctx, TMOE_ERR_DATA, "%s: an output is not a string", where); break;
-                }
-                result = tmoei_draft_field(ctx, &drafts[d], json.nodes[o].text, json.nodes[o].length,
-                    "output", where);
-                drafts[d].lines[drafts[d].count - 1].output_count++;
-            }
-        }
+            result = tmoei_read_json_line(suite, &json, &drafts, &count, &capacity, in.where);
         tmoei_json_free(ctx, &json);
     }
-    for (d = 0; d < draft_count; d++) {
-        if (result == TMOE_OK) result = tmoei_suite_finish(suite, &drafts[d], TMOE_PART_TRAIN, -1, path);
-        tmoei_draft_free(ctx, &drafts[d]);
-    }
-    tmoei_free(ctx, drafts); tmoei_free(ctx, text);
+    for (size_t d = 0; d < count; d++) result = tmoei_draft_finish(suite, &drafts[d], result, -1, path);
+    tmoei_free(ctx, drafts); tmoei_free(ctx, in.text);
     return result;
 }
 
 /* ---- splits ------------------------------------------------------------------------------------------ */
-static tmoe_result tmoei_apply_split(tmoe_suite *suite, const char *path) {
+static tmoe_result tmoei_split_parts(tmoe_suite *suite, const tmoei_json *json, const char *path) {
     static const char *const parts[3] = { "train", "dev", "test" };
-    tmoe_ctx *ctx = suite->ctx;
-    tmoei_json json;
-    size_t length;
-    char unknown[512] = "", *text = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &length), *named;
-    int list, i, kept = 0;
-    if (!text) return ctx->error;
-    tmoe_result result = tmoei_json_parse(ctx, &json, text, length, path);
-    tmoei_free(ctx, text);
-    if (result != TMOE_OK) return result;
-    named = (char *)tmoei_alloc(ctx, (size_t)suite->count + 1, 1, 1);
-    if (!named) result = TMOE_ERR_MEMORY;
-    if (result == TMOE_OK && json.nodes[0].kind != TMOEI_JSON_OBJECT)
-        result = tmoei_fail(ctx, TMOE_ERR_FORMAT,
-            "%s: a split is {\"train\": [], \"dev\": [], \"test\": []}", path);
-    for (int part = 0; result == TMOE_OK && part < 3; part++) {
-        list = tmoei_json_get(&json, 0, parts[part]);
-        if (list < 0) continue;
-        if (json.nodes[list].kind != TMOEI_JSON_ARRAY) {
-            result = tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: \"%s\" must be a list of task names", path,
-                parts[part]);
-            break;
-        }
-        for (int node = json.nodes[list].child; result == TMOE_OK && node >= 0;
-                node = json.nodes[node].next) {
-            const char *name = tmoei_json_is_string(&json, node) ? json.nodes[node].text : "(not a string)";
-            i = tmoe_suite_find(suite, name);
+    char unknown[512] = "", *named = (char *)tmoei_suite_alloc(suite, (size_t)suite->count + 1, 1);
+    int kept = 0;
+    if (!named) return TMOE_ERR_MEMORY;
+    for (int part = 0; part < 3; part++) {
+        const int list = tmoei_json_get(json, 0, parts[part]);
+        if (json->nodes[0].kind != TMOEI_JSON_OBJECT || (list >= 0
+                && json->nodes[list].kind != TMOEI_JSON_ARRAY))
+            return tmoei_fail(suite->ctx, TMOE_ERR_FORMAT,
+                "%s: a split is {\"train\": [], \"dev\": [], \"test\": []}, lists of task names", path);
+        for (int node = list < 0 ? -1 : json->nodes[list].child; node >= 0; node = json->nodes[node].next) {
+            const char *name = tmoei_json_is_string(json, node) ? json->nodes[node].text : "(not a string)";
+            const int i = tmoe_suite_find(suite, name);
             if (i < 0) tmoei_problem(unknown, sizeof unknown, "%s", name);
             else if (named[i])
-                result = tmoei_fail(ctx, TMOE_ERR_DATA, "%s: task %s is named twice", path, name);
+                return tmoei_fail(suite->ctx, TMOE_ERR_DATA, "%s: task %s is named twice", path, name);
             else { named[i] = 1; suite->tasks[i].part = (tmoe_part)part; }
         }
     }
-    if (result == TMOE_OK && unknown[0])
-        result = tmoei_fail(ctx, TMOE_ERR_DATA, "%s: the folder has no task called: %s", path, unknown);
-    for (i = 0; result == TMOE_OK && i < suite->count; i++)
-        if (named[i]) suite->tasks[kept++] = suite->tasks[i];
-    if (result == TMOE_OK) suite->count = kept;
-    tmoei_free(ctx, named);
-    tmoei_json_free(ctx, &json);
+    if (unknown[0])
+        return tmoei_fail(suite->ctx, TMOE_ERR_DATA, "%s: the folder has no task called: %s", path, unknown);
+    for (int i = 0; i < suite->count; i++) if (named[i]) suite->tasks[kept++] = suite->tasks[i];
+    suite->count = kept;
+    return TMOE_OK;
+}
+
+static tmoe_result tmoei_apply_split(tmoe_suite *suite, const char *path) {
+    tmoei_json json;
+    size_t length;
+    char *text = tmoei_read_file(suite->ctx, path, TMOEI_DATA_FILE_MAX, &length);
+    if (!text) return suite->ctx->error;
+    tmoe_result result = tmoei_json_parse(suite->ctx, &json, text, length, path);
+    if (result == TMOE_OK) result = tmoei_split_parts(suite, &json, path);
+    tmoei_free(suite->ctx, text);
+    tmoei_json_free(suite->ctx, &json);
     return result;
 }
 
 static tmoe_result tmoei_load_folder(tmoe_suite *suite, const char *folder) {
     tmoe_ctx *ctx = suite->ctx;
-    tmoei_names names, inner;
-    char path[TMOEI_PATH], table_path[TMOEI_PATH], *table = NULL;
-    size_t table_length = 0;
-    tmoe_result result = TMOE_OK;
-    if (!tmoei_names_list(ctx, &names, folder))
+    tmoei_description *table = NULL;
+    char path[TMOEI_PATH], **names, **inner;
+    int described = 0, inner_count;
+    const int count = tmoei_names(suite, folder, &names);
+    if (count < 0)
         return tmoei_fail(ctx, TMOE_ERR_FILE, "%s: is not a folder that can be read: %s", folder,
             strerror(errno));
-    if (!tmoei_path_join(ctx, table_path, folder, "tasks.tsv")
-            || !tmoei_path_join(ctx, path, folder, "tasks"))
-        result = ctx->error;
-    if (result == TMOE_OK && tmoei_file_exists(table_path)) {
-        table = tmoei_read_file(ctx, table_path, TMOEI_DATA_FILE_MAX, &table_length);
-        if (!table) result = ctx->error;
-    }
-    if (result == TMOE_OK)
-        result = tmoei_load_tsv_folder(suite, folder, &names, table, table_length, table_path);
-    if (result == TMOE_OK && tmoei_names_list(ctx, &inner, path)) {
-        result = ctx->error == TMOE_OK ? tmoei_load_tsv_folder(suite, path, &inner, table, table_length,
-            table_path) : ctx->error;
-        tmoei_names_free(ctx, &inner);
-    }
-    for (int i = 0; result == TMOE_OK && i < names.count; i++) {
-        if (!tmoei_path_join(ctx, path, folder, names.names[i])) { result = ctx->error; break; }
-        if (tmoei_ends_with(names.names[i], ".jsonl")) result = tmoei_load_jsonl(suite, path);
-        else if (strcmp(names.names[i], "tasks") != 0 && strcmp(names.names[i], "splits") != 0
-                && tmoei_names_list(ctx, &inner, path)) {
-            result = ctx->error == TMOE_OK ? tmoei_load_crossfit_task(suite, path, names.names[i], &inner)
-                : ctx->error;
-            tmoei_names_free(ctx, &inner);
-        }
+    tmoe_result result = ctx->error == TMOE_OK ? tmoei_path_join(ctx, path, folder, "tasks.tsv")
+        : ctx->error;
+    if (result == TMOE_OK && tmoei_file_exists(path))
+        result = tmoei_describe(suite, path, &table, &described);
+    if (result == TMOE_OK) result = tmoei_load_tsv_folder(suite, folder, names, count, table, described);
+    for (int i = 0; result == TMOE_OK && i < count; i++) {
+        if (names[i][0] == '.') continue;
+        if ((result = tmoei_path_join(ctx, path, folder, names[i])) != TMOE_OK) break;
+        if (tmoei_ends_with(names[i], ".jsonl")) result = tmoei_load_jsonl(suite, path);
+        else if (strcmp(names[i], "splits") != 0 && (inner_count = tmoei_names(suite, path, &inner)) >= 0)
+            result = ctx->error != TMOE_OK ? ctx->error : strcmp(names[i], "tasks") == 0
+                ? tmoei_load_tsv_folder(suite, path, inner, inner_count, table, described)
+                : tmoei_load_crossfit_task(suite, path, names[i], inner, inner_count);
     }
     tmoei_free(ctx, table);
-    tmoei_names_free(ctx, &names);
     if (result == TMOE_OK && suite->count == 0)
         result = tmoei_fail(ctx, TMOE_ERR_DATA,
             "%s: no tasks: neither NAME.tsv, nor TASK/TASK_*_train.tsv, nor *.jsonl", folder);
-    return ctx->error != TMOE_OK ? ctx->error : result;
+    return result;
 }
 
 TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const char *split) {
@@ -5170,13 +5053,11 @@ TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const ch
     ctx->error = TMOE_OK;
     tmoe_suite *suite = tmoe_suite_create(ctx);
     if (!suite) return NULL;
+    (void)snprintf(name, sizeof name, "splits/%.900s.json", split ? split : "zero_shot");
     tmoe_result result = tmoei_load_folder(suite, folder);
-    if (result == TMOE_OK) {
-        (void)snprintf(name, sizeof name, "splits/%.900s.json", split ? split : "zero_shot");
-        if (!tmoei_path_join(ctx, path, folder, name)) result = ctx->error;
-        else if (tmoei_file_exists(path)) result = tmoei_apply_split(suite, path);
-        else if (split) result = tmoei_apply_split(suite, split);
-    }
+    if (result == TMOE_OK) result = tmoei_path_join(ctx, path, folder, name);
+    if (result == TMOE_OK && tmoei_file_exists(path)) result = tmoei_apply_split(suite, path);
+    else if (result == TMOE_OK && split) result = tmoei_apply_split(suite, split);
     if (result == TMOE_OK) return suite;
     tmoe_suite_destroy(suite);
     return NULL;
@@ -5276,35 +5157,27 @@ struct tmoe_model {
     float *merged_route;            /* that route, (R, E); valid for merged_version */
     uint64_t merged_version;
     tmoe_tape *tape;                /* for evaluation */
+    tmoei_owner own;
 };
-
-static size_t tmoei_round_up(size_t n) {
-    return (n + TMOEI_ALIGN_FLOATS - 1) / TMOEI_ALIGN_FLOATS * TMOEI_ALIGN_FLOATS;
-}
 
 /* Adds a named tensor at the end of theta; gives its offset. Failure is noted in the context. */
 TMOEI_PRINTF(9, 10)
 static size_t tmoei_parameter_add(tmoe_model *model, int rows, int cols, tmoei_rate rate, int decay,
         int expert, float init_std, float init_value, const char *format, ...) {
-    tmoei_parameter *parameter;
-    void *grown = model->parameters;
-    size_t offset = model->size;
     va_list arguments;
-    if (!(grown = tmoei_grow(model->ctx, grown, &model->parameter_capacity,
-            (size_t)model->parameter_count + 1, sizeof *parameter)))
+    if (!tmoei_grow(model->ctx, &model->parameters, &model->parameter_capacity,
+            (size_t)model->parameter_count + 1, sizeof *model->parameters))
         return 0;
-    model->parameters = (tmoei_parameter *)grown;
-    parameter = &model->parameters[model->parameter_count++];
+    tmoei_parameter *parameter = &model->parameters[model->parameter_count++];
     memset(parameter, 0, sizeof *parameter);
     va_start(arguments, format);
     (void)vsnprintf(parameter->name, sizeof parameter->name, format, arguments);
     va_end(arguments);
-    parameter->offset = offset;
-    parameter->rows = rows; parameter->cols = cols;
+    parameter->offset = model->size; parameter->rows = rows; parameter->cols = cols;
     parameter->rate = rate; parameter->decay = decay; parameter->expert = expert;
     parameter->init_std = init_std; parameter->init_value = init_value;
     model->size += tmoei_round_up((size_t)rows * (size_t)cols);
-    return offset;
+    return parameter->offset;
 }
 
 /* Standard deviation of a (rows, cols) matrix at the start. */
@@ -5374,7 +5247,7 @@ static tmoe_result tmoei_model_plan(tmoe_model *model) {
         0.0f, "decoder.norm.bias");
     model->shared[TMOEI_OUTPUT_BIAS] = tmoei_parameter_add(model, 1, V, TMOEI_RATE_NONE, 0, -1, 0.0f, 0.0f,
         "output.bias");
-    model->layers = (tmoei_layer *)tmoei_alloc(model->ctx, (size_t)model->L, sizeof *model->layers, 1);
+    model->layers = (tmoei_layer *)tmoei_own(&model->own, (size_t)model->L, sizeof *model->layers);
     if (!model->layers) return model->ctx->error;
     for (int l = 0; l < model->L; l++) tmoei_layer_plan(model, l);
     model->router = model->size; model->router_parameter = model->parameter_count;
@@ -5414,46 +5287,82 @@ static void tmoei_model_init(tmoe_model *model) {
     }
 }
 
+/* A number of tmoe_config or tmoe_training: where it is and what it may be. Enums are ints. */
+typedef struct tmoei_field { const char *name; size_t offset; int is_float; double least, most; } tmoei_field;
+#define TMOEI_INT(field, least, most) { #field, offsetof(TMOEI_STRUCT, field), 0, least, (double)(most) }
+#define TMOEI_FLOAT(field, least, most) { #field, offsetof(TMOEI_STRUCT, field), 1, least, (double)(most) }
+#define TMOEI_BELOW_1 0.99999994        /* the largest float there */
+#define TMOEI_SIZE_MAX (1 << 20)
+#define TMOEI_STRUCT tmoe_config
+static const tmoei_field tmoei_config_fields[] = {              /* the seed is written by itself */
+    TMOEI_INT(D, 1, TMOEI_SIZE_MAX), TMOEI_INT(H_encoder, 1, TMOEI_SIZE_MAX),
+    TMOEI_INT(H_decoder, 1, TMOEI_SIZE_MAX), TMOEI_INT(F_encoder, 1, TMOEI_SIZE_MAX),
+    TMOEI_INT(F_decoder, 1, TMOEI_SIZE_MAX), TMOEI_INT(encoder_layers, 1, TMOEI_SIZE_MAX),
+    TMOEI_INT(decoder_layers, 1, TMOEI_SIZE_MAX), TMOEI_INT(source_tokens, 3, TMOEI_SIZE_MAX),
+    TMOEI_INT(target_tokens, 2, TMOEI_SIZE_MAX), TMOEI_INT(norm, 0, TMOE_NORM_POST),
+    TMOEI_INT(activation, TMOE_GELU, TMOE_RELU), TMOEI_INT(scale_embedding, 0, 1), TMOEI_INT(E, 1, 64),
+    TMOEI_INT(expert_places, 0, TMOE_ENCODER | TMOE_DECODER), TMOEI_INT(expert_kind, 0, TMOE_EXPERT_FFN),
+    TMOEI_FLOAT(expert_noise, 0, FLT_MAX), TMOEI_INT(mix, 0, TMOE_MIX_OUTPUT),
+    TMOEI_INT(selection, 0, TMOE_SELECT_RANDOM_EXAMPLE), TMOEI_INT(random_n, 1, 64),
+    TMOEI_FLOAT(temperature, FLT_MIN, FLT_MAX), TMOEI_FLOAT(temperature_decay, 0, FLT_MAX),
+    TMOEI_FLOAT(temperature_min, FLT_MIN, FLT_MAX), TMOEI_FLOAT(exploration, 0, 1),
+    TMOEI_INT(router, 0, TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC), TMOEI_INT(router_hidden, 1, 65536),
+    TMOEI_INT(vectors, 0, TMOE_VECTOR_GIVEN), TMOEI_INT(k, 1, TMOEI_SIZE_MAX),
+    TMOEI_INT(instruction_in_input, 0, 1), TMOEI_INT(begin_in_target, 0, 1),
+    TMOEI_FLOAT(init_std, 0, FLT_MAX)
+};
+#define TMOEI_CONFIG_FIELDS (sizeof tmoei_config_fields / sizeof *tmoei_config_fields)
+#undef TMOEI_STRUCT
+#define TMOEI_STRUCT tmoe_training
+#define TMOEI_GROUPS_MAX 120            /* tasks a step */
+static const tmoei_field tmoei_training_fields[] = {
+    TMOEI_INT(steps, 1, INT_MAX), TMOEI_INT(tasks_per_step, 1, TMOEI_GROUPS_MAX),
+    TMOEI_INT(examples_per_task, 1, 1024), TMOEI_FLOAT(lr_model, 0, FLT_MAX),
+    TMOEI_FLOAT(lr_router, 0, FLT_MAX), TMOEI_FLOAT(lr_tasks, 0, FLT_MAX), TMOEI_FLOAT(warmup, 0, 1),
+    TMOEI_FLOAT(weight_decay, 0, FLT_MAX), TMOEI_FLOAT(beta1, 0, TMOEI_BELOW_1),
+    TMOEI_FLOAT(beta2, 0, TMOEI_BELOW_1), TMOEI_FLOAT(adam_epsilon, FLT_MIN, FLT_MAX),
+    TMOEI_FLOAT(clip, 0, FLT_MAX), TMOEI_FLOAT(label_smoothing, 0, TMOEI_BELOW_1),
+    TMOEI_FLOAT(dropout, 0, TMOEI_BELOW_1), TMOEI_INT(train, 1, TMOE_TRAIN_ALL),
+    TMOEI_INT(validation_lines, 0, INT_MAX), TMOEI_INT(evaluate_every_steps, 0, INT_MAX),
+    TMOEI_INT(patience, 0, INT_MAX)
+};
+#undef TMOEI_STRUCT
+
+static double tmoei_field_value(const void *config, const tmoei_field *field) {
+    int number;
+    float real;
+    memcpy(&number, (const char *)config + field->offset, sizeof number);
+    memcpy(&real, (const char *)config + field->offset, sizeof real);
+    return field->is_float ? (double)real : (double)number;
+}
+
+/* Notes every field that is out of its range (NaN is), so that one message names all mistakes. */
+static void tmoei_fields_check(const void *config, const tmoei_field *fields, size_t count, char *text,
+        size_t size) {
+    for (size_t i = 0; i < count; i++) {
+        const double x = tmoei_field_value(config, &fields[i]);
+        if (!(x >= fields[i].least && x <= fields[i].most))
+            tmoei_problem(text, size, "%s is %.7g, must be %.7g to %.7g", fields[i].name, x, fields[i].least,
+                fields[i].most);
+    }
+}
+
 static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c, int task_count) {
     char text[TMOEI_MESSAGE_BYTES - 64] = "";
     const size_t size = sizeof text;
-    const int sizes[8] = { c->D, c->F_encoder, c->F_decoder, c->encoder_layers, c->decoder_layers,
-        c->source_tokens, c->target_tokens, c->k };
-    static const char *const names[8] = { "D", "F_encoder", "F_decoder", "encoder_layers", "decoder_layers",
-        "source_tokens", "target_tokens", "k" };
-    for (int i = 0; i < 8; i++)
-        if (sizes[i] < 1 || sizes[i] > 1 << 20)
-            tmoei_problem(text, size, "%s is %d, must be 1 to 1048576", names[i], sizes[i]);
-    if (c->H_encoder < 1 || c->D < 1 || c->D % c->H_encoder)
+    tmoei_fields_check(c, tmoei_config_fields, TMOEI_CONFIG_FIELDS, text, size);
+    if (c->H_encoder > 0 && c->D % c->H_encoder)
         tmoei_problem(text, size, "D = %d is not divisible by H_encoder = %d", c->D, c->H_encoder);
-    if (c->H_decoder < 1 || c->D < 1 || c->D % c->H_decoder)
+    if (c->H_decoder > 0 && c->D % c->H_decoder)
         tmoei_problem(text, size, "D = %d is not divisible by H_decoder = %d", c->D, c->H_decoder);
-    if (c->source_tokens < 3 || c->target_tokens < 2)
-        tmoei_problem(text, size,
-            "source_tokens %d (at least 3) and target_tokens %d (at least 2) "
-            "must leave room for text beside the special tokens", c->source_tokens, c->target_tokens);
-    if (c->activation != TMOE_GELU && c->activation != TMOE_RELU)
-        tmoei_problem(text, size, "activation must be TMOE_GELU or TMOE_RELU");
-    if (c->E < 1 || c->E > 64) tmoei_problem(text, size, "E is %d, must be 1 to 64", c->E);
-    if (c->E > 1 && !(c->expert_places & (TMOE_ENCODER | TMOE_DECODER)))
+    if (c->E > 1 && c->expert_places == 0)
         tmoei_problem(text, size, "E is %d but expert_places names no layers", c->E);
     if (c->E > 1 && task_count < 1) tmoei_problem(text, size, "E is %d but there is no task to route", c->E);
-    if (c->selection == TMOE_SELECT_RANDOM_TASK && (c->random_n < 1 || c->random_n > c->E))
+    if (c->selection == TMOE_SELECT_RANDOM_TASK && c->random_n > c->E)
         tmoei_problem(text, size, "random_n is %d, must be 1 to E = %d", c->random_n, c->E);
-    if (!(c->temperature > 0.0f) || !(c->temperature_min > 0.0f) || !(c->temperature_decay >= 0.0f))
-        tmoei_problem(text, size,
-            "temperature %g and temperature_min %g must be above 0, temperature_decay %g at least 0",
-            (double)c->temperature, (double)c->temperature_min, (double)c->temperature_decay);
-    if (!(c->exploration >= 0.0f && c->exploration <= 1.0f))
-        tmoei_problem(text, size, "exploration is %g, must be 0 to 1", (double)c->exploration);
-    if (c->router_hidden < 1 || c->router_hidden > 1 << 16)
-        tmoei_problem(text, size, "router_hidden is %d, must be 1 to 65536", c->router_hidden);
-    if ((c->router == TMOE_ROUTER_TRANSFORMER || c->router == TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC)
-            && c->router_hidden % 4)
+    if (c->router >= TMOE_ROUTER_TRANSFORMER && c->router_hidden % 4)
         tmoei_problem(text, size,
             "router_hidden is %d, must be divisible by the transformer router's 4 heads", c->router_hidden);
-    if (!(c->expert_noise >= 0.0f) || !(c->init_std >= 0.0f))
-        tmoei_problem(text, size, "expert_noise and init_std must be at least 0");
     return text[0] ? tmoei_fail(ctx, TMOE_ERR_CONFIG, "config: %s", text) : TMOE_OK;
 }
 
@@ -5473,19 +5382,12 @@ TMOE_DEF tmoe_config tmoe_config_default(void) {
 }
 
 TMOE_DEF void tmoe_model_destroy(tmoe_model *model) {
-    tmoe_ctx *ctx;
     if (!model) return;
-    ctx = model->ctx;
-    for (int t = 0; model->tasks && t < model->N; t++) {
-        tmoei_free(ctx, model->tasks[t].name); tmoei_free(ctx, model->tasks[t].instruction);
-        tmoei_free(ctx, model->tasks[t].category);
-    }
-    tmoei_free(ctx, model->tasks); tmoe_tokenizer_destroy(model->tokenizer);
-    tmoei_free(ctx, model->layers); tmoei_free(ctx, model->parameters);
-    tmoei_free(ctx, model->theta); tmoei_free(ctx, model->text_vectors);
-    tmoei_free(ctx, model->routes); tmoei_free(ctx, model->merged);
-    tmoei_free(ctx, model->merged_route); tmoei_free(ctx, model->blocks);
-    tmoe_tape_destroy(model->tape); tmoei_free(ctx, model);
+    tmoe_tokenizer_destroy(model->tokenizer);
+    tmoe_tape_destroy(model->tape);
+    tmoei_free(model->ctx, model->parameters);
+    tmoei_owner_free(&model->own);
+    tmoei_free(model->ctx, model);
 }
 
 static void tmoei_text_vector(const char *text, int k, float *vector);  /* >>router */
@@ -5493,48 +5395,37 @@ static void tmoei_text_vector(const char *text, int k, float *vector);  /* >>rou
 /* Everything but the values of theta. */
 static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config, const tmoe_tokenizer *tokenizer,
                                    const tmoe_task *tasks, int task_count) {
-    tmoe_model *model;
-    size_t merged = 0;
+    const size_t N = (size_t)task_count, k = (size_t)config->k;
     if (tmoei_config_check(ctx, config, task_count) != TMOE_OK) return NULL;
-    model = (tmoe_model *)tmoei_alloc(ctx, 1, sizeof *model, 1);
+    tmoe_model *model = (tmoe_model *)tmoei_alloc(ctx, 1, sizeof *model, 1);
     if (!model) return NULL;
-    model->ctx = ctx; model->config = *config;
-    model->L = config->encoder_layers + config->decoder_layers; model->version = 1;
+    tmoei_owner *own = &model->own;
+    model->ctx = own->ctx = ctx; model->config = *config; model->N = task_count; model->version = 1;
+    model->L = config->encoder_layers + config->decoder_layers;
     model->tokenizer = tmoei_tokenizer_copy(ctx, tokenizer);
-    if (!model->tokenizer) goto fail;
     model->V = tmoe_tokenizer_vocabulary(tokenizer);
     model->end_id = tmoe_tokenizer_special(tokenizer, TMOE_TOKEN_END);
-    model->tasks = (tmoei_known_task *)tmoei_alloc(ctx, (size_t)task_count + 1, sizeof *model->tasks, 1);
-    if (!model->tasks) goto fail;
-    model->N = task_count;
-    for (int t = 0; t < task_count; t++) {
-        model->tasks[t].name = tmoei_strdup(ctx, tasks[t].name, strlen(tasks[t].name));
-        model->tasks[t].instruction = tmoei_strdup(ctx, tasks[t].instruction, strlen(tasks[t].instruction));
-        model->tasks[t].category = tmoei_strdup(ctx, tasks[t].category, strlen(tasks[t].category));
-        if (!model->tasks[t].name || !model->tasks[t].instruction || !model->tasks[t].category) goto fail;
-    }
-    if (tmoei_model_plan(model) != TMOE_OK) goto fail;
-    for (int l = 0; l < model->L; l++)
-        if (model->layers[l].experts > 1) merged += model->layers[l].block_size;
-    model->theta = (float *)tmoei_alloc(ctx, model->size, sizeof(float), 1);
-    model->text_vectors = (float *)tmoei_alloc(ctx, (size_t)task_count * (size_t)config->k + 1,
-        sizeof(float), 1);
-    model->routes = (float *)tmoei_alloc(ctx, (size_t)task_count * (size_t)(model->R * config->E) + 1,
-        sizeof(float), 1);
-    model->merged = (float *)tmoei_alloc(ctx, config->mix == TMOE_MIX_PARAM ? merged + 1 : 1, sizeof(float),
-        0);
-    model->merged_route = (float *)tmoei_alloc(ctx, (size_t)(model->R * config->E) + 1, sizeof(float), 1);
-    model->blocks = (float **)tmoei_alloc(ctx, (size_t)model->L, sizeof *model->blocks, 1);
     model->tape = tmoe_tape_create(ctx);
-    if (!model->blocks || !model->theta || !model->text_vectors || !model->routes || !model->merged
-            || !model->merged_route || !model->tape)
-        goto fail;
-    tmoe_tape_record(model->tape, 0);
-    for (int t = 0; t < task_count; t++)
-        tmoei_text_vector(tasks[t].instruction, config->k, model->text_vectors + (size_t)t
-            * (size_t)config->k);
-    return model;
-fail:
+    model->tasks = (tmoei_known_task *)tmoei_own(own, N + 1, sizeof *model->tasks);
+    model->text_vectors = (float *)tmoei_own(own, N * k + 1, sizeof(float));
+    for (int t = 0; ctx->error == TMOE_OK && t < task_count; t++) {
+        model->tasks[t].name = tmoei_own_text(own, tasks[t].name, strlen(tasks[t].name));
+        model->tasks[t].instruction = tmoei_own_text(own, tasks[t].instruction, strlen(tasks[t].instruction));
+        model->tasks[t].category = tmoei_own_text(own, tasks[t].category, strlen(tasks[t].category));
+        tmoei_text_vector(tasks[t].instruction, config->k, model->text_vectors + (size_t)t * k);
+    }
+    if (ctx->error == TMOE_OK && tmoei_model_plan(model) == TMOE_OK) {
+        const size_t width = (size_t)(model->R * config->E);
+        size_t merged = 1;
+        for (int l = 0; config->mix == TMOE_MIX_PARAM && l < model->L; l++)
+            if (model->layers[l].experts > 1) merged += model->layers[l].block_size;
+        model->theta = (float *)tmoei_own(own, model->size, sizeof(float));
+        model->routes = (float *)tmoei_own(own, N * width + 1, sizeof(float));
+        model->merged = (float *)tmoei_own(own, merged, sizeof(float));
+        model->merged_route = (float *)tmoei_own(own, width + 1, sizeof(float));
+        model->blocks = (float **)tmoei_own(own, (size_t)model->L, sizeof *model->blocks);
+    }
+    if (ctx->error == TMOE_OK) { tmoe_tape_record(model->tape, 0); return model; }
     tmoe_model_destroy(model);
     return NULL;
 }
@@ -6500,6 +6391,7 @@ struct tmoei_cache {
     float *memory;                      /* encoder's output (source tokens, D) */
     int experts;                        /* keys a layer: 1, or E where experts run side by side */
     tmoei_keys *keys;                   /* (decoder layers, experts) */
+    tmoei_owner own;
 };
 
 typedef struct tmoei_cached_job { tmoei_cache *cache; tmoei_keys *keys; int D, H; const float *q;
@@ -6560,8 +6452,7 @@ static tmoe_tensor *tmoei_cached_self_attention(tmoei_pass *pass, int layer, int
     tmoei_cached_job job;
     if (!qkv) return NULL;
     if (!keys->self)
-        keys->self = (float *)tmoei_alloc(cache->ctx, (size_t)cache->limit * slots * 2 * D, sizeof(float),
-            0);
+        keys->self = (float *)tmoei_own(&cache->own, (size_t)cache->limit * slots * 2 * D, sizeof(float));
     tmoe_tensor *y = tmoei_tensor_new(pass->tape, qkv->rows, (int)D, NULL);
     tmoe_tensor *scores = tmoei_tensor_new(pass->tape, qkv->rows, cache->limit, NULL);
     if (!keys->self || !y || !scores) return NULL;
@@ -6586,8 +6477,7 @@ static tmoe_tensor *tmoei_cached_cross_attention(tmoei_pass *pass, int layer, in
     if (!q || !w || !b) return NULL;
     if (!keys->cross) {
         tmoei_epilogue epilogue;
-        keys->cross = (float *)tmoei_alloc(cache->ctx, (size_t)cache->source->tokens * 2 * D, sizeof(float),
-            0);
+        keys->cross = (float *)tmoei_own(&cache->own, (size_t)cache->source->tokens * 2 * D, sizeof(float));
         if (!keys->cross) return NULL;
         memset(&epilogue, 0, sizeof epilogue);
         epilogue.bias = b->x;
@@ -6652,37 +6542,30 @@ static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const floa
 
 /* ---- greedy decoding --------------------------------------------------------------------------------- */
 #define TMOEI_ANSWERS_AT_ONCE 32        /* a register tile of rows and more: weights are read once for all */
-static void tmoei_cache_destroy(const tmoe_model *model, tmoei_cache *cache) {
-    for (int i = 0; cache->keys && i < model->config.decoder_layers * cache->experts; i++) {
-        tmoei_free(cache->ctx, cache->keys[i].self); tmoei_free(cache->ctx, cache->keys[i].cross);
-    }
-    tmoei_free(cache->ctx, cache->keys); tmoei_free(cache->ctx, cache->memory);
-    tmoei_free(cache->ctx, cache->slot_of); tmoei_free(cache->ctx, cache->request_of);
+static void tmoei_cache_destroy(tmoei_cache *cache) {
+    tmoei_owner_free(&cache->own);
 }
 
 /* Encodes the packed sources and makes room for `slots` sequences of at most `limit` positions. */
 static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int task, const float *route,
         const tmoei_pack *source, int slots, int limit) {
     tmoe_ctx *ctx = model->ctx;
-    const size_t D = (size_t)model->config.D;
+    const size_t memory = (size_t)source->tokens * (size_t)model->config.D;
     tmoei_pass pass;
-    tmoe_tensor *h = NULL;
     memset(cache, 0, sizeof *cache);
-    cache->ctx = ctx; cache->slots = cache->rows = slots; cache->limit = limit;
-    cache->source = source;
-    cache->experts = model->config.mix == TMOE_MIX_OUTPUT ? model->config.E : 1;
-    cache->keys = (tmoei_keys *)tmoei_alloc(ctx, (size_t)(model->config.decoder_layers * cache->experts),
-        sizeof *cache->keys, 1);
-    cache->memory = (float *)tmoei_alloc(ctx, (size_t)source->tokens * D, sizeof(float), 0);
-    cache->slot_of = (int *)tmoei_alloc(ctx, (size_t)limit * (size_t)slots, sizeof(int), 0);
-    cache->request_of = (int *)tmoei_alloc(ctx, (size_t)slots, sizeof(int), 0);
+    cache->ctx = cache->own.ctx = ctx; cache->slots = cache->rows = slots; cache->limit = limit;
+    cache->source = source; cache->experts = model->config.mix == TMOE_MIX_OUTPUT ? model->config.E : 1;
+    cache->keys = (tmoei_keys *)tmoei_own(&cache->own, (size_t)(model->config.decoder_layers
+        * cache->experts), sizeof *cache->keys);
+    cache->memory = (float *)tmoei_own(&cache->own, memory, sizeof(float));
+    cache->slot_of = (int *)tmoei_own(&cache->own, (size_t)limit * (size_t)slots, sizeof(int));
+    cache->request_of = (int *)tmoei_own(&cache->own, (size_t)slots, sizeof(int));
     if (!cache->keys || !cache->memory || !cache->slot_of || !cache->request_of) return TMOE_ERR_MEMORY;
     for (int r = 0; r < slots; r++) cache->request_of[r] = r;
-    if (tmoei_evaluation_pass(model, task, route, model->tape, &pass) == TMOE_OK)
-        h = tmoei_encode(&pass, source);
-    if (!h) return ctx->error;
-    memcpy(cache->memory, h->x, (size_t)source->tokens * D * sizeof(float));
-    return TMOE_OK;
+    TMOEI_TRY(tmoei_evaluation_pass(model, task, route, model->tape, &pass));
+    const tmoe_tensor *h = tmoei_encode(&pass, source);
+    if (h) memcpy(cache->memory, h->x, memory * sizeof(float));
+    return ctx->error;
 }
 
 /* Logits (rows, V) of the next position, given the latest tokens; they live until the next call. */
@@ -6737,7 +6620,7 @@ static tmoe_result tmoei_greedy(tmoe_model *model, int task, const float *route,
         }
         cache.position++;
     }
-    tmoei_cache_destroy(model, &cache);
+    tmoei_cache_destroy(&cache);
     return result;
 }
 
@@ -6870,7 +6753,6 @@ typedef struct tmoei_trained_task {
 /* indices of texts */
 typedef struct tmoei_trained_example { size_t source, target; int targets; } tmoei_trained_example;
 typedef struct tmoei_update { size_t offset, count; tmoei_rate rate; int decay; } tmoei_update;
-#define TMOEI_GROUPS_MAX 120            /* tasks a step */
 #define TMOEI_UPDATE_FLOATS 16384       /* a chunk of the optimiser: 64 KiB of theta, gradient, moments */
 typedef struct tmoei_batch {            /* one group, packed; all arrays in one block of memory */
     tmoei_pack source, target;
@@ -6905,6 +6787,7 @@ struct tmoe_trainer {
     int64_t first_step;                 /* steps_done when this process began: tokens/s counts from there */
     int bad_evaluations;
     double began, tokens;
+    tmoei_owner own;
 };
 
 static double tmoei_seconds(void) {
@@ -6935,7 +6818,6 @@ TMOE_DEF tmoe_training tmoe_training_default(void) {
 static size_t tmoei_texts_add(tmoe_ctx *ctx, tmoei_texts *texts, const tmoe_tokenizer *tokenizer,
         const char *instruction, const char *input, int limit, const char *what, const char *task_name,
         int line) {
-    void *ids = texts->ids, *offsets = texts->offsets;
     size_t count = 0;
     if (tmoei_encode_source(ctx, tokenizer, instruction, input, NULL, 0, &count) != TMOE_OK)
         return (size_t)-1;
@@ -6945,17 +6827,12 @@ static size_t tmoei_texts_add(tmoe_ctx *ctx, tmoei_texts *texts, const tmoe_toke
             line + 1, what, (unsigned long)count, limit);
         return (size_t)-1;
     }
-    if (!(ids = tmoei_grow(ctx, ids, &texts->ids_capacity, texts->ids_used + count, sizeof *texts->ids)))
+    if (!tmoei_grow(ctx, &texts->ids, &texts->ids_capacity, texts->ids_used + count, sizeof *texts->ids)
+            || !tmoei_grow(ctx, &texts->offsets, &texts->offsets_capacity, texts->count + 2,
+            sizeof *texts->offsets) || tmoei_encode_source(ctx, tokenizer, instruction, input,
+            texts->ids + texts->ids_used, count, &count) != TMOE_OK)
         return (size_t)-1;
-    texts->ids = (int *)ids;
-    if (!(offsets = tmoei_grow(ctx, offsets, &texts->offsets_capacity, texts->count + 2,
-            sizeof *texts->offsets)))
-        return (size_t)-1;
-    texts->offsets = (size_t *)offsets;
     if (texts->count == 0) texts->offsets[0] = 0;
-    if (tmoei_encode_source(ctx, tokenizer, instruction, input, texts->ids + texts->ids_used, count,
-            &count) != TMOE_OK)
-        return (size_t)-1;
     texts->ids_used += count;
     texts->offsets[++texts->count] = texts->ids_used;
     return texts->count - 1;
@@ -7384,48 +7261,20 @@ TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer) {
 /* ---- making a trainer -------------------------------------------------------------------------------- */
 static tmoe_result tmoei_training_check(tmoe_ctx *ctx, const tmoe_training *t) {
     char text[TMOEI_MESSAGE_BYTES - 64] = "";
-    const size_t size = sizeof text;
-    if (t->steps < 1) tmoei_problem(text, size, "steps is %d, must be at least 1", t->steps);
-    if (t->tasks_per_step < 1 || t->tasks_per_step > TMOEI_GROUPS_MAX)
-        tmoei_problem(text, size, "tasks_per_step is %d, must be 1 to %d", t->tasks_per_step,
-            TMOEI_GROUPS_MAX);
-    if (t->examples_per_task < 1 || t->examples_per_task > 1024)
-        tmoei_problem(text, size, "examples_per_task is %d, must be 1 to 1024", t->examples_per_task);
-    if (!(t->lr_model >= 0.0f) || !(t->lr_router >= 0.0f) || !(t->lr_tasks >= 0.0f))
-        tmoei_problem(text, size, "learning rates must be at least 0");
-    if (!(t->warmup >= 0.0f && t->warmup <= 1.0f))
-        tmoei_problem(text, size, "warmup is %g, must be 0 to 1", (double)t->warmup);
-    if (!(t->beta1 >= 0.0f && t->beta1 < 1.0f) || !(t->beta2 >= 0.0f && t->beta2 < 1.0f)
-            || !(t->adam_epsilon > 0.0f))
-        tmoei_problem(text, size, "beta1 %g and beta2 %g must be 0 to below 1, adam_epsilon %g above 0",
-            (double)t->beta1, (double)t->beta2, (double)t->adam_epsilon);
-    if (!(t->weight_decay >= 0.0f) || !(t->clip >= 0.0f))
-        tmoei_problem(text, size, "weight_decay and clip must be at least 0");
-    if (!(t->label_smoothing >= 0.0f && t->label_smoothing < 1.0f)
-            || !(t->dropout >= 0.0f && t->dropout < 1.0f))
-        tmoei_problem(text, size, "label_smoothing %g and dropout %g must be 0 to below 1",
-            (double)t->label_smoothing, (double)t->dropout);
-    if (t->validation_lines < 0 || t->evaluate_every_steps < 0 || t->patience < 0)
-        tmoei_problem(text, size, "validation_lines, evaluate_every_steps and patience must be at least 0");
+    tmoei_fields_check(t, tmoei_training_fields, sizeof tmoei_training_fields / sizeof(tmoei_field), text,
+        sizeof text);
     if (t->evaluate_every_steps > 0 && t->validation_lines == 0)
-        tmoei_problem(text, size, "evaluate_every_steps needs validation_lines above 0");
-    if (!(t->train & TMOE_TRAIN_ALL)) tmoei_problem(text, size, "train names nothing to train");
+        tmoei_problem(text, sizeof text, "evaluate_every_steps needs validation_lines above 0");
     return text[0] ? tmoei_fail(ctx, TMOE_ERR_CONFIG, "training: %s", text) : TMOE_OK;
 }
 
 TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer) {
-    tmoe_ctx *ctx;
     if (!trainer) return;
-    ctx = trainer->ctx;
+    tmoe_ctx *ctx = trainer->ctx;
     tmoei_free(ctx, trainer->texts.ids); tmoei_free(ctx, trainer->texts.offsets);
-    tmoei_free(ctx, trainer->tasks); tmoei_free(ctx, trainer->examples);
-    tmoei_free(ctx, trainer->grads); tmoei_free(ctx, trainer->moment1);
-    tmoei_free(ctx, trainer->moment2); tmoei_free(ctx, trainer->best);
-    tmoei_free(ctx, trainer->updates); tmoei_free(ctx, trainer->update_norms);
-    tmoei_free(ctx, trainer->batch.memory); tmoei_free(ctx, trainer->task_order);
-    tmoei_free(ctx, trainer->example_order); tmoei_free(ctx, trainer->step_tasks);
-    tmoei_free(ctx, trainer->chosen); tmoei_free(ctx, trainer->noise);
+    tmoei_free(ctx, trainer->examples); tmoei_free(ctx, trainer->batch.memory);
     tmoe_tape_destroy(trainer->router_tape); tmoe_tape_destroy(trainer->group_tape);
+    tmoei_owner_free(&trainer->own);
     tmoei_free(ctx, trainer);
 }
 
@@ -7449,13 +7298,10 @@ static tmoe_result tmoei_trainer_texts(tmoe_trainer *trainer, const tmoe_suite *
         trained->count = task->train_count - trained->validation;
         for (int i = 0; i < task->train_count; i++) {
             const tmoe_example *example = &task->train[i];
-            void *grown = trainer->examples;
-            tmoei_trained_example *mine;
-            if (!(grown = tmoei_grow(ctx, grown, &trainer->example_capacity, trainer->example_count + 1,
-                    sizeof *mine)))
+            if (!tmoei_grow(ctx, &trainer->examples, &trainer->example_capacity, trainer->example_count + 1,
+                    sizeof *trainer->examples))
                 return TMOE_ERR_MEMORY;
-            trainer->examples = (tmoei_trained_example *)grown;
-            mine = &trainer->examples[trainer->example_count++];
+            tmoei_trained_example *mine = &trainer->examples[trainer->example_count++];
             mine->source = tmoei_texts_add(ctx, &trainer->texts, model->tokenizer,
                 c->instruction_in_input ? task->instruction : NULL, example->input, c->source_tokens,
                 "input", task->name, i);
@@ -7525,7 +7371,12 @@ static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer) {
 static tmoe_result tmoei_trainer_updates(tmoe_trainer *trainer) {
     const tmoe_model *model = trainer->model;
     size_t count = 0;
-    for (int pass = 0; pass < 2; pass++) {
+    for (int pass = 0; pass < 2; pass++, trainer->update_count = (int)count) {     /* count, then fill */
+        if (pass == 1) {
+            trainer->updates = (tmoei_update *)tmoei_own(&trainer->own, count + 1, sizeof(tmoei_update));
+            trainer->update_norms = (double *)tmoei_own(&trainer->own, count + 1, sizeof(double));
+            if (!trainer->updates || !trainer->update_norms) return TMOE_ERR_MEMORY;
+        }
         count = 0;
         for (int p = 0; p < model->parameter_count; p++) {
             const tmoei_parameter *parameter = &model->parameters[p];
@@ -7539,15 +7390,7 @@ static tmoe_result tmoei_trainer_updates(tmoe_trainer *trainer) {
                     update->rate = parameter->rate; update->decay = parameter->decay;
                 }
         }
-        if (pass == 0) {
-            trainer->updates = (tmoei_update *)tmoei_alloc(trainer->ctx, count + 1, sizeof *trainer->updates,
-                0);
-            trainer->update_norms = (double *)tmoei_alloc(trainer->ctx, count + 1,
-                sizeof *trainer->update_norms, 0);
-            if (!trainer->updates || !trainer->update_norms) return TMOE_ERR_MEMORY;
-        }
     }
-    trainer->update_count = (int)count;
     return TMOE_OK;
 }
 
@@ -7555,31 +7398,29 @@ TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *
         const tmoe_training *training) {
     tmoe_ctx *ctx = model->ctx;
     const size_t width = (size_t)(model->R * model->config.E) + 1, size = model->size;
-    tmoe_trainer *trainer;
     tmoe_training chosen = training ? *training : tmoe_training_default();
-    size_t longest = 1;
     ctx->error = TMOE_OK;
     if (tmoei_training_check(ctx, &chosen) != TMOE_OK) return NULL;
-    trainer = (tmoe_trainer *)tmoei_alloc(ctx, 1, sizeof *trainer, 1);
+    tmoe_trainer *trainer = (tmoe_trainer *)tmoei_alloc(ctx, 1, sizeof *trainer, 1);
     if (!trainer) return NULL;
-    trainer->ctx = ctx; trainer->model = model; trainer->training = chosen;
+    tmoei_owner *own = &trainer->own;
+    trainer->ctx = own->ctx = ctx; trainer->model = model; trainer->training = chosen;
     trainer->best_loss = (float)NAN; trainer->gradient_floats = size;
-    size_t groups = (size_t)chosen.tasks_per_step;
+    const size_t groups = (size_t)chosen.tasks_per_step;
+    size_t longest = (size_t)chosen.examples_per_task;
     for (int s = 0; s < suite->count; s++)
         if ((size_t)suite->tasks[s].train_count > longest) longest = (size_t)suite->tasks[s].train_count;
-    if (longest < (size_t)chosen.examples_per_task) longest = (size_t)chosen.examples_per_task;
-    trainer->tasks = (tmoei_trained_task *)tmoei_alloc(ctx, (size_t)suite->count + 1, sizeof *trainer->tasks,
-        1);
-    trainer->grads = (float *)tmoei_alloc(ctx, size, sizeof(float), 1);
-    trainer->moment1 = (float *)tmoei_alloc(ctx, size, sizeof(float), 1);
-    trainer->moment2 = (float *)tmoei_alloc(ctx, size, sizeof(float), 1);
-    trainer->task_order = (int *)tmoei_alloc(ctx, (size_t)suite->count + 1, sizeof(int), 1);
-    trainer->example_order = (int *)tmoei_alloc(ctx, longest, sizeof(int), 1);
-    trainer->step_tasks = (int *)tmoei_alloc(ctx, groups, sizeof(int), 1);
-    trainer->chosen = (int *)tmoei_alloc(ctx, groups * (size_t)chosen.examples_per_task, sizeof(int), 1);
-    trainer->noise = (float *)tmoei_alloc(ctx, (3 * groups + 1) * width, sizeof(float), 1);
+    trainer->tasks = (tmoei_trained_task *)tmoei_own(own, (size_t)suite->count + 1, sizeof *trainer->tasks);
+    trainer->grads = (float *)tmoei_own(own, size, sizeof(float));
+    trainer->moment1 = (float *)tmoei_own(own, size, sizeof(float));
+    trainer->moment2 = (float *)tmoei_own(own, size, sizeof(float));
+    trainer->task_order = (int *)tmoei_own(own, (size_t)suite->count + 1, sizeof(int));
+    trainer->example_order = (int *)tmoei_own(own, longest, sizeof(int));
+    trainer->step_tasks = (int *)tmoei_own(own, groups, sizeof(int));
+    trainer->chosen = (int *)tmoei_own(own, groups * (size_t)chosen.examples_per_task, sizeof(int));
+    trainer->noise = (float *)tmoei_own(own, (3 * groups + 1) * width, sizeof(float));
+    if (chosen.evaluate_every_steps > 0) trainer->best = (float *)tmoei_own(own, size, sizeof(float));
     trainer->router_tape = tmoe_tape_create(ctx); trainer->group_tape = tmoe_tape_create(ctx);
-    if (chosen.evaluate_every_steps > 0) trainer->best = (float *)tmoei_alloc(ctx, size, sizeof(float), 0);
     if (ctx->error == TMOE_OK) {
         trainer->droutes = trainer->noise + groups * width;
         trainer->constant_routes = trainer->droutes + groups * width;
@@ -7682,50 +7523,11 @@ TMOE_DEF tmoe_model *tmoe_train(tmoe_ctx *ctx, const tmoe_suite *suite, const tm
 #ifndef TMOE_NO_STDIO
 
 #define TMOEI_FORMAT "1"
-typedef struct tmoei_config_field { const char *name; size_t offset; int is_float; } tmoei_config_field;
-#define TMOEI_INT(field) { #field, offsetof(tmoe_config, field), 0 }
-#define TMOEI_FLOAT(field) { #field, offsetof(tmoe_config, field), 1 }
-static const tmoei_config_field tmoei_config_fields[] = {     /* enums are ints; seed is written by itself */
-    TMOEI_INT(D), TMOEI_INT(H_encoder), TMOEI_INT(H_decoder), TMOEI_INT(F_encoder), TMOEI_INT(F_decoder),
-        TMOEI_INT(encoder_layers),
-    TMOEI_INT(decoder_layers), TMOEI_INT(source_tokens), TMOEI_INT(target_tokens), TMOEI_INT(norm),
-        TMOEI_INT(activation), TMOEI_INT(scale_embedding),
-    TMOEI_INT(E), TMOEI_INT(expert_places), TMOEI_INT(expert_kind), TMOEI_FLOAT(expert_noise),
-        TMOEI_INT(mix), TMOEI_INT(selection), TMOEI_INT(random_n),
-    TMOEI_FLOAT(temperature), TMOEI_FLOAT(temperature_decay), TMOEI_FLOAT(temperature_min),
-        TMOEI_FLOAT(exploration), TMOEI_INT(router),
-    TMOEI_INT(router_hidden), TMOEI_INT(vectors), TMOEI_INT(k), TMOEI_INT(instruction_in_input),
-        TMOEI_INT(begin_in_target), TMOEI_FLOAT(init_std)
-};
-#undef TMOEI_INT
-#undef TMOEI_FLOAT
-#define TMOEI_CONFIG_FIELDS (sizeof tmoei_config_fields / sizeof *tmoei_config_fields)
-
-/* The upper bound of each enum in a file, so that no wild value gets in. */
-static int tmoei_config_enums_hold(const tmoe_config *c) {
-    return c->norm <= TMOE_NORM_POST && c->activation <= TMOE_SIGMOID && c->expert_kind <= TMOE_EXPERT_FFN
-        && c->mix <= TMOE_MIX_OUTPUT && c->selection <= TMOE_SELECT_RANDOM_EXAMPLE
-        && c->router <= TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC && c->vectors <= TMOE_VECTOR_GIVEN
-        && (int)c->norm >= 0 && (int)c->activation >= 0 && (int)c->expert_kind >= 0 && (int)c->mix >= 0
-        && (int)c->selection >= 0 && (int)c->router >= 0 && (int)c->vectors >= 0;
-}
-
 static void tmoei_config_to_json(tmoe_ctx *ctx, const tmoe_config *config, tmoei_buffer *buffer) {
     tmoei_buffer_print(ctx, buffer, "{\"seed\":\"%llu\"", (unsigned long long)config->seed);
-    for (size_t i = 0; i < TMOEI_CONFIG_FIELDS; i++) {
-        const tmoei_config_field *f = &tmoei_config_fields[i];
-        const char *at = (const char *)config + f->offset;
-        int number = 0;
-        float real = 0.0f;
-        if (f->is_float) {
-            memcpy(&real, at, sizeof real);
-            tmoei_buffer_print(ctx, buffer, ",\"%s\":%.9g", f->name, (double)real);
-        }
-        else {
-            memcpy(&number, at, sizeof number);
-            tmoei_buffer_print(ctx, buffer, ",\"%s\":%d", f->name, number);
-        }
-    }
+    for (size_t i = 0; i < TMOEI_CONFIG_FIELDS; i++)
+        tmoei_buffer_print(ctx, buffer, ",\"%s\":%.9g", tmoei_config_fields[i].name,
+            tmoei_field_value(config, &tmoei_config_fields[i]));
     tmoei_buffer_add(ctx, buffer, "}", 1);
 }
 
@@ -7734,9 +7536,9 @@ static tmoe_result tmoei_config_from_json(tmoe_ctx *ctx, const tmoei_json *json,
     const int seed = tmoei_json_get(json, 0, "seed");
     *config = tmoe_config_default();
     for (size_t i = 0; i < TMOEI_CONFIG_FIELDS; i++) {
-        const tmoei_config_field *f = &tmoei_config_fields[i];
+        const tmoei_field *f = &tmoei_config_fields[i];
         const double x = tmoei_json_number(json, tmoei_json_get(json, 0, f->name), (double)NAN);
-        const int number = x >= -2147483647.0 && x <= 2147483647.0 ? (int)x : 0;
+        const int number = x >= f->least && x <= f->most ? (int)x : INT_MIN;
         const float real = (float)x;
         if (!(x == x) || (!f->is_float && (double)number != x))
             return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the config has no sound '%s'", path, f->name);
@@ -7746,8 +7548,7 @@ static tmoe_result tmoei_config_from_json(tmoe_ctx *ctx, const tmoei_json *json,
     if (!tmoei_json_is_string(json, seed))
         return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the config has no seed", path);
     config->seed = (uint64_t)strtoull(json->nodes[seed].text, NULL, 10);
-    return tmoei_config_enums_hold(config) ? TMOE_OK : tmoei_fail(ctx, TMOE_ERR_FORMAT,
-        "%s: the config names a kind that does not exist", path);
+    return TMOE_OK;
 }
 
 /* Declares and writes all; trainer may be NULL. */

@@ -232,7 +232,7 @@ static void test_bad_task_data_is_named_with_file_and_line(void)
 static void test_a_bad_split_is_refused(void)
 {
     static const struct { const char *text, *message; } bad[] = { { "{\"train\": [\"a\", \"b\", \"c\"]}", "no task called: b; c" }, { "{\"train\": [\"a\", \"a\"]}", "named twice" },
-        { "{\"train\": \"a\"}", "must be a list" }, { "[1]", "a split is" }, { "{\"train\": [\"a\"]", "JSON" }, { "{\"test\": [7]}", "(not a string)" } };
+        { "{\"train\": \"a\"}", "lists of task names" }, { "[1]", "a split is" }, { "{\"train\": [\"a\"]", "JSON" }, { "{\"test\": [7]}", "(not a string)" } };
     size_t i;
     for (i = 0; i < sizeof bad / sizeof *bad; i++) {
         const char *folder = folder_new();
