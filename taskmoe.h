@@ -2539,6 +2539,7 @@ struct tmoei_node {
     tmoei_node *before;
     tmoei_backward_fn *backward;
     tmoe_tensor *y, **in;
+    float *beta;                /* for each input, see tmoei_tape_backward */
     const void *kept;           /* what the operation needs again */
     int count;                  /* of inputs */
     int hand;                 /* input whose gradient simply is dy: it may take over dy's memory; -1: none */
@@ -2611,13 +2612,15 @@ static int tmoei_wants_grad(const tmoe_tape *tape, tmoe_tensor *const *in, int c
 /* Leaves a node behind; gives y, or NULL when there is no memory. */
 static tmoe_tensor *tmoei_node_add(tmoe_tape *tape, tmoe_tensor *y, tmoei_backward_fn *backward, int hand,
                                    const void *kept, size_t kept_bytes, tmoe_tensor *const *in, int count) {
+    const size_t n = (size_t)count;
     tmoei_node *node = (tmoei_node *)tmoei_arena_alloc(&tape->small, 1, sizeof *node);
-    tmoe_tensor **inputs = (tmoe_tensor **)tmoei_arena_alloc(&tape->small, (size_t)count, sizeof *inputs);
+    tmoe_tensor **inputs = (tmoe_tensor **)tmoei_arena_alloc(&tape->small, n, sizeof *inputs);
+    float *beta = (float *)tmoei_arena_alloc(&tape->small, n, sizeof *beta);
     void *copy = tmoei_arena_alloc(&tape->small, kept_bytes, 1);
-    if (!node || !inputs || !copy) return NULL;
-    memcpy(inputs, in, (size_t)count * sizeof *in);
+    if (!node || !inputs || !beta || !copy) return NULL;
+    memcpy(inputs, in, n * sizeof *in);
     if (kept_bytes) memcpy(copy, kept, kept_bytes);
-    node->backward = backward; node->y = y; node->in = inputs; node->kept = copy;
+    node->backward = backward; node->y = y; node->in = inputs; node->beta = beta; node->kept = copy;
     node->count = count; node->hand = hand; node->before = tape->last;
     tape->last = node;
     y->wants_grad = 1;
@@ -2631,38 +2634,36 @@ static tmoe_tensor *tmoei_record(tmoe_tape *tape, tmoe_tensor *y, tmoei_backward
     return tmoei_node_add(tape, y, backward, hand, kept, kept_bytes, in, count);
 }
 
-/* 0 for the first contribution to t's gradient, 1 for all others: the beta of "dx = beta dx + ...". */
-static float tmoei_grad_beta(tmoe_tensor *t) {
-    float beta = t->has_grad ? 1.0f : 0.0f;
-    t->has_grad = 1;
-    return beta;
-}
 
-/* Walks the tape back from gradients that stand already in some tensors' dx. */
+static void tmoei_part_backward(tmoe_tape *tape, tmoei_node *node) { (void)tape; (void)node; }     /* below */
+/* Walks the tape back from gradients that stand already in some tensors' dx. An operation's backward function
+ * finds memory for every gradient it owes and node->beta[i] = 0 where it is the first to write to input i's,
+ * 1 where it adds: dx = beta dx + ... On a dry tape it is not called. */
 static tmoe_result tmoei_tape_backward(tmoe_tape *tape) {
-    tmoei_node *node;
-    for (node = tape->last; node; node = node->before) {
+    for (tmoei_node *node = tape->last; node; node = node->before) {
         tmoe_tensor *y = node->y;
-        int i, handed = 0, owned = ((tmoei_tensor *)y)->owned;
+        int handed = 0, owned = ((tmoei_tensor *)y)->owned;
         if (!y->dx) continue;                                   /* nothing that reached the loss used it */
         if (!y->has_grad) {                                /* a part of a block that no operation wrote to */
             if (!tape->dry) memset(y->dx, 0, (size_t)y->rows * (size_t)y->cols * sizeof(float));
             y->has_grad = 1;
         }
-        for (i = 0; i < node->count; i++) {
+        for (int i = 0; i < node->count; i++) {
             tmoe_tensor *in = node->in[i];
-            if (!in || !in->wants_grad || in->dx) continue;
-            if (node->hand == TMOEI_HAND_VALUES) { in->dx = in->x; continue; }
-            if (i == node->hand && owned && y->has_grad) {      /* dx = dy, and nobody needs dy any more */
-                in->dx = y->dx;
-                in->has_grad = handed = 1;
-            } else {
-                in->dx = tmoei_floats(tape, (size_t)in->rows * (size_t)in->cols);
-                if (!in->dx) return tape->ctx->error;
+            if (!in || !in->wants_grad) continue;
+            if (!in->dx && node->hand == TMOEI_HAND_VALUES) in->dx = in->x;
+            else if (!in->dx) {
+                if (i == node->hand && owned) {                 /* dx = dy, and nobody needs dy any more */
+                    in->dx = y->dx;
+                    in->has_grad = handed = 1;
+                } else if (!(in->dx = tmoei_floats(tape, (size_t)in->rows * (size_t)in->cols)))
+                    return tape->ctx->error;
+                ((tmoei_tensor *)in)->owned = 1;
             }
-            ((tmoei_tensor *)in)->owned = 1;
+            node->beta[i] = in->has_grad ? 1.0f : 0.0f;
+            if (node->backward != tmoei_part_backward) in->has_grad = 1;
         }
-        node->backward(tape, node);
+        if (!tape->dry) node->backward(tape, node);
         if (tape->ctx->error != TMOE_OK) return tape->ctx->error;
         if (owned && !handed)
             tmoei_arena_release(&tape->big, y->dx, (size_t)y->rows * (size_t)y->cols, sizeof(float));
@@ -2687,8 +2688,6 @@ TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss) {
  * Its gradient is the same piece of the block's gradient. Where that memory is new (a merged block), the
  * first contribution overwrites it, and the node makes tmoei_tape_backward write zeros where no operation
  * used the part. */
-static void tmoei_part_backward(tmoe_tape *tape, tmoei_node *node) { (void)tape; (void)node; }
-
 static tmoe_tensor *tmoei_part(tmoe_tape *tape, tmoe_tensor *block, size_t offset, int rows, int cols) {
     if (!block) return NULL;
     tmoe_tensor *part = tmoei_tensor_new(tape, rows, cols, block->x + offset);
@@ -2703,7 +2702,7 @@ static tmoe_tensor *tmoei_part(tmoe_tape *tape, tmoe_tensor *block, size_t offse
 }
 /* ==== >>ops: each operation's shape rule, forward and backward on one screen ===========================
  * In backward functions y is the result and dy = y->dx. "dx (+)= ..." adds, except for the first
- * contribution, which overwrites: tmoei_grad_beta() tells which. Where the node hands dy over as an input's
+ * contribution, which overwrites: node->beta[i] tells which. Where the node hands dy over as an input's
  * gradient (see >>tape), there is nothing left to do. */
 
 /* A shape error in one line; every operation says what it got and what the rule is. */
@@ -2711,13 +2710,12 @@ static tmoe_tensor *tmoei_part(tmoe_tape *tape, tmoe_tensor *block, size_t offse
     do { if (!(holds)) return TMOEI_FAIL_NULL((tape)->ctx, TMOE_ERR_SHAPE, __VA_ARGS__); } while (0)
 
 static size_t tmoei_elements(const tmoe_tensor *t) { return (size_t)t->rows * (size_t)t->cols; }
-/* dst (+)= src */
-static void tmoei_accumulate(tmoe_tape *tape, tmoe_tensor *in, const float *src) {
-    if (in->dx == src) return;                                  /* handed over */
-    if (tmoei_grad_beta(in) == 0.0f) {
-        if (!tape->dry) memcpy(in->dx, src, tmoei_elements(in) * sizeof(float));
-    }
-    else if (!tape->dry) tmoei_scale_add(tape->ctx, in->dx, 1.0f, 1.0f, src, tmoei_elements(in));
+/* dx = beta dx + src, for input i of a node */
+static void tmoei_accumulate(tmoe_tape *tape, const tmoei_node *node, int i, const float *src) {
+    tmoe_tensor *in = node->in[i];
+    if (!in->wants_grad || in->dx == src) return;               /* the same: handed over */
+    if (node->beta[i] == 0.0f) memcpy(in->dx, src, tmoei_elements(in) * sizeof(float));
+    else tmoei_scale_add(tape->ctx, in->dx, 1.0f, 1.0f, src, tmoei_elements(in));
 }
 
 /* ---- linear ------------------------------------------------------------------------------------------
@@ -2729,32 +2727,18 @@ typedef struct tmoei_linear_kept { tmoe_activation act; float *z; } tmoei_linear
 
 static void tmoei_linear_backward(tmoe_tape *tape, tmoei_node *node) {
     const tmoei_linear_kept *kept = (const tmoei_linear_kept *)node->kept;
-    tmoe_tensor *y = node->y, *x = node->in[0], *w = node->in[1], *b = node->in[2], *residual = node->in[3];
+    tmoe_tensor *y = node->y, *x = node->in[0], *w = node->in[1], *b = node->in[2];
     const int T = x->rows, D = x->cols, F = w->rows;
-    float *dz = y->dx;
-    if (residual && residual->wants_grad) tmoei_accumulate(tape, residual, y->dx);
+    const size_t d = (size_t)D, f = (size_t)F;
+    const float *dz = y->dx;
     if (kept->act != TMOE_NONE) {
-        dz = tmoei_floats(tape, tmoei_elements(y));
-        if (!dz) return;
-        if (!tape->dry) tmoei_activation_apply(tape->ctx, kept->act, dz, y->dx, kept->z, tmoei_elements(y));
+        tmoei_activation_apply(tape->ctx, kept->act, kept->z, y->dx, kept->z, tmoei_elements(y));
+        dz = kept->z;                                           /* z is not needed any more */
     }
-    if (b && b->wants_grad) {
-        float beta = tmoei_grad_beta(b);
-        if (!tape->dry) tmoei_column_sums(tape->ctx, T, F, dz, beta, b->dx);
-    }
-    if (w->wants_grad) {
-        float beta = tmoei_grad_beta(w);
-        if (!tape->dry)
-            tmoei_gemm(tape->ctx, 1, 0, F, D, T, dz, (size_t)F, x->x, (size_t)D, beta, w->dx, (size_t)D,
-                NULL);
-    }
-    if (x->wants_grad) {
-        float beta = tmoei_grad_beta(x);
-        if (!tape->dry)
-            tmoei_gemm(tape->ctx, 0, 0, T, D, F, dz, (size_t)F, w->x, (size_t)D, beta, x->dx, (size_t)D,
-                NULL);
-    }
-    if (dz != y->dx) tmoei_arena_release(&tape->big, dz, tmoei_elements(y), sizeof(float));
+    if (b && b->wants_grad) tmoei_column_sums(tape->ctx, T, F, dz, node->beta[2], b->dx);
+    if (w->wants_grad) tmoei_gemm(tape->ctx, 1, 0, F, D, T, dz, f, x->x, d, node->beta[1], w->dx, d, NULL);
+    if (x->wants_grad) tmoei_gemm(tape->ctx, 0, 0, T, D, F, dz, f, w->x, d, node->beta[0], x->dx, d, NULL);
+    if (node->in[3]) tmoei_accumulate(tape, node, 3, y->dx);
 }
 
 TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *w, tmoe_tensor *b,
@@ -2800,14 +2784,10 @@ typedef struct tmoei_norm_kept { float *mean, *inv; } tmoei_norm_kept;
 
 static void tmoei_layer_norm_backward(tmoe_tape *tape, tmoei_node *node) {
     const tmoei_norm_kept *kept = (const tmoei_norm_kept *)node->kept;
-    tmoe_tensor *y = node->y, *x = node->in[0], *gain = node->in[1], *bias = node->in[2];
-    float beta_x = x->wants_grad ? tmoei_grad_beta(x) : 0.0f;
-    float beta_gain = gain->wants_grad ? tmoei_grad_beta(gain) : 0.0f;
-    float beta_bias = bias->wants_grad ? tmoei_grad_beta(bias) : 0.0f;
-    if (!tape->dry)
-        tmoei_norm_backward(tape->ctx, x->rows, x->cols, x->x, gain->x, kept->mean, kept->inv, y->dx, beta_x,
-            x->wants_grad ? x->dx : NULL, beta_gain, gain->wants_grad ? gain->dx : NULL, beta_bias,
-            bias->wants_grad ? bias->dx : NULL);
+    tmoe_tensor *x = node->in[0], *gain = node->in[1], *bias = node->in[2];
+    tmoei_norm_backward(tape->ctx, x->rows, x->cols, x->x, gain->x, kept->mean, kept->inv, node->y->dx,
+        node->beta[0], x->wants_grad ? x->dx : NULL, node->beta[1], gain->wants_grad ? gain->dx : NULL,
+        node->beta[2], bias->wants_grad ? bias->dx : NULL);
 }
 
 TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *gain,
@@ -2878,9 +2858,9 @@ static void tmoei_attention_node_backward(tmoe_tape *tape, tmoei_node *node) {
     tmoei_attention_job job = *(const tmoei_attention_job *)node->kept;
     tmoe_tensor *q = node->in[0], *kv = node->in[1];
     job.dy = node->y->dx;
-    if (q->wants_grad) { job.beta_q = tmoei_grad_beta(q); job.dq = q->dx; }
-    if (kv->wants_grad) { job.beta_kv = kv == q ? job.beta_q : tmoei_grad_beta(kv); job.dkv = kv->dx; }
-    if (!tape->dry) tmoei_parallel(tape->ctx, tmoei_attention_backward_chunk, &job, job.sequences * job.H);
+    if (q->wants_grad) { job.beta_q = node->beta[0]; job.dq = q->dx; }
+    if (kv->wants_grad) { job.beta_kv = node->beta[kv != q]; job.dkv = kv->dx; }
+    tmoei_parallel(tape->ctx, tmoei_attention_backward_chunk, &job, job.sequences * job.H);
 }
 
 TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tensor *kv, int H, int sequences,
@@ -2959,20 +2939,20 @@ static void tmoei_embedding_backward_chunk(void *arg, int chunk, int lane) {
     }
 }
 
-/* rows that are not met must hold zero */
-static float *tmoei_grad_for_scatter(tmoe_tape *tape, tmoe_tensor *t) {
+/* The gradient of input i for an operation that adds to some of its places: the others must hold zero. */
+static float *tmoei_grad_for_scatter(const tmoei_node *node, int i) {
+    tmoe_tensor *t = node->in[i];
     if (!t || !t->wants_grad) return NULL;
-    if (tmoei_grad_beta(t) == 0.0f && !tape->dry) memset(t->dx, 0, tmoei_elements(t) * sizeof(float));
+    if (node->beta[i] == 0.0f) memset(t->dx, 0, tmoei_elements(t) * sizeof(float));
     return t->dx;
 }
 
 static void tmoei_embedding_backward(tmoe_tape *tape, tmoei_node *node) {
     tmoei_embedding_job job = *(const tmoei_embedding_job *)node->kept;
-    job.dy = node->y->dx; job.dtable = tmoei_grad_for_scatter(tape, node->in[0]);
-    job.dpositions = tmoei_grad_for_scatter(tape, node->in[1]);
-    if (!tape->dry)
-        tmoei_parallel(tape->ctx, tmoei_embedding_backward_chunk, &job,
-            tmoei_chunks(job.D, TMOEI_EMBEDDING_COLUMNS));
+    job.dy = node->y->dx; job.dtable = tmoei_grad_for_scatter(node, 0);
+    job.dpositions = tmoei_grad_for_scatter(node, 1);
+    tmoei_parallel(tape->ctx, tmoei_embedding_backward_chunk, &job,
+        tmoei_chunks(job.D, TMOEI_EMBEDDING_COLUMNS));
 }
 
 TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int T, const int *ids, float scale,
@@ -3050,17 +3030,12 @@ static void tmoei_cross_entropy_backward_chunk(void *arg, int chunk, int lane) {
 
 static void tmoei_cross_entropy_backward(tmoe_tape *tape, tmoei_node *node) {
     tmoei_cross_entropy_job job = *(const tmoei_cross_entropy_job *)node->kept;
-    tmoe_tensor *logits = node->in[0];
-    if (logits->has_grad) {                             /* somebody else used the logits, too: add to that */
-        job.dlogits = tmoei_floats(tape, tmoei_elements(logits));
-        if (!job.dlogits) return;
-    } else job.dlogits = logits->dx;
-    if (!tape->dry) {
-        job.weight *= node->y->dx[0];
-        tmoei_parallel(tape->ctx, tmoei_cross_entropy_backward_chunk, &job, tmoei_chunks(job.T, job.grain));
-    }
-    tmoei_accumulate(tape, logits, job.dlogits);
-    logits->has_grad = 1;
+    /* somebody else used the logits, too: add to what is there */
+    job.dlogits = node->beta[0] == 0.0f ? node->in[0]->dx : tmoei_floats(tape, tmoei_elements(node->in[0]));
+    job.weight *= node->y->dx[0];
+    if (!job.dlogits) return;
+    tmoei_parallel(tape->ctx, tmoei_cross_entropy_backward_chunk, &job, tmoei_chunks(job.T, job.grain));
+    tmoei_accumulate(tape, node, 0, job.dlogits);
 }
 
 TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, const int *targets,
@@ -3100,14 +3075,10 @@ TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, c
 typedef struct tmoei_map_kept { tmoe_activation f; } tmoei_map_kept;
 
 static void tmoei_map_backward(tmoe_tape *tape, tmoei_node *node) {
-    tmoe_tensor *y = node->y, *x = node->in[0];
-    float *gradient = tmoei_floats(tape, tmoei_elements(y));
-    if (!gradient) return;
-    if (!tape->dry)
-        tmoei_activation_apply(tape->ctx, ((const tmoei_map_kept *)node->kept)->f, gradient, y->dx, x->x,
-            tmoei_elements(y));
-    tmoei_accumulate(tape, x, gradient);
-    tmoei_arena_release(&tape->big, gradient, tmoei_elements(y), sizeof(float));
+    tmoe_tensor *y = node->y;                                   /* dy is dead after this: made in place */
+    tmoei_activation_apply(tape->ctx, ((const tmoei_map_kept *)node->kept)->f, y->dx, y->dx, node->in[0]->x,
+        tmoei_elements(y));
+    tmoei_accumulate(tape, node, 0, y->dx);
 }
 
 TMOE_DEF tmoe_tensor *tmoe_map(tmoe_tape *tape, tmoe_tensor *x, tmoe_activation f) {
@@ -3123,16 +3094,14 @@ TMOE_DEF tmoe_tensor *tmoe_map(tmoe_tape *tape, tmoe_tensor *x, tmoe_activation 
 typedef struct tmoei_binary_kept { int multiply; } tmoei_binary_kept;
 
 static void tmoei_binary_backward(tmoe_tape *tape, tmoei_node *node) {
-    const int multiply = ((const tmoei_binary_kept *)node->kept)->multiply;
+    const int multiply = ((const tmoei_binary_kept *)node->kept)->multiply; (void)tape;
     const float *dy = node->y->dx;
     for (int which = 0; which < 2; which++) {
-        tmoe_tensor *in = node->in[which], *other = node->in[1 - which];
-        const size_t n = tmoei_elements(node->y), own = in ? tmoei_elements(in) : 0,
-            others = tmoei_elements(other);
+        const tmoe_tensor *in = node->in[which], *other = node->in[1 - which];
+        const size_t n = tmoei_elements(node->y), own = tmoei_elements(in), others = tmoei_elements(other);
         if (!in->wants_grad || in->dx == dy) continue;
-        if (tmoei_grad_beta(in) == 0.0f && !tape->dry) memset(in->dx, 0, own * sizeof(float));
-        if (tape->dry) continue;
-        for (size_t i = 0; i < n; i++) in->dx[i % own] += multiply ? dy[i] * other->x[i % others] : dy[i];
+        float *dx = tmoei_grad_for_scatter(node, which);
+        for (size_t i = 0; i < n; i++) dx[i % own] += multiply ? dy[i] * other->x[i % others] : dy[i];
     }
 }
 
@@ -3164,11 +3133,9 @@ TMOE_DEF tmoe_tensor *tmoe_multiply(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor
 }
 
 static void tmoei_affine_backward(tmoe_tape *tape, tmoei_node *node) {
-    tmoe_tensor *x = node->in[0];
-    const float scale = *(const float *)node->kept, beta = tmoei_grad_beta(x);
-    size_t i, n = tmoei_elements(x);
-    if (!tape->dry)
-        for (i = 0; i < n; i++) x->dx[i] = (beta == 0.0f ? 0.0f : x->dx[i]) + scale * node->y->dx[i];
+    const tmoe_tensor *x = node->in[0];
+    tmoei_scale_add(tape->ctx, x->dx, node->beta[0], *(const float *)node->kept, node->y->dx,
+        tmoei_elements(x));
 }
 
 TMOE_DEF tmoe_tensor *tmoe_affine(tmoe_tape *tape, tmoe_tensor *x, float scale, float shift) {
@@ -3181,10 +3148,10 @@ TMOE_DEF tmoe_tensor *tmoe_affine(tmoe_tape *tape, tmoe_tensor *x, float scale, 
 }
 
 static void tmoei_sum_backward(tmoe_tape *tape, tmoei_node *node) {
-    tmoe_tensor *x = node->in[0];
-    const float beta = tmoei_grad_beta(x);
-    size_t i, n = tmoei_elements(x);
-    if (!tape->dry) for (i = 0; i < n; i++) x->dx[i] = (beta == 0.0f ? 0.0f : x->dx[i]) + node->y->dx[0];
+    const tmoe_tensor *x = node->in[0];
+    const size_t n = tmoei_elements(x);
+    float *dx = tmoei_grad_for_scatter(node, 0); (void)tape;
+    for (size_t i = 0; i < n; i++) dx[i] += node->y->dx[0];
 }
 
 TMOE_DEF tmoe_tensor *tmoe_sum(tmoe_tape *tape, tmoe_tensor *x) {
@@ -3213,10 +3180,9 @@ static void tmoei_copy_columns(int rows, int count, float *dst, int dst_cols, in
 }
 
 static void tmoei_slice_backward(tmoe_tape *tape, tmoei_node *node) {
-    tmoe_tensor *x = node->in[0], *y = node->y;
-    float *dx = tmoei_grad_for_scatter(tape, x);
-    if (!tape->dry)
-        tmoei_copy_columns(x->rows, y->cols, dx, x->cols, *(const int *)node->kept, y->dx, y->cols, 0, 1);
+    const tmoe_tensor *x = node->in[0], *y = node->y; (void)tape;
+    tmoei_copy_columns(x->rows, y->cols, tmoei_grad_for_scatter(node, 0), x->cols, *(const int *)node->kept,
+        y->dx, y->cols, 0, 1);
 }
 
 TMOE_DEF tmoe_tensor *tmoe_slice(tmoe_tape *tape, tmoe_tensor *x, int first, int count) {
@@ -3230,15 +3196,12 @@ TMOE_DEF tmoe_tensor *tmoe_slice(tmoe_tape *tape, tmoe_tensor *x, int first, int
 }
 
 static void tmoei_concat_backward(tmoe_tape *tape, tmoei_node *node) {
-    int first = 0;
+    int first = 0; (void)tape;
     for (int i = 0; i < node->count; first += node->in[i]->cols, i++) {
-        tmoe_tensor *part = node->in[i];
-        if (part->wants_grad) {
-            float beta = tmoei_grad_beta(part);
-            if (!tape->dry)
-                tmoei_copy_columns(part->rows, part->cols, part->dx, part->cols, 0, node->y->dx,
-                    node->y->cols, first, beta != 0.0f);
-        }
+        const tmoe_tensor *part = node->in[i];
+        if (part->wants_grad)
+            tmoei_copy_columns(part->rows, part->cols, part->dx, part->cols, 0, node->y->dx, node->y->cols,
+                first, node->beta[i] != 0.0f);
     }
 }
 
@@ -3262,7 +3225,7 @@ TMOE_DEF tmoe_tensor *tmoe_concat(tmoe_tape *tape, tmoe_tensor *const *parts, in
 }
 
 static void tmoei_reshape_backward(tmoe_tape *tape, tmoei_node *node) {
-    tmoei_accumulate(tape, node->in[0], node->y->dx);
+    tmoei_accumulate(tape, node, 0, node->y->dx);
 }
 
 TMOE_DEF tmoe_tensor *tmoe_reshape(tmoe_tape *tape, tmoe_tensor *x, int rows, int cols) {
@@ -3279,9 +3242,9 @@ typedef struct tmoei_dropout_kept { float p; uint32_t key; } tmoei_dropout_kept;
 
 static void tmoei_dropout_backward(tmoe_tape *tape, tmoei_node *node) {
     const tmoei_dropout_kept *kept = (const tmoei_dropout_kept *)node->kept;
-    tmoe_tensor *x = node->in[0], *y = node->y;
-    if (!tape->dry) tmoei_dropout_apply(tape->ctx, y->dx, y->dx, tmoei_elements(y), kept->p, kept->key);
-    tmoei_accumulate(tape, x, y->dx);
+    const tmoe_tensor *y = node->y;
+    tmoei_dropout_apply(tape->ctx, y->dx, y->dx, tmoei_elements(y), kept->p, kept->key);
+    tmoei_accumulate(tape, node, 0, y->dx);
 }
 
 TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uint64_t seed,
@@ -3309,16 +3272,14 @@ typedef struct tmoei_select_kept { float *soft, tau; } tmoei_select_kept;
 
 static void tmoei_select_backward(tmoe_tape *tape, tmoei_node *node) {
     const tmoei_select_kept *kept = (const tmoei_select_kept *)node->kept;
-    tmoe_tensor *z = node->in[0];
-    const float beta = tmoei_grad_beta(z);
-    const size_t E = (size_t)z->cols;
-    if (tape->dry) return;
+    const tmoe_tensor *z = node->in[0];
+    const size_t E = (size_t)z->cols; (void)tape;
     for (size_t t = 0; t < (size_t)z->rows; t++) {
         const float *s = kept->soft + t * E, *dr = node->y->dx + t * E;
         float *dz = z->dx + t * E, dot = 0.0f;
         for (size_t e = 0; e < E; e++) dot += dr[e] * s[e];
         for (size_t e = 0; e < E; e++)
-            dz[e] = (beta == 0.0f ? 0.0f : dz[e]) + s[e] * (dr[e] - dot) / kept->tau;
+            dz[e] = (node->beta[0] == 0.0f ? 0.0f : dz[e]) + s[e] * (dr[e] - dot) / kept->tau;
     }
 }
 
@@ -3369,18 +3330,15 @@ typedef struct tmoei_mix_kept { int E, first; } tmoei_mix_kept;
 
 static void tmoei_mix_outputs_backward(tmoe_tape *tape, tmoei_node *node) {
     const tmoei_mix_kept *kept = (const tmoei_mix_kept *)node->kept;
-    tmoe_tensor *route = node->in[kept->E], *y = node->y;
-    float *droute = tmoei_grad_for_scatter(tape, route);
+    const tmoe_tensor *y = node->y;
+    const float *r = node->in[kept->E]->x + kept->first;
+    float *droute = tmoei_grad_for_scatter(node, kept->E);
     for (int e = 0; e < kept->E; e++) {
-        tmoe_tensor *part = node->in[e];
-        const float r = tape->dry ? 1.0f : route->x[kept->first + e];
+        const tmoe_tensor *part = node->in[e];
         if (!part) continue;
-        if (droute && !tape->dry)
-            droute[kept->first + e] += tmoei_dot(tape->ctx, y->dx, part->x, tmoei_elements(y));
-        if (part->wants_grad && r != 0.0f) {
-            float beta = tmoei_grad_beta(part);
-            if (!tape->dry) tmoei_scale_add(tape->ctx, part->dx, beta, r, y->dx, tmoei_elements(y));
-        }
+        if (droute) droute[kept->first + e] += tmoei_dot(tape->ctx, y->dx, part->x, tmoei_elements(y));
+        if (part->wants_grad)
+            tmoei_scale_add(tape->ctx, part->dx, node->beta[e], r[e], y->dx, tmoei_elements(y));
     }
 }
 
@@ -3423,11 +3381,10 @@ typedef struct tmoei_merge_kept { float *experts, *gradients; int E, first, chos
 
 static void tmoei_mix_parameters_backward(tmoe_tape *tape, tmoei_node *node) {
     const tmoei_merge_kept *kept = (const tmoei_merge_kept *)node->kept;
-    tmoe_tensor *route = node->in[0], *y = node->y;
-    float *droute = tmoei_grad_for_scatter(tape, route);
-    if (!tape->dry)
-        tmoei_merge_backward(tape->ctx, kept->E, tmoei_elements(y), kept->experts, kept->gradients,
-            route->x + kept->first, y->x, y->dx, droute ? droute + kept->first : NULL);
+    const tmoe_tensor *y = node->y;
+    float *droute = tmoei_grad_for_scatter(node, 0);
+    tmoei_merge_backward(tape->ctx, kept->E, tmoei_elements(y), kept->experts, kept->gradients,
+        node->in[0]->x + kept->first, y->x, y->dx, droute ? droute + kept->first : NULL);
 }
 
 TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float *gradients, int E,
@@ -6973,11 +6930,6 @@ static void tmoei_adamw_chunk(void *arg, int chunk, int lane) {
     memset(trainer->grads + update->offset, 0, update->count * sizeof(float));
 }
 
-static void tmoei_zero_chunk(void *arg, int chunk, int lane) {
-    tmoe_trainer *trainer = ((const tmoei_update_job *)arg)->trainer; (void)lane;
-    memset(trainer->grads + trainer->updates[chunk].offset, 0,
-        trainer->updates[chunk].count * sizeof(float));
-}
 
 /* ---- one step ---------------------------------------------------------------------------------------- */
 /* K different training tasks for step s: the first K places of a shuffle (Fisher-Yates). */
@@ -7195,7 +7147,7 @@ TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress) {
         trainer->steps_done++;
         if (progress) tmoei_progress_fill(trainer, &job, loss, norm, progress);
     /* a failed step leaves nothing behind */
-    } else tmoei_parallel(ctx, tmoei_zero_chunk, &job, trainer->update_count);
+    } else memset(trainer->grads, 0, trainer->gradient_floats * sizeof(float));
     tmoei_float_mode_leave(mode);
     return ctx->error;
 }
