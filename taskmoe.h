@@ -481,6 +481,7 @@ typedef struct tmoe_config {
     int H_encoder, H_decoder;           /* heads, each divides D */
     int F_encoder, F_decoder;           /* FFN widths */
     int encoder_layers, decoder_layers; /* at least 1 each */
+    int V;                              /* vocabulary; 0: as many symbols as the tokenizer has */
     int source_tokens, target_tokens;   /* longest sequences, with their special tokens */
     tmoe_norm norm;
     tmoe_activation activation;         /* TMOE_GELU or TMOE_RELU */
@@ -511,7 +512,8 @@ typedef struct tmoe_config {
 TMOE_DEF tmoe_config tmoe_config_default(void);
 
 /* tmoe_model_create - a model with random weights                                             >>model
- *   config     in, copied; NULL = default        tokenizer  in, copied
+ *   config     in, copied; NULL = default        tokenizer  in, copied, or NULL (with config.V):
+ *              token ids only
  *   tasks      in: names, instructions, categories of the tasks it will know (its training tasks);
  *              task_count >= 0
  *   out        the model: owns everything; free with tmoe_model_destroy
@@ -557,6 +559,11 @@ TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int l, char *text,
  *   cost       one router pass over all tasks when parameters have changed, a copy after that
  *              thread  one context, one thread */
 TMOE_DEF tmoe_result tmoe_route(tmoe_model *model, int task, float *route);
+/* tmoe_expert_disable - masks an expert before selection (or gives it back), to see what it was good for
+ *   layer      0 <= layer < routed layers      expert  0 <= expert < E      disabled  1 or 0
+ *   fails TMOE_ERR_ARGUMENT (out of range, or the layer's last one)   cost none   thread  as above
+ *   The mask belongs to the model in memory: it is not saved. */
+TMOE_DEF tmoe_result tmoe_expert_disable(tmoe_model *model, int layer, int expert, int disabled);
 /* How an unseen task gets a route. */
 typedef enum tmoe_zero_shot {
     TMOE_ZERO_SHOT_ROUTER,  /* the router on the task's text vector; models with other vectors: as NEAREST */
@@ -595,6 +602,7 @@ typedef struct tmoe_progress {
     float lr_model, lr_router, lr_tasks;
     float temperature, gradient_norm;
     const float *route_entropy;       /* (routed layers) mean over the step's groups, in nats; ln E = even */
+    const float *expert_use;            /* (routed layers, E) mean of the routes over the step's groups */
     int routed_layers;
     double tokens_per_second;           /* source and target tokens, since training began */
     double seconds, seconds_left;
@@ -611,6 +619,8 @@ typedef struct tmoe_training {
     float weight_decay, beta1, beta2, adam_epsilon;
     float clip;                               /* largest norm of the gradient over all parameters; 0: none */
     float label_smoothing, dropout;
+    /* adds so much of: each layer's mean distance of its experts; the unevenness of their use over tasks */
+    float expert_regularisation, load_balance;
     int train;                           /* TMOE_TRAIN_ bits: what moves; the rest stays, moments included */
     int validation_lines;              /* of each task's training lines, taken out for validation; 0: none */
     int evaluate_every_steps;            /* measure validation loss that often and keep the best; 0: never */
@@ -4472,6 +4482,7 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *
 #ifndef TMOE_NO_STDIO
 /* As JSON inside a model file: the merges, two numbers each. */
 static void tmoei_tokenizer_to_json(tmoe_ctx *ctx, const tmoe_tokenizer *tokenizer, tmoei_buffer *buffer) {
+    if (!tokenizer) { tmoei_buffer_print(ctx, buffer, "{}"); return; }
     tmoei_buffer_print(ctx, buffer, "{\"merges\":[");
     for (int m = 0; m < tokenizer->merge_count; m++)
         tmoei_buffer_print(ctx, buffer, "%s%d,%d", m ? "," : "", tokenizer->merges[m].left,
@@ -4485,6 +4496,7 @@ static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json
     tmoei_merge_pair *merges;
     tmoe_tokenizer *tokenizer = NULL;
     int count, m = 0;
+    if (json->nodes[0].kind == TMOEI_JSON_OBJECT && json->nodes[0].count == 0) return NULL;
     if (list < 0 || json->nodes[list].kind != TMOEI_JSON_ARRAY || json->nodes[list].count % 2)
         return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: the tokenizer has no list of merges", source_name);
     count = json->nodes[list].count / 2;
@@ -5104,6 +5116,7 @@ struct tmoe_model {
     size_t shared[TMOEI_SHARED];    /* offsets */
     size_t router, router_size, vectors;            /* offsets; task vectors are (N, k) */
     int router_parameter;           /* index of the router's first named tensor */
+    float *mask;                    /* (R, E) added to the logits: 0, or -1e9 for a disabled expert */
     float *text_vectors;            /* (N, k) of the instructions, for nearest tasks */
     int64_t step;                   /* optimiser steps taken: sets the temperature */
     uint64_t version;               /* raised whenever theta changes; caches compare it */
@@ -5212,7 +5225,7 @@ static tmoe_result tmoei_model_plan(tmoe_model *model) {
     model->router_size = model->size - model->router; model->vectors = model->size;
     if (model->N > 0 && model->R > 0)
         model->vectors = tmoei_parameter_add(model, model->N, c->k,
-            c->vectors == TMOE_VECTOR_LEARNED ? TMOEI_RATE_TASKS : TMOEI_RATE_NONE, 0, -1, 0.02f, 0.0f,
+            c->vectors == TMOE_VECTOR_LEARNED ? TMOEI_RATE_TASKS : TMOEI_RATE_NONE, 1, -1, 0.02f, 0.0f,
             "task_vectors.weight");
     return model->ctx->error;
 }
@@ -5256,8 +5269,9 @@ static const tmoei_field tmoei_config_fields[] = {              /* the seed is w
     TMOEI_INT(H_decoder, 1, TMOEI_SIZE_MAX), TMOEI_INT(F_encoder, 1, TMOEI_SIZE_MAX),
     TMOEI_INT(F_decoder, 1, TMOEI_SIZE_MAX), TMOEI_INT(encoder_layers, 1, TMOEI_SIZE_MAX),
     TMOEI_INT(decoder_layers, 1, TMOEI_SIZE_MAX), TMOEI_INT(source_tokens, 3, TMOEI_SIZE_MAX),
-    TMOEI_INT(target_tokens, 2, TMOEI_SIZE_MAX), TMOEI_INT(norm, 0, TMOE_NORM_POST),
-    TMOEI_INT(activation, TMOE_GELU, TMOE_RELU), TMOEI_INT(scale_embedding, 0, 1), TMOEI_INT(E, 1, 64),
+    TMOEI_INT(target_tokens, 2, TMOEI_SIZE_MAX), TMOEI_INT(V, 0, TMOEI_SIZE_MAX),
+    TMOEI_INT(norm, 0, TMOE_NORM_POST), TMOEI_INT(activation, TMOE_GELU, TMOE_RELU),
+    TMOEI_INT(scale_embedding, 0, 1), TMOEI_INT(E, 1, 64),
     TMOEI_INT(expert_places, 0, TMOE_ENCODER | TMOE_DECODER), TMOEI_INT(expert_kind, 0, TMOE_EXPERT_FFN),
     TMOEI_FLOAT(expert_noise, 0, FLT_MAX), TMOEI_INT(mix, 0, TMOE_MIX_OUTPUT),
     TMOEI_INT(selection, 0, TMOE_SELECT_RANDOM_EXAMPLE), TMOEI_INT(random_n, 1, 64),
@@ -5279,7 +5293,8 @@ static const tmoei_field tmoei_training_fields[] = {
     TMOEI_FLOAT(weight_decay, 0, FLT_MAX), TMOEI_FLOAT(beta1, 0, TMOEI_BELOW_1),
     TMOEI_FLOAT(beta2, 0, TMOEI_BELOW_1), TMOEI_FLOAT(adam_epsilon, FLT_MIN, FLT_MAX),
     TMOEI_FLOAT(clip, 0, FLT_MAX), TMOEI_FLOAT(label_smoothing, 0, TMOEI_BELOW_1),
-    TMOEI_FLOAT(dropout, 0, TMOEI_BELOW_1), TMOEI_INT(train, 1, TMOE_TRAIN_ALL),
+    TMOEI_FLOAT(dropout, 0, TMOEI_BELOW_1), TMOEI_FLOAT(expert_regularisation, 0, FLT_MAX),
+    TMOEI_FLOAT(load_balance, 0, FLT_MAX), TMOEI_INT(train, 1, TMOE_TRAIN_ALL),
     TMOEI_INT(validation_lines, 0, INT_MAX), TMOEI_INT(evaluate_every_steps, 0, INT_MAX),
     TMOEI_INT(patience, 0, INT_MAX)
 };
@@ -5304,7 +5319,8 @@ static void tmoei_fields_check(const void *config, const tmoei_field *fields, si
     }
 }
 
-static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c, int task_count) {
+static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c, const tmoe_tokenizer *tokenizer,
+        int task_count) {
     char text[TMOEI_MESSAGE_BYTES - 64] = "";
     const size_t size = sizeof text;
     tmoei_fields_check(c, tmoei_config_fields, TMOEI_CONFIG_FIELDS, text, size);
@@ -5312,6 +5328,9 @@ static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c, int t
         tmoei_problem(text, size, "D = %d is not divisible by H_encoder = %d", c->D, c->H_encoder);
     if (c->H_decoder > 0 && c->D % c->H_decoder)
         tmoei_problem(text, size, "D = %d is not divisible by H_decoder = %d", c->D, c->H_decoder);
+    const int symbols = tokenizer ? tmoe_tokenizer_vocabulary(tokenizer) : 3;
+    if (c->V < symbols && (c->V || !tokenizer))
+        tmoei_problem(text, size, "V is %d, must be at least the tokenizer's %d", c->V, symbols);
     if (c->E > 1 && c->expert_places == 0)
         tmoei_problem(text, size, "E is %d but expert_places names no layers", c->E);
     if (c->E > 1 && task_count < 1) tmoei_problem(text, size, "E is %d but there is no task to route", c->E);
@@ -5353,15 +5372,15 @@ static void tmoei_text_vector(const char *text, int k, float *vector);  /* >>rou
 static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config, const tmoe_tokenizer *tokenizer,
                                    const tmoe_task *tasks, int task_count) {
     const size_t N = (size_t)task_count, k = (size_t)config->k;
-    if (tmoei_config_check(ctx, config, task_count) != TMOE_OK) return NULL;
+    if (tmoei_config_check(ctx, config, tokenizer, task_count) != TMOE_OK) return NULL;
     tmoe_model *model = (tmoe_model *)tmoei_alloc(ctx, 1, sizeof *model, 1);
     if (!model) return NULL;
     tmoei_owner *own = &model->own;
     model->ctx = own->ctx = ctx; model->config = *config; model->N = task_count; model->version = 1;
     model->L = config->encoder_layers + config->decoder_layers;
-    model->tokenizer = tmoei_tokenizer_copy(ctx, tokenizer);
-    model->V = tmoe_tokenizer_vocabulary(tokenizer);
-    model->end_id = tmoe_tokenizer_special(tokenizer, TMOE_TOKEN_END);
+    model->tokenizer = tokenizer ? tmoei_tokenizer_copy(ctx, tokenizer) : NULL;
+    model->V = config->V ? config->V : tmoe_tokenizer_vocabulary(tokenizer);
+    model->end_id = TMOE_TOKEN_END;
     model->tape = tmoe_tape_create(ctx);
     model->tasks = (tmoei_known_task *)tmoei_own(own, N + 1, sizeof *model->tasks);
     model->text_vectors = (float *)tmoei_own(own, N * k + 1, sizeof(float));
@@ -5379,6 +5398,7 @@ static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config, con
         model->theta = (float *)tmoei_own(own, model->size, sizeof(float));
         model->routes = (float *)tmoei_own(own, N * width + 1, sizeof(float));
         model->merged = (float *)tmoei_own(own, merged, sizeof(float));
+        model->mask = (float *)tmoei_own(own, width + 1, sizeof(float));
         model->merged_route = (float *)tmoei_own(own, width + 1, sizeof(float));
         model->blocks = (float **)tmoei_own(own, (size_t)model->L, sizeof *model->blocks);
     }
@@ -5659,8 +5679,8 @@ static int tmoei_router_gates(tmoe_router_kind kind) {
 
 static void tmoei_router_add(tmoe_model *model, int rows, int cols, int bias_of, float std,
         const char *name) {
-    (void)tmoei_parameter_add(model, rows, cols, TMOEI_RATE_ROUTER, rows > 1, -1, std, 0.0f,
-        "router.%s.weight", name);
+    (void)tmoei_parameter_add(model, rows, cols, TMOEI_RATE_ROUTER, 1, -1, std, 0.0f, "router.%s.weight",
+        name);
     if (bias_of)
         (void)tmoei_parameter_add(model, 1, rows, TMOEI_RATE_ROUTER, 0, -1, std < 0.0f ? std : 0.0f, 0.0f,
             "router.%s.bias", name);
@@ -5851,6 +5871,10 @@ static void tmoei_route_without_router(const tmoe_model *model, uint64_t stream,
             order[other] = order[e];
             route[l * E + chosen] = 1.0f / (float)n;
         }
+        float sum = 0.0f;                                       /* over what is not disabled */
+        for (int e = 0; e < E; e++) if (model->mask[l * E + e] == 0.0f) sum += route[l * E + e];
+        for (int e = 0; sum > 0.0f && e < E; e++)
+            route[l * E + e] = model->mask[l * E + e] == 0.0f ? route[l * E + e] / sum : 0.0f;
     }
 }
 #define TMOEI_STREAM_TASK_ROUTES UINT64_C(1000001)      /* streams of one seed; tensors use their index */
@@ -5867,7 +5891,8 @@ static tmoe_result tmoei_routes_of_vectors(tmoe_model *model, float *vectors, in
     tmoe_tape_reset(tape);
     tmoe_tensor *r = tmoei_router_logits(model, tape, NULL, tmoe_leaf(tape, K, model->config.k, vectors,
         NULL));
-    r = r ? tmoe_reshape(tape, r, K * model->R, model->config.E) : NULL;
+    r = tmoe_add(tape, r, tmoe_leaf(tape, 1, model->R * model->config.E, model->mask, NULL));
+    if (r) r = tmoe_reshape(tape, r, K * model->R, model->config.E);
     r = tmoe_select(tape, r, NULL, tmoe_model_temperature(model), hard);
     if (!r) return model->ctx->error;
     memcpy(routes, r->x, tmoei_elements(r) * sizeof(float));
@@ -6008,6 +6033,19 @@ TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instructio
     }
     tmoei_free(model->ctx, vector);
     return result;
+}
+
+TMOE_DEF tmoe_result tmoe_expert_disable(tmoe_model *model, int layer, int expert, int disabled) {
+    const int E = model->config.E;
+    int others = 0;
+    for (int e = 0; layer >= 0 && layer < model->R && e < E; e++)
+        others += e != expert && model->mask[layer * E + e] == 0.0f;
+    if (layer < 0 || layer >= model->R || expert < 0 || expert >= E || (disabled && !others))
+        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "expert_disable: expert %d of layer %d; "
+            "there are %d in each of %d routed layers, and one must stay", expert, layer, E, model->R);
+    model->mask[layer * E + expert] = disabled ? -1e9f : 0.0f;  /* exp(-1e9 / tau) is 0 */
+    model->version++;
+    return TMOE_OK;
 }
 
 TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const float *vector) {
@@ -6642,7 +6680,8 @@ TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const flo
     tmoe_result result = TMOE_OK;
     ctx->error = TMOE_OK;
     for (int i = 0; i < count; i++) answers[i] = NULL;
-    if (!route && known < 0 && model->R > 0) {
+    if (!model->tokenizer) result = tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "answers: the model has no tokenizer");
+    if (result == TMOE_OK && !route && known < 0 && model->R > 0) {
         unseen = (float *)tmoei_alloc(ctx, (size_t)(model->R * model->config.E), sizeof(float), 0);
         result = unseen ? tmoe_route_unseen(model, instruction, TMOE_ZERO_SHOT_ROUTER, unseen)
             : TMOE_ERR_MEMORY;
@@ -6738,7 +6777,8 @@ struct tmoe_trainer {
     int *task_order, *example_order;    /* for drawing */
     int *step_tasks, *chosen;           /* the step's tasks (K) and examples (K, examples_per_task) */
     int chosen_count;
-    float *noise, *droutes, *constant_routes, *entropy;    /* (K, R * E) each; (R); one block, noise first */
+    float *noise, *droutes, *constant_routes;       /* (K, R * E) each; one block, noise first */
+    float *entropy, *use;               /* of the step's routes: (R), (R, E) */
     float best_loss;
     int64_t steps_done;           /* of this training; the model's own step goes on over several trainings */
     int64_t first_step;                 /* steps_done when this process began: tokens/s counts from there */
@@ -6945,24 +6985,50 @@ static int tmoei_draw(uint64_t seed, uint64_t stream, uint64_t counter, int *ord
     return wanted < n ? wanted : n;
 }
 
+/* The step's Gumbel noise g = -log(-log U), (K, R * E). */
+static void tmoei_step_noise(tmoe_trainer *trainer, int K) {
+    const int n = K * trainer->model->R * trainer->model->config.E;
+    for (int i = 0; i < n; i++)
+        trainer->noise[i] = -logf(-logf(tmoei_uniform(tmoei_random(trainer->training.seed,
+            TMOEI_STREAM_GUMBEL, (uint64_t)trainer->steps_done * (uint64_t)n + (uint64_t)i))));
+}
+
+/* r' = r keep + other: with a chance of config.exploration a layer's route is a random one-hot or uniform. */
+static tmoe_tensor *tmoei_explore(tmoe_trainer *trainer, int rows, tmoe_tensor *r) {
+    tmoe_tape *tape = trainer->router_tape;
+    const tmoe_config *c = &trainer->model->config;
+    const int E = c->E;
+    const uint64_t seed = trainer->training.seed;
+    if (!(c->exploration > 0.0f) || !r) return r;
+    float *keep = tmoei_floats(tape, (size_t)(rows * E)), *other = tmoei_floats(tape, (size_t)(rows * E));
+    if (!keep || !other) return NULL;
+    for (int i = 0; i < rows; i++) {
+        const uint64_t at = ((uint64_t)trainer->steps_done * (uint64_t)rows + (uint64_t)i) * 2;
+        const uint64_t which = tmoei_random(seed, TMOEI_STREAM_EXPLORE, at + 1);
+        const int explore = tmoei_uniform(tmoei_random(seed, TMOEI_STREAM_EXPLORE, at)) < c->exploration;
+        const int chosen = which & 1 ? (int)tmoei_below(which >> 1, (size_t)E) : -1;
+        for (int e = 0; e < E; e++) {
+            keep[i * E + e] = explore ? 0.0f : 1.0f;
+            other[i * E + e] = !explore ? 0.0f : chosen < 0 ? 1.0f / (float)E : (float)(chosen == e);
+        }
+    }
+    return tmoe_add(tape, tmoe_multiply(tape, r, tmoe_leaf(tape, rows, E, keep, NULL)),
+        tmoe_leaf(tape, rows, E, other, NULL));
+}
+
 /* The routes (K, R * E) of the step's tasks on the router's tape, with the noise of training; their
  * gradients gather in trainer->droutes. */
 static tmoe_tensor *tmoei_step_routes(tmoe_trainer *trainer, int K) {
     tmoe_model *model = trainer->model;
     const tmoe_config *c = &model->config;
-    const int R = model->R, E = c->E, width = R * E;
-    const uint64_t seed = trainer->training.seed, step = (uint64_t)trainer->steps_done;
-    const int trained = trainer->training.train;
+    const int R = model->R, E = c->E, width = R * E, trained = trainer->training.train;
     tmoe_tape *tape = trainer->router_tape;
-    int explored = 0;
     if (!tmoei_selection_has_router(c->selection)) {
+        const int fixed = c->selection == TMOE_SELECT_RANDOM_TASK;
         for (int i = 0; i < K; i++)
-            if (c->selection == TMOE_SELECT_RANDOM_TASK)
-                tmoei_route_without_router(model, TMOEI_STREAM_TASK_ROUTES, (uint64_t)trainer->step_tasks[i],
-                    trainer->constant_routes + i * width);
-            else
-                tmoei_route_without_router(model, TMOEI_STREAM_GROUP_ROUTES,
-                    step * (uint64_t)K + (uint64_t)i, trainer->constant_routes + i * width);
+            tmoei_route_without_router(model, fixed ? TMOEI_STREAM_TASK_ROUTES : TMOEI_STREAM_GROUP_ROUTES,
+                fixed ? (uint64_t)trainer->step_tasks[i] : (uint64_t)trainer->steps_done * (uint64_t)K
+                + (uint64_t)i, trainer->constant_routes + i * width);
         return tmoe_leaf(tape, K, width, trainer->constant_routes, NULL);
     }
     tmoe_tensor *table = tmoe_leaf(tape, model->N, c->k, model->theta + model->vectors,
@@ -6970,48 +7036,70 @@ static tmoe_tensor *tmoei_step_routes(tmoe_trainer *trainer, int K) {
         : NULL);
     tmoe_tensor *r = tmoe_embedding(tape, table, K, trainer->step_tasks, 1.0f, NULL, NULL);
     r = tmoei_router_logits(model, tape, trained & TMOE_TRAIN_ROUTER ? trainer->grads : NULL, r);
-    if (r) r = tmoe_reshape(tape, r, K * R, E);
-    if (c->selection == TMOE_SELECT_GUMBEL || c->selection == TMOE_SELECT_STRAIGHT_THROUGH)
-        for (int i = 0; i < K * width; i++)                         /* g = -log(-log U) */
-            trainer->noise[i] = -logf(-logf(tmoei_uniform(tmoei_random(seed, TMOEI_STREAM_GUMBEL,
-                step * (uint64_t)(K * width) + (uint64_t)i))));
+    if (r) r = tmoe_reshape(tape, tmoe_add(tape, r, tmoe_leaf(tape, 1, width, model->mask, NULL)), K * R, E);
     r = tmoe_select(tape, r, c->selection == TMOE_SELECT_SOFTMAX ? NULL : trainer->noise,
         tmoe_model_temperature(model), c->selection == TMOE_SELECT_STRAIGHT_THROUGH);
-    if (c->exploration > 0.0f && r) {           /* r' = r * keep + other: keep is 0 where a layer explores */
-        float *keep = tmoei_floats(tape, (size_t)(K * width)),
-            *other = tmoei_floats(tape, (size_t)(K * width));
-        if (!keep || !other) return NULL;
-        for (int i = 0; i < K * R; i++) {
-            const uint64_t at = (step * (uint64_t)(K * R) + (uint64_t)i) * 2;
-            const uint64_t which = tmoei_random(seed, TMOEI_STREAM_EXPLORE, at + 1);
-            const int explore = tmoei_uniform(tmoei_random(seed, TMOEI_STREAM_EXPLORE, at)) < c->exploration;
-            /* a random one-hot, or the uniform route */
-            const int chosen = which & 1 ? (int)tmoei_below(which >> 1, (size_t)E) : -1;
-            explored += explore;
-            for (int e = 0; e < E; e++) {
-                keep[i * E + e] = explore ? 0.0f : 1.0f;
-                other[i * E + e] = !explore ? 0.0f : chosen < 0 ? 1.0f / (float)E : chosen == e ? 1.0f
-                    : 0.0f;
-            }
-        }
-        if (explored)
-            r = tmoe_add(tape, tmoe_multiply(tape, r, tmoe_leaf(tape, K * R, E, keep, NULL)),
-                tmoe_leaf(tape, K * R, E, other, NULL));
-    }
+    r = tmoei_explore(trainer, K * R, r);
     return r ? tmoe_reshape(tape, r, K, width) : NULL;
 }
 
-static void tmoei_route_entropies(const tmoe_model *model, const float *routes, int K, float *entropy) {
-    const int E = model->config.E;
-    for (int l = 0; l < model->R; l++) {
-        entropy[l] = 0.0f;
-        for (int g = 0; g < K; g++)
-            for (int e = 0; e < E; e++) {
-                const float r = routes[(g * model->R + l) * E + e];
-                if (r > 0.0f) entropy[l] -= r * logf(r) / (float)K;
-            }
+/* For each routed layer: the mean over K routes of their entropy, and of the routes themselves. */
+static void tmoei_route_statistics(tmoe_trainer *trainer, const float *routes, int K) {
+    const int R = trainer->model->R, E = trainer->model->config.E;
+    memset(trainer->entropy, 0, (size_t)R * sizeof(float));
+    memset(trainer->use, 0, (size_t)(R * E) * sizeof(float));
+    for (int i = 0; i < K * R * E; i++) {
+        trainer->use[i % (R * E)] += routes[i] / (float)K;
+        if (routes[i] > 0.0f) trainer->entropy[i / E % R] -= routes[i] * logf(routes[i]) / (float)K;
     }
 }
+
+/* Every group adds to its row of the routes' gradient, which begins with that of the load balance over tasks
+ *   a E / R sum_l sum_e m_le^2,  m_le the mean of r_le over the step's tasks;  dl/dr_le = 2 a E m_le / (R K)
+ * which is smallest, a, where every expert is used alike. Gives its value. */
+static double tmoei_load_balance(tmoe_trainer *trainer, tmoe_tensor *routes, int K) {
+    const float a = trainer->training.load_balance * (float)trainer->model->config.E
+        / (float)trainer->model->R;
+    const int width = routes->cols;
+    double value = 0.0;
+    for (int i = 0; i < K * width; i++) trainer->droutes[i] = 2.0f * a * trainer->use[i % width] / (float)K;
+    for (int i = 0; i < width; i++) value += (double)(a * trainer->use[i] * trainer->use[i]);
+    routes->dx = trainer->droutes; routes->has_grad = 1;
+    return value;
+}
+
+/* Mean over pairs of layer l's experts of the sum over their tensors of ||theta_a - theta_b|| (q, k and v are
+ * three tensors); its gradient times `weight`, (theta_a - theta_b) / ||theta_a - theta_b||, goes to grads. */
+static double tmoei_expert_distance(const tmoe_model *model, int l, float *grads, float weight) {
+    const tmoei_layer *layer = &model->layers[l];
+    const int E = layer->experts, pairs = E * (E - 1) / 2;
+    double total = 0.0;
+    for (int i = 0; i < E * E * TMOEI_PIECES * 3; i++) {
+        const int part = i % 3, piece = i / 3 % TMOEI_PIECES, b = i / 3 / TMOEI_PIECES % E,
+            a = i / 3 / TMOEI_PIECES / E;
+        const int parts = piece <= TMOEI_SELF_QKV_BIAS ? 3 : piece == TMOEI_CROSS_KV
+            || piece == TMOEI_CROSS_KV_BIAS ? 2 : 1;
+        const size_t n = (size_t)layer->rows[piece] * (size_t)layer->cols[piece] / (size_t)parts;
+        const size_t at = layer->block + (size_t)a * layer->block_size + layer->offset[piece]
+            + (size_t)part * n;
+        const size_t other = at + (size_t)(b - a) * layer->block_size;
+        double squares = 0.0;
+        if (a >= b || part >= parts || !layer->in_expert[piece]) continue;
+        for (size_t j = 0; j < n; j++) {
+            const double d = (double)(model->theta[at + j] - model->theta[other + j]);
+            squares += d * d;
+        }
+        total += sqrt(squares) / pairs;
+        const float scale = squares > 0.0 ? weight / (float)(sqrt(squares) * pairs) : 0.0f;
+        for (size_t j = 0; grads && j < n; j++) {
+            const float d = scale * (model->theta[at + j] - model->theta[other + j]);
+            grads[at + j] += d;
+            grads[other + j] -= d;
+        }
+    }
+    return total;
+}
+
 
 /* Forward and backward of one group; adds its loss (already times weight) to *loss. */
 static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, float weight, double *loss) {
@@ -7058,26 +7146,23 @@ static double tmoei_step_gradients(tmoe_trainer *trainer) {
     tmoe_ctx *ctx = trainer->ctx;
     const tmoe_training *t = &trainer->training;
     const uint64_t step = (uint64_t)trainer->steps_done;
+    const tmoe_model *model = trainer->model;
     tmoe_tensor *routes = NULL;
     double loss = 0.0, targets = 0.0;
     int counts[TMOEI_GROUPS_MAX];
     const int K = tmoei_step_draw(trainer, counts);
     for (int g = 0; g < K; g++)
-        for (int i = 0; i < counts[g]; i++) {
-            const tmoei_trained_example *example =
-                &trainer->examples[trainer->chosen[g * t->examples_per_task + i]];
-            targets += (double)tmoei_target_length(trainer, tmoei_accepted(example, i, tmoei_random(t->seed,
-                step, (uint64_t)g)));
-        }
+        for (int i = 0; i < counts[g]; i++)
+            targets += (double)tmoei_target_length(trainer, tmoei_accepted(
+                &trainer->examples[trainer->chosen[g * t->examples_per_task + i]], i,
+                tmoei_random(t->seed, step, (uint64_t)g)));
     tmoe_tape_reset(trainer->router_tape);
-    if (trainer->model->R > 0) {
+    if (model->R > 0) {
+        tmoei_step_noise(trainer, K);
         routes = tmoei_step_routes(trainer, K);
         if (!routes) return 0.0;
-        if (routes->wants_grad) {                               /* every group adds to its row */
-            memset(trainer->droutes, 0, tmoei_elements(routes) * sizeof(float));
-            routes->dx = trainer->droutes; routes->has_grad = 1;
-        }
-        tmoei_route_entropies(trainer->model, routes->x, K, trainer->entropy);
+        tmoei_route_statistics(trainer, routes->x, K);
+        if (routes->wants_grad) loss += tmoei_load_balance(trainer, routes, K);
     }
     for (int g = 0; g < K && ctx->error == TMOE_OK; g++) {
         const uint64_t random = tmoei_random(t->seed, step, (uint64_t)g);
@@ -7089,6 +7174,9 @@ static double tmoei_step_gradients(tmoe_trainer *trainer) {
     }
     if (ctx->error == TMOE_OK && routes && routes->wants_grad)
         (void)tmoei_tape_backward(trainer->router_tape);
+    for (int l = 0; t->expert_regularisation > 0.0f && (t->train & TMOE_TRAIN_MODEL) && l < model->L; l++)
+        loss += (double)t->expert_regularisation
+            * tmoei_expert_distance(model, l, trainer->grads, t->expert_regularisation);
     return loss;
 }
 
@@ -7106,48 +7194,50 @@ static void tmoei_progress_fill(const tmoe_trainer *trainer, const tmoei_update_
     progress->lr_tasks = job->rates[TMOEI_RATE_TASKS];
     progress->temperature = tmoe_model_temperature(trainer->model);
     progress->gradient_norm = (float)norm; progress->route_entropy = trainer->entropy;
+    progress->expert_use = trainer->use;
     progress->routed_layers = trainer->model->R; progress->seconds = seconds;
     progress->seconds_left = seconds / done * (double)(t->steps - trainer->steps_done);
     progress->tokens_per_second = seconds > 0.0 ? trainer->tokens / seconds : 0.0;
     progress->part = t->label ? t->label : "";
 }
 
-TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress) {
+/* Clips the gradients that stand in trainer->grads, moves the parameters, raises the step. */
+static tmoe_result tmoei_trainer_apply(tmoe_trainer *trainer, double loss, tmoe_progress *progress) {
     tmoe_ctx *ctx = trainer->ctx;
     const tmoe_training *t = &trainer->training;
     const double machines = t->machines > 1 ? (double)t->machines : 1.0;
-    const tmoei_float_mode mode = tmoei_float_mode_enter();
+    const float tops[3] = { t->lr_model, t->lr_router, t->lr_tasks };
     tmoei_update_job job;
     double norm = 0.0;
-    ctx->error = TMOE_OK;
-    if (trainer->began == 0.0) trainer->began = tmoei_seconds();
     memset(&job, 0, sizeof job);
     job.trainer = trainer;
-    double loss = tmoei_step_gradients(trainer);
-    if (ctx->error == TMOE_OK) {
-        if (t->all_reduce) t->all_reduce(t->all_reduce_user, trainer->grads, trainer->gradient_floats);
-        tmoei_parallel(ctx, tmoei_norm_chunk, &job, trainer->update_count);
-        for (int i = 0; i < trainer->update_count; i++) norm += trainer->update_norms[i];
-        norm = sqrt(norm) / machines;
-        if (!(norm < (double)FLT_MAX) || !(loss < (double)FLT_MAX))         /* catches NaN, too */
-            (void)tmoei_fail(ctx, TMOE_ERR_NUMERIC,
-                "step %ld: loss %g, gradient norm %g; both must be finite (a smaller learning rate may help)",
-                (long)trainer->steps_done, loss, norm);
-    }
-    if (ctx->error == TMOE_OK) {
-        job.scale = (float)((t->clip > 0.0f && norm > (double)t->clip ? (double)t->clip / norm
-            : 1.0) / machines);
-        job.rates[TMOEI_RATE_MODEL] = tmoei_learning_rate(t, trainer->steps_done, t->lr_model);
-        job.rates[TMOEI_RATE_ROUTER] = tmoei_learning_rate(t, trainer->steps_done, t->lr_router);
-        job.rates[TMOEI_RATE_TASKS] = tmoei_learning_rate(t, trainer->steps_done, t->lr_tasks);
-        job.step = trainer->steps_done + 1;
-        tmoei_parallel(ctx, tmoei_adamw_chunk, &job, trainer->update_count);
-        trainer->model->version++;
-        trainer->model->step++;
-        trainer->steps_done++;
-        if (progress) tmoei_progress_fill(trainer, &job, loss, norm, progress);
-    /* a failed step leaves nothing behind */
-    } else memset(trainer->grads, 0, trainer->gradient_floats * sizeof(float));
+    if (t->all_reduce) t->all_reduce(t->all_reduce_user, trainer->grads, trainer->gradient_floats);
+    tmoei_parallel(ctx, tmoei_norm_chunk, &job, trainer->update_count);
+    for (int i = 0; i < trainer->update_count; i++) norm += trainer->update_norms[i];
+    norm = sqrt(norm) / machines;
+    if (!(norm < (double)FLT_MAX) || !(loss < (double)FLT_MAX))             /* catches NaN, too */
+        return tmoei_fail(ctx, TMOE_ERR_NUMERIC,
+            "step %ld: loss %g, gradient norm %g; both must be finite (a smaller learning rate may help)",
+            (long)trainer->steps_done, loss, norm);
+    job.scale = (float)((t->clip > 0.0f && norm > (double)t->clip ? (double)t->clip / norm : 1.0) / machines);
+    for (int i = 0; i < 3; i++) job.rates[i] = tmoei_learning_rate(t, trainer->steps_done, tops[i]);
+    job.step = trainer->steps_done + 1;
+    tmoei_parallel(ctx, tmoei_adamw_chunk, &job, trainer->update_count);
+    trainer->model->version++;
+    trainer->model->step++;
+    trainer->steps_done++;
+    if (progress) tmoei_progress_fill(trainer, &job, loss, norm, progress);
+    return TMOE_OK;
+}
+
+TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress) {
+    tmoe_ctx *ctx = trainer->ctx;
+    const tmoei_float_mode mode = tmoei_float_mode_enter();
+    ctx->error = TMOE_OK;
+    if (trainer->began == 0.0) trainer->began = tmoei_seconds();
+    const double loss = tmoei_step_gradients(trainer);
+    if (ctx->error != TMOE_OK || tmoei_trainer_apply(trainer, loss, progress) != TMOE_OK)
+        memset(trainer->grads, 0, trainer->gradient_floats * sizeof(float));    /* nothing is left behind */
     tmoei_float_mode_leave(mode);
     return ctx->error;
 }
@@ -7235,6 +7325,7 @@ static tmoe_result tmoei_trainer_texts(tmoe_trainer *trainer, const tmoe_suite *
     tmoe_ctx *ctx = trainer->ctx;
     tmoe_model *model = trainer->model;
     const tmoe_config *c = &model->config;
+    if (!model->tokenizer) return tmoei_fail(ctx, TMOE_ERR_DATA, "training: the model has no tokenizer");
     for (int s = 0; s < suite->count; s++) {
         const tmoe_task *task = &suite->tasks[s];
         tmoei_trained_task *trained = &trainer->tasks[trainer->task_count];
@@ -7346,42 +7437,52 @@ static tmoe_result tmoei_trainer_updates(tmoe_trainer *trainer) {
     return TMOE_OK;
 }
 
-TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *suite,
-        const tmoe_training *training) {
+/* A trainer without its texts. */
+static tmoe_trainer *tmoei_trainer_new(tmoe_model *model, const tmoe_training *training, size_t tasks,
+        size_t longest) {
     tmoe_ctx *ctx = model->ctx;
     const size_t width = (size_t)(model->R * model->config.E) + 1, size = model->size;
-    tmoe_training chosen = training ? *training : tmoe_training_default();
-    ctx->error = TMOE_OK;
-    if (tmoei_training_check(ctx, &chosen) != TMOE_OK) return NULL;
+    const size_t groups = (size_t)training->tasks_per_step, most = (size_t)training->examples_per_task;
     tmoe_trainer *trainer = (tmoe_trainer *)tmoei_alloc(ctx, 1, sizeof *trainer, 1);
     if (!trainer) return NULL;
     tmoei_owner *own = &trainer->own;
-    trainer->ctx = own->ctx = ctx; trainer->model = model; trainer->training = chosen;
+    trainer->ctx = own->ctx = ctx; trainer->model = model; trainer->training = *training;
     trainer->best_loss = (float)NAN; trainer->gradient_floats = size;
-    const size_t groups = (size_t)chosen.tasks_per_step;
-    size_t longest = (size_t)chosen.examples_per_task;
-    for (int s = 0; s < suite->count; s++)
-        if ((size_t)suite->tasks[s].train_count > longest) longest = (size_t)suite->tasks[s].train_count;
-    trainer->tasks = (tmoei_trained_task *)tmoei_own(own, (size_t)suite->count + 1, sizeof *trainer->tasks);
+    trainer->tasks = (tmoei_trained_task *)tmoei_own(own, tasks + 1, sizeof *trainer->tasks);
     trainer->grads = (float *)tmoei_own(own, size, sizeof(float));
     trainer->moment1 = (float *)tmoei_own(own, size, sizeof(float));
     trainer->moment2 = (float *)tmoei_own(own, size, sizeof(float));
-    trainer->task_order = (int *)tmoei_own(own, (size_t)suite->count + 1, sizeof(int));
-    trainer->example_order = (int *)tmoei_own(own, longest, sizeof(int));
+    trainer->task_order = (int *)tmoei_own(own, tasks + 1, sizeof(int));
+    trainer->example_order = (int *)tmoei_own(own, longest > most ? longest : most, sizeof(int));
     trainer->step_tasks = (int *)tmoei_own(own, groups, sizeof(int));
-    trainer->chosen = (int *)tmoei_own(own, groups * (size_t)chosen.examples_per_task, sizeof(int));
-    trainer->noise = (float *)tmoei_own(own, (3 * groups + 1) * width, sizeof(float));
-    if (chosen.evaluate_every_steps > 0) trainer->best = (float *)tmoei_own(own, size, sizeof(float));
+    trainer->chosen = (int *)tmoei_own(own, groups * most, sizeof(int));
+    trainer->noise = (float *)tmoei_own(own, (3 * groups + 2) * width, sizeof(float));
+    if (training->evaluate_every_steps > 0) trainer->best = (float *)tmoei_own(own, size, sizeof(float));
     trainer->router_tape = tmoe_tape_create(ctx); trainer->group_tape = tmoe_tape_create(ctx);
     if (ctx->error == TMOE_OK) {
         trainer->droutes = trainer->noise + groups * width;
         trainer->constant_routes = trainer->droutes + groups * width;
         trainer->entropy = trainer->constant_routes + groups * width;
-        (void)tmoei_trainer_texts(trainer, suite);
+        trainer->use = trainer->entropy + width;
+        if (tmoei_trainer_updates(trainer) == TMOE_OK) return trainer;
     }
-    if (ctx->error == TMOE_OK) (void)tmoei_trainer_updates(trainer);
-    if (ctx->error == TMOE_OK) (void)tmoei_trainer_plan(trainer);
-    if (ctx->error == TMOE_OK) return trainer;
+    tmoe_trainer_destroy(trainer);
+    return NULL;
+}
+
+TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *suite,
+        const tmoe_training *training) {
+    tmoe_ctx *ctx = model->ctx;
+    tmoe_training chosen = training ? *training : tmoe_training_default();
+    size_t longest = 1;
+    ctx->error = TMOE_OK;
+    if (tmoei_training_check(ctx, &chosen) != TMOE_OK) return NULL;
+    for (int s = 0; s < suite->count; s++)
+        if ((size_t)suite->tasks[s].train_count > longest) longest = (size_t)suite->tasks[s].train_count;
+    tmoe_trainer *trainer = tmoei_trainer_new(model, &chosen, (size_t)suite->count, longest);
+    if (!trainer) return NULL;
+    if (tmoei_trainer_texts(trainer, suite) == TMOE_OK && tmoei_trainer_plan(trainer) == TMOE_OK)
+        return trainer;
     tmoe_trainer_destroy(trainer);
     return NULL;
 }
@@ -7628,8 +7729,8 @@ static tmoe_model *tmoei_model_of_file(tmoe_ctx *ctx, const tmoei_safetensors *f
         if (tasks_json.nodes[0].kind != TMOEI_JSON_ARRAY || tasks_json.nodes[0].count % 3)
             (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the list of tasks is not sound", file->path);
         else tokenizer = tmoei_tokenizer_from_json(ctx, &tokenizer_json, file->path);
-        tasks = tokenizer ? (tmoe_task *)tmoei_alloc(ctx, (size_t)(tasks_json.nodes[0].count / 3) + 1,
-            sizeof *tasks, 1) : NULL;
+        if (ctx->error == TMOE_OK)
+            tasks = (tmoe_task *)tmoei_alloc(ctx, (size_t)tasks_json.nodes[0].count + 1, sizeof *tasks, 1);
         for (int node = tasks_json.nodes[0].child; tasks && node >= 0; n++) {
             const char **const fields[3] = { &tasks[n].name, &tasks[n].category, &tasks[n].instruction };
             for (int i = 0; i < 3; i++, node = tasks_json.nodes[node].next) {
@@ -7684,8 +7785,10 @@ TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path) 
     if (other && ctx->error == TMOE_OK) {
         int same = other->size == model->size && other->N == model->N
             && other->parameter_count == model->parameter_count
-            && other->tokenizer->merge_count == model->tokenizer->merge_count
-            && (!model->tokenizer->merge_count || memcmp(other->tokenizer->merges, model->tokenizer->merges,
+            && !other->tokenizer == !model->tokenizer
+            && (!model->tokenizer || other->tokenizer->merge_count == model->tokenizer->merge_count)
+            && (!model->tokenizer || !model->tokenizer->merge_count
+            || memcmp(other->tokenizer->merges, model->tokenizer->merges,
             sizeof(tmoei_merge_pair) * (size_t)model->tokenizer->merge_count) == 0);
         for (int i = 0; same && i < (int)TMOEI_CONFIG_FIELDS; i++)
             same = memcmp((const char *)&other->config + tmoei_config_fields[i].offset,

@@ -90,9 +90,13 @@ static double loss_of(set *s)
 }
 
 /* For every named tensor: the loss along the tensor's own gradient g / |g| must rise by |g|; along a random direction u by <g, u>. */
+static float expert_regularisation, load_balance;
+
 static void check_model_gradient(const tmoe_config *config, const char *name, int routers_too)
 {
     tmoe_training training = small_training();
+    training.expert_regularisation = expert_regularisation;
+    training.load_balance = load_balance;
     set s = make(1, config, &training);
     float *g, *keep;
     int p, tensors = 0;
@@ -198,6 +202,43 @@ static void test_gradients_of_other_shapes(void)
     c = small_config();
     c.E = 1;
     check_model_gradient(&c, "dense", 1);
+}
+
+static void test_gradients_of_expert_regularisation_and_load_balance(void)
+{
+    tmoe_config c = small_config();
+    expert_regularisation = 0.01f;
+    check_model_gradient(&c, "expert regularisation", 1);
+    expert_regularisation = 0.0f;
+    load_balance = 3.0f;
+    check_model_gradient(&c, "load balance", 1);
+    load_balance = 0.0f;
+}
+
+static void test_a_disabled_expert_gets_no_weight(void)
+{
+    tmoe_selection kinds[3] = { TMOE_SELECT_SOFTMAX, TMOE_SELECT_AVERAGE, TMOE_SELECT_STRAIGHT_THROUGH };
+    for (int k = 0; k < 3; k++) {
+        tmoe_config c = small_config();
+        tmoe_training training = small_training();
+        float route[64], sum = 0.0f;
+        c.selection = kinds[k];
+        set s = make(1, &c, &training);
+        if (!s.trainer) return;
+        CHECK(tmoe_expert_disable(s.model, 1, 0, 1) == TMOE_OK);
+        CHECK(tmoe_route(s.model, 0, route) == TMOE_OK);
+        CHECK(route[c.E] == 0.0f);
+        for (int e = 0; e < c.E; e++) sum += route[c.E + e];
+        CHECK_NEAR(sum, 1.0, 1e-5);
+        CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+        CHECK(s.trainer->use[c.E] == 0.0f);                    /* in training, too */
+        for (int e = 1; e + 1 < c.E; e++) CHECK(tmoe_expert_disable(s.model, 1, e, 1) == TMOE_OK);
+        CHECK(tmoe_expert_disable(s.model, 1, c.E - 1, 1) == TMOE_ERR_ARGUMENT);       /* the last one stays */
+        CHECK(tmoe_expert_disable(s.model, 99, 0, 1) == TMOE_ERR_ARGUMENT);
+        CHECK(tmoe_expert_disable(s.model, 1, 0, 0) == TMOE_OK);
+        CHECK(tmoe_route(s.model, 0, route) == TMOE_OK && (kinds[k] == TMOE_SELECT_STRAIGHT_THROUGH || route[c.E] > 0.0f));
+        unmake(&s);
+    }
 }
 
 /* Logits of a model for the first training lines of task 0 under a given route. */
@@ -618,6 +659,8 @@ TEST_MAIN("test_model",
     RUN(test_gradients_of_every_mix_and_selection);
     RUN(test_gradients_of_every_router);
     RUN(test_gradients_of_other_shapes);
+    RUN(test_gradients_of_expert_regularisation_and_load_balance);
+    RUN(test_a_disabled_expert_gets_no_weight);
     RUN(test_both_mixes_agree_on_one_hot_routes);
     RUN(test_param_mix_is_the_dense_model_of_its_merged_blocks);
     RUN(test_evaluation_routes_are_free_of_noise);

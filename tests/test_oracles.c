@@ -1,0 +1,377 @@
+/* Numbers computed by other people's code: the paper's reference implementation and its metrics. They lie in TMOE_ORACLES (default
+ * ../shared/oracles), not in this repository; where they are absent the tests say so and are skipped. */
+#define TASKMOE_IMPLEMENTATION
+#include "taskmoe.h"
+#include "test.h"
+
+static char oracles[512];
+static int skipped;
+
+static int present(const char *name, char *path, size_t size)
+{
+    (void)snprintf(path, size, "%s/%s", oracles, name);
+    if (tmoei_file_exists(path)) return 1;
+    printf("SKIPPED: there is no %s (set TMOE_ORACLES to the folder of the oracles)\n", path);
+    skipped++;
+    return 0;
+}
+
+/* ---- metrics ---- */
+static void test_metrics_score_as_the_reference(void)
+{
+    static const char *const names[TMOE_METRICS] = { "EM", "ACC", "Classification-F1", "QA-F1", "Rouge-L", "Matthew-Correlation", "Pearson-Correlation" };
+    char path[600];
+    size_t length;
+    tmoei_json json;
+    if (!present("metrics/expected.json", path, sizeof path)) return;
+    tmoe_ctx *ctx = tmoe_ctx_create(NULL);
+    char *text = tmoei_read_file(ctx, path, (size_t)1 << 30, &length);
+    CHECK(text && tmoei_json_parse(ctx, &json, text, length, path) == TMOE_OK);
+    int cases = 0;
+    for (int c = json.nodes[0].child; c >= 0; c = json.nodes[c].next, cases++) {
+        const char *metric_name = json.nodes[tmoei_json_get(&json, c, "metric")].text;
+        const int given = tmoei_json_get(&json, c, "predictions"), answers = tmoei_json_get(&json, c, "answers"), n = json.nodes[given].count;
+        const char **predictions = malloc((size_t)n * sizeof *predictions), **outputs = malloc(10000 * sizeof *outputs);
+        tmoe_example *examples = calloc((size_t)n, sizeof *examples);
+        int metric = 0, used = 0;
+        while (metric < TMOE_METRICS && strcmp(names[metric], metric_name)) metric++;
+        CHECK(metric < TMOE_METRICS);
+        int p = json.nodes[given].child, a = json.nodes[answers].child;
+        for (int i = 0; i < n; i++, p = json.nodes[p].next, a = json.nodes[a].next) {
+            predictions[i] = json.nodes[p].text;
+            examples[i].outputs = outputs + used;
+            examples[i].output_count = json.nodes[a].count;
+            for (int o = json.nodes[a].child; o >= 0; o = json.nodes[o].next) outputs[used++] = json.nodes[o].text;
+        }
+        const int score = tmoei_json_get(&json, c, "score");
+        double got = -9.0;
+        CHECK(tmoe_score(ctx, (tmoe_metric)metric, predictions, examples, n, &got) == TMOE_OK);
+        if (json.nodes[score].kind != TMOEI_JSON_NUMBER) CHECK(got != got);         /* undefined there, undefined here */
+        else if (!(fabs(got - json.nodes[score].number) <= 1e-9)) {
+            printf("case %d, %s: %.12g, the reference says %.12g ('%s')\n", cases, metric_name, got, json.nodes[score].number, predictions[0]);
+            test_failures++;
+        }
+        free(predictions); free(outputs); free(examples);
+    }
+    CHECK(cases > 0);
+    tmoei_json_free(ctx, &json);
+    tmoei_free(ctx, text);
+    CHECK(tmoe_ctx_bytes(ctx, NULL) > 0);
+    tmoe_ctx_destroy(ctx);
+}
+
+/* ---- the reference's model ---- */
+typedef struct reference { tmoe_ctx *ctx; tmoei_safetensors file; tmoe_model *model; tmoe_trainer *trainer; long ids[48], mask[48], targets[24], task[4]; } reference;
+
+static void longs(reference *r, const char *name, long *out, size_t count)
+{
+    const tmoei_entry *entry = tmoei_safetensors_find(&r->file, name);
+    CHECK(entry && entry->count == count && entry->dtype == TMOEI_I64);
+    for (size_t i = 0; entry && i < count; i++) {
+        const unsigned char *p = r->file.data + entry->begin + 8 * i;
+        uint64_t x = 0;
+        for (int b = 7; b >= 0; b--) x = x << 8 | p[b];
+        out[i] = (long)x;
+    }
+}
+
+static void floats(reference *r, const char *name, float *out, size_t count)
+{
+    const tmoei_entry *entry = tmoei_safetensors_find(&r->file, name);
+    if (!entry) { printf("%s: no tensor %s\n", r->file.path, name); test_failures++; return; }
+    CHECK(tmoei_safetensors_read(r->ctx, &r->file, entry, out, count) == TMOE_OK);
+}
+
+static const char *reference_parts(const char *name, const char **rest)
+{
+    static const char *const pieces[][4] = {
+        { "self.qkv", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj" }, { "self.out", "self_attn.out_proj", NULL, NULL },
+        { "self.norm", "self_attn_layer_norm", NULL, NULL }, { "cross.q", "encoder_attn.q_proj", NULL, NULL },
+        { "cross.kv", "encoder_attn.k_proj", "encoder_attn.v_proj", NULL }, { "cross.out", "encoder_attn.out_proj", NULL, NULL },
+        { "cross.norm", "encoder_attn_layer_norm", NULL, NULL }, { "fc1", "fc1", NULL, NULL }, { "fc2", "fc2", NULL, NULL },
+        { "ffn.norm", "final_layer_norm", NULL, NULL } };
+    for (size_t i = 0; i < sizeof pieces / sizeof *pieces; i++) {
+        const size_t n = strlen(pieces[i][0]);
+        if (strncmp(name, pieces[i][0], n) == 0 && name[n] == '.') {
+            for (int j = 0; j < 3; j++) rest[j] = pieces[i][j + 1];
+            return name + n;
+        }
+    }
+    return NULL;
+}
+
+/* The reference's names of what our tensor holds, one below the other; how many. Leading rows of positions are padding there. */
+static int reference_names(const char *name, char out[3][160], int *skip_rows)
+{
+    static const char *const fixed[][2] = {
+        { "tokens.weight", "model.shared.weight" }, { "encoder.positions.weight", "model.encoder.embed_positions.weight" },
+        { "decoder.positions.weight", "model.decoder.embed_positions.weight" }, { "encoder.norm.weight", "model.encoder.layernorm_embedding.weight" },
+        { "encoder.norm.bias", "model.encoder.layernorm_embedding.bias" }, { "decoder.norm.weight", "model.decoder.layernorm_embedding.weight" },
+        { "decoder.norm.bias", "model.decoder.layernorm_embedding.bias" }, { "output.bias", "final_logits_bias" }, { "task_vectors.weight", "task_vectors" },
+        { "router.layer_projection.weight", "router.model.layer_specific_proj.weight" }, { "router.layer_projection.bias", "router.model.layer_specific_proj.bias" },
+        { "router.layer_positions.weight", "router.model.pos_embed.weight" }, { "router.projection.weight", "router.model.proj.weight" },
+        { "router.projection.bias", "router.model.proj.bias" }, { "router.attention.qkv.weight", "router.model.transformer.self_attn.in_proj_weight" },
+        { "router.attention.qkv.bias", "router.model.transformer.self_attn.in_proj_bias" },
+        { "router.forward.input.weight", "router.model.rnn.weight_ih_l0" }, { "router.forward.input.bias", "router.model.rnn.bias_ih_l0" },
+        { "router.forward.hidden.weight", "router.model.rnn.weight_hh_l0" }, { "router.forward.hidden.bias", "router.model.rnn.bias_hh_l0" },
+        { "router.backward.input.weight", "router.model.rnn.weight_ih_l0_reverse" }, { "router.backward.input.bias", "router.model.rnn.bias_ih_l0_reverse" },
+        { "router.backward.hidden.weight", "router.model.rnn.weight_hh_l0_reverse" }, { "router.backward.hidden.bias", "router.model.rnn.bias_hh_l0_reverse" } };
+    int layer, expert, used = 0;
+    char side[16], rest[80];
+    *skip_rows = strstr(name, "positions.weight") && name[0] != 'r' ? 2 : 0;
+    for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++)
+        if (strcmp(name, fixed[i][0]) == 0) { (void)snprintf(out[0], 160, "%s", fixed[i][1]); return 1; }
+    if (sscanf(name, "%15[a-z].%d.expert.%d.%79s", side, &layer, &expert, rest) == 4) {
+        const char *parts[3] = { NULL, NULL, NULL }, *end = reference_parts(rest, parts);
+        for (int j = 0; end && j < 3 && parts[j]; j++)
+            (void)snprintf(out[used++], 160, "model.%s.layers.%d.blocks.%d.%s%s", side, layer, expert, parts[j], end);
+        return used;
+    }
+    if (sscanf(name, "router.%d.%79s", &layer, rest) == 2) { (void)snprintf(out[0], 160, "router.model.router_units.%d.%s", layer, rest); return 1; }
+    if (strncmp(name, "router.attention.out.", 21) == 0) { (void)snprintf(out[0], 160, "router.model.transformer.self_attn.out_proj.%s", name + 21); return 1; }
+    (void)snprintf(out[0], 160, "router.model.transformer.%s", name + 7);
+    return 1;
+}
+
+/* What the reference's file holds for our tensor p, under a prefix, into out. */
+static void reference_tensor(reference *r, const char *prefix, int p, float *out)
+{
+    const tmoei_parameter *parameter = &r->model->parameters[p];
+    char names[3][160], full[512];
+    int skip, count = reference_names(parameter->name, names, &skip);
+    size_t at = 0;
+    float block[34 * 61];
+    if (strstr(parameter->name, "router.0.") && r->model->config.router == TMOE_ROUTER_LINEAR)
+        (void)snprintf(names[0], 160, "router.model.%.60s", parameter->name + 9);
+    for (int i = 0; i < count; i++) {
+        (void)snprintf(full, sizeof full, "%s%s", strcmp(prefix, "param.") == 0 && strcmp(names[i], "task_vectors") == 0 ? "" : prefix, names[i]);
+        const tmoei_entry *entry = tmoei_safetensors_find(&r->file, full);
+        if (!entry || entry->count > sizeof block / sizeof *block) { printf("no tensor %s for %s\n", full, parameter->name); test_failures++; return; }
+        floats(r, full, block, entry->count);
+        const size_t first = (size_t)(skip * parameter->cols), n = entry->count - first;
+        if (at + n > (size_t)parameter->rows * (size_t)parameter->cols) { printf("%s does not fit %s\n", full, parameter->name); test_failures++; return; }
+        memcpy(out + at, block + first, n * sizeof(float));
+        at += n;
+    }
+    CHECK(at == (size_t)parameter->rows * (size_t)parameter->cols);
+}
+
+static int reference_open(reference *r, tmoe_router_kind router, const char *name, tmoe_selection selection, float tau)
+{
+    static const char *const names[3] = { "a", "b", "c" };
+    char path[600], file[80];
+    tmoe_task tasks[3];
+    tmoe_config c = tmoe_config_default();
+    tmoe_training t = tmoe_training_default();
+    memset(r, 0, sizeof *r);
+    (void)snprintf(file, sizeof file, "crosstask/%s.safetensors", name);
+    if (!present(file, path, sizeof path)) return 0;
+    r->ctx = tmoe_ctx_create(NULL);
+    CHECK(tmoei_safetensors_open(r->ctx, &r->file, path) == TMOE_OK);
+    longs(r, "input_ids", r->ids, 48); longs(r, "attention_mask", r->mask, 48); longs(r, "target_ids", r->targets, 24); longs(r, "task_of_example", r->task, 4);
+    c.D = 16; c.H_encoder = 2; c.H_decoder = 4; c.F_encoder = 24; c.F_decoder = 20; c.V = 61; c.source_tokens = c.target_tokens = 32;
+    c.norm = TMOE_NORM_POST; c.E = 3; c.mix = TMOE_MIX_OUTPUT; c.selection = selection; c.temperature = c.temperature_min = tau;
+    c.router = router; c.router_hidden = 12; c.vectors = TMOE_VECTOR_LEARNED; c.k = 8;
+    memset(tasks, 0, sizeof tasks);
+    for (int i = 0; i < 3; i++) tasks[i].name = tasks[i].instruction = tasks[i].category = names[i];
+    r->model = tmoe_model_create(r->ctx, &c, NULL, tasks, 3);
+    if (!r->model) { printf("%s\n", tmoe_error_message(r->ctx)); test_failures++; return 0; }
+    for (int p = 0; p < r->model->parameter_count; p++) reference_tensor(r, "param.", p, r->model->theta + r->model->parameters[p].offset);
+    r->model->version++;
+    t.label_smoothing = 0.1f; t.tasks_per_step = t.examples_per_task = 4; t.steps = INT_MAX; t.warmup = 0.0f;
+    t.lr_model = 1e-3f; t.lr_router = 1e-2f; t.lr_tasks = 2e-2f;
+    r->trainer = tmoei_trainer_new(r->model, &t, 3, 4);
+    CHECK(r->trainer != NULL);
+    return r->trainer != NULL && test_failures == 0;
+}
+
+static void reference_close(reference *r)
+{
+    if (!r->ctx) return;
+    tmoe_trainer_destroy(r->trainer); tmoe_model_destroy(r->model); tmoei_safetensors_close(r->ctx, &r->file); tmoe_ctx_destroy(r->ctx);
+}
+
+/* Examples into the trainer's batch; the padding (token 1, mask 0) is left out. */
+static void reference_batch(reference *r, const int *examples, int count)
+{
+    tmoei_batch *b = &r->trainer->batch;
+    int s = 0, t = 0;
+    CHECK(tmoei_batch_reserve(r->ctx, b, 48, 24, (size_t)count) == TMOE_OK);
+    for (int i = 0; i < count; i++) {
+        b->source.offsets[i] = s; b->target.offsets[i] = t;
+        for (int j = 0; j < 12; j++)
+            if (r->mask[examples[i] * 12 + j]) { b->source.ids[s] = (int)r->ids[examples[i] * 12 + j]; b->source.positions[s++] = j; }
+        for (int j = 0; j < 6 && r->targets[examples[i] * 6 + j] != 1; j++) {
+            b->target.ids[t] = j ? (int)r->targets[examples[i] * 6 + j - 1] : 2; b->labels[t] = (int)r->targets[examples[i] * 6 + j];
+            b->target.positions[t++] = j;
+        }
+    }
+    b->source.offsets[count] = b->source.tokens = s; b->target.offsets[count] = b->target.tokens = t;
+}
+
+/* Loss, and gradients in trainer->grads, of the whole batch as the library's own training step computes them. With noise every example is
+ * a group of its own, as noise belongs to an example in the reference. */
+static double reference_gradients(reference *r, int noise)
+{
+    int groups[4][4], counts[4] = { 0, 0, 0, 0 }, K = 0;
+    double loss = 0.0;
+    for (int i = 0; i < 4; i++) {
+        int g = 0;
+        while (!noise && g < K && r->trainer->step_tasks[g] != (int)r->task[i]) g++;
+        if (noise) g = K;
+        if (g == K) r->trainer->step_tasks[K++] = (int)r->task[i];
+        groups[g][counts[g]++] = i;
+    }
+    if (noise) {
+        float given[24];
+        floats(r, "gumbel_noise", given, 24);
+        for (int g = 0; g < 4; g++) for (int l = 0; l < 4; l++) for (int e = 0; e < 3; e++)
+            r->trainer->noise[(g * 4 + l) * 3 + e] = given[((l % 2) * 4 + g) * 3 + e];
+    }
+    tmoe_tape_reset(r->trainer->router_tape);
+    tmoe_tensor *routes = tmoei_step_routes(r->trainer, K);
+    CHECK(routes != NULL);
+    tmoei_route_statistics(r->trainer, routes->x, K);
+    if (routes->wants_grad) (void)tmoei_load_balance(r->trainer, routes, K);
+    for (int g = 0; g < K; g++) {
+        reference_batch(r, groups[g], counts[g]);
+        tmoei_step_group(r->trainer, routes, g, 1.0f, &loss);
+    }
+    if (routes->wants_grad) CHECK(tmoei_tape_backward(r->trainer->router_tape) == TMOE_OK);
+    CHECK(r->ctx->error == TMOE_OK);
+    return loss;
+}
+
+static void compare_gradients(reference *r, const char *kind)
+{
+    static float expected[4096];
+    char prefix[60];
+    (void)snprintf(prefix, sizeof prefix, "grad.%s.", kind);
+    for (int p = 0; p < r->model->parameter_count; p++) {
+        const tmoei_parameter *parameter = &r->model->parameters[p];
+        const size_t n = (size_t)parameter->rows * (size_t)parameter->cols;
+        const float *got = r->trainer->grads + parameter->offset;
+        double most = 0.0, off = 0.0;
+        if (parameter->rate == TMOEI_RATE_NONE) continue;
+        if (strcmp(kind, "average") == 0 && (parameter->rate == TMOEI_RATE_ROUTER || parameter->rate == TMOEI_RATE_TASKS)) {
+            for (size_t i = 0; i < n; i++) CHECK(got[i] == 0.0f);
+            continue;
+        }
+        reference_tensor(r, prefix, p, expected);
+        for (size_t i = 0; i < n; i++) {
+            if (fabs((double)expected[i]) > most) most = fabs((double)expected[i]);
+            if (!(fabs((double)(got[i] - expected[i])) <= off)) off = fabs((double)(got[i] - expected[i]));
+        }
+        if (!(off <= 1e-4 * most + 1e-12)) { printf("%s, %s %s: off by %g, the largest entry is %g\n", r->file.path, kind, parameter->name, off, most); test_failures++; }
+    }
+}
+
+static double expected_loss(reference *r, const char *router, const char *kind, int index)
+{
+    char path[600];
+    size_t length;
+    tmoei_json json;
+    (void)snprintf(path, sizeof path, "%s/crosstask/losses.json", oracles);
+    char *text = tmoei_read_file(r->ctx, path, 1 << 20, &length);
+    CHECK(text && tmoei_json_parse(r->ctx, &json, text, length, path) == TMOE_OK);
+    int node = tmoei_json_get(&json, tmoei_json_get(&json, 0, router), kind);
+    if (index >= 0) for (node = json.nodes[node].child; index > 0; index--) node = json.nodes[node].next;
+    const double value = tmoei_json_number(&json, node, (double)NAN);
+    tmoei_json_free(r->ctx, &json);
+    tmoei_free(r->ctx, text);
+    return value;
+}
+
+static const char *const router_names[10] = { "linear", "linear_layer_specific", "rnn", "rnn_layer_specific", "gru", "gru_layer_specific", "lstm",
+    "lstm_layer_specific", "transformer", "transformer_layer_specific" };
+
+static void check_selection(int router, tmoe_selection selection, float tau, const char *kind, int noise)
+{
+    reference r;
+    if (reference_open(&r, (tmoe_router_kind)router, router_names[router], selection, tau)) {
+        const double loss = reference_gradients(&r, noise), expected = expected_loss(&r, router_names[router], kind, -1);
+        if (!(fabs(loss - expected) <= 1e-5 * expected)) { printf("%s, %s: loss %.9g, the reference says %.9g\n", router_names[router], kind, loss, expected); test_failures++; }
+        compare_gradients(&r, kind);
+    }
+    reference_close(&r);
+}
+
+static void test_softmax_routes_losses_and_gradients_of_all_routers(void)
+{
+    for (int router = 0; router < 10; router++) {
+        reference r;
+        check_selection(router, TMOE_SELECT_SOFTMAX, 1.3f, "softmax", 0);
+        if (reference_open(&r, (tmoe_router_kind)router, router_names[router], TMOE_SELECT_SOFTMAX, 1.3f)) {
+            float expected[36], route[12];
+            floats(&r, "routes.softmax", expected, 36);
+            for (int t = 0; t < 3; t++) {
+                CHECK(tmoe_route(r.model, t, route) == TMOE_OK);
+                for (int i = 0; i < 12; i++) CHECK_NEAR(route[i], expected[(i / 3 * 3 + t) * 3 + i % 3], 1e-5);
+            }
+        }
+        reference_close(&r);
+    }
+}
+
+static void test_straight_through_losses_and_gradients_of_all_routers(void)
+{
+    for (int router = 0; router < 10; router++) check_selection(router, TMOE_SELECT_STRAIGHT_THROUGH, 0.7f, "straight_through", 1);
+}
+
+static void test_gumbel_and_average(void)
+{
+    check_selection(TMOE_ROUTER_LINEAR_LAYER_SPECIFIC, TMOE_SELECT_GUMBEL, 0.7f, "gumbel", 1);
+    check_selection(TMOE_ROUTER_LINEAR_LAYER_SPECIFIC, TMOE_SELECT_AVERAGE, 1.0f, "average", 0);
+}
+
+static void test_masked_experts_get_the_routes_of_the_reference(void)
+{
+    reference r;
+    if (reference_open(&r, TMOE_ROUTER_LINEAR_LAYER_SPECIFIC, router_names[1], TMOE_SELECT_SOFTMAX, 1.0f)) {
+        float mask[12], expected[36], route[12];
+        floats(&r, "mask.encoder", mask, 6);
+        floats(&r, "mask.decoder", mask + 6, 6);
+        floats(&r, "routes.masked", expected, 36);
+        for (int i = 0; i < 12; i++) if (mask[i] != 0.0f) CHECK(tmoe_expert_disable(r.model, i / 3, i % 3, 1) == TMOE_OK);
+        for (int t = 0; t < 3; t++) {
+            CHECK(tmoe_route(r.model, t, route) == TMOE_OK);
+            for (int i = 0; i < 12; i++) CHECK_NEAR(route[i], expected[(i / 3 * 3 + t) * 3 + i % 3], 1e-5);
+        }
+    }
+    reference_close(&r);
+}
+
+static void test_expert_regularisation(void)
+{
+    reference r;
+    if (reference_open(&r, TMOE_ROUTER_LINEAR_LAYER_SPECIFIC, router_names[1], TMOE_SELECT_SOFTMAX, 1.0f)) {
+        const double expected = expected_loss(&r, router_names[1], "expert_regularisation_encoder0", -1);
+        CHECK_NEAR(tmoei_expert_distance(r.model, 0, NULL, 0.0f), expected, 1e-5 * expected);
+    }
+    reference_close(&r);
+}
+
+static void test_eight_optimiser_steps(void)
+{
+    reference r;
+    if (reference_open(&r, TMOE_ROUTER_LINEAR_LAYER_SPECIFIC, router_names[1], TMOE_SELECT_SOFTMAX, 1.3f))
+        for (int step = 0; step < 8; step++) {
+            const double loss = reference_gradients(&r, 0), expected = expected_loss(&r, router_names[1], "adamw_losses", step);
+            CHECK_NEAR(loss, expected, 1e-4 * expected);
+            CHECK(tmoei_trainer_apply(r.trainer, loss, NULL) == TMOE_OK);
+        }
+    reference_close(&r);
+}
+
+TEST_MAIN("test_oracles",
+    const char *folder = getenv("TMOE_ORACLES");
+    (void)snprintf(oracles, sizeof oracles, "%s", folder && folder[0] ? folder : "../shared/oracles");
+    RUN(test_metrics_score_as_the_reference);
+    RUN(test_softmax_routes_losses_and_gradients_of_all_routers);
+    RUN(test_straight_through_losses_and_gradients_of_all_routers);
+    RUN(test_gumbel_and_average);
+    RUN(test_masked_experts_get_the_routes_of_the_reference);
+    RUN(test_expert_regularisation);
+    RUN(test_eight_optimiser_steps);
+    if (skipped) printf("test_oracles: %d files were absent; what needs them was SKIPPED\n", skipped);
+)
