@@ -521,6 +521,21 @@ TMOE_DEF tmoe_config tmoe_config_default(void);
  *   cost       one pass over the parameters   thread  one context, one thread */
 TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
     const tmoe_tokenizer *tokenizer, const tmoe_task *tasks, int task_count);
+/* tmoe_model_derive - a new model that begins with the layers of another                      >>model
+ *   from       in, of any context: D, F, layers, tokens, V and norm must be config's
+ *   route      (routed layers of from, E) in: its layers are merged by it. NULL: a layer with as many
+ *              experts as before keeps them, any other begins with their average
+ *   config     in: of the new model; NULL = from's      tasks, task_count  as above
+ *   out        free with tmoe_model_destroy. Experts are copies with expert_noise; router and vectors
+ *              of the tasks that both know are kept where shapes agree. So dense to E experts is upcycling
+ *              (arXiv 2212.05055), a route to E = 1 cuts a task out (exactly with PARAM or a one-hot route),
+ *              NULL to E = 1 is MHR-mu
+ *   fails      as above   cost  a pass over from's parameters   thread  one context, one thread */
+TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, const float *route,
+    const tmoe_config *config, const tmoe_task *tasks, int task_count);
+/* tmoe_model_take_router - router and vectors of the tasks that both know, where shapes agree
+ *   fails never   cost  a copy   thread  as above */
+TMOE_DEF void tmoe_model_take_router(tmoe_model *model, const tmoe_model *from);
 /* tmoe_model_destroy - frees a model; NULL is fine.   fails never   thread  as above */
 TMOE_DEF void tmoe_model_destroy(tmoe_model *model);
 /* tmoe_model_config, _tokenizer, _task_count, _task_name, _task_instruction, _task_category - read-only
@@ -589,7 +604,9 @@ TMOE_DEF int tmoe_find_task(const tmoe_model *model, const char *name_or_instruc
 typedef struct tmoe_trainer tmoe_trainer;
 
 /* bits of tmoe_training.train */
-enum { TMOE_TRAIN_MODEL = 1, TMOE_TRAIN_ROUTER = 2, TMOE_TRAIN_TASKS = 4, TMOE_TRAIN_ALL = 7 };
+enum { TMOE_TRAIN_LAYERS = 1, TMOE_TRAIN_ROUTER = 2, TMOE_TRAIN_TASKS = 4,
+    TMOE_TRAIN_SHARED = 8,              /* embeddings, positions, norms outside the layers */
+    TMOE_TRAIN_MODEL = TMOE_TRAIN_LAYERS | TMOE_TRAIN_SHARED, TMOE_TRAIN_ALL = 15 };
 
 /* What the progress callback hears. */
 typedef struct tmoe_progress {
@@ -678,6 +695,18 @@ TMOE_DEF float tmoe_validation_loss(tmoe_trainer *trainer);
  *   out    free with tmoe_model_destroy   fails  NULL + the errors of tmoe_trainer_run   thread  as above */
 TMOE_DEF tmoe_model *tmoe_train(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_config *config,
     const tmoe_training *training);
+/* tmoe_train_from - the same from a start                                                     >>train
+ *   start      in: model whose layers and tokenizer it begins with (tmoe_model_derive), or NULL: random
+ *   router     in: model whose router and task vectors it begins with, or NULL: start's, or random
+ *   out, fails, thread  as above */
+TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_model *start,
+    const tmoe_model *router, const tmoe_config *config, const tmoe_training *training);
+/* tmoe_train_two_stages - the paper's: stage 1 learns routes (straight-through Gumbel, tau 2 to 0.1); stage 2
+ *   freezes them, begins with start's layers again and lets routing sharpen (softmax, tau 300 to 1)
+ *   start      as above      config  in: its selection and temperatures are set here      stage1, stage2  in
+ *   out        the model of stage 2   fails, thread  as above */
+TMOE_DEF tmoe_model *tmoe_train_two_stages(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_model *start,
+    const tmoe_config *config, const tmoe_training *stage1, const tmoe_training *stage2);
 /* tmoe_suite_tokenizer - the tokenizer tmoe_train would make: bytes (vocabulary 0) or BPE over the texts of
  * the training tasks
  *   fails  NULL + TMOE_ERR_DATA, TMOE_ERR_MEMORY   cost  a pass over the texts a merge   thread  as above */
@@ -713,6 +742,13 @@ TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count);
  *   fails  as tmoe_answers      cost  as tmoe_answers   thread  as above */
 TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, const float *route, int limit,
     double *score);
+/* tmoe_rank - the label with the highest likelihood, for tasks with a closed set               >>inference
+ *   task       in: with labels      route  as above, or NULL for a known task      inputs (count) in
+ *   normalised 0: sum of log p of the label's tokens, 1: their mean      chosen (count) out: index of a label
+ *   fails      TMOE_ERR_ARGUMENT (no labels, no route, too long), TMOE_ERR_MEMORY
+ *   cost       a pass a label and input   thread  as above */
+TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const float *route,
+    const char *const *inputs, int count, int normalised, int *chosen);
 /* ---- API: files (>>files) ----------------------------------------------------------------------------- */
 #ifndef TMOE_NO_STDIO
 /* tmoe_model_save - writes everything the model is: config, tokenizer, tasks, parameters, step (and so the
@@ -5072,7 +5108,7 @@ typedef enum tmoei_shared {
 } tmoei_shared;
 
 /* Which learning rate a parameter follows. */
-typedef enum tmoei_rate { TMOEI_RATE_MODEL, TMOEI_RATE_ROUTER, TMOEI_RATE_TASKS,
+typedef enum tmoei_rate { TMOEI_RATE_LAYERS, TMOEI_RATE_ROUTER, TMOEI_RATE_TASKS, TMOEI_RATE_SHARED,
     TMOEI_RATE_NONE } tmoei_rate;
 
 typedef struct tmoei_parameter {    /* one named tensor in theta */
@@ -5186,7 +5222,7 @@ static void tmoei_layer_plan(tmoe_model *model, int index) {
             char owner[24] = "";
             if (layer->rows[piece] == 0 || layer->in_expert[piece] != (expert >= 0)) continue;
             if (layer->experts > 1 && expert >= 0) (void)snprintf(owner, sizeof owner, "expert.%d.", expert);
-            (void)tmoei_parameter_add(model, layer->rows[piece], layer->cols[piece], TMOEI_RATE_MODEL,
+            (void)tmoei_parameter_add(model, layer->rows[piece], layer->cols[piece], TMOEI_RATE_LAYERS,
                 matrix, layer->experts > 1 ? expert : -1, matrix ? tmoei_init_std(model, layer->cols[piece])
                 : 0.0f, gain ? 1.0f : 0.0f, "%s.%d.%s%s", decoder ? "decoder" : "encoder", number, owner,
                 tmoei_piece_names[piece]);
@@ -5201,19 +5237,19 @@ static tmoe_result tmoei_model_plan(tmoe_model *model) {
     const tmoe_config *c = &model->config;
     const float embedding_std = tmoei_init_std(model, c->D);
     const int V = model->V, D = c->D;
-    model->shared[TMOEI_TOKENS] = tmoei_parameter_add(model, V, D, TMOEI_RATE_MODEL, 1, -1, embedding_std,
+    model->shared[TMOEI_TOKENS] = tmoei_parameter_add(model, V, D, TMOEI_RATE_SHARED, 1, -1, embedding_std,
         0.0f, "tokens.weight");
     model->shared[TMOEI_ENCODER_POSITIONS] = tmoei_parameter_add(model, c->source_tokens, D,
-        TMOEI_RATE_MODEL, 1, -1, embedding_std, 0.0f, "encoder.positions.weight");
+        TMOEI_RATE_SHARED, 1, -1, embedding_std, 0.0f, "encoder.positions.weight");
     model->shared[TMOEI_DECODER_POSITIONS] = tmoei_parameter_add(model, c->target_tokens, D,
-        TMOEI_RATE_MODEL, 1, -1, embedding_std, 0.0f, "decoder.positions.weight");
-    model->shared[TMOEI_ENCODER_NORM] = tmoei_parameter_add(model, 1, D, TMOEI_RATE_MODEL, 0, -1, 0.0f, 1.0f,
+        TMOEI_RATE_SHARED, 1, -1, embedding_std, 0.0f, "decoder.positions.weight");
+    model->shared[TMOEI_ENCODER_NORM] = tmoei_parameter_add(model, 1, D, TMOEI_RATE_SHARED, 0, -1, 0.0f, 1.0f,
         "encoder.norm.weight");
-    model->shared[TMOEI_ENCODER_NORM_BIAS] = tmoei_parameter_add(model, 1, D, TMOEI_RATE_MODEL, 0, -1, 0.0f,
+    model->shared[TMOEI_ENCODER_NORM_BIAS] = tmoei_parameter_add(model, 1, D, TMOEI_RATE_SHARED, 0, -1, 0.0f,
         0.0f, "encoder.norm.bias");
-    model->shared[TMOEI_DECODER_NORM] = tmoei_parameter_add(model, 1, D, TMOEI_RATE_MODEL, 0, -1, 0.0f, 1.0f,
+    model->shared[TMOEI_DECODER_NORM] = tmoei_parameter_add(model, 1, D, TMOEI_RATE_SHARED, 0, -1, 0.0f, 1.0f,
         "decoder.norm.weight");
-    model->shared[TMOEI_DECODER_NORM_BIAS] = tmoei_parameter_add(model, 1, D, TMOEI_RATE_MODEL, 0, -1, 0.0f,
+    model->shared[TMOEI_DECODER_NORM_BIAS] = tmoei_parameter_add(model, 1, D, TMOEI_RATE_SHARED, 0, -1, 0.0f,
         0.0f, "decoder.norm.bias");
     model->shared[TMOEI_OUTPUT_BIAS] = tmoei_parameter_add(model, 1, V, TMOEI_RATE_NONE, 0, -1, 0.0f, 0.0f,
         "output.bias");
@@ -5421,6 +5457,73 @@ TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
     return model;
 }
 
+static float *tmoei_piece_of(const tmoe_model *model, int l, int piece, int expert) {
+    const tmoei_layer *layer = &model->layers[l];
+    return model->theta + layer->offset[piece] + (!layer->in_expert[piece] ? layer->shared : layer->block
+        + (size_t)expert * layer->block_size);
+}
+
+TMOE_DEF void tmoe_model_take_router(tmoe_model *model, const tmoe_model *from) {
+    for (int p = model->router_parameter; p < model->parameter_count; p++)
+        for (int q = from->router_parameter; q < from->parameter_count; q++) {
+            const tmoei_parameter *to = &model->parameters[p], *a = &from->parameters[q];
+            const int vectors = to->offset == model->vectors, rows = vectors ? model->N : 1;
+            const size_t n = (size_t)to->cols * (size_t)(vectors ? 1 : to->rows);
+            if (strcmp(to->name, a->name) != 0 || to->cols != a->cols || (!vectors && to->rows != a->rows))
+                continue;
+            for (int row = 0; row < rows; row++) { /* of a table of tasks: those that both know */
+                const int known = vectors ? tmoe_find_task(from, model->tasks[row].name) : 0;
+                if (known >= 0)
+                    memcpy(model->theta + to->offset + (size_t)row * n, from->theta + a->offset
+                        + (size_t)known * n, n * sizeof(float));
+            }
+        }
+    model->version++;
+}
+
+/* Layer l of a new model from layer l of another: kept, or merged by r and copied with the noise that the new
+ * experts have between them. Experts go from last to first: the first one's start is that noise's zero. */
+static void tmoei_layer_derive(tmoe_model *model, const tmoe_model *from, int l, const float *r) {
+    const int experts = from->layers[l].experts, keep = !r && model->layers[l].experts == experts;
+    for (int piece = 0; piece < TMOEI_PIECES; piece++) {
+        const size_t n = (size_t)model->layers[l].rows[piece] * (size_t)model->layers[l].cols[piece];
+        for (int e = model->layers[l].in_expert[piece] ? model->layers[l].experts - 1 : 0; e >= 0; e--) {
+            float *to = tmoei_piece_of(model, l, piece, e);
+            const float *zero = tmoei_piece_of(model, l, piece, 0);
+            for (size_t i = 0; i < n; i++) {
+                float sum = e && !keep ? to[i] - zero[i] : 0.0f;
+                for (int a = 0; a < experts; a++) {
+                    const float weight = keep ? (float)(a == e) : r ? r[a] : 1.0f / (float)experts;
+                    if (weight != 0.0f) sum += weight * tmoei_piece_of(from, l, piece, a)[i];
+                }
+                to[i] = sum;
+            }
+        }
+    }
+}
+
+TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, const float *route,
+        const tmoe_config *config, const tmoe_task *tasks, int task_count) {
+    const tmoe_config *a = &from->config, c = config ? *config : *a;
+    ctx->error = TMOE_OK;
+    if (c.D != a->D || c.F_encoder != a->F_encoder || c.F_decoder != a->F_decoder
+            || c.encoder_layers != a->encoder_layers || c.decoder_layers != a->decoder_layers
+            || c.source_tokens != a->source_tokens || c.target_tokens != a->target_tokens
+            || (c.V && c.V != from->V) || c.norm != a->norm)
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_CONFIG, "derive: D, F, layers, tokens, V and norm must stay");
+    tmoe_model *model = tmoe_model_create(ctx, &c, from->tokenizer, tasks, task_count);
+    if (!model) return NULL;
+    for (int p = 0; p < TMOEI_SHARED; p++)                      /* embeddings, positions, norms */
+        memcpy(model->theta + model->shared[p], from->theta + from->shared[p],
+            (size_t)model->parameters[p].rows * (size_t)model->parameters[p].cols * sizeof(float));
+    for (int l = 0; l < model->L; l++)
+        tmoei_layer_derive(model, from, l, route && from->layers[l].experts > 1
+            ? route + from->layers[l].route * a->E : NULL);
+    tmoe_model_take_router(model, from);
+    model->step = config ? 0 : from->step;
+    return model;
+}
+
 TMOE_DEF const tmoe_config *tmoe_model_config(const tmoe_model *model) { return &model->config; }
 TMOE_DEF const tmoe_tokenizer *tmoe_model_tokenizer(const tmoe_model *model) { return model->tokenizer; }
 TMOE_DEF int tmoe_model_task_count(const tmoe_model *model) { return model->N; }
@@ -5475,13 +5578,73 @@ typedef struct tmoei_pack {             /* sequences one behind the other, no pa
     int *ids, *positions, *offsets;     /* (tokens), (tokens), (sequences + 1) */
 } tmoei_pack;
 
+typedef struct tmoei_batch {            /* one group, packed; all arrays in one block of memory */
+    tmoei_pack source, target;
+    int *labels;                        /* what each target position must say */
+    int *memory;
+    size_t capacity;                    /* ints in it */
+} tmoei_batch;
+
+/* Makes room for a group and lays the arrays out one behind the other. */
+static tmoe_result tmoei_batch_reserve(tmoe_ctx *ctx, tmoei_batch *batch, size_t sources, size_t targets,
+        size_t sequences) {
+    const size_t need = 2 * sources + 3 * targets + 2 * (sequences + 1);
+    if (need > batch->capacity) {
+        int *memory = (int *)tmoei_alloc(ctx, need + need / 2, sizeof(int), 0);
+        if (!memory) return TMOE_ERR_MEMORY;
+        tmoei_free(ctx, batch->memory);
+        batch->memory = memory; batch->capacity = need + need / 2;
+    }
+    int *at = batch->memory;
+    batch->source.ids = at; at += sources;
+    batch->source.positions = at; at += sources;
+    batch->target.ids = at; at += targets;
+    batch->target.positions = at; at += targets;
+    batch->labels = at; at += targets;
+    batch->source.offsets = at; at += sequences + 1;
+    batch->target.offsets = at;
+    batch->source.sequences = batch->target.sequences = (int)sequences;
+    return TMOE_OK;
+}
+
+typedef struct tmoei_texts { int *ids; size_t *offsets; size_t count, ids_used, ids_capacity,
+    offsets_capacity; } tmoei_texts;
+
+/* Appends one tokenised text; gives its index, or -1 cast to size_t (cause in the context). */
+static size_t tmoei_texts_add(tmoe_ctx *ctx, tmoei_texts *texts, const tmoe_tokenizer *tokenizer,
+        const char *instruction, const char *input, int limit, const char *what, const char *task_name,
+        int line) {
+    size_t count = 0;
+    if (tmoei_encode_source(ctx, tokenizer, instruction, input, NULL, 0, &count) != TMOE_OK)
+        return (size_t)-1;
+    if (count > (size_t)limit) {
+        (void)tmoei_fail(ctx, TMOE_ERR_DATA,
+            "task %s, training example %d: the %s has %lu tokens; the model takes at most %d", task_name,
+            line + 1, what, (unsigned long)count, limit);
+        return (size_t)-1;
+    }
+    if (!tmoei_grow(ctx, &texts->ids, &texts->ids_capacity, texts->ids_used + count, sizeof *texts->ids)
+            || !tmoei_grow(ctx, &texts->offsets, &texts->offsets_capacity, texts->count + 2,
+            sizeof *texts->offsets) || tmoei_encode_source(ctx, tokenizer, instruction, input,
+            texts->ids + texts->ids_used, count, &count) != TMOE_OK)
+        return (size_t)-1;
+    if (texts->count == 0) texts->offsets[0] = 0;
+    texts->ids_used += count;
+    texts->offsets[++texts->count] = texts->ids_used;
+    return texts->count - 1;
+}
+
+static size_t tmoei_text_length(const tmoei_texts *texts, size_t index) {
+    return texts->offsets[index + 1] - texts->offsets[index];
+}
+
 typedef struct tmoei_cache tmoei_cache; /* >>inference: keys and values of earlier positions */
 
 typedef struct tmoei_pass {
     tmoe_model *model;
     tmoe_tape *tape;
     float *grads;                       /* flat twin of theta, or NULL: nothing is trained */
-    int train_model;                    /* 0: the transformer is frozen */
+    int train;                          /* TMOE_TRAIN_ bits */
     tmoe_tensor *route;                 /* (1, R * E) or NULL when no layer is routed */
     float *const *blocks;               /* evaluation: each layer's merged block, (L) pointers, or NULL */
     int hard_training;                  /* straight-through: unselected experts run forward for dl/dr */
@@ -5492,14 +5655,14 @@ typedef struct tmoei_pass {
 
 static tmoe_tensor *tmoei_block_leaf(tmoei_pass *pass, size_t offset, size_t size) {
     return tmoe_leaf(pass->tape, 1, (int)size, pass->model->theta + offset,
-                     pass->grads && pass->train_model ? pass->grads + offset : NULL);
+                     pass->grads && (pass->train & TMOE_TRAIN_LAYERS) ? pass->grads + offset : NULL);
 }
 
 static tmoe_tensor *tmoei_shared_tensor(tmoei_pass *pass, tmoei_shared which) {
     /* the shared ones come first, in this order */
     const tmoei_parameter *parameter = &pass->model->parameters[which];
     return tmoe_leaf(pass->tape, parameter->rows, parameter->cols, pass->model->theta + parameter->offset,
-        pass->grads && pass->train_model && parameter->rate != TMOEI_RATE_NONE
+        pass->grads && (pass->train & TMOE_TRAIN_SHARED) && parameter->rate != TMOEI_RATE_NONE
         ? pass->grads + parameter->offset : NULL);
 }
 
@@ -5589,8 +5752,8 @@ static tmoe_tensor *tmoei_layer_forward(tmoei_pass *pass, int l, tmoe_tensor *h,
         if (pass->blocks) block = tmoe_leaf(pass->tape, 1, (int)layer->block_size, pass->blocks[l], NULL);
         else
             block = tmoe_mix_parameters(pass->tape, model->theta + layer->block, pass->grads
-                && pass->train_model ? pass->grads + layer->block : NULL, E, (int)layer->block_size,
-                pass->route, first);
+                && (pass->train & TMOE_TRAIN_LAYERS) ? pass->grads + layer->block : NULL, E,
+                (int)layer->block_size, pass->route, first);
     }
     if (block) {
         tmoei_layer_pieces(pass, layer, block, 1, w);
@@ -6731,14 +6894,85 @@ TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, con
     tmoei_free(ctx, (void *)inputs); tmoei_free(ctx, answers);
     return result;
 }
+
+/* sum over y of log p(y | x) for each of n targets of one source, into out; rows of the batch as the trainer
+ * packs them: the decoder reads </s> y_1 ... y_n and must say y_1 ... y_n </s>. */
+static tmoe_result tmoei_log_likelihoods(tmoe_model *model, int task, const float *route, int *ids,
+        size_t source, const tmoei_texts *labels, const size_t *which, int n, double *out) {
+    tmoe_ctx *ctx = model->ctx;
+    const size_t skip = model->config.begin_in_target ? 0 : 1, V = (size_t)model->V;
+    tmoei_batch b;
+    tmoei_pass pass;
+    size_t targets = 0;
+    memset(&b, 0, sizeof b);
+    for (int i = 0; i < n; i++) targets += tmoei_text_length(labels, which[i]) - skip;
+    TMOEI_TRY(tmoei_batch_reserve(ctx, &b, source * (size_t)n, targets, (size_t)n));
+    for (int i = 0, s = 0, t = 0; i < n; i++) {
+        const int *y = labels->ids + labels->offsets[which[i]] + skip;
+        b.source.offsets[i] = s; b.target.offsets[i] = t;
+        for (size_t j = 0; j < source; j++, s++) { b.source.ids[s] = ids[j]; b.source.positions[s] = (int)j; }
+        for (size_t j = 0; j < tmoei_text_length(labels, which[i]) - skip; j++, t++) {
+            b.target.ids[t] = j ? y[j - 1] : model->end_id;
+            b.target.positions[t] = (int)j; b.labels[t] = y[j];
+        }
+        b.source.offsets[i + 1] = b.source.tokens = s; b.target.offsets[i + 1] = b.target.tokens = t;
+    }
+    const tmoe_tensor *h = NULL;
+    if (tmoei_evaluation_pass(model, task, route, model->tape, &pass) == TMOE_OK)
+        h = tmoei_head(&pass, tmoei_decode(&pass, &b.target, tmoei_encode(&pass, &b.source), &b.source));
+    for (int i = 0; h && i < n; i++) {
+        out[i] = 0.0;
+        for (int t = b.target.offsets[i]; t < b.target.offsets[i + 1]; t++) {
+            const float *x = h->x + (size_t)t * V;
+            out[i] += (double)(x[b.labels[t]] - tmoei_log_sum_exp(ctx, x, model->V));
+        }
+    }
+    tmoei_free(ctx, b.memory);
+    return ctx->error;
+}
+
+TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const float *route,
+        const char *const *inputs, int count, int normalised, int *chosen) {
+    tmoe_ctx *ctx = model->ctx;
+    const tmoe_config *c = &model->config;
+    const int known = tmoe_find_task(model, task->name);
+    tmoei_texts labels;
+    ctx->error = TMOE_OK;
+    if (!task->label_count || !model->tokenizer || (model->R > 0 && !route && known < 0))
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "rank: task %s needs a closed set of labels, the model a tokenizer and a route", task->name);
+    const tmoei_float_mode mode = tmoei_float_mode_enter();
+    memset(&labels, 0, sizeof labels);
+    size_t *which = (size_t *)tmoei_alloc(ctx, (size_t)task->label_count, sizeof *which, 0), length;
+    double *scores = (double *)tmoei_alloc(ctx, (size_t)task->label_count, sizeof *scores, 0);
+    int *ids = (int *)tmoei_alloc(ctx, (size_t)c->source_tokens, sizeof(int), 0);
+    for (int i = 0; ctx->error == TMOE_OK && i < task->label_count; i++)
+        which[i] = tmoei_texts_add(ctx, &labels, model->tokenizer, NULL, task->labels[i], c->target_tokens,
+            "label", task->name, i);
+    for (int i = 0; ctx->error == TMOE_OK && i < count; i++) {
+        if (tmoei_encode_source(ctx, model->tokenizer, c->instruction_in_input ? task->instruction : NULL,
+                inputs[i], ids, (size_t)c->source_tokens, &length) != TMOE_OK) break;
+        if (length > (size_t)c->source_tokens)
+            (void)tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "rank: input %d has %lu tokens; the model takes %d", i,
+                (unsigned long)length, c->source_tokens);
+        else if (tmoei_log_likelihoods(model, known, route, ids, length, &labels, which, task->label_count,
+                scores) == TMOE_OK)
+            for (int j = chosen[i] = 0; j < task->label_count; j++) {
+                if (normalised) scores[j] /= (double)tmoei_text_length(&labels, which[j]) - 1.0;
+                if (scores[j] > scores[chosen[i]]) chosen[i] = j;
+            }
+    }
+    tmoei_free(ctx, which); tmoei_free(ctx, scores); tmoei_free(ctx, ids);
+    tmoei_free(ctx, labels.ids); tmoei_free(ctx, labels.offsets);
+    tmoei_float_mode_leave(mode);
+    return ctx->error;
+}
 /* ==== >>train: packed batches of tasks, AdamW, the loop ================================================
  * A step's batch is K groups of one task each. The router runs once for the K tasks; then every group runs
  * forward and backward on its own with its row of the routes, leaving dl/droute behind; then the router runs
  * backward. Everything random is drawn from (seed, stream, step): there is no state to save but the step
  * number. */
 
-typedef struct tmoei_texts { int *ids; size_t *offsets; size_t count, ids_used, ids_capacity,
-    offsets_capacity; } tmoei_texts;
 
 typedef struct tmoei_trained_task {
     int task;                           /* index in the model */
@@ -6750,12 +6984,6 @@ typedef struct tmoei_trained_task {
 typedef struct tmoei_trained_example { size_t source, target; int targets; } tmoei_trained_example;
 typedef struct tmoei_update { size_t offset, count; tmoei_rate rate; int decay; } tmoei_update;
 #define TMOEI_UPDATE_FLOATS 16384       /* a chunk of the optimiser: 64 KiB of theta, gradient, moments */
-typedef struct tmoei_batch {            /* one group, packed; all arrays in one block of memory */
-    tmoei_pack source, target;
-    int *labels;                        /* what each target position must say */
-    int *memory;
-    size_t capacity;                    /* ints in it */
-} tmoei_batch;
 
 struct tmoe_trainer {
     tmoe_ctx *ctx;
@@ -6810,57 +7038,9 @@ TMOE_DEF tmoe_training tmoe_training_default(void) {
     return t;
 }
 
-/* ---- texts to tokens --------------------------------------------------------------------------------- */
-/* Appends one tokenised text; gives its index, or -1 cast to size_t (cause in the context). */
-static size_t tmoei_texts_add(tmoe_ctx *ctx, tmoei_texts *texts, const tmoe_tokenizer *tokenizer,
-        const char *instruction, const char *input, int limit, const char *what, const char *task_name,
-        int line) {
-    size_t count = 0;
-    if (tmoei_encode_source(ctx, tokenizer, instruction, input, NULL, 0, &count) != TMOE_OK)
-        return (size_t)-1;
-    if (count > (size_t)limit) {
-        (void)tmoei_fail(ctx, TMOE_ERR_DATA,
-            "task %s, training example %d: the %s has %lu tokens; the model takes at most %d", task_name,
-            line + 1, what, (unsigned long)count, limit);
-        return (size_t)-1;
-    }
-    if (!tmoei_grow(ctx, &texts->ids, &texts->ids_capacity, texts->ids_used + count, sizeof *texts->ids)
-            || !tmoei_grow(ctx, &texts->offsets, &texts->offsets_capacity, texts->count + 2,
-            sizeof *texts->offsets) || tmoei_encode_source(ctx, tokenizer, instruction, input,
-            texts->ids + texts->ids_used, count, &count) != TMOE_OK)
-        return (size_t)-1;
-    if (texts->count == 0) texts->offsets[0] = 0;
-    texts->ids_used += count;
-    texts->offsets[++texts->count] = texts->ids_used;
-    return texts->count - 1;
-}
 
-static size_t tmoei_text_length(const tmoei_texts *texts, size_t index) {
-    return texts->offsets[index + 1] - texts->offsets[index];
-}
 
 /* ---- packing a group --------------------------------------------------------------------------------- */
-/* Makes room for a group and lays the arrays out one behind the other. */
-static tmoe_result tmoei_batch_reserve(tmoe_ctx *ctx, tmoei_batch *batch, size_t sources, size_t targets,
-        size_t sequences) {
-    const size_t need = 2 * sources + 3 * targets + 2 * (sequences + 1);
-    if (need > batch->capacity) {
-        int *memory = (int *)tmoei_alloc(ctx, need + need / 2, sizeof(int), 0);
-        if (!memory) return TMOE_ERR_MEMORY;
-        tmoei_free(ctx, batch->memory);
-        batch->memory = memory; batch->capacity = need + need / 2;
-    }
-    int *at = batch->memory;
-    batch->source.ids = at; at += sources;
-    batch->source.positions = at; at += sources;
-    batch->target.ids = at; at += targets;
-    batch->target.positions = at; at += targets;
-    batch->labels = at; at += targets;
-    batch->source.offsets = at; at += sequences + 1;
-    batch->target.offsets = at;
-    batch->source.sequences = batch->target.sequences = (int)sequences;
-    return TMOE_OK;
-}
 
 /* The text that example c of a group is trained on; of several accepted ones `random` picks. */
 static size_t tmoei_accepted(const tmoei_trained_example *example, int c, uint64_t random) {
@@ -7110,7 +7290,7 @@ static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, 
     tmoe_tape_reset(trainer->group_tape);
     memset(&pass, 0, sizeof pass);
     pass.model = model; pass.tape = trainer->group_tape; pass.grads = trainer->grads;
-    pass.train_model = t->train & TMOE_TRAIN_MODEL;
+    pass.train = t->train;
     pass.hard_training = model->config.selection == TMOE_SELECT_STRAIGHT_THROUGH && routes
         && routes->wants_grad;
     pass.dropout = t->dropout; pass.dropout_seed = t->seed;
@@ -7174,7 +7354,7 @@ static double tmoei_step_gradients(tmoe_trainer *trainer) {
     }
     if (ctx->error == TMOE_OK && routes && routes->wants_grad)
         (void)tmoei_tape_backward(trainer->router_tape);
-    for (int l = 0; t->expert_regularisation > 0.0f && (t->train & TMOE_TRAIN_MODEL) && l < model->L; l++)
+    for (int l = 0; t->expert_regularisation > 0.0f && (t->train & TMOE_TRAIN_LAYERS) && l < model->L; l++)
         loss += (double)t->expert_regularisation
             * tmoei_expert_distance(model, l, trainer->grads, t->expert_regularisation);
     return loss;
@@ -7189,7 +7369,7 @@ static void tmoei_progress_fill(const tmoe_trainer *trainer, const tmoei_update_
     progress->step = trainer->steps_done; progress->steps = t->steps;
     progress->loss = (float)loss; progress->validation_loss = (float)NAN;
     progress->best_validation_loss = trainer->best_loss;
-    progress->lr_model = job->rates[TMOEI_RATE_MODEL];
+    progress->lr_model = job->rates[TMOEI_RATE_LAYERS];
     progress->lr_router = job->rates[TMOEI_RATE_ROUTER];
     progress->lr_tasks = job->rates[TMOEI_RATE_TASKS];
     progress->temperature = tmoe_model_temperature(trainer->model);
@@ -7206,7 +7386,7 @@ static tmoe_result tmoei_trainer_apply(tmoe_trainer *trainer, double loss, tmoe_
     tmoe_ctx *ctx = trainer->ctx;
     const tmoe_training *t = &trainer->training;
     const double machines = t->machines > 1 ? (double)t->machines : 1.0;
-    const float tops[3] = { t->lr_model, t->lr_router, t->lr_tasks };
+    const float tops[TMOEI_RATE_NONE] = { t->lr_model, t->lr_router, t->lr_tasks, t->lr_model };
     tmoei_update_job job;
     double norm = 0.0;
     memset(&job, 0, sizeof job);
@@ -7220,7 +7400,8 @@ static tmoe_result tmoei_trainer_apply(tmoe_trainer *trainer, double loss, tmoe_
             "step %ld: loss %g, gradient norm %g; both must be finite (a smaller learning rate may help)",
             (long)trainer->steps_done, loss, norm);
     job.scale = (float)((t->clip > 0.0f && norm > (double)t->clip ? (double)t->clip / norm : 1.0) / machines);
-    for (int i = 0; i < 3; i++) job.rates[i] = tmoei_learning_rate(t, trainer->steps_done, tops[i]);
+    for (int i = 0; i < TMOEI_RATE_NONE; i++)
+        job.rates[i] = tmoei_learning_rate(t, trainer->steps_done, tops[i]);
     job.step = trainer->steps_done + 1;
     tmoei_parallel(ctx, tmoei_adamw_chunk, &job, trainer->update_count);
     trainer->model->version++;
@@ -7547,28 +7728,55 @@ TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite, cons
     return TMOE_OK;
 }
 
-TMOE_DEF tmoe_model *tmoe_train(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_config *config,
-        const tmoe_training *training) {
+TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_model *start,
+        const tmoe_model *router, const tmoe_config *config, const tmoe_training *training) {
     tmoe_config c = config ? *config : tmoe_config_default();
-    tmoe_training t = training ? *training : tmoe_training_default();
-    tmoe_task *tasks;
+    const tmoe_training t = training ? *training : tmoe_training_default();
     tmoe_model *model = NULL;
     int n = 0;
     ctx->error = TMOE_OK;
-    tmoe_tokenizer *tokenizer = tmoe_suite_tokenizer(ctx, suite, t.vocabulary);
-    if (!tokenizer) return NULL;
-    if (c.source_tokens == 0 || c.target_tokens == 0) (void)tmoe_suite_fit(ctx, suite, tokenizer, &c);
-    tasks = (tmoe_task *)tmoei_alloc(ctx, (size_t)suite->count + 1, sizeof *tasks, 0);
-    if (tasks && ctx->error == TMOE_OK) {
-        for (int s = 0; s < suite->count; s++)
-            if (suite->tasks[s].part == TMOE_PART_TRAIN) tasks[n++] = suite->tasks[s];
-        model = tmoe_model_create(ctx, &c, tokenizer, tasks, n);
-    }
+    tmoe_tokenizer *tokenizer = start ? NULL : tmoe_suite_tokenizer(ctx, suite, t.vocabulary);
+    if (tokenizer && (c.source_tokens == 0 || c.target_tokens == 0))
+        (void)tmoe_suite_fit(ctx, suite, tokenizer, &c);
+    if (start) c.source_tokens = start->config.source_tokens;
+    if (start) c.target_tokens = start->config.target_tokens;
+    tmoe_task *tasks = ctx->error != TMOE_OK ? NULL : (tmoe_task *)tmoei_alloc(ctx, (size_t)suite->count + 1,
+        sizeof *tasks, 0);
+    for (int s = 0; tasks && s < suite->count; s++)
+        if (suite->tasks[s].part == TMOE_PART_TRAIN) tasks[n++] = suite->tasks[s];
+    if (tasks)
+        model = start ? tmoe_model_derive(ctx, start, NULL, &c, tasks, n) : tmoe_model_create(ctx, &c,
+            tokenizer, tasks, n);
+    if (model && router) tmoe_model_take_router(model, router);
     tmoei_free(ctx, tasks); tmoe_tokenizer_destroy(tokenizer);
     tmoe_trainer *trainer = model ? tmoe_trainer_create(model, suite, &t) : NULL;
-    if (trainer && tmoe_trainer_run(trainer) == TMOE_OK) { tmoe_trainer_destroy(trainer); return model; }
-    tmoe_trainer_destroy(trainer); tmoe_model_destroy(model);
+    const int good = trainer && tmoe_trainer_run(trainer) == TMOE_OK;
+    tmoe_trainer_destroy(trainer);
+    if (good) return model;
+    tmoe_model_destroy(model);
     return NULL;
+}
+
+TMOE_DEF tmoe_model *tmoe_train(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_config *config,
+        const tmoe_training *training) {
+    return tmoe_train_from(ctx, suite, NULL, NULL, config, training);
+}
+
+TMOE_DEF tmoe_model *tmoe_train_two_stages(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_model *start,
+        const tmoe_config *config, const tmoe_training *stage1, const tmoe_training *stage2) {
+    tmoe_config c = config ? *config : tmoe_config_default();
+    tmoe_training t = stage2 ? *stage2 : tmoe_training_default();
+    const int steps1 = stage1 ? stage1->steps : t.steps;
+    c.selection = TMOE_SELECT_STRAIGHT_THROUGH; c.temperature = 2.0f; c.temperature_min = 0.1f;
+    c.temperature_decay = (float)(log(20.0) * 3.0 / steps1);    /* the paper's 3e-4 of 30,000 steps */
+    tmoe_model *first = tmoe_train_from(ctx, suite, start, NULL, &c, stage1);
+    if (!first) return NULL;
+    c.selection = TMOE_SELECT_SOFTMAX; c.temperature = 300.0f; c.temperature_min = 1.0f;
+    c.temperature_decay = (float)(log(300.0) / (0.95 * t.steps));       /* 1e-4 of 60,000 */
+    t.train &= TMOE_TRAIN_MODEL;
+    tmoe_model *second = tmoe_train_from(ctx, suite, start, first, &c, &t);
+    tmoe_model_destroy(first);
+    return second;
 }
 /* ==== >>files: models and checkpoints ==================================================================
  * A safetensors file. Its metadata holds config, tokenizer and tasks as JSON; every parameter is a tensor of

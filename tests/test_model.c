@@ -104,7 +104,7 @@ static void check_model_gradient(const tmoe_config *config, const char *name, in
     for (p = 0; p < s.model->parameter_count; p++) {            /* a router of size 0.02 is all curvature under its layer norms */
         const tmoei_parameter *parameter = &s.model->parameters[p];
         size_t i;
-        for (i = 0; parameter->rate != TMOEI_RATE_MODEL && parameter->init_std > 0.0f && i < (size_t)parameter->rows * (size_t)parameter->cols; i++)
+        for (i = 0; (parameter->rate == TMOEI_RATE_ROUTER || parameter->rate == TMOEI_RATE_TASKS) && parameter->init_std > 0.0f && i < (size_t)parameter->rows * (size_t)parameter->cols; i++)
             s.model->theta[parameter->offset + i] *= 5.0f;
     }
     g = (float *)malloc(s.model->size * sizeof(float));
@@ -120,7 +120,7 @@ static void check_model_gradient(const tmoe_config *config, const char *name, in
         double norm = 0.0, along, plus, minus, h;
         size_t i;
         int direction;
-        if (parameter->rate == TMOEI_RATE_NONE || (!routers_too && parameter->rate != TMOEI_RATE_MODEL)) continue;
+        if (parameter->rate == TMOEI_RATE_NONE || (!routers_too && parameter->rate != TMOEI_RATE_LAYERS && parameter->rate != TMOEI_RATE_SHARED)) continue;
         for (i = 0; i < n; i++) norm += (double)g[at + i] * (double)g[at + i];
         norm = sqrt(norm);
         if (norm < 1e-3) continue;                              /* k biases: softmax does not see them */
@@ -310,6 +310,128 @@ static void test_param_mix_is_the_dense_model_of_its_merged_blocks(void)
 }
 
 /* Routes in evaluation carry no noise: asked twice they are equal, and they are what decoding uses (faults 1 and 2). */
+/* A task cut out of a mixture is a dense model with the same numbers; a dense model upcycled without noise is the dense model. */
+static void test_derived_models_compute_what_they_came_from(void)
+{
+    for (int kind = 0; kind < 2; kind++) {
+        tmoe_config c = small_config(), dense;
+        tmoe_training training = small_training();
+        float route[64], *a, *b;
+        size_t n, m;
+        c.expert_kind = kind ? TMOE_EXPERT_FFN : TMOE_EXPERT_LAYER;
+        set s = make(1, &c, &training), d;
+        if (!s.trainer) return;
+        for (int i = 0; i < 8; i++) CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+        CHECK(tmoe_route(s.model, 0, route) == TMOE_OK);
+        a = logits_of(&s, NULL, &n);
+        dense = c;
+        dense.E = 1;
+        tmoe_model *mixture = s.model, *cut = tmoe_model_derive(s.ctx, s.model, route, &dense, s.suite->tasks, 1);
+        CHECK(cut && cut->R == 0);
+        d = s;
+        d.model = cut;
+        b = logits_of(&d, NULL, &m);
+        CHECK(n == m);
+        for (size_t i = 0; a && b && i < n; i++) CHECK_NEAR(a[i], b[i], 1e-5);
+        free(a);
+        c.expert_noise = 0.0f;
+        c.expert_kind = TMOE_EXPERT_LAYER;
+        tmoe_model *up = tmoe_model_derive(s.ctx, cut, NULL, &c, s.suite->tasks, s.suite->count);
+        CHECK(up && up->R == 2);
+        d.model = up;
+        a = logits_of(&d, NULL, &m);
+        for (size_t i = 0; a && b && i < n; i++) CHECK_NEAR(a[i], b[i], 1e-5);
+        free(a); free(b);
+        tmoe_model *same = tmoe_model_derive(s.ctx, mixture, NULL, NULL, s.suite->tasks, s.suite->count);
+        CHECK(same && memcmp(same->theta, mixture->theta, same->size * sizeof(float)) == 0 && same->step == mixture->step);
+        c.D = 32;
+        CHECK(tmoe_model_derive(s.ctx, mixture, NULL, &c, s.suite->tasks, s.suite->count) == NULL);
+        CHECK_HAS(tmoe_error_message(s.ctx), "must stay");
+        tmoe_model_destroy(cut); tmoe_model_destroy(up); tmoe_model_destroy(same);
+        unmake(&s);
+    }
+}
+
+static void test_two_stages_keep_the_router_and_sharpen(void)
+{
+    tmoe_ctx *ctx = context(1);
+    tmoe_suite *suite = small_suite(ctx);
+    tmoe_config c = small_config();
+    tmoe_training one = small_training(), two = small_training();
+    float a[64], b[64];
+    c.vectors = TMOE_VECTOR_LEARNED;
+    one.steps = 30;
+    two.steps = 40;
+    tmoe_model *model = tmoe_train_two_stages(ctx, suite, NULL, &c, &one, &two);
+    if (!model) { printf("%s\n", tmoe_error_message(ctx)); CHECK(model != NULL); return; }
+    CHECK_NEAR(tmoe_model_temperature(model), 1.0, 1e-6);      /* 300 at its start */
+    c.selection = TMOE_SELECT_STRAIGHT_THROUGH;
+    c.temperature = 2.0f; c.temperature_min = 0.1f; c.temperature_decay = (float)(log(20.0) * 3.0 / 30);
+    tmoe_model *first = tmoe_train_from(ctx, suite, NULL, NULL, &c, &one);
+    CHECK(first != NULL);
+    for (int t = 0; first && t < 3; t++) {
+        CHECK(tmoe_route(model, t, a) == TMOE_OK && tmoe_route(first, t, b) == TMOE_OK);
+        for (int i = 0; i < 6; i++) if (b[i] == 1.0f) for (int e = i / 3 * 3; e < i / 3 * 3 + 3; e++) CHECK(a[i] >= a[e]);    /* the same experts lead */
+    }
+    const size_t router = model->router, n = model->router_size;
+    CHECK(first && memcmp(model->theta + router, first->theta + router, n * sizeof(float)) == 0);    /* bit for bit: frozen */
+    CHECK(first && memcmp(model->theta + model->vectors, first->theta + first->vectors, 3 * 16 * sizeof(float)) == 0);
+    CHECK(first && memcmp(model->theta, first->theta, 1000 * sizeof(float)) != 0);
+    tmoe_model_destroy(first); tmoe_model_destroy(model); tmoe_suite_destroy(suite); tmoe_ctx_destroy(ctx);
+}
+
+/* The likelihood of each label by itself, from a pass without the ranking code's packing of many labels. */
+static void test_ranking_takes_the_most_likely_label(void)
+{
+    tmoe_config c = small_config();
+    tmoe_training training = small_training();
+    static const char *const labels[3] = { "A", "ANT", "no" }, *const inputs[3] = { "ant", "bee", "cat" };
+    int chosen[3], differ = 0;
+    set s = make(1, &c, &training);
+    if (!s.trainer) return;
+    tmoe_task task = s.suite->tasks[0];
+    for (int i = 0; i < 8; i++) CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+    CHECK(tmoe_rank(s.model, &task, NULL, inputs, 3, 0, chosen) == TMOE_ERR_ARGUMENT);
+    CHECK_HAS(tmoe_error_message(s.ctx), "closed set");
+    task.labels = labels;
+    task.label_count = 3;
+    for (int normalised = 0; normalised < 2; normalised++) {
+        CHECK(tmoe_rank(s.model, &task, NULL, inputs, 3, normalised, chosen) == TMOE_OK);
+        for (int i = 0; i < 3; i++) {
+            double best = -1e30;
+            int expected = -1, ids[64];
+            for (int l = 0; l < 3; l++) {
+                tmoei_pass pass;
+                tmoei_pack source, target;
+                int positions[64], tids[16], tpositions[16], soff[2] = { 0, 0 }, toff[2] = { 0, 0 };
+                size_t count;
+                double sum = 0.0;
+                CHECK(tmoei_encode_source(s.ctx, s.model->tokenizer, task.instruction, inputs[i], ids, 64, &count) == TMOE_OK);
+                for (int j = 0; j < 64; j++) positions[j] = j;
+                memset(&source, 0, sizeof source); memset(&target, 0, sizeof target);
+                source.ids = ids; source.positions = positions; source.offsets = soff; source.sequences = 1; source.tokens = soff[1] = (int)count;
+                const int n = (int)strlen(labels[l]) + 1;
+                for (int j = 0; j < n; j++) { tids[j] = j ? 3 + labels[l][j - 1] : 2; tpositions[j] = j; }
+                target.ids = tids; target.positions = tpositions; target.offsets = toff; target.sequences = 1; target.tokens = toff[1] = n;
+                CHECK(tmoei_evaluation_pass(s.model, 0, NULL, s.model->tape, &pass) == TMOE_OK);
+                const tmoe_tensor *h = tmoei_head(&pass, tmoei_decode(&pass, &target, tmoei_encode(&pass, &source), &source));
+                for (int j = 0; h && j < n; j++) {
+                    double z = 0.0;
+                    const float *x = h->x + j * s.model->V;
+                    for (int v = 0; v < s.model->V; v++) z += exp((double)x[v]);
+                    sum += (double)x[j + 1 < n ? 3 + labels[l][j] : 2] - log(z);
+                }
+                if (normalised) sum /= n;
+                if (sum > best) { best = sum; expected = l; }
+            }
+            CHECK(chosen[i] == expected);
+            differ |= normalised && expected != 0;
+        }
+    }
+    CHECK(differ);                                              /* the mean does not favour the shortest label */
+    unmake(&s);
+}
+
 static void test_evaluation_routes_are_free_of_noise(void)
 {
     static const tmoe_selection selections[] = { TMOE_SELECT_GUMBEL, TMOE_SELECT_STRAIGHT_THROUGH, TMOE_SELECT_RANDOM_TASK, TMOE_SELECT_RANDOM_EXAMPLE };
@@ -488,9 +610,9 @@ static void test_cached_decoding_equals_the_full_pass(void)
 
 static void test_frozen_parts_do_not_move(void)
 {
-    static const int bits[3] = { TMOE_TRAIN_MODEL, TMOE_TRAIN_ROUTER, TMOE_TRAIN_TASKS };
+    static const int bits[4] = { TMOE_TRAIN_LAYERS, TMOE_TRAIN_ROUTER, TMOE_TRAIN_TASKS, TMOE_TRAIN_SHARED };
     int which, p, i;
-    for (which = 0; which < 3; which++) {
+    for (which = 0; which < 4; which++) {
         tmoe_config c = small_config();
         tmoe_training t = small_training();
         float *before;
@@ -663,6 +785,9 @@ TEST_MAIN("test_model",
     RUN(test_a_disabled_expert_gets_no_weight);
     RUN(test_both_mixes_agree_on_one_hot_routes);
     RUN(test_param_mix_is_the_dense_model_of_its_merged_blocks);
+    RUN(test_derived_models_compute_what_they_came_from);
+    RUN(test_two_stages_keep_the_router_and_sharpen);
+    RUN(test_ranking_takes_the_most_likely_label);
     RUN(test_evaluation_routes_are_free_of_noise);
     RUN(test_one_two_and_four_threads_give_the_same_bits);
     RUN(test_resuming_gives_the_same_bits);
