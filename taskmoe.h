@@ -882,7 +882,6 @@ static tmoe_result tmoei_fail(tmoe_ctx *ctx, tmoe_result code, const char *forma
     }
     return code;
 }
-
 /* The same in a function that gives a pointer: return TMOEI_FAIL_NULL(...). */
 #ifdef __cplusplus
 #  define TMOEI_FAIL_NULL(...) ((void)tmoei_fail(__VA_ARGS__), nullptr)
@@ -911,12 +910,10 @@ static int tmoei_size(size_t *out, size_t a, size_t b, size_t c) {
     *out = a * b + c;
     return 1;
 }
-
 /* Floats up to the end of the cache line. */
 static size_t tmoei_round_up(size_t n) {
     return (n + TMOEI_ALIGN_FLOATS - 1) / TMOEI_ALIGN_FLOATS * TMOEI_ALIGN_FLOATS;
 }
-
 /* A large block wants 2 MiB pages: +28 % on memory reads of one thread (Zen 4). */
 static void tmoei_huge_pages(void *raw, size_t bytes) {
 #if defined(TMOEI_LINUX)
@@ -928,7 +925,6 @@ static void tmoei_huge_pages(void *raw, size_t bytes) {
     (void)raw; (void)bytes;
 #endif
 }
-
 /* 64-byte aligned, zeroed on request; NULL and TMOE_ERR_MEMORY when there is none. The line before the block
  * holds the size asked of the system and the way back to its first byte. */
 static void *tmoei_alloc(tmoe_ctx *ctx, size_t count, size_t element_bytes, int zero) {
@@ -963,7 +959,6 @@ static void tmoei_free(tmoe_ctx *ctx, void *block) {
         else TMOE_FREE(raw);
     }
 }
-
 /* Makes *slot (a pointer to a block, or NULL) hold at least `need` elements by doubling, contents kept. 0 on
  * failure; the old block stays as it was. */
 static int tmoei_grow(tmoe_ctx *ctx, void *slot, size_t *capacity, size_t need, size_t element_bytes) {
@@ -979,7 +974,6 @@ static int tmoei_grow(tmoe_ctx *ctx, void *slot, size_t *capacity, size_t need, 
     memcpy(slot, &bigger, sizeof bigger);
     return 1;
 }
-
 /* A NUL-terminated copy of text[0..length). */
 static char *tmoei_strdup(tmoe_ctx *ctx, const char *text, size_t length) {
     char *copy = (char *)tmoei_alloc(ctx, length + 1, 1, 0);
@@ -989,7 +983,6 @@ static char *tmoei_strdup(tmoe_ctx *ctx, const char *text, size_t length) {
     }
     return copy;
 }
-
 /* Blocks that are freed together: each is zeroed and remembers the one before it. */
 typedef struct tmoei_owner { tmoe_ctx *ctx; void *last; } tmoei_owner;
 
@@ -1079,7 +1072,6 @@ static tmoe_isa tmoei_isa_best(void) {
 #endif
     return best;
 }
-
 /* Data caches of one core: leaf 4 (Intel) or 0x8000001D (AMD), which share their layout. */
 static void tmoei_cache_sizes(tmoe_ctx *ctx) {
     unsigned a, b, c, d, i, leaf = 4;
@@ -1204,7 +1196,6 @@ static void *tmoei_pool_thread(void *arg) {
         __atomic_sub_fetch(&pool->running, 1, __ATOMIC_RELEASE);
     }
 }
-
 /* Begins a round: every thread runs once. The sleepers' count is read after the round is published, and a
  * sleeper counts itself before it looks at the round, so one of both sees the other. */
 static void tmoei_pool_begin(struct tmoei_pool *pool) {
@@ -1358,6 +1349,11 @@ typedef struct tmoei_kernels {
 #define TMOEI_R13(X) TMOEI_R12(X) X(12)
 #define TMOEI_R14(X) TMOEI_R13(X) X(13)
 
+#define VADD(a, b) ((a) + (b))          /* on vectors, too */
+#define VSUB(a, b) ((a) - (b))
+#define VMUL(a, b) ((a) * (b))
+#define VDIV(a, b) ((a) / (b))
+
 /* A micro-kernel for each height: sums of `rows` x NR over k, panels straight on. */
 #define TMOEI_MICRO(rows, EACH_ROW) \
     TMOEI_TARGET static void TMOEI_FN(micro##rows)(int K, const float *a, const float *b, float beta, \
@@ -1379,10 +1375,6 @@ typedef struct tmoei_kernels {
 #  define VLOADN(p, n) _mm512_maskz_loadu_ps((__mmask16)((1u << (n)) - 1u), p)
 #  define VSTOREN(p, v, n) _mm512_mask_storeu_ps(p, (__mmask16)((1u << (n)) - 1u), v)
 #  define VSET(x) _mm512_set1_ps(x)
-#  define VADD(a, b) _mm512_add_ps(a, b)
-#  define VSUB(a, b) _mm512_sub_ps(a, b)
-#  define VMUL(a, b) _mm512_mul_ps(a, b)
-#  define VDIV(a, b) _mm512_div_ps(a, b)
 #  define VFMA(a, b, c) _mm512_fmadd_ps(a, b, c)
 #  define VMAX(a, b) _mm512_maskz_max_ps((__mmask16)0xffff, a, b)
 #  define VMIN(a, b) _mm512_maskz_min_ps((__mmask16)0xffff, a, b)
@@ -1403,10 +1395,6 @@ typedef struct tmoei_kernels {
 #  define VLOADN(p, n) _mm256_maskload_ps(p, VMASK(n))
 #  define VSTOREN(p, v, n) _mm256_maskstore_ps(p, VMASK(n), v)
 #  define VSET(x) _mm256_set1_ps(x)
-#  define VADD(a, b) _mm256_add_ps(a, b)
-#  define VSUB(a, b) _mm256_sub_ps(a, b)
-#  define VMUL(a, b) _mm256_mul_ps(a, b)
-#  define VDIV(a, b) _mm256_div_ps(a, b)
 #  define VFMA(a, b, c) _mm256_fmadd_ps(a, b, c)
 #  define VMAX(a, b) _mm256_max_ps(a, b)
 #  define VMIN(a, b) _mm256_min_ps(a, b)
@@ -1427,10 +1415,6 @@ typedef struct tmoei_kernels {
 #  define VLOADN(p, n) TMOEI_FN(vloadn)(p, n)
 #  define VSTOREN(p, v, n) TMOEI_FN(vstoren)(p, v, n)
 #  define VSET(x) vdupq_n_f32(x)
-#  define VADD(a, b) vaddq_f32(a, b)
-#  define VSUB(a, b) vsubq_f32(a, b)
-#  define VMUL(a, b) vmulq_f32(a, b)
-#  define VDIV(a, b) vdivq_f32(a, b)
 #  define VFMA(a, b, c) vfmaq_f32(c, a, b)
 #  define VMAX(a, b) vmaxq_f32(a, b)
 #  define VMIN(a, b) vminq_f32(a, b)
@@ -1449,10 +1433,6 @@ typedef struct tmoei_kernels {
 #  define VLOADN(p, n) ((n) ? *(p) : 0.0f)
 #  define VSTOREN(p, v, n) ((void)((n) && ((*(p) = (v)), 0)))
 #  define VSET(x) (x)
-#  define VADD(a, b) ((a) + (b))
-#  define VSUB(a, b) ((a) - (b))
-#  define VMUL(a, b) ((a) * (b))
-#  define VDIV(a, b) ((a) / (b))
 #  define VFMA(a, b, c) ((a) * (b) + (c))
 #  define VMAX(a, b) ((a) > (b) ? (a) : (b))
 #  define VMIN(a, b) ((a) < (b) ? (a) : (b))
@@ -1517,7 +1497,6 @@ TMOEI_TARGET static V TMOEI_FN(vexp)(V x) {
     p = VFMA(p, r, VSET(1.0f));
     return VMUL(p, VPOW2(n));
 }
-
 /* erf(x) = x P(x^2) / Q(x^2) on [-4, 4] (the rational fit used by Eigen); absolute error below 3e-7 */
 TMOEI_TARGET static V TMOEI_FN(verf)(V x) {
     x = VMIN(VMAX(x, VSET(-4.0f)), VSET(4.0f));
@@ -1534,7 +1513,6 @@ TMOEI_TARGET static V TMOEI_FN(verf)(V x) {
     q = VFMA(q, s, VSET(-1.42647390514189e-02f));
     return VDIV(VMUL(x, p), q);
 }
-
 /* gelu = x Phi(x), Phi = (1 + erf(x / sqrt 2)) / 2;  gelu' = Phi(x) + x exp(-x^2 / 2) / sqrt(2 pi) */
 TMOEI_TARGET static V TMOEI_FN(vgelu)(V x) {
     V half = VMUL(x, VSET(0.5f));
@@ -1632,7 +1610,6 @@ static void TMOEI_FN(micro)(int rows, int K, const float *a, const float *b, flo
     };
     table[rows](K, a, b, beta, c, ldc, columns);
 }
-
 /* Few rows: dot products of rows as they lie, 4 x 2 at a time, vectors along K. */
 TMOEI_TARGET static void TMOEI_FN(dots)(int M, int N, int K, const float *a, size_t lda, const float *b,
         size_t ldb, float beta, float *c, size_t ldc) {
@@ -1657,7 +1634,6 @@ TMOEI_TARGET static void TMOEI_FN(dots)(int M, int N, int K, const float *a, siz
                 }
         }
 }
-
 /* Bias, activation, residual of a finished tile whose first element is (row, column) of the whole. */
 TMOEI_TARGET static void TMOEI_FN(epilogue)(int rows, int columns, int column, float *c, size_t ldc,
         const tmoei_epilogue *e, int row) {
@@ -1859,10 +1835,6 @@ static const tmoei_kernels TMOEI_FN(kernels) = {
 #undef VSET
 #undef VREAD
 #undef VWRITE
-#undef VADD
-#undef VSUB
-#undef VMUL
-#undef VDIV
 #undef VFMA
 #undef VMAX
 #undef VMIN
@@ -1903,6 +1875,11 @@ static const tmoei_kernels TMOEI_FN(kernels) = {
 #  include TMOE_HEADER_FILENAME
 #  undef TMOEI_PASS
 #endif
+
+#undef VADD
+#undef VSUB
+#undef VMUL
+#undef VDIV
 
 /* The table for `wanted`, or for the best the processor has; C where it lacks what is wanted. */
 static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
@@ -1963,7 +1940,6 @@ static int tmoei_least(int a, int b) { return a < b ? a : b; }
 static int tmoei_panel_rows(int M, int mr) {
     const int panels = (M + mr - 1) / mr; return (M + panels - 1) / panels;
 }
-
 /* dst[k * width + i] = element (k, i) of `lines` lines (rows of op(A), columns of op(B)), zero for lines <=
  * i < width. It lies along memory (along = 1: src[i * stride + k]) or across (src[k * stride + i]). */
 static void tmoei_pack_panel(float *dst, int width, int lines, int K, const float *src, size_t stride,
@@ -1999,7 +1975,6 @@ static void tmoei_pack_panel(float *dst, int width, int lines, int K, const floa
             dst[(size_t)k * (size_t)width + (size_t)i] = src[(size_t)i * stride + (size_t)k];
     for (; i < width; i++) for (k = 0; k < K; k++) dst[(size_t)k * (size_t)width + (size_t)i] = 0.0f;
 }
-
 /* one block of C: rows m0 .. m0+mc-1, columns n0 .. n0+nc-1, k0 .. k0+kc-1 of K */
 typedef struct tmoei_product {
     tmoe_ctx *ctx;
@@ -2046,7 +2021,6 @@ static void tmoei_product_tile_chunk(void *arg, int chunk, int lane) {
         kernels->epilogue(i1 - i0, j1 - j0, p->n0 + j0, p->C + (size_t)(p->m0 + i0) * p->ldc
             + (size_t)(p->n0 + j0), p->ldc, p->epilogue, p->m0 + i0);
 }
-
 /* Few rows: weights (N,K) as they lie, a chunk of columns each. */
 static void tmoei_product_dots_chunk(void *arg, int chunk, int lane) {
     const tmoei_product *p = (const tmoei_product *)arg;
@@ -2057,7 +2031,6 @@ static void tmoei_product_dots_chunk(void *arg, int chunk, int lane) {
         p->C + j0, p->ldc);
     if (p->epilogue) p->ctx->kernels->epilogue(p->mc, columns, j0, p->C + j0, p->ldc, p->epilogue, 0);
 }
-
 /* C (M,N) = beta C + op(A) (M,K) op(B) (K,N), then the epilogue; op(X) = X^T where the flag is set; beta is
  * 0 (C is not read) or 1. Row strides in floats. */
 static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, int N, int K, const float *A,
@@ -2096,7 +2069,6 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
                     (p.a_panels + p.tile_panels - 1) / p.tile_panels * p.column_tiles);
             }
 }
-
 /* The same on the calling lane only, for small products inside a parallel region. */
 static void tmoei_gemm_lane(const tmoe_ctx *ctx, int lane, int transpose_a, int transpose_b, int M, int N,
         int K, const float *A, size_t lda, const float *B, size_t ldb, float beta, float *C, size_t ldc) {
@@ -2131,94 +2103,87 @@ static void tmoei_gemm_lane(const tmoe_ctx *ctx, int lane, int transpose_a, int 
  * Rows of q go block by block, so the scores of a block stay in this lane's cache. Row t sees keys 0 .. t +
  * (S - T) where causal. */
 
+typedef struct tmoei_attention_rows {             /* its rows are `width` floats, a stride apart */
+    const tmoe_ctx *ctx;
+    int T, S, width, causal;
+    size_t q_stride, kv_stride, y_stride;
+    const float *q, *k, *v, *dy;
+    float *y, *lse, *dq, *dk, *dv, beta_q, beta_kv;             /* lse, dq, dk with dv: or NULL */
+} tmoei_attention_rows;
 static int tmoei_score_rows(int S) {
     const int rows = TMOEI_SCORES / S; return rows < 1 ? 1 : tmoei_least(rows, TMOEI_LANE_ROWS);
 }
 
-/* Scores of rows t0 .. t0+n-1 against `seen` keys. One row is a few dot products. */
-static void tmoei_scores(const tmoe_ctx *ctx, int lane, int n, int seen, int width, const float *q,
-        size_t q_stride, const float *k, size_t k_stride, float *scores) {
-    if (n <= 4) ctx->kernels->dots(n, seen, width, q, q_stride, k, k_stride, 0.0f, scores, (size_t)seen);
-    else
-        tmoei_gemm_lane(ctx, lane, 0, 1, n, seen, width, q, q_stride, k, k_stride, 0.0f, scores,
-            (size_t)seen);
-}
-
-static void tmoei_attention_forward(const tmoe_ctx *ctx, int lane, int T, int S, int width, int causal,
-        float scale, const float *q, size_t q_stride, const float *k, size_t k_stride, const float *v,
-        size_t v_stride, float *y, size_t y_stride, float *lse) {
-    const tmoei_kernels *kernels = ctx->kernels;
-    float *scores = ctx->lane_scratch[lane] + (TMOEI_LANE_FLOATS - 2 * (size_t)TMOEI_SCORES);
+static void tmoei_attention_forward(const tmoei_attention_rows *a, int lane) {
+    const tmoei_kernels *kernels = a->ctx->kernels;
+    const float scale = 1.0f / sqrtf((float)a->width);
+    float *scores = a->ctx->lane_scratch[lane] + (TMOEI_LANE_FLOATS - 2 * (size_t)TMOEI_SCORES);
     int n;
-    for (int t0 = 0; t0 < T; t0 += n) {
-        n = tmoei_least(T - t0, tmoei_score_rows(S));
-        int seen = causal ? tmoei_least(S, t0 + n + S - T) : S;
-        tmoei_scores(ctx, lane, n, seen, width, q + (size_t)t0 * q_stride, q_stride, k, k_stride, scores);
+    for (int t0 = 0; t0 < a->T; t0 += n) {
+        const float *q = a->q + (size_t)t0 * a->q_stride;
+        float *y = a->y + (size_t)t0 * a->y_stride;
+        n = tmoei_least(a->T - t0, tmoei_score_rows(a->S));
+        const int seen = a->causal ? tmoei_least(a->S, t0 + n + a->S - a->T) : a->S;
+        const size_t width = (size_t)seen;
+        if (n <= 4)                                             /* one row is a few dot products */
+            kernels->dots(n, seen, a->width, q, a->q_stride, a->k, a->kv_stride, 0.0f, scores, width);
+        else
+            tmoei_gemm_lane(a->ctx, lane, 0, 1, n, seen, a->width, q, a->q_stride, a->k, a->kv_stride, 0.0f,
+                scores, width);
         for (int t = 0; t < n; t++) {
-            float *row = scores + (size_t)t * (size_t)seen, most, sum;
-            const int own = causal ? tmoei_least(seen, t0 + t + 1 + S - T) : seen;
-            most = scale * kernels->maximum(row, (size_t)own);
-            sum = kernels->exp_sum(row, row, scale, most, (size_t)own);
+            float *row = scores + (size_t)t * width;
+            const int own = a->causal ? tmoei_least(seen, t0 + t + 1 + a->S - a->T) : seen;
+            const float most = scale * kernels->maximum(row, (size_t)own);
+            const float sum = kernels->exp_sum(row, row, scale, most, (size_t)own);
             kernels->scale_add(row, 0.0f, 1.0f / sum, row, (size_t)own);
             if (own < seen) memset(row + own, 0, (size_t)(seen - own) * sizeof(float));
-            if (lse) lse[t0 + t] = most + logf(sum);
+            if (a->lse) a->lse[t0 + t] = most + logf(sum);
         }
-        if (n <= 4)
-            for (int t = 0; t < n; t++) {
-                float *out = y + (size_t)(t0 + t) * y_stride;
-                for (int s = 0; s < seen; s++)
-                    kernels->scale_add(out, s ? 1.0f : 0.0f, scores[(size_t)t * (size_t)seen + (size_t)s],
-                        v + (size_t)s * v_stride, (size_t)width);
-            }
-        else
-            tmoei_gemm_lane(ctx, lane, 0, 0, n, width, seen, scores, (size_t)seen, v, v_stride, 0.0f,
-                y + (size_t)t0 * y_stride, y_stride);
+        for (int t = 0; n <= 4 && t < n; t++)
+            for (int s = 0; s < seen; s++)
+                kernels->scale_add(y + (size_t)t * a->y_stride, s ? 1.0f : 0.0f,
+                    scores[(size_t)t * width + (size_t)s], a->v + (size_t)s * a->kv_stride, (size_t)a->width);
+        if (n > 4)
+            tmoei_gemm_lane(a->ctx, lane, 0, 0, n, a->width, seen, scores, width, a->v, a->kv_stride, 0.0f, y,
+                a->y_stride);
     }
 }
 
-static void tmoei_attention_backward(const tmoe_ctx *ctx, int lane, int T, int S, int width, int causal,
-        float scale, const float *q, size_t q_stride, const float *k, size_t k_stride, const float *v,
-        size_t v_stride, const float *y, size_t y_stride, const float *lse, const float *dy,
-        size_t dy_stride, float beta_q, float *dq, size_t dq_stride, float beta_kv, float *dk, float *dv,
-        size_t dkv_stride) {
-    const tmoei_kernels *kernels = ctx->kernels;
+static void tmoei_attention_backward(const tmoei_attention_rows *a, int lane) {
+    const tmoe_ctx *ctx = a->ctx;
+    const float scale = 1.0f / sqrtf((float)a->width);
+    const size_t kv = a->kv_stride;
     float *p = ctx->lane_scratch[lane] + (TMOEI_LANE_FLOATS - 2 * (size_t)TMOEI_SCORES),
         *ds = p + TMOEI_SCORES;
     int n;
     /* causal blocks reach further and further: begin with zeros */
-    for (int s = 0; dk && beta_kv == 0.0f && s < S; s++) {
-        memset(dk + (size_t)s * dkv_stride, 0, (size_t)width * sizeof(float));
-        memset(dv + (size_t)s * dkv_stride, 0, (size_t)width * sizeof(float));
+    for (int s = 0; a->dk && a->beta_kv == 0.0f && s < a->S; s++) {
+        memset(a->dk + (size_t)s * kv, 0, (size_t)a->width * sizeof(float));
+        memset(a->dv + (size_t)s * kv, 0, (size_t)a->width * sizeof(float));
     }
-    for (int t0 = 0; t0 < T; t0 += n) {
-        const float *q0 = q + (size_t)t0 * q_stride, *dy0 = dy + (size_t)t0 * dy_stride;
-        n = tmoei_least(T - t0, tmoei_score_rows(S));
-        int seen = causal ? tmoei_least(S, t0 + n + S - T) : S;
-        tmoei_gemm_lane(ctx, lane, 0, 1, n, seen, width, q0, q_stride, k, k_stride, 0.0f, p, (size_t)seen);
-        tmoei_gemm_lane(ctx, lane, 0, 1, n, seen, width, dy0, dy_stride, v, v_stride, 0.0f, ds,
-            (size_t)seen);
+    for (int t0 = 0; t0 < a->T; t0 += n) {
+        const float *q = a->q + (size_t)t0 * a->q_stride, *dy = a->dy + (size_t)t0 * a->y_stride;
+        n = tmoei_least(a->T - t0, tmoei_score_rows(a->S));
+        const int seen = a->causal ? tmoei_least(a->S, t0 + n + a->S - a->T) : a->S;
+        const size_t width = (size_t)seen;
+        tmoei_gemm_lane(ctx, lane, 0, 1, n, seen, a->width, q, a->q_stride, a->k, kv, 0.0f, p, width);
+        tmoei_gemm_lane(ctx, lane, 0, 1, n, seen, a->width, dy, a->y_stride, a->v, kv, 0.0f, ds, width);
         for (int t = 0; t < n; t++) {
-            float *row = p + (size_t)t * (size_t)seen, *drow = ds + (size_t)t * (size_t)seen;
-            const int own = causal ? tmoei_least(seen, t0 + t + 1 + S - T) : seen;
-            /* = rowsum(dp * p) */
-            const float delta = kernels->dot(dy0 + (size_t)t * dy_stride, y + (size_t)(t0 + t) * y_stride,
-                (size_t)width);
-            (void)kernels->exp_sum(row, row, scale, lse[t0 + t], (size_t)own);
-            kernels->softmax_backward(drow, row, delta, scale, (size_t)own);
-            if (own < seen) {
-                memset(row + own, 0, (size_t)(seen - own) * sizeof(float));
-                memset(drow + own, 0, (size_t)(seen - own) * sizeof(float));
-            }
+            float *row = p + (size_t)t * width, *drow = ds + (size_t)t * width;
+            const int own = a->causal ? tmoei_least(seen, t0 + t + 1 + a->S - a->T) : seen;
+            const float delta = ctx->kernels->dot(dy + (size_t)t * a->y_stride, a->y + (size_t)(t0 + t)
+                * a->y_stride, (size_t)a->width);               /* = rowsum(dp * p) */
+            (void)ctx->kernels->exp_sum(row, row, scale, a->lse[t0 + t], (size_t)own);
+            ctx->kernels->softmax_backward(drow, row, delta, scale, (size_t)own);
+            if (own < seen) memset(row + own, 0, (size_t)(seen - own) * sizeof(float));
+            if (own < seen) memset(drow + own, 0, (size_t)(seen - own) * sizeof(float));
         }
-        if (dq)
-            tmoei_gemm_lane(ctx, lane, 0, 0, n, width, seen, ds, (size_t)seen, k, k_stride, beta_q,
-                dq + (size_t)t0 * dq_stride, dq_stride);
-        if (dk) {
-            tmoei_gemm_lane(ctx, lane, 1, 0, seen, width, n, ds, (size_t)seen, q0, q_stride, 1.0f, dk,
-                dkv_stride);
-            tmoei_gemm_lane(ctx, lane, 1, 0, seen, width, n, p, (size_t)seen, dy0, dy_stride, 1.0f, dv,
-                dkv_stride);
-        }
+        if (a->dq)
+            tmoei_gemm_lane(ctx, lane, 0, 0, n, a->width, seen, ds, width, a->k, kv, a->beta_q,
+                a->dq + (size_t)t0 * a->q_stride, a->q_stride);
+        if (!a->dk) continue;
+        tmoei_gemm_lane(ctx, lane, 1, 0, seen, a->width, n, ds, width, q, a->q_stride, 1.0f, a->dk, kv);
+        tmoei_gemm_lane(ctx, lane, 1, 0, seen, a->width, n, p, width, dy, a->y_stride, 1.0f, a->dv, kv);
     }
 }
 
@@ -2258,7 +2223,6 @@ static tmoei_span tmoei_span_of(int chunk, int grain, int total) {
     span.first = chunk * grain; span.end = tmoei_least(span.first + grain, total);
     return span;
 }
-
 /* y = beta y + a x */
 static void tmoei_scale_add_chunk(void *arg, int chunk, int lane) {
     const tmoei_sweep *s = (const tmoei_sweep *)arg;
@@ -2269,7 +2233,6 @@ static void tmoei_scale_add(tmoe_ctx *ctx, float *y, float beta, float a, const 
     tmoei_sweep s = tmoei_sweep_new(ctx, n); s.a = x; s.out = y; s.beta = beta; s.scale = a;
     tmoei_parallel(ctx, tmoei_scale_add_chunk, &s, tmoei_sweep_chunks(n));
 }
-
 /* Sum of products, chunk by chunk in order, so that threads cannot change it. */
 static float tmoei_dot(const tmoe_ctx *ctx, const float *a, const float *b, size_t n) {
     double sum = 0.0;
@@ -2295,7 +2258,6 @@ static float tmoei_activation_slope(tmoe_activation f, float x) {
     default: return 1.0f;
     }
 }
-
 /* out = f(a), or out = b f'(a) where b is given */
 static void tmoei_activation_chunk(void *arg, int chunk, int lane) {
     const tmoei_sweep *s = (const tmoei_sweep *)arg;
@@ -2313,7 +2275,6 @@ static void tmoei_activation_apply(tmoe_ctx *ctx, tmoe_activation f, float *out,
     tmoei_sweep s = tmoei_sweep_new(ctx, n); s.activation = f; s.out = out; s.b = dy; s.a = x;
     tmoei_parallel(ctx, tmoei_activation_chunk, &s, tmoei_sweep_chunks(n));
 }
-
 /* db (F) = beta db + column sums of dz (T,F); a chunk has its own columns: sums go by rows */
 #define TMOEI_COLUMNS 128
 static void tmoei_column_sums_chunk(void *arg, int chunk, int lane) {
@@ -2345,7 +2306,6 @@ static void tmoei_norm_forward(tmoe_ctx *ctx, int T, int D, const float *x, cons
     s.a = x; s.b = gain; s.c = bias; s.scale = epsilon; s.out = y; s.mean = mean; s.inv = inv;
     tmoei_parallel(ctx, tmoei_norm_forward_chunk, &s, tmoei_chunks(T, s.grain));
 }
-
 /* Rows for dx; then columns for dgain and dbias. */
 static void tmoei_norm_backward_chunk(void *arg, int chunk, int lane) {
     const tmoei_sweep *s = (const tmoei_sweep *)arg;
@@ -2377,13 +2337,11 @@ static void tmoei_norm_backward(tmoe_ctx *ctx, int T, int D, const float *x, con
     tmoei_parallel(ctx, tmoei_norm_backward_chunk, &s, (dx ? tmoei_chunks(T, s.grain) : 0)
         + (dgain ? tmoei_chunks(D, TMOEI_COLUMNS) : 0));
 }
-
 /* lse = m + log sum_j exp(x_j - m),  m = max_j x_j */
 static float tmoei_log_sum_exp(const tmoe_ctx *ctx, const float *x, int n) {
     const float most = ctx->kernels->maximum(x, (size_t)n);
     return most + logf(ctx->kernels->exp_sum(NULL, x, 1.0f, most, (size_t)n));
 }
-
 /* y = x keep / (1 - p); the counter of an element is its index, so chunks do not matter */
 static void tmoei_dropout_chunk(void *arg, int chunk, int lane) {
     const tmoei_sweep *s = (const tmoei_sweep *)arg;
@@ -2549,7 +2507,6 @@ static void *tmoei_arena_alloc(tmoei_arena *arena, size_t count, size_t element_
     chunk->used += bytes;
     return result;
 }
-
 /* Gives a block back before the reset; when the table is full it just stays. */
 static void tmoei_arena_release(tmoei_arena *arena, void *data, size_t count, size_t element_bytes) {
     if (arena->free_count < TMOEI_FREE_BLOCKS) {
@@ -2567,7 +2524,6 @@ static void tmoei_arena_destroy(tmoei_arena *arena) {
     }
     arena->total = 0;
 }
-
 /* Empties the arena. The next chunk is as large as all before: a repeated step allocates nothing. */
 static void tmoei_arena_reset(tmoei_arena *arena) {
     const size_t total = arena->total;
@@ -2629,7 +2585,6 @@ TMOE_DEF void tmoe_tape_record(tmoe_tape *tape, int on) { tape->record = on; }
 static float *tmoei_floats(tmoe_tape *tape, size_t count) {
     return (float *)tmoei_arena_alloc(&tape->big, count, sizeof(float));
 }
-
 /* A tensor around memory that somebody else owns (x given) or in the tape's arena (x NULL). */
 static tmoe_tensor *tmoei_tensor_new(tmoe_tape *tape, int rows, int cols, float *x) {
     tmoei_tensor *tensor = (tmoei_tensor *)tmoei_arena_alloc(&tape->small, 1, sizeof *tensor);
@@ -2654,7 +2609,6 @@ static int tmoei_wants_grad(const tmoe_tape *tape, tmoe_tensor *const *in, int c
     for (int i = 0; i < count; i++) if (tape->record && in[i] && in[i]->wants_grad) return 1;
     return 0;
 }
-
 /* Leaves a node behind; gives y, or NULL when there is no memory. */
 static tmoe_tensor *tmoei_node_add(tmoe_tape *tape, tmoe_tensor *y, tmoei_backward_fn *backward, int hand,
                                    const void *kept, size_t kept_bytes, tmoe_tensor *const *in, int count) {
@@ -2672,7 +2626,6 @@ static tmoe_tensor *tmoei_node_add(tmoe_tape *tape, tmoe_tensor *y, tmoei_backwa
     y->wants_grad = 1;
     return y;
 }
-
 /* The same, where y needs one: the tape records and an input wants a gradient. */
 static tmoe_tensor *tmoei_record(tmoe_tape *tape, tmoe_tensor *y, tmoei_backward_fn *backward, int hand,
                                  const void *kept, size_t kept_bytes, tmoe_tensor *const *in, int count) {
@@ -2866,38 +2819,37 @@ typedef struct tmoei_attention_job {
     const int *q_offsets, *kv_offsets;
     /* columns of q, of kv; where k begins */
     int sequences, H, D, head_width, causal, q_width, kv_width, k_column;
-    float scale;
     const float *q, *kv, *dy;
     float *y, *lse, *dq, *dkv, beta_q, beta_kv;
 } tmoei_attention_job;
 
-static void tmoei_attention_forward_chunk(void *arg, int chunk, int lane) {
-    const tmoei_attention_job *job = (const tmoei_attention_job *)arg;
+/* Where sequence i's head h has its rows. */
+static tmoei_attention_rows tmoei_attention_head(const tmoei_attention_job *job, int chunk) {
     const int sequence = chunk / job->H, head = chunk % job->H;
     const size_t q0 = (size_t)job->q_offsets[sequence], s0 = (size_t)job->kv_offsets[sequence];
-    const int T = job->q_offsets[sequence + 1] - (int)q0, S = job->kv_offsets[sequence + 1] - (int)s0;
-    const size_t q_stride = (size_t)job->q_width, kv_stride = (size_t)job->kv_width, D = (size_t)job->D;
-    const size_t column = (size_t)(head * job->head_width);
-    const float *k = job->kv + s0 * kv_stride + (size_t)job->k_column + column;
-    tmoei_attention_forward(job->ctx, lane, T, S, job->head_width, job->causal, job->scale,
-        job->q + q0 * q_stride + column, q_stride, k, kv_stride, k + D, kv_stride, job->y + q0 * D + column,
-        D, job->lse ? job->lse + q0 * (size_t)job->H + (size_t)(head * T) : NULL);
+    const size_t D = (size_t)job->D, column = (size_t)(head * job->head_width);
+    const size_t q = q0 * (size_t)job->q_width + column, y = q0 * D + column,
+        k = s0 * (size_t)job->kv_width + (size_t)job->k_column + column;
+    tmoei_attention_rows a;
+    memset(&a, 0, sizeof a);
+    a.ctx = job->ctx; a.width = job->head_width; a.causal = job->causal;
+    a.T = job->q_offsets[sequence + 1] - (int)q0; a.S = job->kv_offsets[sequence + 1] - (int)s0;
+    a.q_stride = (size_t)job->q_width; a.kv_stride = (size_t)job->kv_width; a.y_stride = D;
+    a.q = job->q + q; a.k = job->kv + k; a.v = a.k + D; a.y = job->y + y;
+    a.lse = job->lse ? job->lse + q0 * (size_t)job->H + (size_t)(head * a.T) : NULL;
+    a.dy = job->dy ? job->dy + y : NULL; a.dq = job->dq ? job->dq + q : NULL;
+    a.dk = job->dkv ? job->dkv + k : NULL; a.dv = job->dkv ? job->dkv + k + D : NULL;
+    a.beta_q = job->beta_q; a.beta_kv = job->beta_kv;
+    return a;
+}
+static void tmoei_attention_forward_chunk(void *arg, int chunk, int lane) {
+    const tmoei_attention_rows a = tmoei_attention_head((const tmoei_attention_job *)arg, chunk);
+    tmoei_attention_forward(&a, lane);
 }
 
 static void tmoei_attention_backward_chunk(void *arg, int chunk, int lane) {
-    const tmoei_attention_job *job = (const tmoei_attention_job *)arg;
-    const int sequence = chunk / job->H, head = chunk % job->H;
-    const size_t q0 = (size_t)job->q_offsets[sequence], s0 = (size_t)job->kv_offsets[sequence];
-    const int T = job->q_offsets[sequence + 1] - (int)q0, S = job->kv_offsets[sequence + 1] - (int)s0;
-    const size_t q_stride = (size_t)job->q_width, kv_stride = (size_t)job->kv_width, D = (size_t)job->D;
-    const size_t column = (size_t)(head * job->head_width);
-    const size_t k_at = s0 * kv_stride + (size_t)job->k_column + column;
-    tmoei_attention_backward(job->ctx, lane, T, S, job->head_width, job->causal, job->scale,
-        job->q + q0 * q_stride + column, q_stride, job->kv + k_at, kv_stride, job->kv + k_at + D, kv_stride,
-        job->y + q0 * D + column, D, job->lse + q0 * (size_t)job->H + (size_t)(head * T),
-        job->dy + q0 * D + column, D, job->beta_q, job->dq ? job->dq + q0 * q_stride + column : NULL,
-        q_stride, job->beta_kv, job->dkv ? job->dkv + k_at : NULL, job->dkv ? job->dkv + k_at + D : NULL,
-        kv_stride);
+    const tmoei_attention_rows a = tmoei_attention_head((const tmoei_attention_job *)arg, chunk);
+    tmoei_attention_backward(&a, lane);
 }
 
 static void tmoei_attention_node_backward(tmoe_tape *tape, tmoei_node *node) {
@@ -2934,7 +2886,6 @@ TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tenso
     job.q_offsets = q_offsets; job.kv_offsets = kv_offsets;
     job.sequences = sequences; job.H = H; job.head_width = job.D / H; job.causal = causal;
     job.q_width = q->cols; job.kv_width = kv->cols; job.k_column = self ? job.D : 0;
-    job.scale = 1.0f / sqrtf((float)job.head_width);
     job.q = q->x; job.kv = kv->x; job.y = y->x;
     if (!tape->dry) tmoei_parallel(tape->ctx, tmoei_attention_forward_chunk, &job, sequences * H);
     return tmoei_record(tape, y, tmoei_attention_node_backward, -1, &job, sizeof job, in, 2);
@@ -2984,7 +2935,6 @@ static void tmoei_embedding_backward_chunk(void *arg, int chunk, int lane) {
         }
     }
 }
-
 /* The gradient of input i for an operation that adds to some of its places: the others must hold zero. */
 static float *tmoei_grad_for_scatter(const tmoei_node *node, int i) {
     tmoe_tensor *t = node->in[i];
@@ -3356,7 +3306,6 @@ TMOE_DEF tmoe_tensor *tmoe_select(tmoe_tape *tape, tmoe_tensor *z, const float *
     }
     return tmoei_record(tape, r, tmoei_select_backward, -1, &kept, sizeof kept, &z, 1);
 }
-
 /* The expert that a one-hot route names, or -1 for a mixture. */
 static int tmoei_one_hot(const float *route, int E) {
     int chosen = -1;
@@ -3481,7 +3430,6 @@ static size_t tmoei_utf8_next(const char *text, size_t length, size_t at, uint32
     *code = c;
     return n;
 }
-
 /* Writes a code point as UTF-8; gives its bytes. */
 static size_t tmoei_utf8_put(uint32_t c, char *out) {
     if (c < 0x80) { out[0] = (char)c; return 1; }
@@ -3583,7 +3531,6 @@ static int tmoei_hex(int c) {
     return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A'
         && c <= 'F' ? c - 'A' + 10 : -1;
 }
-
 /* Four hex digits at r->at; -1 when there are none. */
 static long tmoei_json_hex4(tmoei_json_reader *r) {
     long value = 0;
@@ -3692,7 +3639,6 @@ static void tmoei_json_free(tmoe_ctx *ctx, tmoei_json *json) {
     tmoei_free(ctx, json->nodes); tmoei_free(ctx, json->strings);
     memset(json, 0, sizeof *json);
 }
-
 /* One value after the other; open ones stand on a stack of bounded depth, never on the C stack. */
 static tmoe_result tmoei_json_values(tmoei_json_reader *r) {
     int open[TMOEI_JSON_DEPTH], last[TMOEI_JSON_DEPTH], depth = 0;
@@ -3756,7 +3702,6 @@ static tmoe_result tmoei_json_values(tmoei_json_reader *r) {
         }
     }
 }
-
 /* Parses a whole text; source_name stands in messages. On failure json is empty. */
 static tmoe_result tmoei_json_parse(tmoe_ctx *ctx, tmoei_json *json, const char *text, size_t length,
         const char *source_name) {
@@ -3776,7 +3721,6 @@ static tmoe_result tmoei_json_parse(tmoe_ctx *ctx, tmoei_json *json, const char 
     if (result != TMOE_OK) tmoei_json_free(ctx, json);
     return result;
 }
-
 /* The node of a key, or -1. */
 static int tmoei_json_get(const tmoei_json *json, int object, const char *key) {
     const size_t length = strlen(key);
@@ -3785,7 +3729,6 @@ static int tmoei_json_get(const tmoei_json *json, int object, const char *key) {
         if (json->nodes[i].key_length == length && memcmp(json->nodes[i].key, key, length) == 0) return i;
     return -1;
 }
-
 /* without a NUL inside */
 static int tmoei_json_is_string(const tmoei_json *json, int node) {
     return node >= 0 && json->nodes[node].kind == TMOEI_JSON_STRING
@@ -3868,7 +3811,6 @@ static int tmoei_entry_by_place(const void *a, const void *b) {
     if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
     return x->end < y->end ? -1 : x->end > y->end;
 }
-
 /* A JSON number that is a whole number from 0 to 2^53, into *out. */
 static int tmoei_json_size(const tmoei_json *json, int node, size_t *out) {
     const double x = tmoei_json_number(json, node, -1.0);
@@ -3982,7 +3924,6 @@ static const tmoei_entry *tmoei_safetensors_find(const tmoei_safetensors *file, 
     return (const tmoei_entry *)bsearch(&key, file->entries, (size_t)file->count, sizeof key,
         tmoei_entry_by_name);
 }
-
 /* A metadata string or NULL. */
 static const char *tmoei_safetensors_metadata(const tmoei_safetensors *file, const char *key) {
     const int node = tmoei_json_get(&file->json, tmoei_json_get(&file->json, 0, "__metadata__"), key);
@@ -3998,7 +3939,6 @@ static float tmoei_half(uint32_t h) {
     if (exponent) return tmoei_float_of_bits(sign | (exponent + 112u) << 23 | fraction << 13);
     return (sign ? -1.0f : 1.0f) * ldexpf((float)fraction, -24);
 }
-
 /* Values as floats, from little-endian bytes whatever the machine is. F32, F16 and BF16 only. */
 static tmoe_result tmoei_safetensors_read(tmoe_ctx *ctx, const tmoei_safetensors *file,
         const tmoei_entry *entry, float *out, size_t count) {
@@ -4064,7 +4004,6 @@ static tmoe_result tmoei_writer_trouble(tmoe_ctx *ctx, tmoei_writer *writer) {
     (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be written: %s", writer->path, strerror(number));
     return TMOE_ERR_FILE;
 }
-
 /* Opens PATH.tmp and writes the header. */
 static tmoe_result tmoei_writer_begin(tmoe_ctx *ctx, tmoei_writer *writer, const char *path) {
     const size_t n = strlen(path);
@@ -4111,7 +4050,6 @@ static tmoe_result tmoei_writer_data(tmoe_ctx *ctx, tmoei_writer *writer, const 
     }
     return TMOE_OK;
 }
-
 /* Flushes to the disk and puts the file in its place; until then the old one is untouched. */
 static tmoe_result tmoei_writer_commit(tmoe_ctx *ctx, tmoei_writer *writer) {
     int good = fflush(writer->file) == 0;
@@ -4154,7 +4092,6 @@ struct tmoe_tokenizer {
 static size_t tmoei_pair_hash(int left, int right) {
     return (size_t)tmoei_mix64((uint64_t)(uint32_t)left << 32 | (uint32_t)right);
 }
-
 /* The merge of two symbols, or -1. */
 static int tmoei_merge_find(const tmoe_tokenizer *tokenizer, int left, int right) {
     for (size_t at = tmoei_pair_hash(left, right);; at++) {
@@ -4168,7 +4105,6 @@ static size_t tmoei_symbol_length(const tmoe_tokenizer *tokenizer, int symbol) {
     const size_t m = (size_t)(symbol - TMOEI_MERGES_FIRST);
     return symbol >= TMOEI_MERGES_FIRST ? tokenizer->starts[m + 1] - tokenizer->starts[m] : 1;
 }
-
 /* Appends a symbol's bytes at out. */
 static void tmoei_symbol_bytes(const tmoe_tokenizer *tokenizer, int symbol, char *out) {
     if (symbol >= TMOEI_MERGES_FIRST)
@@ -4251,7 +4187,6 @@ static int tmoei_byte_class(unsigned char c) {
     if (c >= '0' && c <= '9') return 2;
     return tmoei_is_word_byte(c) ? 3 : 4;                       /* bytes of other alphabets are letters */
 }
-
 /* Where the word that begins at `at` ends. */
 static size_t tmoei_word_end(const char *text, size_t length, size_t at) {
     int kind = tmoei_byte_class((unsigned char)text[at]);
@@ -4302,7 +4237,6 @@ static void tmoei_word_note(const tmoe_tokenizer *tokenizer, const tmoei_word_sc
     x.at = at;
     if (x.merge >= 0) tmoei_heap_push(w->heap, heap_count, x);
 }
-
 /* Merges w->symbols[0 .. n-1], a linked list, earliest merge first, leftmost first; O(n log n). */
 static void tmoei_word_merge(const tmoe_tokenizer *tokenizer, const tmoei_word_scratch *w, int n) {
     int count = 0;
@@ -4412,7 +4346,6 @@ static int tmoei_bpe_pair_add(tmoei_bpe *bpe, int left, int right, long long cou
         if (pair->left == left && pair->right == right) { pair->count += count; return 1; }
     }
 }
-
 /* Counts one word of a text, making it known where it is new. */
 static int tmoei_bpe_word(tmoei_bpe *bpe, const char *text, size_t length) {
     uint64_t hash = UINT64_C(0xcbf29ce484222325);
@@ -4446,7 +4379,6 @@ static int tmoei_bpe_word(tmoei_bpe *bpe, const char *text, size_t length) {
         bpe->symbols[bpe->symbol_count++] = TMOEI_BYTES_FIRST + (unsigned char)text[i];
     return 1;
 }
-
 /* Replaces left, right by symbol in every word; a changed word's pairs are counted anew. */
 static int tmoei_bpe_replace(tmoei_bpe *bpe, int left, int right, int symbol) {
     size_t i, to;
@@ -4586,7 +4518,6 @@ TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name) {
     for (int i = 0; i < suite->count; i++) if (strcmp(suite->tasks[i].name, name) == 0) return i;
     return -1;
 }
-
 /* One field: not empty, valid UTF-8, no NUL. `where` is "path:line". */
 static tmoe_result tmoei_draft_field(tmoe_ctx *ctx, tmoei_draft *draft, const char *text, size_t length,
         const char *what, const char *where) {
@@ -4602,7 +4533,6 @@ static tmoe_result tmoei_draft_field(tmoe_ctx *ctx, tmoei_draft *draft, const ch
     tmoei_buffer_add(ctx, &draft->text, "", 1);
     return draft->text.failed ? TMOE_ERR_MEMORY : TMOE_OK;
 }
-
 /* Begins a line with its input; tmoei_draft_output adds its accepted answers. */
 static tmoe_result tmoei_draft_line(tmoe_ctx *ctx, tmoei_draft *draft, const char *input, size_t length,
         tmoe_part part, const char *where) {
@@ -4617,7 +4547,6 @@ static tmoe_result tmoei_draft_output(tmoe_ctx *ctx, tmoei_draft *draft, const c
     draft->lines[draft->count - 1].output_count++;
     return tmoei_draft_field(ctx, draft, text, length, "output", where);
 }
-
 /* Turns a sound draft (result OK) into a task of the suite; frees the draft in any case. */
 static tmoe_result tmoei_draft_finish(tmoe_suite *suite, tmoei_draft *draft, tmoe_result result,
         int test_count, const char *where) {
@@ -4660,7 +4589,6 @@ static tmoe_result tmoei_draft_finish(tmoe_suite *suite, tmoei_draft *draft, tmo
     tmoei_buffer_free(suite->ctx, &draft->text);
     return result;
 }
-
 /* A new draft; the name with spaces for '_' is its instruction where nobody gave one. */
 static tmoe_result tmoei_draft_begin(tmoe_suite *suite, tmoei_draft *draft, const char *name, size_t length,
         const char *instruction, const char *category) {
@@ -4697,7 +4625,6 @@ TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const c
     }
     return tmoei_draft_finish(suite, &draft, result, test_count, "suite_add");
 }
-
 /* What the encoder reads: <s> instruction \n input </s>, or <s> input </s> without an instruction; count =
  * tokens needed, even where they do not fit. */
 static tmoe_result tmoei_encode_source(tmoe_ctx *ctx, const tmoe_tokenizer *tokenizer,
@@ -4721,7 +4648,6 @@ static tmoe_result tmoei_encode_source(tmoe_ctx *ctx, const tmoe_tokenizer *toke
 static int tmoei_name_order(const void *a, const void *b) {
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
-
 /* Names in a folder, sorted, so that the file system's order is of no account; -1: no such folder. */
 static int tmoei_names(tmoe_suite *suite, const char *folder, char ***names) {
     tmoei_buffer text;
@@ -4798,7 +4724,6 @@ static int tmoei_lines_next(tmoei_lines *lines) {
     (void)snprintf(lines->where, sizeof lines->where, "%s:%d", lines->path, ++lines->number);
     return 1;
 }
-
 /* Adds the lines of a TSV file: input TAB output [TAB output ...]. */
 static tmoe_result tmoei_read_tsv(tmoe_ctx *ctx, tmoei_draft *draft, const char *path, tmoe_part part) {
     tmoei_lines in;
@@ -4861,7 +4786,6 @@ static tmoe_result tmoei_describe(tmoe_suite *suite, const char *path, tmoei_des
     tmoei_free(suite->ctx, in.text);
     return result;
 }
-
 /* Labels "a|b|c" become the task's closed set. */
 static tmoe_result tmoei_draft_labels(tmoe_suite *suite, tmoe_task *task, char *labels) {
     int n = 1;
@@ -4873,7 +4797,6 @@ static tmoe_result tmoei_draft_labels(tmoe_suite *suite, tmoe_task *task, char *
     for (char *at = labels; *at; at++) if (*at == '|') { *at = 0; *list++ = at + 1; }
     return TMOE_OK;
 }
-
 /* NAME.tsv files of a folder. */
 static tmoe_result tmoei_load_tsv_folder(tmoe_suite *suite, const char *folder, char *const *names,
         int name_count, const tmoei_description *table, int described) {
@@ -4901,7 +4824,6 @@ static tmoe_result tmoei_load_tsv_folder(tmoe_suite *suite, const char *folder, 
     }
     return result;
 }
-
 /* CrossFit: TASK/TASK_{k}_{seed}_{train,dev,test}.tsv. Training lines are those of the first sample; test
  * lines are in every sample the same. */
 static tmoe_result tmoei_load_crossfit_task(tmoe_suite *suite, const char *folder, const char *name,
@@ -4929,7 +4851,6 @@ static tmoe_result tmoei_load_crossfit_task(tmoe_suite *suite, const char *folde
     }
     return first ? tmoei_draft_finish(suite, &draft, result, -1, path) : result;
 }
-
 /* One JSON line into the draft of its task. */
 static tmoe_result tmoei_read_json_line(tmoe_suite *suite, const tmoei_json *json, tmoei_draft **drafts,
         size_t *count, size_t *capacity, const char *where) {
@@ -4963,7 +4884,6 @@ static tmoe_result tmoei_read_json_line(tmoe_suite *suite, const tmoei_json *jso
     }
     return TMOE_OK;
 }
-
 /* JSON lines; the lines of one task may be anywhere in the file. */
 static tmoe_result tmoei_load_jsonl(tmoe_suite *suite, const char *path) {
     tmoe_ctx *ctx = suite->ctx;
@@ -5185,12 +5105,10 @@ static size_t tmoei_parameter_add(tmoe_model *model, int rows, int cols, tmoei_r
     model->size += tmoei_round_up((size_t)rows * (size_t)cols);
     return parameter->offset;
 }
-
 /* Standard deviation of a (rows, cols) matrix at the start. */
 static float tmoei_init_std(const tmoe_model *model, int fan_in) {
     return model->config.init_std > 0.0f ? model->config.init_std : 1.0f / sqrtf((float)fan_in);
 }
-
 /* Lays out one layer: shapes of its pieces, then the shared part and the experts' blocks in theta. */
 static void tmoei_layer_plan(tmoe_model *model, int index) {
     const tmoe_config *c = &model->config;
@@ -5265,7 +5183,6 @@ static tmoe_result tmoei_model_plan(tmoe_model *model) {
             "task_vectors.weight");
     return model->ctx->error;
 }
-
 /* Fills theta: every matrix normal (or uniform), norms 1, biases 0; experts are copies of expert 0 plus
  * noise. The stream is the tensor's index, the counter the element: the same seed gives the same weights
  * whatever else the model has. */
@@ -5292,11 +5209,12 @@ static void tmoei_model_init(tmoe_model *model) {
         }
     }
 }
-
 /* A number of tmoe_config or tmoe_training: where it is and what it may be. Enums are ints. */
 typedef struct tmoei_field { const char *name; size_t offset; int is_float; double least, most; } tmoei_field;
-#define TMOEI_INT(field, least, most) { #field, offsetof(TMOEI_STRUCT, field), 0, least, (double)(most) }
-#define TMOEI_FLOAT(field, least, most) { #field, offsetof(TMOEI_STRUCT, field), 1, least, (double)(most) }
+#define TMOEI_FIELD(f, is_float, least, most) \
+    { #f, offsetof(TMOEI_STRUCT, f), is_float, (double)(least), (double)(most) }
+#define TMOEI_INT(f, least, most) TMOEI_FIELD(f, 0, least, most)
+#define TMOEI_FLOAT(f, least, most) TMOEI_FIELD(f, 1, least, most)
 #define TMOEI_BELOW_1 0.99999994        /* the largest float there */
 #define TMOEI_SIZE_MAX (1 << 20)
 #define TMOEI_STRUCT tmoe_config
@@ -5343,7 +5261,6 @@ static double tmoei_field_value(const void *config, const tmoei_field *field) {
     memcpy(&real, (const char *)config + field->offset, sizeof real);
     return field->is_float ? (double)real : (double)number;
 }
-
 /* Notes every field that is out of its range (NaN is), so that one message names all mistakes. */
 static void tmoei_fields_check(const void *config, const tmoei_field *fields, size_t count, char *text,
         size_t size) {
@@ -5480,7 +5397,6 @@ TMOE_DEF void tmoe_model_take_router(tmoe_model *model, const tmoe_model *from) 
         }
     model->version++;
 }
-
 /* Layer l of a new model from layer l of another: kept, or merged by r and copied with the noise that the new
  * experts have between them. Experts go from last to first: the first one's start is that noise's zero. */
 static void tmoei_layer_derive(tmoe_model *model, const tmoe_model *from, int l, const float *r) {
@@ -5665,7 +5581,6 @@ static tmoe_tensor *tmoei_shared_tensor(tmoei_pass *pass, tmoei_shared which) {
         pass->grads && (pass->train & TMOE_TRAIN_SHARED) && parameter->rate != TMOEI_RATE_NONE
         ? pass->grads + parameter->offset : NULL);
 }
-
 /* The pieces of a layer that lie in `block` (the shared part or an expert) as matrices. */
 static void tmoei_layer_pieces(tmoei_pass *pass, const tmoei_layer *layer, tmoe_tensor *block, int in_expert,
         tmoe_tensor **w) {
@@ -5679,13 +5594,11 @@ static tmoe_tensor *tmoei_pass_dropout(tmoei_pass *pass, tmoe_tensor *x) {
     return pass->dropout > 0.0f ? tmoe_dropout(pass->tape, x, pass->dropout, pass->dropout_seed,
         pass->dropout_stream++) : x;
 }
-
 /* The beginning of a sublayer: PRE norms its input, POST takes it as it is. */
 static tmoe_tensor *tmoei_sublayer_input(tmoei_pass *pass, tmoe_tensor *h, tmoe_tensor *gain,
         tmoe_tensor *bias) {
     return pass->model->config.norm == TMOE_NORM_PRE ? tmoe_layer_norm(pass->tape, h, gain, bias) : h;
 }
-
 /* The end of a sublayer: h + dropout(x w^T + b), and the norm where it comes after. */
 static tmoe_tensor *tmoei_sublayer_output(tmoei_pass *pass, tmoe_tensor *h, tmoe_tensor *x, tmoe_tensor *w,
         tmoe_tensor *b, tmoe_tensor *gain, tmoe_tensor *bias) {
@@ -5734,7 +5647,6 @@ static tmoe_tensor *tmoei_ffn_sublayer(tmoei_pass *pass, tmoe_tensor *const *w, 
     return tmoei_sublayer_output(pass, h, x, w[TMOEI_FC2], w[TMOEI_FC2_BIAS], w[TMOEI_FFN_NORM],
         w[TMOEI_FFN_NORM_BIAS]);
 }
-
 /* Layer l with its experts mixed by the route: PARAM merges and runs once, OUTPUT runs the experts. */
 static tmoe_tensor *tmoei_layer_forward(tmoei_pass *pass, int l, tmoe_tensor *h, const tmoei_pack *pack,
                                         tmoe_tensor *memory, const tmoei_pack *memory_pack) {
@@ -5776,7 +5688,6 @@ static tmoe_tensor *tmoei_layer_forward(tmoei_pass *pass, int l, tmoe_tensor *h,
     }
     return tmoe_mix_outputs(pass->tape, outputs, E, pass->route, first);
 }
-
 /* Embedding: scale * token + position, the embedding norm of POST, dropout. */
 static tmoe_tensor *tmoei_embed(tmoei_pass *pass, const tmoei_pack *pack, int decoder) {
     const tmoe_config *c = &pass->model->config;
@@ -5812,7 +5723,6 @@ static tmoe_tensor *tmoei_decode(tmoei_pass *pass, const tmoei_pack *target, tmo
         h = tmoei_layer_forward(pass, l, h, target, memory, source);
     return tmoei_final_norm(pass, h, 1);
 }
-
 /* Logits over the vocabulary: the head is the token embedding (tied) plus a constant bias. */
 static tmoe_tensor *tmoei_head(tmoei_pass *pass, tmoe_tensor *h) {
     return tmoe_linear(pass->tape, h, tmoei_shared_tensor(pass, TMOEI_TOKENS),
@@ -5848,7 +5758,6 @@ static void tmoei_router_add(tmoe_model *model, int rows, int cols, int bias_of,
         (void)tmoei_parameter_add(model, 1, rows, TMOEI_RATE_ROUTER, 0, -1, std < 0.0f ? std : 0.0f, 0.0f,
             "router.%s.bias", name);
 }
-
 /* The order here is the order in which tmoei_router_logits takes them. */
 static void tmoei_router_plan(tmoe_model *model) {
     const tmoe_config *c = &model->config;
@@ -5903,7 +5812,6 @@ static tmoe_tensor *tmoei_router_linear(tmoei_router_cursor *cursor, tmoe_tensor
     tmoe_tensor *w = tmoei_router_next(cursor), *b = tmoei_router_next(cursor);
     return tmoe_linear(cursor->tape, x, w, b, act, residual);
 }
-
 /* One direction of a recurrent layer over the R elements of x (K, R * width); states out[l] (K, hidden).
  * Gate order as torch:
  *   RNN   h' = tanh(i + u)                                             i = W_i x + b_i,  u = W_h h + b_h
@@ -5946,7 +5854,6 @@ static void tmoei_router_recurrent(tmoei_router_cursor *cursor, tmoe_tensor *x, 
         states[l] = h;
     }
 }
-
 /* Logits (K, R * E) of K task vectors (K, k). */
 static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, float *grads,
         tmoe_tensor *vectors) {
@@ -6004,7 +5911,6 @@ static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, floa
         return tmoe_reshape(tape, x, K, R * c->E);
     }
 }
-
 /* tau(s) = max(tau0 * exp(-a * s), tau_min) */
 TMOE_DEF float tmoe_model_temperature(const tmoe_model *model) {
     const tmoe_config *c = &model->config;
@@ -6015,7 +5921,6 @@ TMOE_DEF float tmoe_model_temperature(const tmoe_model *model) {
 static int tmoei_selection_has_router(tmoe_selection selection) {
     return selection <= TMOE_SELECT_STRAIGHT_THROUGH;
 }
-
 /* A route without a router: average, or a random top-n of E with weight 1/n (Fisher-Yates). */
 static void tmoei_route_without_router(const tmoe_model *model, uint64_t stream, uint64_t counter,
         float *route) {
@@ -6061,7 +5966,6 @@ static tmoe_result tmoei_routes_of_vectors(tmoe_model *model, float *vectors, in
     memcpy(routes, r->x, tmoei_elements(r) * sizeof(float));
     return TMOE_OK;
 }
-
 /* Makes model->routes hold every known task's route for the present parameters. */
 static tmoe_result tmoei_routes_refresh(tmoe_model *model) {
     const size_t width = (size_t)(model->R * model->config.E);
@@ -6142,7 +6046,6 @@ TMOE_DEF int tmoe_find_task(const tmoe_model *model, const char *name_or_instruc
             return t;
     return -1;
 }
-
 /* The instruction's vector, made as the model's own text vectors are; to be freed. */
 static float *tmoei_instruction_vector(const tmoe_model *model, const char *instruction) {
     float *vector = (float *)tmoei_alloc(model->ctx, (size_t)model->config.k, sizeof(float), 0);
@@ -6237,7 +6140,6 @@ static uint32_t tmoei_lower_code(uint32_t c) {
     }
     return c;
 }
-
 /* Appends text in lower case and a NUL; gives where it begins in the buffer. */
 static size_t tmoei_add_lower(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text) {
     const size_t begin = buffer->length, length = strlen(text);
@@ -6261,7 +6163,6 @@ static const char *tmoei_next_word(const char *text, size_t *length) {
     for (*length = 0; text[*length] && !tmoei_is_space(text[*length]); ) ++*length;
     return *length ? text : NULL;
 }
-
 /* Appends the normal form: lower case, no ASCII punctuation, no a/an/the, single spaces. */
 static size_t tmoei_add_normal(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text) {
     tmoei_buffer plain;
@@ -6286,7 +6187,6 @@ static size_t tmoei_add_normal(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *
     tmoei_buffer_free(ctx, &plain);
     return begin;
 }
-
 /* longer texts count by their first 512 words */
 typedef struct tmoei_words { const char *word[512]; size_t length[512]; int count; } tmoei_words;
 
@@ -6307,7 +6207,6 @@ static void tmoei_words_of(tmoei_words *words, const char *text, char stop) {
 static int tmoei_same_word(const tmoei_words *a, int i, const tmoei_words *b, int j) {
     return a->length[i] == b->length[j] && memcmp(a->word[i], b->word[j], a->length[i]) == 0;
 }
-
 /* QA-F1 of two normal texts: 2 common / (words of both), common counted as bags */
 static double tmoei_token_f1(const char *prediction, const char *answer, tmoei_words *a, tmoei_words *b) {
     int common = 0;
@@ -6318,7 +6217,6 @@ static double tmoei_token_f1(const char *prediction, const char *answer, tmoei_w
             if (b->length[j] && tmoei_same_word(a, i, b, j)) { b->length[j] = 0; common++; break; }
     return common ? 2.0 * common / (a->count + b->count) : 0.0;
 }
-
 /* Distinct words of a text's first n sentences' words, already split. */
 static int tmoei_distinct(const tmoei_words *w) {
     int j, count = 0;
@@ -6328,7 +6226,6 @@ static int tmoei_distinct(const tmoei_words *w) {
     }
     return count;
 }
-
 /* All words of a text's sentences (full stops separate), and where each sentence ends in the list. */
 static int tmoei_sentences(const char *text, tmoei_words *all, int *ends, int most) {
     int sentences = 0;
@@ -6429,7 +6326,6 @@ static int tmoei_is_acceptable(const char *text) {
     for (text += 10; tmoei_is_space(*text); ) text++;
     return *text == 0;
 }
-
 /* (tp tn - fp fn) / sqrt((tp+fp) (tp+fn) (tn+fp) (tn+fn)), 0 where a margin is empty */
 static double tmoei_matthews(const char *const *predictions, const tmoe_example *examples, int count) {
     double n[2][2] = { { 0.0, 0.0 }, { 0.0, 0.0 } }, below;
@@ -6438,7 +6334,6 @@ static double tmoei_matthews(const char *const *predictions, const tmoe_example 
     below = sqrt((n[1][1] + n[1][0]) * (n[1][1] + n[0][1]) * (n[0][0] + n[1][0]) * (n[0][0] + n[0][1]));
     return below > 0.0 ? (n[1][1] * n[0][0] - n[1][0] * n[0][1]) / below : 0.0;
 }
-
 /* A decimal number with nothing but white space around it, else 3. */
 static double tmoei_number_or_three(const char *text) {
     char *end;
@@ -6467,7 +6362,6 @@ TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric) {
         "rouge_l", "matthews", "pearson" };
     return (unsigned)metric < TMOE_METRICS ? names[metric] : "unknown";
 }
-
 /* Score of one prediction: the best over the accepted answers. */
 static double tmoei_score_one(tmoe_ctx *ctx, tmoe_metric metric, const char *prediction,
         const tmoe_example *example, tmoei_buffer *buffer, tmoei_rouge *rouge) {
@@ -6585,14 +6479,15 @@ static void tmoei_cached_cross_chunk(void *arg, int row, int lane) {
     const tmoei_cached_job *job = (const tmoei_cached_job *)arg;
     const tmoei_cache *cache = job->cache;
     const int request = cache->request_of[row], first = cache->source->offsets[request];
-    const int S = cache->source->offsets[request + 1] - first, width = job->D / job->H;
     const size_t D = (size_t)job->D;
-    for (int h = 0; h < job->H; h++) {
-        const size_t column = (size_t)(h * width);
-        const float *k = job->keys->cross + (size_t)first * 2 * D + column;
-        tmoei_attention_forward(cache->ctx, lane, 1, S, width, 0, 1.0f / sqrtf((float)width),
-            job->q + (size_t)row * D + column, D, k, 2 * D, k + D, 2 * D, job->y + (size_t)row * D + column,
-            D, NULL);
+    tmoei_attention_rows a;
+    memset(&a, 0, sizeof a);
+    a.ctx = cache->ctx; a.T = 1; a.S = cache->source->offsets[request + 1] - first; a.width = job->D / job->H;
+    a.q_stride = a.y_stride = D; a.kv_stride = 2 * D;
+    for (size_t column = 0; column < D; column += (size_t)a.width) {
+        a.q = job->q + (size_t)row * D + column; a.y = job->y + (size_t)row * D + column;
+        a.k = job->keys->cross + (size_t)first * 2 * D + column; a.v = a.k + D;
+        tmoei_attention_forward(&a, lane);
     }
 }
 
@@ -6601,7 +6496,6 @@ static tmoei_keys *tmoei_cache_keys(tmoei_pass *pass, int layer, int expert) {
     return &cache->keys[(layer - pass->model->config.encoder_layers) * cache->experts + (cache->experts > 1
         ? expert : 0)];
 }
-
 /* qkv (rows, 3D) of the present position: keeps k and v, gives the attention's output (rows, D). */
 static tmoe_tensor *tmoei_cached_self_attention(tmoei_pass *pass, int layer, int expert, tmoe_tensor *qkv) {
     tmoei_cache *cache = pass->cache;
@@ -6624,7 +6518,6 @@ static tmoe_tensor *tmoei_cached_self_attention(tmoei_pass *pass, int layer, int
     tmoei_parallel(cache->ctx, tmoei_cached_self_chunk, &job, cache->rows);
     return y;
 }
-
 /* q (rows, D) over the keys and values of its request, which the first call makes. */
 static tmoe_tensor *tmoei_cached_cross_attention(tmoei_pass *pass, int layer, int expert, tmoe_tensor *q,
         tmoe_tensor *w, tmoe_tensor *b) {
@@ -6673,7 +6566,6 @@ static void tmoei_merge_route(tmoe_model *model, const float *route) {
     memcpy(model->merged_route, route, bytes);
     model->merged_version = model->version;
 }
-
 /* A pass that evaluates: no gradients, no noise. route NULL: that of the known task. */
 static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const float *route, tmoe_tape *tape,
         tmoei_pass *pass) {
@@ -6703,7 +6595,6 @@ static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const floa
 static void tmoei_cache_destroy(tmoei_cache *cache) {
     tmoei_owner_free(&cache->own);
 }
-
 /* Encodes the packed sources and makes room for `slots` sequences of at most `limit` positions. */
 static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int task, const float *route,
         const tmoei_pack *source, int slots, int limit) {
@@ -6725,7 +6616,6 @@ static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int
     if (h) memcpy(cache->memory, h->x, memory * sizeof(float));
     return ctx->error;
 }
-
 /* Logits (rows, V) of the next position, given the latest tokens; they live until the next call. */
 static tmoe_tensor *tmoei_cache_step(tmoei_cache *cache, tmoe_model *model, int task, const float *route,
         int *ids, int *positions) {
@@ -6748,7 +6638,6 @@ static int tmoei_argmax(const float *x, int n) {
     for (int i = 1; i < n; i++) if (x[i] > x[best]) best = i;
     return best;
 }
-
 /* Greedy answers of up to TMOEI_ANSWERS_AT_ONCE requests: tokens (requests, limit) without special ones,
  * lengths (requests). A row that has said </s> leaves: the last running row takes its place. */
 static tmoe_result tmoei_greedy(tmoe_model *model, int task, const float *route, const tmoei_pack *source,
@@ -6785,7 +6674,6 @@ static tmoe_result tmoei_greedy(tmoe_model *model, int task, const float *route,
 TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count) {
     for (int i = 0; i < count; i++) { tmoei_free(model->ctx, answers[i]); answers[i] = NULL; }
 }
-
 /* Tokenises inputs first .. first + n - 1, decodes them, gives their texts. */
 static tmoe_result tmoei_answer_some(tmoe_model *model, int task, const char *instruction,
         const float *route, const char *const *inputs, int n, char **answers) {
@@ -6894,7 +6782,6 @@ TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, con
     tmoei_free(ctx, (void *)inputs); tmoei_free(ctx, answers);
     return result;
 }
-
 /* sum over y of log p(y | x) for each of n targets of one source, into out; rows of the batch as the trainer
  * packs them: the decoder reads </s> y_1 ... y_n and must say y_1 ... y_n </s>. */
 static tmoe_result tmoei_log_likelihoods(tmoe_model *model, int task, const float *route, int *ids,
@@ -7046,13 +6933,11 @@ TMOE_DEF tmoe_training tmoe_training_default(void) {
 static size_t tmoei_accepted(const tmoei_trained_example *example, int c, uint64_t random) {
     return example->target + tmoei_below(tmoei_mix64(random + (uint64_t)c), (size_t)example->targets);
 }
-
 /* Target positions of a text: y_1 ... y_n </s>, and <s> before them where the model wants it. A tokenised
  * text is <s> y_1 ... y_n </s>. */
 static size_t tmoei_target_length(const tmoe_trainer *trainer, size_t text) {
     return tmoei_text_length(&trainer->texts, text) - (trainer->model->config.begin_in_target ? 0 : 1);
 }
-
 /* Puts `count` examples (indices into trainer->examples) into the batch. The decoder reads </s> y_1 ... y_n
  * and must say y_1 ... y_n </s>. */
 static tmoe_result tmoei_batch_fill(tmoe_trainer *trainer, const int *chosen, int count, uint64_t random) {
@@ -7127,7 +7012,6 @@ static void tmoei_norm_chunk(void *arg, int chunk, int lane) {
     trainer->update_norms[chunk] = tmoei_update_on(trainer, update)
         ? trainer->ctx->kernels->sum_squares(trainer->grads + update->offset, update->count) : 0.0;
 }
-
 /* AdamW (Loshchilov 2019): m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  theta -= lr (mhat / (sqrt(vhat) +
  * eps) + decay theta). The gradient is
  * zeroed while it is in the cache. A frozen parameter does not move, nor do its moments. */
@@ -7164,7 +7048,6 @@ static int tmoei_draw(uint64_t seed, uint64_t stream, uint64_t counter, int *ord
     }
     return wanted < n ? wanted : n;
 }
-
 /* The step's Gumbel noise g = -log(-log U), (K, R * E). */
 static void tmoei_step_noise(tmoe_trainer *trainer, int K) {
     const int n = K * trainer->model->R * trainer->model->config.E;
@@ -7172,7 +7055,6 @@ static void tmoei_step_noise(tmoe_trainer *trainer, int K) {
         trainer->noise[i] = -logf(-logf(tmoei_uniform(tmoei_random(trainer->training.seed,
             TMOEI_STREAM_GUMBEL, (uint64_t)trainer->steps_done * (uint64_t)n + (uint64_t)i))));
 }
-
 /* r' = r keep + other: with a chance of config.exploration a layer's route is a random one-hot or uniform. */
 static tmoe_tensor *tmoei_explore(tmoe_trainer *trainer, int rows, tmoe_tensor *r) {
     tmoe_tape *tape = trainer->router_tape;
@@ -7195,7 +7077,6 @@ static tmoe_tensor *tmoei_explore(tmoe_trainer *trainer, int rows, tmoe_tensor *
     return tmoe_add(tape, tmoe_multiply(tape, r, tmoe_leaf(tape, rows, E, keep, NULL)),
         tmoe_leaf(tape, rows, E, other, NULL));
 }
-
 /* The routes (K, R * E) of the step's tasks on the router's tape, with the noise of training; their
  * gradients gather in trainer->droutes. */
 static tmoe_tensor *tmoei_step_routes(tmoe_trainer *trainer, int K) {
@@ -7222,7 +7103,6 @@ static tmoe_tensor *tmoei_step_routes(tmoe_trainer *trainer, int K) {
     r = tmoei_explore(trainer, K * R, r);
     return r ? tmoe_reshape(tape, r, K, width) : NULL;
 }
-
 /* For each routed layer: the mean over K routes of their entropy, and of the routes themselves. */
 static void tmoei_route_statistics(tmoe_trainer *trainer, const float *routes, int K) {
     const int R = trainer->model->R, E = trainer->model->config.E;
@@ -7233,7 +7113,6 @@ static void tmoei_route_statistics(tmoe_trainer *trainer, const float *routes, i
         if (routes[i] > 0.0f) trainer->entropy[i / E % R] -= routes[i] * logf(routes[i]) / (float)K;
     }
 }
-
 /* Every group adds to its row of the routes' gradient, which begins with that of the load balance over tasks
  *   a E / R sum_l sum_e m_le^2,  m_le the mean of r_le over the step's tasks;  dl/dr_le = 2 a E m_le / (R K)
  * which is smallest, a, where every expert is used alike. Gives its value. */
@@ -7247,7 +7126,6 @@ static double tmoei_load_balance(tmoe_trainer *trainer, tmoe_tensor *routes, int
     routes->dx = trainer->droutes; routes->has_grad = 1;
     return value;
 }
-
 /* Mean over pairs of layer l's experts of the sum over their tensors of ||theta_a - theta_b|| (q, k and v are
  * three tensors); its gradient times `weight`, (theta_a - theta_b) / ||theta_a - theta_b||, goes to grads. */
 static double tmoei_expert_distance(const tmoe_model *model, int l, float *grads, float weight) {
@@ -7302,7 +7180,6 @@ static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, 
     if (result && tmoe_backward(pass.tape, result) == TMOE_OK && !pass.tape->dry)
         *loss += (double)result->x[0];
 }
-
 /* Draws step_tasks (K), chosen (K, examples_per_task) and the count of each group. */
 static int tmoei_step_draw(tmoe_trainer *trainer, int *counts) {
     const tmoe_training *t = &trainer->training;
@@ -7319,7 +7196,6 @@ static int tmoei_step_draw(tmoe_trainer *trainer, int *counts) {
     }
     return K;
 }
-
 /* Draws the step's batch and leaves its gradients in trainer->grads: router forward, each group forward and
  * backward, router backward. Gives the mean loss over the step's target tokens, all of one weight. */
 static double tmoei_step_gradients(tmoe_trainer *trainer) {
@@ -7380,7 +7256,6 @@ static void tmoei_progress_fill(const tmoe_trainer *trainer, const tmoei_update_
     progress->tokens_per_second = seconds > 0.0 ? trainer->tokens / seconds : 0.0;
     progress->part = t->label ? t->label : "";
 }
-
 /* Clips the gradients that stand in trainer->grads, moves the parameters, raises the step. */
 static tmoe_result tmoei_trainer_apply(tmoe_trainer *trainer, double loss, tmoe_progress *progress) {
     tmoe_ctx *ctx = trainer->ctx;
@@ -7500,7 +7375,6 @@ TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer) {
     tmoei_owner_free(&trainer->own);
     tmoei_free(ctx, trainer);
 }
-
 /* Tokenises the suite's training tasks. */
 static tmoe_result tmoei_trainer_texts(tmoe_trainer *trainer, const tmoe_suite *suite) {
     tmoe_ctx *ctx = trainer->ctx;
@@ -7542,7 +7416,6 @@ static tmoe_result tmoei_trainer_texts(tmoe_trainer *trainer, const tmoe_suite *
         return tmoei_fail(ctx, TMOE_ERR_DATA, "training: the suite has no task to train on");
     return TMOE_OK;
 }
-
 /* Runs the largest group that can come on a dry tape, then reserves what it would have used. */
 static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer) {
     tmoe_ctx *ctx = trainer->ctx;
@@ -7590,7 +7463,6 @@ static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer) {
     tmoe_tape_reset(tape);
     return TMOE_OK;
 }
-
 /* The optimiser's chunks: pieces of tensors, so each has one learning rate and decay. */
 static tmoe_result tmoei_trainer_updates(tmoe_trainer *trainer) {
     const tmoe_model *model = trainer->model;
@@ -7617,7 +7489,6 @@ static tmoe_result tmoei_trainer_updates(tmoe_trainer *trainer) {
     }
     return TMOE_OK;
 }
-
 /* A trainer without its texts. */
 static tmoe_trainer *tmoei_trainer_new(tmoe_model *model, const tmoe_training *training, size_t tasks,
         size_t longest) {
@@ -7811,7 +7682,6 @@ static tmoe_result tmoei_config_from_json(tmoe_ctx *ctx, const tmoei_json *json,
     config->seed = (uint64_t)strtoull(json->nodes[seed].text, NULL, 10);
     return TMOE_OK;
 }
-
 /* Declares and writes all; trainer may be NULL. */
 static tmoe_result tmoei_save(const tmoe_model *model, const tmoe_trainer *trainer, const char *path) {
     tmoe_ctx *ctx = model->ctx;
@@ -7877,7 +7747,6 @@ TMOE_DEF tmoe_result tmoe_model_save(const tmoe_model *model, const char *path) 
 TMOE_DEF tmoe_result tmoe_trainer_save(const tmoe_trainer *trainer, const char *path) {
     return tmoei_save(trainer->model, trainer, path);
 }
-
 /* A metadata value that is JSON. */
 static tmoe_result tmoei_metadata_json(tmoe_ctx *ctx, const tmoei_safetensors *file, const char *key,
         tmoei_json *json) {
@@ -7887,7 +7756,6 @@ static tmoe_result tmoei_metadata_json(tmoe_ctx *ctx, const tmoei_safetensors *f
             file->path, key);
     return tmoei_json_parse(ctx, json, text, strlen(text), file->path);
 }
-
 /* All parameters of `model`, which is laid out already, from the file into theta. */
 static tmoe_result tmoei_parameters_read(const tmoe_model *model, const tmoei_safetensors *file,
         float *theta) {
@@ -7904,7 +7772,6 @@ static tmoe_result tmoei_parameters_read(const tmoe_model *model, const tmoei_sa
     }
     return result;
 }
-
 /* The numbers behind "step": a whole number of optimiser steps. */
 static tmoe_result tmoei_step_of(tmoe_ctx *ctx, const tmoei_safetensors *file, int64_t *step) {
     const char *text = tmoei_safetensors_metadata(file, "step");

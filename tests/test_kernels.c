@@ -169,9 +169,12 @@ static void attention_equals_its_definition_forward_and_backward(void)
             if (!want) exit(3);
             for (i = 0; i < TW; i++) q[i] *= 6.0f;                              /* sharp rows */
             attention_naive(T, S, W, causal, (double)scale, q, k, v, dy, want, want + TW, want + 2 * TW, want + 2 * TW + SW);
-            tmoei_attention_forward(ctx, 0, T, S, W, causal, scale, q, (size_t)W, k, (size_t)W, v, (size_t)W, y, (size_t)W, lse);
-            tmoei_attention_backward(ctx, 0, T, S, W, causal, scale, q, (size_t)W, k, (size_t)W, v, (size_t)W, y, (size_t)W, lse, dy, (size_t)W,
-                                     0.0f, dq, (size_t)W, 0.0f, dk, dv, (size_t)W);
+            tmoei_attention_rows rows;
+            memset(&rows, 0, sizeof rows);
+            rows.ctx = ctx; rows.T = T; rows.S = S; rows.width = W; rows.causal = causal; rows.q_stride = rows.kv_stride = rows.y_stride = (size_t)W;
+            rows.q = q; rows.k = k; rows.v = v; rows.dy = dy; rows.y = y; rows.lse = lse; rows.dq = dq; rows.dk = dk; rows.dv = dv;
+            tmoei_attention_forward(&rows, 0);
+            tmoei_attention_backward(&rows, 0);
             for (i = 0; i < TW; i++) worst = fmax(worst, fmax(fabs(want[i] - (double)y[i]), fabs(want[TW + i] - (double)dq[i])));
             for (i = 0; i < SW; i++) worst = fmax(worst, fmax(fabs(want[2 * TW + i] - (double)dk[i]), fabs(want[2 * TW + SW + i] - (double)dv[i])));
             for (i = 0; i < TW; i++) CHECK(y[i] == y[i] && dq[i] == dq[i]);     /* fmax would pass a NaN over */
