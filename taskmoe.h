@@ -449,6 +449,17 @@ TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric);
  *          thread  one context, one thread */
 TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *const *predictions,
     const tmoe_example *examples, int count, double *score);
+/* What tmoe_compare finds: [0] the mean over tasks, [1] and [2] the ends of its 95 % bootstrap interval. */
+typedef struct tmoe_comparison {
+    double arg[3];                      /* average relative gain, (new - base) / base; not where base is 0 */
+    double difference[3];               /* new - base */
+    int wins, ties, losses, zero_base, undefined;   /* undefined: a score is NaN; left out everywhere */
+} tmoe_comparison;
+/* tmoe_compare - scores of a model over those of a base on the same tasks, paired              >>metrics
+ *   base, scores (count) in      seed of the 2,000 resamplings of tasks      result out, NaN where empty
+ *   fails  TMOE_ERR_MEMORY   cost  2,000 passes   thread  one context, one thread */
+TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const double *scores, int count,
+    uint64_t seed, tmoe_comparison *result);
 /* ---- API: model (>>model, >>router) ------------------------------------------------------------------- */
 typedef struct tmoe_model tmoe_model;
 
@@ -707,6 +718,37 @@ TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite, con
  *   out        the model of stage 2   fails, thread  as above */
 TMOE_DEF tmoe_model *tmoe_train_two_stages(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_model *start,
     const tmoe_config *config, const tmoe_training *stage1, const tmoe_training *stage2);
+/* Few-shot adaptation to an unseen task by CrossFit's protocol. Start from tmoe_few_shot_default(). */
+typedef enum tmoe_tune {
+    TMOE_TUNE_ALL,                      /* the model that the route merges to, all of it */
+    TMOE_TUNE_EXPERTS,                  /* of that its layers only */
+    TMOE_TUNE_VECTOR                    /* the task's vector: experts and router stay as they are */
+} tmoe_tune;
+#define TMOE_FEW_SHOT_CHOICES 4
+typedef struct tmoe_few_shot {
+    tmoe_zero_shot start;               /* the route it begins with; of no account for a dense model */
+    tmoe_tune tune;
+    int shots_per_label, shots;         /* lines for training and as many for dev: a label; without labels */
+    int steps, evaluate_every_steps;
+    float warmup;                       /* fraction of the steps */
+    float learning_rates[TMOE_FEW_SHOT_CHOICES];    /* every pair is tried; task vectors learn 10 x as fast */
+    int batch_sizes[TMOE_FEW_SHOT_CHOICES], learning_rate_count, batch_size_count;
+    uint64_t seed;                      /* of the sample */
+} tmoe_few_shot;
+typedef struct tmoe_few_shot_result {
+    double dev, test;                   /* of the pair that was best on dev; NaN: undefined */
+    float learning_rate;
+    int batch_size, train_count, dev_count;
+} tmoe_few_shot_result;
+/* tmoe_few_shot_default - 200 steps, 3 x 3 choices, 16 or 32 shots.   fails never   thread  any */
+TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void);
+/* tmoe_few_shot_run - samples lines, tries every configuration, gives the test score of the best  >>train
+ *   model      in: stays as it is; mixture or dense      task  in: a suite's, unknown to the model
+ *   how        in, or NULL      result  out      fails  TMOE_ERR_ARGUMENT, _DATA (too few lines), _MEMORY
+ *   cost       choices + 1 trainings      thread  one context, one thread; trainings run side by side on the
+ *              context's threads, each on a context of its own (alloc_fn must allow that) */
+TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task, const tmoe_few_shot *how,
+    tmoe_few_shot_result *result);
 /* tmoe_suite_tokenizer - the tokenizer tmoe_train would make: bytes (vocabulary 0) or BPE over the texts of
  * the training tasks
  *   fails  NULL + TMOE_ERR_DATA, TMOE_ERR_MEMORY   cost  a pass over the texts a merge   thread  as above */
@@ -948,7 +990,6 @@ static void *tmoei_alloc(tmoe_ctx *ctx, size_t count, size_t element_bytes, int 
     if (zero) memset(block, 0, count * element_bytes);
     return block;
 }
-
 static void tmoei_free(tmoe_ctx *ctx, void *block) {
     if (block) {
         const size_t *head = (const size_t *)(const void *)((const char *)block - TMOEI_ALIGN);
@@ -994,13 +1035,11 @@ static void *tmoei_own(tmoei_owner *owner, size_t count, size_t element_bytes) {
     }
     return block;
 }
-
 static char *tmoei_own_text(tmoei_owner *owner, const char *text, size_t length) {
     char *copy = (char *)tmoei_own(owner, length + 1, 1);
     if (copy && length) memcpy(copy, text, length);
     return copy;
 }
-
 static void tmoei_owner_free(tmoei_owner *owner) {
     while (owner->last) {
         void *block = owner->last;
@@ -1173,7 +1212,6 @@ static void tmoei_pause(void) {
     __asm__ volatile("yield");
 #endif
 }
-
 static void *tmoei_pool_thread(void *arg) {
     struct tmoei_pool *pool = (struct tmoei_pool *)arg;
     const int lane = __atomic_add_fetch(&pool->lane, 1, __ATOMIC_RELAXED);
@@ -1207,7 +1245,6 @@ static void tmoei_pool_begin(struct tmoei_pool *pool) {
         pthread_mutex_unlock(&pool->mutex);
     }
 }
-
 static void tmoei_pool_destroy(tmoe_ctx *ctx) {
     struct tmoei_pool *pool = ctx->pool;
     if (!pool) return;
@@ -1327,7 +1364,6 @@ typedef struct tmoei_kernels {
     void (*dropout)(float *y, const float *x, size_t n, uint32_t first, uint32_t key, uint32_t limit,
         float scale);
 } tmoei_kernels;
-
 /* Every loop over n floats: whole vectors, then one masked vector; `at` is the index. Inside, VREAD and
  * VWRITE are plain in the first loop (there `left` is the constant VW) and masked in the edge. */
 #define TMOEI_EACH(n, ...) do { size_t at = 0; \
@@ -1919,7 +1955,6 @@ static void tmoei_block_sizes(tmoe_ctx *ctx) {
     ctx->tile_rows = rows < 28 ? 28 : rows > 448 ? 448 : (int)rows;
     ctx->block_columns = TMOEI_TILE_COLUMNS * (tiles < 1 ? 1 : tiles > 8 ? 8 : (int)tiles);   /* at most NC */
 }
-
 static tmoe_result tmoei_scratch_create(tmoe_ctx *ctx) {
     ctx->shared_scratch = (float *)tmoei_alloc(ctx, TMOEI_SHARED_FLOATS, sizeof(float), 0);
     for (int lane = 0; lane < ctx->lanes && ctx->shared_scratch; lane++) {
@@ -1928,12 +1963,10 @@ static tmoe_result tmoei_scratch_create(tmoe_ctx *ctx) {
     }
     return ctx->error;
 }
-
 static void tmoei_scratch_destroy(tmoe_ctx *ctx) {
     for (int lane = 0; lane < ctx->lanes; lane++) tmoei_free(ctx, ctx->lane_scratch[lane]);
     tmoei_free(ctx, ctx->shared_scratch);
 }
-
 static int tmoei_least(int a, int b) { return a < b ? a : b; }
 
 /* Rows of op(A) a panel has when M rows are cut into equal panels of at most mr. */
@@ -2113,7 +2146,6 @@ typedef struct tmoei_attention_rows {             /* its rows are `width` floats
 static int tmoei_score_rows(int S) {
     const int rows = TMOEI_SCORES / S; return rows < 1 ? 1 : tmoei_least(rows, TMOEI_LANE_ROWS);
 }
-
 static void tmoei_attention_forward(const tmoei_attention_rows *a, int lane) {
     const tmoei_kernels *kernels = a->ctx->kernels;
     const float scale = 1.0f / sqrtf((float)a->width);
@@ -2206,7 +2238,6 @@ static tmoei_sweep tmoei_sweep_new(const tmoe_ctx *ctx, size_t n) {
     s.ctx = ctx; s.n = n;
     return s;
 }
-
 static size_t tmoei_sweep_length(const tmoei_sweep *s, int chunk) {
     const size_t from = (size_t)chunk * TMOEI_SWEEP;
     return s->n - from < TMOEI_SWEEP ? s->n - from : TMOEI_SWEEP;
@@ -2240,7 +2271,6 @@ static float tmoei_dot(const tmoe_ctx *ctx, const float *a, const float *b, size
         sum += (double)ctx->kernels->dot(a + at, b + at, n - at < TMOEI_SWEEP ? n - at : TMOEI_SWEEP);
     return (float)sum;
 }
-
 static float tmoei_activation_value(tmoe_activation f, float x) {
     switch (f) {
     case TMOE_RELU: return x > 0.0f ? x : 0.0f;
@@ -2291,7 +2321,6 @@ static void tmoei_column_sums(tmoe_ctx *ctx, int T, int F, const float *dz, floa
     s.T = T; s.a = dz; s.beta = beta; s.out = db;
     tmoei_parallel(ctx, tmoei_column_sums_chunk, &s, tmoei_chunks(F, TMOEI_COLUMNS));
 }
-
 static void tmoei_norm_forward_chunk(void *arg, int chunk, int lane) {
     const tmoei_sweep *s = (const tmoei_sweep *)arg;
     const tmoei_span rows = tmoei_span_of(chunk, s->grain, s->T); (void)lane;
@@ -2355,7 +2384,6 @@ static void tmoei_dropout_apply(tmoe_ctx *ctx, float *y, const float *x, size_t 
     s.scale = 1.0f / (1.0f - p);
     tmoei_parallel(ctx, tmoei_dropout_chunk, &s, tmoei_sweep_chunks(n));
 }
-
 static void tmoei_merge_chunk(void *arg, int chunk, int lane) {
     const tmoei_sweep *s = (const tmoei_sweep *)arg;
     const size_t at = (size_t)chunk * TMOEI_SWEEP; (void)lane;
@@ -2366,7 +2394,6 @@ static void tmoei_merge(tmoe_ctx *ctx, int E, size_t n, const float *theta, cons
     tmoei_sweep s = tmoei_sweep_new(ctx, n); s.E = E; s.a = theta; s.b = r; s.out = out;
     tmoei_parallel(ctx, tmoei_merge_chunk, &s, tmoei_sweep_chunks(n));
 }
-
 static void tmoei_merge_backward_chunk(void *arg, int chunk, int lane) {
     const tmoei_sweep *s = (const tmoei_sweep *)arg;
     const size_t at = (size_t)chunk * TMOEI_SWEEP, n = tmoei_sweep_length(s, chunk); (void)lane;
@@ -2409,7 +2436,6 @@ TMOE_DEF size_t tmoe_ctx_bytes(const tmoe_ctx *ctx, size_t *peak) {
     if (peak) *peak = ctx->bytes_peak;
     return ctx->bytes_now;
 }
-
 TMOE_DEF void tmoe_ctx_destroy(tmoe_ctx *ctx) {
     tmoe_ctx_config config;
     if (!ctx) return;
@@ -2515,7 +2541,6 @@ static void tmoei_arena_release(tmoei_arena *arena, void *data, size_t count, si
         arena->free_blocks[arena->free_count++].bytes = bytes - bytes % TMOEI_ALIGN;
     }
 }
-
 static void tmoei_arena_destroy(tmoei_arena *arena) {
     while (arena->last) {
         tmoei_chunk *before = arena->last->before;
@@ -2565,7 +2590,6 @@ TMOE_DEF tmoe_tape *tmoe_tape_create(tmoe_ctx *ctx) {
     if (tape) { tape->ctx = tape->small.ctx = tape->big.ctx = ctx; tape->record = 1; }
     return tape;
 }
-
 TMOE_DEF void tmoe_tape_destroy(tmoe_tape *tape) {
     if (tape) {
         tmoei_arena_destroy(&tape->small);
@@ -2573,13 +2597,11 @@ TMOE_DEF void tmoe_tape_destroy(tmoe_tape *tape) {
         tmoei_free(tape->ctx, tape);
     }
 }
-
 TMOE_DEF void tmoe_tape_reset(tmoe_tape *tape) {
     tape->last = NULL; tape->ctx->error = TMOE_OK;
     tmoei_arena_reset(&tape->small);
     tmoei_arena_reset(&tape->big);
 }
-
 TMOE_DEF void tmoe_tape_record(tmoe_tape *tape, int on) { tape->record = on; }
 
 static float *tmoei_floats(tmoe_tape *tape, size_t count) {
@@ -2594,7 +2616,6 @@ static tmoe_tensor *tmoei_tensor_new(tmoe_tape *tape, int rows, int cols, float 
     tensor->t.x = x ? x : tmoei_floats(tape, (size_t)rows * (size_t)cols);
     return tensor->t.x ? &tensor->t : NULL;
 }
-
 TMOE_DEF tmoe_tensor *tmoe_leaf(tmoe_tape *tape, int rows, int cols, float *x, float *dx) {
     if (!x || rows < 1 || cols < 1)
         return TMOEI_FAIL_NULL(tape->ctx, TMOE_ERR_ARGUMENT,
@@ -2604,7 +2625,6 @@ TMOE_DEF tmoe_tensor *tmoe_leaf(tmoe_tape *tape, int rows, int cols, float *x, f
     if (tensor && dx) { tensor->dx = dx; tensor->wants_grad = tensor->has_grad = 1; }
     return tensor;
 }
-
 static int tmoei_wants_grad(const tmoe_tape *tape, tmoe_tensor *const *in, int count) {
     for (int i = 0; i < count; i++) if (tape->record && in[i] && in[i]->wants_grad) return 1;
     return 0;
@@ -2788,7 +2808,6 @@ static void tmoei_layer_norm_backward(tmoe_tape *tape, tmoei_node *node) {
         node->beta[0], x->wants_grad ? x->dx : NULL, node->beta[1], gain->wants_grad ? gain->dx : NULL,
         node->beta[2], bias->wants_grad ? bias->dx : NULL);
 }
-
 TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *gain,
         tmoe_tensor *bias) {
     tmoe_tensor *in[3];
@@ -2822,7 +2841,6 @@ typedef struct tmoei_attention_job {
     const float *q, *kv, *dy;
     float *y, *lse, *dq, *dkv, beta_q, beta_kv;
 } tmoei_attention_job;
-
 /* Where sequence i's head h has its rows. */
 static tmoei_attention_rows tmoei_attention_head(const tmoei_attention_job *job, int chunk) {
     const int sequence = chunk / job->H, head = chunk % job->H;
@@ -2846,12 +2864,10 @@ static void tmoei_attention_forward_chunk(void *arg, int chunk, int lane) {
     const tmoei_attention_rows a = tmoei_attention_head((const tmoei_attention_job *)arg, chunk);
     tmoei_attention_forward(&a, lane);
 }
-
 static void tmoei_attention_backward_chunk(void *arg, int chunk, int lane) {
     const tmoei_attention_rows a = tmoei_attention_head((const tmoei_attention_job *)arg, chunk);
     tmoei_attention_backward(&a, lane);
 }
-
 static void tmoei_attention_node_backward(tmoe_tape *tape, tmoei_node *node) {
     tmoei_attention_job job = *(const tmoei_attention_job *)node->kept;
     tmoe_tensor *q = node->in[0], *kv = node->in[1];
@@ -2860,7 +2876,6 @@ static void tmoei_attention_node_backward(tmoe_tape *tape, tmoei_node *node) {
     if (kv->wants_grad) { job.beta_kv = node->beta[kv != q]; job.dkv = kv->dx; }
     tmoei_parallel(tape->ctx, tmoei_attention_backward_chunk, &job, job.sequences * job.H);
 }
-
 TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tensor *kv, int H, int sequences,
                                      const int *q_offsets, const int *kv_offsets, int causal) {
     tmoe_tensor *in[2];
@@ -2942,7 +2957,6 @@ static float *tmoei_grad_for_scatter(const tmoei_node *node, int i) {
     if (node->beta[i] == 0.0f) memset(t->dx, 0, tmoei_elements(t) * sizeof(float));
     return t->dx;
 }
-
 static void tmoei_embedding_backward(tmoe_tape *tape, tmoei_node *node) {
     tmoei_embedding_job job = *(const tmoei_embedding_job *)node->kept;
     job.dy = node->y->dx; job.dtable = tmoei_grad_for_scatter(node, 0);
@@ -2950,7 +2964,6 @@ static void tmoei_embedding_backward(tmoe_tape *tape, tmoei_node *node) {
     tmoei_parallel(tape->ctx, tmoei_embedding_backward_chunk, &job,
         tmoei_chunks(job.D, TMOEI_EMBEDDING_COLUMNS));
 }
-
 TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int T, const int *ids, float scale,
                                      tmoe_tensor *positions, const int *position_ids) {
     tmoe_tensor *in[2];
@@ -3023,7 +3036,6 @@ static void tmoei_cross_entropy_backward_chunk(void *arg, int chunk, int lane) {
         dx[job->targets[t]] -= job->weight * (1.0f - job->smoothing);
     }
 }
-
 static void tmoei_cross_entropy_backward(tmoe_tape *tape, tmoei_node *node) {
     tmoei_cross_entropy_job job = *(const tmoei_cross_entropy_job *)node->kept;
     /* somebody else used the logits, too: add to what is there */
@@ -3033,7 +3045,6 @@ static void tmoei_cross_entropy_backward(tmoe_tape *tape, tmoei_node *node) {
     tmoei_parallel(tape->ctx, tmoei_cross_entropy_backward_chunk, &job, tmoei_chunks(job.T, job.grain));
     tmoei_accumulate(tape, node, 0, job.dlogits);
 }
-
 TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, const int *targets,
                                          float smoothing, float weight) {
     tmoei_cross_entropy_job job;
@@ -3076,7 +3087,6 @@ static void tmoei_map_backward(tmoe_tape *tape, tmoei_node *node) {
         tmoei_elements(y));
     tmoei_accumulate(tape, node, 0, y->dx);
 }
-
 TMOE_DEF tmoe_tensor *tmoe_map(tmoe_tape *tape, tmoe_tensor *x, tmoe_activation f) {
     tmoei_map_kept kept;
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
@@ -3120,20 +3130,17 @@ static tmoe_tensor *tmoei_binary(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b
     return tmoei_record(tape, y, tmoei_binary_backward, !multiply && a != b ? 0 : -1, &kept, sizeof kept, in,
         2);
 }
-
 TMOE_DEF tmoe_tensor *tmoe_add(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b) {
     return tmoei_binary(tape, a, b, 0);
 }
 TMOE_DEF tmoe_tensor *tmoe_multiply(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b) {
     return tmoei_binary(tape, a, b, 1);
 }
-
 static void tmoei_affine_backward(tmoe_tape *tape, tmoei_node *node) {
     const tmoe_tensor *x = node->in[0];
     tmoei_scale_add(tape->ctx, x->dx, node->beta[0], *(const float *)node->kept, node->y->dx,
         tmoei_elements(x));
 }
-
 TMOE_DEF tmoe_tensor *tmoe_affine(tmoe_tape *tape, tmoe_tensor *x, float scale, float shift) {
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
@@ -3142,14 +3149,12 @@ TMOE_DEF tmoe_tensor *tmoe_affine(tmoe_tape *tape, tmoe_tensor *x, float scale, 
     if (!tape->dry) for (size_t i = 0; i < n; i++) y->x[i] = scale * x->x[i] + shift;
     return tmoei_record(tape, y, tmoei_affine_backward, -1, &scale, sizeof scale, &x, 1);
 }
-
 static void tmoei_sum_backward(tmoe_tape *tape, tmoei_node *node) {
     const tmoe_tensor *x = node->in[0];
     const size_t n = tmoei_elements(x);
     float *dx = tmoei_grad_for_scatter(node, 0); (void)tape;
     for (size_t i = 0; i < n; i++) dx[i] += node->y->dx[0];
 }
-
 TMOE_DEF tmoe_tensor *tmoe_sum(tmoe_tape *tape, tmoe_tensor *x) {
     double sum = 0.0;
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
@@ -3174,13 +3179,11 @@ static void tmoei_copy_columns(int rows, int count, float *dst, int dst_cols, in
         else memcpy(d, s, (size_t)count * sizeof(float));
     }
 }
-
 static void tmoei_slice_backward(tmoe_tape *tape, tmoei_node *node) {
     const tmoe_tensor *x = node->in[0], *y = node->y; (void)tape;
     tmoei_copy_columns(x->rows, y->cols, tmoei_grad_for_scatter(node, 0), x->cols, *(const int *)node->kept,
         y->dx, y->cols, 0, 1);
 }
-
 TMOE_DEF tmoe_tensor *tmoe_slice(tmoe_tape *tape, tmoe_tensor *x, int first, int count) {
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, first >= 0 && count >= 1 && first <= x->cols - count,
@@ -3190,7 +3193,6 @@ TMOE_DEF tmoe_tensor *tmoe_slice(tmoe_tape *tape, tmoe_tensor *x, int first, int
     if (!tape->dry) tmoei_copy_columns(x->rows, count, y->x, count, 0, x->x, x->cols, first, 0);
     return tmoei_record(tape, y, tmoei_slice_backward, -1, &first, sizeof first, &x, 1);
 }
-
 static void tmoei_concat_backward(tmoe_tape *tape, tmoei_node *node) {
     int first = 0; (void)tape;
     for (int i = 0; i < node->count; first += node->in[i]->cols, i++) {
@@ -3200,7 +3202,6 @@ static void tmoei_concat_backward(tmoe_tape *tape, tmoei_node *node) {
                 first, node->beta[i] != 0.0f);
     }
 }
-
 TMOE_DEF tmoe_tensor *tmoe_concat(tmoe_tape *tape, tmoe_tensor *const *parts, int count) {
     int cols = 0, first = 0;
     if (tape->ctx->error != TMOE_OK) return NULL;
@@ -3219,11 +3220,9 @@ TMOE_DEF tmoe_tensor *tmoe_concat(tmoe_tape *tape, tmoe_tensor *const *parts, in
                 0);
     return tmoei_record(tape, y, tmoei_concat_backward, -1, NULL, 0, parts, count);
 }
-
 static void tmoei_reshape_backward(tmoe_tape *tape, tmoei_node *node) {
     tmoei_accumulate(tape, node, 0, node->y->dx);
 }
-
 TMOE_DEF tmoe_tensor *tmoe_reshape(tmoe_tape *tape, tmoe_tensor *x, int rows, int cols) {
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, rows >= 1 && cols >= 1 && (size_t)rows * (size_t)cols == tmoei_elements(x),
@@ -3242,7 +3241,6 @@ static void tmoei_dropout_backward(tmoe_tape *tape, tmoei_node *node) {
     tmoei_dropout_apply(tape->ctx, y->dx, y->dx, tmoei_elements(y), kept->p, kept->key);
     tmoei_accumulate(tape, node, 0, y->dx);
 }
-
 TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uint64_t seed,
         uint64_t stream) {
     tmoei_dropout_kept kept;
@@ -3381,7 +3379,6 @@ static void tmoei_mix_parameters_backward(tmoe_tape *tape, tmoei_node *node) {
     tmoei_merge_backward(tape->ctx, kept->E, tmoei_elements(y), kept->experts, kept->gradients,
         node->in[0]->x + kept->first, y->x, y->dx, droute ? droute + kept->first : NULL);
 }
-
 TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float *gradients, int E,
         int block, tmoe_tensor *route, int first) {
     tmoei_merge_kept kept;
@@ -3454,7 +3451,6 @@ static void tmoei_buffer_add(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *by
     buffer->length += n;
     buffer->data[buffer->length] = 0;
 }
-
 static void tmoei_buffer_free(tmoe_ctx *ctx, tmoei_buffer *buffer) {
     tmoei_free(ctx, buffer->data); memset(buffer, 0, sizeof *buffer);
 }
@@ -3470,7 +3466,6 @@ static void tmoei_buffer_print(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *
     va_end(arguments);
     tmoei_buffer_add(ctx, buffer, text, n < 0 ? 0 : (size_t)n < sizeof text ? (size_t)n : sizeof text - 1);
 }
-
 static void tmoei_buffer_json_string(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text, size_t length) {
     tmoei_buffer_add(ctx, buffer, "\"", 1);
     for (size_t i = 0; i < length; i++) {
@@ -3520,13 +3515,11 @@ static tmoe_result tmoei_json_error(const tmoei_json_reader *r, const char *what
     return tmoei_fail(r->ctx, TMOE_ERR_FORMAT, "%s:%lu:%lu: JSON: %s", r->name, (unsigned long)line,
         (unsigned long)column, what);
 }
-
 static void tmoei_json_space(tmoei_json_reader *r) {
     while (r->at < r->length && (r->text[r->at] == ' ' || r->text[r->at] == '\t' || r->text[r->at] == '\n'
             || r->text[r->at] == '\r'))
         r->at++;
 }
-
 static int tmoei_hex(int c) {
     return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A'
         && c <= 'F' ? c - 'A' + 10 : -1;
@@ -3624,7 +3617,6 @@ static tmoe_result tmoei_json_number_token(tmoei_json_reader *r, tmoei_json_node
     node->text = out; node->number = strtod(out, NULL);
     return TMOE_OK;
 }
-
 static tmoe_result tmoei_json_word(tmoei_json_reader *r, tmoei_json_node *node, const char *word,
         tmoei_json_kind kind) {
     const size_t n = strlen(word);
@@ -3634,7 +3626,6 @@ static tmoe_result tmoei_json_word(tmoei_json_reader *r, tmoei_json_node *node, 
     node->kind = kind;
     return TMOE_OK;
 }
-
 static void tmoei_json_free(tmoe_ctx *ctx, tmoei_json *json) {
     tmoei_free(ctx, json->nodes); tmoei_free(ctx, json->strings);
     memset(json, 0, sizeof *json);
@@ -3734,7 +3725,6 @@ static int tmoei_json_is_string(const tmoei_json *json, int node) {
     return node >= 0 && json->nodes[node].kind == TMOEI_JSON_STRING
         && strlen(json->nodes[node].text) == json->nodes[node].length;
 }
-
 static double tmoei_json_number(const tmoei_json *json, int node, double fallback) {
     return node >= 0 && json->nodes[node].kind == TMOEI_JSON_NUMBER ? json->nodes[node].number : fallback;
 }
@@ -3802,7 +3792,6 @@ static void tmoei_safetensors_close(tmoe_ctx *ctx, tmoei_safetensors *file) {
     tmoei_free(ctx, file->entries); tmoei_free(ctx, file->bytes); tmoei_free(ctx, file->path);
     memset(file, 0, sizeof *file);
 }
-
 static int tmoei_entry_by_name(const void *a, const void *b) {
     return strcmp(((const tmoei_entry *)a)->name, ((const tmoei_entry *)b)->name);
 }
@@ -3818,47 +3807,36 @@ static int tmoei_json_size(const tmoei_json *json, int node, size_t *out) {
     *out = (size_t)x;
     return 1;
 }
-
 static tmoe_result tmoei_entry_read(tmoe_ctx *ctx, const tmoei_safetensors *file, int node,
         tmoei_entry *entry) {
     const tmoei_json *json = &file->json;
     const tmoei_json_node *n = &json->nodes[node];
     const int dtype = tmoei_json_get(json, node, "dtype"), shape = tmoei_json_get(json, node, "shape"),
         offsets = tmoei_json_get(json, node, "data_offsets");
+    const char *wrong = strlen(n->key) != n->key_length ? "its name has a NUL inside" : NULL;
     size_t bytes;
-    int i;
-    entry->name = n->key; entry->dtype = TMOEI_DTYPES;
-    if (strlen(n->key) != n->key_length)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: a tensor's name has a NUL inside", file->path);
+    entry->name = n->key; entry->dtype = TMOEI_DTYPES; entry->count = 1;
     for (int d = 0; tmoei_json_is_string(json, dtype) && d < TMOEI_DTYPES; d++)
         if (strcmp(json->nodes[dtype].text, tmoei_dtype_names[d]) == 0) entry->dtype = (tmoei_dtype)d;
-    if (entry->dtype == TMOEI_DTYPES)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: tensor %s: dtype is missing or unknown", file->path,
-            n->key);
+    if (entry->dtype == TMOEI_DTYPES) wrong = "dtype is missing or unknown";
     if (shape < 0 || json->nodes[shape].kind != TMOEI_JSON_ARRAY
             || json->nodes[shape].count > TMOEI_RANK_MAX)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: tensor %s: shape must be a list of at most %d numbers",
-            file->path, n->key, TMOEI_RANK_MAX);
-    entry->count = 1;
-    for (i = json->nodes[shape].child; i >= 0; i = json->nodes[i].next) {
+        wrong = "shape must be a list of at most 8 numbers";
+    for (int i = wrong ? -1 : json->nodes[shape].child; i >= 0; i = json->nodes[i].next) {
         size_t *size = &entry->shape[entry->rank++];
         if (!tmoei_json_size(json, i, size) || !tmoei_size(&entry->count, entry->count, *size, 0))
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                "%s: tensor %s: shape is not a list of sizes that fit into memory", file->path, n->key);
+            wrong = "shape is not a list of sizes that fit into memory";
     }
-    i = offsets >= 0 && json->nodes[offsets].kind == TMOEI_JSON_ARRAY
+    const int two = offsets >= 0 && json->nodes[offsets].kind == TMOEI_JSON_ARRAY
         && json->nodes[offsets].count == 2 ? json->nodes[offsets].child : -1;
-    if (i < 0 || !tmoei_json_size(json, i, &entry->begin) || !tmoei_json_size(json, json->nodes[i].next,
-            &entry->end) || entry->end < entry->begin || entry->end > file->data_size)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-            "%s: tensor %s: data_offsets must be two places inside the %lu bytes of data", file->path,
-            n->key, (unsigned long)file->data_size);
-    if (!tmoei_size(&bytes, entry->count, tmoei_dtype_bytes[entry->dtype], 0)
-            || bytes != entry->end - entry->begin)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-            "%s: tensor %s: its shape needs other than the %lu bytes of its data_offsets", file->path,
-            n->key, (unsigned long)(entry->end - entry->begin));
-    return TMOE_OK;
+    if (!wrong && (two < 0 || !tmoei_json_size(json, two, &entry->begin) || !tmoei_json_size(json,
+            json->nodes[two].next, &entry->end) || entry->end < entry->begin
+            || entry->end > file->data_size))
+        wrong = "data_offsets must be two places inside the data";
+    if (!wrong && (!tmoei_size(&bytes, entry->count, tmoei_dtype_bytes[entry->dtype], 0)
+            || bytes != entry->end - entry->begin))
+        wrong = "its shape needs other than the bytes of its data_offsets";
+    return wrong ? tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: tensor %s: %s", file->path, n->key, wrong) : TMOE_OK;
 }
 
 static tmoe_result tmoei_safetensors_check(tmoe_ctx *ctx, tmoei_safetensors *file) {
@@ -3907,7 +3885,6 @@ static tmoe_result tmoei_safetensors_check(tmoe_ctx *ctx, tmoei_safetensors *fil
                 file->entries[i].name);
     return TMOE_OK;
 }
-
 static tmoe_result tmoei_safetensors_open(tmoe_ctx *ctx, tmoei_safetensors *file, const char *path) {
     memset(file, 0, sizeof *file);
     file->path = tmoei_strdup(ctx, path, strlen(path));
@@ -3916,7 +3893,6 @@ static tmoe_result tmoei_safetensors_open(tmoe_ctx *ctx, tmoei_safetensors *file
     if (result != TMOE_OK) tmoei_safetensors_close(ctx, file);
     return result;
 }
-
 static const tmoei_entry *tmoei_safetensors_find(const tmoei_safetensors *file, const char *name) {
     tmoei_entry key;
     memset(&key, 0, sizeof key);
@@ -3929,7 +3905,6 @@ static const char *tmoei_safetensors_metadata(const tmoei_safetensors *file, con
     const int node = tmoei_json_get(&file->json, tmoei_json_get(&file->json, 0, "__metadata__"), key);
     return tmoei_json_is_string(&file->json, node) ? file->json.nodes[node].text : NULL;
 }
-
 static float tmoei_float_of_bits(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
 
 /* IEEE half: sign, 5 bits of exponent (bias 15), 10 bits; exponent 0: the fraction alone */
@@ -3973,7 +3948,6 @@ static void tmoei_writer_free(tmoe_ctx *ctx, tmoei_writer *writer) {
     tmoei_free(ctx, writer->path); tmoei_free(ctx, writer->temporary);
     memset(writer, 0, sizeof *writer);
 }
-
 static void tmoei_writer_metadata(tmoe_ctx *ctx, tmoei_writer *writer, const char *key, const char *text,
         size_t length) {
     tmoei_buffer_add(ctx, &writer->metadata, writer->metadata.length ? "," : "",
@@ -3998,7 +3972,6 @@ static void tmoei_writer_tensor(tmoe_ctx *ctx, tmoei_writer *writer, const char 
         (unsigned long)writer->declared, (unsigned long)(writer->declared + bytes));
     writer->declared += bytes;
 }
-
 static tmoe_result tmoei_writer_trouble(tmoe_ctx *ctx, tmoei_writer *writer) {
     const int number = errno;
     (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be written: %s", writer->path, strerror(number));
@@ -4100,7 +4073,6 @@ static int tmoei_merge_find(const tmoe_tokenizer *tokenizer, int left, int right
             return found;
     }
 }
-
 static size_t tmoei_symbol_length(const tmoe_tokenizer *tokenizer, int symbol) {
     const size_t m = (size_t)(symbol - TMOEI_MERGES_FIRST);
     return symbol >= TMOEI_MERGES_FIRST ? tokenizer->starts[m + 1] - tokenizer->starts[m] : 1;
@@ -4112,7 +4084,6 @@ static void tmoei_symbol_bytes(const tmoe_tokenizer *tokenizer, int symbol, char
             tmoei_symbol_length(tokenizer, symbol));
     else *out = (char)(symbol - TMOEI_BYTES_FIRST);
 }
-
 TMOE_DEF void tmoe_tokenizer_destroy(tmoe_tokenizer *tokenizer) {
     if (!tokenizer) return;
     tmoei_owner_free(&tokenizer->own);
@@ -4160,11 +4131,9 @@ static tmoe_tokenizer *tmoei_tokenizer_new(tmoe_ctx *ctx, const tmoei_merge_pair
     tmoe_tokenizer_destroy(tokenizer);
     return NULL;
 }
-
 static tmoe_tokenizer *tmoei_tokenizer_copy(tmoe_ctx *ctx, const tmoe_tokenizer *tokenizer) {
     return tmoei_tokenizer_new(ctx, tokenizer->merges, tokenizer->merge_count);
 }
-
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx) { return tmoei_tokenizer_new(ctx, NULL, 0); }
 TMOE_DEF int tmoe_tokenizer_vocabulary(const tmoe_tokenizer *tokenizer) {
     return TMOEI_MERGES_FIRST + tokenizer->merge_count;
@@ -4205,14 +4174,12 @@ typedef struct tmoei_candidate { int merge, at; } tmoei_candidate;
 static int tmoei_candidate_before(tmoei_candidate a, tmoei_candidate b) {
     return a.merge != b.merge ? a.merge < b.merge : a.at < b.at;
 }
-
 static void tmoei_heap_push(tmoei_candidate *heap, int *count, tmoei_candidate x) {
     int i = (*count)++;
     for (; i > 0 && tmoei_candidate_before(x, heap[(i - 1) / 2]); i = (i - 1) / 2)
         heap[i] = heap[(i - 1) / 2];
     heap[i] = x;
 }
-
 static tmoei_candidate tmoei_heap_pop(tmoei_candidate *heap, int *count) {
     const tmoei_candidate top = heap[0], x = heap[--*count];
     int i = 0, child;
@@ -4457,7 +4424,6 @@ static void tmoei_tokenizer_to_json(tmoe_ctx *ctx, const tmoe_tokenizer *tokeniz
             tokenizer->merges[m].right);
     tmoei_buffer_print(ctx, buffer, "]}");
 }
-
 static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json *json,
         const char *source_name) {
     const int list = tmoei_json_get(json, 0, "merges");
@@ -4513,7 +4479,6 @@ static void *tmoei_suite_alloc(tmoe_suite *suite, size_t count, size_t bytes) {
 static char *tmoei_suite_text(tmoe_suite *suite, const char *text, size_t length) {
     return tmoei_own_text(&((tmoei_suite *)suite)->own, text, length);
 }
-
 TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name) {
     for (int i = 0; i < suite->count; i++) if (strcmp(suite->tasks[i].name, name) == 0) return i;
     return -1;
@@ -4678,18 +4643,15 @@ static int tmoei_names(tmoe_suite *suite, const char *folder, char ***names) {
     if (at) qsort(*names, (size_t)count, sizeof **names, tmoei_name_order);
     return at ? count : 0;
 }
-
 static int tmoei_ends_with(const char *text, const char *end) {
     const size_t a = strlen(text), b = strlen(end);
     return text[0] != '.' && a > b && strcmp(text + a - b, end) == 0;
 }
-
 static tmoe_result tmoei_path_join(tmoe_ctx *ctx, char *path, const char *folder, const char *name) {
     if (snprintf(path, TMOEI_PATH, "%s/%s", folder, name) < TMOEI_PATH) return TMOE_OK;
     return tmoei_fail(ctx, TMOE_ERR_FILE, "%s/%s: the path is longer than %d bytes", folder, name,
         TMOEI_PATH - 1);
 }
-
 static int tmoei_file_exists(const char *path) {
     FILE *file = fopen(path, "rb");
     if (file) (void)fclose(file);
@@ -5026,7 +4988,6 @@ typedef enum tmoei_shared {
     TMOEI_OUTPUT_BIAS,                              /* BART's final_logits_bias: a constant */
     TMOEI_SHARED
 } tmoei_shared;
-
 /* Which learning rate a parameter follows. */
 typedef enum tmoei_rate { TMOEI_RATE_LAYERS, TMOEI_RATE_ROUTER, TMOEI_RATE_TASKS, TMOEI_RATE_SHARED,
     TMOEI_RATE_NONE } tmoei_rate;
@@ -5152,25 +5113,16 @@ static void tmoei_router_plan(tmoe_model *model);              /* >>router */
 
 /* Lays out theta: offsets, names and sizes of everything. */
 static tmoe_result tmoei_model_plan(tmoe_model *model) {
+    static const char *const names[TMOEI_SHARED] = { "tokens.weight", "encoder.positions.weight",
+        "decoder.positions.weight", "encoder.norm.weight", "encoder.norm.bias", "decoder.norm.weight",
+        "decoder.norm.bias", "output.bias" };
     const tmoe_config *c = &model->config;
-    const float embedding_std = tmoei_init_std(model, c->D);
-    const int V = model->V, D = c->D;
-    model->shared[TMOEI_TOKENS] = tmoei_parameter_add(model, V, D, TMOEI_RATE_SHARED, 1, -1, embedding_std,
-        0.0f, "tokens.weight");
-    model->shared[TMOEI_ENCODER_POSITIONS] = tmoei_parameter_add(model, c->source_tokens, D,
-        TMOEI_RATE_SHARED, 1, -1, embedding_std, 0.0f, "encoder.positions.weight");
-    model->shared[TMOEI_DECODER_POSITIONS] = tmoei_parameter_add(model, c->target_tokens, D,
-        TMOEI_RATE_SHARED, 1, -1, embedding_std, 0.0f, "decoder.positions.weight");
-    model->shared[TMOEI_ENCODER_NORM] = tmoei_parameter_add(model, 1, D, TMOEI_RATE_SHARED, 0, -1, 0.0f, 1.0f,
-        "encoder.norm.weight");
-    model->shared[TMOEI_ENCODER_NORM_BIAS] = tmoei_parameter_add(model, 1, D, TMOEI_RATE_SHARED, 0, -1, 0.0f,
-        0.0f, "encoder.norm.bias");
-    model->shared[TMOEI_DECODER_NORM] = tmoei_parameter_add(model, 1, D, TMOEI_RATE_SHARED, 0, -1, 0.0f, 1.0f,
-        "decoder.norm.weight");
-    model->shared[TMOEI_DECODER_NORM_BIAS] = tmoei_parameter_add(model, 1, D, TMOEI_RATE_SHARED, 0, -1, 0.0f,
-        0.0f, "decoder.norm.bias");
-    model->shared[TMOEI_OUTPUT_BIAS] = tmoei_parameter_add(model, 1, V, TMOEI_RATE_NONE, 0, -1, 0.0f, 0.0f,
-        "output.bias");
+    const int rows[TMOEI_SHARED] = { model->V, c->source_tokens, c->target_tokens, 1, 1, 1, 1, 1 };
+    for (int s = 0; s < TMOEI_SHARED; s++)
+        model->shared[s] = tmoei_parameter_add(model, rows[s], s == TMOEI_OUTPUT_BIAS ? model->V : c->D,
+            s == TMOEI_OUTPUT_BIAS ? TMOEI_RATE_NONE : TMOEI_RATE_SHARED, rows[s] > 1, -1,
+            rows[s] > 1 ? tmoei_init_std(model, c->D) : 0.0f, s == TMOEI_ENCODER_NORM
+            || s == TMOEI_DECODER_NORM ? 1.0f : 0.0f, "%s", names[s]);
     model->layers = (tmoei_layer *)tmoei_own(&model->own, (size_t)model->L, sizeof *model->layers);
     if (!model->layers) return model->ctx->error;
     for (int l = 0; l < model->L; l++) tmoei_layer_plan(model, l);
@@ -5309,7 +5261,6 @@ TMOE_DEF tmoe_config tmoe_config_default(void) {
     c.vectors = TMOE_VECTOR_TEXT; c.k = 64; c.instruction_in_input = 1; c.seed = 1;
     return c;
 }
-
 TMOE_DEF void tmoe_model_destroy(tmoe_model *model) {
     if (!model) return;
     tmoe_tokenizer_destroy(model->tokenizer);
@@ -5318,7 +5269,6 @@ TMOE_DEF void tmoe_model_destroy(tmoe_model *model) {
     tmoei_owner_free(&model->own);
     tmoei_free(model->ctx, model);
 }
-
 static void tmoei_text_vector(const char *text, int k, float *vector);  /* >>router */
 
 /* Everything but the values of theta. */
@@ -5373,13 +5323,11 @@ TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
     }
     return model;
 }
-
 static float *tmoei_piece_of(const tmoe_model *model, int l, int piece, int expert) {
     const tmoei_layer *layer = &model->layers[l];
     return model->theta + layer->offset[piece] + (!layer->in_expert[piece] ? layer->shared : layer->block
         + (size_t)expert * layer->block_size);
 }
-
 TMOE_DEF void tmoe_model_take_router(tmoe_model *model, const tmoe_model *from) {
     for (int p = model->router_parameter; p < model->parameter_count; p++)
         for (int q = from->router_parameter; q < from->parameter_count; q++) {
@@ -5439,7 +5387,6 @@ TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, co
     model->step = config ? 0 : from->step;
     return model;
 }
-
 TMOE_DEF const tmoe_config *tmoe_model_config(const tmoe_model *model) { return &model->config; }
 TMOE_DEF const tmoe_tokenizer *tmoe_model_tokenizer(const tmoe_model *model) { return model->tokenizer; }
 TMOE_DEF int tmoe_model_task_count(const tmoe_model *model) { return model->N; }
@@ -5452,7 +5399,6 @@ TMOE_DEF const char *tmoe_model_task_instruction(const tmoe_model *model, int ta
 TMOE_DEF const char *tmoe_model_task_category(const tmoe_model *model, int task) {
     return task >= 0 && task < model->N ? model->tasks[task].category : NULL;
 }
-
 TMOE_DEF size_t tmoe_model_parameters(const tmoe_model *model, size_t *active) {
     size_t all = 0, used = 0;
     for (int p = 0; p < model->parameter_count; p++) {
@@ -5464,7 +5410,6 @@ TMOE_DEF size_t tmoe_model_parameters(const tmoe_model *model, size_t *active) {
     if (active) *active = used;
     return all;
 }
-
 TMOE_DEF const char *tmoe_model_parameter(const tmoe_model *model, int index, int *rows, int *cols,
         float **values) {
     if (index < 0 || index >= model->parameter_count) return NULL;
@@ -5474,7 +5419,6 @@ TMOE_DEF const char *tmoe_model_parameter(const tmoe_model *model, int index, in
     if (values) *values = model->theta + parameter->offset;
     return parameter->name;
 }
-
 TMOE_DEF int tmoe_routed_layers(const tmoe_model *model) { return model->R; }
 
 TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int routed_layer, char *text, size_t size) {
@@ -5500,7 +5444,6 @@ typedef struct tmoei_batch {            /* one group, packed; all arrays in one 
     int *memory;
     size_t capacity;                    /* ints in it */
 } tmoei_batch;
-
 /* Makes room for a group and lays the arrays out one behind the other. */
 static tmoe_result tmoei_batch_reserve(tmoe_ctx *ctx, tmoei_batch *batch, size_t sources, size_t targets,
         size_t sequences) {
@@ -5549,7 +5492,6 @@ static size_t tmoei_texts_add(tmoe_ctx *ctx, tmoei_texts *texts, const tmoe_toke
     texts->offsets[++texts->count] = texts->ids_used;
     return texts->count - 1;
 }
-
 static size_t tmoei_text_length(const tmoei_texts *texts, size_t index) {
     return texts->offsets[index + 1] - texts->offsets[index];
 }
@@ -5573,7 +5515,6 @@ static tmoe_tensor *tmoei_block_leaf(tmoei_pass *pass, size_t offset, size_t siz
     return tmoe_leaf(pass->tape, 1, (int)size, pass->model->theta + offset,
                      pass->grads && (pass->train & TMOE_TRAIN_LAYERS) ? pass->grads + offset : NULL);
 }
-
 static tmoe_tensor *tmoei_shared_tensor(tmoei_pass *pass, tmoei_shared which) {
     /* the shared ones come first, in this order */
     const tmoei_parameter *parameter = &pass->model->parameters[which];
@@ -5589,7 +5530,6 @@ static void tmoei_layer_pieces(tmoei_pass *pass, const tmoei_layer *layer, tmoe_
             w[piece] = tmoei_part(pass->tape, block, layer->offset[piece], layer->rows[piece],
                 layer->cols[piece]);
 }
-
 static tmoe_tensor *tmoei_pass_dropout(tmoei_pass *pass, tmoe_tensor *x) {
     return pass->dropout > 0.0f ? tmoe_dropout(pass->tape, x, pass->dropout, pass->dropout_seed,
         pass->dropout_stream++) : x;
@@ -5640,7 +5580,6 @@ static tmoe_tensor *tmoei_attention_sublayers(tmoei_pass *pass, int l, int exper
     return tmoei_sublayer_output(pass, h, x, w[TMOEI_CROSS_OUT], w[TMOEI_CROSS_OUT_BIAS],
         w[TMOEI_CROSS_NORM], w[TMOEI_CROSS_NORM_BIAS]);
 }
-
 static tmoe_tensor *tmoei_ffn_sublayer(tmoei_pass *pass, tmoe_tensor *const *w, tmoe_tensor *h) {
     tmoe_tensor *x = tmoei_sublayer_input(pass, h, w[TMOEI_FFN_NORM], w[TMOEI_FFN_NORM_BIAS]);
     x = tmoe_linear(pass->tape, x, w[TMOEI_FC1], w[TMOEI_FC1_BIAS], pass->model->config.activation, NULL);
@@ -5701,21 +5640,18 @@ static tmoe_tensor *tmoei_embed(tmoei_pass *pass, const tmoei_pack *pack, int de
             tmoei_shared_tensor(pass, decoder ? TMOEI_DECODER_NORM_BIAS : TMOEI_ENCODER_NORM_BIAS));
     return tmoei_pass_dropout(pass, h);
 }
-
 static tmoe_tensor *tmoei_final_norm(tmoei_pass *pass, tmoe_tensor *h, int decoder) {
     if (pass->model->config.norm == TMOE_NORM_POST) return h;
     return tmoe_layer_norm(pass->tape, h, tmoei_shared_tensor(pass,
         decoder ? TMOEI_DECODER_NORM : TMOEI_ENCODER_NORM), tmoei_shared_tensor(pass, decoder
         ? TMOEI_DECODER_NORM_BIAS : TMOEI_ENCODER_NORM_BIAS));
 }
-
 static tmoe_tensor *tmoei_encode(tmoei_pass *pass, const tmoei_pack *source) {
     tmoe_tensor *h = tmoei_embed(pass, source, 0);
     for (int l = 0; l < pass->model->config.encoder_layers; l++)
         h = tmoei_layer_forward(pass, l, h, source, NULL, NULL);
     return tmoei_final_norm(pass, h, 0);
 }
-
 static tmoe_tensor *tmoei_decode(tmoei_pass *pass, const tmoei_pack *target, tmoe_tensor *memory,
         const tmoei_pack *source) {
     tmoe_tensor *h = tmoei_embed(pass, target, 1);
@@ -5749,7 +5685,6 @@ static int tmoei_router_gates(tmoe_router_kind kind) {
     default: return 0;
     }
 }
-
 static void tmoei_router_add(tmoe_model *model, int rows, int cols, int bias_of, float std,
         const char *name) {
     (void)tmoei_parameter_add(model, rows, cols, TMOEI_RATE_ROUTER, 1, -1, std, 0.0f, "router.%s.weight",
@@ -5806,7 +5741,6 @@ static tmoe_tensor *tmoei_router_next(tmoei_router_cursor *cursor) {
     return tmoe_leaf(cursor->tape, parameter->rows, parameter->cols,
         cursor->model->theta + parameter->offset, cursor->grads ? cursor->grads + parameter->offset : NULL);
 }
-
 static tmoe_tensor *tmoei_router_linear(tmoei_router_cursor *cursor, tmoe_tensor *x, tmoe_activation act,
         tmoe_tensor *residual) {
     tmoe_tensor *w = tmoei_router_next(cursor), *b = tmoei_router_next(cursor);
@@ -5917,7 +5851,6 @@ TMOE_DEF float tmoe_model_temperature(const tmoe_model *model) {
     const double tau = (double)c->temperature * exp(-(double)c->temperature_decay * (double)model->step);
     return tau > (double)c->temperature_min ? (float)tau : c->temperature_min;
 }
-
 static int tmoei_selection_has_router(tmoe_selection selection) {
     return selection <= TMOE_SELECT_STRAIGHT_THROUGH;
 }
@@ -5950,7 +5883,8 @@ static void tmoei_route_without_router(const tmoe_model *model, uint64_t stream,
 #define TMOEI_STREAM_GUMBEL UINT64_C(1000003)
 #define TMOEI_STREAM_EXPLORE UINT64_C(1000004)
 #define TMOEI_STREAM_BATCH UINT64_C(1000005)
-#define TMOEI_STREAM_DROPOUT UINT64_C(1000006)
+#define TMOEI_STREAM_FEW_SHOT UINT64_C(1000006)
+#define TMOEI_STREAM_DROPOUT UINT64_C(1000007)
 
 /* Routes (K, R * E) of K task vectors, free of noise, into `routes`. */
 static tmoe_result tmoei_routes_of_vectors(tmoe_model *model, float *vectors, int K, float *routes) {
@@ -5981,7 +5915,6 @@ static tmoe_result tmoei_routes_refresh(tmoe_model *model) {
     model->routes_version = model->version;
     return TMOE_OK;
 }
-
 TMOE_DEF tmoe_result tmoe_route(tmoe_model *model, int task, float *route) {
     const size_t width = (size_t)(model->R * model->config.E);
     if (task < 0 || task >= model->N)
@@ -5998,8 +5931,6 @@ TMOE_DEF tmoe_result tmoe_route(tmoe_model *model, int task, float *route) {
  * sqrt(k), so that its entries are of size 1 like a learned embedding's after training. Bytes outside ASCII
  * are letters: no language is left out. */
 #define TMOEI_TEXT_GRAM_WEIGHT 0.3f     /* the 5 grams of a 5-letter word together weigh like the word */
-
-
 static void tmoei_text_feature(const char *text, size_t length, uint64_t kind, float weight, int k,
         float *vector) {
     /* FNV-1a, then mixed: neighbouring texts must not be neighbours */
@@ -6028,7 +5959,6 @@ static void tmoei_text_vector(const char *text, int k, float *vector) {
     for (int j = 0; j < k; j++) norm += (double)vector[j] * (double)vector[j];
     if (norm > 0.0) for (int j = 0; j < k; j++) vector[j] *= (float)(sqrt((double)k) / sqrt(norm));
 }
-
 static float tmoei_cosine(const float *a, const float *b, int k) {
     double dot = 0.0, aa = 0.0, bb = 0.0;
     for (int j = 0; j < k; j++) {
@@ -6038,7 +5968,6 @@ static float tmoei_cosine(const float *a, const float *b, int k) {
     }
     return aa > 0.0 && bb > 0.0 ? (float)(dot / sqrt(aa * bb)) : 0.0f;
 }
-
 TMOE_DEF int tmoe_find_task(const tmoe_model *model, const char *name_or_instruction) {
     for (int t = 0; t < model->N; t++)
         if (strcmp(model->tasks[t].instruction, name_or_instruction) == 0
@@ -6052,7 +5981,6 @@ static float *tmoei_instruction_vector(const tmoe_model *model, const char *inst
     if (vector) tmoei_text_vector(instruction, model->config.k, vector);
     return vector;
 }
-
 TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction, int count, int *tasks,
         float *cosines) {
     const int k = model->config.k;
@@ -6113,7 +6041,6 @@ TMOE_DEF tmoe_result tmoe_expert_disable(tmoe_model *model, int layer, int exper
     model->version++;
     return TMOE_OK;
 }
-
 TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const float *vector) {
     if (task < 0 || task >= model->N || model->R == 0 || !vector)
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
@@ -6154,7 +6081,6 @@ static size_t tmoei_add_lower(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *t
     tmoei_buffer_add(ctx, buffer, "", 1);
     return begin;
 }
-
 static int tmoei_is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
 /* The next word of a text: white space separates. NULL at the end. */
@@ -6203,7 +6129,6 @@ static void tmoei_words_of(tmoei_words *words, const char *text, char stop) {
         if (cut < length) break;
     }
 }
-
 static int tmoei_same_word(const tmoei_words *a, int i, const tmoei_words *b, int j) {
     return a->length[i] == b->length[j] && memcmp(a->word[i], b->word[j], a->length[i]) == 0;
 }
@@ -6319,7 +6244,6 @@ static double tmoei_macro_f1(const char *const *predictions, const tmoe_example 
         }
     return sum / labels;
 }
-
 static int tmoei_is_acceptable(const char *text) {
     while (tmoei_is_space(*text)) text++;
     if (strncmp(text, "acceptable", 10) != 0) return 0;
@@ -6345,7 +6269,6 @@ static double tmoei_number_or_three(const char *text) {
     while (tmoei_is_space(*end)) end++;
     return *end ? 3.0 : x;
 }
-
 static double tmoei_pearson(const double *x, const double *y, int count) {
     double mx = 0.0, my = 0.0, xy = 0.0, xx = 0.0, yy = 0.0;
     for (int i = 0; i < count; i++) { mx += x[i] / count; my += y[i] / count; }
@@ -6356,7 +6279,6 @@ static double tmoei_pearson(const double *x, const double *y, int count) {
     }
     return xx > 0.0 && yy > 0.0 ? xy / sqrt(xx * yy) : (double)NAN;
 }
-
 TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric) {
     static const char *const names[TMOE_METRICS] = { "exact_match", "accuracy", "macro_f1", "token_f1",
         "rouge_l", "matthews", "pearson" };
@@ -6421,6 +6343,51 @@ TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *c
     tmoei_free(ctx, rouge);
     tmoei_buffer_free(ctx, &buffer);
     return i ? TMOE_OK : TMOE_ERR_MEMORY;
+}
+static int tmoei_double_order(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* Mean over the tasks that `order` names of (new - base) / base (relative), or of new - base. */
+static double tmoei_mean_gain(const double *base, const double *scores, int n, int relative, uint64_t seed,
+        uint64_t draw) {
+    double sum = 0.0;
+    int used = 0;
+    for (int i = 0; i < n; i++) {
+        const int t = draw ? (int)tmoei_below(tmoei_random(seed, draw, (uint64_t)i), (size_t)n) : i;
+        if (scores[t] != scores[t] || base[t] != base[t] || (relative && base[t] == 0.0)) continue;
+        sum += (scores[t] - base[t]) / (relative ? base[t] : 1.0);
+        used++;
+    }
+    return used ? sum / used : (double)NAN;
+}
+
+TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const double *scores, int count,
+        uint64_t seed, tmoe_comparison *result) {
+    const int draws = 2000;                     /* the interval's ends move by some 1 % of its width */
+    double *sample = (double *)tmoei_alloc(ctx, (size_t)draws, sizeof *sample, 0);
+    if (!sample) return TMOE_ERR_MEMORY;
+    memset(result, 0, sizeof *result);
+    for (int t = 0; t < count; t++) {
+        if (scores[t] != scores[t] || base[t] != base[t]) { result->undefined++; continue; }
+        result->zero_base += base[t] == 0.0;
+        result->wins += scores[t] > base[t]; result->losses += scores[t] < base[t];
+        result->ties += scores[t] == base[t];
+    }
+    for (int relative = 0; relative < 2; relative++) {
+        double *gain = relative ? result->arg : result->difference;
+        int n = 0;
+        gain[0] = tmoei_mean_gain(base, scores, count, relative, seed, 0);
+        for (int d = 0; d < draws; d++) {
+            sample[n] = tmoei_mean_gain(base, scores, count, relative, seed, (uint64_t)d + 1);
+            n += sample[n] == sample[n];
+        }
+        qsort(sample, (size_t)n, sizeof *sample, tmoei_double_order);
+        gain[1] = n ? sample[n * 25 / 1000] : (double)NAN; gain[2] = n ? sample[n * 975 / 1000] : (double)NAN;
+    }
+    tmoei_free(ctx, sample);
+    return TMOE_OK;
 }
 /* ==== >>inference: one route, one merge, then an ordinary dense model answers ==========================
  * Keys and values of earlier positions stay in a cache: position t of slot s lies at (t * slots + s). A slot
@@ -6490,7 +6457,6 @@ static void tmoei_cached_cross_chunk(void *arg, int row, int lane) {
         tmoei_attention_forward(&a, lane);
     }
 }
-
 static tmoei_keys *tmoei_cache_keys(tmoei_pass *pass, int layer, int expert) {
     tmoei_cache *cache = pass->cache;
     return &cache->keys[(layer - pass->model->config.encoder_layers) * cache->experts + (cache->experts > 1
@@ -6632,7 +6598,6 @@ static tmoe_tensor *tmoei_cache_step(tmoei_cache *cache, tmoe_model *model, int 
     pass.cache = cache;
     return tmoei_head(&pass, tmoei_decode(&pass, &target, NULL, NULL));
 }
-
 static int tmoei_argmax(const float *x, int n) {
     int best = 0;
     for (int i = 1; i < n; i++) if (x[i] > x[best]) best = i;
@@ -6670,7 +6635,6 @@ static tmoe_result tmoei_greedy(tmoe_model *model, int task, const float *route,
     tmoei_cache_destroy(&cache);
     return result;
 }
-
 TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count) {
     for (int i = 0; i < count; i++) { tmoei_free(model->ctx, answers[i]); answers[i] = NULL; }
 }
@@ -6866,7 +6830,6 @@ typedef struct tmoei_trained_task {
     size_t first;                       /* its examples in the trainer's list, validation lines last */
     int count, validation;
 } tmoei_trained_task;
-
 /* indices of texts */
 typedef struct tmoei_trained_example { size_t source, target; int targets; } tmoei_trained_example;
 typedef struct tmoei_update { size_t offset, count; tmoei_rate rate; int decay; } tmoei_update;
@@ -6911,7 +6874,6 @@ static double tmoei_seconds(void) {
     return (double)clock() / CLOCKS_PER_SEC;                    /* wall time in Windows' C library */
 #endif
 }
-
 TMOE_DEF tmoe_training tmoe_training_default(void) {
     tmoe_training t;
     memset(&t, 0, sizeof t);
@@ -7005,7 +6967,6 @@ static int tmoei_update_on(const tmoe_trainer *trainer, const tmoei_update *upda
     /* TMOE_TRAIN_ bits lie in the order of tmoei_rate */
     return (trainer->training.train >> (int)update->rate & 1) != 0;
 }
-
 static void tmoei_norm_chunk(void *arg, int chunk, int lane) {
     tmoe_trainer *trainer = ((const tmoei_update_job *)arg)->trainer;
     const tmoei_update *update = &trainer->updates[chunk]; (void)lane;
@@ -7365,7 +7326,6 @@ static tmoe_result tmoei_training_check(tmoe_ctx *ctx, const tmoe_training *t) {
         tmoei_problem(text, sizeof text, "evaluate_every_steps needs validation_lines above 0");
     return text[0] ? tmoei_fail(ctx, TMOE_ERR_CONFIG, "training: %s", text) : TMOE_OK;
 }
-
 TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer) {
     if (!trainer) return;
     tmoe_ctx *ctx = trainer->ctx;
@@ -7538,7 +7498,6 @@ TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *
     tmoe_trainer_destroy(trainer);
     return NULL;
 }
-
 TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, size_t *parameters, size_t *gradients,
         size_t *moments, size_t *step) {
     const size_t one = trainer->model->size * sizeof(float);
@@ -7627,7 +7586,6 @@ TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite, con
     tmoe_model_destroy(model);
     return NULL;
 }
-
 TMOE_DEF tmoe_model *tmoe_train(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_config *config,
         const tmoe_training *training) {
     return tmoe_train_from(ctx, suite, NULL, NULL, config, training);
@@ -7649,6 +7607,138 @@ TMOE_DEF tmoe_model *tmoe_train_two_stages(tmoe_ctx *ctx, const tmoe_suite *suit
     tmoe_model_destroy(first);
     return second;
 }
+
+TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void) {
+    tmoe_few_shot f;
+    memset(&f, 0, sizeof f);
+    f.start = TMOE_ZERO_SHOT_ROUTER; f.tune = TMOE_TUNE_ALL;
+    f.shots_per_label = 16; f.shots = 32;                       /* CrossFit's */
+    f.steps = 200; f.evaluate_every_steps = 50; f.warmup = 0.1f;
+    f.learning_rate_count = 3;
+    f.learning_rates[0] = 3e-4f; f.learning_rates[1] = 1e-3f; f.learning_rates[2] = 2e-3f;
+    f.batch_size_count = 3; f.batch_sizes[0] = 2; f.batch_sizes[1] = 4; f.batch_sizes[2] = 8;
+    f.seed = 100;
+    return f;
+}
+
+typedef struct tmoei_few_shot_job {
+    const tmoe_model *model;
+    const tmoe_task *task;
+    const tmoe_few_shot *how;
+    const float *route;
+    tmoe_example *lines;                /* of training, then of dev */
+    int train_count, dev_count, wanted; /* wanted: whose test score is asked for; -1: all run */
+    double dev[TMOE_FEW_SHOT_CHOICES * TMOE_FEW_SHOT_CHOICES], test;
+    tmoe_result results[TMOE_FEW_SHOT_CHOICES * TMOE_FEW_SHOT_CHOICES];
+    char messages[TMOE_FEW_SHOT_CHOICES * TMOE_FEW_SHOT_CHOICES][TMOEI_MESSAGE_BYTES];
+} tmoei_few_shot_job;
+/* One configuration on a context of its own: fine-tunes, measures dev as it goes, keeps the best, measures
+ * that on test where `wanted` says so. */
+static void tmoei_few_shot_chunk(void *arg, int chunk, int lane) {
+    tmoei_few_shot_job *job = (tmoei_few_shot_job *)arg;
+    const tmoe_few_shot *f = job->how;
+    const int index = job->wanted < 0 ? chunk : job->wanted, vector = f->tune == TMOE_TUNE_VECTOR;
+    tmoe_ctx_config own = job->model->ctx->config;
+    tmoe_config c = job->model->config;
+    tmoe_training t = tmoe_training_default();
+    tmoe_task task = *job->task;
+    tmoe_suite suite;
+    double best = (double)NAN, score; (void)lane;
+    own.threads = 1; own.parallel_fn = NULL;
+    tmoe_ctx *ctx = tmoe_ctx_create(&own);
+    if (!ctx) { job->results[index] = TMOE_ERR_MEMORY; return; }
+    if (vector) c.vectors = TMOE_VECTOR_LEARNED; else c.E = 1;
+    t.steps = f->steps; t.warmup = f->warmup; t.seed = f->seed;
+    t.tasks_per_step = 1; t.examples_per_task = f->batch_sizes[index % f->batch_size_count];
+    t.lr_model = f->learning_rates[index / f->batch_size_count]; t.lr_tasks = 10.0f * t.lr_model;
+    t.train = vector ? TMOE_TRAIN_TASKS : f->tune == TMOE_TUNE_ALL ? TMOE_TRAIN_MODEL : TMOE_TRAIN_LAYERS;
+    task.part = TMOE_PART_TRAIN;
+    task.train = job->lines; task.train_count = job->train_count;
+    task.test = job->lines + job->train_count; task.test_count = job->dev_count;
+    suite.ctx = ctx; suite.tasks = &task; suite.count = 1;
+    tmoe_model *model = tmoe_model_derive(ctx, job->model, vector ? NULL : job->route, &c, &task, 1);
+    if (model && vector) {                      /* begins with the vector of its instruction */
+        memcpy(model->theta + model->vectors, model->text_vectors, (size_t)c.k * sizeof(float));
+        model->step = job->model->step;         /* and with the temperature that the router knows */
+    }
+    tmoe_trainer *trainer = model ? tmoe_trainer_create(model, &suite, &t) : NULL;
+    float *kept = trainer ? (float *)tmoei_own(&model->own, model->size, sizeof(float)) : NULL;
+    for (int step = 1; kept && step <= t.steps && tmoe_step(trainer, NULL) == TMOE_OK; step++) {
+        if (step % f->evaluate_every_steps != 0 && step != t.steps) continue;
+        if (tmoe_evaluate(model, &task, NULL, 0, &score) != TMOE_OK) break;
+        if (!(score <= best)) { best = score; memcpy(kept, model->theta, model->size * sizeof(float)); }
+    }
+    if (ctx->error == TMOE_OK && job->wanted >= 0) {
+        memcpy(model->theta, kept, model->size * sizeof(float));
+        model->version++;
+        task.test = job->task->test; task.test_count = job->task->test_count;
+        (void)tmoe_evaluate(model, &task, NULL, 0, &job->test);
+    }
+    job->dev[index] = best; job->results[index] = ctx->error;
+    if (ctx->error != TMOE_OK) memcpy(job->messages[index], ctx->message, sizeof ctx->message);
+    tmoe_trainer_destroy(trainer); tmoe_model_destroy(model); tmoe_ctx_destroy(ctx);
+}
+
+/* A sample of the task's training lines, balanced over the labels of a closed set: of each label (or of all)
+ * the first line goes to train, the second to dev, and so on, until both have what they want. */
+static void tmoei_few_shot_sample(tmoei_few_shot_job *job, int *order, tmoe_example *dev) {
+    const tmoe_task *task = job->task;
+    const int n = task->train_count, wanted = task->label_count ? job->how->shots_per_label : job->how->shots;
+    (void)tmoei_draw(job->how->seed, TMOEI_STREAM_FEW_SHOT, 0, order, n, n);
+    for (int label = task->label_count ? 0 : -1; label < task->label_count; label++)
+        for (int i = 0, taken = 0; i < n && taken < 2 * wanted; i++) {
+            const tmoe_example *line = &task->train[order[i]];
+            if (label >= 0 && strcmp(line->outputs[0], task->labels[label]) != 0) continue;
+            if (taken++ % 2) dev[job->dev_count++] = *line; else job->lines[job->train_count++] = *line;
+        }
+    memcpy(job->lines + job->train_count, dev, (size_t)job->dev_count * sizeof *dev);
+}
+
+TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task, const tmoe_few_shot *how,
+        tmoe_few_shot_result *result) {
+    tmoe_ctx *ctx = model->ctx;
+    const tmoe_few_shot f = how ? *how : tmoe_few_shot_default();
+    const size_t lines = (size_t)task->train_count, width = (size_t)(model->R * model->config.E);
+    const int n = f.learning_rate_count * f.batch_size_count;
+    tmoei_few_shot_job job;
+    int best = -1;
+    ctx->error = TMOE_OK;
+    memset(&job, 0, sizeof job);
+    if (f.learning_rate_count < 1 || f.learning_rate_count > TMOE_FEW_SHOT_CHOICES || f.batch_size_count < 1
+            || f.batch_size_count > TMOE_FEW_SHOT_CHOICES || f.steps < 1 || f.evaluate_every_steps < 1
+            || f.shots < 1 || f.shots_per_label < 1 || task->test_count < 1 || (f.tune == TMOE_TUNE_VECTOR
+            && (model->R == 0 || !tmoei_selection_has_router(model->config.selection))))
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "few_shot: steps %d, evaluation every %d, shots %d and %d, "
+            "%d test lines: at least 1; 1 to %d learning rates and batch sizes; the vector needs a router",
+            f.steps, f.evaluate_every_steps, f.shots, f.shots_per_label, task->test_count,
+            TMOE_FEW_SHOT_CHOICES);
+    job.model = model; job.task = task; job.how = &f; job.wanted = -1;
+    job.lines = (tmoe_example *)tmoei_alloc(ctx, 2 * lines + 1, sizeof *job.lines, 0);
+    int *order = (int *)tmoei_alloc(ctx, lines + 1, sizeof(int), 0);
+    float *route = (float *)tmoei_alloc(ctx, width + 1, sizeof(float), 0);
+    if (job.lines && order && route) {
+        tmoei_few_shot_sample(&job, order, job.lines + lines);
+        if (job.train_count < 1 || job.dev_count < 1)
+            (void)tmoei_fail(ctx, TMOE_ERR_DATA, "few_shot: task %s has too few training lines", task->name);
+    }
+    if (ctx->error == TMOE_OK && tmoe_route_unseen(model, task->instruction, f.start, route) == TMOE_OK) {
+        job.route = route;
+        tmoei_parallel(ctx, tmoei_few_shot_chunk, &job, n);
+        for (int i = 0; i < n; i++) {
+            if (job.results[i] != TMOE_OK)
+                (void)tmoei_fail(ctx, job.results[i], "few_shot: %.900s", job.messages[i]);
+            if (best < 0 || job.dev[i] > job.dev[best] || job.dev[best] != job.dev[best]) best = i;
+        }
+        job.wanted = best;
+        if (ctx->error == TMOE_OK) tmoei_few_shot_chunk(&job, 0, 0);    /* the best once more, with test */
+        result->dev = job.dev[best]; result->test = job.test;
+        result->learning_rate = f.learning_rates[best / f.batch_size_count];
+        result->batch_size = f.batch_sizes[best % f.batch_size_count];
+        result->train_count = job.train_count; result->dev_count = job.dev_count;
+    }
+    tmoei_free(ctx, job.lines); tmoei_free(ctx, order); tmoei_free(ctx, route);
+    return ctx->error;
+}
 /* ==== >>files: models and checkpoints ==================================================================
  * A safetensors file. Its metadata holds config, tokenizer and tasks as JSON; every parameter is a tensor of
  * its own name. A trainer adds "trainer.moment1", "trainer.moment2" and "trainer.best", twins of theta. */
@@ -7662,7 +7752,6 @@ static void tmoei_config_to_json(tmoe_ctx *ctx, const tmoe_config *config, tmoei
             tmoei_field_value(config, &tmoei_config_fields[i]));
     tmoei_buffer_add(ctx, buffer, "}", 1);
 }
-
 static tmoe_result tmoei_config_from_json(tmoe_ctx *ctx, const tmoei_json *json, const char *path,
         tmoe_config *config) {
     const int seed = tmoei_json_get(json, 0, "seed");
@@ -7682,13 +7771,36 @@ static tmoe_result tmoei_config_from_json(tmoe_ctx *ctx, const tmoei_json *json,
     config->seed = (uint64_t)strtoull(json->nodes[seed].text, NULL, 10);
     return TMOE_OK;
 }
+
+/* The values of a file's metadata, in this order, and its tensors that are twins of theta. */
+static const char *const tmoei_metadata_names[5] = { "config", "tokenizer", "tasks", "step", "trainer" };
+static const char *const tmoei_flat_names[3] = { "trainer.moment1", "trainer.moment2", "trainer.best" };
+static void tmoei_metadata_text(tmoe_ctx *ctx, const tmoe_model *model, const tmoe_trainer *trainer,
+        int which, tmoei_buffer *text) {
+    text->length = 0;
+    if (which == 0) tmoei_config_to_json(ctx, &model->config, text);
+    if (which == 1) tmoei_tokenizer_to_json(ctx, model->tokenizer, text);
+    if (which == 2) {
+        tmoei_buffer_add(ctx, text, "[", 1);
+        for (int i = 0; i < 3 * model->N; i++) {
+            const tmoei_known_task *task = &model->tasks[i / 3];
+            const char *part = i % 3 == 0 ? task->name : i % 3 == 1 ? task->category : task->instruction;
+            if (i) tmoei_buffer_add(ctx, text, ",", 1);
+            tmoei_buffer_json_string(ctx, text, part, strlen(part));
+        }
+        tmoei_buffer_add(ctx, text, "]", 1);
+    }
+    if (which == 3) tmoei_buffer_print(ctx, text, "%lld", (long long)model->step);
+    if (which == 4)
+        tmoei_buffer_print(ctx, text, "%lld %d %.9g", (long long)trainer->steps_done,
+            trainer->bad_evaluations, (double)trainer->best_loss);
+}
 /* Declares and writes all; trainer may be NULL. */
 static tmoe_result tmoei_save(const tmoe_model *model, const tmoe_trainer *trainer, const char *path) {
     tmoe_ctx *ctx = model->ctx;
     tmoei_writer writer;
     tmoei_buffer text;
     const float *flat[3] = { NULL, NULL, NULL };
-    static const char *const flat_names[3] = { "trainer.moment1", "trainer.moment2", "trainer.best" };
     ctx->error = TMOE_OK;
     memset(&writer, 0, sizeof writer);
     memset(&text, 0, sizeof text);
@@ -7698,37 +7810,15 @@ static tmoe_result tmoei_save(const tmoe_model *model, const tmoe_trainer *train
     }
     tmoei_writer_metadata(ctx, &writer, "format", "taskmoe", 7);
     tmoei_writer_metadata(ctx, &writer, "version", TMOEI_FORMAT, strlen(TMOEI_FORMAT));
-    tmoei_config_to_json(ctx, &model->config, &text);
-    tmoei_writer_metadata(ctx, &writer, "config", text.data ? text.data : "", text.length);
-    text.length = 0;
-    tmoei_tokenizer_to_json(ctx, model->tokenizer, &text);
-    tmoei_writer_metadata(ctx, &writer, "tokenizer", text.data ? text.data : "", text.length);
-    text.length = 0;
-    tmoei_buffer_add(ctx, &text, "[", 1);
-    for (int t = 0; t < model->N; t++) {
-        const char *const parts[3] = { model->tasks[t].name, model->tasks[t].category,
-            model->tasks[t].instruction };
-        for (int i = 0; i < 3; i++) {
-            tmoei_buffer_add(ctx, &text, t || i ? "," : "", t || i ? 1 : 0);
-            tmoei_buffer_json_string(ctx, &text, parts[i], strlen(parts[i]));
-        }
-    }
-    tmoei_buffer_add(ctx, &text, "]", 1);
-    tmoei_writer_metadata(ctx, &writer, "tasks", text.data ? text.data : "", text.length);
-    text.length = 0;
-    tmoei_buffer_print(ctx, &text, "%lld", (long long)model->step);
-    tmoei_writer_metadata(ctx, &writer, "step", text.data ? text.data : "", text.length);
-    if (trainer) {
-        text.length = 0;
-        tmoei_buffer_print(ctx, &text, "%lld %d %.9g", (long long)trainer->steps_done,
-            trainer->bad_evaluations, (double)trainer->best_loss);
-        tmoei_writer_metadata(ctx, &writer, "trainer", text.data ? text.data : "", text.length);
+    for (int i = 0; i < (trainer ? 5 : 4); i++) {
+        tmoei_metadata_text(ctx, model, trainer, i, &text);
+        tmoei_writer_metadata(ctx, &writer, tmoei_metadata_names[i], text.data ? text.data : "", text.length);
     }
     for (int p = 0; p < model->parameter_count; p++)
         tmoei_writer_tensor(ctx, &writer, model->parameters[p].name, model->parameters[p].rows > 1 ? 2 : 1,
             (size_t)model->parameters[p].rows, (size_t)model->parameters[p].cols);
     for (int i = 0; i < 3; i++)
-        if (flat[i]) tmoei_writer_tensor(ctx, &writer, flat_names[i], 1, 1, model->size);
+        if (flat[i]) tmoei_writer_tensor(ctx, &writer, tmoei_flat_names[i], 1, 1, model->size);
     tmoe_result result = text.failed ? TMOE_ERR_MEMORY : tmoei_writer_begin(ctx, &writer, path);
     for (int p = 0; result == TMOE_OK && p < model->parameter_count; p++)
         result = tmoei_writer_data(ctx, &writer, model->theta + model->parameters[p].offset,
@@ -7740,7 +7830,6 @@ static tmoe_result tmoei_save(const tmoe_model *model, const tmoe_trainer *train
     tmoei_buffer_free(ctx, &text);
     return result;
 }
-
 TMOE_DEF tmoe_result tmoe_model_save(const tmoe_model *model, const char *path) {
     return tmoei_save(model, NULL, path);
 }
@@ -7782,7 +7871,6 @@ static tmoe_result tmoei_step_of(tmoe_ctx *ctx, const tmoei_safetensors *file, i
     *step = (int64_t)value;
     return TMOE_OK;
 }
-
 static tmoe_model *tmoei_model_of_file(tmoe_ctx *ctx, const tmoei_safetensors *file) {
     tmoei_json config_json, tokenizer_json, tasks_json;
     tmoe_config config;
@@ -7827,7 +7915,6 @@ static tmoe_model *tmoei_model_of_file(tmoe_ctx *ctx, const tmoei_safetensors *f
     tmoei_json_free(ctx, &tasks_json);
     return model;
 }
-
 TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path) {
     tmoei_safetensors file;
     ctx->error = TMOE_OK;
@@ -7836,63 +7923,53 @@ TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path) {
     tmoei_safetensors_close(ctx, &file);
     return model;
 }
-
 TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path) {
     tmoe_ctx *ctx = trainer->ctx;
-    tmoe_model *model = trainer->model, *other = NULL;
+    tmoe_model *model = trainer->model;
     const size_t bytes = model->size * sizeof(float);
     tmoei_safetensors file;
-    const tmoei_entry *flat[3] = { NULL, NULL, NULL };
-    float *values[3] = { NULL, NULL, NULL };
+    tmoei_buffer text;
+    float *values[4] = { NULL, NULL, NULL, NULL };              /* moments, best, theta */
     long long steps = 0;
+    int64_t step = 0;
     int bad = 0;
     char best[32] = "";
     ctx->error = TMOE_OK;
+    memset(&text, 0, sizeof text);
     if (tmoei_safetensors_open(ctx, &file, path) != TMOE_OK) return ctx->error;
-    other = tmoei_model_of_file(ctx, &file);
     const char *state = tmoei_safetensors_metadata(&file, "trainer");
-    flat[0] = tmoei_safetensors_find(&file, "trainer.moment1");
-    flat[1] = tmoei_safetensors_find(&file, "trainer.moment2");
-    flat[2] = tmoei_safetensors_find(&file, "trainer.best");
-    if (other && (!state || !flat[0] || !flat[1] || sscanf(state, "%lld %d %31s", &steps, &bad, best) != 3
-            || steps < 0))
-        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: a model, but not a trainer's checkpoint", path);
-    if (other && ctx->error == TMOE_OK) {
-        int same = other->size == model->size && other->N == model->N
-            && other->parameter_count == model->parameter_count
-            && !other->tokenizer == !model->tokenizer
-            && (!model->tokenizer || other->tokenizer->merge_count == model->tokenizer->merge_count)
-            && (!model->tokenizer || !model->tokenizer->merge_count
-            || memcmp(other->tokenizer->merges, model->tokenizer->merges,
-            sizeof(tmoei_merge_pair) * (size_t)model->tokenizer->merge_count) == 0);
-        for (int i = 0; same && i < (int)TMOEI_CONFIG_FIELDS; i++)
-            same = memcmp((const char *)&other->config + tmoei_config_fields[i].offset,
-                (const char *)&model->config + tmoei_config_fields[i].offset, sizeof(int)) == 0;
-        for (int t = 0; same && t < model->N; t++)
-            same = strcmp(other->tasks[t].name, model->tasks[t].name) == 0
-                && strcmp(other->tasks[t].instruction, model->tasks[t].instruction) == 0;
-        if (!same)
-            (void)tmoei_fail(ctx, TMOE_ERR_CONFIG,
-                "%s: the checkpoint is of a model with another config, tokenizer or list of tasks", path);
+    if (!state || sscanf(state, "%lld %d %31s", &steps, &bad, best) != 3 || steps < 0
+            || !tmoei_safetensors_find(&file, tmoei_flat_names[0])
+            || !tmoei_safetensors_find(&file, tmoei_flat_names[1]))
+        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: not a trainer's checkpoint", path);
+    for (int i = 0; ctx->error == TMOE_OK && i < 3; i++) {      /* config, tokenizer, tasks */
+        const char *theirs = tmoei_safetensors_metadata(&file, tmoei_metadata_names[i]);
+        tmoei_metadata_text(ctx, model, NULL, i, &text);
+        if (!theirs || text.failed || strcmp(theirs, text.data) != 0)
+            (void)tmoei_fail(ctx, TMOE_ERR_CONFIG, "%s: the checkpoint is of a model with another %s", path,
+                tmoei_metadata_names[i]);
     }
-    for (int i = 0; other && i < 3 && ctx->error == TMOE_OK; i++)
-        if (flat[i]) {
-            values[i] = (float *)tmoei_alloc(ctx, model->size, sizeof(float), 0);
-            if (values[i]) (void)tmoei_safetensors_read(ctx, &file, flat[i], values[i], model->size);
-        }
-    if (other && ctx->error == TMOE_OK) {                       /* nothing can fail from here on */
-        memcpy(model->theta, other->theta, bytes);
+    for (int i = 0; i < 4 && ctx->error == TMOE_OK; i++) {
+        const tmoei_entry *entry = i < 3 ? tmoei_safetensors_find(&file, tmoei_flat_names[i]) : NULL;
+        if (i < 3 && !entry) continue;
+        values[i] = (float *)tmoei_alloc(ctx, model->size, sizeof(float), 1);
+        if (values[i] && entry) (void)tmoei_safetensors_read(ctx, &file, entry, values[i], model->size);
+        else if (values[i] && tmoei_parameters_read(model, &file, values[i]) == TMOE_OK)
+            (void)tmoei_step_of(ctx, &file, &step);
+    }
+    if (ctx->error == TMOE_OK) {                                /* nothing can fail from here on */
         memcpy(trainer->moment1, values[0], bytes);
         memcpy(trainer->moment2, values[1], bytes);
+        memcpy(model->theta, values[3], bytes);
         if (trainer->best && values[2]) memcpy(trainer->best, values[2], bytes);
         trainer->best_loss = trainer->best && values[2] ? strtof(best, NULL) : (float)NAN;
         trainer->bad_evaluations = bad;
         trainer->steps_done = trainer->first_step = (int64_t)steps;
-        model->step = other->step;
+        model->step = step;
         model->version++;
     }
-    for (int i = 0; i < 3; i++) tmoei_free(ctx, values[i]);
-    tmoe_model_destroy(other);
+    for (int i = 0; i < 4; i++) tmoei_free(ctx, values[i]);
+    tmoei_buffer_free(ctx, &text);
     tmoei_safetensors_close(ctx, &file);
     return ctx->error;
 }

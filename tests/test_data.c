@@ -418,6 +418,29 @@ static void test_suite_test_items_never_occur_in_training(void)
     tmoe_suite_destroy(suite);
 }
 
+/* Gains against a direct computation; the interval holds the mean and shrinks where all tasks gain alike. */
+static void test_comparing_two_models_over_tasks(void)
+{
+    tmoe_ctx *ctx = tmoe_ctx_create(NULL);
+    const double base[6] = { 0.5, 0.25, 0.0, 0.4, (double)NAN, 0.2 }, scores[6] = { 0.6, 0.25, 0.3, 0.2, 0.9, 0.3 };
+    tmoe_comparison c;
+    CHECK(tmoe_compare(ctx, base, scores, 6, 1, &c) == TMOE_OK);
+    CHECK_NEAR(c.arg[0], (0.2 + 0.0 - 0.5 + 0.5) / 4, 1e-12);
+    CHECK_NEAR(c.difference[0], (0.1 + 0.0 + 0.3 - 0.2 + 0.1) / 5, 1e-12);
+    CHECK(c.wins == 3 && c.ties == 1 && c.losses == 1 && c.zero_base == 1 && c.undefined == 1);
+    CHECK(c.arg[1] < c.arg[0] && c.arg[0] < c.arg[2] && c.difference[1] < c.difference[0] && c.difference[0] < c.difference[2]);
+    double many[400], more[400], sum = 0.0, squares = 0.0;
+    for (int i = 0; i < 400; i++) { many[i] = 1.0; more[i] = 1.0 + 0.1 * (double)tmoei_normal(1, 2, (uint64_t)i); }
+    CHECK(tmoe_compare(ctx, many, more, 400, 7, &c) == TMOE_OK);
+    for (int i = 0; i < 400; i++) { sum += more[i] - 1.0; squares += (more[i] - 1.0) * (more[i] - 1.0); }
+    const double error = sqrt((squares / 400 - sum / 400 * (sum / 400)) / 400);
+    CHECK_NEAR(c.difference[1], sum / 400 - 1.96 * error, 0.15 * error);    /* the normal interval, at this size */
+    CHECK_NEAR(c.difference[2], sum / 400 + 1.96 * error, 0.15 * error);
+    const double nothing[1] = { (double)NAN };
+    CHECK(tmoe_compare(ctx, nothing, nothing, 1, 1, &c) == TMOE_OK && c.arg[0] != c.arg[0] && c.undefined == 1);
+    tmoe_ctx_destroy(ctx);
+}
+
 TEST_MAIN("test_data",
     ctx = tmoe_ctx_create(NULL);
     RUN(test_json_reads_what_is_json);
@@ -435,4 +458,5 @@ TEST_MAIN("test_data",
     RUN(test_metrics_by_hand);
     RUN(test_metrics_against_the_reference);
     RUN(test_suite_test_items_never_occur_in_training);
+    RUN(test_comparing_two_models_over_tasks);
     tmoe_ctx_destroy(ctx);)

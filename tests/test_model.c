@@ -432,6 +432,73 @@ static void test_ranking_takes_the_most_likely_label(void)
     unmake(&s);
 }
 
+/* Few-shot adaptation: the sample is balanced, the model stays as it is, any number of threads gives the same numbers. */
+static void test_few_shot_adapts_a_copy_and_threads_do_not_matter(void)
+{
+    static const char *const inputs[16] = { "ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay", "kite", "lark", "mole", "newt", "owl", "pig" };
+    static const char *const outputs[16] = { "no", "yes", "no", "yes", "yes", "no", "no", "yes", "yes", "no", "yes", "no", "yes", "no", "no", "yes" };
+    static const char *const labels[2] = { "yes", "no" };
+    double tests[2][3];
+    for (int threads = 1; threads <= 2; threads++) {
+        tmoe_config c = small_config();
+        tmoe_training training = small_training();
+        set s = make(threads, &c, &training);
+        tmoe_few_shot f = tmoe_few_shot_default();
+        tmoe_few_shot_result r;
+        tmoei_few_shot_job job;
+        tmoe_example lines[32], dev[16];
+        int order[16], yes = 0;
+        if (!s.trainer) return;
+        for (int i = 0; i < 4; i++) CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+        CHECK(tmoe_suite_add(s.suite, "vowel", "letters", "Does it end in a vowel?", TMOE_METRIC_EXACT_MATCH, TMOE_PART_TEST, inputs, outputs, 16, 4) == TMOE_OK);
+        tmoe_task *task = &s.suite->tasks[3];
+        task->labels = labels;
+        task->label_count = 2;
+        f.steps = 12; f.evaluate_every_steps = 5; f.shots_per_label = 2; f.batch_sizes[0] = 1; f.batch_size_count = 2;
+        memset(&job, 0, sizeof job);
+        job.task = task; job.how = &f; job.lines = lines;
+        tmoei_few_shot_sample(&job, order, dev);
+        CHECK(job.train_count == 4 && job.dev_count == 4);
+        for (int i = 0; i < 4; i++) yes += !strcmp(lines[i].outputs[0], "yes");
+        CHECK(yes == 2);
+        for (int i = 0; i < 8; i++) for (int j = 0; j < i; j++) CHECK(lines[i].input != lines[j].input);    /* train and dev are apart */
+        float *before = (float *)malloc(s.model->size * sizeof(float));
+        memcpy(before, s.model->theta, s.model->size * sizeof(float));
+        for (int tune = 0; tune < 3; tune++) {
+            f.tune = (tmoe_tune)tune;
+            CHECK(tmoe_few_shot_run(s.model, task, &f, &r) == TMOE_OK);
+            if (s.ctx->error) printf("%s\n", tmoe_error_message(s.ctx));
+            CHECK(r.train_count == 4 && r.dev_count == 4 && r.dev >= 0.0 && r.dev <= 1.0);
+            tests[threads - 1][tune] = r.dev + 2.0 * r.test + 4.0 * (double)r.learning_rate + r.batch_size;
+        }
+        CHECK(memcmp(before, s.model->theta, s.model->size * sizeof(float)) == 0);
+        f.steps = 0;
+        CHECK(tmoe_few_shot_run(s.model, task, &f, &r) == TMOE_ERR_ARGUMENT);
+        free(before);
+        unmake(&s);
+    }
+    for (int tune = 0; tune < 3; tune++) CHECK(tests[0][tune] == tests[1][tune]);
+}
+
+static void test_few_shot_learns_the_task(void)
+{
+    tmoe_config c = small_config();
+    tmoe_training training = small_training();
+    set s = make(1, &c, &training);
+    tmoe_few_shot f = tmoe_few_shot_default();
+    tmoe_few_shot_result r;
+    static const char *const inputs[12] = { "a", "b", "c", "d", "e", "f", "g", "h", "a", "b", "c", "d" }, *const outputs[12] = { "z", "z", "z", "z", "z", "z", "z", "z", "z", "z", "z", "z" };
+    if (!s.trainer) return;
+    CHECK(tmoe_suite_add(s.suite, "zzz", "letters", "Say z.", TMOE_METRIC_EXACT_MATCH, TMOE_PART_TEST, inputs, outputs, 12, 4) == TMOE_OK);
+    f.steps = 60; f.evaluate_every_steps = 20; f.learning_rates[0] = 1e-2f; f.learning_rate_count = f.batch_size_count = 1;
+    CHECK(tmoe_few_shot_run(s.model, &s.suite->tasks[3], &f, &r) == TMOE_OK);
+    CHECK(r.dev == 1.0 && r.test == 1.0);
+    f.steps = f.evaluate_every_steps = 1;
+    CHECK(tmoe_few_shot_run(s.model, &s.suite->tasks[3], &f, &r) == TMOE_OK);
+    CHECK(r.test == 0.0);                                       /* so it was learned, not known before */
+    unmake(&s);
+}
+
 static void test_evaluation_routes_are_free_of_noise(void)
 {
     static const tmoe_selection selections[] = { TMOE_SELECT_GUMBEL, TMOE_SELECT_STRAIGHT_THROUGH, TMOE_SELECT_RANDOM_TASK, TMOE_SELECT_RANDOM_EXAMPLE };
@@ -508,9 +575,8 @@ static void test_resuming_gives_the_same_bits(void)
         for (i = 0; i < stop; i++) CHECK(tmoe_step(a.trainer, NULL) == TMOE_OK);
         CHECK(tmoe_trainer_save(a.trainer, path) == TMOE_OK);
         unmake(&a);
-        c.seed = 99;                                            /* other weights at first: all must come from the file */
         b = make(1, &c, &t);
-        c.seed = 1;
+        for (size_t j = 0; j < b.model->size; j++) b.model->theta[j] += 0.5f;      /* other weights at first: all must come from the file */
         CHECK(tmoe_trainer_load(b.trainer, path) == TMOE_OK);
         CHECK_NEAR(tmoe_model_temperature(b.model), 2.0 * exp(-0.1 * stop), 1e-6);     /* fault 3 */
         for (i = stop; i < 6; i++) CHECK(tmoe_step(b.trainer, NULL) == TMOE_OK);
@@ -788,6 +854,8 @@ TEST_MAIN("test_model",
     RUN(test_derived_models_compute_what_they_came_from);
     RUN(test_two_stages_keep_the_router_and_sharpen);
     RUN(test_ranking_takes_the_most_likely_label);
+    RUN(test_few_shot_adapts_a_copy_and_threads_do_not_matter);
+    RUN(test_few_shot_learns_the_task);
     RUN(test_evaluation_routes_are_free_of_noise);
     RUN(test_one_two_and_four_threads_give_the_same_bits);
     RUN(test_resuming_gives_the_same_bits);
