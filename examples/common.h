@@ -183,4 +183,71 @@ SHARED double deviation_of(const double *x, int n)
     return n > 1 ? sqrt(sum / (n - 1)) : 0.0;
 }
 
+/* ---- results that survive a stop: a TSV file that is appended to, whose lines are not computed again --- */
+
+typedef struct results { FILE *file; char *text; } results;
+
+/* Opens FILE (NULL: nothing is kept); `header` is its first line, settings included: a file with another one is refused. */
+SHARED results results_open(const char *program, const char *path, const char *header)
+{
+    results r = { NULL, NULL };
+    FILE *old;
+    long size = 0;
+    if (!path) return r;
+    old = fopen(path, "rb");
+    if (old) {
+        (void)fseek(old, 0, SEEK_END);
+        size = ftell(old);
+        rewind(old);
+        r.text = (char *)malloc((size_t)size + 1);
+        if (!r.text || fread(r.text, 1, (size_t)size, old) != (size_t)size) die(program, "the TSV file cannot be read");
+        r.text[size] = 0;
+        fclose(old);
+        if (size && (strncmp(r.text, header, strlen(header)) != 0 || r.text[strlen(header)] != '\n'))
+            die(program, "the TSV file is of a run with other settings: give another name, or remove it");
+        while (size && r.text[size - 1] != '\n') r.text[--size] = 0;       /* a line that was being written when the run stopped */
+    }
+    r.file = fopen(path, size ? "r+b" : "wb");
+    if (!r.file) die(program, "the TSV file cannot be written");
+    if (!size) fprintf(r.file, "%s\n", header);
+    else (void)fseek(r.file, size, SEEK_SET);
+    fflush(r.file);
+    return r;
+}
+
+/* The numbers behind a key (the line's first fields, each with a TAB behind it) of an earlier run; how many were read. */
+SHARED int results_find(const results *r, const char *key, double *numbers, int most)
+{
+    const char *at = r->text;
+    int n = 0;
+    while (at && (at = strchr(at, '\n')) != NULL) {
+        at++;
+        if (strncmp(at, key, strlen(key)) != 0) continue;
+        for (at += strlen(key); n < most && *at && *at != '\n'; n++) {
+            char *end;
+            numbers[n] = strtod(at, &end);
+            if (end == at) break;
+            at = *end == '\t' ? end + 1 : end;
+        }
+        return n;
+    }
+    return 0;
+}
+
+SHARED void results_add(results *r, const char *key, const double *numbers, int count)
+{
+    int i;
+    if (!r->file) return;
+    fprintf(r->file, "%s", key);
+    for (i = 0; i < count; i++) fprintf(r->file, "%s%.6g", i ? "\t" : "", numbers[i]);
+    fprintf(r->file, "\n");
+    fflush(r->file);
+}
+
+SHARED void results_close(results *r)
+{
+    if (r->file) fclose(r->file);
+    free(r->text);
+}
+
 #endif
