@@ -5448,12 +5448,7 @@ typedef struct tmoei_batch {            /* one group, packed; all arrays in one 
 static tmoe_result tmoei_batch_reserve(tmoe_ctx *ctx, tmoei_batch *batch, size_t sources, size_t targets,
         size_t sequences) {
     const size_t need = 2 * sources + 3 * targets + 2 * (sequences + 1);
-    if (need > batch->capacity) {
-        int *memory = (int *)tmoei_alloc(ctx, need + need / 2, sizeof(int), 0);
-        if (!memory) return TMOE_ERR_MEMORY;
-        tmoei_free(ctx, batch->memory);
-        batch->memory = memory; batch->capacity = need + need / 2;
-    }
+    if (!tmoei_grow(ctx, &batch->memory, &batch->capacity, need, sizeof(int))) return TMOE_ERR_MEMORY;
     int *at = batch->memory;
     batch->source.ids = at; at += sources;
     batch->source.positions = at; at += sources;
@@ -5462,8 +5457,23 @@ static tmoe_result tmoei_batch_reserve(tmoe_ctx *ctx, tmoei_batch *batch, size_t
     batch->labels = at; at += targets;
     batch->source.offsets = at; at += sequences + 1;
     batch->target.offsets = at;
-    batch->source.sequences = batch->target.sequences = (int)sequences;
+    batch->source.sequences = batch->target.sequences = batch->source.tokens = batch->target.tokens = 0;
     return TMOE_OK;
+}
+
+/* Appends a pair: the encoder reads x; the decoder reads start y_1 ... y_(n-1) and must say y_1 ... y_n. */
+static void tmoei_batch_put(tmoei_batch *batch, const int *x, size_t source, const int *y, size_t target,
+        int start) {
+    tmoei_pack *s = &batch->source, *t = &batch->target;
+    s->offsets[s->sequences++] = s->tokens; t->offsets[t->sequences++] = t->tokens;
+    for (size_t i = 0; i < source; i++) {
+        s->positions[s->tokens] = (int)i; s->ids[s->tokens++] = x[i];
+    }
+    for (size_t i = 0; i < target; i++) {
+        t->positions[t->tokens] = (int)i; batch->labels[t->tokens] = y[i];
+        t->ids[t->tokens++] = i ? y[i - 1] : start;
+    }
+    s->offsets[s->sequences] = s->tokens; t->offsets[t->sequences] = t->tokens;
 }
 
 typedef struct tmoei_texts { int *ids; size_t *offsets; size_t count, ids_used, ids_capacity,
@@ -6116,17 +6126,12 @@ static size_t tmoei_add_normal(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *
 /* longer texts count by their first 512 words */
 typedef struct tmoei_words { const char *word[512]; size_t length[512]; int count; } tmoei_words;
 
-static void tmoei_words_of(tmoei_words *words, const char *text, char stop) {
+static void tmoei_words_of(tmoei_words *words, const char *text) {
     size_t length;
-    words->count = 0;
-    while (words->count < 512 && (text = tmoei_next_word(text, &length)) != NULL
-            && !(stop && *text == stop)) {
-        size_t cut = 0;
-        if (stop) { while (cut < length && text[cut] != stop) cut++; } else cut = length;
+    for (words->count = 0; words->count < 512 && (text = tmoei_next_word(text, &length)) != NULL;
+            text += length) {
         words->word[words->count] = text;
-        words->length[words->count++] = cut;
-        text += cut;
-        if (cut < length) break;
+        words->length[words->count++] = length;
     }
 }
 static int tmoei_same_word(const tmoei_words *a, int i, const tmoei_words *b, int j) {
@@ -6135,8 +6140,8 @@ static int tmoei_same_word(const tmoei_words *a, int i, const tmoei_words *b, in
 /* QA-F1 of two normal texts: 2 common / (words of both), common counted as bags */
 static double tmoei_token_f1(const char *prediction, const char *answer, tmoei_words *a, tmoei_words *b) {
     int common = 0;
-    tmoei_words_of(a, prediction, 0);
-    tmoei_words_of(b, answer, 0);
+    tmoei_words_of(a, prediction);
+    tmoei_words_of(b, answer);
     for (int i = 0; i < a->count; i++)
         for (int j = 0; j < b->count; j++)
             if (b->length[j] && tmoei_same_word(a, i, b, j)) { b->length[j] = 0; common++; break; }
@@ -6643,36 +6648,27 @@ static tmoe_result tmoei_answer_some(tmoe_model *model, int task, const char *in
         const float *route, const char *const *inputs, int n, char **answers) {
     tmoe_ctx *ctx = model->ctx;
     const tmoe_config *c = &model->config;
-    const size_t limit = (size_t)c->source_tokens;
-    const int target_limit = c->target_tokens;
-    tmoei_pack source;
-    size_t count = 0, used = 0;
+    const size_t limit = (size_t)c->source_tokens, target_limit = (size_t)c->target_tokens;
+    tmoei_batch b;
+    size_t count = 0;
     int lengths[TMOEI_ANSWERS_AT_ONCE];
-    int *memory = (int *)tmoei_alloc(ctx, (size_t)n * (2 * limit + (size_t)target_limit + 1) + 1,
-        sizeof(int), 0), *tokens;
-    tmoe_result result = memory ? TMOE_OK : TMOE_ERR_MEMORY;
-    if (!memory) return result;
-    memset(&source, 0, sizeof source);
-    source.sequences = n; source.ids = memory; source.positions = memory + (size_t)n * limit;
-    tokens = source.positions + (size_t)n * limit;
-    source.offsets = tokens + (size_t)n * (size_t)target_limit;
+    memset(&b, 0, sizeof b);
+    int *ids = (int *)tmoei_alloc(ctx, limit, sizeof(int), 0);
+    tmoe_result result = ids ? tmoei_batch_reserve(ctx, &b, (size_t)n * limit, (size_t)n * target_limit,
+        (size_t)n) : TMOE_ERR_MEMORY;
     for (int i = 0; result == TMOE_OK && i < n; i++) {
-        source.offsets[i] = (int)used;
         result = tmoei_encode_source(ctx, model->tokenizer, c->instruction_in_input ? instruction : NULL,
-            inputs[i], source.ids + used, limit, &count);
+            inputs[i], ids, limit, &count);
         if (result == TMOE_OK && count > limit)
             result = tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
                 "answer: instruction and input have %lu tokens; the model takes at most %lu",
                 (unsigned long)count, (unsigned long)limit);
-        for (size_t j = 0; result == TMOE_OK && j < count; j++) source.positions[used + j] = (int)j;
-        used += count;
+        else if (result == TMOE_OK) tmoei_batch_put(&b, ids, count, NULL, 0, 0);
     }
-    if (result == TMOE_OK) {
-        source.offsets[n] = source.tokens = (int)used;
-        result = tmoei_greedy(model, task, route, &source, tokens, lengths, target_limit);
-    }
+    if (result == TMOE_OK)
+        result = tmoei_greedy(model, task, route, &b.source, b.target.ids, lengths, (int)target_limit);
     for (int i = 0; result == TMOE_OK && i < n; i++) {
-        const int *mine = tokens + (size_t)i * (size_t)target_limit;
+        const int *mine = b.target.ids + (size_t)i * target_limit;
         size_t length = 0;
         result = tmoe_tokenizer_decode(model->tokenizer, mine, (size_t)lengths[i],
             TMOE_TOKENIZER_SKIP_SPECIALS, NULL, 0, &length);
@@ -6681,7 +6677,7 @@ static tmoe_result tmoei_answer_some(tmoe_model *model, int task, const char *in
         result = tmoe_tokenizer_decode(model->tokenizer, mine, (size_t)lengths[i],
             TMOE_TOKENIZER_SKIP_SPECIALS, answers[i], length + 1, &length);
     }
-    tmoei_free(ctx, memory);
+    tmoei_free(ctx, ids); tmoei_free(ctx, b.memory);
     return result;
 }
 
@@ -6746,40 +6742,31 @@ TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, con
     tmoei_free(ctx, (void *)inputs); tmoei_free(ctx, answers);
     return result;
 }
-/* sum over y of log p(y | x) for each of n targets of one source, into out; rows of the batch as the trainer
- * packs them: the decoder reads </s> y_1 ... y_n and must say y_1 ... y_n </s>. */
-static tmoe_result tmoei_log_likelihoods(tmoe_model *model, int task, const float *route, int *ids,
+/* sum over y of log p(y | x) for each of n targets of one source, into out. */
+static tmoe_result tmoei_log_likelihoods(tmoe_model *model, int task, const float *route, const int *ids,
         size_t source, const tmoei_texts *labels, const size_t *which, int n, double *out) {
-    tmoe_ctx *ctx = model->ctx;
     const size_t skip = model->config.begin_in_target ? 0 : 1, V = (size_t)model->V;
+    const tmoe_tensor *h = NULL;
     tmoei_batch b;
     tmoei_pass pass;
     size_t targets = 0;
     memset(&b, 0, sizeof b);
     for (int i = 0; i < n; i++) targets += tmoei_text_length(labels, which[i]) - skip;
-    TMOEI_TRY(tmoei_batch_reserve(ctx, &b, source * (size_t)n, targets, (size_t)n));
-    for (int i = 0, s = 0, t = 0; i < n; i++) {
-        const int *y = labels->ids + labels->offsets[which[i]] + skip;
-        b.source.offsets[i] = s; b.target.offsets[i] = t;
-        for (size_t j = 0; j < source; j++, s++) { b.source.ids[s] = ids[j]; b.source.positions[s] = (int)j; }
-        for (size_t j = 0; j < tmoei_text_length(labels, which[i]) - skip; j++, t++) {
-            b.target.ids[t] = j ? y[j - 1] : model->end_id;
-            b.target.positions[t] = (int)j; b.labels[t] = y[j];
-        }
-        b.source.offsets[i + 1] = b.source.tokens = s; b.target.offsets[i + 1] = b.target.tokens = t;
-    }
-    const tmoe_tensor *h = NULL;
+    TMOEI_TRY(tmoei_batch_reserve(model->ctx, &b, source * (size_t)n, targets, (size_t)n));
+    for (int i = 0; i < n; i++)
+        tmoei_batch_put(&b, ids, source, labels->ids + labels->offsets[which[i]] + skip,
+            tmoei_text_length(labels, which[i]) - skip, model->end_id);
     if (tmoei_evaluation_pass(model, task, route, model->tape, &pass) == TMOE_OK)
         h = tmoei_head(&pass, tmoei_decode(&pass, &b.target, tmoei_encode(&pass, &b.source), &b.source));
     for (int i = 0; h && i < n; i++) {
         out[i] = 0.0;
         for (int t = b.target.offsets[i]; t < b.target.offsets[i + 1]; t++) {
             const float *x = h->x + (size_t)t * V;
-            out[i] += (double)(x[b.labels[t]] - tmoei_log_sum_exp(ctx, x, model->V));
+            out[i] += (double)(x[b.labels[t]] - tmoei_log_sum_exp(model->ctx, x, model->V));
         }
     }
-    tmoei_free(ctx, b.memory);
-    return ctx->error;
+    tmoei_free(model->ctx, b.memory);
+    return model->ctx->error;
 }
 
 TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const float *route,
@@ -6900,40 +6887,23 @@ static size_t tmoei_accepted(const tmoei_trained_example *example, int c, uint64
 static size_t tmoei_target_length(const tmoe_trainer *trainer, size_t text) {
     return tmoei_text_length(&trainer->texts, text) - (trainer->model->config.begin_in_target ? 0 : 1);
 }
-/* Puts `count` examples (indices into trainer->examples) into the batch. The decoder reads </s> y_1 ... y_n
- * and must say y_1 ... y_n </s>. */
+/* Puts `count` examples (indices into trainer->examples) into the batch. */
 static tmoe_result tmoei_batch_fill(tmoe_trainer *trainer, const int *chosen, int count, uint64_t random) {
-    tmoei_batch *batch = &trainer->batch;
     const tmoei_texts *texts = &trainer->texts;
-    size_t sources = 0, targets = 0, i, n;
-    for (int pass = 0; pass < 2; pass++) {                          /* first count, then fill */
-        if (pass == 1) {
-            tmoe_result result = tmoei_batch_reserve(trainer->ctx, batch, sources, targets, (size_t)count);
-            if (result != TMOE_OK) return result;
-        }
-        sources = targets = 0;
+    size_t sources = 0, targets = 0;
+    for (int pass = 0; pass < 2; pass++) {                      /* first count, then fill */
+        if (pass == 1)
+            TMOEI_TRY(tmoei_batch_reserve(trainer->ctx, &trainer->batch, sources, targets, (size_t)count));
         for (int c = 0; c < count; c++) {
             const tmoei_trained_example *example = &trainer->examples[chosen[c]];
-            const size_t accepted = tmoei_accepted(example, c, random),
-                length = tmoei_target_length(trainer, accepted);
-            const int *x = texts->ids + texts->offsets[example->source],
-                *y = texts->ids + texts->offsets[accepted + 1] - length;
-            if (pass == 1) {
-                batch->source.offsets[c] = (int)sources; batch->target.offsets[c] = (int)targets;
-            }
-            for (i = 0, n = tmoei_text_length(texts, example->source); i < n; i++, sources++)
-                if (pass == 1) {
-                    batch->source.ids[sources] = x[i]; batch->source.positions[sources] = (int)i;
-                }
-            for (i = 0; i < length; i++, targets++)
-                if (pass == 1) {
-                    batch->target.ids[targets] = i == 0 ? trainer->model->end_id : y[i - 1];
-                    batch->target.positions[targets] = (int)i; batch->labels[targets] = y[i];
-                }
+            const size_t accepted = tmoei_accepted(example, c, random), n = tmoei_text_length(texts,
+                example->source), length = tmoei_target_length(trainer, accepted);
+            sources += n; targets += length;
+            if (pass == 1)
+                tmoei_batch_put(&trainer->batch, texts->ids + texts->offsets[example->source], n, texts->ids
+                    + texts->offsets[accepted + 1] - length, length, trainer->model->end_id);
         }
     }
-    batch->source.offsets[count] = batch->source.tokens = (int)sources;
-    batch->target.offsets[count] = batch->target.tokens = (int)targets;
     return TMOE_OK;
 }
 
@@ -7379,37 +7349,34 @@ static tmoe_result tmoei_trainer_texts(tmoe_trainer *trainer, const tmoe_suite *
 /* Runs the largest group that can come on a dry tape, then reserves what it would have used. */
 static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer) {
     tmoe_ctx *ctx = trainer->ctx;
-    const int most = trainer->training.examples_per_task;
     tmoe_tape *tape = trainer->group_tape;
+    const tmoei_texts *texts = &trainer->texts;
     double loss = 0.0;
     size_t best = 0;
-    int j, n;
     tmoe_tensor routes;
     for (int t = 0; t < trainer->task_count; t++) {  /* each task's longest lines, the longest task of all */
         const tmoei_trained_task *task = &trainer->tasks[t];
-        size_t total = 0;
-        n = 0;
-        for (int i = 0; i < task->count; i++) {
-            const int index = (int)task->first + i;
-            const size_t length = tmoei_text_length(&trainer->texts, trainer->examples[index].source);
-            if (n == most && tmoei_text_length(&trainer->texts,
-                    trainer->examples[trainer->example_order[n - 1]].source) >= length)
-                continue;
-            for (j = n < most ? n++ : n - 1; j > 0 && tmoei_text_length(&trainer->texts,
-                    trainer->examples[trainer->example_order[j - 1]].source) < length; j--)
-                trainer->example_order[j] = trainer->example_order[j - 1];
-            trainer->example_order[j] = index;
+        size_t total = 0, last = (size_t)-1;
+        int n = 0, after = -1;
+        for (; n < trainer->training.examples_per_task && n < task->count; n++) {
+            int longest = -1;                           /* of those behind (last, after) in the order */
+            for (int i = (int)task->first; i < (int)task->first + task->count; i++) {
+                const size_t length = tmoei_text_length(texts, trainer->examples[i].source);
+                if ((length < last || (length == last && i > after)) && (longest < 0
+                        || length > tmoei_text_length(texts, trainer->examples[longest].source)))
+                    longest = i;
+            }
+            trainer->example_order[n] = after = longest;
+            last = tmoei_text_length(texts, trainer->examples[longest].source);
+            total += last + tmoei_text_length(texts, trainer->examples[longest].target);
         }
-        for (int i = 0; i < n; i++)
-            total += tmoei_text_length(&trainer->texts, trainer->examples[trainer->example_order[i]].source)
-                   + tmoei_text_length(&trainer->texts, trainer->examples[trainer->example_order[i]].target);
         if (total > best) {
             best = total;
             memcpy(trainer->chosen, trainer->example_order, (size_t)n * sizeof(int));
             trainer->chosen_count = n;
         }
     }
-    if (tmoei_batch_fill(trainer, trainer->chosen, trainer->chosen_count, 0) != TMOE_OK) return ctx->error;
+    TMOEI_TRY(tmoei_batch_fill(trainer, trainer->chosen, trainer->chosen_count, 0));
     memset(&routes, 0, sizeof routes);
     routes.x = routes.dx = trainer->droutes;                    /* never touched on a dry tape */
     routes.wants_grad = tmoei_selection_has_router(trainer->model->config.selection);
@@ -7510,26 +7477,20 @@ TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, size_t *paramete
 
 /* ---- the one-call way -------------------------------------------------------------------------------- */
 TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *suite, int vocabulary) {
-    const char **texts;
-    size_t count = 0;
-    int pass;
+    const char **texts = NULL;
+    size_t count = 0, capacity = 0;
+    int good = 1;
     if (vocabulary == 0) return tmoe_tokenizer_bytes(ctx);
-    for (pass = 0, texts = NULL; pass < 2; pass++) {
-        count = 0;
-        for (int s = 0; s < suite->count; s++) {
-            const tmoe_task *task = &suite->tasks[s];
-            if (task->part != TMOE_PART_TRAIN) continue;
-            for (int i = 0; i < task->train_count; i++, count += 3)
-                if (pass == 1) {                              /* the instruction stands before every input */
-                    texts[count] = task->instruction;
-                    texts[count + 1] = task->train[i].input;
-                    texts[count + 2] = task->train[i].outputs[0];
-                }
+    for (int s = 0; s < suite->count; s++)
+        for (int i = 0; good && suite->tasks[s].part == TMOE_PART_TRAIN && i < suite->tasks[s].train_count;
+                i++) {
+            good = tmoei_grow(ctx, &texts, &capacity, count + 3, sizeof *texts);
+            if (!good) break;
+            texts[count++] = suite->tasks[s].instruction;       /* it stands before every input */
+            texts[count++] = suite->tasks[s].train[i].input;
+            texts[count++] = suite->tasks[s].train[i].outputs[0];
         }
-        if (pass == 0) texts = (const char **)tmoei_alloc(ctx, count + 1, sizeof *texts, 0);
-        if (!texts) return NULL;
-    }
-    tmoe_tokenizer *tokenizer = tmoe_tokenizer_train(ctx, texts, count, vocabulary);
+    tmoe_tokenizer *tokenizer = good ? tmoe_tokenizer_train(ctx, texts, count, vocabulary) : NULL;
     tmoei_free(ctx, (void *)texts);
     return tokenizer;
 }

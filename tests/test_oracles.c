@@ -195,18 +195,13 @@ static void reference_close(reference *r)
 static void reference_batch(reference *r, const int *examples, int count)
 {
     tmoei_batch *b = &r->trainer->batch;
-    int s = 0, t = 0;
     CHECK(tmoei_batch_reserve(r->ctx, b, 48, 24, (size_t)count) == TMOE_OK);
     for (int i = 0; i < count; i++) {
-        b->source.offsets[i] = s; b->target.offsets[i] = t;
-        for (int j = 0; j < 12; j++)
-            if (r->mask[examples[i] * 12 + j]) { b->source.ids[s] = (int)r->ids[examples[i] * 12 + j]; b->source.positions[s++] = j; }
-        for (int j = 0; j < 6 && r->targets[examples[i] * 6 + j] != 1; j++) {
-            b->target.ids[t] = j ? (int)r->targets[examples[i] * 6 + j - 1] : 2; b->labels[t] = (int)r->targets[examples[i] * 6 + j];
-            b->target.positions[t++] = j;
-        }
+        int x[12], y[6], s = 0, t = 0;
+        for (int j = 0; j < 12; j++) if (r->mask[examples[i] * 12 + j]) x[s++] = (int)r->ids[examples[i] * 12 + j];
+        while (t < 6 && r->targets[examples[i] * 6 + t] != 1) { y[t] = (int)r->targets[examples[i] * 6 + t]; t++; }
+        tmoei_batch_put(b, x, (size_t)s, y, (size_t)t, 2);
     }
-    b->source.offsets[count] = b->source.tokens = s; b->target.offsets[count] = b->target.tokens = t;
 }
 
 /* Loss, and gradients in trainer->grads, of the whole batch as the library's own training step computes them. With noise every example is
