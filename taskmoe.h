@@ -19,7 +19,8 @@
  *   >>tape >>ops >>mix                            values forward, gradients backward; the two ways to mix
  *   >>json >>safetensors >>tokenizer >>suite      text in, text out
  *   >>model >>layers >>router                     parameters, a pass of the transformer, from task to route
- *   >>metrics >>inference >>train >>files         scores, answers, the training loop, checkpoints
+ *   >>metrics >>routes >>inference                scores, reading of routes, answers
+ *   >>train >>files                               the training loop, few-shot, checkpoints
  *   licence                                       last lines
  *
  * QUICK START (examples/quickstart.c, word for word; prints "violin -> VIOLIN")
@@ -78,8 +79,7 @@
  *   merging); Jang 2017 (1611.01144, straight-through Gumbel); Loshchilov 2019 (1711.05101, AdamW); Lewis
  *   2020 (1910.13461, BART). Where we differ: no noise in evaluation, loss averaged over target tokens,
  *   frozen parameters do not move, norms are not decayed, nothing is computed for unselected experts'
- *   weights, the
- *   temperature is saved.
+ *   weights, the temperature is saved.
  *
  * CONCEPTS
  *   context   tmoe_ctx: allocator, threads, kernels, the last error. Contexts are independent; one context
@@ -460,6 +460,19 @@ typedef struct tmoe_comparison {
  *   fails  TMOE_ERR_MEMORY   cost  2,000 passes   thread  one context, one thread */
 TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const double *scores, int count,
     uint64_t seed, tmoe_comparison *result);
+/* tmoe_route_correlations - Pearson correlation of the columns of routes with a feature of tasks   >>routes
+ *   routes (N,C) in: C = routed layers x E      feature (N) in: usually 0 or 1      permutations >= 0, seed
+ *   r, p   (C) out, NaN for a constant column; p is the share of shuffles of the feature among the tasks in
+ *          which any column's |r| is as large: corrected for C tests
+ *   fails  TMOE_ERR_MEMORY   cost  permutations * N * C   thread  one context, one thread */
+TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const float *routes, int N, int C,
+    const float *feature, int permutations, uint64_t seed, double *r, double *p);
+/* a, b: a row, or N + an earlier join */
+typedef struct tmoe_join { int a, b, size; double height; } tmoe_join;
+/* tmoe_cluster - hierarchical clustering of rows by Euclidean distance, average linkage          >>routes
+ *   x (N,C) in      joins (N - 1) out, nearest first      fails  TMOE_ERR_MEMORY
+ *   cost  N^3   thread  one context, one thread */
+TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, tmoe_join *joins);
 /* ---- API: model (>>model, >>router) ------------------------------------------------------------------- */
 typedef struct tmoe_model tmoe_model;
 
@@ -549,16 +562,13 @@ TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, co
 TMOE_DEF void tmoe_model_take_router(tmoe_model *model, const tmoe_model *from);
 /* tmoe_model_destroy - frees a model; NULL is fine.   fails never   thread  as above */
 TMOE_DEF void tmoe_model_destroy(tmoe_model *model);
-/* tmoe_model_config, _tokenizer, _task_count, _task_name, _task_instruction, _task_category - read-only
- * looks inside; owned by the model
- *   task       0 <= task < task count, else NULL      fails never   cost none
- *              thread  any while nobody writes */
+/* tmoe_model_config, _tokenizer, _task_count, _task - read-only looks inside; owned by the model
+ *   task       0 <= task < task count, else NULL; it has name, category and instruction, no lines
+ *   fails never   cost none   thread  any while nobody writes */
 TMOE_DEF const tmoe_config *tmoe_model_config(const tmoe_model *model);
 TMOE_DEF const tmoe_tokenizer *tmoe_model_tokenizer(const tmoe_model *model);
 TMOE_DEF int tmoe_model_task_count(const tmoe_model *model);
-TMOE_DEF const char *tmoe_model_task_name(const tmoe_model *model, int task);
-TMOE_DEF const char *tmoe_model_task_instruction(const tmoe_model *model, int task);
-TMOE_DEF const char *tmoe_model_task_category(const tmoe_model *model, int task);
+TMOE_DEF const tmoe_task *tmoe_model_task(const tmoe_model *model, int task);
 /* tmoe_model_parameters - number of parameters: all, and those that one task uses (one expert a layer, no
  * router)
  *   active     out or NULL      fails never   cost  a pass over the layers   thread  any */
@@ -1015,15 +1025,6 @@ static int tmoei_grow(tmoe_ctx *ctx, void *slot, size_t *capacity, size_t need, 
     memcpy(slot, &bigger, sizeof bigger);
     return 1;
 }
-/* A NUL-terminated copy of text[0..length). */
-static char *tmoei_strdup(tmoe_ctx *ctx, const char *text, size_t length) {
-    char *copy = (char *)tmoei_alloc(ctx, length + 1, 1, 0);
-    if (copy) {
-        if (length) memcpy(copy, text, length);
-        copy[length] = 0;
-    }
-    return copy;
-}
 /* Blocks that are freed together: each is zeroed and remembers the one before it. */
 typedef struct tmoei_owner { tmoe_ctx *ctx; void *last; } tmoei_owner;
 
@@ -1068,6 +1069,19 @@ static float tmoei_normal(uint64_t seed, uint64_t stream, uint64_t counter) {
     float u = tmoei_uniform(tmoei_random(seed, stream, 2 * counter));
     float v = tmoei_uniform(tmoei_random(seed, stream, 2 * counter + 1));
     return sqrtf(-2.0f * logf(u)) * cosf(6.28318530718f * v);
+}
+
+/* `wanted` different numbers below n: the first places of a shuffle (Fisher-Yates). Gives how many. */
+static int tmoei_draw(uint64_t seed, uint64_t stream, uint64_t counter, int *order, int n, int wanted) {
+    for (int i = 0; i < n; i++) order[i] = i;
+    for (int i = 0; i < wanted && i < n; i++) {
+        const int other = i + (int)tmoei_below(tmoei_random(seed, stream, counter * 1024 + (uint64_t)i),
+            (size_t)(n - i));
+        const int chosen = order[other];
+        order[other] = order[i];
+        order[i] = chosen;
+    }
+    return wanted < n ? wanted : n;
 }
 
 /* ==== >>parallel ====================================================================================== */
@@ -1286,11 +1300,8 @@ static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chu
         ctx->pool->job = &job;
         tmoei_pool_begin(ctx->pool);
         tmoei_parallel_lane(&job, 0);
-        {
-            int spins = 0;
-            while (__atomic_load_n(&ctx->pool->running, __ATOMIC_ACQUIRE))
-                if (++spins > TMOEI_SPINS) (void)sched_yield(); else tmoei_pause();
-        }
+        for (int spins = 0; __atomic_load_n(&ctx->pool->running, __ATOMIC_ACQUIRE); )
+            if (++spins > TMOEI_SPINS) (void)sched_yield(); else tmoei_pause();
         return;
     }
 #endif
@@ -1487,18 +1498,16 @@ typedef struct tmoei_kernels {
 #else
 #  define VHALVES(a, f) (a)
 #endif
-TMOEI_TARGET static float TMOEI_FN(vsum)(V a) {
-    const __m256 h = VHALVES(a, _mm256_add_ps);
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
-}
-TMOEI_TARGET static float TMOEI_FN(vmaximum)(V a) {
-    const __m256 h = VHALVES(a, _mm256_max_ps);
-    __m128 s = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
-    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_max_ss(s, _mm_shuffle_ps(s, s, 1)));
-}
+#define TMOEI_REDUCE(name, op) \
+    TMOEI_TARGET static float TMOEI_FN(name)(V a) { \
+        const __m256 h = VHALVES(a, _mm256_##op##_ps); \
+        __m128 s = _mm_##op##_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)); \
+        s = _mm_##op##_ps(s, _mm_movehl_ps(s, s)); \
+        return _mm_cvtss_f32(_mm_##op##_ss(s, _mm_shuffle_ps(s, s, 1))); \
+    }
+TMOEI_REDUCE(vsum, add)
+TMOEI_REDUCE(vmaximum, max)
+#undef TMOEI_REDUCE
 #undef VHALF
 #undef VHALVES
 #elif TMOEI_PASS == 1
@@ -3079,28 +3088,23 @@ TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, c
  *   multiply  y = a * b           da (+)= dy * b;  db (+)= dy * a, likewise
  *   affine    y = scale x + shift dx (+)= scale dy
  * Routers use these on matrices of a few hundred numbers: one lane does them. */
-typedef struct tmoei_map_kept { tmoe_activation f; } tmoei_map_kept;
-
 static void tmoei_map_backward(tmoe_tape *tape, tmoei_node *node) {
     tmoe_tensor *y = node->y;                                   /* dy is dead after this: made in place */
-    tmoei_activation_apply(tape->ctx, ((const tmoei_map_kept *)node->kept)->f, y->dx, y->dx, node->in[0]->x,
+    tmoei_activation_apply(tape->ctx, *(const tmoe_activation *)node->kept, y->dx, y->dx, node->in[0]->x,
         tmoei_elements(y));
     tmoei_accumulate(tape, node, 0, y->dx);
 }
 TMOE_DEF tmoe_tensor *tmoe_map(tmoe_tape *tape, tmoe_tensor *x, tmoe_activation f) {
-    tmoei_map_kept kept;
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
     if (!y) return NULL;
     if (!tape->dry) tmoei_activation_apply(tape->ctx, f, y->x, NULL, x->x, tmoei_elements(y));
-    kept.f = f;
-    return tmoei_record(tape, y, tmoei_map_backward, -1, &kept, sizeof kept, &x, 1);
+    return tmoei_record(tape, y, tmoei_map_backward, -1, &f, sizeof f, &x, 1);
 }
 
-typedef struct tmoei_binary_kept { int multiply; } tmoei_binary_kept;
 
 static void tmoei_binary_backward(tmoe_tape *tape, tmoei_node *node) {
-    const int multiply = ((const tmoei_binary_kept *)node->kept)->multiply; (void)tape;
+    const int multiply = *(const int *)node->kept; (void)tape;
     const float *dy = node->y->dx;
     for (int which = 0; which < 2; which++) {
         const tmoe_tensor *in = node->in[which], *other = node->in[1 - which];
@@ -3113,22 +3117,19 @@ static void tmoei_binary_backward(tmoe_tape *tape, tmoei_node *node) {
 
 static tmoe_tensor *tmoei_binary(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b, int multiply) {
     tmoe_tensor *in[2];
-    tmoei_binary_kept kept;
     if (!a || !b || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, a->cols == b->cols && (a->rows == b->rows || b->rows == 1),
         "%s: a (%d,%d), b (%d,%d); b must be like a, or one row", multiply ? "multiply" : "add", a->rows,
         a->cols, b->rows, b->cols);
     tmoe_tensor *y = tmoei_tensor_new(tape, a->rows, a->cols, NULL);
     if (!y) return NULL;
-    size_t n = tmoei_elements(a);
-    size_t width = tmoei_elements(b);
+    const size_t n = tmoei_elements(a), width = tmoei_elements(b);
     if (!tape->dry)
         for (size_t i = 0; i < n; i++)
             y->x[i] = multiply ? a->x[i] * b->x[i % width] : a->x[i] + b->x[i % width];
     in[0] = a; in[1] = b;
-    kept.multiply = multiply;
-    return tmoei_record(tape, y, tmoei_binary_backward, !multiply && a != b ? 0 : -1, &kept, sizeof kept, in,
-        2);
+    return tmoei_record(tape, y, tmoei_binary_backward, !multiply && a != b ? 0 : -1, &multiply,
+        sizeof multiply, in, 2);
 }
 TMOE_DEF tmoe_tensor *tmoe_add(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b) {
     return tmoei_binary(tape, a, b, 0);
@@ -3554,32 +3555,24 @@ static tmoe_result tmoei_json_string(tmoei_json_reader *r, const char **text, si
             continue;
         }
         if (++r->at >= r->length) break;
-        switch (r->text[r->at++]) {
-        case '"': case '\\': case '/': out[n++] = r->text[r->at - 1]; break;
-        case 'b': out[n++] = '\b'; break;
-        case 'f': out[n++] = '\f'; break;
-        case 'n': out[n++] = '\n'; break;
-        case 'r': out[n++] = '\r'; break;
-        case 't': out[n++] = '\t'; break;
-        case 'u': {
-            long high = tmoei_json_hex4(r), low;
-            if (high < 0) return tmoei_json_error(r, "\\u needs four hex digits");
-            if (high >= 0xdc00 && high <= 0xdfff)
-                return tmoei_json_error(r, "a low surrogate without its high one");
-            if (high >= 0xd800 && high <= 0xdbff) {
-                if (r->length - r->at < 6 || r->text[r->at] != '\\' || r->text[r->at + 1] != 'u')
-                    return tmoei_json_error(r, "a high surrogate without its low one");
-                r->at += 2;
-                low = tmoei_json_hex4(r);
-                if (low < 0xdc00 || low > 0xdfff)
-                    return tmoei_json_error(r, "a high surrogate without its low one");
-                high = 0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00);
-            }
-            n += tmoei_utf8_put((uint32_t)high, out + n);
-            break;
+        static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
+        const char *known = r->text[r->at] ? strchr(from, r->text[r->at]) : NULL;
+        if (known) { out[n++] = to[known - from]; r->at++; continue; }
+        if (r->text[r->at] != 'u') return tmoei_json_error(r, "an unknown escape");
+        r->at++;
+        long high = tmoei_json_hex4(r);
+        if (high < 0) return tmoei_json_error(r, "\\u needs four hex digits");
+        if (high >= 0xdc00 && high <= 0xdfff)
+            return tmoei_json_error(r, "a low surrogate without its high one");
+        if (high >= 0xd800 && high <= 0xdbff) {
+            const int pair = r->length - r->at >= 6 && r->text[r->at] == '\\' && r->text[r->at + 1] == 'u';
+            r->at += pair ? 2 : 0;
+            const long low = pair ? tmoei_json_hex4(r) : -1;
+            if (low < 0xdc00 || low > 0xdfff)
+                return tmoei_json_error(r, "a high surrogate without its low one");
+            high = 0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00);
         }
-        default: r->at--; return tmoei_json_error(r, "an unknown escape");
-        }
+        n += tmoei_utf8_put((uint32_t)high, out + n);
     }
     if (r->at >= r->length) return tmoei_json_error(r, "a string without its closing quote");
     r->at++;
@@ -3729,6 +3722,15 @@ static double tmoei_json_number(const tmoei_json *json, int node, double fallbac
     return node >= 0 && json->nodes[node].kind == TMOEI_JSON_NUMBER ? json->nodes[node].number : fallback;
 }
 
+/* A NUL-terminated copy of text[0..length). */
+static char *tmoei_strdup(tmoe_ctx *ctx, const char *text, size_t length) {
+    char *copy = (char *)tmoei_alloc(ctx, length + 1, 1, 0);
+    if (copy) {
+        if (length) memcpy(copy, text, length);
+        copy[length] = 0;
+    }
+    return copy;
+}
 /* ---- whole files ------------------------------------------------------------------------------------- */
 /* The file and a NUL behind it; NULL with the reason in the context. */
 static char *tmoei_read_file(tmoe_ctx *ctx, const char *path, size_t limit_bytes, size_t *length) {
@@ -5013,15 +5015,13 @@ typedef struct tmoei_layer {
     size_t block, block_size;       /* expert 0; expert e lies e * block_size further on */
 } tmoei_layer;
 
-typedef struct tmoei_known_task { char *name, *instruction, *category; } tmoei_known_task;
-
 struct tmoe_model {
     tmoe_ctx *ctx;
     tmoe_config config;
     tmoe_tokenizer *tokenizer;
     /* vocabulary; special tokens. The decoder starts with </s>, as it is trained */
     int V, end_id;
-    tmoei_known_task *tasks;
+    tmoe_task *tasks;               /* known ones: name, category, instruction */
     int N;
     int L, R;                       /* layers, encoder first; routed layers */
     tmoei_layer *layers;
@@ -5285,7 +5285,7 @@ static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config, con
     model->V = config->V ? config->V : tmoe_tokenizer_vocabulary(tokenizer);
     model->end_id = TMOE_TOKEN_END;
     model->tape = tmoe_tape_create(ctx);
-    model->tasks = (tmoei_known_task *)tmoei_own(own, N + 1, sizeof *model->tasks);
+    model->tasks = (tmoe_task *)tmoei_own(own, N + 1, sizeof *model->tasks);
     model->text_vectors = (float *)tmoei_own(own, N * k + 1, sizeof(float));
     for (int t = 0; ctx->error == TMOE_OK && t < task_count; t++) {
         model->tasks[t].name = tmoei_own_text(own, tasks[t].name, strlen(tasks[t].name));
@@ -5390,14 +5390,8 @@ TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, co
 TMOE_DEF const tmoe_config *tmoe_model_config(const tmoe_model *model) { return &model->config; }
 TMOE_DEF const tmoe_tokenizer *tmoe_model_tokenizer(const tmoe_model *model) { return model->tokenizer; }
 TMOE_DEF int tmoe_model_task_count(const tmoe_model *model) { return model->N; }
-TMOE_DEF const char *tmoe_model_task_name(const tmoe_model *model, int task) {
-    return task >= 0 && task < model->N ? model->tasks[task].name : NULL;
-}
-TMOE_DEF const char *tmoe_model_task_instruction(const tmoe_model *model, int task) {
-    return task >= 0 && task < model->N ? model->tasks[task].instruction : NULL;
-}
-TMOE_DEF const char *tmoe_model_task_category(const tmoe_model *model, int task) {
-    return task >= 0 && task < model->N ? model->tasks[task].category : NULL;
+TMOE_DEF const tmoe_task *tmoe_model_task(const tmoe_model *model, int task) {
+    return task >= 0 && task < model->N ? &model->tasks[task] : NULL;
 }
 TMOE_DEF size_t tmoe_model_parameters(const tmoe_model *model, size_t *active) {
     size_t all = 0, used = 0;
@@ -5819,20 +5813,17 @@ static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, floa
         return specific ? tmoe_concat(tape, parts, R) : parts[0];
     }
     if (specific) x = tmoei_router_linear(&cursor, vectors, TMOE_NONE, NULL);
-    else {
-        /* the same vector at every layer, plus the layer's position */
+    else {                              /* the same vector at every layer, plus the layer's position */
         for (int l = 0; l < R; l++) parts[l] = vectors;
         x = tmoe_add(tape, tmoe_concat(tape, parts, R), tmoei_router_next(&cursor));
     }
     if (gates) {
         tmoei_router_recurrent(&cursor, x, R, hidden, gates, 0, parts);
         tmoei_router_recurrent(&cursor, x, R, hidden, gates, 1, parts + R);
-        {
-            tmoe_tensor *w = tmoei_router_next(&cursor), *b = tmoei_router_next(&cursor), *both[2];
-            for (int l = 0; l < R; l++) {
-                both[0] = parts[l]; both[1] = parts[R + l];
-                parts[l] = tmoe_linear(tape, tmoe_concat(tape, both, 2), w, b, TMOE_NONE, NULL);
-            }
+        tmoe_tensor *w = tmoei_router_next(&cursor), *b = tmoei_router_next(&cursor), *both[2];
+        for (int l = 0; l < R; l++) {
+            both[0] = parts[l]; both[1] = parts[R + l];
+            parts[l] = tmoe_linear(tape, tmoe_concat(tape, both, 2), w, b, TMOE_NONE, NULL);
         }
         return tmoe_concat(tape, parts, R);
     }
@@ -6218,11 +6209,9 @@ static double tmoei_rouge_l(const char *prediction, const char *answer, tmoei_ro
             }
         }
     for (k = 0; k < w->b.count; k++) common += w->in_union[k];
-    int na = tmoei_distinct(&w->a);
-    int nb = tmoei_distinct(&w->b);
+    const int na = tmoei_distinct(&w->a), nb = tmoei_distinct(&w->b);
     if (!na || !nb || !common) return 0.0;
-    double p = (double)common / na;
-    double r = (double)common / nb;
+    const double p = (double)common / na, r = (double)common / nb;
     return 2.0 * p * r / (p + r + 1e-8);
 }
 
@@ -6276,13 +6265,17 @@ static double tmoei_number_or_three(const char *text) {
 }
 static double tmoei_pearson(const double *x, const double *y, int count) {
     double mx = 0.0, my = 0.0, xy = 0.0, xx = 0.0, yy = 0.0;
-    for (int i = 0; i < count; i++) { mx += x[i] / count; my += y[i] / count; }
+    int x_varies = 0, y_varies = 0;         /* the sums of squares of a constant may be rounding, not 0 */
+    for (int i = 0; i < count; i++) {
+        mx += x[i] / count; my += y[i] / count;
+        x_varies |= x[i] != x[0]; y_varies |= y[i] != y[0];
+    }
     for (int i = 0; i < count; i++) {
         xy += (x[i] - mx) * (y[i] - my);
         xx += (x[i] - mx) * (x[i] - mx);
         yy += (y[i] - my) * (y[i] - my);
     }
-    return xx > 0.0 && yy > 0.0 ? xy / sqrt(xx * yy) : (double)NAN;
+    return x_varies && y_varies ? xy / sqrt(xx * yy) : (double)NAN;
 }
 TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric) {
     static const char *const names[TMOE_METRICS] = { "exact_match", "accuracy", "macro_f1", "token_f1",
@@ -6322,11 +6315,10 @@ TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *c
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
             "score: %d predictions, metric %d; at least one prediction and a known metric", count,
             (int)metric);
-    if (metric == TMOE_METRIC_MACRO_F1) {
-        *score = tmoei_macro_f1(predictions, examples, count); return TMOE_OK;
-    }
-    if (metric == TMOE_METRIC_MATTHEWS) {
-        *score = tmoei_matthews(predictions, examples, count); return TMOE_OK;
+    if (metric == TMOE_METRIC_MACRO_F1 || metric == TMOE_METRIC_MATTHEWS) {
+        *score = (metric == TMOE_METRIC_MATTHEWS ? tmoei_matthews : tmoei_macro_f1)(predictions, examples,
+            count);
+        return TMOE_OK;
     }
     if (metric == TMOE_METRIC_PEARSON) {
         numbers = (double *)tmoei_alloc(ctx, 2 * (size_t)count, sizeof *numbers, 0);
@@ -6392,6 +6384,68 @@ TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const doubl
         gain[1] = n ? sample[n * 25 / 1000] : (double)NAN; gain[2] = n ? sample[n * 975 / 1000] : (double)NAN;
     }
     tmoei_free(ctx, sample);
+    return TMOE_OK;
+}
+/* ==== >>routes: reading them =========================================================================== */
+#define TMOEI_STREAM_PERMUTATION UINT64_C(2000001)
+/* Pearson correlation of column c with a feature in the order given; NaN where constant. */
+static double tmoei_column_correlation(const float *routes, int N, int C, int c, const float *feature,
+        const int *order, double *scratch) {
+    for (int t = 0; t < N; t++) {
+        scratch[t] = (double)routes[(size_t)t * (size_t)C + (size_t)c];
+        scratch[N + t] = (double)feature[order[t]];
+    }
+    return tmoei_pearson(scratch, scratch + N, N);
+}
+TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const float *routes, int N, int C,
+        const float *feature, int permutations, uint64_t seed, double *r, double *p) {
+    const size_t n = (size_t)N;
+    int *order = (int *)tmoei_alloc(ctx, n + 1, sizeof(int), 0);
+    double *scratch = (double *)tmoei_alloc(ctx, 2 * n + 1, sizeof(double), 0);
+    for (int i = 0; order && scratch && i <= permutations; i++) {   /* the first time as they are */
+        double most = 0.0;
+        (void)tmoei_draw(seed, TMOEI_STREAM_PERMUTATION, (uint64_t)i, order, N, i ? N : 0);
+        for (int c = 0; c < C; c++) {
+            const double x = tmoei_column_correlation(routes, N, C, c, feature, order, scratch);
+            if (i == 0) { r[c] = x; p[c] = x == x ? 1.0 : x; }
+            if (fabs(x) > most) most = fabs(x);
+        }
+        for (int c = 0; i && c < C; c++) p[c] += most >= fabs(r[c]) - 1e-12;    /* NaN stays NaN */
+    }
+    for (int c = 0; order && scratch && c < C; c++) p[c] /= permutations + 1.0;
+    const tmoe_result result = order && scratch ? TMOE_OK : TMOE_ERR_MEMORY;
+    tmoei_free(ctx, order); tmoei_free(ctx, scratch);
+    return result;
+}
+TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, tmoe_join *joins) {
+    const size_t n = (size_t)N;
+    double *distance = (double *)tmoei_alloc(ctx, n * n + 1, sizeof(double), 1);
+    int *name = (int *)tmoei_alloc(ctx, 2 * n + 1, sizeof(int), 0);
+    if (!distance || !name) { tmoei_free(ctx, distance); tmoei_free(ctx, name); return TMOE_ERR_MEMORY; }
+    for (size_t a = 0; a < n; a++) {
+        name[a] = (int)a; name[n + a] = 1;              /* what the cluster in place a is called; its size */
+        for (size_t b = 0; b < n; b++) {
+            for (size_t c = 0; c < (size_t)C; c++)
+                distance[a * n + b] += pow((double)(x[a * (size_t)C + c] - x[b * (size_t)C + c]), 2.0);
+            distance[a * n + b] = sqrt(distance[a * n + b]);
+        }
+    }
+    for (int join = 0; join < N - 1; join++) {
+        size_t a = n, b = n;                                    /* the nearest two; a < b */
+        for (size_t i = 0; i < n; i++)
+            for (size_t j = i + 1; j < n; j++)
+                if (name[i] >= 0 && name[j] >= 0 && (a == n || distance[i * n + j] < distance[a * n + b])) {
+                    a = i; b = j;
+                }
+        const double wa = (double)name[n + a], wb = (double)name[n + b];
+        joins[join].a = name[a]; joins[join].b = name[b]; joins[join].height = distance[a * n + b];
+        joins[join].size = name[n + a] += name[n + b];
+        name[a] = N + join; name[b] = -1;
+        for (size_t i = 0; i < n; i++)                          /* average linkage (UPGMA) */
+            distance[a * n + i] = distance[i * n + a] = (wa * distance[a * n + i] + wb * distance[b * n + i])
+                / (wa + wb);
+    }
+    tmoei_free(ctx, distance); tmoei_free(ctx, name);
     return TMOE_OK;
 }
 /* ==== >>inference: one route, one merge, then an ordinary dense model answers ==========================
@@ -6967,18 +7021,6 @@ static void tmoei_adamw_chunk(void *arg, int chunk, int lane) {
 
 
 /* ---- one step ---------------------------------------------------------------------------------------- */
-/* K different training tasks for step s: the first K places of a shuffle (Fisher-Yates). */
-static int tmoei_draw(uint64_t seed, uint64_t stream, uint64_t counter, int *order, int n, int wanted) {
-    for (int i = 0; i < n; i++) order[i] = i;
-    for (int i = 0; i < wanted && i < n; i++) {
-        const int other = i + (int)tmoei_below(tmoei_random(seed, stream, counter * 1024 + (uint64_t)i),
-            (size_t)(n - i));
-        const int chosen = order[other];
-        order[other] = order[i];
-        order[i] = chosen;
-    }
-    return wanted < n ? wanted : n;
-}
 /* The step's Gumbel noise g = -log(-log U), (K, R * E). */
 static void tmoei_step_noise(tmoe_trainer *trainer, int K) {
     const int n = K * trainer->model->R * trainer->model->config.E;
@@ -7744,7 +7786,7 @@ static void tmoei_metadata_text(tmoe_ctx *ctx, const tmoe_model *model, const tm
     if (which == 2) {
         tmoei_buffer_add(ctx, text, "[", 1);
         for (int i = 0; i < 3 * model->N; i++) {
-            const tmoei_known_task *task = &model->tasks[i / 3];
+            const tmoe_task *task = &model->tasks[i / 3];
             const char *part = i % 3 == 0 ? task->name : i % 3 == 1 ? task->category : task->instruction;
             if (i) tmoei_buffer_add(ctx, text, ",", 1);
             tmoei_buffer_json_string(ctx, text, part, strlen(part));
@@ -7825,45 +7867,42 @@ static tmoe_result tmoei_parameters_read(const tmoe_model *model, const tmoei_sa
 /* The numbers behind "step": a whole number of optimiser steps. */
 static tmoe_result tmoei_step_of(tmoe_ctx *ctx, const tmoei_safetensors *file, int64_t *step) {
     const char *text = tmoei_safetensors_metadata(file, "step");
-    char *end = NULL;
-    const long long value = text ? strtoll(text, &end, 10) : -1;
-    if (!text || end == text || *end || value < 0)
+    long long value = -1;
+    char rest;
+    if (!text || sscanf(text, "%lld%c", &value, &rest) != 1 || value < 0)
         return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: its metadata has no sound 'step'", file->path);
     *step = (int64_t)value;
     return TMOE_OK;
 }
 static tmoe_model *tmoei_model_of_file(tmoe_ctx *ctx, const tmoei_safetensors *file) {
-    tmoei_json config_json, tokenizer_json, tasks_json;
+    const char *version = tmoei_safetensors_metadata(file, "version");
+    tmoei_json json[3];                                         /* config, tokenizer, tasks */
     tmoe_config config;
     tmoe_tokenizer *tokenizer = NULL;
     tmoe_task *tasks = NULL;
     tmoe_model *model = NULL;
-    const char *version = tmoei_safetensors_metadata(file, "version");
     int n = 0;
-    memset(&config_json, 0, sizeof config_json);
-    memset(&tokenizer_json, 0, sizeof tokenizer_json);
-    memset(&tasks_json, 0, sizeof tasks_json);
+    memset(json, 0, sizeof json);
     if (version && strcmp(version, TMOEI_FORMAT) != 0)
         (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: format version %.20s; this library reads version %s",
             file->path, version, TMOEI_FORMAT);
-    else if (tmoei_metadata_json(ctx, file, "config", &config_json) == TMOE_OK
-            && tmoei_metadata_json(ctx, file, "tokenizer", &tokenizer_json) == TMOE_OK
-            && tmoei_metadata_json(ctx, file, "tasks", &tasks_json) == TMOE_OK
-            && tmoei_config_from_json(ctx, &config_json, file->path, &config) == TMOE_OK) {
-        if (tasks_json.nodes[0].kind != TMOEI_JSON_ARRAY || tasks_json.nodes[0].count % 3)
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the list of tasks is not sound", file->path);
-        else tokenizer = tmoei_tokenizer_from_json(ctx, &tokenizer_json, file->path);
-        if (ctx->error == TMOE_OK)
-            tasks = (tmoe_task *)tmoei_alloc(ctx, (size_t)tasks_json.nodes[0].count + 1, sizeof *tasks, 1);
-        for (int node = tasks_json.nodes[0].child; tasks && node >= 0; n++) {
-            const char **const fields[3] = { &tasks[n].name, &tasks[n].category, &tasks[n].instruction };
-            for (int i = 0; i < 3; i++, node = tasks_json.nodes[node].next) {
-                if (!tmoei_json_is_string(&tasks_json, node))
-                    (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the list of tasks is not sound", file->path);
-                *fields[i] = tmoei_json_is_string(&tasks_json, node) ? tasks_json.nodes[node].text : "";
-            }
+    for (int i = 0; i < 3 && ctx->error == TMOE_OK; i++)
+        (void)tmoei_metadata_json(ctx, file, tmoei_metadata_names[i], &json[i]);
+    if (ctx->error == TMOE_OK && tmoei_config_from_json(ctx, &json[0], file->path, &config) == TMOE_OK) {
+        const tmoei_json_node *nodes = json[2].nodes;
+        if (nodes[0].kind == TMOEI_JSON_ARRAY && nodes[0].count % 3 == 0) {
+            tokenizer = tmoei_tokenizer_from_json(ctx, &json[1], file->path);
+            tasks = (tmoe_task *)tmoei_alloc(ctx, (size_t)nodes[0].count + 1, sizeof *tasks, 1);
         }
-        if (tasks && ctx->error == TMOE_OK) model = tmoei_model_new(ctx, &config, tokenizer, tasks, n);
+        for (int node = tasks ? nodes[0].child : -1; node >= 0; n++) {
+            const char **const fields[3] = { &tasks[n].name, &tasks[n].category, &tasks[n].instruction };
+            for (int i = 0; i < 3; i++, node = nodes[node].next)
+                *fields[i] = tmoei_json_is_string(&json[2], node) ? nodes[node].text : NULL;
+            if (!tasks[n].name || !tasks[n].category || !tasks[n].instruction) { n = -1; break; }
+        }
+        if (ctx->error == TMOE_OK && (!tasks || n < 0))
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the list of tasks is not sound", file->path);
+        if (ctx->error == TMOE_OK) model = tmoei_model_new(ctx, &config, tokenizer, tasks, n);
     }
     if (model && (tmoei_parameters_read(model, file, model->theta) != TMOE_OK
             || tmoei_step_of(ctx, file, &model->step) != TMOE_OK)) {
@@ -7871,9 +7910,7 @@ static tmoe_model *tmoei_model_of_file(tmoe_ctx *ctx, const tmoei_safetensors *f
         model = NULL;
     }
     tmoei_free(ctx, tasks); tmoe_tokenizer_destroy(tokenizer);
-    tmoei_json_free(ctx, &config_json);
-    tmoei_json_free(ctx, &tokenizer_json);
-    tmoei_json_free(ctx, &tasks_json);
+    for (int i = 0; i < 3; i++) tmoei_json_free(ctx, &json[i]);
     return model;
 }
 TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path) {

@@ -137,12 +137,12 @@ static void print_routes(tmoe_model *model)
     for (l = 0; l < R; l++) { tmoe_routed_layer_name(model, l, name, sizeof name); printf(" %-*s", 2 * E + 1, name); }
     printf("\n");
     for (t = 0; t < N; t++) {
-        const char *category = tmoe_model_task_category(model, t);
-        for (u = 0; u < t && strcmp(tmoe_model_task_category(model, u), category); u++) { }
+        const char *category = tmoe_model_task(model, t)->category;
+        for (u = 0; u < t && strcmp(tmoe_model_task(model, u)->category, category); u++) { }
         if (u < t) continue;                                    /* printed already */
         memset(sum, 0, sizeof(float) * (size_t)(R * E));
         for (u = t, n = 0; u < N; u++)
-            if (!strcmp(tmoe_model_task_category(model, u), category) && tmoe_route(model, u, route) == TMOE_OK) {
+            if (!strcmp(tmoe_model_task(model, u)->category, category) && tmoe_route(model, u, route) == TMOE_OK) {
                 n++;
                 for (e = 0; e < R * E; e++) sum[e] += route[e];
             }

@@ -64,7 +64,7 @@ int main(int argc, char **argv)
     print_route(model, route);
     n = tmoe_nearest_tasks(model, words[1], 3, tasks, cosines);
     printf("nearest seen tasks:");
-    for (i = 0; i < n; i++) printf("%s %s (%.2f)", i ? "," : "", tmoe_model_task_name(model, tasks[i]), (double)cosines[i]);
+    for (i = 0; i < n; i++) printf("%s %s (%.2f)", i ? "," : "", tmoe_model_task(model, tasks[i])->name, (double)cosines[i]);
     printf("\n\n");
     for (i = 2; i < count; i++) answer(model, argv[0], ctx, words[1], tmoe_routed_layers(model) ? route : NULL, words[i]);
     if (count == 2) {

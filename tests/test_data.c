@@ -441,6 +441,57 @@ static void test_comparing_two_models_over_tasks(void)
     tmoe_ctx_destroy(ctx);
 }
 
+/* A planted feature is found with a small p, noise is not; p of noise is uniform enough: of 20 noise features at most 4 are below 0.1. */
+static void test_route_correlations_find_planted_features_only(void)
+{
+    enum { N = 40, C = 6 };
+    tmoe_ctx *ctx = tmoe_ctx_create(NULL);
+    float routes[N * C], feature[N];
+    double r[C], p[C], x[N], y[N];
+    int below = 0;
+    for (int t = 0; t < N; t++) for (int c = 0; c < C; c++)
+        routes[t * C + c] = c == 4 ? 0.25f : tmoei_uniform(tmoei_random(3, 1, (uint64_t)(t * C + c))) + (c == 2 && t % 4 == 0 ? 0.8f : 0.0f);
+    for (int t = 0; t < N; t++) feature[t] = t % 4 == 0 ? 1.0f : 0.0f;
+    CHECK(tmoe_route_correlations(ctx, routes, N, C, feature, 500, 1, r, p) == TMOE_OK);
+    for (int c = 0; c < C; c++) {                               /* against the definition, cov / (sd sd) */
+        double mx = 0.0, my = 0.0, xy = 0.0, xx = 0.0, yy = 0.0;
+        for (int t = 0; t < N; t++) { x[t] = (double)routes[t * C + c]; y[t] = (double)feature[t]; mx += x[t] / N; my += y[t] / N; }
+        for (int t = 0; t < N; t++) { xy += (x[t] - mx) * (y[t] - my); xx += pow(x[t] - mx, 2); yy += pow(y[t] - my, 2); }
+        if (c == 4) CHECK(r[c] != r[c] && p[c] != p[c]);        /* a constant column: undefined, and said so */
+        else CHECK_NEAR(r[c], xy / sqrt(xx * yy), 1e-9);
+    }
+    CHECK(p[2] < 0.01);
+    for (int k = 0; k < 20; k++) {
+        double least = 1.0;
+        for (int t = 0; t < N; t++) feature[t] = tmoei_random(9, (uint64_t)k, (uint64_t)t) % 2 ? 1.0f : 0.0f;
+        CHECK(tmoe_route_correlations(ctx, routes, N, C, feature, 200, 1, r, p) == TMOE_OK);
+        for (int c = 0; c < C; c++) if (p[c] < least) least = p[c];
+        CHECK(least > 0.0);
+        below += least < 0.1;
+    }
+    CHECK(below <= 4);
+    tmoe_ctx_destroy(ctx);
+}
+
+/* Points on a line: 0, 1, 5, 6.5, 20: the tree and its heights by hand. */
+static void test_clustering_of_a_known_tree(void)
+{
+    tmoe_ctx *ctx = tmoe_ctx_create(NULL);
+    const float x[10] = { 0, 0, 20, 0, 5, 0, 1, 0, 6.5f, 0 };   /* rows 0: 0, 1: 20, 2: 5, 3: 1, 4: 6.5 */
+    tmoe_join j[4];
+    CHECK(tmoe_cluster(ctx, x, 5, 2, j) == TMOE_OK);
+    CHECK(j[0].a == 0 && j[0].b == 3 && j[0].size == 2);
+    CHECK_NEAR(j[0].height, 1.0, 1e-9);
+    CHECK(j[1].a == 2 && j[1].b == 4 && j[1].size == 2);
+    CHECK_NEAR(j[1].height, 1.5, 1e-9);
+    CHECK(j[2].a == 5 && j[2].b == 6 && j[2].size == 4);
+    CHECK_NEAR(j[2].height, (5 + 6.5 + 4 + 5.5) / 4, 1e-9);
+    CHECK(j[3].size == 5 && ((j[3].a == 7 && j[3].b == 1) || (j[3].a == 1 && j[3].b == 7)));
+    CHECK_NEAR(j[3].height, (20 + 15 + 19 + 13.5) / 4, 1e-9);
+    CHECK(tmoe_cluster(ctx, x, 1, 2, j) == TMOE_OK);            /* one task: no joins */
+    tmoe_ctx_destroy(ctx);
+}
+
 TEST_MAIN("test_data",
     ctx = tmoe_ctx_create(NULL);
     RUN(test_json_reads_what_is_json);
@@ -459,4 +510,6 @@ TEST_MAIN("test_data",
     RUN(test_metrics_against_the_reference);
     RUN(test_suite_test_items_never_occur_in_training);
     RUN(test_comparing_two_models_over_tasks);
+    RUN(test_route_correlations_find_planted_features_only);
+    RUN(test_clustering_of_a_known_tree);
     tmoe_ctx_destroy(ctx);)

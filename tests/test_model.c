@@ -604,7 +604,7 @@ static void test_saved_and_loaded_model_answers_the_same(void)
     if (loaded) {
         CHECK(loaded->size == s.model->size && memcmp(loaded->theta, s.model->theta, loaded->size * sizeof(float)) == 0);
         CHECK(memcmp(&loaded->config, &s.model->config, sizeof loaded->config) == 0 && loaded->step == 8);
-        CHECK_TEXT(tmoe_model_task_name(loaded, 2), "twice");
+        CHECK_TEXT(tmoe_model_task(loaded, 2)->name, "twice");
         CHECK(tmoe_answer(s.model, "Give the last letter.", "lamp", one, sizeof one) == TMOE_OK);
         CHECK(tmoe_answer(loaded, "Give the last letter.", "lamp", two, sizeof two) == TMOE_OK);
         CHECK_TEXT(one, two);
