@@ -88,7 +88,8 @@ static void print_gain(const tmoe_ctx *ctx, const double *base, const double *sc
     int i, used = 0;
     for (i = 0; i < n; i++) if (base[i] > above) { b[used] = base[i]; x[used++] = scores[i]; }
     if (tmoe_compare((tmoe_ctx *)ctx, b, x, used, 1, &c) != TMOE_OK) return;
-    printf("  %+6.1f%% [%+6.1f, %+6.1f] (%d)", 100.0 * c.arg[0], 100.0 * c.arg[1], 100.0 * c.arg[2], used - c.undefined - c.zero_base);
+    if (!(c.arg[0] == c.arg[0])) { printf("  %-35s", "undefined: no base above"); return; }
+    printf("  %+6.1f%% [%+6.1f, %+6.1f] (%d)      ", 100.0 * c.arg[0], 100.0 * c.arg[1], 100.0 * c.arg[2], used - c.undefined - c.zero_base);
 }
 
 int main(int argc, char **argv)

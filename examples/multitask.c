@@ -21,12 +21,24 @@ typedef struct run {                /* one model of one seed */
 } run;
 
 typedef struct settings {
-    const char *program, *folder, *split, *mix, *select, *save, *tsv;
+    const char *program, *folder, *split, *mix, *select, *save, *tsv, *log;
     int seeds, seed, steps, experts, threads, limit, width, layers;
     float lr, lr_router, dropout;
 } settings;
 
 static progress_line progress = { NULL, 0, 0.0 };
+static FILE *log_file;                  /* label, step, loss, a line for each hundredth of a run */
+
+static int log_and_show(void *user, const tmoe_progress *p)
+{
+    static double sum, n;
+    const int every = p->steps >= 100 ? p->steps / 100 : 1;
+    if (p->step == 1) sum = n = 0.0;
+    sum += (double)p->loss;
+    n += 1.0;
+    if (log_file && p->step % every == 0) { fprintf(log_file, "%s\t%lld\t%.5f\n", p->part, (long long)p->step, sum / n); sum = n = 0.0; }
+    return show_progress(user, p);
+}
 
 static tmoe_model *train_one(tmoe_ctx *ctx, const tmoe_suite *suite, const settings *s, int seed, int experts, run *r)
 {
@@ -50,7 +62,7 @@ static tmoe_model *train_one(tmoe_ctx *ctx, const tmoe_suite *suite, const setti
     training.lr_router = s->lr_router;
     training.dropout = s->dropout;
     training.label = experts > 1 ? "mixture" : "dense";
-    training.progress = show_progress;
+    training.progress = log_and_show;
     training.progress_user = &progress;
     model = tmoe_train(ctx, suite, &config, &training);
     if (!model) die(s->program, tmoe_error_message(ctx));
@@ -163,7 +175,7 @@ static void print_routes(tmoe_model *model)
 
 int main(int argc, char **argv)
 {
-    settings s = { argv[0], "examples/suite", NULL, "param", "softmax", NULL, NULL, 1, 1, 5000, 4, 0, 0, 96, 2, 2e-3f, 5e-3f, 0.0f };
+    settings s = { argv[0], "examples/suite", NULL, "param", "softmax", NULL, NULL, NULL, 1, 1, 5000, 4, 0, 0, 96, 2, 2e-3f, 5e-3f, 0.0f };
     static run runs[2][SEEDS_MAX];
     const char *word = NULL;
     tmoe_ctx *ctx;
@@ -188,15 +200,17 @@ int main(int argc, char **argv)
         { "--limit", "N", 'i', NULL, "test lines of each task that are scored (default: all)" },
         { "--save", "MODEL", 's', NULL, "where the mixture of the first seed is kept" },
         { "--tsv", "FILE", 's', NULL, "one line for each seed, model and task" },
+        { "--log", "FILE", 's', NULL, "losses while training, for routes --log" },
         { NULL, NULL, 0, NULL, NULL }
     };
     void *values[] = { &s.split, &s.seeds, &s.seed, &s.steps, &s.experts, &s.mix, &s.select, &s.width, &s.layers, &s.lr, &s.lr_router,
-                       &s.dropout, &s.threads, &s.limit, &s.save, &s.tsv };
+                       &s.dropout, &s.threads, &s.limit, &s.save, &s.tsv, &s.log };
     for (i = 0; options[i].name; i++) options[i].value = values[i];
     if (options_read(argc, argv, usage, options, &word, 1) == 1) s.folder = word;
     if (s.seeds < 1 || s.seeds > SEEDS_MAX) die(argv[0], "--seeds takes 1 to 20");
     if (s.experts < 2) die(argv[0], "--experts takes 2 or more: the dense model is trained beside it anyway");
     progress.out = stderr;
+    if (s.log && !(log_file = fopen(s.log, "w"))) die(argv[0], "the log cannot be written");
     ctx = context_or_die(argv[0], s.threads);
     suite = tmoe_suite_load(ctx, s.folder, s.split);
     if (!suite) die(argv[0], tmoe_error_message(ctx));
@@ -227,6 +241,7 @@ int main(int argc, char **argv)
         if (tmoe_model_save(model, s.save) != TMOE_OK) die(argv[0], tmoe_error_message(ctx));
         printf("\nsaved the mixture (seed %d) to %s\n", s.seed, s.save);
     }
+    if (log_file && fclose(log_file) != 0) die(argv[0], "the log could not be written to its end");
     if (tsv && fclose(tsv) != 0) die(argv[0], "the TSV file could not be written to its end");
     for (kind = 0; kind < 2; kind++) for (seed = 0; seed < s.seeds; seed++) free(runs[kind][seed].scores);
     tmoe_model_destroy(model);
