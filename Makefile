@@ -8,7 +8,7 @@ STD = -std=gnu99
 WARN = -Wall -Wextra
 BUILD = build
 
-PROGRAMS = multitask zeroshot quickstart fewshot routes
+PROGRAMS = multitask zeroshot quickstart fewshot compare routes
 TESTS = $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
 
 examples: $(PROGRAMS:%=$(BUILD)/%)
