@@ -2662,7 +2662,6 @@ static tmoe_tensor *tmoei_record(tmoe_tape *tape, tmoe_tensor *y, tmoei_backward
     return tmoei_node_add(tape, y, backward, hand, kept, kept_bytes, in, count);
 }
 
-
 static void tmoei_part_backward(tmoe_tape *tape, tmoei_node *node) { (void)tape; (void)node; }     /* below */
 /* Walks the tape back from gradients that stand already in some tensors' dx. An operation's backward function
  * finds memory for every gradient it owes and node->beta[i] = 0 where it is the first to write to input i's,
@@ -3101,7 +3100,6 @@ TMOE_DEF tmoe_tensor *tmoe_map(tmoe_tape *tape, tmoe_tensor *x, tmoe_activation 
     if (!tape->dry) tmoei_activation_apply(tape->ctx, f, y->x, NULL, x->x, tmoei_elements(y));
     return tmoei_record(tape, y, tmoei_map_backward, -1, &f, sizeof f, &x, 1);
 }
-
 
 static void tmoei_binary_backward(tmoe_tape *tape, tmoei_node *node) {
     const int multiply = *(const int *)node->kept; (void)tape;
@@ -5323,6 +5321,13 @@ TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
     }
     return model;
 }
+TMOE_DEF int tmoe_find_task(const tmoe_model *model, const char *name_or_instruction) {
+    for (int t = 0; t < model->N; t++)
+        if (strcmp(model->tasks[t].instruction, name_or_instruction) == 0
+                || strcmp(model->tasks[t].name, name_or_instruction) == 0)
+            return t;
+    return -1;
+}
 static float *tmoei_piece_of(const tmoe_model *model, int l, int piece, int expert) {
     const tmoei_layer *layer = &model->layers[l];
     return model->theta + layer->offset[piece] + (!layer->in_expert[piece] ? layer->shared : layer->block
@@ -5968,13 +5973,6 @@ static float tmoei_cosine(const float *a, const float *b, int k) {
         bb += (double)b[j] * (double)b[j];
     }
     return aa > 0.0 && bb > 0.0 ? (float)(dot / sqrt(aa * bb)) : 0.0f;
-}
-TMOE_DEF int tmoe_find_task(const tmoe_model *model, const char *name_or_instruction) {
-    for (int t = 0; t < model->N; t++)
-        if (strcmp(model->tasks[t].instruction, name_or_instruction) == 0
-                || strcmp(model->tasks[t].name, name_or_instruction) == 0)
-            return t;
-    return -1;
 }
 /* The instruction's vector, made as the model's own text vectors are; to be freed. */
 static float *tmoei_instruction_vector(const tmoe_model *model, const char *instruction) {
@@ -6865,7 +6863,6 @@ TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const f
  * backward. Everything random is drawn from (seed, stream, step): there is no state to save but the step
  * number. */
 
-
 typedef struct tmoei_trained_task {
     int task;                           /* index in the model */
     size_t first;                       /* its examples in the trainer's list, validation lines last */
@@ -6927,8 +6924,6 @@ TMOE_DEF tmoe_training tmoe_training_default(void) {
     t.clip = 1.0f; t.train = TMOE_TRAIN_ALL; t.vocabulary = 512; t.seed = 1;
     return t;
 }
-
-
 
 /* ---- packing a group --------------------------------------------------------------------------------- */
 
@@ -7018,7 +7013,6 @@ static void tmoei_adamw_chunk(void *arg, int chunk, int lane) {
     }
     memset(trainer->grads + update->offset, 0, update->count * sizeof(float));
 }
-
 
 /* ---- one step ---------------------------------------------------------------------------------------- */
 /* The step's Gumbel noise g = -log(-log U), (K, R * E). */
@@ -7130,7 +7124,6 @@ static double tmoei_expert_distance(const tmoe_model *model, int l, float *grads
     }
     return total;
 }
-
 
 /* Forward and backward of one group; adds its loss (already times weight) to *loss. */
 static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, float weight, double *loss) {
