@@ -98,7 +98,7 @@ int main(int argc, char **argv)
     static double zero[ROWS][TASKS_MAX], test[ROWS][TASKS_MAX];
     static int measured[ROWS];
     const char *word = NULL;
-    char header[600], key[400];
+    char header[1200], key[400];
     int unseen[TASKS_MAX], n = 0, i, r, k, seed, pass;
     tmoe_ctx *ctx;
     tmoe_suite *suite;
@@ -132,8 +132,8 @@ int main(int argc, char **argv)
     if (!n) die(argv[0], "the split holds no task out: there is nothing to adapt to");
     for (r = 0; s.chosen && r < ROWS && !listed(s.chosen, rows[r].name); r++) { }
     if (r == ROWS) die(argv[0], "--rows names no row; they are scratch, dense, average, random, one-stage, two-stages, mixture, mixture-nearest, ...");
-    (void)snprintf(header, sizeof header, "seed\trow\ttask\tzero_shot\tdev\ttest\tlearning_rate\tbatch_size\tsplit=%s steps=%d experts=%d width=%d few_steps=%d model=%s",
-                   s.split ? s.split : "default", s.steps, s.experts, s.width, s.few_steps, s.model ? s.model : "-");
+    (void)snprintf(header, sizeof header, "seed\trow\ttask\tzero_shot\tdev\ttest\tlearning_rate\tbatch_size\tfolder=%s split=%s steps=%d experts=%d width=%d few_steps=%d model=%s",
+                   s.folder, s.split ? s.split : "default", s.steps, s.experts, s.width, s.few_steps, s.model ? s.model : "-");
     file = results_open(argv[0], s.tsv, header);
     for (seed = s.seed; seed < s.seed + s.seeds; seed++)
         for (k = 0; k < KINDS; k++) {
