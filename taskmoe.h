@@ -3581,26 +3581,28 @@ static tmoe_result tmoei_json_string(tmoei_json_reader *r, const char **text, si
     return TMOE_OK;
 }
 
+static size_t tmoei_json_digits(tmoei_json_reader *r) {
+    const size_t from = r->at;
+    while (r->at < r->length && r->text[r->at] >= '0' && r->text[r->at] <= '9') r->at++;
+    return r->at - from;
+}
 static tmoe_result tmoei_json_number_token(tmoei_json_reader *r, tmoei_json_node *node) {
     const size_t from = r->at;
     char *out = r->json->strings + r->used;
-#define TMOEI_DIGIT (r->at < r->length && r->text[r->at] >= '0' && r->text[r->at] <= '9')
     if (r->text[r->at] == '-') r->at++;
-    if (!TMOEI_DIGIT) return tmoei_json_error(r, "a value was expected");
-    if (r->text[r->at] == '0') r->at++;
-    else while (TMOEI_DIGIT) r->at++;
+    const int zero = r->at < r->length && r->text[r->at] == '0';
+    const size_t digits = tmoei_json_digits(r);
+    if (!digits) return tmoei_json_error(r, "a value was expected");
+    if (zero) r->at -= digits - 1;                              /* a 0 stands alone */
     if (r->at < r->length && r->text[r->at] == '.') {
         r->at++;
-        if (!TMOEI_DIGIT) return tmoei_json_error(r, "a digit was expected");
-        while (TMOEI_DIGIT) r->at++;
+        if (!tmoei_json_digits(r)) return tmoei_json_error(r, "a digit was expected");
     }
     if (r->at < r->length && (r->text[r->at] == 'e' || r->text[r->at] == 'E')) {
         r->at++;
         if (r->at < r->length && (r->text[r->at] == '+' || r->text[r->at] == '-')) r->at++;
-        if (!TMOEI_DIGIT) return tmoei_json_error(r, "a digit was expected");
-        while (TMOEI_DIGIT) r->at++;
+        if (!tmoei_json_digits(r)) return tmoei_json_error(r, "a digit was expected");
     }
-#undef TMOEI_DIGIT
     node->kind = TMOEI_JSON_NUMBER; node->length = r->at - from;
     memcpy(out, r->text + from, node->length);
     out[node->length] = 0;
@@ -4288,30 +4290,24 @@ typedef struct tmoei_bpe {
     size_t word_count, word_capacity;
     int *word_table;                    /* open hash of words: index + 1 */
     size_t word_table_size;
-    tmoei_pair_count *pairs;            /* open hash of pairs */
+    tmoei_pair_count *pairs;            /* all that ever came */
+    int *pair_table;                    /* open hash of pairs: index + 1 */
     size_t pair_count, pair_size;
 } tmoei_bpe;
 
-static int tmoei_bpe_pair_add(tmoei_bpe *bpe, int left, int right, long long count) {
-    size_t at;
-    if (2 * (bpe->pair_count + 1) > bpe->pair_size) {
-        const size_t bigger = bpe->pair_size ? 2 * bpe->pair_size : 4096;
-        tmoei_pair_count *pairs = (tmoei_pair_count *)tmoei_alloc(bpe->ctx, bigger, sizeof *pairs, 1);
-        if (!pairs) return 0;
-        for (size_t i = 0; i < bpe->pair_size; i++)
-            if (bpe->pairs[i].left) {
-                for (at = tmoei_pair_hash(bpe->pairs[i].left, bpe->pairs[i].right);
-                        pairs[at & (bigger - 1)].left; at++) { }
-                pairs[at & (bigger - 1)] = bpe->pairs[i];
-            }
-        tmoei_free(bpe->ctx, bpe->pairs);
-        bpe->pairs = pairs; bpe->pair_size = bigger;
+/* Adds to a pair's count. The tables never fill: every merge of an occurrence takes a symbol away and makes
+ * two pairs at most, so all pairs that ever come are fewer than three times the symbols at the start. */
+static void tmoei_bpe_pair_add(tmoei_bpe *bpe, int left, int right, long long count) {
+    size_t at = tmoei_pair_hash(left, right);
+    int *slot = &bpe->pair_table[at & (bpe->pair_size - 1)];
+    while (*slot && (bpe->pairs[*slot - 1].left != left || bpe->pairs[*slot - 1].right != right))
+        slot = &bpe->pair_table[++at & (bpe->pair_size - 1)];
+    if (!*slot) {
+        bpe->pairs[bpe->pair_count].left = left; bpe->pairs[bpe->pair_count].right = right;
+        bpe->pairs[bpe->pair_count].count = 0;
+        *slot = (int)++bpe->pair_count;
     }
-    for (at = tmoei_pair_hash(left, right);; at++) {
-        tmoei_pair_count *pair = &bpe->pairs[at & (bpe->pair_size - 1)];
-        if (pair->left == 0) { pair->left = left; pair->right = right; bpe->pair_count++; }
-        if (pair->left == left && pair->right == right) { pair->count += count; return 1; }
-    }
+    bpe->pairs[*slot - 1].count += count;
 }
 /* Counts one word of a text, making it known where it is new. */
 static int tmoei_bpe_word(tmoei_bpe *bpe, const char *text, size_t length) {
@@ -4347,31 +4343,27 @@ static int tmoei_bpe_word(tmoei_bpe *bpe, const char *text, size_t length) {
     return 1;
 }
 /* Replaces left, right by symbol in every word; a changed word's pairs are counted anew. */
-static int tmoei_bpe_replace(tmoei_bpe *bpe, int left, int right, int symbol) {
+static void tmoei_bpe_replace(tmoei_bpe *bpe, int left, int right, int symbol) {
     size_t i, to;
     for (size_t w = 0; w < bpe->word_count; w++) {
         tmoei_word *word = &bpe->words[w];
         int *s = bpe->symbols + word->first;
         for (i = 0; i + 1 < word->length && !(s[i] == left && s[i + 1] == right); i++) { }
         if (i + 1 >= word->length) continue;
-        for (i = 0; i + 1 < word->length; i++)
-            if (!tmoei_bpe_pair_add(bpe, s[i], s[i + 1], -word->count)) return 0;
+        for (i = 0; i + 1 < word->length; i++) tmoei_bpe_pair_add(bpe, s[i], s[i + 1], -word->count);
         for (i = to = 0; i < word->length; to++) {
             const int both = i + 1 < word->length && s[i] == left && s[i + 1] == right;
             s[to] = both ? symbol : s[i];
             i += both ? 2 : 1;
         }
         word->length = to;
-        for (i = 0; i + 1 < word->length; i++)
-            if (!tmoei_bpe_pair_add(bpe, s[i], s[i + 1], word->count)) return 0;
+        for (i = 0; i + 1 < word->length; i++) tmoei_bpe_pair_add(bpe, s[i], s[i + 1], word->count);
     }
-    return 1;
 }
 
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *texts, size_t count,
         int vocabulary) {
     tmoei_bpe bpe;
-    tmoei_merge_pair *merges = NULL;
     tmoe_tokenizer *tokenizer = NULL;
     size_t end;
     int m = 0, good = 1;
@@ -4387,16 +4379,20 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *
             good = tmoei_bpe_word(&bpe, texts[t] + at, end - at);
         }
     }
-    for (size_t w = 0; good && w < bpe.word_count; w++)
-        for (size_t i = 0; good && i + 1 < bpe.words[w].length; i++)
-            good = tmoei_bpe_pair_add(&bpe, bpe.symbols[bpe.words[w].first + i],
+    for (bpe.pair_size = 4096; bpe.pair_size < 4 * bpe.symbol_count; ) bpe.pair_size *= 2;
+    bpe.pairs = (tmoei_pair_count *)tmoei_alloc(ctx, 3 * bpe.symbol_count + 1, sizeof *bpe.pairs, 0);
+    bpe.pair_table = (int *)tmoei_alloc(ctx, bpe.pair_size, sizeof(int), 1);
+    good = good && bpe.pairs && bpe.pair_table;
+    tmoei_merge_pair *merges = good ? (tmoei_merge_pair *)tmoei_alloc(ctx, (size_t)(vocabulary
+        - TMOEI_MERGES_FIRST) + 1, sizeof *merges, 0) : NULL;
+    for (size_t w = 0; merges && w < bpe.word_count; w++)
+        for (size_t i = 0; i + 1 < bpe.words[w].length; i++)
+            tmoei_bpe_pair_add(&bpe, bpe.symbols[bpe.words[w].first + i],
                 bpe.symbols[bpe.words[w].first + i + 1], bpe.words[w].count);
-    merges = good ? (tmoei_merge_pair *)tmoei_alloc(ctx, (size_t)(vocabulary - TMOEI_MERGES_FIRST) + 1,
-        sizeof *merges, 0) : NULL;
-    for (good = merges != NULL; good && m < vocabulary - TMOEI_MERGES_FIRST; m++) {
+    for (; merges && m < vocabulary - TMOEI_MERGES_FIRST; m++) {
         const tmoei_pair_count *best = NULL;
         /* most frequent; among equals the smaller symbols, so that the hash does not matter */
-        for (size_t i = 0; i < bpe.pair_size; i++) {
+        for (size_t i = 0; i < bpe.pair_count; i++) {
             const tmoei_pair_count *p = &bpe.pairs[i];
             if (p->count < 2 || (best && p->count < best->count)) continue;
             if (!best || p->count > best->count || p->left < best->left
@@ -4404,13 +4400,12 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *
                 best = p;
         }
         if (!best) break;                                       /* no pair comes twice */
-        merges[m].left = best->left;
-        merges[m].right = best->right;
-        good = tmoei_bpe_replace(&bpe, merges[m].left, merges[m].right, TMOEI_MERGES_FIRST + m);
+        merges[m].left = best->left; merges[m].right = best->right;
+        tmoei_bpe_replace(&bpe, merges[m].left, merges[m].right, TMOEI_MERGES_FIRST + m);
     }
-    if (good) tokenizer = tmoei_tokenizer_new(ctx, merges, m);
+    if (merges) tokenizer = tmoei_tokenizer_new(ctx, merges, m);
     tmoei_free(ctx, merges); tmoei_free(ctx, bpe.symbols); tmoei_free(ctx, bpe.words);
-    tmoei_free(ctx, bpe.word_table); tmoei_free(ctx, bpe.pairs);
+    tmoei_free(ctx, bpe.word_table); tmoei_free(ctx, bpe.pairs); tmoei_free(ctx, bpe.pair_table);
     return tokenizer;
 }
 
