@@ -7559,8 +7559,10 @@ TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite, con
     tmoe_tokenizer *tokenizer = start ? NULL : tmoe_suite_tokenizer(ctx, suite, t.vocabulary);
     if (tokenizer && (c.source_tokens == 0 || c.target_tokens == 0))
         (void)tmoe_suite_fit(ctx, suite, tokenizer, &c);
-    if (start) c.source_tokens = start->config.source_tokens;
-    if (start) c.target_tokens = start->config.target_tokens;
+    if (start) {
+        c.source_tokens = start->config.source_tokens; c.target_tokens = start->config.target_tokens;
+        c.V = start->config.V;
+    }
     tmoe_task *tasks = ctx->error != TMOE_OK ? NULL : (tmoe_task *)tmoei_alloc(ctx, (size_t)suite->count + 1,
         sizeof *tasks, 0);
     for (int s = 0; tasks && s < suite->count; s++)
