@@ -377,6 +377,11 @@ static void test_two_stages_keep_the_router_and_sharpen(void)
     CHECK(first && memcmp(model->theta + router, first->theta + router, n * sizeof(float)) == 0);    /* bit for bit: frozen */
     CHECK(first && memcmp(model->theta + model->vectors, first->theta + first->vectors, 3 * 16 * sizeof(float)) == 0);
     CHECK(first && memcmp(model->theta, first->theta, 1000 * sizeof(float)) != 0);
+    one.train = TMOE_TRAIN_LAYERS;
+    tmoe_model *again = first ? tmoe_train_from(ctx, suite, first, model, &c, &one) : NULL;    /* one's layers, the other's router */
+    CHECK(again && memcmp(again->theta + router, model->theta + router, n * sizeof(float)) == 0);
+    CHECK(again && memcmp(again->theta, first->theta, 1000 * sizeof(float)) == 0 && memcmp(again->theta + again->layers[0].block, first->theta + first->layers[0].block, 1000 * sizeof(float)) != 0);
+    tmoe_model_destroy(again);
     tmoe_model_destroy(first); tmoe_model_destroy(model); tmoe_suite_destroy(suite); tmoe_ctx_destroy(ctx);
 }
 
