@@ -190,14 +190,14 @@ enum { CELL = 13, LABEL = 250 };
 
 static void put_heat_map(const reading *x, FILE *f)
 {
-    const int width = LABEL + x->C * CELL + x->R * 8;
+    const int pitch = x->E * CELL + 8 > 80 ? x->E * CELL + 8 : 80, width = LABEL + x->R * pitch;       /* a layer's name needs 80 */
     int c, t, j, l, y = 34;
     char name[64];
-    fprintf(f, "<h2>Routes</h2><p>A row a task, a block a layer, a column an expert; the darker, the larger the expert's share. Hover tells the number.</p>"
+    fprintf(f, "<h2>Routes</h2><p>A row a task, a block a layer, a column an expert; the stronger the colour, the larger the expert's share. Hover tells the number.</p>"
             "<div class=scroll><svg width=%d height=%d role=img aria-label=\"heat map of tasks and experts\">", width, 44 + x->N * CELL + x->category_count * 20);
     for (l = 0; l < x->R; l++) {
         tmoe_routed_layer_name(x->model, l, name, sizeof name);
-        fprintf(f, "<text x=%d y=14 class=head>%s</text>", LABEL + l * (x->E * CELL + 8), name);
+        fprintf(f, "<text x=%d y=14 class=head>%s</text>", LABEL + l * pitch, name);
     }
     for (c = 0; c < x->category_count; c++) {
         fprintf(f, "<text x=0 y=%d class=head style=\"fill:hsl(%d 60%% var(--hl))\">", y, hue(x, c));
@@ -212,7 +212,7 @@ static void put_heat_map(const reading *x, FILE *f)
             for (j = 0; j < x->C; j++) {
                 const double r = (double)x->routes[t * x->C + j];
                 column_name(x, j, name, sizeof name);
-                fprintf(f, "<rect x=%d y=%d width=%d height=%d fill-opacity=%.2f><title>", LABEL + j * CELL + j / x->E * 8, y, CELL - 1, CELL - 1, 0.04 + 0.96 * r);
+                fprintf(f, "<rect x=%d y=%d width=%d height=%d fill-opacity=%.2f><title>", LABEL + j / x->E * pitch + j % x->E * CELL, y, CELL - 1, CELL - 1, 0.04 + 0.96 * r);
                 put_text(f, tmoe_model_task(x->model, t)->name);
                 fprintf(f, "\n%s: %.3f</title></rect>", name, r);
             }
