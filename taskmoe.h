@@ -335,43 +335,53 @@ TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float
 /* ---- API: tokenizers (>>tokenizer) -------------------------------------------------------------------- */
 typedef struct tmoe_tokenizer tmoe_tokenizer;
 
-/* <s>, <pad>, </s> */
-typedef enum tmoe_token { TMOE_TOKEN_BEGIN, TMOE_TOKEN_PAD, TMOE_TOKEN_END } tmoe_token;
+typedef enum tmoe_token {               /* <s>, <pad>, </s>, <unk>, <mask> */
+    TMOE_TOKEN_BEGIN, TMOE_TOKEN_PAD, TMOE_TOKEN_END, TMOE_TOKEN_UNKNOWN, TMOE_TOKEN_MASK
+} tmoe_token;
 enum {                                  /* flags */
     TMOE_TOKENIZER_SPECIALS = 1,        /* encode: <s> before, </s> behind the text */
-    TMOE_TOKENIZER_SKIP_SPECIALS = 2    /* decode: leave <s>, <pad>, </s> out */
+    TMOE_TOKENIZER_SKIP_SPECIALS = 2,   /* decode: leave special tokens out */
+    /* encode: special tokens that are written in the text count as such */
+    TMOE_TOKENIZER_FIND_SPECIALS = 4,
+    TMOE_TOKENIZER_PREFIX_SPACE = 8,    /* encode: as if a space stood before the text (add_prefix_space) */
+    TMOE_TOKENIZER_CLEAN_SPACES = 16    /* decode: " ." becomes "." and so on, as transformers cleans up */
 };
 
-/* tmoe_tokenizer_bytes - UTF-8 bytes: 259 symbols, 0 <s>, 1 <pad>, 2 </s>, byte b is 3 + b   >>tokenizer
+/* tmoe_tokenizer_bytes - UTF-8 bytes: 259 tokens, 0 <s>, 1 <pad>, 2 </s>, byte b is 3 + b    >>tokenizer
  *   out  free with tmoe_tokenizer_destroy    fails  NULL + TMOE_ERR_MEMORY    cost none
  *        thread  one context, one thread */
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx);
-/* tmoe_tokenizer_train - byte-level BPE (Sennrich 2016; bytes as GPT-2): the 259 symbols above, then one for
- *   each merge   >>tokenizer
- *   texts  count NUL-terminated strings in      vocabulary  symbols wanted, 259 <= vocabulary <= 1,000,000;
+/* tmoe_tokenizer_train - byte-level BPE (Sennrich 2016; bytes as GPT-2): the 259 tokens above, then merges
+ *   texts  count NUL-terminated strings in      vocabulary  tokens wanted, 259 <= vocabulary <= 1,000,000;
  *          fewer come out when pairs run out
- *   out    as above; the same texts in the same order give the same tokenizer
+ *   out    as above; the same texts in the same order give the same tokenizer             >>tokenizer
  *   fails  NULL + TMOE_ERR_ARGUMENT, TMOE_ERR_MEMORY   cost  merges * words   thread  as above */
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *texts, size_t count,
     int vocabulary);
+#ifndef TMOE_NO_STDIO
+/* tmoe_tokenizer_load - a Hugging Face byte-level BPE (GPT-2, RoBERTa, BART)                   >>bart
+ *   folder  in: with tokenizer.json, or with vocab.json and merges.txt      out  as above
+ *   fails   NULL + TMOE_ERR_FILE, TMOE_ERR_FORMAT (what and where), TMOE_ERR_MEMORY
+ *   cost    a pass over the files   thread  as above */
+TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder);
+#endif
 /* tmoe_tokenizer_destroy - frees it; NULL is fine.   fails never   thread  as above */
 TMOE_DEF void tmoe_tokenizer_destroy(tmoe_tokenizer *tokenizer);
-/* tmoe_tokenizer_vocabulary - number of symbols.   fails never   thread  any */
+/* tmoe_tokenizer_vocabulary - the largest id + 1.   fails never   thread  any */
 TMOE_DEF int tmoe_tokenizer_vocabulary(const tmoe_tokenizer *tokenizer);
-/* tmoe_tokenizer_special - id of a special symbol.   fails never   thread  any */
+/* tmoe_tokenizer_special - id of a special token, -1: it has none.   fails never   thread  any */
 TMOE_DEF int tmoe_tokenizer_special(const tmoe_tokenizer *tokenizer, tmoe_token which);
-/* tmoe_tokenizer_encode - text to symbols                                                     >>tokenizer
- *   text   length bytes in, any bytes      flags  TMOE_TOKENIZER_SPECIALS or 0
+/* tmoe_tokenizer_encode - text to tokens                                                       >>tokenizer
+ *   text   length bytes in, any bytes      flags  of the enum above, 0: none
  *   ids    (capacity) out, or NULL with capacity 0      count  out: how many there are, even where they do
  *          not fit (then none is written past capacity)
  *   fails  TMOE_ERR_MEMORY      cost  n log n of the longest word      thread  one context, one thread */
 TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *tokenizer, const char *text, size_t length,
     int flags, int *ids, size_t capacity, size_t *count);
-/* tmoe_tokenizer_decode - symbols to text; decode(encode(text)) is text, for any bytes        >>tokenizer
- *   ids    count in      flags  TMOE_TOKENIZER_SKIP_SPECIALS or 0 (then they are written as <s>, <pad>,
- *          </s>)
+/* tmoe_tokenizer_decode - tokens to text; decode(encode(text)) is text, for any bytes          >>tokenizer
+ *   ids    count in      flags  of the enum above, 0: none
  *   text   (capacity bytes) out, NUL-terminated where it fits, or NULL with capacity 0
- *          length  out: bytes without the NUL
+ *          length  out: bytes without the NUL (spaces are cleaned only where all fits)
  *   fails  TMOE_ERR_ARGUMENT (an id that does not exist)      cost  the text's length      thread  any */
 TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *tokenizer, const int *ids, size_t count,
     int flags, char *text, size_t capacity, size_t *length);
@@ -881,6 +891,9 @@ extern int madvise(void *address, size_t bytes, int advice);
 #if defined(__unix__) || defined(__APPLE__)
 #  define TMOEI_POSIX 1
 #  include <dirent.h>
+#  include <fcntl.h>
+#  include <sys/mman.h>
+#  include <sys/stat.h>
 #  include <sys/time.h>
 #  include <unistd.h>
 #  if defined(__linux__) && !defined(__cplusplus)
@@ -3784,14 +3797,42 @@ typedef struct tmoei_safetensors {
     char *path, *bytes;
     const unsigned char *data;
     size_t size, data_size;
+    int mapped;                         /* bytes are the file itself, in pages that are ours to write to */
     tmoei_json json;
     tmoei_entry *entries;               /* sorted by name */
     int count;
 } tmoei_safetensors;
 
+static void tmoei_unmap(char *bytes, size_t size) {
+#ifdef TMOEI_POSIX
+    (void)munmap(bytes, size);
+#else
+    (void)bytes; (void)size;
+#endif
+}
+/* The whole file, mapped where the system can: pages are read when they are used, and written to a copy. */
+static char *tmoei_map_file(tmoe_ctx *ctx, const char *path, size_t *size, int *mapped) {
+#ifdef TMOEI_POSIX
+    const int file = open(path, O_RDONLY);
+    struct stat about;
+    if (file >= 0) {
+        const int good = fstat(file, &about) == 0 && S_ISREG(about.st_mode) && about.st_size > 0;
+        void *bytes = !good ? MAP_FAILED
+            : mmap(NULL, (size_t)about.st_size, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
+        (void)close(file);
+        *mapped = bytes != MAP_FAILED;
+        *size = *mapped ? (size_t)about.st_size : 0;
+        if (*mapped) return (char *)bytes;
+    }
+#endif
+    *mapped = 0;
+    return tmoei_read_file(ctx, path, (size_t)-1 / 4, size);
+}
 static void tmoei_safetensors_close(tmoe_ctx *ctx, tmoei_safetensors *file) {
     tmoei_json_free(ctx, &file->json);
-    tmoei_free(ctx, file->entries); tmoei_free(ctx, file->bytes); tmoei_free(ctx, file->path);
+    if (file->mapped) tmoei_unmap(file->bytes, file->size);
+    else tmoei_free(ctx, file->bytes);
+    tmoei_free(ctx, file->entries); tmoei_free(ctx, file->path);
     memset(file, 0, sizeof *file);
 }
 static int tmoei_entry_by_name(const void *a, const void *b) {
@@ -3890,7 +3931,7 @@ static tmoe_result tmoei_safetensors_check(tmoe_ctx *ctx, tmoei_safetensors *fil
 static tmoe_result tmoei_safetensors_open(tmoe_ctx *ctx, tmoei_safetensors *file, const char *path) {
     memset(file, 0, sizeof *file);
     file->path = tmoei_strdup(ctx, path, strlen(path));
-    file->bytes = file->path ? tmoei_read_file(ctx, path, (size_t)-1 / 4, &file->size) : NULL;
+    file->bytes = file->path ? tmoei_map_file(ctx, path, &file->size, &file->mapped) : NULL;
     tmoe_result result = file->bytes ? tmoei_safetensors_check(ctx, file) : ctx->error;
     if (result != TMOE_OK) tmoei_safetensors_close(ctx, file);
     return result;
@@ -3916,21 +3957,30 @@ static float tmoei_half(uint32_t h) {
     if (exponent) return tmoei_float_of_bits(sign | (exponent + 112u) << 23 | fraction << 13);
     return (sign ? -1.0f : 1.0f) * ldexpf((float)fraction, -24);
 }
-/* Values as floats, from little-endian bytes whatever the machine is. F32, F16 and BF16 only. */
+static int tmoei_little_endian(void) {
+    const uint32_t one = 1;
+    unsigned char first;
+    memcpy(&first, &one, 1);
+    return first == 1;
+}
+/* Values first .. first + count - 1 as floats, from little-endian bytes on any machine; F32, F16, BF16. */
 static tmoe_result tmoei_safetensors_read(tmoe_ctx *ctx, const tmoei_safetensors *file,
-        const tmoei_entry *entry, float *out, size_t count) {
+        const tmoei_entry *entry, size_t first, float *out, size_t count) {
     const unsigned char *p = file->data + entry->begin;
-    if (entry->count != count || entry->dtype > TMOEI_BF16)
+    if (entry->count != first + count || entry->dtype > TMOEI_BF16)
         return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: tensor %s: %lu values of %s, expected %lu floats",
             file->path, entry->name, (unsigned long)entry->count, tmoei_dtype_names[entry->dtype],
-            (unsigned long)count);
-    for (size_t i = 0; i < count; i++)
-        switch (entry->dtype) {
-        case TMOEI_F16: out[i] = tmoei_half((uint32_t)p[2 * i] | (uint32_t)p[2 * i + 1] << 8); break;
-        case TMOEI_BF16: out[i] =
-            tmoei_float_of_bits((uint32_t)p[2 * i] << 16 | (uint32_t)p[2 * i + 1] << 24); break;
-        default: out[i] = tmoei_float_of_bits((uint32_t)p[4 * i] | (uint32_t)p[4 * i + 1] << 8
-            | (uint32_t)p[4 * i + 2] << 16 | (uint32_t)p[4 * i + 3] << 24);
+            (unsigned long)(first + count));
+    p += first * tmoei_dtype_bytes[entry->dtype];
+    if (entry->dtype == TMOEI_F32 && tmoei_little_endian()) memcpy(out, p, count * sizeof(float));
+    else if (entry->dtype == TMOEI_F32)
+        for (size_t i = 0; i < count; i++, p += 4)
+            out[i] = tmoei_float_of_bits((uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16
+                | (uint32_t)p[3] << 24);
+    else
+        for (size_t i = 0; i < count; i++, p += 2) {
+            const uint32_t bits = (uint32_t)p[0] | (uint32_t)p[1] << 8;
+            out[i] = entry->dtype == TMOEI_F16 ? tmoei_half(bits) : tmoei_float_of_bits(bits << 16);
         }
     return TMOE_OK;
 }
@@ -3979,49 +4029,54 @@ static tmoe_result tmoei_writer_trouble(tmoe_ctx *ctx, tmoei_writer *writer) {
     (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be written: %s", writer->path, strerror(number));
     return TMOE_ERR_FILE;
 }
-/* Opens PATH.tmp and writes the header. */
-static tmoe_result tmoei_writer_begin(tmoe_ctx *ctx, tmoei_writer *writer, const char *path) {
+/* Opens PATH.tmp, which tmoei_writer_commit puts in PATH's place. */
+static tmoe_result tmoei_writer_open(tmoe_ctx *ctx, tmoei_writer *writer, const char *path) {
     const size_t n = strlen(path);
-    tmoei_buffer header;
-    unsigned char length[8];
-    memset(&header, 0, sizeof header);
     writer->path = tmoei_strdup(ctx, path, n);
     writer->temporary = (char *)tmoei_alloc(ctx, n + 5, 1, 0);
     if (!writer->path || !writer->temporary) return TMOE_ERR_MEMORY;
     memcpy(writer->temporary, path, n);
     memcpy(writer->temporary + n, ".tmp", 5);
+    errno = 0;
+    writer->file = fopen(writer->temporary, "wb");
+    return writer->file ? TMOE_OK : tmoei_writer_trouble(ctx, writer);
+}
+static tmoe_result tmoei_writer_bytes(tmoe_ctx *ctx, tmoei_writer *writer, const void *bytes, size_t n) {
+    return fwrite(bytes, 1, n, writer->file) == n ? TMOE_OK : tmoei_writer_trouble(ctx, writer);
+}
+/* Opens PATH.tmp and writes the header. */
+static tmoe_result tmoei_writer_begin(tmoe_ctx *ctx, tmoei_writer *writer, const char *path) {
+    tmoei_buffer header;
+    unsigned char length[8];
+    memset(&header, 0, sizeof header);
     tmoei_buffer_print(ctx, &header, "{\"__metadata__\":{");
-    if (writer->metadata.length)
-        tmoei_buffer_add(ctx, &header, writer->metadata.data, writer->metadata.length);
+    tmoei_buffer_add(ctx, &header, writer->metadata.data, writer->metadata.length);
     tmoei_buffer_add(ctx, &header, "}", 1);
-    if (writer->tensors.length) tmoei_buffer_add(ctx, &header, writer->tensors.data, writer->tensors.length);
+    tmoei_buffer_add(ctx, &header, writer->tensors.data, writer->tensors.length);
     tmoei_buffer_add(ctx, &header, "}", 1);
     /* data begins on a cache line */
     while (!header.failed && (header.length + 8) % 64) tmoei_buffer_add(ctx, &header, " ", 1);
-    if (header.failed || writer->metadata.failed || writer->tensors.failed) {
-        tmoei_buffer_free(ctx, &header); return TMOE_ERR_MEMORY;
-    }
     for (size_t i = 0; i < 8; i++) length[i] = (unsigned char)((uint64_t)header.length >> (8 * i));
-    errno = 0;
-    writer->file = fopen(writer->temporary, "wb");
-    int written = writer->file && fwrite(length, 1, 8, writer->file) == 8
-        && fwrite(header.data, 1, header.length, writer->file) == header.length;
+    tmoe_result result = header.failed || writer->metadata.failed || writer->tensors.failed ? TMOE_ERR_MEMORY
+        : tmoei_writer_open(ctx, writer, path);
+    if (result == TMOE_OK) result = tmoei_writer_bytes(ctx, writer, length, 8);
+    if (result == TMOE_OK) result = tmoei_writer_bytes(ctx, writer, header.data, header.length);
     tmoei_buffer_free(ctx, &header);
-    return written ? TMOE_OK : tmoei_writer_trouble(ctx, writer);
+    return result;
 }
 
 static tmoe_result tmoei_writer_data(tmoe_ctx *ctx, tmoei_writer *writer, const float *x, size_t count) {
     unsigned char block[4096];
     size_t n;
-    for (; count; count -= n, x += n) {                         /* little-endian whatever the machine is */
+    if (tmoei_little_endian()) return tmoei_writer_bytes(ctx, writer, x, count * sizeof(float));
+    for (; count; count -= n, x += n) {
         n = count < sizeof block / 4 ? count : sizeof block / 4;
-        for (size_t i = 0; i < n; i++) {
+        for (size_t i = 0; i < 4 * n; i++) {
             uint32_t bits;
-            memcpy(&bits, x + i, 4);
-            block[4 * i] = (unsigned char)bits; block[4 * i + 1] = (unsigned char)(bits >> 8);
-            block[4 * i + 2] = (unsigned char)(bits >> 16); block[4 * i + 3] = (unsigned char)(bits >> 24);
+            memcpy(&bits, x + i / 4, 4);
+            block[i] = (unsigned char)(bits >> (8 * (i % 4)));
         }
-        if (fwrite(block, 1, 4 * n, writer->file) != 4 * n) return tmoei_writer_trouble(ctx, writer);
+        TMOEI_TRY(tmoei_writer_bytes(ctx, writer, block, 4 * n));
     }
     return TMOE_OK;
 }
@@ -4044,133 +4099,271 @@ static tmoe_result tmoei_writer_commit(tmoe_ctx *ctx, tmoei_writer *writer) {
 }
 #endif /* TMOE_NO_STDIO */
 /* ==== >>tokenizer: bytes, and byte-level BPE ===========================================================
- * Symbols 0, 1, 2 are <s>, <pad>, </s>; 3 + b is byte b; symbol 259 + m is the m-th merge of two earlier
- * symbols. A text is cut into words (a space belongs to the word behind it, as in GPT-2), a word's bytes
- * become symbols, and the earliest merge that applies is done until none applies. With no merges these are
- * plain bytes. */
+ * A text is cut into words as GPT-2 does (a space belongs to the word behind it), a word's bytes become
+ * tokens, and
+ * the earliest merge that applies is done until none applies. Without merges these are plain bytes. Our own
+ * tokenizers number <s>, <pad>, </s> 0, 1, 2, byte b 3 + b, then one token a merge; loaded ones have the ids
+ * of
+ * their vocabulary. In files every tokenizer is a tokenizer.json as Hugging Face's. */
 
-#define TMOEI_BYTES_FIRST 3
+/* ---- a table of indices by hash: open addressing, never more than half full -------------------------- */
+typedef struct tmoei_slot { uint64_t hash; int value; } tmoei_slot;     /* index + 1; 0: empty */
+typedef struct tmoei_table { tmoei_slot *slots; size_t size, used; } tmoei_table;
+
+/* The next index with this hash, or -1; *at begins at 0 and counts the places that were looked at. */
+static int tmoei_table_find(const tmoei_table *table, uint64_t hash, size_t *at) {
+    while (table->size) {
+        const tmoei_slot *slot = &table->slots[(size_t)(hash + (*at)++) & (table->size - 1)];
+        if (!slot->value || slot->hash == hash) return slot->value - 1;
+    }
+    return -1;
+}
+static void tmoei_table_put(tmoei_table *table, uint64_t hash, int value) {
+    size_t at = (size_t)hash;
+    while (table->slots[at & (table->size - 1)].value) at++;
+    table->slots[at & (table->size - 1)].hash = hash;
+    table->slots[at & (table->size - 1)].value = value;
+}
+static int tmoei_table_add(tmoe_ctx *ctx, tmoei_table *table, uint64_t hash, int index) {
+    if (2 * (table->used + 1) > table->size) {
+        tmoei_table bigger;
+        bigger.size = table->size ? 2 * table->size : 64; bigger.used = table->used;
+        bigger.slots = (tmoei_slot *)tmoei_alloc(ctx, bigger.size, sizeof(tmoei_slot), 1);
+        if (!bigger.slots) return 0;
+        for (size_t i = 0; i < table->size; i++)
+            if (table->slots[i].value) tmoei_table_put(&bigger, table->slots[i].hash, table->slots[i].value);
+        tmoei_free(ctx, table->slots);
+        *table = bigger;
+    }
+    tmoei_table_put(table, hash, index + 1);
+    table->used++;
+    return 1;
+}
+/* FNV-1a, then mixed: neighbouring texts must not be neighbours */
+static uint64_t tmoei_text_hash(const char *text, size_t length) {
+    uint64_t hash = UINT64_C(0xcbf29ce484222325);
+    for (size_t i = 0; i < length; i++) hash = (hash ^ (unsigned char)text[i]) * UINT64_C(0x100000001b3);
+    return tmoei_mix64(hash);
+}
+/* The mixing is one to one: equal hashes are equal pairs. */
+static uint64_t tmoei_pair_hash(int left, int right) {
+    return tmoei_mix64((uint64_t)(uint32_t)left << 32 | (uint32_t)right);
+}
+
+/* ---- the tokenizer ----------------------------------------------------------------------------------- */
+#define TMOEI_BYTES_FIRST 3             /* of our own: byte 0 */
 #define TMOEI_MERGES_FIRST 259
-typedef struct tmoei_merge_pair { int left, right; } tmoei_merge_pair;
+#define TMOEI_TOKENS_MAX 1000000
+#define TMOEI_TOKEN_BYTES 65536         /* a token's most: merges that double each other ask for the moon */
+typedef struct tmoei_merge_pair { int left, right, result; } tmoei_merge_pair;
+/* left_strip: swallows space */
+typedef struct tmoei_special_token { int id, left_strip; } tmoei_special_token;
 
 struct tmoe_tokenizer {
     tmoe_ctx *ctx;
-    int merge_count;
-    tmoei_merge_pair *merges;           /* symbol 259 + m = left, right */
-    int *table;                     /* open hash of pairs: merge number + 1, or 0; capacity a power of two */
-    size_t table_size;
-    tmoei_owner own;
-    char *bytes;                        /* what each merged symbol stands for, one behind the other */
-    size_t *starts;                     /* (merges + 1) where in bytes */
+    int V, merge_count, special_count, byte_id[256], prefix_space;
+    char *bytes;                        /* token i stands for bytes[starts[i]] to bytes[starts[i + 1]] */
+    size_t *starts, bytes_used, bytes_capacity, starts_capacity, merges_capacity, specials_capacity;
+    tmoei_table ids, pairs;             /* of tokens by their bytes, of merges by their pairs */
+    tmoei_merge_pair *merges;
+    tmoei_special_token *specials;
+    uint32_t *runs;                     /* of letters and numbers: 4 * first code point + kind */
+    int run_count;
 };
+static size_t tmoei_token_length(const tmoe_tokenizer *t,
+    int id) { return t->starts[id + 1] - t->starts[id]; }
 
-static size_t tmoei_pair_hash(int left, int right) {
-    return (size_t)tmoei_mix64((uint64_t)(uint32_t)left << 32 | (uint32_t)right);
+/* The token that stands for these bytes, or -1. */
+static int tmoei_token_find(const tmoe_tokenizer *t, const char *text, size_t length) {
+    const uint64_t hash = tmoei_text_hash(text, length);
+    size_t at = 0;
+    int id;
+    while ((id = tmoei_table_find(&t->ids, hash, &at)) >= 0
+           && (tmoei_token_length(t, id) != length || memcmp(t->bytes + t->starts[id], text,
+           length) != 0)) { }
+    return id;
 }
-/* The merge of two symbols, or -1. */
-static int tmoei_merge_find(const tmoe_tokenizer *tokenizer, int left, int right) {
-    for (size_t at = tmoei_pair_hash(left, right);; at++) {
-        const int found = tokenizer->table[at & (tokenizer->table_size - 1)] - 1;
-        if (found < 0 || (tokenizer->merges[found].left == left && tokenizer->merges[found].right == right))
-            return found;
-    }
+/* Adds the next token; one without bytes is a hole in the vocabulary. */
+static int tmoei_token_add(tmoe_tokenizer *t, const char *text, size_t length) {
+    const size_t V = (size_t)t->V;
+    if (!tmoei_grow(t->ctx, &t->bytes, &t->bytes_capacity, t->bytes_used + length + 1, 1)
+        || !tmoei_grow(t->ctx, &t->starts, &t->starts_capacity, V + 2, sizeof(size_t))
+        || (length && !tmoei_table_add(t->ctx, &t->ids, tmoei_text_hash(text, length), t->V)))
+        return 0;
+    if (length) memcpy(t->bytes + t->bytes_used, text, length);
+    t->starts[V] = t->bytes_used;
+    t->starts[V + 1] = t->bytes_used += length;
+    if (length == 1) t->byte_id[(unsigned char)text[0]] = t->V;
+    t->V++;
+    return 1;
 }
-static size_t tmoei_symbol_length(const tmoe_tokenizer *tokenizer, int symbol) {
-    const size_t m = (size_t)(symbol - TMOEI_MERGES_FIRST);
-    return symbol >= TMOEI_MERGES_FIRST ? tokenizer->starts[m + 1] - tokenizer->starts[m] : 1;
+static int tmoei_merge_add(tmoe_tokenizer *t, int left, int right, int result) {
+    const size_t n = (size_t)t->merge_count;
+    if (!tmoei_grow(t->ctx, &t->merges, &t->merges_capacity, n + 1, sizeof *t->merges)
+        || !tmoei_table_add(t->ctx, &t->pairs, tmoei_pair_hash(left, right), t->merge_count))
+        return 0;
+    t->merges[n].left = left; t->merges[n].right = right; t->merges[n].result = result;
+    t->merge_count++;
+    return 1;
 }
-/* Appends a symbol's bytes at out. */
-static void tmoei_symbol_bytes(const tmoe_tokenizer *tokenizer, int symbol, char *out) {
-    if (symbol >= TMOEI_MERGES_FIRST)
-        memcpy(out, tokenizer->bytes + tokenizer->starts[symbol - TMOEI_MERGES_FIRST],
-            tmoei_symbol_length(tokenizer, symbol));
-    else *out = (char)(symbol - TMOEI_BYTES_FIRST);
+static int tmoei_special_add(tmoe_tokenizer *t, int id, int left_strip) {
+    const size_t n = (size_t)t->special_count;
+    if (!tmoei_grow(t->ctx, &t->specials, &t->specials_capacity, n + 1, sizeof *t->specials)) return 0;
+    t->specials[n].id = id; t->specials[n].left_strip = left_strip;
+    t->special_count++;
+    return 1;
+}
+static const tmoei_special_token *tmoei_special_of(const tmoe_tokenizer *t, int id) {
+    for (int i = 0; i < t->special_count; i++) if (t->specials[i].id == id) return &t->specials[i];
+    return NULL;
 }
 TMOE_DEF void tmoe_tokenizer_destroy(tmoe_tokenizer *tokenizer) {
     if (!tokenizer) return;
-    tmoei_owner_free(&tokenizer->own);
-    tmoei_free(tokenizer->ctx, tokenizer);
+    tmoe_ctx *ctx = tokenizer->ctx;
+    tmoei_free(ctx, tokenizer->bytes); tmoei_free(ctx, tokenizer->starts); tmoei_free(ctx, tokenizer->runs);
+    tmoei_free(ctx, tokenizer->merges); tmoei_free(ctx, tokenizer->specials);
+    tmoei_free(ctx, tokenizer->ids.slots); tmoei_free(ctx, tokenizer->pairs.slots);
+    tmoei_free(ctx, tokenizer);
 }
-
-#define TMOEI_SYMBOL_BYTES 65536        /* a symbol's most: merges that double each other ask for the moon */
-
-/* A tokenizer of these merges (copied); both sides of a merge must be earlier symbols. */
-static tmoe_tokenizer *tmoei_tokenizer_new(tmoe_ctx *ctx, const tmoei_merge_pair *merges, int count) {
-    tmoe_tokenizer *tokenizer = (tmoe_tokenizer *)tmoei_alloc(ctx, 1, sizeof *tokenizer, 1);
-    size_t at, total = 0;
-    if (!tokenizer) return NULL;
-    tokenizer->ctx = tokenizer->own.ctx = ctx; tokenizer->merge_count = count;
-    for (tokenizer->table_size = 64; tokenizer->table_size < 2 * (size_t)count; ) tokenizer->table_size *= 2;
-    tokenizer->merges = (tmoei_merge_pair *)tmoei_own(&tokenizer->own, (size_t)count + 1, sizeof *merges);
-    tokenizer->table = (int *)tmoei_own(&tokenizer->own, tokenizer->table_size, sizeof(int));
-    tokenizer->starts = (size_t *)tmoei_own(&tokenizer->own, (size_t)count + 1, sizeof(size_t));
-    int good = tokenizer->merges && tokenizer->table && tokenizer->starts;
-    for (int m = 0; good && m < count; m++) {
-        const tmoei_merge_pair pair = merges[m];
-        good = pair.left >= TMOEI_BYTES_FIRST && pair.right >= TMOEI_BYTES_FIRST
-            && pair.left < TMOEI_MERGES_FIRST + m && pair.right < TMOEI_MERGES_FIRST + m;
-        const size_t length = !good ? 0 : tmoei_symbol_length(tokenizer, pair.left)
-            + tmoei_symbol_length(tokenizer, pair.right);
-        if (!good || length > TMOEI_SYMBOL_BYTES) {
-            good = tmoei_fail(ctx, TMOE_ERR_FORMAT, "tokenizer: merge %d joins %d and %d; both must be "
-                "earlier symbols, together of at most %d bytes", m, pair.left, pair.right,
-                TMOEI_SYMBOL_BYTES) == TMOE_OK;
-            break;
-        }
-        tokenizer->starts[m + 1] = total += length;
-        tokenizer->merges[m] = pair;
-        for (at = tmoei_pair_hash(pair.left, pair.right); tokenizer->table[at & (tokenizer->table_size - 1)];
-                at++) { }
-        tokenizer->table[at & (tokenizer->table_size - 1)] = m + 1;
-    }
-    tokenizer->bytes = good ? (char *)tmoei_own(&tokenizer->own, total + 1, 1) : NULL;
-    for (int m = 0; tokenizer->bytes && m < count; m++) {
-        char *out = tokenizer->bytes + tokenizer->starts[m];
-        tmoei_symbol_bytes(tokenizer, merges[m].left, out);
-        tmoei_symbol_bytes(tokenizer, merges[m].right, out + tmoei_symbol_length(tokenizer, merges[m].left));
-    }
-    if (tokenizer->bytes) return tokenizer;
-    tmoe_tokenizer_destroy(tokenizer);
-    return NULL;
-}
-static tmoe_tokenizer *tmoei_tokenizer_copy(tmoe_ctx *ctx, const tmoe_tokenizer *tokenizer) {
-    return tmoei_tokenizer_new(ctx, tokenizer->merges, tokenizer->merge_count);
-}
-TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx) { return tmoei_tokenizer_new(ctx, NULL, 0); }
-TMOE_DEF int tmoe_tokenizer_vocabulary(const tmoe_tokenizer *tokenizer) {
-    return TMOEI_MERGES_FIRST + tokenizer->merge_count;
-}
+TMOE_DEF int tmoe_tokenizer_vocabulary(const tmoe_tokenizer *tokenizer) { return tokenizer->V; }
+static const char *const tmoei_special_names[5] = { "<s>", "<pad>", "</s>", "<unk>", "<mask>" };
 TMOE_DEF int tmoe_tokenizer_special(const tmoe_tokenizer *tokenizer, tmoe_token which) {
-    (void)tokenizer; return (int)which;
+    const char *name = tmoei_special_names[which];
+    return tmoei_token_find(tokenizer, name, strlen(name));
 }
 
-/* ---- words: runs of letters, digits or marks with a space before; other white space alone ---- */
-
-static int tmoei_is_word_byte(unsigned char c) {
+static int tmoei_is_word_byte(unsigned char c) {                /* bytes of other alphabets are letters */
     return c >= 128 || (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
 }
 static unsigned char tmoei_lower(unsigned char c) {
     return (unsigned char)(c >= 'A' && c <= 'Z' ? c + 32 : c);
 }
-static int tmoei_byte_class(unsigned char c) {
-    if (c == ' ') return 0;
-    if (c == '\t' || c == '\n' || c == '\r' || c == '\v' || c == '\f') return 1;
-    if (c >= '0' && c <= '9') return 2;
-    return tmoei_is_word_byte(c) ? 3 : 4;                       /* bytes of other alphabets are letters */
+/* ---- letters and numbers of Unicode ------------------------------------------------------------------
+ * \p{L} and \p{N}: runs of one kind from U+0080 on, each 3 * length + kind (0 other, 1 letter, 2 number) in
+ * digits of
+ * base 32, the last one from the first half of the alphabet, those before it from the second
+ * (tests/make_unicode.py). */
+static const char tmoei_unicode_digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-";
+static const char tmoei_unicode_runs[] =
+    "jeEVIDEJFEDLDiGDieDhqfMhFhKQVEDEsDQDHGNDESEDKDEDhdDnaDtCYvTDjTGESjcmViSMNkHkChfhAMHDpKDEhNHVHhAKGEhQEDib"
+    "iXoMhBEhKhAjEbHMEPiDMEbEJEiFiMVhCPiJDWhQjflOlDJEhWEVfMhADhRMZGHGiDDWDEJNJEhQEhHHDKMhAHGUGEYTMHGiDDWDHDHD"
+    "HidNDEVhAGKhQcDKDiDDWDHDQJEhWEhNHMhAbEhBZGHGiDDWDHDQJEiaHDKMhADEUhBEDTJKDNJHDEDHJHJKJhFiCEhfhJhWZDKDiGDh"
+    "RJEiOKDHGHMhAYXDEMZDKDiGDfDQJEiaKDHMhADHhTcDKDjcGEhQEPKDXKMhbDTPhXJiJDcDEGWidhAhTkRDHhEWbhAjVHDEDQDiJDED"
+    "fDHbEGQDEbhAGNjAEidhehEZDjNiRQqZkChcEhASTMNJEJHVKMhIhEEDhASjTDEPEGkCD-IDNGWDEDNGjcDNGjEDNGWDEDNGhODlMDNG"
+    "mKhKheJhRhQoDGTJh6FGhUDiPPnCJLZVhXhHhahKhXhKhIDKhNkdjJEMEJhAShAiChASoMVQGjHDEPmTeiejVhAibGQhBkFMiPShDjPi"
+    "GblAkBhAShAhHEoXkOhTZJhAjbibhHHhAkFiOjNiUhAJKhAjNGhCPkCGKjbNDTDHJEPyBmA6DGTGjTGTGZDEDEDEDieGlADWDEJKDWJN"
+    "GTMhIPKDWqZFEGUPEhAShIpPEMEGfDEJQSEDEDEDNDhCGNPQMEDkbHRikClWnKiEh7CicjqE1QSNJHbFGjTDEPEGlJVEhQiGbWDWDWDW"
+    "DWDWDWDWnQEhrfHFiLdVQGLHMoDSKDoPDNPkCDobJOejBkQhRjAhAiaaDhPjAhAjVhP+AzqBmAig9ImJkLG5IJhRhAHhckOhQieGmThA"
+    "jVcGpWGnXhchUDKDNDiGhHUekdhKkXiUhAiITJEDHDhAiVeiGiLiYVkOiUEhASQDfhAQDjciFKDZMhASiGJEJkXDEJHGQGEDEiIKGhCV"
+    "KhETGTGTbWDWDkCDhLSqahHhAShg3NhEiGMkU44MhiLGpfjSWhEQPEDfDhIDQDEDHDHDqFjDhiChWmBGlDjYhFqcQDsWhZhAViPSiPhB"
+    "oMJTGTGTGKjJhFDiPDhaDHDhOGhLjGrShEkJhElNhTI2ciYJkUhQiTMjBObhdFZFPjTeibGjNMZDRjeubGhASjNMjNMjZYkdhEhCDhOD"
+    "WDHDhCDhODWDHJkdhE9GbiDeZiITDjfDcmPTGEDkFDHJEGiGGaiGGXieYdkQhaDHPRiDUMiPSiPjSlJMIHhSGkMEhNNDKDiYediFiYID"
+    "iYLjAZDiVSRhQlDeiDGahaPahXiFXnQmclFkahHkaVUjNhEhAShAiVbiG0OifDjfSHhQTlIiYhAEYiDhBOiRhXkKiAXhciGhElAiOicD"
+    "HGEhHkIjAiMVhAbjNhNhAMEGEYjKJEhEkRhKNhBhAEDEMhehBhXDiMhZHldWDEDNDhODfVkOhThAhBZGHGiDDWDHDQJEhWEhEQiafDEG"
+    "EDjTDEiLEDEkElAhWNPhAPKiakRhcHDEYhAvSkOjbNjMkRhcEhBhAjSkChHEVhASheiUiShfhGMWxLkFqcmBhbhEZGEGZDHDiJhNEDEh"
+    "KhAmSZGjWhQEDEiUEejZVEhfEhBkLhZEhWmcyVjEhNhAScDjQhTEhNiZPibqQWDHDjThfEbhASTDHDjBhKEVhASkFMhA3ChahNEDhIDj"
+    "HiUhAoCEhNiBkBi2PpSqPhTyNn3EpEhNjkRhTTiLr2SPh2W0hLibhWhAliSh1MVieDhASnODhASibhWkRhQNhEhADXDiAPhahoQkIJhA"
+    "ySmBiHbiMGiMkEnCPEmGhImAHDEhKHLb10DjbjBpDqa5vXNDWDHD7KhNEiXKGEhKNYhlFm4MqCPhIJcVfsoChAkqShehEheqEiNsVoAD"
+    "mWDHGEGHGNDhFDEDWDmEDNGZDWDiVDNDQDEJWD-dGiMDiMDieDiMDieDiMDieDiMDieDiMDZGkYloAieST4PlbtWkIeWGhAME+DibhWk"
+    "FMhAhsCiVMhA0CibGEhAyPieDKDHDWGQbH1AWDNDHDhODyQGdkQmNVEMhAiqFlTDLDOnEkJDhPyGNDiSDHDEGEDfDNDEDESEMEDEDEDK"
+    "DHDEGEDEDEDEDEDHDEGNDWDNDNDEDfDhUPKDQDhUh2MhJolJhAjgSj9lBjAs6bGw9LG18UhNh6LnnGhybktGuvCP47fiy40S";
+enum { TMOEI_OTHER, TMOEI_LETTER, TMOEI_NUMBER, TMOEI_SPACE, TMOEI_ENDED };
+
+static int tmoei_unicode_unpack(tmoe_tokenizer *t) {
+    uint32_t value = 0, first = 0x80;
+    int count = 0;
+    for (const char *c = tmoei_unicode_runs; *c; c++) count += strchr(tmoei_unicode_digits,
+        *c) < tmoei_unicode_digits + 32;
+    if (!(t->runs = (uint32_t *)tmoei_alloc(t->ctx, (size_t)count, sizeof *t->runs, 0))) return 0;
+    for (const char *c = tmoei_unicode_runs; *c; c++) {
+        const uint32_t digit = (uint32_t)(strchr(tmoei_unicode_digits, *c) - tmoei_unicode_digits);
+        value = value * 32 + digit % 32;
+        if (digit >= 32) continue;
+        t->runs[t->run_count++] = 4 * first + value % 3;
+        first += value / 3;
+        value = 0;
+    }
+    return 1;
 }
-/* Where the word that begins at `at` ends. */
-static size_t tmoei_word_end(const char *text, size_t length, size_t at) {
-    int kind = tmoei_byte_class((unsigned char)text[at]);
-    size_t end = at + 1;
-    if (kind == 0 && end < length && tmoei_byte_class((unsigned char)text[end]) >= 2)
-        kind = tmoei_byte_class((unsigned char)text[end++]);
-    if (kind < 2) return end;
-    while (end < length && tmoei_byte_class((unsigned char)text[end]) == kind) end++;
+/* Kind of the character at text[at] and its bytes; a byte that is not UTF-8 is OTHER. */
+static int tmoei_character(const tmoe_tokenizer *t, const char *text, size_t length, size_t at,
+    size_t *bytes) {
+    uint32_t c = 0;
+    if (at >= length) return TMOEI_ENDED;
+    if (!(*bytes = tmoei_utf8_next(text, length, at, &c))) { *bytes = 1; return TMOEI_OTHER; }
+    if ((c >= 9 && c <= 13) || c == 32 || c == 0x85 || c == 0xa0 || c == 0x1680 || (c >= 0x2000
+        && c <= 0x200a)
+        || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000)     /* White_Space */
+        return TMOEI_SPACE;
+    if (c < 0x80) return c >= '0' && c <= '9' ? TMOEI_NUMBER : tmoei_is_word_byte((unsigned char)c);
+    int low = 0, high = t->run_count - 1;                       /* the last run that begins at c or before */
+    while (low < high) {
+        const int middle = (low + high + 1) / 2;
+        if (t->runs[middle] >> 2 <= c) low = middle; else high = middle - 1;
+    }
+    return (int)(t->runs[low] & 3u);
+}
+/* Where the word that begins at `at` ends: GPT-2's pattern
+ *   's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ */
+static size_t tmoei_word_end(const tmoe_tokenizer *t, const char *text, size_t length, size_t at) {
+    static const char *const endings[7] = { "'s", "'t", "'re", "'ve", "'m", "'ll", "'d" };
+    size_t end = at, last = at, bytes = 0;
+    for (int i = 0; text[at] == '\'' && i < 7; i++) {
+        const size_t n = strlen(endings[i]);
+        if (n <= length - at && memcmp(text + at, endings[i], n) == 0) return at + n;
+    }
+    int kind = tmoei_character(t, text, length, at, &bytes);
+    for (; kind == TMOEI_SPACE; kind = tmoei_character(t, text, length, end,
+        &bytes)) { last = end; end += bytes; }
+    if (kind == TMOEI_ENDED) return end;                        /* white space up to the text's end */
+    if (last > at) return last;                                 /* all but the last of several */
+    if (end > at && text[at] != ' ') return end;
+    for (int now = kind; now == kind; now = tmoei_character(t, text, length, end, &bytes)) end += bytes;
     return end;
 }
 
+static tmoe_tokenizer *tmoei_tokenizer_begin(tmoe_ctx *ctx) {
+    tmoe_tokenizer *t = (tmoe_tokenizer *)tmoei_alloc(ctx, 1, sizeof *t, 1);
+    if (!t) return NULL;
+    t->ctx = ctx;
+    for (int b = 0; b < 256; b++) t->byte_id[b] = -1;
+    if (tmoei_unicode_unpack(t)) return t;
+    tmoe_tokenizer_destroy(t);
+    return NULL;
+}
+TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx) {
+    tmoe_tokenizer *t = tmoei_tokenizer_begin(ctx);
+    int good = t != NULL;
+    for (int i = 0; good && i < TMOEI_MERGES_FIRST; i++) {
+        const char byte = (char)(i - TMOEI_BYTES_FIRST), *text = i < TMOEI_BYTES_FIRST
+            ? tmoei_special_names[i] : &byte;
+        good = tmoei_token_add(t, text, i < TMOEI_BYTES_FIRST ? strlen(text) : 1)
+            && (i >= TMOEI_BYTES_FIRST || tmoei_special_add(t, i, 0));
+    }
+    if (good) return t;
+    tmoe_tokenizer_destroy(t);
+    return NULL;
+}
+static tmoe_tokenizer *tmoei_tokenizer_copy(tmoe_ctx *ctx, const tmoe_tokenizer *from) {
+    tmoe_tokenizer *t = tmoei_tokenizer_begin(ctx);
+    int good = t != NULL;
+    for (int i = 0; good && i < from->V; i++)
+        good = tmoei_token_add(t, from->bytes + from->starts[i], tmoei_token_length(from, i));
+    for (int i = 0; good && i < from->merge_count; i++)
+        good = tmoei_merge_add(t, from->merges[i].left, from->merges[i].right, from->merges[i].result);
+    for (int i = 0; good && i < from->special_count; i++)
+        good = tmoei_special_add(t, from->specials[i].id, from->specials[i].left_strip);
+    if (good) {
+        memcpy(t->byte_id, from->byte_id, sizeof t->byte_id);
+        t->prefix_space = from->prefix_space;
+        return t;
+    }
+    tmoe_tokenizer_destroy(t);
+    return NULL;
+}
+
 /* ---- encoding ---------------------------------------------------------------------------------------- */
-/* a merge that applied at symbol `at` when it was noted */
+/* a merge that applied at token `at` */
 typedef struct tmoei_candidate { int merge, at; } tmoei_candidate;
 
 static int tmoei_candidate_before(tmoei_candidate a, tmoei_candidate b) {
@@ -4178,8 +4371,8 @@ static int tmoei_candidate_before(tmoei_candidate a, tmoei_candidate b) {
 }
 static void tmoei_heap_push(tmoei_candidate *heap, int *count, tmoei_candidate x) {
     int i = (*count)++;
-    for (; i > 0 && tmoei_candidate_before(x, heap[(i - 1) / 2]); i = (i - 1) / 2)
-        heap[i] = heap[(i - 1) / 2];
+    for (; i > 0 && tmoei_candidate_before(x,
+        heap[(i - 1) / 2]); i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
     heap[i] = x;
 }
 static tmoei_candidate tmoei_heap_pop(tmoei_candidate *heap, int *count) {
@@ -4194,153 +4387,209 @@ static tmoei_candidate tmoei_heap_pop(tmoei_candidate *heap, int *count) {
     return top;
 }
 
-typedef struct tmoei_word_scratch {
-    int *symbols, *next, *before; tmoei_candidate *heap;
-} tmoei_word_scratch;
+typedef struct tmoei_encoder {
+    const tmoe_tokenizer *tokenizer;
+    int *symbols, *next, *before;       /* a word's tokens, a linked list; -1: merged away */
+    tmoei_candidate *heap;
+    int *ids;                           /* out */
+    size_t capacity, count;
+} tmoei_encoder;
 
-static void tmoei_word_note(const tmoe_tokenizer *tokenizer, const tmoei_word_scratch *w, int at,
-        int *heap_count) {
+static void tmoei_encoder_note(const tmoei_encoder *e, int at, int *heap_count) {
     tmoei_candidate x;
-    if (at < 0 || w->next[at] < 0) return;
-    x.merge = tmoei_merge_find(tokenizer, w->symbols[at], w->symbols[w->next[at]]);
+    size_t looked = 0;
+    if (at < 0 || e->next[at] < 0) return;
+    x.merge = tmoei_table_find(&e->tokenizer->pairs, tmoei_pair_hash(e->symbols[at],
+        e->symbols[e->next[at]]), &looked);
     x.at = at;
-    if (x.merge >= 0) tmoei_heap_push(w->heap, heap_count, x);
+    if (x.merge >= 0) tmoei_heap_push(e->heap, heap_count, x);
 }
-/* Merges w->symbols[0 .. n-1], a linked list, earliest merge first, leftmost first; O(n log n). */
-static void tmoei_word_merge(const tmoe_tokenizer *tokenizer, const tmoei_word_scratch *w, int n) {
+static void tmoei_encoder_put(tmoei_encoder *e, int id) {
+    if (e->count < e->capacity) e->ids[e->count] = id;
+    e->count++;
+}
+/* Merges symbols[0 .. n-1], earliest merge first, leftmost first, in O(n log n), and puts what is left. */
+static void tmoei_encoder_word(tmoei_encoder *e, int n) {
     int count = 0;
-    for (int i = 0; i < n; i++) { w->next[i] = i + 1 < n ? i + 1 : -1; w->before[i] = i - 1; }
-    for (int i = 0; i + 1 < n; i++) tmoei_word_note(tokenizer, w, i, &count);
+    for (int i = 0; i < n; i++) { e->next[i] = i + 1 < n ? i + 1 : -1; e->before[i] = i - 1; }
+    for (int i = 0; i + 1 < n; i++) tmoei_encoder_note(e, i, &count);
     while (count) {
-        const tmoei_candidate x = tmoei_heap_pop(w->heap, &count);
-        const tmoei_merge_pair pair = tokenizer->merges[x.merge];
-        const int right = w->next[x.at];
+        const tmoei_candidate x = tmoei_heap_pop(e->heap, &count);
+        const tmoei_merge_pair pair = e->tokenizer->merges[x.merge];
+        const int right = e->next[x.at];
         /* changed since it was noted */
-        if (w->symbols[x.at] != pair.left || right < 0 || w->symbols[right] != pair.right) continue;
-        w->symbols[x.at] = TMOEI_MERGES_FIRST + x.merge;
-        w->symbols[right] = -1; w->next[x.at] = w->next[right];
-        if (w->next[right] >= 0) w->before[w->next[right]] = x.at;
-        tmoei_word_note(tokenizer, w, w->before[x.at], &count);
-        tmoei_word_note(tokenizer, w, x.at, &count);
+        if (e->symbols[x.at] != pair.left || right < 0 || e->symbols[right] != pair.right) continue;
+        e->symbols[x.at] = pair.result;
+        e->symbols[right] = -1; e->next[x.at] = e->next[right];
+        if (e->next[right] >= 0) e->before[e->next[right]] = x.at;
+        tmoei_encoder_note(e, e->before[x.at], &count);
+        tmoei_encoder_note(e, x.at, &count);
     }
+    for (int i = 0; i < n; i++) if (e->symbols[i] >= 0) tmoei_encoder_put(e, e->symbols[i]);
+}
+/* The words of a piece of text without special tokens; prefix: with a space before it, where it has none. */
+static tmoe_result tmoei_encoder_text(tmoei_encoder *e, const char *text, size_t length, int prefix) {
+    const tmoe_tokenizer *t = e->tokenizer;
+    char *copy = NULL;
+    if (prefix && length && text[0] != ' ') {
+        if (!(copy = (char *)tmoei_alloc(t->ctx, length + 1, 1, 0))) return TMOE_ERR_MEMORY;
+        copy[0] = ' ';
+        memcpy(copy + 1, text, length++);
+        text = copy;
+    }
+    for (size_t at = 0, end; at < length; at = end) {
+        int n = 0;
+        end = tmoei_word_end(t, text, length, at);
+        for (size_t i = at; i < end; i++) e->symbols[n++] = t->byte_id[(unsigned char)text[i]];
+        tmoei_encoder_word(e, n);
+    }
+    tmoei_free(t->ctx, copy);
+    return TMOE_OK;
+}
+/* The special token that stands at text[at], the longest of several, or NULL. */
+static const tmoei_special_token *tmoei_special_at(const tmoe_tokenizer *t, const char *text, size_t left) {
+    const tmoei_special_token *best = NULL;
+    for (int i = 0; i < t->special_count; i++) {
+        const size_t n = tmoei_token_length(t, t->specials[i].id);
+        if (n && n <= left && text[0] == t->bytes[t->starts[t->specials[i].id]]
+            && memcmp(text, t->bytes + t->starts[t->specials[i].id], n) == 0
+            && (!best || n > tmoei_token_length(t, best->id)))
+            best = &t->specials[i];
+    }
+    return best;
 }
 
 TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *tokenizer, const char *text, size_t length,
         int flags, int *ids, size_t capacity, size_t *count) {
-    tmoei_word_scratch w;
-    size_t used = 0, longest = 0, end;
-    for (size_t at = 0; at < length; at = end) {
-        end = tmoei_word_end(text, length, at);
-        if (end - at > longest) longest = end - at;
+    const int prefix = tokenizer->prefix_space || (flags & TMOE_TOKENIZER_PREFIX_SPACE);
+    const int frame = flags & TMOE_TOKENIZER_SPECIALS, find = flags & TMOE_TOKENIZER_FIND_SPECIALS;
+    tmoe_result result = TMOE_OK;
+    size_t longest = 1, end;
+    tmoei_encoder e;
+    memset(&e, 0, sizeof e);
+    for (size_t at = 0; at < length; at = end) {                /* and one more for a space before */
+        end = tmoei_word_end(tokenizer, text, length, at);
+        if (end - at + 1 > longest) longest = end - at + 1;
     }
     if (longest > (size_t)INT_MAX / 8)
         return tmoei_fail(tokenizer->ctx, TMOE_ERR_ARGUMENT, "encode: a word of %lu bytes",
-            (unsigned long)longest);
-    /* at most 3 candidates a symbol ever stand in the heap */
-    int *memory = (int *)tmoei_alloc(tokenizer->ctx, longest + 1, 9 * sizeof(int), 0);
+        (unsigned long)longest);
+    /* at most 3 candidates a token ever stand in the heap */
+    int *memory = (int *)tmoei_alloc(tokenizer->ctx, longest, 9 * sizeof(int), 0);
     if (!memory) return TMOE_ERR_MEMORY;
-    w.symbols = memory; w.next = memory + longest; w.before = memory + 2 * longest;
-    w.heap = (tmoei_candidate *)(void *)(memory + 3 * longest);
-#define TMOEI_PUT(id) do { if (used < capacity) ids[used] = (id); used++; } while (0)
-    if (flags & TMOE_TOKENIZER_SPECIALS) TMOEI_PUT(TMOE_TOKEN_BEGIN);
-    for (size_t at = 0; at < length; at = end) {
-        const int n = (int)((end = tmoei_word_end(text, length, at)) - at);
-        for (int i = 0; i < n; i++) w.symbols[i] = TMOEI_BYTES_FIRST + (unsigned char)text[at + (size_t)i];
-        if (tokenizer->merge_count) tmoei_word_merge(tokenizer, &w, n);
-        for (int i = 0; i < n; i++) if (w.symbols[i] >= 0) TMOEI_PUT(w.symbols[i]);
+    e.tokenizer = tokenizer; e.ids = ids; e.capacity = capacity;
+    e.symbols = memory; e.next = memory + longest; e.before = memory + 2 * longest;
+    e.heap = (tmoei_candidate *)(void *)(memory + 3 * longest);
+    if (frame) tmoei_encoder_put(&e, tmoe_tokenizer_special(tokenizer, TMOE_TOKEN_BEGIN));
+    for (size_t at = 0; result == TMOE_OK && at < length; at = end) {
+        const tmoei_special_token *special = NULL;
+        size_t behind, bytes;
+        for (end = at; end < length; end++)
+            if (find && (special = tmoei_special_at(tokenizer, text + end, length - end)) != NULL) break;
+        behind = special && special->left_strip ? at : end;     /* a stripping one swallows space before it */
+        for (size_t i = at; behind < end && i < end; i += bytes)
+            if (tmoei_character(tokenizer, text, end, i, &bytes) != TMOEI_SPACE) behind = i + bytes;
+        result = tmoei_encoder_text(&e, text + at, behind - at, prefix);
+        if (!special) continue;
+        tmoei_encoder_put(&e, special->id);
+        end += tmoei_token_length(tokenizer, special->id);
     }
-    if (flags & TMOE_TOKENIZER_SPECIALS) TMOEI_PUT(TMOE_TOKEN_END);
-#undef TMOEI_PUT
-    *count = used;
+    if (frame) tmoei_encoder_put(&e, tmoe_tokenizer_special(tokenizer, TMOE_TOKEN_END));
+    *count = e.count;
     tmoei_free(tokenizer->ctx, memory);
-    return TMOE_OK;
+    return result;
+}
+/* Text without the spaces that tokenised English has: " ." and the like; gives the new length. */
+static size_t tmoei_clean_spaces(char *text, size_t length) {
+    static const char *const from[10] = { " .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've",
+        " 're" };
+    for (int i = 0; i < 10; i++) {
+        const size_t n = strlen(from[i]), keep = i == 4 ? 1 : n - 1;
+        size_t to = 0;
+        for (size_t at = 0; at < length; ) {
+            const int found = n <= length - at && memcmp(text + at, from[i], n) == 0;
+            memmove(text + to, text + at + found, found ? keep : 1);
+            to += found ? keep : 1;
+            at += found ? n : 1;
+        }
+        length = to;
+    }
+    return length;
 }
 
 TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *tokenizer, const int *ids, size_t count,
         int flags, char *text, size_t capacity, size_t *length) {
-    static const char *const specials[3] = { "<s>", "<pad>", "</s>" };
-    size_t used = 0, bytes;
+    size_t used = 0;
     for (size_t i = 0; i < count; i++) {
         const int id = ids[i];
-        if (id < 0 || id >= tmoe_tokenizer_vocabulary(tokenizer))
+        if (id < 0 || id >= tokenizer->V)
             return tmoei_fail(tokenizer->ctx, TMOE_ERR_ARGUMENT, "decode: id %d at place %lu; 0 <= id < %d",
-                id, (unsigned long)i, tmoe_tokenizer_vocabulary(tokenizer));
-        if (id < TMOEI_BYTES_FIRST && (flags & TMOE_TOKENIZER_SKIP_SPECIALS)) continue;
-        bytes = id < TMOEI_BYTES_FIRST ? strlen(specials[id]) : tmoei_symbol_length(tokenizer, id);
-        if (used + bytes <= capacity) {
-            if (id < TMOEI_BYTES_FIRST) memcpy(text + used, specials[id], bytes);
-            else tmoei_symbol_bytes(tokenizer, id, text + used);
-        }
+            id,
+                (unsigned long)i, tokenizer->V);
+        const size_t bytes = tmoei_token_length(tokenizer, id);
+        if ((flags & TMOE_TOKENIZER_SKIP_SPECIALS) && tmoei_special_of(tokenizer, id)) continue;
+        if (bytes && used + bytes <= capacity) memcpy(text + used, tokenizer->bytes + tokenizer->starts[id],
+            bytes);
         used += bytes;
     }
+    if (used <= capacity && (flags & TMOE_TOKENIZER_CLEAN_SPACES)) used = tmoei_clean_spaces(text, used);
     if (used < capacity) text[used] = 0;
     *length = used;
     return TMOE_OK;
 }
 
-/* ---- training: the most frequent pair of neighbours becomes a symbol, again and again ---------------- */
-/* different words and how often they came */
-typedef struct tmoei_word { size_t first, length; long long count; uint64_t hash; } tmoei_word;
+/* ---- training: the most frequent pair of neighbours becomes a token, again and again ----------------- */
+typedef struct tmoei_word { size_t first, length; long long count; } tmoei_word;       /* how often it came */
 typedef struct tmoei_pair_count { int left, right; long long count; } tmoei_pair_count;
 typedef struct tmoei_bpe {
     tmoe_ctx *ctx;
-    int *symbols;                       /* all words' symbols, one behind the other */
-    size_t symbol_count, symbol_capacity;
-    tmoei_word *words;
-    size_t word_count, word_capacity;
-    int *word_table;                    /* open hash of words: index + 1 */
-    size_t word_table_size;
+    int *symbols, failed;               /* all words' tokens, one behind the other; no memory */
+    tmoei_word *words;                  /* different ones */
     tmoei_pair_count *pairs;            /* all that ever came */
-    int *pair_table;                    /* open hash of pairs: index + 1 */
-    size_t pair_count, pair_size;
+    size_t symbol_count, symbol_capacity, word_count, word_capacity, pair_count, pair_capacity;
+    tmoei_table word_table, pair_table;
 } tmoei_bpe;
 
-/* Adds to a pair's count. The tables never fill: every merge of an occurrence takes a symbol away and makes
- * two pairs at most, so all pairs that ever come are fewer than three times the symbols at the start. */
 static void tmoei_bpe_pair_add(tmoei_bpe *bpe, int left, int right, long long count) {
-    size_t at = tmoei_pair_hash(left, right);
-    int *slot = &bpe->pair_table[at & (bpe->pair_size - 1)];
-    while (*slot && (bpe->pairs[*slot - 1].left != left || bpe->pairs[*slot - 1].right != right))
-        slot = &bpe->pair_table[++at & (bpe->pair_size - 1)];
-    if (!*slot) {
-        bpe->pairs[bpe->pair_count].left = left; bpe->pairs[bpe->pair_count].right = right;
-        bpe->pairs[bpe->pair_count].count = 0;
-        *slot = (int)++bpe->pair_count;
+    const uint64_t hash = tmoei_pair_hash(left, right);
+    size_t at = 0;
+    int i = tmoei_table_find(&bpe->pair_table, hash, &at);
+    if (i < 0) {
+        i = (int)bpe->pair_count;
+        if (!tmoei_grow(bpe->ctx, &bpe->pairs, &bpe->pair_capacity, bpe->pair_count + 1, sizeof *bpe->pairs)
+            || !tmoei_table_add(bpe->ctx, &bpe->pair_table, hash, i)) {
+            bpe->failed = 1; return;
+        }
+        bpe->pairs[i].left = left; bpe->pairs[i].right = right; bpe->pairs[i].count = 0;
+        bpe->pair_count++;
     }
-    bpe->pairs[*slot - 1].count += count;
+    bpe->pairs[i].count += count;
+}
+static void tmoei_bpe_pairs_of(tmoei_bpe *bpe, const tmoei_word *word, long long count) {
+    const int *s = bpe->symbols + word->first;
+    for (size_t i = 0; i + 1 < word->length; i++) tmoei_bpe_pair_add(bpe, s[i], s[i + 1], count);
 }
 /* Counts one word of a text, making it known where it is new. */
-static int tmoei_bpe_word(tmoei_bpe *bpe, const char *text, size_t length) {
-    uint64_t hash = UINT64_C(0xcbf29ce484222325);
-    size_t at, i;
-    for (i = 0; i < length; i++) hash = (hash ^ (unsigned char)text[i]) * UINT64_C(0x100000001b3);
-    if (2 * (bpe->word_count + 1) > bpe->word_table_size) {
-        const size_t bigger = bpe->word_table_size ? 2 * bpe->word_table_size : 4096;
-        int *table = (int *)tmoei_alloc(bpe->ctx, bigger, sizeof(int), 1);
-        if (!table) return 0;
-        for (i = 0; i < bpe->word_count; i++) {
-            for (at = (size_t)tmoei_mix64(bpe->words[i].hash); table[at & (bigger - 1)]; at++) { }
-            table[at & (bigger - 1)] = (int)i + 1;
-        }
-        tmoei_free(bpe->ctx, bpe->word_table);
-        bpe->word_table = table; bpe->word_table_size = bigger;
-    }
-    for (at = (size_t)tmoei_mix64(hash); bpe->word_table[at & (bpe->word_table_size - 1)]; at++) {
-        tmoei_word *word = &bpe->words[bpe->word_table[at & (bpe->word_table_size - 1)] - 1];
+static void tmoei_bpe_word(tmoei_bpe *bpe, const char *text, size_t length) {
+    const uint64_t hash = tmoei_text_hash(text, length);
+    size_t at = 0, i;
+    int w;
+    while ((w = tmoei_table_find(&bpe->word_table, hash, &at)) >= 0) {
+        tmoei_word *word = &bpe->words[w];
         for (i = 0; word->length == length && i < length
-                && bpe->symbols[word->first + i] == TMOEI_BYTES_FIRST + (unsigned char)text[i]; i++) { }
-        if (word->length == length && i == length) { word->count++; return 1; }
+                 && bpe->symbols[word->first + i] == TMOEI_BYTES_FIRST + (unsigned char)text[i]; i++) { }
+        if (word->length == length && i == length) { word->count++; return; }
     }
     if (!tmoei_grow(bpe->ctx, &bpe->words, &bpe->word_capacity, bpe->word_count + 1, sizeof *bpe->words)
-            || !tmoei_grow(bpe->ctx, &bpe->symbols, &bpe->symbol_capacity, bpe->symbol_count + length,
-            sizeof(int)))
-        return 0;
-    tmoei_word *word = &bpe->words[bpe->word_count];
-    word->first = bpe->symbol_count; word->length = length; word->count = 1; word->hash = hash;
-    bpe->word_table[at & (bpe->word_table_size - 1)] = (int)++bpe->word_count;
+        || !tmoei_grow(bpe->ctx, &bpe->symbols, &bpe->symbol_capacity, bpe->symbol_count + length,
+        sizeof(int))
+        || !tmoei_table_add(bpe->ctx, &bpe->word_table, hash, (int)bpe->word_count)) {
+        bpe->failed = 1; return;
+    }
+    tmoei_word *word = &bpe->words[bpe->word_count++];
+    word->first = bpe->symbol_count; word->length = length; word->count = 1;
     for (i = 0; i < length; i++)
         bpe->symbols[bpe->symbol_count++] = TMOEI_BYTES_FIRST + (unsigned char)text[i];
-    return 1;
 }
 /* Replaces left, right by symbol in every word; a changed word's pairs are counted anew. */
 static void tmoei_bpe_replace(tmoei_bpe *bpe, int left, int right, int symbol) {
@@ -4350,97 +4599,271 @@ static void tmoei_bpe_replace(tmoei_bpe *bpe, int left, int right, int symbol) {
         int *s = bpe->symbols + word->first;
         for (i = 0; i + 1 < word->length && !(s[i] == left && s[i + 1] == right); i++) { }
         if (i + 1 >= word->length) continue;
-        for (i = 0; i + 1 < word->length; i++) tmoei_bpe_pair_add(bpe, s[i], s[i + 1], -word->count);
+        tmoei_bpe_pairs_of(bpe, word, -word->count);
         for (i = to = 0; i < word->length; to++) {
             const int both = i + 1 < word->length && s[i] == left && s[i + 1] == right;
             s[to] = both ? symbol : s[i];
             i += both ? 2 : 1;
         }
         word->length = to;
-        for (i = 0; i + 1 < word->length; i++) tmoei_bpe_pair_add(bpe, s[i], s[i + 1], word->count);
+        tmoei_bpe_pairs_of(bpe, word, word->count);
     }
+}
+/* Makes a token of the most frequent pair (among equals the smaller ids); 0 when no pair comes twice. A pair
+ * that
+ * spells a token that there is already merges to that. */
+static int tmoei_bpe_merge(tmoei_bpe *bpe, tmoe_tokenizer *t) {
+    const tmoei_pair_count *best = NULL;
+    char *text;
+    for (size_t i = 0; i < bpe->pair_count; i++) {
+        const tmoei_pair_count *p = &bpe->pairs[i];
+        if (p->count < 2 || (best && p->count < best->count)) continue;
+        if (!best || p->count > best->count || p->left < best->left
+            || (p->left == best->left && p->right < best->right))
+            best = p;
+    }
+    if (!best) return 0;
+    const int left = best->left, right = best->right;
+    const size_t a = tmoei_token_length(t, left), b = tmoei_token_length(t, right);
+    if (!(text = (char *)tmoei_alloc(bpe->ctx, a + b, 1, 0))) return 0;
+    memcpy(text, t->bytes + t->starts[left], a);
+    memcpy(text + a, t->bytes + t->starts[right], b);
+    const int known = tmoei_token_find(t, text, a + b), result = known >= 0 ? known : t->V;
+    bpe->failed |= (known < 0 && !tmoei_token_add(t, text, a + b)) || !tmoei_merge_add(t, left, right,
+        result);
+    tmoei_free(bpe->ctx, text);
+    if (!bpe->failed) tmoei_bpe_replace(bpe, left, right, result);
+    return 1;
 }
 
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *texts, size_t count,
         int vocabulary) {
     tmoei_bpe bpe;
-    tmoe_tokenizer *tokenizer = NULL;
     size_t end;
-    int m = 0, good = 1;
-    if (vocabulary < TMOEI_MERGES_FIRST || vocabulary > 1000000)
+    if (vocabulary < TMOEI_MERGES_FIRST || vocabulary > TMOEI_TOKENS_MAX)
         return TMOEI_FAIL_NULL(ctx, TMOE_ERR_ARGUMENT,
-            "tokenizer: vocabulary %d; must be 259 (bytes) to 1000000", vocabulary);
+        "tokenizer: vocabulary %d; must be 259 (bytes) to 1000000",
+            vocabulary);
     memset(&bpe, 0, sizeof bpe);
     bpe.ctx = ctx;
-    for (size_t t = 0; good && t < count; t++) {
-        const size_t length = strlen(texts[t]);
-        for (size_t at = 0; good && at < length; at = end) {
-            end = tmoei_word_end(texts[t], length, at);
-            good = tmoei_bpe_word(&bpe, texts[t] + at, end - at);
+    tmoe_tokenizer *t = tmoe_tokenizer_bytes(ctx);
+    for (size_t i = 0; t && !bpe.failed && i < count; i++) {
+        const size_t length = strlen(texts[i]);
+        for (size_t at = 0; !bpe.failed && at < length; at = end) {
+            end = tmoei_word_end(t, texts[i], length, at);
+            tmoei_bpe_word(&bpe, texts[i] + at, end - at);
         }
     }
-    for (bpe.pair_size = 4096; bpe.pair_size < 4 * bpe.symbol_count; ) bpe.pair_size *= 2;
-    bpe.pairs = (tmoei_pair_count *)tmoei_alloc(ctx, 3 * bpe.symbol_count + 1, sizeof *bpe.pairs, 0);
-    bpe.pair_table = (int *)tmoei_alloc(ctx, bpe.pair_size, sizeof(int), 1);
-    good = good && bpe.pairs && bpe.pair_table;
-    tmoei_merge_pair *merges = good ? (tmoei_merge_pair *)tmoei_alloc(ctx, (size_t)(vocabulary
-        - TMOEI_MERGES_FIRST) + 1, sizeof *merges, 0) : NULL;
-    for (size_t w = 0; merges && w < bpe.word_count; w++)
-        for (size_t i = 0; i + 1 < bpe.words[w].length; i++)
-            tmoei_bpe_pair_add(&bpe, bpe.symbols[bpe.words[w].first + i],
-                bpe.symbols[bpe.words[w].first + i + 1], bpe.words[w].count);
-    for (; merges && m < vocabulary - TMOEI_MERGES_FIRST; m++) {
-        const tmoei_pair_count *best = NULL;
-        /* most frequent; among equals the smaller symbols, so that the hash does not matter */
-        for (size_t i = 0; i < bpe.pair_count; i++) {
-            const tmoei_pair_count *p = &bpe.pairs[i];
-            if (p->count < 2 || (best && p->count < best->count)) continue;
-            if (!best || p->count > best->count || p->left < best->left
-                    || (p->left == best->left && p->right < best->right))
-                best = p;
-        }
-        if (!best) break;                                       /* no pair comes twice */
-        merges[m].left = best->left; merges[m].right = best->right;
-        tmoei_bpe_replace(&bpe, merges[m].left, merges[m].right, TMOEI_MERGES_FIRST + m);
-    }
-    if (merges) tokenizer = tmoei_tokenizer_new(ctx, merges, m);
-    tmoei_free(ctx, merges); tmoei_free(ctx, bpe.symbols); tmoei_free(ctx, bpe.words);
-    tmoei_free(ctx, bpe.word_table); tmoei_free(ctx, bpe.pairs); tmoei_free(ctx, bpe.pair_table);
-    return tokenizer;
+    for (size_t w = 0; !bpe.failed && w < bpe.word_count; w++)
+        tmoei_bpe_pairs_of(&bpe, &bpe.words[w], bpe.words[w].count);
+    while (t && !bpe.failed && t->V < vocabulary && tmoei_bpe_merge(&bpe, t)) { }
+    tmoei_free(ctx, bpe.symbols); tmoei_free(ctx, bpe.words); tmoei_free(ctx, bpe.pairs);
+    tmoei_free(ctx, bpe.word_table.slots); tmoei_free(ctx, bpe.pair_table.slots);
+    if (ctx->error == TMOE_OK) return t;
+    tmoe_tokenizer_destroy(t);
+    return NULL;
 }
 
 #ifndef TMOE_NO_STDIO
-/* As JSON inside a model file: the merges, two numbers each. */
-static void tmoei_tokenizer_to_json(tmoe_ctx *ctx, const tmoe_tokenizer *tokenizer, tmoei_buffer *buffer) {
-    if (!tokenizer) { tmoei_buffer_print(ctx, buffer, "{}"); return; }
-    tmoei_buffer_print(ctx, buffer, "{\"merges\":[");
-    for (int m = 0; m < tokenizer->merge_count; m++)
-        tmoei_buffer_print(ctx, buffer, "%s%d,%d", m ? "," : "", tokenizer->merges[m].left,
-            tokenizer->merges[m].right);
-    tmoei_buffer_print(ctx, buffer, "]}");
+/* ---- tokenizer.json, vocab.json and merges.txt -------------------------------------------------------
+ * Tokens are written in GPT-2's alphabet: a byte that prints as it is, the others from U+0100 on in their
+ * order. */
+static uint32_t tmoei_byte_to_code(unsigned b) {
+    if ((b >= 33 && b <= 126) || (b >= 161 && b != 173)) return b;
+    return 256 + (b <= 32 ? b : b <= 160 ? b - 127 + 33 : 67);
 }
-static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json *json,
-        const char *source_name) {
-    const int list = tmoei_json_get(json, 0, "merges");
-    tmoei_merge_pair *merges;
-    tmoe_tokenizer *tokenizer = NULL;
-    int count, m = 0;
-    if (json->nodes[0].kind == TMOEI_JSON_OBJECT && json->nodes[0].count == 0) return NULL;
-    if (list < 0 || json->nodes[list].kind != TMOEI_JSON_ARRAY || json->nodes[list].count % 2)
-        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: the tokenizer has no list of merges", source_name);
-    count = json->nodes[list].count / 2;
-    merges = (tmoei_merge_pair *)tmoei_alloc(ctx, (size_t)count + 1, sizeof *merges, 0);
-    if (!merges) return NULL;
-    for (int node = json->nodes[list].child; node >= 0; node = json->nodes[json->nodes[node].next].next,
-            m++) {
-        const double left = tmoei_json_number(json, node, -1.0),
-            right = tmoei_json_number(json, json->nodes[node].next, -1.0);
-        merges[m].left = left >= 0.0 && left < 2e9 ? (int)left : -1;
-        merges[m].right = right >= 0.0 && right < 2e9 ? (int)right : -1;
+static int tmoei_code_to_byte(uint32_t c) {
+    if (c < 256) return tmoei_byte_to_code(c) == c ? (int)c : -1;
+    return c <= 288 ? (int)c - 256 : c <= 322 ? (int)c - 289 + 127 : c == 323 ? 173 : -1;
+}
+static void tmoei_token_print(tmoe_ctx *ctx, tmoei_buffer *buffer, const tmoe_tokenizer *t, int id) {
+    char text[4];
+    for (size_t i = t->starts[id]; i < t->starts[id + 1]; i++) {
+        const uint32_t c = tmoei_byte_to_code((unsigned char)t->bytes[i]);
+        if (c == '"' || c == '\\') tmoei_buffer_add(ctx, buffer, "\\", 1);
+        tmoei_buffer_add(ctx, buffer, text, tmoei_utf8_put(c, text));
     }
-    tokenizer = tmoei_tokenizer_new(ctx, merges, count);
-    tmoei_free(ctx, merges);
-    return tokenizer;
+}
+/* A tokenizer.json, which Hugging Face's tokenizers read, too; {} without a tokenizer. */
+static void tmoei_tokenizer_to_json(tmoe_ctx *ctx, const tmoe_tokenizer *t, tmoei_buffer *buffer) {
+    const char *space = t && t->prefix_space ? "true" : "false", *comma = "";
+    if (!t) { tmoei_buffer_print(ctx, buffer, "{}"); return; }
+    tmoei_buffer_print(ctx, buffer, "{\"version\":\"1.0\",\"added_tokens\":[");
+    for (int i = 0; i < t->special_count; i++, comma = ",") {
+        const int id = t->specials[i].id;
+        tmoei_buffer_print(ctx, buffer, "%s{\"id\":%d,\"content\":", comma, id);
+        tmoei_buffer_json_string(ctx, buffer, t->bytes + t->starts[id], tmoei_token_length(t, id));
+        tmoei_buffer_print(ctx, buffer,
+            ",\"single_word\":false,\"lstrip\":%s,\"rstrip\":false,\"normalized\":false,"
+            "\"special\":true}", t->specials[i].left_strip ? "true" : "false");
+    }
+    tmoei_buffer_print(ctx, buffer, "],\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":%s,"
+        "\"trim_offsets\":true,\"use_regex\":true},\"post_processor\":", space);
+    tmoei_buffer_print(ctx, buffer,
+        "{\"type\":\"RobertaProcessing\",\"sep\":[\"</s>\",%d],\"cls\":[\"<s>\",%d],"
+        "\"trim_offsets\":true,\"add_prefix_space\":%s},", tmoe_tokenizer_special(t, TMOE_TOKEN_END),
+        tmoe_tokenizer_special(t, TMOE_TOKEN_BEGIN), space);
+    tmoei_buffer_print(ctx, buffer,
+        "\"decoder\":{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"trim_offsets\":true,"
+        "\"use_regex\":true},\"model\":{\"type\":\"BPE\",\"vocab\":{");
+    comma = "";
+    for (int id = 0; id < t->V; id++)
+        if (tmoei_token_length(t, id)) {
+            tmoei_buffer_print(ctx, buffer, "%s\"", comma);
+            tmoei_token_print(ctx, buffer, t, id);
+            tmoei_buffer_print(ctx, buffer, "\":%d", id);
+            comma = ",";
+        }
+    tmoei_buffer_print(ctx, buffer, "},\"merges\":[");
+    for (int m = 0; m < t->merge_count; m++) {
+        tmoei_buffer_print(ctx, buffer, m ? ",\"" : "\"");
+        tmoei_token_print(ctx, buffer, t, t->merges[m].left);
+        tmoei_buffer_add(ctx, buffer, " ", 1);
+        tmoei_token_print(ctx, buffer, t, t->merges[m].right);
+        tmoei_buffer_add(ctx, buffer, "\"", 1);
+    }
+    tmoei_buffer_print(ctx, buffer, "]}}");
+}
+/* The bytes that a token's text in GPT-2's alphabet stands for, into out (as long as the text); -1: none. */
+static long tmoei_token_bytes(const char *text, size_t length, char *out) {
+    long n = 0;
+    uint32_t code = 0;
+    for (size_t at = 0, bytes; at < length; at += bytes, n++) {
+        bytes = tmoei_utf8_next(text, length, at, &code);
+        const int byte = bytes ? tmoei_code_to_byte(code) : -1;
+        if (byte < 0) return -1;
+        out[n] = (char)byte;
+    }
+    return n;
+}
+/* A tokenizer with the tokens of a vocabulary {"token": id} and the special ones of a list (-1: BART's). */
+static tmoe_tokenizer *tmoei_vocabulary_read(tmoe_ctx *ctx, const tmoei_json *json, int vocabulary, int added,
+        const char *name) {
+    const tmoei_json_node *nodes = json->nodes;
+    size_t V = 0, id, longest = 0;
+    if (vocabulary < 0 || nodes[vocabulary].kind != TMOEI_JSON_OBJECT)
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: there is no vocabulary {\"token\": id}", name);
+    for (int list = 0; list < 2; list++)                        /* how many ids, how long the texts */
+        for (int i = list ? added < 0 ? -1 : nodes[added].child
+            : nodes[vocabulary].child; i >= 0; i = nodes[i].next) {
+            const int text = list ? tmoei_json_get(json, i, "content") : i;
+            const size_t length = list ? (text < 0 ? 0 : nodes[text].length) : nodes[i].key_length;
+            if ((list && !tmoei_json_is_string(json, text)) || length == 0 || length > TMOEI_TOKEN_BYTES
+                || !tmoei_json_size(json, list ? tmoei_json_get(json, i, "id") : i, &id)
+                || id >= TMOEI_TOKENS_MAX)
+                return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT,
+                "%s: token '%.60s' needs 1 to 65536 bytes and an id from 0 to "
+                    "999999", name, list ? "(added)" : nodes[i].key);
+            if (id >= V) V = id + 1;
+            if (length > longest) longest = length;
+        }
+    int *node_of = (int *)tmoei_alloc(ctx, V + 1, sizeof(int), 1);
+    char *bytes = (char *)tmoei_alloc(ctx, longest + 1, 1, 0);
+    tmoe_tokenizer *t = node_of && bytes ? tmoei_tokenizer_begin(ctx) : NULL;
+    for (int i = t ? nodes[vocabulary].child : -1; i >= 0; i = nodes[i].next)
+        if (node_of[(size_t)nodes[i].number])
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tokens have the id %.0f", name, nodes[i].number);
+        else node_of[(size_t)nodes[i].number] = i;
+    /* their texts are plain */
+    for (int i = t && added >= 0 ? nodes[added].child : -1; i >= 0; i = nodes[i].next)
+        node_of[(size_t)tmoei_json_number(json, tmoei_json_get(json, i, "id"), 0.0)] = tmoei_json_get(json,
+        i, "content");
+    for (id = 0; t && ctx->error == TMOE_OK && id < V; id++) {
+        const tmoei_json_node *node = &nodes[node_of[id]];
+        const int plain = node_of[id] && node->kind == TMOEI_JSON_STRING;
+        const long n = !node_of[id] ? 0 : plain ? (long)node->length : tmoei_token_bytes(node->key,
+            node->key_length, bytes);
+        const char *text = plain ? node->text : bytes;
+        if (n < 0) (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+            "%s: token '%.60s' is not in the byte-level alphabet", name, node->key);
+        else if (n && tmoei_token_find(t, text, (size_t)n) >= 0)
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tokens are '%.60s'", name, text);
+        else (void)tmoei_token_add(t, text, (size_t)n);
+    }
+    for (int i = t && ctx->error == TMOE_OK && added >= 0 ? nodes[added].child
+        : -1; i >= 0; i = nodes[i].next) {
+        const int strip = tmoei_json_get(json, i, "lstrip");
+        (void)tmoei_special_add(t, (int)nodes[tmoei_json_get(json, i, "id")].number,
+            strip >= 0 && nodes[strip].kind == TMOEI_JSON_TRUE);
+    }
+    for (int i = 0; t && ctx->error == TMOE_OK && i < 5; i++) {
+        const int token = tmoe_tokenizer_special(t, (tmoe_token)i);
+        if (token < 0 && i != TMOE_TOKEN_UNKNOWN && i != TMOE_TOKEN_MASK)
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the vocabulary has no %s", name,
+            tmoei_special_names[i]);
+        if (token >= 0 && added < 0) (void)tmoei_special_add(t, token, i == TMOE_TOKEN_MASK);
+    }
+    for (int b = 0; t && ctx->error == TMOE_OK && b < 256; b++) {
+        if (t->byte_id[b] < 0) t->byte_id[b] = tmoe_tokenizer_special(t, TMOE_TOKEN_UNKNOWN);
+        if (t->byte_id[b] < 0) (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+            "%s: no token for byte %d, and no <unk>", name, b);
+    }
+    tmoei_free(ctx, node_of); tmoei_free(ctx, bytes);
+    if (ctx->error == TMOE_OK) return t;
+    tmoe_tokenizer_destroy(t);
+    return NULL;
+}
+/* Adds the merge of two tokens that are written in GPT-2's alphabet; what they make must be a token. */
+static tmoe_result tmoei_merge_read(tmoe_tokenizer *t, const char *left, size_t a, const char *right,
+    size_t b,
+        const char *name, int number) {
+    char *bytes = (char *)tmoei_alloc(t->ctx, a + b + 1, 1, 0);
+    if (!bytes) return TMOE_ERR_MEMORY;
+    const long m = tmoei_token_bytes(left, a, bytes), n = m < 0 ? -1 : tmoei_token_bytes(right, b, bytes + m);
+    const int x = m > 0 ? tmoei_token_find(t, bytes, (size_t)m) : -1;
+    const int y = n > 0 ? tmoei_token_find(t, bytes + m, (size_t)n) : -1;
+    const int result = x >= 0 && y >= 0 ? tmoei_token_find(t, bytes, (size_t)(m + n)) : -1;
+    if (result < 0)
+        (void)tmoei_fail(t->ctx, TMOE_ERR_FORMAT,
+        "%s: merge %d joins '%.*s' and '%.*s'; both and what they make must be "
+            "tokens of the vocabulary", name, number, (int)(a < 60 ? a : 60), left, (int)(b < 60 ? b : 60),
+            right);
+    else (void)tmoei_merge_add(t, x, y, result);
+    tmoei_free(t->ctx, bytes);
+    return t->ctx->error;
+}
+/* Where the one space of a merge "a b" is; its length where there is none. */
+static size_t tmoei_merge_space(const char *text, size_t length) {
+    const char *space = length ? (const char *)memchr(text, ' ', length) : NULL;
+    return space ? (size_t)(space - text) : length;
+}
+static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json *json, const char *name) {
+    const tmoei_json_node *nodes = json->nodes;
+    const int model = tmoei_json_get(json, 0, "model"), merges = tmoei_json_get(json, model, "merges"),
+        added = tmoei_json_get(json, 0, "added_tokens"), before = tmoei_json_get(json, 0, "pre_tokenizer"),
+        type = tmoei_json_get(json, model, "type"), splitter = tmoei_json_get(json, before, "type"),
+        normalizer = tmoei_json_get(json, 0, "normalizer"), space = tmoei_json_get(json, before,
+        "add_prefix_space");
+    int number = 1;
+    if (!tmoei_json_is_string(json, type) || strcmp(nodes[type].text, "BPE") != 0
+        || !tmoei_json_is_string(json, splitter)
+        || strcmp(nodes[splitter].text, "ByteLevel") != 0 || (normalizer >= 0
+        && nodes[normalizer].kind != TMOEI_JSON_NULL)
+        || merges < 0 || nodes[merges].kind != TMOEI_JSON_ARRAY || (added >= 0
+        && nodes[added].kind != TMOEI_JSON_ARRAY))
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT,
+        "%s: not a byte-level BPE: needs a model of type BPE with merges, a "
+            "pre_tokenizer of type ByteLevel, no normalizer", name);
+    tmoe_tokenizer *t = tmoei_vocabulary_read(ctx, json, tmoei_json_get(json, model, "vocab"), added, name);
+    if (!t) return NULL;
+    t->prefix_space = space >= 0 && nodes[space].kind == TMOEI_JSON_TRUE;
+    for (int i = nodes[merges].child; ctx->error == TMOE_OK && i >= 0; i = nodes[i].next, number++) {
+        const int pair = nodes[i].kind == TMOEI_JSON_ARRAY && nodes[i].count == 2 ? nodes[i].child : -1;
+        const tmoei_json_node *left = &nodes[pair < 0 ? i : pair], *right = pair < 0 ? left
+            : &nodes[left->next];
+        const size_t cut = left->kind == TMOEI_JSON_STRING ? tmoei_merge_space(left->text, left->length) : 0;
+        if (left->kind != TMOEI_JSON_STRING || right->kind != TMOEI_JSON_STRING
+            || (pair < 0 && cut == left->length))
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: merge %d is not \"a b\" or [\"a\", \"b\"]", name,
+            number);
+        else if (pair >= 0) (void)tmoei_merge_read(t, left->text, left->length, right->text, right->length,
+            name, number);
+        else (void)tmoei_merge_read(t, left->text, cut, left->text + cut + 1, left->length - cut - 1, name,
+            number);
+    }
+    if (ctx->error == TMOE_OK) return t;
+    tmoe_tokenizer_destroy(t);
+    return NULL;
 }
 #endif
 /* ==== >>suite: tasks, examples, splits ==================================================================
@@ -6442,9 +6865,11 @@ TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, t
     return TMOE_OK;
 }
 /* ==== >>inference: one route, one merge, then an ordinary dense model answers ==========================
- * Keys and values of earlier positions stay in a cache: position t of slot s lies at (t * slots + s). A slot
- * is a request (later: a beam); which slot holds position t of a row is looked up in a table, so reordering
- * moves no keys. */
+ * Keys and values of earlier positions stay in a cache: position t of slot s lies at (t * slots + s). A row
+ * is a
+ * request, or one of its beams; which slot holds position t of a row is looked up in a table, so that beams
+ * that
+ * change places move no keys. */
 
 typedef struct tmoei_keys {             /* of one decoder layer, of one expert that runs by itself */
     float *self;                        /* (target_tokens, slots, 2D): k | v */
@@ -6458,6 +6883,7 @@ struct tmoei_cache {
     int limit;                          /* positions at most */
     int *slot_of;                       /* (limit, slots): which slot holds position t of row r */
     int *request_of;                    /* (slots): which request row r belongs to */
+    int *ids, *positions, *order;       /* (slots): of the latest tokens; scratch */
     const tmoei_pack *source;
     float *memory;                      /* encoder's output (source tokens, D) */
     int experts;                        /* keys a layer: 1, or E where experts run side by side */
@@ -6608,150 +7034,317 @@ static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const floa
     return TMOE_OK;
 }
 
-/* ---- greedy decoding --------------------------------------------------------------------------------- */
-#define TMOEI_ANSWERS_AT_ONCE 32        /* a register tile of rows and more: weights are read once for all */
-static void tmoei_cache_destroy(tmoei_cache *cache) {
-    tmoei_owner_free(&cache->own);
-}
-/* Encodes the packed sources and makes room for `slots` sequences of at most `limit` positions. */
+/* ---- decoding: greedy, and beam search as transformers does it --------------------------------------- */
+#define TMOEI_ROWS_AT_ONCE 32           /* a register tile of rows and more: weights are read once for all */
+static void tmoei_cache_destroy(tmoei_cache *cache) { tmoei_owner_free(&cache->own); }
+
+/* Encodes the packed sources and makes room for `beams` rows each, of at most `limit` positions. */
 static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int task, const float *route,
-        const tmoei_pack *source, int slots, int limit) {
+        const tmoei_pack *source, int beams, int limit) {
     tmoe_ctx *ctx = model->ctx;
     const size_t memory = (size_t)source->tokens * (size_t)model->config.D;
+    const size_t slots = (size_t)source->sequences * (size_t)beams;
     tmoei_pass pass;
     memset(cache, 0, sizeof *cache);
-    cache->ctx = cache->own.ctx = ctx; cache->slots = cache->rows = slots; cache->limit = limit;
+    cache->ctx = cache->own.ctx = ctx; cache->slots = cache->rows = (int)slots; cache->limit = limit;
     cache->source = source; cache->experts = model->config.mix == TMOE_MIX_OUTPUT ? model->config.E : 1;
     cache->keys = (tmoei_keys *)tmoei_own(&cache->own, (size_t)(model->config.decoder_layers
         * cache->experts), sizeof *cache->keys);
     cache->memory = (float *)tmoei_own(&cache->own, memory, sizeof(float));
-    cache->slot_of = (int *)tmoei_own(&cache->own, (size_t)limit * (size_t)slots, sizeof(int));
-    cache->request_of = (int *)tmoei_own(&cache->own, (size_t)slots, sizeof(int));
-    if (!cache->keys || !cache->memory || !cache->slot_of || !cache->request_of) return TMOE_ERR_MEMORY;
-    for (int r = 0; r < slots; r++) cache->request_of[r] = r;
+    cache->slot_of = (int *)tmoei_own(&cache->own, (size_t)limit * slots, sizeof(int));
+    cache->request_of = (int *)tmoei_own(&cache->own, 4 * slots, sizeof(int));
+    if (ctx->error != TMOE_OK) return ctx->error;
+    cache->ids = cache->request_of + slots; cache->positions = cache->ids + slots;
+    cache->order = cache->positions + slots;
+    for (int r = 0; r < cache->rows; r++) cache->request_of[r] = r / beams;
     TMOEI_TRY(tmoei_evaluation_pass(model, task, route, model->tape, &pass));
     const tmoe_tensor *h = tmoei_encode(&pass, source);
     if (h) memcpy(cache->memory, h->x, memory * sizeof(float));
     return ctx->error;
 }
-/* Logits (rows, V) of the next position, given the latest tokens; they live until the next call. */
-static tmoe_tensor *tmoei_cache_step(tmoei_cache *cache, tmoe_model *model, int task, const float *route,
-        int *ids, int *positions) {
+/* Logits (rows, V) of the next position after the tokens in cache->ids; they live until the next call. */
+static tmoe_tensor *tmoei_cache_step(tmoei_cache *cache, tmoe_model *model, int task, const float *route) {
     tmoei_pass pass;
     tmoei_pack target;
     if (tmoei_evaluation_pass(model, task, route, model->tape, &pass) != TMOE_OK) return NULL;
     for (int r = 0; r < cache->rows; r++) {
-        positions[r] = cache->position;
+        cache->positions[r] = cache->position;
         cache->slot_of[cache->position * cache->slots + r] = r;
     }
     memset(&target, 0, sizeof target);
-    target.ids = ids; target.positions = positions;
+    target.ids = cache->ids; target.positions = cache->positions;
     target.sequences = target.tokens = cache->rows;
     pass.cache = cache;
     return tmoei_head(&pass, tmoei_decode(&pass, &target, NULL, NULL));
 }
-static int tmoei_argmax(const float *x, int n) {
-    int best = 0;
-    for (int i = 1; i < n; i++) if (x[i] > x[best]) best = i;
-    return best;
-}
-/* Greedy answers of up to TMOEI_ANSWERS_AT_ONCE requests: tokens (requests, limit) without special ones,
- * lengths (requests). A row that has said </s> leaves: the last running row takes its place. */
-static tmoe_result tmoei_greedy(tmoe_model *model, int task, const float *route, const tmoei_pack *source,
-        int *tokens, int *lengths, int limit) {
-    tmoei_cache cache;
-    int ids[TMOEI_ANSWERS_AT_ONCE], positions[TMOEI_ANSWERS_AT_ONCE];
-    tmoe_result result = tmoei_cache_create(&cache, model, task, route, source, source->sequences, limit);
-    /* the decoder starts as it was trained */
-    for (int r = 0; r < source->sequences; r++) { ids[r] = model->end_id; lengths[r] = 0; }
-    while (result == TMOE_OK && cache.rows > 0 && cache.position < limit) {
-        const tmoe_tensor *logits = tmoei_cache_step(&cache, model, task, route, ids, positions);
-        int next[TMOEI_ANSWERS_AT_ONCE];
-        if (!logits) { result = model->ctx->error; break; }
-        for (int r = 0; r < cache.rows; r++)
-            next[r] = tmoei_argmax(logits->x + (size_t)r * (size_t)model->V, model->V);
-        for (int r = cache.rows - 1; r >= 0; r--) {
-            const int request = cache.request_of[r], last = cache.rows - 1;
-            if (next[r] != model->end_id) {
-                tokens[request * limit + lengths[request]++] = ids[r] = next[r];
-                continue;
-            }
-            for (int t = 0; t <= cache.position; t++)
-                cache.slot_of[t * cache.slots + r] = cache.slot_of[t * cache.slots + last];
-            cache.request_of[r] = cache.request_of[last];
-            ids[r] = ids[last];
-            cache.rows--;
-        }
-        cache.position++;
+/* Afterwards row r goes on where row parents[r] was. */
+static void tmoei_cache_reorder(tmoei_cache *cache, const int *parents, int rows) {
+    for (int t = -1; t <= cache->position; t++) {
+        int *list = t < 0 ? cache->request_of : cache->slot_of + (size_t)t * (size_t)cache->slots;
+        for (int r = 0; r < rows; r++) cache->order[r] = list[parents[r]];
+        memcpy(list, cache->order, (size_t)rows * sizeof(int));
     }
-    tmoei_cache_destroy(&cache);
-    return result;
+    cache->rows = rows;
+    cache->position++;
+}
+
+/* continues a row */
+typedef struct tmoei_hypothesis { float score; int row, token, ended; } tmoei_hypothesis;
+typedef struct tmoei_search {
+    tmoe_model *model;
+    tmoe_generation how;
+    tmoei_cache cache;
+    float *logits;                      /* of the present step */
+    int length;                         /* tokens of the rows so far, with the start token */
+    int *tokens, *next_tokens, *parents;        /* (rows, max_length) of running rows; (rows) */
+    float *scores, *next_scores;        /* (rows): sum of log p */
+    tmoei_hypothesis *candidates;       /* (requests, 2 * beams), best first */
+    int *finished, *lengths;            /* (requests, beams, max_length) and (requests, beams), best first */
+    /* (requests, beams): score / length^penalty; TMOEI_NO_SCORE: none yet */
+    float *final;
+} tmoei_search;
+#define TMOEI_NO_SCORE (-1e9f)          /* transformers' */
+
+/* What the row may not say next gets -inf: eos before min_length, a token that would repeat an n-gram, all
+ * but a
+ * forced one, which is certain (log p = 0 where lse is taken off). */
+static void tmoei_search_forbid(const tmoei_search *s, int row, float *x, float lse) {
+    const tmoe_generation *how = &s->how;
+    const int *tokens = s->tokens + (size_t)row * (size_t)how->max_length, n = how->no_repeat_ngram;
+    const int forced = s->length == 1 && how->forced_begin_id >= 0 ? how->forced_begin_id
+        : s->length == how->max_length - 1 ? how->forced_end_id : -1;
+    for (int i = 0; n > 0 && i + n <= s->length; i++)
+        if (memcmp(tokens + i, tokens + s->length - n + 1, (size_t)(n - 1) * sizeof(int)) == 0)
+            x[tokens[i + n - 1]] = -(float)INFINITY;
+    if (s->length < how->min_length) x[s->model->config.end_id] = -(float)INFINITY;
+    for (int v = 0; forced >= 0 && v < s->model->V; v++) x[v] = v == forced ? lse : -(float)INFINITY;
+}
+/* The best continuations of a request's rows: one if greedy, else 2 * beams, as up to half may end. */
+static void tmoei_search_chunk(void *arg, int chunk, int lane) {
+    const tmoei_search *s = (const tmoei_search *)arg;
+    const int B = s->how.beams, V = s->model->V, wanted = B > 1 ? 2 * B : 1;
+    tmoei_hypothesis *best = s->candidates + (size_t)chunk * 2 * (size_t)B;
+    int count = 0; (void)lane;
+    for (int row = chunk * B; row < (chunk + 1) * B; row++) {
+        float *x = s->logits + (size_t)row * (size_t)V;
+        const float lse = B > 1 ? tmoei_log_sum_exp(s->model->ctx, x, V) : 0.0f;
+        tmoei_search_forbid(s, row, x, lse);
+        for (int v = 0; v < V; v++) {
+            const float score = s->scores[row] + (x[v] - lse);
+            if (count == wanted && !(score > best[count - 1].score)) continue;
+            int place = count < wanted ? count++ : count - 1;
+            for (; place > 0 && best[place - 1].score < score; place--) best[place] = best[place - 1];
+            best[place].score = score; best[place].row = row; best[place].token = v;
+            best[place].ended = v == s->model->config.end_id || s->length + 1 >= s->how.max_length;
+        }
+    }
+}
+/* Keeps a finished hypothesis where it is among the request's `beams` best. */
+static void tmoei_search_finish(tmoei_search *s, int request, const tmoei_hypothesis *c, float score) {
+    const int B = s->how.beams;
+    const size_t most = (size_t)s->how.max_length, base = (size_t)request * (size_t)B;
+    int place = B - 1;
+    if (score <= s->final[base + (size_t)place]) return;
+    for (; place > 0 && s->final[base + (size_t)place - 1] < score; place--) {
+        const size_t to = base + (size_t)place;
+        s->final[to] = s->final[to - 1]; s->lengths[to] = s->lengths[to - 1];
+        memcpy(s->finished + to * most, s->finished + (to - 1) * most, most * sizeof(int));
+    }
+    int *tokens = s->finished + (base + (size_t)place) * most;
+    memcpy(tokens, s->tokens + (size_t)c->row * most, (size_t)s->length * sizeof(int));
+    tokens[s->length] = c->token;
+    s->final[base + (size_t)place] = score; s->lengths[base + (size_t)place] = s->length + 1;
+}
+/* One request's step: its candidates finish or become its next rows. Gives how many go on: beams or 0. */
+static int tmoei_search_advance(tmoei_search *s, int index, int next) {
+    const tmoe_generation *how = &s->how;
+    const int B = how->beams, request = s->cache.request_of[index * B], wanted = B > 1 ? 2 * B : 1;
+    const size_t most = (size_t)how->max_length;
+    tmoei_hypothesis *c = s->candidates + (size_t)index * 2 * (size_t)B;
+    int ended = 0;
+    for (int i = 0; i < wanted; i++) {
+        ended += c[i].ended;
+        if (c[i].ended && i < B) tmoei_search_finish(s, request, &c[i],
+            B > 1 ? c[i].score / powf((float)s->length, how->length_penalty) : 0.0f);
+        if (c[i].ended) c[i].score += TMOEI_NO_SCORE;           /* goes on only where nothing else can */
+    }
+    for (int b = 0; b < B; b++) {
+        int chosen = 0;
+        for (int i = 1; i < wanted; i++) if (c[i].score > c[chosen].score) chosen = i;
+        const size_t to = (size_t)(next + b);
+        memcpy(s->next_tokens + to * most, s->tokens + (size_t)c[chosen].row * most,
+            (size_t)s->length * sizeof(int));
+        s->next_tokens[to * most + (size_t)s->length] = c[chosen].token;
+        s->next_scores[to] = B > 1 ? c[chosen].score : 0.0f; s->parents[to] = c[chosen].row;
+        c[chosen].score = -(float)INFINITY;
+    }
+    if (ended == wanted) return 0;
+    if (B == 1) return 1;
+    /* could a running row still become better than the worst finished one? */
+    const float worst = s->final[(size_t)(request + 1) * (size_t)B - 1];
+    const float length = how->early_stopping == TMOE_EARLY_STOPPING_NEVER && how->length_penalty > 0.0f
+        ? (float)(how->max_length - 1) : (float)s->length;
+    const int full = worst > TMOEI_NO_SCORE;
+    return (full && how->early_stopping == TMOE_EARLY_STOPPING_TRUE)
+        || !(s->next_scores[next] / powf(length, how->length_penalty) > worst) ? 0 : B;
+}
+/* Searches from the start token until every request is done. */
+static tmoe_result tmoei_search_run(tmoei_search *s, int task, const float *route, const tmoei_pack *source) {
+    const int B = s->how.beams, requests = source->sequences;
+    const size_t rows = (size_t)(requests * B), most = (size_t)s->how.max_length;
+    tmoei_owner *own = &s->cache.own;
+    TMOEI_TRY(tmoei_cache_create(&s->cache, s->model, task, route, source, B, s->how.max_length - 1));
+    s->tokens = (int *)tmoei_own(own, rows * most, sizeof(int));
+    s->next_tokens = (int *)tmoei_own(own, rows * most, sizeof(int));
+    s->finished = (int *)tmoei_own(own, rows * most, sizeof(int));
+    s->lengths = (int *)tmoei_own(own, 2 * rows, sizeof(int));
+    s->scores = (float *)tmoei_own(own, rows, sizeof(float));
+    s->next_scores = (float *)tmoei_own(own, rows, sizeof(float));
+    s->final = (float *)tmoei_own(own, rows, sizeof(float));
+    s->candidates = (tmoei_hypothesis *)tmoei_own(own, 2 * rows, sizeof *s->candidates);
+    if (s->model->ctx->error != TMOE_OK) return s->model->ctx->error;
+    s->parents = s->lengths + rows;
+    for (size_t r = 0; r < rows; r++) {
+        s->tokens[r * most] = s->model->config.start_id;
+        s->scores[r] = r % (size_t)B ? TMOEI_NO_SCORE : 0.0f;   /* equal beams: only the first one counts */
+        s->final[r] = TMOEI_NO_SCORE;
+    }
+    for (s->length = 1; s->cache.rows > 0; s->length++) {
+        int next = 0;
+        for (int r = 0; r < s->cache.rows; r++)
+            s->cache.ids[r] = s->tokens[(size_t)r * most + (size_t)s->length - 1];
+        const tmoe_tensor *logits = tmoei_cache_step(&s->cache, s->model, task, route);
+        if (!logits) return s->model->ctx->error;
+        s->logits = logits->x;
+        tmoei_parallel(s->model->ctx, tmoei_search_chunk, s, s->cache.rows / B);
+        for (int i = 0; i < s->cache.rows / B; i++) next += tmoei_search_advance(s, i, next);
+        int *tokens = s->tokens;
+        float *scores = s->scores;
+        s->tokens = s->next_tokens; s->next_tokens = tokens;
+        s->scores = s->next_scores; s->next_scores = scores;
+        tmoei_cache_reorder(&s->cache, s->parents, next);
+    }
+    return TMOE_OK;
+}
+/* Checks and completes the settings. */
+static tmoe_result tmoei_generation_check(tmoe_model *model, tmoe_generation *how) {
+    char text[TMOEI_MESSAGE_BYTES - 64] = "";
+    tmoei_fields_check(how, tmoei_generation_fields, TMOEI_GENERATION_FIELDS, text, sizeof text);
+    if (how->max_length == 0 || how->max_length > model->config.target_tokens)
+        how->max_length = model->config.target_tokens + 1;      /* the start token counts, but has no answer */
+    if (how->returned > how->beams)
+        tmoei_problem(text, sizeof text, "returned is %d, must be at most beams = %d", how->returned,
+        how->beams);
+    if (how->forced_begin_id >= model->V || how->forced_end_id >= model->V)
+        tmoei_problem(text, sizeof text, "a forced id is not below V = %d", model->V);
+    if (how->beams > model->V / 2) tmoei_problem(text, sizeof text, "beams is %d, must be at most V / 2",
+        how->beams);
+    return text[0] ? tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "generation: %s", text) : TMOE_OK;
+}
+
+TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *route, const int *ids,
+        const int *lengths, int count, const tmoe_generation *how, int *tokens, int *token_counts,
+        float *scores) {
+    tmoe_ctx *ctx = model->ctx;
+    tmoei_search s;
+    tmoei_batch b;
+    const tmoei_float_mode mode = tmoei_float_mode_enter();
+    ctx->error = TMOE_OK;
+    memset(&s, 0, sizeof s);
+    memset(&b, 0, sizeof b);
+    s.model = model; s.how = how ? *how : model->generation;
+    if (model->R > 0 && !route && (task < 0 || task >= model->N))
+        (void)tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "generate: task %d of %d; an unknown task needs a route",
+        task, model->N);
+    for (int i = 0, at = 0; i < count; at += lengths[i++])
+        for (int j = 0; j < lengths[i] || lengths[i] < 1; j++)
+            if (lengths[i] < 1 || lengths[i] > model->config.source_tokens || ids[at + j] < 0
+            || ids[at + j] >= model->V) {
+                (void)tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+                    "generate: request %d has %d tokens (1 to %d), or an id that is not "
+                    "0 <= id < %d", i, lengths[i], model->config.source_tokens, model->V);
+                goto end;
+            }
+    if (ctx->error == TMOE_OK) (void)tmoei_generation_check(model, &s.how);
+    const int at_once = s.how.beams >= TMOEI_ROWS_AT_ONCE ? 1 : TMOEI_ROWS_AT_ONCE / (s.how.beams < 1 ? 1
+        : s.how.beams);
+    for (int first = 0, n; ctx->error == TMOE_OK && first < count; first += n) {
+        size_t sources = 0;
+        n = tmoei_least(at_once, count - first);
+        for (int i = 0; i < n; i++) sources += (size_t)lengths[first + i];
+        if (tmoei_batch_reserve(ctx, &b, sources, 1, (size_t)n) != TMOE_OK) break;
+        for (int i = 0; i < n; ids += lengths[first + i++])
+            tmoei_batch_put(&b, ids, (size_t)lengths[first + i], NULL, 0, 0);
+        if (tmoei_search_run(&s, task, route, &b.source) == TMOE_OK)
+            for (int i = 0; i < n * s.how.returned; i++) {
+                const size_t most = (size_t)s.how.max_length, to = (size_t)(first * s.how.returned + i);
+                const size_t from = (size_t)(i / s.how.returned * s.how.beams + i % s.how.returned);
+                for (size_t t = 0; t < most; t++)
+                    tokens[to * most + t] = (int)t < s.lengths[from] ? s.finished[from * most + t]
+                    : model->config.pad_id;
+                token_counts[to] = s.lengths[from];
+                if (scores) scores[to] = s.final[from];
+            }
+        tmoei_cache_destroy(&s.cache);
+    }
+end:
+    tmoei_free(ctx, b.memory);
+    tmoei_float_mode_leave(mode);
+    return ctx->error;
 }
 TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count) {
     for (int i = 0; i < count; i++) { tmoei_free(model->ctx, answers[i]); answers[i] = NULL; }
 }
-/* Tokenises inputs first .. first + n - 1, decodes them, gives their texts. */
-static tmoe_result tmoei_answer_some(tmoe_model *model, int task, const char *instruction,
-        const float *route, const char *const *inputs, int n, char **answers) {
-    tmoe_ctx *ctx = model->ctx;
-    const tmoe_config *c = &model->config;
-    const size_t limit = (size_t)c->source_tokens, target_limit = (size_t)c->target_tokens;
-    tmoei_batch b;
-    size_t count = 0;
-    int lengths[TMOEI_ANSWERS_AT_ONCE];
-    memset(&b, 0, sizeof b);
-    int *ids = (int *)tmoei_alloc(ctx, limit, sizeof(int), 0);
-    tmoe_result result = ids ? tmoei_batch_reserve(ctx, &b, (size_t)n * limit, (size_t)n * target_limit,
-        (size_t)n) : TMOE_ERR_MEMORY;
-    for (int i = 0; result == TMOE_OK && i < n; i++) {
-        result = tmoei_encode_source(ctx, model->tokenizer, c->instruction_in_input ? instruction : NULL,
-            inputs[i], ids, limit, &count);
-        if (result == TMOE_OK && count > limit)
-            result = tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-                "answer: instruction and input have %lu tokens; the model takes at most %lu",
-                (unsigned long)count, (unsigned long)limit);
-        else if (result == TMOE_OK) tmoei_batch_put(&b, ids, count, NULL, 0, 0);
-    }
-    if (result == TMOE_OK)
-        result = tmoei_greedy(model, task, route, &b.source, b.target.ids, lengths, (int)target_limit);
-    for (int i = 0; result == TMOE_OK && i < n; i++) {
-        const int *mine = b.target.ids + (size_t)i * target_limit;
-        size_t length = 0;
-        result = tmoe_tokenizer_decode(model->tokenizer, mine, (size_t)lengths[i],
-            TMOE_TOKENIZER_SKIP_SPECIALS, NULL, 0, &length);
-        answers[i] = result == TMOE_OK ? (char *)tmoei_alloc(ctx, length + 1, 1, 1) : NULL;
-        if (!answers[i]) { result = ctx->error; break; }
-        result = tmoe_tokenizer_decode(model->tokenizer, mine, (size_t)lengths[i],
-            TMOE_TOKENIZER_SKIP_SPECIALS, answers[i], length + 1, &length);
-    }
-    tmoei_free(ctx, ids); tmoei_free(ctx, b.memory);
-    return result;
+/* The text that tokens say, to be freed; NULL when there is no memory. */
+static char *tmoei_text_of(tmoe_model *model, const int *tokens, size_t count) {
+    size_t length = 0;
+    char *text;
+    if (tmoe_tokenizer_decode(model->tokenizer, tokens, count, TMOE_TOKENIZER_SKIP_SPECIALS, NULL, 0,
+        &length) != TMOE_OK
+        || !(text = (char *)tmoei_alloc(model->ctx, length + 1, 1, 1)))
+        return NULL;
+    (void)tmoe_tokenizer_decode(model->tokenizer, tokens, count, TMOE_TOKENIZER_SKIP_SPECIALS, text,
+        length + 1, &length);
+    return text;
 }
 
 TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const float *route,
         const char *const *inputs, int count, char **answers) {
     tmoe_ctx *ctx = model->ctx;
+    const tmoe_config *c = &model->config;
     const int known = tmoe_find_task(model, task);
     const char *instruction = known >= 0 ? model->tasks[known].instruction : task;
-    const tmoei_float_mode mode = tmoei_float_mode_enter();
+    const size_t n = (size_t)count;
+    tmoe_generation how = model->generation;
+    tmoei_texts texts;
     float *unseen = NULL;
-    tmoe_result result = TMOE_OK;
+    /* (count) of requests, (count) of answers, (count, max_length) tokens */
+    int *lengths = NULL;
     ctx->error = TMOE_OK;
+    memset(&texts, 0, sizeof texts);
     for (int i = 0; i < count; i++) answers[i] = NULL;
-    if (!model->tokenizer) result = tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "answers: the model has no tokenizer");
-    if (result == TMOE_OK && !route && known < 0 && model->R > 0) {
-        unseen = (float *)tmoei_alloc(ctx, (size_t)(model->R * model->config.E), sizeof(float), 0);
-        result = unseen ? tmoe_route_unseen(model, instruction, TMOE_ZERO_SHOT_ROUTER, unseen)
-            : TMOE_ERR_MEMORY;
+    how.returned = 1;
+    if (!model->tokenizer) (void)tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "answers: the model has no tokenizer");
+    else if (tmoei_generation_check(model, &how) == TMOE_OK && !route && known < 0 && model->R > 0) {
+        unseen = (float *)tmoei_alloc(ctx, (size_t)(model->R * c->E), sizeof(float), 0);
+        if (unseen) (void)tmoe_route_unseen(model, instruction, TMOE_ZERO_SHOT_ROUTER, unseen);
         route = unseen;
     }
-    for (int i = 0; result == TMOE_OK && i < count; i += TMOEI_ANSWERS_AT_ONCE)
-        result = tmoei_answer_some(model, known, instruction, route, inputs + i,
-            count - i < TMOEI_ANSWERS_AT_ONCE ? count - i : TMOEI_ANSWERS_AT_ONCE, answers + i);
-    if (result != TMOE_OK) tmoe_answers_free(model, answers, count);
-    tmoei_free(ctx, unseen);
-    tmoei_float_mode_leave(mode);
-    return result;
+    const size_t most = (size_t)how.max_length;
+    if (ctx->error == TMOE_OK) lengths = (int *)tmoei_alloc(ctx, n + 1, (most + 2) * sizeof(int), 0);
+    for (int i = 0; ctx->error == TMOE_OK && i < count; i++)
+        if (tmoei_texts_add(model, &texts, instruction, inputs[i], c->source_tokens, "input", task,
+        i) == TMOE_OK)
+            lengths[i] = (int)tmoei_text_length(&texts, (size_t)i);
+    if (ctx->error == TMOE_OK)
+        (void)tmoe_generate(model, known, route, texts.ids, lengths, count, &how, lengths + 2 * n,
+        lengths + n, NULL);
+    for (size_t i = 0; ctx->error == TMOE_OK && i < n; i++)
+        answers[i] = tmoei_text_of(model, lengths + 2 * n + i * most, (size_t)lengths[n + i]);
+    if (ctx->error != TMOE_OK) tmoe_answers_free(model, answers, count);
+    tmoei_free(ctx, unseen); tmoei_free(ctx, lengths); tmoei_free(ctx, texts.ids); tmoei_free(ctx,
+        texts.offsets);
+    return ctx->error;
 }
 
 TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task, const char *input, char *text,
@@ -7849,7 +8442,7 @@ static tmoe_result tmoei_parameters_read(const tmoe_model *model, const tmoei_sa
         if (!entry)
             return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no tensor %s", file->path,
                 parameter->name);
-        result = tmoei_safetensors_read(ctx, file, entry, theta + parameter->offset,
+        result = tmoei_safetensors_read(ctx, file, entry, 0, theta + parameter->offset,
             (size_t)parameter->rows * (size_t)parameter->cols);
     }
     return result;
@@ -7941,7 +8534,7 @@ TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path) 
         const tmoei_entry *entry = i < 3 ? tmoei_safetensors_find(&file, tmoei_flat_names[i]) : NULL;
         if (i < 3 && !entry) continue;
         values[i] = (float *)tmoei_alloc(ctx, model->size, sizeof(float), 1);
-        if (values[i] && entry) (void)tmoei_safetensors_read(ctx, &file, entry, values[i], model->size);
+        if (values[i] && entry) (void)tmoei_safetensors_read(ctx, &file, entry, 0, values[i], model->size);
         else if (values[i] && tmoei_parameters_read(model, &file, values[i]) == TMOE_OK)
             (void)tmoei_step_of(ctx, &file, &step);
     }
