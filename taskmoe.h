@@ -5378,25 +5378,14 @@ TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const ch
  * sweep, cutting out a task is a copy, the optimiser and the all-reduce are one loop. Every named tensor
  * starts on a cache line. */
 
-/* The pieces of a transformer layer, in the order they lie in a block. */
+/* The pieces of a transformer layer in the order they lie in a block: a weight, then its bias (piece + 1). */
 typedef enum tmoei_piece {
-    TMOEI_SELF_QKV, TMOEI_SELF_QKV_BIAS, TMOEI_SELF_OUT, TMOEI_SELF_OUT_BIAS, TMOEI_SELF_NORM,
-        TMOEI_SELF_NORM_BIAS,
-    TMOEI_CROSS_Q, TMOEI_CROSS_Q_BIAS, TMOEI_CROSS_KV, TMOEI_CROSS_KV_BIAS, TMOEI_CROSS_OUT,
-        TMOEI_CROSS_OUT_BIAS,
-    TMOEI_CROSS_NORM, TMOEI_CROSS_NORM_BIAS,
-    TMOEI_FC1, TMOEI_FC1_BIAS, TMOEI_FC2, TMOEI_FC2_BIAS, TMOEI_FFN_NORM, TMOEI_FFN_NORM_BIAS,
-    TMOEI_PIECES
+    TMOEI_SELF_QKV, TMOEI_SELF_QKV_BIAS, TMOEI_SELF_OUT = 2, TMOEI_SELF_NORM = 4,
+    TMOEI_CROSS_Q = 6, TMOEI_CROSS_KV = 8, TMOEI_CROSS_KV_BIAS, TMOEI_CROSS_OUT = 10, TMOEI_CROSS_NORM = 12,
+    TMOEI_FC1 = 14, TMOEI_FC2 = 16, TMOEI_FFN_NORM = 18, TMOEI_PIECES = 20
 } tmoei_piece;
-
-static const char *const tmoei_piece_names[TMOEI_PIECES] = {
-    "self.qkv.weight", "self.qkv.bias", "self.out.weight", "self.out.bias", "self.norm.weight",
-        "self.norm.bias",
-    "cross.q.weight", "cross.q.bias", "cross.kv.weight", "cross.kv.bias", "cross.out.weight",
-        "cross.out.bias",
-    "cross.norm.weight", "cross.norm.bias",
-    "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias", "ffn.norm.weight", "ffn.norm.bias"
-};
+static const char *const tmoei_piece_names[TMOEI_PIECES / 2] = { "self.qkv", "self.out", "self.norm",
+    "cross.q", "cross.kv", "cross.out", "cross.norm", "fc1", "fc2", "ffn.norm" };
 
 /* Shared pieces outside the layers. */
 typedef enum tmoei_shared {
@@ -5407,8 +5396,9 @@ typedef enum tmoei_shared {
     TMOEI_SHARED
 } tmoei_shared;
 /* Which learning rate a parameter follows. */
-typedef enum tmoei_rate { TMOEI_RATE_LAYERS, TMOEI_RATE_ROUTER, TMOEI_RATE_TASKS, TMOEI_RATE_SHARED,
-    TMOEI_RATE_NONE } tmoei_rate;
+typedef enum tmoei_rate {
+    TMOEI_RATE_LAYERS, TMOEI_RATE_ROUTER, TMOEI_RATE_TASKS, TMOEI_RATE_SHARED, TMOEI_RATE_NONE
+} tmoei_rate;
 
 typedef struct tmoei_parameter {    /* one named tensor in theta */
     char name[72];
@@ -5435,30 +5425,24 @@ struct tmoe_model {
     tmoe_ctx *ctx;
     tmoe_config config;
     tmoe_tokenizer *tokenizer;
-    /* vocabulary; special tokens. The decoder starts with </s>, as it is trained */
-    int V, end_id;
+    int V, end_id;                  /* vocabulary; the decoder starts with </s>, as it is trained */
     tmoe_task *tasks;               /* known ones: name, category, instruction */
-    int N;
-    int L, R;                       /* layers, encoder first; routed layers */
+    int N, L, R;                    /* tasks; layers, encoder first; routed layers */
     tmoei_layer *layers;
     tmoei_parameter *parameters;
-    int parameter_count;
+    int parameter_count, router_parameter;          /* the router's first named tensor: its index */
     size_t parameter_capacity;
     float *theta;
     size_t size;                    /* floats in theta */
-    size_t shared[TMOEI_SHARED];    /* offsets */
-    size_t router, router_size, vectors;            /* offsets; task vectors are (N, k) */
-    int router_parameter;           /* index of the router's first named tensor */
+    size_t shared[TMOEI_SHARED], router, router_size, vectors;  /* offsets; task vectors are (N, k) */
     float *mask;                    /* (R, E) added to the logits: 0, or -1e9 for a disabled expert */
     float *text_vectors;            /* (N, k) of the instructions, for nearest tasks */
     int64_t step;                   /* optimiser steps taken: sets the temperature */
     uint64_t version;               /* raised whenever theta changes; caches compare it */
     float *routes;                  /* (N, R * E) of evaluation, valid for routes_version */
-    uint64_t routes_version;
-    /* merged blocks of the last route that was asked for; (L) pointers to where each layer's lies */
-    float *merged, **blocks;
+    float *merged, **blocks;        /* merged blocks of the last route asked for; (L) where each layer's is */
     float *merged_route;            /* that route, (R, E); valid for merged_version */
-    uint64_t merged_version;
+    uint64_t routes_version, merged_version;
     tmoe_tape *tape;                /* for evaluation */
     tmoei_owner own;
 };
@@ -5482,47 +5466,44 @@ static size_t tmoei_parameter_add(tmoe_model *model, int rows, int cols, tmoei_r
     model->size += tmoei_round_up((size_t)rows * (size_t)cols);
     return parameter->offset;
 }
-/* Standard deviation of a (rows, cols) matrix at the start. */
-static float tmoei_init_std(const tmoe_model *model, int fan_in) {
-    return model->config.init_std > 0.0f ? model->config.init_std : 1.0f / sqrtf((float)fan_in);
+/* Standard deviation at the start of what has `rows` rows: only matrices are random. */
+static float tmoei_init_std(const tmoe_model *model, int rows, int fan_in) {
+    const float std = model->config.init_std;
+    return rows == 1 ? 0.0f : std > 0.0f ? std : 1.0f / sqrtf((float)fan_in);
 }
 /* Lays out one layer: shapes of its pieces, then the shared part and the experts' blocks in theta. */
 static void tmoei_layer_plan(tmoe_model *model, int index) {
     const tmoe_config *c = &model->config;
     tmoei_layer *layer = &model->layers[index];
-    const int decoder = index >= c->encoder_layers, D = c->D, F = decoder ? c->F_decoder : c->F_encoder;
-    const int number = decoder ? index - c->encoder_layers : index;
-    const int matrix_rows[TMOEI_PIECES] = { 3 * D, 1, D, 1, 1, 1, D, 1, 2 * D, 1, D, 1, 1, 1, F, 1, D, 1, 1,
-        1 };
-    const int matrix_cols[TMOEI_PIECES] = { D, 3 * D, D, D, D, D, D, D, D, 2 * D, D, D, D, D, D, F, F, D, D,
-        D };
+    const int decoder = index >= c->encoder_layers, number = decoder ? index - c->encoder_layers : index;
+    const int D = c->D, F = decoder ? c->F_decoder : c->F_encoder;
+    const int shapes[TMOEI_PIECES / 2][2] = { { 3 * D, D }, { D, D }, { 0, D }, { D, D }, { 2 * D, D },
+        { D, D }, { 0, D }, { F, D }, { D, F }, { 0, D } };     /* of the weights; no rows: a norm's gain */
     layer->decoder = decoder; layer->heads = decoder ? c->H_decoder : c->H_encoder;
     layer->experts = c->E > 1 && (c->expert_places & (decoder ? TMOE_DECODER : TMOE_ENCODER)) ? c->E : 1;
     layer->route = layer->experts > 1 ? model->R++ : -1;
     for (int piece = 0; piece < TMOEI_PIECES; piece++) {
-        if (!decoder && piece >= TMOEI_CROSS_Q && piece <= TMOEI_CROSS_NORM_BIAS) continue;
-        layer->rows[piece] = matrix_rows[piece]; layer->cols[piece] = matrix_cols[piece];
+        const int rows = shapes[piece / 2][0], cols = shapes[piece / 2][1], bias = piece % 2;
+        if (!decoder && piece >= TMOEI_CROSS_Q && piece < TMOEI_FC1) continue;
+        layer->rows[piece] = bias || !rows ? 1 : rows; layer->cols[piece] = bias && rows ? rows : cols;
         layer->in_expert[piece] = c->expert_kind == TMOE_EXPERT_LAYER || piece >= TMOEI_FC1;
         size_t *size = layer->in_expert[piece] ? &layer->block_size : &layer->shared_size;
         layer->offset[piece] = *size;
-        *size += tmoei_round_up((size_t)matrix_rows[piece] * (size_t)matrix_cols[piece]);
+        *size += tmoei_round_up((size_t)layer->rows[piece] * (size_t)layer->cols[piece]);
     }
-    for (int expert = -1; expert < layer->experts; expert++) {      /* -1: the shared part */
-        if (expert == -1) layer->shared = model->size;
-        if (expert == 0) layer->block = model->size;
+    layer->shared = model->size; layer->block = model->size + layer->shared_size;
+    for (int expert = -1; expert < layer->experts; expert++)    /* -1: the shared part */
         for (int piece = 0; piece < TMOEI_PIECES; piece++) {
-            const int matrix = layer->rows[piece] > 1;
-            const int gain = piece == TMOEI_SELF_NORM || piece == TMOEI_CROSS_NORM
-                || piece == TMOEI_FFN_NORM;
+            const int rows = layer->rows[piece], cols = layer->cols[piece];
+            const int gain = piece % 2 == 0 && shapes[piece / 2][0] == 0;
             char owner[24] = "";
-            if (layer->rows[piece] == 0 || layer->in_expert[piece] != (expert >= 0)) continue;
+            if (rows == 0 || layer->in_expert[piece] != (expert >= 0)) continue;
             if (layer->experts > 1 && expert >= 0) (void)snprintf(owner, sizeof owner, "expert.%d.", expert);
-            (void)tmoei_parameter_add(model, layer->rows[piece], layer->cols[piece], TMOEI_RATE_LAYERS,
-                matrix, layer->experts > 1 ? expert : -1, matrix ? tmoei_init_std(model, layer->cols[piece])
-                : 0.0f, gain ? 1.0f : 0.0f, "%s.%d.%s%s", decoder ? "decoder" : "encoder", number, owner,
-                tmoei_piece_names[piece]);
+            (void)tmoei_parameter_add(model, rows, cols, TMOEI_RATE_LAYERS, rows > 1,
+                layer->experts > 1 ? expert : -1, tmoei_init_std(model, rows, cols), gain ? 1.0f : 0.0f,
+                "%s.%d.%s%s.%s", decoder ? "decoder" : "encoder", number, owner, tmoei_piece_names[piece / 2],
+                piece % 2 ? "bias" : "weight");
         }
-    }
 }
 
 static void tmoei_router_plan(tmoe_model *model);              /* >>router */
@@ -5534,11 +5515,12 @@ static tmoe_result tmoei_model_plan(tmoe_model *model) {
         "decoder.norm.bias", "output.bias" };
     const tmoe_config *c = &model->config;
     const int rows[TMOEI_SHARED] = { model->V, c->source_tokens, c->target_tokens, 1, 1, 1, 1, 1 };
-    for (int s = 0; s < TMOEI_SHARED; s++)
-        model->shared[s] = tmoei_parameter_add(model, rows[s], s == TMOEI_OUTPUT_BIAS ? model->V : c->D,
-            s == TMOEI_OUTPUT_BIAS ? TMOEI_RATE_NONE : TMOEI_RATE_SHARED, rows[s] > 1, -1,
-            rows[s] > 1 ? tmoei_init_std(model, c->D) : 0.0f, s == TMOEI_ENCODER_NORM
-            || s == TMOEI_DECODER_NORM ? 1.0f : 0.0f, "%s", names[s]);
+    for (int s = 0; s < TMOEI_SHARED; s++) {
+        const int output = s == TMOEI_OUTPUT_BIAS, gain = s == TMOEI_ENCODER_NORM || s == TMOEI_DECODER_NORM;
+        model->shared[s] = tmoei_parameter_add(model, rows[s], output ? model->V : c->D,
+            output ? TMOEI_RATE_NONE : TMOEI_RATE_SHARED, rows[s] > 1, -1,
+            tmoei_init_std(model, rows[s], c->D), gain ? 1.0f : 0.0f, "%s", names[s]);
+    }
     model->layers = (tmoei_layer *)tmoei_own(&model->own, (size_t)model->L, sizeof *model->layers);
     if (!model->layers) return model->ctx->error;
     for (int l = 0; l < model->L; l++) tmoei_layer_plan(model, l);
@@ -5546,35 +5528,28 @@ static tmoe_result tmoei_model_plan(tmoe_model *model) {
     if (model->R > 0) tmoei_router_plan(model);
     model->router_size = model->size - model->router; model->vectors = model->size;
     if (model->N > 0 && model->R > 0)
-        model->vectors = tmoei_parameter_add(model, model->N, c->k,
-            c->vectors == TMOE_VECTOR_LEARNED ? TMOEI_RATE_TASKS : TMOEI_RATE_NONE, 1, -1, 0.02f, 0.0f,
-            "task_vectors.weight");
+        (void)tmoei_parameter_add(model, model->N, c->k, c->vectors == TMOE_VECTOR_LEARNED ? TMOEI_RATE_TASKS
+            : TMOEI_RATE_NONE, 1, -1, 0.02f, 0.0f, "task_vectors.weight");
     return model->ctx->error;
 }
 /* Fills theta: every matrix normal (or uniform), norms 1, biases 0; experts are copies of expert 0 plus
  * noise. The stream is the tensor's index, the counter the element: the same seed gives the same weights
  * whatever else the model has. */
 static void tmoei_model_init(tmoe_model *model) {
+    const uint64_t seed = model->config.seed;
     for (int p = 0; p < model->parameter_count; p++) {
         const tmoei_parameter *parameter = &model->parameters[p];
         float *x = model->theta + parameter->offset;
         const size_t n = (size_t)parameter->rows * (size_t)parameter->cols;
         const float std = parameter->init_std;
-        for (size_t i = 0; i < n; i++) {
-            if (std == 0.0f) x[i] = parameter->init_value;
-            else if (std > 0.0f) x[i] = std * tmoei_normal(model->config.seed, (uint64_t)p, i);
-            else
-                x[i] = -std * (2.0f * tmoei_uniform(tmoei_random(model->config.seed, (uint64_t)p, i))
-                    - 1.0f);
-        }
-        if (parameter->expert > 0 && std != 0.0f) {
-            size_t block = 0;
-            for (int l = 0; l < model->L; l++)
-                if (parameter->offset >= model->layers[l].block && model->layers[l].experts > 1)
-                    block = model->layers[l].block_size;
-            for (size_t i = 0; i < n; i++)
-                x[i] = x[i] * model->config.expert_noise + x[i - (size_t)parameter->expert * block];
-        }
+        size_t back = 0;                                        /* floats from expert 0 to this one */
+        for (size_t i = 0; i < n; i++)
+            x[i] = std == 0.0f ? parameter->init_value : std > 0.0f ? std * tmoei_normal(seed, (uint64_t)p, i)
+                : -std * (2.0f * tmoei_uniform(tmoei_random(seed, (uint64_t)p, i)) - 1.0f);
+        for (int l = 0; parameter->expert > 0 && std != 0.0f && l < model->L; l++)
+            if (parameter->offset >= model->layers[l].block && model->layers[l].experts > 1)
+                back = (size_t)parameter->expert * model->layers[l].block_size;
+        for (size_t i = 0; back && i < n; i++) x[i] = x[i] * model->config.expert_noise + x[i - back];
     }
 }
 /* A number of tmoe_config or tmoe_training: where it is and what it may be. Enums are ints. */
@@ -5582,16 +5557,14 @@ typedef struct tmoei_field { const char *name; size_t offset; int is_float; doub
 #define TMOEI_FIELD(f, is_float, least, most) \
     { #f, offsetof(TMOEI_STRUCT, f), is_float, (double)(least), (double)(most) }
 #define TMOEI_INT(f, least, most) TMOEI_FIELD(f, 0, least, most)
+#define TMOEI_SIZE(f, least) TMOEI_FIELD(f, 0, least, 1 << 20)
 #define TMOEI_FLOAT(f, least, most) TMOEI_FIELD(f, 1, least, most)
 #define TMOEI_BELOW_1 0.99999994        /* the largest float there */
-#define TMOEI_SIZE_MAX (1 << 20)
 #define TMOEI_STRUCT tmoe_config
 static const tmoei_field tmoei_config_fields[] = {              /* the seed is written by itself */
-    TMOEI_INT(D, 1, TMOEI_SIZE_MAX), TMOEI_INT(H_encoder, 1, TMOEI_SIZE_MAX),
-    TMOEI_INT(H_decoder, 1, TMOEI_SIZE_MAX), TMOEI_INT(F_encoder, 1, TMOEI_SIZE_MAX),
-    TMOEI_INT(F_decoder, 1, TMOEI_SIZE_MAX), TMOEI_INT(encoder_layers, 1, TMOEI_SIZE_MAX),
-    TMOEI_INT(decoder_layers, 1, TMOEI_SIZE_MAX), TMOEI_INT(source_tokens, 3, TMOEI_SIZE_MAX),
-    TMOEI_INT(target_tokens, 2, TMOEI_SIZE_MAX), TMOEI_INT(V, 0, TMOEI_SIZE_MAX),
+    TMOEI_SIZE(D, 1), TMOEI_SIZE(H_encoder, 1), TMOEI_SIZE(H_decoder, 1), TMOEI_SIZE(F_encoder, 1),
+    TMOEI_SIZE(F_decoder, 1), TMOEI_SIZE(encoder_layers, 1), TMOEI_SIZE(decoder_layers, 1),
+    TMOEI_SIZE(source_tokens, 3), TMOEI_SIZE(target_tokens, 2), TMOEI_SIZE(V, 0),
     TMOEI_INT(norm, 0, TMOE_NORM_POST), TMOEI_INT(activation, TMOE_GELU, TMOE_RELU),
     TMOEI_INT(scale_embedding, 0, 1), TMOEI_INT(E, 1, 64),
     TMOEI_INT(expert_places, 0, TMOE_ENCODER | TMOE_DECODER), TMOEI_INT(expert_kind, 0, TMOE_EXPERT_FFN),
@@ -5600,9 +5573,8 @@ static const tmoei_field tmoei_config_fields[] = {              /* the seed is w
     TMOEI_FLOAT(temperature, FLT_MIN, FLT_MAX), TMOEI_FLOAT(temperature_decay, 0, FLT_MAX),
     TMOEI_FLOAT(temperature_min, FLT_MIN, FLT_MAX), TMOEI_FLOAT(exploration, 0, 1),
     TMOEI_INT(router, 0, TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC), TMOEI_INT(router_hidden, 1, 65536),
-    TMOEI_INT(vectors, 0, TMOE_VECTOR_GIVEN), TMOEI_INT(k, 1, TMOEI_SIZE_MAX),
-    TMOEI_INT(instruction_in_input, 0, 1), TMOEI_INT(begin_in_target, 0, 1),
-    TMOEI_FLOAT(init_std, 0, FLT_MAX)
+    TMOEI_INT(vectors, 0, TMOE_VECTOR_GIVEN), TMOEI_SIZE(k, 1), TMOEI_INT(instruction_in_input, 0, 1),
+    TMOEI_INT(begin_in_target, 0, 1), TMOEI_FLOAT(init_std, 0, FLT_MAX)
 };
 #define TMOEI_CONFIG_FIELDS (sizeof tmoei_config_fields / sizeof *tmoei_config_fields)
 #undef TMOEI_STRUCT
@@ -5632,16 +5604,16 @@ static double tmoei_field_value(const void *config, const tmoei_field *field) {
 /* Notes every field that is out of its range (NaN is), so that one message names all mistakes. */
 static void tmoei_fields_check(const void *config, const tmoei_field *fields, size_t count, char *text,
         size_t size) {
-    for (size_t i = 0; i < count; i++) {
-        const double x = tmoei_field_value(config, &fields[i]);
-        if (!(x >= fields[i].least && x <= fields[i].most))
-            tmoei_problem(text, size, "%s is %.7g, must be %.7g to %.7g", fields[i].name, x, fields[i].least,
-                fields[i].most);
+    for (const tmoei_field *f = fields; f < fields + count; f++) {
+        const double x = tmoei_field_value(config, f);
+        if (!(x >= f->least && x <= f->most))
+            tmoei_problem(text, size, "%s is %.7g, must be %.7g to %.7g", f->name, x, f->least, f->most);
     }
 }
 
 static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c, const tmoe_tokenizer *tokenizer,
         int task_count) {
+    const int symbols = tokenizer ? tmoe_tokenizer_vocabulary(tokenizer) : 3;
     char text[TMOEI_MESSAGE_BYTES - 64] = "";
     const size_t size = sizeof text;
     tmoei_fields_check(c, tmoei_config_fields, TMOEI_CONFIG_FIELDS, text, size);
@@ -5649,7 +5621,6 @@ static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c, const
         tmoei_problem(text, size, "D = %d is not divisible by H_encoder = %d", c->D, c->H_encoder);
     if (c->H_decoder > 0 && c->D % c->H_decoder)
         tmoei_problem(text, size, "D = %d is not divisible by H_decoder = %d", c->D, c->H_decoder);
-    const int symbols = tokenizer ? tmoe_tokenizer_vocabulary(tokenizer) : 3;
     if (c->V < symbols && (c->V || !tokenizer))
         tmoei_problem(text, size, "V is %d, must be at least the tokenizer's %d", c->V, symbols);
     if (c->E > 1 && c->expert_places == 0)
@@ -5667,10 +5638,10 @@ TMOE_DEF tmoe_config tmoe_config_default(void) {
     tmoe_config c;
     memset(&c, 0, sizeof c);
     c.D = 96; c.H_encoder = c.H_decoder = 4; c.F_encoder = c.F_decoder = 384;
-    c.encoder_layers = c.decoder_layers = 2; c.source_tokens = 128;
-    c.target_tokens = 64;                                       /* the paper decodes at most 64 tokens */
-    c.norm = TMOE_NORM_PRE; c.activation = TMOE_GELU; c.E = 4;
-    c.expert_places = TMOE_ENCODER | TMOE_DECODER; c.expert_noise = 0.5f; c.mix = TMOE_MIX_PARAM;
+    c.encoder_layers = c.decoder_layers = 2;
+    c.source_tokens = 128; c.target_tokens = 64;                /* the paper decodes at most 64 tokens */
+    c.norm = TMOE_NORM_PRE; c.activation = TMOE_GELU;
+    c.E = 4; c.expert_places = TMOE_ENCODER | TMOE_DECODER; c.expert_noise = 0.5f; c.mix = TMOE_MIX_PARAM;
     c.selection = TMOE_SELECT_SOFTMAX; c.random_n = 1; c.temperature = c.temperature_min = 1.0f;
     c.router = TMOE_ROUTER_LINEAR_LAYER_SPECIFIC;               /* the one in the paper's final runs */
     c.router_hidden = 64;                                       /* the paper's */
@@ -5689,7 +5660,7 @@ static void tmoei_text_vector(const char *text, int k, float *vector);  /* >>rou
 
 /* Everything but the values of theta. */
 static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config, const tmoe_tokenizer *tokenizer,
-                                   const tmoe_task *tasks, int task_count) {
+        const tmoe_task *tasks, int task_count) {
     const size_t N = (size_t)task_count, k = (size_t)config->k;
     if (tmoei_config_check(ctx, config, tokenizer, task_count) != TMOE_OK) return NULL;
     tmoe_model *model = (tmoe_model *)tmoei_alloc(ctx, 1, sizeof *model, 1);
@@ -5728,15 +5699,14 @@ static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config, con
 
 TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
         const tmoe_tokenizer *tokenizer, const tmoe_task *tasks, int task_count) {
-    tmoe_config chosen = config ? *config : tmoe_config_default();
+    const tmoe_config chosen = config ? *config : tmoe_config_default();
     ctx->error = TMOE_OK;
     tmoe_model *model = tmoei_model_new(ctx, &chosen, tokenizer, tasks, task_count);
-    if (model) {
-        tmoei_model_init(model);
-        if (model->R > 0 && chosen.vectors == TMOE_VECTOR_TEXT)
-            memcpy(model->theta + model->vectors, model->text_vectors,
-                (size_t)model->N * (size_t)chosen.k * sizeof(float));
-    }
+    if (!model) return NULL;
+    tmoei_model_init(model);
+    if (model->R > 0 && chosen.vectors == TMOE_VECTOR_TEXT)
+        memcpy(model->theta + model->vectors, model->text_vectors,
+            (size_t)model->N * (size_t)chosen.k * sizeof(float));
     return model;
 }
 TMOE_DEF int tmoe_find_task(const tmoe_model *model, const char *name_or_instruction) {
@@ -5748,8 +5718,8 @@ TMOE_DEF int tmoe_find_task(const tmoe_model *model, const char *name_or_instruc
 }
 static float *tmoei_piece_of(const tmoe_model *model, int l, int piece, int expert) {
     const tmoei_layer *layer = &model->layers[l];
-    return model->theta + layer->offset[piece] + (!layer->in_expert[piece] ? layer->shared : layer->block
-        + (size_t)expert * layer->block_size);
+    return model->theta + layer->offset[piece] + (layer->in_expert[piece] ? layer->block
+        + (size_t)expert * layer->block_size : layer->shared);
 }
 TMOE_DEF void tmoe_model_take_router(tmoe_model *model, const tmoe_model *from) {
     for (int p = model->router_parameter; p < model->parameter_count; p++)
@@ -5762,8 +5732,8 @@ TMOE_DEF void tmoe_model_take_router(tmoe_model *model, const tmoe_model *from) 
             for (int row = 0; row < rows; row++) { /* of a table of tasks: those that both know */
                 const int known = vectors ? tmoe_find_task(from, model->tasks[row].name) : 0;
                 if (known >= 0)
-                    memcpy(model->theta + to->offset + (size_t)row * n, from->theta + a->offset
-                        + (size_t)known * n, n * sizeof(float));
+                    memcpy(model->theta + to->offset + (size_t)row * n,
+                        from->theta + a->offset + (size_t)known * n, n * sizeof(float));
             }
         }
     model->version++;
@@ -5771,12 +5741,13 @@ TMOE_DEF void tmoe_model_take_router(tmoe_model *model, const tmoe_model *from) 
 /* Layer l of a new model from layer l of another: kept, or merged by r and copied with the noise that the new
  * experts have between them. Experts go from last to first: the first one's start is that noise's zero. */
 static void tmoei_layer_derive(tmoe_model *model, const tmoe_model *from, int l, const float *r) {
-    const int experts = from->layers[l].experts, keep = !r && model->layers[l].experts == experts;
+    const tmoei_layer *layer = &model->layers[l];
+    const int experts = from->layers[l].experts, keep = !r && layer->experts == experts;
     for (int piece = 0; piece < TMOEI_PIECES; piece++) {
-        const size_t n = (size_t)model->layers[l].rows[piece] * (size_t)model->layers[l].cols[piece];
-        for (int e = model->layers[l].in_expert[piece] ? model->layers[l].experts - 1 : 0; e >= 0; e--) {
+        const float *zero = tmoei_piece_of(model, l, piece, 0);
+        const size_t n = (size_t)layer->rows[piece] * (size_t)layer->cols[piece];
+        for (int e = layer->in_expert[piece] ? layer->experts - 1 : 0; e >= 0; e--) {
             float *to = tmoei_piece_of(model, l, piece, e);
-            const float *zero = tmoei_piece_of(model, l, piece, 0);
             for (size_t i = 0; i < n; i++) {
                 float sum = e && !keep ? to[i] - zero[i] : 0.0f;
                 for (int a = 0; a < experts; a++) {
@@ -5819,10 +5790,9 @@ TMOE_DEF const tmoe_task *tmoe_model_task(const tmoe_model *model, int task) {
 TMOE_DEF size_t tmoe_model_parameters(const tmoe_model *model, size_t *active) {
     size_t all = 0, used = 0;
     for (int p = 0; p < model->parameter_count; p++) {
-        const tmoei_parameter *parameter = &model->parameters[p];
-        const size_t n = (size_t)parameter->rows * (size_t)parameter->cols;
+        const size_t n = (size_t)model->parameters[p].rows * (size_t)model->parameters[p].cols;
         all += n;
-        if (parameter->expert <= 0 && p < model->router_parameter) used += n;
+        if (model->parameters[p].expert <= 0 && p < model->router_parameter) used += n;
     }
     if (active) *active = used;
     return all;
@@ -5843,7 +5813,7 @@ TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int routed_layer, 
     for (int l = 0; l < model->L; l++)
         if (model->layers[l].route == routed_layer && routed_layer >= 0)
             (void)snprintf(text, size, "%s %d", model->layers[l].decoder ? "decoder" : "encoder",
-                           model->layers[l].decoder ? l - model->config.encoder_layers : l);
+                model->layers[l].decoder ? l - model->config.encoder_layers : l);
 }
 
 /* ==== >>layers: one forward pass of the transformer ===================================================
@@ -5866,14 +5836,13 @@ static tmoe_result tmoei_batch_reserve(tmoe_ctx *ctx, tmoei_batch *batch, size_t
         size_t sequences) {
     const size_t need = 2 * sources + 3 * targets + 2 * (sequences + 1);
     if (!tmoei_grow(ctx, &batch->memory, &batch->capacity, need, sizeof(int))) return TMOE_ERR_MEMORY;
-    int *at = batch->memory;
-    batch->source.ids = at; at += sources;
-    batch->source.positions = at; at += sources;
-    batch->target.ids = at; at += targets;
-    batch->target.positions = at; at += targets;
-    batch->labels = at; at += targets;
-    batch->source.offsets = at; at += sequences + 1;
-    batch->target.offsets = at;
+    batch->source.ids = batch->memory;
+    batch->source.positions = batch->source.ids + sources;
+    batch->target.ids = batch->source.positions + sources;
+    batch->target.positions = batch->target.ids + targets;
+    batch->labels = batch->target.positions + targets;
+    batch->source.offsets = batch->labels + targets;
+    batch->target.offsets = batch->source.offsets + sequences + 1;
     batch->source.sequences = batch->target.sequences = batch->source.tokens = batch->target.tokens = 0;
     return TMOE_OK;
 }
@@ -5893,8 +5862,9 @@ static void tmoei_batch_put(tmoei_batch *batch, const int *x, size_t source, con
     s->offsets[s->sequences] = s->tokens; t->offsets[t->sequences] = t->tokens;
 }
 
-typedef struct tmoei_texts { int *ids; size_t *offsets; size_t count, ids_used, ids_capacity,
-    offsets_capacity; } tmoei_texts;
+typedef struct tmoei_texts {
+    int *ids; size_t *offsets; size_t count, ids_used, ids_capacity, offsets_capacity;
+} tmoei_texts;
 
 /* Appends one tokenised text; gives its index, or -1 cast to size_t (cause in the context). */
 static size_t tmoei_texts_add(tmoe_ctx *ctx, tmoei_texts *texts, const tmoe_tokenizer *tokenizer,
@@ -5904,9 +5874,8 @@ static size_t tmoei_texts_add(tmoe_ctx *ctx, tmoei_texts *texts, const tmoe_toke
     if (tmoei_encode_source(ctx, tokenizer, instruction, input, NULL, 0, &count) != TMOE_OK)
         return (size_t)-1;
     if (count > (size_t)limit) {
-        (void)tmoei_fail(ctx, TMOE_ERR_DATA,
-            "task %s, training example %d: the %s has %lu tokens; the model takes at most %d", task_name,
-            line + 1, what, (unsigned long)count, limit);
+        (void)tmoei_fail(ctx, TMOE_ERR_DATA, "task %s, training example %d: the %s has %lu tokens; "
+            "the model takes at most %d", task_name, line + 1, what, (unsigned long)count, limit);
         return (size_t)-1;
     }
     if (!tmoei_grow(ctx, &texts->ids, &texts->ids_capacity, texts->ids_used + count, sizeof *texts->ids)
@@ -5936,45 +5905,50 @@ typedef struct tmoei_pass {
     float dropout;
     uint64_t dropout_seed, dropout_stream;
     tmoei_cache *cache;
+    const tmoei_pack *pack, *memory_pack;           /* what runs now; a decoder: what the encoder read */
+    tmoe_tensor *memory;                /* and the encoder's output */
 } tmoei_pass;
 
+/* Where gradients of theta + offset go, if what `bit` stands for is trained. */
+static float *tmoei_pass_grads(const tmoei_pass *pass, int bit, size_t offset) {
+    return pass->grads && (pass->train & bit) ? pass->grads + offset : NULL;
+}
 static tmoe_tensor *tmoei_block_leaf(tmoei_pass *pass, size_t offset, size_t size) {
     return tmoe_leaf(pass->tape, 1, (int)size, pass->model->theta + offset,
-                     pass->grads && (pass->train & TMOE_TRAIN_LAYERS) ? pass->grads + offset : NULL);
+        tmoei_pass_grads(pass, TMOE_TRAIN_LAYERS, offset));
 }
-static tmoe_tensor *tmoei_shared_tensor(tmoei_pass *pass, tmoei_shared which) {
-    /* the shared ones come first, in this order */
+static tmoe_tensor *tmoei_shared_tensor(tmoei_pass *pass, int which) {
+    /* the shared ones come first, in the order of tmoei_shared */
     const tmoei_parameter *parameter = &pass->model->parameters[which];
     return tmoe_leaf(pass->tape, parameter->rows, parameter->cols, pass->model->theta + parameter->offset,
-        pass->grads && (pass->train & TMOE_TRAIN_SHARED) && parameter->rate != TMOEI_RATE_NONE
-        ? pass->grads + parameter->offset : NULL);
+        parameter->rate == TMOEI_RATE_NONE ? NULL
+        : tmoei_pass_grads(pass, TMOE_TRAIN_SHARED, parameter->offset));
 }
 /* The pieces of a layer that lie in `block` (the shared part or an expert) as matrices. */
 static void tmoei_layer_pieces(tmoei_pass *pass, const tmoei_layer *layer, tmoe_tensor *block, int in_expert,
         tmoe_tensor **w) {
-    for (int piece = 0; piece < TMOEI_PIECES; piece++)
-        if (layer->rows[piece] && layer->in_expert[piece] == in_expert)
-            w[piece] = tmoei_part(pass->tape, block, layer->offset[piece], layer->rows[piece],
-                layer->cols[piece]);
+    for (int p = 0; p < TMOEI_PIECES; p++)
+        if (layer->rows[p] && layer->in_expert[p] == in_expert)
+            w[p] = tmoei_part(pass->tape, block, layer->offset[p], layer->rows[p], layer->cols[p]);
 }
 static tmoe_tensor *tmoei_pass_dropout(tmoei_pass *pass, tmoe_tensor *x) {
     return pass->dropout > 0.0f ? tmoe_dropout(pass->tape, x, pass->dropout, pass->dropout_seed,
         pass->dropout_stream++) : x;
 }
-/* The beginning of a sublayer: PRE norms its input, POST takes it as it is. */
-static tmoe_tensor *tmoei_sublayer_input(tmoei_pass *pass, tmoe_tensor *h, tmoe_tensor *gain,
-        tmoe_tensor *bias) {
-    return pass->model->config.norm == TMOE_NORM_PRE ? tmoe_layer_norm(pass->tape, h, gain, bias) : h;
+/* The beginning of a sublayer: act(h w^T + b); PRE norms h first, POST takes it as it is. */
+static tmoe_tensor *tmoei_sublayer_input(tmoei_pass *pass, tmoe_tensor *const *w, tmoe_tensor *h, int norm,
+        int linear, tmoe_activation act) {
+    if (pass->model->config.norm == TMOE_NORM_PRE) h = tmoe_layer_norm(pass->tape, h, w[norm], w[norm + 1]);
+    return tmoe_linear(pass->tape, h, w[linear], w[linear + 1], act, NULL);
 }
 /* The end of a sublayer: h + dropout(x w^T + b), and the norm where it comes after. */
-static tmoe_tensor *tmoei_sublayer_output(tmoei_pass *pass, tmoe_tensor *h, tmoe_tensor *x, tmoe_tensor *w,
-        tmoe_tensor *b, tmoe_tensor *gain, tmoe_tensor *bias) {
-    tmoe_tensor *y;
-    if (pass->dropout > 0.0f)
-        y = tmoe_add(pass->tape, h, tmoei_pass_dropout(pass, tmoe_linear(pass->tape, x, w, b, TMOE_NONE,
-            NULL)));
-    else y = tmoe_linear(pass->tape, x, w, b, TMOE_NONE, h);
-    return pass->model->config.norm == TMOE_NORM_POST ? tmoe_layer_norm(pass->tape, y, gain, bias) : y;
+static tmoe_tensor *tmoei_sublayer_output(tmoei_pass *pass, tmoe_tensor *const *w, tmoe_tensor *h,
+        tmoe_tensor *x, int norm, int linear) {
+    const int drops = pass->dropout > 0.0f;
+    x = tmoe_linear(pass->tape, x, w[linear], w[linear + 1], TMOE_NONE, drops ? NULL : h);
+    if (drops) x = tmoe_add(pass->tape, h, tmoei_pass_dropout(pass, x));
+    if (pass->model->config.norm == TMOE_NORM_PRE) return x;
+    return tmoe_layer_norm(pass->tape, x, w[norm], w[norm + 1]);
 }
 
 static tmoe_tensor *tmoei_cached_self_attention(tmoei_pass *pass, int layer, int expert, tmoe_tensor *qkv);
@@ -5983,108 +5957,88 @@ static tmoe_tensor *tmoei_cached_cross_attention(tmoei_pass *pass, int layer, in
 
 /* Self-attention and, in a decoder, cross-attention over the encoder's output. */
 static tmoe_tensor *tmoei_attention_sublayers(tmoei_pass *pass, int l, int expert, tmoe_tensor *const *w,
-        tmoe_tensor *h, const tmoei_pack *pack, tmoe_tensor *memory, const tmoei_pack *memory_pack) {
+        tmoe_tensor *h) {
     const tmoei_layer *layer = &pass->model->layers[l];
+    const tmoei_pack *pack = pass->pack;
     tmoe_tape *tape = pass->tape;
-    tmoe_tensor *x = tmoei_sublayer_input(pass, h, w[TMOEI_SELF_NORM], w[TMOEI_SELF_NORM_BIAS]);
-    x = tmoe_linear(tape, x, w[TMOEI_SELF_QKV], w[TMOEI_SELF_QKV_BIAS], TMOE_NONE, NULL);
-    x = pass->cache ? tmoei_cached_self_attention(pass, l, expert, x)
-        : tmoe_attention(tape, x, x, layer->heads, pack->sequences, pack->offsets, pack->offsets,
-        layer->decoder);
-    h = tmoei_sublayer_output(pass, h, x, w[TMOEI_SELF_OUT], w[TMOEI_SELF_OUT_BIAS], w[TMOEI_SELF_NORM],
-        w[TMOEI_SELF_NORM_BIAS]);
+    tmoe_tensor *x = tmoei_sublayer_input(pass, w, h, TMOEI_SELF_NORM, TMOEI_SELF_QKV, TMOE_NONE);
+    x = pass->cache ? tmoei_cached_self_attention(pass, l, expert, x) : tmoe_attention(tape, x, x,
+        layer->heads, pack->sequences, pack->offsets, pack->offsets, layer->decoder);
+    h = tmoei_sublayer_output(pass, w, h, x, TMOEI_SELF_NORM, TMOEI_SELF_OUT);
     if (!layer->decoder) return h;
-    x = tmoei_sublayer_input(pass, h, w[TMOEI_CROSS_NORM], w[TMOEI_CROSS_NORM_BIAS]);
-    x = tmoe_linear(tape, x, w[TMOEI_CROSS_Q], w[TMOEI_CROSS_Q_BIAS], TMOE_NONE, NULL);
-    if (pass->cache)
-        x = tmoei_cached_cross_attention(pass, l, expert, x, w[TMOEI_CROSS_KV], w[TMOEI_CROSS_KV_BIAS]);
-    else {
-        tmoe_tensor *kv = tmoe_linear(tape, memory, w[TMOEI_CROSS_KV], w[TMOEI_CROSS_KV_BIAS], TMOE_NONE,
-            NULL);
-        x = tmoe_attention(tape, x, kv, layer->heads, pack->sequences, pack->offsets, memory_pack->offsets,
-            0);
-    }
-    return tmoei_sublayer_output(pass, h, x, w[TMOEI_CROSS_OUT], w[TMOEI_CROSS_OUT_BIAS],
-        w[TMOEI_CROSS_NORM], w[TMOEI_CROSS_NORM_BIAS]);
+    tmoe_tensor *kv_w = w[TMOEI_CROSS_KV], *kv_b = w[TMOEI_CROSS_KV_BIAS];
+    x = tmoei_sublayer_input(pass, w, h, TMOEI_CROSS_NORM, TMOEI_CROSS_Q, TMOE_NONE);
+    if (pass->cache) x = tmoei_cached_cross_attention(pass, l, expert, x, kv_w, kv_b);
+    else
+        x = tmoe_attention(tape, x, tmoe_linear(tape, pass->memory, kv_w, kv_b, TMOE_NONE, NULL),
+            layer->heads, pack->sequences, pack->offsets, pass->memory_pack->offsets, 0);
+    return tmoei_sublayer_output(pass, w, h, x, TMOEI_CROSS_NORM, TMOEI_CROSS_OUT);
 }
 static tmoe_tensor *tmoei_ffn_sublayer(tmoei_pass *pass, tmoe_tensor *const *w, tmoe_tensor *h) {
-    tmoe_tensor *x = tmoei_sublayer_input(pass, h, w[TMOEI_FFN_NORM], w[TMOEI_FFN_NORM_BIAS]);
-    x = tmoe_linear(pass->tape, x, w[TMOEI_FC1], w[TMOEI_FC1_BIAS], pass->model->config.activation, NULL);
-    return tmoei_sublayer_output(pass, h, x, w[TMOEI_FC2], w[TMOEI_FC2_BIAS], w[TMOEI_FFN_NORM],
-        w[TMOEI_FFN_NORM_BIAS]);
+    const tmoe_activation act = pass->model->config.activation;
+    tmoe_tensor *x = tmoei_sublayer_input(pass, w, h, TMOEI_FFN_NORM, TMOEI_FC1, act);
+    return tmoei_sublayer_output(pass, w, h, x, TMOEI_FFN_NORM, TMOEI_FC2);
 }
 /* Layer l with its experts mixed by the route: PARAM merges and runs once, OUTPUT runs the experts. */
-static tmoe_tensor *tmoei_layer_forward(tmoei_pass *pass, int l, tmoe_tensor *h, const tmoei_pack *pack,
-                                        tmoe_tensor *memory, const tmoei_pack *memory_pack) {
+static tmoe_tensor *tmoei_layer_forward(tmoei_pass *pass, int l, tmoe_tensor *h) {
     tmoe_model *model = pass->model;
     const tmoei_layer *layer = &model->layers[l];
-    const int E = model->config.E, first = layer->route * E,
-        whole = model->config.expert_kind == TMOE_EXPERT_LAYER;
-    const int recording = pass->tape->record;
-    tmoe_tensor *w[TMOEI_PIECES], *outputs[64], *block = NULL;
+    const int E = model->config.E, first = layer->route * E, recording = pass->tape->record;
+    const int whole = model->config.expert_kind == TMOE_EXPERT_LAYER;
+    tmoe_tensor *w[TMOEI_PIECES], *outputs[64], *block;
     memset(w, 0, sizeof w);
     if (layer->shared_size)
         tmoei_layer_pieces(pass, layer, tmoei_block_leaf(pass, layer->shared, layer->shared_size), 0, w);
-    if (layer->experts == 1) block = tmoei_block_leaf(pass, layer->block, layer->block_size);
-    else if (model->config.mix == TMOE_MIX_PARAM) {
-        if (pass->blocks) block = tmoe_leaf(pass->tape, 1, (int)layer->block_size, pass->blocks[l], NULL);
+    if (layer->experts == 1 || model->config.mix == TMOE_MIX_PARAM) {
+        if (layer->experts == 1) block = tmoei_block_leaf(pass, layer->block, layer->block_size);
+        else if (pass->blocks)
+            block = tmoe_leaf(pass->tape, 1, (int)layer->block_size, pass->blocks[l], NULL);
         else
-            block = tmoe_mix_parameters(pass->tape, model->theta + layer->block, pass->grads
-                && (pass->train & TMOE_TRAIN_LAYERS) ? pass->grads + layer->block : NULL, E,
-                (int)layer->block_size, pass->route, first);
-    }
-    if (block) {
+            block = tmoe_mix_parameters(pass->tape, model->theta + layer->block, tmoei_pass_grads(pass,
+                TMOE_TRAIN_LAYERS, layer->block), E, (int)layer->block_size, pass->route, first);
         tmoei_layer_pieces(pass, layer, block, 1, w);
-        h = tmoei_attention_sublayers(pass, l, 0, w, h, pack, memory, memory_pack);
-        return tmoei_ffn_sublayer(pass, w, h);
+        return tmoei_ffn_sublayer(pass, w, tmoei_attention_sublayers(pass, l, 0, w, h));
     }
-    if (model->config.mix == TMOE_MIX_PARAM) return NULL;       /* merging failed; the context knows why */
-    if (!whole) h = tmoei_attention_sublayers(pass, l, 0, w, h, pack, memory, memory_pack);
+    if (!whole) h = tmoei_attention_sublayers(pass, l, 0, w, h);
     for (int e = 0; e < E; e++) {
         const float r = pass->tape->dry ? 1.0f : pass->route->x[first + e];
         outputs[e] = NULL;
         if (r == 0.0f && !pass->hard_training) continue;
         /* unselected: forward only, for dl/dr_e = <dl/dy, y_e> */
         pass->tape->record = recording && r != 0.0f;
-        tmoei_layer_pieces(pass, layer, tmoei_block_leaf(pass, layer->block + (size_t)e * layer->block_size,
-            layer->block_size), 1, w);
-        outputs[e] = whole ? tmoei_attention_sublayers(pass, l, e, w, h, pack, memory, memory_pack) : h;
-        outputs[e] = tmoei_ffn_sublayer(pass, w, outputs[e]);
+        block = tmoei_block_leaf(pass, layer->block + (size_t)e * layer->block_size, layer->block_size);
+        tmoei_layer_pieces(pass, layer, block, 1, w);
+        outputs[e] = tmoei_ffn_sublayer(pass, w, whole ? tmoei_attention_sublayers(pass, l, e, w, h) : h);
         pass->tape->record = recording;
     }
     return tmoe_mix_outputs(pass->tape, outputs, E, pass->route, first);
 }
-/* Embedding: scale * token + position, the embedding norm of POST, dropout. */
-static tmoe_tensor *tmoei_embed(tmoei_pass *pass, const tmoei_pack *pack, int decoder) {
-    const tmoe_config *c = &pass->model->config;
-    tmoe_tensor *h = tmoe_embedding(pass->tape, tmoei_shared_tensor(pass, TMOEI_TOKENS), pack->tokens,
-        pack->ids, c->scale_embedding ? sqrtf((float)c->D) : 1.0f,
-        tmoei_shared_tensor(pass, decoder ? TMOEI_DECODER_POSITIONS : TMOEI_ENCODER_POSITIONS),
-        pack->positions);
-    if (c->norm == TMOE_NORM_POST)
-        h = tmoe_layer_norm(pass->tape, h, tmoei_shared_tensor(pass,
-            decoder ? TMOEI_DECODER_NORM : TMOEI_ENCODER_NORM),
-            tmoei_shared_tensor(pass, decoder ? TMOEI_DECODER_NORM_BIAS : TMOEI_ENCODER_NORM_BIAS));
-    return tmoei_pass_dropout(pass, h);
+/* The norm outside the layers, which PRE has behind the last layer and POST behind the embedding. */
+static tmoe_tensor *tmoei_outer_norm(tmoei_pass *pass, tmoe_tensor *h, int decoder, tmoe_norm here) {
+    const int norm = decoder ? TMOEI_DECODER_NORM : TMOEI_ENCODER_NORM;
+    if (pass->model->config.norm != here) return h;
+    return tmoe_layer_norm(pass->tape, h, tmoei_shared_tensor(pass, norm),
+        tmoei_shared_tensor(pass, norm + 1));
 }
-static tmoe_tensor *tmoei_final_norm(tmoei_pass *pass, tmoe_tensor *h, int decoder) {
-    if (pass->model->config.norm == TMOE_NORM_POST) return h;
-    return tmoe_layer_norm(pass->tape, h, tmoei_shared_tensor(pass,
-        decoder ? TMOEI_DECODER_NORM : TMOEI_ENCODER_NORM), tmoei_shared_tensor(pass, decoder
-        ? TMOEI_DECODER_NORM_BIAS : TMOEI_ENCODER_NORM_BIAS));
+/* Encoder or decoder: embedding (scale * token + position, dropout), layers, norm. */
+static tmoe_tensor *tmoei_stack(tmoei_pass *pass, const tmoei_pack *pack, int decoder) {
+    const tmoe_config *c = &pass->model->config;
+    const int end = decoder ? pass->model->L : c->encoder_layers;
+    tmoe_tensor *h = tmoe_embedding(pass->tape, tmoei_shared_tensor(pass, TMOEI_TOKENS), pack->tokens,
+        pack->ids, c->scale_embedding ? sqrtf((float)c->D) : 1.0f, tmoei_shared_tensor(pass, decoder
+        ? TMOEI_DECODER_POSITIONS : TMOEI_ENCODER_POSITIONS), pack->positions);
+    h = tmoei_pass_dropout(pass, tmoei_outer_norm(pass, h, decoder, TMOE_NORM_POST));
+    pass->pack = pack;
+    for (int l = decoder ? c->encoder_layers : 0; l < end; l++) h = tmoei_layer_forward(pass, l, h);
+    return tmoei_outer_norm(pass, h, decoder, TMOE_NORM_PRE);
 }
 static tmoe_tensor *tmoei_encode(tmoei_pass *pass, const tmoei_pack *source) {
-    tmoe_tensor *h = tmoei_embed(pass, source, 0);
-    for (int l = 0; l < pass->model->config.encoder_layers; l++)
-        h = tmoei_layer_forward(pass, l, h, source, NULL, NULL);
-    return tmoei_final_norm(pass, h, 0);
+    return tmoei_stack(pass, source, 0);
 }
 static tmoe_tensor *tmoei_decode(tmoei_pass *pass, const tmoei_pack *target, tmoe_tensor *memory,
         const tmoei_pack *source) {
-    tmoe_tensor *h = tmoei_embed(pass, target, 1);
-    for (int l = pass->model->config.encoder_layers; l < pass->model->L; l++)
-        h = tmoei_layer_forward(pass, l, h, target, memory, source);
-    return tmoei_final_norm(pass, h, 1);
+    pass->memory = memory; pass->memory_pack = source;
+    return tmoei_stack(pass, target, 1);
 }
 /* Logits over the vocabulary: the head is the token embedding (tied) plus a constant bias. */
 static tmoe_tensor *tmoei_head(tmoei_pass *pass, tmoe_tensor *h) {
@@ -6101,173 +6055,155 @@ static tmoe_tensor *tmoei_head(tmoei_pass *pass, tmoe_tensor *h) {
 #define TMOEI_ROUTER_HEADS 4            /* of the transformer router; its FFN is 64 wide */
 #define TMOEI_ROUTER_FFN 64
 
-/* the enum alternates */
-static int tmoei_router_layer_specific(tmoe_router_kind kind) { return ((int)kind & 1) != 0; }
-/* rows of recurrent weights for each hidden unit; 0: not recurrent */
-static int tmoei_router_gates(tmoe_router_kind kind) {
-    switch (kind) {
-    case TMOE_ROUTER_RNN: case TMOE_ROUTER_RNN_LAYER_SPECIFIC: return 1;
-    case TMOE_ROUTER_GRU: case TMOE_ROUTER_GRU_LAYER_SPECIFIC: return 3;
-    case TMOE_ROUTER_LSTM: case TMOE_ROUTER_LSTM_LAYER_SPECIFIC: return 4;
-    default: return 0;
-    }
-}
-static void tmoei_router_add(tmoe_model *model, int rows, int cols, int bias_of, float std,
-        const char *name) {
-    (void)tmoei_parameter_add(model, rows, cols, TMOEI_RATE_ROUTER, 1, -1, std, 0.0f, "router.%s.weight",
-        name);
-    if (bias_of)
-        (void)tmoei_parameter_add(model, 1, rows, TMOEI_RATE_ROUTER, 0, -1, std < 0.0f ? std : 0.0f, 0.0f,
-            "router.%s.bias", name);
-}
-/* The order here is the order in which tmoei_router_logits takes them. */
-static void tmoei_router_plan(tmoe_model *model) {
-    const tmoe_config *c = &model->config;
-    const int R = model->R, E = c->E, hidden = c->router_hidden, gates = tmoei_router_gates(c->router);
-    const int specific = tmoei_router_layer_specific(c->router), width = specific ? hidden : c->k;
-    char name[40];
-    if (c->router == TMOE_ROUTER_LINEAR || c->router == TMOE_ROUTER_LINEAR_LAYER_SPECIFIC) {
-        for (int l = 0; l < (specific ? R : 1); l++) {
-            (void)snprintf(name, sizeof name, "%d.linear1", l);
-            tmoei_router_add(model, hidden, c->k, 1, TMOEI_ROUTER_STD, name);
-            (void)snprintf(name, sizeof name, "%d.linear2", l);
-            tmoei_router_add(model, specific ? E : R * E, hidden, 1, TMOEI_ROUTER_STD, name);
-        }
-        return;
-    }
-    if (specific) tmoei_router_add(model, R * hidden, c->k, 1, TMOEI_ROUTER_STD, "layer_projection");
-    else tmoei_router_add(model, 1, R * c->k, 0, TMOEI_ROUTER_STD, "layer_positions");
-    if (gates) {
-        const float std = -1.0f / sqrtf((float)hidden);         /* uniform, torch's recurrent start */
-        for (int direction = 0; direction < 2; direction++) {
-            tmoei_router_add(model, gates * hidden, width, 1, std,
-                direction ? "backward.input" : "forward.input");
-            tmoei_router_add(model, gates * hidden, hidden, 1, std,
-                direction ? "backward.hidden" : "forward.hidden");
-        }
-        tmoei_router_add(model, E, 2 * hidden, 1, TMOEI_ROUTER_STD, "projection");
-        return;
-    }
-    tmoei_router_add(model, 3 * width, width, 1, TMOEI_ROUTER_STD, "attention.qkv");
-    tmoei_router_add(model, width, width, 1, TMOEI_ROUTER_STD, "attention.out");
-    (void)tmoei_parameter_add(model, 1, width, TMOEI_RATE_ROUTER, 0, -1, 0.0f, 1.0f, "router.norm1.weight");
-    (void)tmoei_parameter_add(model, 1, width, TMOEI_RATE_ROUTER, 0, -1, 0.0f, 0.0f, "router.norm1.bias");
-    tmoei_router_add(model, TMOEI_ROUTER_FFN, width, 1, TMOEI_ROUTER_STD, "linear1");
-    tmoei_router_add(model, width, TMOEI_ROUTER_FFN, 1, TMOEI_ROUTER_STD, "linear2");
-    (void)tmoei_parameter_add(model, 1, width, TMOEI_RATE_ROUTER, 0, -1, 0.0f, 1.0f, "router.norm2.weight");
-    (void)tmoei_parameter_add(model, 1, width, TMOEI_RATE_ROUTER, 0, -1, 0.0f, 0.0f, "router.norm2.bias");
-    tmoei_router_add(model, E, width, 1, TMOEI_ROUTER_STD, "projection");
-}
-
+/* A router takes its named tensors one after the other. While a model is planned, taking one adds it to the
+ * model and gives NULL, and so is all that is computed from it: one description serves plan and forward. */
 typedef struct tmoei_router_cursor {
-    tmoe_model *model; tmoe_tape *tape; float *grads; int next;
+    tmoe_model *model; tmoe_tape *tape; float *grads;
+    int planning, next;
+    char prefix[16];                    /* of the names */
 } tmoei_router_cursor;
 
-static tmoe_tensor *tmoei_router_next(tmoei_router_cursor *cursor) {
-    const tmoei_parameter *parameter = &cursor->model->parameters[cursor->next++];
-    return tmoe_leaf(cursor->tape, parameter->rows, parameter->cols,
-        cursor->model->theta + parameter->offset, cursor->grads ? cursor->grads + parameter->offset : NULL);
+static tmoe_tensor *tmoei_router_take(tmoei_router_cursor *cursor, const char *name, const char *kind,
+        int rows, int cols, int decay, float std, int value) {
+    tmoe_model *model = cursor->model;
+    if (cursor->planning) {
+        (void)tmoei_parameter_add(model, rows, cols, TMOEI_RATE_ROUTER, decay, -1, std, (float)value,
+            "router.%s%s.%s", cursor->prefix, name, kind);
+        return NULL;
+    }
+    const size_t at = model->parameters[cursor->next++].offset;
+    return tmoe_leaf(cursor->tape, rows, cols, model->theta + at, cursor->grads ? cursor->grads + at : NULL);
 }
-static tmoe_tensor *tmoei_router_linear(tmoei_router_cursor *cursor, tmoe_tensor *x, tmoe_activation act,
-        tmoe_tensor *residual) {
-    tmoe_tensor *w = tmoei_router_next(cursor), *b = tmoei_router_next(cursor);
-    return tmoe_linear(cursor->tape, x, w, b, act, residual);
+/* Weight and bias of a linear layer, or gain and bias of a norm (no rows). */
+static void tmoei_router_pair(tmoei_router_cursor *cursor, const char *name, int rows, int cols, float std,
+        tmoe_tensor **pair) {
+    const int linear = rows > 0;
+    pair[0] = tmoei_router_take(cursor, name, "weight", linear ? rows : 1, cols, linear, std, !linear);
+    pair[1] = tmoei_router_take(cursor, name, "bias", 1, linear ? rows : cols, 0, std < 0.0f ? std : 0.0f, 0);
 }
-/* One direction of a recurrent layer over the R elements of x (K, R * width); states out[l] (K, hidden).
- * Gate order as torch:
+static tmoe_tensor *tmoei_router_linear(tmoei_router_cursor *cursor, const char *name, tmoe_tensor *x,
+        int rows, int cols, tmoe_activation act, tmoe_tensor *residual) {
+    tmoe_tensor *w[2];
+    tmoei_router_pair(cursor, name, rows, cols, TMOEI_ROUTER_STD, w);
+    return tmoe_linear(cursor->tape, x, w[0], w[1], act, residual);
+}
+static tmoe_tensor *tmoei_router_norm(tmoei_router_cursor *cursor, const char *name, tmoe_tensor *x,
+        int cols) {
+    tmoe_tensor *w[2];
+    tmoei_router_pair(cursor, name, 0, cols, 0.0f, w);
+    return tmoe_layer_norm(cursor->tape, x, w[0], w[1]);
+}
+/* One direction of a recurrent layer over the R elements of x (K, R * width); states[l] (K, hidden). `gates`:
+ * rows of recurrent weights for each hidden unit. Gate order as torch:
  *   RNN   h' = tanh(i + u)                                             i = W_i x + b_i,  u = W_h h + b_h
  *   GRU   r, z = sigmoid(i + u);  n = tanh(i_n + r u_n);  h' = n + z (h - n)
  *   LSTM  i, f, o = sigmoid(i + u);  g = tanh(i + u);  c' = f c + i g;  h' = o tanh(c') */
-static void tmoei_router_recurrent(tmoei_router_cursor *cursor, tmoe_tensor *x, int R, int hidden, int gates,
+static void tmoei_router_recurrent(tmoei_router_cursor *cursor, tmoe_tensor *x, int width, int gates,
         int backward, tmoe_tensor **states) {
+    const int R = cursor->model->R, hidden = cursor->model->config.router_hidden;
+    const float std = -1.0f / sqrtf((float)hidden);             /* uniform, torch's recurrent start */
     tmoe_tape *tape = cursor->tape;
-    tmoe_tensor *wi = tmoei_router_next(cursor), *bi = tmoei_router_next(cursor);
-    tmoe_tensor *wh = tmoei_router_next(cursor), *bh = tmoei_router_next(cursor);
+    tmoe_tensor *wi[2], *wh[2];
+    (void)snprintf(cursor->prefix, sizeof cursor->prefix, "%s", backward ? "backward." : "forward.");
+    tmoei_router_pair(cursor, "input", gates * hidden, width, std, wi);
+    tmoei_router_pair(cursor, "hidden", gates * hidden, hidden, std, wh);
+    cursor->prefix[0] = 0;
     if (!x) return;
-    tmoe_tensor *h = tmoei_tensor_new(tape, x->rows, hidden, NULL);
+    tmoe_tensor *h = tmoei_tensor_new(tape, x->rows, hidden, NULL), *c = h;
     if (!h) return;
     if (!tape->dry) memset(h->x, 0, tmoei_elements(h) * sizeof(float));
-    tmoe_tensor *c = h;
     for (int i = 0; i < R; i++) {
-        const int l = backward ? R - 1 - i : i, width = x->cols / R;
-        tmoe_tensor *input = tmoe_linear(tape, tmoe_slice(tape, x, l * width, width), wi, bi, TMOE_NONE,
-            NULL);
-        tmoe_tensor *state = tmoe_linear(tape, h, wh, bh, TMOE_NONE, NULL);
-        if (gates == 1) h = tmoe_map(tape, tmoe_add(tape, input, state), TMOE_TANH);
+        const int l = backward ? R - 1 - i : i;
+        tmoe_tensor *in = tmoe_slice(tape, x, l * width, width), *u;
+        in = tmoe_linear(tape, in, wi[0], wi[1], TMOE_NONE, NULL);
+        u = tmoe_linear(tape, h, wh[0], wh[1], TMOE_NONE, NULL);
+        if (gates == 1) h = tmoe_map(tape, tmoe_add(tape, in, u), TMOE_TANH);
         else if (gates == 3) {
-            tmoe_tensor *rz = tmoe_map(tape, tmoe_add(tape, tmoe_slice(tape, input, 0, 2 * hidden),
-                                                      tmoe_slice(tape, state, 0, 2 * hidden)), TMOE_SIGMOID);
-            tmoe_tensor *reset = tmoe_multiply(tape, tmoe_slice(tape, rz, 0, hidden),
-                tmoe_slice(tape, state, 2 * hidden, hidden));
-            tmoe_tensor *n = tmoe_map(tape, tmoe_add(tape, tmoe_slice(tape, input, 2 * hidden, hidden),
-                reset), TMOE_TANH);
+            tmoe_tensor *rz = tmoe_map(tape, tmoe_add(tape, tmoe_slice(tape, in, 0, 2 * hidden),
+                tmoe_slice(tape, u, 0, 2 * hidden)), TMOE_SIGMOID);
+            tmoe_tensor *n = tmoe_multiply(tape, tmoe_slice(tape, rz, 0, hidden),
+                tmoe_slice(tape, u, 2 * hidden, hidden));
+            n = tmoe_map(tape, tmoe_add(tape, tmoe_slice(tape, in, 2 * hidden, hidden), n), TMOE_TANH);
             tmoe_tensor *change = tmoe_add(tape, h, tmoe_affine(tape, n, -1.0f, 0.0f));
             h = tmoe_add(tape, n, tmoe_multiply(tape, tmoe_slice(tape, rz, hidden, hidden), change));
         } else {
-            tmoe_tensor *sum = tmoe_add(tape, input, state);
+            tmoe_tensor *sum = tmoe_add(tape, in, u);
             tmoe_tensor *in_forget = tmoe_map(tape, tmoe_slice(tape, sum, 0, 2 * hidden), TMOE_SIGMOID);
             tmoe_tensor *g = tmoe_map(tape, tmoe_slice(tape, sum, 2 * hidden, hidden), TMOE_TANH);
             tmoe_tensor *out = tmoe_map(tape, tmoe_slice(tape, sum, 3 * hidden, hidden), TMOE_SIGMOID);
             c = tmoe_add(tape, tmoe_multiply(tape, tmoe_slice(tape, in_forget, hidden, hidden), c),
-                         tmoe_multiply(tape, tmoe_slice(tape, in_forget, 0, hidden), g));
+                tmoe_multiply(tape, tmoe_slice(tape, in_forget, 0, hidden), g));
             h = tmoe_multiply(tape, out, tmoe_map(tape, c, TMOE_TANH));
         }
         states[l] = h;
     }
 }
-/* Logits (K, R * E) of K task vectors (K, k). */
-static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, float *grads,
-        tmoe_tensor *vectors) {
-    const tmoe_config *c = &model->config;
-    const int R = model->R, hidden = c->router_hidden, gates = tmoei_router_gates(c->router);
-    const int specific = tmoei_router_layer_specific(c->router);
-    tmoei_router_cursor cursor;
-    tmoe_tensor *x, **parts;
-    if (!vectors) return NULL;
-    cursor.model = model; cursor.tape = tape; cursor.grads = grads; cursor.next = model->router_parameter;
+/* Logits of K task vectors, or the plan. */
+static tmoe_tensor *tmoei_router_run(tmoei_router_cursor *cursor, tmoe_tensor *vectors) {
+    static const int gates_of[] = { 0, 0, 1, 1, 3, 3, 4, 4, 0, 0 };     /* by kind; 0: not recurrent */
+    const tmoe_config *c = &cursor->model->config;
+    const int specific = (int)c->router & 1, gates = gates_of[c->router];       /* the enum alternates */
+    const int R = cursor->model->R, E = c->E, hidden = c->router_hidden, width = specific ? hidden : c->k;
+    const int K = vectors ? vectors->rows : 0;
+    tmoe_tape *tape = cursor->tape;
+    tmoe_tensor *x, *a, *w[2], **parts;
     parts = (tmoe_tensor **)tmoei_arena_alloc(&tape->small, 2 * (size_t)R, sizeof *parts);
     if (!parts) return NULL;
     memset(parts, 0, 2 * (size_t)R * sizeof *parts);
-    if (c->router == TMOE_ROUTER_LINEAR || c->router == TMOE_ROUTER_LINEAR_LAYER_SPECIFIC) {
+    if (c->router <= TMOE_ROUTER_LINEAR_LAYER_SPECIFIC) {
         for (int l = 0; l < (specific ? R : 1); l++) {
-            x = tmoei_router_linear(&cursor, vectors, TMOE_GELU, NULL);
-            parts[l] = tmoei_router_linear(&cursor, x, TMOE_NONE, NULL);
+            (void)snprintf(cursor->prefix, sizeof cursor->prefix, "%d.", l);
+            x = tmoei_router_linear(cursor, "linear1", vectors, hidden, c->k, TMOE_GELU, NULL);
+            x = tmoei_router_linear(cursor, "linear2", x, specific ? E : R * E, hidden, TMOE_NONE, NULL);
+            parts[l] = x;
         }
         return specific ? tmoe_concat(tape, parts, R) : parts[0];
     }
-    if (specific) x = tmoei_router_linear(&cursor, vectors, TMOE_NONE, NULL);
+    if (specific)
+        x = tmoei_router_linear(cursor, "layer_projection", vectors, R * hidden, c->k, TMOE_NONE, NULL);
     else {                              /* the same vector at every layer, plus the layer's position */
         for (int l = 0; l < R; l++) parts[l] = vectors;
-        x = tmoe_add(tape, tmoe_concat(tape, parts, R), tmoei_router_next(&cursor));
+        x = tmoe_add(tape, tmoe_concat(tape, parts, R), tmoei_router_take(cursor, "layer_positions",
+            "weight", 1, R * c->k, 1, TMOEI_ROUTER_STD, 0));
     }
     if (gates) {
-        tmoei_router_recurrent(&cursor, x, R, hidden, gates, 0, parts);
-        tmoei_router_recurrent(&cursor, x, R, hidden, gates, 1, parts + R);
-        tmoe_tensor *w = tmoei_router_next(&cursor), *b = tmoei_router_next(&cursor), *both[2];
+        tmoei_router_recurrent(cursor, x, width, gates, 0, parts);
+        tmoei_router_recurrent(cursor, x, width, gates, 1, parts + R);
+        tmoei_router_pair(cursor, "projection", E, 2 * hidden, TMOEI_ROUTER_STD, w);
         for (int l = 0; l < R; l++) {
+            tmoe_tensor *both[2];
             both[0] = parts[l]; both[1] = parts[R + l];
-            parts[l] = tmoe_linear(tape, tmoe_concat(tape, both, 2), w, b, TMOE_NONE, NULL);
+            parts[l] = tmoe_linear(tape, tmoe_concat(tape, both, 2), w[0], w[1], TMOE_NONE, NULL);
         }
         return tmoe_concat(tape, parts, R);
     }
-    {
-        const int K = vectors->rows, width = specific ? hidden : c->k;
-        int *offsets = (int *)tmoei_arena_alloc(&tape->small, (size_t)K + 1, sizeof *offsets);
-        tmoe_tensor *bias;
-        if (!offsets) return NULL;
-        for (int l = 0; l <= K; l++) offsets[l] = l * R;
-        x = tmoe_reshape(tape, x, K * R, width);
-        tmoe_tensor *a = tmoei_router_linear(&cursor, x, TMOE_NONE, NULL);
-        a = tmoe_attention(tape, a, a, TMOEI_ROUTER_HEADS, K, offsets, offsets, 0);
-        a = tmoei_router_linear(&cursor, a, TMOE_NONE, x);
-        tmoe_tensor *gain = tmoei_router_next(&cursor); bias = tmoei_router_next(&cursor);
-        x = tmoe_layer_norm(tape, a, gain, bias);
-        a = tmoei_router_linear(&cursor, x, TMOE_RELU, NULL);
-        a = tmoei_router_linear(&cursor, a, TMOE_NONE, x);
-        gain = tmoei_router_next(&cursor); bias = tmoei_router_next(&cursor);
-        x = tmoei_router_linear(&cursor, tmoe_layer_norm(tape, a, gain, bias), TMOE_NONE, NULL);
-        return tmoe_reshape(tape, x, K, R * c->E);
-    }
+    int *offsets = (int *)tmoei_arena_alloc(&tape->small, (size_t)K + 1, sizeof *offsets);
+    if (!offsets) return NULL;
+    for (int t = 0; t <= K; t++) offsets[t] = t * R;
+    x = tmoe_reshape(tape, x, K * R, width);
+    a = tmoei_router_linear(cursor, "attention.qkv", x, 3 * width, width, TMOE_NONE, NULL);
+    a = tmoe_attention(tape, a, a, TMOEI_ROUTER_HEADS, K, offsets, offsets, 0);
+    a = tmoei_router_linear(cursor, "attention.out", a, width, width, TMOE_NONE, x);
+    x = tmoei_router_norm(cursor, "norm1", a, width);
+    a = tmoei_router_linear(cursor, "linear1", x, TMOEI_ROUTER_FFN, width, TMOE_RELU, NULL);
+    a = tmoei_router_linear(cursor, "linear2", a, width, TMOEI_ROUTER_FFN, TMOE_NONE, x);
+    x = tmoei_router_norm(cursor, "norm2", a, width);
+    x = tmoei_router_linear(cursor, "projection", x, E, width, TMOE_NONE, NULL);
+    return tmoe_reshape(tape, x, K, R * E);
+}
+static void tmoei_router_plan(tmoe_model *model) {
+    tmoei_router_cursor cursor;
+    memset(&cursor, 0, sizeof cursor);
+    cursor.model = model; cursor.tape = model->tape; cursor.planning = 1;
+    (void)tmoei_router_run(&cursor, NULL);
+}
+/* Logits (K, R * E) of K task vectors (K, k). */
+static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, float *grads,
+        tmoe_tensor *vectors) {
+    tmoei_router_cursor cursor;
+    memset(&cursor, 0, sizeof cursor);
+    cursor.model = model; cursor.tape = tape; cursor.grads = grads; cursor.next = model->router_parameter;
+    return tmoei_router_run(&cursor, vectors);
 }
 /* tau(s) = max(tau0 * exp(-a * s), tau_min) */
 TMOE_DEF float tmoe_model_temperature(const tmoe_model *model) {
@@ -6281,45 +6217,39 @@ static int tmoei_selection_has_router(tmoe_selection selection) {
 /* A route without a router: average, or a random top-n of E with weight 1/n (Fisher-Yates). */
 static void tmoei_route_without_router(const tmoe_model *model, uint64_t stream, uint64_t counter,
         float *route) {
-    const int E = model->config.E, n = model->config.selection == TMOE_SELECT_RANDOM_TASK
-        ? model->config.random_n : 1;
+    const tmoe_config *c = &model->config;
+    const int E = c->E, average = c->selection == TMOE_SELECT_AVERAGE;
+    const int n = average ? 0 : c->selection == TMOE_SELECT_RANDOM_TASK ? c->random_n : 1;
+    const float *mask = model->mask;
     int order[64];
-    for (int l = 0; l < model->R; l++) {
-        for (int e = 0; e < E; e++) {
-            order[e] = e;
-            route[l * E + e] = model->config.selection == TMOE_SELECT_AVERAGE ? 1.0f / (float)E : 0.0f;
-        }
-        for (int e = 0; model->config.selection != TMOE_SELECT_AVERAGE && e < n; e++) {
-            const uint64_t random = tmoei_random(model->config.seed, stream,
+    for (int l = 0; l < model->R; l++, route += E, mask += E) {
+        float sum = 0.0f;                                       /* over what is not disabled */
+        for (int e = 0; e < E; e++) { order[e] = e; route[e] = average ? 1.0f / (float)E : 0.0f; }
+        for (int e = 0; e < n; e++) {
+            const uint64_t random = tmoei_random(c->seed, stream,
                 (counter * (uint64_t)model->R + (uint64_t)l) * 64 + (uint64_t)e);
             const int other = e + (int)tmoei_below(random, (size_t)(E - e)), chosen = order[other];
             order[other] = order[e];
-            route[l * E + chosen] = 1.0f / (float)n;
+            route[chosen] = 1.0f / (float)n;
         }
-        float sum = 0.0f;                                       /* over what is not disabled */
-        for (int e = 0; e < E; e++) if (model->mask[l * E + e] == 0.0f) sum += route[l * E + e];
-        for (int e = 0; sum > 0.0f && e < E; e++)
-            route[l * E + e] = model->mask[l * E + e] == 0.0f ? route[l * E + e] / sum : 0.0f;
+        for (int e = 0; e < E; e++) if (mask[e] == 0.0f) sum += route[e];
+        for (int e = 0; sum > 0.0f && e < E; e++) route[e] = mask[e] == 0.0f ? route[e] / sum : 0.0f;
     }
 }
-#define TMOEI_STREAM_TASK_ROUTES UINT64_C(1000001)      /* streams of one seed; tensors use their index */
-#define TMOEI_STREAM_GROUP_ROUTES UINT64_C(1000002)
-#define TMOEI_STREAM_GUMBEL UINT64_C(1000003)
-#define TMOEI_STREAM_EXPLORE UINT64_C(1000004)
-#define TMOEI_STREAM_BATCH UINT64_C(1000005)
-#define TMOEI_STREAM_FEW_SHOT UINT64_C(1000006)
-#define TMOEI_STREAM_DROPOUT UINT64_C(1000007)
+/* Streams of one seed; tensors use their index. */
+enum { TMOEI_STREAM_TASK_ROUTES = 1000001, TMOEI_STREAM_GROUP_ROUTES, TMOEI_STREAM_GUMBEL,
+    TMOEI_STREAM_EXPLORE, TMOEI_STREAM_BATCH, TMOEI_STREAM_FEW_SHOT, TMOEI_STREAM_DROPOUT };
 
 /* Routes (K, R * E) of K task vectors, free of noise, into `routes`. */
 static tmoe_result tmoei_routes_of_vectors(tmoe_model *model, float *vectors, int K, float *routes) {
     tmoe_tape *tape = model->tape;
-    const int hard = model->config.selection == TMOE_SELECT_STRAIGHT_THROUGH;
+    const int R = model->R, E = model->config.E;
     tmoe_tape_reset(tape);
-    tmoe_tensor *r = tmoei_router_logits(model, tape, NULL, tmoe_leaf(tape, K, model->config.k, vectors,
-        NULL));
-    r = tmoe_add(tape, r, tmoe_leaf(tape, 1, model->R * model->config.E, model->mask, NULL));
-    if (r) r = tmoe_reshape(tape, r, K * model->R, model->config.E);
-    r = tmoe_select(tape, r, NULL, tmoe_model_temperature(model), hard);
+    tmoe_tensor *r = tmoe_leaf(tape, K, model->config.k, vectors, NULL);
+    r = tmoei_router_logits(model, tape, NULL, r);
+    r = tmoe_reshape(tape, tmoe_add(tape, r, tmoe_leaf(tape, 1, R * E, model->mask, NULL)), K * R, E);
+    r = tmoe_select(tape, r, NULL, tmoe_model_temperature(model),
+        model->config.selection == TMOE_SELECT_STRAIGHT_THROUGH);
     if (!r) return model->ctx->error;
     memcpy(routes, r->x, tmoei_elements(r) * sizeof(float));
     return TMOE_OK;
@@ -6328,11 +6258,9 @@ static tmoe_result tmoei_routes_of_vectors(tmoe_model *model, float *vectors, in
 static tmoe_result tmoei_routes_refresh(tmoe_model *model) {
     const size_t width = (size_t)(model->R * model->config.E);
     if (model->routes_version == model->version || model->R == 0 || model->N == 0) return TMOE_OK;
-    if (tmoei_selection_has_router(model->config.selection)) {
-        tmoe_result result = tmoei_routes_of_vectors(model, model->theta + model->vectors, model->N,
-            model->routes);
-        if (result != TMOE_OK) return result;
-    } else
+    if (tmoei_selection_has_router(model->config.selection))
+        TMOEI_TRY(tmoei_routes_of_vectors(model, model->theta + model->vectors, model->N, model->routes));
+    else
         for (int t = 0; t < model->N; t++)
             tmoei_route_without_router(model, TMOEI_STREAM_TASK_ROUTES, (uint64_t)t,
                 model->routes + (size_t)t * width);
@@ -6344,9 +6272,9 @@ TMOE_DEF tmoe_result tmoe_route(tmoe_model *model, int task, float *route) {
     if (task < 0 || task >= model->N)
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "route: task %d; the model knows tasks 0 to %d",
             task, model->N - 1);
-    tmoe_result result = tmoei_routes_refresh(model);
-    if (result == TMOE_OK) memcpy(route, model->routes + (size_t)task * width, width * sizeof(float));
-    return result;
+    TMOEI_TRY(tmoei_routes_refresh(model));
+    memcpy(route, model->routes + (size_t)task * width, width * sizeof(float));
+    return TMOE_OK;
 }
 
 /* ---- task vectors from text --------------------------------------------------------------------------
@@ -6364,33 +6292,30 @@ static void tmoei_text_feature(const char *text, size_t length, uint64_t kind, f
     hash = tmoei_mix64(hash);
     vector[(hash >> 1) % (uint64_t)k] += hash & 1 ? weight : -weight;
 }
-
+static double tmoei_text_dot(const float *a, const float *b, int k) {
+    double dot = 0.0;
+    for (int j = 0; j < k; j++) dot += (double)a[j] * (double)b[j];
+    return dot;
+}
 static void tmoei_text_vector(const char *text, int k, float *vector) {
     const size_t length = strlen(text);
-    size_t i = 0, first;
-    double norm = 0.0;
     memset(vector, 0, (size_t)k * sizeof(float));
-    while (i < length) {
-        if (!tmoei_is_word_byte((unsigned char)text[i])) { i++; continue; }
-        for (first = i; i < length && tmoei_is_word_byte((unsigned char)text[i]); i++) {
+    for (size_t i = 0; i < length; i++) {
+        const size_t first = i;
+        for (; i < length && tmoei_is_word_byte((unsigned char)text[i]); i++) {
             /* 3-grams, shorter ones at the word's start */
             const size_t from = i >= first + 2 ? i - 2 : first;
             tmoei_text_feature(text + from, i - from + 1, 1 + (from == first), TMOEI_TEXT_GRAM_WEIGHT, k,
                 vector);
         }
-        tmoei_text_feature(text + first, i - first, 0, 1.0f, k, vector);
+        if (i > first) tmoei_text_feature(text + first, i - first, 0, 1.0f, k, vector);
     }
-    for (int j = 0; j < k; j++) norm += (double)vector[j] * (double)vector[j];
+    const double norm = tmoei_text_dot(vector, vector, k);
     if (norm > 0.0) for (int j = 0; j < k; j++) vector[j] *= (float)(sqrt((double)k) / sqrt(norm));
 }
 static float tmoei_cosine(const float *a, const float *b, int k) {
-    double dot = 0.0, aa = 0.0, bb = 0.0;
-    for (int j = 0; j < k; j++) {
-        dot += (double)a[j] * (double)b[j];
-        aa += (double)a[j] * (double)a[j];
-        bb += (double)b[j] * (double)b[j];
-    }
-    return aa > 0.0 && bb > 0.0 ? (float)(dot / sqrt(aa * bb)) : 0.0f;
+    const double aa = tmoei_text_dot(a, a, k), bb = tmoei_text_dot(b, b, k);
+    return aa > 0.0 && bb > 0.0 ? (float)(tmoei_text_dot(a, b, k) / sqrt(aa * bb)) : 0.0f;
 }
 /* The instruction's vector, made as the model's own text vectors are; to be freed. */
 static float *tmoei_instruction_vector(const tmoe_model *model, const char *instruction) {
@@ -6418,26 +6343,24 @@ TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction
 TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction, tmoe_zero_shot how,
         float *route) {
     const int k = model->config.k, width = model->R * model->config.E;
-    tmoe_result result = TMOE_OK;
+    tmoe_result result;
     double total = 0.0;
-    if (!tmoei_selection_has_router(model->config.selection)) how = TMOE_ZERO_SHOT_AVERAGE;
-    if (model->config.vectors != TMOE_VECTOR_TEXT && how == TMOE_ZERO_SHOT_ROUTER)
-        how = TMOE_ZERO_SHOT_NEAREST;
-    if (how == TMOE_ZERO_SHOT_AVERAGE || model->R == 0) {
+    if (how == TMOE_ZERO_SHOT_AVERAGE || !tmoei_selection_has_router(model->config.selection) || width == 0) {
         for (int i = 0; i < width; i++) route[i] = 1.0f / (float)model->config.E;
         return TMOE_OK;
     }
     float *vector = tmoei_instruction_vector(model, instruction);
     if (!vector) return TMOE_ERR_MEMORY;
-    if (how == TMOE_ZERO_SHOT_ROUTER) result = tmoei_routes_of_vectors(model, vector, 1, route);
+    if (how == TMOE_ZERO_SHOT_ROUTER && model->config.vectors == TMOE_VECTOR_TEXT)
+        result = tmoei_routes_of_vectors(model, vector, 1, route);
     else {
         result = tmoei_routes_refresh(model);
         for (int i = 0; i < width; i++) route[i] = 0.0f;
         for (int t = 0; result == TMOE_OK && t < model->N; t++) {
-            const double weight = exp(20.0 * (double)tmoei_cosine(vector,
-                model->text_vectors + (size_t)t * (size_t)k, k) - 20.0);
-            for (int i = 0; i < width; i++)
-                route[i] += (float)weight * model->routes[(size_t)t * (size_t)width + (size_t)i];
+            const float *seen = model->routes + (size_t)t * (size_t)width;
+            const float *other = model->text_vectors + (size_t)t * (size_t)k;
+            const double weight = exp(20.0 * (double)tmoei_cosine(vector, other, k) - 20.0);
+            for (int i = 0; i < width; i++) route[i] += (float)weight * seen[i];
             total += weight;
         }
         for (int i = 0; i < width; i++) route[i] = (float)((double)route[i] / total);
@@ -6459,11 +6382,11 @@ TMOE_DEF tmoe_result tmoe_expert_disable(tmoe_model *model, int layer, int exper
     return TMOE_OK;
 }
 TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const float *vector) {
+    const size_t k = (size_t)model->config.k;
     if (task < 0 || task >= model->N || model->R == 0 || !vector)
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
             "task_vector_set: task %d of %d, %d routed layers; both must exist", task, model->N, model->R);
-    memcpy(model->theta + model->vectors + (size_t)task * (size_t)model->config.k, vector,
-        (size_t)model->config.k * sizeof(float));
+    memcpy(model->theta + model->vectors + (size_t)task * k, vector, k * sizeof(float));
     model->version++;
     return TMOE_OK;
 }
