@@ -886,6 +886,7 @@ extern int madvise(void *address, size_t bytes, int advice);
 #  endif
 #endif
 #if defined(_WIN32)
+#  include <direct.h>
 #  include <io.h>
 #endif
 #if defined(__unix__) || defined(__APPLE__)
@@ -7154,7 +7155,8 @@ static tmoe_result tmoei_generation_check(tmoe_model *model, tmoe_generation *ho
     char text[TMOEI_MESSAGE_BYTES - 64] = "";
     tmoei_fields_check(how, tmoei_generation_fields, TMOEI_GENERATION_FIELDS, text, sizeof text);
     if (how->max_length == 0 || how->max_length > model->config.target_tokens)
-        how->max_length = model->config.target_tokens + 1;      /* the start token counts, but has no answer */
+        /* the start token counts, but has no answer */
+        how->max_length = model->config.target_tokens + 1;
     if (how->returned > how->beams)
         tmoei_problem(text, sizeof text, "returned is %d, must be at most beams = %d", how->returned,
         how->beams);
@@ -8253,43 +8255,54 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
  * its own name. A trainer adds "trainer.moment1", "trainer.moment2" and "trainer.best", twins of theta. */
 #ifndef TMOE_NO_STDIO
 
-#define TMOEI_FORMAT "1"
-static void tmoei_config_to_json(tmoe_ctx *ctx, const tmoe_config *config, tmoei_buffer *buffer) {
-    tmoei_buffer_print(ctx, buffer, "{\"seed\":\"%llu\"", (unsigned long long)config->seed);
-    for (size_t i = 0; i < TMOEI_CONFIG_FIELDS; i++)
-        tmoei_buffer_print(ctx, buffer, ",\"%s\":%.9g", tmoei_config_fields[i].name,
-            tmoei_field_value(config, &tmoei_config_fields[i]));
-    tmoei_buffer_add(ctx, buffer, "}", 1);
+#define TMOEI_FORMAT "2"
+/* Numbers as "name":value; what is below 0 is an id that is not there, and is left out. */
+static void tmoei_fields_to_json(tmoe_ctx *ctx, const void *base, const tmoei_field *fields, size_t count,
+        tmoei_buffer *buffer) {
+    for (const tmoei_field *f = fields; f < fields + count; f++) {
+        const double x = tmoei_field_value(base, f);
+        if (x < 0.0 && f->kind == TMOEI_KIND_INT) continue;
+        if (f > fields) tmoei_buffer_add(ctx, buffer, ",", 1);
+        if (f->kind == TMOEI_KIND_BOOL) tmoei_buffer_print(ctx, buffer, "\"%s\":%s", f->name, x != 0.0
+            ? "true" : "false");
+        else tmoei_buffer_print(ctx, buffer, "\"%s\":%.9g", f->name, x);
+    }
 }
-static tmoe_result tmoei_config_from_json(tmoe_ctx *ctx, const tmoei_json *json, const char *path,
-        tmoe_config *config) {
-    const int seed = tmoei_json_get(json, 0, "seed");
-    *config = tmoe_config_default();
-    for (size_t i = 0; i < TMOEI_CONFIG_FIELDS; i++) {
-        const tmoei_field *f = &tmoei_config_fields[i];
-        const double x = tmoei_json_number(json, tmoei_json_get(json, 0, f->name), (double)NAN);
+/* The fields that the object has; an unsound one is an error and, where all are `required`, a missing one. */
+static tmoe_result tmoei_fields_from_json(tmoe_ctx *ctx, const tmoei_json *json, const char *path, void *base,
+        const tmoei_field *fields, size_t count, int required) {
+    for (const tmoei_field *f = fields; f < fields + count; f++) {
+        const int node = tmoei_json_get(json, 0, f->name);
+        const tmoei_json_kind kind = node < 0 ? TMOEI_JSON_NULL : json->nodes[node].kind;
+        const double x = kind == TMOEI_JSON_TRUE ? 1.0 : kind == TMOEI_JSON_FALSE ? 0.0
+            : tmoei_json_number(json, node, (double)NAN);
         const int number = x >= f->least && x <= f->most ? (int)x : INT_MIN;
         const float real = (float)x;
-        if (!(x == x) || (!f->is_float && (double)number != x))
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the config has no sound '%s'", path, f->name);
-        if (f->is_float) memcpy((char *)config + f->offset, &real, sizeof real);
-        else memcpy((char *)config + f->offset, &number, sizeof number);
+        if (kind == TMOEI_JSON_NULL && !required) continue;
+        if (!(x == x) || (f->kind != TMOEI_KIND_FLOAT && (double)number != x))
+            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no sound '%s'", path, f->name);
+        if (f->kind == TMOEI_KIND_FLOAT) memcpy((char *)base + f->offset, &real, sizeof real);
+        else memcpy((char *)base + f->offset, &number, sizeof number);
     }
-    if (!tmoei_json_is_string(json, seed))
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the config has no seed", path);
-    config->seed = (uint64_t)strtoull(json->nodes[seed].text, NULL, 10);
     return TMOE_OK;
 }
 
 /* The values of a file's metadata, in this order, and its tensors that are twins of theta. */
-static const char *const tmoei_metadata_names[5] = { "config", "tokenizer", "tasks", "step", "trainer" };
+enum { TMOEI_META_CONFIG, TMOEI_META_TOKENIZER, TMOEI_META_TASKS, TMOEI_META_GENERATION, TMOEI_META_STEP,
+    TMOEI_META_TRAINER };
+static const char *const tmoei_metadata_names[6] = { "config", "tokenizer", "tasks", "generation", "step",
+    "trainer" };
 static const char *const tmoei_flat_names[3] = { "trainer.moment1", "trainer.moment2", "trainer.best" };
 static void tmoei_metadata_text(tmoe_ctx *ctx, const tmoe_model *model, const tmoe_trainer *trainer,
         int which, tmoei_buffer *text) {
     text->length = 0;
-    if (which == 0) tmoei_config_to_json(ctx, &model->config, text);
-    if (which == 1) tmoei_tokenizer_to_json(ctx, model->tokenizer, text);
-    if (which == 2) {
+    if (which == TMOEI_META_CONFIG) {
+        tmoei_buffer_print(ctx, text, "{\"seed\":\"%llu\",", (unsigned long long)model->config.seed);
+        tmoei_fields_to_json(ctx, &model->config, tmoei_config_fields, TMOEI_CONFIG_FIELDS, text);
+        tmoei_buffer_add(ctx, text, "}", 1);
+    }
+    if (which == TMOEI_META_TOKENIZER) tmoei_tokenizer_to_json(ctx, model->tokenizer, text);
+    if (which == TMOEI_META_TASKS) {
         tmoei_buffer_add(ctx, text, "[", 1);
         for (int i = 0; i < 3 * model->N; i++) {
             const tmoe_task *task = &model->tasks[i / 3];
@@ -8299,8 +8312,13 @@ static void tmoei_metadata_text(tmoe_ctx *ctx, const tmoe_model *model, const tm
         }
         tmoei_buffer_add(ctx, text, "]", 1);
     }
-    if (which == 3) tmoei_buffer_print(ctx, text, "%lld", (long long)model->step);
-    if (which == 4)
+    if (which == TMOEI_META_GENERATION) {
+        tmoei_buffer_add(ctx, text, "{", 1);
+        tmoei_fields_to_json(ctx, &model->generation, tmoei_generation_fields, TMOEI_GENERATION_FIELDS, text);
+        tmoei_buffer_add(ctx, text, "}", 1);
+    }
+    if (which == TMOEI_META_STEP) tmoei_buffer_print(ctx, text, "%lld", (long long)model->step);
+    if (which == TMOEI_META_TRAINER)
         tmoei_buffer_print(ctx, text, "%lld %d %.9g", (long long)trainer->steps_done,
             trainer->bad_evaluations, (double)trainer->best_loss);
 }
@@ -8319,7 +8337,7 @@ static tmoe_result tmoei_save(const tmoe_model *model, const tmoe_trainer *train
     }
     tmoei_writer_metadata(ctx, &writer, "format", "taskmoe", 7);
     tmoei_writer_metadata(ctx, &writer, "version", TMOEI_FORMAT, strlen(TMOEI_FORMAT));
-    for (int i = 0; i < (trainer ? 5 : 4); i++) {
+    for (int i = 0; i < (trainer ? 6 : 5); i++) {
         tmoei_metadata_text(ctx, model, trainer, i, &text);
         tmoei_writer_metadata(ctx, &writer, tmoei_metadata_names[i], text.data ? text.data : "", text.length);
     }
@@ -8380,10 +8398,27 @@ static tmoe_result tmoei_step_of(tmoe_ctx *ctx, const tmoei_safetensors *file, i
     *step = (int64_t)value;
     return TMOE_OK;
 }
-static tmoe_model *tmoei_model_of_file(tmoe_ctx *ctx, const tmoei_safetensors *file) {
+/* Makes the mapped file itself the parameters, where it holds every tensor where the model wants it: then
+ * only
+ * the pages that are used are read, and training writes to copies of them. */
+static int tmoei_read_in_place(tmoe_model *model, tmoei_safetensors *file) {
+    if (!file->mapped || !tmoei_little_endian() || (uintptr_t)file->data % sizeof(float)) return 0;
+    for (int p = 0; p < model->parameter_count; p++) {
+        const tmoei_parameter *parameter = &model->parameters[p];
+        const tmoei_entry *entry = tmoei_safetensors_find(file, parameter->name);
+        if (!entry || entry->dtype != TMOEI_F32 || entry->begin != parameter->offset * sizeof(float)
+                || entry->count != (size_t)parameter->rows * (size_t)parameter->cols)
+            return 0;
+    }
+    model->theta = (float *)(void *)(file->bytes + (file->size - file->data_size));
+    model->mapping = file->bytes; model->mapping_size = file->size;
+    file->mapped = 0; file->bytes = NULL;                       /* the model unmaps it */
+    return 1;
+}
+static tmoe_model *tmoei_model_of_file(tmoe_ctx *ctx, tmoei_safetensors *file) {
     const char *version = tmoei_safetensors_metadata(file, "version");
-    tmoei_json json[3];                                         /* config, tokenizer, tasks */
-    tmoe_config config;
+    tmoei_json json[4];                                         /* config, tokenizer, tasks, generation */
+    tmoe_config config = tmoe_config_default();
     tmoe_tokenizer *tokenizer = NULL;
     tmoe_task *tasks = NULL;
     tmoe_model *model = NULL;
@@ -8392,12 +8427,16 @@ static tmoe_model *tmoei_model_of_file(tmoe_ctx *ctx, const tmoei_safetensors *f
     if (version && strcmp(version, TMOEI_FORMAT) != 0)
         (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: format version %.20s; this library reads version %s",
             file->path, version, TMOEI_FORMAT);
-    for (int i = 0; i < 3 && ctx->error == TMOE_OK; i++)
+    for (int i = 0; i < 4 && ctx->error == TMOE_OK; i++)
         (void)tmoei_metadata_json(ctx, file, tmoei_metadata_names[i], &json[i]);
-    if (ctx->error == TMOE_OK && tmoei_config_from_json(ctx, &json[0], file->path, &config) == TMOE_OK) {
+    if (ctx->error == TMOE_OK && tmoei_fields_from_json(ctx, &json[0], file->path, &config,
+            tmoei_config_fields, TMOEI_CONFIG_FIELDS, 1) == TMOE_OK) {
+        const int seed = tmoei_json_get(&json[0], 0, "seed");
         const tmoei_json_node *nodes = json[2].nodes;
+        if (tmoei_json_is_string(&json[0], seed)) config.seed = strtoull(json[0].nodes[seed].text, NULL, 10);
+        else (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the config has no seed", file->path);
         if (nodes[0].kind == TMOEI_JSON_ARRAY && nodes[0].count % 3 == 0) {
-            tokenizer = tmoei_tokenizer_from_json(ctx, &json[1], file->path);
+            if (json[1].nodes[0].count) tokenizer = tmoei_tokenizer_from_json(ctx, &json[1], file->path);
             tasks = (tmoe_task *)tmoei_alloc(ctx, (size_t)nodes[0].count + 1, sizeof *tasks, 1);
         }
         for (int node = tasks ? nodes[0].child : -1; node >= 0; n++) {
@@ -8410,13 +8449,16 @@ static tmoe_model *tmoei_model_of_file(tmoe_ctx *ctx, const tmoei_safetensors *f
             (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the list of tasks is not sound", file->path);
         if (ctx->error == TMOE_OK) model = tmoei_model_new(ctx, &config, tokenizer, tasks, n);
     }
-    if (model && (tmoei_parameters_read(model, file, model->theta) != TMOE_OK
-            || tmoei_step_of(ctx, file, &model->step) != TMOE_OK)) {
+    if (model && (tmoei_fields_from_json(ctx, &json[3], file->path, &model->generation,
+            tmoei_generation_fields, TMOEI_GENERATION_FIELDS, 0) != TMOE_OK
+            || tmoei_step_of(ctx, file, &model->step) != TMOE_OK
+            || (!tmoei_read_in_place(model, file) && (tmoei_theta_alloc(model) != TMOE_OK
+            || tmoei_parameters_read(model, file, model->theta) != TMOE_OK)))) {
         tmoe_model_destroy(model);
         model = NULL;
     }
     tmoei_free(ctx, tasks); tmoe_tokenizer_destroy(tokenizer);
-    for (int i = 0; i < 3; i++) tmoei_json_free(ctx, &json[i]);
+    for (int i = 0; i < 4; i++) tmoei_json_free(ctx, &json[i]);
     return model;
 }
 TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path) {
@@ -8475,6 +8517,419 @@ TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path) 
     for (int i = 0; i < 4; i++) tmoei_free(ctx, values[i]);
     tmoei_buffer_free(ctx, &text);
     tmoei_safetensors_close(ctx, &file);
+    return ctx->error;
+}
+#endif /* TMOE_NO_STDIO */
+/* ==== >>bart: Hugging Face's BART folders, read and written ============================================
+ * config.json, model.safetensors (or shards with an index), generation_config.json, and a tokenizer. BART is
+ * our
+ * POST-norm model with E = 1; its q, k and v matrices lie below each other in ours, and its tables of
+ * positions begin
+ * with two rows that nobody uses. One list of names serves reading, writing and the message about what is
+ * missing. */
+#ifndef TMOE_NO_STDIO
+#define TMOEI_BART_SKIP 2               /* rows of a table of positions before position 0 */
+typedef struct tmoei_bart_tensor {      /* a tensor of theirs, and where it lies in ours */
+    char name[96];
+    size_t offset, rows, cols, skip;    /* skip: of their rows, before ours begin */
+    int rank;
+} tmoei_bart_tensor;
+
+/* Tensor number `index` of a dense model, 0, 1, ...; 0 past the last one. */
+static int tmoei_bart_tensor_at(const tmoe_model *model, int index, tmoei_bart_tensor *t) {
+    static const char *const shared[TMOEI_SHARED] = { "shared.weight", "encoder.embed_positions.weight",
+        "decoder.embed_positions.weight", "encoder.layernorm_embedding.weight",
+        "encoder.layernorm_embedding.bias",
+        "decoder.layernorm_embedding.weight", "decoder.layernorm_embedding.bias", "final_logits_bias" };
+    static const char *const pieces[TMOEI_PIECES / 2][3] = {    /* weight and bias are neighbours */
+        { "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj" }, { "self_attn.out_proj", NULL, NULL },
+        { "self_attn_layer_norm", NULL, NULL }, { "encoder_attn.q_proj", NULL, NULL },
+        { "encoder_attn.k_proj", "encoder_attn.v_proj", NULL }, { "encoder_attn.out_proj", NULL, NULL },
+        { "encoder_attn_layer_norm", NULL, NULL }, { "fc1", NULL, NULL }, { "fc2", NULL, NULL },
+        { "final_layer_norm", NULL, NULL } };
+    memset(t, 0, sizeof *t);
+    if (index < TMOEI_SHARED) {
+        const tmoei_parameter *p = &model->parameters[index];
+        (void)snprintf(t->name, sizeof t->name, "%s%s", index == TMOEI_OUTPUT_BIAS ? "" : "model.",
+            shared[index]);
+        t->offset = p->offset; t->rows = (size_t)p->rows; t->cols = (size_t)p->cols;
+        t->skip = index == TMOEI_ENCODER_POSITIONS || index == TMOEI_DECODER_POSITIONS ? TMOEI_BART_SKIP : 0;
+        t->rank = p->rows > 1 || index == TMOEI_OUTPUT_BIAS ? 2 : 1;
+        return 1;
+    }
+    index -= TMOEI_SHARED;
+    const int l = index / (3 * TMOEI_PIECES), piece = index / 3 % TMOEI_PIECES, part = index % 3;
+    if (l >= model->L) return 0;
+    const tmoei_layer *layer = &model->layers[l];
+    int parts = 1;
+    while (parts < 3 && pieces[piece / 2][parts]) parts++;
+    if (part >= parts || !layer->rows[piece]) return -1;        /* no such tensor; others follow */
+    const size_t all = (size_t)layer->rows[piece] * (size_t)layer->cols[piece] / (size_t)parts;
+    (void)snprintf(t->name, sizeof t->name, "model.%s.layers.%d.%s.%s", layer->decoder ? "decoder"
+        : "encoder",
+        layer->decoder ? l - model->config.encoder_layers : l, pieces[piece / 2][part], piece % 2 ? "bias"
+        : "weight");
+    t->rank = layer->rows[piece] > 1 ? 2 : 1;
+    t->cols = t->rank == 2 ? (size_t)layer->cols[piece] : all;
+    t->rows = all / t->cols;
+    t->offset = layer->offset[piece] + (layer->in_expert[piece] ? layer->block
+        : layer->shared) + (size_t)part * all;
+    return 1;
+}
+
+/* ---- weights: one file, or several with an index ------------------------------------------------------ */
+typedef struct tmoei_weights { tmoei_safetensors *files; int count; } tmoei_weights;
+
+static void tmoei_weights_close(tmoe_ctx *ctx, tmoei_weights *weights) {
+    for (int i = 0; i < weights->count; i++) tmoei_safetensors_close(ctx, &weights->files[i]);
+    tmoei_free(ctx, weights->files);
+    memset(weights, 0, sizeof *weights);
+}
+static const tmoei_entry *tmoei_weights_find(const tmoei_weights *weights, const char *name, int *which) {
+    const tmoei_entry *entry = NULL;
+    for (*which = 0; *which < weights->count; ++*which)
+        if ((entry = tmoei_safetensors_find(&weights->files[*which], name)) != NULL) break;
+    return entry;
+}
+static tmoe_result tmoei_weights_add(tmoe_ctx *ctx, tmoei_weights *weights, const char *folder,
+    const char *name) {
+    char path[TMOEI_PATH];
+    size_t capacity = (size_t)weights->count;
+    TMOEI_TRY(tmoei_path_join(ctx, path, folder, name));
+    for (int i = 0; i < weights->count; i++) if (strcmp(weights->files[i].path, path) == 0) return TMOE_OK;
+    if (!tmoei_grow(ctx, &weights->files, &capacity, capacity + 1,
+        sizeof *weights->files)) return TMOE_ERR_MEMORY;
+    TMOEI_TRY(tmoei_safetensors_open(ctx, &weights->files[weights->count], path));
+    weights->count++;
+    return TMOE_OK;
+}
+/* The files that the index names; each tensor must be where it says. */
+static tmoe_result tmoei_weights_index(tmoe_ctx *ctx, tmoei_weights *weights, const char *folder,
+    const tmoei_json *json,
+        const char *path) {
+    const int map = tmoei_json_get(json, 0, "weight_map");
+    int which;
+    if (map < 0 || json->nodes[map].kind != TMOEI_JSON_OBJECT)
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no weight_map", path);
+    for (int i = json->nodes[map].child; i >= 0; i = json->nodes[i].next) {
+        const tmoei_json_node *node = &json->nodes[i];
+        if (!tmoei_json_is_string(json, i) || strpbrk(node->text, "/\\") || node->text[0] == '.')
+            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s must be in a file of this folder", path,
+            node->key);
+        TMOEI_TRY(tmoei_weights_add(ctx, weights, folder, node->text));
+    }
+    for (int i = json->nodes[map].child; i >= 0; i = json->nodes[i].next)
+        if (!tmoei_weights_find(weights, json->nodes[i].key, &which))
+            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s is not in %s", path, json->nodes[i].key,
+            json->nodes[i].text);
+    return TMOE_OK;
+}
+/* A JSON file of the folder; absent (and that is allowed): an empty json. */
+static tmoe_result tmoei_json_file(tmoe_ctx *ctx, tmoei_json *json, char *path, const char *folder,
+    const char *name,
+        int optional) {
+    size_t length;
+    memset(json, 0, sizeof *json);
+    TMOEI_TRY(tmoei_path_join(ctx, path, folder, name));
+    if (optional && !tmoei_file_exists(path)) return TMOE_OK;
+    char *text = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &length);
+    if (!text) return ctx->error;
+    (void)tmoei_json_parse(ctx, json, text, length, path);
+    tmoei_free(ctx, text);
+    return ctx->error;
+}
+static tmoe_result tmoei_weights_open(tmoe_ctx *ctx, tmoei_weights *weights, const char *folder) {
+    char path[TMOEI_PATH];
+    tmoei_json json;
+    memset(weights, 0, sizeof *weights);
+    TMOEI_TRY(tmoei_path_join(ctx, path, folder, "model.safetensors"));
+    if (tmoei_file_exists(path)) return tmoei_weights_add(ctx, weights, folder, "model.safetensors");
+    if (tmoei_json_file(ctx, &json, path, folder, "model.safetensors.index.json", 0) == TMOE_OK)
+        (void)tmoei_weights_index(ctx, weights, folder, &json, path);
+    tmoei_json_free(ctx, &json);
+    return ctx->error;
+}
+
+/* ---- reading ------------------------------------------------------------------------------------------ */
+/* Their name as it stands in the file: the oldest files have no "model." before it. */
+static const tmoei_entry *tmoei_bart_find(const tmoei_weights *weights, const char *name, int *which) {
+    const tmoei_entry *entry = tmoei_weights_find(weights, name, which);
+    return entry || strncmp(name, "model.", 6) != 0 ? entry : tmoei_weights_find(weights, name + 6, which);
+}
+/* All tensors into theta; what is missing, of another shape or unknown is named in one message. */
+static tmoe_result tmoei_bart_read(tmoe_model *model, const tmoei_weights *weights, const char *folder) {
+    static const char *const copies[3] = { "model.encoder.embed_tokens.weight",
+        "model.decoder.embed_tokens.weight",
+        "lm_head.weight" };             /* the embedding once more */
+    tmoe_ctx *ctx = model->ctx;
+    char text[TMOEI_MESSAGE_BYTES - 64] = "";
+    tmoei_bart_tensor t;
+    int which, found, known = 0, all = 0;
+    for (int i = 0; ctx->error == TMOE_OK && (found = tmoei_bart_tensor_at(model, i, &t)) != 0; i++) {
+        if (found < 0) continue;
+        const tmoei_entry *entry = tmoei_bart_find(weights, t.name, &which);
+        const size_t first = t.skip * t.cols, n = t.rows * t.cols;
+        if (!entry && i == TMOEI_OUTPUT_BIAS) continue;         /* old files have none: zeros */
+        if (!entry) { tmoei_problem(text, sizeof text, "%s is missing", t.name); continue; }
+        known++;
+        if (entry->count != first + n || entry->shape[entry->rank - 1] != t.cols)
+            tmoei_problem(text, sizeof text, "%s has %lu values, not (%lu,%lu)", t.name,
+            (unsigned long)entry->count,
+                (unsigned long)(t.rows + t.skip), (unsigned long)t.cols);
+        else (void)tmoei_safetensors_read(ctx, &weights->files[which], entry, first,
+            model->theta + t.offset, n);
+    }
+    for (int i = 0; ctx->error == TMOE_OK && i < 3; i++) {
+        const tmoei_entry *entry = tmoei_bart_find(weights, copies[i], &which);
+        const int own = which, n = entry != NULL;
+        const tmoei_entry *embedding = n ? tmoei_bart_find(weights, "model.shared.weight", &which) : NULL;
+        known += n;
+        if (embedding && (entry->end - entry->begin != embedding->end - embedding->begin
+            || memcmp(weights->files[own].data + entry->begin, weights->files[which].data + embedding->begin,
+                entry->end - entry->begin) != 0))
+            tmoei_problem(text, sizeof text,
+            "%s differs from shared.weight: an untied embedding is not supported", copies[i]);
+    }
+    for (int f = 0; f < weights->count; f++) all += weights->files[f].count;
+    for (int f = 0; all > known && f < weights->count; f++)
+        for (int e = 0; e < weights->files[f].count; e++) {     /* somebody is unknown */
+            const char *name = weights->files[f].entries[e].name;
+            int is = 0;
+            for (int i = 0; !is && (found = tmoei_bart_tensor_at(model, i, &t)) != 0; i++)
+                is = found > 0 && (strcmp(t.name, name) == 0 || (t.name[0] == 'm' && strcmp(t.name + 6,
+                name) == 0));
+            for (int i = 0; i < 3; i++) is |= strcmp(copies[i], name) == 0 || strcmp(copies[i] + 6,
+                name) == 0;
+            if (!is) tmoei_problem(text, sizeof text, "%s is unknown", name);
+        }
+    return text[0] ? tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s", folder, text) : ctx->error;
+}
+#define TMOEI_STRUCT tmoe_config
+static const tmoei_field tmoei_bart_fields[] = {                /* of config.json */
+    TMOEI_NAMED("d_model", D, INT, 1, 1 << 20), TMOEI_NAMED("vocab_size", V, INT, 1, 1 << 24),
+    TMOEI_NAMED("max_position_embeddings", source_tokens, INT, 3, 1 << 20),
+    TMOEI_NAMED("encoder_layers", encoder_layers, INT, 1, 1 << 10),
+    TMOEI_NAMED("decoder_layers", decoder_layers, INT, 1, 1 << 10),
+    TMOEI_NAMED("encoder_attention_heads", H_encoder, INT, 1, 1 << 20),
+    TMOEI_NAMED("decoder_attention_heads", H_decoder, INT, 1, 1 << 20),
+    TMOEI_NAMED("encoder_ffn_dim", F_encoder, INT, 1, 1 << 20),
+    TMOEI_NAMED("decoder_ffn_dim", F_decoder, INT, 1, 1 << 20),
+    TMOEI_NAMED("scale_embedding", scale_embedding, BOOL, 0, 1),
+    TMOEI_NAMED("bos_token_id", begin_id, INT, 0, 1 << 24), TMOEI_NAMED("pad_token_id", pad_id, INT, 0,
+    1 << 24),
+    TMOEI_NAMED("eos_token_id", end_id, INT, 0, 1 << 24),
+    TMOEI_NAMED("decoder_start_token_id", start_id, INT, 0, 1 << 24)
+};
+#undef TMOEI_STRUCT
+/* ids: last */
+enum { TMOEI_BART_FIELDS = sizeof tmoei_bart_fields / sizeof *tmoei_bart_fields, TMOEI_BART_IDS = 4 };
+
+/* config.json as ours; what BART never was is refused. */
+static tmoe_result tmoei_bart_config(tmoe_ctx *ctx, const tmoei_json *json, const char *path,
+    tmoe_config *c) {
+    static const char *const must[6][2] = { { "model_type", "bart" }, { "normalize_before", "false" },
+        { "add_final_layer_norm", "false" }, { "static_position_embeddings", "false" },
+        { "tie_word_embeddings", "true" }, { "activation_function", "gelu or relu" } };
+    char text[512] = "";
+    *c = tmoe_config_default();
+    c->norm = TMOE_NORM_POST; c->E = 1; c->begin_in_target = c->specials_in_text = 1;
+    for (int i = 0; i < 6; i++) {
+        const int node = tmoei_json_get(json, 0, must[i][0]);
+        const tmoei_json_kind kind = node < 0 ? TMOEI_JSON_NULL : json->nodes[node].kind;
+        const char *value = kind == TMOEI_JSON_TRUE ? "true" : kind == TMOEI_JSON_FALSE ? "false"
+            : kind == TMOEI_JSON_STRING ? json->nodes[node].text : kind == TMOEI_JSON_NULL && i ? must[i][1]
+            : "";
+        const int relu = i == 5 && strcmp(value, "relu") == 0;
+        if (relu) c->activation = TMOE_RELU;
+        if (!relu && strncmp(value, must[i][1], i == 5 ? 5 : 99) != 0 && !(i == 5 && strcmp(value,
+            "gelu") == 0))
+            tmoei_problem(text, sizeof text, "%s is %.40s, must be %s", must[i][0], value, must[i][1]);
+    }
+    if (text[0]) return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s", path, text);
+    TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, c, tmoei_bart_fields,
+        TMOEI_BART_FIELDS - TMOEI_BART_IDS, 1));
+    c->target_tokens = c->source_tokens;
+    return tmoei_fields_from_json(ctx, json, path, c, tmoei_bart_fields + TMOEI_BART_FIELDS - TMOEI_BART_IDS,
+        TMOEI_BART_IDS, 0);
+}
+/* generation_config.json, or what old folders have of it in config.json. */
+static tmoe_result tmoei_bart_generation(tmoe_model *model, const tmoei_json *json, const char *path) {
+    const int early = tmoei_json_get(json, 0, "early_stopping"),
+        force = tmoei_json_get(json, 0, "force_bos_token_to_be_generated");     /* the oldest spelling */
+    tmoe_generation *g = &model->generation;
+    g->max_length = 20;                                         /* transformers' default */
+    if (force >= 0 && json->nodes[force].kind == TMOEI_JSON_TRUE) g->forced_begin_id = model->config.begin_id;
+    g->early_stopping = early < 0 ? TMOE_EARLY_STOPPING_FALSE : json->nodes[early].kind == TMOEI_JSON_STRING
+        ? TMOE_EARLY_STOPPING_NEVER : (tmoe_early_stopping)(json->nodes[early].kind == TMOEI_JSON_TRUE);
+    TMOEI_TRY(tmoei_fields_from_json(model->ctx, json, path, &model->config,
+        tmoei_bart_fields + TMOEI_BART_FIELDS
+        - TMOEI_BART_IDS, TMOEI_BART_IDS, 0));
+    return tmoei_fields_from_json(model->ctx, json, path, g, tmoei_generation_fields + 1,
+        TMOEI_GENERATION_FIELDS - 1, 0);
+}
+TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder) {
+    char path[TMOEI_PATH];
+    tmoei_json json;
+    tmoei_lines in;
+    tmoe_tokenizer *t = NULL;
+    ctx->error = TMOE_OK;
+    if (tmoei_json_file(ctx, &json, path, folder, "tokenizer.json", 1) == TMOE_OK && json.count)
+        t = tmoei_tokenizer_from_json(ctx, &json, path);
+    else if (ctx->error == TMOE_OK && tmoei_json_file(ctx, &json, path, folder, "vocab.json", 0) == TMOE_OK
+             && (t = tmoei_vocabulary_read(ctx, &json, 0, -1, path)) != NULL
+             && tmoei_path_join(ctx, path, folder, "merges.txt") == TMOE_OK && tmoei_lines_open(ctx, &in,
+             path) == TMOE_OK) {
+        while (ctx->error == TMOE_OK && tmoei_lines_next(&in)) {
+            const size_t cut = tmoei_merge_space(in.line, in.size);
+            if (in.size == 0 || (in.number == 1 && strncmp(in.line, "#version", 8) == 0)) continue;
+            if (cut == in.size) (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+                "%s: a merge is two tokens with a space between", in.where);
+            else (void)tmoei_merge_read(t, in.line, cut, in.line + cut + 1, in.size - cut - 1, path,
+                in.number);
+        }
+        tmoei_free(ctx, in.text);
+    }
+    tmoei_json_free(ctx, &json);
+    if (ctx->error == TMOE_OK) return t;
+    tmoe_tokenizer_destroy(t);
+    return NULL;
+}
+
+TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder) {
+    char path[TMOEI_PATH];
+    tmoei_json json, generation;
+    tmoei_weights weights;
+    tmoe_config c;
+    tmoe_tokenizer *tokenizer = NULL;
+    tmoe_model *model = NULL;
+    ctx->error = TMOE_OK;
+    memset(&generation, 0, sizeof generation);
+    memset(&weights, 0, sizeof weights);
+    if (tmoei_json_file(ctx, &json, path, folder, "config.json", 0) == TMOE_OK && tmoei_bart_config(ctx,
+        &json, path, &c) == TMOE_OK
+        && tmoei_json_file(ctx, &generation, path, folder, "generation_config.json", 1) == TMOE_OK
+        && tmoei_weights_open(ctx, &weights, folder) == TMOE_OK) {
+        int has = 0;
+        for (int i = 0; i < 2 && tmoei_path_join(ctx, path, folder, i ? "vocab.json"
+            : "tokenizer.json") == TMOE_OK; i++)
+            has |= tmoei_file_exists(path);
+        if (has) tokenizer = tmoe_tokenizer_load(ctx, folder);
+        if (ctx->error == TMOE_OK) model = tmoei_model_new(ctx, &c, tokenizer, NULL, 0);
+        if (model) (void)tmoei_bart_generation(model, generation.count ? &generation : &json, folder);
+        if (model && ctx->error == TMOE_OK && tmoei_theta_alloc(model) == TMOE_OK)
+            (void)tmoei_bart_read(model, &weights, folder);
+    }
+    tmoei_json_free(ctx, &json); tmoei_json_free(ctx, &generation);
+    tmoei_weights_close(ctx, &weights);
+    tmoe_tokenizer_destroy(tokenizer);
+    if (ctx->error == TMOE_OK) return model;
+    tmoe_model_destroy(model);
+    return NULL;
+}
+
+/* ---- writing ------------------------------------------------------------------------------------------ */
+static tmoe_result tmoei_make_folder(tmoe_ctx *ctx, const char *folder) {
+    errno = 0;
+#if defined(_WIN32)
+    const int made = _mkdir(folder) == 0;
+#else
+    const int made = mkdir(folder, 0777) == 0;
+#endif
+    return made || errno == EEXIST ? TMOE_OK
+        : tmoei_fail(ctx, TMOE_ERR_FILE, "%s: the folder cannot be made: %s", folder, strerror(errno));
+}
+/* Text files: 0 config.json, 1 generation_config.json, 2 tokenizer.json, 3 tokenizer_config.json. */
+static void tmoei_bart_text(const tmoe_model *model, int which, tmoei_buffer *b) {
+    static const char *const early[3] = { "false", "true", "\"never\"" };
+    const tmoe_config *c = &model->config;
+    tmoe_generation g = model->generation;
+    tmoe_ctx *ctx = model->ctx;
+    b->length = 0;
+    if (which == 2) { tmoei_tokenizer_to_json(ctx, model->tokenizer, b); return; }
+    tmoei_buffer_print(ctx, b, which == 0
+        ? "{\"architectures\":[\"BartForConditionalGeneration\"],\"model_type\":\"bart\","
+        "\"is_encoder_decoder\":true,\"tie_word_embeddings\":true,\"dtype\":\"float32\"," : "{");
+    if (which == 0) tmoei_buffer_print(ctx, b, "\"activation_function\":\"%s\",", c->activation == TMOE_RELU
+        ? "relu" : "gelu");
+    if (which == 3) tmoei_buffer_print(ctx, b,
+        "\"tokenizer_class\":\"BartTokenizer\",\"model_max_length\":%d", c->source_tokens);
+    if (which == 0) tmoei_fields_to_json(ctx, c, tmoei_bart_fields, TMOEI_BART_FIELDS, b);
+    if (which == 1) {
+        if (g.max_length == 0) g.max_length = c->target_tokens;
+        tmoei_buffer_print(ctx, b, "\"early_stopping\":%s,", early[g.early_stopping]);
+        tmoei_fields_to_json(ctx, c, tmoei_bart_fields + TMOEI_BART_FIELDS - TMOEI_BART_IDS, TMOEI_BART_IDS,
+            b);
+        tmoei_buffer_add(ctx, b, ",", 1);
+        tmoei_fields_to_json(ctx, &g, tmoei_generation_fields + 1, TMOEI_GENERATION_FIELDS - 1, b);
+    }
+    tmoei_buffer_add(ctx, b, "}\n", 2);
+}
+/* A dense model as a folder. */
+static tmoe_result tmoei_bart_write(const tmoe_model *model, const char *folder) {
+    static const char *const names[4] = { "config.json", "generation_config.json", "tokenizer.json",
+        "tokenizer_config.json" };
+    static const float zeros[4096] = { 0.0f };
+    tmoe_ctx *ctx = model->ctx;
+    char path[TMOEI_PATH];
+    tmoei_writer writer;
+    tmoei_buffer text;
+    tmoei_bart_tensor t;
+    int found;
+    memset(&writer, 0, sizeof writer);
+    memset(&text, 0, sizeof text);
+    tmoei_writer_metadata(ctx, &writer, "format", "pt", 2);
+    for (int i = 0; (found = tmoei_bart_tensor_at(model, i, &t)) != 0; i++)
+        if (found > 0) tmoei_writer_tensor(ctx, &writer, t.name, t.rank, t.rows + t.skip, t.cols);
+    (void)tmoei_path_join(ctx, path, folder, "model.safetensors");
+    if (ctx->error == TMOE_OK && tmoei_writer_begin(ctx, &writer, path) == TMOE_OK)
+        for (int i = 0; ctx->error == TMOE_OK && (found = tmoei_bart_tensor_at(model, i, &t)) != 0; i++) {
+            for (size_t left = found > 0 ? t.skip * t.cols : 0, n; left && ctx->error == TMOE_OK; left -= n) {
+                n = left < 4096 ? left : 4096;
+                (void)tmoei_writer_data(ctx, &writer, zeros, n);
+            }
+            if (found > 0 && ctx->error == TMOE_OK) (void)tmoei_writer_data(ctx, &writer,
+                model->theta + t.offset, t.rows * t.cols);
+        }
+    if (ctx->error == TMOE_OK) (void)tmoei_writer_commit(ctx, &writer);
+    tmoei_writer_free(ctx, &writer);
+    for (int i = 0; ctx->error == TMOE_OK && i < (model->tokenizer ? 4 : 2); i++) {
+        tmoei_bart_text(model, i, &text);
+        if (text.failed || tmoei_path_join(ctx, path, folder, names[i]) != TMOE_OK) break;
+        memset(&writer, 0, sizeof writer);
+        if (tmoei_writer_open(ctx, &writer, path) == TMOE_OK
+            && tmoei_writer_bytes(ctx, &writer, text.data, text.length) == TMOE_OK)
+            (void)tmoei_writer_commit(ctx, &writer);
+        tmoei_writer_free(ctx, &writer);
+    }
+    tmoei_buffer_free(ctx, &text);
+    return ctx->error;
+}
+
+TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task, const char *folder) {
+    tmoe_ctx *ctx = model->ctx;
+    const int known = task ? tmoe_find_task(model, task) : -1, E = model->config.E;
+    tmoe_config c = model->config;
+    tmoe_model *dense = NULL;
+    ctx->error = TMOE_OK;
+    if (c.norm != TMOE_NORM_POST || c.source_tokens != c.target_tokens || (model->R > 0 && !task))
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+        "export: needs a model with norms behind the sublayers and source_tokens "
+            "= target_tokens, as BART is, and the task of a mixture");
+    float *route = (float *)tmoei_alloc(ctx, (size_t)(model->R * E) + 1, sizeof(float), 0);
+    if (!route) return TMOE_ERR_MEMORY;
+    if (model->R > 0) (void)(known >= 0 ? tmoe_route(model, known, route)
+        : tmoe_route_unseen(model, task, TMOE_ZERO_SHOT_ROUTER, route));
+    for (int l = 0; ctx->error == TMOE_OK && c.mix == TMOE_MIX_OUTPUT && l < model->R; l++)
+        if (tmoei_one_hot(route + l * E, E) < 0)
+            (void)tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "export: %s mixes the outputs of several experts in routed layer %d: no "
+                "dense model computes that (train with TMOE_MIX_PARAM)", task, l);
+    c.E = 1;
+    if (ctx->error == TMOE_OK && tmoei_make_folder(ctx, folder) == TMOE_OK)
+        dense = tmoe_model_derive(ctx, model, model->R > 0 ? route : NULL, &c, NULL, 0);
+    if (dense) (void)tmoei_bart_write(dense, folder);
+    tmoe_model_destroy(dense);
+    tmoei_free(ctx, route);
     return ctx->error;
 }
 #endif /* TMOE_NO_STDIO */
