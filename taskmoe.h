@@ -1347,9 +1347,8 @@ typedef struct tmoei_epilogue {
     const float *bias;                  /* (N) or NULL */
     tmoe_activation activation;         /* NONE, GELU, RELU */
     float *pre;                         /* (M, N) or NULL: the value before the activation */
-    size_t pre_stride;
     const float *residual;              /* (M, N) or NULL */
-    size_t residual_stride;
+    size_t pre_stride, residual_stride;
 } tmoei_epilogue;
 
 typedef struct tmoei_kernels {
@@ -1367,12 +1366,10 @@ typedef struct tmoei_kernels {
     double (*sum_squares)(const float *x, size_t n);
     float (*sum)(const float *x, size_t n);
     float (*maximum)(const float *x, size_t n);
-    void (*add)(float *y, const float *x, size_t n);
     void (*scale_add)(float *y, float beta, float a, const float *x, size_t n);        /* y = beta y + a x */
     /* y = exp(scale x - shift); their sum; y may be NULL */
     float (*exp_sum)(float *y, const float *x, float scale, float shift, size_t n);
     void (*softmax_gradient)(float *dx, const float *x, float lse, float shift, float weight, size_t n);
-    /* ds = p (ds - delta) scale */
     void (*softmax_backward)(float *ds, const float *p, float delta, float scale, size_t n);
     void (*gelu)(float *y, const float *x, size_t n);
     void (*gelu_backward)(float *dz, const float *dy, const float *z, size_t n);
@@ -1389,12 +1386,71 @@ typedef struct tmoei_kernels {
     void (*dropout)(float *y, const float *x, size_t n, uint32_t first, uint32_t key, uint32_t limit,
         float scale);
 } tmoei_kernels;
+
+/* Vectors. A line says what a word is in plain C, NEON, AVX2 and AVX-512, and TMOEI_PASS picks one of the
+ * four, so a word means something else in each pass. V is a vector of VW floats; + - * / work on it as on a
+ * float. The masked forms for AVX-512 are there because gcc's plain ones read undefined vectors. */
+#define TMOEI_GLUE(a, b) TMOEI_GLUED(a, b)
+#define TMOEI_GLUED(a, b) a##b
+#define TMOEI_PICK(c, neon, avx2, avx512) TMOEI_GLUE(TMOEI_PICK_, TMOEI_PASS)(c, neon, avx2, avx512)
+#define TMOEI_PICK_0(c, neon, avx2, avx512) c
+#define TMOEI_PICK_1(c, neon, avx2, avx512) neon
+#define TMOEI_PICK_2(c, neon, avx2, avx512) avx2
+#define TMOEI_PICK_3(c, neon, avx2, avx512) avx512
+#define TMOEI_FN(name) TMOEI_GLUE(tmoei_##name, TMOEI_PICK(_c, _neon, _avx2, _avx512))
+#define TMOEI_TARGET TMOEI_PICK(, , __attribute__((target("avx2,fma"))), \
+    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma"))))
+#define TMOEI_MASK8(n) _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
+#define TMOEI_MASK16(n) (__mmask16)((1u << (n)) - 1u)
+#define V TMOEI_PICK(float, float32x4_t, __m256, __m512)
+#define VW TMOEI_PICK(1, 4, 8, 16)
+#define VSET(x) TMOEI_PICK((x), vdupq_n_f32(x), _mm256_set1_ps(x), _mm512_set1_ps(x))
+#define VLOAD(p) TMOEI_PICK((*(p)), vld1q_f32(p), _mm256_loadu_ps(p), _mm512_loadu_ps(p))
+#define VSTORE(p, v) \
+    TMOEI_PICK((*(p) = (v)), vst1q_f32(p, v), _mm256_storeu_ps(p, v), _mm512_storeu_ps(p, v))
+#define VLOADN(p, n) TMOEI_PICK(((n) ? *(p) : 0.0f), tmoei_vloadn_neon(p, n), \
+    _mm256_maskload_ps(p, TMOEI_MASK8(n)), _mm512_maskz_loadu_ps(TMOEI_MASK16(n), p))
+#define VSTOREN(p, v, n) TMOEI_PICK(((void)((n) && ((*(p) = (v)), 0))), tmoei_vstoren_neon(p, v, n), \
+    _mm256_maskstore_ps(p, TMOEI_MASK8(n), v), _mm512_mask_storeu_ps(p, TMOEI_MASK16(n), v))
+#define VFMA(a, b, c) TMOEI_PICK(((a) * (b) + (c)), vfmaq_f32(c, a, b), _mm256_fmadd_ps(a, b, c), \
+    _mm512_fmadd_ps(a, b, c))
+#define VMAX(a, b) TMOEI_PICK(((a) > (b) ? (a) : (b)), vmaxq_f32(a, b), _mm256_max_ps(a, b), \
+    _mm512_maskz_max_ps(TMOEI_MASK16(16), a, b))
+#define VMIN(a, b) TMOEI_PICK(((a) < (b) ? (a) : (b)), vminq_f32(a, b), _mm256_min_ps(a, b), \
+    _mm512_maskz_min_ps(TMOEI_MASK16(16), a, b))
+#define VSQRT(a) TMOEI_PICK(sqrtf(a), vsqrtq_f32(a), _mm256_sqrt_ps(a), \
+    _mm512_maskz_sqrt_ps(TMOEI_MASK16(16), a))
+#define VROUND(a) TMOEI_PICK(floorf((a) + 0.5f), vrndnq_f32(a), _mm256_round_ps(a, 8), \
+    _mm512_maskz_cvtepi32_ps(TMOEI_MASK16(16), _mm512_maskz_cvtps_epi32(TMOEI_MASK16(16), a)))
+#define VPOW2(n) TMOEI_PICK(ldexpf(1.0f, (int)(n)), \
+    vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23)), \
+    _mm256_castsi256_ps(_mm256_slli_epi32( \
+        _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)), \
+    _mm512_maskz_scalef_ps(TMOEI_MASK16(16), _mm512_set1_ps(1.0f), n))
+
 /* Every loop over n floats: whole vectors, then one masked vector; `at` is the index. Inside, VREAD and
  * VWRITE are plain in the first loop (there `left` is the constant VW) and masked in the edge. */
 #define TMOEI_EACH(n, ...) do { size_t at = 0; \
     for (; at + VW <= (n); at += VW) { const int left = VW; (void)left; __VA_ARGS__; } \
     if (at < (n)) { const int left = (int)((n) - at); (void)left; __VA_ARGS__; } } while (0)
+#define VREAD(p) (left == VW ? VLOAD(p) : VLOADN(p, left))
+#define VWRITE(p, v) do { if (left == VW) VSTORE(p, v); else VSTOREN(p, v, left); } while (0)
 
+/* All numbers of a vector into one, by halves. */
+#define TMOEI_HALF(a, i) _mm512_maskz_extractf32x8_ps((__mmask8)0xff, a, i)
+#define TMOEI_REDUCE(name, op) \
+    TMOEI_TARGET static float TMOEI_FN(name)(V a) { \
+        const __m256 h = TMOEI_PICK(a, a, a, _mm256_##op##_ps(TMOEI_HALF(a, 0), TMOEI_HALF(a, 1))); \
+        __m128 s = _mm_##op##_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)); \
+        s = _mm_##op##_ps(s, _mm_movehl_ps(s, s)); \
+        return _mm_cvtss_f32(_mm_##op##_ss(s, _mm_shuffle_ps(s, s, 1))); \
+    }
+
+/* The register tile: MR rows of NR numbers, two vectors wide (four numbers in plain C). X(i, j) is made for
+ * each vector j of row i, X(i) for each row, X(rows) for each height up to MR. */
+#define TMOEI_MR TMOEI_PICK(4, 8, 6, 14)
+#define TMOEI_NR (TMOEI_PICK(4, 2, 2, 2) * VW)
+#define TMOEI_ACROSS(X, i) X(i, 0) X(i, 1) TMOEI_PICK(X(i, 2) X(i, 3), , , )
 #define TMOEI_R1(X) X(0)
 #define TMOEI_R2(X) TMOEI_R1(X) X(1)
 #define TMOEI_R3(X) TMOEI_R2(X) X(2)
@@ -1409,122 +1465,42 @@ typedef struct tmoei_kernels {
 #define TMOEI_R12(X) TMOEI_R11(X) X(11)
 #define TMOEI_R13(X) TMOEI_R12(X) X(12)
 #define TMOEI_R14(X) TMOEI_R13(X) X(13)
+#define TMOEI_HEIGHTS(X) TMOEI_GLUE(TMOEI_HEIGHTS_, TMOEI_MR)(X)
+#define TMOEI_HEIGHTS_4(X) X(1) X(2) X(3) X(4)
+#define TMOEI_HEIGHTS_6(X) TMOEI_HEIGHTS_4(X) X(5) X(6)
+#define TMOEI_HEIGHTS_8(X) TMOEI_HEIGHTS_6(X) X(7) X(8)
+#define TMOEI_HEIGHTS_14(X) TMOEI_HEIGHTS_8(X) X(9) X(10) X(11) X(12) X(13) X(14)
 
-#define VADD(a, b) ((a) + (b))          /* on vectors, too */
-#define VSUB(a, b) ((a) - (b))
-#define VMUL(a, b) ((a) * (b))
-#define VDIV(a, b) ((a) / (b))
-
+#define TMOEI_ZERO(i, j) V c##i##j = VSET(0.0f);
+#define TMOEI_LOAD(i, j) const V b##j = VLOAD(b + j * VW);
+#define TMOEI_STEP(i, j) c##i##j = VFMA(x, b##j, c##i##j);
+#define TMOEI_STORE(i, j) TMOEI_FN(store)(c + (size_t)i * ldc + j * VW, c##i##j, beta, columns - j * VW);
+#define TMOEI_ROW_ZERO(i) TMOEI_ACROSS(TMOEI_ZERO, i)
+#define TMOEI_ROW_STEP(i) { const V x = VSET(a[i]); TMOEI_ACROSS(TMOEI_STEP, i) }
+#define TMOEI_ROW_STORE(i) TMOEI_ACROSS(TMOEI_STORE, i)
 /* A micro-kernel for each height: sums of `rows` x NR over k, panels straight on. */
-#define TMOEI_MICRO(rows, EACH_ROW) \
+#define TMOEI_MICRO(rows) \
     TMOEI_TARGET static void TMOEI_FN(micro##rows)(int K, const float *a, const float *b, float beta, \
             float *c, size_t ldc, int columns) { \
-        EACH_ROW(TMOEI_ROW_ZERO) \
-        for (int k = 0; k < K; k++, a += rows, b += TMOEI_NR) { TMOEI_LOAD_B EACH_ROW(TMOEI_ROW_STEP) } \
-        EACH_ROW(TMOEI_ROW_STORE) \
+        TMOEI_R##rows(TMOEI_ROW_ZERO) \
+        for (int k = 0; k < K; k++, a += rows, b += TMOEI_NR) { \
+            TMOEI_ACROSS(TMOEI_LOAD, 0) \
+            TMOEI_R##rows(TMOEI_ROW_STEP) \
+        } \
+        TMOEI_R##rows(TMOEI_ROW_STORE) \
     }
+#define TMOEI_MICRO_NAME(rows) TMOEI_FN(micro##rows),
 #endif
 #ifdef TMOEI_PASS
-/* ---- the body: V is a vector of VW floats ------------------------------------------------------------ */
-#if TMOEI_PASS == 3
-#  define TMOEI_FN(name) tmoei_##name##_avx512
-#  define TMOEI_TARGET __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")))
-#  define V __m512
-#  define VW 16
-#  define VLOAD(p) _mm512_loadu_ps(p)
-#  define VSTORE(p, v) _mm512_storeu_ps(p, v)
-#  define VLOADN(p, n) _mm512_maskz_loadu_ps((__mmask16)((1u << (n)) - 1u), p)
-#  define VSTOREN(p, v, n) _mm512_mask_storeu_ps(p, (__mmask16)((1u << (n)) - 1u), v)
-#  define VSET(x) _mm512_set1_ps(x)
-#  define VFMA(a, b, c) _mm512_fmadd_ps(a, b, c)
-#  define VMAX(a, b) _mm512_maskz_max_ps((__mmask16)0xffff, a, b)
-#  define VMIN(a, b) _mm512_maskz_min_ps((__mmask16)0xffff, a, b)
-#  define VSQRT(a) _mm512_maskz_sqrt_ps((__mmask16)0xffff, a)  /* gcc's plain ones read undefined vectors */
-#  define VROUND(a) _mm512_maskz_cvtepi32_ps((__mmask16)0xffff, VINTEGER(a))
-#  define VINTEGER(a) _mm512_maskz_cvtps_epi32((__mmask16)0xffff, a)
-#  define VPOW2(n) _mm512_maskz_scalef_ps((__mmask16)0xffff, _mm512_set1_ps(1.0f), n)
-#  define VSUM(a) TMOEI_FN(vsum)(a)
-#  define VMAXIMUM(a) TMOEI_FN(vmaximum)(a)
-#elif TMOEI_PASS == 2
-#  define TMOEI_FN(name) tmoei_##name##_avx2
-#  define TMOEI_TARGET __attribute__((target("avx2,fma")))
-#  define V __m256
-#  define VW 8
-#  define VLOAD(p) _mm256_loadu_ps(p)
-#  define VSTORE(p, v) _mm256_storeu_ps(p, v)
-#  define VMASK(n) _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
-#  define VLOADN(p, n) _mm256_maskload_ps(p, VMASK(n))
-#  define VSTOREN(p, v, n) _mm256_maskstore_ps(p, VMASK(n), v)
-#  define VSET(x) _mm256_set1_ps(x)
-#  define VFMA(a, b, c) _mm256_fmadd_ps(a, b, c)
-#  define VMAX(a, b) _mm256_max_ps(a, b)
-#  define VMIN(a, b) _mm256_min_ps(a, b)
-#  define VSQRT(a) _mm256_sqrt_ps(a)
-#  define VROUND(a) _mm256_round_ps(a, 8)
-#  define VPOW2(n) \
-    _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(VINTEGER(n), _mm256_set1_epi32(127)), 23))
-#  define VINTEGER(a) _mm256_cvtps_epi32(a)
-#  define VSUM(a) TMOEI_FN(vsum)(a)
-#  define VMAXIMUM(a) TMOEI_FN(vmaximum)(a)
-#elif TMOEI_PASS == 1
-#  define TMOEI_FN(name) tmoei_##name##_neon
-#  define TMOEI_TARGET
-#  define V float32x4_t
-#  define VW 4
-#  define VLOAD(p) vld1q_f32(p)
-#  define VSTORE(p, v) vst1q_f32(p, v)
-#  define VLOADN(p, n) TMOEI_FN(vloadn)(p, n)
-#  define VSTOREN(p, v, n) TMOEI_FN(vstoren)(p, v, n)
-#  define VSET(x) vdupq_n_f32(x)
-#  define VFMA(a, b, c) vfmaq_f32(c, a, b)
-#  define VMAX(a, b) vmaxq_f32(a, b)
-#  define VMIN(a, b) vminq_f32(a, b)
-#  define VSQRT(a) vsqrtq_f32(a)
-#  define VROUND(a) vrndnq_f32(a)
-#  define VPOW2(n) vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23))
-#  define VSUM(a) vaddvq_f32(a)
-#  define VMAXIMUM(a) vmaxvq_f32(a)
-#else
-#  define TMOEI_FN(name) tmoei_##name##_c
-#  define TMOEI_TARGET
-#  define V float
-#  define VW 1
-#  define VLOAD(p) (*(p))
-#  define VSTORE(p, v) (*(p) = (v))
-#  define VLOADN(p, n) ((n) ? *(p) : 0.0f)
-#  define VSTOREN(p, v, n) ((void)((n) && ((*(p) = (v)), 0)))
-#  define VSET(x) (x)
-#  define VFMA(a, b, c) ((a) * (b) + (c))
-#  define VMAX(a, b) ((a) > (b) ? (a) : (b))
-#  define VMIN(a, b) ((a) < (b) ? (a) : (b))
-#  define VSQRT(a) sqrtf(a)
-#  define VROUND(a) floorf((a) + 0.5f)
-#  define VPOW2(n) ldexpf(1.0f, (int)(n))
-#  define VSUM(a) (a)
-#  define VMAXIMUM(a) (a)
-#endif
+/* ---- the body of a pass ------------------------------------------------------------------------------ */
 #if TMOEI_PASS >= 2
-/* The upper half of a 512-bit vector on the lower one. The masked forms of gcc's header do not read
- * undefined vectors. */
-#if TMOEI_PASS == 3
-#  define VHALF(a, i) _mm512_maskz_extractf32x8_ps((__mmask8)0xff, a, i)
-#  define VHALVES(a, f) f(VHALF(a, 0), VHALF(a, 1))
-#else
-#  define VHALVES(a, f) (a)
-#endif
-#define TMOEI_REDUCE(name, op) \
-    TMOEI_TARGET static float TMOEI_FN(name)(V a) { \
-        const __m256 h = VHALVES(a, _mm256_##op##_ps); \
-        __m128 s = _mm_##op##_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)); \
-        s = _mm_##op##_ps(s, _mm_movehl_ps(s, s)); \
-        return _mm_cvtss_f32(_mm_##op##_ss(s, _mm_shuffle_ps(s, s, 1))); \
-    }
 TMOEI_REDUCE(vsum, add)
 TMOEI_REDUCE(vmaximum, max)
-#undef TMOEI_REDUCE
-#undef VHALF
-#undef VHALVES
-#elif TMOEI_PASS == 1
+#else
+static inline float TMOEI_FN(vsum)(V a) { return TMOEI_PICK(a, vaddvq_f32(a), , ); }
+static inline float TMOEI_FN(vmaximum)(V a) { return TMOEI_PICK(a, vmaxvq_f32(a), , ); }
+#endif
+#if TMOEI_PASS == 1
 static V TMOEI_FN(vloadn)(const float *p, int n) {
     float x[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
     for (int i = 0; i < n; i++) x[i] = p[i];
@@ -1536,15 +1512,13 @@ static void TMOEI_FN(vstoren)(float *p, V v, int n) {
     for (int i = 0; i < n; i++) p[i] = x[i];
 }
 #endif
-#define VREAD(p) (left == VW ? VLOAD(p) : VLOADN(p, left))
-#define VWRITE(p, v) do { if (left == VW) VSTORE(p, v); else VSTOREN(p, v, left); } while (0)
 
 /* exp(x): n = round(x / ln 2), r = x - n ln 2 in two parts, Taylor to r^7 (|r| <= ln 2 / 2: truncation
  * 2e-9), times 2^n. Error below 2 ulp; inputs are held to [-87.3, 88.3], so the result is never 0, denormal
  * or infinite. */
 TMOEI_TARGET static V TMOEI_FN(vexp)(V x) {
     x = VMIN(VMAX(x, VSET(-87.3f)), VSET(88.3f));
-    V n = VROUND(VMUL(x, VSET(1.44269504f)));
+    V n = VROUND(x * VSET(1.44269504f));
     V r = VFMA(n, VSET(-0.693145752f), x);
     r = VFMA(n, VSET(-1.42860677e-6f), r);
     V p = VFMA(r, VSET(1.98412698e-4f), VSET(1.38888889e-3f));
@@ -1554,12 +1528,12 @@ TMOEI_TARGET static V TMOEI_FN(vexp)(V x) {
     p = VFMA(p, r, VSET(0.5f));
     p = VFMA(p, r, VSET(1.0f));
     p = VFMA(p, r, VSET(1.0f));
-    return VMUL(p, VPOW2(n));
+    return p * VPOW2(n);
 }
 /* erf(x) = x P(x^2) / Q(x^2) on [-4, 4] (the rational fit used by Eigen); absolute error below 3e-7 */
 TMOEI_TARGET static V TMOEI_FN(verf)(V x) {
     x = VMIN(VMAX(x, VSET(-4.0f)), VSET(4.0f));
-    V s = VMUL(x, x);
+    V s = x * x;
     V p = VFMA(s, VSET(-2.72614225801306e-10f), VSET(2.77068142495902e-08f));
     p = VFMA(p, s, VSET(-2.10102402082508e-06f));
     p = VFMA(p, s, VSET(-5.69250639462346e-05f));
@@ -1570,103 +1544,34 @@ TMOEI_TARGET static V TMOEI_FN(verf)(V x) {
     q = VFMA(q, s, VSET(-1.68282697438203e-03f));
     q = VFMA(q, s, VSET(-7.37332916720468e-03f));
     q = VFMA(q, s, VSET(-1.42647390514189e-02f));
-    return VDIV(VMUL(x, p), q);
+    return x * p / q;
 }
 /* gelu = x Phi(x), Phi = (1 + erf(x / sqrt 2)) / 2;  gelu' = Phi(x) + x exp(-x^2 / 2) / sqrt(2 pi) */
 TMOEI_TARGET static V TMOEI_FN(vgelu)(V x) {
-    V half = VMUL(x, VSET(0.5f));
-    return VFMA(half, TMOEI_FN(verf)(VMUL(x, VSET(0.70710678f))), half);
+    V half = x * VSET(0.5f);
+    return VFMA(half, TMOEI_FN(verf)(x * VSET(0.70710678f)), half);
 }
 TMOEI_TARGET static V TMOEI_FN(vgelu_derivative)(V x) {
-    V phi = VFMA(TMOEI_FN(verf)(VMUL(x, VSET(0.70710678f))), VSET(0.5f), VSET(0.5f));
+    V phi = VFMA(TMOEI_FN(verf)(x * VSET(0.70710678f)), VSET(0.5f), VSET(0.5f));
     /* x exp(-x^2 / 2) is 0 in floats there; exp's lower bound must not be met */
     x = VMIN(VMAX(x, VSET(-13.0f)), VSET(13.0f));
-    V density = VMUL(TMOEI_FN(vexp)(VMUL(VMUL(x, x), VSET(-0.5f))), VSET(0.39894228f));
-    return VFMA(x, density, phi);
+    return VFMA(x, TMOEI_FN(vexp)(x * x * VSET(-0.5f)) * VSET(0.39894228f), phi);
 }
 
-/* ---- the register tile ------------------------------------------------------------------------------- */
-#if TMOEI_PASS == 3
-#  define TMOEI_MR 14
-#  define TMOEI_NV 2
-#elif TMOEI_PASS == 2
-#  define TMOEI_MR 6
-#  define TMOEI_NV 2
-#elif TMOEI_PASS == 1
-#  define TMOEI_MR 8
-#  define TMOEI_NV 2
-#else
-#  define TMOEI_MR 4
-#  define TMOEI_NV 4
-#endif
-#define TMOEI_NR (TMOEI_NV * VW)
-
-/* A row of the tile: sums, a step of k, storing. NV is 2, but 4 scalars in plain C. */
-#if TMOEI_NV == 2
-#  define TMOEI_ROW_ZERO(i) V c##i##0 = VSET(0.0f), c##i##1 = VSET(0.0f);
-#  define TMOEI_ROW_STEP(i) { \
-    const V x = VSET(a[i]); c##i##0 = VFMA(x, b0, c##i##0); c##i##1 = VFMA(x, b1, c##i##1); }
-#  define TMOEI_ROW_STORE(i) TMOEI_FN(store)(c + (size_t)(i) * ldc, c##i##0, c##i##1, beta, columns);
-#else
-#  define TMOEI_ROW_ZERO(i) V c##i##0 = 0.0f, c##i##1 = 0.0f, c##i##2 = 0.0f, c##i##3 = 0.0f;
-#  define TMOEI_ROW_STEP(i) { \
-    const V x = a[i]; c##i##0 += x * b[0]; c##i##1 += x * b[1]; c##i##2 += x * b[2]; c##i##3 += x * b[3]; }
-#  define TMOEI_ROW_STORE(i) \
-    TMOEI_FN(store)(c + (size_t)(i) * ldc, c##i##0, c##i##1, c##i##2, c##i##3, beta, columns);
-#endif
-#if TMOEI_NV == 2
-TMOEI_TARGET static inline void TMOEI_FN(store)(float *c, V c0, V c1, float beta, int columns) {
-    if (columns >= 2 * VW) {
-        if (beta != 0.0f) { c0 = VADD(c0, VLOAD(c)); c1 = VADD(c1, VLOAD(c + VW)); }
-        VSTORE(c, c0);
-        VSTORE(c + VW, c1);
-    } else {
-        const int n0 = columns < VW ? columns : VW, n1 = columns - n0;
-        if (beta != 0.0f) { c0 = VADD(c0, VLOADN(c, n0)); c1 = VADD(c1, VLOADN(c + n0, n1)); }
-        VSTOREN(c, c0, n0);
-        VSTOREN(c + n0, c1, n1);
-    }
+/* ---- matrix products --------------------------------------------------------------------------------- */
+/* One vector of a finished tile, of which `columns` numbers lie inside the matrix. */
+TMOEI_TARGET static inline void TMOEI_FN(store)(float *c, V x, float beta, int columns) {
+    const int left = columns < VW ? columns : VW;
+    if (columns <= 0) return;
+    if (beta != 0.0f) x = x + VREAD(c);
+    VWRITE(c, x);
 }
-#else
-static void TMOEI_FN(store)(float *c, V c0, V c1, V c2, V c3, float beta, int columns) {
-    const float x[4] = { c0, c1, c2, c3 };
-    for (int j = 0; j < columns && j < 4; j++) c[j] = (beta != 0.0f ? c[j] : 0.0f) + x[j];
-}
-#endif
-#if TMOEI_NV == 2
-#  define TMOEI_LOAD_B const V b0 = VLOAD(b), b1 = VLOAD(b + VW);
-#else
-#  define TMOEI_LOAD_B
-#endif
-TMOEI_MICRO(1, TMOEI_R1) TMOEI_MICRO(2, TMOEI_R2) TMOEI_MICRO(3, TMOEI_R3) TMOEI_MICRO(4, TMOEI_R4)
-#if TMOEI_MR >= 6
-TMOEI_MICRO(5, TMOEI_R5) TMOEI_MICRO(6, TMOEI_R6)
-#endif
-#if TMOEI_MR >= 8
-TMOEI_MICRO(7, TMOEI_R7) TMOEI_MICRO(8, TMOEI_R8)
-#endif
-#if TMOEI_MR >= 14
-TMOEI_MICRO(9, TMOEI_R9) TMOEI_MICRO(10, TMOEI_R10) TMOEI_MICRO(11, TMOEI_R11)
-TMOEI_MICRO(12, TMOEI_R12) TMOEI_MICRO(13, TMOEI_R13) TMOEI_MICRO(14, TMOEI_R14)
-#endif
-
-static void TMOEI_FN(micro)(int rows, int K, const float *a, const float *b, float beta, float *c,
-        size_t ldc, int columns) {
+TMOEI_HEIGHTS(TMOEI_MICRO)
+static void TMOEI_FN(micro)(int rows, int K, const float *a, const float *b, float beta, float *c, size_t ldc,
+        int columns) {
     typedef void micro_fn(int K, const float *a, const float *b, float beta, float *c, size_t ldc,
         int columns);
-    static micro_fn *const table[] = { NULL, TMOEI_FN(micro1), TMOEI_FN(micro2), TMOEI_FN(micro3),
-        TMOEI_FN(micro4),
-#if TMOEI_MR >= 6
-        TMOEI_FN(micro5), TMOEI_FN(micro6),
-#endif
-#if TMOEI_MR >= 8
-        TMOEI_FN(micro7), TMOEI_FN(micro8),
-#endif
-#if TMOEI_MR >= 14
-        TMOEI_FN(micro9), TMOEI_FN(micro10), TMOEI_FN(micro11), TMOEI_FN(micro12), TMOEI_FN(micro13),
-            TMOEI_FN(micro14)
-#endif
-    };
+    static micro_fn *const table[] = { NULL, TMOEI_HEIGHTS(TMOEI_MICRO_NAME) };
     table[rows](K, a, b, beta, c, ldc, columns);
 }
 /* Few rows: dot products of rows as they lie, 4 x 2 at a time, vectors along K. */
@@ -1684,31 +1589,29 @@ TMOEI_TARGET static void TMOEI_FN(dots)(int M, int N, int K, const float *a, siz
                 w = VREAD(a1 + at); s10 = VFMA(w, x, s10); s11 = VFMA(w, y, s11);
                 w = VREAD(a2 + at); s20 = VFMA(w, x, s20); s21 = VFMA(w, y, s21);
                 w = VREAD(a3 + at); s30 = VFMA(w, x, s30); s31 = VFMA(w, y, s31));
-            const float sums[4][2] = { { VSUM(s00), VSUM(s01) }, { VSUM(s10), VSUM(s11) },
-                                       { VSUM(s20), VSUM(s21) }, { VSUM(s30), VSUM(s31) } };
+            const V sums[4][2] = { { s00, s01 }, { s10, s11 }, { s20, s21 }, { s30, s31 } };
             for (int i = 0; i < 4 && m + i < M; i++)
                 for (int j = 0; j < 2 && n + j < N; j++) {
                     float *y = c + (size_t)(m + i) * ldc + (size_t)(n + j);
-                    *y = (beta != 0.0f ? *y : 0.0f) + sums[i][j];
+                    *y = (beta != 0.0f ? *y : 0.0f) + TMOEI_FN(vsum)(sums[i][j]);
                 }
         }
 }
 /* Bias, activation, residual of a finished tile whose first element is (row, column) of the whole. */
 TMOEI_TARGET static void TMOEI_FN(epilogue)(int rows, int columns, int column, float *c, size_t ldc,
         const tmoei_epilogue *e, int row) {
+    const float *bias = e->bias ? e->bias + column : NULL;
     for (int r = 0; r < rows; r++) {
-        float *y = c + (size_t)r * ldc;
-        const float *bias = e->bias ? e->bias + column : NULL;
-        float *pre = e->pre ? e->pre + (size_t)(row + r) * e->pre_stride + (size_t)column : NULL;
-        const float *residual = !e->residual ? NULL
-            : e->residual + (size_t)(row + r) * e->residual_stride + (size_t)column;
+        const size_t line = (size_t)(row + r), first = (size_t)column;
+        float *y = c + (size_t)r * ldc, *pre = e->pre ? e->pre + line * e->pre_stride + first : NULL;
+        const float *residual = e->residual ? e->residual + line * e->residual_stride + first : NULL;
         TMOEI_EACH((size_t)columns,
             V z = VREAD(y + at);
-            if (bias) z = VADD(z, VREAD(bias + at));
+            if (bias) z = z + VREAD(bias + at);
             if (pre) VWRITE(pre + at, z);
             if (e->activation == TMOE_GELU) z = TMOEI_FN(vgelu)(z);
             else if (e->activation == TMOE_RELU) z = VMAX(z, VSET(0.0f));
-            if (residual) z = VADD(z, VREAD(residual + at));
+            if (residual) z = z + VREAD(residual + at);
             VWRITE(y + at, z));
     }
 }
@@ -1718,12 +1621,12 @@ TMOEI_TARGET static void TMOEI_FN(gelu)(float *y, const float *x, size_t n) {
     TMOEI_EACH(n, VWRITE(y + at, TMOEI_FN(vgelu)(VREAD(x + at))));
 }
 TMOEI_TARGET static void TMOEI_FN(gelu_backward)(float *dz, const float *dy, const float *z, size_t n) {
-    TMOEI_EACH(n, VWRITE(dz + at, VMUL(VREAD(dy + at), TMOEI_FN(vgelu_derivative)(VREAD(z + at)))));
+    TMOEI_EACH(n, VWRITE(dz + at, VREAD(dy + at) * TMOEI_FN(vgelu_derivative)(VREAD(z + at))));
 }
 TMOEI_TARGET static float TMOEI_FN(dot)(const float *a, const float *b, size_t n) {
     V s = VSET(0.0f);
     TMOEI_EACH(n, s = VFMA(VREAD(a + at), VREAD(b + at), s));
-    return VSUM(s);
+    return TMOEI_FN(vsum)(s);
 }
 TMOEI_TARGET static double TMOEI_FN(sum_squares)(const float *x, size_t n) {
     double sum = 0.0;
@@ -1733,23 +1636,20 @@ TMOEI_TARGET static double TMOEI_FN(sum_squares)(const float *x, size_t n) {
 }
 TMOEI_TARGET static float TMOEI_FN(sum)(const float *x, size_t n) {
     V s = VSET(0.0f);
-    TMOEI_EACH(n, s = VADD(s, VREAD(x + at)));
-    return VSUM(s);
+    TMOEI_EACH(n, s = s + VREAD(x + at));
+    return TMOEI_FN(vsum)(s);
 }
 TMOEI_TARGET static float TMOEI_FN(maximum)(const float *x, size_t n) {
     V most = VSET(x[0]);
     float best;
     size_t at;
     for (at = 0; at + VW <= n; at += VW) most = VMAX(most, VLOAD(x + at));
-    for (best = VMAXIMUM(most); at < n; at++) if (x[at] > best) best = x[at];
+    for (best = TMOEI_FN(vmaximum)(most); at < n; at++) if (x[at] > best) best = x[at];
     return best;
-}
-TMOEI_TARGET static void TMOEI_FN(add)(float *y, const float *x, size_t n) {
-    TMOEI_EACH(n, VWRITE(y + at, VADD(VREAD(y + at), VREAD(x + at))));
 }
 TMOEI_TARGET static void TMOEI_FN(scale_add)(float *y, float beta, float a, const float *x, size_t n) {
     const V scale = VSET(a);
-    if (beta == 0.0f) TMOEI_EACH(n, VWRITE(y + at, VMUL(scale, VREAD(x + at))));
+    if (beta == 0.0f) TMOEI_EACH(n, VWRITE(y + at, scale * VREAD(x + at)));
     else TMOEI_EACH(n, VWRITE(y + at, VFMA(scale, VREAD(x + at), VREAD(y + at))));
 }
 TMOEI_TARGET static float TMOEI_FN(exp_sum)(float *y, const float *x, float scale, float shift, size_t n) {
@@ -1759,9 +1659,9 @@ TMOEI_TARGET static float TMOEI_FN(exp_sum)(float *y, const float *x, float scal
     for (at = 0; at + VW <= n; at += VW) {
         const V e = TMOEI_FN(vexp)(VFMA(a, VLOAD(x + at), b));
         if (y) VSTORE(y + at, e);
-        sum = VADD(sum, e);
+        sum = sum + e;
     }
-    float total = VSUM(sum);
+    float total = TMOEI_FN(vsum)(sum);
     if (at < n) {                                              /* the masked lanes would count exp(-shift) */
         float e[VW];
         VSTORE(e, TMOEI_FN(vexp)(VFMA(a, VLOADN(x + at, (int)(n - at)), b)));
@@ -1769,15 +1669,17 @@ TMOEI_TARGET static float TMOEI_FN(exp_sum)(float *y, const float *x, float scal
     }
     return total;
 }
+/* dx = (exp(x - lse) - shift) weight */
 TMOEI_TARGET static void TMOEI_FN(softmax_gradient)(float *dx, const float *x, float lse, float shift,
         float weight, size_t n) {
     const V l = VSET(lse), s = VSET(shift), w = VSET(weight);
-    TMOEI_EACH(n, VWRITE(dx + at, VMUL(w, VSUB(TMOEI_FN(vexp)(VSUB(VREAD(x + at), l)), s))));
+    TMOEI_EACH(n, VWRITE(dx + at, w * (TMOEI_FN(vexp)(VREAD(x + at) - l) - s)));
 }
+/* ds = p (ds - delta) scale */
 TMOEI_TARGET static void TMOEI_FN(softmax_backward)(float *ds, const float *p, float delta, float scale,
         size_t n) {
     const V d = VSET(delta), w = VSET(scale);
-    TMOEI_EACH(n, VWRITE(ds + at, VMUL(VMUL(w, VREAD(p + at)), VSUB(VREAD(ds + at), d))));
+    TMOEI_EACH(n, VWRITE(ds + at, w * VREAD(p + at) * (VREAD(ds + at) - d)));
 }
 /* mean, then the variance around it: two sweeps over a row in L1 are exact where one sweep cancels */
 TMOEI_TARGET static void TMOEI_FN(norm_forward)(float *y, const float *x, const float *gain,
@@ -1787,27 +1689,26 @@ TMOEI_TARGET static void TMOEI_FN(norm_forward)(float *y, const float *x, const 
     V s = VSET(0.0f);
     float variance;
     size_t i;
-    for (i = 0; i + VW <= n; i += VW) { const V d = VSUB(VLOAD(x + i), vm); s = VFMA(d, d, s); }
-    for (variance = VSUM(s); i < n; i++) variance += (x[i] - m) * (x[i] - m);
+    for (i = 0; i + VW <= n; i += VW) { const V d = VLOAD(x + i) - vm; s = VFMA(d, d, s); }
+    for (variance = TMOEI_FN(vsum)(s); i < n; i++) variance += (x[i] - m) * (x[i] - m);
     *mean = m;
     *inv = 1.0f / sqrtf(variance / (float)n + epsilon);
     const V vi = VSET(*inv);
-    TMOEI_EACH(n, VWRITE(y + at, VFMA(VMUL(VSUB(VREAD(x + at), vm), vi), VREAD(gain + at),
-        VREAD(bias + at))));
+    TMOEI_EACH(n, VWRITE(y + at, VFMA((VREAD(x + at) - vm) * vi, VREAD(gain + at), VREAD(bias + at))));
 }
 TMOEI_TARGET static void TMOEI_FN(norm_backward)(float *dx, float beta, const float *x, const float *dy,
         const float *gain, float mean, float inv, size_t n) {
     const V vm = VSET(mean), vi = VSET(inv);
     V sg = VSET(0.0f), sx = VSET(0.0f);
     TMOEI_EACH(n,
-        const V g = VMUL(VREAD(gain + at), VREAD(dy + at));
-        sg = VADD(sg, g);
-        sx = VFMA(g, VMUL(VSUB(VREAD(x + at), vm), vi), sx));
-    const V mg = VSET(VSUM(sg) / (float)n), mx = VSET(VSUM(sx) / (float)n);
+        const V g = VREAD(gain + at) * VREAD(dy + at);
+        sg = sg + g;
+        sx = VFMA(g, (VREAD(x + at) - vm) * vi, sx));
+    const V mg = VSET(TMOEI_FN(vsum)(sg) / (float)n), mx = VSET(TMOEI_FN(vsum)(sx) / (float)n);
     TMOEI_EACH(n,
-        const V g = VMUL(VREAD(gain + at), VREAD(dy + at)), xhat = VMUL(VSUB(VREAD(x + at), vm), vi);
-        V d = VMUL(vi, VSUB(VSUB(g, mg), VMUL(xhat, mx)));
-        if (beta != 0.0f) d = VADD(d, VREAD(dx + at));
+        const V g = VREAD(gain + at) * VREAD(dy + at), xhat = (VREAD(x + at) - vm) * vi;
+        V d = vi * (g - mg - xhat * mx);
+        if (beta != 0.0f) d = d + VREAD(dx + at);
         VWRITE(dx + at, d));
 }
 TMOEI_TARGET static void TMOEI_FN(norm_parameters)(float *dgain, float *dbias, const float *x,
@@ -1815,14 +1716,14 @@ TMOEI_TARGET static void TMOEI_FN(norm_parameters)(float *dgain, float *dbias, c
     const V vm = VSET(mean), vi = VSET(inv);
     TMOEI_EACH(n,
         const V d = VREAD(dy + at);
-        VWRITE(dgain + at, VFMA(d, VMUL(VSUB(VREAD(x + at), vm), vi), VREAD(dgain + at)));
-        VWRITE(dbias + at, VADD(VREAD(dbias + at), d)));
+        VWRITE(dgain + at, VFMA(d, (VREAD(x + at) - vm) * vi, VREAD(dgain + at)));
+        VWRITE(dbias + at, VREAD(dbias + at) + d));
 }
 /* theta_bar = sum_e r_e theta_e, all experts in one sweep */
-TMOEI_TARGET static void TMOEI_FN(merge)(float *out, const float *theta, size_t stride, const float *r,
-        int E, size_t n) {
+TMOEI_TARGET static void TMOEI_FN(merge)(float *out, const float *theta, size_t stride, const float *r, int E,
+        size_t n) {
     TMOEI_EACH(n,
-        V s = VMUL(VSET(r[0]), VREAD(theta + at));
+        V s = VSET(r[0]) * VREAD(theta + at);
         for (int e = 1; e < E; e++) s = VFMA(VSET(r[e]), VREAD(theta + (size_t)e * stride + at), s);
         VWRITE(out + at, s));
 }
@@ -1834,8 +1735,8 @@ TMOEI_TARGET static float TMOEI_FN(merge_backward)(float *dtheta, const float *t
     TMOEI_EACH(n,
         const V x = VREAD(g + at);
         if (dtheta) VWRITE(dtheta + at, VFMA(vr, x, VREAD(dtheta + at)));
-        s = VFMA(x, VSUB(VREAD(theta + at), VREAD(bar + at)), s));
-    return VSUM(s);
+        s = VFMA(x, VREAD(theta + at) - VREAD(bar + at), s));
+    return TMOEI_FN(vsum)(s);
 }
 /* constants: gradient scale, beta1, beta2, 1/(1-beta1^t), 1/(1-beta2^t), eps, lr, lr * decay */
 TMOEI_TARGET static void TMOEI_FN(adamw)(float *theta, const float *grad, float *m, float *v, size_t n,
@@ -1845,13 +1746,12 @@ TMOEI_TARGET static void TMOEI_FN(adamw)(float *theta, const float *grad, float 
     const V lr = VSET(-constants[6]), keep = VSET(1.0f - constants[7]);
     const V d1 = VSET(1.0f - constants[1]), d2 = VSET(1.0f - constants[2]);
     TMOEI_EACH(n,
-        const V g = VMUL(scale, VREAD(grad + at));
-        const V m1 = VFMA(b1, VREAD(m + at), VMUL(d1, g));
-        const V v1 = VFMA(b2, VREAD(v + at), VMUL(d2, VMUL(g, g)));
-        const V step = VDIV(VMUL(m1, c1), VADD(VSQRT(VMUL(v1, c2)), eps));
+        const V g = scale * VREAD(grad + at);
+        const V m1 = VFMA(b1, VREAD(m + at), d1 * g), v1 = VFMA(b2, VREAD(v + at), d2 * (g * g));
+        const V step = m1 * c1 / (VSQRT(v1 * c2) + eps);
         VWRITE(m + at, m1);
         VWRITE(v + at, v1);
-        VWRITE(theta + at, VFMA(lr, step, VMUL(keep, VREAD(theta + at)))));
+        VWRITE(theta + at, VFMA(lr, step, keep * VREAD(theta + at))));
 }
 /* keep_i = [hash(key, i) >= limit]: the finaliser of MurmurHash3 on the counter */
 TMOEI_TARGET static void TMOEI_FN(dropout)(float *y, const float *x, size_t n, uint32_t first, uint32_t key,
@@ -1866,50 +1766,12 @@ TMOEI_TARGET static void TMOEI_FN(dropout)(float *y, const float *x, size_t n, u
 }
 
 static const tmoei_kernels TMOEI_FN(kernels) = {
-#if TMOEI_PASS == 3
-    "AVX-512",
-#elif TMOEI_PASS == 2
-    "AVX2",
-#elif TMOEI_PASS == 1
-    "NEON",
-#else
-    "C",
-#endif
-    TMOEI_MR, TMOEI_NR, TMOEI_FN(micro), TMOEI_FN(dots), TMOEI_FN(epilogue), TMOEI_FN(dot),
-        TMOEI_FN(sum_squares), TMOEI_FN(sum), TMOEI_FN(maximum),
-    TMOEI_FN(add), TMOEI_FN(scale_add), TMOEI_FN(exp_sum), TMOEI_FN(softmax_gradient),
-        TMOEI_FN(softmax_backward), TMOEI_FN(gelu), TMOEI_FN(gelu_backward),
-    TMOEI_FN(norm_forward), TMOEI_FN(norm_backward), TMOEI_FN(norm_parameters), TMOEI_FN(merge),
-        TMOEI_FN(merge_backward), TMOEI_FN(adamw), TMOEI_FN(dropout)
+    TMOEI_PICK("C", "NEON", "AVX2", "AVX-512"), TMOEI_MR, TMOEI_NR, TMOEI_FN(micro), TMOEI_FN(dots),
+    TMOEI_FN(epilogue), TMOEI_FN(dot), TMOEI_FN(sum_squares), TMOEI_FN(sum), TMOEI_FN(maximum),
+    TMOEI_FN(scale_add), TMOEI_FN(exp_sum), TMOEI_FN(softmax_gradient), TMOEI_FN(softmax_backward),
+    TMOEI_FN(gelu), TMOEI_FN(gelu_backward), TMOEI_FN(norm_forward), TMOEI_FN(norm_backward),
+    TMOEI_FN(norm_parameters), TMOEI_FN(merge), TMOEI_FN(merge_backward), TMOEI_FN(adamw), TMOEI_FN(dropout)
 };
-#undef TMOEI_FN
-#undef TMOEI_TARGET
-#undef V
-#undef VW
-#undef VLOAD
-#undef VSTORE
-#undef VMASK
-#undef VLOADN
-#undef VSTOREN
-#undef VSET
-#undef VREAD
-#undef VWRITE
-#undef VFMA
-#undef VMAX
-#undef VMIN
-#undef VSQRT
-#undef VROUND
-#undef VINTEGER
-#undef VPOW2
-#undef VSUM
-#undef VMAXIMUM
-#undef TMOEI_MR
-#undef TMOEI_NV
-#undef TMOEI_NR
-#undef TMOEI_ROW_ZERO
-#undef TMOEI_ROW_STEP
-#undef TMOEI_ROW_STORE
-#undef TMOEI_LOAD_B
 #endif /* TMOEI_PASS */
 #ifndef TMOEI_PASS
 /* ---- the passes -------------------------------------------------------------------------------------- */
@@ -1934,11 +1796,21 @@ static const tmoei_kernels TMOEI_FN(kernels) = {
 #  include TMOE_HEADER_FILENAME
 #  undef TMOEI_PASS
 #endif
-
-#undef VADD
-#undef VSUB
-#undef VMUL
-#undef VDIV
+#undef V                                        /* the names without tmoei_ go */
+#undef VW
+#undef VSET
+#undef VLOAD
+#undef VSTORE
+#undef VLOADN
+#undef VSTOREN
+#undef VREAD
+#undef VWRITE
+#undef VFMA
+#undef VMAX
+#undef VMIN
+#undef VSQRT
+#undef VROUND
+#undef VPOW2
 
 /* The table for `wanted`, or for the best the processor has; C where it lacks what is wanted. */
 static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
@@ -2244,48 +2116,37 @@ static void tmoei_attention_backward(const tmoei_attention_rows *a, int lane) {
 
 /* ==== >>sweeps: long rows of numbers over the lanes ==================================================== */
 #define TMOEI_SWEEP 16384               /* floats a chunk: 5 microseconds, several times a thread's wake */
-typedef struct tmoei_sweep {
+/* Elements, rows or columns at, at + 1, ... at + n - 1 of a job. */
+typedef void tmoei_sweep_fn(const tmoe_ctx *ctx, const void *job, size_t at, size_t n);
+typedef struct tmoei_sweep_job {
     const tmoe_ctx *ctx;
-    size_t n;                           /* floats in all; or rows (T) of n floats each */
-    int T, grain, E;
-    const float *a, *b, *c, *d, *mean_in, *inv_in;
-    float *out, *out2, *mean, *inv, *partial;
-    float beta, beta2, scale;
-    tmoe_activation activation;
-    uint32_t key, limit;
-} tmoei_sweep;
+    tmoei_sweep_fn *fn;
+    const void *job;
+    size_t total, grain;
+} tmoei_sweep_job;
 
-static tmoei_sweep tmoei_sweep_new(const tmoe_ctx *ctx, size_t n) {
-    tmoei_sweep s;
-    memset(&s, 0, sizeof s);
-    s.ctx = ctx; s.n = n;
-    return s;
+static void tmoei_sweep_chunk(void *arg, int chunk, int lane) {
+    const tmoei_sweep_job *s = (const tmoei_sweep_job *)arg;
+    const size_t at = (size_t)chunk * s->grain, left = s->total - at; (void)lane;
+    s->fn(s->ctx, s->job, at, left < s->grain ? left : s->grain);
 }
-static size_t tmoei_sweep_length(const tmoei_sweep *s, int chunk) {
-    const size_t from = (size_t)chunk * TMOEI_SWEEP;
-    return s->n - from < TMOEI_SWEEP ? s->n - from : TMOEI_SWEEP;
+/* Runs fn on all of `total`, `grain` of them a chunk. */
+static void tmoei_sweep(tmoe_ctx *ctx, size_t total, size_t grain, tmoei_sweep_fn *fn, const void *job) {
+    tmoei_sweep_job s = { ctx, fn, job, total, grain };
+    tmoei_parallel(ctx, tmoei_sweep_chunk, &s, (int)((total + grain - 1) / grain));
 }
-static int tmoei_sweep_chunks(size_t n) { return (int)((n + TMOEI_SWEEP - 1) / TMOEI_SWEEP); }
-static int tmoei_chunks(int rows, int grain) { return (rows + grain - 1) / grain; }
 /* rows a chunk */
-static int tmoei_grain(int width) { return width >= TMOEI_SWEEP ? 1 : TMOEI_SWEEP / width; }
+static size_t tmoei_grain(size_t width) { return width >= TMOEI_SWEEP ? 1 : TMOEI_SWEEP / width; }
 
-/* Rows or columns that one chunk works on. */
-typedef struct tmoei_span { int first, end; } tmoei_span;
-static tmoei_span tmoei_span_of(int chunk, int grain, int total) {
-    tmoei_span span;
-    span.first = chunk * grain; span.end = tmoei_least(span.first + grain, total);
-    return span;
-}
 /* y = beta y + a x */
-static void tmoei_scale_add_chunk(void *arg, int chunk, int lane) {
-    const tmoei_sweep *s = (const tmoei_sweep *)arg;
-    const size_t at = (size_t)chunk * TMOEI_SWEEP; (void)lane;
-    s->ctx->kernels->scale_add(s->out + at, s->beta, s->scale, s->a + at, tmoei_sweep_length(s, chunk));
+typedef struct tmoei_scale_add_job { float *y, beta, a; const float *x; } tmoei_scale_add_job;
+static void tmoei_scale_add_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t n) {
+    const tmoei_scale_add_job *s = (const tmoei_scale_add_job *)job;
+    ctx->kernels->scale_add(s->y + at, s->beta, s->a, s->x + at, n);
 }
 static void tmoei_scale_add(tmoe_ctx *ctx, float *y, float beta, float a, const float *x, size_t n) {
-    tmoei_sweep s = tmoei_sweep_new(ctx, n); s.a = x; s.out = y; s.beta = beta; s.scale = a;
-    tmoei_parallel(ctx, tmoei_scale_add_chunk, &s, tmoei_sweep_chunks(n));
+    const tmoei_scale_add_job job = { y, beta, a, x };
+    tmoei_sweep(ctx, n, TMOEI_SWEEP, tmoei_scale_add_sweep, &job);
 }
 /* Sum of products, chunk by chunk in order, so that threads cannot change it. */
 static float tmoei_dot(const tmoe_ctx *ctx, const float *a, const float *b, size_t n) {
@@ -2311,132 +2172,75 @@ static float tmoei_activation_slope(tmoe_activation f, float x) {
     default: return 1.0f;
     }
 }
-/* out = f(a), or out = b f'(a) where b is given */
-static void tmoei_activation_chunk(void *arg, int chunk, int lane) {
-    const tmoei_sweep *s = (const tmoei_sweep *)arg;
-    const size_t at = (size_t)chunk * TMOEI_SWEEP, n = tmoei_sweep_length(s, chunk); (void)lane;
-    if (s->activation == TMOE_GELU && s->b)
-        s->ctx->kernels->gelu_backward(s->out + at, s->b + at, s->a + at, n);
-    else if (s->activation == TMOE_GELU) s->ctx->kernels->gelu(s->out + at, s->a + at, n);
-    else if (s->b)
-        for (size_t i = at; i < at + n; i++)
-            s->out[i] = s->b[i] * tmoei_activation_slope(s->activation, s->a[i]);
-    else for (size_t i = at; i < at + n; i++) s->out[i] = tmoei_activation_value(s->activation, s->a[i]);
+/* out = f(x), or out = dy f'(x) where dy is given */
+typedef struct tmoei_map_job { tmoe_activation f; float *out; const float *dy, *x; } tmoei_map_job;
+static void tmoei_activation_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t n) {
+    const tmoei_map_job *s = (const tmoei_map_job *)job;
+    if (s->f == TMOE_GELU && s->dy) ctx->kernels->gelu_backward(s->out + at, s->dy + at, s->x + at, n);
+    else if (s->f == TMOE_GELU) ctx->kernels->gelu(s->out + at, s->x + at, n);
+    else for (size_t i = at; i < at + n; i++)
+        s->out[i] = s->dy ? s->dy[i] * tmoei_activation_slope(s->f, s->x[i])
+            : tmoei_activation_value(s->f, s->x[i]);
 }
 static void tmoei_activation_apply(tmoe_ctx *ctx, tmoe_activation f, float *out, const float *dy,
         const float *x, size_t n) {
-    tmoei_sweep s = tmoei_sweep_new(ctx, n); s.activation = f; s.out = out; s.b = dy; s.a = x;
-    tmoei_parallel(ctx, tmoei_activation_chunk, &s, tmoei_sweep_chunks(n));
+    const tmoei_map_job job = { f, out, dy, x };
+    tmoei_sweep(ctx, n, TMOEI_SWEEP, tmoei_activation_sweep, &job);
 }
 /* db (F) = beta db + column sums of dz (T,F); a chunk has its own columns: sums go by rows */
 #define TMOEI_COLUMNS 128
-static void tmoei_column_sums_chunk(void *arg, int chunk, int lane) {
-    const tmoei_sweep *s = (const tmoei_sweep *)arg;
-    const tmoei_span columns = tmoei_span_of(chunk, TMOEI_COLUMNS, (int)s->n);
-    const size_t count = (size_t)(columns.end - columns.first);
-    float *out = s->out + columns.first; (void)lane;
-    if (s->beta == 0.0f) memset(out, 0, count * sizeof(float));
-    for (int t = 0; t < s->T; t++)
-        s->ctx->kernels->add(out, s->a + (size_t)t * s->n + (size_t)columns.first, count);
+typedef struct tmoei_column_sums_job { size_t T, F; const float *dz; float beta, *db; } tmoei_column_sums_job;
+static void tmoei_column_sums_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t n) {
+    const tmoei_column_sums_job *s = (const tmoei_column_sums_job *)job;
+    if (s->beta == 0.0f) memset(s->db + at, 0, n * sizeof(float));
+    for (size_t t = 0; t < s->T; t++)
+        ctx->kernels->scale_add(s->db + at, 1.0f, 1.0f, s->dz + t * s->F + at, n);
 }
-static void tmoei_column_sums(tmoe_ctx *ctx, int T, int F, const float *dz, float beta, float *db) {
-    tmoei_sweep s = tmoei_sweep_new(ctx, (size_t)F);
-    s.T = T; s.a = dz; s.beta = beta; s.out = db;
-    tmoei_parallel(ctx, tmoei_column_sums_chunk, &s, tmoei_chunks(F, TMOEI_COLUMNS));
-}
-static void tmoei_norm_forward_chunk(void *arg, int chunk, int lane) {
-    const tmoei_sweep *s = (const tmoei_sweep *)arg;
-    const tmoei_span rows = tmoei_span_of(chunk, s->grain, s->T); (void)lane;
-    for (int t = rows.first; t < rows.end; t++)
-        s->ctx->kernels->norm_forward(s->out + (size_t)t * s->n, s->a + (size_t)t * s->n, s->b, s->c,
-            s->scale, s->mean + t, s->inv + t, s->n);
-}
-static void tmoei_norm_forward(tmoe_ctx *ctx, int T, int D, const float *x, const float *gain,
-        const float *bias, float epsilon, float *y, float *mean, float *inv) {
-    tmoei_sweep s = tmoei_sweep_new(ctx, (size_t)D);
-    s.T = T; s.grain = tmoei_grain(D);
-    s.a = x; s.b = gain; s.c = bias; s.scale = epsilon; s.out = y; s.mean = mean; s.inv = inv;
-    tmoei_parallel(ctx, tmoei_norm_forward_chunk, &s, tmoei_chunks(T, s.grain));
-}
-/* Rows for dx; then columns for dgain and dbias. */
-static void tmoei_norm_backward_chunk(void *arg, int chunk, int lane) {
-    const tmoei_sweep *s = (const tmoei_sweep *)arg;
-    const int row_chunks = s->out ? tmoei_chunks(s->T, s->grain) : 0; (void)lane;
-    if (chunk < row_chunks) {
-        const tmoei_span rows = tmoei_span_of(chunk, s->grain, s->T);
-        for (int t = rows.first; t < rows.end; t++)
-            s->ctx->kernels->norm_backward(s->out + (size_t)t * s->n, s->beta, s->a + (size_t)t * s->n,
-                s->d + (size_t)t * s->n, s->b, s->mean_in[t], s->inv_in[t], s->n);
-    } else {
-        const tmoei_span columns = tmoei_span_of(chunk - row_chunks, TMOEI_COLUMNS, (int)s->n);
-        const size_t count = (size_t)(columns.end - columns.first), first = (size_t)columns.first;
-        for (int t = 0; t < s->T; t++)
-            s->ctx->kernels->norm_parameters(s->mean + first, s->inv + first,
-                s->a + (size_t)t * s->n + first, s->d + (size_t)t * s->n + first, s->mean_in[t],
-                s->inv_in[t], count);
-    }
-}
-/* dx, dgain, dbias may each be NULL, the last two only together */
-static void tmoei_norm_backward(tmoe_ctx *ctx, int T, int D, const float *x, const float *gain,
-        const float *mean, const float *inv, const float *dy, float beta_x, float *dx, float beta_gain,
-        float *dgain, float beta_bias, float *dbias) {
-    tmoei_sweep s = tmoei_sweep_new(ctx, (size_t)D);
-    s.T = T; s.grain = tmoei_grain(D);
-    s.a = x; s.b = gain; s.d = dy; s.mean_in = mean; s.inv_in = inv; s.beta = beta_x; s.out = dx;
-    s.mean = dgain; s.inv = dbias;
-    if (dgain && beta_gain == 0.0f) memset(dgain, 0, (size_t)D * sizeof(float));
-    if (dbias && beta_bias == 0.0f) memset(dbias, 0, (size_t)D * sizeof(float));
-    tmoei_parallel(ctx, tmoei_norm_backward_chunk, &s, (dx ? tmoei_chunks(T, s.grain) : 0)
-        + (dgain ? tmoei_chunks(D, TMOEI_COLUMNS) : 0));
+static void tmoei_column_sums(tmoe_ctx *ctx, size_t T, size_t F, const float *dz, float beta, float *db) {
+    const tmoei_column_sums_job job = { T, F, dz, beta, db };
+    tmoei_sweep(ctx, F, TMOEI_COLUMNS, tmoei_column_sums_sweep, &job);
 }
 /* lse = m + log sum_j exp(x_j - m),  m = max_j x_j */
 static float tmoei_log_sum_exp(const tmoe_ctx *ctx, const float *x, int n) {
     const float most = ctx->kernels->maximum(x, (size_t)n);
     return most + logf(ctx->kernels->exp_sum(NULL, x, 1.0f, most, (size_t)n));
 }
-/* y = x keep / (1 - p); the counter of an element is its index, so chunks do not matter */
-static void tmoei_dropout_chunk(void *arg, int chunk, int lane) {
-    const tmoei_sweep *s = (const tmoei_sweep *)arg;
-    const size_t at = (size_t)chunk * TMOEI_SWEEP; (void)lane;
-    s->ctx->kernels->dropout(s->out + at, s->a + at, tmoei_sweep_length(s, chunk), (uint32_t)at, s->key,
-        s->limit, s->scale);
-}
-static void tmoei_dropout_apply(tmoe_ctx *ctx, float *y, const float *x, size_t n, float p, uint32_t key) {
-    tmoei_sweep s = tmoei_sweep_new(ctx, n); s.out = y; s.a = x; s.key = key;
-    s.limit = (uint32_t)((double)p * 4294967296.0);
-    s.scale = 1.0f / (1.0f - p);
-    tmoei_parallel(ctx, tmoei_dropout_chunk, &s, tmoei_sweep_chunks(n));
-}
-static void tmoei_merge_chunk(void *arg, int chunk, int lane) {
-    const tmoei_sweep *s = (const tmoei_sweep *)arg;
-    const size_t at = (size_t)chunk * TMOEI_SWEEP; (void)lane;
-    s->ctx->kernels->merge(s->out + at, s->a + at, s->n, s->b, s->E, tmoei_sweep_length(s, chunk));
-}
 /* theta_bar (n) = sum_e r_e theta_e, theta (E, n) */
-static void tmoei_merge(tmoe_ctx *ctx, int E, size_t n, const float *theta, const float *r, float *out) {
-    tmoei_sweep s = tmoei_sweep_new(ctx, n); s.E = E; s.a = theta; s.b = r; s.out = out;
-    tmoei_parallel(ctx, tmoei_merge_chunk, &s, tmoei_sweep_chunks(n));
+typedef struct tmoei_merge_job {
+    int E;
+    size_t n;
+    const float *theta, *r, *bar, *g;
+    float *out, *partial;               /* out: theta_bar, or dtheta */
+    int dr;                             /* is wanted */
+} tmoei_merge_job;
+
+static void tmoei_merge_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t n) {
+    const tmoei_merge_job *s = (const tmoei_merge_job *)job;
+    ctx->kernels->merge(s->out + at, s->theta + at, s->n, s->r, s->E, n);
 }
-static void tmoei_merge_backward_chunk(void *arg, int chunk, int lane) {
-    const tmoei_sweep *s = (const tmoei_sweep *)arg;
-    const size_t at = (size_t)chunk * TMOEI_SWEEP, n = tmoei_sweep_length(s, chunk); (void)lane;
-    for (int e = 0; e < s->E; e++)
-        s->partial[(size_t)chunk * (size_t)s->E + (size_t)e] = s->b[e] == 0.0f && !s->out2 ? 0.0f :
-            s->ctx->kernels->merge_backward(s->out && s->b[e] != 0.0f ? s->out + (size_t)e * s->n + at
-                : NULL, s->a + (size_t)e * s->n + at, s->c + at, s->d + at, s->b[e], n);
+static void tmoei_merge(tmoe_ctx *ctx, int E, size_t n, const float *theta, const float *r, float *out) {
+    const tmoei_merge_job job = { E, n, theta, r, NULL, NULL, out, NULL, 0 };
+    tmoei_sweep(ctx, n, TMOEI_SWEEP, tmoei_merge_sweep, &job);
+}
+static void tmoei_merge_backward_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t n) {
+    const tmoei_merge_job *s = (const tmoei_merge_job *)job;
+    float *partial = s->partial + at / TMOEI_SWEEP * (size_t)s->E;
+    for (int e = 0; e < s->E; e++) {
+        const size_t first = (size_t)e * s->n + at;
+        partial[e] = s->r[e] == 0.0f && !s->dr ? 0.0f : ctx->kernels->merge_backward(s->out && s->r[e] != 0.0f
+            ? s->out + first : NULL, s->theta + first, s->bar + at, s->g + at, s->r[e], n);
+    }
 }
 /* dtheta_e += r_e g (dtheta may be NULL);  dr_e += <g, theta_e - theta_bar> (dr may be NULL) */
 static void tmoei_merge_backward(tmoe_ctx *ctx, int E, size_t n, const float *theta, float *dtheta,
         const float *r, const float *bar, const float *g, float *dr) {
-    const int chunks = tmoei_sweep_chunks(n);
-    tmoei_sweep s = tmoei_sweep_new(ctx, n); s.E = E; s.a = theta; s.b = r; s.c = bar; s.d = g;
-    s.out = dtheta; s.out2 = dr;
-    s.partial = ctx->shared_scratch;        /* chunks * E floats: 64 experts of 200 M floats would fill it */
-    tmoei_parallel(ctx, tmoei_merge_backward_chunk, &s, chunks);
+    /* a float a chunk and expert: 64 experts of 200 M floats would fill the scratch memory */
+    const tmoei_merge_job job = { E, n, theta, r, bar, g, dtheta, ctx->shared_scratch, dr != NULL };
+    tmoei_sweep(ctx, n, TMOEI_SWEEP, tmoei_merge_backward_sweep, &job);
     for (int e = 0; dr && e < E; e++) {
         double sum = 0.0;
-        for (int chunk = 0; chunk < chunks; chunk++)
-            sum += (double)s.partial[(size_t)chunk * (size_t)E + (size_t)e];
+        for (size_t chunk = 0; chunk * TMOEI_SWEEP < n; chunk++)
+            sum += (double)job.partial[chunk * (size_t)E + (size_t)e];
         dr[e] += (float)sum;
     }
 }
@@ -2672,7 +2476,7 @@ static tmoe_tensor *tmoei_node_add(tmoe_tape *tape, tmoe_tensor *y, tmoei_backwa
 /* The same, where y needs one: the tape records and an input wants a gradient. */
 static tmoe_tensor *tmoei_record(tmoe_tape *tape, tmoe_tensor *y, tmoei_backward_fn *backward, int hand,
                                  const void *kept, size_t kept_bytes, tmoe_tensor *const *in, int count) {
-    if (!tmoei_wants_grad(tape, in, count)) return y;
+    if (!y || !tmoei_wants_grad(tape, in, count)) return y;
     return tmoei_node_add(tape, y, backward, hand, kept, kept_bytes, in, count);
 }
 
@@ -2758,11 +2562,18 @@ static void tmoei_accumulate(tmoe_tape *tape, const tmoei_node *node, int i, con
     if (node->beta[i] == 0.0f) memcpy(in->dx, src, tmoei_elements(in) * sizeof(float));
     else tmoei_scale_add(tape->ctx, in->dx, 1.0f, 1.0f, src, tmoei_elements(in));
 }
+/* The gradient of input i, to which is added only: it holds zero at first. NULL where none is wanted. */
+static float *tmoei_grad_to_add(const tmoei_node *node, int i) {
+    tmoe_tensor *t = node->in[i];
+    if (!t || !t->wants_grad) return NULL;
+    if (node->beta[i] == 0.0f) memset(t->dx, 0, tmoei_elements(t) * sizeof(float));
+    return t->dx;
+}
 
 /* ---- linear ------------------------------------------------------------------------------------------
  *   forward   z = x w^T + b,  y = act(z) + residual
- *   backward  dz = dy act'(z);  dx (+)= dz w;  dw (+)= dz^T x;  db (+)= column sums of dz;  dresidual (+)=
- *             dy
+ *   backward  dz = dy act'(z);  dx (+)= dz w;  dw (+)= dz^T x;  db (+)= column sums of dz;
+ *             dresidual (+)= dy
  *   keeps     z unless act is NONE */
 typedef struct tmoei_linear_kept { tmoe_activation act; float *z; } tmoei_linear_kept;
 
@@ -2776,16 +2587,15 @@ static void tmoei_linear_backward(tmoe_tape *tape, tmoei_node *node) {
         tmoei_activation_apply(tape->ctx, kept->act, kept->z, y->dx, kept->z, tmoei_elements(y));
         dz = kept->z;                                           /* z is not needed any more */
     }
-    if (b && b->wants_grad) tmoei_column_sums(tape->ctx, T, F, dz, node->beta[2], b->dx);
+    if (b && b->wants_grad) tmoei_column_sums(tape->ctx, (size_t)T, f, dz, node->beta[2], b->dx);
     if (w->wants_grad) tmoei_gemm(tape->ctx, 1, 0, F, D, T, dz, f, x->x, d, node->beta[1], w->dx, d, NULL);
     if (x->wants_grad) tmoei_gemm(tape->ctx, 0, 0, T, D, F, dz, f, w->x, d, node->beta[0], x->dx, d, NULL);
     if (node->in[3]) tmoei_accumulate(tape, node, 3, y->dx);
 }
-
 TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *w, tmoe_tensor *b,
                                   tmoe_activation act, tmoe_tensor *residual) {
-    tmoe_tensor *in[4];
-    tmoei_linear_kept kept;
+    tmoe_tensor *in[4] = { x, w, b, residual };
+    tmoei_linear_kept kept = { act, NULL };
     if (!x || !w || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, x->cols == w->cols && (!b || (b->rows == 1 && b->cols == w->rows))
         && (!residual || (residual->rows == x->rows && residual->cols == w->rows)),
@@ -2794,22 +2604,14 @@ TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *
         residual ? residual->cols : w->rows);
     TMOEI_SHAPE_RULE(tape, act == TMOE_NONE || act == TMOE_GELU || act == TMOE_RELU,
         "linear: act must be TMOE_NONE, TMOE_GELU or TMOE_RELU");
-    in[0] = x; in[1] = w; in[2] = b; in[3] = residual;
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, w->rows, NULL);
     if (!y) return NULL;
-    kept.act = act; kept.z = NULL;
-    if (act != TMOE_NONE && tmoei_wants_grad(tape, in, 4)) {
-        kept.z = tmoei_floats(tape, tmoei_elements(y));
-        if (!kept.z) return NULL;
-    }
+    if (act != TMOE_NONE && tmoei_wants_grad(tape, in, 4)
+            && !(kept.z = tmoei_floats(tape, tmoei_elements(y)))) return NULL;
     if (!tape->dry) {
-        tmoei_epilogue epilogue;
-        memset(&epilogue, 0, sizeof epilogue);
-        epilogue.bias = b ? b->x : NULL; epilogue.activation = act; epilogue.pre = kept.z;
-        epilogue.pre_stride = (size_t)w->rows; epilogue.residual = residual ? residual->x : NULL;
-        epilogue.residual_stride = (size_t)w->rows;
-        tmoei_gemm(tape->ctx, 0, 1, x->rows, w->rows, x->cols, x->x, (size_t)x->cols, w->x, (size_t)w->cols,
-                   0.0f, y->x, (size_t)w->rows, &epilogue);
+        const size_t D = (size_t)x->cols, F = (size_t)w->rows;
+        const tmoei_epilogue epilogue = { b ? b->x : NULL, act, kept.z, residual ? residual->x : NULL, F, F };
+        tmoei_gemm(tape->ctx, 0, 1, x->rows, w->rows, x->cols, x->x, D, w->x, D, 0.0f, y->x, F, &epilogue);
     }
     return tmoei_record(tape, y, tmoei_linear_backward, residual && residual != x ? 3 : -1, &kept,
         sizeof kept, in, 4);
@@ -2821,110 +2623,119 @@ TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *
  *             dgain (+)= sum over rows of dy * xhat;  dbias (+)= sum over rows of dy
  *   keeps     mean and inv of each row */
 #define TMOEI_NORM_EPSILON 1e-5f        /* BART's, and torch's default */
-typedef struct tmoei_norm_kept { float *mean, *inv; } tmoei_norm_kept;
+typedef struct tmoei_norm_job {
+    size_t T, D;
+    const float *x, *gain, *bias, *dy;
+    float *y, *mean, *inv, *dx, *dgain, *dbias, beta;
+} tmoei_norm_job;
 
+static void tmoei_norm_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n) {
+    const tmoei_norm_job *s = (const tmoei_norm_job *)job;
+    for (size_t t = first, D = s->D; t < first + n; t++)
+        ctx->kernels->norm_forward(s->y + t * D, s->x + t * D, s->gain, s->bias, TMOEI_NORM_EPSILON,
+            s->mean + t, s->inv + t, D);
+}
+static void tmoei_norm_backward_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n) {
+    const tmoei_norm_job *s = (const tmoei_norm_job *)job;
+    for (size_t t = first, D = s->D; t < first + n; t++)
+        ctx->kernels->norm_backward(s->dx + t * D, s->beta, s->x + t * D, s->dy + t * D, s->gain, s->mean[t],
+            s->inv[t], D);
+}
+static void tmoei_norm_backward_columns(const tmoe_ctx *ctx, const void *job, size_t first, size_t n) {
+    const tmoei_norm_job *s = (const tmoei_norm_job *)job;
+    for (size_t t = 0, at = first; t < s->T; t++, at += s->D)
+        ctx->kernels->norm_parameters(s->dgain + first, s->dbias + first, s->x + at, s->dy + at, s->mean[t],
+            s->inv[t], n);
+}
 static void tmoei_layer_norm_backward(tmoe_tape *tape, tmoei_node *node) {
-    const tmoei_norm_kept *kept = (const tmoei_norm_kept *)node->kept;
-    tmoe_tensor *x = node->in[0], *gain = node->in[1], *bias = node->in[2];
-    tmoei_norm_backward(tape->ctx, x->rows, x->cols, x->x, gain->x, kept->mean, kept->inv, node->y->dx,
-        node->beta[0], x->wants_grad ? x->dx : NULL, node->beta[1], gain->wants_grad ? gain->dx : NULL,
-        node->beta[2], bias->wants_grad ? bias->dx : NULL);
+    tmoei_norm_job job = *(const tmoei_norm_job *)node->kept;
+    const tmoe_tensor *x = node->in[0];
+    job.dy = node->y->dx; job.dx = x->dx; job.beta = node->beta[0];
+    job.dgain = tmoei_grad_to_add(node, 1); job.dbias = tmoei_grad_to_add(node, 2);
+    if (x->wants_grad) tmoei_sweep(tape->ctx, job.T, tmoei_grain(job.D), tmoei_norm_backward_rows, &job);
+    if (job.dgain) tmoei_sweep(tape->ctx, job.D, TMOEI_COLUMNS, tmoei_norm_backward_columns, &job);
 }
 TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *gain,
         tmoe_tensor *bias) {
-    tmoe_tensor *in[3];
-    tmoei_norm_kept kept;
+    tmoe_tensor *in[3] = { x, gain, bias };
+    tmoei_norm_job job;
     if (!x || !gain || !bias || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, gain->rows == 1 && bias->rows == 1 && gain->cols == x->cols
         && bias->cols == x->cols,
         "layer_norm: x (%d,%d), gain (%d,%d), bias (%d,%d); gain and bias must be (1,%d)", x->rows, x->cols,
         gain->rows, gain->cols, bias->rows, bias->cols, x->cols);
-    in[0] = x; in[1] = gain; in[2] = bias;
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
-    kept.mean = tmoei_floats(tape, (size_t)x->rows);
-    kept.inv = tmoei_floats(tape, (size_t)x->rows);
-    if (!y || !kept.mean || !kept.inv) return NULL;
-    if (!tape->dry)
-        tmoei_norm_forward(tape->ctx, x->rows, x->cols, x->x, gain->x, bias->x, TMOEI_NORM_EPSILON, y->x,
-            kept.mean, kept.inv);
-    return tmoei_record(tape, y, tmoei_layer_norm_backward, -1, &kept, sizeof kept, in, 3);
+    memset(&job, 0, sizeof job);
+    job.T = (size_t)x->rows; job.D = (size_t)x->cols;
+    job.mean = tmoei_floats(tape, job.T); job.inv = tmoei_floats(tape, job.T);
+    if (!y || !job.mean || !job.inv) return NULL;
+    job.x = x->x; job.gain = gain->x; job.bias = bias->x; job.y = y->x;
+    if (!tape->dry) tmoei_sweep(tape->ctx, job.T, tmoei_grain(job.D), tmoei_norm_rows, &job);
+    return tmoei_record(tape, y, tmoei_layer_norm_backward, -1, &job, sizeof job, in, 3);
 }
 
 /* ---- attention ---------------------------------------------------------------------------------------
  *   forward   s = q k^T / sqrt(D/H) (+ mask);  p = exp(s - lse), lse = log sum_j exp s_j;  y = p v
- *   backward  dv (+)= p^T dy;  dp = dy v^T;  ds = p * (dp - rowsum(dp * p));  dq (+)= ds k / sqrt(D/H);  dk
- *             (+)= ds^T q / sqrt(D/H)
+ *   backward  dv (+)= p^T dy;  dp = dy v^T;  ds = p * (dp - rowsum(dp * p));
+ *             dq (+)= ds k / sqrt(D/H);  dk (+)= ds^T q / sqrt(D/H)
  *   keeps     lse; p is computed again, so memory does not grow with T * S */
 typedef struct tmoei_attention_job {
-    tmoe_ctx *ctx;
+    int H, sequences;
     const int *q_offsets, *kv_offsets;
-    /* columns of q, of kv; where k begins */
-    int sequences, H, D, head_width, causal, q_width, kv_width, k_column;
-    const float *q, *kv, *dy;
-    float *y, *lse, *dq, *dkv, beta_q, beta_kv;
+    tmoei_attention_rows all;           /* as if of one head: from the first row and column on */
 } tmoei_attention_job;
-/* Where sequence i's head h has its rows. */
-static tmoei_attention_rows tmoei_attention_head(const tmoei_attention_job *job, int chunk) {
-    const int sequence = chunk / job->H, head = chunk % job->H;
-    const size_t q0 = (size_t)job->q_offsets[sequence], s0 = (size_t)job->kv_offsets[sequence];
-    const size_t D = (size_t)job->D, column = (size_t)(head * job->head_width);
-    const size_t q = q0 * (size_t)job->q_width + column, y = q0 * D + column,
-        k = s0 * (size_t)job->kv_width + (size_t)job->k_column + column;
-    tmoei_attention_rows a;
-    memset(&a, 0, sizeof a);
-    a.ctx = job->ctx; a.width = job->head_width; a.causal = job->causal;
-    a.T = job->q_offsets[sequence + 1] - (int)q0; a.S = job->kv_offsets[sequence + 1] - (int)s0;
-    a.q_stride = (size_t)job->q_width; a.kv_stride = (size_t)job->kv_width; a.y_stride = D;
-    a.q = job->q + q; a.k = job->kv + k; a.v = a.k + D; a.y = job->y + y;
-    a.lse = job->lse ? job->lse + q0 * (size_t)job->H + (size_t)(head * a.T) : NULL;
-    a.dy = job->dy ? job->dy + y : NULL; a.dq = job->dq ? job->dq + q : NULL;
-    a.dk = job->dkv ? job->dkv + k : NULL; a.dv = job->dkv ? job->dkv + k + D : NULL;
-    a.beta_q = job->beta_q; a.beta_kv = job->beta_kv;
-    return a;
-}
-static void tmoei_attention_forward_chunk(void *arg, int chunk, int lane) {
-    const tmoei_attention_rows a = tmoei_attention_head((const tmoei_attention_job *)arg, chunk);
-    tmoei_attention_forward(&a, lane);
-}
-static void tmoei_attention_backward_chunk(void *arg, int chunk, int lane) {
-    const tmoei_attention_rows a = tmoei_attention_head((const tmoei_attention_job *)arg, chunk);
+
+/* One sequence's one head: forward, or backward where there is dy. */
+static void tmoei_attention_chunk(void *arg, int chunk, int lane) {
+    const tmoei_attention_job *job = (const tmoei_attention_job *)arg;
+    tmoei_attention_rows a = job->all;
+    const int *q_offsets = job->q_offsets + chunk / job->H, *kv_offsets = job->kv_offsets + chunk / job->H;
+    const int head = chunk % job->H;
+    const size_t t0 = (size_t)q_offsets[0], s0 = (size_t)kv_offsets[0], column = (size_t)(head * a.width);
+    const size_t q = t0 * a.q_stride + column, kv = s0 * a.kv_stride + column, y = t0 * a.y_stride + column;
+    a.T = q_offsets[1] - q_offsets[0]; a.S = kv_offsets[1] - kv_offsets[0];
+    a.q += q; a.k += kv; a.v += kv; a.y += y;
+    if (a.lse) a.lse += t0 * (size_t)job->H + (size_t)(head * a.T);
+    if (a.dq) a.dq += q;
+    if (a.dk) { a.dk += kv; a.dv += kv; }
+    if (!a.dy) { tmoei_attention_forward(&a, lane); return; }
+    a.dy += y;
     tmoei_attention_backward(&a, lane);
 }
 static void tmoei_attention_node_backward(tmoe_tape *tape, tmoei_node *node) {
     tmoei_attention_job job = *(const tmoei_attention_job *)node->kept;
     tmoe_tensor *q = node->in[0], *kv = node->in[1];
-    job.dy = node->y->dx;
-    if (q->wants_grad) { job.beta_q = node->beta[0]; job.dq = q->dx; }
-    if (kv->wants_grad) { job.beta_kv = node->beta[kv != q]; job.dkv = kv->dx; }
-    tmoei_parallel(tape->ctx, tmoei_attention_backward_chunk, &job, job.sequences * job.H);
+    job.all.dy = node->y->dx;
+    if (q->wants_grad) { job.all.beta_q = node->beta[0]; job.all.dq = q->dx; }
+    if (kv->wants_grad) {
+        job.all.beta_kv = node->beta[kv != q];
+        job.all.dk = kv->dx + (job.all.k - kv->x); job.all.dv = kv->dx + (job.all.v - kv->x);
+    }
+    tmoei_parallel(tape->ctx, tmoei_attention_chunk, &job, job.sequences * job.H);
 }
 TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tensor *kv, int H, int sequences,
                                      const int *q_offsets, const int *kv_offsets, int causal) {
-    tmoe_tensor *in[2];
+    tmoe_tensor *in[2] = { q, kv };
     tmoei_attention_job job;
     const int self = q == kv;
     if (!q || !kv || tape->ctx->error != TMOE_OK) return NULL;
-    memset(&job, 0, sizeof job);
-    job.D = self ? q->cols / 3 : q->cols;
-    TMOEI_SHAPE_RULE(tape, H >= 1 && sequences >= 1 && job.D % H == 0
-        && (self ? q->cols == 3 * job.D : kv->cols == 2 * job.D) && q_offsets[sequences] == q->rows
+    const int D = self ? q->cols / 3 : q->cols;
+    TMOEI_SHAPE_RULE(tape, H >= 1 && sequences >= 1 && D % H == 0
+        && (self ? q->cols == 3 * D : kv->cols == 2 * D) && q_offsets[sequences] == q->rows
         && kv_offsets[sequences] == kv->rows,
         "attention: q (%d,%d), kv (%d,%d), H %d, %d sequences; "
         "self (T,3D), cross (T,D) and (S,2D), H divides D, offsets end at the last row",
         q->rows, q->cols, kv->rows, kv->cols, H, sequences);
-    tmoe_tensor *y = tmoei_tensor_new(tape, q->rows, job.D, NULL);
+    tmoe_tensor *y = tmoei_tensor_new(tape, q->rows, D, NULL);
     if (!y) return NULL;
-    in[0] = q; in[1] = kv;
-    if (tmoei_wants_grad(tape, in, 2)) {
-        job.lse = tmoei_floats(tape, (size_t)q->rows * (size_t)H);
-        if (!job.lse) return NULL;
-    }
-    job.ctx = tape->ctx;
-    job.q_offsets = q_offsets; job.kv_offsets = kv_offsets;
-    job.sequences = sequences; job.H = H; job.head_width = job.D / H; job.causal = causal;
-    job.q_width = q->cols; job.kv_width = kv->cols; job.k_column = self ? job.D : 0;
-    job.q = q->x; job.kv = kv->x; job.y = y->x;
-    if (!tape->dry) tmoei_parallel(tape->ctx, tmoei_attention_forward_chunk, &job, sequences * H);
+    memset(&job, 0, sizeof job);
+    if (tmoei_wants_grad(tape, in, 2)
+            && !(job.all.lse = tmoei_floats(tape, (size_t)q->rows * (size_t)H))) return NULL;
+    job.H = H; job.sequences = sequences; job.q_offsets = q_offsets; job.kv_offsets = kv_offsets;
+    job.all.ctx = tape->ctx; job.all.width = D / H; job.all.causal = causal;
+    job.all.q_stride = (size_t)q->cols; job.all.kv_stride = (size_t)kv->cols; job.all.y_stride = (size_t)D;
+    job.all.q = q->x; job.all.k = kv->x + (self ? D : 0); job.all.v = job.all.k + D; job.all.y = y->x;
+    if (!tape->dry) tmoei_parallel(tape->ctx, tmoei_attention_chunk, &job, sequences * H);
     return tmoei_record(tape, y, tmoei_attention_node_backward, -1, &job, sizeof job, in, 2);
 }
 
@@ -2934,62 +2745,44 @@ TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tenso
  * The backward pass splits the columns, not the rows: two threads never meet in one row and the order of
  * sums is fixed. */
 typedef struct tmoei_embedding_job {
-    int T, D;
+    size_t T, D;
     const int *ids, *position_ids;
     float scale;
     const float *table, *positions, *dy;
     float *y, *dtable, *dpositions;
 } tmoei_embedding_job;
 #define TMOEI_EMBEDDING_COLUMNS 64      /* four cache lines of a row */
-static void tmoei_embedding_forward_chunk(void *arg, int chunk, int lane) {
-    const tmoei_embedding_job *job = (const tmoei_embedding_job *)arg;
-    const tmoei_span rows = tmoei_span_of(chunk, tmoei_grain(job->D), job->T);
-    const size_t D = (size_t)job->D; (void)lane;
-    for (int t = rows.first; t < rows.end; t++) {
-        const float *row = job->table + (size_t)job->ids[t] * D;
-        float *y = job->y + (size_t)t * D;
-        for (size_t d = 0; d < D; d++) y[d] = job->scale * row[d];
-        if (job->positions) {
-            const float *position = job->positions + (size_t)job->position_ids[t] * D;
-            for (size_t d = 0; d < D; d++) y[d] += position[d];
-        }
-    }
-}
 
-static void tmoei_embedding_backward_chunk(void *arg, int chunk, int lane) {
-    const tmoei_embedding_job *job = (const tmoei_embedding_job *)arg;
-    const tmoei_span columns = tmoei_span_of(chunk, TMOEI_EMBEDDING_COLUMNS, job->D);
-    const size_t D = (size_t)job->D; (void)lane;
-    for (int t = 0; t < job->T; t++) {
-        const float *dy = job->dy + (size_t)t * D;
-        if (job->dtable) {
-            float *row = job->dtable + (size_t)job->ids[t] * D;
-            for (int d = columns.first; d < columns.end; d++) row[d] += job->scale * dy[d];
-        }
-        if (job->dpositions) {
-            float *row = job->dpositions + (size_t)job->position_ids[t] * D;
-            for (int d = columns.first; d < columns.end; d++) row[d] += dy[d];
-        }
+static void tmoei_embedding_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n) {
+    const tmoei_embedding_job *s = (const tmoei_embedding_job *)job; (void)ctx;
+    for (size_t t = first; t < first + n; t++) {
+        const float *row = s->table + (size_t)s->ids[t] * s->D;
+        float *y = s->y + t * s->D;
+        for (size_t d = 0; d < s->D; d++) y[d] = s->scale * row[d];
+        if (!s->positions) continue;
+        const float *position = s->positions + (size_t)s->position_ids[t] * s->D;
+        for (size_t d = 0; d < s->D; d++) y[d] += position[d];
     }
 }
-/* The gradient of input i for an operation that adds to some of its places: the others must hold zero. */
-static float *tmoei_grad_for_scatter(const tmoei_node *node, int i) {
-    tmoe_tensor *t = node->in[i];
-    if (!t || !t->wants_grad) return NULL;
-    if (node->beta[i] == 0.0f) memset(t->dx, 0, tmoei_elements(t) * sizeof(float));
-    return t->dx;
+static void tmoei_embedding_columns(const tmoe_ctx *ctx, const void *job, size_t first, size_t n) {
+    const tmoei_embedding_job *s = (const tmoei_embedding_job *)job; (void)ctx;
+    for (size_t t = 0; t < s->T; t++) {
+        const float *dy = s->dy + t * s->D;
+        float *row = s->dtable ? s->dtable + (size_t)s->ids[t] * s->D : NULL;
+        float *position = s->dpositions ? s->dpositions + (size_t)s->position_ids[t] * s->D : NULL;
+        for (size_t d = first; row && d < first + n; d++) row[d] += s->scale * dy[d];
+        for (size_t d = first; position && d < first + n; d++) position[d] += dy[d];
+    }
 }
 static void tmoei_embedding_backward(tmoe_tape *tape, tmoei_node *node) {
     tmoei_embedding_job job = *(const tmoei_embedding_job *)node->kept;
-    job.dy = node->y->dx; job.dtable = tmoei_grad_for_scatter(node, 0);
-    job.dpositions = tmoei_grad_for_scatter(node, 1);
-    tmoei_parallel(tape->ctx, tmoei_embedding_backward_chunk, &job,
-        tmoei_chunks(job.D, TMOEI_EMBEDDING_COLUMNS));
+    job.dy = node->y->dx;
+    job.dtable = tmoei_grad_to_add(node, 0); job.dpositions = tmoei_grad_to_add(node, 1);
+    tmoei_sweep(tape->ctx, job.D, TMOEI_EMBEDDING_COLUMNS, tmoei_embedding_columns, &job);
 }
 TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int T, const int *ids, float scale,
                                      tmoe_tensor *positions, const int *position_ids) {
-    tmoe_tensor *in[2];
-    tmoei_embedding_job job;
+    tmoe_tensor *in[2] = { table, positions };
     if (!table || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, T >= 1 && ids && (!positions || (positions->cols == table->cols && position_ids)),
         "embedding: %d ids, table (%d,%d), positions (%d,%d); at least one id and equal widths", T,
@@ -2999,63 +2792,48 @@ TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int T,
         if (ids[t] < 0 || ids[t] >= table->rows || (positions
                 && (position_ids[t] < 0 || position_ids[t] >= positions->rows)))
             return TMOEI_FAIL_NULL(tape->ctx, TMOE_ERR_ARGUMENT,
-                "embedding: token %d has id %d and position %d; "
-                "0 <= id < %d, 0 <= position < %d", t, ids[t], positions ? position_ids[t] : 0, table->rows,
-                positions ? positions->rows : 1);
+                "embedding: token %d has id %d and position %d; 0 <= id < %d, 0 <= position < %d", t, ids[t],
+                positions ? position_ids[t] : 0, table->rows, positions ? positions->rows : 1);
     tmoe_tensor *y = tmoei_tensor_new(tape, T, table->cols, NULL);
     if (!y) return NULL;
-    memset(&job, 0, sizeof job);
-    job.T = T; job.D = table->cols;
-    job.ids = ids; job.position_ids = position_ids;
-    job.scale = scale;
-    job.table = table->x; job.positions = positions ? positions->x : NULL;
-    job.y = y->x;
-    if (!tape->dry)
-        tmoei_parallel(tape->ctx, tmoei_embedding_forward_chunk, &job, tmoei_chunks(T, tmoei_grain(job.D)));
-    in[0] = table; in[1] = positions;
+    const tmoei_embedding_job job = { (size_t)T, (size_t)table->cols, ids, position_ids, scale, table->x,
+        positions ? positions->x : NULL, NULL, y->x, NULL, NULL };
+    if (!tape->dry) tmoei_sweep(tape->ctx, job.T, tmoei_grain(job.D), tmoei_embedding_rows, &job);
     return tmoei_record(tape, y, tmoei_embedding_backward, -1, &job, sizeof job, in, 2);
 }
 
 /* ---- cross entropy with label smoothing --------------------------------------------------------------
- *   forward   lse = log sum_v exp x_v;  loss = sum over rows of (1-s) (lse - x_target) + s (lse - mean_v
- *             x_v), times weight
+ *   forward   lse = log sum_v exp x_v;
+ *             loss = sum over rows of (1-s) (lse - x_target) + s (lse - mean_v x_v), times weight
  *   backward  dx_v = weight * (exp(x_v - lse) - s / V - (1-s) [v = target])
  * The gradient is written over the logits, the largest matrix of the step. */
 typedef struct tmoei_cross_entropy_job {
-    const tmoe_ctx *ctx;
-    int T, V, grain;
-    float smoothing, weight;
+    size_t T, V;
     const int *targets;
     const float *logits;
-    float *dlogits, *lse, *row_loss;
+    float smoothing, weight, *lse, *row_loss, *dlogits;
 } tmoei_cross_entropy_job;
 
-static void tmoei_cross_entropy_forward_chunk(void *arg, int chunk, int lane) {
-    const tmoei_cross_entropy_job *job = (const tmoei_cross_entropy_job *)arg;
-    const tmoei_span rows = tmoei_span_of(chunk, job->grain, job->T); (void)lane;
-    for (int t = rows.first; t < rows.end; t++) {
-        const float *x = job->logits + (size_t)t * (size_t)job->V;
-        float mean = 0.0f;
-        job->row_loss[t] = job->lse[t] = 0.0f;
-        if (job->targets[t] < 0) continue;
-        float lse = tmoei_log_sum_exp(job->ctx, x, job->V);
-        if (job->smoothing > 0.0f) mean = job->ctx->kernels->sum(x, (size_t)job->V) / (float)job->V;
-        job->lse[t] = lse;
-        job->row_loss[t] = (1.0f - job->smoothing) * (lse - x[job->targets[t]]) + job->smoothing
-            * (lse - mean);
+static void tmoei_cross_entropy_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n) {
+    const tmoei_cross_entropy_job *s = (const tmoei_cross_entropy_job *)job;
+    for (size_t t = first, V = s->V; t < first + n; t++) {
+        const float *x = s->logits + t * V;
+        s->row_loss[t] = s->lse[t] = 0.0f;
+        if (s->targets[t] < 0) continue;
+        const float lse = tmoei_log_sum_exp(ctx, x, (int)V);
+        const float mean = s->smoothing > 0.0f ? ctx->kernels->sum(x, V) / (float)V : 0.0f;
+        s->lse[t] = lse;
+        s->row_loss[t] = (1.0f - s->smoothing) * (lse - x[s->targets[t]]) + s->smoothing * (lse - mean);
     }
 }
-
-static void tmoei_cross_entropy_backward_chunk(void *arg, int chunk, int lane) {
-    const tmoei_cross_entropy_job *job = (const tmoei_cross_entropy_job *)arg;
-    const tmoei_span rows = tmoei_span_of(chunk, job->grain, job->T); (void)lane;
-    for (int t = rows.first; t < rows.end; t++) {
-        const float *x = job->logits + (size_t)t * (size_t)job->V;
-        float *dx = job->dlogits + (size_t)t * (size_t)job->V;
-        if (job->targets[t] < 0) { memset(dx, 0, (size_t)job->V * sizeof(float)); continue; }
-        job->ctx->kernels->softmax_gradient(dx, x, job->lse[t], job->smoothing / (float)job->V, job->weight,
-            (size_t)job->V);
-        dx[job->targets[t]] -= job->weight * (1.0f - job->smoothing);
+static void tmoei_cross_entropy_backward_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n) {
+    const tmoei_cross_entropy_job *s = (const tmoei_cross_entropy_job *)job;
+    for (size_t t = first, V = s->V; t < first + n; t++) {
+        float *dx = s->dlogits + t * V;
+        if (s->targets[t] < 0) { memset(dx, 0, V * sizeof(float)); continue; }
+        ctx->kernels->softmax_gradient(dx, s->logits + t * V, s->lse[t], s->smoothing / (float)V, s->weight,
+            V);
+        dx[s->targets[t]] -= s->weight * (1.0f - s->smoothing);
     }
 }
 static void tmoei_cross_entropy_backward(tmoe_tape *tape, tmoei_node *node) {
@@ -3064,13 +2842,11 @@ static void tmoei_cross_entropy_backward(tmoe_tape *tape, tmoei_node *node) {
     job.dlogits = node->beta[0] == 0.0f ? node->in[0]->dx : tmoei_floats(tape, tmoei_elements(node->in[0]));
     job.weight *= node->y->dx[0];
     if (!job.dlogits) return;
-    tmoei_parallel(tape->ctx, tmoei_cross_entropy_backward_chunk, &job, tmoei_chunks(job.T, job.grain));
+    tmoei_sweep(tape->ctx, job.T, tmoei_grain(job.V), tmoei_cross_entropy_backward_rows, &job);
     tmoei_accumulate(tape, node, 0, job.dlogits);
 }
 TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, const int *targets,
                                          float smoothing, float weight) {
-    tmoei_cross_entropy_job job;
-    double sum = 0.0;                                           /* T small numbers of equal sign */
     if (!logits || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, targets && smoothing >= 0.0f && smoothing < 1.0f,
         "cross_entropy: smoothing %g; 0 <= smoothing < 1 and targets must be given", (double)smoothing);
@@ -3078,17 +2854,16 @@ TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, c
         if (targets[t] >= logits->cols)
             return TMOEI_FAIL_NULL(tape->ctx, TMOE_ERR_ARGUMENT,
                 "cross_entropy: target %d of row %d; target < V = %d", targets[t], t, logits->cols);
-    memset(&job, 0, sizeof job);
-    job.ctx = tape->ctx;
-    job.T = logits->rows; job.V = logits->cols; job.grain = tmoei_grain(logits->cols);
-    job.smoothing = smoothing; job.weight = weight;
-    job.targets = targets; job.logits = logits->x;
+    const size_t T = (size_t)logits->rows;
     tmoe_tensor *y = tmoei_tensor_new(tape, 1, 1, NULL);
-    job.lse = tmoei_floats(tape, (size_t)job.T); job.row_loss = tmoei_floats(tape, (size_t)job.T);
-    if (!y || !job.lse || !job.row_loss) return NULL;
+    float *lse = tmoei_floats(tape, T), *row_loss = tmoei_floats(tape, T);
+    if (!y || !lse || !row_loss) return NULL;
+    const tmoei_cross_entropy_job job = { T, (size_t)logits->cols, targets, logits->x, smoothing, weight, lse,
+        row_loss, NULL };
     if (!tape->dry) {
-        tmoei_parallel(tape->ctx, tmoei_cross_entropy_forward_chunk, &job, tmoei_chunks(job.T, job.grain));
-        for (int t = 0; t < job.T; t++) sum += (double)job.row_loss[t];
+        double sum = 0.0;                                       /* T small numbers of equal sign */
+        tmoei_sweep(tape->ctx, T, tmoei_grain(job.V), tmoei_cross_entropy_rows, &job);
+        for (size_t t = 0; t < T; t++) sum += (double)row_loss[t];
         y->x[0] = (float)(sum * (double)weight);
     }
     return tmoei_record(tape, y, tmoei_cross_entropy_backward, TMOEI_HAND_VALUES, &job, sizeof job, &logits,
@@ -3110,8 +2885,7 @@ static void tmoei_map_backward(tmoe_tape *tape, tmoei_node *node) {
 TMOE_DEF tmoe_tensor *tmoe_map(tmoe_tape *tape, tmoe_tensor *x, tmoe_activation f) {
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
-    if (!y) return NULL;
-    if (!tape->dry) tmoei_activation_apply(tape->ctx, f, y->x, NULL, x->x, tmoei_elements(y));
+    if (y && !tape->dry) tmoei_activation_apply(tape->ctx, f, y->x, NULL, x->x, tmoei_elements(y));
     return tmoei_record(tape, y, tmoei_map_backward, -1, &f, sizeof f, &x, 1);
 }
 
@@ -3122,24 +2896,20 @@ static void tmoei_binary_backward(tmoe_tape *tape, tmoei_node *node) {
         const tmoe_tensor *in = node->in[which], *other = node->in[1 - which];
         const size_t n = tmoei_elements(node->y), own = tmoei_elements(in), others = tmoei_elements(other);
         if (!in->wants_grad || in->dx == dy) continue;
-        float *dx = tmoei_grad_for_scatter(node, which);
+        float *dx = tmoei_grad_to_add(node, which);
         for (size_t i = 0; i < n; i++) dx[i % own] += multiply ? dy[i] * other->x[i % others] : dy[i];
     }
 }
-
 static tmoe_tensor *tmoei_binary(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b, int multiply) {
-    tmoe_tensor *in[2];
+    tmoe_tensor *in[2] = { a, b };
     if (!a || !b || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, a->cols == b->cols && (a->rows == b->rows || b->rows == 1),
         "%s: a (%d,%d), b (%d,%d); b must be like a, or one row", multiply ? "multiply" : "add", a->rows,
         a->cols, b->rows, b->cols);
     tmoe_tensor *y = tmoei_tensor_new(tape, a->rows, a->cols, NULL);
-    if (!y) return NULL;
     const size_t n = tmoei_elements(a), width = tmoei_elements(b);
-    if (!tape->dry)
-        for (size_t i = 0; i < n; i++)
-            y->x[i] = multiply ? a->x[i] * b->x[i % width] : a->x[i] + b->x[i % width];
-    in[0] = a; in[1] = b;
+    for (size_t i = 0; y && !tape->dry && i < n; i++)
+        y->x[i] = multiply ? a->x[i] * b->x[i % width] : a->x[i] + b->x[i % width];
     return tmoei_record(tape, y, tmoei_binary_backward, !multiply && a != b ? 0 : -1, &multiply,
         sizeof multiply, in, 2);
 }
@@ -3157,66 +2927,56 @@ static void tmoei_affine_backward(tmoe_tape *tape, tmoei_node *node) {
 TMOE_DEF tmoe_tensor *tmoe_affine(tmoe_tape *tape, tmoe_tensor *x, float scale, float shift) {
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
-    if (!y) return NULL;
-    size_t n = tmoei_elements(x);
-    if (!tape->dry) for (size_t i = 0; i < n; i++) y->x[i] = scale * x->x[i] + shift;
+    const size_t n = tmoei_elements(x);
+    for (size_t i = 0; y && !tape->dry && i < n; i++) y->x[i] = scale * x->x[i] + shift;
     return tmoei_record(tape, y, tmoei_affine_backward, -1, &scale, sizeof scale, &x, 1);
 }
 static void tmoei_sum_backward(tmoe_tape *tape, tmoei_node *node) {
-    const tmoe_tensor *x = node->in[0];
-    const size_t n = tmoei_elements(x);
-    float *dx = tmoei_grad_for_scatter(node, 0); (void)tape;
-    for (size_t i = 0; i < n; i++) dx[i] += node->y->dx[0];
+    float *dx = tmoei_grad_to_add(node, 0); (void)tape;
+    for (size_t i = 0, n = tmoei_elements(node->in[0]); i < n; i++) dx[i] += node->y->dx[0];
 }
 TMOE_DEF tmoe_tensor *tmoe_sum(tmoe_tape *tape, tmoe_tensor *x) {
     double sum = 0.0;
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
     tmoe_tensor *y = tmoei_tensor_new(tape, 1, 1, NULL);
-    if (!y) return NULL;
-    size_t n = tmoei_elements(x);
-    if (!tape->dry) {
-        for (size_t i = 0; i < n; i++) sum += (double)x->x[i];
-        y->x[0] = (float)sum;
-    }
+    for (size_t i = 0, n = tmoei_elements(x); !tape->dry && i < n; i++) sum += (double)x->x[i];
+    if (y && !tape->dry) y->x[0] = (float)sum;
     return tmoei_record(tape, y, tmoei_sum_backward, -1, NULL, 0, &x, 1);
 }
 
 /* ---- slice, concat, reshape: moving values -----------------------------------------------------------
  *   backward  concat: a part's gradient is its columns of dy; slice: dy goes to its columns of dx */
-static void tmoei_copy_columns(int rows, int count, float *dst, int dst_cols, int dst_first,
-                               const float *src, int src_cols, int src_first, int add) {
-    for (int r = 0; r < rows; r++) {
-        float *d = dst + (size_t)r * (size_t)dst_cols + (size_t)dst_first;
-        const float *s = src + (size_t)r * (size_t)src_cols + (size_t)src_first;
-        if (add) for (int c = 0; c < count; c++) d[c] += s[c];
-        else memcpy(d, s, (size_t)count * sizeof(float));
+static void tmoei_copy_columns(int rows, int count, float *dst, int dst_cols, const float *src, int src_cols,
+                               int add) {
+    for (int r = 0; r < rows; r++, dst += dst_cols, src += src_cols) {
+        if (add) for (int c = 0; c < count; c++) dst[c] += src[c];
+        else memcpy(dst, src, (size_t)count * sizeof(float));
     }
 }
 static void tmoei_slice_backward(tmoe_tape *tape, tmoei_node *node) {
     const tmoe_tensor *x = node->in[0], *y = node->y; (void)tape;
-    tmoei_copy_columns(x->rows, y->cols, tmoei_grad_for_scatter(node, 0), x->cols, *(const int *)node->kept,
-        y->dx, y->cols, 0, 1);
+    float *dx = tmoei_grad_to_add(node, 0) + *(const int *)node->kept;
+    tmoei_copy_columns(x->rows, y->cols, dx, x->cols, y->dx, y->cols, 1);
 }
 TMOE_DEF tmoe_tensor *tmoe_slice(tmoe_tape *tape, tmoe_tensor *x, int first, int count) {
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, first >= 0 && count >= 1 && first <= x->cols - count,
         "slice: columns %d to %d of x (%d,%d)", first, first + count - 1, x->rows, x->cols);
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, count, NULL);
-    if (!y) return NULL;
-    if (!tape->dry) tmoei_copy_columns(x->rows, count, y->x, count, 0, x->x, x->cols, first, 0);
+    if (y && !tape->dry) tmoei_copy_columns(x->rows, count, y->x, count, x->x + first, x->cols, 0);
     return tmoei_record(tape, y, tmoei_slice_backward, -1, &first, sizeof first, &x, 1);
 }
 static void tmoei_concat_backward(tmoe_tape *tape, tmoei_node *node) {
-    int first = 0; (void)tape;
-    for (int i = 0; i < node->count; first += node->in[i]->cols, i++) {
+    const float *dy = node->y->dx; (void)tape;
+    for (int i = 0; i < node->count; dy += node->in[i]->cols, i++) {
         const tmoe_tensor *part = node->in[i];
         if (part->wants_grad)
-            tmoei_copy_columns(part->rows, part->cols, part->dx, part->cols, 0, node->y->dx, node->y->cols,
-                first, node->beta[i] != 0.0f);
+            tmoei_copy_columns(part->rows, part->cols, part->dx, part->cols, dy, node->y->cols,
+                node->beta[i] != 0.0f);
     }
 }
 TMOE_DEF tmoe_tensor *tmoe_concat(tmoe_tape *tape, tmoe_tensor *const *parts, int count) {
-    int cols = 0, first = 0;
+    int cols = 0;
     if (tape->ctx->error != TMOE_OK) return NULL;
     for (int i = 0; i < count; i++) {
         if (!parts[i]) return NULL;
@@ -3226,11 +2986,8 @@ TMOE_DEF tmoe_tensor *tmoe_concat(tmoe_tape *tape, tmoe_tensor *const *parts, in
     }
     TMOEI_SHAPE_RULE(tape, count >= 1, "concat: %d parts; at least one", count);
     tmoe_tensor *y = tmoei_tensor_new(tape, parts[0]->rows, cols, NULL);
-    if (!y) return NULL;
-    for (int i = 0; i < count; first += parts[i]->cols, i++)
-        if (!tape->dry)
-            tmoei_copy_columns(y->rows, parts[i]->cols, y->x, cols, first, parts[i]->x, parts[i]->cols, 0,
-                0);
+    for (int i = 0, first = 0; y && !tape->dry && i < count; first += parts[i]->cols, i++)
+        tmoei_copy_columns(y->rows, parts[i]->cols, y->x + first, cols, parts[i]->x, parts[i]->cols, 0);
     return tmoei_record(tape, y, tmoei_concat_backward, -1, NULL, 0, parts, count);
 }
 static void tmoei_reshape_backward(tmoe_tape *tape, tmoei_node *node) {
@@ -3241,31 +2998,41 @@ TMOE_DEF tmoe_tensor *tmoe_reshape(tmoe_tape *tape, tmoe_tensor *x, int rows, in
     TMOEI_SHAPE_RULE(tape, rows >= 1 && cols >= 1 && (size_t)rows * (size_t)cols == tmoei_elements(x),
         "reshape: x (%d,%d) to (%d,%d); the number of elements must stay", x->rows, x->cols, rows, cols);
     tmoe_tensor *y = tmoei_tensor_new(tape, rows, cols, x->x);
-    return y ? tmoei_record(tape, y, tmoei_reshape_backward, 0, NULL, 0, &x, 1) : NULL;
+    return tmoei_record(tape, y, tmoei_reshape_backward, 0, NULL, 0, &x, 1);
 }
 
 /* ---- dropout -----------------------------------------------------------------------------------------
- *   forward  y_i = x_i keep_i / (1-p);  backward  dx_i (+)= dy_i keep_i / (1-p);  keep_i = [hash(i) >= p] */
-typedef struct tmoei_dropout_kept { float p; uint32_t key; } tmoei_dropout_kept;
+ *   forward  y_i = x_i keep_i / (1-p);  backward  dx_i (+)= dy_i keep_i / (1-p);  keep_i = [hash(i) >= p]
+ * The counter of an element is its index, so chunks do not matter. */
+typedef struct tmoei_dropout_job {
+    float *y;
+    const float *x;
+    uint32_t key, limit;
+    float scale;
+} tmoei_dropout_job;
 
+static void tmoei_dropout_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t n) {
+    const tmoei_dropout_job *s = (const tmoei_dropout_job *)job;
+    ctx->kernels->dropout(s->y + at, s->x + at, n, (uint32_t)at, s->key, s->limit, s->scale);
+}
 static void tmoei_dropout_backward(tmoe_tape *tape, tmoei_node *node) {
-    const tmoei_dropout_kept *kept = (const tmoei_dropout_kept *)node->kept;
-    const tmoe_tensor *y = node->y;
-    tmoei_dropout_apply(tape->ctx, y->dx, y->dx, tmoei_elements(y), kept->p, kept->key);
-    tmoei_accumulate(tape, node, 0, y->dx);
+    tmoei_dropout_job job = *(const tmoei_dropout_job *)node->kept;
+    job.x = job.y = node->y->dx;
+    tmoei_sweep(tape->ctx, tmoei_elements(node->y), TMOEI_SWEEP, tmoei_dropout_sweep, &job);
+    tmoei_accumulate(tape, node, 0, node->y->dx);
 }
 TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uint64_t seed,
         uint64_t stream) {
-    tmoei_dropout_kept kept;
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
     if (!(p >= 0.0f && p < 1.0f))
         return TMOEI_FAIL_NULL(tape->ctx, TMOE_ERR_ARGUMENT, "dropout: p = %g; 0 <= p < 1", (double)p);
     if (p == 0.0f) return x;
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
     if (!y) return NULL;
-    kept.p = p; kept.key = (uint32_t)tmoei_random(seed, stream, 0);
-    if (!tape->dry) tmoei_dropout_apply(tape->ctx, y->x, x->x, tmoei_elements(y), p, kept.key);
-    return tmoei_record(tape, y, tmoei_dropout_backward, 0, &kept, sizeof kept, &x, 1);
+    const tmoei_dropout_job job = { y->x, x->x, (uint32_t)tmoei_random(seed, stream, 0),
+        (uint32_t)((double)p * 4294967296.0), 1.0f / (1.0f - p) };
+    if (!tape->dry) tmoei_sweep(tape->ctx, tmoei_elements(y), TMOEI_SWEEP, tmoei_dropout_sweep, &job);
+    return tmoei_record(tape, y, tmoei_dropout_backward, 0, &job, sizeof job, &x, 1);
 }
 /* ==== >>mix: routes, and the two ways to mix experts by them ===========================================
  * A route is a distribution over the E experts of a layer. OUTPUT mix (the paper): h' = sum_e r_e
@@ -3289,19 +3056,16 @@ static void tmoei_select_backward(tmoe_tape *tape, tmoei_node *node) {
             dz[e] = (node->beta[0] == 0.0f ? 0.0f : dz[e]) + s[e] * (dr[e] - dot) / kept->tau;
     }
 }
-
 TMOE_DEF tmoe_tensor *tmoe_select(tmoe_tape *tape, tmoe_tensor *z, const float *noise, float tau, int hard) {
-    tmoei_select_kept kept;
     if (!z || tape->ctx->error != TMOE_OK) return NULL;
     if (!(tau > 0.0f))
         return TMOEI_FAIL_NULL(tape->ctx, TMOE_ERR_ARGUMENT, "select: temperature %g; must be above 0",
             (double)tau);
     tmoe_tensor *r = tmoei_tensor_new(tape, z->rows, z->cols, NULL);
     if (!r) return NULL;
-    kept.tau = tau;
-    kept.soft = hard ? tmoei_floats(tape, tmoei_elements(z)) : r->x;
+    const tmoei_select_kept kept = { hard ? tmoei_floats(tape, tmoei_elements(z)) : r->x, tau };
     if (!kept.soft) return NULL;
-    size_t E = (size_t)z->cols;
+    const size_t E = (size_t)z->cols;
     for (size_t t = 0; !tape->dry && t < (size_t)z->rows; t++) {
         const float *x = z->x + t * E, *g = noise ? noise + t * E : NULL;
         float *s = kept.soft + t * E, sum = 0.0f;
@@ -3310,10 +3074,10 @@ TMOE_DEF tmoe_tensor *tmoe_select(tmoe_tape *tape, tmoe_tensor *z, const float *
             s[e] = (x[e] + (g ? g[e] : 0.0f)) / tau;
             if (s[e] > s[best]) best = e;
         }
-        float most = s[best];                                         /* cancels, and keeps exp finite */
+        const float most = s[best];                                   /* cancels, and keeps exp finite */
         for (size_t e = 0; e < E; e++) sum += s[e] = expf(s[e] - most);
         for (size_t e = 0; e < E; e++) s[e] /= sum;
-        if (hard) for (size_t e = 0; e < E; e++) r->x[t * E + e] = e == best ? 1.0f : 0.0f;
+        for (size_t e = 0; hard && e < E; e++) r->x[t * E + e] = e == best ? 1.0f : 0.0f;
     }
     return tmoei_record(tape, r, tmoei_select_backward, -1, &kept, sizeof kept, &z, 1);
 }
@@ -3331,88 +3095,79 @@ static int tmoei_one_hot(const float *route, int E) {
 /* ---- mix of outputs ----------------------------------------------------------------------------------
  *   forward   y = sum_e r_e y_e
  *   backward  dy_e (+)= r_e dy where r_e > 0;  dr_e += <dy, y_e> for every expert that ran
- *   keeps     nothing: the outputs stay as they are */
-typedef struct tmoei_mix_kept { int E, first; } tmoei_mix_kept;
-
+ *   keeps     the route's first column: the outputs stay as they are */
 static void tmoei_mix_outputs_backward(tmoe_tape *tape, tmoei_node *node) {
-    const tmoei_mix_kept *kept = (const tmoei_mix_kept *)node->kept;
+    const int first = *(const int *)node->kept, E = node->count - 1;
     const tmoe_tensor *y = node->y;
-    const float *r = node->in[kept->E]->x + kept->first;
-    float *droute = tmoei_grad_for_scatter(node, kept->E);
-    for (int e = 0; e < kept->E; e++) {
+    float *droute = tmoei_grad_to_add(node, E);
+    for (int e = 0; e < E; e++) {
         const tmoe_tensor *part = node->in[e];
         if (!part) continue;
-        if (droute) droute[kept->first + e] += tmoei_dot(tape->ctx, y->dx, part->x, tmoei_elements(y));
+        if (droute) droute[first + e] += tmoei_dot(tape->ctx, y->dx, part->x, tmoei_elements(y));
         if (part->wants_grad)
-            tmoei_scale_add(tape->ctx, part->dx, node->beta[e], r[e], y->dx, tmoei_elements(y));
+            tmoei_scale_add(tape->ctx, part->dx, node->beta[e], node->in[E]->x[first + e], y->dx,
+                tmoei_elements(y));
     }
 }
-
 TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outputs, int E,
         tmoe_tensor *route, int first) {
     tmoe_tensor *y = NULL, **in;
-    tmoei_mix_kept kept;
     if (!route || !outputs || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, E >= 1 && first >= 0 && route->rows == 1 && first <= route->cols - E,
         "mix_outputs: %d experts from column %d of a route (%d,%d)", E, first, route->rows, route->cols);
     in = (tmoe_tensor **)tmoei_arena_alloc(&tape->small, (size_t)E + 1, sizeof *in);
     if (!in) return NULL;
+    in[E] = route;
     for (int e = 0; e < E; e++) {
-        in[e] = outputs[e];
-        TMOEI_SHAPE_RULE(tape, outputs[e] || tape->dry || route->x[first + e] == 0.0f,
-            "mix_outputs: expert %d has weight %g but no output", e, (double)route->x[first + e]);
-        if (!outputs[e]) continue;
+        const tmoe_tensor *part = in[e] = outputs[e];
+        const float r = tape->dry ? 0.0f : route->x[first + e];
+        TMOEI_SHAPE_RULE(tape, part || r == 0.0f, "mix_outputs: expert %d has weight %g but no output", e,
+            (double)r);
+        if (!part) continue;
         if (!y) {
-            y = tmoei_tensor_new(tape, outputs[e]->rows, outputs[e]->cols, NULL);
+            y = tmoei_tensor_new(tape, part->rows, part->cols, NULL);
             if (!y) return NULL;
             if (!tape->dry) memset(y->x, 0, tmoei_elements(y) * sizeof(float));
         }
-        TMOEI_SHAPE_RULE(tape, outputs[e]->rows == y->rows && outputs[e]->cols == y->cols,
-            "mix_outputs: expert %d gave (%d,%d), another (%d,%d); must be equal", e, outputs[e]->rows,
-            outputs[e]->cols, y->rows, y->cols);
-        if (!tape->dry && route->x[first + e] != 0.0f)
-            tmoei_scale_add(tape->ctx, y->x, 1.0f, route->x[first + e], outputs[e]->x, tmoei_elements(y));
+        TMOEI_SHAPE_RULE(tape, part->rows == y->rows && part->cols == y->cols,
+            "mix_outputs: expert %d gave (%d,%d), another (%d,%d); must be equal", e, part->rows, part->cols,
+            y->rows, y->cols);
+        if (r != 0.0f) tmoei_scale_add(tape->ctx, y->x, 1.0f, r, part->x, tmoei_elements(y));
     }
     TMOEI_SHAPE_RULE(tape, y != NULL, "mix_outputs: none of %d experts ran", E);
-    in[E] = route;
-    kept.E = E; kept.first = first;
-    return tmoei_record(tape, y, tmoei_mix_outputs_backward, -1, &kept, sizeof kept, in, E + 1);
+    return tmoei_record(tape, y, tmoei_mix_outputs_backward, -1, &first, sizeof first, in, E + 1);
 }
 
 /* ---- mix of parameters -------------------------------------------------------------------------------
  *   forward   theta_bar = sum_e r_e theta_e
  *   backward  dtheta_e += r_e g;  dr_e += <g, theta_e - theta_bar>,  g = d theta_bar
- *   keeps     nothing: the experts stay as they are */
-typedef struct tmoei_merge_kept { float *experts, *gradients; int E, first, chosen; } tmoei_merge_kept;
+ *   keeps     where the experts are: they stay as they are */
+typedef struct tmoei_experts_kept { float *experts, *gradients; int E, first; } tmoei_experts_kept;
 
 static void tmoei_mix_parameters_backward(tmoe_tape *tape, tmoei_node *node) {
-    const tmoei_merge_kept *kept = (const tmoei_merge_kept *)node->kept;
+    const tmoei_experts_kept *kept = (const tmoei_experts_kept *)node->kept;
     const tmoe_tensor *y = node->y;
-    float *droute = tmoei_grad_for_scatter(node, 0);
+    float *droute = tmoei_grad_to_add(node, 0);
     tmoei_merge_backward(tape->ctx, kept->E, tmoei_elements(y), kept->experts, kept->gradients,
         node->in[0]->x + kept->first, y->x, y->dx, droute ? droute + kept->first : NULL);
 }
 TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float *gradients, int E,
         int block, tmoe_tensor *route, int first) {
-    tmoei_merge_kept kept;
-    size_t size = (size_t)block;
+    const tmoei_experts_kept kept = { experts, gradients, E, first };
+    const size_t size = (size_t)block;
     if (!experts || !route || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, E >= 1 && block >= 1 && first >= 0 && route->rows == 1
         && first <= route->cols - E,
         "mix_parameters: %d experts of %d floats from column %d of a route (%d,%d)", E, block, first,
         route->rows, route->cols);
-    kept.experts = experts; kept.gradients = gradients;
-    kept.E = E; kept.first = first;
-    kept.chosen = tape->dry ? -1 : tmoei_one_hot(route->x + first, E);
-    if (E == 1) kept.chosen = 0;
-    tmoe_tensor *y = tmoei_tensor_new(tape, 1, block, kept.chosen >= 0 ? experts + (size_t)kept.chosen * size
-        : NULL);
+    const int chosen = E == 1 ? 0 : tape->dry ? -1 : tmoei_one_hot(route->x + first, E);
+    tmoe_tensor *y = tmoei_tensor_new(tape, 1, block, chosen >= 0 ? experts + (size_t)chosen * size : NULL);
     if (!y) return NULL;
-    if (kept.chosen < 0 && !tape->dry) tmoei_merge(tape->ctx, E, size, experts, route->x + first, y->x);
+    if (chosen < 0 && !tape->dry) tmoei_merge(tape->ctx, E, size, experts, route->x + first, y->x);
     if (!tape->record || (!gradients && !route->wants_grad)) return y;
     y->wants_grad = y->has_grad = 1;
-    if (kept.chosen >= 0 && !route->wants_grad) {         /* the chosen expert's own gradient takes it all */
-        y->dx = gradients + (size_t)kept.chosen * size;
+    if (chosen >= 0 && !route->wants_grad) {              /* the chosen expert's own gradient takes it all */
+        y->dx = gradients + (size_t)chosen * size;
         return y;
     }
     y->dx = tmoei_floats(tape, size);
