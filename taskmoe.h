@@ -4624,16 +4624,15 @@ static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json
 #endif
 /* ==== >>suite: tasks, examples, splits ==================================================================
  * A task's lines are collected in a draft and become a task only when all of it is sound. All memory belongs
- * to the suite. */
+ * to the suite. Trouble stands in the context: what comes after it does nothing. */
 typedef struct tmoei_suite { tmoe_suite shown; size_t capacity; tmoei_owner own; } tmoei_suite;
 
-typedef struct tmoei_line { size_t input; int output_count; tmoe_part part; } tmoei_line;
 typedef struct tmoei_draft {            /* a task that is being read */
-    tmoe_task task;                     /* what is known of it */
+    tmoei_suite *suite;
+    tmoe_task task;                     /* what is known of it; test_count -1: the last 20 % of its lines */
     tmoei_buffer text;                  /* NUL-terminated strings: input, output, output, ... */
-    tmoei_line *lines;                  /* where a line's input stands in text */
-    size_t count, capacity;
-    int own_test;                       /* the folder brings test lines */
+    int *outputs;                       /* how many each line has */
+    size_t count, capacity, test_first; /* lines; test lines stand together */
 } tmoei_draft;
 
 TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx) {
@@ -4647,99 +4646,82 @@ TMOE_DEF void tmoe_suite_destroy(tmoe_suite *suite) {
     tmoei_owner_free(&((tmoei_suite *)suite)->own);
     tmoei_free(suite->ctx, suite->tasks); tmoei_free(suite->ctx, suite);
 }
-static void *tmoei_suite_alloc(tmoe_suite *suite, size_t count, size_t bytes) {
-    return tmoei_own(&((tmoei_suite *)suite)->own, count, bytes);
-}
-static char *tmoei_suite_text(tmoe_suite *suite, const char *text, size_t length) {
-    return tmoei_own_text(&((tmoei_suite *)suite)->own, text, length);
-}
 TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name) {
     for (int i = 0; i < suite->count; i++) if (strcmp(suite->tasks[i].name, name) == 0) return i;
     return -1;
 }
-/* One field: not empty, valid UTF-8, no NUL. `where` is "path:line". */
-static tmoe_result tmoei_draft_field(tmoe_ctx *ctx, tmoei_draft *draft, const char *text, size_t length,
-        const char *what, const char *where) {
+/* A new draft; the name with spaces for '_' is its instruction where nobody gave one. */
+static void tmoei_draft_begin(tmoei_suite *suite, tmoei_draft *draft, const char *name, size_t length,
+        const char *instruction, const char *category) {
+    char *text = tmoei_own_text(&suite->own, instruction ? instruction : name,
+        instruction ? strlen(instruction) : length);
+    for (char *c = text; !instruction && c && *c; c++) if (*c == '_') *c = ' ';
+    memset(draft, 0, sizeof *draft);
+    draft->suite = suite; draft->task.test_count = -1;
+    draft->task.name = tmoei_own_text(&suite->own, name, length);
+    draft->task.category = category ? tmoei_own_text(&suite->own, category, strlen(category)) : "none";
+    draft->task.instruction = text;
+}
+/* The input of a new line, or an accepted output of the last one: not empty, valid UTF-8, no NUL. `where` is
+ * "path:line". */
+static void tmoei_draft_add(tmoei_draft *draft, int output, const char *text, size_t length,
+        const char *where) {
+    tmoe_ctx *ctx = draft->suite->own.ctx;
+    const char *what = output ? "output" : "input";
     uint32_t code;
-    if (length == 0) return tmoei_fail(ctx, TMOE_ERR_DATA, "%s: the %s is empty", where, what);
+    if (ctx->error != TMOE_OK || !tmoei_grow(ctx, &draft->outputs, &draft->capacity, draft->count + 1,
+            sizeof *draft->outputs))
+        return;
+    if (output) draft->outputs[draft->count - 1]++; else draft->outputs[draft->count++] = 0;
+    if (length == 0) (void)tmoei_fail(ctx, TMOE_ERR_DATA, "%s: the %s is empty", where, what);
     for (size_t at = 0, bytes; at < length; at += bytes) {
         bytes = tmoei_utf8_next(text, length, at, &code);
-        if (!bytes || code == 0)
-            return tmoei_fail(ctx, TMOE_ERR_DATA, "%s: the %s is not valid UTF-8 at its byte %lu", where,
+        if (!bytes || code == 0) {
+            (void)tmoei_fail(ctx, TMOE_ERR_DATA, "%s: the %s is not valid UTF-8 at its byte %lu", where,
                 what, (unsigned long)at + 1);
+            return;
+        }
     }
     tmoei_buffer_add(ctx, &draft->text, text, length);
     tmoei_buffer_add(ctx, &draft->text, "", 1);
-    return draft->text.failed ? TMOE_ERR_MEMORY : TMOE_OK;
 }
-/* Begins a line with its input; tmoei_draft_output adds its accepted answers. */
-static tmoe_result tmoei_draft_line(tmoe_ctx *ctx, tmoei_draft *draft, const char *input, size_t length,
-        tmoe_part part, const char *where) {
-    if (!tmoei_grow(ctx, &draft->lines, &draft->capacity, draft->count + 1, sizeof *draft->lines))
-        return TMOE_ERR_MEMORY;
-    tmoei_line *line = &draft->lines[draft->count++];
-    line->input = draft->text.length; line->part = part; line->output_count = 0;
-    return tmoei_draft_field(ctx, draft, input, length, "input", where);
-}
-static tmoe_result tmoei_draft_output(tmoe_ctx *ctx, tmoei_draft *draft, const char *text, size_t length,
-        const char *where) {
-    draft->lines[draft->count - 1].output_count++;
-    return tmoei_draft_field(ctx, draft, text, length, "output", where);
-}
-/* Turns a sound draft (result OK) into a task of the suite; frees the draft in any case. */
-static tmoe_result tmoei_draft_finish(tmoe_suite *suite, tmoei_draft *draft, tmoe_result result,
-        int test_count, const char *where) {
-    tmoei_suite *mine = (tmoei_suite *)suite;
+/* Turns a sound draft into a task of the suite; frees the draft in any case. */
+static tmoe_result tmoei_draft_finish(tmoei_draft *draft, const char *where) {
+    tmoei_suite *suite = draft->suite;
+    tmoe_suite *shown = &suite->shown;
+    tmoe_ctx *ctx = shown->ctx;
     tmoe_task *task = &draft->task;
     const int count = (int)draft->count;
-    size_t outputs = 0;
-    int train = 0, test = 0;
-    if (result == TMOE_OK && (count == 0 || draft->count > 100000000))
-        result = tmoei_fail(suite->ctx, TMOE_ERR_DATA, "%s: task %s has no lines", where, task->name);
-    if (result == TMOE_OK && tmoe_suite_find(suite, task->name) >= 0)
-        result = tmoei_fail(suite->ctx, TMOE_ERR_DATA, "%s: there are two tasks called %s", where,
-            task->name);
-    for (int i = 0; i < count; i++) outputs += (size_t)draft->lines[i].output_count;
-    char *text = result == TMOE_OK ? tmoei_suite_text(suite, draft->text.data, draft->text.length) : NULL;
-    const char **answers = text ? (const char **)tmoei_suite_alloc(suite, outputs + 1, sizeof *answers)
-        : NULL;
-    tmoe_example *examples = answers ? (tmoe_example *)tmoei_suite_alloc(suite, draft->count,
-        sizeof *examples) : NULL;
-    if (examples && tmoei_grow(suite->ctx, &suite->tasks, &mine->capacity, (size_t)suite->count + 1,
+    if (draft->count == 0 || draft->count > 100000000)
+        (void)tmoei_fail(ctx, TMOE_ERR_DATA, "%s: task %s has no lines", where, task->name);
+    if (ctx->error == TMOE_OK && tmoe_suite_find(shown, task->name) >= 0)
+        (void)tmoei_fail(ctx, TMOE_ERR_DATA, "%s: there are two tasks called %s", where, task->name);
+    if (ctx->error == TMOE_OK && tmoei_grow(ctx, &shown->tasks, &suite->capacity, (size_t)shown->count + 1,
             sizeof *task)) {
-        /* the last 20 % where the folder brings no test lines; training lines first, in the file's order */
-        if (!draft->own_test && test_count < 0) test_count = count / 5 > 0 ? count / 5 : count > 1;
-        for (int pass = 0; pass < 2; pass++)
-            for (int i = train = test = 0; i < count; i++) {
-                const tmoei_line *line = &draft->lines[i];
-                const int is_test = draft->own_test ? line->part == TMOE_PART_TEST : i >= count - test_count;
-                tmoe_example *example = is_test ? examples + task->train_count + test++ : examples + train++;
-                if (i == count - 1) { task->train_count = train; task->test_count = test; }
-                if (pass == 0) continue;                        /* first count, then fill */
-                example->input = text + line->input; example->outputs = answers;
-                example->output_count = line->output_count;
-                const char *at = example->input;
-                for (int o = 0; o < line->output_count; o++) { at += strlen(at) + 1; *answers++ = at; }
-            }
-        task->train = examples; task->test = examples + train;
-        suite->tasks[suite->count++] = *task;
-    } else if (result == TMOE_OK) result = TMOE_ERR_MEMORY;
-    tmoei_free(suite->ctx, draft->lines);
-    tmoei_buffer_free(suite->ctx, &draft->text);
-    return result;
-}
-/* A new draft; the name with spaces for '_' is its instruction where nobody gave one. */
-static tmoe_result tmoei_draft_begin(tmoe_suite *suite, tmoei_draft *draft, const char *name, size_t length,
-        const char *instruction, const char *category) {
-    memset(draft, 0, sizeof *draft);
-    char *text = tmoei_suite_text(suite, instruction ? instruction : name, instruction ? strlen(instruction)
-        : length);
-    for (char *c = text; !instruction && c && *c; c++) if (*c == '_') *c = ' ';
-    draft->task.name = tmoei_suite_text(suite, name, length);
-    draft->task.category = tmoei_suite_text(suite, category ? category : "none", category ? strlen(category)
-        : 4);
-    draft->task.instruction = text;
-    return text && draft->task.name && draft->task.category ? TMOE_OK : TMOE_ERR_MEMORY;
+        size_t outputs = 0;
+        for (int i = 0; i < count; i++) outputs += (size_t)draft->outputs[i];
+        const char **answers = (const char **)tmoei_own(&suite->own, outputs + 1, sizeof *answers);
+        tmoe_example *examples = (tmoe_example *)tmoei_own(&suite->own, draft->count, sizeof *examples);
+        const char *text = tmoei_own_text(&suite->own, draft->text.data, draft->text.length);
+        if (task->test_count < 0) {
+            task->test_count = count / 5 > 0 ? count / 5 : count > 1;
+            draft->test_first = (size_t)(count - task->test_count);
+        }
+        task->train_count = count - task->test_count;
+        task->train = examples; task->test = examples + task->train_count;
+        tmoe_example *next[2] = { examples, examples + task->train_count };     /* for training, for test */
+        for (size_t i = 0; ctx->error == TMOE_OK && i < draft->count; i++) {
+            const int is_test = i >= draft->test_first && i - draft->test_first < (size_t)task->test_count;
+            tmoe_example *example = next[is_test]++;
+            example->input = text; example->outputs = answers; example->output_count = draft->outputs[i];
+            text += strlen(text) + 1;
+            for (int o = 0; o < draft->outputs[i]; o++, text += strlen(text) + 1) *answers++ = text;
+        }
+        if (ctx->error == TMOE_OK) shown->tasks[shown->count++] = *task;
+    }
+    tmoei_free(ctx, draft->outputs);
+    tmoei_buffer_free(ctx, &draft->text);
+    return ctx->error;
 }
 
 TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const char *category,
@@ -4753,16 +4735,16 @@ TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const c
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
             "suite_add: %d lines, %d for test; needs name, instruction, metric and 0 <= test_count < count",
             count, test_count);
-    tmoe_result result = tmoei_draft_begin(suite, &draft, name, strlen(name), instruction, category);
-    draft.task.metric = metric; draft.task.part = part;
-    for (int i = 0; result == TMOE_OK && i < count; i++) {
+    tmoei_draft_begin((tmoei_suite *)suite, &draft, name, strlen(name), instruction, category);
+    draft.task.metric = metric; draft.task.part = part; draft.task.test_count = test_count;
+    draft.test_first = (size_t)(count - test_count);
+    for (int i = 0; i < count; i++) {
         char where[96];
         (void)snprintf(where, sizeof where, "suite_add: line %d", i + 1);
-        result = tmoei_draft_line(ctx, &draft, inputs[i], strlen(inputs[i]), TMOE_PART_TRAIN, where);
-        if (result == TMOE_OK)
-            result = tmoei_draft_output(ctx, &draft, outputs[i], strlen(outputs[i]), where);
+        tmoei_draft_add(&draft, 0, inputs[i], strlen(inputs[i]), where);
+        tmoei_draft_add(&draft, 1, outputs[i], strlen(outputs[i]), where);
     }
-    return tmoei_draft_finish(suite, &draft, result, test_count, "suite_add");
+    return tmoei_draft_finish(&draft, "suite_add");
 }
 /* What the encoder reads: <s> instruction \n input </s>, or <s> input </s> without an instruction; count =
  * tokens needed, even where they do not fit. */
@@ -4773,7 +4755,7 @@ static tmoe_result tmoei_encode_source(tmoe_ctx *ctx, const tmoe_tokenizer *toke
     if (!text) return TMOE_ERR_MEMORY;
     if (a) { memcpy(text, instruction, a - 1); text[a - 1] = '\n'; }
     memcpy(text + a, input, b + 1);
-    tmoe_result result = tmoe_tokenizer_encode(tokenizer, text, a + b, TMOE_TOKENIZER_SPECIALS, ids,
+    const tmoe_result result = tmoe_tokenizer_encode(tokenizer, text, a + b, TMOE_TOKENIZER_SPECIALS, ids,
         capacity, count);
     tmoei_free(ctx, text);
     return result;
@@ -4788,7 +4770,7 @@ static int tmoei_name_order(const void *a, const void *b) {
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 /* Names in a folder, sorted, so that the file system's order is of no account; -1: no such folder. */
-static int tmoei_names(tmoe_suite *suite, const char *folder, char ***names) {
+static int tmoei_names(tmoei_suite *suite, const char *folder, char ***names) {
     tmoei_buffer text;
     int count = 0;
     memset(&text, 0, sizeof text);
@@ -4799,7 +4781,7 @@ static int tmoei_names(tmoe_suite *suite, const char *folder, char ***names) {
     intptr_t handle = _findfirst(pattern, &found);
     if (handle == -1) return -1;
     do {
-        tmoei_buffer_add(suite->ctx, &text, found.name, strlen(found.name) + 1); count++;
+        tmoei_buffer_add(suite->own.ctx, &text, found.name, strlen(found.name) + 1); count++;
     } while (_findnext(handle, &found) == 0);
     (void)_findclose(handle);
 #else
@@ -4807,12 +4789,12 @@ static int tmoei_names(tmoe_suite *suite, const char *folder, char ***names) {
     const struct dirent *entry;
     if (!directory) return -1;
     for (; (entry = readdir(directory)) != NULL; count++)
-        tmoei_buffer_add(suite->ctx, &text, entry->d_name, strlen(entry->d_name) + 1);
+        tmoei_buffer_add(suite->own.ctx, &text, entry->d_name, strlen(entry->d_name) + 1);
     (void)closedir(directory);
 #endif
-    *names = (char **)tmoei_suite_alloc(suite, (size_t)count + 1, sizeof **names);
-    char *at = *names && !text.failed && count ? tmoei_suite_text(suite, text.data, text.length) : NULL;
-    tmoei_buffer_free(suite->ctx, &text);
+    *names = (char **)tmoei_own(&suite->own, (size_t)count + 1, sizeof **names);
+    char *at = *names && !text.failed && count ? tmoei_own_text(&suite->own, text.data, text.length) : NULL;
+    tmoei_buffer_free(suite->own.ctx, &text);
     for (int i = 0; at && i < count; i++, at += strlen(at) + 1) (*names)[i] = at;
     if (at) qsort(*names, (size_t)count, sizeof **names, tmoei_name_order);
     return at ? count : 0;
@@ -4834,279 +4816,242 @@ static int tmoei_file_exists(const char *path) {
 
 /* ---- lines ------------------------------------------------------------------------------------------- */
 typedef struct tmoei_lines {            /* a text file, line by line */
+    tmoe_ctx *ctx;
     char *text, where[TMOEI_PATH + 16]; /* "path:line" of the present line */
     const char *path, *line;
     size_t length, at, size;            /* size: of the line, without LF or CR LF */
     int number;
 } tmoei_lines;
 
-static tmoe_result tmoei_lines_open(tmoe_ctx *ctx, tmoei_lines *lines, const char *path) {
+static void tmoei_lines_open(tmoe_ctx *ctx, tmoei_lines *lines, const char *path) {
     memset(lines, 0, sizeof *lines);
-    lines->path = path;
+    lines->ctx = ctx; lines->path = path;
     lines->text = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &lines->length);
-    if (!lines->text) return ctx->error;
-    lines->at = lines->length >= 3 && memcmp(lines->text, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
+    if (lines->length >= 3 && memcmp(lines->text, "\xef\xbb\xbf", 3) == 0) lines->at = 3;
     while (lines->length > lines->at && (lines->text[lines->length - 1] == '\n'
             || lines->text[lines->length - 1] == '\r'))
         lines->length--;                                        /* empty lines at the end do not count */
-    return TMOE_OK;
 }
+/* The next line; 0, and the file is closed, where there is none or something went wrong. */
 static int tmoei_lines_next(tmoei_lines *lines) {
-    if (lines->at >= lines->length) return 0;
-    size_t end = lines->at;
-    while (end < lines->length && lines->text[end] != '\n') end++;
-    lines->line = lines->text + lines->at; lines->size = end - lines->at; lines->at = end + 1;
+    if (lines->ctx->error != TMOE_OK || lines->at >= lines->length) {
+        tmoei_free(lines->ctx, lines->text);
+        return 0;
+    }
+    lines->line = lines->text + lines->at;
+    const char *end = (const char *)memchr(lines->line, '\n', lines->length - lines->at);
+    lines->size = end ? (size_t)(end - lines->line) : lines->length - lines->at;
+    lines->at += lines->size + 1;
     if (lines->size && lines->line[lines->size - 1] == '\r') lines->size--;
     (void)snprintf(lines->where, sizeof lines->where, "%s:%d", lines->path, ++lines->number);
     return 1;
 }
 /* Adds the lines of a TSV file: input TAB output [TAB output ...]. */
-static tmoe_result tmoei_read_tsv(tmoe_ctx *ctx, tmoei_draft *draft, const char *path, tmoe_part part) {
+static void tmoei_read_tsv(tmoei_draft *draft, const char *path) {
+    tmoe_ctx *ctx = draft->suite->own.ctx;
     tmoei_lines in;
-    tmoe_result result = tmoei_lines_open(ctx, &in, path);
-    while (result == TMOE_OK && tmoei_lines_next(&in)) {
-        const char *tab = (const char *)memchr(in.line, '\t', in.size), *end = in.line + in.size;
-        result = !tab ? tmoei_fail(ctx, TMOE_ERR_DATA, "%s: no TAB; a line is 'input TAB output'", in.where)
-            : tmoei_draft_line(ctx, draft, in.line, (size_t)(tab - in.line), part, in.where);
-        while (result == TMOE_OK && tab) {
-            const char *from = tab + 1, *next = (const char *)memchr(from, '\t', (size_t)(end - from));
-            result = tmoei_draft_output(ctx, draft, from, (size_t)((next ? next : end) - from), in.where);
-            tab = next;
+    tmoei_lines_open(ctx, &in, path);
+    while (tmoei_lines_next(&in)) {
+        const char *from = in.line, *end = from + in.size;
+        if (!memchr(from, '\t', in.size))
+            (void)tmoei_fail(ctx, TMOE_ERR_DATA, "%s: no TAB; a line is 'input TAB output'", in.where);
+        for (int output = 0; from <= end; output = 1) {
+            const char *tab = (const char *)memchr(from, '\t', (size_t)(end - from));
+            tmoei_draft_add(draft, output, from, (size_t)((tab ? tab : end) - from), in.where);
+            from = tab ? tab + 1 : end + 1;
         }
     }
-    tmoei_free(ctx, in.text);
-    return result;
 }
 
 /* ---- the three layouts ------------------------------------------------------------------------------- */
-enum { TMOEI_NAME, TMOEI_CATEGORY, TMOEI_METRIC, TMOEI_INSTRUCTION, TMOEI_LABELS, TMOEI_COLUMNS_KNOWN };
-typedef struct tmoei_description { char *field[TMOEI_COLUMNS_KNOWN]; } tmoei_description;
-
-/* tasks.tsv as a table of NUL-terminated fields, which the suite keeps; columns by their names in the first
- * line. */
-static tmoe_result tmoei_describe(tmoe_suite *suite, const char *path, tmoei_description **table,
-        int *count) {
-    static const char *const wanted[TMOEI_COLUMNS_KNOWN] = { "name", "category", "metric", "instruction",
-        "labels" };
-    int column_of[TMOEI_COLUMNS_KNOWN] = { -1, -1, -1, -1, -1 };
+/* tasks.tsv as tasks without lines, which the suite keeps; columns by their names in the first line. */
+static void tmoei_describe(tmoei_suite *suite, const char *path, tmoe_task **table, int *count) {
+    enum { TMOEI_NAME, TMOEI_CATEGORY, TMOEI_METRIC, TMOEI_INSTRUCTION, TMOEI_LABELS, TMOEI_KNOWN };
+    static const char *const wanted[TMOEI_KNOWN] = { "name", "category", "metric", "instruction", "labels" };
+    int column_of[TMOEI_KNOWN] = { -1, -1, -1, -1, -1 };
     size_t capacity = 0;
     tmoei_lines in;
-    tmoe_result result = tmoei_lines_open(suite->ctx, &in, path);
-    while (result == TMOE_OK && tmoei_lines_next(&in)) {
-        char *text = tmoei_suite_text(suite, in.line, in.size);
-        if (!text || !tmoei_grow(suite->ctx, table, &capacity, (size_t)*count + 1, sizeof **table)) {
-            result = TMOE_ERR_MEMORY; break;
-        }
-        tmoei_description *row = &(*table)[*count];
-        memset(row, 0, sizeof *row);
+    tmoei_lines_open(suite->own.ctx, &in, path);
+    while (tmoei_lines_next(&in)) {
+        char *field[TMOEI_KNOWN] = { NULL, NULL, NULL, NULL, NULL };
+        char *text = tmoei_own_text(&suite->own, in.line, in.size);
+        if (!tmoei_grow(suite->own.ctx, table, &capacity, (size_t)*count + 1, sizeof **table)) continue;
         for (int column = 0; text; column++) {
             char *tab = strchr(text, '\t');
             if (tab) *tab = 0;
-            for (int w = 0; w < TMOEI_COLUMNS_KNOWN; w++) {
+            for (int w = 0; w < TMOEI_KNOWN; w++) {
                 if (in.number == 1 && strcmp(text, wanted[w]) == 0) column_of[w] = column;
-                if (column_of[w] == column && text[0]) row->field[w] = text;
+                if (in.number > 1 && column_of[w] == column && text[0]) field[w] = text;
             }
             text = tab ? tab + 1 : NULL;
         }
         if (column_of[TMOEI_NAME] < 0)
-            result = tmoei_fail(suite->ctx, TMOE_ERR_DATA,
+            (void)tmoei_fail(suite->own.ctx, TMOE_ERR_DATA,
                 "%s: the first line must name the columns, one of them 'name'", in.where);
-        int m = 0;
-        while (in.number > 1 && row->field[TMOEI_METRIC] && m < TMOE_METRICS
-                && strcmp(row->field[TMOEI_METRIC], tmoe_metric_name((tmoe_metric)m)) != 0) m++;
-        if (m == TMOE_METRICS)
-            result = tmoei_fail(suite->ctx, TMOE_ERR_DATA, "%s: unknown metric '%s'", in.where,
-                row->field[TMOEI_METRIC]);
-        *count += in.number > 1 && row->field[TMOEI_NAME];
+        int metric = 0;
+        const char *wants = field[TMOEI_METRIC];
+        while (wants && metric < TMOE_METRICS && strcmp(wants, tmoe_metric_name((tmoe_metric)metric)) != 0)
+            metric++;
+        if (metric == TMOE_METRICS)
+            (void)tmoei_fail(suite->own.ctx, TMOE_ERR_DATA, "%s: unknown metric '%s'", in.where, wants);
+        if (!field[TMOEI_NAME]) continue;
+        tmoe_task *task = &(*table)[(*count)++];
+        memset(task, 0, sizeof *task);
+        task->name = field[TMOEI_NAME]; task->category = field[TMOEI_CATEGORY];
+        task->instruction = field[TMOEI_INSTRUCTION]; task->metric = (tmoe_metric)metric;
+        char *at = field[TMOEI_LABELS];                         /* "a|b|c": a closed set */
+        const char **labels = at ? (const char **)tmoei_own(&suite->own, strlen(at) + 1, sizeof *labels)
+            : NULL;
+        task->labels = labels;
+        while (labels && at) {
+            labels[task->label_count++] = at;
+            if ((at = strchr(at, '|')) != NULL) *at++ = 0;
+        }
     }
-    tmoei_free(suite->ctx, in.text);
-    return result;
-}
-/* Labels "a|b|c" become the task's closed set. */
-static tmoe_result tmoei_draft_labels(tmoe_suite *suite, tmoe_task *task, char *labels) {
-    int n = 1;
-    for (const char *at = labels; *at; at++) n += *at == '|';
-    const char **list = (const char **)tmoei_suite_alloc(suite, (size_t)n, sizeof *list);
-    if (!list) return TMOE_ERR_MEMORY;
-    task->labels = list; task->label_count = n;
-    *list++ = labels;
-    for (char *at = labels; *at; at++) if (*at == '|') { *at = 0; *list++ = at + 1; }
-    return TMOE_OK;
 }
 /* NAME.tsv files of a folder. */
-static tmoe_result tmoei_load_tsv_folder(tmoe_suite *suite, const char *folder, char *const *names,
-        int name_count, const tmoei_description *table, int described) {
-    tmoe_result result = TMOE_OK;
-    for (int i = 0; result == TMOE_OK && i < name_count; i++) {
-        char path[TMOEI_PATH];
+static void tmoei_load_tsv_folder(tmoei_suite *suite, const char *folder, char *const *names, int name_count,
+        const tmoe_task *table, int described) {
+    char path[TMOEI_PATH];
+    for (int i = 0; suite->own.ctx->error == TMOE_OK && i < name_count; i++) {
         tmoei_draft draft;
+        tmoe_task known;
         const size_t length = strlen(names[i]) - 4;
-        const tmoei_description *row = NULL;
         if (!tmoei_ends_with(names[i], ".tsv") || strcmp(names[i], "tasks.tsv") == 0) continue;
+        if (tmoei_path_join(suite->own.ctx, path, folder, names[i]) != TMOE_OK) return;
+        memset(&known, 0, sizeof known);
         for (int d = 0; d < described; d++)
-            if (strncmp(table[d].field[TMOEI_NAME], names[i], length) == 0
-                    && !table[d].field[TMOEI_NAME][length]) row = &table[d];
-        result = tmoei_path_join(suite->ctx, path, folder, names[i]);
-        if (result != TMOE_OK) break;
-        result = tmoei_draft_begin(suite, &draft, names[i], length, row ? row->field[TMOEI_INSTRUCTION]
-            : NULL, row ? row->field[TMOEI_CATEGORY] : NULL);
-        for (int m = 0; row && row->field[TMOEI_METRIC] && m < TMOE_METRICS; m++)
-            if (strcmp(row->field[TMOEI_METRIC], tmoe_metric_name((tmoe_metric)m)) == 0)
-                draft.task.metric = (tmoe_metric)m;
-        if (result == TMOE_OK && row && row->field[TMOEI_LABELS])
-            result = tmoei_draft_labels(suite, &draft.task, row->field[TMOEI_LABELS]);
-        if (result == TMOE_OK) result = tmoei_read_tsv(suite->ctx, &draft, path, TMOE_PART_TRAIN);
-        result = tmoei_draft_finish(suite, &draft, result, -1, path);
+            if (strncmp(table[d].name, names[i], length) == 0 && !table[d].name[length]) known = table[d];
+        tmoei_draft_begin(suite, &draft, names[i], length, known.instruction, known.category);
+        draft.task.metric = known.metric;
+        draft.task.labels = known.labels; draft.task.label_count = known.label_count;
+        tmoei_read_tsv(&draft, path);
+        (void)tmoei_draft_finish(&draft, path);
     }
-    return result;
 }
 /* CrossFit: TASK/TASK_{k}_{seed}_{train,dev,test}.tsv. Training lines are those of the first sample; test
  * lines are in every sample the same. */
-static tmoe_result tmoei_load_crossfit_task(tmoe_suite *suite, const char *folder, const char *name,
+static void tmoei_load_crossfit_task(tmoei_suite *suite, const char *folder, const char *name,
         char *const *names, int name_count) {
     static const char *const ends[3] = { "_train.tsv", "_dev.tsv", "_test.tsv" };
     tmoei_draft draft;
     char path[TMOEI_PATH] = "";
     const char *first = NULL;
     size_t first_length = 0;
-    tmoe_result result = TMOE_OK;
-    for (int i = 0; result == TMOE_OK && i < name_count; i++) {
+    for (int i = 0; suite->own.ctx->error == TMOE_OK && i < name_count; i++) {
         int e = 0;
         while (e < 3 && !tmoei_ends_with(names[i], ends[e])) e++;
         if (e == 3 || strncmp(names[i], name, strlen(name)) != 0) continue;
         const size_t length = strlen(names[i]) - strlen(ends[e]);
         if (!first) {
             first = names[i]; first_length = length;
-            result = tmoei_draft_begin(suite, &draft, name, strlen(name), NULL, NULL);
+            tmoei_draft_begin(suite, &draft, name, strlen(name), NULL, NULL);
         }
         if (length != first_length || strncmp(names[i], first, length) != 0) continue;  /* another sample */
-        if (result == TMOE_OK) result = tmoei_path_join(suite->ctx, path, folder, names[i]);
-        if (result == TMOE_OK)
-            result = tmoei_read_tsv(suite->ctx, &draft, path, e == 2 ? TMOE_PART_TEST : TMOE_PART_TRAIN);
-        draft.own_test |= e == 2;
+        if (e == 2) draft.test_first = draft.count;
+        if (tmoei_path_join(suite->own.ctx, path, folder, names[i]) == TMOE_OK) tmoei_read_tsv(&draft, path);
+        if (e == 2) draft.task.test_count = (int)(draft.count - draft.test_first);
     }
-    return first ? tmoei_draft_finish(suite, &draft, result, -1, path) : result;
-}
-/* One JSON line into the draft of its task. */
-static tmoe_result tmoei_read_json_line(tmoe_suite *suite, const tmoei_json *json, tmoei_draft **drafts,
-        size_t *count, size_t *capacity, const char *where) {
-    tmoe_ctx *ctx = suite->ctx;
-    const int task = tmoei_json_get(json, 0, "task"), instruction = tmoei_json_get(json, 0, "instruction"),
-        input = tmoei_json_get(json, 0, "input"), output = tmoei_json_get(json, 0, "output");
-    if (!tmoei_json_is_string(json, task) || !tmoei_json_is_string(json, input)
-            || (instruction >= 0 && !tmoei_json_is_string(json, instruction)) || output < 0
-            || (json->nodes[output].kind != TMOEI_JSON_STRING
-            && json->nodes[output].kind != TMOEI_JSON_ARRAY))
-        return tmoei_fail(ctx, TMOE_ERR_DATA, "%s: needs strings \"task\" and \"input\", \"output\" as a "
-            "string or a list of strings, and \"instruction\" as a string if at all", where);
-    const char *name = json->nodes[task].text;
-    size_t d = 0;
-    while (d < *count && strcmp((*drafts)[d].task.name, name) != 0) d++;
-    if (d == *count) {
-        if (!tmoei_grow(ctx, drafts, capacity, *count + 1, sizeof **drafts)) return TMOE_ERR_MEMORY;
-        TMOEI_TRY(tmoei_draft_begin(suite, &(*drafts)[d], name, json->nodes[task].length,
-            instruction >= 0 && json->nodes[instruction].length ? json->nodes[instruction].text : NULL,
-            NULL));
-        ++*count;
-    }
-    TMOEI_TRY(tmoei_draft_line(ctx, &(*drafts)[d], json->nodes[input].text, json->nodes[input].length,
-        TMOE_PART_TRAIN, where));
-    int o = json->nodes[output].kind == TMOEI_JSON_ARRAY ? json->nodes[output].child : output;
-    if (o < 0) return tmoei_fail(ctx, TMOE_ERR_DATA, "%s: the list of outputs is empty", where);
-    for (; o >= 0; o = o == output ? -1 : json->nodes[o].next) {
-        if (!tmoei_json_is_string(json, o))
-            return tmoei_fail(ctx, TMOE_ERR_DATA, "%s: an output is not a string", where);
-        TMOEI_TRY(tmoei_draft_output(ctx, &(*drafts)[d], json->nodes[o].text, json->nodes[o].length, where));
-    }
-    return TMOE_OK;
+    if (first) (void)tmoei_draft_finish(&draft, path);
 }
 /* JSON lines; the lines of one task may be anywhere in the file. */
-static tmoe_result tmoei_load_jsonl(tmoe_suite *suite, const char *path) {
-    tmoe_ctx *ctx = suite->ctx;
+static void tmoei_load_jsonl(tmoei_suite *suite, const char *path) {
+    tmoe_ctx *ctx = suite->own.ctx;
     tmoei_draft *drafts = NULL;
-    size_t count = 0, capacity = 0;
+    size_t count = 0, capacity = 0, d;
     tmoei_lines in;
-    tmoe_result result = tmoei_lines_open(ctx, &in, path);
-    while (result == TMOE_OK && tmoei_lines_next(&in)) {
-        tmoei_json json;
-        result = tmoei_json_parse(ctx, &json, in.line, in.size, in.where);
-        if (result == TMOE_OK)
-            result = tmoei_read_json_line(suite, &json, &drafts, &count, &capacity, in.where);
-        tmoei_json_free(ctx, &json);
-    }
-    for (size_t d = 0; d < count; d++) result = tmoei_draft_finish(suite, &drafts[d], result, -1, path);
-    tmoei_free(ctx, drafts); tmoei_free(ctx, in.text);
-    return result;
-}
-
-/* ---- splits ------------------------------------------------------------------------------------------ */
-static tmoe_result tmoei_split_parts(tmoe_suite *suite, const tmoei_json *json, const char *path) {
-    static const char *const parts[3] = { "train", "dev", "test" };
-    char unknown[512] = "", *named = (char *)tmoei_suite_alloc(suite, (size_t)suite->count + 1, 1);
-    int kept = 0;
-    if (!named) return TMOE_ERR_MEMORY;
-    for (int part = 0; part < 3; part++) {
-        const int list = tmoei_json_get(json, 0, parts[part]);
-        if (json->nodes[0].kind != TMOEI_JSON_OBJECT || (list >= 0
-                && json->nodes[list].kind != TMOEI_JSON_ARRAY))
-            return tmoei_fail(suite->ctx, TMOE_ERR_FORMAT,
-                "%s: a split is {\"train\": [], \"dev\": [], \"test\": []}, lists of task names", path);
-        for (int node = list < 0 ? -1 : json->nodes[list].child; node >= 0; node = json->nodes[node].next) {
-            const char *name = tmoei_json_is_string(json, node) ? json->nodes[node].text : "(not a string)";
-            const int i = tmoe_suite_find(suite, name);
-            if (i < 0) tmoei_problem(unknown, sizeof unknown, "%s", name);
-            else if (named[i])
-                return tmoei_fail(suite->ctx, TMOE_ERR_DATA, "%s: task %s is named twice", path, name);
-            else { named[i] = 1; suite->tasks[i].part = (tmoe_part)part; }
-        }
-    }
-    if (unknown[0])
-        return tmoei_fail(suite->ctx, TMOE_ERR_DATA, "%s: the folder has no task called: %s", path, unknown);
-    for (int i = 0; i < suite->count; i++) if (named[i]) suite->tasks[kept++] = suite->tasks[i];
-    suite->count = kept;
-    return TMOE_OK;
-}
-
-static tmoe_result tmoei_apply_split(tmoe_suite *suite, const char *path) {
     tmoei_json json;
-    size_t length;
-    char *text = tmoei_read_file(suite->ctx, path, TMOEI_DATA_FILE_MAX, &length);
-    if (!text) return suite->ctx->error;
-    tmoe_result result = tmoei_json_parse(suite->ctx, &json, text, length, path);
-    if (result == TMOE_OK) result = tmoei_split_parts(suite, &json, path);
-    tmoei_free(suite->ctx, text);
-    tmoei_json_free(suite->ctx, &json);
-    return result;
+    tmoei_lines_open(ctx, &in, path);
+    for (; tmoei_lines_next(&in); tmoei_json_free(ctx, &json)) {
+        if (tmoei_json_parse(ctx, &json, in.line, in.size, in.where) != TMOE_OK) continue;
+        const tmoei_json_node *nodes = json.nodes;
+        const int task = tmoei_json_get(&json, 0, "task"), input = tmoei_json_get(&json, 0, "input"),
+            output = tmoei_json_get(&json, 0, "output"),
+            instruction = tmoei_json_get(&json, 0, "instruction");
+        if (!tmoei_json_is_string(&json, task) || !tmoei_json_is_string(&json, input)
+                || (instruction >= 0 && !tmoei_json_is_string(&json, instruction)) || output < 0
+                || (nodes[output].kind != TMOEI_JSON_STRING && nodes[output].kind != TMOEI_JSON_ARRAY)) {
+            (void)tmoei_fail(ctx, TMOE_ERR_DATA, "%s: needs strings \"task\" and \"input\", \"output\" as a "
+                "string or a list of strings, and \"instruction\" as a string if at all", in.where);
+            continue;
+        }
+        for (d = 0; d < count && strcmp(drafts[d].task.name, nodes[task].text) != 0; d++) { }
+        if (d == count) {
+            if (!tmoei_grow(ctx, &drafts, &capacity, count + 1, sizeof *drafts)) continue;
+            tmoei_draft_begin(suite, &drafts[count++], nodes[task].text, nodes[task].length,
+                instruction >= 0 && nodes[instruction].length ? nodes[instruction].text : NULL, NULL);
+        }
+        tmoei_draft_add(&drafts[d], 0, nodes[input].text, nodes[input].length, in.where);
+        int o = nodes[output].kind == TMOEI_JSON_ARRAY ? nodes[output].child : output;
+        if (o < 0) (void)tmoei_fail(ctx, TMOE_ERR_DATA, "%s: the list of outputs is empty", in.where);
+        for (; o >= 0; o = o == output ? -1 : nodes[o].next)
+            if (tmoei_json_is_string(&json, o))
+                tmoei_draft_add(&drafts[d], 1, nodes[o].text, nodes[o].length, in.where);
+            else (void)tmoei_fail(ctx, TMOE_ERR_DATA, "%s: an output is not a string", in.where);
+    }
+    for (d = 0; d < count; d++) (void)tmoei_draft_finish(&drafts[d], path);
+    tmoei_free(ctx, drafts);
 }
-
-static tmoe_result tmoei_load_folder(tmoe_suite *suite, const char *folder) {
-    tmoe_ctx *ctx = suite->ctx;
-    tmoei_description *table = NULL;
+static void tmoei_load_folder(tmoei_suite *suite, const char *folder) {
+    tmoe_ctx *ctx = suite->own.ctx;
+    tmoe_task *table = NULL;
     char path[TMOEI_PATH], **names, **inner;
     int described = 0, inner_count;
     const int count = tmoei_names(suite, folder, &names);
     if (count < 0)
-        return tmoei_fail(ctx, TMOE_ERR_FILE, "%s: is not a folder that can be read: %s", folder,
+        (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: is not a folder that can be read: %s", folder,
             strerror(errno));
-    tmoe_result result = ctx->error == TMOE_OK ? tmoei_path_join(ctx, path, folder, "tasks.tsv")
-        : ctx->error;
-    if (result == TMOE_OK && tmoei_file_exists(path))
-        result = tmoei_describe(suite, path, &table, &described);
-    if (result == TMOE_OK) result = tmoei_load_tsv_folder(suite, folder, names, count, table, described);
-    for (int i = 0; result == TMOE_OK && i < count; i++) {
-        if (names[i][0] == '.') continue;
-        if ((result = tmoei_path_join(ctx, path, folder, names[i])) != TMOE_OK) break;
-        if (tmoei_ends_with(names[i], ".jsonl")) result = tmoei_load_jsonl(suite, path);
-        else if (strcmp(names[i], "splits") != 0 && (inner_count = tmoei_names(suite, path, &inner)) >= 0)
-            result = ctx->error != TMOE_OK ? ctx->error : strcmp(names[i], "tasks") == 0
-                ? tmoei_load_tsv_folder(suite, path, inner, inner_count, table, described)
-                : tmoei_load_crossfit_task(suite, path, names[i], inner, inner_count);
+    else if (tmoei_path_join(ctx, path, folder, "tasks.tsv") == TMOE_OK && tmoei_file_exists(path))
+        tmoei_describe(suite, path, &table, &described);
+    tmoei_load_tsv_folder(suite, folder, names, count, table, described);
+    for (int i = 0; ctx->error == TMOE_OK && i < count; i++) {
+        if (names[i][0] == '.' || tmoei_path_join(ctx, path, folder, names[i]) != TMOE_OK) continue;
+        if (tmoei_ends_with(names[i], ".jsonl")) tmoei_load_jsonl(suite, path);
+        else if (strcmp(names[i], "splits") != 0 && (inner_count = tmoei_names(suite, path, &inner)) >= 0) {
+            if (strcmp(names[i], "tasks") == 0)
+                tmoei_load_tsv_folder(suite, path, inner, inner_count, table, described);
+            else tmoei_load_crossfit_task(suite, path, names[i], inner, inner_count);
+        }
     }
     tmoei_free(ctx, table);
-    if (result == TMOE_OK && suite->count == 0)
-        result = tmoei_fail(ctx, TMOE_ERR_DATA,
+    if (suite->shown.count == 0)
+        (void)tmoei_fail(ctx, TMOE_ERR_DATA,
             "%s: no tasks: neither NAME.tsv, nor TASK/TASK_*_train.tsv, nor *.jsonl", folder);
-    return result;
+}
+/* Gives the tasks their parts and leaves out those that the split does not name. */
+static void tmoei_apply_split(tmoei_suite *suite, const char *path) {
+    static const char *const parts[3] = { "train", "dev", "test" };
+    tmoe_ctx *ctx = suite->own.ctx;
+    tmoe_suite *shown = &suite->shown;
+    char unknown[512] = "", *named = (char *)tmoei_own(&suite->own, (size_t)shown->count + 1, 1);
+    size_t length = 0;
+    int kept = 0;
+    tmoei_json json;
+    char *text = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &length);
+    if (!text || !named || tmoei_json_parse(ctx, &json, text, length, path) != TMOE_OK) {
+        tmoei_free(ctx, text);
+        return;
+    }
+    for (int part = 0; part < 3; part++) {
+        const int list = tmoei_json_get(&json, 0, parts[part]);
+        if (json.nodes[0].kind != TMOEI_JSON_OBJECT || (list >= 0
+                && json.nodes[list].kind != TMOEI_JSON_ARRAY))
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+                "%s: a split is {\"train\": [], \"dev\": [], \"test\": []}, lists of task names", path);
+        for (int node = list < 0 ? -1 : json.nodes[list].child; node >= 0; node = json.nodes[node].next) {
+            const char *name = tmoei_json_is_string(&json, node) ? json.nodes[node].text : "(not a string)";
+            const int i = tmoe_suite_find(shown, name);
+            if (i < 0) tmoei_problem(unknown, sizeof unknown, "%s", name);
+            else if (named[i])
+                (void)tmoei_fail(ctx, TMOE_ERR_DATA, "%s: task %s is named twice", path, name);
+            else { named[i] = 1; shown->tasks[i].part = (tmoe_part)part; }
+        }
+    }
+    if (unknown[0])
+        (void)tmoei_fail(ctx, TMOE_ERR_DATA, "%s: the folder has no task called: %s", path, unknown);
+    for (int i = 0; i < shown->count; i++) if (named[i]) shown->tasks[kept++] = shown->tasks[i];
+    shown->count = kept;
+    tmoei_free(ctx, text); tmoei_json_free(ctx, &json);
 }
 
 TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const char *split) {
@@ -5114,12 +5059,13 @@ TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const ch
     ctx->error = TMOE_OK;
     tmoe_suite *suite = tmoe_suite_create(ctx);
     if (!suite) return NULL;
+    tmoei_load_folder((tmoei_suite *)suite, folder);
     (void)snprintf(name, sizeof name, "splits/%.900s.json", split ? split : "zero_shot");
-    tmoe_result result = tmoei_load_folder(suite, folder);
-    if (result == TMOE_OK) result = tmoei_path_join(ctx, path, folder, name);
-    if (result == TMOE_OK && tmoei_file_exists(path)) result = tmoei_apply_split(suite, path);
-    else if (result == TMOE_OK && split) result = tmoei_apply_split(suite, split);
-    if (result == TMOE_OK) return suite;
+    if (ctx->error == TMOE_OK && tmoei_path_join(ctx, path, folder, name) == TMOE_OK) {
+        const char *found = tmoei_file_exists(path) ? path : split;
+        if (found) tmoei_apply_split((tmoei_suite *)suite, found);
+    }
+    if (ctx->error == TMOE_OK) return suite;
     tmoe_suite_destroy(suite);
     return NULL;
 }
@@ -6156,23 +6102,20 @@ static uint32_t tmoei_lower_code(uint32_t c) {
     if ((c >= 0xc0 && c <= 0xde && c != 0xd7) || (c >= 0x391 && c <= 0x3a9) || (c >= 0x410 && c <= 0x42f))
         return c + 32;
     if (c >= 0x400 && c <= 0x40f) return c + 80;
+    if (c < 0x100 || c >= 0x17f || c == 0x130 || c == 0x138 || c == 0x149 || c == 0x178) return c;
     /* pairs; the odd one is the small letter, but for two runs where it is the even one */
-    if (c >= 0x100 && c <= 0x17f && c != 0x130 && c != 0x178) {
-        const int even_small = (c >= 0x139 && c <= 0x148) || (c >= 0x179 && c <= 0x17e);
-        return (c & 1u) == (even_small ? 1u : 0u) && c != 0x138 && c != 0x149 && c != 0x17f ? c + 1 : c;
-    }
-    return c;
+    const uint32_t even_small = (c >= 0x139 && c <= 0x148) || (c >= 0x179 && c <= 0x17e);
+    return (c & 1u) == even_small ? c + 1 : c;
 }
 /* Appends text in lower case and a NUL; gives where it begins in the buffer. */
 static size_t tmoei_add_lower(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text) {
     const size_t begin = buffer->length, length = strlen(text);
-    size_t at = 0, bytes;
     uint32_t code;
     char out[4];
-    for (; at < length; at += bytes) {
+    for (size_t at = 0, bytes; at < length; at += bytes ? bytes : 1) {
         bytes = tmoei_utf8_next(text, length, at, &code);
         if (bytes) tmoei_buffer_add(ctx, buffer, out, tmoei_utf8_put(tmoei_lower_code(code), out));
-        else { tmoei_buffer_add(ctx, buffer, text + at, 1); bytes = 1; }
+        else tmoei_buffer_add(ctx, buffer, text + at, 1);
     }
     tmoei_buffer_add(ctx, buffer, "", 1);
     return begin;
@@ -6185,39 +6128,41 @@ static const char *tmoei_next_word(const char *text, size_t *length) {
     for (*length = 0; text[*length] && !tmoei_is_space(text[*length]); ) ++*length;
     return *length ? text : NULL;
 }
+static int tmoei_is_word(const char *word, size_t length, const char *what) {
+    return length == strlen(what) && memcmp(word, what, length) == 0;
+}
 /* Appends the normal form: lower case, no ASCII punctuation, no a/an/the, single spaces. */
 static size_t tmoei_add_normal(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text) {
-    tmoei_buffer plain;
-    size_t begin = buffer->length, length, n = 0;
-    const char *word;
-    memset(&plain, 0, sizeof plain);
-    (void)tmoei_add_lower(ctx, &plain, text);
-    for (size_t i = 0; !plain.failed && i < plain.length; i++) {
-        const unsigned char c = (unsigned char)plain.data[i];
-        if (c == 0 || c >= 127 || tmoei_is_space((char)c) || tmoei_is_word_byte(c) || c < ' ')
-            plain.data[n++] = (char)c;
+    const size_t begin = tmoei_add_lower(ctx, buffer, text);
+    size_t length, n = begin;
+    if (buffer->failed) return begin;
+    for (size_t i = begin; i < buffer->length; i++) {           /* in place: nothing becomes longer */
+        const unsigned char c = (unsigned char)buffer->data[i];
+        if (c <= ' ' || c >= 127 || tmoei_is_word_byte(c)) buffer->data[n++] = (char)c;
     }
-    for (word = plain.failed ? NULL : plain.data; word && (word = tmoei_next_word(word, &length)) != NULL;
-            word += length) {
-        if ((length == 1 && word[0] == 'a') || (length == 2 && memcmp(word, "an", 2) == 0)
-                || (length == 3 && memcmp(word, "the", 3) == 0))
+    char *end = buffer->data + begin;
+    for (const char *word = end; (word = tmoei_next_word(word, &length)) != NULL; word += length) {
+        if (tmoei_is_word(word, length, "a") || tmoei_is_word(word, length, "an")
+                || tmoei_is_word(word, length, "the"))
             continue;
-        if (buffer->length > begin) tmoei_buffer_add(ctx, buffer, " ", 1);
-        tmoei_buffer_add(ctx, buffer, word, length);
+        if (end > buffer->data + begin) *end++ = ' ';
+        memmove(end, word, length);
+        end += length;
     }
-    tmoei_buffer_add(ctx, buffer, "", 1);
-    tmoei_buffer_free(ctx, &plain);
+    *end = 0;
+    buffer->length = (size_t)(end - buffer->data) + 1;
     return begin;
 }
 /* longer texts count by their first 512 words */
 typedef struct tmoei_words { const char *word[512]; size_t length[512]; int count; } tmoei_words;
 
-static void tmoei_words_of(tmoei_words *words, const char *text) {
-    size_t length;
-    for (words->count = 0; words->count < 512 && (text = tmoei_next_word(text, &length)) != NULL;
-            text += length) {
-        words->word[words->count] = text;
-        words->length[words->count++] = length;
+/* Adds the words from text up to end, which cuts a word. */
+static void tmoei_words_add(tmoei_words *words, const char *text, const char *end) {
+    for (size_t length; words->count < 512; text += length) {
+        text = tmoei_next_word(text, &length);
+        if (!text || text >= end) return;
+        if (length > (size_t)(end - text)) length = (size_t)(end - text);
+        words->word[words->count] = text; words->length[words->count++] = length;
     }
 }
 static int tmoei_same_word(const tmoei_words *a, int i, const tmoei_words *b, int j) {
@@ -6226,19 +6171,20 @@ static int tmoei_same_word(const tmoei_words *a, int i, const tmoei_words *b, in
 /* QA-F1 of two normal texts: 2 common / (words of both), common counted as bags */
 static double tmoei_token_f1(const char *prediction, const char *answer, tmoei_words *a, tmoei_words *b) {
     int common = 0;
-    tmoei_words_of(a, prediction);
-    tmoei_words_of(b, answer);
+    a->count = b->count = 0;
+    tmoei_words_add(a, prediction, prediction + strlen(prediction));
+    tmoei_words_add(b, answer, answer + strlen(answer));
     for (int i = 0; i < a->count; i++)
         for (int j = 0; j < b->count; j++)
             if (b->length[j] && tmoei_same_word(a, i, b, j)) { b->length[j] = 0; common++; break; }
     return common ? 2.0 * common / (a->count + b->count) : 0.0;
 }
-/* Distinct words of a text's first n sentences' words, already split. */
-static int tmoei_distinct(const tmoei_words *w) {
+/* Distinct words of a list, or of those that are marked. */
+static int tmoei_distinct(const tmoei_words *w, const char *marked) {
     int j, count = 0;
     for (int i = 0; i < w->count; i++) {
-        for (j = 0; j < i && !tmoei_same_word(w, i, w, j); j++) { }
-        count += j == i;
+        for (j = 0; j < i && !((!marked || marked[j]) && tmoei_same_word(w, i, w, j)); j++) { }
+        count += j == i && (!marked || marked[i]);
     }
     return count;
 }
@@ -6247,65 +6193,47 @@ static int tmoei_sentences(const char *text, tmoei_words *all, int *ends, int mo
     int sentences = 0;
     all->count = 0;
     while (*text && sentences < most) {
-        size_t length = 0, word_length;
-        const char *word = text;
-        while (text[length] && text[length] != '.') length++;
-        const char *end = text + length;
-        while (all->count < 512 && (word = tmoei_next_word(word, &word_length)) != NULL && word < end) {
-            if (word + word_length > end) word_length = (size_t)(end - word);
-            all->word[all->count] = word;
-            all->length[all->count++] = word_length;
-            word += word_length;
-        }
+        const char *end = text + strcspn(text, ".");
+        const int before = all->count;
+        tmoei_words_add(all, text, end);
         /* the reference's scorer sees one empty word in a blank sentence */
-        if (length && all->count < 512 && all->count == (sentences ? ends[sentences - 1] : 0)) {
-            all->word[all->count] = end;
-            all->length[all->count++] = 0;
+        if (end > text && all->count < 512 && all->count == before) {
+            all->word[all->count] = end; all->length[all->count++] = 0;
         }
-        if (length) ends[sentences++] = all->count;
+        if (end > text) ends[sentences++] = all->count;
         text = *end ? end + 1 : end;
     }
     return sentences;
 }
 
-typedef struct tmoei_rouge { tmoei_words a, b; int a_ends[64], b_ends[64], in_union[512];
-    unsigned short table[513][513]; } tmoei_rouge;
+typedef struct tmoei_rouge { tmoei_words a, b; int a_ends[64], b_ends[64]; char in_union[512];
+    unsigned short table[513][513]; } tmoei_rouge;              /* its first row and column stay 0 */
 
 /* Rouge-L on summaries: for each answer sentence the union over the prediction's sentences of the words on
  * one longest common subsequence; precision and recall over distinct words; f = 2 p r / (p + r + 1e-8) */
 static double tmoei_rouge_l(const char *prediction, const char *answer, tmoei_rouge *w) {
     const int a_sentences = tmoei_sentences(prediction, &w->a, w->a_ends, 64),
         b_sentences = tmoei_sentences(answer, &w->b, w->b_ends, 64);
-    int i, j, k, common = 0;
     memset(w->in_union, 0, sizeof w->in_union);
     for (int s = 0; s < b_sentences; s++)
         for (int t = 0; t < a_sentences; t++) {
-            const int a0 = t ? w->a_ends[t - 1] : 0, b0 = s ? w->b_ends[s - 1] : 0, n = w->b_ends[s] - b0,
-                m = w->a_ends[t] - a0;
-            for (i = 0; i <= n; i++)
-                for (j = 0; j <= m; j++)
-                    w->table[i][j] = (unsigned short)(i == 0 || j == 0 ? 0 : tmoei_same_word(&w->b,
-                        b0 + i - 1, &w->a, a0 + j - 1) ? w->table[i - 1][j - 1] + 1
-                        : w->table[i - 1][j] > w->table[i][j - 1] ? w->table[i - 1][j] : w->table[i][j - 1]);
-            for (i = n, j = m; i > 0 && j > 0; ) {
-                if (tmoei_same_word(&w->b, b0 + i - 1, &w->a, a0 + j - 1)) {
-                    for (k = 0; k < b0 + i - 1 && !(w->in_union[k]
-                            && tmoei_same_word(&w->b, k, &w->b, b0 + i - 1)); k++) { }
-                    /* not yet in the union under an earlier place; a later one is dropped */
-                    if (k == b0 + i - 1) {
-                        for (int later = k + 1; later < w->b.count; later++)
-                            if (w->in_union[later] && tmoei_same_word(&w->b, later, &w->b, k))
-                                w->in_union[later] = 0;
-                        w->in_union[k] = 1;
-                    }
-                    i--; j--;
+            const int a0 = (t ? w->a_ends[t - 1] : 0) - 1, b0 = (s ? w->b_ends[s - 1] : 0) - 1;
+            int i, j;                                   /* words of the two sentences, from 1 */
+            for (i = 1; b0 + i < w->b_ends[s]; i++)
+                for (j = 1; a0 + j < w->a_ends[t]; j++) {
+                    const unsigned short up = w->table[i - 1][j], left = w->table[i][j - 1];
+                    w->table[i][j] = tmoei_same_word(&w->b, b0 + i, &w->a, a0 + j)
+                        ? (unsigned short)(w->table[i - 1][j - 1] + 1) : up > left ? up : left;
+                }
+            for (i = w->b_ends[s] - 1 - b0, j = w->a_ends[t] - 1 - a0; i > 0 && j > 0; )
+                if (tmoei_same_word(&w->b, b0 + i, &w->a, a0 + j)) {
+                    w->in_union[b0 + i] = 1; i--; j--;
                 } else if (w->table[i - 1][j] > w->table[i][j - 1]) i--;
                 else j--;
-            }
         }
-    for (k = 0; k < w->b.count; k++) common += w->in_union[k];
-    const int na = tmoei_distinct(&w->a), nb = tmoei_distinct(&w->b);
-    if (!na || !nb || !common) return 0.0;
+    const int na = tmoei_distinct(&w->a, NULL), nb = tmoei_distinct(&w->b, NULL),
+        common = tmoei_distinct(&w->b, w->in_union);
+    if (!common) return 0.0;
     const double p = (double)common / na, r = (double)common / nb;
     return 2.0 * p * r / (p + r + 1e-8);
 }
@@ -6322,10 +6250,8 @@ static double tmoei_macro_f1(const char *const *predictions, const tmoe_example 
             for (int j = 0; j < count && !seen; j++) {
                 const int p = strcmp(predictions[j], label) == 0,
                     r = strcmp(examples[j].outputs[0], label) == 0;
-                if ((j < i && (from ? p : r)) || (from && r)) seen = 1;
-                both += p && r;
-                given += p;
-                right += r;
+                seen = from ? r || (p && j < i) : r && j < i;
+                both += p && r; given += p; right += r;
             }
             if (seen) continue;
             labels++;
@@ -6334,29 +6260,26 @@ static double tmoei_macro_f1(const char *const *predictions, const tmoe_example 
     return sum / labels;
 }
 static int tmoei_is_acceptable(const char *text) {
-    while (tmoei_is_space(*text)) text++;
-    if (strncmp(text, "acceptable", 10) != 0) return 0;
-    for (text += 10; tmoei_is_space(*text); ) text++;
-    return *text == 0;
+    size_t length;
+    text = tmoei_next_word(text, &length);
+    return text && tmoei_is_word(text, length, "acceptable") && !tmoei_next_word(text + length, &length);
 }
 /* (tp tn - fp fn) / sqrt((tp+fp) (tp+fn) (tn+fp) (tn+fn)), 0 where a margin is empty */
 static double tmoei_matthews(const char *const *predictions, const tmoe_example *examples, int count) {
-    double n[2][2] = { { 0.0, 0.0 }, { 0.0, 0.0 } }, below;
+    double n[2][2] = { { 0.0, 0.0 }, { 0.0, 0.0 } };
     for (int i = 0; i < count; i++)
         n[tmoei_is_acceptable(predictions[i])][tmoei_is_acceptable(examples[i].outputs[0])] += 1.0;
-    below = sqrt((n[1][1] + n[1][0]) * (n[1][1] + n[0][1]) * (n[0][0] + n[1][0]) * (n[0][0] + n[0][1]));
+    const double below = sqrt((n[1][1] + n[1][0]) * (n[1][1] + n[0][1]) * (n[0][0] + n[1][0])
+        * (n[0][0] + n[0][1]));
     return below > 0.0 ? (n[1][1] * n[0][0] - n[1][0] * n[0][1]) / below : 0.0;
 }
 /* A decimal number with nothing but white space around it, else 3. */
 static double tmoei_number_or_three(const char *text) {
     char *end;
-    const char *c;
+    size_t length;
+    const double x = strtod(text, &end);
     /* hexadecimal is no number to the reference */
-    for (c = text; *c; c++) if (*c == 'x' || *c == 'X' || *c == 'p' || *c == 'P' || *c == '(') return 3.0;
-    double x = strtod(text, &end);
-    if (end == text) return 3.0;
-    while (tmoei_is_space(*end)) end++;
-    return *end ? 3.0 : x;
+    return end == text || strpbrk(text, "xXpP(") || tmoei_next_word(end, &length) ? 3.0 : x;
 }
 static double tmoei_pearson(const double *x, const double *y, int count) {
     double mx = 0.0, my = 0.0, xy = 0.0, xx = 0.0, yy = 0.0;
@@ -6377,71 +6300,63 @@ TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric) {
         "rouge_l", "matthews", "pearson" };
     return (unsigned)metric < TMOE_METRICS ? names[metric] : "unknown";
 }
-/* Score of one prediction: the best over the accepted answers. */
-static double tmoei_score_one(tmoe_ctx *ctx, tmoe_metric metric, const char *prediction,
-        const tmoe_example *example, tmoei_buffer *buffer, tmoei_rouge *rouge) {
-    double best = 0.0;
-    for (int o = 0; o < example->output_count; o++) {
-        double score = 0.0;
-        if (metric == TMOE_METRIC_ROUGE_L) score = tmoei_rouge_l(prediction, example->outputs[o], rouge);
-        else {
-            buffer->length = 0;
-            size_t a = metric == TMOE_METRIC_ACCURACY ? tmoei_add_lower(ctx, buffer, prediction)
-                : tmoei_add_normal(ctx, buffer, prediction);
-            size_t b = metric == TMOE_METRIC_ACCURACY ? tmoei_add_lower(ctx, buffer, example->outputs[o])
-                : tmoei_add_normal(ctx, buffer, example->outputs[o]);
-            if (buffer->failed) return 0.0;
-            if (metric == TMOE_METRIC_TOKEN_F1)
-                score = tmoei_token_f1(buffer->data + a, buffer->data + b, &rouge->a, &rouge->b);
-            else score = strcmp(buffer->data + a, buffer->data + b) == 0;
+/* Mean over the predictions of their scores, each the best over its accepted answers. */
+static tmoe_result tmoei_mean_score(tmoe_ctx *ctx, tmoe_metric metric, const char *const *predictions,
+        const tmoe_example *examples, int count, double *score) {
+    size_t (*add)(tmoe_ctx *, tmoei_buffer *, const char *) = metric == TMOE_METRIC_ACCURACY
+        ? tmoei_add_lower : tmoei_add_normal;
+    tmoei_rouge *rouge = (tmoei_rouge *)tmoei_alloc(ctx, 1, sizeof *rouge, 1);
+    tmoei_buffer text;
+    double sum = 0.0;
+    memset(&text, 0, sizeof text);
+    text.failed = !rouge;
+    for (int i = 0; i < count; i++) {
+        double best = 0.0;
+        for (int o = 0; o < examples[i].output_count; o++) {
+            const char *answer = examples[i].outputs[o];
+            text.length = 0;
+            const size_t a = add(ctx, &text, predictions[i]), b = add(ctx, &text, answer);
+            if (text.failed) continue;
+            const double one = metric == TMOE_METRIC_ROUGE_L ? tmoei_rouge_l(predictions[i], answer, rouge)
+                : metric == TMOE_METRIC_TOKEN_F1 ? tmoei_token_f1(text.data + a, text.data + b, &rouge->a,
+                &rouge->b) : strcmp(text.data + a, text.data + b) == 0;
+            if (one > best) best = one;
         }
-        if (score > best) best = score;
+        sum += best;
     }
-    return best;
+    const int good = !text.failed;
+    if (good) *score = sum / count;
+    tmoei_free(ctx, rouge); tmoei_buffer_free(ctx, &text);
+    return good ? TMOE_OK : TMOE_ERR_MEMORY;
 }
 
 TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *const *predictions,
         const tmoe_example *examples, int count, double *score) {
-    tmoei_buffer buffer;
-    tmoei_rouge *rouge;
-    double *numbers, sum = 0.0;
-    int i;
     if (count < 1 || (unsigned)metric >= TMOE_METRICS)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
             "score: %d predictions, metric %d; at least one prediction and a known metric", count,
             (int)metric);
-    if (metric == TMOE_METRIC_MACRO_F1 || metric == TMOE_METRIC_MATTHEWS) {
-        *score = (metric == TMOE_METRIC_MATTHEWS ? tmoei_matthews : tmoei_macro_f1)(predictions, examples,
-            count);
-        return TMOE_OK;
-    }
-    if (metric == TMOE_METRIC_PEARSON) {
-        numbers = (double *)tmoei_alloc(ctx, 2 * (size_t)count, sizeof *numbers, 0);
+    if (metric == TMOE_METRIC_MACRO_F1) *score = tmoei_macro_f1(predictions, examples, count);
+    else if (metric == TMOE_METRIC_MATTHEWS) *score = tmoei_matthews(predictions, examples, count);
+    else if (metric == TMOE_METRIC_PEARSON) {
+        double *numbers = (double *)tmoei_alloc(ctx, 2 * (size_t)count, sizeof *numbers, 0);
         if (!numbers) return TMOE_ERR_MEMORY;
-        for (i = 0; i < count; i++) {
+        for (int i = 0; i < count; i++) {
             numbers[i] = tmoei_number_or_three(predictions[i]);
             numbers[count + i] = tmoei_number_or_three(examples[i].outputs[0]);
         }
         *score = tmoei_pearson(numbers, numbers + count, count);
         tmoei_free(ctx, numbers);
-        return TMOE_OK;
-    }
-    memset(&buffer, 0, sizeof buffer);
-    rouge = (tmoei_rouge *)tmoei_alloc(ctx, 1, sizeof *rouge, 0);
-    for (i = 0; rouge && !buffer.failed && i < count; i++)
-        sum += tmoei_score_one(ctx, metric, predictions[i], &examples[i], &buffer, rouge);
-    if (rouge && !buffer.failed) *score = sum / count;
-    i = rouge && !buffer.failed;
-    tmoei_free(ctx, rouge);
-    tmoei_buffer_free(ctx, &buffer);
-    return i ? TMOE_OK : TMOE_ERR_MEMORY;
+    } else return tmoei_mean_score(ctx, metric, predictions, examples, count, score);
+    return TMOE_OK;
 }
 static int tmoei_double_order(const void *a, const void *b) {
     const double x = *(const double *)a, y = *(const double *)b;
     return x < y ? -1 : x > y;
 }
 
-/* Mean over the tasks that `order` names of (new - base) / base (relative), or of new - base. */
+/* Mean over the tasks that a draw picks with replacement, draw 0: over all, of (new - base) / base
+ * (relative), or of new - base. */
 static double tmoei_mean_gain(const double *base, const double *scores, int n, int relative, uint64_t seed,
         uint64_t draw) {
     double sum = 0.0;
@@ -6483,41 +6398,36 @@ TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const doubl
 }
 /* ==== >>routes: reading them =========================================================================== */
 #define TMOEI_STREAM_PERMUTATION UINT64_C(2000001)
-/* Pearson correlation of column c with a feature in the order given; NaN where constant. */
-static double tmoei_column_correlation(const float *routes, int N, int C, int c, const float *feature,
-        const int *order, double *scratch) {
-    for (int t = 0; t < N; t++) {
-        scratch[t] = (double)routes[(size_t)t * (size_t)C + (size_t)c];
-        scratch[N + t] = (double)feature[order[t]];
-    }
-    return tmoei_pearson(scratch, scratch + N, N);
-}
+
 TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const float *routes, int N, int C,
         const float *feature, int permutations, uint64_t seed, double *r, double *p) {
     const size_t n = (size_t)N;
     int *order = (int *)tmoei_alloc(ctx, n + 1, sizeof(int), 0);
-    double *scratch = (double *)tmoei_alloc(ctx, 2 * n + 1, sizeof(double), 0);
-    for (int i = 0; order && scratch && i <= permutations; i++) {   /* the first time as they are */
+    double *x = (double *)tmoei_alloc(ctx, n + 1, sizeof(double), 0);
+    double *y = (double *)tmoei_alloc(ctx, n + 1, sizeof(double), 0);
+    const int good = order && x && y;
+    for (int i = 0; good && i <= permutations; i++) {           /* the first time as they are */
         double most = 0.0;
         (void)tmoei_draw(seed, TMOEI_STREAM_PERMUTATION, (uint64_t)i, order, N, i ? N : 0);
+        for (int t = 0; t < N; t++) y[t] = (double)feature[order[t]];
         for (int c = 0; c < C; c++) {
-            const double x = tmoei_column_correlation(routes, N, C, c, feature, order, scratch);
-            if (i == 0) { r[c] = x; p[c] = x == x ? 1.0 : x; }
-            if (fabs(x) > most) most = fabs(x);
+            for (int t = 0; t < N; t++) x[t] = (double)routes[(size_t)t * (size_t)C + (size_t)c];
+            const double found = tmoei_pearson(x, y, N);
+            if (i == 0) { r[c] = found; p[c] = found == found ? 1.0 : found; }
+            if (fabs(found) > most) most = fabs(found);
         }
         for (int c = 0; i && c < C; c++) p[c] += most >= fabs(r[c]) - 1e-12;    /* NaN stays NaN */
     }
-    for (int c = 0; order && scratch && c < C; c++) p[c] /= permutations + 1.0;
-    const tmoe_result result = order && scratch ? TMOE_OK : TMOE_ERR_MEMORY;
-    tmoei_free(ctx, order); tmoei_free(ctx, scratch);
-    return result;
+    for (int c = 0; good && c < C; c++) p[c] /= permutations + 1.0;
+    tmoei_free(ctx, order); tmoei_free(ctx, x); tmoei_free(ctx, y);
+    return good ? TMOE_OK : TMOE_ERR_MEMORY;
 }
 TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, tmoe_join *joins) {
     const size_t n = (size_t)N;
     double *distance = (double *)tmoei_alloc(ctx, n * n + 1, sizeof(double), 1);
     int *name = (int *)tmoei_alloc(ctx, 2 * n + 1, sizeof(int), 0);
-    if (!distance || !name) { tmoei_free(ctx, distance); tmoei_free(ctx, name); return TMOE_ERR_MEMORY; }
-    for (size_t a = 0; a < n; a++) {
+    const int good = distance && name;
+    for (size_t a = 0; good && a < n; a++) {
         name[a] = (int)a; name[n + a] = 1;              /* what the cluster in place a is called; its size */
         for (size_t b = 0; b < n; b++) {
             for (size_t c = 0; c < (size_t)C; c++)
@@ -6525,7 +6435,7 @@ TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, t
             distance[a * n + b] = sqrt(distance[a * n + b]);
         }
     }
-    for (int join = 0; join < N - 1; join++) {
+    for (int join = 0; good && join < N - 1; join++) {
         size_t a = n, b = n;                                    /* the nearest two; a < b */
         for (size_t i = 0; i < n; i++)
             for (size_t j = i + 1; j < n; j++)
@@ -6541,7 +6451,7 @@ TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, t
                 / (wa + wb);
     }
     tmoei_free(ctx, distance); tmoei_free(ctx, name);
-    return TMOE_OK;
+    return good ? TMOE_OK : TMOE_ERR_MEMORY;
 }
 /* ==== >>inference: one route, one merge, then an ordinary dense model answers ==========================
  * Keys and values of earlier positions stay in a cache: position t of slot s lies at (t * slots + s). A row
@@ -7138,7 +7048,7 @@ typedef struct tmoei_trained_task {
 } tmoei_trained_task;
 /* indices of texts */
 typedef struct tmoei_trained_example { size_t source, target; int targets; } tmoei_trained_example;
-typedef struct tmoei_update { size_t offset, count; tmoei_rate rate; int decay; } tmoei_update;
+typedef struct tmoei_update { size_t offset, count; tmoei_rate rate; int decay; double norm; } tmoei_update;
 #define TMOEI_UPDATE_FLOATS 16384       /* a chunk of the optimiser: 64 KiB of theta, gradient, moments */
 
 struct tmoe_trainer {
@@ -7151,17 +7061,14 @@ struct tmoe_trainer {
     tmoei_trained_example *examples;
     size_t example_count, example_capacity;
     float *grads, *moment1, *moment2, *best;
-    size_t gradient_floats;
     tmoei_update *updates;
     int update_count;
-    double *update_norms;
+    size_t update_capacity, step_bytes;
     tmoe_tape *router_tape, *group_tape;
-    size_t step_bytes;
     tmoei_batch batch;
     int *task_order, *example_order;    /* for drawing */
     int *step_tasks, *chosen;           /* the step's tasks (K) and examples (K, examples_per_task) */
-    int chosen_count;
-    float *noise, *droutes, *constant_routes;       /* (K, R * E) each; one block, noise first */
+    float *noise, *droutes;             /* (K, R * E) each */
     float *entropy, *use;               /* of the step's routes: (R), (R, E) */
     float best_loss;
     int64_t steps_done;           /* of this training; the model's own step goes on over several trainings */
@@ -7207,19 +7114,16 @@ static size_t tmoei_target_length(const tmoe_trainer *trainer, size_t text) {
 /* Puts `count` examples (indices into trainer->examples) into the batch. */
 static tmoe_result tmoei_batch_fill(tmoe_trainer *trainer, const int *chosen, int count, uint64_t random) {
     const tmoei_texts *texts = &trainer->texts;
-    size_t sources = 0, targets = 0;
-    for (int pass = 0; pass < 2; pass++) {                      /* first count, then fill */
-        if (pass == 1)
-            TMOEI_TRY(tmoei_batch_reserve(trainer->ctx, &trainer->batch, sources, targets, (size_t)count));
-        for (int c = 0; c < count; c++) {
-            const tmoei_trained_example *example = &trainer->examples[chosen[c]];
-            const size_t accepted = tmoei_accepted(example, c, random), n = tmoei_text_length(texts,
-                example->source), length = tmoei_target_length(trainer, accepted);
-            sources += n; targets += length;
-            if (pass == 1)
-                tmoei_batch_put(&trainer->batch, texts->ids + texts->offsets[example->source], n, texts->ids
-                    + texts->offsets[accepted + 1] - length, length, trainer->model->end_id);
-        }
+    const size_t n = (size_t)count, sources = n * (size_t)trainer->model->config.source_tokens,
+        targets = n * (size_t)trainer->model->config.target_tokens;             /* no text is longer */
+    TMOEI_TRY(tmoei_batch_reserve(trainer->ctx, &trainer->batch, sources, targets, n));
+    for (int c = 0; c < count; c++) {
+        const tmoei_trained_example *example = &trainer->examples[chosen[c]];
+        const size_t accepted = tmoei_accepted(example, c, random),
+            length = tmoei_target_length(trainer, accepted);
+        tmoei_batch_put(&trainer->batch, texts->ids + texts->offsets[example->source],
+            tmoei_text_length(texts, example->source), texts->ids + texts->offsets[accepted + 1] - length,
+            length, trainer->model->end_id);
     }
     return TMOE_OK;
 }
@@ -7227,8 +7131,7 @@ static tmoe_result tmoei_batch_fill(tmoe_trainer *trainer, const int *chosen, in
 /* ---- one group, forward and backward ----------------------------------------------------------------- */
 /* Mean loss of the batch in trainer->batch times its share of the step; gradients are added to
  * trainer->grads where `train` says so. */
-static tmoe_tensor *tmoei_group_loss(tmoe_trainer *trainer, tmoei_pass *pass, float smoothing,
-        float weight) {
+static tmoe_tensor *tmoei_group_loss(tmoe_trainer *trainer, tmoei_pass *pass, float smoothing, float weight) {
     tmoe_tensor *h = tmoei_encode(pass, &trainer->batch.source);
     h = tmoei_decode(pass, &trainer->batch.target, h, &trainer->batch.source);
     return tmoe_cross_entropy(pass->tape, tmoei_head(pass, h), trainer->batch.labels, smoothing, weight);
@@ -7236,11 +7139,9 @@ static tmoe_tensor *tmoei_group_loss(tmoe_trainer *trainer, tmoei_pass *pass, fl
 
 /* ---- the optimiser ----------------------------------------------------------------------------------- */
 static float tmoei_learning_rate(const tmoe_training *t, int64_t step, float top) {
-    const double warmup = (double)t->warmup * (double)t->steps, at = (double)step;
-    double factor = at + 1.0 < warmup ? (at + 1.0) / warmup : ((double)t->steps - at) / ((double)t->steps
-        - warmup + 1.0);
-    if (factor < 0.0) factor = 0.0;
-    return (float)((double)top * (factor > 1.0 ? 1.0 : factor));
+    const double steps = (double)t->steps, warmup = (double)t->warmup * steps, at = (double)step,
+        factor = at + 1.0 < warmup ? (at + 1.0) / warmup : (steps - at) / (steps - warmup + 1.0);
+    return (float)((double)top * (factor < 0.0 ? 0.0 : factor > 1.0 ? 1.0 : factor));
 }
 
 typedef struct tmoei_update_job {
@@ -7256,13 +7157,13 @@ static int tmoei_update_on(const tmoe_trainer *trainer, const tmoei_update *upda
 }
 static void tmoei_norm_chunk(void *arg, int chunk, int lane) {
     tmoe_trainer *trainer = ((const tmoei_update_job *)arg)->trainer;
-    const tmoei_update *update = &trainer->updates[chunk]; (void)lane;
-    trainer->update_norms[chunk] = tmoei_update_on(trainer, update)
-        ? trainer->ctx->kernels->sum_squares(trainer->grads + update->offset, update->count) : 0.0;
+    tmoei_update *update = &trainer->updates[chunk]; (void)lane;
+    update->norm = !tmoei_update_on(trainer, update) ? 0.0
+        : trainer->ctx->kernels->sum_squares(trainer->grads + update->offset, update->count);
 }
 /* AdamW (Loshchilov 2019): m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  theta -= lr (mhat / (sqrt(vhat) +
- * eps) + decay theta). The gradient is
- * zeroed while it is in the cache. A frozen parameter does not move, nor do its moments. */
+ * eps) + decay theta). The gradient is zeroed while it is in the cache. A frozen parameter does not move, nor
+ * do its moments. */
 static void tmoei_adamw_chunk(void *arg, int chunk, int lane) {
     const tmoei_update_job *job = (const tmoei_update_job *)arg;
     tmoe_trainer *trainer = job->trainer;
@@ -7293,21 +7194,19 @@ static void tmoei_step_noise(tmoe_trainer *trainer, int K) {
 /* r' = r keep + other: with a chance of config.exploration a layer's route is a random one-hot or uniform. */
 static tmoe_tensor *tmoei_explore(tmoe_trainer *trainer, int rows, tmoe_tensor *r) {
     tmoe_tape *tape = trainer->router_tape;
-    const tmoe_config *c = &trainer->model->config;
-    const int E = c->E;
-    const uint64_t seed = trainer->training.seed;
-    if (!(c->exploration > 0.0f) || !r) return r;
+    const int E = trainer->model->config.E;
+    const float chance = trainer->model->config.exploration;
+    const uint64_t seed = trainer->training.seed, first = (uint64_t)trainer->steps_done * (uint64_t)rows;
+    if (!(chance > 0.0f) || !r) return r;
     float *keep = tmoei_floats(tape, (size_t)(rows * E)), *other = tmoei_floats(tape, (size_t)(rows * E));
     if (!keep || !other) return NULL;
-    for (int i = 0; i < rows; i++) {
-        const uint64_t at = ((uint64_t)trainer->steps_done * (uint64_t)rows + (uint64_t)i) * 2;
-        const uint64_t which = tmoei_random(seed, TMOEI_STREAM_EXPLORE, at + 1);
-        const int explore = tmoei_uniform(tmoei_random(seed, TMOEI_STREAM_EXPLORE, at)) < c->exploration;
-        const int chosen = which & 1 ? (int)tmoei_below(which >> 1, (size_t)E) : -1;
-        for (int e = 0; e < E; e++) {
-            keep[i * E + e] = explore ? 0.0f : 1.0f;
-            other[i * E + e] = !explore ? 0.0f : chosen < 0 ? 1.0f / (float)E : (float)(chosen == e);
-        }
+    for (int i = 0; i < rows * E; i++) {
+        const uint64_t at = (first + (uint64_t)(i / E)) * 2,
+            which = tmoei_random(seed, TMOEI_STREAM_EXPLORE, at + 1);
+        const int explore = tmoei_uniform(tmoei_random(seed, TMOEI_STREAM_EXPLORE, at)) < chance;
+        const float one_hot = tmoei_below(which >> 1, (size_t)E) == (size_t)(i % E) ? 1.0f : 0.0f;
+        keep[i] = explore ? 0.0f : 1.0f;
+        other[i] = !explore ? 0.0f : which & 1 ? one_hot : 1.0f / (float)E;
     }
     return tmoe_add(tape, tmoe_multiply(tape, r, tmoe_leaf(tape, rows, E, keep, NULL)),
         tmoe_leaf(tape, rows, E, other, NULL));
@@ -7321,11 +7220,12 @@ static tmoe_tensor *tmoei_step_routes(tmoe_trainer *trainer, int K) {
     tmoe_tape *tape = trainer->router_tape;
     if (!tmoei_selection_has_router(c->selection)) {
         const int fixed = c->selection == TMOE_SELECT_RANDOM_TASK;
-        for (int i = 0; i < K; i++)
+        const uint64_t first = (uint64_t)trainer->steps_done * (uint64_t)K;
+        float *routes = tmoei_floats(tape, (size_t)(K * width));
+        for (int i = 0; routes && i < K; i++)
             tmoei_route_without_router(model, fixed ? TMOEI_STREAM_TASK_ROUTES : TMOEI_STREAM_GROUP_ROUTES,
-                fixed ? (uint64_t)trainer->step_tasks[i] : (uint64_t)trainer->steps_done * (uint64_t)K
-                + (uint64_t)i, trainer->constant_routes + i * width);
-        return tmoe_leaf(tape, K, width, trainer->constant_routes, NULL);
+                fixed ? (uint64_t)trainer->step_tasks[i] : first + (uint64_t)i, routes + i * width);
+        return routes ? tmoe_leaf(tape, K, width, routes, NULL) : NULL;
     }
     tmoe_tensor *table = tmoe_leaf(tape, model->N, c->k, model->theta + model->vectors,
         c->vectors == TMOE_VECTOR_LEARNED && (trained & TMOE_TRAIN_TASKS) ? trainer->grads + model->vectors
@@ -7374,8 +7274,7 @@ static double tmoei_expert_distance(const tmoe_model *model, int l, float *grads
             || piece == TMOEI_CROSS_KV_BIAS ? 2 : 1;
         const size_t n = (size_t)layer->rows[piece] * (size_t)layer->cols[piece] / (size_t)parts;
         const size_t at = layer->block + (size_t)a * layer->block_size + layer->offset[piece]
-            + (size_t)part * n;
-        const size_t other = at + (size_t)(b - a) * layer->block_size;
+            + (size_t)part * n, other = at + (size_t)(b - a) * layer->block_size;
         double squares = 0.0;
         if (a >= b || part >= parts || !layer->in_expert[piece]) continue;
         for (size_t j = 0; j < n; j++) {
@@ -7414,19 +7313,24 @@ static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, 
     if (result && tmoe_backward(pass.tape, result) == TMOE_OK && !pass.tape->dry)
         *loss += (double)result->x[0];
 }
-/* Draws step_tasks (K), chosen (K, examples_per_task) and the count of each group. */
-static int tmoei_step_draw(tmoe_trainer *trainer, int *counts) {
+/* Draws step_tasks (K), chosen (K, examples_per_task) and the count of each group; adds up target tokens. */
+static int tmoei_step_draw(tmoe_trainer *trainer, int *counts, double *targets) {
     const tmoe_training *t = &trainer->training;
     const uint64_t step = (uint64_t)trainer->steps_done;
     const int K = tmoei_draw(t->seed, TMOEI_STREAM_BATCH, step * 128, trainer->task_order,
         trainer->task_count, t->tasks_per_step);
     for (int g = 0; g < K; g++) {
         const tmoei_trained_task *task = &trainer->tasks[trainer->task_order[g]];
+        const uint64_t random = tmoei_random(t->seed, step, (uint64_t)g);
         trainer->step_tasks[g] = task->task;
         counts[g] = tmoei_draw(t->seed, TMOEI_STREAM_BATCH, step * 128 + 1 + (uint64_t)g,
             trainer->example_order, task->count, t->examples_per_task);
-        for (int i = 0; i < counts[g]; i++)
-            trainer->chosen[g * t->examples_per_task + i] = (int)task->first + trainer->example_order[i];
+        for (int i = 0; i < counts[g]; i++) {
+            const int chosen = (int)task->first + trainer->example_order[i];
+            trainer->chosen[g * t->examples_per_task + i] = chosen;
+            *targets += (double)tmoei_target_length(trainer,
+                tmoei_accepted(&trainer->examples[chosen], i, random));
+        }
     }
     return K;
 }
@@ -7440,12 +7344,7 @@ static double tmoei_step_gradients(tmoe_trainer *trainer) {
     tmoe_tensor *routes = NULL;
     double loss = 0.0, targets = 0.0;
     int counts[TMOEI_GROUPS_MAX];
-    const int K = tmoei_step_draw(trainer, counts);
-    for (int g = 0; g < K; g++)
-        for (int i = 0; i < counts[g]; i++)
-            targets += (double)tmoei_target_length(trainer, tmoei_accepted(
-                &trainer->examples[trainer->chosen[g * t->examples_per_task + i]], i,
-                tmoei_random(t->seed, step, (uint64_t)g)));
+    const int K = tmoei_step_draw(trainer, counts, &targets);
     tmoe_tape_reset(trainer->router_tape);
     if (model->R > 0) {
         tmoei_step_noise(trainer, K);
@@ -7455,9 +7354,8 @@ static double tmoei_step_gradients(tmoe_trainer *trainer) {
         if (routes->wants_grad) loss += tmoei_load_balance(trainer, routes, K);
     }
     for (int g = 0; g < K && ctx->error == TMOE_OK; g++) {
-        const uint64_t random = tmoei_random(t->seed, step, (uint64_t)g);
         if (tmoei_batch_fill(trainer, trainer->chosen + g * t->examples_per_task, counts[g],
-                random) != TMOE_OK)
+                tmoei_random(t->seed, step, (uint64_t)g)) != TMOE_OK)
             break;
         tmoei_step_group(trainer, routes, g, (float)(1.0 / targets), &loss);
         trainer->tokens += (double)trainer->batch.source.tokens + (double)trainer->batch.target.tokens;
@@ -7473,22 +7371,18 @@ static double tmoei_step_gradients(tmoe_trainer *trainer) {
 static void tmoei_progress_fill(const tmoe_trainer *trainer, const tmoei_update_job *job, double loss,
         double norm, tmoe_progress *progress) {
     const tmoe_training *t = &trainer->training;
-    const double seconds = tmoei_seconds() - trainer->began, done = (double)(trainer->steps_done
-        - trainer->first_step);
-    memset(progress, 0, sizeof *progress);
+    const double seconds = tmoei_seconds() - trainer->began, left = (double)(t->steps - trainer->steps_done);
     progress->step = trainer->steps_done; progress->steps = t->steps;
-    progress->loss = (float)loss; progress->validation_loss = (float)NAN;
-    progress->best_validation_loss = trainer->best_loss;
-    progress->lr_model = job->rates[TMOEI_RATE_LAYERS];
-    progress->lr_router = job->rates[TMOEI_RATE_ROUTER];
-    progress->lr_tasks = job->rates[TMOEI_RATE_TASKS];
-    progress->temperature = tmoe_model_temperature(trainer->model);
-    progress->gradient_norm = (float)norm; progress->route_entropy = trainer->entropy;
-    progress->expert_use = trainer->use;
-    progress->routed_layers = trainer->model->R; progress->seconds = seconds;
-    progress->seconds_left = seconds / done * (double)(t->steps - trainer->steps_done);
-    progress->tokens_per_second = seconds > 0.0 ? trainer->tokens / seconds : 0.0;
     progress->part = t->label ? t->label : "";
+    progress->loss = (float)loss; progress->gradient_norm = (float)norm;
+    progress->validation_loss = (float)NAN; progress->best_validation_loss = trainer->best_loss;
+    progress->lr_model = job->rates[TMOEI_RATE_LAYERS];
+    progress->lr_router = job->rates[TMOEI_RATE_ROUTER]; progress->lr_tasks = job->rates[TMOEI_RATE_TASKS];
+    progress->temperature = tmoe_model_temperature(trainer->model);
+    progress->route_entropy = trainer->entropy; progress->expert_use = trainer->use;
+    progress->routed_layers = trainer->model->R; progress->seconds = seconds;
+    progress->seconds_left = seconds / (double)(trainer->steps_done - trainer->first_step) * left;
+    progress->tokens_per_second = seconds > 0.0 ? trainer->tokens / seconds : 0.0;
 }
 /* Clips the gradients that stand in trainer->grads, moves the parameters, raises the step. */
 static tmoe_result tmoei_trainer_apply(tmoe_trainer *trainer, double loss, tmoe_progress *progress) {
@@ -7500,9 +7394,9 @@ static tmoe_result tmoei_trainer_apply(tmoe_trainer *trainer, double loss, tmoe_
     double norm = 0.0;
     memset(&job, 0, sizeof job);
     job.trainer = trainer;
-    if (t->all_reduce) t->all_reduce(t->all_reduce_user, trainer->grads, trainer->gradient_floats);
+    if (t->all_reduce) t->all_reduce(t->all_reduce_user, trainer->grads, trainer->model->size);
     tmoei_parallel(ctx, tmoei_norm_chunk, &job, trainer->update_count);
-    for (int i = 0; i < trainer->update_count; i++) norm += trainer->update_norms[i];
+    for (int i = 0; i < trainer->update_count; i++) norm += trainer->updates[i].norm;
     norm = sqrt(norm) / machines;
     if (!(norm < (double)FLT_MAX) || !(loss < (double)FLT_MAX))             /* catches NaN, too */
         return tmoei_fail(ctx, TMOE_ERR_NUMERIC,
@@ -7527,7 +7421,7 @@ TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress) {
     if (trainer->began == 0.0) trainer->began = tmoei_seconds();
     const double loss = tmoei_step_gradients(trainer);
     if (ctx->error != TMOE_OK || tmoei_trainer_apply(trainer, loss, progress) != TMOE_OK)
-        memset(trainer->grads, 0, trainer->gradient_floats * sizeof(float));    /* nothing is left behind */
+        memset(trainer->grads, 0, trainer->model->size * sizeof(float));        /* nothing is left behind */
     tmoei_float_mode_leave(mode);
     return ctx->error;
 }
@@ -7535,7 +7429,6 @@ TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress) {
 /* ---- validation -------------------------------------------------------------------------------------- */
 #define TMOEI_VALIDATION_GROUP 32       /* lines a forward pass */
 TMOE_DEF float tmoe_validation_loss(tmoe_trainer *trainer) {
-    tmoe_model *model = trainer->model;
     double loss = 0.0, targets = 0.0;
     int n, chosen[TMOEI_VALIDATION_GROUP];
     const tmoei_float_mode mode = tmoei_float_mode_enter();
@@ -7546,8 +7439,9 @@ TMOE_DEF float tmoe_validation_loss(tmoe_trainer *trainer) {
             tmoei_pass pass;
             for (n = 0; n < TMOEI_VALIDATION_GROUP && from + n < task->validation; n++)
                 chosen[n] = (int)task->first + task->count + from + n;
-            if (tmoei_batch_fill(trainer, chosen, n, 0) != TMOE_OK) break;
-            if (tmoei_evaluation_pass(model, task->task, NULL, trainer->group_tape, &pass) != TMOE_OK) break;
+            if (tmoei_batch_fill(trainer, chosen, n, 0) != TMOE_OK || tmoei_evaluation_pass(trainer->model,
+                    task->task, NULL, trainer->group_tape, &pass) != TMOE_OK)
+                break;
             tmoe_tensor *result = tmoei_group_loss(trainer, &pass, 0.0f, 1.0f);
             if (result) loss += (double)result->x[0];
             targets += (double)trainer->batch.target.tokens;
@@ -7561,33 +7455,29 @@ TMOE_DEF float tmoe_validation_loss(tmoe_trainer *trainer) {
 TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer) {
     const tmoe_training *t = &trainer->training;
     const size_t bytes = trainer->model->size * sizeof(float);
-    tmoe_result result = TMOE_OK;
-    int stop = 0;
-    while (result == TMOE_OK && !stop && trainer->steps_done < t->steps) {
+    for (int stop = 0; !stop && trainer->steps_done < t->steps; ) {
         tmoe_progress progress;
-        result = tmoe_step(trainer, &progress);
-        if (result != TMOE_OK) break;
+        TMOEI_TRY(tmoe_step(trainer, &progress));
         if (t->evaluate_every_steps > 0 && (trainer->steps_done % t->evaluate_every_steps == 0
                 || trainer->steps_done == t->steps)) {
             progress.validation_loss = tmoe_validation_loss(trainer);
-            if (trainer->ctx->error != TMOE_OK) return trainer->ctx->error;
+            TMOEI_TRY(trainer->ctx->error);
             if (!(progress.validation_loss >= trainer->best_loss)) {        /* better, or the first */
                 trainer->best_loss = progress.validation_loss;
                 trainer->bad_evaluations = 0;
                 memcpy(trainer->best, trainer->model->theta, bytes);
-            } else if (++trainer->bad_evaluations == t->patience) stop = 1;
+            } else stop = ++trainer->bad_evaluations == t->patience;
             progress.best_validation_loss = trainer->best_loss;
         }
         if (t->progress && t->progress(t->progress_user, &progress))
-            result = tmoei_fail(trainer->ctx, TMOE_ERR_CANCELLED,
+            return tmoei_fail(trainer->ctx, TMOE_ERR_CANCELLED,
                 "training: stopped by the progress callback after step %ld", (long)trainer->steps_done);
     }
-    /* not NaN: something was measured */
-    if (result == TMOE_OK && trainer->best && trainer->best_loss == trainer->best_loss) {
+    if (trainer->best && trainer->best_loss == trainer->best_loss) {    /* not NaN: something was measured */
         memcpy(trainer->model->theta, trainer->best, bytes);
         trainer->model->version++;
     }
-    return result;
+    return TMOE_OK;
 }
 
 /* ---- making a trainer -------------------------------------------------------------------------------- */
@@ -7603,7 +7493,8 @@ TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer) {
     if (!trainer) return;
     tmoe_ctx *ctx = trainer->ctx;
     tmoei_free(ctx, trainer->texts.ids); tmoei_free(ctx, trainer->texts.offsets);
-    tmoei_free(ctx, trainer->examples); tmoei_free(ctx, trainer->batch.memory);
+    tmoei_free(ctx, trainer->examples); tmoei_free(ctx, trainer->updates);
+    tmoei_free(ctx, trainer->batch.memory);
     tmoe_tape_destroy(trainer->router_tape); tmoe_tape_destroy(trainer->group_tape);
     tmoei_owner_free(&trainer->own);
     tmoei_free(ctx, trainer);
@@ -7611,21 +7502,21 @@ TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer) {
 /* Tokenises the suite's training tasks. */
 static tmoe_result tmoei_trainer_texts(tmoe_trainer *trainer, const tmoe_suite *suite) {
     tmoe_ctx *ctx = trainer->ctx;
-    tmoe_model *model = trainer->model;
-    const tmoe_config *c = &model->config;
-    if (!model->tokenizer) return tmoei_fail(ctx, TMOE_ERR_DATA, "training: the model has no tokenizer");
+    const tmoe_tokenizer *tokenizer = trainer->model->tokenizer;
+    const tmoe_config *c = &trainer->model->config;
+    if (!tokenizer) return tmoei_fail(ctx, TMOE_ERR_DATA, "training: the model has no tokenizer");
     for (int s = 0; s < suite->count; s++) {
         const tmoe_task *task = &suite->tasks[s];
+        const char *instruction = c->instruction_in_input ? task->instruction : NULL;
         tmoei_trained_task *trained = &trainer->tasks[trainer->task_count];
         if (task->part != TMOE_PART_TRAIN) continue;
-        trained->task = tmoe_find_task(model, task->name);
+        trained->task = tmoe_find_task(trainer->model, task->name);
         if (trained->task < 0)
             return tmoei_fail(ctx, TMOE_ERR_DATA,
                 "training: the model does not know task %s; make it for the suite's training tasks",
                 task->name);
-        trained->first = trainer->example_count;
-        trained->validation = trainer->training.validation_lines < task->train_count / 2
-            ? trainer->training.validation_lines : task->train_count / 2;
+        trained->first = trainer->example_count; trained->validation = trainer->training.validation_lines;
+        if (trained->validation > task->train_count / 2) trained->validation = task->train_count / 2;
         trained->count = task->train_count - trained->validation;
         for (int i = 0; i < task->train_count; i++) {
             const tmoe_example *example = &task->train[i];
@@ -7633,53 +7524,48 @@ static tmoe_result tmoei_trainer_texts(tmoe_trainer *trainer, const tmoe_suite *
                     sizeof *trainer->examples))
                 return TMOE_ERR_MEMORY;
             tmoei_trained_example *mine = &trainer->examples[trainer->example_count++];
-            mine->source = tmoei_texts_add(ctx, &trainer->texts, model->tokenizer,
-                c->instruction_in_input ? task->instruction : NULL, example->input, c->source_tokens,
-                "input", task->name, i);
+            mine->source = tmoei_texts_add(ctx, &trainer->texts, tokenizer, instruction, example->input,
+                c->source_tokens, "input", task->name, i);
             mine->targets = example->output_count; mine->target = trainer->texts.count;
-            for (int o = 0; o < example->output_count; o++)
-                if (tmoei_texts_add(ctx, &trainer->texts, model->tokenizer, NULL, example->outputs[o],
-                        c->target_tokens, "output", task->name, i) == (size_t)-1)
-                    return ctx->error;
-            if (mine->source == (size_t)-1) return ctx->error;
+            for (int o = 0; ctx->error == TMOE_OK && o < example->output_count; o++)
+                (void)tmoei_texts_add(ctx, &trainer->texts, tokenizer, NULL, example->outputs[o],
+                    c->target_tokens, "output", task->name, i);
+            TMOEI_TRY(ctx->error);
         }
         if (trained->count > 0) trainer->task_count++;
     }
-    if (trainer->task_count == 0)
-        return tmoei_fail(ctx, TMOE_ERR_DATA, "training: the suite has no task to train on");
-    return TMOE_OK;
+    return trainer->task_count ? TMOE_OK
+        : tmoei_fail(ctx, TMOE_ERR_DATA, "training: the suite has no task to train on");
 }
 /* Runs the largest group that can come on a dry tape, then reserves what it would have used. */
 static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer) {
-    tmoe_ctx *ctx = trainer->ctx;
     tmoe_tape *tape = trainer->group_tape;
+    const tmoei_trained_example *examples = trainer->examples;
     const tmoei_texts *texts = &trainer->texts;
+    int *order = trainer->example_order, chosen = 0;
     double loss = 0.0;
     size_t best = 0;
     tmoe_tensor routes;
     for (int t = 0; t < trainer->task_count; t++) {  /* each task's longest lines, the longest task of all */
-        const tmoei_trained_task *task = &trainer->tasks[t];
-        size_t total = 0, last = (size_t)-1;
-        int n = 0, after = -1;
-        for (; n < trainer->training.examples_per_task && n < task->count; n++) {
-            int longest = -1;                           /* of those behind (last, after) in the order */
-            for (int i = (int)task->first; i < (int)task->first + task->count; i++) {
-                const size_t length = tmoei_text_length(texts, trainer->examples[i].source);
-                if ((length < last || (length == last && i > after)) && (longest < 0
-                        || length > tmoei_text_length(texts, trainer->examples[longest].source)))
-                    longest = i;
-            }
-            trainer->example_order[n] = after = longest;
-            last = tmoei_text_length(texts, trainer->examples[longest].source);
-            total += last + tmoei_text_length(texts, trainer->examples[longest].target);
+        const int first = (int)trainer->tasks[t].first, count = trainer->tasks[t].count;
+        size_t total = 0;
+        int n = 0;
+        for (int i = first; i < first + count; i++) {           /* insertion: the longest input first */
+            const size_t length = tmoei_text_length(texts, examples[i].source);
+            int at = n;
+            for (; at > 0 && length > tmoei_text_length(texts, examples[order[at - 1]].source); at--)
+                order[at] = order[at - 1];
+            order[at] = i;
+            n += n < trainer->training.examples_per_task;
         }
-        if (total > best) {
-            best = total;
-            memcpy(trainer->chosen, trainer->example_order, (size_t)n * sizeof(int));
-            trainer->chosen_count = n;
-        }
+        for (int i = 0; i < n; i++)
+            total += tmoei_text_length(texts, examples[order[i]].source)
+                + tmoei_text_length(texts, examples[order[i]].target);
+        if (total <= best) continue;
+        best = total; chosen = n;
+        memcpy(trainer->chosen, order, (size_t)n * sizeof(int));
     }
-    TMOEI_TRY(tmoei_batch_fill(trainer, trainer->chosen, trainer->chosen_count, 0));
+    TMOEI_TRY(tmoei_batch_fill(trainer, trainer->chosen, chosen, 0));
     memset(&routes, 0, sizeof routes);
     routes.x = routes.dx = trainer->droutes;                    /* never touched on a dry tape */
     routes.wants_grad = tmoei_selection_has_router(trainer->model->config.selection);
@@ -7687,34 +7573,26 @@ static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer) {
     tmoei_step_group(trainer, trainer->model->R > 0 ? &routes : NULL, 0, 1.0f, &loss);
     tape->dry = tape->big.dry = 0;
     trainer->step_bytes = tape->big.peak + tape->small.peak;
-    if (ctx->error != TMOE_OK) return ctx->error;
+    TMOEI_TRY(trainer->ctx->error);
     tmoei_arena_reset(&tape->big);
-    if (tape->big.peak && !tmoei_arena_alloc(&tape->big, tape->big.peak, 1)) return ctx->error;
+    if (tape->big.peak && !tmoei_arena_alloc(&tape->big, tape->big.peak, 1)) return TMOE_ERR_MEMORY;
     tmoe_tape_reset(tape);
     return TMOE_OK;
 }
 /* The optimiser's chunks: pieces of tensors, so each has one learning rate and decay. */
 static tmoe_result tmoei_trainer_updates(tmoe_trainer *trainer) {
     const tmoe_model *model = trainer->model;
-    size_t count = 0;
-    for (int pass = 0; pass < 2; pass++, trainer->update_count = (int)count) {     /* count, then fill */
-        if (pass == 1) {
-            trainer->updates = (tmoei_update *)tmoei_own(&trainer->own, count + 1, sizeof(tmoei_update));
-            trainer->update_norms = (double *)tmoei_own(&trainer->own, count + 1, sizeof(double));
-            if (!trainer->updates || !trainer->update_norms) return TMOE_ERR_MEMORY;
-        }
-        count = 0;
-        for (int p = 0; p < model->parameter_count; p++) {
-            const tmoei_parameter *parameter = &model->parameters[p];
-            const size_t n = (size_t)parameter->rows * (size_t)parameter->cols;
-            for (size_t done = 0; parameter->rate != TMOEI_RATE_NONE && done < n;
-                    done += TMOEI_UPDATE_FLOATS, count++)
-                if (pass == 1) {
-                    tmoei_update *update = &trainer->updates[count];
-                    update->offset = parameter->offset + done;
-                    update->count = n - done < TMOEI_UPDATE_FLOATS ? n - done : TMOEI_UPDATE_FLOATS;
-                    update->rate = parameter->rate; update->decay = parameter->decay;
-                }
+    for (int p = 0; p < model->parameter_count; p++) {
+        const tmoei_parameter *parameter = &model->parameters[p];
+        const size_t n = (size_t)parameter->rows * (size_t)parameter->cols;
+        for (size_t done = 0; parameter->rate != TMOEI_RATE_NONE && done < n; done += TMOEI_UPDATE_FLOATS) {
+            if (!tmoei_grow(trainer->ctx, &trainer->updates, &trainer->update_capacity,
+                    (size_t)trainer->update_count + 1, sizeof *trainer->updates))
+                return TMOE_ERR_MEMORY;
+            tmoei_update *update = &trainer->updates[trainer->update_count++];
+            update->offset = parameter->offset + done;
+            update->count = n - done < TMOEI_UPDATE_FLOATS ? n - done : TMOEI_UPDATE_FLOATS;
+            update->rate = parameter->rate; update->decay = parameter->decay;
         }
     }
     return TMOE_OK;
@@ -7729,7 +7607,7 @@ static tmoe_trainer *tmoei_trainer_new(tmoe_model *model, const tmoe_training *t
     if (!trainer) return NULL;
     tmoei_owner *own = &trainer->own;
     trainer->ctx = own->ctx = ctx; trainer->model = model; trainer->training = *training;
-    trainer->best_loss = (float)NAN; trainer->gradient_floats = size;
+    trainer->best_loss = (float)NAN;
     trainer->tasks = (tmoei_trained_task *)tmoei_own(own, tasks + 1, sizeof *trainer->tasks);
     trainer->grads = (float *)tmoei_own(own, size, sizeof(float));
     trainer->moment1 = (float *)tmoei_own(own, size, sizeof(float));
@@ -7738,16 +7616,13 @@ static tmoe_trainer *tmoei_trainer_new(tmoe_model *model, const tmoe_training *t
     trainer->example_order = (int *)tmoei_own(own, longest > most ? longest : most, sizeof(int));
     trainer->step_tasks = (int *)tmoei_own(own, groups, sizeof(int));
     trainer->chosen = (int *)tmoei_own(own, groups * most, sizeof(int));
-    trainer->noise = (float *)tmoei_own(own, (3 * groups + 2) * width, sizeof(float));
+    trainer->noise = (float *)tmoei_own(own, groups * width, sizeof(float));
+    trainer->droutes = (float *)tmoei_own(own, groups * width, sizeof(float));
+    trainer->entropy = (float *)tmoei_own(own, width, sizeof(float));
+    trainer->use = (float *)tmoei_own(own, width, sizeof(float));
     if (training->evaluate_every_steps > 0) trainer->best = (float *)tmoei_own(own, size, sizeof(float));
     trainer->router_tape = tmoe_tape_create(ctx); trainer->group_tape = tmoe_tape_create(ctx);
-    if (ctx->error == TMOE_OK) {
-        trainer->droutes = trainer->noise + groups * width;
-        trainer->constant_routes = trainer->droutes + groups * width;
-        trainer->entropy = trainer->constant_routes + groups * width;
-        trainer->use = trainer->entropy + width;
-        if (tmoei_trainer_updates(trainer) == TMOE_OK) return trainer;
-    }
+    if (ctx->error == TMOE_OK && tmoei_trainer_updates(trainer) == TMOE_OK) return trainer;
     tmoe_trainer_destroy(trainer);
     return NULL;
 }
@@ -7780,41 +7655,37 @@ TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, size_t *paramete
 
 /* ---- the one-call way -------------------------------------------------------------------------------- */
 TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *suite, int vocabulary) {
-    const char **texts = NULL;
-    size_t count = 0, capacity = 0;
-    int good = 1;
+    size_t count = 0, most = 1;
     if (vocabulary == 0) return tmoe_tokenizer_bytes(ctx);
-    for (int s = 0; s < suite->count; s++)
-        for (int i = 0; good && suite->tasks[s].part == TMOE_PART_TRAIN && i < suite->tasks[s].train_count;
-                i++) {
-            good = tmoei_grow(ctx, &texts, &capacity, count + 3, sizeof *texts);
-            if (!good) break;
-            texts[count++] = suite->tasks[s].instruction;       /* it stands before every input */
-            texts[count++] = suite->tasks[s].train[i].input;
-            texts[count++] = suite->tasks[s].train[i].outputs[0];
+    for (int s = 0; s < suite->count; s++) most += 3 * (size_t)suite->tasks[s].train_count;
+    const char **texts = (const char **)tmoei_alloc(ctx, most, sizeof *texts, 0);
+    for (int s = 0; texts && s < suite->count; s++) {
+        const tmoe_task *task = &suite->tasks[s];
+        for (int i = 0; task->part == TMOE_PART_TRAIN && i < task->train_count; i++) {
+            texts[count++] = task->instruction;                 /* it stands before every input */
+            texts[count++] = task->train[i].input;
+            texts[count++] = task->train[i].outputs[0];
         }
-    tmoe_tokenizer *tokenizer = good ? tmoe_tokenizer_train(ctx, texts, count, vocabulary) : NULL;
+    }
+    tmoe_tokenizer *tokenizer = texts ? tmoe_tokenizer_train(ctx, texts, count, vocabulary) : NULL;
     tmoei_free(ctx, (void *)texts);
     return tokenizer;
 }
 
 TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_tokenizer *tokenizer,
         tmoe_config *config) {
-    size_t source = 3, target = 2, count;
+    size_t source = 3, target = 2;
     for (int s = 0; s < suite->count; s++) {
         const tmoe_task *task = &suite->tasks[s];
         for (int i = 0; i < task->train_count + task->test_count; i++) {
             const tmoe_example *example = i < task->train_count ? &task->train[i]
                 : &task->test[i - task->train_count];
-            const char *instruction = config->instruction_in_input ? task->instruction : NULL;
-            if (tmoei_encode_source(ctx, tokenizer, instruction, example->input, NULL, 0, &count) != TMOE_OK)
-                return ctx->error;
-            if (count > source) source = count;
-            for (int o = 0; o < example->output_count; o++) {
-                if (tmoei_encode_source(ctx, tokenizer, NULL, example->outputs[o], NULL, 0,
-                        &count) != TMOE_OK)
-                    return ctx->error;
-                if (count > target) target = count;
+            for (int o = -1; o < example->output_count; o++) {          /* the input, then its outputs */
+                const char *before = o < 0 && config->instruction_in_input ? task->instruction : NULL,
+                    *text = o < 0 ? example->input : example->outputs[o];
+                size_t count, *most = o < 0 ? &source : &target;
+                TMOEI_TRY(tmoei_encode_source(ctx, tokenizer, before, text, NULL, 0, &count));
+                if (count > *most) *most = count;
             }
         }
     }
@@ -7836,13 +7707,12 @@ TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite, con
         c.source_tokens = start->config.source_tokens; c.target_tokens = start->config.target_tokens;
         c.V = start->config.V;
     }
-    tmoe_task *tasks = ctx->error != TMOE_OK ? NULL : (tmoe_task *)tmoei_alloc(ctx, (size_t)suite->count + 1,
-        sizeof *tasks, 0);
+    tmoe_task *tasks = (tmoe_task *)tmoei_alloc(ctx, (size_t)suite->count + 1, sizeof *tasks, 0);
     for (int s = 0; tasks && s < suite->count; s++)
         if (suite->tasks[s].part == TMOE_PART_TRAIN) tasks[n++] = suite->tasks[s];
-    if (tasks)
-        model = start ? tmoe_model_derive(ctx, start, NULL, &c, tasks, n) : tmoe_model_create(ctx, &c,
-            tokenizer, tasks, n);
+    if (ctx->error == TMOE_OK)
+        model = start ? tmoe_model_derive(ctx, start, NULL, &c, tasks, n)
+            : tmoe_model_create(ctx, &c, tokenizer, tasks, n);
     if (model && router) tmoe_model_take_router(model, router);
     tmoei_free(ctx, tasks); tmoe_tokenizer_destroy(tokenizer);
     tmoe_trainer *trainer = model ? tmoe_trainer_create(model, suite, &t) : NULL;
