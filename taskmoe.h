@@ -536,6 +536,9 @@ typedef struct tmoe_config {
     int k;                              /* width of a task vector */
     int instruction_in_input;           /* 1: the encoder reads "instruction \n input", 0: the input alone */
     int begin_in_target;                /* 1: targets begin with <s>, as BART's do */
+    int specials_in_text;               /* 1: <mask> and the like count where a text says them (BART) */
+    /* tokens: what the decoder starts with (</s>); <s>, <pad>, </s> */
+    int start_id, begin_id, pad_id, end_id;
     float init_std;      /* of all matrices; 0: 1/sqrt(fan in) for linear layers, 1/sqrt(D) for embeddings */
     uint64_t seed;
 } tmoe_config;
@@ -579,6 +582,25 @@ TMOE_DEF const tmoe_config *tmoe_model_config(const tmoe_model *model);
 TMOE_DEF const tmoe_tokenizer *tmoe_model_tokenizer(const tmoe_model *model);
 TMOE_DEF int tmoe_model_task_count(const tmoe_model *model);
 TMOE_DEF const tmoe_task *tmoe_model_task(const tmoe_model *model, int task);
+/* How answers are searched: as transformers does. Lengths are in tokens, start token included. */
+typedef enum tmoe_early_stopping {      /* stop when there are `beams` finished answers ... */
+    /* and the best running one, as long as it is now, is worse than all */
+    TMOE_EARLY_STOPPING_FALSE,
+    TMOE_EARLY_STOPPING_TRUE,           /* at once */
+    TMOE_EARLY_STOPPING_NEVER           /* and no running one of any length can become better */
+} tmoe_early_stopping;
+typedef struct tmoe_generation {
+    int beams;                          /* 1: greedy */
+    int max_length, min_length;         /* max_length 0: as long as the model can */
+    int no_repeat_ngram;                /* no so many tokens in a row twice; 0: whatever */
+    int returned;                       /* answers of a request, 1 <= returned <= beams */
+    float length_penalty;               /* a score is the sum of log p divided by length to this power */
+    tmoe_early_stopping early_stopping;
+    int forced_begin_id, forced_end_id; /* first token; last one at max_length; -1: free */
+} tmoe_generation;
+/* tmoe_model_generation - how tmoe_answers searches (greedily; a BART: as its folder says); yours to change
+ *   out  lives in the model, saved with it   fails never   cost none   thread  one context, one thread */
+TMOE_DEF tmoe_generation *tmoe_model_generation(tmoe_model *model);
 /* tmoe_model_parameters - number of parameters: all, and those that one task uses (one expert a layer, no
  * router)
  *   active     out or NULL      fails never   cost  a pass over the layers   thread  any */
@@ -796,6 +818,16 @@ TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task, const char
  *   fails   as above; all answers are NULL then   cost  32 at a time   thread  as above */
 TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const float *route,
     const char *const *inputs, int count, char **answers);
+/* tmoe_generate - tokens that answer tokens                                                    >>inference
+ *   task     in: a known task, or -1 with a route (or a dense model)      route  as above, or NULL
+ *   ids      in: the requests' tokens, one behind the other      lengths (count) in: of each
+ *   how      in, or NULL: tmoe_model_generation's
+ *   tokens   (count, returned, max_length) out: best first, start token first, filled up with pad_id;
+ *            max_length 0 or too long: target_tokens + 1      token_counts (count, returned) out
+ *   scores   (count, returned) out or NULL: of beam search; 0 if greedy
+ *   fails    TMOE_ERR_ARGUMENT, TMOE_ERR_MEMORY   cost  as above, times beams   thread  as above */
+TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *route, const int *ids,
+    const int *lengths, int count, const tmoe_generation *how, int *tokens, int *token_counts, float *scores);
 /* tmoe_answers_free - frees what tmoe_answers gave and sets it to NULL.   fails never   thread  as above */
 TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count);
 /* tmoe_evaluate - score of the model on a task's test lines by the task's metric              >>inference
@@ -836,6 +868,21 @@ TMOE_DEF tmoe_result tmoe_trainer_save(const tmoe_trainer *trainer, const char *
  *          unchanged then
  *   cost   a pass over the file      thread  as above */
 TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path);
+/* tmoe_bart_load - a Hugging Face BART: config.json, model.safetensors (or shards with their index; F32, F16
+ * or
+ *   BF16), generation_config.json, and its tokenizer where there is one                          >>bart
+ *   out    a dense model, free with tmoe_model_destroy; tmoe_model_derive makes experts of it
+ *   fails  NULL + TMOE_ERR_FILE, TMOE_ERR_FORMAT (all missing and unknown tensors by name), TMOE_ERR_MEMORY
+ *   cost   a pass over the file      thread  one context, one thread */
+TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder);
+/* tmoe_export_dense - cuts a task out as a folder that transformers' BartForConditionalGeneration loads, and
+ * that
+ *   tmoe_bart_load reads back bit by bit                                                         >>bart
+ *   task   in: a known one or an instruction; of no account (NULL) for a dense model      folder  made if new
+ *   fails  TMOE_ERR_ARGUMENT (not a POST-norm model; a route that mixes outputs), TMOE_ERR_FILE,
+ * TMOE_ERR_MEMORY
+ *   cost   a merge and a pass over the parameters   thread  as above */
+TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task, const char *folder);
 #endif
 #ifdef __cplusplus
 }
@@ -914,7 +961,6 @@ extern int fsync(int file);
 #  define TMOEI_UNUSED
 #endif
 #define TMOEI_ALIGN 64u                 /* bytes: one cache line, one AVX-512 register */
-#define TMOEI_ALIGN_FLOATS 16u
 #define TMOEI_MESSAGE_BYTES 1024
 #define TMOEI_LANES_MAX 64
 
@@ -975,10 +1021,6 @@ static int tmoei_size(size_t *out, size_t a, size_t b, size_t c) {
     if (b != 0 && a > ((size_t)-1 - c) / b) return 0;
     *out = a * b + c;
     return 1;
-}
-/* Floats up to the end of the cache line. */
-static size_t tmoei_round_up(size_t n) {
-    return (n + TMOEI_ALIGN_FLOATS - 1) / TMOEI_ALIGN_FLOATS * TMOEI_ALIGN_FLOATS;
 }
 /* A large block wants 2 MiB pages: +28 % on memory reads of one thread (Zen 4). */
 static void tmoei_huge_pages(void *raw, size_t bytes) {
@@ -2539,10 +2581,6 @@ static tmoe_tensor *tmoei_part(tmoe_tape *tape, tmoe_tensor *block, size_t offse
     if (!part || !block->wants_grad) return part;
     part->dx = block->dx + offset; part->wants_grad = 1;
     part->has_grad = !((tmoei_tensor *)block)->unwritten;
-    if (!part->has_grad && !tape->dry) { /* nobody writes between this part and the next */
-        const size_t n = (size_t)rows * (size_t)cols, left = (size_t)block->cols - offset;
-        memset(part->dx + n, 0, ((tmoei_round_up(n) < left ? tmoei_round_up(n) : left) - n) * sizeof(float));
-    }
     return part->has_grad ? part : tmoei_node_add(tape, part, tmoei_part_backward, -1, NULL, 0, &block, 1);
 }
 /* ==== >>ops: each operation's shape rule, forward and backward on one screen ===========================
@@ -4747,17 +4785,18 @@ TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const c
     return tmoei_draft_finish(&draft, "suite_add");
 }
 /* What the encoder reads: <s> instruction \n input </s>, or <s> input </s> without an instruction; count =
- * tokens needed, even where they do not fit. */
-static tmoe_result tmoei_encode_source(tmoe_ctx *ctx, const tmoe_tokenizer *tokenizer,
-        const char *instruction, const char *input, int *ids, size_t capacity, size_t *count) {
-    const size_t a = instruction ? strlen(instruction) + 1 : 0, b = strlen(input);
-    char *text = (char *)tmoei_alloc(ctx, a + b + 1, 1, 0);
+ * tokens needed, even where they do not fit. find: special tokens in the text count as such. */
+static tmoe_result tmoei_encode_source(const tmoe_tokenizer *tokenizer, const char *instruction,
+    const char *input,
+        int find, int *ids, size_t capacity, size_t *count) {
+    const size_t a = instruction && instruction[0] ? strlen(instruction) + 1 : 0, b = strlen(input);
+    char *text = (char *)tmoei_alloc(tokenizer->ctx, a + b + 1, 1, 0);
     if (!text) return TMOE_ERR_MEMORY;
     if (a) { memcpy(text, instruction, a - 1); text[a - 1] = '\n'; }
     memcpy(text + a, input, b + 1);
-    const tmoe_result result = tmoe_tokenizer_encode(tokenizer, text, a + b, TMOE_TOKENIZER_SPECIALS, ids,
-        capacity, count);
-    tmoei_free(ctx, text);
+    const tmoe_result result = tmoe_tokenizer_encode(tokenizer, text, a + b, TMOE_TOKENIZER_SPECIALS
+        | (find ? TMOE_TOKENIZER_FIND_SPECIALS : 0), ids, capacity, count);
+    tmoei_free(tokenizer->ctx, text);
     return result;
 }
 
@@ -5072,13 +5111,14 @@ TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const ch
 #endif /* TMOE_NO_STDIO */
 /* ==== >>model: what is where in the one flat buffer of parameters ======================================
  *
- *   theta   [ embeddings, positions, norms, output bias | layer 0: shared part, expert 0, ..., expert E-1 |
- *           layer 1 ... | router | task vectors ]
- *   grads, first moments, second moments: flat twins of theta, made by the trainer
+ *   theta   [ embeddings, positions, norms | layer 0: shared part, expert 0, ..., expert E-1 | layer 1 ... |
+ *           output bias | router | task vectors ]
+ *   grads, first moments, second moments: flat twins of the part that is trained, made by the trainer
  *
  * An expert is one contiguous block with the same inner layout in all experts of a layer. So merging is one
- * sweep, cutting out a task is a copy, the optimiser and the all-reduce are one loop. Every named tensor
- * starts on a cache line. */
+ * sweep, cutting out a task is a copy, the optimiser and the all-reduce are one loop. There are no gaps: a
+ * saved
+ * file holds the same floats in the same order, and is used as it lies where the system can map it. */
 
 /* The pieces of a transformer layer in the order they lie in a block: a weight, then its bias (piece + 1). */
 typedef enum tmoei_piece {
@@ -5127,7 +5167,10 @@ struct tmoe_model {
     tmoe_ctx *ctx;
     tmoe_config config;
     tmoe_tokenizer *tokenizer;
-    int V, end_id;                  /* vocabulary; the decoder starts with </s>, as it is trained */
+    tmoe_generation generation;
+    char *mapping;                  /* the file that theta lies in, or NULL */
+    size_t mapping_size;
+    int V;
     tmoe_task *tasks;               /* known ones: name, category, instruction */
     int N, L, R;                    /* tasks; layers, encoder first; routed layers */
     tmoei_layer *layers;
@@ -5136,7 +5179,8 @@ struct tmoe_model {
     size_t parameter_capacity;
     float *theta;
     size_t size;                    /* floats in theta */
-    size_t shared[TMOEI_SHARED], router, router_size, vectors;  /* offsets; task vectors are (N, k) */
+    int shared[TMOEI_SHARED];       /* indices of the parameters outside the layers */
+    size_t vectors;                 /* offset of the task vectors, (N, k) */
     float *mask;                    /* (R, E) added to the logits: 0, or -1e9 for a disabled expert */
     float *text_vectors;            /* (N, k) of the instructions, for nearest tasks */
     int64_t step;                   /* optimiser steps taken: sets the temperature */
@@ -5165,7 +5209,7 @@ static size_t tmoei_parameter_add(tmoe_model *model, int rows, int cols, tmoei_r
     parameter->offset = model->size; parameter->rows = rows; parameter->cols = cols;
     parameter->rate = rate; parameter->decay = decay; parameter->expert = expert;
     parameter->init_std = init_std; parameter->init_value = init_value;
-    model->size += tmoei_round_up((size_t)rows * (size_t)cols);
+    model->size += (size_t)rows * (size_t)cols;
     return parameter->offset;
 }
 /* Standard deviation at the start of what has `rows` rows: only matrices are random. */
@@ -5191,7 +5235,7 @@ static void tmoei_layer_plan(tmoe_model *model, int index) {
         layer->in_expert[piece] = c->expert_kind == TMOE_EXPERT_LAYER || piece >= TMOEI_FC1;
         size_t *size = layer->in_expert[piece] ? &layer->block_size : &layer->shared_size;
         layer->offset[piece] = *size;
-        *size += tmoei_round_up((size_t)layer->rows[piece] * (size_t)layer->cols[piece]);
+        *size += (size_t)layer->rows[piece] * (size_t)layer->cols[piece];
     }
     layer->shared = model->size; layer->block = model->size + layer->shared_size;
     for (int expert = -1; expert < layer->experts; expert++)    /* -1: the shared part */
@@ -5219,16 +5263,20 @@ static tmoe_result tmoei_model_plan(tmoe_model *model) {
     const int rows[TMOEI_SHARED] = { model->V, c->source_tokens, c->target_tokens, 1, 1, 1, 1, 1 };
     for (int s = 0; s < TMOEI_SHARED; s++) {
         const int output = s == TMOEI_OUTPUT_BIAS, gain = s == TMOEI_ENCODER_NORM || s == TMOEI_DECODER_NORM;
-        model->shared[s] = tmoei_parameter_add(model, rows[s], output ? model->V : c->D,
+        /* behind the layers: an odd V would move all of them off their cache lines */
+        if (output) {
+            model->layers = (tmoei_layer *)tmoei_own(&model->own, (size_t)model->L, sizeof *model->layers);
+            if (!model->layers) return model->ctx->error;
+            for (int l = 0; l < model->L; l++) tmoei_layer_plan(model, l);
+        }
+        model->shared[s] = model->parameter_count;
+        (void)tmoei_parameter_add(model, rows[s], output ? model->V : c->D,
             output ? TMOEI_RATE_NONE : TMOEI_RATE_SHARED, rows[s] > 1, -1,
             tmoei_init_std(model, rows[s], c->D), gain ? 1.0f : 0.0f, "%s", names[s]);
     }
-    model->layers = (tmoei_layer *)tmoei_own(&model->own, (size_t)model->L, sizeof *model->layers);
-    if (!model->layers) return model->ctx->error;
-    for (int l = 0; l < model->L; l++) tmoei_layer_plan(model, l);
-    model->router = model->size; model->router_parameter = model->parameter_count;
+    model->router_parameter = model->parameter_count;
     if (model->R > 0) tmoei_router_plan(model);
-    model->router_size = model->size - model->router; model->vectors = model->size;
+    model->vectors = model->size;
     if (model->N > 0 && model->R > 0)
         (void)tmoei_parameter_add(model, model->N, c->k, c->vectors == TMOE_VECTOR_LEARNED ? TMOEI_RATE_TASKS
             : TMOEI_RATE_NONE, 1, -1, 0.02f, 0.0f, "task_vectors.weight");
@@ -5254,13 +5302,15 @@ static void tmoei_model_init(tmoe_model *model) {
         for (size_t i = 0; back && i < n; i++) x[i] = x[i] * model->config.expert_noise + x[i - back];
     }
 }
-/* A number of tmoe_config or tmoe_training: where it is and what it may be. Enums are ints. */
-typedef struct tmoei_field { const char *name; size_t offset; int is_float; double least, most; } tmoei_field;
-#define TMOEI_FIELD(f, is_float, least, most) \
-    { #f, offsetof(TMOEI_STRUCT, f), is_float, (double)(least), (double)(most) }
-#define TMOEI_INT(f, least, most) TMOEI_FIELD(f, 0, least, most)
-#define TMOEI_SIZE(f, least) TMOEI_FIELD(f, 0, least, 1 << 20)
-#define TMOEI_FLOAT(f, least, most) TMOEI_FIELD(f, 1, least, most)
+/* A number of tmoe_config and the like: its name in files, where it is, what it may be. Enums are ints. */
+typedef enum tmoei_kind { TMOEI_KIND_INT, TMOEI_KIND_FLOAT, TMOEI_KIND_BOOL } tmoei_kind;
+typedef struct tmoei_field { const char *name; size_t offset; tmoei_kind kind; double least,
+    most; } tmoei_field;
+#define TMOEI_NAMED(name, f, kind, least, most) \
+    { name, offsetof(TMOEI_STRUCT, f), TMOEI_KIND_##kind, (double)(least), (double)(most) }
+#define TMOEI_INT(f, least, most) TMOEI_NAMED(#f, f, INT, least, most)
+#define TMOEI_SIZE(f, least) TMOEI_NAMED(#f, f, INT, least, 1 << 20)
+#define TMOEI_FLOAT(f, least, most) TMOEI_NAMED(#f, f, FLOAT, least, most)
 #define TMOEI_BELOW_1 0.99999994        /* the largest float there */
 #define TMOEI_STRUCT tmoe_config
 static const tmoei_field tmoei_config_fields[] = {              /* the seed is written by itself */
@@ -5276,9 +5326,23 @@ static const tmoei_field tmoei_config_fields[] = {              /* the seed is w
     TMOEI_FLOAT(temperature_min, FLT_MIN, FLT_MAX), TMOEI_FLOAT(exploration, 0, 1),
     TMOEI_INT(router, 0, TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC), TMOEI_INT(router_hidden, 1, 65536),
     TMOEI_INT(vectors, 0, TMOE_VECTOR_GIVEN), TMOEI_SIZE(k, 1), TMOEI_INT(instruction_in_input, 0, 1),
-    TMOEI_INT(begin_in_target, 0, 1), TMOEI_FLOAT(init_std, 0, FLT_MAX)
+    TMOEI_INT(begin_in_target, 0, 1), TMOEI_INT(specials_in_text, 0, 1), TMOEI_FLOAT(init_std, 0, FLT_MAX),
+    TMOEI_SIZE(start_id, 0), TMOEI_SIZE(begin_id, 0), TMOEI_SIZE(pad_id, 0), TMOEI_SIZE(end_id, 0)
 };
 #define TMOEI_CONFIG_FIELDS (sizeof tmoei_config_fields / sizeof *tmoei_config_fields)
+#undef TMOEI_STRUCT
+#define TMOEI_STRUCT tmoe_generation
+/* by transformers' names, but for the first */
+static const tmoei_field tmoei_generation_fields[] = {
+    TMOEI_INT(early_stopping, 0, TMOE_EARLY_STOPPING_NEVER), TMOEI_NAMED("num_beams", beams, INT, 1, 1024),
+    TMOEI_INT(max_length, 0, 1 << 20), TMOEI_INT(min_length, 0, 1 << 20),
+    TMOEI_NAMED("no_repeat_ngram_size", no_repeat_ngram, INT, 0, 1 << 20),
+    TMOEI_NAMED("num_return_sequences", returned, INT, 1, 1024),
+    TMOEI_FLOAT(length_penalty, -FLT_MAX, FLT_MAX),
+    TMOEI_NAMED("forced_bos_token_id", forced_begin_id, INT, -1, 1 << 20),
+    TMOEI_NAMED("forced_eos_token_id", forced_end_id, INT, -1, 1 << 20)
+};
+enum { TMOEI_GENERATION_FIELDS = sizeof tmoei_generation_fields / sizeof *tmoei_generation_fields };
 #undef TMOEI_STRUCT
 #define TMOEI_STRUCT tmoe_training
 #define TMOEI_GROUPS_MAX 120            /* tasks a step */
@@ -5301,7 +5365,7 @@ static double tmoei_field_value(const void *config, const tmoei_field *field) {
     float real;
     memcpy(&number, (const char *)config + field->offset, sizeof number);
     memcpy(&real, (const char *)config + field->offset, sizeof real);
-    return field->is_float ? (double)real : (double)number;
+    return field->kind == TMOEI_KIND_FLOAT ? (double)real : (double)number;
 }
 /* Notes every field that is out of its range (NaN is), so that one message names all mistakes. */
 static void tmoei_fields_check(const void *config, const tmoei_field *fields, size_t count, char *text,
@@ -5323,6 +5387,8 @@ static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c, const
         tmoei_problem(text, size, "D = %d is not divisible by H_encoder = %d", c->D, c->H_encoder);
     if (c->H_decoder > 0 && c->D % c->H_decoder)
         tmoei_problem(text, size, "D = %d is not divisible by H_decoder = %d", c->D, c->H_decoder);
+    if (c->V && (c->start_id >= c->V || c->begin_id >= c->V || c->pad_id >= c->V || c->end_id >= c->V))
+        tmoei_problem(text, size, "a token id is not below V = %d", c->V);
     if (c->V < symbols && (c->V || !tokenizer))
         tmoei_problem(text, size, "V is %d, must be at least the tokenizer's %d", c->V, symbols);
     if (c->E > 1 && c->expert_places == 0)
@@ -5348,19 +5414,27 @@ TMOE_DEF tmoe_config tmoe_config_default(void) {
     c.router = TMOE_ROUTER_LINEAR_LAYER_SPECIFIC;               /* the one in the paper's final runs */
     c.router_hidden = 64;                                       /* the paper's */
     c.vectors = TMOE_VECTOR_TEXT; c.k = 64; c.instruction_in_input = 1; c.seed = 1;
+    c.begin_id = TMOE_TOKEN_BEGIN; c.pad_id = TMOE_TOKEN_PAD; c.start_id = c.end_id = TMOE_TOKEN_END;
     return c;
 }
 TMOE_DEF void tmoe_model_destroy(tmoe_model *model) {
     if (!model) return;
     tmoe_tokenizer_destroy(model->tokenizer);
     tmoe_tape_destroy(model->tape);
+#ifndef TMOE_NO_STDIO
+    if (model->mapping) tmoei_unmap(model->mapping, model->mapping_size);
+#endif
     tmoei_free(model->ctx, model->parameters);
     tmoei_owner_free(&model->own);
     tmoei_free(model->ctx, model);
 }
 static void tmoei_text_vector(const char *text, int k, float *vector);  /* >>router */
 
-/* Everything but the values of theta. */
+/* Everything but theta: that is allocated by this, or lies in a file. */
+static tmoe_result tmoei_theta_alloc(tmoe_model *model) {
+    model->theta = (float *)tmoei_own(&model->own, model->size, sizeof(float));
+    return model->ctx->error;
+}
 static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config, const tmoe_tokenizer *tokenizer,
         const tmoe_task *tasks, int task_count) {
     const size_t N = (size_t)task_count, k = (size_t)config->k;
@@ -5372,7 +5446,8 @@ static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config, con
     model->L = config->encoder_layers + config->decoder_layers;
     model->tokenizer = tokenizer ? tmoei_tokenizer_copy(ctx, tokenizer) : NULL;
     model->V = config->V ? config->V : tmoe_tokenizer_vocabulary(tokenizer);
-    model->end_id = TMOE_TOKEN_END;
+    model->generation.beams = model->generation.returned = 1; model->generation.length_penalty = 1.0f;
+    model->generation.forced_begin_id = model->generation.forced_end_id = -1;
     model->tape = tmoe_tape_create(ctx);
     model->tasks = (tmoe_task *)tmoei_own(own, N + 1, sizeof *model->tasks);
     model->text_vectors = (float *)tmoei_own(own, N * k + 1, sizeof(float));
@@ -5387,7 +5462,6 @@ static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config, con
         size_t merged = 1;
         for (int l = 0; config->mix == TMOE_MIX_PARAM && l < model->L; l++)
             if (model->layers[l].experts > 1) merged += model->layers[l].block_size;
-        model->theta = (float *)tmoei_own(own, model->size, sizeof(float));
         model->routes = (float *)tmoei_own(own, N * width + 1, sizeof(float));
         model->merged = (float *)tmoei_own(own, merged, sizeof(float));
         model->mask = (float *)tmoei_own(own, width + 1, sizeof(float));
@@ -5405,6 +5479,7 @@ TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
     ctx->error = TMOE_OK;
     tmoe_model *model = tmoei_model_new(ctx, &chosen, tokenizer, tasks, task_count);
     if (!model) return NULL;
+    if (tmoei_theta_alloc(model) != TMOE_OK) { tmoe_model_destroy(model); return NULL; }
     tmoei_model_init(model);
     if (model->R > 0 && chosen.vectors == TMOE_VECTOR_TEXT)
         memcpy(model->theta + model->vectors, model->text_vectors,
@@ -5473,17 +5548,20 @@ TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, co
         return TMOEI_FAIL_NULL(ctx, TMOE_ERR_CONFIG, "derive: D, F, layers, tokens, V and norm must stay");
     tmoe_model *model = tmoe_model_create(ctx, &c, from->tokenizer, tasks, task_count);
     if (!model) return NULL;
-    for (int p = 0; p < TMOEI_SHARED; p++)                      /* embeddings, positions, norms */
-        memcpy(model->theta + model->shared[p], from->theta + from->shared[p],
-            (size_t)model->parameters[p].rows * (size_t)model->parameters[p].cols * sizeof(float));
+    for (int p = 0; p < TMOEI_SHARED; p++) {                    /* embeddings, positions, norms */
+        const tmoei_parameter *to = &model->parameters[model->shared[p]];
+        memcpy(model->theta + to->offset, from->theta + from->parameters[from->shared[p]].offset,
+            (size_t)to->rows * (size_t)to->cols * sizeof(float));
+    }
     for (int l = 0; l < model->L; l++)
         tmoei_layer_derive(model, from, l, route && from->layers[l].experts > 1
             ? route + from->layers[l].route * a->E : NULL);
     tmoe_model_take_router(model, from);
-    model->step = config ? 0 : from->step;
+    model->step = config ? 0 : from->step; model->generation = from->generation;
     return model;
 }
 TMOE_DEF const tmoe_config *tmoe_model_config(const tmoe_model *model) { return &model->config; }
+TMOE_DEF tmoe_generation *tmoe_model_generation(tmoe_model *model) { return &model->generation; }
 TMOE_DEF const tmoe_tokenizer *tmoe_model_tokenizer(const tmoe_model *model) { return model->tokenizer; }
 TMOE_DEF int tmoe_model_task_count(const tmoe_model *model) { return model->N; }
 TMOE_DEF const tmoe_task *tmoe_model_task(const tmoe_model *model, int task) {
@@ -5568,27 +5646,26 @@ typedef struct tmoei_texts {
     int *ids; size_t *offsets; size_t count, ids_used, ids_capacity, offsets_capacity;
 } tmoei_texts;
 
-/* Appends one tokenised text; gives its index, or -1 cast to size_t (cause in the context). */
-static size_t tmoei_texts_add(tmoe_ctx *ctx, tmoei_texts *texts, const tmoe_tokenizer *tokenizer,
-        const char *instruction, const char *input, int limit, const char *what, const char *task_name,
-        int line) {
+/* Appends one tokenised text; `what`, task and line stand in the message where it is too long. */
+static tmoe_result tmoei_texts_add(const tmoe_model *model, tmoei_texts *texts, const char *instruction,
+        const char *input, int limit, const char *what, const char *task, int line) {
+    tmoe_ctx *ctx = model->ctx;
+    const int find = model->config.specials_in_text;
     size_t count = 0;
-    if (tmoei_encode_source(ctx, tokenizer, instruction, input, NULL, 0, &count) != TMOE_OK)
-        return (size_t)-1;
-    if (count > (size_t)limit) {
-        (void)tmoei_fail(ctx, TMOE_ERR_DATA, "task %s, training example %d: the %s has %lu tokens; "
-            "the model takes at most %d", task_name, line + 1, what, (unsigned long)count, limit);
-        return (size_t)-1;
-    }
+    TMOEI_TRY(tmoei_encode_source(model->tokenizer, instruction, input, find, NULL, 0, &count));
+    if (count > (size_t)limit)
+        return tmoei_fail(ctx, TMOE_ERR_DATA,
+        "task %s, line %d: the %s has %lu tokens; the model takes at most %d", task,
+            line + 1, what, (unsigned long)count, limit);
     if (!tmoei_grow(ctx, &texts->ids, &texts->ids_capacity, texts->ids_used + count, sizeof *texts->ids)
-            || !tmoei_grow(ctx, &texts->offsets, &texts->offsets_capacity, texts->count + 2,
-            sizeof *texts->offsets) || tmoei_encode_source(ctx, tokenizer, instruction, input,
-            texts->ids + texts->ids_used, count, &count) != TMOE_OK)
-        return (size_t)-1;
+            || !tmoei_grow(ctx, &texts->offsets, &texts->offsets_capacity, texts->count + 2, sizeof(size_t)))
+        return TMOE_ERR_MEMORY;
+    TMOEI_TRY(tmoei_encode_source(model->tokenizer, instruction, input, find, texts->ids + texts->ids_used,
+        count, &count));
     if (texts->count == 0) texts->offsets[0] = 0;
     texts->ids_used += count;
     texts->offsets[++texts->count] = texts->ids_used;
-    return texts->count - 1;
+    return TMOE_OK;
 }
 static size_t tmoei_text_length(const tmoei_texts *texts, size_t index) {
     return texts->offsets[index + 1] - texts->offsets[index];
@@ -5599,7 +5676,8 @@ typedef struct tmoei_cache tmoei_cache; /* >>inference: keys and values of earli
 typedef struct tmoei_pass {
     tmoe_model *model;
     tmoe_tape *tape;
-    float *grads;                       /* flat twin of theta, or NULL: nothing is trained */
+    float *grads;                       /* of theta + first on, or NULL: nothing is trained */
+    size_t first;
     int train;                          /* TMOE_TRAIN_ bits */
     tmoe_tensor *route;                 /* (1, R * E) or NULL when no layer is routed */
     float *const *blocks;               /* evaluation: each layer's merged block, (L) pointers, or NULL */
@@ -5613,15 +5691,14 @@ typedef struct tmoei_pass {
 
 /* Where gradients of theta + offset go, if what `bit` stands for is trained. */
 static float *tmoei_pass_grads(const tmoei_pass *pass, int bit, size_t offset) {
-    return pass->grads && (pass->train & bit) ? pass->grads + offset : NULL;
+    return pass->grads && (pass->train & bit) ? pass->grads + (offset - pass->first) : NULL;
 }
 static tmoe_tensor *tmoei_block_leaf(tmoei_pass *pass, size_t offset, size_t size) {
     return tmoe_leaf(pass->tape, 1, (int)size, pass->model->theta + offset,
         tmoei_pass_grads(pass, TMOE_TRAIN_LAYERS, offset));
 }
 static tmoe_tensor *tmoei_shared_tensor(tmoei_pass *pass, int which) {
-    /* the shared ones come first, in the order of tmoei_shared */
-    const tmoei_parameter *parameter = &pass->model->parameters[which];
+    const tmoei_parameter *parameter = &pass->model->parameters[pass->model->shared[which]];
     return tmoe_leaf(pass->tape, parameter->rows, parameter->cols, pass->model->theta + parameter->offset,
         parameter->rate == TMOEI_RATE_NONE ? NULL
         : tmoei_pass_grads(pass, TMOE_TRAIN_SHARED, parameter->offset));
@@ -5774,7 +5851,8 @@ static tmoe_tensor *tmoei_router_take(tmoei_router_cursor *cursor, const char *n
         return NULL;
     }
     const size_t at = model->parameters[cursor->next++].offset;
-    return tmoe_leaf(cursor->tape, rows, cols, model->theta + at, cursor->grads ? cursor->grads + at : NULL);
+    return tmoe_leaf(cursor->tape, rows, cols, model->theta + at, cursor->grads ? cursor->grads
+        + (at - model->parameters[model->router_parameter].offset) : NULL);
 }
 /* Weight and bias of a linear layer, or gain and bias of a norm (no rows). */
 static void tmoei_router_pair(tmoei_router_cursor *cursor, const char *name, int rows, int cols, float std,
@@ -5899,7 +5977,7 @@ static void tmoei_router_plan(tmoe_model *model) {
     cursor.model = model; cursor.tape = model->tape; cursor.planning = 1;
     (void)tmoei_router_run(&cursor, NULL);
 }
-/* Logits (K, R * E) of K task vectors (K, k). */
+/* Logits (K, R * E) of K task vectors (K, k); grads: of the router's parameters from the first on, or NULL. */
 static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, float *grads,
         tmoe_tensor *vectors) {
     tmoei_router_cursor cursor;
@@ -6972,23 +7050,21 @@ TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, con
     tmoei_free(ctx, (void *)inputs); tmoei_free(ctx, answers);
     return result;
 }
-/* sum over y of log p(y | x) for each of n targets of one source, into out. */
-static tmoe_result tmoei_log_likelihoods(tmoe_model *model, int task, const float *route, const int *ids,
-        size_t source, const tmoei_texts *labels, const size_t *which, int n, double *out) {
-    const size_t skip = model->config.begin_in_target ? 0 : 1, V = (size_t)model->V;
+/* sum over y of log p(y | x) of each label y for the one source x, into out. */
+static tmoe_result tmoei_log_likelihoods(tmoe_model *model, int task, const float *route,
+        const tmoei_texts *source, const tmoei_texts *labels, double *out) {
+    const size_t skip = model->config.begin_in_target ? 0 : 1, V = (size_t)model->V, n = labels->count;
     const tmoe_tensor *h = NULL;
     tmoei_batch b;
     tmoei_pass pass;
-    size_t targets = 0;
     memset(&b, 0, sizeof b);
-    for (int i = 0; i < n; i++) targets += tmoei_text_length(labels, which[i]) - skip;
-    TMOEI_TRY(tmoei_batch_reserve(model->ctx, &b, source * (size_t)n, targets, (size_t)n));
-    for (int i = 0; i < n; i++)
-        tmoei_batch_put(&b, ids, source, labels->ids + labels->offsets[which[i]] + skip,
-            tmoei_text_length(labels, which[i]) - skip, model->end_id);
+    TMOEI_TRY(tmoei_batch_reserve(model->ctx, &b, source->ids_used * n, labels->ids_used, n));
+    for (size_t i = 0; i < n; i++)
+        tmoei_batch_put(&b, source->ids, source->ids_used, labels->ids + labels->offsets[i] + skip,
+            tmoei_text_length(labels, i) - skip, model->config.start_id);
     if (tmoei_evaluation_pass(model, task, route, model->tape, &pass) == TMOE_OK)
         h = tmoei_head(&pass, tmoei_decode(&pass, &b.target, tmoei_encode(&pass, &b.source), &b.source));
-    for (int i = 0; h && i < n; i++) {
+    for (size_t i = 0; h && i < n; i++) {
         out[i] = 0.0;
         for (int t = b.target.offsets[i]; t < b.target.offsets[i + 1]; t++) {
             const float *x = h->x + (size_t)t * V;
@@ -7004,33 +7080,29 @@ TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const f
     tmoe_ctx *ctx = model->ctx;
     const tmoe_config *c = &model->config;
     const int known = tmoe_find_task(model, task->name);
-    tmoei_texts labels;
+    tmoei_texts labels, sources;
     ctx->error = TMOE_OK;
     if (!task->label_count || !model->tokenizer || (model->R > 0 && !route && known < 0))
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
             "rank: task %s needs a closed set of labels, the model a tokenizer and a route", task->name);
     const tmoei_float_mode mode = tmoei_float_mode_enter();
     memset(&labels, 0, sizeof labels);
-    size_t *which = (size_t *)tmoei_alloc(ctx, (size_t)task->label_count, sizeof *which, 0), length;
+    memset(&sources, 0, sizeof sources);
     double *scores = (double *)tmoei_alloc(ctx, (size_t)task->label_count, sizeof *scores, 0);
-    int *ids = (int *)tmoei_alloc(ctx, (size_t)c->source_tokens, sizeof(int), 0);
     for (int i = 0; ctx->error == TMOE_OK && i < task->label_count; i++)
-        which[i] = tmoei_texts_add(ctx, &labels, model->tokenizer, NULL, task->labels[i], c->target_tokens,
-            "label", task->name, i);
+        (void)tmoei_texts_add(model, &labels, NULL, task->labels[i], c->target_tokens, "label", task->name,
+        i);
     for (int i = 0; ctx->error == TMOE_OK && i < count; i++) {
-        if (tmoei_encode_source(ctx, model->tokenizer, c->instruction_in_input ? task->instruction : NULL,
-                inputs[i], ids, (size_t)c->source_tokens, &length) != TMOE_OK) break;
-        if (length > (size_t)c->source_tokens)
-            (void)tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "rank: input %d has %lu tokens; the model takes %d", i,
-                (unsigned long)length, c->source_tokens);
-        else if (tmoei_log_likelihoods(model, known, route, ids, length, &labels, which, task->label_count,
-                scores) == TMOE_OK)
+        sources.count = sources.ids_used = 0;
+        if (tmoei_texts_add(model, &sources, c->instruction_in_input ? task->instruction : NULL, inputs[i],
+                c->source_tokens, "input", task->name, i) == TMOE_OK
+                && tmoei_log_likelihoods(model, known, route, &sources, &labels, scores) == TMOE_OK)
             for (int j = chosen[i] = 0; j < task->label_count; j++) {
-                if (normalised) scores[j] /= (double)tmoei_text_length(&labels, which[j]) - 1.0;
+                if (normalised) scores[j] /= (double)tmoei_text_length(&labels, (size_t)j) - 1.0;
                 if (scores[j] > scores[chosen[i]]) chosen[i] = j;
             }
     }
-    tmoei_free(ctx, which); tmoei_free(ctx, scores); tmoei_free(ctx, ids);
+    tmoei_free(ctx, scores); tmoei_free(ctx, sources.ids); tmoei_free(ctx, sources.offsets);
     tmoei_free(ctx, labels.ids); tmoei_free(ctx, labels.offsets);
     tmoei_float_mode_leave(mode);
     return ctx->error;
@@ -7060,7 +7132,8 @@ struct tmoe_trainer {
     int task_count;
     tmoei_trained_example *examples;
     size_t example_count, example_capacity;
-    float *grads, *moment1, *moment2, *best;
+    size_t first, span;                 /* what is trained lies in theta[first] to theta[first + span - 1] */
+    float *grads, *moment1, *moment2, *best;    /* (span) each */
     tmoei_update *updates;
     int update_count;
     size_t update_capacity, step_bytes;
@@ -7123,7 +7196,7 @@ static tmoe_result tmoei_batch_fill(tmoe_trainer *trainer, const int *chosen, in
             length = tmoei_target_length(trainer, accepted);
         tmoei_batch_put(&trainer->batch, texts->ids + texts->offsets[example->source],
             tmoei_text_length(texts, example->source), texts->ids + texts->offsets[accepted + 1] - length,
-            length, trainer->model->end_id);
+            length, trainer->model->config.start_id);
     }
     return TMOE_OK;
 }
@@ -7151,36 +7224,31 @@ typedef struct tmoei_update_job {
     int64_t step;                       /* of the moments' bias correction, from 1 */
 } tmoei_update_job;
 
-static int tmoei_update_on(const tmoe_trainer *trainer, const tmoei_update *update) {
-    /* TMOE_TRAIN_ bits lie in the order of tmoei_rate */
-    return (trainer->training.train >> (int)update->rate & 1) != 0;
-}
 static void tmoei_norm_chunk(void *arg, int chunk, int lane) {
     tmoe_trainer *trainer = ((const tmoei_update_job *)arg)->trainer;
     tmoei_update *update = &trainer->updates[chunk]; (void)lane;
-    update->norm = !tmoei_update_on(trainer, update) ? 0.0
-        : trainer->ctx->kernels->sum_squares(trainer->grads + update->offset, update->count);
+    update->norm = trainer->ctx->kernels->sum_squares(trainer->grads + (update->offset - trainer->first),
+        update->count);
 }
 /* AdamW (Loshchilov 2019): m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  theta -= lr (mhat / (sqrt(vhat) +
- * eps) + decay theta). The gradient is zeroed while it is in the cache. A frozen parameter does not move, nor
- * do its moments. */
+ * eps) + decay theta). The gradient is zeroed while it is in the cache. What is frozen has no update at all.
+ * */
 static void tmoei_adamw_chunk(void *arg, int chunk, int lane) {
     const tmoei_update_job *job = (const tmoei_update_job *)arg;
     tmoe_trainer *trainer = job->trainer;
     const tmoe_training *t = &trainer->training;
     const tmoei_update *update = &trainer->updates[chunk]; (void)lane;
-    if (tmoei_update_on(trainer, update)) {
-        const float rate = job->rates[update->rate];
-        float constants[8];                                     /* in the order >>kernels names */
-        constants[0] = job->scale; constants[1] = t->beta1; constants[2] = t->beta2;
-        constants[3] = (float)(1.0 / (1.0 - pow((double)t->beta1, (double)job->step)));
-        constants[4] = (float)(1.0 / (1.0 - pow((double)t->beta2, (double)job->step)));
-        constants[5] = t->adam_epsilon; constants[6] = rate;
-        constants[7] = update->decay ? rate * t->weight_decay : 0.0f;
-        trainer->ctx->kernels->adamw(trainer->model->theta + update->offset, trainer->grads + update->offset,
-            trainer->moment1 + update->offset, trainer->moment2 + update->offset, update->count, constants);
-    }
-    memset(trainer->grads + update->offset, 0, update->count * sizeof(float));
+    const size_t at = update->offset - trainer->first;
+    const float rate = job->rates[update->rate];
+    float constants[8];                                         /* in the order >>kernels names */
+    constants[0] = job->scale; constants[1] = t->beta1; constants[2] = t->beta2;
+    constants[3] = (float)(1.0 / (1.0 - pow((double)t->beta1, (double)job->step)));
+    constants[4] = (float)(1.0 / (1.0 - pow((double)t->beta2, (double)job->step)));
+    constants[5] = t->adam_epsilon; constants[6] = rate;
+    constants[7] = update->decay ? rate * t->weight_decay : 0.0f;
+    trainer->ctx->kernels->adamw(trainer->model->theta + update->offset, trainer->grads + at,
+        trainer->moment1 + at, trainer->moment2 + at, update->count, constants);
+    memset(trainer->grads + at, 0, update->count * sizeof(float));
 }
 
 /* ---- one step ---------------------------------------------------------------------------------------- */
@@ -7228,10 +7296,12 @@ static tmoe_tensor *tmoei_step_routes(tmoe_trainer *trainer, int K) {
         return routes ? tmoe_leaf(tape, K, width, routes, NULL) : NULL;
     }
     tmoe_tensor *table = tmoe_leaf(tape, model->N, c->k, model->theta + model->vectors,
-        c->vectors == TMOE_VECTOR_LEARNED && (trained & TMOE_TRAIN_TASKS) ? trainer->grads + model->vectors
+        c->vectors == TMOE_VECTOR_LEARNED && (trained & TMOE_TRAIN_TASKS)
+        ? trainer->grads + (model->vectors - trainer->first)
         : NULL);
     tmoe_tensor *r = tmoe_embedding(tape, table, K, trainer->step_tasks, 1.0f, NULL, NULL);
-    r = tmoei_router_logits(model, tape, trained & TMOE_TRAIN_ROUTER ? trainer->grads : NULL, r);
+    r = tmoei_router_logits(model, tape, trained & TMOE_TRAIN_ROUTER ? trainer->grads
+        + (model->parameters[model->router_parameter].offset - trainer->first) : NULL, r);
     if (r) r = tmoe_reshape(tape, tmoe_add(tape, r, tmoe_leaf(tape, 1, width, model->mask, NULL)), K * R, E);
     r = tmoe_select(tape, r, c->selection == TMOE_SELECT_SOFTMAX ? NULL : trainer->noise,
         tmoe_model_temperature(model), c->selection == TMOE_SELECT_STRAIGHT_THROUGH);
@@ -7262,7 +7332,9 @@ static double tmoei_load_balance(tmoe_trainer *trainer, tmoe_tensor *routes, int
     return value;
 }
 /* Mean over pairs of layer l's experts of the sum over their tensors of ||theta_a - theta_b|| (q, k and v are
- * three tensors); its gradient times `weight`, (theta_a - theta_b) / ||theta_a - theta_b||, goes to grads. */
+ * three tensors); its gradient times `weight`, (theta_a - theta_b) / ||theta_a - theta_b||, is added to
+ * grads, those of
+ * the layer's experts. */
 static double tmoei_expert_distance(const tmoe_model *model, int l, float *grads, float weight) {
     const tmoei_layer *layer = &model->layers[l];
     const int E = layer->experts, pairs = E * (E - 1) / 2;
@@ -7285,8 +7357,8 @@ static double tmoei_expert_distance(const tmoe_model *model, int l, float *grads
         const float scale = squares > 0.0 ? weight / (float)(sqrt(squares) * pairs) : 0.0f;
         for (size_t j = 0; grads && j < n; j++) {
             const float d = scale * (model->theta[at + j] - model->theta[other + j]);
-            grads[at + j] += d;
-            grads[other + j] -= d;
+            grads[at - layer->block + j] += d;
+            grads[other - layer->block + j] -= d;
         }
     }
     return total;
@@ -7301,6 +7373,7 @@ static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, 
     tmoe_tape_reset(trainer->group_tape);
     memset(&pass, 0, sizeof pass);
     pass.model = model; pass.tape = trainer->group_tape; pass.grads = trainer->grads;
+    pass.first = trainer->first;
     pass.train = t->train;
     pass.hard_training = model->config.selection == TMOE_SELECT_STRAIGHT_THROUGH && routes
         && routes->wants_grad;
@@ -7364,7 +7437,8 @@ static double tmoei_step_gradients(tmoe_trainer *trainer) {
         (void)tmoei_tape_backward(trainer->router_tape);
     for (int l = 0; t->expert_regularisation > 0.0f && (t->train & TMOE_TRAIN_LAYERS) && l < model->L; l++)
         loss += (double)t->expert_regularisation
-            * tmoei_expert_distance(model, l, trainer->grads, t->expert_regularisation);
+            * tmoei_expert_distance(model, l, trainer->grads + (model->layers[l].block - trainer->first),
+            t->expert_regularisation);
     return loss;
 }
 
@@ -7394,7 +7468,7 @@ static tmoe_result tmoei_trainer_apply(tmoe_trainer *trainer, double loss, tmoe_
     double norm = 0.0;
     memset(&job, 0, sizeof job);
     job.trainer = trainer;
-    if (t->all_reduce) t->all_reduce(t->all_reduce_user, trainer->grads, trainer->model->size);
+    if (t->all_reduce) t->all_reduce(t->all_reduce_user, trainer->grads, trainer->span);
     tmoei_parallel(ctx, tmoei_norm_chunk, &job, trainer->update_count);
     for (int i = 0; i < trainer->update_count; i++) norm += trainer->updates[i].norm;
     norm = sqrt(norm) / machines;
@@ -7421,7 +7495,7 @@ TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress) {
     if (trainer->began == 0.0) trainer->began = tmoei_seconds();
     const double loss = tmoei_step_gradients(trainer);
     if (ctx->error != TMOE_OK || tmoei_trainer_apply(trainer, loss, progress) != TMOE_OK)
-        memset(trainer->grads, 0, trainer->model->size * sizeof(float));        /* nothing is left behind */
+        memset(trainer->grads, 0, trainer->span * sizeof(float));        /* nothing is left behind */
     tmoei_float_mode_leave(mode);
     return ctx->error;
 }
@@ -7454,7 +7528,7 @@ TMOE_DEF float tmoe_validation_loss(tmoe_trainer *trainer) {
 
 TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer) {
     const tmoe_training *t = &trainer->training;
-    const size_t bytes = trainer->model->size * sizeof(float);
+    const size_t bytes = trainer->span * sizeof(float);
     for (int stop = 0; !stop && trainer->steps_done < t->steps; ) {
         tmoe_progress progress;
         TMOEI_TRY(tmoe_step(trainer, &progress));
@@ -7465,7 +7539,7 @@ TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer) {
             if (!(progress.validation_loss >= trainer->best_loss)) {        /* better, or the first */
                 trainer->best_loss = progress.validation_loss;
                 trainer->bad_evaluations = 0;
-                memcpy(trainer->best, trainer->model->theta, bytes);
+                memcpy(trainer->best, trainer->model->theta + trainer->first, bytes);
             } else stop = ++trainer->bad_evaluations == t->patience;
             progress.best_validation_loss = trainer->best_loss;
         }
@@ -7474,7 +7548,7 @@ TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer) {
                 "training: stopped by the progress callback after step %ld", (long)trainer->steps_done);
     }
     if (trainer->best && trainer->best_loss == trainer->best_loss) {    /* not NaN: something was measured */
-        memcpy(trainer->model->theta, trainer->best, bytes);
+        memcpy(trainer->model->theta + trainer->first, trainer->best, bytes);
         trainer->model->version++;
     }
     return TMOE_OK;
@@ -7502,9 +7576,9 @@ TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer) {
 /* Tokenises the suite's training tasks. */
 static tmoe_result tmoei_trainer_texts(tmoe_trainer *trainer, const tmoe_suite *suite) {
     tmoe_ctx *ctx = trainer->ctx;
-    const tmoe_tokenizer *tokenizer = trainer->model->tokenizer;
     const tmoe_config *c = &trainer->model->config;
-    if (!tokenizer) return tmoei_fail(ctx, TMOE_ERR_DATA, "training: the model has no tokenizer");
+    if (!trainer->model->tokenizer) return tmoei_fail(ctx, TMOE_ERR_DATA,
+        "training: the model has no tokenizer");
     for (int s = 0; s < suite->count; s++) {
         const tmoe_task *task = &suite->tasks[s];
         const char *instruction = c->instruction_in_input ? task->instruction : NULL;
@@ -7524,13 +7598,13 @@ static tmoe_result tmoei_trainer_texts(tmoe_trainer *trainer, const tmoe_suite *
                     sizeof *trainer->examples))
                 return TMOE_ERR_MEMORY;
             tmoei_trained_example *mine = &trainer->examples[trainer->example_count++];
-            mine->source = tmoei_texts_add(ctx, &trainer->texts, tokenizer, instruction, example->input,
-                c->source_tokens, "input", task->name, i);
+            mine->source = trainer->texts.count;
+            TMOEI_TRY(tmoei_texts_add(trainer->model, &trainer->texts, instruction, example->input,
+                c->source_tokens, "input", task->name, i));
             mine->targets = example->output_count; mine->target = trainer->texts.count;
-            for (int o = 0; ctx->error == TMOE_OK && o < example->output_count; o++)
-                (void)tmoei_texts_add(ctx, &trainer->texts, tokenizer, NULL, example->outputs[o],
-                    c->target_tokens, "output", task->name, i);
-            TMOEI_TRY(ctx->error);
+            for (int o = 0; o < example->output_count; o++)
+                TMOEI_TRY(tmoei_texts_add(trainer->model, &trainer->texts, NULL, example->outputs[o],
+                    c->target_tokens, "output", task->name, i));
         }
         if (trained->count > 0) trainer->task_count++;
     }
@@ -7579,13 +7653,18 @@ static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer) {
     tmoe_tape_reset(tape);
     return TMOE_OK;
 }
-/* The optimiser's chunks: pieces of tensors, so each has one learning rate and decay. */
+/* The optimiser's chunks: pieces of the tensors that are trained, so each has one learning rate and decay. */
 static tmoe_result tmoei_trainer_updates(tmoe_trainer *trainer) {
     const tmoe_model *model = trainer->model;
     for (int p = 0; p < model->parameter_count; p++) {
         const tmoei_parameter *parameter = &model->parameters[p];
         const size_t n = (size_t)parameter->rows * (size_t)parameter->cols;
-        for (size_t done = 0; parameter->rate != TMOEI_RATE_NONE && done < n; done += TMOEI_UPDATE_FLOATS) {
+        /* TMOE_TRAIN_ bits lie in the order of tmoei_rate */
+        const int on = parameter->rate != TMOEI_RATE_NONE
+            && (trainer->training.train >> (int)parameter->rate & 1);
+        if (on && trainer->update_count == 0) trainer->first = parameter->offset;
+        if (on) trainer->span = parameter->offset + n - trainer->first;
+        for (size_t done = 0; on && done < n; done += TMOEI_UPDATE_FLOATS) {
             if (!tmoei_grow(trainer->ctx, &trainer->updates, &trainer->update_capacity,
                     (size_t)trainer->update_count + 1, sizeof *trainer->updates))
                 return TMOE_ERR_MEMORY;
@@ -7601,13 +7680,15 @@ static tmoe_result tmoei_trainer_updates(tmoe_trainer *trainer) {
 static tmoe_trainer *tmoei_trainer_new(tmoe_model *model, const tmoe_training *training, size_t tasks,
         size_t longest) {
     tmoe_ctx *ctx = model->ctx;
-    const size_t width = (size_t)(model->R * model->config.E) + 1, size = model->size;
+    const size_t width = (size_t)(model->R * model->config.E) + 1;
     const size_t groups = (size_t)training->tasks_per_step, most = (size_t)training->examples_per_task;
     tmoe_trainer *trainer = (tmoe_trainer *)tmoei_alloc(ctx, 1, sizeof *trainer, 1);
     if (!trainer) return NULL;
     tmoei_owner *own = &trainer->own;
     trainer->ctx = own->ctx = ctx; trainer->model = model; trainer->training = *training;
     trainer->best_loss = (float)NAN;
+    (void)tmoei_trainer_updates(trainer);
+    const size_t size = trainer->span + 1;
     trainer->tasks = (tmoei_trained_task *)tmoei_own(own, tasks + 1, sizeof *trainer->tasks);
     trainer->grads = (float *)tmoei_own(own, size, sizeof(float));
     trainer->moment1 = (float *)tmoei_own(own, size, sizeof(float));
@@ -7622,7 +7703,7 @@ static tmoe_trainer *tmoei_trainer_new(tmoe_model *model, const tmoe_training *t
     trainer->use = (float *)tmoei_own(own, width, sizeof(float));
     if (training->evaluate_every_steps > 0) trainer->best = (float *)tmoei_own(own, size, sizeof(float));
     trainer->router_tape = tmoe_tape_create(ctx); trainer->group_tape = tmoe_tape_create(ctx);
-    if (ctx->error == TMOE_OK && tmoei_trainer_updates(trainer) == TMOE_OK) return trainer;
+    if (ctx->error == TMOE_OK) return trainer;
     tmoe_trainer_destroy(trainer);
     return NULL;
 }
@@ -7645,12 +7726,12 @@ TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *
 }
 TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, size_t *parameters, size_t *gradients,
         size_t *moments, size_t *step) {
-    const size_t one = trainer->model->size * sizeof(float);
-    if (parameters) *parameters = one;
-    if (gradients) *gradients = one;
-    if (moments) *moments = 2 * one;
+    const size_t all = trainer->model->size * sizeof(float), trained = trainer->span * sizeof(float);
+    if (parameters) *parameters = all;
+    if (gradients) *gradients = trained;
+    if (moments) *moments = 2 * trained;
     if (step) *step = trainer->step_bytes;
-    return 4 * one + trainer->step_bytes + (trainer->best ? one : 0);
+    return all + (trainer->best ? 4 : 3) * trained + trainer->step_bytes;
 }
 
 /* ---- the one-call way -------------------------------------------------------------------------------- */
@@ -7674,6 +7755,7 @@ TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *s
 
 TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_tokenizer *tokenizer,
         tmoe_config *config) {
+    ctx->error = TMOE_OK;
     size_t source = 3, target = 2;
     for (int s = 0; s < suite->count; s++) {
         const tmoe_task *task = &suite->tasks[s];
@@ -7684,7 +7766,8 @@ TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite, cons
                 const char *before = o < 0 && config->instruction_in_input ? task->instruction : NULL,
                     *text = o < 0 ? example->input : example->outputs[o];
                 size_t count, *most = o < 0 ? &source : &target;
-                TMOEI_TRY(tmoei_encode_source(ctx, tokenizer, before, text, NULL, 0, &count));
+                TMOEI_TRY(tmoei_encode_source(tokenizer, before, text, config->specials_in_text, NULL, 0,
+                    &count));
                 if (count > *most) *most = count;
             }
         }
@@ -7970,13 +8053,13 @@ static tmoe_result tmoei_save(const tmoe_model *model, const tmoe_trainer *train
         tmoei_writer_tensor(ctx, &writer, model->parameters[p].name, model->parameters[p].rows > 1 ? 2 : 1,
             (size_t)model->parameters[p].rows, (size_t)model->parameters[p].cols);
     for (int i = 0; i < 3; i++)
-        if (flat[i]) tmoei_writer_tensor(ctx, &writer, tmoei_flat_names[i], 1, 1, model->size);
+        if (flat[i]) tmoei_writer_tensor(ctx, &writer, tmoei_flat_names[i], 1, 1, trainer->span);
     tmoe_result result = text.failed ? TMOE_ERR_MEMORY : tmoei_writer_begin(ctx, &writer, path);
     for (int p = 0; result == TMOE_OK && p < model->parameter_count; p++)
         result = tmoei_writer_data(ctx, &writer, model->theta + model->parameters[p].offset,
             (size_t)model->parameters[p].rows * (size_t)model->parameters[p].cols);
     for (int i = 0; result == TMOE_OK && i < 3; i++)
-        if (flat[i]) result = tmoei_writer_data(ctx, &writer, flat[i], model->size);
+        if (flat[i]) result = tmoei_writer_data(ctx, &writer, flat[i], trainer->span);
     if (result == TMOE_OK) result = tmoei_writer_commit(ctx, &writer);
     tmoei_writer_free(ctx, &writer);
     tmoei_buffer_free(ctx, &text);
@@ -8097,7 +8180,7 @@ TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path) {
 TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path) {
     tmoe_ctx *ctx = trainer->ctx;
     tmoe_model *model = trainer->model;
-    const size_t bytes = model->size * sizeof(float);
+    const size_t span = trainer->span;
     tmoei_safetensors file;
     tmoei_buffer text;
     float *values[4] = { NULL, NULL, NULL, NULL };              /* moments, best, theta */
@@ -8123,16 +8206,16 @@ TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path) 
     for (int i = 0; i < 4 && ctx->error == TMOE_OK; i++) {
         const tmoei_entry *entry = i < 3 ? tmoei_safetensors_find(&file, tmoei_flat_names[i]) : NULL;
         if (i < 3 && !entry) continue;
-        values[i] = (float *)tmoei_alloc(ctx, model->size, sizeof(float), 1);
-        if (values[i] && entry) (void)tmoei_safetensors_read(ctx, &file, entry, 0, values[i], model->size);
+        values[i] = (float *)tmoei_alloc(ctx, i < 3 ? span : model->size, sizeof(float), 1);
+        if (values[i] && entry) (void)tmoei_safetensors_read(ctx, &file, entry, 0, values[i], span);
         else if (values[i] && tmoei_parameters_read(model, &file, values[i]) == TMOE_OK)
             (void)tmoei_step_of(ctx, &file, &step);
     }
     if (ctx->error == TMOE_OK) {                                /* nothing can fail from here on */
-        memcpy(trainer->moment1, values[0], bytes);
-        memcpy(trainer->moment2, values[1], bytes);
-        memcpy(model->theta, values[3], bytes);
-        if (trainer->best && values[2]) memcpy(trainer->best, values[2], bytes);
+        memcpy(trainer->moment1, values[0], span * sizeof(float));
+        memcpy(trainer->moment2, values[1], span * sizeof(float));
+        memcpy(model->theta, values[3], model->size * sizeof(float));
+        if (trainer->best && values[2]) memcpy(trainer->best, values[2], span * sizeof(float));
         trainer->best_loss = trainer->best && values[2] ? strtof(best, NULL) : (float)NAN;
         trainer->bad_evaluations = bad;
         trainer->steps_done = trainer->first_step = (int64_t)steps;
