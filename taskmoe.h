@@ -153,8 +153,7 @@ typedef struct tmoe_ctx_config {
     void *(*alloc_fn)(size_t size_bytes, void *user);              /* both or neither of alloc_fn, free_fn */
     void  (*free_fn)(void *ptr, size_t size_bytes, void *user);
     void   *alloc_user;
-    /* lanes to split work into, 1 <= threads <= 64; 0 = 1. Needs TMOE_THREADS or parallel_fn */
-    int     threads;
+    int     threads;     /* lanes to split work into, 1 to 64; 0 = 1. Needs TMOE_THREADS or parallel_fn */
     /* Runs task(arg, 0) ... task(arg, n - 1), n <= threads, each once, at the same time where it can, and
      * returns when all are done. NULL: the built-in pool (TMOE_THREADS) or one after the other. */
     void  (*parallel_fn)(void *user, void (*task)(void *arg, int lane), void *arg, int n);
@@ -165,17 +164,13 @@ typedef struct tmoe_ctx_config {
 /* tmoe_ctx_create - what everything else hangs on: memory, errors, threads, kernels          >>context
  *   config  in, copied; NULL = all defaults
  *   out     a context; free it last, with tmoe_ctx_destroy
- *   fails   NULL: no memory, only one of alloc_fn and free_fn, threads not 0 to 64, or a thread could not be
- *           started
- *   cost    packing buffers, some 5 MiB and 1.2 MiB a thread
- *           thread  contexts are independent; one context, one thread at a time */
+ *   fails   NULL: no memory, only one of alloc_fn and free_fn, threads not 0 to 64, a thread did not start
+ *   cost    packing buffers, some 5 MiB and 1.2 MiB a thread     thread  one context, one thread at a time */
 TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config);
 /* tmoe_ctx_destroy - stops the threads, frees the context; NULL is fine.   fails never   thread  as above */
 TMOE_DEF void tmoe_ctx_destroy(tmoe_ctx *ctx);
-/* tmoe_error, tmoe_error_message - the first cause of the last call that failed; TMOE_OK and "" when it did
- * not
- *   out     text with the values and the rule that was broken; owned by the context, valid until its next
- *           call
+/* tmoe_error, tmoe_error_message - the first cause of the last call's failure; TMOE_OK and "" if it went well
+ *   out     text with the values and the rule that was broken; the context's, valid until its next call
  *   fails never   cost none   thread  as above */
 TMOE_DEF tmoe_result tmoe_error(const tmoe_ctx *ctx);
 TMOE_DEF const char *tmoe_error_message(const tmoe_ctx *ctx);
@@ -220,8 +215,7 @@ TMOE_DEF tmoe_tensor *tmoe_leaf(tmoe_tape *tape, int rows, int cols, float *x, f
 /* tmoe_backward - runs the tape from its last operation to its first, with d(loss) = 1        >>tape
  *   loss   (1,1), made on this tape while it recorded
  *   out    adds to dx of every leaf that has one; dx of tensors in between is dead afterwards
- *   fails  TMOE_ERR_ARGUMENT (NULL or no scalar), TMOE_ERR_MEMORY, or the first error of the forward
- *          operations
+ *   fails  TMOE_ERR_ARGUMENT (NULL or no scalar), TMOE_ERR_MEMORY, or the forward operations' first error
  *   cost   about twice the forward operations   thread  as above */
 TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss);
 
@@ -236,8 +230,7 @@ TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss);
  *   cost  2*T*D*F flop forward, twice that backward   fails  shapes; act not NONE, GELU or RELU */
 TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *w, tmoe_tensor *b,
                                   tmoe_activation act, tmoe_tensor *residual);
-/* tmoe_layer_norm - y = gain * (x - mean) / sqrt(var + 1e-5) + bias, row by row  (Ba 2016; 1e-5 as BART)
- *   >>ops
+/* tmoe_layer_norm - y = gain * (x - mean) / sqrt(var + 1e-5) + bias, by rows (Ba 2016; 1e-5 as BART)  >>ops
  *   x, out (T,D)   gain, bias (1,D) in   grad  all   keeps  8*T bytes   cost  8*T*D flop   fails shapes */
 TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *gain, tmoe_tensor *bias);
 /* tmoe_attention - H-head scaled dot-product attention over packed sequences (Vaswani 2017, eq. 1)   >>ops
@@ -245,35 +238,28 @@ TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tens
  *   self:  q (T,3D) in = [q | k | v], kv = q           cross:  q (T,D) in, kv (S,2D) in = [k | v]
  *   q_offsets, kv_offsets  (sequences + 1) in: sequence i holds rows offsets[i] .. offsets[i+1]-1
  *   causal  1: row t sees keys up to t      H  heads, 1 <= H, H divides D      out (T,D)
- *   grad  q, kv    keeps  4*T*H bytes (log-sum-exp; the scores are computed again)
- *         cost  4*T*S*D flop a sequence
- *   fails  shapes as above */
+ *   grad  q, kv   keeps  4*T*H bytes (log-sum-exp; the scores are computed again)
+ *   cost  4*T*S*D flop a sequence   fails  shapes as above */
 TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tensor *kv, int H, int sequences,
                                      const int *q_offsets, const int *kv_offsets, int causal);
 /* tmoe_embedding - y_t = scale * table[ids_t] + positions[position_ids_t]                     >>ops
  *   table (V,D) in   ids (T) in, 0 <= id < V   positions (P,D) in or NULL   position_ids (T) in, 0 <= p < P
- *   out (T,D)
- *   ids and position_ids must live until the tape is reset   grad  table, positions   keeps  nothing
- *   cost  2*T*D flop
- *   fails  TMOE_ERR_ARGUMENT for an id out of range; shapes */
+ *   out (T,D)   ids and position_ids must live until the tape is reset   grad  table, positions
+ *   keeps  nothing   cost  2*T*D flop   fails  TMOE_ERR_ARGUMENT for an id out of range; shapes */
 TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int T, const int *ids, float scale,
                                      tmoe_tensor *positions, const int *position_ids);
-/* tmoe_cross_entropy - (1 - smoothing) * nll + smoothing / V * sum_v -log p_v, summed over rows, times
- *   weight   >>ops
- *   logits (T,V) in: CONSUMED, they become their own gradient in the backward pass
- *   targets (T) in, 0 <= target < V,
- *   must live until the tape is reset; a negative target leaves its row out   0 <= smoothing < 1   out (1,1)
- *   grad  logits   keeps  4*T bytes   cost  6*T*V flop   fails  target >= V; shapes */
+/* tmoe_cross_entropy - weight * sum_rows [(1 - smoothing) nll + smoothing / V sum_v -log p_v]           >>ops
+ *   logits (T,V) in: CONSUMED, they become their own gradient in the backward pass   0 <= smoothing < 1
+ *   targets (T) in, 0 <= target < V, must live until the tape is reset; a negative one leaves its row out
+ *   out (1,1)   grad  logits   keeps  4*T bytes   cost  6*T*V flop   fails  target >= V; shapes */
 TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, const int *targets,
                                          float smoothing, float weight);
 /* tmoe_map - y = f(x) element by element, f one of tmoe_activation                            >>ops
- *   x (T,D) in   out (T,D)   grad  x   keeps  nothing more   cost  T*D evaluations
- *   fails  none of its own */
+ *   x (T,D) in   out (T,D)   grad  x   keeps  nothing   cost  T*D evaluations   fails  none of its own */
 TMOE_DEF tmoe_tensor *tmoe_map(tmoe_tape *tape, tmoe_tensor *x, tmoe_activation f);
 /* tmoe_add, tmoe_multiply - y = a + b, y = a * b element by element                           >>ops
  *   a (T,D) in   b (T,D) in, or (1,D): the one row goes with every row of a   out (T,D)   grad  a, b
- *   keeps  nothing
- *   cost  T*D flop   fails  shapes */
+ *   keeps  nothing   cost  T*D flop   fails  shapes */
 TMOE_DEF tmoe_tensor *tmoe_add(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b);
 TMOE_DEF tmoe_tensor *tmoe_multiply(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b);
 /* tmoe_affine - y = scale * x + shift                                                         >>ops
@@ -289,8 +275,7 @@ TMOE_DEF tmoe_tensor *tmoe_concat(tmoe_tape *tape, tmoe_tensor *const *parts, in
  *   x in, rows * cols as before   out shares x's memory   grad  x   cost  none   fails  shapes */
 TMOE_DEF tmoe_tensor *tmoe_reshape(tmoe_tape *tape, tmoe_tensor *x, int rows, int cols);
 /* tmoe_dropout - y = x * keep / (1 - p), keep a 0/1 mask from the counter (seed, stream)      >>ops
- *   x (T,D) in   0 <= p < 1 (0: gives x itself)   out (T,D)   grad  x
- *   keeps  nothing: the mask is made again
+ *   x (T,D) in   0 <= p < 1 (0: gives x itself)   out (T,D)   grad  x   keeps  nothing: the mask is made anew
  *   cost  T*D hashes   fails  TMOE_ERR_ARGUMENT for p out of range */
 TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uint64_t seed, uint64_t stream);
 /* tmoe_sum - the sum of all elements                                                          >>ops
@@ -309,23 +294,18 @@ typedef enum tmoe_selection {
 
 /* tmoe_select - r = softmax((z + noise) / tau) row by row; hard: one-hot(argmax r) forward   >>ops
  *   z (T,E) in   noise (T,E) in or NULL   tau > 0   out (T,E), rows sum to 1
- *   grad  z: dz_j = (1/tau) sum_e dr_e s_e ([e = j] - s_j), s the soft sample (Jang 2017, straight-through
- *         where hard)
+ *   grad  z: dz_j = (1/tau) sum_e dr_e s_e ([e = j] - s_j), s the soft sample, also where hard (Jang 2017)
  *   keeps  s   cost  T*E exponentials   fails  TMOE_ERR_ARGUMENT for tau <= 0; shapes */
 TMOE_DEF tmoe_tensor *tmoe_select(tmoe_tape *tape, tmoe_tensor *z, const float *noise, float tau, int hard);
 /* tmoe_mix_outputs - y = sum_e r_e y_e                                                        >>ops
- *   outputs  E tensors (T,D) in (NULL: expert did not run, r_e must be 0)
- *            route (1,N) in, r_e = route[first + e]
+ *   outputs  E tensors (T,D) in; NULL: did not run, r_e must be 0   route (1,N) in, r_e = route[first + e]
  *   out (T,D)   grad  outputs with r_e > 0: r_e dy; route: <dy, y_e> for every expert that ran
- *               cost  2*E*T*D flop
- *   fails  shapes */
+ *   cost  2*E*T*D flop   fails  shapes */
 TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outputs, int E,
     tmoe_tensor *route, int first);
 /* tmoe_mix_parameters - theta_bar = sum_e r_e theta_e (soft merging, arXiv 2306.03745)       >>ops
- *   experts  E blocks of `block` floats in, one behind the other; gradients likewise (in/out, added to) or
- *            NULL
- *   route (1,N) in, r_e = route[first + e]   out (1,block): theta_bar. A one-hot route copies nothing: out
- *   is that expert's block
+ *   experts  E blocks of `block` floats in, one behind the other; gradients likewise (added to) or NULL
+ *   route (1,N) in, r_e = route[first + e]   out (1,block): theta_bar; one-hot: that expert's block, no copy
  *   grad  dtheta_e += r_e g; route: <g, theta_e - theta_bar>, g = d theta_bar. (The term with theta_bar is
  *         the same for all e: it drops out of the softmax below, and without it the common part of all
  *         experts would drown the difference.)
@@ -341,8 +321,7 @@ typedef enum tmoe_token {               /* <s>, <pad>, </s>, <unk>, <mask> */
 enum {                                  /* flags */
     TMOE_TOKENIZER_SPECIALS = 1,        /* encode: <s> before, </s> behind the text */
     TMOE_TOKENIZER_SKIP_SPECIALS = 2,   /* decode: leave special tokens out */
-    /* encode: special tokens that are written in the text count as such */
-    TMOE_TOKENIZER_FIND_SPECIALS = 4,
+    TMOE_TOKENIZER_FIND_SPECIALS = 4,   /* encode: special tokens that the text says count as such */
     TMOE_TOKENIZER_PREFIX_SPACE = 8,    /* encode: as if a space stood before the text (add_prefix_space) */
     TMOE_TOKENIZER_CLEAN_SPACES = 16    /* decode: " ." becomes "." and so on, as transformers cleans up */
 };
@@ -351,10 +330,9 @@ enum {                                  /* flags */
  *   out  free with tmoe_tokenizer_destroy    fails  NULL + TMOE_ERR_MEMORY    cost none
  *        thread  one context, one thread */
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx);
-/* tmoe_tokenizer_train - byte-level BPE (Sennrich 2016; bytes as GPT-2): the 259 tokens above, then merges
- *   texts  count NUL-terminated strings in      vocabulary  tokens wanted, 259 <= vocabulary <= 1,000,000;
- *          fewer come out when pairs run out
- *   out    as above; the same texts in the same order give the same tokenizer             >>tokenizer
+/* tmoe_tokenizer_train - byte-level BPE (Sennrich 2016; bytes as GPT-2): those 259, then merges   >>tokenizer
+ *   texts  count NUL-terminated strings in   vocabulary  wanted, 259 to 1,000,000; fewer when pairs run out
+ *   out    as above; the same texts in the same order give the same tokenizer
  *   fails  NULL + TMOE_ERR_ARGUMENT, TMOE_ERR_MEMORY   cost  merges * words   thread  as above */
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *texts, size_t count,
     int vocabulary);
@@ -373,28 +351,24 @@ TMOE_DEF int tmoe_tokenizer_vocabulary(const tmoe_tokenizer *tokenizer);
 TMOE_DEF int tmoe_tokenizer_special(const tmoe_tokenizer *tokenizer, tmoe_token which);
 /* tmoe_tokenizer_encode - text to tokens                                                       >>tokenizer
  *   text   length bytes in, any bytes      flags  of the enum above, 0: none
- *   ids    (capacity) out, or NULL with capacity 0      count  out: how many there are, even where they do
- *          not fit (then none is written past capacity)
+ *   ids    (capacity) out, or NULL with capacity 0      count  out: how many there are, also past capacity
  *   fails  TMOE_ERR_MEMORY      cost  n log n of the longest word      thread  one context, one thread */
 TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *tokenizer, const char *text, size_t length,
     int flags, int *ids, size_t capacity, size_t *count);
 /* tmoe_tokenizer_decode - tokens to text; decode(encode(text)) is text, for any bytes          >>tokenizer
  *   ids    count in      flags  of the enum above, 0: none
- *   text   (capacity bytes) out, NUL-terminated where it fits, or NULL with capacity 0
- *          length  out: bytes without the NUL (spaces are cleaned only where all fits)
+ *   text   (capacity bytes) out, ends in NUL if it fits, or NULL with capacity 0    length  out: without NUL
+ *          (spaces are cleaned only where all fits)
  *   fails  TMOE_ERR_ARGUMENT (an id that does not exist)      cost  the text's length      thread  any */
 TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *tokenizer, const int *ids, size_t count,
     int flags, char *text, size_t capacity, size_t *length);
 /* ---- API: tasks and their scores (>>suite, >>metrics) ------------------------------------------------- */
 /* UTF-8; outputs: all accepted answers */
-typedef struct tmoe_example {
-    const char *input; const char *const *outputs; int output_count;
-} tmoe_example;
+typedef struct tmoe_example { const char *input; const char *const *outputs; int output_count; } tmoe_example;
 
 /* names in files: exact_match, accuracy, macro_f1, token_f1, rouge_l, matthews, pearson */
 typedef enum tmoe_metric {
-    /* equal after normalising: lower case, no ASCII punctuation, no a/an/the, single spaces */
-    TMOE_METRIC_EXACT_MATCH,
+    TMOE_METRIC_EXACT_MATCH,    /* equal in lower case without ASCII punctuation, a/an/the, double spaces */
     TMOE_METRIC_ACCURACY,               /* equal in lower case */
     TMOE_METRIC_MACRO_F1,               /* mean F1 of the labels that occur in answers or predictions */
     TMOE_METRIC_TOKEN_F1,               /* bag-of-words F1 after normalising, best of the accepted answers */
@@ -437,10 +411,8 @@ TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const c
  *   split   in: a name (FOLDER/splits/NAME.json), a path to a JSON file {"train": [], "dev": [], "test":
  *           []}, or NULL: zero_shot if the folder has it, else every task is a training task. Tasks that the
  *           split does not name are left out.
- *   out     free with tmoe_suite_destroy
- *   fails   NULL + TMOE_ERR_FILE, TMOE_ERR_DATA (file:line: what is wrong), TMOE_ERR_FORMAT (JSON),
- *           TMOE_ERR_MEMORY
- *   cost    a pass over the files      thread  as above */
+ *   out     free with tmoe_suite_destroy      cost  a pass over the files      thread  as above
+ *   fails   NULL + TMOE_ERR_FILE, TMOE_ERR_DATA (file:line: what is wrong), _FORMAT (JSON), _MEMORY */
 #ifndef TMOE_NO_STDIO
 TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const char *split);
 #endif
@@ -453,8 +425,7 @@ TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name);
 TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric);
 /* tmoe_score - score of predictions by CrossFit's rules                                       >>metrics
  *   predictions (count) in      examples (count) in: their accepted answers      count >= 1
- *   score  out: 0 to 1 (matthews, pearson: -1 to 1); NaN where it is undefined: pearson of constant
- *          predictions or answers
+ *   score  out: 0 to 1 (matthews, pearson: -1 to 1); NaN: pearson of constant predictions or answers
  *   fails  TMOE_ERR_ARGUMENT (count < 1), TMOE_ERR_MEMORY      cost  Rouge-L: the product of two lengths
  *          thread  one context, one thread */
 TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *const *predictions,
@@ -477,8 +448,7 @@ TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const doubl
  *   fails  TMOE_ERR_MEMORY   cost  permutations * N * C   thread  one context, one thread */
 TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const float *routes, int N, int C,
     const float *feature, int permutations, uint64_t seed, double *r, double *p);
-/* a, b: a row, or N + an earlier join */
-typedef struct tmoe_join { int a, b, size; double height; } tmoe_join;
+typedef struct tmoe_join { int a, b, size; double height; } tmoe_join; /* a, b: a row, or N + earlier join */
 /* tmoe_cluster - hierarchical clustering of rows by Euclidean distance, average linkage          >>routes
  *   x (N,C) in      joins (N - 1) out, nearest first      fails  TMOE_ERR_MEMORY
  *   cost  N^3   thread  one context, one thread */
@@ -486,14 +456,12 @@ TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, t
 /* ---- API: model (>>model, >>router) ------------------------------------------------------------------- */
 typedef struct tmoe_model tmoe_model;
 
-/* before each sublayer | after it (BART) */
-typedef enum tmoe_norm { TMOE_NORM_PRE, TMOE_NORM_POST } tmoe_norm;
+typedef enum tmoe_norm { TMOE_NORM_PRE, TMOE_NORM_POST } tmoe_norm; /* before | after (BART) each sublayer */
 typedef enum tmoe_mix {
     TMOE_MIX_PARAM,                   /* the experts' parameters are averaged by the route, one layer runs */
     TMOE_MIX_OUTPUT                     /* the experts' outputs are averaged by the route (the paper) */
 } tmoe_mix;
-/* whole layer | its FFN */
-typedef enum tmoe_expert_kind { TMOE_EXPERT_LAYER, TMOE_EXPERT_FFN } tmoe_expert_kind;
+typedef enum tmoe_expert_kind { TMOE_EXPERT_LAYER, TMOE_EXPERT_FFN } tmoe_expert_kind; /* layer | its FFN */
 enum { TMOE_ENCODER = 1, TMOE_DECODER = 2 };                          /* bits of tmoe_config.expert_places */
 
 typedef enum tmoe_router_kind {         /* the ten of the paper's code */
@@ -543,16 +511,13 @@ typedef struct tmoe_config {
     uint64_t seed;
 } tmoe_config;
 
-/* tmoe_config_default - a small pre-norm model for training from scratch (D 96, 2+2 layers, E 4, PARAM mix,
- * softmax)
+/* tmoe_config_default - a small pre-norm model to train from scratch (D 96, 2+2 layers, E 4, PARAM, softmax)
  *   fails never   cost none   thread  any */
 TMOE_DEF tmoe_config tmoe_config_default(void);
 
 /* tmoe_model_create - a model with random weights                                             >>model
- *   config     in, copied; NULL = default        tokenizer  in, copied, or NULL (with config.V):
- *              token ids only
- *   tasks      in: names, instructions, categories of the tasks it will know (its training tasks);
- *              task_count >= 0
+ *   config     in, copied; NULL = default    tokenizer  in, copied, or NULL (with config.V): token ids only
+ *   tasks      (task_count >= 0) in: names, instructions, categories of its known tasks, to train on
  *   out        the model: owns everything; free with tmoe_model_destroy
  *   fails      NULL + TMOE_ERR_CONFIG (all problems in one message), TMOE_ERR_MEMORY
  *   cost       one pass over the parameters   thread  one context, one thread */
@@ -563,10 +528,9 @@ TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
  *   route      (routed layers of from, E) in: its layers are merged by it. NULL: a layer with as many
  *              experts as before keeps them, any other begins with their average
  *   config     in: of the new model; NULL = from's      tasks, task_count  as above
- *   out        free with tmoe_model_destroy. Experts are copies with expert_noise; router and vectors
- *              of the tasks that both know are kept where shapes agree. So dense to E experts is upcycling
- *              (arXiv 2212.05055), a route to E = 1 cuts a task out (exactly with PARAM or a one-hot route),
- *              NULL to E = 1 is MHR-mu
+ *   out        free with tmoe_model_destroy. Experts are copies with expert_noise; router and vectors of
+ *              tasks both know stay if shapes agree. So dense to E experts is upcycling (arXiv 2212.05055), a
+ *              route to E = 1 cuts a task out (exactly with PARAM or one-hot), NULL to E = 1 is MHR-mu
  *   fails      as above   cost  a pass over from's parameters   thread  one context, one thread */
 TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, const float *route,
     const tmoe_config *config, const tmoe_task *tasks, int task_count);
@@ -584,8 +548,7 @@ TMOE_DEF int tmoe_model_task_count(const tmoe_model *model);
 TMOE_DEF const tmoe_task *tmoe_model_task(const tmoe_model *model, int task);
 /* How answers are searched: as transformers does. Lengths are in tokens, start token included. */
 typedef enum tmoe_early_stopping {      /* stop when there are `beams` finished answers ... */
-    /* and the best running one, as long as it is now, is worse than all */
-    TMOE_EARLY_STOPPING_FALSE,
+    TMOE_EARLY_STOPPING_FALSE,          /* and the best running one, as long as it is now, is worse */
     TMOE_EARLY_STOPPING_TRUE,           /* at once */
     TMOE_EARLY_STOPPING_NEVER           /* and no running one of any length can become better */
 } tmoe_early_stopping;
@@ -601,15 +564,12 @@ typedef struct tmoe_generation {
 /* tmoe_model_generation - how tmoe_answers searches (greedily; a BART: as its folder says); yours to change
  *   out  lives in the model, saved with it   fails never   cost none   thread  one context, one thread */
 TMOE_DEF tmoe_generation *tmoe_model_generation(tmoe_model *model);
-/* tmoe_model_parameters - number of parameters: all, and those that one task uses (one expert a layer, no
- * router)
+/* tmoe_model_parameters - number of parameters: all, and those one task uses (an expert a layer, no router)
  *   active     out or NULL      fails never   cost  a pass over the layers   thread  any */
 TMOE_DEF size_t tmoe_model_parameters(const tmoe_model *model, size_t *active);
 /* tmoe_model_parameter - one named tensor, as it is saved (for your own tools and tests)
- *   index      0, 1, ... until NULL comes back      rows, cols, values out, each or NULL; values live in the
- *              model
- *   out        the tensor's name      fails NULL past the end   cost none
- *              thread  any while nobody writes */
+ *   index      0, 1, ... until NULL comes back    rows, cols, values (in the model) out, each or NULL
+ *   out        the tensor's name   fails NULL past the end   cost none   thread  any while nobody writes */
 TMOE_DEF const char *tmoe_model_parameter(const tmoe_model *model, int index, int *rows, int *cols,
     float **values);
 /* tmoe_model_temperature - tau at the model's step.   fails never   thread  any */
@@ -635,8 +595,7 @@ TMOE_DEF tmoe_result tmoe_expert_disable(tmoe_model *model, int layer, int exper
 /* How an unseen task gets a route. */
 typedef enum tmoe_zero_shot {
     TMOE_ZERO_SHOT_ROUTER,  /* the router on the task's text vector; models with other vectors: as NEAREST */
-    /* mean of seen tasks' routes, weighted by softmax(20 cos) of the text vectors */
-    TMOE_ZERO_SHOT_NEAREST,
+    TMOE_ZERO_SHOT_NEAREST, /* mean of seen tasks' routes, weighted by softmax(20 cos) of the text vectors */
     TMOE_ZERO_SHOT_AVERAGE              /* 1 / E everywhere */
 } tmoe_zero_shot;
 /* tmoe_route_unseen - a route for a task that is known by its instruction only
@@ -645,20 +604,17 @@ typedef enum tmoe_zero_shot {
 TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction, tmoe_zero_shot how,
     float *route);
 /* tmoe_nearest_tasks - known tasks by the cosine between text vectors of instructions, nearest first
- *   tasks, cosines (count) out; count >= 1; entries past the number of tasks get -1
- *   out  how many were filled
+ *   tasks, cosines (count) out; count >= 1; entries past the number of tasks get -1   out  how many got one
  *   fails never (0)   cost  N*k   thread  any */
 TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction, int count, int *tasks,
     float *cosines);
-/* tmoe_find_task - the known task with this name or instruction, or -1.   fails never
- *   cost  a pass over the tasks   thread  any */
+/* tmoe_find_task - task of this name or instruction, or -1.   fails never   cost  N compares   thread  any */
 TMOE_DEF int tmoe_find_task(const tmoe_model *model, const char *name_or_instruction);
 /* ---- API: training (>>train) -------------------------------------------------------------------------- */
 typedef struct tmoe_trainer tmoe_trainer;
 
-/* bits of tmoe_training.train */
-enum { TMOE_TRAIN_LAYERS = 1, TMOE_TRAIN_ROUTER = 2, TMOE_TRAIN_TASKS = 4,
-    TMOE_TRAIN_SHARED = 8,              /* embeddings, positions, norms outside the layers */
+/* bits of tmoe_training.train; SHARED: embeddings, positions, norms outside the layers */
+enum { TMOE_TRAIN_LAYERS = 1, TMOE_TRAIN_ROUTER = 2, TMOE_TRAIN_TASKS = 4, TMOE_TRAIN_SHARED = 8,
     TMOE_TRAIN_MODEL = TMOE_TRAIN_LAYERS | TMOE_TRAIN_SHARED, TMOE_TRAIN_ALL = 15 };
 
 /* What the progress callback hears. */
@@ -666,8 +622,7 @@ typedef struct tmoe_progress {
     int64_t step;                       /* optimiser steps done */
     int steps;                          /* of this training */
     float loss;                         /* mean over the step's target tokens, with smoothing */
-    /* mean over validation lines' target tokens, no noise, no smoothing; NaN: not measured now */
-    float validation_loss;
+    float validation_loss;    /* mean over validation tokens, no noise, no smoothing; NaN: not measured now */
     float best_validation_loss;         /* so far; NaN: never measured */
     float lr_model, lr_router, lr_tasks;
     float temperature, gradient_norm;
@@ -683,8 +638,7 @@ typedef struct tmoe_progress {
 typedef struct tmoe_training {
     int steps;
     int tasks_per_step, examples_per_task;      /* a step's batch: that many groups of one task each */
-    /* at the top of the schedule: linear warm-up, then linear decay to 0 */
-    float lr_model, lr_router, lr_tasks;
+    float lr_model, lr_router, lr_tasks;        /* at the top: linear warm-up, then linear decay to 0 */
     float warmup;                               /* fraction of the steps, 0 to 1 */
     float weight_decay, beta1, beta2, adam_epsilon;
     float clip;                               /* largest norm of the gradient over all parameters; 0: none */
@@ -698,8 +652,7 @@ typedef struct tmoe_training {
     int vocabulary;                             /* tmoe_train: symbols of the BPE it trains; 0: bytes */
     uint64_t seed;                              /* of batches, noise and dropout */
     const char *label;                          /* handed to progress; NULL = "" */
-    /* after each step; non-zero stops (TMOE_ERR_CANCELLED) */
-    int (*progress)(void *user, const tmoe_progress *progress);
+    int (*progress)(void *user, const tmoe_progress *progress);   /* after each step; non-zero stops */
     void *progress_user;
     /* once a step, sums the flat gradient over machines; or NULL */
     void (*all_reduce)(void *user, float *gradients, size_t count);
@@ -711,36 +664,28 @@ typedef struct tmoe_training {
 TMOE_DEF tmoe_training tmoe_training_default(void);
 
 /* tmoe_trainer_create - tokenises the suite's training tasks and makes gradients and moments        >>train
- *   model, suite  must outlive the trainer; the suite's tasks with part TRAIN must be known to the model by
- *                 name
+ *   model, suite  must outlive the trainer; the model must know the suite's TRAIN tasks by name
  *   training      in, copied; NULL = default
- *   fails  NULL + TMOE_ERR_DATA (no training task, a text longer than the model takes: task and line in the
- *          message), TMOE_ERR_CONFIG, TMOE_ERR_MEMORY     cost  a pass over the texts
- *          thread  one context, one thread */
+ *   fails  NULL + TMOE_ERR_DATA (no training task, a text longer than the model takes: which task and line),
+ *          TMOE_ERR_CONFIG, TMOE_ERR_MEMORY  cost  a pass over the texts  thread  one context, one thread */
 TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *suite,
     const tmoe_training *training);
 /* tmoe_trainer_destroy - frees the trainer, not the model; NULL is fine.   fails never   thread  as above */
 TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer);
-/* tmoe_trainer_bytes - the plan: parameters, gradients, moments, and the largest step's activations, before
- * it runs
+/* tmoe_trainer_bytes - the plan before it runs: parameters, gradients, moments, largest step's activations
  *   each out or NULL   out  their sum   fails never   cost  none (a dry run made it)   thread  any */
 TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, size_t *parameters, size_t *gradients,
     size_t *moments, size_t *step);
-/* tmoe_step - one optimiser step on the next batch (the batch depends on the seed and the step number only)
- *   >>train
- *   progress  out or NULL; route_entropy lives in the trainer
+/* tmoe_step - one optimiser step on the next batch (which depends on the seed and the step only)      >>train
+ *   progress  out or NULL; route_entropy lives in the trainer      thread  one context, one thread
  *   fails  TMOE_ERR_MEMORY, TMOE_ERR_NUMERIC (loss or gradient not finite); parameters are unchanged then
- *   cost   6 flop a parameter and token, and 4*E flop a parameter and group for the merge
- *          thread  one context, one thread */
+ *   cost   6 flop a parameter and token, and 4*E flop a parameter and group for the merge */
 TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress);
-/* tmoe_trainer_run - steps until training->steps, with progress, validation, best-checkpoint keeping and
- * early stopping;
- *   goes on where a loaded trainer stopped. In the end the model holds the best parameters (the last ones
- *   without validation).
+/* tmoe_trainer_run - steps until training->steps, with progress, validation, best checkpoint, early stopping
+ *   goes on where a loaded trainer stopped; ends with the best parameters (without validation the last)
  *   fails  as tmoe_step; TMOE_ERR_CANCELLED when progress said so   thread  as above */
 TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer);
-/* tmoe_validation_loss - mean loss over the validation lines' target tokens: evaluation routes, no noise, no
- * smoothing
+/* tmoe_validation_loss - mean over validation lines' target tokens; evaluation routes, no noise, no smoothing
  *   fails  NaN without validation lines or without memory   cost  a forward pass   thread  as above */
 TMOE_DEF float tmoe_validation_loss(tmoe_trainer *trainer);
 /* tmoe_train - the one-call way: trains a tokenizer, makes a model for the suite's training tasks, trains it
@@ -791,29 +736,23 @@ TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void);
  *              context's threads, each on a context of its own (alloc_fn must allow that) */
 TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task, const tmoe_few_shot *how,
     tmoe_few_shot_result *result);
-/* tmoe_suite_tokenizer - the tokenizer tmoe_train would make: bytes (vocabulary 0) or BPE over the texts of
- * the training tasks
+/* tmoe_suite_tokenizer - what tmoe_train would make: bytes (vocabulary 0) or BPE over training tasks' texts
  *   fails  NULL + TMOE_ERR_DATA, TMOE_ERR_MEMORY   cost  a pass over the texts a merge   thread  as above */
 TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *suite, int vocabulary);
-/* tmoe_suite_fit - sets source_tokens and target_tokens of config to what the suite's tasks need at most
- * (seen and unseen)
+/* tmoe_suite_fit - sets config's source_tokens and target_tokens to what all tasks, seen or not, need at most
  *   fails  TMOE_ERR_MEMORY   cost  a pass over the texts   thread  as above */
 TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_tokenizer *tokenizer,
     tmoe_config *config);
 /* ---- API: answers and evaluation (>>inference) -------------------------------------------------------- */
 /* tmoe_answer - one answer, greedily decoded                                                   >>inference
- *   task   in: name or instruction of a known task, or any other text: the instruction of an unseen task
- *          (zero-shot)
- *   input  in      text  (size bytes) out, NUL-terminated UTF-8, size >= 1
- *   fails  TMOE_ERR_ARGUMENT (input longer than the model takes; answer longer than size - 1),
- *          TMOE_ERR_MEMORY; text is "" then
- *   cost   one encoder pass and one decoder pass a token; a new route costs a merge (E * active parameters)
- *   thread one context, one thread */
+ *   task   in: name or instruction of a known task; other text is an unseen task's instruction (zero-shot)
+ *   input  in   text  (size bytes) out, NUL-terminated UTF-8, size >= 1   thread  one context, one thread
+ *   fails  TMOE_ERR_ARGUMENT (input too long for the model, answer for text), TMOE_ERR_MEMORY: text is ""
+ *   cost   an encoder pass and a decoder pass a token; a new route costs a merge (E * active parameters) */
 TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task, const char *input, char *text,
     size_t size);
 /* tmoe_answers - answers to many inputs of one task, in the caller's order                    >>inference
- *   task    as above      route  (routed layers, E) in, or NULL: the task's own (tmoe_route, or
- *           tmoe_route_unseen by the router)
+ *   task    as above    route  (routed layers, E) in; NULL: of tmoe_route, or tmoe_route_unseen by the router
  *   answers (count) out, each a string of its own: free with tmoe_answers_free
  *   fails   as above; all answers are NULL then   cost  32 at a time   thread  as above */
 TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const float *route,
@@ -845,42 +784,34 @@ TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const f
     const char *const *inputs, int count, int normalised, int *chosen);
 /* ---- API: files (>>files) ----------------------------------------------------------------------------- */
 #ifndef TMOE_NO_STDIO
-/* tmoe_model_save - writes everything the model is: config, tokenizer, tasks, parameters, step (and so the
- *   temperature)   >>files
- *   path   in: a safetensors file; written to PATH.tmp, flushed to disk, then renamed: the old file stays
- *          until the new one is whole
+/* tmoe_model_save - writes all the model is: config, tokenizer, tasks, parameters, step (so tau)      >>files
+ *   path   in: a safetensors file; written to PATH.tmp, flushed, renamed: the old one stays until it is whole
  *   fails  TMOE_ERR_FILE, TMOE_ERR_MEMORY; path is as it was then      cost  a pass over the parameters
  *          thread  one context, one thread */
 TMOE_DEF tmoe_result tmoe_model_save(const tmoe_model *model, const char *path);
 /* tmoe_model_load - reads what tmoe_model_save or tmoe_trainer_save wrote                      >>files
- *   out    the model, free with tmoe_model_destroy
- *   fails  NULL + TMOE_ERR_FILE, TMOE_ERR_FORMAT (cut off, edited, of another kind: what and where),
- *          TMOE_ERR_CONFIG, TMOE_ERR_MEMORY
- *   cost   a pass over the file      thread  as above */
+ *   out    free with tmoe_model_destroy      cost  a pass over the file      thread  as above
+ *   fails  NULL + TMOE_ERR_FILE, TMOE_ERR_FORMAT (cut off, edited, of another kind: what and where), _CONFIG,
+ *          _MEMORY */
 TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path);
 /* tmoe_trainer_save - the model and the state of its training: moments, step, best parameters  >>files
  *   path   as above      fails, cost, thread  as above */
 TMOE_DEF tmoe_result tmoe_trainer_save(const tmoe_trainer *trainer, const char *path);
-/* tmoe_trainer_load - goes on from such a file: the trainer's model must have the same config, tasks and
- * tokenizer. Training then gives the
- *   same bits as if it had never stopped.
- *   fails  as tmoe_model_load, TMOE_ERR_CONFIG where the file is of another model; trainer and model are
- *          unchanged then
+/* tmoe_trainer_load - goes on from such a file, with the same bits as if training had never stopped
+ *   trainer  its model must have the file's config, tasks and tokenizer
+ *   fails  as tmoe_model_load; TMOE_ERR_CONFIG where the file is of another model; nothing is changed then
  *   cost   a pass over the file      thread  as above */
 TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path);
 /* tmoe_bart_load - a Hugging Face BART: config.json, model.safetensors (or shards with their index; F32, F16
- * or
- *   BF16), generation_config.json, and its tokenizer where there is one                          >>bart
+ *   or BF16), generation_config.json, and its tokenizer where there is one                       >>bart
  *   out    a dense model, free with tmoe_model_destroy; tmoe_model_derive makes experts of it
  *   fails  NULL + TMOE_ERR_FILE, TMOE_ERR_FORMAT (all missing and unknown tensors by name), TMOE_ERR_MEMORY
  *   cost   a pass over the file      thread  one context, one thread */
 TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder);
 /* tmoe_export_dense - cuts a task out as a folder that transformers' BartForConditionalGeneration loads, and
- * that
- *   tmoe_bart_load reads back bit by bit                                                         >>bart
+ *   that tmoe_bart_load reads back bit by bit                                                    >>bart
  *   task   in: a known one or an instruction; of no account (NULL) for a dense model      folder  made if new
- *   fails  TMOE_ERR_ARGUMENT (not a POST-norm model; a route that mixes outputs), TMOE_ERR_FILE,
- * TMOE_ERR_MEMORY
+ *   fails  TMOE_ERR_ARGUMENT (not a POST-norm model; a route that mixes outputs), TMOE_ERR_FILE, _MEMORY
  *   cost   a merge and a pass over the parameters   thread  as above */
 TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task, const char *folder);
 #endif
@@ -5134,8 +5065,7 @@ typedef enum tmoei_shared {
     TMOEI_TOKENS, TMOEI_ENCODER_POSITIONS, TMOEI_DECODER_POSITIONS,
     TMOEI_ENCODER_NORM, TMOEI_ENCODER_NORM_BIAS,    /* POST: of the embedding; PRE: after the last layer */
     TMOEI_DECODER_NORM, TMOEI_DECODER_NORM_BIAS,
-    TMOEI_OUTPUT_BIAS,                              /* BART's final_logits_bias: a constant */
-    TMOEI_SHARED
+    TMOEI_OUTPUT_BIAS, TMOEI_SHARED                 /* the bias: BART's final_logits_bias, a constant */
 } tmoei_shared;
 /* Which learning rate a parameter follows. */
 typedef enum tmoei_rate {
@@ -5144,43 +5074,33 @@ typedef enum tmoei_rate {
 
 typedef struct tmoei_parameter {    /* one named tensor in theta */
     char name[72];
-    size_t offset;
-    int rows, cols;
-    tmoei_rate rate;
+    size_t offset; int rows, cols; tmoei_rate rate;
     int decay;                      /* weight decay: on matrices, never on biases and norms */
     int expert;                     /* -1: shared by all tasks */
-    float init_std;          /* < 0: uniform in +- that (recurrent weights); 0 with init_value: a constant */
-    float init_value;
+    float init_std, init_value;     /* std < 0: uniform in +- that (recurrent weights); 0: init_value */
 } tmoei_parameter;
 
 typedef struct tmoei_layer {
-    int decoder, heads, experts;    /* experts: 1 = dense */
-    int route;                      /* which routed layer this is; -1: none */
+    int decoder, number, heads;     /* number: among the layers of its side */
+    int experts, route;             /* 1 = dense; which routed layer this is, -1: none */
     int rows[TMOEI_PIECES], cols[TMOEI_PIECES];     /* 0: the layer does not have this piece */
     size_t offset[TMOEI_PIECES];    /* inside the shared part, or inside an expert's block */
     int in_expert[TMOEI_PIECES];
-    size_t shared, shared_size;     /* where in theta, floats */
-    size_t block, block_size;       /* expert 0; expert e lies e * block_size further on */
+    size_t shared, shared_size, block, block_size;  /* floats of theta; expert e: e * block_size on */
 } tmoei_layer;
 
 struct tmoe_model {
-    tmoe_ctx *ctx;
-    tmoe_config config;
-    tmoe_tokenizer *tokenizer;
-    tmoe_generation generation;
-    char *mapping;                  /* the file that theta lies in, or NULL */
-    size_t mapping_size;
+    tmoe_ctx *ctx; tmoe_config config; tmoe_tokenizer *tokenizer; tmoe_generation generation;
+    char *mapping; size_t mapping_size;     /* the file that theta lies in, or NULL */
     int V;
     tmoe_task *tasks;               /* known ones: name, category, instruction */
     int N, L, R;                    /* tasks; layers, encoder first; routed layers */
     tmoei_layer *layers;
-    tmoei_parameter *parameters;
+    tmoei_parameter *parameters; size_t parameter_capacity;
     int parameter_count, router_parameter;          /* the router's first named tensor: its index */
-    size_t parameter_capacity;
     float *theta;
-    size_t size;                    /* floats in theta */
+    size_t size, vectors;           /* floats in theta; offset of the task vectors, (N, k) */
     int shared[TMOEI_SHARED];       /* indices of the parameters outside the layers */
-    size_t vectors;                 /* offset of the task vectors, (N, k) */
     float *mask;                    /* (R, E) added to the logits: 0, or -1e9 for a disabled expert */
     float *text_vectors;            /* (N, k) of the instructions, for nearest tasks */
     int64_t step;                   /* optimiser steps taken: sets the temperature */
@@ -5202,7 +5122,6 @@ static size_t tmoei_parameter_add(tmoe_model *model, int rows, int cols, tmoei_r
             (size_t)model->parameter_count + 1, sizeof *model->parameters))
         return 0;
     tmoei_parameter *parameter = &model->parameters[model->parameter_count++];
-    memset(parameter, 0, sizeof *parameter);
     va_start(arguments, format);
     (void)vsnprintf(parameter->name, sizeof parameter->name, format, arguments);
     va_end(arguments);
@@ -5221,39 +5140,35 @@ static float tmoei_init_std(const tmoe_model *model, int rows, int fan_in) {
 static void tmoei_layer_plan(tmoe_model *model, int index) {
     const tmoe_config *c = &model->config;
     tmoei_layer *layer = &model->layers[index];
-    const int decoder = index >= c->encoder_layers, number = decoder ? index - c->encoder_layers : index;
-    const int D = c->D, F = decoder ? c->F_decoder : c->F_encoder;
+    const int decoder = index >= c->encoder_layers, D = c->D, F = decoder ? c->F_decoder : c->F_encoder;
     const int shapes[TMOEI_PIECES / 2][2] = { { 3 * D, D }, { D, D }, { 0, D }, { D, D }, { 2 * D, D },
-        { D, D }, { 0, D }, { F, D }, { D, F }, { 0, D } };     /* of the weights; no rows: a norm's gain */
-    layer->decoder = decoder; layer->heads = decoder ? c->H_decoder : c->H_encoder;
+        { D, D }, { 0, D }, { F, D }, { D, F }, { 0, D } };     /* out, in of the weights; no out: a norm */
+    layer->decoder = decoder; layer->number = decoder ? index - c->encoder_layers : index;
+    layer->heads = decoder ? c->H_decoder : c->H_encoder;
     layer->experts = c->E > 1 && (c->expert_places & (decoder ? TMOE_DECODER : TMOE_ENCODER)) ? c->E : 1;
     layer->route = layer->experts > 1 ? model->R++ : -1;
-    for (int piece = 0; piece < TMOEI_PIECES; piece++) {
-        const int rows = shapes[piece / 2][0], cols = shapes[piece / 2][1], bias = piece % 2;
-        if (!decoder && piece >= TMOEI_CROSS_Q && piece < TMOEI_FC1) continue;
-        layer->rows[piece] = bias || !rows ? 1 : rows; layer->cols[piece] = bias && rows ? rows : cols;
-        layer->in_expert[piece] = c->expert_kind == TMOE_EXPERT_LAYER || piece >= TMOEI_FC1;
-        size_t *size = layer->in_expert[piece] ? &layer->block_size : &layer->shared_size;
-        layer->offset[piece] = *size;
-        *size += (size_t)layer->rows[piece] * (size_t)layer->cols[piece];
-    }
-    layer->shared = model->size; layer->block = model->size + layer->shared_size;
-    for (int expert = -1; expert < layer->experts; expert++)    /* -1: the shared part */
+    layer->shared = model->size;
+    for (int expert = -1; expert < layer->experts; expert++) {  /* -1: the shared part */
+        const size_t start = model->size;
+        char owner[24] = "";
+        if (layer->experts > 1 && expert >= 0) (void)snprintf(owner, sizeof owner, "expert.%d.", expert);
         for (int piece = 0; piece < TMOEI_PIECES; piece++) {
-            const int rows = layer->rows[piece], cols = layer->cols[piece];
-            const int gain = piece % 2 == 0 && shapes[piece / 2][0] == 0;
-            char owner[24] = "";
-            if (rows == 0 || layer->in_expert[piece] != (expert >= 0)) continue;
-            if (layer->experts > 1 && expert >= 0) (void)snprintf(owner, sizeof owner, "expert.%d.", expert);
-            (void)tmoei_parameter_add(model, rows, cols, TMOEI_RATE_LAYERS, rows > 1,
-                layer->experts > 1 ? expert : -1, tmoei_init_std(model, rows, cols), gain ? 1.0f : 0.0f,
-                "%s.%d.%s%s.%s", decoder ? "decoder" : "encoder", number, owner, tmoei_piece_names[piece / 2],
-                piece % 2 ? "bias" : "weight");
+            const int out = shapes[piece / 2][0], in = shapes[piece / 2][1], bias = piece % 2;
+            const int rows = bias || !out ? 1 : out, cols = bias && out ? out : in;
+            if (!decoder && piece >= TMOEI_CROSS_Q && piece < TMOEI_FC1) continue;
+            if ((c->expert_kind == TMOE_EXPERT_LAYER || piece >= TMOEI_FC1) != (expert >= 0)) continue;
+            layer->rows[piece] = rows; layer->cols[piece] = cols; layer->in_expert[piece] = expert >= 0;
+            layer->offset[piece] = tmoei_parameter_add(model, rows, cols, TMOEI_RATE_LAYERS, rows > 1,
+                layer->experts > 1 ? expert : -1, tmoei_init_std(model, rows, cols), bias || out ? 0 : 1.0f,
+                "%s.%d.%s%s.%s", decoder ? "decoder" : "encoder", layer->number, owner,
+                tmoei_piece_names[piece / 2], bias ? "bias" : "weight") - start;
         }
+        *(expert < 0 ? &layer->shared_size : &layer->block_size) = model->size - start;
+    }
+    layer->block = layer->shared + layer->shared_size;
 }
-
-static void tmoei_router_plan(tmoe_model *model);              /* >>router */
-
+/* >>router */
+static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, float *grads, tmoe_tensor *e_t);
 /* Lays out theta: offsets, names and sizes of everything. */
 static tmoe_result tmoei_model_plan(tmoe_model *model) {
     static const char *const names[TMOEI_SHARED] = { "tokens.weight", "encoder.positions.weight",
@@ -5263,8 +5178,7 @@ static tmoe_result tmoei_model_plan(tmoe_model *model) {
     const int rows[TMOEI_SHARED] = { model->V, c->source_tokens, c->target_tokens, 1, 1, 1, 1, 1 };
     for (int s = 0; s < TMOEI_SHARED; s++) {
         const int output = s == TMOEI_OUTPUT_BIAS, gain = s == TMOEI_ENCODER_NORM || s == TMOEI_DECODER_NORM;
-        /* behind the layers: an odd V would move all of them off their cache lines */
-        if (output) {
+        if (output) {                   /* behind the layers: an odd V would move them off cache lines */
             model->layers = (tmoei_layer *)tmoei_own(&model->own, (size_t)model->L, sizeof *model->layers);
             if (!model->layers) return model->ctx->error;
             for (int l = 0; l < model->L; l++) tmoei_layer_plan(model, l);
@@ -5275,7 +5189,7 @@ static tmoe_result tmoei_model_plan(tmoe_model *model) {
             tmoei_init_std(model, rows[s], c->D), gain ? 1.0f : 0.0f, "%s", names[s]);
     }
     model->router_parameter = model->parameter_count;
-    if (model->R > 0) tmoei_router_plan(model);
+    if (model->R > 0) (void)tmoei_router_logits(model, model->tape, NULL, NULL);     /* adds what it takes */
     model->vectors = model->size;
     if (model->N > 0 && model->R > 0)
         (void)tmoei_parameter_add(model, model->N, c->k, c->vectors == TMOE_VECTOR_LEARNED ? TMOEI_RATE_TASKS
@@ -5359,24 +5273,18 @@ static const tmoei_field tmoei_training_fields[] = {
     TMOEI_INT(patience, 0, INT_MAX)
 };
 #undef TMOEI_STRUCT
-
 static double tmoei_field_value(const void *config, const tmoei_field *field) {
-    int number;
-    float real;
-    memcpy(&number, (const char *)config + field->offset, sizeof number);
-    memcpy(&real, (const char *)config + field->offset, sizeof real);
-    return field->kind == TMOEI_KIND_FLOAT ? (double)real : (double)number;
+    const void *at = (const char *)config + field->offset;
+    return field->kind == TMOEI_KIND_FLOAT ? (double)*(const float *)at : (double)*(const int *)at;
 }
 /* Notes every field that is out of its range (NaN is), so that one message names all mistakes. */
-static void tmoei_fields_check(const void *config, const tmoei_field *fields, size_t count, char *text,
-        size_t size) {
-    for (const tmoei_field *f = fields; f < fields + count; f++) {
-        const double x = tmoei_field_value(config, f);
+static void tmoei_fields_check(const void *c, const tmoei_field *f, size_t count, char *text, size_t size) {
+    for (; count--; f++) {
+        const double x = tmoei_field_value(c, f);
         if (!(x >= f->least && x <= f->most))
             tmoei_problem(text, size, "%s is %.7g, must be %.7g to %.7g", f->name, x, f->least, f->most);
     }
 }
-
 static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c, const tmoe_tokenizer *tokenizer,
         int task_count) {
     const int symbols = tokenizer ? tmoe_tokenizer_vocabulary(tokenizer) : 3;
@@ -5401,7 +5309,6 @@ static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c, const
             "router_hidden is %d, must be divisible by the transformer router's 4 heads", c->router_hidden);
     return text[0] ? tmoei_fail(ctx, TMOE_ERR_CONFIG, "config: %s", text) : TMOE_OK;
 }
-
 TMOE_DEF tmoe_config tmoe_config_default(void) {
     tmoe_config c;
     memset(&c, 0, sizeof c);
@@ -5411,8 +5318,7 @@ TMOE_DEF tmoe_config tmoe_config_default(void) {
     c.norm = TMOE_NORM_PRE; c.activation = TMOE_GELU;
     c.E = 4; c.expert_places = TMOE_ENCODER | TMOE_DECODER; c.expert_noise = 0.5f; c.mix = TMOE_MIX_PARAM;
     c.selection = TMOE_SELECT_SOFTMAX; c.random_n = 1; c.temperature = c.temperature_min = 1.0f;
-    c.router = TMOE_ROUTER_LINEAR_LAYER_SPECIFIC;               /* the one in the paper's final runs */
-    c.router_hidden = 64;                                       /* the paper's */
+    c.router = TMOE_ROUTER_LINEAR_LAYER_SPECIFIC; c.router_hidden = 64;     /* the paper's final runs */
     c.vectors = TMOE_VECTOR_TEXT; c.k = 64; c.instruction_in_input = 1; c.seed = 1;
     c.begin_id = TMOE_TOKEN_BEGIN; c.pad_id = TMOE_TOKEN_PAD; c.start_id = c.end_id = TMOE_TOKEN_END;
     return c;
@@ -5472,7 +5378,6 @@ static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config, con
     tmoe_model_destroy(model);
     return NULL;
 }
-
 TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
         const tmoe_tokenizer *tokenizer, const tmoe_task *tasks, int task_count) {
     const tmoe_config chosen = config ? *config : tmoe_config_default();
@@ -5486,11 +5391,9 @@ TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
             (size_t)model->N * (size_t)chosen.k * sizeof(float));
     return model;
 }
-TMOE_DEF int tmoe_find_task(const tmoe_model *model, const char *name_or_instruction) {
+TMOE_DEF int tmoe_find_task(const tmoe_model *model, const char *key) {
     for (int t = 0; t < model->N; t++)
-        if (strcmp(model->tasks[t].instruction, name_or_instruction) == 0
-                || strcmp(model->tasks[t].name, name_or_instruction) == 0)
-            return t;
+        if (strcmp(model->tasks[t].instruction, key) == 0 || strcmp(model->tasks[t].name, key) == 0) return t;
     return -1;
 }
 static float *tmoei_piece_of(const tmoe_model *model, int l, int piece, int expert) {
@@ -5502,12 +5405,11 @@ TMOE_DEF void tmoe_model_take_router(tmoe_model *model, const tmoe_model *from) 
     for (int p = model->router_parameter; p < model->parameter_count; p++)
         for (int q = from->router_parameter; q < from->parameter_count; q++) {
             const tmoei_parameter *to = &model->parameters[p], *a = &from->parameters[q];
-            const int vectors = to->offset == model->vectors, rows = vectors ? model->N : 1;
-            const size_t n = (size_t)to->cols * (size_t)(vectors ? 1 : to->rows);
-            if (strcmp(to->name, a->name) != 0 || to->cols != a->cols || (!vectors && to->rows != a->rows))
-                continue;
-            for (int row = 0; row < rows; row++) { /* of a table of tasks: those that both know */
-                const int known = vectors ? tmoe_find_task(from, model->tasks[row].name) : 0;
+            const int table = to->offset == model->vectors;     /* of tasks: rows that both know are taken */
+            const size_t n = (size_t)to->cols * (size_t)(table ? 1 : to->rows);
+            if (to->cols != a->cols || (!table && to->rows != a->rows) || strcmp(to->name, a->name)) continue;
+            for (int row = 0; row < (table ? model->N : 1); row++) {
+                const int known = table ? tmoe_find_task(from, model->tasks[row].name) : 0;
                 if (known >= 0)
                     memcpy(model->theta + to->offset + (size_t)row * n,
                         from->theta + a->offset + (size_t)known * n, n * sizeof(float));
@@ -5536,7 +5438,6 @@ static void tmoei_layer_derive(tmoe_model *model, const tmoe_model *from, int l,
         }
     }
 }
-
 TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, const float *route,
         const tmoe_config *config, const tmoe_task *tasks, int task_count) {
     const tmoe_config *a = &from->config, c = config ? *config : *a;
@@ -5553,9 +5454,10 @@ TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, co
         memcpy(model->theta + to->offset, from->theta + from->parameters[from->shared[p]].offset,
             (size_t)to->rows * (size_t)to->cols * sizeof(float));
     }
-    for (int l = 0; l < model->L; l++)
-        tmoei_layer_derive(model, from, l, route && from->layers[l].experts > 1
-            ? route + from->layers[l].route * a->E : NULL);
+    for (int l = 0; l < model->L; l++) {
+        const int routed = from->layers[l].route;
+        tmoei_layer_derive(model, from, l, route && routed >= 0 ? route + routed * a->E : NULL);
+    }
     tmoe_model_take_router(model, from);
     model->step = config ? 0 : from->step; model->generation = from->generation;
     return model;
@@ -5587,13 +5489,11 @@ TMOE_DEF const char *tmoe_model_parameter(const tmoe_model *model, int index, in
     return parameter->name;
 }
 TMOE_DEF int tmoe_routed_layers(const tmoe_model *model) { return model->R; }
-
 TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int routed_layer, char *text, size_t size) {
     if (size) text[0] = 0;
-    for (int l = 0; l < model->L; l++)
-        if (model->layers[l].route == routed_layer && routed_layer >= 0)
-            (void)snprintf(text, size, "%s %d", model->layers[l].decoder ? "decoder" : "encoder",
-                model->layers[l].decoder ? l - model->config.encoder_layers : l);
+    for (const tmoei_layer *layer = model->layers; layer < model->layers + model->L; layer++)
+        if (layer->route == routed_layer && routed_layer >= 0)
+            (void)snprintf(text, size, "%s %d", layer->decoder ? "decoder" : "encoder", layer->number);
 }
 
 /* ==== >>layers: one forward pass of the transformer ===================================================
@@ -5608,35 +5508,28 @@ typedef struct tmoei_pack {             /* sequences one behind the other, no pa
 typedef struct tmoei_batch {            /* one group, packed; all arrays in one block of memory */
     tmoei_pack source, target;
     int *labels;                        /* what each target position must say */
-    int *memory;
-    size_t capacity;                    /* ints in it */
+    int *memory; size_t capacity;       /* ints in it */
 } tmoei_batch;
 /* Makes room for a group and lays the arrays out one behind the other. */
 static tmoe_result tmoei_batch_reserve(tmoe_ctx *ctx, tmoei_batch *batch, size_t sources, size_t targets,
         size_t sequences) {
     const size_t need = 2 * sources + 3 * targets + 2 * (sequences + 1);
     if (!tmoei_grow(ctx, &batch->memory, &batch->capacity, need, sizeof(int))) return TMOE_ERR_MEMORY;
-    batch->source.ids = batch->memory;
-    batch->source.positions = batch->source.ids + sources;
+    batch->source.ids = batch->memory; batch->source.positions = batch->source.ids + sources;
     batch->target.ids = batch->source.positions + sources;
-    batch->target.positions = batch->target.ids + targets;
-    batch->labels = batch->target.positions + targets;
+    batch->target.positions = batch->target.ids + targets; batch->labels = batch->target.positions + targets;
     batch->source.offsets = batch->labels + targets;
     batch->target.offsets = batch->source.offsets + sequences + 1;
     batch->source.sequences = batch->target.sequences = batch->source.tokens = batch->target.tokens = 0;
     return TMOE_OK;
 }
-
 /* Appends a pair: the encoder reads x; the decoder reads start y_1 ... y_(n-1) and must say y_1 ... y_n. */
-static void tmoei_batch_put(tmoei_batch *batch, const int *x, size_t source, const int *y, size_t target,
-        int start) {
-    tmoei_pack *s = &batch->source, *t = &batch->target;
+static void tmoei_batch_put(tmoei_batch *b, const int *x, size_t nx, const int *y, size_t ny, int start) {
+    tmoei_pack *s = &b->source, *t = &b->target;
     s->offsets[s->sequences++] = s->tokens; t->offsets[t->sequences++] = t->tokens;
-    for (size_t i = 0; i < source; i++) {
-        s->positions[s->tokens] = (int)i; s->ids[s->tokens++] = x[i];
-    }
-    for (size_t i = 0; i < target; i++) {
-        t->positions[t->tokens] = (int)i; batch->labels[t->tokens] = y[i];
+    for (size_t i = 0; i < nx; i++) { s->positions[s->tokens] = (int)i; s->ids[s->tokens++] = x[i]; }
+    for (size_t i = 0; i < ny; i++) {
+        t->positions[t->tokens] = (int)i; b->labels[t->tokens] = y[i];
         t->ids[t->tokens++] = i ? y[i - 1] : start;
     }
     s->offsets[s->sequences] = s->tokens; t->offsets[t->sequences] = t->tokens;
@@ -5645,45 +5538,38 @@ static void tmoei_batch_put(tmoei_batch *batch, const int *x, size_t source, con
 typedef struct tmoei_texts {
     int *ids; size_t *offsets; size_t count, ids_used, ids_capacity, offsets_capacity;
 } tmoei_texts;
-
 /* Appends one tokenised text; `what`, task and line stand in the message where it is too long. */
 static tmoe_result tmoei_texts_add(const tmoe_model *model, tmoei_texts *texts, const char *instruction,
         const char *input, int limit, const char *what, const char *task, int line) {
-    tmoe_ctx *ctx = model->ctx;
+    const tmoe_tokenizer *tokenizer = model->tokenizer;
     const int find = model->config.specials_in_text;
-    size_t count = 0;
-    TMOEI_TRY(tmoei_encode_source(model->tokenizer, instruction, input, find, NULL, 0, &count));
-    if (count > (size_t)limit)
-        return tmoei_fail(ctx, TMOE_ERR_DATA,
-        "task %s, line %d: the %s has %lu tokens; the model takes at most %d", task,
-            line + 1, what, (unsigned long)count, limit);
-    if (!tmoei_grow(ctx, &texts->ids, &texts->ids_capacity, texts->ids_used + count, sizeof *texts->ids)
-            || !tmoei_grow(ctx, &texts->offsets, &texts->offsets_capacity, texts->count + 2, sizeof(size_t)))
+    size_t n = 0;
+    TMOEI_TRY(tmoei_encode_source(tokenizer, instruction, input, find, NULL, 0, &n));
+    if (n > (size_t)limit)
+        return tmoei_fail(model->ctx, TMOE_ERR_DATA, "task %s, line %d: the %s has %lu tokens; "
+            "the model takes at most %d", task, line + 1, what, (unsigned long)n, limit);
+    if (!tmoei_grow(model->ctx, &texts->ids, &texts->ids_capacity, texts->ids_used + n, sizeof *texts->ids)
+            || !tmoei_grow(model->ctx, &texts->offsets, &texts->offsets_capacity, texts->count + 2, sizeof n))
         return TMOE_ERR_MEMORY;
-    TMOEI_TRY(tmoei_encode_source(model->tokenizer, instruction, input, find, texts->ids + texts->ids_used,
-        count, &count));
+    TMOEI_TRY(tmoei_encode_source(tokenizer, instruction, input, find, texts->ids + texts->ids_used, n, &n));
     if (texts->count == 0) texts->offsets[0] = 0;
-    texts->ids_used += count;
+    texts->ids_used += n;
     texts->offsets[++texts->count] = texts->ids_used;
     return TMOE_OK;
 }
-static size_t tmoei_text_length(const tmoei_texts *texts, size_t index) {
-    return texts->offsets[index + 1] - texts->offsets[index];
-}
+static size_t tmoei_text_length(const tmoei_texts *t, size_t i) { return t->offsets[i + 1] - t->offsets[i]; }
 
 typedef struct tmoei_cache tmoei_cache; /* >>inference: keys and values of earlier positions */
 
 typedef struct tmoei_pass {
-    tmoe_model *model;
-    tmoe_tape *tape;
+    tmoe_model *model; tmoe_tape *tape;
     float *grads;                       /* of theta + first on, or NULL: nothing is trained */
     size_t first;
     int train;                          /* TMOE_TRAIN_ bits */
     tmoe_tensor *route;                 /* (1, R * E) or NULL when no layer is routed */
     float *const *blocks;               /* evaluation: each layer's merged block, (L) pointers, or NULL */
     int hard_training;                  /* straight-through: unselected experts run forward for dl/dr */
-    float dropout;
-    uint64_t dropout_seed, dropout_stream;
+    float dropout; uint64_t dropout_seed, dropout_stream;
     tmoei_cache *cache;
     const tmoei_pack *pack, *memory_pack;           /* what runs now; a decoder: what the encoder read */
     tmoe_tensor *memory;                /* and the encoder's output */
@@ -5698,10 +5584,9 @@ static tmoe_tensor *tmoei_block_leaf(tmoei_pass *pass, size_t offset, size_t siz
         tmoei_pass_grads(pass, TMOE_TRAIN_LAYERS, offset));
 }
 static tmoe_tensor *tmoei_shared_tensor(tmoei_pass *pass, int which) {
-    const tmoei_parameter *parameter = &pass->model->parameters[pass->model->shared[which]];
-    return tmoe_leaf(pass->tape, parameter->rows, parameter->cols, pass->model->theta + parameter->offset,
-        parameter->rate == TMOEI_RATE_NONE ? NULL
-        : tmoei_pass_grads(pass, TMOE_TRAIN_SHARED, parameter->offset));
+    const tmoei_parameter *p = &pass->model->parameters[pass->model->shared[which]];
+    return tmoe_leaf(pass->tape, p->rows, p->cols, pass->model->theta + p->offset, p->rate == TMOEI_RATE_NONE
+        ? NULL : tmoei_pass_grads(pass, TMOE_TRAIN_SHARED, p->offset));
 }
 /* The pieces of a layer that lie in `block` (the shared part or an expert) as matrices. */
 static void tmoei_layer_pieces(tmoei_pass *pass, const tmoei_layer *layer, tmoe_tensor *block, int in_expert,
@@ -5729,14 +5614,11 @@ static tmoe_tensor *tmoei_sublayer_output(tmoei_pass *pass, tmoe_tensor *const *
     if (pass->model->config.norm == TMOE_NORM_PRE) return x;
     return tmoe_layer_norm(pass->tape, x, w[norm], w[norm + 1]);
 }
-
 static tmoe_tensor *tmoei_cached_self_attention(tmoei_pass *pass, int layer, int expert, tmoe_tensor *qkv);
 static tmoe_tensor *tmoei_cached_cross_attention(tmoei_pass *pass, int layer, int expert, tmoe_tensor *q,
     tmoe_tensor *w, tmoe_tensor *b);
-
 /* Self-attention and, in a decoder, cross-attention over the encoder's output. */
-static tmoe_tensor *tmoei_attention_sublayers(tmoei_pass *pass, int l, int expert, tmoe_tensor *const *w,
-        tmoe_tensor *h) {
+static tmoe_tensor *tmoei_attend(tmoei_pass *pass, int l, int expert, tmoe_tensor *const *w, tmoe_tensor *h) {
     const tmoei_layer *layer = &pass->model->layers[l];
     const tmoei_pack *pack = pass->pack;
     tmoe_tape *tape = pass->tape;
@@ -5769,51 +5651,52 @@ static tmoe_tensor *tmoei_layer_forward(tmoei_pass *pass, int l, tmoe_tensor *h)
     if (layer->shared_size)
         tmoei_layer_pieces(pass, layer, tmoei_block_leaf(pass, layer->shared, layer->shared_size), 0, w);
     if (layer->experts == 1 || model->config.mix == TMOE_MIX_PARAM) {
+        const int size = (int)layer->block_size;
         if (layer->experts == 1) block = tmoei_block_leaf(pass, layer->block, layer->block_size);
-        else if (pass->blocks)
-            block = tmoe_leaf(pass->tape, 1, (int)layer->block_size, pass->blocks[l], NULL);
+        else if (pass->blocks) block = tmoe_leaf(pass->tape, 1, size, pass->blocks[l], NULL);
         else
-            block = tmoe_mix_parameters(pass->tape, model->theta + layer->block, tmoei_pass_grads(pass,
-                TMOE_TRAIN_LAYERS, layer->block), E, (int)layer->block_size, pass->route, first);
+            block = tmoe_mix_parameters(pass->tape, model->theta + layer->block,
+                tmoei_pass_grads(pass, TMOE_TRAIN_LAYERS, layer->block), E, size, pass->route, first);
         tmoei_layer_pieces(pass, layer, block, 1, w);
-        return tmoei_ffn_sublayer(pass, w, tmoei_attention_sublayers(pass, l, 0, w, h));
+        return tmoei_ffn_sublayer(pass, w, tmoei_attend(pass, l, 0, w, h));
     }
-    if (!whole) h = tmoei_attention_sublayers(pass, l, 0, w, h);
+    if (!whole) h = tmoei_attend(pass, l, 0, w, h);
     for (int e = 0; e < E; e++) {
         const float r = pass->tape->dry ? 1.0f : pass->route->x[first + e];
         outputs[e] = NULL;
         if (r == 0.0f && !pass->hard_training) continue;
-        /* unselected: forward only, for dl/dr_e = <dl/dy, y_e> */
-        pass->tape->record = recording && r != 0.0f;
+        pass->tape->record = recording && r != 0.0f;    /* unselected: forward, for dl/dr_e = <dl/dy, y_e> */
         block = tmoei_block_leaf(pass, layer->block + (size_t)e * layer->block_size, layer->block_size);
         tmoei_layer_pieces(pass, layer, block, 1, w);
-        outputs[e] = tmoei_ffn_sublayer(pass, w, whole ? tmoei_attention_sublayers(pass, l, e, w, h) : h);
+        outputs[e] = tmoei_ffn_sublayer(pass, w, whole ? tmoei_attend(pass, l, e, w, h) : h);
         pass->tape->record = recording;
     }
     return tmoe_mix_outputs(pass->tape, outputs, E, pass->route, first);
 }
 /* The norm outside the layers, which PRE has behind the last layer and POST behind the embedding. */
 static tmoe_tensor *tmoei_outer_norm(tmoei_pass *pass, tmoe_tensor *h, int decoder, tmoe_norm here) {
-    const int norm = decoder ? TMOEI_DECODER_NORM : TMOEI_ENCODER_NORM;
+    const int n = decoder ? TMOEI_DECODER_NORM : TMOEI_ENCODER_NORM;
     if (pass->model->config.norm != here) return h;
-    return tmoe_layer_norm(pass->tape, h, tmoei_shared_tensor(pass, norm),
-        tmoei_shared_tensor(pass, norm + 1));
+    return tmoe_layer_norm(pass->tape, h, tmoei_shared_tensor(pass, n), tmoei_shared_tensor(pass, n + 1));
 }
-/* Encoder or decoder: embedding (scale * token + position, dropout), layers, norm. */
-static tmoe_tensor *tmoei_stack(tmoei_pass *pass, const tmoei_pack *pack, int decoder) {
+/* scale * token + position, the norm of POST, dropout */
+static tmoe_tensor *tmoei_embed(tmoei_pass *pass, const tmoei_pack *pack, int decoder) {
     const tmoe_config *c = &pass->model->config;
-    const int end = decoder ? pass->model->L : c->encoder_layers;
     tmoe_tensor *h = tmoe_embedding(pass->tape, tmoei_shared_tensor(pass, TMOEI_TOKENS), pack->tokens,
         pack->ids, c->scale_embedding ? sqrtf((float)c->D) : 1.0f, tmoei_shared_tensor(pass, decoder
         ? TMOEI_DECODER_POSITIONS : TMOEI_ENCODER_POSITIONS), pack->positions);
-    h = tmoei_pass_dropout(pass, tmoei_outer_norm(pass, h, decoder, TMOE_NORM_POST));
+    return tmoei_pass_dropout(pass, tmoei_outer_norm(pass, h, decoder, TMOE_NORM_POST));
+}
+/* Encoder or decoder: embedding, layers, norm. */
+static tmoe_tensor *tmoei_stack(tmoei_pass *pass, const tmoei_pack *pack, int decoder) {
+    const int encoder_layers = pass->model->config.encoder_layers, end = decoder ? pass->model->L
+        : encoder_layers;
+    tmoe_tensor *h = tmoei_embed(pass, pack, decoder);
     pass->pack = pack;
-    for (int l = decoder ? c->encoder_layers : 0; l < end; l++) h = tmoei_layer_forward(pass, l, h);
+    for (int l = decoder ? encoder_layers : 0; l < end; l++) h = tmoei_layer_forward(pass, l, h);
     return tmoei_outer_norm(pass, h, decoder, TMOE_NORM_PRE);
 }
-static tmoe_tensor *tmoei_encode(tmoei_pass *pass, const tmoei_pack *source) {
-    return tmoei_stack(pass, source, 0);
-}
+static tmoe_tensor *tmoei_encode(tmoei_pass *pass, const tmoei_pack *x) { return tmoei_stack(pass, x, 0); }
 static tmoe_tensor *tmoei_decode(tmoei_pass *pass, const tmoei_pack *target, tmoe_tensor *memory,
         const tmoei_pack *source) {
     pass->memory = memory; pass->memory_pack = source;
@@ -5831,63 +5714,60 @@ static tmoe_tensor *tmoei_head(tmoei_pass *pass, tmoe_tensor *h) {
  * of the task vector for each layer. */
 
 #define TMOEI_ROUTER_STD 0.02f          /* the paper's, for linear weights and embeddings */
-#define TMOEI_ROUTER_HEADS 4            /* of the transformer router; its FFN is 64 wide */
-#define TMOEI_ROUTER_FFN 64
+#define TMOEI_ROUTER_HEADS 4            /* of the transformer router, */
+#define TMOEI_ROUTER_FFN 64             /* and the width of its FFN */
 
-/* A router takes its named tensors one after the other. While a model is planned, taking one adds it to the
- * model and gives NULL, and so is all that is computed from it: one description serves plan and forward. */
-typedef struct tmoei_router_cursor {
-    tmoe_model *model; tmoe_tape *tape; float *grads;
-    int planning, next;
-    char prefix[16];                    /* of the names */
-} tmoei_router_cursor;
+/* A router takes its named tensors one after the other. While the model is planned there is no theta: then
+ * taking one adds it to the model and gives NULL, and so is all that is computed from it. */
+typedef struct tmoei_router {
+    tmoe_model *model; tmoe_tape *tape; float *grads; int next; char prefix[16];    /* of the names */
+} tmoei_router;
 
-static tmoe_tensor *tmoei_router_take(tmoei_router_cursor *cursor, const char *name, const char *kind,
-        int rows, int cols, int decay, float std, int value) {
-    tmoe_model *model = cursor->model;
-    if (cursor->planning) {
-        (void)tmoei_parameter_add(model, rows, cols, TMOEI_RATE_ROUTER, decay, -1, std, (float)value,
-            "router.%s%s.%s", cursor->prefix, name, kind);
+static tmoe_tensor *tmoei_router_take(tmoei_router *router, const char *name, const char *kind, int rows,
+        int cols, int decay, float std, float value) {
+    tmoe_model *model = router->model;
+    if (!model->theta) {
+        (void)tmoei_parameter_add(model, rows, cols, TMOEI_RATE_ROUTER, decay, -1, std, value,
+            "router.%s%s.%s", router->prefix, name, kind);
         return NULL;
     }
-    const size_t at = model->parameters[cursor->next++].offset;
-    return tmoe_leaf(cursor->tape, rows, cols, model->theta + at, cursor->grads ? cursor->grads
+    const size_t at = model->parameters[router->next++].offset;
+    return tmoe_leaf(router->tape, rows, cols, model->theta + at, router->grads ? router->grads
         + (at - model->parameters[model->router_parameter].offset) : NULL);
 }
 /* Weight and bias of a linear layer, or gain and bias of a norm (no rows). */
-static void tmoei_router_pair(tmoei_router_cursor *cursor, const char *name, int rows, int cols, float std,
-        tmoe_tensor **pair) {
-    const int linear = rows > 0;
-    pair[0] = tmoei_router_take(cursor, name, "weight", linear ? rows : 1, cols, linear, std, !linear);
-    pair[1] = tmoei_router_take(cursor, name, "bias", 1, linear ? rows : cols, 0, std < 0.0f ? std : 0.0f, 0);
+static void tmoei_router_pair(tmoei_router *router, const char *name, int rows, int cols, float std,
+        tmoe_tensor **w) {
+    const int norm = rows == 0;
+    w[0] = tmoei_router_take(router, name, "weight", norm ? 1 : rows, cols, !norm, std, norm ? 1.0f : 0.0f);
+    w[1] = tmoei_router_take(router, name, "bias", 1, norm ? cols : rows, 0, std < 0.0f ? std : 0.0f, 0.0f);
 }
-static tmoe_tensor *tmoei_router_linear(tmoei_router_cursor *cursor, const char *name, tmoe_tensor *x,
-        int rows, int cols, tmoe_activation act, tmoe_tensor *residual) {
+static tmoe_tensor *tmoei_router_linear(tmoei_router *router, const char *name, tmoe_tensor *x, int rows,
+        int cols, tmoe_activation act, tmoe_tensor *residual) {
     tmoe_tensor *w[2];
-    tmoei_router_pair(cursor, name, rows, cols, TMOEI_ROUTER_STD, w);
-    return tmoe_linear(cursor->tape, x, w[0], w[1], act, residual);
+    tmoei_router_pair(router, name, rows, cols, TMOEI_ROUTER_STD, w);
+    return tmoe_linear(router->tape, x, w[0], w[1], act, residual);
 }
-static tmoe_tensor *tmoei_router_norm(tmoei_router_cursor *cursor, const char *name, tmoe_tensor *x,
-        int cols) {
+static tmoe_tensor *tmoei_router_norm(tmoei_router *router, const char *name, tmoe_tensor *x, int cols) {
     tmoe_tensor *w[2];
-    tmoei_router_pair(cursor, name, 0, cols, 0.0f, w);
-    return tmoe_layer_norm(cursor->tape, x, w[0], w[1]);
+    tmoei_router_pair(router, name, 0, cols, 0.0f, w);
+    return tmoe_layer_norm(router->tape, x, w[0], w[1]);
 }
 /* One direction of a recurrent layer over the R elements of x (K, R * width); states[l] (K, hidden). `gates`:
  * rows of recurrent weights for each hidden unit. Gate order as torch:
  *   RNN   h' = tanh(i + u)                                             i = W_i x + b_i,  u = W_h h + b_h
  *   GRU   r, z = sigmoid(i + u);  n = tanh(i_n + r u_n);  h' = n + z (h - n)
  *   LSTM  i, f, o = sigmoid(i + u);  g = tanh(i + u);  c' = f c + i g;  h' = o tanh(c') */
-static void tmoei_router_recurrent(tmoei_router_cursor *cursor, tmoe_tensor *x, int width, int gates,
+static void tmoei_router_recurrent(tmoei_router *router, tmoe_tensor *x, int width, int gates,
         int backward, tmoe_tensor **states) {
-    const int R = cursor->model->R, hidden = cursor->model->config.router_hidden;
+    const int R = router->model->R, hidden = router->model->config.router_hidden;
     const float std = -1.0f / sqrtf((float)hidden);             /* uniform, torch's recurrent start */
-    tmoe_tape *tape = cursor->tape;
+    tmoe_tape *tape = router->tape;
     tmoe_tensor *wi[2], *wh[2];
-    (void)snprintf(cursor->prefix, sizeof cursor->prefix, "%s", backward ? "backward." : "forward.");
-    tmoei_router_pair(cursor, "input", gates * hidden, width, std, wi);
-    tmoei_router_pair(cursor, "hidden", gates * hidden, hidden, std, wh);
-    cursor->prefix[0] = 0;
+    (void)snprintf(router->prefix, sizeof router->prefix, "%s", backward ? "backward." : "forward.");
+    tmoei_router_pair(router, "input", gates * hidden, width, std, wi);
+    tmoei_router_pair(router, "hidden", gates * hidden, hidden, std, wh);
+    router->prefix[0] = 0;
     if (!x) return;
     tmoe_tensor *h = tmoei_tensor_new(tape, x->rows, hidden, NULL), *c = h;
     if (!h) return;
@@ -5918,40 +5798,39 @@ static void tmoei_router_recurrent(tmoei_router_cursor *cursor, tmoe_tensor *x, 
         states[l] = h;
     }
 }
-/* Logits of K task vectors, or the plan. */
-static tmoe_tensor *tmoei_router_run(tmoei_router_cursor *cursor, tmoe_tensor *vectors) {
+/* Logits (K, R * E) of K task vectors (K, k). */
+static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, float *grads, tmoe_tensor *e_t) {
     static const int gates_of[] = { 0, 0, 1, 1, 3, 3, 4, 4, 0, 0 };     /* by kind; 0: not recurrent */
-    const tmoe_config *c = &cursor->model->config;
+    const tmoe_config *c = &model->config;
     const int specific = (int)c->router & 1, gates = gates_of[c->router];       /* the enum alternates */
-    const int R = cursor->model->R, E = c->E, hidden = c->router_hidden, width = specific ? hidden : c->k;
-    const int K = vectors ? vectors->rows : 0;
-    tmoe_tape *tape = cursor->tape;
-    tmoe_tensor *x, *a, *w[2], **parts;
-    parts = (tmoe_tensor **)tmoei_arena_alloc(&tape->small, 2 * (size_t)R, sizeof *parts);
+    const int R = model->R, E = c->E, hidden = c->router_hidden, width = specific ? hidden : c->k;
+    const int K = e_t ? e_t->rows : 0;
+    tmoei_router router = { model, tape, grads, model->router_parameter, "" };
+    tmoe_tensor *x, *a, *w[2], *both[2];
+    tmoe_tensor **parts = (tmoe_tensor **)tmoei_arena_alloc(&tape->small, 2 * (size_t)R, sizeof *parts);
     if (!parts) return NULL;
     memset(parts, 0, 2 * (size_t)R * sizeof *parts);
     if (c->router <= TMOE_ROUTER_LINEAR_LAYER_SPECIFIC) {
         for (int l = 0; l < (specific ? R : 1); l++) {
-            (void)snprintf(cursor->prefix, sizeof cursor->prefix, "%d.", l);
-            x = tmoei_router_linear(cursor, "linear1", vectors, hidden, c->k, TMOE_GELU, NULL);
-            x = tmoei_router_linear(cursor, "linear2", x, specific ? E : R * E, hidden, TMOE_NONE, NULL);
+            (void)snprintf(router.prefix, sizeof router.prefix, "%d.", l);
+            x = tmoei_router_linear(&router, "linear1", e_t, hidden, c->k, TMOE_GELU, NULL);
+            x = tmoei_router_linear(&router, "linear2", x, specific ? E : R * E, hidden, TMOE_NONE, NULL);
             parts[l] = x;
         }
         return specific ? tmoe_concat(tape, parts, R) : parts[0];
     }
     if (specific)
-        x = tmoei_router_linear(cursor, "layer_projection", vectors, R * hidden, c->k, TMOE_NONE, NULL);
+        x = tmoei_router_linear(&router, "layer_projection", e_t, R * hidden, c->k, TMOE_NONE, NULL);
     else {                              /* the same vector at every layer, plus the layer's position */
-        for (int l = 0; l < R; l++) parts[l] = vectors;
-        x = tmoe_add(tape, tmoe_concat(tape, parts, R), tmoei_router_take(cursor, "layer_positions",
+        for (int l = 0; l < R; l++) parts[l] = e_t;
+        x = tmoe_add(tape, tmoe_concat(tape, parts, R), tmoei_router_take(&router, "layer_positions",
             "weight", 1, R * c->k, 1, TMOEI_ROUTER_STD, 0));
     }
     if (gates) {
-        tmoei_router_recurrent(cursor, x, width, gates, 0, parts);
-        tmoei_router_recurrent(cursor, x, width, gates, 1, parts + R);
-        tmoei_router_pair(cursor, "projection", E, 2 * hidden, TMOEI_ROUTER_STD, w);
+        tmoei_router_recurrent(&router, x, width, gates, 0, parts);
+        tmoei_router_recurrent(&router, x, width, gates, 1, parts + R);
+        tmoei_router_pair(&router, "projection", E, 2 * hidden, TMOEI_ROUTER_STD, w);
         for (int l = 0; l < R; l++) {
-            tmoe_tensor *both[2];
             both[0] = parts[l]; both[1] = parts[R + l];
             parts[l] = tmoe_linear(tape, tmoe_concat(tape, both, 2), w[0], w[1], TMOE_NONE, NULL);
         }
@@ -5961,29 +5840,15 @@ static tmoe_tensor *tmoei_router_run(tmoei_router_cursor *cursor, tmoe_tensor *v
     if (!offsets) return NULL;
     for (int t = 0; t <= K; t++) offsets[t] = t * R;
     x = tmoe_reshape(tape, x, K * R, width);
-    a = tmoei_router_linear(cursor, "attention.qkv", x, 3 * width, width, TMOE_NONE, NULL);
+    a = tmoei_router_linear(&router, "attention.qkv", x, 3 * width, width, TMOE_NONE, NULL);
     a = tmoe_attention(tape, a, a, TMOEI_ROUTER_HEADS, K, offsets, offsets, 0);
-    a = tmoei_router_linear(cursor, "attention.out", a, width, width, TMOE_NONE, x);
-    x = tmoei_router_norm(cursor, "norm1", a, width);
-    a = tmoei_router_linear(cursor, "linear1", x, TMOEI_ROUTER_FFN, width, TMOE_RELU, NULL);
-    a = tmoei_router_linear(cursor, "linear2", a, width, TMOEI_ROUTER_FFN, TMOE_NONE, x);
-    x = tmoei_router_norm(cursor, "norm2", a, width);
-    x = tmoei_router_linear(cursor, "projection", x, E, width, TMOE_NONE, NULL);
+    a = tmoei_router_linear(&router, "attention.out", a, width, width, TMOE_NONE, x);
+    x = tmoei_router_norm(&router, "norm1", a, width);
+    a = tmoei_router_linear(&router, "linear1", x, TMOEI_ROUTER_FFN, width, TMOE_RELU, NULL);
+    a = tmoei_router_linear(&router, "linear2", a, width, TMOEI_ROUTER_FFN, TMOE_NONE, x);
+    x = tmoei_router_norm(&router, "norm2", a, width);
+    x = tmoei_router_linear(&router, "projection", x, E, width, TMOE_NONE, NULL);
     return tmoe_reshape(tape, x, K, R * E);
-}
-static void tmoei_router_plan(tmoe_model *model) {
-    tmoei_router_cursor cursor;
-    memset(&cursor, 0, sizeof cursor);
-    cursor.model = model; cursor.tape = model->tape; cursor.planning = 1;
-    (void)tmoei_router_run(&cursor, NULL);
-}
-/* Logits (K, R * E) of K task vectors (K, k); grads: of the router's parameters from the first on, or NULL. */
-static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, float *grads,
-        tmoe_tensor *vectors) {
-    tmoei_router_cursor cursor;
-    memset(&cursor, 0, sizeof cursor);
-    cursor.model = model; cursor.tape = tape; cursor.grads = grads; cursor.next = model->router_parameter;
-    return tmoei_router_run(&cursor, vectors);
 }
 /* tau(s) = max(tau0 * exp(-a * s), tau_min) */
 TMOE_DEF float tmoe_model_temperature(const tmoe_model *model) {
@@ -5991,12 +5856,9 @@ TMOE_DEF float tmoe_model_temperature(const tmoe_model *model) {
     const double tau = (double)c->temperature * exp(-(double)c->temperature_decay * (double)model->step);
     return tau > (double)c->temperature_min ? (float)tau : c->temperature_min;
 }
-static int tmoei_selection_has_router(tmoe_selection selection) {
-    return selection <= TMOE_SELECT_STRAIGHT_THROUGH;
-}
+static int tmoei_selection_has_router(tmoe_selection s) { return s <= TMOE_SELECT_STRAIGHT_THROUGH; }
 /* A route without a router: average, or a random top-n of E with weight 1/n (Fisher-Yates). */
-static void tmoei_route_without_router(const tmoe_model *model, uint64_t stream, uint64_t counter,
-        float *route) {
+static void tmoei_route_without_router(const tmoe_model *model, uint64_t stream, uint64_t at, float *route) {
     const tmoe_config *c = &model->config;
     const int E = c->E, average = c->selection == TMOE_SELECT_AVERAGE;
     const int n = average ? 0 : c->selection == TMOE_SELECT_RANDOM_TASK ? c->random_n : 1;
@@ -6007,7 +5869,7 @@ static void tmoei_route_without_router(const tmoe_model *model, uint64_t stream,
         for (int e = 0; e < E; e++) { order[e] = e; route[e] = average ? 1.0f / (float)E : 0.0f; }
         for (int e = 0; e < n; e++) {
             const uint64_t random = tmoei_random(c->seed, stream,
-                (counter * (uint64_t)model->R + (uint64_t)l) * 64 + (uint64_t)e);
+                (at * (uint64_t)model->R + (uint64_t)l) * 64 + (uint64_t)e);
             const int other = e + (int)tmoei_below(random, (size_t)(E - e)), chosen = order[other];
             order[other] = order[e];
             route[chosen] = 1.0f / (float)n;
@@ -6019,7 +5881,6 @@ static void tmoei_route_without_router(const tmoe_model *model, uint64_t stream,
 /* Streams of one seed; tensors use their index. */
 enum { TMOEI_STREAM_TASK_ROUTES = 1000001, TMOEI_STREAM_GROUP_ROUTES, TMOEI_STREAM_GUMBEL,
     TMOEI_STREAM_EXPLORE, TMOEI_STREAM_BATCH, TMOEI_STREAM_FEW_SHOT, TMOEI_STREAM_DROPOUT };
-
 /* Routes (K, R * E) of K task vectors, free of noise, into `routes`. */
 static tmoe_result tmoei_routes_of_vectors(tmoe_model *model, float *vectors, int K, float *routes) {
     tmoe_tape *tape = model->tape;
@@ -6062,15 +5923,13 @@ TMOE_DEF tmoe_result tmoe_route(tmoe_model *model, int task, float *route) {
  * adds +1 or -1 (times its weight) to one of k places that its hash names. The vector is scaled to length
  * sqrt(k), so that its entries are of size 1 like a learned embedding's after training. Bytes outside ASCII
  * are letters: no language is left out. */
-#define TMOEI_TEXT_GRAM_WEIGHT 0.3f     /* the 5 grams of a 5-letter word together weigh like the word */
-static void tmoei_text_feature(const char *text, size_t length, uint64_t kind, float weight, int k,
-        float *vector) {
-    /* FNV-1a, then mixed: neighbouring texts must not be neighbours */
-    uint64_t hash = UINT64_C(0xcbf29ce484222325) ^ kind;
-    for (size_t i = 0; i < length; i++)
+#define TMOEI_GRAM_WEIGHT 0.3f     /* the 5 grams of a 5-letter word together weigh like the word */
+static void tmoei_text_feature(const char *text, size_t n, uint64_t kind, float weight, int k, float *e) {
+    uint64_t hash = UINT64_C(0xcbf29ce484222325) ^ kind;        /* FNV-1a */
+    for (size_t i = 0; i < n; i++)
         hash = (hash ^ tmoei_lower((unsigned char)text[i])) * UINT64_C(0x100000001b3);
-    hash = tmoei_mix64(hash);
-    vector[(hash >> 1) % (uint64_t)k] += hash & 1 ? weight : -weight;
+    hash = tmoei_mix64(hash);           /* neighbouring texts must not be neighbours */
+    e[(hash >> 1) % (uint64_t)k] += hash & 1 ? weight : -weight;
 }
 static double tmoei_text_dot(const float *a, const float *b, int k) {
     double dot = 0.0;
@@ -6083,10 +5942,8 @@ static void tmoei_text_vector(const char *text, int k, float *vector) {
     for (size_t i = 0; i < length; i++) {
         const size_t first = i;
         for (; i < length && tmoei_is_word_byte((unsigned char)text[i]); i++) {
-            /* 3-grams, shorter ones at the word's start */
-            const size_t from = i >= first + 2 ? i - 2 : first;
-            tmoei_text_feature(text + from, i - from + 1, 1 + (from == first), TMOEI_TEXT_GRAM_WEIGHT, k,
-                vector);
+            const size_t from = i >= first + 2 ? i - 2 : first;     /* 3-grams, shorter ones at its start */
+            tmoei_text_feature(text + from, i - from + 1, 1 + (from == first), TMOEI_GRAM_WEIGHT, k, vector);
         }
         if (i > first) tmoei_text_feature(text + first, i - first, 0, 1.0f, k, vector);
     }
@@ -6119,7 +5976,6 @@ TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction
     tmoei_free(model->ctx, vector);
     return filled;
 }
-
 TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction, tmoe_zero_shot how,
         float *route) {
     const int k = model->config.k, width = model->R * model->config.E;
@@ -6148,7 +6004,6 @@ TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instructio
     tmoei_free(model->ctx, vector);
     return result;
 }
-
 TMOE_DEF tmoe_result tmoe_expert_disable(tmoe_model *model, int layer, int expert, int disabled) {
     const int E = model->config.E;
     int others = 0;
@@ -8478,24 +8333,24 @@ static tmoe_result tmoei_bart_generation(tmoe_model *model, const tmoei_json *js
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder) {
     char path[TMOEI_PATH];
     tmoei_json json;
-    tmoei_lines in;
     tmoe_tokenizer *t = NULL;
     ctx->error = TMOE_OK;
     if (tmoei_json_file(ctx, &json, path, folder, "tokenizer.json", 1) == TMOE_OK && json.count)
         t = tmoei_tokenizer_from_json(ctx, &json, path);
     else if (ctx->error == TMOE_OK && tmoei_json_file(ctx, &json, path, folder, "vocab.json", 0) == TMOE_OK
-             && (t = tmoei_vocabulary_read(ctx, &json, 0, -1, path)) != NULL
-             && tmoei_path_join(ctx, path, folder, "merges.txt") == TMOE_OK && tmoei_lines_open(ctx, &in,
-             path) == TMOE_OK) {
-        while (ctx->error == TMOE_OK && tmoei_lines_next(&in)) {
+            && (t = tmoei_vocabulary_read(ctx, &json, 0, -1, path)) != NULL
+            && tmoei_path_join(ctx, path, folder, "merges.txt") == TMOE_OK) {
+        tmoei_lines in;
+        tmoei_lines_open(ctx, &in, path);
+        while (tmoei_lines_next(&in)) {
             const size_t cut = tmoei_merge_space(in.line, in.size);
             if (in.size == 0 || (in.number == 1 && strncmp(in.line, "#version", 8) == 0)) continue;
-            if (cut == in.size) (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                "%s: a merge is two tokens with a space between", in.where);
-            else (void)tmoei_merge_read(t, in.line, cut, in.line + cut + 1, in.size - cut - 1, path,
+            if (cut < in.size)
+                (void)tmoei_merge_read(t, in.line, cut, in.line + cut + 1, in.size - cut - 1, path,
                 in.number);
+            else (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: no merge: two tokens, a space between",
+                in.where);
         }
-        tmoei_free(ctx, in.text);
     }
     tmoei_json_free(ctx, &json);
     if (ctx->error == TMOE_OK) return t;

@@ -98,23 +98,36 @@ static void test_tokenizers_round_trip_any_bytes(void)
 static void test_bpe_merges_in_order(void)
 {
     const int a = 3 + 'a', b = 3 + 'b';
-    tmoei_merge_pair merges[3];
-    tmoe_tokenizer *tokenizer;
+    tmoe_tokenizer *tokenizer = tmoe_tokenizer_bytes(ctx);
     int ids[16];
     size_t count;
-    merges[0].left = a; merges[0].right = a;
-    merges[1].left = 259; merges[1].right = a;
-    merges[2].left = 260; merges[2].right = b;
-    tokenizer = tmoei_tokenizer_new(ctx, merges, 3);
+    CHECK(tmoei_token_add(tokenizer, "aa", 2) && tmoei_token_add(tokenizer, "aaa", 3) && tmoei_token_add(tokenizer, "aaab", 4));
+    CHECK(tmoei_merge_add(tokenizer, a, a, 259) && tmoei_merge_add(tokenizer, 259, a, 260) && tmoei_merge_add(tokenizer, 260, b, 261));
     CHECK(tmoe_tokenizer_encode(tokenizer, "aaab", 4, 0, ids, 16, &count) == TMOE_OK && count == 1 && ids[0] == 261);
     CHECK(tmoe_tokenizer_encode(tokenizer, "aaaab", 5, 0, ids, 16, &count) == TMOE_OK && count == 3 && ids[0] == 259 && ids[1] == 259 && ids[2] == b);
     CHECK(tmoe_tokenizer_encode(tokenizer, "aaaa", 4, 0, NULL, 0, &count) == TMOE_OK && count == 2);
     tmoe_tokenizer_destroy(tokenizer);
-    merges[0].left = 300;
-    CHECK(tmoei_tokenizer_new(ctx, merges, 3) == NULL && ctx->error == TMOE_ERR_FORMAT);
-    ctx->error = TMOE_OK;
     CHECK(tmoe_tokenizer_train(ctx, NULL, 0, 100) == NULL && ctx->error == TMOE_ERR_ARGUMENT);
     ctx->error = TMOE_OK;
+}
+
+/* GPT-2's pattern: where words end. */
+static void test_words_are_cut_as_gpt2_cuts_them(void)
+{
+    static const char *const texts[] = { "it's we'll don't 'twas", "a  b   c ", "x\n\n y", "caf\xc3\xa9 \xe4\xbd\xa0\xe5\xa5\xbd, 12\xc2\xbd!", "...abc123 456" };
+    static const char *const cut[] = { "it|'s| we|'ll| don|'t| '|twas|", "a| | b|  | c| |", "x|\n|\n| y|", "caf\xc3\xa9| \xe4\xbd\xa0\xe5\xa5\xbd|,| 12\xc2\xbd|!|", "...|abc|123| 456|" };
+    tmoe_tokenizer *tokenizer = tmoe_tokenizer_bytes(ctx);
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        char out[200] = "";
+        const size_t n = strlen(texts[i]);
+        for (size_t at = 0, end; at < n; at = end) {
+            end = tmoei_word_end(tokenizer, texts[i], n, at);
+            strncat(out, texts[i] + at, end - at);
+            strcat(out, "|");
+        }
+        CHECK_TEXT(out, cut[i]);
+    }
+    tmoe_tokenizer_destroy(tokenizer);
 }
 
 static void test_a_word_of_a_megabyte_is_encoded(void)
@@ -498,6 +511,7 @@ TEST_MAIN("test_data",
     RUN(test_json_refuses_what_is_not);
     RUN(test_tokenizers_round_trip_any_bytes);
     RUN(test_bpe_merges_in_order);
+    RUN(test_words_are_cut_as_gpt2_cuts_them);
     RUN(test_a_word_of_a_megabyte_is_encoded);
     RUN(test_three_files_typed_in_an_editor_are_read);
     RUN(test_tasks_table_and_split_are_read);

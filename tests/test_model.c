@@ -655,17 +655,17 @@ static void test_cached_decoding_equals_the_full_pass(void)
         float *full;
         size_t n = 0;
         tmoei_cache cache;
-        int ids[3], positions[3], r, step;
+        int r, step;
         set s;
         c.mix = (tmoe_mix)mix;
         s = make(1, &c, &t);
         full = logits_of(&s, NULL, &n);
         CHECK(tmoei_batch_fill(s.trainer, chosen, 3, 0) == TMOE_OK);
-        CHECK(tmoei_cache_create(&cache, s.model, 0, NULL, &s.trainer->batch.source, 3, 16) == TMOE_OK);
+        CHECK(tmoei_cache_create(&cache, s.model, 0, NULL, &s.trainer->batch.source, 1, 16) == TMOE_OK);
         for (step = 0; step < 4; step++, cache.position++) {
             const tmoe_tensor *logits;
-            for (r = 0; r < 3; r++) ids[r] = s.trainer->batch.target.ids[s.trainer->batch.target.offsets[r] + step];
-            logits = tmoei_cache_step(&cache, s.model, 0, NULL, ids, positions);
+            for (r = 0; r < 3; r++) cache.ids[r] = s.trainer->batch.target.ids[s.trainer->batch.target.offsets[r] + step];
+            logits = tmoei_cache_step(&cache, s.model, 0, NULL);
             CHECK(logits != NULL);
             for (r = 0; logits && r < 3; r++) {
                 const float *row = full + (size_t)(s.trainer->batch.target.offsets[r] + step) * (size_t)s.model->V;
@@ -734,7 +734,7 @@ static void test_a_text_longer_than_the_model_takes_is_named(void)
     c.target_tokens = 10;                                       /* "apple apple" needs 13 with <s> and </s> */
     model = tmoe_model_create(ctx, &c, tokenizer, suite->tasks, suite->count);
     CHECK(model && tmoe_trainer_create(model, suite, &t) == NULL && tmoe_error(ctx) == TMOE_ERR_DATA);
-    CHECK_HAS(tmoe_error_message(ctx), "task twice, training example 1: the output has 13 tokens; the model takes at most 10");
+    CHECK_HAS(tmoe_error_message(ctx), "task twice, line 1: the output has 13 tokens; the model takes at most 10");
     tmoe_model_destroy(model);
     tmoe_tokenizer_destroy(tokenizer);
     tmoe_suite_destroy(suite);

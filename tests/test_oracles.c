@@ -79,7 +79,7 @@ static void floats(reference *r, const char *name, float *out, size_t count)
 {
     const tmoei_entry *entry = tmoei_safetensors_find(&r->file, name);
     if (!entry) { printf("%s: no tensor %s\n", r->file.path, name); test_failures++; return; }
-    CHECK(tmoei_safetensors_read(r->ctx, &r->file, entry, out, count) == TMOE_OK);
+    CHECK(tmoei_safetensors_read(r->ctx, &r->file, entry, 0, out, count) == TMOE_OK);
 }
 
 static const char *reference_parts(const char *name, const char **rest)
@@ -358,6 +358,328 @@ static void test_eight_optimiser_steps(void)
     reference_close(&r);
 }
 
+/* ---- tokenizers ---- */
+static void check_ids(const tmoe_tokenizer *t, const tmoei_json *json, const char *key, int flags, const char *where)
+{
+    static int ids[400000];
+    const int text = tmoei_json_get(json, 0, "text"), list = tmoei_json_get(json, 0, key);
+    size_t count = 0, i = 0;
+    CHECK(tmoe_tokenizer_encode(t, json->nodes[text].text, json->nodes[text].length, flags, ids, sizeof ids / sizeof *ids, &count) == TMOE_OK);
+    int same = (int)count == json->nodes[list].count;
+    for (int node = json->nodes[list].child; same && node >= 0; node = json->nodes[node].next) same = ids[i++] == (int)json->nodes[node].number;
+    if (!same) { printf("%s: %s differ on '%.60s'\n", where, key, json->nodes[text].text); test_failures++; }
+}
+
+static void check_decoded(const tmoe_tokenizer *t, const tmoei_json *json, const char *key, int flags, const char *where)
+{
+    static int ids[400000];
+    static char text[1000000];
+    const int list = tmoei_json_get(json, 0, "ids"), expected = tmoei_json_get(json, 0, key);
+    size_t count = 0, length = 0;
+    for (int node = json->nodes[list].child; node >= 0; node = json->nodes[node].next) ids[count++] = (int)json->nodes[node].number;
+    CHECK(tmoe_tokenizer_decode(t, ids, count, flags, text, sizeof text, &length) == TMOE_OK);
+    if (length != json->nodes[expected].length || memcmp(text, json->nodes[expected].text, length) != 0) {
+        printf("%s: %s is '%.60s', not '%.60s'\n", where, key, text, json->nodes[expected].text);
+        test_failures++;
+    }
+}
+
+/* Copies a file of the oracles into build/oracle_bpe, so that a folder without tokenizer.json can be tried. */
+static void copy_file(tmoe_ctx *ctx, const char *from_folder, const char *to_folder, const char *name)
+{
+    char from[700], to[700];
+    size_t length = 0;
+    (void)snprintf(from, sizeof from, "%s/%s", from_folder, name);
+    (void)snprintf(to, sizeof to, "%s/%s", to_folder, name);
+    char *text = tmoei_read_file(ctx, from, (size_t)1 << 30, &length);
+    FILE *file = text ? fopen(to, "wb") : NULL;
+    CHECK(file && fwrite(text, 1, length, file) == length);
+    if (file) (void)fclose(file);
+    tmoei_free(ctx, text);
+}
+
+/* tokenizer.json, vocab.json with merges.txt, and a copy that went through our own file: ids and texts as Hugging Face's. */
+static void test_bpe_is_identical_to_hugging_faces(void)
+{
+    static const char *const variants[2] = { "small", "full" };
+    const int find = TMOE_TOKENIZER_FIND_SPECIALS, skip = TMOE_TOKENIZER_SKIP_SPECIALS;
+    for (int v = 0; v < 6; v++) {
+        char folder[600], path[640], name[80];
+        (void)snprintf(name, sizeof name, "bpe/%s/expected.jsonl", variants[v / 3]);
+        if (!present(name, path, sizeof path)) return;
+        (void)snprintf(folder, sizeof folder, "%s/bpe/%s", oracles, variants[v / 3]);
+        tmoe_ctx *ctx = tmoe_ctx_create(NULL);
+        if (v % 3 == 1) {
+            (void)tmoei_make_folder(ctx, "build/oracle_bpe");
+            copy_file(ctx, folder, "build/oracle_bpe", "vocab.json");
+            copy_file(ctx, folder, "build/oracle_bpe", "merges.txt");
+            (void)snprintf(folder, sizeof folder, "build/oracle_bpe");
+        }
+        tmoe_tokenizer *t = tmoe_tokenizer_load(ctx, folder);
+        if (!t) { printf("%s\n", tmoe_error_message(ctx)); test_failures++; tmoe_ctx_destroy(ctx); continue; }
+        if (v % 3 == 2) {
+            tmoei_buffer text;
+            tmoei_json json;
+            memset(&text, 0, sizeof text);
+            tmoei_tokenizer_to_json(ctx, t, &text);
+            tmoe_tokenizer_destroy(t);
+            CHECK(!text.failed && tmoei_json_parse(ctx, &json, text.data, text.length, "own") == TMOE_OK);
+            t = tmoei_tokenizer_from_json(ctx, &json, "own");
+            CHECK(t != NULL);
+            tmoei_json_free(ctx, &json); tmoei_buffer_free(ctx, &text);
+        }
+        tmoei_lines in;
+        tmoei_lines_open(ctx, &in, path);
+        int lines = 0;
+        for (; t && tmoei_lines_next(&in); lines++) {
+            tmoei_json json;
+            CHECK(tmoei_json_parse(ctx, &json, in.line, in.size, in.where) == TMOE_OK);
+            check_ids(t, &json, "ids", find | TMOE_TOKENIZER_SPECIALS, in.where);
+            check_ids(t, &json, "ids_prefix_space", find | TMOE_TOKENIZER_SPECIALS | TMOE_TOKENIZER_PREFIX_SPACE, in.where);
+            check_ids(t, &json, "ids_plain", find, in.where);
+            check_decoded(t, &json, "decoded", skip, in.where);
+            check_decoded(t, &json, "decoded_clean", skip | TMOE_TOKENIZER_CLEAN_SPACES, in.where);
+            tmoei_json_free(ctx, &json);
+        }
+        CHECK(lines > 0);
+        tmoe_tokenizer_destroy(t);
+        tmoe_ctx_destroy(ctx);
+    }
+}
+
+/* ---- BART ---- */
+static const char *const bart_cases[] = { "base", "distil", "scaled_relu", "wide", "forced_bos", "unprefixed", "base_f16", "base_bf16" };
+enum { BART_CASES = sizeof bart_cases / sizeof *bart_cases };
+typedef struct bart { tmoe_ctx *ctx; tmoe_model *model; tmoei_safetensors expected; int B, S, T, *ids, *labels, *mask, sources[16], targets[16]; char folder[600]; } bart;
+
+static int *int_tensor(bart *b, const char *name, int *rows, int *cols)
+{
+    const tmoei_entry *entry = tmoei_safetensors_find(&b->expected, name);
+    const size_t bytes = entry ? tmoei_dtype_bytes[entry->dtype] : 0;
+    CHECK(entry && entry->rank == 2 && (entry->dtype == TMOEI_I64 || entry->dtype == TMOEI_I32));
+    if (!entry) return NULL;
+    int *out = malloc(entry->count * sizeof *out);
+    for (size_t i = 0; out && i < entry->count; i++) {
+        uint64_t x = 0;
+        for (size_t k = 0; k < bytes; k++) x |= (uint64_t)b->expected.data[entry->begin + bytes * i + k] << (8 * k);
+        out[i] = (int)(int64_t)x;
+    }
+    *rows = (int)entry->shape[0]; *cols = (int)entry->shape[1];
+    return out;
+}
+
+static int bart_open(bart *b, int which)
+{
+    char name[80], path[700];
+    int rows, cols;
+    memset(b, 0, sizeof *b);
+    (void)snprintf(name, sizeof name, "bart/%s/expected.safetensors", bart_cases[which]);
+    if (!present(name, path, sizeof path)) return 0;
+    (void)snprintf(b->folder, sizeof b->folder, "%s/bart/%s", oracles, bart_cases[which]);
+    b->ctx = tmoe_ctx_create(NULL);
+    CHECK(tmoei_safetensors_open(b->ctx, &b->expected, path) == TMOE_OK);
+    b->model = tmoe_bart_load(b->ctx, b->folder);
+    if (!b->model) { printf("%s\n", tmoe_error_message(b->ctx)); test_failures++; return 0; }
+    b->ids = int_tensor(b, "input_ids", &b->B, &b->S);
+    b->mask = int_tensor(b, "attention_mask", &rows, &cols);
+    b->labels = int_tensor(b, "labels", &rows, &b->T);
+    CHECK(b->ids && b->mask && b->labels && b->B <= 16);
+    for (int i = 0; i < b->B; i++) {
+        while (b->sources[i] < b->S && b->mask[i * b->S + b->sources[i]]) b->sources[i]++;
+        while (b->targets[i] < b->T && b->labels[i * b->T + b->targets[i]] != -100) b->targets[i]++;
+    }
+    return test_failures == 0;
+}
+
+static void bart_close(bart *b)
+{
+    if (!b->ctx) return;
+    free(b->ids); free(b->mask); free(b->labels);
+    tmoe_model_destroy(b->model);
+    tmoei_safetensors_close(b->ctx, &b->expected);
+    CHECK(tmoe_ctx_bytes(b->ctx, NULL) == 0 || b->ctx->pool == NULL);
+    tmoe_ctx_destroy(b->ctx);
+}
+
+static float *expected_floats(bart *b, const char *name, size_t *count)
+{
+    const tmoei_entry *entry = tmoei_safetensors_find(&b->expected, name);
+    if (!entry) { printf("%s: no %s\n", b->folder, name); test_failures++; return NULL; }
+    float *out = malloc(entry->count * sizeof *out);
+    CHECK(tmoei_safetensors_read(b->ctx, &b->expected, entry, 0, out, entry->count) == TMOE_OK);
+    *count = entry->count;
+    return out;
+}
+
+/* Rows of ours, packed, against theirs (B, width, n), padded positions left out. */
+static void check_rows(bart *b, const char *name, const tmoe_tensor *ours, const int *lengths, int width, double tolerance)
+{
+    size_t count = 0, row = 0;
+    float *theirs = expected_floats(b, name, &count);
+    double off = 0.0;
+    CHECK(ours != NULL);
+    if (!theirs || !ours) { free(theirs); return; }
+    const size_t n = (size_t)ours->cols;
+    CHECK(count == (size_t)(b->B * width) * n);
+    for (int i = 0; i < b->B; i++)
+        for (int t = 0; t < lengths[i]; t++, row++)
+            for (size_t j = 0; j < n; j++) {
+                const double d = fabs((double)(ours->x[row * n + j] - theirs[(size_t)(i * width + t) * n + j]));
+                if (!(d <= off)) off = d;
+            }
+    CHECK(row == (size_t)ours->rows);
+    if (!(off <= tolerance)) { printf("%s: %s is off by %g\n", b->folder, name, off); test_failures++; }
+    free(theirs);
+}
+
+/* Hidden states after each layer, logits, loss, and every gradient. */
+static void test_bart_hidden_states_logits_loss_and_gradients(void)
+{
+    for (int which = 0; which < BART_CASES; which++) {
+        bart b;
+        if (!bart_open(&b, which)) { bart_close(&b); continue; }
+        const tmoe_config *c = tmoe_model_config(b.model);
+        float *grads = calloc(b.model->size, sizeof *grads);
+        tmoe_tape *tape = tmoe_tape_create(b.ctx);
+        tmoei_batch batch;
+        tmoei_pass pass;
+        char name[200];
+        size_t count = 0, tokens = 0;
+        memset(&batch, 0, sizeof batch);
+        memset(&pass, 0, sizeof pass);
+        CHECK(tmoei_batch_reserve(b.ctx, &batch, (size_t)(b.B * b.S), (size_t)(b.B * b.T), (size_t)b.B) == TMOE_OK);
+        for (int i = 0; i < b.B; i++) {
+            tmoei_batch_put(&batch, b.ids + i * b.S, (size_t)b.sources[i], b.labels + i * b.T, (size_t)b.targets[i], c->start_id);
+            tokens += (size_t)b.targets[i];
+        }
+        pass.model = b.model; pass.tape = tape; pass.grads = grads; pass.train = TMOE_TRAIN_ALL;
+        tmoe_tensor *h = tmoei_embed(&pass, &batch.source, 0);
+        check_rows(&b, "encoder_hidden.0", h, b.sources, b.S, 2e-5);
+        pass.pack = &batch.source;
+        for (int l = 0; l < c->encoder_layers; l++) {
+            h = tmoei_layer_forward(&pass, l, h);
+            (void)snprintf(name, sizeof name, "encoder_hidden.%d", l + 1);
+            check_rows(&b, name, h, b.sources, b.S, 2e-5);
+        }
+        tmoe_tensor *y = tmoei_embed(&pass, &batch.target, 1);
+        check_rows(&b, "decoder_hidden.0", y, b.targets, b.T, 2e-5);
+        pass.pack = &batch.target; pass.memory = h; pass.memory_pack = &batch.source;
+        for (int l = 0; l < c->decoder_layers; l++) {
+            y = tmoei_layer_forward(&pass, c->encoder_layers + l, y);
+            (void)snprintf(name, sizeof name, "decoder_hidden.%d", l + 1);
+            check_rows(&b, name, y, b.targets, b.T, 2e-5);
+        }
+        y = tmoei_head(&pass, y);
+        check_rows(&b, "logits", y, b.targets, b.T, 2e-5);
+        tmoe_tensor *loss = tmoe_cross_entropy(tape, y, batch.labels, 0.0f, 1.0f / (float)tokens);
+        float *theirs = expected_floats(&b, "loss", &count);
+        CHECK(loss && theirs && fabs((double)(loss->x[0] - theirs[0])) <= 2e-6 * fabs((double)theirs[0]));
+        free(theirs);
+        CHECK(tmoe_backward(tape, loss) == TMOE_OK);
+        tmoei_bart_tensor t;
+        int found, compared = 0;
+        for (int i = 0; (found = tmoei_bart_tensor_at(b.model, i, &t)) != 0; i++) {
+            if (found < 0 || i == TMOEI_OUTPUT_BIAS) continue;  /* a constant to both */
+            double most = 0.0, off = 0.0;
+            (void)snprintf(name, sizeof name, "grad.%s", t.name);
+            theirs = expected_floats(&b, name, &count);
+            CHECK(theirs && count == (t.rows + t.skip) * t.cols);
+            for (size_t j = 0; theirs && j < t.rows * t.cols; j++) {
+                const double x = (double)theirs[t.skip * t.cols + j], d = fabs((double)grads[t.offset + j] - x);
+                if (fabs(x) > most) most = fabs(x);
+                if (!(d <= off)) off = d;
+            }
+            if (!(off <= 1e-4 * most + 1e-12)) { printf("%s: %s is off by %g, its largest entry is %g\n", b.folder, name, off, most); test_failures++; }
+            compared++;
+            free(theirs);
+        }
+        CHECK(compared > 40);
+        tmoei_free(b.ctx, batch.memory);
+        tmoe_tape_destroy(tape);
+        free(grads);
+        bart_close(&b);
+    }
+}
+
+/* Tokens and scores of greedy and beam search under every set of options. */
+static void test_bart_generates_the_tokens_of_transformers(void)
+{
+    int cases = 0;
+    for (int which = 0; which < BART_CASES; which++) {
+        bart b;
+        char path[700];
+        size_t length = 0;
+        tmoei_json json;
+        if (!bart_open(&b, which)) { bart_close(&b); continue; }
+        (void)snprintf(path, sizeof path, "%s/generate.json", b.folder);
+        if (!tmoei_file_exists(path)) { bart_close(&b); continue; }     /* the half-precision copies have none */
+        char *text = tmoei_read_file(b.ctx, path, (size_t)1 << 30, &length);
+        CHECK(text && tmoei_json_parse(b.ctx, &json, text, length, path) == TMOE_OK);
+        int *packed = malloc((size_t)(b.B * b.S) * sizeof *packed), at = 0;
+        for (int i = 0; i < b.B; i++) { memcpy(packed + at, b.ids + i * b.S, (size_t)b.sources[i] * sizeof *packed); at += b.sources[i]; }
+        for (int node = json.nodes[0].child; node >= 0; node = json.nodes[node].next, cases++) {
+            const int o = tmoei_json_get(&json, node, "options"), list = tmoei_json_get(&json, node, "sequences"), scores = tmoei_json_get(&json, node, "scores");
+            const int early = tmoei_json_get(&json, o, "early_stopping");
+            tmoe_generation how;
+            memset(&how, 0, sizeof how);                        /* as the oracle's script asks for, whatever the folder's defaults are */
+            how.beams = (int)tmoei_json_number(&json, tmoei_json_get(&json, o, "num_beams"), 1.0);
+            how.max_length = (int)tmoei_json_number(&json, tmoei_json_get(&json, o, "max_length"), 20.0);
+            how.min_length = (int)tmoei_json_number(&json, tmoei_json_get(&json, o, "min_length"), 0.0);
+            how.no_repeat_ngram = (int)tmoei_json_number(&json, tmoei_json_get(&json, o, "no_repeat_ngram_size"), 0.0);
+            how.returned = (int)tmoei_json_number(&json, tmoei_json_get(&json, o, "num_return_sequences"), 1.0);
+            how.length_penalty = (float)tmoei_json_number(&json, tmoei_json_get(&json, o, "length_penalty"), 1.0);
+            how.early_stopping = early < 0 || json.nodes[early].kind == TMOEI_JSON_FALSE ? TMOE_EARLY_STOPPING_FALSE
+                : json.nodes[early].kind == TMOEI_JSON_TRUE ? TMOE_EARLY_STOPPING_TRUE : TMOE_EARLY_STOPPING_NEVER;
+            how.forced_begin_id = b.model->generation.forced_begin_id;
+            how.forced_end_id = b.model->generation.forced_end_id;
+            const int n = b.B * how.returned;
+            int *tokens = malloc((size_t)(n * how.max_length) * sizeof *tokens), *counts = malloc((size_t)n * sizeof *counts), i = 0;
+            float *got = malloc((size_t)n * sizeof *got);
+            CHECK(tmoe_generate(b.model, -1, NULL, packed, b.sources, b.B, &how, tokens, counts, got) == TMOE_OK);
+            CHECK(json.nodes[list].count == n);
+            for (int s = json.nodes[list].child; s >= 0; s = json.nodes[s].next, i++) {
+                int same = 1, t = 0;
+                for (int v = json.nodes[s].child; v >= 0 && t < how.max_length; v = json.nodes[v].next, t++)
+                    same &= tokens[i * how.max_length + t] == (int)json.nodes[v].number;
+                for (; t < how.max_length; t++) same &= tokens[i * how.max_length + t] == b.model->config.pad_id;
+                if (!same) { printf("%s: generation case %d: sequence %d differs\n", b.folder, cases, i); test_failures++; }
+            }
+            i = 0;
+            for (int s = json.nodes[scores].child; s >= 0; s = json.nodes[s].next, i++)
+                if (!(fabs((double)got[i] - json.nodes[s].number) <= 1e-4 * fmax(1.0, fabs(json.nodes[s].number)))) {
+                    printf("%s: generation case %d: score %d is %.7g, not %.7g\n", b.folder, cases, i, (double)got[i], json.nodes[s].number);
+                    test_failures++;
+                }
+            free(tokens); free(counts); free(got);
+        }
+        free(packed);
+        tmoei_json_free(b.ctx, &json);
+        tmoei_free(b.ctx, text);
+        bart_close(&b);
+    }
+    if (!skipped) CHECK(cases > 50);
+}
+
+/* A model that went out as a folder and came in again has the same bits. */
+static void test_bart_export_and_import_keep_every_bit(void)
+{
+    for (int which = 0; which < BART_CASES; which++) {
+        bart b;
+        if (!bart_open(&b, which)) { bart_close(&b); continue; }
+        (void)tmoei_make_folder(b.ctx, "build/oracle_bart");
+        CHECK(tmoe_export_dense(b.model, NULL, "build/oracle_bart") == TMOE_OK);
+        tmoe_model *again = tmoe_bart_load(b.ctx, "build/oracle_bart");
+        if (!again) { printf("%s\n", tmoe_error_message(b.ctx)); test_failures++; }
+        else {
+            CHECK(again->size == b.model->size && memcmp(again->theta, b.model->theta, again->size * sizeof(float)) == 0);
+            CHECK(memcmp(&again->config, &b.model->config, sizeof again->config) == 0);
+            CHECK(memcmp(&again->generation, &b.model->generation, sizeof again->generation) == 0);
+        }
+        tmoe_model_destroy(again);
+        bart_close(&b);
+    }
+}
+
 TEST_MAIN("test_oracles",
     const char *folder = getenv("TMOE_ORACLES");
     (void)snprintf(oracles, sizeof oracles, "%s", folder && folder[0] ? folder : "../shared/oracles");
@@ -368,5 +690,9 @@ TEST_MAIN("test_oracles",
     RUN(test_masked_experts_get_the_routes_of_the_reference);
     RUN(test_expert_regularisation);
     RUN(test_eight_optimiser_steps);
+    RUN(test_bpe_is_identical_to_hugging_faces);
+    RUN(test_bart_hidden_states_logits_loss_and_gradients);
+    RUN(test_bart_generates_the_tokens_of_transformers);
+    RUN(test_bart_export_and_import_keep_every_bit);
     if (skipped) printf("test_oracles: %d files were absent; what needs them was SKIPPED\n", skipped);
 )
