@@ -8112,7 +8112,7 @@ static int tmoei_bart_tensor_at(const tmoe_model *model, int index, tmoei_bart_t
         { "final_layer_norm", NULL, NULL } };
     memset(t, 0, sizeof *t);
     if (index < TMOEI_SHARED) {
-        const tmoei_parameter *p = &model->parameters[index];
+        const tmoei_parameter *p = &model->parameters[model->shared[index]];
         (void)snprintf(t->name, sizeof t->name, "%s%s", index == TMOEI_OUTPUT_BIAS ? "" : "model.",
             shared[index]);
         t->offset = p->offset; t->rows = (size_t)p->rows; t->cols = (size_t)p->cols;
