@@ -4502,7 +4502,7 @@ static tmoe_tokenizer *tmoei_vocabulary_read(tmoe_ctx *ctx, const tmoei_json *js
         if (n < 0) (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
             "%s: token '%.60s' is not in the byte-level alphabet", name, node->key);
         else if (n && tmoei_token_find(t, text, (size_t)n) >= 0)
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tokens are '%.60s'", name, text);
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tokens are '%.60s'", name, plain ? text : node->key);
         else (void)tmoei_token_add(t, text, (size_t)n);
     }
     for (int i = t && ctx->error == TMOE_OK && added >= 0 ? nodes[added].child
@@ -4601,7 +4601,7 @@ typedef struct tmoei_draft {            /* a task that is being read */
     tmoe_task task;                     /* what is known of it; test_count -1: the last 20 % of its lines */
     tmoei_buffer text;                  /* NUL-terminated strings: input, output, output, ... */
     int *outputs;                       /* how many each line has */
-    size_t count, capacity, test_first; /* lines; test lines stand together */
+    size_t count, capacity, output_count, test_first;   /* lines, outputs in all; test lines are together */
 } tmoei_draft;
 
 TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx) {
@@ -4637,20 +4637,18 @@ static void tmoei_draft_add(tmoei_draft *draft, int output, const char *text, si
         const char *where) {
     tmoe_ctx *ctx = draft->suite->own.ctx;
     const char *what = output ? "output" : "input";
+    size_t at = 0, bytes;
     uint32_t code;
     if (ctx->error != TMOE_OK || !tmoei_grow(ctx, &draft->outputs, &draft->capacity, draft->count + 1,
             sizeof *draft->outputs))
         return;
-    if (output) draft->outputs[draft->count - 1]++; else draft->outputs[draft->count++] = 0;
+    if (output) { draft->outputs[draft->count - 1]++; draft->output_count++; }
+    else draft->outputs[draft->count++] = 0;
+    while (at < length && (bytes = tmoei_utf8_next(text, length, at, &code)) != 0 && code != 0) at += bytes;
     if (length == 0) (void)tmoei_fail(ctx, TMOE_ERR_DATA, "%s: the %s is empty", where, what);
-    for (size_t at = 0, bytes; at < length; at += bytes) {
-        bytes = tmoei_utf8_next(text, length, at, &code);
-        if (!bytes || code == 0) {
-            (void)tmoei_fail(ctx, TMOE_ERR_DATA, "%s: the %s is not valid UTF-8 at its byte %lu", where,
-                what, (unsigned long)at + 1);
-            return;
-        }
-    }
+    else if (at < length)
+        (void)tmoei_fail(ctx, TMOE_ERR_DATA, "%s: the %s is not valid UTF-8 at its byte %lu", where, what,
+            (unsigned long)at + 1);
     tmoei_buffer_add(ctx, &draft->text, text, length);
     tmoei_buffer_add(ctx, &draft->text, "", 1);
 }
@@ -4667,26 +4665,27 @@ static tmoe_result tmoei_draft_finish(tmoei_draft *draft, const char *where) {
         (void)tmoei_fail(ctx, TMOE_ERR_DATA, "%s: there are two tasks called %s", where, task->name);
     if (ctx->error == TMOE_OK && tmoei_grow(ctx, &shown->tasks, &suite->capacity, (size_t)shown->count + 1,
             sizeof *task)) {
-        size_t outputs = 0;
-        for (int i = 0; i < count; i++) outputs += (size_t)draft->outputs[i];
-        const char **answers = (const char **)tmoei_own(&suite->own, outputs + 1, sizeof *answers);
+        const char *text = tmoei_own_text(&suite->own, draft->text.data, draft->text.length),
+            **answers = (const char **)tmoei_own(&suite->own, draft->output_count + 1, sizeof *answers);
         tmoe_example *examples = (tmoe_example *)tmoei_own(&suite->own, draft->count, sizeof *examples);
-        const char *text = tmoei_own_text(&suite->own, draft->text.data, draft->text.length);
+        int test = 0;
         if (task->test_count < 0) {
             task->test_count = count / 5 > 0 ? count / 5 : count > 1;
             draft->test_first = (size_t)(count - task->test_count);
         }
         task->train_count = count - task->test_count;
-        task->train = examples; task->test = examples + task->train_count;
-        tmoe_example *next[2] = { examples, examples + task->train_count };     /* for training, for test */
-        for (size_t i = 0; ctx->error == TMOE_OK && i < draft->count; i++) {
-            const int is_test = i >= draft->test_first && i - draft->test_first < (size_t)task->test_count;
-            tmoe_example *example = next[is_test]++;
+        for (int i = 0; ctx->error == TMOE_OK && i < count; i++) {      /* the training lines come first */
+            const int from_test = i - (int)draft->test_first,
+                is_test = from_test >= 0 && from_test < task->test_count;
+            tmoe_example *example = examples + (is_test ? task->train_count + test++ : i - test);
             example->input = text; example->outputs = answers; example->output_count = draft->outputs[i];
             text += strlen(text) + 1;
             for (int o = 0; o < draft->outputs[i]; o++, text += strlen(text) + 1) *answers++ = text;
         }
-        if (ctx->error == TMOE_OK) shown->tasks[shown->count++] = *task;
+        if (ctx->error == TMOE_OK) {
+            task->train = examples; task->test = examples + task->train_count;
+            shown->tasks[shown->count++] = *task;
+        }
     }
     tmoei_free(ctx, draft->outputs);
     tmoei_buffer_free(ctx, &draft->text);
@@ -6055,51 +6054,53 @@ static size_t tmoei_add_lower(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *t
 }
 static int tmoei_is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
-/* The next word of a text: white space separates. NULL at the end. */
-static const char *tmoei_next_word(const char *text, size_t *length) {
-    while (tmoei_is_space(*text)) text++;
-    for (*length = 0; text[*length] && !tmoei_is_space(text[*length]); ) ++*length;
-    return *length ? text : NULL;
+typedef struct tmoei_text_word { const char *text; size_t length; } tmoei_text_word;
+
+/* The next word of a text: white space separates. Its length is 0 at the end. */
+static tmoei_text_word tmoei_next_word(const char *text) {
+    tmoei_text_word word = { text, 0 };
+    while (tmoei_is_space(*word.text)) word.text++;
+    while (word.text[word.length] && !tmoei_is_space(word.text[word.length])) word.length++;
+    return word;
 }
-static int tmoei_is_word(const char *word, size_t length, const char *what) {
-    return length == strlen(what) && memcmp(word, what, length) == 0;
+static int tmoei_is_word(tmoei_text_word word, const char *text) {
+    return word.length == strlen(text) && memcmp(word.text, text, word.length) == 0;
 }
 /* Appends the normal form: lower case, no ASCII punctuation, no a/an/the, single spaces. */
 static size_t tmoei_add_normal(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text) {
     const size_t begin = tmoei_add_lower(ctx, buffer, text);
-    size_t length, n = begin;
+    size_t n = begin;
     if (buffer->failed) return begin;
     for (size_t i = begin; i < buffer->length; i++) {           /* in place: nothing becomes longer */
         const unsigned char c = (unsigned char)buffer->data[i];
         if (c <= ' ' || c >= 127 || tmoei_is_word_byte(c)) buffer->data[n++] = (char)c;
     }
     char *end = buffer->data + begin;
-    for (const char *word = end; (word = tmoei_next_word(word, &length)) != NULL; word += length) {
-        if (tmoei_is_word(word, length, "a") || tmoei_is_word(word, length, "an")
-                || tmoei_is_word(word, length, "the"))
-            continue;
+    tmoei_text_word word = tmoei_next_word(end);
+    for (; word.length; word = tmoei_next_word(word.text + word.length)) {
+        if (tmoei_is_word(word, "a") || tmoei_is_word(word, "an") || tmoei_is_word(word, "the")) continue;
         if (end > buffer->data + begin) *end++ = ' ';
-        memmove(end, word, length);
-        end += length;
+        memmove(end, word.text, word.length);
+        end += word.length;
     }
     *end = 0;
     buffer->length = (size_t)(end - buffer->data) + 1;
     return begin;
 }
 /* longer texts count by their first 512 words */
-typedef struct tmoei_words { const char *word[512]; size_t length[512]; int count; } tmoei_words;
+typedef struct tmoei_words { tmoei_text_word word[512]; int count; } tmoei_words;
 
 /* Adds the words from text up to end, which cuts a word. */
 static void tmoei_words_add(tmoei_words *words, const char *text, const char *end) {
-    for (size_t length; words->count < 512; text += length) {
-        text = tmoei_next_word(text, &length);
-        if (!text || text >= end) return;
-        if (length > (size_t)(end - text)) length = (size_t)(end - text);
-        words->word[words->count] = text; words->length[words->count++] = length;
+    tmoei_text_word word = tmoei_next_word(text);
+    for (; word.length && word.text < end && words->count < 512; word = tmoei_next_word(text)) {
+        text = word.text + word.length;
+        if (text > end) word.length = (size_t)(end - word.text);
+        words->word[words->count++] = word;
     }
 }
-static int tmoei_same_word(const tmoei_words *a, int i, const tmoei_words *b, int j) {
-    return a->length[i] == b->length[j] && memcmp(a->word[i], b->word[j], a->length[i]) == 0;
+static int tmoei_same_word(tmoei_text_word a, tmoei_text_word b) {
+    return a.length == b.length && memcmp(a.text, b.text, a.length) == 0;
 }
 /* QA-F1 of two normal texts: 2 common / (words of both), common counted as bags */
 static double tmoei_token_f1(const char *prediction, const char *answer, tmoei_words *a, tmoei_words *b) {
@@ -6109,14 +6110,14 @@ static double tmoei_token_f1(const char *prediction, const char *answer, tmoei_w
     tmoei_words_add(b, answer, answer + strlen(answer));
     for (int i = 0; i < a->count; i++)
         for (int j = 0; j < b->count; j++)
-            if (b->length[j] && tmoei_same_word(a, i, b, j)) { b->length[j] = 0; common++; break; }
+            if (tmoei_same_word(a->word[i], b->word[j])) { b->word[j].length = 0; common++; break; }
     return common ? 2.0 * common / (a->count + b->count) : 0.0;
 }
 /* Distinct words of a list, or of those that are marked. */
 static int tmoei_distinct(const tmoei_words *w, const char *marked) {
     int j, count = 0;
     for (int i = 0; i < w->count; i++) {
-        for (j = 0; j < i && !((!marked || marked[j]) && tmoei_same_word(w, i, w, j)); j++) { }
+        for (j = 0; j < i && !((!marked || marked[j]) && tmoei_same_word(w->word[i], w->word[j])); j++) { }
         count += j == i && (!marked || marked[i]);
     }
     return count;
@@ -6131,7 +6132,7 @@ static int tmoei_sentences(const char *text, tmoei_words *all, int *ends, int mo
         tmoei_words_add(all, text, end);
         /* the reference's scorer sees one empty word in a blank sentence */
         if (end > text && all->count < 512 && all->count == before) {
-            all->word[all->count] = end; all->length[all->count++] = 0;
+            all->word[all->count].text = end; all->word[all->count++].length = 0;
         }
         if (end > text) ends[sentences++] = all->count;
         text = *end ? end + 1 : end;
@@ -6155,11 +6156,11 @@ static double tmoei_rouge_l(const char *prediction, const char *answer, tmoei_ro
             for (i = 1; b0 + i < w->b_ends[s]; i++)
                 for (j = 1; a0 + j < w->a_ends[t]; j++) {
                     const unsigned short up = w->table[i - 1][j], left = w->table[i][j - 1];
-                    w->table[i][j] = tmoei_same_word(&w->b, b0 + i, &w->a, a0 + j)
+                    w->table[i][j] = tmoei_same_word(w->b.word[b0 + i], w->a.word[a0 + j])
                         ? (unsigned short)(w->table[i - 1][j - 1] + 1) : up > left ? up : left;
                 }
             for (i = w->b_ends[s] - 1 - b0, j = w->a_ends[t] - 1 - a0; i > 0 && j > 0; )
-                if (tmoei_same_word(&w->b, b0 + i, &w->a, a0 + j)) {
+                if (tmoei_same_word(w->b.word[b0 + i], w->a.word[a0 + j])) {
                     w->in_union[b0 + i] = 1; i--; j--;
                 } else if (w->table[i - 1][j] > w->table[i][j - 1]) i--;
                 else j--;
@@ -6193,9 +6194,8 @@ static double tmoei_macro_f1(const char *const *predictions, const tmoe_example 
     return sum / labels;
 }
 static int tmoei_is_acceptable(const char *text) {
-    size_t length;
-    text = tmoei_next_word(text, &length);
-    return text && tmoei_is_word(text, length, "acceptable") && !tmoei_next_word(text + length, &length);
+    const tmoei_text_word word = tmoei_next_word(text);
+    return tmoei_is_word(word, "acceptable") && !tmoei_next_word(word.text + word.length).length;
 }
 /* (tp tn - fp fn) / sqrt((tp+fp) (tp+fn) (tn+fp) (tn+fn)), 0 where a margin is empty */
 static double tmoei_matthews(const char *const *predictions, const tmoe_example *examples, int count) {
@@ -6209,10 +6209,9 @@ static double tmoei_matthews(const char *const *predictions, const tmoe_example 
 /* A decimal number with nothing but white space around it, else 3. */
 static double tmoei_number_or_three(const char *text) {
     char *end;
-    size_t length;
     const double x = strtod(text, &end);
     /* hexadecimal is no number to the reference */
-    return end == text || strpbrk(text, "xXpP(") || tmoei_next_word(end, &length) ? 3.0 : x;
+    return end == text || strpbrk(text, "xXpP(") || tmoei_next_word(end).length ? 3.0 : x;
 }
 static double tmoei_pearson(const double *x, const double *y, int count) {
     double mx = 0.0, my = 0.0, xy = 0.0, xx = 0.0, yy = 0.0;
@@ -6318,10 +6317,9 @@ TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const doubl
     for (int relative = 0; relative < 2; relative++) {
         double *gain = relative ? result->arg : result->difference;
         int n = 0;
-        gain[0] = tmoei_mean_gain(base, scores, count, relative, seed, 0);
-        for (int d = 0; d < draws; d++) {
-            sample[n] = tmoei_mean_gain(base, scores, count, relative, seed, (uint64_t)d + 1);
-            n += sample[n] == sample[n];
+        for (int d = 0; d <= draws; d++) {
+            const double x = tmoei_mean_gain(base, scores, count, relative, seed, (uint64_t)d);
+            if (d == 0) gain[0] = x; else if (x == x) sample[n++] = x;
         }
         qsort(sample, (size_t)n, sizeof *sample, tmoei_double_order);
         gain[1] = n ? sample[n * 25 / 1000] : (double)NAN; gain[2] = n ? sample[n * 975 / 1000] : (double)NAN;
@@ -7223,20 +7221,18 @@ static double tmoei_expert_distance(const tmoe_model *model, int l, float *grads
 static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, float weight, double *loss) {
     const tmoe_training *t = &trainer->training;
     tmoe_model *model = trainer->model;
-    const size_t width = (size_t)(model->R * model->config.E);
+    const size_t width = (size_t)(model->R * model->config.E), at = (size_t)g * width;
+    const int routed = routes && routes->wants_grad;
     tmoei_pass pass;
     tmoe_tape_reset(trainer->group_tape);
     memset(&pass, 0, sizeof pass);
-    pass.model = model; pass.tape = trainer->group_tape; pass.grads = trainer->grads;
+    pass.model = model; pass.tape = trainer->group_tape; pass.grads = trainer->grads; pass.train = t->train;
+    pass.hard_training = routed && model->config.selection == TMOE_SELECT_STRAIGHT_THROUGH;
     pass.first = trainer->first;
-    pass.train = t->train;
-    pass.hard_training = model->config.selection == TMOE_SELECT_STRAIGHT_THROUGH && routes
-        && routes->wants_grad;
     pass.dropout = t->dropout; pass.dropout_seed = t->seed;
     pass.dropout_stream = TMOEI_STREAM_DROPOUT + ((uint64_t)trainer->steps_done * 1024 + (uint64_t)g) * 4096;
     if (routes)
-        pass.route = tmoe_leaf(pass.tape, 1, (int)width, routes->x + (size_t)g * width,
-            routes->wants_grad ? routes->dx + (size_t)g * width : NULL);
+        pass.route = tmoe_leaf(pass.tape, 1, (int)width, routes->x + at, routed ? routes->dx + at : NULL);
     tmoe_tensor *result = tmoei_group_loss(trainer, &pass, t->label_smoothing, weight);
     if (result && tmoe_backward(pass.tape, result) == TMOE_OK && !pass.tape->dry)
         *loss += (double)result->x[0];
@@ -7573,8 +7569,7 @@ TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *
     for (int s = 0; s < suite->count; s++)
         if ((size_t)suite->tasks[s].train_count > longest) longest = (size_t)suite->tasks[s].train_count;
     tmoe_trainer *trainer = tmoei_trainer_new(model, &chosen, (size_t)suite->count, longest);
-    if (!trainer) return NULL;
-    if (tmoei_trainer_texts(trainer, suite) == TMOE_OK && tmoei_trainer_plan(trainer) == TMOE_OK)
+    if (trainer && tmoei_trainer_texts(trainer, suite) == TMOE_OK && tmoei_trainer_plan(trainer) == TMOE_OK)
         return trainer;
     tmoe_trainer_destroy(trainer);
     return NULL;

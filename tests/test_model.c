@@ -373,7 +373,7 @@ static void test_two_stages_keep_the_router_and_sharpen(void)
         CHECK(tmoe_route(model, t, a) == TMOE_OK && tmoe_route(first, t, b) == TMOE_OK);
         for (int i = 0; i < 6; i++) if (b[i] == 1.0f) for (int e = i / 3 * 3; e < i / 3 * 3 + 3; e++) CHECK(a[i] >= a[e]);    /* the same experts lead */
     }
-    const size_t router = model->router, n = model->router_size;
+    const size_t router = model->parameters[model->router_parameter].offset, n = model->vectors - router;
     CHECK(first && memcmp(model->theta + router, first->theta + router, n * sizeof(float)) == 0);    /* bit for bit: frozen */
     CHECK(first && memcmp(model->theta + model->vectors, first->theta + first->vectors, 3 * 16 * sizeof(float)) == 0);
     CHECK(first && memcmp(model->theta, first->theta, 1000 * sizeof(float)) != 0);
@@ -411,7 +411,7 @@ static void test_ranking_takes_the_most_likely_label(void)
                 int positions[64], tids[16], tpositions[16], soff[2] = { 0, 0 }, toff[2] = { 0, 0 };
                 size_t count;
                 double sum = 0.0;
-                CHECK(tmoei_encode_source(s.ctx, s.model->tokenizer, task.instruction, inputs[i], ids, 64, &count) == TMOE_OK);
+                CHECK(tmoei_encode_source(s.model->tokenizer, task.instruction, inputs[i], 0, ids, 64, &count) == TMOE_OK);
                 for (int j = 0; j < 64; j++) positions[j] = j;
                 memset(&source, 0, sizeof source); memset(&target, 0, sizeof target);
                 source.ids = ids; source.positions = positions; source.offsets = soff; source.sequences = 1; source.tokens = soff[1] = (int)count;

@@ -589,7 +589,8 @@ static void test_bart_hidden_states_logits_loss_and_gradients(void)
                 if (fabs(x) > most) most = fabs(x);
                 if (!(d <= off)) off = d;
             }
-            if (!(off <= 1e-4 * most + 1e-12)) { printf("%s: %s is off by %g, its largest entry is %g\n", b.folder, name, off, most); test_failures++; }
+            /* keys' biases shift all scores of a row alike: their gradient is 0, and what both sides have is rounding of sums of size 1 */
+            if (!(off <= 1e-4 * most + (strstr(t.name, "k_proj.bias") ? 1e-7 : 1e-12))) { printf("%s: %s is off by %g, its largest entry is %g\n", b.folder, name, off, most); test_failures++; }
             compared++;
             free(theirs);
         }
