@@ -4502,7 +4502,8 @@ static tmoe_tokenizer *tmoei_vocabulary_read(tmoe_ctx *ctx, const tmoei_json *js
         if (n < 0) (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
             "%s: token '%.60s' is not in the byte-level alphabet", name, node->key);
         else if (n && tmoei_token_find(t, text, (size_t)n) >= 0)
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tokens are '%.60s'", name, plain ? text : node->key);
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tokens are '%.60s'", name, plain ? text
+            : node->key);
         else (void)tmoei_token_add(t, text, (size_t)n);
     }
     for (int i = t && ctx->error == TMOE_OK && added >= 0 ? nodes[added].child

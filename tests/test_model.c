@@ -85,7 +85,7 @@ static void unmake(set *s)
 static double loss_of(set *s)
 {
     const double loss = tmoei_step_gradients(s->trainer);
-    memset(s->trainer->grads, 0, s->model->size * sizeof(float));
+    memset(s->trainer->grads, 0, s->trainer->span * sizeof(float));
     return loss;
 }
 
@@ -110,9 +110,10 @@ static void check_model_gradient(const tmoe_config *config, const char *name, in
     g = (float *)malloc(s.model->size * sizeof(float));
     keep = (float *)malloc(s.model->size * sizeof(float));
     (void)tmoei_step_gradients(s.trainer);
-    memcpy(g, s.trainer->grads, s.model->size * sizeof(float));
+    memset(g, 0, s.model->size * sizeof(float));
+    memcpy(g + s.trainer->first, s.trainer->grads, s.trainer->span * sizeof(float));
     memcpy(keep, s.model->theta, s.model->size * sizeof(float));
-    memset(s.trainer->grads, 0, s.model->size * sizeof(float));
+    memset(s.trainer->grads, 0, s.trainer->span * sizeof(float));
     CHECK(s.ctx->error == TMOE_OK);
     for (p = 0; p < s.model->parameter_count; p++) {
         const tmoei_parameter *parameter = &s.model->parameters[p];
@@ -144,7 +145,7 @@ static void check_model_gradient(const tmoe_config *config, const char *name, in
         tensors++;
     }
     CHECK(tensors > (config->E > 1 ? 25 : 15));
-    memset(s.trainer->moment1, 0, s.model->size * sizeof(float));
+    memset(s.trainer->moment1, 0, s.trainer->span * sizeof(float));
     free(g);
     free(keep);
     unmake(&s);
