@@ -854,20 +854,20 @@ extern "C" {
 /* -std=c99 hides what POSIX adds unless a feature macro came before the first system header; a program may
  * have included some already, so the few calls we need are declared here where the headers did not. */
 #if defined(__linux__)
-#  define TMOEI_LINUX 1
 #  include <sys/mman.h>
 #  ifndef MADV_HUGEPAGE
 #    define MADV_HUGEPAGE 14
 #  endif
 #  if !defined(__cplusplus) && !defined(__USE_MISC)
 extern int madvise(void *address, size_t bytes, int advice);
+extern int fileno(FILE *file);
+extern int fsync(int file);
 #  endif
 #endif
 #if defined(_WIN32)
 #  include <direct.h>
 #  include <io.h>
-#endif
-#if defined(__unix__) || defined(__APPLE__)
+#elif defined(__unix__) || defined(__APPLE__)
 #  define TMOEI_POSIX 1
 #  include <dirent.h>
 #  include <fcntl.h>
@@ -875,14 +875,6 @@ extern int madvise(void *address, size_t bytes, int advice);
 #  include <sys/stat.h>
 #  include <sys/time.h>
 #  include <unistd.h>
-#  if defined(__linux__) && !defined(__cplusplus)
-#    ifndef __USE_POSIX
-extern int fileno(FILE *file);
-#    endif
-#    if !defined(__USE_MISC) && !defined(__USE_XOPEN)
-extern int fsync(int file);
-#    endif
-#  endif
 #endif
 #if defined(__GNUC__) || defined(__clang__)
 #  define TMOEI_PRINTF(format_at, arguments_at) __attribute__((format(printf, format_at, arguments_at)))
@@ -955,13 +947,12 @@ static int tmoei_size(size_t *out, size_t a, size_t b, size_t c) {
 }
 /* A large block wants 2 MiB pages: +28 % on memory reads of one thread (Zen 4). */
 static void tmoei_huge_pages(void *raw, size_t bytes) {
-#if defined(TMOEI_LINUX)
+    (void)raw; (void)bytes;
+#if defined(__linux__)
     const size_t page = (size_t)2 << 20;
     uintptr_t first = ((uintptr_t)raw + page - 1) & ~(uintptr_t)(page - 1);
     uintptr_t end = ((uintptr_t)raw + bytes) & ~(uintptr_t)(page - 1);
     if (end > first + page) (void)madvise((void *)first, (size_t)(end - first), MADV_HUGEPAGE);
-#else
-    (void)raw; (void)bytes;
 #endif
 }
 /* 64-byte aligned, zeroed on request; NULL and TMOE_ERR_MEMORY when there is none. The line before the block
@@ -974,13 +965,11 @@ static void *tmoei_alloc(tmoe_ctx *ctx, size_t count, size_t element_bytes, int 
             (unsigned long)element_bytes);
     char *raw = (char *)(ctx->config.alloc_fn ? ctx->config.alloc_fn(bytes, ctx->config.alloc_user)
         : TMOE_MALLOC(bytes));
-    if (!raw)
-        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_MEMORY, "memory: %lu bytes were refused (%lu in use)",
-                         (unsigned long)bytes, (unsigned long)ctx->bytes_now);
+    if (!raw) return TMOEI_FAIL_NULL(ctx, TMOE_ERR_MEMORY, "memory: %lu bytes were refused (%lu in use)",
+        (unsigned long)bytes, (unsigned long)ctx->bytes_now);
     char *block = raw + TMOEI_ALIGN + (TMOEI_ALIGN - (size_t)((uintptr_t)raw % TMOEI_ALIGN));
     size_t *head = (size_t *)(void *)(block - TMOEI_ALIGN);
-    head[0] = bytes;
-    head[1] = (size_t)(block - raw);
+    head[0] = bytes; head[1] = (size_t)(block - raw);
     ctx->bytes_now += bytes;
     if (ctx->bytes_now > ctx->bytes_peak) ctx->bytes_peak = ctx->bytes_now;
     tmoei_huge_pages(raw, bytes);
@@ -1071,12 +1060,6 @@ static int tmoei_draw(uint64_t seed, uint64_t stream, uint64_t counter, int *ord
     return wanted < n ? wanted : n;
 }
 
-/* ==== >>parallel ====================================================================================== */
-typedef void tmoei_chunk_fn(void *arg, int chunk, int lane);
-/* Runs fn(arg, 0..chunks-1, lane), each chunk once, on any lane 0 <= lane < ctx->lanes; returns when all are
- * done. Chunks depend on the problem and never on the number of lanes, so the number of threads cannot
- * change a result. */
-static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chunks);
 /* ==== >>machine: processor, caches, floating-point mode ================================================ */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(TMOE_NO_SIMD)
 #  define TMOEI_X86 1
@@ -1086,31 +1069,16 @@ static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chu
 #  define TMOEI_ARM 1
 #  include <arm_neon.h>
 #endif
-#if defined(TMOEI_X86) && !defined(TMOE_NO_AVX2)
-#  define TMOEI_HAS_AVX2 1
-#endif
-#if defined(TMOEI_X86) && !defined(TMOE_NO_AVX512)
-#  define TMOEI_HAS_AVX512 1
-#endif
 #ifdef TMOEI_X86
 /* What the processor can do AND the system saves: raw cpuid, __builtin_cpu_supports has writable state. */
-static tmoe_isa tmoei_isa_best(void) {
+TMOEI_UNUSED static tmoe_isa tmoei_isa_best(void) {
     unsigned a, b, c, d, low, high;
-    tmoe_isa best = TMOE_ISA_C;
-    /* OSXSAVE, FMA */
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1u) || !(c >> 12 & 1u)) return best;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0)); (void)high;
-    /* xmm and ymm are saved */
-    if ((low & 6u) != 6u || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return best;
-#ifdef TMOEI_HAS_AVX2
-    if (b >> 5 & 1u) best = TMOE_ISA_AVX2;
-#endif
-#ifdef TMOEI_HAS_AVX512
-    if ((b >> 5 & 1u) && (low & 0xe6u) == 0xe6u && (b >> 16 & 1u) && (b >> 17 & 1u) && (b >> 30 & 1u)
-            && (b >> 31 & 1u))
-        best = TMOE_ISA_AVX512;                                                /* F, DQ, BW, VL; zmm saved */
-#endif
-    return best;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1u) || !(c >> 12 & 1u)) return TMOE_ISA_C;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0)); (void)high;   /* above: OSXSAVE, FMA */
+    if ((low & 6u) != 6u || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b >> 5 & 1u)) return TMOE_ISA_C;
+    if ((low & 0xe6u) == 0xe6u && (b >> 16 & 1u) && (b >> 17 & 1u) && (b >> 30 & 1u) && (b >> 31 & 1u))
+        return TMOE_ISA_AVX512;                                 /* zmm saved; F, DQ, BW, VL */
+    return TMOE_ISA_AVX2;                                       /* xmm and ymm saved */
 }
 /* Data caches of one core: leaf 4 (Intel) or 0x8000001D (AMD), which share their layout. */
 static void tmoei_cache_sizes(tmoe_ctx *ctx) {
@@ -1119,68 +1087,53 @@ static void tmoei_cache_sizes(tmoe_ctx *ctx) {
             && __get_cpuid_count(0x8000001du, 0, &a, &b, &c, &d) && (a & 31u))
         leaf = 0x8000001du;
     for (i = 0; i < 8 && __get_cpuid_count(leaf, i, &a, &b, &c, &d) && (a & 31u); i++) {
-        const size_t bytes = (size_t)((b >> 22) + 1) * ((b >> 12 & 1023u) + 1) * ((b & 4095u) + 1)
-            * (c + 1u);
+        const size_t bytes = (size_t)((b >> 22) + 1) * ((b >> 12 & 1023u) + 1) * ((b & 4095u) + 1) * (c + 1u);
         if ((a & 31u) == 2) continue;                           /* instructions */
         if ((a >> 5 & 7u) == 2) ctx->cache_l2_bytes = bytes;
         if ((a >> 5 & 7u) == 3) ctx->cache_l3_bytes = bytes;
     }
 }
 #else
-static tmoe_isa tmoei_isa_best(void) {
-#ifdef TMOEI_ARM
-    return TMOE_ISA_NEON;                                       /* every 64-bit Arm has it */
-#else
-    return TMOE_ISA_C;
-#endif
-}
 static void tmoei_cache_sizes(tmoe_ctx *ctx) { (void)ctx; }
 #endif
 
 /* Numbers below 1.2e-38 cost Intel processors a factor of 5 in a whole training step: they are flushed to
  * zero inside the library's own work, and the caller's mode is given back. */
 typedef uint64_t tmoei_float_mode;
-static tmoei_float_mode tmoei_float_mode_enter(void) {
 #if defined(TMOEI_X86)
+static void tmoei_float_mode_leave(tmoei_float_mode mode) { _mm_setcsr((unsigned)mode); }
+static tmoei_float_mode tmoei_float_mode_enter(void) {
     const unsigned mode = _mm_getcsr();
     _mm_setcsr(mode | 0x8040u);                                 /* flush to zero, denormals are zero */
     return mode;
+}
 #elif defined(TMOEI_ARM)
+static void tmoei_float_mode_leave(tmoei_float_mode mode) { __asm__ volatile("msr fpcr, %0" : : "r"(mode)); }
+static tmoei_float_mode tmoei_float_mode_enter(void) {
     uint64_t mode;
     __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
-    __asm__ volatile("msr fpcr, %0" : : "r"(mode | UINT64_C(1) << 24));
+    tmoei_float_mode_leave(mode | UINT64_C(1) << 24);
     return mode;
-#else
-    return 0;
-#endif
 }
-static void tmoei_float_mode_leave(tmoei_float_mode mode) {
-#if defined(TMOEI_X86)
-    _mm_setcsr((unsigned)mode);
-#elif defined(TMOEI_ARM)
-    __asm__ volatile("msr fpcr, %0" : : "r"(mode));
 #else
-    (void)mode;
+static void tmoei_float_mode_leave(tmoei_float_mode mode) { (void)mode; }
+static tmoei_float_mode tmoei_float_mode_enter(void) { return 0; }
 #endif
-}
 
 /* ==== >>parallel: chunks of a problem on a few lanes ====================================================
- * Lanes take chunks from a shared counter until none is left. What a chunk is depends on the problem only
- * and each chunk writes its own place, so any number of lanes gives the same bits. The pool's threads spin
- * for a short time after work, since the next piece of a training step comes within microseconds, then
- * sleep. */
-
+ * Lanes take chunks from a shared counter until none is left. What a chunk is depends on the problem only and
+ * each chunk writes its own place, so any number of lanes gives the same bits. The pool's threads spin for a
+ * short time after work, since the next piece of a training step comes within microseconds, then sleep. */
 #if defined(TMOE_THREADS) && (defined(__unix__) || defined(__APPLE__)) && defined(__GNUC__)
 #  define TMOEI_POOL 1
 #  include <pthread.h>
 #endif
 
-typedef struct tmoei_parallel_job {
-    tmoei_chunk_fn *fn; void *arg; int chunks, next, lanes;
-} tmoei_parallel_job;
+typedef void tmoei_chunk_fn(void *arg, int chunk, int lane);
+typedef struct tmoei_lanes_job { tmoei_chunk_fn *fn; void *arg; int chunks, next, lanes; } tmoei_lanes_job;
 
 static void tmoei_parallel_lane(void *arg, int lane) {
-    tmoei_parallel_job *job = (tmoei_parallel_job *)arg;
+    tmoei_lanes_job *job = (tmoei_lanes_job *)arg;
     const tmoei_float_mode mode = tmoei_float_mode_enter();
     int chunk;
 #if defined(__GNUC__)
@@ -1194,12 +1147,11 @@ static void tmoei_parallel_lane(void *arg, int lane) {
 
 #ifdef TMOEI_POOL
 #define TMOEI_SPINS 20000       /* pauses of 40 cycles: 0.2 ms, the longest serial piece of a step */
-
 struct tmoei_pool {
     pthread_t threads[TMOEI_LANES_MAX];
     pthread_mutex_t mutex;
     pthread_cond_t wake;
-    tmoei_parallel_job *job;
+    tmoei_lanes_job *job;
     int count;                          /* threads beside the caller's */
     int round;                          /* raised for each job */
     int running;                        /* threads that have not finished the round */
@@ -1216,11 +1168,8 @@ static void tmoei_pause(void) {
 static void *tmoei_pool_thread(void *arg) {
     struct tmoei_pool *pool = (struct tmoei_pool *)arg;
     const int lane = __atomic_add_fetch(&pool->lane, 1, __ATOMIC_RELAXED);
-    int seen = 0;
-    for (;;) {
-        for (int spins = 0; spins < TMOEI_SPINS && __atomic_load_n(&pool->round, __ATOMIC_ACQUIRE) == seen;
-                spins++)
-            tmoei_pause();
+    for (int seen = 0, n = 0; ; n = 0) {
+        while (__atomic_load_n(&pool->round, __ATOMIC_ACQUIRE) == seen && n++ < TMOEI_SPINS) tmoei_pause();
         if (__atomic_load_n(&pool->round, __ATOMIC_ACQUIRE) == seen) {
             pthread_mutex_lock(&pool->mutex);
             __atomic_add_fetch(&pool->sleeping, 1, __ATOMIC_SEQ_CST);
@@ -1258,26 +1207,20 @@ static void tmoei_pool_destroy(tmoe_ctx *ctx) {
     ctx->pool = NULL;
 }
 
-static tmoe_result tmoei_pool_create(tmoe_ctx *ctx) {
-    struct tmoei_pool *pool = (struct tmoei_pool *)tmoei_alloc(ctx, 1, sizeof *pool, 1);
-    if (!pool) return TMOE_ERR_MEMORY;
-    ctx->pool = pool;
+static void tmoei_pool_create(tmoe_ctx *ctx) {
+    struct tmoei_pool *pool = ctx->pool = (struct tmoei_pool *)tmoei_alloc(ctx, 1, sizeof *pool, 1);
+    if (!pool) return;
     (void)pthread_mutex_init(&pool->mutex, NULL);
     (void)pthread_cond_init(&pool->wake, NULL);
-    for (; pool->count < ctx->lanes - 1; pool->count++)
-        if (pthread_create(&pool->threads[pool->count], NULL, tmoei_pool_thread, pool)) {
-            tmoei_pool_destroy(ctx);
-            return tmoei_fail(ctx, TMOE_ERR_MEMORY, "context: thread %d of %d could not be started",
-                pool->count + 2, ctx->lanes);
-        }
-    return TMOE_OK;
+    while (pool->count < ctx->lanes - 1 && ctx->error == TMOE_OK)
+        if (!pthread_create(&pool->threads[pool->count], NULL, tmoei_pool_thread, pool)) pool->count++;
+        else ctx->error = TMOE_ERR_MEMORY;                      /* the context is destroyed */
 }
 #endif
 
+/* Runs fn(arg, chunk, lane) once for each chunk, on any lane 0 <= lane < ctx->lanes; waits for all. */
 static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chunks) {
-    tmoei_parallel_job job;
-    job.fn = fn; job.arg = arg; job.chunks = chunks; job.next = 0;
-    job.lanes = chunks < ctx->lanes ? chunks : ctx->lanes;
+    tmoei_lanes_job job = { fn, arg, chunks, 0, chunks < ctx->lanes ? chunks : ctx->lanes };
     if (job.lanes > 1 && ctx->config.parallel_fn) {
         ctx->config.parallel_fn(ctx->config.parallel_user, tmoei_parallel_lane, &job, job.lanes);
         return;
@@ -1294,8 +1237,7 @@ static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chu
 #endif
     for (; job.next < chunks; job.next++) fn(arg, job.next, 0);
 }
-#endif /* not TMOEI_PASS */
-#if !defined(TMOEI_PASS)
+
 /* ==== >>kernels: the inner loops, written once, made for each instruction set ==========================
  * The header includes itself (TMOEI_PASS set) and the body below is compiled for AVX-512, AVX2, NEON and
  * plain C through per-function target attributes: a plain `cc -O2` gets them all, and the processor's best
@@ -1324,12 +1266,13 @@ typedef struct tmoei_epilogue {
     size_t pre_stride, residual_stride;
 } tmoei_epilogue;
 
+/* tile (rows, NR) = beta * tile + panels; columns past `columns` are not touched */
+typedef void tmoei_micro_fn(int K, const float *a, const float *b, float beta, float *c, size_t ldc,
+    int columns);
 typedef struct tmoei_kernels {
     const char *name;
     int mr, nr;                         /* register tile */
-    /* tile (rows, NR) = beta * tile + panels; columns past `columns` are not touched */
-    void (*micro)(int rows, int K, const float *a, const float *b, float beta, float *c, size_t ldc,
-        int columns);
+    tmoei_micro_fn *const *micro;       /* one for each number of rows up to mr */
     /* C (M, N) = beta C + A (M,K) B (N,K)^T as they lie: few rows */
     void (*dots)(int M, int N, int K, const float *a, size_t lda, const float *b, size_t ldb, float beta,
         float *c, size_t ldc);
@@ -1375,6 +1318,7 @@ typedef struct tmoei_kernels {
     __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma"))))
 #define TMOEI_MASK8(n) _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
 #define TMOEI_MASK16(n) (__mmask16)((1u << (n)) - 1u)
+#define TMOEI_ALL16 (__mmask16)0xffff
 #define V TMOEI_PICK(float, float32x4_t, __m256, __m512)
 #define VW TMOEI_PICK(1, 4, 8, 16)
 #define VSET(x) TMOEI_PICK((x), vdupq_n_f32(x), _mm256_set1_ps(x), _mm512_set1_ps(x))
@@ -1388,18 +1332,18 @@ typedef struct tmoei_kernels {
 #define VFMA(a, b, c) TMOEI_PICK(((a) * (b) + (c)), vfmaq_f32(c, a, b), _mm256_fmadd_ps(a, b, c), \
     _mm512_fmadd_ps(a, b, c))
 #define VMAX(a, b) TMOEI_PICK(((a) > (b) ? (a) : (b)), vmaxq_f32(a, b), _mm256_max_ps(a, b), \
-    _mm512_maskz_max_ps(TMOEI_MASK16(16), a, b))
+    _mm512_maskz_max_ps(TMOEI_ALL16, a, b))
 #define VMIN(a, b) TMOEI_PICK(((a) < (b) ? (a) : (b)), vminq_f32(a, b), _mm256_min_ps(a, b), \
-    _mm512_maskz_min_ps(TMOEI_MASK16(16), a, b))
-#define VSQRT(a) TMOEI_PICK(sqrtf(a), vsqrtq_f32(a), _mm256_sqrt_ps(a), \
-    _mm512_maskz_sqrt_ps(TMOEI_MASK16(16), a))
-#define VROUND(a) TMOEI_PICK(floorf((a) + 0.5f), vrndnq_f32(a), _mm256_round_ps(a, 8), \
-    _mm512_maskz_cvtepi32_ps(TMOEI_MASK16(16), _mm512_maskz_cvtps_epi32(TMOEI_MASK16(16), a)))
-#define VPOW2(n) TMOEI_PICK(ldexpf(1.0f, (int)(n)), \
+    _mm512_maskz_min_ps(TMOEI_ALL16, a, b))
+#define TMOEI_VSQRT(a) TMOEI_PICK(sqrtf(a), vsqrtq_f32(a), _mm256_sqrt_ps(a), \
+    _mm512_maskz_sqrt_ps(TMOEI_ALL16, a))
+#define TMOEI_VROUND(a) TMOEI_PICK(floorf((a) + 0.5f), vrndnq_f32(a), _mm256_round_ps(a, 8), \
+    _mm512_maskz_cvtepi32_ps(TMOEI_ALL16, _mm512_maskz_cvtps_epi32(TMOEI_ALL16, a)))
+#define TMOEI_VPOW2(n) TMOEI_PICK(ldexpf(1.0f, (int)(n)), \
     vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23)), \
     _mm256_castsi256_ps(_mm256_slli_epi32( \
         _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)), \
-    _mm512_maskz_scalef_ps(TMOEI_MASK16(16), _mm512_set1_ps(1.0f), n))
+    _mm512_maskz_scalef_ps(TMOEI_ALL16, _mm512_set1_ps(1.0f), n))
 
 /* Every loop over n floats: whole vectors, then one masked vector; `at` is the index. Inside, VREAD and
  * VWRITE are plain in the first loop (there `left` is the constant VW) and masked in the edge. */
@@ -1420,24 +1364,12 @@ typedef struct tmoei_kernels {
     }
 
 /* The register tile: MR rows of NR numbers, two vectors wide (four numbers in plain C). X(i, j) is made for
- * each vector j of row i, X(i) for each row, X(rows) for each height up to MR. */
+ * each vector j of row i, X(i) for each row, X(rows) for each height up to MR. In a micro-kernel the rows
+ * beyond its height are dead code. */
 #define TMOEI_MR TMOEI_PICK(4, 8, 6, 14)
 #define TMOEI_NR (TMOEI_PICK(4, 2, 2, 2) * VW)
 #define TMOEI_ACROSS(X, i) X(i, 0) X(i, 1) TMOEI_PICK(X(i, 2) X(i, 3), , , )
-#define TMOEI_R1(X) X(0)
-#define TMOEI_R2(X) TMOEI_R1(X) X(1)
-#define TMOEI_R3(X) TMOEI_R2(X) X(2)
-#define TMOEI_R4(X) TMOEI_R3(X) X(3)
-#define TMOEI_R5(X) TMOEI_R4(X) X(4)
-#define TMOEI_R6(X) TMOEI_R5(X) X(5)
-#define TMOEI_R7(X) TMOEI_R6(X) X(6)
-#define TMOEI_R8(X) TMOEI_R7(X) X(7)
-#define TMOEI_R9(X) TMOEI_R8(X) X(8)
-#define TMOEI_R10(X) TMOEI_R9(X) X(9)
-#define TMOEI_R11(X) TMOEI_R10(X) X(10)
-#define TMOEI_R12(X) TMOEI_R11(X) X(11)
-#define TMOEI_R13(X) TMOEI_R12(X) X(12)
-#define TMOEI_R14(X) TMOEI_R13(X) X(13)
+#define TMOEI_ROWS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13)
 #define TMOEI_HEIGHTS(X) TMOEI_GLUE(TMOEI_HEIGHTS_, TMOEI_MR)(X)
 #define TMOEI_HEIGHTS_4(X) X(1) X(2) X(3) X(4)
 #define TMOEI_HEIGHTS_6(X) TMOEI_HEIGHTS_4(X) X(5) X(6)
@@ -1449,22 +1381,22 @@ typedef struct tmoei_kernels {
 #define TMOEI_STEP(i, j) c##i##j = VFMA(x, b##j, c##i##j);
 #define TMOEI_STORE(i, j) TMOEI_FN(store)(c + (size_t)i * ldc + j * VW, c##i##j, beta, columns - j * VW);
 #define TMOEI_ROW_ZERO(i) TMOEI_ACROSS(TMOEI_ZERO, i)
-#define TMOEI_ROW_STEP(i) { const V x = VSET(a[i]); TMOEI_ACROSS(TMOEI_STEP, i) }
-#define TMOEI_ROW_STORE(i) TMOEI_ACROSS(TMOEI_STORE, i)
+#define TMOEI_ROW_STEP(i) if (i < height) { const V x = VSET(a[i]); TMOEI_ACROSS(TMOEI_STEP, i) }
+#define TMOEI_ROW_STORE(i) if (i < height) { TMOEI_ACROSS(TMOEI_STORE, i) }
 /* A micro-kernel for each height: sums of `rows` x NR over k, panels straight on. */
 #define TMOEI_MICRO(rows) \
     TMOEI_TARGET static void TMOEI_FN(micro##rows)(int K, const float *a, const float *b, float beta, \
             float *c, size_t ldc, int columns) { \
-        TMOEI_R##rows(TMOEI_ROW_ZERO) \
-        for (int k = 0; k < K; k++, a += rows, b += TMOEI_NR) { \
+        const int height = rows; \
+        TMOEI_ROWS(TMOEI_ROW_ZERO) \
+        for (int k = 0; k < K; k++, a += height, b += TMOEI_NR) { \
             TMOEI_ACROSS(TMOEI_LOAD, 0) \
-            TMOEI_R##rows(TMOEI_ROW_STEP) \
+            TMOEI_ROWS(TMOEI_ROW_STEP) \
         } \
-        TMOEI_R##rows(TMOEI_ROW_STORE) \
+        TMOEI_ROWS(TMOEI_ROW_STORE) \
     }
 #define TMOEI_MICRO_NAME(rows) TMOEI_FN(micro##rows),
-#endif
-#ifdef TMOEI_PASS
+#else
 /* ---- the body of a pass ------------------------------------------------------------------------------ */
 #if TMOEI_PASS >= 2
 TMOEI_REDUCE(vsum, add)
@@ -1491,31 +1423,25 @@ static void TMOEI_FN(vstoren)(float *p, V v, int n) {
  * or infinite. */
 TMOEI_TARGET static V TMOEI_FN(vexp)(V x) {
     x = VMIN(VMAX(x, VSET(-87.3f)), VSET(88.3f));
-    V n = VROUND(x * VSET(1.44269504f));
+    V n = TMOEI_VROUND(x * VSET(1.44269504f));
     V r = VFMA(n, VSET(-0.693145752f), x);
     r = VFMA(n, VSET(-1.42860677e-6f), r);
     V p = VFMA(r, VSET(1.98412698e-4f), VSET(1.38888889e-3f));
-    p = VFMA(p, r, VSET(8.33333333e-3f));
-    p = VFMA(p, r, VSET(4.16666667e-2f));
-    p = VFMA(p, r, VSET(1.66666667e-1f));
-    p = VFMA(p, r, VSET(0.5f));
-    p = VFMA(p, r, VSET(1.0f));
-    p = VFMA(p, r, VSET(1.0f));
-    return p * VPOW2(n);
+    p = VFMA(p, r, VSET(8.33333333e-3f)); p = VFMA(p, r, VSET(4.16666667e-2f));
+    p = VFMA(p, r, VSET(1.66666667e-1f)); p = VFMA(p, r, VSET(0.5f));
+    p = VFMA(p, r, VSET(1.0f)); p = VFMA(p, r, VSET(1.0f));
+    return p * TMOEI_VPOW2(n);
 }
 /* erf(x) = x P(x^2) / Q(x^2) on [-4, 4] (the rational fit used by Eigen); absolute error below 3e-7 */
 TMOEI_TARGET static V TMOEI_FN(verf)(V x) {
     x = VMIN(VMAX(x, VSET(-4.0f)), VSET(4.0f));
     V s = x * x;
     V p = VFMA(s, VSET(-2.72614225801306e-10f), VSET(2.77068142495902e-08f));
-    p = VFMA(p, s, VSET(-2.10102402082508e-06f));
-    p = VFMA(p, s, VSET(-5.69250639462346e-05f));
-    p = VFMA(p, s, VSET(-7.34990630326855e-04f));
-    p = VFMA(p, s, VSET(-2.95459980854025e-03f));
+    p = VFMA(p, s, VSET(-2.10102402082508e-06f)); p = VFMA(p, s, VSET(-5.69250639462346e-05f));
+    p = VFMA(p, s, VSET(-7.34990630326855e-04f)); p = VFMA(p, s, VSET(-2.95459980854025e-03f));
     p = VFMA(p, s, VSET(-1.60960333262415e-02f));
     V q = VFMA(s, VSET(-1.45660718464996e-05f), VSET(-2.13374055278905e-04f));
-    q = VFMA(q, s, VSET(-1.68282697438203e-03f));
-    q = VFMA(q, s, VSET(-7.37332916720468e-03f));
+    q = VFMA(q, s, VSET(-1.68282697438203e-03f)); q = VFMA(q, s, VSET(-7.37332916720468e-03f));
     q = VFMA(q, s, VSET(-1.42647390514189e-02f));
     return x * p / q;
 }
@@ -1540,13 +1466,8 @@ TMOEI_TARGET static inline void TMOEI_FN(store)(float *c, V x, float beta, int c
     VWRITE(c, x);
 }
 TMOEI_HEIGHTS(TMOEI_MICRO)
-static void TMOEI_FN(micro)(int rows, int K, const float *a, const float *b, float beta, float *c, size_t ldc,
-        int columns) {
-    typedef void micro_fn(int K, const float *a, const float *b, float beta, float *c, size_t ldc,
-        int columns);
-    static micro_fn *const table[] = { NULL, TMOEI_HEIGHTS(TMOEI_MICRO_NAME) };
-    table[rows](K, a, b, beta, c, ldc, columns);
-}
+static tmoei_micro_fn *const TMOEI_FN(micro)[] = { NULL, TMOEI_HEIGHTS(TMOEI_MICRO_NAME) };
+
 /* Few rows: dot products of rows as they lie, 4 x 2 at a time, vectors along K. */
 TMOEI_TARGET static void TMOEI_FN(dots)(int M, int N, int K, const float *a, size_t lda, const float *b,
         size_t ldb, float beta, float *c, size_t ldc) {
@@ -1721,7 +1642,7 @@ TMOEI_TARGET static void TMOEI_FN(adamw)(float *theta, const float *grad, float 
     TMOEI_EACH(n,
         const V g = scale * VREAD(grad + at);
         const V m1 = VFMA(b1, VREAD(m + at), d1 * g), v1 = VFMA(b2, VREAD(v + at), d2 * (g * g));
-        const V step = m1 * c1 / (VSQRT(v1 * c2) + eps);
+        const V step = m1 * c1 / (TMOEI_VSQRT(v1 * c2) + eps);
         VWRITE(m + at, m1);
         VWRITE(v + at, v1);
         VWRITE(theta + at, VFMA(lr, step, keep * VREAD(theta + at))));
@@ -1759,12 +1680,12 @@ static const tmoei_kernels TMOEI_FN(kernels) = {
 #  include TMOE_HEADER_FILENAME
 #  undef TMOEI_PASS
 #endif
-#ifdef TMOEI_HAS_AVX2
+#if defined(TMOEI_X86) && !defined(TMOE_NO_AVX2)
 #  define TMOEI_PASS 2
 #  include TMOE_HEADER_FILENAME
 #  undef TMOEI_PASS
 #endif
-#ifdef TMOEI_HAS_AVX512
+#if defined(TMOEI_X86) && !defined(TMOE_NO_AVX512)
 #  define TMOEI_PASS 3
 #  include TMOE_HEADER_FILENAME
 #  undef TMOEI_PASS
@@ -1781,24 +1702,21 @@ static const tmoei_kernels TMOEI_FN(kernels) = {
 #undef VFMA
 #undef VMAX
 #undef VMIN
-#undef VSQRT
-#undef VROUND
-#undef VPOW2
 
 /* The table for `wanted`, or for the best the processor has; C where it lacks what is wanted. */
 static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
-    const tmoe_isa best = tmoei_isa_best();
-    if (wanted == TMOE_ISA_AUTO) wanted = best;
+    const int any = wanted == TMOE_ISA_AUTO;
+#if defined(TMOEI_X86) && !defined(TMOE_NO_AVX512)
+    if ((any || wanted == TMOE_ISA_AVX512) && tmoei_isa_best() == TMOE_ISA_AVX512)
+        return &tmoei_kernels_avx512;
+#endif
+#if defined(TMOEI_X86) && !defined(TMOE_NO_AVX2)
+    if ((any || wanted == TMOE_ISA_AVX2) && tmoei_isa_best() >= TMOE_ISA_AVX2) return &tmoei_kernels_avx2;
+#endif
 #ifdef TMOEI_ARM
-    if (wanted == TMOE_ISA_NEON && best == TMOE_ISA_NEON) return &tmoei_kernels_neon;
+    if (any || wanted == TMOE_ISA_NEON) return &tmoei_kernels_neon;     /* every 64-bit Arm has it */
 #endif
-#ifdef TMOEI_HAS_AVX2
-    if (wanted == TMOE_ISA_AVX2 && best >= TMOE_ISA_AVX2) return &tmoei_kernels_avx2;
-#endif
-#ifdef TMOEI_HAS_AVX512
-    if (wanted == TMOE_ISA_AVX512 && best >= TMOE_ISA_AVX512) return &tmoei_kernels_avx512;
-#endif
-    (void)best;
+    (void)any;
     return &tmoei_kernels_c;
 }
 
@@ -1815,32 +1733,28 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
 #define TMOEI_LANE_COLUMNS 256
 #define TMOEI_SCORES 65536              /* floats of attention scores a lane holds at a time, twice */
 #define TMOEI_SHARED_FLOATS ((size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX + TMOEI_MC + TMOEI_MR_MAX))
-#define TMOEI_LANE_PANELS (TMOEI_LANE_ROWS + TMOEI_MR_MAX + TMOEI_LANE_COLUMNS + TMOEI_NR_MAX)
-#define TMOEI_LANE_FLOATS ((size_t)TMOEI_KC * TMOEI_LANE_PANELS + 2 * (size_t)TMOEI_SCORES)
+#define TMOEI_LANE_FLOATS (2 * (size_t)TMOEI_SCORES \
+    + (size_t)TMOEI_KC * (TMOEI_LANE_ROWS + TMOEI_MR_MAX + TMOEI_LANE_COLUMNS + TMOEI_NR_MAX))
 static void tmoei_block_sizes(tmoe_ctx *ctx) {
     const size_t rows = ctx->cache_l2_bytes / (6 * TMOEI_KC * sizeof(float));
     const size_t tiles = ctx->cache_l3_bytes / (4 * TMOEI_KC * TMOEI_TILE_COLUMNS * sizeof(float));
     ctx->tile_rows = rows < 28 ? 28 : rows > 448 ? 448 : (int)rows;
     ctx->block_columns = TMOEI_TILE_COLUMNS * (tiles < 1 ? 1 : tiles > 8 ? 8 : (int)tiles);   /* at most NC */
 }
-static tmoe_result tmoei_scratch_create(tmoe_ctx *ctx) {
+static void tmoei_scratch_create(tmoe_ctx *ctx) {
     ctx->shared_scratch = (float *)tmoei_alloc(ctx, TMOEI_SHARED_FLOATS, sizeof(float), 0);
-    for (int lane = 0; lane < ctx->lanes && ctx->shared_scratch; lane++) {
+    for (int lane = 0; lane < ctx->lanes && ctx->error == TMOE_OK; lane++)
         ctx->lane_scratch[lane] = (float *)tmoei_alloc(ctx, TMOEI_LANE_FLOATS, sizeof(float), 0);
-        if (!ctx->lane_scratch[lane]) break;
-    }
-    return ctx->error;
 }
 static void tmoei_scratch_destroy(tmoe_ctx *ctx) {
     for (int lane = 0; lane < ctx->lanes; lane++) tmoei_free(ctx, ctx->lane_scratch[lane]);
     tmoei_free(ctx, ctx->shared_scratch);
 }
 static int tmoei_least(int a, int b) { return a < b ? a : b; }
+static int tmoei_pieces(int total, int size) { return (total + size - 1) / size; }
 
 /* Rows of op(A) a panel has when M rows are cut into equal panels of at most mr. */
-static int tmoei_panel_rows(int M, int mr) {
-    const int panels = (M + mr - 1) / mr; return (M + panels - 1) / panels;
-}
+static int tmoei_panel_rows(int M, int mr) { return tmoei_pieces(M, tmoei_pieces(M, mr)); }
 /* dst[k * width + i] = element (k, i) of `lines` lines (rows of op(A), columns of op(B)), zero for lines <=
  * i < width. It lies along memory (along = 1: src[i * stride + k]) or across (src[k * stride + i]). */
 static void tmoei_pack_panel(float *dst, int width, int lines, int K, const float *src, size_t stride,
@@ -1876,134 +1790,117 @@ static void tmoei_pack_panel(float *dst, int width, int lines, int K, const floa
             dst[(size_t)k * (size_t)width + (size_t)i] = src[(size_t)i * stride + (size_t)k];
     for (; i < width; i++) for (k = 0; k < K; k++) dst[(size_t)k * (size_t)width + (size_t)i] = 0.0f;
 }
-/* one block of C: rows m0 .. m0+mc-1, columns n0 .. n0+nc-1, k0 .. k0+kc-1 of K */
+/* A product, and the block of it in work: rows m0 .. m0+mc-1, columns n0 .. n0+nc-1, k0 .. k0+kc-1 of K. */
 typedef struct tmoei_product {
-    tmoe_ctx *ctx;
-    int transpose_a, transpose_b, m0, mc, n0, nc, k0, kc, height, a_panels, b_panels, tile_panels,
-        tile_columns, column_tiles, last;
+    const tmoe_ctx *ctx;
+    int transpose_a, transpose_b, M, N, K, m0, mc, n0, nc, k0, kc;
+    int height, a_panels, tile_rows, tile_columns, column_tiles;
     const float *A, *B;
     size_t lda, ldb, ldc;
     float *C, *packed_a, *packed_b, beta;
     const tmoei_epilogue *epilogue;
 } tmoei_product;
 
+static tmoei_product tmoei_product_of(const tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, int N,
+        int K, const float *A, size_t lda, const float *B, size_t ldb, float beta, float *C, size_t ldc) {
+    tmoei_product p;
+    memset(&p, 0, sizeof p);
+    p.ctx = ctx; p.transpose_a = transpose_a; p.transpose_b = transpose_b;
+    p.M = M; p.N = N; p.K = K; p.height = tmoei_panel_rows(M, ctx->kernels->mr);
+    p.A = A; p.B = B; p.C = C; p.lda = lda; p.ldb = ldb; p.ldc = ldc; p.beta = beta;
+    return p;
+}
 static void tmoei_product_pack_chunk(void *arg, int chunk, int lane) {
     const tmoei_product *p = (const tmoei_product *)arg;
-    const int nr = p->ctx->kernels->nr; (void)lane;
+    const int nr = p->ctx->kernels->nr, i = chunk * p->height, j = (chunk - p->a_panels) * nr;
+    const size_t k0 = (size_t)p->k0, kc = (size_t)p->kc, m = (size_t)(p->m0 + i); (void)lane;
     if (chunk < p->a_panels) {
-        const int i = chunk * p->height, row = p->m0 + i;
-        const float *src = p->transpose_a ? p->A + (size_t)p->k0 * p->lda + (size_t)row
-            : p->A + (size_t)row * p->lda + (size_t)p->k0;
         const int rows = tmoei_least(p->mc - i, p->height);     /* the last panel may be lower */
-        tmoei_pack_panel(p->packed_a + (size_t)i * (size_t)p->kc, rows, rows, p->kc, src, p->lda,
-            !p->transpose_a);
+        tmoei_pack_panel(p->packed_a + (size_t)i * kc, rows, rows, p->kc,
+            p->A + (p->transpose_a ? k0 * p->lda + m : m * p->lda + k0), p->lda, !p->transpose_a);
     } else {
-        const int j = (chunk - p->a_panels) * nr, column = p->n0 + j;
-        const float *src = p->transpose_b ? p->B + (size_t)column * p->ldb + (size_t)p->k0
-            : p->B + (size_t)p->k0 * p->ldb + (size_t)column;
-        tmoei_pack_panel(p->packed_b + (size_t)j * (size_t)p->kc, nr, p->nc - j < nr ? p->nc - j : nr, p->kc,
-            src, p->ldb, p->transpose_b);
+        const size_t n = (size_t)(p->n0 + j);
+        tmoei_pack_panel(p->packed_b + (size_t)j * kc, nr, tmoei_least(p->nc - j, nr), p->kc,
+            p->B + (p->transpose_b ? n * p->ldb + k0 : k0 * p->ldb + n), p->ldb, p->transpose_b);
     }
 }
-
 static void tmoei_product_tile_chunk(void *arg, int chunk, int lane) {
     const tmoei_product *p = (const tmoei_product *)arg;
     const tmoei_kernels *kernels = p->ctx->kernels;
-    const int i0 = chunk / p->column_tiles * p->tile_panels * p->height,
-        j0 = chunk % p->column_tiles * p->tile_columns;
-    const int i1 = i0 + p->tile_panels * p->height < p->mc ? i0 + p->tile_panels * p->height : p->mc;
-    const int j1 = j0 + p->tile_columns < p->nc ? j0 + p->tile_columns : p->nc; (void)lane;
+    const int i0 = chunk / p->column_tiles * p->tile_rows, i1 = tmoei_least(i0 + p->tile_rows, p->mc);
+    const int j0 = chunk % p->column_tiles * p->tile_columns, j1 = tmoei_least(j0 + p->tile_columns, p->nc);
+    float *C = p->C + (size_t)p->m0 * p->ldc + (size_t)p->n0; (void)lane;
     for (int j = j0; j < j1; j += kernels->nr)
         for (int i = i0; i < i1; i += p->height)
-            kernels->micro(i1 - i < p->height ? i1 - i : p->height, p->kc,
-                p->packed_a + (size_t)i * (size_t)p->kc, p->packed_b + (size_t)j * (size_t)p->kc, p->beta,
-                p->C + (size_t)(p->m0 + i) * p->ldc + (size_t)(p->n0 + j), p->ldc, p->nc - j);
-    if (p->last && p->epilogue)
-        kernels->epilogue(i1 - i0, j1 - j0, p->n0 + j0, p->C + (size_t)(p->m0 + i0) * p->ldc
-            + (size_t)(p->n0 + j0), p->ldc, p->epilogue, p->m0 + i0);
+            kernels->micro[tmoei_least(i1 - i, p->height)](p->kc, p->packed_a + (size_t)i * (size_t)p->kc,
+                p->packed_b + (size_t)j * (size_t)p->kc, p->k0 > 0 ? 1.0f : p->beta,
+                C + (size_t)i * p->ldc + (size_t)j, p->ldc, p->nc - j);
+    if (p->epilogue && p->k0 + p->kc == p->K)
+        kernels->epilogue(i1 - i0, j1 - j0, p->n0 + j0, C + (size_t)i0 * p->ldc + (size_t)j0, p->ldc,
+            p->epilogue, p->m0 + i0);
+}
+/* Block by block of at most `rows` by `columns`: over the lanes of ctx, or here where it is NULL. */
+static void tmoei_product_run(tmoei_product *p, tmoei_chunk_fn *fn, int chunks, tmoe_ctx *ctx) {
+    if (ctx) tmoei_parallel(ctx, fn, p, chunks);
+    else for (int chunk = 0; chunk < chunks; chunk++) fn(p, chunk, 0);
+}
+static void tmoei_product_blocks(tmoei_product *p, int rows, int columns, tmoe_ctx *ctx) {
+    for (p->n0 = 0; p->n0 < p->N; p->n0 += p->nc) {
+        p->nc = tmoei_least(p->N - p->n0, columns); p->column_tiles = tmoei_pieces(p->nc, p->tile_columns);
+        for (p->k0 = 0; p->k0 < p->K; p->k0 += p->kc) {
+            int b_panels = tmoei_pieces(p->nc, p->ctx->kernels->nr);    /* packed once, for all rows */
+            p->kc = tmoei_least(p->K - p->k0, TMOEI_KC);
+            for (p->m0 = 0; p->m0 < p->M; p->m0 += p->mc, b_panels = 0) {
+                p->mc = tmoei_least(p->M - p->m0, rows); p->a_panels = tmoei_pieces(p->mc, p->height);
+                tmoei_product_run(p, tmoei_product_pack_chunk, p->a_panels + b_panels, ctx);
+                tmoei_product_run(p, tmoei_product_tile_chunk,
+                    tmoei_pieces(p->mc, p->tile_rows) * p->column_tiles, ctx);
+            }
+        }
+    }
 }
 /* Few rows: weights (N,K) as they lie, a chunk of columns each. */
 static void tmoei_product_dots_chunk(void *arg, int chunk, int lane) {
     const tmoei_product *p = (const tmoei_product *)arg;
-    const int j0 = chunk * p->tile_columns, columns = p->nc - j0 < p->tile_columns ? p->nc - j0
-        : p->tile_columns;
-    (void)lane;
-    p->ctx->kernels->dots(p->mc, columns, p->kc, p->A, p->lda, p->B + (size_t)j0 * p->ldb, p->ldb, p->beta,
+    const int j0 = chunk * p->tile_columns, columns = tmoei_least(p->N - j0, p->tile_columns); (void)lane;
+    p->ctx->kernels->dots(p->M, columns, p->K, p->A, p->lda, p->B + (size_t)j0 * p->ldb, p->ldb, p->beta,
         p->C + j0, p->ldc);
-    if (p->epilogue) p->ctx->kernels->epilogue(p->mc, columns, j0, p->C + j0, p->ldc, p->epilogue, 0);
+    if (p->epilogue) p->ctx->kernels->epilogue(p->M, columns, j0, p->C + j0, p->ldc, p->epilogue, 0);
 }
 /* C (M,N) = beta C + op(A) (M,K) op(B) (K,N), then the epilogue; op(X) = X^T where the flag is set; beta is
  * 0 (C is not read) or 1. Row strides in floats. */
 static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, int N, int K, const float *A,
         size_t lda, const float *B, size_t ldb, float beta, float *C, size_t ldc,
         const tmoei_epilogue *epilogue) {
-    tmoei_product p;
     if (M <= 0 || N <= 0) return;
-    memset(&p, 0, sizeof p);
-    p.ctx = ctx; p.transpose_a = transpose_a; p.transpose_b = transpose_b;
-    p.A = A; p.B = B; p.C = C; p.lda = lda; p.ldb = ldb; p.ldc = ldc; p.beta = beta; p.epilogue = epilogue;
+    tmoei_product p = tmoei_product_of(ctx, transpose_a, transpose_b, M, N, K, A, lda, B, ldb, beta, C, ldc);
+    p.epilogue = epilogue;
     if (K <= 0) {                                               /* an empty sum */
-        for (int r = 0; beta == 0.0f && r < M; r++)
-            memset(C + (size_t)r * ldc, 0, (size_t)N * sizeof(float));
+        for (int r = 0; beta == 0.0f && r < M; r++) memset(C + (size_t)r * ldc, 0, (size_t)N * sizeof(float));
         if (epilogue) ctx->kernels->epilogue(M, N, 0, C, ldc, epilogue, 0);
-        return;
-    }
-    if (M <= TMOEI_FEW_ROWS && !transpose_a && transpose_b) {
-        p.mc = M; p.nc = N; p.kc = K;
+    } else if (M <= TMOEI_FEW_ROWS && !transpose_a && transpose_b) {
         p.tile_columns = K >= 1024 ? 16 : 16384 / K;            /* 16 K products a row and chunk */
-        tmoei_parallel(ctx, tmoei_product_dots_chunk, &p, (N + p.tile_columns - 1) / p.tile_columns);
-        return;
+        tmoei_parallel(ctx, tmoei_product_dots_chunk, &p, tmoei_pieces(N, p.tile_columns));
+    } else {
+        p.packed_b = ctx->shared_scratch;
+        p.packed_a = p.packed_b + (size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX);
+        p.tile_rows = ctx->tile_rows / p.height * p.height; p.tile_columns = TMOEI_TILE_COLUMNS;
+        tmoei_product_blocks(&p, TMOEI_MC / p.height * p.height, ctx->block_columns, ctx);
     }
-    p.height = tmoei_panel_rows(M, ctx->kernels->mr); p.packed_b = ctx->shared_scratch;
-    p.packed_a = ctx->shared_scratch + (size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX);
-    p.tile_panels = ctx->tile_rows / p.height; p.tile_columns = TMOEI_TILE_COLUMNS;
-    for (p.n0 = 0; p.n0 < N; p.n0 += p.nc)
-        for (p.nc = tmoei_least(N - p.n0, ctx->block_columns), p.m0 = 0; p.m0 < M; p.m0 += p.mc)
-            for (p.mc = tmoei_least(M - p.m0, TMOEI_MC / p.height * p.height), p.k0 = 0; p.k0 < K;
-                    p.k0 += p.kc) {
-                p.kc = tmoei_least(K - p.k0, TMOEI_KC); p.beta = p.k0 > 0 ? 1.0f : beta;
-                p.last = p.k0 + p.kc == K; p.a_panels = (p.mc + p.height - 1) / p.height;
-                p.b_panels = (p.nc + ctx->kernels->nr - 1) / ctx->kernels->nr;
-                p.column_tiles = (p.nc + p.tile_columns - 1) / p.tile_columns;
-                tmoei_parallel(ctx, tmoei_product_pack_chunk, &p, p.a_panels + p.b_panels);
-                tmoei_parallel(ctx, tmoei_product_tile_chunk, &p,
-                    (p.a_panels + p.tile_panels - 1) / p.tile_panels * p.column_tiles);
-            }
 }
 /* The same on the calling lane only, for small products inside a parallel region. */
 static void tmoei_gemm_lane(const tmoe_ctx *ctx, int lane, int transpose_a, int transpose_b, int M, int N,
         int K, const float *A, size_t lda, const float *B, size_t ldb, float beta, float *C, size_t ldc) {
-    const tmoei_kernels *kernels = ctx->kernels;
-    const int nr = kernels->nr, height = tmoei_panel_rows(M, kernels->mr);
-    float *packed_b = ctx->lane_scratch[lane], *packed_a = packed_b + (size_t)TMOEI_KC
-        * (TMOEI_LANE_COLUMNS + TMOEI_NR_MAX);
-    int nc, k0, kc, mc;
-    for (int n0 = 0; n0 < N; n0 += nc)
-        for (nc = tmoei_least(N - n0, TMOEI_LANE_COLUMNS), k0 = 0; k0 < K; k0 += kc) {
-            kc = tmoei_least(K - k0, TMOEI_KC);
-            for (int j = 0; j < nc; j += nr)
-                tmoei_pack_panel(packed_b + (size_t)j * (size_t)kc, nr, tmoei_least(nc - j, nr), kc,
-                    transpose_b ? B + (size_t)(n0 + j) * ldb + (size_t)k0
-                    : B + (size_t)k0 * ldb + (size_t)(n0 + j), ldb, transpose_b);
-            for (int m0 = 0; m0 < M; m0 += mc) {
-                mc = tmoei_least(M - m0, TMOEI_LANE_ROWS / height * height);
-                for (int i = 0; i < mc; i += height)
-                    tmoei_pack_panel(packed_a + (size_t)i * (size_t)kc, tmoei_least(mc - i, height),
-                        tmoei_least(mc - i, height), kc, transpose_a ? A + (size_t)k0 * lda
-                        + (size_t)(m0 + i) : A + (size_t)(m0 + i) * lda + (size_t)k0, lda, !transpose_a);
-                for (int j = 0; j < nc; j += nr)
-                    for (int i = 0; i < mc; i += height)
-                        kernels->micro(tmoei_least(mc - i, height), kc, packed_a + (size_t)i * (size_t)kc,
-                            packed_b + (size_t)j * (size_t)kc, k0 > 0 ? 1.0f : beta,
-                            C + (size_t)(m0 + i) * ldc + (size_t)(n0 + j), ldc, nc - j);
-            }
-        }
+    tmoei_product p = tmoei_product_of(ctx, transpose_a, transpose_b, M, N, K, A, lda, B, ldb, beta, C, ldc);
+    p.packed_b = ctx->lane_scratch[lane];
+    p.packed_a = p.packed_b + (size_t)TMOEI_KC * (TMOEI_LANE_COLUMNS + TMOEI_NR_MAX);
+    p.tile_rows = TMOEI_LANE_ROWS / p.height * p.height; p.tile_columns = TMOEI_LANE_COLUMNS;
+    tmoei_product_blocks(&p, p.tile_rows, p.tile_columns, NULL);
 }
 
 /* ---- attention of one sequence and head --------------------------------------------------------------
- * Rows of q go block by block, so the scores of a block stay in this lane's cache. Row t sees keys 0 .. t +
- * (S - T) where causal. */
-
+ * Rows of q go block by block, so the scores of a block stay in this lane's cache. Row t sees keys
+ * 0 .. t + (S - T) where causal. */
 typedef struct tmoei_attention_rows {             /* its rows are `width` floats, a stride apart */
     const tmoe_ctx *ctx;
     int T, S, width, causal;
@@ -2011,79 +1908,79 @@ typedef struct tmoei_attention_rows {             /* its rows are `width` floats
     const float *q, *k, *v, *dy;
     float *y, *lse, *dq, *dk, *dv, beta_q, beta_kv;             /* lse, dq, dk with dv: or NULL */
 } tmoei_attention_rows;
-static int tmoei_score_rows(int S) {
-    const int rows = TMOEI_SCORES / S; return rows < 1 ? 1 : tmoei_least(rows, TMOEI_LANE_ROWS);
+
+/* Rows of the block from t0 on. */
+static int tmoei_score_rows(const tmoei_attention_rows *a, int t0) {
+    const int rows = tmoei_least(TMOEI_SCORES / a->S, TMOEI_LANE_ROWS);
+    return tmoei_least(a->T - t0, rows < 1 ? 1 : rows);
+}
+/* Keys that the rows before t see. */
+static int tmoei_seen(const tmoei_attention_rows *a, int t) {
+    return a->causal ? tmoei_least(a->S, t + a->S - a->T) : a->S;
 }
 static void tmoei_attention_forward(const tmoei_attention_rows *a, int lane) {
     const tmoei_kernels *kernels = a->ctx->kernels;
-    const float scale = 1.0f / sqrtf((float)a->width);
-    float *scores = a->ctx->lane_scratch[lane] + (TMOEI_LANE_FLOATS - 2 * (size_t)TMOEI_SCORES);
-    int n;
-    for (int t0 = 0; t0 < a->T; t0 += n) {
-        const float *q = a->q + (size_t)t0 * a->q_stride;
-        float *y = a->y + (size_t)t0 * a->y_stride;
-        n = tmoei_least(a->T - t0, tmoei_score_rows(a->S));
-        const int seen = a->causal ? tmoei_least(a->S, t0 + n + a->S - a->T) : a->S;
+    const int W = a->width;
+    const size_t qs = a->q_stride, kv = a->kv_stride, ys = a->y_stride;
+    const float scale = 1.0f / sqrtf((float)W);
+    float *p = a->ctx->lane_scratch[lane] + (TMOEI_LANE_FLOATS - 2 * (size_t)TMOEI_SCORES);
+    for (int t0 = 0, n; t0 < a->T; t0 += n) {
+        n = tmoei_score_rows(a, t0);
+        const int seen = tmoei_seen(a, t0 + n);
         const size_t width = (size_t)seen;
-        if (n <= 4)                                             /* one row is a few dot products */
-            kernels->dots(n, seen, a->width, q, a->q_stride, a->k, a->kv_stride, 0.0f, scores, width);
-        else
-            tmoei_gemm_lane(a->ctx, lane, 0, 1, n, seen, a->width, q, a->q_stride, a->k, a->kv_stride, 0.0f,
-                scores, width);
+        const float *q = a->q + (size_t)t0 * qs;
+        float *y = a->y + (size_t)t0 * ys;
+        if (n > 4) tmoei_gemm_lane(a->ctx, lane, 0, 1, n, seen, W, q, qs, a->k, kv, 0.0f, p, width);
+        else kernels->dots(n, seen, W, q, qs, a->k, kv, 0.0f, p, width);  /* one row is a few dot products */
         for (int t = 0; t < n; t++) {
-            float *row = scores + (size_t)t * width;
-            const int own = a->causal ? tmoei_least(seen, t0 + t + 1 + a->S - a->T) : seen;
-            const float most = scale * kernels->maximum(row, (size_t)own);
-            const float sum = kernels->exp_sum(row, row, scale, most, (size_t)own);
-            kernels->scale_add(row, 0.0f, 1.0f / sum, row, (size_t)own);
-            if (own < seen) memset(row + own, 0, (size_t)(seen - own) * sizeof(float));
+            float *row = p + (size_t)t * width;
+            const size_t own = (size_t)tmoei_seen(a, t0 + t + 1);
+            const float most = scale * kernels->maximum(row, own);
+            const float sum = kernels->exp_sum(row, row, scale, most, own);
+            kernels->scale_add(row, 0.0f, 1.0f / sum, row, own);
+            memset(row + own, 0, (width - own) * sizeof(float));
             if (a->lse) a->lse[t0 + t] = most + logf(sum);
         }
-        for (int t = 0; n <= 4 && t < n; t++)
-            for (int s = 0; s < seen; s++)
-                kernels->scale_add(y + (size_t)t * a->y_stride, s ? 1.0f : 0.0f,
-                    scores[(size_t)t * width + (size_t)s], a->v + (size_t)s * a->kv_stride, (size_t)a->width);
-        if (n > 4)
-            tmoei_gemm_lane(a->ctx, lane, 0, 0, n, a->width, seen, scores, width, a->v, a->kv_stride, 0.0f, y,
-                a->y_stride);
+        if (n > 4) tmoei_gemm_lane(a->ctx, lane, 0, 0, n, W, seen, p, width, a->v, kv, 0.0f, y, ys);
+        else for (size_t t = 0; t < (size_t)n; t++)
+            for (size_t s = 0; s < width; s++)
+                kernels->scale_add(y + t * ys, s ? 1.0f : 0.0f, p[t * width + s], a->v + s * kv, (size_t)W);
     }
 }
-
 static void tmoei_attention_backward(const tmoei_attention_rows *a, int lane) {
     const tmoe_ctx *ctx = a->ctx;
-    const float scale = 1.0f / sqrtf((float)a->width);
-    const size_t kv = a->kv_stride;
-    float *p = ctx->lane_scratch[lane] + (TMOEI_LANE_FLOATS - 2 * (size_t)TMOEI_SCORES),
-        *ds = p + TMOEI_SCORES;
-    int n;
+    const int W = a->width;
+    const size_t qs = a->q_stride, kv = a->kv_stride, ys = a->y_stride;
+    const float scale = 1.0f / sqrtf((float)W);
+    float *p = ctx->lane_scratch[lane] + (TMOEI_LANE_FLOATS - 2 * (size_t)TMOEI_SCORES);
+    float *ds = p + TMOEI_SCORES;
     /* causal blocks reach further and further: begin with zeros */
-    for (int s = 0; a->dk && a->beta_kv == 0.0f && s < a->S; s++) {
-        memset(a->dk + (size_t)s * kv, 0, (size_t)a->width * sizeof(float));
-        memset(a->dv + (size_t)s * kv, 0, (size_t)a->width * sizeof(float));
+    for (size_t s = 0; a->dk && a->beta_kv == 0.0f && s < (size_t)a->S; s++) {
+        memset(a->dk + s * kv, 0, (size_t)W * sizeof(float));
+        memset(a->dv + s * kv, 0, (size_t)W * sizeof(float));
     }
-    for (int t0 = 0; t0 < a->T; t0 += n) {
-        const float *q = a->q + (size_t)t0 * a->q_stride, *dy = a->dy + (size_t)t0 * a->y_stride;
-        n = tmoei_least(a->T - t0, tmoei_score_rows(a->S));
-        const int seen = a->causal ? tmoei_least(a->S, t0 + n + a->S - a->T) : a->S;
-        const size_t width = (size_t)seen;
-        tmoei_gemm_lane(ctx, lane, 0, 1, n, seen, a->width, q, a->q_stride, a->k, kv, 0.0f, p, width);
-        tmoei_gemm_lane(ctx, lane, 0, 1, n, seen, a->width, dy, a->y_stride, a->v, kv, 0.0f, ds, width);
-        for (int t = 0; t < n; t++) {
-            float *row = p + (size_t)t * width, *drow = ds + (size_t)t * width;
-            const int own = a->causal ? tmoei_least(seen, t0 + t + 1 + a->S - a->T) : seen;
-            const float delta = ctx->kernels->dot(dy + (size_t)t * a->y_stride, a->y + (size_t)(t0 + t)
-                * a->y_stride, (size_t)a->width);               /* = rowsum(dp * p) */
-            (void)ctx->kernels->exp_sum(row, row, scale, a->lse[t0 + t], (size_t)own);
-            ctx->kernels->softmax_backward(drow, row, delta, scale, (size_t)own);
-            if (own < seen) memset(row + own, 0, (size_t)(seen - own) * sizeof(float));
-            if (own < seen) memset(drow + own, 0, (size_t)(seen - own) * sizeof(float));
+    for (int t0 = 0, n; t0 < a->T; t0 += n) {
+        n = tmoei_score_rows(a, t0);
+        const int seen = tmoei_seen(a, t0 + n);
+        const size_t width = (size_t)seen, from = (size_t)t0;
+        const float *q = a->q + from * qs, *y = a->y + from * ys, *dy = a->dy + from * ys;
+        tmoei_gemm_lane(ctx, lane, 0, 1, n, seen, W, q, qs, a->k, kv, 0.0f, p, width);
+        tmoei_gemm_lane(ctx, lane, 0, 1, n, seen, W, dy, ys, a->v, kv, 0.0f, ds, width);
+        for (size_t t = 0; t < (size_t)n; t++) {
+            float *row = p + t * width, *drow = ds + t * width;
+            const size_t own = (size_t)tmoei_seen(a, t0 + (int)t + 1);
+            const float delta = ctx->kernels->dot(dy + t * ys, y + t * ys, (size_t)W); /* = rowsum(dp * p) */
+            (void)ctx->kernels->exp_sum(row, row, scale, a->lse[from + t], own);
+            ctx->kernels->softmax_backward(drow, row, delta, scale, own);
+            memset(row + own, 0, (width - own) * sizeof(float));
+            memset(drow + own, 0, (width - own) * sizeof(float));
         }
         if (a->dq)
-            tmoei_gemm_lane(ctx, lane, 0, 0, n, a->width, seen, ds, width, a->k, kv, a->beta_q,
-                a->dq + (size_t)t0 * a->q_stride, a->q_stride);
+            tmoei_gemm_lane(ctx, lane, 0, 0, n, W, seen, ds, width, a->k, kv, a->beta_q, a->dq + from * qs,
+                qs);
         if (!a->dk) continue;
-        tmoei_gemm_lane(ctx, lane, 1, 0, seen, a->width, n, ds, width, q, a->q_stride, 1.0f, a->dk, kv);
-        tmoei_gemm_lane(ctx, lane, 1, 0, seen, a->width, n, p, width, dy, a->y_stride, 1.0f, a->dv, kv);
+        tmoei_gemm_lane(ctx, lane, 1, 0, seen, W, n, ds, width, q, qs, 1.0f, a->dk, kv);
+        tmoei_gemm_lane(ctx, lane, 1, 0, seen, W, n, p, width, dy, ys, 1.0f, a->dv, kv);
     }
 }
 
@@ -2097,7 +1994,6 @@ typedef struct tmoei_sweep_job {
     const void *job;
     size_t total, grain;
 } tmoei_sweep_job;
-
 static void tmoei_sweep_chunk(void *arg, int chunk, int lane) {
     const tmoei_sweep_job *s = (const tmoei_sweep_job *)arg;
     const size_t at = (size_t)chunk * s->grain, left = s->total - at; (void)lane;
@@ -2129,21 +2025,13 @@ static float tmoei_dot(const tmoe_ctx *ctx, const float *a, const float *b, size
     return (float)sum;
 }
 static float tmoei_activation_value(tmoe_activation f, float x) {
-    switch (f) {
-    case TMOE_RELU: return x > 0.0f ? x : 0.0f;
-    case TMOE_TANH: return tanhf(x);
-    case TMOE_SIGMOID: return 1.0f / (1.0f + expf(-x));
-    default: return x;
-    }
+    return f == TMOE_RELU ? (x > 0.0f ? x : 0.0f) : f == TMOE_TANH ? tanhf(x)
+        : f == TMOE_SIGMOID ? 1.0f / (1.0f + expf(-x)) : x;
 }
 static float tmoei_activation_slope(tmoe_activation f, float x) {
     const float y = tmoei_activation_value(f, x);
-    switch (f) {
-    case TMOE_RELU: return x > 0.0f ? 1.0f : 0.0f;
-    case TMOE_TANH: return 1.0f - y * y;
-    case TMOE_SIGMOID: return y * (1.0f - y);
-    default: return 1.0f;
-    }
+    return f == TMOE_RELU ? (x > 0.0f ? 1.0f : 0.0f) : f == TMOE_TANH ? 1.0f - y * y
+        : f == TMOE_SIGMOID ? y * (1.0f - y) : 1.0f;
 }
 /* out = f(x), or out = dy f'(x) where dy is given */
 typedef struct tmoei_map_job { tmoe_activation f; float *out; const float *dy, *x; } tmoei_map_job;
@@ -2160,19 +2048,6 @@ static void tmoei_activation_apply(tmoe_ctx *ctx, tmoe_activation f, float *out,
     const tmoei_map_job job = { f, out, dy, x };
     tmoei_sweep(ctx, n, TMOEI_SWEEP, tmoei_activation_sweep, &job);
 }
-/* db (F) = beta db + column sums of dz (T,F); a chunk has its own columns: sums go by rows */
-#define TMOEI_COLUMNS 128
-typedef struct tmoei_column_sums_job { size_t T, F; const float *dz; float beta, *db; } tmoei_column_sums_job;
-static void tmoei_column_sums_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t n) {
-    const tmoei_column_sums_job *s = (const tmoei_column_sums_job *)job;
-    if (s->beta == 0.0f) memset(s->db + at, 0, n * sizeof(float));
-    for (size_t t = 0; t < s->T; t++)
-        ctx->kernels->scale_add(s->db + at, 1.0f, 1.0f, s->dz + t * s->F + at, n);
-}
-static void tmoei_column_sums(tmoe_ctx *ctx, size_t T, size_t F, const float *dz, float beta, float *db) {
-    const tmoei_column_sums_job job = { T, F, dz, beta, db };
-    tmoei_sweep(ctx, F, TMOEI_COLUMNS, tmoei_column_sums_sweep, &job);
-}
 /* lse = m + log sum_j exp(x_j - m),  m = max_j x_j */
 static float tmoei_log_sum_exp(const tmoe_ctx *ctx, const float *x, int n) {
     const float most = ctx->kernels->maximum(x, (size_t)n);
@@ -2180,19 +2055,17 @@ static float tmoei_log_sum_exp(const tmoe_ctx *ctx, const float *x, int n) {
 }
 /* theta_bar (n) = sum_e r_e theta_e, theta (E, n) */
 typedef struct tmoei_merge_job {
-    int E;
+    int E, wants_dr;
     size_t n;
     const float *theta, *r, *bar, *g;
     float *out, *partial;               /* out: theta_bar, or dtheta */
-    int dr;                             /* is wanted */
 } tmoei_merge_job;
-
 static void tmoei_merge_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t n) {
     const tmoei_merge_job *s = (const tmoei_merge_job *)job;
     ctx->kernels->merge(s->out + at, s->theta + at, s->n, s->r, s->E, n);
 }
 static void tmoei_merge(tmoe_ctx *ctx, int E, size_t n, const float *theta, const float *r, float *out) {
-    const tmoei_merge_job job = { E, n, theta, r, NULL, NULL, out, NULL, 0 };
+    const tmoei_merge_job job = { E, 0, n, theta, r, NULL, NULL, out, NULL };
     tmoei_sweep(ctx, n, TMOEI_SWEEP, tmoei_merge_sweep, &job);
 }
 static void tmoei_merge_backward_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t n) {
@@ -2200,15 +2073,16 @@ static void tmoei_merge_backward_sweep(const tmoe_ctx *ctx, const void *job, siz
     float *partial = s->partial + at / TMOEI_SWEEP * (size_t)s->E;
     for (int e = 0; e < s->E; e++) {
         const size_t first = (size_t)e * s->n + at;
-        partial[e] = s->r[e] == 0.0f && !s->dr ? 0.0f : ctx->kernels->merge_backward(s->out && s->r[e] != 0.0f
-            ? s->out + first : NULL, s->theta + first, s->bar + at, s->g + at, s->r[e], n);
+        float *dtheta = s->out && s->r[e] != 0.0f ? s->out + first : NULL;
+        partial[e] = s->r[e] == 0.0f && !s->wants_dr ? 0.0f
+            : ctx->kernels->merge_backward(dtheta, s->theta + first, s->bar + at, s->g + at, s->r[e], n);
     }
 }
 /* dtheta_e += r_e g (dtheta may be NULL);  dr_e += <g, theta_e - theta_bar> (dr may be NULL) */
 static void tmoei_merge_backward(tmoe_ctx *ctx, int E, size_t n, const float *theta, float *dtheta,
         const float *r, const float *bar, const float *g, float *dr) {
     /* a float a chunk and expert: 64 experts of 200 M floats would fill the scratch memory */
-    const tmoei_merge_job job = { E, n, theta, r, bar, g, dtheta, ctx->shared_scratch, dr != NULL };
+    const tmoei_merge_job job = { E, dr != NULL, n, theta, r, bar, g, dtheta, ctx->shared_scratch };
     tmoei_sweep(ctx, n, TMOEI_SWEEP, tmoei_merge_backward_sweep, &job);
     for (int e = 0; dr && e < E; e++) {
         double sum = 0.0;
@@ -2228,23 +2102,19 @@ TMOE_DEF const char *tmoe_result_name(tmoe_result result) {
 }
 TMOE_DEF int tmoe_version(void) { return TMOE_VERSION; }
 TMOE_DEF tmoe_result tmoe_error(const tmoe_ctx *ctx) { return ctx->error; }
-TMOE_DEF const char *tmoe_error_message(const tmoe_ctx *ctx) {
-    return ctx->error == TMOE_OK ? "" : ctx->message;
-}
+TMOE_DEF const char *tmoe_error_message(const tmoe_ctx *ctx) { return ctx->error ? ctx->message : ""; }
 TMOE_DEF const char *tmoe_ctx_kernels(const tmoe_ctx *ctx) { return ctx->kernels->name; }
 TMOE_DEF size_t tmoe_ctx_bytes(const tmoe_ctx *ctx, size_t *peak) {
     if (peak) *peak = ctx->bytes_peak;
     return ctx->bytes_now;
 }
 TMOE_DEF void tmoe_ctx_destroy(tmoe_ctx *ctx) {
-    tmoe_ctx_config config;
     if (!ctx) return;
 #ifdef TMOEI_POOL
     tmoei_pool_destroy(ctx);
 #endif
     tmoei_scratch_destroy(ctx);
-    config = ctx->config;
-    if (config.free_fn) config.free_fn(ctx, sizeof *ctx, config.alloc_user);
+    if (ctx->config.free_fn) ctx->config.free_fn(ctx, sizeof *ctx, ctx->config.alloc_user);
     else TMOE_FREE(ctx);
 }
 
@@ -2265,9 +2135,9 @@ TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config) {
     ctx->cache_l2_bytes = (size_t)512 << 10; ctx->cache_l3_bytes = (size_t)4 << 20;    /* if nobody tells */
     tmoei_cache_sizes(ctx);
     tmoei_block_sizes(ctx);
-    (void)tmoei_scratch_create(ctx);
+    tmoei_scratch_create(ctx);
 #ifdef TMOEI_POOL
-    if (ctx->error == TMOE_OK && ctx->lanes > 1 && !c.parallel_fn) (void)tmoei_pool_create(ctx);
+    if (ctx->error == TMOE_OK && ctx->lanes > 1 && !c.parallel_fn) tmoei_pool_create(ctx);
 #endif
     if (ctx->error == TMOE_OK) return ctx;
     tmoe_ctx_destroy(ctx);
@@ -2280,48 +2150,41 @@ TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config) {
  * node that made the tensor is done; then the next gradient takes the place, so that the backward pass stays
  * in the cache. On a DRY tape floats are counted, never touched: that is how the memory of a step is known
  * before training starts. */
-
-typedef struct tmoei_chunk { struct tmoei_chunk *before; char *data; size_t size, used; } tmoei_chunk;
-typedef struct tmoei_free_block { char *data; size_t bytes; } tmoei_free_block;
+typedef struct tmoei_chunk { struct tmoei_chunk *before; size_t size, used; } tmoei_chunk; /* floats follow */
+typedef struct tmoei_free_block { void *data; size_t bytes; } tmoei_free_block;
 #define TMOEI_FREE_BLOCKS 32
 typedef struct tmoei_arena {
     tmoe_ctx *ctx;
     tmoei_chunk *last;          /* chunks, newest first; a reset leaves one that would have held it all */
     size_t total, peak, now;    /* bytes in chunks; most and present bytes handed out */
-    int dry;
+    int dry, free_count;
     tmoei_free_block free_blocks[TMOEI_FREE_BLOCKS];
-    int free_count;
 } tmoei_arena;
 
 static void *tmoei_arena_alloc(tmoei_arena *arena, size_t count, size_t element_bytes) {
-    size_t bytes, best = TMOEI_FREE_BLOCKS;
     tmoei_chunk *chunk = arena->last;
-    void *result;
+    tmoei_free_block *best = NULL;
+    size_t bytes;
     if (!tmoei_size(&bytes, count, element_bytes, TMOEI_ALIGN))
-        return TMOEI_FAIL_NULL(arena->ctx, TMOE_ERR_MEMORY,
-            "memory: %lu x %lu bytes is more than an address can hold", (unsigned long)count,
-            (unsigned long)element_bytes);
+        return tmoei_alloc(arena->ctx, count, element_bytes, 0);        /* which cannot, and says so */
     bytes -= bytes % TMOEI_ALIGN;
-    /* smallest freed block that fits without waste */
-    for (size_t i = 0; i < (size_t)arena->free_count; i++)
-        if (arena->free_blocks[i].bytes >= bytes && arena->free_blocks[i].bytes / 2 <= bytes
-                && (best == TMOEI_FREE_BLOCKS
-                || arena->free_blocks[i].bytes < arena->free_blocks[best].bytes))
-            best = i;
-    if (best != TMOEI_FREE_BLOCKS) {
-        result = arena->free_blocks[best].data;
-        arena->free_blocks[best] = arena->free_blocks[--arena->free_count];
-        return result;
+    for (int i = 0; i < arena->free_count; i++) {       /* smallest freed block that fits without waste */
+        tmoei_free_block *block = &arena->free_blocks[i];
+        if (block->bytes >= bytes && block->bytes / 2 <= bytes && (!best || block->bytes < best->bytes))
+            best = block;
+    }
+    if (best) {
+        void *data = best->data;
+        *best = arena->free_blocks[--arena->free_count];
+        return data;
     }
     if (!arena->dry && (!chunk || chunk->size - chunk->used < bytes)) {
         size_t size = arena->total > (size_t)1 << 16 ? arena->total : (size_t)1 << 16;
         if (size < bytes) size = bytes;
         if (!chunk) arena->total = 0;                           /* what an emptied arena had held */
-        chunk = (tmoei_chunk *)tmoei_alloc(arena->ctx, 1, sizeof *chunk, 1);
+        chunk = (tmoei_chunk *)tmoei_alloc(arena->ctx, size / TMOEI_ALIGN + 1, TMOEI_ALIGN, 0);
         if (!chunk) return NULL;
-        chunk->data = (char *)tmoei_alloc(arena->ctx, size, 1, 0);
-        if (!chunk->data) { tmoei_free(arena->ctx, chunk); return NULL; }
-        chunk->size = size; chunk->before = arena->last;
+        chunk->before = arena->last; chunk->size = size; chunk->used = 0;
         arena->last = chunk;
         arena->total += size;
     }
@@ -2329,48 +2192,41 @@ static void *tmoei_arena_alloc(tmoei_arena *arena, size_t count, size_t element_
     if (arena->now > arena->peak) arena->peak = arena->now;
     /* an address, never followed */
     if (arena->dry) return (void *)(uintptr_t)(TMOEI_ALIGN + arena->now - bytes);
-    result = chunk->data + chunk->used;
     chunk->used += bytes;
-    return result;
+    return (char *)chunk + TMOEI_ALIGN + (chunk->used - bytes);
 }
 /* Gives a block back before the reset; when the table is full it just stays. */
 static void tmoei_arena_release(tmoei_arena *arena, void *data, size_t count, size_t element_bytes) {
     if (arena->free_count < TMOEI_FREE_BLOCKS) {
-        size_t bytes = count * element_bytes + TMOEI_ALIGN;
-        arena->free_blocks[arena->free_count].data = (char *)data;
-        arena->free_blocks[arena->free_count++].bytes = bytes - bytes % TMOEI_ALIGN;
+        const size_t bytes = count * element_bytes + TMOEI_ALIGN;
+        tmoei_free_block *block = &arena->free_blocks[arena->free_count++];
+        block->data = data; block->bytes = bytes - bytes % TMOEI_ALIGN;
     }
 }
 static void tmoei_arena_destroy(tmoei_arena *arena) {
     while (arena->last) {
         tmoei_chunk *before = arena->last->before;
-        tmoei_free(arena->ctx, arena->last->data); tmoei_free(arena->ctx, arena->last);
+        tmoei_free(arena->ctx, arena->last);
         arena->last = before;
     }
-    arena->total = 0;
 }
 /* Empties the arena. The next chunk is as large as all before: a repeated step allocates nothing. */
 static void tmoei_arena_reset(tmoei_arena *arena) {
-    const size_t total = arena->total;
     arena->now = 0; arena->free_count = 0;
-    if (arena->last && arena->last->before) {
-        tmoei_arena_destroy(arena);
-        arena->total = total;
-    }
+    if (arena->last && arena->last->before) tmoei_arena_destroy(arena);
     if (arena->last) arena->last->used = 0;
 }
 
-typedef struct tmoei_node tmoei_node;
-typedef void tmoei_backward_fn(tmoe_tape *tape, tmoei_node *node);
-struct tmoei_node {
-    tmoei_node *before;
-    tmoei_backward_fn *backward;
+typedef struct tmoei_node {
+    struct tmoei_node *before;
+    void (*backward)(tmoe_tape *tape, struct tmoei_node *node);
     tmoe_tensor *y, **in;
     float *beta;                /* for each input, see tmoei_tape_backward */
     const void *kept;           /* what the operation needs again */
     int count;                  /* of inputs */
     int hand;                 /* input whose gradient simply is dy: it may take over dy's memory; -1: none */
-};
+} tmoei_node;
+typedef void tmoei_backward_fn(tmoe_tape *tape, tmoei_node *node);
 #define TMOEI_HAND_VALUES (-2)  /* inputs' gradients are written over their values, which nobody needs */
 typedef struct tmoei_tensor {   /* what tmoe_tensor does not show */
     tmoe_tensor t;
@@ -2392,18 +2248,17 @@ TMOE_DEF tmoe_tape *tmoe_tape_create(tmoe_ctx *ctx) {
 }
 TMOE_DEF void tmoe_tape_destroy(tmoe_tape *tape) {
     if (tape) {
-        tmoei_arena_destroy(&tape->small);
-        tmoei_arena_destroy(&tape->big);
+        tmoei_arena_destroy(&tape->small); tmoei_arena_destroy(&tape->big);
         tmoei_free(tape->ctx, tape);
     }
 }
 TMOE_DEF void tmoe_tape_reset(tmoe_tape *tape) {
     tape->last = NULL; tape->ctx->error = TMOE_OK;
-    tmoei_arena_reset(&tape->small);
-    tmoei_arena_reset(&tape->big);
+    tmoei_arena_reset(&tape->small); tmoei_arena_reset(&tape->big);
 }
 TMOE_DEF void tmoe_tape_record(tmoe_tape *tape, int on) { tape->record = on; }
 
+static size_t tmoei_elements(const tmoe_tensor *t) { return (size_t)t->rows * (size_t)t->cols; }
 static float *tmoei_floats(tmoe_tape *tape, size_t count) {
     return (float *)tmoei_arena_alloc(&tape->big, count, sizeof(float));
 }
@@ -2418,9 +2273,8 @@ static tmoe_tensor *tmoei_tensor_new(tmoe_tape *tape, int rows, int cols, float 
 }
 TMOE_DEF tmoe_tensor *tmoe_leaf(tmoe_tape *tape, int rows, int cols, float *x, float *dx) {
     if (!x || rows < 1 || cols < 1)
-        return TMOEI_FAIL_NULL(tape->ctx, TMOE_ERR_ARGUMENT,
-            "leaf: (%d,%d) at %s; needs memory and at least one element", rows, cols,
-            x ? "an address" : "NULL");
+        return TMOEI_FAIL_NULL(tape->ctx, TMOE_ERR_ARGUMENT, "leaf: (%d,%d) at %s; needs memory and at least "
+            "one element", rows, cols, x ? "an address" : "NULL");
     tmoe_tensor *tensor = tmoei_tensor_new(tape, rows, cols, x);
     if (tensor && dx) { tensor->dx = dx; tensor->wants_grad = tensor->has_grad = 1; }
     return tensor;
@@ -2463,7 +2317,7 @@ static tmoe_result tmoei_tape_backward(tmoe_tape *tape) {
         int handed = 0, owned = ((tmoei_tensor *)y)->owned;
         if (!y->dx) continue;                                   /* nothing that reached the loss used it */
         if (!y->has_grad) {                                /* a part of a block that no operation wrote to */
-            if (!tape->dry) memset(y->dx, 0, (size_t)y->rows * (size_t)y->cols * sizeof(float));
+            if (!tape->dry) memset(y->dx, 0, tmoei_elements(y) * sizeof(float));
             y->has_grad = 1;
         }
         for (int i = 0; i < node->count; i++) {
@@ -2474,8 +2328,7 @@ static tmoe_result tmoei_tape_backward(tmoe_tape *tape) {
                 if (i == node->hand && owned) {                 /* dx = dy, and nobody needs dy any more */
                     in->dx = y->dx;
                     in->has_grad = handed = 1;
-                } else if (!(in->dx = tmoei_floats(tape, (size_t)in->rows * (size_t)in->cols)))
-                    return tape->ctx->error;
+                } else if (!(in->dx = tmoei_floats(tape, tmoei_elements(in)))) return tape->ctx->error;
                 ((tmoei_tensor *)in)->owned = 1;
             }
             node->beta[i] = in->has_grad ? 1.0f : 0.0f;
@@ -2483,8 +2336,7 @@ static tmoe_result tmoei_tape_backward(tmoe_tape *tape) {
         }
         if (!tape->dry) node->backward(tape, node);
         if (tape->ctx->error != TMOE_OK) return tape->ctx->error;
-        if (owned && !handed)
-            tmoei_arena_release(&tape->big, y->dx, (size_t)y->rows * (size_t)y->cols, sizeof(float));
+        if (owned && !handed) tmoei_arena_release(&tape->big, y->dx, tmoei_elements(y), sizeof(float));
     }
     tape->last = NULL;
     return TMOE_OK;
@@ -2495,8 +2347,7 @@ TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss) {
     if (!loss || loss->rows != 1 || loss->cols != 1 || !loss->wants_grad)
         return tmoei_fail(tape->ctx, TMOE_ERR_ARGUMENT,
             "backward: the loss must be a (1,1) tensor recorded on this tape");
-    if (!loss->dx) loss->dx = tmoei_floats(tape, 1);
-    if (!loss->dx) return tape->ctx->error;
+    if (!loss->dx && !(loss->dx = tmoei_floats(tape, 1))) return tape->ctx->error;
     if (!tape->dry) loss->dx[0] = 1.0f;
     loss->has_grad = 1;
     return tmoei_tape_backward(tape);
@@ -2523,7 +2374,6 @@ static tmoe_tensor *tmoei_part(tmoe_tape *tape, tmoe_tensor *block, size_t offse
 #define TMOEI_SHAPE_RULE(tape, holds, ...) \
     do { if (!(holds)) return TMOEI_FAIL_NULL((tape)->ctx, TMOE_ERR_SHAPE, __VA_ARGS__); } while (0)
 
-static size_t tmoei_elements(const tmoe_tensor *t) { return (size_t)t->rows * (size_t)t->cols; }
 /* dx = beta dx + src, for input i of a node */
 static void tmoei_accumulate(tmoe_tape *tape, const tmoei_node *node, int i, const float *src) {
     tmoe_tensor *in = node->in[i];
@@ -2545,6 +2395,14 @@ static float *tmoei_grad_to_add(const tmoei_node *node, int i) {
  *             dresidual (+)= dy
  *   keeps     z unless act is NONE */
 typedef struct tmoei_linear_kept { tmoe_activation act; float *z; } tmoei_linear_kept;
+typedef struct tmoei_column_sums_job { size_t T, F; const float *dz; float beta, *db; } tmoei_column_sums_job;
+#define TMOEI_COLUMNS 128               /* that a chunk sums, going by rows */
+static void tmoei_column_sums(const tmoe_ctx *ctx, const void *job, size_t at, size_t n) {
+    const tmoei_column_sums_job *s = (const tmoei_column_sums_job *)job;
+    if (s->beta == 0.0f) memset(s->db + at, 0, n * sizeof(float));
+    for (size_t t = 0; t < s->T; t++)
+        ctx->kernels->scale_add(s->db + at, 1.0f, 1.0f, s->dz + t * s->F + at, n);
+}
 
 static void tmoei_linear_backward(tmoe_tape *tape, tmoei_node *node) {
     const tmoei_linear_kept *kept = (const tmoei_linear_kept *)node->kept;
@@ -2556,7 +2414,10 @@ static void tmoei_linear_backward(tmoe_tape *tape, tmoei_node *node) {
         tmoei_activation_apply(tape->ctx, kept->act, kept->z, y->dx, kept->z, tmoei_elements(y));
         dz = kept->z;                                           /* z is not needed any more */
     }
-    if (b && b->wants_grad) tmoei_column_sums(tape->ctx, (size_t)T, f, dz, node->beta[2], b->dx);
+    if (b && b->wants_grad) {
+        const tmoei_column_sums_job job = { (size_t)T, f, dz, node->beta[2], b->dx };
+        tmoei_sweep(tape->ctx, f, TMOEI_COLUMNS, tmoei_column_sums, &job);
+    }
     if (w->wants_grad) tmoei_gemm(tape->ctx, 1, 0, F, D, T, dz, f, x->x, d, node->beta[1], w->dx, d, NULL);
     if (x->wants_grad) tmoei_gemm(tape->ctx, 0, 0, T, D, F, dz, f, w->x, d, node->beta[0], x->dx, d, NULL);
     if (node->in[3]) tmoei_accumulate(tape, node, 3, y->dx);
@@ -2597,7 +2458,6 @@ typedef struct tmoei_norm_job {
     const float *x, *gain, *bias, *dy;
     float *y, *mean, *inv, *dx, *dgain, *dbias, beta;
 } tmoei_norm_job;
-
 static void tmoei_norm_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n) {
     const tmoei_norm_job *s = (const tmoei_norm_job *)job;
     for (size_t t = first, D = s->D; t < first + n; t++)
@@ -2624,15 +2484,13 @@ static void tmoei_layer_norm_backward(tmoe_tape *tape, tmoei_node *node) {
     if (x->wants_grad) tmoei_sweep(tape->ctx, job.T, tmoei_grain(job.D), tmoei_norm_backward_rows, &job);
     if (job.dgain) tmoei_sweep(tape->ctx, job.D, TMOEI_COLUMNS, tmoei_norm_backward_columns, &job);
 }
-TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *gain,
-        tmoe_tensor *bias) {
+TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *gain, tmoe_tensor *bias) {
     tmoe_tensor *in[3] = { x, gain, bias };
     tmoei_norm_job job;
     if (!x || !gain || !bias || tape->ctx->error != TMOE_OK) return NULL;
-    TMOEI_SHAPE_RULE(tape, gain->rows == 1 && bias->rows == 1 && gain->cols == x->cols
-        && bias->cols == x->cols,
-        "layer_norm: x (%d,%d), gain (%d,%d), bias (%d,%d); gain and bias must be (1,%d)", x->rows, x->cols,
-        gain->rows, gain->cols, bias->rows, bias->cols, x->cols);
+    TMOEI_SHAPE_RULE(tape, gain->rows == 1 && gain->cols == x->cols && bias->rows == 1
+        && bias->cols == x->cols, "layer_norm: x (%d,%d), gain (%d,%d), bias (%d,%d); gain and bias must be "
+        "(1,%d)", x->rows, x->cols, gain->rows, gain->cols, bias->rows, bias->cols, x->cols);
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
     memset(&job, 0, sizeof job);
     job.T = (size_t)x->rows; job.D = (size_t)x->cols;
@@ -2691,8 +2549,7 @@ TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tenso
     const int D = self ? q->cols / 3 : q->cols;
     TMOEI_SHAPE_RULE(tape, H >= 1 && sequences >= 1 && D % H == 0
         && (self ? q->cols == 3 * D : kv->cols == 2 * D) && q_offsets[sequences] == q->rows
-        && kv_offsets[sequences] == kv->rows,
-        "attention: q (%d,%d), kv (%d,%d), H %d, %d sequences; "
+        && kv_offsets[sequences] == kv->rows, "attention: q (%d,%d), kv (%d,%d), H %d, %d sequences; "
         "self (T,3D), cross (T,D) and (S,2D), H divides D, offsets end at the last row",
         q->rows, q->cols, kv->rows, kv->cols, H, sequences);
     tmoe_tensor *y = tmoei_tensor_new(tape, q->rows, D, NULL);
@@ -2755,8 +2612,7 @@ TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int T,
     if (!table || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, T >= 1 && ids && (!positions || (positions->cols == table->cols && position_ids)),
         "embedding: %d ids, table (%d,%d), positions (%d,%d); at least one id and equal widths", T,
-        table->rows, table->cols, positions ? positions->rows : 0,
-        positions ? positions->cols : table->cols);
+        table->rows, table->cols, positions ? positions->rows : 0, positions ? positions->cols : table->cols);
     for (int t = 0; t < T; t++)
         if (ids[t] < 0 || ids[t] >= table->rows || (positions
                 && (position_ids[t] < 0 || position_ids[t] >= positions->rows)))
@@ -2782,7 +2638,6 @@ typedef struct tmoei_cross_entropy_job {
     const float *logits;
     float smoothing, weight, *lse, *row_loss, *dlogits;
 } tmoei_cross_entropy_job;
-
 static void tmoei_cross_entropy_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n) {
     const tmoei_cross_entropy_job *s = (const tmoei_cross_entropy_job *)job;
     for (size_t t = first, V = s->V; t < first + n; t++) {
@@ -2939,9 +2794,8 @@ static void tmoei_concat_backward(tmoe_tape *tape, tmoei_node *node) {
     const float *dy = node->y->dx; (void)tape;
     for (int i = 0; i < node->count; dy += node->in[i]->cols, i++) {
         const tmoe_tensor *part = node->in[i];
-        if (part->wants_grad)
-            tmoei_copy_columns(part->rows, part->cols, part->dx, part->cols, dy, node->y->cols,
-                node->beta[i] != 0.0f);
+        if (part->wants_grad) tmoei_copy_columns(part->rows, part->cols, part->dx, part->cols, dy,
+            node->y->cols, node->beta[i] != 0.0f);
     }
 }
 TMOE_DEF tmoe_tensor *tmoe_concat(tmoe_tape *tape, tmoe_tensor *const *parts, int count) {
@@ -2973,32 +2827,25 @@ TMOE_DEF tmoe_tensor *tmoe_reshape(tmoe_tape *tape, tmoe_tensor *x, int rows, in
 /* ---- dropout -----------------------------------------------------------------------------------------
  *   forward  y_i = x_i keep_i / (1-p);  backward  dx_i (+)= dy_i keep_i / (1-p);  keep_i = [hash(i) >= p]
  * The counter of an element is its index, so chunks do not matter. */
-typedef struct tmoei_dropout_job {
-    float *y;
-    const float *x;
-    uint32_t key, limit;
-    float scale;
-} tmoei_dropout_job;
-
+typedef struct tmoei_drop_job { float *y; const float *x; uint32_t key, limit; float scale; } tmoei_drop_job;
 static void tmoei_dropout_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t n) {
-    const tmoei_dropout_job *s = (const tmoei_dropout_job *)job;
+    const tmoei_drop_job *s = (const tmoei_drop_job *)job;
     ctx->kernels->dropout(s->y + at, s->x + at, n, (uint32_t)at, s->key, s->limit, s->scale);
 }
 static void tmoei_dropout_backward(tmoe_tape *tape, tmoei_node *node) {
-    tmoei_dropout_job job = *(const tmoei_dropout_job *)node->kept;
+    tmoei_drop_job job = *(const tmoei_drop_job *)node->kept;
     job.x = job.y = node->y->dx;
     tmoei_sweep(tape->ctx, tmoei_elements(node->y), TMOEI_SWEEP, tmoei_dropout_sweep, &job);
     tmoei_accumulate(tape, node, 0, node->y->dx);
 }
-TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uint64_t seed,
-        uint64_t stream) {
+TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uint64_t seed, uint64_t stream) {
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
     if (!(p >= 0.0f && p < 1.0f))
         return TMOEI_FAIL_NULL(tape->ctx, TMOE_ERR_ARGUMENT, "dropout: p = %g; 0 <= p < 1", (double)p);
     if (p == 0.0f) return x;
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
     if (!y) return NULL;
-    const tmoei_dropout_job job = { y->x, x->x, (uint32_t)tmoei_random(seed, stream, 0),
+    const tmoei_drop_job job = { y->x, x->x, (uint32_t)tmoei_random(seed, stream, 0),
         (uint32_t)((double)p * 4294967296.0), 1.0f / (1.0f - p) };
     if (!tape->dry) tmoei_sweep(tape->ctx, tmoei_elements(y), TMOEI_SWEEP, tmoei_dropout_sweep, &job);
     return tmoei_record(tape, y, tmoei_dropout_backward, 0, &job, sizeof job, &x, 1);
@@ -3012,7 +2859,6 @@ TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uin
  *   forward   s = softmax((z + noise) / tau);  r = s, or one-hot(argmax s) when hard
  *   backward  dz_j (+)= (1/tau) s_j (dr_j - sum_e dr_e s_e)   (straight-through: as if r = s)   keeps  s */
 typedef struct tmoei_select_kept { float *soft, tau; } tmoei_select_kept;
-
 static void tmoei_select_backward(tmoe_tape *tape, tmoei_node *node) {
     const tmoei_select_kept *kept = (const tmoei_select_kept *)node->kept;
     const tmoe_tensor *z = node->in[0];
@@ -3073,9 +2919,8 @@ static void tmoei_mix_outputs_backward(tmoe_tape *tape, tmoei_node *node) {
         const tmoe_tensor *part = node->in[e];
         if (!part) continue;
         if (droute) droute[first + e] += tmoei_dot(tape->ctx, y->dx, part->x, tmoei_elements(y));
-        if (part->wants_grad)
-            tmoei_scale_add(tape->ctx, part->dx, node->beta[e], node->in[E]->x[first + e], y->dx,
-                tmoei_elements(y));
+        if (part->wants_grad) tmoei_scale_add(tape->ctx, part->dx, node->beta[e], node->in[E]->x[first + e],
+            y->dx, tmoei_elements(y));
     }
 }
 TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outputs, int E,
@@ -3112,7 +2957,6 @@ TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outp
  *   backward  dtheta_e += r_e g;  dr_e += <g, theta_e - theta_bar>,  g = d theta_bar
  *   keeps     where the experts are: they stay as they are */
 typedef struct tmoei_experts_kept { float *experts, *gradients; int E, first; } tmoei_experts_kept;
-
 static void tmoei_mix_parameters_backward(tmoe_tape *tape, tmoei_node *node) {
     const tmoei_experts_kept *kept = (const tmoei_experts_kept *)node->kept;
     const tmoe_tensor *y = node->y;
@@ -3125,8 +2969,7 @@ TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float
     const tmoei_experts_kept kept = { experts, gradients, E, first };
     const size_t size = (size_t)block;
     if (!experts || !route || tape->ctx->error != TMOE_OK) return NULL;
-    TMOEI_SHAPE_RULE(tape, E >= 1 && block >= 1 && first >= 0 && route->rows == 1
-        && first <= route->cols - E,
+    TMOEI_SHAPE_RULE(tape, E >= 1 && block >= 1 && first >= 0 && route->rows == 1 && first <= route->cols - E,
         "mix_parameters: %d experts of %d floats from column %d of a route (%d,%d)", E, block, first,
         route->rows, route->cols);
     const int chosen = E == 1 ? 0 : tape->dry ? -1 : tmoei_one_hot(route->x + first, E);
