@@ -396,7 +396,7 @@ typedef struct tmoe_suite { tmoe_ctx *ctx; tmoe_task *tasks; int count; } tmoe_s
  *        thread  one context, one thread */
 TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx);
 /* tmoe_suite_add - adds a task; everything is copied                                          >>suite
- *   category, labels  may be NULL      inputs, outputs  (count) in: one accepted answer each
+ *   category  may be NULL      inputs, outputs  (count) in: one accepted answer each
  *                     test_count  the last so many are test lines
  *   fails  TMOE_ERR_ARGUMENT (no lines, empty text, invalid UTF-8, test_count not below count, name already
  *          there), TMOE_ERR_MEMORY; the suite is unchanged then      cost  a copy      thread  as above */
@@ -1610,8 +1610,8 @@ TMOEI_TARGET static void TMOEI_FN(norm_parameters)(float *dgain, float *dbias, c
     const V vm = VSET(mean), vi = VSET(inv);
     TMOEI_EACH(n,
         const V d = VREAD(dy + at);
-        VWRITE(dgain + at, VFMA(d, (VREAD(x + at) - vm) * vi, VREAD(dgain + at)));
-        VWRITE(dbias + at, VREAD(dbias + at) + d));
+        if (dgain) VWRITE(dgain + at, VFMA(d, (VREAD(x + at) - vm) * vi, VREAD(dgain + at)));
+        if (dbias) VWRITE(dbias + at, VREAD(dbias + at) + d));
 }
 /* theta_bar = sum_e r_e theta_e, all experts in one sweep */
 TMOEI_TARGET static void TMOEI_FN(merge)(float *out, const float *theta, size_t stride, const float *r, int E,
@@ -2473,8 +2473,8 @@ static void tmoei_norm_backward_rows(const tmoe_ctx *ctx, const void *job, size_
 static void tmoei_norm_backward_columns(const tmoe_ctx *ctx, const void *job, size_t first, size_t n) {
     const tmoei_norm_job *s = (const tmoei_norm_job *)job;
     for (size_t t = 0, at = first; t < s->T; t++, at += s->D)
-        ctx->kernels->norm_parameters(s->dgain + first, s->dbias + first, s->x + at, s->dy + at, s->mean[t],
-            s->inv[t], n);
+        ctx->kernels->norm_parameters(s->dgain ? s->dgain + first : NULL, s->dbias ? s->dbias + first : NULL,
+            s->x + at, s->dy + at, s->mean[t], s->inv[t], n);
 }
 static void tmoei_layer_norm_backward(tmoe_tape *tape, tmoei_node *node) {
     tmoei_norm_job job = *(const tmoei_norm_job *)node->kept;
@@ -2482,7 +2482,8 @@ static void tmoei_layer_norm_backward(tmoe_tape *tape, tmoei_node *node) {
     job.dy = node->y->dx; job.dx = x->dx; job.beta = node->beta[0];
     job.dgain = tmoei_grad_to_add(node, 1); job.dbias = tmoei_grad_to_add(node, 2);
     if (x->wants_grad) tmoei_sweep(tape->ctx, job.T, tmoei_grain(job.D), tmoei_norm_backward_rows, &job);
-    if (job.dgain) tmoei_sweep(tape->ctx, job.D, TMOEI_COLUMNS, tmoei_norm_backward_columns, &job);
+    if (job.dgain || job.dbias)
+        tmoei_sweep(tape->ctx, job.D, TMOEI_COLUMNS, tmoei_norm_backward_columns, &job);
 }
 TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *gain, tmoe_tensor *bias) {
     tmoe_tensor *in[3] = { x, gain, bias };
@@ -3900,6 +3901,7 @@ static tmoe_tokenizer *tmoei_tokenizer_begin(tmoe_ctx *ctx) {
     return NULL;
 }
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx) {
+    ctx->error = TMOE_OK;
     tmoe_tokenizer *t = tmoei_tokenizer_begin(ctx);
     int good = t != NULL;
     for (int i = 0; good && i < TMOEI_MERGES_FIRST; i++) {
@@ -4206,6 +4208,7 @@ static int tmoei_bpe_merge(tmoei_bpe *bpe, tmoe_tokenizer *t) {
 
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *texts, size_t count,
         int vocabulary) {
+    ctx->error = TMOE_OK;
     tmoei_bpe bpe;
     size_t end;
     if (vocabulary < TMOEI_MERGES_FIRST || vocabulary > TMOEI_TOKENS_MAX)
@@ -4449,6 +4452,7 @@ typedef struct tmoei_draft {            /* a task that is being read */
 } tmoei_draft;
 
 TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx) {
+    ctx->error = TMOE_OK;
     tmoei_suite *suite = (tmoei_suite *)tmoei_alloc(ctx, 1, sizeof *suite, 1);
     if (!suite) return NULL;
     suite->shown.ctx = suite->own.ctx = ctx;
@@ -4717,8 +4721,13 @@ static void tmoei_describe(tmoei_suite *suite, const char *path, tmoe_task **tab
             : NULL;
         task->labels = labels;
         while (labels && at) {
-            labels[task->label_count++] = at;
+            const char *label = at;
             if ((at = strchr(at, '|')) != NULL) *at++ = 0;
+            for (int i = 0; i < task->label_count; i++)
+                if (strcmp(labels[i], label) == 0)
+                    (void)tmoei_fail(suite->own.ctx, TMOE_ERR_DATA, "%s: label '%s' is there twice",
+                    in.where, label);
+            labels[task->label_count++] = label;
         }
     }
 }
@@ -5842,7 +5851,7 @@ TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instructio
             for (int i = 0; i < width; i++) route[i] += (float)weight * seen[i];
             total += weight;
         }
-        for (int i = 0; i < width; i++) route[i] = (float)((double)route[i] / total);
+        for (int i = 0; result == TMOE_OK && i < width; i++) route[i] = (float)((double)route[i] / total);
     }
     tmoei_free(model->ctx, vector);
     return result;
@@ -6108,6 +6117,7 @@ static tmoe_result tmoei_mean_score(tmoe_ctx *ctx, tmoe_metric metric, const cha
 
 TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *const *predictions,
         const tmoe_example *examples, int count, double *score) {
+    ctx->error = TMOE_OK;
     if (count < 1 || (unsigned)metric >= TMOE_METRICS)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
             "score: %d predictions, metric %d; at least one prediction and a known metric", count,
@@ -6148,6 +6158,7 @@ static double tmoei_mean_gain(const double *base, const double *scores, int n, i
 
 TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const double *scores, int count,
         uint64_t seed, tmoe_comparison *result) {
+    ctx->error = TMOE_OK;
     const int draws = 2000;                     /* the interval's ends move by some 1 % of its width */
     double *sample = (double *)tmoei_alloc(ctx, (size_t)draws, sizeof *sample, 0);
     if (!sample) return TMOE_ERR_MEMORY;
@@ -6176,6 +6187,7 @@ TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const doubl
 
 TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const float *routes, int N, int C,
         const float *feature, int permutations, uint64_t seed, double *r, double *p) {
+    ctx->error = TMOE_OK;
     const size_t n = (size_t)N;
     int *order = (int *)tmoei_alloc(ctx, n + 1, sizeof(int), 0);
     double *x = (double *)tmoei_alloc(ctx, n + 1, sizeof(double), 0);
@@ -6198,6 +6210,7 @@ TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const float *routes,
     return good ? TMOE_OK : TMOE_ERR_MEMORY;
 }
 TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, tmoe_join *joins) {
+    ctx->error = TMOE_OK;
     const size_t n = (size_t)N;
     double *distance = (double *)tmoei_alloc(ctx, n * n + 1, sizeof(double), 1);
     int *name = (int *)tmoei_alloc(ctx, 2 * n + 1, sizeof(int), 0);
@@ -7231,7 +7244,9 @@ TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer) {
                 || trainer->steps_done == t->steps)) {
             progress.validation_loss = tmoe_validation_loss(trainer);
             TMOEI_TRY(trainer->ctx->error);
-            if (!(progress.validation_loss >= trainer->best_loss)) {        /* better, or the first */
+            /* a number; better, or the first */
+            if (progress.validation_loss == progress.validation_loss
+                    && !(progress.validation_loss >= trainer->best_loss)) {
                 trainer->best_loss = progress.validation_loss;
                 trainer->bad_evaluations = 0;
                 memcpy(trainer->best, trainer->model->theta + trainer->first, bytes);
@@ -7559,7 +7574,11 @@ static void tmoei_few_shot_chunk(void *arg, int chunk, int lane) {
     double best = (double)NAN, score; (void)lane;
     own.threads = 1; own.parallel_fn = NULL;
     tmoe_ctx *ctx = tmoe_ctx_create(&own);
-    if (!ctx) { job->results[index] = TMOE_ERR_MEMORY; return; }
+    if (!ctx) {
+        job->results[index] = TMOE_ERR_MEMORY;
+        (void)snprintf(job->messages[index], sizeof job->messages[index], "no memory for a context");
+        return;
+    }
     if (vector) c.vectors = TMOE_VECTOR_LEARNED; else c.E = 1;
     t.steps = f->steps; t.warmup = f->warmup; t.seed = f->seed;
     t.tasks_per_step = 1; t.examples_per_task = f->batch_sizes[index % f->batch_size_count];
@@ -7644,6 +7663,8 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
         }
         job.wanted = best;
         if (ctx->error == TMOE_OK) tmoei_few_shot_chunk(&job, 0, 0);    /* the best once more, with test */
+        if (ctx->error == TMOE_OK && job.results[best] != TMOE_OK)
+            (void)tmoei_fail(ctx, job.results[best], "few_shot: %.900s", job.messages[best]);
         result->dev = job.dev[best]; result->test = job.test;
         result->learning_rate = f.learning_rates[best / f.batch_size_count];
         result->batch_size = f.batch_sizes[best % f.batch_size_count];

@@ -515,6 +515,7 @@ static float *expected_floats(bart *b, const char *name, size_t *count)
 static void check_rows(bart *b, const char *name, const tmoe_tensor *ours, const int *lengths, int width, double tolerance)
 {
     size_t count = 0, row = 0;
+    if (!tmoei_safetensors_find(&b->expected, name) && strstr(b->folder, "16")) return;     /* half-precision copies: logits and loss only */
     float *theirs = expected_floats(b, name, &count);
     double off = 0.0;
     CHECK(ours != NULL);
