@@ -6620,32 +6620,39 @@ static tmoe_result tmoei_generation_check(tmoe_model *model, tmoe_generation *ho
     return text[0] ? tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "generation: %s", text) : TMOE_OK;
 }
 
+/* Every request has tokens, and not too many, and every id exists. */
+static tmoe_result tmoei_requests_check(tmoe_model *model, const int *ids, const int *lengths, int count) {
+    for (int i = 0; i < count; ids += lengths[i++]) {
+        int good = lengths[i] >= 1 && lengths[i] <= model->config.source_tokens;
+        for (int j = 0; good && j < lengths[i]; j++) good = ids[j] >= 0 && ids[j] < model->V;
+        if (!good)
+            return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
+            "generate: request %d has %d tokens (1 to %d), or an id "
+                "that is not 0 <= id < %d", i, lengths[i], model->config.source_tokens, model->V);
+    }
+    return TMOE_OK;
+}
+
 TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *route, const int *ids,
         const int *lengths, int count, const tmoe_generation *how, int *tokens, int *token_counts,
         float *scores) {
     tmoe_ctx *ctx = model->ctx;
     tmoei_search s;
     tmoei_batch b;
-    const tmoei_float_mode mode = tmoei_float_mode_enter();
     ctx->error = TMOE_OK;
     memset(&s, 0, sizeof s);
     memset(&b, 0, sizeof b);
     s.model = model; s.how = how ? *how : model->generation;
     if (model->R > 0 && !route && (task < 0 || task >= model->N))
-        (void)tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "generate: task %d of %d; an unknown task needs a route",
-        task, model->N);
-    for (int i = 0, at = 0; i < count; at += lengths[i++])
-        for (int j = 0; j < lengths[i] || lengths[i] < 1; j++)
-            if (lengths[i] < 1 || lengths[i] > model->config.source_tokens || ids[at + j] < 0
-            || ids[at + j] >= model->V) {
-                (void)tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-                    "generate: request %d has %d tokens (1 to %d), or an id that is not "
-                    "0 <= id < %d", i, lengths[i], model->config.source_tokens, model->V);
-                goto end;
-            }
-    if (ctx->error == TMOE_OK) (void)tmoei_generation_check(model, &s.how);
-    const int at_once = s.how.beams >= TMOEI_ROWS_AT_ONCE ? 1 : TMOEI_ROWS_AT_ONCE / (s.how.beams < 1 ? 1
-        : s.how.beams);
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "generate: task %d of %d; an unknown task needs a route",
+        task,
+            model->N);
+    TMOEI_TRY(tmoei_requests_check(model, ids, lengths, count));
+    TMOEI_TRY(tmoei_generation_check(model, &s.how));
+    const tmoei_float_mode mode = tmoei_float_mode_enter();
+    const int B = s.how.beams, returned = s.how.returned, at_once = B < TMOEI_ROWS_AT_ONCE
+        ? TMOEI_ROWS_AT_ONCE / B : 1;
+    const size_t most = (size_t)s.how.max_length;
     for (int first = 0, n; ctx->error == TMOE_OK && first < count; first += n) {
         size_t sources = 0;
         n = tmoei_least(at_once, count - first);
@@ -6654,18 +6661,17 @@ TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *rou
         for (int i = 0; i < n; ids += lengths[first + i++])
             tmoei_batch_put(&b, ids, (size_t)lengths[first + i], NULL, 0, 0);
         if (tmoei_search_run(&s, task, route, &b.source) == TMOE_OK)
-            for (int i = 0; i < n * s.how.returned; i++) {
-                const size_t most = (size_t)s.how.max_length, to = (size_t)(first * s.how.returned + i);
-                const size_t from = (size_t)(i / s.how.returned * s.how.beams + i % s.how.returned);
+            for (int i = 0; i < n * returned; i++) {
+                const size_t to = (size_t)(first * returned + i),
+                    from = (size_t)(i / returned * B + i % returned);
                 for (size_t t = 0; t < most; t++)
                     tokens[to * most + t] = (int)t < s.lengths[from] ? s.finished[from * most + t]
-                    : model->config.pad_id;
+                        : model->config.pad_id;
                 token_counts[to] = s.lengths[from];
                 if (scores) scores[to] = s.final[from];
             }
         tmoei_cache_destroy(&s.cache);
     }
-end:
     tmoei_free(ctx, b.memory);
     tmoei_float_mode_leave(mode);
     return ctx->error;
