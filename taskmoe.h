@@ -578,6 +578,10 @@ TMOE_DEF float tmoe_model_temperature(const tmoe_model *model);
  *   vector     (k) in      fails TMOE_ERR_ARGUMENT   cost none   thread  one context, one thread */
 TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const float *vector);
 
+/* tmoe_route_of_vector - the route of any task vector, known task or not                      >>router
+ *   vector (k) in   route (routed layers, E) out   fails TMOE_ERR_ARGUMENT (no router), TMOE_ERR_MEMORY
+ *   cost   one router pass   thread  as above */
+TMOE_DEF tmoe_result tmoe_route_of_vector(tmoe_model *model, const float *vector, float *route);
 /* tmoe_routed_layers - routes are (routed layers, E) row-major.   fails never   thread  any */
 TMOE_DEF int tmoe_routed_layers(const tmoe_model *model);
 /* tmoe_routed_layer_name - "encoder 0" ... into text (size bytes).   fails never   thread  any */
@@ -646,6 +650,8 @@ typedef struct tmoe_training {
     /* adds so much of: each layer's mean distance of its experts; the unevenness of their use over tasks */
     float expert_regularisation, load_balance;
     int train;                           /* TMOE_TRAIN_ bits: what moves; the rest stays, moments included */
+    /* the model, then router and task vectors, in turns of so many steps; 0: together */
+    int alternate_steps;
     int validation_lines;              /* of each task's training lines, taken out for validation; 0: none */
     int evaluate_every_steps;            /* measure validation loss that often and keep the best; 0: never */
     int patience;                          /* stop after so many measurements without a new best; 0: never */
@@ -736,6 +742,22 @@ TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void);
  *              context's threads, each on a context of its own (alloc_fn must allow that) */
 TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task, const tmoe_few_shot *how,
     tmoe_few_shot_result *result);
+/* What a dense model makes of a task's training lines: vectors for TMOE_VECTOR_GIVEN. */
+typedef enum tmoe_task_embedding {
+    TMOE_EMBED_STATE,                   /* mean encoder output over the tokens of the inputs; k = D */
+    /* mean over lines of (dl/dp)^2 for p in the norms and biases (diagonal of the empirical Fisher
+     * information,
+     * Vu 2020, arXiv 2005.00770), scaled to length 1; then its first k principal components over the tasks */
+    TMOE_EMBED_FISHER
+} tmoe_task_embedding;
+/* tmoe_task_vectors - a row for each task of a suite                                           >>train
+ *   model   in: dense, with the tokenizer      lines >= 1: of each task, at most      k: D for
+ * TMOE_EMBED_STATE
+ *   vectors (suite->count, k) out, scaled to a mean length of sqrt(k); columns past the number of tasks are 0
+ *   fails   TMOE_ERR_ARGUMENT, TMOE_ERR_DATA (a line too long), TMOE_ERR_MEMORY
+ *   cost    a pass a line (FISHER: forward and backward), N^3 for the components   thread  as above */
+TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suite, tmoe_task_embedding how,
+    int lines, int k, float *vectors);
 /* tmoe_suite_tokenizer - what tmoe_train would make: bytes (vocabulary 0) or BPE over training tasks' texts
  *   fails  NULL + TMOE_ERR_DATA, TMOE_ERR_MEMORY   cost  a pass over the texts a merge   thread  as above */
 TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *suite, int vocabulary);
@@ -802,6 +824,11 @@ TMOE_DEF tmoe_result tmoe_trainer_save(const tmoe_trainer *trainer, const char *
  *   fails  as tmoe_model_load; TMOE_ERR_CONFIG where the file is of another model; nothing is changed then
  *   cost   a pass over the file      thread  as above */
 TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path);
+/* tmoe_npy_load - a matrix that numpy.save wrote, as task vectors for instance                  >>files
+ *   path    in: a .npy file, float32 or float64, C order      x (rows, cols) out
+ *   fails   TMOE_ERR_FILE, TMOE_ERR_FORMAT (other shape or type), TMOE_ERR_MEMORY; x is unchanged then
+ *   cost    a pass over the file   thread  as above */
+TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, int rows, int cols);
 /* tmoe_bart_load - a Hugging Face BART: config.json, model.safetensors (or shards with their index; F32, F16
  *   or BF16), generation_config.json, and its tokenizer where there is one                       >>bart
  *   out    a dense model, free with tmoe_model_destroy; tmoe_model_derive makes experts of it
@@ -5048,24 +5075,26 @@ static tmoe_result tmoei_model_plan(tmoe_model *model) {
             : TMOEI_RATE_NONE, 1, -1, 0.02f, 0.0f, "task_vectors.weight");
     return model->ctx->error;
 }
-/* Fills theta: every matrix normal (or uniform), norms 1, biases 0; experts are copies of expert 0 plus
- * noise. The stream is the tensor's index, the counter the element: the same seed gives the same weights
- * whatever else the model has. */
-static void tmoei_model_init(tmoe_model *model) {
-    const uint64_t seed = model->config.seed;
-    for (int p = 0; p < model->parameter_count; p++) {
-        const tmoei_parameter *parameter = &model->parameters[p];
-        float *x = model->theta + parameter->offset;
+/* Begins parameters first .. first + n - 1: matrices normal (or uniform), norms 1, biases 0, and experts
+ * above 0
+ * with what they differ by from expert 0, noise. The stream is the tensor's index, the counter the element:
+ * the
+ * same seed gives the same weights whatever else the model has. */
+typedef struct tmoei_init_job { tmoe_model *model; int derived; } tmoei_init_job;
+static void tmoei_init_sweep(const tmoe_ctx *ctx, const void *job, size_t first, size_t count) {
+    const tmoei_init_job *s = (const tmoei_init_job *)job;
+    const uint64_t seed = s->model->config.seed; (void)ctx;
+    for (size_t p = first; p < first + count; p++) {
+        const tmoei_parameter *parameter = &s->model->parameters[p];
+        float *x = s->model->theta + parameter->offset;
         const size_t n = (size_t)parameter->rows * (size_t)parameter->cols;
         const float std = parameter->init_std;
-        size_t back = 0;                                        /* floats from expert 0 to this one */
+        const int noise = parameter->expert > 0;
+        if (s->derived && !noise && (int)p < s->model->router_parameter) continue;     /* will be copied */
         for (size_t i = 0; i < n; i++)
             x[i] = std == 0.0f ? parameter->init_value : std > 0.0f ? std * tmoei_normal(seed, (uint64_t)p, i)
                 : -std * (2.0f * tmoei_uniform(tmoei_random(seed, (uint64_t)p, i)) - 1.0f);
-        for (int l = 0; parameter->expert > 0 && std != 0.0f && l < model->L; l++)
-            if (parameter->offset >= model->layers[l].block && model->layers[l].experts > 1)
-                back = (size_t)parameter->expert * model->layers[l].block_size;
-        for (size_t i = 0; back && i < n; i++) x[i] = x[i] * model->config.expert_noise + x[i - back];
+        for (size_t i = 0; noise && i < n; i++) x[i] *= std == 0.0f ? 0.0f : s->model->config.expert_noise;
     }
 }
 /* A number of tmoe_config and the like: its name in files, where it is, what it may be. Enums are ints. */
@@ -5120,7 +5149,8 @@ static const tmoei_field tmoei_training_fields[] = {
     TMOEI_FLOAT(beta2, 0, TMOEI_BELOW_1), TMOEI_FLOAT(adam_epsilon, FLT_MIN, FLT_MAX),
     TMOEI_FLOAT(clip, 0, FLT_MAX), TMOEI_FLOAT(label_smoothing, 0, TMOEI_BELOW_1),
     TMOEI_FLOAT(dropout, 0, TMOEI_BELOW_1), TMOEI_FLOAT(expert_regularisation, 0, FLT_MAX),
-    TMOEI_FLOAT(load_balance, 0, FLT_MAX), TMOEI_INT(train, 1, TMOE_TRAIN_ALL),
+    TMOEI_FLOAT(load_balance, 0, FLT_MAX), TMOEI_INT(train, 1, TMOE_TRAIN_ALL), TMOEI_INT(alternate_steps,
+    0, INT_MAX / 2),
     TMOEI_INT(validation_lines, 0, INT_MAX), TMOEI_INT(evaluate_every_steps, 0, INT_MAX),
     TMOEI_INT(patience, 0, INT_MAX)
 };
@@ -5147,6 +5177,7 @@ static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c, const
         tmoei_problem(text, size, "D = %d is not divisible by H_encoder = %d", c->D, c->H_encoder);
     if (c->H_decoder > 0 && c->D % c->H_decoder)
         tmoei_problem(text, size, "D = %d is not divisible by H_decoder = %d", c->D, c->H_decoder);
+    if (task_count < 0) tmoei_problem(text, size, "there are %d tasks", task_count);
     if (c->V && (c->start_id >= c->V || c->begin_id >= c->V || c->pad_id >= c->V || c->end_id >= c->V))
         tmoei_problem(text, size, "a token id is not below V = %d", c->V);
     if (c->V < symbols && (c->V || !tokenizer))
@@ -5230,17 +5261,34 @@ static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config, con
     tmoe_model_destroy(model);
     return NULL;
 }
+/* A model with theta as it begins; derived: its dense parts and expert 0 are still to be copied. */
+static tmoe_model *tmoei_model_begin(tmoe_ctx *ctx, const tmoe_config *config,
+    const tmoe_tokenizer *tokenizer,
+        const tmoe_task *tasks, int task_count, int derived) {
+    tmoe_model *model = tmoei_model_new(ctx, config, tokenizer, tasks, task_count);
+    const tmoei_init_job job = { model, derived };
+    if (!model) return NULL;
+    if (tmoei_theta_alloc(model) != TMOE_OK) { tmoe_model_destroy(model); return NULL; }
+    tmoei_sweep(ctx, (size_t)model->parameter_count, 1, tmoei_init_sweep, &job);
+    if (model->R > 0 && config->vectors == TMOE_VECTOR_TEXT)
+        memcpy(model->theta + model->vectors, model->text_vectors,
+            (size_t)model->N * (size_t)config->k * sizeof(float));
+    return model;
+}
+/* Experts above 0 are copies of expert 0, plus the noise that stands there. */
+static void tmoei_experts_copy(tmoe_model *model, int l) {
+    const tmoei_layer *layer = &model->layers[l];
+    float *block = model->theta + layer->block;
+    for (int e = 1; e < layer->experts; e++)
+        tmoei_scale_add(model->ctx, block + (size_t)e * layer->block_size, 1.0f, 1.0f, block,
+        layer->block_size);
+}
 TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
         const tmoe_tokenizer *tokenizer, const tmoe_task *tasks, int task_count) {
     const tmoe_config chosen = config ? *config : tmoe_config_default();
     ctx->error = TMOE_OK;
-    tmoe_model *model = tmoei_model_new(ctx, &chosen, tokenizer, tasks, task_count);
-    if (!model) return NULL;
-    if (tmoei_theta_alloc(model) != TMOE_OK) { tmoe_model_destroy(model); return NULL; }
-    tmoei_model_init(model);
-    if (model->R > 0 && chosen.vectors == TMOE_VECTOR_TEXT)
-        memcpy(model->theta + model->vectors, model->text_vectors,
-            (size_t)model->N * (size_t)chosen.k * sizeof(float));
+    tmoe_model *model = tmoei_model_begin(ctx, &chosen, tokenizer, tasks, task_count, 0);
+    for (int l = 0; model && l < model->L; l++) tmoei_experts_copy(model, l);
     return model;
 }
 TMOE_DEF int tmoe_find_task(const tmoe_model *model, const char *key) {
@@ -5269,26 +5317,21 @@ TMOE_DEF void tmoe_model_take_router(tmoe_model *model, const tmoe_model *from) 
         }
     model->version++;
 }
-/* Layer l of a new model from layer l of another: kept, or merged by r and copied with the noise that the new
- * experts have between them. Experts go from last to first: the first one's start is that noise's zero. */
+/* Layer l of a new model from another: experts are kept, or merged by r (NULL: averaged) and copied. */
 static void tmoei_layer_derive(tmoe_model *model, const tmoe_model *from, int l, const float *r) {
-    const tmoei_layer *layer = &model->layers[l];
-    const int experts = from->layers[l].experts, keep = !r && layer->experts == experts;
+    const tmoei_layer *layer = &model->layers[l], *old = &from->layers[l];
+    const int keep = !r && layer->experts == old->experts;
     for (int piece = 0; piece < TMOEI_PIECES; piece++) {
-        const float *zero = tmoei_piece_of(model, l, piece, 0);
         const size_t n = (size_t)layer->rows[piece] * (size_t)layer->cols[piece];
-        for (int e = layer->in_expert[piece] ? layer->experts - 1 : 0; e >= 0; e--) {
-            float *to = tmoei_piece_of(model, l, piece, e);
-            for (size_t i = 0; i < n; i++) {
-                float sum = e && !keep ? to[i] - zero[i] : 0.0f;
-                for (int a = 0; a < experts; a++) {
-                    const float weight = keep ? (float)(a == e) : r ? r[a] : 1.0f / (float)experts;
-                    if (weight != 0.0f) sum += weight * tmoei_piece_of(from, l, piece, a)[i];
-                }
-                to[i] = sum;
-            }
+        const int several = (keep ? layer : old)->in_expert[piece] ? old->experts : 1;
+        for (int e = 0; e < several; e++) {
+            const float weight = several == 1 ? 1.0f : r ? r[e] : 1.0f / (float)several;
+            float *to = tmoei_piece_of(model, l, piece, keep ? e : 0);
+            tmoei_scale_add(model->ctx, to, keep || e == 0 ? 0.0f : 1.0f, keep ? 1.0f : weight,
+                tmoei_piece_of(from, l, piece, e), n);
         }
     }
+    if (!keep) tmoei_experts_copy(model, l);
 }
 TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, const float *route,
         const tmoe_config *config, const tmoe_task *tasks, int task_count) {
@@ -5299,7 +5342,7 @@ TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, co
             || c.source_tokens != a->source_tokens || c.target_tokens != a->target_tokens
             || (c.V && c.V != from->V) || c.norm != a->norm)
         return TMOEI_FAIL_NULL(ctx, TMOE_ERR_CONFIG, "derive: D, F, layers, tokens, V and norm must stay");
-    tmoe_model *model = tmoe_model_create(ctx, &c, from->tokenizer, tasks, task_count);
+    tmoe_model *model = tmoei_model_begin(ctx, &c, from->tokenizer, tasks, task_count, 1);
     if (!model) return NULL;
     for (int p = 0; p < TMOEI_SHARED; p++) {                    /* embeddings, positions, norms */
         const tmoei_parameter *to = &model->parameters[model->shared[p]];
@@ -5855,6 +5898,18 @@ TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instructio
     }
     tmoei_free(model->ctx, vector);
     return result;
+}
+TMOE_DEF tmoe_result tmoe_route_of_vector(tmoe_model *model, const float *vector, float *route) {
+    float *copy;
+    model->ctx->error = TMOE_OK;
+    if (model->R == 0 || !tmoei_selection_has_router(model->config.selection))
+        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "route_of_vector: the model has no router");
+    if (!(copy = (float *)tmoei_alloc(model->ctx, (size_t)model->config.k, sizeof(float),
+        0))) return TMOE_ERR_MEMORY;
+    memcpy(copy, vector, (size_t)model->config.k * sizeof(float));
+    (void)tmoei_routes_of_vectors(model, copy, 1, route);
+    tmoei_free(model->ctx, copy);
+    return model->ctx->error;
 }
 TMOE_DEF tmoe_result tmoe_expert_disable(tmoe_model *model, int layer, int expert, int disabled) {
     const int E = model->config.E;
@@ -6848,6 +6903,7 @@ struct tmoe_trainer {
     int task_count;
     tmoei_trained_example *examples;
     size_t example_count, example_capacity;
+    int now;                            /* TMOE_TRAIN_ bits that move in this step */
     size_t first, span;                 /* what is trained lies in theta[first] to theta[first + span - 1] */
     float *grads, *moment1, *moment2, *best;    /* (span) each */
     tmoei_update *updates;
@@ -6937,13 +6993,29 @@ typedef struct tmoei_update_job {
     tmoe_trainer *trainer;
     float rates[TMOEI_RATE_NONE];       /* learning rates; 0: frozen */
     float scale;                        /* of the gradient: clipping and the number of machines */
-    int64_t step;                       /* of the moments' bias correction, from 1 */
+    /* of the moments' bias correction, from 1: the steps it has moved in */
+    int64_t step;
 } tmoei_update_job;
 
+/* Does what follows this rate move now? TMOE_TRAIN_ bits lie in the order of tmoei_rate. */
+static int tmoei_moves(const tmoe_trainer *trainer, tmoei_rate rate) {
+    return rate != TMOEI_RATE_NONE && (trainer->now >> (int)rate & 1);
+}
+/* Sets what moves in the coming step; gives how many steps it has moved in before. */
+static int64_t tmoei_trainer_turn(tmoe_trainer *trainer) {
+    const int64_t done = trainer->steps_done, a = trainer->training.alternate_steps;
+    trainer->now = trainer->training.train;
+    if (a == 0) return done;
+    /* 0: the model's, 1: the router's */
+    const int64_t turn = done / a % 2, in_round = done % (2 * a) - turn * a;
+    trainer->now &= turn ? TMOE_TRAIN_ROUTER | TMOE_TRAIN_TASKS : TMOE_TRAIN_MODEL;
+    return done / (2 * a) * a + in_round;
+}
 static void tmoei_norm_chunk(void *arg, int chunk, int lane) {
     tmoe_trainer *trainer = ((const tmoei_update_job *)arg)->trainer;
     tmoei_update *update = &trainer->updates[chunk]; (void)lane;
-    update->norm = trainer->ctx->kernels->sum_squares(trainer->grads + (update->offset - trainer->first),
+    update->norm = !tmoei_moves(trainer, update->rate) ? 0.0
+        : trainer->ctx->kernels->sum_squares(trainer->grads + (update->offset - trainer->first),
         update->count);
 }
 /* AdamW (Loshchilov 2019): m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  theta -= lr (mhat / (sqrt(vhat) +
@@ -6957,6 +7029,7 @@ static void tmoei_adamw_chunk(void *arg, int chunk, int lane) {
     const size_t at = update->offset - trainer->first;
     const float rate = job->rates[update->rate];
     float constants[8];                                         /* in the order >>kernels names */
+    if (!tmoei_moves(trainer, update->rate)) return;            /* moments stay, too */
     constants[0] = job->scale; constants[1] = t->beta1; constants[2] = t->beta2;
     constants[3] = (float)(1.0 / (1.0 - pow((double)t->beta1, (double)job->step)));
     constants[4] = (float)(1.0 / (1.0 - pow((double)t->beta2, (double)job->step)));
@@ -7000,7 +7073,7 @@ static tmoe_tensor *tmoei_explore(tmoe_trainer *trainer, int rows, tmoe_tensor *
 static tmoe_tensor *tmoei_step_routes(tmoe_trainer *trainer, int K) {
     tmoe_model *model = trainer->model;
     const tmoe_config *c = &model->config;
-    const int R = model->R, E = c->E, width = R * E, trained = trainer->training.train;
+    const int R = model->R, E = c->E, width = R * E, trained = trainer->now;
     tmoe_tape *tape = trainer->router_tape;
     if (!tmoei_selection_has_router(c->selection)) {
         const int fixed = c->selection == TMOE_SELECT_RANDOM_TASK;
@@ -7089,7 +7162,8 @@ static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, 
     tmoei_pass pass;
     tmoe_tape_reset(trainer->group_tape);
     memset(&pass, 0, sizeof pass);
-    pass.model = model; pass.tape = trainer->group_tape; pass.grads = trainer->grads; pass.train = t->train;
+    pass.model = model; pass.tape = trainer->group_tape; pass.grads = trainer->grads;
+    pass.train = trainer->now;
     pass.hard_training = routed && model->config.selection == TMOE_SELECT_STRAIGHT_THROUGH;
     pass.first = trainer->first;
     pass.dropout = t->dropout; pass.dropout_seed = t->seed;
@@ -7149,7 +7223,8 @@ static double tmoei_step_gradients(tmoe_trainer *trainer) {
     }
     if (ctx->error == TMOE_OK && routes && routes->wants_grad)
         (void)tmoei_tape_backward(trainer->router_tape);
-    for (int l = 0; t->expert_regularisation > 0.0f && (t->train & TMOE_TRAIN_LAYERS) && l < model->L; l++)
+    for (int l = 0; t->expert_regularisation > 0.0f && (trainer->now & TMOE_TRAIN_LAYERS)
+        && l < model->L; l++)
         loss += (double)t->expert_regularisation
             * tmoei_expert_distance(model, l, trainer->grads + (model->layers[l].block - trainer->first),
             t->expert_regularisation);
@@ -7193,7 +7268,7 @@ static tmoe_result tmoei_trainer_apply(tmoe_trainer *trainer, double loss, tmoe_
     job.scale = (float)((t->clip > 0.0f && norm > (double)t->clip ? (double)t->clip / norm : 1.0) / machines);
     for (int i = 0; i < TMOEI_RATE_NONE; i++)
         job.rates[i] = tmoei_learning_rate(t, trainer->steps_done, tops[i]);
-    job.step = trainer->steps_done + 1;
+    job.step = tmoei_trainer_turn(trainer) + 1;
     tmoei_parallel(ctx, tmoei_adamw_chunk, &job, trainer->update_count);
     trainer->model->version++;
     trainer->model->step++;
@@ -7207,6 +7282,7 @@ TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress) {
     const tmoei_float_mode mode = tmoei_float_mode_enter();
     ctx->error = TMOE_OK;
     if (trainer->began == 0.0) trainer->began = tmoei_seconds();
+    (void)tmoei_trainer_turn(trainer);
     const double loss = tmoei_step_gradients(trainer);
     if (ctx->error != TMOE_OK || tmoei_trainer_apply(trainer, loss, progress) != TMOE_OK)
         memset(trainer->grads, 0, trainer->span * sizeof(float));        /* nothing is left behind */
@@ -7403,6 +7479,7 @@ static tmoe_trainer *tmoei_trainer_new(tmoe_model *model, const tmoe_training *t
     tmoei_owner *own = &trainer->own;
     trainer->ctx = own->ctx = ctx; trainer->model = model; trainer->training = *training;
     trainer->best_loss = (float)NAN;
+    (void)tmoei_trainer_turn(trainer);
     (void)tmoei_trainer_updates(trainer);
     const size_t size = trainer->span + 1;
     trainer->tasks = (tmoei_trained_task *)tmoei_own(own, tasks + 1, sizeof *trainer->tasks);
@@ -7679,6 +7756,132 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
     tmoei_free(ctx, job.lines); tmoei_free(ctx, order); tmoei_free(ctx, route);
     return ctx->error;
 }
+
+/* ---- task vectors that a model makes ------------------------------------------------------------------ */
+/* Adds what one line says of its task to row: the encoder's mean output, or the squares of the gradients of
+ * norms and
+ * biases. grads is a twin of theta, zeros before and after. */
+static tmoe_result tmoei_embed_line(tmoe_model *model, const tmoei_texts *line, float *grads, double *row) {
+    const size_t D = (size_t)model->config.D, n = tmoei_text_length(line,
+        1) - (model->config.begin_in_target ? 0 : 1);
+    tmoei_batch b;
+    tmoei_pass pass;
+    tmoe_tensor *h = NULL;
+    memset(&b, 0, sizeof b);
+    TMOEI_TRY(tmoei_batch_reserve(model->ctx, &b, line->ids_used, line->ids_used, 1));
+    tmoei_batch_put(&b, line->ids, line->offsets[1], line->ids + line->ids_used - n, n,
+        model->config.start_id);
+    if (tmoei_evaluation_pass(model, 0, NULL, model->tape, &pass) == TMOE_OK) {
+        tmoe_tape_record(model->tape, grads != NULL);
+        pass.grads = grads; pass.train = TMOE_TRAIN_MODEL;
+        h = tmoei_encode(&pass, &b.source);
+    }
+    if (h && grads) {
+        h = tmoei_head(&pass, tmoei_decode(&pass, &b.target, h, &b.source));
+        (void)tmoe_backward(model->tape, tmoe_cross_entropy(model->tape, h, b.labels, 0.0f, 1.0f));
+        for (int p = 0; p < model->parameter_count; p++)
+            for (int i = 0; model->parameters[p].rows == 1 && i < model->parameters[p].cols; i++) {
+                const float g = grads[model->parameters[p].offset + (size_t)i];
+                *row++ += (double)g * (double)g;
+            }
+        memset(grads, 0, model->size * sizeof(float));
+    } else
+        for (size_t i = 0; h && i < (size_t)h->rows * D; i++) row[i % D] += (double)h->x[i] / (double)h->rows;
+    tmoe_tape_record(model->tape, 0);
+    tmoei_free(model->ctx, b.memory);
+    return model->ctx->error;
+}
+/* First k principal components of the N rows of x (N, F), centred in place: with G = x x^T = U diag(l) U^T
+ * they are
+ * U sqrt(l). Eigenvectors by Jacobi's rotations, cyclically; G and U (N, N) are scratch. */
+static void tmoei_components(double *x, int N, size_t F, int k, double *G, double *U, float *out) {
+    const size_t n = (size_t)N;
+    for (size_t f = 0; f < F; f++) {
+        double mean = 0.0;
+        for (size_t i = 0; i < n; i++) mean += x[i * F + f] / (double)N;
+        for (size_t i = 0; i < n; i++) x[i * F + f] -= mean;
+    }
+    for (size_t i = 0; i < n * n; i++) {
+        U[i] = i / n == i % n ? 1.0 : 0.0; G[i] = 0.0;
+        for (size_t f = 0; f < F; f++) G[i] += x[i / n * F + f] * x[i % n * F + f];
+    }
+    for (int sweep = 0; sweep < 30; sweep++)                    /* converges quadratically: 8 are usual */
+        for (size_t p = 0; p < n; p++)
+            for (size_t q = p + 1; q < n; q++) {
+                if (fabs(G[p * n + q]) <= 1e-15 * sqrt(fabs(G[p * n + p] * G[q * n + q]))) continue;
+                const double theta = (G[q * n + q] - G[p * n + p]) / (2.0 * G[p * n + q]);
+                const double t = (theta < 0.0 ? -1.0 : 1.0) / (fabs(theta) + sqrt(theta * theta + 1.0));
+                const double c = 1.0 / sqrt(t * t + 1.0), s = t * c;
+                for (size_t i = 0; i < 3 * n; i++) {            /* columns of G, rows of G, columns of U */
+                    double *a = i < n ? &G[i * n + p] : i < 2 * n ? &G[p * n + i - n]
+                        : &U[(i - 2 * n) * n + p];
+                    double *b = i < n ? &G[i * n + q] : i < 2 * n ? &G[q * n + i - n]
+                        : &U[(i - 2 * n) * n + q];
+                    const double old = *a;
+                    *a = c * old - s * *b;
+                    *b = s * old + c * *b;
+                }
+            }
+    for (int j = 0; j < k; j++) {                               /* the largest eigenvalue that is left */
+        size_t best = 0;
+        for (size_t i = 1; i < n; i++) if (G[i * n + i] > G[best * n + best]) best = i;
+        const double l = G[best * n + best];
+        for (size_t i = 0; i < n; i++)
+            out[i * (size_t)k + (size_t)j] = l > 0.0 ? (float)(U[i * n + best] * sqrt(l)) : 0.0f;
+        G[best * n + best] = -1.0;
+    }
+}
+
+TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suite, tmoe_task_embedding how,
+    int lines,
+        int k, float *vectors) {
+    tmoe_ctx *ctx = model->ctx;
+    const tmoe_config *c = &model->config;
+    const size_t N = (size_t)suite->count;
+    size_t F = (size_t)c->D;
+    tmoei_owner own = { ctx, NULL };
+    tmoei_texts texts;
+    double squares = 0.0;
+    ctx->error = TMOE_OK;
+    memset(&texts, 0, sizeof texts);
+    for (int p = 0; how == TMOE_EMBED_FISHER && p < model->parameter_count; p++)
+        F += model->parameters[p].rows == 1 ? (size_t)model->parameters[p].cols : 0;
+    if (how == TMOE_EMBED_FISHER) F -= (size_t)c->D;
+    if (model->R > 0 || !model->tokenizer || lines < 1 || k < 1 || N < 1 || (how == TMOE_EMBED_STATE
+        && k != c->D))
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+        "task_vectors: %d lines, k %d, %d tasks: at least 1; a dense model with a "
+            "tokenizer; k = D = %d for states", lines, k, suite->count, c->D);
+    double *x = (double *)tmoei_own(&own, N * F, sizeof *x);
+    double *G = (double *)tmoei_own(&own, 2 * N * N, sizeof *G);
+    float *grads = how == TMOE_EMBED_FISHER ? (float *)tmoei_own(&own, model->size, sizeof(float)) : NULL;
+    for (size_t t = 0; ctx->error == TMOE_OK && t < N; t++) {
+        const tmoe_task *task = &suite->tasks[t];
+        double norm = 0.0, *row = x + t * F;
+        for (int i = 0; ctx->error == TMOE_OK && i < lines && i < task->train_count; i++) {
+            texts.count = texts.ids_used = 0;
+            if (tmoei_texts_add(model, &texts, c->instruction_in_input ? task->instruction : NULL,
+                task->train[i].input,
+                    c->source_tokens, "input", task->name, i) == TMOE_OK
+                    && tmoei_texts_add(model, &texts, NULL, task->train[i].outputs[0], c->target_tokens,
+                    "output",
+                    task->name, i) == TMOE_OK)
+                (void)tmoei_embed_line(model, &texts, grads, row);
+        }
+        for (size_t f = 0; f < F; f++) norm += row[f] * row[f];
+        for (size_t f = 0; norm > 0.0 && f < F; f++) row[f] /= sqrt(norm);
+    }
+    if (ctx->error == TMOE_OK) {
+        if (grads) tmoei_components(x, suite->count, F, k, G, G + N * N, vectors);
+        for (size_t i = 0; !grads && i < N * F; i++) vectors[i] = (float)x[i];
+        for (size_t i = 0; i < N * (size_t)k; i++) squares += (double)vectors[i] * (double)vectors[i];
+        const float scale = squares > 0.0 ? (float)sqrt((double)N * (double)k / squares) : 0.0f;
+        for (size_t i = 0; i < N * (size_t)k; i++) vectors[i] *= scale;
+    }
+    tmoei_owner_free(&own);
+    tmoei_free(ctx, texts.ids); tmoei_free(ctx, texts.offsets);
+    return ctx->error;
+}
 /* ==== >>files: models and checkpoints ==================================================================
  * A safetensors file. Its metadata holds config, tokenizer and tasks as JSON; every parameter is a tensor of
  * its own name. A trainer adds "trainer.moment1", "trainer.moment2" and "trainer.best", twins of theta. */
@@ -7946,6 +8149,36 @@ TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path) 
     for (int i = 0; i < 4; i++) tmoei_free(ctx, values[i]);
     tmoei_buffer_free(ctx, &text);
     tmoei_safetensors_close(ctx, &file);
+    return ctx->error;
+}
+/* "\x93NUMPY", version, length of the header, a Python dictionary, the numbers. */
+TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, int rows, int cols) {
+    const size_t count = (size_t)rows * (size_t)cols;
+    size_t size = 0, head = 0;
+    char shape[48];
+    ctx->error = TMOE_OK;
+    char *file = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &size);
+    if (!file) return ctx->error;
+    const unsigned char *p = (const unsigned char *)file;
+    if (size > 12 && memcmp(file, "\x93NUMPY", 6) == 0)
+        head = p[6] == 1 ? 10u + p[8] + 256u * p[9] : 12u + p[8] + 256u * p[9] + 65536u * p[10];
+    /* the header's last character, a line's end */
+    if (head && head <= size) file[head - 1] = 0;
+    (void)snprintf(shape, sizeof shape, "(%d, %d)", rows, cols);
+    const size_t bytes = !head || head > size ? 0 : strstr(file + 10, "'<f4'") ? 4 : strstr(file + 10,
+        "'<f8'") ? 8 : 0;
+    if (!bytes || !strstr(file + 10, "'fortran_order': False") || !strstr(file + 10, shape)
+        || size - head != count * bytes)
+        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: not a .npy file of float32 or float64 in C order, %s",
+        path, shape);
+    for (size_t i = 0; ctx->error == TMOE_OK && i < count; i++) {
+        uint64_t bits = 0;
+        double number;
+        for (size_t b = bytes; b--; ) bits = bits << 8 | p[head + i * bytes + b];
+        memcpy(&number, &bits, sizeof number);
+        x[i] = bytes == 4 ? tmoei_float_of_bits((uint32_t)bits) : (float)number;
+    }
+    tmoei_free(ctx, file);
     return ctx->error;
 }
 #endif /* TMOE_NO_STDIO */

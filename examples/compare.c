@@ -14,7 +14,9 @@ static const char usage[] =
 
 static const char *const selections[] = { "softmax", "gumbel", "straight-through", "average", "random-task", "random-example", NULL };
 static const char *const routers[] = { "linear", "linear-specific", "rnn", "rnn-specific", "gru", "gru-specific", "lstm", "lstm-specific", "transformer", "transformer-specific", NULL };
-static const char *const vectors[] = { "text", "learned", NULL };
+static const char *const vectors[] = { "text", "learned", "state", "fisher", NULL };      /* the last two: what a dense model makes of 16 lines of a task;
+                                                                                             fisher reads their answers, too, also those of unseen tasks */
+enum { GIVEN = 2 };
 static const char *const mixes[] = { "param", "output", NULL };
 
 typedef struct row { int dense, selection, router, vector, mix, two_stages; } row;
@@ -51,13 +53,43 @@ static int make_rows(row *rows, int full)
     return n;
 }
 
+/* Vectors (suite->count, k) of all tasks by a dense model, and a model whose task vectors are those of its training tasks. */
+static tmoe_model *given_vectors(tmoe_ctx *ctx, const tmoe_suite *suite, const settings *s, tmoe_config *c, const tmoe_training *t, int how, float **table)
+{
+    tmoe_config plain = *c;
+    tmoe_training training = *t;
+    tmoe_task *tasks = (tmoe_task *)malloc(sizeof *tasks * (size_t)suite->count);
+    tmoe_model *dense, *given;
+    int i, n = 0;
+    plain.E = 1;
+    training.label = "dense";
+    dense = tmoe_train(ctx, suite, &plain, &training);
+    if (!dense) die(s->program, tmoe_error_message(ctx));
+    c->vectors = TMOE_VECTOR_GIVEN;
+    if (how == 0) c->k = c->D;
+    c->source_tokens = tmoe_model_config(dense)->source_tokens;
+    c->target_tokens = tmoe_model_config(dense)->target_tokens;
+    *table = (float *)malloc(sizeof **table * (size_t)suite->count * (size_t)c->k);
+    if (!tasks || !*table) die(s->program, "out of memory");
+    if (tmoe_task_vectors(dense, suite, how ? TMOE_EMBED_FISHER : TMOE_EMBED_STATE, 16, c->k, *table) != TMOE_OK) die(s->program, tmoe_error_message(ctx));
+    for (i = 0; i < suite->count; i++) if (suite->tasks[i].part == TMOE_PART_TRAIN) tasks[n++] = suite->tasks[i];
+    given = tmoe_model_create(ctx, c, tmoe_model_tokenizer(dense), tasks, n);
+    if (!given) die(s->program, tmoe_error_message(ctx));
+    for (i = n = 0; i < suite->count; i++)
+        if (suite->tasks[i].part == TMOE_PART_TRAIN && tmoe_task_vector_set(given, n++, *table + (size_t)i * (size_t)c->k) != TMOE_OK) die(s->program, tmoe_error_message(ctx));
+    free(tasks);
+    tmoe_model_destroy(dense);
+    return given;
+}
+
 /* seen, unseen, seconds of training, mean entropy of the routes */
 static void measure(tmoe_ctx *ctx, const tmoe_suite *suite, const settings *s, const row *r, int seed, double *numbers)
 {
     tmoe_config c = tmoe_config_default();
     tmoe_training t = tmoe_training_default();
-    tmoe_model *model;
-    double began = seconds_now(), sum[2] = { 0.0, 0.0 }, score;
+    tmoe_model *model, *given = NULL;
+    float *table = NULL, *route = NULL;
+    double began, sum[2] = { 0.0, 0.0 }, score;
     int i, n[2] = { 0, 0 };
     char name[120];
     row_name(r, name, sizeof name);
@@ -65,7 +97,7 @@ static void measure(tmoe_ctx *ctx, const tmoe_suite *suite, const settings *s, c
     c.F_encoder = c.F_decoder = 4 * s->width;
     c.source_tokens = c.target_tokens = 0;
     c.E = r->dense ? 1 : s->experts;
-    c.selection = (tmoe_selection)r->selection; c.router = (tmoe_router_kind)r->router; c.vectors = (tmoe_vector_kind)r->vector; c.mix = (tmoe_mix)r->mix;
+    c.selection = (tmoe_selection)r->selection; c.router = (tmoe_router_kind)r->router; c.vectors = r->vector < GIVEN ? (tmoe_vector_kind)r->vector : TMOE_VECTOR_TEXT; c.mix = (tmoe_mix)r->mix;
     if (r->selection == TMOE_SELECT_GUMBEL || r->selection == TMOE_SELECT_STRAIGHT_THROUGH) {       /* the paper's stage 1 */
         c.temperature = 2.0f; c.temperature_min = 0.1f; c.temperature_decay = (float)(log(20.0) * 3.0 / s->steps);
     }
@@ -75,18 +107,25 @@ static void measure(tmoe_ctx *ctx, const tmoe_suite *suite, const settings *s, c
     t.label = name;
     t.progress = show_progress;
     t.progress_user = &progress;
-    model = r->two_stages ? tmoe_train_two_stages(ctx, suite, NULL, &c, &t, &t) : tmoe_train(ctx, suite, &c, &t);
+    if (!r->dense && r->vector >= GIVEN) given = given_vectors(ctx, suite, s, &c, &t, r->vector - GIVEN, &table);
+    began = seconds_now();
+    model = r->two_stages ? tmoe_train_two_stages(ctx, suite, NULL, &c, &t, &t) : tmoe_train_from(ctx, suite, NULL, given, &c, &t);
+    if (model && table) route = (float *)malloc(sizeof *route * (size_t)(tmoe_routed_layers(model) * c.E + 1));
     if (!model) die(s->program, tmoe_error_message(ctx));
     numbers[2] = seconds_now() - began;
     for (i = 0; i < suite->count; i++) {
         const tmoe_task *task = &suite->tasks[i];
         const int unseen = task->part == TMOE_PART_TEST;
         if (task->part == TMOE_PART_DEV || task->test_count == 0) continue;
-        if (tmoe_evaluate(model, task, NULL, unseen ? 0 : s->limit, &score) != TMOE_OK) die(s->program, tmoe_error_message(ctx));
+        if (route && unseen && c.selection <= TMOE_SELECT_STRAIGHT_THROUGH && tmoe_route_of_vector(model, table + (size_t)i * (size_t)c.k, route) != TMOE_OK) die(s->program, tmoe_error_message(ctx));
+        if (tmoe_evaluate(model, task, route && unseen && c.selection <= TMOE_SELECT_STRAIGHT_THROUGH ? route : NULL, unseen ? 0 : s->limit, &score) != TMOE_OK) die(s->program, tmoe_error_message(ctx));
         if (score == score) { sum[unseen] += score; n[unseen]++; }
     }
     for (i = 0; i < 2; i++) numbers[i] = n[i] ? sum[i] / n[i] : (double)NAN;
+    tmoe_model_destroy(given);
     tmoe_model_destroy(model);
+    free(table);
+    free(route);
 }
 
 static void print_cell(const double *x, int n)

@@ -707,6 +707,37 @@ static void test_frozen_parts_do_not_move(void)
     }
 }
 
+/* Alternating updates: in its turn the model moves, then router and task vectors; what rests keeps its moments, too. */
+static void test_alternating_updates_leave_the_other_part_alone(void)
+{
+    tmoe_config c = small_config();
+    tmoe_training t = small_training();
+    c.vectors = TMOE_VECTOR_LEARNED;
+    t.alternate_steps = 2;
+    t.weight_decay = 0.1f;
+    set s = make(1, &c, &t);
+    if (!s.trainer) return;
+    const size_t n = s.model->size, span = s.trainer->span;
+    float *theta = (float *)malloc(n * sizeof(float)), *m1 = (float *)malloc(span * sizeof(float)), *m2 = (float *)malloc(span * sizeof(float));
+    for (int step = 0; step < 8; step++) {
+        memcpy(theta, s.model->theta, n * sizeof(float));
+        memcpy(m1, s.trainer->moment1, span * sizeof(float)); memcpy(m2, s.trainer->moment2, span * sizeof(float));
+        CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+        for (int p = 0; p < s.model->parameter_count; p++) {
+            const tmoei_parameter *parameter = &s.model->parameters[p];
+            const size_t at = parameter->offset, g = at - s.trainer->first, bytes = (size_t)parameter->rows * (size_t)parameter->cols * sizeof(float);
+            const int router = parameter->rate == TMOEI_RATE_ROUTER || parameter->rate == TMOEI_RATE_TASKS, moves = router == (step / 2 % 2);
+            if (parameter->rate == TMOEI_RATE_NONE) continue;
+            const int same = memcmp(theta + at, s.model->theta + at, bytes) == 0 && memcmp(m1 + g, s.trainer->moment1 + g, bytes) == 0
+                && memcmp(m2 + g, s.trainer->moment2 + g, bytes) == 0;
+            if (!moves) CHECK(same);
+            else if (parameter->rows > 1 && parameter->rate != TMOEI_RATE_TASKS) CHECK(!same);
+        }
+    }
+    free(theta); free(m1); free(m2);
+    unmake(&s);
+}
+
 static void test_all_problems_of_a_config_are_in_one_message(void)
 {
     tmoe_ctx *ctx = context(1);
@@ -849,6 +880,111 @@ static void test_the_callers_float_mode_is_given_back(void)
     unmake(&s);
 }
 
+/* Principal components: of points on a line, the first one is the place on it and the others are nothing; distances are kept. */
+static void test_principal_components_keep_distances(void)
+{
+    enum { N = 7, F = 30 };
+    double x[N * F], before[N * N], G[N * N], U[N * N], line[N * F];
+    float out[N * N];
+    for (int i = 0; i < N * F; i++) x[i] = (double)tmoei_normal(5, 1, (uint64_t)i);
+    for (int i = 0; i < N * F; i++) line[i] = 3.0 + (i / F - 2) * (double)tmoei_normal(5, 2, (uint64_t)(i % F));
+    for (int i = 0; i < N * N; i++) {
+        before[i] = 0.0;
+        for (int f = 0; f < F; f++) before[i] += pow(x[i / N * F + f] - x[i % N * F + f], 2.0);
+    }
+    tmoei_components(x, N, F, N, G, U, out);
+    for (int i = 0; i < N * N; i++) {
+        double after = 0.0;
+        for (int j = 0; j < N; j++) after += pow((double)out[i / N * N + j] - (double)out[i % N * N + j], 2.0);
+        CHECK_NEAR(after, before[i], 1e-4);
+    }
+    tmoei_components(line, N, F, 3, G, U, out);
+    for (int i = 1; i < N; i++) {
+        CHECK_NEAR(out[i * 3] - out[(i - 1) * 3], out[3] - out[0], 1e-4);
+        CHECK_NEAR(out[i * 3 + 1], 0.0, 1e-4);
+    }
+    CHECK(fabs((double)(out[3] - out[0])) > 1.0);
+}
+
+/* The vectors that a dense model makes: the state is the mean of the encoder's output; tasks alike have vectors alike; as given vectors they route. */
+static void test_task_vectors_of_a_dense_model(void)
+{
+    for (int how = 0; how < 2; how++) {
+        tmoe_config c = small_config();
+        tmoe_training t = small_training();
+        c.E = 1;
+        set s = make(1, &c, &t);
+        if (!s.trainer) return;
+        for (int i = 0; i < 20; i++) CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+        const int N = s.suite->count, k = how ? 5 : c.D;
+        float *v = (float *)malloc(sizeof(float) * (size_t)(N * k)), *again = (float *)malloc(sizeof(float) * (size_t)(N * k));
+        CHECK(tmoe_task_vectors(s.model, s.suite, how ? TMOE_EMBED_FISHER : TMOE_EMBED_STATE, 4, k, v) == TMOE_OK);
+        double squares = 0.0, between = 0.0;
+        for (int i = 0; i < N * k; i++) squares += (double)(v[i] * v[i]);
+        CHECK_NEAR(squares / N, k, 1e-3 * k);
+        for (int j = 0; j < k; j++) between += fabs((double)(v[j] - v[k + j]));
+        CHECK(between > 1e-3);
+        if (how == 0) {                                         /* against a pass of the test's own */
+            double mean[64] = { 0.0 }, norm = 0.0, own = 0.0;
+            for (int line = 0; line < 4; line++) {
+                int ids[64], positions[64], offsets[2] = { 0, 0 };
+                size_t count;
+                tmoei_pass pass;
+                tmoei_pack source;
+                CHECK(tmoei_encode_source(s.model->tokenizer, s.suite->tasks[1].instruction, s.suite->tasks[1].train[line].input, 0, ids, 64, &count) == TMOE_OK);
+                for (int j = 0; j < 64; j++) positions[j] = j;
+                memset(&source, 0, sizeof source);
+                source.ids = ids; source.positions = positions; source.offsets = offsets; source.sequences = 1; source.tokens = offsets[1] = (int)count;
+                CHECK(tmoei_evaluation_pass(s.model, 0, NULL, s.model->tape, &pass) == TMOE_OK);
+                const tmoe_tensor *h = tmoei_encode(&pass, &source);
+                for (int r = 0; h && r < h->rows; r++) for (int d = 0; d < c.D; d++) mean[d] += (double)h->x[r * c.D + d] / h->rows;
+            }
+            for (int d = 0; d < c.D; d++) { norm += mean[d] * mean[d]; own += (double)(v[k + d] * v[k + d]); }
+            for (int d = 0; d < c.D; d++) CHECK_NEAR((double)v[k + d] / sqrt(own), mean[d] / sqrt(norm), 1e-4);
+        }
+        CHECK(tmoe_task_vectors(s.model, s.suite, how ? TMOE_EMBED_FISHER : TMOE_EMBED_STATE, 4, k, again) == TMOE_OK);
+        CHECK(memcmp(v, again, sizeof(float) * (size_t)(N * k)) == 0);
+        CHECK(tmoe_task_vectors(s.model, s.suite, TMOE_EMBED_STATE, 4, c.D + 1, v) == TMOE_ERR_ARGUMENT);
+        c.E = 3; c.vectors = TMOE_VECTOR_GIVEN; c.k = k;
+        tmoe_model *mixture = tmoe_model_create(s.ctx, &c, tmoe_model_tokenizer(s.model), s.suite->tasks, N);
+        float a[64], b[64];
+        CHECK(mixture != NULL);
+        if (mixture) {
+            for (int i = 0; i < N; i++) CHECK(tmoe_task_vector_set(mixture, i, again + i * k) == TMOE_OK);
+            CHECK(tmoe_route(mixture, 1, a) == TMOE_OK && tmoe_route_of_vector(mixture, again + k, b) == TMOE_OK);
+            for (int i = 0; i < tmoe_routed_layers(mixture) * 3; i++) CHECK_NEAR(a[i], b[i], 1e-6);
+            CHECK(tmoe_task_vectors(mixture, s.suite, TMOE_EMBED_STATE, 4, c.D, v) == TMOE_ERR_ARGUMENT);
+        }
+        tmoe_model_destroy(mixture);
+        free(v); free(again);
+        unmake(&s);
+    }
+}
+
+/* A matrix as numpy.save writes it; anything else is refused and changes nothing. */
+static void test_npy_files_are_read(void)
+{
+    static const char text[] = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }";
+    tmoe_ctx *ctx = tmoe_ctx_create(NULL);
+    static const char path[] = "build/test_vectors.npy";
+    char head[128];
+    const unsigned char values[24] = { 0, 0, 128, 63, 0, 0, 0, 64, 0, 0, 64, 192, 0, 0, 0, 0, 0, 0, 0, 63, 0, 0, 128, 191 };
+    float x[6] = { 9, 9, 9, 9, 9, 9 };
+    memset(head, ' ', sizeof head);
+    memcpy(head, "\x93NUMPY\x01\0v\0", 10);
+    memcpy(head + 10, text, sizeof text - 1);
+    head[127] = '\n';
+    FILE *file = fopen(path, "wb");
+    CHECK(file && fwrite(head, 1, 128, file) == 128 && fwrite(values, 1, 24, file) == 24 && fclose(file) == 0);
+    CHECK(tmoe_npy_load(ctx, path, x, 3, 2) == TMOE_ERR_FORMAT && x[0] == 9.0f);
+    CHECK_HAS(tmoe_error_message(ctx), "(3, 2)");
+    CHECK(tmoe_npy_load(ctx, path, x, 2, 3) == TMOE_OK);
+    CHECK(x[0] == 1.0f && x[1] == 2.0f && x[2] == -3.0f && x[3] == 0.0f && x[4] == 0.5f && x[5] == -1.0f);
+    (void)remove(path);
+    CHECK(tmoe_npy_load(ctx, path, x, 2, 3) == TMOE_ERR_FILE);
+    tmoe_ctx_destroy(ctx);
+}
+
 TEST_MAIN("test_model",
     RUN(test_gradients_of_every_mix_and_selection);
     RUN(test_gradients_of_every_router);
@@ -869,8 +1005,12 @@ TEST_MAIN("test_model",
     RUN(test_answers_do_not_depend_on_their_batch);
     RUN(test_cached_decoding_equals_the_full_pass);
     RUN(test_frozen_parts_do_not_move);
+    RUN(test_alternating_updates_leave_the_other_part_alone);
     RUN(test_all_problems_of_a_config_are_in_one_message);
     RUN(test_a_text_longer_than_the_model_takes_is_named);
     RUN(test_the_memory_plan_holds);
     RUN(test_every_failing_allocation_is_an_error_and_no_leak);
+    RUN(test_principal_components_keep_distances);
+    RUN(test_task_vectors_of_a_dense_model);
+    RUN(test_npy_files_are_read);
     RUN(test_the_callers_float_mode_is_given_back);)
