@@ -8,7 +8,7 @@ STD = -std=gnu99
 WARN = -Wall -Wextra
 BUILD = build
 
-PROGRAMS = multitask zeroshot quickstart fewshot compare routes
+PROGRAMS = multitask zeroshot quickstart fewshot compare routes bart
 TESTS = $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
 
 examples: $(PROGRAMS:%=$(BUILD)/%)
@@ -27,7 +27,7 @@ demo: examples
 	$(BUILD)/multitask --steps 1500 --save $(BUILD)/demo.safetensors --tsv $(BUILD)/demo.tsv
 	sh examples/questions.sh $(BUILD)/zeroshot $(BUILD)/demo.safetensors
 
-test: examples $(TESTS:%=$(BUILD)/%)
+test: examples $(TESTS:%=$(BUILD)/%) $(BUILD)/export
 	@sh tests/run.sh $(BUILD) $(TESTS)
 
 bench: $(BUILD)/bench
@@ -35,6 +35,9 @@ bench: $(BUILD)/bench
 
 matrix:
 	sh tests/matrix.sh
+
+fuzz:
+	sh tests/fuzz.sh
 
 install:
 	mkdir -p "$(DESTDIR)$(PREFIX)/include" "$(DESTDIR)$(PREFIX)/share/pkgconfig"
@@ -45,4 +48,4 @@ install:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: examples demo test bench matrix install clean
+.PHONY: examples demo test bench matrix fuzz install clean

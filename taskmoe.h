@@ -911,7 +911,7 @@ extern int fsync(int file);
 #  define TMOEI_UNUSED
 #endif
 #define TMOEI_ALIGN 64u                 /* bytes: one cache line, one AVX-512 register */
-#define TMOEI_MESSAGE_BYTES 1024
+#define TMOEI_MESSAGE_BYTES 8192      /* a hundred names of tensors */
 #define TMOEI_LANES_MAX 64
 
 /* ==== >>errors: the first cause is kept, with the values and the rule that was broken ================= */
@@ -5234,7 +5234,7 @@ static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config, con
     model->ctx = own->ctx = ctx; model->config = *config; model->N = task_count; model->version = 1;
     model->L = config->encoder_layers + config->decoder_layers;
     model->tokenizer = tokenizer ? tmoei_tokenizer_copy(ctx, tokenizer) : NULL;
-    model->V = config->V ? config->V : tmoe_tokenizer_vocabulary(tokenizer);
+    model->config.V = model->V = config->V ? config->V : tmoe_tokenizer_vocabulary(tokenizer);
     model->generation.beams = model->generation.returned = 1; model->generation.length_penalty = 1.0f;
     model->generation.forced_begin_id = model->generation.forced_end_id = -1;
     model->tape = tmoe_tape_create(ctx);
@@ -7641,7 +7641,7 @@ typedef struct tmoei_few_shot_job {
     int train_count, dev_count, wanted; /* wanted: whose test score is asked for; -1: all run */
     double dev[TMOE_FEW_SHOT_CHOICES * TMOE_FEW_SHOT_CHOICES], test;
     tmoe_result results[TMOE_FEW_SHOT_CHOICES * TMOE_FEW_SHOT_CHOICES];
-    char messages[TMOE_FEW_SHOT_CHOICES * TMOE_FEW_SHOT_CHOICES][TMOEI_MESSAGE_BYTES];
+    char messages[TMOE_FEW_SHOT_CHOICES * TMOE_FEW_SHOT_CHOICES][1024];
 } tmoei_few_shot_job;
 /* One configuration on a context of its own: fine-tunes, measures dev as it goes, keeps the best, measures
  * that on test where `wanted` says so. */
@@ -7690,7 +7690,8 @@ static void tmoei_few_shot_chunk(void *arg, int chunk, int lane) {
         (void)tmoe_evaluate(model, &task, NULL, 0, &job->test);
     }
     job->dev[index] = best; job->results[index] = ctx->error;
-    if (ctx->error != TMOE_OK) memcpy(job->messages[index], ctx->message, sizeof ctx->message);
+    if (ctx->error != TMOE_OK)
+        (void)snprintf(job->messages[index], sizeof job->messages[index], "%.1000s", ctx->message);
     tmoe_trainer_destroy(trainer); tmoe_model_destroy(model); tmoe_ctx_destroy(ctx);
 }
 

@@ -11,5 +11,9 @@ for t in "$@"; do
     if [ -z "$p" ] || [ -z "$f" ]; then echo "$t: died before its end"; p=0; f=1; fi
     passed=$((passed + p)); failed=$((failed + f))
 done
+# What transformers computes with a folder that the library wrote, where there is a Python that has it.
+if ! command -v python3 > /dev/null; then echo "SKIPPED: check_export.py: no python3"
+elif "$build/export" "$build/exported" && python3 tests/check_export.py "$build/exported" "$build/bart"; then passed=$((passed + 1))
+else failed=$((failed + 1)); fi
 echo "$passed passed, $failed failed"
 [ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]

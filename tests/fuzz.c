@@ -1,0 +1,66 @@
+/* Files that somebody may have made to hurt us, for libFuzzer: sh tests/fuzz.sh [SECONDS]. -DFUZZ chooses the reader:
+ * 1 JSON, 2 safetensors and a whole model file, 3 tokenizer.json, 4 vocab.json with merges.txt. */
+#define TASKMOE_IMPLEMENTATION
+#include "taskmoe.h"
+
+#ifndef FUZZ
+#  define FUZZ 1
+#endif
+
+#if FUZZ >= 3
+static void use_tokenizer(const tmoe_tokenizer *tokenizer)
+{
+    static const char text[] = "a<mask>b'll 12 \xc3\xa9\xff <s>";
+    int ids[64];
+    char back[4096];
+    size_t count = 0, length;
+    if (tmoe_tokenizer_encode(tokenizer, text, sizeof text - 1, 31, ids, 64, &count) == TMOE_OK && count <= 64)
+        (void)tmoe_tokenizer_decode(tokenizer, ids, count, 18, back, sizeof back, &length);
+}
+#endif
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    static tmoe_ctx *ctx;
+    const size_t before = ctx ? tmoe_ctx_bytes(ctx, NULL) : 0;
+    if (!ctx) { ctx = tmoe_ctx_create(NULL); return 0; }
+    ctx->error = TMOE_OK;
+#if FUZZ == 2
+    tmoei_safetensors file;
+    memset(&file, 0, sizeof file);
+    file.path = tmoei_strdup(ctx, "fuzzed", 6);
+    file.bytes = tmoei_strdup(ctx, (const char *)data, size);
+    file.size = size;
+    if (tmoei_safetensors_check(ctx, &file) == TMOE_OK) tmoe_model_destroy(tmoei_model_of_file(ctx, &file));
+    tmoei_safetensors_close(ctx, &file);
+#else
+    tmoei_json json;
+    size_t split = size;
+#if FUZZ == 4
+    const uint8_t *zero = size ? (const uint8_t *)memchr(data, 0, size) : NULL;
+    if (zero) split = (size_t)(zero - data);
+#endif
+    if (tmoei_json_parse(ctx, &json, (const char *)data, split, "fuzzed") == TMOE_OK) {
+#if FUZZ == 3
+        tmoe_tokenizer *tokenizer = tmoei_tokenizer_from_json(ctx, &json, "fuzzed");
+        if (tokenizer) use_tokenizer(tokenizer);
+        tmoe_tokenizer_destroy(tokenizer);
+#elif FUZZ == 4
+        tmoe_tokenizer *tokenizer = tmoei_vocabulary_read(ctx, &json, 0, -1, "fuzzed");
+        tmoei_lines in;
+        memset(&in, 0, sizeof in);
+        in.ctx = ctx; in.path = "fuzzed";
+        in.length = split < size ? size - split - 1 : 0;
+        in.text = tmoei_strdup(ctx, (const char *)data + (split < size ? split + 1 : split), in.length);
+        if (tokenizer) tmoei_merges_read(tokenizer, &in);
+        else tmoei_free(ctx, in.text);
+        if (tokenizer && ctx->error == TMOE_OK) use_tokenizer(tokenizer);
+        tmoe_tokenizer_destroy(tokenizer);
+#endif
+        tmoei_json_free(ctx, &json);
+    }
+#endif
+    if (tmoe_ctx_bytes(ctx, NULL) != before) __builtin_trap();  /* nothing may be left behind */
+    return 0;
+}

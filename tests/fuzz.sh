@@ -1,0 +1,24 @@
+#!/bin/sh
+# Fuzzes the readers of files with libFuzzer, ASan and UBSan.   usage: fuzz.sh [SECONDS (600) [1|2|3|4]]
+# A crash stays in build/fuzz/ and belongs into a test; what is found on the way stays in build/fuzz/corpus*.
+set -eu
+cd "$(dirname "$0")/.."
+command -v clang > /dev/null || { echo "SKIPPED: fuzzing needs clang with libFuzzer"; exit 0; }
+mkdir -p build/fuzz
+for kind in ${2:-1 2 3 4}; do
+    mkdir -p build/fuzz/corpus$kind build/fuzz/seeds$kind
+    case $kind in
+    1) printf '{"a":[1,-2.5e3,true,null,"\\u00e9\\n"],"b":{}}' > build/fuzz/seeds1/a ;;
+    2) make -s build/quickstart build/multitask
+       build/multitask examples/suite --split quickstart --steps 1 --width 4 --experts 2 --limit 1 --save build/fuzz/seeds2/a > /dev/null 2>&1
+       printf '\071\000\000\000\000\000\000\000{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}    \000\000\000\000' > build/fuzz/seeds2/b ;;
+    3|4) vocabulary='{"<s>":0,"<pad>":1,"</s>":2,"<unk>":3,"<mask>":4,"a":5,"b":6,"ab":7,"\\u0120":8,"\\u0120a":9}'
+       printf '{"added_tokens":[{"id":4,"content":"<mask>","lstrip":true}],"pre_tokenizer":{"type":"ByteLevel","add_prefix_space":true},"model":{"type":"BPE","vocab":%s,"merges":["a b",["\\u0120","a"]]}}' "$vocabulary" > build/fuzz/seeds3/a 2> /dev/null || true
+       { printf '%s\000' "$vocabulary"; printf '#version: 0.2\na b\n\304\240 a\n'; } > build/fuzz/seeds4/a 2> /dev/null || true ;;
+    esac
+    clang -std=gnu99 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -DFUZZ=$kind -I. tests/fuzz.c -o build/fuzz/fuzz$kind -lm
+    echo "== reader $kind, ${1:-600} seconds"
+    build/fuzz/fuzz$kind -max_total_time="${1:-600}" -max_len=65536 -rss_limit_mb=4096 -timeout=20 -print_final_stats=1 -artifact_prefix=build/fuzz/ \
+        build/fuzz/corpus$kind build/fuzz/seeds$kind 2> build/fuzz/log$kind || { tail -n 40 build/fuzz/log$kind; exit 1; }
+    grep -E 'stat::number_of_executed_units|stat::new_units_added|cov:' build/fuzz/log$kind | tail -n 3
+done

@@ -1,0 +1,290 @@
+/* BART folders without anybody's oracles: what is written is read back, what is broken is refused by name, search does what its settings say. */
+#define TASKMOE_IMPLEMENTATION
+#include "taskmoe.h"
+#include "test.h"
+
+#define FOLDER "build/test_bart"
+static tmoe_ctx *ctx;
+
+static tmoe_model *small_bart(int experts)
+{
+    static const char *const names[2] = { "first task", "second task" };
+    tmoe_config c = tmoe_config_default();
+    tmoe_tokenizer *tokenizer = tmoe_tokenizer_bytes(ctx);
+    tmoe_task tasks[2];
+    memset(tasks, 0, sizeof tasks);
+    for (int i = 0; i < 2; i++) tasks[i].name = tasks[i].instruction = tasks[i].category = names[i];
+    c.D = 16; c.F_encoder = 24; c.F_decoder = 40; c.H_encoder = 2; c.H_decoder = 4; c.encoder_layers = 1; c.decoder_layers = 2;
+    c.source_tokens = c.target_tokens = 24; c.norm = TMOE_NORM_POST; c.begin_in_target = c.specials_in_text = 1; c.E = experts; c.init_std = 0.3f;
+    tmoe_model *model = tmoe_model_create(ctx, &c, tokenizer, tasks, 2);
+    CHECK(model != NULL);
+    tmoe_tokenizer_destroy(tokenizer);
+    return model;
+}
+
+static char *slurp(const char *name, size_t *length)
+{
+    char path[200];
+    (void)snprintf(path, sizeof path, FOLDER "/%s", name);
+    char *text = tmoei_read_file(ctx, path, (size_t)1 << 30, length);
+    CHECK(text != NULL);
+    return text;
+}
+
+static void spit(const char *name, const char *text, size_t length)
+{
+    char path[200];
+    (void)snprintf(path, sizeof path, FOLDER "/%s", name);
+    FILE *file = fopen(path, "wb");
+    CHECK(file && fwrite(text, 1, length, file) == length && fclose(file) == 0);
+}
+
+/* Replaces the first `from` in a file by a text that is as long or shorter (filled up with spaces). */
+static void edit(const char *name, const char *from, const char *to)
+{
+    size_t length = 0;
+    char *text = slurp(name, &length);
+    const size_t n = strlen(from);
+    size_t at = 0;
+    while (at + n <= length && memcmp(text + at, from, n)) at++;
+    CHECK(at + n <= length && strlen(to) <= n);
+    memset(text + at, ' ', n);
+    memcpy(text + at, to, strlen(to));
+    spit(name, text, length);
+    tmoei_free(ctx, text);
+}
+
+static void refused(const char *part)
+{
+    tmoe_model *model = tmoe_bart_load(ctx, FOLDER);
+    CHECK(model == NULL && ctx->error != TMOE_OK);
+    CHECK_HAS(tmoe_error_message(ctx), part);
+    tmoe_model_destroy(model);
+    ctx->error = TMOE_OK;
+}
+
+static void write_again(void)
+{
+    tmoe_model *model = small_bart(1);
+    CHECK(tmoe_export_dense(model, NULL, FOLDER) == TMOE_OK);
+    tmoe_model_destroy(model);
+}
+
+static void test_a_written_folder_is_read_bit_by_bit(void)
+{
+    tmoe_model *model = small_bart(1);
+    tmoe_generation *g = tmoe_model_generation(model);
+    g->beams = 3; g->max_length = 17; g->min_length = 2; g->length_penalty = 0.7f; g->early_stopping = TMOE_EARLY_STOPPING_NEVER;
+    g->no_repeat_ngram = 3; g->returned = 2; g->forced_end_id = 2; g->forced_begin_id = 0;
+    CHECK(tmoe_export_dense(model, NULL, FOLDER) == TMOE_OK);
+    tmoe_model *again = tmoe_bart_load(ctx, FOLDER);
+    if (!again) { printf("%s\n", tmoe_error_message(ctx)); test_failures++; }
+    else {
+        CHECK(again->size == model->size && memcmp(again->theta, model->theta, model->size * sizeof(float)) == 0);
+        CHECK(memcmp(&again->generation, g, sizeof *g) == 0);
+        CHECK(again->tokenizer && again->tokenizer->V == 259 && again->config.start_id == 2);
+    }
+    tmoe_model_destroy(again); tmoe_model_destroy(model);
+}
+
+static void test_every_wrong_tensor_is_named(void)
+{
+    write_again();
+    edit("model.safetensors", "model.encoder.layers.0.fc1.weight", "model.encoder.layers.0.fc9.weight");
+    edit("model.safetensors", "model.decoder.layers.1.fc2.bias", "model.decoder.layers.7.fc2.bias");
+    refused("model.encoder.layers.0.fc1.weight is missing");
+    refused("model.decoder.layers.1.fc2.bias is missing");
+    refused("model.encoder.layers.0.fc9.weight is unknown");
+    refused("model.decoder.layers.7.fc2.bias is unknown");
+    write_again();
+    edit("config.json", "\"encoder_ffn_dim\":24", "\"encoder_ffn_dim\":23");
+    refused("model.encoder.layers.0.fc1.weight has 384 values, not (23,16)");
+}
+
+static void test_configs_that_bart_never_had_are_refused(void)
+{
+    static const char *const edits[][3] = {
+        { "\"model_type\":\"bart\"", "\"model_type\":\"t5\"", "model_type" }, { "\"tie_word_embeddings\":true", "\"tie_word_embeddings\":null", "" },
+        { "\"tie_word_embeddings\":true", "\"tie_word_embeddings\":0", "tie_word_embeddings" }, { "\"activation_function\":\"gelu\"", "\"activation_function\":\"silu\"", "activation_function is silu" },
+        { "\"d_model\":16", "\"d_model\":-1", "d_model" }, { "\"d_model\":16", "\"d_modes\":16", "d_model" }, { "\"encoder_layers\":1", "\"encoder_layers\":9", "encoder.layers.8" },
+        { "\"decoder_attention_heads\":4", "\"decoder_attention_heads\":3", "H_decoder" } };
+    for (size_t i = 0; i < sizeof edits / sizeof *edits; i++) {
+        write_again();
+        edit("config.json", edits[i][0], edits[i][1]);
+        if (edits[i][2][0]) refused(edits[i][2]);
+        else { tmoe_model *model = tmoe_bart_load(ctx, FOLDER); CHECK(model != NULL); tmoe_model_destroy(model); }
+    }
+    write_again();
+    (void)remove(FOLDER "/config.json");
+    refused("config.json");
+}
+
+/* An index that leads out of the folder, to nothing, or does not say the truth. */
+static void test_shards_are_where_the_index_says(void)
+{
+    static const char *const bad[][2] = { { "{\"weight_map\":{\"a\":\"../x.safetensors\"}}", "folder" }, { "{\"weight_map\":{\"a\":\"/etc/x\"}}", "folder" },
+        { "{\"weight_map\":{\"a\":\"none.safetensors\"}}", "none.safetensors" }, { "{\"weight_map\":{\"a\":\"part.safetensors\"}}", "a is not in" }, { "{}", "weight_map" },
+        { "{\"weight_map\":{\"a\":7}}", "folder" } };
+    write_again();
+    (void)remove(FOLDER "/part.safetensors");
+    CHECK(rename(FOLDER "/model.safetensors", FOLDER "/part.safetensors") == 0);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        spit("model.safetensors.index.json", bad[i][0], strlen(bad[i][0]));
+        refused(bad[i][1]);
+    }
+    static const char good[] = "{\"weight_map\":{\"model.shared.weight\":\"part.safetensors\"}}";
+    spit("model.safetensors.index.json", good, sizeof good - 1);
+    tmoe_model *model = tmoe_bart_load(ctx, FOLDER);
+    CHECK(model != NULL);
+    tmoe_model_destroy(model);
+    (void)remove(FOLDER "/model.safetensors.index.json"); (void)remove(FOLDER "/part.safetensors");
+    refused("model.safetensors");
+}
+
+static void test_broken_tokenizer_files_are_refused(void)
+{
+    static const char *const bad[][2] = {
+        { "{\"model\":{\"type\":\"Unigram\"}}", "byte-level BPE" }, { "[]", "byte-level BPE" },
+        { "{\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":0},\"merges\":[]}}", "two tokens have the id 0" },
+        { "{\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":-1},\"merges\":[]}}", "id" },
+        { "{\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":1e9},\"merges\":[]}}", "id" },
+        { "{\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]}}", "<s>" },
+        { "{\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"<s>\":0,\"<pad>\":1,\"</s>\":2},\"merges\":[]}}", "byte" },
+        { "{\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"<s>\":0,\"<pad>\":1,\"</s>\":2,\"<unk>\":3,\"a\":4},\"merges\":[\"a a\"]}}", "merge 1" },
+        { "{\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"<s>\":0,\"<pad>\":1,\"</s>\":2,\"<unk>\":3,\"a\":4},\"merges\":[\"aa\"]}}", "merge 1" },
+        { "{\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"<s>\":0,\"\\u4e00\":1},\"merges\":[]}}", "alphabet" } };
+    write_again();
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        spit("tokenizer.json", bad[i][0], strlen(bad[i][0]));
+        refused(bad[i][1]);
+        CHECK(tmoe_tokenizer_load(ctx, FOLDER) == NULL);
+        ctx->error = TMOE_OK;
+    }
+    (void)remove(FOLDER "/tokenizer.json");
+    tmoe_model *model = tmoe_bart_load(ctx, FOLDER);            /* without one: token ids only */
+    CHECK(model && model->tokenizer == NULL);
+    tmoe_model_destroy(model);
+}
+
+/* A task of a mixture, cut out: the folder computes what the mixture computes for that task. */
+static void test_a_task_cut_out_computes_the_same(void)
+{
+    static const int ids[] = { 0, 80, 99, 70, 2 }, length = 5;
+    tmoe_model *model = small_bart(3);
+    int tokens[25], again[25], n, m;
+    float score, same;
+    tmoe_generation how = *tmoe_model_generation(model);
+    how.beams = 4; how.max_length = 20;
+    CHECK(tmoe_export_dense(model, NULL, FOLDER) == TMOE_ERR_ARGUMENT);
+    ctx->error = TMOE_OK;
+    CHECK(tmoe_export_dense(model, "second task", FOLDER) == TMOE_OK);
+    tmoe_model *dense = tmoe_bart_load(ctx, FOLDER);
+    CHECK(dense != NULL);
+    CHECK(tmoe_generate(model, 1, NULL, ids, &length, 1, &how, tokens, &n, &score) == TMOE_OK);
+    if (dense) CHECK(tmoe_generate(dense, -1, NULL, ids, &length, 1, &how, again, &m, &same) == TMOE_OK);
+    CHECK(n == m && memcmp(tokens, again, (size_t)n * sizeof(int)) == 0 && score == same);
+    tmoe_config c = model->config;
+    c.mix = TMOE_MIX_OUTPUT;
+    tmoe_model *outputs = tmoe_model_derive(ctx, model, NULL, &c, model->tasks, 2);
+    CHECK(outputs && tmoe_export_dense(outputs, "second task", FOLDER) == TMOE_ERR_ARGUMENT);
+    CHECK_HAS(tmoe_error_message(ctx), "TMOE_MIX_PARAM");
+    ctx->error = TMOE_OK;
+    tmoe_model_destroy(outputs); tmoe_model_destroy(dense); tmoe_model_destroy(model);
+}
+
+/* What the settings promise holds for what comes out, whatever the weights are. */
+static void test_generation_keeps_its_promises(void)
+{
+    tmoe_model *model = small_bart(1);
+    int ids[40], lengths[6] = { 3, 7, 5, 9, 4, 6 }, used = 0, tokens[6 * 4 * 25], counts[24];
+    float scores[24];
+    for (int i = 0; i < 6; used += lengths[i++])
+        for (int j = 0; j < lengths[i]; j++) ids[used + j] = j == 0 ? 0 : j == lengths[i] - 1 ? 2 : 3 + (int)tmoei_below(tmoei_random(3, (uint64_t)i, (uint64_t)j), 256);
+    for (int kind = 0; kind < 12; kind++) {
+        tmoe_generation how = *tmoe_model_generation(model);
+        how.beams = kind % 3 == 0 ? 1 : kind % 3 == 1 ? 4 : 7;
+        how.returned = how.beams < 4 ? 1 : 4;
+        how.max_length = 15; how.min_length = kind < 6 ? 0 : 6; how.no_repeat_ngram = kind % 2 ? 2 : 0;
+        how.early_stopping = (tmoe_early_stopping)(kind % 3); how.length_penalty = kind < 4 ? 1.0f : 0.4f;
+        how.forced_begin_id = kind % 4 == 1 ? 77 : -1; how.forced_end_id = kind % 4 == 2 ? 2 : -1;
+        CHECK(tmoe_generate(model, -1, NULL, ids, lengths, 6, &how, tokens, counts, scores) == TMOE_OK);
+        for (int i = 0; i < 6 * how.returned; i++) {
+            const int *t = tokens + i * 15, n = counts[i];
+            CHECK(n >= 2 && n <= 15 && t[0] == 2 && (n == 15 || t[n - 1] == 2));
+            for (int j = 1; j < n - 1; j++) CHECK(t[j] != 2);
+            for (int j = n; j < 15; j++) CHECK(t[j] == 1);
+            if (t[n - 1] == 2 && n < 15) CHECK(n > how.min_length);
+            if (how.forced_begin_id >= 0) CHECK(t[1] == 77);
+            if (how.forced_end_id >= 0 && n == 15) CHECK(t[14] == 2);
+            for (int a = 1; how.no_repeat_ngram && a < n - 2; a++) for (int b = a + 1; b < n - 1; b++) CHECK(t[a] != t[b] || t[a + 1] != t[b + 1]);
+            if (how.beams > 1 && i % how.returned) CHECK(scores[i] <= scores[i - 1]);
+        }
+    }
+    /* each request gets what it gets alone, and a beam's score is the likelihood of its tokens */
+    tmoe_generation how = *tmoe_model_generation(model);
+    how.beams = 4; how.max_length = 12; how.length_penalty = 0.0f;
+    CHECK(tmoe_generate(model, -1, NULL, ids, lengths, 6, &how, tokens, counts, scores) == TMOE_OK);
+    for (int i = 0, at = 0; i < 6; at += lengths[i++]) {
+        int alone[12], n;
+        float score;
+        CHECK(tmoe_generate(model, -1, NULL, ids + at, lengths + i, 1, &how, alone, &n, &score) == TMOE_OK);
+        CHECK(n == counts[i] && memcmp(alone, tokens + i * 12, (size_t)n * sizeof(int)) == 0);
+        CHECK_NEAR(score, scores[i], 1e-4);
+        tmoei_texts source, label;
+        double likelihood = 0.0;
+        size_t ends[2] = { 0, (size_t)lengths[i] }, label_ends[2] = { 0, (size_t)n - 1 };
+        memset(&source, 0, sizeof source); memset(&label, 0, sizeof label);
+        source.ids = ids + at; source.offsets = ends; source.count = 1; source.ids_used = ends[1];
+        label.ids = alone + 1; label.offsets = label_ends; label.count = 1; label.ids_used = label_ends[1];
+        CHECK(tmoei_log_likelihoods(model, -1, NULL, &source, &label, &likelihood) == TMOE_OK);
+        CHECK_NEAR(likelihood, score, 2e-4);
+    }
+    how.beams = 0;
+    CHECK(tmoe_generate(model, -1, NULL, ids, lengths, 6, &how, tokens, counts, scores) == TMOE_ERR_ARGUMENT);
+    how.beams = 2; how.returned = 3;
+    CHECK(tmoe_generate(model, -1, NULL, ids, lengths, 6, &how, tokens, counts, scores) == TMOE_ERR_ARGUMENT);
+    how.returned = 1; ids[1] = 259;
+    CHECK(tmoe_generate(model, -1, NULL, ids, lengths, 6, &how, tokens, counts, scores) == TMOE_ERR_ARGUMENT);
+    CHECK_HAS(tmoe_error_message(ctx), "request 0");
+    ctx->error = TMOE_OK;
+    tmoe_model_destroy(model);
+}
+
+/* A saved model is the file itself: nothing is copied, writing to it changes no file. */
+static void test_a_saved_model_is_used_as_it_lies(void)
+{
+    static const char path[] = "build/test_mapped.safetensors";
+    tmoe_model *model = small_bart(3);
+    CHECK(tmoe_model_save(model, path) == TMOE_OK);
+    tmoe_model *mapped = tmoe_model_load(ctx, path);
+    CHECK(mapped != NULL);
+    if (mapped) {
+#if defined(__unix__) || defined(__APPLE__)
+        CHECK(mapped->mapping != NULL);
+#endif
+        CHECK(memcmp(mapped->theta, model->theta, model->size * sizeof(float)) == 0);
+        for (size_t i = 0; i < mapped->size; i++) mapped->theta[i] += 1.0f;
+        tmoe_model_destroy(mapped);
+        mapped = tmoe_model_load(ctx, path);
+        CHECK(mapped && memcmp(mapped->theta, model->theta, model->size * sizeof(float)) == 0);
+        CHECK(tmoe_model_save(mapped, path) == TMOE_OK);        /* over the file that it lies in */
+        CHECK(memcmp(mapped->theta, model->theta, model->size * sizeof(float)) == 0);
+    }
+    tmoe_model_destroy(mapped); tmoe_model_destroy(model);
+    (void)remove(path);
+}
+
+TEST_MAIN("test_bart",
+    ctx = tmoe_ctx_create(NULL);
+    (void)tmoei_make_folder(ctx, FOLDER);
+    const size_t before = tmoe_ctx_bytes(ctx, NULL);
+    RUN(test_a_written_folder_is_read_bit_by_bit);
+    RUN(test_every_wrong_tensor_is_named);
+    RUN(test_configs_that_bart_never_had_are_refused);
+    RUN(test_shards_are_where_the_index_says);
+    RUN(test_broken_tokenizer_files_are_refused);
+    RUN(test_a_task_cut_out_computes_the_same);
+    RUN(test_generation_keeps_its_promises);
+    RUN(test_a_saved_model_is_used_as_it_lies);
+    if (tmoe_ctx_bytes(ctx, NULL) != before) { printf("memory was left behind\n"); failed++; }
+    tmoe_ctx_destroy(ctx);)
