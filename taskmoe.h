@@ -20,7 +20,7 @@
  *   >>json >>safetensors >>tokenizer >>suite      text in, text out
  *   >>model >>layers >>router                     parameters, a pass of the transformer, from task to route
  *   >>metrics >>routes >>inference                scores, reading of routes, answers
- *   >>train >>files                               the training loop, few-shot, checkpoints
+ *   >>train >>files >>bart                        the training loop, few-shot, checkpoints, real models
  *   licence                                       last lines
  *
  * QUICK START (examples/quickstart.c, word for word; prints "violin -> VIOLIN")
