@@ -505,8 +505,7 @@ typedef struct tmoe_config {
     int instruction_in_input;           /* 1: the encoder reads "instruction \n input", 0: the input alone */
     int begin_in_target;                /* 1: targets begin with <s>, as BART's do */
     int specials_in_text;               /* 1: <mask> and the like count where a text says them (BART) */
-    /* tokens: what the decoder starts with (</s>); <s>, <pad>, </s> */
-    int start_id, begin_id, pad_id, end_id;
+    int start_id, begin_id, pad_id, end_id;     /* what the decoder starts with (</s>); <s>, <pad>, </s> */
     float init_std;      /* of all matrices; 0: 1/sqrt(fan in) for linear layers, 1/sqrt(D) for embeddings */
     uint64_t seed;
 } tmoe_config;
@@ -742,17 +741,12 @@ TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void);
  *              context's threads, each on a context of its own (alloc_fn must allow that) */
 TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task, const tmoe_few_shot *how,
     tmoe_few_shot_result *result);
-/* What a dense model makes of a task's training lines: vectors for TMOE_VECTOR_GIVEN. */
-typedef enum tmoe_task_embedding {
-    TMOE_EMBED_STATE,                   /* mean encoder output over the tokens of the inputs; k = D */
-    /* mean over lines of (dl/dp)^2 for p in the norms and biases (diagonal of the empirical Fisher
-     * information,
-     * Vu 2020, arXiv 2005.00770), scaled to length 1; then its first k principal components over the tasks */
-    TMOE_EMBED_FISHER
-} tmoe_task_embedding;
-/* tmoe_task_vectors - a row for each task of a suite                                           >>train
- *   model   in: dense, with the tokenizer      lines >= 1: of each task, at most      k: D for
- * TMOE_EMBED_STATE
+/* What a dense model makes of a task's training lines. STATE: mean encoder output over the tokens of the inputs.
+ * FISHER: mean of (dl/dp)^2 for p in norms and biases (diagonal of the empirical Fisher information, Vu 2020,
+ * arXiv 2005.00770), scaled to length 1, then the first k principal components over the tasks. */
+typedef enum tmoe_task_embedding { TMOE_EMBED_STATE, TMOE_EMBED_FISHER } tmoe_task_embedding;
+/* tmoe_task_vectors - a row for each task of a suite, to be given (TMOE_VECTOR_GIVEN)           >>train
+ *   model   in: dense, with the tokenizer    lines >= 1: of each task, at most    k: D for TMOE_EMBED_STATE
  *   vectors (suite->count, k) out, scaled to a mean length of sqrt(k); columns past the number of tasks are 0
  *   fails   TMOE_ERR_ARGUMENT, TMOE_ERR_DATA (a line too long), TMOE_ERR_MEMORY
  *   cost    a pass a line (FISHER: forward and backward), N^3 for the components   thread  as above */
