@@ -6253,45 +6253,42 @@ typedef struct tmoei_keys {             /* of one decoder layer, of one expert t
 
 struct tmoei_cache {
     int slots, rows;                    /* places; rows that still run */
-    int position;                       /* the position that is computed now, from 0 */
-    int limit;                          /* positions at most */
+    int position, limit;                /* the one that is computed now, from 0; how many at most */
     int *slot_of;                       /* (limit, slots): which slot holds position t of row r */
     int *request_of;                    /* (slots): which request row r belongs to */
     int *ids, *positions, *order;       /* (slots): of the latest tokens; scratch */
     float *scores;                      /* (slots, limit): scratch of self-attention */
-    const tmoei_pack *source;
-    float *memory;                      /* encoder's output (source tokens, D) */
-    int experts;                        /* keys a layer: 1, or E where experts run side by side */
-    tmoei_keys *keys;                   /* (decoder layers, experts) */
+    const tmoei_pack *source; float *memory;        /* what the encoder read; its output (source tokens, D) */
+    tmoei_keys *keys; int experts;      /* (decoder layers, experts): 1, or E where they run side by side */
     tmoei_owner own;
 };
 
-typedef struct tmoei_cached_job {
-    const tmoei_cache *cache; const tmoei_keys *keys;
-    int heads; tmoei_attention_rows all;                        /* as if of one head, from row 0 on */
-} tmoei_cached_job;
-
+typedef struct tmoei_cached_job {       /* all: as if of one head, from row 0 on */
+    const tmoei_cache *cache; const tmoei_keys *keys; tmoei_attention_rows all; } tmoei_cached_job;
+/* Which row of the keys belongs to position t of a row. */
+static size_t tmoei_cache_place(const tmoei_cache *cache, size_t t, int row) {
+    const size_t first = t * (size_t)cache->slots;
+    return first + (size_t)cache->slot_of[first + (size_t)row];
+}
 /* Row r attends to its positions 0 .. position: scores, softmax, weighted sum, head by head. */
 static void tmoei_cached_self_chunk(void *arg, int row, int lane) {
     const tmoei_cached_job *job = (const tmoei_cached_job *)arg;
     const tmoei_cache *cache = job->cache;
     const tmoei_kernels *kernels = job->all.ctx->kernels;
-    const size_t D = job->all.y_stride, width = (size_t)job->all.width, slots = (size_t)cache->slots;
-    const size_t count = (size_t)cache->position + 1;
+    const size_t D = job->all.y_stride, width = (size_t)job->all.width, count = (size_t)cache->position + 1;
     const float scale = 1.0f / sqrtf((float)width), *q = job->all.q + (size_t)row * job->all.q_stride;
-    const int *slot_of = cache->slot_of + row;
     float *scores = cache->scores + (size_t)row * (size_t)cache->limit, *y = job->all.y + (size_t)row * D;
     (void)lane;
     memset(y, 0, D * sizeof(float));
     for (size_t at = 0; at < D; at += width) {
         const float *k = job->keys->self + at, *v = k + D;
         for (size_t t = 0; t < count; t++)
-            scores[t] = kernels->dot(q + at, k + (t * slots + (size_t)slot_of[t * slots]) * 2 * D, width);
+            scores[t] = kernels->dot(q + at, k + tmoei_cache_place(cache, t, row) * 2 * D, width);
         const float most = scale * kernels->maximum(scores, count);
         const float total = kernels->exp_sum(scores, scores, scale, most, count);
         for (size_t t = 0; t < count; t++)
-            kernels->scale_add(y + at, 1.0f, scores[t] / total,
-                v + (t * slots + (size_t)slot_of[t * slots]) * 2 * D, width);
+            kernels->scale_add(y + at, 1.0f, scores[t] / total, v + tmoei_cache_place(cache, t, row) * 2 * D,
+                width);
     }
 }
 static void tmoei_cached_cross_chunk(void *arg, int row, int lane) {
@@ -6301,8 +6298,10 @@ static void tmoei_cached_cross_chunk(void *arg, int row, int lane) {
     a.S = offsets[1] - offsets[0];
     a.q += (size_t)row * a.q_stride; a.y += (size_t)row * a.y_stride;
     a.k = job->keys->cross + (size_t)offsets[0] * a.kv_stride; a.v = a.k + a.y_stride;
-    for (int h = 0; h < job->heads; h++, a.q += a.width, a.k += a.width, a.v += a.width, a.y += a.width)
+    for (size_t at = 0; at < a.y_stride; at += (size_t)a.width) {
         tmoei_attention_forward(&a, lane);
+        a.q += a.width; a.k += a.width; a.v += a.width; a.y += a.width;
+    }
 }
 static tmoei_keys *tmoei_cache_keys(tmoei_pass *pass, int layer, int expert) {
     const tmoei_cache *cache = pass->cache;
@@ -6317,10 +6316,10 @@ static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, const tmoei_keys *k
     tmoei_cached_job job;
     if (!y) return NULL;
     memset(&job, 0, sizeof job);
-    job.cache = pass->cache; job.keys = keys; job.heads = pass->model->config.H_decoder;
-    job.all.ctx = pass->model->ctx; job.all.T = 1; job.all.width = D / job.heads;
-    job.all.q = q->x; job.all.q_stride = (size_t)q->cols; job.all.y = y->x;
-    job.all.y_stride = (size_t)D; job.all.kv_stride = 2 * (size_t)D;
+    job.cache = pass->cache; job.keys = keys;
+    job.all.ctx = pass->model->ctx; job.all.T = 1; job.all.width = D / pass->model->config.H_decoder;
+    job.all.q = q->x; job.all.q_stride = (size_t)q->cols; job.all.kv_stride = 2 * (size_t)D;
+    job.all.y = y->x; job.all.y_stride = (size_t)D;
     tmoei_parallel(pass->model->ctx, chunk, &job, pass->cache->rows);
     return y;
 }
@@ -6328,15 +6327,13 @@ static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, const tmoei_keys *k
 static tmoe_tensor *tmoei_cached_self_attention(tmoei_pass *pass, int layer, int expert, tmoe_tensor *qkv) {
     tmoei_cache *cache = pass->cache;
     tmoei_keys *keys = tmoei_cache_keys(pass, layer, expert);
-    const size_t D = (size_t)pass->model->config.D, slots = (size_t)cache->slots;
-    const size_t now = (size_t)cache->position * slots;
+    const size_t D = (size_t)pass->model->config.D, places = (size_t)cache->limit * (size_t)cache->slots;
     if (!qkv) return NULL;
-    if (!keys->self)
-        keys->self = (float *)tmoei_own(&cache->own, (size_t)cache->limit * slots * 2 * D, sizeof(float));
+    if (!keys->self) keys->self = (float *)tmoei_own(&cache->own, places * 2 * D, sizeof(float));
     if (!keys->self) return NULL;
-    for (size_t r = 0; r < (size_t)cache->rows; r++)
-        memcpy(keys->self + (now + (size_t)cache->slot_of[now + r]) * 2 * D, qkv->x + r * 3 * D + D,
-            2 * D * sizeof(float));
+    for (int r = 0; r < cache->rows; r++)
+        memcpy(keys->self + tmoei_cache_place(cache, (size_t)cache->position, r) * 2 * D,
+            qkv->x + (size_t)r * 3 * D + D, 2 * D * sizeof(float));
     return tmoei_cached_attention(pass, keys, qkv, tmoei_cached_self_chunk);
 }
 /* q (rows, D) over the keys and values of its request, which the first call makes. */
@@ -6459,14 +6456,12 @@ static void tmoei_cache_reorder(tmoei_cache *cache, const int *parents, int rows
     cache->rows = rows;
     cache->position++;
 }
-
 typedef struct tmoei_hypothesis { float score; int row, token, ended; } tmoei_hypothesis;   /* of a row, on */
 typedef struct tmoei_search {
     tmoe_model *model;
     tmoe_generation how;
     tmoei_cache cache;
-    float *logits;                      /* of the present step */
-    int length;                         /* tokens of the rows so far, with the start token */
+    float *logits; int length;          /* of the present step; tokens of the rows, with the start token */
     int *tokens, *next_tokens, *parents;        /* (rows, max_length) of running rows; (rows) */
     float *scores, *next_scores;        /* (rows): sum of log p */
     tmoei_hypothesis *candidates;       /* (requests, 2 * beams), best first */
@@ -6603,7 +6598,6 @@ static tmoe_result tmoei_generation_check(tmoe_model *model, tmoe_generation *ho
     if (B > V / 2) tmoei_problem(text, sizeof text, "beams is %d, must be at most V / 2", B);
     return text[0] ? tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "generation: %s", text) : TMOE_OK;
 }
-
 /* Every request has tokens, and not too many, and every id exists. */
 static tmoe_result tmoei_requests_check(tmoe_model *model, const int *ids, const int *lengths, int count) {
     const int most = model->config.source_tokens;
@@ -6616,7 +6610,6 @@ static tmoe_result tmoei_requests_check(tmoe_model *model, const int *ids, const
     }
     return TMOE_OK;
 }
-
 TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *route, const int *ids,
         const int *lengths, int count, const tmoe_generation *how, int *tokens, int *token_counts,
         float *scores) {
@@ -6635,11 +6628,10 @@ TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *rou
     const tmoei_float_mode mode = tmoei_float_mode_enter();
     const int B = s.how.beams, returned = s.how.returned, most = s.how.max_length;
     const int at_once = B < TMOEI_ROWS_AT_ONCE ? TMOEI_ROWS_AT_ONCE / B : 1;
+    const size_t source_most = (size_t)model->config.source_tokens;
     for (int first = 0, n; ctx->error == TMOE_OK && first < count; first += n) {
-        size_t sources = 0;
         n = tmoei_least(at_once, count - first);
-        for (int i = 0; i < n; i++) sources += (size_t)lengths[first + i];
-        if (tmoei_batch_reserve(ctx, &b, sources, 1, (size_t)n) != TMOE_OK) break;
+        if (tmoei_batch_reserve(ctx, &b, (size_t)n * source_most, 1, (size_t)n) != TMOE_OK) break;
         for (int i = 0; i < n; ids += lengths[first + i++])
             tmoei_batch_put(&b, ids, (size_t)lengths[first + i], NULL, 0, 0);
         const int good = tmoei_search_run(&s, task, route, &b.source) == TMOE_OK;
@@ -6669,30 +6661,27 @@ static char *tmoei_text_of(tmoe_model *model, const int *tokens, size_t count) {
     if (text) (void)tmoe_tokenizer_decode(t, tokens, count, skip, text, n + 1, &n);
     return text;
 }
-
 TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const float *route,
         const char *const *inputs, int count, char **answers) {
     tmoe_ctx *ctx = model->ctx;
     const int known = tmoe_find_task(model, task), limit = model->config.source_tokens;
     const char *instruction = known >= 0 ? model->tasks[known].instruction : task;
     tmoe_generation how = model->generation;
+    tmoei_owner own = { ctx, NULL };
     tmoei_texts texts;
-    tmoei_owner own;
     memset(&texts, 0, sizeof texts);
-    memset(&own, 0, sizeof own);
-    own.ctx = ctx; ctx->error = TMOE_OK; how.returned = 1;
+    ctx->error = TMOE_OK; how.returned = 1;
     for (int i = 0; i < count; i++) answers[i] = NULL;
     if (!model->tokenizer) return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "answers: the model has no tokenizer");
     TMOEI_TRY(tmoei_generation_check(model, &how));
-    if (!route && known < 0 && model->R > 0) {
-        float *unseen = (float *)tmoei_own(&own, (size_t)(model->R * model->config.E), sizeof(float));
-        if (unseen) (void)tmoe_route_unseen(model, instruction, TMOE_ZERO_SHOT_ROUTER, unseen);
+    const size_t n = (size_t)count, most = (size_t)how.max_length;
+    int *lengths = (int *)tmoei_own(&own, n + 1, (most + 2) * sizeof(int));     /* (n), (n), (n, most) */
+    int *counts = lengths ? lengths + n : NULL, *tokens = lengths ? counts + n : NULL;
+    float *unseen = (float *)tmoei_own(&own, (size_t)(model->R * model->config.E) + 1, sizeof(float));
+    if (ctx->error == TMOE_OK && !route && known < 0 && model->R > 0) {
+        (void)tmoe_route_unseen(model, instruction, TMOE_ZERO_SHOT_ROUTER, unseen);
         route = unseen;
     }
-    const size_t n = (size_t)count, most = (size_t)how.max_length;
-    int *lengths = NULL, *counts = NULL, *tokens = NULL;        /* (count), (count), (count, max_length) */
-    if (ctx->error == TMOE_OK) lengths = (int *)tmoei_own(&own, n + 1, (most + 2) * sizeof(int));
-    if (lengths) { counts = lengths + n; tokens = counts + n; }
     for (int i = 0; ctx->error == TMOE_OK && i < count; i++)
         if (tmoei_texts_add(model, &texts, instruction, inputs[i], limit, "input", task, i) == TMOE_OK)
             lengths[i] = (int)tmoei_text_length(&texts, (size_t)i);
@@ -6705,7 +6694,6 @@ TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const flo
     tmoei_owner_free(&own);
     return ctx->error;
 }
-
 TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task, const char *input, char *text,
         size_t size) {
     char *answer = NULL;
@@ -6719,15 +6707,13 @@ TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task, const char
     tmoe_answers_free(model, &answer, 1);
     return model->ctx->error;
 }
-
 TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, const float *route, int limit,
         double *score) {
     tmoe_ctx *ctx = model->ctx;
     const int n = limit > 0 && limit < task->test_count ? limit : task->test_count;
     const char *name = tmoe_find_task(model, task->name) >= 0 ? task->name : task->instruction;
-    tmoei_owner own;
-    memset(&own, 0, sizeof own);
-    own.ctx = ctx; ctx->error = TMOE_OK;
+    tmoei_owner own = { ctx, NULL };
+    ctx->error = TMOE_OK;
     const char **inputs = (const char **)tmoei_own(&own, (size_t)n + 1, sizeof *inputs);
     char **answers = (char **)tmoei_own(&own, (size_t)n + 1, sizeof *answers);
     if (inputs && answers) {
@@ -6763,7 +6749,6 @@ static tmoe_result tmoei_log_likelihoods(tmoe_model *model, int task, const floa
     tmoei_free(model->ctx, b.memory);
     return model->ctx->error;
 }
-
 TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const float *route,
         const char *const *inputs, int count, int normalised, int *chosen) {
     tmoe_ctx *ctx = model->ctx;
@@ -7656,7 +7641,6 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
  * A safetensors file. Its metadata holds config, tokenizer and tasks as JSON; every parameter is a tensor of
  * its own name. A trainer adds "trainer.moment1", "trainer.moment2" and "trainer.best", twins of theta. */
 #ifndef TMOE_NO_STDIO
-
 #define TMOEI_FORMAT "2"
 /* Numbers as "name":value; what is below 0 is an id that is not there, and is left out. */
 static void tmoei_fields_to_json(tmoe_ctx *ctx, const void *base, const tmoei_field *fields, size_t count,
@@ -7687,7 +7671,6 @@ static tmoe_result tmoei_fields_from_json(tmoe_ctx *ctx, const tmoei_json *json,
     }
     return TMOE_OK;
 }
-
 /* The values of a file's metadata, in this order, and its tensors that are twins of theta. */
 enum { TMOEI_META_CONFIG, TMOEI_META_TOKENIZER, TMOEI_META_TASKS, TMOEI_META_GENERATION, TMOEI_META_STEP,
     TMOEI_META_TRAINER };
@@ -7728,11 +7711,10 @@ static tmoe_result tmoei_save(const tmoe_model *model, const tmoe_trainer *train
     const int measured = trainer && trainer->best_loss == trainer->best_loss;       /* not NaN */
     const float *flat[3] = { trainer ? trainer->moment1 : NULL, trainer ? trainer->moment2 : NULL,
         measured ? trainer->best : NULL };
+    tmoei_buffer text = { NULL, 0, 0, 0 };
     tmoei_writer writer;
-    tmoei_buffer text;
     ctx->error = TMOE_OK;
     memset(&writer, 0, sizeof writer);
-    memset(&text, 0, sizeof text);
     tmoei_writer_metadata(ctx, &writer, "format", "taskmoe", 7);
     tmoei_writer_metadata(ctx, &writer, "version", TMOEI_FORMAT, strlen(TMOEI_FORMAT));
     for (int i = 0; i < (trainer ? 6 : 5); i++) {
@@ -7743,15 +7725,15 @@ static tmoe_result tmoei_save(const tmoe_model *model, const tmoe_trainer *train
         tmoei_writer_tensor(ctx, &writer, p->name, p->rows > 1 ? 2 : 1, (size_t)p->rows, (size_t)p->cols);
     for (int i = 0; i < 3; i++)
         if (flat[i]) tmoei_writer_tensor(ctx, &writer, tmoei_flat_names[i], 1, 1, trainer->span);
-    tmoe_result result = text.failed ? TMOE_ERR_MEMORY : tmoei_writer_begin(ctx, &writer, path);
-    for (p = first; result == TMOE_OK && p < end; p++)
-        result = tmoei_writer_data(ctx, &writer, model->theta + p->offset, (size_t)p->rows * (size_t)p->cols);
-    for (int i = 0; result == TMOE_OK && i < 3; i++)
-        if (flat[i]) result = tmoei_writer_data(ctx, &writer, flat[i], trainer->span);
-    if (result == TMOE_OK) result = tmoei_writer_commit(ctx, &writer);
+    if (!text.failed) (void)tmoei_writer_begin(ctx, &writer, path);
+    for (p = first; ctx->error == TMOE_OK && p < end; p++)
+        (void)tmoei_writer_data(ctx, &writer, model->theta + p->offset, (size_t)p->rows * (size_t)p->cols);
+    for (int i = 0; ctx->error == TMOE_OK && i < 3; i++)
+        if (flat[i]) (void)tmoei_writer_data(ctx, &writer, flat[i], trainer->span);
+    if (ctx->error == TMOE_OK) (void)tmoei_writer_commit(ctx, &writer);
     tmoei_writer_free(ctx, &writer);
     tmoei_buffer_free(ctx, &text);
-    return result;
+    return ctx->error;
 }
 TMOE_DEF tmoe_result tmoe_model_save(const tmoe_model *model, const char *path) {
     return tmoei_save(model, NULL, path);
@@ -7857,14 +7839,12 @@ TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path) 
     tmoe_model *model = trainer->model;
     const size_t span = trainer->span;
     tmoei_safetensors file;
-    tmoei_buffer text;
+    tmoei_buffer text = { NULL, 0, 0, 0 };
     float *flat[3] = { NULL, NULL, NULL }, *theta = NULL;
     long long steps = 0;
     int64_t step = 0;
-    int bad = 0;
-    char best[32] = "";
+    int bad = 0; char best[32] = "";
     ctx->error = TMOE_OK;
-    memset(&text, 0, sizeof text);
     if (tmoei_safetensors_open(ctx, &file, path) != TMOE_OK) return ctx->error;
     const char *state = tmoei_safetensors_metadata(&file, tmoei_metadata_names[TMOEI_META_TRAINER]);
     int whole = state && sscanf(state, "%lld %d %31s", &steps, &bad, best) == 3 && steps >= 0;
@@ -7915,7 +7895,6 @@ typedef struct tmoei_bart_tensor {      /* a tensor of theirs, and where it lies
     size_t offset, rows, cols, skip;    /* skip: of their rows, before ours begin */
     int rank;
 } tmoei_bart_tensor;
-
 /* Tensor `index` of a dense model, from 0 on: 1; -1 where there is none, but others follow; 0 at the end. */
 static int tmoei_bart_tensor_at(const tmoe_model *model, int index, tmoei_bart_tensor *t) {
     static const char *const shared[TMOEI_SHARED] = { "model.shared.weight",
@@ -7956,21 +7935,21 @@ static int tmoei_bart_tensor_at(const tmoe_model *model, int index, tmoei_bart_t
 }
 
 /* ---- weights: one file, or several with an index ------------------------------------------------------ */
+static int tmoei_folder_has(tmoe_ctx *ctx, char *path, const char *folder, const char *name) {
+    return tmoei_path_join(ctx, path, folder, name) == TMOE_OK && tmoei_file_exists(path);
+}
 /* Opens a JSON file of the folder. One that is absent, where that is allowed, gives an empty json. */
 static tmoe_result tmoei_json_file(tmoe_ctx *ctx, tmoei_json *json, char *path, const char *folder,
         const char *name, int optional) {
     size_t length;
     memset(json, 0, sizeof *json);
-    TMOEI_TRY(tmoei_path_join(ctx, path, folder, name));
-    if (optional && !tmoei_file_exists(path)) return TMOE_OK;
+    if (!tmoei_folder_has(ctx, path, folder, name) && (optional || ctx->error != TMOE_OK)) return ctx->error;
     char *text = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &length);
     if (text) (void)tmoei_json_parse(ctx, json, text, length, path);
     tmoei_free(ctx, text);
     return ctx->error;
 }
-
 typedef struct tmoei_weights { tmoei_safetensors *files; size_t count, capacity; } tmoei_weights;
-
 static void tmoei_weights_close(tmoe_ctx *ctx, tmoei_weights *w) {
     for (size_t i = 0; i < w->count; i++) tmoei_safetensors_close(ctx, &w->files[i]);
     tmoei_free(ctx, w->files);
@@ -8013,8 +7992,7 @@ static tmoe_result tmoei_weights_open(tmoe_ctx *ctx, tmoei_weights *w, const cha
     static const char single[] = "model.safetensors";
     char path[TMOEI_PATH];
     tmoei_json json;
-    TMOEI_TRY(tmoei_path_join(ctx, path, folder, single));
-    if (tmoei_file_exists(path)) return tmoei_weights_add(ctx, w, folder, single);
+    if (tmoei_folder_has(ctx, path, folder, single)) return tmoei_weights_add(ctx, w, folder, single);
     if (tmoei_json_file(ctx, &json, path, folder, "model.safetensors.index.json", 0) == TMOE_OK)
         (void)tmoei_weights_index(ctx, w, folder, &json, path);
     tmoei_json_free(ctx, &json);
@@ -8100,9 +8078,9 @@ static const tmoei_field *const tmoei_bart_ids = tmoei_bart_fields + TMOEI_BART_
 /* config.json as ours; what BART never was is refused. */
 static tmoe_result tmoei_bart_config(tmoe_ctx *ctx, const tmoei_json *json, const char *path,
         tmoe_config *c) {
-    static const char *const must[7][2] = { { "model_type", "bart" }, { "normalize_before", "false" },
+    static const char *const must[6][2] = { { "model_type", "bart" }, { "normalize_before", "false" },
         { "add_final_layer_norm", "false" }, { "static_position_embeddings", "false" },
-        { "tie_word_embeddings", "true" }, { "activation_function", "gelu" }, { "", "relu" } };
+        { "tie_word_embeddings", "true" }, { "activation_function", "gelu" } };
     char text[512] = "";
     *c = tmoe_config_default();
     c->norm = TMOE_NORM_POST; c->E = 1; c->begin_in_target = c->specials_in_text = 1;
@@ -8113,7 +8091,7 @@ static tmoe_result tmoei_bart_config(tmoe_ctx *ctx, const tmoei_json *json, cons
             : kind == TMOEI_JSON_STRING ? json->nodes[node].text : kind == TMOEI_JSON_NULL && i ? must[i][1]
             : "";
         if (strcmp(value, must[i][1]) == 0) continue;
-        if (i == 5 && strcmp(value, must[6][1]) == 0) c->activation = TMOE_RELU;
+        if (i == 5 && strcmp(value, "relu") == 0) c->activation = TMOE_RELU;
         else tmoei_problem(text, sizeof text, "%s is %.40s, must be %s%s", must[i][0], value, must[i][1],
             i == 5 ? " or relu" : "");
     }
@@ -8164,24 +8142,22 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder) 
     tmoe_tokenizer_destroy(t);
     return NULL;
 }
-
 TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder) {
-    static const char *const names[2] = { "tokenizer.json", "vocab.json" };
     char path[TMOEI_PATH];
     tmoei_json json, generation;
-    tmoei_weights weights;
+    tmoei_weights weights = { NULL, 0, 0 };
     tmoe_config c;
     tmoe_tokenizer *tokenizer = NULL;
     tmoe_model *model = NULL;
     ctx->error = TMOE_OK;
     memset(&generation, 0, sizeof generation);
-    memset(&weights, 0, sizeof weights);
     if (tmoei_json_file(ctx, &json, path, folder, "config.json", 0) == TMOE_OK
             && tmoei_bart_config(ctx, &json, path, &c) == TMOE_OK
             && tmoei_json_file(ctx, &generation, path, folder, "generation_config.json", 1) == TMOE_OK
             && tmoei_weights_open(ctx, &weights, folder) == TMOE_OK) {
-        for (int i = 0; i < 2 && !tokenizer && tmoei_path_join(ctx, path, folder, names[i]) == TMOE_OK; i++)
-            if (tmoei_file_exists(path)) { tokenizer = tmoe_tokenizer_load(ctx, folder); break; }
+        if (tmoei_folder_has(ctx, path, folder, "tokenizer.json")
+                || tmoei_folder_has(ctx, path, folder, "vocab.json"))
+            tokenizer = tmoe_tokenizer_load(ctx, folder);
         if (ctx->error == TMOE_OK) model = tmoei_model_new(ctx, &c, tokenizer, NULL, 0);
         if (model && tmoei_bart_generation(model, generation.count ? &generation : &json, folder) == TMOE_OK
                 && tmoei_theta_alloc(model) == TMOE_OK)
@@ -8239,12 +8215,11 @@ static tmoe_result tmoei_bart_write(const tmoe_model *model, const char *folder)
     const size_t unused = TMOEI_BART_SKIP * (size_t)model->config.D;
     float *zeros = (float *)tmoei_alloc(ctx, unused, sizeof(float), 1);
     char path[TMOEI_PATH];
+    tmoei_buffer text = { NULL, 0, 0, 0 };
     tmoei_writer writer;
-    tmoei_buffer text;
     tmoei_bart_tensor t;
     int found;
     memset(&writer, 0, sizeof writer);
-    memset(&text, 0, sizeof text);
     tmoei_writer_metadata(ctx, &writer, "format", "pt", 2);
     for (int i = 0; (found = tmoei_bart_tensor_at(model, i, &t)) != 0; i++)
         if (found > 0) tmoei_writer_tensor(ctx, &writer, t.name, t.rank, t.rows + t.skip, t.cols);
@@ -8267,7 +8242,6 @@ static tmoe_result tmoei_bart_write(const tmoe_model *model, const char *folder)
     tmoei_free(ctx, zeros);
     return ctx->error;
 }
-
 TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task, const char *folder) {
     tmoe_ctx *ctx = model->ctx;
     const int known = task ? tmoe_find_task(model, task) : -1, E = model->config.E;
