@@ -6292,10 +6292,8 @@ TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, t
 }
 /* ==== >>inference: one route, one merge, then an ordinary dense model answers ==========================
  * Keys and values of earlier positions stay in a cache: position t of slot s lies at (t * slots + s). A row
- * is a
- * request, or one of its beams; which slot holds position t of a row is looked up in a table, so that beams
- * that
- * change places move no keys. */
+ * is a request, or one of its beams; which slot holds position t of a row is looked up in a table, so that
+ * beams that change places move no keys. */
 
 typedef struct tmoei_keys {             /* of one decoder layer, of one expert that runs by itself */
     float *self;                        /* (target_tokens, slots, 2D): k | v */
@@ -6303,114 +6301,108 @@ typedef struct tmoei_keys {             /* of one decoder layer, of one expert t
 } tmoei_keys;
 
 struct tmoei_cache {
-    tmoe_ctx *ctx;
     int slots, rows;                    /* places; rows that still run */
-    int position;                       /* the position that is computed now, from 0 */
-    int limit;                          /* positions at most */
+    int position, limit;                /* the one that is computed now, from 0; how many at most */
     int *slot_of;                       /* (limit, slots): which slot holds position t of row r */
     int *request_of;                    /* (slots): which request row r belongs to */
     int *ids, *positions, *order;       /* (slots): of the latest tokens; scratch */
-    const tmoei_pack *source;
-    float *memory;                      /* encoder's output (source tokens, D) */
-    int experts;                        /* keys a layer: 1, or E where experts run side by side */
-    tmoei_keys *keys;                   /* (decoder layers, experts) */
+    float *scores;                      /* (slots, limit): scratch of self-attention */
+    const tmoei_pack *source; float *memory;        /* what the encoder read; its output (source tokens, D) */
+    tmoei_keys *keys; int experts;      /* (decoder layers, experts): 1, or E where they run side by side */
     tmoei_owner own;
 };
 
-typedef struct tmoei_cached_job { tmoei_cache *cache; tmoei_keys *keys; int D, H; const float *q;
-    size_t q_stride; float *y, *scores; } tmoei_cached_job;
-
+typedef struct tmoei_cached_job {       /* all: as if of one head, from row 0 on */
+    const tmoei_cache *cache; const tmoei_keys *keys; tmoei_attention_rows all; } tmoei_cached_job;
+/* Which row of the keys belongs to position t of a row. */
+static size_t tmoei_cache_place(const tmoei_cache *cache, size_t t, int row) {
+    const size_t first = t * (size_t)cache->slots;
+    return first + (size_t)cache->slot_of[first + (size_t)row];
+}
 /* Row r attends to its positions 0 .. position: scores, softmax, weighted sum, head by head. */
 static void tmoei_cached_self_chunk(void *arg, int row, int lane) {
     const tmoei_cached_job *job = (const tmoei_cached_job *)arg;
     const tmoei_cache *cache = job->cache;
-    const size_t D = (size_t)job->D, width = D / (size_t)job->H;
-    const float scale = 1.0f / sqrtf((float)width);
-    const tmoei_kernels *kernels = cache->ctx->kernels;
-    const size_t count = (size_t)cache->position + 1;
-    float *scores = job->scores + (size_t)row * (size_t)cache->limit, total; (void)lane;
-    for (size_t h = 0; h < (size_t)job->H; h++) {
-        const float *q = job->q + (size_t)row * job->q_stride + h * width;
-        float *y = job->y + (size_t)row * D + h * width;
-        for (int t = 0; t <= cache->position; t++) {
-            const size_t slot = (size_t)(t * cache->slots + cache->slot_of[t * cache->slots + row]);
-            scores[t] = kernels->dot(q, job->keys->self + slot * 2 * D + h * width, width);
-        }
-        total = kernels->exp_sum(scores, scores, scale, scale * kernels->maximum(scores, count), count);
-        memset(y, 0, width * sizeof(float));
-        for (int t = 0; t <= cache->position; t++) {
-            const size_t slot = (size_t)(t * cache->slots + cache->slot_of[t * cache->slots + row]);
-            kernels->scale_add(y, 1.0f, scores[t] / total, job->keys->self + slot * 2 * D + D + h * width,
+    const tmoei_kernels *kernels = job->all.ctx->kernels;
+    const size_t D = job->all.y_stride, width = (size_t)job->all.width, count = (size_t)cache->position + 1;
+    const float scale = 1.0f / sqrtf((float)width), *q = job->all.q + (size_t)row * job->all.q_stride;
+    float *scores = cache->scores + (size_t)row * (size_t)cache->limit, *y = job->all.y + (size_t)row * D;
+    (void)lane;
+    memset(y, 0, D * sizeof(float));
+    for (size_t at = 0; at < D; at += width) {
+        const float *k = job->keys->self + at, *v = k + D;
+        for (size_t t = 0; t < count; t++)
+            scores[t] = kernels->dot(q + at, k + tmoei_cache_place(cache, t, row) * 2 * D, width);
+        const float most = scale * kernels->maximum(scores, count);
+        const float total = kernels->exp_sum(scores, scores, scale, most, count);
+        for (size_t t = 0; t < count; t++)
+            kernels->scale_add(y + at, 1.0f, scores[t] / total, v + tmoei_cache_place(cache, t, row) * 2 * D,
                 width);
-        }
     }
 }
-
 static void tmoei_cached_cross_chunk(void *arg, int row, int lane) {
     const tmoei_cached_job *job = (const tmoei_cached_job *)arg;
-    const tmoei_cache *cache = job->cache;
-    const int request = cache->request_of[row], first = cache->source->offsets[request];
-    const size_t D = (size_t)job->D;
-    tmoei_attention_rows a;
-    memset(&a, 0, sizeof a);
-    a.ctx = cache->ctx; a.T = 1; a.S = cache->source->offsets[request + 1] - first; a.width = job->D / job->H;
-    a.q_stride = a.y_stride = D; a.kv_stride = 2 * D;
-    for (size_t column = 0; column < D; column += (size_t)a.width) {
-        a.q = job->q + (size_t)row * D + column; a.y = job->y + (size_t)row * D + column;
-        a.k = job->keys->cross + (size_t)first * 2 * D + column; a.v = a.k + D;
+    const int *offsets = job->cache->source->offsets + job->cache->request_of[row];
+    tmoei_attention_rows a = job->all;
+    a.S = offsets[1] - offsets[0];
+    a.q += (size_t)row * a.q_stride; a.y += (size_t)row * a.y_stride;
+    a.k = job->keys->cross + (size_t)offsets[0] * a.kv_stride; a.v = a.k + a.y_stride;
+    for (size_t at = 0; at < a.y_stride; at += (size_t)a.width) {
         tmoei_attention_forward(&a, lane);
+        a.q += a.width; a.k += a.width; a.v += a.width; a.y += a.width;
     }
 }
 static tmoei_keys *tmoei_cache_keys(tmoei_pass *pass, int layer, int expert) {
-    tmoei_cache *cache = pass->cache;
-    return &cache->keys[(layer - pass->model->config.encoder_layers) * cache->experts + (cache->experts > 1
-        ? expert : 0)];
+    const tmoei_cache *cache = pass->cache;
+    const int first = (layer - pass->model->config.encoder_layers) * cache->experts;
+    return &cache->keys[first + (cache->experts > 1 ? expert : 0)];
+}
+/* Attention of all rows, in the first D columns of q, over the keys; gives its output (rows, D). */
+static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, const tmoei_keys *keys, const tmoe_tensor *q,
+        void (*chunk)(void *, int, int)) {
+    const int D = pass->model->config.D;
+    tmoe_tensor *y = tmoei_tensor_new(pass->tape, q->rows, D, NULL);
+    tmoei_cached_job job;
+    if (!y) return NULL;
+    memset(&job, 0, sizeof job);
+    job.cache = pass->cache; job.keys = keys;
+    job.all.ctx = pass->model->ctx; job.all.T = 1; job.all.width = D / pass->model->config.H_decoder;
+    job.all.q = q->x; job.all.q_stride = (size_t)q->cols; job.all.kv_stride = 2 * (size_t)D;
+    job.all.y = y->x; job.all.y_stride = (size_t)D;
+    tmoei_parallel(pass->model->ctx, chunk, &job, pass->cache->rows);
+    return y;
 }
 /* qkv (rows, 3D) of the present position: keeps k and v, gives the attention's output (rows, D). */
 static tmoe_tensor *tmoei_cached_self_attention(tmoei_pass *pass, int layer, int expert, tmoe_tensor *qkv) {
     tmoei_cache *cache = pass->cache;
     tmoei_keys *keys = tmoei_cache_keys(pass, layer, expert);
-    const size_t D = (size_t)pass->model->config.D, slots = (size_t)cache->slots;
-    tmoei_cached_job job;
+    const size_t D = (size_t)pass->model->config.D, places = (size_t)cache->limit * (size_t)cache->slots;
     if (!qkv) return NULL;
-    if (!keys->self)
-        keys->self = (float *)tmoei_own(&cache->own, (size_t)cache->limit * slots * 2 * D, sizeof(float));
-    tmoe_tensor *y = tmoei_tensor_new(pass->tape, qkv->rows, (int)D, NULL);
-    tmoe_tensor *scores = tmoei_tensor_new(pass->tape, qkv->rows, cache->limit, NULL);
-    if (!keys->self || !y || !scores) return NULL;
-    for (int r = 0; r < cache->rows; r++) {
-        const size_t slot = (size_t)cache->position * slots
-            + (size_t)cache->slot_of[(size_t)cache->position * slots + (size_t)r];
-        memcpy(keys->self + slot * 2 * D, qkv->x + (size_t)r * 3 * D + D, 2 * D * sizeof(float));
-    }
-    job.cache = cache; job.keys = keys; job.D = (int)D; job.H = pass->model->config.H_decoder;
-    job.q = qkv->x; job.q_stride = 3 * D; job.y = y->x; job.scores = scores->x;
-    tmoei_parallel(cache->ctx, tmoei_cached_self_chunk, &job, cache->rows);
-    return y;
+    if (!keys->self) keys->self = (float *)tmoei_own(&cache->own, places * 2 * D, sizeof(float));
+    if (!keys->self) return NULL;
+    for (int r = 0; r < cache->rows; r++)
+        memcpy(keys->self + tmoei_cache_place(cache, (size_t)cache->position, r) * 2 * D,
+            qkv->x + (size_t)r * 3 * D + D, 2 * D * sizeof(float));
+    return tmoei_cached_attention(pass, keys, qkv, tmoei_cached_self_chunk);
 }
 /* q (rows, D) over the keys and values of its request, which the first call makes. */
 static tmoe_tensor *tmoei_cached_cross_attention(tmoei_pass *pass, int layer, int expert, tmoe_tensor *q,
         tmoe_tensor *w, tmoe_tensor *b) {
     tmoei_cache *cache = pass->cache;
     tmoei_keys *keys = tmoei_cache_keys(pass, layer, expert);
+    const int n = cache->source->tokens;
     const size_t D = (size_t)pass->model->config.D;
-    tmoei_cached_job job;
     if (!q || !w || !b) return NULL;
     if (!keys->cross) {
-        tmoei_epilogue epilogue;
-        keys->cross = (float *)tmoei_own(&cache->own, (size_t)cache->source->tokens * 2 * D, sizeof(float));
+        tmoei_epilogue end;
+        keys->cross = (float *)tmoei_own(&cache->own, (size_t)n * 2 * D, sizeof(float));
         if (!keys->cross) return NULL;
-        memset(&epilogue, 0, sizeof epilogue);
-        epilogue.bias = b->x;
-        tmoei_gemm(cache->ctx, 0, 1, cache->source->tokens, 2 * (int)D, (int)D, cache->memory, D, w->x, D,
-            0.0f, keys->cross, 2 * D, &epilogue);
+        memset(&end, 0, sizeof end);
+        end.bias = b->x;
+        tmoei_gemm(cache->own.ctx, 0, 1, n, 2 * (int)D, (int)D, cache->memory, D, w->x, D, 0.0f, keys->cross,
+            2 * D, &end);
     }
-    tmoe_tensor *y = tmoei_tensor_new(pass->tape, q->rows, (int)D, NULL);
-    if (!y) return NULL;
-    job.cache = cache; job.keys = keys; job.D = (int)D; job.H = pass->model->config.H_decoder;
-    job.q = q->x; job.q_stride = D; job.y = y->x; job.scores = NULL;
-    tmoei_parallel(cache->ctx, tmoei_cached_cross_chunk, &job, cache->rows);
-    return y;
+    return tmoei_cached_attention(pass, keys, q, tmoei_cached_cross_chunk);
 }
 
 /* ---- route once, merge once -------------------------------------------------------------------------- */
@@ -6419,19 +6411,17 @@ static void tmoei_merge_route(tmoe_model *model, const float *route) {
     const int E = model->config.E;
     const size_t bytes = (size_t)(model->R * E) * sizeof(float);
     float *at = model->merged;
-    int chosen;
-    if (model->R == 0 || (model->merged_version == model->version
-            && memcmp(model->merged_route, route, bytes) == 0))
-        return;
+    if (model->merged_version == model->version && memcmp(model->merged_route, route, bytes) == 0) return;
     for (int l = 0; l < model->L; l++) {
         const tmoei_layer *layer = &model->layers[l];
-        const float *r = route + layer->route * E;
+        const size_t n = layer->block_size;
+        float *experts = model->theta + layer->block;
         if (layer->experts == 1) continue;
-        chosen = tmoei_one_hot(r, E);
-        model->blocks[l] = chosen >= 0 ? model->theta + layer->block + (size_t)chosen * layer->block_size
-            : at;
-        if (chosen < 0) tmoei_merge(model->ctx, E, layer->block_size, model->theta + layer->block, r, at);
-        at += layer->block_size;
+        const float *r = route + layer->route * E;
+        const int chosen = tmoei_one_hot(r, E);
+        model->blocks[l] = chosen >= 0 ? experts + (size_t)chosen * n : at;
+        if (chosen < 0) tmoei_merge(model->ctx, E, n, experts, r, at);
+        at += n;
     }
     memcpy(model->merged_route, route, bytes);
     model->merged_version = model->version;
@@ -6439,24 +6429,24 @@ static void tmoei_merge_route(tmoe_model *model, const float *route) {
 /* A pass that evaluates: no gradients, no noise. route NULL: that of the known task. */
 static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const float *route, tmoe_tape *tape,
         tmoei_pass *pass) {
+    const int width = model->R * model->config.E;
     tmoe_tape_reset(tape);
     tmoe_tape_record(tape, 0);
     memset(pass, 0, sizeof *pass);
     pass->model = model; pass->tape = tape;
-    if (model->R == 0) return TMOE_OK;
+    if (width == 0) return TMOE_OK;
     if (!route) {
-        tmoe_result result = tmoei_routes_refresh(model);
-        if (result != TMOE_OK) return result;
-        route = model->routes + (size_t)task * (size_t)(model->R * model->config.E);
+        TMOEI_TRY(tmoei_routes_refresh(model));
+        route = model->routes + (size_t)task * (size_t)width;
     }
     if (model->config.mix == TMOE_MIX_PARAM) {
         tmoei_merge_route(model, route);
         pass->blocks = model->blocks;
-    } else {                                          /* a copy on the tape: the caller's may be read-only */
-        pass->route = tmoei_tensor_new(tape, 1, model->R * model->config.E, NULL);
-        if (!pass->route) return TMOE_ERR_MEMORY;
-        memcpy(pass->route->x, route, tmoei_elements(pass->route) * sizeof(float));
+        return TMOE_OK;
     }
+    pass->route = tmoei_tensor_new(tape, 1, width, NULL);       /* a copy: the caller's may be read-only */
+    if (!pass->route) return TMOE_ERR_MEMORY;
+    memcpy(pass->route->x, route, (size_t)width * sizeof(float));
     return TMOE_OK;
 }
 
@@ -6467,26 +6457,28 @@ static void tmoei_cache_destroy(tmoei_cache *cache) { tmoei_owner_free(&cache->o
 /* Encodes the packed sources and makes room for `beams` rows each, of at most `limit` positions. */
 static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int task, const float *route,
         const tmoei_pack *source, int beams, int limit) {
-    tmoe_ctx *ctx = model->ctx;
-    const size_t memory = (size_t)source->tokens * (size_t)model->config.D;
-    const size_t slots = (size_t)source->sequences * (size_t)beams;
+    const tmoe_config *c = &model->config;
+    const size_t memory = (size_t)source->tokens * (size_t)c->D;
+    const size_t slots = (size_t)source->sequences * (size_t)beams, places = (size_t)limit * slots;
+    tmoei_owner *own = &cache->own;
     tmoei_pass pass;
     memset(cache, 0, sizeof *cache);
-    cache->ctx = cache->own.ctx = ctx; cache->slots = cache->rows = (int)slots; cache->limit = limit;
-    cache->source = source; cache->experts = model->config.mix == TMOE_MIX_OUTPUT ? model->config.E : 1;
-    cache->keys = (tmoei_keys *)tmoei_own(&cache->own, (size_t)(model->config.decoder_layers
-        * cache->experts), sizeof *cache->keys);
-    cache->memory = (float *)tmoei_own(&cache->own, memory, sizeof(float));
-    cache->slot_of = (int *)tmoei_own(&cache->own, (size_t)limit * slots, sizeof(int));
-    cache->request_of = (int *)tmoei_own(&cache->own, 4 * slots, sizeof(int));
-    if (ctx->error != TMOE_OK) return ctx->error;
-    cache->ids = cache->request_of + slots; cache->positions = cache->ids + slots;
-    cache->order = cache->positions + slots;
+    own->ctx = model->ctx;
+    cache->slots = cache->rows = (int)slots; cache->limit = limit; cache->source = source;
+    cache->experts = c->mix == TMOE_MIX_OUTPUT ? c->E : 1;
+    cache->keys = (tmoei_keys *)tmoei_own(own, (size_t)(c->decoder_layers * cache->experts),
+        sizeof *cache->keys);
+    cache->memory = (float *)tmoei_own(own, memory, sizeof(float));
+    cache->scores = (float *)tmoei_own(own, places, sizeof(float));
+    cache->slot_of = (int *)tmoei_own(own, places + 4 * slots, sizeof(int));
+    if (own->ctx->error != TMOE_OK) return own->ctx->error;
+    cache->request_of = cache->slot_of + places; cache->ids = cache->request_of + slots;
+    cache->positions = cache->ids + slots; cache->order = cache->positions + slots;
     for (int r = 0; r < cache->rows; r++) cache->request_of[r] = r / beams;
     TMOEI_TRY(tmoei_evaluation_pass(model, task, route, model->tape, &pass));
     const tmoe_tensor *h = tmoei_encode(&pass, source);
     if (h) memcpy(cache->memory, h->x, memory * sizeof(float));
-    return ctx->error;
+    return own->ctx->error;
 }
 /* Logits (rows, V) of the next position after the tokens in cache->ids; they live until the next call. */
 static tmoe_tensor *tmoei_cache_step(tmoei_cache *cache, tmoe_model *model, int task, const float *route) {
@@ -6513,27 +6505,22 @@ static void tmoei_cache_reorder(tmoei_cache *cache, const int *parents, int rows
     cache->rows = rows;
     cache->position++;
 }
-
-/* continues a row */
-typedef struct tmoei_hypothesis { float score; int row, token, ended; } tmoei_hypothesis;
+typedef struct tmoei_hypothesis { float score; int row, token, ended; } tmoei_hypothesis;   /* of a row, on */
 typedef struct tmoei_search {
     tmoe_model *model;
     tmoe_generation how;
     tmoei_cache cache;
-    float *logits;                      /* of the present step */
-    int length;                         /* tokens of the rows so far, with the start token */
+    float *logits; int length;          /* of the present step; tokens of the rows, with the start token */
     int *tokens, *next_tokens, *parents;        /* (rows, max_length) of running rows; (rows) */
     float *scores, *next_scores;        /* (rows): sum of log p */
     tmoei_hypothesis *candidates;       /* (requests, 2 * beams), best first */
     int *finished, *lengths;            /* (requests, beams, max_length) and (requests, beams), best first */
-    /* (requests, beams): score / length^penalty; TMOEI_NO_SCORE: none yet */
-    float *final;
+    float *final;                       /* (requests, beams): score / length^penalty */
 } tmoei_search;
-#define TMOEI_NO_SCORE (-1e9f)          /* transformers' */
+#define TMOEI_NO_SCORE (-1e9f)          /* transformers': there is none yet */
 
 /* What the row may not say next gets -inf: eos before min_length, a token that would repeat an n-gram, all
- * but a
- * forced one, which is certain (log p = 0 where lse is taken off). */
+ * but a forced one, which is certain (log p = 0 where lse is taken off). */
 static void tmoei_search_forbid(const tmoei_search *s, int row, float *x, float lse) {
     const tmoe_generation *how = &s->how;
     const int *tokens = s->tokens + (size_t)row * (size_t)how->max_length, n = how->no_repeat_ngram;
@@ -6567,121 +6554,111 @@ static void tmoei_search_chunk(void *arg, int chunk, int lane) {
 }
 /* Keeps a finished hypothesis where it is among the request's `beams` best. */
 static void tmoei_search_finish(tmoei_search *s, int request, const tmoei_hypothesis *c, float score) {
-    const int B = s->how.beams;
-    const size_t most = (size_t)s->how.max_length, base = (size_t)request * (size_t)B;
-    int place = B - 1;
-    if (score <= s->final[base + (size_t)place]) return;
-    for (; place > 0 && s->final[base + (size_t)place - 1] < score; place--) {
-        const size_t to = base + (size_t)place;
+    const size_t most = (size_t)s->how.max_length, base = (size_t)request * (size_t)s->how.beams;
+    size_t to = base + (size_t)s->how.beams - 1;
+    if (score <= s->final[to]) return;
+    for (; to > base && s->final[to - 1] < score; to--) {
         s->final[to] = s->final[to - 1]; s->lengths[to] = s->lengths[to - 1];
         memcpy(s->finished + to * most, s->finished + (to - 1) * most, most * sizeof(int));
     }
-    int *tokens = s->finished + (base + (size_t)place) * most;
+    int *tokens = s->finished + to * most;
     memcpy(tokens, s->tokens + (size_t)c->row * most, (size_t)s->length * sizeof(int));
     tokens[s->length] = c->token;
-    s->final[base + (size_t)place] = score; s->lengths[base + (size_t)place] = s->length + 1;
+    s->final[to] = score; s->lengths[to] = s->length + 1;
 }
 /* One request's step: its candidates finish or become its next rows. Gives how many go on: beams or 0. */
 static int tmoei_search_advance(tmoei_search *s, int index, int next) {
     const tmoe_generation *how = &s->how;
     const int B = how->beams, request = s->cache.request_of[index * B], wanted = B > 1 ? 2 * B : 1;
-    const size_t most = (size_t)how->max_length;
+    const size_t most = (size_t)how->max_length, length = (size_t)s->length;
+    const float penalty = powf((float)s->length, how->length_penalty);
     tmoei_hypothesis *c = s->candidates + (size_t)index * 2 * (size_t)B;
     int ended = 0;
     for (int i = 0; i < wanted; i++) {
-        ended += c[i].ended;
-        if (c[i].ended && i < B) tmoei_search_finish(s, request, &c[i],
-            B > 1 ? c[i].score / powf((float)s->length, how->length_penalty) : 0.0f);
-        if (c[i].ended) c[i].score += TMOEI_NO_SCORE;           /* goes on only where nothing else can */
+        if (!c[i].ended) continue;
+        if (i < B) tmoei_search_finish(s, request, &c[i], B > 1 ? c[i].score / penalty : 0.0f);
+        c[i].score += TMOEI_NO_SCORE;                           /* goes on only where nothing else can */
+        ended++;
     }
-    for (int b = 0; b < B; b++) {
-        int chosen = 0;
-        for (int i = 1; i < wanted; i++) if (c[i].score > c[chosen].score) chosen = i;
-        const size_t to = (size_t)(next + b);
-        memcpy(s->next_tokens + to * most, s->tokens + (size_t)c[chosen].row * most,
-            (size_t)s->length * sizeof(int));
-        s->next_tokens[to * most + (size_t)s->length] = c[chosen].token;
-        s->next_scores[to] = B > 1 ? c[chosen].score : 0.0f; s->parents[to] = c[chosen].row;
-        c[chosen].score = -(float)INFINITY;
+    for (int to = next; to < next + B; to++) {
+        tmoei_hypothesis *best = c;
+        for (int i = 1; i < wanted; i++) if (c[i].score > best->score) best = &c[i];
+        int *tokens = s->next_tokens + (size_t)to * most;
+        memcpy(tokens, s->tokens + (size_t)best->row * most, length * sizeof(int));
+        tokens[length] = best->token;
+        s->next_scores[to] = B > 1 ? best->score : 0.0f; s->parents[to] = best->row;
+        best->score = -(float)INFINITY;
     }
     if (ended == wanted) return 0;
     if (B == 1) return 1;
     /* could a running row still become better than the worst finished one? */
     const float worst = s->final[(size_t)(request + 1) * (size_t)B - 1];
-    const float length = how->early_stopping == TMOE_EARLY_STOPPING_NEVER && how->length_penalty > 0.0f
-        ? (float)(how->max_length - 1) : (float)s->length;
-    const int full = worst > TMOEI_NO_SCORE;
-    return (full && how->early_stopping == TMOE_EARLY_STOPPING_TRUE)
-        || !(s->next_scores[next] / powf(length, how->length_penalty) > worst) ? 0 : B;
+    const int longest = how->early_stopping == TMOE_EARLY_STOPPING_NEVER && how->length_penalty > 0.0f;
+    const float hope = s->next_scores[next]
+        / (longest ? powf((float)(how->max_length - 1), how->length_penalty) : penalty);
+    const int full = worst > TMOEI_NO_SCORE, stop = full && how->early_stopping == TMOE_EARLY_STOPPING_TRUE;
+    return stop || !(hope > worst) ? 0 : B;
 }
 /* Searches from the start token until every request is done. */
 static tmoe_result tmoei_search_run(tmoei_search *s, int task, const float *route, const tmoei_pack *source) {
-    const int B = s->how.beams, requests = source->sequences;
-    const size_t rows = (size_t)(requests * B), most = (size_t)s->how.max_length;
-    tmoei_owner *own = &s->cache.own;
-    TMOEI_TRY(tmoei_cache_create(&s->cache, s->model, task, route, source, B, s->how.max_length - 1));
-    s->tokens = (int *)tmoei_own(own, rows * most, sizeof(int));
-    s->next_tokens = (int *)tmoei_own(own, rows * most, sizeof(int));
-    s->finished = (int *)tmoei_own(own, rows * most, sizeof(int));
-    s->lengths = (int *)tmoei_own(own, 2 * rows, sizeof(int));
-    s->scores = (float *)tmoei_own(own, rows, sizeof(float));
-    s->next_scores = (float *)tmoei_own(own, rows, sizeof(float));
-    s->final = (float *)tmoei_own(own, rows, sizeof(float));
-    s->candidates = (tmoei_hypothesis *)tmoei_own(own, 2 * rows, sizeof *s->candidates);
-    if (s->model->ctx->error != TMOE_OK) return s->model->ctx->error;
-    s->parents = s->lengths + rows;
+    const int B = s->how.beams;
+    const size_t rows = (size_t)(source->sequences * B), most = (size_t)s->how.max_length;
+    tmoei_cache *cache = &s->cache;
+    tmoe_ctx *ctx = s->model->ctx;
+    TMOEI_TRY(tmoei_cache_create(cache, s->model, task, route, source, B, s->how.max_length - 1));
+    s->tokens = (int *)tmoei_own(&cache->own, 3 * rows * most, sizeof(int));
+    s->lengths = (int *)tmoei_own(&cache->own, 2 * rows, sizeof(int));
+    s->scores = (float *)tmoei_own(&cache->own, 3 * rows, sizeof(float));
+    s->candidates = (tmoei_hypothesis *)tmoei_own(&cache->own, 2 * rows, sizeof *s->candidates);
+    if (ctx->error != TMOE_OK) return ctx->error;
+    s->next_tokens = s->tokens + rows * most; s->finished = s->next_tokens + rows * most;
+    s->next_scores = s->scores + rows; s->final = s->next_scores + rows; s->parents = s->lengths + rows;
     for (size_t r = 0; r < rows; r++) {
         s->tokens[r * most] = s->model->config.start_id;
         s->scores[r] = r % (size_t)B ? TMOEI_NO_SCORE : 0.0f;   /* equal beams: only the first one counts */
         s->final[r] = TMOEI_NO_SCORE;
     }
-    for (s->length = 1; s->cache.rows > 0; s->length++) {
+    for (s->length = 1; cache->rows > 0; s->length++) {
         int next = 0;
-        for (int r = 0; r < s->cache.rows; r++)
-            s->cache.ids[r] = s->tokens[(size_t)r * most + (size_t)s->length - 1];
-        const tmoe_tensor *logits = tmoei_cache_step(&s->cache, s->model, task, route);
-        if (!logits) return s->model->ctx->error;
+        for (int r = 0; r < cache->rows; r++)
+            cache->ids[r] = s->tokens[(size_t)r * most + (size_t)s->length - 1];
+        const tmoe_tensor *logits = tmoei_cache_step(cache, s->model, task, route);
+        if (!logits) return ctx->error;
         s->logits = logits->x;
-        tmoei_parallel(s->model->ctx, tmoei_search_chunk, s, s->cache.rows / B);
-        for (int i = 0; i < s->cache.rows / B; i++) next += tmoei_search_advance(s, i, next);
-        int *tokens = s->tokens;
-        float *scores = s->scores;
-        s->tokens = s->next_tokens; s->next_tokens = tokens;
-        s->scores = s->next_scores; s->next_scores = scores;
-        tmoei_cache_reorder(&s->cache, s->parents, next);
+        tmoei_parallel(ctx, tmoei_search_chunk, s, cache->rows / B);
+        for (int i = 0; i < cache->rows / B; i++) next += tmoei_search_advance(s, i, next);
+        memcpy(s->tokens, s->next_tokens, (size_t)next * most * sizeof(int));
+        memcpy(s->scores, s->next_scores, (size_t)next * sizeof(float));
+        tmoei_cache_reorder(cache, s->parents, next);
     }
     return TMOE_OK;
 }
 /* Checks and completes the settings. */
 static tmoe_result tmoei_generation_check(tmoe_model *model, tmoe_generation *how) {
+    const int V = model->V, B = how->beams, longest = model->config.target_tokens + 1;  /* and the start */
     char text[TMOEI_MESSAGE_BYTES - 64] = "";
     tmoei_fields_check(how, tmoei_generation_fields, TMOEI_GENERATION_FIELDS, text, sizeof text);
-    if (how->max_length == 0 || how->max_length > model->config.target_tokens)
-        /* the start token counts, but has no answer */
-        how->max_length = model->config.target_tokens + 1;
-    if (how->returned > how->beams)
-        tmoei_problem(text, sizeof text, "returned is %d, must be at most beams = %d", how->returned,
-        how->beams);
-    if (how->forced_begin_id >= model->V || how->forced_end_id >= model->V)
-        tmoei_problem(text, sizeof text, "a forced id is not below V = %d", model->V);
-    if (how->beams > model->V / 2) tmoei_problem(text, sizeof text, "beams is %d, must be at most V / 2",
-        how->beams);
+    if (how->max_length == 0 || how->max_length > longest) how->max_length = longest;
+    if (how->max_length == 1) tmoei_problem(text, sizeof text, "max_length is 1: the start token alone");
+    if (how->returned > B)
+        tmoei_problem(text, sizeof text, "returned is %d, must be at most beams = %d", how->returned, B);
+    if (how->forced_begin_id >= V || how->forced_end_id >= V || model->config.end_id >= V)
+        tmoei_problem(text, sizeof text, "a forced id or the model's end_id is not below V = %d", V);
+    if (B > V / 2) tmoei_problem(text, sizeof text, "beams is %d, must be at most V / 2", B);
     return text[0] ? tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "generation: %s", text) : TMOE_OK;
 }
-
 /* Every request has tokens, and not too many, and every id exists. */
 static tmoe_result tmoei_requests_check(tmoe_model *model, const int *ids, const int *lengths, int count) {
+    const int most = model->config.source_tokens;
     for (int i = 0; i < count; ids += lengths[i++]) {
-        int good = lengths[i] >= 1 && lengths[i] <= model->config.source_tokens;
+        int good = lengths[i] >= 1 && lengths[i] <= most;
         for (int j = 0; good && j < lengths[i]; j++) good = ids[j] >= 0 && ids[j] < model->V;
         if (!good)
-            return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-            "generate: request %d has %d tokens (1 to %d), or an id "
-                "that is not 0 <= id < %d", i, lengths[i], model->config.source_tokens, model->V);
+            return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "generate: request %d has %d tokens (1 to %d), "
+                "or an id that is not 0 <= id < %d", i, lengths[i], most, model->V);
     }
     return TMOE_OK;
 }
-
 TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *route, const int *ids,
         const int *lengths, int count, const tmoe_generation *how, int *tokens, int *token_counts,
         float *scores) {
@@ -6694,31 +6671,26 @@ TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *rou
     s.model = model; s.how = how ? *how : model->generation;
     if (model->R > 0 && !route && (task < 0 || task >= model->N))
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "generate: task %d of %d; an unknown task needs a route",
-        task,
-            model->N);
+            task, model->N);
     TMOEI_TRY(tmoei_requests_check(model, ids, lengths, count));
     TMOEI_TRY(tmoei_generation_check(model, &s.how));
     const tmoei_float_mode mode = tmoei_float_mode_enter();
-    const int B = s.how.beams, returned = s.how.returned, at_once = B < TMOEI_ROWS_AT_ONCE
-        ? TMOEI_ROWS_AT_ONCE / B : 1;
-    const size_t most = (size_t)s.how.max_length;
+    const int B = s.how.beams, returned = s.how.returned, most = s.how.max_length;
+    const int at_once = B < TMOEI_ROWS_AT_ONCE ? TMOEI_ROWS_AT_ONCE / B : 1;
+    const size_t source_most = (size_t)model->config.source_tokens;
     for (int first = 0, n; ctx->error == TMOE_OK && first < count; first += n) {
-        size_t sources = 0;
         n = tmoei_least(at_once, count - first);
-        for (int i = 0; i < n; i++) sources += (size_t)lengths[first + i];
-        if (tmoei_batch_reserve(ctx, &b, sources, 1, (size_t)n) != TMOE_OK) break;
+        if (tmoei_batch_reserve(ctx, &b, (size_t)n * source_most, 1, (size_t)n) != TMOE_OK) break;
         for (int i = 0; i < n; ids += lengths[first + i++])
             tmoei_batch_put(&b, ids, (size_t)lengths[first + i], NULL, 0, 0);
-        if (tmoei_search_run(&s, task, route, &b.source) == TMOE_OK)
-            for (int i = 0; i < n * returned; i++) {
-                const size_t to = (size_t)(first * returned + i),
-                    from = (size_t)(i / returned * B + i % returned);
-                for (size_t t = 0; t < most; t++)
-                    tokens[to * most + t] = (int)t < s.lengths[from] ? s.finished[from * most + t]
-                        : model->config.pad_id;
-                token_counts[to] = s.lengths[from];
-                if (scores) scores[to] = s.final[from];
-            }
+        const int good = tmoei_search_run(&s, task, route, &b.source) == TMOE_OK;
+        for (int i = 0; good && i < n * returned; i++, tokens += most) {
+            const int from = i / returned * B + i % returned, to = first * returned + i;
+            const int *answer = s.finished + (size_t)from * (size_t)most;
+            for (int t = 0; t < most; t++) tokens[t] = t < s.lengths[from] ? answer[t] : model->config.pad_id;
+            token_counts[to] = s.lengths[from];
+            if (scores) scores[to] = s.final[from];
+        }
         tmoei_cache_destroy(&s.cache);
     }
     tmoei_free(ctx, b.memory);
@@ -6730,90 +6702,77 @@ TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count) {
 }
 /* The text that tokens say, to be freed; NULL when there is no memory. */
 static char *tmoei_text_of(tmoe_model *model, const int *tokens, size_t count) {
-    size_t length = 0;
-    char *text;
-    if (tmoe_tokenizer_decode(model->tokenizer, tokens, count, TMOE_TOKENIZER_SKIP_SPECIALS, NULL, 0,
-        &length) != TMOE_OK
-        || !(text = (char *)tmoei_alloc(model->ctx, length + 1, 1, 1)))
-        return NULL;
-    (void)tmoe_tokenizer_decode(model->tokenizer, tokens, count, TMOE_TOKENIZER_SKIP_SPECIALS, text,
-        length + 1, &length);
+    const tmoe_tokenizer *t = model->tokenizer;
+    const int skip = TMOE_TOKENIZER_SKIP_SPECIALS;
+    size_t n = 0;
+    if (tmoe_tokenizer_decode(t, tokens, count, skip, NULL, 0, &n) != TMOE_OK) return NULL;
+    char *text = (char *)tmoei_alloc(model->ctx, n + 1, 1, 1);
+    if (text) (void)tmoe_tokenizer_decode(t, tokens, count, skip, text, n + 1, &n);
     return text;
 }
-
 TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const float *route,
         const char *const *inputs, int count, char **answers) {
     tmoe_ctx *ctx = model->ctx;
-    const tmoe_config *c = &model->config;
-    const int known = tmoe_find_task(model, task);
+    const int known = tmoe_find_task(model, task), limit = model->config.source_tokens;
     const char *instruction = known >= 0 ? model->tasks[known].instruction : task;
-    const size_t n = (size_t)count;
     tmoe_generation how = model->generation;
+    tmoei_owner own = { ctx, NULL };
     tmoei_texts texts;
-    float *unseen = NULL;
-    /* (count) of requests, (count) of answers, (count, max_length) tokens */
-    int *lengths = NULL;
-    ctx->error = TMOE_OK;
     memset(&texts, 0, sizeof texts);
+    ctx->error = TMOE_OK; how.returned = 1;
     for (int i = 0; i < count; i++) answers[i] = NULL;
-    how.returned = 1;
-    if (!model->tokenizer) (void)tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "answers: the model has no tokenizer");
-    else if (tmoei_generation_check(model, &how) == TMOE_OK && !route && known < 0 && model->R > 0) {
-        unseen = (float *)tmoei_alloc(ctx, (size_t)(model->R * c->E), sizeof(float), 0);
-        if (unseen) (void)tmoe_route_unseen(model, instruction, TMOE_ZERO_SHOT_ROUTER, unseen);
+    if (!model->tokenizer) return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "answers: the model has no tokenizer");
+    TMOEI_TRY(tmoei_generation_check(model, &how));
+    const size_t n = (size_t)count, most = (size_t)how.max_length;
+    int *lengths = (int *)tmoei_own(&own, n + 1, (most + 2) * sizeof(int));     /* (n), (n), (n, most) */
+    int *counts = lengths ? lengths + n : NULL, *tokens = lengths ? counts + n : NULL;
+    float *unseen = (float *)tmoei_own(&own, (size_t)(model->R * model->config.E) + 1, sizeof(float));
+    if (ctx->error == TMOE_OK && !route && known < 0 && model->R > 0) {
+        (void)tmoe_route_unseen(model, instruction, TMOE_ZERO_SHOT_ROUTER, unseen);
         route = unseen;
     }
-    const size_t most = (size_t)how.max_length;
-    if (ctx->error == TMOE_OK) lengths = (int *)tmoei_alloc(ctx, n + 1, (most + 2) * sizeof(int), 0);
     for (int i = 0; ctx->error == TMOE_OK && i < count; i++)
-        if (tmoei_texts_add(model, &texts, instruction, inputs[i], c->source_tokens, "input", task,
-        i) == TMOE_OK)
+        if (tmoei_texts_add(model, &texts, instruction, inputs[i], limit, "input", task, i) == TMOE_OK)
             lengths[i] = (int)tmoei_text_length(&texts, (size_t)i);
     if (ctx->error == TMOE_OK)
-        (void)tmoe_generate(model, known, route, texts.ids, lengths, count, &how, lengths + 2 * n,
-        lengths + n, NULL);
+        (void)tmoe_generate(model, known, route, texts.ids, lengths, count, &how, tokens, counts, NULL);
     for (size_t i = 0; ctx->error == TMOE_OK && i < n; i++)
-        answers[i] = tmoei_text_of(model, lengths + 2 * n + i * most, (size_t)lengths[n + i]);
+        answers[i] = tmoei_text_of(model, tokens + i * most, (size_t)counts[i]);
     if (ctx->error != TMOE_OK) tmoe_answers_free(model, answers, count);
-    tmoei_free(ctx, unseen); tmoei_free(ctx, lengths); tmoei_free(ctx, texts.ids); tmoei_free(ctx,
-        texts.offsets);
+    tmoei_free(ctx, texts.ids); tmoei_free(ctx, texts.offsets);
+    tmoei_owner_free(&own);
     return ctx->error;
 }
-
 TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task, const char *input, char *text,
         size_t size) {
     char *answer = NULL;
     if (!size) return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "answer: no room for a text");
     text[0] = 0;
-    tmoe_result result = tmoe_answers(model, task, NULL, &input, 1, &answer);
-    if (result == TMOE_OK && strlen(answer) >= size)
-        result = tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "answer: %lu bytes and a NUL do not fit into %lu",
-            (unsigned long)strlen(answer), (unsigned long)size);
-    else if (result == TMOE_OK) memcpy(text, answer, strlen(answer) + 1);
+    TMOEI_TRY(tmoe_answers(model, task, NULL, &input, 1, &answer));
+    const size_t n = strlen(answer);
+    if (n < size) memcpy(text, answer, n + 1);
+    else (void)tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "answer: %lu bytes and a NUL do not fit into %lu",
+        (unsigned long)n, (unsigned long)size);
     tmoe_answers_free(model, &answer, 1);
-    return result;
+    return model->ctx->error;
 }
-
 TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, const float *route, int limit,
         double *score) {
     tmoe_ctx *ctx = model->ctx;
     const int n = limit > 0 && limit < task->test_count ? limit : task->test_count;
-    const char **inputs;
-    char **answers;
-    tmoe_result result = TMOE_ERR_MEMORY;
+    const char *name = tmoe_find_task(model, task->name) >= 0 ? task->name : task->instruction;
+    tmoei_owner own = { ctx, NULL };
     ctx->error = TMOE_OK;
-    inputs = (const char **)tmoei_alloc(ctx, (size_t)n + 1, sizeof *inputs, 0);
-    answers = (char **)tmoei_alloc(ctx, (size_t)n + 1, sizeof *answers, 1);
+    const char **inputs = (const char **)tmoei_own(&own, (size_t)n + 1, sizeof *inputs);
+    char **answers = (char **)tmoei_own(&own, (size_t)n + 1, sizeof *answers);
     if (inputs && answers) {
         for (int i = 0; i < n; i++) inputs[i] = task->test[i].input;
-        result = tmoe_answers(model, tmoe_find_task(model, task->name) >= 0 ? task->name : task->instruction,
-            route, inputs, n, answers);
-        if (result == TMOE_OK)
-            result = tmoe_score(ctx, task->metric, (const char *const *)answers, task->test, n, score);
+        if (tmoe_answers(model, name, route, inputs, n, answers) == TMOE_OK)
+            (void)tmoe_score(ctx, task->metric, (const char *const *)answers, task->test, n, score);
+        tmoe_answers_free(model, answers, n);
     }
-    if (answers) tmoe_answers_free(model, answers, n);
-    tmoei_free(ctx, (void *)inputs); tmoei_free(ctx, answers);
-    return result;
+    tmoei_owner_free(&own);
+    return ctx->error;
 }
 /* sum over y of log p(y | x) of each label y for the one source x, into out. */
 static tmoe_result tmoei_log_likelihoods(tmoe_model *model, int task, const float *route,
@@ -6839,35 +6798,34 @@ static tmoe_result tmoei_log_likelihoods(tmoe_model *model, int task, const floa
     tmoei_free(model->ctx, b.memory);
     return model->ctx->error;
 }
-
 TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const float *route,
         const char *const *inputs, int count, int normalised, int *chosen) {
     tmoe_ctx *ctx = model->ctx;
     const tmoe_config *c = &model->config;
-    const int known = tmoe_find_task(model, task->name);
-    tmoei_texts labels, sources;
+    const char *name = task->name, *instruction = c->instruction_in_input ? task->instruction : NULL;
+    const int known = tmoe_find_task(model, name), n = task->label_count;
+    tmoei_texts labels, x;
     ctx->error = TMOE_OK;
-    if (!task->label_count || !model->tokenizer || (model->R > 0 && !route && known < 0))
+    if (!n || !model->tokenizer || (model->R > 0 && !route && known < 0))
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "rank: task %s needs a closed set of labels, the model a tokenizer and a route", task->name);
+            "rank: task %s needs a closed set of labels, the model a tokenizer and a route", name);
     const tmoei_float_mode mode = tmoei_float_mode_enter();
     memset(&labels, 0, sizeof labels);
-    memset(&sources, 0, sizeof sources);
-    double *scores = (double *)tmoei_alloc(ctx, (size_t)task->label_count, sizeof *scores, 0);
-    for (int i = 0; ctx->error == TMOE_OK && i < task->label_count; i++)
-        (void)tmoei_texts_add(model, &labels, NULL, task->labels[i], c->target_tokens, "label", task->name,
-        i);
+    memset(&x, 0, sizeof x);
+    double *scores = (double *)tmoei_alloc(ctx, (size_t)n, sizeof *scores, 0);
+    for (int i = 0; ctx->error == TMOE_OK && i < n; i++)
+        (void)tmoei_texts_add(model, &labels, NULL, task->labels[i], c->target_tokens, "label", name, i);
     for (int i = 0; ctx->error == TMOE_OK && i < count; i++) {
-        sources.count = sources.ids_used = 0;
-        if (tmoei_texts_add(model, &sources, c->instruction_in_input ? task->instruction : NULL, inputs[i],
-                c->source_tokens, "input", task->name, i) == TMOE_OK
-                && tmoei_log_likelihoods(model, known, route, &sources, &labels, scores) == TMOE_OK)
-            for (int j = chosen[i] = 0; j < task->label_count; j++) {
-                if (normalised) scores[j] /= (double)tmoei_text_length(&labels, (size_t)j) - 1.0;
-                if (scores[j] > scores[chosen[i]]) chosen[i] = j;
-            }
+        x.count = x.ids_used = 0;
+        if (tmoei_texts_add(model, &x, instruction, inputs[i], c->source_tokens, "input", name, i) != TMOE_OK
+                || tmoei_log_likelihoods(model, known, route, &x, &labels, scores) != TMOE_OK)
+            break;
+        for (int j = chosen[i] = 0; j < n; j++) {
+            if (normalised) scores[j] /= (double)tmoei_text_length(&labels, (size_t)j) - 1.0;
+            if (scores[j] > scores[chosen[i]]) chosen[i] = j;
+        }
     }
-    tmoei_free(ctx, scores); tmoei_free(ctx, sources.ids); tmoei_free(ctx, sources.offsets);
+    tmoei_free(ctx, scores); tmoei_free(ctx, x.ids); tmoei_free(ctx, x.offsets);
     tmoei_free(ctx, labels.ids); tmoei_free(ctx, labels.offsets);
     tmoei_float_mode_leave(mode);
     return ctx->error;
@@ -7881,18 +7839,16 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
  * A safetensors file. Its metadata holds config, tokenizer and tasks as JSON; every parameter is a tensor of
  * its own name. A trainer adds "trainer.moment1", "trainer.moment2" and "trainer.best", twins of theta. */
 #ifndef TMOE_NO_STDIO
-
 #define TMOEI_FORMAT "2"
 /* Numbers as "name":value; what is below 0 is an id that is not there, and is left out. */
 static void tmoei_fields_to_json(tmoe_ctx *ctx, const void *base, const tmoei_field *fields, size_t count,
-        tmoei_buffer *buffer) {
+        tmoei_buffer *b) {
     for (const tmoei_field *f = fields; f < fields + count; f++) {
         const double x = tmoei_field_value(base, f);
         if (x < 0.0 && f->kind == TMOEI_KIND_INT) continue;
-        if (f > fields) tmoei_buffer_add(ctx, buffer, ",", 1);
-        if (f->kind == TMOEI_KIND_BOOL) tmoei_buffer_print(ctx, buffer, "\"%s\":%s", f->name, x != 0.0
-            ? "true" : "false");
-        else tmoei_buffer_print(ctx, buffer, "\"%s\":%.9g", f->name, x);
+        tmoei_buffer_print(ctx, b, "%s\"%s\":", f > fields ? "," : "", f->name);
+        if (f->kind == TMOEI_KIND_BOOL) tmoei_buffer_print(ctx, b, x != 0.0 ? "true" : "false");
+        else tmoei_buffer_print(ctx, b, "%.9g", x);
     }
 }
 /* The fields that the object has; an unsound one is an error and, where all are `required`, a missing one. */
@@ -7913,15 +7869,15 @@ static tmoe_result tmoei_fields_from_json(tmoe_ctx *ctx, const tmoei_json *json,
     }
     return TMOE_OK;
 }
-
 /* The values of a file's metadata, in this order, and its tensors that are twins of theta. */
 enum { TMOEI_META_CONFIG, TMOEI_META_TOKENIZER, TMOEI_META_TASKS, TMOEI_META_GENERATION, TMOEI_META_STEP,
     TMOEI_META_TRAINER };
 static const char *const tmoei_metadata_names[6] = { "config", "tokenizer", "tasks", "generation", "step",
     "trainer" };
 static const char *const tmoei_flat_names[3] = { "trainer.moment1", "trainer.moment2", "trainer.best" };
-static void tmoei_metadata_text(tmoe_ctx *ctx, const tmoe_model *model, const tmoe_trainer *trainer,
-        int which, tmoei_buffer *text) {
+static void tmoei_metadata_text(const tmoe_model *model, const tmoe_trainer *trainer, int which,
+        tmoei_buffer *text) {
+    tmoe_ctx *ctx = model->ctx;
     text->length = 0;
     if (which == TMOEI_META_CONFIG) {
         tmoei_buffer_print(ctx, text, "{\"seed\":\"%llu\",", (unsigned long long)model->config.seed);
@@ -7929,16 +7885,13 @@ static void tmoei_metadata_text(tmoe_ctx *ctx, const tmoe_model *model, const tm
         tmoei_buffer_add(ctx, text, "}", 1);
     }
     if (which == TMOEI_META_TOKENIZER) tmoei_tokenizer_to_json(ctx, model->tokenizer, text);
-    if (which == TMOEI_META_TASKS) {
-        tmoei_buffer_add(ctx, text, "[", 1);
-        for (int i = 0; i < 3 * model->N; i++) {
-            const tmoe_task *task = &model->tasks[i / 3];
-            const char *part = i % 3 == 0 ? task->name : i % 3 == 1 ? task->category : task->instruction;
-            if (i) tmoei_buffer_add(ctx, text, ",", 1);
-            tmoei_buffer_json_string(ctx, text, part, strlen(part));
-        }
-        tmoei_buffer_add(ctx, text, "]", 1);
+    for (int i = 0; which == TMOEI_META_TASKS && i < 3 * model->N; i++) {
+        const tmoe_task *task = &model->tasks[i / 3];
+        const char *part = i % 3 == 0 ? task->name : i % 3 == 1 ? task->category : task->instruction;
+        tmoei_buffer_add(ctx, text, i ? "," : "[", 1);
+        tmoei_buffer_json_string(ctx, text, part, strlen(part));
     }
+    if (which == TMOEI_META_TASKS) tmoei_buffer_print(ctx, text, model->N ? "]" : "[]");
     if (which == TMOEI_META_GENERATION) {
         tmoei_buffer_add(ctx, text, "{", 1);
         tmoei_fields_to_json(ctx, &model->generation, tmoei_generation_fields, TMOEI_GENERATION_FIELDS, text);
@@ -7952,37 +7905,33 @@ static void tmoei_metadata_text(tmoe_ctx *ctx, const tmoe_model *model, const tm
 /* Declares and writes all; trainer may be NULL. */
 static tmoe_result tmoei_save(const tmoe_model *model, const tmoe_trainer *trainer, const char *path) {
     tmoe_ctx *ctx = model->ctx;
+    const tmoei_parameter *first = model->parameters, *end = first + model->parameter_count, *p;
+    const int measured = trainer && trainer->best_loss == trainer->best_loss;       /* not NaN */
+    const float *flat[3] = { trainer ? trainer->moment1 : NULL, trainer ? trainer->moment2 : NULL,
+        measured ? trainer->best : NULL };
+    tmoei_buffer text = { NULL, 0, 0, 0 };
     tmoei_writer writer;
-    tmoei_buffer text;
-    const float *flat[3] = { NULL, NULL, NULL };
     ctx->error = TMOE_OK;
     memset(&writer, 0, sizeof writer);
-    memset(&text, 0, sizeof text);
-    if (trainer) {
-        flat[0] = trainer->moment1; flat[1] = trainer->moment2;
-        flat[2] = trainer->best_loss == trainer->best_loss ? trainer->best : NULL;
-    }
     tmoei_writer_metadata(ctx, &writer, "format", "taskmoe", 7);
     tmoei_writer_metadata(ctx, &writer, "version", TMOEI_FORMAT, strlen(TMOEI_FORMAT));
     for (int i = 0; i < (trainer ? 6 : 5); i++) {
-        tmoei_metadata_text(ctx, model, trainer, i, &text);
+        tmoei_metadata_text(model, trainer, i, &text);
         tmoei_writer_metadata(ctx, &writer, tmoei_metadata_names[i], text.data ? text.data : "", text.length);
     }
-    for (int p = 0; p < model->parameter_count; p++)
-        tmoei_writer_tensor(ctx, &writer, model->parameters[p].name, model->parameters[p].rows > 1 ? 2 : 1,
-            (size_t)model->parameters[p].rows, (size_t)model->parameters[p].cols);
+    for (p = first; p < end; p++)
+        tmoei_writer_tensor(ctx, &writer, p->name, p->rows > 1 ? 2 : 1, (size_t)p->rows, (size_t)p->cols);
     for (int i = 0; i < 3; i++)
         if (flat[i]) tmoei_writer_tensor(ctx, &writer, tmoei_flat_names[i], 1, 1, trainer->span);
-    tmoe_result result = text.failed ? TMOE_ERR_MEMORY : tmoei_writer_begin(ctx, &writer, path);
-    for (int p = 0; result == TMOE_OK && p < model->parameter_count; p++)
-        result = tmoei_writer_data(ctx, &writer, model->theta + model->parameters[p].offset,
-            (size_t)model->parameters[p].rows * (size_t)model->parameters[p].cols);
-    for (int i = 0; result == TMOE_OK && i < 3; i++)
-        if (flat[i]) result = tmoei_writer_data(ctx, &writer, flat[i], trainer->span);
-    if (result == TMOE_OK) result = tmoei_writer_commit(ctx, &writer);
+    if (!text.failed) (void)tmoei_writer_begin(ctx, &writer, path);
+    for (p = first; ctx->error == TMOE_OK && p < end; p++)
+        (void)tmoei_writer_data(ctx, &writer, model->theta + p->offset, (size_t)p->rows * (size_t)p->cols);
+    for (int i = 0; ctx->error == TMOE_OK && i < 3; i++)
+        if (flat[i]) (void)tmoei_writer_data(ctx, &writer, flat[i], trainer->span);
+    if (ctx->error == TMOE_OK) (void)tmoei_writer_commit(ctx, &writer);
     tmoei_writer_free(ctx, &writer);
     tmoei_buffer_free(ctx, &text);
-    return result;
+    return ctx->error;
 }
 TMOE_DEF tmoe_result tmoe_model_save(const tmoe_model *model, const char *path) {
     return tmoei_save(model, NULL, path);
@@ -7990,51 +7939,26 @@ TMOE_DEF tmoe_result tmoe_model_save(const tmoe_model *model, const char *path) 
 TMOE_DEF tmoe_result tmoe_trainer_save(const tmoe_trainer *trainer, const char *path) {
     return tmoei_save(trainer->model, trainer, path);
 }
-/* A metadata value that is JSON. */
-static tmoe_result tmoei_metadata_json(tmoe_ctx *ctx, const tmoei_safetensors *file, const char *key,
-        tmoei_json *json) {
-    const char *text = tmoei_safetensors_metadata(file, key);
-    if (!text)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: not a model of this library: its metadata has no '%s'",
-            file->path, key);
-    return tmoei_json_parse(ctx, json, text, strlen(text), file->path);
-}
 /* All parameters of `model`, which is laid out already, from the file into theta. */
 static tmoe_result tmoei_parameters_read(const tmoe_model *model, const tmoei_safetensors *file,
         float *theta) {
     tmoe_ctx *ctx = model->ctx;
-    tmoe_result result = TMOE_OK;
-    for (int p = 0; result == TMOE_OK && p < model->parameter_count; p++) {
-        const tmoei_parameter *parameter = &model->parameters[p];
-        const tmoei_entry *entry = tmoei_safetensors_find(file, parameter->name);
-        if (!entry)
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no tensor %s", file->path,
-                parameter->name);
-        result = tmoei_safetensors_read(ctx, file, entry, 0, theta + parameter->offset,
-            (size_t)parameter->rows * (size_t)parameter->cols);
+    for (const tmoei_parameter *p = model->parameters; p < model->parameters + model->parameter_count; p++) {
+        const tmoei_entry *e = tmoei_safetensors_find(file, p->name);
+        const size_t n = (size_t)p->rows * (size_t)p->cols;
+        if (!e) return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no tensor %s", file->path, p->name);
+        TMOEI_TRY(tmoei_safetensors_read(ctx, file, e, 0, theta + p->offset, n));
     }
-    return result;
-}
-/* The numbers behind "step": a whole number of optimiser steps. */
-static tmoe_result tmoei_step_of(tmoe_ctx *ctx, const tmoei_safetensors *file, int64_t *step) {
-    const char *text = tmoei_safetensors_metadata(file, "step");
-    long long value = -1;
-    char rest;
-    if (!text || sscanf(text, "%lld%c", &value, &rest) != 1 || value < 0)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: its metadata has no sound 'step'", file->path);
-    *step = (int64_t)value;
     return TMOE_OK;
 }
 /* Makes the mapped file itself the parameters, where it holds every tensor where the model wants it: then
- * only
- * the pages that are used are read, and training writes to copies of them. */
+ * only the pages that are used are read, and training writes to copies of them. */
 static int tmoei_read_in_place(tmoe_model *model, tmoei_safetensors *file) {
     if (!file->mapped || !tmoei_little_endian() || (uintptr_t)file->data % sizeof(float)) return 0;
-    for (int p = 0; p < model->parameter_count; p++) {
-        const tmoei_parameter *parameter = &model->parameters[p];
-        const tmoei_entry *entry = tmoei_safetensors_find(file, parameter->name);
-        if (!entry || entry->dtype != TMOEI_F32 || entry->begin != parameter->offset * sizeof(float)
-                || entry->count != (size_t)parameter->rows * (size_t)parameter->cols)
+    for (const tmoei_parameter *p = model->parameters; p < model->parameters + model->parameter_count; p++) {
+        const tmoei_entry *e = tmoei_safetensors_find(file, p->name);
+        if (!e || e->dtype != TMOEI_F32 || e->begin != p->offset * sizeof(float)
+                || e->count != (size_t)p->rows * (size_t)p->cols)
             return 0;
     }
     model->theta = (float *)(void *)(file->bytes + (file->size - file->data_size));
@@ -8042,106 +7966,116 @@ static int tmoei_read_in_place(tmoe_model *model, tmoei_safetensors *file) {
     file->mapped = 0; file->bytes = NULL;                       /* the model unmaps it */
     return 1;
 }
-static tmoe_model *tmoei_model_of_file(tmoe_ctx *ctx, tmoei_safetensors *file) {
-    const char *version = tmoei_safetensors_metadata(file, "version");
-    tmoei_json json[4];                                         /* config, tokenizer, tasks, generation */
-    tmoe_config config = tmoe_config_default();
+/* The number behind "step": a whole number of optimiser steps. */
+static tmoe_result tmoei_step_of(tmoe_ctx *ctx, const tmoei_safetensors *file, int64_t *step) {
+    const char *text = tmoei_safetensors_metadata(file, tmoei_metadata_names[TMOEI_META_STEP]);
+    long long value = -1;
+    char rest;
+    if (!text || sscanf(text, "%lld%c", &value, &rest) != 1 || value < 0)
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: its metadata has no sound 'step'", file->path);
+    *step = (int64_t)value;
+    return TMOE_OK;
+}
+/* The model that the metadata describe, without its parameters; json: config, tokenizer, tasks. */
+static tmoe_model *tmoei_model_of_json(tmoe_ctx *ctx, const tmoei_json *json, const char *path) {
+    const tmoei_json_node *list = json[TMOEI_META_TASKS].nodes;
+    const int seed = tmoei_json_get(&json[0], 0, "seed"), count = list->count / 3;
+    int sound = list->kind == TMOEI_JSON_ARRAY && list->count % 3 == 0;
+    tmoe_config c = tmoe_config_default();
     tmoe_tokenizer *tokenizer = NULL;
-    tmoe_task *tasks = NULL;
     tmoe_model *model = NULL;
-    int n = 0;
-    memset(json, 0, sizeof json);
-    if (version && strcmp(version, TMOEI_FORMAT) != 0)
-        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: format version %.20s; this library reads version %s",
-            file->path, version, TMOEI_FORMAT);
-    for (int i = 0; i < 4 && ctx->error == TMOE_OK; i++)
-        (void)tmoei_metadata_json(ctx, file, tmoei_metadata_names[i], &json[i]);
-    if (ctx->error == TMOE_OK && tmoei_fields_from_json(ctx, &json[0], file->path, &config,
-            tmoei_config_fields, TMOEI_CONFIG_FIELDS, 1) == TMOE_OK) {
-        const int seed = tmoei_json_get(&json[0], 0, "seed");
-        const tmoei_json_node *nodes = json[2].nodes;
-        if (tmoei_json_is_string(&json[0], seed)) config.seed = strtoull(json[0].nodes[seed].text, NULL, 10);
-        else (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the config has no seed", file->path);
-        if (nodes[0].kind == TMOEI_JSON_ARRAY && nodes[0].count % 3 == 0) {
-            if (json[1].nodes[0].count) tokenizer = tmoei_tokenizer_from_json(ctx, &json[1], file->path);
-            tasks = (tmoe_task *)tmoei_alloc(ctx, (size_t)nodes[0].count + 1, sizeof *tasks, 1);
-        }
-        for (int node = tasks ? nodes[0].child : -1; node >= 0; n++) {
-            const char **const fields[3] = { &tasks[n].name, &tasks[n].category, &tasks[n].instruction };
-            for (int i = 0; i < 3; i++, node = nodes[node].next)
-                *fields[i] = tmoei_json_is_string(&json[2], node) ? nodes[node].text : NULL;
-            if (!tasks[n].name || !tasks[n].category || !tasks[n].instruction) { n = -1; break; }
-        }
-        if (ctx->error == TMOE_OK && (!tasks || n < 0))
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the list of tasks is not sound", file->path);
-        if (ctx->error == TMOE_OK) model = tmoei_model_new(ctx, &config, tokenizer, tasks, n);
+    if (tmoei_fields_from_json(ctx, json, path, &c, tmoei_config_fields, TMOEI_CONFIG_FIELDS, 1) != TMOE_OK)
+        return NULL;
+    if (!tmoei_json_is_string(&json[0], seed))
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: the config has no seed", path);
+    c.seed = strtoull(json[0].nodes[seed].text, NULL, 10);
+    tmoe_task *tasks = (tmoe_task *)tmoei_alloc(ctx, (size_t)count + 1, sizeof *tasks, 1);
+    for (int i = 0, node = tasks && sound ? list->child : -1; node >= 0; i++, node = list[node].next) {
+        tmoe_task *task = &tasks[i / 3];
+        *(i % 3 == 0 ? &task->name : i % 3 == 1 ? &task->category : &task->instruction) = list[node].text;
+        sound = sound && tmoei_json_is_string(&json[TMOEI_META_TASKS], node);
     }
-    if (model && (tmoei_fields_from_json(ctx, &json[3], file->path, &model->generation,
-            tmoei_generation_fields, TMOEI_GENERATION_FIELDS, 0) != TMOE_OK
-            || tmoei_step_of(ctx, file, &model->step) != TMOE_OK
-            || (!tmoei_read_in_place(model, file) && (tmoei_theta_alloc(model) != TMOE_OK
-            || tmoei_parameters_read(model, file, model->theta) != TMOE_OK)))) {
-        tmoe_model_destroy(model);
-        model = NULL;
-    }
+    if (!sound) (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the list of tasks is not sound", path);
+    if (ctx->error == TMOE_OK && json[TMOEI_META_TOKENIZER].nodes->count)
+        tokenizer = tmoei_tokenizer_from_json(ctx, &json[TMOEI_META_TOKENIZER], path);
+    if (ctx->error == TMOE_OK) model = tmoei_model_new(ctx, &c, tokenizer, tasks, count);
     tmoei_free(ctx, tasks); tmoe_tokenizer_destroy(tokenizer);
-    for (int i = 0; i < 4; i++) tmoei_json_free(ctx, &json[i]);
     return model;
 }
 TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path) {
     tmoei_safetensors file;
+    tmoei_json json[4];                                         /* config, tokenizer, tasks, generation */
+    tmoe_model *model = NULL;
     ctx->error = TMOE_OK;
+    memset(json, 0, sizeof json);
     if (tmoei_safetensors_open(ctx, &file, path) != TMOE_OK) return NULL;
-    tmoe_model *model = tmoei_model_of_file(ctx, &file);
+    const char *version = tmoei_safetensors_metadata(&file, "version");
+    if (version && strcmp(version, TMOEI_FORMAT) != 0)
+        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: format version %.20s; this library reads version %s",
+            path, version, TMOEI_FORMAT);
+    for (int i = 0; i < 4 && ctx->error == TMOE_OK; i++) {
+        const char *name = tmoei_metadata_names[i], *text = tmoei_safetensors_metadata(&file, name);
+        if (text) (void)tmoei_json_parse(ctx, &json[i], text, strlen(text), path);
+        else (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+            "%s: not a model of this library: its metadata has no '%s'", path, name);
+    }
+    if (ctx->error == TMOE_OK) model = tmoei_model_of_json(ctx, json, path);
+    if (model && tmoei_fields_from_json(ctx, &json[TMOEI_META_GENERATION], path, &model->generation,
+            tmoei_generation_fields, TMOEI_GENERATION_FIELDS, 0) == TMOE_OK
+            && tmoei_step_of(ctx, &file, &model->step) == TMOE_OK
+            && !tmoei_read_in_place(model, &file) && tmoei_theta_alloc(model) == TMOE_OK)
+        (void)tmoei_parameters_read(model, &file, model->theta);
+    for (int i = 0; i < 4; i++) tmoei_json_free(ctx, &json[i]);
     tmoei_safetensors_close(ctx, &file);
-    return model;
+    if (ctx->error == TMOE_OK) return model;
+    tmoe_model_destroy(model);
+    return NULL;
 }
+/* Reads everything first and changes the trainer only when nothing can fail any more. */
 TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path) {
     tmoe_ctx *ctx = trainer->ctx;
     tmoe_model *model = trainer->model;
     const size_t span = trainer->span;
     tmoei_safetensors file;
-    tmoei_buffer text;
-    float *values[4] = { NULL, NULL, NULL, NULL };              /* moments, best, theta */
+    tmoei_buffer text = { NULL, 0, 0, 0 };
+    float *flat[3] = { NULL, NULL, NULL }, *theta = NULL;
     long long steps = 0;
     int64_t step = 0;
-    int bad = 0;
-    char best[32] = "";
+    int bad = 0; char best[32] = "";
     ctx->error = TMOE_OK;
-    memset(&text, 0, sizeof text);
     if (tmoei_safetensors_open(ctx, &file, path) != TMOE_OK) return ctx->error;
-    const char *state = tmoei_safetensors_metadata(&file, "trainer");
-    if (!state || sscanf(state, "%lld %d %31s", &steps, &bad, best) != 3 || steps < 0
-            || !tmoei_safetensors_find(&file, tmoei_flat_names[0])
-            || !tmoei_safetensors_find(&file, tmoei_flat_names[1]))
-        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: not a trainer's checkpoint", path);
-    for (int i = 0; ctx->error == TMOE_OK && i < 3; i++) {      /* config, tokenizer, tasks */
-        const char *theirs = tmoei_safetensors_metadata(&file, tmoei_metadata_names[i]);
-        tmoei_metadata_text(ctx, model, NULL, i, &text);
-        if (!theirs || text.failed || strcmp(theirs, text.data) != 0)
-            (void)tmoei_fail(ctx, TMOE_ERR_CONFIG, "%s: the checkpoint is of a model with another %s", path,
-                tmoei_metadata_names[i]);
+    const char *state = tmoei_safetensors_metadata(&file, tmoei_metadata_names[TMOEI_META_TRAINER]);
+    int whole = state && sscanf(state, "%lld %d %31s", &steps, &bad, best) == 3 && steps >= 0;
+    for (int i = 0; i < 2; i++) whole = whole && tmoei_safetensors_find(&file, tmoei_flat_names[i]);
+    if (!whole) (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: not a trainer's checkpoint", path);
+    for (int i = TMOEI_META_CONFIG; ctx->error == TMOE_OK && i <= TMOEI_META_TASKS; i++) {
+        const char *name = tmoei_metadata_names[i], *theirs = tmoei_safetensors_metadata(&file, name);
+        tmoei_metadata_text(model, NULL, i, &text);
+        if (theirs && !text.failed && strcmp(theirs, text.data) == 0) continue;
+        (void)tmoei_fail(ctx, TMOE_ERR_CONFIG, "%s: the checkpoint is of a model with another %s", path,
+            name);
     }
-    for (int i = 0; i < 4 && ctx->error == TMOE_OK; i++) {
-        const tmoei_entry *entry = i < 3 ? tmoei_safetensors_find(&file, tmoei_flat_names[i]) : NULL;
-        if (i < 3 && !entry) continue;
-        values[i] = (float *)tmoei_alloc(ctx, i < 3 ? span : model->size, sizeof(float), 1);
-        if (values[i] && entry) (void)tmoei_safetensors_read(ctx, &file, entry, 0, values[i], span);
-        else if (values[i] && tmoei_parameters_read(model, &file, values[i]) == TMOE_OK)
-            (void)tmoei_step_of(ctx, &file, &step);
+    if (ctx->error == TMOE_OK) theta = (float *)tmoei_alloc(ctx, model->size + 3 * span, sizeof(float), 1);
+    for (size_t i = 0; ctx->error == TMOE_OK && i < 3; i++) {
+        const tmoei_entry *entry = tmoei_safetensors_find(&file, tmoei_flat_names[i]);
+        if (!entry) continue;
+        flat[i] = theta + model->size + i * span;
+        (void)tmoei_safetensors_read(ctx, &file, entry, 0, flat[i], span);
     }
-    if (ctx->error == TMOE_OK) {                                /* nothing can fail from here on */
-        memcpy(trainer->moment1, values[0], span * sizeof(float));
-        memcpy(trainer->moment2, values[1], span * sizeof(float));
-        memcpy(model->theta, values[3], model->size * sizeof(float));
-        if (trainer->best && values[2]) memcpy(trainer->best, values[2], span * sizeof(float));
-        trainer->best_loss = trainer->best && values[2] ? strtof(best, NULL) : (float)NAN;
+    if (ctx->error == TMOE_OK && tmoei_parameters_read(model, &file, theta) == TMOE_OK
+            && tmoei_step_of(ctx, &file, &step) == TMOE_OK) {
+        const int measured = trainer->best && flat[2];
+        memcpy(trainer->moment1, flat[0], span * sizeof(float));
+        memcpy(trainer->moment2, flat[1], span * sizeof(float));
+        memcpy(model->theta, theta, model->size * sizeof(float));
+        if (measured) memcpy(trainer->best, flat[2], span * sizeof(float));
+        trainer->best_loss = measured ? strtof(best, NULL) : (float)NAN;
         trainer->bad_evaluations = bad;
         trainer->steps_done = trainer->first_step = (int64_t)steps;
         model->step = step;
         model->version++;
     }
-    for (int i = 0; i < 4; i++) tmoei_free(ctx, values[i]);
+    tmoei_free(ctx, theta);
     tmoei_buffer_free(ctx, &text);
     tmoei_safetensors_close(ctx, &file);
     return ctx->error;
@@ -8179,11 +8113,9 @@ TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, in
 #endif /* TMOE_NO_STDIO */
 /* ==== >>bart: Hugging Face's BART folders, read and written ============================================
  * config.json, model.safetensors (or shards with an index), generation_config.json, and a tokenizer. BART is
- * our
- * POST-norm model with E = 1; its q, k and v matrices lie below each other in ours, and its tables of
- * positions begin
- * with two rows that nobody uses. One list of names serves reading, writing and the message about what is
- * missing. */
+ * our POST-norm model with E = 1; its q, k and v matrices lie below each other in ours, and its tables of
+ * positions begin with two rows that nobody uses. One list of names serves reading, writing and the message
+ * about what is missing. */
 #ifndef TMOE_NO_STDIO
 #define TMOEI_BART_SKIP 2               /* rows of a table of positions before position 0 */
 typedef struct tmoei_bart_tensor {      /* a tensor of theirs, and where it lies in ours */
@@ -8191,13 +8123,13 @@ typedef struct tmoei_bart_tensor {      /* a tensor of theirs, and where it lies
     size_t offset, rows, cols, skip;    /* skip: of their rows, before ours begin */
     int rank;
 } tmoei_bart_tensor;
-
-/* Tensor number `index` of a dense model, 0, 1, ...; 0 past the last one. */
+/* Tensor `index` of a dense model, from 0 on: 1; -1 where there is none, but others follow; 0 at the end. */
 static int tmoei_bart_tensor_at(const tmoe_model *model, int index, tmoei_bart_tensor *t) {
-    static const char *const shared[TMOEI_SHARED] = { "shared.weight", "encoder.embed_positions.weight",
-        "decoder.embed_positions.weight", "encoder.layernorm_embedding.weight",
-        "encoder.layernorm_embedding.bias",
-        "decoder.layernorm_embedding.weight", "decoder.layernorm_embedding.bias", "final_logits_bias" };
+    static const char *const shared[TMOEI_SHARED] = { "model.shared.weight",
+        "model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight",
+        "model.encoder.layernorm_embedding.weight", "model.encoder.layernorm_embedding.bias",
+        "model.decoder.layernorm_embedding.weight", "model.decoder.layernorm_embedding.bias",
+        "final_logits_bias" };
     static const char *const pieces[TMOEI_PIECES / 2][3] = {    /* weight and bias are neighbours */
         { "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj" }, { "self_attn.out_proj", NULL, NULL },
         { "self_attn_layer_norm", NULL, NULL }, { "encoder_attn.q_proj", NULL, NULL },
@@ -8207,8 +8139,7 @@ static int tmoei_bart_tensor_at(const tmoe_model *model, int index, tmoei_bart_t
     memset(t, 0, sizeof *t);
     if (index < TMOEI_SHARED) {
         const tmoei_parameter *p = &model->parameters[model->shared[index]];
-        (void)snprintf(t->name, sizeof t->name, "%s%s", index == TMOEI_OUTPUT_BIAS ? "" : "model.",
-            shared[index]);
+        (void)snprintf(t->name, sizeof t->name, "%s", shared[index]);
         t->offset = p->offset; t->rows = (size_t)p->rows; t->cols = (size_t)p->cols;
         t->skip = index == TMOEI_ENCODER_POSITIONS || index == TMOEI_DECODER_POSITIONS ? TMOEI_BART_SKIP : 0;
         t->rank = p->rows > 1 || index == TMOEI_OUTPUT_BIAS ? 2 : 1;
@@ -8216,213 +8147,212 @@ static int tmoei_bart_tensor_at(const tmoe_model *model, int index, tmoei_bart_t
     }
     index -= TMOEI_SHARED;
     const int l = index / (3 * TMOEI_PIECES), piece = index / 3 % TMOEI_PIECES, part = index % 3;
-    if (l >= model->L) return 0;
+    const char *const *names = pieces[piece / 2];
     const tmoei_layer *layer = &model->layers[l];
-    int parts = 1;
-    while (parts < 3 && pieces[piece / 2][parts]) parts++;
-    if (part >= parts || !layer->rows[piece]) return -1;        /* no such tensor; others follow */
-    const size_t all = (size_t)layer->rows[piece] * (size_t)layer->cols[piece] / (size_t)parts;
+    if (l >= model->L) return 0;
+    if (!names[part] || !layer->rows[piece]) return -1;
+    const size_t parts = names[2] ? 3 : names[1] ? 2 : 1;
+    const size_t rows = (size_t)layer->rows[piece], cols = (size_t)layer->cols[piece];
     (void)snprintf(t->name, sizeof t->name, "model.%s.layers.%d.%s.%s", layer->decoder ? "decoder"
-        : "encoder",
-        layer->decoder ? l - model->config.encoder_layers : l, pieces[piece / 2][part], piece % 2 ? "bias"
-        : "weight");
-    t->rank = layer->rows[piece] > 1 ? 2 : 1;
-    t->cols = t->rank == 2 ? (size_t)layer->cols[piece] : all;
-    t->rows = all / t->cols;
-    t->offset = layer->offset[piece] + (layer->in_expert[piece] ? layer->block
-        : layer->shared) + (size_t)part * all;
+        : "encoder", layer->number, names[part], piece % 2 ? "bias" : "weight");
+    t->rank = rows > 1 ? 2 : 1;
+    t->rows = t->rank == 2 ? rows / parts : 1; t->cols = t->rank == 2 ? cols : cols / parts;
+    t->offset = layer->offset[piece] + (layer->in_expert[piece] ? layer->block : layer->shared)
+        + (size_t)part * t->rows * t->cols;
     return 1;
 }
 
 /* ---- weights: one file, or several with an index ------------------------------------------------------ */
-typedef struct tmoei_weights { tmoei_safetensors *files; int count; } tmoei_weights;
-
-static void tmoei_weights_close(tmoe_ctx *ctx, tmoei_weights *weights) {
-    for (int i = 0; i < weights->count; i++) tmoei_safetensors_close(ctx, &weights->files[i]);
-    tmoei_free(ctx, weights->files);
-    memset(weights, 0, sizeof *weights);
+static int tmoei_folder_has(tmoe_ctx *ctx, char *path, const char *folder, const char *name) {
+    return tmoei_path_join(ctx, path, folder, name) == TMOE_OK && tmoei_file_exists(path);
 }
-static const tmoei_entry *tmoei_weights_find(const tmoei_weights *weights, const char *name, int *which) {
-    const tmoei_entry *entry = NULL;
-    for (*which = 0; *which < weights->count; ++*which)
-        if ((entry = tmoei_safetensors_find(&weights->files[*which], name)) != NULL) break;
-    return entry;
-}
-static tmoe_result tmoei_weights_add(tmoe_ctx *ctx, tmoei_weights *weights, const char *folder,
-    const char *name) {
-    char path[TMOEI_PATH];
-    size_t capacity = (size_t)weights->count;
-    TMOEI_TRY(tmoei_path_join(ctx, path, folder, name));
-    for (int i = 0; i < weights->count; i++) if (strcmp(weights->files[i].path, path) == 0) return TMOE_OK;
-    if (!tmoei_grow(ctx, &weights->files, &capacity, capacity + 1,
-        sizeof *weights->files)) return TMOE_ERR_MEMORY;
-    TMOEI_TRY(tmoei_safetensors_open(ctx, &weights->files[weights->count], path));
-    weights->count++;
-    return TMOE_OK;
-}
-/* The files that the index names; each tensor must be where it says. */
-static tmoe_result tmoei_weights_index(tmoe_ctx *ctx, tmoei_weights *weights, const char *folder,
-    const tmoei_json *json,
-        const char *path) {
-    const int map = tmoei_json_get(json, 0, "weight_map");
-    int which;
-    if (map < 0 || json->nodes[map].kind != TMOEI_JSON_OBJECT)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no weight_map", path);
-    for (int i = json->nodes[map].child; i >= 0; i = json->nodes[i].next) {
-        const tmoei_json_node *node = &json->nodes[i];
-        if (!tmoei_json_is_string(json, i) || strpbrk(node->text, "/\\") || node->text[0] == '.')
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s must be in a file of this folder", path,
-            node->key);
-        TMOEI_TRY(tmoei_weights_add(ctx, weights, folder, node->text));
-    }
-    for (int i = json->nodes[map].child; i >= 0; i = json->nodes[i].next)
-        if (!tmoei_weights_find(weights, json->nodes[i].key, &which))
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s is not in %s", path, json->nodes[i].key,
-            json->nodes[i].text);
-    return TMOE_OK;
-}
-/* A JSON file of the folder; absent (and that is allowed): an empty json. */
+/* Opens a JSON file of the folder. One that is absent, where that is allowed, gives an empty json. */
 static tmoe_result tmoei_json_file(tmoe_ctx *ctx, tmoei_json *json, char *path, const char *folder,
-    const char *name,
-        int optional) {
+        const char *name, int optional) {
     size_t length;
     memset(json, 0, sizeof *json);
-    TMOEI_TRY(tmoei_path_join(ctx, path, folder, name));
-    if (optional && !tmoei_file_exists(path)) return TMOE_OK;
+    if (!tmoei_folder_has(ctx, path, folder, name) && (optional || ctx->error != TMOE_OK)) return ctx->error;
     char *text = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &length);
-    if (!text) return ctx->error;
-    (void)tmoei_json_parse(ctx, json, text, length, path);
+    if (text) (void)tmoei_json_parse(ctx, json, text, length, path);
     tmoei_free(ctx, text);
     return ctx->error;
 }
-static tmoe_result tmoei_weights_open(tmoe_ctx *ctx, tmoei_weights *weights, const char *folder) {
+typedef struct tmoei_weights { tmoei_safetensors *files; size_t count, capacity; } tmoei_weights;
+static void tmoei_weights_close(tmoe_ctx *ctx, tmoei_weights *w) {
+    for (size_t i = 0; i < w->count; i++) tmoei_safetensors_close(ctx, &w->files[i]);
+    tmoei_free(ctx, w->files);
+}
+/* A tensor, and the file it lies in, or NULL. */
+static const tmoei_entry *tmoei_weights_find(const tmoei_weights *w, const char *name,
+        const tmoei_safetensors **file) {
+    const tmoei_entry *entry = NULL;
+    for (*file = w->files; *file < w->files + w->count; ++*file)
+        if ((entry = tmoei_safetensors_find(*file, name)) != NULL) break;
+    return entry;
+}
+static tmoe_result tmoei_weights_add(tmoe_ctx *ctx, tmoei_weights *w, const char *folder, const char *name) {
+    char path[TMOEI_PATH];
+    TMOEI_TRY(tmoei_path_join(ctx, path, folder, name));
+    for (size_t i = 0; i < w->count; i++) if (strcmp(w->files[i].path, path) == 0) return TMOE_OK;
+    if (!tmoei_grow(ctx, &w->files, &w->capacity, w->count + 1, sizeof *w->files)) return TMOE_ERR_MEMORY;
+    TMOEI_TRY(tmoei_safetensors_open(ctx, &w->files[w->count], path));
+    w->count++;
+    return TMOE_OK;
+}
+/* The files that the index names; each tensor must be where it says. */
+static tmoe_result tmoei_weights_index(tmoe_ctx *ctx, tmoei_weights *w, const char *folder,
+        const tmoei_json *json, const char *path) {
+    const tmoei_safetensors *file;
+    const int map = tmoei_json_get(json, 0, "weight_map");
+    if (map < 0 || json->nodes[map].kind != TMOEI_JSON_OBJECT)
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no weight_map", path);
+    for (int i = json->nodes[map].child; i >= 0; i = json->nodes[i].next) {
+        const char *key = json->nodes[i].key, *name = json->nodes[i].text;
+        if (!tmoei_json_is_string(json, i) || strpbrk(name, "/\\") || name[0] == '.')
+            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s must be in a file of this folder", path, key);
+        TMOEI_TRY(tmoei_weights_add(ctx, w, folder, name));
+        if (!tmoei_weights_find(w, key, &file))
+            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s is not in %s", path, key, name);
+    }
+    return TMOE_OK;
+}
+static tmoe_result tmoei_weights_open(tmoe_ctx *ctx, tmoei_weights *w, const char *folder) {
+    static const char single[] = "model.safetensors";
     char path[TMOEI_PATH];
     tmoei_json json;
-    memset(weights, 0, sizeof *weights);
-    TMOEI_TRY(tmoei_path_join(ctx, path, folder, "model.safetensors"));
-    if (tmoei_file_exists(path)) return tmoei_weights_add(ctx, weights, folder, "model.safetensors");
+    if (tmoei_folder_has(ctx, path, folder, single)) return tmoei_weights_add(ctx, w, folder, single);
     if (tmoei_json_file(ctx, &json, path, folder, "model.safetensors.index.json", 0) == TMOE_OK)
-        (void)tmoei_weights_index(ctx, weights, folder, &json, path);
+        (void)tmoei_weights_index(ctx, w, folder, &json, path);
     tmoei_json_free(ctx, &json);
     return ctx->error;
 }
 
 /* ---- reading ------------------------------------------------------------------------------------------ */
-/* Their name as it stands in the file: the oldest files have no "model." before it. */
-static const tmoei_entry *tmoei_bart_find(const tmoei_weights *weights, const char *name, int *which) {
-    const tmoei_entry *entry = tmoei_weights_find(weights, name, which);
-    return entry || strncmp(name, "model.", 6) != 0 ? entry : tmoei_weights_find(weights, name + 6, which);
+static const char *const tmoei_bart_copies[3] = {               /* the embedding once more */
+    "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight" };
+
+/* Their name without the "model." that the oldest files do not have; where there is none, all of it. */
+static const char *tmoei_bart_old_name(const char *name) {
+    return strncmp(name, "model.", 6) == 0 ? name + 6 : name;
+}
+static const tmoei_entry *tmoei_bart_find(const tmoei_weights *w, const char *name,
+        const tmoei_safetensors **file) {
+    const tmoei_entry *entry = tmoei_weights_find(w, name, file);
+    return entry ? entry : tmoei_weights_find(w, tmoei_bart_old_name(name), file);
+}
+/* Whether a BART has a tensor of this name. */
+static int tmoei_bart_knows(const tmoe_model *model, const char *name) {
+    tmoei_bart_tensor t;
+    int found;
+    name = tmoei_bart_old_name(name);
+    for (int i = 0; i < 3; i++) if (strcmp(tmoei_bart_old_name(tmoei_bart_copies[i]), name) == 0) return 1;
+    for (int i = 0; (found = tmoei_bart_tensor_at(model, i, &t)) != 0; i++)
+        if (found > 0 && strcmp(tmoei_bart_old_name(t.name), name) == 0) return 1;
+    return 0;
 }
 /* All tensors into theta; what is missing, of another shape or unknown is named in one message. */
-static tmoe_result tmoei_bart_read(tmoe_model *model, const tmoei_weights *weights, const char *folder) {
-    static const char *const copies[3] = { "model.encoder.embed_tokens.weight",
-        "model.decoder.embed_tokens.weight",
-        "lm_head.weight" };             /* the embedding once more */
+static tmoe_result tmoei_bart_read(tmoe_model *model, const tmoei_weights *w, const char *folder) {
     tmoe_ctx *ctx = model->ctx;
+    const tmoei_safetensors *file, *other;
     char text[TMOEI_MESSAGE_BYTES - 64] = "";
     tmoei_bart_tensor t;
-    int which, found, known = 0, all = 0;
+    int found, unknown = 0;                                     /* tensors of the files not met here */
+    for (size_t f = 0; f < w->count; f++) unknown += w->files[f].count;
     for (int i = 0; ctx->error == TMOE_OK && (found = tmoei_bart_tensor_at(model, i, &t)) != 0; i++) {
         if (found < 0) continue;
-        const tmoei_entry *entry = tmoei_bart_find(weights, t.name, &which);
+        const tmoei_entry *e = tmoei_bart_find(w, t.name, &file);
         const size_t first = t.skip * t.cols, n = t.rows * t.cols;
-        if (!entry && i == TMOEI_OUTPUT_BIAS) continue;         /* old files have none: zeros */
-        if (!entry) { tmoei_problem(text, sizeof text, "%s is missing", t.name); continue; }
-        known++;
-        if (entry->count != first + n || entry->shape[entry->rank - 1] != t.cols)
+        unknown -= e != NULL;
+        if (!e && i != TMOEI_OUTPUT_BIAS)                       /* old files have none: zeros */
+            tmoei_problem(text, sizeof text, "%s is missing", t.name);
+        else if (e && (e->count != first + n || !e->rank || e->shape[e->rank - 1] != t.cols))
             tmoei_problem(text, sizeof text, "%s has %lu values, not (%lu,%lu)", t.name,
-            (unsigned long)entry->count,
-                (unsigned long)(t.rows + t.skip), (unsigned long)t.cols);
-        else (void)tmoei_safetensors_read(ctx, &weights->files[which], entry, first,
-            model->theta + t.offset, n);
+                (unsigned long)e->count, (unsigned long)(t.rows + t.skip), (unsigned long)t.cols);
+        else if (e) (void)tmoei_safetensors_read(ctx, file, e, first, model->theta + t.offset, n);
     }
-    for (int i = 0; ctx->error == TMOE_OK && i < 3; i++) {
-        const tmoei_entry *entry = tmoei_bart_find(weights, copies[i], &which);
-        const int own = which, n = entry != NULL;
-        const tmoei_entry *embedding = n ? tmoei_bart_find(weights, "model.shared.weight", &which) : NULL;
-        known += n;
-        if (embedding && (entry->end - entry->begin != embedding->end - embedding->begin
-            || memcmp(weights->files[own].data + entry->begin, weights->files[which].data + embedding->begin,
-                entry->end - entry->begin) != 0))
-            tmoei_problem(text, sizeof text,
-            "%s differs from shared.weight: an untied embedding is not supported", copies[i]);
+    const tmoei_entry *embedding = tmoei_bart_find(w, "model.shared.weight", &file);
+    for (int i = 0; i < 3; i++) {
+        const tmoei_entry *e = tmoei_bart_find(w, tmoei_bart_copies[i], &other);
+        const size_t bytes = e ? e->end - e->begin : 0;
+        unknown -= e != NULL;
+        if (e && embedding && (bytes != embedding->end - embedding->begin
+                || memcmp(other->data + e->begin, file->data + embedding->begin, bytes) != 0))
+            tmoei_problem(text, sizeof text, "%s differs from shared.weight: an untied embedding is not "
+                "supported", tmoei_bart_copies[i]);
     }
-    for (int f = 0; f < weights->count; f++) all += weights->files[f].count;
-    for (int f = 0; all > known && f < weights->count; f++)
-        for (int e = 0; e < weights->files[f].count; e++) {     /* somebody is unknown */
-            const char *name = weights->files[f].entries[e].name;
-            int is = 0;
-            for (int i = 0; !is && (found = tmoei_bart_tensor_at(model, i, &t)) != 0; i++)
-                is = found > 0 && (strcmp(t.name, name) == 0 || (t.name[0] == 'm' && strcmp(t.name + 6,
-                name) == 0));
-            for (int i = 0; i < 3; i++) is |= strcmp(copies[i], name) == 0 || strcmp(copies[i] + 6,
-                name) == 0;
-            if (!is) tmoei_problem(text, sizeof text, "%s is unknown", name);
-        }
+    for (size_t f = 0; unknown > 0 && f < w->count; f++)
+        for (const tmoei_entry *e = w->files[f].entries; e < w->files[f].entries + w->files[f].count; e++)
+            if (!tmoei_bart_knows(model, e->name)) tmoei_problem(text, sizeof text, "%s is unknown", e->name);
     return text[0] ? tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s", folder, text) : ctx->error;
 }
+enum { TMOEI_BART_SIZES = 10, TMOEI_BART_IDS = 4, TMOEI_BART_FIELDS = TMOEI_BART_SIZES + TMOEI_BART_IDS };
 #define TMOEI_STRUCT tmoe_config
-static const tmoei_field tmoei_bart_fields[] = {                /* of config.json */
+static const tmoei_field tmoei_bart_fields[TMOEI_BART_FIELDS] = {           /* of config.json; ids last */
     TMOEI_NAMED("d_model", D, INT, 1, 1 << 20), TMOEI_NAMED("vocab_size", V, INT, 1, 1 << 24),
     TMOEI_NAMED("max_position_embeddings", source_tokens, INT, 3, 1 << 20),
-    TMOEI_NAMED("encoder_layers", encoder_layers, INT, 1, 1 << 10),
-    TMOEI_NAMED("decoder_layers", decoder_layers, INT, 1, 1 << 10),
+    TMOEI_INT(encoder_layers, 1, 1 << 10), TMOEI_INT(decoder_layers, 1, 1 << 10),
     TMOEI_NAMED("encoder_attention_heads", H_encoder, INT, 1, 1 << 20),
     TMOEI_NAMED("decoder_attention_heads", H_decoder, INT, 1, 1 << 20),
     TMOEI_NAMED("encoder_ffn_dim", F_encoder, INT, 1, 1 << 20),
     TMOEI_NAMED("decoder_ffn_dim", F_decoder, INT, 1, 1 << 20),
     TMOEI_NAMED("scale_embedding", scale_embedding, BOOL, 0, 1),
-    TMOEI_NAMED("bos_token_id", begin_id, INT, 0, 1 << 24), TMOEI_NAMED("pad_token_id", pad_id, INT, 0,
-    1 << 24),
+    TMOEI_NAMED("bos_token_id", begin_id, INT, 0, 1 << 24),
+    TMOEI_NAMED("pad_token_id", pad_id, INT, 0, 1 << 24),
     TMOEI_NAMED("eos_token_id", end_id, INT, 0, 1 << 24),
     TMOEI_NAMED("decoder_start_token_id", start_id, INT, 0, 1 << 24)
 };
 #undef TMOEI_STRUCT
-/* ids: last */
-enum { TMOEI_BART_FIELDS = sizeof tmoei_bart_fields / sizeof *tmoei_bart_fields, TMOEI_BART_IDS = 4 };
-
+static const tmoei_field *const tmoei_bart_ids = tmoei_bart_fields + TMOEI_BART_SIZES;
 /* config.json as ours; what BART never was is refused. */
 static tmoe_result tmoei_bart_config(tmoe_ctx *ctx, const tmoei_json *json, const char *path,
-    tmoe_config *c) {
+        tmoe_config *c) {
     static const char *const must[6][2] = { { "model_type", "bart" }, { "normalize_before", "false" },
         { "add_final_layer_norm", "false" }, { "static_position_embeddings", "false" },
-        { "tie_word_embeddings", "true" }, { "activation_function", "gelu or relu" } };
+        { "tie_word_embeddings", "true" }, { "activation_function", "gelu" } };
     char text[512] = "";
     *c = tmoe_config_default();
     c->norm = TMOE_NORM_POST; c->E = 1; c->begin_in_target = c->specials_in_text = 1;
-    for (int i = 0; i < 6; i++) {
+    for (int i = 0; i < 6; i++) {                               /* only model_type may not be left out */
         const int node = tmoei_json_get(json, 0, must[i][0]);
         const tmoei_json_kind kind = node < 0 ? TMOEI_JSON_NULL : json->nodes[node].kind;
         const char *value = kind == TMOEI_JSON_TRUE ? "true" : kind == TMOEI_JSON_FALSE ? "false"
             : kind == TMOEI_JSON_STRING ? json->nodes[node].text : kind == TMOEI_JSON_NULL && i ? must[i][1]
             : "";
-        const int relu = i == 5 && strcmp(value, "relu") == 0;
-        if (relu) c->activation = TMOE_RELU;
-        if (!relu && strncmp(value, must[i][1], i == 5 ? 5 : 99) != 0 && !(i == 5 && strcmp(value,
-            "gelu") == 0))
-            tmoei_problem(text, sizeof text, "%s is %.40s, must be %s", must[i][0], value, must[i][1]);
+        if (strcmp(value, must[i][1]) == 0) continue;
+        if (i == 5 && strcmp(value, "relu") == 0) c->activation = TMOE_RELU;
+        else tmoei_problem(text, sizeof text, "%s is %.40s, must be %s%s", must[i][0], value, must[i][1],
+            i == 5 ? " or relu" : "");
     }
     if (text[0]) return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s", path, text);
-    TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, c, tmoei_bart_fields,
-        TMOEI_BART_FIELDS - TMOEI_BART_IDS, 1));
+    TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, c, tmoei_bart_fields, TMOEI_BART_SIZES, 1));
     c->target_tokens = c->source_tokens;
-    return tmoei_fields_from_json(ctx, json, path, c, tmoei_bart_fields + TMOEI_BART_FIELDS - TMOEI_BART_IDS,
-        TMOEI_BART_IDS, 0);
+    return tmoei_fields_from_json(ctx, json, path, c, tmoei_bart_ids, TMOEI_BART_IDS, 0);
 }
 /* generation_config.json, or what old folders have of it in config.json. */
 static tmoe_result tmoei_bart_generation(tmoe_model *model, const tmoei_json *json, const char *path) {
     const int early = tmoei_json_get(json, 0, "early_stopping"),
         force = tmoei_json_get(json, 0, "force_bos_token_to_be_generated");     /* the oldest spelling */
+    const tmoei_json_kind kind = early < 0 ? TMOEI_JSON_FALSE : json->nodes[early].kind;
+    tmoe_ctx *ctx = model->ctx;
     tmoe_generation *g = &model->generation;
     g->max_length = 20;                                         /* transformers' default */
     if (force >= 0 && json->nodes[force].kind == TMOEI_JSON_TRUE) g->forced_begin_id = model->config.begin_id;
-    g->early_stopping = early < 0 ? TMOE_EARLY_STOPPING_FALSE : json->nodes[early].kind == TMOEI_JSON_STRING
-        ? TMOE_EARLY_STOPPING_NEVER : (tmoe_early_stopping)(json->nodes[early].kind == TMOEI_JSON_TRUE);
-    TMOEI_TRY(tmoei_fields_from_json(model->ctx, json, path, &model->config,
-        tmoei_bart_fields + TMOEI_BART_FIELDS
-        - TMOEI_BART_IDS, TMOEI_BART_IDS, 0));
-    return tmoei_fields_from_json(model->ctx, json, path, g, tmoei_generation_fields + 1,
+    g->early_stopping = kind == TMOEI_JSON_STRING ? TMOE_EARLY_STOPPING_NEVER
+        : kind == TMOEI_JSON_TRUE ? TMOE_EARLY_STOPPING_TRUE : TMOE_EARLY_STOPPING_FALSE;
+    TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, &model->config, tmoei_bart_ids, TMOEI_BART_IDS, 0));
+    return tmoei_fields_from_json(ctx, json, path, g, tmoei_generation_fields + 1,
         TMOEI_GENERATION_FIELDS - 1, 0);
+}
+/* merges.txt: two tokens a line, a space between. */
+static void tmoei_merges_read(tmoe_tokenizer *t, const char *path) {
+    tmoei_lines in;
+    tmoei_lines_open(t->ctx, &in, path);
+    while (tmoei_lines_next(&in)) {
+        const size_t n = in.size, cut = tmoei_merge_space(in.line, n);
+        if (n == 0 || (in.number == 1 && strncmp(in.line, "#version", 8) == 0)) continue;
+        if (cut < n) (void)tmoei_merge_read(t, in.line, cut, in.line + cut + 1, n - cut - 1, path, in.number);
+        else (void)tmoei_fail(t->ctx, TMOE_ERR_FORMAT, "%s: no merge: two tokens, a space between", in.where);
+    }
 }
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder) {
     char path[TMOEI_PATH];
@@ -8433,47 +8363,32 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder) 
         t = tmoei_tokenizer_from_json(ctx, &json, path);
     else if (ctx->error == TMOE_OK && tmoei_json_file(ctx, &json, path, folder, "vocab.json", 0) == TMOE_OK
             && (t = tmoei_vocabulary_read(ctx, &json, 0, -1, path)) != NULL
-            && tmoei_path_join(ctx, path, folder, "merges.txt") == TMOE_OK) {
-        tmoei_lines in;
-        tmoei_lines_open(ctx, &in, path);
-        while (tmoei_lines_next(&in)) {
-            const size_t cut = tmoei_merge_space(in.line, in.size);
-            if (in.size == 0 || (in.number == 1 && strncmp(in.line, "#version", 8) == 0)) continue;
-            if (cut < in.size)
-                (void)tmoei_merge_read(t, in.line, cut, in.line + cut + 1, in.size - cut - 1, path,
-                in.number);
-            else (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: no merge: two tokens, a space between",
-                in.where);
-        }
-    }
+            && tmoei_path_join(ctx, path, folder, "merges.txt") == TMOE_OK)
+        tmoei_merges_read(t, path);
     tmoei_json_free(ctx, &json);
     if (ctx->error == TMOE_OK) return t;
     tmoe_tokenizer_destroy(t);
     return NULL;
 }
-
 TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder) {
     char path[TMOEI_PATH];
     tmoei_json json, generation;
-    tmoei_weights weights;
+    tmoei_weights weights = { NULL, 0, 0 };
     tmoe_config c;
     tmoe_tokenizer *tokenizer = NULL;
     tmoe_model *model = NULL;
     ctx->error = TMOE_OK;
     memset(&generation, 0, sizeof generation);
-    memset(&weights, 0, sizeof weights);
-    if (tmoei_json_file(ctx, &json, path, folder, "config.json", 0) == TMOE_OK && tmoei_bart_config(ctx,
-        &json, path, &c) == TMOE_OK
-        && tmoei_json_file(ctx, &generation, path, folder, "generation_config.json", 1) == TMOE_OK
-        && tmoei_weights_open(ctx, &weights, folder) == TMOE_OK) {
-        int has = 0;
-        for (int i = 0; i < 2 && tmoei_path_join(ctx, path, folder, i ? "vocab.json"
-            : "tokenizer.json") == TMOE_OK; i++)
-            has |= tmoei_file_exists(path);
-        if (has) tokenizer = tmoe_tokenizer_load(ctx, folder);
+    if (tmoei_json_file(ctx, &json, path, folder, "config.json", 0) == TMOE_OK
+            && tmoei_bart_config(ctx, &json, path, &c) == TMOE_OK
+            && tmoei_json_file(ctx, &generation, path, folder, "generation_config.json", 1) == TMOE_OK
+            && tmoei_weights_open(ctx, &weights, folder) == TMOE_OK) {
+        if (tmoei_folder_has(ctx, path, folder, "tokenizer.json")
+                || tmoei_folder_has(ctx, path, folder, "vocab.json"))
+            tokenizer = tmoe_tokenizer_load(ctx, folder);
         if (ctx->error == TMOE_OK) model = tmoei_model_new(ctx, &c, tokenizer, NULL, 0);
-        if (model) (void)tmoei_bart_generation(model, generation.count ? &generation : &json, folder);
-        if (model && ctx->error == TMOE_OK && tmoei_theta_alloc(model) == TMOE_OK)
+        if (model && tmoei_bart_generation(model, generation.count ? &generation : &json, folder) == TMOE_OK
+                && tmoei_theta_alloc(model) == TMOE_OK)
             (void)tmoei_bart_read(model, &weights, folder);
     }
     tmoei_json_free(ctx, &json); tmoei_json_free(ctx, &generation);
@@ -8495,7 +8410,9 @@ static tmoe_result tmoei_make_folder(tmoe_ctx *ctx, const char *folder) {
     return made || errno == EEXIST ? TMOE_OK
         : tmoei_fail(ctx, TMOE_ERR_FILE, "%s: the folder cannot be made: %s", folder, strerror(errno));
 }
-/* Text files: 0 config.json, 1 generation_config.json, 2 tokenizer.json, 3 tokenizer_config.json. */
+static const char *const tmoei_bart_texts[4] = { "config.json", "generation_config.json", "tokenizer.json",
+    "tokenizer_config.json" };
+/* What stands in text file number `which`. */
 static void tmoei_bart_text(const tmoe_model *model, int which, tmoei_buffer *b) {
     static const char *const early[3] = { "false", "true", "\"never\"" };
     const tmoe_config *c = &model->config;
@@ -8503,65 +8420,56 @@ static void tmoei_bart_text(const tmoe_model *model, int which, tmoei_buffer *b)
     tmoe_ctx *ctx = model->ctx;
     b->length = 0;
     if (which == 2) { tmoei_tokenizer_to_json(ctx, model->tokenizer, b); return; }
-    tmoei_buffer_print(ctx, b, which == 0
-        ? "{\"architectures\":[\"BartForConditionalGeneration\"],\"model_type\":\"bart\","
-        "\"is_encoder_decoder\":true,\"tie_word_embeddings\":true,\"dtype\":\"float32\"," : "{");
-    if (which == 0) tmoei_buffer_print(ctx, b, "\"activation_function\":\"%s\",", c->activation == TMOE_RELU
-        ? "relu" : "gelu");
-    if (which == 3) tmoei_buffer_print(ctx, b,
-        "\"tokenizer_class\":\"BartTokenizer\",\"model_max_length\":%d", c->source_tokens);
-    if (which == 0) tmoei_fields_to_json(ctx, c, tmoei_bart_fields, TMOEI_BART_FIELDS, b);
-    if (which == 1) {
+    if (which == 0) {
+        tmoei_buffer_print(ctx, b, "{\"architectures\":[\"BartForConditionalGeneration\"],"
+            "\"model_type\":\"bart\",\"is_encoder_decoder\":true,\"tie_word_embeddings\":true,"
+            "\"dtype\":\"float32\",\"activation_function\":\"%s\",",
+            c->activation == TMOE_RELU ? "relu" : "gelu");
+        tmoei_fields_to_json(ctx, c, tmoei_bart_fields, TMOEI_BART_FIELDS, b);
+    } else if (which == 1) {
         if (g.max_length == 0) g.max_length = c->target_tokens;
-        tmoei_buffer_print(ctx, b, "\"early_stopping\":%s,", early[g.early_stopping]);
-        tmoei_fields_to_json(ctx, c, tmoei_bart_fields + TMOEI_BART_FIELDS - TMOEI_BART_IDS, TMOEI_BART_IDS,
-            b);
+        tmoei_buffer_print(ctx, b, "{\"early_stopping\":%s,", early[g.early_stopping]);
+        tmoei_fields_to_json(ctx, c, tmoei_bart_ids, TMOEI_BART_IDS, b);
         tmoei_buffer_add(ctx, b, ",", 1);
         tmoei_fields_to_json(ctx, &g, tmoei_generation_fields + 1, TMOEI_GENERATION_FIELDS - 1, b);
-    }
+    } else
+        tmoei_buffer_print(ctx, b, "{\"tokenizer_class\":\"BartTokenizer\",\"model_max_length\":%d",
+            c->source_tokens);
     tmoei_buffer_add(ctx, b, "}\n", 2);
 }
 /* A dense model as a folder. */
 static tmoe_result tmoei_bart_write(const tmoe_model *model, const char *folder) {
-    static const char *const names[4] = { "config.json", "generation_config.json", "tokenizer.json",
-        "tokenizer_config.json" };
-    static const float zeros[4096] = { 0.0f };
     tmoe_ctx *ctx = model->ctx;
+    const size_t unused = TMOEI_BART_SKIP * (size_t)model->config.D;
+    float *zeros = (float *)tmoei_alloc(ctx, unused, sizeof(float), 1);
     char path[TMOEI_PATH];
+    tmoei_buffer text = { NULL, 0, 0, 0 };
     tmoei_writer writer;
-    tmoei_buffer text;
     tmoei_bart_tensor t;
     int found;
     memset(&writer, 0, sizeof writer);
-    memset(&text, 0, sizeof text);
     tmoei_writer_metadata(ctx, &writer, "format", "pt", 2);
     for (int i = 0; (found = tmoei_bart_tensor_at(model, i, &t)) != 0; i++)
         if (found > 0) tmoei_writer_tensor(ctx, &writer, t.name, t.rank, t.rows + t.skip, t.cols);
     (void)tmoei_path_join(ctx, path, folder, "model.safetensors");
-    if (ctx->error == TMOE_OK && tmoei_writer_begin(ctx, &writer, path) == TMOE_OK)
-        for (int i = 0; ctx->error == TMOE_OK && (found = tmoei_bart_tensor_at(model, i, &t)) != 0; i++) {
-            for (size_t left = found > 0 ? t.skip * t.cols : 0, n; left && ctx->error == TMOE_OK; left -= n) {
-                n = left < 4096 ? left : 4096;
-                (void)tmoei_writer_data(ctx, &writer, zeros, n);
-            }
-            if (found > 0 && ctx->error == TMOE_OK) (void)tmoei_writer_data(ctx, &writer,
-                model->theta + t.offset, t.rows * t.cols);
-        }
+    if (ctx->error == TMOE_OK) (void)tmoei_writer_begin(ctx, &writer, path);
+    for (int i = 0; ctx->error == TMOE_OK && (found = tmoei_bart_tensor_at(model, i, &t)) != 0; i++)
+        if (found > 0 && (!t.skip || tmoei_writer_data(ctx, &writer, zeros, unused) == TMOE_OK))
+            (void)tmoei_writer_data(ctx, &writer, model->theta + t.offset, t.rows * t.cols);
     if (ctx->error == TMOE_OK) (void)tmoei_writer_commit(ctx, &writer);
     tmoei_writer_free(ctx, &writer);
     for (int i = 0; ctx->error == TMOE_OK && i < (model->tokenizer ? 4 : 2); i++) {
         tmoei_bart_text(model, i, &text);
-        if (text.failed || tmoei_path_join(ctx, path, folder, names[i]) != TMOE_OK) break;
-        memset(&writer, 0, sizeof writer);
+        if (text.failed || tmoei_path_join(ctx, path, folder, tmoei_bart_texts[i]) != TMOE_OK) break;
         if (tmoei_writer_open(ctx, &writer, path) == TMOE_OK
-            && tmoei_writer_bytes(ctx, &writer, text.data, text.length) == TMOE_OK)
+                && tmoei_writer_bytes(ctx, &writer, text.data, text.length) == TMOE_OK)
             (void)tmoei_writer_commit(ctx, &writer);
         tmoei_writer_free(ctx, &writer);
     }
     tmoei_buffer_free(ctx, &text);
+    tmoei_free(ctx, zeros);
     return ctx->error;
 }
-
 TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task, const char *folder) {
     tmoe_ctx *ctx = model->ctx;
     const int known = task ? tmoe_find_task(model, task) : -1, E = model->config.E;
@@ -8569,18 +8477,16 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task, cons
     tmoe_model *dense = NULL;
     ctx->error = TMOE_OK;
     if (c.norm != TMOE_NORM_POST || c.source_tokens != c.target_tokens || (model->R > 0 && !task))
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-        "export: needs a model with norms behind the sublayers and source_tokens "
-            "= target_tokens, as BART is, and the task of a mixture");
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "export: needs a model with norms behind the sublayers and "
+            "source_tokens = target_tokens, as BART is, and the task of a mixture");
     float *route = (float *)tmoei_alloc(ctx, (size_t)(model->R * E) + 1, sizeof(float), 0);
     if (!route) return TMOE_ERR_MEMORY;
-    if (model->R > 0) (void)(known >= 0 ? tmoe_route(model, known, route)
-        : tmoe_route_unseen(model, task, TMOE_ZERO_SHOT_ROUTER, route));
+    if (known >= 0 && model->R > 0) (void)tmoe_route(model, known, route);
+    else if (model->R > 0) (void)tmoe_route_unseen(model, task, TMOE_ZERO_SHOT_ROUTER, route);
     for (int l = 0; ctx->error == TMOE_OK && c.mix == TMOE_MIX_OUTPUT && l < model->R; l++)
         if (tmoei_one_hot(route + l * E, E) < 0)
-            (void)tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "export: %s mixes the outputs of several experts in routed layer %d: no "
-                "dense model computes that (train with TMOE_MIX_PARAM)", task, l);
+            (void)tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "export: %s mixes the outputs of several experts in "
+                "routed layer %d: no dense model computes that (train with TMOE_MIX_PARAM)", task, l);
     c.E = 1;
     if (ctx->error == TMOE_OK && tmoei_make_folder(ctx, folder) == TMOE_OK)
         dense = tmoe_model_derive(ctx, model, model->R > 0 ? route : NULL, &c, NULL, 0);
