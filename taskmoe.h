@@ -741,7 +741,8 @@ TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void);
  *              context's threads, each on a context of its own (alloc_fn must allow that) */
 TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task, const tmoe_few_shot *how,
     tmoe_few_shot_result *result);
-/* What a dense model makes of a task's training lines. STATE: mean encoder output over the tokens of the inputs.
+/* What a dense model makes of a task's training lines. STATE: mean encoder output over the tokens of the
+ * inputs.
  * FISHER: mean of (dl/dp)^2 for p in norms and biases (diagonal of the empirical Fisher information, Vu 2020,
  * arXiv 2005.00770), scaled to length 1, then the first k principal components over the tasks. */
 typedef enum tmoe_task_embedding { TMOE_EMBED_STATE, TMOE_EMBED_FISHER } tmoe_task_embedding;
@@ -5172,8 +5173,9 @@ static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c, const
     if (c->H_decoder > 0 && c->D % c->H_decoder)
         tmoei_problem(text, size, "D = %d is not divisible by H_decoder = %d", c->D, c->H_decoder);
     if (task_count < 0) tmoei_problem(text, size, "there are %d tasks", task_count);
-    if (c->V && (c->start_id >= c->V || c->begin_id >= c->V || c->pad_id >= c->V || c->end_id >= c->V))
-        tmoei_problem(text, size, "a token id is not below V = %d", c->V);
+    const int V = c->V ? c->V : symbols;
+    if (c->start_id >= V || c->begin_id >= V || c->pad_id >= V || c->end_id >= V)
+        tmoei_problem(text, size, "a token id is not below V = %d", V);
     if (c->V < symbols && (c->V || !tokenizer))
         tmoei_problem(text, size, "V is %d, must be at least the tokenizer's %d", c->V, symbols);
     if (c->E > 1 && c->expert_places == 0)
@@ -5242,11 +5244,7 @@ static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config, con
     }
     if (ctx->error == TMOE_OK && tmoei_model_plan(model) == TMOE_OK) {
         const size_t width = (size_t)(model->R * config->E);
-        size_t merged = 1;
-        for (int l = 0; config->mix == TMOE_MIX_PARAM && l < model->L; l++)
-            if (model->layers[l].experts > 1) merged += model->layers[l].block_size;
         model->routes = (float *)tmoei_own(own, N * width + 1, sizeof(float));
-        model->merged = (float *)tmoei_own(own, merged, sizeof(float));
         model->mask = (float *)tmoei_own(own, width + 1, sizeof(float));
         model->merged_route = (float *)tmoei_own(own, width + 1, sizeof(float));
         model->blocks = (float **)tmoei_own(own, (size_t)model->L, sizeof *model->blocks);
@@ -6407,11 +6405,17 @@ static tmoe_tensor *tmoei_cached_cross_attention(tmoei_pass *pass, int layer, in
 
 /* ---- route once, merge once -------------------------------------------------------------------------- */
 /* Merged blocks, kept until route or parameters change; with a one-hot route the expert itself. */
-static void tmoei_merge_route(tmoe_model *model, const float *route) {
+static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route) {
     const int E = model->config.E;
     const size_t bytes = (size_t)(model->R * E) * sizeof(float);
+    size_t all = 0;
+    if (model->merged_version == model->version && memcmp(model->merged_route, route,
+        bytes) == 0) return TMOE_OK;
+    for (int l = 0; l < model->L; l++) all += model->layers[l].experts > 1 ? model->layers[l].block_size : 0;
+    /* the first time */
+    if (!model->merged) model->merged = (float *)tmoei_own(&model->own, all, sizeof(float));
     float *at = model->merged;
-    if (model->merged_version == model->version && memcmp(model->merged_route, route, bytes) == 0) return;
+    if (!at) return TMOE_ERR_MEMORY;
     for (int l = 0; l < model->L; l++) {
         const tmoei_layer *layer = &model->layers[l];
         const size_t n = layer->block_size;
@@ -6425,6 +6429,7 @@ static void tmoei_merge_route(tmoe_model *model, const float *route) {
     }
     memcpy(model->merged_route, route, bytes);
     model->merged_version = model->version;
+    return TMOE_OK;
 }
 /* A pass that evaluates: no gradients, no noise. route NULL: that of the known task. */
 static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const float *route, tmoe_tape *tape,
@@ -6440,7 +6445,7 @@ static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const floa
         route = model->routes + (size_t)task * (size_t)width;
     }
     if (model->config.mix == TMOE_MIX_PARAM) {
-        tmoei_merge_route(model, route);
+        TMOEI_TRY(tmoei_merge_route(model, route));
         pass->blocks = model->blocks;
         return TMOE_OK;
     }

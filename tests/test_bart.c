@@ -3,7 +3,7 @@
 #include "taskmoe.h"
 #include "test.h"
 
-#define FOLDER "build/test_bart"
+#define FOLDER "build/bart_folder"
 static tmoe_ctx *ctx;
 
 static tmoe_model *small_bart(int experts)
