@@ -3013,17 +3013,14 @@ static size_t tmoei_utf8_put(uint32_t c, char *out) {
     out[0] = (char)(n == 1 ? c : (0xf00u >> n & 0xffu) | c);    /* as many leading ones as bytes */
     return n;
 }
-
 /* ---- buffer ------------------------------------------------------------------------------------------ */
 typedef struct tmoei_buffer { char *data; size_t length, capacity; int failed; } tmoei_buffer;
-
-static void tmoei_buffer_add(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *bytes, size_t n) {
-    if (buffer->failed || !tmoei_grow(ctx, &buffer->data, &buffer->capacity, buffer->length + n + 1, 1)) {
-        buffer->failed = 1; return;
-    }
-    if (n) memcpy(buffer->data + buffer->length, bytes, n);
-    buffer->length += n;
-    buffer->data[buffer->length] = 0;
+static void tmoei_buffer_add(tmoe_ctx *ctx, tmoei_buffer *b, const char *bytes, size_t n) {
+    b->failed = b->failed || !tmoei_grow(ctx, &b->data, &b->capacity, b->length + n + 1, 1);
+    if (b->failed) return;
+    if (n) memcpy(b->data + b->length, bytes, n);
+    b->length += n;
+    b->data[b->length] = 0;
 }
 static void tmoei_buffer_free(tmoe_ctx *ctx, tmoei_buffer *buffer) {
     tmoei_free(ctx, buffer->data); memset(buffer, 0, sizeof *buffer);
@@ -3049,26 +3046,22 @@ static void tmoei_buffer_json_string(tmoe_ctx *ctx, tmoei_buffer *buffer, const 
     }
     tmoei_buffer_add(ctx, buffer, "\"", 1);
 }
-
 /* ---- reader ------------------------------------------------------------------------------------------ */
 typedef enum tmoei_json_kind { TMOEI_JSON_NULL, TMOEI_JSON_FALSE, TMOEI_JSON_TRUE, TMOEI_JSON_NUMBER,
     TMOEI_JSON_STRING, TMOEI_JSON_ARRAY, TMOEI_JSON_OBJECT } tmoei_json_kind;
 typedef struct tmoei_json_node {
     tmoei_json_kind kind;
-    const char *text;                   /* a string's value, a number's characters; NUL behind it */
-    size_t length;
+    const char *text, *key;             /* a string's value, a number's characters, NUL behind; in objects */
+    size_t length, key_length;
     double number;
-    const char *key;                    /* in an object */
-    size_t key_length;
     int child, next, count;             /* first child, next sibling (-1: none), number of children */
 } tmoei_json_node;
 typedef struct tmoei_json {
     tmoei_json_node *nodes;             /* node 0 is the root */
-    int count;
     size_t capacity;
+    int count;
     char *strings;                      /* unescaped; never longer than the text, so it is allocated once */
 } tmoei_json;
-
 #define TMOEI_JSON_DEPTH 64
 typedef struct tmoei_json_reader {
     tmoe_ctx *ctx;
@@ -3076,7 +3069,6 @@ typedef struct tmoei_json_reader {
     const char *text, *name;
     size_t length, at, used;
 } tmoei_json_reader;
-
 static tmoe_result tmoei_json_error(const tmoei_json_reader *r, const char *what) {
     unsigned long line = 1, column = 1;
     for (size_t i = 0; i < r->at && i < r->length; i++) {
@@ -3138,9 +3130,7 @@ static tmoe_result tmoei_json_string(tmoei_json_reader *r, const char **text, si
         if (high >= 0xdc00 && high <= 0xdfff)
             return tmoei_json_error(r, "a low surrogate without its high one");
         if (high >= 0xd800 && high <= 0xdbff) {
-            const int pair = r->length - r->at >= 6 && memcmp(r->text + r->at, "\\u", 2) == 0;
-            r->at += pair ? 2 : 0;
-            const long low = pair ? tmoei_json_hex4(r) : -1;
+            const long low = tmoei_json_take(r, '\\') && tmoei_json_take(r, 'u') ? tmoei_json_hex4(r) : -1;
             if (low < 0xdc00 || low > 0xdfff)
                 return tmoei_json_error(r, "a high surrogate without its low one");
             high = 0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00);
@@ -3150,8 +3140,7 @@ static tmoe_result tmoei_json_string(tmoei_json_reader *r, const char **text, si
     if (!tmoei_json_take(r, '"')) return tmoei_json_error(r, "a string without its closing quote");
     out[n] = 0;
     r->used += n + 1;
-    *text = out;
-    *length = n;
+    *text = out; *length = n;
     return TMOE_OK;
 }
 static int tmoei_json_digits(tmoei_json_reader *r) {
@@ -3190,66 +3179,57 @@ static void tmoei_json_free(tmoe_ctx *ctx, tmoei_json *json) {
     tmoei_free(ctx, json->nodes); tmoei_free(ctx, json->strings);
     memset(json, 0, sizeof *json);
 }
-/* One value after the other; open ones stand on a stack of bounded depth, never on the C stack. */
-static tmoe_result tmoei_json_values(tmoei_json_reader *r) {
+/* A value, and by the same function what is in it: at most 64 deep, so the C stack has room. */
+static tmoe_result tmoei_json_element(tmoei_json_reader *r, int depth) {
     tmoei_json *json = r->json;
-    int open[TMOEI_JSON_DEPTH], last[TMOEI_JSON_DEPTH], depth = 0;
-    for (;;) {
-        const int index = json->count, parent = depth ? open[depth - 1] : -1;
-        tmoei_json_node node;
-        memset(&node, 0, sizeof node);
-        node.child = node.next = -1;
+    const int index = json->count, c = tmoei_json_peek(r), opens = c == '[' || c == '{';
+    int last = -1;
+    tmoei_json_node node;
+    memset(&node, 0, sizeof node);
+    node.child = node.next = -1;
+    node.kind = c == '"' ? TMOEI_JSON_STRING : c == '[' ? TMOEI_JSON_ARRAY : TMOEI_JSON_OBJECT;
+    if (c < 0) return tmoei_json_error(r, "the text ends where a value was expected");
+    if (c == '"') TMOEI_TRY(tmoei_json_string(r, &node.text, &node.length));
+    else if (!opens) TMOEI_TRY(tmoei_json_plain(r, &node));
+    if (index == INT_MAX
+            || !tmoei_grow(r->ctx, &json->nodes, &json->capacity, (size_t)index + 1, sizeof node))
+        return TMOE_ERR_MEMORY;
+    json->nodes[json->count++] = node;
+    if (!opens) return TMOE_OK;
+    r->at++;
+    tmoei_json_space(r);
+    if (tmoei_json_take(r, c == '[' ? ']' : '}')) return TMOE_OK;
+    if (depth == TMOEI_JSON_DEPTH) return tmoei_json_error(r, "nested more than 64 deep");
+    do {
+        const int child = json->count;
         tmoei_json_space(r);
-        if (depth && json->nodes[parent].kind == TMOEI_JSON_OBJECT) {
+        if (c == '{') {
             if (tmoei_json_peek(r) != '"') return tmoei_json_error(r, "a key was expected");
             TMOEI_TRY(tmoei_json_string(r, &node.key, &node.key_length));
             tmoei_json_space(r);
             if (!tmoei_json_take(r, ':')) return tmoei_json_error(r, "':' was expected");
             tmoei_json_space(r);
         }
-        const int c = tmoei_json_peek(r), opens = c == '[' || c == '{';
-        if (c < 0) return tmoei_json_error(r, "the text ends where a value was expected");
-        node.kind = c == '"' ? TMOEI_JSON_STRING : c == '[' ? TMOEI_JSON_ARRAY : TMOEI_JSON_OBJECT;
-        if (c == '"') TMOEI_TRY(tmoei_json_string(r, &node.text, &node.length));
-        else if (!opens) TMOEI_TRY(tmoei_json_plain(r, &node));
-        if (index == INT_MAX
-                || !tmoei_grow(r->ctx, &json->nodes, &json->capacity, (size_t)index + 1, sizeof node))
-            return TMOE_ERR_MEMORY;
-        json->nodes[json->count++] = node;
-        if (depth) {
-            if (json->nodes[parent].count++ == 0) json->nodes[parent].child = index;
-            else json->nodes[last[depth - 1]].next = index;
-            last[depth - 1] = index;
-        }
-        if (opens) {
-            r->at++;
-            tmoei_json_space(r);
-            if (!tmoei_json_take(r, c == '[' ? ']' : '}')) {
-                if (depth == TMOEI_JSON_DEPTH) return tmoei_json_error(r, "nested more than 64 deep");
-                open[depth++] = index;
-                continue;
-            }
-        }
-        for (; ; depth--) {                                     /* what closes behind this value */
-            if (!depth) return TMOE_OK;
-            tmoei_json_space(r);
-            if (tmoei_json_take(r, ',')) break;
-            if (!tmoei_json_take(r, json->nodes[open[depth - 1]].kind == TMOEI_JSON_ARRAY ? ']' : '}'))
-                return tmoei_json_error(r, "',' or the closing bracket was expected");
-        }
-    }
+        TMOEI_TRY(tmoei_json_element(r, depth + 1));
+        json->nodes[child].key = node.key; json->nodes[child].key_length = node.key_length;
+        if (last < 0) json->nodes[index].child = child; else json->nodes[last].next = child;
+        json->nodes[index].count++;
+        last = child;
+        tmoei_json_space(r);
+    } while (tmoei_json_take(r, ','));
+    if (tmoei_json_take(r, c == '[' ? ']' : '}')) return TMOE_OK;
+    return tmoei_json_error(r, "',' or the closing bracket was expected");
 }
 /* Parses a whole text; source_name stands in messages. On failure json is empty. */
 static tmoe_result tmoei_json_parse(tmoe_ctx *ctx, tmoei_json *json, const char *text, size_t length,
         const char *source_name) {
-    tmoei_json_reader r;
+    tmoei_json_reader r = { ctx, json, text, source_name, length, 0, 0 };
     memset(json, 0, sizeof *json);
-    memset(&r, 0, sizeof r);
-    r.ctx = ctx; r.text = text; r.name = source_name; r.length = length; r.json = json;
     /* a value of n characters needs n + 1 bytes at most */
     json->strings = (char *)tmoei_alloc(ctx, length, 2, 0);
+    tmoei_json_space(&r);
     tmoe_result result = !length ? tmoei_json_error(&r, "the text is empty")
-        : json->strings ? tmoei_json_values(&r) : TMOE_ERR_MEMORY;
+        : json->strings ? tmoei_json_element(&r, 0) : TMOE_ERR_MEMORY;
     tmoei_json_space(&r);
     if (result == TMOE_OK && r.at < length) result = tmoei_json_error(&r, "something follows the value");
     if (result != TMOE_OK) tmoei_json_free(ctx, json);
@@ -3257,7 +3237,7 @@ static tmoe_result tmoei_json_parse(tmoe_ctx *ctx, tmoei_json *json, const char 
 }
 /* A node by its number; a null without a key, a text or children for -1. */
 static const tmoei_json_node *tmoei_json_at(const tmoei_json *json, int node) {
-    static const tmoei_json_node nothing = { TMOEI_JSON_NULL, "", 0, 0.0, "", 0, -1, -1, 0 };
+    static const tmoei_json_node nothing = { TMOEI_JSON_NULL, "", "", 0, 0, 0.0, -1, -1, 0 };
     return node < 0 ? &nothing : &json->nodes[node];
 }
 /* The number of a key's node, or -1. */
@@ -3283,18 +3263,15 @@ static double tmoei_json_number(const tmoei_json *json, int node, double fallbac
     const tmoei_json_node *n = tmoei_json_at(json, node);
     return n->kind == TMOEI_JSON_NUMBER ? n->number : fallback;
 }
-
 /* ---- whole files ------------------------------------------------------------------------------------- */
 /* The file and a NUL behind it; NULL with the reason in the context. */
 static char *tmoei_read_file(tmoe_ctx *ctx, const char *path, size_t limit_bytes, size_t *length) {
-    tmoei_buffer buffer;
+    tmoei_buffer buffer = { NULL, 0, 0, 0 };
     char block[16384];
     size_t n;
-    memset(&buffer, 0, sizeof buffer);
     errno = 0;
     FILE *file = fopen(path, "rb");
-    if (!file)
-        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FILE, "%s: cannot be opened: %s", path, strerror(errno));
+    if (!file) return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FILE, "%s: cannot be opened: %s", path, strerror(errno));
     tmoei_buffer_add(ctx, &buffer, "", 0);
     while (!buffer.failed && buffer.length <= limit_bytes && (n = fread(block, 1, sizeof block, file)) > 0)
         tmoei_buffer_add(ctx, &buffer, block, n);
@@ -3332,10 +3309,8 @@ typedef struct tmoei_safetensors {
     size_t size, data_size;
     int mapped;                         /* bytes are the file itself, in pages that are ours to write to */
     tmoei_json json;
-    tmoei_entry *entries;               /* sorted by name */
-    int count;
+    tmoei_entry *entries; int count;    /* sorted by name */
 } tmoei_safetensors;
-
 static void tmoei_unmap(char *bytes, size_t size) {
 #ifdef TMOEI_POSIX
     (void)munmap(bytes, size);
@@ -3345,6 +3320,7 @@ static void tmoei_unmap(char *bytes, size_t size) {
 }
 /* The whole file, mapped where the system can: pages are read when they are used, and written to a copy. */
 static char *tmoei_map_file(tmoe_ctx *ctx, const char *path, size_t *size, int *mapped) {
+    *mapped = 0;
 #ifdef TMOEI_POSIX
     const int file = open(path, O_RDONLY);
     struct stat about;
@@ -3354,8 +3330,6 @@ static char *tmoei_map_file(tmoe_ctx *ctx, const char *path, size_t *size, int *
     if (file >= 0) (void)close(file);
     *mapped = bytes != MAP_FAILED;
     if (*mapped) return (char *)bytes;
-#else
-    *mapped = 0;
 #endif
     return tmoei_read_file(ctx, path, (size_t)-1 / 4, size);
 }
@@ -3371,8 +3345,7 @@ static int tmoei_entry_by_name(const void *a, const void *b) {
 }
 static int tmoei_entry_by_place(const void *a, const void *b) {
     const tmoei_entry *x = (const tmoei_entry *)a, *y = (const tmoei_entry *)b;
-    if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
-    return x->end < y->end ? -1 : x->end > y->end;
+    return x->begin != y->begin ? (x->begin < y->begin ? -1 : 1) : x->end < y->end ? -1 : x->end > y->end;
 }
 /* A JSON number that is a whole number from 0 to 2^53, into *out. */
 static int tmoei_json_size(const tmoei_json *json, int node, size_t *out) {
@@ -3465,9 +3438,7 @@ static tmoe_result tmoei_safetensors_open(tmoe_ctx *ctx, tmoei_safetensors *file
     return result;
 }
 static const tmoei_entry *tmoei_safetensors_find(const tmoei_safetensors *file, const char *name) {
-    tmoei_entry key;
-    memset(&key, 0, sizeof key);
-    key.name = name;
+    const tmoei_entry key = { name, TMOEI_F32, 0, { 0 }, 0, 0, 0 };
     return (const tmoei_entry *)bsearch(&key, file->entries, (size_t)file->count, sizeof key,
         tmoei_entry_by_name);
 }
@@ -3477,7 +3448,6 @@ static const char *tmoei_safetensors_metadata(const tmoei_safetensors *file, con
     return tmoei_json_is_string(&file->json, node) ? file->json.nodes[node].text : NULL;
 }
 static float tmoei_float_of_bits(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
-
 /* IEEE half: sign, 5 bits of exponent (bias 15), 10 bits; exponent 0: the fraction alone */
 static float tmoei_half(uint32_t h) {
     const uint32_t sign = (h & 0x8000u) << 16, exponent = h >> 10 & 31u, fraction = h & 1023u;
@@ -3504,7 +3474,6 @@ static tmoe_result tmoei_safetensors_read(tmoe_ctx *ctx, const tmoei_safetensors
             : tmoei_float_of_bits((uint32_t)tmoei_little(p + 2 * i, 2) << 16);
     return TMOE_OK;
 }
-
 /* ---- writing: declare everything, then the data in the same order, then commit ----------------------- */
 typedef struct tmoei_writer {
     tmoei_buffer json, temporary;       /* the header; PATH.tmp, which commit puts in PATH's place */
@@ -3512,7 +3481,6 @@ typedef struct tmoei_writer {
     FILE *file;
     size_t declared;                    /* bytes of data */
 } tmoei_writer;
-
 static void tmoei_writer_free(tmoe_ctx *ctx, tmoei_writer *writer) {
     if (writer->file) { (void)fclose(writer->file); (void)remove(writer->temporary.data); }
     tmoei_buffer_free(ctx, &writer->json); tmoei_buffer_free(ctx, &writer->temporary);
@@ -3647,7 +3615,6 @@ static int tmoei_pair_find(const tmoei_table *table, int left, int right) {
     size_t at = 0;
     return tmoei_table_find(table, tmoei_pair_hash(left, right), &at);
 }
-
 /* ---- the tokenizer ----------------------------------------------------------------------------------- */
 #define TMOEI_BYTES_FIRST 3             /* of our own: byte 0 */
 #define TMOEI_MERGES_FIRST 259
@@ -3667,10 +3634,8 @@ struct tmoe_tokenizer {
     uint32_t *runs;                     /* of letters and numbers: 4 * first code point + kind */
     int run_count;
 };
-static const char *tmoei_token_text(const tmoe_tokenizer *t, int id) { return t->bytes + t->starts[id]; }
-static size_t tmoei_token_length(const tmoe_tokenizer *t, int id) {
-    return t->starts[id + 1] - t->starts[id];
-}
+static const char *tmoei_token_text(const tmoe_tokenizer *t, int i) { return t->bytes + t->starts[i]; }
+static size_t tmoei_token_length(const tmoe_tokenizer *t, int i) { return t->starts[i + 1] - t->starts[i]; }
 /* The token that stands for these bytes, or -1. */
 static int tmoei_token_find(const tmoe_tokenizer *t, const char *text, size_t length) {
     const uint64_t hash = tmoei_text_hash(text, length);
@@ -3705,9 +3670,8 @@ static int tmoei_merge_add(tmoe_tokenizer *t, int left, int right, int result) {
 }
 static int tmoei_special_add(tmoe_tokenizer *t, int id, int left_strip) {
     const tmoei_special_token special = { id, left_strip };
-    if (!tmoei_grow(t->ctx, &t->specials, &t->specials_capacity, (size_t)t->special_count + 1,
-            sizeof special))
-        return 0;
+    const size_t n = (size_t)t->special_count + 1;
+    if (!tmoei_grow(t->ctx, &t->specials, &t->specials_capacity, n, sizeof special)) return 0;
     t->specials[t->special_count++] = special;
     return 1;
 }
@@ -3734,7 +3698,6 @@ static const char *const tmoei_special_names[5] = { "<s>", "<pad>", "</s>", "<un
 TMOE_DEF int tmoe_tokenizer_special(const tmoe_tokenizer *tokenizer, tmoe_token which) {
     return tmoei_token_find(tokenizer, tmoei_special_names[which], strlen(tmoei_special_names[which]));
 }
-
 static int tmoei_is_word_byte(unsigned char c) {                /* bytes of other alphabets are letters */
     return c >= 128 || (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
 }
@@ -3770,7 +3733,6 @@ static const char tmoei_unicode_runs[] =
     "FMhAhsCiVMhA0CibGEhAyPieDKDHDWGQbH1AWDNDHDhODyQGdkQmNVEMhAiqFlTDLDOnEkJDhPyGNDiSDHDEGEDfDNDEDESEMEDEDEDK"
     "DHDEGEDEDEDEDEDHDEGNDWDNDNDEDfDhUPKDQDhUh2MhJolJhAjgSj9lBjAs6bGw9LG18UhNh6LnnGhybktGuvCP47fiy40S";
 enum { TMOEI_OTHER, TMOEI_LETTER, TMOEI_NUMBER, TMOEI_SPACE, TMOEI_ENDED };
-
 static int tmoei_unicode_unpack(tmoe_tokenizer *t) {
     uint32_t value = 0, first = 0x80;
     /* a run has one digit or more */
@@ -3786,11 +3748,10 @@ static int tmoei_unicode_unpack(tmoe_tokenizer *t) {
     return t->runs != NULL;
 }
 /* Kind of the character at text[at] and its bytes; a byte that is not UTF-8 is OTHER. */
-static int tmoei_character(const tmoe_tokenizer *t, const char *text, size_t length, size_t at,
-        size_t *bytes) {
+static int tmoei_character(const tmoe_tokenizer *t, const char *text, size_t n, size_t at, size_t *bytes) {
     uint32_t c = 0;
-    if (at >= length) return TMOEI_ENDED;
-    if (!(*bytes = tmoei_utf8_next(text, length, at, &c))) { *bytes = 1; return TMOEI_OTHER; }
+    if (at >= n) return TMOEI_ENDED;
+    if (!(*bytes = tmoei_utf8_next(text, n, at, &c))) { *bytes = 1; return TMOEI_OTHER; }
     if ((c >= 9 && c <= 13) || c == 32 || c == 0x85 || c == 0xa0 || c == 0x1680     /* White_Space */
             || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f
             || c == 0x3000)
@@ -3820,7 +3781,6 @@ static size_t tmoei_word_end(const tmoe_tokenizer *t, const char *text, size_t l
     for (now = kind; now == kind; now = tmoei_character(t, text, length, end, &bytes)) end += bytes;
     return end;
 }
-
 static tmoe_tokenizer *tmoei_tokenizer_begin(tmoe_ctx *ctx) {
     tmoe_tokenizer *t = (tmoe_tokenizer *)tmoei_alloc(ctx, 1, sizeof *t, 1);
     if (!t) return NULL;
@@ -3854,7 +3814,6 @@ static tmoe_tokenizer *tmoei_tokenizer_copy(tmoe_ctx *ctx, const tmoe_tokenizer 
     if (good) t->prefix_space = from->prefix_space;
     return tmoei_tokenizer_if(good, t);
 }
-
 /* ---- encoding ---------------------------------------------------------------------------------------- */
 /* A heap of the merges that apply, each `merge << 32 | place`: the earliest first, then the leftmost. */
 static void tmoei_heap_push(uint64_t *heap, int *count, uint64_t x) {
@@ -3873,60 +3832,71 @@ static uint64_t tmoei_heap_pop(uint64_t *heap, int *count) {
     heap[i] = x;
     return top;
 }
+typedef struct tmoei_symbol { int id, next, before; } tmoei_symbol;   /* id and next -1: merged away, none */
 typedef struct tmoei_encoder {
     const tmoe_tokenizer *tokenizer;
+    tmoei_symbol *s;                    /* a word's tokens, a linked list */
     uint64_t *heap;
-    int *symbols, *next, *before;       /* a word's tokens, a linked list; -1: merged away */
-    int *ids, heap_count;               /* out */
-    size_t capacity, count;
+    int *ids, heap_count;               /* ids: out */
+    size_t capacity, count, s_capacity, heap_capacity;
 } tmoei_encoder;
-
 /* Notes the merge of the tokens at `at` and behind it, where there is one. */
 static void tmoei_encoder_note(tmoei_encoder *e, int at) {
-    if (at < 0 || e->next[at] < 0) return;
-    const int merge = tmoei_pair_find(&e->tokenizer->pairs, e->symbols[at], e->symbols[e->next[at]]);
+    if (at < 0 || e->s[at].next < 0) return;
+    const int merge = tmoei_pair_find(&e->tokenizer->pairs, e->s[at].id, e->s[e->s[at].next].id);
     if (merge >= 0) tmoei_heap_push(e->heap, &e->heap_count, (uint64_t)merge << 32 | (uint32_t)at);
 }
 static void tmoei_encoder_put(tmoei_encoder *e, int id) {
     if (e->count < e->capacity) e->ids[e->count] = id;
     e->count++;
 }
-/* Merges symbols[0 .. n-1], earliest merge first, leftmost first, in O(n log n), and puts what is left. */
-static void tmoei_encoder_word(tmoei_encoder *e, int n) {
-    for (int i = 0; i < n; i++) { e->next[i] = i + 1 < n ? i + 1 : -1; e->before[i] = i - 1; }
+/* Merges a word's tokens, earliest merge first, leftmost first, in O(n log n), and puts what is left. */
+static tmoe_result tmoei_encoder_word(tmoei_encoder *e, const char *text, size_t length) {
+    const tmoe_tokenizer *t = e->tokenizer;
+    const int n = length < (size_t)INT_MAX / 8 ? (int)length : -1;
+    if (n < 0)
+        return tmoei_fail(t->ctx, TMOE_ERR_ARGUMENT, "encode: a word of %lu bytes", (unsigned long)length);
+    /* at most 3 candidates a token ever stand in the heap */
+    if (!tmoei_grow(t->ctx, &e->s, &e->s_capacity, length, sizeof *e->s)
+            || !tmoei_grow(t->ctx, &e->heap, &e->heap_capacity, 3 * length, sizeof *e->heap))
+        return TMOE_ERR_MEMORY;
+    for (int i = 0; i < n; i++) {
+        const tmoei_symbol byte = { t->byte_id[(unsigned char)text[i]], i + 1 < n ? i + 1 : -1, i - 1 };
+        e->s[i] = byte;
+    }
     for (int i = 0; i < n; i++) tmoei_encoder_note(e, i);
     while (e->heap_count) {
         const uint64_t first = tmoei_heap_pop(e->heap, &e->heap_count);
-        const tmoei_merge_pair pair = e->tokenizer->merges[first >> 32];
-        const int at = (int)(first & 0xffffffffu), right = e->next[at];
+        const tmoei_merge_pair pair = t->merges[first >> 32];
+        const int at = (int)(first & 0xffffffffu), right = e->s[at].next;
         /* changed since it was noted */
-        if (e->symbols[at] != pair.left || right < 0 || e->symbols[right] != pair.right) continue;
-        e->symbols[at] = pair.result; e->symbols[right] = -1;
-        e->next[at] = e->next[right];
-        if (e->next[right] >= 0) e->before[e->next[right]] = at;
-        tmoei_encoder_note(e, e->before[at]);
+        if (e->s[at].id != pair.left || right < 0 || e->s[right].id != pair.right) continue;
+        e->s[at].id = pair.result; e->s[right].id = -1;
+        e->s[at].next = e->s[right].next;
+        if (e->s[at].next >= 0) e->s[e->s[at].next].before = at;
+        tmoei_encoder_note(e, e->s[at].before);
         tmoei_encoder_note(e, at);
     }
-    for (int i = 0; i < n; i++) if (e->symbols[i] >= 0) tmoei_encoder_put(e, e->symbols[i]);
+    for (int i = 0; i < n; i++) if (e->s[i].id >= 0) tmoei_encoder_put(e, e->s[i].id);
+    return TMOE_OK;
 }
 /* The words of a piece of text without special tokens; prefix: with a space before it, where it has none. */
 static tmoe_result tmoei_encoder_text(tmoei_encoder *e, const char *text, size_t length, int prefix) {
-    const tmoe_tokenizer *t = e->tokenizer;
+    tmoe_ctx *ctx = e->tokenizer->ctx;
+    tmoe_result result = TMOE_OK;
     char *copy = NULL;
     if (prefix && length && text[0] != ' ') {
-        if (!(copy = (char *)tmoei_alloc(t->ctx, length + 1, 1, 0))) return TMOE_ERR_MEMORY;
+        if (!(copy = (char *)tmoei_alloc(ctx, length + 1, 1, 0))) return TMOE_ERR_MEMORY;
         copy[0] = ' ';
         memcpy(copy + 1, text, length++);
         text = copy;
     }
-    for (size_t at = 0, end; at < length; at = end) {
-        int n = 0;
-        end = tmoei_word_end(t, text, length, at);
-        for (size_t i = at; i < end; i++) e->symbols[n++] = t->byte_id[(unsigned char)text[i]];
-        tmoei_encoder_word(e, n);
+    for (size_t at = 0, end; result == TMOE_OK && at < length; at = end) {
+        end = tmoei_word_end(e->tokenizer, text, length, at);
+        result = tmoei_encoder_word(e, text + at, end - at);
     }
-    tmoei_free(t->ctx, copy);
-    return TMOE_OK;
+    tmoei_free(ctx, copy);
+    return result;
 }
 /* The special token that text begins with, the longest of several, or NULL. */
 static const tmoei_special_token *tmoei_special_at(const tmoe_tokenizer *t, const char *text, size_t left) {
@@ -3941,50 +3911,35 @@ static const tmoei_special_token *tmoei_special_at(const tmoe_tokenizer *t, cons
     }
     return best;
 }
-TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *tokenizer, const char *text, size_t length,
+TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *t, const char *text, size_t length,
         int flags, int *ids, size_t capacity, size_t *count) {
-    const int prefix = tokenizer->prefix_space || (flags & TMOE_TOKENIZER_PREFIX_SPACE);
+    const int prefix = t->prefix_space || (flags & TMOE_TOKENIZER_PREFIX_SPACE);
     const int frame = flags & TMOE_TOKENIZER_SPECIALS, find = flags & TMOE_TOKENIZER_FIND_SPECIALS;
     tmoe_result result = TMOE_OK;
-    size_t longest = 1, end;
     tmoei_encoder e;
     memset(&e, 0, sizeof e);
-    for (size_t at = 0; at < length; at = end) {                /* and one more for a space before */
-        end = tmoei_word_end(tokenizer, text, length, at);
-        if (end - at + 1 > longest) longest = end - at + 1;
-    }
-    if (longest > (size_t)INT_MAX / 8)
-        return tmoei_fail(tokenizer->ctx, TMOE_ERR_ARGUMENT, "encode: a word of %lu bytes",
-            (unsigned long)longest);
-    /* at most 3 candidates a token ever stand in the heap */
-    e.heap = (uint64_t *)tmoei_alloc(tokenizer->ctx, longest, 3 * sizeof *e.heap + 3 * sizeof(int), 0);
-    if (!e.heap) return TMOE_ERR_MEMORY;
-    e.symbols = (int *)(void *)(e.heap + 3 * longest); e.next = e.symbols + longest;
-    e.before = e.next + longest;
-    e.tokenizer = tokenizer; e.ids = ids; e.capacity = capacity;
-    if (frame) tmoei_encoder_put(&e, tmoe_tokenizer_special(tokenizer, TMOE_TOKEN_BEGIN));
-    for (size_t at = 0; result == TMOE_OK && at < length; at = end) {
+    e.tokenizer = t; e.ids = ids; e.capacity = capacity;
+    if (frame) tmoei_encoder_put(&e, tmoe_tokenizer_special(t, TMOE_TOKEN_BEGIN));
+    for (size_t at = 0, end, bytes; result == TMOE_OK && at < length; at = end) {
         const tmoei_special_token *special = NULL;
-        size_t behind, bytes;
         for (end = at; end < length; end++)
-            if (find && (special = tmoei_special_at(tokenizer, text + end, length - end)) != NULL) break;
-        behind = special && special->left_strip ? at : end;     /* a stripping one swallows space before it */
+            if (find && (special = tmoei_special_at(t, text + end, length - end)) != NULL) break;
+        size_t behind = special && special->left_strip ? at : end; /* a stripping one eats space before it */
         for (size_t i = at; behind < end && i < end; i += bytes)
-            if (tmoei_character(tokenizer, text, end, i, &bytes) != TMOEI_SPACE) behind = i + bytes;
+            if (tmoei_character(t, text, end, i, &bytes) != TMOEI_SPACE) behind = i + bytes;
         result = tmoei_encoder_text(&e, text + at, behind - at, prefix);
         if (!special) continue;
         tmoei_encoder_put(&e, special->id);
-        end += tmoei_token_length(tokenizer, special->id);
+        end += tmoei_token_length(t, special->id);
     }
-    if (frame) tmoei_encoder_put(&e, tmoe_tokenizer_special(tokenizer, TMOE_TOKEN_END));
+    if (frame) tmoei_encoder_put(&e, tmoe_tokenizer_special(t, TMOE_TOKEN_END));
     *count = e.count;
-    tmoei_free(tokenizer->ctx, e.heap);
+    tmoei_free(t->ctx, e.s); tmoei_free(t->ctx, e.heap);
     return result;
 }
 /* Text without the spaces that tokenised English has: " ." and the like; gives the new length. */
 static size_t tmoei_clean_spaces(char *text, size_t length) {
-    static const char *const from[10] = { " .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've",
-        " 're" };
+    static const char *const from[] = { " .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're" };
     for (int i = 0; i < 10; i++) {
         const size_t n = strlen(from[i]), keep = i == 4 ? 1 : n - 1;
         size_t to = 0;
@@ -3998,16 +3953,16 @@ static size_t tmoei_clean_spaces(char *text, size_t length) {
     }
     return length;
 }
-TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *tokenizer, const int *ids, size_t count,
+TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *t, const int *ids, size_t count,
         int flags, char *text, size_t capacity, size_t *length) {
     size_t used = 0;
     for (size_t i = 0; i < count; i++) {
-        if (ids[i] < 0 || ids[i] >= tokenizer->V)
-            return tmoei_fail(tokenizer->ctx, TMOE_ERR_ARGUMENT, "decode: id %d at place %lu; 0 <= id < %d",
-                ids[i], (unsigned long)i, tokenizer->V);
-        if ((flags & TMOE_TOKENIZER_SKIP_SPECIALS) && tmoei_special_is(tokenizer, ids[i])) continue;
-        const size_t n = tmoei_token_length(tokenizer, ids[i]);
-        if (n && used + n <= capacity) memcpy(text + used, tmoei_token_text(tokenizer, ids[i]), n);
+        if (ids[i] < 0 || ids[i] >= t->V)
+            return tmoei_fail(t->ctx, TMOE_ERR_ARGUMENT, "decode: id %d at place %lu; 0 <= id < %d", ids[i],
+                (unsigned long)i, t->V);
+        if ((flags & TMOE_TOKENIZER_SKIP_SPECIALS) && tmoei_special_is(t, ids[i])) continue;
+        const size_t n = tmoei_token_length(t, ids[i]);
+        if (n && used + n <= capacity) memcpy(text + used, tmoei_token_text(t, ids[i]), n);
         used += n;
     }
     if (used <= capacity && (flags & TMOE_TOKENIZER_CLEAN_SPACES)) used = tmoei_clean_spaces(text, used);
@@ -4015,7 +3970,6 @@ TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *tokenizer, cons
     *length = used;
     return TMOE_OK;
 }
-
 /* ---- training: the most frequent pair of neighbours becomes a token, again and again ----------------- */
 typedef struct tmoei_word { const char *text; size_t first, length; long long count; } tmoei_word;
 typedef struct tmoei_pair_count { int left, right; long long count; } tmoei_pair_count;
@@ -4027,7 +3981,6 @@ typedef struct tmoei_bpe {
     size_t symbol_count, symbol_capacity, word_count, word_capacity, pair_count, pair_capacity;
     tmoei_table word_table, pair_table;
 } tmoei_bpe;
-
 /* Adds to the counts of a word's pairs. */
 static void tmoei_bpe_pairs_of(tmoei_bpe *bpe, const tmoei_word *word, long long count) {
     const int *s = bpe->symbols + word->first;
@@ -4124,7 +4077,6 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *
     tmoei_free(ctx, bpe.word_table.slots); tmoei_free(ctx, bpe.pair_table.slots);
     return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
 }
-
 #ifndef TMOE_NO_STDIO
 /* ---- tokenizer.json, vocab.json and merges.txt -------------------------------------------------------
  * Tokens are written in GPT-2's alphabet: a byte that prints as it is, the others from U+0100 on in their
@@ -4214,8 +4166,7 @@ static tmoe_tokenizer *tmoei_vocabulary_read(tmoe_ctx *ctx, const tmoei_json *js
             else if (tmoei_grow(ctx, &node_of, &capacity, id + 1, sizeof(int))) {
                 for (; V <= id; V++) node_of[V] = 0;
                 if (!list && node_of[id])
-                    (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tokens have the id %lu", name,
-                        (unsigned long)id);
+                    (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tokens have the id %d", name, (int)id);
                 node_of[id] = text;                             /* an added one's holds, and is plain */
             }
         }
