@@ -3014,55 +3014,44 @@ TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float
 /* Bytes of the UTF-8 character at text[at], its code into *code; 0 when it is not valid (overlong,
  * surrogate, past the end, above U+10FFFF). */
 static size_t tmoei_utf8_next(const char *text, size_t length, size_t at, uint32_t *code) {
+    static const uint32_t least[5] = { 0, 0, 0x80, 0x800, 0x10000 };    /* shorter ones are overlong */
     const unsigned char *s = (const unsigned char *)text + at;
-    const size_t left = length - at;
     if (at >= length) return 0;
     if (s[0] < 0x80) { *code = s[0]; return 1; }
-    size_t n = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2;
-    if (s[0] < 0xc2 || s[0] > 0xf4 || left < n) return 0;
+    const size_t n = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2;
+    if (s[0] < 0xc2 || s[0] > 0xf4 || length - at < n) return 0;
     uint32_t c = s[0] & (0xffu >> (n + 1));
     for (size_t i = 1; i < n; i++) {
         if ((s[i] & 0xc0) != 0x80) return 0;
         c = c << 6 | (s[i] & 0x3fu);
     }
-    if ((n == 3 && c < 0x800) || (n == 4 && c < 0x10000) || c > 0x10ffff || (c >= 0xd800 && c <= 0xdfff))
-        return 0;
     *code = c;
-    return n;
+    return c < least[n] || c > 0x10ffff || (c >= 0xd800 && c <= 0xdfff) ? 0 : n;
 }
 /* Writes a code point as UTF-8; gives its bytes. */
 static size_t tmoei_utf8_put(uint32_t c, char *out) {
-    if (c < 0x80) { out[0] = (char)c; return 1; }
-    if (c < 0x800) { out[0] = (char)(0xc0 | c >> 6); out[1] = (char)(0x80 | (c & 63)); return 2; }
-    if (c < 0x10000) {
-        out[0] = (char)(0xe0 | c >> 12); out[1] = (char)(0x80 | (c >> 6 & 63));
-        out[2] = (char)(0x80 | (c & 63)); return 3;
-    }
-    out[0] = (char)(0xf0 | c >> 18); out[1] = (char)(0x80 | (c >> 12 & 63));
-    out[2] = (char)(0x80 | (c >> 6 & 63)); out[3] = (char)(0x80 | (c & 63));
-    return 4;
+    const size_t n = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+    for (size_t i = n - 1; i > 0; i--, c >>= 6) out[i] = (char)(0x80 | (c & 63));
+    out[0] = (char)(n == 1 ? c : (0xf00u >> n & 0xffu) | c);    /* as many leading ones as bytes */
+    return n;
 }
-
 /* ---- buffer ------------------------------------------------------------------------------------------ */
 typedef struct tmoei_buffer { char *data; size_t length, capacity; int failed; } tmoei_buffer;
-
-static void tmoei_buffer_add(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *bytes, size_t n) {
-    if (buffer->failed || !tmoei_grow(ctx, &buffer->data, &buffer->capacity, buffer->length + n + 1, 1)) {
-        buffer->failed = 1; return;
-    }
-    if (n) memcpy(buffer->data + buffer->length, bytes, n);
-    buffer->length += n;
-    buffer->data[buffer->length] = 0;
+static void tmoei_buffer_add(tmoe_ctx *ctx, tmoei_buffer *b, const char *bytes, size_t n) {
+    b->failed = b->failed || !tmoei_grow(ctx, &b->data, &b->capacity, b->length + n + 1, 1);
+    if (b->failed) return;
+    if (n) memcpy(b->data + b->length, bytes, n);
+    b->length += n;
+    b->data[b->length] = 0;
 }
 static void tmoei_buffer_free(tmoe_ctx *ctx, tmoei_buffer *buffer) {
     tmoei_free(ctx, buffer->data); memset(buffer, 0, sizeof *buffer);
 }
 
 #ifndef TMOE_NO_STDIO                   /* JSON comes from files and goes to files */
-static void tmoei_buffer_print(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *format, ...) TMOEI_PRINTF(3,
-    4);
+TMOEI_PRINTF(3, 4)
 static void tmoei_buffer_print(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *format, ...) {
-    char text[256];                                             /* numbers and short names only */
+    char text[512];                                             /* numbers and short names only */
     va_list arguments;
     va_start(arguments, format);
     int n = vsnprintf(text, sizeof text, format, arguments);
@@ -3073,294 +3062,248 @@ static void tmoei_buffer_json_string(tmoe_ctx *ctx, tmoei_buffer *buffer, const 
     tmoei_buffer_add(ctx, buffer, "\"", 1);
     for (size_t i = 0; i < length; i++) {
         const unsigned char c = (unsigned char)text[i];
+        if (c == '"' || c == '\\') tmoei_buffer_add(ctx, buffer, "\\", 1);
         if (c < 0x20) tmoei_buffer_print(ctx, buffer, "\\u%04x", (unsigned)c);
-        else {
-            if (c == '"' || c == '\\') tmoei_buffer_add(ctx, buffer, "\\", 1);
-            tmoei_buffer_add(ctx, buffer, text + i, 1);
-        }
+        else tmoei_buffer_add(ctx, buffer, text + i, 1);
     }
     tmoei_buffer_add(ctx, buffer, "\"", 1);
 }
-
 /* ---- reader ------------------------------------------------------------------------------------------ */
-typedef enum tmoei_json_kind {
-    TMOEI_JSON_NULL, TMOEI_JSON_FALSE, TMOEI_JSON_TRUE, TMOEI_JSON_NUMBER, TMOEI_JSON_STRING,
-        TMOEI_JSON_ARRAY, TMOEI_JSON_OBJECT
-} tmoei_json_kind;
-
+typedef enum tmoei_json_kind { TMOEI_JSON_NULL, TMOEI_JSON_FALSE, TMOEI_JSON_TRUE, TMOEI_JSON_NUMBER,
+    TMOEI_JSON_STRING, TMOEI_JSON_ARRAY, TMOEI_JSON_OBJECT } tmoei_json_kind;
 typedef struct tmoei_json_node {
     tmoei_json_kind kind;
-    const char *text;                   /* a string's value, a number's characters; NUL behind it */
-    size_t length;
+    const char *text, *key;             /* a string's value, a number's characters, NUL behind; in objects */
+    size_t length, key_length;
     double number;
-    const char *key;                    /* in an object */
-    size_t key_length;
     int child, next, count;             /* first child, next sibling (-1: none), number of children */
 } tmoei_json_node;
-
 typedef struct tmoei_json {
     tmoei_json_node *nodes;             /* node 0 is the root */
-    int count;
     size_t capacity;
+    int count;
     char *strings;                      /* unescaped; never longer than the text, so it is allocated once */
 } tmoei_json;
-
 #define TMOEI_JSON_DEPTH 64
-typedef struct tmoei_json_reader { tmoe_ctx *ctx; const char *text, *name; size_t length, at, used;
-    tmoei_json *json; } tmoei_json_reader;
-
+typedef struct tmoei_json_reader {
+    tmoe_ctx *ctx;
+    tmoei_json *json;
+    const char *text, *name;
+    size_t length, at, used;
+} tmoei_json_reader;
 static tmoe_result tmoei_json_error(const tmoei_json_reader *r, const char *what) {
-    size_t line = 1, column = 1;
+    unsigned long line = 1, column = 1;
     for (size_t i = 0; i < r->at && i < r->length; i++) {
         column++;
         if (r->text[i] == '\n') { line++; column = 1; }
     }
-    return tmoei_fail(r->ctx, TMOE_ERR_FORMAT, "%s:%lu:%lu: JSON: %s", r->name, (unsigned long)line,
-        (unsigned long)column, what);
+    return tmoei_fail(r->ctx, TMOE_ERR_FORMAT, "%s:%lu:%lu: JSON: %s", r->name, line, column, what);
+}
+/* The next character; -1 at the end. */
+static int tmoei_json_peek(const tmoei_json_reader *r) {
+    return r->at < r->length ? (unsigned char)r->text[r->at] : -1;
+}
+/* Steps over the next character where it is c; tells whether it was. */
+static int tmoei_json_take(tmoei_json_reader *r, int c) {
+    if (tmoei_json_peek(r) != c) return 0;
+    r->at++;
+    return 1;
 }
 static void tmoei_json_space(tmoei_json_reader *r) {
-    while (r->at < r->length && (r->text[r->at] == ' ' || r->text[r->at] == '\t' || r->text[r->at] == '\n'
-            || r->text[r->at] == '\r'))
+    for (int c = tmoei_json_peek(r); c == ' ' || c == '\t' || c == '\n' || c == '\r'; c = tmoei_json_peek(r))
         r->at++;
-}
-static int tmoei_hex(int c) {
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A'
-        && c <= 'F' ? c - 'A' + 10 : -1;
 }
 /* Four hex digits at r->at; -1 when there are none. */
 static long tmoei_json_hex4(tmoei_json_reader *r) {
     long value = 0;
     if (r->length - r->at < 4) return -1;
-    for (int i = 0; i < 4; i++) {
-        const int digit = tmoei_hex(r->text[r->at + (size_t)i]);
+    for (size_t i = 0; i < 4; i++) {
+        const int c = r->text[r->at + i], digit = c >= '0' && c <= '9' ? c - '0'
+            : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
         if (digit < 0) return -1;
         value = value * 16 + digit;
     }
     r->at += 4;
     return value;
 }
-
 static tmoe_result tmoei_json_string(tmoei_json_reader *r, const char **text, size_t *length) {
+    static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
     char *out = r->json->strings + r->used;
     size_t n = 0;
+    int c;
     r->at++;                                                    /* the opening quote */
-    while (r->at < r->length && r->text[r->at] != '"') {
-        const unsigned char c = (unsigned char)r->text[r->at];
+    while ((c = tmoei_json_peek(r)) >= 0 && c != '"') {
         uint32_t code;
         if (c < 0x20) return tmoei_json_error(r, "a control character inside a string");
         if (c != '\\') {
             const size_t bytes = tmoei_utf8_next(r->text, r->length, r->at, &code);
             if (!bytes) return tmoei_json_error(r, "invalid UTF-8");
-            memcpy(out + n, r->text + r->at, bytes);
-            n += bytes;
-            r->at += bytes;
+            for (size_t i = 0; i < bytes; i++) out[n++] = r->text[r->at++];
             continue;
         }
-        if (++r->at >= r->length) break;
-        static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
-        const char *known = r->text[r->at] ? strchr(from, r->text[r->at]) : NULL;
-        if (known) { out[n++] = to[known - from]; r->at++; continue; }
-        if (r->text[r->at] != 'u') return tmoei_json_error(r, "an unknown escape");
         r->at++;
+        if ((c = tmoei_json_peek(r)) < 0) break;
+        const char *known = c ? strchr(from, c) : NULL;
+        if (!known && c != 'u') return tmoei_json_error(r, "an unknown escape");
+        r->at++;
+        if (known) { out[n++] = to[known - from]; continue; }
         long high = tmoei_json_hex4(r);
         if (high < 0) return tmoei_json_error(r, "\\u needs four hex digits");
         if (high >= 0xdc00 && high <= 0xdfff)
             return tmoei_json_error(r, "a low surrogate without its high one");
         if (high >= 0xd800 && high <= 0xdbff) {
-            const int pair = r->length - r->at >= 6 && r->text[r->at] == '\\' && r->text[r->at + 1] == 'u';
-            r->at += pair ? 2 : 0;
-            const long low = pair ? tmoei_json_hex4(r) : -1;
+            const long low = tmoei_json_take(r, '\\') && tmoei_json_take(r, 'u') ? tmoei_json_hex4(r) : -1;
             if (low < 0xdc00 || low > 0xdfff)
                 return tmoei_json_error(r, "a high surrogate without its low one");
             high = 0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00);
         }
         n += tmoei_utf8_put((uint32_t)high, out + n);
     }
-    if (r->at >= r->length) return tmoei_json_error(r, "a string without its closing quote");
-    r->at++;
+    if (!tmoei_json_take(r, '"')) return tmoei_json_error(r, "a string without its closing quote");
     out[n] = 0;
     r->used += n + 1;
-    *text = out;
-    *length = n;
+    *text = out; *length = n;
     return TMOE_OK;
 }
-
-static size_t tmoei_json_digits(tmoei_json_reader *r) {
+static int tmoei_json_digits(tmoei_json_reader *r) {
     const size_t from = r->at;
-    while (r->at < r->length && r->text[r->at] >= '0' && r->text[r->at] <= '9') r->at++;
-    return r->at - from;
+    for (int c = tmoei_json_peek(r); c >= '0' && c <= '9'; c = tmoei_json_peek(r)) r->at++;
+    return r->at > from;
 }
-static tmoe_result tmoei_json_number_token(tmoei_json_reader *r, tmoei_json_node *node) {
-    const size_t from = r->at;
+/* null, false, true or a number. */
+static tmoe_result tmoei_json_plain(tmoei_json_reader *r, tmoei_json_node *node) {
+    static const char *const words[3] = { "null", "false", "true" };    /* by their kinds */
+    const char *from = r->text + r->at;
     char *out = r->json->strings + r->used;
-    if (r->text[r->at] == '-') r->at++;
-    const int zero = r->at < r->length && r->text[r->at] == '0';
-    const size_t digits = tmoei_json_digits(r);
-    if (!digits) return tmoei_json_error(r, "a value was expected");
-    if (zero) r->at -= digits - 1;                              /* a 0 stands alone */
-    if (r->at < r->length && r->text[r->at] == '.') {
-        r->at++;
+    for (int kind = TMOEI_JSON_NULL; kind <= TMOEI_JSON_TRUE; kind++) {
+        const size_t n = strlen(words[kind]);
+        if (r->length - r->at < n || memcmp(from, words[kind], n) != 0) continue;
+        r->at += n;
+        node->kind = (tmoei_json_kind)kind;
+        return TMOE_OK;
+    }
+    (void)tmoei_json_take(r, '-');
+    if (!tmoei_json_take(r, '0') && !tmoei_json_digits(r))      /* a 0 stands alone */
+        return tmoei_json_error(r, "a value was expected");
+    if (tmoei_json_take(r, '.') && !tmoei_json_digits(r)) return tmoei_json_error(r, "a digit was expected");
+    if (tmoei_json_take(r, 'e') || tmoei_json_take(r, 'E')) {
+        if (!tmoei_json_take(r, '+')) (void)tmoei_json_take(r, '-');
         if (!tmoei_json_digits(r)) return tmoei_json_error(r, "a digit was expected");
     }
-    if (r->at < r->length && (r->text[r->at] == 'e' || r->text[r->at] == 'E')) {
-        r->at++;
-        if (r->at < r->length && (r->text[r->at] == '+' || r->text[r->at] == '-')) r->at++;
-        if (!tmoei_json_digits(r)) return tmoei_json_error(r, "a digit was expected");
-    }
-    node->kind = TMOEI_JSON_NUMBER; node->length = r->at - from;
-    memcpy(out, r->text + from, node->length);
+    node->kind = TMOEI_JSON_NUMBER; node->length = (size_t)(r->text + r->at - from); node->text = out;
+    memcpy(out, from, node->length);
     out[node->length] = 0;
     r->used += node->length + 1;
-    node->text = out; node->number = strtod(out, NULL);
-    return TMOE_OK;
-}
-static tmoe_result tmoei_json_word(tmoei_json_reader *r, tmoei_json_node *node, const char *word,
-        tmoei_json_kind kind) {
-    const size_t n = strlen(word);
-    if (r->length - r->at < n || memcmp(r->text + r->at, word, n) != 0)
-        return tmoei_json_error(r, "a value was expected");
-    r->at += n;
-    node->kind = kind;
+    node->number = strtod(out, NULL);
     return TMOE_OK;
 }
 static void tmoei_json_free(tmoe_ctx *ctx, tmoei_json *json) {
     tmoei_free(ctx, json->nodes); tmoei_free(ctx, json->strings);
     memset(json, 0, sizeof *json);
 }
-/* One value after the other; open ones stand on a stack of bounded depth, never on the C stack. */
-static tmoe_result tmoei_json_values(tmoei_json_reader *r) {
-    int open[TMOEI_JSON_DEPTH], last[TMOEI_JSON_DEPTH], depth = 0;
-    for (;;) {
-        tmoei_json_node node, *parent = depth ? &r->json->nodes[open[depth - 1]] : NULL;
-        tmoe_result result = TMOE_OK;
-        const int index = r->json->count;
-        memset(&node, 0, sizeof node);
-        node.child = node.next = -1;
+/* A value, and by the same function what is in it: at most 64 deep, so the C stack has room. */
+static tmoe_result tmoei_json_element(tmoei_json_reader *r, int depth) {
+    tmoei_json *json = r->json;
+    const int index = json->count, c = tmoei_json_peek(r), opens = c == '[' || c == '{';
+    int last = -1;
+    tmoei_json_node node;
+    memset(&node, 0, sizeof node);
+    node.child = node.next = -1;
+    node.kind = c == '"' ? TMOEI_JSON_STRING : c == '[' ? TMOEI_JSON_ARRAY : TMOEI_JSON_OBJECT;
+    if (c < 0) return tmoei_json_error(r, "the text ends where a value was expected");
+    if (c == '"') TMOEI_TRY(tmoei_json_string(r, &node.text, &node.length));
+    else if (!opens) TMOEI_TRY(tmoei_json_plain(r, &node));
+    if (index == INT_MAX
+            || !tmoei_grow(r->ctx, &json->nodes, &json->capacity, (size_t)index + 1, sizeof node))
+        return TMOE_ERR_MEMORY;
+    json->nodes[json->count++] = node;
+    if (!opens) return TMOE_OK;
+    r->at++;
+    tmoei_json_space(r);
+    if (tmoei_json_take(r, c == '[' ? ']' : '}')) return TMOE_OK;
+    if (depth == TMOEI_JSON_DEPTH) return tmoei_json_error(r, "nested more than 64 deep");
+    do {
+        const int child = json->count;
         tmoei_json_space(r);
-        if (parent && parent->kind == TMOEI_JSON_OBJECT) {
-            if (r->at >= r->length || r->text[r->at] != '"')
-                return tmoei_json_error(r, "a key was expected");
-            result = tmoei_json_string(r, &node.key, &node.key_length);
-            if (result != TMOE_OK) return result;
+        if (c == '{') {
+            if (tmoei_json_peek(r) != '"') return tmoei_json_error(r, "a key was expected");
+            TMOEI_TRY(tmoei_json_string(r, &node.key, &node.key_length));
             tmoei_json_space(r);
-            if (r->at >= r->length || r->text[r->at] != ':') return tmoei_json_error(r, "':' was expected");
-            r->at++;
+            if (!tmoei_json_take(r, ':')) return tmoei_json_error(r, "':' was expected");
             tmoei_json_space(r);
         }
-        if (r->at >= r->length) return tmoei_json_error(r, "the text ends where a value was expected");
-        char c = r->text[r->at];
-        if (c == '"') {
-            node.kind = TMOEI_JSON_STRING; result = tmoei_json_string(r, &node.text, &node.length);
-        }
-        else if (c == '[' || c == '{') node.kind = c == '[' ? TMOEI_JSON_ARRAY : TMOEI_JSON_OBJECT;
-        else if (c == 't') result = tmoei_json_word(r, &node, "true", TMOEI_JSON_TRUE);
-        else if (c == 'f') result = tmoei_json_word(r, &node, "false", TMOEI_JSON_FALSE);
-        else if (c == 'n') result = tmoei_json_word(r, &node, "null", TMOEI_JSON_NULL);
-        else result = tmoei_json_number_token(r, &node);
-        if (result != TMOE_OK) return result;
-        if (index == INT_MAX || !tmoei_grow(r->ctx, &r->json->nodes, &r->json->capacity, (size_t)index + 1,
-                sizeof node))
-            return TMOE_ERR_MEMORY;
-        r->json->nodes[index] = node;
-        r->json->count++;
-        if (depth) {
-            if (r->json->nodes[open[depth - 1]].count++ == 0) r->json->nodes[open[depth - 1]].child = index;
-            else r->json->nodes[last[depth - 1]].next = index;
-            last[depth - 1] = index;
-        }
-        if (c == '[' || c == '{') {
-            r->at++;
-            tmoei_json_space(r);
-            if (r->at >= r->length || r->text[r->at] != (c == '[' ? ']' : '}')) {
-                if (depth == TMOEI_JSON_DEPTH) return tmoei_json_error(r, "nested more than 64 deep");
-                open[depth++] = index;
-                continue;
-            }
-            r->at++;                                            /* empty */
-        }
-        for (;;) {                                              /* what closes behind this value */
-            if (!depth) return TMOE_OK;
-            tmoei_json_space(r);
-            c = r->at < r->length ? r->text[r->at] : 0;
-            if (c == ',') { r->at++; break; }
-            if (c != (r->json->nodes[open[depth - 1]].kind == TMOEI_JSON_ARRAY ? ']' : '}'))
-                return tmoei_json_error(r, "',' or the closing bracket was expected");
-            r->at++;
-            depth--;
-        }
-    }
+        TMOEI_TRY(tmoei_json_element(r, depth + 1));
+        json->nodes[child].key = node.key; json->nodes[child].key_length = node.key_length;
+        if (last < 0) json->nodes[index].child = child; else json->nodes[last].next = child;
+        json->nodes[index].count++;
+        last = child;
+        tmoei_json_space(r);
+    } while (tmoei_json_take(r, ','));
+    if (tmoei_json_take(r, c == '[' ? ']' : '}')) return TMOE_OK;
+    return tmoei_json_error(r, "',' or the closing bracket was expected");
 }
 /* Parses a whole text; source_name stands in messages. On failure json is empty. */
 static tmoe_result tmoei_json_parse(tmoe_ctx *ctx, tmoei_json *json, const char *text, size_t length,
         const char *source_name) {
-    tmoei_json_reader r;
-    tmoe_result result;
+    tmoei_json_reader r = { ctx, json, text, source_name, length, 0, 0 };
     memset(json, 0, sizeof *json);
-    memset(&r, 0, sizeof r);
-    r.ctx = ctx; r.text = text; r.name = source_name; r.length = length; r.json = json;
     /* a value of n characters needs n + 1 bytes at most */
     json->strings = (char *)tmoei_alloc(ctx, length, 2, 0);
-    if (length == 0) result = tmoei_json_error(&r, "the text is empty");
-    else result = json->strings ? tmoei_json_values(&r) : TMOE_ERR_MEMORY;
-    if (result == TMOE_OK) {
-        tmoei_json_space(&r);
-        if (r.at < length) result = tmoei_json_error(&r, "something follows the value");
-    }
+    tmoei_json_space(&r);
+    tmoe_result result = !length ? tmoei_json_error(&r, "the text is empty")
+        : json->strings ? tmoei_json_element(&r, 0) : TMOE_ERR_MEMORY;
+    tmoei_json_space(&r);
+    if (result == TMOE_OK && r.at < length) result = tmoei_json_error(&r, "something follows the value");
     if (result != TMOE_OK) tmoei_json_free(ctx, json);
     return result;
 }
-/* The node of a key, or -1. */
+/* A node by its number; a null without a key, a text or children for -1. */
+static const tmoei_json_node *tmoei_json_at(const tmoei_json *json, int node) {
+    static const tmoei_json_node nothing = { TMOEI_JSON_NULL, "", "", 0, 0, 0.0, -1, -1, 0 };
+    return node < 0 ? &nothing : &json->nodes[node];
+}
+/* The number of a key's node, or -1. */
 static int tmoei_json_get(const tmoei_json *json, int object, const char *key) {
+    const tmoei_json_node *parent = tmoei_json_at(json, object);
     const size_t length = strlen(key);
-    if (object < 0 || json->nodes[object].kind != TMOEI_JSON_OBJECT) return -1;
-    for (int i = json->nodes[object].child; i >= 0; i = json->nodes[i].next)
+    for (int i = parent->kind == TMOEI_JSON_OBJECT ? parent->child : -1; i >= 0; i = json->nodes[i].next)
         if (json->nodes[i].key_length == length && memcmp(json->nodes[i].key, key, length) == 0) return i;
     return -1;
 }
+static const tmoei_json_node *tmoei_json_value(const tmoei_json *json, int object, const char *key) {
+    return tmoei_json_at(json, tmoei_json_get(json, object, key));
+}
 /* without a NUL inside */
 static int tmoei_json_is_string(const tmoei_json *json, int node) {
-    return node >= 0 && json->nodes[node].kind == TMOEI_JSON_STRING
-        && strlen(json->nodes[node].text) == json->nodes[node].length;
+    const tmoei_json_node *n = tmoei_json_at(json, node);
+    return n->kind == TMOEI_JSON_STRING && strlen(n->text) == n->length;
+}
+static int tmoei_json_says(const tmoei_json_node *node, const char *text) {
+    return node->kind == TMOEI_JSON_STRING && node->length == strlen(text) && strcmp(node->text, text) == 0;
 }
 static double tmoei_json_number(const tmoei_json *json, int node, double fallback) {
-    return node >= 0 && json->nodes[node].kind == TMOEI_JSON_NUMBER ? json->nodes[node].number : fallback;
-}
-
-/* A NUL-terminated copy of text[0..length). */
-static char *tmoei_strdup(tmoe_ctx *ctx, const char *text, size_t length) {
-    char *copy = (char *)tmoei_alloc(ctx, length + 1, 1, 0);
-    if (copy) {
-        if (length) memcpy(copy, text, length);
-        copy[length] = 0;
-    }
-    return copy;
+    const tmoei_json_node *n = tmoei_json_at(json, node);
+    return n->kind == TMOEI_JSON_NUMBER ? n->number : fallback;
 }
 /* ---- whole files ------------------------------------------------------------------------------------- */
 /* The file and a NUL behind it; NULL with the reason in the context. */
 static char *tmoei_read_file(tmoe_ctx *ctx, const char *path, size_t limit_bytes, size_t *length) {
-    tmoei_buffer buffer;
+    tmoei_buffer buffer = { NULL, 0, 0, 0 };
     char block[16384];
     size_t n;
-    memset(&buffer, 0, sizeof buffer);
     errno = 0;
     FILE *file = fopen(path, "rb");
-    if (!file)
-        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FILE, "%s: cannot be opened: %s", path, strerror(errno));
+    if (!file) return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FILE, "%s: cannot be opened: %s", path, strerror(errno));
     tmoei_buffer_add(ctx, &buffer, "", 0);
     while (!buffer.failed && buffer.length <= limit_bytes && (n = fread(block, 1, sizeof block, file)) > 0)
         tmoei_buffer_add(ctx, &buffer, block, n);
-    if (ferror(file)) {
-        (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be read: %s", path, strerror(errno));
-        buffer.failed = 1;
-    }
-    else if (buffer.length > limit_bytes) {
-        (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: larger than the limit of %lu bytes", path,
-            (unsigned long)limit_bytes);
-        buffer.failed = 1;
-    }
+    const int unread = ferror(file), large = buffer.length > limit_bytes;
+    if (unread) (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be read: %s", path, strerror(errno));
+    else if (large) (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: larger than the limit of %lu bytes", path,
+        (unsigned long)limit_bytes);
     (void)fclose(file);
-    if (buffer.failed) { tmoei_buffer_free(ctx, &buffer); return NULL; }
     *length = buffer.length;
+    if (unread || large || buffer.failed) tmoei_buffer_free(ctx, &buffer);
     return buffer.data;
 }
 #endif /* TMOE_NO_STDIO */
@@ -3370,9 +3313,8 @@ static char *tmoei_read_file(tmoe_ctx *ctx, const char *path, size_t limit_bytes
  * Everything is validated before it is believed: the header's length, every dtype, shape and offset, no
  * overlap, no hole, no name twice. */
 #ifndef TMOE_NO_STDIO
-
-typedef enum tmoei_dtype { TMOEI_F32, TMOEI_F16, TMOEI_BF16, TMOEI_I64, TMOEI_I32, TMOEI_U8,
-    TMOEI_DTYPES } tmoei_dtype;
+typedef enum tmoei_dtype { TMOEI_F32, TMOEI_F16, TMOEI_BF16, TMOEI_I64, TMOEI_I32, TMOEI_U8, TMOEI_DTYPES
+} tmoei_dtype;
 static const char *const tmoei_dtype_names[TMOEI_DTYPES] = { "F32", "F16", "BF16", "I64", "I32", "U8" };
 static const size_t tmoei_dtype_bytes[TMOEI_DTYPES] = { 4, 2, 2, 8, 4, 1 };
 #define TMOEI_RANK_MAX 8
@@ -3383,17 +3325,14 @@ typedef struct tmoei_entry {
     int rank;
     size_t shape[TMOEI_RANK_MAX], count, begin, end;
 } tmoei_entry;
-
 typedef struct tmoei_safetensors {
     char *path, *bytes;
     const unsigned char *data;
     size_t size, data_size;
     int mapped;                         /* bytes are the file itself, in pages that are ours to write to */
     tmoei_json json;
-    tmoei_entry *entries;               /* sorted by name */
-    int count;
+    tmoei_entry *entries; int count;    /* sorted by name */
 } tmoei_safetensors;
-
 static void tmoei_unmap(char *bytes, size_t size) {
 #ifdef TMOEI_POSIX
     (void)munmap(bytes, size);
@@ -3403,20 +3342,17 @@ static void tmoei_unmap(char *bytes, size_t size) {
 }
 /* The whole file, mapped where the system can: pages are read when they are used, and written to a copy. */
 static char *tmoei_map_file(tmoe_ctx *ctx, const char *path, size_t *size, int *mapped) {
+    *mapped = 0;
 #ifdef TMOEI_POSIX
     const int file = open(path, O_RDONLY);
     struct stat about;
-    if (file >= 0) {
-        const int good = fstat(file, &about) == 0 && S_ISREG(about.st_mode) && about.st_size > 0;
-        void *bytes = !good ? MAP_FAILED
-            : mmap(NULL, (size_t)about.st_size, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
-        (void)close(file);
-        *mapped = bytes != MAP_FAILED;
-        *size = *mapped ? (size_t)about.st_size : 0;
-        if (*mapped) return (char *)bytes;
-    }
+    void *bytes = MAP_FAILED;
+    if (file >= 0 && fstat(file, &about) == 0 && S_ISREG(about.st_mode) && about.st_size > 0)
+        bytes = mmap(NULL, *size = (size_t)about.st_size, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
+    if (file >= 0) (void)close(file);
+    *mapped = bytes != MAP_FAILED;
+    if (*mapped) return (char *)bytes;
 #endif
-    *mapped = 0;
     return tmoei_read_file(ctx, path, (size_t)-1 / 4, size);
 }
 static void tmoei_safetensors_close(tmoe_ctx *ctx, tmoei_safetensors *file) {
@@ -3431,8 +3367,7 @@ static int tmoei_entry_by_name(const void *a, const void *b) {
 }
 static int tmoei_entry_by_place(const void *a, const void *b) {
     const tmoei_entry *x = (const tmoei_entry *)a, *y = (const tmoei_entry *)b;
-    if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
-    return x->end < y->end ? -1 : x->end > y->end;
+    return x->begin != y->begin ? (x->begin < y->begin ? -1 : 1) : x->end < y->end ? -1 : x->end > y->end;
 }
 /* A JSON number that is a whole number from 0 to 2^53, into *out. */
 static int tmoei_json_size(const tmoei_json *json, int node, size_t *out) {
@@ -3441,96 +3376,91 @@ static int tmoei_json_size(const tmoei_json *json, int node, size_t *out) {
     *out = (size_t)x;
     return 1;
 }
-static tmoe_result tmoei_entry_read(tmoe_ctx *ctx, const tmoei_safetensors *file, int node,
-        tmoei_entry *entry) {
+static tmoe_result tmoei_entry_read(tmoe_ctx *ctx, const tmoei_safetensors *file, int node, tmoei_entry *e) {
     const tmoei_json *json = &file->json;
-    const tmoei_json_node *n = &json->nodes[node];
-    const int dtype = tmoei_json_get(json, node, "dtype"), shape = tmoei_json_get(json, node, "shape"),
-        offsets = tmoei_json_get(json, node, "data_offsets");
-    const char *wrong = strlen(n->key) != n->key_length ? "its name has a NUL inside" : NULL;
+    const tmoei_json_node *n = &json->nodes[node], *shape = tmoei_json_value(json, node, "shape"),
+        *offsets = tmoei_json_value(json, node, "data_offsets");
+    const char *wrong = NULL;
     size_t bytes;
-    entry->name = n->key; entry->dtype = TMOEI_DTYPES; entry->count = 1;
-    for (int d = 0; tmoei_json_is_string(json, dtype) && d < TMOEI_DTYPES; d++)
-        if (strcmp(json->nodes[dtype].text, tmoei_dtype_names[d]) == 0) entry->dtype = (tmoei_dtype)d;
-    if (entry->dtype == TMOEI_DTYPES) wrong = "dtype is missing or unknown";
-    if (shape < 0 || json->nodes[shape].kind != TMOEI_JSON_ARRAY
-            || json->nodes[shape].count > TMOEI_RANK_MAX)
+    e->name = n->key; e->dtype = TMOEI_DTYPES; e->count = 1;
+    for (int d = 0; d < TMOEI_DTYPES; d++)
+        if (tmoei_json_says(tmoei_json_value(json, node, "dtype"), tmoei_dtype_names[d]))
+            e->dtype = (tmoei_dtype)d;
+    if (shape->kind != TMOEI_JSON_ARRAY || shape->count > TMOEI_RANK_MAX)
         wrong = "shape must be a list of at most 8 numbers";
-    for (int i = wrong ? -1 : json->nodes[shape].child; i >= 0; i = json->nodes[i].next) {
-        size_t *size = &entry->shape[entry->rank++];
-        if (!tmoei_json_size(json, i, size) || !tmoei_size(&entry->count, entry->count, *size, 0))
+    else if (e->dtype == TMOEI_DTYPES) wrong = "dtype is missing or unknown";
+    else if (strlen(n->key) != n->key_length) wrong = "its name has a NUL inside";
+    for (int i = wrong ? -1 : shape->child; i >= 0; i = json->nodes[i].next) {
+        size_t *size = &e->shape[e->rank++];
+        if (!tmoei_json_size(json, i, size) || !tmoei_size(&e->count, e->count, *size, 0))
             wrong = "shape is not a list of sizes that fit into memory";
     }
-    const int two = offsets >= 0 && json->nodes[offsets].kind == TMOEI_JSON_ARRAY
-        && json->nodes[offsets].count == 2 ? json->nodes[offsets].child : -1;
-    if (!wrong && (two < 0 || !tmoei_json_size(json, two, &entry->begin) || !tmoei_json_size(json,
-            json->nodes[two].next, &entry->end) || entry->end < entry->begin
-            || entry->end > file->data_size))
+    if (!wrong && (offsets->kind != TMOEI_JSON_ARRAY || offsets->count != 2
+            || !tmoei_json_size(json, offsets->child, &e->begin)
+            || !tmoei_json_size(json, json->nodes[offsets->child].next, &e->end)
+            || e->end < e->begin || e->end > file->data_size))
         wrong = "data_offsets must be two places inside the data";
-    if (!wrong && (!tmoei_size(&bytes, entry->count, tmoei_dtype_bytes[entry->dtype], 0)
-            || bytes != entry->end - entry->begin))
+    if (!wrong && (!tmoei_size(&bytes, e->count, tmoei_dtype_bytes[e->dtype], 0)
+            || bytes != e->end - e->begin))
         wrong = "its shape needs other than the bytes of its data_offsets";
     return wrong ? tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: tensor %s: %s", file->path, n->key, wrong) : TMOE_OK;
 }
-
+/* n bytes as a number, the lowest first. */
+static uint64_t tmoei_little(const unsigned char *bytes, size_t n) {
+    uint64_t x = 0;
+    while (n--) x = x << 8 | bytes[n];
+    return x;
+}
 static tmoe_result tmoei_safetensors_check(tmoe_ctx *ctx, tmoei_safetensors *file) {
     const unsigned char *bytes = (const unsigned char *)file->bytes;
-    uint64_t header = 0;
+    const uint64_t header = file->size < 8 ? 0 : tmoei_little(bytes, 8);
     size_t at = 0;
-    for (int i = 7; i >= 0; i--) header = header << 8 | (file->size >= 8 ? bytes[i] : 0u);
     if (file->size < 8 || header > TMOEI_HEADER_MAX || header > file->size - 8)
         return tmoei_fail(ctx, TMOE_ERR_FORMAT,
             "%s: not a safetensors file, or cut off: %lu bytes, header of %llu", file->path,
             (unsigned long)file->size, (unsigned long long)header);
     file->data = bytes + 8 + header; file->data_size = file->size - 8 - (size_t)header;
-    tmoe_result result = tmoei_json_parse(ctx, &file->json, file->bytes + 8, (size_t)header, file->path);
-    if (result != TMOE_OK) return result;
-    if (file->json.nodes[0].kind != TMOEI_JSON_OBJECT)
+    TMOEI_TRY(tmoei_json_parse(ctx, &file->json, file->bytes + 8, (size_t)header, file->path));
+    const tmoei_json_node *nodes = file->json.nodes;
+    if (nodes[0].kind != TMOEI_JSON_OBJECT)
         return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the header is not an object", file->path);
-    file->entries = (tmoei_entry *)tmoei_alloc(ctx, (size_t)file->json.nodes[0].count + 1,
-        sizeof *file->entries, 1);
-    if (!file->entries) return TMOE_ERR_MEMORY;
-    for (int i = file->json.nodes[0].child; i >= 0; i = file->json.nodes[i].next) {
-        if (strcmp(file->json.nodes[i].key, "__metadata__") == 0) {
-            for (int metadata = file->json.nodes[i].child; metadata >= 0;
-                    metadata = file->json.nodes[metadata].next)
-                if (file->json.nodes[metadata].kind != TMOEI_JSON_STRING)
-                    return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                        "%s: __metadata__ holds something else than strings", file->path);
-            continue;
-        }
-        result = tmoei_entry_read(ctx, file, i, &file->entries[file->count]);
-        if (result != TMOE_OK) return result;
-        file->count++;
+    tmoei_entry *e = (tmoei_entry *)tmoei_alloc(ctx, (size_t)nodes[0].count + 1, sizeof *e, 1);
+    if (!(file->entries = e)) return TMOE_ERR_MEMORY;
+    for (int i = nodes[0].child; i >= 0; i = nodes[i].next) {
+        const int metadata = strcmp(nodes[i].key, "__metadata__") == 0;
+        if (!metadata) TMOEI_TRY(tmoei_entry_read(ctx, file, i, &e[file->count++]));
+        for (int m = metadata ? nodes[i].child : -1; m >= 0; m = nodes[m].next)
+            if (nodes[m].kind != TMOEI_JSON_STRING)
+                return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: __metadata__ holds something else than strings",
+                    file->path);
     }
-    qsort(file->entries, (size_t)file->count, sizeof *file->entries, tmoei_entry_by_place);
-    for (int i = 0; i < file->count; at = file->entries[i++].end)
-        if (file->entries[i].begin != at)
+    qsort(e, (size_t)file->count, sizeof *e, tmoei_entry_by_place);
+    for (int i = 0; i < file->count; at = e[i++].end)
+        if (e[i].begin != at)
             return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                "%s: tensor %s begins at byte %lu of the data, the one before ends at %lu",
-                file->path, file->entries[i].name, (unsigned long)file->entries[i].begin, (unsigned long)at);
+                "%s: tensor %s begins at byte %lu of the data, the one before ends at %lu", file->path,
+                e[i].name, (unsigned long)e[i].begin, (unsigned long)at);
     if (at != file->data_size)
         return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %lu bytes of data, but the tensors end at %lu",
             file->path, (unsigned long)file->data_size, (unsigned long)at);
-    qsort(file->entries, (size_t)file->count, sizeof *file->entries, tmoei_entry_by_name);
+    qsort(e, (size_t)file->count, sizeof *e, tmoei_entry_by_name);
     for (int i = 1; i < file->count; i++)
-        if (strcmp(file->entries[i - 1].name, file->entries[i].name) == 0)
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tensors are called %s", file->path,
-                file->entries[i].name);
+        if (strcmp(e[i - 1].name, e[i].name) == 0)
+            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tensors are called %s", file->path, e[i].name);
     return TMOE_OK;
 }
 static tmoe_result tmoei_safetensors_open(tmoe_ctx *ctx, tmoei_safetensors *file, const char *path) {
     memset(file, 0, sizeof *file);
-    file->path = tmoei_strdup(ctx, path, strlen(path));
-    file->bytes = file->path ? tmoei_map_file(ctx, path, &file->size, &file->mapped) : NULL;
-    tmoe_result result = file->bytes ? tmoei_safetensors_check(ctx, file) : ctx->error;
+    const size_t n = strlen(path) + 1;
+    file->path = (char *)tmoei_alloc(ctx, n, 1, 0);
+    if (file->path) memcpy(file->path, path, n);
+    if (file->path) file->bytes = tmoei_map_file(ctx, path, &file->size, &file->mapped);
+    const tmoe_result result = file->bytes ? tmoei_safetensors_check(ctx, file) : ctx->error;
     if (result != TMOE_OK) tmoei_safetensors_close(ctx, file);
     return result;
 }
 static const tmoei_entry *tmoei_safetensors_find(const tmoei_safetensors *file, const char *name) {
-    tmoei_entry key;
-    memset(&key, 0, sizeof key);
-    key.name = name;
+    const tmoei_entry key = { name, TMOEI_F32, 0, { 0 }, 0, 0, 0 };
     return (const tmoei_entry *)bsearch(&key, file->entries, (size_t)file->count, sizeof key,
         tmoei_entry_by_name);
 }
@@ -3540,19 +3470,15 @@ static const char *tmoei_safetensors_metadata(const tmoei_safetensors *file, con
     return tmoei_json_is_string(&file->json, node) ? file->json.nodes[node].text : NULL;
 }
 static float tmoei_float_of_bits(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
-
 /* IEEE half: sign, 5 bits of exponent (bias 15), 10 bits; exponent 0: the fraction alone */
 static float tmoei_half(uint32_t h) {
     const uint32_t sign = (h & 0x8000u) << 16, exponent = h >> 10 & 31u, fraction = h & 1023u;
-    if (exponent == 31) return tmoei_float_of_bits(sign | 0x7f800000u | fraction << 13);
-    if (exponent) return tmoei_float_of_bits(sign | (exponent + 112u) << 23 | fraction << 13);
-    return (sign ? -1.0f : 1.0f) * ldexpf((float)fraction, -24);
+    if (exponent == 0) return (sign ? -1.0f : 1.0f) * ldexpf((float)fraction, -24);
+    return tmoei_float_of_bits(sign | (exponent == 31 ? 255u : exponent + 112u) << 23 | fraction << 13);
 }
 static int tmoei_little_endian(void) {
     const uint32_t one = 1;
-    unsigned char first;
-    memcpy(&first, &one, 1);
-    return first == 1;
+    return *(const unsigned char *)&one == 1;
 }
 /* Values first .. first + count - 1 as floats, from little-endian bytes on any machine; F32, F16, BF16. */
 static tmoe_result tmoei_safetensors_read(tmoe_ctx *ctx, const tmoei_safetensors *file,
@@ -3564,110 +3490,80 @@ static tmoe_result tmoei_safetensors_read(tmoe_ctx *ctx, const tmoei_safetensors
             (unsigned long)(first + count));
     p += first * tmoei_dtype_bytes[entry->dtype];
     if (entry->dtype == TMOEI_F32 && tmoei_little_endian()) memcpy(out, p, count * sizeof(float));
-    else if (entry->dtype == TMOEI_F32)
-        for (size_t i = 0; i < count; i++, p += 4)
-            out[i] = tmoei_float_of_bits((uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16
-                | (uint32_t)p[3] << 24);
-    else
-        for (size_t i = 0; i < count; i++, p += 2) {
-            const uint32_t bits = (uint32_t)p[0] | (uint32_t)p[1] << 8;
-            out[i] = entry->dtype == TMOEI_F16 ? tmoei_half(bits) : tmoei_float_of_bits(bits << 16);
-        }
+    else for (size_t i = 0; i < count; i++)
+        out[i] = entry->dtype == TMOEI_F32 ? tmoei_float_of_bits((uint32_t)tmoei_little(p + 4 * i, 4))
+            : entry->dtype == TMOEI_F16 ? tmoei_half((uint32_t)tmoei_little(p + 2 * i, 2))
+            : tmoei_float_of_bits((uint32_t)tmoei_little(p + 2 * i, 2) << 16);
     return TMOE_OK;
 }
-
 /* ---- writing: declare everything, then the data in the same order, then commit ----------------------- */
 typedef struct tmoei_writer {
-    tmoei_buffer metadata, tensors;     /* JSON */
-    char *path, *temporary;
+    tmoei_buffer json, temporary;       /* the header; PATH.tmp, which commit puts in PATH's place */
+    const char *path;                   /* the caller's */
     FILE *file;
     size_t declared;                    /* bytes of data */
 } tmoei_writer;
-
 static void tmoei_writer_free(tmoe_ctx *ctx, tmoei_writer *writer) {
-    if (writer->file) { (void)fclose(writer->file); (void)remove(writer->temporary); }
-    tmoei_buffer_free(ctx, &writer->metadata);
-    tmoei_buffer_free(ctx, &writer->tensors);
-    tmoei_free(ctx, writer->path); tmoei_free(ctx, writer->temporary);
+    if (writer->file) { (void)fclose(writer->file); (void)remove(writer->temporary.data); }
+    tmoei_buffer_free(ctx, &writer->json); tmoei_buffer_free(ctx, &writer->temporary);
     memset(writer, 0, sizeof *writer);
 }
+/* All metadata come before the tensors. */
 static void tmoei_writer_metadata(tmoe_ctx *ctx, tmoei_writer *writer, const char *key, const char *text,
         size_t length) {
-    tmoei_buffer_add(ctx, &writer->metadata, writer->metadata.length ? "," : "",
-        writer->metadata.length ? 1 : 0);
-    tmoei_buffer_json_string(ctx, &writer->metadata, key, strlen(key));
-    tmoei_buffer_add(ctx, &writer->metadata, ":", 1);
-    tmoei_buffer_json_string(ctx, &writer->metadata, text, length);
+    tmoei_buffer_print(ctx, &writer->json, writer->json.length ? "," : "{\"__metadata__\":{");
+    tmoei_buffer_json_string(ctx, &writer->json, key, strlen(key));
+    tmoei_buffer_add(ctx, &writer->json, ":", 1);
+    tmoei_buffer_json_string(ctx, &writer->json, text, length);
 }
-
 static void tmoei_writer_tensor(tmoe_ctx *ctx, tmoei_writer *writer, const char *name, int rank, size_t rows,
         size_t cols) {
-    const size_t bytes = (rank == 2 ? rows * cols : cols) * sizeof(float);
-    tmoei_buffer_add(ctx, &writer->tensors, ",", 1);
-    tmoei_buffer_json_string(ctx, &writer->tensors, name, strlen(name));
-    if (rank == 2)
-        tmoei_buffer_print(ctx, &writer->tensors, ":{\"dtype\":\"F32\",\"shape\":[%lu,%lu]",
-            (unsigned long)rows, (unsigned long)cols);
-    else
-        tmoei_buffer_print(ctx, &writer->tensors, ":{\"dtype\":\"F32\",\"shape\":[%lu]",
-            (unsigned long)cols);
-    tmoei_buffer_print(ctx, &writer->tensors, ",\"data_offsets\":[%lu,%lu]}",
-        (unsigned long)writer->declared, (unsigned long)(writer->declared + bytes));
-    writer->declared += bytes;
+    const size_t begin = writer->declared, end = begin + (rank == 2 ? rows * cols : cols) * sizeof(float);
+    tmoei_buffer_print(ctx, &writer->json, begin ? "," : "},");     /* the first one ends the metadata */
+    tmoei_buffer_json_string(ctx, &writer->json, name, strlen(name));
+    tmoei_buffer_print(ctx, &writer->json, ":{\"dtype\":\"F32\",\"shape\":[");
+    if (rank == 2) tmoei_buffer_print(ctx, &writer->json, "%lu,", (unsigned long)rows);
+    tmoei_buffer_print(ctx, &writer->json, "%lu],\"data_offsets\":[%lu,%lu]}", (unsigned long)cols,
+        (unsigned long)begin, (unsigned long)end);
+    writer->declared = end;
 }
-static tmoe_result tmoei_writer_trouble(tmoe_ctx *ctx, tmoei_writer *writer) {
-    const int number = errno;
-    (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be written: %s", writer->path, strerror(number));
-    return TMOE_ERR_FILE;
+static tmoe_result tmoei_writer_trouble(tmoe_ctx *ctx, const tmoei_writer *writer) {
+    return tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be written: %s", writer->path, strerror(errno));
 }
-/* Opens PATH.tmp, which tmoei_writer_commit puts in PATH's place. */
 static tmoe_result tmoei_writer_open(tmoe_ctx *ctx, tmoei_writer *writer, const char *path) {
-    const size_t n = strlen(path);
-    writer->path = tmoei_strdup(ctx, path, n);
-    writer->temporary = (char *)tmoei_alloc(ctx, n + 5, 1, 0);
-    if (!writer->path || !writer->temporary) return TMOE_ERR_MEMORY;
-    memcpy(writer->temporary, path, n);
-    memcpy(writer->temporary + n, ".tmp", 5);
+    writer->path = path;
+    tmoei_buffer_add(ctx, &writer->temporary, path, strlen(path));
+    tmoei_buffer_add(ctx, &writer->temporary, ".tmp", 4);
+    if (writer->temporary.failed) return TMOE_ERR_MEMORY;
     errno = 0;
-    writer->file = fopen(writer->temporary, "wb");
+    writer->file = fopen(writer->temporary.data, "wb");
     return writer->file ? TMOE_OK : tmoei_writer_trouble(ctx, writer);
 }
 static tmoe_result tmoei_writer_bytes(tmoe_ctx *ctx, tmoei_writer *writer, const void *bytes, size_t n) {
     return fwrite(bytes, 1, n, writer->file) == n ? TMOE_OK : tmoei_writer_trouble(ctx, writer);
 }
-/* Opens PATH.tmp and writes the header. */
-static tmoe_result tmoei_writer_begin(tmoe_ctx *ctx, tmoei_writer *writer, const char *path) {
-    tmoei_buffer header;
-    unsigned char length[8];
-    memset(&header, 0, sizeof header);
-    tmoei_buffer_print(ctx, &header, "{\"__metadata__\":{");
-    tmoei_buffer_add(ctx, &header, writer->metadata.data, writer->metadata.length);
-    tmoei_buffer_add(ctx, &header, "}", 1);
-    tmoei_buffer_add(ctx, &header, writer->tensors.data, writer->tensors.length);
-    tmoei_buffer_add(ctx, &header, "}", 1);
-    /* data begins on a cache line */
-    while (!header.failed && (header.length + 8) % 64) tmoei_buffer_add(ctx, &header, " ", 1);
-    for (size_t i = 0; i < 8; i++) length[i] = (unsigned char)((uint64_t)header.length >> (8 * i));
-    tmoe_result result = header.failed || writer->metadata.failed || writer->tensors.failed ? TMOE_ERR_MEMORY
-        : tmoei_writer_open(ctx, writer, path);
-    if (result == TMOE_OK) result = tmoei_writer_bytes(ctx, writer, length, 8);
-    if (result == TMOE_OK) result = tmoei_writer_bytes(ctx, writer, header.data, header.length);
-    tmoei_buffer_free(ctx, &header);
-    return result;
+/* A number as n bytes, the lowest first. */
+static tmoe_result tmoei_writer_little(tmoe_ctx *ctx, tmoei_writer *writer, uint64_t x, size_t n) {
+    unsigned char bytes[8];
+    for (size_t i = 0; i < n; i++) bytes[i] = (unsigned char)(x >> (8 * i));
+    return tmoei_writer_bytes(ctx, writer, bytes, n);
 }
-
+/* Opens the file and writes the header. */
+static tmoe_result tmoei_writer_begin(tmoe_ctx *ctx, tmoei_writer *writer, const char *path) {
+    tmoei_buffer *json = &writer->json;
+    tmoei_buffer_add(ctx, json, "}", 1);
+    /* data begins on a cache line */
+    while (!json->failed && (json->length + 8) % 64) tmoei_buffer_add(ctx, json, " ", 1);
+    if (json->failed) return TMOE_ERR_MEMORY;
+    TMOEI_TRY(tmoei_writer_open(ctx, writer, path));
+    TMOEI_TRY(tmoei_writer_little(ctx, writer, json->length, 8));
+    return tmoei_writer_bytes(ctx, writer, json->data, json->length);
+}
 static tmoe_result tmoei_writer_data(tmoe_ctx *ctx, tmoei_writer *writer, const float *x, size_t count) {
-    unsigned char block[4096];
-    size_t n;
     if (tmoei_little_endian()) return tmoei_writer_bytes(ctx, writer, x, count * sizeof(float));
-    for (; count; count -= n, x += n) {
-        n = count < sizeof block / 4 ? count : sizeof block / 4;
-        for (size_t i = 0; i < 4 * n; i++) {
-            uint32_t bits;
-            memcpy(&bits, x + i / 4, 4);
-            block[i] = (unsigned char)(bits >> (8 * (i % 4)));
-        }
-        TMOEI_TRY(tmoei_writer_bytes(ctx, writer, block, 4 * n));
+    for (uint32_t bits; count; count--) {
+        memcpy(&bits, x++, 4);
+        TMOEI_TRY(tmoei_writer_little(ctx, writer, bits, 4));
     }
     return TMOE_OK;
 }
@@ -3683,19 +3579,17 @@ static tmoe_result tmoei_writer_commit(tmoe_ctx *ctx, tmoei_writer *writer) {
 #if defined(_WIN32)
     if (good) (void)remove(writer->path);                       /* rename does not replace there */
 #endif
-    if (good && rename(writer->temporary, writer->path) == 0) return TMOE_OK;
+    if (good && rename(writer->temporary.data, writer->path) == 0) return TMOE_OK;
     (void)tmoei_writer_trouble(ctx, writer);
-    (void)remove(writer->temporary);
+    (void)remove(writer->temporary.data);
     return TMOE_ERR_FILE;
 }
 #endif /* TMOE_NO_STDIO */
 /* ==== >>tokenizer: bytes, and byte-level BPE ===========================================================
  * A text is cut into words as GPT-2 does (a space belongs to the word behind it), a word's bytes become
- * tokens, and
- * the earliest merge that applies is done until none applies. Without merges these are plain bytes. Our own
- * tokenizers number <s>, <pad>, </s> 0, 1, 2, byte b 3 + b, then one token a merge; loaded ones have the ids
- * of
- * their vocabulary. In files every tokenizer is a tokenizer.json as Hugging Face's. */
+ * tokens, and the earliest merge that applies is done until none applies. Without merges these are plain
+ * bytes. Our own tokenizers number <s>, <pad>, </s> 0, 1, 2, byte b 3 + b, then one token a merge; loaded
+ * ones have the ids of their vocabulary. In files every tokenizer is a tokenizer.json as Hugging Face's. */
 
 /* ---- a table of indices by hash: open addressing, never more than half full -------------------------- */
 typedef struct tmoei_slot { uint64_t hash; int value; } tmoei_slot;     /* index + 1; 0: empty */
@@ -3709,24 +3603,23 @@ static int tmoei_table_find(const tmoei_table *table, uint64_t hash, size_t *at)
     }
     return -1;
 }
-static void tmoei_table_put(tmoei_table *table, uint64_t hash, int value) {
-    size_t at = (size_t)hash;
+static void tmoei_table_put(tmoei_table *table, tmoei_slot slot) {
+    size_t at = (size_t)slot.hash;
     while (table->slots[at & (table->size - 1)].value) at++;
-    table->slots[at & (table->size - 1)].hash = hash;
-    table->slots[at & (table->size - 1)].value = value;
+    table->slots[at & (table->size - 1)] = slot;
 }
 static int tmoei_table_add(tmoe_ctx *ctx, tmoei_table *table, uint64_t hash, int index) {
+    const tmoei_slot slot = { hash, index + 1 };
     if (2 * (table->used + 1) > table->size) {
-        tmoei_table bigger;
-        bigger.size = table->size ? 2 * table->size : 64; bigger.used = table->used;
-        bigger.slots = (tmoei_slot *)tmoei_alloc(ctx, bigger.size, sizeof(tmoei_slot), 1);
-        if (!bigger.slots) return 0;
+        tmoei_table bigger = *table;
+        bigger.size = table->size ? 2 * table->size : 64;
+        if (!(bigger.slots = (tmoei_slot *)tmoei_alloc(ctx, bigger.size, sizeof slot, 1))) return 0;
         for (size_t i = 0; i < table->size; i++)
-            if (table->slots[i].value) tmoei_table_put(&bigger, table->slots[i].hash, table->slots[i].value);
+            if (table->slots[i].value) tmoei_table_put(&bigger, table->slots[i]);
         tmoei_free(ctx, table->slots);
         *table = bigger;
     }
-    tmoei_table_put(table, hash, index + 1);
+    tmoei_table_put(table, slot);
     table->used++;
     return 1;
 }
@@ -3740,15 +3633,17 @@ static uint64_t tmoei_text_hash(const char *text, size_t length) {
 static uint64_t tmoei_pair_hash(int left, int right) {
     return tmoei_mix64((uint64_t)(uint32_t)left << 32 | (uint32_t)right);
 }
-
+static int tmoei_pair_find(const tmoei_table *table, int left, int right) {
+    size_t at = 0;
+    return tmoei_table_find(table, tmoei_pair_hash(left, right), &at);
+}
 /* ---- the tokenizer ----------------------------------------------------------------------------------- */
 #define TMOEI_BYTES_FIRST 3             /* of our own: byte 0 */
 #define TMOEI_MERGES_FIRST 259
 #define TMOEI_TOKENS_MAX 1000000
 #define TMOEI_TOKEN_BYTES 65536         /* a token's most: merges that double each other ask for the moon */
 typedef struct tmoei_merge_pair { int left, right, result; } tmoei_merge_pair;
-/* left_strip: swallows space */
-typedef struct tmoei_special_token { int id, left_strip; } tmoei_special_token;
+typedef struct tmoei_special_token { int id, left_strip; } tmoei_special_token;     /* swallows space */
 
 struct tmoe_tokenizer {
     tmoe_ctx *ctx;
@@ -3761,25 +3656,24 @@ struct tmoe_tokenizer {
     uint32_t *runs;                     /* of letters and numbers: 4 * first code point + kind */
     int run_count;
 };
-static size_t tmoei_token_length(const tmoe_tokenizer *t,
-    int id) { return t->starts[id + 1] - t->starts[id]; }
-
+static const char *tmoei_token_text(const tmoe_tokenizer *t, int i) { return t->bytes + t->starts[i]; }
+static size_t tmoei_token_length(const tmoe_tokenizer *t, int i) { return t->starts[i + 1] - t->starts[i]; }
 /* The token that stands for these bytes, or -1. */
 static int tmoei_token_find(const tmoe_tokenizer *t, const char *text, size_t length) {
     const uint64_t hash = tmoei_text_hash(text, length);
     size_t at = 0;
     int id;
-    while ((id = tmoei_table_find(&t->ids, hash, &at)) >= 0
-           && (tmoei_token_length(t, id) != length || memcmp(t->bytes + t->starts[id], text,
-           length) != 0)) { }
+    do id = tmoei_table_find(&t->ids, hash, &at);
+    while (id >= 0
+        && (tmoei_token_length(t, id) != length || memcmp(tmoei_token_text(t, id), text, length) != 0));
     return id;
 }
 /* Adds the next token; one without bytes is a hole in the vocabulary. */
 static int tmoei_token_add(tmoe_tokenizer *t, const char *text, size_t length) {
     const size_t V = (size_t)t->V;
     if (!tmoei_grow(t->ctx, &t->bytes, &t->bytes_capacity, t->bytes_used + length + 1, 1)
-        || !tmoei_grow(t->ctx, &t->starts, &t->starts_capacity, V + 2, sizeof(size_t))
-        || (length && !tmoei_table_add(t->ctx, &t->ids, tmoei_text_hash(text, length), t->V)))
+            || !tmoei_grow(t->ctx, &t->starts, &t->starts_capacity, V + 2, sizeof(size_t))
+            || (length && !tmoei_table_add(t->ctx, &t->ids, tmoei_text_hash(text, length), t->V)))
         return 0;
     if (length) memcpy(t->bytes + t->bytes_used, text, length);
     t->starts[V] = t->bytes_used;
@@ -3789,24 +3683,23 @@ static int tmoei_token_add(tmoe_tokenizer *t, const char *text, size_t length) {
     return 1;
 }
 static int tmoei_merge_add(tmoe_tokenizer *t, int left, int right, int result) {
-    const size_t n = (size_t)t->merge_count;
-    if (!tmoei_grow(t->ctx, &t->merges, &t->merges_capacity, n + 1, sizeof *t->merges)
-        || !tmoei_table_add(t->ctx, &t->pairs, tmoei_pair_hash(left, right), t->merge_count))
+    const tmoei_merge_pair merge = { left, right, result };
+    if (!tmoei_grow(t->ctx, &t->merges, &t->merges_capacity, (size_t)t->merge_count + 1, sizeof merge)
+            || !tmoei_table_add(t->ctx, &t->pairs, tmoei_pair_hash(left, right), t->merge_count))
         return 0;
-    t->merges[n].left = left; t->merges[n].right = right; t->merges[n].result = result;
-    t->merge_count++;
+    t->merges[t->merge_count++] = merge;
     return 1;
 }
 static int tmoei_special_add(tmoe_tokenizer *t, int id, int left_strip) {
-    const size_t n = (size_t)t->special_count;
-    if (!tmoei_grow(t->ctx, &t->specials, &t->specials_capacity, n + 1, sizeof *t->specials)) return 0;
-    t->specials[n].id = id; t->specials[n].left_strip = left_strip;
-    t->special_count++;
+    const tmoei_special_token special = { id, left_strip };
+    const size_t n = (size_t)t->special_count + 1;
+    if (!tmoei_grow(t->ctx, &t->specials, &t->specials_capacity, n, sizeof special)) return 0;
+    t->specials[t->special_count++] = special;
     return 1;
 }
-static const tmoei_special_token *tmoei_special_of(const tmoe_tokenizer *t, int id) {
-    for (int i = 0; i < t->special_count; i++) if (t->specials[i].id == id) return &t->specials[i];
-    return NULL;
+static int tmoei_special_is(const tmoe_tokenizer *t, int id) {
+    for (int i = 0; i < t->special_count; i++) if (t->specials[i].id == id) return 1;
+    return 0;
 }
 TMOE_DEF void tmoe_tokenizer_destroy(tmoe_tokenizer *tokenizer) {
     if (!tokenizer) return;
@@ -3816,13 +3709,17 @@ TMOE_DEF void tmoe_tokenizer_destroy(tmoe_tokenizer *tokenizer) {
     tmoei_free(ctx, tokenizer->ids.slots); tmoei_free(ctx, tokenizer->pairs.slots);
     tmoei_free(ctx, tokenizer);
 }
+/* The tokenizer if it is good; otherwise it goes. */
+static tmoe_tokenizer *tmoei_tokenizer_if(int good, tmoe_tokenizer *t) {
+    if (good) return t;
+    tmoe_tokenizer_destroy(t);
+    return NULL;
+}
 TMOE_DEF int tmoe_tokenizer_vocabulary(const tmoe_tokenizer *tokenizer) { return tokenizer->V; }
 static const char *const tmoei_special_names[5] = { "<s>", "<pad>", "</s>", "<unk>", "<mask>" };
 TMOE_DEF int tmoe_tokenizer_special(const tmoe_tokenizer *tokenizer, tmoe_token which) {
-    const char *name = tmoei_special_names[which];
-    return tmoei_token_find(tokenizer, name, strlen(name));
+    return tmoei_token_find(tokenizer, tmoei_special_names[which], strlen(tmoei_special_names[which]));
 }
-
 static int tmoei_is_word_byte(unsigned char c) {                /* bytes of other alphabets are letters */
     return c >= 128 || (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
 }
@@ -3831,8 +3728,7 @@ static unsigned char tmoei_lower(unsigned char c) {
 }
 /* ---- letters and numbers of Unicode ------------------------------------------------------------------
  * \p{L} and \p{N}: runs of one kind from U+0080 on, each 3 * length + kind (0 other, 1 letter, 2 number) in
- * digits of
- * base 32, the last one from the first half of the alphabet, those before it from the second
+ * digits of base 32, the last one from the first half of the alphabet, those before it from the second
  * (tests/make_unicode.py). */
 static const char tmoei_unicode_digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-";
 static const char tmoei_unicode_runs[] =
@@ -3859,14 +3755,11 @@ static const char tmoei_unicode_runs[] =
     "FMhAhsCiVMhA0CibGEhAyPieDKDHDWGQbH1AWDNDHDhODyQGdkQmNVEMhAiqFlTDLDOnEkJDhPyGNDiSDHDEGEDfDNDEDESEMEDEDEDK"
     "DHDEGEDEDEDEDEDHDEGNDWDNDNDEDfDhUPKDQDhUh2MhJolJhAjgSj9lBjAs6bGw9LG18UhNh6LnnGhybktGuvCP47fiy40S";
 enum { TMOEI_OTHER, TMOEI_LETTER, TMOEI_NUMBER, TMOEI_SPACE, TMOEI_ENDED };
-
 static int tmoei_unicode_unpack(tmoe_tokenizer *t) {
     uint32_t value = 0, first = 0x80;
-    int count = 0;
-    for (const char *c = tmoei_unicode_runs; *c; c++) count += strchr(tmoei_unicode_digits,
-        *c) < tmoei_unicode_digits + 32;
-    if (!(t->runs = (uint32_t *)tmoei_alloc(t->ctx, (size_t)count, sizeof *t->runs, 0))) return 0;
-    for (const char *c = tmoei_unicode_runs; *c; c++) {
+    /* a run has one digit or more */
+    t->runs = (uint32_t *)tmoei_alloc(t->ctx, sizeof tmoei_unicode_runs, sizeof *t->runs, 0);
+    for (const char *c = tmoei_unicode_runs; t->runs && *c; c++) {
         const uint32_t digit = (uint32_t)(strchr(tmoei_unicode_digits, *c) - tmoei_unicode_digits);
         value = value * 32 + digit % 32;
         if (digit >= 32) continue;
@@ -3874,17 +3767,16 @@ static int tmoei_unicode_unpack(tmoe_tokenizer *t) {
         first += value / 3;
         value = 0;
     }
-    return 1;
+    return t->runs != NULL;
 }
 /* Kind of the character at text[at] and its bytes; a byte that is not UTF-8 is OTHER. */
-static int tmoei_character(const tmoe_tokenizer *t, const char *text, size_t length, size_t at,
-    size_t *bytes) {
+static int tmoei_character(const tmoe_tokenizer *t, const char *text, size_t n, size_t at, size_t *bytes) {
     uint32_t c = 0;
-    if (at >= length) return TMOEI_ENDED;
-    if (!(*bytes = tmoei_utf8_next(text, length, at, &c))) { *bytes = 1; return TMOEI_OTHER; }
-    if ((c >= 9 && c <= 13) || c == 32 || c == 0x85 || c == 0xa0 || c == 0x1680 || (c >= 0x2000
-        && c <= 0x200a)
-        || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000)     /* White_Space */
+    if (at >= n) return TMOEI_ENDED;
+    if (!(*bytes = tmoei_utf8_next(text, n, at, &c))) { *bytes = 1; return TMOEI_OTHER; }
+    if ((c >= 9 && c <= 13) || c == 32 || c == 0x85 || c == 0xa0 || c == 0x1680     /* White_Space */
+            || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f
+            || c == 0x3000)
         return TMOEI_SPACE;
     if (c < 0x80) return c >= '0' && c <= '9' ? TMOEI_NUMBER : tmoei_is_word_byte((unsigned char)c);
     int low = 0, high = t->run_count - 1;                       /* the last run that begins at c or before */
@@ -3899,202 +3791,177 @@ static int tmoei_character(const tmoe_tokenizer *t, const char *text, size_t len
 static size_t tmoei_word_end(const tmoe_tokenizer *t, const char *text, size_t length, size_t at) {
     static const char *const endings[7] = { "'s", "'t", "'re", "'ve", "'m", "'ll", "'d" };
     size_t end = at, last = at, bytes = 0;
+    int kind, now;
     for (int i = 0; text[at] == '\'' && i < 7; i++) {
         const size_t n = strlen(endings[i]);
         if (n <= length - at && memcmp(text + at, endings[i], n) == 0) return at + n;
     }
-    int kind = tmoei_character(t, text, length, at, &bytes);
-    for (; kind == TMOEI_SPACE; kind = tmoei_character(t, text, length, end,
-        &bytes)) { last = end; end += bytes; }
+    for (; (kind = tmoei_character(t, text, length, end, &bytes)) == TMOEI_SPACE; end += bytes) last = end;
     if (kind == TMOEI_ENDED) return end;                        /* white space up to the text's end */
     if (last > at) return last;                                 /* all but the last of several */
     if (end > at && text[at] != ' ') return end;
-    for (int now = kind; now == kind; now = tmoei_character(t, text, length, end, &bytes)) end += bytes;
+    for (now = kind; now == kind; now = tmoei_character(t, text, length, end, &bytes)) end += bytes;
     return end;
 }
-
 static tmoe_tokenizer *tmoei_tokenizer_begin(tmoe_ctx *ctx) {
     tmoe_tokenizer *t = (tmoe_tokenizer *)tmoei_alloc(ctx, 1, sizeof *t, 1);
     if (!t) return NULL;
     t->ctx = ctx;
-    for (int b = 0; b < 256; b++) t->byte_id[b] = -1;
-    if (tmoei_unicode_unpack(t)) return t;
-    tmoe_tokenizer_destroy(t);
-    return NULL;
+    memset(t->byte_id, -1, sizeof t->byte_id);                  /* none is known */
+    return tmoei_tokenizer_if(tmoei_unicode_unpack(t), t);
 }
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx) {
     ctx->error = TMOE_OK;
     tmoe_tokenizer *t = tmoei_tokenizer_begin(ctx);
     int good = t != NULL;
-    for (int i = 0; good && i < TMOEI_MERGES_FIRST; i++) {
-        const char byte = (char)(i - TMOEI_BYTES_FIRST), *text = i < TMOEI_BYTES_FIRST
-            ? tmoei_special_names[i] : &byte;
-        good = tmoei_token_add(t, text, i < TMOEI_BYTES_FIRST ? strlen(text) : 1)
-            && (i >= TMOEI_BYTES_FIRST || tmoei_special_add(t, i, 0));
+    for (int i = 0; good && i < TMOEI_BYTES_FIRST; i++)
+        good = tmoei_token_add(t, tmoei_special_names[i], strlen(tmoei_special_names[i]))
+            && tmoei_special_add(t, i, 0);
+    for (int b = 0; good && b < 256; b++) {
+        const char byte = (char)b;
+        good = tmoei_token_add(t, &byte, 1);
     }
-    if (good) return t;
-    tmoe_tokenizer_destroy(t);
-    return NULL;
+    return tmoei_tokenizer_if(good, t);
 }
 static tmoe_tokenizer *tmoei_tokenizer_copy(tmoe_ctx *ctx, const tmoe_tokenizer *from) {
     tmoe_tokenizer *t = tmoei_tokenizer_begin(ctx);
     int good = t != NULL;
     for (int i = 0; good && i < from->V; i++)
-        good = tmoei_token_add(t, from->bytes + from->starts[i], tmoei_token_length(from, i));
+        good = tmoei_token_add(t, tmoei_token_text(from, i), tmoei_token_length(from, i));
     for (int i = 0; good && i < from->merge_count; i++)
         good = tmoei_merge_add(t, from->merges[i].left, from->merges[i].right, from->merges[i].result);
     for (int i = 0; good && i < from->special_count; i++)
         good = tmoei_special_add(t, from->specials[i].id, from->specials[i].left_strip);
-    if (good) {
-        memcpy(t->byte_id, from->byte_id, sizeof t->byte_id);
-        t->prefix_space = from->prefix_space;
-        return t;
-    }
-    tmoe_tokenizer_destroy(t);
-    return NULL;
+    if (good) memcpy(t->byte_id, from->byte_id, sizeof t->byte_id);
+    if (good) t->prefix_space = from->prefix_space;
+    return tmoei_tokenizer_if(good, t);
 }
-
 /* ---- encoding ---------------------------------------------------------------------------------------- */
-/* a merge that applied at token `at` */
-typedef struct tmoei_candidate { int merge, at; } tmoei_candidate;
-
-static int tmoei_candidate_before(tmoei_candidate a, tmoei_candidate b) {
-    return a.merge != b.merge ? a.merge < b.merge : a.at < b.at;
-}
-static void tmoei_heap_push(tmoei_candidate *heap, int *count, tmoei_candidate x) {
+/* A heap of the merges that apply, each `merge << 32 | place`: the earliest first, then the leftmost. */
+static void tmoei_heap_push(uint64_t *heap, int *count, uint64_t x) {
     int i = (*count)++;
-    for (; i > 0 && tmoei_candidate_before(x,
-        heap[(i - 1) / 2]); i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
+    for (; i > 0 && x < heap[(i - 1) / 2]; i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
     heap[i] = x;
 }
-static tmoei_candidate tmoei_heap_pop(tmoei_candidate *heap, int *count) {
-    const tmoei_candidate top = heap[0], x = heap[--*count];
+static uint64_t tmoei_heap_pop(uint64_t *heap, int *count) {
+    const uint64_t top = heap[0], x = heap[--*count];
     int i = 0, child;
     for (; (child = 2 * i + 1) < *count; i = child) {
-        if (child + 1 < *count && tmoei_candidate_before(heap[child + 1], heap[child])) child++;
-        if (!tmoei_candidate_before(heap[child], x)) break;
+        if (child + 1 < *count && heap[child + 1] < heap[child]) child++;
+        if (heap[child] >= x) break;
         heap[i] = heap[child];
     }
     heap[i] = x;
     return top;
 }
-
+typedef struct tmoei_symbol { int id, next, before; } tmoei_symbol;   /* id and next -1: merged away, none */
 typedef struct tmoei_encoder {
     const tmoe_tokenizer *tokenizer;
-    int *symbols, *next, *before;       /* a word's tokens, a linked list; -1: merged away */
-    tmoei_candidate *heap;
-    int *ids;                           /* out */
-    size_t capacity, count;
+    tmoei_symbol *s;                    /* a word's tokens, a linked list */
+    uint64_t *heap;
+    int *ids, heap_count;               /* ids: out */
+    size_t capacity, count, s_capacity, heap_capacity;
 } tmoei_encoder;
-
-static void tmoei_encoder_note(const tmoei_encoder *e, int at, int *heap_count) {
-    tmoei_candidate x;
-    size_t looked = 0;
-    if (at < 0 || e->next[at] < 0) return;
-    x.merge = tmoei_table_find(&e->tokenizer->pairs, tmoei_pair_hash(e->symbols[at],
-        e->symbols[e->next[at]]), &looked);
-    x.at = at;
-    if (x.merge >= 0) tmoei_heap_push(e->heap, heap_count, x);
+/* Notes the merge of the tokens at `at` and behind it, where there is one. */
+static void tmoei_encoder_note(tmoei_encoder *e, int at) {
+    if (at < 0 || e->s[at].next < 0) return;
+    const int merge = tmoei_pair_find(&e->tokenizer->pairs, e->s[at].id, e->s[e->s[at].next].id);
+    if (merge >= 0) tmoei_heap_push(e->heap, &e->heap_count, (uint64_t)merge << 32 | (uint32_t)at);
 }
 static void tmoei_encoder_put(tmoei_encoder *e, int id) {
     if (e->count < e->capacity) e->ids[e->count] = id;
     e->count++;
 }
-/* Merges symbols[0 .. n-1], earliest merge first, leftmost first, in O(n log n), and puts what is left. */
-static void tmoei_encoder_word(tmoei_encoder *e, int n) {
-    int count = 0;
-    for (int i = 0; i < n; i++) { e->next[i] = i + 1 < n ? i + 1 : -1; e->before[i] = i - 1; }
-    for (int i = 0; i + 1 < n; i++) tmoei_encoder_note(e, i, &count);
-    while (count) {
-        const tmoei_candidate x = tmoei_heap_pop(e->heap, &count);
-        const tmoei_merge_pair pair = e->tokenizer->merges[x.merge];
-        const int right = e->next[x.at];
-        /* changed since it was noted */
-        if (e->symbols[x.at] != pair.left || right < 0 || e->symbols[right] != pair.right) continue;
-        e->symbols[x.at] = pair.result;
-        e->symbols[right] = -1; e->next[x.at] = e->next[right];
-        if (e->next[right] >= 0) e->before[e->next[right]] = x.at;
-        tmoei_encoder_note(e, e->before[x.at], &count);
-        tmoei_encoder_note(e, x.at, &count);
+/* Merges a word's tokens, earliest merge first, leftmost first, in O(n log n), and puts what is left. */
+static tmoe_result tmoei_encoder_word(tmoei_encoder *e, const char *text, size_t length) {
+    const tmoe_tokenizer *t = e->tokenizer;
+    const int n = length < (size_t)INT_MAX / 8 ? (int)length : -1;
+    if (n < 0)
+        return tmoei_fail(t->ctx, TMOE_ERR_ARGUMENT, "encode: a word of %lu bytes", (unsigned long)length);
+    /* at most 3 candidates a token ever stand in the heap */
+    if (!tmoei_grow(t->ctx, &e->s, &e->s_capacity, length, sizeof *e->s)
+            || !tmoei_grow(t->ctx, &e->heap, &e->heap_capacity, 3 * length, sizeof *e->heap))
+        return TMOE_ERR_MEMORY;
+    for (int i = 0; i < n; i++) {
+        const tmoei_symbol byte = { t->byte_id[(unsigned char)text[i]], i + 1 < n ? i + 1 : -1, i - 1 };
+        e->s[i] = byte;
     }
-    for (int i = 0; i < n; i++) if (e->symbols[i] >= 0) tmoei_encoder_put(e, e->symbols[i]);
+    for (int i = 0; i < n; i++) tmoei_encoder_note(e, i);
+    while (e->heap_count) {
+        const uint64_t first = tmoei_heap_pop(e->heap, &e->heap_count);
+        const tmoei_merge_pair pair = t->merges[first >> 32];
+        const int at = (int)(first & 0xffffffffu), right = e->s[at].next;
+        /* changed since it was noted */
+        if (e->s[at].id != pair.left || right < 0 || e->s[right].id != pair.right) continue;
+        e->s[at].id = pair.result; e->s[right].id = -1;
+        e->s[at].next = e->s[right].next;
+        if (e->s[at].next >= 0) e->s[e->s[at].next].before = at;
+        tmoei_encoder_note(e, e->s[at].before);
+        tmoei_encoder_note(e, at);
+    }
+    for (int i = 0; i < n; i++) if (e->s[i].id >= 0) tmoei_encoder_put(e, e->s[i].id);
+    return TMOE_OK;
 }
 /* The words of a piece of text without special tokens; prefix: with a space before it, where it has none. */
 static tmoe_result tmoei_encoder_text(tmoei_encoder *e, const char *text, size_t length, int prefix) {
-    const tmoe_tokenizer *t = e->tokenizer;
+    tmoe_ctx *ctx = e->tokenizer->ctx;
+    tmoe_result result = TMOE_OK;
     char *copy = NULL;
     if (prefix && length && text[0] != ' ') {
-        if (!(copy = (char *)tmoei_alloc(t->ctx, length + 1, 1, 0))) return TMOE_ERR_MEMORY;
+        if (!(copy = (char *)tmoei_alloc(ctx, length + 1, 1, 0))) return TMOE_ERR_MEMORY;
         copy[0] = ' ';
         memcpy(copy + 1, text, length++);
         text = copy;
     }
-    for (size_t at = 0, end; at < length; at = end) {
-        int n = 0;
-        end = tmoei_word_end(t, text, length, at);
-        for (size_t i = at; i < end; i++) e->symbols[n++] = t->byte_id[(unsigned char)text[i]];
-        tmoei_encoder_word(e, n);
+    for (size_t at = 0, end; result == TMOE_OK && at < length; at = end) {
+        end = tmoei_word_end(e->tokenizer, text, length, at);
+        result = tmoei_encoder_word(e, text + at, end - at);
     }
-    tmoei_free(t->ctx, copy);
-    return TMOE_OK;
+    tmoei_free(ctx, copy);
+    return result;
 }
-/* The special token that stands at text[at], the longest of several, or NULL. */
+/* The special token that text begins with, the longest of several, or NULL. */
 static const tmoei_special_token *tmoei_special_at(const tmoe_tokenizer *t, const char *text, size_t left) {
     const tmoei_special_token *best = NULL;
+    size_t longest = 0;
     for (int i = 0; i < t->special_count; i++) {
-        const size_t n = tmoei_token_length(t, t->specials[i].id);
-        if (n && n <= left && text[0] == t->bytes[t->starts[t->specials[i].id]]
-            && memcmp(text, t->bytes + t->starts[t->specials[i].id], n) == 0
-            && (!best || n > tmoei_token_length(t, best->id)))
-            best = &t->specials[i];
+        const tmoei_special_token *s = &t->specials[i];
+        const size_t n = tmoei_token_length(t, s->id);
+        if (n <= longest || n > left || memcmp(text, tmoei_token_text(t, s->id), n) != 0) continue;
+        best = s;
+        longest = n;
     }
     return best;
 }
-
-TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *tokenizer, const char *text, size_t length,
+TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *t, const char *text, size_t length,
         int flags, int *ids, size_t capacity, size_t *count) {
-    const int prefix = tokenizer->prefix_space || (flags & TMOE_TOKENIZER_PREFIX_SPACE);
+    const int prefix = t->prefix_space || (flags & TMOE_TOKENIZER_PREFIX_SPACE);
     const int frame = flags & TMOE_TOKENIZER_SPECIALS, find = flags & TMOE_TOKENIZER_FIND_SPECIALS;
     tmoe_result result = TMOE_OK;
-    size_t longest = 1, end;
     tmoei_encoder e;
     memset(&e, 0, sizeof e);
-    for (size_t at = 0; at < length; at = end) {                /* and one more for a space before */
-        end = tmoei_word_end(tokenizer, text, length, at);
-        if (end - at + 1 > longest) longest = end - at + 1;
-    }
-    if (longest > (size_t)INT_MAX / 8)
-        return tmoei_fail(tokenizer->ctx, TMOE_ERR_ARGUMENT, "encode: a word of %lu bytes",
-        (unsigned long)longest);
-    /* at most 3 candidates a token ever stand in the heap */
-    int *memory = (int *)tmoei_alloc(tokenizer->ctx, longest, 9 * sizeof(int), 0);
-    if (!memory) return TMOE_ERR_MEMORY;
-    e.tokenizer = tokenizer; e.ids = ids; e.capacity = capacity;
-    e.symbols = memory; e.next = memory + longest; e.before = memory + 2 * longest;
-    e.heap = (tmoei_candidate *)(void *)(memory + 3 * longest);
-    if (frame) tmoei_encoder_put(&e, tmoe_tokenizer_special(tokenizer, TMOE_TOKEN_BEGIN));
-    for (size_t at = 0; result == TMOE_OK && at < length; at = end) {
+    e.tokenizer = t; e.ids = ids; e.capacity = capacity;
+    if (frame) tmoei_encoder_put(&e, tmoe_tokenizer_special(t, TMOE_TOKEN_BEGIN));
+    for (size_t at = 0, end, bytes; result == TMOE_OK && at < length; at = end) {
         const tmoei_special_token *special = NULL;
-        size_t behind, bytes;
         for (end = at; end < length; end++)
-            if (find && (special = tmoei_special_at(tokenizer, text + end, length - end)) != NULL) break;
-        behind = special && special->left_strip ? at : end;     /* a stripping one swallows space before it */
+            if (find && (special = tmoei_special_at(t, text + end, length - end)) != NULL) break;
+        size_t behind = special && special->left_strip ? at : end; /* a stripping one eats space before it */
         for (size_t i = at; behind < end && i < end; i += bytes)
-            if (tmoei_character(tokenizer, text, end, i, &bytes) != TMOEI_SPACE) behind = i + bytes;
+            if (tmoei_character(t, text, end, i, &bytes) != TMOEI_SPACE) behind = i + bytes;
         result = tmoei_encoder_text(&e, text + at, behind - at, prefix);
         if (!special) continue;
         tmoei_encoder_put(&e, special->id);
-        end += tmoei_token_length(tokenizer, special->id);
+        end += tmoei_token_length(t, special->id);
     }
-    if (frame) tmoei_encoder_put(&e, tmoe_tokenizer_special(tokenizer, TMOE_TOKEN_END));
+    if (frame) tmoei_encoder_put(&e, tmoe_tokenizer_special(t, TMOE_TOKEN_END));
     *count = e.count;
-    tmoei_free(tokenizer->ctx, memory);
+    tmoei_free(t->ctx, e.s); tmoei_free(t->ctx, e.heap);
     return result;
 }
 /* Text without the spaces that tokenised English has: " ." and the like; gives the new length. */
 static size_t tmoei_clean_spaces(char *text, size_t length) {
-    static const char *const from[10] = { " .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've",
-        " 're" };
+    static const char *const from[] = { " .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're" };
     for (int i = 0; i < 10; i++) {
         const size_t n = strlen(from[i]), keep = i == 4 ? 1 : n - 1;
         size_t to = 0;
@@ -4108,79 +3975,65 @@ static size_t tmoei_clean_spaces(char *text, size_t length) {
     }
     return length;
 }
-
-TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *tokenizer, const int *ids, size_t count,
+TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *t, const int *ids, size_t count,
         int flags, char *text, size_t capacity, size_t *length) {
     size_t used = 0;
     for (size_t i = 0; i < count; i++) {
-        const int id = ids[i];
-        if (id < 0 || id >= tokenizer->V)
-            return tmoei_fail(tokenizer->ctx, TMOE_ERR_ARGUMENT, "decode: id %d at place %lu; 0 <= id < %d",
-            id,
-                (unsigned long)i, tokenizer->V);
-        const size_t bytes = tmoei_token_length(tokenizer, id);
-        if ((flags & TMOE_TOKENIZER_SKIP_SPECIALS) && tmoei_special_of(tokenizer, id)) continue;
-        if (bytes && used + bytes <= capacity) memcpy(text + used, tokenizer->bytes + tokenizer->starts[id],
-            bytes);
-        used += bytes;
+        if (ids[i] < 0 || ids[i] >= t->V)
+            return tmoei_fail(t->ctx, TMOE_ERR_ARGUMENT, "decode: id %d at place %lu; 0 <= id < %d", ids[i],
+                (unsigned long)i, t->V);
+        if ((flags & TMOE_TOKENIZER_SKIP_SPECIALS) && tmoei_special_is(t, ids[i])) continue;
+        const size_t n = tmoei_token_length(t, ids[i]);
+        if (n && used + n <= capacity) memcpy(text + used, tmoei_token_text(t, ids[i]), n);
+        used += n;
     }
     if (used <= capacity && (flags & TMOE_TOKENIZER_CLEAN_SPACES)) used = tmoei_clean_spaces(text, used);
     if (used < capacity) text[used] = 0;
     *length = used;
     return TMOE_OK;
 }
-
 /* ---- training: the most frequent pair of neighbours becomes a token, again and again ----------------- */
-typedef struct tmoei_word { size_t first, length; long long count; } tmoei_word;       /* how often it came */
+typedef struct tmoei_word { const char *text; size_t first, length; long long count; } tmoei_word;
 typedef struct tmoei_pair_count { int left, right; long long count; } tmoei_pair_count;
 typedef struct tmoei_bpe {
     tmoe_ctx *ctx;
-    int *symbols, failed;               /* all words' tokens, one behind the other; no memory */
-    tmoei_word *words;                  /* different ones */
+    int *symbols;                       /* all words' tokens, one behind the other */
+    tmoei_word *words;                  /* different ones, and how often they came */
     tmoei_pair_count *pairs;            /* all that ever came */
     size_t symbol_count, symbol_capacity, word_count, word_capacity, pair_count, pair_capacity;
     tmoei_table word_table, pair_table;
 } tmoei_bpe;
-
-static void tmoei_bpe_pair_add(tmoei_bpe *bpe, int left, int right, long long count) {
-    const uint64_t hash = tmoei_pair_hash(left, right);
-    size_t at = 0;
-    int i = tmoei_table_find(&bpe->pair_table, hash, &at);
-    if (i < 0) {
-        i = (int)bpe->pair_count;
-        if (!tmoei_grow(bpe->ctx, &bpe->pairs, &bpe->pair_capacity, bpe->pair_count + 1, sizeof *bpe->pairs)
-            || !tmoei_table_add(bpe->ctx, &bpe->pair_table, hash, i)) {
-            bpe->failed = 1; return;
-        }
-        bpe->pairs[i].left = left; bpe->pairs[i].right = right; bpe->pairs[i].count = 0;
-        bpe->pair_count++;
-    }
-    bpe->pairs[i].count += count;
-}
+/* Adds to the counts of a word's pairs. */
 static void tmoei_bpe_pairs_of(tmoei_bpe *bpe, const tmoei_word *word, long long count) {
     const int *s = bpe->symbols + word->first;
-    for (size_t i = 0; i + 1 < word->length; i++) tmoei_bpe_pair_add(bpe, s[i], s[i + 1], count);
+    for (size_t k = 0; k + 1 < word->length; k++) {
+        const tmoei_pair_count pair = { s[k], s[k + 1], 0 };
+        int i = tmoei_pair_find(&bpe->pair_table, s[k], s[k + 1]);
+        if (i < 0) {
+            i = (int)bpe->pair_count;
+            if (!tmoei_grow(bpe->ctx, &bpe->pairs, &bpe->pair_capacity, bpe->pair_count + 1, sizeof pair)
+                    || !tmoei_table_add(bpe->ctx, &bpe->pair_table, tmoei_pair_hash(s[k], s[k + 1]), i))
+                return;
+            bpe->pairs[bpe->pair_count++] = pair;
+        }
+        bpe->pairs[i].count += count;
+    }
 }
 /* Counts one word of a text, making it known where it is new. */
 static void tmoei_bpe_word(tmoei_bpe *bpe, const char *text, size_t length) {
+    const tmoei_word word = { text, bpe->symbol_count, length, 1 };
     const uint64_t hash = tmoei_text_hash(text, length);
-    size_t at = 0, i;
-    int w;
-    while ((w = tmoei_table_find(&bpe->word_table, hash, &at)) >= 0) {
-        tmoei_word *word = &bpe->words[w];
-        for (i = 0; word->length == length && i < length
-                 && bpe->symbols[word->first + i] == TMOEI_BYTES_FIRST + (unsigned char)text[i]; i++) { }
-        if (word->length == length && i == length) { word->count++; return; }
-    }
-    if (!tmoei_grow(bpe->ctx, &bpe->words, &bpe->word_capacity, bpe->word_count + 1, sizeof *bpe->words)
-        || !tmoei_grow(bpe->ctx, &bpe->symbols, &bpe->symbol_capacity, bpe->symbol_count + length,
-        sizeof(int))
-        || !tmoei_table_add(bpe->ctx, &bpe->word_table, hash, (int)bpe->word_count)) {
-        bpe->failed = 1; return;
-    }
-    tmoei_word *word = &bpe->words[bpe->word_count++];
-    word->first = bpe->symbol_count; word->length = length; word->count = 1;
-    for (i = 0; i < length; i++)
+    size_t at = 0;
+    for (int w; (w = tmoei_table_find(&bpe->word_table, hash, &at)) >= 0; )
+        if (bpe->words[w].length == length && memcmp(bpe->words[w].text, text, length) == 0) {
+            bpe->words[w].count++; return;
+        }
+    if (!tmoei_grow(bpe->ctx, &bpe->words, &bpe->word_capacity, bpe->word_count + 1, sizeof word)
+            || !tmoei_grow(bpe->ctx, &bpe->symbols, &bpe->symbol_capacity, word.first + length, sizeof(int))
+            || !tmoei_table_add(bpe->ctx, &bpe->word_table, hash, (int)bpe->word_count))
+        return;
+    bpe->words[bpe->word_count++] = word;
+    for (size_t i = 0; i < length; i++)
         bpe->symbols[bpe->symbol_count++] = TMOEI_BYTES_FIRST + (unsigned char)text[i];
 }
 /* Replaces left, right by symbol in every word; a changed word's pairs are counted anew. */
@@ -4202,61 +4055,50 @@ static void tmoei_bpe_replace(tmoei_bpe *bpe, int left, int right, int symbol) {
     }
 }
 /* Makes a token of the most frequent pair (among equals the smaller ids); 0 when no pair comes twice. A pair
- * that
- * spells a token that there is already merges to that. */
+ * that spells a token that there is already merges to that. */
 static int tmoei_bpe_merge(tmoei_bpe *bpe, tmoe_tokenizer *t) {
     const tmoei_pair_count *best = NULL;
-    char *text;
     for (size_t i = 0; i < bpe->pair_count; i++) {
         const tmoei_pair_count *p = &bpe->pairs[i];
-        if (p->count < 2 || (best && p->count < best->count)) continue;
-        if (!best || p->count > best->count || p->left < best->left
-            || (p->left == best->left && p->right < best->right))
+        if (p->count >= 2 && (!best || p->count > best->count || (p->count == best->count
+                && (p->left < best->left || (p->left == best->left && p->right < best->right)))))
             best = p;
     }
     if (!best) return 0;
     const int left = best->left, right = best->right;
     const size_t a = tmoei_token_length(t, left), b = tmoei_token_length(t, right);
-    if (!(text = (char *)tmoei_alloc(bpe->ctx, a + b, 1, 0))) return 0;
-    memcpy(text, t->bytes + t->starts[left], a);
-    memcpy(text + a, t->bytes + t->starts[right], b);
+    char *text = (char *)tmoei_alloc(bpe->ctx, a + b, 1, 0);
+    if (!text) return 0;
+    memcpy(text, tmoei_token_text(t, left), a);
+    memcpy(text + a, tmoei_token_text(t, right), b);
     const int known = tmoei_token_find(t, text, a + b), result = known >= 0 ? known : t->V;
-    bpe->failed |= (known < 0 && !tmoei_token_add(t, text, a + b)) || !tmoei_merge_add(t, left, right,
-        result);
+    if ((known >= 0 || tmoei_token_add(t, text, a + b)) && tmoei_merge_add(t, left, right, result))
+        tmoei_bpe_replace(bpe, left, right, result);
     tmoei_free(bpe->ctx, text);
-    if (!bpe->failed) tmoei_bpe_replace(bpe, left, right, result);
     return 1;
 }
-
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *texts, size_t count,
         int vocabulary) {
     ctx->error = TMOE_OK;
     tmoei_bpe bpe;
-    size_t end;
     if (vocabulary < TMOEI_MERGES_FIRST || vocabulary > TMOEI_TOKENS_MAX)
         return TMOEI_FAIL_NULL(ctx, TMOE_ERR_ARGUMENT,
-        "tokenizer: vocabulary %d; must be 259 (bytes) to 1000000",
-            vocabulary);
+            "tokenizer: vocabulary %d; must be 259 (bytes) to 1000000", vocabulary);
     memset(&bpe, 0, sizeof bpe);
     bpe.ctx = ctx;
     tmoe_tokenizer *t = tmoe_tokenizer_bytes(ctx);
-    for (size_t i = 0; t && !bpe.failed && i < count; i++) {
-        const size_t length = strlen(texts[i]);
-        for (size_t at = 0; !bpe.failed && at < length; at = end) {
-            end = tmoei_word_end(t, texts[i], length, at);
+    for (size_t i = 0; ctx->error == TMOE_OK && i < count; i++)
+        for (size_t at = 0, end, n = strlen(texts[i]); ctx->error == TMOE_OK && at < n; at = end) {
+            end = tmoei_word_end(t, texts[i], n, at);
             tmoei_bpe_word(&bpe, texts[i] + at, end - at);
         }
-    }
-    for (size_t w = 0; !bpe.failed && w < bpe.word_count; w++)
+    for (size_t w = 0; ctx->error == TMOE_OK && w < bpe.word_count; w++)
         tmoei_bpe_pairs_of(&bpe, &bpe.words[w], bpe.words[w].count);
-    while (t && !bpe.failed && t->V < vocabulary && tmoei_bpe_merge(&bpe, t)) { }
+    while (ctx->error == TMOE_OK && t->V < vocabulary && tmoei_bpe_merge(&bpe, t)) { }
     tmoei_free(ctx, bpe.symbols); tmoei_free(ctx, bpe.words); tmoei_free(ctx, bpe.pairs);
     tmoei_free(ctx, bpe.word_table.slots); tmoei_free(ctx, bpe.pair_table.slots);
-    if (ctx->error == TMOE_OK) return t;
-    tmoe_tokenizer_destroy(t);
-    return NULL;
+    return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
 }
-
 #ifndef TMOE_NO_STDIO
 /* ---- tokenizer.json, vocab.json and merges.txt -------------------------------------------------------
  * Tokens are written in GPT-2's alphabet: a byte that prints as it is, the others from U+0100 on in their
@@ -4285,28 +4127,24 @@ static void tmoei_tokenizer_to_json(tmoe_ctx *ctx, const tmoe_tokenizer *t, tmoe
     for (int i = 0; i < t->special_count; i++, comma = ",") {
         const int id = t->specials[i].id;
         tmoei_buffer_print(ctx, buffer, "%s{\"id\":%d,\"content\":", comma, id);
-        tmoei_buffer_json_string(ctx, buffer, t->bytes + t->starts[id], tmoei_token_length(t, id));
-        tmoei_buffer_print(ctx, buffer,
-            ",\"single_word\":false,\"lstrip\":%s,\"rstrip\":false,\"normalized\":false,"
-            "\"special\":true}", t->specials[i].left_strip ? "true" : "false");
+        tmoei_buffer_json_string(ctx, buffer, tmoei_token_text(t, id), tmoei_token_length(t, id));
+        tmoei_buffer_print(ctx, buffer, ",\"single_word\":false,\"lstrip\":%s,\"rstrip\":false,"
+            "\"normalized\":false,\"special\":true}", t->specials[i].left_strip ? "true" : "false");
     }
     tmoei_buffer_print(ctx, buffer, "],\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":%s,"
-        "\"trim_offsets\":true,\"use_regex\":true},\"post_processor\":", space);
-    tmoei_buffer_print(ctx, buffer,
-        "{\"type\":\"RobertaProcessing\",\"sep\":[\"</s>\",%d],\"cls\":[\"<s>\",%d],"
-        "\"trim_offsets\":true,\"add_prefix_space\":%s},", tmoe_tokenizer_special(t, TMOE_TOKEN_END),
-        tmoe_tokenizer_special(t, TMOE_TOKEN_BEGIN), space);
-    tmoei_buffer_print(ctx, buffer,
-        "\"decoder\":{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"trim_offsets\":true,"
-        "\"use_regex\":true},\"model\":{\"type\":\"BPE\",\"vocab\":{");
+        "\"trim_offsets\":true,\"use_regex\":true},\"post_processor\":{\"type\":\"RobertaProcessing\","
+        "\"sep\":[\"</s>\",%d],\"cls\":[\"<s>\",%d],\"trim_offsets\":true,\"add_prefix_space\":%s},", space,
+        tmoe_tokenizer_special(t, TMOE_TOKEN_END), tmoe_tokenizer_special(t, TMOE_TOKEN_BEGIN), space);
+    tmoei_buffer_print(ctx, buffer, "\"decoder\":{\"type\":\"ByteLevel\",\"add_prefix_space\":true,"
+        "\"trim_offsets\":true,\"use_regex\":true},\"model\":{\"type\":\"BPE\",\"vocab\":{");
     comma = "";
-    for (int id = 0; id < t->V; id++)
-        if (tmoei_token_length(t, id)) {
-            tmoei_buffer_print(ctx, buffer, "%s\"", comma);
-            tmoei_token_print(ctx, buffer, t, id);
-            tmoei_buffer_print(ctx, buffer, "\":%d", id);
-            comma = ",";
-        }
+    for (int id = 0; id < t->V; id++) {
+        if (!tmoei_token_length(t, id)) continue;
+        tmoei_buffer_print(ctx, buffer, "%s\"", comma);
+        tmoei_token_print(ctx, buffer, t, id);
+        tmoei_buffer_print(ctx, buffer, "\":%d", id);
+        comma = ",";
+    }
     tmoei_buffer_print(ctx, buffer, "},\"merges\":[");
     for (int m = 0; m < t->merge_count; m++) {
         tmoei_buffer_print(ctx, buffer, m ? ",\"" : "\"");
@@ -4333,88 +4171,76 @@ static long tmoei_token_bytes(const char *text, size_t length, char *out) {
 static tmoe_tokenizer *tmoei_vocabulary_read(tmoe_ctx *ctx, const tmoei_json *json, int vocabulary, int added,
         const char *name) {
     const tmoei_json_node *nodes = json->nodes;
-    size_t V = 0, id, longest = 0;
-    if (vocabulary < 0 || nodes[vocabulary].kind != TMOEI_JSON_OBJECT)
+    const int first[2] = { tmoei_json_at(json, vocabulary)->child, tmoei_json_at(json, added)->child };
+    int *node_of = NULL;                                        /* of an id: where its text is; 0: a hole */
+    size_t V = 0, capacity = 0, id;
+    if (tmoei_json_at(json, vocabulary)->kind != TMOEI_JSON_OBJECT)
         return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: there is no vocabulary {\"token\": id}", name);
-    for (int list = 0; list < 2; list++)                        /* how many ids, how long the texts */
-        for (int i = list ? added < 0 ? -1 : nodes[added].child
-            : nodes[vocabulary].child; i >= 0; i = nodes[i].next) {
+    for (int list = 0; list < 2; list++)
+        for (int i = first[list]; ctx->error == TMOE_OK && i >= 0; i = nodes[i].next) {
             const int text = list ? tmoei_json_get(json, i, "content") : i;
-            const size_t length = list ? (text < 0 ? 0 : nodes[text].length) : nodes[i].key_length;
+            const size_t length = list ? tmoei_json_at(json, text)->length : nodes[i].key_length;
             if ((list && !tmoei_json_is_string(json, text)) || length == 0 || length > TMOEI_TOKEN_BYTES
-                || !tmoei_json_size(json, list ? tmoei_json_get(json, i, "id") : i, &id)
-                || id >= TMOEI_TOKENS_MAX)
-                return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT,
-                "%s: token '%.60s' needs 1 to 65536 bytes and an id from 0 to "
-                    "999999", name, list ? "(added)" : nodes[i].key);
-            if (id >= V) V = id + 1;
-            if (length > longest) longest = length;
+                    || !tmoei_json_size(json, list ? tmoei_json_get(json, i, "id") : i, &id)
+                    || id >= TMOEI_TOKENS_MAX)
+                (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: token '%.60s' needs 1 to 65536 bytes and an id "
+                    "from 0 to 999999", name, list ? "(added)" : nodes[i].key);
+            else if (tmoei_grow(ctx, &node_of, &capacity, id + 1, sizeof(int))) {
+                for (; V <= id; V++) node_of[V] = 0;
+                if (!list && node_of[id])
+                    (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tokens have the id %d", name, (int)id);
+                node_of[id] = text;                             /* an added one's holds, and is plain */
+            }
         }
-    int *node_of = (int *)tmoei_alloc(ctx, V + 1, sizeof(int), 1);
-    char *bytes = (char *)tmoei_alloc(ctx, longest + 1, 1, 0);
-    tmoe_tokenizer *t = node_of && bytes ? tmoei_tokenizer_begin(ctx) : NULL;
-    for (int i = t ? nodes[vocabulary].child : -1; i >= 0; i = nodes[i].next)
-        if (node_of[(size_t)nodes[i].number])
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tokens have the id %.0f", name, nodes[i].number);
-        else node_of[(size_t)nodes[i].number] = i;
-    /* their texts are plain */
-    for (int i = t && added >= 0 ? nodes[added].child : -1; i >= 0; i = nodes[i].next)
-        node_of[(size_t)tmoei_json_number(json, tmoei_json_get(json, i, "id"), 0.0)] = tmoei_json_get(json,
-        i, "content");
-    for (id = 0; t && ctx->error == TMOE_OK && id < V; id++) {
+    char *bytes = (char *)tmoei_alloc(ctx, TMOEI_TOKEN_BYTES, 1, 0);
+    tmoe_tokenizer *t = ctx->error == TMOE_OK ? tmoei_tokenizer_begin(ctx) : NULL;
+    for (id = 0; ctx->error == TMOE_OK && id < V; id++) {
         const tmoei_json_node *node = &nodes[node_of[id]];
-        const int plain = node_of[id] && node->kind == TMOEI_JSON_STRING;
-        const long n = !node_of[id] ? 0 : plain ? (long)node->length : tmoei_token_bytes(node->key,
-            node->key_length, bytes);
+        const int plain = node->kind == TMOEI_JSON_STRING;
+        const long n = !node_of[id] ? 0 : plain ? (long)node->length
+            : tmoei_token_bytes(node->key, node->key_length, bytes);
         const char *text = plain ? node->text : bytes;
-        if (n < 0) (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-            "%s: token '%.60s' is not in the byte-level alphabet", name, node->key);
+        if (n < 0)
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: token '%.60s' is not in the byte-level alphabet",
+                name, node->key);
         else if (n && tmoei_token_find(t, text, (size_t)n) >= 0)
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tokens are '%.60s'", name, plain ? text
-            : node->key);
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tokens are '%.60s'", name,
+                plain ? text : node->key);
         else (void)tmoei_token_add(t, text, (size_t)n);
     }
-    for (int i = t && ctx->error == TMOE_OK && added >= 0 ? nodes[added].child
-        : -1; i >= 0; i = nodes[i].next) {
-        const int strip = tmoei_json_get(json, i, "lstrip");
-        (void)tmoei_special_add(t, (int)nodes[tmoei_json_get(json, i, "id")].number,
-            strip >= 0 && nodes[strip].kind == TMOEI_JSON_TRUE);
-    }
-    for (int i = 0; t && ctx->error == TMOE_OK && i < 5; i++) {
+    for (int i = first[1]; ctx->error == TMOE_OK && i >= 0; i = nodes[i].next)
+        (void)tmoei_special_add(t, (int)tmoei_json_value(json, i, "id")->number,
+            tmoei_json_value(json, i, "lstrip")->kind == TMOEI_JSON_TRUE);
+    for (int i = 0; ctx->error == TMOE_OK && i < 5; i++) {
         const int token = tmoe_tokenizer_special(t, (tmoe_token)i);
         if (token < 0 && i != TMOE_TOKEN_UNKNOWN && i != TMOE_TOKEN_MASK)
             (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the vocabulary has no %s", name,
-            tmoei_special_names[i]);
+                tmoei_special_names[i]);
         if (token >= 0 && added < 0) (void)tmoei_special_add(t, token, i == TMOE_TOKEN_MASK);
     }
-    for (int b = 0; t && ctx->error == TMOE_OK && b < 256; b++) {
+    for (int b = 0; ctx->error == TMOE_OK && b < 256; b++) {
         if (t->byte_id[b] < 0) t->byte_id[b] = tmoe_tokenizer_special(t, TMOE_TOKEN_UNKNOWN);
-        if (t->byte_id[b] < 0) (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-            "%s: no token for byte %d, and no <unk>", name, b);
+        if (t->byte_id[b] < 0)
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: no token for byte %d, and no <unk>", name, b);
     }
     tmoei_free(ctx, node_of); tmoei_free(ctx, bytes);
-    if (ctx->error == TMOE_OK) return t;
-    tmoe_tokenizer_destroy(t);
-    return NULL;
+    return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
 }
 /* Adds the merge of two tokens that are written in GPT-2's alphabet; what they make must be a token. */
 static tmoe_result tmoei_merge_read(tmoe_tokenizer *t, const char *left, size_t a, const char *right,
-    size_t b,
-        const char *name, int number) {
+        size_t b, const char *name, int number) {
     char *bytes = (char *)tmoei_alloc(t->ctx, a + b + 1, 1, 0);
     if (!bytes) return TMOE_ERR_MEMORY;
     const long m = tmoei_token_bytes(left, a, bytes), n = m < 0 ? -1 : tmoei_token_bytes(right, b, bytes + m);
     const int x = m > 0 ? tmoei_token_find(t, bytes, (size_t)m) : -1;
     const int y = n > 0 ? tmoei_token_find(t, bytes + m, (size_t)n) : -1;
     const int result = x >= 0 && y >= 0 ? tmoei_token_find(t, bytes, (size_t)(m + n)) : -1;
-    if (result < 0)
-        (void)tmoei_fail(t->ctx, TMOE_ERR_FORMAT,
-        "%s: merge %d joins '%.*s' and '%.*s'; both and what they make must be "
-            "tokens of the vocabulary", name, number, (int)(a < 60 ? a : 60), left, (int)(b < 60 ? b : 60),
-            right);
-    else (void)tmoei_merge_add(t, x, y, result);
     tmoei_free(t->ctx, bytes);
-    return t->ctx->error;
+    if (result < 0)
+        return tmoei_fail(t->ctx, TMOE_ERR_FORMAT, "%s: merge %d joins '%.*s' and '%.*s'; both and what they "
+            "make must be tokens of the vocabulary", name, number, (int)(a < 60 ? a : 60), left,
+            (int)(b < 60 ? b : 60), right);
+    return tmoei_merge_add(t, x, y, result) ? TMOE_OK : TMOE_ERR_MEMORY;
 }
 /* Where the one space of a merge "a b" is; its length where there is none. */
 static size_t tmoei_merge_space(const char *text, size_t length) {
@@ -4423,41 +4249,34 @@ static size_t tmoei_merge_space(const char *text, size_t length) {
 }
 static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json *json, const char *name) {
     const tmoei_json_node *nodes = json->nodes;
-    const int model = tmoei_json_get(json, 0, "model"), merges = tmoei_json_get(json, model, "merges"),
-        added = tmoei_json_get(json, 0, "added_tokens"), before = tmoei_json_get(json, 0, "pre_tokenizer"),
-        type = tmoei_json_get(json, model, "type"), splitter = tmoei_json_get(json, before, "type"),
-        normalizer = tmoei_json_get(json, 0, "normalizer"), space = tmoei_json_get(json, before,
-        "add_prefix_space");
+    const int model = tmoei_json_get(json, 0, "model"), before = tmoei_json_get(json, 0, "pre_tokenizer"),
+        added = tmoei_json_get(json, 0, "added_tokens");
+    const tmoei_json_node *merges = tmoei_json_value(json, model, "merges");
     int number = 1;
-    if (!tmoei_json_is_string(json, type) || strcmp(nodes[type].text, "BPE") != 0
-        || !tmoei_json_is_string(json, splitter)
-        || strcmp(nodes[splitter].text, "ByteLevel") != 0 || (normalizer >= 0
-        && nodes[normalizer].kind != TMOEI_JSON_NULL)
-        || merges < 0 || nodes[merges].kind != TMOEI_JSON_ARRAY || (added >= 0
-        && nodes[added].kind != TMOEI_JSON_ARRAY))
-        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT,
-        "%s: not a byte-level BPE: needs a model of type BPE with merges, a "
-            "pre_tokenizer of type ByteLevel, no normalizer", name);
+    if (!tmoei_json_says(tmoei_json_value(json, model, "type"), "BPE")
+            || !tmoei_json_says(tmoei_json_value(json, before, "type"), "ByteLevel")
+            || tmoei_json_value(json, 0, "normalizer")->kind != TMOEI_JSON_NULL
+            || merges->kind != TMOEI_JSON_ARRAY
+            || (added >= 0 && nodes[added].kind != TMOEI_JSON_ARRAY))
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: not a byte-level BPE: needs a model of type BPE "
+            "with merges, a pre_tokenizer of type ByteLevel, no normalizer", name);
     tmoe_tokenizer *t = tmoei_vocabulary_read(ctx, json, tmoei_json_get(json, model, "vocab"), added, name);
-    if (!t) return NULL;
-    t->prefix_space = space >= 0 && nodes[space].kind == TMOEI_JSON_TRUE;
-    for (int i = nodes[merges].child; ctx->error == TMOE_OK && i >= 0; i = nodes[i].next, number++) {
-        const int pair = nodes[i].kind == TMOEI_JSON_ARRAY && nodes[i].count == 2 ? nodes[i].child : -1;
-        const tmoei_json_node *left = &nodes[pair < 0 ? i : pair], *right = pair < 0 ? left
-            : &nodes[left->next];
-        const size_t cut = left->kind == TMOEI_JSON_STRING ? tmoei_merge_space(left->text, left->length) : 0;
+    if (t) t->prefix_space = tmoei_json_value(json, before, "add_prefix_space")->kind == TMOEI_JSON_TRUE;
+    for (int i = merges->child; ctx->error == TMOE_OK && i >= 0; i = nodes[i].next, number++) {
+        const int pair = nodes[i].kind == TMOEI_JSON_ARRAY && nodes[i].count == 2;
+        const tmoei_json_node *left = &nodes[pair ? nodes[i].child : i];
+        const tmoei_json_node *right = pair ? &nodes[left->next] : left;
+        const size_t cut = pair ? left->length : tmoei_merge_space(left->text, left->length);
         if (left->kind != TMOEI_JSON_STRING || right->kind != TMOEI_JSON_STRING
-            || (pair < 0 && cut == left->length))
+                || (!pair && cut == left->length))
             (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: merge %d is not \"a b\" or [\"a\", \"b\"]", name,
-            number);
-        else if (pair >= 0) (void)tmoei_merge_read(t, left->text, left->length, right->text, right->length,
-            name, number);
+                number);
+        else if (pair)
+            (void)tmoei_merge_read(t, left->text, cut, right->text, right->length, name, number);
         else (void)tmoei_merge_read(t, left->text, cut, left->text + cut + 1, left->length - cut - 1, name,
             number);
     }
-    if (ctx->error == TMOE_OK) return t;
-    tmoe_tokenizer_destroy(t);
-    return NULL;
+    return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
 }
 #endif
 /* ==== >>suite: tasks, examples, splits ==================================================================
