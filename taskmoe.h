@@ -901,9 +901,11 @@ extern int fsync(int file);
 #if defined(__GNUC__) || defined(__clang__)
 #  define TMOEI_PRINTF(format_at, arguments_at) __attribute__((format(printf, format_at, arguments_at)))
 #  define TMOEI_UNUSED __attribute__((unused))
+#  define TMOEI_PREFETCH(p) __builtin_prefetch(p)
 #else
 #  define TMOEI_PRINTF(format_at, arguments_at)
 #  define TMOEI_UNUSED
+#  define TMOEI_PREFETCH(p) (void)0
 #endif
 #define TMOEI_ALIGN 64u                 /* bytes: one cache line, one AVX-512 register */
 #define TMOEI_MESSAGE_BYTES 8192      /* a hundred names of tensors */
@@ -1289,8 +1291,8 @@ typedef struct tmoei_epilogue {
 } tmoei_epilogue;
 
 /* tile (rows, NR) = beta * tile + panels; columns past `columns` are not touched */
-typedef void tmoei_micro_fn(int K, const float *a, const float *b, float beta, float *c, size_t ldc,
-    int columns);
+typedef void tmoei_micro_fn(int K, const float *a, const float *b, size_t ldb, float beta, float *c,
+    size_t ldc, int columns);
 typedef struct tmoei_kernels {
     const char *name;
     int mr, nr;                         /* register tile */
@@ -1317,7 +1319,8 @@ typedef struct tmoei_kernels {
         float mean, float inv, size_t n);
     void (*norm_parameters)(float *dgain, float *dbias, const float *x, const float *dy, float mean,
         float inv, size_t n);
-    void (*merge)(float *out, const float *theta, size_t stride, const float *r, int E, size_t n);
+    /* out = sum_e r_e theta_e, added to out where more is set; theta's lines lie a stride apart */
+    void (*merge)(float *out, int more, const float *theta, size_t stride, const float *r, int E, size_t n);
     float (*merge_backward)(float *dtheta, const float *theta, const float *bar, const float *g, float r,
         size_t n);
     void (*adamw)(float *theta, const float *grad, float *m, float *v, size_t n, const float *constants);
@@ -1407,12 +1410,13 @@ typedef struct tmoei_kernels {
 #define TMOEI_ROW_STORE(i) if (i < height) { TMOEI_ACROSS(TMOEI_STORE, i) }
 /* A micro-kernel for each height: sums of `rows` x NR over k, panels straight on. */
 #define TMOEI_MICRO(rows) \
-    TMOEI_TARGET static void TMOEI_FN(micro##rows)(int K, const float *a, const float *b, float beta, \
-            float *c, size_t ldc, int columns) { \
+    TMOEI_TARGET static void TMOEI_FN(micro##rows)(int K, const float *a, const float *b, size_t ldb, \
+            float beta, float *c, size_t ldc, int columns) { \
         const int height = rows; \
         TMOEI_ROWS(TMOEI_ROW_ZERO) \
-        for (int k = 0; k < K; k++, a += height, b += TMOEI_NR) { \
+        for (int k = 0; k < K; k++, a += height, b += ldb) { \
             TMOEI_ACROSS(TMOEI_LOAD, 0) \
+            if (ldb != TMOEI_NR) TMOEI_PREFETCH(b + 5 * ldb); \
             TMOEI_ROWS(TMOEI_ROW_STEP) \
         } \
         TMOEI_ROWS(TMOEI_ROW_STORE) \
@@ -1490,10 +1494,27 @@ TMOEI_TARGET static inline void TMOEI_FN(store)(float *c, V x, float beta, int c
 TMOEI_HEIGHTS(TMOEI_MICRO)
 static tmoei_micro_fn *const TMOEI_FN(micro)[] = { NULL, TMOEI_HEIGHTS(TMOEI_MICRO_NAME) };
 
+/* One row: y_n = beta y_n + <a, b_n>, four rows of b at a time. */
+TMOEI_TARGET static void TMOEI_FN(dots_of_one)(int N, int K, const float *a, const float *b, size_t ldb,
+        float beta, float *y) {
+    for (int n = 0; n < N; n += 4) {
+        const float *b0 = b + (size_t)n * ldb, *b1 = n + 1 < N ? b0 + ldb : b0;
+        const float *b2 = n + 2 < N ? b1 + ldb : b0, *b3 = n + 3 < N ? b2 + ldb : b0;
+        V s0 = VSET(0.0f), s1 = s0, s2 = s0, s3 = s0;
+        TMOEI_EACH((size_t)K,
+            const V x = VREAD(a + at);
+            s0 = VFMA(x, VREAD(b0 + at), s0); s1 = VFMA(x, VREAD(b1 + at), s1);
+            s2 = VFMA(x, VREAD(b2 + at), s2); s3 = VFMA(x, VREAD(b3 + at), s3));
+        const V sums[4] = { s0, s1, s2, s3 };
+        for (int j = 0; j < 4 && n + j < N; j++)
+            y[n + j] = (beta != 0.0f ? y[n + j] : 0.0f) + TMOEI_FN(vsum)(sums[j]);
+    }
+}
 /* Few rows: dot products of rows as they lie, 4 x 2 at a time, vectors along K. */
 TMOEI_TARGET static void TMOEI_FN(dots)(int M, int N, int K, const float *a, size_t lda, const float *b,
         size_t ldb, float beta, float *c, size_t ldc) {
-    for (int n = 0; n < N; n += 2)
+    if (M == 1) TMOEI_FN(dots_of_one)(N, K, a, b, ldb, beta, c);
+    else for (int n = 0; n < N; n += 2)
         for (int m = 0; m < M; m += 4) {
             const float *a0 = a + (size_t)m * lda, *a1 = m + 1 < M ? a0 + lda : a0;
             const float *a2 = m + 2 < M ? a1 + lda : a0, *a3 = m + 3 < M ? a2 + lda : a0;
@@ -1635,13 +1656,30 @@ TMOEI_TARGET static void TMOEI_FN(norm_parameters)(float *dgain, float *dbias, c
         if (dgain) VWRITE(dgain + at, VFMA(d, (VREAD(x + at) - vm) * vi, VREAD(dgain + at)));
         if (dbias) VWRITE(dbias + at, VREAD(dbias + at) + d));
 }
-/* theta_bar = sum_e r_e theta_e, all experts in one sweep */
-TMOEI_TARGET static void TMOEI_FN(merge)(float *out, const float *theta, size_t stride, const float *r, int E,
-        size_t n) {
-    TMOEI_EACH(n,
-        V s = VSET(r[0]) * VREAD(theta + at);
-        for (int e = 1; e < E; e++) s = VFMA(VSET(r[e]), VREAD(theta + (size_t)e * stride + at), s);
-        VWRITE(out + at, s));
+/* out = sum_e r_e theta_e, or that much more: four lines a sweep, out stays in the nearest cache */
+TMOEI_TARGET static void TMOEI_FN(merge)(float *out, int more, const float *theta, size_t stride,
+        const float *r, int E, size_t n) {
+    for (size_t from = 0; from < n; from += 1024)
+        for (int e = 0; e < E; e += 4) {
+            const size_t m = n - from < 1024 ? n - from : 1024;
+            const int add = more || e > 0, left_over = E - e;
+            float *y = out + from;
+            const float *t0 = theta + (size_t)e * stride + from, *t1 = left_over > 1 ? t0 + stride : t0;
+            const float *t2 = left_over > 2 ? t1 + stride : t0, *t3 = left_over > 3 ? t2 + stride : t0;
+            const V r0 = VSET(r[e]), r1 = VSET(left_over > 1 ? r[e + 1] : 0.0f);
+            const V r2 = VSET(left_over > 2 ? r[e + 2] : 0.0f), r3 = VSET(left_over > 3 ? r[e + 3] : 0.0f);
+            TMOEI_EACH(m,
+                V s = VSET(0.0f);
+                if (add) s = VREAD(y + at);
+                if (at % 16 == 0) {
+                    TMOEI_PREFETCH(t0 + 4 * stride + at); TMOEI_PREFETCH(t1 + 4 * stride + at);
+                    TMOEI_PREFETCH(t2 + 4 * stride + at); TMOEI_PREFETCH(t3 + 4 * stride + at);
+                }
+                s = VFMA(r0, VREAD(t0 + at), s);
+                s = VFMA(r1, VREAD(t1 + at), s);
+                s = VFMA(r2, VREAD(t2 + at), s);
+                VWRITE(y + at, VFMA(r3, VREAD(t3 + at), s)));
+        }
 }
 /* dtheta += r g (where dtheta is given); gives <g, theta - bar> */
 TMOEI_TARGET static float TMOEI_FN(merge_backward)(float *dtheta, const float *theta, const float *bar,
@@ -1743,7 +1781,7 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
 }
 
 /* ==== >>products: the matrix product driver, and products of one lane ================================== */
-/* K is always cut at KC, so that the order of a sum is the same on every machine; a panel of B is 48 KiB
+/* K is cut into equal pieces of at most KC, so the order of a sum is the same on every machine; a panel of B is 48 KiB
  * (256 and 512 are slower). Rows and columns follow the caches: a lane's panels of A take a sixth of L2 (its
  * panels of B and its tile of C come through, too), the packed columns of B a quarter of the shared L3. */
 #define TMOEI_KC 384
@@ -1753,10 +1791,12 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
 #define TMOEI_FEW_ROWS 8                /* up to here weights are read as they lie: packing would cost more */
 #define TMOEI_LANE_ROWS 64              /* one-lane products: rows and columns at a time */
 #define TMOEI_LANE_COLUMNS 256
+#define TMOEI_PACK_COLUMNS 64           /* of op(B) packed by a lane at a time */
 #define TMOEI_SCORES 65536              /* floats of attention scores a lane holds at a time, twice */
 #define TMOEI_SHARED_FLOATS ((size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX + TMOEI_MC + TMOEI_MR_MAX))
-#define TMOEI_LANE_FLOATS (2 * (size_t)TMOEI_SCORES \
-    + (size_t)TMOEI_KC * (TMOEI_LANE_ROWS + TMOEI_MR_MAX + TMOEI_LANE_COLUMNS + TMOEI_NR_MAX))
+#define TMOEI_LANE_B_FLOATS ((size_t)TMOEI_KC * (TMOEI_LANE_COLUMNS + TMOEI_NR_MAX))
+#define TMOEI_LANE_FLOATS (2 * (size_t)TMOEI_SCORES + TMOEI_LANE_B_FLOATS \
+    + (size_t)TMOEI_KC * (TMOEI_LANE_ROWS + TMOEI_MR_MAX))
 static void tmoei_block_sizes(tmoe_ctx *ctx) {
     const size_t rows = ctx->cache_l2_bytes / (6 * TMOEI_KC * sizeof(float));
     const size_t tiles = ctx->cache_l3_bytes / (4 * TMOEI_KC * TMOEI_TILE_COLUMNS * sizeof(float));
@@ -1778,21 +1818,25 @@ static int tmoei_pieces(int total, int size) { return (total + size - 1) / size;
 /* Rows of op(A) a panel has when M rows are cut into equal panels of at most mr. */
 static int tmoei_panel_rows(int M, int mr) { return tmoei_pieces(M, tmoei_pieces(M, mr)); }
 /* dst[k * width + i] = element (k, i) of `lines` lines (rows of op(A), columns of op(B)), zero for lines <=
- * i < width. It lies along memory (along = 1: src[i * stride + k]) or across (src[k * stride + i]). */
+ * i < width. It lies along memory (along = 1: src[i * stride + k]) or across (src[k * stride + i]). Four
+ * lines at a time; the last four overlap those before. */
 static void tmoei_pack_panel(float *dst, int width, int lines, int K, const float *src, size_t stride,
         int along) {
-    int i = 0, k;
-    if (!along) {
-        for (k = 0; k < K; k++, dst += width, src += stride) {
-            memcpy(dst, src, (size_t)lines * sizeof(float));
-            for (i = lines; i < width; i++) dst[i] = 0.0f;
+    const int last = lines - 4;
+    int i, k, done = 0;
+    if (lines < width) memset(dst, 0, (size_t)width * (size_t)K * sizeof(float));
+    if (!along && last >= 0)
+        for (k = 0; k < K; k++) {
+            float *d = dst + (size_t)k * (size_t)width;
+            const float *s = src + (size_t)k * stride;
+            for (i = 0; i < last; i += 4) memcpy(d + i, s + i, 4 * sizeof(float));
+            memcpy(d + last, s + last, 4 * sizeof(float));
         }
-        return;
-    }
 #ifdef TMOEI_X86
-    for (; i + 4 <= lines; i += 4) {                            /* 4 x 4 at a time through registers */
-        const float *s = src + (size_t)i * stride;
-        float *d = dst + i;
+    for (i = 0; along && i < last + 4 && last >= 0; i += 4) {   /* 4 x 4 through registers */
+        const int first = tmoei_least(i, last);
+        const float *s = src + (size_t)first * stride;
+        float *d = dst + first;
         for (k = 0; k + 4 <= K; k += 4, s += 4, d += 4 * width) {
             __m128 r0 = _mm_loadu_ps(s), r1 = _mm_loadu_ps(s + stride), r2 = _mm_loadu_ps(s + 2 * stride),
                 r3 = _mm_loadu_ps(s + 3 * stride);
@@ -1802,24 +1846,25 @@ static void tmoei_pack_panel(float *dst, int width, int lines, int K, const floa
             _mm_storeu_ps(d + 2 * width, r2);
             _mm_storeu_ps(d + 3 * width, r3);
         }
-        for (; k < K; k++, s++, d += width) {
-            d[0] = s[0]; d[1] = s[stride]; d[2] = s[2 * stride]; d[3] = s[3 * stride];
-        }
+        done = k;
     }
 #endif
-    for (; i < lines; i++)
-        for (k = 0; k < K; k++)
-            dst[(size_t)k * (size_t)width + (size_t)i] = src[(size_t)i * stride + (size_t)k];
-    for (; i < width; i++) for (k = 0; k < K; k++) dst[(size_t)k * (size_t)width + (size_t)i] = 0.0f;
+    if (along || last < 0)
+        for (i = 0; i < lines; i++)
+            for (k = done; k < K; k++)
+                dst[(size_t)k * (size_t)width + (size_t)i] = along ? src[(size_t)i * stride + (size_t)k]
+                    : src[(size_t)k * stride + (size_t)i];
 }
-/* A product, and the block of it in work: rows m0 .. m0+mc-1, columns n0 .. n0+nc-1, k0 .. k0+kc-1 of K. */
+/* A product, and the block of it in work: rows m0 .. m0+mc-1, columns n0 .. n0+nc-1, k0 .. k0+kc-1 of K. A
+ * lane packs its own part of an operand (into its scratch, the copy stays in its cache) where no other tile
+ * needs it; else the lanes pack it together first. */
 typedef struct tmoei_product {
     const tmoe_ctx *ctx;
     int transpose_a, transpose_b, M, N, K, m0, mc, n0, nc, k0, kc;
-    int height, a_panels, tile_rows, tile_columns, column_tiles;
+    int height, tile_rows, tile_columns, column_tiles, a_chunks, b_chunks;
     const float *A, *B;
     size_t lda, ldb, ldc;
-    float *C, *packed_a, *packed_b, beta;
+    float *C, *packed_a, *packed_b, beta;       /* packed: by all lanes; NULL: by each lane */
     const tmoei_epilogue *epilogue;
 } tmoei_product;
 
@@ -1832,62 +1877,94 @@ static tmoei_product tmoei_product_of(const tmoe_ctx *ctx, int transpose_a, int 
     p.A = A; p.B = B; p.C = C; p.lda = lda; p.ldb = ldb; p.ldc = ldc; p.beta = beta;
     return p;
 }
-static void tmoei_product_pack_chunk(void *arg, int chunk, int lane) {
-    const tmoei_product *p = (const tmoei_product *)arg;
-    const int nr = p->ctx->kernels->nr, i = chunk * p->height, j = (chunk - p->a_panels) * nr;
-    const size_t k0 = (size_t)p->k0, kc = (size_t)p->kc, m = (size_t)(p->m0 + i); (void)lane;
-    if (chunk < p->a_panels) {
-        const int rows = tmoei_least(p->mc - i, p->height);     /* the last panel may be lower */
-        tmoei_pack_panel(p->packed_a + (size_t)i * kc, rows, rows, p->kc,
+/* The panels of rows i0 .. i1-1 of the block's op(A), of columns j0 .. j1-1 of its op(B). */
+static void tmoei_product_pack_a(const tmoei_product *p, float *packed, int i0, int i1) {
+    const size_t k0 = (size_t)p->k0, kc = (size_t)p->kc;
+    for (int i = i0; i < i1; i += p->height, packed += (size_t)p->height * kc) {
+        const int rows = tmoei_least(i1 - i, p->height);        /* the last panel may be lower */
+        const size_t m = (size_t)(p->m0 + i);
+        tmoei_pack_panel(packed, rows, rows, p->kc,
             p->A + (p->transpose_a ? k0 * p->lda + m : m * p->lda + k0), p->lda, !p->transpose_a);
-    } else {
+    }
+}
+static void tmoei_product_pack_b(const tmoei_product *p, float *packed, int j0, int j1) {
+    const int nr = p->ctx->kernels->nr;
+    const size_t k0 = (size_t)p->k0, kc = (size_t)p->kc;
+    for (int j = j0; j < j1; j += nr, packed += (size_t)nr * kc) {
         const size_t n = (size_t)(p->n0 + j);
-        tmoei_pack_panel(p->packed_b + (size_t)j * kc, nr, tmoei_least(p->nc - j, nr), p->kc,
+        tmoei_pack_panel(packed, nr, tmoei_least(j1 - j, nr), p->kc,
             p->B + (p->transpose_b ? n * p->ldb + k0 : k0 * p->ldb + n), p->ldb, p->transpose_b);
     }
+}
+static void tmoei_product_pack_chunk(void *arg, int chunk, int lane) {
+    const tmoei_product *p = (const tmoei_product *)arg; (void)lane;
+    const int b = chunk >= p->a_chunks, size = b ? TMOEI_PACK_COLUMNS : p->height;
+    const int from = (b ? chunk - p->a_chunks : chunk) * size;
+    const size_t at = (size_t)from * (size_t)p->kc;
+    if (b) tmoei_product_pack_b(p, p->packed_b + at, from, tmoei_least(from + size, p->nc));
+    else tmoei_product_pack_a(p, p->packed_a + at, from, tmoei_least(from + size, p->mc));
 }
 static void tmoei_product_tile_chunk(void *arg, int chunk, int lane) {
     const tmoei_product *p = (const tmoei_product *)arg;
     const tmoei_kernels *kernels = p->ctx->kernels;
     const int i0 = chunk / p->column_tiles * p->tile_rows, i1 = tmoei_least(i0 + p->tile_rows, p->mc);
     const int j0 = chunk % p->column_tiles * p->tile_columns, j1 = tmoei_least(j0 + p->tile_columns, p->nc);
-    float *C = p->C + (size_t)p->m0 * p->ldc + (size_t)p->n0; (void)lane;
-    for (int j = j0; j < j1; j += kernels->nr)
+    const int nr = kernels->nr, lies = !p->packed_b && !p->transpose_b;     /* B: whole panels as they lie */
+    const int packed = lies ? j0 + (j1 - j0) / nr * nr : j0;    /* from this column on */
+    const size_t kc = (size_t)p->kc, n0 = (size_t)p->n0;
+    float *C = p->C + (size_t)p->m0 * p->ldc + n0;
+    float *own_b = p->ctx->lane_scratch[lane], *own_a = own_b + TMOEI_LANE_B_FLOATS;
+    const float *a = p->packed_a ? p->packed_a + (size_t)i0 * kc : own_a;
+    const float *b = p->packed_b ? p->packed_b + (size_t)j0 * kc : own_b;
+    if (!p->packed_a) tmoei_product_pack_a(p, own_a, i0, i1);
+    if (!p->packed_b) tmoei_product_pack_b(p, own_b, packed, j1);
+    for (int j = j0; j < j1; j += nr) {
+        const float *panel = j < packed ? p->B + (size_t)p->k0 * p->ldb + n0 + (size_t)j
+            : b + (size_t)(j - packed) * kc;
         for (int i = i0; i < i1; i += p->height)
-            kernels->micro[tmoei_least(i1 - i, p->height)](p->kc, p->packed_a + (size_t)i * (size_t)p->kc,
-                p->packed_b + (size_t)j * (size_t)p->kc, p->k0 > 0 ? 1.0f : p->beta,
+            kernels->micro[tmoei_least(i1 - i, p->height)](p->kc, a + (size_t)(i - i0) * kc, panel,
+                j < packed ? p->ldb : (size_t)nr, p->k0 > 0 ? 1.0f : p->beta,
                 C + (size_t)i * p->ldc + (size_t)j, p->ldc, p->nc - j);
+    }
     if (p->epilogue && p->k0 + p->kc == p->K)
         kernels->epilogue(i1 - i0, j1 - j0, p->n0 + j0, C + (size_t)i0 * p->ldc + (size_t)j0, p->ldc,
             p->epilogue, p->m0 + i0);
 }
 /* Block by block of at most `rows` by `columns`: over the lanes of ctx, or here where it is NULL. */
-static void tmoei_product_run(tmoei_product *p, tmoei_chunk_fn *fn, int chunks, tmoe_ctx *ctx) {
+static void tmoei_product_run(tmoei_product *p, tmoei_chunk_fn *fn, int chunks, tmoe_ctx *ctx, int lane) {
     if (ctx) tmoei_parallel(ctx, fn, p, chunks);
-    else for (int chunk = 0; chunk < chunks; chunk++) fn(p, chunk, 0);
+    else for (int chunk = 0; chunk < chunks; chunk++) fn(p, chunk, lane);
 }
-static void tmoei_product_blocks(tmoei_product *p, int rows, int columns, tmoe_ctx *ctx) {
+static void tmoei_product_blocks(tmoei_product *p, int rows, int columns, tmoe_ctx *ctx, int lane) {
+    const int depth = (tmoei_pieces(p->K, tmoei_pieces(p->K, TMOEI_KC)) + 7) / 8 * 8;     /* equal pieces */
     for (p->n0 = 0; p->n0 < p->N; p->n0 += p->nc) {
         p->nc = tmoei_least(p->N - p->n0, columns); p->column_tiles = tmoei_pieces(p->nc, p->tile_columns);
         for (p->k0 = 0; p->k0 < p->K; p->k0 += p->kc) {
-            int b_panels = tmoei_pieces(p->nc, p->ctx->kernels->nr);    /* packed once, for all rows */
-            p->kc = tmoei_least(p->K - p->k0, TMOEI_KC);
-            for (p->m0 = 0; p->m0 < p->M; p->m0 += p->mc, b_panels = 0) {
-                p->mc = tmoei_least(p->M - p->m0, rows); p->a_panels = tmoei_pieces(p->mc, p->height);
-                tmoei_product_run(p, tmoei_product_pack_chunk, p->a_panels + b_panels, ctx);
+            p->kc = tmoei_least(p->K - p->k0, depth);
+            p->b_chunks = p->packed_b ? tmoei_pieces(p->nc, TMOEI_PACK_COLUMNS) : 0;    /* for all rows */
+            for (p->m0 = 0; p->m0 < p->M; p->m0 += p->mc, p->b_chunks = 0) {
+                p->mc = tmoei_least(p->M - p->m0, rows);
+                p->a_chunks = p->packed_a ? tmoei_pieces(p->mc, p->height) : 0;
+                if (p->a_chunks + p->b_chunks)
+                    tmoei_product_run(p, tmoei_product_pack_chunk, p->a_chunks + p->b_chunks, ctx, lane);
                 tmoei_product_run(p, tmoei_product_tile_chunk,
-                    tmoei_pieces(p->mc, p->tile_rows) * p->column_tiles, ctx);
+                    tmoei_pieces(p->mc, p->tile_rows) * p->column_tiles, ctx, lane);
             }
         }
     }
 }
-/* Few rows: weights (N,K) as they lie, a chunk of columns each. */
-static void tmoei_product_dots_chunk(void *arg, int chunk, int lane) {
+/* Few rows: B as it lies, a chunk of columns each. */
+static void tmoei_product_few_chunk(void *arg, int chunk, int lane) {
     const tmoei_product *p = (const tmoei_product *)arg;
+    const tmoei_kernels *kernels = p->ctx->kernels;
     const int j0 = chunk * p->tile_columns, columns = tmoei_least(p->N - j0, p->tile_columns); (void)lane;
-    p->ctx->kernels->dots(p->M, columns, p->K, p->A, p->lda, p->B + (size_t)j0 * p->ldb, p->ldb, p->beta,
-        p->C + j0, p->ldc);
-    if (p->epilogue) p->ctx->kernels->epilogue(p->M, columns, j0, p->C + j0, p->ldc, p->epilogue, 0);
+    if (p->transpose_b)
+        kernels->dots(p->M, columns, p->K, p->A, p->lda, p->B + (size_t)j0 * p->ldb, p->ldb, p->beta,
+            p->C + j0, p->ldc);
+    else for (size_t m = 0; m < (size_t)p->M; m++)
+        kernels->merge(p->C + m * p->ldc + j0, p->beta != 0.0f, p->B + j0, p->ldb, p->A + m * p->lda, p->K,
+            (size_t)columns);
+    if (p->epilogue) kernels->epilogue(p->M, columns, j0, p->C + j0, p->ldc, p->epilogue, 0);
 }
 /* C (M,N) = beta C + op(A) (M,K) op(B) (K,N), then the epilogue; op(X) = X^T where the flag is set; beta is
  * 0 (C is not read) or 1. Row strides in floats. */
@@ -1900,14 +1977,17 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
     if (K <= 0) {                                               /* an empty sum */
         for (int r = 0; beta == 0.0f && r < M; r++) memset(C + (size_t)r * ldc, 0, (size_t)N * sizeof(float));
         if (epilogue) ctx->kernels->epilogue(M, N, 0, C, ldc, epilogue, 0);
-    } else if (M <= TMOEI_FEW_ROWS && !transpose_a && transpose_b) {
-        p.tile_columns = K >= 1024 ? 16 : 16384 / K;            /* 16 K products a row and chunk */
-        tmoei_parallel(ctx, tmoei_product_dots_chunk, &p, tmoei_pieces(N, p.tile_columns));
+    } else if (!transpose_a && M <= (transpose_b ? TMOEI_FEW_ROWS : 3)) {
+        p.tile_columns = !transpose_b ? 512 : K >= 1024 ? 16 : 16384 / K;   /* 16 K products a row, chunk */
+        tmoei_parallel(ctx, tmoei_product_few_chunk, &p, tmoei_pieces(N, p.tile_columns));
     } else {
-        p.packed_b = ctx->shared_scratch;
-        p.packed_a = p.packed_b + (size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX);
-        p.tile_rows = ctx->tile_rows / p.height * p.height; p.tile_columns = TMOEI_TILE_COLUMNS;
-        tmoei_product_blocks(&p, TMOEI_MC / p.height * p.height, ctx->block_columns, ctx);
+        const int lane_rows = TMOEI_LANE_ROWS / p.height * p.height, own_b = M <= lane_rows;
+        const int own_a = !own_b && N <= TMOEI_TILE_COLUMNS;
+        if (!own_b) p.packed_b = ctx->shared_scratch;
+        if (!own_a) p.packed_a = ctx->shared_scratch + (size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX);
+        p.tile_rows = own_a ? lane_rows : ctx->tile_rows / p.height * p.height;
+        p.tile_columns = own_b ? TMOEI_PACK_COLUMNS : TMOEI_TILE_COLUMNS;
+        tmoei_product_blocks(&p, TMOEI_MC / p.height * p.height, ctx->block_columns, ctx, 0);
     }
 }
 /* The same on the calling lane only, for small products inside a parallel region. */
@@ -1915,9 +1995,8 @@ static void tmoei_gemm_lane(const tmoe_ctx *ctx, int lane, int transpose_a, int 
         int K, const float *A, size_t lda, const float *B, size_t ldb, float beta, float *C, size_t ldc) {
     tmoei_product p = tmoei_product_of(ctx, transpose_a, transpose_b, M, N, K, A, lda, B, ldb, beta, C, ldc);
     p.packed_b = ctx->lane_scratch[lane];
-    p.packed_a = p.packed_b + (size_t)TMOEI_KC * (TMOEI_LANE_COLUMNS + TMOEI_NR_MAX);
     p.tile_rows = TMOEI_LANE_ROWS / p.height * p.height; p.tile_columns = TMOEI_LANE_COLUMNS;
-    tmoei_product_blocks(&p, p.tile_rows, p.tile_columns, NULL);
+    tmoei_product_blocks(&p, p.tile_rows, p.tile_columns, NULL, lane);
 }
 
 /* ---- attention of one sequence and head --------------------------------------------------------------
@@ -1965,8 +2044,7 @@ static void tmoei_attention_forward(const tmoei_attention_rows *a, int lane) {
         }
         if (n > 4) tmoei_gemm_lane(a->ctx, lane, 0, 0, n, W, seen, p, width, a->v, kv, 0.0f, y, ys);
         else for (size_t t = 0; t < (size_t)n; t++)
-            for (size_t s = 0; s < width; s++)
-                kernels->scale_add(y + t * ys, s ? 1.0f : 0.0f, p[t * width + s], a->v + s * kv, (size_t)W);
+            kernels->merge(y + t * ys, 0, a->v, kv, p + t * width, seen, (size_t)W);
     }
 }
 static void tmoei_attention_backward(const tmoei_attention_rows *a, int lane) {
@@ -2084,7 +2162,7 @@ typedef struct tmoei_merge_job {
 } tmoei_merge_job;
 static void tmoei_merge_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t n) {
     const tmoei_merge_job *s = (const tmoei_merge_job *)job;
-    ctx->kernels->merge(s->out + at, s->theta + at, s->n, s->r, s->E, n);
+    ctx->kernels->merge(s->out + at, 0, s->theta + at, s->n, s->r, s->E, n);
 }
 static void tmoei_merge(tmoe_ctx *ctx, int E, size_t n, const float *theta, const float *r, float *out) {
     const tmoei_merge_job job = { E, 0, n, theta, r, NULL, NULL, out, NULL };
