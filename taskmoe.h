@@ -1781,9 +1781,10 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
 }
 
 /* ==== >>products: the matrix product driver, and products of one lane ================================== */
-/* K is cut into equal pieces of at most KC, so the order of a sum is the same on every machine; a panel of B is 48 KiB
- * (256 and 512 are slower). Rows and columns follow the caches: a lane's panels of A take a sixth of L2 (its
- * panels of B and its tile of C come through, too), the packed columns of B a quarter of the shared L3. */
+/* K is cut into equal pieces of at most KC, so the order of a sum is the same on every machine; a panel of B
+ * is 48 KiB (256 and 512 are slower). Rows and columns follow the caches: a lane's panels of A take a sixth
+ * of L2 (its panels of B and its tile of C come through, too), the packed columns of B a quarter of the
+ * shared L3. */
 #define TMOEI_KC 384
 #define TMOEI_NC 2048                   /* most columns of op(B) packed at once: 3 MiB, shared by lanes */
 #define TMOEI_MC 1024                   /* rows of op(A) packed at a time: 1.5 MiB, shared by the lanes */
