@@ -1303,7 +1303,6 @@ typedef struct tmoei_kernels {
     void (*epilogue)(int rows, int columns, int column, float *c, size_t ldc, const tmoei_epilogue *e,
         int row);
     float (*dot)(const float *a, const float *b, size_t n);
-    double (*sum_squares)(const float *x, size_t n);
     float (*sum)(const float *x, size_t n);
     float (*maximum)(const float *x, size_t n);
     void (*scale_add)(float *y, float beta, float a, const float *x, size_t n);        /* y = beta y + a x */
@@ -1543,12 +1542,6 @@ TMOEI_TARGET static float TMOEI_FN(dot)(const float *a, const float *b, size_t n
     TMOEI_EACH(n, s = VFMA(VREAD(a + at), VREAD(b + at), s));
     return TMOEI_FN(vsum)(s);
 }
-TMOEI_TARGET static double TMOEI_FN(sum_squares)(const float *x, size_t n) {
-    double sum = 0.0;
-    for (size_t from = 0; from < n; from += 1024)
-        sum += (double)TMOEI_FN(dot)(x + from, x + from, n - from < 1024 ? n - from : 1024);
-    return sum;
-}
 TMOEI_TARGET static float TMOEI_FN(sum)(const float *x, size_t n) {
     V s = VSET(0.0f);
     TMOEI_EACH(n, s = s + VREAD(x + at));
@@ -1682,10 +1675,10 @@ TMOEI_TARGET static void TMOEI_FN(dropout)(float *y, const float *x, size_t n, u
 
 static const tmoei_kernels TMOEI_FN(kernels) = {
     TMOEI_PICK("C", "NEON", "AVX2", "AVX-512"), TMOEI_MR, TMOEI_NR, TMOEI_FN(micro), TMOEI_FN(dots),
-    TMOEI_FN(epilogue), TMOEI_FN(dot), TMOEI_FN(sum_squares), TMOEI_FN(sum), TMOEI_FN(maximum),
-    TMOEI_FN(scale_add), TMOEI_FN(exp_sum), TMOEI_FN(softmax_gradient), TMOEI_FN(softmax_backward),
-    TMOEI_FN(gelu), TMOEI_FN(norm_forward), TMOEI_FN(norm_backward), TMOEI_FN(norm_parameters),
-    TMOEI_FN(merge), TMOEI_FN(merge_backward), TMOEI_FN(adamw), TMOEI_FN(dropout)
+    TMOEI_FN(epilogue), TMOEI_FN(dot), TMOEI_FN(sum), TMOEI_FN(maximum), TMOEI_FN(scale_add),
+    TMOEI_FN(exp_sum), TMOEI_FN(softmax_gradient), TMOEI_FN(softmax_backward), TMOEI_FN(gelu),
+    TMOEI_FN(norm_forward), TMOEI_FN(norm_backward), TMOEI_FN(norm_parameters), TMOEI_FN(merge),
+    TMOEI_FN(merge_backward), TMOEI_FN(adamw), TMOEI_FN(dropout)
 };
 #endif /* TMOEI_PASS */
 #ifndef TMOEI_PASS
@@ -2036,11 +2029,11 @@ static void tmoei_scale_add(tmoe_ctx *ctx, float *y, float beta, float a, const 
     tmoei_sweep(ctx, n, TMOEI_SWEEP, tmoei_scale_add_sweep, &job);
 }
 /* Sum of products, chunk by chunk in order, so that threads cannot change it. */
-static float tmoei_dot(const tmoe_ctx *ctx, const float *a, const float *b, size_t n) {
+static double tmoei_dot(const tmoe_ctx *ctx, const float *a, const float *b, size_t n, size_t chunk) {
     double sum = 0.0;
-    for (size_t at = 0; at < n; at += TMOEI_SWEEP)
-        sum += (double)ctx->kernels->dot(a + at, b + at, n - at < TMOEI_SWEEP ? n - at : TMOEI_SWEEP);
-    return (float)sum;
+    for (size_t at = 0; at < n; at += chunk)
+        sum += (double)ctx->kernels->dot(a + at, b + at, n - at < chunk ? n - at : chunk);
+    return sum;
 }
 static float tmoei_activation_value(tmoe_activation f, float x) {
     return f == TMOE_RELU ? (x > 0.0f ? x : 0.0f) : f == TMOE_TANH ? tanhf(x)
@@ -2882,18 +2875,19 @@ static void tmoei_mix_outputs_backward(tmoe_tape *tape, tmoei_node *node) {
     for (int e = 0; e < E; e++) {
         const tmoe_tensor *part = node->in[e];
         if (!part) continue;
-        if (droute) droute[first + e] += tmoei_dot(tape->ctx, y->dx, part->x, tmoei_elements(y));
+        if (droute)
+            droute[first + e] += (float)tmoei_dot(tape->ctx, y->dx, part->x, tmoei_elements(y), TMOEI_SWEEP);
         if (part->wants_grad) tmoei_scale_add(tape->ctx, part->dx, node->beta[e], node->in[E]->x[first + e],
             y->dx, tmoei_elements(y));
     }
 }
 TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outputs, int E,
         tmoe_tensor *route, int first) {
-    tmoe_tensor *y = NULL, **in;
+    tmoe_tensor *y = NULL;
     if (!route || !outputs || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, E >= 1 && first >= 0 && route->rows == 1 && first <= route->cols - E,
         "mix_outputs: %d experts from column %d of a route (%d,%d)", E, first, route->rows, route->cols);
-    in = (tmoe_tensor **)tmoei_arena_alloc(&tape->small, (size_t)E + 1, sizeof *in);
+    tmoe_tensor **in = (tmoe_tensor **)tmoei_arena_alloc(&tape->small, (size_t)E + 1, sizeof *in);
     if (!in) return NULL;
     in[E] = route;
     for (int e = 0; e < E; e++) {
@@ -6730,9 +6724,9 @@ static int64_t tmoei_trainer_turn(tmoe_trainer *trainer) {
 static void tmoei_norm_chunk(void *arg, int chunk, int lane) {
     tmoe_trainer *trainer = ((const tmoei_update_job *)arg)->trainer;
     tmoei_update *update = &trainer->updates[chunk]; (void)lane;
-    update->norm = !tmoei_moves(trainer, update->rate) ? 0.0
-        : trainer->ctx->kernels->sum_squares(trainer->grads + (update->offset - trainer->first),
-        update->count);
+    const float *grad = trainer->grads + (update->offset - trainer->first);
+    update->norm = tmoei_moves(trainer, update->rate)
+        ? tmoei_dot(trainer->ctx, grad, grad, update->count, 1024) : 0.0;
 }
 /* AdamW (Loshchilov 2019): m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  theta -= lr (mhat / (sqrt(vhat) +
  * eps) + decay theta). The gradient is zeroed while it is in the cache. What is frozen has no update at all.
