@@ -881,9 +881,7 @@ extern "C" {
 #    define MADV_HUGEPAGE 14
 #  endif
 #  if !defined(__cplusplus) && !defined(__USE_MISC)
-extern int madvise(void *address, size_t bytes, int advice);
-extern int fileno(FILE *file);
-extern int fsync(int file);
+extern int madvise(void *address, size_t bytes, int advice), fileno(FILE *file), fsync(int file);
 #  endif
 #endif
 #if defined(_WIN32)
@@ -979,21 +977,24 @@ static void tmoei_huge_pages(void *raw, size_t bytes) {
     if (end > first + page) (void)madvise((void *)first, (size_t)(end - first), MADV_HUGEPAGE);
 #endif
 }
-/* 64-byte aligned, zeroed on request; NULL and TMOE_ERR_MEMORY when there is none. The line before the block
- * holds the size asked of the system and the way back to its first byte. */
+/* In the line before every block: the size asked of the system, the way back to its first byte, and what an
+ * owner got before. */
+typedef struct tmoei_block { size_t bytes, offset; void *before; } tmoei_block;
+static tmoei_block *tmoei_head_of(void *block) {
+    return (tmoei_block *)(void *)((char *)block - TMOEI_ALIGN);
+}
+/* 64-byte aligned, zeroed on request; NULL and TMOE_ERR_MEMORY when there is none. */
 static void *tmoei_alloc(tmoe_ctx *ctx, size_t count, size_t element_bytes, int zero) {
     size_t bytes;
     if (!tmoei_size(&bytes, count, element_bytes, 2u * TMOEI_ALIGN))
-        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_MEMORY,
-            "memory: %lu x %lu bytes is more than an address can hold", (unsigned long)count,
-            (unsigned long)element_bytes);
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_MEMORY, "memory: %lu x %lu bytes is more than an address can "
+            "hold", (unsigned long)count, (unsigned long)element_bytes);
     char *raw = (char *)(ctx->config.alloc_fn ? ctx->config.alloc_fn(bytes, ctx->config.alloc_user)
         : TMOE_MALLOC(bytes));
     if (!raw) return TMOEI_FAIL_NULL(ctx, TMOE_ERR_MEMORY, "memory: %lu bytes were refused (%lu in use)",
         (unsigned long)bytes, (unsigned long)ctx->bytes_now);
     char *block = raw + TMOEI_ALIGN + (TMOEI_ALIGN - (size_t)((uintptr_t)raw % TMOEI_ALIGN));
-    size_t *head = (size_t *)(void *)(block - TMOEI_ALIGN);
-    head[0] = bytes; head[1] = (size_t)(block - raw);
+    tmoei_head_of(block)->bytes = bytes; tmoei_head_of(block)->offset = (size_t)(block - raw);
     ctx->bytes_now += bytes;
     if (ctx->bytes_now > ctx->bytes_peak) ctx->bytes_peak = ctx->bytes_now;
     tmoei_huge_pages(raw, bytes);
@@ -1001,14 +1002,12 @@ static void *tmoei_alloc(tmoe_ctx *ctx, size_t count, size_t element_bytes, int 
     return block;
 }
 static void tmoei_free(tmoe_ctx *ctx, void *block) {
-    if (block) {
-        const size_t *head = (const size_t *)(const void *)((const char *)block - TMOEI_ALIGN);
-        size_t bytes = head[0];
-        char *raw = (char *)block - head[1];
-        ctx->bytes_now -= bytes;
-        if (ctx->config.free_fn) ctx->config.free_fn(raw, bytes, ctx->config.alloc_user);
-        else TMOE_FREE(raw);
-    }
+    if (!block) return;
+    const size_t bytes = tmoei_head_of(block)->bytes;
+    char *raw = (char *)block - tmoei_head_of(block)->offset;
+    ctx->bytes_now -= bytes;
+    if (ctx->config.free_fn) ctx->config.free_fn(raw, bytes, ctx->config.alloc_user);
+    else TMOE_FREE(raw);
 }
 /* Makes *slot (a pointer to a block, or NULL) hold at least `need` elements by doubling, contents kept. 0 on
  * failure; the old block stays as it was. */
@@ -1025,16 +1024,16 @@ static int tmoei_grow(tmoe_ctx *ctx, void *slot, size_t *capacity, size_t need, 
     memcpy(slot, &bigger, sizeof bigger);
     return 1;
 }
-/* Blocks that are freed together: each is zeroed and remembers the one before it. */
+/* Blocks that are freed together: each remembers the one before it. */
 typedef struct tmoei_owner { tmoe_ctx *ctx; void *last; } tmoei_owner;
 
-static void *tmoei_own(tmoei_owner *owner, size_t count, size_t element_bytes) {
-    void *block = tmoei_alloc(owner->ctx, count, element_bytes, 1);
-    if (block) {
-        memcpy((char *)block - TMOEI_ALIGN + 2 * sizeof(size_t), &owner->last, sizeof owner->last);
-        owner->last = block;
-    }
+static void *tmoei_own_block(tmoei_owner *owner, size_t count, size_t element_bytes, int zero) {
+    void *block = tmoei_alloc(owner->ctx, count, element_bytes, zero);
+    if (block) { tmoei_head_of(block)->before = owner->last; owner->last = block; }
     return block;
+}
+static void *tmoei_own(tmoei_owner *owner, size_t count, size_t element_bytes) {
+    return tmoei_own_block(owner, count, element_bytes, 1);
 }
 static char *tmoei_own_text(tmoei_owner *owner, const char *text, size_t length) {
     char *copy = (char *)tmoei_own(owner, length + 1, 1);
@@ -1044,7 +1043,7 @@ static char *tmoei_own_text(tmoei_owner *owner, const char *text, size_t length)
 static void tmoei_owner_free(tmoei_owner *owner) {
     while (owner->last) {
         void *block = owner->last;
-        memcpy(&owner->last, (char *)block - TMOEI_ALIGN + 2 * sizeof(size_t), sizeof owner->last);
+        owner->last = tmoei_head_of(block)->before;
         tmoei_free(owner->ctx, block);
     }
 }
@@ -1240,6 +1239,9 @@ static void tmoei_pool_create(tmoe_ctx *ctx) {
         if (!pthread_create(&pool->threads[pool->count], NULL, tmoei_pool_thread, pool)) pool->count++;
         else ctx->error = TMOE_ERR_MEMORY;                      /* the context is destroyed */
 }
+#else
+static void tmoei_pool_create(tmoe_ctx *ctx) { ctx->lanes = 1; }
+static void tmoei_pool_destroy(tmoe_ctx *ctx) { (void)ctx; }
 #endif
 
 /* Runs fn(arg, chunk, lane) once for each chunk, on any lane 0 <= lane < ctx->lanes; waits for all. */
@@ -1303,7 +1305,6 @@ typedef struct tmoei_kernels {
     void (*epilogue)(int rows, int columns, int column, float *c, size_t ldc, const tmoei_epilogue *e,
         int row);
     float (*dot)(const float *a, const float *b, size_t n);
-    double (*sum_squares)(const float *x, size_t n);
     float (*sum)(const float *x, size_t n);
     float (*maximum)(const float *x, size_t n);
     void (*scale_add)(float *y, float beta, float a, const float *x, size_t n);        /* y = beta y + a x */
@@ -1311,8 +1312,7 @@ typedef struct tmoei_kernels {
     float (*exp_sum)(float *y, const float *x, float scale, float shift, size_t n);
     void (*softmax_gradient)(float *dx, const float *x, float lse, float shift, float weight, size_t n);
     void (*softmax_backward)(float *ds, const float *p, float delta, float scale, size_t n);
-    void (*gelu)(float *y, const float *x, size_t n);
-    void (*gelu_backward)(float *dz, const float *dy, const float *z, size_t n);
+    void (*gelu)(float *y, const float *dy, const float *x, size_t n);  /* gelu(x), or dy gelu'(x) with dy */
     void (*norm_forward)(float *y, const float *x, const float *gain, const float *bias, float epsilon,
         float *mean, float *inv, size_t n);
     void (*norm_backward)(float *dx, float beta, const float *x, const float *dy, const float *gain,
@@ -1554,22 +1554,14 @@ TMOEI_TARGET static void TMOEI_FN(epilogue)(int rows, int columns, int column, f
 }
 
 /* ---- rows of numbers --------------------------------------------------------------------------------- */
-TMOEI_TARGET static void TMOEI_FN(gelu)(float *y, const float *x, size_t n) {
-    TMOEI_EACH(n, VWRITE(y + at, TMOEI_FN(vgelu)(VREAD(x + at))));
-}
-TMOEI_TARGET static void TMOEI_FN(gelu_backward)(float *dz, const float *dy, const float *z, size_t n) {
-    TMOEI_EACH(n, VWRITE(dz + at, VREAD(dy + at) * TMOEI_FN(vgelu_derivative)(VREAD(z + at))));
+TMOEI_TARGET static void TMOEI_FN(gelu)(float *y, const float *dy, const float *x, size_t n) {
+    if (dy) TMOEI_EACH(n, VWRITE(y + at, VREAD(dy + at) * TMOEI_FN(vgelu_derivative)(VREAD(x + at))));
+    else TMOEI_EACH(n, VWRITE(y + at, TMOEI_FN(vgelu)(VREAD(x + at))));
 }
 TMOEI_TARGET static float TMOEI_FN(dot)(const float *a, const float *b, size_t n) {
     V s = VSET(0.0f);
     TMOEI_EACH(n, s = VFMA(VREAD(a + at), VREAD(b + at), s));
     return TMOEI_FN(vsum)(s);
-}
-TMOEI_TARGET static double TMOEI_FN(sum_squares)(const float *x, size_t n) {
-    double sum = 0.0;
-    for (size_t from = 0; from < n; from += 1024)
-        sum += (double)TMOEI_FN(dot)(x + from, x + from, n - from < 1024 ? n - from : 1024);
-    return sum;
 }
 TMOEI_TARGET static float TMOEI_FN(sum)(const float *x, size_t n) {
     V s = VSET(0.0f);
@@ -1721,10 +1713,10 @@ TMOEI_TARGET static void TMOEI_FN(dropout)(float *y, const float *x, size_t n, u
 
 static const tmoei_kernels TMOEI_FN(kernels) = {
     TMOEI_PICK("C", "NEON", "AVX2", "AVX-512"), TMOEI_MR, TMOEI_NR, TMOEI_FN(micro), TMOEI_FN(dots),
-    TMOEI_FN(epilogue), TMOEI_FN(dot), TMOEI_FN(sum_squares), TMOEI_FN(sum), TMOEI_FN(maximum),
-    TMOEI_FN(scale_add), TMOEI_FN(exp_sum), TMOEI_FN(softmax_gradient), TMOEI_FN(softmax_backward),
-    TMOEI_FN(gelu), TMOEI_FN(gelu_backward), TMOEI_FN(norm_forward), TMOEI_FN(norm_backward),
-    TMOEI_FN(norm_parameters), TMOEI_FN(merge), TMOEI_FN(merge_backward), TMOEI_FN(adamw), TMOEI_FN(dropout)
+    TMOEI_FN(epilogue), TMOEI_FN(dot), TMOEI_FN(sum), TMOEI_FN(maximum), TMOEI_FN(scale_add),
+    TMOEI_FN(exp_sum), TMOEI_FN(softmax_gradient), TMOEI_FN(softmax_backward), TMOEI_FN(gelu),
+    TMOEI_FN(norm_forward), TMOEI_FN(norm_backward), TMOEI_FN(norm_parameters), TMOEI_FN(merge),
+    TMOEI_FN(merge_backward), TMOEI_FN(adamw), TMOEI_FN(dropout)
 };
 #endif /* TMOEI_PASS */
 #ifndef TMOEI_PASS
@@ -2090,10 +2082,7 @@ static void tmoei_attention_backward(const tmoei_attention_rows *a, int lane) {
 /* Elements, rows or columns at, at + 1, ... at + n - 1 of a job. */
 typedef void tmoei_sweep_fn(const tmoe_ctx *ctx, const void *job, size_t at, size_t n);
 typedef struct tmoei_sweep_job {
-    const tmoe_ctx *ctx;
-    tmoei_sweep_fn *fn;
-    const void *job;
-    size_t total, grain;
+    const tmoe_ctx *ctx; tmoei_sweep_fn *fn; const void *job; size_t total, grain;
 } tmoei_sweep_job;
 static void tmoei_sweep_chunk(void *arg, int chunk, int lane) {
     const tmoei_sweep_job *s = (const tmoei_sweep_job *)arg;
@@ -2119,11 +2108,11 @@ static void tmoei_scale_add(tmoe_ctx *ctx, float *y, float beta, float a, const 
     tmoei_sweep(ctx, n, TMOEI_SWEEP, tmoei_scale_add_sweep, &job);
 }
 /* Sum of products, chunk by chunk in order, so that threads cannot change it. */
-static float tmoei_dot(const tmoe_ctx *ctx, const float *a, const float *b, size_t n) {
+static double tmoei_dot(const tmoe_ctx *ctx, const float *a, const float *b, size_t n, size_t chunk) {
     double sum = 0.0;
-    for (size_t at = 0; at < n; at += TMOEI_SWEEP)
-        sum += (double)ctx->kernels->dot(a + at, b + at, n - at < TMOEI_SWEEP ? n - at : TMOEI_SWEEP);
-    return (float)sum;
+    for (size_t at = 0; at < n; at += chunk)
+        sum += (double)ctx->kernels->dot(a + at, b + at, n - at < chunk ? n - at : chunk);
+    return sum;
 }
 static float tmoei_activation_value(tmoe_activation f, float x) {
     return f == TMOE_RELU ? (x > 0.0f ? x : 0.0f) : f == TMOE_TANH ? tanhf(x)
@@ -2138,8 +2127,7 @@ static float tmoei_activation_slope(tmoe_activation f, float x) {
 typedef struct tmoei_map_job { tmoe_activation f; float *out; const float *dy, *x; } tmoei_map_job;
 static void tmoei_activation_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t n) {
     const tmoei_map_job *s = (const tmoei_map_job *)job;
-    if (s->f == TMOE_GELU && s->dy) ctx->kernels->gelu_backward(s->out + at, s->dy + at, s->x + at, n);
-    else if (s->f == TMOE_GELU) ctx->kernels->gelu(s->out + at, s->x + at, n);
+    if (s->f == TMOE_GELU) ctx->kernels->gelu(s->out + at, s->dy ? s->dy + at : NULL, s->x + at, n);
     else for (size_t i = at; i < at + n; i++)
         s->out[i] = s->dy ? s->dy[i] * tmoei_activation_slope(s->f, s->x[i])
             : tmoei_activation_value(s->f, s->x[i]);
@@ -2154,7 +2142,7 @@ static float tmoei_log_sum_exp(const tmoe_ctx *ctx, const float *x, int n) {
     const float most = ctx->kernels->maximum(x, (size_t)n);
     return most + logf(ctx->kernels->exp_sum(NULL, x, 1.0f, most, (size_t)n));
 }
-/* theta_bar (n) = sum_e r_e theta_e, theta (E, n) */
+/* theta_bar (n) = sum_e r_e theta_e, theta (E, n); backward where there is g */
 typedef struct tmoei_merge_job {
     int E, wants_dr;
     size_t n;
@@ -2163,28 +2151,25 @@ typedef struct tmoei_merge_job {
 } tmoei_merge_job;
 static void tmoei_merge_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t n) {
     const tmoei_merge_job *s = (const tmoei_merge_job *)job;
-    ctx->kernels->merge(s->out + at, 0, s->theta + at, s->n, s->r, s->E, n);
-}
-static void tmoei_merge(tmoe_ctx *ctx, int E, size_t n, const float *theta, const float *r, float *out) {
-    const tmoei_merge_job job = { E, 0, n, theta, r, NULL, NULL, out, NULL };
-    tmoei_sweep(ctx, n, TMOEI_SWEEP, tmoei_merge_sweep, &job);
-}
-static void tmoei_merge_backward_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t n) {
-    const tmoei_merge_job *s = (const tmoei_merge_job *)job;
     float *partial = s->partial + at / TMOEI_SWEEP * (size_t)s->E;
-    for (int e = 0; e < s->E; e++) {
+    if (!s->g) ctx->kernels->merge(s->out + at, 0, s->theta + at, s->n, s->r, s->E, n);
+    else for (int e = 0; e < s->E; e++) {
         const size_t first = (size_t)e * s->n + at;
         float *dtheta = s->out && s->r[e] != 0.0f ? s->out + first : NULL;
         partial[e] = s->r[e] == 0.0f && !s->wants_dr ? 0.0f
             : ctx->kernels->merge_backward(dtheta, s->theta + first, s->bar + at, s->g + at, s->r[e], n);
     }
 }
+static void tmoei_merge(tmoe_ctx *ctx, int E, size_t n, const float *theta, const float *r, float *out) {
+    const tmoei_merge_job job = { E, 0, n, theta, r, NULL, NULL, out, ctx->shared_scratch };
+    tmoei_sweep(ctx, n, TMOEI_SWEEP, tmoei_merge_sweep, &job);
+}
 /* dtheta_e += r_e g (dtheta may be NULL);  dr_e += <g, theta_e - theta_bar> (dr may be NULL) */
 static void tmoei_merge_backward(tmoe_ctx *ctx, int E, size_t n, const float *theta, float *dtheta,
         const float *r, const float *bar, const float *g, float *dr) {
     /* a float a chunk and expert: 64 experts of 200 M floats would fill the scratch memory */
     const tmoei_merge_job job = { E, dr != NULL, n, theta, r, bar, g, dtheta, ctx->shared_scratch };
-    tmoei_sweep(ctx, n, TMOEI_SWEEP, tmoei_merge_backward_sweep, &job);
+    tmoei_sweep(ctx, n, TMOEI_SWEEP, tmoei_merge_sweep, &job);
     for (int e = 0; dr && e < E; e++) {
         double sum = 0.0;
         for (size_t chunk = 0; chunk * TMOEI_SWEEP < n; chunk++)
@@ -2211,9 +2196,7 @@ TMOE_DEF size_t tmoe_ctx_bytes(const tmoe_ctx *ctx, size_t *peak) {
 }
 TMOE_DEF void tmoe_ctx_destroy(tmoe_ctx *ctx) {
     if (!ctx) return;
-#ifdef TMOEI_POOL
     tmoei_pool_destroy(ctx);
-#endif
     tmoei_scratch_destroy(ctx);
     if (ctx->config.free_fn) ctx->config.free_fn(ctx, sizeof *ctx, ctx->config.alloc_user);
     else TMOE_FREE(ctx);
@@ -2221,25 +2204,20 @@ TMOE_DEF void tmoe_ctx_destroy(tmoe_ctx *ctx) {
 
 TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config) {
     tmoe_ctx_config c;
-    tmoe_ctx *ctx;
     memset(&c, 0, sizeof c);
     if (config) c = *config;
     if (!c.alloc_fn != !c.free_fn || c.threads < 0 || c.threads > TMOEI_LANES_MAX) return NULL;
-    ctx = (tmoe_ctx *)(c.alloc_fn ? c.alloc_fn(sizeof *ctx, c.alloc_user) : TMOE_MALLOC(sizeof *ctx));
+    tmoe_ctx *ctx = (tmoe_ctx *)(c.alloc_fn ? c.alloc_fn(sizeof *ctx, c.alloc_user)
+        : TMOE_MALLOC(sizeof *ctx));
     if (!ctx) return NULL;
     memset(ctx, 0, sizeof *ctx);
     ctx->config = c; ctx->lanes = c.threads > 1 ? c.threads : 1;
-#ifndef TMOEI_POOL
-    if (!c.parallel_fn) ctx->lanes = 1;
-#endif
+    if (ctx->lanes > 1 && !c.parallel_fn) tmoei_pool_create(ctx);
     ctx->kernels = tmoei_kernels_choose(c.isa);
     ctx->cache_l2_bytes = (size_t)512 << 10; ctx->cache_l3_bytes = (size_t)4 << 20;    /* if nobody tells */
     tmoei_cache_sizes(ctx);
     tmoei_block_sizes(ctx);
     tmoei_scratch_create(ctx);
-#ifdef TMOEI_POOL
-    if (ctx->error == TMOE_OK && ctx->lanes > 1 && !c.parallel_fn) tmoei_pool_create(ctx);
-#endif
     if (ctx->error == TMOE_OK) return ctx;
     tmoe_ctx_destroy(ctx);
     return NULL;
@@ -2251,50 +2229,41 @@ TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config) {
  * node that made the tensor is done; then the next gradient takes the place, so that the backward pass stays
  * in the cache. On a DRY tape floats are counted, never touched: that is how the memory of a step is known
  * before training starts. */
-typedef struct tmoei_chunk { struct tmoei_chunk *before; size_t size, used; } tmoei_chunk; /* floats follow */
 typedef struct tmoei_free_block { void *data; size_t bytes; } tmoei_free_block;
 #define TMOEI_FREE_BLOCKS 32
 typedef struct tmoei_arena {
-    tmoe_ctx *ctx;
-    tmoei_chunk *last;          /* chunks, newest first; a reset leaves one that would have held it all */
+    tmoei_owner chunks;         /* a reset leaves one that would have held it all */
+    size_t size, used;          /* bytes of the newest chunk */
     size_t total, peak, now;    /* bytes in chunks; most and present bytes handed out */
     int dry, free_count;
     tmoei_free_block free_blocks[TMOEI_FREE_BLOCKS];
 } tmoei_arena;
 
 static void *tmoei_arena_alloc(tmoei_arena *arena, size_t count, size_t element_bytes) {
-    tmoei_chunk *chunk = arena->last;
     tmoei_free_block *best = NULL;
     size_t bytes;
     if (!tmoei_size(&bytes, count, element_bytes, TMOEI_ALIGN))
-        return tmoei_alloc(arena->ctx, count, element_bytes, 0);        /* which cannot, and says so */
+        return tmoei_alloc(arena->chunks.ctx, count, element_bytes, 0);        /* which cannot, and says so */
     bytes -= bytes % TMOEI_ALIGN;
     for (int i = 0; i < arena->free_count; i++) {       /* smallest freed block that fits without waste */
         tmoei_free_block *block = &arena->free_blocks[i];
         if (block->bytes >= bytes && block->bytes / 2 <= bytes && (!best || block->bytes < best->bytes))
             best = block;
     }
-    if (best) {
-        void *data = best->data;
-        *best = arena->free_blocks[--arena->free_count];
-        return data;
-    }
-    if (!arena->dry && (!chunk || chunk->size - chunk->used < bytes)) {
+    if (best) { void *data = best->data; *best = arena->free_blocks[--arena->free_count]; return data; }
+    if (!arena->dry && arena->size - arena->used < bytes) {
         size_t size = arena->total > (size_t)1 << 16 ? arena->total : (size_t)1 << 16;
         if (size < bytes) size = bytes;
-        if (!chunk) arena->total = 0;                           /* what an emptied arena had held */
-        chunk = (tmoei_chunk *)tmoei_alloc(arena->ctx, size / TMOEI_ALIGN + 1, TMOEI_ALIGN, 0);
-        if (!chunk) return NULL;
-        chunk->before = arena->last; chunk->size = size; chunk->used = 0;
-        arena->last = chunk;
-        arena->total += size;
+        if (!arena->size) arena->total = 0;                     /* what an emptied arena had held */
+        if (!tmoei_own_block(&arena->chunks, size, 1, 0)) return NULL;
+        arena->size = size; arena->used = 0; arena->total += size;
     }
     arena->now += bytes;
     if (arena->now > arena->peak) arena->peak = arena->now;
     /* an address, never followed */
     if (arena->dry) return (void *)(uintptr_t)(TMOEI_ALIGN + arena->now - bytes);
-    chunk->used += bytes;
-    return (char *)chunk + TMOEI_ALIGN + (chunk->used - bytes);
+    arena->used += bytes;
+    return (char *)arena->chunks.last + (arena->used - bytes);
 }
 /* Gives a block back before the reset; when the table is full it just stays. */
 static void tmoei_arena_release(tmoei_arena *arena, void *data, size_t count, size_t element_bytes) {
@@ -2304,18 +2273,10 @@ static void tmoei_arena_release(tmoei_arena *arena, void *data, size_t count, si
         block->data = data; block->bytes = bytes - bytes % TMOEI_ALIGN;
     }
 }
-static void tmoei_arena_destroy(tmoei_arena *arena) {
-    while (arena->last) {
-        tmoei_chunk *before = arena->last->before;
-        tmoei_free(arena->ctx, arena->last);
-        arena->last = before;
-    }
-}
 /* Empties the arena. The next chunk is as large as all before: a repeated step allocates nothing. */
 static void tmoei_arena_reset(tmoei_arena *arena) {
-    arena->now = 0; arena->free_count = 0;
-    if (arena->last && arena->last->before) tmoei_arena_destroy(arena);
-    if (arena->last) arena->last->used = 0;
+    if (arena->total > arena->size) { tmoei_owner_free(&arena->chunks); arena->size = 0; }
+    arena->now = arena->used = 0; arena->free_count = 0;
 }
 
 typedef struct tmoei_node {
@@ -2335,23 +2296,17 @@ typedef struct tmoei_tensor {   /* what tmoe_tensor does not show */
     int unwritten;              /* a block whose gradient memory is new: parts of it overwrite */
 } tmoei_tensor;
 
-struct tmoe_tape {
-    tmoe_ctx *ctx;
-    tmoei_arena small, big;
-    tmoei_node *last;
-    int record, dry;
-};
+struct tmoe_tape { tmoe_ctx *ctx; tmoei_arena small, big; tmoei_node *last; int record, dry; };
 
 TMOE_DEF tmoe_tape *tmoe_tape_create(tmoe_ctx *ctx) {
     tmoe_tape *tape = (tmoe_tape *)tmoei_alloc(ctx, 1, sizeof *tape, 1);
-    if (tape) { tape->ctx = tape->small.ctx = tape->big.ctx = ctx; tape->record = 1; }
+    if (tape) { tape->ctx = tape->small.chunks.ctx = tape->big.chunks.ctx = ctx; tape->record = 1; }
     return tape;
 }
 TMOE_DEF void tmoe_tape_destroy(tmoe_tape *tape) {
-    if (tape) {
-        tmoei_arena_destroy(&tape->small); tmoei_arena_destroy(&tape->big);
-        tmoei_free(tape->ctx, tape);
-    }
+    if (!tape) return;
+    tmoei_owner_free(&tape->small.chunks); tmoei_owner_free(&tape->big.chunks);
+    tmoei_free(tape->ctx, tape);
 }
 TMOE_DEF void tmoe_tape_reset(tmoe_tape *tape) {
     tape->last = NULL; tape->ctx->error = TMOE_OK;
@@ -2372,10 +2327,15 @@ static tmoe_tensor *tmoei_tensor_new(tmoe_tape *tape, int rows, int cols, float 
     tensor->t.x = x ? x : tmoei_floats(tape, (size_t)rows * (size_t)cols);
     return tensor->t.x ? &tensor->t : NULL;
 }
+/* An error in one line; every operation says what it got and what the rule is. */
+#define TMOEI_RULE(code, tape, holds, ...) \
+    do { if (!(holds)) return TMOEI_FAIL_NULL((tape)->ctx, code, __VA_ARGS__); } while (0)
+#define TMOEI_SHAPE_RULE(...) TMOEI_RULE(TMOE_ERR_SHAPE, __VA_ARGS__)
+#define TMOEI_ARGUMENT_RULE(...) TMOEI_RULE(TMOE_ERR_ARGUMENT, __VA_ARGS__)
+
 TMOE_DEF tmoe_tensor *tmoe_leaf(tmoe_tape *tape, int rows, int cols, float *x, float *dx) {
-    if (!x || rows < 1 || cols < 1)
-        return TMOEI_FAIL_NULL(tape->ctx, TMOE_ERR_ARGUMENT, "leaf: (%d,%d) at %s; needs memory and at least "
-            "one element", rows, cols, x ? "an address" : "NULL");
+    TMOEI_ARGUMENT_RULE(tape, x && rows >= 1 && cols >= 1, "leaf: (%d,%d) at %s; needs memory and at least "
+        "one element", rows, cols, x ? "an address" : "NULL");
     tmoe_tensor *tensor = tmoei_tensor_new(tape, rows, cols, x);
     if (tensor && dx) { tensor->dx = dx; tensor->wants_grad = tensor->has_grad = 1; }
     return tensor;
@@ -2408,7 +2368,6 @@ static tmoe_tensor *tmoei_record(tmoe_tape *tape, tmoe_tensor *y, tmoei_backward
     return tmoei_node_add(tape, y, backward, hand, kept, kept_bytes, in, count);
 }
 
-static void tmoei_part_backward(tmoe_tape *tape, tmoei_node *node) { (void)tape; (void)node; }     /* below */
 /* Walks the tape back from gradients that stand already in some tensors' dx. An operation's backward function
  * finds memory for every gradient it owes and node->beta[i] = 0 where it is the first to write to input i's,
  * 1 where it adds: dx = beta dx + ... On a dry tape it is not called. */
@@ -2433,9 +2392,9 @@ static tmoe_result tmoei_tape_backward(tmoe_tape *tape) {
                 ((tmoei_tensor *)in)->owned = 1;
             }
             node->beta[i] = in->has_grad ? 1.0f : 0.0f;
-            if (node->backward != tmoei_part_backward) in->has_grad = 1;
+            if (node->backward) in->has_grad = 1;
         }
-        if (!tape->dry) node->backward(tape, node);
+        if (!tape->dry && node->backward) node->backward(tape, node);
         if (tape->ctx->error != TMOE_OK) return tape->ctx->error;
         if (owned && !handed) tmoei_arena_release(&tape->big, y->dx, tmoei_elements(y), sizeof(float));
     }
@@ -2456,31 +2415,27 @@ TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss) {
 
 /* ---- part: a named piece of a block of parameters, as a matrix of its own ----------------------------
  * Its gradient is the same piece of the block's gradient. Where that memory is new (a merged block), the
- * first contribution overwrites it, and the node makes tmoei_tape_backward write zeros where no operation
- * used the part. */
+ * first contribution overwrites it, and a node (without a function: nothing is left to do) makes
+ * tmoei_tape_backward write zeros where no operation used the part. */
 static tmoe_tensor *tmoei_part(tmoe_tape *tape, tmoe_tensor *block, size_t offset, int rows, int cols) {
     if (!block) return NULL;
     tmoe_tensor *part = tmoei_tensor_new(tape, rows, cols, block->x + offset);
     if (!part || !block->wants_grad) return part;
     part->dx = block->dx + offset; part->wants_grad = 1;
     part->has_grad = !((tmoei_tensor *)block)->unwritten;
-    return part->has_grad ? part : tmoei_node_add(tape, part, tmoei_part_backward, -1, NULL, 0, &block, 1);
+    return part->has_grad ? part : tmoei_node_add(tape, part, NULL, -1, NULL, 0, &block, 1);
 }
 /* ==== >>ops: each operation's shape rule, forward and backward on one screen ===========================
  * In backward functions y is the result and dy = y->dx. "dx (+)= ..." adds, except for the first
  * contribution, which overwrites: node->beta[i] tells which. Where the node hands dy over as an input's
  * gradient (see >>tape), there is nothing left to do. */
 
-/* A shape error in one line; every operation says what it got and what the rule is. */
-#define TMOEI_SHAPE_RULE(tape, holds, ...) \
-    do { if (!(holds)) return TMOEI_FAIL_NULL((tape)->ctx, TMOE_ERR_SHAPE, __VA_ARGS__); } while (0)
 
 /* dx = beta dx + src, for input i of a node */
 static void tmoei_accumulate(tmoe_tape *tape, const tmoei_node *node, int i, const float *src) {
     tmoe_tensor *in = node->in[i];
     if (!in->wants_grad || in->dx == src) return;               /* the same: handed over */
-    if (node->beta[i] == 0.0f) memcpy(in->dx, src, tmoei_elements(in) * sizeof(float));
-    else tmoei_scale_add(tape->ctx, in->dx, 1.0f, 1.0f, src, tmoei_elements(in));
+    tmoei_scale_add(tape->ctx, in->dx, node->beta[i], 1.0f, src, tmoei_elements(in));
 }
 /* The gradient of input i, to which is added only: it holds zero at first. NULL where none is wanted. */
 static float *tmoei_grad_to_add(const tmoei_node *node, int i) {
@@ -2493,8 +2448,7 @@ static float *tmoei_grad_to_add(const tmoei_node *node, int i) {
 /* ---- linear ------------------------------------------------------------------------------------------
  *   forward   z = x w^T + b,  y = act(z) + residual
  *   backward  dz = dy act'(z);  dx (+)= dz w;  dw (+)= dz^T x;  db (+)= column sums of dz;
- *             dresidual (+)= dy
- *   keeps     z unless act is NONE */
+ *             dresidual (+)= dy */
 typedef struct tmoei_linear_kept { tmoe_activation act; float *z; } tmoei_linear_kept;
 typedef struct tmoei_column_sums_job { size_t T, F; const float *dz; float beta, *db; } tmoei_column_sums_job;
 #define TMOEI_COLUMNS 128               /* that a chunk sums, going by rows */
@@ -2551,25 +2505,21 @@ TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *
 /* ---- layer norm --------------------------------------------------------------------------------------
  *   forward   xhat = (x - mean) * inv,  inv = 1 / sqrt(var + eps);  y = gain * xhat + bias
  *   backward  g = gain * dy;  dx (+)= inv * (g - mean(g) - xhat * mean(g * xhat))
- *             dgain (+)= sum over rows of dy * xhat;  dbias (+)= sum over rows of dy
- *   keeps     mean and inv of each row */
+ *             dgain (+)= sum over rows of dy * xhat;  dbias (+)= sum over rows of dy */
 #define TMOEI_NORM_EPSILON 1e-5f        /* BART's, and torch's default */
 typedef struct tmoei_norm_job {
     size_t T, D;
     const float *x, *gain, *bias, *dy;
     float *y, *mean, *inv, *dx, *dgain, *dbias, beta;
 } tmoei_norm_job;
+/* forward, or backward where there is dy */
 static void tmoei_norm_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n) {
     const tmoei_norm_job *s = (const tmoei_norm_job *)job;
     for (size_t t = first, D = s->D; t < first + n; t++)
-        ctx->kernels->norm_forward(s->y + t * D, s->x + t * D, s->gain, s->bias, TMOEI_NORM_EPSILON,
+        if (s->dy) ctx->kernels->norm_backward(s->dx + t * D, s->beta, s->x + t * D, s->dy + t * D, s->gain,
+            s->mean[t], s->inv[t], D);
+        else ctx->kernels->norm_forward(s->y + t * D, s->x + t * D, s->gain, s->bias, TMOEI_NORM_EPSILON,
             s->mean + t, s->inv + t, D);
-}
-static void tmoei_norm_backward_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n) {
-    const tmoei_norm_job *s = (const tmoei_norm_job *)job;
-    for (size_t t = first, D = s->D; t < first + n; t++)
-        ctx->kernels->norm_backward(s->dx + t * D, s->beta, s->x + t * D, s->dy + t * D, s->gain, s->mean[t],
-            s->inv[t], D);
 }
 static void tmoei_norm_backward_columns(const tmoe_ctx *ctx, const void *job, size_t first, size_t n) {
     const tmoei_norm_job *s = (const tmoei_norm_job *)job;
@@ -2582,23 +2532,22 @@ static void tmoei_layer_norm_backward(tmoe_tape *tape, tmoei_node *node) {
     const tmoe_tensor *x = node->in[0];
     job.dy = node->y->dx; job.dx = x->dx; job.beta = node->beta[0];
     job.dgain = tmoei_grad_to_add(node, 1); job.dbias = tmoei_grad_to_add(node, 2);
-    if (x->wants_grad) tmoei_sweep(tape->ctx, job.T, tmoei_grain(job.D), tmoei_norm_backward_rows, &job);
+    if (x->wants_grad) tmoei_sweep(tape->ctx, job.T, tmoei_grain(job.D), tmoei_norm_rows, &job);
     if (job.dgain || job.dbias)
         tmoei_sweep(tape->ctx, job.D, TMOEI_COLUMNS, tmoei_norm_backward_columns, &job);
 }
 TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *gain, tmoe_tensor *bias) {
     tmoe_tensor *in[3] = { x, gain, bias };
-    tmoei_norm_job job;
     if (!x || !gain || !bias || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, gain->rows == 1 && gain->cols == x->cols && bias->rows == 1
         && bias->cols == x->cols, "layer_norm: x (%d,%d), gain (%d,%d), bias (%d,%d); gain and bias must be "
         "(1,%d)", x->rows, x->cols, gain->rows, gain->cols, bias->rows, bias->cols, x->cols);
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
-    memset(&job, 0, sizeof job);
-    job.T = (size_t)x->rows; job.D = (size_t)x->cols;
-    job.mean = tmoei_floats(tape, job.T); job.inv = tmoei_floats(tape, job.T);
-    if (!y || !job.mean || !job.inv) return NULL;
-    job.x = x->x; job.gain = gain->x; job.bias = bias->x; job.y = y->x;
+    const size_t T = (size_t)x->rows;
+    float *mean = tmoei_floats(tape, T), *inv = tmoei_floats(tape, T);
+    if (!y || !mean || !inv) return NULL;
+    const tmoei_norm_job job = { T, (size_t)x->cols, x->x, gain->x, bias->x, NULL, y->x, mean, inv, NULL,
+        NULL, NULL, 0.0f };
     if (!tape->dry) tmoei_sweep(tape->ctx, job.T, tmoei_grain(job.D), tmoei_norm_rows, &job);
     return tmoei_record(tape, y, tmoei_layer_norm_backward, -1, &job, sizeof job, in, 3);
 }
@@ -2627,9 +2576,8 @@ static void tmoei_attention_chunk(void *arg, int chunk, int lane) {
     if (a.lse) a.lse += t0 * (size_t)job->H + (size_t)(head * a.T);
     if (a.dq) a.dq += q;
     if (a.dk) { a.dk += kv; a.dv += kv; }
-    if (!a.dy) { tmoei_attention_forward(&a, lane); return; }
-    a.dy += y;
-    tmoei_attention_backward(&a, lane);
+    if (a.dy) { a.dy += y; tmoei_attention_backward(&a, lane); }
+    else tmoei_attention_forward(&a, lane);
 }
 static void tmoei_attention_node_backward(tmoe_tape *tape, tmoei_node *node) {
     tmoei_attention_job job = *(const tmoei_attention_job *)node->kept;
@@ -2682,14 +2630,11 @@ typedef struct tmoei_embedding_job {
 #define TMOEI_EMBEDDING_COLUMNS 64      /* four cache lines of a row */
 
 static void tmoei_embedding_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n) {
-    const tmoei_embedding_job *s = (const tmoei_embedding_job *)job; (void)ctx;
-    for (size_t t = first; t < first + n; t++) {
-        const float *row = s->table + (size_t)s->ids[t] * s->D;
-        float *y = s->y + t * s->D;
-        for (size_t d = 0; d < s->D; d++) y[d] = s->scale * row[d];
-        if (!s->positions) continue;
-        const float *position = s->positions + (size_t)s->position_ids[t] * s->D;
-        for (size_t d = 0; d < s->D; d++) y[d] += position[d];
+    const tmoei_embedding_job *s = (const tmoei_embedding_job *)job;
+    for (size_t t = first, D = s->D; t < first + n; t++) {
+        ctx->kernels->scale_add(s->y + t * D, 0.0f, s->scale, s->table + (size_t)s->ids[t] * D, D);
+        if (s->positions) ctx->kernels->scale_add(s->y + t * D, 1.0f, 1.0f,
+            s->positions + (size_t)s->position_ids[t] * D, D);
     }
 }
 static void tmoei_embedding_columns(const tmoe_ctx *ctx, const void *job, size_t first, size_t n) {
@@ -2715,12 +2660,11 @@ TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int T,
     TMOEI_SHAPE_RULE(tape, T >= 1 && ids && (!positions || (positions->cols == table->cols && position_ids)),
         "embedding: %d ids, table (%d,%d), positions (%d,%d); at least one id and equal widths", T,
         table->rows, table->cols, positions ? positions->rows : 0, positions ? positions->cols : table->cols);
-    for (int t = 0; t < T; t++)
-        if (ids[t] < 0 || ids[t] >= table->rows || (positions
-                && (position_ids[t] < 0 || position_ids[t] >= positions->rows)))
-            return TMOEI_FAIL_NULL(tape->ctx, TMOE_ERR_ARGUMENT,
-                "embedding: token %d has id %d and position %d; 0 <= id < %d, 0 <= position < %d", t, ids[t],
-                positions ? position_ids[t] : 0, table->rows, positions ? positions->rows : 1);
+    for (int t = 0; t < T; t++) {
+        const int id = ids[t], place = positions ? position_ids[t] : 0, P = positions ? positions->rows : 1;
+        TMOEI_ARGUMENT_RULE(tape, id >= 0 && id < table->rows && place >= 0 && place < P, "embedding: token "
+            "%d has id %d and position %d; 0 <= id < %d, 0 <= position < %d", t, id, place, table->rows, P);
+    }
     tmoe_tensor *y = tmoei_tensor_new(tape, T, table->cols, NULL);
     if (!y) return NULL;
     const tmoei_embedding_job job = { (size_t)T, (size_t)table->cols, ids, position_ids, scale, table->x,
@@ -2740,26 +2684,23 @@ typedef struct tmoei_cross_entropy_job {
     const float *logits;
     float smoothing, weight, *lse, *row_loss, *dlogits;
 } tmoei_cross_entropy_job;
+/* forward, or backward where there is dlogits */
 static void tmoei_cross_entropy_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n) {
     const tmoei_cross_entropy_job *s = (const tmoei_cross_entropy_job *)job;
     for (size_t t = first, V = s->V; t < first + n; t++) {
-        const float *x = s->logits + t * V;
-        s->row_loss[t] = s->lse[t] = 0.0f;
-        if (s->targets[t] < 0) continue;
-        const float lse = tmoei_log_sum_exp(ctx, x, (int)V);
-        const float mean = s->smoothing > 0.0f ? ctx->kernels->sum(x, V) / (float)V : 0.0f;
-        s->lse[t] = lse;
-        s->row_loss[t] = (1.0f - s->smoothing) * (lse - x[s->targets[t]]) + s->smoothing * (lse - mean);
-    }
-}
-static void tmoei_cross_entropy_backward_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n) {
-    const tmoei_cross_entropy_job *s = (const tmoei_cross_entropy_job *)job;
-    for (size_t t = first, V = s->V; t < first + n; t++) {
-        float *dx = s->dlogits + t * V;
-        if (s->targets[t] < 0) { memset(dx, 0, V * sizeof(float)); continue; }
-        ctx->kernels->softmax_gradient(dx, s->logits + t * V, s->lse[t], s->smoothing / (float)V, s->weight,
-            V);
-        dx[s->targets[t]] -= s->weight * (1.0f - s->smoothing);
+        const float *x = s->logits + t * V, smoothing = s->smoothing;
+        float *dx = s->dlogits ? s->dlogits + t * V : NULL;
+        const int target = s->targets[t];
+        if (dx && target < 0) memset(dx, 0, V * sizeof(float));
+        else if (dx) {
+            ctx->kernels->softmax_gradient(dx, x, s->lse[t], smoothing / (float)V, s->weight, V);
+            dx[target] -= s->weight * (1.0f - smoothing);
+        } else if (target < 0) s->row_loss[t] = 0.0f;
+        else {
+            const float lse = s->lse[t] = tmoei_log_sum_exp(ctx, x, (int)V);
+            const float mean = smoothing > 0.0f ? ctx->kernels->sum(x, V) / (float)V : 0.0f;
+            s->row_loss[t] = (1.0f - smoothing) * (lse - x[target]) + smoothing * (lse - mean);
+        }
     }
 }
 static void tmoei_cross_entropy_backward(tmoe_tape *tape, tmoei_node *node) {
@@ -2768,7 +2709,7 @@ static void tmoei_cross_entropy_backward(tmoe_tape *tape, tmoei_node *node) {
     job.dlogits = node->beta[0] == 0.0f ? node->in[0]->dx : tmoei_floats(tape, tmoei_elements(node->in[0]));
     job.weight *= node->y->dx[0];
     if (!job.dlogits) return;
-    tmoei_sweep(tape->ctx, job.T, tmoei_grain(job.V), tmoei_cross_entropy_backward_rows, &job);
+    tmoei_sweep(tape->ctx, job.T, tmoei_grain(job.V), tmoei_cross_entropy_rows, &job);
     tmoei_accumulate(tape, node, 0, job.dlogits);
 }
 TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, const int *targets,
@@ -2777,9 +2718,8 @@ TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, c
     TMOEI_SHAPE_RULE(tape, targets && smoothing >= 0.0f && smoothing < 1.0f,
         "cross_entropy: smoothing %g; 0 <= smoothing < 1 and targets must be given", (double)smoothing);
     for (int t = 0; t < logits->rows; t++)
-        if (targets[t] >= logits->cols)
-            return TMOEI_FAIL_NULL(tape->ctx, TMOE_ERR_ARGUMENT,
-                "cross_entropy: target %d of row %d; target < V = %d", targets[t], t, logits->cols);
+        TMOEI_ARGUMENT_RULE(tape, targets[t] < logits->cols, "cross_entropy: target %d of row %d; target < "
+            "V = %d", targets[t], t, logits->cols);
     const size_t T = (size_t)logits->rows;
     tmoe_tensor *y = tmoei_tensor_new(tape, 1, 1, NULL);
     float *lse = tmoei_floats(tape, T), *row_loss = tmoei_floats(tape, T);
@@ -2872,32 +2812,30 @@ TMOE_DEF tmoe_tensor *tmoe_sum(tmoe_tape *tape, tmoe_tensor *x) {
 
 /* ---- slice, concat, reshape: moving values -----------------------------------------------------------
  *   backward  concat: a part's gradient is its columns of dy; slice: dy goes to its columns of dx */
-static void tmoei_copy_columns(int rows, int count, float *dst, int dst_cols, const float *src, int src_cols,
-                               int add) {
-    for (int r = 0; r < rows; r++, dst += dst_cols, src += src_cols) {
-        if (add) for (int c = 0; c < count; c++) dst[c] += src[c];
-        else memcpy(dst, src, (size_t)count * sizeof(float));
-    }
+static void tmoei_copy_columns(const tmoe_tape *tape, int rows, int count, float *dst, int dst_cols,
+                               float beta, const float *src, int src_cols) {
+    for (int r = 0; r < rows; r++, dst += dst_cols, src += src_cols)
+        tape->ctx->kernels->scale_add(dst, beta, 1.0f, src, (size_t)count);
 }
 static void tmoei_slice_backward(tmoe_tape *tape, tmoei_node *node) {
-    const tmoe_tensor *x = node->in[0], *y = node->y; (void)tape;
+    const tmoe_tensor *x = node->in[0], *y = node->y;
     float *dx = tmoei_grad_to_add(node, 0) + *(const int *)node->kept;
-    tmoei_copy_columns(x->rows, y->cols, dx, x->cols, y->dx, y->cols, 1);
+    tmoei_copy_columns(tape, x->rows, y->cols, dx, x->cols, 1.0f, y->dx, y->cols);
 }
 TMOE_DEF tmoe_tensor *tmoe_slice(tmoe_tape *tape, tmoe_tensor *x, int first, int count) {
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, first >= 0 && count >= 1 && first <= x->cols - count,
         "slice: columns %d to %d of x (%d,%d)", first, first + count - 1, x->rows, x->cols);
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, count, NULL);
-    if (y && !tape->dry) tmoei_copy_columns(x->rows, count, y->x, count, x->x + first, x->cols, 0);
+    if (y && !tape->dry) tmoei_copy_columns(tape, x->rows, count, y->x, count, 0.0f, x->x + first, x->cols);
     return tmoei_record(tape, y, tmoei_slice_backward, -1, &first, sizeof first, &x, 1);
 }
 static void tmoei_concat_backward(tmoe_tape *tape, tmoei_node *node) {
-    const float *dy = node->y->dx; (void)tape;
+    const float *dy = node->y->dx;
     for (int i = 0; i < node->count; dy += node->in[i]->cols, i++) {
         const tmoe_tensor *part = node->in[i];
-        if (part->wants_grad) tmoei_copy_columns(part->rows, part->cols, part->dx, part->cols, dy,
-            node->y->cols, node->beta[i] != 0.0f);
+        if (part->wants_grad) tmoei_copy_columns(tape, part->rows, part->cols, part->dx, part->cols,
+            node->beta[i], dy, node->y->cols);
     }
 }
 TMOE_DEF tmoe_tensor *tmoe_concat(tmoe_tape *tape, tmoe_tensor *const *parts, int count) {
@@ -2912,7 +2850,8 @@ TMOE_DEF tmoe_tensor *tmoe_concat(tmoe_tape *tape, tmoe_tensor *const *parts, in
     TMOEI_SHAPE_RULE(tape, count >= 1, "concat: %d parts; at least one", count);
     tmoe_tensor *y = tmoei_tensor_new(tape, parts[0]->rows, cols, NULL);
     for (int i = 0, first = 0; y && !tape->dry && i < count; first += parts[i]->cols, i++)
-        tmoei_copy_columns(y->rows, parts[i]->cols, y->x + first, cols, parts[i]->x, parts[i]->cols, 0);
+        tmoei_copy_columns(tape, y->rows, parts[i]->cols, y->x + first, cols, 0.0f, parts[i]->x,
+            parts[i]->cols);
     return tmoei_record(tape, y, tmoei_concat_backward, -1, NULL, 0, parts, count);
 }
 static void tmoei_reshape_backward(tmoe_tape *tape, tmoei_node *node) {
@@ -2942,8 +2881,7 @@ static void tmoei_dropout_backward(tmoe_tape *tape, tmoei_node *node) {
 }
 TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uint64_t seed, uint64_t stream) {
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
-    if (!(p >= 0.0f && p < 1.0f))
-        return TMOEI_FAIL_NULL(tape->ctx, TMOE_ERR_ARGUMENT, "dropout: p = %g; 0 <= p < 1", (double)p);
+    TMOEI_ARGUMENT_RULE(tape, p >= 0.0f && p < 1.0f, "dropout: p = %g; 0 <= p < 1", (double)p);
     if (p == 0.0f) return x;
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
     if (!y) return NULL;
@@ -2963,21 +2901,18 @@ TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uin
 typedef struct tmoei_select_kept { float *soft, tau; } tmoei_select_kept;
 static void tmoei_select_backward(tmoe_tape *tape, tmoei_node *node) {
     const tmoei_select_kept *kept = (const tmoei_select_kept *)node->kept;
-    const tmoe_tensor *z = node->in[0];
-    const size_t E = (size_t)z->cols; (void)tape;
-    for (size_t t = 0; t < (size_t)z->rows; t++) {
-        const float *s = kept->soft + t * E, *dr = node->y->dx + t * E;
-        float *dz = z->dx + t * E, dot = 0.0f;
+    const size_t E = (size_t)node->y->cols, all = tmoei_elements(node->y); (void)tape;
+    float *dz = tmoei_grad_to_add(node, 0);
+    for (size_t at = 0; at < all; at += E, dz += E) {
+        const float *s = kept->soft + at, *dr = node->y->dx + at;
+        float dot = 0.0f;
         for (size_t e = 0; e < E; e++) dot += dr[e] * s[e];
-        for (size_t e = 0; e < E; e++)
-            dz[e] = (node->beta[0] == 0.0f ? 0.0f : dz[e]) + s[e] * (dr[e] - dot) / kept->tau;
+        for (size_t e = 0; e < E; e++) dz[e] += s[e] * (dr[e] - dot) / kept->tau;
     }
 }
 TMOE_DEF tmoe_tensor *tmoe_select(tmoe_tape *tape, tmoe_tensor *z, const float *noise, float tau, int hard) {
     if (!z || tape->ctx->error != TMOE_OK) return NULL;
-    if (!(tau > 0.0f))
-        return TMOEI_FAIL_NULL(tape->ctx, TMOE_ERR_ARGUMENT, "select: temperature %g; must be above 0",
-            (double)tau);
+    TMOEI_ARGUMENT_RULE(tape, tau > 0.0f, "select: temperature %g; must be above 0", (double)tau);
     tmoe_tensor *r = tmoei_tensor_new(tape, z->rows, z->cols, NULL);
     if (!r) return NULL;
     const tmoei_select_kept kept = { hard ? tmoei_floats(tape, tmoei_elements(z)) : r->x, tau };
@@ -3001,18 +2936,17 @@ TMOE_DEF tmoe_tensor *tmoe_select(tmoe_tape *tape, tmoe_tensor *z, const float *
 /* The expert that a one-hot route names, or -1 for a mixture. */
 static int tmoei_one_hot(const float *route, int E) {
     int chosen = -1;
-    for (int e = 0; e < E; e++)
-        if (route[e] != 0.0f) {
-            if (chosen >= 0 || route[e] != 1.0f) return -1;
-            chosen = e;
-        }
+    for (int e = 0; e < E; e++) {
+        if (route[e] == 0.0f) continue;
+        if (chosen >= 0 || route[e] != 1.0f) return -1;
+        chosen = e;
+    }
     return chosen;
 }
 
 /* ---- mix of outputs ----------------------------------------------------------------------------------
  *   forward   y = sum_e r_e y_e
- *   backward  dy_e (+)= r_e dy where r_e > 0;  dr_e += <dy, y_e> for every expert that ran
- *   keeps     the route's first column: the outputs stay as they are */
+ *   backward  dy_e (+)= r_e dy where r_e > 0;  dr_e += <dy, y_e> for every expert that ran */
 static void tmoei_mix_outputs_backward(tmoe_tape *tape, tmoei_node *node) {
     const int first = *(const int *)node->kept, E = node->count - 1;
     const tmoe_tensor *y = node->y;
@@ -3020,18 +2954,19 @@ static void tmoei_mix_outputs_backward(tmoe_tape *tape, tmoei_node *node) {
     for (int e = 0; e < E; e++) {
         const tmoe_tensor *part = node->in[e];
         if (!part) continue;
-        if (droute) droute[first + e] += tmoei_dot(tape->ctx, y->dx, part->x, tmoei_elements(y));
+        if (droute)
+            droute[first + e] += (float)tmoei_dot(tape->ctx, y->dx, part->x, tmoei_elements(y), TMOEI_SWEEP);
         if (part->wants_grad) tmoei_scale_add(tape->ctx, part->dx, node->beta[e], node->in[E]->x[first + e],
             y->dx, tmoei_elements(y));
     }
 }
 TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outputs, int E,
         tmoe_tensor *route, int first) {
-    tmoe_tensor *y = NULL, **in;
+    tmoe_tensor *y = NULL;
     if (!route || !outputs || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, E >= 1 && first >= 0 && route->rows == 1 && first <= route->cols - E,
         "mix_outputs: %d experts from column %d of a route (%d,%d)", E, first, route->rows, route->cols);
-    in = (tmoe_tensor **)tmoei_arena_alloc(&tape->small, (size_t)E + 1, sizeof *in);
+    tmoe_tensor **in = (tmoe_tensor **)tmoei_arena_alloc(&tape->small, (size_t)E + 1, sizeof *in);
     if (!in) return NULL;
     in[E] = route;
     for (int e = 0; e < E; e++) {
@@ -3056,8 +2991,7 @@ TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outp
 
 /* ---- mix of parameters -------------------------------------------------------------------------------
  *   forward   theta_bar = sum_e r_e theta_e
- *   backward  dtheta_e += r_e g;  dr_e += <g, theta_e - theta_bar>,  g = d theta_bar
- *   keeps     where the experts are: they stay as they are */
+ *   backward  dtheta_e += r_e g;  dr_e += <g, theta_e - theta_bar>,  g = d theta_bar */
 typedef struct tmoei_experts_kept { float *experts, *gradients; int E, first; } tmoei_experts_kept;
 static void tmoei_mix_parameters_backward(tmoe_tape *tape, tmoei_node *node) {
     const tmoei_experts_kept *kept = (const tmoei_experts_kept *)node->kept;
@@ -6869,9 +6803,9 @@ static int64_t tmoei_trainer_turn(tmoe_trainer *trainer) {
 static void tmoei_norm_chunk(void *arg, int chunk, int lane) {
     tmoe_trainer *trainer = ((const tmoei_update_job *)arg)->trainer;
     tmoei_update *update = &trainer->updates[chunk]; (void)lane;
-    update->norm = !tmoei_moves(trainer, update->rate) ? 0.0
-        : trainer->ctx->kernels->sum_squares(trainer->grads + (update->offset - trainer->first),
-        update->count);
+    const float *grad = trainer->grads + (update->offset - trainer->first);
+    update->norm = tmoei_moves(trainer, update->rate)
+        ? tmoei_dot(trainer->ctx, grad, grad, update->count, 1024) : 0.0;
 }
 /* AdamW (Loshchilov 2019): m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  theta -= lr (mhat / (sqrt(vhat) +
  * eps) + decay theta). The gradient is zeroed while it is in the cache. What is frozen has no update at all.
