@@ -4295,14 +4295,17 @@ static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json
 /* ==== >>suite: tasks, examples, splits ==================================================================
  * A task's lines are collected in a draft and become a task only when all of it is sound. All memory belongs
  * to the suite. Trouble stands in the context: what comes after it does nothing. */
-typedef struct tmoei_suite { tmoe_suite shown; size_t capacity; tmoei_owner own; } tmoei_suite;
+typedef struct tmoei_suite {
+    tmoe_suite shown; size_t capacity; tmoei_owner own;
+    tmoe_task *known; size_t known_count;   /* what tasks.tsv says of tasks, while a folder is read */
+} tmoei_suite;
+#define TMOEI_BAD_DATA(ctx, ...) ((void)tmoei_fail(ctx, TMOE_ERR_DATA, __VA_ARGS__))
 
 typedef struct tmoei_draft {            /* a task that is being read */
     tmoei_suite *suite;
-    tmoe_task task;                     /* what is known of it; test_count -1: the last 20 % of its lines */
-    tmoei_buffer text;                  /* NUL-terminated strings: input, output, output, ... */
-    int *outputs;                       /* how many each line has */
-    size_t count, capacity, output_count, test_first;   /* lines, outputs in all; test lines are together */
+    tmoe_task task;                     /* what is known of it; test_count: its last lines; -1: 20 % */
+    tmoei_buffer text;                  /* NUL-terminated strings: "iINPUT", "oOUTPUT", "oOUTPUT", ... */
+    size_t count, output_count;         /* lines, outputs in all */
 } tmoei_draft;
 
 TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx) {
@@ -4324,33 +4327,31 @@ TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name) {
 /* A new draft; the name with spaces for '_' is its instruction where nobody gave one. */
 static void tmoei_draft_begin(tmoei_suite *suite, tmoei_draft *draft, const char *name, size_t length,
         const char *instruction, const char *category) {
-    char *text = tmoei_own_text(&suite->own, instruction ? instruction : name,
-        instruction ? strlen(instruction) : length);
-    for (char *c = text; !instruction && c && *c; c++) if (*c == '_') *c = ' ';
+    const int given = instruction && instruction[0];
+    char *text = given ? tmoei_own_text(&suite->own, instruction, strlen(instruction))
+        : tmoei_own_text(&suite->own, name, length);
+    for (char *c = text; !given && c && *c; c++) if (*c == '_') *c = ' ';
     memset(draft, 0, sizeof *draft);
     draft->suite = suite; draft->task.test_count = -1;
     draft->task.name = tmoei_own_text(&suite->own, name, length);
     draft->task.category = category ? tmoei_own_text(&suite->own, category, strlen(category)) : "none";
     draft->task.instruction = text;
 }
-/* The input of a new line, or an accepted output of the last one: not empty, valid UTF-8, no NUL. `where` is
- * "path:line". */
+/* A new line's input, or an output of the last one: not empty, valid UTF-8, no NUL. where: "path:line". */
 static void tmoei_draft_add(tmoei_draft *draft, int output, const char *text, size_t length,
         const char *where) {
     tmoe_ctx *ctx = draft->suite->own.ctx;
     const char *what = output ? "output" : "input";
     size_t at = 0, bytes;
     uint32_t code;
-    if (ctx->error != TMOE_OK || !tmoei_grow(ctx, &draft->outputs, &draft->capacity, draft->count + 1,
-            sizeof *draft->outputs))
-        return;
-    if (output) { draft->outputs[draft->count - 1]++; draft->output_count++; }
-    else draft->outputs[draft->count++] = 0;
+    if (ctx->error != TMOE_OK) return;
+    if (output) draft->output_count++; else draft->count++;
     while (at < length && (bytes = tmoei_utf8_next(text, length, at, &code)) != 0 && code != 0) at += bytes;
-    if (length == 0) (void)tmoei_fail(ctx, TMOE_ERR_DATA, "%s: the %s is empty", where, what);
+    if (length == 0) TMOEI_BAD_DATA(ctx, "%s: the %s is empty", where, what);
     else if (at < length)
-        (void)tmoei_fail(ctx, TMOE_ERR_DATA, "%s: the %s is not valid UTF-8 at its byte %lu", where, what,
+        TMOEI_BAD_DATA(ctx, "%s: the %s is not valid UTF-8 at its byte %lu", where, what,
             (unsigned long)at + 1);
+    tmoei_buffer_add(ctx, &draft->text, what, 1);               /* its first letter */
     tmoei_buffer_add(ctx, &draft->text, text, length);
     tmoei_buffer_add(ctx, &draft->text, "", 1);
 }
@@ -4362,34 +4363,25 @@ static tmoe_result tmoei_draft_finish(tmoei_draft *draft, const char *where) {
     tmoe_task *task = &draft->task;
     const int count = (int)draft->count;
     if (draft->count == 0 || draft->count > 100000000)
-        (void)tmoei_fail(ctx, TMOE_ERR_DATA, "%s: task %s has no lines", where, task->name);
+        TMOEI_BAD_DATA(ctx, "%s: task %s has no lines", where, task->name);
     if (ctx->error == TMOE_OK && tmoe_suite_find(shown, task->name) >= 0)
-        (void)tmoei_fail(ctx, TMOE_ERR_DATA, "%s: there are two tasks called %s", where, task->name);
+        TMOEI_BAD_DATA(ctx, "%s: there are two tasks called %s", where, task->name);
     if (ctx->error == TMOE_OK && tmoei_grow(ctx, &shown->tasks, &suite->capacity, (size_t)shown->count + 1,
             sizeof *task)) {
         const char *text = tmoei_own_text(&suite->own, draft->text.data, draft->text.length),
             **answers = (const char **)tmoei_own(&suite->own, draft->output_count + 1, sizeof *answers);
         tmoe_example *examples = (tmoe_example *)tmoei_own(&suite->own, draft->count, sizeof *examples);
-        int test = 0;
-        if (task->test_count < 0) {
-            task->test_count = count / 5 > 0 ? count / 5 : count > 1;
-            draft->test_first = (size_t)(count - task->test_count);
-        }
+        if (task->test_count < 0) task->test_count = count / 5 > 0 ? count / 5 : count > 1;
         task->train_count = count - task->test_count;
-        for (int i = 0; ctx->error == TMOE_OK && i < count; i++) {      /* the training lines come first */
-            const int from_test = i - (int)draft->test_first,
-                is_test = from_test >= 0 && from_test < task->test_count;
-            tmoe_example *example = examples + (is_test ? task->train_count + test++ : i - test);
-            example->input = text; example->outputs = answers; example->output_count = draft->outputs[i];
-            text += strlen(text) + 1;
-            for (int o = 0; o < draft->outputs[i]; o++, text += strlen(text) + 1) *answers++ = text;
+        for (int i = 0; ctx->error == TMOE_OK && i < count; i++) {
+            examples[i].input = text + 1; examples[i].outputs = answers;
+            for (; *(text += strlen(text) + 1) == 'o'; examples[i].output_count++) *answers++ = text + 1;
         }
         if (ctx->error == TMOE_OK) {
             task->train = examples; task->test = examples + task->train_count;
             shown->tasks[shown->count++] = *task;
         }
     }
-    tmoei_free(ctx, draft->outputs);
     tmoei_buffer_free(ctx, &draft->text);
     return ctx->error;
 }
@@ -4402,12 +4394,10 @@ TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const c
     ctx->error = TMOE_OK;
     if (!name || !name[0] || !instruction || !instruction[0] || count < 1 || test_count < 0
             || test_count >= count || (unsigned)metric >= TMOE_METRICS)
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "suite_add: %d lines, %d for test; needs name, instruction, metric and 0 <= test_count < count",
-            count, test_count);
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "suite_add: %d lines, %d for test; needs name, "
+            "instruction, metric and 0 <= test_count < count", count, test_count);
     tmoei_draft_begin((tmoei_suite *)suite, &draft, name, strlen(name), instruction, category);
     draft.task.metric = metric; draft.task.part = part; draft.task.test_count = test_count;
-    draft.test_first = (size_t)(count - test_count);
     for (int i = 0; i < count; i++) {
         char where[96];
         (void)snprintf(where, sizeof where, "suite_add: line %d", i + 1);
@@ -4419,8 +4409,7 @@ TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const c
 /* What the encoder reads: <s> instruction \n input </s>, or <s> input </s> without an instruction; count =
  * tokens needed, even where they do not fit. find: special tokens in the text count as such. */
 static tmoe_result tmoei_encode_source(const tmoe_tokenizer *tokenizer, const char *instruction,
-    const char *input,
-        int find, int *ids, size_t capacity, size_t *count) {
+        const char *input, int find, int *ids, size_t capacity, size_t *count) {
     const size_t a = instruction && instruction[0] ? strlen(instruction) + 1 : 0, b = strlen(input);
     char *text = (char *)tmoei_alloc(tokenizer->ctx, a + b + 1, 1, 0);
     if (!text) return TMOE_ERR_MEMORY;
@@ -4442,9 +4431,8 @@ static int tmoei_name_order(const void *a, const void *b) {
 }
 /* Names in a folder, sorted, so that the file system's order is of no account; -1: no such folder. */
 static int tmoei_names(tmoei_suite *suite, const char *folder, char ***names) {
-    tmoei_buffer text;
+    tmoei_buffer text = { NULL, 0, 0, 0 };
     int count = 0;
-    memset(&text, 0, sizeof text);
 #if defined(_WIN32)
     struct _finddata_t found;
     char pattern[TMOEI_PATH];
@@ -4525,7 +4513,7 @@ static void tmoei_read_tsv(tmoei_draft *draft, const char *path) {
     while (tmoei_lines_next(&in)) {
         const char *from = in.line, *end = from + in.size;
         if (!memchr(from, '\t', in.size))
-            (void)tmoei_fail(ctx, TMOE_ERR_DATA, "%s: no TAB; a line is 'input TAB output'", in.where);
+            TMOEI_BAD_DATA(ctx, "%s: no TAB; a line is 'input TAB output'", in.where);
         for (int output = 0; from <= end; output = 1) {
             const char *tab = (const char *)memchr(from, '\t', (size_t)(end - from));
             tmoei_draft_add(draft, output, from, (size_t)((tab ? tab : end) - from), in.where);
@@ -4535,69 +4523,67 @@ static void tmoei_read_tsv(tmoei_draft *draft, const char *path) {
 }
 
 /* ---- the three layouts ------------------------------------------------------------------------------- */
-/* tasks.tsv as tasks without lines, which the suite keeps; columns by their names in the first line. */
-static void tmoei_describe(tmoei_suite *suite, const char *path, tmoe_task **table, int *count) {
+/* The field that *rest begins with, cut off at the separator, *rest behind it; NULL behind the last. */
+static char *tmoei_cut(char **rest, char separator) {
+    char *field = *rest;
+    if (field && (*rest = strchr(field, separator)) != NULL) *(*rest)++ = 0;
+    return field;
+}
+/* tasks.tsv as tasks without lines; columns by their names in the first line. */
+static void tmoei_describe(tmoei_suite *suite, const char *path) {
     enum { TMOEI_NAME, TMOEI_CATEGORY, TMOEI_METRIC, TMOEI_INSTRUCTION, TMOEI_LABELS, TMOEI_KNOWN };
     static const char *const wanted[TMOEI_KNOWN] = { "name", "category", "metric", "instruction", "labels" };
     int column_of[TMOEI_KNOWN] = { -1, -1, -1, -1, -1 };
     size_t capacity = 0;
+    tmoe_ctx *ctx = suite->own.ctx;
     tmoei_lines in;
-    tmoei_lines_open(suite->own.ctx, &in, path);
+    tmoei_lines_open(ctx, &in, path);
     while (tmoei_lines_next(&in)) {
-        char *field[TMOEI_KNOWN] = { NULL, NULL, NULL, NULL, NULL };
-        char *text = tmoei_own_text(&suite->own, in.line, in.size);
-        if (!tmoei_grow(suite->own.ctx, table, &capacity, (size_t)*count + 1, sizeof **table)) continue;
-        for (int column = 0; text; column++) {
-            char *tab = strchr(text, '\t');
-            if (tab) *tab = 0;
+        char *field[TMOEI_KNOWN] = { NULL, NULL, NULL, NULL, NULL }, *text;
+        char *rest = tmoei_own_text(&suite->own, in.line, in.size);
+        if (!tmoei_grow(ctx, &suite->known, &capacity, suite->known_count + 1, sizeof(tmoe_task))) continue;
+        for (int column = 0; (text = tmoei_cut(&rest, '\t')) != NULL; column++)
             for (int w = 0; w < TMOEI_KNOWN; w++) {
                 if (in.number == 1 && strcmp(text, wanted[w]) == 0) column_of[w] = column;
                 if (in.number > 1 && column_of[w] == column && text[0]) field[w] = text;
             }
-            text = tab ? tab + 1 : NULL;
-        }
         if (column_of[TMOEI_NAME] < 0)
-            (void)tmoei_fail(suite->own.ctx, TMOE_ERR_DATA,
-                "%s: the first line must name the columns, one of them 'name'", in.where);
+            TMOEI_BAD_DATA(ctx, "%s: the first line must name the columns, one of them 'name'", in.where);
         int metric = 0;
         const char *wants = field[TMOEI_METRIC];
         while (wants && metric < TMOE_METRICS && strcmp(wants, tmoe_metric_name((tmoe_metric)metric)) != 0)
             metric++;
-        if (metric == TMOE_METRICS)
-            (void)tmoei_fail(suite->own.ctx, TMOE_ERR_DATA, "%s: unknown metric '%s'", in.where, wants);
+        if (metric == TMOE_METRICS) TMOEI_BAD_DATA(ctx, "%s: unknown metric '%s'", in.where, wants);
         if (!field[TMOEI_NAME]) continue;
-        tmoe_task *task = &(*table)[(*count)++];
+        tmoe_task *task = &suite->known[suite->known_count++];
         memset(task, 0, sizeof *task);
         task->name = field[TMOEI_NAME]; task->category = field[TMOEI_CATEGORY];
         task->instruction = field[TMOEI_INSTRUCTION]; task->metric = (tmoe_metric)metric;
-        char *at = field[TMOEI_LABELS];                         /* "a|b|c": a closed set */
-        const char **labels = at ? (const char **)tmoei_own(&suite->own, strlen(at) + 1, sizeof *labels)
-            : NULL;
+        if (!(rest = field[TMOEI_LABELS])) continue;            /* "a|b|c": a closed set */
+        const char **labels = (const char **)tmoei_own(&suite->own, strlen(rest) + 1, sizeof *labels);
         task->labels = labels;
-        while (labels && at) {
-            const char *label = at;
-            if ((at = strchr(at, '|')) != NULL) *at++ = 0;
+        while (labels && (text = tmoei_cut(&rest, '|')) != NULL) {
             for (int i = 0; i < task->label_count; i++)
-                if (strcmp(labels[i], label) == 0)
-                    (void)tmoei_fail(suite->own.ctx, TMOE_ERR_DATA, "%s: label '%s' is there twice",
-                    in.where, label);
-            labels[task->label_count++] = label;
+                if (strcmp(labels[i], text) == 0)
+                    TMOEI_BAD_DATA(ctx, "%s: label '%s' is there twice", in.where, text);
+            labels[task->label_count++] = text;
         }
     }
 }
 /* NAME.tsv files of a folder. */
-static void tmoei_load_tsv_folder(tmoei_suite *suite, const char *folder, char *const *names, int name_count,
-        const tmoe_task *table, int described) {
-    char path[TMOEI_PATH];
-    for (int i = 0; suite->own.ctx->error == TMOE_OK && i < name_count; i++) {
+static void tmoei_load_tsv_folder(tmoei_suite *suite, const char *folder) {
+    char path[TMOEI_PATH], **names;
+    const int count = tmoei_names(suite, folder, &names);
+    for (int i = 0; suite->own.ctx->error == TMOE_OK && i < count; i++) {
         tmoei_draft draft;
         tmoe_task known;
         const size_t length = strlen(names[i]) - 4;
         if (!tmoei_ends_with(names[i], ".tsv") || strcmp(names[i], "tasks.tsv") == 0) continue;
         if (tmoei_path_join(suite->own.ctx, path, folder, names[i]) != TMOE_OK) return;
         memset(&known, 0, sizeof known);
-        for (int d = 0; d < described; d++)
-            if (strncmp(table[d].name, names[i], length) == 0 && !table[d].name[length]) known = table[d];
+        for (size_t d = 0; d < suite->known_count; d++)
+            if (strncmp(suite->known[d].name, names[i], length) == 0 && !suite->known[d].name[length])
+                known = suite->known[d];
         tmoei_draft_begin(suite, &draft, names[i], length, known.instruction, known.category);
         draft.task.metric = known.metric;
         draft.task.labels = known.labels; draft.task.label_count = known.label_count;
@@ -4607,28 +4593,28 @@ static void tmoei_load_tsv_folder(tmoei_suite *suite, const char *folder, char *
 }
 /* CrossFit: TASK/TASK_{k}_{seed}_{train,dev,test}.tsv. Training lines are those of the first sample; test
  * lines are in every sample the same. */
-static void tmoei_load_crossfit_task(tmoei_suite *suite, const char *folder, const char *name,
-        char *const *names, int name_count) {
-    static const char *const ends[3] = { "_train.tsv", "_dev.tsv", "_test.tsv" };
+static void tmoei_load_crossfit_task(tmoei_suite *suite, const char *folder, const char *name) {
+    static const char *const ends[3] = { "_dev.tsv", "_train.tsv", "_test.tsv" };   /* test lines are last */
     tmoei_draft draft;
-    char path[TMOEI_PATH] = "";
+    char path[TMOEI_PATH] = "", **names;
     const char *first = NULL;
-    size_t first_length = 0;
-    for (int i = 0; suite->own.ctx->error == TMOE_OK && i < name_count; i++) {
-        int e = 0;
-        while (e < 3 && !tmoei_ends_with(names[i], ends[e])) e++;
-        if (e == 3 || strncmp(names[i], name, strlen(name)) != 0) continue;
-        const size_t length = strlen(names[i]) - strlen(ends[e]);
-        if (!first) {
-            first = names[i]; first_length = length;
-            tmoei_draft_begin(suite, &draft, name, strlen(name), NULL, NULL);
-        }
-        if (length != first_length || strncmp(names[i], first, length) != 0) continue;  /* another sample */
-        if (e == 2) draft.test_first = draft.count;
-        if (tmoei_path_join(suite->own.ctx, path, folder, names[i]) == TMOE_OK) tmoei_read_tsv(&draft, path);
-        if (e == 2) draft.task.test_count = (int)(draft.count - draft.test_first);
+    size_t length = 0;                                          /* of what a sample's names begin with */
+    const int count = tmoei_names(suite, folder, &names);
+    for (int i = 0; !first && i < 3 * count; i++) {
+        const char *file = names[i / 3], *end = ends[i % 3];
+        if (!tmoei_ends_with(file, end) || strncmp(file, name, strlen(name)) != 0) continue;
+        first = file; length = strlen(file) - strlen(end);
     }
-    if (first) (void)tmoei_draft_finish(&draft, path);
+    if (!first) return;
+    tmoei_draft_begin(suite, &draft, name, strlen(name), NULL, NULL);
+    for (int i = 0; suite->own.ctx->error == TMOE_OK && i < 3 * count; i++) {
+        const char *file = names[i % count], *end = ends[i / count];
+        const size_t before = draft.count;
+        if (strncmp(file, first, length) != 0 || strcmp(file + length, end) != 0) continue;
+        if (tmoei_path_join(suite->own.ctx, path, folder, file) == TMOE_OK) tmoei_read_tsv(&draft, path);
+        if (end == ends[2]) draft.task.test_count = (int)(draft.count - before);
+    }
+    (void)tmoei_draft_finish(&draft, path);
 }
 /* JSON lines; the lines of one task may be anywhere in the file. */
 static void tmoei_load_jsonl(tmoei_suite *suite, const char *path) {
@@ -4642,57 +4628,51 @@ static void tmoei_load_jsonl(tmoei_suite *suite, const char *path) {
         if (tmoei_json_parse(ctx, &json, in.line, in.size, in.where) != TMOE_OK) continue;
         const tmoei_json_node *nodes = json.nodes;
         const int task = tmoei_json_get(&json, 0, "task"), input = tmoei_json_get(&json, 0, "input"),
-            output = tmoei_json_get(&json, 0, "output"),
-            instruction = tmoei_json_get(&json, 0, "instruction");
+            output = tmoei_json_get(&json, 0, "output"), says = tmoei_json_get(&json, 0, "instruction");
+        const tmoei_json_kind kind = tmoei_json_at(&json, output)->kind;
         if (!tmoei_json_is_string(&json, task) || !tmoei_json_is_string(&json, input)
-                || (instruction >= 0 && !tmoei_json_is_string(&json, instruction)) || output < 0
-                || (nodes[output].kind != TMOEI_JSON_STRING && nodes[output].kind != TMOEI_JSON_ARRAY)) {
-            (void)tmoei_fail(ctx, TMOE_ERR_DATA, "%s: needs strings \"task\" and \"input\", \"output\" as a "
-                "string or a list of strings, and \"instruction\" as a string if at all", in.where);
+                || (says >= 0 && !tmoei_json_is_string(&json, says))
+                || (kind != TMOEI_JSON_STRING && kind != TMOEI_JSON_ARRAY)) {
+            TMOEI_BAD_DATA(ctx, "%s: needs strings \"task\" and \"input\", \"output\" as a string or a list "
+                "of strings, and \"instruction\" as a string if at all", in.where);
             continue;
         }
         for (d = 0; d < count && strcmp(drafts[d].task.name, nodes[task].text) != 0; d++) { }
         if (d == count) {
             if (!tmoei_grow(ctx, &drafts, &capacity, count + 1, sizeof *drafts)) continue;
             tmoei_draft_begin(suite, &drafts[count++], nodes[task].text, nodes[task].length,
-                instruction >= 0 && nodes[instruction].length ? nodes[instruction].text : NULL, NULL);
+                tmoei_json_at(&json, says)->text, NULL);
         }
         tmoei_draft_add(&drafts[d], 0, nodes[input].text, nodes[input].length, in.where);
-        int o = nodes[output].kind == TMOEI_JSON_ARRAY ? nodes[output].child : output;
-        if (o < 0) (void)tmoei_fail(ctx, TMOE_ERR_DATA, "%s: the list of outputs is empty", in.where);
+        int o = kind == TMOEI_JSON_ARRAY ? nodes[output].child : output;
+        if (o < 0) TMOEI_BAD_DATA(ctx, "%s: the list of outputs is empty", in.where);
         for (; o >= 0; o = o == output ? -1 : nodes[o].next)
             if (tmoei_json_is_string(&json, o))
                 tmoei_draft_add(&drafts[d], 1, nodes[o].text, nodes[o].length, in.where);
-            else (void)tmoei_fail(ctx, TMOE_ERR_DATA, "%s: an output is not a string", in.where);
+            else TMOEI_BAD_DATA(ctx, "%s: an output is not a string", in.where);
     }
     for (d = 0; d < count; d++) (void)tmoei_draft_finish(&drafts[d], path);
     tmoei_free(ctx, drafts);
 }
 static void tmoei_load_folder(tmoei_suite *suite, const char *folder) {
     tmoe_ctx *ctx = suite->own.ctx;
-    tmoe_task *table = NULL;
-    char path[TMOEI_PATH], **names, **inner;
-    int described = 0, inner_count;
+    char path[TMOEI_PATH], **names;
     const int count = tmoei_names(suite, folder, &names);
     if (count < 0)
         (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: is not a folder that can be read: %s", folder,
             strerror(errno));
     else if (tmoei_path_join(ctx, path, folder, "tasks.tsv") == TMOE_OK && tmoei_file_exists(path))
-        tmoei_describe(suite, path, &table, &described);
-    tmoei_load_tsv_folder(suite, folder, names, count, table, described);
+        tmoei_describe(suite, path);
+    if (ctx->error == TMOE_OK) tmoei_load_tsv_folder(suite, folder);
     for (int i = 0; ctx->error == TMOE_OK && i < count; i++) {
         if (names[i][0] == '.' || tmoei_path_join(ctx, path, folder, names[i]) != TMOE_OK) continue;
         if (tmoei_ends_with(names[i], ".jsonl")) tmoei_load_jsonl(suite, path);
-        else if (strcmp(names[i], "splits") != 0 && (inner_count = tmoei_names(suite, path, &inner)) >= 0) {
-            if (strcmp(names[i], "tasks") == 0)
-                tmoei_load_tsv_folder(suite, path, inner, inner_count, table, described);
-            else tmoei_load_crossfit_task(suite, path, names[i], inner, inner_count);
-        }
+        else if (strcmp(names[i], "tasks") == 0) tmoei_load_tsv_folder(suite, path);
+        else if (strcmp(names[i], "splits") != 0) tmoei_load_crossfit_task(suite, path, names[i]);
     }
-    tmoei_free(ctx, table);
+    tmoei_free(ctx, suite->known); suite->known = NULL; suite->known_count = 0;
     if (suite->shown.count == 0)
-        (void)tmoei_fail(ctx, TMOE_ERR_DATA,
-            "%s: no tasks: neither NAME.tsv, nor TASK/TASK_*_train.tsv, nor *.jsonl", folder);
+        TMOEI_BAD_DATA(ctx, "%s: no tasks: neither NAME.tsv, nor TASK/TASK_*_train.tsv, nor *.jsonl", folder);
 }
 /* Gives the tasks their parts and leaves out those that the split does not name. */
 static void tmoei_apply_split(tmoei_suite *suite, const char *path) {
@@ -4703,36 +4683,32 @@ static void tmoei_apply_split(tmoei_suite *suite, const char *path) {
     size_t length = 0;
     int kept = 0;
     tmoei_json json;
-    char *text = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &length);
-    if (!text || !named || tmoei_json_parse(ctx, &json, text, length, path) != TMOE_OK) {
-        tmoei_free(ctx, text);
-        return;
-    }
+    char *text = named ? tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &length) : NULL;
+    if (text) (void)tmoei_json_parse(ctx, &json, text, length, path);
+    tmoei_free(ctx, text);
+    if (ctx->error != TMOE_OK) return;
     for (int part = 0; part < 3; part++) {
         const int list = tmoei_json_get(&json, 0, parts[part]);
         if (json.nodes[0].kind != TMOEI_JSON_OBJECT || (list >= 0
                 && json.nodes[list].kind != TMOEI_JSON_ARRAY))
             (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
                 "%s: a split is {\"train\": [], \"dev\": [], \"test\": []}, lists of task names", path);
-        for (int node = list < 0 ? -1 : json.nodes[list].child; node >= 0; node = json.nodes[node].next) {
+        for (int node = tmoei_json_at(&json, list)->child; node >= 0; node = json.nodes[node].next) {
             const char *name = tmoei_json_is_string(&json, node) ? json.nodes[node].text : "(not a string)";
             const int i = tmoe_suite_find(shown, name);
             if (i < 0) tmoei_problem(unknown, sizeof unknown, "%s", name);
-            else if (named[i])
-                (void)tmoei_fail(ctx, TMOE_ERR_DATA, "%s: task %s is named twice", path, name);
+            else if (named[i]) TMOEI_BAD_DATA(ctx, "%s: task %s is named twice", path, name);
             else { named[i] = 1; shown->tasks[i].part = (tmoe_part)part; }
         }
     }
-    if (unknown[0])
-        (void)tmoei_fail(ctx, TMOE_ERR_DATA, "%s: the folder has no task called: %s", path, unknown);
+    if (unknown[0]) TMOEI_BAD_DATA(ctx, "%s: the folder has no task called: %s", path, unknown);
     for (int i = 0; i < shown->count; i++) if (named[i]) shown->tasks[kept++] = shown->tasks[i];
     shown->count = kept;
-    tmoei_free(ctx, text); tmoei_json_free(ctx, &json);
+    tmoei_json_free(ctx, &json);
 }
 
 TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const char *split) {
     char name[TMOEI_PATH], path[TMOEI_PATH];
-    ctx->error = TMOE_OK;
     tmoe_suite *suite = tmoe_suite_create(ctx);
     if (!suite) return NULL;
     tmoei_load_folder((tmoei_suite *)suite, folder);
@@ -5757,8 +5733,7 @@ TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const flo
     return TMOE_OK;
 }
 /* ==== >>metrics: scores by CrossFit's rules ============================================================
- * The rules are those of the reference's scorer, oddities included: a score that others cannot compare is of
- * no use. */
+ * The rules are the reference's, oddities included: a score that others cannot compare is of no use. */
 
 /* Lower case of Latin, Greek and Cyrillic letters; other alphabets have none, or are left alone. */
 static uint32_t tmoei_lower_code(uint32_t c) {
@@ -5909,20 +5884,18 @@ static double tmoei_rouge_l(const char *prediction, const char *answer, tmoei_ro
 static double tmoei_macro_f1(const char *const *predictions, const tmoe_example *examples, int count) {
     double sum = 0.0;
     int labels = 0;
-    for (int from = 0; from < 2; from++)   /* labels of the answers, then those that only predictions have */
-        for (int i = 0; i < count; i++) {
-            const char *label = from ? predictions[i] : examples[i].outputs[0];
-            int both = 0, given = 0, right = 0, seen = 0;
-            for (int j = 0; j < count && !seen; j++) {
-                const int p = strcmp(predictions[j], label) == 0,
-                    r = strcmp(examples[j].outputs[0], label) == 0;
-                seen = from ? r || (p && j < i) : r && j < i;
-                both += p && r; given += p; right += r;
-            }
-            if (seen) continue;
-            labels++;
-            sum += 2.0 * both / (double)(given + right);
+    for (int i = 0; i < 2 * count; i++) {   /* labels of the answers, then those that only predictions have */
+        const char *label = i < count ? examples[i].outputs[0] : predictions[i - count];
+        int both = 0, given = 0, right = 0, seen = 0;
+        for (int j = 0; j < count && !seen; j++) {
+            const int r = strcmp(examples[j].outputs[0], label) == 0, p = strcmp(predictions[j], label) == 0;
+            seen = (r && j < i) || (p && j < i - count);
+            both += p && r; given += p; right += r;
         }
+        if (seen) continue;
+        labels++;
+        sum += 2.0 * both / (double)(given + right);
+    }
     return sum / labels;
 }
 static int tmoei_is_acceptable(const char *text) {
@@ -5970,10 +5943,8 @@ static tmoe_result tmoei_mean_score(tmoe_ctx *ctx, tmoe_metric metric, const cha
     size_t (*add)(tmoe_ctx *, tmoei_buffer *, const char *) = metric == TMOE_METRIC_ACCURACY
         ? tmoei_add_lower : tmoei_add_normal;
     tmoei_rouge *rouge = (tmoei_rouge *)tmoei_alloc(ctx, 1, sizeof *rouge, 1);
-    tmoei_buffer text;
+    tmoei_buffer text = { NULL, 0, 0, !rouge };
     double sum = 0.0;
-    memset(&text, 0, sizeof text);
-    text.failed = !rouge;
     for (int i = 0; i < count; i++) {
         double best = 0.0;
         for (int o = 0; o < examples[i].output_count; o++) {
@@ -5988,19 +5959,17 @@ static tmoe_result tmoei_mean_score(tmoe_ctx *ctx, tmoe_metric metric, const cha
         }
         sum += best;
     }
-    const int good = !text.failed;
-    if (good) *score = sum / count;
+    if (!text.failed) *score = sum / count;
     tmoei_free(ctx, rouge); tmoei_buffer_free(ctx, &text);
-    return good ? TMOE_OK : TMOE_ERR_MEMORY;
+    return ctx->error;
 }
 
 TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *const *predictions,
         const tmoe_example *examples, int count, double *score) {
     ctx->error = TMOE_OK;
     if (count < 1 || (unsigned)metric >= TMOE_METRICS)
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "score: %d predictions, metric %d; at least one prediction and a known metric", count,
-            (int)metric);
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "score: %d predictions, metric %d; at least one "
+            "prediction and a known metric", count, (int)metric);
     if (metric == TMOE_METRIC_MACRO_F1) *score = tmoei_macro_f1(predictions, examples, count);
     else if (metric == TMOE_METRIC_MATTHEWS) *score = tmoei_matthews(predictions, examples, count);
     else if (metric == TMOE_METRIC_PEARSON) {
@@ -6069,9 +6038,8 @@ TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const float *routes,
     ctx->error = TMOE_OK;
     const size_t n = (size_t)N;
     int *order = (int *)tmoei_alloc(ctx, n + 1, sizeof(int), 0);
-    double *x = (double *)tmoei_alloc(ctx, n + 1, sizeof(double), 0);
-    double *y = (double *)tmoei_alloc(ctx, n + 1, sizeof(double), 0);
-    const int good = order && x && y;
+    double *x = (double *)tmoei_alloc(ctx, 2 * n + 1, sizeof(double), 0), *y = x ? x + n : NULL;
+    const int good = order && x;
     for (int i = 0; good && i <= permutations; i++) {           /* the first time as they are */
         double most = 0.0;
         (void)tmoei_draw(seed, TMOEI_STREAM_PERMUTATION, (uint64_t)i, order, N, i ? N : 0);
@@ -6085,7 +6053,7 @@ TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const float *routes,
         for (int c = 0; i && c < C; c++) p[c] += most >= fabs(r[c]) - 1e-12;    /* NaN stays NaN */
     }
     for (int c = 0; good && c < C; c++) p[c] /= permutations + 1.0;
-    tmoei_free(ctx, order); tmoei_free(ctx, x); tmoei_free(ctx, y);
+    tmoei_free(ctx, order); tmoei_free(ctx, x);
     return good ? TMOE_OK : TMOE_ERR_MEMORY;
 }
 TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, tmoe_join *joins) {
@@ -6673,43 +6641,32 @@ TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const f
  * backward. Everything random is drawn from (seed, stream, step): there is no state to save but the step
  * number. */
 
-typedef struct tmoei_trained_task {
-    int task;                           /* index in the model */
-    size_t first;                       /* its examples in the trainer's list, validation lines last */
-    int count, validation;
-} tmoei_trained_task;
-/* indices of texts */
-typedef struct tmoei_trained_example { size_t source, target; int targets; } tmoei_trained_example;
+/* its index in the model; its examples, from `first` on in the trainer's list, validation lines last */
+typedef struct tmoei_trained_task { int task, count, validation; size_t first; } tmoei_trained_task;
+/* the input, as an index of texts; its accepted outputs follow there */
+typedef struct tmoei_trained_example { size_t source; int targets; } tmoei_trained_example;
 typedef struct tmoei_update { size_t offset, count; tmoei_rate rate; int decay; double norm; } tmoei_update;
 #define TMOEI_UPDATE_FLOATS 16384       /* a chunk of the optimiser: 64 KiB of theta, gradient, moments */
 
 struct tmoe_trainer {
-    tmoe_ctx *ctx;
-    tmoe_model *model;
-    tmoe_training training;
-    tmoei_texts texts;
-    tmoei_trained_task *tasks;
-    int task_count;
-    tmoei_trained_example *examples;
-    size_t example_count, example_capacity;
+    tmoe_ctx *ctx; tmoe_model *model; tmoe_training training; tmoei_owner own;
+    tmoei_texts texts; tmoei_batch batch;
+    tmoei_trained_task *tasks; int task_count;
+    tmoei_trained_example *examples; size_t example_count;
+    tmoei_update *updates; int update_count; size_t update_capacity;
     int now;                            /* TMOE_TRAIN_ bits that move in this step */
     size_t first, span;                 /* what is trained lies in theta[first] to theta[first + span - 1] */
     float *grads, *moment1, *moment2, *best;    /* (span) each */
-    tmoei_update *updates;
-    int update_count;
-    size_t update_capacity, step_bytes;
-    tmoe_tape *router_tape, *group_tape;
-    tmoei_batch batch;
+    tmoe_tape *router_tape, *group_tape; size_t step_bytes;
     int *task_order, *example_order;    /* for drawing */
     int *step_tasks, *chosen;           /* the step's tasks (K) and examples (K, examples_per_task) */
-    float *noise, *droutes;             /* (K, R * E) each */
-    float *entropy, *use;               /* of the step's routes: (R), (R, E) */
-    float best_loss;
+    float *noise, *droutes, *entropy, *use;     /* of the step's routes: (K, R * E) twice, (R), (R, E) */
+    float best_loss; int bad_evaluations;
+    float rates[TMOEI_RATE_NONE], scale;    /* of the step: learning rates; clipping and 1 / machines */
+    int64_t moved;                      /* from 1, for the moments' bias: the steps this has moved in */
     int64_t steps_done;           /* of this training; the model's own step goes on over several trainings */
     int64_t first_step;                 /* steps_done when this process began: tokens/s counts from there */
-    int bad_evaluations;
     double began, tokens;
-    tmoei_owner own;
 };
 
 static double tmoei_seconds(void) {
@@ -6726,11 +6683,9 @@ TMOE_DEF tmoe_training tmoe_training_default(void) {
     memset(&t, 0, sizeof t);
     t.steps = 5000; t.tasks_per_step = t.examples_per_task = 8; t.lr_model = 2e-3f;
     t.lr_router = 5e-3f; t.lr_tasks = 1e-2f;
-    t.warmup = 0.06f;                                           /* the paper's */
-    t.weight_decay = 0.01f;                                     /* the paper's */
-    t.beta1 = 0.9f; t.beta2 = 0.999f;
-    t.adam_epsilon = 1e-8f;                                     /* the paper's */
-    t.clip = 1.0f; t.train = TMOE_TRAIN_ALL; t.vocabulary = 512; t.seed = 1;
+    t.warmup = 0.06f; t.weight_decay = 0.01f; t.adam_epsilon = 1e-8f;   /* the paper's */
+    t.beta1 = 0.9f; t.beta2 = 0.999f; t.clip = 1.0f;
+    t.train = TMOE_TRAIN_ALL; t.vocabulary = 512; t.seed = 1;
     return t;
 }
 
@@ -6738,37 +6693,35 @@ TMOE_DEF tmoe_training tmoe_training_default(void) {
 
 /* The text that example c of a group is trained on; of several accepted ones `random` picks. */
 static size_t tmoei_accepted(const tmoei_trained_example *example, int c, uint64_t random) {
-    return example->target + tmoei_below(tmoei_mix64(random + (uint64_t)c), (size_t)example->targets);
+    return example->source + 1 + tmoei_below(tmoei_mix64(random + (uint64_t)c), (size_t)example->targets);
 }
-/* Target positions of a text: y_1 ... y_n </s>, and <s> before them where the model wants it. A tokenised
- * text is <s> y_1 ... y_n </s>. */
-static size_t tmoei_target_length(const tmoe_trainer *trainer, size_t text) {
-    return tmoei_text_length(&trainer->texts, text) - (trainer->model->config.begin_in_target ? 0 : 1);
+/* Target positions of a tokenised text, <s> y_1 ... y_n </s>: without <s> where the model wants none. */
+static size_t tmoei_target_length(const tmoe_model *model, const tmoei_texts *texts, size_t text) {
+    return tmoei_text_length(texts, text) - (model->config.begin_in_target ? 0 : 1);
 }
 /* Puts `count` examples (indices into trainer->examples) into the batch. */
 static tmoe_result tmoei_batch_fill(tmoe_trainer *trainer, const int *chosen, int count, uint64_t random) {
     const tmoei_texts *texts = &trainer->texts;
-    const size_t n = (size_t)count, sources = n * (size_t)trainer->model->config.source_tokens,
-        targets = n * (size_t)trainer->model->config.target_tokens;             /* no text is longer */
-    TMOEI_TRY(tmoei_batch_reserve(trainer->ctx, &trainer->batch, sources, targets, n));
+    const tmoe_config *config = &trainer->model->config;
+    const size_t n = (size_t)count;
+    TMOEI_TRY(tmoei_batch_reserve(trainer->ctx, &trainer->batch, n * (size_t)config->source_tokens,
+        n * (size_t)config->target_tokens, n));                 /* no text is longer */
     for (int c = 0; c < count; c++) {
         const tmoei_trained_example *example = &trainer->examples[chosen[c]];
-        const size_t accepted = tmoei_accepted(example, c, random),
-            length = tmoei_target_length(trainer, accepted);
-        tmoei_batch_put(&trainer->batch, texts->ids + texts->offsets[example->source],
-            tmoei_text_length(texts, example->source), texts->ids + texts->offsets[accepted + 1] - length,
-            length, trainer->model->config.start_id);
+        const size_t x = example->source, y = tmoei_accepted(example, c, random),
+            length = tmoei_target_length(trainer->model, texts, y);
+        tmoei_batch_put(&trainer->batch, texts->ids + texts->offsets[x], tmoei_text_length(texts, x),
+            texts->ids + texts->offsets[y + 1] - length, length, config->start_id);
     }
     return TMOE_OK;
 }
 
 /* ---- one group, forward and backward ----------------------------------------------------------------- */
-/* Mean loss of the batch in trainer->batch times its share of the step; gradients are added to
- * trainer->grads where `train` says so. */
+/* Mean loss of trainer->batch times its share of the step, with gradients where pass->train says so. */
 static tmoe_tensor *tmoei_group_loss(tmoe_trainer *trainer, tmoei_pass *pass, float smoothing, float weight) {
-    tmoe_tensor *h = tmoei_encode(pass, &trainer->batch.source);
-    h = tmoei_decode(pass, &trainer->batch.target, h, &trainer->batch.source);
-    return tmoe_cross_entropy(pass->tape, tmoei_head(pass, h), trainer->batch.labels, smoothing, weight);
+    const tmoei_batch *b = &trainer->batch;
+    tmoe_tensor *h = tmoei_decode(pass, &b->target, tmoei_encode(pass, &b->source), &b->source);
+    return tmoe_cross_entropy(pass->tape, tmoei_head(pass, h), b->labels, smoothing, weight);
 }
 
 /* ---- the optimiser ----------------------------------------------------------------------------------- */
@@ -6778,65 +6731,43 @@ static float tmoei_learning_rate(const tmoe_training *t, int64_t step, float top
     return (float)((double)top * (factor < 0.0 ? 0.0 : factor > 1.0 ? 1.0 : factor));
 }
 
-typedef struct tmoei_update_job {
-    tmoe_trainer *trainer;
-    float rates[TMOEI_RATE_NONE];       /* learning rates; 0: frozen */
-    float scale;                        /* of the gradient: clipping and the number of machines */
-    /* of the moments' bias correction, from 1: the steps it has moved in */
-    int64_t step;
-} tmoei_update_job;
-
-/* Does what follows this rate move now? TMOE_TRAIN_ bits lie in the order of tmoei_rate. */
-static int tmoei_moves(const tmoe_trainer *trainer, tmoei_rate rate) {
-    return rate != TMOEI_RATE_NONE && (trainer->now >> (int)rate & 1);
+/* Is what follows this rate among the TMOE_TRAIN_ bits, which lie in the order of tmoei_rate? */
+static int tmoei_moves(int bits, tmoei_rate rate) {
+    return rate != TMOEI_RATE_NONE && (bits >> (int)rate & 1);
 }
-/* Sets what moves in the coming step; gives how many steps it has moved in before. */
-static int64_t tmoei_trainer_turn(tmoe_trainer *trainer) {
+/* Sets what moves in the coming step: with alternate_steps first the model, then the router, and so on. */
+static void tmoei_trainer_turn(tmoe_trainer *trainer) {
     const int64_t done = trainer->steps_done, a = trainer->training.alternate_steps;
-    trainer->now = trainer->training.train;
-    if (a == 0) return done;
-    /* 0: the model's, 1: the router's */
-    const int64_t turn = done / a % 2, in_round = done % (2 * a) - turn * a;
-    trainer->now &= turn ? TMOE_TRAIN_ROUTER | TMOE_TRAIN_TASKS : TMOE_TRAIN_MODEL;
-    return done / (2 * a) * a + in_round;
+    trainer->now = trainer->training.train & (a == 0 ? TMOE_TRAIN_ALL : done / a % 2 == 0 ? TMOE_TRAIN_MODEL
+        : TMOE_TRAIN_ROUTER | TMOE_TRAIN_TASKS);
+    trainer->moved = 1 + (a == 0 ? done : done / (2 * a) * a + done % a);
 }
 static void tmoei_norm_chunk(void *arg, int chunk, int lane) {
-    tmoe_trainer *trainer = ((const tmoei_update_job *)arg)->trainer;
+    tmoe_trainer *trainer = (tmoe_trainer *)arg;
     tmoei_update *update = &trainer->updates[chunk]; (void)lane;
     const float *grad = trainer->grads + (update->offset - trainer->first);
-    update->norm = tmoei_moves(trainer, update->rate)
+    update->norm = tmoei_moves(trainer->now, update->rate)
         ? tmoei_dot(trainer->ctx, grad, grad, update->count, 1024) : 0.0;
 }
 /* AdamW (Loshchilov 2019): m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  theta -= lr (mhat / (sqrt(vhat) +
- * eps) + decay theta). The gradient is zeroed while it is in the cache. What is frozen has no update at all.
- * */
+ * eps) + decay theta). The gradient is zeroed while it is in the cache. What is frozen has no update. */
 static void tmoei_adamw_chunk(void *arg, int chunk, int lane) {
-    const tmoei_update_job *job = (const tmoei_update_job *)arg;
-    tmoe_trainer *trainer = job->trainer;
+    tmoe_trainer *trainer = (tmoe_trainer *)arg;
     const tmoe_training *t = &trainer->training;
     const tmoei_update *update = &trainer->updates[chunk]; (void)lane;
     const size_t at = update->offset - trainer->first;
-    const float rate = job->rates[update->rate];
-    float constants[8];                                         /* in the order >>kernels names */
-    if (!tmoei_moves(trainer, update->rate)) return;            /* moments stay, too */
-    constants[0] = job->scale; constants[1] = t->beta1; constants[2] = t->beta2;
-    constants[3] = (float)(1.0 / (1.0 - pow((double)t->beta1, (double)job->step)));
-    constants[4] = (float)(1.0 / (1.0 - pow((double)t->beta2, (double)job->step)));
-    constants[5] = t->adam_epsilon; constants[6] = rate;
-    constants[7] = update->decay ? rate * t->weight_decay : 0.0f;
+    const double moved = (double)trainer->moved;
+    const float rate = trainer->rates[update->rate], constants[8] = {   /* in the order >>kernels names */
+        trainer->scale, t->beta1, t->beta2, (float)(1.0 / (1.0 - pow((double)t->beta1, moved))),
+        (float)(1.0 / (1.0 - pow((double)t->beta2, moved))), t->adam_epsilon, rate,
+        update->decay ? rate * t->weight_decay : 0.0f };
+    if (!tmoei_moves(trainer->now, update->rate)) return;       /* moments stay, too */
     trainer->ctx->kernels->adamw(trainer->model->theta + update->offset, trainer->grads + at,
         trainer->moment1 + at, trainer->moment2 + at, update->count, constants);
     memset(trainer->grads + at, 0, update->count * sizeof(float));
 }
 
 /* ---- one step ---------------------------------------------------------------------------------------- */
-/* The step's Gumbel noise g = -log(-log U), (K, R * E). */
-static void tmoei_step_noise(tmoe_trainer *trainer, int K) {
-    const int n = K * trainer->model->R * trainer->model->config.E;
-    for (int i = 0; i < n; i++)
-        trainer->noise[i] = -logf(-logf(tmoei_uniform(tmoei_random(trainer->training.seed,
-            TMOEI_STREAM_GUMBEL, (uint64_t)trainer->steps_done * (uint64_t)n + (uint64_t)i))));
-}
 /* r' = r keep + other: with a chance of config.exploration a layer's route is a random one-hot or uniform. */
 static tmoe_tensor *tmoei_explore(tmoe_trainer *trainer, int rows, tmoe_tensor *r) {
     tmoe_tape *tape = trainer->router_tape;
@@ -6844,21 +6775,19 @@ static tmoe_tensor *tmoei_explore(tmoe_trainer *trainer, int rows, tmoe_tensor *
     const float chance = trainer->model->config.exploration;
     const uint64_t seed = trainer->training.seed, first = (uint64_t)trainer->steps_done * (uint64_t)rows;
     if (!(chance > 0.0f) || !r) return r;
-    float *keep = tmoei_floats(tape, (size_t)(rows * E)), *other = tmoei_floats(tape, (size_t)(rows * E));
+    tmoe_tensor *keep = tmoei_tensor_new(tape, rows, E, NULL), *other = tmoei_tensor_new(tape, rows, E, NULL);
     if (!keep || !other) return NULL;
     for (int i = 0; i < rows * E; i++) {
         const uint64_t at = (first + (uint64_t)(i / E)) * 2,
             which = tmoei_random(seed, TMOEI_STREAM_EXPLORE, at + 1);
         const int explore = tmoei_uniform(tmoei_random(seed, TMOEI_STREAM_EXPLORE, at)) < chance;
         const float one_hot = tmoei_below(which >> 1, (size_t)E) == (size_t)(i % E) ? 1.0f : 0.0f;
-        keep[i] = explore ? 0.0f : 1.0f;
-        other[i] = !explore ? 0.0f : which & 1 ? one_hot : 1.0f / (float)E;
+        keep->x[i] = explore ? 0.0f : 1.0f;
+        other->x[i] = !explore ? 0.0f : which & 1 ? one_hot : 1.0f / (float)E;
     }
-    return tmoe_add(tape, tmoe_multiply(tape, r, tmoe_leaf(tape, rows, E, keep, NULL)),
-        tmoe_leaf(tape, rows, E, other, NULL));
+    return tmoe_add(tape, tmoe_multiply(tape, r, keep), other);
 }
-/* The routes (K, R * E) of the step's tasks on the router's tape, with the noise of training; their
- * gradients gather in trainer->droutes. */
+/* Routes (K, R * E) of the step's tasks on the router's tape, with training's noise; gradients: droutes. */
 static tmoe_tensor *tmoei_step_routes(tmoe_trainer *trainer, int K) {
     tmoe_model *model = trainer->model;
     const tmoe_config *c = &model->config;
@@ -6867,16 +6796,15 @@ static tmoe_tensor *tmoei_step_routes(tmoe_trainer *trainer, int K) {
     if (!tmoei_selection_has_router(c->selection)) {
         const int fixed = c->selection == TMOE_SELECT_RANDOM_TASK;
         const uint64_t first = (uint64_t)trainer->steps_done * (uint64_t)K;
-        float *routes = tmoei_floats(tape, (size_t)(K * width));
+        tmoe_tensor *routes = tmoei_tensor_new(tape, K, width, NULL);
         for (int i = 0; routes && i < K; i++)
             tmoei_route_without_router(model, fixed ? TMOEI_STREAM_TASK_ROUTES : TMOEI_STREAM_GROUP_ROUTES,
-                fixed ? (uint64_t)trainer->step_tasks[i] : first + (uint64_t)i, routes + i * width);
-        return routes ? tmoe_leaf(tape, K, width, routes, NULL) : NULL;
+                fixed ? (uint64_t)trainer->step_tasks[i] : first + (uint64_t)i, routes->x + i * width);
+        return routes;
     }
     tmoe_tensor *table = tmoe_leaf(tape, model->N, c->k, model->theta + model->vectors,
         c->vectors == TMOE_VECTOR_LEARNED && (trained & TMOE_TRAIN_TASKS)
-        ? trainer->grads + (model->vectors - trainer->first)
-        : NULL);
+        ? trainer->grads + (model->vectors - trainer->first) : NULL);
     tmoe_tensor *r = tmoe_embedding(tape, table, K, trainer->step_tasks, 1.0f, NULL, NULL);
     r = tmoei_router_logits(model, tape, trained & TMOE_TRAIN_ROUTER ? trainer->grads
         + (model->parameters[model->router_parameter].offset - trainer->first) : NULL, r);
@@ -6909,34 +6837,28 @@ static double tmoei_load_balance(tmoe_trainer *trainer, tmoe_tensor *routes, int
     routes->dx = trainer->droutes; routes->has_grad = 1;
     return value;
 }
-/* Mean over pairs of layer l's experts of the sum over their tensors of ||theta_a - theta_b|| (q, k and v are
- * three tensors); its gradient times `weight`, (theta_a - theta_b) / ||theta_a - theta_b||, is added to
- * grads, those of
- * the layer's experts. */
+/* Mean over pairs of layer l's experts of the sum over their tensors of ||theta_a - theta_b|| (q, k, v are
+ * three); its gradient, (theta_a - theta_b) / ||theta_a - theta_b||, times `weight` is added to `grads`. */
 static double tmoei_expert_distance(const tmoe_model *model, int l, float *grads, float weight) {
     const tmoei_layer *layer = &model->layers[l];
     const int E = layer->experts, pairs = E * (E - 1) / 2;
     double total = 0.0;
     for (int i = 0; i < E * E * TMOEI_PIECES * 3; i++) {
-        const int part = i % 3, piece = i / 3 % TMOEI_PIECES, b = i / 3 / TMOEI_PIECES % E,
-            a = i / 3 / TMOEI_PIECES / E;
-        const int parts = piece <= TMOEI_SELF_QKV_BIAS ? 3 : piece == TMOEI_CROSS_KV
+        const int part = i % 3, piece = i / 3 % TMOEI_PIECES, pair = i / 3 / TMOEI_PIECES, a = pair / E,
+            b = pair % E, parts = piece <= TMOEI_SELF_QKV_BIAS ? 3 : piece == TMOEI_CROSS_KV
             || piece == TMOEI_CROSS_KV_BIAS ? 2 : 1;
-        const size_t n = (size_t)layer->rows[piece] * (size_t)layer->cols[piece] / (size_t)parts;
-        const size_t at = layer->block + (size_t)a * layer->block_size + layer->offset[piece]
-            + (size_t)part * n, other = at + (size_t)(b - a) * layer->block_size;
+        const size_t n = (size_t)layer->rows[piece] * (size_t)layer->cols[piece] / (size_t)parts,
+            offset = layer->offset[piece] + (size_t)part * n, at = (size_t)a * layer->block_size + offset,
+            other = (size_t)b * layer->block_size + offset;
+        const float *x = model->theta + layer->block + at, *y = model->theta + layer->block + other;
         double squares = 0.0;
         if (a >= b || part >= parts || !layer->in_expert[piece]) continue;
-        for (size_t j = 0; j < n; j++) {
-            const double d = (double)(model->theta[at + j] - model->theta[other + j]);
-            squares += d * d;
-        }
+        for (size_t j = 0; j < n; j++) squares += (double)(x[j] - y[j]) * (double)(x[j] - y[j]);
         total += sqrt(squares) / pairs;
         const float scale = squares > 0.0 ? weight / (float)(sqrt(squares) * pairs) : 0.0f;
         for (size_t j = 0; grads && j < n; j++) {
-            const float d = scale * (model->theta[at + j] - model->theta[other + j]);
-            grads[at - layer->block + j] += d;
-            grads[other - layer->block + j] -= d;
+            const float d = scale * (x[j] - y[j]);
+            grads[at + j] += d; grads[other + j] -= d;
         }
     }
     return total;
@@ -6951,10 +6873,9 @@ static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, 
     tmoei_pass pass;
     tmoe_tape_reset(trainer->group_tape);
     memset(&pass, 0, sizeof pass);
-    pass.model = model; pass.tape = trainer->group_tape; pass.grads = trainer->grads;
-    pass.train = trainer->now;
+    pass.model = model; pass.tape = trainer->group_tape;
+    pass.grads = trainer->grads; pass.first = trainer->first; pass.train = trainer->now;
     pass.hard_training = routed && model->config.selection == TMOE_SELECT_STRAIGHT_THROUGH;
-    pass.first = trainer->first;
     pass.dropout = t->dropout; pass.dropout_seed = t->seed;
     pass.dropout_stream = TMOEI_STREAM_DROPOUT + ((uint64_t)trainer->steps_done * 1024 + (uint64_t)g) * 4096;
     if (routes)
@@ -6978,7 +6899,7 @@ static int tmoei_step_draw(tmoe_trainer *trainer, int *counts, double *targets) 
         for (int i = 0; i < counts[g]; i++) {
             const int chosen = (int)task->first + trainer->example_order[i];
             trainer->chosen[g * t->examples_per_task + i] = chosen;
-            *targets += (double)tmoei_target_length(trainer,
+            *targets += (double)tmoei_target_length(trainer->model, &trainer->texts,
                 tmoei_accepted(&trainer->examples[chosen], i, random));
         }
     }
@@ -6997,7 +6918,9 @@ static double tmoei_step_gradients(tmoe_trainer *trainer) {
     const int K = tmoei_step_draw(trainer, counts, &targets);
     tmoe_tape_reset(trainer->router_tape);
     if (model->R > 0) {
-        tmoei_step_noise(trainer, K);
+        for (int i = 0, n = K * model->R * model->config.E; i < n; i++)     /* Gumbel's: -log(-log U) */
+            trainer->noise[i] = -logf(-logf(tmoei_uniform(tmoei_random(t->seed, TMOEI_STREAM_GUMBEL,
+                step * (uint64_t)n + (uint64_t)i))));
         routes = tmoei_step_routes(trainer, K);
         if (!routes) return 0.0;
         tmoei_route_statistics(trainer, routes->x, K);
@@ -7005,36 +6928,30 @@ static double tmoei_step_gradients(tmoe_trainer *trainer) {
     }
     for (int g = 0; g < K && ctx->error == TMOE_OK; g++) {
         if (tmoei_batch_fill(trainer, trainer->chosen + g * t->examples_per_task, counts[g],
-                tmoei_random(t->seed, step, (uint64_t)g)) != TMOE_OK)
-            break;
+                tmoei_random(t->seed, step, (uint64_t)g)) != TMOE_OK) break;
         tmoei_step_group(trainer, routes, g, (float)(1.0 / targets), &loss);
         trainer->tokens += (double)trainer->batch.source.tokens + (double)trainer->batch.target.tokens;
     }
     if (ctx->error == TMOE_OK && routes && routes->wants_grad)
         (void)tmoei_tape_backward(trainer->router_tape);
-    for (int l = 0; t->expert_regularisation > 0.0f && (trainer->now & TMOE_TRAIN_LAYERS)
-        && l < model->L; l++)
-        loss += (double)t->expert_regularisation
-            * tmoei_expert_distance(model, l, trainer->grads + (model->layers[l].block - trainer->first),
-            t->expert_regularisation);
+    const float apart = trainer->now & TMOE_TRAIN_LAYERS ? t->expert_regularisation : 0.0f;
+    for (int l = 0; apart > 0.0f && l < model->L; l++)
+        loss += (double)apart * tmoei_expert_distance(model, l,
+            trainer->grads + (model->layers[l].block - trainer->first), apart);
     return loss;
 }
 
-static void tmoei_progress_fill(const tmoe_trainer *trainer, const tmoei_update_job *job, double loss,
-        double norm, tmoe_progress *progress) {
+static void tmoei_progress_fill(const tmoe_trainer *trainer, double loss, double norm, tmoe_progress *p) {
     const tmoe_training *t = &trainer->training;
     const double seconds = tmoei_seconds() - trainer->began, left = (double)(t->steps - trainer->steps_done);
-    progress->step = trainer->steps_done; progress->steps = t->steps;
-    progress->part = t->label ? t->label : "";
-    progress->loss = (float)loss; progress->gradient_norm = (float)norm;
-    progress->validation_loss = (float)NAN; progress->best_validation_loss = trainer->best_loss;
-    progress->lr_model = job->rates[TMOEI_RATE_LAYERS];
-    progress->lr_router = job->rates[TMOEI_RATE_ROUTER]; progress->lr_tasks = job->rates[TMOEI_RATE_TASKS];
-    progress->temperature = tmoe_model_temperature(trainer->model);
-    progress->route_entropy = trainer->entropy; progress->expert_use = trainer->use;
-    progress->routed_layers = trainer->model->R; progress->seconds = seconds;
-    progress->seconds_left = seconds / (double)(trainer->steps_done - trainer->first_step) * left;
-    progress->tokens_per_second = seconds > 0.0 ? trainer->tokens / seconds : 0.0;
+    p->part = t->label ? t->label : ""; p->step = trainer->steps_done; p->steps = t->steps;
+    p->loss = (float)loss; p->gradient_norm = (float)norm;
+    p->validation_loss = (float)NAN; p->best_validation_loss = trainer->best_loss;
+    p->lr_model = trainer->rates[TMOEI_RATE_LAYERS]; p->lr_router = trainer->rates[TMOEI_RATE_ROUTER];
+    p->lr_tasks = trainer->rates[TMOEI_RATE_TASKS]; p->temperature = tmoe_model_temperature(trainer->model);
+    p->route_entropy = trainer->entropy; p->expert_use = trainer->use; p->routed_layers = trainer->model->R;
+    p->seconds = seconds; p->tokens_per_second = seconds > 0.0 ? trainer->tokens / seconds : 0.0;
+    p->seconds_left = seconds / (double)(trainer->steps_done - trainer->first_step) * left;
 }
 /* Clips the gradients that stand in trainer->grads, moves the parameters, raises the step. */
 static tmoe_result tmoei_trainer_apply(tmoe_trainer *trainer, double loss, tmoe_progress *progress) {
@@ -7042,27 +6959,22 @@ static tmoe_result tmoei_trainer_apply(tmoe_trainer *trainer, double loss, tmoe_
     const tmoe_training *t = &trainer->training;
     const double machines = t->machines > 1 ? (double)t->machines : 1.0;
     const float tops[TMOEI_RATE_NONE] = { t->lr_model, t->lr_router, t->lr_tasks, t->lr_model };
-    tmoei_update_job job;
     double norm = 0.0;
-    memset(&job, 0, sizeof job);
-    job.trainer = trainer;
     if (t->all_reduce) t->all_reduce(t->all_reduce_user, trainer->grads, trainer->span);
-    tmoei_parallel(ctx, tmoei_norm_chunk, &job, trainer->update_count);
+    tmoei_parallel(ctx, tmoei_norm_chunk, trainer, trainer->update_count);
     for (int i = 0; i < trainer->update_count; i++) norm += trainer->updates[i].norm;
     norm = sqrt(norm) / machines;
     if (!(norm < (double)FLT_MAX) || !(loss < (double)FLT_MAX))             /* catches NaN, too */
-        return tmoei_fail(ctx, TMOE_ERR_NUMERIC,
-            "step %ld: loss %g, gradient norm %g; both must be finite (a smaller learning rate may help)",
-            (long)trainer->steps_done, loss, norm);
-    job.scale = (float)((t->clip > 0.0f && norm > (double)t->clip ? (double)t->clip / norm : 1.0) / machines);
+        return tmoei_fail(ctx, TMOE_ERR_NUMERIC, "step %ld: loss %g, gradient norm %g; both must be finite "
+            "(a smaller learning rate may help)", (long)trainer->steps_done, loss, norm);
+    trainer->scale = (float)((t->clip > 0.0f && norm > (double)t->clip ? (double)t->clip / norm : 1.0)
+        / machines);
     for (int i = 0; i < TMOEI_RATE_NONE; i++)
-        job.rates[i] = tmoei_learning_rate(t, trainer->steps_done, tops[i]);
-    job.step = tmoei_trainer_turn(trainer) + 1;
-    tmoei_parallel(ctx, tmoei_adamw_chunk, &job, trainer->update_count);
-    trainer->model->version++;
-    trainer->model->step++;
-    trainer->steps_done++;
-    if (progress) tmoei_progress_fill(trainer, &job, loss, norm, progress);
+        trainer->rates[i] = tmoei_learning_rate(t, trainer->steps_done, tops[i]);
+    tmoei_trainer_turn(trainer);
+    tmoei_parallel(ctx, tmoei_adamw_chunk, trainer, trainer->update_count);
+    trainer->model->version++; trainer->model->step++; trainer->steps_done++;
+    if (progress) tmoei_progress_fill(trainer, loss, norm, progress);
     return TMOE_OK;
 }
 
@@ -7071,7 +6983,7 @@ TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress) {
     const tmoei_float_mode mode = tmoei_float_mode_enter();
     ctx->error = TMOE_OK;
     if (trainer->began == 0.0) trainer->began = tmoei_seconds();
-    (void)tmoei_trainer_turn(trainer);
+    tmoei_trainer_turn(trainer);
     const double loss = tmoei_step_gradients(trainer);
     if (ctx->error != TMOE_OK || tmoei_trainer_apply(trainer, loss, progress) != TMOE_OK)
         memset(trainer->grads, 0, trainer->span * sizeof(float));        /* nothing is left behind */
@@ -7084,25 +6996,23 @@ TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress) {
 TMOE_DEF float tmoe_validation_loss(tmoe_trainer *trainer) {
     double loss = 0.0, targets = 0.0;
     int n, chosen[TMOEI_VALIDATION_GROUP];
+    tmoe_ctx *ctx = trainer->ctx;
+    tmoei_pass pass;
     const tmoei_float_mode mode = tmoei_float_mode_enter();
-    trainer->ctx->error = TMOE_OK;
-    for (int i = 0; i < trainer->task_count && trainer->ctx->error == TMOE_OK; i++) {
-        const tmoei_trained_task *task = &trainer->tasks[i];
-        for (int from = 0; from < task->validation && trainer->ctx->error == TMOE_OK; from += n) {
-            tmoei_pass pass;
-            for (n = 0; n < TMOEI_VALIDATION_GROUP && from + n < task->validation; n++)
-                chosen[n] = (int)task->first + task->count + from + n;
+    ctx->error = TMOE_OK;
+    for (const tmoei_trained_task *task = trainer->tasks; task < trainer->tasks + trainer->task_count; task++)
+        for (int from = 0; from < task->validation && ctx->error == TMOE_OK; from += n) {
+            n = tmoei_least(TMOEI_VALIDATION_GROUP, task->validation - from);
+            for (int i = 0; i < n; i++) chosen[i] = (int)task->first + task->count + from + i;
             if (tmoei_batch_fill(trainer, chosen, n, 0) != TMOE_OK || tmoei_evaluation_pass(trainer->model,
-                    task->task, NULL, trainer->group_tape, &pass) != TMOE_OK)
-                break;
-            tmoe_tensor *result = tmoei_group_loss(trainer, &pass, 0.0f, 1.0f);
+                    task->task, NULL, trainer->group_tape, &pass) != TMOE_OK) break;
+            const tmoe_tensor *result = tmoei_group_loss(trainer, &pass, 0.0f, 1.0f);
             if (result) loss += (double)result->x[0];
             targets += (double)trainer->batch.target.tokens;
         }
-    }
     tmoe_tape_record(trainer->group_tape, 1);
     tmoei_float_mode_leave(mode);
-    return trainer->ctx->error == TMOE_OK && targets > 0.0 ? (float)(loss / targets) : (float)NAN;
+    return ctx->error == TMOE_OK && targets > 0.0 ? (float)(loss / targets) : (float)NAN;
 }
 
 TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer) {
@@ -7113,13 +7023,10 @@ TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer) {
         TMOEI_TRY(tmoe_step(trainer, &progress));
         if (t->evaluate_every_steps > 0 && (trainer->steps_done % t->evaluate_every_steps == 0
                 || trainer->steps_done == t->steps)) {
-            progress.validation_loss = tmoe_validation_loss(trainer);
+            const float loss = progress.validation_loss = tmoe_validation_loss(trainer);
             TMOEI_TRY(trainer->ctx->error);
-            /* a number; better, or the first */
-            if (progress.validation_loss == progress.validation_loss
-                    && !(progress.validation_loss >= trainer->best_loss)) {
-                trainer->best_loss = progress.validation_loss;
-                trainer->bad_evaluations = 0;
+            if (loss == loss && !(loss >= trainer->best_loss)) {    /* a number; better, or the first */
+                trainer->best_loss = loss; trainer->bad_evaluations = 0;
                 memcpy(trainer->best, trainer->model->theta + trainer->first, bytes);
             } else stop = ++trainer->bad_evaluations == t->patience;
             progress.best_validation_loss = trainer->best_loss;
@@ -7136,56 +7043,47 @@ TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer) {
 }
 
 /* ---- making a trainer -------------------------------------------------------------------------------- */
-static tmoe_result tmoei_training_check(tmoe_ctx *ctx, const tmoe_training *t) {
-    char text[TMOEI_MESSAGE_BYTES - 64] = "";
-    tmoei_fields_check(t, tmoei_training_fields, sizeof tmoei_training_fields / sizeof(tmoei_field), text,
-        sizeof text);
-    if (t->evaluate_every_steps > 0 && t->validation_lines == 0)
-        tmoei_problem(text, sizeof text, "evaluate_every_steps needs validation_lines above 0");
-    return text[0] ? tmoei_fail(ctx, TMOE_ERR_CONFIG, "training: %s", text) : TMOE_OK;
-}
 TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer) {
     if (!trainer) return;
     tmoe_ctx *ctx = trainer->ctx;
     tmoei_free(ctx, trainer->texts.ids); tmoei_free(ctx, trainer->texts.offsets);
-    tmoei_free(ctx, trainer->examples); tmoei_free(ctx, trainer->updates);
-    tmoei_free(ctx, trainer->batch.memory);
+    tmoei_free(ctx, trainer->updates); tmoei_free(ctx, trainer->batch.memory);
     tmoe_tape_destroy(trainer->router_tape); tmoe_tape_destroy(trainer->group_tape);
     tmoei_owner_free(&trainer->own);
     tmoei_free(ctx, trainer);
 }
+/* Appends a training line of the task, tokenised: its input, then `outputs` of its outputs. */
+static tmoe_result tmoei_example_add(const tmoe_model *model, tmoei_texts *texts, const tmoe_task *task,
+        int line, int outputs) {
+    const tmoe_config *c = &model->config;
+    const tmoe_example *example = &task->train[line];
+    TMOEI_TRY(tmoei_texts_add(model, texts, c->instruction_in_input ? task->instruction : NULL,
+        example->input, c->source_tokens, "input", task->name, line));
+    for (int o = 0; o < outputs; o++)
+        TMOEI_TRY(tmoei_texts_add(model, texts, NULL, example->outputs[o], c->target_tokens, "output",
+            task->name, line));
+    return TMOE_OK;
+}
 /* Tokenises the suite's training tasks. */
 static tmoe_result tmoei_trainer_texts(tmoe_trainer *trainer, const tmoe_suite *suite) {
     tmoe_ctx *ctx = trainer->ctx;
-    const tmoe_config *c = &trainer->model->config;
-    if (!trainer->model->tokenizer) return tmoei_fail(ctx, TMOE_ERR_DATA,
-        "training: the model has no tokenizer");
+    if (!trainer->model->tokenizer)
+        return tmoei_fail(ctx, TMOE_ERR_DATA, "training: the model has no tokenizer");
     for (int s = 0; s < suite->count; s++) {
         const tmoe_task *task = &suite->tasks[s];
-        const char *instruction = c->instruction_in_input ? task->instruction : NULL;
         tmoei_trained_task *trained = &trainer->tasks[trainer->task_count];
         if (task->part != TMOE_PART_TRAIN) continue;
         trained->task = tmoe_find_task(trainer->model, task->name);
         if (trained->task < 0)
-            return tmoei_fail(ctx, TMOE_ERR_DATA,
-                "training: the model does not know task %s; make it for the suite's training tasks",
-                task->name);
-        trained->first = trainer->example_count; trained->validation = trainer->training.validation_lines;
-        if (trained->validation > task->train_count / 2) trained->validation = task->train_count / 2;
+            return tmoei_fail(ctx, TMOE_ERR_DATA, "training: the model does not know task %s; "
+                "make it for the suite's training tasks", task->name);
+        trained->first = trainer->example_count;
+        trained->validation = tmoei_least(trainer->training.validation_lines, task->train_count / 2);
         trained->count = task->train_count - trained->validation;
         for (int i = 0; i < task->train_count; i++) {
-            const tmoe_example *example = &task->train[i];
-            if (!tmoei_grow(ctx, &trainer->examples, &trainer->example_capacity, trainer->example_count + 1,
-                    sizeof *trainer->examples))
-                return TMOE_ERR_MEMORY;
-            tmoei_trained_example *mine = &trainer->examples[trainer->example_count++];
-            mine->source = trainer->texts.count;
-            TMOEI_TRY(tmoei_texts_add(trainer->model, &trainer->texts, instruction, example->input,
-                c->source_tokens, "input", task->name, i));
-            mine->targets = example->output_count; mine->target = trainer->texts.count;
-            for (int o = 0; o < example->output_count; o++)
-                TMOEI_TRY(tmoei_texts_add(trainer->model, &trainer->texts, NULL, example->outputs[o],
-                    c->target_tokens, "output", task->name, i));
+            const tmoei_trained_example example = { trainer->texts.count, task->train[i].output_count };
+            trainer->examples[trainer->example_count++] = example;
+            TMOEI_TRY(tmoei_example_add(trainer->model, &trainer->texts, task, i, example.targets));
         }
         if (trained->count > 0) trainer->task_count++;
     }
@@ -7215,7 +7113,7 @@ static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer) {
         }
         for (int i = 0; i < n; i++)
             total += tmoei_text_length(texts, examples[order[i]].source)
-                + tmoei_text_length(texts, examples[order[i]].target);
+                + tmoei_text_length(texts, examples[order[i]].source + 1);
         if (total <= best) continue;
         best = total; chosen = n;
         memcpy(trainer->chosen, order, (size_t)n * sizeof(int));
@@ -7235,55 +7133,50 @@ static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer) {
     return TMOE_OK;
 }
 /* The optimiser's chunks: pieces of the tensors that are trained, so each has one learning rate and decay. */
-static tmoe_result tmoei_trainer_updates(tmoe_trainer *trainer) {
-    const tmoe_model *model = trainer->model;
-    for (int p = 0; p < model->parameter_count; p++) {
-        const tmoei_parameter *parameter = &model->parameters[p];
-        const size_t n = (size_t)parameter->rows * (size_t)parameter->cols;
-        /* TMOE_TRAIN_ bits lie in the order of tmoei_rate */
-        const int on = parameter->rate != TMOEI_RATE_NONE
-            && (trainer->training.train >> (int)parameter->rate & 1);
-        if (on && trainer->update_count == 0) trainer->first = parameter->offset;
-        if (on) trainer->span = parameter->offset + n - trainer->first;
-        for (size_t done = 0; on && done < n; done += TMOEI_UPDATE_FLOATS) {
+static void tmoei_trainer_updates(tmoe_trainer *trainer) {
+    const tmoei_parameter *p = trainer->model->parameters, *end = p + trainer->model->parameter_count;
+    for (; p < end; p++) {
+        const size_t n = (size_t)p->rows * (size_t)p->cols;
+        if (!tmoei_moves(trainer->training.train, p->rate)) continue;
+        if (trainer->update_count == 0) trainer->first = p->offset;
+        trainer->span = p->offset + n - trainer->first;
+        for (size_t done = 0; done < n; done += TMOEI_UPDATE_FLOATS) {
+            const size_t count = n - done < TMOEI_UPDATE_FLOATS ? n - done : TMOEI_UPDATE_FLOATS;
+            const tmoei_update update = { p->offset + done, count, p->rate, p->decay, 0.0 };
             if (!tmoei_grow(trainer->ctx, &trainer->updates, &trainer->update_capacity,
-                    (size_t)trainer->update_count + 1, sizeof *trainer->updates))
-                return TMOE_ERR_MEMORY;
-            tmoei_update *update = &trainer->updates[trainer->update_count++];
-            update->offset = parameter->offset + done;
-            update->count = n - done < TMOEI_UPDATE_FLOATS ? n - done : TMOEI_UPDATE_FLOATS;
-            update->rate = parameter->rate; update->decay = parameter->decay;
+                    (size_t)trainer->update_count + 1, sizeof update)) return;
+            trainer->updates[trainer->update_count++] = update;
         }
     }
-    return TMOE_OK;
 }
-/* A trainer without its texts. */
+/* A trainer of so many tasks and lines, without their texts. */
 static tmoe_trainer *tmoei_trainer_new(tmoe_model *model, const tmoe_training *training, size_t tasks,
-        size_t longest) {
+        size_t lines) {
     tmoe_ctx *ctx = model->ctx;
-    const size_t width = (size_t)(model->R * model->config.E) + 1;
-    const size_t groups = (size_t)training->tasks_per_step, most = (size_t)training->examples_per_task;
+    const size_t width = (size_t)(model->R * model->config.E) + 1, groups = (size_t)training->tasks_per_step,
+        most = (size_t)training->examples_per_task;
     tmoe_trainer *trainer = (tmoe_trainer *)tmoei_alloc(ctx, 1, sizeof *trainer, 1);
     if (!trainer) return NULL;
     tmoei_owner *own = &trainer->own;
     trainer->ctx = own->ctx = ctx; trainer->model = model; trainer->training = *training;
     trainer->best_loss = (float)NAN;
-    (void)tmoei_trainer_turn(trainer);
-    (void)tmoei_trainer_updates(trainer);
+    tmoei_trainer_turn(trainer);
+    tmoei_trainer_updates(trainer);
     const size_t size = trainer->span + 1;
     trainer->tasks = (tmoei_trained_task *)tmoei_own(own, tasks + 1, sizeof *trainer->tasks);
+    trainer->examples = (tmoei_trained_example *)tmoei_own(own, lines + 1, sizeof *trainer->examples);
     trainer->grads = (float *)tmoei_own(own, size, sizeof(float));
     trainer->moment1 = (float *)tmoei_own(own, size, sizeof(float));
     trainer->moment2 = (float *)tmoei_own(own, size, sizeof(float));
+    if (training->evaluate_every_steps > 0) trainer->best = (float *)tmoei_own(own, size, sizeof(float));
     trainer->task_order = (int *)tmoei_own(own, tasks + 1, sizeof(int));
-    trainer->example_order = (int *)tmoei_own(own, longest > most ? longest : most, sizeof(int));
+    trainer->example_order = (int *)tmoei_own(own, lines + most, sizeof(int));
     trainer->step_tasks = (int *)tmoei_own(own, groups, sizeof(int));
     trainer->chosen = (int *)tmoei_own(own, groups * most, sizeof(int));
     trainer->noise = (float *)tmoei_own(own, groups * width, sizeof(float));
     trainer->droutes = (float *)tmoei_own(own, groups * width, sizeof(float));
     trainer->entropy = (float *)tmoei_own(own, width, sizeof(float));
     trainer->use = (float *)tmoei_own(own, width, sizeof(float));
-    if (training->evaluate_every_steps > 0) trainer->best = (float *)tmoei_own(own, size, sizeof(float));
     trainer->router_tape = tmoe_tape_create(ctx); trainer->group_tape = tmoe_tape_create(ctx);
     if (ctx->error == TMOE_OK) return trainer;
     tmoe_trainer_destroy(trainer);
@@ -7293,13 +7186,18 @@ static tmoe_trainer *tmoei_trainer_new(tmoe_model *model, const tmoe_training *t
 TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *suite,
         const tmoe_training *training) {
     tmoe_ctx *ctx = model->ctx;
-    tmoe_training chosen = training ? *training : tmoe_training_default();
-    size_t longest = 1;
+    const tmoe_training chosen = training ? *training : tmoe_training_default();
+    char text[TMOEI_MESSAGE_BYTES - 64] = "";
+    size_t lines = 0;
     ctx->error = TMOE_OK;
-    if (tmoei_training_check(ctx, &chosen) != TMOE_OK) return NULL;
+    tmoei_fields_check(&chosen, tmoei_training_fields, sizeof tmoei_training_fields / sizeof(tmoei_field),
+        text, sizeof text);
+    if (chosen.evaluate_every_steps > 0 && chosen.validation_lines == 0)
+        tmoei_problem(text, sizeof text, "evaluate_every_steps needs validation_lines above 0");
+    if (text[0]) return TMOEI_FAIL_NULL(ctx, TMOE_ERR_CONFIG, "training: %s", text);
     for (int s = 0; s < suite->count; s++)
-        if ((size_t)suite->tasks[s].train_count > longest) longest = (size_t)suite->tasks[s].train_count;
-    tmoe_trainer *trainer = tmoei_trainer_new(model, &chosen, (size_t)suite->count, longest);
+        lines += suite->tasks[s].part == TMOE_PART_TRAIN ? (size_t)suite->tasks[s].train_count : 0;
+    tmoe_trainer *trainer = tmoei_trainer_new(model, &chosen, (size_t)suite->count, lines);
     if (trainer && tmoei_trainer_texts(trainer, suite) == TMOE_OK && tmoei_trainer_plan(trainer) == TMOE_OK)
         return trainer;
     tmoe_trainer_destroy(trainer);
@@ -7325,8 +7223,7 @@ TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *s
         const tmoe_task *task = &suite->tasks[s];
         for (int i = 0; task->part == TMOE_PART_TRAIN && i < task->train_count; i++) {
             texts[count++] = task->instruction;                 /* it stands before every input */
-            texts[count++] = task->train[i].input;
-            texts[count++] = task->train[i].outputs[0];
+            texts[count++] = task->train[i].input; texts[count++] = task->train[i].outputs[0];
         }
     }
     tmoe_tokenizer *tokenizer = texts ? tmoe_tokenizer_train(ctx, texts, count, vocabulary) : NULL;
@@ -7413,11 +7310,10 @@ TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void) {
     memset(&f, 0, sizeof f);
     f.start = TMOE_ZERO_SHOT_ROUTER; f.tune = TMOE_TUNE_ALL;
     f.shots_per_label = 16; f.shots = 32;                       /* CrossFit's */
-    f.steps = 200; f.evaluate_every_steps = 50; f.warmup = 0.1f;
-    f.learning_rate_count = 3;
+    f.steps = 200; f.evaluate_every_steps = 50; f.warmup = 0.1f; f.seed = 100;
+    f.learning_rate_count = f.batch_size_count = 3;
     f.learning_rates[0] = 3e-4f; f.learning_rates[1] = 1e-3f; f.learning_rates[2] = 2e-3f;
-    f.batch_size_count = 3; f.batch_sizes[0] = 2; f.batch_sizes[1] = 4; f.batch_sizes[2] = 8;
-    f.seed = 100;
+    f.batch_sizes[0] = 2; f.batch_sizes[1] = 4; f.batch_sizes[2] = 8;
     return f;
 }
 
@@ -7445,12 +7341,10 @@ static void tmoei_few_shot_chunk(void *arg, int chunk, int lane) {
     tmoe_suite suite;
     double best = (double)NAN, score; (void)lane;
     own.threads = 1; own.parallel_fn = NULL;
+    job->results[index] = TMOE_ERR_MEMORY;
+    (void)snprintf(job->messages[index], sizeof job->messages[index], "no memory for a context");
     tmoe_ctx *ctx = tmoe_ctx_create(&own);
-    if (!ctx) {
-        job->results[index] = TMOE_ERR_MEMORY;
-        (void)snprintf(job->messages[index], sizeof job->messages[index], "no memory for a context");
-        return;
-    }
+    if (!ctx) return;
     if (vector) c.vectors = TMOE_VECTOR_LEARNED; else c.E = 1;
     t.steps = f->steps; t.warmup = f->warmup; t.seed = f->seed;
     t.tasks_per_step = 1; t.examples_per_task = f->batch_sizes[index % f->batch_size_count];
@@ -7549,18 +7443,16 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
 
 /* ---- task vectors that a model makes ------------------------------------------------------------------ */
 /* Adds what one line says of its task to row: the encoder's mean output, or the squares of the gradients of
- * norms and
- * biases. grads is a twin of theta, zeros before and after. */
+ * norms and biases. grads is a twin of theta, zeros before and after. */
 static tmoe_result tmoei_embed_line(tmoe_model *model, const tmoei_texts *line, float *grads, double *row) {
-    const size_t D = (size_t)model->config.D, n = tmoei_text_length(line,
-        1) - (model->config.begin_in_target ? 0 : 1);
+    const size_t D = (size_t)model->config.D, n = tmoei_target_length(model, line, 1);
+    const int *ids = line->ids;
     tmoei_batch b;
     tmoei_pass pass;
     tmoe_tensor *h = NULL;
     memset(&b, 0, sizeof b);
     TMOEI_TRY(tmoei_batch_reserve(model->ctx, &b, line->ids_used, line->ids_used, 1));
-    tmoei_batch_put(&b, line->ids, line->offsets[1], line->ids + line->ids_used - n, n,
-        model->config.start_id);
+    tmoei_batch_put(&b, ids, line->offsets[1], ids + line->ids_used - n, n, model->config.start_id);
     if (tmoei_evaluation_pass(model, 0, NULL, model->tape, &pass) == TMOE_OK) {
         tmoe_tape_record(model->tape, grads != NULL);
         pass.grads = grads; pass.train = TMOE_TRAIN_MODEL;
@@ -7582,8 +7474,7 @@ static tmoe_result tmoei_embed_line(tmoe_model *model, const tmoei_texts *line, 
     return model->ctx->error;
 }
 /* First k principal components of the N rows of x (N, F), centred in place: with G = x x^T = U diag(l) U^T
- * they are
- * U sqrt(l). Eigenvectors by Jacobi's rotations, cyclically; G and U (N, N) are scratch. */
+ * they are U sqrt(l). Eigenvectors by Jacobi's rotations, cyclically; G and U (N, N) are scratch. */
 static void tmoei_components(double *x, int N, size_t F, int k, double *G, double *U, float *out) {
     const size_t n = (size_t)N;
     for (size_t f = 0; f < F; f++) {
@@ -7603,13 +7494,12 @@ static void tmoei_components(double *x, int N, size_t F, int k, double *G, doubl
                 const double t = (theta < 0.0 ? -1.0 : 1.0) / (fabs(theta) + sqrt(theta * theta + 1.0));
                 const double c = 1.0 / sqrt(t * t + 1.0), s = t * c;
                 for (size_t i = 0; i < 3 * n; i++) {            /* columns of G, rows of G, columns of U */
-                    double *a = i < n ? &G[i * n + p] : i < 2 * n ? &G[p * n + i - n]
-                        : &U[(i - 2 * n) * n + p];
-                    double *b = i < n ? &G[i * n + q] : i < 2 * n ? &G[q * n + i - n]
-                        : &U[(i - 2 * n) * n + q];
-                    const double old = *a;
-                    *a = c * old - s * *b;
-                    *b = s * old + c * *b;
+                    double *M = i < 2 * n ? G : U;
+                    const size_t j = i % n, rows = i / n == 1, at = rows ? p * n + j : j * n + p;
+                    const size_t other = rows ? q * n + j : j * n + q;
+                    const double old = M[at];
+                    M[at] = c * old - s * M[other];
+                    M[other] = s * old + c * M[other];
                 }
             }
     for (int j = 0; j < k; j++) {                               /* the largest eigenvalue that is left */
@@ -7623,25 +7513,21 @@ static void tmoei_components(double *x, int N, size_t F, int k, double *G, doubl
 }
 
 TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suite, tmoe_task_embedding how,
-    int lines,
-        int k, float *vectors) {
+        int lines, int k, float *vectors) {
     tmoe_ctx *ctx = model->ctx;
     const tmoe_config *c = &model->config;
     const size_t N = (size_t)suite->count;
-    size_t F = (size_t)c->D;
+    size_t F = how == TMOE_EMBED_FISHER ? 0 : (size_t)c->D;
     tmoei_owner own = { ctx, NULL };
-    tmoei_texts texts;
+    tmoei_texts texts = { NULL, NULL, 0, 0, 0, 0 };
     double squares = 0.0;
     ctx->error = TMOE_OK;
-    memset(&texts, 0, sizeof texts);
     for (int p = 0; how == TMOE_EMBED_FISHER && p < model->parameter_count; p++)
         F += model->parameters[p].rows == 1 ? (size_t)model->parameters[p].cols : 0;
-    if (how == TMOE_EMBED_FISHER) F -= (size_t)c->D;
-    if (model->R > 0 || !model->tokenizer || lines < 1 || k < 1 || N < 1 || (how == TMOE_EMBED_STATE
-        && k != c->D))
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-        "task_vectors: %d lines, k %d, %d tasks: at least 1; a dense model with a "
-            "tokenizer; k = D = %d for states", lines, k, suite->count, c->D);
+    if (model->R > 0 || !model->tokenizer || lines < 1 || k < 1 || N < 1
+            || (how == TMOE_EMBED_STATE && k != c->D))
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "task_vectors: %d lines, k %d, %d tasks: at least 1; "
+            "a dense model with a tokenizer; k = D = %d for states", lines, k, suite->count, c->D);
     double *x = (double *)tmoei_own(&own, N * F, sizeof *x);
     double *G = (double *)tmoei_own(&own, 2 * N * N, sizeof *G);
     float *grads = how == TMOE_EMBED_FISHER ? (float *)tmoei_own(&own, model->size, sizeof(float)) : NULL;
@@ -7650,12 +7536,7 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
         double norm = 0.0, *row = x + t * F;
         for (int i = 0; ctx->error == TMOE_OK && i < lines && i < task->train_count; i++) {
             texts.count = texts.ids_used = 0;
-            if (tmoei_texts_add(model, &texts, c->instruction_in_input ? task->instruction : NULL,
-                task->train[i].input,
-                    c->source_tokens, "input", task->name, i) == TMOE_OK
-                    && tmoei_texts_add(model, &texts, NULL, task->train[i].outputs[0], c->target_tokens,
-                    "output",
-                    task->name, i) == TMOE_OK)
+            if (tmoei_example_add(model, &texts, task, i, 1) == TMOE_OK)
                 (void)tmoei_embed_line(model, &texts, grads, row);
         }
         for (size_t f = 0; f < F; f++) norm += row[f] * row[f];
