@@ -162,8 +162,7 @@ typedef struct tmoe_ctx_config {
 } tmoe_ctx_config;
 
 /* tmoe_ctx_create - what everything else hangs on: memory, errors, threads, kernels          >>context
- *   config  in, copied; NULL = all defaults
- *   out     a context; free it last, with tmoe_ctx_destroy
+ *   config  in, copied; NULL = all defaults      out  a context; free it last, with tmoe_ctx_destroy
  *   fails   NULL: no memory, only one of alloc_fn and free_fn, threads not 0 to 64, a thread did not start
  *   cost    packing buffers, some 5 MiB and 1.2 MiB a thread     thread  one context, one thread at a time */
 TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config);
@@ -195,9 +194,8 @@ typedef struct tmoe_tensor {
 typedef struct tmoe_tape tmoe_tape;
 typedef enum tmoe_activation { TMOE_NONE, TMOE_GELU, TMOE_RELU, TMOE_TANH, TMOE_SIGMOID } tmoe_activation;
 
-/* tmoe_tape_create - an empty tape that records                                               >>tape
- *   owns   tensors, values and gradients of one step; memory is kept from step to step
- *   fails  NULL + TMOE_ERR_MEMORY       cost  none       thread  one tape, one thread at a time */
+/* tmoe_tape_create - an empty tape that records; it owns a step's tensors, values and gradients     >>tape
+ *   memory is kept from step to step   fails  NULL + TMOE_ERR_MEMORY   cost  none   thread  one at a time */
 TMOE_DEF tmoe_tape *tmoe_tape_create(tmoe_ctx *ctx);
 /* tmoe_tape_destroy - frees tape and tensors; NULL is fine.   fails never   thread  as above */
 TMOE_DEF void tmoe_tape_destroy(tmoe_tape *tape);
@@ -208,21 +206,18 @@ TMOE_DEF void tmoe_tape_reset(tmoe_tape *tape);
  *   fails never   cost  none   thread  as above */
 TMOE_DEF void tmoe_tape_record(tmoe_tape *tape, int on);
 /* tmoe_leaf - wraps the caller's memory as a tensor                                           >>tape
- *   x      (rows, cols) in, rows, cols >= 1, must outlive the tape's step
- *   dx     (rows, cols) in/out: gradients are ADDED here; NULL makes a constant
+ *   x, dx  (rows, cols) >= 1. x in, must outlive the step; gradients are ADDED to dx; NULL makes a constant
  *   fails  NULL + TMOE_ERR_ARGUMENT (no x, no size), TMOE_ERR_MEMORY   thread  as above */
 TMOE_DEF tmoe_tensor *tmoe_leaf(tmoe_tape *tape, int rows, int cols, float *x, float *dx);
 /* tmoe_backward - runs the tape from its last operation to its first, with d(loss) = 1        >>tape
- *   loss   (1,1), made on this tape while it recorded
+ *   loss   (1,1), made on this tape while it recorded   cost  about twice the forward pass   thread  as above
  *   out    adds to dx of every leaf that has one; dx of tensors in between is dead afterwards
- *   fails  TMOE_ERR_ARGUMENT (NULL or no scalar), TMOE_ERR_MEMORY, or the forward operations' first error
- *   cost   about twice the forward operations   thread  as above */
+ *   fails  TMOE_ERR_ARGUMENT (NULL or no scalar), TMOE_ERR_MEMORY, or the forward operations' first error */
 TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss);
 
-/* All operations: inputs may be NULL (an earlier operation failed): the result is NULL then and the context
- * keeps the first cause. Results belong to the tape and die with tmoe_tape_reset. Wrong shapes: NULL +
- * TMOE_ERR_SHAPE; no memory: NULL + TMOE_ERR_MEMORY. One tape, one thread. "keeps" is what stays in memory
- * for the backward pass. */
+/* All operations: with a NULL input (an earlier one failed) the result is NULL, and the context keeps the
+ * first cause. Results are the tape's until its reset. Wrong shapes: NULL + TMOE_ERR_SHAPE; no memory: NULL
+ * + TMOE_ERR_MEMORY. One tape, one thread. "keeps" is what stays for the backward pass; if none, nothing. */
 
 /* tmoe_linear - y = act(x w^T + b) + residual                                                 >>ops
  *   x (T,D) in   w (F,D) in   b (1,F) in or NULL   residual (T,F) in or NULL   out (T,F)
@@ -237,9 +232,8 @@ TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tens
  *   y = softmax(q k^T / sqrt(D/H) + mask) v, for each sequence and head on its own
  *   self:  q (T,3D) in = [q | k | v], kv = q           cross:  q (T,D) in, kv (S,2D) in = [k | v]
  *   q_offsets, kv_offsets  (sequences + 1) in: sequence i holds rows offsets[i] .. offsets[i+1]-1
- *   causal  1: row t sees keys up to t      H  heads, 1 <= H, H divides D      out (T,D)
- *   grad  q, kv   keeps  4*T*H bytes (log-sum-exp; the scores are computed again)
- *   cost  4*T*S*D flop a sequence   fails  shapes as above */
+ *   causal  1: row t sees keys up to t   H  heads, 1 <= H, H divides D   out (T,D)   grad  q, kv
+ *   keeps  4*T*H bytes (log-sum-exp; scores are made again)   cost  4*T*S*D flop a sequence   fails shapes */
 TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tensor *kv, int H, int sequences,
                                      const int *q_offsets, const int *kv_offsets, int causal);
 /* tmoe_embedding - y_t = scale * table[ids_t] + positions[position_ids_t]                     >>ops
@@ -258,8 +252,7 @@ TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, c
  *   x (T,D) in   out (T,D)   grad  x   keeps  nothing   cost  T*D evaluations   fails  none of its own */
 TMOE_DEF tmoe_tensor *tmoe_map(tmoe_tape *tape, tmoe_tensor *x, tmoe_activation f);
 /* tmoe_add, tmoe_multiply - y = a + b, y = a * b element by element                           >>ops
- *   a (T,D) in   b (T,D) in, or (1,D): the one row goes with every row of a   out (T,D)   grad  a, b
- *   keeps  nothing   cost  T*D flop   fails  shapes */
+ *   a, out (T,D)   b (T,D) in, or (1,D) for every row of a   grad  a, b   cost  T*D flop   fails  shapes */
 TMOE_DEF tmoe_tensor *tmoe_add(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b);
 TMOE_DEF tmoe_tensor *tmoe_multiply(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b);
 /* tmoe_affine - y = scale * x + shift                                                         >>ops
@@ -274,9 +267,8 @@ TMOE_DEF tmoe_tensor *tmoe_concat(tmoe_tape *tape, tmoe_tensor *const *parts, in
 /* tmoe_reshape - the same values as (rows, cols)                                              >>ops
  *   x in, rows * cols as before   out shares x's memory   grad  x   cost  none   fails  shapes */
 TMOE_DEF tmoe_tensor *tmoe_reshape(tmoe_tape *tape, tmoe_tensor *x, int rows, int cols);
-/* tmoe_dropout - y = x * keep / (1 - p), keep a 0/1 mask from the counter (seed, stream)      >>ops
- *   x (T,D) in   0 <= p < 1 (0: gives x itself)   out (T,D)   grad  x   keeps  nothing: the mask is made anew
- *   cost  T*D hashes   fails  TMOE_ERR_ARGUMENT for p out of range */
+/* tmoe_dropout - y = x * keep / (1 - p), keep a 0/1 mask from the counter (seed, stream), made anew   >>ops
+ *   x, out (T,D)   0 <= p < 1 (0: x itself)   grad  x   cost  T*D hashes   fails  TMOE_ERR_ARGUMENT for p */
 TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uint64_t seed, uint64_t stream);
 /* tmoe_sum - the sum of all elements                                                          >>ops
  *   x (T,D) in   out (1,1)   grad  x   cost  T*D flop   fails  none of its own */
@@ -297,18 +289,16 @@ typedef enum tmoe_selection {
  *   grad  z: dz_j = (1/tau) sum_e dr_e s_e ([e = j] - s_j), s the soft sample, also where hard (Jang 2017)
  *   keeps  s   cost  T*E exponentials   fails  TMOE_ERR_ARGUMENT for tau <= 0; shapes */
 TMOE_DEF tmoe_tensor *tmoe_select(tmoe_tape *tape, tmoe_tensor *z, const float *noise, float tau, int hard);
-/* tmoe_mix_outputs - y = sum_e r_e y_e                                                        >>ops
- *   outputs  E tensors (T,D) in; NULL: did not run, r_e must be 0   route (1,N) in, r_e = route[first + e]
- *   out (T,D)   grad  outputs with r_e > 0: r_e dy; route: <dy, y_e> for every expert that ran
- *   cost  2*E*T*D flop   fails  shapes */
+/* tmoe_mix_outputs - y = sum_e r_e y_e, r_e = route[first + e]                                >>ops
+ *   outputs  E tensors (T,D) in; NULL: did not run, r_e must be 0   route (1,N) in   out (T,D)   fails shapes
+ *   grad  outputs with r_e > 0: r_e dy; route: <dy, y_e> for every expert that ran   cost  2*E*T*D flop */
 TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outputs, int E,
     tmoe_tensor *route, int first);
 /* tmoe_mix_parameters - theta_bar = sum_e r_e theta_e (soft merging, arXiv 2306.03745)       >>ops
  *   experts  E blocks of `block` floats in, one behind the other; gradients likewise (added to) or NULL
  *   route (1,N) in, r_e = route[first + e]   out (1,block): theta_bar; one-hot: that expert's block, no copy
  *   grad  dtheta_e += r_e g; route: <g, theta_e - theta_bar>, g = d theta_bar. (The term with theta_bar is
- *         the same for all e: it drops out of the softmax below, and without it the common part of all
- *         experts would drown the difference.)
+ *         the same for all e: the softmax drops it; left in, what experts share would drown the difference.)
  *   cost  2*E*block flop, as much memory traffic; backward twice that   fails  shapes */
 TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float *gradients, int E,
     int block, tmoe_tensor *route, int first);
@@ -327,8 +317,7 @@ enum {                                  /* flags */
 };
 
 /* tmoe_tokenizer_bytes - UTF-8 bytes: 259 tokens, 0 <s>, 1 <pad>, 2 </s>, byte b is 3 + b    >>tokenizer
- *   out  free with tmoe_tokenizer_destroy    fails  NULL + TMOE_ERR_MEMORY    cost none
- *        thread  one context, one thread */
+ *   out  free with tmoe_tokenizer_destroy   fails NULL + TMOE_ERR_MEMORY  cost none  thread  the context's */
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx);
 /* tmoe_tokenizer_train - byte-level BPE (Sennrich 2016; bytes as GPT-2): those 259, then merges   >>tokenizer
  *   texts  count NUL-terminated strings in   vocabulary  wanted, 259 to 1,000,000; fewer when pairs run out
@@ -338,9 +327,8 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *
     int vocabulary);
 #ifndef TMOE_NO_STDIO
 /* tmoe_tokenizer_load - a Hugging Face byte-level BPE (GPT-2, RoBERTa, BART)                   >>bart
- *   folder  in: with tokenizer.json, or with vocab.json and merges.txt      out  as above
- *   fails   NULL + TMOE_ERR_FILE, TMOE_ERR_FORMAT (what and where), TMOE_ERR_MEMORY
- *   cost    a pass over the files   thread  as above */
+ *   folder  in: with tokenizer.json, or vocab.json and merges.txt   out, thread  as above   cost  a pass
+ *   fails   NULL + TMOE_ERR_FILE, TMOE_ERR_FORMAT (what and where), TMOE_ERR_MEMORY */
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder);
 #endif
 /* tmoe_tokenizer_destroy - frees it; NULL is fine.   fails never   thread  as above */
@@ -349,16 +337,14 @@ TMOE_DEF void tmoe_tokenizer_destroy(tmoe_tokenizer *tokenizer);
 TMOE_DEF int tmoe_tokenizer_vocabulary(const tmoe_tokenizer *tokenizer);
 /* tmoe_tokenizer_special - id of a special token, -1: it has none.   fails never   thread  any */
 TMOE_DEF int tmoe_tokenizer_special(const tmoe_tokenizer *tokenizer, tmoe_token which);
-/* tmoe_tokenizer_encode - text to tokens                                                       >>tokenizer
- *   text   length bytes in, any bytes      flags  of the enum above, 0: none
- *   ids    (capacity) out, or NULL with capacity 0      count  out: how many there are, also past capacity
+/* tmoe_tokenizer_encode - text (length bytes, of any kind) to tokens                           >>tokenizer
+ *   flags  as above   ids  (capacity) out, NULL with capacity 0   count  out: of all, also past capacity
  *   fails  TMOE_ERR_MEMORY      cost  n log n of the longest word      thread  one context, one thread */
 TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *tokenizer, const char *text, size_t length,
     int flags, int *ids, size_t capacity, size_t *count);
 /* tmoe_tokenizer_decode - tokens to text; decode(encode(text)) is text, for any bytes          >>tokenizer
- *   ids    count in      flags  of the enum above, 0: none
- *   text   (capacity bytes) out, ends in NUL if it fits, or NULL with capacity 0    length  out: without NUL
- *          (spaces are cleaned only where all fits)
+ *   ids    count in    flags  as above (spaces are cleaned only where all fits)    length  out: without NUL
+ *   text   (capacity bytes) out, ends in NUL if it fits, or NULL with capacity 0
  *   fails  TMOE_ERR_ARGUMENT (an id that does not exist)      cost  the text's length      thread  any */
 TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *tokenizer, const int *ids, size_t count,
     int flags, char *text, size_t capacity, size_t *length);
@@ -392,12 +378,10 @@ typedef struct tmoe_task {
 typedef struct tmoe_suite { tmoe_ctx *ctx; tmoe_task *tasks; int count; } tmoe_suite;
 
 /* tmoe_suite_create - an empty suite for tasks that a program makes                           >>suite
- *   out  free with tmoe_suite_destroy      fails  NULL + TMOE_ERR_MEMORY   cost none
- *        thread  one context, one thread */
+ *   out  free with tmoe_suite_destroy   fails NULL + TMOE_ERR_MEMORY   cost none   thread  the context's */
 TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx);
 /* tmoe_suite_add - adds a task; everything is copied                                          >>suite
- *   category  may be NULL      inputs, outputs  (count) in: one accepted answer each
- *                     test_count  the last so many are test lines
+ *   category  or NULL   inputs, outputs  (count) in: an answer each   test_count  so many last are for test
  *   fails  TMOE_ERR_ARGUMENT (no lines, empty text, invalid UTF-8, test_count not below count, name already
  *          there), TMOE_ERR_MEMORY; the suite is unchanged then      cost  a copy      thread  as above */
 TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const char *category,
@@ -408,9 +392,8 @@ TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const c
  *           with a tasks.tsv (name, category, metric, instruction, labels) or without; or CrossFit's
  *           TASK/TASK_{k}_{seed}_{train,dev,test}.tsv; or *.jsonl ({"task", "instruction", "input",
  *           "output"}). Without test files the last 20 % of a task's lines are its test lines.
- *   split   in: a name (FOLDER/splits/NAME.json), a path to a JSON file {"train": [], "dev": [], "test":
- *           []}, or NULL: zero_shot if the folder has it, else every task is a training task. Tasks that the
- *           split does not name are left out.
+ *   split   in: a name (FOLDER/splits/NAME.json), a JSON file {"train": [], "dev": [], "test": []}, or NULL:
+ *           zero_shot if there is one, else all tasks are for training. Tasks it does not name are left out.
  *   out     free with tmoe_suite_destroy      cost  a pass over the files      thread  as above
  *   fails   NULL + TMOE_ERR_FILE, TMOE_ERR_DATA (file:line: what is wrong), _FORMAT (JSON), _MEMORY */
 #ifndef TMOE_NO_STDIO
@@ -424,10 +407,9 @@ TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name);
 /* tmoe_metric_name - as in files.   fails never   thread  any */
 TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric);
 /* tmoe_score - score of predictions by CrossFit's rules                                       >>metrics
- *   predictions (count) in      examples (count) in: their accepted answers      count >= 1
+ *   predictions (count >= 1) in      examples (count) in: their accepted answers      thread  the context's
  *   score  out: 0 to 1 (matthews, pearson: -1 to 1); NaN: pearson of constant predictions or answers
- *   fails  TMOE_ERR_ARGUMENT (count < 1), TMOE_ERR_MEMORY      cost  Rouge-L: the product of two lengths
- *          thread  one context, one thread */
+ *   fails  TMOE_ERR_ARGUMENT (count < 1), TMOE_ERR_MEMORY      cost  Rouge-L: the product of two lengths */
 TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *const *predictions,
     const tmoe_example *examples, int count, double *score);
 /* What tmoe_compare finds: [0] the mean over tasks, [1] and [2] the ends of its 95 % bootstrap interval. */
@@ -450,8 +432,7 @@ TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const float *routes,
     const float *feature, int permutations, uint64_t seed, double *r, double *p);
 typedef struct tmoe_join { int a, b, size; double height; } tmoe_join; /* a, b: a row, or N + earlier join */
 /* tmoe_cluster - hierarchical clustering of rows by Euclidean distance, average linkage          >>routes
- *   x (N,C) in      joins (N - 1) out, nearest first      fails  TMOE_ERR_MEMORY
- *   cost  N^3   thread  one context, one thread */
+ *   x (N,C) in   joins (N - 1) out, nearest first   fails TMOE_ERR_MEMORY  cost N^3  thread  the context's */
 TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, tmoe_join *joins);
 /* ---- API: model (>>model, >>router) ------------------------------------------------------------------- */
 typedef struct tmoe_model tmoe_model;
@@ -517,20 +498,18 @@ TMOE_DEF tmoe_config tmoe_config_default(void);
 /* tmoe_model_create - a model with random weights                                             >>model
  *   config     in, copied; NULL = default    tokenizer  in, copied, or NULL (with config.V): token ids only
  *   tasks      (task_count >= 0) in: names, instructions, categories of its known tasks, to train on
- *   out        the model: owns everything; free with tmoe_model_destroy
- *   fails      NULL + TMOE_ERR_CONFIG (all problems in one message), TMOE_ERR_MEMORY
- *   cost       one pass over the parameters   thread  one context, one thread */
+ *   out        owns everything; free with tmoe_model_destroy   cost  a pass over it   thread  the context's
+ *   fails      NULL + TMOE_ERR_CONFIG (all problems in one message), TMOE_ERR_MEMORY */
 TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
     const tmoe_tokenizer *tokenizer, const tmoe_task *tasks, int task_count);
 /* tmoe_model_derive - a new model that begins with the layers of another                      >>model
  *   from       in, of any context: D, F, layers, tokens, V and norm must be config's
  *   route      (routed layers of from, E) in: its layers are merged by it. NULL: a layer with as many
  *              experts as before keeps them, any other begins with their average
- *   config     in: of the new model; NULL = from's      tasks, task_count  as above
+ *   config     in: of the new model; NULL = from's      tasks, task_count, fails, cost, thread  as above
  *   out        free with tmoe_model_destroy. Experts are copies with expert_noise; router and vectors of
  *              tasks both know stay if shapes agree. So dense to E experts is upcycling (arXiv 2212.05055), a
- *              route to E = 1 cuts a task out (exactly with PARAM or one-hot), NULL to E = 1 is MHR-mu
- *   fails      as above   cost  a pass over from's parameters   thread  one context, one thread */
+ *              route to E = 1 cuts a task out (exactly with PARAM or one-hot), NULL to E = 1 is MHR-mu */
 TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, const float *route,
     const tmoe_config *config, const tmoe_task *tasks, int task_count);
 /* tmoe_model_take_router - router and vectors of the tasks that both know, where shapes agree
@@ -577,23 +556,20 @@ TMOE_DEF float tmoe_model_temperature(const tmoe_model *model);
  *   vector     (k) in      fails TMOE_ERR_ARGUMENT   cost none   thread  one context, one thread */
 TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const float *vector);
 
-/* tmoe_route_of_vector - the route of any task vector, known task or not                      >>router
- *   vector (k) in   route (routed layers, E) out   fails TMOE_ERR_ARGUMENT (no router), TMOE_ERR_MEMORY
- *   cost   one router pass   thread  as above */
+/* tmoe_route_of_vector - the route of any task's vector (k), in one router pass. thread  as above   >>router
+ *   vector in   route (routed layers, E) out   fails TMOE_ERR_ARGUMENT (no router), TMOE_ERR_MEMORY */
 TMOE_DEF tmoe_result tmoe_route_of_vector(tmoe_model *model, const float *vector, float *route);
 /* tmoe_routed_layers - routes are (routed layers, E) row-major.   fails never   thread  any */
 TMOE_DEF int tmoe_routed_layers(const tmoe_model *model);
 /* tmoe_routed_layer_name - "encoder 0" ... into text (size bytes).   fails never   thread  any */
 TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int l, char *text, size_t size);
-/* tmoe_route - the route of a known task, without noise                                      >>router
+/* tmoe_route - the route of a known task, without noise. thread  one context, one thread      >>router
  *   route      (routed layers, E) out, each row sums to 1      fails TMOE_ERR_ARGUMENT, TMOE_ERR_MEMORY
- *   cost       one router pass over all tasks when parameters have changed, a copy after that
- *              thread  one context, one thread */
+ *   cost       one router pass over all tasks when parameters have changed, a copy after that */
 TMOE_DEF tmoe_result tmoe_route(tmoe_model *model, int task, float *route);
 /* tmoe_expert_disable - masks an expert before selection (or gives it back), to see what it was good for
- *   layer      0 <= layer < routed layers      expert  0 <= expert < E      disabled  1 or 0
- *   fails TMOE_ERR_ARGUMENT (out of range, or the layer's last one)   cost none   thread  as above
- *   The mask belongs to the model in memory: it is not saved. */
+ *   0 <= layer < routed layers   0 <= expert < E   disabled  1 or 0; the mask is not saved with the model
+ *   fails TMOE_ERR_ARGUMENT (out of range, or the layer's last one)   cost none   thread  as above */
 TMOE_DEF tmoe_result tmoe_expert_disable(tmoe_model *model, int layer, int expert, int disabled);
 /* How an unseen task gets a route. */
 typedef enum tmoe_zero_shot {
@@ -601,9 +577,8 @@ typedef enum tmoe_zero_shot {
     TMOE_ZERO_SHOT_NEAREST, /* mean of seen tasks' routes, weighted by softmax(20 cos) of the text vectors */
     TMOE_ZERO_SHOT_AVERAGE              /* 1 / E everywhere */
 } tmoe_zero_shot;
-/* tmoe_route_unseen - a route for a task that is known by its instruction only
- *   route      (routed layers, E) out      fails TMOE_ERR_ARGUMENT, TMOE_ERR_MEMORY   cost  one router pass
- *              thread  as above */
+/* tmoe_route_unseen - a route for a task that is known by its instruction only: one router pass
+ *   route  (routed layers, E) out      fails TMOE_ERR_ARGUMENT, TMOE_ERR_MEMORY      thread  as above */
 TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction, tmoe_zero_shot how,
     float *route);
 /* tmoe_nearest_tasks - known tasks by the cosine between text vectors of instructions, nearest first
@@ -669,8 +644,7 @@ typedef struct tmoe_training {
 TMOE_DEF tmoe_training tmoe_training_default(void);
 
 /* tmoe_trainer_create - tokenises the suite's training tasks and makes gradients and moments        >>train
- *   model, suite  must outlive the trainer; the model must know the suite's TRAIN tasks by name
- *   training      in, copied; NULL = default
+ *   model, suite  outlive the trainer; TRAIN tasks are known by name   training  in, copied; NULL = default
  *   fails  NULL + TMOE_ERR_DATA (no training task, a text longer than the model takes: which task and line),
  *          TMOE_ERR_CONFIG, TMOE_ERR_MEMORY  cost  a pass over the texts  thread  one context, one thread */
 TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *suite,
@@ -698,10 +672,9 @@ TMOE_DEF float tmoe_validation_loss(tmoe_trainer *trainer);
  *   out    free with tmoe_model_destroy   fails  NULL + the errors of tmoe_trainer_run   thread  as above */
 TMOE_DEF tmoe_model *tmoe_train(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_config *config,
     const tmoe_training *training);
-/* tmoe_train_from - the same from a start                                                     >>train
+/* tmoe_train_from - the same from a start; out, fails, thread  as above                       >>train
  *   start      in: model whose layers and tokenizer it begins with (tmoe_model_derive), or NULL: random
- *   router     in: model whose router and task vectors it begins with, or NULL: start's, or random
- *   out, fails, thread  as above */
+ *   router     in: model whose router and task vectors it begins with, or NULL: start's, or random */
 TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_model *start,
     const tmoe_model *router, const tmoe_config *config, const tmoe_training *training);
 /* tmoe_train_two_stages - the paper's: stage 1 learns routes (straight-through Gumbel, tau 2 to 0.1); stage 2
@@ -741,8 +714,7 @@ TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void);
  *              context's threads, each on a context of its own (alloc_fn must allow that) */
 TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task, const tmoe_few_shot *how,
     tmoe_few_shot_result *result);
-/* What a dense model makes of a task's training lines. STATE: mean encoder output over the tokens of the
- * inputs.
+/* What a dense model makes of a task's training lines. STATE: mean encoder output over the inputs' tokens.
  * FISHER: mean of (dl/dp)^2 for p in norms and biases (diagonal of the empirical Fisher information, Vu 2020,
  * arXiv 2005.00770), scaled to length 1, then the first k principal components over the tasks. */
 typedef enum tmoe_task_embedding { TMOE_EMBED_STATE, TMOE_EMBED_FISHER } tmoe_task_embedding;
@@ -777,10 +749,9 @@ TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const flo
 /* tmoe_generate - tokens that answer tokens                                                    >>inference
  *   task     in: a known task, or -1 with a route (or a dense model)      route  as above, or NULL
  *   ids      in: the requests' tokens, one behind the other      lengths (count) in: of each
- *   how      in, or NULL: tmoe_model_generation's
- *   tokens   (count, returned, max_length) out: best first, start token first, filled up with pad_id;
- *            max_length 0 or too long: target_tokens + 1      token_counts (count, returned) out
- *   scores   (count, returned) out or NULL: of beam search; 0 if greedy
+ *   how      in, or NULL: tmoe_model_generation's; max_length 0 or too long: target_tokens + 1
+ *   tokens   (count, returned, max_length) out: best first, start token first, filled up with pad_id
+ *   token_counts, scores  (count, returned) out; scores or NULL: of beam search; 0 if greedy
  *   fails    TMOE_ERR_ARGUMENT, TMOE_ERR_MEMORY   cost  as above, times beams   thread  as above */
 TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *route, const int *ids,
     const int *lengths, int count, const tmoe_generation *how, int *tokens, int *token_counts, float *scores);
@@ -793,48 +764,41 @@ TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count);
 TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, const float *route, int limit,
     double *score);
 /* tmoe_rank - the label with the highest likelihood, for tasks with a closed set               >>inference
- *   task       in: with labels      route  as above, or NULL for a known task      inputs (count) in
+ *   task       in: with labels   route  as above, NULL: a known task's   inputs (count) in   thread  as above
  *   normalised 0: sum of log p of the label's tokens, 1: their mean      chosen (count) out: index of a label
- *   fails      TMOE_ERR_ARGUMENT (no labels, no route, too long), TMOE_ERR_MEMORY
- *   cost       a pass a label and input   thread  as above */
+ *   fails      TMOE_ERR_ARGUMENT (no labels, no route, too long), _MEMORY   cost  a pass a label and input */
 TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const float *route,
     const char *const *inputs, int count, int normalised, int *chosen);
 /* ---- API: files (>>files) ----------------------------------------------------------------------------- */
 #ifndef TMOE_NO_STDIO
 /* tmoe_model_save - writes all the model is: config, tokenizer, tasks, parameters, step (so tau)      >>files
  *   path   in: a safetensors file; written to PATH.tmp, flushed, renamed: the old one stays until it is whole
- *   fails  TMOE_ERR_FILE, TMOE_ERR_MEMORY; path is as it was then      cost  a pass over the parameters
- *          thread  one context, one thread */
+ *   fails  TMOE_ERR_FILE, _MEMORY; path is as it was then   cost  a pass over it   thread  the context's */
 TMOE_DEF tmoe_result tmoe_model_save(const tmoe_model *model, const char *path);
 /* tmoe_model_load - reads what tmoe_model_save or tmoe_trainer_save wrote                      >>files
  *   out    free with tmoe_model_destroy      cost  a pass over the file      thread  as above
- *   fails  NULL + TMOE_ERR_FILE, TMOE_ERR_FORMAT (cut off, edited, of another kind: what and where), _CONFIG,
- *          _MEMORY */
+ *   fails  NULL + TMOE_ERR_FILE, _FORMAT (cut off, edited, another kind: what and where), _CONFIG, _MEMORY */
 TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path);
 /* tmoe_trainer_save - the model and the state of its training: moments, step, best parameters  >>files
  *   path   as above      fails, cost, thread  as above */
 TMOE_DEF tmoe_result tmoe_trainer_save(const tmoe_trainer *trainer, const char *path);
 /* tmoe_trainer_load - goes on from such a file, with the same bits as if training had never stopped
- *   trainer  its model must have the file's config, tasks and tokenizer
- *   fails  as tmoe_model_load; TMOE_ERR_CONFIG where the file is of another model; nothing is changed then
- *   cost   a pass over the file      thread  as above */
+ *   trainer  its model must have the file's config, tasks and tokenizer      cost, thread  as above
+ *   fails  as tmoe_model_load; TMOE_ERR_CONFIG where the file is of another model; nothing is changed then */
 TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path);
 /* tmoe_npy_load - a matrix that numpy.save wrote, as task vectors for instance                  >>files
- *   path    in: a .npy file, float32 or float64, C order      x (rows, cols) out
- *   fails   TMOE_ERR_FILE, TMOE_ERR_FORMAT (other shape or type), TMOE_ERR_MEMORY; x is unchanged then
- *   cost    a pass over the file   thread  as above */
+ *   path   in: a .npy file, float32 or float64, C order      x (rows, cols) out      cost, thread  as above
+ *   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (other shape or type), TMOE_ERR_MEMORY; x is unchanged then */
 TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, int rows, int cols);
 /* tmoe_bart_load - a Hugging Face BART: config.json, model.safetensors (or shards with their index; F32, F16
  *   or BF16), generation_config.json, and its tokenizer where there is one                       >>bart
- *   out    a dense model, free with tmoe_model_destroy; tmoe_model_derive makes experts of it
- *   fails  NULL + TMOE_ERR_FILE, TMOE_ERR_FORMAT (all missing and unknown tensors by name), TMOE_ERR_MEMORY
- *   cost   a pass over the file      thread  one context, one thread */
+ *   out    a dense model, free with tmoe_model_destroy; tmoe_model_derive makes experts of it   cost  a pass
+ *   fails  NULL + TMOE_ERR_FILE, _FORMAT (names missing and unknown tensors), _MEMORY   thread  as above */
 TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder);
 /* tmoe_export_dense - cuts a task out as a folder that transformers' BartForConditionalGeneration loads, and
- *   that tmoe_bart_load reads back bit by bit                                                    >>bart
+ *   that tmoe_bart_load reads back bit by bit; cost  a merge and a pass; thread  as above          >>bart
  *   task   in: a known one or an instruction; of no account (NULL) for a dense model      folder  made if new
- *   fails  TMOE_ERR_ARGUMENT (not a POST-norm model; a route that mixes outputs), TMOE_ERR_FILE, _MEMORY
- *   cost   a merge and a pass over the parameters   thread  as above */
+ *   fails  TMOE_ERR_ARGUMENT (not a POST-norm model; a route that mixes outputs), TMOE_ERR_FILE, _MEMORY */
 TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task, const char *folder);
 #endif
 #ifdef __cplusplus
@@ -4730,8 +4694,7 @@ TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const ch
  *
  * An expert is one contiguous block with the same inner layout in all experts of a layer. So merging is one
  * sweep, cutting out a task is a copy, the optimiser and the all-reduce are one loop. There are no gaps: a
- * saved
- * file holds the same floats in the same order, and is used as it lies where the system can map it. */
+ * saved file holds the same floats in the same order, and is used as it lies where it can be mapped. */
 
 /* The pieces of a transformer layer in the order they lie in a block: a weight, then its bias (piece + 1). */
 typedef enum tmoei_piece {
@@ -4879,10 +4842,8 @@ static tmoe_result tmoei_model_plan(tmoe_model *model) {
     return model->ctx->error;
 }
 /* Begins parameters first .. first + n - 1: matrices normal (or uniform), norms 1, biases 0, and experts
- * above 0
- * with what they differ by from expert 0, noise. The stream is the tensor's index, the counter the element:
- * the
- * same seed gives the same weights whatever else the model has. */
+ * above 0 with the noise they differ by from expert 0. The stream is the tensor's index, the counter the
+ * element: the same seed gives the same weights whatever else the model has. */
 typedef struct tmoei_init_job { tmoe_model *model; int derived; } tmoei_init_job;
 static void tmoei_init_sweep(const tmoe_ctx *ctx, const void *job, size_t first, size_t count) {
     const tmoei_init_job *s = (const tmoei_init_job *)job;
@@ -4902,8 +4863,8 @@ static void tmoei_init_sweep(const tmoe_ctx *ctx, const void *job, size_t first,
 }
 /* A number of tmoe_config and the like: its name in files, where it is, what it may be. Enums are ints. */
 typedef enum tmoei_kind { TMOEI_KIND_INT, TMOEI_KIND_FLOAT, TMOEI_KIND_BOOL } tmoei_kind;
-typedef struct tmoei_field { const char *name; size_t offset; tmoei_kind kind; double least,
-    most; } tmoei_field;
+typedef struct tmoei_field {
+    const char *name; size_t offset; tmoei_kind kind; double least, most; } tmoei_field;
 #define TMOEI_NAMED(name, f, kind, least, most) \
     { name, offsetof(TMOEI_STRUCT, f), TMOEI_KIND_##kind, (double)(least), (double)(most) }
 #define TMOEI_INT(f, least, most) TMOEI_NAMED(#f, f, INT, least, most)
@@ -4952,10 +4913,9 @@ static const tmoei_field tmoei_training_fields[] = {
     TMOEI_FLOAT(beta2, 0, TMOEI_BELOW_1), TMOEI_FLOAT(adam_epsilon, FLT_MIN, FLT_MAX),
     TMOEI_FLOAT(clip, 0, FLT_MAX), TMOEI_FLOAT(label_smoothing, 0, TMOEI_BELOW_1),
     TMOEI_FLOAT(dropout, 0, TMOEI_BELOW_1), TMOEI_FLOAT(expert_regularisation, 0, FLT_MAX),
-    TMOEI_FLOAT(load_balance, 0, FLT_MAX), TMOEI_INT(train, 1, TMOE_TRAIN_ALL), TMOEI_INT(alternate_steps,
-    0, INT_MAX / 2),
-    TMOEI_INT(validation_lines, 0, INT_MAX), TMOEI_INT(evaluate_every_steps, 0, INT_MAX),
-    TMOEI_INT(patience, 0, INT_MAX)
+    TMOEI_FLOAT(load_balance, 0, FLT_MAX), TMOEI_INT(train, 1, TMOE_TRAIN_ALL),
+    TMOEI_INT(alternate_steps, 0, INT_MAX / 2), TMOEI_INT(validation_lines, 0, INT_MAX),
+    TMOEI_INT(evaluate_every_steps, 0, INT_MAX), TMOEI_INT(patience, 0, INT_MAX)
 };
 #undef TMOEI_STRUCT
 static double tmoei_field_value(const void *config, const tmoei_field *field) {
@@ -5063,12 +5023,10 @@ static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config, con
 }
 /* A model with theta as it begins; derived: its dense parts and expert 0 are still to be copied. */
 static tmoe_model *tmoei_model_begin(tmoe_ctx *ctx, const tmoe_config *config,
-    const tmoe_tokenizer *tokenizer,
-        const tmoe_task *tasks, int task_count, int derived) {
+        const tmoe_tokenizer *tokenizer, const tmoe_task *tasks, int task_count, int derived) {
     tmoe_model *model = tmoei_model_new(ctx, config, tokenizer, tasks, task_count);
     const tmoei_init_job job = { model, derived };
-    if (!model) return NULL;
-    if (tmoei_theta_alloc(model) != TMOE_OK) { tmoe_model_destroy(model); return NULL; }
+    if (!model || tmoei_theta_alloc(model) != TMOE_OK) { tmoe_model_destroy(model); return NULL; }
     tmoei_sweep(ctx, (size_t)model->parameter_count, 1, tmoei_init_sweep, &job);
     if (model->R > 0 && config->vectors == TMOE_VECTOR_TEXT)
         memcpy(model->theta + model->vectors, model->text_vectors,
@@ -5077,11 +5035,10 @@ static tmoe_model *tmoei_model_begin(tmoe_ctx *ctx, const tmoe_config *config,
 }
 /* Experts above 0 are copies of expert 0, plus the noise that stands there. */
 static void tmoei_experts_copy(tmoe_model *model, int l) {
-    const tmoei_layer *layer = &model->layers[l];
-    float *block = model->theta + layer->block;
-    for (int e = 1; e < layer->experts; e++)
-        tmoei_scale_add(model->ctx, block + (size_t)e * layer->block_size, 1.0f, 1.0f, block,
-        layer->block_size);
+    const size_t n = model->layers[l].block_size;
+    float *block = model->theta + model->layers[l].block;
+    for (int e = 1; e < model->layers[l].experts; e++)
+        tmoei_scale_add(model->ctx, block + (size_t)e * n, 1.0f, 1.0f, block, n);
 }
 TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
         const tmoe_tokenizer *tokenizer, const tmoe_task *tasks, int task_count) {
@@ -5106,13 +5063,13 @@ TMOE_DEF void tmoe_model_take_router(tmoe_model *model, const tmoe_model *from) 
         for (int q = from->router_parameter; q < from->parameter_count; q++) {
             const tmoei_parameter *to = &model->parameters[p], *a = &from->parameters[q];
             const int table = to->offset == model->vectors;     /* of tasks: rows that both know are taken */
-            const size_t n = (size_t)to->cols * (size_t)(table ? 1 : to->rows);
+            const float *theirs = from->theta + a->offset;
+            float *mine = model->theta + to->offset;
+            const size_t n = (size_t)to->cols;
             if (to->cols != a->cols || (!table && to->rows != a->rows) || strcmp(to->name, a->name)) continue;
-            for (int row = 0; row < (table ? model->N : 1); row++) {
-                const int known = table ? tmoe_find_task(from, model->tasks[row].name) : 0;
-                if (known >= 0)
-                    memcpy(model->theta + to->offset + (size_t)row * n,
-                        from->theta + a->offset + (size_t)known * n, n * sizeof(float));
+            for (int row = 0; row < to->rows; row++) {
+                const int known = table ? tmoe_find_task(from, model->tasks[row].name) : row;
+                if (known >= 0) memcpy(mine + (size_t)row * n, theirs + (size_t)known * n, n * sizeof(float));
             }
         }
     model->version++;
@@ -5125,10 +5082,9 @@ static void tmoei_layer_derive(tmoe_model *model, const tmoe_model *from, int l,
         const size_t n = (size_t)layer->rows[piece] * (size_t)layer->cols[piece];
         const int several = (keep ? layer : old)->in_expert[piece] ? old->experts : 1;
         for (int e = 0; e < several; e++) {
-            const float weight = several == 1 ? 1.0f : r ? r[e] : 1.0f / (float)several;
-            float *to = tmoei_piece_of(model, l, piece, keep ? e : 0);
-            tmoei_scale_add(model->ctx, to, keep || e == 0 ? 0.0f : 1.0f, keep ? 1.0f : weight,
-                tmoei_piece_of(from, l, piece, e), n);
+            const float weight = keep || several == 1 ? 1.0f : r ? r[e] : 1.0f / (float)several;
+            tmoei_scale_add(model->ctx, tmoei_piece_of(model, l, piece, keep ? e : 0),
+                keep || e == 0 ? 0.0f : 1.0f, weight, tmoei_piece_of(from, l, piece, e), n);
         }
     }
     if (!keep) tmoei_experts_copy(model, l);
@@ -5309,25 +5265,22 @@ static tmoe_tensor *tmoei_sublayer_output(tmoei_pass *pass, tmoe_tensor *const *
     if (pass->model->config.norm == TMOE_NORM_PRE) return x;
     return tmoe_layer_norm(pass->tape, x, w[norm], w[norm + 1]);
 }
-static tmoe_tensor *tmoei_cached_self_attention(tmoei_pass *pass, int layer, int expert, tmoe_tensor *qkv);
-static tmoe_tensor *tmoei_cached_cross_attention(tmoei_pass *pass, int layer, int expert, tmoe_tensor *q,
-    tmoe_tensor *w, tmoe_tensor *b);
+static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert, tmoe_tensor *const *cross,
+    const tmoe_tensor *x);              /* >>inference */
 /* Self-attention and, in a decoder, cross-attention over the encoder's output. */
 static tmoe_tensor *tmoei_attend(tmoei_pass *pass, int l, int expert, tmoe_tensor *const *w, tmoe_tensor *h) {
     const tmoei_layer *layer = &pass->model->layers[l];
     const tmoei_pack *pack = pass->pack;
     tmoe_tape *tape = pass->tape;
     tmoe_tensor *x = tmoei_sublayer_input(pass, w, h, TMOEI_SELF_NORM, TMOEI_SELF_QKV, TMOE_NONE);
-    x = pass->cache ? tmoei_cached_self_attention(pass, l, expert, x) : tmoe_attention(tape, x, x,
+    x = pass->cache ? tmoei_cached_attention(pass, l, expert, NULL, x) : tmoe_attention(tape, x, x,
         layer->heads, pack->sequences, pack->offsets, pack->offsets, layer->decoder);
     h = tmoei_sublayer_output(pass, w, h, x, TMOEI_SELF_NORM, TMOEI_SELF_OUT);
     if (!layer->decoder) return h;
-    tmoe_tensor *kv_w = w[TMOEI_CROSS_KV], *kv_b = w[TMOEI_CROSS_KV_BIAS];
     x = tmoei_sublayer_input(pass, w, h, TMOEI_CROSS_NORM, TMOEI_CROSS_Q, TMOE_NONE);
-    if (pass->cache) x = tmoei_cached_cross_attention(pass, l, expert, x, kv_w, kv_b);
-    else
-        x = tmoe_attention(tape, x, tmoe_linear(tape, pass->memory, kv_w, kv_b, TMOE_NONE, NULL),
-            layer->heads, pack->sequences, pack->offsets, pass->memory_pack->offsets, 0);
+    x = pass->cache ? tmoei_cached_attention(pass, l, expert, w + TMOEI_CROSS_KV, x) : tmoe_attention(tape, x,
+        tmoe_linear(tape, pass->memory, w[TMOEI_CROSS_KV], w[TMOEI_CROSS_KV_BIAS], TMOE_NONE, NULL),
+        layer->heads, pack->sequences, pack->offsets, pass->memory_pack->offsets, 0);
     return tmoei_sublayer_output(pass, w, h, x, TMOEI_CROSS_NORM, TMOEI_CROSS_OUT);
 }
 static tmoe_tensor *tmoei_ffn_sublayer(tmoei_pass *pass, tmoe_tensor *const *w, tmoe_tensor *h) {
@@ -6092,12 +6045,6 @@ TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, t
  * Keys and values of earlier positions stay in a cache: position t of slot s lies at (t * slots + s). A row
  * is a request, or one of its beams; which slot holds position t of a row is looked up in a table, so that
  * beams that change places move no keys. */
-
-typedef struct tmoei_keys {             /* of one decoder layer, of one expert that runs by itself */
-    float *self;                        /* (target_tokens, slots, 2D): k | v */
-    float *cross;               /* (source tokens, 2D): k | v of the encoder's output; made once a request */
-} tmoei_keys;
-
 struct tmoei_cache {
     int slots, rows;                    /* places; rows that still run */
     int position, limit;                /* the one that is computed now, from 0; how many at most */
@@ -6106,12 +6053,13 @@ struct tmoei_cache {
     int *ids, *positions, *order;       /* (slots): of the latest tokens; scratch */
     float *scores;                      /* (slots, limit): scratch of self-attention */
     const tmoei_pack *source; float *memory;        /* what the encoder read; its output (source tokens, D) */
-    tmoei_keys *keys; int experts;      /* (decoder layers, experts): 1, or E where they run side by side */
+    /* (decoder layers, experts, 2) k | v: of positions (limit, slots, 2D), of memory (source tokens, 2D) */
+    float **keys; int experts;          /* 1, or E where they run side by side */
     tmoei_owner own;
 };
 
 typedef struct tmoei_cached_job {       /* all: as if of one head, from row 0 on */
-    const tmoei_cache *cache; const tmoei_keys *keys; tmoei_attention_rows all; } tmoei_cached_job;
+    const tmoei_cache *cache; const float *keys; tmoei_attention_rows all; } tmoei_cached_job;
 /* Which row of the keys belongs to position t of a row. */
 static size_t tmoei_cache_place(const tmoei_cache *cache, size_t t, int row) {
     const size_t first = t * (size_t)cache->slots;
@@ -6128,7 +6076,7 @@ static void tmoei_cached_self_chunk(void *arg, int row, int lane) {
     (void)lane;
     memset(y, 0, D * sizeof(float));
     for (size_t at = 0; at < D; at += width) {
-        const float *k = job->keys->self + at, *v = k + D;
+        const float *k = job->keys + at, *v = k + D;
         for (size_t t = 0; t < count; t++)
             scores[t] = kernels->dot(q + at, k + tmoei_cache_place(cache, t, row) * 2 * D, width);
         const float most = scale * kernels->maximum(scores, count);
@@ -6144,63 +6092,45 @@ static void tmoei_cached_cross_chunk(void *arg, int row, int lane) {
     tmoei_attention_rows a = job->all;
     a.S = offsets[1] - offsets[0];
     a.q += (size_t)row * a.q_stride; a.y += (size_t)row * a.y_stride;
-    a.k = job->keys->cross + (size_t)offsets[0] * a.kv_stride; a.v = a.k + a.y_stride;
+    a.k = job->keys + (size_t)offsets[0] * a.kv_stride; a.v = a.k + a.y_stride;
     for (size_t at = 0; at < a.y_stride; at += (size_t)a.width) {
         tmoei_attention_forward(&a, lane);
         a.q += a.width; a.k += a.width; a.v += a.width; a.y += a.width;
     }
 }
-static tmoei_keys *tmoei_cache_keys(tmoei_pass *pass, int layer, int expert) {
-    const tmoei_cache *cache = pass->cache;
-    const int first = (layer - pass->model->config.encoder_layers) * cache->experts;
-    return &cache->keys[first + (cache->experts > 1 ? expert : 0)];
-}
-/* Attention of all rows, in the first D columns of q, over the keys; gives its output (rows, D). */
-static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, const tmoei_keys *keys, const tmoe_tensor *q,
-        void (*chunk)(void *, int, int)) {
-    const int D = pass->model->config.D;
-    tmoe_tensor *y = tmoei_tensor_new(pass->tape, q->rows, D, NULL);
+/* Attention of all rows; gives (rows, D). Self: x is qkv (rows, 3D) of the present position, keeps k and v.
+ * Cross: x is q (rows, D) over its request's keys, which the first call makes: cross is [w, b]. */
+static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert, tmoe_tensor *const *cross,
+        const tmoe_tensor *x) {
+    tmoei_cache *cache = pass->cache;
+    const tmoe_config *c = &pass->model->config;
+    const int n = cache->source->tokens, first = (l - c->encoder_layers) * cache->experts;
+    const size_t D = (size_t)c->D, places = cross ? (size_t)n : (size_t)cache->limit * (size_t)cache->slots;
+    float **keys = &cache->keys[2 * (cache->experts > 1 ? first + expert : first) + (cross != NULL)];
     tmoei_cached_job job;
-    if (!y) return NULL;
     memset(&job, 0, sizeof job);
-    job.cache = pass->cache; job.keys = keys;
-    job.all.ctx = pass->model->ctx; job.all.T = 1; job.all.width = D / pass->model->config.H_decoder;
-    job.all.q = q->x; job.all.q_stride = (size_t)q->cols; job.all.kv_stride = 2 * (size_t)D;
-    job.all.y = y->x; job.all.y_stride = (size_t)D;
-    tmoei_parallel(pass->model->ctx, chunk, &job, pass->cache->rows);
-    return y;
-}
-/* qkv (rows, 3D) of the present position: keeps k and v, gives the attention's output (rows, D). */
-static tmoe_tensor *tmoei_cached_self_attention(tmoei_pass *pass, int layer, int expert, tmoe_tensor *qkv) {
-    tmoei_cache *cache = pass->cache;
-    tmoei_keys *keys = tmoei_cache_keys(pass, layer, expert);
-    const size_t D = (size_t)pass->model->config.D, places = (size_t)cache->limit * (size_t)cache->slots;
-    if (!qkv) return NULL;
-    if (!keys->self) keys->self = (float *)tmoei_own(&cache->own, places * 2 * D, sizeof(float));
-    if (!keys->self) return NULL;
-    for (int r = 0; r < cache->rows; r++)
-        memcpy(keys->self + tmoei_cache_place(cache, (size_t)cache->position, r) * 2 * D,
-            qkv->x + (size_t)r * 3 * D + D, 2 * D * sizeof(float));
-    return tmoei_cached_attention(pass, keys, qkv, tmoei_cached_self_chunk);
-}
-/* q (rows, D) over the keys and values of its request, which the first call makes. */
-static tmoe_tensor *tmoei_cached_cross_attention(tmoei_pass *pass, int layer, int expert, tmoe_tensor *q,
-        tmoe_tensor *w, tmoe_tensor *b) {
-    tmoei_cache *cache = pass->cache;
-    tmoei_keys *keys = tmoei_cache_keys(pass, layer, expert);
-    const int n = cache->source->tokens;
-    const size_t D = (size_t)pass->model->config.D;
-    if (!q || !w || !b) return NULL;
-    if (!keys->cross) {
+    if (!x || (cross && (!cross[0] || !cross[1]))) return NULL;
+    if (!*keys) {
         tmoei_epilogue end;
-        keys->cross = (float *)tmoei_own(&cache->own, (size_t)n * 2 * D, sizeof(float));
-        if (!keys->cross) return NULL;
         memset(&end, 0, sizeof end);
-        end.bias = b->x;
-        tmoei_gemm(cache->own.ctx, 0, 1, n, 2 * (int)D, (int)D, cache->memory, D, w->x, D, 0.0f, keys->cross,
-            2 * D, &end);
+        *keys = (float *)tmoei_own(&cache->own, places * 2 * D, sizeof(float));
+        if (!*keys) return NULL;
+        if (cross) end.bias = cross[1]->x;
+        if (cross) tmoei_gemm(cache->own.ctx, 0, 1, n, 2 * c->D, c->D, cache->memory, D, cross[0]->x, D, 0.0f,
+            *keys, 2 * D, &end);
     }
-    return tmoei_cached_attention(pass, keys, q, tmoei_cached_cross_chunk);
+    tmoe_tensor *y = tmoei_tensor_new(pass->tape, x->rows, c->D, NULL);
+    if (!y) return NULL;
+    for (int r = 0; !cross && r < cache->rows; r++)
+        memcpy(*keys + tmoei_cache_place(cache, (size_t)cache->position, r) * 2 * D,
+            x->x + (size_t)r * 3 * D + D, 2 * D * sizeof(float));
+    job.cache = cache; job.keys = *keys;
+    job.all.ctx = cache->own.ctx; job.all.T = 1; job.all.width = c->D / c->H_decoder;
+    job.all.q = x->x; job.all.q_stride = (size_t)x->cols; job.all.kv_stride = 2 * D;
+    job.all.y = y->x; job.all.y_stride = D;
+    tmoei_parallel(cache->own.ctx, cross ? tmoei_cached_cross_chunk : tmoei_cached_self_chunk, &job,
+        cache->rows);
+    return y;
 }
 
 /* ---- route once, merge once -------------------------------------------------------------------------- */
@@ -6271,8 +6201,7 @@ static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int
     own->ctx = model->ctx;
     cache->slots = cache->rows = (int)slots; cache->limit = limit; cache->source = source;
     cache->experts = c->mix == TMOE_MIX_OUTPUT ? c->E : 1;
-    cache->keys = (tmoei_keys *)tmoei_own(own, (size_t)(c->decoder_layers * cache->experts),
-        sizeof *cache->keys);
+    cache->keys = (float **)tmoei_own(own, 2 * (size_t)(c->decoder_layers * cache->experts), sizeof(float *));
     cache->memory = (float *)tmoei_own(own, memory, sizeof(float));
     cache->scores = (float *)tmoei_own(own, places, sizeof(float));
     cache->slot_of = (int *)tmoei_own(own, places + 4 * slots, sizeof(int));
