@@ -82,23 +82,19 @@
  *   weights, the temperature is saved.
  *
  * CONCEPTS
- *   context   tmoe_ctx: allocator, threads, kernels, the last error. Contexts are independent; one context
- *             is used by one thread at a time.
+ *   context   tmoe_ctx: allocator, threads, kernels, last error. Independent; each for one thread at a time.
  *   errors    functions give a tmoe_result or NULL; tmoe_error_message() then has the first cause with its
  *             values and the rule. A failed call changes nothing.
- *   group     the unit of work: examples of one task, packed one behind the other without padding. A step's
- *             batch is several groups.
- *   tape      operations compute at once and remember how to go back. Levels of use: tmoe_train and
- *             tmoe_answer; your own loop with tmoe_step, tmoe_route, tmoe_evaluate; your own model on
- *             tmoe_linear, tmoe_attention, ...
+ *   group     the unit of work: examples of one task, packed without padding. A step's batch is several.
+ *   tape      operations compute at once and remember how to go back. Use tmoe_train and tmoe_answer; or a
+ *             loop on tmoe_step, tmoe_route, tmoe_evaluate; or a model on tmoe_linear, tmoe_attention, ...
  *   equal bits  the same seed gives the same bits, on 1, 2 or 64 threads, and after stopping and resuming.
  *             Across instruction sets results agree to rounding.
  *   files     safetensors, written to a temporary file, flushed, renamed; validated before it is believed.
  *
  * BUILD OPTIONS (define before including; only read where TASKMOE_IMPLEMENTATION is defined)
  *   TASKMOE_IMPLEMENTATION   make the bodies here            TASKMOE_STATIC   everything static in this file
- *   TMOE_THREADS             built-in pthread pool (tmoe_ctx_config.threads)
- *   TMOE_NO_STDIO            no FILE functions: no load, no save
+ *   TMOE_THREADS             built-in pthread pool           TMOE_NO_STDIO    no FILEs: no load, no save
  *   TMOE_NO_SIMD, TMOE_NO_AVX512, TMOE_NO_AVX2, TMOE_NO_NEON
  *   TMOE_MALLOC, TMOE_FREE   default allocator, both         TMOE_DEF         own linkage or decoration
  *   TMOE_ASSERT(x)           default assert                  TMOE_ALLOW_FAST_MATH   accept -ffast-math
@@ -113,16 +109,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#ifndef TMOE_DEF
-#  ifdef TASKMOE_STATIC
-#    if defined(__GNUC__)
-#      define TMOE_DEF static __attribute__((unused))
-#    else
-#      define TMOE_DEF static
-#    endif
-#  else
-#    define TMOE_DEF extern
-#  endif
+#if defined(TMOE_DEF)                   /* the program's own */
+#elif !defined(TASKMOE_STATIC)
+#  define TMOE_DEF extern
+#elif defined(__GNUC__)
+#  define TMOE_DEF static __attribute__((unused))
+#else
+#  define TMOE_DEF static
 #endif
 #ifdef __cplusplus
 extern "C" {
@@ -217,12 +210,11 @@ TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss);
 
 /* All operations: with a NULL input (an earlier one failed) the result is NULL, and the context keeps the
  * first cause. Results are the tape's until its reset. Wrong shapes: NULL + TMOE_ERR_SHAPE; no memory: NULL
- * + TMOE_ERR_MEMORY. One tape, one thread. "keeps" is what stays for the backward pass; if none, nothing. */
+ * + TMOE_ERR_MEMORY. One tape, one thread. "keeps" is what stays for the backward pass; not said: nothing. */
 
-/* tmoe_linear - y = act(x w^T + b) + residual                                                 >>ops
- *   x (T,D) in   w (F,D) in   b (1,F) in or NULL   residual (T,F) in or NULL   out (T,F)
- *   grad  x, w, b, residual      keeps  the value before act, 4*T*F bytes, unless act is NONE
- *   cost  2*T*D*F flop forward, twice that backward   fails  shapes; act not NONE, GELU or RELU */
+/* tmoe_linear - y = act(x w^T + b) + residual   fails  shapes; act not NONE, GELU or RELU     >>ops
+ *   x (T,D) in   w (F,D) in   b (1,F) in or NULL   residual (T,F) in or NULL   out (T,F)   grad  all four
+ *   keeps  value before act, 4*T*F bytes, unless NONE   cost  2*T*D*F flop forward, twice that backward */
 TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *w, tmoe_tensor *b,
                                   tmoe_activation act, tmoe_tensor *residual);
 /* tmoe_layer_norm - y = gain * (x - mean) / sqrt(var + 1e-5) + bias, by rows (Ba 2016; 1e-5 as BART)  >>ops
@@ -446,9 +438,8 @@ typedef enum tmoe_expert_kind { TMOE_EXPERT_LAYER, TMOE_EXPERT_FFN } tmoe_expert
 enum { TMOE_ENCODER = 1, TMOE_DECODER = 2 };                          /* bits of tmoe_config.expert_places */
 
 typedef enum tmoe_router_kind {         /* the ten of the paper's code */
-    TMOE_ROUTER_LINEAR, TMOE_ROUTER_LINEAR_LAYER_SPECIFIC,
-    TMOE_ROUTER_RNN, TMOE_ROUTER_RNN_LAYER_SPECIFIC, TMOE_ROUTER_GRU, TMOE_ROUTER_GRU_LAYER_SPECIFIC,
-    TMOE_ROUTER_LSTM, TMOE_ROUTER_LSTM_LAYER_SPECIFIC,
+    TMOE_ROUTER_LINEAR, TMOE_ROUTER_LINEAR_LAYER_SPECIFIC, TMOE_ROUTER_RNN, TMOE_ROUTER_RNN_LAYER_SPECIFIC,
+    TMOE_ROUTER_GRU, TMOE_ROUTER_GRU_LAYER_SPECIFIC, TMOE_ROUTER_LSTM, TMOE_ROUTER_LSTM_LAYER_SPECIFIC,
     TMOE_ROUTER_TRANSFORMER, TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC
 } tmoe_router_kind;
 
@@ -466,23 +457,19 @@ typedef struct tmoe_config {
     int encoder_layers, decoder_layers; /* at least 1 each */
     int V;                              /* vocabulary; 0: as many symbols as the tokenizer has */
     int source_tokens, target_tokens;   /* longest sequences, with their special tokens */
-    tmoe_norm norm;
-    tmoe_activation activation;         /* TMOE_GELU or TMOE_RELU */
+    tmoe_norm norm; tmoe_activation activation;         /* TMOE_GELU or TMOE_RELU */
     int scale_embedding;                /* 1: embeddings times sqrt(D) */
     int E;                              /* experts a layer, 1 = dense, at most 64 */
     int expert_places;                  /* TMOE_ENCODER | TMOE_DECODER: layers that have experts */
     tmoe_expert_kind expert_kind;
     float expert_noise;         /* experts start as copies plus noise of this size relative to the weights */
-    tmoe_mix mix;
-    tmoe_selection selection;
+    tmoe_mix mix; tmoe_selection selection;
     int random_n;                       /* experts a task gets with TMOE_SELECT_RANDOM_TASK, 1 <= n <= E */
     /* tau(step) = max(temperature * exp(-decay * step), min) */
     float temperature, temperature_decay, temperature_min;
     float exploration;          /* chance, a layer and group in training, of a random or the uniform route */
-    tmoe_router_kind router;
-    int router_hidden;                  /* width of the router's hidden layer */
-    tmoe_vector_kind vectors;
-    int k;                              /* width of a task vector */
+    tmoe_router_kind router; int router_hidden;         /* width of the router's hidden layer */
+    tmoe_vector_kind vectors; int k;                    /* width of a task vector */
     int instruction_in_input;           /* 1: the encoder reads "instruction \n input", 0: the input alone */
     int begin_in_target;                /* 1: targets begin with <s>, as BART's do */
     int specials_in_text;               /* 1: <mask> and the like count where a text says them (BART) */
@@ -517,9 +504,8 @@ TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, co
 TMOE_DEF void tmoe_model_take_router(tmoe_model *model, const tmoe_model *from);
 /* tmoe_model_destroy - frees a model; NULL is fine.   fails never   thread  as above */
 TMOE_DEF void tmoe_model_destroy(tmoe_model *model);
-/* tmoe_model_config, _tokenizer, _task_count, _task - read-only looks inside; owned by the model
- *   task       0 <= task < task count, else NULL; it has name, category and instruction, no lines
- *   fails never   cost none   thread  any while nobody writes */
+/* tmoe_model_config, _tokenizer, _task_count, _task - read-only, the model's own; fails never   cost none
+ *   task  0 <= task < count, else NULL: name, category, instruction, no lines   thread  any, none writing */
 TMOE_DEF const tmoe_config *tmoe_model_config(const tmoe_model *model);
 TMOE_DEF const tmoe_tokenizer *tmoe_model_tokenizer(const tmoe_model *model);
 TMOE_DEF int tmoe_model_task_count(const tmoe_model *model);
@@ -581,9 +567,8 @@ typedef enum tmoe_zero_shot {
  *   route  (routed layers, E) out      fails TMOE_ERR_ARGUMENT, TMOE_ERR_MEMORY      thread  as above */
 TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction, tmoe_zero_shot how,
     float *route);
-/* tmoe_nearest_tasks - known tasks by the cosine between text vectors of instructions, nearest first
- *   tasks, cosines (count) out; count >= 1; entries past the number of tasks get -1   out  how many got one
- *   fails never (0)   cost  N*k   thread  any */
+/* tmoe_nearest_tasks - known tasks by cosine of instructions' text vectors, nearest first   cost  N*k
+ *   tasks, cosines (count >= 1) out; past the last task -1   out  how many, 0: no memory   thread  any */
 TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction, int count, int *tasks,
     float *cosines);
 /* tmoe_find_task - task of this name or instruction, or -1.   fails never   cost  N compares   thread  any */
@@ -597,8 +582,7 @@ enum { TMOE_TRAIN_LAYERS = 1, TMOE_TRAIN_ROUTER = 2, TMOE_TRAIN_TASKS = 4, TMOE_
 
 /* What the progress callback hears. */
 typedef struct tmoe_progress {
-    int64_t step;                       /* optimiser steps done */
-    int steps;                          /* of this training */
+    int64_t step; int steps;            /* optimiser steps done; of this training */
     float loss;                         /* mean over the step's target tokens, with smoothing */
     float validation_loss;    /* mean over validation tokens, no noise, no smoothing; NaN: not measured now */
     float best_validation_loss;         /* so far; NaN: never measured */
@@ -607,15 +591,13 @@ typedef struct tmoe_progress {
     const float *route_entropy;       /* (routed layers) mean over the step's groups, in nats; ln E = even */
     const float *expert_use;            /* (routed layers, E) mean of the routes over the step's groups */
     int routed_layers;
-    double tokens_per_second;           /* source and target tokens, since training began */
-    double seconds, seconds_left;
+    double tokens_per_second, seconds, seconds_left;    /* source and target tokens, since training began */
     const char *part;                   /* what is trained, from tmoe_training.label */
 } tmoe_progress;
 
 /* How to train. Start from tmoe_training_default(). */
 typedef struct tmoe_training {
-    int steps;
-    int tasks_per_step, examples_per_task;      /* a step's batch: that many groups of one task each */
+    int steps, tasks_per_step, examples_per_task;       /* a batch: that many groups of one task each */
     float lr_model, lr_router, lr_tasks;        /* at the top: linear warm-up, then linear decay to 0 */
     float warmup;                               /* fraction of the steps, 0 to 1 */
     float weight_decay, beta1, beta2, adam_epsilon;
@@ -624,8 +606,7 @@ typedef struct tmoe_training {
     /* adds so much of: each layer's mean distance of its experts; the unevenness of their use over tasks */
     float expert_regularisation, load_balance;
     int train;                           /* TMOE_TRAIN_ bits: what moves; the rest stays, moments included */
-    /* the model, then router and task vectors, in turns of so many steps; 0: together */
-    int alternate_steps;
+    int alternate_steps;    /* the model, then router and vectors, in turns of so many steps; 0: together */
     int validation_lines;              /* of each task's training lines, taken out for validation; 0: none */
     int evaluate_every_steps;            /* measure validation loss that often and keep the best; 0: never */
     int patience;                          /* stop after so many measurements without a new best; 0: never */
@@ -636,8 +617,7 @@ typedef struct tmoe_training {
     void *progress_user;
     /* once a step, sums the flat gradient over machines; or NULL */
     void (*all_reduce)(void *user, float *gradients, size_t count);
-    void *all_reduce_user;
-    int machines;                               /* how many all_reduce sums over, 0 = 1 */
+    void *all_reduce_user; int machines;        /* how many all_reduce sums over, 0 = 1 */
 } tmoe_training;
 
 /* tmoe_training_default - 5,000 steps of 8 tasks x 8 examples.   fails never   thread  any */
@@ -679,8 +659,7 @@ TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite, con
     const tmoe_model *router, const tmoe_config *config, const tmoe_training *training);
 /* tmoe_train_two_stages - the paper's: stage 1 learns routes (straight-through Gumbel, tau 2 to 0.1); stage 2
  *   freezes them, begins with start's layers again and lets routing sharpen (softmax, tau 300 to 1)
- *   start      as above      config  in: its selection and temperatures are set here      stage1, stage2  in
- *   out        the model of stage 2   fails, thread  as above */
+ *   start, fails, thread  as above   config  in; sets selection, tau   stages  in   out  stage 2's model */
 TMOE_DEF tmoe_model *tmoe_train_two_stages(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_model *start,
     const tmoe_config *config, const tmoe_training *stage1, const tmoe_training *stage2);
 /* Few-shot adaptation to an unseen task by CrossFit's protocol. Start from tmoe_few_shot_default(). */
@@ -691,19 +670,16 @@ typedef enum tmoe_tune {
 } tmoe_tune;
 #define TMOE_FEW_SHOT_CHOICES 4
 typedef struct tmoe_few_shot {
-    tmoe_zero_shot start;               /* the route it begins with; of no account for a dense model */
-    tmoe_tune tune;
+    tmoe_zero_shot start; tmoe_tune tune;       /* start: its first route; of no account for a dense model */
     int shots_per_label, shots;         /* lines for training and as many for dev: a label; without labels */
-    int steps, evaluate_every_steps;
-    float warmup;                       /* fraction of the steps */
+    int steps, evaluate_every_steps; float warmup;  /* warmup: fraction of the steps */
     float learning_rates[TMOE_FEW_SHOT_CHOICES];    /* every pair is tried; task vectors learn 10 x as fast */
     int batch_sizes[TMOE_FEW_SHOT_CHOICES], learning_rate_count, batch_size_count;
     uint64_t seed;                      /* of the sample */
 } tmoe_few_shot;
 typedef struct tmoe_few_shot_result {
     double dev, test;                   /* of the pair that was best on dev; NaN: undefined */
-    float learning_rate;
-    int batch_size, train_count, dev_count;
+    float learning_rate; int batch_size, train_count, dev_count;
 } tmoe_few_shot_result;
 /* tmoe_few_shot_default - 200 steps, 3 x 3 choices, 16 or 32 shots.   fails never   thread  any */
 TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void);
@@ -740,10 +716,9 @@ TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite, cons
  *   cost   an encoder pass and a decoder pass a token; a new route costs a merge (E * active parameters) */
 TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task, const char *input, char *text,
     size_t size);
-/* tmoe_answers - answers to many inputs of one task, in the caller's order                    >>inference
- *   task    as above    route  (routed layers, E) in; NULL: of tmoe_route, or tmoe_route_unseen by the router
- *   answers (count) out, each a string of its own: free with tmoe_answers_free
- *   fails   as above; all answers are NULL then   cost  32 at a time   thread  as above */
+/* tmoe_answers - answers to many inputs of one task, 32 at a time, in the caller's order      >>inference
+ *   route   (routed layers, E) in; NULL: tmoe_route's or, by the router, tmoe_route_unseen's   task  as above
+ *   answers (count) out, free with tmoe_answers_free   fails  as above; all NULL then   cost, thread  too */
 TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const float *route,
     const char *const *inputs, int count, char **answers);
 /* tmoe_generate - tokens that answer tokens                                                    >>inference
@@ -751,16 +726,15 @@ TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const flo
  *   ids      in: the requests' tokens, one behind the other      lengths (count) in: of each
  *   how      in, or NULL: tmoe_model_generation's; max_length 0 or too long: target_tokens + 1
  *   tokens   (count, returned, max_length) out: best first, start token first, filled up with pad_id
- *   token_counts, scores  (count, returned) out; scores or NULL: of beam search; 0 if greedy
+ *   token_counts, scores  (count, returned) out; scores may be NULL: beam search's, 0 if greedy
  *   fails    TMOE_ERR_ARGUMENT, TMOE_ERR_MEMORY   cost  as above, times beams   thread  as above */
 TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *route, const int *ids,
     const int *lengths, int count, const tmoe_generation *how, int *tokens, int *token_counts, float *scores);
 /* tmoe_answers_free - frees what tmoe_answers gave and sets it to NULL.   fails never   thread  as above */
 TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count);
 /* tmoe_evaluate - score of the model on a task's test lines by the task's metric              >>inference
- *   task   in: a suite's task, known to the model or not      route  as above, or NULL
- *   limit  test lines to use, from the first; 0 = all          score  out, NaN where the metric is undefined
- *   fails  as tmoe_answers      cost  as tmoe_answers   thread  as above */
+ *   task   in: a suite's, known or not     route  as above, or NULL     fails, cost, thread  as tmoe_answers
+ *   limit  test lines to use, from the first; 0 = all       score  out, NaN where the metric is undefined */
 TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, const float *route, int limit,
     double *score);
 /* tmoe_rank - the label with the highest likelihood, for tasks with a closed set               >>inference
@@ -3018,8 +2992,7 @@ static void tmoei_buffer_add(tmoe_ctx *ctx, tmoei_buffer *b, const char *bytes, 
     b->failed = b->failed || !tmoei_grow(ctx, &b->data, &b->capacity, b->length + n + 1, 1);
     if (b->failed) return;
     if (n) memcpy(b->data + b->length, bytes, n);
-    b->length += n;
-    b->data[b->length] = 0;
+    b->data[b->length += n] = 0;
 }
 static void tmoei_buffer_free(tmoe_ctx *ctx, tmoei_buffer *buffer) {
     tmoei_free(ctx, buffer->data); memset(buffer, 0, sizeof *buffer);
@@ -3050,23 +3023,19 @@ typedef enum tmoei_json_kind { TMOEI_JSON_NULL, TMOEI_JSON_FALSE, TMOEI_JSON_TRU
     TMOEI_JSON_STRING, TMOEI_JSON_ARRAY, TMOEI_JSON_OBJECT } tmoei_json_kind;
 typedef struct tmoei_json_node {
     tmoei_json_kind kind;
-    const char *text, *key;             /* a string's value, a number's characters, NUL behind; in objects */
-    size_t length, key_length;
-    double number;
+    const char *text, *key;             /* a string's value, NUL behind; in objects */
+    size_t length, key_length; double number;
     int child, next, count;             /* first child, next sibling (-1: none), number of children */
 } tmoei_json_node;
 typedef struct tmoei_json {
     tmoei_json_node *nodes;             /* node 0 is the root */
-    size_t capacity;
-    int count;
+    size_t capacity; int count;
     char *strings;                      /* unescaped; never longer than the text, so it is allocated once */
 } tmoei_json;
 #define TMOEI_JSON_DEPTH 64
 typedef struct tmoei_json_reader {
-    tmoe_ctx *ctx;
-    tmoei_json *json;
-    const char *text, *name;
-    size_t length, at, used;
+    tmoe_ctx *ctx; tmoei_json *json;
+    const char *text, *name; size_t length, at, used;
 } tmoei_json_reader;
 static tmoe_result tmoei_json_error(const tmoei_json_reader *r, const char *what) {
     unsigned long line = 1, column = 1;
@@ -3086,10 +3055,16 @@ static int tmoei_json_take(tmoei_json_reader *r, int c) {
     r->at++;
     return 1;
 }
-static void tmoei_json_space(tmoei_json_reader *r) {
-    for (int c = tmoei_json_peek(r); c == ' ' || c == '\t' || c == '\n' || c == '\r'; c = tmoei_json_peek(r))
-        r->at++;
+/* Steps over characters of a set; gives how many. */
+static size_t tmoei_json_skip(tmoei_json_reader *r, const char *set) {
+    const size_t from = r->at;
+    while (tmoei_json_peek(r) > 0 && strchr(set, tmoei_json_peek(r))) r->at++;
+    return r->at - from;
 }
+static void tmoei_json_space(tmoei_json_reader *r) { (void)tmoei_json_skip(r, " \t\n\r"); }
+static size_t tmoei_json_digits(tmoei_json_reader *r) { return tmoei_json_skip(r, "0123456789"); }
+/* A mark between values, with white space before it. */
+static int tmoei_json_mark(tmoei_json_reader *r, int c) { tmoei_json_space(r); return tmoei_json_take(r, c); }
 /* Four hex digits at r->at; -1 when there are none. */
 static long tmoei_json_hex4(tmoei_json_reader *r) {
     long value = 0;
@@ -3137,26 +3112,20 @@ static tmoe_result tmoei_json_string(tmoei_json_reader *r, const char **text, si
         n += tmoei_utf8_put((uint32_t)high, out + n);
     }
     if (!tmoei_json_take(r, '"')) return tmoei_json_error(r, "a string without its closing quote");
-    out[n] = 0;
-    r->used += n + 1;
+    out[n] = 0; r->used += n + 1;
     *text = out; *length = n;
     return TMOE_OK;
-}
-static int tmoei_json_digits(tmoei_json_reader *r) {
-    const size_t from = r->at;
-    for (int c = tmoei_json_peek(r); c >= '0' && c <= '9'; c = tmoei_json_peek(r)) r->at++;
-    return r->at > from;
 }
 /* null, false, true or a number. */
 static tmoe_result tmoei_json_plain(tmoei_json_reader *r, tmoei_json_node *node) {
     static const char *const words[3] = { "null", "false", "true" };    /* by their kinds */
-    const char *from = r->text + r->at;
-    char *out = r->json->strings + r->used;
+    const size_t begin = r->at;
+    const char *from = r->text + begin;
+    char *out = r->json->strings + r->used;                     /* strtod wants a NUL behind; used no more */
     for (int kind = TMOEI_JSON_NULL; kind <= TMOEI_JSON_TRUE; kind++) {
         const size_t n = strlen(words[kind]);
-        if (r->length - r->at < n || memcmp(from, words[kind], n) != 0) continue;
-        r->at += n;
-        node->kind = (tmoei_json_kind)kind;
+        if (r->length - begin < n || memcmp(from, words[kind], n) != 0) continue;
+        r->at += n; node->kind = (tmoei_json_kind)kind;
         return TMOE_OK;
     }
     (void)tmoei_json_take(r, '-');
@@ -3167,20 +3136,18 @@ static tmoe_result tmoei_json_plain(tmoei_json_reader *r, tmoei_json_node *node)
         if (!tmoei_json_take(r, '+')) (void)tmoei_json_take(r, '-');
         if (!tmoei_json_digits(r)) return tmoei_json_error(r, "a digit was expected");
     }
-    node->kind = TMOEI_JSON_NUMBER; node->length = (size_t)(r->text + r->at - from); node->text = out;
-    memcpy(out, from, node->length);
-    out[node->length] = 0;
-    r->used += node->length + 1;
-    node->number = strtod(out, NULL);
+    memcpy(out, from, r->at - begin);
+    out[r->at - begin] = 0;
+    node->kind = TMOEI_JSON_NUMBER; node->number = strtod(out, NULL);
     return TMOE_OK;
 }
 static void tmoei_json_free(tmoe_ctx *ctx, tmoei_json *json) {
-    tmoei_free(ctx, json->nodes); tmoei_free(ctx, json->strings);
-    memset(json, 0, sizeof *json);
+    tmoei_free(ctx, json->nodes); tmoei_free(ctx, json->strings); memset(json, 0, sizeof *json);
 }
 /* A value, and by the same function what is in it: at most 64 deep, so the C stack has room. */
 static tmoe_result tmoei_json_element(tmoei_json_reader *r, int depth) {
     tmoei_json *json = r->json;
+    tmoei_json_space(r);
     const int index = json->count, c = tmoei_json_peek(r), opens = c == '[' || c == '{';
     int last = -1;
     tmoei_json_node node;
@@ -3196,26 +3163,22 @@ static tmoe_result tmoei_json_element(tmoei_json_reader *r, int depth) {
     json->nodes[json->count++] = node;
     if (!opens) return TMOE_OK;
     r->at++;
-    tmoei_json_space(r);
-    if (tmoei_json_take(r, c == '[' ? ']' : '}')) return TMOE_OK;
+    if (tmoei_json_mark(r, c == '[' ? ']' : '}')) return TMOE_OK;
     if (depth == TMOEI_JSON_DEPTH) return tmoei_json_error(r, "nested more than 64 deep");
     do {
         const int child = json->count;
-        tmoei_json_space(r);
         if (c == '{') {
+            tmoei_json_space(r);
             if (tmoei_json_peek(r) != '"') return tmoei_json_error(r, "a key was expected");
             TMOEI_TRY(tmoei_json_string(r, &node.key, &node.key_length));
-            tmoei_json_space(r);
-            if (!tmoei_json_take(r, ':')) return tmoei_json_error(r, "':' was expected");
-            tmoei_json_space(r);
+            if (!tmoei_json_mark(r, ':')) return tmoei_json_error(r, "':' was expected");
         }
         TMOEI_TRY(tmoei_json_element(r, depth + 1));
         json->nodes[child].key = node.key; json->nodes[child].key_length = node.key_length;
         if (last < 0) json->nodes[index].child = child; else json->nodes[last].next = child;
         json->nodes[index].count++;
         last = child;
-        tmoei_json_space(r);
-    } while (tmoei_json_take(r, ','));
+    } while (tmoei_json_mark(r, ','));
     if (tmoei_json_take(r, c == '[' ? ']' : '}')) return TMOE_OK;
     return tmoei_json_error(r, "',' or the closing bracket was expected");
 }
@@ -3224,9 +3187,7 @@ static tmoe_result tmoei_json_parse(tmoe_ctx *ctx, tmoei_json *json, const char 
         const char *source_name) {
     tmoei_json_reader r = { ctx, json, text, source_name, length, 0, 0 };
     memset(json, 0, sizeof *json);
-    /* a value of n characters needs n + 1 bytes at most */
-    json->strings = (char *)tmoei_alloc(ctx, length, 2, 0);
-    tmoei_json_space(&r);
+    json->strings = (char *)tmoei_alloc(ctx, length, 2, 0);     /* n characters need n + 1 bytes at most */
     tmoe_result result = !length ? tmoei_json_error(&r, "the text is empty")
         : json->strings ? tmoei_json_element(&r, 0) : TMOE_ERR_MEMORY;
     tmoei_json_space(&r);
@@ -3279,8 +3240,8 @@ static char *tmoei_read_file(tmoe_ctx *ctx, const char *path, size_t limit_bytes
     else if (large) (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: larger than the limit of %lu bytes", path,
         (unsigned long)limit_bytes);
     (void)fclose(file);
-    *length = buffer.length;
     if (unread || large || buffer.failed) tmoei_buffer_free(ctx, &buffer);
+    *length = buffer.length;                                    /* 0 without a text */
     return buffer.data;
 }
 #endif /* TMOE_NO_STDIO */
@@ -3307,6 +3268,7 @@ typedef struct tmoei_safetensors {
     const unsigned char *data;
     size_t size, data_size;
     int mapped;                         /* bytes are the file itself, in pages that are ours to write to */
+    tmoei_owner own;                    /* of path and entries */
     tmoei_json json;
     tmoei_entry *entries; int count;    /* sorted by name */
 } tmoei_safetensors;
@@ -3336,7 +3298,7 @@ static void tmoei_safetensors_close(tmoe_ctx *ctx, tmoei_safetensors *file) {
     tmoei_json_free(ctx, &file->json);
     if (file->mapped) tmoei_unmap(file->bytes, file->size);
     else tmoei_free(ctx, file->bytes);
-    tmoei_free(ctx, file->entries); tmoei_free(ctx, file->path);
+    tmoei_owner_free(&file->own);
     memset(file, 0, sizeof *file);
 }
 static int tmoei_entry_by_name(const void *a, const void *b) {
@@ -3401,7 +3363,7 @@ static tmoe_result tmoei_safetensors_check(tmoe_ctx *ctx, tmoei_safetensors *fil
     const tmoei_json_node *nodes = file->json.nodes;
     if (nodes[0].kind != TMOEI_JSON_OBJECT)
         return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the header is not an object", file->path);
-    tmoei_entry *e = (tmoei_entry *)tmoei_alloc(ctx, (size_t)nodes[0].count + 1, sizeof *e, 1);
+    tmoei_entry *e = (tmoei_entry *)tmoei_own(&file->own, (size_t)nodes[0].count + 1, sizeof *e);
     if (!(file->entries = e)) return TMOE_ERR_MEMORY;
     for (int i = nodes[0].child; i >= 0; i = nodes[i].next) {
         const int metadata = strcmp(nodes[i].key, "__metadata__") == 0;
@@ -3428,9 +3390,8 @@ static tmoe_result tmoei_safetensors_check(tmoe_ctx *ctx, tmoei_safetensors *fil
 }
 static tmoe_result tmoei_safetensors_open(tmoe_ctx *ctx, tmoei_safetensors *file, const char *path) {
     memset(file, 0, sizeof *file);
-    const size_t n = strlen(path) + 1;
-    file->path = (char *)tmoei_alloc(ctx, n, 1, 0);
-    if (file->path) memcpy(file->path, path, n);
+    file->own.ctx = ctx;
+    file->path = tmoei_own_text(&file->own, path, strlen(path));
     if (file->path) file->bytes = tmoei_map_file(ctx, path, &file->size, &file->mapped);
     const tmoe_result result = file->bytes ? tmoei_safetensors_check(ctx, file) : ctx->error;
     if (result != TMOE_OK) tmoei_safetensors_close(ctx, file);
@@ -3447,6 +3408,7 @@ static const char *tmoei_safetensors_metadata(const tmoei_safetensors *file, con
     return tmoei_json_is_string(&file->json, node) ? file->json.nodes[node].text : NULL;
 }
 static float tmoei_float_of_bits(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
+static uint32_t tmoei_bits_of_float(float x) { uint32_t bits; memcpy(&bits, &x, 4); return bits; }
 /* IEEE half: sign, 5 bits of exponent (bias 15), 10 bits; exponent 0: the fraction alone */
 static float tmoei_half(uint32_t h) {
     const uint32_t sign = (h & 0x8000u) << 16, exponent = h >> 10 & 31u, fraction = h & 1023u;
@@ -3473,17 +3435,19 @@ static tmoe_result tmoei_safetensors_read(tmoe_ctx *ctx, const tmoei_safetensors
             : tmoei_float_of_bits((uint32_t)tmoei_little(p + 2 * i, 2) << 16);
     return TMOE_OK;
 }
-/* ---- writing: declare everything, then the data in the same order, then commit ----------------------- */
+/* ---- writing: metadata, then tensors are declared; save writes it all -------------------------------- */
+typedef struct tmoei_span { const float *data; size_t zeros, count; } tmoei_span;     /* zeros come first */
 typedef struct tmoei_writer {
     tmoei_buffer json, temporary;       /* the header; PATH.tmp, which commit puts in PATH's place */
     const char *path;                   /* the caller's */
     FILE *file;
-    size_t declared;                    /* bytes of data */
+    tmoei_span *spans;                  /* what the tensors hold, the caller's */
+    size_t declared, count, capacity;   /* bytes of data; spans */
 } tmoei_writer;
 static void tmoei_writer_free(tmoe_ctx *ctx, tmoei_writer *writer) {
     if (writer->file) { (void)fclose(writer->file); (void)remove(writer->temporary.data); }
     tmoei_buffer_free(ctx, &writer->json); tmoei_buffer_free(ctx, &writer->temporary);
-    memset(writer, 0, sizeof *writer);
+    tmoei_free(ctx, writer->spans); memset(writer, 0, sizeof *writer);
 }
 /* All metadata come before the tensors. */
 static void tmoei_writer_metadata(tmoe_ctx *ctx, tmoei_writer *writer, const char *key, const char *text,
@@ -3493,16 +3457,19 @@ static void tmoei_writer_metadata(tmoe_ctx *ctx, tmoei_writer *writer, const cha
     tmoei_buffer_add(ctx, &writer->json, ":", 1);
     tmoei_buffer_json_string(ctx, &writer->json, text, length);
 }
-static void tmoei_writer_tensor(tmoe_ctx *ctx, tmoei_writer *writer, const char *name, int rank, size_t rows,
-        size_t cols) {
-    const size_t begin = writer->declared, end = begin + (rank == 2 ? rows * cols : cols) * sizeof(float);
+/* `skip` rows of zeros, then `rows` of data. */
+static void tmoei_writer_tensor(tmoe_ctx *ctx, tmoei_writer *writer, const char *name, int rank, size_t skip,
+        size_t rows, size_t cols, const float *data) {
+    const tmoei_span span = { data, skip * cols, rows * cols };
+    const size_t begin = writer->declared, end = begin + (span.zeros + span.count) * sizeof(float);
+    if (!tmoei_grow(ctx, &writer->spans, &writer->capacity, writer->count + 1, sizeof span)) return;
+    writer->spans[writer->count++] = span; writer->declared = end;
     tmoei_buffer_print(ctx, &writer->json, begin ? "," : "},");     /* the first one ends the metadata */
     tmoei_buffer_json_string(ctx, &writer->json, name, strlen(name));
     tmoei_buffer_print(ctx, &writer->json, ":{\"dtype\":\"F32\",\"shape\":[");
-    if (rank == 2) tmoei_buffer_print(ctx, &writer->json, "%lu,", (unsigned long)rows);
+    if (rank == 2) tmoei_buffer_print(ctx, &writer->json, "%lu,", (unsigned long)(skip + rows));
     tmoei_buffer_print(ctx, &writer->json, "%lu],\"data_offsets\":[%lu,%lu]}", (unsigned long)cols,
         (unsigned long)begin, (unsigned long)end);
-    writer->declared = end;
 }
 static tmoe_result tmoei_writer_trouble(tmoe_ctx *ctx, const tmoei_writer *writer) {
     return tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be written: %s", writer->path, strerror(errno));
@@ -3525,25 +3492,6 @@ static tmoe_result tmoei_writer_little(tmoe_ctx *ctx, tmoei_writer *writer, uint
     for (size_t i = 0; i < n; i++) bytes[i] = (unsigned char)(x >> (8 * i));
     return tmoei_writer_bytes(ctx, writer, bytes, n);
 }
-/* Opens the file and writes the header. */
-static tmoe_result tmoei_writer_begin(tmoe_ctx *ctx, tmoei_writer *writer, const char *path) {
-    tmoei_buffer *json = &writer->json;
-    tmoei_buffer_add(ctx, json, "}", 1);
-    /* data begins on a cache line */
-    while (!json->failed && (json->length + 8) % 64) tmoei_buffer_add(ctx, json, " ", 1);
-    if (json->failed) return TMOE_ERR_MEMORY;
-    TMOEI_TRY(tmoei_writer_open(ctx, writer, path));
-    TMOEI_TRY(tmoei_writer_little(ctx, writer, json->length, 8));
-    return tmoei_writer_bytes(ctx, writer, json->data, json->length);
-}
-static tmoe_result tmoei_writer_data(tmoe_ctx *ctx, tmoei_writer *writer, const float *x, size_t count) {
-    if (tmoei_little_endian()) return tmoei_writer_bytes(ctx, writer, x, count * sizeof(float));
-    for (uint32_t bits; count; count--) {
-        memcpy(&bits, x++, 4);
-        TMOEI_TRY(tmoei_writer_little(ctx, writer, bits, 4));
-    }
-    return TMOE_OK;
-}
 /* Flushes to the disk and puts the file in its place; until then the old one is untouched. */
 static tmoe_result tmoei_writer_commit(tmoe_ctx *ctx, tmoei_writer *writer) {
     int good = fflush(writer->file) == 0;
@@ -3560,6 +3508,24 @@ static tmoe_result tmoei_writer_commit(tmoe_ctx *ctx, tmoei_writer *writer) {
     (void)tmoei_writer_trouble(ctx, writer);
     (void)remove(writer->temporary.data);
     return TMOE_ERR_FILE;
+}
+static tmoe_result tmoei_writer_save(tmoe_ctx *ctx, tmoei_writer *writer, const char *path) {
+    tmoei_buffer *json = &writer->json;
+    tmoei_buffer_add(ctx, json, "}", 1);
+    /* data begins on a cache line */
+    while (!json->failed && (json->length + 8) % 64) tmoei_buffer_add(ctx, json, " ", 1);
+    if (ctx->error != TMOE_OK) return ctx->error;
+    TMOEI_TRY(tmoei_writer_open(ctx, writer, path));
+    TMOEI_TRY(tmoei_writer_little(ctx, writer, json->length, 8));
+    TMOEI_TRY(tmoei_writer_bytes(ctx, writer, json->data, json->length));
+    for (const tmoei_span *s = writer->spans; s < writer->spans + writer->count; s++) {
+        const size_t whole = tmoei_little_endian() ? s->count : 0;      /* written as they lie in memory */
+        for (size_t i = 0; i < s->zeros; i++) TMOEI_TRY(tmoei_writer_little(ctx, writer, 0, 4));
+        TMOEI_TRY(tmoei_writer_bytes(ctx, writer, s->data, whole * sizeof(float)));
+        for (size_t i = whole; i < s->count; i++)
+            TMOEI_TRY(tmoei_writer_little(ctx, writer, tmoei_bits_of_float(s->data[i]), 4));
+    }
+    return tmoei_writer_commit(ctx, writer);
 }
 #endif /* TMOE_NO_STDIO */
 /* ==== >>tokenizer: bytes, and byte-level BPE ===========================================================
@@ -3588,8 +3554,7 @@ static void tmoei_table_put(tmoei_table *table, tmoei_slot slot) {
 static int tmoei_table_add(tmoe_ctx *ctx, tmoei_table *table, uint64_t hash, int index) {
     const tmoei_slot slot = { hash, index + 1 };
     if (2 * (table->used + 1) > table->size) {
-        tmoei_table bigger = *table;
-        bigger.size = table->size ? 2 * table->size : 64;
+        tmoei_table bigger = { NULL, table->size ? 2 * table->size : 64, table->used };
         if (!(bigger.slots = (tmoei_slot *)tmoei_alloc(ctx, bigger.size, sizeof slot, 1))) return 0;
         for (size_t i = 0; i < table->size; i++)
             if (table->slots[i].value) tmoei_table_put(&bigger, table->slots[i]);
@@ -3653,8 +3618,7 @@ static int tmoei_token_add(tmoe_tokenizer *t, const char *text, size_t length) {
             || (length && !tmoei_table_add(t->ctx, &t->ids, tmoei_text_hash(text, length), t->V)))
         return 0;
     if (length) memcpy(t->bytes + t->bytes_used, text, length);
-    t->starts[V] = t->bytes_used;
-    t->starts[V + 1] = t->bytes_used += length;
+    t->starts[V] = t->bytes_used; t->starts[V + 1] = t->bytes_used += length;
     if (length == 1) t->byte_id[(unsigned char)text[0]] = t->V;
     t->V++;
     return 1;
@@ -3734,15 +3698,13 @@ static const char tmoei_unicode_runs[] =
 enum { TMOEI_OTHER, TMOEI_LETTER, TMOEI_NUMBER, TMOEI_SPACE, TMOEI_ENDED };
 static int tmoei_unicode_unpack(tmoe_tokenizer *t) {
     uint32_t value = 0, first = 0x80;
-    /* a run has one digit or more */
-    t->runs = (uint32_t *)tmoei_alloc(t->ctx, sizeof tmoei_unicode_runs, sizeof *t->runs, 0);
+    t->runs = (uint32_t *)tmoei_alloc(t->ctx, sizeof tmoei_unicode_runs, sizeof *t->runs, 0);   /* or fewer */
     for (const char *c = tmoei_unicode_runs; t->runs && *c; c++) {
         const uint32_t digit = (uint32_t)(strchr(tmoei_unicode_digits, *c) - tmoei_unicode_digits);
         value = value * 32 + digit % 32;
         if (digit >= 32) continue;
         t->runs[t->run_count++] = 4 * first + value % 3;
-        first += value / 3;
-        value = 0;
+        first += value / 3; value = 0;
     }
     return t->runs != NULL;
 }
@@ -3751,10 +3713,9 @@ static int tmoei_character(const tmoe_tokenizer *t, const char *text, size_t n, 
     uint32_t c = 0;
     if (at >= n) return TMOEI_ENDED;
     if (!(*bytes = tmoei_utf8_next(text, n, at, &c))) { *bytes = 1; return TMOEI_OTHER; }
-    if ((c >= 9 && c <= 13) || c == 32 || c == 0x85 || c == 0xa0 || c == 0x1680     /* White_Space */
-            || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f
-            || c == 0x3000)
-        return TMOEI_SPACE;
+    if ((c >= 9 && c <= 13) || c == 32 || c == 0x85 || c == 0xa0 || c == 0x1680 || c == 0x3000
+            || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f)
+        return TMOEI_SPACE;                                     /* Unicode's White_Space */
     if (c < 0x80) return c >= '0' && c <= '9' ? TMOEI_NUMBER : tmoei_is_word_byte((unsigned char)c);
     int low = 0, high = t->run_count - 1;                       /* the last run that begins at c or before */
     while (low < high) {
@@ -3791,13 +3752,11 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx) {
     ctx->error = TMOE_OK;
     tmoe_tokenizer *t = tmoei_tokenizer_begin(ctx);
     int good = t != NULL;
+    char byte = 0;
     for (int i = 0; good && i < TMOEI_BYTES_FIRST; i++)
         good = tmoei_token_add(t, tmoei_special_names[i], strlen(tmoei_special_names[i]))
             && tmoei_special_add(t, i, 0);
-    for (int b = 0; good && b < 256; b++) {
-        const char byte = (char)b;
-        good = tmoei_token_add(t, &byte, 1);
-    }
+    for (int b = 0; good && b < 256; b++, byte++) good = tmoei_token_add(t, &byte, 1);
     return tmoei_tokenizer_if(good, t);
 }
 static tmoe_tokenizer *tmoei_tokenizer_copy(tmoe_ctx *ctx, const tmoe_tokenizer *from) {
@@ -3873,8 +3832,7 @@ static tmoe_result tmoei_encoder_word(tmoei_encoder *e, const char *text, size_t
         e->s[at].id = pair.result; e->s[right].id = -1;
         e->s[at].next = e->s[right].next;
         if (e->s[at].next >= 0) e->s[e->s[at].next].before = at;
-        tmoei_encoder_note(e, e->s[at].before);
-        tmoei_encoder_note(e, at);
+        tmoei_encoder_note(e, e->s[at].before); tmoei_encoder_note(e, at);
     }
     for (int i = 0; i < n; i++) if (e->s[i].id >= 0) tmoei_encoder_put(e, e->s[i].id);
     return TMOE_OK;
@@ -3901,12 +3859,10 @@ static tmoe_result tmoei_encoder_text(tmoei_encoder *e, const char *text, size_t
 static const tmoei_special_token *tmoei_special_at(const tmoe_tokenizer *t, const char *text, size_t left) {
     const tmoei_special_token *best = NULL;
     size_t longest = 0;
-    for (int i = 0; i < t->special_count; i++) {
-        const tmoei_special_token *s = &t->specials[i];
+    for (const tmoei_special_token *s = t->specials; s < t->specials + t->special_count; s++) {
         const size_t n = tmoei_token_length(t, s->id);
         if (n <= longest || n > left || memcmp(text, tmoei_token_text(t, s->id), n) != 0) continue;
-        best = s;
-        longest = n;
+        best = s; longest = n;
     }
     return best;
 }
@@ -3945,8 +3901,7 @@ static size_t tmoei_clean_spaces(char *text, size_t length) {
         for (size_t at = 0; at < length; ) {
             const int found = n <= length - at && memcmp(text + at, from[i], n) == 0;
             memmove(text + to, text + at + found, found ? keep : 1);
-            to += found ? keep : 1;
-            at += found ? n : 1;
+            to += found ? keep : 1; at += found ? n : 1;
         }
         length = to;
     }
@@ -4024,8 +3979,7 @@ static void tmoei_bpe_replace(tmoei_bpe *bpe, int left, int right, int symbol) {
         tmoei_bpe_pairs_of(bpe, word, -word->count);
         for (i = to = 0; i < word->length; to++) {
             const int both = i + 1 < word->length && s[i] == left && s[i + 1] == right;
-            s[to] = both ? symbol : s[i];
-            i += both ? 2 : 1;
+            s[to] = both ? symbol : s[i]; i += both ? 2 : 1;
         }
         word->length = to;
         tmoei_bpe_pairs_of(bpe, word, word->count);
@@ -4046,8 +4000,7 @@ static int tmoei_bpe_merge(tmoei_bpe *bpe, tmoe_tokenizer *t) {
     const size_t a = tmoei_token_length(t, left), b = tmoei_token_length(t, right);
     char *text = (char *)tmoei_alloc(bpe->ctx, a + b, 1, 0);
     if (!text) return 0;
-    memcpy(text, tmoei_token_text(t, left), a);
-    memcpy(text + a, tmoei_token_text(t, right), b);
+    memcpy(text, tmoei_token_text(t, left), a); memcpy(text + a, tmoei_token_text(t, right), b);
     const int known = tmoei_token_find(t, text, a + b), result = known >= 0 ? known : t->V;
     if ((known >= 0 || tmoei_token_add(t, text, a + b)) && tmoei_merge_add(t, left, right, result))
         tmoei_bpe_replace(bpe, left, right, result);
@@ -4117,18 +4070,15 @@ static void tmoei_tokenizer_to_json(tmoe_ctx *ctx, const tmoe_tokenizer *t, tmoe
     comma = "";
     for (int id = 0; id < t->V; id++) {
         if (!tmoei_token_length(t, id)) continue;
-        tmoei_buffer_print(ctx, buffer, "%s\"", comma);
-        tmoei_token_print(ctx, buffer, t, id);
+        tmoei_buffer_print(ctx, buffer, "%s\"", comma); tmoei_token_print(ctx, buffer, t, id);
         tmoei_buffer_print(ctx, buffer, "\":%d", id);
         comma = ",";
     }
     tmoei_buffer_print(ctx, buffer, "},\"merges\":[");
     for (int m = 0; m < t->merge_count; m++) {
         tmoei_buffer_print(ctx, buffer, m ? ",\"" : "\"");
-        tmoei_token_print(ctx, buffer, t, t->merges[m].left);
-        tmoei_buffer_add(ctx, buffer, " ", 1);
-        tmoei_token_print(ctx, buffer, t, t->merges[m].right);
-        tmoei_buffer_add(ctx, buffer, "\"", 1);
+        tmoei_token_print(ctx, buffer, t, t->merges[m].left); tmoei_buffer_add(ctx, buffer, " ", 1);
+        tmoei_token_print(ctx, buffer, t, t->merges[m].right); tmoei_buffer_add(ctx, buffer, "\"", 1);
     }
     tmoei_buffer_print(ctx, buffer, "]}}");
 }
@@ -4233,8 +4183,7 @@ static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json
     if (!tmoei_json_says(tmoei_json_value(json, model, "type"), "BPE")
             || !tmoei_json_says(tmoei_json_value(json, before, "type"), "ByteLevel")
             || tmoei_json_value(json, 0, "normalizer")->kind != TMOEI_JSON_NULL
-            || merges->kind != TMOEI_JSON_ARRAY
-            || (added >= 0 && nodes[added].kind != TMOEI_JSON_ARRAY))
+            || merges->kind != TMOEI_JSON_ARRAY || (added >= 0 && nodes[added].kind != TMOEI_JSON_ARRAY))
         return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: not a byte-level BPE: needs a model of type BPE "
             "with merges, a pre_tokenizer of type ByteLevel, no normalizer", name);
     tmoe_tokenizer *t = tmoei_vocabulary_read(ctx, json, tmoei_json_get(json, model, "vocab"), added, name);
@@ -4244,14 +4193,12 @@ static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json
         const tmoei_json_node *left = &nodes[pair ? nodes[i].child : i];
         const tmoei_json_node *right = pair ? &nodes[left->next] : left;
         const size_t cut = pair ? left->length : tmoei_merge_space(left->text, left->length);
+        const size_t begin = pair ? 0 : cut + 1, rest = right->length - begin;      /* of the right one */
         if (left->kind != TMOEI_JSON_STRING || right->kind != TMOEI_JSON_STRING
                 || (!pair && cut == left->length))
             (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: merge %d is not \"a b\" or [\"a\", \"b\"]", name,
                 number);
-        else if (pair)
-            (void)tmoei_merge_read(t, left->text, cut, right->text, right->length, name, number);
-        else (void)tmoei_merge_read(t, left->text, cut, left->text + cut + 1, left->length - cut - 1, name,
-            number);
+        else (void)tmoei_merge_read(t, left->text, cut, right->text + begin, rest, name, number);
     }
     return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
 }
@@ -4705,15 +4652,13 @@ typedef enum tmoei_piece {
 static const char *const tmoei_piece_names[TMOEI_PIECES / 2] = { "self.qkv", "self.out", "self.norm",
     "cross.q", "cross.kv", "cross.out", "cross.norm", "fc1", "fc2", "ffn.norm" };
 
-/* Shared pieces outside the layers. */
-typedef enum tmoei_shared {
+typedef enum tmoei_shared {             /* pieces outside the layers */
     TMOEI_TOKENS, TMOEI_ENCODER_POSITIONS, TMOEI_DECODER_POSITIONS,
     TMOEI_ENCODER_NORM, TMOEI_ENCODER_NORM_BIAS,    /* POST: of the embedding; PRE: after the last layer */
     TMOEI_DECODER_NORM, TMOEI_DECODER_NORM_BIAS,
     TMOEI_OUTPUT_BIAS, TMOEI_SHARED                 /* the bias: BART's final_logits_bias, a constant */
 } tmoei_shared;
-/* Which learning rate a parameter follows. */
-typedef enum tmoei_rate {
+typedef enum tmoei_rate {               /* which learning rate a parameter follows */
     TMOEI_RATE_LAYERS, TMOEI_RATE_ROUTER, TMOEI_RATE_TASKS, TMOEI_RATE_SHARED, TMOEI_RATE_NONE
 } tmoei_rate;
 
@@ -4737,9 +4682,8 @@ typedef struct tmoei_layer {
 struct tmoe_model {
     tmoe_ctx *ctx; tmoe_config config; tmoe_tokenizer *tokenizer; tmoe_generation generation;
     char *mapping; size_t mapping_size;     /* the file that theta lies in, or NULL */
-    int V;
     tmoe_task *tasks;               /* known ones: name, category, instruction */
-    int N, L, R;                    /* tasks; layers, encoder first; routed layers */
+    int V, N, L, R;                 /* vocabulary; tasks; layers, encoder first; routed layers */
     tmoei_layer *layers;
     tmoei_parameter *parameters; size_t parameter_capacity;
     int parameter_count, router_parameter;          /* the router's first named tensor: its index */
@@ -4754,8 +4698,7 @@ struct tmoe_model {
     float *merged, **blocks;        /* merged blocks of the last route asked for; (L) where each layer's is */
     float *merged_route;            /* that route, (R, E); valid for merged_version */
     uint64_t routes_version, merged_version;
-    tmoe_tape *tape;                /* for evaluation */
-    tmoei_owner own;
+    tmoe_tape *tape; tmoei_owner own;       /* for evaluation; of all blocks but theta's mapping */
 };
 
 /* Adds a named tensor at the end of theta; gives its offset. Failure is noted in the context. */
@@ -4764,8 +4707,7 @@ static size_t tmoei_parameter_add(tmoe_model *model, int rows, int cols, tmoei_r
         int expert, float init_std, float init_value, const char *format, ...) {
     va_list arguments;
     if (!tmoei_grow(model->ctx, &model->parameters, &model->parameter_capacity,
-            (size_t)model->parameter_count + 1, sizeof *model->parameters))
-        return 0;
+            (size_t)model->parameter_count + 1, sizeof *model->parameters)) return 0;
     tmoei_parameter *parameter = &model->parameters[model->parameter_count++];
     va_start(arguments, format);
     (void)vsnprintf(parameter->name, sizeof parameter->name, format, arguments);
@@ -4891,8 +4833,7 @@ static const tmoei_field tmoei_config_fields[] = {              /* the seed is w
 #define TMOEI_CONFIG_FIELDS (sizeof tmoei_config_fields / sizeof *tmoei_config_fields)
 #undef TMOEI_STRUCT
 #define TMOEI_STRUCT tmoe_generation
-/* by transformers' names, but for the first */
-static const tmoei_field tmoei_generation_fields[] = {
+static const tmoei_field tmoei_generation_fields[] = {         /* by transformers' names, but for the first */
     TMOEI_INT(early_stopping, 0, TMOE_EARLY_STOPPING_NEVER), TMOEI_NAMED("num_beams", beams, INT, 1, 1024),
     TMOEI_INT(max_length, 0, 1 << 20), TMOEI_INT(min_length, 0, 1 << 20),
     TMOEI_NAMED("no_repeat_ngram_size", no_repeat_ngram, INT, 0, 1 << 20),
@@ -4960,9 +4901,8 @@ TMOE_DEF tmoe_config tmoe_config_default(void) {
     tmoe_config c;
     memset(&c, 0, sizeof c);
     c.D = 96; c.H_encoder = c.H_decoder = 4; c.F_encoder = c.F_decoder = 384;
-    c.encoder_layers = c.decoder_layers = 2;
+    c.encoder_layers = c.decoder_layers = 2; c.norm = TMOE_NORM_PRE; c.activation = TMOE_GELU;
     c.source_tokens = 128; c.target_tokens = 64;                /* the paper decodes at most 64 tokens */
-    c.norm = TMOE_NORM_PRE; c.activation = TMOE_GELU;
     c.E = 4; c.expert_places = TMOE_ENCODER | TMOE_DECODER; c.expert_noise = 0.5f; c.mix = TMOE_MIX_PARAM;
     c.selection = TMOE_SELECT_SOFTMAX; c.random_n = 1; c.temperature = c.temperature_min = 1.0f;
     c.router = TMOE_ROUTER_LINEAR_LAYER_SPECIFIC; c.router_hidden = 64;     /* the paper's final runs */
@@ -4977,8 +4917,7 @@ TMOE_DEF void tmoe_model_destroy(tmoe_model *model) {
 #ifndef TMOE_NO_STDIO
     if (model->mapping) tmoei_unmap(model->mapping, model->mapping_size);
 #endif
-    tmoei_free(model->ctx, model->parameters);
-    tmoei_owner_free(&model->own);
+    tmoei_free(model->ctx, model->parameters); tmoei_owner_free(&model->own);
     tmoei_free(model->ctx, model);
 }
 static void tmoei_text_vector(const char *text, int k, float *vector);  /* >>router */
@@ -5204,8 +5143,7 @@ static tmoe_result tmoei_texts_add(const tmoe_model *model, tmoei_texts *texts, 
         return TMOE_ERR_MEMORY;
     TMOEI_TRY(tmoei_encode_source(tokenizer, instruction, input, find, texts->ids + texts->ids_used, n, &n));
     if (texts->count == 0) texts->offsets[0] = 0;
-    texts->ids_used += n;
-    texts->offsets[++texts->count] = texts->ids_used;
+    texts->offsets[++texts->count] = texts->ids_used += n;
     return TMOE_OK;
 }
 static size_t tmoei_text_length(const tmoei_texts *t, size_t i) { return t->offsets[i + 1] - t->offsets[i]; }
@@ -5242,9 +5180,8 @@ static tmoe_tensor *tmoei_shared_tensor(tmoei_pass *pass, int which) {
 /* The pieces of a layer that lie in `block` (the shared part or an expert) as matrices. */
 static void tmoei_layer_pieces(tmoei_pass *pass, const tmoei_layer *layer, tmoe_tensor *block, int in_expert,
         tmoe_tensor **w) {
-    for (int p = 0; p < TMOEI_PIECES; p++)
-        if (layer->rows[p] && layer->in_expert[p] == in_expert)
-            w[p] = tmoei_part(pass->tape, block, layer->offset[p], layer->rows[p], layer->cols[p]);
+    for (int p = 0; p < TMOEI_PIECES; p++) if (layer->rows[p] && layer->in_expert[p] == in_expert)
+        w[p] = tmoei_part(pass->tape, block, layer->offset[p], layer->rows[p], layer->cols[p]);
 }
 static tmoe_tensor *tmoei_pass_dropout(tmoei_pass *pass, tmoe_tensor *x) {
     return pass->dropout > 0.0f ? tmoe_dropout(pass->tape, x, pass->dropout, pass->dropout_seed,
@@ -5302,9 +5239,8 @@ static tmoe_tensor *tmoei_layer_forward(tmoei_pass *pass, int l, tmoe_tensor *h)
         const int size = (int)layer->block_size;
         if (layer->experts == 1) block = tmoei_block_leaf(pass, layer->block, layer->block_size);
         else if (pass->blocks) block = tmoe_leaf(pass->tape, 1, size, pass->blocks[l], NULL);
-        else
-            block = tmoe_mix_parameters(pass->tape, model->theta + layer->block,
-                tmoei_pass_grads(pass, TMOE_TRAIN_LAYERS, layer->block), E, size, pass->route, first);
+        else block = tmoe_mix_parameters(pass->tape, model->theta + layer->block,
+            tmoei_pass_grads(pass, TMOE_TRAIN_LAYERS, layer->block), E, size, pass->route, first);
         tmoei_layer_pieces(pass, layer, block, 1, w);
         return tmoei_ffn_sublayer(pass, w, tmoei_attend(pass, l, 0, w, h));
     }
@@ -5337,11 +5273,10 @@ static tmoe_tensor *tmoei_embed(tmoei_pass *pass, const tmoei_pack *pack, int de
 }
 /* Encoder or decoder: embedding, layers, norm. */
 static tmoe_tensor *tmoei_stack(tmoei_pass *pass, const tmoei_pack *pack, int decoder) {
-    const int encoder_layers = pass->model->config.encoder_layers, end = decoder ? pass->model->L
-        : encoder_layers;
     tmoe_tensor *h = tmoei_embed(pass, pack, decoder);
     pass->pack = pack;
-    for (int l = decoder ? encoder_layers : 0; l < end; l++) h = tmoei_layer_forward(pass, l, h);
+    for (int l = 0; l < pass->model->L; l++)
+        if (pass->model->layers[l].decoder == decoder) h = tmoei_layer_forward(pass, l, h);
     return tmoei_outer_norm(pass, h, decoder, TMOE_NORM_PRE);
 }
 static tmoe_tensor *tmoei_encode(tmoei_pass *pass, const tmoei_pack *x) { return tmoei_stack(pass, x, 0); }
@@ -5362,8 +5297,7 @@ static tmoe_tensor *tmoei_head(tmoei_pass *pass, tmoe_tensor *h) {
  * of the task vector for each layer. */
 
 #define TMOEI_ROUTER_STD 0.02f          /* the paper's, for linear weights and embeddings */
-#define TMOEI_ROUTER_HEADS 4            /* of the transformer router, */
-#define TMOEI_ROUTER_FFN 64             /* and the width of its FFN */
+enum { TMOEI_ROUTER_HEADS = 4, TMOEI_ROUTER_FFN = 64 };      /* of the transformer router; its FFN's width */
 
 /* A router takes its named tensors one after the other. While the model is planned there is no theta: then
  * taking one adds it to the model and gives NULL, and so is all that is computed from it. */
@@ -5395,11 +5329,6 @@ static tmoe_tensor *tmoei_router_linear(tmoei_router *router, const char *name, 
     tmoe_tensor *w[2];
     tmoei_router_pair(router, name, rows, cols, TMOEI_ROUTER_STD, w);
     return tmoe_linear(router->tape, x, w[0], w[1], act, residual);
-}
-static tmoe_tensor *tmoei_router_norm(tmoei_router *router, const char *name, tmoe_tensor *x, int cols) {
-    tmoe_tensor *w[2];
-    tmoei_router_pair(router, name, 0, cols, 0.0f, w);
-    return tmoe_layer_norm(router->tape, x, w[0], w[1]);
 }
 /* One direction of a recurrent layer over the R elements of x (K, R * width); states[l] (K, hidden). `gates`:
  * rows of recurrent weights for each hidden unit. Gate order as torch:
@@ -5491,10 +5420,12 @@ static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, floa
     a = tmoei_router_linear(&router, "attention.qkv", x, 3 * width, width, TMOE_NONE, NULL);
     a = tmoe_attention(tape, a, a, TMOEI_ROUTER_HEADS, K, offsets, offsets, 0);
     a = tmoei_router_linear(&router, "attention.out", a, width, width, TMOE_NONE, x);
-    x = tmoei_router_norm(&router, "norm1", a, width);
+    tmoei_router_pair(&router, "norm1", 0, width, 0.0f, w);
+    x = tmoe_layer_norm(tape, a, w[0], w[1]);
     a = tmoei_router_linear(&router, "linear1", x, TMOEI_ROUTER_FFN, width, TMOE_RELU, NULL);
     a = tmoei_router_linear(&router, "linear2", a, width, TMOEI_ROUTER_FFN, TMOE_NONE, x);
-    x = tmoei_router_norm(&router, "norm2", a, width);
+    tmoei_router_pair(&router, "norm2", 0, width, 0.0f, w);
+    x = tmoe_layer_norm(tape, a, w[0], w[1]);
     x = tmoei_router_linear(&router, "projection", x, E, width, TMOE_NONE, NULL);
     return tmoe_reshape(tape, x, K, R * E);
 }
@@ -5530,11 +5461,12 @@ static void tmoei_route_without_router(const tmoe_model *model, uint64_t stream,
 enum { TMOEI_STREAM_TASK_ROUTES = 1000001, TMOEI_STREAM_GROUP_ROUTES, TMOEI_STREAM_GUMBEL,
     TMOEI_STREAM_EXPLORE, TMOEI_STREAM_BATCH, TMOEI_STREAM_FEW_SHOT, TMOEI_STREAM_DROPOUT };
 /* Routes (K, R * E) of K task vectors, free of noise, into `routes`. */
-static tmoe_result tmoei_routes_of_vectors(tmoe_model *model, float *vectors, int K, float *routes) {
+static tmoe_result tmoei_routes_of_vectors(tmoe_model *model, const float *vectors, int K, float *routes) {
     tmoe_tape *tape = model->tape;
     const int R = model->R, E = model->config.E;
     tmoe_tape_reset(tape);
-    tmoe_tensor *r = tmoe_leaf(tape, K, model->config.k, vectors, NULL);
+    tmoe_tensor *r = tmoei_tensor_new(tape, K, model->config.k, NULL);   /* a copy: theirs is const */
+    if (r) memcpy(r->x, vectors, tmoei_elements(r) * sizeof(float));
     r = tmoei_router_logits(model, tape, NULL, r);
     r = tmoe_reshape(tape, tmoe_add(tape, r, tmoe_leaf(tape, 1, R * E, model->mask, NULL)), K * R, E);
     r = tmoe_select(tape, r, NULL, tmoe_model_temperature(model),
@@ -5549,10 +5481,9 @@ static tmoe_result tmoei_routes_refresh(tmoe_model *model) {
     if (model->routes_version == model->version || model->R == 0 || model->N == 0) return TMOE_OK;
     if (tmoei_selection_has_router(model->config.selection))
         TMOEI_TRY(tmoei_routes_of_vectors(model, model->theta + model->vectors, model->N, model->routes));
-    else
-        for (int t = 0; t < model->N; t++)
-            tmoei_route_without_router(model, TMOEI_STREAM_TASK_ROUTES, (uint64_t)t,
-                model->routes + (size_t)t * width);
+    else for (int t = 0; t < model->N; t++)
+        tmoei_route_without_router(model, TMOEI_STREAM_TASK_ROUTES, (uint64_t)t,
+            model->routes + (size_t)t * width);
     model->routes_version = model->version;
     return TMOE_OK;
 }
@@ -5602,19 +5533,14 @@ static float tmoei_cosine(const float *a, const float *b, int k) {
     const double aa = tmoei_text_dot(a, a, k), bb = tmoei_text_dot(b, b, k);
     return aa > 0.0 && bb > 0.0 ? (float)(tmoei_text_dot(a, b, k) / sqrt(aa * bb)) : 0.0f;
 }
-/* The instruction's vector, made as the model's own text vectors are; to be freed. */
-static float *tmoei_instruction_vector(const tmoe_model *model, const char *instruction) {
-    float *vector = (float *)tmoei_alloc(model->ctx, (size_t)model->config.k, sizeof(float), 0);
-    if (vector) tmoei_text_vector(instruction, model->config.k, vector);
-    return vector;
-}
 TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction, int count, int *tasks,
         float *cosines) {
     const int k = model->config.k;
-    float *vector = tmoei_instruction_vector(model, instruction);
+    float *vector = (float *)tmoei_alloc(model->ctx, (size_t)k, sizeof(float), 0);
     int place, filled = 0;
     for (place = 0; place < count; place++) { tasks[place] = -1; cosines[place] = -2.0f; }
     if (!vector) return 0;
+    tmoei_text_vector(instruction, k, vector);
     for (int t = 0; t < model->N; t++) {
         const float cosine = tmoei_cosine(vector, model->text_vectors + (size_t)t * (size_t)k, k);
         for (place = filled < count ? filled++ : count; place > 0 && cosines[place - 1] < cosine; place--)
@@ -5633,8 +5559,9 @@ TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instructio
         for (int i = 0; i < width; i++) route[i] = 1.0f / (float)model->config.E;
         return TMOE_OK;
     }
-    float *vector = tmoei_instruction_vector(model, instruction);
+    float *vector = (float *)tmoei_alloc(model->ctx, (size_t)k, sizeof(float), 0);
     if (!vector) return TMOE_ERR_MEMORY;
+    tmoei_text_vector(instruction, k, vector);
     if (how == TMOE_ZERO_SHOT_ROUTER && model->config.vectors == TMOE_VECTOR_TEXT)
         result = tmoei_routes_of_vectors(model, vector, 1, route);
     else {
@@ -5653,16 +5580,10 @@ TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instructio
     return result;
 }
 TMOE_DEF tmoe_result tmoe_route_of_vector(tmoe_model *model, const float *vector, float *route) {
-    float *copy;
     model->ctx->error = TMOE_OK;
     if (model->R == 0 || !tmoei_selection_has_router(model->config.selection))
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "route_of_vector: the model has no router");
-    if (!(copy = (float *)tmoei_alloc(model->ctx, (size_t)model->config.k, sizeof(float),
-        0))) return TMOE_ERR_MEMORY;
-    memcpy(copy, vector, (size_t)model->config.k * sizeof(float));
-    (void)tmoei_routes_of_vectors(model, copy, 1, route);
-    tmoei_free(model->ctx, copy);
-    return model->ctx->error;
+    return tmoei_routes_of_vectors(model, vector, 1, route);
 }
 TMOE_DEF tmoe_result tmoe_expert_disable(tmoe_model *model, int layer, int expert, int disabled) {
     const int E = model->config.E;
@@ -6139,11 +6060,10 @@ static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route) {
     const int E = model->config.E;
     const size_t bytes = (size_t)(model->R * E) * sizeof(float);
     size_t all = 0;
-    if (model->merged_version == model->version && memcmp(model->merged_route, route,
-        bytes) == 0) return TMOE_OK;
+    if (model->merged_version == model->version && memcmp(model->merged_route, route, bytes) == 0)
+        return TMOE_OK;
     for (int l = 0; l < model->L; l++) all += model->layers[l].experts > 1 ? model->layers[l].block_size : 0;
-    /* the first time */
-    if (!model->merged) model->merged = (float *)tmoei_own(&model->own, all, sizeof(float));
+    if (!model->merged) model->merged = (float *)tmoei_own(&model->own, all, sizeof(float));  /* at first */
     float *at = model->merged;
     if (!at) return TMOE_ERR_MEMORY;
     for (int l = 0; l < model->L; l++) {
@@ -6165,8 +6085,7 @@ static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route) {
 static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const float *route, tmoe_tape *tape,
         tmoei_pass *pass) {
     const int width = model->R * model->config.E;
-    tmoe_tape_reset(tape);
-    tmoe_tape_record(tape, 0);
+    tmoe_tape_reset(tape); tmoe_tape_record(tape, 0);
     memset(pass, 0, sizeof *pass);
     pass->model = model; pass->tape = tape;
     if (width == 0) return TMOE_OK;
@@ -6175,9 +6094,8 @@ static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const floa
         route = model->routes + (size_t)task * (size_t)width;
     }
     if (model->config.mix == TMOE_MIX_PARAM) {
-        TMOEI_TRY(tmoei_merge_route(model, route));
         pass->blocks = model->blocks;
-        return TMOE_OK;
+        return tmoei_merge_route(model, route);
     }
     pass->route = tmoei_tensor_new(tape, 1, width, NULL);       /* a copy: the caller's may be read-only */
     if (!pass->route) return TMOE_ERR_MEMORY;
@@ -6216,16 +6134,13 @@ static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int
 }
 /* Logits (rows, V) of the next position after the tokens in cache->ids; they live until the next call. */
 static tmoe_tensor *tmoei_cache_step(tmoei_cache *cache, tmoe_model *model, int task, const float *route) {
+    const tmoei_pack target = { cache->rows, cache->rows, cache->ids, cache->positions, NULL };
     tmoei_pass pass;
-    tmoei_pack target;
     if (tmoei_evaluation_pass(model, task, route, model->tape, &pass) != TMOE_OK) return NULL;
     for (int r = 0; r < cache->rows; r++) {
         cache->positions[r] = cache->position;
         cache->slot_of[cache->position * cache->slots + r] = r;
     }
-    memset(&target, 0, sizeof target);
-    target.ids = cache->ids; target.positions = cache->positions;
-    target.sequences = target.tokens = cache->rows;
     pass.cache = cache;
     return tmoei_head(&pass, tmoei_decode(&pass, &target, NULL, NULL));
 }
@@ -6236,8 +6151,7 @@ static void tmoei_cache_reorder(tmoei_cache *cache, const int *parents, int rows
         for (int r = 0; r < rows; r++) cache->order[r] = list[parents[r]];
         memcpy(list, cache->order, (size_t)rows * sizeof(int));
     }
-    cache->rows = rows;
-    cache->position++;
+    cache->rows = rows; cache->position++;
 }
 typedef struct tmoei_hypothesis { float score; int row, token, ended; } tmoei_hypothesis;   /* of a row, on */
 typedef struct tmoei_search {
@@ -6323,8 +6237,7 @@ static int tmoei_search_advance(tmoei_search *s, int index, int next) {
         s->next_scores[to] = B > 1 ? best->score : 0.0f; s->parents[to] = best->row;
         best->score = -(float)INFINITY;
     }
-    if (ended == wanted) return 0;
-    if (B == 1) return 1;
+    if (ended == wanted || B == 1) return ended < wanted;
     /* could a running row still become better than the worst finished one? */
     const float worst = s->final[(size_t)(request + 1) * (size_t)B - 1];
     const int longest = how->early_stopping == TMOE_EARLY_STOPPING_NEVER && how->length_penalty > 0.0f;
@@ -6400,8 +6313,7 @@ TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *rou
     tmoei_search s;
     tmoei_batch b;
     ctx->error = TMOE_OK;
-    memset(&s, 0, sizeof s);
-    memset(&b, 0, sizeof b);
+    memset(&s, 0, sizeof s); memset(&b, 0, sizeof b);
     s.model = model; s.how = how ? *how : model->generation;
     if (model->R > 0 && !route && (task < 0 || task >= model->N))
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "generate: task %d of %d; an unknown task needs a route",
@@ -6436,12 +6348,11 @@ TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count) {
 }
 /* The text that tokens say, to be freed; NULL when there is no memory. */
 static char *tmoei_text_of(tmoe_model *model, const int *tokens, size_t count) {
-    const tmoe_tokenizer *t = model->tokenizer;
     const int skip = TMOE_TOKENIZER_SKIP_SPECIALS;
     size_t n = 0;
-    if (tmoe_tokenizer_decode(t, tokens, count, skip, NULL, 0, &n) != TMOE_OK) return NULL;
+    if (tmoe_tokenizer_decode(model->tokenizer, tokens, count, skip, NULL, 0, &n) != TMOE_OK) return NULL;
     char *text = (char *)tmoei_alloc(model->ctx, n + 1, 1, 1);
-    if (text) (void)tmoe_tokenizer_decode(t, tokens, count, skip, text, n + 1, &n);
+    if (text) (void)tmoe_tokenizer_decode(model->tokenizer, tokens, count, skip, text, n + 1, &n);
     return text;
 }
 TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const float *route,
@@ -6451,8 +6362,7 @@ TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const flo
     const char *instruction = known >= 0 ? model->tasks[known].instruction : task;
     tmoe_generation how = model->generation;
     tmoei_owner own = { ctx, NULL };
-    tmoei_texts texts;
-    memset(&texts, 0, sizeof texts);
+    tmoei_texts texts = { NULL, NULL, 0, 0, 0, 0 };
     ctx->error = TMOE_OK; how.returned = 1;
     for (int i = 0; i < count; i++) answers[i] = NULL;
     if (!model->tokenizer) return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "answers: the model has no tokenizer");
@@ -6538,14 +6448,12 @@ TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const f
     const tmoe_config *c = &model->config;
     const char *name = task->name, *instruction = c->instruction_in_input ? task->instruction : NULL;
     const int known = tmoe_find_task(model, name), n = task->label_count;
-    tmoei_texts labels, x;
+    tmoei_texts labels = { NULL, NULL, 0, 0, 0, 0 }, x = labels;
     ctx->error = TMOE_OK;
     if (!n || !model->tokenizer || (model->R > 0 && !route && known < 0))
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
             "rank: task %s needs a closed set of labels, the model a tokenizer and a route", name);
     const tmoei_float_mode mode = tmoei_float_mode_enter();
-    memset(&labels, 0, sizeof labels);
-    memset(&x, 0, sizeof x);
     double *scores = (double *)tmoei_alloc(ctx, (size_t)n, sizeof *scores, 0);
     for (int i = 0; ctx->error == TMOE_OK && i < n; i++)
         (void)tmoei_texts_add(model, &labels, NULL, task->labels[i], c->target_tokens, "label", name, i);
@@ -7502,13 +7410,12 @@ static void tmoei_fields_to_json(tmoe_ctx *ctx, const void *base, const tmoei_fi
 static tmoe_result tmoei_fields_from_json(tmoe_ctx *ctx, const tmoei_json *json, const char *path, void *base,
         const tmoei_field *fields, size_t count, int required) {
     for (const tmoei_field *f = fields; f < fields + count; f++) {
-        const int node = tmoei_json_get(json, 0, f->name);
-        const tmoei_json_kind kind = node < 0 ? TMOEI_JSON_NULL : json->nodes[node].kind;
-        const double x = kind == TMOEI_JSON_TRUE ? 1.0 : kind == TMOEI_JSON_FALSE ? 0.0
-            : tmoei_json_number(json, node, (double)NAN);
+        const tmoei_json_node *node = tmoei_json_value(json, 0, f->name);
+        const double x = node->kind == TMOEI_JSON_TRUE ? 1.0 : node->kind == TMOEI_JSON_FALSE ? 0.0
+            : node->kind == TMOEI_JSON_NUMBER ? node->number : (double)NAN;
         const int number = x >= f->least && x <= f->most ? (int)x : INT_MIN;
         const float real = (float)x;
-        if (kind == TMOEI_JSON_NULL && !required) continue;
+        if (node->kind == TMOEI_JSON_NULL && !required) continue;
         if (!(x == x) || (f->kind != TMOEI_KIND_FLOAT && (double)number != x))
             return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no sound '%s'", path, f->name);
         if (f->kind == TMOEI_KIND_FLOAT) memcpy((char *)base + f->offset, &real, sizeof real);
@@ -7552,7 +7459,6 @@ static void tmoei_metadata_text(const tmoe_model *model, const tmoe_trainer *tra
 /* Declares and writes all; trainer may be NULL. */
 static tmoe_result tmoei_save(const tmoe_model *model, const tmoe_trainer *trainer, const char *path) {
     tmoe_ctx *ctx = model->ctx;
-    const tmoei_parameter *first = model->parameters, *end = first + model->parameter_count, *p;
     const int measured = trainer && trainer->best_loss == trainer->best_loss;       /* not NaN */
     const float *flat[3] = { trainer ? trainer->moment1 : NULL, trainer ? trainer->moment2 : NULL,
         measured ? trainer->best : NULL };
@@ -7566,18 +7472,13 @@ static tmoe_result tmoei_save(const tmoe_model *model, const tmoe_trainer *train
         tmoei_metadata_text(model, trainer, i, &text);
         tmoei_writer_metadata(ctx, &writer, tmoei_metadata_names[i], text.data ? text.data : "", text.length);
     }
-    for (p = first; p < end; p++)
-        tmoei_writer_tensor(ctx, &writer, p->name, p->rows > 1 ? 2 : 1, (size_t)p->rows, (size_t)p->cols);
+    for (const tmoei_parameter *p = model->parameters; p < model->parameters + model->parameter_count; p++)
+        tmoei_writer_tensor(ctx, &writer, p->name, p->rows > 1 ? 2 : 1, 0, (size_t)p->rows, (size_t)p->cols,
+            model->theta + p->offset);
     for (int i = 0; i < 3; i++)
-        if (flat[i]) tmoei_writer_tensor(ctx, &writer, tmoei_flat_names[i], 1, 1, trainer->span);
-    if (!text.failed) (void)tmoei_writer_begin(ctx, &writer, path);
-    for (p = first; ctx->error == TMOE_OK && p < end; p++)
-        (void)tmoei_writer_data(ctx, &writer, model->theta + p->offset, (size_t)p->rows * (size_t)p->cols);
-    for (int i = 0; ctx->error == TMOE_OK && i < 3; i++)
-        if (flat[i]) (void)tmoei_writer_data(ctx, &writer, flat[i], trainer->span);
-    if (ctx->error == TMOE_OK) (void)tmoei_writer_commit(ctx, &writer);
-    tmoei_writer_free(ctx, &writer);
-    tmoei_buffer_free(ctx, &text);
+        if (flat[i]) tmoei_writer_tensor(ctx, &writer, tmoei_flat_names[i], 1, 0, 1, trainer->span, flat[i]);
+    (void)tmoei_writer_save(ctx, &writer, path);
+    tmoei_writer_free(ctx, &writer); tmoei_buffer_free(ctx, &text);
     return ctx->error;
 }
 TMOE_DEF tmoe_result tmoe_model_save(const tmoe_model *model, const char *path) {
@@ -7629,8 +7530,7 @@ static tmoe_model *tmoei_model_of_json(tmoe_ctx *ctx, const tmoei_json *json, co
     const int seed = tmoei_json_get(&json[0], 0, "seed"), count = list->count / 3;
     int sound = list->kind == TMOEI_JSON_ARRAY && list->count % 3 == 0;
     tmoe_config c = tmoe_config_default();
-    tmoe_tokenizer *tokenizer = NULL;
-    tmoe_model *model = NULL;
+    tmoe_tokenizer *tokenizer = NULL; tmoe_model *model = NULL;
     if (tmoei_fields_from_json(ctx, json, path, &c, tmoei_config_fields, TMOEI_CONFIG_FIELDS, 1) != TMOE_OK)
         return NULL;
     if (!tmoei_json_is_string(&json[0], seed))
@@ -7686,8 +7586,7 @@ TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path) 
     tmoei_safetensors file;
     tmoei_buffer text = { NULL, 0, 0, 0 };
     float *flat[3] = { NULL, NULL, NULL }, *theta = NULL;
-    long long steps = 0;
-    int64_t step = 0;
+    long long steps = 0; int64_t step = 0;
     int bad = 0; char best[32] = "";
     ctx->error = TMOE_OK;
     if (tmoei_safetensors_open(ctx, &file, path) != TMOE_OK) return ctx->error;
@@ -7719,12 +7618,9 @@ TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path) 
         trainer->best_loss = measured ? strtof(best, NULL) : (float)NAN;
         trainer->bad_evaluations = bad;
         trainer->steps_done = trainer->first_step = (int64_t)steps;
-        model->step = step;
-        model->version++;
+        model->step = step; model->version++;
     }
-    tmoei_free(ctx, theta);
-    tmoei_buffer_free(ctx, &text);
-    tmoei_safetensors_close(ctx, &file);
+    tmoei_free(ctx, theta); tmoei_buffer_free(ctx, &text); tmoei_safetensors_close(ctx, &file);
     return ctx->error;
 }
 /* "\x93NUMPY", version, length of the header, a Python dictionary, the numbers. */
@@ -7737,20 +7633,18 @@ TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, in
     if (!file) return ctx->error;
     const unsigned char *p = (const unsigned char *)file;
     if (size > 12 && memcmp(file, "\x93NUMPY", 6) == 0)
-        head = p[6] == 1 ? 10u + p[8] + 256u * p[9] : 12u + p[8] + 256u * p[9] + 65536u * p[10];
-    /* the header's last character, a line's end */
-    if (head && head <= size) file[head - 1] = 0;
+        head = p[6] == 1 ? 10 + (size_t)tmoei_little(p + 8, 2) : 12 + (size_t)tmoei_little(p + 8, 3);
+    if (head && head <= size) file[head - 1] = 0;               /* its last character, a line's end */
     (void)snprintf(shape, sizeof shape, "(%d, %d)", rows, cols);
-    const size_t bytes = !head || head > size ? 0 : strstr(file + 10, "'<f4'") ? 4 : strstr(file + 10,
-        "'<f8'") ? 8 : 0;
+    const size_t bytes = !head || head > size ? 0 : strstr(file + 10, "'<f4'") ? 4
+        : strstr(file + 10, "'<f8'") ? 8 : 0;
     if (!bytes || !strstr(file + 10, "'fortran_order': False") || !strstr(file + 10, shape)
-        || size - head != count * bytes)
+            || size - head != count * bytes)
         (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: not a .npy file of float32 or float64 in C order, %s",
-        path, shape);
+            path, shape);
     for (size_t i = 0; ctx->error == TMOE_OK && i < count; i++) {
-        uint64_t bits = 0;
+        const uint64_t bits = tmoei_little(p + head + i * bytes, bytes);
         double number;
-        for (size_t b = bytes; b--; ) bits = bits << 8 | p[head + i * bytes + b];
         memcpy(&number, &bits, sizeof number);
         x[i] = bytes == 4 ? tmoei_float_of_bits((uint32_t)bits) : (float)number;
     }
@@ -7768,10 +7662,10 @@ TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, in
 typedef struct tmoei_bart_tensor {      /* a tensor of theirs, and where it lies in ours */
     char name[96];
     size_t offset, rows, cols, skip;    /* skip: of their rows, before ours begin */
-    int rank;
+    int rank, optional;                 /* old files may have none: zeros */
 } tmoei_bart_tensor;
-/* Tensor `index` of a dense model, from 0 on: 1; -1 where there is none, but others follow; 0 at the end. */
-static int tmoei_bart_tensor_at(const tmoe_model *model, int index, tmoei_bart_tensor *t) {
+/* The tensors of a dense model, one a call; *at begins at 0. Gives 0 at the end. */
+static int tmoei_bart_next(const tmoe_model *model, int *at, tmoei_bart_tensor *t) {
     static const char *const shared[TMOEI_SHARED] = { "model.shared.weight",
         "model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight",
         "model.encoder.layernorm_embedding.weight", "model.encoder.layernorm_embedding.bias",
@@ -7783,21 +7677,22 @@ static int tmoei_bart_tensor_at(const tmoe_model *model, int index, tmoei_bart_t
         { "encoder_attn.k_proj", "encoder_attn.v_proj", NULL }, { "encoder_attn.out_proj", NULL, NULL },
         { "encoder_attn_layer_norm", NULL, NULL }, { "fc1", NULL, NULL }, { "fc2", NULL, NULL },
         { "final_layer_norm", NULL, NULL } };
+    const int index = (*at)++, place = index - TMOEI_SHARED;
     memset(t, 0, sizeof *t);
     if (index < TMOEI_SHARED) {
         const tmoei_parameter *p = &model->parameters[model->shared[index]];
         (void)snprintf(t->name, sizeof t->name, "%s", shared[index]);
         t->offset = p->offset; t->rows = (size_t)p->rows; t->cols = (size_t)p->cols;
         t->skip = index == TMOEI_ENCODER_POSITIONS || index == TMOEI_DECODER_POSITIONS ? TMOEI_BART_SKIP : 0;
-        t->rank = p->rows > 1 || index == TMOEI_OUTPUT_BIAS ? 2 : 1;
+        t->optional = index == TMOEI_OUTPUT_BIAS;
+        t->rank = p->rows > 1 || t->optional ? 2 : 1;
         return 1;
     }
-    index -= TMOEI_SHARED;
-    const int l = index / (3 * TMOEI_PIECES), piece = index / 3 % TMOEI_PIECES, part = index % 3;
+    const int l = place / (3 * TMOEI_PIECES), piece = place / 3 % TMOEI_PIECES, part = place % 3;
     const char *const *names = pieces[piece / 2];
     const tmoei_layer *layer = &model->layers[l];
     if (l >= model->L) return 0;
-    if (!names[part] || !layer->rows[piece]) return -1;
+    if (!names[part] || !layer->rows[piece]) return tmoei_bart_next(model, at, t);
     const size_t parts = names[2] ? 3 : names[1] ? 2 : 1;
     const size_t rows = (size_t)layer->rows[piece], cols = (size_t)layer->cols[piece];
     (void)snprintf(t->name, sizeof t->name, "model.%s.layers.%d.%s.%s", layer->decoder ? "decoder"
@@ -7890,11 +7785,10 @@ static const tmoei_entry *tmoei_bart_find(const tmoei_weights *w, const char *na
 /* Whether a BART has a tensor of this name. */
 static int tmoei_bart_knows(const tmoe_model *model, const char *name) {
     tmoei_bart_tensor t;
-    int found;
     name = tmoei_bart_old_name(name);
     for (int i = 0; i < 3; i++) if (strcmp(tmoei_bart_old_name(tmoei_bart_copies[i]), name) == 0) return 1;
-    for (int i = 0; (found = tmoei_bart_tensor_at(model, i, &t)) != 0; i++)
-        if (found > 0 && strcmp(tmoei_bart_old_name(t.name), name) == 0) return 1;
+    for (int i = 0; tmoei_bart_next(model, &i, &t); )
+        if (strcmp(tmoei_bart_old_name(t.name), name) == 0) return 1;
     return 0;
 }
 /* All tensors into theta; what is missing, of another shape or unknown is named in one message. */
@@ -7903,15 +7797,13 @@ static tmoe_result tmoei_bart_read(tmoe_model *model, const tmoei_weights *w, co
     const tmoei_safetensors *file, *other;
     char text[TMOEI_MESSAGE_BYTES - 64] = "";
     tmoei_bart_tensor t;
-    int found, unknown = 0;                                     /* tensors of the files not met here */
+    int unknown = 0;                                            /* tensors of the files not met here */
     for (size_t f = 0; f < w->count; f++) unknown += w->files[f].count;
-    for (int i = 0; ctx->error == TMOE_OK && (found = tmoei_bart_tensor_at(model, i, &t)) != 0; i++) {
-        if (found < 0) continue;
+    for (int i = 0; ctx->error == TMOE_OK && tmoei_bart_next(model, &i, &t); ) {
         const tmoei_entry *e = tmoei_bart_find(w, t.name, &file);
         const size_t first = t.skip * t.cols, n = t.rows * t.cols;
         unknown -= e != NULL;
-        if (!e && i != TMOEI_OUTPUT_BIAS)                       /* old files have none: zeros */
-            tmoei_problem(text, sizeof text, "%s is missing", t.name);
+        if (!e && !t.optional) tmoei_problem(text, sizeof text, "%s is missing", t.name);
         else if (e && (e->count != first + n || !e->rank || e->shape[e->rank - 1] != t.cols))
             tmoei_problem(text, sizeof text, "%s has %lu values, not (%lu,%lu)", t.name,
                 (unsigned long)e->count, (unsigned long)(t.rows + t.skip), (unsigned long)t.cols);
@@ -7960,10 +7852,9 @@ static tmoe_result tmoei_bart_config(tmoe_ctx *ctx, const tmoei_json *json, cons
     *c = tmoe_config_default();
     c->norm = TMOE_NORM_POST; c->E = 1; c->begin_in_target = c->specials_in_text = 1;
     for (int i = 0; i < 6; i++) {                               /* only model_type may not be left out */
-        const int node = tmoei_json_get(json, 0, must[i][0]);
-        const tmoei_json_kind kind = node < 0 ? TMOEI_JSON_NULL : json->nodes[node].kind;
-        const char *value = kind == TMOEI_JSON_TRUE ? "true" : kind == TMOEI_JSON_FALSE ? "false"
-            : kind == TMOEI_JSON_STRING ? json->nodes[node].text : kind == TMOEI_JSON_NULL && i ? must[i][1]
+        const tmoei_json_node *node = tmoei_json_value(json, 0, must[i][0]);
+        const char *value = node->kind == TMOEI_JSON_TRUE ? "true" : node->kind == TMOEI_JSON_FALSE ? "false"
+            : node->kind == TMOEI_JSON_STRING ? node->text : i && node->kind == TMOEI_JSON_NULL ? must[i][1]
             : "";
         if (strcmp(value, must[i][1]) == 0) continue;
         if (i == 5 && strcmp(value, "relu") == 0) c->activation = TMOE_RELU;
@@ -7977,15 +7868,14 @@ static tmoe_result tmoei_bart_config(tmoe_ctx *ctx, const tmoei_json *json, cons
 }
 /* generation_config.json, or what old folders have of it in config.json. */
 static tmoe_result tmoei_bart_generation(tmoe_model *model, const tmoei_json *json, const char *path) {
-    const int early = tmoei_json_get(json, 0, "early_stopping"),
-        force = tmoei_json_get(json, 0, "force_bos_token_to_be_generated");     /* the oldest spelling */
-    const tmoei_json_kind kind = early < 0 ? TMOEI_JSON_FALSE : json->nodes[early].kind;
+    const tmoei_json_kind early = tmoei_json_value(json, 0, "early_stopping")->kind,
+        force = tmoei_json_value(json, 0, "force_bos_token_to_be_generated")->kind;     /* oldest spelling */
     tmoe_ctx *ctx = model->ctx;
     tmoe_generation *g = &model->generation;
     g->max_length = 20;                                         /* transformers' default */
-    if (force >= 0 && json->nodes[force].kind == TMOEI_JSON_TRUE) g->forced_begin_id = model->config.begin_id;
-    g->early_stopping = kind == TMOEI_JSON_STRING ? TMOE_EARLY_STOPPING_NEVER
-        : kind == TMOEI_JSON_TRUE ? TMOE_EARLY_STOPPING_TRUE : TMOE_EARLY_STOPPING_FALSE;
+    if (force == TMOEI_JSON_TRUE) g->forced_begin_id = model->config.begin_id;
+    g->early_stopping = early == TMOEI_JSON_STRING ? TMOE_EARLY_STOPPING_NEVER
+        : early == TMOEI_JSON_TRUE ? TMOE_EARLY_STOPPING_TRUE : TMOE_EARLY_STOPPING_FALSE;
     TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, &model->config, tmoei_bart_ids, TMOEI_BART_IDS, 0));
     return tmoei_fields_from_json(ctx, json, path, g, tmoei_generation_fields + 1,
         TMOEI_GENERATION_FIELDS - 1, 0);
@@ -8013,17 +7903,14 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder) 
             && tmoei_path_join(ctx, path, folder, "merges.txt") == TMOE_OK)
         tmoei_merges_read(t, path);
     tmoei_json_free(ctx, &json);
-    if (ctx->error == TMOE_OK) return t;
-    tmoe_tokenizer_destroy(t);
-    return NULL;
+    return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
 }
 TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder) {
     char path[TMOEI_PATH];
     tmoei_json json, generation;
     tmoei_weights weights = { NULL, 0, 0 };
     tmoe_config c;
-    tmoe_tokenizer *tokenizer = NULL;
-    tmoe_model *model = NULL;
+    tmoe_tokenizer *tokenizer = NULL; tmoe_model *model = NULL;
     ctx->error = TMOE_OK;
     memset(&generation, 0, sizeof generation);
     if (tmoei_json_file(ctx, &json, path, folder, "config.json", 0) == TMOE_OK
@@ -8039,8 +7926,7 @@ TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder) {
             (void)tmoei_bart_read(model, &weights, folder);
     }
     tmoei_json_free(ctx, &json); tmoei_json_free(ctx, &generation);
-    tmoei_weights_close(ctx, &weights);
-    tmoe_tokenizer_destroy(tokenizer);
+    tmoei_weights_close(ctx, &weights); tmoe_tokenizer_destroy(tokenizer);
     if (ctx->error == TMOE_OK) return model;
     tmoe_model_destroy(model);
     return NULL;
@@ -8087,23 +7973,16 @@ static void tmoei_bart_text(const tmoe_model *model, int which, tmoei_buffer *b)
 /* A dense model as a folder. */
 static tmoe_result tmoei_bart_write(const tmoe_model *model, const char *folder) {
     tmoe_ctx *ctx = model->ctx;
-    const size_t unused = TMOEI_BART_SKIP * (size_t)model->config.D;
-    float *zeros = (float *)tmoei_alloc(ctx, unused, sizeof(float), 1);
     char path[TMOEI_PATH];
     tmoei_buffer text = { NULL, 0, 0, 0 };
     tmoei_writer writer;
     tmoei_bart_tensor t;
-    int found;
     memset(&writer, 0, sizeof writer);
     tmoei_writer_metadata(ctx, &writer, "format", "pt", 2);
-    for (int i = 0; (found = tmoei_bart_tensor_at(model, i, &t)) != 0; i++)
-        if (found > 0) tmoei_writer_tensor(ctx, &writer, t.name, t.rank, t.rows + t.skip, t.cols);
-    (void)tmoei_path_join(ctx, path, folder, "model.safetensors");
-    if (ctx->error == TMOE_OK) (void)tmoei_writer_begin(ctx, &writer, path);
-    for (int i = 0; ctx->error == TMOE_OK && (found = tmoei_bart_tensor_at(model, i, &t)) != 0; i++)
-        if (found > 0 && (!t.skip || tmoei_writer_data(ctx, &writer, zeros, unused) == TMOE_OK))
-            (void)tmoei_writer_data(ctx, &writer, model->theta + t.offset, t.rows * t.cols);
-    if (ctx->error == TMOE_OK) (void)tmoei_writer_commit(ctx, &writer);
+    for (int i = 0; tmoei_bart_next(model, &i, &t); )
+        tmoei_writer_tensor(ctx, &writer, t.name, t.rank, t.skip, t.rows, t.cols, model->theta + t.offset);
+    if (tmoei_path_join(ctx, path, folder, "model.safetensors") == TMOE_OK)
+        (void)tmoei_writer_save(ctx, &writer, path);
     tmoei_writer_free(ctx, &writer);
     for (int i = 0; ctx->error == TMOE_OK && i < (model->tokenizer ? 4 : 2); i++) {
         tmoei_bart_text(model, i, &text);
@@ -8114,7 +7993,6 @@ static tmoe_result tmoei_bart_write(const tmoe_model *model, const char *folder)
         tmoei_writer_free(ctx, &writer);
     }
     tmoei_buffer_free(ctx, &text);
-    tmoei_free(ctx, zeros);
     return ctx->error;
 }
 TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task, const char *folder) {
@@ -8138,8 +8016,7 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task, cons
     if (ctx->error == TMOE_OK && tmoei_make_folder(ctx, folder) == TMOE_OK)
         dense = tmoe_model_derive(ctx, model, model->R > 0 ? route : NULL, &c, NULL, 0);
     if (dense) (void)tmoei_bart_write(dense, folder);
-    tmoe_model_destroy(dense);
-    tmoei_free(ctx, route);
+    tmoe_model_destroy(dense); tmoei_free(ctx, route);
     return ctx->error;
 }
 #endif /* TMOE_NO_STDIO */
