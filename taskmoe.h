@@ -4946,7 +4946,8 @@ static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config, con
     for (int t = 0; ctx->error == TMOE_OK && t < task_count; t++) {
         model->tasks[t].name = tmoei_own_text(own, tasks[t].name, strlen(tasks[t].name));
         model->tasks[t].instruction = tmoei_own_text(own, tasks[t].instruction, strlen(tasks[t].instruction));
-        model->tasks[t].category = tmoei_own_text(own, tasks[t].category, strlen(tasks[t].category));
+        const char *category = tasks[t].category ? tasks[t].category : "none";
+        model->tasks[t].category = tmoei_own_text(own, category, strlen(category));
         tmoei_text_vector(tasks[t].instruction, config->k, model->text_vectors + (size_t)t * k);
     }
     if (ctx->error == TMOE_OK && tmoei_model_plan(model) == TMOE_OK) {
@@ -5019,11 +5020,12 @@ static void tmoei_layer_derive(tmoe_model *model, const tmoe_model *from, int l,
     const int keep = !r && layer->experts == old->experts;
     for (int piece = 0; piece < TMOEI_PIECES; piece++) {
         const size_t n = (size_t)layer->rows[piece] * (size_t)layer->cols[piece];
-        const int several = (keep ? layer : old)->in_expert[piece] ? old->experts : 1;
+        const int whole = keep && layer->in_expert[piece];     /* each expert's to its heir */
+        const int several = whole || old->in_expert[piece] ? old->experts : 1;
         for (int e = 0; e < several; e++) {
-            const float weight = keep || several == 1 ? 1.0f : r ? r[e] : 1.0f / (float)several;
-            tmoei_scale_add(model->ctx, tmoei_piece_of(model, l, piece, keep ? e : 0),
-                keep || e == 0 ? 0.0f : 1.0f, weight, tmoei_piece_of(from, l, piece, e), n);
+            const float weight = whole || several == 1 ? 1.0f : r ? r[e] : 1.0f / (float)several;
+            tmoei_scale_add(model->ctx, tmoei_piece_of(model, l, piece, whole ? e : 0),
+                whole || e == 0 ? 0.0f : 1.0f, weight, tmoei_piece_of(from, l, piece, e), n);
         }
     }
     if (!keep) tmoei_experts_copy(model, l);
@@ -5436,6 +5438,12 @@ TMOE_DEF float tmoe_model_temperature(const tmoe_model *model) {
     return tau > (double)c->temperature_min ? (float)tau : c->temperature_min;
 }
 static int tmoei_selection_has_router(tmoe_selection s) { return s <= TMOE_SELECT_STRAIGHT_THROUGH; }
+/* Nothing for disabled experts, the rest in proportion; evenly where nothing remains. */
+static void tmoei_route_mask(float *route, const float *mask, int E) {
+    float sum = 0.0f, on = 0.0f;
+    for (int e = 0; e < E; e++) if (mask[e] == 0.0f) { sum += route[e]; on += 1.0f; }
+    for (int e = 0; e < E; e++) route[e] = mask[e] != 0.0f ? 0.0f : sum > 0.0f ? route[e] / sum : 1.0f / on;
+}
 /* A route without a router: average, or a random top-n of E with weight 1/n (Fisher-Yates). */
 static void tmoei_route_without_router(const tmoe_model *model, uint64_t stream, uint64_t at, float *route) {
     const tmoe_config *c = &model->config;
@@ -5444,7 +5452,6 @@ static void tmoei_route_without_router(const tmoe_model *model, uint64_t stream,
     const float *mask = model->mask;
     int order[64];
     for (int l = 0; l < model->R; l++, route += E, mask += E) {
-        float sum = 0.0f;                                       /* over what is not disabled */
         for (int e = 0; e < E; e++) { order[e] = e; route[e] = average ? 1.0f / (float)E : 0.0f; }
         for (int e = 0; e < n; e++) {
             const uint64_t random = tmoei_random(c->seed, stream,
@@ -5453,8 +5460,7 @@ static void tmoei_route_without_router(const tmoe_model *model, uint64_t stream,
             order[other] = order[e];
             route[chosen] = 1.0f / (float)n;
         }
-        for (int e = 0; e < E; e++) if (mask[e] == 0.0f) sum += route[e];
-        for (int e = 0; sum > 0.0f && e < E; e++) route[e] = mask[e] == 0.0f ? route[e] / sum : 0.0f;
+        tmoei_route_mask(route, mask, E);
     }
 }
 /* Streams of one seed; tensors use their index. */
@@ -5489,6 +5495,7 @@ static tmoe_result tmoei_routes_refresh(tmoe_model *model) {
 }
 TMOE_DEF tmoe_result tmoe_route(tmoe_model *model, int task, float *route) {
     const size_t width = (size_t)(model->R * model->config.E);
+    model->ctx->error = TMOE_OK;
     if (task < 0 || task >= model->N)
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "route: task %d; the model knows tasks 0 to %d",
             task, model->N - 1);
@@ -5552,11 +5559,13 @@ TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction
 }
 TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction, tmoe_zero_shot how,
         float *route) {
-    const int k = model->config.k, width = model->R * model->config.E;
+    const int k = model->config.k, E = model->config.E, width = model->R * E;
     tmoe_result result;
     double total = 0.0;
+    model->ctx->error = TMOE_OK;
     if (how == TMOE_ZERO_SHOT_AVERAGE || !tmoei_selection_has_router(model->config.selection) || width == 0) {
-        for (int i = 0; i < width; i++) route[i] = 1.0f / (float)model->config.E;
+        for (int i = 0; i < width; i++) route[i] = 1.0f;
+        for (int i = 0; i < width; i += E) tmoei_route_mask(route + i, model->mask + i, E);
         return TMOE_OK;
     }
     float *vector = (float *)tmoei_alloc(model->ctx, (size_t)k, sizeof(float), 0);
@@ -5588,6 +5597,7 @@ TMOE_DEF tmoe_result tmoe_route_of_vector(tmoe_model *model, const float *vector
 TMOE_DEF tmoe_result tmoe_expert_disable(tmoe_model *model, int layer, int expert, int disabled) {
     const int E = model->config.E;
     int others = 0;
+    model->ctx->error = TMOE_OK;
     for (int e = 0; layer >= 0 && layer < model->R && e < E; e++)
         others += e != expert && model->mask[layer * E + e] == 0.0f;
     if (layer < 0 || layer >= model->R || expert < 0 || expert >= E || (disabled && !others))
@@ -5599,6 +5609,7 @@ TMOE_DEF tmoe_result tmoe_expert_disable(tmoe_model *model, int layer, int exper
 }
 TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const float *vector) {
     const size_t k = (size_t)model->config.k;
+    model->ctx->error = TMOE_OK;
     if (task < 0 || task >= model->N || model->R == 0 || !vector)
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
             "task_vector_set: task %d of %d, %d routed layers; both must exist", task, model->N, model->R);
@@ -6390,6 +6401,7 @@ TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const flo
 TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task, const char *input, char *text,
         size_t size) {
     char *answer = NULL;
+    model->ctx->error = TMOE_OK;
     if (!size) return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "answer: no room for a text");
     text[0] = 0;
     TMOEI_TRY(tmoe_answers(model, task, NULL, &input, 1, &answer));
@@ -6448,6 +6460,7 @@ TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const f
     const tmoe_config *c = &model->config;
     const char *name = task->name, *instruction = c->instruction_in_input ? task->instruction : NULL;
     const int known = tmoe_find_task(model, name), n = task->label_count;
+    const double unscored = c->begin_in_target ? 0.0 : 1.0;    /* <s>, the first token */
     tmoei_texts labels = { NULL, NULL, 0, 0, 0, 0 }, x = labels;
     ctx->error = TMOE_OK;
     if (!n || !model->tokenizer || (model->R > 0 && !route && known < 0))
@@ -6463,7 +6476,7 @@ TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const f
                 || tmoei_log_likelihoods(model, known, route, &x, &labels, scores) != TMOE_OK)
             break;
         for (int j = chosen[i] = 0; j < n; j++) {
-            if (normalised) scores[j] /= (double)tmoei_text_length(&labels, (size_t)j) - 1.0;
+            if (normalised) scores[j] /= (double)tmoei_text_length(&labels, (size_t)j) - unscored;
             if (scores[j] > scores[chosen[i]]) chosen[i] = j;
         }
     }
