@@ -5947,21 +5947,18 @@ TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, t
     double *distance = (double *)tmoei_alloc(ctx, n * n + 1, sizeof(double), 1);
     int *name = (int *)tmoei_alloc(ctx, 2 * n + 1, sizeof(int), 0);
     const int good = distance && name;
-    for (size_t a = 0; good && a < n; a++) {
-        name[a] = (int)a; name[n + a] = 1;              /* what the cluster in place a is called; its size */
-        for (size_t b = 0; b < n; b++) {
-            for (size_t c = 0; c < (size_t)C; c++)
-                distance[a * n + b] += pow((double)(x[a * (size_t)C + c] - x[b * (size_t)C + c]), 2.0);
-            distance[a * n + b] = sqrt(distance[a * n + b]);
-        }
+    for (int i = 0; good && i < N; i++) { name[i] = i; name[N + i] = 1; }   /* a cluster's name, its size */
+    for (size_t i = 0; good && i < n * n; i++) {
+        const float *a = x + i / n * (size_t)C, *b = x + i % n * (size_t)C;
+        for (int c = 0; c < C; c++) distance[i] += pow((double)(a[c] - b[c]), 2.0);
+        distance[i] = sqrt(distance[i]);
     }
     for (int join = 0; good && join < N - 1; join++) {
         size_t a = n, b = n;                                    /* the nearest two; a < b */
-        for (size_t i = 0; i < n; i++)
-            for (size_t j = i + 1; j < n; j++)
-                if (name[i] >= 0 && name[j] >= 0 && (a == n || distance[i * n + j] < distance[a * n + b])) {
-                    a = i; b = j;
-                }
+        for (size_t i = 0; i < n * n; i++) {
+            const int both = i / n < i % n && name[i / n] >= 0 && name[i % n] >= 0;
+            if (both && (a == n || distance[i] < distance[a * n + b])) { a = i / n; b = i % n; }
+        }
         const double wa = (double)name[n + a], wb = (double)name[n + b];
         joins[join].a = name[a]; joins[join].b = name[b]; joins[join].height = distance[a * n + b];
         joins[join].size = name[n + a] += name[n + b];
@@ -7188,7 +7185,6 @@ static void tmoei_few_shot_chunk(void *arg, int chunk, int lane) {
     tmoe_config c = job->model->config;
     tmoe_training t = tmoe_training_default();
     tmoe_task task = *job->task;
-    tmoe_suite suite;
     double best = (double)NAN, score; (void)lane;
     own.threads = 1; own.parallel_fn = NULL;
     job->results[index] = TMOE_ERR_MEMORY;
@@ -7203,7 +7199,7 @@ static void tmoei_few_shot_chunk(void *arg, int chunk, int lane) {
     task.part = TMOE_PART_TRAIN;
     task.train = job->lines; task.train_count = job->train_count;
     task.test = job->lines + job->train_count; task.test_count = job->dev_count;
-    suite.ctx = ctx; suite.tasks = &task; suite.count = 1;
+    const tmoe_suite suite = { ctx, &task, 1 };
     tmoe_model *model = tmoe_model_derive(ctx, job->model, vector ? NULL : job->route, &c, &task, 1);
     if (model && vector) {                      /* begins with the vector of its instruction */
         memcpy(model->theta + model->vectors, model->text_vectors, (size_t)c.k * sizeof(float));
