@@ -810,7 +810,6 @@ extern "C" {
 #  include <assert.h>
 #  define TMOE_ASSERT(condition) assert(condition)      /* our own bugs only, never bad input */
 #endif
-
 /* -std=c99 hides what POSIX adds unless a feature macro came before the first system header; a program may
  * have included some already, so the few calls we need are declared here where the headers did not. */
 #if defined(__linux__)
@@ -864,7 +863,6 @@ struct tmoe_ctx {
     float *lane_scratch[TMOEI_LANES_MAX];   /* packing buffers, one a lane */
     float *shared_scratch;              /* packing buffer that the lanes fill together */
 };
-
 /* Notes the first cause of trouble and returns the code. Later causes are consequences: they are dropped. */
 TMOEI_PRINTF(3, 4)
 static tmoe_result tmoei_fail(tmoe_ctx *ctx, tmoe_result code, const char *format, ...) {
@@ -883,7 +881,6 @@ static tmoe_result tmoei_fail(tmoe_ctx *ctx, tmoe_result code, const char *forma
 #else
 #  define TMOEI_FAIL_NULL(...) ((void)tmoei_fail(__VA_ARGS__), NULL)
 #endif
-
 #define TMOEI_TRY(call) \
     do { const tmoe_result tried = (call); if (tried != TMOE_OK) return tried; } while (0)
 
@@ -964,7 +961,6 @@ static int tmoei_grow(tmoe_ctx *ctx, void *slot, size_t *capacity, size_t need, 
 }
 /* Blocks that are freed together: each remembers the one before it. */
 typedef struct tmoei_owner { tmoe_ctx *ctx; void *last; } tmoei_owner;
-
 static void *tmoei_own_block(tmoei_owner *owner, size_t count, size_t element_bytes, int zero) {
     void *block = tmoei_alloc(owner->ctx, count, element_bytes, zero);
     if (block) { tmoei_head_of(block)->before = owner->last; owner->last = block; }
@@ -1007,7 +1003,6 @@ static float tmoei_normal(uint64_t seed, uint64_t stream, uint64_t counter) {
     float v = tmoei_uniform(tmoei_random(seed, stream, 2 * counter + 1));
     return sqrtf(-2.0f * logf(u)) * cosf(6.28318530718f * v);
 }
-
 /* `wanted` different numbers below n: the first places of a shuffle (Fisher-Yates). Gives how many. */
 static int tmoei_draw(uint64_t seed, uint64_t stream, uint64_t counter, int *order, int n, int wanted) {
     for (int i = 0; i < n; i++) order[i] = i;
@@ -1057,7 +1052,6 @@ static void tmoei_cache_sizes(tmoe_ctx *ctx) {
 #else
 static void tmoei_cache_sizes(tmoe_ctx *ctx) { (void)ctx; }
 #endif
-
 /* Numbers below 1.2e-38 cost Intel processors a factor of 5 in a whole training step: they are flushed to
  * zero inside the library's own work, and the caller's mode is given back. */
 typedef uint64_t tmoei_float_mode;
@@ -1089,10 +1083,8 @@ static tmoei_float_mode tmoei_float_mode_enter(void) { return 0; }
 #  define TMOEI_POOL 1
 #  include <pthread.h>
 #endif
-
 typedef void tmoei_chunk_fn(void *arg, int chunk, int lane);
 typedef struct tmoei_lanes_job { tmoei_chunk_fn *fn; void *arg; int chunks, next, lanes; } tmoei_lanes_job;
-
 static void tmoei_parallel_lane(void *arg, int lane) {
     tmoei_lanes_job *job = (tmoei_lanes_job *)arg;
     const tmoei_float_mode mode = tmoei_float_mode_enter();
@@ -1114,11 +1106,10 @@ struct tmoei_pool {
     pthread_cond_t wake;
     tmoei_lanes_job *job;
     int count;                          /* threads beside the caller's */
-    int round;                          /* raised for each job */
+    unsigned round;                     /* raised for each job */
     int running;                        /* threads that have not finished the round */
     int sleeping, quit, lane;
 };
-
 static void tmoei_pause(void) {
 #if defined(TMOEI_X86)
     _mm_pause();
@@ -1129,7 +1120,8 @@ static void tmoei_pause(void) {
 static void *tmoei_pool_thread(void *arg) {
     struct tmoei_pool *pool = (struct tmoei_pool *)arg;
     const int lane = __atomic_add_fetch(&pool->lane, 1, __ATOMIC_RELAXED);
-    for (int seen = 0, n = 0; ; n = 0) {
+    unsigned seen = 0;
+    for (int n = 0; ; n = 0) {
         while (__atomic_load_n(&pool->round, __ATOMIC_ACQUIRE) == seen && n++ < TMOEI_SPINS) tmoei_pause();
         if (__atomic_load_n(&pool->round, __ATOMIC_ACQUIRE) == seen) {
             pthread_mutex_lock(&pool->mutex);
@@ -1167,7 +1159,6 @@ static void tmoei_pool_destroy(tmoe_ctx *ctx) {
     tmoei_free(ctx, pool);
     ctx->pool = NULL;
 }
-
 static void tmoei_pool_create(tmoe_ctx *ctx) {
     struct tmoei_pool *pool = ctx->pool = (struct tmoei_pool *)tmoei_alloc(ctx, 1, sizeof *pool, 1);
     if (!pool) return;
@@ -1181,7 +1172,6 @@ static void tmoei_pool_create(tmoe_ctx *ctx) {
 static void tmoei_pool_create(tmoe_ctx *ctx) { ctx->lanes = 1; }
 static void tmoei_pool_destroy(tmoe_ctx *ctx) { (void)ctx; }
 #endif
-
 /* Runs fn(arg, chunk, lane) once for each chunk, on any lane 0 <= lane < ctx->lanes; waits for all. */
 static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chunks) {
     tmoei_lanes_job job = { fn, arg, chunks, 0, chunks < ctx->lanes ? chunks : ctx->lanes };
@@ -1220,7 +1210,6 @@ static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chu
 
 #define TMOEI_NR_MAX 32                 /* widest panel of B */
 #define TMOEI_MR_MAX 14                 /* highest panel of A */
-
 /* y = act(C + bias) + residual, as the tile leaves the registers for the last time */
 typedef struct tmoei_epilogue {
     const float *bias;                  /* (N) or NULL */
@@ -1229,7 +1218,6 @@ typedef struct tmoei_epilogue {
     const float *residual;              /* (M, N) or NULL */
     size_t pre_stride, residual_stride;
 } tmoei_epilogue;
-
 /* tile (rows, NR) = beta * tile + panels; columns past `columns` are not touched */
 typedef void tmoei_micro_fn(int K, const float *a, const float *b, size_t ldb, float beta, float *c,
     size_t ldc, int columns);
@@ -1265,7 +1253,6 @@ typedef struct tmoei_kernels {
     void (*dropout)(float *y, const float *x, size_t n, uint32_t first, uint32_t key, uint32_t limit,
         float scale);
 } tmoei_kernels;
-
 /* Vectors. A line says what a word is in plain C, NEON, AVX2 and AVX-512, and TMOEI_PASS picks one of the
  * four, so a word means something else in each pass. V is a vector of VW floats; + - * / work on it as on a
  * float. The masked forms for AVX-512 are there because gcc's plain ones read undefined vectors. */
@@ -1315,7 +1302,6 @@ typedef struct tmoei_kernels {
     if (at < (n)) { const int left = (int)((n) - at); (void)left; __VA_ARGS__; } } while (0)
 #define VREAD(p) (left == VW ? VLOAD(p) : VLOADN(p, left))
 #define VWRITE(p, v) do { if (left == VW) VSTORE(p, v); else VSTOREN(p, v, left); } while (0)
-
 /* All numbers of a vector into one, by halves. */
 #define TMOEI_HALF(a, i) _mm512_maskz_extractf32x8_ps((__mmask8)0xff, a, i)
 #define TMOEI_REDUCE(name, op) \
@@ -1338,7 +1324,6 @@ typedef struct tmoei_kernels {
 #define TMOEI_HEIGHTS_6(X) TMOEI_HEIGHTS_4(X) X(5) X(6)
 #define TMOEI_HEIGHTS_8(X) TMOEI_HEIGHTS_6(X) X(7) X(8)
 #define TMOEI_HEIGHTS_14(X) TMOEI_HEIGHTS_8(X) X(9) X(10) X(11) X(12) X(13) X(14)
-
 #define TMOEI_ZERO(i, j) V c##i##j = VSET(0.0f);
 #define TMOEI_LOAD(i, j) const V b##j = VLOAD(b + j * VW);
 #define TMOEI_STEP(i, j) c##i##j = VFMA(x, b##j, c##i##j);
@@ -1381,7 +1366,6 @@ static void TMOEI_FN(vstoren)(float *p, V v, int n) {
     for (int i = 0; i < n; i++) p[i] = x[i];
 }
 #endif
-
 /* exp(x): n = round(x / ln 2), r = x - n ln 2 in two parts, Taylor to r^7 (|r| <= ln 2 / 2: truncation
  * 2e-9), times 2^n. Error below 2 ulp; inputs are held to [-87.3, 88.3], so the result is never 0, denormal
  * or infinite. */
@@ -1648,7 +1632,6 @@ TMOEI_TARGET static void TMOEI_FN(dropout)(float *y, const float *x, size_t n, u
         y[i] = h >= limit ? x[i] * scale : 0.0f;
     }
 }
-
 static const tmoei_kernels TMOEI_FN(kernels) = {
     TMOEI_PICK("C", "NEON", "AVX2", "AVX-512"), TMOEI_MR, TMOEI_NR, TMOEI_FN(micro), TMOEI_FN(dots),
     TMOEI_FN(epilogue), TMOEI_FN(dot), TMOEI_FN(sum), TMOEI_FN(maximum), TMOEI_FN(scale_add),
@@ -1745,7 +1728,6 @@ static void tmoei_scratch_destroy(tmoe_ctx *ctx) {
 }
 static int tmoei_least(int a, int b) { return a < b ? a : b; }
 static int tmoei_pieces(int total, int size) { return (total + size - 1) / size; }
-
 /* Rows of op(A) a panel has when M rows are cut into equal panels of at most mr. */
 static int tmoei_panel_rows(int M, int mr) { return tmoei_pieces(M, tmoei_pieces(M, mr)); }
 /* dst[k * width + i] = element (k, i) of `lines` lines (rows of op(A), columns of op(B)), zero for lines <=
@@ -1798,7 +1780,6 @@ typedef struct tmoei_product {
     float *C, *packed_a, *packed_b, beta;       /* packed: by all lanes; NULL: by each lane */
     const tmoei_epilogue *epilogue;
 } tmoei_product;
-
 static tmoei_product tmoei_product_of(const tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, int N,
         int K, const float *A, size_t lda, const float *B, size_t ldb, float beta, float *C, size_t ldc) {
     tmoei_product p;
@@ -1940,7 +1921,6 @@ typedef struct tmoei_attention_rows {             /* its rows are `width` floats
     const float *q, *k, *v, *dy;
     float *y, *lse, *dq, *dk, *dv, beta_q, beta_kv;             /* lse, dq, dk with dv: or NULL */
 } tmoei_attention_rows;
-
 /* Rows of the block from t0 on. */
 static int tmoei_score_rows(const tmoei_attention_rows *a, int t0) {
     const int rows = tmoei_least(TMOEI_SCORES / a->S, TMOEI_LANE_ROWS);
@@ -2034,7 +2014,6 @@ static void tmoei_sweep(tmoe_ctx *ctx, size_t total, size_t grain, tmoei_sweep_f
 }
 /* rows a chunk */
 static size_t tmoei_grain(size_t width) { return width >= TMOEI_SWEEP ? 1 : TMOEI_SWEEP / width; }
-
 /* y = beta y + a x */
 typedef struct tmoei_scale_add_job { float *y, beta, a; const float *x; } tmoei_scale_add_job;
 static void tmoei_scale_add_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t n) {
@@ -2139,7 +2118,6 @@ TMOE_DEF void tmoe_ctx_destroy(tmoe_ctx *ctx) {
     if (ctx->config.free_fn) ctx->config.free_fn(ctx, sizeof *ctx, ctx->config.alloc_user);
     else TMOE_FREE(ctx);
 }
-
 TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config) {
     tmoe_ctx_config c;
     memset(&c, 0, sizeof c);
@@ -2176,7 +2154,6 @@ typedef struct tmoei_arena {
     int dry, free_count;
     tmoei_free_block free_blocks[TMOEI_FREE_BLOCKS];
 } tmoei_arena;
-
 static void *tmoei_arena_alloc(tmoei_arena *arena, size_t count, size_t element_bytes) {
     tmoei_free_block *best = NULL;
     size_t bytes;
@@ -2233,9 +2210,7 @@ typedef struct tmoei_tensor {   /* what tmoe_tensor does not show */
     int owned;                  /* dx belongs to the tape and can be released */
     int unwritten;              /* a block whose gradient memory is new: parts of it overwrite */
 } tmoei_tensor;
-
 struct tmoe_tape { tmoe_ctx *ctx; tmoei_arena small, big; tmoei_node *last; int record, dry; };
-
 TMOE_DEF tmoe_tape *tmoe_tape_create(tmoe_ctx *ctx) {
     tmoe_tape *tape = (tmoe_tape *)tmoei_alloc(ctx, 1, sizeof *tape, 1);
     if (tape) { tape->ctx = tape->small.chunks.ctx = tape->big.chunks.ctx = ctx; tape->record = 1; }
@@ -2270,7 +2245,6 @@ static tmoe_tensor *tmoei_tensor_new(tmoe_tape *tape, int rows, int cols, float 
     do { if (!(holds)) return TMOEI_FAIL_NULL((tape)->ctx, code, __VA_ARGS__); } while (0)
 #define TMOEI_SHAPE_RULE(...) TMOEI_RULE(TMOE_ERR_SHAPE, __VA_ARGS__)
 #define TMOEI_ARGUMENT_RULE(...) TMOEI_RULE(TMOE_ERR_ARGUMENT, __VA_ARGS__)
-
 TMOE_DEF tmoe_tensor *tmoe_leaf(tmoe_tape *tape, int rows, int cols, float *x, float *dx) {
     TMOEI_ARGUMENT_RULE(tape, x && rows >= 1 && cols >= 1, "leaf: (%d,%d) at %s; needs memory and at least "
         "one element", rows, cols, x ? "an address" : "NULL");
@@ -2305,7 +2279,6 @@ static tmoe_tensor *tmoei_record(tmoe_tape *tape, tmoe_tensor *y, tmoei_backward
     if (!y || !tmoei_wants_grad(tape, in, count)) return y;
     return tmoei_node_add(tape, y, backward, hand, kept, kept_bytes, in, count);
 }
-
 /* Walks the tape back from gradients that stand already in some tensors' dx. An operation's backward function
  * finds memory for every gradient it owes and node->beta[i] = 0 where it is the first to write to input i's,
  * 1 where it adds: dx = beta dx + ... On a dry tape it is not called. */
@@ -2339,7 +2312,6 @@ static tmoe_result tmoei_tape_backward(tmoe_tape *tape) {
     tape->last = NULL;
     return TMOE_OK;
 }
-
 TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss) {
     if (tape->ctx->error != TMOE_OK) return tape->ctx->error;
     if (!loss || loss->rows != 1 || loss->cols != 1 || !loss->wants_grad)
@@ -2368,7 +2340,6 @@ static tmoe_tensor *tmoei_part(tmoe_tape *tape, tmoe_tensor *block, size_t offse
  * contribution, which overwrites: node->beta[i] tells which. Where the node hands dy over as an input's
  * gradient (see >>tape), there is nothing left to do. */
 
-
 /* dx = beta dx + src, for input i of a node */
 static void tmoei_accumulate(tmoe_tape *tape, const tmoei_node *node, int i, const float *src) {
     tmoe_tensor *in = node->in[i];
@@ -2396,7 +2367,6 @@ static void tmoei_column_sums(const tmoe_ctx *ctx, const void *job, size_t at, s
     for (size_t t = 0; t < s->T; t++)
         ctx->kernels->scale_add(s->db + at, 1.0f, 1.0f, s->dz + t * s->F + at, n);
 }
-
 static void tmoei_linear_backward(tmoe_tape *tape, tmoei_node *node) {
     const tmoei_linear_kept *kept = (const tmoei_linear_kept *)node->kept;
     tmoe_tensor *y = node->y, *x = node->in[0], *w = node->in[1], *b = node->in[2];
@@ -2500,7 +2470,6 @@ typedef struct tmoei_attention_job {
     const int *q_offsets, *kv_offsets;
     tmoei_attention_rows all;           /* as if of one head: from the first row and column on */
 } tmoei_attention_job;
-
 /* One sequence's one head: forward, or backward where there is dy. */
 static void tmoei_attention_chunk(void *arg, int chunk, int lane) {
     const tmoei_attention_job *job = (const tmoei_attention_job *)arg;
@@ -2533,12 +2502,15 @@ TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tenso
     tmoe_tensor *in[2] = { q, kv };
     tmoei_attention_job job;
     const int self = q == kv;
+    int rising = 1;
     if (!q || !kv || tape->ctx->error != TMOE_OK) return NULL;
     const int D = self ? q->cols / 3 : q->cols;
-    TMOEI_SHAPE_RULE(tape, H >= 1 && sequences >= 1 && D % H == 0
+    for (int i = 0; i < sequences; i++)
+        rising = rising && q_offsets[i] <= q_offsets[i + 1] && kv_offsets[i] < kv_offsets[i + 1];
+    TMOEI_SHAPE_RULE(tape, H >= 1 && sequences >= 1 && rising && D % H == 0
         && (self ? q->cols == 3 * D : kv->cols == 2 * D) && q_offsets[sequences] == q->rows
         && kv_offsets[sequences] == kv->rows, "attention: q (%d,%d), kv (%d,%d), H %d, %d sequences; "
-        "self (T,3D), cross (T,D) and (S,2D), H divides D, offsets end at the last row",
+        "self (T,3D), cross (T,D) and (S,2D), H divides D, offsets rise to the last row",
         q->rows, q->cols, kv->rows, kv->cols, H, sequences);
     tmoe_tensor *y = tmoei_tensor_new(tape, q->rows, D, NULL);
     if (!y) return NULL;
@@ -2566,7 +2538,6 @@ typedef struct tmoei_embedding_job {
     float *y, *dtable, *dpositions;
 } tmoei_embedding_job;
 #define TMOEI_EMBEDDING_COLUMNS 64      /* four cache lines of a row */
-
 static void tmoei_embedding_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n) {
     const tmoei_embedding_job *s = (const tmoei_embedding_job *)job;
     for (size_t t = first, D = s->D; t < first + n; t++) {
@@ -2692,7 +2663,6 @@ TMOE_DEF tmoe_tensor *tmoe_map(tmoe_tape *tape, tmoe_tensor *x, tmoe_activation 
     if (y && !tape->dry) tmoei_activation_apply(tape->ctx, f, y->x, NULL, x->x, tmoei_elements(y));
     return tmoei_record(tape, y, tmoei_map_backward, -1, &f, sizeof f, &x, 1);
 }
-
 static void tmoei_binary_backward(tmoe_tape *tape, tmoei_node *node) {
     const int multiply = *(const int *)node->kept; (void)tape;
     const float *dy = node->y->dx;
@@ -3537,7 +3507,6 @@ static tmoe_result tmoei_writer_save(tmoe_ctx *ctx, tmoei_writer *writer, const 
 /* ---- a table of indices by hash: open addressing, never more than half full -------------------------- */
 typedef struct tmoei_slot { uint64_t hash; int value; } tmoei_slot;     /* index + 1; 0: empty */
 typedef struct tmoei_table { tmoei_slot *slots; size_t size, used; } tmoei_table;
-
 /* The next index with this hash, or -1; *at begins at 0 and counts the places that were looked at. */
 static int tmoei_table_find(const tmoei_table *table, uint64_t hash, size_t *at) {
     while (table->size) {
@@ -3586,7 +3555,6 @@ static int tmoei_pair_find(const tmoei_table *table, int left, int right) {
 #define TMOEI_TOKEN_BYTES 65536         /* a token's most: merges that double each other ask for the moon */
 typedef struct tmoei_merge_pair { int left, right, result; } tmoei_merge_pair;
 typedef struct tmoei_special_token { int id, left_strip; } tmoei_special_token;     /* swallows space */
-
 struct tmoe_tokenizer {
     tmoe_ctx *ctx;
     int V, merge_count, special_count, byte_id[256], prefix_space;
@@ -4211,14 +4179,12 @@ typedef struct tmoei_suite {
     tmoe_task *known; size_t known_count;   /* what tasks.tsv says of tasks, while a folder is read */
 } tmoei_suite;
 #define TMOEI_BAD_DATA(ctx, ...) ((void)tmoei_fail(ctx, TMOE_ERR_DATA, __VA_ARGS__))
-
 typedef struct tmoei_draft {            /* a task that is being read */
     tmoei_suite *suite;
     tmoe_task task;                     /* what is known of it; test_count: its last lines; -1: 20 % */
     tmoei_buffer text;                  /* NUL-terminated strings: "iINPUT", "oOUTPUT", "oOUTPUT", ... */
     size_t count, output_count;         /* lines, outputs in all */
 } tmoei_draft;
-
 TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx) {
     ctx->error = TMOE_OK;
     tmoei_suite *suite = (tmoei_suite *)tmoei_alloc(ctx, 1, sizeof *suite, 1);
@@ -4296,7 +4262,6 @@ static tmoe_result tmoei_draft_finish(tmoei_draft *draft, const char *where) {
     tmoei_buffer_free(ctx, &draft->text);
     return ctx->error;
 }
-
 TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const char *category,
         const char *instruction, tmoe_metric metric, tmoe_part part, const char *const *inputs,
         const char *const *outputs, int count, int test_count) {
@@ -4392,7 +4357,6 @@ typedef struct tmoei_lines {            /* a text file, line by line */
     size_t length, at, size;            /* size: of the line, without LF or CR LF */
     int number;
 } tmoei_lines;
-
 static void tmoei_lines_open(tmoe_ctx *ctx, tmoei_lines *lines, const char *path) {
     memset(lines, 0, sizeof *lines);
     lines->ctx = ctx; lines->path = path;
@@ -4617,7 +4581,6 @@ static void tmoei_apply_split(tmoei_suite *suite, const char *path) {
     shown->count = kept;
     tmoei_json_free(ctx, &json);
 }
-
 TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const char *split) {
     char name[TMOEI_PATH], path[TMOEI_PATH];
     tmoe_suite *suite = tmoe_suite_create(ctx);
@@ -4661,7 +4624,6 @@ typedef enum tmoei_shared {             /* pieces outside the layers */
 typedef enum tmoei_rate {               /* which learning rate a parameter follows */
     TMOEI_RATE_LAYERS, TMOEI_RATE_ROUTER, TMOEI_RATE_TASKS, TMOEI_RATE_SHARED, TMOEI_RATE_NONE
 } tmoei_rate;
-
 typedef struct tmoei_parameter {    /* one named tensor in theta */
     char name[72];
     size_t offset; int rows, cols; tmoei_rate rate;
@@ -4669,7 +4631,6 @@ typedef struct tmoei_parameter {    /* one named tensor in theta */
     int expert;                     /* -1: shared by all tasks */
     float init_std, init_value;     /* std < 0: uniform in +- that (recurrent weights); 0: init_value */
 } tmoei_parameter;
-
 typedef struct tmoei_layer {
     int decoder, number, heads;     /* number: among the layers of its side */
     int experts, route;             /* 1 = dense; which routed layer this is, -1: none */
@@ -4678,7 +4639,6 @@ typedef struct tmoei_layer {
     int in_expert[TMOEI_PIECES];
     size_t shared, shared_size, block, block_size;  /* floats of theta; expert e: e * block_size on */
 } tmoei_layer;
-
 struct tmoe_model {
     tmoe_ctx *ctx; tmoe_config config; tmoe_tokenizer *tokenizer; tmoe_generation generation;
     char *mapping; size_t mapping_size;     /* the file that theta lies in, or NULL */
@@ -4700,7 +4660,6 @@ struct tmoe_model {
     uint64_t routes_version, merged_version;
     tmoe_tape *tape; tmoei_owner own;       /* for evaluation; of all blocks but theta's mapping */
 };
-
 /* Adds a named tensor at the end of theta; gives its offset. Failure is noted in the context. */
 TMOEI_PRINTF(9, 10)
 static size_t tmoei_parameter_add(tmoe_model *model, int rows, int cols, tmoei_rate rate, int decay,
@@ -5096,7 +5055,6 @@ typedef struct tmoei_pack {             /* sequences one behind the other, no pa
     int sequences, tokens;
     int *ids, *positions, *offsets;     /* (tokens), (tokens), (sequences + 1) */
 } tmoei_pack;
-
 typedef struct tmoei_batch {            /* one group, packed; all arrays in one block of memory */
     tmoei_pack source, target;
     int *labels;                        /* what each target position must say */
@@ -5151,7 +5109,6 @@ static tmoe_result tmoei_texts_add(const tmoe_model *model, tmoei_texts *texts, 
 static size_t tmoei_text_length(const tmoei_texts *t, size_t i) { return t->offsets[i + 1] - t->offsets[i]; }
 
 typedef struct tmoei_cache tmoei_cache; /* >>inference: keys and values of earlier positions */
-
 typedef struct tmoei_pass {
     tmoe_model *model; tmoe_tape *tape;
     float *grads;                       /* of theta + first on, or NULL: nothing is trained */
@@ -5165,7 +5122,6 @@ typedef struct tmoei_pass {
     const tmoei_pack *pack, *memory_pack;           /* what runs now; a decoder: what the encoder read */
     tmoe_tensor *memory;                /* and the encoder's output */
 } tmoei_pass;
-
 /* Where gradients of theta + offset go, if what `bit` stands for is trained. */
 static float *tmoei_pass_grads(const tmoei_pass *pass, int bit, size_t offset) {
     return pass->grads && (pass->train & bit) ? pass->grads + (offset - pass->first) : NULL;
@@ -5306,7 +5262,6 @@ enum { TMOEI_ROUTER_HEADS = 4, TMOEI_ROUTER_FFN = 64 };      /* of the transform
 typedef struct tmoei_router {
     tmoe_model *model; tmoe_tape *tape; float *grads; int next; char prefix[16];    /* of the names */
 } tmoei_router;
-
 static tmoe_tensor *tmoei_router_take(tmoei_router *router, const char *name, const char *kind, int rows,
         int cols, int decay, float std, float value) {
     tmoe_model *model = router->model;
@@ -5647,7 +5602,6 @@ static size_t tmoei_add_lower(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *t
 static int tmoei_is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
 
 typedef struct tmoei_text_word { const char *text; size_t length; } tmoei_text_word;
-
 /* The next word of a text: white space separates. Its length is 0 at the end. */
 static tmoei_text_word tmoei_next_word(const char *text) {
     tmoei_text_word word = { text, 0 };
@@ -5681,7 +5635,6 @@ static size_t tmoei_add_normal(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *
 }
 /* longer texts count by their first 512 words */
 typedef struct tmoei_words { tmoei_text_word word[512]; int count; } tmoei_words;
-
 /* Adds the words from text up to end, which cuts a word. */
 static void tmoei_words_add(tmoei_words *words, const char *text, const char *end) {
     tmoei_text_word word = tmoei_next_word(text);
@@ -5848,7 +5801,6 @@ static tmoe_result tmoei_mean_score(tmoe_ctx *ctx, tmoe_metric metric, const cha
     tmoei_free(ctx, rouge); tmoei_buffer_free(ctx, &text);
     return ctx->error;
 }
-
 TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *const *predictions,
         const tmoe_example *examples, int count, double *score) {
     ctx->error = TMOE_OK;
@@ -5873,7 +5825,6 @@ static int tmoei_double_order(const void *a, const void *b) {
     const double x = *(const double *)a, y = *(const double *)b;
     return x < y ? -1 : x > y;
 }
-
 /* Mean over the tasks that a draw picks with replacement, draw 0: over all, of (new - base) / base
  * (relative), or of new - base. */
 static double tmoei_mean_gain(const double *base, const double *scores, int n, int relative, uint64_t seed,
@@ -5888,7 +5839,6 @@ static double tmoei_mean_gain(const double *base, const double *scores, int n, i
     }
     return used ? sum / used : (double)NAN;
 }
-
 TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const double *scores, int count,
         uint64_t seed, tmoe_comparison *result) {
     ctx->error = TMOE_OK;
@@ -5917,7 +5867,6 @@ TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const doubl
 }
 /* ==== >>routes: reading them =========================================================================== */
 #define TMOEI_STREAM_PERMUTATION UINT64_C(2000001)
-
 TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const float *routes, int N, int C,
         const float *feature, int permutations, uint64_t seed, double *r, double *p) {
     ctx->error = TMOE_OK;
@@ -5986,7 +5935,6 @@ struct tmoei_cache {
     float **keys; int experts;          /* 1, or E where they run side by side */
     tmoei_owner own;
 };
-
 typedef struct tmoei_cached_job {       /* all: as if of one head, from row 0 on */
     const tmoei_cache *cache; const float *keys; tmoei_attention_rows all; } tmoei_cached_job;
 /* Which row of the keys belongs to position t of a row. */
@@ -6114,7 +6062,6 @@ static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const floa
 /* ---- decoding: greedy, and beam search as transformers does it --------------------------------------- */
 #define TMOEI_ROWS_AT_ONCE 32           /* a register tile of rows and more: weights are read once for all */
 static void tmoei_cache_destroy(tmoei_cache *cache) { tmoei_owner_free(&cache->own); }
-
 /* Encodes the packed sources and makes room for `beams` rows each, of at most `limit` positions. */
 static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int task, const float *route,
         const tmoei_pack *source, int beams, int limit) {
@@ -6174,7 +6121,6 @@ typedef struct tmoei_search {
     float *final;                       /* (requests, beams): score / length^penalty */
 } tmoei_search;
 #define TMOEI_NO_SCORE (-1e9f)          /* transformers': there is none yet */
-
 /* What the row may not say next gets -inf: eos before min_length, a token that would repeat an n-gram, all
  * but a forced one, which is certain (log p = 0 where lse is taken off). */
 static void tmoei_search_forbid(const tmoei_search *s, int row, float *x, float lse) {
@@ -6494,7 +6440,6 @@ typedef struct tmoei_trained_task { int task, count, validation; size_t first; }
 typedef struct tmoei_trained_example { size_t source; int targets; } tmoei_trained_example;
 typedef struct tmoei_update { size_t offset, count; tmoei_rate rate; int decay; double norm; } tmoei_update;
 #define TMOEI_UPDATE_FLOATS 16384       /* a chunk of the optimiser: 64 KiB of theta, gradient, moments */
-
 struct tmoe_trainer {
     tmoe_ctx *ctx; tmoe_model *model; tmoe_training training; tmoei_owner own;
     tmoei_texts texts; tmoei_batch batch;
@@ -6515,7 +6460,6 @@ struct tmoe_trainer {
     int64_t first_step;                 /* steps_done when this process began: tokens/s counts from there */
     double began, tokens;
 };
-
 static double tmoei_seconds(void) {
 #if defined(TMOEI_POSIX)
     struct timeval now;
@@ -6577,7 +6521,6 @@ static float tmoei_learning_rate(const tmoe_training *t, int64_t step, float top
         factor = at + 1.0 < warmup ? (at + 1.0) / warmup : (steps - at) / (steps - warmup + 1.0);
     return (float)((double)top * (factor < 0.0 ? 0.0 : factor > 1.0 ? 1.0 : factor));
 }
-
 /* Is what follows this rate among the TMOE_TRAIN_ bits, which lie in the order of tmoei_rate? */
 static int tmoei_moves(int bits, tmoei_rate rate) {
     return rate != TMOEI_RATE_NONE && (bits >> (int)rate & 1);
@@ -6710,7 +6653,6 @@ static double tmoei_expert_distance(const tmoe_model *model, int l, float *grads
     }
     return total;
 }
-
 /* Forward and backward of one group; adds its loss (already times weight) to *loss. */
 static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, float weight, double *loss) {
     const tmoe_training *t = &trainer->training;
@@ -6787,7 +6729,6 @@ static double tmoei_step_gradients(tmoe_trainer *trainer) {
             trainer->grads + (model->layers[l].block - trainer->first), apart);
     return loss;
 }
-
 static void tmoei_progress_fill(const tmoe_trainer *trainer, double loss, double norm, tmoe_progress *p) {
     const tmoe_training *t = &trainer->training;
     const double seconds = tmoei_seconds() - trainer->began, left = (double)(t->steps - trainer->steps_done);
@@ -6824,7 +6765,6 @@ static tmoe_result tmoei_trainer_apply(tmoe_trainer *trainer, double loss, tmoe_
     if (progress) tmoei_progress_fill(trainer, loss, norm, progress);
     return TMOE_OK;
 }
-
 TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress) {
     tmoe_ctx *ctx = trainer->ctx;
     const tmoei_float_mode mode = tmoei_float_mode_enter();
@@ -6861,7 +6801,6 @@ TMOE_DEF float tmoe_validation_loss(tmoe_trainer *trainer) {
     tmoei_float_mode_leave(mode);
     return ctx->error == TMOE_OK && targets > 0.0 ? (float)(loss / targets) : (float)NAN;
 }
-
 TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer) {
     const tmoe_training *t = &trainer->training;
     const size_t bytes = trainer->span * sizeof(float);
@@ -7029,7 +6968,6 @@ static tmoe_trainer *tmoei_trainer_new(tmoe_model *model, const tmoe_training *t
     tmoe_trainer_destroy(trainer);
     return NULL;
 }
-
 TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *suite,
         const tmoe_training *training) {
     tmoe_ctx *ctx = model->ctx;
@@ -7077,7 +7015,6 @@ TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *s
     tmoei_free(ctx, (void *)texts);
     return tokenizer;
 }
-
 TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_tokenizer *tokenizer,
         tmoe_config *config) {
     ctx->error = TMOE_OK;
@@ -7100,7 +7037,6 @@ TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite, cons
     config->source_tokens = (int)source; config->target_tokens = (int)target;
     return TMOE_OK;
 }
-
 TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_model *start,
         const tmoe_model *router, const tmoe_config *config, const tmoe_training *training) {
     tmoe_config c = config ? *config : tmoe_config_default();
@@ -7134,7 +7070,6 @@ TMOE_DEF tmoe_model *tmoe_train(tmoe_ctx *ctx, const tmoe_suite *suite, const tm
         const tmoe_training *training) {
     return tmoe_train_from(ctx, suite, NULL, NULL, config, training);
 }
-
 TMOE_DEF tmoe_model *tmoe_train_two_stages(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_model *start,
         const tmoe_config *config, const tmoe_training *stage1, const tmoe_training *stage2) {
     tmoe_config c = config ? *config : tmoe_config_default();
@@ -7151,7 +7086,6 @@ TMOE_DEF tmoe_model *tmoe_train_two_stages(tmoe_ctx *ctx, const tmoe_suite *suit
     tmoe_model_destroy(first);
     return second;
 }
-
 TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void) {
     tmoe_few_shot f;
     memset(&f, 0, sizeof f);
@@ -7223,7 +7157,6 @@ static void tmoei_few_shot_chunk(void *arg, int chunk, int lane) {
         (void)snprintf(job->messages[index], sizeof job->messages[index], "%.1000s", ctx->message);
     tmoe_trainer_destroy(trainer); tmoe_model_destroy(model); tmoe_ctx_destroy(ctx);
 }
-
 /* A sample of the task's training lines, balanced over the labels of a closed set: of each label (or of all)
  * the first line goes to train, the second to dev, and so on, until both have what they want. */
 static void tmoei_few_shot_sample(tmoei_few_shot_job *job, int *order, tmoe_example *dev) {
@@ -7238,7 +7171,6 @@ static void tmoei_few_shot_sample(tmoei_few_shot_job *job, int *order, tmoe_exam
         }
     memcpy(job->lines + job->train_count, dev, (size_t)job->dev_count * sizeof *dev);
 }
-
 TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task, const tmoe_few_shot *how,
         tmoe_few_shot_result *result) {
     tmoe_ctx *ctx = model->ctx;
@@ -7357,7 +7289,6 @@ static void tmoei_components(double *x, int N, size_t F, int k, double *G, doubl
         G[best * n + best] = -1.0;
     }
 }
-
 TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suite, tmoe_task_embedding how,
         int lines, int k, float *vectors) {
     tmoe_ctx *ctx = model->ctx;
