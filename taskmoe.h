@@ -6126,7 +6126,7 @@ typedef struct tmoei_search {
 static void tmoei_search_forbid(const tmoei_search *s, int row, float *x, float lse) {
     const tmoe_generation *how = &s->how;
     const int *tokens = s->tokens + (size_t)row * (size_t)how->max_length, n = how->no_repeat_ngram;
-    const int ends = s->length == how->max_length - 1 && how->forced_end_id >= 0;   /* goes before the begin */
+    const int ends = s->length == how->max_length - 1 && how->forced_end_id >= 0;    /* before begin */
     const int forced = ends ? how->forced_end_id : s->length == 1 ? how->forced_begin_id : -1;
     for (int i = 0; n > 0 && i + n <= s->length; i++)
         if (memcmp(tokens + i, tokens + s->length - n + 1, (size_t)(n - 1) * sizeof(int)) == 0)

@@ -200,6 +200,11 @@ static void test_generation_keeps_its_promises(void)
     float scores[24];
     for (int i = 0; i < 6; used += lengths[i++])
         for (int j = 0; j < lengths[i]; j++) ids[used + j] = j == 0 ? 0 : j == lengths[i] - 1 ? 2 : 3 + (int)tmoei_below(tmoei_random(3, (uint64_t)i, (uint64_t)j), 256);
+    for (int beams = 1; beams <= 4; beams += 3) {               /* a forced end goes before a forced begin, as in transformers */
+        tmoe_generation how = *tmoe_model_generation(model);
+        how.beams = beams; how.returned = 1; how.max_length = 2; how.forced_begin_id = 77; how.forced_end_id = 2;
+        CHECK(tmoe_generate(model, -1, NULL, ids, lengths, 1, &how, tokens, counts, scores) == TMOE_OK && tokens[1] == 2);
+    }
     for (int kind = 0; kind < 12; kind++) {
         tmoe_generation how = *tmoe_model_generation(model);
         how.beams = kind % 3 == 0 ? 1 : kind % 3 == 1 ? 4 : 7;

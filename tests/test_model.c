@@ -218,15 +218,20 @@ static void test_gradients_of_expert_regularisation_and_load_balance(void)
 
 static void test_a_disabled_expert_gets_no_weight(void)
 {
-    tmoe_selection kinds[3] = { TMOE_SELECT_SOFTMAX, TMOE_SELECT_AVERAGE, TMOE_SELECT_STRAIGHT_THROUGH };
-    for (int k = 0; k < 3; k++) {
+    tmoe_selection kinds[4] = { TMOE_SELECT_SOFTMAX, TMOE_SELECT_AVERAGE, TMOE_SELECT_STRAIGHT_THROUGH, TMOE_SELECT_RANDOM_TASK };
+    for (int k = 0; k < 4; k++) {
         tmoe_config c = small_config();
         tmoe_training training = small_training();
         float route[64], sum = 0.0f;
         c.selection = kinds[k];
+        c.random_n = 1;
         set s = make(1, &c, &training);
         if (!s.trainer) return;
-        CHECK(tmoe_expert_disable(s.model, 1, 0, 1) == TMOE_OK);
+        CHECK(tmoe_route(s.model, 99, route) == TMOE_ERR_ARGUMENT && tmoe_error(s.model->ctx) == TMOE_ERR_ARGUMENT);
+        CHECK(tmoe_expert_disable(s.model, 1, 0, 1) == TMOE_OK && tmoe_error(s.model->ctx) == TMOE_OK);
+        CHECK(tmoe_route_unseen(s.model, "something new", TMOE_ZERO_SHOT_AVERAGE, route) == TMOE_OK);
+        CHECK(route[c.E] == 0.0f);
+        for (int e = 1; e < c.E; e++) CHECK_NEAR(route[c.E + e], 1.0 / (c.E - 1), 1e-6);
         CHECK(tmoe_route(s.model, 0, route) == TMOE_OK);
         CHECK(route[c.E] == 0.0f);
         for (int e = 0; e < c.E; e++) sum += route[c.E + e];
@@ -234,10 +239,12 @@ static void test_a_disabled_expert_gets_no_weight(void)
         CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
         CHECK(s.trainer->use[c.E] == 0.0f);                    /* in training, too */
         for (int e = 1; e + 1 < c.E; e++) CHECK(tmoe_expert_disable(s.model, 1, e, 1) == TMOE_OK);
+        for (int t = 0; t < tmoe_model_task_count(s.model); t++)                        /* whatever a task had, it has the last one now */
+            CHECK(tmoe_route(s.model, t, route) == TMOE_OK && route[2 * c.E - 1] == 1.0f);
         CHECK(tmoe_expert_disable(s.model, 1, c.E - 1, 1) == TMOE_ERR_ARGUMENT);       /* the last one stays */
         CHECK(tmoe_expert_disable(s.model, 99, 0, 1) == TMOE_ERR_ARGUMENT);
         CHECK(tmoe_expert_disable(s.model, 1, 0, 0) == TMOE_OK);
-        CHECK(tmoe_route(s.model, 0, route) == TMOE_OK && (kinds[k] == TMOE_SELECT_STRAIGHT_THROUGH || route[c.E] > 0.0f));
+        CHECK(tmoe_route(s.model, 0, route) == TMOE_OK && (k >= 2 || route[c.E] > 0.0f));
         unmake(&s);
     }
 }
