@@ -2506,11 +2506,13 @@ TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tenso
     if (!q || !kv || tape->ctx->error != TMOE_OK) return NULL;
     const int D = self ? q->cols / 3 : q->cols;
     for (int i = 0; i < sequences; i++)
-        rising = rising && q_offsets[i] <= q_offsets[i + 1] && kv_offsets[i] < kv_offsets[i + 1];
+        rising = rising && q_offsets[i] <= q_offsets[i + 1] && kv_offsets[i] < kv_offsets[i + 1]
+            && (!causal || q_offsets[i + 1] - q_offsets[i] <= kv_offsets[i + 1] - kv_offsets[i]);
     TMOEI_SHAPE_RULE(tape, H >= 1 && sequences >= 1 && rising && D % H == 0
         && (self ? q->cols == 3 * D : kv->cols == 2 * D) && q_offsets[sequences] == q->rows
         && kv_offsets[sequences] == kv->rows, "attention: q (%d,%d), kv (%d,%d), H %d, %d sequences; "
-        "self (T,3D), cross (T,D) and (S,2D), H divides D, offsets rise to the last row",
+        "self (T,3D), cross (T,D) and (S,2D), H divides D, offsets rise to the last row, "
+        "causal: no fewer keys than rows",
         q->rows, q->cols, kv->rows, kv->cols, H, sequences);
     tmoe_tensor *y = tmoei_tensor_new(tape, q->rows, D, NULL);
     if (!y) return NULL;
@@ -6814,7 +6816,7 @@ TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer) {
             if (loss == loss && !(loss >= trainer->best_loss)) {    /* a number; better, or the first */
                 trainer->best_loss = loss; trainer->bad_evaluations = 0;
                 memcpy(trainer->best, trainer->model->theta + trainer->first, bytes);
-            } else stop = ++trainer->bad_evaluations == t->patience;
+            } else stop = ++trainer->bad_evaluations >= t->patience && t->patience > 0;
             progress.best_validation_loss = trainer->best_loss;
         }
         if (t->progress && t->progress(t->progress_user, &progress))
