@@ -568,7 +568,7 @@ typedef enum tmoe_zero_shot {
 TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction, tmoe_zero_shot how,
     float *route);
 /* tmoe_nearest_tasks - known tasks by cosine of instructions' text vectors, nearest first   cost  N*k
- *   tasks, cosines (count >= 1) out; past the last task -1   out  how many, 0: no memory   thread  any */
+ *   tasks, cosines (count >= 1) out; past the last task -1   out how many, 0: no memory   thread as above */
 TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction, int count, int *tasks,
     float *cosines);
 /* tmoe_find_task - task of this name or instruction, or -1.   fails never   cost  N compares   thread  any */
@@ -712,7 +712,7 @@ TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite, cons
 /* tmoe_answer - one answer, greedily decoded                                                   >>inference
  *   task   in: name or instruction of a known task; other text is an unseen task's instruction (zero-shot)
  *   input  in   text  (size bytes) out, NUL-terminated UTF-8, size >= 1   thread  one context, one thread
- *   fails  TMOE_ERR_ARGUMENT (input too long for the model, answer for text), TMOE_ERR_MEMORY: text is ""
+ *   fails  TMOE_ERR_DATA (input too long), _ARGUMENT (answer too long for text), _MEMORY; text is "" then
  *   cost   an encoder pass and a decoder pass a token; a new route costs a merge (E * active parameters) */
 TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task, const char *input, char *text,
     size_t size);
@@ -740,7 +740,7 @@ TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, con
 /* tmoe_rank - the label with the highest likelihood, for tasks with a closed set               >>inference
  *   task       in: with labels   route  as above, NULL: a known task's   inputs (count) in   thread  as above
  *   normalised 0: sum of log p of the label's tokens, 1: their mean      chosen (count) out: index of a label
- *   fails      TMOE_ERR_ARGUMENT (no labels, no route, too long), _MEMORY   cost  a pass a label and input */
+ *   fails      TMOE_ERR_ARGUMENT (no labels, no route), _DATA (too long), _MEMORY  cost  a pass a label, input */
 TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const float *route,
     const char *const *inputs, int count, int normalised, int *chosen);
 /* ---- API: files (>>files) ----------------------------------------------------------------------------- */
@@ -6316,6 +6316,7 @@ TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const flo
     tmoe_ctx *ctx = model->ctx;
     const int known = tmoe_find_task(model, task), limit = model->config.source_tokens;
     const char *instruction = known >= 0 ? model->tasks[known].instruction : task;
+    const char *before = model->config.instruction_in_input ? instruction : NULL;
     tmoe_generation how = model->generation;
     tmoei_owner own = { ctx, NULL };
     tmoei_texts texts = { NULL, NULL, 0, 0, 0, 0 };
@@ -6332,7 +6333,7 @@ TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const flo
         route = unseen;
     }
     for (int i = 0; ctx->error == TMOE_OK && i < count; i++)
-        if (tmoei_texts_add(model, &texts, instruction, inputs[i], limit, "input", task, i) == TMOE_OK)
+        if (tmoei_texts_add(model, &texts, before, inputs[i], limit, "input", task, i) == TMOE_OK)
             lengths[i] = (int)tmoei_text_length(&texts, (size_t)i);
     if (ctx->error == TMOE_OK)
         (void)tmoe_generate(model, known, route, texts.ids, lengths, count, &how, tokens, counts, NULL);

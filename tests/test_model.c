@@ -629,6 +629,22 @@ static void test_saved_and_loaded_model_answers_the_same(void)
 }
 
 /* A batch of requests, whatever its company, gets the answers that each alone gets. */
+static void test_an_instruction_that_is_not_read_does_not_change_an_answer(void)
+{
+    tmoe_config c = small_config();
+    tmoe_training training = small_training();
+    char one[256], two[256];
+    c.E = 1;
+    c.instruction_in_input = 0;
+    set s = make(1, &c, &training);
+    if (!s.trainer) return;
+    CHECK(tmoe_answer(s.model, "upper", "lamp", one, sizeof one) == TMOE_OK);
+    CHECK(tmoe_answer(s.model, "An instruction that is much too long for the few tokens that this small model can read, were it to read it at all, "
+                      "which it must not, because its configuration says that the encoder reads the input alone.", "lamp", two, sizeof two) == TMOE_OK);
+    CHECK_TEXT(one, two);
+    unmake(&s);
+}
+
 static void test_answers_do_not_depend_on_their_batch(void)
 {
     int mix;
@@ -1009,6 +1025,7 @@ TEST_MAIN("test_model",
     RUN(test_one_two_and_four_threads_give_the_same_bits);
     RUN(test_resuming_gives_the_same_bits);
     RUN(test_saved_and_loaded_model_answers_the_same);
+    RUN(test_an_instruction_that_is_not_read_does_not_change_an_answer);
     RUN(test_answers_do_not_depend_on_their_batch);
     RUN(test_cached_decoding_equals_the_full_pass);
     RUN(test_frozen_parts_do_not_move);
