@@ -740,7 +740,7 @@ TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, con
 /* tmoe_rank - the label with the highest likelihood, for tasks with a closed set               >>inference
  *   task       in: with labels   route  as above, NULL: a known task's   inputs (count) in   thread  as above
  *   normalised 0: sum of log p of the label's tokens, 1: their mean      chosen (count) out: index of a label
- *   fails      TMOE_ERR_ARGUMENT (no labels, no route), _DATA (too long), _MEMORY  cost  a pass a label, input */
+ *   fails      TMOE_ERR_ARGUMENT (no labels, no route), _DATA (too long), _MEMORY   cost  a pass a label */
 TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const float *route,
     const char *const *inputs, int count, int normalised, int *chosen);
 /* ---- API: files (>>files) ----------------------------------------------------------------------------- */
