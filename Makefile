@@ -32,6 +32,8 @@ test: examples $(TESTS:%=$(BUILD)/%) $(BUILD)/export
 
 bench: $(BUILD)/bench
 	$(BUILD)/bench
+	sh tests/bench_peers.sh 1
+	sh tests/bench_peers.sh 2
 
 matrix:
 	sh tests/matrix.sh
