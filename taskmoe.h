@@ -4846,7 +4846,8 @@ static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c, const
     const int V = c->V ? c->V : symbols;
     if (c->start_id >= V || c->begin_id >= V || c->pad_id >= V || c->end_id >= V)
         tmoei_problem(text, size, "a token id is not below V = %d", V);
-    if (c->V < symbols && (c->V || !tokenizer))
+    /* BARTs may lack rows for their last tokens; a text that needs one is refused then */
+    if (c->V < symbols && (c->V ? !c->specials_in_text : !tokenizer))
         tmoei_problem(text, size, "V is %d, must be at least the tokenizer's %d", c->V, symbols);
     if (c->E > 1 && c->expert_places == 0)
         tmoei_problem(text, size, "E is %d but expert_places names no layers", c->E);
@@ -5104,6 +5105,10 @@ static tmoe_result tmoei_texts_add(const tmoe_model *model, tmoei_texts *texts, 
             || !tmoei_grow(model->ctx, &texts->offsets, &texts->offsets_capacity, texts->count + 2, sizeof n))
         return TMOE_ERR_MEMORY;
     TMOEI_TRY(tmoei_encode_source(tokenizer, instruction, input, find, texts->ids + texts->ids_used, n, &n));
+    for (const int *id = texts->ids + texts->ids_used; id < texts->ids + texts->ids_used + n; id++)
+        if (*id >= model->V)
+            return tmoei_fail(model->ctx, TMOE_ERR_DATA, "task %s, line %d: the %s has token %d; the "
+                "model has %d", task, line + 1, what, *id, model->V);
     if (texts->count == 0) texts->offsets[0] = 0;
     texts->offsets[++texts->count] = texts->ids_used += n;
     return TMOE_OK;
@@ -7909,8 +7914,8 @@ static void tmoei_bart_text(const tmoe_model *model, int which, tmoei_buffer *b)
         tmoei_buffer_add(ctx, b, ",", 1);
         tmoei_fields_to_json(ctx, &g, tmoei_generation_fields + 1, TMOEI_GENERATION_FIELDS - 1, b);
     } else
-        tmoei_buffer_print(ctx, b, "{\"tokenizer_class\":\"BartTokenizer\",\"model_max_length\":%d",
-            c->source_tokens);
+        tmoei_buffer_print(ctx, b, "{\"tokenizer_class\":\"BartTokenizer\",\"model_max_length\":%d,"
+            "\"add_prefix_space\":%s", c->source_tokens, model->tokenizer->prefix_space ? "true" : "false");
     tmoei_buffer_add(ctx, b, "}\n", 2);
 }
 /* A dense model as a folder. */

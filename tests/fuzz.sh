@@ -12,7 +12,7 @@ for kind in ${2:-1 2 3 4}; do
     2) make -s build/quickstart build/multitask
        build/multitask examples/suite --split quickstart --steps 1 --width 4 --experts 2 --limit 1 --save build/fuzz/seeds2/a > /dev/null 2>&1
        printf '\071\000\000\000\000\000\000\000{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}    \000\000\000\000' > build/fuzz/seeds2/b ;;
-    3|4) vocabulary='{"<s>":0,"<pad>":1,"</s>":2,"<unk>":3,"<mask>":4,"a":5,"b":6,"ab":7,"\\u0120":8,"\\u0120a":9}'
+    3|4) vocabulary='{"<s>":0,"<pad>":1,"</s>":2,"<unk>":3,"<mask>":4,"a":5,"b":6,"ab":7,"\u0120":8,"\u0120a":9}'
        printf '{"added_tokens":[{"id":4,"content":"<mask>","lstrip":true}],"pre_tokenizer":{"type":"ByteLevel","add_prefix_space":true},"model":{"type":"BPE","vocab":%s,"merges":["a b",["\\u0120","a"]]}}' "$vocabulary" > build/fuzz/seeds3/a 2> /dev/null || true
        { printf '%s\000' "$vocabulary"; printf '#version: 0.2\na b\n\304\240 a\n'; } > build/fuzz/seeds4/a ;;
     esac

@@ -22,6 +22,26 @@ static tmoe_model *small_bart(int experts)
     return model;
 }
 
+/* bart-large-cnn's 50,264 rows do not reach <mask>, its tokenizer's last token. */
+static void test_a_model_may_lack_the_last_tokens_of_its_tokenizer(void)
+{
+    tmoe_config c = tmoe_config_default();
+    tmoe_tokenizer *tokenizer = tmoe_tokenizer_bytes(ctx);
+    char text[200];
+    c.D = 16; c.F_encoder = c.F_decoder = 24; c.H_encoder = c.H_decoder = 2; c.encoder_layers = c.decoder_layers = 1; c.E = 1;
+    c.source_tokens = c.target_tokens = 24; c.norm = TMOE_NORM_POST; c.begin_in_target = c.specials_in_text = 1; c.V = 3 + 'z';
+    tmoe_model *model = tmoe_model_create(ctx, &c, tokenizer, NULL, 0);
+    CHECK(model != NULL);
+    CHECK(model && tmoe_answer(model, "", "yes", text, sizeof text) == TMOE_OK);
+    CHECK(model && tmoe_answer(model, "", "zoo", text, sizeof text) == TMOE_ERR_DATA);
+    CHECK_HAS(tmoe_error_message(ctx), "the input has token 125; the model has 125");
+    tmoe_model_destroy(model);
+    c.specials_in_text = 0;
+    CHECK(tmoe_model_create(ctx, &c, tokenizer, NULL, 0) == NULL);
+    CHECK_HAS(tmoe_error_message(ctx), "must be at least the tokenizer's");
+    tmoe_tokenizer_destroy(tokenizer);
+}
+
 static char *slurp(const char *name, size_t *length)
 {
     char path[200];
@@ -289,6 +309,7 @@ TEST_MAIN("test_bart",
     RUN(test_shards_are_where_the_index_says);
     RUN(test_broken_tokenizer_files_are_refused);
     RUN(test_a_task_cut_out_computes_the_same);
+    RUN(test_a_model_may_lack_the_last_tokens_of_its_tokenizer);
     RUN(test_generation_keeps_its_promises);
     RUN(test_a_saved_model_is_used_as_it_lies);
     if (tmoe_ctx_bytes(ctx, NULL) != before) { printf("memory was left behind\n"); failed++; }
