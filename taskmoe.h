@@ -319,7 +319,8 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *
     int vocabulary);
 #ifndef TMOE_NO_STDIO
 /* tmoe_tokenizer_load - a Hugging Face byte-level BPE (GPT-2, RoBERTa, BART)                   >>bart
- *   folder  in: with tokenizer.json, or vocab.json and merges.txt   out, thread  as above   cost  a pass
+ *   folder  in: with tokenizer.json, or vocab.json and merges.txt; add_prefix_space of tokenizer_config.json
+ *   out, thread  as above   cost  a pass
  *   fails   NULL + TMOE_ERR_FILE, TMOE_ERR_FORMAT (what and where), TMOE_ERR_MEMORY */
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder);
 #endif
@@ -726,7 +727,8 @@ TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const flo
  *   ids      in: the requests' tokens, one behind the other      lengths (count) in: of each
  *   how      in, or NULL: tmoe_model_generation's; max_length 0 or too long: target_tokens + 1
  *   tokens   (count, returned, max_length) out: best first, start token first, filled up with pad_id
- *   token_counts, scores  (count, returned) out; scores may be NULL: beam search's, 0 if greedy
+ *   token_counts, scores  (count, returned) out; scores may be NULL: beam search's, 0 if greedy; where there
+ *            are fewer answers than asked for: the start token, and a score of -1e9
  *   fails    TMOE_ERR_ARGUMENT, TMOE_ERR_MEMORY   cost  as above, times beams   thread  as above */
 TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *route, const int *ids,
     const int *lengths, int count, const tmoe_generation *how, int *tokens, int *token_counts, float *scores);
@@ -766,7 +768,9 @@ TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path);
 TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, int rows, int cols);
 /* tmoe_bart_load - a Hugging Face BART: config.json, model.safetensors (or shards with their index; F32, F16
  *   or BF16), generation_config.json, and its tokenizer where there is one                       >>bart
- *   out    a dense model, free with tmoe_model_destroy; tmoe_model_derive makes experts of it   cost  a pass
+ *   out    a dense model, free with tmoe_model_destroy; tmoe_model_derive makes experts of it
+ *   cost   a pass over the weights, which are copied (q, k and v come together); a file of tmoe_model_save's
+ *          is used where it lies
  *   fails  NULL + TMOE_ERR_FILE, _FORMAT (names missing and unknown tensors), _MEMORY   thread  as above */
 TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder);
 /* tmoe_export_dense - cuts a task out as a folder that transformers' BartForConditionalGeneration loads, and
@@ -843,7 +847,7 @@ extern int madvise(void *address, size_t bytes, int advice), fileno(FILE *file),
 #  define TMOEI_PREFETCH(p) (void)0
 #endif
 #define TMOEI_ALIGN 64u                 /* bytes: one cache line, one AVX-512 register */
-#define TMOEI_MESSAGE_BYTES 8192      /* a hundred names of tensors */
+#define TMOEI_MESSAGE_BYTES 32768     /* all names of the tensors of a large BART */
 #define TMOEI_LANES_MAX 64
 
 /* ==== >>errors: the first cause is kept, with the values and the rule that was broken ================= */
@@ -884,15 +888,16 @@ static tmoe_result tmoei_fail(tmoe_ctx *ctx, tmoe_result code, const char *forma
 #define TMOEI_TRY(call) \
     do { const tmoe_result tried = (call); if (tried != TMOE_OK) return tried; } while (0)
 
-/* Notes a problem of the configuration in `text`; all of them end in one message. */
+/* Notes a problem in `text`; all of them end in one message, which ends in "..." where it is full. */
 TMOEI_PRINTF(3, 4)
 static void tmoei_problem(char *text, size_t size, const char *format, ...) {
     size_t used = strlen(text);
     va_list arguments;
     if (used && used + 2 < size) { memcpy(text + used, "; ", 3); used += 2; }
     va_start(arguments, format);
-    (void)vsnprintf(text + used, size - used, format, arguments);
+    const int n = vsnprintf(text + used, size - used, format, arguments);
     va_end(arguments);
+    if (n < 0 || (size_t)n >= size - used) memcpy(text + size - 4, "...", 4);
 }
 
 /* ==== >>memory: every byte comes through here; sizes are checked before they are multiplied =========== */
@@ -3339,11 +3344,13 @@ static tmoe_result tmoei_safetensors_check(tmoe_ctx *ctx, tmoei_safetensors *fil
     if (!(file->entries = e)) return TMOE_ERR_MEMORY;
     for (int i = nodes[0].child; i >= 0; i = nodes[i].next) {
         const int metadata = strcmp(nodes[i].key, "__metadata__") == 0;
+        int m = nodes[i].child;
+        while (metadata && m >= 0 && nodes[m].kind == TMOEI_JSON_STRING) m = nodes[m].next;
         if (!metadata) TMOEI_TRY(tmoei_entry_read(ctx, file, i, &e[file->count++]));
-        for (int m = metadata ? nodes[i].child : -1; m >= 0; m = nodes[m].next)
-            if (nodes[m].kind != TMOEI_JSON_STRING)
-                return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: __metadata__ holds something else than strings",
-                    file->path);
+        else if (nodes[i].kind != TMOEI_JSON_OBJECT || m >= 0
+                || i != tmoei_json_get(&file->json, 0, nodes[i].key))
+            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: __metadata__ must be one object of strings",
+                file->path);
     }
     qsort(e, (size_t)file->count, sizeof *e, tmoei_entry_by_place);
     for (int i = 0; i < file->count; at = e[i++].end)
@@ -6222,7 +6229,8 @@ static tmoe_result tmoei_search_run(tmoei_search *s, int task, const float *rout
     s->next_tokens = s->tokens + rows * most; s->finished = s->next_tokens + rows * most;
     s->next_scores = s->scores + rows; s->final = s->next_scores + rows; s->parents = s->lengths + rows;
     for (size_t r = 0; r < rows; r++) {
-        s->tokens[r * most] = s->model->config.start_id;
+        s->tokens[r * most] = s->finished[r * most] = s->model->config.start_id;
+        s->lengths[r] = 1;                                      /* a hypothesis that nobody finds */
         s->scores[r] = r % (size_t)B ? TMOEI_NO_SCORE : 0.0f;   /* equal beams: only the first one counts */
         s->final[r] = TMOEI_NO_SCORE;
     }
@@ -7354,11 +7362,13 @@ static void tmoei_fields_to_json(tmoe_ctx *ctx, const void *base, const tmoei_fi
         else tmoei_buffer_print(ctx, b, "%.9g", x);
     }
 }
-/* The fields that the object has; an unsound one is an error and, where all are `required`, a missing one. */
+/* The fields that the object has; an unsound one is an error and, where all are `required`, a missing one.
+ * A list of one counts as what is in it: some BARTs have their end token so. */
 static tmoe_result tmoei_fields_from_json(tmoe_ctx *ctx, const tmoei_json *json, const char *path, void *base,
         const tmoei_field *fields, size_t count, int required) {
     for (const tmoei_field *f = fields; f < fields + count; f++) {
         const tmoei_json_node *node = tmoei_json_value(json, 0, f->name);
+        if (node->kind == TMOEI_JSON_ARRAY && node->count == 1) node = tmoei_json_at(json, node->child);
         const double x = node->kind == TMOEI_JSON_TRUE ? 1.0 : node->kind == TMOEI_JSON_FALSE ? 0.0
             : node->kind == TMOEI_JSON_NUMBER ? node->number : (double)NAN;
         const int number = x >= f->least && x <= f->most ? (int)x : INT_MIN;
@@ -7689,10 +7699,10 @@ static tmoe_result tmoei_weights_add(tmoe_ctx *ctx, tmoei_weights *w, const char
     w->count++;
     return TMOE_OK;
 }
-/* The files that the index names; each tensor must be where it says. */
+/* The files that the index names; each tensor must be where it says, and nowhere else. */
 static tmoe_result tmoei_weights_index(tmoe_ctx *ctx, tmoei_weights *w, const char *folder,
         const tmoei_json *json, const char *path) {
-    const tmoei_safetensors *file;
+    char shard[TMOEI_PATH];
     const int map = tmoei_json_get(json, 0, "weight_map");
     if (map < 0 || json->nodes[map].kind != TMOEI_JSON_OBJECT)
         return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no weight_map", path);
@@ -7701,8 +7711,14 @@ static tmoe_result tmoei_weights_index(tmoe_ctx *ctx, tmoei_weights *w, const ch
         if (!tmoei_json_is_string(json, i) || strpbrk(name, "/\\") || name[0] == '.')
             return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s must be in a file of this folder", path, key);
         TMOEI_TRY(tmoei_weights_add(ctx, w, folder, name));
-        if (!tmoei_weights_find(w, key, &file))
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s is not in %s", path, key, name);
+    }
+    for (int i = json->nodes[map].child; i >= 0; i = json->nodes[i].next) {
+        const char *key = json->nodes[i].key, *name = json->nodes[i].text;
+        TMOEI_TRY(tmoei_path_join(ctx, shard, folder, name));
+        for (const tmoei_safetensors *f = w->files; f < w->files + w->count; f++)
+            if ((strcmp(f->path, shard) == 0) != (tmoei_safetensors_find(f, key) != NULL))
+                return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s must be in %s and in no other file", path,
+                    key, name);
     }
     return TMOE_OK;
 }
@@ -7718,8 +7734,9 @@ static tmoe_result tmoei_weights_open(tmoe_ctx *ctx, tmoei_weights *w, const cha
 }
 
 /* ---- reading ------------------------------------------------------------------------------------------ */
-static const char *const tmoei_bart_copies[3] = {               /* the embedding once more */
-    "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight" };
+static const char *const tmoei_bart_embedding[4] = {            /* one tensor, by up to four names */
+    "model.shared.weight", "model.encoder.embed_tokens.weight",
+    "model.decoder.embed_tokens.weight", "lm_head.weight" };
 
 /* Their name without the "model." that the oldest files do not have; where there is none, all of it. */
 static const char *tmoei_bart_old_name(const char *name) {
@@ -7734,7 +7751,8 @@ static const tmoei_entry *tmoei_bart_find(const tmoei_weights *w, const char *na
 static int tmoei_bart_knows(const tmoe_model *model, const char *name) {
     tmoei_bart_tensor t;
     name = tmoei_bart_old_name(name);
-    for (int i = 0; i < 3; i++) if (strcmp(tmoei_bart_old_name(tmoei_bart_copies[i]), name) == 0) return 1;
+    for (int k = 0; k < 4; k++)
+        if (strcmp(tmoei_bart_old_name(tmoei_bart_embedding[k]), name) == 0) return 1;
     for (int i = 0; tmoei_bart_next(model, &i, &t); )
         if (strcmp(tmoei_bart_old_name(t.name), name) == 0) return 1;
     return 0;
@@ -7742,33 +7760,31 @@ static int tmoei_bart_knows(const tmoe_model *model, const char *name) {
 /* All tensors into theta; what is missing, of another shape or unknown is named in one message. */
 static tmoe_result tmoei_bart_read(tmoe_model *model, const tmoei_weights *w, const char *folder) {
     tmoe_ctx *ctx = model->ctx;
-    const tmoei_safetensors *file, *other;
+    const tmoei_safetensors *file, *home = NULL;
+    const tmoei_entry *e, *embedding = NULL;                    /* the first of its names that is there */
     char text[TMOEI_MESSAGE_BYTES - 64] = "";
     tmoei_bart_tensor t;
-    int unknown = 0;                                            /* tensors of the files not met here */
-    for (size_t f = 0; f < w->count; f++) unknown += w->files[f].count;
+    for (int k = 0; k < 4; k++) {
+        e = tmoei_bart_find(w, tmoei_bart_embedding[k], &file);
+        if (!embedding) { embedding = e; home = file; }
+        else if (e && (e->end - e->begin != embedding->end - embedding->begin
+                || memcmp(file->data + e->begin, home->data + embedding->begin, e->end - e->begin) != 0))
+            tmoei_problem(text, sizeof text, "%s differs from %s: an untied embedding is not supported",
+                e->name, embedding->name);
+    }
     for (int i = 0; ctx->error == TMOE_OK && tmoei_bart_next(model, &i, &t); ) {
-        const tmoei_entry *e = tmoei_bart_find(w, t.name, &file);
         const size_t first = t.skip * t.cols, n = t.rows * t.cols;
-        unknown -= e != NULL;
+        e = i == 1 ? embedding : tmoei_bart_find(w, t.name, &file);
         if (!e && !t.optional) tmoei_problem(text, sizeof text, "%s is missing", t.name);
         else if (e && (e->count != first + n || !e->rank || e->shape[e->rank - 1] != t.cols))
             tmoei_problem(text, sizeof text, "%s has %lu values, not (%lu,%lu)", t.name,
                 (unsigned long)e->count, (unsigned long)(t.rows + t.skip), (unsigned long)t.cols);
-        else if (e) (void)tmoei_safetensors_read(ctx, file, e, first, model->theta + t.offset, n);
+        else if (e) (void)tmoei_safetensors_read(ctx, i == 1 ? home : file, e, first,
+            model->theta + t.offset, n);
     }
-    const tmoei_entry *embedding = tmoei_bart_find(w, "model.shared.weight", &file);
-    for (int i = 0; i < 3; i++) {
-        const tmoei_entry *e = tmoei_bart_find(w, tmoei_bart_copies[i], &other);
-        const size_t bytes = e ? e->end - e->begin : 0;
-        unknown -= e != NULL;
-        if (e && embedding && (bytes != embedding->end - embedding->begin
-                || memcmp(other->data + e->begin, file->data + embedding->begin, bytes) != 0))
-            tmoei_problem(text, sizeof text, "%s differs from shared.weight: an untied embedding is not "
-                "supported", tmoei_bart_copies[i]);
-    }
-    for (size_t f = 0; unknown > 0 && f < w->count; f++)
-        for (const tmoei_entry *e = w->files[f].entries; e < w->files[f].entries + w->files[f].count; e++)
+    for (size_t f = 0; f < w->count; f++)                       /* a thousand names are enough */
+        for (e = w->files[f].entries; e < w->files[f].entries + w->files[f].count
+                && strlen(text) + 4 < sizeof text; e++)
             if (!tmoei_bart_knows(model, e->name)) tmoei_problem(text, sizeof text, "%s is unknown", e->name);
     return text[0] ? tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s", folder, text) : ctx->error;
 }
@@ -7814,19 +7830,45 @@ static tmoe_result tmoei_bart_config(tmoe_ctx *ctx, const tmoei_json *json, cons
     c->target_tokens = c->source_tokens;
     return tmoei_fields_from_json(ctx, json, path, c, tmoei_bart_ids, TMOEI_BART_IDS, 0);
 }
+#define TMOEI_STRUCT tmoe_generation
+static const tmoei_field tmoei_bart_new_tokens[2] = {           /* lengths without the start token */
+    TMOEI_NAMED("max_new_tokens", max_length, INT, 1, 1 << 20),
+    TMOEI_NAMED("min_new_tokens", min_length, INT, 0, 1 << 20) };
+#undef TMOEI_STRUCT
+/* What would change the text and is not built; off is 1 for the first four, 0, or an absent value. */
+static const char *const tmoei_bart_refused[18] = { "repetition_penalty", "encoder_repetition_penalty",
+    "num_beam_groups", "guidance_scale", "do_sample", "diversity_penalty", "penalty_alpha",
+    "encoder_no_repeat_ngram_size", "bad_words_ids", "force_words_ids", "constraints", "suppress_tokens",
+    "begin_suppress_tokens", "forced_decoder_ids", "sequence_bias", "exponential_decay_length_penalty",
+    "stop_strings", "renormalize_logits" };
 /* generation_config.json, or what old folders have of it in config.json. */
 static tmoe_result tmoei_bart_generation(tmoe_model *model, const tmoei_json *json, const char *path) {
-    const tmoei_json_kind early = tmoei_json_value(json, 0, "early_stopping")->kind,
-        force = tmoei_json_value(json, 0, "force_bos_token_to_be_generated")->kind;     /* oldest spelling */
+    const tmoei_json_node *early = tmoei_json_value(json, 0, "early_stopping"),
+        *force = tmoei_json_value(json, 0, "force_bos_token_to_be_generated");      /* oldest spelling */
     tmoe_ctx *ctx = model->ctx;
-    tmoe_generation *g = &model->generation;
-    g->max_length = 20;                                         /* transformers' default */
-    if (force == TMOEI_JSON_TRUE) g->forced_begin_id = model->config.begin_id;
-    g->early_stopping = early == TMOEI_JSON_STRING ? TMOE_EARLY_STOPPING_NEVER
-        : early == TMOEI_JSON_TRUE ? TMOE_EARLY_STOPPING_TRUE : TMOE_EARLY_STOPPING_FALSE;
+    tmoe_generation *g = &model->generation, fresh = *g;
+    g->max_length = model->config.target_tokens < 21 ? model->config.target_tokens : 21;     /* their default */
+    fresh.max_length = fresh.min_length = -1;
+    for (int i = 0; i < 18; i++) {
+        const tmoei_json_node *n = tmoei_json_value(json, 0, tmoei_bart_refused[i]);
+        if (n->kind == TMOEI_JSON_NUMBER ? n->number != (i < 4) : n->kind == TMOEI_JSON_TRUE || n->length
+                || n->count)
+            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s is set, which generation here cannot do (take "
+                "it out to go without)", path, tmoei_bart_refused[i]);
+    }
+    if (early->kind == TMOEI_JSON_STRING && !tmoei_json_says(early, "never"))
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: early_stopping is \"%s\", must be true, false or "
+            "\"never\"", path, early->text);
+    if (force->kind == TMOEI_JSON_TRUE) g->forced_begin_id = model->config.begin_id;
+    g->early_stopping = early->kind == TMOEI_JSON_STRING ? TMOE_EARLY_STOPPING_NEVER
+        : early->kind == TMOEI_JSON_TRUE ? TMOE_EARLY_STOPPING_TRUE : TMOE_EARLY_STOPPING_FALSE;
     TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, &model->config, tmoei_bart_ids, TMOEI_BART_IDS, 0));
-    return tmoei_fields_from_json(ctx, json, path, g, tmoei_generation_fields + 1,
-        TMOEI_GENERATION_FIELDS - 1, 0);
+    TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, g, tmoei_generation_fields + 1,
+        TMOEI_GENERATION_FIELDS - 1, 0));
+    TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, &fresh, tmoei_bart_new_tokens, 2, 0));
+    if (fresh.max_length >= 0) g->max_length = fresh.max_length + 1;        /* they go before the others */
+    if (fresh.min_length >= 0) g->min_length = fresh.min_length + 1;
+    return TMOE_OK;
 }
 /* merges.txt: two tokens a line, a space between. */
 static void tmoei_merges_read(tmoe_tokenizer *t, const char *path) {
@@ -7851,6 +7893,11 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder) 
             && tmoei_path_join(ctx, path, folder, "merges.txt") == TMOE_OK)
         tmoei_merges_read(t, path);
     tmoei_json_free(ctx, &json);
+    if (t && tmoei_json_file(ctx, &json, path, folder, "tokenizer_config.json", 1) == TMOE_OK && json.count) {
+        const tmoei_json_kind space = tmoei_json_value(&json, 0, "add_prefix_space")->kind;
+        if (space != TMOEI_JSON_NULL) t->prefix_space = space == TMOEI_JSON_TRUE;
+        tmoei_json_free(ctx, &json);
+    }
     return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
 }
 TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder) {

@@ -11,6 +11,7 @@ static const char usage[] =
     "       bart FOLDER --tasks DIR --save FILE [options]     makes experts of the layers and trains them on tasks\n"
     "       bart FILE \"text\" --task NAME [options]            asks the trained mixture\n"
     "       bart FILE --export TASK DIR                       cuts a task out as a dense BART\n"
+    "       bart FOLDER --save FILE                           keeps it as one file, whose weights are used where they lie\n"
     "FOLDER holds config.json, model.safetensors (or shards with an index), and tokenizer.json or vocab.json and merges.txt.";
 
 typedef struct settings {
@@ -46,15 +47,15 @@ static void generate(tmoe_ctx *ctx, tmoe_model *model, const settings *s, const 
     if (s->ngram >= 0) how.no_repeat_ngram = s->ngram;
     if (s->early) how.early_stopping = (tmoe_early_stopping)choose(s->program, "--early-stopping", s->early, earlies);
     if (s->penalty == s->penalty) how.length_penalty = s->penalty;
-    how.returned = s->returned > 0 ? s->returned : 1;
-    if (how.returned > 64) die(s->program, "--return takes 1 to 64");
+    if (s->returned) how.returned = s->returned;
+    if (how.returned < 1 || how.returned > 64) die(s->program, "--return takes 1 to 64");
     tokens = (int *)malloc(sizeof *tokens * (size_t)(how.returned * most));
     if (!tokens) die(s->program, "out of memory");
     if (tmoe_generate(model, -1, route, ids, &count, 1, &how, tokens, counts, scores) != TMOE_OK) die(s->program, tmoe_error_message(ctx));
     if (how.max_length == 0 || how.max_length > most) how.max_length = most;
     for (i = 0; i < how.returned; i++) {
         if (how.beams > 1) printf("%8.4f  ", (double)scores[i]);
-        if (!tokenizer) for (t = 0; t < counts[i]; t++) printf("%s%d", t ? " " : "", tokens[i * how.max_length + t]);
+        if (s->ids) for (t = 0; t < counts[i]; t++) printf("%s%d", t ? " " : "", tokens[i * how.max_length + t]);
         else {
             size_t length = 0;
             char *text;
@@ -125,6 +126,8 @@ static void train(tmoe_ctx *ctx, tmoe_model *start, const settings *s)
     tmoe_suite_destroy(suite);
 }
 
+static void say_unseen(const char *task) { fprintf(stderr, "no task is called \"%s\": taken as an instruction\n", task); }
+
 /* The route of a mixture for --task: a known task's, or that of an instruction. */
 static float *route_of(tmoe_ctx *ctx, tmoe_model *model, const settings *s)
 {
@@ -133,6 +136,7 @@ static float *route_of(tmoe_ctx *ctx, tmoe_model *model, const settings *s)
     if (!route) die(s->program, "out of memory");
     if (tmoe_routed_layers(model) == 0) { free(route); return NULL; }
     if (!s->task) die(s->program, "a mixture needs --task: the name or the instruction of a task");
+    if (known < 0) say_unseen(s->task);
     if ((known >= 0 ? tmoe_route(model, known, route) : tmoe_route_unseen(model, s->task, TMOE_ZERO_SHOT_ROUTER, route)) != TMOE_OK)
         die(s->program, tmoe_error_message(ctx));
     return route;
@@ -155,6 +159,7 @@ static void answer(tmoe_ctx *ctx, tmoe_model *model, const settings *s, const ch
             const long id = strtol(at, &end, 10);
             if (end == at) break;
             if (n == c->source_tokens) die(s->program, "more ids than the model takes");
+            if (id < 0 || id >= c->V) die(s->program, "an id is not of this vocabulary");
             ids[n++] = (int)id;
         }
         if (*end) die(s->program, "--ids takes numbers with spaces between");
@@ -193,7 +198,7 @@ int main(int argc, char **argv)
         { "--no-repeat", "N", 'i', NULL, "no N tokens in a row twice" },
         { "--length-penalty", "X", 'f', NULL, "scores are divided by length to this power" },
         { "--early-stopping", "WHEN", 's', NULL, "false, true or never" },
-        { "--return", "N", 'i', NULL, "print the N best of the beams (default 1)" },
+        { "--return", "N", 'i', NULL, "print the N best of the beams (default: the folder's setting, or 1)" },
         { "--task", "NAME", 's', NULL, "of a mixture: the task's name or instruction" },
         { "--tasks", "DIR", 's', NULL, "train on this folder of tasks" },
         { "--split", "NAME|FILE", 's', NULL, "splits/NAME.json of that folder, or a file" },
@@ -221,7 +226,7 @@ int main(int argc, char **argv)
     values[18] = &s.lr; values[19] = &s.seed; values[20] = &s.save; values[21] = &export_task; values[22] = &s.threads;
     for (i = 0; options[i].name; i++) options[i].value = values[i];
     count = options_read(argc, argv, usage, options, words, 1001);
-    if (count < 1 || (count < 2 && !s.ids && !s.tasks) || (export_task && count != 2)) { options_help(usage, options); return 2; }
+    if (count < 1 || (count < 2 && !s.ids && !s.tasks && !s.save) || (export_task && count != 2)) { options_help(usage, options); return 2; }
     progress.out = stderr;
     ctx = context_or_die(argv[0], s.threads);
     model = is_file(words[0]) ? tmoe_model_load(ctx, words[0]) : tmoe_bart_load(ctx, words[0]);
@@ -229,8 +234,12 @@ int main(int argc, char **argv)
     fprintf(stderr, "%s: %.1f M parameters in %.2f s\n", words[0], (double)tmoe_model_parameters(model, NULL) / 1e6, seconds_now() - began);
     if (s.tasks) { train(ctx, model, &s); model = NULL; }
     else if (export_task) {
+        if (tmoe_routed_layers(model) > 0 && tmoe_find_task(model, export_task) < 0) say_unseen(export_task);
         if (tmoe_export_dense(model, export_task, words[1]) != TMOE_OK) die(argv[0], tmoe_error_message(ctx));
         printf("%s is now the dense BART in %s\n", export_task, words[1]);
+    } else if (s.save) {
+        if (tmoe_model_save(model, s.save) != TMOE_OK) die(argv[0], tmoe_error_message(ctx));
+        printf("saved to %s\n", s.save);
     } else answer(ctx, model, &s, words + 1, count - 1);
     tmoe_model_destroy(model);
     tmoe_ctx_destroy(ctx);

@@ -6,6 +6,7 @@ Says SKIPPED where there is no Python with torch and transformers.
 """
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -20,6 +21,12 @@ except ImportError as error:
     sys.exit(0)
 
 folder, bart = sys.argv[1:3]
+
+
+def ask(*arguments):
+    return subprocess.run((bart,) + arguments, capture_output=True, check=True).stdout.decode(errors="replace")[:-1]
+
+
 model, tokenizer = BartForConditionalGeneration.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
 with open(os.path.join(folder, "expected.json")) as file:
     expected = json.load(file)
@@ -38,12 +45,32 @@ for n in (3, 7, 12):
         bad = True
     for beams in (1, 4):
         theirs = model.generate(torch.tensor([ids]), num_beams=beams, max_length=16)[0].tolist()
-        theirs = tokenizer.decode(theirs, skip_special_tokens=True)
-        ours = subprocess.run([bart, folder, "--ids", " ".join(map(str, ids)), "--beams", str(beams), "--max", "16"],
-                              capture_output=True, check=True).stdout.decode(errors="replace")[:-1]
-        ours = ours.split("  ", 1)[1] if beams > 1 else ours
+        ours = ask(folder, "--ids", " ".join(map(str, ids)), "--beams", str(beams), "--max", "16")
+        ours = list(map(int, (ours.split("  ", 1)[1] if beams > 1 else ours).split()))
         if ours != theirs:
-            print("ids %s, %d beams: ours %r, transformers %r" % (ids, beams, ours, theirs))
+            print("ids %s, %d beams: ours %s, transformers %s" % (ids, beams, ours, theirs))
             bad = True
+
+# What a folder says about lengths and about the space before a text, and what holds where it says nothing.
+other = folder + "_settings"
+for settings, space in (({}, True), ({"max_new_tokens": 7, "max_length": 4}, False), ({"min_new_tokens": 9, "max_length": 12}, None),
+                        ({"max_length": 20, "eos_token_id": [2]}, True)):
+    shutil.copytree(folder, other, dirs_exist_ok=True)
+    for name, change in (("generation_config.json", settings), ("tokenizer_config.json", {"add_prefix_space": space})):
+        with open(os.path.join(other, name)) as file:
+            values = json.load(file)
+        for key in ("max_length", "min_length", "max_new_tokens", "min_new_tokens", "add_prefix_space"):
+            values.pop(key, None)
+        values.update({key: value for key, value in change.items() if value is not None})
+        with open(os.path.join(other, name), "w") as file:
+            json.dump(values, file)
+    model, tokenizer = BartForConditionalGeneration.from_pretrained(other).eval(), AutoTokenizer.from_pretrained(other)
+    theirs = model.generate(**tokenizer(["a word"], return_tensors="pt"), num_beams=1)
+    theirs = tokenizer.decode(theirs[0], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    ours = ask(other, "a word", "--beams", "1")
+    if ours != theirs:
+        print("%s, %s: ours %r, transformers %r" % (settings, space, ours, theirs))
+        bad = True
+shutil.rmtree(other)
 print("export: %s" % ("transformers differs" if bad else "transformers computes the same"))
 sys.exit(bad)

@@ -121,6 +121,89 @@ static void test_every_wrong_tensor_is_named(void)
     refused("model.encoder.layers.0.fc1.weight has 384 values, not (23,16)");
 }
 
+/* More unknown tensors than a message has room for: as many names as fit, then dots; in short time. */
+static void test_a_message_that_is_full_says_so(void)
+{
+    tmoei_buffer text = { NULL, 0, 0, 0 };
+    char bytes[8];
+    write_again();
+    tmoei_buffer_add(ctx, &text, "{", 1);
+    for (int i = 0; i < 100000; i++) tmoei_buffer_print(ctx, &text, "%s\"tensor%d\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]}", i ? "," : "", i);
+    tmoei_buffer_add(ctx, &text, "}", 1);
+    for (int i = 0; i < 8; i++) bytes[i] = (char)(text.length >> 8 * i);
+    FILE *file = fopen(FOLDER "/model.safetensors", "wb");
+    CHECK(file && fwrite(bytes, 1, 8, file) == 8 && fwrite(text.data, 1, text.length, file) == text.length && fclose(file) == 0);
+    tmoei_buffer_free(ctx, &text);
+    refused("model.shared.weight is missing");
+    refused("tensor0 is unknown");
+    refused("...");
+}
+
+/* Some writers keep one of the embedding's names only, some keep them all. */
+static void test_the_embedding_is_found_by_any_of_its_names(void)
+{
+    static const char *const names[3] = { "lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight" };
+    for (int i = 0; i < 3; i++) {
+        tmoe_model *model = small_bart(1), *again;
+        char name[64], found[64];
+        CHECK(tmoe_export_dense(model, NULL, FOLDER) == TMOE_OK);
+        /* a name as long as the one it takes the place of, by white space behind the quote */
+        (void)snprintf(found, sizeof found, "\"model.shared.weight\":{\"dtype\":\"F32\"");
+        (void)snprintf(name, sizeof name, "\"%s\":{\"dtype\":\"F32\"", names[i]);
+        if (strlen(name) <= strlen(found)) {
+            edit("model.safetensors", found, name);
+            again = tmoe_bart_load(ctx, FOLDER);
+            CHECK(again && memcmp(again->theta, model->theta, model->size * sizeof(float)) == 0);
+            tmoe_model_destroy(again);
+        }
+        tmoe_model_destroy(model);
+    }
+}
+
+/* Lengths with and without the start token, lists of one, and what cannot be done is said. */
+static void test_generation_settings_are_transformers(void)
+{
+    static const struct { const char *text, *wrong; int longest, shortest, early; } cases[] = {
+        { "{}", NULL, 21, 0, TMOE_EARLY_STOPPING_FALSE }, { "{\"max_length\":20,\"early_stopping\":true}", NULL, 20, 0, TMOE_EARLY_STOPPING_TRUE },
+        { "{\"max_new_tokens\":6,\"max_length\":20,\"min_length\":2}", NULL, 7, 2, 0 }, { "{\"min_new_tokens\":0,\"max_length\":9}", NULL, 9, 1, 0 },
+        { "{\"eos_token_id\":[2],\"early_stopping\":\"never\"}", NULL, 21, 0, TMOE_EARLY_STOPPING_NEVER },
+        { "{\"repetition_penalty\":1.0,\"do_sample\":false,\"bad_words_ids\":null,\"diversity_penalty\":0.0,\"constraints\":[]}", NULL, 21, 0, 0 },
+        { "{\"eos_token_id\":[2,1]}", "eos_token_id", 0, 0, 0 }, { "{\"early_stopping\":\"sometimes\"}", "early_stopping is \"sometimes\"", 0, 0, 0 },
+        { "{\"max_new_tokens\":0}", "max_new_tokens", 0, 0, 0 }, { "{\"min_new_tokens\":-1}", "min_new_tokens", 0, 0, 0 },
+        { "{\"repetition_penalty\":1.2}", "repetition_penalty is set", 0, 0, 0 }, { "{\"do_sample\":true}", "do_sample is set", 0, 0, 0 },
+        { "{\"bad_words_ids\":[[7]]}", "bad_words_ids is set", 0, 0, 0 }, { "{\"encoder_no_repeat_ngram_size\":3}", "encoder_no_repeat_ngram_size is set", 0, 0, 0 },
+        { "{\"num_beam_groups\":2}", "num_beam_groups is set", 0, 0, 0 }, { "{\"sequence_bias\":{\"a\":1}}", "sequence_bias is set", 0, 0, 0 },
+        { "{\"stop_strings\":\"end\"}", "stop_strings is set", 0, 0, 0 } };
+    write_again();
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        spit("generation_config.json", cases[i].text, strlen(cases[i].text));
+        if (cases[i].wrong) { refused(cases[i].wrong); continue; }
+        tmoe_model *model = tmoe_bart_load(ctx, FOLDER);
+        if (!model) { printf("%s\n", tmoe_error_message(ctx)); test_failures++; continue; }
+        CHECK(model->generation.max_length == cases[i].longest && model->generation.min_length == cases[i].shortest);
+        CHECK((int)model->generation.early_stopping == cases[i].early);
+        tmoe_model_destroy(model);
+    }
+}
+
+/* tokenizer_config.json goes before tokenizer.json, as in transformers. */
+static void test_the_space_before_a_text_is_the_tokenizer_configs(void)
+{
+    static const char *const texts[3] = { "{\"add_prefix_space\":true}", "{\"add_prefix_space\":false}", "{}" };
+    static const int expected[3] = { 1, 0, 0 };
+    write_again();
+    for (int i = 0; i < 3; i++) {
+        spit("tokenizer_config.json", texts[i], strlen(texts[i]));
+        tmoe_tokenizer *tokenizer = tmoe_tokenizer_load(ctx, FOLDER);
+        CHECK(tokenizer && tokenizer->prefix_space == expected[i]);
+        tmoe_tokenizer_destroy(tokenizer);
+    }
+    spit("tokenizer_config.json", "{", 1);
+    CHECK(tmoe_tokenizer_load(ctx, FOLDER) == NULL);
+    CHECK_HAS(tmoe_error_message(ctx), "tokenizer_config.json:1");
+    ctx->error = TMOE_OK;
+}
+
 static void test_configs_that_bart_never_had_are_refused(void)
 {
     static const char *const edits[][3] = {
@@ -143,7 +226,7 @@ static void test_configs_that_bart_never_had_are_refused(void)
 static void test_shards_are_where_the_index_says(void)
 {
     static const char *const bad[][2] = { { "{\"weight_map\":{\"a\":\"../x.safetensors\"}}", "folder" }, { "{\"weight_map\":{\"a\":\"/etc/x\"}}", "folder" },
-        { "{\"weight_map\":{\"a\":\"none.safetensors\"}}", "none.safetensors" }, { "{\"weight_map\":{\"a\":\"part.safetensors\"}}", "a is not in" }, { "{}", "weight_map" },
+        { "{\"weight_map\":{\"a\":\"none.safetensors\"}}", "none.safetensors" }, { "{\"weight_map\":{\"a\":\"part.safetensors\"}}", "a must be in part.safetensors" }, { "{}", "weight_map" },
         { "{\"weight_map\":{\"a\":7}}", "folder" } };
     write_again();
     (void)remove(FOLDER "/part.safetensors");
@@ -152,6 +235,15 @@ static void test_shards_are_where_the_index_says(void)
         spit("model.safetensors.index.json", bad[i][0], strlen(bad[i][0]));
         refused(bad[i][1]);
     }
+    /* a second file with the same tensors: none of them is where it alone is */
+    size_t length = 0;
+    char *twin = slurp("part.safetensors", &length);
+    static const char both[] = "{\"weight_map\":{\"final_logits_bias\":\"part.safetensors\",\"model.shared.weight\":\"twin.safetensors\"}}";
+    spit("twin.safetensors", twin, length);
+    tmoei_free(ctx, twin);
+    spit("model.safetensors.index.json", both, sizeof both - 1);
+    refused("final_logits_bias must be in part.safetensors and in no other file");
+    (void)remove(FOLDER "/twin.safetensors");
     static const char good[] = "{\"weight_map\":{\"model.shared.weight\":\"part.safetensors\"}}";
     spit("model.safetensors.index.json", good, sizeof good - 1);
     tmoe_model *model = tmoe_bart_load(ctx, FOLDER);
@@ -224,6 +316,12 @@ static void test_generation_keeps_its_promises(void)
         tmoe_generation how = *tmoe_model_generation(model);
         how.beams = beams; how.returned = 1; how.max_length = 2; how.forced_begin_id = 77; how.forced_end_id = 2;
         CHECK(tmoe_generate(model, -1, NULL, ids, lengths, 1, &how, tokens, counts, scores) == TMOE_OK && tokens[1] == 2);
+    }
+    {                                                           /* one answer where four are asked for: the others are the start token */
+        tmoe_generation how = *tmoe_model_generation(model);
+        how.beams = how.returned = 4; how.max_length = 2; how.forced_end_id = 2;
+        CHECK(tmoe_generate(model, -1, NULL, ids, lengths, 1, &how, tokens, counts, scores) == TMOE_OK);
+        for (int i = 0; i < 4; i++) CHECK(counts[i] == (i ? 1 : 2) && tokens[2 * i] == 2 && tokens[2 * i + 1] == (i ? 1 : 2) && (scores[i] < -1e8f) == (i > 0));
     }
     for (int kind = 0; kind < 12; kind++) {
         tmoe_generation how = *tmoe_model_generation(model);
@@ -305,6 +403,10 @@ TEST_MAIN("test_bart",
     const size_t before = tmoe_ctx_bytes(ctx, NULL);
     RUN(test_a_written_folder_is_read_bit_by_bit);
     RUN(test_every_wrong_tensor_is_named);
+    RUN(test_a_message_that_is_full_says_so);
+    RUN(test_the_embedding_is_found_by_any_of_its_names);
+    RUN(test_generation_settings_are_transformers);
+    RUN(test_the_space_before_a_text_is_the_tokenizer_configs);
     RUN(test_configs_that_bart_never_had_are_refused);
     RUN(test_shards_are_where_the_index_says);
     RUN(test_broken_tokenizer_files_are_refused);

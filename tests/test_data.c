@@ -294,6 +294,8 @@ static void test_truncated_and_edited_model_files_are_refused_or_sound(void)
     const char *folder = folder_new();
     char path[128], broken[128];
     tmoe_model *model = tiny_model(), *loaded;
+    static const char *const metadata[5] = { "{\"__metadata__\":{\"a\":\"b\"}}", "{\"__metadata__\":{\"a\":1}}", "{\"__metadata__\":[\"a\"]}", "{\"__metadata__\":null}",
+        "{\"__metadata__\":{},\"__metadata__\":{}}" };
     size_t n, i, before, header;
     char *bytes;
     (void)snprintf(path, sizeof path, "%s/model.safetensors", folder);
@@ -314,6 +316,19 @@ static void test_truncated_and_edited_model_files_are_refused_or_sound(void)
         CHECK(loaded || tmoe_error(ctx) != TMOE_OK);
         tmoe_model_destroy(loaded);
         bytes[i] = (char)(bytes[i] ^ (1 << i % 7));
+    }
+    for (i = 0; i < sizeof metadata / sizeof *metadata; i++) {
+        tmoei_safetensors file;
+        char small[256];
+        n = strlen(metadata[i]);
+        memset(small, 0, 8);
+        small[0] = (char)n;
+        memcpy(small + 8, metadata[i], n + 1);
+        file_write(folder, "broken.safetensors", small, 8 + n);
+        CHECK(tmoei_safetensors_open(ctx, &file, broken) == (i ? TMOE_ERR_FORMAT : TMOE_OK));
+        if (i) CHECK_HAS(tmoe_error_message(ctx), "__metadata__ must be one object of strings");
+        else tmoei_safetensors_close(ctx, &file);
+        ctx->error = TMOE_OK;
     }
     CHECK(tmoe_ctx_bytes(ctx, NULL) == before);
     free(bytes);
