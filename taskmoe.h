@@ -3177,13 +3177,14 @@ static const tmoei_json_node *tmoei_json_at(const tmoei_json *json, int node) {
     static const tmoei_json_node nothing = { TMOEI_JSON_NULL, "", "", 0, 0, 0.0, -1, -1, 0 };
     return node < 0 ? &nothing : &json->nodes[node];
 }
-/* The number of a key's node, or -1. */
+/* The number of a key's node, or -1; of the last one where a key stands twice, as Python has it. */
 static int tmoei_json_get(const tmoei_json *json, int object, const char *key) {
     const tmoei_json_node *parent = tmoei_json_at(json, object);
     const size_t length = strlen(key);
+    int found = -1;
     for (int i = parent->kind == TMOEI_JSON_OBJECT ? parent->child : -1; i >= 0; i = json->nodes[i].next)
-        if (json->nodes[i].key_length == length && memcmp(json->nodes[i].key, key, length) == 0) return i;
-    return -1;
+        if (json->nodes[i].key_length == length && memcmp(json->nodes[i].key, key, length) == 0) found = i;
+    return found;
 }
 static const tmoei_json_node *tmoei_json_value(const tmoei_json *json, int object, const char *key) {
     return tmoei_json_at(json, tmoei_json_get(json, object, key));
@@ -3302,9 +3303,11 @@ static tmoe_result tmoei_entry_read(tmoe_ctx *ctx, const tmoei_safetensors *file
     for (int d = 0; d < TMOEI_DTYPES; d++)
         if (tmoei_json_says(tmoei_json_value(json, node, "dtype"), tmoei_dtype_names[d]))
             e->dtype = (tmoei_dtype)d;
-    if (shape->kind != TMOEI_JSON_ARRAY || shape->count > TMOEI_RANK_MAX)
+    if (n->kind != TMOEI_JSON_OBJECT || n->count != 3)
+        wrong = "must have dtype, shape and data_offsets, each once, and nothing else";
+    else if (shape->kind != TMOEI_JSON_ARRAY || shape->count > TMOEI_RANK_MAX)
         wrong = "shape must be a list of at most 8 numbers";
-    else if (e->dtype == TMOEI_DTYPES) wrong = "dtype is missing or unknown";
+    else if (e->dtype == TMOEI_DTYPES) wrong = "dtype is not one of F32, F16, BF16, I64, I32, U8";
     else if (strlen(n->key) != n->key_length) wrong = "its name has a NUL inside";
     for (int i = wrong ? -1 : shape->child; i >= 0; i = json->nodes[i].next) {
         size_t *size = &e->shape[e->rank++];
@@ -3563,7 +3566,8 @@ static int tmoei_pair_find(const tmoei_table *table, int left, int right) {
 #define TMOEI_TOKENS_MAX 1000000
 #define TMOEI_TOKEN_BYTES 65536         /* a token's most: merges that double each other ask for the moon */
 typedef struct tmoei_merge_pair { int left, right, result; } tmoei_merge_pair;
-typedef struct tmoei_special_token { int id, left_strip; } tmoei_special_token;     /* swallows space */
+/* left_strip swallows space; an ordinary one is only found before anything is cut into words */
+typedef struct tmoei_special_token { int id, left_strip, ordinary; } tmoei_special_token;
 struct tmoe_tokenizer {
     tmoe_ctx *ctx;
     int V, merge_count, special_count, byte_id[256], prefix_space;
@@ -3608,15 +3612,15 @@ static int tmoei_merge_add(tmoe_tokenizer *t, int left, int right, int result) {
     t->merges[t->merge_count++] = merge;
     return 1;
 }
-static int tmoei_special_add(tmoe_tokenizer *t, int id, int left_strip) {
-    const tmoei_special_token special = { id, left_strip };
+static int tmoei_special_add(tmoe_tokenizer *t, int id, int left_strip, int ordinary) {
+    const tmoei_special_token special = { id, left_strip, ordinary };
     const size_t n = (size_t)t->special_count + 1;
     if (!tmoei_grow(t->ctx, &t->specials, &t->specials_capacity, n, sizeof special)) return 0;
     t->specials[t->special_count++] = special;
     return 1;
 }
 static int tmoei_special_is(const tmoe_tokenizer *t, int id) {
-    for (int i = 0; i < t->special_count; i++) if (t->specials[i].id == id) return 1;
+    for (int i = 0; i < t->special_count; i++) if (t->specials[i].id == id) return !t->specials[i].ordinary;
     return 0;
 }
 TMOE_DEF void tmoe_tokenizer_destroy(tmoe_tokenizer *tokenizer) {
@@ -3732,7 +3736,7 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx) {
     char byte = 0;
     for (int i = 0; good && i < TMOEI_BYTES_FIRST; i++)
         good = tmoei_token_add(t, tmoei_special_names[i], strlen(tmoei_special_names[i]))
-            && tmoei_special_add(t, i, 0);
+            && tmoei_special_add(t, i, 0, 0);
     for (int b = 0; good && b < 256; b++, byte++) good = tmoei_token_add(t, &byte, 1);
     return tmoei_tokenizer_if(good, t);
 }
@@ -3744,7 +3748,8 @@ static tmoe_tokenizer *tmoei_tokenizer_copy(tmoe_ctx *ctx, const tmoe_tokenizer 
     for (int i = 0; good && i < from->merge_count; i++)
         good = tmoei_merge_add(t, from->merges[i].left, from->merges[i].right, from->merges[i].result);
     for (int i = 0; good && i < from->special_count; i++)
-        good = tmoei_special_add(t, from->specials[i].id, from->specials[i].left_strip);
+        good = tmoei_special_add(t, from->specials[i].id, from->specials[i].left_strip,
+            from->specials[i].ordinary);
     if (good) memcpy(t->byte_id, from->byte_id, sizeof t->byte_id);
     if (good) t->prefix_space = from->prefix_space;
     return tmoei_tokenizer_if(good, t);
@@ -4036,7 +4041,8 @@ static void tmoei_tokenizer_to_json(tmoe_ctx *ctx, const tmoe_tokenizer *t, tmoe
         tmoei_buffer_print(ctx, buffer, "%s{\"id\":%d,\"content\":", comma, id);
         tmoei_buffer_json_string(ctx, buffer, tmoei_token_text(t, id), tmoei_token_length(t, id));
         tmoei_buffer_print(ctx, buffer, ",\"single_word\":false,\"lstrip\":%s,\"rstrip\":false,"
-            "\"normalized\":false,\"special\":true}", t->specials[i].left_strip ? "true" : "false");
+            "\"normalized\":false,\"special\":%s}", t->specials[i].left_strip ? "true" : "false",
+            t->specials[i].ordinary ? "false" : "true");
     }
     tmoei_buffer_print(ctx, buffer, "],\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":%s,"
         "\"trim_offsets\":true,\"use_regex\":true},\"post_processor\":{\"type\":\"RobertaProcessing\","
@@ -4112,15 +4118,21 @@ static tmoe_tokenizer *tmoei_vocabulary_read(tmoe_ctx *ctx, const tmoei_json *js
                 plain ? text : node->key);
         else (void)tmoei_token_add(t, text, (size_t)n);
     }
-    for (int i = first[1]; ctx->error == TMOE_OK && i >= 0; i = nodes[i].next)
+    for (int i = first[1]; ctx->error == TMOE_OK && i >= 0; i = nodes[i].next) {
+        if (tmoei_json_value(json, i, "rstrip")->kind == TMOEI_JSON_TRUE
+                || tmoei_json_value(json, i, "single_word")->kind == TMOEI_JSON_TRUE)
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: token '%.60s' has rstrip or single_word, which are "
+                "not supported", name, tmoei_json_value(json, i, "content")->text);
         (void)tmoei_special_add(t, (int)tmoei_json_value(json, i, "id")->number,
-            tmoei_json_value(json, i, "lstrip")->kind == TMOEI_JSON_TRUE);
+            tmoei_json_value(json, i, "lstrip")->kind == TMOEI_JSON_TRUE,
+            tmoei_json_value(json, i, "special")->kind == TMOEI_JSON_FALSE);
+    }
     for (int i = 0; ctx->error == TMOE_OK && i < 5; i++) {
         const int token = tmoe_tokenizer_special(t, (tmoe_token)i);
         if (token < 0 && i != TMOE_TOKEN_UNKNOWN && i != TMOE_TOKEN_MASK)
             (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the vocabulary has no %s", name,
                 tmoei_special_names[i]);
-        if (token >= 0 && added < 0) (void)tmoei_special_add(t, token, i == TMOE_TOKEN_MASK);
+        if (token >= 0 && added < 0) (void)tmoei_special_add(t, token, i == TMOE_TOKEN_MASK, 0);
     }
     for (int b = 0; ctx->error == TMOE_OK && b < 256; b++) {
         if (t->byte_id[b] < 0) t->byte_id[b] = tmoe_tokenizer_special(t, TMOE_TOKEN_UNKNOWN);
@@ -7673,7 +7685,9 @@ static tmoe_result tmoei_json_file(tmoe_ctx *ctx, tmoei_json *json, char *path, 
     memset(json, 0, sizeof *json);
     if (!tmoei_folder_has(ctx, path, folder, name) && (optional || ctx->error != TMOE_OK)) return ctx->error;
     char *text = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &length);
-    if (text) (void)tmoei_json_parse(ctx, json, text, length, path);
+    if (text && tmoei_json_parse(ctx, json, text, length, path) == TMOE_OK
+            && json->nodes[0].kind != TMOEI_JSON_OBJECT)
+        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: must be a JSON object", path);
     tmoei_free(ctx, text);
     return ctx->error;
 }
@@ -7727,8 +7741,10 @@ static tmoe_result tmoei_weights_open(tmoe_ctx *ctx, tmoei_weights *w, const cha
     char path[TMOEI_PATH];
     tmoei_json json;
     if (tmoei_folder_has(ctx, path, folder, single)) return tmoei_weights_add(ctx, w, folder, single);
-    if (tmoei_json_file(ctx, &json, path, folder, "model.safetensors.index.json", 0) == TMOE_OK)
+    if (tmoei_json_file(ctx, &json, path, folder, "model.safetensors.index.json", 1) == TMOE_OK && json.count)
         (void)tmoei_weights_index(ctx, w, folder, &json, path);
+    else (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: has neither %s nor model.safetensors.index.json", folder,
+        single);
     tmoei_json_free(ctx, &json);
     return ctx->error;
 }
@@ -7776,9 +7792,10 @@ static tmoe_result tmoei_bart_read(tmoe_model *model, const tmoei_weights *w, co
         const size_t first = t.skip * t.cols, n = t.rows * t.cols;
         e = i == 1 ? embedding : tmoei_bart_find(w, t.name, &file);
         if (!e && !t.optional) tmoei_problem(text, sizeof text, "%s is missing", t.name);
-        else if (e && (e->count != first + n || !e->rank || e->shape[e->rank - 1] != t.cols))
-            tmoei_problem(text, sizeof text, "%s has %lu values, not (%lu,%lu)", t.name,
-                (unsigned long)e->count, (unsigned long)(t.rows + t.skip), (unsigned long)t.cols);
+        else if (e && (e->rank != t.rank || e->count != first + n || e->shape[e->rank - 1] != t.cols))
+            tmoei_problem(text, sizeof text, "%s has %lu values in %d dimension%s, not (%lu,%lu)", t.name,
+                (unsigned long)e->count, e->rank, e->rank == 1 ? "" : "s", (unsigned long)(t.rows + t.skip),
+                (unsigned long)t.cols);
         else if (e) (void)tmoei_safetensors_read(ctx, i == 1 ? home : file, e, first,
             model->theta + t.offset, n);
     }
@@ -7786,6 +7803,8 @@ static tmoe_result tmoei_bart_read(tmoe_model *model, const tmoei_weights *w, co
         for (e = w->files[f].entries; e < w->files[f].entries + w->files[f].count
                 && strlen(text) + 4 < sizeof text; e++)
             if (!tmoei_bart_knows(model, e->name)) tmoei_problem(text, sizeof text, "%s is unknown", e->name);
+            else if (strncmp(e->name, "model.", 6) == 0 && tmoei_weights_find(w, e->name + 6, &file))
+                tmoei_problem(text, sizeof text, "%s is there twice, once without model.", e->name);
     return text[0] ? tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s", folder, text) : ctx->error;
 }
 enum { TMOEI_BART_SIZES = 10, TMOEI_BART_IDS = 4, TMOEI_BART_FIELDS = TMOEI_BART_SIZES + TMOEI_BART_IDS };
@@ -7836,20 +7855,22 @@ static const tmoei_field tmoei_bart_new_tokens[2] = {           /* lengths witho
     TMOEI_NAMED("min_new_tokens", min_length, INT, 0, 1 << 20) };
 #undef TMOEI_STRUCT
 /* What would change the text and is not built; off is 1 for the first four, 0, or an absent value. */
-static const char *const tmoei_bart_refused[18] = { "repetition_penalty", "encoder_repetition_penalty",
+static const char *const tmoei_bart_refused[] = { "repetition_penalty", "encoder_repetition_penalty",
     "num_beam_groups", "guidance_scale", "do_sample", "diversity_penalty", "penalty_alpha",
     "encoder_no_repeat_ngram_size", "bad_words_ids", "force_words_ids", "constraints", "suppress_tokens",
     "begin_suppress_tokens", "forced_decoder_ids", "sequence_bias", "exponential_decay_length_penalty",
-    "stop_strings", "renormalize_logits" };
+    "stop_strings", "renormalize_logits", "watermarking_config", "max_time", "token_healing",
+    "dola_layers" };
 /* generation_config.json, or what old folders have of it in config.json. */
 static tmoe_result tmoei_bart_generation(tmoe_model *model, const tmoei_json *json, const char *path) {
     const tmoei_json_node *early = tmoei_json_value(json, 0, "early_stopping"),
         *force = tmoei_json_value(json, 0, "force_bos_token_to_be_generated");      /* oldest spelling */
     tmoe_ctx *ctx = model->ctx;
     tmoe_generation *g = &model->generation, fresh = *g;
+    const int start = model->config.start_id;
     g->max_length = model->config.target_tokens < 21 ? model->config.target_tokens : 21;     /* their default */
     fresh.max_length = fresh.min_length = -1;
-    for (int i = 0; i < 18; i++) {
+    for (size_t i = 0; i < sizeof tmoei_bart_refused / sizeof *tmoei_bart_refused; i++) {
         const tmoei_json_node *n = tmoei_json_value(json, 0, tmoei_bart_refused[i]);
         if (n->kind == TMOEI_JSON_NUMBER ? n->number != (i < 4) : n->kind == TMOEI_JSON_TRUE || n->length
                 || n->count)
@@ -7863,6 +7884,9 @@ static tmoe_result tmoei_bart_generation(tmoe_model *model, const tmoei_json *js
     g->early_stopping = early->kind == TMOEI_JSON_STRING ? TMOE_EARLY_STOPPING_NEVER
         : early->kind == TMOEI_JSON_TRUE ? TMOE_EARLY_STOPPING_TRUE : TMOE_EARLY_STOPPING_FALSE;
     TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, &model->config, tmoei_bart_ids, TMOEI_BART_IDS, 0));
+    if (tmoei_json_get(json, 0, "decoder_start_token_id") < 0 || model->config.start_id != start)
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no decoder_start_token_id, or another than in "
+            "config.json: answers would begin otherwise than in training", path);
     TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, g, tmoei_generation_fields + 1,
         TMOEI_GENERATION_FIELDS - 1, 0));
     TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, &fresh, tmoei_bart_new_tokens, 2, 0));
@@ -7889,9 +7913,12 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder) 
     if (tmoei_json_file(ctx, &json, path, folder, "tokenizer.json", 1) == TMOE_OK && json.count)
         t = tmoei_tokenizer_from_json(ctx, &json, path);
     else if (ctx->error == TMOE_OK && tmoei_json_file(ctx, &json, path, folder, "vocab.json", 0) == TMOE_OK
-            && (t = tmoei_vocabulary_read(ctx, &json, 0, -1, path)) != NULL
-            && tmoei_path_join(ctx, path, folder, "merges.txt") == TMOE_OK)
-        tmoei_merges_read(t, path);
+            && (t = tmoei_vocabulary_read(ctx, &json, 0, -1, path)) != NULL) {
+        if (tmoei_folder_has(ctx, path, folder, "added_tokens.json"))
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: tokens beside vocab.json: save the tokenizer as "
+                "tokenizer.json", path);
+        else if (tmoei_path_join(ctx, path, folder, "merges.txt") == TMOE_OK) tmoei_merges_read(t, path);
+    }
     tmoei_json_free(ctx, &json);
     if (t && tmoei_json_file(ctx, &json, path, folder, "tokenizer_config.json", 1) == TMOE_OK && json.count) {
         const tmoei_json_kind space = tmoei_json_value(&json, 0, "add_prefix_space")->kind;
@@ -7916,7 +7943,9 @@ TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder) {
                 || tmoei_folder_has(ctx, path, folder, "vocab.json"))
             tokenizer = tmoe_tokenizer_load(ctx, folder);
         if (ctx->error == TMOE_OK) model = tmoei_model_new(ctx, &c, tokenizer, NULL, 0);
-        if (model && tmoei_bart_generation(model, generation.count ? &generation : &json, folder) == TMOE_OK
+        const int fresh = generation.count > 0;
+        if (model && tmoei_path_join(ctx, path, folder, fresh ? "generation_config.json" : "config.json")
+                == TMOE_OK && tmoei_bart_generation(model, fresh ? &generation : &json, path) == TMOE_OK
                 && tmoei_theta_alloc(model) == TMOE_OK)
             (void)tmoei_bart_read(model, &weights, folder);
     }

@@ -14,6 +14,7 @@ static const char usage[] =
     "       bart FOLDER --save FILE                           keeps it as one file, whose weights are used where they lie\n"
     "FOLDER holds config.json, model.safetensors (or shards with an index), and tokenizer.json or vocab.json and merges.txt.";
 
+enum { not_given = INT_MIN };
 typedef struct settings {
     const char *program, *ids, *task, *tasks, *split, *save, *out, *early, *mix;
     int beams, longest, shortest, ngram, returned, experts, ffn, steps, threads, seed, groups, examples;
@@ -41,13 +42,13 @@ static void generate(tmoe_ctx *ctx, tmoe_model *model, const settings *s, const 
     const int most = tmoe_model_config(model)->target_tokens + 1;
     int *tokens, counts[64], i, t;
     float scores[64];
-    if (s->beams) how.beams = s->beams;
-    if (s->longest) how.max_length = s->longest;
-    if (s->shortest >= 0) how.min_length = s->shortest;
-    if (s->ngram >= 0) how.no_repeat_ngram = s->ngram;
+    if (s->beams != not_given) how.beams = s->beams;
+    if (s->longest != not_given) how.max_length = s->longest;
+    if (s->shortest != not_given) how.min_length = s->shortest;
+    if (s->ngram != not_given) how.no_repeat_ngram = s->ngram;
     if (s->early) how.early_stopping = (tmoe_early_stopping)choose(s->program, "--early-stopping", s->early, earlies);
-    if (s->penalty == s->penalty) how.length_penalty = s->penalty;
-    if (s->returned) how.returned = s->returned;
+    if (s->penalty < HUGE_VALF) how.length_penalty = s->penalty;
+    if (s->returned != not_given) how.returned = s->returned;
     if (how.returned < 1 || how.returned > 64) die(s->program, "--return takes 1 to 64");
     tokens = (int *)malloc(sizeof *tokens * (size_t)(how.returned * most));
     if (!tokens) die(s->program, "out of memory");
@@ -162,7 +163,7 @@ static void answer(tmoe_ctx *ctx, tmoe_model *model, const settings *s, const ch
             if (id < 0 || id >= c->V) die(s->program, "an id is not of this vocabulary");
             ids[n++] = (int)id;
         }
-        if (*end) die(s->program, "--ids takes numbers with spaces between");
+        if (end[strspn(end, " \t")]) die(s->program, "--ids takes numbers with spaces between");
         generate(ctx, model, s, route, ids, n);
     } else if (!tokenizer) die(s->program, "the folder has no tokenizer: use --ids");
     for (i = 0; !s->ids && i < count; i++) {
@@ -218,15 +219,15 @@ int main(int argc, char **argv)
     };
     void *values[23];
     memset(&s, 0, sizeof s);
-    s.program = argv[0]; s.mix = "param"; s.shortest = s.ngram = -1; s.experts = 3; s.steps = 1000; s.seed = 1; s.groups = s.examples = 4;
-    s.penalty = (float)NAN; s.lr = 1e-5f; s.noise = 0.01f;
+    s.program = argv[0]; s.mix = "param"; s.beams = s.longest = s.shortest = s.ngram = s.returned = not_given; s.experts = 3; s.steps = 1000; s.seed = 1; s.groups = s.examples = 4;
+    s.penalty = HUGE_VALF; s.lr = 1e-5f; s.noise = 0.01f;
     values[0] = &s.ids; values[1] = &s.beams; values[2] = &s.longest; values[3] = &s.shortest; values[4] = &s.ngram; values[5] = &s.penalty;
     values[6] = &s.early; values[7] = &s.returned; values[8] = &s.task; values[9] = &s.tasks; values[10] = &s.split; values[11] = &s.experts;
     values[12] = &s.ffn; values[13] = &s.mix; values[14] = &s.noise; values[15] = &s.steps; values[16] = &s.groups; values[17] = &s.examples;
     values[18] = &s.lr; values[19] = &s.seed; values[20] = &s.save; values[21] = &export_task; values[22] = &s.threads;
     for (i = 0; options[i].name; i++) options[i].value = values[i];
     count = options_read(argc, argv, usage, options, words, 1001);
-    if (count < 1 || (count < 2 && !s.ids && !s.tasks && !s.save) || (export_task && count != 2)) { options_help(usage, options); return 2; }
+    if (count < 1 || (s.ids && count > 1) || (s.tasks && !s.save) || (count < 2 && !s.ids && !s.tasks && !s.save) || (export_task && count != 2)) { options_help(usage, options); return 2; }
     progress.out = stderr;
     ctx = context_or_die(argv[0], s.threads);
     model = is_file(words[0]) ? tmoe_model_load(ctx, words[0]) : tmoe_bart_load(ctx, words[0]);

@@ -118,7 +118,13 @@ static void test_every_wrong_tensor_is_named(void)
     refused("model.decoder.layers.7.fc2.bias is unknown");
     write_again();
     edit("config.json", "\"encoder_ffn_dim\":24", "\"encoder_ffn_dim\":23");
-    refused("model.encoder.layers.0.fc1.weight has 384 values, not (23,16)");
+    refused("model.encoder.layers.0.fc1.weight has 384 values in 2 dimensions, not (23,16)");
+    write_again();                                              /* the same numbers in another shape */
+    edit("model.safetensors", "model.encoder.layers.0.fc1.bias\":{\"dtype\":\"F32\",\"shape\":[24]", "model.encoder.layers.0.fc1.bias\":{\"dtype\":\"F32\",\"shape\":[ ]");
+    refused("model.encoder.layers.0.fc1.bias");
+    write_again();
+    edit("model.safetensors", "\"model.decoder.layers.1.fc2.bias\"", "\"encoder.layers.0.fc2.bias\"");
+    refused("model.encoder.layers.0.fc2.bias is there twice");
 }
 
 /* More unknown tensors than a message has room for: as many names as fit, then dots; in short time. */
@@ -176,7 +182,9 @@ static void test_generation_settings_are_transformers(void)
         { "{\"stop_strings\":\"end\"}", "stop_strings is set", 0, 0, 0 } };
     write_again();
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        spit("generation_config.json", cases[i].text, strlen(cases[i].text));
+        char text[300];
+        (void)snprintf(text, sizeof text, "{\"decoder_start_token_id\":2%s%s", cases[i].text[1] == '}' ? "" : ",", cases[i].text + 1);
+        spit("generation_config.json", text, strlen(text));
         if (cases[i].wrong) { refused(cases[i].wrong); continue; }
         tmoe_model *model = tmoe_bart_load(ctx, FOLDER);
         if (!model) { printf("%s\n", tmoe_error_message(ctx)); test_failures++; continue; }
@@ -184,6 +192,51 @@ static void test_generation_settings_are_transformers(void)
         CHECK((int)model->generation.early_stopping == cases[i].early);
         tmoe_model_destroy(model);
     }
+    static const char *const others[][2] = { { "{}", "generation_config.json: there is no decoder_start_token_id" }, { "{\"decoder_start_token_id\":0}", "or another than in config.json" },
+        { "[2]", "must be a JSON object" }, { "7", "must be a JSON object" } };
+    for (int i = 0; i < 4; i++) {
+        spit("generation_config.json", others[i][0], strlen(others[i][0]));
+        refused(others[i][1]);
+    }
+    (void)remove(FOLDER "/generation_config.json");             /* old folders: all in config.json, where a later key goes before an earlier one */
+    edit("config.json", "\"is_encoder_decoder\":true,\"tie_word_embeddings\":true", "\"max_length\":8,\"max_length\":9");
+    tmoe_model *old = tmoe_bart_load(ctx, FOLDER);
+    CHECK(old && old->generation.max_length == 9);
+    tmoe_model_destroy(old);
+}
+
+/* What is found in a text before it is cut into words, and stays in answers: tokens that somebody added and that are not special. */
+static void test_added_tokens_that_are_not_special_stay_in_the_text(void)
+{
+    tmoe_model *model = small_bart(1);
+    int ids[16];
+    char text[64];
+    size_t n = 0, length = 0, size = 0;
+    CHECK(tmoe_export_dense(model, NULL, FOLDER) == TMOE_OK);
+    tmoe_model_destroy(model);
+    char *json = slurp("tokenizer.json", &size), *list = strstr(json, "\"added_tokens\":["), *bigger = (char *)malloc(size + 200);
+    CHECK(list && bigger);
+    if (!list || !bigger) { free(bigger); tmoei_free(ctx, json); return; }
+    const size_t at = (size_t)(list - json) + strlen("\"added_tokens\":[");
+    static const char foo[] = "{\"id\":259,\"content\":\"foo\",\"single_word\":false,\"lstrip\":false,\"rstrip\":false,\"normalized\":true,\"special\":false},";
+    memcpy(bigger, json, at);
+    memcpy(bigger + at, foo, sizeof foo - 1);
+    memcpy(bigger + at + sizeof foo - 1, json + at, size - at);
+    spit("tokenizer.json", bigger, size + sizeof foo - 1);
+    for (int round = 0; round < 2; round++) {                   /* as it was read, and as it is written again */
+        tmoe_tokenizer *t = tmoe_tokenizer_load(ctx, FOLDER);
+        CHECK(t != NULL);
+        if (!t) { printf("%s\n", tmoe_error_message(ctx)); break; }
+        CHECK(tmoe_tokenizer_encode(t, "a foo", 5, TMOE_TOKENIZER_SPECIALS | TMOE_TOKENIZER_FIND_SPECIALS, ids, 16, &n) == TMOE_OK && n == 5 && ids[3] == 259);
+        CHECK(tmoe_tokenizer_decode(t, ids, n, TMOE_TOKENIZER_SKIP_SPECIALS, text, sizeof text, &length) == TMOE_OK && strcmp(text, "a foo") == 0);
+        tmoei_buffer out = { NULL, 0, 0, 0 };
+        tmoei_tokenizer_to_json(ctx, t, &out);
+        spit("tokenizer.json", out.data, out.length);
+        tmoei_buffer_free(ctx, &out);
+        tmoe_tokenizer_destroy(t);
+    }
+    free(bigger);
+    tmoei_free(ctx, json);
 }
 
 /* tokenizer_config.json goes before tokenizer.json, as in transformers. */
@@ -250,13 +303,13 @@ static void test_shards_are_where_the_index_says(void)
     CHECK(model != NULL);
     tmoe_model_destroy(model);
     (void)remove(FOLDER "/model.safetensors.index.json"); (void)remove(FOLDER "/part.safetensors");
-    refused("model.safetensors");
+    refused("has neither model.safetensors nor model.safetensors.index.json");
 }
 
 static void test_broken_tokenizer_files_are_refused(void)
 {
     static const char *const bad[][2] = {
-        { "{\"model\":{\"type\":\"Unigram\"}}", "byte-level BPE" }, { "[]", "byte-level BPE" },
+        { "{\"model\":{\"type\":\"Unigram\"}}", "byte-level BPE" }, { "[]", "must be a JSON object" }, { "{}", "byte-level BPE" },
         { "{\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":0},\"merges\":[]}}", "two tokens have the id 0" },
         { "{\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":-1},\"merges\":[]}}", "id" },
         { "{\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":1e9},\"merges\":[]}}", "id" },
@@ -264,7 +317,8 @@ static void test_broken_tokenizer_files_are_refused(void)
         { "{\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"<s>\":0,\"<pad>\":1,\"</s>\":2},\"merges\":[]}}", "byte" },
         { "{\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"<s>\":0,\"<pad>\":1,\"</s>\":2,\"<unk>\":3,\"a\":4},\"merges\":[\"a a\"]}}", "merge 1" },
         { "{\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"<s>\":0,\"<pad>\":1,\"</s>\":2,\"<unk>\":3,\"a\":4},\"merges\":[\"aa\"]}}", "merge 1" },
-        { "{\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"<s>\":0,\"\\u4e00\":1},\"merges\":[]}}", "alphabet" } };
+        { "{\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"<s>\":0,\"\\u4e00\":1},\"merges\":[]}}", "alphabet" },
+        { "{\"added_tokens\":[{\"id\":0,\"content\":\"<s>\",\"rstrip\":true}],\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"<s>\":0,\"<pad>\":1},\"merges\":[]}}", "'<s>' has rstrip" } };
     write_again();
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         spit("tokenizer.json", bad[i][0], strlen(bad[i][0]));
@@ -406,6 +460,7 @@ TEST_MAIN("test_bart",
     RUN(test_a_message_that_is_full_says_so);
     RUN(test_the_embedding_is_found_by_any_of_its_names);
     RUN(test_generation_settings_are_transformers);
+    RUN(test_added_tokens_that_are_not_special_stay_in_the_text);
     RUN(test_the_space_before_a_text_is_the_tokenizer_configs);
     RUN(test_configs_that_bart_never_had_are_refused);
     RUN(test_shards_are_where_the_index_says);
