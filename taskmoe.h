@@ -82,9 +82,17 @@
  *   weights, the temperature is saved.
  *
  * CONCEPTS
- *   context   tmoe_ctx: allocator, threads, kernels, last error. Independent; each for one thread at a time.
- *   errors    functions give a tmoe_result or NULL; tmoe_error_message() then has the first cause with its
- *             values and the rule. A failed call changes nothing.
+ *   context   tmoe_ctx: allocator, threads, kernels, last error. Contexts are independent.
+ * For every function of the API, where its own comment says nothing else:
+ *   thread    a context, with all that was made on it, is for one thread at a time. "thread any": it only
+ *             reads, so several threads may call it while nobody writes.
+ *   fails     functions give a tmoe_result, or NULL for what they should have made; tmoe_error_message()
+ *             then has the first cause with its values and the rule, and nothing else has changed. All of
+ *             these may fail with TMOE_ERR_MEMORY; functions that give neither never fail.
+ *   out       what is made is yours, up to its tmoe_..._destroy (NULL is fine), which comes before the
+ *             context's. What you hand in (in) is copied or only read during the call.
+ *   cost      a constant time, or a copy of what is handed in
+ *
  *   group     the unit of work: examples of one task, packed without padding. A step's batch is several.
  *   tape      operations compute at once and remember how to go back. Use tmoe_train and tmoe_answer; or a
  *             loop on tmoe_step, tmoe_route, tmoe_evaluate; or a model on tmoe_linear, tmoe_attention, ...
@@ -101,7 +109,7 @@
  *   TMOE_HEADER_FILENAME     "taskmoe.h" under another name (the kernels include the header again) */
 #if !defined(TASKMOE_H_INCLUDED)
 #define TASKMOE_H_INCLUDED
-/* ---- API: linkage, result codes, context ------------------------------------------------------------- */
+/* ---- API: linkage, result codes, context (>>context) -------------------------------------------------- */
 #define TMOE_VERSION_MAJOR 0
 #define TMOE_VERSION_MINOR 1
 #define TMOE_VERSION_PATCH 0
@@ -154,25 +162,22 @@ typedef struct tmoe_ctx_config {
     tmoe_isa isa;            /* forces an instruction set (tests); one the processor lacks falls back to C */
 } tmoe_ctx_config;
 
-/* tmoe_ctx_create - what everything else hangs on: memory, errors, threads, kernels          >>context
- *   config  in, copied; NULL = all defaults      out  a context; free it last, with tmoe_ctx_destroy
- *   fails   NULL: no memory, only one of alloc_fn and free_fn, threads not 0 to 64, a thread did not start
- *   cost    packing buffers, some 5 MiB and 1.2 MiB a thread     thread  one context, one thread at a time */
+/* tmoe_ctx_create, _destroy - what everything else hangs on: memory, errors, threads, kernels  >>context
+ *   config  in; NULL = all defaults   out  free it last   cost  packing buffers, 5 MiB and 1.2 MiB a thread
+ *   fails   NULL: no memory, only one of alloc_fn and free_fn, threads not 0 to 64, a thread did not start */
 TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config);
-/* tmoe_ctx_destroy - stops the threads, frees the context; NULL is fine.   fails never   thread  as above */
 TMOE_DEF void tmoe_ctx_destroy(tmoe_ctx *ctx);
 /* tmoe_error, tmoe_error_message - the first cause of the last call's failure; TMOE_OK and "" if it went well
- *   out     text with the values and the rule that was broken; the context's, valid until its next call
- *   fails never   cost none   thread  as above */
+ *   out  text with the values and the rule that was broken; the context's, valid until its next call */
 TMOE_DEF tmoe_result tmoe_error(const tmoe_ctx *ctx);
 TMOE_DEF const char *tmoe_error_message(const tmoe_ctx *ctx);
-/* tmoe_result_name - what a result code means in words.   fails never   cost none   thread  any */
+/* tmoe_result_name - what a result code means in words.   thread  any */
 TMOE_DEF const char *tmoe_result_name(tmoe_result result);
 /* tmoe_ctx_kernels - the instruction set in use: "AVX-512", "AVX2", "NEON" or "C".     thread  any */
 TMOE_DEF const char *tmoe_ctx_kernels(const tmoe_ctx *ctx);
-/* tmoe_ctx_bytes - bytes out now; the most ever into *peak (or NULL).   fails never   thread  as above */
+/* tmoe_ctx_bytes - bytes out now; the most ever into *peak (or NULL) */
 TMOE_DEF size_t tmoe_ctx_bytes(const tmoe_ctx *ctx, size_t *peak);
-/* tmoe_version - TMOE_VERSION of the implementation.   fails never   thread  any */
+/* tmoe_version - TMOE_VERSION of the implementation.   thread  any */
 TMOE_DEF int tmoe_version(void);
 /* ---- API: tape and operations (>>tape, >>ops) --------------------------------------------------------- */
 /* A row-major matrix of floats on a tape. Last index contiguous: element (r, c) is x[r * cols + c]. */
@@ -187,83 +192,70 @@ typedef struct tmoe_tensor {
 typedef struct tmoe_tape tmoe_tape;
 typedef enum tmoe_activation { TMOE_NONE, TMOE_GELU, TMOE_RELU, TMOE_TANH, TMOE_SIGMOID } tmoe_activation;
 
-/* tmoe_tape_create - an empty tape that records; it owns a step's tensors, values and gradients     >>tape
- *   memory is kept from step to step   fails  NULL + TMOE_ERR_MEMORY   cost  none   thread  one at a time */
+/* tmoe_tape_create, _destroy - an empty tape that records; memory of a step's tensors is kept for the next */
 TMOE_DEF tmoe_tape *tmoe_tape_create(tmoe_ctx *ctx);
-/* tmoe_tape_destroy - frees tape and tensors; NULL is fine.   fails never   thread  as above */
 TMOE_DEF void tmoe_tape_destroy(tmoe_tape *tape);
-/* tmoe_tape_reset - forgets all tensors, keeps the memory for the next step; clears the context's error.
- *   fails never   cost  constant   thread  as above */
+/* tmoe_tape_reset - forgets all tensors, keeps the memory for the next step; clears the context's error */
 TMOE_DEF void tmoe_tape_reset(tmoe_tape *tape);
-/* tmoe_tape_record - on = 0: operations compute values only (inference), 1: they can be run backward.
- *   fails never   cost  none   thread  as above */
+/* tmoe_tape_record - on = 0: operations compute values only (inference), 1: they can be run backward */
 TMOE_DEF void tmoe_tape_record(tmoe_tape *tape, int on);
-/* tmoe_leaf - wraps the caller's memory as a tensor                                           >>tape
- *   x, dx  (rows, cols) >= 1. x in, must outlive the step; gradients are ADDED to dx; NULL makes a constant
- *   fails  NULL + TMOE_ERR_ARGUMENT (no x, no size), TMOE_ERR_MEMORY   thread  as above */
+/* tmoe_leaf - wraps the caller's memory as a tensor (rows, cols); fails  TMOE_ERR_ARGUMENT: no x, no size
+ *   x  in, must outlive the step   dx  of the same shape, gradients are ADDED to it; NULL makes a constant */
 TMOE_DEF tmoe_tensor *tmoe_leaf(tmoe_tape *tape, int rows, int cols, float *x, float *dx);
-/* tmoe_backward - runs the tape from its last operation to its first, with d(loss) = 1        >>tape
- *   loss   (1,1), made on this tape while it recorded   cost  about twice the forward pass   thread  as above
- *   out    adds to dx of every leaf that has one; dx of tensors in between is dead afterwards
- *   fails  TMOE_ERR_ARGUMENT (NULL or no scalar), TMOE_ERR_MEMORY, or the forward operations' first error */
+/* tmoe_backward - runs the tape from its last operation to its first, with d(loss) = 1; cost  twice forward
+ *   loss   (1,1), made on this tape while it recorded (else TMOE_ERR_ARGUMENT, or an operation's first error)
+ *   out    adds to dx of every leaf that has one; dx of tensors in between is dead afterwards */
 TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss);
 
 /* All operations: with a NULL input (an earlier one failed) the result is NULL, and the context keeps the
- * first cause. Results are the tape's until its reset. Wrong shapes: NULL + TMOE_ERR_SHAPE; no memory: NULL
- * + TMOE_ERR_MEMORY. One tape, one thread. "keeps" is what stays for the backward pass; not said: nothing. */
+ * first cause. Results are the tape's until its reset. Wrong shapes: NULL + TMOE_ERR_SHAPE. Where nothing
+ * else is said, x, a, b and out are (T,D), gradients go to all tensors that go in, nothing is kept for the
+ * backward pass ("keeps"), and the cost is T*D flop or a copy. */
 
-/* tmoe_linear - y = act(x w^T + b) + residual   fails  shapes; act not NONE, GELU or RELU     >>ops
+/* tmoe_linear - y = act(x w^T + b) + residual   fails  act not NONE, GELU or RELU             >>ops
  *   x (T,D) in   w (F,D) in   b (1,F) in or NULL   residual (T,F) in or NULL   out (T,F)   grad  all four
  *   keeps  value before act, 4*T*F bytes, unless NONE   cost  2*T*D*F flop forward, twice that backward */
 TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *w, tmoe_tensor *b,
                                   tmoe_activation act, tmoe_tensor *residual);
 /* tmoe_layer_norm - y = gain * (x - mean) / sqrt(var + 1e-5) + bias, by rows (Ba 2016; 1e-5 as BART)  >>ops
- *   x, out (T,D)   gain, bias (1,D) in   grad  all   keeps  8*T bytes   cost  8*T*D flop   fails shapes */
+ *   x, out (T,D)   gain, bias (1,D) in   grad  all   keeps  8*T bytes   cost  8*T*D flop */
 TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *gain, tmoe_tensor *bias);
 /* tmoe_attention - H-head scaled dot-product attention over packed sequences (Vaswani 2017, eq. 1)   >>ops
  *   y = softmax(q k^T / sqrt(D/H) + mask) v, for each sequence and head on its own
  *   self:  q (T,3D) in = [q | k | v], kv = q           cross:  q (T,D) in, kv (S,2D) in = [k | v]
  *   q_offsets, kv_offsets  (sequences + 1) in: sequence i holds rows offsets[i] .. offsets[i+1]-1
  *   causal  1: row t sees keys up to t   H  heads, 1 <= H, H divides D   out (T,D)   grad  q, kv
- *   keeps  4*T*H bytes (log-sum-exp; scores are made again)   cost  4*T*S*D flop a sequence   fails shapes */
+ *   keeps  4*T*H bytes (log-sum-exp; scores are made again)   cost  4*T*S*D flop a sequence */
 TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tensor *kv, int H, int sequences,
                                      const int *q_offsets, const int *kv_offsets, int causal);
-/* tmoe_embedding - y_t = scale * table[ids_t] + positions[position_ids_t]                     >>ops
+/* tmoe_embedding - y_t = scale * table[ids_t] + positions[position_ids_t]   out (T,D)         >>ops
  *   table (V,D) in   ids (T) in, 0 <= id < V   positions (P,D) in or NULL   position_ids (T) in, 0 <= p < P
- *   out (T,D)   ids and position_ids must live until the tape is reset   grad  table, positions
- *   keeps  nothing   cost  2*T*D flop   fails  TMOE_ERR_ARGUMENT for an id out of range; shapes */
+ *   both ids must live until the reset   grad  table, positions   cost  2*T*D flop   fails  an id's range */
 TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int T, const int *ids, float scale,
                                      tmoe_tensor *positions, const int *position_ids);
 /* tmoe_cross_entropy - weight * sum_rows [(1 - smoothing) nll + smoothing / V sum_v -log p_v]           >>ops
  *   logits (T,V) in: CONSUMED, they become their own gradient in the backward pass   0 <= smoothing < 1
  *   targets (T) in, 0 <= target < V, must live until the tape is reset; a negative one leaves its row out
- *   out (1,1)   grad  logits   keeps  4*T bytes   cost  6*T*V flop   fails  target >= V; shapes */
+ *   out (1,1)   grad  logits   keeps  4*T bytes   cost  6*T*V flop   fails  target >= V */
 TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, const int *targets,
                                          float smoothing, float weight);
-/* tmoe_map - y = f(x) element by element, f one of tmoe_activation                            >>ops
- *   x (T,D) in   out (T,D)   grad  x   keeps  nothing   cost  T*D evaluations   fails  none of its own */
+/* tmoe_map - y = f(x) element by element, f one of tmoe_activation   cost  T*D evaluations */
 TMOE_DEF tmoe_tensor *tmoe_map(tmoe_tape *tape, tmoe_tensor *x, tmoe_activation f);
-/* tmoe_add, tmoe_multiply - y = a + b, y = a * b element by element                           >>ops
- *   a, out (T,D)   b (T,D) in, or (1,D) for every row of a   grad  a, b   cost  T*D flop   fails  shapes */
+/* tmoe_add, tmoe_multiply - y = a + b, y = a * b element by element; b (1,D) stands for every row of a */
 TMOE_DEF tmoe_tensor *tmoe_add(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b);
 TMOE_DEF tmoe_tensor *tmoe_multiply(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b);
-/* tmoe_affine - y = scale * x + shift                                                         >>ops
- *   x (T,D) in   out (T,D)   grad  x   keeps  nothing   cost  2*T*D flop   fails  none of its own */
+/* tmoe_affine - y = scale * x + shift */
 TMOE_DEF tmoe_tensor *tmoe_affine(tmoe_tape *tape, tmoe_tensor *x, float scale, float shift);
-/* tmoe_slice - columns first .. first + count - 1 of x                                        >>ops
- *   x (T,D) in   first + count <= D   out (T,count)   grad  x   cost  a copy   fails  shapes */
+/* tmoe_slice - columns first .. first + count - 1 of x; first + count <= D   out (T,count) */
 TMOE_DEF tmoe_tensor *tmoe_slice(tmoe_tape *tape, tmoe_tensor *x, int first, int count);
-/* tmoe_concat - parts side by side                                                            >>ops
- *   parts  (count) in, each (T, any)   out (T, sum)   grad  all parts   cost  a copy   fails  shapes */
+/* tmoe_concat - parts side by side; parts  (count) in, each (T, any)   out (T, sum) */
 TMOE_DEF tmoe_tensor *tmoe_concat(tmoe_tape *tape, tmoe_tensor *const *parts, int count);
-/* tmoe_reshape - the same values as (rows, cols)                                              >>ops
- *   x in, rows * cols as before   out shares x's memory   grad  x   cost  none   fails  shapes */
+/* tmoe_reshape - the same values as (rows, cols); rows * cols as before   out shares x's memory: no cost */
 TMOE_DEF tmoe_tensor *tmoe_reshape(tmoe_tape *tape, tmoe_tensor *x, int rows, int cols);
 /* tmoe_dropout - y = x * keep / (1 - p), keep a 0/1 mask from the counter (seed, stream), made anew   >>ops
- *   x, out (T,D)   0 <= p < 1 (0: x itself)   grad  x   cost  T*D hashes   fails  TMOE_ERR_ARGUMENT for p */
+ *   0 <= p < 1 (0: x itself)   cost  T*D hashes   fails  TMOE_ERR_ARGUMENT for p */
 TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uint64_t seed, uint64_t stream);
-/* tmoe_sum - the sum of all elements                                                          >>ops
- *   x (T,D) in   out (1,1)   grad  x   cost  T*D flop   fails  none of its own */
+/* tmoe_sum - the sum of all elements   out (1,1) */
 TMOE_DEF tmoe_tensor *tmoe_sum(tmoe_tape *tape, tmoe_tensor *x);
 
 /* How a router's logits become a route (Ye 2022, section 3). */
@@ -279,10 +271,10 @@ typedef enum tmoe_selection {
 /* tmoe_select - r = softmax((z + noise) / tau) row by row; hard: one-hot(argmax r) forward   >>ops
  *   z (T,E) in   noise (T,E) in or NULL   tau > 0   out (T,E), rows sum to 1
  *   grad  z: dz_j = (1/tau) sum_e dr_e s_e ([e = j] - s_j), s the soft sample, also where hard (Jang 2017)
- *   keeps  s   cost  T*E exponentials   fails  TMOE_ERR_ARGUMENT for tau <= 0; shapes */
+ *   keeps  s   cost  T*E exponentials   fails  TMOE_ERR_ARGUMENT for tau <= 0 */
 TMOE_DEF tmoe_tensor *tmoe_select(tmoe_tape *tape, tmoe_tensor *z, const float *noise, float tau, int hard);
 /* tmoe_mix_outputs - y = sum_e r_e y_e, r_e = route[first + e]                                >>ops
- *   outputs  E tensors (T,D) in; NULL: did not run, r_e must be 0   route (1,N) in   out (T,D)   fails shapes
+ *   outputs  E tensors (T,D) in; NULL: did not run, r_e must be 0   route (1,N) in   out (T,D)
  *   grad  outputs with r_e > 0: r_e dy; route: <dy, y_e> for every expert that ran   cost  2*E*T*D flop */
 TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outputs, int E,
     tmoe_tensor *route, int first);
@@ -291,7 +283,7 @@ TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outp
  *   route (1,N) in, r_e = route[first + e]   out (1,block): theta_bar; one-hot: that expert's block, no copy
  *   grad  dtheta_e += r_e g; route: <g, theta_e - theta_bar>, g = d theta_bar. (The term with theta_bar is
  *         the same for all e: the softmax drops it; left in, what experts share would drown the difference.)
- *   cost  2*E*block flop, as much memory traffic; backward twice that   fails  shapes */
+ *   cost  2*E*block flop, as much memory traffic; backward twice that */
 TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float *gradients, int E,
     int block, tmoe_tensor *route, int first);
 /* ---- API: tokenizers (>>tokenizer) -------------------------------------------------------------------- */
@@ -308,36 +300,30 @@ enum {                                  /* flags */
     TMOE_TOKENIZER_CLEAN_SPACES = 16    /* decode: " ." becomes "." and so on, as transformers cleans up */
 };
 
-/* tmoe_tokenizer_bytes - UTF-8 bytes: 259 tokens, 0 <s>, 1 <pad>, 2 </s>, byte b is 3 + b    >>tokenizer
- *   out  free with tmoe_tokenizer_destroy   fails NULL + TMOE_ERR_MEMORY  cost none  thread  the context's */
+/* tmoe_tokenizer_bytes - UTF-8 bytes: 259 tokens, 0 <s>, 1 <pad>, 2 </s>, byte b is 3 + b    >>tokenizer */
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx);
 /* tmoe_tokenizer_train - byte-level BPE (Sennrich 2016; bytes as GPT-2): those 259, then merges   >>tokenizer
- *   texts  count NUL-terminated strings in   vocabulary  wanted, 259 to 1,000,000; fewer when pairs run out
- *   out    as above; the same texts in the same order give the same tokenizer
- *   fails  NULL + TMOE_ERR_ARGUMENT, TMOE_ERR_MEMORY   cost  merges * words   thread  as above */
+ *   texts  count strings in; the same in the same order give the same tokenizer   cost  merges * words
+ *   vocabulary  wanted, 259 to 1,000,000 (else TMOE_ERR_ARGUMENT); fewer when pairs run out */
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *texts, size_t count,
     int vocabulary);
 #ifndef TMOE_NO_STDIO
-/* tmoe_tokenizer_load - a Hugging Face byte-level BPE (GPT-2, RoBERTa, BART)                   >>bart
- *   folder  in: with tokenizer.json, or vocab.json and merges.txt   out, thread  as above   cost  a pass
- *   fails   NULL + TMOE_ERR_FILE, TMOE_ERR_FORMAT (what and where), TMOE_ERR_MEMORY */
+/* tmoe_tokenizer_load - a Hugging Face byte-level BPE (GPT-2, RoBERTa, BART): a folder with tokenizer.json,
+ *   or vocab.json and merges.txt   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (what and where)        >>bart */
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder);
 #endif
-/* tmoe_tokenizer_destroy - frees it; NULL is fine.   fails never   thread  as above */
 TMOE_DEF void tmoe_tokenizer_destroy(tmoe_tokenizer *tokenizer);
-/* tmoe_tokenizer_vocabulary - the largest id + 1.   fails never   thread  any */
+/* tmoe_tokenizer_vocabulary - the largest id + 1.   thread  any */
 TMOE_DEF int tmoe_tokenizer_vocabulary(const tmoe_tokenizer *tokenizer);
-/* tmoe_tokenizer_special - id of a special token, -1: it has none.   fails never   thread  any */
+/* tmoe_tokenizer_special - id of a special token, -1: it has none.   thread  any */
 TMOE_DEF int tmoe_tokenizer_special(const tmoe_tokenizer *tokenizer, tmoe_token which);
-/* tmoe_tokenizer_encode - text (length bytes, of any kind) to tokens                           >>tokenizer
- *   flags  as above   ids  (capacity) out, NULL with capacity 0   count  out: of all, also past capacity
- *   fails  TMOE_ERR_MEMORY      cost  n log n of the longest word      thread  one context, one thread */
+/* tmoe_tokenizer_encode - text (length bytes, of any kind) to tokens   cost  n log n of the longest word
+ *   flags  as above   ids  (capacity) out, NULL with capacity 0   count  out: of all, also past capacity */
 TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *tokenizer, const char *text, size_t length,
     int flags, int *ids, size_t capacity, size_t *count);
-/* tmoe_tokenizer_decode - tokens to text; decode(encode(text)) is text, for any bytes          >>tokenizer
+/* tmoe_tokenizer_decode - tokens to text; decode(encode(text)) is text, for any bytes   thread  any
  *   ids    count in    flags  as above (spaces are cleaned only where all fits)    length  out: without NUL
- *   text   (capacity bytes) out, ends in NUL if it fits, or NULL with capacity 0
- *   fails  TMOE_ERR_ARGUMENT (an id that does not exist)      cost  the text's length      thread  any */
+ *   text   (capacity) out, with a NUL if it fits; NULL with capacity 0   fails  TMOE_ERR_ARGUMENT (bad id) */
 TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *tokenizer, const int *ids, size_t count,
     int flags, char *text, size_t capacity, size_t *length);
 /* ---- API: tasks and their scores (>>suite, >>metrics) ------------------------------------------------- */
@@ -369,13 +355,11 @@ typedef struct tmoe_task {
 
 typedef struct tmoe_suite { tmoe_ctx *ctx; tmoe_task *tasks; int count; } tmoe_suite;
 
-/* tmoe_suite_create - an empty suite for tasks that a program makes                           >>suite
- *   out  free with tmoe_suite_destroy   fails NULL + TMOE_ERR_MEMORY   cost none   thread  the context's */
+/* tmoe_suite_create, _destroy - an empty suite for tasks that a program makes                 >>suite */
 TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx);
-/* tmoe_suite_add - adds a task; everything is copied                                          >>suite
- *   category  or NULL   inputs, outputs  (count) in: an answer each   test_count  so many last are for test
- *   fails  TMOE_ERR_ARGUMENT (no lines, empty text, invalid UTF-8, test_count not below count, name already
- *          there), TMOE_ERR_MEMORY; the suite is unchanged then      cost  a copy      thread  as above */
+/* tmoe_suite_add - adds a task of count lines, the last test_count of them for test            >>suite
+ *   category  or NULL   inputs, outputs  (count) in: an answer each   fails  TMOE_ERR_ARGUMENT, _DATA: no
+ *   lines, empty text, invalid UTF-8, test_count not below count, name already there */
 TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const char *category,
     const char *instruction, tmoe_metric metric, tmoe_part part, const char *const *inputs,
     const char *const *outputs, int count, int test_count);
@@ -386,22 +370,19 @@ TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const c
  *           "output"}). Without test files the last 20 % of a task's lines are its test lines.
  *   split   in: a name (FOLDER/splits/NAME.json), a JSON file {"train": [], "dev": [], "test": []}, or NULL:
  *           zero_shot if there is one, else all tasks are for training. Tasks it does not name are left out.
- *   out     free with tmoe_suite_destroy      cost  a pass over the files      thread  as above
- *   fails   NULL + TMOE_ERR_FILE, TMOE_ERR_DATA (file:line: what is wrong), _FORMAT (JSON), _MEMORY */
+ *   fails   TMOE_ERR_FILE, TMOE_ERR_DATA (file:line: what is wrong), _FORMAT (JSON)   cost  a pass */
 #ifndef TMOE_NO_STDIO
 TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const char *split);
 #endif
-/* tmoe_suite_destroy - frees it; NULL is fine.   fails never   thread  as above */
 TMOE_DEF void tmoe_suite_destroy(tmoe_suite *suite);
-/* tmoe_suite_find - index of the task with this name, or -1.   fails never   cost  N compares thread  any */
+/* tmoe_suite_find - index of the task with this name, or -1.   thread  any */
 TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name);
 
-/* tmoe_metric_name - as in files.   fails never   thread  any */
+/* tmoe_metric_name - as in files.   thread  any */
 TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric);
-/* tmoe_score - score of predictions by CrossFit's rules                                       >>metrics
- *   predictions (count >= 1) in      examples (count) in: their accepted answers      thread  the context's
- *   score  out: 0 to 1 (matthews, pearson: -1 to 1); NaN: pearson of constant predictions or answers
- *   fails  TMOE_ERR_ARGUMENT (count < 1), TMOE_ERR_MEMORY      cost  Rouge-L: the product of two lengths */
+/* tmoe_score - score of predictions by CrossFit's rules   cost  Rouge-L: product of lengths   >>metrics
+ *   predictions (count >= 1, else TMOE_ERR_ARGUMENT) in      examples (count) in: their accepted answers
+ *   score  out: 0 to 1 (matthews, pearson: -1 to 1); NaN: pearson of constant predictions or answers */
 TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *const *predictions,
     const tmoe_example *examples, int count, double *score);
 /* What tmoe_compare finds: [0] the mean over tasks, [1] and [2] the ends of its 95 % bootstrap interval. */
@@ -411,20 +392,18 @@ typedef struct tmoe_comparison {
     int wins, ties, losses, zero_base, undefined;   /* undefined: a score is NaN; left out everywhere */
 } tmoe_comparison;
 /* tmoe_compare - scores of a model over those of a base on the same tasks, paired              >>metrics
- *   base, scores (count) in      seed of the 2,000 resamplings of tasks      result out, NaN where empty
- *   fails  TMOE_ERR_MEMORY   cost  2,000 passes   thread  one context, one thread */
+ *   base, scores (count) in   seed of the 2,000 resamplings of tasks   result  out, NaN where it has none */
 TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const double *scores, int count,
     uint64_t seed, tmoe_comparison *result);
 /* tmoe_route_correlations - Pearson correlation of the columns of routes with a feature of tasks   >>routes
  *   routes (N,C) in: C = routed layers x E      feature (N) in: usually 0 or 1      permutations >= 0, seed
  *   r, p   (C) out, NaN for a constant column; p is the share of shuffles of the feature among the tasks in
- *          which any column's |r| is as large: corrected for C tests
- *   fails  TMOE_ERR_MEMORY   cost  permutations * N * C   thread  one context, one thread */
+ *          which any column's |r| is as large: corrected for C tests      cost  permutations * N * C */
 TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const float *routes, int N, int C,
     const float *feature, int permutations, uint64_t seed, double *r, double *p);
 typedef struct tmoe_join { int a, b, size; double height; } tmoe_join; /* a, b: a row, or N + earlier join */
 /* tmoe_cluster - hierarchical clustering of rows by Euclidean distance, average linkage          >>routes
- *   x (N,C) in   joins (N - 1) out, nearest first   fails TMOE_ERR_MEMORY  cost N^3  thread  the context's */
+ *   x (N,C) in   joins (N - 1) out, nearest first   cost  N^3 */
 TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, tmoe_join *joins);
 /* ---- API: model (>>model, >>router) ------------------------------------------------------------------- */
 typedef struct tmoe_model tmoe_model;
@@ -478,34 +457,29 @@ typedef struct tmoe_config {
     uint64_t seed;
 } tmoe_config;
 
-/* tmoe_config_default - a small pre-norm model to train from scratch (D 96, 2+2 layers, E 4, PARAM, softmax)
- *   fails never   cost none   thread  any */
+/* tmoe_config_default - a small pre-norm model (D 96, 2+2 layers, E 4, PARAM, softmax).   thread  any */
 TMOE_DEF tmoe_config tmoe_config_default(void);
 
-/* tmoe_model_create - a model with random weights                                             >>model
- *   config     in, copied; NULL = default    tokenizer  in, copied, or NULL (with config.V): token ids only
- *   tasks      (task_count >= 0) in: names, instructions, categories of its known tasks, to train on
- *   out        owns everything; free with tmoe_model_destroy   cost  a pass over it   thread  the context's
- *   fails      NULL + TMOE_ERR_CONFIG (all problems in one message), TMOE_ERR_MEMORY */
+/* tmoe_model_create, _destroy - a model with random weights; fails  TMOE_ERR_CONFIG, all problems in one text
+ *   config     in; NULL = default            tokenizer  in, or NULL (with config.V): token ids only   >>model
+ *   tasks      (task_count >= 0) in: names, instructions, categories of its known tasks, to train on */
 TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
     const tmoe_tokenizer *tokenizer, const tmoe_task *tasks, int task_count);
-/* tmoe_model_derive - a new model that begins with the layers of another                      >>model
+/* tmoe_model_derive - a new model that begins with the layers of another; fails  TMOE_ERR_CONFIG    >>model
  *   from       in, of any context: D, F, layers, tokens, V and norm must be config's
  *   route      (routed layers of from, E) in: its layers are merged by it. NULL: a layer with as many
  *              experts as before keeps them, any other begins with their average
- *   config     in: of the new model; NULL = from's      tasks, task_count, fails, cost, thread  as above
- *   out        free with tmoe_model_destroy. Experts are copies with expert_noise; router and vectors of
- *              tasks both know stay if shapes agree. So dense to E experts is upcycling (arXiv 2212.05055), a
- *              route to E = 1 cuts a task out (exactly with PARAM or one-hot), NULL to E = 1 is MHR-mu */
+ *   config     in: of the new model; NULL = from's                tasks, task_count  as above
+ *   out        Experts are copies with expert_noise; router and vectors of tasks that both know stay if
+ *              shapes agree. So dense to E experts is upcycling (arXiv 2212.05055), a route to E = 1 cuts a
+ *              task out (exactly with PARAM or one-hot), NULL to E = 1 is MHR-mu */
 TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, const float *route,
     const tmoe_config *config, const tmoe_task *tasks, int task_count);
-/* tmoe_model_take_router - router and vectors of the tasks that both know, where shapes agree
- *   fails never   cost  a copy   thread  as above */
+/* tmoe_model_take_router - router and vectors of the tasks that both know, where shapes agree */
 TMOE_DEF void tmoe_model_take_router(tmoe_model *model, const tmoe_model *from);
-/* tmoe_model_destroy - frees a model; NULL is fine.   fails never   thread  as above */
 TMOE_DEF void tmoe_model_destroy(tmoe_model *model);
-/* tmoe_model_config, _tokenizer, _task_count, _task - read-only, the model's own; fails never   cost none
- *   task  0 <= task < count, else NULL: name, category, instruction, no lines   thread  any, none writing */
+/* tmoe_model_config, _tokenizer, _task_count, _task - what a model has, to read; thread  any
+ *   task  0 <= task < count, else NULL: name, category, instruction, no lines */
 TMOE_DEF const tmoe_config *tmoe_model_config(const tmoe_model *model);
 TMOE_DEF const tmoe_tokenizer *tmoe_model_tokenizer(const tmoe_model *model);
 TMOE_DEF int tmoe_model_task_count(const tmoe_model *model);
@@ -525,37 +499,32 @@ typedef struct tmoe_generation {
     tmoe_early_stopping early_stopping;
     int forced_begin_id, forced_end_id; /* first token; last one at max_length; -1: free */
 } tmoe_generation;
-/* tmoe_model_generation - how tmoe_answers searches (greedily; a BART: as its folder says); yours to change
- *   out  lives in the model, saved with it   fails never   cost none   thread  one context, one thread */
+/* tmoe_model_generation - how tmoe_answers searches (greedily; BART: as its folder says); yours to change */
 TMOE_DEF tmoe_generation *tmoe_model_generation(tmoe_model *model);
-/* tmoe_model_parameters - number of parameters: all, and those one task uses (an expert a layer, no router)
- *   active     out or NULL      fails never   cost  a pass over the layers   thread  any */
+/* tmoe_model_parameters - how many; *active (or NULL): those one task uses, without a router.  thread  any */
 TMOE_DEF size_t tmoe_model_parameters(const tmoe_model *model, size_t *active);
-/* tmoe_model_parameter - one named tensor, as it is saved (for your own tools and tests)
- *   index      0, 1, ... until NULL comes back    rows, cols, values (in the model) out, each or NULL
- *   out        the tensor's name   fails NULL past the end   cost none   thread  any while nobody writes */
+/* tmoe_model_parameter - name of tensor index, as it is saved (for your own tools); NULL past the end
+ *   rows, cols, values (in the model)  out, each or NULL   thread  any */
 TMOE_DEF const char *tmoe_model_parameter(const tmoe_model *model, int index, int *rows, int *cols,
     float **values);
-/* tmoe_model_temperature - tau at the model's step.   fails never   thread  any */
+/* tmoe_model_temperature - tau at the model's step.   thread  any */
 TMOE_DEF float tmoe_model_temperature(const tmoe_model *model);
-/* tmoe_task_vector_set - gives task its row (TMOE_VECTOR_GIVEN) and drops cached routes
- *   vector     (k) in      fails TMOE_ERR_ARGUMENT   cost none   thread  one context, one thread */
+/* tmoe_task_vector_set - gives task its row (TMOE_VECTOR_GIVEN), vector (k), and drops cached routes
+ *   fails  TMOE_ERR_ARGUMENT (no such task, no routed layer) */
 TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const float *vector);
 
-/* tmoe_route_of_vector - the route of any task's vector (k), in one router pass. thread  as above   >>router
- *   vector in   route (routed layers, E) out   fails TMOE_ERR_ARGUMENT (no router), TMOE_ERR_MEMORY */
+/* tmoe_route_of_vector - the route of any task's vector (k), in one router pass                    >>router
+ *   vector in   route (routed layers, E) out   fails TMOE_ERR_ARGUMENT (no router) */
 TMOE_DEF tmoe_result tmoe_route_of_vector(tmoe_model *model, const float *vector, float *route);
-/* tmoe_routed_layers - routes are (routed layers, E) row-major.   fails never   thread  any */
+/* tmoe_routed_layers - routes are (routed layers, E) row-major.   thread  any */
 TMOE_DEF int tmoe_routed_layers(const tmoe_model *model);
-/* tmoe_routed_layer_name - "encoder 0" ... into text (size bytes).   fails never   thread  any */
+/* tmoe_routed_layer_name - "encoder 0" ... into text (size bytes).   thread  any */
 TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int l, char *text, size_t size);
-/* tmoe_route - the route of a known task, without noise. thread  one context, one thread      >>router
- *   route      (routed layers, E) out, each row sums to 1      fails TMOE_ERR_ARGUMENT, TMOE_ERR_MEMORY
- *   cost       one router pass over all tasks when parameters have changed, a copy after that */
+/* tmoe_route - the route (routed layers, E) of a known task, without noise; each row sums to 1   >>router
+ *   fails  TMOE_ERR_ARGUMENT   cost  a router pass over all tasks if parameters have changed, else a copy */
 TMOE_DEF tmoe_result tmoe_route(tmoe_model *model, int task, float *route);
-/* tmoe_expert_disable - masks an expert before selection (or gives it back), to see what it was good for
- *   0 <= layer < routed layers   0 <= expert < E   disabled  1 or 0; the mask is not saved with the model
- *   fails TMOE_ERR_ARGUMENT (out of range, or the layer's last one)   cost none   thread  as above */
+/* tmoe_expert_disable - masks an expert (1) to see what it was good for, or gives it back (0); is not saved
+ *   fails  TMOE_ERR_ARGUMENT: 0 <= layer < routed layers, 0 <= expert < E, and one of a layer must stay */
 TMOE_DEF tmoe_result tmoe_expert_disable(tmoe_model *model, int layer, int expert, int disabled);
 /* How an unseen task gets a route. */
 typedef enum tmoe_zero_shot {
@@ -563,15 +532,14 @@ typedef enum tmoe_zero_shot {
     TMOE_ZERO_SHOT_NEAREST, /* mean of seen tasks' routes, weighted by softmax(20 cos) of the text vectors */
     TMOE_ZERO_SHOT_AVERAGE              /* 1 / E everywhere */
 } tmoe_zero_shot;
-/* tmoe_route_unseen - a route for a task that is known by its instruction only: one router pass
- *   route  (routed layers, E) out      fails TMOE_ERR_ARGUMENT, TMOE_ERR_MEMORY      thread  as above */
+/* tmoe_route_unseen - a route (routed layers, E) for a task known by its instruction only: one router pass */
 TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction, tmoe_zero_shot how,
     float *route);
 /* tmoe_nearest_tasks - known tasks by cosine of instructions' text vectors, nearest first   cost  N*k
- *   tasks, cosines (count >= 1) out; past the last task -1   out how many, 0: no memory   thread as above */
+ *   tasks, cosines (count >= 1) out; past the last task -1   out how many, 0: no memory */
 TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction, int count, int *tasks,
     float *cosines);
-/* tmoe_find_task - task of this name or instruction, or -1.   fails never   cost  N compares   thread  any */
+/* tmoe_find_task - task of this name or instruction, or -1.   thread  any */
 TMOE_DEF int tmoe_find_task(const tmoe_model *model, const char *name_or_instruction);
 /* ---- API: training (>>train) -------------------------------------------------------------------------- */
 typedef struct tmoe_trainer tmoe_trainer;
@@ -620,46 +588,42 @@ typedef struct tmoe_training {
     void *all_reduce_user; int machines;        /* how many all_reduce sums over, 0 = 1 */
 } tmoe_training;
 
-/* tmoe_training_default - 5,000 steps of 8 tasks x 8 examples.   fails never   thread  any */
+/* tmoe_training_default - 5,000 steps of 8 tasks x 8 examples.   thread  any */
 TMOE_DEF tmoe_training tmoe_training_default(void);
 
-/* tmoe_trainer_create - tokenises the suite's training tasks and makes gradients and moments        >>train
- *   model, suite  outlive the trainer; TRAIN tasks are known by name   training  in, copied; NULL = default
- *   fails  NULL + TMOE_ERR_DATA (no training task, a text longer than the model takes: which task and line),
- *          TMOE_ERR_CONFIG, TMOE_ERR_MEMORY  cost  a pass over the texts  thread  one context, one thread */
+/* tmoe_trainer_create, _destroy - tokenises the suite's training tasks, makes gradients and moments   >>train
+ *   model, suite  outlive the trainer; TRAIN tasks are known by name   training  in; NULL = default
+ *   fails  TMOE_ERR_DATA (no training task; text too long for the model: which task and line), _CONFIG */
 TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *suite,
     const tmoe_training *training);
-/* tmoe_trainer_destroy - frees the trainer, not the model; NULL is fine.   fails never   thread  as above */
 TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer);
 /* tmoe_trainer_bytes - the plan before it runs: parameters, gradients, moments, largest step's activations
- *   each out or NULL   out  their sum   fails never   cost  none (a dry run made it)   thread  any */
+ *   each out or NULL   out  their sum   thread  any */
 TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, size_t *parameters, size_t *gradients,
     size_t *moments, size_t *step);
 /* tmoe_step - one optimiser step on the next batch (which depends on the seed and the step only)      >>train
- *   progress  out or NULL; route_entropy lives in the trainer      thread  one context, one thread
- *   fails  TMOE_ERR_MEMORY, TMOE_ERR_NUMERIC (loss or gradient not finite); parameters are unchanged then
+ *   progress  out or NULL; its arrays are the trainer's   fails  TMOE_ERR_NUMERIC: loss, gradient not finite
  *   cost   6 flop a parameter and token, and 4*E flop a parameter and group for the merge */
 TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress);
 /* tmoe_trainer_run - steps until training->steps, with progress, validation, best checkpoint, early stopping
  *   goes on where a loaded trainer stopped; ends with the best parameters (without validation the last)
- *   fails  as tmoe_step; TMOE_ERR_CANCELLED when progress said so   thread  as above */
+ *   fails  as tmoe_step, after the steps that went well; TMOE_ERR_CANCELLED when progress said so */
 TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer);
-/* tmoe_validation_loss - mean over validation lines' target tokens; evaluation routes, no noise, no smoothing
- *   fails  NaN without validation lines or without memory   cost  a forward pass   thread  as above */
+/* tmoe_validation_loss - mean over validation lines' target tokens, without noise and smoothing; NaN where
+ *   there are no such lines, or no memory   cost  a forward pass of them */
 TMOE_DEF float tmoe_validation_loss(tmoe_trainer *trainer);
-/* tmoe_train - the one-call way: trains a tokenizer, makes a model for the suite's training tasks, trains it
- *   config, training  in; NULL = defaults; source_tokens or target_tokens 0: as long as the suite needs
- *   out    free with tmoe_model_destroy   fails  NULL + the errors of tmoe_trainer_run   thread  as above */
+/* tmoe_train - the one-call way: a tokenizer, a model for the suite's training tasks, tmoe_trainer_run
+ *   config, training  in; NULL = defaults; source_tokens or target_tokens 0: as long as the suite needs */
 TMOE_DEF tmoe_model *tmoe_train(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_config *config,
     const tmoe_training *training);
-/* tmoe_train_from - the same from a start; out, fails, thread  as above                       >>train
+/* tmoe_train_from - the same from a start                                                       >>train
  *   start      in: model whose layers and tokenizer it begins with (tmoe_model_derive), or NULL: random
  *   router     in: model whose router and task vectors it begins with, or NULL: start's, or random */
 TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_model *start,
     const tmoe_model *router, const tmoe_config *config, const tmoe_training *training);
 /* tmoe_train_two_stages - the paper's: stage 1 learns routes (straight-through Gumbel, tau 2 to 0.1); stage 2
  *   freezes them, begins with start's layers again and lets routing sharpen (softmax, tau 300 to 1)
- *   start, fails, thread  as above   config  in; sets selection, tau   stages  in   out  stage 2's model */
+ *   start  as above   config  in; sets selection, tau   stages  in   out  stage 2's model */
 TMOE_DEF tmoe_model *tmoe_train_two_stages(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_model *start,
     const tmoe_config *config, const tmoe_training *stage1, const tmoe_training *stage2);
 /* Few-shot adaptation to an unseen task by CrossFit's protocol. Start from tmoe_few_shot_default(). */
@@ -681,13 +645,12 @@ typedef struct tmoe_few_shot_result {
     double dev, test;                   /* of the pair that was best on dev; NaN: undefined */
     float learning_rate; int batch_size, train_count, dev_count;
 } tmoe_few_shot_result;
-/* tmoe_few_shot_default - 200 steps, 3 x 3 choices, 16 or 32 shots.   fails never   thread  any */
+/* tmoe_few_shot_default - 200 steps, 3 x 3 choices, 16 or 32 shots.   thread  any */
 TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void);
 /* tmoe_few_shot_run - samples lines, tries every configuration, gives the test score of the best  >>train
- *   model      in: stays as it is; mixture or dense      task  in: a suite's, unknown to the model
- *   how        in, or NULL      result  out      fails  TMOE_ERR_ARGUMENT, _DATA (too few lines), _MEMORY
- *   cost       choices + 1 trainings      thread  one context, one thread; trainings run side by side on the
- *              context's threads, each on a context of its own (alloc_fn must allow that) */
+ *   model  in, mixture or dense   task  in: a suite's, unknown to the model   how  in, or NULL   result  out
+ *   cost   choices + 1 trainings, side by side on the context's threads, each on a context of its own
+ *          (alloc_fn must allow that)   fails  TMOE_ERR_ARGUMENT, TMOE_ERR_DATA (too few lines) */
 TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task, const tmoe_few_shot *how,
     tmoe_few_shot_result *result);
 /* What a dense model makes of a task's training lines. STATE: mean encoder output over the inputs' tokens.
@@ -697,82 +660,71 @@ typedef enum tmoe_task_embedding { TMOE_EMBED_STATE, TMOE_EMBED_FISHER } tmoe_ta
 /* tmoe_task_vectors - a row for each task of a suite, to be given (TMOE_VECTOR_GIVEN)           >>train
  *   model   in: dense, with the tokenizer    lines >= 1: of each task, at most    k: D for TMOE_EMBED_STATE
  *   vectors (suite->count, k) out, scaled to a mean length of sqrt(k); columns past the number of tasks are 0
- *   fails   TMOE_ERR_ARGUMENT, TMOE_ERR_DATA (a line too long), TMOE_ERR_MEMORY
- *   cost    a pass a line (FISHER: forward and backward), N^3 for the components   thread  as above */
+ *   fails   TMOE_ERR_ARGUMENT, TMOE_ERR_DATA (line too long)   cost  a pass a line, N^3 for the components */
 TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suite, tmoe_task_embedding how,
     int lines, int k, float *vectors);
-/* tmoe_suite_tokenizer - what tmoe_train would make: bytes (vocabulary 0) or BPE over training tasks' texts
- *   fails  NULL + TMOE_ERR_DATA, TMOE_ERR_MEMORY   cost  a pass over the texts a merge   thread  as above */
+/* tmoe_suite_tokenizer - tmoe_train's: bytes (vocabulary 0) or tmoe_tokenizer_train on its training texts */
 TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *suite, int vocabulary);
-/* tmoe_suite_fit - sets config's source_tokens and target_tokens to what all tasks, seen or not, need at most
- *   fails  TMOE_ERR_MEMORY   cost  a pass over the texts   thread  as above */
+/* tmoe_suite_fit - sets source_tokens and target_tokens to what all tasks, seen or not, need at most */
 TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_tokenizer *tokenizer,
     tmoe_config *config);
 /* ---- API: answers and evaluation (>>inference) -------------------------------------------------------- */
 /* tmoe_answer - one answer, greedily decoded                                                   >>inference
  *   task   in: name or instruction of a known task; other text is an unseen task's instruction (zero-shot)
- *   input  in   text  (size bytes) out, NUL-terminated UTF-8, size >= 1   thread  one context, one thread
- *   fails  TMOE_ERR_DATA (input too long), _ARGUMENT (answer too long for text), _MEMORY; text is "" then
+ *   text   (size >= 1 bytes) out, UTF-8; "" if it fails: TMOE_ERR_DATA, _ARGUMENT (input, answer too long)
  *   cost   an encoder pass and a decoder pass a token; a new route costs a merge (E * active parameters) */
 TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task, const char *input, char *text,
     size_t size);
 /* tmoe_answers - answers to many inputs of one task, 32 at a time, in the caller's order      >>inference
- *   route   (routed layers, E) in; NULL: tmoe_route's or, by the router, tmoe_route_unseen's   task  as above
- *   answers (count) out, free with tmoe_answers_free   fails  as above; all NULL then   cost, thread  too */
+ *   route   (routed layers, E) in; NULL: tmoe_route's or, by the router, tmoe_route_unseen's
+ *   task, fails, cost  as above   answers (count) out, free with tmoe_answers_free; all NULL in failure */
 TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const float *route,
     const char *const *inputs, int count, char **answers);
-/* tmoe_generate - tokens that answer tokens                                                    >>inference
- *   task     in: a known task, or -1 with a route (or a dense model)      route  as above, or NULL
+/* tmoe_generate - tokens that answer tokens; cost  as above, times beams                       >>inference
+ *   task     in: a known task, or -1 with a route (or a dense model); else TMOE_ERR_ARGUMENT   route  or NULL
  *   ids      in: the requests' tokens, one behind the other      lengths (count) in: of each
  *   how      in, or NULL: tmoe_model_generation's; max_length 0 or too long: target_tokens + 1
  *   tokens   (count, returned, max_length) out: best first, start token first, filled up with pad_id
- *   token_counts, scores  (count, returned) out; scores may be NULL: beam search's, 0 if greedy
- *   fails    TMOE_ERR_ARGUMENT, TMOE_ERR_MEMORY   cost  as above, times beams   thread  as above */
+ *   token_counts, scores  (count, returned) out; scores may be NULL: beam search's, 0 if greedy */
 TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *route, const int *ids,
     const int *lengths, int count, const tmoe_generation *how, int *tokens, int *token_counts, float *scores);
-/* tmoe_answers_free - frees what tmoe_answers gave and sets it to NULL.   fails never   thread  as above */
+/* tmoe_answers_free - frees what tmoe_answers gave and sets it to NULL */
 TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count);
 /* tmoe_evaluate - score of the model on a task's test lines by the task's metric              >>inference
- *   task   in: a suite's, known or not     route  as above, or NULL     fails, cost, thread  as tmoe_answers
+ *   task   in: a suite's, known or not     route  as above, or NULL     fails, cost  as tmoe_answers
  *   limit  test lines to use, from the first; 0 = all       score  out, NaN where the metric is undefined */
 TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, const float *route, int limit,
     double *score);
-/* tmoe_rank - the label with the highest likelihood, for tasks with a closed set               >>inference
- *   task       in: with labels   route  as above, NULL: a known task's   inputs (count) in   thread  as above
+/* tmoe_rank - the label with the highest likelihood, for tasks with a closed set   cost  a pass a label
+ *   task       in: with labels   route  as above, NULL: a known task's   inputs (count) in      >>inference
  *   normalised 0: sum of log p of the label's tokens, 1: their mean      chosen (count) out: index of a label
- *   fails      TMOE_ERR_ARGUMENT (no labels, no route), _DATA (too long), _MEMORY   cost  a pass a label */
+ *   fails      TMOE_ERR_ARGUMENT (no labels, no route), TMOE_ERR_DATA (too long) */
 TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const float *route,
     const char *const *inputs, int count, int normalised, int *chosen);
 /* ---- API: files (>>files) ----------------------------------------------------------------------------- */
 #ifndef TMOE_NO_STDIO
-/* tmoe_model_save - writes all the model is: config, tokenizer, tasks, parameters, step (so tau)      >>files
- *   path   in: a safetensors file; written to PATH.tmp, flushed, renamed: the old one stays until it is whole
- *   fails  TMOE_ERR_FILE, _MEMORY; path is as it was then   cost  a pass over it   thread  the context's */
+/* tmoe_model_save - all it is: config, tokenizer, tasks, generation, parameters, step (so tau)       >>files
+ *   path  in: written to PATH.tmp, flushed, renamed: the old one stays until then   fails  TMOE_ERR_FILE */
 TMOE_DEF tmoe_result tmoe_model_save(const tmoe_model *model, const char *path);
 /* tmoe_model_load - reads what tmoe_model_save or tmoe_trainer_save wrote                      >>files
- *   out    free with tmoe_model_destroy      cost  a pass over the file      thread  as above
- *   fails  NULL + TMOE_ERR_FILE, _FORMAT (cut off, edited, another kind: what and where), _CONFIG, _MEMORY */
+ *   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (cut off, edited, another kind: what and where), TMOE_ERR_CONFIG */
 TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path);
-/* tmoe_trainer_save - the model and the state of its training: moments, step, best parameters  >>files
- *   path   as above      fails, cost, thread  as above */
+/* tmoe_trainer_save - likewise the model with the state of its training: moments, step, best parameters */
 TMOE_DEF tmoe_result tmoe_trainer_save(const tmoe_trainer *trainer, const char *path);
 /* tmoe_trainer_load - goes on from such a file, with the same bits as if training had never stopped
- *   trainer  its model must have the file's config, tasks and tokenizer      cost, thread  as above
- *   fails  as tmoe_model_load; TMOE_ERR_CONFIG where the file is of another model; nothing is changed then */
+ *   fails  as tmoe_model_load; TMOE_ERR_CONFIG: the file's model has another config, tasks or tokenizer */
 TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path);
-/* tmoe_npy_load - a matrix that numpy.save wrote, as task vectors for instance                  >>files
- *   path   in: a .npy file, float32 or float64, C order      x (rows, cols) out      cost, thread  as above
- *   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (other shape or type), TMOE_ERR_MEMORY; x is unchanged then */
+/* tmoe_npy_load - x (rows, cols) that numpy.save wrote in C order, as task vectors for instance   >>files
+ *   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (other shape, or type than float32 and float64) */
 TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, int rows, int cols);
 /* tmoe_bart_load - a Hugging Face BART: config.json, model.safetensors (or shards with their index; F32, F16
- *   or BF16), generation_config.json, and its tokenizer where there is one                       >>bart
- *   out    a dense model, free with tmoe_model_destroy; tmoe_model_derive makes experts of it   cost  a pass
- *   fails  NULL + TMOE_ERR_FILE, _FORMAT (names missing and unknown tensors), _MEMORY   thread  as above */
+ *   or BF16), generation_config.json, its tokenizer where there is one; tmoe_model_derive makes experts of it
+ *   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (names missing and unknown tensors)                    >>bart */
 TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder);
 /* tmoe_export_dense - cuts a task out as a folder that transformers' BartForConditionalGeneration loads, and
- *   that tmoe_bart_load reads back bit by bit; cost  a merge and a pass; thread  as above          >>bart
+ *   that tmoe_bart_load reads back bit by bit; cost  a merge and a pass                            >>bart
  *   task   in: a known one or an instruction; of no account (NULL) for a dense model      folder  made if new
- *   fails  TMOE_ERR_ARGUMENT (not a POST-norm model; a route that mixes outputs), TMOE_ERR_FILE, _MEMORY */
+ *   fails  TMOE_ERR_ARGUMENT (not a POST-norm model; a route that mixes outputs), TMOE_ERR_FILE */
 TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task, const char *folder);
 #endif
 #ifdef __cplusplus
