@@ -955,12 +955,13 @@ static float tmoei_normal(uint64_t seed, uint64_t stream, uint64_t counter) {
     float v = tmoei_uniform(tmoei_random(seed, stream, 2 * counter + 1));
     return sqrtf(-2.0f * logf(u)) * cosf(6.28318530718f * v);
 }
-/* `wanted` different numbers below n: the first places of a shuffle (Fisher-Yates). Gives how many. */
+/* `wanted` different numbers below n: the first places of a shuffle (Fisher-Yates). Gives how many; that
+ * many counters are used, from `counter` on. */
 static int tmoei_draw(uint64_t seed, uint64_t stream, uint64_t counter, int *order, int n, int wanted) {
     for (int i = 0; i < n; i++) order[i] = i;
     for (int i = 0; i < wanted && i < n; i++) {
-        const int other = i + (int)tmoei_below(tmoei_random(seed, stream, counter * 1024 + (uint64_t)i),
-            (size_t)(n - i));
+        const uint64_t random = tmoei_random(seed, stream, counter + (uint64_t)i);
+        const int other = i + (int)tmoei_below(random, (size_t)(n - i));
         const int chosen = order[other];
         order[other] = order[i];
         order[i] = chosen;
@@ -5358,23 +5359,17 @@ static void tmoei_route_mask(float *route, const float *mask, int E) {
     for (int e = 0; e < E; e++) if (mask[e] == 0.0f) { sum += route[e]; on += 1.0f; }
     for (int e = 0; e < E; e++) route[e] = mask[e] != 0.0f ? 0.0f : sum > 0.0f ? route[e] / sum : 1.0f / on;
 }
-/* A route without a router: average, or a random top-n of E with weight 1/n (Fisher-Yates). */
+/* A route without a router: average, or a random top-n of E with weight 1/n. */
 static void tmoei_route_without_router(const tmoe_model *model, uint64_t stream, uint64_t at, float *route) {
     const tmoe_config *c = &model->config;
-    const int E = c->E, average = c->selection == TMOE_SELECT_AVERAGE;
-    const int n = average ? 0 : c->selection == TMOE_SELECT_RANDOM_TASK ? c->random_n : 1;
-    const float *mask = model->mask;
+    const int E = c->E, n = c->selection == TMOE_SELECT_AVERAGE ? E
+        : c->selection == TMOE_SELECT_RANDOM_TASK ? c->random_n : 1;
     int order[64];
-    for (int l = 0; l < model->R; l++, route += E, mask += E) {
-        for (int e = 0; e < E; e++) { order[e] = e; route[e] = average ? 1.0f / (float)E : 0.0f; }
-        for (int e = 0; e < n; e++) {
-            const uint64_t random = tmoei_random(c->seed, stream,
-                (at * (uint64_t)model->R + (uint64_t)l) * 64 + (uint64_t)e);
-            const int other = e + (int)tmoei_below(random, (size_t)(E - e)), chosen = order[other];
-            order[other] = order[e];
-            route[chosen] = 1.0f / (float)n;
-        }
-        tmoei_route_mask(route, mask, E);
+    for (int l = 0; l < model->R; l++, route += E) {
+        memset(route, 0, (size_t)E * sizeof(float));
+        (void)tmoei_draw(c->seed, stream, (at * (uint64_t)model->R + (uint64_t)l) * 64, order, E, n);
+        for (int e = 0; e < n; e++) route[order[e]] = 1.0f / (float)n;
+        tmoei_route_mask(route, model->mask + l * E, E);
     }
 }
 /* Streams of one seed; tensors use their index. */
@@ -5835,7 +5830,7 @@ TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const float *routes,
     const int good = order && x;
     for (int i = 0; good && i <= permutations; i++) {           /* the first time as they are */
         double most = 0.0;
-        (void)tmoei_draw(seed, TMOEI_STREAM_PERMUTATION, (uint64_t)i, order, N, i ? N : 0);
+        (void)tmoei_draw(seed, TMOEI_STREAM_PERMUTATION, (uint64_t)i * 1024, order, N, i ? N : 0);
         for (int t = 0; t < N; t++) y[t] = (double)feature[order[t]];
         for (int c = 0; c < C; c++) {
             for (int t = 0; t < N; t++) x[t] = (double)routes[(size_t)t * (size_t)C + (size_t)c];
@@ -6637,13 +6632,13 @@ static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, 
 static int tmoei_step_draw(tmoe_trainer *trainer, int *counts, double *targets) {
     const tmoe_training *t = &trainer->training;
     const uint64_t step = (uint64_t)trainer->steps_done;
-    const int K = tmoei_draw(t->seed, TMOEI_STREAM_BATCH, step * 128, trainer->task_order,
+    const int K = tmoei_draw(t->seed, TMOEI_STREAM_BATCH, step * 128 * 1024, trainer->task_order,
         trainer->task_count, t->tasks_per_step);
     for (int g = 0; g < K; g++) {
         const tmoei_trained_task *task = &trainer->tasks[trainer->task_order[g]];
         const uint64_t random = tmoei_random(t->seed, step, (uint64_t)g);
         trainer->step_tasks[g] = task->task;
-        counts[g] = tmoei_draw(t->seed, TMOEI_STREAM_BATCH, step * 128 + 1 + (uint64_t)g,
+        counts[g] = tmoei_draw(t->seed, TMOEI_STREAM_BATCH, (step * 128 + 1 + (uint64_t)g) * 1024,
             trainer->example_order, task->count, t->examples_per_task);
         for (int i = 0; i < counts[g]; i++) {
             const int chosen = (int)task->first + trainer->example_order[i];
