@@ -5268,26 +5268,21 @@ static void tmoei_router_recurrent(tmoei_router *router, tmoe_tensor *x, int wid
     if (!tape->dry) memset(h->x, 0, tmoei_elements(h) * sizeof(float));
     for (int i = 0; i < R; i++) {
         const int l = backward ? R - 1 - i : i;
-        tmoe_tensor *in = tmoe_slice(tape, x, l * width, width), *u;
+        tmoe_tensor *in = tmoe_slice(tape, x, l * width, width), *gate[4] = { NULL, NULL, NULL, NULL };
         in = tmoe_linear(tape, in, wi[0], wi[1], TMOE_NONE, NULL);
-        u = tmoe_linear(tape, h, wh[0], wh[1], TMOE_NONE, NULL);
-        if (gates == 1) h = tmoe_map(tape, tmoe_add(tape, in, u), TMOE_TANH);
+        tmoe_tensor *u = tmoe_linear(tape, h, wh[0], wh[1], TMOE_NONE, NULL), *sum = tmoe_add(tape, in, u);
+        for (int g = 0; g < gates && !(gates == 3 && g == 2); g++)
+            gate[g] = tmoe_map(tape, tmoe_slice(tape, sum, g * hidden, hidden), g == 2 || gates == 1
+                ? TMOE_TANH : TMOE_SIGMOID);
+        if (gates == 1) h = gate[0];
         else if (gates == 3) {
-            tmoe_tensor *rz = tmoe_map(tape, tmoe_add(tape, tmoe_slice(tape, in, 0, 2 * hidden),
-                tmoe_slice(tape, u, 0, 2 * hidden)), TMOE_SIGMOID);
-            tmoe_tensor *n = tmoe_multiply(tape, tmoe_slice(tape, rz, 0, hidden),
-                tmoe_slice(tape, u, 2 * hidden, hidden));
+            tmoe_tensor *n = tmoe_multiply(tape, gate[0], tmoe_slice(tape, u, 2 * hidden, hidden));
             n = tmoe_map(tape, tmoe_add(tape, tmoe_slice(tape, in, 2 * hidden, hidden), n), TMOE_TANH);
             tmoe_tensor *change = tmoe_add(tape, h, tmoe_affine(tape, n, -1.0f, 0.0f));
-            h = tmoe_add(tape, n, tmoe_multiply(tape, tmoe_slice(tape, rz, hidden, hidden), change));
+            h = tmoe_add(tape, n, tmoe_multiply(tape, gate[1], change));
         } else {
-            tmoe_tensor *sum = tmoe_add(tape, in, u);
-            tmoe_tensor *in_forget = tmoe_map(tape, tmoe_slice(tape, sum, 0, 2 * hidden), TMOE_SIGMOID);
-            tmoe_tensor *g = tmoe_map(tape, tmoe_slice(tape, sum, 2 * hidden, hidden), TMOE_TANH);
-            tmoe_tensor *out = tmoe_map(tape, tmoe_slice(tape, sum, 3 * hidden, hidden), TMOE_SIGMOID);
-            c = tmoe_add(tape, tmoe_multiply(tape, tmoe_slice(tape, in_forget, hidden, hidden), c),
-                tmoe_multiply(tape, tmoe_slice(tape, in_forget, 0, hidden), g));
-            h = tmoe_multiply(tape, out, tmoe_map(tape, c, TMOE_TANH));
+            c = tmoe_add(tape, tmoe_multiply(tape, gate[1], c), tmoe_multiply(tape, gate[0], gate[2]));
+            h = tmoe_multiply(tape, gate[3], tmoe_map(tape, c, TMOE_TANH));
         }
         states[l] = h;
     }
