@@ -330,7 +330,6 @@ TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *tokenizer, cons
 /* UTF-8; outputs: all accepted answers */
 typedef struct tmoe_example { const char *input; const char *const *outputs; int output_count; } tmoe_example;
 
-/* names in files: exact_match, accuracy, macro_f1, token_f1, rouge_l, matthews, pearson */
 typedef enum tmoe_metric {
     TMOE_METRIC_EXACT_MATCH,    /* equal in lower case without ASCII punctuation, a/an/the, double spaces */
     TMOE_METRIC_ACCURACY,               /* equal in lower case */
@@ -378,7 +377,7 @@ TMOE_DEF void tmoe_suite_destroy(tmoe_suite *suite);
 /* tmoe_suite_find - index of the task with this name, or -1.   thread  any */
 TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name);
 
-/* tmoe_metric_name - as in files.   thread  any */
+/* tmoe_metric_name - as in files: exact_match, accuracy, macro_f1, token_f1 ...   thread  any */
 TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric);
 /* tmoe_score - score of predictions by CrossFit's rules   cost  Rouge-L: product of lengths   >>metrics
  *   predictions (count >= 1, else TMOE_ERR_ARGUMENT) in      examples (count) in: their accepted answers
@@ -751,27 +750,15 @@ extern "C" {
 #if defined(__FAST_MATH__) && !defined(TMOE_ALLOW_FAST_MATH)
 #  error "taskmoe.h: -ffast-math breaks log-sum-exp, NaN checks, equal bits; TMOE_ALLOW_FAST_MATH insists"
 #endif
-#if (defined(TMOE_MALLOC) && !defined(TMOE_FREE)) || (!defined(TMOE_MALLOC) && defined(TMOE_FREE))
-#  error "taskmoe.h: define both or neither of TMOE_MALLOC(size) and TMOE_FREE(ptr)"
-#endif
-#ifndef TMOE_MALLOC
+#if !defined(TMOE_MALLOC) && !defined(TMOE_FREE)
 #  define TMOE_MALLOC(size) malloc(size)
 #  define TMOE_FREE(ptr) free(ptr)
+#elif !defined(TMOE_MALLOC) || !defined(TMOE_FREE)
+#  error "taskmoe.h: define both or neither of TMOE_MALLOC(size) and TMOE_FREE(ptr)"
 #endif
 #ifndef TMOE_ASSERT
 #  include <assert.h>
 #  define TMOE_ASSERT(condition) assert(condition)      /* our own bugs only, never bad input */
-#endif
-/* -std=c99 hides what POSIX adds unless a feature macro came before the first system header; a program may
- * have included some already, so the few calls we need are declared here where the headers did not. */
-#if defined(__linux__)
-#  include <sys/mman.h>
-#  ifndef MADV_HUGEPAGE
-#    define MADV_HUGEPAGE 14
-#  endif
-#  if !defined(__cplusplus) && !defined(__USE_MISC)
-extern int madvise(void *address, size_t bytes, int advice), fileno(FILE *file), fsync(int file);
-#  endif
 #endif
 #if defined(_WIN32)
 #  include <direct.h>
@@ -784,6 +771,16 @@ extern int madvise(void *address, size_t bytes, int advice), fileno(FILE *file),
 #  include <sys/stat.h>
 #  include <sys/time.h>
 #  include <unistd.h>
+#endif
+/* -std=c99 hides what POSIX adds unless a feature macro came before the first system header; a program may
+ * have included some already, so the few calls we need are declared here where the headers did not. */
+#if defined(__linux__)
+#  ifndef MADV_HUGEPAGE
+#    define MADV_HUGEPAGE 14
+#  endif
+#  if !defined(__cplusplus) && !defined(__USE_MISC)
+extern int madvise(void *address, size_t bytes, int advice), fileno(FILE *file), fsync(int file);
+#  endif
 #endif
 #if defined(__GNUC__) || defined(__clang__)
 #  define TMOEI_PRINTF(format_at, arguments_at) __attribute__((format(printf, format_at, arguments_at)))
