@@ -363,10 +363,10 @@ TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const c
     const char *instruction, tmoe_metric metric, tmoe_part part, const char *const *inputs,
     const char *const *outputs, int count, int test_count);
 /* tmoe_suite_load - a folder of tasks                                                         >>suite
- *   folder  in: NAME.tsv files (input TAB output [TAB further accepted outputs]) in it or in its tasks/,
- *           with a tasks.tsv (name, category, metric, instruction, labels) or without; or CrossFit's
- *           TASK/TASK_{k}_{seed}_{train,dev,test}.tsv; or *.jsonl ({"task", "instruction", "input",
- *           "output"}). Without test files the last 20 % of a task's lines are its test lines.
+ *   folder  in: NAME.tsv files (input TAB output [TAB further accepted outputs]) in it or in its tasks/; or
+ *           CrossFit's TASK/TASK_{k}_{seed}_{train,dev,test}.tsv; or *.jsonl ({"task", "instruction",
+ *           "input", "output"}). A tasks.tsv (name, category, metric, instruction, labels) describes them
+ *           all. Without test files the last 20 % of a task's lines are its test lines.
  *   split   in: a name (FOLDER/splits/NAME.json), a JSON file {"train": [], "dev": [], "test": []}, or NULL:
  *           zero_shot if there is one, else all tasks are for training. Tasks it does not name are left out.
  *   fails   TMOE_ERR_FILE, TMOE_ERR_DATA (file:line: what is wrong), _FORMAT (JSON)   cost  a pass */
@@ -4126,10 +4126,7 @@ static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json
 /* ==== >>suite: tasks, examples, splits ==================================================================
  * A task's lines are collected in a draft and become a task only when all of it is sound. All memory belongs
  * to the suite. Trouble stands in the context: what comes after it does nothing. */
-typedef struct tmoei_suite {
-    tmoe_suite shown; size_t capacity; tmoei_owner own;
-    tmoe_task *known; size_t known_count;   /* what tasks.tsv says of tasks, while a folder is read */
-} tmoei_suite;
+typedef struct tmoei_suite { tmoe_suite shown; size_t capacity; tmoei_owner own; } tmoei_suite;
 #define TMOEI_BAD_DATA(ctx, ...) ((void)tmoei_fail(ctx, TMOE_ERR_DATA, __VA_ARGS__))
 typedef struct tmoei_draft {            /* a task that is being read */
     tmoei_suite *suite;
@@ -4356,64 +4353,15 @@ static char *tmoei_cut(char **rest, char separator) {
     if (field && (*rest = strchr(field, separator)) != NULL) *(*rest)++ = 0;
     return field;
 }
-/* tasks.tsv as tasks without lines; columns by their names in the first line. */
-static void tmoei_describe(tmoei_suite *suite, const char *path) {
-    enum { TMOEI_NAME, TMOEI_CATEGORY, TMOEI_METRIC, TMOEI_INSTRUCTION, TMOEI_LABELS, TMOEI_KNOWN };
-    static const char *const wanted[TMOEI_KNOWN] = { "name", "category", "metric", "instruction", "labels" };
-    int column_of[TMOEI_KNOWN] = { -1, -1, -1, -1, -1 };
-    size_t capacity = 0;
-    tmoe_ctx *ctx = suite->own.ctx;
-    tmoei_lines in;
-    tmoei_lines_open(ctx, &in, path);
-    while (tmoei_lines_next(&in)) {
-        char *field[TMOEI_KNOWN] = { NULL, NULL, NULL, NULL, NULL }, *text;
-        char *rest = tmoei_own_text(&suite->own, in.line, in.size);
-        if (!tmoei_grow(ctx, &suite->known, &capacity, suite->known_count + 1, sizeof(tmoe_task))) continue;
-        for (int column = 0; (text = tmoei_cut(&rest, '\t')) != NULL; column++)
-            for (int w = 0; w < TMOEI_KNOWN; w++) {
-                if (in.number == 1 && strcmp(text, wanted[w]) == 0) column_of[w] = column;
-                if (in.number > 1 && column_of[w] == column && text[0]) field[w] = text;
-            }
-        if (column_of[TMOEI_NAME] < 0)
-            TMOEI_BAD_DATA(ctx, "%s: the first line must name the columns, one of them 'name'", in.where);
-        int metric = 0;
-        const char *wants = field[TMOEI_METRIC];
-        while (wants && metric < TMOE_METRICS && strcmp(wants, tmoe_metric_name((tmoe_metric)metric)) != 0)
-            metric++;
-        if (metric == TMOE_METRICS) TMOEI_BAD_DATA(ctx, "%s: unknown metric '%s'", in.where, wants);
-        if (!field[TMOEI_NAME]) continue;
-        tmoe_task *task = &suite->known[suite->known_count++];
-        memset(task, 0, sizeof *task);
-        task->name = field[TMOEI_NAME]; task->category = field[TMOEI_CATEGORY];
-        task->instruction = field[TMOEI_INSTRUCTION]; task->metric = (tmoe_metric)metric;
-        if (!(rest = field[TMOEI_LABELS])) continue;            /* "a|b|c": a closed set */
-        const char **labels = (const char **)tmoei_own(&suite->own, strlen(rest) + 1, sizeof *labels);
-        task->labels = labels;
-        while (labels && (text = tmoei_cut(&rest, '|')) != NULL) {
-            for (int i = 0; i < task->label_count; i++)
-                if (strcmp(labels[i], text) == 0)
-                    TMOEI_BAD_DATA(ctx, "%s: label '%s' is there twice", in.where, text);
-            labels[task->label_count++] = text;
-        }
-    }
-}
 /* NAME.tsv files of a folder. */
 static void tmoei_load_tsv_folder(tmoei_suite *suite, const char *folder) {
     char path[TMOEI_PATH], **names;
     const int count = tmoei_names(suite, folder, &names);
     for (int i = 0; suite->own.ctx->error == TMOE_OK && i < count; i++) {
         tmoei_draft draft;
-        tmoe_task known;
-        const size_t length = strlen(names[i]) - 4;
         if (!tmoei_ends_with(names[i], ".tsv") || strcmp(names[i], "tasks.tsv") == 0) continue;
         if (tmoei_path_join(suite->own.ctx, path, folder, names[i]) != TMOE_OK) return;
-        memset(&known, 0, sizeof known);
-        for (size_t d = 0; d < suite->known_count; d++)
-            if (strncmp(suite->known[d].name, names[i], length) == 0 && !suite->known[d].name[length])
-                known = suite->known[d];
-        tmoei_draft_begin(suite, &draft, names[i], length, known.instruction, known.category);
-        draft.task.metric = known.metric;
-        draft.task.labels = known.labels; draft.task.label_count = known.label_count;
+        tmoei_draft_begin(suite, &draft, names[i], strlen(names[i]) - 4, NULL, NULL);
         tmoei_read_tsv(&draft, path);
         (void)tmoei_draft_finish(&draft, path);
     }
@@ -4481,6 +4429,46 @@ static void tmoei_load_jsonl(tmoei_suite *suite, const char *path) {
     for (d = 0; d < count; d++) (void)tmoei_draft_finish(&drafts[d], path);
     tmoei_free(ctx, drafts);
 }
+/* What tasks.tsv says of the suite's tasks; columns by their names in the first line. */
+static void tmoei_describe(tmoei_suite *suite, const char *path) {
+    enum { TMOEI_NAME, TMOEI_CATEGORY, TMOEI_METRIC, TMOEI_INSTRUCTION, TMOEI_LABELS, TMOEI_KNOWN };
+    static const char *const wanted[TMOEI_KNOWN] = { "name", "category", "metric", "instruction", "labels" };
+    int column_of[TMOEI_KNOWN] = { -1, -1, -1, -1, -1 };
+    tmoe_ctx *ctx = suite->own.ctx;
+    tmoei_lines in;
+    tmoei_lines_open(ctx, &in, path);
+    while (tmoei_lines_next(&in)) {
+        char *field[TMOEI_KNOWN] = { NULL, NULL, NULL, NULL, NULL }, *text;
+        char *rest = tmoei_own_text(&suite->own, in.line, in.size);
+        for (int column = 0; (text = tmoei_cut(&rest, '\t')) != NULL; column++)
+            for (int w = 0; w < TMOEI_KNOWN; w++) {
+                if (in.number == 1 && strcmp(text, wanted[w]) == 0) column_of[w] = column;
+                if (in.number > 1 && column_of[w] == column && text[0]) field[w] = text;
+            }
+        if (column_of[TMOEI_NAME] < 0)
+            TMOEI_BAD_DATA(ctx, "%s: the first line must name the columns, one of them 'name'", in.where);
+        int metric = 0;
+        const char *wants = field[TMOEI_METRIC];
+        while (wants && metric < TMOE_METRICS && strcmp(wants, tmoe_metric_name((tmoe_metric)metric)) != 0)
+            metric++;
+        if (metric == TMOE_METRICS) TMOEI_BAD_DATA(ctx, "%s: unknown metric '%s'", in.where, wants);
+        const int known = field[TMOEI_NAME] ? tmoe_suite_find(&suite->shown, field[TMOEI_NAME]) : -1;
+        if (known < 0) continue;
+        tmoe_task *task = &suite->shown.tasks[known];
+        if (field[TMOEI_CATEGORY]) task->category = field[TMOEI_CATEGORY];
+        if (field[TMOEI_INSTRUCTION]) task->instruction = field[TMOEI_INSTRUCTION];
+        task->metric = (tmoe_metric)metric;
+        if (!(rest = field[TMOEI_LABELS])) continue;            /* "a|b|c": a closed set */
+        const char **labels = (const char **)tmoei_own(&suite->own, strlen(rest) + 1, sizeof *labels);
+        task->labels = labels; task->label_count = 0;
+        while (labels && (text = tmoei_cut(&rest, '|')) != NULL) {
+            for (int i = 0; i < task->label_count; i++)
+                if (strcmp(labels[i], text) == 0)
+                    TMOEI_BAD_DATA(ctx, "%s: label '%s' is there twice", in.where, text);
+            labels[task->label_count++] = text;
+        }
+    }
+}
 static void tmoei_load_folder(tmoei_suite *suite, const char *folder) {
     tmoe_ctx *ctx = suite->own.ctx;
     char path[TMOEI_PATH], **names;
@@ -4488,16 +4476,16 @@ static void tmoei_load_folder(tmoei_suite *suite, const char *folder) {
     if (count < 0)
         (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: is not a folder that can be read: %s", folder,
             strerror(errno));
-    else if (tmoei_path_join(ctx, path, folder, "tasks.tsv") == TMOE_OK && tmoei_file_exists(path))
-        tmoei_describe(suite, path);
-    if (ctx->error == TMOE_OK) tmoei_load_tsv_folder(suite, folder);
+    else tmoei_load_tsv_folder(suite, folder);
     for (int i = 0; ctx->error == TMOE_OK && i < count; i++) {
         if (names[i][0] == '.' || tmoei_path_join(ctx, path, folder, names[i]) != TMOE_OK) continue;
         if (tmoei_ends_with(names[i], ".jsonl")) tmoei_load_jsonl(suite, path);
         else if (strcmp(names[i], "tasks") == 0) tmoei_load_tsv_folder(suite, path);
         else if (strcmp(names[i], "splits") != 0) tmoei_load_crossfit_task(suite, path, names[i]);
     }
-    tmoei_free(ctx, suite->known); suite->known = NULL; suite->known_count = 0;
+    if (ctx->error == TMOE_OK && tmoei_path_join(ctx, path, folder, "tasks.tsv") == TMOE_OK
+            && tmoei_file_exists(path))
+        tmoei_describe(suite, path);
     if (suite->shown.count == 0)
         TMOEI_BAD_DATA(ctx, "%s: no tasks: neither NAME.tsv, nor TASK/TASK_*_train.tsv, nor *.jsonl", folder);
 }
