@@ -4153,10 +4153,9 @@ TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name) {
 /* A new draft; the name with spaces for '_' is its instruction where nobody gave one. */
 static void tmoei_draft_begin(tmoei_suite *suite, tmoei_draft *draft, const char *name, size_t length,
         const char *instruction, const char *category) {
-    const int given = instruction && instruction[0];
-    char *text = given ? tmoei_own_text(&suite->own, instruction, strlen(instruction))
-        : tmoei_own_text(&suite->own, name, length);
-    for (char *c = text; !given && c && *c; c++) if (*c == '_') *c = ' ';
+    const char *from = instruction && instruction[0] ? instruction : name;
+    char *text = tmoei_own_text(&suite->own, from, from == name ? length : strlen(from));
+    for (char *c = text; from == name && c && *c; c++) if (*c == '_') *c = ' ';
     memset(draft, 0, sizeof *draft);
     draft->suite = suite; draft->task.test_count = -1;
     draft->task.name = tmoei_own_text(&suite->own, name, length);
@@ -4373,23 +4372,19 @@ static void tmoei_load_crossfit_task(tmoei_suite *suite, const char *folder, con
     tmoei_draft draft;
     char path[TMOEI_PATH] = "", **names;
     const char *first = NULL;
-    size_t length = 0;                                          /* of what a sample's names begin with */
+    size_t sample = 0;                                          /* of what its files' names begin with */
     const int count = tmoei_names(suite, folder, &names);
-    for (int i = 0; !first && i < 3 * count; i++) {
-        const char *file = names[i / 3], *end = ends[i % 3];
-        if (!tmoei_ends_with(file, end) || strncmp(file, name, strlen(name)) != 0) continue;
-        first = file; length = strlen(file) - strlen(end);
-    }
-    if (!first) return;
     tmoei_draft_begin(suite, &draft, name, strlen(name), NULL, NULL);
     for (int i = 0; suite->own.ctx->error == TMOE_OK && i < 3 * count; i++) {
         const char *file = names[i % count], *end = ends[i / count];
         const size_t before = draft.count;
-        if (strncmp(file, first, length) != 0 || strcmp(file + length, end) != 0) continue;
+        if (!tmoei_ends_with(file, end) || strncmp(file, name, strlen(name)) != 0) continue;
+        if (!first) { first = file; sample = strlen(file) - strlen(end); }
+        if (strncmp(file, first, sample) != 0 || strcmp(file + sample, end) != 0) continue;
         if (tmoei_path_join(suite->own.ctx, path, folder, file) == TMOE_OK) tmoei_read_tsv(&draft, path);
         if (end == ends[2]) draft.task.test_count = (int)(draft.count - before);
     }
-    (void)tmoei_draft_finish(&draft, path);
+    if (first) (void)tmoei_draft_finish(&draft, path);
 }
 /* JSON lines; the lines of one task may be anywhere in the file. */
 static void tmoei_load_jsonl(tmoei_suite *suite, const char *path) {
