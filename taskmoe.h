@@ -508,12 +508,10 @@ TMOE_DEF const char *tmoe_model_parameter(const tmoe_model *model, int index, in
     float **values);
 /* tmoe_model_temperature - tau at the model's step.   thread  any */
 TMOE_DEF float tmoe_model_temperature(const tmoe_model *model);
-/* tmoe_task_vector_set - gives task its row (TMOE_VECTOR_GIVEN), vector (k), and drops cached routes
- *   fails  TMOE_ERR_ARGUMENT (no such task, no routed layer) */
+/* tmoe_task_vector_set - gives task its vector (k) (TMOE_VECTOR_GIVEN); TMOE_ERR_ARGUMENT: no such row */
 TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const float *vector);
 
-/* tmoe_route_of_vector - the route of any task's vector (k), in one router pass                    >>router
- *   vector in   route (routed layers, E) out   fails TMOE_ERR_ARGUMENT (no router) */
+/* tmoe_route_of_vector - the route of any vector (k), as tmoe_route; fails  TMOE_ERR_ARGUMENT: no router */
 TMOE_DEF tmoe_result tmoe_route_of_vector(tmoe_model *model, const float *vector, float *route);
 /* tmoe_routed_layers - routes are (routed layers, E) row-major.   thread  any */
 TMOE_DEF int tmoe_routed_layers(const tmoe_model *model);
@@ -647,9 +645,8 @@ typedef struct tmoe_few_shot_result {
 /* tmoe_few_shot_default - 200 steps, 3 x 3 choices, 16 or 32 shots.   thread  any */
 TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void);
 /* tmoe_few_shot_run - samples lines, tries every configuration, gives the test score of the best  >>train
- *   model  in, mixture or dense   task  in: a suite's, unknown to the model   how  in, or NULL   result  out
- *   cost   choices + 1 trainings, side by side on the context's threads, each on a context of its own
- *          (alloc_fn must allow that)   fails  TMOE_ERR_ARGUMENT, TMOE_ERR_DATA (too few lines) */
+ *   task  in: a suite's, unknown to the model   how  in, or NULL   fails  TMOE_ERR_ARGUMENT, _DATA (too few)
+ *   cost  choices + 1 trainings on the context's threads, each on its own context (alloc_fn must allow it) */
 TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task, const tmoe_few_shot *how,
     tmoe_few_shot_result *result);
 /* What a dense model makes of a task's training lines. STATE: mean encoder output over the inputs' tokens.
@@ -720,10 +717,9 @@ TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, in
  *   or BF16), generation_config.json, its tokenizer where there is one; tmoe_model_derive makes experts of it
  *   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (names missing and unknown tensors)                    >>bart */
 TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder);
-/* tmoe_export_dense - cuts a task out as a folder that transformers' BartForConditionalGeneration loads, and
- *   that tmoe_bart_load reads back bit by bit; cost  a merge and a pass                            >>bart
- *   task   in: a known one or an instruction; of no account (NULL) for a dense model      folder  made if new
- *   fails  TMOE_ERR_ARGUMENT (not a POST-norm model; a route that mixes outputs), TMOE_ERR_FILE */
+/* tmoe_export_dense - a task cut out as a folder that transformers' BartForConditionalGeneration loads and
+ *   tmoe_bart_load reads back bit by bit   task  in: known or an instruction; any (NULL) for a dense model
+ *   folder  made if new   fails  TMOE_ERR_ARGUMENT (PRE norm, a route that mixes outputs), TMOE_ERR_FILE */
 TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task, const char *folder);
 #endif
 #ifdef __cplusplus
