@@ -4557,7 +4557,7 @@ typedef enum tmoei_rate {               /* which learning rate a parameter follo
 } tmoei_rate;
 typedef struct tmoei_parameter {    /* one named tensor in theta */
     char name[72];
-    size_t offset; int rows, cols; tmoei_rate rate;
+    size_t offset, size; int rows, cols; tmoei_rate rate;       /* size = rows * cols floats */
     int decay;                      /* weight decay: on matrices, never on biases and norms */
     int expert;                     /* -1: shared by all tasks */
     float init_std, init_value;     /* std < 0: uniform in +- that (recurrent weights); 0: init_value */
@@ -4602,10 +4602,11 @@ static size_t tmoei_parameter_add(tmoe_model *model, int rows, int cols, tmoei_r
     va_start(arguments, format);
     (void)vsnprintf(parameter->name, sizeof parameter->name, format, arguments);
     va_end(arguments);
-    parameter->offset = model->size; parameter->rows = rows; parameter->cols = cols;
+    parameter->rows = rows; parameter->cols = cols;
+    parameter->offset = model->size; parameter->size = (size_t)rows * (size_t)cols;
     parameter->rate = rate; parameter->decay = decay; parameter->expert = expert;
     parameter->init_std = init_std; parameter->init_value = init_value;
-    model->size += (size_t)rows * (size_t)cols;
+    model->size += parameter->size;
     return parameter->offset;
 }
 /* Standard deviation at the start of what has `rows` rows: only matrices are random. */
@@ -4683,7 +4684,7 @@ static void tmoei_init_sweep(const tmoe_ctx *ctx, const void *job, size_t first,
     for (size_t p = first; p < first + count; p++) {
         const tmoei_parameter *parameter = &s->model->parameters[p];
         float *x = s->model->theta + parameter->offset;
-        const size_t n = (size_t)parameter->rows * (size_t)parameter->cols;
+        const size_t n = parameter->size;
         const float std = parameter->init_std;
         const int noise = parameter->expert > 0;
         if (s->derived && !noise && (int)p < s->model->router_parameter) continue;     /* will be copied */
@@ -4935,7 +4936,7 @@ TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, co
     for (int p = 0; p < TMOEI_SHARED; p++) {                    /* embeddings, positions, norms */
         const tmoei_parameter *to = &model->parameters[model->shared[p]];
         memcpy(model->theta + to->offset, from->theta + from->parameters[from->shared[p]].offset,
-            (size_t)to->rows * (size_t)to->cols * sizeof(float));
+            to->size * sizeof(float));
     }
     for (int l = 0; l < model->L; l++) {
         const int routed = from->layers[l].route;
@@ -4953,14 +4954,10 @@ TMOE_DEF const tmoe_task *tmoe_model_task(const tmoe_model *model, int task) {
     return task >= 0 && task < model->N ? &model->tasks[task] : NULL;
 }
 TMOE_DEF size_t tmoe_model_parameters(const tmoe_model *model, size_t *active) {
-    size_t all = 0, used = 0;
-    for (int p = 0; p < model->parameter_count; p++) {
-        const size_t n = (size_t)model->parameters[p].rows * (size_t)model->parameters[p].cols;
-        all += n;
-        if (model->parameters[p].expert <= 0 && p < model->router_parameter) used += n;
-    }
-    if (active) *active = used;
-    return all;
+    if (active) *active = 0;
+    for (int p = 0; active && p < model->router_parameter; p++)
+        if (model->parameters[p].expert <= 0) *active += model->parameters[p].size;
+    return model->size;
 }
 TMOE_DEF const char *tmoe_model_parameter(const tmoe_model *model, int index, int *rows, int *cols,
         float **values) {
@@ -6848,12 +6845,12 @@ static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer) {
 static void tmoei_trainer_updates(tmoe_trainer *trainer) {
     const tmoei_parameter *p = trainer->model->parameters, *end = p + trainer->model->parameter_count;
     for (; p < end; p++) {
-        const size_t n = (size_t)p->rows * (size_t)p->cols;
         if (!tmoei_moves(trainer->training.train, p->rate)) continue;
         if (trainer->update_count == 0) trainer->first = p->offset;
-        trainer->span = p->offset + n - trainer->first;
-        for (size_t done = 0; done < n; done += TMOEI_UPDATE_FLOATS) {
-            const size_t count = n - done < TMOEI_UPDATE_FLOATS ? n - done : TMOEI_UPDATE_FLOATS;
+        trainer->span = p->offset + p->size - trainer->first;
+        for (size_t done = 0; done < p->size; done += TMOEI_UPDATE_FLOATS) {
+            const size_t left = p->size - done,
+                count = left < TMOEI_UPDATE_FLOATS ? left : TMOEI_UPDATE_FLOATS;
             const tmoei_update update = { p->offset + done, count, p->rate, p->decay, 0.0 };
             if (!tmoei_grow(trainer->ctx, &trainer->updates, &trainer->update_capacity,
                     (size_t)trainer->update_count + 1, sizeof update)) return;
@@ -7359,9 +7356,8 @@ static tmoe_result tmoei_parameters_read(const tmoe_model *model, const tmoei_sa
     tmoe_ctx *ctx = model->ctx;
     for (const tmoei_parameter *p = model->parameters; p < model->parameters + model->parameter_count; p++) {
         const tmoei_entry *e = tmoei_safetensors_find(file, p->name);
-        const size_t n = (size_t)p->rows * (size_t)p->cols;
         if (!e) return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no tensor %s", file->path, p->name);
-        TMOEI_TRY(tmoei_safetensors_read(ctx, file, e, 0, theta + p->offset, n));
+        TMOEI_TRY(tmoei_safetensors_read(ctx, file, e, 0, theta + p->offset, p->size));
     }
     return TMOE_OK;
 }
@@ -7371,8 +7367,7 @@ static int tmoei_read_in_place(tmoe_model *model, tmoei_safetensors *file) {
     if (!file->mapped || !tmoei_little_endian() || (uintptr_t)file->data % sizeof(float)) return 0;
     for (const tmoei_parameter *p = model->parameters; p < model->parameters + model->parameter_count; p++) {
         const tmoei_entry *e = tmoei_safetensors_find(file, p->name);
-        if (!e || e->dtype != TMOEI_F32 || e->begin != p->offset * sizeof(float)
-                || e->count != (size_t)p->rows * (size_t)p->cols)
+        if (!e || e->dtype != TMOEI_F32 || e->begin != p->offset * sizeof(float) || e->count != p->size)
             return 0;
     }
     model->theta = (float *)(void *)(file->bytes + (file->size - file->data_size));
