@@ -307,11 +307,6 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx);
  *   vocabulary  wanted, 259 to 1,000,000 (else TMOE_ERR_ARGUMENT); fewer when pairs run out */
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *texts, size_t count,
     int vocabulary);
-#ifndef TMOE_NO_STDIO
-/* tmoe_tokenizer_load - a Hugging Face byte-level BPE (GPT-2, RoBERTa, BART): a folder with tokenizer.json,
- *   or vocab.json and merges.txt   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (what and where)        >>bart */
-TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder);
-#endif
 TMOE_DEF void tmoe_tokenizer_destroy(tmoe_tokenizer *tokenizer);
 /* tmoe_tokenizer_vocabulary - the largest id + 1.   thread  any */
 TMOE_DEF int tmoe_tokenizer_vocabulary(const tmoe_tokenizer *tokenizer);
@@ -362,17 +357,6 @@ TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx);
 TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const char *category,
     const char *instruction, tmoe_metric metric, tmoe_part part, const char *const *inputs,
     const char *const *outputs, int count, int test_count);
-/* tmoe_suite_load - a folder of tasks                                                         >>suite
- *   folder  in: NAME.tsv files (input TAB output [TAB further accepted outputs]) in it or in its tasks/; or
- *           CrossFit's TASK/TASK_{k}_{seed}_{train,dev,test}.tsv; or *.jsonl ({"task", "instruction",
- *           "input", "output"}). A tasks.tsv (name, category, metric, instruction, labels) describes them
- *           all. Without test files the last 20 % of a task's lines are its test lines.
- *   split   in: a name (FOLDER/splits/NAME.json), a JSON file {"train": [], "dev": [], "test": []}, or NULL:
- *           zero_shot if there is one, else all tasks are for training. Tasks it does not name are left out.
- *   fails   TMOE_ERR_FILE, TMOE_ERR_DATA (file:line: what is wrong), _FORMAT (JSON)   cost  a pass */
-#ifndef TMOE_NO_STDIO
-TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const char *split);
-#endif
 TMOE_DEF void tmoe_suite_destroy(tmoe_suite *suite);
 /* tmoe_suite_find - index of the task with this name, or -1.   thread  any */
 TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name);
@@ -408,10 +392,8 @@ TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, t
 typedef struct tmoe_model tmoe_model;
 
 typedef enum tmoe_norm { TMOE_NORM_PRE, TMOE_NORM_POST } tmoe_norm; /* before | after (BART) each sublayer */
-typedef enum tmoe_mix {
-    TMOE_MIX_PARAM,                   /* the experts' parameters are averaged by the route, one layer runs */
-    TMOE_MIX_OUTPUT                     /* the experts' outputs are averaged by the route (the paper) */
-} tmoe_mix;
+/* what a route averages: the experts' parameters, so that one layer runs | their outputs (the paper) */
+typedef enum tmoe_mix { TMOE_MIX_PARAM, TMOE_MIX_OUTPUT } tmoe_mix;
 typedef enum tmoe_expert_kind { TMOE_EXPERT_LAYER, TMOE_EXPERT_FFN } tmoe_expert_kind; /* layer | its FFN */
 enum { TMOE_ENCODER = 1, TMOE_DECODER = 2 };                          /* bits of tmoe_config.expert_places */
 
@@ -697,8 +679,17 @@ TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, con
  *   fails      TMOE_ERR_ARGUMENT (no labels, no route), TMOE_ERR_DATA (too long) */
 TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const float *route,
     const char *const *inputs, int count, int normalised, int *chosen);
-/* ---- API: files (>>files) ----------------------------------------------------------------------------- */
+/* ---- API: files (>>suite, >>files, >>bart); none with TMOE_NO_STDIO ------------------------------------ */
 #ifndef TMOE_NO_STDIO
+/* tmoe_suite_load - a folder of tasks                                                         >>suite
+ *   folder  in: NAME.tsv files (input TAB output [TAB further accepted outputs]) in it or in its tasks/; or
+ *           CrossFit's TASK/TASK_{k}_{seed}_{train,dev,test}.tsv; or *.jsonl ({"task", "instruction",
+ *           "input", "output"}). A tasks.tsv (name, category, metric, instruction, labels) describes them
+ *           all. Without test files the last 20 % of a task's lines are its test lines.
+ *   split   in: a name (FOLDER/splits/NAME.json), a JSON file {"train": [], "dev": [], "test": []}, or NULL:
+ *           zero_shot if there is one, else all tasks are for training. Tasks it does not name are left out.
+ *   fails   TMOE_ERR_FILE, TMOE_ERR_DATA (file:line: what is wrong), _FORMAT (JSON)   cost  a pass */
+TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const char *split);
 /* tmoe_model_save - all it is: config, tokenizer, tasks, generation, parameters, step (so tau)       >>files
  *   path  in: written to PATH.tmp, flushed, renamed: the old one stays until then   fails  TMOE_ERR_FILE */
 TMOE_DEF tmoe_result tmoe_model_save(const tmoe_model *model, const char *path);
@@ -713,6 +704,9 @@ TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path);
 /* tmoe_npy_load - x (rows, cols) that numpy.save wrote in C order, as task vectors for instance   >>files
  *   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (other shape, or type than float32 and float64) */
 TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, int rows, int cols);
+/* tmoe_tokenizer_load - a Hugging Face byte-level BPE (GPT-2, RoBERTa, BART): a folder with tokenizer.json,
+ *   or vocab.json and merges.txt   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (what and where)        >>bart */
+TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder);
 /* tmoe_bart_load - a Hugging Face BART: config.json, model.safetensors (or shards with their index; F32, F16
  *   or BF16), generation_config.json, its tokenizer where there is one; tmoe_model_derive makes experts of it
  *   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (names missing and unknown tensors)                    >>bart */
