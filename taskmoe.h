@@ -7117,16 +7117,15 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
     }
     if (ctx->error == TMOE_OK && tmoe_route_unseen(model, task->instruction, f.start, route) == TMOE_OK) {
         job.route = route;
-        tmoei_parallel(ctx, tmoei_few_shot_chunk, &job, n);
-        for (int i = 0; i < n; i++) {
-            if (job.results[i] != TMOE_OK)
-                (void)tmoei_fail(ctx, job.results[i], "few_shot: %.900s", job.messages[i]);
-            if (best < 0 || job.dev[i] > job.dev[best] || job.dev[best] != job.dev[best]) best = i;
+        for (int round = 0; round < 2 && ctx->error == TMOE_OK; round++) {      /* all; the best, with test */
+            tmoei_parallel(ctx, tmoei_few_shot_chunk, &job, round ? 1 : n);
+            for (int i = 0; i < n; i++) {
+                if (job.results[i] != TMOE_OK)
+                    (void)tmoei_fail(ctx, job.results[i], "few_shot: %.900s", job.messages[i]);
+                if (best < 0 || job.dev[i] > job.dev[best] || job.dev[best] != job.dev[best]) best = i;
+            }
+            job.wanted = best;
         }
-        job.wanted = best;
-        if (ctx->error == TMOE_OK) tmoei_few_shot_chunk(&job, 0, 0);    /* the best once more, with test */
-        if (ctx->error == TMOE_OK && job.results[best] != TMOE_OK)
-            (void)tmoei_fail(ctx, job.results[best], "few_shot: %.900s", job.messages[best]);
         result->dev = job.dev[best]; result->test = job.test;
         result->learning_rate = f.learning_rates[best / f.batch_size_count];
         result->batch_size = f.batch_sizes[best % f.batch_size_count];
