@@ -7249,7 +7249,7 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
 /* ==== >>files: models and checkpoints ==================================================================
  * A safetensors file. Its metadata holds config, tokenizer and tasks as JSON; every parameter is a tensor of
  * its own name. A trainer adds "trainer.moment1", "trainer.moment2" and "trainer.best", twins of theta. */
-#ifndef TMOE_NO_STDIO
+#ifndef TMOE_NO_STDIO                   /* up to the end of >>bart */
 #define TMOEI_FORMAT "2"
 /* Numbers as "name":value; what is below 0 is an id that is not there, and is left out. */
 static void tmoei_fields_to_json(tmoe_ctx *ctx, const void *base, const tmoei_field *fields, size_t count,
@@ -7505,13 +7505,11 @@ TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, in
     tmoei_free(ctx, file);
     return ctx->error;
 }
-#endif /* TMOE_NO_STDIO */
 /* ==== >>bart: Hugging Face's BART folders, read and written ============================================
  * config.json, model.safetensors (or shards with an index), generation_config.json, and a tokenizer. BART is
  * our POST-norm model with E = 1; its q, k and v matrices lie below each other in ours, and its tables of
  * positions begin with two rows that nobody uses. One list of names serves reading, writing and the message
  * about what is missing. */
-#ifndef TMOE_NO_STDIO
 #define TMOEI_BART_SKIP 2               /* rows of a table of positions before position 0 */
 typedef struct tmoei_bart_tensor {      /* a tensor of theirs, and where it lies in ours */
     char name[96];
