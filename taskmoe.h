@@ -4569,6 +4569,7 @@ struct tmoe_model {
     char *mapping; size_t mapping_size;     /* the file that theta lies in, or NULL */
     tmoe_task *tasks;               /* known ones: name, category, instruction */
     int V, N, L, R;                 /* vocabulary; tasks; layers, encoder first; routed layers */
+    size_t width;                   /* of a route: R * E */
     tmoei_layer *layers;
     tmoei_parameter *parameters; size_t parameter_capacity;
     int parameter_count, router_parameter;          /* the router's first named tensor: its index */
@@ -4837,7 +4838,7 @@ static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config, con
         tmoei_text_vector(tasks[t].instruction, config->k, model->text_vectors + (size_t)t * k);
     }
     if (ctx->error == TMOE_OK && tmoei_model_plan(model) == TMOE_OK) {
-        const size_t width = (size_t)(model->R * config->E);
+        const size_t width = model->width = (size_t)(model->R * config->E);
         model->routes = (float *)tmoei_own(own, N * width + 1, sizeof(float));
         model->mask = (float *)tmoei_own(own, width + 1, sizeof(float));
         model->merged_route = (float *)tmoei_own(own, width + 1, sizeof(float));
@@ -5354,24 +5355,22 @@ static tmoe_result tmoei_routes_of_vectors(tmoe_model *model, const float *vecto
 }
 /* Makes model->routes hold every known task's route for the present parameters. */
 static tmoe_result tmoei_routes_refresh(tmoe_model *model) {
-    const size_t width = (size_t)(model->R * model->config.E);
     if (model->routes_version == model->version || model->R == 0 || model->N == 0) return TMOE_OK;
     if (tmoei_selection_has_router(model->config.selection))
         TMOEI_TRY(tmoei_routes_of_vectors(model, model->theta + model->vectors, model->N, model->routes));
     else for (int t = 0; t < model->N; t++)
         tmoei_route_without_router(model, TMOEI_STREAM_TASK_ROUTES, (uint64_t)t,
-            model->routes + (size_t)t * width);
+            model->routes + (size_t)t * model->width);
     model->routes_version = model->version;
     return TMOE_OK;
 }
 TMOE_DEF tmoe_result tmoe_route(tmoe_model *model, int task, float *route) {
-    const size_t width = (size_t)(model->R * model->config.E);
     model->ctx->error = TMOE_OK;
     if (task < 0 || task >= model->N)
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "route: task %d; the model knows tasks 0 to %d",
             task, model->N - 1);
     TMOEI_TRY(tmoei_routes_refresh(model));
-    memcpy(route, model->routes + (size_t)task * width, width * sizeof(float));
+    memcpy(route, model->routes + (size_t)task * model->width, model->width * sizeof(float));
     return TMOE_OK;
 }
 
@@ -6574,7 +6573,7 @@ static double tmoei_expert_distance(const tmoe_model *model, int l, float *grads
 static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, float weight, double *loss) {
     const tmoe_training *t = &trainer->training;
     tmoe_model *model = trainer->model;
-    const size_t width = (size_t)(model->R * model->config.E), at = (size_t)g * width;
+    const size_t width = model->width, at = (size_t)g * width;
     const int routed = routes && routes->wants_grad;
     tmoei_pass pass;
     tmoe_tape_reset(trainer->group_tape);
@@ -6856,7 +6855,7 @@ static void tmoei_trainer_updates(tmoe_trainer *trainer) {
 static tmoe_trainer *tmoei_trainer_new(tmoe_model *model, const tmoe_training *training, size_t tasks,
         size_t lines) {
     tmoe_ctx *ctx = model->ctx;
-    const size_t width = (size_t)(model->R * model->config.E) + 1, groups = (size_t)training->tasks_per_step,
+    const size_t width = model->width + 1, groups = (size_t)training->tasks_per_step,
         most = (size_t)training->examples_per_task;
     tmoe_trainer *trainer = (tmoe_trainer *)tmoei_alloc(ctx, 1, sizeof *trainer, 1);
     if (!trainer) return NULL;
@@ -7092,7 +7091,7 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
         tmoe_few_shot_result *result) {
     tmoe_ctx *ctx = model->ctx;
     const tmoe_few_shot f = how ? *how : tmoe_few_shot_default();
-    const size_t lines = (size_t)task->train_count, width = (size_t)(model->R * model->config.E);
+    const size_t lines = (size_t)task->train_count;
     const int n = f.learning_rate_count * f.batch_size_count;
     tmoei_few_shot_job job;
     int best = -1;
@@ -7109,7 +7108,7 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
     job.model = model; job.task = task; job.how = &f; job.wanted = -1;
     job.lines = (tmoe_example *)tmoei_alloc(ctx, 2 * lines + 1, sizeof *job.lines, 0);
     int *order = (int *)tmoei_alloc(ctx, lines + 1, sizeof(int), 0);
-    float *route = (float *)tmoei_alloc(ctx, width + 1, sizeof(float), 0);
+    float *route = (float *)tmoei_alloc(ctx, model->width + 1, sizeof(float), 0);
     if (job.lines && order && route) {
         tmoei_few_shot_sample(&job, order, job.lines + lines);
         if (job.train_count < 1 || job.dev_count < 1)
