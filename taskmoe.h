@@ -447,11 +447,10 @@ TMOE_DEF tmoe_config tmoe_config_default(void);
 TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
     const tmoe_tokenizer *tokenizer, const tmoe_task *tasks, int task_count);
 /* tmoe_model_derive - a new model that begins with the layers of another; fails  TMOE_ERR_CONFIG    >>model
- *   from       in, of any context: D, F, layers, tokens, V and norm must be config's
+ *   from       in, of any context   config  in, NULL = from's: D, F, layers, tokens, V, norm must agree
  *   route      (routed layers of from, E) in: its layers are merged by it. NULL: a layer with as many
  *              experts as before keeps them, any other begins with their average
- *   config     in: of the new model; NULL = from's                tasks, task_count  as above
- *   out        Experts are copies with expert_noise; router and vectors of tasks that both know stay if
+ *   out        experts are copies with expert_noise; router and vectors of tasks that both know stay if
  *              shapes agree. So dense to E experts is upcycling (arXiv 2212.05055), a route to E = 1 cuts a
  *              task out (exactly with PARAM or one-hot), NULL to E = 1 is MHR-mu */
 TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, const float *route,
