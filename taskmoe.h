@@ -5214,8 +5214,8 @@ static tmoe_tensor *tmoei_router_linear(tmoei_router *router, const char *name, 
     tmoei_router_pair(router, name, rows, cols, TMOEI_ROUTER_STD, w);
     return tmoe_linear(router->tape, x, w[0], w[1], act, residual);
 }
-/* One direction of a recurrent layer over the R elements of x (K, R * width); states[l] (K, hidden). `gates`:
- * rows of recurrent weights for each hidden unit. Gate order as torch:
+/* One direction of a recurrent layer over the R elements of x (K, R * width): states[2 l + backward]
+ * (K, hidden). `gates`: rows of recurrent weights for each hidden unit. Gate order as torch:
  *   RNN   h' = tanh(i + u)                                             i = W_i x + b_i,  u = W_h h + b_h
  *   GRU   r, z = sigmoid(i + u);  n = tanh(i_n + r u_n);  h' = n + z (h - n)
  *   LSTM  i, f, o = sigmoid(i + u);  g = tanh(i + u);  c' = f c + i g;  h' = o tanh(c') */
@@ -5251,7 +5251,7 @@ static void tmoei_router_recurrent(tmoei_router *router, tmoe_tensor *x, int wid
             c = tmoe_add(tape, tmoe_multiply(tape, gate[1], c), tmoe_multiply(tape, gate[0], gate[2]));
             h = tmoe_multiply(tape, gate[3], tmoe_map(tape, c, TMOE_TANH));
         }
-        states[l] = h;
+        states[2 * l + backward] = h;
     }
 }
 /* Logits (K, R * E) of K task vectors (K, k). */
@@ -5262,7 +5262,7 @@ static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, floa
     const int R = model->R, E = c->E, hidden = c->router_hidden, width = specific ? hidden : c->k;
     const int K = e_t ? e_t->rows : 0;
     tmoei_router router = { model, tape, grads, model->router_parameter, "" };
-    tmoe_tensor *x, *a, *w[2], *both[2];
+    tmoe_tensor *x, *a, *w[2];
     tmoe_tensor **parts = (tmoe_tensor **)tmoei_arena_alloc(&tape->small, 2 * (size_t)R, sizeof *parts);
     if (!parts) return NULL;
     memset(parts, 0, 2 * (size_t)R * sizeof *parts);
@@ -5284,12 +5284,10 @@ static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, floa
     }
     if (gates) {
         tmoei_router_recurrent(&router, x, width, gates, 0, parts);
-        tmoei_router_recurrent(&router, x, width, gates, 1, parts + R);
+        tmoei_router_recurrent(&router, x, width, gates, 1, parts);
         tmoei_router_pair(&router, "projection", E, 2 * hidden, TMOEI_ROUTER_STD, w);
-        for (int l = 0; l < R; l++) {
-            both[0] = parts[l]; both[1] = parts[R + l];
-            parts[l] = tmoe_linear(tape, tmoe_concat(tape, both, 2), w[0], w[1], TMOE_NONE, NULL);
-        }
+        for (int l = 0; l < R; l++)
+            parts[l] = tmoe_linear(tape, tmoe_concat(tape, parts + 2 * l, 2), w[0], w[1], TMOE_NONE, NULL);
         return tmoe_concat(tape, parts, R);
     }
     int *offsets = (int *)tmoei_arena_alloc(&tape->small, (size_t)K + 1, sizeof *offsets);
