@@ -4285,6 +4285,9 @@ static int tmoei_file_exists(const char *path) {
     if (file) (void)fclose(file);
     return file != NULL;
 }
+static int tmoei_folder_has(tmoe_ctx *ctx, char *path, const char *folder, const char *name) {
+    return tmoei_path_join(ctx, path, folder, name) == TMOE_OK && tmoei_file_exists(path);
+}
 
 /* ---- lines ------------------------------------------------------------------------------------------- */
 typedef struct tmoei_lines {            /* a text file, line by line */
@@ -4467,8 +4470,7 @@ static void tmoei_load_folder(tmoei_suite *suite, const char *folder) {
         else if (strcmp(names[i], "tasks") == 0) tmoei_load_tsv_folder(suite, path);
         else if (strcmp(names[i], "splits") != 0) tmoei_load_crossfit_task(suite, path, names[i]);
     }
-    if (ctx->error == TMOE_OK && tmoei_path_join(ctx, path, folder, "tasks.tsv") == TMOE_OK
-            && tmoei_file_exists(path))
+    if (ctx->error == TMOE_OK && tmoei_folder_has(ctx, path, folder, "tasks.tsv"))
         tmoei_describe(suite, path);
     if (suite->shown.count == 0)
         TMOEI_BAD_DATA(ctx, "%s: no tasks: neither NAME.tsv, nor TASK/TASK_*_train.tsv, nor *.jsonl", folder);
@@ -4511,10 +4513,8 @@ TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const ch
     if (!suite) return NULL;
     tmoei_load_folder((tmoei_suite *)suite, folder);
     (void)snprintf(name, sizeof name, "splits/%.900s.json", split ? split : "zero_shot");
-    if (ctx->error == TMOE_OK && tmoei_path_join(ctx, path, folder, name) == TMOE_OK) {
-        const char *found = tmoei_file_exists(path) ? path : split;
-        if (found) tmoei_apply_split((tmoei_suite *)suite, found);
-    }
+    if (ctx->error == TMOE_OK && tmoei_folder_has(ctx, path, folder, name)) split = path;
+    if (ctx->error == TMOE_OK && split) tmoei_apply_split((tmoei_suite *)suite, split);
     if (ctx->error == TMOE_OK) return suite;
     tmoe_suite_destroy(suite);
     return NULL;
@@ -7553,9 +7553,6 @@ static int tmoei_bart_next(const tmoe_model *model, int *at, tmoei_bart_tensor *
 }
 
 /* ---- weights: one file, or several with an index ------------------------------------------------------ */
-static int tmoei_folder_has(tmoe_ctx *ctx, char *path, const char *folder, const char *name) {
-    return tmoei_path_join(ctx, path, folder, name) == TMOE_OK && tmoei_file_exists(path);
-}
 /* Opens a JSON file of the folder. One that is absent, where that is allowed, gives an empty json. */
 static tmoe_result tmoei_json_file(tmoe_ctx *ctx, tmoei_json *json, char *path, const char *folder,
         const char *name, int optional) {
