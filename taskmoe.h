@@ -587,8 +587,7 @@ TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress);
  *   goes on where a loaded trainer stopped; ends with the best parameters (without validation the last)
  *   fails  as tmoe_step, after the steps that went well; TMOE_ERR_CANCELLED when progress said so */
 TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer);
-/* tmoe_validation_loss - mean over validation lines' target tokens, without noise and smoothing; NaN where
- *   there are no such lines, or no memory   cost  a forward pass of them */
+/* tmoe_validation_loss - tmoe_progress.validation_loss now, in a forward pass; NaN: no lines or no memory */
 TMOE_DEF float tmoe_validation_loss(tmoe_trainer *trainer);
 /* tmoe_train - the one-call way: a tokenizer, a model for the suite's training tasks, tmoe_trainer_run
  *   config, training  in; NULL = defaults; source_tokens or target_tokens 0: as long as the suite needs */
@@ -7015,7 +7014,7 @@ typedef struct tmoei_few_shot_job {
     const tmoe_model *model;
     const tmoe_task *task;
     const tmoe_few_shot *how;
-    const float *route;
+    float *route;
     tmoe_example *lines;                /* of training, then of dev */
     int train_count, dev_count, wanted; /* wanted: whose test score is asked for; -1: all run */
     double dev[TMOE_FEW_SHOT_CHOICES * TMOE_FEW_SHOT_CHOICES], test;
@@ -7105,14 +7104,13 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
     job.model = model; job.task = task; job.how = &f; job.wanted = -1;
     job.lines = (tmoe_example *)tmoei_alloc(ctx, 2 * lines + 1, sizeof *job.lines, 0);
     int *order = (int *)tmoei_alloc(ctx, lines + 1, sizeof(int), 0);
-    float *route = (float *)tmoei_alloc(ctx, model->width + 1, sizeof(float), 0);
-    if (job.lines && order && route) {
+    job.route = (float *)tmoei_alloc(ctx, model->width + 1, sizeof(float), 0);
+    if (job.lines && order && job.route) {
         tmoei_few_shot_sample(&job, order, job.lines + lines);
         if (job.train_count < 1 || job.dev_count < 1)
             (void)tmoei_fail(ctx, TMOE_ERR_DATA, "few_shot: task %s has too few training lines", task->name);
     }
-    if (ctx->error == TMOE_OK && tmoe_route_unseen(model, task->instruction, f.start, route) == TMOE_OK) {
-        job.route = route;
+    if (ctx->error == TMOE_OK && tmoe_route_unseen(model, task->instruction, f.start, job.route) == TMOE_OK) {
         for (int round = 0; round < 2 && ctx->error == TMOE_OK; round++) {      /* all; the best, with test */
             tmoei_parallel(ctx, tmoei_few_shot_chunk, &job, round ? 1 : n);
             for (int i = 0; i < n; i++) {
@@ -7127,7 +7125,7 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
         result->batch_size = f.batch_sizes[best % f.batch_size_count];
         result->train_count = job.train_count; result->dev_count = job.dev_count;
     }
-    tmoei_free(ctx, job.lines); tmoei_free(ctx, order); tmoei_free(ctx, route);
+    tmoei_free(ctx, job.lines); tmoei_free(ctx, order); tmoei_free(ctx, job.route);
     return ctx->error;
 }
 
