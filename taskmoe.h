@@ -526,7 +526,7 @@ typedef enum tmoe_zero_shot {
 TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction, tmoe_zero_shot how,
     float *route);
 /* tmoe_nearest_tasks - known tasks by cosine of instructions' text vectors, nearest first   cost  N*k
- *   tasks, cosines (count >= 1) out; past the last task -1   out how many, 0: no memory */
+ *   tasks, cosines (count >= 1) out; past the last task -1   out how many */
 TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction, int count, int *tasks,
     float *cosines);
 /* tmoe_find_task - task of this name or instruction, or -1.   thread  any */
@@ -4594,7 +4594,7 @@ struct tmoe_model {
     size_t size, vectors;           /* floats in theta; offset of the task vectors, (N, k) */
     int shared[TMOEI_SHARED];       /* indices of the parameters outside the layers */
     float *mask;                    /* (R, E) added to the logits: 0, or -1e9 for a disabled expert */
-    float *text_vectors;            /* (N, k) of the instructions, for nearest tasks */
+    float *text_vectors;            /* (N + 1, k): of the instructions, and of one that is asked about */
     int64_t step;                   /* optimiser steps taken: sets the temperature */
     uint64_t version;               /* raised whenever theta changes; caches compare it */
     float *routes;                  /* (N, R * E) of evaluation, valid for routes_version */
@@ -4822,7 +4822,7 @@ static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config, con
     model->generation.forced_begin_id = model->generation.forced_end_id = -1;
     model->tape = tmoe_tape_create(ctx);
     model->tasks = (tmoe_task *)tmoei_own(own, N + 1, sizeof *model->tasks);
-    model->text_vectors = (float *)tmoei_own(own, N * k + 1, sizeof(float));
+    model->text_vectors = (float *)tmoei_own(own, N + 1, k * sizeof(float));
     for (int t = 0; ctx->error == TMOE_OK && t < task_count; t++) {
         model->tasks[t].name = tmoei_own_text(own, tasks[t].name, strlen(tasks[t].name));
         model->tasks[t].instruction = tmoei_own_text(own, tasks[t].instruction, strlen(tasks[t].instruction));
@@ -5404,10 +5404,9 @@ static float tmoei_cosine(const float *a, const float *b, int k) {
 TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction, int count, int *tasks,
         float *cosines) {
     const int k = model->config.k;
-    float *vector = (float *)tmoei_alloc(model->ctx, (size_t)k, sizeof(float), 0);
+    float *vector = model->text_vectors + (size_t)model->N * (size_t)k;
     int place, filled = 0;
     for (place = 0; place < count; place++) { tasks[place] = -1; cosines[place] = -2.0f; }
-    if (!vector) return 0;
     tmoei_text_vector(instruction, k, vector);
     for (int t = 0; t < model->N; t++) {
         const float cosine = tmoei_cosine(vector, model->text_vectors + (size_t)t * (size_t)k, k);
@@ -5415,13 +5414,12 @@ TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction
             if (place < count) { tasks[place] = tasks[place - 1]; cosines[place] = cosines[place - 1]; }
         if (place < count) { tasks[place] = t; cosines[place] = cosine; }
     }
-    tmoei_free(model->ctx, vector);
     return filled;
 }
 TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction, tmoe_zero_shot how,
         float *route) {
     const int k = model->config.k, E = model->config.E, width = model->R * E;
-    tmoe_result result;
+    float *vector = model->text_vectors + (size_t)model->N * (size_t)k;
     double total = 0.0;
     model->ctx->error = TMOE_OK;
     if (how == TMOE_ZERO_SHOT_AVERAGE || !tmoei_selection_has_router(model->config.selection) || width == 0) {
@@ -5429,25 +5427,20 @@ TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instructio
         for (int i = 0; i < width; i += E) tmoei_route_mask(route + i, model->mask + i, E);
         return TMOE_OK;
     }
-    float *vector = (float *)tmoei_alloc(model->ctx, (size_t)k, sizeof(float), 0);
-    if (!vector) return TMOE_ERR_MEMORY;
     tmoei_text_vector(instruction, k, vector);
     if (how == TMOE_ZERO_SHOT_ROUTER && model->config.vectors == TMOE_VECTOR_TEXT)
-        result = tmoei_routes_of_vectors(model, vector, 1, route);
-    else {
-        result = tmoei_routes_refresh(model);
-        for (int i = 0; i < width; i++) route[i] = 0.0f;
-        for (int t = 0; result == TMOE_OK && t < model->N; t++) {
-            const float *seen = model->routes + (size_t)t * (size_t)width;
-            const float *other = model->text_vectors + (size_t)t * (size_t)k;
-            const double weight = exp(20.0 * (double)tmoei_cosine(vector, other, k) - 20.0);
-            for (int i = 0; i < width; i++) route[i] += (float)weight * seen[i];
-            total += weight;
-        }
-        for (int i = 0; result == TMOE_OK && i < width; i++) route[i] = (float)((double)route[i] / total);
+        return tmoei_routes_of_vectors(model, vector, 1, route);
+    TMOEI_TRY(tmoei_routes_refresh(model));
+    for (int i = 0; i < width; i++) route[i] = 0.0f;
+    for (int t = 0; t < model->N; t++) {
+        const float *seen = model->routes + (size_t)t * (size_t)width;
+        const float *other = model->text_vectors + (size_t)t * (size_t)k;
+        const double weight = exp(20.0 * (double)tmoei_cosine(vector, other, k) - 20.0);
+        for (int i = 0; i < width; i++) route[i] += (float)weight * seen[i];
+        total += weight;
     }
-    tmoei_free(model->ctx, vector);
-    return result;
+    for (int i = 0; i < width; i++) route[i] = (float)((double)route[i] / total);
+    return TMOE_OK;
 }
 TMOE_DEF tmoe_result tmoe_route_of_vector(tmoe_model *model, const float *vector, float *route) {
     model->ctx->error = TMOE_OK;
