@@ -5740,10 +5740,9 @@ static double tmoei_mean_gain(const double *base, const double *scores, int n, i
 }
 TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const double *scores, int count,
         uint64_t seed, tmoe_comparison *result) {
+    double sample[2000];                        /* the interval's ends move by some 1 % of its width */
+    const int draws = (int)(sizeof sample / sizeof *sample);
     ctx->error = TMOE_OK;
-    const int draws = 2000;                     /* the interval's ends move by some 1 % of its width */
-    double *sample = (double *)tmoei_alloc(ctx, (size_t)draws, sizeof *sample, 0);
-    if (!sample) return TMOE_ERR_MEMORY;
     memset(result, 0, sizeof *result);
     for (int t = 0; t < count; t++) {
         if (scores[t] != scores[t] || base[t] != base[t]) { result->undefined++; continue; }
@@ -5761,7 +5760,6 @@ TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const doubl
         qsort(sample, (size_t)n, sizeof *sample, tmoei_double_order);
         gain[1] = n ? sample[n * 25 / 1000] : (double)NAN; gain[2] = n ? sample[n * 975 / 1000] : (double)NAN;
     }
-    tmoei_free(ctx, sample);
     return TMOE_OK;
 }
 /* ==== >>routes: reading them =========================================================================== */
