@@ -82,9 +82,17 @@
  *   weights, the temperature is saved.
  *
  * CONCEPTS
- *   context   tmoe_ctx: allocator, threads, kernels, last error. Independent; each for one thread at a time.
- *   errors    functions give a tmoe_result or NULL; tmoe_error_message() then has the first cause with its
- *             values and the rule. A failed call changes nothing.
+ *   context   tmoe_ctx: allocator, threads, kernels, last error. Contexts are independent.
+ * For every function of the API, where its own comment says nothing else:
+ *   thread    a context, with all that was made on it, is for one thread at a time. "thread any": it only
+ *             reads, so several threads may call it while nobody writes.
+ *   fails     functions give a tmoe_result, or NULL for what they should have made; tmoe_error_message()
+ *             then has the first cause with its values and the rule, and nothing else has changed. All of
+ *             these may fail with TMOE_ERR_MEMORY; functions that give neither never fail.
+ *   out       what is made is yours, up to its tmoe_..._destroy (NULL is fine), which comes before the
+ *             context's. What you hand in (in) is copied or only read during the call.
+ *   cost      a constant time, or a copy of what is handed in
+ *
  *   group     the unit of work: examples of one task, packed without padding. A step's batch is several.
  *   tape      operations compute at once and remember how to go back. Use tmoe_train and tmoe_answer; or a
  *             loop on tmoe_step, tmoe_route, tmoe_evaluate; or a model on tmoe_linear, tmoe_attention, ...
@@ -101,7 +109,7 @@
  *   TMOE_HEADER_FILENAME     "taskmoe.h" under another name (the kernels include the header again) */
 #if !defined(TASKMOE_H_INCLUDED)
 #define TASKMOE_H_INCLUDED
-/* ---- API: linkage, result codes, context ------------------------------------------------------------- */
+/* ---- API: linkage, result codes, context (>>context) -------------------------------------------------- */
 #define TMOE_VERSION_MAJOR 0
 #define TMOE_VERSION_MINOR 1
 #define TMOE_VERSION_PATCH 0
@@ -154,25 +162,22 @@ typedef struct tmoe_ctx_config {
     tmoe_isa isa;            /* forces an instruction set (tests); one the processor lacks falls back to C */
 } tmoe_ctx_config;
 
-/* tmoe_ctx_create - what everything else hangs on: memory, errors, threads, kernels          >>context
- *   config  in, copied; NULL = all defaults      out  a context; free it last, with tmoe_ctx_destroy
- *   fails   NULL: no memory, only one of alloc_fn and free_fn, threads not 0 to 64, a thread did not start
- *   cost    packing buffers, some 5 MiB and 1.2 MiB a thread     thread  one context, one thread at a time */
+/* tmoe_ctx_create, _destroy - what everything else hangs on: memory, errors, threads, kernels  >>context
+ *   config  in; NULL = all defaults   out  free it last   cost  packing buffers, 5 MiB and 1.2 MiB a thread
+ *   fails   NULL: no memory, only one of alloc_fn and free_fn, threads not 0 to 64, a thread did not start */
 TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config);
-/* tmoe_ctx_destroy - stops the threads, frees the context; NULL is fine.   fails never   thread  as above */
 TMOE_DEF void tmoe_ctx_destroy(tmoe_ctx *ctx);
 /* tmoe_error, tmoe_error_message - the first cause of the last call's failure; TMOE_OK and "" if it went well
- *   out     text with the values and the rule that was broken; the context's, valid until its next call
- *   fails never   cost none   thread  as above */
+ *   out  text with the values and the rule that was broken; the context's, valid until its next call */
 TMOE_DEF tmoe_result tmoe_error(const tmoe_ctx *ctx);
 TMOE_DEF const char *tmoe_error_message(const tmoe_ctx *ctx);
-/* tmoe_result_name - what a result code means in words.   fails never   cost none   thread  any */
+/* tmoe_result_name - what a result code means in words.   thread  any */
 TMOE_DEF const char *tmoe_result_name(tmoe_result result);
 /* tmoe_ctx_kernels - the instruction set in use: "AVX-512", "AVX2", "NEON" or "C".     thread  any */
 TMOE_DEF const char *tmoe_ctx_kernels(const tmoe_ctx *ctx);
-/* tmoe_ctx_bytes - bytes out now; the most ever into *peak (or NULL).   fails never   thread  as above */
+/* tmoe_ctx_bytes - bytes out now; the most ever into *peak (or NULL) */
 TMOE_DEF size_t tmoe_ctx_bytes(const tmoe_ctx *ctx, size_t *peak);
-/* tmoe_version - TMOE_VERSION of the implementation.   fails never   thread  any */
+/* tmoe_version - TMOE_VERSION of the implementation.   thread  any */
 TMOE_DEF int tmoe_version(void);
 /* ---- API: tape and operations (>>tape, >>ops) --------------------------------------------------------- */
 /* A row-major matrix of floats on a tape. Last index contiguous: element (r, c) is x[r * cols + c]. */
@@ -187,83 +192,70 @@ typedef struct tmoe_tensor {
 typedef struct tmoe_tape tmoe_tape;
 typedef enum tmoe_activation { TMOE_NONE, TMOE_GELU, TMOE_RELU, TMOE_TANH, TMOE_SIGMOID } tmoe_activation;
 
-/* tmoe_tape_create - an empty tape that records; it owns a step's tensors, values and gradients     >>tape
- *   memory is kept from step to step   fails  NULL + TMOE_ERR_MEMORY   cost  none   thread  one at a time */
+/* tmoe_tape_create, _destroy - an empty tape that records; memory of a step's tensors is kept for the next */
 TMOE_DEF tmoe_tape *tmoe_tape_create(tmoe_ctx *ctx);
-/* tmoe_tape_destroy - frees tape and tensors; NULL is fine.   fails never   thread  as above */
 TMOE_DEF void tmoe_tape_destroy(tmoe_tape *tape);
-/* tmoe_tape_reset - forgets all tensors, keeps the memory for the next step; clears the context's error.
- *   fails never   cost  constant   thread  as above */
+/* tmoe_tape_reset - forgets all tensors, keeps the memory for the next step; clears the context's error */
 TMOE_DEF void tmoe_tape_reset(tmoe_tape *tape);
-/* tmoe_tape_record - on = 0: operations compute values only (inference), 1: they can be run backward.
- *   fails never   cost  none   thread  as above */
+/* tmoe_tape_record - on = 0: operations compute values only (inference), 1: they can be run backward */
 TMOE_DEF void tmoe_tape_record(tmoe_tape *tape, int on);
-/* tmoe_leaf - wraps the caller's memory as a tensor                                           >>tape
- *   x, dx  (rows, cols) >= 1. x in, must outlive the step; gradients are ADDED to dx; NULL makes a constant
- *   fails  NULL + TMOE_ERR_ARGUMENT (no x, no size), TMOE_ERR_MEMORY   thread  as above */
+/* tmoe_leaf - wraps the caller's memory as a tensor (rows, cols); fails  TMOE_ERR_ARGUMENT: no x, no size
+ *   x  in, must outlive the step   dx  of the same shape, gradients are ADDED to it; NULL makes a constant */
 TMOE_DEF tmoe_tensor *tmoe_leaf(tmoe_tape *tape, int rows, int cols, float *x, float *dx);
-/* tmoe_backward - runs the tape from its last operation to its first, with d(loss) = 1        >>tape
- *   loss   (1,1), made on this tape while it recorded   cost  about twice the forward pass   thread  as above
- *   out    adds to dx of every leaf that has one; dx of tensors in between is dead afterwards
- *   fails  TMOE_ERR_ARGUMENT (NULL or no scalar), TMOE_ERR_MEMORY, or the forward operations' first error */
+/* tmoe_backward - runs the tape from its last operation to its first, with d(loss) = 1; cost  twice forward
+ *   loss   (1,1), made on this tape while it recorded (else TMOE_ERR_ARGUMENT, or an operation's first error)
+ *   out    adds to dx of every leaf that has one; dx of tensors in between is dead afterwards */
 TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss);
 
 /* All operations: with a NULL input (an earlier one failed) the result is NULL, and the context keeps the
- * first cause. Results are the tape's until its reset. Wrong shapes: NULL + TMOE_ERR_SHAPE; no memory: NULL
- * + TMOE_ERR_MEMORY. One tape, one thread. "keeps" is what stays for the backward pass; not said: nothing. */
+ * first cause. Results are the tape's until its reset. Wrong shapes: NULL + TMOE_ERR_SHAPE. Where nothing
+ * else is said, x, a, b and out are (T,D), gradients go to all tensors that go in, nothing is kept for the
+ * backward pass ("keeps"), and the cost is T*D flop or a copy. */
 
-/* tmoe_linear - y = act(x w^T + b) + residual   fails  shapes; act not NONE, GELU or RELU     >>ops
+/* tmoe_linear - y = act(x w^T + b) + residual   fails  act not NONE, GELU or RELU             >>ops
  *   x (T,D) in   w (F,D) in   b (1,F) in or NULL   residual (T,F) in or NULL   out (T,F)   grad  all four
  *   keeps  value before act, 4*T*F bytes, unless NONE   cost  2*T*D*F flop forward, twice that backward */
 TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *w, tmoe_tensor *b,
                                   tmoe_activation act, tmoe_tensor *residual);
 /* tmoe_layer_norm - y = gain * (x - mean) / sqrt(var + 1e-5) + bias, by rows (Ba 2016; 1e-5 as BART)  >>ops
- *   x, out (T,D)   gain, bias (1,D) in   grad  all   keeps  8*T bytes   cost  8*T*D flop   fails shapes */
+ *   x, out (T,D)   gain, bias (1,D) in   grad  all   keeps  8*T bytes   cost  8*T*D flop */
 TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *gain, tmoe_tensor *bias);
 /* tmoe_attention - H-head scaled dot-product attention over packed sequences (Vaswani 2017, eq. 1)   >>ops
  *   y = softmax(q k^T / sqrt(D/H) + mask) v, for each sequence and head on its own
  *   self:  q (T,3D) in = [q | k | v], kv = q           cross:  q (T,D) in, kv (S,2D) in = [k | v]
  *   q_offsets, kv_offsets  (sequences + 1) in: sequence i holds rows offsets[i] .. offsets[i+1]-1
  *   causal  1: row t sees keys up to t   H  heads, 1 <= H, H divides D   out (T,D)   grad  q, kv
- *   keeps  4*T*H bytes (log-sum-exp; scores are made again)   cost  4*T*S*D flop a sequence   fails shapes */
+ *   keeps  4*T*H bytes (log-sum-exp; scores are made again)   cost  4*T*S*D flop a sequence */
 TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tensor *kv, int H, int sequences,
                                      const int *q_offsets, const int *kv_offsets, int causal);
-/* tmoe_embedding - y_t = scale * table[ids_t] + positions[position_ids_t]                     >>ops
+/* tmoe_embedding - y_t = scale * table[ids_t] + positions[position_ids_t]   out (T,D)         >>ops
  *   table (V,D) in   ids (T) in, 0 <= id < V   positions (P,D) in or NULL   position_ids (T) in, 0 <= p < P
- *   out (T,D)   ids and position_ids must live until the tape is reset   grad  table, positions
- *   keeps  nothing   cost  2*T*D flop   fails  TMOE_ERR_ARGUMENT for an id out of range; shapes */
+ *   both ids must live until the reset   grad  table, positions   cost  2*T*D flop   fails  an id's range */
 TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int T, const int *ids, float scale,
                                      tmoe_tensor *positions, const int *position_ids);
 /* tmoe_cross_entropy - weight * sum_rows [(1 - smoothing) nll + smoothing / V sum_v -log p_v]           >>ops
  *   logits (T,V) in: CONSUMED, they become their own gradient in the backward pass   0 <= smoothing < 1
  *   targets (T) in, 0 <= target < V, must live until the tape is reset; a negative one leaves its row out
- *   out (1,1)   grad  logits   keeps  4*T bytes   cost  6*T*V flop   fails  target >= V; shapes */
+ *   out (1,1)   grad  logits   keeps  4*T bytes   cost  6*T*V flop   fails  target >= V */
 TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, const int *targets,
                                          float smoothing, float weight);
-/* tmoe_map - y = f(x) element by element, f one of tmoe_activation                            >>ops
- *   x (T,D) in   out (T,D)   grad  x   keeps  nothing   cost  T*D evaluations   fails  none of its own */
+/* tmoe_map - y = f(x) element by element, f one of tmoe_activation   cost  T*D evaluations */
 TMOE_DEF tmoe_tensor *tmoe_map(tmoe_tape *tape, tmoe_tensor *x, tmoe_activation f);
-/* tmoe_add, tmoe_multiply - y = a + b, y = a * b element by element                           >>ops
- *   a, out (T,D)   b (T,D) in, or (1,D) for every row of a   grad  a, b   cost  T*D flop   fails  shapes */
+/* tmoe_add, tmoe_multiply - y = a + b, y = a * b element by element; b (1,D) stands for every row of a */
 TMOE_DEF tmoe_tensor *tmoe_add(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b);
 TMOE_DEF tmoe_tensor *tmoe_multiply(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b);
-/* tmoe_affine - y = scale * x + shift                                                         >>ops
- *   x (T,D) in   out (T,D)   grad  x   keeps  nothing   cost  2*T*D flop   fails  none of its own */
+/* tmoe_affine - y = scale * x + shift */
 TMOE_DEF tmoe_tensor *tmoe_affine(tmoe_tape *tape, tmoe_tensor *x, float scale, float shift);
-/* tmoe_slice - columns first .. first + count - 1 of x                                        >>ops
- *   x (T,D) in   first + count <= D   out (T,count)   grad  x   cost  a copy   fails  shapes */
+/* tmoe_slice - columns first .. first + count - 1 of x; first + count <= D   out (T,count) */
 TMOE_DEF tmoe_tensor *tmoe_slice(tmoe_tape *tape, tmoe_tensor *x, int first, int count);
-/* tmoe_concat - parts side by side                                                            >>ops
- *   parts  (count) in, each (T, any)   out (T, sum)   grad  all parts   cost  a copy   fails  shapes */
+/* tmoe_concat - parts side by side; parts  (count) in, each (T, any)   out (T, sum) */
 TMOE_DEF tmoe_tensor *tmoe_concat(tmoe_tape *tape, tmoe_tensor *const *parts, int count);
-/* tmoe_reshape - the same values as (rows, cols)                                              >>ops
- *   x in, rows * cols as before   out shares x's memory   grad  x   cost  none   fails  shapes */
+/* tmoe_reshape - the same values as (rows, cols); rows * cols as before   out shares x's memory: no cost */
 TMOE_DEF tmoe_tensor *tmoe_reshape(tmoe_tape *tape, tmoe_tensor *x, int rows, int cols);
 /* tmoe_dropout - y = x * keep / (1 - p), keep a 0/1 mask from the counter (seed, stream), made anew   >>ops
- *   x, out (T,D)   0 <= p < 1 (0: x itself)   grad  x   cost  T*D hashes   fails  TMOE_ERR_ARGUMENT for p */
+ *   0 <= p < 1 (0: x itself)   cost  T*D hashes   fails  TMOE_ERR_ARGUMENT for p */
 TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uint64_t seed, uint64_t stream);
-/* tmoe_sum - the sum of all elements                                                          >>ops
- *   x (T,D) in   out (1,1)   grad  x   cost  T*D flop   fails  none of its own */
+/* tmoe_sum - the sum of all elements   out (1,1) */
 TMOE_DEF tmoe_tensor *tmoe_sum(tmoe_tape *tape, tmoe_tensor *x);
 
 /* How a router's logits become a route (Ye 2022, section 3). */
@@ -279,10 +271,10 @@ typedef enum tmoe_selection {
 /* tmoe_select - r = softmax((z + noise) / tau) row by row; hard: one-hot(argmax r) forward   >>ops
  *   z (T,E) in   noise (T,E) in or NULL   tau > 0   out (T,E), rows sum to 1
  *   grad  z: dz_j = (1/tau) sum_e dr_e s_e ([e = j] - s_j), s the soft sample, also where hard (Jang 2017)
- *   keeps  s   cost  T*E exponentials   fails  TMOE_ERR_ARGUMENT for tau <= 0; shapes */
+ *   keeps  s   cost  T*E exponentials   fails  TMOE_ERR_ARGUMENT for tau <= 0 */
 TMOE_DEF tmoe_tensor *tmoe_select(tmoe_tape *tape, tmoe_tensor *z, const float *noise, float tau, int hard);
 /* tmoe_mix_outputs - y = sum_e r_e y_e, r_e = route[first + e]                                >>ops
- *   outputs  E tensors (T,D) in; NULL: did not run, r_e must be 0   route (1,N) in   out (T,D)   fails shapes
+ *   outputs  E tensors (T,D) in; NULL: did not run, r_e must be 0   route (1,N) in   out (T,D)
  *   grad  outputs with r_e > 0: r_e dy; route: <dy, y_e> for every expert that ran   cost  2*E*T*D flop */
 TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outputs, int E,
     tmoe_tensor *route, int first);
@@ -291,7 +283,7 @@ TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outp
  *   route (1,N) in, r_e = route[first + e]   out (1,block): theta_bar; one-hot: that expert's block, no copy
  *   grad  dtheta_e += r_e g; route: <g, theta_e - theta_bar>, g = d theta_bar. (The term with theta_bar is
  *         the same for all e: the softmax drops it; left in, what experts share would drown the difference.)
- *   cost  2*E*block flop, as much memory traffic; backward twice that   fails  shapes */
+ *   cost  2*E*block flop, as much memory traffic; backward twice that */
 TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float *gradients, int E,
     int block, tmoe_tensor *route, int first);
 /* ---- API: tokenizers (>>tokenizer) -------------------------------------------------------------------- */
@@ -308,44 +300,31 @@ enum {                                  /* flags */
     TMOE_TOKENIZER_CLEAN_SPACES = 16    /* decode: " ." becomes "." and so on, as transformers cleans up */
 };
 
-/* tmoe_tokenizer_bytes - UTF-8 bytes: 259 tokens, 0 <s>, 1 <pad>, 2 </s>, byte b is 3 + b    >>tokenizer
- *   out  free with tmoe_tokenizer_destroy   fails NULL + TMOE_ERR_MEMORY  cost none  thread  the context's */
+/* tmoe_tokenizer_bytes - UTF-8 bytes: 259 tokens, 0 <s>, 1 <pad>, 2 </s>, byte b is 3 + b    >>tokenizer */
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx);
 /* tmoe_tokenizer_train - byte-level BPE (Sennrich 2016; bytes as GPT-2): those 259, then merges   >>tokenizer
- *   texts  count NUL-terminated strings in   vocabulary  wanted, 259 to 1,000,000; fewer when pairs run out
- *   out    as above; the same texts in the same order give the same tokenizer
- *   fails  NULL + TMOE_ERR_ARGUMENT, TMOE_ERR_MEMORY   cost  merges * words   thread  as above */
+ *   texts  count strings in; the same in the same order give the same tokenizer   cost  merges * words
+ *   vocabulary  wanted, 259 to 1,000,000 (else TMOE_ERR_ARGUMENT); fewer when pairs run out */
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *texts, size_t count,
     int vocabulary);
-#ifndef TMOE_NO_STDIO
-/* tmoe_tokenizer_load - a Hugging Face byte-level BPE (GPT-2, RoBERTa, BART)                   >>bart
- *   folder  in: with tokenizer.json, or vocab.json and merges.txt; add_prefix_space of tokenizer_config.json
- *   out, thread  as above   cost  a pass
- *   fails   NULL + TMOE_ERR_FILE, TMOE_ERR_FORMAT (what and where), TMOE_ERR_MEMORY */
-TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder);
-#endif
-/* tmoe_tokenizer_destroy - frees it; NULL is fine.   fails never   thread  as above */
 TMOE_DEF void tmoe_tokenizer_destroy(tmoe_tokenizer *tokenizer);
-/* tmoe_tokenizer_vocabulary - the largest id + 1.   fails never   thread  any */
+/* tmoe_tokenizer_vocabulary - the largest id + 1.   thread  any */
 TMOE_DEF int tmoe_tokenizer_vocabulary(const tmoe_tokenizer *tokenizer);
-/* tmoe_tokenizer_special - id of a special token, -1: it has none.   fails never   thread  any */
+/* tmoe_tokenizer_special - id of a special token, -1: it has none.   thread  any */
 TMOE_DEF int tmoe_tokenizer_special(const tmoe_tokenizer *tokenizer, tmoe_token which);
-/* tmoe_tokenizer_encode - text (length bytes, of any kind) to tokens                           >>tokenizer
- *   flags  as above   ids  (capacity) out, NULL with capacity 0   count  out: of all, also past capacity
- *   fails  TMOE_ERR_MEMORY      cost  n log n of the longest word      thread  one context, one thread */
+/* tmoe_tokenizer_encode - text (length bytes, of any kind) to tokens   cost  n log n of the longest word
+ *   flags  as above   ids  (capacity) out, NULL with capacity 0   count  out: of all, also past capacity */
 TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *tokenizer, const char *text, size_t length,
     int flags, int *ids, size_t capacity, size_t *count);
-/* tmoe_tokenizer_decode - tokens to text; decode(encode(text)) is text, for any bytes          >>tokenizer
+/* tmoe_tokenizer_decode - tokens to text; decode(encode(text)) is text, for any bytes   thread  any
  *   ids    count in    flags  as above (spaces are cleaned only where all fits)    length  out: without NUL
- *   text   (capacity bytes) out, ends in NUL if it fits, or NULL with capacity 0
- *   fails  TMOE_ERR_ARGUMENT (an id that does not exist)      cost  the text's length      thread  any */
+ *   text   (capacity) out, with a NUL if it fits; NULL with capacity 0   fails  TMOE_ERR_ARGUMENT (bad id) */
 TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *tokenizer, const int *ids, size_t count,
     int flags, char *text, size_t capacity, size_t *length);
 /* ---- API: tasks and their scores (>>suite, >>metrics) ------------------------------------------------- */
 /* UTF-8; outputs: all accepted answers */
 typedef struct tmoe_example { const char *input; const char *const *outputs; int output_count; } tmoe_example;
 
-/* names in files: exact_match, accuracy, macro_f1, token_f1, rouge_l, matthews, pearson */
 typedef enum tmoe_metric {
     TMOE_METRIC_EXACT_MATCH,    /* equal in lower case without ASCII punctuation, a/an/the, double spaces */
     TMOE_METRIC_ACCURACY,               /* equal in lower case */
@@ -370,39 +349,23 @@ typedef struct tmoe_task {
 
 typedef struct tmoe_suite { tmoe_ctx *ctx; tmoe_task *tasks; int count; } tmoe_suite;
 
-/* tmoe_suite_create - an empty suite for tasks that a program makes                           >>suite
- *   out  free with tmoe_suite_destroy   fails NULL + TMOE_ERR_MEMORY   cost none   thread  the context's */
+/* tmoe_suite_create, _destroy - an empty suite for tasks that a program makes                 >>suite */
 TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx);
-/* tmoe_suite_add - adds a task; everything is copied                                          >>suite
- *   category  or NULL   inputs, outputs  (count) in: an answer each   test_count  so many last are for test
- *   fails  TMOE_ERR_ARGUMENT (no lines, empty text, invalid UTF-8, test_count not below count, name already
- *          there), TMOE_ERR_MEMORY; the suite is unchanged then      cost  a copy      thread  as above */
+/* tmoe_suite_add - adds a task of count lines, the last test_count of them for test            >>suite
+ *   category  or NULL   inputs, outputs  (count) in: an answer each   fails  TMOE_ERR_ARGUMENT, _DATA: no
+ *   lines, empty text, invalid UTF-8, test_count not below count, name already there */
 TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const char *category,
     const char *instruction, tmoe_metric metric, tmoe_part part, const char *const *inputs,
     const char *const *outputs, int count, int test_count);
-/* tmoe_suite_load - a folder of tasks                                                         >>suite
- *   folder  in: NAME.tsv files (input TAB output [TAB further accepted outputs]) in it or in its tasks/,
- *           with a tasks.tsv (name, category, metric, instruction, labels) or without; or CrossFit's
- *           TASK/TASK_{k}_{seed}_{train,dev,test}.tsv; or *.jsonl ({"task", "instruction", "input",
- *           "output"}). Without test files the last 20 % of a task's lines are its test lines.
- *   split   in: a name (FOLDER/splits/NAME.json), a JSON file {"train": [], "dev": [], "test": []}, or NULL:
- *           zero_shot if there is one, else all tasks are for training. Tasks it does not name are left out.
- *   out     free with tmoe_suite_destroy      cost  a pass over the files      thread  as above
- *   fails   NULL + TMOE_ERR_FILE, TMOE_ERR_DATA (file:line: what is wrong), _FORMAT (JSON), _MEMORY */
-#ifndef TMOE_NO_STDIO
-TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const char *split);
-#endif
-/* tmoe_suite_destroy - frees it; NULL is fine.   fails never   thread  as above */
 TMOE_DEF void tmoe_suite_destroy(tmoe_suite *suite);
-/* tmoe_suite_find - index of the task with this name, or -1.   fails never   cost  N compares thread  any */
+/* tmoe_suite_find - index of the task with this name, or -1.   thread  any */
 TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name);
 
-/* tmoe_metric_name - as in files.   fails never   thread  any */
+/* tmoe_metric_name - as in files: exact_match, accuracy, macro_f1, token_f1 ...   thread  any */
 TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric);
-/* tmoe_score - score of predictions by CrossFit's rules                                       >>metrics
- *   predictions (count >= 1) in      examples (count) in: their accepted answers      thread  the context's
- *   score  out: 0 to 1 (matthews, pearson: -1 to 1); NaN: pearson of constant predictions or answers
- *   fails  TMOE_ERR_ARGUMENT (count < 1), TMOE_ERR_MEMORY      cost  Rouge-L: the product of two lengths */
+/* tmoe_score - score of predictions by CrossFit's rules   cost  Rouge-L: product of lengths   >>metrics
+ *   predictions (count >= 1, else TMOE_ERR_ARGUMENT) in      examples (count) in: their accepted answers
+ *   score  out: 0 to 1 (matthews, pearson: -1 to 1); NaN: pearson of constant predictions or answers */
 TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *const *predictions,
     const tmoe_example *examples, int count, double *score);
 /* What tmoe_compare finds: [0] the mean over tasks, [1] and [2] the ends of its 95 % bootstrap interval. */
@@ -412,29 +375,25 @@ typedef struct tmoe_comparison {
     int wins, ties, losses, zero_base, undefined;   /* undefined: a score is NaN; left out everywhere */
 } tmoe_comparison;
 /* tmoe_compare - scores of a model over those of a base on the same tasks, paired              >>metrics
- *   base, scores (count) in      seed of the 2,000 resamplings of tasks      result out, NaN where empty
- *   fails  TMOE_ERR_MEMORY   cost  2,000 passes   thread  one context, one thread */
+ *   base, scores (count) in   seed of the 2,000 resamplings of tasks   result  out, NaN where it has none */
 TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const double *scores, int count,
     uint64_t seed, tmoe_comparison *result);
 /* tmoe_route_correlations - Pearson correlation of the columns of routes with a feature of tasks   >>routes
  *   routes (N,C) in: C = routed layers x E      feature (N) in: usually 0 or 1      permutations >= 0, seed
  *   r, p   (C) out, NaN for a constant column; p is the share of shuffles of the feature among the tasks in
- *          which any column's |r| is as large: corrected for C tests
- *   fails  TMOE_ERR_MEMORY   cost  permutations * N * C   thread  one context, one thread */
+ *          which any column's |r| is as large: corrected for C tests      cost  permutations * N * C */
 TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const float *routes, int N, int C,
     const float *feature, int permutations, uint64_t seed, double *r, double *p);
 typedef struct tmoe_join { int a, b, size; double height; } tmoe_join; /* a, b: a row, or N + earlier join */
 /* tmoe_cluster - hierarchical clustering of rows by Euclidean distance, average linkage          >>routes
- *   x (N,C) in   joins (N - 1) out, nearest first   fails TMOE_ERR_MEMORY  cost N^3  thread  the context's */
+ *   x (N,C) in   joins (N - 1) out, nearest first   cost  N^3 */
 TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, tmoe_join *joins);
 /* ---- API: model (>>model, >>router) ------------------------------------------------------------------- */
 typedef struct tmoe_model tmoe_model;
 
 typedef enum tmoe_norm { TMOE_NORM_PRE, TMOE_NORM_POST } tmoe_norm; /* before | after (BART) each sublayer */
-typedef enum tmoe_mix {
-    TMOE_MIX_PARAM,                   /* the experts' parameters are averaged by the route, one layer runs */
-    TMOE_MIX_OUTPUT                     /* the experts' outputs are averaged by the route (the paper) */
-} tmoe_mix;
+/* what a route averages: the experts' parameters, so that one layer runs | their outputs (the paper) */
+typedef enum tmoe_mix { TMOE_MIX_PARAM, TMOE_MIX_OUTPUT } tmoe_mix;
 typedef enum tmoe_expert_kind { TMOE_EXPERT_LAYER, TMOE_EXPERT_FFN } tmoe_expert_kind; /* layer | its FFN */
 enum { TMOE_ENCODER = 1, TMOE_DECODER = 2 };                          /* bits of tmoe_config.expert_places */
 
@@ -450,63 +409,69 @@ typedef enum tmoe_vector_kind {
     TMOE_VECTOR_GIVEN                   /* rows set by tmoe_task_vector_set; fixed */
 } tmoe_vector_kind;
 
-/* What a model is. Start from tmoe_config_default(); tmoe_model_create checks all fields at once. */
+/* What a model is: tmoe_config has these fields and a seed. In brackets: type, name, default, least, most.
+ * The list makes the struct, tmoe_config_default, the check of all fields at once, and what is in files. */
+#define TMOE_CONFIG_FIELDS(INT, FLOAT) \
+    INT(int, D, 96, 1, 1 << 20)                                 /* width */ \
+    INT(int, H_encoder, 4, 1, 1 << 20) INT(int, H_decoder, 4, 1, 1 << 20)       /* heads, each divides D */ \
+    INT(int, F_encoder, 384, 1, 1 << 20) INT(int, F_decoder, 384, 1, 1 << 20)   /* FFN widths */ \
+    INT(int, encoder_layers, 2, 1, 1 << 20) INT(int, decoder_layers, 2, 1, 1 << 20) \
+    INT(int, source_tokens, 128, 3, 1 << 20)    /* longest sequences, with their special tokens */ \
+    INT(int, target_tokens, 64, 2, 1 << 20)                     /* the paper decodes at most 64 tokens */ \
+    INT(int, V, 0, 0, 1 << 20)                  /* vocabulary; 0: as many symbols as the tokenizer has */ \
+    INT(tmoe_norm, norm, TMOE_NORM_PRE, 0, TMOE_NORM_POST) \
+    INT(tmoe_activation, activation, TMOE_GELU, TMOE_GELU, TMOE_RELU) \
+    INT(int, scale_embedding, 0, 0, 1)                          /* 1: embeddings times sqrt(D) */ \
+    INT(int, E, 4, 1, 64)                                       /* experts a layer, 1 = dense */ \
+    INT(int, expert_places, TMOE_ENCODER | TMOE_DECODER, 0, TMOE_ENCODER | TMOE_DECODER) /* which layers */ \
+    INT(tmoe_expert_kind, expert_kind, TMOE_EXPERT_LAYER, 0, TMOE_EXPERT_FFN) \
+    FLOAT(expert_noise, 0.5f, 0, FLT_MAX)  /* experts start as copies plus noise, relative to the weights */ \
+    INT(tmoe_mix, mix, TMOE_MIX_PARAM, 0, TMOE_MIX_OUTPUT) \
+    INT(tmoe_selection, selection, TMOE_SELECT_SOFTMAX, 0, TMOE_SELECT_RANDOM_EXAMPLE) \
+    INT(int, random_n, 1, 1, 64)        /* experts a task gets with TMOE_SELECT_RANDOM_TASK, at most E */ \
+    FLOAT(temperature, 1.0f, FLT_MIN, FLT_MAX) FLOAT(temperature_decay, 0.0f, 0, FLT_MAX) \
+    FLOAT(temperature_min, 1.0f, FLT_MIN, FLT_MAX)  /* tau(step) = max(temperature exp(-decay step), min) */ \
+    FLOAT(exploration, 0.0f, 0, 1)    /* chance, a layer and group in training, of a random or even route */ \
+    INT(tmoe_router_kind, router, TMOE_ROUTER_LINEAR_LAYER_SPECIFIC, 0, \
+        TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC)                 /* the default: the paper's final runs */ \
+    INT(int, router_hidden, 64, 1, 65536)                       /* width of the router's hidden layer */ \
+    INT(tmoe_vector_kind, vectors, TMOE_VECTOR_TEXT, 0, TMOE_VECTOR_GIVEN) \
+    INT(int, k, 64, 1, 1 << 20)                                 /* width of a task vector */ \
+    INT(int, instruction_in_input, 1, 0, 1)     /* 1: the encoder reads "instruction \n input", 0: input */ \
+    INT(int, begin_in_target, 0, 0, 1)                         /* 1: targets begin with <s>, as BART's do */ \
+    INT(int, specials_in_text, 0, 0, 1)     /* 1: <mask> and the like count where a text says them (BART) */ \
+    FLOAT(init_std, 0.0f, 0, FLT_MAX)       /* of all matrices; 0: 1/sqrt(fan in), embeddings 1/sqrt(D) */ \
+    INT(int, start_id, TMOE_TOKEN_END, 0, 1 << 20)              /* what the decoder starts with */ \
+    INT(int, begin_id, TMOE_TOKEN_BEGIN, 0, 1 << 20) INT(int, pad_id, TMOE_TOKEN_PAD, 0, 1 << 20) \
+    INT(int, end_id, TMOE_TOKEN_END, 0, 1 << 20)
+#define TMOEI_INT_MEMBER(type, name, begin, least, most) type name;
+#define TMOEI_FLOAT_MEMBER(name, begin, least, most) float name;
 typedef struct tmoe_config {
-    int D;                              /* width, 1 <= D */
-    int H_encoder, H_decoder;           /* heads, each divides D */
-    int F_encoder, F_decoder;           /* FFN widths */
-    int encoder_layers, decoder_layers; /* at least 1 each */
-    int V;                              /* vocabulary; 0: as many symbols as the tokenizer has */
-    int source_tokens, target_tokens;   /* longest sequences, with their special tokens */
-    tmoe_norm norm; tmoe_activation activation;         /* TMOE_GELU or TMOE_RELU */
-    int scale_embedding;                /* 1: embeddings times sqrt(D) */
-    int E;                              /* experts a layer, 1 = dense, at most 64 */
-    int expert_places;                  /* TMOE_ENCODER | TMOE_DECODER: layers that have experts */
-    tmoe_expert_kind expert_kind;
-    float expert_noise;         /* experts start as copies plus noise of this size relative to the weights */
-    tmoe_mix mix; tmoe_selection selection;
-    int random_n;                       /* experts a task gets with TMOE_SELECT_RANDOM_TASK, 1 <= n <= E */
-    /* tau(step) = max(temperature * exp(-decay * step), min) */
-    float temperature, temperature_decay, temperature_min;
-    float exploration;          /* chance, a layer and group in training, of a random or the uniform route */
-    tmoe_router_kind router; int router_hidden;         /* width of the router's hidden layer */
-    tmoe_vector_kind vectors; int k;                    /* width of a task vector */
-    int instruction_in_input;           /* 1: the encoder reads "instruction \n input", 0: the input alone */
-    int begin_in_target;                /* 1: targets begin with <s>, as BART's do */
-    int specials_in_text;               /* 1: <mask> and the like count where a text says them (BART) */
-    int start_id, begin_id, pad_id, end_id;     /* what the decoder starts with (</s>); <s>, <pad>, </s> */
-    float init_std;      /* of all matrices; 0: 1/sqrt(fan in) for linear layers, 1/sqrt(D) for embeddings */
+    TMOE_CONFIG_FIELDS(TMOEI_INT_MEMBER, TMOEI_FLOAT_MEMBER)
     uint64_t seed;
 } tmoe_config;
-
-/* tmoe_config_default - a small pre-norm model to train from scratch (D 96, 2+2 layers, E 4, PARAM, softmax)
- *   fails never   cost none   thread  any */
+/* tmoe_config_default - a small pre-norm model (D 96, 2+2 layers, E 4, PARAM, softmax).   thread  any */
 TMOE_DEF tmoe_config tmoe_config_default(void);
 
-/* tmoe_model_create - a model with random weights                                             >>model
- *   config     in, copied; NULL = default    tokenizer  in, copied, or NULL (with config.V): token ids only
- *   tasks      (task_count >= 0) in: names, instructions, categories of its known tasks, to train on
- *   out        owns everything; free with tmoe_model_destroy   cost  a pass over it   thread  the context's
- *   fails      NULL + TMOE_ERR_CONFIG (all problems in one message), TMOE_ERR_MEMORY */
+/* tmoe_model_create, _destroy - a model with random weights; fails  TMOE_ERR_CONFIG, all problems in one text
+ *   config     in; NULL = default            tokenizer  in, or NULL (with config.V): token ids only   >>model
+ *   tasks      (task_count >= 0) in: names, instructions, categories of its known tasks, to train on */
 TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
     const tmoe_tokenizer *tokenizer, const tmoe_task *tasks, int task_count);
-/* tmoe_model_derive - a new model that begins with the layers of another                      >>model
- *   from       in, of any context: D, F, layers, tokens, V and norm must be config's
+/* tmoe_model_derive - a new model that begins with the layers of another; fails  TMOE_ERR_CONFIG    >>model
+ *   from       in, of any context   config  in, NULL = from's: D, F, layers, tokens, V, norm must agree
  *   route      (routed layers of from, E) in: its layers are merged by it. NULL: a layer with as many
  *              experts as before keeps them, any other begins with their average
- *   config     in: of the new model; NULL = from's      tasks, task_count, fails, cost, thread  as above
- *   out        free with tmoe_model_destroy. Experts are copies with expert_noise; router and vectors of
- *              tasks both know stay if shapes agree. So dense to E experts is upcycling (arXiv 2212.05055), a
- *              route to E = 1 cuts a task out (exactly with PARAM or one-hot), NULL to E = 1 is MHR-mu */
+ *   out        experts are copies with expert_noise; router and vectors of tasks that both know stay if
+ *              shapes agree. So dense to E experts is upcycling (arXiv 2212.05055), a route to E = 1 cuts a
+ *              task out (exactly with PARAM or one-hot), NULL to E = 1 is MHR-mu */
 TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, const float *route,
     const tmoe_config *config, const tmoe_task *tasks, int task_count);
-/* tmoe_model_take_router - router and vectors of the tasks that both know, where shapes agree
- *   fails never   cost  a copy   thread  as above */
+/* tmoe_model_take_router - router and vectors of the tasks that both know, where shapes agree */
 TMOE_DEF void tmoe_model_take_router(tmoe_model *model, const tmoe_model *from);
-/* tmoe_model_destroy - frees a model; NULL is fine.   fails never   thread  as above */
 TMOE_DEF void tmoe_model_destroy(tmoe_model *model);
-/* tmoe_model_config, _tokenizer, _task_count, _task - read-only, the model's own; fails never   cost none
- *   task  0 <= task < count, else NULL: name, category, instruction, no lines   thread  any, none writing */
+/* tmoe_model_config, _tokenizer, _task_count, _task - what a model has, to read; thread  any
+ *   task  0 <= task < count, else NULL: name, category, instruction, no lines */
 TMOE_DEF const tmoe_config *tmoe_model_config(const tmoe_model *model);
 TMOE_DEF const tmoe_tokenizer *tmoe_model_tokenizer(const tmoe_model *model);
 TMOE_DEF int tmoe_model_task_count(const tmoe_model *model);
@@ -526,37 +491,30 @@ typedef struct tmoe_generation {
     tmoe_early_stopping early_stopping;
     int forced_begin_id, forced_end_id; /* first token; last one at max_length; -1: free */
 } tmoe_generation;
-/* tmoe_model_generation - how tmoe_answers searches (greedily; a BART: as its folder says); yours to change
- *   out  lives in the model, saved with it   fails never   cost none   thread  one context, one thread */
+/* tmoe_model_generation - how tmoe_answers searches (greedily; BART: as its folder says); yours to change */
 TMOE_DEF tmoe_generation *tmoe_model_generation(tmoe_model *model);
-/* tmoe_model_parameters - number of parameters: all, and those one task uses (an expert a layer, no router)
- *   active     out or NULL      fails never   cost  a pass over the layers   thread  any */
+/* tmoe_model_parameters - how many; *active (or NULL): those one task uses, without a router.  thread  any */
 TMOE_DEF size_t tmoe_model_parameters(const tmoe_model *model, size_t *active);
-/* tmoe_model_parameter - one named tensor, as it is saved (for your own tools and tests)
- *   index      0, 1, ... until NULL comes back    rows, cols, values (in the model) out, each or NULL
- *   out        the tensor's name   fails NULL past the end   cost none   thread  any while nobody writes */
+/* tmoe_model_parameter - name of tensor index, as it is saved (for your own tools); NULL past the end
+ *   rows, cols, values (in the model)  out, each or NULL   thread  any */
 TMOE_DEF const char *tmoe_model_parameter(const tmoe_model *model, int index, int *rows, int *cols,
     float **values);
-/* tmoe_model_temperature - tau at the model's step.   fails never   thread  any */
+/* tmoe_model_temperature - tau at the model's step.   thread  any */
 TMOE_DEF float tmoe_model_temperature(const tmoe_model *model);
-/* tmoe_task_vector_set - gives task its row (TMOE_VECTOR_GIVEN) and drops cached routes
- *   vector     (k) in      fails TMOE_ERR_ARGUMENT   cost none   thread  one context, one thread */
+/* tmoe_task_vector_set - gives task its vector (k) (TMOE_VECTOR_GIVEN); TMOE_ERR_ARGUMENT: no such row */
 TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const float *vector);
 
-/* tmoe_route_of_vector - the route of any task's vector (k), in one router pass. thread  as above   >>router
- *   vector in   route (routed layers, E) out   fails TMOE_ERR_ARGUMENT (no router), TMOE_ERR_MEMORY */
+/* tmoe_route_of_vector - the route of any vector (k), as tmoe_route; fails  TMOE_ERR_ARGUMENT: no router */
 TMOE_DEF tmoe_result tmoe_route_of_vector(tmoe_model *model, const float *vector, float *route);
-/* tmoe_routed_layers - routes are (routed layers, E) row-major.   fails never   thread  any */
+/* tmoe_routed_layers - routes are (routed layers, E) row-major.   thread  any */
 TMOE_DEF int tmoe_routed_layers(const tmoe_model *model);
-/* tmoe_routed_layer_name - "encoder 0" ... into text (size bytes).   fails never   thread  any */
+/* tmoe_routed_layer_name - "encoder 0" ... into text (size bytes).   thread  any */
 TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int l, char *text, size_t size);
-/* tmoe_route - the route of a known task, without noise. thread  one context, one thread      >>router
- *   route      (routed layers, E) out, each row sums to 1      fails TMOE_ERR_ARGUMENT, TMOE_ERR_MEMORY
- *   cost       one router pass over all tasks when parameters have changed, a copy after that */
+/* tmoe_route - the route (routed layers, E) of a known task, without noise; each row sums to 1   >>router
+ *   fails  TMOE_ERR_ARGUMENT   cost  a router pass over all tasks if parameters have changed, else a copy */
 TMOE_DEF tmoe_result tmoe_route(tmoe_model *model, int task, float *route);
-/* tmoe_expert_disable - masks an expert before selection (or gives it back), to see what it was good for
- *   0 <= layer < routed layers   0 <= expert < E   disabled  1 or 0; the mask is not saved with the model
- *   fails TMOE_ERR_ARGUMENT (out of range, or the layer's last one)   cost none   thread  as above */
+/* tmoe_expert_disable - masks an expert (1) to see what it was good for, or gives it back (0); is not saved
+ *   fails  TMOE_ERR_ARGUMENT: 0 <= layer < routed layers, 0 <= expert < E, and one of a layer must stay */
 TMOE_DEF tmoe_result tmoe_expert_disable(tmoe_model *model, int layer, int expert, int disabled);
 /* How an unseen task gets a route. */
 typedef enum tmoe_zero_shot {
@@ -564,15 +522,14 @@ typedef enum tmoe_zero_shot {
     TMOE_ZERO_SHOT_NEAREST, /* mean of seen tasks' routes, weighted by softmax(20 cos) of the text vectors */
     TMOE_ZERO_SHOT_AVERAGE              /* 1 / E everywhere */
 } tmoe_zero_shot;
-/* tmoe_route_unseen - a route for a task that is known by its instruction only: one router pass
- *   route  (routed layers, E) out      fails TMOE_ERR_ARGUMENT, TMOE_ERR_MEMORY      thread  as above */
+/* tmoe_route_unseen - a route (routed layers, E) for a task known by its instruction only: one router pass */
 TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction, tmoe_zero_shot how,
     float *route);
 /* tmoe_nearest_tasks - known tasks by cosine of instructions' text vectors, nearest first   cost  N*k
- *   tasks, cosines (count >= 1) out; past the last task -1   out how many, 0: no memory   thread as above */
+ *   tasks, cosines (count >= 1) out; past the last task -1   out how many */
 TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction, int count, int *tasks,
     float *cosines);
-/* tmoe_find_task - task of this name or instruction, or -1.   fails never   cost  N compares   thread  any */
+/* tmoe_find_task - task of this name or instruction, or -1.   thread  any */
 TMOE_DEF int tmoe_find_task(const tmoe_model *model, const char *name_or_instruction);
 /* ---- API: training (>>train) -------------------------------------------------------------------------- */
 typedef struct tmoe_trainer tmoe_trainer;
@@ -596,21 +553,28 @@ typedef struct tmoe_progress {
     const char *part;                   /* what is trained, from tmoe_training.label */
 } tmoe_progress;
 
-/* How to train. Start from tmoe_training_default(). */
+/* How to train. Start from tmoe_training_default(). In brackets: type, name, default, least, most. */
+#define TMOEI_GROUPS_MAX 120                    /* a step's batch: that many groups of one task each */
+#define TMOE_TRAINING_FIELDS(INT, FLOAT) \
+    INT(int, steps, 5000, 1, INT_MAX) \
+    INT(int, tasks_per_step, 8, 1, TMOEI_GROUPS_MAX) INT(int, examples_per_task, 8, 1, 1024)  /* a batch */ \
+    FLOAT(lr_model, 2e-3f, 0, FLT_MAX)          /* at the top: linear warm-up, then linear decay to 0 */ \
+    FLOAT(lr_router, 5e-3f, 0, FLT_MAX) FLOAT(lr_tasks, 1e-2f, 0, FLT_MAX) \
+    FLOAT(warmup, 0.06f, 0, 1)                  /* fraction of the steps; this, decay, epsilon: paper's */ \
+    FLOAT(weight_decay, 0.01f, 0, FLT_MAX) \
+    FLOAT(beta1, 0.9f, 0, 0.99999994) FLOAT(beta2, 0.999f, 0, 0.99999994)  /* the largest float below 1 */ \
+    FLOAT(adam_epsilon, 1e-8f, FLT_MIN, FLT_MAX) \
+    FLOAT(clip, 1.0f, 0, FLT_MAX)               /* largest norm of the whole gradient; 0: none */ \
+    FLOAT(label_smoothing, 0.0f, 0, 0.99999994) FLOAT(dropout, 0.0f, 0, 0.99999994) \
+    FLOAT(expert_regularisation, 0.0f, 0, FLT_MAX) /* adds so much of: a layer's mean distance of experts */ \
+    FLOAT(load_balance, 0.0f, 0, FLT_MAX)      /* adds so much of: the unevenness of their use over tasks */ \
+    INT(int, train, TMOE_TRAIN_ALL, 1, TMOE_TRAIN_ALL)  /* what moves; the rest stays, moments included */ \
+    INT(int, alternate_steps, 0, 0, INT_MAX / 2)    /* the model, then router and vectors, by turns; or 0 */ \
+    INT(int, validation_lines, 0, 0, INT_MAX)  /* of each task's training lines, taken out for validation */ \
+    INT(int, evaluate_every_steps, 0, 0, INT_MAX)   /* measure validation loss, keep the best; 0: never */ \
+    INT(int, patience, 0, 0, INT_MAX)           /* stop after so many without a new best; 0: never */
 typedef struct tmoe_training {
-    int steps, tasks_per_step, examples_per_task;       /* a batch: that many groups of one task each */
-    float lr_model, lr_router, lr_tasks;        /* at the top: linear warm-up, then linear decay to 0 */
-    float warmup;                               /* fraction of the steps, 0 to 1 */
-    float weight_decay, beta1, beta2, adam_epsilon;
-    float clip;                               /* largest norm of the gradient over all parameters; 0: none */
-    float label_smoothing, dropout;
-    /* adds so much of: each layer's mean distance of its experts; the unevenness of their use over tasks */
-    float expert_regularisation, load_balance;
-    int train;                           /* TMOE_TRAIN_ bits: what moves; the rest stays, moments included */
-    int alternate_steps;    /* the model, then router and vectors, in turns of so many steps; 0: together */
-    int validation_lines;              /* of each task's training lines, taken out for validation; 0: none */
-    int evaluate_every_steps;            /* measure validation loss that often and keep the best; 0: never */
-    int patience;                          /* stop after so many measurements without a new best; 0: never */
+    TMOE_TRAINING_FIELDS(TMOEI_INT_MEMBER, TMOEI_FLOAT_MEMBER)
     int vocabulary;                             /* tmoe_train: symbols of the BPE it trains; 0: bytes */
     uint64_t seed;                              /* of batches, noise and dropout */
     const char *label;                          /* handed to progress; NULL = "" */
@@ -621,46 +585,41 @@ typedef struct tmoe_training {
     void *all_reduce_user; int machines;        /* how many all_reduce sums over, 0 = 1 */
 } tmoe_training;
 
-/* tmoe_training_default - 5,000 steps of 8 tasks x 8 examples.   fails never   thread  any */
+/* tmoe_training_default - 5,000 steps of 8 tasks x 8 examples.   thread  any */
 TMOE_DEF tmoe_training tmoe_training_default(void);
 
-/* tmoe_trainer_create - tokenises the suite's training tasks and makes gradients and moments        >>train
- *   model, suite  outlive the trainer; TRAIN tasks are known by name   training  in, copied; NULL = default
- *   fails  NULL + TMOE_ERR_DATA (no training task, a text longer than the model takes: which task and line),
- *          TMOE_ERR_CONFIG, TMOE_ERR_MEMORY  cost  a pass over the texts  thread  one context, one thread */
+/* tmoe_trainer_create, _destroy - tokenises the suite's training tasks, makes gradients and moments   >>train
+ *   model, suite  outlive the trainer; TRAIN tasks are known by name   training  in; NULL = default
+ *   fails  TMOE_ERR_DATA (no training task; text too long for the model: which task and line), _CONFIG */
 TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *suite,
     const tmoe_training *training);
-/* tmoe_trainer_destroy - frees the trainer, not the model; NULL is fine.   fails never   thread  as above */
 TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer);
 /* tmoe_trainer_bytes - the plan before it runs: parameters, gradients, moments, largest step's activations
- *   each out or NULL   out  their sum   fails never   cost  none (a dry run made it)   thread  any */
+ *   each out or NULL   out  their sum   thread  any */
 TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, size_t *parameters, size_t *gradients,
     size_t *moments, size_t *step);
 /* tmoe_step - one optimiser step on the next batch (which depends on the seed and the step only)      >>train
- *   progress  out or NULL; route_entropy lives in the trainer      thread  one context, one thread
- *   fails  TMOE_ERR_MEMORY, TMOE_ERR_NUMERIC (loss or gradient not finite); parameters are unchanged then
+ *   progress  out or NULL; its arrays are the trainer's   fails  TMOE_ERR_NUMERIC: loss, gradient not finite
  *   cost   6 flop a parameter and token, and 4*E flop a parameter and group for the merge */
 TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress);
 /* tmoe_trainer_run - steps until training->steps, with progress, validation, best checkpoint, early stopping
  *   goes on where a loaded trainer stopped; ends with the best parameters (without validation the last)
- *   fails  as tmoe_step; TMOE_ERR_CANCELLED when progress said so   thread  as above */
+ *   fails  as tmoe_step, after the steps that went well; TMOE_ERR_CANCELLED when progress said so */
 TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer);
-/* tmoe_validation_loss - mean over validation lines' target tokens; evaluation routes, no noise, no smoothing
- *   fails  NaN without validation lines or without memory   cost  a forward pass   thread  as above */
+/* tmoe_validation_loss - tmoe_progress.validation_loss now, in a forward pass; NaN: no lines or no memory */
 TMOE_DEF float tmoe_validation_loss(tmoe_trainer *trainer);
-/* tmoe_train - the one-call way: trains a tokenizer, makes a model for the suite's training tasks, trains it
- *   config, training  in; NULL = defaults; source_tokens or target_tokens 0: as long as the suite needs
- *   out    free with tmoe_model_destroy   fails  NULL + the errors of tmoe_trainer_run   thread  as above */
+/* tmoe_train - the one-call way: a tokenizer, a model for the suite's training tasks, tmoe_trainer_run
+ *   config, training  in; NULL = defaults; source_tokens or target_tokens 0: as long as the suite needs */
 TMOE_DEF tmoe_model *tmoe_train(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_config *config,
     const tmoe_training *training);
-/* tmoe_train_from - the same from a start; out, fails, thread  as above                       >>train
+/* tmoe_train_from - the same from a start                                                       >>train
  *   start      in: model whose layers and tokenizer it begins with (tmoe_model_derive), or NULL: random
  *   router     in: model whose router and task vectors it begins with, or NULL: start's, or random */
 TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_model *start,
     const tmoe_model *router, const tmoe_config *config, const tmoe_training *training);
 /* tmoe_train_two_stages - the paper's: stage 1 learns routes (straight-through Gumbel, tau 2 to 0.1); stage 2
  *   freezes them, begins with start's layers again and lets routing sharpen (softmax, tau 300 to 1)
- *   start, fails, thread  as above   config  in; sets selection, tau   stages  in   out  stage 2's model */
+ *   start  as above   config  in; sets selection, tau   stages  in   out  stage 2's model */
 TMOE_DEF tmoe_model *tmoe_train_two_stages(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_model *start,
     const tmoe_config *config, const tmoe_training *stage1, const tmoe_training *stage2);
 /* Few-shot adaptation to an unseen task by CrossFit's protocol. Start from tmoe_few_shot_default(). */
@@ -682,13 +641,11 @@ typedef struct tmoe_few_shot_result {
     double dev, test;                   /* of the pair that was best on dev; NaN: undefined */
     float learning_rate; int batch_size, train_count, dev_count;
 } tmoe_few_shot_result;
-/* tmoe_few_shot_default - 200 steps, 3 x 3 choices, 16 or 32 shots.   fails never   thread  any */
+/* tmoe_few_shot_default - 200 steps, 3 x 3 choices, 16 or 32 shots.   thread  any */
 TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void);
 /* tmoe_few_shot_run - samples lines, tries every configuration, gives the test score of the best  >>train
- *   model      in: stays as it is; mixture or dense      task  in: a suite's, unknown to the model
- *   how        in, or NULL      result  out      fails  TMOE_ERR_ARGUMENT, _DATA (too few lines), _MEMORY
- *   cost       choices + 1 trainings      thread  one context, one thread; trainings run side by side on the
- *              context's threads, each on a context of its own (alloc_fn must allow that) */
+ *   task  in: a suite's, unknown to the model   how  in, or NULL   fails  TMOE_ERR_ARGUMENT, _DATA (too few)
+ *   cost  choices + 1 trainings on the context's threads, each on its own context (alloc_fn must allow it) */
 TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task, const tmoe_few_shot *how,
     tmoe_few_shot_result *result);
 /* What a dense model makes of a task's training lines. STATE: mean encoder output over the inputs' tokens.
@@ -698,85 +655,86 @@ typedef enum tmoe_task_embedding { TMOE_EMBED_STATE, TMOE_EMBED_FISHER } tmoe_ta
 /* tmoe_task_vectors - a row for each task of a suite, to be given (TMOE_VECTOR_GIVEN)           >>train
  *   model   in: dense, with the tokenizer    lines >= 1: of each task, at most    k: D for TMOE_EMBED_STATE
  *   vectors (suite->count, k) out, scaled to a mean length of sqrt(k); columns past the number of tasks are 0
- *   fails   TMOE_ERR_ARGUMENT, TMOE_ERR_DATA (a line too long), TMOE_ERR_MEMORY
- *   cost    a pass a line (FISHER: forward and backward), N^3 for the components   thread  as above */
+ *   fails   TMOE_ERR_ARGUMENT, TMOE_ERR_DATA (line too long)   cost  a pass a line, N^3 for the components */
 TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suite, tmoe_task_embedding how,
     int lines, int k, float *vectors);
-/* tmoe_suite_tokenizer - what tmoe_train would make: bytes (vocabulary 0) or BPE over training tasks' texts
- *   fails  NULL + TMOE_ERR_DATA, TMOE_ERR_MEMORY   cost  a pass over the texts a merge   thread  as above */
+/* tmoe_suite_tokenizer - tmoe_train's: bytes (vocabulary 0) or tmoe_tokenizer_train on its training texts */
 TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *suite, int vocabulary);
-/* tmoe_suite_fit - sets config's source_tokens and target_tokens to what all tasks, seen or not, need at most
- *   fails  TMOE_ERR_MEMORY   cost  a pass over the texts   thread  as above */
+/* tmoe_suite_fit - sets source_tokens and target_tokens to what all tasks, seen or not, need at most */
 TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_tokenizer *tokenizer,
     tmoe_config *config);
 /* ---- API: answers and evaluation (>>inference) -------------------------------------------------------- */
 /* tmoe_answer - one answer, greedily decoded                                                   >>inference
  *   task   in: name or instruction of a known task; other text is an unseen task's instruction (zero-shot)
- *   input  in   text  (size bytes) out, NUL-terminated UTF-8, size >= 1   thread  one context, one thread
- *   fails  TMOE_ERR_DATA (input too long), _ARGUMENT (answer too long for text), _MEMORY; text is "" then
+ *   text   (size >= 1 bytes) out, UTF-8; "" if it fails: TMOE_ERR_DATA, _ARGUMENT (input, answer too long)
  *   cost   an encoder pass and a decoder pass a token; a new route costs a merge (E * active parameters) */
 TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task, const char *input, char *text,
     size_t size);
 /* tmoe_answers - answers to many inputs of one task, 32 at a time, in the caller's order      >>inference
- *   route   (routed layers, E) in; NULL: tmoe_route's or, by the router, tmoe_route_unseen's   task  as above
- *   answers (count) out, free with tmoe_answers_free   fails  as above; all NULL then   cost, thread  too */
+ *   route   (routed layers, E) in; NULL: tmoe_route's or, by the router, tmoe_route_unseen's
+ *   task, fails, cost  as above   answers (count) out, free with tmoe_answers_free; all NULL in failure */
 TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const float *route,
     const char *const *inputs, int count, char **answers);
-/* tmoe_generate - tokens that answer tokens                                                    >>inference
- *   task     in: a known task, or -1 with a route (or a dense model)      route  as above, or NULL
+/* tmoe_generate - tokens that answer tokens; cost  as above, times beams                       >>inference
+ *   task     in: a known task, or -1 with a route (or a dense model); else TMOE_ERR_ARGUMENT   route  or NULL
  *   ids      in: the requests' tokens, one behind the other      lengths (count) in: of each
  *   how      in, or NULL: tmoe_model_generation's; max_length 0 or too long: target_tokens + 1
  *   tokens   (count, returned, max_length) out: best first, start token first, filled up with pad_id
  *   token_counts, scores  (count, returned) out; scores may be NULL: beam search's, 0 if greedy; where there
- *            are fewer answers than asked for: the start token, and a score of -1e9
- *   fails    TMOE_ERR_ARGUMENT, TMOE_ERR_MEMORY   cost  as above, times beams   thread  as above */
+ *            are fewer answers than asked for: the start token, and a score of -1e9 */
 TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *route, const int *ids,
     const int *lengths, int count, const tmoe_generation *how, int *tokens, int *token_counts, float *scores);
-/* tmoe_answers_free - frees what tmoe_answers gave and sets it to NULL.   fails never   thread  as above */
+/* tmoe_answers_free - frees what tmoe_answers gave and sets it to NULL */
 TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count);
 /* tmoe_evaluate - score of the model on a task's test lines by the task's metric              >>inference
- *   task   in: a suite's, known or not     route  as above, or NULL     fails, cost, thread  as tmoe_answers
+ *   task   in: a suite's, known or not     route  as above, or NULL     fails, cost  as tmoe_answers
  *   limit  test lines to use, from the first; 0 = all       score  out, NaN where the metric is undefined */
 TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, const float *route, int limit,
     double *score);
-/* tmoe_rank - the label with the highest likelihood, for tasks with a closed set               >>inference
- *   task       in: with labels   route  as above, NULL: a known task's   inputs (count) in   thread  as above
+/* tmoe_rank - the label with the highest likelihood, for tasks with a closed set   cost  a pass a label
+ *   task       in: with labels   route  as above, NULL: a known task's   inputs (count) in      >>inference
  *   normalised 0: sum of log p of the label's tokens, 1: their mean      chosen (count) out: index of a label
- *   fails      TMOE_ERR_ARGUMENT (no labels, no route), _DATA (too long), _MEMORY   cost  a pass a label */
+ *   fails      TMOE_ERR_ARGUMENT (no labels, no route), TMOE_ERR_DATA (too long) */
 TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const float *route,
     const char *const *inputs, int count, int normalised, int *chosen);
-/* ---- API: files (>>files) ----------------------------------------------------------------------------- */
+/* ---- API: files (>>suite, >>files, >>bart); none with TMOE_NO_STDIO ------------------------------------ */
 #ifndef TMOE_NO_STDIO
-/* tmoe_model_save - writes all the model is: config, tokenizer, tasks, parameters, step (so tau)      >>files
- *   path   in: a safetensors file; written to PATH.tmp, flushed, renamed: the old one stays until it is whole
- *   fails  TMOE_ERR_FILE, _MEMORY; path is as it was then   cost  a pass over it   thread  the context's */
+/* tmoe_suite_load - a folder of tasks                                                         >>suite
+ *   folder  in: NAME.tsv files (input TAB output [TAB further accepted outputs]) in it or in its tasks/; or
+ *           CrossFit's TASK/TASK_{k}_{seed}_{train,dev,test}.tsv; or *.jsonl ({"task", "instruction",
+ *           "input", "output"}). A tasks.tsv (name, category, metric, instruction, labels) describes them
+ *           all. Without test files the last 20 % of a task's lines are its test lines.
+ *   split   in: a name (FOLDER/splits/NAME.json), a JSON file {"train": [], "dev": [], "test": []}, or NULL:
+ *           zero_shot if there is one, else all tasks are for training. Tasks it does not name are left out.
+ *   fails   TMOE_ERR_FILE, TMOE_ERR_DATA (file:line: what is wrong), _FORMAT (JSON)   cost  a pass */
+TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const char *split);
+/* tmoe_model_save - all it is: config, tokenizer, tasks, generation, parameters, step (so tau)       >>files
+ *   path  in: written to PATH.tmp, flushed, renamed: the old one stays until then   fails  TMOE_ERR_FILE */
 TMOE_DEF tmoe_result tmoe_model_save(const tmoe_model *model, const char *path);
 /* tmoe_model_load - reads what tmoe_model_save or tmoe_trainer_save wrote                      >>files
- *   out    free with tmoe_model_destroy      cost  a pass over the file      thread  as above
- *   fails  NULL + TMOE_ERR_FILE, _FORMAT (cut off, edited, another kind: what and where), _CONFIG, _MEMORY */
+ *   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (cut off, edited, another kind: what and where), TMOE_ERR_CONFIG */
 TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path);
-/* tmoe_trainer_save - the model and the state of its training: moments, step, best parameters  >>files
- *   path   as above      fails, cost, thread  as above */
+/* tmoe_trainer_save - likewise the model with the state of its training: moments, step, best parameters */
 TMOE_DEF tmoe_result tmoe_trainer_save(const tmoe_trainer *trainer, const char *path);
 /* tmoe_trainer_load - goes on from such a file, with the same bits as if training had never stopped
- *   trainer  its model must have the file's config, tasks and tokenizer      cost, thread  as above
- *   fails  as tmoe_model_load; TMOE_ERR_CONFIG where the file is of another model; nothing is changed then */
+ *   fails  as tmoe_model_load; TMOE_ERR_CONFIG: the file's model has another config, tasks or tokenizer */
 TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path);
-/* tmoe_npy_load - a matrix that numpy.save wrote, as task vectors for instance                  >>files
- *   path   in: a .npy file, float32 or float64, C order      x (rows, cols) out      cost, thread  as above
- *   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (other shape or type), TMOE_ERR_MEMORY; x is unchanged then */
+/* tmoe_npy_load - x (rows, cols) that numpy.save wrote in C order, as task vectors for instance   >>files
+ *   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (other shape, or type than float32 and float64) */
 TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, int rows, int cols);
+/* tmoe_tokenizer_load - a Hugging Face byte-level BPE (GPT-2, RoBERTa, BART): a folder with tokenizer.json,
+ *   or vocab.json and merges.txt; add_prefix_space is tokenizer_config.json's, or where that says nothing
+ *   tokenizer.json's   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (what and where)                    >>bart */
+TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder);
 /* tmoe_bart_load - a Hugging Face BART: config.json, model.safetensors (or shards with their index; F32, F16
- *   or BF16), generation_config.json, and its tokenizer where there is one                       >>bart
- *   out    a dense model, free with tmoe_model_destroy; tmoe_model_derive makes experts of it
+ *   or BF16), generation_config.json, its tokenizer where there is one; tmoe_model_derive makes experts of it
  *   cost   a pass over the weights, which are copied (q, k and v come together); a file of tmoe_model_save's
  *          is used where it lies
- *   fails  NULL + TMOE_ERR_FILE, _FORMAT (names missing and unknown tensors), _MEMORY   thread  as above */
+ *   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (names missing and unknown tensors)                    >>bart */
 TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder);
-/* tmoe_export_dense - cuts a task out as a folder that transformers' BartForConditionalGeneration loads, and
- *   that tmoe_bart_load reads back bit by bit; cost  a merge and a pass; thread  as above          >>bart
- *   task   in: a known one or an instruction; of no account (NULL) for a dense model      folder  made if new
- *   fails  TMOE_ERR_ARGUMENT (not a POST-norm model; a route that mixes outputs), TMOE_ERR_FILE, _MEMORY */
+/* tmoe_export_dense - a task cut out as a folder that transformers' BartForConditionalGeneration loads and
+ *   tmoe_bart_load reads back bit by bit   task  in: known or an instruction; any (NULL) for a dense model
+ *   folder  made if new   fails  TMOE_ERR_ARGUMENT (PRE norm, a route that mixes outputs), TMOE_ERR_FILE */
 TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task, const char *folder);
 #endif
 #ifdef __cplusplus
@@ -803,27 +761,15 @@ extern "C" {
 #if defined(__FAST_MATH__) && !defined(TMOE_ALLOW_FAST_MATH)
 #  error "taskmoe.h: -ffast-math breaks log-sum-exp, NaN checks, equal bits; TMOE_ALLOW_FAST_MATH insists"
 #endif
-#if (defined(TMOE_MALLOC) && !defined(TMOE_FREE)) || (!defined(TMOE_MALLOC) && defined(TMOE_FREE))
-#  error "taskmoe.h: define both or neither of TMOE_MALLOC(size) and TMOE_FREE(ptr)"
-#endif
-#ifndef TMOE_MALLOC
+#if !defined(TMOE_MALLOC) && !defined(TMOE_FREE)
 #  define TMOE_MALLOC(size) malloc(size)
 #  define TMOE_FREE(ptr) free(ptr)
+#elif !defined(TMOE_MALLOC) || !defined(TMOE_FREE)
+#  error "taskmoe.h: define both or neither of TMOE_MALLOC(size) and TMOE_FREE(ptr)"
 #endif
 #ifndef TMOE_ASSERT
 #  include <assert.h>
 #  define TMOE_ASSERT(condition) assert(condition)      /* our own bugs only, never bad input */
-#endif
-/* -std=c99 hides what POSIX adds unless a feature macro came before the first system header; a program may
- * have included some already, so the few calls we need are declared here where the headers did not. */
-#if defined(__linux__)
-#  include <sys/mman.h>
-#  ifndef MADV_HUGEPAGE
-#    define MADV_HUGEPAGE 14
-#  endif
-#  if !defined(__cplusplus) && !defined(__USE_MISC)
-extern int madvise(void *address, size_t bytes, int advice), fileno(FILE *file), fsync(int file);
-#  endif
 #endif
 #if defined(_WIN32)
 #  include <direct.h>
@@ -836,6 +782,16 @@ extern int madvise(void *address, size_t bytes, int advice), fileno(FILE *file),
 #  include <sys/stat.h>
 #  include <sys/time.h>
 #  include <unistd.h>
+#endif
+/* -std=c99 hides what POSIX adds unless a feature macro came before the first system header; a program may
+ * have included some already, so the few calls we need are declared here where the headers did not. */
+#if defined(__linux__)
+#  ifndef MADV_HUGEPAGE
+#    define MADV_HUGEPAGE 14
+#  endif
+#  if !defined(__cplusplus) && !defined(__USE_MISC)
+extern int madvise(void *address, size_t bytes, int advice), fileno(FILE *file), fsync(int file);
+#  endif
 #endif
 #if defined(__GNUC__) || defined(__clang__)
 #  define TMOEI_PRINTF(format_at, arguments_at) __attribute__((format(printf, format_at, arguments_at)))
@@ -1008,12 +964,13 @@ static float tmoei_normal(uint64_t seed, uint64_t stream, uint64_t counter) {
     float v = tmoei_uniform(tmoei_random(seed, stream, 2 * counter + 1));
     return sqrtf(-2.0f * logf(u)) * cosf(6.28318530718f * v);
 }
-/* `wanted` different numbers below n: the first places of a shuffle (Fisher-Yates). Gives how many. */
+/* `wanted` different numbers below n: the first places of a shuffle (Fisher-Yates). Gives how many; that
+ * many counters are used, from `counter` on. */
 static int tmoei_draw(uint64_t seed, uint64_t stream, uint64_t counter, int *order, int n, int wanted) {
     for (int i = 0; i < n; i++) order[i] = i;
     for (int i = 0; i < wanted && i < n; i++) {
-        const int other = i + (int)tmoei_below(tmoei_random(seed, stream, counter * 1024 + (uint64_t)i),
-            (size_t)(n - i));
+        const uint64_t random = tmoei_random(seed, stream, counter + (uint64_t)i);
+        const int other = i + (int)tmoei_below(random, (size_t)(n - i));
         const int chosen = order[other];
         order[other] = order[i];
         order[i] = chosen;
@@ -4195,10 +4152,7 @@ static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json
 /* ==== >>suite: tasks, examples, splits ==================================================================
  * A task's lines are collected in a draft and become a task only when all of it is sound. All memory belongs
  * to the suite. Trouble stands in the context: what comes after it does nothing. */
-typedef struct tmoei_suite {
-    tmoe_suite shown; size_t capacity; tmoei_owner own;
-    tmoe_task *known; size_t known_count;   /* what tasks.tsv says of tasks, while a folder is read */
-} tmoei_suite;
+typedef struct tmoei_suite { tmoe_suite shown; size_t capacity; tmoei_owner own; } tmoei_suite;
 #define TMOEI_BAD_DATA(ctx, ...) ((void)tmoei_fail(ctx, TMOE_ERR_DATA, __VA_ARGS__))
 typedef struct tmoei_draft {            /* a task that is being read */
     tmoei_suite *suite;
@@ -4225,10 +4179,9 @@ TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name) {
 /* A new draft; the name with spaces for '_' is its instruction where nobody gave one. */
 static void tmoei_draft_begin(tmoei_suite *suite, tmoei_draft *draft, const char *name, size_t length,
         const char *instruction, const char *category) {
-    const int given = instruction && instruction[0];
-    char *text = given ? tmoei_own_text(&suite->own, instruction, strlen(instruction))
-        : tmoei_own_text(&suite->own, name, length);
-    for (char *c = text; !given && c && *c; c++) if (*c == '_') *c = ' ';
+    const char *from = instruction && instruction[0] ? instruction : name;
+    char *text = tmoei_own_text(&suite->own, from, from == name ? length : strlen(from));
+    for (char *c = text; from == name && c && *c; c++) if (*c == '_') *c = ' ';
     memset(draft, 0, sizeof *draft);
     draft->suite = suite; draft->task.test_count = -1;
     draft->task.name = tmoei_own_text(&suite->own, name, length);
@@ -4369,6 +4322,9 @@ static int tmoei_file_exists(const char *path) {
     if (file) (void)fclose(file);
     return file != NULL;
 }
+static int tmoei_folder_has(tmoe_ctx *ctx, char *path, const char *folder, const char *name) {
+    return tmoei_path_join(ctx, path, folder, name) == TMOE_OK && tmoei_file_exists(path);
+}
 
 /* ---- lines ------------------------------------------------------------------------------------------- */
 typedef struct tmoei_lines {            /* a text file, line by line */
@@ -4425,64 +4381,15 @@ static char *tmoei_cut(char **rest, char separator) {
     if (field && (*rest = strchr(field, separator)) != NULL) *(*rest)++ = 0;
     return field;
 }
-/* tasks.tsv as tasks without lines; columns by their names in the first line. */
-static void tmoei_describe(tmoei_suite *suite, const char *path) {
-    enum { TMOEI_NAME, TMOEI_CATEGORY, TMOEI_METRIC, TMOEI_INSTRUCTION, TMOEI_LABELS, TMOEI_KNOWN };
-    static const char *const wanted[TMOEI_KNOWN] = { "name", "category", "metric", "instruction", "labels" };
-    int column_of[TMOEI_KNOWN] = { -1, -1, -1, -1, -1 };
-    size_t capacity = 0;
-    tmoe_ctx *ctx = suite->own.ctx;
-    tmoei_lines in;
-    tmoei_lines_open(ctx, &in, path);
-    while (tmoei_lines_next(&in)) {
-        char *field[TMOEI_KNOWN] = { NULL, NULL, NULL, NULL, NULL }, *text;
-        char *rest = tmoei_own_text(&suite->own, in.line, in.size);
-        if (!tmoei_grow(ctx, &suite->known, &capacity, suite->known_count + 1, sizeof(tmoe_task))) continue;
-        for (int column = 0; (text = tmoei_cut(&rest, '\t')) != NULL; column++)
-            for (int w = 0; w < TMOEI_KNOWN; w++) {
-                if (in.number == 1 && strcmp(text, wanted[w]) == 0) column_of[w] = column;
-                if (in.number > 1 && column_of[w] == column && text[0]) field[w] = text;
-            }
-        if (column_of[TMOEI_NAME] < 0)
-            TMOEI_BAD_DATA(ctx, "%s: the first line must name the columns, one of them 'name'", in.where);
-        int metric = 0;
-        const char *wants = field[TMOEI_METRIC];
-        while (wants && metric < TMOE_METRICS && strcmp(wants, tmoe_metric_name((tmoe_metric)metric)) != 0)
-            metric++;
-        if (metric == TMOE_METRICS) TMOEI_BAD_DATA(ctx, "%s: unknown metric '%s'", in.where, wants);
-        if (!field[TMOEI_NAME]) continue;
-        tmoe_task *task = &suite->known[suite->known_count++];
-        memset(task, 0, sizeof *task);
-        task->name = field[TMOEI_NAME]; task->category = field[TMOEI_CATEGORY];
-        task->instruction = field[TMOEI_INSTRUCTION]; task->metric = (tmoe_metric)metric;
-        if (!(rest = field[TMOEI_LABELS])) continue;            /* "a|b|c": a closed set */
-        const char **labels = (const char **)tmoei_own(&suite->own, strlen(rest) + 1, sizeof *labels);
-        task->labels = labels;
-        while (labels && (text = tmoei_cut(&rest, '|')) != NULL) {
-            for (int i = 0; i < task->label_count; i++)
-                if (strcmp(labels[i], text) == 0)
-                    TMOEI_BAD_DATA(ctx, "%s: label '%s' is there twice", in.where, text);
-            labels[task->label_count++] = text;
-        }
-    }
-}
 /* NAME.tsv files of a folder. */
 static void tmoei_load_tsv_folder(tmoei_suite *suite, const char *folder) {
     char path[TMOEI_PATH], **names;
     const int count = tmoei_names(suite, folder, &names);
     for (int i = 0; suite->own.ctx->error == TMOE_OK && i < count; i++) {
         tmoei_draft draft;
-        tmoe_task known;
-        const size_t length = strlen(names[i]) - 4;
         if (!tmoei_ends_with(names[i], ".tsv") || strcmp(names[i], "tasks.tsv") == 0) continue;
         if (tmoei_path_join(suite->own.ctx, path, folder, names[i]) != TMOE_OK) return;
-        memset(&known, 0, sizeof known);
-        for (size_t d = 0; d < suite->known_count; d++)
-            if (strncmp(suite->known[d].name, names[i], length) == 0 && !suite->known[d].name[length])
-                known = suite->known[d];
-        tmoei_draft_begin(suite, &draft, names[i], length, known.instruction, known.category);
-        draft.task.metric = known.metric;
-        draft.task.labels = known.labels; draft.task.label_count = known.label_count;
+        tmoei_draft_begin(suite, &draft, names[i], strlen(names[i]) - 4, NULL, NULL);
         tmoei_read_tsv(&draft, path);
         (void)tmoei_draft_finish(&draft, path);
     }
@@ -4494,23 +4401,19 @@ static void tmoei_load_crossfit_task(tmoei_suite *suite, const char *folder, con
     tmoei_draft draft;
     char path[TMOEI_PATH] = "", **names;
     const char *first = NULL;
-    size_t length = 0;                                          /* of what a sample's names begin with */
+    size_t sample = 0;                                          /* of what its files' names begin with */
     const int count = tmoei_names(suite, folder, &names);
-    for (int i = 0; !first && i < 3 * count; i++) {
-        const char *file = names[i / 3], *end = ends[i % 3];
-        if (!tmoei_ends_with(file, end) || strncmp(file, name, strlen(name)) != 0) continue;
-        first = file; length = strlen(file) - strlen(end);
-    }
-    if (!first) return;
     tmoei_draft_begin(suite, &draft, name, strlen(name), NULL, NULL);
     for (int i = 0; suite->own.ctx->error == TMOE_OK && i < 3 * count; i++) {
         const char *file = names[i % count], *end = ends[i / count];
         const size_t before = draft.count;
-        if (strncmp(file, first, length) != 0 || strcmp(file + length, end) != 0) continue;
+        if (!tmoei_ends_with(file, end) || strncmp(file, name, strlen(name)) != 0) continue;
+        if (!first) { first = file; sample = strlen(file) - strlen(end); }
+        if (strncmp(file, first, sample) != 0 || strcmp(file + sample, end) != 0) continue;
         if (tmoei_path_join(suite->own.ctx, path, folder, file) == TMOE_OK) tmoei_read_tsv(&draft, path);
         if (end == ends[2]) draft.task.test_count = (int)(draft.count - before);
     }
-    (void)tmoei_draft_finish(&draft, path);
+    if (first) (void)tmoei_draft_finish(&draft, path);
 }
 /* JSON lines; the lines of one task may be anywhere in the file. */
 static void tmoei_load_jsonl(tmoei_suite *suite, const char *path) {
@@ -4550,6 +4453,46 @@ static void tmoei_load_jsonl(tmoei_suite *suite, const char *path) {
     for (d = 0; d < count; d++) (void)tmoei_draft_finish(&drafts[d], path);
     tmoei_free(ctx, drafts);
 }
+/* What tasks.tsv says of the suite's tasks; columns by their names in the first line. */
+static void tmoei_describe(tmoei_suite *suite, const char *path) {
+    enum { TMOEI_NAME, TMOEI_CATEGORY, TMOEI_METRIC, TMOEI_INSTRUCTION, TMOEI_LABELS, TMOEI_KNOWN };
+    static const char *const wanted[TMOEI_KNOWN] = { "name", "category", "metric", "instruction", "labels" };
+    int column_of[TMOEI_KNOWN] = { -1, -1, -1, -1, -1 };
+    tmoe_ctx *ctx = suite->own.ctx;
+    tmoei_lines in;
+    tmoei_lines_open(ctx, &in, path);
+    while (tmoei_lines_next(&in)) {
+        char *field[TMOEI_KNOWN] = { NULL, NULL, NULL, NULL, NULL }, *text;
+        char *rest = tmoei_own_text(&suite->own, in.line, in.size);
+        for (int column = 0; (text = tmoei_cut(&rest, '\t')) != NULL; column++)
+            for (int w = 0; w < TMOEI_KNOWN; w++) {
+                if (in.number == 1 && strcmp(text, wanted[w]) == 0) column_of[w] = column;
+                if (in.number > 1 && column_of[w] == column && text[0]) field[w] = text;
+            }
+        if (column_of[TMOEI_NAME] < 0)
+            TMOEI_BAD_DATA(ctx, "%s: the first line must name the columns, one of them 'name'", in.where);
+        int metric = 0;
+        const char *wants = field[TMOEI_METRIC];
+        while (wants && metric < TMOE_METRICS && strcmp(wants, tmoe_metric_name((tmoe_metric)metric)) != 0)
+            metric++;
+        if (metric == TMOE_METRICS) TMOEI_BAD_DATA(ctx, "%s: unknown metric '%s'", in.where, wants);
+        const int known = field[TMOEI_NAME] ? tmoe_suite_find(&suite->shown, field[TMOEI_NAME]) : -1;
+        if (known < 0) continue;
+        tmoe_task *task = &suite->shown.tasks[known];
+        if (field[TMOEI_CATEGORY]) task->category = field[TMOEI_CATEGORY];
+        if (field[TMOEI_INSTRUCTION]) task->instruction = field[TMOEI_INSTRUCTION];
+        task->metric = (tmoe_metric)metric;
+        if (!(rest = field[TMOEI_LABELS])) continue;            /* "a|b|c": a closed set */
+        const char **labels = (const char **)tmoei_own(&suite->own, strlen(rest) + 1, sizeof *labels);
+        task->labels = labels; task->label_count = 0;
+        while (labels && (text = tmoei_cut(&rest, '|')) != NULL) {
+            for (int i = 0; i < task->label_count; i++)
+                if (strcmp(labels[i], text) == 0)
+                    TMOEI_BAD_DATA(ctx, "%s: label '%s' is there twice", in.where, text);
+            labels[task->label_count++] = text;
+        }
+    }
+}
 static void tmoei_load_folder(tmoei_suite *suite, const char *folder) {
     tmoe_ctx *ctx = suite->own.ctx;
     char path[TMOEI_PATH], **names;
@@ -4557,16 +4500,15 @@ static void tmoei_load_folder(tmoei_suite *suite, const char *folder) {
     if (count < 0)
         (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: is not a folder that can be read: %s", folder,
             strerror(errno));
-    else if (tmoei_path_join(ctx, path, folder, "tasks.tsv") == TMOE_OK && tmoei_file_exists(path))
-        tmoei_describe(suite, path);
-    if (ctx->error == TMOE_OK) tmoei_load_tsv_folder(suite, folder);
+    else tmoei_load_tsv_folder(suite, folder);
     for (int i = 0; ctx->error == TMOE_OK && i < count; i++) {
         if (names[i][0] == '.' || tmoei_path_join(ctx, path, folder, names[i]) != TMOE_OK) continue;
         if (tmoei_ends_with(names[i], ".jsonl")) tmoei_load_jsonl(suite, path);
         else if (strcmp(names[i], "tasks") == 0) tmoei_load_tsv_folder(suite, path);
         else if (strcmp(names[i], "splits") != 0) tmoei_load_crossfit_task(suite, path, names[i]);
     }
-    tmoei_free(ctx, suite->known); suite->known = NULL; suite->known_count = 0;
+    if (ctx->error == TMOE_OK && tmoei_folder_has(ctx, path, folder, "tasks.tsv"))
+        tmoei_describe(suite, path);
     if (suite->shown.count == 0)
         TMOEI_BAD_DATA(ctx, "%s: no tasks: neither NAME.tsv, nor TASK/TASK_*_train.tsv, nor *.jsonl", folder);
 }
@@ -4608,10 +4550,8 @@ TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const ch
     if (!suite) return NULL;
     tmoei_load_folder((tmoei_suite *)suite, folder);
     (void)snprintf(name, sizeof name, "splits/%.900s.json", split ? split : "zero_shot");
-    if (ctx->error == TMOE_OK && tmoei_path_join(ctx, path, folder, name) == TMOE_OK) {
-        const char *found = tmoei_file_exists(path) ? path : split;
-        if (found) tmoei_apply_split((tmoei_suite *)suite, found);
-    }
+    if (ctx->error == TMOE_OK && tmoei_folder_has(ctx, path, folder, name)) split = path;
+    if (ctx->error == TMOE_OK && split) tmoei_apply_split((tmoei_suite *)suite, split);
     if (ctx->error == TMOE_OK) return suite;
     tmoe_suite_destroy(suite);
     return NULL;
@@ -4647,7 +4587,7 @@ typedef enum tmoei_rate {               /* which learning rate a parameter follo
 } tmoei_rate;
 typedef struct tmoei_parameter {    /* one named tensor in theta */
     char name[72];
-    size_t offset; int rows, cols; tmoei_rate rate;
+    size_t offset, size; int rows, cols; tmoei_rate rate;       /* size = rows * cols floats */
     int decay;                      /* weight decay: on matrices, never on biases and norms */
     int expert;                     /* -1: shared by all tasks */
     float init_std, init_value;     /* std < 0: uniform in +- that (recurrent weights); 0: init_value */
@@ -4665,6 +4605,7 @@ struct tmoe_model {
     char *mapping; size_t mapping_size;     /* the file that theta lies in, or NULL */
     tmoe_task *tasks;               /* known ones: name, category, instruction */
     int V, N, L, R;                 /* vocabulary; tasks; layers, encoder first; routed layers */
+    size_t width;                   /* of a route: R * E */
     tmoei_layer *layers;
     tmoei_parameter *parameters; size_t parameter_capacity;
     int parameter_count, router_parameter;          /* the router's first named tensor: its index */
@@ -4672,7 +4613,7 @@ struct tmoe_model {
     size_t size, vectors;           /* floats in theta; offset of the task vectors, (N, k) */
     int shared[TMOEI_SHARED];       /* indices of the parameters outside the layers */
     float *mask;                    /* (R, E) added to the logits: 0, or -1e9 for a disabled expert */
-    float *text_vectors;            /* (N, k) of the instructions, for nearest tasks */
+    float *text_vectors;            /* (N + 1, k): of the instructions, and of one that is asked about */
     int64_t step;                   /* optimiser steps taken: sets the temperature */
     uint64_t version;               /* raised whenever theta changes; caches compare it */
     float *routes;                  /* (N, R * E) of evaluation, valid for routes_version */
@@ -4692,10 +4633,11 @@ static size_t tmoei_parameter_add(tmoe_model *model, int rows, int cols, tmoei_r
     va_start(arguments, format);
     (void)vsnprintf(parameter->name, sizeof parameter->name, format, arguments);
     va_end(arguments);
-    parameter->offset = model->size; parameter->rows = rows; parameter->cols = cols;
+    parameter->rows = rows; parameter->cols = cols;
+    parameter->offset = model->size; parameter->size = (size_t)rows * (size_t)cols;
     parameter->rate = rate; parameter->decay = decay; parameter->expert = expert;
     parameter->init_std = init_std; parameter->init_value = init_value;
-    model->size += (size_t)rows * (size_t)cols;
+    model->size += parameter->size;
     return parameter->offset;
 }
 /* Standard deviation at the start of what has `rows` rows: only matrices are random. */
@@ -4773,7 +4715,7 @@ static void tmoei_init_sweep(const tmoe_ctx *ctx, const void *job, size_t first,
     for (size_t p = first; p < first + count; p++) {
         const tmoei_parameter *parameter = &s->model->parameters[p];
         float *x = s->model->theta + parameter->offset;
-        const size_t n = (size_t)parameter->rows * (size_t)parameter->cols;
+        const size_t n = parameter->size;
         const float std = parameter->init_std;
         const int noise = parameter->expert > 0;
         if (s->derived && !noise && (int)p < s->model->router_parameter) continue;     /* will be copied */
@@ -4790,26 +4732,11 @@ typedef struct tmoei_field {
 #define TMOEI_NAMED(name, f, kind, least, most) \
     { name, offsetof(TMOEI_STRUCT, f), TMOEI_KIND_##kind, (double)(least), (double)(most) }
 #define TMOEI_INT(f, least, most) TMOEI_NAMED(#f, f, INT, least, most)
-#define TMOEI_SIZE(f, least) TMOEI_NAMED(#f, f, INT, least, 1 << 20)
 #define TMOEI_FLOAT(f, least, most) TMOEI_NAMED(#f, f, FLOAT, least, most)
-#define TMOEI_BELOW_1 0.99999994        /* the largest float there */
+#define TMOEI_INT_ROW(type, f, begin, least, most) TMOEI_INT(f, least, most),
+#define TMOEI_FLOAT_ROW(f, begin, least, most) TMOEI_FLOAT(f, least, most),
 #define TMOEI_STRUCT tmoe_config
-static const tmoei_field tmoei_config_fields[] = {              /* the seed is written by itself */
-    TMOEI_SIZE(D, 1), TMOEI_SIZE(H_encoder, 1), TMOEI_SIZE(H_decoder, 1), TMOEI_SIZE(F_encoder, 1),
-    TMOEI_SIZE(F_decoder, 1), TMOEI_SIZE(encoder_layers, 1), TMOEI_SIZE(decoder_layers, 1),
-    TMOEI_SIZE(source_tokens, 3), TMOEI_SIZE(target_tokens, 2), TMOEI_SIZE(V, 0),
-    TMOEI_INT(norm, 0, TMOE_NORM_POST), TMOEI_INT(activation, TMOE_GELU, TMOE_RELU),
-    TMOEI_INT(scale_embedding, 0, 1), TMOEI_INT(E, 1, 64),
-    TMOEI_INT(expert_places, 0, TMOE_ENCODER | TMOE_DECODER), TMOEI_INT(expert_kind, 0, TMOE_EXPERT_FFN),
-    TMOEI_FLOAT(expert_noise, 0, FLT_MAX), TMOEI_INT(mix, 0, TMOE_MIX_OUTPUT),
-    TMOEI_INT(selection, 0, TMOE_SELECT_RANDOM_EXAMPLE), TMOEI_INT(random_n, 1, 64),
-    TMOEI_FLOAT(temperature, FLT_MIN, FLT_MAX), TMOEI_FLOAT(temperature_decay, 0, FLT_MAX),
-    TMOEI_FLOAT(temperature_min, FLT_MIN, FLT_MAX), TMOEI_FLOAT(exploration, 0, 1),
-    TMOEI_INT(router, 0, TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC), TMOEI_INT(router_hidden, 1, 65536),
-    TMOEI_INT(vectors, 0, TMOE_VECTOR_GIVEN), TMOEI_SIZE(k, 1), TMOEI_INT(instruction_in_input, 0, 1),
-    TMOEI_INT(begin_in_target, 0, 1), TMOEI_INT(specials_in_text, 0, 1), TMOEI_FLOAT(init_std, 0, FLT_MAX),
-    TMOEI_SIZE(start_id, 0), TMOEI_SIZE(begin_id, 0), TMOEI_SIZE(pad_id, 0), TMOEI_SIZE(end_id, 0)
-};
+static const tmoei_field tmoei_config_fields[] = { TMOE_CONFIG_FIELDS(TMOEI_INT_ROW, TMOEI_FLOAT_ROW) };
 #define TMOEI_CONFIG_FIELDS (sizeof tmoei_config_fields / sizeof *tmoei_config_fields)
 #undef TMOEI_STRUCT
 #define TMOEI_STRUCT tmoe_generation
@@ -4825,20 +4752,24 @@ static const tmoei_field tmoei_generation_fields[] = {         /* by transformer
 enum { TMOEI_GENERATION_FIELDS = sizeof tmoei_generation_fields / sizeof *tmoei_generation_fields };
 #undef TMOEI_STRUCT
 #define TMOEI_STRUCT tmoe_training
-#define TMOEI_GROUPS_MAX 120            /* tasks a step */
-static const tmoei_field tmoei_training_fields[] = {
-    TMOEI_INT(steps, 1, INT_MAX), TMOEI_INT(tasks_per_step, 1, TMOEI_GROUPS_MAX),
-    TMOEI_INT(examples_per_task, 1, 1024), TMOEI_FLOAT(lr_model, 0, FLT_MAX),
-    TMOEI_FLOAT(lr_router, 0, FLT_MAX), TMOEI_FLOAT(lr_tasks, 0, FLT_MAX), TMOEI_FLOAT(warmup, 0, 1),
-    TMOEI_FLOAT(weight_decay, 0, FLT_MAX), TMOEI_FLOAT(beta1, 0, TMOEI_BELOW_1),
-    TMOEI_FLOAT(beta2, 0, TMOEI_BELOW_1), TMOEI_FLOAT(adam_epsilon, FLT_MIN, FLT_MAX),
-    TMOEI_FLOAT(clip, 0, FLT_MAX), TMOEI_FLOAT(label_smoothing, 0, TMOEI_BELOW_1),
-    TMOEI_FLOAT(dropout, 0, TMOEI_BELOW_1), TMOEI_FLOAT(expert_regularisation, 0, FLT_MAX),
-    TMOEI_FLOAT(load_balance, 0, FLT_MAX), TMOEI_INT(train, 1, TMOE_TRAIN_ALL),
-    TMOEI_INT(alternate_steps, 0, INT_MAX / 2), TMOEI_INT(validation_lines, 0, INT_MAX),
-    TMOEI_INT(evaluate_every_steps, 0, INT_MAX), TMOEI_INT(patience, 0, INT_MAX)
-};
+static const tmoei_field tmoei_training_fields[] = { TMOE_TRAINING_FIELDS(TMOEI_INT_ROW, TMOEI_FLOAT_ROW) };
 #undef TMOEI_STRUCT
+#define TMOEI_INT_DEFAULT(type, f, begin, least, most) c.f = begin;
+#define TMOEI_FLOAT_DEFAULT(f, begin, least, most) c.f = begin;
+TMOE_DEF tmoe_config tmoe_config_default(void) {
+    tmoe_config c;
+    memset(&c, 0, sizeof c);
+    TMOE_CONFIG_FIELDS(TMOEI_INT_DEFAULT, TMOEI_FLOAT_DEFAULT)
+    c.seed = 1;
+    return c;
+}
+TMOE_DEF tmoe_training tmoe_training_default(void) {
+    tmoe_training c;
+    memset(&c, 0, sizeof c);
+    TMOE_TRAINING_FIELDS(TMOEI_INT_DEFAULT, TMOEI_FLOAT_DEFAULT)
+    c.vocabulary = 512; c.seed = 1;
+    return c;
+}
 static double tmoei_field_value(const void *config, const tmoei_field *field) {
     const void *at = (const char *)config + field->offset;
     return field->kind == TMOEI_KIND_FLOAT ? (double)*(const float *)at : (double)*(const int *)at;
@@ -4878,19 +4809,6 @@ static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c, const
             "router_hidden is %d, must be divisible by the transformer router's 4 heads", c->router_hidden);
     return text[0] ? tmoei_fail(ctx, TMOE_ERR_CONFIG, "config: %s", text) : TMOE_OK;
 }
-TMOE_DEF tmoe_config tmoe_config_default(void) {
-    tmoe_config c;
-    memset(&c, 0, sizeof c);
-    c.D = 96; c.H_encoder = c.H_decoder = 4; c.F_encoder = c.F_decoder = 384;
-    c.encoder_layers = c.decoder_layers = 2; c.norm = TMOE_NORM_PRE; c.activation = TMOE_GELU;
-    c.source_tokens = 128; c.target_tokens = 64;                /* the paper decodes at most 64 tokens */
-    c.E = 4; c.expert_places = TMOE_ENCODER | TMOE_DECODER; c.expert_noise = 0.5f; c.mix = TMOE_MIX_PARAM;
-    c.selection = TMOE_SELECT_SOFTMAX; c.random_n = 1; c.temperature = c.temperature_min = 1.0f;
-    c.router = TMOE_ROUTER_LINEAR_LAYER_SPECIFIC; c.router_hidden = 64;     /* the paper's final runs */
-    c.vectors = TMOE_VECTOR_TEXT; c.k = 64; c.instruction_in_input = 1; c.seed = 1;
-    c.begin_id = TMOE_TOKEN_BEGIN; c.pad_id = TMOE_TOKEN_PAD; c.start_id = c.end_id = TMOE_TOKEN_END;
-    return c;
-}
 TMOE_DEF void tmoe_model_destroy(tmoe_model *model) {
     if (!model) return;
     tmoe_tokenizer_destroy(model->tokenizer);
@@ -4923,7 +4841,7 @@ static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config, con
     model->generation.forced_begin_id = model->generation.forced_end_id = -1;
     model->tape = tmoe_tape_create(ctx);
     model->tasks = (tmoe_task *)tmoei_own(own, N + 1, sizeof *model->tasks);
-    model->text_vectors = (float *)tmoei_own(own, N * k + 1, sizeof(float));
+    model->text_vectors = (float *)tmoei_own(own, N + 1, k * sizeof(float));
     for (int t = 0; ctx->error == TMOE_OK && t < task_count; t++) {
         model->tasks[t].name = tmoei_own_text(own, tasks[t].name, strlen(tasks[t].name));
         model->tasks[t].instruction = tmoei_own_text(own, tasks[t].instruction, strlen(tasks[t].instruction));
@@ -4932,7 +4850,7 @@ static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config, con
         tmoei_text_vector(tasks[t].instruction, config->k, model->text_vectors + (size_t)t * k);
     }
     if (ctx->error == TMOE_OK && tmoei_model_plan(model) == TMOE_OK) {
-        const size_t width = (size_t)(model->R * config->E);
+        const size_t width = model->width = (size_t)(model->R * config->E);
         model->routes = (float *)tmoei_own(own, N * width + 1, sizeof(float));
         model->mask = (float *)tmoei_own(own, width + 1, sizeof(float));
         model->merged_route = (float *)tmoei_own(own, width + 1, sizeof(float));
@@ -5025,7 +4943,7 @@ TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, co
     for (int p = 0; p < TMOEI_SHARED; p++) {                    /* embeddings, positions, norms */
         const tmoei_parameter *to = &model->parameters[model->shared[p]];
         memcpy(model->theta + to->offset, from->theta + from->parameters[from->shared[p]].offset,
-            (size_t)to->rows * (size_t)to->cols * sizeof(float));
+            to->size * sizeof(float));
     }
     for (int l = 0; l < model->L; l++) {
         const int routed = from->layers[l].route;
@@ -5043,14 +4961,10 @@ TMOE_DEF const tmoe_task *tmoe_model_task(const tmoe_model *model, int task) {
     return task >= 0 && task < model->N ? &model->tasks[task] : NULL;
 }
 TMOE_DEF size_t tmoe_model_parameters(const tmoe_model *model, size_t *active) {
-    size_t all = 0, used = 0;
-    for (int p = 0; p < model->parameter_count; p++) {
-        const size_t n = (size_t)model->parameters[p].rows * (size_t)model->parameters[p].cols;
-        all += n;
-        if (model->parameters[p].expert <= 0 && p < model->router_parameter) used += n;
-    }
-    if (active) *active = used;
-    return all;
+    if (active) *active = 0;
+    for (int p = 0; active && p < model->router_parameter; p++)
+        if (model->parameters[p].expert <= 0) *active += model->parameters[p].size;
+    return model->size;
 }
 TMOE_DEF const char *tmoe_model_parameter(const tmoe_model *model, int index, int *rows, int *cols,
         float **values) {
@@ -5313,8 +5227,8 @@ static tmoe_tensor *tmoei_router_linear(tmoei_router *router, const char *name, 
     tmoei_router_pair(router, name, rows, cols, TMOEI_ROUTER_STD, w);
     return tmoe_linear(router->tape, x, w[0], w[1], act, residual);
 }
-/* One direction of a recurrent layer over the R elements of x (K, R * width); states[l] (K, hidden). `gates`:
- * rows of recurrent weights for each hidden unit. Gate order as torch:
+/* One direction of a recurrent layer over the R elements of x (K, R * width): states[2 l + backward]
+ * (K, hidden). `gates`: rows of recurrent weights for each hidden unit. Gate order as torch:
  *   RNN   h' = tanh(i + u)                                             i = W_i x + b_i,  u = W_h h + b_h
  *   GRU   r, z = sigmoid(i + u);  n = tanh(i_n + r u_n);  h' = n + z (h - n)
  *   LSTM  i, f, o = sigmoid(i + u);  g = tanh(i + u);  c' = f c + i g;  h' = o tanh(c') */
@@ -5334,28 +5248,23 @@ static void tmoei_router_recurrent(tmoei_router *router, tmoe_tensor *x, int wid
     if (!tape->dry) memset(h->x, 0, tmoei_elements(h) * sizeof(float));
     for (int i = 0; i < R; i++) {
         const int l = backward ? R - 1 - i : i;
-        tmoe_tensor *in = tmoe_slice(tape, x, l * width, width), *u;
+        tmoe_tensor *in = tmoe_slice(tape, x, l * width, width), *gate[4] = { NULL, NULL, NULL, NULL };
         in = tmoe_linear(tape, in, wi[0], wi[1], TMOE_NONE, NULL);
-        u = tmoe_linear(tape, h, wh[0], wh[1], TMOE_NONE, NULL);
-        if (gates == 1) h = tmoe_map(tape, tmoe_add(tape, in, u), TMOE_TANH);
+        tmoe_tensor *u = tmoe_linear(tape, h, wh[0], wh[1], TMOE_NONE, NULL), *sum = tmoe_add(tape, in, u);
+        for (int g = 0; g < gates && !(gates == 3 && g == 2); g++)
+            gate[g] = tmoe_map(tape, tmoe_slice(tape, sum, g * hidden, hidden), g == 2 || gates == 1
+                ? TMOE_TANH : TMOE_SIGMOID);
+        if (gates == 1) h = gate[0];
         else if (gates == 3) {
-            tmoe_tensor *rz = tmoe_map(tape, tmoe_add(tape, tmoe_slice(tape, in, 0, 2 * hidden),
-                tmoe_slice(tape, u, 0, 2 * hidden)), TMOE_SIGMOID);
-            tmoe_tensor *n = tmoe_multiply(tape, tmoe_slice(tape, rz, 0, hidden),
-                tmoe_slice(tape, u, 2 * hidden, hidden));
+            tmoe_tensor *n = tmoe_multiply(tape, gate[0], tmoe_slice(tape, u, 2 * hidden, hidden));
             n = tmoe_map(tape, tmoe_add(tape, tmoe_slice(tape, in, 2 * hidden, hidden), n), TMOE_TANH);
             tmoe_tensor *change = tmoe_add(tape, h, tmoe_affine(tape, n, -1.0f, 0.0f));
-            h = tmoe_add(tape, n, tmoe_multiply(tape, tmoe_slice(tape, rz, hidden, hidden), change));
+            h = tmoe_add(tape, n, tmoe_multiply(tape, gate[1], change));
         } else {
-            tmoe_tensor *sum = tmoe_add(tape, in, u);
-            tmoe_tensor *in_forget = tmoe_map(tape, tmoe_slice(tape, sum, 0, 2 * hidden), TMOE_SIGMOID);
-            tmoe_tensor *g = tmoe_map(tape, tmoe_slice(tape, sum, 2 * hidden, hidden), TMOE_TANH);
-            tmoe_tensor *out = tmoe_map(tape, tmoe_slice(tape, sum, 3 * hidden, hidden), TMOE_SIGMOID);
-            c = tmoe_add(tape, tmoe_multiply(tape, tmoe_slice(tape, in_forget, hidden, hidden), c),
-                tmoe_multiply(tape, tmoe_slice(tape, in_forget, 0, hidden), g));
-            h = tmoe_multiply(tape, out, tmoe_map(tape, c, TMOE_TANH));
+            c = tmoe_add(tape, tmoe_multiply(tape, gate[1], c), tmoe_multiply(tape, gate[0], gate[2]));
+            h = tmoe_multiply(tape, gate[3], tmoe_map(tape, c, TMOE_TANH));
         }
-        states[l] = h;
+        states[2 * l + backward] = h;
     }
 }
 /* Logits (K, R * E) of K task vectors (K, k). */
@@ -5366,7 +5275,7 @@ static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, floa
     const int R = model->R, E = c->E, hidden = c->router_hidden, width = specific ? hidden : c->k;
     const int K = e_t ? e_t->rows : 0;
     tmoei_router router = { model, tape, grads, model->router_parameter, "" };
-    tmoe_tensor *x, *a, *w[2], *both[2];
+    tmoe_tensor *x, *a, *w[2];
     tmoe_tensor **parts = (tmoe_tensor **)tmoei_arena_alloc(&tape->small, 2 * (size_t)R, sizeof *parts);
     if (!parts) return NULL;
     memset(parts, 0, 2 * (size_t)R * sizeof *parts);
@@ -5388,12 +5297,10 @@ static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, floa
     }
     if (gates) {
         tmoei_router_recurrent(&router, x, width, gates, 0, parts);
-        tmoei_router_recurrent(&router, x, width, gates, 1, parts + R);
+        tmoei_router_recurrent(&router, x, width, gates, 1, parts);
         tmoei_router_pair(&router, "projection", E, 2 * hidden, TMOEI_ROUTER_STD, w);
-        for (int l = 0; l < R; l++) {
-            both[0] = parts[l]; both[1] = parts[R + l];
-            parts[l] = tmoe_linear(tape, tmoe_concat(tape, both, 2), w[0], w[1], TMOE_NONE, NULL);
-        }
+        for (int l = 0; l < R; l++)
+            parts[l] = tmoe_linear(tape, tmoe_concat(tape, parts + 2 * l, 2), w[0], w[1], TMOE_NONE, NULL);
         return tmoe_concat(tape, parts, R);
     }
     int *offsets = (int *)tmoei_arena_alloc(&tape->small, (size_t)K + 1, sizeof *offsets);
@@ -5425,23 +5332,17 @@ static void tmoei_route_mask(float *route, const float *mask, int E) {
     for (int e = 0; e < E; e++) if (mask[e] == 0.0f) { sum += route[e]; on += 1.0f; }
     for (int e = 0; e < E; e++) route[e] = mask[e] != 0.0f ? 0.0f : sum > 0.0f ? route[e] / sum : 1.0f / on;
 }
-/* A route without a router: average, or a random top-n of E with weight 1/n (Fisher-Yates). */
+/* A route without a router: average, or a random top-n of E with weight 1/n. */
 static void tmoei_route_without_router(const tmoe_model *model, uint64_t stream, uint64_t at, float *route) {
     const tmoe_config *c = &model->config;
-    const int E = c->E, average = c->selection == TMOE_SELECT_AVERAGE;
-    const int n = average ? 0 : c->selection == TMOE_SELECT_RANDOM_TASK ? c->random_n : 1;
-    const float *mask = model->mask;
+    const int E = c->E, n = c->selection == TMOE_SELECT_AVERAGE ? E
+        : c->selection == TMOE_SELECT_RANDOM_TASK ? c->random_n : 1;
     int order[64];
-    for (int l = 0; l < model->R; l++, route += E, mask += E) {
-        for (int e = 0; e < E; e++) { order[e] = e; route[e] = average ? 1.0f / (float)E : 0.0f; }
-        for (int e = 0; e < n; e++) {
-            const uint64_t random = tmoei_random(c->seed, stream,
-                (at * (uint64_t)model->R + (uint64_t)l) * 64 + (uint64_t)e);
-            const int other = e + (int)tmoei_below(random, (size_t)(E - e)), chosen = order[other];
-            order[other] = order[e];
-            route[chosen] = 1.0f / (float)n;
-        }
-        tmoei_route_mask(route, mask, E);
+    for (int l = 0; l < model->R; l++, route += E) {
+        memset(route, 0, (size_t)E * sizeof(float));
+        (void)tmoei_draw(c->seed, stream, (at * (uint64_t)model->R + (uint64_t)l) * 64, order, E, n);
+        for (int e = 0; e < n; e++) route[order[e]] = 1.0f / (float)n;
+        tmoei_route_mask(route, model->mask + l * E, E);
     }
 }
 /* Streams of one seed; tensors use their index. */
@@ -5464,24 +5365,22 @@ static tmoe_result tmoei_routes_of_vectors(tmoe_model *model, const float *vecto
 }
 /* Makes model->routes hold every known task's route for the present parameters. */
 static tmoe_result tmoei_routes_refresh(tmoe_model *model) {
-    const size_t width = (size_t)(model->R * model->config.E);
     if (model->routes_version == model->version || model->R == 0 || model->N == 0) return TMOE_OK;
     if (tmoei_selection_has_router(model->config.selection))
         TMOEI_TRY(tmoei_routes_of_vectors(model, model->theta + model->vectors, model->N, model->routes));
     else for (int t = 0; t < model->N; t++)
         tmoei_route_without_router(model, TMOEI_STREAM_TASK_ROUTES, (uint64_t)t,
-            model->routes + (size_t)t * width);
+            model->routes + (size_t)t * model->width);
     model->routes_version = model->version;
     return TMOE_OK;
 }
 TMOE_DEF tmoe_result tmoe_route(tmoe_model *model, int task, float *route) {
-    const size_t width = (size_t)(model->R * model->config.E);
     model->ctx->error = TMOE_OK;
     if (task < 0 || task >= model->N)
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "route: task %d; the model knows tasks 0 to %d",
             task, model->N - 1);
     TMOEI_TRY(tmoei_routes_refresh(model));
-    memcpy(route, model->routes + (size_t)task * width, width * sizeof(float));
+    memcpy(route, model->routes + (size_t)task * model->width, model->width * sizeof(float));
     return TMOE_OK;
 }
 
@@ -5524,10 +5423,9 @@ static float tmoei_cosine(const float *a, const float *b, int k) {
 TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction, int count, int *tasks,
         float *cosines) {
     const int k = model->config.k;
-    float *vector = (float *)tmoei_alloc(model->ctx, (size_t)k, sizeof(float), 0);
+    float *vector = model->text_vectors + (size_t)model->N * (size_t)k;
     int place, filled = 0;
     for (place = 0; place < count; place++) { tasks[place] = -1; cosines[place] = -2.0f; }
-    if (!vector) return 0;
     tmoei_text_vector(instruction, k, vector);
     for (int t = 0; t < model->N; t++) {
         const float cosine = tmoei_cosine(vector, model->text_vectors + (size_t)t * (size_t)k, k);
@@ -5535,13 +5433,12 @@ TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction
             if (place < count) { tasks[place] = tasks[place - 1]; cosines[place] = cosines[place - 1]; }
         if (place < count) { tasks[place] = t; cosines[place] = cosine; }
     }
-    tmoei_free(model->ctx, vector);
     return filled;
 }
 TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction, tmoe_zero_shot how,
         float *route) {
     const int k = model->config.k, E = model->config.E, width = model->R * E;
-    tmoe_result result;
+    float *vector = model->text_vectors + (size_t)model->N * (size_t)k;
     double total = 0.0;
     model->ctx->error = TMOE_OK;
     if (how == TMOE_ZERO_SHOT_AVERAGE || !tmoei_selection_has_router(model->config.selection) || width == 0) {
@@ -5549,25 +5446,20 @@ TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instructio
         for (int i = 0; i < width; i += E) tmoei_route_mask(route + i, model->mask + i, E);
         return TMOE_OK;
     }
-    float *vector = (float *)tmoei_alloc(model->ctx, (size_t)k, sizeof(float), 0);
-    if (!vector) return TMOE_ERR_MEMORY;
     tmoei_text_vector(instruction, k, vector);
     if (how == TMOE_ZERO_SHOT_ROUTER && model->config.vectors == TMOE_VECTOR_TEXT)
-        result = tmoei_routes_of_vectors(model, vector, 1, route);
-    else {
-        result = tmoei_routes_refresh(model);
-        for (int i = 0; i < width; i++) route[i] = 0.0f;
-        for (int t = 0; result == TMOE_OK && t < model->N; t++) {
-            const float *seen = model->routes + (size_t)t * (size_t)width;
-            const float *other = model->text_vectors + (size_t)t * (size_t)k;
-            const double weight = exp(20.0 * (double)tmoei_cosine(vector, other, k) - 20.0);
-            for (int i = 0; i < width; i++) route[i] += (float)weight * seen[i];
-            total += weight;
-        }
-        for (int i = 0; result == TMOE_OK && i < width; i++) route[i] = (float)((double)route[i] / total);
+        return tmoei_routes_of_vectors(model, vector, 1, route);
+    TMOEI_TRY(tmoei_routes_refresh(model));
+    for (int i = 0; i < width; i++) route[i] = 0.0f;
+    for (int t = 0; t < model->N; t++) {
+        const float *seen = model->routes + (size_t)t * (size_t)width;
+        const float *other = model->text_vectors + (size_t)t * (size_t)k;
+        const double weight = exp(20.0 * (double)tmoei_cosine(vector, other, k) - 20.0);
+        for (int i = 0; i < width; i++) route[i] += (float)weight * seen[i];
+        total += weight;
     }
-    tmoei_free(model->ctx, vector);
-    return result;
+    for (int i = 0; i < width; i++) route[i] = (float)((double)route[i] / total);
+    return TMOE_OK;
 }
 TMOE_DEF tmoe_result tmoe_route_of_vector(tmoe_model *model, const float *vector, float *route) {
     model->ctx->error = TMOE_OK;
@@ -5867,10 +5759,9 @@ static double tmoei_mean_gain(const double *base, const double *scores, int n, i
 }
 TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const double *scores, int count,
         uint64_t seed, tmoe_comparison *result) {
+    double sample[2000];                        /* the interval's ends move by some 1 % of its width */
+    const int draws = (int)(sizeof sample / sizeof *sample);
     ctx->error = TMOE_OK;
-    const int draws = 2000;                     /* the interval's ends move by some 1 % of its width */
-    double *sample = (double *)tmoei_alloc(ctx, (size_t)draws, sizeof *sample, 0);
-    if (!sample) return TMOE_ERR_MEMORY;
     memset(result, 0, sizeof *result);
     for (int t = 0; t < count; t++) {
         if (scores[t] != scores[t] || base[t] != base[t]) { result->undefined++; continue; }
@@ -5888,7 +5779,6 @@ TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const doubl
         qsort(sample, (size_t)n, sizeof *sample, tmoei_double_order);
         gain[1] = n ? sample[n * 25 / 1000] : (double)NAN; gain[2] = n ? sample[n * 975 / 1000] : (double)NAN;
     }
-    tmoei_free(ctx, sample);
     return TMOE_OK;
 }
 /* ==== >>routes: reading them =========================================================================== */
@@ -5902,7 +5792,7 @@ TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const float *routes,
     const int good = order && x;
     for (int i = 0; good && i <= permutations; i++) {           /* the first time as they are */
         double most = 0.0;
-        (void)tmoei_draw(seed, TMOEI_STREAM_PERMUTATION, (uint64_t)i, order, N, i ? N : 0);
+        (void)tmoei_draw(seed, TMOEI_STREAM_PERMUTATION, (uint64_t)i * 1024, order, N, i ? N : 0);
         for (int t = 0; t < N; t++) y[t] = (double)feature[order[t]];
         for (int c = 0; c < C; c++) {
             for (int t = 0; t < N; t++) x[t] = (double)routes[(size_t)t * (size_t)C + (size_t)c];
@@ -6497,16 +6387,6 @@ static double tmoei_seconds(void) {
     return (double)clock() / CLOCKS_PER_SEC;                    /* wall time in Windows' C library */
 #endif
 }
-TMOE_DEF tmoe_training tmoe_training_default(void) {
-    tmoe_training t;
-    memset(&t, 0, sizeof t);
-    t.steps = 5000; t.tasks_per_step = t.examples_per_task = 8; t.lr_model = 2e-3f;
-    t.lr_router = 5e-3f; t.lr_tasks = 1e-2f;
-    t.warmup = 0.06f; t.weight_decay = 0.01f; t.adam_epsilon = 1e-8f;   /* the paper's */
-    t.beta1 = 0.9f; t.beta2 = 0.999f; t.clip = 1.0f;
-    t.train = TMOE_TRAIN_ALL; t.vocabulary = 512; t.seed = 1;
-    return t;
-}
 
 /* ---- packing a group --------------------------------------------------------------------------------- */
 
@@ -6685,7 +6565,7 @@ static double tmoei_expert_distance(const tmoe_model *model, int l, float *grads
 static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, float weight, double *loss) {
     const tmoe_training *t = &trainer->training;
     tmoe_model *model = trainer->model;
-    const size_t width = (size_t)(model->R * model->config.E), at = (size_t)g * width;
+    const size_t width = model->width, at = (size_t)g * width;
     const int routed = routes && routes->wants_grad;
     tmoei_pass pass;
     tmoe_tape_reset(trainer->group_tape);
@@ -6705,13 +6585,13 @@ static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, 
 static int tmoei_step_draw(tmoe_trainer *trainer, int *counts, double *targets) {
     const tmoe_training *t = &trainer->training;
     const uint64_t step = (uint64_t)trainer->steps_done;
-    const int K = tmoei_draw(t->seed, TMOEI_STREAM_BATCH, step * 128, trainer->task_order,
+    const int K = tmoei_draw(t->seed, TMOEI_STREAM_BATCH, step * 128 * 1024, trainer->task_order,
         trainer->task_count, t->tasks_per_step);
     for (int g = 0; g < K; g++) {
         const tmoei_trained_task *task = &trainer->tasks[trainer->task_order[g]];
         const uint64_t random = tmoei_random(t->seed, step, (uint64_t)g);
         trainer->step_tasks[g] = task->task;
-        counts[g] = tmoei_draw(t->seed, TMOEI_STREAM_BATCH, step * 128 + 1 + (uint64_t)g,
+        counts[g] = tmoei_draw(t->seed, TMOEI_STREAM_BATCH, (step * 128 + 1 + (uint64_t)g) * 1024,
             trainer->example_order, task->count, t->examples_per_task);
         for (int i = 0; i < counts[g]; i++) {
             const int chosen = (int)task->first + trainer->example_order[i];
@@ -6950,12 +6830,12 @@ static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer) {
 static void tmoei_trainer_updates(tmoe_trainer *trainer) {
     const tmoei_parameter *p = trainer->model->parameters, *end = p + trainer->model->parameter_count;
     for (; p < end; p++) {
-        const size_t n = (size_t)p->rows * (size_t)p->cols;
         if (!tmoei_moves(trainer->training.train, p->rate)) continue;
         if (trainer->update_count == 0) trainer->first = p->offset;
-        trainer->span = p->offset + n - trainer->first;
-        for (size_t done = 0; done < n; done += TMOEI_UPDATE_FLOATS) {
-            const size_t count = n - done < TMOEI_UPDATE_FLOATS ? n - done : TMOEI_UPDATE_FLOATS;
+        trainer->span = p->offset + p->size - trainer->first;
+        for (size_t done = 0; done < p->size; done += TMOEI_UPDATE_FLOATS) {
+            const size_t left = p->size - done,
+                count = left < TMOEI_UPDATE_FLOATS ? left : TMOEI_UPDATE_FLOATS;
             const tmoei_update update = { p->offset + done, count, p->rate, p->decay, 0.0 };
             if (!tmoei_grow(trainer->ctx, &trainer->updates, &trainer->update_capacity,
                     (size_t)trainer->update_count + 1, sizeof update)) return;
@@ -6967,7 +6847,7 @@ static void tmoei_trainer_updates(tmoe_trainer *trainer) {
 static tmoe_trainer *tmoei_trainer_new(tmoe_model *model, const tmoe_training *training, size_t tasks,
         size_t lines) {
     tmoe_ctx *ctx = model->ctx;
-    const size_t width = (size_t)(model->R * model->config.E) + 1, groups = (size_t)training->tasks_per_step,
+    const size_t width = model->width + 1, groups = (size_t)training->tasks_per_step,
         most = (size_t)training->examples_per_task;
     tmoe_trainer *trainer = (tmoe_trainer *)tmoei_alloc(ctx, 1, sizeof *trainer, 1);
     if (!trainer) return NULL;
@@ -7130,7 +7010,7 @@ typedef struct tmoei_few_shot_job {
     const tmoe_model *model;
     const tmoe_task *task;
     const tmoe_few_shot *how;
-    const float *route;
+    float *route;
     tmoe_example *lines;                /* of training, then of dev */
     int train_count, dev_count, wanted; /* wanted: whose test score is asked for; -1: all run */
     double dev[TMOE_FEW_SHOT_CHOICES * TMOE_FEW_SHOT_CHOICES], test;
@@ -7203,7 +7083,7 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
         tmoe_few_shot_result *result) {
     tmoe_ctx *ctx = model->ctx;
     const tmoe_few_shot f = how ? *how : tmoe_few_shot_default();
-    const size_t lines = (size_t)task->train_count, width = (size_t)(model->R * model->config.E);
+    const size_t lines = (size_t)task->train_count;
     const int n = f.learning_rate_count * f.batch_size_count;
     tmoei_few_shot_job job;
     int best = -1;
@@ -7220,30 +7100,28 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
     job.model = model; job.task = task; job.how = &f; job.wanted = -1;
     job.lines = (tmoe_example *)tmoei_alloc(ctx, 2 * lines + 1, sizeof *job.lines, 0);
     int *order = (int *)tmoei_alloc(ctx, lines + 1, sizeof(int), 0);
-    float *route = (float *)tmoei_alloc(ctx, width + 1, sizeof(float), 0);
-    if (job.lines && order && route) {
+    job.route = (float *)tmoei_alloc(ctx, model->width + 1, sizeof(float), 0);
+    if (job.lines && order && job.route) {
         tmoei_few_shot_sample(&job, order, job.lines + lines);
         if (job.train_count < 1 || job.dev_count < 1)
             (void)tmoei_fail(ctx, TMOE_ERR_DATA, "few_shot: task %s has too few training lines", task->name);
     }
-    if (ctx->error == TMOE_OK && tmoe_route_unseen(model, task->instruction, f.start, route) == TMOE_OK) {
-        job.route = route;
-        tmoei_parallel(ctx, tmoei_few_shot_chunk, &job, n);
-        for (int i = 0; i < n; i++) {
-            if (job.results[i] != TMOE_OK)
-                (void)tmoei_fail(ctx, job.results[i], "few_shot: %.900s", job.messages[i]);
-            if (best < 0 || job.dev[i] > job.dev[best] || job.dev[best] != job.dev[best]) best = i;
+    if (ctx->error == TMOE_OK && tmoe_route_unseen(model, task->instruction, f.start, job.route) == TMOE_OK) {
+        for (int round = 0; round < 2 && ctx->error == TMOE_OK; round++) {      /* all; the best, with test */
+            tmoei_parallel(ctx, tmoei_few_shot_chunk, &job, round ? 1 : n);
+            for (int i = 0; i < n; i++) {
+                if (job.results[i] != TMOE_OK)
+                    (void)tmoei_fail(ctx, job.results[i], "few_shot: %.900s", job.messages[i]);
+                if (best < 0 || job.dev[i] > job.dev[best] || job.dev[best] != job.dev[best]) best = i;
+            }
+            job.wanted = best;
         }
-        job.wanted = best;
-        if (ctx->error == TMOE_OK) tmoei_few_shot_chunk(&job, 0, 0);    /* the best once more, with test */
-        if (ctx->error == TMOE_OK && job.results[best] != TMOE_OK)
-            (void)tmoei_fail(ctx, job.results[best], "few_shot: %.900s", job.messages[best]);
         result->dev = job.dev[best]; result->test = job.test;
         result->learning_rate = f.learning_rates[best / f.batch_size_count];
         result->batch_size = f.batch_sizes[best % f.batch_size_count];
         result->train_count = job.train_count; result->dev_count = job.dev_count;
     }
-    tmoei_free(ctx, job.lines); tmoei_free(ctx, order); tmoei_free(ctx, route);
+    tmoei_free(ctx, job.lines); tmoei_free(ctx, order); tmoei_free(ctx, job.route);
     return ctx->error;
 }
 
@@ -7361,7 +7239,7 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
 /* ==== >>files: models and checkpoints ==================================================================
  * A safetensors file. Its metadata holds config, tokenizer and tasks as JSON; every parameter is a tensor of
  * its own name. A trainer adds "trainer.moment1", "trainer.moment2" and "trainer.best", twins of theta. */
-#ifndef TMOE_NO_STDIO
+#ifndef TMOE_NO_STDIO                   /* up to the end of >>bart */
 #define TMOEI_FORMAT "2"
 /* Numbers as "name":value; what is below 0 is an id that is not there, and is left out. */
 static void tmoei_fields_to_json(tmoe_ctx *ctx, const void *base, const tmoei_field *fields, size_t count,
@@ -7463,9 +7341,8 @@ static tmoe_result tmoei_parameters_read(const tmoe_model *model, const tmoei_sa
     tmoe_ctx *ctx = model->ctx;
     for (const tmoei_parameter *p = model->parameters; p < model->parameters + model->parameter_count; p++) {
         const tmoei_entry *e = tmoei_safetensors_find(file, p->name);
-        const size_t n = (size_t)p->rows * (size_t)p->cols;
         if (!e) return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no tensor %s", file->path, p->name);
-        TMOEI_TRY(tmoei_safetensors_read(ctx, file, e, 0, theta + p->offset, n));
+        TMOEI_TRY(tmoei_safetensors_read(ctx, file, e, 0, theta + p->offset, p->size));
     }
     return TMOE_OK;
 }
@@ -7475,8 +7352,7 @@ static int tmoei_read_in_place(tmoe_model *model, tmoei_safetensors *file) {
     if (!file->mapped || !tmoei_little_endian() || (uintptr_t)file->data % sizeof(float)) return 0;
     for (const tmoei_parameter *p = model->parameters; p < model->parameters + model->parameter_count; p++) {
         const tmoei_entry *e = tmoei_safetensors_find(file, p->name);
-        if (!e || e->dtype != TMOEI_F32 || e->begin != p->offset * sizeof(float)
-                || e->count != (size_t)p->rows * (size_t)p->cols)
+        if (!e || e->dtype != TMOEI_F32 || e->begin != p->offset * sizeof(float) || e->count != p->size)
             return 0;
     }
     model->theta = (float *)(void *)(file->bytes + (file->size - file->data_size));
@@ -7621,13 +7497,11 @@ TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, in
     tmoei_free(ctx, file);
     return ctx->error;
 }
-#endif /* TMOE_NO_STDIO */
 /* ==== >>bart: Hugging Face's BART folders, read and written ============================================
  * config.json, model.safetensors (or shards with an index), generation_config.json, and a tokenizer. BART is
  * our POST-norm model with E = 1; its q, k and v matrices lie below each other in ours, and its tables of
  * positions begin with two rows that nobody uses. One list of names serves reading, writing and the message
  * about what is missing. */
-#ifndef TMOE_NO_STDIO
 #define TMOEI_BART_SKIP 2               /* rows of a table of positions before position 0 */
 typedef struct tmoei_bart_tensor {      /* a tensor of theirs, and where it lies in ours */
     char name[96];
@@ -7675,9 +7549,6 @@ static int tmoei_bart_next(const tmoe_model *model, int *at, tmoei_bart_tensor *
 }
 
 /* ---- weights: one file, or several with an index ------------------------------------------------------ */
-static int tmoei_folder_has(tmoe_ctx *ctx, char *path, const char *folder, const char *name) {
-    return tmoei_path_join(ctx, path, folder, name) == TMOE_OK && tmoei_file_exists(path);
-}
 /* Opens a JSON file of the folder. One that is absent, where that is allowed, gives an empty json. */
 static tmoe_result tmoei_json_file(tmoe_ctx *ctx, tmoei_json *json, char *path, const char *folder,
         const char *name, int optional) {
@@ -7868,7 +7739,7 @@ static tmoe_result tmoei_bart_generation(tmoe_model *model, const tmoei_json *js
     tmoe_ctx *ctx = model->ctx;
     tmoe_generation *g = &model->generation, fresh = *g;
     const int start = model->config.start_id;
-    g->max_length = model->config.target_tokens < 21 ? model->config.target_tokens : 21;     /* their default */
+    g->max_length = tmoei_least(model->config.target_tokens, 21);           /* transformers' default */
     fresh.max_length = fresh.min_length = -1;
     for (size_t i = 0; i < sizeof tmoei_bart_refused / sizeof *tmoei_bart_refused; i++) {
         const tmoei_json_node *n = tmoei_json_value(json, 0, tmoei_bart_refused[i]);

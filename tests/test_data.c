@@ -202,6 +202,7 @@ static void test_crossfit_and_json_lines_are_read(void)
     text_write(folder, "glue-x/glue-x_16_13_train.tsv", "q\tr\n");
     text_write(folder, "more.jsonl", "{\"task\": \"t\", \"instruction\": \"Do it.\", \"input\": \"1\", \"output\": \"one\"}\n"
                                      "{\"task\": \"u\", \"input\": \"1\", \"output\": [\"uno\", \"un\"]}\n{\"task\": \"t\", \"input\": \"2\", \"output\": \"two\"}\n");
+    text_write(folder, "tasks.tsv", "name\tmetric\tinstruction\nglue-x\taccuracy\t\nt\trouge_l\tDo that.\nno such task\trouge_l\tNo.\n");
     suite = tmoe_suite_load(ctx, folder, NULL);
     CHECK(suite && suite->count == 3);
     if (!suite) printf("%s\n", tmoe_error_message(ctx));
@@ -209,7 +210,9 @@ static void test_crossfit_and_json_lines_are_read(void)
         const tmoe_task *x = &suite->tasks[tmoe_suite_find(suite, "glue-x")], *t = &suite->tasks[tmoe_suite_find(suite, "t")];
         CHECK(x->train_count == 3 && x->test_count == 1 && x->train[1].output_count + x->train[0].output_count + x->train[2].output_count == 4);
         CHECK_TEXT(x->test[0].outputs[0], "i");
-        CHECK_TEXT(t->instruction, "Do it.");
+        CHECK(x->metric == TMOE_METRIC_ACCURACY && t->metric == TMOE_METRIC_ROUGE_L);       /* tasks.tsv describes every layout */
+        CHECK_TEXT(x->instruction, "glue-x");
+        CHECK_TEXT(t->instruction, "Do that.");
         CHECK(t->train_count == 1 && t->test_count == 1);
         CHECK(suite->tasks[tmoe_suite_find(suite, "u")].train[0].output_count == 2);
     }
@@ -236,6 +239,17 @@ static void test_bad_task_data_is_named_with_file_and_line(void)
         text_write(folder, bad[i].name, bad[i].text);
         CHECK(tmoe_suite_load(ctx, folder, NULL) == NULL && tmoe_error(ctx) == bad[i].result);
         CHECK_HAS(tmoe_error_message(ctx), bad[i].message);
+        folder_remove(folder);
+    }
+    {
+        const char *folder = folder_new();
+        text_write(folder, "a.tsv", "1\t2\n3\t4\n");
+        text_write(folder, "tasks.tsv", "name\tmetric\na\tluck\n");
+        CHECK(tmoe_suite_load(ctx, folder, NULL) == NULL && tmoe_error(ctx) == TMOE_ERR_DATA);
+        CHECK_HAS(tmoe_error_message(ctx), "tasks.tsv:2: unknown metric 'luck'");
+        text_write(folder, "tasks.tsv", "name\tlabels\na\tx|y|x\n");
+        CHECK(tmoe_suite_load(ctx, folder, NULL) == NULL && tmoe_error(ctx) == TMOE_ERR_DATA);
+        CHECK_HAS(tmoe_error_message(ctx), "tasks.tsv:2: label 'x' is there twice");
         folder_remove(folder);
     }
     CHECK(tmoe_suite_load(ctx, "build/there is no such folder", NULL) == NULL && tmoe_error(ctx) == TMOE_ERR_FILE);
