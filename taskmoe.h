@@ -1218,9 +1218,9 @@ typedef struct tmoei_epilogue {
     const float *residual;              /* (M, N) or NULL */
     size_t pre_stride, residual_stride;
 } tmoei_epilogue;
-/* tile (rows, NR) = beta * tile + panels; columns past `columns` are not touched */
-typedef void tmoei_micro_fn(int K, const float *a, const float *b, size_t ldb, float beta, float *c,
-    size_t ldc, int columns);
+/* tile (rows, NR) = beta * tile + a b; columns past `columns` are not touched */
+typedef void tmoei_micro_fn(int K, const float *a, size_t lda, const float *b, size_t ldb, float beta,
+    float *c, size_t ldc, int columns);
 typedef struct tmoei_kernels {
     const char *name;
     int mr, nr;                         /* register tile */
@@ -1326,22 +1326,39 @@ typedef struct tmoei_kernels {
 #define TMOEI_HEIGHTS_14(X) TMOEI_HEIGHTS_8(X) X(9) X(10) X(11) X(12) X(13) X(14)
 #define TMOEI_ZERO(i, j) V c##i##j = VSET(0.0f);
 #define TMOEI_LOAD(i, j) const V b##j = VLOAD(b + j * VW);
-#define TMOEI_STEP(i, j) c##i##j = VFMA(x, b##j, c##i##j);
-#define TMOEI_STORE(i, j) TMOEI_FN(store)(c + (size_t)i * ldc + j * VW, c##i##j, beta, columns - j * VW);
+#define TMOEI_STEP(i, j) TMOEI_PICK(c##i##j = VFMA(x, b##j, c##i##j), c##i##j = VFMA(x, b##j, c##i##j), \
+    __asm__("vfmadd231ps %2, %1, %0" : "+x"(c##i##j) : "x"(x), "x"(b##j)), \
+    __asm__("vfmadd231ps %2, %1, %0" : "+v"(c##i##j) : "v"(x), "v"(b##j)));
+#define TMOEI_ADD(i, j) c##i##j = c##i##j + VLOAD(c + (size_t)i * ldc + j * VW);
+#define TMOEI_STORE(i, j) VSTORE(c + (size_t)i * ldc + j * VW, c##i##j);
+#define TMOEI_EDGE(i, j) TMOEI_FN(store)(c + (size_t)i * ldc + j * VW, c##i##j, beta, columns - j * VW);
 #define TMOEI_ROW_ZERO(i) TMOEI_ACROSS(TMOEI_ZERO, i)
-#define TMOEI_ROW_STEP(i) if (i < height) { const V x = VSET(a[i]); TMOEI_ACROSS(TMOEI_STEP, i) }
+#define TMOEI_ROW_STEP(i) if (i < height) { \
+    const V x = VSET((i < 3 ? a : i < 6 ? a3 : i < 9 ? a6 : i < 12 ? a9 : a12)[i % 3 * lda]); \
+    TMOEI_ACROSS(TMOEI_STEP, i) }
+#define TMOEI_ROW_ADD(i) if (i < height) { TMOEI_ACROSS(TMOEI_ADD, i) }
 #define TMOEI_ROW_STORE(i) if (i < height) { TMOEI_ACROSS(TMOEI_STORE, i) }
-/* A micro-kernel for each height: sums of `rows` x NR over k, panels straight on. */
+#define TMOEI_ROW_EDGE(i) if (i < height) { TMOEI_ACROSS(TMOEI_EDGE, i) }
+#define TMOEI_K_STEP { \
+    TMOEI_ACROSS(TMOEI_LOAD, 0) \
+    TMOEI_ROWS(TMOEI_ROW_STEP) \
+    a++; a3++; a6++; a9++; a12++; b += ldb; }
+/* A micro-kernel for each height: sums of `rows` x NR over k. A pointer for every third row of a reaches the
+ * others by an address's scaled index; four k at a time, or the counting would take a sixth of the slots. */
 #define TMOEI_MICRO(rows) \
-    TMOEI_TARGET static void TMOEI_FN(micro##rows)(int K, const float *a, const float *b, size_t ldb, \
-            float beta, float *c, size_t ldc, int columns) { \
+    TMOEI_TARGET static void TMOEI_FN(micro##rows)(int K, const float *a, size_t lda, const float *b, \
+            size_t ldb, float beta, float *c, size_t ldc, int columns) { \
         const int height = rows; \
+        const float *a3 = a + 3 * lda, *a6 = a3 + 3 * lda, *a9 = a6 + 3 * lda, *a12 = a9 + 3 * lda; \
         TMOEI_ROWS(TMOEI_ROW_ZERO) \
-        for (int k = 0; k < K; k++, a += height, b += ldb) { \
-            TMOEI_ACROSS(TMOEI_LOAD, 0) \
-            if (ldb != TMOEI_NR) TMOEI_PREFETCH(b + 5 * ldb); \
-            TMOEI_ROWS(TMOEI_ROW_STEP) \
+        for (; K >= 4; K -= 4) { \
+            if (ldb != TMOEI_NR) { TMOEI_PREFETCH(b + 4 * ldb); TMOEI_PREFETCH(b + 5 * ldb); \
+                TMOEI_PREFETCH(b + 6 * ldb); TMOEI_PREFETCH(b + 7 * ldb); } \
+            TMOEI_K_STEP TMOEI_K_STEP TMOEI_K_STEP TMOEI_K_STEP \
         } \
+        for (; K > 0; K--) TMOEI_K_STEP \
+        if (columns < TMOEI_NR) { TMOEI_ROWS(TMOEI_ROW_EDGE) return; } \
+        if (beta != 0.0f) { TMOEI_ROWS(TMOEI_ROW_ADD) } \
         TMOEI_ROWS(TMOEI_ROW_STORE) \
     }
 #define TMOEI_MICRO_NAME(rows) TMOEI_FN(micro##rows),
@@ -1706,11 +1723,14 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
 #define TMOEI_LANE_ROWS 64              /* one-lane products: rows and columns at a time */
 #define TMOEI_LANE_COLUMNS 256
 #define TMOEI_PACK_COLUMNS 64           /* of op(B) packed by a lane at a time */
+#define TMOEI_PACK_ROWS 64              /* and of op(A) */
+#define TMOEI_A_STRIDE(kc) ((kc) + 16)  /* of packed rows of op(A): without 16, many meet in a cache set */
 #define TMOEI_SCORES 65536              /* floats of attention scores a lane holds at a time, twice */
-#define TMOEI_SHARED_FLOATS ((size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX + TMOEI_MC + TMOEI_MR_MAX))
+#define TMOEI_SHARED_B_FLOATS ((size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX))
+#define TMOEI_SHARED_FLOATS (TMOEI_SHARED_B_FLOATS + (size_t)TMOEI_A_STRIDE(TMOEI_KC) * TMOEI_MC)
 #define TMOEI_LANE_B_FLOATS ((size_t)TMOEI_KC * (TMOEI_LANE_COLUMNS + TMOEI_NR_MAX))
 #define TMOEI_LANE_FLOATS (2 * (size_t)TMOEI_SCORES + TMOEI_LANE_B_FLOATS \
-    + (size_t)TMOEI_KC * (TMOEI_LANE_ROWS + TMOEI_MR_MAX))
+    + (size_t)TMOEI_A_STRIDE(TMOEI_KC) * TMOEI_LANE_ROWS)
 static void tmoei_block_sizes(tmoe_ctx *ctx) {
     const size_t rows = ctx->cache_l2_bytes / (6 * TMOEI_KC * sizeof(float));
     const size_t tiles = ctx->cache_l3_bytes / (4 * TMOEI_KC * TMOEI_TILE_COLUMNS * sizeof(float));
@@ -1730,27 +1750,14 @@ static int tmoei_least(int a, int b) { return a < b ? a : b; }
 static int tmoei_pieces(int total, int size) { return (total + size - 1) / size; }
 /* Rows of op(A) a panel has when M rows are cut into equal panels of at most mr. */
 static int tmoei_panel_rows(int M, int mr) { return tmoei_pieces(M, tmoei_pieces(M, mr)); }
-/* dst[k * width + i] = element (k, i) of `lines` lines (rows of op(A), columns of op(B)), zero for lines <=
- * i < width. It lies along memory (along = 1: src[i * stride + k]) or across (src[k * stride + i]). Four
- * lines at a time; the last four overlap those before. */
-static void tmoei_pack_panel(float *dst, int width, int lines, int K, const float *src, size_t stride,
-        int along) {
-    const int last = lines - 4;
-    int i, k, done = 0;
-    if (lines < width) memset(dst, 0, (size_t)width * (size_t)K * sizeof(float));
-    if (!along && last >= 0)
-        for (k = 0; k < K; k++) {
-            float *d = dst + (size_t)k * (size_t)width;
-            const float *s = src + (size_t)k * stride;
-            for (i = 0; i < last; i += 4) memcpy(d + i, s + i, 4 * sizeof(float));
-            memcpy(d + last, s + last, 4 * sizeof(float));
-        }
+/* dst[x * width + y] = src[y * stride + x] for x < X, y < Y: four by four through registers. */
+static void tmoei_transpose(float *dst, size_t width, int X, int Y, const float *src, size_t stride) {
+    int x = 0, y = 0;
 #ifdef TMOEI_X86
-    for (i = 0; along && i < last + 4 && last >= 0; i += 4) {   /* 4 x 4 through registers */
-        const int first = tmoei_least(i, last);
-        const float *s = src + (size_t)first * stride;
-        float *d = dst + first;
-        for (k = 0; k + 4 <= K; k += 4, s += 4, d += 4 * width) {
+    for (; y + 4 <= Y; y += 4) {
+        const float *s = src + (size_t)y * stride;
+        float *d = dst + y;
+        for (x = 0; x + 4 <= X; x += 4, s += 4, d += 4 * width) {
             __m128 r0 = _mm_loadu_ps(s), r1 = _mm_loadu_ps(s + stride), r2 = _mm_loadu_ps(s + 2 * stride),
                 r3 = _mm_loadu_ps(s + 3 * stride);
             _MM_TRANSPOSE4_PS(r0, r1, r2, r3);
@@ -1759,14 +1766,11 @@ static void tmoei_pack_panel(float *dst, int width, int lines, int K, const floa
             _mm_storeu_ps(d + 2 * width, r2);
             _mm_storeu_ps(d + 3 * width, r3);
         }
-        done = k;
     }
 #endif
-    if (along || last < 0)
-        for (i = 0; i < lines; i++)
-            for (k = done; k < K; k++)
-                dst[(size_t)k * (size_t)width + (size_t)i] = along ? src[(size_t)i * stride + (size_t)k]
-                    : src[(size_t)k * stride + (size_t)i];
+    for (int i = 0; i < Y; i++)                                 /* what is left of each line, whole lines */
+        for (int k = i < y ? x : 0; k < X; k++)
+            dst[(size_t)k * width + (size_t)i] = src[(size_t)i * stride + (size_t)k];
 }
 /* A product, and the block of it in work: rows m0 .. m0+mc-1, columns n0 .. n0+nc-1, k0 .. k0+kc-1 of K. A
  * lane packs its own part of an operand (into its scratch, the copy stays in its cache) where no other tile
@@ -1774,7 +1778,7 @@ static void tmoei_pack_panel(float *dst, int width, int lines, int K, const floa
 typedef struct tmoei_product {
     const tmoe_ctx *ctx;
     int transpose_a, transpose_b, M, N, K, m0, mc, n0, nc, k0, kc;
-    int height, tile_rows, tile_columns, column_tiles, a_chunks, b_chunks;
+    int height, tile_rows, tile_columns, column_tiles, a_lies, a_chunks, b_chunks;
     const float *A, *B;
     size_t lda, ldb, ldc;
     float *C, *packed_a, *packed_b, beta;       /* packed: by all lanes; NULL: by each lane */
@@ -1783,36 +1787,47 @@ typedef struct tmoei_product {
 static tmoei_product tmoei_product_of(const tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, int N,
         int K, const float *A, size_t lda, const float *B, size_t ldb, float beta, float *C, size_t ldc) {
     tmoei_product p;
+    const size_t apart = lda | 1024;                            /* its lowest bit counts */
     memset(&p, 0, sizeof p);
     p.ctx = ctx; p.transpose_a = transpose_a; p.transpose_b = transpose_b;
     p.M = M; p.N = N; p.K = K; p.height = tmoei_panel_rows(M, ctx->kernels->mr);
     p.A = A; p.B = B; p.C = C; p.lda = lda; p.ldb = ldb; p.ldc = ldc; p.beta = beta;
+    /* at most four rows of a panel a multiple of 4 KiB apart: a cache set holds them */
+    p.a_lies = !transpose_a && (size_t)p.height * (apart & (~apart + 1)) <= 4096;
     return p;
 }
-/* The panels of rows i0 .. i1-1 of the block's op(A), of columns j0 .. j1-1 of its op(B). */
+/* Rows i0 .. i1-1 of the block's op(A), one behind the other. */
 static void tmoei_product_pack_a(const tmoei_product *p, float *packed, int i0, int i1) {
-    const size_t k0 = (size_t)p->k0, kc = (size_t)p->kc;
-    for (int i = i0; i < i1; i += p->height, packed += (size_t)p->height * kc) {
-        const int rows = tmoei_least(i1 - i, p->height);        /* the last panel may be lower */
-        const size_t m = (size_t)(p->m0 + i);
-        tmoei_pack_panel(packed, rows, rows, p->kc,
-            p->A + (p->transpose_a ? k0 * p->lda + m : m * p->lda + k0), p->lda, !p->transpose_a);
-    }
+    const size_t k0 = (size_t)p->k0, kc = (size_t)p->kc, m = (size_t)(p->m0 + i0);
+    const size_t stride = TMOEI_A_STRIDE(kc);
+    if (p->transpose_a) tmoei_transpose(packed, stride, i1 - i0, p->kc, p->A + k0 * p->lda + m, p->lda);
+    else for (size_t i = 0; i < (size_t)(i1 - i0); i++)
+        memcpy(packed + i * stride, p->A + (m + i) * p->lda + k0, kc * sizeof(float));
 }
+/* The panels of columns j0 .. j1-1 of its op(B), nr wide, zero behind the last column. Memory is read line by
+ * line in its own order, as the processor expects. */
 static void tmoei_product_pack_b(const tmoei_product *p, float *packed, int j0, int j1) {
-    const int nr = p->ctx->kernels->nr;
-    const size_t k0 = (size_t)p->k0, kc = (size_t)p->kc;
-    for (int j = j0; j < j1; j += nr, packed += (size_t)nr * kc) {
-        const size_t n = (size_t)(p->n0 + j);
-        tmoei_pack_panel(packed, nr, tmoei_least(j1 - j, nr), p->kc,
-            p->B + (p->transpose_b ? n * p->ldb + k0 : k0 * p->ldb + n), p->ldb, p->transpose_b);
+    const size_t kc = (size_t)p->kc, nr = (size_t)p->ctx->kernels->nr, columns = (size_t)(j1 - j0);
+    const size_t whole = columns / nr * nr, k0 = (size_t)p->k0, n = (size_t)(p->n0 + j0);
+    if (whole < columns) memset(packed + whole * kc, 0, nr * kc * sizeof(float));
+    if (p->transpose_b)
+        for (size_t j = 0; j < columns; j += nr)
+            tmoei_transpose(packed + j * kc, nr, p->kc, (int)(j < whole ? nr : columns - j),
+                p->B + (n + j) * p->ldb + k0, p->ldb);
+    else for (size_t k = 0; k < kc; k++) {
+        const float *s = p->B + (k0 + k) * p->ldb + n;
+        float *d = packed + k * nr;
+        size_t j = 0;
+        for (; j < whole; j += nr, d += nr * kc)
+            for (size_t i = 0; i < nr; i += 4) memcpy(d + i, s + j + i, 4 * sizeof(float));
+        if (j < columns) memcpy(d, s + j, (columns - j) * sizeof(float));
     }
 }
 static void tmoei_product_pack_chunk(void *arg, int chunk, int lane) {
     const tmoei_product *p = (const tmoei_product *)arg; (void)lane;
-    const int b = chunk >= p->a_chunks, size = b ? TMOEI_PACK_COLUMNS : p->height;
+    const int b = chunk >= p->a_chunks, size = b ? TMOEI_PACK_COLUMNS : TMOEI_PACK_ROWS;
     const int from = (b ? chunk - p->a_chunks : chunk) * size;
-    const size_t at = (size_t)from * (size_t)p->kc;
+    const size_t at = (size_t)from * (size_t)(b ? p->kc : TMOEI_A_STRIDE(p->kc));
     if (b) tmoei_product_pack_b(p, p->packed_b + at, from, tmoei_least(from + size, p->nc));
     else tmoei_product_pack_a(p, p->packed_a + at, from, tmoei_least(from + size, p->mc));
 }
@@ -1826,15 +1841,17 @@ static void tmoei_product_tile_chunk(void *arg, int chunk, int lane) {
     const size_t kc = (size_t)p->kc, n0 = (size_t)p->n0;
     float *C = p->C + (size_t)p->m0 * p->ldc + n0;
     float *own_b = p->ctx->lane_scratch[lane], *own_a = own_b + TMOEI_LANE_B_FLOATS;
-    const float *a = p->packed_a ? p->packed_a + (size_t)i0 * kc : own_a;
+    const float *a = p->a_lies ? p->A + (size_t)(p->m0 + i0) * p->lda + (size_t)p->k0
+        : p->packed_a ? p->packed_a + (size_t)i0 * TMOEI_A_STRIDE(kc) : own_a;
+    const size_t lda = p->a_lies ? p->lda : TMOEI_A_STRIDE(kc);
     const float *b = p->packed_b ? p->packed_b + (size_t)j0 * kc : own_b;
-    if (!p->packed_a) tmoei_product_pack_a(p, own_a, i0, i1);
+    if (a == own_a) tmoei_product_pack_a(p, own_a, i0, i1);
     if (!p->packed_b) tmoei_product_pack_b(p, own_b, packed, j1);
     for (int j = j0; j < j1; j += nr) {
         const float *panel = j < packed ? p->B + (size_t)p->k0 * p->ldb + n0 + (size_t)j
             : b + (size_t)(j - packed) * kc;
         for (int i = i0; i < i1; i += p->height)
-            kernels->micro[tmoei_least(i1 - i, p->height)](p->kc, a + (size_t)(i - i0) * kc, panel,
+            kernels->micro[tmoei_least(i1 - i, p->height)](p->kc, a + (size_t)(i - i0) * lda, lda, panel,
                 j < packed ? p->ldb : (size_t)nr, p->k0 > 0 ? 1.0f : p->beta,
                 C + (size_t)i * p->ldc + (size_t)j, p->ldc, p->nc - j);
     }
@@ -1856,7 +1873,7 @@ static void tmoei_product_blocks(tmoei_product *p, int rows, int columns, tmoe_c
             p->b_chunks = p->packed_b ? tmoei_pieces(p->nc, TMOEI_PACK_COLUMNS) : 0;    /* for all rows */
             for (p->m0 = 0; p->m0 < p->M; p->m0 += p->mc, p->b_chunks = 0) {
                 p->mc = tmoei_least(p->M - p->m0, rows);
-                p->a_chunks = p->packed_a ? tmoei_pieces(p->mc, p->height) : 0;
+                p->a_chunks = p->packed_a ? tmoei_pieces(p->mc, TMOEI_PACK_ROWS) : 0;
                 if (p->a_chunks + p->b_chunks)
                     tmoei_product_run(p, tmoei_product_pack_chunk, p->a_chunks + p->b_chunks, ctx, lane);
                 tmoei_product_run(p, tmoei_product_tile_chunk,
@@ -1896,7 +1913,7 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
         const int lane_rows = TMOEI_LANE_ROWS / p.height * p.height, own_b = M <= lane_rows;
         const int own_a = !own_b && N <= TMOEI_TILE_COLUMNS;
         if (!own_b) p.packed_b = ctx->shared_scratch;
-        if (!own_a) p.packed_a = ctx->shared_scratch + (size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX);
+        if (!own_a && !p.a_lies) p.packed_a = ctx->shared_scratch + TMOEI_SHARED_B_FLOATS;
         p.tile_rows = own_a ? lane_rows : ctx->tile_rows / p.height * p.height;
         p.tile_columns = own_b ? TMOEI_PACK_COLUMNS : TMOEI_TILE_COLUMNS;
         tmoei_product_blocks(&p, TMOEI_MC / p.height * p.height, ctx->block_columns, ctx, 0);
@@ -1906,7 +1923,7 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
 static void tmoei_gemm_lane(const tmoe_ctx *ctx, int lane, int transpose_a, int transpose_b, int M, int N,
         int K, const float *A, size_t lda, const float *B, size_t ldb, float beta, float *C, size_t ldc) {
     tmoei_product p = tmoei_product_of(ctx, transpose_a, transpose_b, M, N, K, A, lda, B, ldb, beta, C, ldc);
-    p.packed_b = ctx->lane_scratch[lane];
+    if (transpose_b) p.packed_b = ctx->lane_scratch[lane];
     p.tile_rows = TMOEI_LANE_ROWS / p.height * p.height; p.tile_columns = TMOEI_LANE_COLUMNS;
     tmoei_product_blocks(&p, p.tile_rows, p.tile_columns, NULL, lane);
 }
