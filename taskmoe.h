@@ -1237,7 +1237,8 @@ typedef struct tmoei_kernels {
     /* y = exp(scale x - shift); their sum; y may be NULL */
     float (*exp_sum)(float *y, const float *x, float scale, float shift, size_t n);
     void (*softmax_gradient)(float *dx, const float *x, float lse, float shift, float weight, size_t n);
-    void (*softmax_backward)(float *ds, const float *p, float delta, float scale, size_t n);
+    void (*softmax_backward)(float *s, float *dp, const float *lse, const float *delta, float scale,
+        size_t n);
     void (*gelu)(float *y, const float *dy, const float *x, size_t n);  /* gelu(x), or dy gelu'(x) with dy */
     void (*norm_forward)(float *y, const float *x, const float *gain, const float *bias, float epsilon,
         float *mean, float *inv, size_t n);
@@ -1302,6 +1303,7 @@ typedef struct tmoei_kernels {
     if (at < (n)) { const int left = (int)((n) - at); (void)left; __VA_ARGS__; } } while (0)
 #define VREAD(p) (left == VW ? VLOAD(p) : VLOADN(p, left))
 #define VWRITE(p, v) do { if (left == VW) VSTORE(p, v); else VSTOREN(p, v, left); } while (0)
+#define VCUT(v) do { if (left < VW) { float some[VW]; VSTORE(some, v); v = VLOADN(some, left); } } while (0)
 /* All numbers of a vector into one, by halves. */
 #define TMOEI_HALF(a, i) _mm512_maskz_extractf32x8_ps((__mmask8)0xff, a, i)
 #define TMOEI_REDUCE(name, op) \
@@ -1329,16 +1331,12 @@ typedef struct tmoei_kernels {
 #define TMOEI_STEP(i, j) TMOEI_PICK(c##i##j = VFMA(x, b##j, c##i##j), c##i##j = VFMA(x, b##j, c##i##j), \
     __asm__("vfmadd231ps %2, %1, %0" : "+x"(c##i##j) : "x"(x), "x"(b##j)), \
     __asm__("vfmadd231ps %2, %1, %0" : "+v"(c##i##j) : "v"(x), "v"(b##j)));
-#define TMOEI_ADD(i, j) c##i##j = c##i##j + VLOAD(c + (size_t)i * ldc + j * VW);
-#define TMOEI_STORE(i, j) VSTORE(c + (size_t)i * ldc + j * VW, c##i##j);
-#define TMOEI_EDGE(i, j) TMOEI_FN(store)(c + (size_t)i * ldc + j * VW, c##i##j, beta, columns - j * VW);
+#define TMOEI_STORE(i, j) TMOEI_FN(store)(c + (size_t)i * ldc + j * VW, c##i##j, add, width - j * VW);
 #define TMOEI_ROW_ZERO(i) TMOEI_ACROSS(TMOEI_ZERO, i)
 #define TMOEI_ROW_STEP(i) if (i < height) { \
     const V x = VSET((i < 3 ? a : i < 6 ? a3 : i < 9 ? a6 : i < 12 ? a9 : a12)[i % 3 * lda]); \
     TMOEI_ACROSS(TMOEI_STEP, i) }
-#define TMOEI_ROW_ADD(i) if (i < height) { TMOEI_ACROSS(TMOEI_ADD, i) }
 #define TMOEI_ROW_STORE(i) if (i < height) { TMOEI_ACROSS(TMOEI_STORE, i) }
-#define TMOEI_ROW_EDGE(i) if (i < height) { TMOEI_ACROSS(TMOEI_EDGE, i) }
 #define TMOEI_K_STEP { \
     TMOEI_ACROSS(TMOEI_LOAD, 0) \
     TMOEI_ROWS(TMOEI_ROW_STEP) \
@@ -1348,7 +1346,7 @@ typedef struct tmoei_kernels {
 #define TMOEI_MICRO(rows) \
     TMOEI_TARGET static void TMOEI_FN(micro##rows)(int K, const float *a, size_t lda, const float *b, \
             size_t ldb, float beta, float *c, size_t ldc, int columns) { \
-        const int height = rows; \
+        const int height = rows, add = beta != 0.0f; \
         const float *a3 = a + 3 * lda, *a6 = a3 + 3 * lda, *a9 = a6 + 3 * lda, *a12 = a9 + 3 * lda; \
         TMOEI_ROWS(TMOEI_ROW_ZERO) \
         for (; K >= 4; K -= 4) { \
@@ -1357,9 +1355,8 @@ typedef struct tmoei_kernels {
             TMOEI_K_STEP TMOEI_K_STEP TMOEI_K_STEP TMOEI_K_STEP \
         } \
         for (; K > 0; K--) TMOEI_K_STEP \
-        if (columns < TMOEI_NR) { TMOEI_ROWS(TMOEI_ROW_EDGE) return; } \
-        if (beta != 0.0f) { TMOEI_ROWS(TMOEI_ROW_ADD) } \
-        TMOEI_ROWS(TMOEI_ROW_STORE) \
+        if (columns >= TMOEI_NR) { const int width = TMOEI_NR; TMOEI_ROWS(TMOEI_ROW_STORE) } \
+        else { const int width = columns; TMOEI_ROWS(TMOEI_ROW_STORE) } \
     }
 #define TMOEI_MICRO_NAME(rows) TMOEI_FN(micro##rows),
 #else
@@ -1424,10 +1421,10 @@ TMOEI_TARGET static V TMOEI_FN(vgelu_derivative)(V x) {
 
 /* ---- matrix products --------------------------------------------------------------------------------- */
 /* One vector of a finished tile, of which `columns` numbers lie inside the matrix. */
-TMOEI_TARGET static inline void TMOEI_FN(store)(float *c, V x, float beta, int columns) {
+TMOEI_TARGET static inline void TMOEI_FN(store)(float *c, V x, int add, int columns) {
     const int left = columns < VW ? columns : VW;
     if (columns <= 0) return;
-    if (beta != 0.0f) x = x + VREAD(c);
+    if (add) x = x + VREAD(c);
     VWRITE(c, x);
 }
 TMOEI_HEIGHTS(TMOEI_MICRO)
@@ -1523,19 +1520,12 @@ TMOEI_TARGET static void TMOEI_FN(scale_add)(float *y, float beta, float a, cons
 TMOEI_TARGET static float TMOEI_FN(exp_sum)(float *y, const float *x, float scale, float shift, size_t n) {
     const V a = VSET(scale), b = VSET(-shift);
     V sum = VSET(0.0f);
-    size_t at;
-    for (at = 0; at + VW <= n; at += VW) {
-        const V e = TMOEI_FN(vexp)(VFMA(a, VLOAD(x + at), b));
-        if (y) VSTORE(y + at, e);
-        sum = sum + e;
-    }
-    float total = TMOEI_FN(vsum)(sum);
-    if (at < n) {                                              /* the masked lanes would count exp(-shift) */
-        float e[VW];
-        VSTORE(e, TMOEI_FN(vexp)(VFMA(a, VLOADN(x + at, (int)(n - at)), b)));
-        for (size_t j = 0; at + j < n; j++) { total += e[j]; if (y) y[at + j] = e[j]; }
-    }
-    return total;
+    TMOEI_EACH(n,
+        V e = TMOEI_FN(vexp)(VFMA(a, VREAD(x + at), b));
+        if (y) VWRITE(y + at, e);
+        VCUT(e);                                                /* zeros, not exp(-shift) */
+        sum = sum + e);
+    return TMOEI_FN(vsum)(sum);
 }
 /* dx = (exp(x - lse) - shift) weight */
 TMOEI_TARGET static void TMOEI_FN(softmax_gradient)(float *dx, const float *x, float lse, float shift,
@@ -1543,11 +1533,14 @@ TMOEI_TARGET static void TMOEI_FN(softmax_gradient)(float *dx, const float *x, f
     const V l = VSET(lse), s = VSET(shift), w = VSET(weight);
     TMOEI_EACH(n, VWRITE(dx + at, w * (TMOEI_FN(vexp)(VREAD(x + at) - l) - s)));
 }
-/* ds = p (ds - delta) scale */
-TMOEI_TARGET static void TMOEI_FN(softmax_backward)(float *ds, const float *p, float delta, float scale,
-        size_t n) {
-    const V d = VSET(delta), w = VSET(scale);
-    TMOEI_EACH(n, VWRITE(ds + at, w * VREAD(p + at) * (VREAD(ds + at) - d)));
+/* p = exp(scale s - lse) over s;  ds = p (dp - delta) scale over dp: one key, n queries */
+TMOEI_TARGET static void TMOEI_FN(softmax_backward)(float *s, float *dp, const float *lse, const float *delta,
+        float scale, size_t n) {
+    const V w = VSET(scale);
+    TMOEI_EACH(n,
+        const V p = TMOEI_FN(vexp)(w * VREAD(s + at) - VREAD(lse + at));
+        VWRITE(s + at, p);
+        VWRITE(dp + at, w * p * (VREAD(dp + at) - VREAD(delta + at))));
 }
 /* mean, then the variance around it: two sweeps over a row in L1 are exact where one sweep cancels */
 TMOEI_TARGET static void TMOEI_FN(norm_forward)(float *y, const float *x, const float *gain,
@@ -1555,12 +1548,9 @@ TMOEI_TARGET static void TMOEI_FN(norm_forward)(float *y, const float *x, const 
     const float m = TMOEI_FN(sum)(x, n) / (float)n;
     const V vm = VSET(m);
     V s = VSET(0.0f);
-    float variance;
-    size_t i;
-    for (i = 0; i + VW <= n; i += VW) { const V d = VLOAD(x + i) - vm; s = VFMA(d, d, s); }
-    for (variance = TMOEI_FN(vsum)(s); i < n; i++) variance += (x[i] - m) * (x[i] - m);
+    TMOEI_EACH(n, V d = VREAD(x + at) - vm; VCUT(d); s = VFMA(d, d, s));
     *mean = m;
-    *inv = 1.0f / sqrtf(variance / (float)n + epsilon);
+    *inv = 1.0f / sqrtf(TMOEI_FN(vsum)(s) / (float)n + epsilon);
     const V vi = VSET(*inv);
     TMOEI_EACH(n, VWRITE(y + at, VFMA((VREAD(x + at) - vm) * vi, VREAD(gain + at), VREAD(bias + at))));
 }
@@ -1689,6 +1679,7 @@ static const tmoei_kernels TMOEI_FN(kernels) = {
 #undef VSTOREN
 #undef VREAD
 #undef VWRITE
+#undef VCUT
 #undef VFMA
 #undef VMAX
 #undef VMIN
@@ -1722,8 +1713,7 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
 #define TMOEI_FEW_ROWS 8                /* up to here weights are read as they lie: packing would cost more */
 #define TMOEI_LANE_ROWS 64              /* one-lane products: rows and columns at a time */
 #define TMOEI_LANE_COLUMNS 256
-#define TMOEI_PACK_COLUMNS 64           /* of op(B) packed by a lane at a time */
-#define TMOEI_PACK_ROWS 64              /* and of op(A) */
+#define TMOEI_PACK_LINES 64             /* rows of op(A), columns of op(B) packed by a lane at a time */
 #define TMOEI_A_STRIDE(kc) ((kc) + 16)  /* of packed rows of op(A): without 16, many meet in a cache set */
 #define TMOEI_SCORES 65536              /* floats of attention scores a lane holds at a time, twice */
 #define TMOEI_SHARED_B_FLOATS ((size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX))
@@ -1825,11 +1815,10 @@ static void tmoei_product_pack_b(const tmoei_product *p, float *packed, int j0, 
 }
 static void tmoei_product_pack_chunk(void *arg, int chunk, int lane) {
     const tmoei_product *p = (const tmoei_product *)arg; (void)lane;
-    const int b = chunk >= p->a_chunks, size = b ? TMOEI_PACK_COLUMNS : TMOEI_PACK_ROWS;
-    const int from = (b ? chunk - p->a_chunks : chunk) * size;
+    const int b = chunk >= p->a_chunks, from = (b ? chunk - p->a_chunks : chunk) * TMOEI_PACK_LINES;
     const size_t at = (size_t)from * (size_t)(b ? p->kc : TMOEI_A_STRIDE(p->kc));
-    if (b) tmoei_product_pack_b(p, p->packed_b + at, from, tmoei_least(from + size, p->nc));
-    else tmoei_product_pack_a(p, p->packed_a + at, from, tmoei_least(from + size, p->mc));
+    if (b) tmoei_product_pack_b(p, p->packed_b + at, from, tmoei_least(from + TMOEI_PACK_LINES, p->nc));
+    else tmoei_product_pack_a(p, p->packed_a + at, from, tmoei_least(from + TMOEI_PACK_LINES, p->mc));
 }
 static void tmoei_product_tile_chunk(void *arg, int chunk, int lane) {
     const tmoei_product *p = (const tmoei_product *)arg;
@@ -1870,10 +1859,10 @@ static void tmoei_product_blocks(tmoei_product *p, int rows, int columns, tmoe_c
         p->nc = tmoei_least(p->N - p->n0, columns); p->column_tiles = tmoei_pieces(p->nc, p->tile_columns);
         for (p->k0 = 0; p->k0 < p->K; p->k0 += p->kc) {
             p->kc = tmoei_least(p->K - p->k0, depth);
-            p->b_chunks = p->packed_b ? tmoei_pieces(p->nc, TMOEI_PACK_COLUMNS) : 0;    /* for all rows */
+            p->b_chunks = p->packed_b ? tmoei_pieces(p->nc, TMOEI_PACK_LINES) : 0;    /* for all rows */
             for (p->m0 = 0; p->m0 < p->M; p->m0 += p->mc, p->b_chunks = 0) {
                 p->mc = tmoei_least(p->M - p->m0, rows);
-                p->a_chunks = p->packed_a ? tmoei_pieces(p->mc, TMOEI_PACK_ROWS) : 0;
+                p->a_chunks = p->packed_a ? tmoei_pieces(p->mc, TMOEI_PACK_LINES) : 0;
                 if (p->a_chunks + p->b_chunks)
                     tmoei_product_run(p, tmoei_product_pack_chunk, p->a_chunks + p->b_chunks, ctx, lane);
                 tmoei_product_run(p, tmoei_product_tile_chunk,
@@ -1915,7 +1904,7 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
         if (!own_b) p.packed_b = ctx->shared_scratch;
         if (!own_a && !p.a_lies) p.packed_a = ctx->shared_scratch + TMOEI_SHARED_B_FLOATS;
         p.tile_rows = own_a ? lane_rows : ctx->tile_rows / p.height * p.height;
-        p.tile_columns = own_b ? TMOEI_PACK_COLUMNS : TMOEI_TILE_COLUMNS;
+        p.tile_columns = own_b ? TMOEI_PACK_LINES : TMOEI_TILE_COLUMNS;
         tmoei_product_blocks(&p, TMOEI_MC / p.height * p.height, ctx->block_columns, ctx, 0);
     }
 }
@@ -1975,6 +1964,7 @@ static void tmoei_attention_forward(const tmoei_attention_rows *a, int lane) {
             kernels->merge(y + t * ys, 0, a->v, kv, p + t * width, seen, (size_t)W);
     }
 }
+/* Scores stand transposed here, a line for each key: dk and dv read them as they lie. */
 static void tmoei_attention_backward(const tmoei_attention_rows *a, int lane) {
     const tmoe_ctx *ctx = a->ctx;
     const int W = a->width;
@@ -1990,25 +1980,23 @@ static void tmoei_attention_backward(const tmoei_attention_rows *a, int lane) {
     for (int t0 = 0, n; t0 < a->T; t0 += n) {
         n = tmoei_score_rows(a, t0);
         const int seen = tmoei_seen(a, t0 + n);
-        const size_t width = (size_t)seen, from = (size_t)t0;
+        const size_t width = (size_t)n, from = (size_t)t0;
         const float *q = a->q + from * qs, *y = a->y + from * ys, *dy = a->dy + from * ys;
-        tmoei_gemm_lane(ctx, lane, 0, 1, n, seen, W, q, qs, a->k, kv, 0.0f, p, width);
-        tmoei_gemm_lane(ctx, lane, 0, 1, n, seen, W, dy, ys, a->v, kv, 0.0f, ds, width);
-        for (size_t t = 0; t < (size_t)n; t++) {
-            float *row = p + t * width, *drow = ds + t * width;
-            const size_t own = (size_t)tmoei_seen(a, t0 + (int)t + 1);
-            const float delta = ctx->kernels->dot(dy + t * ys, y + t * ys, (size_t)W); /* = rowsum(dp * p) */
-            (void)ctx->kernels->exp_sum(row, row, scale, a->lse[from + t], own);
-            ctx->kernels->softmax_backward(drow, row, delta, scale, own);
-            memset(row + own, 0, (width - own) * sizeof(float));
-            memset(drow + own, 0, (width - own) * sizeof(float));
+        float delta[TMOEI_LANE_ROWS];                           /* rowsum(dp * p) = <dy, y> */
+        for (size_t t = 0; t < width; t++) delta[t] = ctx->kernels->dot(dy + t * ys, y + t * ys, (size_t)W);
+        tmoei_gemm_lane(ctx, lane, 0, 1, seen, n, W, a->k, kv, q, qs, 0.0f, p, width);
+        tmoei_gemm_lane(ctx, lane, 0, 1, seen, n, W, a->v, kv, dy, ys, 0.0f, ds, width);
+        for (int s = 0; s < seen; s++) {                        /* a key, and the block's rows */
+            const size_t h = a->causal && s > seen - n ? (size_t)(s - (seen - n)) : 0;   /* hidden */
+            float *row = p + (size_t)s * width, *drow = ds + (size_t)s * width;
+            for (size_t t = 0; t < h; t++) row[t] = drow[t] = 0.0f;
+            ctx->kernels->softmax_backward(row + h, drow + h, a->lse + from + h, delta + h, scale, width - h);
         }
-        if (a->dq)
-            tmoei_gemm_lane(ctx, lane, 0, 0, n, W, seen, ds, width, a->k, kv, a->beta_q, a->dq + from * qs,
-                qs);
+        if (a->dq) tmoei_gemm_lane(ctx, lane, 1, 0, n, W, seen, ds, width, a->k, kv, a->beta_q,
+            a->dq + from * qs, qs);
         if (!a->dk) continue;
-        tmoei_gemm_lane(ctx, lane, 1, 0, seen, W, n, ds, width, q, qs, 1.0f, a->dk, kv);
-        tmoei_gemm_lane(ctx, lane, 1, 0, seen, W, n, p, width, dy, ys, 1.0f, a->dv, kv);
+        tmoei_gemm_lane(ctx, lane, 0, 0, seen, W, n, ds, width, q, qs, 1.0f, a->dk, kv);
+        tmoei_gemm_lane(ctx, lane, 0, 0, seen, W, n, p, width, dy, ys, 1.0f, a->dv, kv);
     }
 }
 
@@ -2380,9 +2368,10 @@ typedef struct tmoei_column_sums_job { size_t T, F; const float *dz; float beta,
 #define TMOEI_COLUMNS 128               /* that a chunk sums, going by rows */
 static void tmoei_column_sums(const tmoe_ctx *ctx, const void *job, size_t at, size_t n) {
     const tmoei_column_sums_job *s = (const tmoei_column_sums_job *)job;
-    if (s->beta == 0.0f) memset(s->db + at, 0, n * sizeof(float));
-    for (size_t t = 0; t < s->T; t++)
-        ctx->kernels->scale_add(s->db + at, 1.0f, 1.0f, s->dz + t * s->F + at, n);
+    static const float ones[16] = { 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1 };
+    for (size_t t = 0; t < s->T; t += 16)                       /* the rows' sum is a merge of them */
+        ctx->kernels->merge(s->db + at, s->beta != 0.0f || t > 0, s->dz + t * s->F + at, s->F, ones,
+            (int)(s->T - t < 16 ? s->T - t : 16), n);
 }
 static void tmoei_linear_backward(tmoe_tape *tape, tmoei_node *node) {
     const tmoei_linear_kept *kept = (const tmoei_linear_kept *)node->kept;
@@ -2566,13 +2555,13 @@ static void tmoei_embedding_rows(const tmoe_ctx *ctx, const void *job, size_t fi
     }
 }
 static void tmoei_embedding_columns(const tmoe_ctx *ctx, const void *job, size_t first, size_t n) {
-    const tmoei_embedding_job *s = (const tmoei_embedding_job *)job; (void)ctx;
-    for (size_t t = 0; t < s->T; t++) {
-        const float *dy = s->dy + t * s->D;
-        float *row = s->dtable ? s->dtable + (size_t)s->ids[t] * s->D : NULL;
-        float *position = s->dpositions ? s->dpositions + (size_t)s->position_ids[t] * s->D : NULL;
-        for (size_t d = first; row && d < first + n; d++) row[d] += s->scale * dy[d];
-        for (size_t d = first; position && d < first + n; d++) position[d] += dy[d];
+    const tmoei_embedding_job *s = (const tmoei_embedding_job *)job;
+    const tmoei_kernels *kernels = ctx->kernels;
+    for (size_t t = 0, D = s->D; t < s->T; t++) {
+        const float *dy = s->dy + t * D + first;
+        if (s->dtable) kernels->scale_add(s->dtable + (size_t)s->ids[t] * D + first, 1.0f, s->scale, dy, n);
+        if (s->dpositions)
+            kernels->scale_add(s->dpositions + (size_t)s->position_ids[t] * D + first, 1.0f, 1.0f, dy, n);
     }
 }
 static void tmoei_embedding_backward(tmoe_tape *tape, tmoei_node *node) {
