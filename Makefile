@@ -34,6 +34,8 @@ bench: $(BUILD)/bench
 	$(BUILD)/bench
 	sh tests/bench_peers.sh 1
 	sh tests/bench_peers.sh 2
+	sh tests/bench_training.sh 1
+	sh tests/bench_training.sh 2
 
 matrix:
 	sh tests/matrix.sh

@@ -1180,9 +1180,9 @@ typedef struct tmoei_epilogue {
     const float *residual;              /* (M, N) or NULL */
     size_t pre_stride, residual_stride;
 } tmoei_epilogue;
-/* tile (rows, NR) = beta * tile + panels; columns past `columns` are not touched */
-typedef void tmoei_micro_fn(int K, const float *a, const float *b, size_t ldb, float beta, float *c,
-    size_t ldc, int columns);
+/* tile (rows, NR) = beta * tile + a b; columns past `columns` are not touched */
+typedef void tmoei_micro_fn(int K, const float *a, size_t lda, const float *b, size_t ldb, float beta,
+    float *c, size_t ldc, int columns);
 typedef struct tmoei_kernels {
     const char *name;
     int mr, nr;                         /* register tile */
@@ -1199,7 +1199,8 @@ typedef struct tmoei_kernels {
     /* y = exp(scale x - shift); their sum; y may be NULL */
     float (*exp_sum)(float *y, const float *x, float scale, float shift, size_t n);
     void (*softmax_gradient)(float *dx, const float *x, float lse, float shift, float weight, size_t n);
-    void (*softmax_backward)(float *ds, const float *p, float delta, float scale, size_t n);
+    void (*softmax_backward)(float *s, float *dp, const float *lse, const float *delta, float scale,
+        size_t n);
     void (*gelu)(float *y, const float *dy, const float *x, size_t n);  /* gelu(x), or dy gelu'(x) with dy */
     void (*norm_forward)(float *y, const float *x, const float *gain, const float *bias, float epsilon,
         float *mean, float *inv, size_t n);
@@ -1264,6 +1265,7 @@ typedef struct tmoei_kernels {
     if (at < (n)) { const int left = (int)((n) - at); (void)left; __VA_ARGS__; } } while (0)
 #define VREAD(p) (left == VW ? VLOAD(p) : VLOADN(p, left))
 #define VWRITE(p, v) do { if (left == VW) VSTORE(p, v); else VSTOREN(p, v, left); } while (0)
+#define VCUT(v) do { if (left < VW) { float some[VW]; VSTORE(some, v); v = VLOADN(some, left); } } while (0)
 /* All numbers of a vector into one, by halves. */
 #define TMOEI_HALF(a, i) _mm512_maskz_extractf32x8_ps((__mmask8)0xff, a, i)
 #define TMOEI_REDUCE(name, op) \
@@ -1288,23 +1290,35 @@ typedef struct tmoei_kernels {
 #define TMOEI_HEIGHTS_14(X) TMOEI_HEIGHTS_8(X) X(9) X(10) X(11) X(12) X(13) X(14)
 #define TMOEI_ZERO(i, j) V c##i##j = VSET(0.0f);
 #define TMOEI_LOAD(i, j) const V b##j = VLOAD(b + j * VW);
-#define TMOEI_STEP(i, j) c##i##j = VFMA(x, b##j, c##i##j);
-#define TMOEI_STORE(i, j) TMOEI_FN(store)(c + (size_t)i * ldc + j * VW, c##i##j, beta, columns - j * VW);
+#define TMOEI_STEP(i, j) TMOEI_PICK(c##i##j = VFMA(x, b##j, c##i##j), c##i##j = VFMA(x, b##j, c##i##j), \
+    __asm__("vfmadd231ps %2, %1, %0" : "+x"(c##i##j) : "x"(x), "x"(b##j)), \
+    __asm__("vfmadd231ps %2, %1, %0" : "+v"(c##i##j) : "v"(x), "v"(b##j)));
+#define TMOEI_STORE(i, j) TMOEI_FN(store)(c + (size_t)i * ldc + j * VW, c##i##j, add, width - j * VW);
 #define TMOEI_ROW_ZERO(i) TMOEI_ACROSS(TMOEI_ZERO, i)
-#define TMOEI_ROW_STEP(i) if (i < height) { const V x = VSET(a[i]); TMOEI_ACROSS(TMOEI_STEP, i) }
+#define TMOEI_ROW_STEP(i) if (i < height) { \
+    const V x = VSET((i < 3 ? a : i < 6 ? a3 : i < 9 ? a6 : i < 12 ? a9 : a12)[i % 3 * lda]); \
+    TMOEI_ACROSS(TMOEI_STEP, i) }
 #define TMOEI_ROW_STORE(i) if (i < height) { TMOEI_ACROSS(TMOEI_STORE, i) }
-/* A micro-kernel for each height: sums of `rows` x NR over k, panels straight on. */
+#define TMOEI_K_STEP { \
+    TMOEI_ACROSS(TMOEI_LOAD, 0) \
+    TMOEI_ROWS(TMOEI_ROW_STEP) \
+    a++; a3++; a6++; a9++; a12++; b += ldb; }
+/* A micro-kernel for each height: sums of `rows` x NR over k. A pointer for every third row of a reaches the
+ * others by an address's scaled index; four k at a time, or the counting would take a sixth of the slots. */
 #define TMOEI_MICRO(rows) \
-    TMOEI_TARGET static void TMOEI_FN(micro##rows)(int K, const float *a, const float *b, size_t ldb, \
-            float beta, float *c, size_t ldc, int columns) { \
-        const int height = rows; \
+    TMOEI_TARGET static void TMOEI_FN(micro##rows)(int K, const float *a, size_t lda, const float *b, \
+            size_t ldb, float beta, float *c, size_t ldc, int columns) { \
+        const int height = rows, add = beta != 0.0f; \
+        const float *a3 = a + 3 * lda, *a6 = a3 + 3 * lda, *a9 = a6 + 3 * lda, *a12 = a9 + 3 * lda; \
         TMOEI_ROWS(TMOEI_ROW_ZERO) \
-        for (int k = 0; k < K; k++, a += height, b += ldb) { \
-            TMOEI_ACROSS(TMOEI_LOAD, 0) \
-            if (ldb != TMOEI_NR) TMOEI_PREFETCH(b + 5 * ldb); \
-            TMOEI_ROWS(TMOEI_ROW_STEP) \
+        for (; K >= 4; K -= 4) { \
+            if (ldb != TMOEI_NR) { TMOEI_PREFETCH(b + 4 * ldb); TMOEI_PREFETCH(b + 5 * ldb); \
+                TMOEI_PREFETCH(b + 6 * ldb); TMOEI_PREFETCH(b + 7 * ldb); } \
+            TMOEI_K_STEP TMOEI_K_STEP TMOEI_K_STEP TMOEI_K_STEP \
         } \
-        TMOEI_ROWS(TMOEI_ROW_STORE) \
+        for (; K > 0; K--) TMOEI_K_STEP \
+        if (columns >= TMOEI_NR) { const int width = TMOEI_NR; TMOEI_ROWS(TMOEI_ROW_STORE) } \
+        else { const int width = columns; TMOEI_ROWS(TMOEI_ROW_STORE) } \
     }
 #define TMOEI_MICRO_NAME(rows) TMOEI_FN(micro##rows),
 #else
@@ -1369,10 +1383,10 @@ TMOEI_TARGET static V TMOEI_FN(vgelu_derivative)(V x) {
 
 /* ---- matrix products --------------------------------------------------------------------------------- */
 /* One vector of a finished tile, of which `columns` numbers lie inside the matrix. */
-TMOEI_TARGET static inline void TMOEI_FN(store)(float *c, V x, float beta, int columns) {
+TMOEI_TARGET static inline void TMOEI_FN(store)(float *c, V x, int add, int columns) {
     const int left = columns < VW ? columns : VW;
     if (columns <= 0) return;
-    if (beta != 0.0f) x = x + VREAD(c);
+    if (add) x = x + VREAD(c);
     VWRITE(c, x);
 }
 TMOEI_HEIGHTS(TMOEI_MICRO)
@@ -1468,19 +1482,12 @@ TMOEI_TARGET static void TMOEI_FN(scale_add)(float *y, float beta, float a, cons
 TMOEI_TARGET static float TMOEI_FN(exp_sum)(float *y, const float *x, float scale, float shift, size_t n) {
     const V a = VSET(scale), b = VSET(-shift);
     V sum = VSET(0.0f);
-    size_t at;
-    for (at = 0; at + VW <= n; at += VW) {
-        const V e = TMOEI_FN(vexp)(VFMA(a, VLOAD(x + at), b));
-        if (y) VSTORE(y + at, e);
-        sum = sum + e;
-    }
-    float total = TMOEI_FN(vsum)(sum);
-    if (at < n) {                                              /* the masked lanes would count exp(-shift) */
-        float e[VW];
-        VSTORE(e, TMOEI_FN(vexp)(VFMA(a, VLOADN(x + at, (int)(n - at)), b)));
-        for (size_t j = 0; at + j < n; j++) { total += e[j]; if (y) y[at + j] = e[j]; }
-    }
-    return total;
+    TMOEI_EACH(n,
+        V e = TMOEI_FN(vexp)(VFMA(a, VREAD(x + at), b));
+        if (y) VWRITE(y + at, e);
+        VCUT(e);                                                /* zeros, not exp(-shift) */
+        sum = sum + e);
+    return TMOEI_FN(vsum)(sum);
 }
 /* dx = (exp(x - lse) - shift) weight */
 TMOEI_TARGET static void TMOEI_FN(softmax_gradient)(float *dx, const float *x, float lse, float shift,
@@ -1488,11 +1495,14 @@ TMOEI_TARGET static void TMOEI_FN(softmax_gradient)(float *dx, const float *x, f
     const V l = VSET(lse), s = VSET(shift), w = VSET(weight);
     TMOEI_EACH(n, VWRITE(dx + at, w * (TMOEI_FN(vexp)(VREAD(x + at) - l) - s)));
 }
-/* ds = p (ds - delta) scale */
-TMOEI_TARGET static void TMOEI_FN(softmax_backward)(float *ds, const float *p, float delta, float scale,
-        size_t n) {
-    const V d = VSET(delta), w = VSET(scale);
-    TMOEI_EACH(n, VWRITE(ds + at, w * VREAD(p + at) * (VREAD(ds + at) - d)));
+/* p = exp(scale s - lse) over s;  ds = p (dp - delta) scale over dp: one key, n queries */
+TMOEI_TARGET static void TMOEI_FN(softmax_backward)(float *s, float *dp, const float *lse, const float *delta,
+        float scale, size_t n) {
+    const V w = VSET(scale);
+    TMOEI_EACH(n,
+        const V p = TMOEI_FN(vexp)(w * VREAD(s + at) - VREAD(lse + at));
+        VWRITE(s + at, p);
+        VWRITE(dp + at, w * p * (VREAD(dp + at) - VREAD(delta + at))));
 }
 /* mean, then the variance around it: two sweeps over a row in L1 are exact where one sweep cancels */
 TMOEI_TARGET static void TMOEI_FN(norm_forward)(float *y, const float *x, const float *gain,
@@ -1500,12 +1510,9 @@ TMOEI_TARGET static void TMOEI_FN(norm_forward)(float *y, const float *x, const 
     const float m = TMOEI_FN(sum)(x, n) / (float)n;
     const V vm = VSET(m);
     V s = VSET(0.0f);
-    float variance;
-    size_t i;
-    for (i = 0; i + VW <= n; i += VW) { const V d = VLOAD(x + i) - vm; s = VFMA(d, d, s); }
-    for (variance = TMOEI_FN(vsum)(s); i < n; i++) variance += (x[i] - m) * (x[i] - m);
+    TMOEI_EACH(n, V d = VREAD(x + at) - vm; VCUT(d); s = VFMA(d, d, s));
     *mean = m;
-    *inv = 1.0f / sqrtf(variance / (float)n + epsilon);
+    *inv = 1.0f / sqrtf(TMOEI_FN(vsum)(s) / (float)n + epsilon);
     const V vi = VSET(*inv);
     TMOEI_EACH(n, VWRITE(y + at, VFMA((VREAD(x + at) - vm) * vi, VREAD(gain + at), VREAD(bias + at))));
 }
@@ -1634,6 +1641,7 @@ static const tmoei_kernels TMOEI_FN(kernels) = {
 #undef VSTOREN
 #undef VREAD
 #undef VWRITE
+#undef VCUT
 #undef VFMA
 #undef VMAX
 #undef VMIN
@@ -1667,12 +1675,14 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
 #define TMOEI_FEW_ROWS 8                /* up to here weights are read as they lie: packing would cost more */
 #define TMOEI_LANE_ROWS 64              /* one-lane products: rows and columns at a time */
 #define TMOEI_LANE_COLUMNS 256
-#define TMOEI_PACK_COLUMNS 64           /* of op(B) packed by a lane at a time */
+#define TMOEI_PACK_LINES 64             /* rows of op(A), columns of op(B) packed by a lane at a time */
+#define TMOEI_A_STRIDE(kc) ((kc) + 16)  /* of packed rows of op(A): without 16, many meet in a cache set */
 #define TMOEI_SCORES 65536              /* floats of attention scores a lane holds at a time, twice */
-#define TMOEI_SHARED_FLOATS ((size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX + TMOEI_MC + TMOEI_MR_MAX))
+#define TMOEI_SHARED_B_FLOATS ((size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX))
+#define TMOEI_SHARED_FLOATS (TMOEI_SHARED_B_FLOATS + (size_t)TMOEI_A_STRIDE(TMOEI_KC) * TMOEI_MC)
 #define TMOEI_LANE_B_FLOATS ((size_t)TMOEI_KC * (TMOEI_LANE_COLUMNS + TMOEI_NR_MAX))
 #define TMOEI_LANE_FLOATS (2 * (size_t)TMOEI_SCORES + TMOEI_LANE_B_FLOATS \
-    + (size_t)TMOEI_KC * (TMOEI_LANE_ROWS + TMOEI_MR_MAX))
+    + (size_t)TMOEI_A_STRIDE(TMOEI_KC) * TMOEI_LANE_ROWS)
 static void tmoei_block_sizes(tmoe_ctx *ctx) {
     const size_t rows = ctx->cache_l2_bytes / (6 * TMOEI_KC * sizeof(float));
     const size_t tiles = ctx->cache_l3_bytes / (4 * TMOEI_KC * TMOEI_TILE_COLUMNS * sizeof(float));
@@ -1692,27 +1702,14 @@ static int tmoei_least(int a, int b) { return a < b ? a : b; }
 static int tmoei_pieces(int total, int size) { return (total + size - 1) / size; }
 /* Rows of op(A) a panel has when M rows are cut into equal panels of at most mr. */
 static int tmoei_panel_rows(int M, int mr) { return tmoei_pieces(M, tmoei_pieces(M, mr)); }
-/* dst[k * width + i] = element (k, i) of `lines` lines (rows of op(A), columns of op(B)), zero for lines <=
- * i < width. It lies along memory (along = 1: src[i * stride + k]) or across (src[k * stride + i]). Four
- * lines at a time; the last four overlap those before. */
-static void tmoei_pack_panel(float *dst, int width, int lines, int K, const float *src, size_t stride,
-        int along) {
-    const int last = lines - 4;
-    int i, k, done = 0;
-    if (lines < width) memset(dst, 0, (size_t)width * (size_t)K * sizeof(float));
-    if (!along && last >= 0)
-        for (k = 0; k < K; k++) {
-            float *d = dst + (size_t)k * (size_t)width;
-            const float *s = src + (size_t)k * stride;
-            for (i = 0; i < last; i += 4) memcpy(d + i, s + i, 4 * sizeof(float));
-            memcpy(d + last, s + last, 4 * sizeof(float));
-        }
+/* dst[x * width + y] = src[y * stride + x] for x < X, y < Y: four by four through registers. */
+static void tmoei_transpose(float *dst, size_t width, int X, int Y, const float *src, size_t stride) {
+    int x = 0, y = 0;
 #ifdef TMOEI_X86
-    for (i = 0; along && i < last + 4 && last >= 0; i += 4) {   /* 4 x 4 through registers */
-        const int first = tmoei_least(i, last);
-        const float *s = src + (size_t)first * stride;
-        float *d = dst + first;
-        for (k = 0; k + 4 <= K; k += 4, s += 4, d += 4 * width) {
+    for (; y + 4 <= Y; y += 4) {
+        const float *s = src + (size_t)y * stride;
+        float *d = dst + y;
+        for (x = 0; x + 4 <= X; x += 4, s += 4, d += 4 * width) {
             __m128 r0 = _mm_loadu_ps(s), r1 = _mm_loadu_ps(s + stride), r2 = _mm_loadu_ps(s + 2 * stride),
                 r3 = _mm_loadu_ps(s + 3 * stride);
             _MM_TRANSPOSE4_PS(r0, r1, r2, r3);
@@ -1721,14 +1718,11 @@ static void tmoei_pack_panel(float *dst, int width, int lines, int K, const floa
             _mm_storeu_ps(d + 2 * width, r2);
             _mm_storeu_ps(d + 3 * width, r3);
         }
-        done = k;
     }
 #endif
-    if (along || last < 0)
-        for (i = 0; i < lines; i++)
-            for (k = done; k < K; k++)
-                dst[(size_t)k * (size_t)width + (size_t)i] = along ? src[(size_t)i * stride + (size_t)k]
-                    : src[(size_t)k * stride + (size_t)i];
+    for (int i = 0; i < Y; i++)                                 /* what is left of each line, whole lines */
+        for (int k = i < y ? x : 0; k < X; k++)
+            dst[(size_t)k * width + (size_t)i] = src[(size_t)i * stride + (size_t)k];
 }
 /* A product, and the block of it in work: rows m0 .. m0+mc-1, columns n0 .. n0+nc-1, k0 .. k0+kc-1 of K. A
  * lane packs its own part of an operand (into its scratch, the copy stays in its cache) where no other tile
@@ -1736,7 +1730,7 @@ static void tmoei_pack_panel(float *dst, int width, int lines, int K, const floa
 typedef struct tmoei_product {
     const tmoe_ctx *ctx;
     int transpose_a, transpose_b, M, N, K, m0, mc, n0, nc, k0, kc;
-    int height, tile_rows, tile_columns, column_tiles, a_chunks, b_chunks;
+    int height, tile_rows, tile_columns, column_tiles, a_lies, a_chunks, b_chunks;
     const float *A, *B;
     size_t lda, ldb, ldc;
     float *C, *packed_a, *packed_b, beta;       /* packed: by all lanes; NULL: by each lane */
@@ -1745,38 +1739,48 @@ typedef struct tmoei_product {
 static tmoei_product tmoei_product_of(const tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, int N,
         int K, const float *A, size_t lda, const float *B, size_t ldb, float beta, float *C, size_t ldc) {
     tmoei_product p;
+    const size_t apart = lda | 1024;                            /* its lowest bit counts */
     memset(&p, 0, sizeof p);
     p.ctx = ctx; p.transpose_a = transpose_a; p.transpose_b = transpose_b;
     p.M = M; p.N = N; p.K = K; p.height = tmoei_panel_rows(M, ctx->kernels->mr);
     p.A = A; p.B = B; p.C = C; p.lda = lda; p.ldb = ldb; p.ldc = ldc; p.beta = beta;
+    /* at most four rows of a panel a multiple of 4 KiB apart: a cache set holds them */
+    p.a_lies = !transpose_a && (size_t)p.height * (apart & (~apart + 1)) <= 4096;
     return p;
 }
-/* The panels of rows i0 .. i1-1 of the block's op(A), of columns j0 .. j1-1 of its op(B). */
+/* Rows i0 .. i1-1 of the block's op(A), one behind the other. */
 static void tmoei_product_pack_a(const tmoei_product *p, float *packed, int i0, int i1) {
-    const size_t k0 = (size_t)p->k0, kc = (size_t)p->kc;
-    for (int i = i0; i < i1; i += p->height, packed += (size_t)p->height * kc) {
-        const int rows = tmoei_least(i1 - i, p->height);        /* the last panel may be lower */
-        const size_t m = (size_t)(p->m0 + i);
-        tmoei_pack_panel(packed, rows, rows, p->kc,
-            p->A + (p->transpose_a ? k0 * p->lda + m : m * p->lda + k0), p->lda, !p->transpose_a);
-    }
+    const size_t k0 = (size_t)p->k0, kc = (size_t)p->kc, m = (size_t)(p->m0 + i0);
+    const size_t stride = TMOEI_A_STRIDE(kc);
+    if (p->transpose_a) tmoei_transpose(packed, stride, i1 - i0, p->kc, p->A + k0 * p->lda + m, p->lda);
+    else for (size_t i = 0; i < (size_t)(i1 - i0); i++)
+        memcpy(packed + i * stride, p->A + (m + i) * p->lda + k0, kc * sizeof(float));
 }
+/* The panels of columns j0 .. j1-1 of its op(B), nr wide, zero behind the last column. Memory is read line by
+ * line in its own order, as the processor expects. */
 static void tmoei_product_pack_b(const tmoei_product *p, float *packed, int j0, int j1) {
-    const int nr = p->ctx->kernels->nr;
-    const size_t k0 = (size_t)p->k0, kc = (size_t)p->kc;
-    for (int j = j0; j < j1; j += nr, packed += (size_t)nr * kc) {
-        const size_t n = (size_t)(p->n0 + j);
-        tmoei_pack_panel(packed, nr, tmoei_least(j1 - j, nr), p->kc,
-            p->B + (p->transpose_b ? n * p->ldb + k0 : k0 * p->ldb + n), p->ldb, p->transpose_b);
+    const size_t kc = (size_t)p->kc, nr = (size_t)p->ctx->kernels->nr, columns = (size_t)(j1 - j0);
+    const size_t whole = columns / nr * nr, k0 = (size_t)p->k0, n = (size_t)(p->n0 + j0);
+    if (whole < columns) memset(packed + whole * kc, 0, nr * kc * sizeof(float));
+    if (p->transpose_b)
+        for (size_t j = 0; j < columns; j += nr)
+            tmoei_transpose(packed + j * kc, nr, p->kc, (int)(j < whole ? nr : columns - j),
+                p->B + (n + j) * p->ldb + k0, p->ldb);
+    else for (size_t k = 0; k < kc; k++) {
+        const float *s = p->B + (k0 + k) * p->ldb + n;
+        float *d = packed + k * nr;
+        size_t j = 0;
+        for (; j < whole; j += nr, d += nr * kc)
+            for (size_t i = 0; i < nr; i += 4) memcpy(d + i, s + j + i, 4 * sizeof(float));
+        if (j < columns) memcpy(d, s + j, (columns - j) * sizeof(float));
     }
 }
 static void tmoei_product_pack_chunk(void *arg, int chunk, int lane) {
     const tmoei_product *p = (const tmoei_product *)arg; (void)lane;
-    const int b = chunk >= p->a_chunks, size = b ? TMOEI_PACK_COLUMNS : p->height;
-    const int from = (b ? chunk - p->a_chunks : chunk) * size;
-    const size_t at = (size_t)from * (size_t)p->kc;
-    if (b) tmoei_product_pack_b(p, p->packed_b + at, from, tmoei_least(from + size, p->nc));
-    else tmoei_product_pack_a(p, p->packed_a + at, from, tmoei_least(from + size, p->mc));
+    const int b = chunk >= p->a_chunks, from = (b ? chunk - p->a_chunks : chunk) * TMOEI_PACK_LINES;
+    const size_t at = (size_t)from * (size_t)(b ? p->kc : TMOEI_A_STRIDE(p->kc));
+    if (b) tmoei_product_pack_b(p, p->packed_b + at, from, tmoei_least(from + TMOEI_PACK_LINES, p->nc));
+    else tmoei_product_pack_a(p, p->packed_a + at, from, tmoei_least(from + TMOEI_PACK_LINES, p->mc));
 }
 static void tmoei_product_tile_chunk(void *arg, int chunk, int lane) {
     const tmoei_product *p = (const tmoei_product *)arg;
@@ -1788,15 +1792,17 @@ static void tmoei_product_tile_chunk(void *arg, int chunk, int lane) {
     const size_t kc = (size_t)p->kc, n0 = (size_t)p->n0;
     float *C = p->C + (size_t)p->m0 * p->ldc + n0;
     float *own_b = p->ctx->lane_scratch[lane], *own_a = own_b + TMOEI_LANE_B_FLOATS;
-    const float *a = p->packed_a ? p->packed_a + (size_t)i0 * kc : own_a;
+    const float *a = p->a_lies ? p->A + (size_t)(p->m0 + i0) * p->lda + (size_t)p->k0
+        : p->packed_a ? p->packed_a + (size_t)i0 * TMOEI_A_STRIDE(kc) : own_a;
+    const size_t lda = p->a_lies ? p->lda : TMOEI_A_STRIDE(kc);
     const float *b = p->packed_b ? p->packed_b + (size_t)j0 * kc : own_b;
-    if (!p->packed_a) tmoei_product_pack_a(p, own_a, i0, i1);
+    if (a == own_a) tmoei_product_pack_a(p, own_a, i0, i1);
     if (!p->packed_b) tmoei_product_pack_b(p, own_b, packed, j1);
     for (int j = j0; j < j1; j += nr) {
         const float *panel = j < packed ? p->B + (size_t)p->k0 * p->ldb + n0 + (size_t)j
             : b + (size_t)(j - packed) * kc;
         for (int i = i0; i < i1; i += p->height)
-            kernels->micro[tmoei_least(i1 - i, p->height)](p->kc, a + (size_t)(i - i0) * kc, panel,
+            kernels->micro[tmoei_least(i1 - i, p->height)](p->kc, a + (size_t)(i - i0) * lda, lda, panel,
                 j < packed ? p->ldb : (size_t)nr, p->k0 > 0 ? 1.0f : p->beta,
                 C + (size_t)i * p->ldc + (size_t)j, p->ldc, p->nc - j);
     }
@@ -1815,10 +1821,10 @@ static void tmoei_product_blocks(tmoei_product *p, int rows, int columns, tmoe_c
         p->nc = tmoei_least(p->N - p->n0, columns); p->column_tiles = tmoei_pieces(p->nc, p->tile_columns);
         for (p->k0 = 0; p->k0 < p->K; p->k0 += p->kc) {
             p->kc = tmoei_least(p->K - p->k0, depth);
-            p->b_chunks = p->packed_b ? tmoei_pieces(p->nc, TMOEI_PACK_COLUMNS) : 0;    /* for all rows */
+            p->b_chunks = p->packed_b ? tmoei_pieces(p->nc, TMOEI_PACK_LINES) : 0;    /* for all rows */
             for (p->m0 = 0; p->m0 < p->M; p->m0 += p->mc, p->b_chunks = 0) {
                 p->mc = tmoei_least(p->M - p->m0, rows);
-                p->a_chunks = p->packed_a ? tmoei_pieces(p->mc, p->height) : 0;
+                p->a_chunks = p->packed_a ? tmoei_pieces(p->mc, TMOEI_PACK_LINES) : 0;
                 if (p->a_chunks + p->b_chunks)
                     tmoei_product_run(p, tmoei_product_pack_chunk, p->a_chunks + p->b_chunks, ctx, lane);
                 tmoei_product_run(p, tmoei_product_tile_chunk,
@@ -1858,9 +1864,9 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
         const int lane_rows = TMOEI_LANE_ROWS / p.height * p.height, own_b = M <= lane_rows;
         const int own_a = !own_b && N <= TMOEI_TILE_COLUMNS;
         if (!own_b) p.packed_b = ctx->shared_scratch;
-        if (!own_a) p.packed_a = ctx->shared_scratch + (size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX);
+        if (!own_a && !p.a_lies) p.packed_a = ctx->shared_scratch + TMOEI_SHARED_B_FLOATS;
         p.tile_rows = own_a ? lane_rows : ctx->tile_rows / p.height * p.height;
-        p.tile_columns = own_b ? TMOEI_PACK_COLUMNS : TMOEI_TILE_COLUMNS;
+        p.tile_columns = own_b ? TMOEI_PACK_LINES : TMOEI_TILE_COLUMNS;
         tmoei_product_blocks(&p, TMOEI_MC / p.height * p.height, ctx->block_columns, ctx, 0);
     }
 }
@@ -1868,7 +1874,7 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
 static void tmoei_gemm_lane(const tmoe_ctx *ctx, int lane, int transpose_a, int transpose_b, int M, int N,
         int K, const float *A, size_t lda, const float *B, size_t ldb, float beta, float *C, size_t ldc) {
     tmoei_product p = tmoei_product_of(ctx, transpose_a, transpose_b, M, N, K, A, lda, B, ldb, beta, C, ldc);
-    p.packed_b = ctx->lane_scratch[lane];
+    if (transpose_b) p.packed_b = ctx->lane_scratch[lane];
     p.tile_rows = TMOEI_LANE_ROWS / p.height * p.height; p.tile_columns = TMOEI_LANE_COLUMNS;
     tmoei_product_blocks(&p, p.tile_rows, p.tile_columns, NULL, lane);
 }
@@ -1920,6 +1926,7 @@ static void tmoei_attention_forward(const tmoei_attention_rows *a, int lane) {
             kernels->merge(y + t * ys, 0, a->v, kv, p + t * width, seen, (size_t)W);
     }
 }
+/* Scores stand transposed here, a line for each key: dk and dv read them as they lie. */
 static void tmoei_attention_backward(const tmoei_attention_rows *a, int lane) {
     const tmoe_ctx *ctx = a->ctx;
     const int W = a->width;
@@ -1935,25 +1942,23 @@ static void tmoei_attention_backward(const tmoei_attention_rows *a, int lane) {
     for (int t0 = 0, n; t0 < a->T; t0 += n) {
         n = tmoei_score_rows(a, t0);
         const int seen = tmoei_seen(a, t0 + n);
-        const size_t width = (size_t)seen, from = (size_t)t0;
+        const size_t width = (size_t)n, from = (size_t)t0;
         const float *q = a->q + from * qs, *y = a->y + from * ys, *dy = a->dy + from * ys;
-        tmoei_gemm_lane(ctx, lane, 0, 1, n, seen, W, q, qs, a->k, kv, 0.0f, p, width);
-        tmoei_gemm_lane(ctx, lane, 0, 1, n, seen, W, dy, ys, a->v, kv, 0.0f, ds, width);
-        for (size_t t = 0; t < (size_t)n; t++) {
-            float *row = p + t * width, *drow = ds + t * width;
-            const size_t own = (size_t)tmoei_seen(a, t0 + (int)t + 1);
-            const float delta = ctx->kernels->dot(dy + t * ys, y + t * ys, (size_t)W); /* = rowsum(dp * p) */
-            (void)ctx->kernels->exp_sum(row, row, scale, a->lse[from + t], own);
-            ctx->kernels->softmax_backward(drow, row, delta, scale, own);
-            memset(row + own, 0, (width - own) * sizeof(float));
-            memset(drow + own, 0, (width - own) * sizeof(float));
+        float delta[TMOEI_LANE_ROWS];                           /* rowsum(dp * p) = <dy, y> */
+        for (size_t t = 0; t < width; t++) delta[t] = ctx->kernels->dot(dy + t * ys, y + t * ys, (size_t)W);
+        tmoei_gemm_lane(ctx, lane, 0, 1, seen, n, W, a->k, kv, q, qs, 0.0f, p, width);
+        tmoei_gemm_lane(ctx, lane, 0, 1, seen, n, W, a->v, kv, dy, ys, 0.0f, ds, width);
+        for (int s = 0; s < seen; s++) {                        /* a key, and the block's rows */
+            const size_t h = a->causal && s > seen - n ? (size_t)(s - (seen - n)) : 0;   /* hidden */
+            float *row = p + (size_t)s * width, *drow = ds + (size_t)s * width;
+            for (size_t t = 0; t < h; t++) row[t] = drow[t] = 0.0f;
+            ctx->kernels->softmax_backward(row + h, drow + h, a->lse + from + h, delta + h, scale, width - h);
         }
-        if (a->dq)
-            tmoei_gemm_lane(ctx, lane, 0, 0, n, W, seen, ds, width, a->k, kv, a->beta_q, a->dq + from * qs,
-                qs);
+        if (a->dq) tmoei_gemm_lane(ctx, lane, 1, 0, n, W, seen, ds, width, a->k, kv, a->beta_q,
+            a->dq + from * qs, qs);
         if (!a->dk) continue;
-        tmoei_gemm_lane(ctx, lane, 1, 0, seen, W, n, ds, width, q, qs, 1.0f, a->dk, kv);
-        tmoei_gemm_lane(ctx, lane, 1, 0, seen, W, n, p, width, dy, ys, 1.0f, a->dv, kv);
+        tmoei_gemm_lane(ctx, lane, 0, 0, seen, W, n, ds, width, q, qs, 1.0f, a->dk, kv);
+        tmoei_gemm_lane(ctx, lane, 0, 0, seen, W, n, p, width, dy, ys, 1.0f, a->dv, kv);
     }
 }
 
@@ -2325,9 +2330,10 @@ typedef struct tmoei_column_sums_job { size_t T, F; const float *dz; float beta,
 #define TMOEI_COLUMNS 128               /* that a chunk sums, going by rows */
 static void tmoei_column_sums(const tmoe_ctx *ctx, const void *job, size_t at, size_t n) {
     const tmoei_column_sums_job *s = (const tmoei_column_sums_job *)job;
-    if (s->beta == 0.0f) memset(s->db + at, 0, n * sizeof(float));
-    for (size_t t = 0; t < s->T; t++)
-        ctx->kernels->scale_add(s->db + at, 1.0f, 1.0f, s->dz + t * s->F + at, n);
+    static const float ones[16] = { 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1 };
+    for (size_t t = 0; t < s->T; t += 16)                       /* the rows' sum is a merge of them */
+        ctx->kernels->merge(s->db + at, s->beta != 0.0f || t > 0, s->dz + t * s->F + at, s->F, ones,
+            (int)(s->T - t < 16 ? s->T - t : 16), n);
 }
 static void tmoei_linear_backward(tmoe_tape *tape, tmoei_node *node) {
     const tmoei_linear_kept *kept = (const tmoei_linear_kept *)node->kept;
@@ -2511,13 +2517,13 @@ static void tmoei_embedding_rows(const tmoe_ctx *ctx, const void *job, size_t fi
     }
 }
 static void tmoei_embedding_columns(const tmoe_ctx *ctx, const void *job, size_t first, size_t n) {
-    const tmoei_embedding_job *s = (const tmoei_embedding_job *)job; (void)ctx;
-    for (size_t t = 0; t < s->T; t++) {
-        const float *dy = s->dy + t * s->D;
-        float *row = s->dtable ? s->dtable + (size_t)s->ids[t] * s->D : NULL;
-        float *position = s->dpositions ? s->dpositions + (size_t)s->position_ids[t] * s->D : NULL;
-        for (size_t d = first; row && d < first + n; d++) row[d] += s->scale * dy[d];
-        for (size_t d = first; position && d < first + n; d++) position[d] += dy[d];
+    const tmoei_embedding_job *s = (const tmoei_embedding_job *)job;
+    const tmoei_kernels *kernels = ctx->kernels;
+    for (size_t t = 0, D = s->D; t < s->T; t++) {
+        const float *dy = s->dy + t * D + first;
+        if (s->dtable) kernels->scale_add(s->dtable + (size_t)s->ids[t] * D + first, 1.0f, s->scale, dy, n);
+        if (s->dpositions)
+            kernels->scale_add(s->dpositions + (size_t)s->position_ids[t] * D + first, 1.0f, 1.0f, dy, n);
     }
 }
 static void tmoei_embedding_backward(tmoe_tape *tape, tmoei_node *node) {

@@ -1,0 +1,97 @@
+/* The training step: median milliseconds on the sizes that the peers' scripts measure, random text, no dropout.
+ *   usage: bench_step THREADS S|M|B [EXPERTS dense|param|st|output [STEPS]] */
+#define TASKMOE_IMPLEMENTATION
+#define TMOE_THREADS
+#include "taskmoe.h"
+
+typedef struct size_of_model { char name; int D, H, F, layers, V, examples, source, target, steps; } size_of_model;
+static const size_of_model sizes[] = {
+    { 'S', 128, 4, 512, 2, 512, 32, 64, 16, 40 },
+    { 'M', 256, 4, 1024, 3, 4096, 16, 64, 16, 15 },
+    { 'B', 768, 12, 3072, 6, 50265, 4, 128, 32, 5 }
+};
+#define LINES 64                        /* of each task */
+#define STEPS_MAX 1000
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+static int rising(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+/* Letters that fill `tokens` of a byte tokenizer between <s> and </s>. */
+static char *random_text(int tokens, unsigned *seed) {
+    char *text = (char *)malloc((size_t)tokens);
+    for (int i = 0; text && i < tokens - 2; i++) {
+        *seed = *seed * 1664525u + 1013904223u;
+        text[i] = (char)('!' + (int)(*seed >> 16) % 94);
+    }
+    if (text) text[tokens - 2] = 0;
+    return text;
+}
+static int add_tasks(tmoe_suite *suite, const size_of_model *size, int tasks) {
+    unsigned seed = 1;
+    for (int k = 0; k < tasks; k++) {
+        char name[16], *in[LINES], *out[LINES];
+        const char *inputs[LINES], *outputs[LINES];
+        int good = 1;
+        snprintf(name, sizeof name, "t%d", k);
+        for (int i = 0; i < LINES; i++) {
+            inputs[i] = in[i] = random_text(size->source, &seed);
+            outputs[i] = out[i] = random_text(size->target, &seed);
+            good = good && in[i] && out[i];
+        }
+        good = good && tmoe_suite_add(suite, name, NULL, name, TMOE_METRIC_EXACT_MATCH, TMOE_PART_TRAIN, inputs, outputs,
+            LINES, 1) == TMOE_OK;
+        for (int i = 0; i < LINES; i++) { free(in[i]); free(out[i]); }
+        if (!good) return 0;
+    }
+    return 1;
+}
+int main(int argc, char **argv) {
+    static double seconds[STEPS_MAX];
+    const size_of_model *size = NULL;
+    const int threads = argc > 2 ? atoi(argv[1]) : 0, E = argc > 3 ? atoi(argv[3]) : 1;
+    const char *how = argc > 4 ? argv[4] : "dense";
+    for (size_t i = 0; argc > 2 && i < sizeof sizes / sizeof *sizes; i++) if (sizes[i].name == argv[2][0]) size = &sizes[i];
+    if (!size || threads < 1) { fprintf(stderr, "usage: bench_step THREADS S|M|B [EXPERTS dense|param|st|output [STEPS]]\n"); return 2; }
+    const int tasks = E > 1 ? 4 : 1, steps = argc > 5 && atoi(argv[5]) < STEPS_MAX ? atoi(argv[5]) : size->steps;
+
+    tmoe_ctx_config cc;
+    memset(&cc, 0, sizeof cc);
+    cc.threads = threads;
+    tmoe_ctx *ctx = tmoe_ctx_create(&cc);
+    if (!ctx) return 1;
+    tmoe_config c = tmoe_config_default();
+    c.D = size->D; c.H_encoder = c.H_decoder = size->H; c.F_encoder = c.F_decoder = size->F; c.V = size->V;
+    c.encoder_layers = c.decoder_layers = size->layers; c.norm = TMOE_NORM_POST;
+    c.source_tokens = size->source; c.target_tokens = size->target; c.instruction_in_input = 0;
+    c.E = E; c.vectors = TMOE_VECTOR_LEARNED; c.k = c.router_hidden = 64;
+    c.mix = strcmp(how, "param") ? TMOE_MIX_OUTPUT : TMOE_MIX_PARAM;
+    c.selection = strcmp(how, "st") ? TMOE_SELECT_SOFTMAX : TMOE_SELECT_STRAIGHT_THROUGH;
+    tmoe_training t = tmoe_training_default();
+    t.tasks_per_step = tasks; t.examples_per_task = size->examples / tasks; t.steps = steps + 2;
+    t.dropout = t.label_smoothing = 0.0f; t.validation_lines = 0; t.evaluate_every_steps = 0;
+
+    tmoe_suite *suite = tmoe_suite_create(ctx);
+    tmoe_tokenizer *tokenizer = tmoe_tokenizer_bytes(ctx);
+    tmoe_model *model = suite && tokenizer && add_tasks(suite, size, tasks)
+        ? tmoe_model_create(ctx, &c, tokenizer, suite->tasks, suite->count) : NULL;
+    tmoe_trainer *trainer = model ? tmoe_trainer_create(model, suite, &t) : NULL;
+    for (int i = -2; trainer && i < steps; i++) {               /* two to warm up */
+        const double began = now();
+        if (tmoe_step(trainer, NULL) != TMOE_OK) break;
+        if (i >= 0) seconds[i] = now() - began;
+    }
+    const int good = trainer && tmoe_error(ctx) == TMOE_OK;
+    if (good) {
+        qsort(seconds, (size_t)steps, sizeof *seconds, rising);
+        printf("%c T=%d E=%d %s: %.1f ms a step (min %.1f)\n", size->name, threads, E, how, 1e3 * seconds[steps / 2], 1e3 * seconds[0]);
+    } else fprintf(stderr, "%s\n", tmoe_error_message(ctx));
+    tmoe_trainer_destroy(trainer); tmoe_model_destroy(model); tmoe_tokenizer_destroy(tokenizer);
+    tmoe_suite_destroy(suite); tmoe_ctx_destroy(ctx);
+    return !good;
+}
