@@ -862,6 +862,8 @@ struct tmoe_ctx {
     int tile_rows, block_columns;       /* >>products: cut to these caches */
     float *lane_scratch[TMOEI_LANES_MAX];   /* packing buffers, one a lane */
     float *shared_scratch;              /* packing buffer that the lanes fill together */
+    int keeping;                        /* >>products: weights of few-row products are kept packed */
+    struct tmoei_kept *kept;
 };
 /* Notes the first cause of trouble and returns the code. Later causes are consequences: they are dropped. */
 TMOEI_PRINTF(3, 4)
@@ -1302,11 +1304,15 @@ typedef struct tmoei_kernels {
     if (at < (n)) { const int left = (int)((n) - at); (void)left; __VA_ARGS__; } } while (0)
 #define VREAD(p) (left == VW ? VLOAD(p) : VLOADN(p, left))
 #define VWRITE(p, v) do { if (left == VW) VSTORE(p, v); else VSTOREN(p, v, left); } while (0)
-/* All numbers of a vector into one, by halves. */
+/* All numbers of a vector into one, by halves; the sums of four vectors side by side into y. */
 #define TMOEI_HALF(a, i) _mm512_maskz_extractf32x8_ps((__mmask8)0xff, a, i)
+#define TMOEI_FOLD(op, a) TMOEI_PICK(a, a, a, _mm256_##op##_ps(TMOEI_HALF(a, 0), TMOEI_HALF(a, 1)))
+#define VSUM4(y, a, b, c, d) TMOEI_PICK((y[0] = a, y[1] = b, y[2] = c, y[3] = d), \
+    vst1q_f32(y, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d))), \
+    _mm_storeu_ps(y, TMOEI_FN(vsum4)(a, b, c, d)), _mm_storeu_ps(y, TMOEI_FN(vsum4)(a, b, c, d)))
 #define TMOEI_REDUCE(name, op) \
     TMOEI_TARGET static float TMOEI_FN(name)(V a) { \
-        const __m256 h = TMOEI_PICK(a, a, a, _mm256_##op##_ps(TMOEI_HALF(a, 0), TMOEI_HALF(a, 1))); \
+        const __m256 h = TMOEI_FOLD(op, a); \
         __m128 s = _mm_##op##_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)); \
         s = _mm_##op##_ps(s, _mm_movehl_ps(s, s)); \
         return _mm_cvtss_f32(_mm_##op##_ss(s, _mm_shuffle_ps(s, s, 1))); \
@@ -1350,6 +1356,14 @@ typedef struct tmoei_kernels {
 #if TMOEI_PASS >= 2
 TMOEI_REDUCE(vsum, add)
 TMOEI_REDUCE(vmaximum, max)
+TMOEI_TARGET static inline __m128 TMOEI_FN(vsum4)(V a, V b, V c, V d) {
+    const __m256 p = TMOEI_FOLD(add, a), q = TMOEI_FOLD(add, b), r = TMOEI_FOLD(add, c);
+    const __m256 s = TMOEI_FOLD(add, d);
+    const __m256 pq = _mm256_add_ps(_mm256_unpacklo_ps(p, q), _mm256_unpackhi_ps(p, q));
+    const __m256 rs = _mm256_add_ps(_mm256_unpacklo_ps(r, s), _mm256_unpackhi_ps(r, s));
+    const __m256 t = _mm256_add_ps(_mm256_shuffle_ps(pq, rs, 0x44), _mm256_shuffle_ps(pq, rs, 0xee));
+    return _mm_add_ps(_mm256_castps256_ps128(t), _mm256_extractf128_ps(t, 1));
+}
 #else
 static inline float TMOEI_FN(vsum)(V a) { return TMOEI_PICK(a, vaddvq_f32(a), , ); }
 static inline float TMOEI_FN(vmaximum)(V a) { return TMOEI_PICK(a, vmaxvq_f32(a), , ); }
@@ -1416,20 +1430,23 @@ TMOEI_TARGET static inline void TMOEI_FN(store)(float *c, V x, float beta, int c
 TMOEI_HEIGHTS(TMOEI_MICRO)
 static tmoei_micro_fn *const TMOEI_FN(micro)[] = { NULL, TMOEI_HEIGHTS(TMOEI_MICRO_NAME) };
 
-/* One row: y_n = beta y_n + <a, b_n>, four rows of b at a time. */
+/* One row: y_n = beta y_n + <a, b_n>, four rows of b at a time. The processor foresees long rows itself. */
 TMOEI_TARGET static void TMOEI_FN(dots_of_one)(int N, int K, const float *a, const float *b, size_t ldb,
         float beta, float *y) {
+    const size_t ahead = K <= 1024 ? 4 * ldb : 0;
     for (int n = 0; n < N; n += 4) {
         const float *b0 = b + (size_t)n * ldb, *b1 = n + 1 < N ? b0 + ldb : b0;
         const float *b2 = n + 2 < N ? b1 + ldb : b0, *b3 = n + 3 < N ? b2 + ldb : b0;
         V s0 = VSET(0.0f), s1 = s0, s2 = s0, s3 = s0;
         TMOEI_EACH((size_t)K,
             const V x = VREAD(a + at);
+            TMOEI_PREFETCH(b0 + ahead + at); TMOEI_PREFETCH(b1 + ahead + at);
+            TMOEI_PREFETCH(b2 + ahead + at); TMOEI_PREFETCH(b3 + ahead + at);
             s0 = VFMA(x, VREAD(b0 + at), s0); s1 = VFMA(x, VREAD(b1 + at), s1);
             s2 = VFMA(x, VREAD(b2 + at), s2); s3 = VFMA(x, VREAD(b3 + at), s3));
-        const V sums[4] = { s0, s1, s2, s3 };
-        for (int j = 0; j < 4 && n + j < N; j++)
-            y[n + j] = (beta != 0.0f ? y[n + j] : 0.0f) + TMOEI_FN(vsum)(sums[j]);
+        float sums[4];
+        VSUM4(sums, s0, s1, s2, s3);
+        for (int j = 0; j < 4 && n + j < N; j++) y[n + j] = (beta != 0.0f ? y[n + j] : 0.0f) + sums[j];
     }
 }
 /* Few rows: dot products of rows as they lie, 4 x 2 at a time, vectors along K. */
@@ -1444,15 +1461,17 @@ TMOEI_TARGET static void TMOEI_FN(dots)(int M, int N, int K, const float *a, siz
             V s00 = VSET(0.0f), s01 = s00, s10 = s00, s11 = s00, s20 = s00, s21 = s00, s30 = s00, s31 = s00;
             TMOEI_EACH((size_t)K,
                 const V x = VREAD(b0 + at), y = VREAD(b1 + at);
+                if (m == 0) { TMOEI_PREFETCH(b0 + 2 * ldb + at); TMOEI_PREFETCH(b1 + 2 * ldb + at); }
                 V w = VREAD(a0 + at); s00 = VFMA(w, x, s00); s01 = VFMA(w, y, s01);
                 w = VREAD(a1 + at); s10 = VFMA(w, x, s10); s11 = VFMA(w, y, s11);
                 w = VREAD(a2 + at); s20 = VFMA(w, x, s20); s21 = VFMA(w, y, s21);
                 w = VREAD(a3 + at); s30 = VFMA(w, x, s30); s31 = VFMA(w, y, s31));
-            const V sums[4][2] = { { s00, s01 }, { s10, s11 }, { s20, s21 }, { s30, s31 } };
+            float sums[2][4];
+            VSUM4(sums[0], s00, s10, s20, s30); VSUM4(sums[1], s01, s11, s21, s31);
             for (int i = 0; i < 4 && m + i < M; i++)
                 for (int j = 0; j < 2 && n + j < N; j++) {
                     float *y = c + (size_t)(m + i) * ldc + (size_t)(n + j);
-                    *y = (beta != 0.0f ? *y : 0.0f) + TMOEI_FN(vsum)(sums[i][j]);
+                    *y = (beta != 0.0f ? *y : 0.0f) + sums[j][i];
                 }
         }
 }
@@ -1570,10 +1589,25 @@ TMOEI_TARGET static void TMOEI_FN(norm_parameters)(float *dgain, float *dbias, c
         if (dgain) VWRITE(dgain + at, VFMA(d, (VREAD(x + at) - vm) * vi, VREAD(dgain + at)));
         if (dbias) VWRITE(dbias + at, VREAD(dbias + at) + d));
 }
-/* out = sum_e r_e theta_e, or that much more: four lines a sweep, out stays in the nearest cache */
+/* out = sum_e r_e theta_e, or that much more. Short lines (a head's values): the sums stay in registers. Long
+ * ones: four lines a sweep, out stays in the nearest cache. */
 TMOEI_TARGET static void TMOEI_FN(merge)(float *out, int more, const float *theta, size_t stride,
         const float *r, int E, size_t n) {
-    for (size_t from = 0; from < n; from += 1024)
+    size_t done = 0;
+    for (float *y; n <= 128 && done + 4 * VW <= n; done += 4 * VW) {
+        V s0 = VSET(0.0f), s1 = s0, s2 = s0, s3 = s0;
+        for (size_t e = 0; e < (size_t)E; e++) {
+            const float *t = theta + e * stride + done;
+            const V weight = VSET(r[e]);
+            s0 = VFMA(weight, VLOAD(t), s0); s1 = VFMA(weight, VLOAD(t + VW), s1);
+            s2 = VFMA(weight, VLOAD(t + 2 * VW), s2); s3 = VFMA(weight, VLOAD(t + 3 * VW), s3);
+        }
+        y = out + done;
+        if (more) { s0 = s0 + VLOAD(y); s1 = s1 + VLOAD(y + VW); }
+        if (more) { s2 = s2 + VLOAD(y + 2 * VW); s3 = s3 + VLOAD(y + 3 * VW); }
+        VSTORE(y, s0); VSTORE(y + VW, s1); VSTORE(y + 2 * VW, s2); VSTORE(y + 3 * VW, s3);
+    }
+    for (size_t from = done; from < n; from += 1024)
         for (int e = 0; e < E; e += 4) {
             const size_t m = n - from < 1024 ? n - from : 1024;
             const int add = more || e > 0, left_over = E - e;
@@ -1673,6 +1707,7 @@ static const tmoei_kernels TMOEI_FN(kernels) = {
 #undef VREAD
 #undef VWRITE
 #undef VFMA
+#undef VSUM4
 #undef VMAX
 #undef VMIN
 
@@ -1702,6 +1737,7 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
 #define TMOEI_NC 2048                   /* most columns of op(B) packed at once: 3 MiB, shared by lanes */
 #define TMOEI_MC 1024                   /* rows of op(A) packed at a time: 1.5 MiB, shared by the lanes */
 #define TMOEI_TILE_COLUMNS 256          /* of a lane's tile: eight panels of B */
+#define TMOEI_FEW_MOST 48               /* products of up to so many rows keep their weights packed */
 #define TMOEI_FEW_ROWS 8                /* up to here weights are read as they lie: packing would cost more */
 #define TMOEI_LANE_ROWS 64              /* one-lane products: rows and columns at a time */
 #define TMOEI_LANE_COLUMNS 256
@@ -1778,6 +1814,7 @@ typedef struct tmoei_product {
     const float *A, *B;
     size_t lda, ldb, ldc;
     float *C, *packed_a, *packed_b, beta;       /* packed: by all lanes; NULL: by each lane */
+    float *kept; int pack_kept;                 /* NULL or all of op(B) packed; packed only now */
     const tmoei_epilogue *epilogue;
 } tmoei_product;
 static tmoei_product tmoei_product_of(const tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, int N,
@@ -1853,7 +1890,9 @@ static void tmoei_product_blocks(tmoei_product *p, int rows, int columns, tmoe_c
         p->nc = tmoei_least(p->N - p->n0, columns); p->column_tiles = tmoei_pieces(p->nc, p->tile_columns);
         for (p->k0 = 0; p->k0 < p->K; p->k0 += p->kc) {
             p->kc = tmoei_least(p->K - p->k0, depth);
-            p->b_chunks = p->packed_b ? tmoei_pieces(p->nc, TMOEI_PACK_COLUMNS) : 0;    /* for all rows */
+            if (p->kept) p->packed_b = p->kept + (size_t)p->k0 * ((size_t)p->N + TMOEI_NR_MAX);
+            p->b_chunks = !p->packed_b || (p->kept && !p->pack_kept) ? 0        /* for all rows */
+                : tmoei_pieces(p->nc, TMOEI_PACK_COLUMNS);
             for (p->m0 = 0; p->m0 < p->M; p->m0 += p->mc, p->b_chunks = 0) {
                 p->mc = tmoei_least(p->M - p->m0, rows);
                 p->a_chunks = p->packed_a ? tmoei_pieces(p->mc, p->height) : 0;
@@ -1878,6 +1917,25 @@ static void tmoei_product_few_chunk(void *arg, int chunk, int lane) {
             (size_t)columns);
     if (p->epilogue) kernels->epilogue(p->M, columns, j0, p->C + j0, p->ldc, p->epilogue, 0);
 }
+/* Weights B (N,K) that every step of decoding reads stay packed, all panels of a cut of K one behind the
+ * other, while the context keeps: they then stream from memory into the micro-kernels. */
+struct tmoei_kept { struct tmoei_kept *before; const float *B; int N, K; };     /* the panels lie behind it */
+static void tmoei_product_keep(tmoe_ctx *ctx, tmoei_product *p) {
+    const size_t head = TMOEI_ALIGN / sizeof(float), columns = (size_t)p->N + TMOEI_NR_MAX;
+    struct tmoei_kept *kept = ctx->kept, fresh = { kept, p->B, p->N, p->K };
+    while (kept && (kept->B != p->B || kept->N != p->N || kept->K != p->K)) kept = kept->before;
+    p->pack_kept = !kept;
+    if (!kept) {
+        void *block = tmoei_alloc(ctx, columns, ((size_t)p->K + head) * sizeof(float), 0);
+        if (!block) return;
+        *(ctx->kept = kept = (struct tmoei_kept *)block) = fresh;
+    }
+    p->kept = (float *)(void *)kept + head;
+}
+static void tmoei_kept_drop(tmoe_ctx *ctx) {
+    for (struct tmoei_kept *kept; (kept = ctx->kept) != NULL; tmoei_free(ctx, kept)) ctx->kept = kept->before;
+    ctx->keeping = 0;
+}
 /* C (M,N) = beta C + op(A) (M,K) op(B) (K,N), then the epilogue; op(X) = X^T where the flag is set; beta is
  * 0 (C is not read) or 1. Row strides in floats. */
 static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, int N, int K, const float *A,
@@ -1885,11 +1943,12 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
         const tmoei_epilogue *epilogue) {
     if (M <= 0 || N <= 0) return;
     tmoei_product p = tmoei_product_of(ctx, transpose_a, transpose_b, M, N, K, A, lda, B, ldb, beta, C, ldc);
+    const int keep = ctx->keeping && transpose_b && !transpose_a && M > 1 && M <= TMOEI_FEW_MOST;
     p.epilogue = epilogue;
     if (K <= 0) {                                               /* an empty sum */
         for (int r = 0; beta == 0.0f && r < M; r++) memset(C + (size_t)r * ldc, 0, (size_t)N * sizeof(float));
         if (epilogue) ctx->kernels->epilogue(M, N, 0, C, ldc, epilogue, 0);
-    } else if (!transpose_a && M <= (transpose_b ? TMOEI_FEW_ROWS : 3)) {
+    } else if (!transpose_a && !keep && M <= (transpose_b ? TMOEI_FEW_ROWS : 3)) {
         p.tile_columns = !transpose_b ? 512 : K >= 1024 ? 16 : 16384 / K;   /* 16 K products a row, chunk */
         tmoei_parallel(ctx, tmoei_product_few_chunk, &p, tmoei_pieces(N, p.tile_columns));
     } else {
@@ -1899,7 +1958,8 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
         if (!own_a) p.packed_a = ctx->shared_scratch + (size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX);
         p.tile_rows = own_a ? lane_rows : ctx->tile_rows / p.height * p.height;
         p.tile_columns = own_b ? TMOEI_PACK_COLUMNS : TMOEI_TILE_COLUMNS;
-        tmoei_product_blocks(&p, TMOEI_MC / p.height * p.height, ctx->block_columns, ctx, 0);
+        if (keep) tmoei_product_keep(ctx, &p);
+        tmoei_product_blocks(&p, TMOEI_MC / p.height * p.height, p.kept ? N : ctx->block_columns, ctx, 0);
     }
 }
 /* The same on the calling lane only, for small products inside a parallel region. */
@@ -5927,59 +5987,54 @@ TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, t
     return good ? TMOE_OK : TMOE_ERR_MEMORY;
 }
 /* ==== >>inference: one route, one merge, then an ordinary dense model answers ==========================
- * Keys and values of earlier positions stay in a cache: position t of slot s lies at (t * slots + s). A row
+ * Keys and values of earlier positions stay in a cache: position t of slot s lies at (s * limit + t). A row
  * is a request, or one of its beams; which slot holds position t of a row is looked up in a table, so that
- * beams that change places move no keys. */
+ * beams that change places move no keys, and a row's keys lie in a few runs (in one where it never does). */
 struct tmoei_cache {
-    int slots, rows;                    /* places; rows that still run */
+    int beams, slots, rows;             /* of a request; places; rows that still run */
     int position, limit;                /* the one that is computed now, from 0; how many at most */
-    int *slot_of;                       /* (limit, slots): which slot holds position t of row r */
+    int *slot_of, *next_slot_of;        /* (slots, limit): which slot holds position t of row r */
     int *request_of;                    /* (slots): which request row r belongs to */
     int *ids, *positions, *order;       /* (slots): of the latest tokens; scratch */
-    float *scores;                      /* (slots, limit): scratch of self-attention */
     const tmoei_pack *source; float *memory;        /* what the encoder read; its output (source tokens, D) */
-    /* (decoder layers, experts, 2) k | v: of positions (limit, slots, 2D), of memory (source tokens, 2D) */
+    /* (decoder layers, experts, 2) k | v: of positions (slots, limit, 2D), of memory (source tokens, 2D) */
     float **keys; int experts;          /* 1, or E where they run side by side */
     tmoei_owner own;
 };
-typedef struct tmoei_cached_job {       /* all: as if of one head, from row 0 on */
-    const tmoei_cache *cache; const float *keys; tmoei_attention_rows all; } tmoei_cached_job;
-/* Which row of the keys belongs to position t of a row. */
-static size_t tmoei_cache_place(const tmoei_cache *cache, size_t t, int row) {
-    const size_t first = t * (size_t)cache->slots;
-    return first + (size_t)cache->slot_of[first + (size_t)row];
+typedef struct tmoei_cached_job {
+    const tmoei_cache *cache; const float *keys, *q; float *y; size_t q_stride, D; int cross, width;
+} tmoei_cached_job;
+/* Which row of the keys holds position t of a row; `n` out: how many lie one behind the other from there. */
+static size_t tmoei_cached_run(const tmoei_cached_job *job, int row, int t, int count, int *n) {
+    const tmoei_cache *cache = job->cache;
+    const int *slot = cache->slot_of + (size_t)row * (size_t)cache->limit + t;
+    *n = job->cross ? count : 1;
+    if (job->cross) return (size_t)cache->source->offsets[cache->request_of[row]];
+    while (t + *n < count && slot[*n] == *slot) ++*n;
+    return (size_t)*slot * (size_t)cache->limit + (size_t)t;
 }
-/* Row r attends to its positions 0 .. position: scores, softmax, weighted sum, head by head. */
-static void tmoei_cached_self_chunk(void *arg, int row, int lane) {
+/* Row r attends, head by head, to its positions 0 .. position or to its request's memory: scores, softmax,
+ * weighted sum, run by run. */
+static void tmoei_cached_chunk(void *arg, int row, int lane) {
     const tmoei_cached_job *job = (const tmoei_cached_job *)arg;
     const tmoei_cache *cache = job->cache;
-    const tmoei_kernels *kernels = job->all.ctx->kernels;
-    const size_t D = job->all.y_stride, width = (size_t)job->all.width, count = (size_t)cache->position + 1;
-    const float scale = 1.0f / sqrtf((float)width), *q = job->all.q + (size_t)row * job->all.q_stride;
-    float *scores = cache->scores + (size_t)row * (size_t)cache->limit, *y = job->all.y + (size_t)row * D;
-    (void)lane;
-    memset(y, 0, D * sizeof(float));
+    const tmoei_kernels *kernels = cache->own.ctx->kernels;
+    const int *source = cache->source->offsets + cache->request_of[row];
+    const int count = job->cross ? source[1] - source[0] : cache->position + 1, W = job->width;
+    const size_t D = job->D, width = (size_t)W, all = (size_t)count;
+    const float scale = 1.0f / sqrtf((float)W), *q = job->q + (size_t)row * job->q_stride, *k;
+    float *p = cache->own.ctx->lane_scratch[lane], *y = job->y + (size_t)row * D;
     for (size_t at = 0; at < D; at += width) {
-        const float *k = job->keys + at, *v = k + D;
-        for (size_t t = 0; t < count; t++)
-            scores[t] = kernels->dot(q + at, k + tmoei_cache_place(cache, t, row) * 2 * D, width);
-        const float most = scale * kernels->maximum(scores, count);
-        const float total = kernels->exp_sum(scores, scores, scale, most, count);
-        for (size_t t = 0; t < count; t++)
-            kernels->scale_add(y + at, 1.0f, scores[t] / total, v + tmoei_cache_place(cache, t, row) * 2 * D,
-                width);
-    }
-}
-static void tmoei_cached_cross_chunk(void *arg, int row, int lane) {
-    const tmoei_cached_job *job = (const tmoei_cached_job *)arg;
-    const int *offsets = job->cache->source->offsets + job->cache->request_of[row];
-    tmoei_attention_rows a = job->all;
-    a.S = offsets[1] - offsets[0];
-    a.q += (size_t)row * a.q_stride; a.y += (size_t)row * a.y_stride;
-    a.k = job->keys + (size_t)offsets[0] * a.kv_stride; a.v = a.k + a.y_stride;
-    for (size_t at = 0; at < a.y_stride; at += (size_t)a.width) {
-        tmoei_attention_forward(&a, lane);
-        a.q += a.width; a.k += a.width; a.v += a.width; a.y += a.width;
+        for (int t = 0, n; t < count; t += n) {
+            k = job->keys + tmoei_cached_run(job, row, t, count, &n) * 2 * D + at;
+            kernels->dots(1, n, W, q + at, D, k, 2 * D, 0.0f, p + t, all);
+        }
+        const float most = scale * kernels->maximum(p, all);
+        kernels->scale_add(p, 0.0f, 1.0f / kernels->exp_sum(p, p, scale, most, all), p, all);
+        for (int t = 0, n; t < count; t += n) {
+            k = job->keys + tmoei_cached_run(job, row, t, count, &n) * 2 * D + at;
+            kernels->merge(y + at, t > 0, k + D, 2 * D, p + t, n, width);
+        }
     }
 }
 /* Attention of all rows; gives (rows, D). Self: x is qkv (rows, 3D) of the present position, keeps k and v.
@@ -5997,7 +6052,7 @@ static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert, 
     if (!*keys) {
         tmoei_epilogue end;
         memset(&end, 0, sizeof end);
-        *keys = (float *)tmoei_own(&cache->own, places * 2 * D, sizeof(float));
+        *keys = (float *)tmoei_own_block(&cache->own, places * 2 * D, sizeof(float), 0);
         if (!*keys) return NULL;
         if (cross) end.bias = cross[1]->x;
         if (cross) tmoei_gemm(cache->own.ctx, 0, 1, n, 2 * c->D, c->D, cache->memory, D, cross[0]->x, D, 0.0f,
@@ -6005,15 +6060,12 @@ static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert, 
     }
     tmoe_tensor *y = tmoei_tensor_new(pass->tape, x->rows, c->D, NULL);
     if (!y) return NULL;
-    for (int r = 0; !cross && r < cache->rows; r++)
-        memcpy(*keys + tmoei_cache_place(cache, (size_t)cache->position, r) * 2 * D,
+    job.cache = cache; job.keys = *keys; job.cross = cross != NULL; job.width = c->D / c->H_decoder;
+    job.q = x->x; job.q_stride = (size_t)x->cols; job.y = y->x; job.D = D;
+    for (int r = 0, run; !cross && r < cache->rows; r++)
+        memcpy(*keys + tmoei_cached_run(&job, r, cache->position, 0, &run) * 2 * D,
             x->x + (size_t)r * 3 * D + D, 2 * D * sizeof(float));
-    job.cache = cache; job.keys = *keys;
-    job.all.ctx = cache->own.ctx; job.all.T = 1; job.all.width = c->D / c->H_decoder;
-    job.all.q = x->x; job.all.q_stride = (size_t)x->cols; job.all.kv_stride = 2 * D;
-    job.all.y = y->x; job.all.y_stride = D;
-    tmoei_parallel(cache->own.ctx, cross ? tmoei_cached_cross_chunk : tmoei_cached_self_chunk, &job,
-        cache->rows);
+    tmoei_parallel(cache->own.ctx, tmoei_cached_chunk, &job, cache->rows);
     return y;
 }
 
@@ -6079,14 +6131,15 @@ static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int
     tmoei_pass pass;
     memset(cache, 0, sizeof *cache);
     own->ctx = model->ctx;
-    cache->slots = cache->rows = (int)slots; cache->limit = limit; cache->source = source;
+    cache->beams = beams; cache->limit = limit; cache->source = source;
+    cache->slots = cache->rows = (int)slots;
     cache->experts = c->mix == TMOE_MIX_OUTPUT ? c->E : 1;
     cache->keys = (float **)tmoei_own(own, 2 * (size_t)(c->decoder_layers * cache->experts), sizeof(float *));
     cache->memory = (float *)tmoei_own(own, memory, sizeof(float));
-    cache->scores = (float *)tmoei_own(own, places, sizeof(float));
-    cache->slot_of = (int *)tmoei_own(own, places + 4 * slots, sizeof(int));
+    cache->slot_of = (int *)tmoei_own(own, 2 * places + 4 * slots, sizeof(int));
     if (own->ctx->error != TMOE_OK) return own->ctx->error;
-    cache->request_of = cache->slot_of + places; cache->ids = cache->request_of + slots;
+    cache->next_slot_of = cache->slot_of + places; cache->request_of = cache->next_slot_of + places;
+    cache->ids = cache->request_of + slots;
     cache->positions = cache->ids + slots; cache->order = cache->positions + slots;
     for (int r = 0; r < cache->rows; r++) cache->request_of[r] = r / beams;
     TMOEI_TRY(tmoei_evaluation_pass(model, task, route, model->tape, &pass));
@@ -6101,18 +6154,22 @@ static tmoe_tensor *tmoei_cache_step(tmoei_cache *cache, tmoe_model *model, int 
     if (tmoei_evaluation_pass(model, task, route, model->tape, &pass) != TMOE_OK) return NULL;
     for (int r = 0; r < cache->rows; r++) {
         cache->positions[r] = cache->position;
-        cache->slot_of[cache->position * cache->slots + r] = r;
+        int *slot = cache->slot_of + (size_t)r * (size_t)cache->limit + cache->position;
+        *slot = cache->beams == 1 && cache->position ? slot[-1] : r;    /* a request stays in its slot */
     }
     pass.cache = cache;
     return tmoei_head(&pass, tmoei_decode(&pass, &target, NULL, NULL));
 }
 /* Afterwards row r goes on where row parents[r] was. */
 static void tmoei_cache_reorder(tmoei_cache *cache, const int *parents, int rows) {
-    for (int t = -1; t <= cache->position; t++) {
-        int *list = t < 0 ? cache->request_of : cache->slot_of + (size_t)t * (size_t)cache->slots;
-        for (int r = 0; r < rows; r++) cache->order[r] = list[parents[r]];
-        memcpy(list, cache->order, (size_t)rows * sizeof(int));
+    const size_t limit = (size_t)cache->limit, used = ((size_t)cache->position + 1) * sizeof(int);
+    int *before = cache->slot_of, *after = cache->next_slot_of;
+    for (int r = 0; r < rows; r++) {
+        memcpy(after + (size_t)r * limit, before + (size_t)parents[r] * limit, used);
+        cache->order[r] = cache->request_of[parents[r]];
     }
+    cache->slot_of = after; cache->next_slot_of = before;
+    memcpy(cache->request_of, cache->order, (size_t)rows * sizeof(int));
     cache->rows = rows; cache->position++;
 }
 typedef struct tmoei_hypothesis { float score; int row, token, ended; } tmoei_hypothesis;   /* of a row, on */
@@ -6226,6 +6283,7 @@ static tmoe_result tmoei_search_run(tmoei_search *s, int task, const float *rout
         s->scores[r] = r % (size_t)B ? TMOEI_NO_SCORE : 0.0f;   /* equal beams: only the first one counts */
         s->final[r] = TMOEI_NO_SCORE;
     }
+    ctx->keeping = cache->rows > TMOEI_FEW_ROWS;
     for (s->length = 1; cache->rows > 0; s->length++) {
         int next = 0;
         for (int r = 0; r < cache->rows; r++)
@@ -6239,6 +6297,7 @@ static tmoe_result tmoei_search_run(tmoei_search *s, int task, const float *rout
         memcpy(s->scores, s->next_scores, (size_t)next * sizeof(float));
         tmoei_cache_reorder(cache, s->parents, next);
     }
+    ctx->keeping = 0;                                           /* an encoder's weights are read once */
     return TMOE_OK;
 }
 /* Checks and completes the settings. */
@@ -6300,6 +6359,7 @@ TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *rou
         }
         tmoei_cache_destroy(&s.cache);
     }
+    tmoei_kept_drop(ctx);
     tmoei_free(ctx, b.memory);
     tmoei_float_mode_leave(mode);
     return ctx->error;
