@@ -727,7 +727,8 @@ TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const flo
  *   how      in, or NULL: tmoe_model_generation's; max_length 0 or too long: target_tokens + 1
  *   tokens   (count, returned, max_length) out: best first, start token first, filled up with pad_id
  *   token_counts, scores  (count, returned) out; scores may be NULL: beam search's, 0 if greedy
- *   fails    TMOE_ERR_ARGUMENT, TMOE_ERR_MEMORY   cost  as above, times beams   thread  as above */
+ *   fails    TMOE_ERR_ARGUMENT, TMOE_ERR_MEMORY   thread  as above   cost  as above, times beams; more than 8
+ *            rows at once: a packed copy of the weights the decoder reads, until it returns */
 TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *route, const int *ids,
     const int *lengths, int count, const tmoe_generation *how, int *tokens, int *token_counts, float *scores);
 /* tmoe_answers_free - frees what tmoe_answers gave and sets it to NULL.   fails never   thread  as above */
@@ -1375,8 +1376,7 @@ static V TMOEI_FN(vloadn)(const float *p, int n) {
     return vld1q_f32(x);
 }
 static void TMOEI_FN(vstoren)(float *p, V v, int n) {
-    float x[4];
-    vst1q_f32(x, v);
+    float x[4]; vst1q_f32(x, v);
     for (int i = 0; i < n; i++) p[i] = x[i];
 }
 #endif
@@ -1386,8 +1386,7 @@ static void TMOEI_FN(vstoren)(float *p, V v, int n) {
 TMOEI_TARGET static V TMOEI_FN(vexp)(V x) {
     x = VMIN(VMAX(x, VSET(-87.3f)), VSET(88.3f));
     V n = TMOEI_VROUND(x * VSET(1.44269504f));
-    V r = VFMA(n, VSET(-0.693145752f), x);
-    r = VFMA(n, VSET(-1.42860677e-6f), r);
+    V r = VFMA(n, VSET(-0.693145752f), x); r = VFMA(n, VSET(-1.42860677e-6f), r);
     V p = VFMA(r, VSET(1.98412698e-4f), VSET(1.38888889e-3f));
     p = VFMA(p, r, VSET(8.33333333e-3f)); p = VFMA(p, r, VSET(4.16666667e-2f));
     p = VFMA(p, r, VSET(1.66666667e-1f)); p = VFMA(p, r, VSET(0.5f));
@@ -1444,8 +1443,7 @@ TMOEI_TARGET static void TMOEI_FN(dots_of_one)(int N, int K, const float *a, con
             TMOEI_PREFETCH(b2 + ahead + at); TMOEI_PREFETCH(b3 + ahead + at);
             s0 = VFMA(x, VREAD(b0 + at), s0); s1 = VFMA(x, VREAD(b1 + at), s1);
             s2 = VFMA(x, VREAD(b2 + at), s2); s3 = VFMA(x, VREAD(b3 + at), s3));
-        float sums[4];
-        VSUM4(sums, s0, s1, s2, s3);
+        float sums[4]; VSUM4(sums, s0, s1, s2, s3);
         for (int j = 0; j < 4 && n + j < N; j++) y[n + j] = (beta != 0.0f ? y[n + j] : 0.0f) + sums[j];
     }
 }
@@ -1500,19 +1498,15 @@ TMOEI_TARGET static void TMOEI_FN(gelu)(float *y, const float *dy, const float *
     else TMOEI_EACH(n, VWRITE(y + at, TMOEI_FN(vgelu)(VREAD(x + at))));
 }
 TMOEI_TARGET static float TMOEI_FN(dot)(const float *a, const float *b, size_t n) {
-    V s = VSET(0.0f);
-    TMOEI_EACH(n, s = VFMA(VREAD(a + at), VREAD(b + at), s));
+    V s = VSET(0.0f); TMOEI_EACH(n, s = VFMA(VREAD(a + at), VREAD(b + at), s));
     return TMOEI_FN(vsum)(s);
 }
 TMOEI_TARGET static float TMOEI_FN(sum)(const float *x, size_t n) {
-    V s = VSET(0.0f);
-    TMOEI_EACH(n, s = s + VREAD(x + at));
+    V s = VSET(0.0f); TMOEI_EACH(n, s = s + VREAD(x + at));
     return TMOEI_FN(vsum)(s);
 }
 TMOEI_TARGET static float TMOEI_FN(maximum)(const float *x, size_t n) {
-    V most = VSET(x[0]);
-    float best;
-    size_t at;
+    V most = VSET(x[0]); float best; size_t at;
     for (at = 0; at + VW <= n; at += VW) most = VMAX(most, VLOAD(x + at));
     for (best = TMOEI_FN(vmaximum)(most); at < n; at++) if (x[at] > best) best = x[at];
     return best;
@@ -1524,8 +1518,7 @@ TMOEI_TARGET static void TMOEI_FN(scale_add)(float *y, float beta, float a, cons
 }
 TMOEI_TARGET static float TMOEI_FN(exp_sum)(float *y, const float *x, float scale, float shift, size_t n) {
     const V a = VSET(scale), b = VSET(-shift);
-    V sum = VSET(0.0f);
-    size_t at;
+    V sum = VSET(0.0f); size_t at;
     for (at = 0; at + VW <= n; at += VW) {
         const V e = TMOEI_FN(vexp)(VFMA(a, VLOAD(x + at), b));
         if (y) VSTORE(y + at, e);
@@ -1555,10 +1548,7 @@ TMOEI_TARGET static void TMOEI_FN(softmax_backward)(float *ds, const float *p, f
 TMOEI_TARGET static void TMOEI_FN(norm_forward)(float *y, const float *x, const float *gain,
         const float *bias, float epsilon, float *mean, float *inv, size_t n) {
     const float m = TMOEI_FN(sum)(x, n) / (float)n;
-    const V vm = VSET(m);
-    V s = VSET(0.0f);
-    float variance;
-    size_t i;
+    const V vm = VSET(m); V s = VSET(0.0f); float variance; size_t i;
     for (i = 0; i + VW <= n; i += VW) { const V d = VLOAD(x + i) - vm; s = VFMA(d, d, s); }
     for (variance = TMOEI_FN(vsum)(s); i < n; i++) variance += (x[i] - m) * (x[i] - m);
     *mean = m;
@@ -1568,8 +1558,7 @@ TMOEI_TARGET static void TMOEI_FN(norm_forward)(float *y, const float *x, const 
 }
 TMOEI_TARGET static void TMOEI_FN(norm_backward)(float *dx, float beta, const float *x, const float *dy,
         const float *gain, float mean, float inv, size_t n) {
-    const V vm = VSET(mean), vi = VSET(inv);
-    V sg = VSET(0.0f), sx = VSET(0.0f);
+    const V vm = VSET(mean), vi = VSET(inv); V sg = VSET(0.0f), sx = VSET(0.0f);
     TMOEI_EACH(n,
         const V g = VREAD(gain + at) * VREAD(dy + at);
         sg = sg + g;
@@ -1597,8 +1586,7 @@ TMOEI_TARGET static void TMOEI_FN(merge)(float *out, int more, const float *thet
     for (float *y; n <= 128 && done + 4 * VW <= n; done += 4 * VW) {
         V s0 = VSET(0.0f), s1 = s0, s2 = s0, s3 = s0;
         for (size_t e = 0; e < (size_t)E; e++) {
-            const float *t = theta + e * stride + done;
-            const V weight = VSET(r[e]);
+            const float *t = theta + e * stride + done; const V weight = VSET(r[e]);
             s0 = VFMA(weight, VLOAD(t), s0); s1 = VFMA(weight, VLOAD(t + VW), s1);
             s2 = VFMA(weight, VLOAD(t + 2 * VW), s2); s3 = VFMA(weight, VLOAD(t + 3 * VW), s3);
         }
@@ -1610,8 +1598,7 @@ TMOEI_TARGET static void TMOEI_FN(merge)(float *out, int more, const float *thet
     for (size_t from = done; from < n; from += 1024)
         for (int e = 0; e < E; e += 4) {
             const size_t m = n - from < 1024 ? n - from : 1024;
-            const int add = more || e > 0, left_over = E - e;
-            float *y = out + from;
+            const int add = more || e > 0, left_over = E - e; float *y = out + from;
             const float *t0 = theta + (size_t)e * stride + from, *t1 = left_over > 1 ? t0 + stride : t0;
             const float *t2 = left_over > 2 ? t1 + stride : t0, *t3 = left_over > 3 ? t2 + stride : t0;
             const V r0 = VSET(r[e]), r1 = VSET(left_over > 1 ? r[e + 1] : 0.0f);
@@ -1623,8 +1610,7 @@ TMOEI_TARGET static void TMOEI_FN(merge)(float *out, int more, const float *thet
                     TMOEI_PREFETCH(t0 + 4 * stride + at); TMOEI_PREFETCH(t1 + 4 * stride + at);
                     TMOEI_PREFETCH(t2 + 4 * stride + at); TMOEI_PREFETCH(t3 + 4 * stride + at);
                 }
-                s = VFMA(r0, VREAD(t0 + at), s);
-                s = VFMA(r1, VREAD(t1 + at), s);
+                s = VFMA(r0, VREAD(t0 + at), s); s = VFMA(r1, VREAD(t1 + at), s);
                 s = VFMA(r2, VREAD(t2 + at), s);
                 VWRITE(y + at, VFMA(r3, VREAD(t3 + at), s)));
         }
@@ -1632,8 +1618,7 @@ TMOEI_TARGET static void TMOEI_FN(merge)(float *out, int more, const float *thet
 /* dtheta += r g (where dtheta is given); gives <g, theta - bar> */
 TMOEI_TARGET static float TMOEI_FN(merge_backward)(float *dtheta, const float *theta, const float *bar,
         const float *g, float r, size_t n) {
-    const V vr = VSET(r);
-    V s = VSET(0.0f);
+    const V vr = VSET(r); V s = VSET(0.0f);
     TMOEI_EACH(n,
         const V x = VREAD(g + at);
         if (dtheta) VWRITE(dtheta + at, VFMA(vr, x, VREAD(dtheta + at)));
@@ -1651,8 +1636,7 @@ TMOEI_TARGET static void TMOEI_FN(adamw)(float *theta, const float *grad, float 
         const V g = scale * VREAD(grad + at);
         const V m1 = VFMA(b1, VREAD(m + at), d1 * g), v1 = VFMA(b2, VREAD(v + at), d2 * (g * g));
         const V step = m1 * c1 / (TMOEI_VSQRT(v1 * c2) + eps);
-        VWRITE(m + at, m1);
-        VWRITE(v + at, v1);
+        VWRITE(m + at, m1); VWRITE(v + at, v1);
         VWRITE(theta + at, VFMA(lr, step, keep * VREAD(theta + at))));
 }
 /* keep_i = [hash(key, i) >= limit]: the finaliser of MurmurHash3 on the counter */
@@ -1660,9 +1644,7 @@ TMOEI_TARGET static void TMOEI_FN(dropout)(float *y, const float *x, size_t n, u
         uint32_t limit, float scale) {
     for (size_t i = 0; i < n; i++) {
         uint32_t h = ((uint32_t)i + first) * 0x9e3779b1u ^ key;
-        h = (h ^ (h >> 16)) * 0x85ebca6bu;
-        h = (h ^ (h >> 13)) * 0xc2b2ae35u;
-        h ^= h >> 16;
+        h = (h ^ (h >> 16)) * 0x85ebca6bu; h = (h ^ (h >> 13)) * 0xc2b2ae35u; h ^= h >> 16;
         y[i] = h >= limit ? x[i] * scale : 0.0f;
     }
 }
@@ -1737,7 +1719,6 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
 #define TMOEI_NC 2048                   /* most columns of op(B) packed at once: 3 MiB, shared by lanes */
 #define TMOEI_MC 1024                   /* rows of op(A) packed at a time: 1.5 MiB, shared by the lanes */
 #define TMOEI_TILE_COLUMNS 256          /* of a lane's tile: eight panels of B */
-#define TMOEI_FEW_MOST 48               /* products of up to so many rows keep their weights packed */
 #define TMOEI_FEW_ROWS 8                /* up to here weights are read as they lie: packing would cost more */
 #define TMOEI_LANE_ROWS 64              /* one-lane products: rows and columns at a time */
 #define TMOEI_LANE_COLUMNS 256
@@ -1870,10 +1851,14 @@ static void tmoei_product_tile_chunk(void *arg, int chunk, int lane) {
     for (int j = j0; j < j1; j += nr) {
         const float *panel = j < packed ? p->B + (size_t)p->k0 * p->ldb + n0 + (size_t)j
             : b + (size_t)(j - packed) * kc;
-        for (int i = i0; i < i1; i += p->height)
+        const size_t part = p->kept ? (size_t)nr * kc / (size_t)tmoei_pieces(i1 - i0, p->height) : 0;
+        const float *next = panel + (size_t)nr * kc;            /* comes from memory while this one is used */
+        for (int i = i0; i < i1; i += p->height, next += part) {
+            for (size_t ahead = 0; ahead < part; ahead += 16) TMOEI_PREFETCH(next + ahead);
             kernels->micro[tmoei_least(i1 - i, p->height)](p->kc, a + (size_t)(i - i0) * kc, panel,
                 j < packed ? p->ldb : (size_t)nr, p->k0 > 0 ? 1.0f : p->beta,
                 C + (size_t)i * p->ldc + (size_t)j, p->ldc, p->nc - j);
+        }
     }
     if (p->epilogue && p->k0 + p->kc == p->K)
         kernels->epilogue(i1 - i0, j1 - j0, p->n0 + j0, C + (size_t)i0 * p->ldc + (size_t)j0, p->ldc,
@@ -1924,17 +1909,12 @@ static void tmoei_product_keep(tmoe_ctx *ctx, tmoei_product *p) {
     const size_t head = TMOEI_ALIGN / sizeof(float), columns = (size_t)p->N + TMOEI_NR_MAX;
     struct tmoei_kept *kept = ctx->kept, fresh = { kept, p->B, p->N, p->K };
     while (kept && (kept->B != p->B || kept->N != p->N || kept->K != p->K)) kept = kept->before;
-    p->pack_kept = !kept;
-    if (!kept) {
+    if ((p->pack_kept = !kept) != 0) {
         void *block = tmoei_alloc(ctx, columns, ((size_t)p->K + head) * sizeof(float), 0);
         if (!block) return;
         *(ctx->kept = kept = (struct tmoei_kept *)block) = fresh;
     }
     p->kept = (float *)(void *)kept + head;
-}
-static void tmoei_kept_drop(tmoe_ctx *ctx) {
-    for (struct tmoei_kept *kept; (kept = ctx->kept) != NULL; tmoei_free(ctx, kept)) ctx->kept = kept->before;
-    ctx->keeping = 0;
 }
 /* C (M,N) = beta C + op(A) (M,K) op(B) (K,N), then the epilogue; op(X) = X^T where the flag is set; beta is
  * 0 (C is not read) or 1. Row strides in floats. */
@@ -1943,7 +1923,7 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
         const tmoei_epilogue *epilogue) {
     if (M <= 0 || N <= 0) return;
     tmoei_product p = tmoei_product_of(ctx, transpose_a, transpose_b, M, N, K, A, lda, B, ldb, beta, C, ldc);
-    const int keep = ctx->keeping && transpose_b && !transpose_a && M > 1 && M <= TMOEI_FEW_MOST;
+    const int keep = ctx->keeping && transpose_b && !transpose_a && M > 1 && M <= TMOEI_LANE_ROWS;
     p.epilogue = epilogue;
     if (K <= 0) {                                               /* an empty sum */
         for (int r = 0; beta == 0.0f && r < M; r++) memset(C + (size_t)r * ldc, 0, (size_t)N * sizeof(float));
@@ -5154,8 +5134,7 @@ typedef struct tmoei_texts {
 /* Appends one tokenised text; `what`, task and line stand in the message where it is too long. */
 static tmoe_result tmoei_texts_add(const tmoe_model *model, tmoei_texts *texts, const char *instruction,
         const char *input, int limit, const char *what, const char *task, int line) {
-    const tmoe_tokenizer *tokenizer = model->tokenizer;
-    const int find = model->config.specials_in_text;
+    const tmoe_tokenizer *tokenizer = model->tokenizer; const int find = model->config.specials_in_text;
     size_t n = 0;
     TMOEI_TRY(tmoei_encode_source(tokenizer, instruction, input, find, NULL, 0, &n));
     if (n > (size_t)limit)
@@ -5232,8 +5211,7 @@ static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert, 
 /* Self-attention and, in a decoder, cross-attention over the encoder's output. */
 static tmoe_tensor *tmoei_attend(tmoei_pass *pass, int l, int expert, tmoe_tensor *const *w, tmoe_tensor *h) {
     const tmoei_layer *layer = &pass->model->layers[l];
-    const tmoei_pack *pack = pass->pack;
-    tmoe_tape *tape = pass->tape;
+    const tmoei_pack *pack = pass->pack; tmoe_tape *tape = pass->tape;
     tmoe_tensor *x = tmoei_sublayer_input(pass, w, h, TMOEI_SELF_NORM, TMOEI_SELF_QKV, TMOE_NONE);
     x = pass->cache ? tmoei_cached_attention(pass, l, expert, NULL, x) : tmoe_attention(tape, x, x,
         layer->heads, pack->sequences, pack->offsets, pack->offsets, layer->decoder);
@@ -5256,8 +5234,7 @@ static tmoe_tensor *tmoei_layer_forward(tmoei_pass *pass, int l, tmoe_tensor *h)
     const tmoei_layer *layer = &model->layers[l];
     const int E = model->config.E, first = layer->route * E, recording = pass->tape->record;
     const int whole = model->config.expert_kind == TMOE_EXPERT_LAYER;
-    tmoe_tensor *w[TMOEI_PIECES], *outputs[64], *block;
-    memset(w, 0, sizeof w);
+    tmoe_tensor *w[TMOEI_PIECES], *outputs[64], *block; memset(w, 0, sizeof w);
     if (layer->shared_size)
         tmoei_layer_pieces(pass, layer, tmoei_block_leaf(pass, layer->shared, layer->shared_size), 0, w);
     if (layer->experts == 1 || model->config.mix == TMOE_MIX_PARAM) {
@@ -5298,8 +5275,7 @@ static tmoe_tensor *tmoei_embed(tmoei_pass *pass, const tmoei_pack *pack, int de
 }
 /* Encoder or decoder: embedding, layers, norm. */
 static tmoe_tensor *tmoei_stack(tmoei_pass *pass, const tmoei_pack *pack, int decoder) {
-    tmoe_tensor *h = tmoei_embed(pass, pack, decoder);
-    pass->pack = pack;
+    tmoe_tensor *h = tmoei_embed(pass, pack, decoder); pass->pack = pack;
     for (int l = 0; l < pass->model->L; l++)
         if (pass->model->layers[l].decoder == decoder) h = tmoei_layer_forward(pass, l, h);
     return tmoei_outer_norm(pass, h, decoder, TMOE_NORM_PRE);
@@ -6016,8 +5992,7 @@ static size_t tmoei_cached_run(const tmoei_cached_job *job, int row, int t, int 
 /* Row r attends, head by head, to its positions 0 .. position or to its request's memory: scores, softmax,
  * weighted sum, run by run. */
 static void tmoei_cached_chunk(void *arg, int row, int lane) {
-    const tmoei_cached_job *job = (const tmoei_cached_job *)arg;
-    const tmoei_cache *cache = job->cache;
+    const tmoei_cached_job *job = (const tmoei_cached_job *)arg; const tmoei_cache *cache = job->cache;
     const tmoei_kernels *kernels = cache->own.ctx->kernels;
     const int *source = cache->source->offsets + cache->request_of[row];
     const int count = job->cross ? source[1] - source[0] : cache->position + 1, W = job->width;
@@ -6041,25 +6016,21 @@ static void tmoei_cached_chunk(void *arg, int row, int lane) {
  * Cross: x is q (rows, D) over its request's keys, which the first call makes: cross is [w, b]. */
 static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert, tmoe_tensor *const *cross,
         const tmoe_tensor *x) {
-    tmoei_cache *cache = pass->cache;
-    const tmoe_config *c = &pass->model->config;
+    tmoei_cache *cache = pass->cache; const tmoe_config *c = &pass->model->config;
     const int n = cache->source->tokens, first = (l - c->encoder_layers) * cache->experts;
     const size_t D = (size_t)c->D, places = cross ? (size_t)n : (size_t)cache->limit * (size_t)cache->slots;
     float **keys = &cache->keys[2 * (cache->experts > 1 ? first + expert : first) + (cross != NULL)];
-    tmoei_cached_job job;
-    memset(&job, 0, sizeof job);
+    tmoei_cached_job job; memset(&job, 0, sizeof job);
     if (!x || (cross && (!cross[0] || !cross[1]))) return NULL;
     if (!*keys) {
-        tmoei_epilogue end;
-        memset(&end, 0, sizeof end);
+        tmoei_epilogue end; memset(&end, 0, sizeof end);
         *keys = (float *)tmoei_own_block(&cache->own, places * 2 * D, sizeof(float), 0);
         if (!*keys) return NULL;
         if (cross) end.bias = cross[1]->x;
         if (cross) tmoei_gemm(cache->own.ctx, 0, 1, n, 2 * c->D, c->D, cache->memory, D, cross[0]->x, D, 0.0f,
             *keys, 2 * D, &end);
     }
-    tmoe_tensor *y = tmoei_tensor_new(pass->tape, x->rows, c->D, NULL);
-    if (!y) return NULL;
+    tmoe_tensor *y = tmoei_tensor_new(pass->tape, x->rows, c->D, NULL); if (!y) return NULL;
     job.cache = cache; job.keys = *keys; job.cross = cross != NULL; job.width = c->D / c->H_decoder;
     job.q = x->x; job.q_stride = (size_t)x->cols; job.y = y->x; job.D = D;
     for (int r = 0, run; !cross && r < cache->rows; r++)
@@ -6073,8 +6044,7 @@ static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert, 
 /* Merged blocks, kept until route or parameters change; with a one-hot route the expert itself. */
 static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route) {
     const int E = model->config.E;
-    const size_t bytes = (size_t)(model->R * E) * sizeof(float);
-    size_t all = 0;
+    const size_t bytes = (size_t)(model->R * E) * sizeof(float); size_t all = 0;
     if (model->merged_version == model->version && memcmp(model->merged_route, route, bytes) == 0)
         return TMOE_OK;
     for (int l = 0; l < model->L; l++) all += model->layers[l].experts > 1 ? model->layers[l].block_size : 0;
@@ -6083,8 +6053,7 @@ static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route) {
     if (!at) return TMOE_ERR_MEMORY;
     for (int l = 0; l < model->L; l++) {
         const tmoei_layer *layer = &model->layers[l];
-        const size_t n = layer->block_size;
-        float *experts = model->theta + layer->block;
+        const size_t n = layer->block_size; float *experts = model->theta + layer->block;
         if (layer->experts == 1) continue;
         const float *r = route + layer->route * E;
         const int chosen = tmoei_one_hot(r, E);
@@ -6092,8 +6061,7 @@ static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route) {
         if (chosen < 0) tmoei_merge(model->ctx, E, n, experts, r, at);
         at += n;
     }
-    memcpy(model->merged_route, route, bytes);
-    model->merged_version = model->version;
+    memcpy(model->merged_route, route, bytes); model->merged_version = model->version;
     return TMOE_OK;
 }
 /* A pass that evaluates: no gradients, no noise. route NULL: that of the known task. */
@@ -6101,8 +6069,7 @@ static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const floa
         tmoei_pass *pass) {
     const int width = model->R * model->config.E;
     tmoe_tape_reset(tape); tmoe_tape_record(tape, 0);
-    memset(pass, 0, sizeof *pass);
-    pass->model = model; pass->tape = tape;
+    memset(pass, 0, sizeof *pass); pass->model = model; pass->tape = tape;
     if (width == 0) return TMOE_OK;
     if (!route) {
         TMOEI_TRY(tmoei_routes_refresh(model));
@@ -6120,20 +6087,15 @@ static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const floa
 
 /* ---- decoding: greedy, and beam search as transformers does it --------------------------------------- */
 #define TMOEI_ROWS_AT_ONCE 32           /* a register tile of rows and more: weights are read once for all */
-static void tmoei_cache_destroy(tmoei_cache *cache) { tmoei_owner_free(&cache->own); }
 /* Encodes the packed sources and makes room for `beams` rows each, of at most `limit` positions. */
 static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int task, const float *route,
         const tmoei_pack *source, int beams, int limit) {
-    const tmoe_config *c = &model->config;
-    const size_t memory = (size_t)source->tokens * (size_t)c->D;
+    const tmoe_config *c = &model->config; const size_t memory = (size_t)source->tokens * (size_t)c->D;
     const size_t slots = (size_t)source->sequences * (size_t)beams, places = (size_t)limit * slots;
-    tmoei_owner *own = &cache->own;
-    tmoei_pass pass;
-    memset(cache, 0, sizeof *cache);
-    own->ctx = model->ctx;
+    tmoei_owner *own = &cache->own; tmoei_pass pass;
+    memset(cache, 0, sizeof *cache); own->ctx = model->ctx;
     cache->beams = beams; cache->limit = limit; cache->source = source;
-    cache->slots = cache->rows = (int)slots;
-    cache->experts = c->mix == TMOE_MIX_OUTPUT ? c->E : 1;
+    cache->slots = cache->rows = (int)slots; cache->experts = c->mix == TMOE_MIX_OUTPUT ? c->E : 1;
     cache->keys = (float **)tmoei_own(own, 2 * (size_t)(c->decoder_layers * cache->experts), sizeof(float *));
     cache->memory = (float *)tmoei_own(own, memory, sizeof(float));
     cache->slot_of = (int *)tmoei_own(own, 2 * places + 4 * slots, sizeof(int));
@@ -6174,9 +6136,7 @@ static void tmoei_cache_reorder(tmoei_cache *cache, const int *parents, int rows
 }
 typedef struct tmoei_hypothesis { float score; int row, token, ended; } tmoei_hypothesis;   /* of a row, on */
 typedef struct tmoei_search {
-    tmoe_model *model;
-    tmoe_generation how;
-    tmoei_cache cache;
+    tmoe_model *model; tmoe_generation how; tmoei_cache cache;
     float *logits; int length;          /* of the present step; tokens of the rows, with the start token */
     int *tokens, *next_tokens, *parents;        /* (rows, max_length) of running rows; (rows) */
     float *scores, *next_scores;        /* (rows): sum of log p */
@@ -6229,8 +6189,7 @@ static void tmoei_search_finish(tmoei_search *s, int request, const tmoei_hypoth
     }
     int *tokens = s->finished + to * most;
     memcpy(tokens, s->tokens + (size_t)c->row * most, (size_t)s->length * sizeof(int));
-    tokens[s->length] = c->token;
-    s->final[to] = score; s->lengths[to] = s->length + 1;
+    tokens[s->length] = c->token; s->final[to] = score; s->lengths[to] = s->length + 1;
 }
 /* One request's step: its candidates finish or become its next rows. Gives how many go on: beams or 0. */
 static int tmoei_search_advance(tmoei_search *s, int index, int next) {
@@ -6238,8 +6197,7 @@ static int tmoei_search_advance(tmoei_search *s, int index, int next) {
     const int B = how->beams, request = s->cache.request_of[index * B], wanted = B > 1 ? 2 * B : 1;
     const size_t most = (size_t)how->max_length, length = (size_t)s->length;
     const float penalty = powf((float)s->length, how->length_penalty);
-    tmoei_hypothesis *c = s->candidates + (size_t)index * 2 * (size_t)B;
-    int ended = 0;
+    tmoei_hypothesis *c = s->candidates + (size_t)index * 2 * (size_t)B; int ended = 0;
     for (int i = 0; i < wanted; i++) {
         if (!c[i].ended) continue;
         if (i < B) tmoei_search_finish(s, request, &c[i], B > 1 ? c[i].score / penalty : 0.0f);
@@ -6268,8 +6226,7 @@ static int tmoei_search_advance(tmoei_search *s, int index, int next) {
 static tmoe_result tmoei_search_run(tmoei_search *s, int task, const float *route, const tmoei_pack *source) {
     const int B = s->how.beams;
     const size_t rows = (size_t)(source->sequences * B), most = (size_t)s->how.max_length;
-    tmoei_cache *cache = &s->cache;
-    tmoe_ctx *ctx = s->model->ctx;
+    tmoei_cache *cache = &s->cache; tmoe_ctx *ctx = s->model->ctx;
     TMOEI_TRY(tmoei_cache_create(cache, s->model, task, route, source, B, s->how.max_length - 1));
     s->tokens = (int *)tmoei_own(&cache->own, 3 * rows * most, sizeof(int));
     s->lengths = (int *)tmoei_own(&cache->own, 2 * rows, sizeof(int));
@@ -6329,9 +6286,7 @@ static tmoe_result tmoei_requests_check(tmoe_model *model, const int *ids, const
 TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *route, const int *ids,
         const int *lengths, int count, const tmoe_generation *how, int *tokens, int *token_counts,
         float *scores) {
-    tmoe_ctx *ctx = model->ctx;
-    tmoei_search s;
-    tmoei_batch b;
+    tmoe_ctx *ctx = model->ctx; tmoei_search s; tmoei_batch b;
     ctx->error = TMOE_OK;
     memset(&s, 0, sizeof s); memset(&b, 0, sizeof b);
     s.model = model; s.how = how ? *how : model->generation;
@@ -6354,13 +6309,12 @@ TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *rou
             const int from = i / returned * B + i % returned, to = first * returned + i;
             const int *answer = s.finished + (size_t)from * (size_t)most;
             for (int t = 0; t < most; t++) tokens[t] = t < s.lengths[from] ? answer[t] : model->config.pad_id;
-            token_counts[to] = s.lengths[from];
-            if (scores) scores[to] = s.final[from];
+            token_counts[to] = s.lengths[from]; if (scores) scores[to] = s.final[from];
         }
-        tmoei_cache_destroy(&s.cache);
+        tmoei_owner_free(&s.cache.own);
     }
-    tmoei_kept_drop(ctx);
-    tmoei_free(ctx, b.memory);
+    for (struct tmoei_kept *kept; (kept = ctx->kept) != NULL; tmoei_free(ctx, kept)) ctx->kept = kept->before;
+    ctx->keeping = 0; tmoei_free(ctx, b.memory);
     tmoei_float_mode_leave(mode);
     return ctx->error;
 }
@@ -6369,8 +6323,7 @@ TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count) {
 }
 /* The text that tokens say, to be freed; NULL when there is no memory. */
 static char *tmoei_text_of(tmoe_model *model, const int *tokens, size_t count) {
-    const int skip = TMOE_TOKENIZER_SKIP_SPECIALS;
-    size_t n = 0;
+    const int skip = TMOE_TOKENIZER_SKIP_SPECIALS; size_t n = 0;
     if (tmoe_tokenizer_decode(model->tokenizer, tokens, count, skip, NULL, 0, &n) != TMOE_OK) return NULL;
     char *text = (char *)tmoei_alloc(model->ctx, n + 1, 1, 1);
     if (text) (void)tmoe_tokenizer_decode(model->tokenizer, tokens, count, skip, text, n + 1, &n);
@@ -6405,17 +6358,14 @@ TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const flo
     for (size_t i = 0; ctx->error == TMOE_OK && i < n; i++)
         answers[i] = tmoei_text_of(model, tokens + i * most, (size_t)counts[i]);
     if (ctx->error != TMOE_OK) tmoe_answers_free(model, answers, count);
-    tmoei_free(ctx, texts.ids); tmoei_free(ctx, texts.offsets);
-    tmoei_owner_free(&own);
+    tmoei_free(ctx, texts.ids); tmoei_free(ctx, texts.offsets); tmoei_owner_free(&own);
     return ctx->error;
 }
 TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task, const char *input, char *text,
         size_t size) {
-    char *answer = NULL;
-    model->ctx->error = TMOE_OK;
+    char *answer = NULL; model->ctx->error = TMOE_OK;
     if (!size) return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "answer: no room for a text");
-    text[0] = 0;
-    TMOEI_TRY(tmoe_answers(model, task, NULL, &input, 1, &answer));
+    text[0] = 0; TMOEI_TRY(tmoe_answers(model, task, NULL, &input, 1, &answer));
     const size_t n = strlen(answer);
     if (n < size) memcpy(text, answer, n + 1);
     else (void)tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "answer: %lu bytes and a NUL do not fit into %lu",
@@ -6445,9 +6395,7 @@ TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, con
 static tmoe_result tmoei_log_likelihoods(tmoe_model *model, int task, const float *route,
         const tmoei_texts *source, const tmoei_texts *labels, double *out) {
     const size_t skip = model->config.begin_in_target ? 0 : 1, V = (size_t)model->V, n = labels->count;
-    const tmoe_tensor *h = NULL;
-    tmoei_batch b;
-    tmoei_pass pass;
+    const tmoe_tensor *h = NULL; tmoei_batch b; tmoei_pass pass;
     memset(&b, 0, sizeof b);
     TMOEI_TRY(tmoei_batch_reserve(model->ctx, &b, source->ids_used * n, labels->ids_used, n));
     for (size_t i = 0; i < n; i++)
@@ -6467,8 +6415,7 @@ static tmoe_result tmoei_log_likelihoods(tmoe_model *model, int task, const floa
 }
 TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const float *route,
         const char *const *inputs, int count, int normalised, int *chosen) {
-    tmoe_ctx *ctx = model->ctx;
-    const tmoe_config *c = &model->config;
+    tmoe_ctx *ctx = model->ctx; const tmoe_config *c = &model->config;
     const char *name = task->name, *instruction = c->instruction_in_input ? task->instruction : NULL;
     const int known = tmoe_find_task(model, name), n = task->label_count;
     const double unscored = c->begin_in_target ? 0.0 : 1.0;    /* <s>, the first token */
@@ -6492,8 +6439,7 @@ TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const f
         }
     }
     tmoei_free(ctx, scores); tmoei_free(ctx, x.ids); tmoei_free(ctx, x.offsets);
-    tmoei_free(ctx, labels.ids); tmoei_free(ctx, labels.offsets);
-    tmoei_float_mode_leave(mode);
+    tmoei_free(ctx, labels.ids); tmoei_free(ctx, labels.offsets); tmoei_float_mode_leave(mode);
     return ctx->error;
 }
 /* ==== >>train: packed batches of tasks, AdamW, the loop ================================================
