@@ -30,12 +30,14 @@ demo: examples
 test: examples $(TESTS:%=$(BUILD)/%) $(BUILD)/export
 	@sh tests/run.sh $(BUILD) $(TESTS)
 
-bench: $(BUILD)/bench
+bench: $(BUILD)/bench $(BUILD)/bench_generate
 	$(BUILD)/bench
 	sh tests/bench_peers.sh 1
 	sh tests/bench_peers.sh 2
 	sh tests/bench_training.sh 1
 	sh tests/bench_training.sh 2
+	sh tests/bench_generate.sh 1
+	sh tests/bench_generate.sh 2
 
 matrix:
 	sh tests/matrix.sh

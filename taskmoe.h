@@ -681,7 +681,9 @@ TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const flo
  *   how      in, or NULL: tmoe_model_generation's; max_length 0 or too long: target_tokens + 1
  *   tokens   (count, returned, max_length) out: best first, start token first, filled up with pad_id
  *   token_counts, scores  (count, returned) out; scores may be NULL: beam search's, 0 if greedy; where there
- *            are fewer answers than asked for: the start token, and a score of -1e9 */
+ *            are fewer answers than asked for: the start token, and a score of -1e9
+ *   cost     as above, times beams; more than 8 rows at once: a packed copy of the weights the decoder
+ *            reads, until it returns */
 TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *route, const int *ids,
     const int *lengths, int count, const tmoe_generation *how, int *tokens, int *token_counts, float *scores);
 /* tmoe_answers_free - frees what tmoe_answers gave and sets it to NULL */
@@ -822,6 +824,8 @@ struct tmoe_ctx {
     int tile_rows, block_columns;       /* >>products: cut to these caches */
     float *lane_scratch[TMOEI_LANES_MAX];   /* packing buffers, one a lane */
     float *shared_scratch;              /* packing buffer that the lanes fill together */
+    int keeping;                        /* >>products: weights of few-row products are kept packed */
+    struct tmoei_kept *kept;
 };
 /* Notes the first cause of trouble and returns the code. Later causes are consequences: they are dropped. */
 TMOEI_PRINTF(3, 4)
@@ -1266,11 +1270,15 @@ typedef struct tmoei_kernels {
 #define VREAD(p) (left == VW ? VLOAD(p) : VLOADN(p, left))
 #define VWRITE(p, v) do { if (left == VW) VSTORE(p, v); else VSTOREN(p, v, left); } while (0)
 #define VCUT(v) do { if (left < VW) { float some[VW]; VSTORE(some, v); v = VLOADN(some, left); } } while (0)
-/* All numbers of a vector into one, by halves. */
+/* All numbers of a vector into one, by halves; the sums of four vectors side by side into y. */
 #define TMOEI_HALF(a, i) _mm512_maskz_extractf32x8_ps((__mmask8)0xff, a, i)
+#define TMOEI_FOLD(op, a) TMOEI_PICK(a, a, a, _mm256_##op##_ps(TMOEI_HALF(a, 0), TMOEI_HALF(a, 1)))
+#define VSUM4(y, a, b, c, d) TMOEI_PICK((y[0] = a, y[1] = b, y[2] = c, y[3] = d), \
+    vst1q_f32(y, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d))), \
+    _mm_storeu_ps(y, TMOEI_FN(vsum4)(a, b, c, d)), _mm_storeu_ps(y, TMOEI_FN(vsum4)(a, b, c, d)))
 #define TMOEI_REDUCE(name, op) \
     TMOEI_TARGET static float TMOEI_FN(name)(V a) { \
-        const __m256 h = TMOEI_PICK(a, a, a, _mm256_##op##_ps(TMOEI_HALF(a, 0), TMOEI_HALF(a, 1))); \
+        const __m256 h = TMOEI_FOLD(op, a); \
         __m128 s = _mm_##op##_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)); \
         s = _mm_##op##_ps(s, _mm_movehl_ps(s, s)); \
         return _mm_cvtss_f32(_mm_##op##_ss(s, _mm_shuffle_ps(s, s, 1))); \
@@ -1326,6 +1334,14 @@ typedef struct tmoei_kernels {
 #if TMOEI_PASS >= 2
 TMOEI_REDUCE(vsum, add)
 TMOEI_REDUCE(vmaximum, max)
+TMOEI_TARGET static inline __m128 TMOEI_FN(vsum4)(V a, V b, V c, V d) {
+    const __m256 p = TMOEI_FOLD(add, a), q = TMOEI_FOLD(add, b), r = TMOEI_FOLD(add, c);
+    const __m256 s = TMOEI_FOLD(add, d);
+    const __m256 pq = _mm256_add_ps(_mm256_unpacklo_ps(p, q), _mm256_unpackhi_ps(p, q));
+    const __m256 rs = _mm256_add_ps(_mm256_unpacklo_ps(r, s), _mm256_unpackhi_ps(r, s));
+    const __m256 t = _mm256_add_ps(_mm256_shuffle_ps(pq, rs, 0x44), _mm256_shuffle_ps(pq, rs, 0xee));
+    return _mm_add_ps(_mm256_castps256_ps128(t), _mm256_extractf128_ps(t, 1));
+}
 #else
 static inline float TMOEI_FN(vsum)(V a) { return TMOEI_PICK(a, vaddvq_f32(a), , ); }
 static inline float TMOEI_FN(vmaximum)(V a) { return TMOEI_PICK(a, vmaxvq_f32(a), , ); }
@@ -1337,8 +1353,7 @@ static V TMOEI_FN(vloadn)(const float *p, int n) {
     return vld1q_f32(x);
 }
 static void TMOEI_FN(vstoren)(float *p, V v, int n) {
-    float x[4];
-    vst1q_f32(x, v);
+    float x[4]; vst1q_f32(x, v);
     for (int i = 0; i < n; i++) p[i] = x[i];
 }
 #endif
@@ -1348,8 +1363,7 @@ static void TMOEI_FN(vstoren)(float *p, V v, int n) {
 TMOEI_TARGET static V TMOEI_FN(vexp)(V x) {
     x = VMIN(VMAX(x, VSET(-87.3f)), VSET(88.3f));
     V n = TMOEI_VROUND(x * VSET(1.44269504f));
-    V r = VFMA(n, VSET(-0.693145752f), x);
-    r = VFMA(n, VSET(-1.42860677e-6f), r);
+    V r = VFMA(n, VSET(-0.693145752f), x); r = VFMA(n, VSET(-1.42860677e-6f), r);
     V p = VFMA(r, VSET(1.98412698e-4f), VSET(1.38888889e-3f));
     p = VFMA(p, r, VSET(8.33333333e-3f)); p = VFMA(p, r, VSET(4.16666667e-2f));
     p = VFMA(p, r, VSET(1.66666667e-1f)); p = VFMA(p, r, VSET(0.5f));
@@ -1392,20 +1406,22 @@ TMOEI_TARGET static inline void TMOEI_FN(store)(float *c, V x, int add, int colu
 TMOEI_HEIGHTS(TMOEI_MICRO)
 static tmoei_micro_fn *const TMOEI_FN(micro)[] = { NULL, TMOEI_HEIGHTS(TMOEI_MICRO_NAME) };
 
-/* One row: y_n = beta y_n + <a, b_n>, four rows of b at a time. */
+/* One row: y_n = beta y_n + <a, b_n>, four rows of b at a time. The processor foresees long rows itself. */
 TMOEI_TARGET static void TMOEI_FN(dots_of_one)(int N, int K, const float *a, const float *b, size_t ldb,
         float beta, float *y) {
+    const size_t ahead = K <= 1024 ? 4 * ldb : 0;
     for (int n = 0; n < N; n += 4) {
         const float *b0 = b + (size_t)n * ldb, *b1 = n + 1 < N ? b0 + ldb : b0;
         const float *b2 = n + 2 < N ? b1 + ldb : b0, *b3 = n + 3 < N ? b2 + ldb : b0;
         V s0 = VSET(0.0f), s1 = s0, s2 = s0, s3 = s0;
         TMOEI_EACH((size_t)K,
             const V x = VREAD(a + at);
+            TMOEI_PREFETCH(b0 + ahead + at); TMOEI_PREFETCH(b1 + ahead + at);
+            TMOEI_PREFETCH(b2 + ahead + at); TMOEI_PREFETCH(b3 + ahead + at);
             s0 = VFMA(x, VREAD(b0 + at), s0); s1 = VFMA(x, VREAD(b1 + at), s1);
             s2 = VFMA(x, VREAD(b2 + at), s2); s3 = VFMA(x, VREAD(b3 + at), s3));
-        const V sums[4] = { s0, s1, s2, s3 };
-        for (int j = 0; j < 4 && n + j < N; j++)
-            y[n + j] = (beta != 0.0f ? y[n + j] : 0.0f) + TMOEI_FN(vsum)(sums[j]);
+        float sums[4]; VSUM4(sums, s0, s1, s2, s3);
+        for (int j = 0; j < 4 && n + j < N; j++) y[n + j] = (beta != 0.0f ? y[n + j] : 0.0f) + sums[j];
     }
 }
 /* Few rows: dot products of rows as they lie, 4 x 2 at a time, vectors along K. */
@@ -1420,15 +1436,17 @@ TMOEI_TARGET static void TMOEI_FN(dots)(int M, int N, int K, const float *a, siz
             V s00 = VSET(0.0f), s01 = s00, s10 = s00, s11 = s00, s20 = s00, s21 = s00, s30 = s00, s31 = s00;
             TMOEI_EACH((size_t)K,
                 const V x = VREAD(b0 + at), y = VREAD(b1 + at);
+                if (m == 0) { TMOEI_PREFETCH(b0 + 2 * ldb + at); TMOEI_PREFETCH(b1 + 2 * ldb + at); }
                 V w = VREAD(a0 + at); s00 = VFMA(w, x, s00); s01 = VFMA(w, y, s01);
                 w = VREAD(a1 + at); s10 = VFMA(w, x, s10); s11 = VFMA(w, y, s11);
                 w = VREAD(a2 + at); s20 = VFMA(w, x, s20); s21 = VFMA(w, y, s21);
                 w = VREAD(a3 + at); s30 = VFMA(w, x, s30); s31 = VFMA(w, y, s31));
-            const V sums[4][2] = { { s00, s01 }, { s10, s11 }, { s20, s21 }, { s30, s31 } };
+            float sums[2][4];
+            VSUM4(sums[0], s00, s10, s20, s30); VSUM4(sums[1], s01, s11, s21, s31);
             for (int i = 0; i < 4 && m + i < M; i++)
                 for (int j = 0; j < 2 && n + j < N; j++) {
                     float *y = c + (size_t)(m + i) * ldc + (size_t)(n + j);
-                    *y = (beta != 0.0f ? *y : 0.0f) + TMOEI_FN(vsum)(sums[i][j]);
+                    *y = (beta != 0.0f ? *y : 0.0f) + sums[j][i];
                 }
         }
 }
@@ -1457,19 +1475,15 @@ TMOEI_TARGET static void TMOEI_FN(gelu)(float *y, const float *dy, const float *
     else TMOEI_EACH(n, VWRITE(y + at, TMOEI_FN(vgelu)(VREAD(x + at))));
 }
 TMOEI_TARGET static float TMOEI_FN(dot)(const float *a, const float *b, size_t n) {
-    V s = VSET(0.0f);
-    TMOEI_EACH(n, s = VFMA(VREAD(a + at), VREAD(b + at), s));
+    V s = VSET(0.0f); TMOEI_EACH(n, s = VFMA(VREAD(a + at), VREAD(b + at), s));
     return TMOEI_FN(vsum)(s);
 }
 TMOEI_TARGET static float TMOEI_FN(sum)(const float *x, size_t n) {
-    V s = VSET(0.0f);
-    TMOEI_EACH(n, s = s + VREAD(x + at));
+    V s = VSET(0.0f); TMOEI_EACH(n, s = s + VREAD(x + at));
     return TMOEI_FN(vsum)(s);
 }
 TMOEI_TARGET static float TMOEI_FN(maximum)(const float *x, size_t n) {
-    V most = VSET(x[0]);
-    float best;
-    size_t at;
+    V most = VSET(x[0]); float best; size_t at;
     for (at = 0; at + VW <= n; at += VW) most = VMAX(most, VLOAD(x + at));
     for (best = TMOEI_FN(vmaximum)(most); at < n; at++) if (x[at] > best) best = x[at];
     return best;
@@ -1518,8 +1532,7 @@ TMOEI_TARGET static void TMOEI_FN(norm_forward)(float *y, const float *x, const 
 }
 TMOEI_TARGET static void TMOEI_FN(norm_backward)(float *dx, float beta, const float *x, const float *dy,
         const float *gain, float mean, float inv, size_t n) {
-    const V vm = VSET(mean), vi = VSET(inv);
-    V sg = VSET(0.0f), sx = VSET(0.0f);
+    const V vm = VSET(mean), vi = VSET(inv); V sg = VSET(0.0f), sx = VSET(0.0f);
     TMOEI_EACH(n,
         const V g = VREAD(gain + at) * VREAD(dy + at);
         sg = sg + g;
@@ -1539,14 +1552,27 @@ TMOEI_TARGET static void TMOEI_FN(norm_parameters)(float *dgain, float *dbias, c
         if (dgain) VWRITE(dgain + at, VFMA(d, (VREAD(x + at) - vm) * vi, VREAD(dgain + at)));
         if (dbias) VWRITE(dbias + at, VREAD(dbias + at) + d));
 }
-/* out = sum_e r_e theta_e, or that much more: four lines a sweep, out stays in the nearest cache */
+/* out = sum_e r_e theta_e, or that much more. Short lines (a head's values): the sums stay in registers. Long
+ * ones: four lines a sweep, out stays in the nearest cache. */
 TMOEI_TARGET static void TMOEI_FN(merge)(float *out, int more, const float *theta, size_t stride,
         const float *r, int E, size_t n) {
-    for (size_t from = 0; from < n; from += 1024)
+    size_t done = 0;
+    for (float *y; n <= 128 && done + 4 * VW <= n; done += 4 * VW) {
+        V s0 = VSET(0.0f), s1 = s0, s2 = s0, s3 = s0;
+        for (size_t e = 0; e < (size_t)E; e++) {
+            const float *t = theta + e * stride + done; const V weight = VSET(r[e]);
+            s0 = VFMA(weight, VLOAD(t), s0); s1 = VFMA(weight, VLOAD(t + VW), s1);
+            s2 = VFMA(weight, VLOAD(t + 2 * VW), s2); s3 = VFMA(weight, VLOAD(t + 3 * VW), s3);
+        }
+        y = out + done;
+        if (more) { s0 = s0 + VLOAD(y); s1 = s1 + VLOAD(y + VW); }
+        if (more) { s2 = s2 + VLOAD(y + 2 * VW); s3 = s3 + VLOAD(y + 3 * VW); }
+        VSTORE(y, s0); VSTORE(y + VW, s1); VSTORE(y + 2 * VW, s2); VSTORE(y + 3 * VW, s3);
+    }
+    for (size_t from = done; from < n; from += 1024)
         for (int e = 0; e < E; e += 4) {
             const size_t m = n - from < 1024 ? n - from : 1024;
-            const int add = more || e > 0, left_over = E - e;
-            float *y = out + from;
+            const int add = more || e > 0, left_over = E - e; float *y = out + from;
             const float *t0 = theta + (size_t)e * stride + from, *t1 = left_over > 1 ? t0 + stride : t0;
             const float *t2 = left_over > 2 ? t1 + stride : t0, *t3 = left_over > 3 ? t2 + stride : t0;
             const V r0 = VSET(r[e]), r1 = VSET(left_over > 1 ? r[e + 1] : 0.0f);
@@ -1558,8 +1584,7 @@ TMOEI_TARGET static void TMOEI_FN(merge)(float *out, int more, const float *thet
                     TMOEI_PREFETCH(t0 + 4 * stride + at); TMOEI_PREFETCH(t1 + 4 * stride + at);
                     TMOEI_PREFETCH(t2 + 4 * stride + at); TMOEI_PREFETCH(t3 + 4 * stride + at);
                 }
-                s = VFMA(r0, VREAD(t0 + at), s);
-                s = VFMA(r1, VREAD(t1 + at), s);
+                s = VFMA(r0, VREAD(t0 + at), s); s = VFMA(r1, VREAD(t1 + at), s);
                 s = VFMA(r2, VREAD(t2 + at), s);
                 VWRITE(y + at, VFMA(r3, VREAD(t3 + at), s)));
         }
@@ -1567,8 +1592,7 @@ TMOEI_TARGET static void TMOEI_FN(merge)(float *out, int more, const float *thet
 /* dtheta += r g (where dtheta is given); gives <g, theta - bar> */
 TMOEI_TARGET static float TMOEI_FN(merge_backward)(float *dtheta, const float *theta, const float *bar,
         const float *g, float r, size_t n) {
-    const V vr = VSET(r);
-    V s = VSET(0.0f);
+    const V vr = VSET(r); V s = VSET(0.0f);
     TMOEI_EACH(n,
         const V x = VREAD(g + at);
         if (dtheta) VWRITE(dtheta + at, VFMA(vr, x, VREAD(dtheta + at)));
@@ -1586,8 +1610,7 @@ TMOEI_TARGET static void TMOEI_FN(adamw)(float *theta, const float *grad, float 
         const V g = scale * VREAD(grad + at);
         const V m1 = VFMA(b1, VREAD(m + at), d1 * g), v1 = VFMA(b2, VREAD(v + at), d2 * (g * g));
         const V step = m1 * c1 / (TMOEI_VSQRT(v1 * c2) + eps);
-        VWRITE(m + at, m1);
-        VWRITE(v + at, v1);
+        VWRITE(m + at, m1); VWRITE(v + at, v1);
         VWRITE(theta + at, VFMA(lr, step, keep * VREAD(theta + at))));
 }
 /* keep_i = [hash(key, i) >= limit]: the finaliser of MurmurHash3 on the counter */
@@ -1595,9 +1618,7 @@ TMOEI_TARGET static void TMOEI_FN(dropout)(float *y, const float *x, size_t n, u
         uint32_t limit, float scale) {
     for (size_t i = 0; i < n; i++) {
         uint32_t h = ((uint32_t)i + first) * 0x9e3779b1u ^ key;
-        h = (h ^ (h >> 16)) * 0x85ebca6bu;
-        h = (h ^ (h >> 13)) * 0xc2b2ae35u;
-        h ^= h >> 16;
+        h = (h ^ (h >> 16)) * 0x85ebca6bu; h = (h ^ (h >> 13)) * 0xc2b2ae35u; h ^= h >> 16;
         y[i] = h >= limit ? x[i] * scale : 0.0f;
     }
 }
@@ -1643,6 +1664,7 @@ static const tmoei_kernels TMOEI_FN(kernels) = {
 #undef VWRITE
 #undef VCUT
 #undef VFMA
+#undef VSUM4
 #undef VMAX
 #undef VMIN
 
@@ -1734,6 +1756,7 @@ typedef struct tmoei_product {
     const float *A, *B;
     size_t lda, ldb, ldc;
     float *C, *packed_a, *packed_b, beta;       /* packed: by all lanes; NULL: by each lane */
+    float *kept; int pack_kept;                 /* NULL or all of op(B) packed; packed only now */
     const tmoei_epilogue *epilogue;
 } tmoei_product;
 static tmoei_product tmoei_product_of(const tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, int N,
@@ -1801,10 +1824,14 @@ static void tmoei_product_tile_chunk(void *arg, int chunk, int lane) {
     for (int j = j0; j < j1; j += nr) {
         const float *panel = j < packed ? p->B + (size_t)p->k0 * p->ldb + n0 + (size_t)j
             : b + (size_t)(j - packed) * kc;
-        for (int i = i0; i < i1; i += p->height)
+        const size_t part = p->kept ? (size_t)nr * kc / (size_t)tmoei_pieces(i1 - i0, p->height) : 0;
+        const float *next = panel + (size_t)nr * kc;            /* comes from memory while this one is used */
+        for (int i = i0; i < i1; i += p->height, next += part) {
+            for (size_t ahead = 0; ahead < part; ahead += 16) TMOEI_PREFETCH(next + ahead);
             kernels->micro[tmoei_least(i1 - i, p->height)](p->kc, a + (size_t)(i - i0) * lda, lda, panel,
                 j < packed ? p->ldb : (size_t)nr, p->k0 > 0 ? 1.0f : p->beta,
                 C + (size_t)i * p->ldc + (size_t)j, p->ldc, p->nc - j);
+        }
     }
     if (p->epilogue && p->k0 + p->kc == p->K)
         kernels->epilogue(i1 - i0, j1 - j0, p->n0 + j0, C + (size_t)i0 * p->ldc + (size_t)j0, p->ldc,
@@ -1821,7 +1848,9 @@ static void tmoei_product_blocks(tmoei_product *p, int rows, int columns, tmoe_c
         p->nc = tmoei_least(p->N - p->n0, columns); p->column_tiles = tmoei_pieces(p->nc, p->tile_columns);
         for (p->k0 = 0; p->k0 < p->K; p->k0 += p->kc) {
             p->kc = tmoei_least(p->K - p->k0, depth);
-            p->b_chunks = p->packed_b ? tmoei_pieces(p->nc, TMOEI_PACK_LINES) : 0;    /* for all rows */
+            if (p->kept) p->packed_b = p->kept + (size_t)p->k0 * ((size_t)p->N + TMOEI_NR_MAX);
+            p->b_chunks = !p->packed_b || (p->kept && !p->pack_kept) ? 0        /* for all rows */
+                : tmoei_pieces(p->nc, TMOEI_PACK_LINES);
             for (p->m0 = 0; p->m0 < p->M; p->m0 += p->mc, p->b_chunks = 0) {
                 p->mc = tmoei_least(p->M - p->m0, rows);
                 p->a_chunks = p->packed_a ? tmoei_pieces(p->mc, TMOEI_PACK_LINES) : 0;
@@ -1846,6 +1875,20 @@ static void tmoei_product_few_chunk(void *arg, int chunk, int lane) {
             (size_t)columns);
     if (p->epilogue) kernels->epilogue(p->M, columns, j0, p->C + j0, p->ldc, p->epilogue, 0);
 }
+/* Weights B (N,K) that every step of decoding reads stay packed, all panels of a cut of K one behind the
+ * other, while the context keeps: they then stream from memory into the micro-kernels. */
+struct tmoei_kept { struct tmoei_kept *before; const float *B; int N, K; };     /* the panels lie behind it */
+static void tmoei_product_keep(tmoe_ctx *ctx, tmoei_product *p) {
+    const size_t head = TMOEI_ALIGN / sizeof(float), columns = (size_t)p->N + TMOEI_NR_MAX;
+    struct tmoei_kept *kept = ctx->kept, fresh = { kept, p->B, p->N, p->K };
+    while (kept && (kept->B != p->B || kept->N != p->N || kept->K != p->K)) kept = kept->before;
+    if ((p->pack_kept = !kept) != 0) {
+        void *block = tmoei_alloc(ctx, columns, ((size_t)p->K + head) * sizeof(float), 0);
+        if (!block) return;
+        *(ctx->kept = kept = (struct tmoei_kept *)block) = fresh;
+    }
+    p->kept = (float *)(void *)kept + head;
+}
 /* C (M,N) = beta C + op(A) (M,K) op(B) (K,N), then the epilogue; op(X) = X^T where the flag is set; beta is
  * 0 (C is not read) or 1. Row strides in floats. */
 static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, int N, int K, const float *A,
@@ -1853,11 +1896,12 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
         const tmoei_epilogue *epilogue) {
     if (M <= 0 || N <= 0) return;
     tmoei_product p = tmoei_product_of(ctx, transpose_a, transpose_b, M, N, K, A, lda, B, ldb, beta, C, ldc);
+    const int keep = ctx->keeping && transpose_b && !transpose_a && M > 1 && M <= TMOEI_LANE_ROWS;
     p.epilogue = epilogue;
     if (K <= 0) {                                               /* an empty sum */
         for (int r = 0; beta == 0.0f && r < M; r++) memset(C + (size_t)r * ldc, 0, (size_t)N * sizeof(float));
         if (epilogue) ctx->kernels->epilogue(M, N, 0, C, ldc, epilogue, 0);
-    } else if (!transpose_a && M <= (transpose_b ? TMOEI_FEW_ROWS : 3)) {
+    } else if (!transpose_a && !keep && M <= (transpose_b ? TMOEI_FEW_ROWS : 3)) {
         p.tile_columns = !transpose_b ? 512 : K >= 1024 ? 16 : 16384 / K;   /* 16 K products a row, chunk */
         tmoei_parallel(ctx, tmoei_product_few_chunk, &p, tmoei_pieces(N, p.tile_columns));
     } else {
@@ -1867,7 +1911,8 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
         if (!own_a && !p.a_lies) p.packed_a = ctx->shared_scratch + TMOEI_SHARED_B_FLOATS;
         p.tile_rows = own_a ? lane_rows : ctx->tile_rows / p.height * p.height;
         p.tile_columns = own_b ? TMOEI_PACK_LINES : TMOEI_TILE_COLUMNS;
-        tmoei_product_blocks(&p, TMOEI_MC / p.height * p.height, ctx->block_columns, ctx, 0);
+        if (keep) tmoei_product_keep(ctx, &p);
+        tmoei_product_blocks(&p, TMOEI_MC / p.height * p.height, p.kept ? N : ctx->block_columns, ctx, 0);
     }
 }
 /* The same on the calling lane only, for small products inside a parallel region. */
@@ -5033,8 +5078,7 @@ typedef struct tmoei_texts {
 /* Appends one tokenised text; `what`, task and line stand in the message where it is too long. */
 static tmoe_result tmoei_texts_add(const tmoe_model *model, tmoei_texts *texts, const char *instruction,
         const char *input, int limit, const char *what, const char *task, int line) {
-    const tmoe_tokenizer *tokenizer = model->tokenizer;
-    const int find = model->config.specials_in_text;
+    const tmoe_tokenizer *tokenizer = model->tokenizer; const int find = model->config.specials_in_text;
     size_t n = 0;
     TMOEI_TRY(tmoei_encode_source(tokenizer, instruction, input, find, NULL, 0, &n));
     if (n > (size_t)limit)
@@ -5111,8 +5155,7 @@ static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert, 
 /* Self-attention and, in a decoder, cross-attention over the encoder's output. */
 static tmoe_tensor *tmoei_attend(tmoei_pass *pass, int l, int expert, tmoe_tensor *const *w, tmoe_tensor *h) {
     const tmoei_layer *layer = &pass->model->layers[l];
-    const tmoei_pack *pack = pass->pack;
-    tmoe_tape *tape = pass->tape;
+    const tmoei_pack *pack = pass->pack; tmoe_tape *tape = pass->tape;
     tmoe_tensor *x = tmoei_sublayer_input(pass, w, h, TMOEI_SELF_NORM, TMOEI_SELF_QKV, TMOE_NONE);
     x = pass->cache ? tmoei_cached_attention(pass, l, expert, NULL, x) : tmoe_attention(tape, x, x,
         layer->heads, pack->sequences, pack->offsets, pack->offsets, layer->decoder);
@@ -5135,8 +5178,7 @@ static tmoe_tensor *tmoei_layer_forward(tmoei_pass *pass, int l, tmoe_tensor *h)
     const tmoei_layer *layer = &model->layers[l];
     const int E = model->config.E, first = layer->route * E, recording = pass->tape->record;
     const int whole = model->config.expert_kind == TMOE_EXPERT_LAYER;
-    tmoe_tensor *w[TMOEI_PIECES], *outputs[64], *block;
-    memset(w, 0, sizeof w);
+    tmoe_tensor *w[TMOEI_PIECES], *outputs[64], *block; memset(w, 0, sizeof w);
     if (layer->shared_size)
         tmoei_layer_pieces(pass, layer, tmoei_block_leaf(pass, layer->shared, layer->shared_size), 0, w);
     if (layer->experts == 1 || model->config.mix == TMOE_MIX_PARAM) {
@@ -5177,8 +5219,7 @@ static tmoe_tensor *tmoei_embed(tmoei_pass *pass, const tmoei_pack *pack, int de
 }
 /* Encoder or decoder: embedding, layers, norm. */
 static tmoe_tensor *tmoei_stack(tmoei_pass *pass, const tmoei_pack *pack, int decoder) {
-    tmoe_tensor *h = tmoei_embed(pass, pack, decoder);
-    pass->pack = pack;
+    tmoe_tensor *h = tmoei_embed(pass, pack, decoder); pass->pack = pack;
     for (int l = 0; l < pass->model->L; l++)
         if (pass->model->layers[l].decoder == decoder) h = tmoei_layer_forward(pass, l, h);
     return tmoei_outer_norm(pass, h, decoder, TMOE_NORM_PRE);
@@ -5842,93 +5883,80 @@ TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, t
     return good ? TMOE_OK : TMOE_ERR_MEMORY;
 }
 /* ==== >>inference: one route, one merge, then an ordinary dense model answers ==========================
- * Keys and values of earlier positions stay in a cache: position t of slot s lies at (t * slots + s). A row
+ * Keys and values of earlier positions stay in a cache: position t of slot s lies at (s * limit + t). A row
  * is a request, or one of its beams; which slot holds position t of a row is looked up in a table, so that
- * beams that change places move no keys. */
+ * beams that change places move no keys, and a row's keys lie in a few runs (in one where it never does). */
 struct tmoei_cache {
-    int slots, rows;                    /* places; rows that still run */
+    int beams, slots, rows;             /* of a request; places; rows that still run */
     int position, limit;                /* the one that is computed now, from 0; how many at most */
-    int *slot_of;                       /* (limit, slots): which slot holds position t of row r */
+    int *slot_of, *next_slot_of;        /* (slots, limit): which slot holds position t of row r */
     int *request_of;                    /* (slots): which request row r belongs to */
     int *ids, *positions, *order;       /* (slots): of the latest tokens; scratch */
-    float *scores;                      /* (slots, limit): scratch of self-attention */
     const tmoei_pack *source; float *memory;        /* what the encoder read; its output (source tokens, D) */
-    /* (decoder layers, experts, 2) k | v: of positions (limit, slots, 2D), of memory (source tokens, 2D) */
+    /* (decoder layers, experts, 2) k | v: of positions (slots, limit, 2D), of memory (source tokens, 2D) */
     float **keys; int experts;          /* 1, or E where they run side by side */
     tmoei_owner own;
 };
-typedef struct tmoei_cached_job {       /* all: as if of one head, from row 0 on */
-    const tmoei_cache *cache; const float *keys; tmoei_attention_rows all; } tmoei_cached_job;
-/* Which row of the keys belongs to position t of a row. */
-static size_t tmoei_cache_place(const tmoei_cache *cache, size_t t, int row) {
-    const size_t first = t * (size_t)cache->slots;
-    return first + (size_t)cache->slot_of[first + (size_t)row];
-}
-/* Row r attends to its positions 0 .. position: scores, softmax, weighted sum, head by head. */
-static void tmoei_cached_self_chunk(void *arg, int row, int lane) {
-    const tmoei_cached_job *job = (const tmoei_cached_job *)arg;
+typedef struct tmoei_cached_job {
+    const tmoei_cache *cache; const float *keys, *q; float *y; size_t q_stride, D; int cross, width;
+} tmoei_cached_job;
+/* Which row of the keys holds position t of a row; `n` out: how many lie one behind the other from there. */
+static size_t tmoei_cached_run(const tmoei_cached_job *job, int row, int t, int count, int *n) {
     const tmoei_cache *cache = job->cache;
-    const tmoei_kernels *kernels = job->all.ctx->kernels;
-    const size_t D = job->all.y_stride, width = (size_t)job->all.width, count = (size_t)cache->position + 1;
-    const float scale = 1.0f / sqrtf((float)width), *q = job->all.q + (size_t)row * job->all.q_stride;
-    float *scores = cache->scores + (size_t)row * (size_t)cache->limit, *y = job->all.y + (size_t)row * D;
-    (void)lane;
-    memset(y, 0, D * sizeof(float));
-    for (size_t at = 0; at < D; at += width) {
-        const float *k = job->keys + at, *v = k + D;
-        for (size_t t = 0; t < count; t++)
-            scores[t] = kernels->dot(q + at, k + tmoei_cache_place(cache, t, row) * 2 * D, width);
-        const float most = scale * kernels->maximum(scores, count);
-        const float total = kernels->exp_sum(scores, scores, scale, most, count);
-        for (size_t t = 0; t < count; t++)
-            kernels->scale_add(y + at, 1.0f, scores[t] / total, v + tmoei_cache_place(cache, t, row) * 2 * D,
-                width);
-    }
+    const int *slot = cache->slot_of + (size_t)row * (size_t)cache->limit + t;
+    *n = job->cross ? count : 1;
+    if (job->cross) return (size_t)cache->source->offsets[cache->request_of[row]];
+    while (t + *n < count && slot[*n] == *slot) ++*n;
+    return (size_t)*slot * (size_t)cache->limit + (size_t)t;
 }
-static void tmoei_cached_cross_chunk(void *arg, int row, int lane) {
-    const tmoei_cached_job *job = (const tmoei_cached_job *)arg;
-    const int *offsets = job->cache->source->offsets + job->cache->request_of[row];
-    tmoei_attention_rows a = job->all;
-    a.S = offsets[1] - offsets[0];
-    a.q += (size_t)row * a.q_stride; a.y += (size_t)row * a.y_stride;
-    a.k = job->keys + (size_t)offsets[0] * a.kv_stride; a.v = a.k + a.y_stride;
-    for (size_t at = 0; at < a.y_stride; at += (size_t)a.width) {
-        tmoei_attention_forward(&a, lane);
-        a.q += a.width; a.k += a.width; a.v += a.width; a.y += a.width;
+/* Row r attends, head by head, to its positions 0 .. position or to its request's memory: scores, softmax,
+ * weighted sum, run by run. */
+static void tmoei_cached_chunk(void *arg, int row, int lane) {
+    const tmoei_cached_job *job = (const tmoei_cached_job *)arg; const tmoei_cache *cache = job->cache;
+    const tmoei_kernels *kernels = cache->own.ctx->kernels;
+    const int *source = cache->source->offsets + cache->request_of[row];
+    const int count = job->cross ? source[1] - source[0] : cache->position + 1, W = job->width;
+    const size_t D = job->D, width = (size_t)W, all = (size_t)count;
+    const float scale = 1.0f / sqrtf((float)W), *q = job->q + (size_t)row * job->q_stride, *k;
+    float *p = cache->own.ctx->lane_scratch[lane], *y = job->y + (size_t)row * D;
+    for (size_t at = 0; at < D; at += width) {
+        for (int t = 0, n; t < count; t += n) {
+            k = job->keys + tmoei_cached_run(job, row, t, count, &n) * 2 * D + at;
+            kernels->dots(1, n, W, q + at, D, k, 2 * D, 0.0f, p + t, all);
+        }
+        const float most = scale * kernels->maximum(p, all);
+        kernels->scale_add(p, 0.0f, 1.0f / kernels->exp_sum(p, p, scale, most, all), p, all);
+        for (int t = 0, n; t < count; t += n) {
+            k = job->keys + tmoei_cached_run(job, row, t, count, &n) * 2 * D + at;
+            kernels->merge(y + at, t > 0, k + D, 2 * D, p + t, n, width);
+        }
     }
 }
 /* Attention of all rows; gives (rows, D). Self: x is qkv (rows, 3D) of the present position, keeps k and v.
  * Cross: x is q (rows, D) over its request's keys, which the first call makes: cross is [w, b]. */
 static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert, tmoe_tensor *const *cross,
         const tmoe_tensor *x) {
-    tmoei_cache *cache = pass->cache;
-    const tmoe_config *c = &pass->model->config;
+    tmoei_cache *cache = pass->cache; const tmoe_config *c = &pass->model->config;
     const int n = cache->source->tokens, first = (l - c->encoder_layers) * cache->experts;
     const size_t D = (size_t)c->D, places = cross ? (size_t)n : (size_t)cache->limit * (size_t)cache->slots;
     float **keys = &cache->keys[2 * (cache->experts > 1 ? first + expert : first) + (cross != NULL)];
-    tmoei_cached_job job;
-    memset(&job, 0, sizeof job);
+    tmoei_cached_job job; memset(&job, 0, sizeof job);
     if (!x || (cross && (!cross[0] || !cross[1]))) return NULL;
     if (!*keys) {
-        tmoei_epilogue end;
-        memset(&end, 0, sizeof end);
-        *keys = (float *)tmoei_own(&cache->own, places * 2 * D, sizeof(float));
+        tmoei_epilogue end; memset(&end, 0, sizeof end);
+        *keys = (float *)tmoei_own_block(&cache->own, places * 2 * D, sizeof(float), 0);
         if (!*keys) return NULL;
         if (cross) end.bias = cross[1]->x;
         if (cross) tmoei_gemm(cache->own.ctx, 0, 1, n, 2 * c->D, c->D, cache->memory, D, cross[0]->x, D, 0.0f,
             *keys, 2 * D, &end);
     }
-    tmoe_tensor *y = tmoei_tensor_new(pass->tape, x->rows, c->D, NULL);
-    if (!y) return NULL;
-    for (int r = 0; !cross && r < cache->rows; r++)
-        memcpy(*keys + tmoei_cache_place(cache, (size_t)cache->position, r) * 2 * D,
+    tmoe_tensor *y = tmoei_tensor_new(pass->tape, x->rows, c->D, NULL); if (!y) return NULL;
+    job.cache = cache; job.keys = *keys; job.cross = cross != NULL; job.width = c->D / c->H_decoder;
+    job.q = x->x; job.q_stride = (size_t)x->cols; job.y = y->x; job.D = D;
+    for (int r = 0, run; !cross && r < cache->rows; r++)
+        memcpy(*keys + tmoei_cached_run(&job, r, cache->position, 0, &run) * 2 * D,
             x->x + (size_t)r * 3 * D + D, 2 * D * sizeof(float));
-    job.cache = cache; job.keys = *keys;
-    job.all.ctx = cache->own.ctx; job.all.T = 1; job.all.width = c->D / c->H_decoder;
-    job.all.q = x->x; job.all.q_stride = (size_t)x->cols; job.all.kv_stride = 2 * D;
-    job.all.y = y->x; job.all.y_stride = D;
-    tmoei_parallel(cache->own.ctx, cross ? tmoei_cached_cross_chunk : tmoei_cached_self_chunk, &job,
-        cache->rows);
+    tmoei_parallel(cache->own.ctx, tmoei_cached_chunk, &job, cache->rows);
     return y;
 }
 
@@ -5936,8 +5964,7 @@ static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert, 
 /* Merged blocks, kept until route or parameters change; with a one-hot route the expert itself. */
 static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route) {
     const int E = model->config.E;
-    const size_t bytes = (size_t)(model->R * E) * sizeof(float);
-    size_t all = 0;
+    const size_t bytes = (size_t)(model->R * E) * sizeof(float); size_t all = 0;
     if (model->merged_version == model->version && memcmp(model->merged_route, route, bytes) == 0)
         return TMOE_OK;
     for (int l = 0; l < model->L; l++) all += model->layers[l].experts > 1 ? model->layers[l].block_size : 0;
@@ -5946,8 +5973,7 @@ static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route) {
     if (!at) return TMOE_ERR_MEMORY;
     for (int l = 0; l < model->L; l++) {
         const tmoei_layer *layer = &model->layers[l];
-        const size_t n = layer->block_size;
-        float *experts = model->theta + layer->block;
+        const size_t n = layer->block_size; float *experts = model->theta + layer->block;
         if (layer->experts == 1) continue;
         const float *r = route + layer->route * E;
         const int chosen = tmoei_one_hot(r, E);
@@ -5955,8 +5981,7 @@ static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route) {
         if (chosen < 0) tmoei_merge(model->ctx, E, n, experts, r, at);
         at += n;
     }
-    memcpy(model->merged_route, route, bytes);
-    model->merged_version = model->version;
+    memcpy(model->merged_route, route, bytes); model->merged_version = model->version;
     return TMOE_OK;
 }
 /* A pass that evaluates: no gradients, no noise. route NULL: that of the known task. */
@@ -5964,8 +5989,7 @@ static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const floa
         tmoei_pass *pass) {
     const int width = model->R * model->config.E;
     tmoe_tape_reset(tape); tmoe_tape_record(tape, 0);
-    memset(pass, 0, sizeof *pass);
-    pass->model = model; pass->tape = tape;
+    memset(pass, 0, sizeof *pass); pass->model = model; pass->tape = tape;
     if (width == 0) return TMOE_OK;
     if (!route) {
         TMOEI_TRY(tmoei_routes_refresh(model));
@@ -5983,25 +6007,21 @@ static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const floa
 
 /* ---- decoding: greedy, and beam search as transformers does it --------------------------------------- */
 #define TMOEI_ROWS_AT_ONCE 32           /* a register tile of rows and more: weights are read once for all */
-static void tmoei_cache_destroy(tmoei_cache *cache) { tmoei_owner_free(&cache->own); }
 /* Encodes the packed sources and makes room for `beams` rows each, of at most `limit` positions. */
 static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int task, const float *route,
         const tmoei_pack *source, int beams, int limit) {
-    const tmoe_config *c = &model->config;
-    const size_t memory = (size_t)source->tokens * (size_t)c->D;
+    const tmoe_config *c = &model->config; const size_t memory = (size_t)source->tokens * (size_t)c->D;
     const size_t slots = (size_t)source->sequences * (size_t)beams, places = (size_t)limit * slots;
-    tmoei_owner *own = &cache->own;
-    tmoei_pass pass;
-    memset(cache, 0, sizeof *cache);
-    own->ctx = model->ctx;
-    cache->slots = cache->rows = (int)slots; cache->limit = limit; cache->source = source;
-    cache->experts = c->mix == TMOE_MIX_OUTPUT ? c->E : 1;
+    tmoei_owner *own = &cache->own; tmoei_pass pass;
+    memset(cache, 0, sizeof *cache); own->ctx = model->ctx;
+    cache->beams = beams; cache->limit = limit; cache->source = source;
+    cache->slots = cache->rows = (int)slots; cache->experts = c->mix == TMOE_MIX_OUTPUT ? c->E : 1;
     cache->keys = (float **)tmoei_own(own, 2 * (size_t)(c->decoder_layers * cache->experts), sizeof(float *));
     cache->memory = (float *)tmoei_own(own, memory, sizeof(float));
-    cache->scores = (float *)tmoei_own(own, places, sizeof(float));
-    cache->slot_of = (int *)tmoei_own(own, places + 4 * slots, sizeof(int));
+    cache->slot_of = (int *)tmoei_own(own, 2 * places + 4 * slots, sizeof(int));
     if (own->ctx->error != TMOE_OK) return own->ctx->error;
-    cache->request_of = cache->slot_of + places; cache->ids = cache->request_of + slots;
+    cache->next_slot_of = cache->slot_of + places; cache->request_of = cache->next_slot_of + places;
+    cache->ids = cache->request_of + slots;
     cache->positions = cache->ids + slots; cache->order = cache->positions + slots;
     for (int r = 0; r < cache->rows; r++) cache->request_of[r] = r / beams;
     TMOEI_TRY(tmoei_evaluation_pass(model, task, route, model->tape, &pass));
@@ -6016,25 +6036,27 @@ static tmoe_tensor *tmoei_cache_step(tmoei_cache *cache, tmoe_model *model, int 
     if (tmoei_evaluation_pass(model, task, route, model->tape, &pass) != TMOE_OK) return NULL;
     for (int r = 0; r < cache->rows; r++) {
         cache->positions[r] = cache->position;
-        cache->slot_of[cache->position * cache->slots + r] = r;
+        int *slot = cache->slot_of + (size_t)r * (size_t)cache->limit + cache->position;
+        *slot = cache->beams == 1 && cache->position ? slot[-1] : r;    /* a request stays in its slot */
     }
     pass.cache = cache;
     return tmoei_head(&pass, tmoei_decode(&pass, &target, NULL, NULL));
 }
 /* Afterwards row r goes on where row parents[r] was. */
 static void tmoei_cache_reorder(tmoei_cache *cache, const int *parents, int rows) {
-    for (int t = -1; t <= cache->position; t++) {
-        int *list = t < 0 ? cache->request_of : cache->slot_of + (size_t)t * (size_t)cache->slots;
-        for (int r = 0; r < rows; r++) cache->order[r] = list[parents[r]];
-        memcpy(list, cache->order, (size_t)rows * sizeof(int));
+    const size_t limit = (size_t)cache->limit, used = ((size_t)cache->position + 1) * sizeof(int);
+    int *before = cache->slot_of, *after = cache->next_slot_of;
+    for (int r = 0; r < rows; r++) {
+        memcpy(after + (size_t)r * limit, before + (size_t)parents[r] * limit, used);
+        cache->order[r] = cache->request_of[parents[r]];
     }
+    cache->slot_of = after; cache->next_slot_of = before;
+    memcpy(cache->request_of, cache->order, (size_t)rows * sizeof(int));
     cache->rows = rows; cache->position++;
 }
 typedef struct tmoei_hypothesis { float score; int row, token, ended; } tmoei_hypothesis;   /* of a row, on */
 typedef struct tmoei_search {
-    tmoe_model *model;
-    tmoe_generation how;
-    tmoei_cache cache;
+    tmoe_model *model; tmoe_generation how; tmoei_cache cache;
     float *logits; int length;          /* of the present step; tokens of the rows, with the start token */
     int *tokens, *next_tokens, *parents;        /* (rows, max_length) of running rows; (rows) */
     float *scores, *next_scores;        /* (rows): sum of log p */
@@ -6087,8 +6109,7 @@ static void tmoei_search_finish(tmoei_search *s, int request, const tmoei_hypoth
     }
     int *tokens = s->finished + to * most;
     memcpy(tokens, s->tokens + (size_t)c->row * most, (size_t)s->length * sizeof(int));
-    tokens[s->length] = c->token;
-    s->final[to] = score; s->lengths[to] = s->length + 1;
+    tokens[s->length] = c->token; s->final[to] = score; s->lengths[to] = s->length + 1;
 }
 /* One request's step: its candidates finish or become its next rows. Gives how many go on: beams or 0. */
 static int tmoei_search_advance(tmoei_search *s, int index, int next) {
@@ -6096,8 +6117,7 @@ static int tmoei_search_advance(tmoei_search *s, int index, int next) {
     const int B = how->beams, request = s->cache.request_of[index * B], wanted = B > 1 ? 2 * B : 1;
     const size_t most = (size_t)how->max_length, length = (size_t)s->length;
     const float penalty = powf((float)s->length, how->length_penalty);
-    tmoei_hypothesis *c = s->candidates + (size_t)index * 2 * (size_t)B;
-    int ended = 0;
+    tmoei_hypothesis *c = s->candidates + (size_t)index * 2 * (size_t)B; int ended = 0;
     for (int i = 0; i < wanted; i++) {
         if (!c[i].ended) continue;
         if (i < B) tmoei_search_finish(s, request, &c[i], B > 1 ? c[i].score / penalty : 0.0f);
@@ -6126,8 +6146,7 @@ static int tmoei_search_advance(tmoei_search *s, int index, int next) {
 static tmoe_result tmoei_search_run(tmoei_search *s, int task, const float *route, const tmoei_pack *source) {
     const int B = s->how.beams;
     const size_t rows = (size_t)(source->sequences * B), most = (size_t)s->how.max_length;
-    tmoei_cache *cache = &s->cache;
-    tmoe_ctx *ctx = s->model->ctx;
+    tmoei_cache *cache = &s->cache; tmoe_ctx *ctx = s->model->ctx;
     TMOEI_TRY(tmoei_cache_create(cache, s->model, task, route, source, B, s->how.max_length - 1));
     s->tokens = (int *)tmoei_own(&cache->own, 3 * rows * most, sizeof(int));
     s->lengths = (int *)tmoei_own(&cache->own, 2 * rows, sizeof(int));
@@ -6142,6 +6161,7 @@ static tmoe_result tmoei_search_run(tmoei_search *s, int task, const float *rout
         s->scores[r] = r % (size_t)B ? TMOEI_NO_SCORE : 0.0f;   /* equal beams: only the first one counts */
         s->final[r] = TMOEI_NO_SCORE;
     }
+    ctx->keeping = cache->rows > TMOEI_FEW_ROWS;
     for (s->length = 1; cache->rows > 0; s->length++) {
         int next = 0;
         for (int r = 0; r < cache->rows; r++)
@@ -6155,6 +6175,7 @@ static tmoe_result tmoei_search_run(tmoei_search *s, int task, const float *rout
         memcpy(s->scores, s->next_scores, (size_t)next * sizeof(float));
         tmoei_cache_reorder(cache, s->parents, next);
     }
+    ctx->keeping = 0;                                           /* an encoder's weights are read once */
     return TMOE_OK;
 }
 /* Checks and completes the settings. */
@@ -6186,9 +6207,7 @@ static tmoe_result tmoei_requests_check(tmoe_model *model, const int *ids, const
 TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *route, const int *ids,
         const int *lengths, int count, const tmoe_generation *how, int *tokens, int *token_counts,
         float *scores) {
-    tmoe_ctx *ctx = model->ctx;
-    tmoei_search s;
-    tmoei_batch b;
+    tmoe_ctx *ctx = model->ctx; tmoei_search s; tmoei_batch b;
     ctx->error = TMOE_OK;
     memset(&s, 0, sizeof s); memset(&b, 0, sizeof b);
     s.model = model; s.how = how ? *how : model->generation;
@@ -6211,12 +6230,12 @@ TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *rou
             const int from = i / returned * B + i % returned, to = first * returned + i;
             const int *answer = s.finished + (size_t)from * (size_t)most;
             for (int t = 0; t < most; t++) tokens[t] = t < s.lengths[from] ? answer[t] : model->config.pad_id;
-            token_counts[to] = s.lengths[from];
-            if (scores) scores[to] = s.final[from];
+            token_counts[to] = s.lengths[from]; if (scores) scores[to] = s.final[from];
         }
-        tmoei_cache_destroy(&s.cache);
+        tmoei_owner_free(&s.cache.own);
     }
-    tmoei_free(ctx, b.memory);
+    for (struct tmoei_kept *kept; (kept = ctx->kept) != NULL; tmoei_free(ctx, kept)) ctx->kept = kept->before;
+    ctx->keeping = 0; tmoei_free(ctx, b.memory);
     tmoei_float_mode_leave(mode);
     return ctx->error;
 }
@@ -6225,8 +6244,7 @@ TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count) {
 }
 /* The text that tokens say, to be freed; NULL when there is no memory. */
 static char *tmoei_text_of(tmoe_model *model, const int *tokens, size_t count) {
-    const int skip = TMOE_TOKENIZER_SKIP_SPECIALS;
-    size_t n = 0;
+    const int skip = TMOE_TOKENIZER_SKIP_SPECIALS; size_t n = 0;
     if (tmoe_tokenizer_decode(model->tokenizer, tokens, count, skip, NULL, 0, &n) != TMOE_OK) return NULL;
     char *text = (char *)tmoei_alloc(model->ctx, n + 1, 1, 1);
     if (text) (void)tmoe_tokenizer_decode(model->tokenizer, tokens, count, skip, text, n + 1, &n);
@@ -6261,17 +6279,14 @@ TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const flo
     for (size_t i = 0; ctx->error == TMOE_OK && i < n; i++)
         answers[i] = tmoei_text_of(model, tokens + i * most, (size_t)counts[i]);
     if (ctx->error != TMOE_OK) tmoe_answers_free(model, answers, count);
-    tmoei_free(ctx, texts.ids); tmoei_free(ctx, texts.offsets);
-    tmoei_owner_free(&own);
+    tmoei_free(ctx, texts.ids); tmoei_free(ctx, texts.offsets); tmoei_owner_free(&own);
     return ctx->error;
 }
 TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task, const char *input, char *text,
         size_t size) {
-    char *answer = NULL;
-    model->ctx->error = TMOE_OK;
+    char *answer = NULL; model->ctx->error = TMOE_OK;
     if (!size) return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "answer: no room for a text");
-    text[0] = 0;
-    TMOEI_TRY(tmoe_answers(model, task, NULL, &input, 1, &answer));
+    text[0] = 0; TMOEI_TRY(tmoe_answers(model, task, NULL, &input, 1, &answer));
     const size_t n = strlen(answer);
     if (n < size) memcpy(text, answer, n + 1);
     else (void)tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "answer: %lu bytes and a NUL do not fit into %lu",
@@ -6301,9 +6316,7 @@ TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, con
 static tmoe_result tmoei_log_likelihoods(tmoe_model *model, int task, const float *route,
         const tmoei_texts *source, const tmoei_texts *labels, double *out) {
     const size_t skip = model->config.begin_in_target ? 0 : 1, V = (size_t)model->V, n = labels->count;
-    const tmoe_tensor *h = NULL;
-    tmoei_batch b;
-    tmoei_pass pass;
+    const tmoe_tensor *h = NULL; tmoei_batch b; tmoei_pass pass;
     memset(&b, 0, sizeof b);
     TMOEI_TRY(tmoei_batch_reserve(model->ctx, &b, source->ids_used * n, labels->ids_used, n));
     for (size_t i = 0; i < n; i++)
@@ -6323,8 +6336,7 @@ static tmoe_result tmoei_log_likelihoods(tmoe_model *model, int task, const floa
 }
 TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const float *route,
         const char *const *inputs, int count, int normalised, int *chosen) {
-    tmoe_ctx *ctx = model->ctx;
-    const tmoe_config *c = &model->config;
+    tmoe_ctx *ctx = model->ctx; const tmoe_config *c = &model->config;
     const char *name = task->name, *instruction = c->instruction_in_input ? task->instruction : NULL;
     const int known = tmoe_find_task(model, name), n = task->label_count;
     const double unscored = c->begin_in_target ? 0.0 : 1.0;    /* <s>, the first token */
@@ -6348,8 +6360,7 @@ TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const f
         }
     }
     tmoei_free(ctx, scores); tmoei_free(ctx, x.ids); tmoei_free(ctx, x.offsets);
-    tmoei_free(ctx, labels.ids); tmoei_free(ctx, labels.offsets);
-    tmoei_float_mode_leave(mode);
+    tmoei_free(ctx, labels.ids); tmoei_free(ctx, labels.offsets); tmoei_float_mode_leave(mode);
     return ctx->error;
 }
 /* ==== >>train: packed batches of tasks, AdamW, the loop ================================================

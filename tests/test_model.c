@@ -697,7 +697,7 @@ static void test_cached_decoding_equals_the_full_pass(void)
                 for (v = 0; v < s.model->V; v++) CHECK_NEAR(logits->x[r * s.model->V + v], row[v], 2e-5);
             }
         }
-        tmoei_cache_destroy(&cache);
+        tmoei_owner_free(&cache.own);
         free(full);
         unmake(&s);
     }
