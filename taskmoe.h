@@ -409,47 +409,35 @@ typedef enum tmoe_vector_kind {
     TMOE_VECTOR_GIVEN                   /* rows set by tmoe_task_vector_set; fixed */
 } tmoe_vector_kind;
 
-/* What a model is: tmoe_config has these fields and a seed. In brackets: type, name, default, least, most.
- * The list makes the struct, tmoe_config_default, the check of all fields at once, and what is in files. */
-#define TMOE_CONFIG_FIELDS(INT, FLOAT) \
-    INT(int, D, 96, 1, 1 << 20)                                 /* width */ \
-    INT(int, H_encoder, 4, 1, 1 << 20) INT(int, H_decoder, 4, 1, 1 << 20)       /* heads, each divides D */ \
-    INT(int, F_encoder, 384, 1, 1 << 20) INT(int, F_decoder, 384, 1, 1 << 20)   /* FFN widths */ \
-    INT(int, encoder_layers, 2, 1, 1 << 20) INT(int, decoder_layers, 2, 1, 1 << 20) \
-    INT(int, source_tokens, 128, 3, 1 << 20)    /* longest sequences, with their special tokens */ \
-    INT(int, target_tokens, 64, 2, 1 << 20)                     /* the paper decodes at most 64 tokens */ \
-    INT(int, V, 0, 0, 1 << 20)                  /* vocabulary; 0: as many symbols as the tokenizer has */ \
-    INT(tmoe_norm, norm, TMOE_NORM_PRE, 0, TMOE_NORM_POST) \
-    INT(tmoe_activation, activation, TMOE_GELU, TMOE_GELU, TMOE_RELU) \
-    INT(int, scale_embedding, 0, 0, 1)                          /* 1: embeddings times sqrt(D) */ \
-    INT(int, E, 4, 1, 64)                                       /* experts a layer, 1 = dense */ \
-    INT(int, expert_places, TMOE_ENCODER | TMOE_DECODER, 0, TMOE_ENCODER | TMOE_DECODER) /* which layers */ \
-    INT(tmoe_expert_kind, expert_kind, TMOE_EXPERT_LAYER, 0, TMOE_EXPERT_FFN) \
-    FLOAT(expert_noise, 0.5f, 0, FLT_MAX)  /* experts start as copies plus noise, relative to the weights */ \
-    INT(tmoe_mix, mix, TMOE_MIX_PARAM, 0, TMOE_MIX_OUTPUT) \
-    INT(tmoe_selection, selection, TMOE_SELECT_SOFTMAX, 0, TMOE_SELECT_RANDOM_EXAMPLE) \
-    INT(int, random_n, 1, 1, 64)        /* experts a task gets with TMOE_SELECT_RANDOM_TASK, at most E */ \
-    FLOAT(temperature, 1.0f, FLT_MIN, FLT_MAX) FLOAT(temperature_decay, 0.0f, 0, FLT_MAX) \
-    FLOAT(temperature_min, 1.0f, FLT_MIN, FLT_MAX)  /* tau(step) = max(temperature exp(-decay step), min) */ \
-    FLOAT(exploration, 0.0f, 0, 1)    /* chance, a layer and group in training, of a random or even route */ \
-    INT(tmoe_router_kind, router, TMOE_ROUTER_LINEAR_LAYER_SPECIFIC, 0, \
-        TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC)                 /* the default: the paper's final runs */ \
-    INT(int, router_hidden, 64, 1, 65536)                       /* width of the router's hidden layer */ \
-    INT(tmoe_vector_kind, vectors, TMOE_VECTOR_TEXT, 0, TMOE_VECTOR_GIVEN) \
-    INT(int, k, 64, 1, 1 << 20)                                 /* width of a task vector */ \
-    INT(int, instruction_in_input, 1, 0, 1)     /* 1: the encoder reads "instruction \n input", 0: input */ \
-    INT(int, begin_in_target, 0, 0, 1)                         /* 1: targets begin with <s>, as BART's do */ \
-    INT(int, specials_in_text, 0, 0, 1)     /* 1: <mask> and the like count where a text says them (BART) */ \
-    FLOAT(init_std, 0.0f, 0, FLT_MAX)       /* of all matrices; 0: 1/sqrt(fan in), embeddings 1/sqrt(D) */ \
-    INT(int, start_id, TMOE_TOKEN_END, 0, 1 << 20)              /* what the decoder starts with */ \
-    INT(int, begin_id, TMOE_TOKEN_BEGIN, 0, 1 << 20) INT(int, pad_id, TMOE_TOKEN_PAD, 0, 1 << 20) \
-    INT(int, end_id, TMOE_TOKEN_END, 0, 1 << 20)
-#define TMOEI_INT_MEMBER(type, name, begin, least, most) type name;
-#define TMOEI_FLOAT_MEMBER(name, begin, least, most) float name;
+/* What a model is. Start from tmoe_config_default(); tmoe_model_create checks all fields at once. */
 typedef struct tmoe_config {
-    TMOE_CONFIG_FIELDS(TMOEI_INT_MEMBER, TMOEI_FLOAT_MEMBER)
+    int D;                              /* width, 1 <= D */
+    int H_encoder, H_decoder;           /* heads, each divides D */
+    int F_encoder, F_decoder;           /* FFN widths */
+    int encoder_layers, decoder_layers; /* at least 1 each */
+    int V;                              /* vocabulary; 0: as many symbols as the tokenizer has */
+    int source_tokens, target_tokens;   /* longest sequences, with their special tokens */
+    tmoe_norm norm; tmoe_activation activation;         /* TMOE_GELU or TMOE_RELU */
+    int scale_embedding;                /* 1: embeddings times sqrt(D) */
+    int E;                              /* experts a layer, 1 = dense, at most 64 */
+    int expert_places;                  /* TMOE_ENCODER | TMOE_DECODER: layers that have experts */
+    tmoe_expert_kind expert_kind;
+    float expert_noise;         /* experts start as copies plus noise of this size relative to the weights */
+    tmoe_mix mix; tmoe_selection selection;
+    int random_n;                       /* experts a task gets with TMOE_SELECT_RANDOM_TASK, 1 <= n <= E */
+    /* tau(step) = max(temperature * exp(-decay * step), min) */
+    float temperature, temperature_decay, temperature_min;
+    float exploration;          /* chance, a layer and group in training, of a random or the uniform route */
+    tmoe_router_kind router; int router_hidden;         /* width of the router's hidden layer */
+    tmoe_vector_kind vectors; int k;                    /* width of a task vector */
+    int instruction_in_input;           /* 1: the encoder reads "instruction \n input", 0: the input alone */
+    int begin_in_target;                /* 1: targets begin with <s>, as BART's do */
+    int specials_in_text;               /* 1: <mask> and the like count where a text says them (BART) */
+    int start_id, begin_id, pad_id, end_id;     /* what the decoder starts with (</s>); <s>, <pad>, </s> */
+    float init_std;      /* of all matrices; 0: 1/sqrt(fan in) for linear layers, 1/sqrt(D) for embeddings */
     uint64_t seed;
 } tmoe_config;
+
 /* tmoe_config_default - a small pre-norm model (D 96, 2+2 layers, E 4, PARAM, softmax).   thread  any */
 TMOE_DEF tmoe_config tmoe_config_default(void);
 
@@ -553,28 +541,21 @@ typedef struct tmoe_progress {
     const char *part;                   /* what is trained, from tmoe_training.label */
 } tmoe_progress;
 
-/* How to train. Start from tmoe_training_default(). In brackets: type, name, default, least, most. */
-#define TMOEI_GROUPS_MAX 120                    /* a step's batch: that many groups of one task each */
-#define TMOE_TRAINING_FIELDS(INT, FLOAT) \
-    INT(int, steps, 5000, 1, INT_MAX) \
-    INT(int, tasks_per_step, 8, 1, TMOEI_GROUPS_MAX) INT(int, examples_per_task, 8, 1, 1024)  /* a batch */ \
-    FLOAT(lr_model, 2e-3f, 0, FLT_MAX)          /* at the top: linear warm-up, then linear decay to 0 */ \
-    FLOAT(lr_router, 5e-3f, 0, FLT_MAX) FLOAT(lr_tasks, 1e-2f, 0, FLT_MAX) \
-    FLOAT(warmup, 0.06f, 0, 1)                  /* fraction of the steps; this, decay, epsilon: paper's */ \
-    FLOAT(weight_decay, 0.01f, 0, FLT_MAX) \
-    FLOAT(beta1, 0.9f, 0, 0.99999994) FLOAT(beta2, 0.999f, 0, 0.99999994)  /* the largest float below 1 */ \
-    FLOAT(adam_epsilon, 1e-8f, FLT_MIN, FLT_MAX) \
-    FLOAT(clip, 1.0f, 0, FLT_MAX)               /* largest norm of the whole gradient; 0: none */ \
-    FLOAT(label_smoothing, 0.0f, 0, 0.99999994) FLOAT(dropout, 0.0f, 0, 0.99999994) \
-    FLOAT(expert_regularisation, 0.0f, 0, FLT_MAX) /* adds so much of: a layer's mean distance of experts */ \
-    FLOAT(load_balance, 0.0f, 0, FLT_MAX)      /* adds so much of: the unevenness of their use over tasks */ \
-    INT(int, train, TMOE_TRAIN_ALL, 1, TMOE_TRAIN_ALL)  /* what moves; the rest stays, moments included */ \
-    INT(int, alternate_steps, 0, 0, INT_MAX / 2)    /* the model, then router and vectors, by turns; or 0 */ \
-    INT(int, validation_lines, 0, 0, INT_MAX)  /* of each task's training lines, taken out for validation */ \
-    INT(int, evaluate_every_steps, 0, 0, INT_MAX)   /* measure validation loss, keep the best; 0: never */ \
-    INT(int, patience, 0, 0, INT_MAX)           /* stop after so many without a new best; 0: never */
+/* How to train. Start from tmoe_training_default(). */
 typedef struct tmoe_training {
-    TMOE_TRAINING_FIELDS(TMOEI_INT_MEMBER, TMOEI_FLOAT_MEMBER)
+    int steps, tasks_per_step, examples_per_task;       /* a batch: that many groups of one task each */
+    float lr_model, lr_router, lr_tasks;        /* at the top: linear warm-up, then linear decay to 0 */
+    float warmup;                               /* fraction of the steps, 0 to 1 */
+    float weight_decay, beta1, beta2, adam_epsilon;
+    float clip;                               /* largest norm of the gradient over all parameters; 0: none */
+    float label_smoothing, dropout;
+    /* adds so much of: each layer's mean distance of its experts; the unevenness of their use over tasks */
+    float expert_regularisation, load_balance;
+    int train;                           /* TMOE_TRAIN_ bits: what moves; the rest stays, moments included */
+    int alternate_steps;    /* the model, then router and vectors, in turns of so many steps; 0: together */
+    int validation_lines;              /* of each task's training lines, taken out for validation; 0: none */
+    int evaluate_every_steps;            /* measure validation loss that often and keep the best; 0: never */
+    int patience;                          /* stop after so many measurements without a new best; 0: never */
     int vocabulary;                             /* tmoe_train: symbols of the BPE it trains; 0: bytes */
     uint64_t seed;                              /* of batches, noise and dropout */
     const char *label;                          /* handed to progress; NULL = "" */
@@ -4783,11 +4764,26 @@ typedef struct tmoei_field {
 #define TMOEI_NAMED(name, f, kind, least, most) \
     { name, offsetof(TMOEI_STRUCT, f), TMOEI_KIND_##kind, (double)(least), (double)(most) }
 #define TMOEI_INT(f, least, most) TMOEI_NAMED(#f, f, INT, least, most)
+#define TMOEI_SIZE(f, least) TMOEI_NAMED(#f, f, INT, least, 1 << 20)
 #define TMOEI_FLOAT(f, least, most) TMOEI_NAMED(#f, f, FLOAT, least, most)
-#define TMOEI_INT_ROW(type, f, begin, least, most) TMOEI_INT(f, least, most),
-#define TMOEI_FLOAT_ROW(f, begin, least, most) TMOEI_FLOAT(f, least, most),
+#define TMOEI_BELOW_1 0.99999994        /* the largest float there */
 #define TMOEI_STRUCT tmoe_config
-static const tmoei_field tmoei_config_fields[] = { TMOE_CONFIG_FIELDS(TMOEI_INT_ROW, TMOEI_FLOAT_ROW) };
+static const tmoei_field tmoei_config_fields[] = {              /* the seed is written by itself */
+    TMOEI_SIZE(D, 1), TMOEI_SIZE(H_encoder, 1), TMOEI_SIZE(H_decoder, 1), TMOEI_SIZE(F_encoder, 1),
+    TMOEI_SIZE(F_decoder, 1), TMOEI_SIZE(encoder_layers, 1), TMOEI_SIZE(decoder_layers, 1),
+    TMOEI_SIZE(source_tokens, 3), TMOEI_SIZE(target_tokens, 2), TMOEI_SIZE(V, 0),
+    TMOEI_INT(norm, 0, TMOE_NORM_POST), TMOEI_INT(activation, TMOE_GELU, TMOE_RELU),
+    TMOEI_INT(scale_embedding, 0, 1), TMOEI_INT(E, 1, 64),
+    TMOEI_INT(expert_places, 0, TMOE_ENCODER | TMOE_DECODER), TMOEI_INT(expert_kind, 0, TMOE_EXPERT_FFN),
+    TMOEI_FLOAT(expert_noise, 0, FLT_MAX), TMOEI_INT(mix, 0, TMOE_MIX_OUTPUT),
+    TMOEI_INT(selection, 0, TMOE_SELECT_RANDOM_EXAMPLE), TMOEI_INT(random_n, 1, 64),
+    TMOEI_FLOAT(temperature, FLT_MIN, FLT_MAX), TMOEI_FLOAT(temperature_decay, 0, FLT_MAX),
+    TMOEI_FLOAT(temperature_min, FLT_MIN, FLT_MAX), TMOEI_FLOAT(exploration, 0, 1),
+    TMOEI_INT(router, 0, TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC), TMOEI_INT(router_hidden, 1, 65536),
+    TMOEI_INT(vectors, 0, TMOE_VECTOR_GIVEN), TMOEI_SIZE(k, 1), TMOEI_INT(instruction_in_input, 0, 1),
+    TMOEI_INT(begin_in_target, 0, 1), TMOEI_INT(specials_in_text, 0, 1), TMOEI_FLOAT(init_std, 0, FLT_MAX),
+    TMOEI_SIZE(start_id, 0), TMOEI_SIZE(begin_id, 0), TMOEI_SIZE(pad_id, 0), TMOEI_SIZE(end_id, 0)
+};
 #define TMOEI_CONFIG_FIELDS (sizeof tmoei_config_fields / sizeof *tmoei_config_fields)
 #undef TMOEI_STRUCT
 #define TMOEI_STRUCT tmoe_generation
@@ -4803,24 +4799,20 @@ static const tmoei_field tmoei_generation_fields[] = {         /* by transformer
 enum { TMOEI_GENERATION_FIELDS = sizeof tmoei_generation_fields / sizeof *tmoei_generation_fields };
 #undef TMOEI_STRUCT
 #define TMOEI_STRUCT tmoe_training
-static const tmoei_field tmoei_training_fields[] = { TMOE_TRAINING_FIELDS(TMOEI_INT_ROW, TMOEI_FLOAT_ROW) };
+#define TMOEI_GROUPS_MAX 120            /* tasks a step */
+static const tmoei_field tmoei_training_fields[] = {
+    TMOEI_INT(steps, 1, INT_MAX), TMOEI_INT(tasks_per_step, 1, TMOEI_GROUPS_MAX),
+    TMOEI_INT(examples_per_task, 1, 1024), TMOEI_FLOAT(lr_model, 0, FLT_MAX),
+    TMOEI_FLOAT(lr_router, 0, FLT_MAX), TMOEI_FLOAT(lr_tasks, 0, FLT_MAX), TMOEI_FLOAT(warmup, 0, 1),
+    TMOEI_FLOAT(weight_decay, 0, FLT_MAX), TMOEI_FLOAT(beta1, 0, TMOEI_BELOW_1),
+    TMOEI_FLOAT(beta2, 0, TMOEI_BELOW_1), TMOEI_FLOAT(adam_epsilon, FLT_MIN, FLT_MAX),
+    TMOEI_FLOAT(clip, 0, FLT_MAX), TMOEI_FLOAT(label_smoothing, 0, TMOEI_BELOW_1),
+    TMOEI_FLOAT(dropout, 0, TMOEI_BELOW_1), TMOEI_FLOAT(expert_regularisation, 0, FLT_MAX),
+    TMOEI_FLOAT(load_balance, 0, FLT_MAX), TMOEI_INT(train, 1, TMOE_TRAIN_ALL),
+    TMOEI_INT(alternate_steps, 0, INT_MAX / 2), TMOEI_INT(validation_lines, 0, INT_MAX),
+    TMOEI_INT(evaluate_every_steps, 0, INT_MAX), TMOEI_INT(patience, 0, INT_MAX)
+};
 #undef TMOEI_STRUCT
-#define TMOEI_INT_DEFAULT(type, f, begin, least, most) c.f = begin;
-#define TMOEI_FLOAT_DEFAULT(f, begin, least, most) c.f = begin;
-TMOE_DEF tmoe_config tmoe_config_default(void) {
-    tmoe_config c;
-    memset(&c, 0, sizeof c);
-    TMOE_CONFIG_FIELDS(TMOEI_INT_DEFAULT, TMOEI_FLOAT_DEFAULT)
-    c.seed = 1;
-    return c;
-}
-TMOE_DEF tmoe_training tmoe_training_default(void) {
-    tmoe_training c;
-    memset(&c, 0, sizeof c);
-    TMOE_TRAINING_FIELDS(TMOEI_INT_DEFAULT, TMOEI_FLOAT_DEFAULT)
-    c.vocabulary = 512; c.seed = 1;
-    return c;
-}
 static double tmoei_field_value(const void *config, const tmoei_field *field) {
     const void *at = (const char *)config + field->offset;
     return field->kind == TMOEI_KIND_FLOAT ? (double)*(const float *)at : (double)*(const int *)at;
@@ -4859,6 +4851,19 @@ static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c, const
         tmoei_problem(text, size,
             "router_hidden is %d, must be divisible by the transformer router's 4 heads", c->router_hidden);
     return text[0] ? tmoei_fail(ctx, TMOE_ERR_CONFIG, "config: %s", text) : TMOE_OK;
+}
+TMOE_DEF tmoe_config tmoe_config_default(void) {
+    tmoe_config c;
+    memset(&c, 0, sizeof c);
+    c.D = 96; c.H_encoder = c.H_decoder = 4; c.F_encoder = c.F_decoder = 384;
+    c.encoder_layers = c.decoder_layers = 2; c.norm = TMOE_NORM_PRE; c.activation = TMOE_GELU;
+    c.source_tokens = 128; c.target_tokens = 64;                /* the paper decodes at most 64 tokens */
+    c.E = 4; c.expert_places = TMOE_ENCODER | TMOE_DECODER; c.expert_noise = 0.5f; c.mix = TMOE_MIX_PARAM;
+    c.selection = TMOE_SELECT_SOFTMAX; c.random_n = 1; c.temperature = c.temperature_min = 1.0f;
+    c.router = TMOE_ROUTER_LINEAR_LAYER_SPECIFIC; c.router_hidden = 64;     /* the paper's final runs */
+    c.vectors = TMOE_VECTOR_TEXT; c.k = 64; c.instruction_in_input = 1; c.seed = 1;
+    c.begin_id = TMOE_TOKEN_BEGIN; c.pad_id = TMOE_TOKEN_PAD; c.start_id = c.end_id = TMOE_TOKEN_END;
+    return c;
 }
 TMOE_DEF void tmoe_model_destroy(tmoe_model *model) {
     if (!model) return;
@@ -6403,6 +6408,16 @@ static double tmoei_seconds(void) {
 #else
     return (double)clock() / CLOCKS_PER_SEC;                    /* wall time in Windows' C library */
 #endif
+}
+TMOE_DEF tmoe_training tmoe_training_default(void) {
+    tmoe_training t;
+    memset(&t, 0, sizeof t);
+    t.steps = 5000; t.tasks_per_step = t.examples_per_task = 8; t.lr_model = 2e-3f;
+    t.lr_router = 5e-3f; t.lr_tasks = 1e-2f;
+    t.warmup = 0.06f; t.weight_decay = 0.01f; t.adam_epsilon = 1e-8f;   /* the paper's */
+    t.beta1 = 0.9f; t.beta2 = 0.999f; t.clip = 1.0f;
+    t.train = TMOE_TRAIN_ALL; t.vocabulary = 512; t.seed = 1;
+    return t;
 }
 
 /* ---- packing a group --------------------------------------------------------------------------------- */
