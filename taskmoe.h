@@ -1344,7 +1344,8 @@ static void TMOEI_FN(vstoren)(float *p, V v, int n) {
 TMOEI_TARGET static V TMOEI_FN(vexp)(V x) {
     x = VMIN(VMAX(x, VSET(-87.3f)), VSET(88.3f));
     V n = TMOEI_VROUND(x * VSET(1.44269504f));
-    V r = VFMA(n, VSET(-0.693145752f), x); r = VFMA(n, VSET(-1.42860677e-6f), r);
+    V r = VFMA(n, VSET(-0.693145752f), x);
+    r = VFMA(n, VSET(-1.42860677e-6f), r);
     V p = VFMA(r, VSET(1.98412698e-4f), VSET(1.38888889e-3f));
     p = VFMA(p, r, VSET(8.33333333e-3f)); p = VFMA(p, r, VSET(4.16666667e-2f));
     p = VFMA(p, r, VSET(1.66666667e-1f)); p = VFMA(p, r, VSET(0.5f));
@@ -1464,7 +1465,9 @@ TMOEI_TARGET static float TMOEI_FN(sum)(const float *x, size_t n) {
     return TMOEI_FN(vsum)(s);
 }
 TMOEI_TARGET static float TMOEI_FN(maximum)(const float *x, size_t n) {
-    V most = VSET(x[0]); float best; size_t at;
+    V most = VSET(x[0]);
+    float best;
+    size_t at;
     for (at = 0; at + VW <= n; at += VW) most = VMAX(most, VLOAD(x + at));
     for (best = TMOEI_FN(vmaximum)(most); at < n; at++) if (x[at] > best) best = x[at];
     return best;
@@ -1513,7 +1516,8 @@ TMOEI_TARGET static void TMOEI_FN(norm_forward)(float *y, const float *x, const 
 }
 TMOEI_TARGET static void TMOEI_FN(norm_backward)(float *dx, float beta, const float *x, const float *dy,
         const float *gain, float mean, float inv, size_t n) {
-    const V vm = VSET(mean), vi = VSET(inv); V sg = VSET(0.0f), sx = VSET(0.0f);
+    const V vm = VSET(mean), vi = VSET(inv);
+    V sg = VSET(0.0f), sx = VSET(0.0f);
     TMOEI_EACH(n,
         const V g = VREAD(gain + at) * VREAD(dy + at);
         sg = sg + g;
@@ -1553,7 +1557,8 @@ TMOEI_TARGET static void TMOEI_FN(merge)(float *out, int more, const float *thet
     for (size_t from = done; from < n; from += 1024)
         for (int e = 0; e < E; e += 4) {
             const size_t m = n - from < 1024 ? n - from : 1024;
-            const int add = more || e > 0, left_over = E - e; float *y = out + from;
+            const int add = more || e > 0, left_over = E - e;
+            float *y = out + from;
             const float *t0 = theta + (size_t)e * stride + from, *t1 = left_over > 1 ? t0 + stride : t0;
             const float *t2 = left_over > 2 ? t1 + stride : t0, *t3 = left_over > 3 ? t2 + stride : t0;
             const V r0 = VSET(r[e]), r1 = VSET(left_over > 1 ? r[e + 1] : 0.0f);
@@ -1573,7 +1578,8 @@ TMOEI_TARGET static void TMOEI_FN(merge)(float *out, int more, const float *thet
 /* dtheta += r g (where dtheta is given); gives <g, theta - bar> */
 TMOEI_TARGET static float TMOEI_FN(merge_backward)(float *dtheta, const float *theta, const float *bar,
         const float *g, float r, size_t n) {
-    const V vr = VSET(r); V s = VSET(0.0f);
+    const V vr = VSET(r);
+    V s = VSET(0.0f);
     TMOEI_EACH(n,
         const V x = VREAD(g + at);
         if (dtheta) VWRITE(dtheta + at, VFMA(vr, x, VREAD(dtheta + at)));
@@ -5941,21 +5947,25 @@ static void tmoei_cached_chunk(void *arg, int row, int lane) {
  * Cross: x is q (rows, D) over its request's keys, which the first call makes: cross is [w, b]. */
 static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert, tmoe_tensor *const *cross,
         const tmoe_tensor *x) {
-    tmoei_cache *cache = pass->cache; const tmoe_config *c = &pass->model->config;
+    tmoei_cache *cache = pass->cache;
+    const tmoe_config *c = &pass->model->config;
     const int n = cache->source->tokens, first = (l - c->encoder_layers) * cache->experts;
     const size_t D = (size_t)c->D, places = cross ? (size_t)n : (size_t)cache->limit * (size_t)cache->slots;
     float **keys = &cache->keys[2 * (cache->experts > 1 ? first + expert : first) + (cross != NULL)];
-    tmoei_cached_job job; memset(&job, 0, sizeof job);
+    tmoei_cached_job job;
+    memset(&job, 0, sizeof job);
     if (!x || (cross && (!cross[0] || !cross[1]))) return NULL;
     if (!*keys) {
-        tmoei_epilogue end; memset(&end, 0, sizeof end);
+        tmoei_epilogue end;
+        memset(&end, 0, sizeof end);
         *keys = (float *)tmoei_own_block(&cache->own, places * 2 * D, sizeof(float), 0);
         if (!*keys) return NULL;
         if (cross) end.bias = cross[1]->x;
         if (cross) tmoei_gemm(cache->own.ctx, 0, 1, n, 2 * c->D, c->D, cache->memory, D, cross[0]->x, D, 0.0f,
             *keys, 2 * D, &end);
     }
-    tmoe_tensor *y = tmoei_tensor_new(pass->tape, x->rows, c->D, NULL); if (!y) return NULL;
+    tmoe_tensor *y = tmoei_tensor_new(pass->tape, x->rows, c->D, NULL);
+    if (!y) return NULL;
     job.cache = cache; job.keys = *keys; job.cross = cross != NULL; job.width = c->D / c->H_decoder;
     job.q = x->x; job.q_stride = (size_t)x->cols; job.y = y->x; job.D = D;
     for (int r = 0, run; !cross && r < cache->rows; r++)
@@ -5969,7 +5979,8 @@ static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert, 
 /* Merged blocks, kept until route or parameters change; with a one-hot route the expert itself. */
 static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route) {
     const int E = model->config.E;
-    const size_t bytes = (size_t)(model->R * E) * sizeof(float); size_t all = 0;
+    const size_t bytes = (size_t)(model->R * E) * sizeof(float);
+    size_t all = 0;
     if (model->merged_version == model->version && memcmp(model->merged_route, route, bytes) == 0)
         return TMOE_OK;
     for (int l = 0; l < model->L; l++) all += model->layers[l].experts > 1 ? model->layers[l].block_size : 0;
@@ -5978,7 +5989,8 @@ static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route) {
     if (!at) return TMOE_ERR_MEMORY;
     for (int l = 0; l < model->L; l++) {
         const tmoei_layer *layer = &model->layers[l];
-        const size_t n = layer->block_size; float *experts = model->theta + layer->block;
+        const size_t n = layer->block_size;
+        float *experts = model->theta + layer->block;
         if (layer->experts == 1) continue;
         const float *r = route + layer->route * E;
         const int chosen = tmoei_one_hot(r, E);
@@ -5986,7 +5998,8 @@ static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route) {
         if (chosen < 0) tmoei_merge(model->ctx, E, n, experts, r, at);
         at += n;
     }
-    memcpy(model->merged_route, route, bytes); model->merged_version = model->version;
+    memcpy(model->merged_route, route, bytes);
+    model->merged_version = model->version;
     return TMOE_OK;
 }
 /* A pass that evaluates: no gradients, no noise. route NULL: that of the known task. */
@@ -6017,8 +6030,10 @@ static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int
         const tmoei_pack *source, int beams, int limit) {
     const tmoe_config *c = &model->config; const size_t memory = (size_t)source->tokens * (size_t)c->D;
     const size_t slots = (size_t)source->sequences * (size_t)beams, places = (size_t)limit * slots;
-    tmoei_owner *own = &cache->own; tmoei_pass pass;
-    memset(cache, 0, sizeof *cache); own->ctx = model->ctx;
+    tmoei_owner *own = &cache->own;
+    tmoei_pass pass;
+    memset(cache, 0, sizeof *cache);
+    own->ctx = model->ctx;
     cache->beams = beams; cache->limit = limit; cache->source = source;
     cache->slots = cache->rows = (int)slots; cache->experts = c->mix == TMOE_MIX_OUTPUT ? c->E : 1;
     cache->keys = (float **)tmoei_own(own, 2 * (size_t)(c->decoder_layers * cache->experts), sizeof(float *));
@@ -6122,7 +6137,8 @@ static int tmoei_search_advance(tmoei_search *s, int index, int next) {
     const int B = how->beams, request = s->cache.request_of[index * B], wanted = B > 1 ? 2 * B : 1;
     const size_t most = (size_t)how->max_length, length = (size_t)s->length;
     const float penalty = powf((float)s->length, how->length_penalty);
-    tmoei_hypothesis *c = s->candidates + (size_t)index * 2 * (size_t)B; int ended = 0;
+    tmoei_hypothesis *c = s->candidates + (size_t)index * 2 * (size_t)B;
+    int ended = 0;
     for (int i = 0; i < wanted; i++) {
         if (!c[i].ended) continue;
         if (i < B) tmoei_search_finish(s, request, &c[i], B > 1 ? c[i].score / penalty : 0.0f);
@@ -6151,7 +6167,8 @@ static int tmoei_search_advance(tmoei_search *s, int index, int next) {
 static tmoe_result tmoei_search_run(tmoei_search *s, int task, const float *route, const tmoei_pack *source) {
     const int B = s->how.beams;
     const size_t rows = (size_t)(source->sequences * B), most = (size_t)s->how.max_length;
-    tmoei_cache *cache = &s->cache; tmoe_ctx *ctx = s->model->ctx;
+    tmoei_cache *cache = &s->cache;
+    tmoe_ctx *ctx = s->model->ctx;
     TMOEI_TRY(tmoei_cache_create(cache, s->model, task, route, source, B, s->how.max_length - 1));
     s->tokens = (int *)tmoei_own(&cache->own, 3 * rows * most, sizeof(int));
     s->lengths = (int *)tmoei_own(&cache->own, 2 * rows, sizeof(int));
@@ -6212,7 +6229,9 @@ static tmoe_result tmoei_requests_check(tmoe_model *model, const int *ids, const
 TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *route, const int *ids,
         const int *lengths, int count, const tmoe_generation *how, int *tokens, int *token_counts,
         float *scores) {
-    tmoe_ctx *ctx = model->ctx; tmoei_search s; tmoei_batch b;
+    tmoe_ctx *ctx = model->ctx;
+    tmoei_search s;
+    tmoei_batch b;
     ctx->error = TMOE_OK;
     memset(&s, 0, sizeof s); memset(&b, 0, sizeof b);
     s.model = model; s.how = how ? *how : model->generation;
@@ -6235,12 +6254,14 @@ TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *rou
             const int from = i / returned * B + i % returned, to = first * returned + i;
             const int *answer = s.finished + (size_t)from * (size_t)most;
             for (int t = 0; t < most; t++) tokens[t] = t < s.lengths[from] ? answer[t] : model->config.pad_id;
-            token_counts[to] = s.lengths[from]; if (scores) scores[to] = s.final[from];
+            token_counts[to] = s.lengths[from];
+            if (scores) scores[to] = s.final[from];
         }
         tmoei_owner_free(&s.cache.own);
     }
     for (struct tmoei_kept *kept; (kept = ctx->kept) != NULL; tmoei_free(ctx, kept)) ctx->kept = kept->before;
-    ctx->keeping = 0; tmoei_free(ctx, b.memory);
+    ctx->keeping = 0;
+    tmoei_free(ctx, b.memory);
     tmoei_float_mode_leave(mode);
     return ctx->error;
 }
