@@ -3836,10 +3836,10 @@ static tmoe_result tmoei_encoder_text(tmoei_encoder *e, const char *text, size_t
 static const tmoei_special_token *tmoei_special_at(const tmoe_tokenizer *t, const char *text, size_t left) {
     const tmoei_special_token *best = NULL;
     size_t longest = 0;
-    for (const tmoei_special_token *s = t->specials; s < t->specials + t->special_count; s++) {
-        const size_t n = tmoei_token_length(t, s->id);
-        if (n <= longest || n > left || memcmp(text, tmoei_token_text(t, s->id), n) != 0) continue;
-        best = s; longest = n;
+    for (int i = 0; i < t->special_count; i++) {
+        const size_t n = tmoei_token_length(t, t->specials[i].id);
+        if (n <= longest || n > left || memcmp(text, tmoei_token_text(t, t->specials[i].id), n) != 0) continue;
+        best = &t->specials[i]; longest = n;
     }
     return best;
 }

@@ -239,6 +239,20 @@ static void test_added_tokens_that_are_not_special_stay_in_the_text(void)
     tmoei_free(ctx, json);
 }
 
+/* An empty list of added tokens: nothing is found in a text (the fuzzer met pointer arithmetic on no list). */
+static void test_a_tokenizer_may_have_no_added_tokens(void)
+{
+    static const char json[] = "{\"added_tokens\":[],\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"<s>\":0,\"<pad>\":1,\"</s>\":2,"
+        "\"<unk>\":3,\"a\":4,\"b\":5,\"ab\":6},\"merges\":[\"a b\"]}}";
+    int ids[8];
+    size_t n = 0;
+    write_again();
+    spit("tokenizer.json", json, sizeof json - 1);
+    tmoe_tokenizer *t = tmoe_tokenizer_load(ctx, FOLDER);
+    CHECK(t && tmoe_tokenizer_encode(t, "ab<s>", 5, TMOE_TOKENIZER_FIND_SPECIALS, ids, 8, &n) == TMOE_OK && n == 4 && ids[0] == 6 && ids[1] == 3);
+    tmoe_tokenizer_destroy(t);
+}
+
 /* tokenizer_config.json goes before tokenizer.json, as in transformers. */
 static void test_the_space_before_a_text_is_the_tokenizer_configs(void)
 {
@@ -461,6 +475,7 @@ TEST_MAIN("test_bart",
     RUN(test_the_embedding_is_found_by_any_of_its_names);
     RUN(test_generation_settings_are_transformers);
     RUN(test_added_tokens_that_are_not_special_stay_in_the_text);
+    RUN(test_a_tokenizer_may_have_no_added_tokens);
     RUN(test_the_space_before_a_text_is_the_tokenizer_configs);
     RUN(test_configs_that_bart_never_had_are_refused);
     RUN(test_shards_are_where_the_index_says);
