@@ -3837,8 +3837,9 @@ static const tmoei_special_token *tmoei_special_at(const tmoe_tokenizer *t, cons
     const tmoei_special_token *best = NULL;
     size_t longest = 0;
     for (int i = 0; i < t->special_count; i++) {
-        const size_t n = tmoei_token_length(t, t->specials[i].id);
-        if (n <= longest || n > left || memcmp(text, tmoei_token_text(t, t->specials[i].id), n) != 0) continue;
+        const int id = t->specials[i].id;
+        const size_t n = tmoei_token_length(t, id);
+        if (n <= longest || n > left || memcmp(text, tmoei_token_text(t, id), n) != 0) continue;
         best = &t->specials[i]; longest = n;
     }
     return best;
