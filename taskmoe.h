@@ -83,6 +83,13 @@
  *
  * CONCEPTS
  *   context   tmoe_ctx: allocator, threads, kernels, last error. Contexts are independent.
+ *   group     the unit of work: examples of one task, packed without padding. A step's batch is several.
+ *   tape      operations compute at once and remember how to go back. Use tmoe_train and tmoe_answer; or a
+ *             loop on tmoe_step, tmoe_route, tmoe_evaluate; or a model on tmoe_linear, tmoe_attention, ...
+ *   equal bits  the same seed gives the same bits, on 1, 2 or 64 threads, and after stopping and resuming.
+ *             Across instruction sets results agree to rounding.
+ *   files     safetensors, written to a temporary file, flushed, renamed; validated before it is believed.
+ *
  * For every function of the API, where its own comment says nothing else:
  *   thread    a context, with all that was made on it, is for one thread at a time. "thread any": it only
  *             reads, so several threads may call it while nobody writes.
@@ -92,13 +99,6 @@
  *   out       what is made is yours, up to its tmoe_..._destroy (NULL is fine), which comes before the
  *             context's. What you hand in (in) is copied or only read during the call.
  *   cost      a constant time, or a copy of what is handed in
- *
- *   group     the unit of work: examples of one task, packed without padding. A step's batch is several.
- *   tape      operations compute at once and remember how to go back. Use tmoe_train and tmoe_answer; or a
- *             loop on tmoe_step, tmoe_route, tmoe_evaluate; or a model on tmoe_linear, tmoe_attention, ...
- *   equal bits  the same seed gives the same bits, on 1, 2 or 64 threads, and after stopping and resuming.
- *             Across instruction sets results agree to rounding.
- *   files     safetensors, written to a temporary file, flushed, renamed; validated before it is believed.
  *
  * BUILD OPTIONS (define before including; only read where TASKMOE_IMPLEMENTATION is defined)
  *   TASKMOE_IMPLEMENTATION   make the bodies here            TASKMOE_STATIC   everything static in this file
@@ -225,7 +225,7 @@ TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tens
  *   self:  q (T,3D) in = [q | k | v], kv = q           cross:  q (T,D) in, kv (S,2D) in = [k | v]
  *   q_offsets, kv_offsets  (sequences + 1) in: sequence i holds rows offsets[i] .. offsets[i+1]-1
  *   causal  1: row t sees keys up to t   H  heads, 1 <= H, H divides D   out (T,D)   grad  q, kv
- *   keeps  4*T*H bytes (log-sum-exp; scores are made again)   cost  4*T*S*D flop a sequence */
+ *   fails  more than 65536 keys   keeps  4*T*H bytes (log-sum-exp)   cost  4*T*S*D flop a sequence */
 TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tensor *kv, int H, int sequences,
                                      const int *q_offsets, const int *kv_offsets, int causal);
 /* tmoe_embedding - y_t = scale * table[ids_t] + positions[position_ids_t]   out (T,D)         >>ops
@@ -416,7 +416,7 @@ typedef struct tmoe_config {
     int F_encoder, F_decoder;           /* FFN widths */
     int encoder_layers, decoder_layers; /* at least 1 each */
     int V;                              /* vocabulary; 0: as many symbols as the tokenizer has */
-    int source_tokens, target_tokens;   /* longest sequences, with their special tokens */
+    int source_tokens, target_tokens;   /* longest sequences with special tokens, at most 65536 */
     tmoe_norm norm; tmoe_activation activation;         /* TMOE_GELU or TMOE_RELU */
     int scale_embedding;                /* 1: embeddings times sqrt(D) */
     int E;                              /* experts a layer, 1 = dense, at most 64 */
@@ -1146,11 +1146,11 @@ static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chu
  *
  * Matrix product C (M,N) = op(A) (M,K) op(B) (K,N).
  *
- *                 N            op(B) is packed into panels of NR columns, op(A) into panels of MR rows, both
- *            +--------+        with k running fastest over panels, so that the micro-kernel reads straight
- *            |   B    | K      on:  for k: load NR of B; for each of MR rows: broadcast A, multiply, add.
+ *                 N            op(B) is packed into panels of NR columns, k by k. Rows of op(A) are read as
+ *            +--------+        they lie or, where that is bad for the cache, packed one behind the other.
+ *            |   B    | K      For k: load NR numbers of B; for each of MR rows: broadcast A, multiply, add.
  *            +--------+        MR x NR sums stay in registers for all of K. K is cut at TMOEI_KC so that a
- *       K        |             panel of B stays in L1; a panel group of A stays in L2. M is cut into equal
+ *       K        |             panel of B stays in L1; a tile's rows of A stay in L2. M is cut into equal
  *     +----+ +--------+        panels (32 = 11 + 11 + 10, not 14 + 14 + 4). Lanes take tiles of C; tiles
  *   M | A  | |   C    |        depend on M, N, K only.
  *     +----+ +--------+ */
@@ -1674,7 +1674,7 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
 
 /* ==== >>products: the matrix product driver, and products of one lane ================================== */
 /* K is cut into equal pieces of at most KC, so the order of a sum is the same on every machine; a panel of B
- * is 48 KiB (256 and 512 are slower). Rows and columns follow the caches: a lane's panels of A take a sixth
+ * is 48 KiB (256 and 512 are slower). Rows and columns follow the caches: a lane's rows of A take a sixth
  * of L2 (its panels of B and its tile of C come through, too), the packed columns of B a quarter of the
  * shared L3. */
 #define TMOEI_KC 384
@@ -1686,7 +1686,7 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
 #define TMOEI_LANE_COLUMNS 256
 #define TMOEI_PACK_LINES 64             /* rows of op(A), columns of op(B) packed by a lane at a time */
 #define TMOEI_A_STRIDE(kc) ((kc) + 16)  /* of packed rows of op(A): without 16, many meet in a cache set */
-#define TMOEI_SCORES 65536              /* floats of attention scores a lane holds at a time, twice */
+#define TMOEI_SCORES 65536              /* attention scores a lane holds at a time, twice; most keys */
 #define TMOEI_SHARED_B_FLOATS ((size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX))
 #define TMOEI_SHARED_FLOATS (TMOEI_SHARED_B_FLOATS + (size_t)TMOEI_A_STRIDE(TMOEI_KC) * TMOEI_MC)
 #define TMOEI_LANE_B_FLOATS ((size_t)TMOEI_KC * (TMOEI_LANE_COLUMNS + TMOEI_NR_MAX))
@@ -2507,12 +2507,13 @@ TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tenso
     const int D = self ? q->cols / 3 : q->cols;
     for (int i = 0; i < sequences; i++)
         rising = rising && q_offsets[i] <= q_offsets[i + 1] && kv_offsets[i] < kv_offsets[i + 1]
+            && kv_offsets[i + 1] - kv_offsets[i] <= TMOEI_SCORES
             && (!causal || q_offsets[i + 1] - q_offsets[i] <= kv_offsets[i + 1] - kv_offsets[i]);
     TMOEI_SHAPE_RULE(tape, H >= 1 && sequences >= 1 && rising && D % H == 0
         && (self ? q->cols == 3 * D : kv->cols == 2 * D) && q_offsets[sequences] == q->rows
         && kv_offsets[sequences] == kv->rows, "attention: q (%d,%d), kv (%d,%d), H %d, %d sequences; "
         "self (T,3D), cross (T,D) and (S,2D), H divides D, offsets rise to the last row, "
-        "causal: no fewer keys than rows",
+        "causal: no fewer keys than rows; at most 65536 keys a sequence",
         q->rows, q->cols, kv->rows, kv->cols, H, sequences);
     tmoe_tensor *y = tmoei_tensor_new(tape, q->rows, D, NULL);
     if (!y) return NULL;
@@ -4778,7 +4779,7 @@ typedef struct tmoei_field {
 static const tmoei_field tmoei_config_fields[] = {              /* the seed is written by itself */
     TMOEI_SIZE(D, 1), TMOEI_SIZE(H_encoder, 1), TMOEI_SIZE(H_decoder, 1), TMOEI_SIZE(F_encoder, 1),
     TMOEI_SIZE(F_decoder, 1), TMOEI_SIZE(encoder_layers, 1), TMOEI_SIZE(decoder_layers, 1),
-    TMOEI_SIZE(source_tokens, 3), TMOEI_SIZE(target_tokens, 2), TMOEI_SIZE(V, 0),
+    TMOEI_INT(source_tokens, 3, TMOEI_SCORES), TMOEI_INT(target_tokens, 2, TMOEI_SCORES), TMOEI_SIZE(V, 0),
     TMOEI_INT(norm, 0, TMOE_NORM_POST), TMOEI_INT(activation, TMOE_GELU, TMOE_RELU),
     TMOEI_INT(scale_embedding, 0, 1), TMOEI_INT(E, 1, 64),
     TMOEI_INT(expert_places, 0, TMOE_ENCODER | TMOE_DECODER), TMOEI_INT(expert_kind, 0, TMOE_EXPERT_FFN),
@@ -7736,7 +7737,7 @@ enum { TMOEI_BART_SIZES = 10, TMOEI_BART_IDS = 4, TMOEI_BART_FIELDS = TMOEI_BART
 #define TMOEI_STRUCT tmoe_config
 static const tmoei_field tmoei_bart_fields[TMOEI_BART_FIELDS] = {           /* of config.json; ids last */
     TMOEI_NAMED("d_model", D, INT, 1, 1 << 20), TMOEI_NAMED("vocab_size", V, INT, 1, 1 << 24),
-    TMOEI_NAMED("max_position_embeddings", source_tokens, INT, 3, 1 << 20),
+    TMOEI_NAMED("max_position_embeddings", source_tokens, INT, 3, TMOEI_SCORES),
     TMOEI_INT(encoder_layers, 1, 1 << 10), TMOEI_INT(decoder_layers, 1, 1 << 10),
     TMOEI_NAMED("encoder_attention_heads", H_encoder, INT, 1, 1 << 20),
     TMOEI_NAMED("decoder_attention_heads", H_decoder, INT, 1, 1 << 20),

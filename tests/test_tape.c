@@ -166,9 +166,10 @@ static void test_wrong_shapes_are_refused_with_the_values_and_the_rule(void)
     int bad_ids[2] = { 0, 9 }, offsets[2] = { 0, 3 };
     tmoe_tensor *a = tmoe_leaf(tape, 2, 3, x, NULL), *b = tmoe_leaf(tape, 4, 2, x, NULL), *parts[2];
     static const int falling[3] = { 0, 5, 2 }, offsets_of_four[2] = { 0, 4 }, offsets_of_one[2] = { 0, 1 };
-    static float zeros[8];
+    static const int offsets_of_many[2] = { 0, 65537 };
+    static float zeros[8], many[4 * 65537];
     tmoe_tensor *four = tmoe_leaf(tape, 4, 2, zeros, NULL), *keys = tmoe_leaf(tape, 1, 4, zeros, NULL);
-    tmoe_tensor *result[20];
+    tmoe_tensor *result[21];
     size_t i, n = 0;
     parts[0] = a; parts[1] = b;
 #define REFUSED(expression, words) do { ctx->error = TMOE_OK; result[n] = (expression); CHECK(result[n] == NULL); \
@@ -179,6 +180,7 @@ static void test_wrong_shapes_are_refused_with_the_values_and_the_rule(void)
     REFUSED(tmoe_attention(tape, a, a, 2, 1, offsets, offsets, 0), "H 2");
     REFUSED(tmoe_attention(tape, a, a, 1, 2, falling, falling, 0), "offsets rise");
     REFUSED(tmoe_attention(tape, four, keys, 1, 1, offsets_of_four, offsets_of_one, 1), "no fewer keys");
+    REFUSED(tmoe_attention(tape, four, tmoe_leaf(tape, 65537, 4, many, NULL), 1, 1, offsets_of_four, offsets_of_many, 0), "at most 65536 keys");
     REFUSED(tmoe_embedding(tape, a, 2, bad_ids, 1.0f, NULL, NULL), "has id 9");
     REFUSED(tmoe_cross_entropy(tape, a, bad_ids, 0.0f, 1.0f), "target 9");
     REFUSED(tmoe_cross_entropy(tape, a, bad_ids, 1.0f, 1.0f), "smoothing 1");
