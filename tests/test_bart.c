@@ -145,24 +145,37 @@ static void test_a_message_that_is_full_says_so(void)
     refused("...");
 }
 
-/* Some writers keep one of the embedding's names only, some keep them all. */
+/* Gives a tensor another name, of any length. */
+static void rename_tensor(const char *from, const char *to)
+{
+    size_t length = 0, header = 0;
+    char *file = slurp("model.safetensors", &length);
+    for (int i = 0; i < 8; i++) header |= (size_t)(unsigned char)file[i] << 8 * i;
+    char *at = strstr(file + 8, from), *all = (char *)malloc(length + strlen(to));
+    CHECK(at && all && at < file + 8 + header);
+    if (at && all) {
+        const size_t before = (size_t)(at - file), a = strlen(from), b = strlen(to);
+        memcpy(all, file, before);
+        memcpy(all + before, to, b);
+        memcpy(all + before + b, at + a, length - before - a);
+        for (int i = 0; i < 8; i++) all[i] = (char)((header + b - a) >> 8 * i);
+        spit("model.safetensors", all, length + b - a);
+    }
+    free(all);
+    tmoei_free(ctx, file);
+}
+
+/* Some writers keep one of the embedding's names only. */
 static void test_the_embedding_is_found_by_any_of_its_names(void)
 {
-    static const char *const names[3] = { "lm_head.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight" };
+    static const char *const names[3] = { "lm_head.weight", "encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight" };
     for (int i = 0; i < 3; i++) {
         tmoe_model *model = small_bart(1), *again;
-        char name[64], found[64];
         CHECK(tmoe_export_dense(model, NULL, FOLDER) == TMOE_OK);
-        /* a name as long as the one it takes the place of, by white space behind the quote */
-        (void)snprintf(found, sizeof found, "\"model.shared.weight\":{\"dtype\":\"F32\"");
-        (void)snprintf(name, sizeof name, "\"%s\":{\"dtype\":\"F32\"", names[i]);
-        if (strlen(name) <= strlen(found)) {
-            edit("model.safetensors", found, name);
-            again = tmoe_bart_load(ctx, FOLDER);
-            CHECK(again && memcmp(again->theta, model->theta, model->size * sizeof(float)) == 0);
-            tmoe_model_destroy(again);
-        }
-        tmoe_model_destroy(model);
+        rename_tensor("model.shared.weight", names[i]);
+        again = tmoe_bart_load(ctx, FOLDER);
+        CHECK(again && memcmp(again->theta, model->theta, model->size * sizeof(float)) == 0);
+        tmoe_model_destroy(again); tmoe_model_destroy(model);
     }
 }
 
