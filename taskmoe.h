@@ -1024,23 +1024,27 @@ static tmoei_float_mode tmoei_float_mode_enter(void) { return 0; }
 
 /* ==== >>parallel: chunks of a problem on a few lanes ====================================================
  * Lanes take chunks from a shared counter until none is left. What a chunk is depends on the problem only and
- * each chunk writes its own place, so any number of lanes gives the same bits. The pool's threads spin for a
- * short time after work, since the next piece of a training step comes within microseconds, then sleep. */
+ * each chunk writes its own place, so any number of lanes gives the same bits. The caller waits for chunks,
+ * not lanes: a thread that still sleeps, or lost its processor to another program, finds the chunks done. The
+ * pool's threads spin for a short time after work, since the next piece of a step comes in microseconds. */
 #if defined(TMOE_THREADS) && (defined(__unix__) || defined(__APPLE__)) && defined(__GNUC__)
 #  define TMOEI_POOL 1
 #  include <pthread.h>
 #endif
 typedef void tmoei_chunk_fn(void *arg, int chunk, int lane);
-typedef struct tmoei_lanes_job { tmoei_chunk_fn *fn; void *arg; int chunks, next, lanes; } tmoei_lanes_job;
+/* left: chunks that nobody has taken (below 0: lanes asked in vain); done: chunks finished. A lane reads fn
+ * and arg only when it holds a chunk: until that is done the caller stays, and the job with it. */
+typedef struct tmoei_job { tmoei_chunk_fn *fn; void *arg; int chunks, lanes, left, done; } tmoei_job;
 static void tmoei_parallel_lane(void *arg, int lane) {
-    tmoei_lanes_job *job = (tmoei_lanes_job *)arg;
+    tmoei_job *job = (tmoei_job *)arg;
     const tmoei_float_mode mode = tmoei_float_mode_enter();
-    int chunk;
 #if defined(__GNUC__)
-    while ((chunk = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->chunks)
-        job->fn(job->arg, chunk, lane);
+    int left, done = 0;
+    for (; (left = __atomic_sub_fetch(&job->left, 1, __ATOMIC_ACQ_REL)) >= 0; done++)
+        job->fn(job->arg, job->chunks - 1 - left, lane);
+    if (done) __atomic_add_fetch(&job->done, done, __ATOMIC_RELEASE);
 #else
-    for (chunk = lane; chunk < job->chunks; chunk += job->lanes) job->fn(job->arg, chunk, lane);
+    for (int chunk = lane; chunk < job->chunks; chunk += job->lanes) job->fn(job->arg, chunk, lane);
 #endif
     tmoei_float_mode_leave(mode);
 }
@@ -1051,10 +1055,8 @@ struct tmoei_pool {
     pthread_t threads[TMOEI_LANES_MAX];
     pthread_mutex_t mutex;
     pthread_cond_t wake;
-    tmoei_lanes_job *job;
+    tmoei_job job;
     int count;                          /* threads beside the caller's */
-    unsigned round;                     /* raised for each job */
-    int running;                        /* threads that have not finished the round */
     int sleeping, quit, lane;
 };
 static void tmoei_pause(void) {
@@ -1067,39 +1069,32 @@ static void tmoei_pause(void) {
 static void *tmoei_pool_thread(void *arg) {
     struct tmoei_pool *pool = (struct tmoei_pool *)arg;
     const int lane = __atomic_add_fetch(&pool->lane, 1, __ATOMIC_RELAXED);
-    unsigned seen = 0;
     for (int n = 0; ; n = 0) {
-        while (__atomic_load_n(&pool->round, __ATOMIC_ACQUIRE) == seen && n++ < TMOEI_SPINS) tmoei_pause();
-        if (__atomic_load_n(&pool->round, __ATOMIC_ACQUIRE) == seen) {
+        while (__atomic_load_n(&pool->job.left, __ATOMIC_RELAXED) <= 0 && n++ < TMOEI_SPINS)
+            if (n % 256) tmoei_pause(); else (void)sched_yield();    /* the caller may need this processor */
+        if (n > TMOEI_SPINS) {
             pthread_mutex_lock(&pool->mutex);
             __atomic_add_fetch(&pool->sleeping, 1, __ATOMIC_SEQ_CST);
-            while (__atomic_load_n(&pool->round, __ATOMIC_SEQ_CST) == seen)
+            while (__atomic_load_n(&pool->job.left, __ATOMIC_SEQ_CST) <= 0 && !pool->quit)
                 pthread_cond_wait(&pool->wake, &pool->mutex);
             __atomic_sub_fetch(&pool->sleeping, 1, __ATOMIC_SEQ_CST);
+            const int quit = pool->quit;
             pthread_mutex_unlock(&pool->mutex);
+            if (quit) return NULL;
         }
-        seen++;
-        if (pool->quit) return NULL;
-        tmoei_parallel_lane(pool->job, lane);
-        __atomic_sub_fetch(&pool->running, 1, __ATOMIC_RELEASE);
+        tmoei_parallel_lane(&pool->job, lane);
     }
 }
-/* Begins a round: every thread runs once. The sleepers' count is read after the round is published, and a
- * sleeper counts itself before it looks at the round, so one of both sees the other. */
-static void tmoei_pool_begin(struct tmoei_pool *pool) {
-    __atomic_store_n(&pool->running, pool->count, __ATOMIC_RELAXED);
-    __atomic_add_fetch(&pool->round, 1, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&pool->sleeping, __ATOMIC_SEQ_CST)) {
-        pthread_mutex_lock(&pool->mutex);
-        pthread_cond_broadcast(&pool->wake);
-        pthread_mutex_unlock(&pool->mutex);
-    }
+static void tmoei_pool_wake(struct tmoei_pool *pool, int quit) {
+    pthread_mutex_lock(&pool->mutex);
+    pool->quit = quit;
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->mutex);
 }
 static void tmoei_pool_destroy(tmoe_ctx *ctx) {
     struct tmoei_pool *pool = ctx->pool;
     if (!pool) return;
-    pool->quit = 1;
-    tmoei_pool_begin(pool);
+    tmoei_pool_wake(pool, 1);
     for (int i = 0; i < pool->count; i++) (void)pthread_join(pool->threads[i], NULL);
     (void)pthread_mutex_destroy(&pool->mutex);
     (void)pthread_cond_destroy(&pool->wake);
@@ -1115,28 +1110,37 @@ static void tmoei_pool_create(tmoe_ctx *ctx) {
         if (!pthread_create(&pool->threads[pool->count], NULL, tmoei_pool_thread, pool)) pool->count++;
         else ctx->error = TMOE_ERR_MEMORY;                      /* the context is destroyed */
 }
+/* Offers the chunks, takes some, waits for the rest. The sleepers' count is read after the offer is out, and
+ * a sleeper counts itself before it looks, so one of both sees the other. */
+static void tmoei_pool_run(struct tmoei_pool *pool, const tmoei_job *job) {
+    pool->job.fn = job->fn;
+    pool->job.arg = job->arg;
+    pool->job.chunks = job->chunks;
+    pool->job.done = 0;
+    __atomic_store_n(&pool->job.left, job->chunks, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&pool->sleeping, __ATOMIC_SEQ_CST)) tmoei_pool_wake(pool, 0);
+    tmoei_parallel_lane(&pool->job, 0);
+    for (int spins = 0; __atomic_load_n(&pool->job.done, __ATOMIC_ACQUIRE) != job->chunks; )
+        if (++spins > TMOEI_SPINS) (void)sched_yield(); else tmoei_pause();
+}
 #else
 static void tmoei_pool_create(tmoe_ctx *ctx) { ctx->lanes = 1; }
 static void tmoei_pool_destroy(tmoe_ctx *ctx) { (void)ctx; }
 #endif
 /* Runs fn(arg, chunk, lane) once for each chunk, on any lane 0 <= lane < ctx->lanes; waits for all. */
 static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chunks) {
-    tmoei_lanes_job job = { fn, arg, chunks, 0, chunks < ctx->lanes ? chunks : ctx->lanes };
+    tmoei_job job = { fn, arg, chunks, chunks < ctx->lanes ? chunks : ctx->lanes, chunks, 0 };
     if (job.lanes > 1 && ctx->config.parallel_fn) {
         ctx->config.parallel_fn(ctx->config.parallel_user, tmoei_parallel_lane, &job, job.lanes);
         return;
     }
 #ifdef TMOEI_POOL
     if (job.lanes > 1 && ctx->pool) {
-        ctx->pool->job = &job;
-        tmoei_pool_begin(ctx->pool);
-        tmoei_parallel_lane(&job, 0);
-        for (int spins = 0; __atomic_load_n(&ctx->pool->running, __ATOMIC_ACQUIRE); )
-            if (++spins > TMOEI_SPINS) (void)sched_yield(); else tmoei_pause();
+        tmoei_pool_run(ctx->pool, &job);
         return;
     }
 #endif
-    for (; job.next < chunks; job.next++) fn(arg, job.next, 0);
+    for (int chunk = 0; chunk < chunks; chunk++) fn(arg, chunk, 0);
 }
 
 /* ==== >>kernels: the inner loops, written once, made for each instruction set ==========================
