@@ -1130,17 +1130,12 @@ static void tmoei_pool_destroy(tmoe_ctx *ctx) { (void)ctx; }
 /* Runs fn(arg, chunk, lane) once for each chunk, on any lane 0 <= lane < ctx->lanes; waits for all. */
 static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chunks) {
     tmoei_job job = { fn, arg, chunks, chunks < ctx->lanes ? chunks : ctx->lanes, chunks, 0 };
-    if (job.lanes > 1 && ctx->config.parallel_fn) {
+    if (job.lanes > 1 && ctx->config.parallel_fn)
         ctx->config.parallel_fn(ctx->config.parallel_user, tmoei_parallel_lane, &job, job.lanes);
-        return;
-    }
 #ifdef TMOEI_POOL
-    if (job.lanes > 1 && ctx->pool) {
-        tmoei_pool_run(ctx->pool, &job);
-        return;
-    }
+    else if (job.lanes > 1 && ctx->pool) tmoei_pool_run(ctx->pool, &job);
 #endif
-    for (int chunk = 0; chunk < chunks; chunk++) fn(arg, chunk, 0);
+    else for (int chunk = 0; chunk < chunks; chunk++) fn(arg, chunk, 0);
 }
 
 /* ==== >>kernels: the inner loops, written once, made for each instruction set ==========================
@@ -5900,31 +5895,34 @@ TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, t
     return good ? TMOE_OK : TMOE_ERR_MEMORY;
 }
 /* ==== >>inference: one route, one merge, then an ordinary dense model answers ==========================
- * Keys and values of earlier positions stay in a cache: position t of slot s lies at (s * limit + t). A row
- * is a request, or one of its beams; which slot holds position t of a row is looked up in a table, so that
- * beams that change places move no keys, and a row's keys lie in a few runs (in one where it never does). */
+ * Keys and values of earlier positions stay in a cache of slots (H, 2, limit, W): a head reads its keys, then
+ * its values, as they lie. A row is a request, or one of its beams; which slot holds position t of a row is
+ * looked up in a table, so that beams that change places move no keys, and a row's keys lie in a few runs. */
 struct tmoei_cache {
     int beams, slots, rows;             /* of a request; places; rows that still run */
     int position, limit;                /* the one that is computed now, from 0; how many at most */
     int *slot_of, *next_slot_of;        /* (slots, limit): which slot holds position t of row r */
     int *request_of;                    /* (slots): which request row r belongs to */
     int *ids, *positions, *order;       /* (slots): of the latest tokens; scratch */
-    const tmoei_pack *source; float *memory;        /* what the encoder read; its output (source tokens, D) */
-    /* (decoder layers, experts, 2) k | v: of positions (slots, limit, 2D), of memory (source tokens, 2D) */
+    const tmoei_pack *source; tmoe_tensor memory;   /* what the encoder read; its output (source tokens, D) */
+    /* (decoder layers, experts, 2): slots of positions; of memory, a slot of its length for each source */
     float **keys; int experts;          /* 1, or E where they run side by side */
     tmoei_owner own;
 };
 typedef struct tmoei_cached_job {
-    const tmoei_cache *cache; const float *keys, *q; float *y; size_t q_stride, D; int cross, width;
+    const tmoei_cache *cache; const float *q; float *keys, *y; size_t q_stride, D; int cross, width;
 } tmoei_cached_job;
-/* Which row of the keys holds position t of a row; `n` out: how many lie one behind the other from there. */
-static size_t tmoei_cached_run(const tmoei_cached_job *job, int row, int t, int count, int *n) {
+/* Where the first head's key of position t of a row lies. Out: `most`, the length of its slot, and `n`, how
+ * many positions of the row follow one another from there. */
+static float *tmoei_cached_key(const tmoei_cached_job *job, int row, int t, int count, size_t *most, int *n) {
     const tmoei_cache *cache = job->cache;
     const int *slot = cache->slot_of + (size_t)row * (size_t)cache->limit + t;
+    const int *source = cache->source->offsets + cache->request_of[row];
+    *most = (size_t)(job->cross ? source[1] - source[0] : cache->limit);
     *n = job->cross ? count : 1;
-    if (job->cross) return (size_t)cache->source->offsets[cache->request_of[row]];
     while (t + *n < count && slot[*n] == *slot) ++*n;
-    return (size_t)*slot * (size_t)cache->limit + (size_t)t;
+    return job->keys + (job->cross ? (size_t)source[0] : (size_t)*slot * *most) * 2 * job->D
+        + (size_t)t * (size_t)job->width;
 }
 /* Row r attends, head by head, to its positions 0 .. position or to its request's memory: scores, softmax,
  * weighted sum, run by run. */
@@ -5934,18 +5932,19 @@ static void tmoei_cached_chunk(void *arg, int row, int lane) {
     const int *source = cache->source->offsets + cache->request_of[row];
     const int count = job->cross ? source[1] - source[0] : cache->position + 1, W = job->width;
     const size_t D = job->D, width = (size_t)W, all = (size_t)count;
+    size_t most;
     const float scale = 1.0f / sqrtf((float)W), *q = job->q + (size_t)row * job->q_stride, *k;
     float *p = cache->own.ctx->lane_scratch[lane], *y = job->y + (size_t)row * D;
     for (size_t at = 0; at < D; at += width) {
         for (int t = 0, n; t < count; t += n) {
-            k = job->keys + tmoei_cached_run(job, row, t, count, &n) * 2 * D + at;
-            kernels->dots(1, n, W, q + at, D, k, 2 * D, 0.0f, p + t, all);
+            k = tmoei_cached_key(job, row, t, count, &most, &n) + 2 * most * at;
+            kernels->dots(1, n, W, q + at, D, k, width, 0.0f, p + t, all);
         }
-        const float most = scale * kernels->maximum(p, all);
-        kernels->scale_add(p, 0.0f, 1.0f / kernels->exp_sum(p, p, scale, most, all), p, all);
+        const float top = scale * kernels->maximum(p, all);
+        kernels->scale_add(p, 0.0f, 1.0f / kernels->exp_sum(p, p, scale, top, all), p, all);
         for (int t = 0, n; t < count; t += n) {
-            k = job->keys + tmoei_cached_run(job, row, t, count, &n) * 2 * D + at;
-            kernels->merge(y + at, t > 0, k + D, 2 * D, p + t, n, width);
+            k = tmoei_cached_key(job, row, t, count, &most, &n) + 2 * most * at;
+            kernels->merge(y + at, t > 0, k + most * width, width, p + t, n, width);
         }
     }
 }
@@ -5955,28 +5954,28 @@ static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert, 
         const tmoe_tensor *x) {
     tmoei_cache *cache = pass->cache;
     const tmoe_config *c = &pass->model->config;
-    const int n = cache->source->tokens, first = (l - c->encoder_layers) * cache->experts;
-    const size_t D = (size_t)c->D, places = cross ? (size_t)n : (size_t)cache->limit * (size_t)cache->slots;
+    const int first = (l - c->encoder_layers) * cache->experts;
+    const size_t D = (size_t)c->D, W = (size_t)(c->D / c->H_decoder);
+    const size_t places = (size_t)(cross ? cache->memory.rows : cache->limit * cache->slots);
     float **keys = &cache->keys[2 * (cache->experts > 1 ? first + expert : first) + (cross != NULL)];
-    tmoei_cached_job job;
-    memset(&job, 0, sizeof job);
-    if (!x || (cross && (!cross[0] || !cross[1]))) return NULL;
-    if (!*keys) {
-        tmoei_epilogue end;
-        memset(&end, 0, sizeof end);
-        *keys = (float *)tmoei_own_block(&cache->own, places * 2 * D, sizeof(float), 0);
-        if (!*keys) return NULL;
-        if (cross) end.bias = cross[1]->x;
-        if (cross) tmoei_gemm(cache->own.ctx, 0, 1, n, 2 * c->D, c->D, cache->memory, D, cross[0]->x, D, 0.0f,
-            *keys, 2 * D, &end);
+    tmoe_tensor *y = x ? tmoei_tensor_new(pass->tape, x->rows, c->D, NULL) : NULL, *kv = NULL;
+    if (cross && !*keys) kv = tmoe_linear(pass->tape, &cache->memory, cross[0], cross[1], TMOE_NONE, NULL);
+    if (!*keys) *keys = (float *)tmoei_own_block(&cache->own, places * 2 * D, sizeof(float), 0);
+    if (!*keys || !y || cache->own.ctx->error != TMOE_OK) return NULL;
+    tmoei_cached_job job = { cache, x->x, *keys, y->x, (size_t)x->cols, D, cross != NULL, (int)W };
+    const int fresh = !cross ? cache->rows : kv ? cache->source->sequences : 0;
+    for (int i = 0, rest; i < fresh; i++) {
+        size_t most, offset = kv ? (size_t)cache->source->offsets[i] : 0;
+        const int row = kv ? i * cache->beams : i, position = kv ? 0 : cache->position;
+        float *k = tmoei_cached_key(&job, row, position, 0, &most, &rest);
+        const float *from = kv ? kv->x + offset * 2 * D : x->x + (size_t)(3 * i + 1) * D;
+        for (size_t t = 0; t < (kv ? most : 1); t++, k += W, from += 2 * D)
+            for (size_t at = 0; at < D; at += W) {
+                memcpy(k + 2 * most * at, from + at, W * sizeof(float));
+                memcpy(k + 2 * most * at + most * W, from + D + at, W * sizeof(float));
+            }
     }
-    tmoe_tensor *y = tmoei_tensor_new(pass->tape, x->rows, c->D, NULL);
-    if (!y) return NULL;
-    job.cache = cache; job.keys = *keys; job.cross = cross != NULL; job.width = c->D / c->H_decoder;
-    job.q = x->x; job.q_stride = (size_t)x->cols; job.y = y->x; job.D = D;
-    for (int r = 0, run; !cross && r < cache->rows; r++)
-        memcpy(*keys + tmoei_cached_run(&job, r, cache->position, 0, &run) * 2 * D,
-            x->x + (size_t)r * 3 * D + D, 2 * D * sizeof(float));
+    if (kv) tmoei_arena_release(&pass->tape->big, kv->x, tmoei_elements(kv), sizeof(float));   /* for the next */
     tmoei_parallel(cache->own.ctx, tmoei_cached_chunk, &job, cache->rows);
     return y;
 }
@@ -6043,7 +6042,8 @@ static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int
     cache->beams = beams; cache->limit = limit; cache->source = source;
     cache->slots = cache->rows = (int)slots; cache->experts = c->mix == TMOE_MIX_OUTPUT ? c->E : 1;
     cache->keys = (float **)tmoei_own(own, 2 * (size_t)(c->decoder_layers * cache->experts), sizeof(float *));
-    cache->memory = (float *)tmoei_own(own, memory, sizeof(float));
+    cache->memory.rows = source->tokens; cache->memory.cols = c->D;
+    cache->memory.x = (float *)tmoei_own(own, memory, sizeof(float));
     cache->slot_of = (int *)tmoei_own(own, 2 * places + 4 * slots, sizeof(int));
     if (own->ctx->error != TMOE_OK) return own->ctx->error;
     cache->next_slot_of = cache->slot_of + places; cache->request_of = cache->next_slot_of + places;
@@ -6052,7 +6052,7 @@ static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int
     for (int r = 0; r < cache->rows; r++) cache->request_of[r] = r / beams;
     TMOEI_TRY(tmoei_evaluation_pass(model, task, route, model->tape, &pass));
     const tmoe_tensor *h = tmoei_encode(&pass, source);
-    if (h) memcpy(cache->memory, h->x, memory * sizeof(float));
+    if (h) memcpy(cache->memory.x, h->x, memory * sizeof(float));
     return own->ctx->error;
 }
 /* Logits (rows, V) of the next position after the tokens in cache->ids; they live until the next call. */
