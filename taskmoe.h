@@ -5975,7 +5975,7 @@ static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert, 
                 memcpy(k + 2 * most * at + most * W, from + D + at, W * sizeof(float));
             }
     }
-    if (kv) tmoei_arena_release(&pass->tape->big, kv->x, tmoei_elements(kv), sizeof(float));   /* for the next */
+    if (kv) tmoei_arena_release(&pass->tape->big, kv->x, tmoei_elements(kv), sizeof(float));
     tmoei_parallel(cache->own.ctx, tmoei_cached_chunk, &job, cache->rows);
     return y;
 }
