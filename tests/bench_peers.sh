@@ -1,11 +1,13 @@
 #!/bin/sh
 # Our matrix products beside oneDNN's and OpenBLAS's, in one run: median of ROUNDS, GFLOP/s, and our share of the best of them.
-#   usage: bench_peers.sh [THREADS (1) [GROUP: sq d128 d256 d768 head dec bat (all) [ROUNDS (3)]]]
+#   usage: bench_peers.sh [THREADS (1) [GROUPS: any of sq d128 d256 d768 head dec deccold bat (all) [ROUNDS (5)]]]
+# The libraries take turns group by group, so that a machine whose speed drifts drifts for all of them.
 # Needs the benchmark of the peers (bench_gemm.c, shapes.h) in TMOE_PEERS (../shared/peers), and the libraries' headers for what is to be compared.
 set -eu
 cd "$(dirname "$0")/.."
 peers=${TMOE_PEERS:-../shared/peers}
-threads=${1:-1} group=${2:-} rounds=${3:-3} dir=build/peers names=""
+threads=${1:-1} groups=${2:-sq d128 d256 d768 head dec deccold bat} rounds=${3:-5} dir=build/peers names=""
+export BUDGET="${BUDGET:-0.03}"             # seconds a shape, each time
 [ -f "$peers/bench_gemm.c" ] || { echo "SKIPPED: there is no $peers/bench_gemm.c"; exit 0; }
 mkdir -p "$dir"
 rm -f "$dir"/*.csv
@@ -19,9 +21,9 @@ try onednn -DDNNL -ldnnl
 try openblas -DOPENBLAS -lopenblas
 round=0
 while [ $round -lt "$rounds" ]; do
-    for name in $names; do
-        OMP_NUM_THREADS=$threads OPENBLAS_NUM_THREADS=$threads NOCHECK=1 "$dir/$name" "$threads" "$name" $group >> "$dir/all.csv" 2>> "$dir/$name.log"
-    done
+    for group in $groups; do for name in $names; do
+        OMP_NUM_THREADS=$threads OPENBLAS_NUM_THREADS=$threads NOCHECK=1 "$dir/$name" "$threads" "$name" "$group" >> "$dir/all.csv" 2>> "$dir/$name.log"
+    done; done
     round=$((round + 1))
 done
 grep -m 1 'model name' /proc/cpuinfo || true
