@@ -5956,7 +5956,7 @@ static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert, 
     const tmoe_config *c = &pass->model->config;
     const int first = (l - c->encoder_layers) * cache->experts;
     const size_t D = (size_t)c->D, W = (size_t)(c->D / c->H_decoder);
-    const size_t places = (size_t)(cross ? cache->memory.rows : cache->limit * cache->slots);
+    const size_t places = cross ? (size_t)cache->memory.rows : (size_t)cache->limit * (size_t)cache->slots;
     float **keys = &cache->keys[2 * (cache->experts > 1 ? first + expert : first) + (cross != NULL)];
     tmoe_tensor *y = x ? tmoei_tensor_new(pass->tape, x->rows, c->D, NULL) : NULL, *kv = NULL;
     if (cross && !*keys) kv = tmoe_linear(pass->tape, &cache->memory, cross[0], cross[1], TMOE_NONE, NULL);
