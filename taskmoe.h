@@ -1070,24 +1070,24 @@ static void *tmoei_pool_thread(void *arg) {
     struct tmoei_pool *pool = (struct tmoei_pool *)arg;
     const int lane = __atomic_add_fetch(&pool->lane, 1, __ATOMIC_RELAXED);
     for (int n = 0; ; n = 0) {
-        while (__atomic_load_n(&pool->job.left, __ATOMIC_RELAXED) <= 0 && n++ < TMOEI_SPINS)
+        while (__atomic_load_n(&pool->job.left, __ATOMIC_RELAXED) <= 0 && n++ < TMOEI_SPINS
+                && !__atomic_load_n(&pool->quit, __ATOMIC_RELAXED))
             if (n % 256) tmoei_pause(); else (void)sched_yield();    /* the caller may need this processor */
         if (n > TMOEI_SPINS) {
             pthread_mutex_lock(&pool->mutex);
             __atomic_add_fetch(&pool->sleeping, 1, __ATOMIC_SEQ_CST);
-            while (__atomic_load_n(&pool->job.left, __ATOMIC_SEQ_CST) <= 0 && !pool->quit)
-                pthread_cond_wait(&pool->wake, &pool->mutex);
+            if (__atomic_load_n(&pool->job.left, __ATOMIC_SEQ_CST) <= 0 && !pool->quit)
+                pthread_cond_wait(&pool->wake, &pool->mutex);   /* in vain or too late: spins again */
             __atomic_sub_fetch(&pool->sleeping, 1, __ATOMIC_SEQ_CST);
-            const int quit = pool->quit;
             pthread_mutex_unlock(&pool->mutex);
-            if (quit) return NULL;
         }
+        if (__atomic_load_n(&pool->quit, __ATOMIC_RELAXED)) return NULL;
         tmoei_parallel_lane(&pool->job, lane);
     }
 }
 static void tmoei_pool_wake(struct tmoei_pool *pool, int quit) {
     pthread_mutex_lock(&pool->mutex);
-    pool->quit = quit;
+    __atomic_store_n(&pool->quit, quit, __ATOMIC_RELAXED);
     pthread_cond_broadcast(&pool->wake);
     pthread_mutex_unlock(&pool->mutex);
 }
