@@ -1146,7 +1146,7 @@ static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chu
  * Matrix product C (M,N) = op(A) (M,K) op(B) (K,N).
  *
  *                 N            op(B) is packed into panels of NR columns, k by k. Rows of op(A) are read as
- *            +--------+        they lie or, where that is bad for the cache, packed one behind the other.
+ *            +--------+        they lie, those of a transposed A packed into panels of up to MR, k by k.
  *            |   B    | K      For k: load NR numbers of B; for each of MR rows: broadcast A, multiply, add.
  *            +--------+        MR x NR sums stay in registers for all of K. K is cut at TMOEI_KC so that a
  *       K        |             panel of B stays in L1; a tile's rows of A stay in L2. M is cut into equal
@@ -1164,9 +1164,9 @@ typedef struct tmoei_epilogue {
     const float *residual;              /* (M, N) or NULL */
     size_t pre_stride, residual_stride;
 } tmoei_epilogue;
-/* tile (rows, NR) = beta * tile + a b; columns past `columns` are not touched */
-typedef void tmoei_micro_fn(int K, const float *a, size_t lda, const float *b, size_t ldb, float beta,
-    float *c, size_t ldc, int columns);
+/* tile (rows, NR) = beta * tile + a b, a's row i at k is a[i row + k step]; columns past `columns` stay */
+typedef void tmoei_micro_fn(int K, const float *a, size_t row, size_t step, const float *b, size_t ldb,
+    float beta, float *c, size_t ldc, int columns);
 typedef struct tmoei_kernels {
     const char *name;
     int mr, nr;                         /* register tile */
@@ -1284,24 +1284,30 @@ typedef struct tmoei_kernels {
 #define TMOEI_STORE(i, j) TMOEI_FN(store)(c + (size_t)i * ldc + j * VW, c##i##j, add, width - j * VW);
 #define TMOEI_ROW_ZERO(i) TMOEI_ACROSS(TMOEI_ZERO, i)
 #define TMOEI_ROW_STEP(i) if (i < height) { \
-    const V x = VSET((i < 3 ? a : i < 6 ? a3 : i < 9 ? a6 : i < 12 ? a9 : a12)[i % 3 * lda]); \
+    const V x = VSET((i < 3 ? a : i < 6 ? a3 : i < 9 ? a6 : i < 12 ? a9 : a12)[i % 3 * row]); \
     TMOEI_ACROSS(TMOEI_STEP, i) }
 #define TMOEI_ROW_STORE(i) if (i < height) { TMOEI_ACROSS(TMOEI_STORE, i) }
 #define TMOEI_K_STEP { \
     TMOEI_ACROSS(TMOEI_LOAD, 0) \
     TMOEI_ROWS(TMOEI_ROW_STEP) \
-    a++; a3++; a6++; a9++; a12++; b += ldb; }
+    a += step; a3 += step; a6 += step; a9 += step; a12 += step; b += ldb; \
+    TMOEI_PICK(, , TMOEI_ADDED, TMOEI_ADDED) }
+#define TMOEI_ADDED __asm__("" : "+r"(a), "+r"(a3), "+r"(a6), "+r"(a9), "+r"(a12), "+r"(b));
 /* A micro-kernel for each height: sums of `rows` x NR over k. A pointer for every third row of a reaches the
- * others by an address's scaled index; four k at a time, or the counting would take a sixth of the slots. */
+ * others by an address's scaled index; four k at a time, or the counting would take a sixth of the slots.
+ * Meanwhile the lines of C come into the cache, row by row: waiting for them at the end cost up to 10 %.
+ * ADDED keeps the compiler from trading additions for more addresses than there are registers. */
 #define TMOEI_MICRO(rows) \
-    TMOEI_TARGET static void TMOEI_FN(micro##rows)(int K, const float *a, size_t lda, const float *b, \
-            size_t ldb, float beta, float *c, size_t ldc, int columns) { \
+    TMOEI_TARGET static void TMOEI_FN(micro##rows)(int K, const float *a, size_t row, size_t step, \
+            const float *b, size_t ldb, float beta, float *c, size_t ldc, int columns) { \
         const int height = rows, add = beta != 0.0f; \
-        const float *a3 = a + 3 * lda, *a6 = a3 + 3 * lda, *a9 = a6 + 3 * lda, *a12 = a9 + 3 * lda; \
+        const float *a3 = a + 3 * row, *a6 = a3 + 3 * row, *a9 = a6 + 3 * row, *a12 = a9 + 3 * row; \
+        const float *ahead = c, *const last = c + (size_t)(height - 1) * ldc; \
         TMOEI_ROWS(TMOEI_ROW_ZERO) \
         for (; K >= 4; K -= 4) { \
             if (ldb != TMOEI_NR) { TMOEI_PREFETCH(b + 4 * ldb); TMOEI_PREFETCH(b + 5 * ldb); \
                 TMOEI_PREFETCH(b + 6 * ldb); TMOEI_PREFETCH(b + 7 * ldb); } \
+            TMOEI_PREFETCH(ahead); TMOEI_PREFETCH(ahead + TMOEI_NR - 1); ahead += ahead < last ? ldc : 0; \
             TMOEI_K_STEP TMOEI_K_STEP TMOEI_K_STEP TMOEI_K_STEP \
         } \
         for (; K > 0; K--) TMOEI_K_STEP \
@@ -1681,16 +1687,18 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
 #define TMOEI_MC 1024                   /* rows of op(A) packed at a time: 1.5 MiB, shared by the lanes */
 #define TMOEI_TILE_COLUMNS 256          /* of a lane's tile: eight panels of B */
 #define TMOEI_FEW_ROWS 8                /* up to here weights are read as they lie: packing would cost more */
+#define TMOEI_LIES_STRIDE 128           /* a transposed A with lines up to here is read as it lies */
+#define TMOEI_LIES_B 65536              /* op(B) of up to so many numbers, if not transposed, too */
 #define TMOEI_LANE_ROWS 64              /* one-lane products: rows and columns at a time */
 #define TMOEI_LANE_COLUMNS 256
-#define TMOEI_PACK_LINES 64             /* rows of op(A), columns of op(B) packed by a lane at a time */
-#define TMOEI_A_STRIDE(kc) ((kc) + 16)  /* of packed rows of op(A): without 16, many meet in a cache set */
+#define TMOEI_PACK_LINES(panel) (64 / (panel) * (panel))        /* packed by a lane at a time */
+#define TMOEI_PANEL_WIDTH(panel) (((panel) + 3) / 4 * 4)        /* packed; at most 8 for 5 rows */
 #define TMOEI_SCORES 65536              /* attention scores a lane holds at a time, twice; most keys */
 #define TMOEI_SHARED_B_FLOATS ((size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX))
-#define TMOEI_SHARED_FLOATS (TMOEI_SHARED_B_FLOATS + (size_t)TMOEI_A_STRIDE(TMOEI_KC) * TMOEI_MC)
+#define TMOEI_SHARED_FLOATS (TMOEI_SHARED_B_FLOATS + (size_t)TMOEI_KC * (TMOEI_MC * 8 / 5))
 #define TMOEI_LANE_B_FLOATS ((size_t)TMOEI_KC * (TMOEI_LANE_COLUMNS + TMOEI_NR_MAX))
 #define TMOEI_LANE_FLOATS (2 * (size_t)TMOEI_SCORES + TMOEI_LANE_B_FLOATS \
-    + (size_t)TMOEI_A_STRIDE(TMOEI_KC) * TMOEI_LANE_ROWS)
+    + (size_t)TMOEI_KC * (TMOEI_LANE_ROWS * 8 / 5))
 static void tmoei_block_sizes(tmoe_ctx *ctx) {
     const size_t rows = ctx->cache_l2_bytes / (6 * TMOEI_KC * sizeof(float));
     const size_t tiles = ctx->cache_l3_bytes / (4 * TMOEI_KC * TMOEI_TILE_COLUMNS * sizeof(float));
@@ -1739,8 +1747,7 @@ typedef struct tmoei_product {
     const tmoe_ctx *ctx;
     int transpose_a, transpose_b, M, N, K, m0, mc, n0, nc, k0, kc;
     int height, tile_rows, tile_columns, column_tiles, a_lies, a_chunks, b_chunks;
-    const float *A, *B;
-    size_t lda, ldb, ldc;
+    const float *A, *B; size_t lda, ldb, ldc;
     float *C, *packed_a, *packed_b, beta;       /* packed: by all lanes; NULL: by each lane */
     float *kept; int pack_kept;                 /* NULL or all of op(B) packed; packed only now */
     const tmoei_epilogue *epilogue;
@@ -1748,48 +1755,40 @@ typedef struct tmoei_product {
 static tmoei_product tmoei_product_of(const tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, int N,
         int K, const float *A, size_t lda, const float *B, size_t ldb, float beta, float *C, size_t ldc) {
     tmoei_product p;
-    const size_t apart = lda | 1024;                            /* its lowest bit counts */
+    const int meet = !transpose_a && lda % 1024 == 0;       /* rows of A in a cache set of eight lines */
     memset(&p, 0, sizeof p);
     p.ctx = ctx; p.transpose_a = transpose_a; p.transpose_b = transpose_b;
-    p.M = M; p.N = N; p.K = K; p.height = tmoei_panel_rows(M, ctx->kernels->mr);
+    p.M = M; p.N = N; p.K = K; p.height = tmoei_panel_rows(M, tmoei_least(ctx->kernels->mr, meet ? 7 : 99));
     p.A = A; p.B = B; p.C = C; p.lda = lda; p.ldb = ldb; p.ldc = ldc; p.beta = beta;
-    /* at most four rows of a panel a multiple of 4 KiB apart: a cache set holds them */
-    p.a_lies = !transpose_a && (size_t)p.height * (apart & (~apart + 1)) <= 4096;
+    p.a_lies = !transpose_a || lda <= TMOEI_LIES_STRIDE;
     return p;
 }
-/* Rows i0 .. i1-1 of the block's op(A), one behind the other. */
-static void tmoei_product_pack_a(const tmoei_product *p, float *packed, int i0, int i1) {
-    const size_t k0 = (size_t)p->k0, kc = (size_t)p->kc, m = (size_t)(p->m0 + i0);
-    const size_t stride = TMOEI_A_STRIDE(kc);
-    if (p->transpose_a) tmoei_transpose(packed, stride, i1 - i0, p->kc, p->A + k0 * p->lda + m, p->lda);
-    else for (size_t i = 0; i < (size_t)(i1 - i0); i++)
-        memcpy(packed + i * stride, p->A + (m + i) * p->lda + k0, kc * sizeof(float));
-}
-/* The panels of columns j0 .. j1-1 of its op(B), nr wide, zero behind the last column. Memory is read line by
- * line in its own order, as the processor expects. */
-static void tmoei_product_pack_b(const tmoei_product *p, float *packed, int j0, int j1) {
-    const size_t kc = (size_t)p->kc, nr = (size_t)p->ctx->kernels->nr, columns = (size_t)(j1 - j0);
-    const size_t whole = columns / nr * nr, k0 = (size_t)p->k0, n = (size_t)(p->n0 + j0);
-    if (whole < columns) memset(packed + whole * kc, 0, nr * kc * sizeof(float));
-    if (p->transpose_b)
-        for (size_t j = 0; j < columns; j += nr)
-            tmoei_transpose(packed + j * kc, nr, p->kc, (int)(j < whole ? nr : columns - j),
-                p->B + (n + j) * p->ldb + k0, p->ldb);
-    else for (size_t k = 0; k < kc; k++) {
-        const float *s = p->B + (k0 + k) * p->ldb + n;
-        float *d = packed + k * nr;
-        size_t j = 0;
-        for (; j < whole; j += nr, d += nr * kc)
-            for (size_t i = 0; i < nr; i += 4) memcpy(d + i, s + j + i, 4 * sizeof(float));
-        if (j < columns) memcpy(d, s + j, (columns - j) * sizeof(float));
+/* Rows from .. to-1 of the block's op(A), or columns of its op(B) (b), in panels, k by k. Lines are read in
+ * their own order, as the processor expects; behind the last column of op(B) are zeros. */
+static void tmoei_product_pack(const tmoei_product *p, int b, float *packed, int from, int to) {
+    const size_t k0 = (size_t)p->k0, kc = (size_t)p->kc, columns = (size_t)(to - from);
+    const size_t panel = (size_t)(b ? p->ctx->kernels->nr : p->height), width = TMOEI_PANEL_WIDTH(panel);
+    const size_t at = (size_t)((b ? p->n0 : p->m0) + from), stride = b ? p->ldb : p->lda;
+    const float *lines = (b ? p->B : p->A) + k0 * stride + at;
+    if (b && columns % panel) memset(packed + columns / panel * panel * kc, 0, panel * kc * sizeof(float));
+    if (b && p->transpose_b)
+        for (size_t j = 0; j < columns; j += panel)
+            tmoei_transpose(packed + j * kc, panel, p->kc, tmoei_least((int)panel, (int)(columns - j)),
+                p->B + (at + j) * stride + k0, stride);
+    else for (size_t k = 0; k < kc; k++, lines += stride, packed += width) {
+        float *d = packed; size_t j = 0;
+        for (; j + width <= columns; j += panel, d += width * kc)
+            for (size_t i = 0; i < width; i += 4) memcpy(d + i, lines + j + i, 4 * sizeof(float));
+        for (; j < columns; j += panel, d += width * kc)
+            memcpy(d, lines + j, (columns - j < panel ? columns - j : panel) * sizeof(float));
     }
 }
 static void tmoei_product_pack_chunk(void *arg, int chunk, int lane) {
     const tmoei_product *p = (const tmoei_product *)arg; (void)lane;
-    const int b = chunk >= p->a_chunks, from = (b ? chunk - p->a_chunks : chunk) * TMOEI_PACK_LINES;
-    const size_t at = (size_t)from * (size_t)(b ? p->kc : TMOEI_A_STRIDE(p->kc));
-    if (b) tmoei_product_pack_b(p, p->packed_b + at, from, tmoei_least(from + TMOEI_PACK_LINES, p->nc));
-    else tmoei_product_pack_a(p, p->packed_a + at, from, tmoei_least(from + TMOEI_PACK_LINES, p->mc));
+    const int b = chunk >= p->a_chunks, panel = b ? p->ctx->kernels->nr : p->height;
+    const int lines = TMOEI_PACK_LINES(panel), from = (b ? chunk - p->a_chunks : chunk) * lines;
+    tmoei_product_pack(p, b, (b ? p->packed_b : p->packed_a) + (size_t)(from / panel
+        * TMOEI_PANEL_WIDTH(panel)) * (size_t)p->kc, from, tmoei_least(from + lines, b ? p->nc : p->mc));
 }
 static void tmoei_product_tile_chunk(void *arg, int chunk, int lane) {
     const tmoei_product *p = (const tmoei_product *)arg;
@@ -1801,22 +1800,23 @@ static void tmoei_product_tile_chunk(void *arg, int chunk, int lane) {
     const size_t kc = (size_t)p->kc, n0 = (size_t)p->n0;
     float *C = p->C + (size_t)p->m0 * p->ldc + n0;
     float *own_b = p->ctx->lane_scratch[lane], *own_a = own_b + TMOEI_LANE_B_FLOATS;
-    const float *a = p->a_lies ? p->A + (size_t)(p->m0 + i0) * p->lda + (size_t)p->k0
-        : p->packed_a ? p->packed_a + (size_t)i0 * TMOEI_A_STRIDE(kc) : own_a;
-    const size_t lda = p->a_lies ? p->lda : TMOEI_A_STRIDE(kc);
-    const float *b = p->packed_b ? p->packed_b + (size_t)j0 * kc : own_b;
-    if (a == own_a) tmoei_product_pack_a(p, own_a, i0, i1);
-    if (!p->packed_b) tmoei_product_pack_b(p, own_b, packed, j1);
+    const size_t height = (size_t)p->height, width = TMOEI_PANEL_WIDTH(height);
+    const size_t row = p->transpose_a ? 1 : p->lda, step = !p->transpose_a ? 1 : p->a_lies ? p->lda : width;
+    const size_t a_panel = p->a_lies ? height * row : width * kc;               /* from one to the next */
+    const float *a = p->a_lies ? p->A + (size_t)(p->m0 + i0) * row + (size_t)p->k0 * step
+        : p->packed_a ? p->packed_a + (size_t)i0 / height * a_panel : own_a;
+    if (a == own_a) tmoei_product_pack(p, 0, own_a, i0, i1);
+    if (!p->packed_b) tmoei_product_pack(p, 1, own_b, packed, j1);
     for (int j = j0; j < j1; j += nr) {
         const float *panel = j < packed ? p->B + (size_t)p->k0 * p->ldb + n0 + (size_t)j
-            : b + (size_t)(j - packed) * kc;
+            : (p->packed_b ? p->packed_b + (size_t)j0 * kc : own_b) + (size_t)(j - packed) * kc;
         const size_t part = p->kept ? (size_t)nr * kc / (size_t)tmoei_pieces(i1 - i0, p->height) : 0;
         const float *next = panel + (size_t)nr * kc;            /* comes from memory while this one is used */
         for (int i = i0; i < i1; i += p->height, next += part) {
             for (size_t ahead = 0; ahead < part; ahead += 16) TMOEI_PREFETCH(next + ahead);
-            kernels->micro[tmoei_least(i1 - i, p->height)](p->kc, a + (size_t)(i - i0) * lda, lda, panel,
-                j < packed ? p->ldb : (size_t)nr, p->k0 > 0 ? 1.0f : p->beta,
-                C + (size_t)i * p->ldc + (size_t)j, p->ldc, p->nc - j);
+            kernels->micro[tmoei_least(i1 - i, p->height)](p->kc,
+                a + (size_t)(i - i0) / height * a_panel, row, step, panel, j < packed ? p->ldb : (size_t)nr,
+                p->k0 > 0 ? 1.0f : p->beta, C + (size_t)i * p->ldc + (size_t)j, p->ldc, p->nc - j);
         }
     }
     if (p->epilogue && p->k0 + p->kc == p->K)
@@ -1836,10 +1836,10 @@ static void tmoei_product_blocks(tmoei_product *p, int rows, int columns, tmoe_c
             p->kc = tmoei_least(p->K - p->k0, depth);
             if (p->kept) p->packed_b = p->kept + (size_t)p->k0 * ((size_t)p->N + TMOEI_NR_MAX);
             p->b_chunks = !p->packed_b || (p->kept && !p->pack_kept) ? 0        /* for all rows */
-                : tmoei_pieces(p->nc, TMOEI_PACK_LINES);
+                : tmoei_pieces(p->nc, TMOEI_PACK_LINES(p->ctx->kernels->nr));
             for (p->m0 = 0; p->m0 < p->M; p->m0 += p->mc, p->b_chunks = 0) {
                 p->mc = tmoei_least(p->M - p->m0, rows);
-                p->a_chunks = p->packed_a ? tmoei_pieces(p->mc, TMOEI_PACK_LINES) : 0;
+                p->a_chunks = p->packed_a ? tmoei_pieces(p->mc, TMOEI_PACK_LINES(p->height)) : 0;
                 if (p->a_chunks + p->b_chunks)
                     tmoei_product_run(p, tmoei_product_pack_chunk, p->a_chunks + p->b_chunks, ctx, lane);
                 tmoei_product_run(p, tmoei_product_tile_chunk,
@@ -1893,10 +1893,10 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
     } else {
         const int lane_rows = TMOEI_LANE_ROWS / p.height * p.height, own_b = M <= lane_rows;
         const int own_a = !own_b && N <= TMOEI_TILE_COLUMNS;
-        if (!own_b) p.packed_b = ctx->shared_scratch;
+        if (!own_b && (transpose_b || (size_t)N * (size_t)K > TMOEI_LIES_B)) p.packed_b = ctx->shared_scratch;
         if (!own_a && !p.a_lies) p.packed_a = ctx->shared_scratch + TMOEI_SHARED_B_FLOATS;
         p.tile_rows = own_a ? lane_rows : ctx->tile_rows / p.height * p.height;
-        p.tile_columns = own_b ? TMOEI_PACK_LINES : TMOEI_TILE_COLUMNS;
+        p.tile_columns = own_b ? TMOEI_LANE_ROWS : TMOEI_TILE_COLUMNS;
         if (keep) tmoei_product_keep(ctx, &p);
         tmoei_product_blocks(&p, TMOEI_MC / p.height * p.height, p.kept ? N : ctx->block_columns, ctx, 0);
     }
