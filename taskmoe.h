@@ -280,10 +280,11 @@ TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outp
     tmoe_tensor *route, int first);
 /* tmoe_mix_parameters - theta_bar = sum_e r_e theta_e (soft merging, arXiv 2306.03745)       >>ops
  *   experts  E blocks of `block` floats in, one behind the other; gradients likewise (added to) or NULL
- *   route (1,N) in, r_e = route[first + e]   out (1,block): theta_bar; one-hot: that expert's block, no copy
- *   grad  dtheta_e += r_e g; route: <g, theta_e - theta_bar>, g = d theta_bar. (The term with theta_bar is
- *         the same for all e: the softmax drops it; left in, what experts share would drown the difference.)
- *   cost  2*E*block flop, as much memory traffic; backward twice that */
+ *   route (T,N) in, a row a task, r_te = route[t][first + e]
+ *   out   (T,block): theta_bar of each task; T = 1 and one-hot: that expert's block, no copy
+ *   grad  dtheta_e += r_te g_t; route: <g_t, theta_e - theta_bar>, g = d theta_bar. (The term with theta_bar
+ *         is the same for all e: the softmax drops it; left in, what experts share would drown the rest.)
+ *   cost  2*T*E*block flop, the experts are read once; backward twice that */
 TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float *gradients, int E,
     int block, tmoe_tensor *route, int first);
 /* ---- API: tokenizers (>>tokenizer) -------------------------------------------------------------------- */
@@ -483,10 +484,6 @@ typedef struct tmoe_generation {
 TMOE_DEF tmoe_generation *tmoe_model_generation(tmoe_model *model);
 /* tmoe_model_parameters - how many; *active (or NULL): those one task uses, without a router.  thread  any */
 TMOE_DEF size_t tmoe_model_parameters(const tmoe_model *model, size_t *active);
-/* tmoe_model_parameter - name of tensor index, as it is saved (for your own tools); NULL past the end
- *   rows, cols, values (in the model)  out, each or NULL   thread  any */
-TMOE_DEF const char *tmoe_model_parameter(const tmoe_model *model, int index, int *rows, int *cols,
-    float **values);
 /* tmoe_model_temperature - tau at the model's step.   thread  any */
 TMOE_DEF float tmoe_model_temperature(const tmoe_model *model);
 /* tmoe_task_vector_set - gives task its vector (k) (TMOE_VECTOR_GIVEN); TMOE_ERR_ARGUMENT: no such row */
@@ -788,7 +785,6 @@ extern int madvise(void *address, size_t bytes, int advice), fileno(FILE *file),
 #define TMOEI_ALIGN 64u                 /* bytes: one cache line, one AVX-512 register */
 #define TMOEI_MESSAGE_BYTES 32768     /* all names of the tensors of a large BART */
 #define TMOEI_LANES_MAX 64
-
 /* ==== >>errors: the first cause is kept, with the values and the rule that was broken ================= */
 struct tmoei_kernels;                   /* >>kernels: function table of one instruction set */
 struct tmoei_pool;                      /* >>parallel */
@@ -840,7 +836,6 @@ static void tmoei_problem(char *text, size_t size, const char *format, ...) {
     va_end(arguments);
     if (n < 0 || (size_t)n >= size - used) memcpy(text + size - 4, "...", 4);
 }
-
 /* ==== >>memory: every byte comes through here; sizes are checked before they are multiplied =========== */
 /* a * b + c into *out; 0 when that does not fit. */
 static int tmoei_size(size_t *out, size_t a, size_t b, size_t c) {
@@ -927,7 +922,6 @@ static void tmoei_owner_free(tmoei_owner *owner) {
         tmoei_free(owner->ctx, block);
     }
 }
-
 /* ==== >>random: counter-based, so the state is one seed and nothing ever has to be rewound ============ */
 /* value = mix(mix(seed, stream), counter); mix is the finaliser of SplitMix64 (Steele, Lea, Flood 2014). */
 static uint64_t tmoei_mix64(uint64_t z) {
@@ -962,7 +956,6 @@ static int tmoei_draw(uint64_t seed, uint64_t stream, uint64_t counter, int *ord
     }
     return wanted < n ? wanted : n;
 }
-
 /* ==== >>machine: processor, caches, floating-point mode ================================================ */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(TMOE_NO_SIMD)
 #  define TMOEI_X86 1
@@ -1021,7 +1014,6 @@ static tmoei_float_mode tmoei_float_mode_enter(void) {
 static void tmoei_float_mode_leave(tmoei_float_mode mode) { (void)mode; }
 static tmoei_float_mode tmoei_float_mode_enter(void) { return 0; }
 #endif
-
 /* ==== >>parallel: chunks of a problem on a few lanes ====================================================
  * Lanes take chunks from a shared counter until none is left. What a chunk is depends on the problem only and
  * each chunk writes its own place, so any number of lanes gives the same bits. The caller waits for chunks,
@@ -1137,7 +1129,6 @@ static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chu
 #endif
     else for (int chunk = 0; chunk < chunks; chunk++) fn(arg, chunk, 0);
 }
-
 /* ==== >>kernels: the inner loops, written once, made for each instruction set ==========================
  * The header includes itself (TMOEI_PASS set) and the body below is compiled for AVX-512, AVX2, NEON and
  * plain C through per-function target attributes: a plain `cc -O2` gets them all, and the processor's best
@@ -1381,7 +1372,6 @@ TMOEI_TARGET static V TMOEI_FN(vgelu_derivative)(V x) {
     x = VMIN(VMAX(x, VSET(-13.0f)), VSET(13.0f));
     return VFMA(x, TMOEI_FN(vexp)(x * x * VSET(-0.5f)) * VSET(0.39894228f), phi);
 }
-
 /* ---- matrix products --------------------------------------------------------------------------------- */
 /* One vector of a finished tile, of which `columns` numbers lie inside the matrix. */
 TMOEI_TARGET static inline void TMOEI_FN(store)(float *c, V x, int add, int columns) {
@@ -1455,7 +1445,6 @@ TMOEI_TARGET static void TMOEI_FN(epilogue)(int rows, int columns, int column, f
             VWRITE(y + at, z));
     }
 }
-
 /* ---- rows of numbers --------------------------------------------------------------------------------- */
 TMOEI_TARGET static void TMOEI_FN(gelu)(float *y, const float *dy, const float *x, size_t n) {
     if (dy) TMOEI_EACH(n, VWRITE(y + at, VREAD(dy + at) * TMOEI_FN(vgelu_derivative)(VREAD(x + at))));
@@ -1676,7 +1665,6 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
     (void)any;
     return &tmoei_kernels_c;
 }
-
 /* ==== >>products: the matrix product driver, and products of one lane ================================== */
 /* K is cut into equal pieces of at most KC, so the order of a sum is the same on every machine; a panel of B
  * is 48 KiB (256 and 512 are slower). Rows and columns follow the caches: a lane's rows of A take a sixth
@@ -1909,7 +1897,6 @@ static void tmoei_gemm_lane(const tmoe_ctx *ctx, int lane, int transpose_a, int 
     p.tile_rows = TMOEI_LANE_ROWS / p.height * p.height; p.tile_columns = TMOEI_LANE_COLUMNS;
     tmoei_product_blocks(&p, p.tile_rows, p.tile_columns, NULL, lane);
 }
-
 /* ---- attention of one sequence and head --------------------------------------------------------------
  * Rows of q go block by block, so the scores of a block stay in this lane's cache. Row t sees keys
  * 0 .. t + (S - T) where causal. */
@@ -1992,7 +1979,6 @@ static void tmoei_attention_backward(const tmoei_attention_rows *a, int lane) {
         tmoei_gemm_lane(ctx, lane, 0, 0, seen, W, n, p, width, dy, ys, 1.0f, a->dv, kv);
     }
 }
-
 /* ==== >>sweeps: long rows of numbers over the lanes ==================================================== */
 #define TMOEI_SWEEP 16384               /* floats a chunk: 5 microseconds, several times a thread's wake */
 /* Elements, rows or columns at, at + 1, ... at + n - 1 of a job. */
@@ -2057,39 +2043,46 @@ static float tmoei_log_sum_exp(const tmoe_ctx *ctx, const float *x, int n) {
     const float most = ctx->kernels->maximum(x, (size_t)n);
     return most + logf(ctx->kernels->exp_sum(NULL, x, 1.0f, most, (size_t)n));
 }
-/* theta_bar (n) = sum_e r_e theta_e, theta (E, n); backward where there is g */
+/* theta_bar_t (T, n) = sum_e r_te theta_e, theta (E, n); backward where there is g (T, n):
+ *   dtheta_e += sum_t r_te g_t (dtheta may be NULL);  dr_te += <g_t, theta_e - theta_bar_t> (dr may be NULL)
+ * Every expert comes from memory once, whatever T is: a piece of all tasks stays in L1 meanwhile. */
+#define TMOEI_MERGE_PIECE 512
 typedef struct tmoei_merge_job {
-    int E, wants_dr;
-    size_t n;
+    int T, E;
+    size_t n, stride;                   /* stride of a task's r and dr */
     const float *theta, *r, *bar, *g;
-    float *out, *partial;               /* out: theta_bar, or dtheta */
+    float *out, *dr, *partial;          /* out: theta_bar, or dtheta; partial sums of dr (chunks, T, E) */
+    size_t grain;                       /* floats a chunk: as many chunks as `partial` holds at most */
 } tmoei_merge_job;
-static void tmoei_merge_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t n) {
+static void tmoei_merge_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t count) {
     const tmoei_merge_job *s = (const tmoei_merge_job *)job;
-    float *partial = s->partial + at / TMOEI_SWEEP * (size_t)s->E;
-    if (!s->g) ctx->kernels->merge(s->out + at, 0, s->theta + at, s->n, s->r, s->E, n);
-    else for (int e = 0; e < s->E; e++) {
-        const size_t first = (size_t)e * s->n + at;
-        float *dtheta = s->out && s->r[e] != 0.0f ? s->out + first : NULL;
-        partial[e] = s->r[e] == 0.0f && !s->wants_dr ? 0.0f
-            : ctx->kernels->merge_backward(dtheta, s->theta + first, s->bar + at, s->g + at, s->r[e], n);
+    const size_t T = (size_t)s->T, E = (size_t)s->E, end = at + count;
+    float *partial = s->partial + at / s->grain * T * E;
+    if (s->g && s->dr) memset(partial, 0, T * E * sizeof(float));
+    for (size_t n; at < end; at += n) {
+        n = end - at < TMOEI_MERGE_PIECE ? end - at : TMOEI_MERGE_PIECE;
+        for (size_t t = 0; !s->g && t < T; t++)
+            ctx->kernels->merge(s->out + t * s->n + at, 0, s->theta + at, s->n, s->r + t * s->stride, s->E,
+                n);
+        for (size_t i = 0; s->g && i < E * T; i++) {
+            const size_t e = i / T, t = i % T, expert = e * s->n + at, task = t * s->n + at;
+            const float r = s->r[t * s->stride + e];
+            if (r == 0.0f && !s->dr) continue;
+            const float dot = ctx->kernels->merge_backward(s->out && r != 0.0f ? s->out + expert : NULL,
+                s->theta + expert, s->bar + task, s->g + task, r, n);
+            if (s->dr) partial[t * E + e] += dot;
+        }
     }
 }
-static void tmoei_merge(tmoe_ctx *ctx, int E, size_t n, const float *theta, const float *r, float *out) {
-    const tmoei_merge_job job = { E, 0, n, theta, r, NULL, NULL, out, ctx->shared_scratch };
-    tmoei_sweep(ctx, n, TMOEI_SWEEP, tmoei_merge_sweep, &job);
-}
-/* dtheta_e += r_e g (dtheta may be NULL);  dr_e += <g, theta_e - theta_bar> (dr may be NULL) */
-static void tmoei_merge_backward(tmoe_ctx *ctx, int E, size_t n, const float *theta, float *dtheta,
-        const float *r, const float *bar, const float *g, float *dr) {
-    /* a float a chunk and expert: 64 experts of 200 M floats would fill the scratch memory */
-    const tmoei_merge_job job = { E, dr != NULL, n, theta, r, bar, g, dtheta, ctx->shared_scratch };
-    tmoei_sweep(ctx, n, TMOEI_SWEEP, tmoei_merge_sweep, &job);
-    for (int e = 0; dr && e < E; e++) {
+static void tmoei_merge(tmoe_ctx *ctx, tmoei_merge_job *job) {
+    const size_t all = (size_t)job->T * (size_t)job->E, E = (size_t)job->E;
+    for (job->grain = TMOEI_SWEEP; job->n / job->grain + 1 > TMOEI_SHARED_FLOATS / all; ) job->grain *= 2;
+    tmoei_sweep(ctx, job->n, job->grain, tmoei_merge_sweep, job);
+    for (size_t i = 0; job->g && job->dr && i < all; i++) {
         double sum = 0.0;
-        for (size_t chunk = 0; chunk * TMOEI_SWEEP < n; chunk++)
-            sum += (double)job.partial[chunk * (size_t)E + (size_t)e];
-        dr[e] += (float)sum;
+        for (size_t chunk = 0; chunk * job->grain < job->n; chunk++)
+            sum += (double)job->partial[chunk * all + i];
+        job->dr[i / E * job->stride + i % E] += (float)sum;
     }
 }
 /* ==== >>context ======================================================================================== */
@@ -2320,7 +2313,6 @@ TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss) {
     loss->has_grad = 1;
     return tmoei_tape_backward(tape);
 }
-
 /* ---- part: a named piece of a block of parameters, as a matrix of its own ----------------------------
  * Its gradient is the same piece of the block's gradient. Where that memory is new (a merged block), the
  * first contribution overwrites it, and a node (without a function: nothing is left to do) makes
@@ -2351,7 +2343,6 @@ static float *tmoei_grad_to_add(const tmoei_node *node, int i) {
     if (node->beta[i] == 0.0f) memset(t->dx, 0, tmoei_elements(t) * sizeof(float));
     return t->dx;
 }
-
 /* ---- linear ------------------------------------------------------------------------------------------
  *   forward   z = x w^T + b,  y = act(z) + residual
  *   backward  dz = dy act'(z);  dx (+)= dz w;  dw (+)= dz^T x;  db (+)= column sums of dz;
@@ -2408,7 +2399,6 @@ TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *
     return tmoei_record(tape, y, tmoei_linear_backward, residual && residual != x ? 3 : -1, &kept,
         sizeof kept, in, 4);
 }
-
 /* ---- layer norm --------------------------------------------------------------------------------------
  *   forward   xhat = (x - mean) * inv,  inv = 1 / sqrt(var + eps);  y = gain * xhat + bias
  *   backward  g = gain * dy;  dx (+)= inv * (g - mean(g) - xhat * mean(g * xhat))
@@ -2458,7 +2448,6 @@ TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tens
     if (!tape->dry) tmoei_sweep(tape->ctx, job.T, tmoei_grain(job.D), tmoei_norm_rows, &job);
     return tmoei_record(tape, y, tmoei_layer_norm_backward, -1, &job, sizeof job, in, 3);
 }
-
 /* ---- attention ---------------------------------------------------------------------------------------
  *   forward   s = q k^T / sqrt(D/H) (+ mask);  p = exp(s - lse), lse = log sum_j exp s_j;  y = p v
  *   backward  dv (+)= p^T dy;  dp = dy v^T;  ds = p * (dp - rowsum(dp * p));
@@ -2526,7 +2515,6 @@ TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tenso
     if (!tape->dry) tmoei_parallel(tape->ctx, tmoei_attention_chunk, &job, sequences * H);
     return tmoei_record(tape, y, tmoei_attention_node_backward, -1, &job, sizeof job, in, 2);
 }
-
 /* ---- embedding ---------------------------------------------------------------------------------------
  *   forward   y_t = scale * table[ids_t] + positions[position_ids_t]
  *   backward  dtable[ids_t] += scale * dy_t;  dpositions[position_ids_t] += dy_t
@@ -2583,7 +2571,6 @@ TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int T,
     if (!tape->dry) tmoei_sweep(tape->ctx, job.T, tmoei_grain(job.D), tmoei_embedding_rows, &job);
     return tmoei_record(tape, y, tmoei_embedding_backward, -1, &job, sizeof job, in, 2);
 }
-
 /* ---- cross entropy with label smoothing --------------------------------------------------------------
  *   forward   lse = log sum_v exp x_v;
  *             loss = sum over rows of (1-s) (lse - x_target) + s (lse - mean_v x_v), times weight
@@ -2646,7 +2633,6 @@ TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, c
     return tmoei_record(tape, y, tmoei_cross_entropy_backward, TMOEI_HAND_VALUES, &job, sizeof job, &logits,
         1);
 }
-
 /* ---- element by element ------------------------------------------------------------------------------
  *   map       y = f(x)            dx (+)= dy f'(x)
  *   add       y = a + b           da (+)= dy;      db (+)= dy, summed over rows where b is one row
@@ -2719,7 +2705,6 @@ TMOE_DEF tmoe_tensor *tmoe_sum(tmoe_tape *tape, tmoe_tensor *x) {
     if (y && !tape->dry) y->x[0] = (float)sum;
     return tmoei_record(tape, y, tmoei_sum_backward, -1, NULL, 0, &x, 1);
 }
-
 /* ---- slice, concat, reshape: moving values -----------------------------------------------------------
  *   backward  concat: a part's gradient is its columns of dy; slice: dy goes to its columns of dx */
 static void tmoei_copy_columns(const tmoe_tape *tape, int rows, int count, float *dst, int dst_cols,
@@ -2774,7 +2759,6 @@ TMOE_DEF tmoe_tensor *tmoe_reshape(tmoe_tape *tape, tmoe_tensor *x, int rows, in
     tmoe_tensor *y = tmoei_tensor_new(tape, rows, cols, x->x);
     return tmoei_record(tape, y, tmoei_reshape_backward, 0, NULL, 0, &x, 1);
 }
-
 /* ---- dropout -----------------------------------------------------------------------------------------
  *   forward  y_i = x_i keep_i / (1-p);  backward  dx_i (+)= dy_i keep_i / (1-p);  keep_i = [hash(i) >= p]
  * The counter of an element is its index, so chunks do not matter. */
@@ -2804,7 +2788,6 @@ TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uin
  * A route is a distribution over the E experts of a layer. OUTPUT mix (the paper): h' = sum_e r_e
  * layer_e(h). PARAM mix (soft merging): theta_bar = sum_e r_e theta_e once per task, then one ordinary layer
  * runs on theta_bar. With a one-hot route both are the chosen expert itself. */
-
 /* ---- select ------------------------------------------------------------------------------------------
  *   forward   s = softmax((z + noise) / tau);  r = s, or one-hot(argmax s) when hard
  *   backward  dz_j (+)= (1/tau) s_j (dr_j - sum_e dr_e s_e)   (straight-through: as if r = s)   keeps  s */
@@ -2853,7 +2836,6 @@ static int tmoei_one_hot(const float *route, int E) {
     }
     return chosen;
 }
-
 /* ---- mix of outputs ----------------------------------------------------------------------------------
  *   forward   y = sum_e r_e y_e
  *   backward  dy_e (+)= r_e dy where r_e > 0;  dr_e += <dy, y_e> for every expert that ran */
@@ -2898,37 +2880,44 @@ TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outp
     TMOEI_SHAPE_RULE(tape, y != NULL, "mix_outputs: none of %d experts ran", E);
     return tmoei_record(tape, y, tmoei_mix_outputs_backward, -1, &first, sizeof first, in, E + 1);
 }
-
 /* ---- mix of parameters -------------------------------------------------------------------------------
- *   forward   theta_bar = sum_e r_e theta_e
- *   backward  dtheta_e += r_e g;  dr_e += <g, theta_e - theta_bar>,  g = d theta_bar */
+ *   forward   theta_bar_t = sum_e r_te theta_e
+ *   backward  dtheta_e += sum_t r_te g_t;  dr_te += <g_t, theta_e - theta_bar_t>,  g = d theta_bar */
 typedef struct tmoei_experts_kept { float *experts, *gradients; int E, first; } tmoei_experts_kept;
+static tmoei_merge_job tmoei_merge_of(const tmoe_tape *tape, const tmoei_experts_kept *kept,
+        const tmoe_tensor *route, const tmoe_tensor *y) {
+    const tmoei_merge_job job = { y->rows, kept->E, (size_t)y->cols, (size_t)route->cols, kept->experts,
+        route->x + kept->first, y->x, NULL, y->x, NULL, tape->ctx->shared_scratch, 0 };
+    return job;
+}
 static void tmoei_mix_parameters_backward(tmoe_tape *tape, tmoei_node *node) {
     const tmoei_experts_kept *kept = (const tmoei_experts_kept *)node->kept;
-    const tmoe_tensor *y = node->y;
+    tmoei_merge_job job = tmoei_merge_of(tape, kept, node->in[0], node->y);
     float *droute = tmoei_grad_to_add(node, 0);
-    tmoei_merge_backward(tape->ctx, kept->E, tmoei_elements(y), kept->experts, kept->gradients,
-        node->in[0]->x + kept->first, y->x, y->dx, droute ? droute + kept->first : NULL);
+    job.g = node->y->dx; job.out = kept->gradients; job.dr = droute ? droute + kept->first : NULL;
+    tmoei_merge(tape->ctx, &job);
 }
 TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float *gradients, int E,
         int block, tmoe_tensor *route, int first) {
     const tmoei_experts_kept kept = { experts, gradients, E, first };
-    const size_t size = (size_t)block;
     if (!experts || !route || tape->ctx->error != TMOE_OK) return NULL;
-    TMOEI_SHAPE_RULE(tape, E >= 1 && block >= 1 && first >= 0 && route->rows == 1 && first <= route->cols - E,
-        "mix_parameters: %d experts of %d floats from column %d of a route (%d,%d)", E, block, first,
-        route->rows, route->cols);
-    const int chosen = E == 1 ? 0 : tape->dry ? -1 : tmoei_one_hot(route->x + first, E);
-    tmoe_tensor *y = tmoei_tensor_new(tape, 1, block, chosen >= 0 ? experts + (size_t)chosen * size : NULL);
+    TMOEI_SHAPE_RULE(tape, E >= 1 && block >= 1 && first >= 0 && first <= route->cols - E
+        && route->rows <= 65536 / E, "mix_parameters: %d experts of %d floats from column %d of a route "
+        "(%d,%d); at most 65536 / E rows", E, block, first, route->rows, route->cols);
+    const int T = route->rows, chosen = T > 1 ? -1 : E == 1 ? 0 : tape->dry ? -1
+        : tmoei_one_hot(route->x + first, E);
+    float *expert = chosen < 0 ? NULL : experts + (size_t)chosen * (size_t)block;
+    tmoe_tensor *y = tmoei_tensor_new(tape, T, block, expert);
     if (!y) return NULL;
-    if (chosen < 0 && !tape->dry) tmoei_merge(tape->ctx, E, size, experts, route->x + first, y->x);
+    tmoei_merge_job job = tmoei_merge_of(tape, &kept, route, y);
+    if (!expert && !tape->dry) tmoei_merge(tape->ctx, &job);
     if (!tape->record || (!gradients && !route->wants_grad)) return y;
     y->wants_grad = y->has_grad = 1;
-    if (chosen >= 0 && !route->wants_grad) {              /* the chosen expert's own gradient takes it all */
-        y->dx = gradients + (size_t)chosen * size;
+    if (expert && !route->wants_grad) {                   /* the chosen expert's own gradient takes it all */
+        y->dx = gradients + (expert - experts);
         return y;
     }
-    y->dx = tmoei_floats(tape, size);
+    y->dx = tmoei_floats(tape, tmoei_elements(y));
     ((tmoei_tensor *)y)->unwritten = 1;                         /* tmoei_part gives it out, piece by piece */
     return y->dx ? tmoei_node_add(tape, y, tmoei_mix_parameters_backward, -1, &kept, sizeof kept, &route, 1)
         : NULL;
@@ -3510,7 +3499,6 @@ static tmoe_result tmoei_writer_save(tmoe_ctx *ctx, tmoei_writer *writer, const 
  * tokens, and the earliest merge that applies is done until none applies. Without merges these are plain
  * bytes. Our own tokenizers number <s>, <pad>, </s> 0, 1, 2, byte b 3 + b, then one token a merge; loaded
  * ones have the ids of their vocabulary. In files every tokenizer is a tokenizer.json as Hugging Face's. */
-
 /* ---- a table of indices by hash: open addressing, never more than half full -------------------------- */
 typedef struct tmoei_slot { uint64_t hash; int value; } tmoei_slot;     /* index + 1; 0: empty */
 typedef struct tmoei_table { tmoei_slot *slots; size_t size, used; } tmoei_table;
@@ -4313,7 +4301,6 @@ static tmoe_result tmoei_encode_source(const tmoe_tokenizer *tokenizer, const ch
 #ifndef TMOE_NO_STDIO
 #define TMOEI_DATA_FILE_MAX ((size_t)1 << 30)
 #define TMOEI_PATH 1024
-
 /* ---- folders ----------------------------------------------------------------------------------------- */
 static int tmoei_name_order(const void *a, const void *b) {
     return strcmp(*(char *const *)a, *(char *const *)b);
@@ -4364,7 +4351,6 @@ static int tmoei_file_exists(const char *path) {
 static int tmoei_folder_has(tmoe_ctx *ctx, char *path, const char *folder, const char *name) {
     return tmoei_path_join(ctx, path, folder, name) == TMOE_OK && tmoei_file_exists(path);
 }
-
 /* ---- lines ------------------------------------------------------------------------------------------- */
 typedef struct tmoei_lines {            /* a text file, line by line */
     tmoe_ctx *ctx;
@@ -4412,7 +4398,6 @@ static void tmoei_read_tsv(tmoei_draft *draft, const char *path) {
         }
     }
 }
-
 /* ---- the three layouts ------------------------------------------------------------------------------- */
 /* The field that *rest begins with, cut off at the separator, *rest behind it; NULL behind the last. */
 static char *tmoei_cut(char **rest, char separator) {
@@ -5029,15 +5014,6 @@ TMOE_DEF size_t tmoe_model_parameters(const tmoe_model *model, size_t *active) {
         if (model->parameters[p].expert <= 0) *active += model->parameters[p].size;
     return model->size;
 }
-TMOE_DEF const char *tmoe_model_parameter(const tmoe_model *model, int index, int *rows, int *cols,
-        float **values) {
-    if (index < 0 || index >= model->parameter_count) return NULL;
-    const tmoei_parameter *parameter = &model->parameters[index];
-    if (rows) *rows = parameter->rows;
-    if (cols) *cols = parameter->cols;
-    if (values) *values = model->theta + parameter->offset;
-    return parameter->name;
-}
 TMOE_DEF int tmoe_routed_layers(const tmoe_model *model) { return model->R; }
 TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int routed_layer, char *text, size_t size) {
     if (size) text[0] = 0;
@@ -5045,7 +5021,6 @@ TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int routed_layer, 
         if (layer->route == routed_layer && routed_layer >= 0)
             (void)snprintf(text, size, "%s %d", layer->decoder ? "decoder" : "encoder", layer->number);
 }
-
 /* ==== >>layers: one forward pass of the transformer ===================================================
  * A pass runs for ONE group: packed sequences of one task, so one route. It does not know whether a layer's
  * weights are an expert, a merge or dense. */
@@ -5118,6 +5093,7 @@ typedef struct tmoei_pass {
     int train;                          /* TMOE_TRAIN_ bits */
     tmoe_tensor *route;                 /* (1, R * E) or NULL when no layer is routed */
     float *const *blocks;               /* evaluation: each layer's merged block, (L) pointers, or NULL */
+    tmoe_tensor *const *mixed; int group;           /* training: (L) of a row a task, or NULL; the row */
     int hard_training;                  /* straight-through: unselected experts run forward for dl/dr */
     float dropout; uint64_t dropout_seed, dropout_stream;
     tmoei_cache *cache;
@@ -5184,6 +5160,14 @@ static tmoe_tensor *tmoei_ffn_sublayer(tmoei_pass *pass, tmoe_tensor *const *w, 
     tmoe_tensor *x = tmoei_sublayer_input(pass, w, h, TMOEI_FFN_NORM, TMOEI_FC1, act);
     return tmoei_sublayer_output(pass, w, h, x, TMOEI_FFN_NORM, TMOEI_FC2);
 }
+/* A task's row of what tmoe_mix_parameters made for all, on a tape of its own. */
+static tmoe_tensor *tmoei_mixed_row(tmoe_tape *tape, const tmoe_tensor *mixed, int t) {
+    if (!mixed) return NULL;
+    const size_t at = (size_t)t * (size_t)mixed->cols;
+    tmoe_tensor *row = tmoe_leaf(tape, 1, mixed->cols, mixed->x + at, mixed->dx ? mixed->dx + at : NULL);
+    if (row) ((tmoei_tensor *)row)->unwritten = 1;
+    return row;
+}
 /* Layer l with its experts mixed by the route: PARAM merges and runs once, OUTPUT runs the experts. */
 static tmoe_tensor *tmoei_layer_forward(tmoei_pass *pass, int l, tmoe_tensor *h) {
     tmoe_model *model = pass->model;
@@ -5197,6 +5181,7 @@ static tmoe_tensor *tmoei_layer_forward(tmoei_pass *pass, int l, tmoe_tensor *h)
         const int size = (int)layer->block_size;
         if (layer->experts == 1) block = tmoei_block_leaf(pass, layer->block, layer->block_size);
         else if (pass->blocks) block = tmoe_leaf(pass->tape, 1, size, pass->blocks[l], NULL);
+        else if (pass->mixed) block = tmoei_mixed_row(pass->tape, pass->mixed[l], pass->group);
         else block = tmoe_mix_parameters(pass->tape, model->theta + layer->block,
             tmoei_pass_grads(pass, TMOE_TRAIN_LAYERS, layer->block), E, size, pass->route, first);
         tmoei_layer_pieces(pass, layer, block, 1, w);
@@ -5442,7 +5427,6 @@ TMOE_DEF tmoe_result tmoe_route(tmoe_model *model, int task, float *route) {
     memcpy(route, model->routes + (size_t)task * model->width, model->width * sizeof(float));
     return TMOE_OK;
 }
-
 /* ---- task vectors from text --------------------------------------------------------------------------
  * Feature hashing (Weinberger 2009): every word and every character 3-gram of the lower-cased instruction
  * adds +1 or -1 (times its weight) to one of k places that its hash names. The vector is scaled to length
@@ -5693,7 +5677,6 @@ static double tmoei_rouge_l(const char *prediction, const char *answer, tmoei_ro
     const double p = (double)common / na, r = (double)common / nb;
     return 2.0 * p * r / (p + r + 1e-8);
 }
-
 /* ---- scores over a whole task ------------------------------------------------------------------------ */
 /* Mean F1 over the distinct texts that occur. predicted and right are the first answers, both as given. */
 static double tmoei_macro_f1(const char *const *predictions, const tmoe_example *examples, int count) {
@@ -5979,7 +5962,6 @@ static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert, 
     tmoei_parallel(cache->own.ctx, tmoei_cached_chunk, &job, cache->rows);
     return y;
 }
-
 /* ---- route once, merge once -------------------------------------------------------------------------- */
 /* Merged blocks, kept until route or parameters change; with a one-hot route the expert itself. */
 static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route) {
@@ -6000,7 +5982,8 @@ static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route) {
         const float *r = route + layer->route * E;
         const int chosen = tmoei_one_hot(r, E);
         model->blocks[l] = chosen >= 0 ? experts + (size_t)chosen * n : at;
-        if (chosen < 0) tmoei_merge(model->ctx, E, n, experts, r, at);
+        tmoei_merge_job job = { 1, E, n, 0, experts, r, NULL, NULL, at, NULL, NULL, 0 };
+        if (chosen < 0) tmoei_merge(model->ctx, &job);
         at += n;
     }
     memcpy(model->merged_route, route, bytes);
@@ -6027,7 +6010,6 @@ static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const floa
     memcpy(pass->route->x, route, (size_t)width * sizeof(float));
     return TMOE_OK;
 }
-
 /* ---- decoding: greedy, and beam search as transformers does it --------------------------------------- */
 #define TMOEI_ROWS_AT_ONCE 32           /* a register tile of rows and more: weights are read once for all */
 /* Encodes the packed sources and makes room for `beams` rows each, of at most `limit` positions. */
@@ -6417,6 +6399,7 @@ struct tmoe_trainer {
     size_t first, span;                 /* what is trained lies in theta[first] to theta[first + span - 1] */
     float *grads, *moment1, *moment2, *best;    /* (span) each */
     tmoe_tape *router_tape, *group_tape; size_t step_bytes;
+    tmoe_tensor **mixed;                /* PARAM mix by a trained router: (L), merged for the step's tasks */
     int *task_order, *example_order;    /* for drawing */
     int *step_tasks, *chosen;           /* the step's tasks (K) and examples (K, examples_per_task) */
     float *noise, *droutes, *entropy, *use;     /* of the step's routes: (K, R * E) twice, (R), (R, E) */
@@ -6446,7 +6429,6 @@ TMOE_DEF tmoe_training tmoe_training_default(void) {
     t.train = TMOE_TRAIN_ALL; t.vocabulary = 512; t.seed = 1;
     return t;
 }
-
 /* ---- packing a group --------------------------------------------------------------------------------- */
 
 /* The text that example c of a group is trained on; of several accepted ones `random` picks. */
@@ -6473,7 +6455,6 @@ static tmoe_result tmoei_batch_fill(tmoe_trainer *trainer, const int *chosen, in
     }
     return TMOE_OK;
 }
-
 /* ---- one group, forward and backward ----------------------------------------------------------------- */
 /* Mean loss of trainer->batch times its share of the step, with gradients where pass->train says so. */
 static tmoe_tensor *tmoei_group_loss(tmoe_trainer *trainer, tmoei_pass *pass, float smoothing, float weight) {
@@ -6481,7 +6462,6 @@ static tmoe_tensor *tmoei_group_loss(tmoe_trainer *trainer, tmoei_pass *pass, fl
     tmoe_tensor *h = tmoei_decode(pass, &b->target, tmoei_encode(pass, &b->source), &b->source);
     return tmoe_cross_entropy(pass->tape, tmoei_head(pass, h), b->labels, smoothing, weight);
 }
-
 /* ---- the optimiser ----------------------------------------------------------------------------------- */
 static float tmoei_learning_rate(const tmoe_training *t, int64_t step, float top) {
     const double steps = (double)t->steps, warmup = (double)t->warmup * steps, at = (double)step,
@@ -6523,7 +6503,6 @@ static void tmoei_adamw_chunk(void *arg, int chunk, int lane) {
         trainer->moment1 + at, trainer->moment2 + at, update->count, constants);
     memset(trainer->grads + at, 0, update->count * sizeof(float));
 }
-
 /* ---- one step ---------------------------------------------------------------------------------------- */
 /* r' = r keep + other: with a chance of config.exploration a layer's route is a random one-hot or uniform. */
 static tmoe_tensor *tmoei_explore(tmoe_trainer *trainer, int rows, tmoe_tensor *r) {
@@ -6534,7 +6513,7 @@ static tmoe_tensor *tmoei_explore(tmoe_trainer *trainer, int rows, tmoe_tensor *
     if (!(chance > 0.0f) || !r) return r;
     tmoe_tensor *keep = tmoei_tensor_new(tape, rows, E, NULL), *other = tmoei_tensor_new(tape, rows, E, NULL);
     if (!keep || !other) return NULL;
-    for (int i = 0; i < rows * E; i++) {
+    for (int i = 0; !tape->dry && i < rows * E; i++) {
         const uint64_t at = (first + (uint64_t)(i / E)) * 2,
             which = tmoei_random(seed, TMOEI_STREAM_EXPLORE, at + 1);
         const int explore = tmoei_uniform(tmoei_random(seed, TMOEI_STREAM_EXPLORE, at)) < chance;
@@ -6620,6 +6599,17 @@ static double tmoei_expert_distance(const tmoe_model *model, int l, float *grads
     }
     return total;
 }
+/* All tasks' blocks at once, on the router's tape: every expert is read once, forward and backward. */
+static void tmoei_step_mix(tmoe_trainer *trainer, tmoe_tensor *routes) {
+    const tmoe_model *model = trainer->model;
+    for (int l = 0; l < model->L && routes->wants_grad && model->config.mix == TMOE_MIX_PARAM; l++) {
+        const tmoei_layer *layer = &model->layers[l];
+        if (layer->experts > 1) trainer->mixed[l] = tmoe_mix_parameters(trainer->router_tape,
+            model->theta + layer->block, trainer->now & TMOE_TRAIN_LAYERS
+            ? trainer->grads + (layer->block - trainer->first) : NULL, layer->experts, (int)layer->block_size,
+            routes, layer->route * layer->experts);
+    }
+}
 /* Forward and backward of one group; adds its loss (already times weight) to *loss. */
 static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, float weight, double *loss) {
     const tmoe_training *t = &trainer->training;
@@ -6632,6 +6622,7 @@ static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, 
     pass.model = model; pass.tape = trainer->group_tape;
     pass.grads = trainer->grads; pass.first = trainer->first; pass.train = trainer->now;
     pass.hard_training = routed && model->config.selection == TMOE_SELECT_STRAIGHT_THROUGH;
+    pass.mixed = routed && model->config.mix == TMOE_MIX_PARAM ? trainer->mixed : NULL; pass.group = g;
     pass.dropout = t->dropout; pass.dropout_seed = t->seed;
     pass.dropout_stream = TMOEI_STREAM_DROPOUT + ((uint64_t)trainer->steps_done * 1024 + (uint64_t)g) * 4096;
     if (routes)
@@ -6681,6 +6672,7 @@ static double tmoei_step_gradients(tmoe_trainer *trainer) {
         if (!routes) return 0.0;
         tmoei_route_statistics(trainer, routes->x, K);
         if (routes->wants_grad) loss += tmoei_load_balance(trainer, routes, K);
+        tmoei_step_mix(trainer, routes);
     }
     for (int g = 0; g < K && ctx->error == TMOE_OK; g++) {
         if (tmoei_batch_fill(trainer, trainer->chosen + g * t->examples_per_task, counts[g],
@@ -6744,7 +6736,6 @@ TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress) {
     tmoei_float_mode_leave(mode);
     return ctx->error;
 }
-
 /* ---- validation -------------------------------------------------------------------------------------- */
 #define TMOEI_VALIDATION_GROUP 32       /* lines a forward pass */
 TMOE_DEF float tmoe_validation_loss(tmoe_trainer *trainer) {
@@ -6794,7 +6785,6 @@ TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer) {
     }
     return TMOE_OK;
 }
-
 /* ---- making a trainer -------------------------------------------------------------------------------- */
 TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer) {
     if (!trainer) return;
@@ -6843,15 +6833,22 @@ static tmoe_result tmoei_trainer_texts(tmoe_trainer *trainer, const tmoe_suite *
     return trainer->task_count ? TMOE_OK
         : tmoei_fail(ctx, TMOE_ERR_DATA, "training: the suite has no task to train on");
 }
+static tmoe_result tmoei_tape_reserve(tmoe_tape *tape) {
+    tmoei_arena_reset(&tape->big);
+    if (tape->big.peak && !tmoei_arena_alloc(&tape->big, tape->big.peak, 1)) return TMOE_ERR_MEMORY;
+    tmoe_tape_reset(tape);
+    return TMOE_OK;
+}
 /* Runs the largest group that can come on a dry tape, then reserves what it would have used. */
 static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer) {
-    tmoe_tape *tape = trainer->group_tape;
+    tmoe_tape *tape = trainer->group_tape, *router = trainer->router_tape;
     const tmoei_trained_example *examples = trainer->examples;
     const tmoei_texts *texts = &trainer->texts;
     int *order = trainer->example_order, chosen = 0;
     double loss = 0.0;
     size_t best = 0;
-    tmoe_tensor routes;
+    const tmoe_model *model = trainer->model;
+    tmoe_tensor unrouted, *routes = NULL;
     for (int t = 0; t < trainer->task_count; t++) {  /* each task's longest lines, the longest task of all */
         const int first = (int)trainer->tasks[t].first, count = trainer->tasks[t].count;
         size_t total = 0;
@@ -6872,18 +6869,24 @@ static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer) {
         memcpy(trainer->chosen, order, (size_t)n * sizeof(int));
     }
     TMOEI_TRY(tmoei_batch_fill(trainer, trainer->chosen, chosen, 0));
-    memset(&routes, 0, sizeof routes);
-    routes.x = routes.dx = trainer->droutes;                    /* never touched on a dry tape */
-    routes.wants_grad = tmoei_selection_has_router(trainer->model->config.selection);
-    tape->dry = tape->big.dry = 1;
-    tmoei_step_group(trainer, trainer->model->R > 0 ? &routes : NULL, 0, 1.0f, &loss);
-    tape->dry = tape->big.dry = 0;
-    trainer->step_bytes = tape->big.peak + tape->small.peak;
+    memset(&unrouted, 0, sizeof unrouted);
+    unrouted.x = trainer->droutes;                              /* never touched on a dry tape */
+    tape->dry = tape->big.dry = router->dry = router->big.dry = 1;
+    if (model->R > 0 && tmoei_selection_has_router(model->config.selection))
+        routes = tmoei_step_routes(trainer,
+            tmoei_least(trainer->training.tasks_per_step, trainer->task_count));
+    if (routes) {
+        routes->dx = trainer->droutes; routes->has_grad = 1;
+        tmoei_step_mix(trainer, routes);
+    }
+    if (trainer->ctx->error == TMOE_OK)
+        tmoei_step_group(trainer, routes ? routes : model->R > 0 ? &unrouted : NULL, 0, 1.0f, &loss);
+    if (trainer->ctx->error == TMOE_OK) (void)tmoei_tape_backward(router);
+    tape->dry = tape->big.dry = router->dry = router->big.dry = 0;
+    trainer->step_bytes = tape->big.peak + tape->small.peak + router->big.peak + router->small.peak;
     TMOEI_TRY(trainer->ctx->error);
-    tmoei_arena_reset(&tape->big);
-    if (tape->big.peak && !tmoei_arena_alloc(&tape->big, tape->big.peak, 1)) return TMOE_ERR_MEMORY;
-    tmoe_tape_reset(tape);
-    return TMOE_OK;
+    TMOEI_TRY(tmoei_tape_reserve(router));
+    return tmoei_tape_reserve(tape);
 }
 /* The optimiser's chunks: pieces of the tensors that are trained, so each has one learning rate and decay. */
 static void tmoei_trainer_updates(tmoe_trainer *trainer) {
@@ -6930,6 +6933,7 @@ static tmoe_trainer *tmoei_trainer_new(tmoe_model *model, const tmoe_training *t
     trainer->droutes = (float *)tmoei_own(own, groups * width, sizeof(float));
     trainer->entropy = (float *)tmoei_own(own, width, sizeof(float));
     trainer->use = (float *)tmoei_own(own, width, sizeof(float));
+    trainer->mixed = (tmoe_tensor **)tmoei_own(own, (size_t)model->L, sizeof *trainer->mixed);
     trainer->router_tape = tmoe_tape_create(ctx); trainer->group_tape = tmoe_tape_create(ctx);
     if (ctx->error == TMOE_OK) return trainer;
     tmoe_trainer_destroy(trainer);
@@ -6964,7 +6968,6 @@ TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, size_t *paramete
     if (step) *step = trainer->step_bytes;
     return all + (trainer->best ? 4 : 3) * trained + trainer->step_bytes;
 }
-
 /* ---- the one-call way -------------------------------------------------------------------------------- */
 TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *suite, int vocabulary) {
     size_t count = 0, most = 1;
@@ -7183,7 +7186,6 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
     tmoei_free(ctx, job.lines); tmoei_free(ctx, order); tmoei_free(ctx, job.route);
     return ctx->error;
 }
-
 /* ---- task vectors that a model makes ------------------------------------------------------------------ */
 /* Adds what one line says of its task to row: the encoder's mean output, or the squares of the gradients of
  * norms and biases. grads is a twin of theta, zeros before and after. */
@@ -7606,7 +7608,6 @@ static int tmoei_bart_next(const tmoe_model *model, int *at, tmoei_bart_tensor *
         + (size_t)part * t->rows * t->cols;
     return 1;
 }
-
 /* ---- weights: one file, or several with an index ------------------------------------------------------ */
 /* Opens a JSON file of the folder. One that is absent, where that is allowed, gives an empty json. */
 static tmoe_result tmoei_json_file(tmoe_ctx *ctx, tmoei_json *json, char *path, const char *folder,
@@ -7678,7 +7679,6 @@ static tmoe_result tmoei_weights_open(tmoe_ctx *ctx, tmoei_weights *w, const cha
     tmoei_json_free(ctx, &json);
     return ctx->error;
 }
-
 /* ---- reading ------------------------------------------------------------------------------------------ */
 static const char *const tmoei_bart_embedding[4] = {            /* one tensor, by up to four names */
     "model.shared.weight", "model.encoder.embed_tokens.weight",
@@ -7885,7 +7885,6 @@ TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder) {
     tmoe_model_destroy(model);
     return NULL;
 }
-
 /* ---- writing ------------------------------------------------------------------------------------------ */
 static tmoe_result tmoei_make_folder(tmoe_ctx *ctx, const char *folder) {
     errno = 0;

@@ -283,8 +283,10 @@ static void merging_and_its_backward_equal_double_sums(void)
         double want[E] = { 0, 0, 0 };
         int e, i;
         if (ctx) {
-            tmoei_merge(ctx, E, n, theta, r, bar);
-            tmoei_merge_backward(ctx, E, n, theta, dtheta, r, bar, g, dr);
+            tmoei_merge_job forward = { 1, E, n, E, theta, r, NULL, NULL, bar, NULL, NULL, 0 };
+            tmoei_merge_job backward = { 1, E, n, E, theta, r, bar, g, dtheta, dr, ctx->shared_scratch, 0 };
+            tmoei_merge(ctx, &forward);
+            tmoei_merge(ctx, &backward);
             for (i = 0; i < n; i++) {
                 double sum = 0.0;
                 for (e = 0; e < E; e++) sum += (double)r[e] * (double)theta[e * n + i];

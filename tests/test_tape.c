@@ -129,6 +129,36 @@ static void test_gradient_of_mix_parameters(void)
     check_gradient("mix_parameters", build_mix_parameters, 3, shapes, 5e-4);
 }
 
+/* What is merged for several tasks in one sweep over the experts is what each task gets alone, gradients included. */
+static void test_tasks_mixed_at_once_are_as_each_alone(void)
+{
+    enum { TASKS = 3, E = 5, N = 33001, WIDTH = 2 * E };
+    static float experts[E * N], all[E * N], alone[E * N], g[TASKS * N];
+    float route[TASKS * WIDTH], dr_all[TASKS * WIDTH] = { 0.0f }, dr_alone[TASKS * WIDTH] = { 0.0f };
+    tmoe_tape *tape = tmoe_tape_create(ctx);
+    tmoe_tensor *y, *y1;
+    uint32_t seed = 7;
+    int i, t;
+    for (i = 0; i < E * N; i++) { seed = seed * 1664525u + 1013904223u; experts[i] = (float)(seed >> 8) * 1.1920929e-7f - 1.0f; }
+    for (i = 0; i < TASKS * N; i++) { seed = seed * 1664525u + 1013904223u; g[i] = (float)(seed >> 8) * 1.1920929e-7f - 1.0f; }
+    for (i = 0; i < TASKS * WIDTH; i++) route[i] = i / WIDTH == 1 ? (i % WIDTH == 8 ? 1.0f : 0.0f) : 0.05f * (float)(1 + i % 7);
+    y = tmoe_mix_parameters(tape, experts, all, E, N, tmoe_leaf(tape, TASKS, WIDTH, route, dr_all), E);
+    CHECK(y && y->rows == TASKS && y->cols == N);
+    memcpy(y->dx, g, sizeof g);
+    CHECK(tmoei_tape_backward(tape) == TMOE_OK);
+    for (t = 0; t < TASKS; t++) {
+        y1 = tmoe_mix_parameters(tape, experts, alone, E, N, tmoe_leaf(tape, 1, WIDTH, route + t * WIDTH, dr_alone + t * WIDTH), E);
+        CHECK(y1 && !memcmp(y1->x, y->x + (size_t)t * N, N * sizeof(float)));
+        memcpy(y1->dx, g + (size_t)t * N, N * sizeof(float));
+        CHECK(tmoei_tape_backward(tape) == TMOE_OK);
+    }
+    for (i = 0; i < TASKS * WIDTH; i++) CHECK_NEAR(dr_all[i], dr_alone[i], 1e-3);       /* sums of 33,001 numbers around 1 */
+    CHECK(dr_all[9] != 0.0f && dr_all[0] == 0.0f);
+    for (i = 0; i < E * N; i++) if (!(fabsf(all[i] - alone[i]) <= 1e-6f)) break;
+    CHECK(i == E * N && all[N - 1] != 0.0f);
+    tmoe_tape_destroy(tape);
+}
+
 /* One-hot forward; backward as if the soft sample had been there: dz_j = (1/tau) sum_e q_e s_e ([e = j] - s_j). */
 static void test_straight_through_gradient_is_that_of_the_soft_sample(void)
 {
@@ -246,7 +276,7 @@ TEST_MAIN("test_tape",
     RUN(test_gradient_of_select);
     RUN(test_gradient_of_slice_and_concat);
     RUN(test_gradient_of_mix_outputs);
-    RUN(test_gradient_of_mix_parameters);
+    RUN(test_gradient_of_mix_parameters); RUN(test_tasks_mixed_at_once_are_as_each_alone);
     RUN(test_straight_through_gradient_is_that_of_the_soft_sample);
     RUN(test_one_hot_route_is_the_expert_itself);
     RUN(test_wrong_shapes_are_refused_with_the_values_and_the_rule);
