@@ -73,8 +73,8 @@
  *
  *   An expert is a complete transformer layer of an encoder-decoder, residuals included; embeddings, norms
  *   outside the layers and the head are shared. Because the route belongs to the task, everything that
- *   depends on it happens once a task: in training once a group, when answering once a task, after which
- *   the merged model IS a dense model.
+ *   depends on it happens once a task: in training once a step, when answering once, after which the
+ *   merged model IS a dense model.
  *   Papers: Ye, Zha, Ren 2022 (arXiv 2205.12701, the method); Muqeeth, Liu, Raffel 2023 (2306.03745, soft
  *   merging); Jang 2017 (1611.01144, straight-through Gumbel); Loshchilov 2019 (1711.05101, AdamW); Lewis
  *   2020 (1910.13461, BART). Where we differ: no noise in evaluation, loss averaged over target tokens,
@@ -163,7 +163,7 @@ typedef struct tmoe_ctx_config {
 } tmoe_ctx_config;
 
 /* tmoe_ctx_create, _destroy - what everything else hangs on: memory, errors, threads, kernels  >>context
- *   config  in; NULL = all defaults   out  free it last   cost  packing buffers, 5 MiB and 1.2 MiB a thread
+ *   config  in; NULL = all defaults   out  free it last   cost  packing buffers, 5.5 MiB and 1.1 MiB a thread
  *   fails   NULL: no memory, only one of alloc_fn and free_fn, threads not 0 to 64, a thread did not start */
 TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config);
 TMOE_DEF void tmoe_ctx_destroy(tmoe_ctx *ctx);
@@ -280,7 +280,7 @@ TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outp
     tmoe_tensor *route, int first);
 /* tmoe_mix_parameters - theta_bar = sum_e r_e theta_e (soft merging, arXiv 2306.03745)       >>ops
  *   experts  E blocks of `block` floats in, one behind the other; gradients likewise (added to) or NULL
- *   route (T,N) in, a row a task, r_te = route[t][first + e]
+ *   route (T,N) in, a row a task, T E at most 65536, r_te = route[t][first + e]
  *   out   (T,block): theta_bar of each task; T = 1 and one-hot: that expert's block, no copy
  *   grad  dtheta_e += r_te g_t; route: <g_t, theta_e - theta_bar>, g = d theta_bar. (The term with theta_bar
  *         is the same for all e: the softmax drops it; left in, what experts share would drown the rest.)
@@ -573,6 +573,7 @@ TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *
     const tmoe_training *training);
 TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer);
 /* tmoe_trainer_bytes - the plan before it runs: parameters, gradients, moments, largest step's activations
+ *   and, with PARAM mix and a trained router, the merged model and its gradient for each of its tasks
  *   each out or NULL   out  their sum   thread  any */
 TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, size_t *parameters, size_t *gradients,
     size_t *moments, size_t *step);
@@ -824,7 +825,6 @@ static tmoe_result tmoei_fail(tmoe_ctx *ctx, tmoe_result code, const char *forma
 #endif
 #define TMOEI_TRY(call) \
     do { const tmoe_result tried = (call); if (tried != TMOE_OK) return tried; } while (0)
-
 /* Notes a problem in `text`; all of them end in one message, which ends in "..." where it is full. */
 TMOEI_PRINTF(3, 4)
 static void tmoei_problem(char *text, size_t size, const char *format, ...) {
@@ -1142,7 +1142,7 @@ static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chu
  *            +--------+        MR x NR sums stay in registers for all of K. K is cut at TMOEI_KC so that a
  *       K        |             panel of B stays in L1; a tile's rows of A stay in L2. M is cut into equal
  *     +----+ +--------+        panels (32 = 11 + 11 + 10, not 14 + 14 + 4). Lanes take tiles of C; tiles
- *   M | A  | |   C    |        depend on M, N, K only.
+ *   M | A  | |   C    |        do not depend on their number.
  *     +----+ +--------+ */
 
 #define TMOEI_NR_MAX 32                 /* widest panel of B */
@@ -1382,7 +1382,6 @@ TMOEI_TARGET static inline void TMOEI_FN(store)(float *c, V x, int add, int colu
 }
 TMOEI_HEIGHTS(TMOEI_MICRO)
 static tmoei_micro_fn *const TMOEI_FN(micro)[] = { NULL, TMOEI_HEIGHTS(TMOEI_MICRO_NAME) };
-
 /* One row: y_n = beta y_n + <a, b_n>, four rows of b at a time. The processor foresees long rows itself. */
 TMOEI_TARGET static void TMOEI_FN(dots_of_one)(int N, int K, const float *a, const float *b, size_t ldb,
         float beta, float *y) {
@@ -1648,7 +1647,6 @@ static const tmoei_kernels TMOEI_FN(kernels) = {
 #undef VSUM4
 #undef VMAX
 #undef VMIN
-
 /* The table for `wanted`, or for the best the processor has; C where it lacks what is wanted. */
 static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
     const int any = wanted == TMOE_ISA_AUTO;
@@ -1672,7 +1670,7 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
  * shared L3. */
 #define TMOEI_KC 384
 #define TMOEI_NC 2048                   /* most columns of op(B) packed at once: 3 MiB, shared by lanes */
-#define TMOEI_MC 1024                   /* rows of op(A) packed at a time: 1.5 MiB, shared by the lanes */
+#define TMOEI_MC 1024                   /* rows of op(A) packed at a time: 2.4 MiB, shared by the lanes */
 #define TMOEI_TILE_COLUMNS 256          /* of a lane's tile: eight panels of B */
 #define TMOEI_FEW_ROWS 8                /* up to here weights are read as they lie: packing would cost more */
 #define TMOEI_LIES_STRIDE 128           /* a transposed A with lines up to here is read as it lies */
@@ -1680,7 +1678,7 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
 #define TMOEI_LANE_ROWS 64              /* one-lane products: rows and columns at a time */
 #define TMOEI_LANE_COLUMNS 256
 #define TMOEI_PACK_LINES(panel) (64 / (panel) * (panel))        /* packed by a lane at a time */
-#define TMOEI_PANEL_WIDTH(panel) (((panel) + 3) / 4 * 4)        /* packed; at most 8 for 5 rows */
+#define TMOEI_PANEL_WIDTH(panel) (((panel) + 3) / 4 * 4)        /* packed; 8 for 5 at worst */
 #define TMOEI_SCORES 65536              /* attention scores a lane holds at a time, twice; most keys */
 #define TMOEI_SHARED_B_FLOATS ((size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX))
 #define TMOEI_SHARED_FLOATS (TMOEI_SHARED_B_FLOATS + (size_t)TMOEI_KC * (TMOEI_MC * 8 / 5))
@@ -1729,8 +1727,8 @@ static void tmoei_transpose(float *dst, size_t width, int X, int Y, const float 
             dst[(size_t)k * width + (size_t)i] = src[(size_t)i * stride + (size_t)k];
 }
 /* A product, and the block of it in work: rows m0 .. m0+mc-1, columns n0 .. n0+nc-1, k0 .. k0+kc-1 of K. A
- * lane packs its own part of an operand (into its scratch, the copy stays in its cache) where no other tile
- * needs it; else the lanes pack it together first. */
+ * lane packs its own part of an operand (into its scratch, the copy stays in its cache) where few other tiles
+ * need it; else the lanes pack it together first. */
 typedef struct tmoei_product {
     const tmoe_ctx *ctx;
     int transpose_a, transpose_b, M, N, K, m0, mc, n0, nc, k0, kc;
@@ -1757,13 +1755,13 @@ static void tmoei_product_pack(const tmoei_product *p, int b, float *packed, int
     const size_t k0 = (size_t)p->k0, kc = (size_t)p->kc, columns = (size_t)(to - from);
     const size_t panel = (size_t)(b ? p->ctx->kernels->nr : p->height), width = TMOEI_PANEL_WIDTH(panel);
     const size_t at = (size_t)((b ? p->n0 : p->m0) + from), stride = b ? p->ldb : p->lda;
-    const float *lines = (b ? p->B : p->A) + k0 * stride + at;
     if (b && columns % panel) memset(packed + columns / panel * panel * kc, 0, panel * kc * sizeof(float));
     if (b && p->transpose_b)
         for (size_t j = 0; j < columns; j += panel)
             tmoei_transpose(packed + j * kc, panel, p->kc, tmoei_least((int)panel, (int)(columns - j)),
                 p->B + (at + j) * stride + k0, stride);
-    else for (size_t k = 0; k < kc; k++, lines += stride, packed += width) {
+    else for (size_t k = 0; k < kc; k++, packed += width) {
+        const float *lines = (b ? p->B : p->A) + (k0 + k) * stride + at;
         float *d = packed; size_t j = 0;
         for (; j + width <= columns; j += panel, d += width * kc)
             for (size_t i = 0; i < width; i += 4) memcpy(d + i, lines + j + i, 4 * sizeof(float));
@@ -2057,8 +2055,8 @@ typedef struct tmoei_merge_job {
 static void tmoei_merge_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t count) {
     const tmoei_merge_job *s = (const tmoei_merge_job *)job;
     const size_t T = (size_t)s->T, E = (size_t)s->E, end = at + count;
-    float *partial = s->partial + at / s->grain * T * E;
-    if (s->g && s->dr) memset(partial, 0, T * E * sizeof(float));
+    float *partial = s->g && s->dr ? s->partial + at / s->grain * T * E : NULL;
+    if (partial) memset(partial, 0, T * E * sizeof(float));
     for (size_t n; at < end; at += n) {
         n = end - at < TMOEI_MERGE_PIECE ? end - at : TMOEI_MERGE_PIECE;
         for (size_t t = 0; !s->g && t < T; t++)
@@ -2070,7 +2068,7 @@ static void tmoei_merge_sweep(const tmoe_ctx *ctx, const void *job, size_t at, s
             if (r == 0.0f && !s->dr) continue;
             const float dot = ctx->kernels->merge_backward(s->out && r != 0.0f ? s->out + expert : NULL,
                 s->theta + expert, s->bar + task, s->g + task, r, n);
-            if (s->dr) partial[t * E + e] += dot;
+            if (partial) partial[t * E + e] += dot;
         }
     }
 }
@@ -2184,7 +2182,6 @@ static void tmoei_arena_reset(tmoei_arena *arena) {
     if (arena->total > arena->size) { tmoei_owner_free(&arena->chunks); arena->size = 0; }
     arena->now = arena->used = 0; arena->free_count = 0;
 }
-
 typedef struct tmoei_node {
     struct tmoei_node *before;
     void (*backward)(tmoe_tape *tape, struct tmoei_node *node);
@@ -4599,7 +4596,6 @@ typedef enum tmoei_piece {
 } tmoei_piece;
 static const char *const tmoei_piece_names[TMOEI_PIECES / 2] = { "self.qkv", "self.out", "self.norm",
     "cross.q", "cross.kv", "cross.out", "cross.norm", "fc1", "fc2", "ffn.norm" };
-
 typedef enum tmoei_shared {             /* pieces outside the layers */
     TMOEI_TOKENS, TMOEI_ENCODER_POSITIONS, TMOEI_DECODER_POSITIONS,
     TMOEI_ENCODER_NORM, TMOEI_ENCODER_NORM_BIAS,    /* POST: of the embedding; PRE: after the last layer */
@@ -4868,7 +4864,6 @@ TMOE_DEF void tmoe_model_destroy(tmoe_model *model) {
     tmoei_free(model->ctx, model);
 }
 static void tmoei_text_vector(const char *text, int k, float *vector);  /* >>router */
-
 /* Everything but theta: that is allocated by this, or lies in a file. */
 static tmoe_result tmoei_theta_alloc(tmoe_model *model) {
     model->theta = (float *)tmoei_own(&model->own, model->size, sizeof(float));
@@ -5058,7 +5053,6 @@ static void tmoei_batch_put(tmoei_batch *b, const int *x, size_t nx, const int *
     }
     s->offsets[s->sequences] = s->tokens; t->offsets[t->sequences] = t->tokens;
 }
-
 typedef struct tmoei_texts {
     int *ids; size_t *offsets; size_t count, ids_used, ids_capacity, offsets_capacity;
 } tmoei_texts;
@@ -5084,7 +5078,6 @@ static tmoe_result tmoei_texts_add(const tmoe_model *model, tmoei_texts *texts, 
     return TMOE_OK;
 }
 static size_t tmoei_text_length(const tmoei_texts *t, size_t i) { return t->offsets[i + 1] - t->offsets[i]; }
-
 typedef struct tmoei_cache tmoei_cache; /* >>inference: keys and values of earlier positions */
 typedef struct tmoei_pass {
     tmoe_model *model; tmoe_tape *tape;
@@ -5240,7 +5233,6 @@ static tmoe_tensor *tmoei_head(tmoei_pass *pass, tmoe_tensor *h) {
 
 #define TMOEI_ROUTER_STD 0.02f          /* the paper's, for linear weights and embeddings */
 enum { TMOEI_ROUTER_HEADS = 4, TMOEI_ROUTER_FFN = 64 };      /* of the transformer router; its FFN's width */
-
 /* A router takes its named tensors one after the other. While the model is planned there is no theta: then
  * taking one adds it to the model and gives NULL, and so is all that is computed from it. */
 typedef struct tmoei_router {
@@ -5561,7 +5553,6 @@ static size_t tmoei_add_lower(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *t
     return begin;
 }
 static int tmoei_is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
-
 typedef struct tmoei_text_word { const char *text; size_t length; } tmoei_text_word;
 /* The next word of a text: white space separates. Its length is 0 at the end. */
 static tmoei_text_word tmoei_next_word(const char *text) {
@@ -5645,7 +5636,6 @@ static int tmoei_sentences(const char *text, tmoei_words *all, int *ends, int mo
     }
     return sentences;
 }
-
 typedef struct tmoei_rouge { tmoei_words a, b; int a_ends[64], b_ends[64]; char in_union[512];
     unsigned short table[513][513]; } tmoei_rouge;              /* its first row and column stay 0 */
 
@@ -6378,10 +6368,10 @@ TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const f
     return ctx->error;
 }
 /* ==== >>train: packed batches of tasks, AdamW, the loop ================================================
- * A step's batch is K groups of one task each. The router runs once for the K tasks; then every group runs
- * forward and backward on its own with its row of the routes, leaving dl/droute behind; then the router runs
- * backward. Everything random is drawn from (seed, stream, step): there is no state to save but the step
- * number. */
+ * A step's batch is K groups of one task each. The router runs once for the K tasks, and PARAM mix for all
+ * of them; every group runs forward and backward with its row, leaving dl/droute or its merged block's
+ * gradient behind; then the router's tape runs backward. Everything random is drawn from (seed, stream,
+ * step): there is no state to save but the step number. */
 
 /* its index in the model; its examples, from `first` on in the trainer's list, validation lines last */
 typedef struct tmoei_trained_task { int task, count, validation; size_t first; } tmoei_trained_task;
@@ -6599,10 +6589,15 @@ static double tmoei_expert_distance(const tmoe_model *model, int l, float *grads
     }
     return total;
 }
-/* All tasks' blocks at once, on the router's tape: every expert is read once, forward and backward. */
+/* All tasks' blocks at once, on the router's tape: every expert is read once, forward and backward. One-hot
+ * routes need no merge: there each group takes the chosen expert. */
+static int tmoei_step_mixes(const tmoe_model *model, const tmoe_tensor *routes) {
+    return routes && routes->wants_grad && model->config.mix == TMOE_MIX_PARAM
+        && model->config.selection != TMOE_SELECT_STRAIGHT_THROUGH;
+}
 static void tmoei_step_mix(tmoe_trainer *trainer, tmoe_tensor *routes) {
     const tmoe_model *model = trainer->model;
-    for (int l = 0; l < model->L && routes->wants_grad && model->config.mix == TMOE_MIX_PARAM; l++) {
+    for (int l = 0; l < model->L && tmoei_step_mixes(model, routes); l++) {
         const tmoei_layer *layer = &model->layers[l];
         if (layer->experts > 1) trainer->mixed[l] = tmoe_mix_parameters(trainer->router_tape,
             model->theta + layer->block, trainer->now & TMOE_TRAIN_LAYERS
@@ -6622,7 +6617,7 @@ static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, 
     pass.model = model; pass.tape = trainer->group_tape;
     pass.grads = trainer->grads; pass.first = trainer->first; pass.train = trainer->now;
     pass.hard_training = routed && model->config.selection == TMOE_SELECT_STRAIGHT_THROUGH;
-    pass.mixed = routed && model->config.mix == TMOE_MIX_PARAM ? trainer->mixed : NULL; pass.group = g;
+    pass.mixed = tmoei_step_mixes(model, routes) ? trainer->mixed : NULL; pass.group = g;
     pass.dropout = t->dropout; pass.dropout_seed = t->seed;
     pass.dropout_stream = TMOEI_STREAM_DROPOUT + ((uint64_t)trainer->steps_done * 1024 + (uint64_t)g) * 4096;
     if (routes)
@@ -6845,9 +6840,11 @@ static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer) {
     const tmoei_trained_example *examples = trainer->examples;
     const tmoei_texts *texts = &trainer->texts;
     int *order = trainer->example_order, chosen = 0;
+    const int K = tmoei_least(trainer->training.tasks_per_step, trainer->task_count);
+    const tmoe_model *model = trainer->model;
     double loss = 0.0;
     size_t best = 0;
-    const tmoe_model *model = trainer->model;
+    tmoe_ctx *ctx = trainer->ctx;
     tmoe_tensor unrouted, *routes = NULL;
     for (int t = 0; t < trainer->task_count; t++) {  /* each task's longest lines, the longest task of all */
         const int first = (int)trainer->tasks[t].first, count = trainer->tasks[t].count;
@@ -6872,19 +6869,22 @@ static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer) {
     memset(&unrouted, 0, sizeof unrouted);
     unrouted.x = trainer->droutes;                              /* never touched on a dry tape */
     tape->dry = tape->big.dry = router->dry = router->big.dry = 1;
-    if (model->R > 0 && tmoei_selection_has_router(model->config.selection))
-        routes = tmoei_step_routes(trainer,
-            tmoei_least(trainer->training.tasks_per_step, trainer->task_count));
-    if (routes) {
-        routes->dx = trainer->droutes; routes->has_grad = 1;
-        tmoei_step_mix(trainer, routes);
-    }
-    if (trainer->ctx->error == TMOE_OK)
+    for (int turn = 0; turn < 2 && ctx->error == TMOE_OK; turn++) {     /* the model's, the router's */
+        trainer->steps_done = turn * (int64_t)trainer->training.alternate_steps;
+        tmoei_trainer_turn(trainer);
+        tmoe_tape_reset(router);
+        if (model->R > 0 && tmoei_selection_has_router(model->config.selection))
+            routes = tmoei_step_routes(trainer, K);
+        if (routes) { routes->dx = trainer->droutes; routes->has_grad = 1; tmoei_step_mix(trainer, routes); }
+        if (ctx->error != TMOE_OK) break;
         tmoei_step_group(trainer, routes ? routes : model->R > 0 ? &unrouted : NULL, 0, 1.0f, &loss);
-    if (trainer->ctx->error == TMOE_OK) (void)tmoei_tape_backward(router);
+        if (ctx->error == TMOE_OK) (void)tmoei_tape_backward(router);
+    }
     tape->dry = tape->big.dry = router->dry = router->big.dry = 0;
+    trainer->steps_done = 0;
+    tmoei_trainer_turn(trainer);
     trainer->step_bytes = tape->big.peak + tape->small.peak + router->big.peak + router->small.peak;
-    TMOEI_TRY(trainer->ctx->error);
+    TMOEI_TRY(ctx->error);
     TMOEI_TRY(tmoei_tape_reserve(router));
     return tmoei_tape_reserve(tape);
 }
@@ -7067,7 +7067,6 @@ TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void) {
     f.batch_sizes[0] = 2; f.batch_sizes[1] = 4; f.batch_sizes[2] = 8;
     return f;
 }
-
 typedef struct tmoei_few_shot_job {
     const tmoe_model *model;
     const tmoe_task *task;
@@ -7683,7 +7682,6 @@ static tmoe_result tmoei_weights_open(tmoe_ctx *ctx, tmoei_weights *w, const cha
 static const char *const tmoei_bart_embedding[4] = {            /* one tensor, by up to four names */
     "model.shared.weight", "model.encoder.embed_tokens.weight",
     "model.decoder.embed_tokens.weight", "lm_head.weight" };
-
 /* Their name without the "model." that the oldest files do not have; where there is none, all of it. */
 static const char *tmoei_bart_old_name(const char *name) {
     return strncmp(name, "model.", 6) == 0 ? name + 6 : name;

@@ -39,7 +39,9 @@ static float *floats(size_t n, uint32_t key)
 /* One product with NaN around every operand: what is read outside shows in C, what is written outside is no NaN any more. */
 static void one_product(tmoe_ctx *ctx, int lane_only, int ta, int tb, int M, int N, int K, float beta, int with_epilogue)
 {
-    const size_t lda = (size_t)(ta ? M : K) + 3, ldb = (size_t)(tb ? K : N) + 2, ldc = (size_t)N + 1;
+    /* some strides so long that a transposed A is packed, some rows a multiple of 4 KiB apart */
+    const size_t lda = (M + N) % 3 == 0 ? (size_t)((ta ? M : K) + 1023) / 1024 * 1024 : (size_t)(ta ? M : K) + ((M + N) % 3 == 1 ? 131 : 3);
+    const size_t ldb = (size_t)(tb ? K : N) + 2, ldc = (size_t)N + 1;
     float *A = floats((size_t)(ta ? K : M) * lda, 0), *B = floats((size_t)(tb ? N : K) * ldb, 0), *C = floats((size_t)M * ldc, 0);
     float *bias = floats((size_t)N, 5), *residual = floats((size_t)M * (size_t)N, 7), *pre = floats((size_t)M * (size_t)N, 0);
     tmoei_epilogue e;
