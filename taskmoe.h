@@ -38,7 +38,7 @@
  *       tmoe_suite *suite = tmoe_suite_load(ctx, "examples/suite", "quickstart");
  *       tmoe_model *model;
  *
- *       training.steps = 1500;
+ *       training.steps = 2000;
  *       training.examples_per_task = 4;                 // small steps, many of them
  *       training.lr_model = 4e-3f;
  *       training.vocabulary = 0;                        // read and write bytes
