@@ -778,10 +778,12 @@ extern int madvise(void *address, size_t bytes, int advice), fileno(FILE *file),
 #  define TMOEI_PRINTF(format_at, arguments_at) __attribute__((format(printf, format_at, arguments_at)))
 #  define TMOEI_UNUSED __attribute__((unused))
 #  define TMOEI_PREFETCH(p) __builtin_prefetch(p)
+#  define TMOEI_PREFETCH_L2(p) __builtin_prefetch(p, 0, 2)
 #else
 #  define TMOEI_PRINTF(format_at, arguments_at)
 #  define TMOEI_UNUSED
 #  define TMOEI_PREFETCH(p) (void)0
+#  define TMOEI_PREFETCH_L2(p) (void)0
 #endif
 #define TMOEI_ALIGN 64u                 /* bytes: one cache line, one AVX-512 register */
 #define TMOEI_MESSAGE_BYTES 32768     /* all names of the tensors of a large BART */
@@ -1156,6 +1158,8 @@ typedef struct tmoei_epilogue {
     size_t pre_stride, residual_stride;
 } tmoei_epilogue;
 /* tile (rows, NR) = beta * tile + a b, a's row i at k is a[i row + k step]; columns past `columns` stay */
+typedef void tmoei_dots_fn(int N, int K, const float *a, size_t lda, const float *b, size_t ldb, float beta,
+    float *c, size_t ldc);
 typedef void tmoei_micro_fn(int K, const float *a, size_t row, size_t step, const float *b, size_t ldb,
     float beta, float *c, size_t ldc, int columns);
 typedef struct tmoei_kernels {
@@ -1165,6 +1169,7 @@ typedef struct tmoei_kernels {
     /* C (M, N) = beta C + A (M,K) B (N,K)^T as they lie: few rows */
     void (*dots)(int M, int N, int K, const float *a, size_t lda, const float *b, size_t ldb, float beta,
         float *c, size_t ldc);
+    void (*transpose)(float *dst, size_t width, int X, int Y, const float *src, size_t stride);
     void (*epilogue)(int rows, int columns, int column, float *c, size_t ldc, const tmoei_epilogue *e,
         int row);
     float (*dot)(const float *a, const float *b, size_t n);
@@ -1286,7 +1291,8 @@ typedef struct tmoei_kernels {
 #define TMOEI_ADDED __asm__("" : "+r"(a), "+r"(a3), "+r"(a6), "+r"(a9), "+r"(a12), "+r"(b));
 /* A micro-kernel for each height: sums of `rows` x NR over k. A pointer for every third row of a reaches the
  * others by an address's scaled index; four k at a time, or the counting would take a sixth of the slots.
- * Meanwhile the lines of C come into the cache, row by row: waiting for them at the end cost up to 10 %.
+ * Meanwhile the lines of C come into the cache, row by row: waiting for them at the end cost up to 10 %; and
+ * where B is read as it lies, what the panel after the next will read comes nearer.
  * ADDED keeps the compiler from trading additions for more addresses than there are registers. */
 #define TMOEI_MICRO(rows) \
     TMOEI_TARGET static void TMOEI_FN(micro##rows)(int K, const float *a, size_t row, size_t step, \
@@ -1296,8 +1302,9 @@ typedef struct tmoei_kernels {
         const float *ahead = c, *const last = c + (size_t)(height - 1) * ldc; \
         TMOEI_ROWS(TMOEI_ROW_ZERO) \
         for (; K >= 4; K -= 4) { \
-            if (ldb != TMOEI_NR) { TMOEI_PREFETCH(b + 4 * ldb); TMOEI_PREFETCH(b + 5 * ldb); \
-                TMOEI_PREFETCH(b + 6 * ldb); TMOEI_PREFETCH(b + 7 * ldb); } \
+            if (ldb != TMOEI_NR) for (int k = 0; k < 4; k++) { \
+                TMOEI_PREFETCH_L2(b + (size_t)k * ldb + 2 * TMOEI_NR); \
+                TMOEI_PREFETCH_L2(b + (size_t)k * ldb + 2 * TMOEI_NR + VW); } \
             TMOEI_PREFETCH(ahead); TMOEI_PREFETCH(ahead + TMOEI_NR - 1); ahead += ahead < last ? ldc : 0; \
             TMOEI_K_STEP TMOEI_K_STEP TMOEI_K_STEP TMOEI_K_STEP \
         } \
@@ -1306,6 +1313,35 @@ typedef struct tmoei_kernels {
         else { const int width = columns; TMOEI_ROWS(TMOEI_ROW_STORE) } \
     }
 #define TMOEI_MICRO_NAME(rows) TMOEI_FN(micro##rows),
+/* Dot products of `rows` rows of a with two or four rows of b at a time, as they lie, vectors along K. The
+ * processor foresees long rows itself; of short ones the next are fetched. */
+#define TMOEI_DOT_HEIGHTS(X) TMOEI_PICK(TMOEI_HEIGHTS_4, TMOEI_HEIGHTS_8, TMOEI_HEIGHTS_6, TMOEI_HEIGHTS_8)(X)
+#define TMOEI_DOTS_NAME(rows) TMOEI_FN(dots##rows),
+#define TMOEI_DOT_ZERO(i) V c##i##0 = VSET(0.0f), c##i##1 = c##i##0, c##i##2 = c##i##0, c##i##3 = c##i##0;
+#define TMOEI_DOT_STEP(i) if (i < height) { \
+    const V x = VREAD(a + (size_t)i * lda + at); \
+    TMOEI_STEP(i, 0) TMOEI_STEP(i, 1) if (wide) { TMOEI_STEP(i, 2) TMOEI_STEP(i, 3) } }
+#define TMOEI_DOT_STORE(i) if (i < height) { \
+    float sums[4], *y = c + (size_t)i * ldc + (size_t)n; VSUM4(sums, c##i##0, c##i##1, c##i##2, c##i##3); \
+    for (int j = 0; j < across && n + j < N; j++) y[j] = (beta != 0.0f ? y[j] : 0.0f) + sums[j]; }
+#define TMOEI_DOTS(rows) \
+    TMOEI_TARGET static void TMOEI_FN(dots##rows)(int N, int K, const float *a, size_t lda, const float *b, \
+            size_t ldb, float beta, float *c, size_t ldc) { \
+        const int height = rows, wide = 4 * rows + 5 <= TMOEI_PICK(32, 32, 16, 32), across = wide ? 4 : 2; \
+        const size_t ahead = K <= 1024 ? (size_t)across * ldb : 0; \
+        for (int n = 0; n < N; n += across) { \
+            const float *p0 = b + (size_t)n * ldb, *p1 = n + 1 < N ? p0 + ldb : p0; \
+            const float *p2 = wide && n + 2 < N ? p1 + ldb : p0, *p3 = wide && n + 3 < N ? p2 + ldb : p0; \
+            TMOEI_ROWS(TMOEI_DOT_ZERO) \
+            TMOEI_EACH((size_t)K, \
+                const V b0 = VREAD(p0 + at), b1 = VREAD(p1 + at), b2 = wide ? VREAD(p2 + at) : b0; \
+                const V b3 = wide ? VREAD(p3 + at) : b0; \
+                TMOEI_PREFETCH(p0 + ahead + at); TMOEI_PREFETCH(p1 + ahead + at); \
+                if (wide) { TMOEI_PREFETCH(p2 + ahead + at); TMOEI_PREFETCH(p3 + ahead + at); } \
+                TMOEI_ROWS(TMOEI_DOT_STEP)); \
+            TMOEI_ROWS(TMOEI_DOT_STORE) \
+        } \
+    }
 #else
 /* ---- the body of a pass ------------------------------------------------------------------------------ */
 #if TMOEI_PASS >= 2
@@ -1382,49 +1418,75 @@ TMOEI_TARGET static inline void TMOEI_FN(store)(float *c, V x, int add, int colu
 }
 TMOEI_HEIGHTS(TMOEI_MICRO)
 static tmoei_micro_fn *const TMOEI_FN(micro)[] = { NULL, TMOEI_HEIGHTS(TMOEI_MICRO_NAME) };
-/* One row: y_n = beta y_n + <a, b_n>, four rows of b at a time. The processor foresees long rows itself. */
+/* One row: y_n = beta y_n + <a, b_n>, a row of b after the other: memory is fastest when it is read in order.
+ * The first lines of the fourth row ahead wake the processor's own prefetching there. */
 TMOEI_TARGET static void TMOEI_FN(dots_of_one)(int N, int K, const float *a, const float *b, size_t ldb,
         float beta, float *y) {
-    const size_t ahead = K <= 1024 ? 4 * ldb : 0;
     for (int n = 0; n < N; n += 4) {
-        const float *b0 = b + (size_t)n * ldb, *b1 = n + 1 < N ? b0 + ldb : b0;
-        const float *b2 = n + 2 < N ? b1 + ldb : b0, *b3 = n + 3 < N ? b2 + ldb : b0;
-        V s0 = VSET(0.0f), s1 = s0, s2 = s0, s3 = s0;
-        TMOEI_EACH((size_t)K,
-            const V x = VREAD(a + at);
-            TMOEI_PREFETCH(b0 + ahead + at); TMOEI_PREFETCH(b1 + ahead + at);
-            TMOEI_PREFETCH(b2 + ahead + at); TMOEI_PREFETCH(b3 + ahead + at);
-            s0 = VFMA(x, VREAD(b0 + at), s0); s1 = VFMA(x, VREAD(b1 + at), s1);
-            s2 = VFMA(x, VREAD(b2 + at), s2); s3 = VFMA(x, VREAD(b3 + at), s3));
-        float sums[4]; VSUM4(sums, s0, s1, s2, s3);
+        V s[4];
+        for (int j = 0; j < 4; j++) {
+            const float *row = b + (size_t)(n + j < N ? n + j : n) * ldb, *ahead = row + (n + 8 <= N ? 4 * ldb : 0);
+            V s0 = VSET(0.0f), s1 = s0, s2 = s0, s3 = s0;
+            int k = 0;
+            for (int line = 0; line < 64; line += 16) TMOEI_PREFETCH(ahead + line);
+            for (; k + 4 * VW <= K; k += 4 * VW) {
+                const float *x = a + k, *w = row + k;
+                s0 = VFMA(VLOAD(x), VLOAD(w), s0); s1 = VFMA(VLOAD(x + VW), VLOAD(w + VW), s1);
+                s2 = VFMA(VLOAD(x + 2 * VW), VLOAD(w + 2 * VW), s2);
+                s3 = VFMA(VLOAD(x + 3 * VW), VLOAD(w + 3 * VW), s3);
+            }
+            TMOEI_EACH((size_t)(K - k), s0 = VFMA(VREAD(a + k + at), VREAD(row + k + at), s0));
+            s[j] = s0 + s1 + (s2 + s3);
+        }
+        float sums[4]; VSUM4(sums, s[0], s[1], s[2], s[3]);
         for (int j = 0; j < 4 && n + j < N; j++) y[n + j] = (beta != 0.0f ? y[n + j] : 0.0f) + sums[j];
     }
 }
-/* Few rows: dot products of rows as they lie, 4 x 2 at a time, vectors along K. */
+TMOEI_DOT_HEIGHTS(TMOEI_DOTS)
+/* Few rows of a at a time, as the registers allow, and so much of K that they stay in L1 (24 KiB); four where
+ * a row begins 4 KiB or a multiple behind the other: eight lines fit into a set of that cache, half are b's. */
 TMOEI_TARGET static void TMOEI_FN(dots)(int M, int N, int K, const float *a, size_t lda, const float *b,
         size_t ldb, float beta, float *c, size_t ldc) {
-    if (M == 1) TMOEI_FN(dots_of_one)(N, K, a, b, ldb, beta, c);
-    else for (int n = 0; n < N; n += 2)
-        for (int m = 0; m < M; m += 4) {
-            const float *a0 = a + (size_t)m * lda, *a1 = m + 1 < M ? a0 + lda : a0;
-            const float *a2 = m + 2 < M ? a1 + lda : a0, *a3 = m + 3 < M ? a2 + lda : a0;
-            const float *b0 = b + (size_t)n * ldb, *b1 = n + 1 < N ? b0 + ldb : b0;
-            V s00 = VSET(0.0f), s01 = s00, s10 = s00, s11 = s00, s20 = s00, s21 = s00, s30 = s00, s31 = s00;
-            TMOEI_EACH((size_t)K,
-                const V x = VREAD(b0 + at), y = VREAD(b1 + at);
-                if (m == 0) { TMOEI_PREFETCH(b0 + 2 * ldb + at); TMOEI_PREFETCH(b1 + 2 * ldb + at); }
-                V w = VREAD(a0 + at); s00 = VFMA(w, x, s00); s01 = VFMA(w, y, s01);
-                w = VREAD(a1 + at); s10 = VFMA(w, x, s10); s11 = VFMA(w, y, s11);
-                w = VREAD(a2 + at); s20 = VFMA(w, x, s20); s21 = VFMA(w, y, s21);
-                w = VREAD(a3 + at); s30 = VFMA(w, x, s30); s31 = VFMA(w, y, s31));
-            float sums[2][4];
-            VSUM4(sums[0], s00, s10, s20, s30); VSUM4(sums[1], s01, s11, s21, s31);
-            for (int i = 0; i < 4 && m + i < M; i++)
-                for (int j = 0; j < 2 && n + j < N; j++) {
-                    float *y = c + (size_t)(m + i) * ldc + (size_t)(n + j);
-                    *y = (beta != 0.0f ? *y : 0.0f) + sums[j][i];
-                }
+    static tmoei_dots_fn *const of_rows[] = { NULL, TMOEI_DOT_HEIGHTS(TMOEI_DOTS_NAME) };
+    const int most = lda % 1024 == 0 ? 4 : (int)(sizeof of_rows / sizeof *of_rows) - 1;
+    const int panels = (M + most - 1) / most, height = (M + panels - 1) / panels, depth = 6144 / height;
+    if (M == 1 && K >= 512) TMOEI_FN(dots_of_one)(N, K, a, b, ldb, beta, c);
+    else for (int k = 0; k < K; k += depth)
+        for (int m = 0; m < M; m += height)
+            of_rows[M - m < height ? M - m : height](N, K - k < depth ? K - k : depth, a + (size_t)m * lda + k,
+                lda, b + k, ldb, k > 0 ? 1.0f : beta, c + (size_t)m * ldc, ldc);
+}
+/* dst[x * width + y] = src[y * stride + x] for x < X, y < Y: eight lines by four through registers, a cache
+ * line of each at a time. The Y lines behind these come next: they are fetched meanwhile. */
+TMOEI_TARGET static void TMOEI_FN(transpose)(float *dst, size_t width, int X, int Y, const float *src,
+        size_t stride) {
+    int done_x = 0, done_y = 0;
+#if TMOEI_PASS >= 2
+#define TMOEI_PAIR(i) _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(s + (i) * stride)), \
+    _mm_loadu_ps(s + ((i) + 4) * stride), 1)
+    done_x = X / 4 * 4; done_y = Y / 8 * 8;
+    for (int from = 0; from < done_x; from += 16)
+        for (int y = 0; y < done_y; y += 8) {
+            const float *s = src + (size_t)y * stride + (size_t)from;
+            float *d = dst + (size_t)from * width + (size_t)y;
+            for (size_t i = 0; i < 8; i++) {
+                TMOEI_PREFETCH(s + i * stride + 32);
+                TMOEI_PREFETCH_L2(s + (i + (size_t)Y) * stride);
+            }
+            for (int x = from; x < from + 16 && x < done_x; x += 4, s += 4, d += 4 * width) {
+                const __m256 r0 = TMOEI_PAIR(0), r1 = TMOEI_PAIR(1), r2 = TMOEI_PAIR(2), r3 = TMOEI_PAIR(3);
+                const __m256 p = _mm256_unpacklo_ps(r0, r1), q = _mm256_unpacklo_ps(r2, r3);
+                const __m256 t = _mm256_unpackhi_ps(r0, r1), u = _mm256_unpackhi_ps(r2, r3);
+                _mm256_storeu_ps(d, _mm256_shuffle_ps(p, q, 0x44));
+                _mm256_storeu_ps(d + width, _mm256_shuffle_ps(p, q, 0xee));
+                _mm256_storeu_ps(d + 2 * width, _mm256_shuffle_ps(t, u, 0x44));
+                _mm256_storeu_ps(d + 3 * width, _mm256_shuffle_ps(t, u, 0xee));
+            }
         }
+#endif
+    for (int y = 0; y < Y; y++)                                 /* what is left of each line, whole lines */
+        for (int x = y < done_y ? done_x : 0; x < X; x++)
+            dst[(size_t)x * width + (size_t)y] = src[(size_t)y * stride + (size_t)x];
 }
 /* Bias, activation, residual of a finished tile whose first element is (row, column) of the whole. */
 TMOEI_TARGET static void TMOEI_FN(epilogue)(int rows, int columns, int column, float *c, size_t ldc,
@@ -1547,9 +1609,9 @@ TMOEI_TARGET static void TMOEI_FN(merge)(float *out, int more, const float *thet
         if (more) { s2 = s2 + VLOAD(y + 2 * VW); s3 = s3 + VLOAD(y + 3 * VW); }
         VSTORE(y, s0); VSTORE(y + VW, s1); VSTORE(y + 2 * VW, s2); VSTORE(y + 3 * VW, s3);
     }
-    for (size_t from = done; from < n; from += 1024)
+    for (size_t from = done; from < n; from += 4096)
         for (int e = 0; e < E; e += 4) {
-            const size_t m = n - from < 1024 ? n - from : 1024;
+            const size_t m = n - from < 4096 ? n - from : 4096;
             const int add = more || e > 0, left_over = E - e;
             float *y = out + from;
             const float *t0 = theta + (size_t)e * stride + from, *t1 = left_over > 1 ? t0 + stride : t0;
@@ -1559,10 +1621,6 @@ TMOEI_TARGET static void TMOEI_FN(merge)(float *out, int more, const float *thet
             TMOEI_EACH(m,
                 V s = VSET(0.0f);
                 if (add) s = VREAD(y + at);
-                if (at % 16 == 0) {
-                    TMOEI_PREFETCH(t0 + 4 * stride + at); TMOEI_PREFETCH(t1 + 4 * stride + at);
-                    TMOEI_PREFETCH(t2 + 4 * stride + at); TMOEI_PREFETCH(t3 + 4 * stride + at);
-                }
                 s = VFMA(r0, VREAD(t0 + at), s); s = VFMA(r1, VREAD(t1 + at), s);
                 s = VFMA(r2, VREAD(t2 + at), s);
                 VWRITE(y + at, VFMA(r3, VREAD(t3 + at), s)));
@@ -1604,7 +1662,7 @@ TMOEI_TARGET static void TMOEI_FN(dropout)(float *y, const float *x, size_t n, u
 }
 static const tmoei_kernels TMOEI_FN(kernels) = {
     TMOEI_PICK("C", "NEON", "AVX2", "AVX-512"), TMOEI_MR, TMOEI_NR, TMOEI_FN(micro), TMOEI_FN(dots),
-    TMOEI_FN(epilogue), TMOEI_FN(dot), TMOEI_FN(sum), TMOEI_FN(maximum), TMOEI_FN(scale_add),
+    TMOEI_FN(transpose), TMOEI_FN(epilogue), TMOEI_FN(dot), TMOEI_FN(sum), TMOEI_FN(maximum), TMOEI_FN(scale_add),
     TMOEI_FN(exp_sum), TMOEI_FN(softmax_gradient), TMOEI_FN(softmax_backward), TMOEI_FN(gelu),
     TMOEI_FN(norm_forward), TMOEI_FN(norm_backward), TMOEI_FN(norm_parameters), TMOEI_FN(merge),
     TMOEI_FN(merge_backward), TMOEI_FN(adamw), TMOEI_FN(dropout)
@@ -1702,30 +1760,12 @@ static void tmoei_scratch_destroy(tmoe_ctx *ctx) {
 }
 static int tmoei_least(int a, int b) { return a < b ? a : b; }
 static int tmoei_pieces(int total, int size) { return (total + size - 1) / size; }
+/* Columns of a chunk: all lanes get some, whole vectors. */
+static int tmoei_chunk_columns(const tmoe_ctx *ctx, int N, int most) {
+    return tmoei_least(most, tmoei_pieces(tmoei_pieces(N, ctx->lanes), 64) * 64);
+}
 /* Rows of op(A) a panel has when M rows are cut into equal panels of at most mr. */
 static int tmoei_panel_rows(int M, int mr) { return tmoei_pieces(M, tmoei_pieces(M, mr)); }
-/* dst[x * width + y] = src[y * stride + x] for x < X, y < Y: four by four through registers. */
-static void tmoei_transpose(float *dst, size_t width, int X, int Y, const float *src, size_t stride) {
-    int x = 0, y = 0;
-#ifdef TMOEI_X86
-    for (; y + 4 <= Y; y += 4) {
-        const float *s = src + (size_t)y * stride;
-        float *d = dst + y;
-        for (x = 0; x + 4 <= X; x += 4, s += 4, d += 4 * width) {
-            __m128 r0 = _mm_loadu_ps(s), r1 = _mm_loadu_ps(s + stride), r2 = _mm_loadu_ps(s + 2 * stride),
-                r3 = _mm_loadu_ps(s + 3 * stride);
-            _MM_TRANSPOSE4_PS(r0, r1, r2, r3);
-            _mm_storeu_ps(d, r0);
-            _mm_storeu_ps(d + width, r1);
-            _mm_storeu_ps(d + 2 * width, r2);
-            _mm_storeu_ps(d + 3 * width, r3);
-        }
-    }
-#endif
-    for (int i = 0; i < Y; i++)                                 /* what is left of each line, whole lines */
-        for (int k = i < y ? x : 0; k < X; k++)
-            dst[(size_t)k * width + (size_t)i] = src[(size_t)i * stride + (size_t)k];
-}
 /* A product, and the block of it in work: rows m0 .. m0+mc-1, columns n0 .. n0+nc-1, k0 .. k0+kc-1 of K. A
  * lane packs its own part of an operand (into its scratch, the copy stays in its cache) where few other tiles
  * need it; else the lanes pack it together first. */
@@ -1758,7 +1798,7 @@ static void tmoei_product_pack(const tmoei_product *p, int b, float *packed, int
     if (b && columns % panel) memset(packed + columns / panel * panel * kc, 0, panel * kc * sizeof(float));
     if (b && p->transpose_b)
         for (size_t j = 0; j < columns; j += panel)
-            tmoei_transpose(packed + j * kc, panel, p->kc, tmoei_least((int)panel, (int)(columns - j)),
+            p->ctx->kernels->transpose(packed + j * kc, panel, p->kc, tmoei_least((int)panel, (int)(columns - j)),
                 p->B + (at + j) * stride + k0, stride);
     else for (size_t k = 0; k < kc; k++, packed += width) {
         const float *lines = (b ? p->B : p->A) + (k0 + k) * stride + at;
@@ -1874,7 +1914,7 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
         for (int r = 0; beta == 0.0f && r < M; r++) memset(C + (size_t)r * ldc, 0, (size_t)N * sizeof(float));
         if (epilogue) ctx->kernels->epilogue(M, N, 0, C, ldc, epilogue, 0);
     } else if (!transpose_a && !keep && M <= (transpose_b ? TMOEI_FEW_ROWS : 3)) {
-        p.tile_columns = !transpose_b ? 512 : K >= 1024 ? 16 : 16384 / K;   /* 16 K products a row, chunk */
+        p.tile_columns = !transpose_b ? tmoei_chunk_columns(ctx, N, 4096) : K >= 1024 ? 16 : 16384 / K;   /* 16 K products a row, chunk */
         tmoei_parallel(ctx, tmoei_product_few_chunk, &p, tmoei_pieces(N, p.tile_columns));
     } else {
         const int lane_rows = TMOEI_LANE_ROWS / p.height * p.height, own_b = M <= lane_rows;
@@ -1882,7 +1922,7 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
         if (!own_b && (transpose_b || (size_t)N * (size_t)K > TMOEI_LIES_B)) p.packed_b = ctx->shared_scratch;
         if (!own_a && !p.a_lies) p.packed_a = ctx->shared_scratch + TMOEI_SHARED_B_FLOATS;
         p.tile_rows = own_a ? lane_rows : ctx->tile_rows / p.height * p.height;
-        p.tile_columns = own_b ? TMOEI_LANE_ROWS : TMOEI_TILE_COLUMNS;
+        p.tile_columns = own_b ? tmoei_chunk_columns(ctx, N, TMOEI_TILE_COLUMNS) : TMOEI_TILE_COLUMNS;
         if (keep) tmoei_product_keep(ctx, &p);
         tmoei_product_blocks(&p, TMOEI_MC / p.height * p.height, p.kept ? N : ctx->block_columns, ctx, 0);
     }

@@ -20,7 +20,7 @@ enum { GIVEN = 2 };
 static const char *const mixes[] = { "param", "output", NULL };
 
 typedef struct row { int dense, selection, router, vector, mix, two_stages; } row;
-typedef struct settings { const char *program, *folder, *split, *tsv; int seeds, seed, steps, experts, threads, full, limit, width; } settings;
+typedef struct settings { const char *program, *folder, *split, *tsv, *only; int seeds, seed, steps, experts, threads, full, limit, width; } settings;
 static progress_line progress = { NULL, 0, 0.0 };
 
 static void row_name(const row *r, char *text, size_t size)
@@ -137,7 +137,7 @@ static void print_cell(const double *x, int n)
 
 int main(int argc, char **argv)
 {
-    settings s = { argv[0], "examples/suite", NULL, NULL, 1, 1, 2500, 8, 0, 0, 20, 96 };
+    settings s = { argv[0], "examples/suite", NULL, NULL, NULL, 1, 1, 2500, 8, 0, 0, 20, 96 };
     static row rows[ROWS_MAX];
     const char *word = NULL;
     char header[400], key[200], name[120];
@@ -150,6 +150,7 @@ int main(int argc, char **argv)
         { "--seeds", "N", 'i', NULL, "runs with seeds S, S+1, ... (default 1)" },
         { "--seed", "S", 'i', NULL, "first seed (default 1)" },
         { "--tsv", "FILE", 's', NULL, "one line for each variant and seed; a stopped run goes on from it" },
+        { "--only", "TEXT", 's', NULL, "only the variants whose name has TEXT in it (\"lstm\", \"two stages\", \", output\")" },
         { "--full", NULL, 'b', NULL, "all selections x routers x vectors instead of one change at a time" },
         { "--steps", "N", 'i', NULL, "optimiser steps (default 2500)" },
         { "--experts", "E", 'i', NULL, "experts a layer (default 8)" },
@@ -158,7 +159,7 @@ int main(int argc, char **argv)
         { "--threads", "T", 'i', NULL, "threads (default: all processors); any number gives the same bits" },
         { NULL, NULL, 0, NULL, NULL }
     };
-    void *values[] = { &s.split, &s.seeds, &s.seed, &s.tsv, &s.full, &s.steps, &s.experts, &s.width, &s.limit, &s.threads };
+    void *values[] = { &s.split, &s.seeds, &s.seed, &s.tsv, &s.only, &s.full, &s.steps, &s.experts, &s.width, &s.limit, &s.threads };
     for (i = 0; options[i].name; i++) options[i].value = values[i];
     if (options_read(argc, argv, usage, options, &word, 1) == 1) s.folder = word;
     if (s.seeds < 1 || s.seeds > SEEDS_MAX) die(argv[0], "--seeds takes 1 to 20");
@@ -169,10 +170,13 @@ int main(int argc, char **argv)
     (void)snprintf(header, sizeof header, "seed\tvariant\tseen\tunseen\tseconds\tfolder=%s split=%s steps=%d experts=%d width=%d limit=%d", s.folder, s.split ? s.split : "default", s.steps, s.experts, s.width, s.limit);
     file = results_open(argv[0], s.tsv, header);
     n = make_rows(rows, s.full);
+    for (i = 0; s.only && i < n && (row_name(&rows[i], name, sizeof name), !strstr(name, s.only)); i++) { }
+    if (s.only && i == n) die(argv[0], "--only fits no variant; they are named as in the table's first column");
     printf("%-58s %16s %16s %8s\n", "selection, router, task vector, mix", "seen", "unseen", "train s");
     for (i = 0; i < n; i++) {
         double seen[SEEDS_MAX], unseen[SEEDS_MAX], seconds[SEEDS_MAX];
         row_name(&rows[i], name, sizeof name);
+        if (s.only && !strstr(name, s.only)) continue;
         for (seed = 0; seed < s.seeds; seed++) {
             double numbers[3];
             (void)snprintf(key, sizeof key, "%d\t%s\t", s.seed + seed, name);
