@@ -1157,9 +1157,9 @@ typedef struct tmoei_epilogue {
     const float *residual;              /* (M, N) or NULL */
     size_t pre_stride, residual_stride;
 } tmoei_epilogue;
-/* tile (rows, NR) = beta * tile + a b, a's row i at k is a[i row + k step]; columns past `columns` stay */
 typedef void tmoei_dots_fn(int N, int K, const float *a, size_t lda, const float *b, size_t ldb, float beta,
     float *c, size_t ldc);
+/* tile (rows, NR) = beta * tile + a b, a's row i at k is a[i row + k step]; columns past `columns` stay */
 typedef void tmoei_micro_fn(int K, const float *a, size_t row, size_t step, const float *b, size_t ldb,
     float beta, float *c, size_t ldc, int columns);
 typedef struct tmoei_kernels {
@@ -1315,7 +1315,6 @@ typedef struct tmoei_kernels {
 #define TMOEI_MICRO_NAME(rows) TMOEI_FN(micro##rows),
 /* Dot products of `rows` rows of a with two or four rows of b at a time, as they lie, vectors along K. The
  * processor foresees long rows itself; of short ones the next are fetched. */
-#define TMOEI_DOT_HEIGHTS(X) TMOEI_PICK(TMOEI_HEIGHTS_4, TMOEI_HEIGHTS_8, TMOEI_HEIGHTS_6, TMOEI_HEIGHTS_8)(X)
 #define TMOEI_DOTS_NAME(rows) TMOEI_FN(dots##rows),
 #define TMOEI_DOT_ZERO(i) V c##i##0 = VSET(0.0f), c##i##1 = c##i##0, c##i##2 = c##i##0, c##i##3 = c##i##0;
 #define TMOEI_DOT_STEP(i) if (i < height) { \
@@ -1418,43 +1417,34 @@ TMOEI_TARGET static inline void TMOEI_FN(store)(float *c, V x, int add, int colu
 }
 TMOEI_HEIGHTS(TMOEI_MICRO)
 static tmoei_micro_fn *const TMOEI_FN(micro)[] = { NULL, TMOEI_HEIGHTS(TMOEI_MICRO_NAME) };
-/* One row: y_n = beta y_n + <a, b_n>, a row of b after the other: memory is fastest when it is read in order.
- * The first lines of the fourth row ahead wake the processor's own prefetching there. */
-TMOEI_TARGET static void TMOEI_FN(dots_of_one)(int N, int K, const float *a, const float *b, size_t ldb,
-        float beta, float *y) {
-    for (int n = 0; n < N; n += 4) {
-        V s[4];
-        for (int j = 0; j < 4; j++) {
-            const float *row = b + (size_t)(n + j < N ? n + j : n) * ldb, *ahead = row + (n + 8 <= N ? 4 * ldb : 0);
-            V s0 = VSET(0.0f), s1 = s0, s2 = s0, s3 = s0;
-            int k = 0;
-            for (int line = 0; line < 64; line += 16) TMOEI_PREFETCH(ahead + line);
-            for (; k + 4 * VW <= K; k += 4 * VW) {
-                const float *x = a + k, *w = row + k;
-                s0 = VFMA(VLOAD(x), VLOAD(w), s0); s1 = VFMA(VLOAD(x + VW), VLOAD(w + VW), s1);
-                s2 = VFMA(VLOAD(x + 2 * VW), VLOAD(w + 2 * VW), s2);
-                s3 = VFMA(VLOAD(x + 3 * VW), VLOAD(w + 3 * VW), s3);
-            }
-            TMOEI_EACH((size_t)(K - k), s0 = VFMA(VREAD(a + k + at), VREAD(row + k + at), s0));
-            s[j] = s0 + s1 + (s2 + s3);
-        }
-        float sums[4]; VSUM4(sums, s[0], s[1], s[2], s[3]);
-        for (int j = 0; j < 4 && n + j < N; j++) y[n + j] = (beta != 0.0f ? y[n + j] : 0.0f) + sums[j];
+TMOEI_TARGET static float TMOEI_FN(dot)(const float *a, const float *b, size_t n) {
+    V s0 = VSET(0.0f), s1 = s0, s2 = s0, s3 = s0;
+    for (; n >= 4 * VW; n -= 4 * VW, a += 4 * VW, b += 4 * VW) {
+        s0 = VFMA(VLOAD(a), VLOAD(b), s0); s1 = VFMA(VLOAD(a + VW), VLOAD(b + VW), s1);
+        s2 = VFMA(VLOAD(a + 2 * VW), VLOAD(b + 2 * VW), s2);
+        s3 = VFMA(VLOAD(a + 3 * VW), VLOAD(b + 3 * VW), s3);
     }
+    TMOEI_EACH(n, s0 = VFMA(VREAD(a + at), VREAD(b + at), s0));
+    return TMOEI_FN(vsum)(s0 + s1 + (s2 + s3));
 }
-TMOEI_DOT_HEIGHTS(TMOEI_DOTS)
+TMOEI_HEIGHTS(TMOEI_DOTS)
 /* Few rows of a at a time, as the registers allow, and so much of K that they stay in L1 (24 KiB); four where
- * a row begins 4 KiB or a multiple behind the other: eight lines fit into a set of that cache, half are b's. */
+ * a row begins 4 KiB or a multiple behind the other: eight lines fit into a set of that cache, half are b's.
+ * One long row reads b in its order, as memory is fastest; the first lines of the sixth row ahead wake the
+ * processor's own prefetching. */
 TMOEI_TARGET static void TMOEI_FN(dots)(int M, int N, int K, const float *a, size_t lda, const float *b,
         size_t ldb, float beta, float *c, size_t ldc) {
-    static tmoei_dots_fn *const of_rows[] = { NULL, TMOEI_DOT_HEIGHTS(TMOEI_DOTS_NAME) };
-    const int most = lda % 1024 == 0 ? 4 : (int)(sizeof of_rows / sizeof *of_rows) - 1;
+    static tmoei_dots_fn *const of_rows[] = { NULL, TMOEI_HEIGHTS(TMOEI_DOTS_NAME) };
+    const int most = lda % 1024 == 0 ? 4 : TMOEI_MR;
     const int panels = (M + most - 1) / most, height = (M + panels - 1) / panels, depth = 6144 / height;
-    if (M == 1 && K >= 512) TMOEI_FN(dots_of_one)(N, K, a, b, ldb, beta, c);
-    else for (int k = 0; k < K; k += depth)
+    for (int n = 0; M == 1 && K >= 512 && n < N; n++, b += ldb) {
+        for (size_t line = 0; line < 128; line += 16) TMOEI_PREFETCH_L2(b + 6 * ldb + line);
+        c[n] = (beta != 0.0f ? c[n] : 0.0f) + TMOEI_FN(dot)(a, b, (size_t)K);
+    }
+    if (M > 1 || K < 512) for (int k = 0; k < K; k += depth)
         for (int m = 0; m < M; m += height)
-            of_rows[M - m < height ? M - m : height](N, K - k < depth ? K - k : depth, a + (size_t)m * lda + k,
-                lda, b + k, ldb, k > 0 ? 1.0f : beta, c + (size_t)m * ldc, ldc);
+            of_rows[M - m < height ? M - m : height](N, K - k < depth ? K - k : depth,
+                a + (size_t)m * lda + k, lda, b + k, ldb, k > 0 ? 1.0f : beta, c + (size_t)m * ldc, ldc);
 }
 /* dst[x * width + y] = src[y * stride + x] for x < X, y < Y: eight lines by four through registers, a cache
  * line of each at a time. The Y lines behind these come next: they are fetched meanwhile. */
@@ -1496,8 +1486,7 @@ TMOEI_TARGET static void TMOEI_FN(epilogue)(int rows, int columns, int column, f
         const size_t line = (size_t)(row + r), first = (size_t)column;
         float *y = c + (size_t)r * ldc, *pre = e->pre ? e->pre + line * e->pre_stride + first : NULL;
         const float *residual = e->residual ? e->residual + line * e->residual_stride + first : NULL;
-        TMOEI_EACH((size_t)columns,
-            V z = VREAD(y + at);
+        TMOEI_EACH((size_t)columns, V z = VREAD(y + at);
             if (bias) z = z + VREAD(bias + at);
             if (pre) VWRITE(pre + at, z);
             if (e->activation == TMOE_GELU) z = TMOEI_FN(vgelu)(z);
@@ -1510,10 +1499,6 @@ TMOEI_TARGET static void TMOEI_FN(epilogue)(int rows, int columns, int column, f
 TMOEI_TARGET static void TMOEI_FN(gelu)(float *y, const float *dy, const float *x, size_t n) {
     if (dy) TMOEI_EACH(n, VWRITE(y + at, VREAD(dy + at) * TMOEI_FN(vgelu_derivative)(VREAD(x + at))));
     else TMOEI_EACH(n, VWRITE(y + at, TMOEI_FN(vgelu)(VREAD(x + at))));
-}
-TMOEI_TARGET static float TMOEI_FN(dot)(const float *a, const float *b, size_t n) {
-    V s = VSET(0.0f); TMOEI_EACH(n, s = VFMA(VREAD(a + at), VREAD(b + at), s));
-    return TMOEI_FN(vsum)(s);
 }
 TMOEI_TARGET static float TMOEI_FN(sum)(const float *x, size_t n) {
     V s = VSET(0.0f); TMOEI_EACH(n, s = s + VREAD(x + at));
@@ -1535,8 +1520,7 @@ TMOEI_TARGET static void TMOEI_FN(scale_add)(float *y, float beta, float a, cons
 TMOEI_TARGET static float TMOEI_FN(exp_sum)(float *y, const float *x, float scale, float shift, size_t n) {
     const V a = VSET(scale), b = VSET(-shift);
     V sum = VSET(0.0f);
-    TMOEI_EACH(n,
-        V e = TMOEI_FN(vexp)(VFMA(a, VREAD(x + at), b));
+    TMOEI_EACH(n, V e = TMOEI_FN(vexp)(VFMA(a, VREAD(x + at), b));
         if (y) VWRITE(y + at, e);
         VCUT(e);                                                /* zeros, not exp(-shift) */
         sum = sum + e);
@@ -1552,8 +1536,7 @@ TMOEI_TARGET static void TMOEI_FN(softmax_gradient)(float *dx, const float *x, f
 TMOEI_TARGET static void TMOEI_FN(softmax_backward)(float *s, float *dp, const float *lse, const float *delta,
         float scale, size_t n) {
     const V w = VSET(scale);
-    TMOEI_EACH(n,
-        const V p = TMOEI_FN(vexp)(w * VREAD(s + at) - VREAD(lse + at));
+    TMOEI_EACH(n, const V p = TMOEI_FN(vexp)(w * VREAD(s + at) - VREAD(lse + at));
         VWRITE(s + at, p);
         VWRITE(dp + at, w * p * (VREAD(dp + at) - VREAD(delta + at))));
 }
@@ -1573,13 +1556,11 @@ TMOEI_TARGET static void TMOEI_FN(norm_backward)(float *dx, float beta, const fl
         const float *gain, float mean, float inv, size_t n) {
     const V vm = VSET(mean), vi = VSET(inv);
     V sg = VSET(0.0f), sx = VSET(0.0f);
-    TMOEI_EACH(n,
-        const V g = VREAD(gain + at) * VREAD(dy + at);
+    TMOEI_EACH(n, const V g = VREAD(gain + at) * VREAD(dy + at);
         sg = sg + g;
         sx = VFMA(g, (VREAD(x + at) - vm) * vi, sx));
     const V mg = VSET(TMOEI_FN(vsum)(sg) / (float)n), mx = VSET(TMOEI_FN(vsum)(sx) / (float)n);
-    TMOEI_EACH(n,
-        const V g = VREAD(gain + at) * VREAD(dy + at), xhat = (VREAD(x + at) - vm) * vi;
+    TMOEI_EACH(n, const V g = VREAD(gain + at) * VREAD(dy + at), xhat = (VREAD(x + at) - vm) * vi;
         V d = vi * (g - mg - xhat * mx);
         if (beta != 0.0f) d = d + VREAD(dx + at);
         VWRITE(dx + at, d));
@@ -1587,28 +1568,17 @@ TMOEI_TARGET static void TMOEI_FN(norm_backward)(float *dx, float beta, const fl
 TMOEI_TARGET static void TMOEI_FN(norm_parameters)(float *dgain, float *dbias, const float *x,
         const float *dy, float mean, float inv, size_t n) {
     const V vm = VSET(mean), vi = VSET(inv);
-    TMOEI_EACH(n,
-        const V d = VREAD(dy + at);
+    TMOEI_EACH(n, const V d = VREAD(dy + at);
         if (dgain) VWRITE(dgain + at, VFMA(d, (VREAD(x + at) - vm) * vi, VREAD(dgain + at)));
         if (dbias) VWRITE(dbias + at, VREAD(dbias + at) + d));
 }
-/* out = sum_e r_e theta_e, or that much more. Short lines (a head's values): the sums stay in registers. Long
- * ones: four lines a sweep, out stays in the nearest cache. */
+/* out = sum_e r_e theta_e, or that much more. Short lines (a head's values): a product of one row. Long ones:
+ * four lines a sweep, out stays in the nearest cache. Both add in the order of e, so the bits are the same. */
 TMOEI_TARGET static void TMOEI_FN(merge)(float *out, int more, const float *theta, size_t stride,
         const float *r, int E, size_t n) {
     size_t done = 0;
-    for (float *y; n <= 128 && done + 4 * VW <= n; done += 4 * VW) {
-        V s0 = VSET(0.0f), s1 = s0, s2 = s0, s3 = s0;
-        for (size_t e = 0; e < (size_t)E; e++) {
-            const float *t = theta + e * stride + done; const V weight = VSET(r[e]);
-            s0 = VFMA(weight, VLOAD(t), s0); s1 = VFMA(weight, VLOAD(t + VW), s1);
-            s2 = VFMA(weight, VLOAD(t + 2 * VW), s2); s3 = VFMA(weight, VLOAD(t + 3 * VW), s3);
-        }
-        y = out + done;
-        if (more) { s0 = s0 + VLOAD(y); s1 = s1 + VLOAD(y + VW); }
-        if (more) { s2 = s2 + VLOAD(y + 2 * VW); s3 = s3 + VLOAD(y + 3 * VW); }
-        VSTORE(y, s0); VSTORE(y + VW, s1); VSTORE(y + 2 * VW, s2); VSTORE(y + 3 * VW, s3);
-    }
+    for (; n <= 128 && !more && done + TMOEI_NR <= n; done += TMOEI_NR)
+        TMOEI_FN(micro1)(E, r, 0, 1, theta + done, stride, 0.0f, out + done, 0, TMOEI_NR);
     for (size_t from = done; from < n; from += 4096)
         for (int e = 0; e < E; e += 4) {
             const size_t m = n - from < 4096 ? n - from : 4096;
@@ -1618,9 +1588,7 @@ TMOEI_TARGET static void TMOEI_FN(merge)(float *out, int more, const float *thet
             const float *t2 = left_over > 2 ? t1 + stride : t0, *t3 = left_over > 3 ? t2 + stride : t0;
             const V r0 = VSET(r[e]), r1 = VSET(left_over > 1 ? r[e + 1] : 0.0f);
             const V r2 = VSET(left_over > 2 ? r[e + 2] : 0.0f), r3 = VSET(left_over > 3 ? r[e + 3] : 0.0f);
-            TMOEI_EACH(m,
-                V s = VSET(0.0f);
-                if (add) s = VREAD(y + at);
+            TMOEI_EACH(m, V s = add ? VREAD(y + at) : VSET(0.0f);
                 s = VFMA(r0, VREAD(t0 + at), s); s = VFMA(r1, VREAD(t1 + at), s);
                 s = VFMA(r2, VREAD(t2 + at), s);
                 VWRITE(y + at, VFMA(r3, VREAD(t3 + at), s)));
@@ -1631,8 +1599,7 @@ TMOEI_TARGET static float TMOEI_FN(merge_backward)(float *dtheta, const float *t
         const float *g, float r, size_t n) {
     const V vr = VSET(r);
     V s = VSET(0.0f);
-    TMOEI_EACH(n,
-        const V x = VREAD(g + at);
+    TMOEI_EACH(n, const V x = VREAD(g + at);
         if (dtheta) VWRITE(dtheta + at, VFMA(vr, x, VREAD(dtheta + at)));
         s = VFMA(x, VREAD(theta + at) - VREAD(bar + at), s));
     return TMOEI_FN(vsum)(s);
@@ -1644,8 +1611,7 @@ TMOEI_TARGET static void TMOEI_FN(adamw)(float *theta, const float *grad, float 
     const V c1 = VSET(constants[3]), c2 = VSET(constants[4]), eps = VSET(constants[5]);
     const V lr = VSET(-constants[6]), keep = VSET(1.0f - constants[7]);
     const V d1 = VSET(1.0f - constants[1]), d2 = VSET(1.0f - constants[2]);
-    TMOEI_EACH(n,
-        const V g = scale * VREAD(grad + at);
+    TMOEI_EACH(n, const V g = scale * VREAD(grad + at);
         const V m1 = VFMA(b1, VREAD(m + at), d1 * g), v1 = VFMA(b2, VREAD(v + at), d2 * (g * g));
         const V step = m1 * c1 / (TMOEI_VSQRT(v1 * c2) + eps);
         VWRITE(m + at, m1); VWRITE(v + at, v1);
@@ -1662,10 +1628,10 @@ TMOEI_TARGET static void TMOEI_FN(dropout)(float *y, const float *x, size_t n, u
 }
 static const tmoei_kernels TMOEI_FN(kernels) = {
     TMOEI_PICK("C", "NEON", "AVX2", "AVX-512"), TMOEI_MR, TMOEI_NR, TMOEI_FN(micro), TMOEI_FN(dots),
-    TMOEI_FN(transpose), TMOEI_FN(epilogue), TMOEI_FN(dot), TMOEI_FN(sum), TMOEI_FN(maximum), TMOEI_FN(scale_add),
-    TMOEI_FN(exp_sum), TMOEI_FN(softmax_gradient), TMOEI_FN(softmax_backward), TMOEI_FN(gelu),
-    TMOEI_FN(norm_forward), TMOEI_FN(norm_backward), TMOEI_FN(norm_parameters), TMOEI_FN(merge),
-    TMOEI_FN(merge_backward), TMOEI_FN(adamw), TMOEI_FN(dropout)
+    TMOEI_FN(transpose), TMOEI_FN(epilogue), TMOEI_FN(dot), TMOEI_FN(sum), TMOEI_FN(maximum),
+    TMOEI_FN(scale_add), TMOEI_FN(exp_sum), TMOEI_FN(softmax_gradient), TMOEI_FN(softmax_backward),
+    TMOEI_FN(gelu), TMOEI_FN(norm_forward), TMOEI_FN(norm_backward), TMOEI_FN(norm_parameters),
+    TMOEI_FN(merge), TMOEI_FN(merge_backward), TMOEI_FN(adamw), TMOEI_FN(dropout)
 };
 #endif /* TMOEI_PASS */
 #ifndef TMOEI_PASS
@@ -1760,10 +1726,6 @@ static void tmoei_scratch_destroy(tmoe_ctx *ctx) {
 }
 static int tmoei_least(int a, int b) { return a < b ? a : b; }
 static int tmoei_pieces(int total, int size) { return (total + size - 1) / size; }
-/* Columns of a chunk: all lanes get some, whole vectors. */
-static int tmoei_chunk_columns(const tmoe_ctx *ctx, int N, int most) {
-    return tmoei_least(most, tmoei_pieces(tmoei_pieces(N, ctx->lanes), 64) * 64);
-}
 /* Rows of op(A) a panel has when M rows are cut into equal panels of at most mr. */
 static int tmoei_panel_rows(int M, int mr) { return tmoei_pieces(M, tmoei_pieces(M, mr)); }
 /* A product, and the block of it in work: rows m0 .. m0+mc-1, columns n0 .. n0+nc-1, k0 .. k0+kc-1 of K. A
@@ -1798,8 +1760,8 @@ static void tmoei_product_pack(const tmoei_product *p, int b, float *packed, int
     if (b && columns % panel) memset(packed + columns / panel * panel * kc, 0, panel * kc * sizeof(float));
     if (b && p->transpose_b)
         for (size_t j = 0; j < columns; j += panel)
-            p->ctx->kernels->transpose(packed + j * kc, panel, p->kc, tmoei_least((int)panel, (int)(columns - j)),
-                p->B + (at + j) * stride + k0, stride);
+            p->ctx->kernels->transpose(packed + j * kc, panel, p->kc,
+                tmoei_least((int)panel, (int)(columns - j)), p->B + (at + j) * stride + k0, stride);
     else for (size_t k = 0; k < kc; k++, packed += width) {
         const float *lines = (b ? p->B : p->A) + (k0 + k) * stride + at;
         float *d = packed; size_t j = 0;
@@ -1909,12 +1871,14 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
     if (M <= 0 || N <= 0) return;
     tmoei_product p = tmoei_product_of(ctx, transpose_a, transpose_b, M, N, K, A, lda, B, ldb, beta, C, ldc);
     const int keep = ctx->keeping && transpose_b && !transpose_a && M > 1 && M <= TMOEI_LANE_ROWS;
+    const int share = tmoei_pieces(tmoei_pieces(N, ctx->lanes), 64) * 64;       /* columns of a lane */
     p.epilogue = epilogue;
     if (K <= 0) {                                               /* an empty sum */
         for (int r = 0; beta == 0.0f && r < M; r++) memset(C + (size_t)r * ldc, 0, (size_t)N * sizeof(float));
         if (epilogue) ctx->kernels->epilogue(M, N, 0, C, ldc, epilogue, 0);
     } else if (!transpose_a && !keep && M <= (transpose_b ? TMOEI_FEW_ROWS : 3)) {
-        p.tile_columns = !transpose_b ? tmoei_chunk_columns(ctx, N, 4096) : K >= 1024 ? 16 : 16384 / K;   /* 16 K products a row, chunk */
+        p.tile_columns = !transpose_b ? tmoei_least(share, 4096)
+            : K >= 1024 ? 16 : 16384 / K;                       /* 16 K products a row and chunk */
         tmoei_parallel(ctx, tmoei_product_few_chunk, &p, tmoei_pieces(N, p.tile_columns));
     } else {
         const int lane_rows = TMOEI_LANE_ROWS / p.height * p.height, own_b = M <= lane_rows;
@@ -1922,7 +1886,7 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
         if (!own_b && (transpose_b || (size_t)N * (size_t)K > TMOEI_LIES_B)) p.packed_b = ctx->shared_scratch;
         if (!own_a && !p.a_lies) p.packed_a = ctx->shared_scratch + TMOEI_SHARED_B_FLOATS;
         p.tile_rows = own_a ? lane_rows : ctx->tile_rows / p.height * p.height;
-        p.tile_columns = own_b ? tmoei_chunk_columns(ctx, N, TMOEI_TILE_COLUMNS) : TMOEI_TILE_COLUMNS;
+        p.tile_columns = tmoei_least(own_b ? share : N, TMOEI_TILE_COLUMNS);
         if (keep) tmoei_product_keep(ctx, &p);
         tmoei_product_blocks(&p, TMOEI_MC / p.height * p.height, p.kept ? N : ctx->block_columns, ctx, 0);
     }
@@ -7956,8 +7920,7 @@ static void tmoei_bart_text(const tmoe_model *model, int which, tmoei_buffer *b)
         tmoei_fields_to_json(ctx, c, tmoei_bart_ids, TMOEI_BART_IDS, b);
         tmoei_buffer_add(ctx, b, ",", 1);
         tmoei_fields_to_json(ctx, &g, tmoei_generation_fields + 1, TMOEI_GENERATION_FIELDS - 1, b);
-    } else
-        tmoei_buffer_print(ctx, b, "{\"tokenizer_class\":\"BartTokenizer\",\"model_max_length\":%d,"
+    } else tmoei_buffer_print(ctx, b, "{\"tokenizer_class\":\"BartTokenizer\",\"model_max_length\":%d,"
             "\"add_prefix_space\":%s", c->source_tokens, model->tokenizer->prefix_space ? "true" : "false");
     tmoei_buffer_add(ctx, b, "}\n", 2);
 }

@@ -95,6 +95,9 @@ static void products_equal_double_sums_in_every_shape(void)
             one_product(ctx, (a + b + c) % 3 == 0, tt & 1, tt >> 1, sizes[a], sizes[b], sizes[c], (a ^ b ^ c) & 1 ? 1.0f : 0.0f,
                         (a + b + c) % 3 == 1);
         }
+        /* few rows of long sums: in pieces of K, one row in the order of memory */
+        for (a = 1; a <= 9; a++) for (b = 44; b < 47; b++) for (c = 511; c < 3000; c = 2 * c + 3)
+            one_product(ctx, 0, 0, (a + b + c) % 3 != 0, a, b, c, (a ^ b) & 1 ? 1.0f : 0.0f, b == 45);
         tmoe_ctx_destroy(ctx);
     }
     CHECK(tried >= 1);
@@ -102,16 +105,16 @@ static void products_equal_double_sums_in_every_shape(void)
 
 static void products_have_the_same_bits_on_any_number_of_threads(void)
 {
-    static const int shapes[][3] = { { 3, 200, 77 }, { 64, 128, 500 }, { 301, 257, 190 }, { 8, 512, 900 } };
-    int isa, s, tt, threads;
-    for (isa = 0; isa < 4; isa++) for (s = 0; s < 4; s++) for (tt = 0; tt < 4; tt++) {
+    static const int shapes[][3] = { { 3, 200, 77 }, { 64, 128, 500 }, { 301, 257, 190 }, { 8, 512, 900 }, { 1, 260, 700 }, { 2, 130, 40 }, { 3, 257, 129 } };
+    int isa, s, tt, threads, more;
+    for (isa = 0; isa < 4; isa++) for (s = 0; s < 7; s++) for (tt = 0; tt < 4; tt++) for (more = 0; more < 2; more++) {
         const int M = shapes[s][0], N = shapes[s][1], K = shapes[s][2], ta = tt & 1, tb = tt >> 1;
         float *A = floats((size_t)M * (size_t)K, 3), *B = floats((size_t)N * (size_t)K, 4), *first = floats((size_t)M * (size_t)N, 0);
         for (threads = 1; threads <= 4; threads++) {
             tmoe_ctx *ctx = context_of(isa, threads);
-            float *C = floats((size_t)M * (size_t)N, 0);
+            float *C = floats((size_t)M * (size_t)N, more ? 5 : 0);
             if (ctx) {
-                tmoei_gemm(ctx, ta, tb, M, N, K, A, (size_t)(ta ? M : K), B, (size_t)(tb ? K : N), 0.0f, C, (size_t)N, NULL);
+                tmoei_gemm(ctx, ta, tb, M, N, K, A, (size_t)(ta ? M : K), B, (size_t)(tb ? K : N), (float)more, C, (size_t)N, NULL);
                 if (threads == 1) memcpy(first, C, (size_t)M * (size_t)N * sizeof(float));
                 else CHECK(!memcmp(first, C, (size_t)M * (size_t)N * sizeof(float)));
             }
