@@ -1017,10 +1017,10 @@ static void tmoei_float_mode_leave(tmoei_float_mode mode) { (void)mode; }
 static tmoei_float_mode tmoei_float_mode_enter(void) { return 0; }
 #endif
 /* ==== >>parallel: chunks of a problem on a few lanes ====================================================
- * Lanes take chunks from a shared counter until none is left. What a chunk is depends on the problem only and
- * each chunk writes its own place, so any number of lanes gives the same bits. The caller waits for chunks,
- * not lanes: a thread that still sleeps, or lost its processor to another program, finds the chunks done. The
- * pool's threads spin for a short time after work, since the next piece of a step comes in microseconds. */
+ * Lanes take chunks from a shared counter until none is left. How a number is made depends on the problem
+ * only, and each chunk writes its own place, so any number of lanes gives the same bits. The caller waits for
+ * chunks, not lanes: a thread that still sleeps, or lost its processor to another program, finds the chunks
+ * done. The pool's threads spin for a while after work: the next piece of a step comes in microseconds. */
 #if defined(TMOE_THREADS) && (defined(__unix__) || defined(__APPLE__)) && defined(__GNUC__)
 #  define TMOEI_POOL 1
 #  include <pthread.h>
@@ -1143,8 +1143,8 @@ static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chu
  *            |   B    | K      For k: load NR numbers of B; for each of MR rows: broadcast A, multiply, add.
  *            +--------+        MR x NR sums stay in registers for all of K. K is cut at TMOEI_KC so that a
  *       K        |             panel of B stays in L1; a tile's rows of A stay in L2. M is cut into equal
- *     +----+ +--------+        panels (32 = 11 + 11 + 10, not 14 + 14 + 4). Lanes take tiles of C; tiles
- *   M | A  | |   C    |        do not depend on their number.
+ *     +----+ +--------+        panels (32 = 11 + 11 + 10, not 14 + 14 + 4). Lanes take tiles of C; the
+ *   M | A  | |   C    |        order of a sum does not depend on their number.
  *     +----+ +--------+ */
 
 #define TMOEI_NR_MAX 32                 /* widest panel of B */
@@ -1158,7 +1158,7 @@ typedef struct tmoei_epilogue {
     size_t pre_stride, residual_stride;
 } tmoei_epilogue;
 typedef void tmoei_dots_fn(int N, int K, const float *a, size_t lda, const float *b, size_t ldb, float beta,
-    float *c, size_t ldc);
+    float *c, size_t ldc);              /* C (rows, N) = beta C + a b^T for one number of rows */
 /* tile (rows, NR) = beta * tile + a b, a's row i at k is a[i row + k step]; columns past `columns` stay */
 typedef void tmoei_micro_fn(int K, const float *a, size_t row, size_t step, const float *b, size_t ldb,
     float beta, float *c, size_t ldc, int columns);
@@ -1315,6 +1315,7 @@ typedef struct tmoei_kernels {
 #define TMOEI_MICRO_NAME(rows) TMOEI_FN(micro##rows),
 /* Dot products of `rows` rows of a with two or four rows of b at a time, as they lie, vectors along K. The
  * processor foresees long rows itself; of short ones the next are fetched. */
+#define TMOEI_DOT_HEIGHTS(X) TMOEI_PICK(TMOEI_HEIGHTS_4, TMOEI_HEIGHTS_8, TMOEI_HEIGHTS_6, TMOEI_HEIGHTS_8)(X)
 #define TMOEI_DOTS_NAME(rows) TMOEI_FN(dots##rows),
 #define TMOEI_DOT_ZERO(i) V c##i##0 = VSET(0.0f), c##i##1 = c##i##0, c##i##2 = c##i##0, c##i##3 = c##i##0;
 #define TMOEI_DOT_STEP(i) if (i < height) { \
@@ -1427,16 +1428,16 @@ TMOEI_TARGET static float TMOEI_FN(dot)(const float *a, const float *b, size_t n
     TMOEI_EACH(n, s0 = VFMA(VREAD(a + at), VREAD(b + at), s0));
     return TMOEI_FN(vsum)(s0 + s1 + (s2 + s3));
 }
-TMOEI_HEIGHTS(TMOEI_DOTS)
+TMOEI_DOT_HEIGHTS(TMOEI_DOTS)
 /* Few rows of a at a time, as the registers allow, and so much of K that they stay in L1 (24 KiB); four where
  * a row begins 4 KiB or a multiple behind the other: eight lines fit into a set of that cache, half are b's.
  * One long row reads b in its order, as memory is fastest; the first lines of the sixth row ahead wake the
  * processor's own prefetching. */
 TMOEI_TARGET static void TMOEI_FN(dots)(int M, int N, int K, const float *a, size_t lda, const float *b,
         size_t ldb, float beta, float *c, size_t ldc) {
-    static tmoei_dots_fn *const of_rows[] = { NULL, TMOEI_HEIGHTS(TMOEI_DOTS_NAME) };
-    const int most = lda % 1024 == 0 ? 4 : TMOEI_MR;
-    const int panels = (M + most - 1) / most, height = (M + panels - 1) / panels, depth = 6144 / height;
+    static tmoei_dots_fn *const of_rows[] = { NULL, TMOEI_DOT_HEIGHTS(TMOEI_DOTS_NAME) };
+    const int most = lda % 1024 == 0 ? 4 : (int)(sizeof of_rows / sizeof *of_rows) - 1;
+    const int panels = (M + most - 1) / most, height = (M + panels - 1) / panels, depth = 384 / height * 16;
     for (int n = 0; M == 1 && K >= 512 && n < N; n++, b += ldb) {
         for (size_t line = 0; line < 128; line += 16) TMOEI_PREFETCH_L2(b + 6 * ldb + line);
         c[n] = (beta != 0.0f ? c[n] : 0.0f) + TMOEI_FN(dot)(a, b, (size_t)K);
@@ -1573,12 +1574,12 @@ TMOEI_TARGET static void TMOEI_FN(norm_parameters)(float *dgain, float *dbias, c
         if (dbias) VWRITE(dbias + at, VREAD(dbias + at) + d));
 }
 /* out = sum_e r_e theta_e, or that much more. Short lines (a head's values): a product of one row. Long ones:
- * four lines a sweep, out stays in the nearest cache. Both add in the order of e, so the bits are the same. */
+ * four lines a sweep, out stays in the nearest cache. They round differently: n may not follow the lanes. */
 TMOEI_TARGET static void TMOEI_FN(merge)(float *out, int more, const float *theta, size_t stride,
         const float *r, int E, size_t n) {
     size_t done = 0;
-    for (; n <= 128 && !more && done + TMOEI_NR <= n; done += TMOEI_NR)
-        TMOEI_FN(micro1)(E, r, 0, 1, theta + done, stride, 0.0f, out + done, 0, TMOEI_NR);
+    for (; n <= 128 && done + TMOEI_NR <= n; done += TMOEI_NR)
+        TMOEI_FN(micro1)(E, r, 0, 1, theta + done, stride, more ? 1.0f : 0.0f, out + done, 0, TMOEI_NR);
     for (size_t from = done; from < n; from += 4096)
         for (int e = 0; e < E; e += 4) {
             const size_t m = n - from < 4096 ? n - from : 4096;
@@ -1695,7 +1696,7 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
 #define TMOEI_KC 384
 #define TMOEI_NC 2048                   /* most columns of op(B) packed at once: 3 MiB, shared by lanes */
 #define TMOEI_MC 1024                   /* rows of op(A) packed at a time: 2.4 MiB, shared by the lanes */
-#define TMOEI_TILE_COLUMNS 256          /* of a lane's tile: eight panels of B */
+#define TMOEI_TILE_COLUMNS 256          /* most of a lane's tile: eight panels of B */
 #define TMOEI_FEW_ROWS 8                /* up to here weights are read as they lie: packing would cost more */
 #define TMOEI_LIES_STRIDE 128           /* a transposed A with lines up to here is read as it lies */
 #define TMOEI_LIES_B 65536              /* op(B) of up to so many numbers, if not transposed, too */
@@ -1877,8 +1878,7 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
         for (int r = 0; beta == 0.0f && r < M; r++) memset(C + (size_t)r * ldc, 0, (size_t)N * sizeof(float));
         if (epilogue) ctx->kernels->epilogue(M, N, 0, C, ldc, epilogue, 0);
     } else if (!transpose_a && !keep && M <= (transpose_b ? TMOEI_FEW_ROWS : 3)) {
-        p.tile_columns = !transpose_b ? tmoei_least(share, 4096)
-            : K >= 1024 ? 16 : 16384 / K;                       /* 16 K products a row and chunk */
+        p.tile_columns = !transpose_b ? 512 : K >= 1024 ? 16 : 16384 / K;   /* 16 K products a row, chunk */
         tmoei_parallel(ctx, tmoei_product_few_chunk, &p, tmoei_pieces(N, p.tile_columns));
     } else {
         const int lane_rows = TMOEI_LANE_ROWS / p.height * p.height, own_b = M <= lane_rows;
