@@ -1138,8 +1138,8 @@ static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chu
  *
  * Matrix product C (M,N) = op(A) (M,K) op(B) (K,N).
  *
- *                 N            op(B) is packed into panels of NR columns, k by k. Rows of op(A) are read as
- *            +--------+        they lie, those of a transposed A packed into panels of up to MR, k by k.
+ *                 N            Rows of op(A) are read as they lie, and panels of NR columns of op(B); of a
+ *            +--------+        transposed B the panels are packed, k by k.
  *            |   B    | K      For k: load NR numbers of B; for each of MR rows: broadcast A, multiply, add.
  *            +--------+        MR x NR sums stay in registers for all of K. K is cut at TMOEI_KC so that a
  *       K        |             panel of B stays in L1; a tile's rows of A stay in L2. M is cut into equal
@@ -1695,21 +1695,14 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
  * shared L3. */
 #define TMOEI_KC 384
 #define TMOEI_NC 2048                   /* most columns of op(B) packed at once: 3 MiB, shared by lanes */
-#define TMOEI_MC 1024                   /* rows of op(A) packed at a time: 2.4 MiB, shared by the lanes */
 #define TMOEI_TILE_COLUMNS 256          /* most of a lane's tile: eight panels of B */
 #define TMOEI_FEW_ROWS 8                /* up to here weights are read as they lie: packing would cost more */
-#define TMOEI_LIES_STRIDE 128           /* a transposed A with lines up to here is read as it lies */
-#define TMOEI_LIES_B 65536              /* op(B) of up to so many numbers, if not transposed, too */
 #define TMOEI_LANE_ROWS 64              /* one-lane products: rows and columns at a time */
 #define TMOEI_LANE_COLUMNS 256
-#define TMOEI_PACK_LINES(panel) (64 / (panel) * (panel))        /* packed by a lane at a time */
-#define TMOEI_PANEL_WIDTH(panel) (((panel) + 3) / 4 * 4)        /* packed; 8 for 5 at worst */
+#define TMOEI_PACK_COLUMNS 64           /* packed by a lane at a time */
 #define TMOEI_SCORES 65536              /* attention scores a lane holds at a time, twice; most keys */
-#define TMOEI_SHARED_B_FLOATS ((size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX))
-#define TMOEI_SHARED_FLOATS (TMOEI_SHARED_B_FLOATS + (size_t)TMOEI_KC * (TMOEI_MC * 8 / 5))
-#define TMOEI_LANE_B_FLOATS ((size_t)TMOEI_KC * (TMOEI_LANE_COLUMNS + TMOEI_NR_MAX))
-#define TMOEI_LANE_FLOATS (2 * (size_t)TMOEI_SCORES + TMOEI_LANE_B_FLOATS \
-    + (size_t)TMOEI_KC * (TMOEI_LANE_ROWS * 8 / 5))
+#define TMOEI_SHARED_FLOATS ((size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX))
+#define TMOEI_LANE_FLOATS (2 * (size_t)TMOEI_SCORES + (size_t)TMOEI_KC * (TMOEI_LANE_COLUMNS + TMOEI_NR_MAX))
 static void tmoei_block_sizes(tmoe_ctx *ctx) {
     const size_t rows = ctx->cache_l2_bytes / (6 * TMOEI_KC * sizeof(float));
     const size_t tiles = ctx->cache_l3_bytes / (4 * TMOEI_KC * TMOEI_TILE_COLUMNS * sizeof(float));
@@ -1729,15 +1722,14 @@ static int tmoei_least(int a, int b) { return a < b ? a : b; }
 static int tmoei_pieces(int total, int size) { return (total + size - 1) / size; }
 /* Rows of op(A) a panel has when M rows are cut into equal panels of at most mr. */
 static int tmoei_panel_rows(int M, int mr) { return tmoei_pieces(M, tmoei_pieces(M, mr)); }
-/* A product, and the block of it in work: rows m0 .. m0+mc-1, columns n0 .. n0+nc-1, k0 .. k0+kc-1 of K. A
- * lane packs its own part of an operand (into its scratch, the copy stays in its cache) where few other tiles
- * need it; else the lanes pack it together first. */
+/* A product, and the block of it in work: columns n0 .. n0+nc-1, k0 .. k0+kc-1 of K. The lanes pack op(B)
+ * together first, or each its own columns (into its scratch, the copy stays in its cache), or not at all. */
 typedef struct tmoei_product {
     const tmoe_ctx *ctx;
-    int transpose_a, transpose_b, M, N, K, m0, mc, n0, nc, k0, kc;
-    int height, tile_rows, tile_columns, column_tiles, a_lies, a_chunks, b_chunks;
+    int transpose_a, transpose_b, M, N, K, n0, nc, k0, kc;
+    int height, tile_rows, tile_columns, column_tiles;
     const float *A, *B; size_t lda, ldb, ldc;
-    float *C, *packed_a, *packed_b, beta;       /* packed: by all lanes; NULL: by each lane */
+    float *C, *packed_b, beta;                  /* packed_b: by all lanes, or NULL */
     float *kept; int pack_kept;                 /* NULL or all of op(B) packed; packed only now */
     const tmoei_epilogue *epilogue;
 } tmoei_product;
@@ -1749,53 +1741,40 @@ static tmoei_product tmoei_product_of(const tmoe_ctx *ctx, int transpose_a, int 
     p.ctx = ctx; p.transpose_a = transpose_a; p.transpose_b = transpose_b;
     p.M = M; p.N = N; p.K = K; p.height = tmoei_panel_rows(M, tmoei_least(ctx->kernels->mr, meet ? 7 : 99));
     p.A = A; p.B = B; p.C = C; p.lda = lda; p.ldb = ldb; p.ldc = ldc; p.beta = beta;
-    p.a_lies = !transpose_a || lda <= TMOEI_LIES_STRIDE;
     return p;
 }
-/* Rows from .. to-1 of the block's op(A), or columns of its op(B) (b), in panels, k by k. Lines are read in
- * their own order, as the processor expects; behind the last column of op(B) are zeros. */
-static void tmoei_product_pack(const tmoei_product *p, int b, float *packed, int from, int to) {
-    const size_t k0 = (size_t)p->k0, kc = (size_t)p->kc, columns = (size_t)(to - from);
-    const size_t panel = (size_t)(b ? p->ctx->kernels->nr : p->height), width = TMOEI_PANEL_WIDTH(panel);
-    const size_t at = (size_t)((b ? p->n0 : p->m0) + from), stride = b ? p->ldb : p->lda;
-    if (b && columns % panel) memset(packed + columns / panel * panel * kc, 0, panel * kc * sizeof(float));
-    if (b && p->transpose_b)
-        for (size_t j = 0; j < columns; j += panel)
-            p->ctx->kernels->transpose(packed + j * kc, panel, p->kc,
-                tmoei_least((int)panel, (int)(columns - j)), p->B + (at + j) * stride + k0, stride);
-    else for (size_t k = 0; k < kc; k++, packed += width) {
-        const float *lines = (b ? p->B : p->A) + (k0 + k) * stride + at;
-        float *d = packed; size_t j = 0;
-        for (; j + width <= columns; j += panel, d += width * kc)
-            for (size_t i = 0; i < width; i += 4) memcpy(d + i, lines + j + i, 4 * sizeof(float));
-        for (; j < columns; j += panel, d += width * kc)
-            memcpy(d, lines + j, (columns - j < panel ? columns - j : panel) * sizeof(float));
+/* Columns from .. to-1 of the block's op(B) in panels, k by k; behind the last one are zeros. */
+static void tmoei_product_pack(const tmoei_product *p, float *packed, int from, int to) {
+    const size_t k0 = (size_t)p->k0, kc = (size_t)p->kc, nr = (size_t)p->ctx->kernels->nr;
+    const size_t columns = (size_t)(to - from), at = (size_t)(p->n0 + from);
+    if (columns % nr) memset(packed + columns / nr * nr * kc, 0, nr * kc * sizeof(float));
+    for (size_t j = 0; j < columns; j += nr) {
+        const size_t width = columns - j < nr ? columns - j : nr;
+        float *panel = packed + j * kc;
+        if (p->transpose_b)
+            p->ctx->kernels->transpose(panel, nr, p->kc, (int)width, p->B + (at + j) * p->ldb + k0, p->ldb);
+        else for (size_t k = 0; k < kc; k++)
+            memcpy(panel + k * nr, p->B + (k0 + k) * p->ldb + at + j, width * sizeof(float));
     }
 }
 static void tmoei_product_pack_chunk(void *arg, int chunk, int lane) {
     const tmoei_product *p = (const tmoei_product *)arg; (void)lane;
-    const int b = chunk >= p->a_chunks, panel = b ? p->ctx->kernels->nr : p->height;
-    const int lines = TMOEI_PACK_LINES(panel), from = (b ? chunk - p->a_chunks : chunk) * lines;
-    tmoei_product_pack(p, b, (b ? p->packed_b : p->packed_a) + (size_t)(from / panel
-        * TMOEI_PANEL_WIDTH(panel)) * (size_t)p->kc, from, tmoei_least(from + lines, b ? p->nc : p->mc));
+    const int from = chunk * TMOEI_PACK_COLUMNS;
+    tmoei_product_pack(p, p->packed_b + (size_t)from * (size_t)p->kc, from,
+        tmoei_least(from + TMOEI_PACK_COLUMNS, p->nc));
 }
 static void tmoei_product_tile_chunk(void *arg, int chunk, int lane) {
     const tmoei_product *p = (const tmoei_product *)arg;
     const tmoei_kernels *kernels = p->ctx->kernels;
-    const int i0 = chunk / p->column_tiles * p->tile_rows, i1 = tmoei_least(i0 + p->tile_rows, p->mc);
+    const int i0 = chunk / p->column_tiles * p->tile_rows, i1 = tmoei_least(i0 + p->tile_rows, p->M);
     const int j0 = chunk % p->column_tiles * p->tile_columns, j1 = tmoei_least(j0 + p->tile_columns, p->nc);
     const int nr = kernels->nr, lies = !p->packed_b && !p->transpose_b;     /* B: whole panels as they lie */
     const int packed = lies ? j0 + (j1 - j0) / nr * nr : j0;    /* from this column on */
     const size_t kc = (size_t)p->kc, n0 = (size_t)p->n0;
-    float *C = p->C + (size_t)p->m0 * p->ldc + n0;
-    float *own_b = p->ctx->lane_scratch[lane], *own_a = own_b + TMOEI_LANE_B_FLOATS;
-    const size_t height = (size_t)p->height, width = TMOEI_PANEL_WIDTH(height);
-    const size_t row = p->transpose_a ? 1 : p->lda, step = !p->transpose_a ? 1 : p->a_lies ? p->lda : width;
-    const size_t a_panel = p->a_lies ? height * row : width * kc;               /* from one to the next */
-    const float *a = p->a_lies ? p->A + (size_t)(p->m0 + i0) * row + (size_t)p->k0 * step
-        : p->packed_a ? p->packed_a + (size_t)i0 / height * a_panel : own_a;
-    if (a == own_a) tmoei_product_pack(p, 0, own_a, i0, i1);
-    if (!p->packed_b) tmoei_product_pack(p, 1, own_b, packed, j1);
+    const size_t row = p->transpose_a ? 1 : p->lda, step = p->transpose_a ? p->lda : 1;
+    const float *a = p->A + (size_t)i0 * row + (size_t)p->k0 * step;
+    float *C = p->C + n0, *own_b = p->ctx->lane_scratch[lane];
+    if (!p->packed_b) tmoei_product_pack(p, own_b, packed, j1);
     for (int j = j0; j < j1; j += nr) {
         const float *panel = j < packed ? p->B + (size_t)p->k0 * p->ldb + n0 + (size_t)j
             : (p->packed_b ? p->packed_b + (size_t)j0 * kc : own_b) + (size_t)(j - packed) * kc;
@@ -1804,36 +1783,30 @@ static void tmoei_product_tile_chunk(void *arg, int chunk, int lane) {
         for (int i = i0; i < i1; i += p->height, next += part) {
             for (size_t ahead = 0; ahead < part; ahead += 16) TMOEI_PREFETCH(next + ahead);
             kernels->micro[tmoei_least(i1 - i, p->height)](p->kc,
-                a + (size_t)(i - i0) / height * a_panel, row, step, panel, j < packed ? p->ldb : (size_t)nr,
+                a + (size_t)(i - i0) * row, row, step, panel, j < packed ? p->ldb : (size_t)nr,
                 p->k0 > 0 ? 1.0f : p->beta, C + (size_t)i * p->ldc + (size_t)j, p->ldc, p->nc - j);
         }
     }
     if (p->epilogue && p->k0 + p->kc == p->K)
         kernels->epilogue(i1 - i0, j1 - j0, p->n0 + j0, C + (size_t)i0 * p->ldc + (size_t)j0, p->ldc,
-            p->epilogue, p->m0 + i0);
+            p->epilogue, i0);
 }
-/* Block by block of at most `rows` by `columns`: over the lanes of ctx, or here where it is NULL. */
+/* Block by block of at most so many columns: over the lanes of ctx, or here where it is NULL. */
 static void tmoei_product_run(tmoei_product *p, tmoei_chunk_fn *fn, int chunks, tmoe_ctx *ctx, int lane) {
     if (ctx) tmoei_parallel(ctx, fn, p, chunks);
     else for (int chunk = 0; chunk < chunks; chunk++) fn(p, chunk, lane);
 }
-static void tmoei_product_blocks(tmoei_product *p, int rows, int columns, tmoe_ctx *ctx, int lane) {
+static void tmoei_product_blocks(tmoei_product *p, int columns, tmoe_ctx *ctx, int lane) {
     const int depth = (tmoei_pieces(p->K, tmoei_pieces(p->K, TMOEI_KC)) + 7) / 8 * 8;     /* equal pieces */
     for (p->n0 = 0; p->n0 < p->N; p->n0 += p->nc) {
         p->nc = tmoei_least(p->N - p->n0, columns); p->column_tiles = tmoei_pieces(p->nc, p->tile_columns);
         for (p->k0 = 0; p->k0 < p->K; p->k0 += p->kc) {
             p->kc = tmoei_least(p->K - p->k0, depth);
             if (p->kept) p->packed_b = p->kept + (size_t)p->k0 * ((size_t)p->N + TMOEI_NR_MAX);
-            p->b_chunks = !p->packed_b || (p->kept && !p->pack_kept) ? 0        /* for all rows */
-                : tmoei_pieces(p->nc, TMOEI_PACK_LINES(p->ctx->kernels->nr));
-            for (p->m0 = 0; p->m0 < p->M; p->m0 += p->mc, p->b_chunks = 0) {
-                p->mc = tmoei_least(p->M - p->m0, rows);
-                p->a_chunks = p->packed_a ? tmoei_pieces(p->mc, TMOEI_PACK_LINES(p->height)) : 0;
-                if (p->a_chunks + p->b_chunks)
-                    tmoei_product_run(p, tmoei_product_pack_chunk, p->a_chunks + p->b_chunks, ctx, lane);
-                tmoei_product_run(p, tmoei_product_tile_chunk,
-                    tmoei_pieces(p->mc, p->tile_rows) * p->column_tiles, ctx, lane);
-            }
+            if (p->packed_b && (!p->kept || p->pack_kept)) tmoei_product_run(p, tmoei_product_pack_chunk,
+                tmoei_pieces(p->nc, TMOEI_PACK_COLUMNS), ctx, lane);
+            tmoei_product_run(p, tmoei_product_tile_chunk,
+                tmoei_pieces(p->M, p->tile_rows) * p->column_tiles, ctx, lane);
         }
     }
 }
@@ -1881,14 +1854,13 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
         p.tile_columns = !transpose_b ? 512 : K >= 1024 ? 16 : 16384 / K;   /* 16 K products a row, chunk */
         tmoei_parallel(ctx, tmoei_product_few_chunk, &p, tmoei_pieces(N, p.tile_columns));
     } else {
-        const int lane_rows = TMOEI_LANE_ROWS / p.height * p.height, own_b = M <= lane_rows;
-        const int own_a = !own_b && N <= TMOEI_TILE_COLUMNS;
-        if (!own_b && (transpose_b || (size_t)N * (size_t)K > TMOEI_LIES_B)) p.packed_b = ctx->shared_scratch;
-        if (!own_a && !p.a_lies) p.packed_a = ctx->shared_scratch + TMOEI_SHARED_B_FLOATS;
-        p.tile_rows = own_a ? lane_rows : ctx->tile_rows / p.height * p.height;
+        const int own_b = M <= TMOEI_LANE_ROWS / p.height * p.height;
+        const int meet = !transpose_a && lda % 1024 == 0 && ldb % 1024 == 0;    /* in the same cache sets */
+        if (!own_b && (transpose_b || meet)) p.packed_b = ctx->shared_scratch;
+        p.tile_rows = ctx->tile_rows / p.height * p.height;
         p.tile_columns = tmoei_least(own_b ? share : N, TMOEI_TILE_COLUMNS);
         if (keep) tmoei_product_keep(ctx, &p);
-        tmoei_product_blocks(&p, TMOEI_MC / p.height * p.height, p.kept ? N : ctx->block_columns, ctx, 0);
+        tmoei_product_blocks(&p, p.kept ? N : ctx->block_columns, ctx, 0);
     }
 }
 /* The same on the calling lane only, for small products inside a parallel region. */
@@ -1897,7 +1869,7 @@ static void tmoei_gemm_lane(const tmoe_ctx *ctx, int lane, int transpose_a, int 
     tmoei_product p = tmoei_product_of(ctx, transpose_a, transpose_b, M, N, K, A, lda, B, ldb, beta, C, ldc);
     if (transpose_b) p.packed_b = ctx->lane_scratch[lane];
     p.tile_rows = TMOEI_LANE_ROWS / p.height * p.height; p.tile_columns = TMOEI_LANE_COLUMNS;
-    tmoei_product_blocks(&p, p.tile_rows, p.tile_columns, NULL, lane);
+    tmoei_product_blocks(&p, p.tile_columns, NULL, lane);
 }
 /* ---- attention of one sequence and head --------------------------------------------------------------
  * Rows of q go block by block, so the scores of a block stay in this lane's cache. Row t sees keys
