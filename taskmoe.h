@@ -1138,11 +1138,11 @@ static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chu
  *
  * Matrix product C (M,N) = op(A) (M,K) op(B) (K,N).
  *
- *                 N            Rows of op(A) are read as they lie, and panels of NR columns of op(B); of a
- *            +--------+        transposed B the panels are packed, k by k.
+ *                 N            op(B) is read in panels of NR columns, op(A) in panels of up to MR rows: as
+ *            +--------+        they lie, or packed k by k (a transposed B always).
  *            |   B    | K      For k: load NR numbers of B; for each of MR rows: broadcast A, multiply, add.
  *            +--------+        MR x NR sums stay in registers for all of K. K is cut at TMOEI_KC so that a
- *       K        |             panel of B stays in L1; a tile's rows of A stay in L2. M is cut into equal
+ *       K        |             panel of B stays near; a tile's rows of A stay in L2. M is cut into equal
  *     +----+ +--------+        panels (32 = 11 + 11 + 10, not 14 + 14 + 4). Lanes take tiles of C; the
  *   M | A  | |   C    |        order of a sum does not depend on their number.
  *     +----+ +--------+ */
@@ -1697,12 +1697,17 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
 #define TMOEI_NC 2048                   /* most columns of op(B) packed at once: 3 MiB, shared by lanes */
 #define TMOEI_TILE_COLUMNS 256          /* most of a lane's tile: eight panels of B */
 #define TMOEI_FEW_ROWS 8                /* up to here weights are read as they lie: packing would cost more */
+#define TMOEI_LIES_STRIDE 128           /* any kernel reads a transposed A with lines up to here as it lies */
+#define TMOEI_LIES_B 65536              /* and an op(B) of up to so many numbers, if not transposed */
 #define TMOEI_LANE_ROWS 64              /* one-lane products: rows and columns at a time */
 #define TMOEI_LANE_COLUMNS 256
 #define TMOEI_PACK_COLUMNS 64           /* packed by a lane at a time */
+#define TMOEI_PANEL_WIDTH(rows) (((rows) + 3) / 4 * 4)          /* of A, packed; 8 for 5 at worst */
 #define TMOEI_SCORES 65536              /* attention scores a lane holds at a time, twice; most keys */
 #define TMOEI_SHARED_FLOATS ((size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX))
-#define TMOEI_LANE_FLOATS (2 * (size_t)TMOEI_SCORES + (size_t)TMOEI_KC * (TMOEI_LANE_COLUMNS + TMOEI_NR_MAX))
+#define TMOEI_LANE_B_FLOATS ((size_t)TMOEI_KC * (TMOEI_LANE_COLUMNS + TMOEI_NR_MAX))
+#define TMOEI_LANE_FLOATS (2 * (size_t)TMOEI_SCORES + TMOEI_LANE_B_FLOATS \
+    + (size_t)TMOEI_KC * (TMOEI_LANE_ROWS * 8 / 5))
 static void tmoei_block_sizes(tmoe_ctx *ctx) {
     const size_t rows = ctx->cache_l2_bytes / (6 * TMOEI_KC * sizeof(float));
     const size_t tiles = ctx->cache_l3_bytes / (4 * TMOEI_KC * TMOEI_TILE_COLUMNS * sizeof(float));
@@ -1723,11 +1728,13 @@ static int tmoei_pieces(int total, int size) { return (total + size - 1) / size;
 /* Rows of op(A) a panel has when M rows are cut into equal panels of at most mr. */
 static int tmoei_panel_rows(int M, int mr) { return tmoei_pieces(M, tmoei_pieces(M, mr)); }
 /* A product, and the block of it in work: columns n0 .. n0+nc-1, k0 .. k0+kc-1 of K. The lanes pack op(B)
- * together first, or each its own columns (into its scratch, the copy stays in its cache), or not at all. */
+ * together first, or each its own columns, and a lane its rows of op(A) (into its scratch: the copy stays in
+ * its cache). A kernel of 14 rows meets the lines of B and A so rarely that L2 is near enough: it reads what
+ * is not a transposed B as it lies, but where the lines of both operands meet in the same cache sets. */
 typedef struct tmoei_product {
     const tmoe_ctx *ctx;
     int transpose_a, transpose_b, M, N, K, n0, nc, k0, kc;
-    int height, tile_rows, tile_columns, column_tiles;
+    int height, tile_rows, tile_columns, column_tiles, a_lies, b_lies;
     const float *A, *B; size_t lda, ldb, ldc;
     float *C, *packed_b, beta;                  /* packed_b: by all lanes, or NULL */
     float *kept; int pack_kept;                 /* NULL or all of op(B) packed; packed only now */
@@ -1736,31 +1743,40 @@ typedef struct tmoei_product {
 static tmoei_product tmoei_product_of(const tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, int N,
         int K, const float *A, size_t lda, const float *B, size_t ldb, float beta, float *C, size_t ldc) {
     tmoei_product p;
+    const int high = ctx->kernels->mr == TMOEI_MR_MAX;
     const int meet = !transpose_a && lda % 1024 == 0;       /* rows of A in a cache set of eight lines */
     memset(&p, 0, sizeof p);
     p.ctx = ctx; p.transpose_a = transpose_a; p.transpose_b = transpose_b;
     p.M = M; p.N = N; p.K = K; p.height = tmoei_panel_rows(M, tmoei_least(ctx->kernels->mr, meet ? 7 : 99));
     p.A = A; p.B = B; p.C = C; p.lda = lda; p.ldb = ldb; p.ldc = ldc; p.beta = beta;
+    p.a_lies = !transpose_a || high || lda <= TMOEI_LIES_STRIDE;
+    p.b_lies = !transpose_b && (high ? !(meet && ldb % 1024 == 0) : (size_t)N * (size_t)K <= TMOEI_LIES_B);
     return p;
 }
-/* Columns from .. to-1 of the block's op(B) in panels, k by k; behind the last one are zeros. */
-static void tmoei_product_pack(const tmoei_product *p, float *packed, int from, int to) {
-    const size_t k0 = (size_t)p->k0, kc = (size_t)p->kc, nr = (size_t)p->ctx->kernels->nr;
-    const size_t columns = (size_t)(to - from), at = (size_t)(p->n0 + from);
-    if (columns % nr) memset(packed + columns / nr * nr * kc, 0, nr * kc * sizeof(float));
-    for (size_t j = 0; j < columns; j += nr) {
-        const size_t width = columns - j < nr ? columns - j : nr;
-        float *panel = packed + j * kc;
-        if (p->transpose_b)
-            p->ctx->kernels->transpose(panel, nr, p->kc, (int)width, p->B + (at + j) * p->ldb + k0, p->ldb);
-        else for (size_t k = 0; k < kc; k++)
-            memcpy(panel + k * nr, p->B + (k0 + k) * p->ldb + at + j, width * sizeof(float));
+/* Rows from .. to-1 of the transposed A, or columns of the block's op(B) (b), in panels, k by k. Lines are
+ * read in their own order, as the processor expects; behind the last column of op(B) are zeros. */
+static void tmoei_product_pack(const tmoei_product *p, int b, float *packed, int from, int to) {
+    const size_t k0 = (size_t)p->k0, kc = (size_t)p->kc, columns = (size_t)(to - from);
+    const size_t panel = (size_t)(b ? p->ctx->kernels->nr : p->height), width = TMOEI_PANEL_WIDTH(panel);
+    const size_t at = (size_t)((b ? p->n0 : 0) + from), stride = b ? p->ldb : p->lda;
+    if (b && columns % panel) memset(packed + columns / panel * panel * kc, 0, panel * kc * sizeof(float));
+    if (b && p->transpose_b)
+        for (size_t j = 0; j < columns; j += panel)
+            p->ctx->kernels->transpose(packed + j * kc, panel, p->kc,
+                tmoei_least((int)panel, (int)(columns - j)), p->B + (at + j) * stride + k0, stride);
+    else for (size_t k = 0; k < kc; k++, packed += width) {
+        const float *lines = (b ? p->B : p->A) + (k0 + k) * stride + at;
+        float *d = packed; size_t j = 0;
+        for (; j + width <= columns; j += panel, d += width * kc)
+            for (size_t i = 0; i < width; i += 4) memcpy(d + i, lines + j + i, 4 * sizeof(float));
+        for (; j < columns; j += panel, d += width * kc)
+            memcpy(d, lines + j, (columns - j < panel ? columns - j : panel) * sizeof(float));
     }
 }
 static void tmoei_product_pack_chunk(void *arg, int chunk, int lane) {
     const tmoei_product *p = (const tmoei_product *)arg; (void)lane;
     const int from = chunk * TMOEI_PACK_COLUMNS;
-    tmoei_product_pack(p, p->packed_b + (size_t)from * (size_t)p->kc, from,
+    tmoei_product_pack(p, 1, p->packed_b + (size_t)from * (size_t)p->kc, from,
         tmoei_least(from + TMOEI_PACK_COLUMNS, p->nc));
 }
 static void tmoei_product_tile_chunk(void *arg, int chunk, int lane) {
@@ -1768,13 +1784,16 @@ static void tmoei_product_tile_chunk(void *arg, int chunk, int lane) {
     const tmoei_kernels *kernels = p->ctx->kernels;
     const int i0 = chunk / p->column_tiles * p->tile_rows, i1 = tmoei_least(i0 + p->tile_rows, p->M);
     const int j0 = chunk % p->column_tiles * p->tile_columns, j1 = tmoei_least(j0 + p->tile_columns, p->nc);
-    const int nr = kernels->nr, lies = !p->packed_b && !p->transpose_b;     /* B: whole panels as they lie */
-    const int packed = lies ? j0 + (j1 - j0) / nr * nr : j0;    /* from this column on */
-    const size_t kc = (size_t)p->kc, n0 = (size_t)p->n0;
-    const size_t row = p->transpose_a ? 1 : p->lda, step = p->transpose_a ? p->lda : 1;
-    const float *a = p->A + (size_t)i0 * row + (size_t)p->k0 * step;
-    float *C = p->C + n0, *own_b = p->ctx->lane_scratch[lane];
-    if (!p->packed_b) tmoei_product_pack(p, own_b, packed, j1);
+    const int nr = kernels->nr;
+    const int packed = p->b_lies ? j0 + (j1 - j0) / nr * nr : j0;       /* columns from here on */
+    const size_t kc = (size_t)p->kc, n0 = (size_t)p->n0, height = (size_t)p->height;
+    float *C = p->C + n0, *own_b = p->ctx->lane_scratch[lane], *own_a = own_b + TMOEI_LANE_B_FLOATS;
+    const size_t width = TMOEI_PANEL_WIDTH(height), row = p->transpose_a ? 1 : p->lda;
+    const size_t step = !p->transpose_a ? 1 : p->a_lies ? p->lda : width;
+    const size_t a_panel = p->a_lies ? height * row : width * kc;       /* from one to the next */
+    const float *a = p->a_lies ? p->A + (size_t)i0 * row + (size_t)p->k0 * step : own_a;
+    if (a == own_a) tmoei_product_pack(p, 0, own_a, i0, i1);
+    if (!p->packed_b) tmoei_product_pack(p, 1, own_b, packed, j1);
     for (int j = j0; j < j1; j += nr) {
         const float *panel = j < packed ? p->B + (size_t)p->k0 * p->ldb + n0 + (size_t)j
             : (p->packed_b ? p->packed_b + (size_t)j0 * kc : own_b) + (size_t)(j - packed) * kc;
@@ -1783,7 +1802,7 @@ static void tmoei_product_tile_chunk(void *arg, int chunk, int lane) {
         for (int i = i0; i < i1; i += p->height, next += part) {
             for (size_t ahead = 0; ahead < part; ahead += 16) TMOEI_PREFETCH(next + ahead);
             kernels->micro[tmoei_least(i1 - i, p->height)](p->kc,
-                a + (size_t)(i - i0) * row, row, step, panel, j < packed ? p->ldb : (size_t)nr,
+                a + (size_t)(i - i0) / height * a_panel, row, step, panel, j < packed ? p->ldb : (size_t)nr,
                 p->k0 > 0 ? 1.0f : p->beta, C + (size_t)i * p->ldc + (size_t)j, p->ldc, p->nc - j);
         }
     }
@@ -1854,11 +1873,11 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
         p.tile_columns = !transpose_b ? 512 : K >= 1024 ? 16 : 16384 / K;   /* 16 K products a row, chunk */
         tmoei_parallel(ctx, tmoei_product_few_chunk, &p, tmoei_pieces(N, p.tile_columns));
     } else {
-        const int own_b = M <= TMOEI_LANE_ROWS / p.height * p.height;
-        const int meet = !transpose_a && lda % 1024 == 0 && ldb % 1024 == 0;    /* in the same cache sets */
-        if (!own_b && (transpose_b || meet)) p.packed_b = ctx->shared_scratch;
-        p.tile_rows = ctx->tile_rows / p.height * p.height;
-        p.tile_columns = tmoei_least(own_b ? share : N, TMOEI_TILE_COLUMNS);
+        const int lane_rows = TMOEI_LANE_ROWS / p.height * p.height, own_b = M <= lane_rows;
+        if (!own_b && !p.b_lies) p.packed_b = ctx->shared_scratch;
+        p.tile_rows = p.a_lies ? ctx->tile_rows / p.height * p.height : lane_rows;
+        p.tile_columns = !p.a_lies && M >= 2 * ctx->lanes * lane_rows ? N
+            : tmoei_least(own_b ? share : N, TMOEI_TILE_COLUMNS);
         if (keep) tmoei_product_keep(ctx, &p);
         tmoei_product_blocks(&p, p.kept ? N : ctx->block_columns, ctx, 0);
     }
@@ -1867,7 +1886,7 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
 static void tmoei_gemm_lane(const tmoe_ctx *ctx, int lane, int transpose_a, int transpose_b, int M, int N,
         int K, const float *A, size_t lda, const float *B, size_t ldb, float beta, float *C, size_t ldc) {
     tmoei_product p = tmoei_product_of(ctx, transpose_a, transpose_b, M, N, K, A, lda, B, ldb, beta, C, ldc);
-    if (transpose_b) p.packed_b = ctx->lane_scratch[lane];
+    if (!p.b_lies) p.packed_b = ctx->lane_scratch[lane];
     p.tile_rows = TMOEI_LANE_ROWS / p.height * p.height; p.tile_columns = TMOEI_LANE_COLUMNS;
     tmoei_product_blocks(&p, p.tile_columns, NULL, lane);
 }
