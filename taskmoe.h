@@ -1745,15 +1745,14 @@ typedef struct tmoei_product {
 } tmoei_product;
 static tmoei_product tmoei_product_of(const tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, int N,
         int K, const float *A, size_t lda, const float *B, size_t ldb, float beta, float *C, size_t ldc) {
-    tmoei_product p;
     const int high = ctx->kernels->mr == TMOEI_MR_MAX;
     const int meet = !transpose_a && lda % 1024 == 0;       /* rows of A in a cache set of eight lines */
-    memset(&p, 0, sizeof p);
-    p.ctx = ctx; p.transpose_a = transpose_a; p.transpose_b = transpose_b;
-    p.M = M; p.N = N; p.K = K; p.height = tmoei_panel_rows(M, tmoei_least(ctx->kernels->mr, meet ? 7 : 99));
-    p.A = A; p.B = B; p.C = C; p.lda = lda; p.ldb = ldb; p.ldc = ldc; p.beta = beta;
-    p.a_lies = !transpose_a || high || lda <= TMOEI_LIES_STRIDE;
-    p.b_lies = !transpose_b && (high ? !(meet && ldb % 1024 == 0) : (size_t)N * (size_t)K <= TMOEI_LIES_B);
+    const int height = tmoei_panel_rows(M, tmoei_least(ctx->kernels->mr, meet ? 7 : 99));
+    const int a_lies = !transpose_a || high || lda <= TMOEI_LIES_STRIDE;
+    const int b_lies = !transpose_b
+        && (high ? !meet || ldb % 1024 != 0 : (size_t)N * (size_t)K <= TMOEI_LIES_B);
+    const tmoei_product p = { ctx, transpose_a, transpose_b, M, N, K, 0, 0, 0, 0, height, 0, 0, 0, a_lies,
+        b_lies, A, B, lda, ldb, ldc, C, NULL, beta, NULL, 0, NULL };
     return p;
 }
 /* Rows from .. to-1 of the transposed A, or columns of the block's op(B) (b), in panels, k by k. Lines are
@@ -1796,17 +1795,18 @@ static void tmoei_product_tile_chunk(void *arg, int chunk, int lane) {
     const size_t a_panel = p->a_lies ? height * row : width * kc;       /* from one to the next */
     const float *a = p->a_lies ? p->A + (size_t)i0 * row + (size_t)p->k0 * step : own_a;
     if (a == own_a) tmoei_product_pack(p, 0, own_a, i0, i1);
-    if (!p->packed_b) tmoei_product_pack(p, 1, own_b, packed, j1);
+    if (!p->packed_b && packed < j1) tmoei_product_pack(p, 1, own_b, packed, j1);
     for (int j = j0; j < j1; j += nr) {
         const float *panel = j < packed ? p->B + (size_t)p->k0 * p->ldb + n0 + (size_t)j
             : (p->packed_b ? p->packed_b + (size_t)j0 * kc : own_b) + (size_t)(j - packed) * kc;
         const size_t part = p->kept ? (size_t)nr * kc / (size_t)tmoei_pieces(i1 - i0, p->height) : 0;
         const float *next = panel + (size_t)nr * kc;            /* comes from memory while this one is used */
-        for (int i = i0; i < i1; i += p->height, next += part) {
+        const float *rows = a;
+        for (int i = i0; i < i1; i += p->height, rows += a_panel, next += part) {
             for (size_t ahead = 0; ahead < part; ahead += 16) TMOEI_PREFETCH(next + ahead);
-            kernels->micro[tmoei_least(i1 - i, p->height)](p->kc,
-                a + (size_t)(i - i0) / height * a_panel, row, step, panel, j < packed ? p->ldb : (size_t)nr,
-                p->k0 > 0 ? 1.0f : p->beta, C + (size_t)i * p->ldc + (size_t)j, p->ldc, p->nc - j);
+            kernels->micro[tmoei_least(i1 - i, p->height)](p->kc, rows, row, step, panel,
+                j < packed ? p->ldb : (size_t)nr, p->k0 > 0 ? 1.0f : p->beta,
+                C + (size_t)i * p->ldc + (size_t)j, p->ldc, p->nc - j);
         }
     }
     if (p->epilogue && p->k0 + p->kc == p->K)
