@@ -3,84 +3,7 @@
 #define TASKMOE_IMPLEMENTATION
 #include "taskmoe.h"
 #include "test.h"
-
-static const char *const words[12] = { "apple", "bear", "cloud", "door", "eagle", "fish", "gate", "horse", "ink", "jar", "king", "lamp" };
-static const char *const uppers[12] = { "APPLE", "BEAR", "CLOUD", "DOOR", "EAGLE", "FISH", "GATE", "HORSE", "INK", "JAR", "KING", "LAMP" };
-static const char *const firsts[12] = { "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l" };
-static const char *const twice[12] = { "apple apple", "bear bear", "cloud cloud", "door door", "eagle eagle", "fish fish", "gate gate", "horse horse", "ink ink",
-                                       "jar jar", "king king", "lamp lamp" };
-
-static tmoe_suite *small_suite(tmoe_ctx *ctx)
-{
-    tmoe_suite *suite = tmoe_suite_create(ctx);
-    if (suite && tmoe_suite_add(suite, "upper", "letters", "Write it in upper case.", TMOE_METRIC_EXACT_MATCH, TMOE_PART_TRAIN, words, uppers, 12, 2) == TMOE_OK
-        && tmoe_suite_add(suite, "first", "letters", "Give the first letter.", TMOE_METRIC_EXACT_MATCH, TMOE_PART_TRAIN, words, firsts, 12, 2) == TMOE_OK
-        && tmoe_suite_add(suite, "twice", "words", "Write it twice.", TMOE_METRIC_EXACT_MATCH, TMOE_PART_TRAIN, words, twice, 12, 2) == TMOE_OK) return suite;
-    tmoe_suite_destroy(suite);
-    return NULL;
-}
-
-static tmoe_config small_config(void)
-{
-    tmoe_config c = tmoe_config_default();
-    c.D = 16;
-    c.H_encoder = c.H_decoder = 2;
-    c.F_encoder = c.F_decoder = 24;
-    c.encoder_layers = c.decoder_layers = 1;
-    c.E = 3;
-    c.k = 16;
-    c.router_hidden = 8;
-    c.source_tokens = 40;
-    c.target_tokens = 16;
-    return c;
-}
-
-static tmoe_training small_training(void)
-{
-    tmoe_training t = tmoe_training_default();
-    t.steps = 8;
-    t.tasks_per_step = 3;
-    t.examples_per_task = 4;
-    t.vocabulary = 0;
-    return t;
-}
-
-/* Memory comes full of NaN: whoever reads what nobody wrote is found out. */
-static void *poisoned(size_t size, void *user) { void *p = malloc(size); (void)user; return p ? memset(p, 0xff, size) : NULL; }
-static void poisoned_free(void *p, size_t size, void *user) { (void)size; (void)user; free(p); }
-static tmoe_ctx *context(int threads)
-{
-    tmoe_ctx_config config;
-    memset(&config, 0, sizeof config);
-    config.threads = threads;
-    config.alloc_fn = poisoned;
-    config.free_fn = poisoned_free;
-    return tmoe_ctx_create(&config);
-}
-
-typedef struct set { tmoe_ctx *ctx; tmoe_suite *suite; tmoe_model *model; tmoe_trainer *trainer; } set;
-
-static set make(int threads, const tmoe_config *config, const tmoe_training *training)
-{
-    set s;
-    tmoe_tokenizer *tokenizer;
-    s.ctx = context(threads);
-    s.suite = small_suite(s.ctx);
-    tokenizer = tmoe_tokenizer_bytes(s.ctx);
-    s.model = tmoe_model_create(s.ctx, config, tokenizer, s.suite->tasks, s.suite->count);
-    s.trainer = s.model ? tmoe_trainer_create(s.model, s.suite, training) : NULL;
-    if (!s.trainer) { printf("make: %s\n", tmoe_error_message(s.ctx)); test_failures++; }
-    tmoe_tokenizer_destroy(tokenizer);
-    return s;
-}
-
-static void unmake(set *s)
-{
-    tmoe_trainer_destroy(s->trainer);
-    tmoe_model_destroy(s->model);
-    tmoe_suite_destroy(s->suite);
-    tmoe_ctx_destroy(s->ctx);
-}
+#include "small.h"
 
 static double loss_of(set *s)
 {
@@ -247,27 +170,6 @@ static void test_a_disabled_expert_gets_no_weight(void)
         CHECK(tmoe_route(s.model, 0, route) == TMOE_OK && (k >= 2 || route[c.E] > 0.0f));
         unmake(&s);
     }
-}
-
-/* Logits of a model for the first training lines of task 0 under a given route. */
-static float *logits_of(set *s, const float *route, size_t *count)
-{
-    static const int chosen[3] = { 0, 1, 2 };
-    tmoei_pass pass;
-    tmoe_tensor *h;
-    float *copy = NULL;
-    CHECK(tmoei_batch_fill(s->trainer, chosen, 3, 0) == TMOE_OK);
-    CHECK(tmoei_evaluation_pass(s->model, 0, route, s->trainer->group_tape, &pass) == TMOE_OK);
-    h = tmoei_encode(&pass, &s->trainer->batch.source);
-    h = tmoei_head(&pass, tmoei_decode(&pass, &s->trainer->batch.target, h, &s->trainer->batch.source));
-    CHECK(h != NULL);
-    if (h) {
-        *count = tmoei_elements(h);
-        copy = (float *)malloc(*count * sizeof(float));
-        memcpy(copy, h->x, *count * sizeof(float));
-    }
-    tmoe_tape_record(s->trainer->group_tape, 1);
-    return copy;
 }
 
 static void test_both_mixes_agree_on_one_hot_routes(void)
