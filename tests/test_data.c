@@ -483,6 +483,41 @@ static void test_comparing_two_models_over_tasks(void)
     tmoe_ctx_destroy(ctx);
 }
 
+/* Tasks are resampled in pairs: where every task gains the same, so does every resample, however different the tasks. */
+static void test_a_gain_that_is_the_same_everywhere_has_no_interval(void)
+{
+    const double base[5] = { 0.1, 0.9, 0.3, 0.5, 0.2 };
+    double relative[5], absolute[5];
+    tmoe_comparison c;
+    for (int i = 0; i < 5; i++) { relative[i] = 1.1 * base[i]; absolute[i] = base[i] + 0.05; }
+    CHECK(tmoe_compare(ctx, base, relative, 5, 3, &c) == TMOE_OK);
+    for (int i = 0; i < 3; i++) CHECK_NEAR(c.arg[i], 0.1, 1e-9);
+    CHECK(c.difference[2] - c.difference[1] > 0.01);
+    CHECK(tmoe_compare(ctx, base, absolute, 5, 3, &c) == TMOE_OK);
+    for (int i = 0; i < 3; i++) CHECK_NEAR(c.difference[i], 0.05, 1e-9);
+    CHECK(c.arg[2] - c.arg[1] > 0.01);
+}
+
+/* Three tasks have three places for the 1 of a feature, each equally likely in a shuffle: |r| there is as 3, 1 and 2, so p is 1/3, 1 and 2/3. The data as
+ * they are count as one of the shuffles: a p is never 0. */
+static void test_p_is_the_share_of_all_shuffles(void)
+{
+    const float routes[3] = { 5.0f, 1.0f, 0.0f };
+    const double expected[3] = { 1.0 / 3, 1.0, 2.0 / 3 };
+    float many[40], feature[40];
+    double r, p;
+    for (int place = 0; place < 3; place++) {
+        for (int t = 0; t < 3; t++) feature[t] = t == place ? 1.0f : 0.0f;
+        CHECK(tmoe_route_correlations(ctx, routes, 3, 1, feature, 3000, 1, &r, &p) == TMOE_OK);
+        CHECK_NEAR(p, expected[place], 0.04);
+        CHECK((r > 0.0) == (place == 0));
+        CHECK(tmoe_route_correlations(ctx, routes, 3, 1, feature, 0, 1, &r, &p) == TMOE_OK && p == 1.0);
+    }
+    for (int t = 0; t < 40; t++) { many[t] = (float)t; feature[t] = t < 20 ? 0.0f : 1.0f; }
+    CHECK(tmoe_route_correlations(ctx, many, 40, 1, feature, 9, 1, &r, &p) == TMOE_OK);
+    CHECK_NEAR(p, 0.1, 1e-12);
+}
+
 /* A planted feature is found with a small p, noise is not; p of noise is uniform enough: of 20 noise features at most 4 are below 0.1. */
 static void test_route_correlations_find_planted_features_only(void)
 {
@@ -531,6 +566,10 @@ static void test_clustering_of_a_known_tree(void)
     CHECK(j[3].size == 5 && ((j[3].a == 7 && j[3].b == 1) || (j[3].a == 1 && j[3].b == 7)));
     CHECK_NEAR(j[3].height, (20 + 15 + 19 + 13.5) / 4, 1e-9);
     CHECK(tmoe_cluster(ctx, x, 1, 2, j) == TMOE_OK);            /* one task: no joins */
+    const float y[4] = { 0, 1, 3, 10 };                         /* two, then a third: each point counts as one for the fourth */
+    CHECK(tmoe_cluster(ctx, y, 4, 1, j) == TMOE_OK && j[1].size == 3 && j[2].size == 4);
+    CHECK_NEAR(j[1].height, (3 + 2) / 2.0, 1e-9);
+    CHECK_NEAR(j[2].height, (10 + 9 + 7) / 3.0, 1e-9);
     tmoe_ctx_destroy(ctx);
 }
 
@@ -553,6 +592,8 @@ TEST_MAIN("test_data",
     RUN(test_metrics_against_the_reference);
     RUN(test_suite_test_items_never_occur_in_training);
     RUN(test_comparing_two_models_over_tasks);
+    RUN(test_a_gain_that_is_the_same_everywhere_has_no_interval);
+    RUN(test_p_is_the_share_of_all_shuffles);
     RUN(test_route_correlations_find_planted_features_only);
     RUN(test_clustering_of_a_known_tree);
     tmoe_ctx_destroy(ctx);)
