@@ -4,8 +4,8 @@
 static const char *const words[12] = { "apple", "bear", "cloud", "door", "eagle", "fish", "gate", "horse", "ink", "jar", "king", "lamp" };
 static const char *const uppers[12] = { "APPLE", "BEAR", "CLOUD", "DOOR", "EAGLE", "FISH", "GATE", "HORSE", "INK", "JAR", "KING", "LAMP" };
 static const char *const firsts[12] = { "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l" };
-static const char *const twice[12] = { "apple apple", "bear bear", "cloud cloud", "door door", "eagle eagle", "fish fish", "gate gate", "horse horse", "ink ink",
-                                       "jar jar", "king king", "lamp lamp" };
+static const char *const twice[12] = { "apple apple", "bear bear", "cloud cloud", "door door", "eagle eagle", "fish fish", "gate gate", "horse horse",
+                                       "ink ink", "jar jar", "king king", "lamp lamp" };
 
 static tmoe_suite *small_suite(tmoe_ctx *ctx)
 {
