@@ -59,7 +59,7 @@ static void generate(tmoe_ctx *ctx, tmoe_model *model, const settings *s, const 
         if (s->ids) for (t = 0; t < counts[i]; t++) printf("%s%d", t ? " " : "", tokens[i * how.max_length + t]);
         else {
             size_t length = 0;
-            char *text;
+            char *text = NULL;
             if (tmoe_tokenizer_decode(tokenizer, tokens + i * how.max_length, (size_t)counts[i], TMOE_TOKENIZER_SKIP_SPECIALS, NULL, 0, &length) != TMOE_OK
                 || !(text = (char *)malloc(length + 1))) die(s->program, tmoe_error_message(ctx));
             (void)tmoe_tokenizer_decode(tokenizer, tokens + i * how.max_length, (size_t)counts[i], TMOE_TOKENIZER_SKIP_SPECIALS, text, length + 1, &length);
