@@ -37,7 +37,6 @@
  *       char answer[64] = "";
  *       tmoe_suite *suite = tmoe_suite_load(ctx, "examples/suite", "quickstart");
  *       tmoe_model *model;
- *
  *       training.steps = 2000;
  *       training.examples_per_task = 4;                 // small steps, many of them
  *       training.lr_model = 4e-3f;
@@ -50,7 +49,6 @@
  *           || tmoe_model_save(model, argc > 1 ? argv[1] : "quickstart.safetensors") != TMOE_OK)
  *           fprintf(stderr, "quickstart: %s\n", tmoe_error_message(ctx));
  *       printf("violin -> %s\n", answer);
- *
  *       tmoe_model_destroy(model);
  *       tmoe_suite_destroy(suite);
  *       tmoe_ctx_destroy(ctx);
@@ -265,7 +263,7 @@ typedef enum tmoe_selection {
     TMOE_SELECT_STRAIGHT_THROUGH,       /* one-hot(argmax) forward, the soft sample's gradient backward */
     TMOE_SELECT_AVERAGE,                /* r = 1 / E */
     TMOE_SELECT_RANDOM_TASK,            /* a fixed random top-n of E for each task and layer, weight 1/n */
-    TMOE_SELECT_RANDOM_EXAMPLE    /* a fresh random one-hot a group in training, a fixed one in evaluation */
+    TMOE_SELECT_RANDOM_EXAMPLE   /* a fresh random one-hot an example in training, fixed ones in evaluation */
 } tmoe_selection;
 
 /* tmoe_select - r = softmax((z + noise) / tau) row by row; hard: one-hot(argmax r) forward   >>ops
@@ -604,7 +602,7 @@ TMOE_DEF tmoe_model *tmoe_train_two_stages(tmoe_ctx *ctx, const tmoe_suite *suit
 /* Few-shot adaptation to an unseen task by CrossFit's protocol. Start from tmoe_few_shot_default(). */
 typedef enum tmoe_tune {
     TMOE_TUNE_ALL,                      /* the model that the route merges to, all of it */
-    TMOE_TUNE_EXPERTS,                  /* of that its layers only */
+    TMOE_TUNE_EXPERTS,          /* of that the layers (or FFNs) that were experts; a dense model's layers */
     TMOE_TUNE_VECTOR                    /* the task's vector: experts and router stay as they are */
 } tmoe_tune;
 #define TMOE_FEW_SHOT_CHOICES 4
@@ -738,7 +736,6 @@ extern "C" {
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-
 #if defined(__FAST_MATH__) && !defined(TMOE_ALLOW_FAST_MATH)
 #  error "taskmoe.h: -ffast-math breaks log-sum-exp, NaN checks, equal bits; TMOE_ALLOW_FAST_MATH insists"
 #endif
@@ -791,7 +788,6 @@ extern int madvise(void *address, size_t bytes, int advice), fileno(FILE *file),
 /* ==== >>errors: the first cause is kept, with the values and the rule that was broken ================= */
 struct tmoei_kernels;                   /* >>kernels: function table of one instruction set */
 struct tmoei_pool;                      /* >>parallel */
-
 struct tmoe_ctx {
     tmoe_ctx_config config;
     tmoe_result error;
@@ -1042,7 +1038,6 @@ static void tmoei_parallel_lane(void *arg, int lane) {
 #endif
     tmoei_float_mode_leave(mode);
 }
-
 #ifdef TMOEI_POOL
 #define TMOEI_SPINS 20000       /* pauses of 40 cycles: 0.2 ms, the longest serial piece of a step */
 struct tmoei_pool {
@@ -1137,7 +1132,6 @@ static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chu
  * is chosen when the context is made.
  *
  * Matrix product C (M,N) = op(A) (M,K) op(B) (K,N).
- *
  *                 N            op(B) is read in panels of NR columns, op(A) in panels of up to MR rows: as
  *            +--------+        they lie, or packed k by k (a transposed B always).
  *            |   B    | K      For k: load NR numbers of B; for each of MR rows: broadcast A, multiply, add.
@@ -1146,7 +1140,6 @@ static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chu
  *     +----+ +--------+        panels (32 = 11 + 11 + 10, not 14 + 14 + 4). Lanes take tiles of C; the
  *   M | A  | |   C    |        order of a sum does not depend on their number.
  *     +----+ +--------+ */
-
 #define TMOEI_NR_MAX 32                 /* widest panel of B */
 #define TMOEI_MR_MAX 14                 /* highest panel of A */
 /* y = act(C + bias) + residual, as the tile leaves the registers for the last time */
@@ -1237,7 +1230,6 @@ typedef struct tmoei_kernels {
     _mm256_castsi256_ps(_mm256_slli_epi32( \
         _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)), \
     _mm512_maskz_scalef_ps(TMOEI_ALL16, _mm512_set1_ps(1.0f), n))
-
 /* Every loop over n floats: whole vectors, then one masked vector; `at` is the index. Inside, VREAD and
  * VWRITE are plain in the first loop (there `left` is the constant VW) and masked in the edge. */
 #define TMOEI_EACH(n, ...) do { size_t at = 0; \
@@ -1259,7 +1251,6 @@ typedef struct tmoei_kernels {
         s = _mm_##op##_ps(s, _mm_movehl_ps(s, s)); \
         return _mm_cvtss_f32(_mm_##op##_ss(s, _mm_shuffle_ps(s, s, 1))); \
     }
-
 /* The register tile: MR rows of NR numbers, two vectors wide (four numbers in plain C). X(i, j) is made for
  * each vector j of row i, X(i) for each row, X(rows) for each height up to MR. In a micro-kernel the rows
  * beyond its height are dead code. */
@@ -2212,7 +2203,6 @@ TMOE_DEF void tmoe_tape_reset(tmoe_tape *tape) {
     tmoei_arena_reset(&tape->small); tmoei_arena_reset(&tape->big);
 }
 TMOE_DEF void tmoe_tape_record(tmoe_tape *tape, int on) { tape->record = on; }
-
 static size_t tmoei_elements(const tmoe_tensor *t) { return (size_t)t->rows * (size_t)t->cols; }
 static float *tmoei_floats(tmoe_tape *tape, size_t count) {
     return (float *)tmoei_arena_alloc(&tape->big, count, sizeof(float));
@@ -2324,7 +2314,6 @@ static tmoe_tensor *tmoei_part(tmoe_tape *tape, tmoe_tensor *block, size_t offse
  * In backward functions y is the result and dy = y->dx. "dx (+)= ..." adds, except for the first
  * contribution, which overwrites: node->beta[i] tells which. Where the node hands dy over as an input's
  * gradient (see >>tape), there is nothing left to do. */
-
 /* dx = beta dx + src, for input i of a node */
 static void tmoei_accumulate(tmoe_tape *tape, const tmoei_node *node, int i, const float *src) {
     tmoe_tensor *in = node->in[i];
@@ -2953,7 +2942,6 @@ static void tmoei_buffer_add(tmoe_ctx *ctx, tmoei_buffer *b, const char *bytes, 
 static void tmoei_buffer_free(tmoe_ctx *ctx, tmoei_buffer *buffer) {
     tmoei_free(ctx, buffer->data); memset(buffer, 0, sizeof *buffer);
 }
-
 #ifndef TMOE_NO_STDIO                   /* JSON comes from files and goes to files */
 TMOEI_PRINTF(3, 4)
 static void tmoei_buffer_print(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *format, ...) {
@@ -4292,7 +4280,6 @@ static tmoe_result tmoei_encode_source(const tmoe_tokenizer *tokenizer, const ch
     tmoei_free(tokenizer->ctx, text);
     return result;
 }
-
 #ifndef TMOE_NO_STDIO
 #define TMOEI_DATA_FILE_MAX ((size_t)1 << 30)
 #define TMOEI_PATH 1024
@@ -4577,15 +4564,12 @@ TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const ch
 }
 #endif /* TMOE_NO_STDIO */
 /* ==== >>model: what is where in the one flat buffer of parameters ======================================
- *
  *   theta   [ embeddings, positions, norms | layer 0: shared part, expert 0, ..., expert E-1 | layer 1 ... |
  *           output bias | router | task vectors ]
  *   grads, first moments, second moments: flat twins of the part that is trained, made by the trainer
- *
  * An expert is one contiguous block with the same inner layout in all experts of a layer. So merging is one
  * sweep, cutting out a task is a copy, the optimiser and the all-reduce are one loop. There are no gaps: a
  * saved file holds the same floats in the same order, and is used as it lies where it can be mapped. */
-
 /* The pieces of a transformer layer in the order they lie in a block: a weight, then its bias (piece + 1). */
 typedef enum tmoei_piece {
     TMOEI_SELF_QKV, TMOEI_SELF_QKV_BIAS, TMOEI_SELF_OUT = 2, TMOEI_SELF_NORM = 4,
@@ -5017,7 +5001,6 @@ TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int routed_layer, 
 /* ==== >>layers: one forward pass of the transformer ===================================================
  * A pass runs for ONE group: packed sequences of one task, so one route. It does not know whether a layer's
  * weights are an expert, a merge or dense. */
-
 typedef struct tmoei_pack {             /* sequences one behind the other, no padding */
     int sequences, tokens;
     int *ids, *positions, *offsets;     /* (tokens), (tokens), (sequences + 1) */
@@ -5228,7 +5211,6 @@ static tmoe_tensor *tmoei_head(tmoei_pass *pass, tmoe_tensor *h) {
  * Ten kinds. `linear` and `linear_layer_specific` are MLPs. The others read a sequence with one element for
  * each routed layer: the task vector plus a learned position of the layer, or (layer specific) a projection
  * of the task vector for each layer. */
-
 #define TMOEI_ROUTER_STD 0.02f          /* the paper's, for linear weights and embeddings */
 enum { TMOEI_ROUTER_HEADS = 4, TMOEI_ROUTER_FFN = 64 };      /* of the transformer router; its FFN's width */
 /* A router takes its named tensors one after the other. While the model is planned there is no theta: then
@@ -5525,7 +5507,6 @@ TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const flo
 }
 /* ==== >>metrics: scores by CrossFit's rules ============================================================
  * The rules are the reference's, oddities included: a score that others cannot compare is of no use. */
-
 /* Lower case of Latin, Greek and Cyrillic letters; other alphabets have none, or are left alone. */
 static uint32_t tmoei_lower_code(uint32_t c) {
     if (c < 128) return tmoei_lower((unsigned char)c);
@@ -5636,7 +5617,6 @@ static int tmoei_sentences(const char *text, tmoei_words *all, int *ends, int mo
 }
 typedef struct tmoei_rouge { tmoei_words a, b; int a_ends[64], b_ends[64]; char in_union[512];
     unsigned short table[513][513]; } tmoei_rouge;              /* its first row and column stay 0 */
-
 /* Rouge-L on summaries: for each answer sentence the union over the prediction's sentences of the words on
  * one longest common subsequence; precision and recall over distinct words; f = 2 p r / (p + r + 1e-8) */
 static double tmoei_rouge_l(const char *prediction, const char *answer, tmoei_rouge *w) {
@@ -6370,7 +6350,6 @@ TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const f
  * of them; every group runs forward and backward with its row, leaving dl/droute or its merged block's
  * gradient behind; then the router's tape runs backward. Everything random is drawn from (seed, stream,
  * step): there is no state to save but the step number. */
-
 /* its index in the model; its examples, from `first` on in the trainer's list, validation lines last */
 typedef struct tmoei_trained_task { int task, count, validation; size_t first; } tmoei_trained_task;
 /* the input, as an index of texts; its accepted outputs follow there */
@@ -6418,7 +6397,6 @@ TMOE_DEF tmoe_training tmoe_training_default(void) {
     return t;
 }
 /* ---- packing a group --------------------------------------------------------------------------------- */
-
 /* The text that example c of a group is trained on; of several accepted ones `random` picks. */
 static size_t tmoei_accepted(const tmoei_trained_example *example, int c, uint64_t random) {
     return example->source + 1 + tmoei_below(tmoei_mix64(random + (uint64_t)c), (size_t)example->targets);
@@ -6495,21 +6473,32 @@ static void tmoei_adamw_chunk(void *arg, int chunk, int lane) {
 /* r' = r keep + other: with a chance of config.exploration a layer's route is a random one-hot or uniform. */
 static tmoe_tensor *tmoei_explore(tmoe_trainer *trainer, int rows, tmoe_tensor *r) {
     tmoe_tape *tape = trainer->router_tape;
-    const int E = trainer->model->config.E;
-    const float chance = trainer->model->config.exploration;
+    const tmoe_model *model = trainer->model;
+    const int E = model->config.E;
+    const float chance = model->config.exploration;
     const uint64_t seed = trainer->training.seed, first = (uint64_t)trainer->steps_done * (uint64_t)rows;
     if (!(chance > 0.0f) || !r) return r;
     tmoe_tensor *keep = tmoei_tensor_new(tape, rows, E, NULL), *other = tmoei_tensor_new(tape, rows, E, NULL);
     if (!keep || !other) return NULL;
-    for (int i = 0; !tape->dry && i < rows * E; i++) {
-        const uint64_t at = (first + (uint64_t)(i / E)) * 2,
-            which = tmoei_random(seed, TMOEI_STREAM_EXPLORE, at + 1);
+    for (int i = 0; !tape->dry && i < rows; i++) {
+        const uint64_t at = (first + (uint64_t)i) * 2;
+        const uint64_t which = tmoei_random(seed, TMOEI_STREAM_EXPLORE, at + 1);
         const int explore = tmoei_uniform(tmoei_random(seed, TMOEI_STREAM_EXPLORE, at)) < chance;
-        const float one_hot = tmoei_below(which >> 1, (size_t)E) == (size_t)(i % E) ? 1.0f : 0.0f;
-        keep->x[i] = explore ? 0.0f : 1.0f;
-        other->x[i] = !explore ? 0.0f : which & 1 ? one_hot : 1.0f / (float)E;
+        const int one = (int)tmoei_below(which >> 1, (size_t)E);
+        float *keeps = keep->x + i * E, *others = other->x + i * E;
+        for (int e = 0; e < E; e++) {
+            keeps[e] = explore ? 0.0f : 1.0f;
+            others[e] = !explore ? 0.0f : !(which & 1) ? 1.0f / (float)E : e == one ? 1.0f : 0.0f;
+        }
+        if (explore) tmoei_route_mask(others, model->mask + i % model->R * E, E);
     }
     return tmoe_add(tape, tmoe_multiply(tape, r, keep), other);
+}
+/* Examples that share a route: a group's, or none. */
+static int tmoei_sharing(const tmoe_trainer *trainer) {
+    const tmoe_model *model = trainer->model;
+    return model->R > 0 && model->config.selection == TMOE_SELECT_RANDOM_EXAMPLE ? 1
+        : trainer->training.examples_per_task;
 }
 /* Routes (K, R * E) of the step's tasks on the router's tape, with training's noise; gradients: droutes. */
 static tmoe_tensor *tmoei_step_routes(tmoe_trainer *trainer, int K) {
@@ -6519,9 +6508,10 @@ static tmoe_tensor *tmoei_step_routes(tmoe_trainer *trainer, int K) {
     tmoe_tape *tape = trainer->router_tape;
     if (!tmoei_selection_has_router(c->selection)) {
         const int fixed = c->selection == TMOE_SELECT_RANDOM_TASK;
-        const uint64_t first = (uint64_t)trainer->steps_done * (uint64_t)K;
-        tmoe_tensor *routes = tmoei_tensor_new(tape, K, width, NULL);
-        for (int i = 0; routes && i < K; i++)
+        const int rows = K * trainer->training.examples_per_task / tmoei_sharing(trainer);
+        const uint64_t first = (uint64_t)trainer->steps_done * (uint64_t)rows;
+        tmoe_tensor *routes = tmoei_tensor_new(tape, rows, width, NULL);
+        for (int i = 0; routes && i < rows; i++)
             tmoei_route_without_router(model, fixed ? TMOEI_STREAM_TASK_ROUTES : TMOEI_STREAM_GROUP_ROUTES,
                 fixed ? (uint64_t)trainer->step_tasks[i] : first + (uint64_t)i, routes->x + i * width);
         return routes;
@@ -6655,6 +6645,7 @@ static double tmoei_step_gradients(tmoe_trainer *trainer) {
     tmoe_tensor *routes = NULL;
     double loss = 0.0, targets = 0.0;
     int counts[TMOEI_GROUPS_MAX];
+    const int most = t->examples_per_task, sharing = tmoei_sharing(trainer);
     const int K = tmoei_step_draw(trainer, counts, &targets);
     tmoe_tape_reset(trainer->router_tape);
     if (model->R > 0) {
@@ -6663,14 +6654,16 @@ static double tmoei_step_gradients(tmoe_trainer *trainer) {
                 step * (uint64_t)n + (uint64_t)i))));
         routes = tmoei_step_routes(trainer, K);
         if (!routes) return 0.0;
-        tmoei_route_statistics(trainer, routes->x, K);
+        tmoei_route_statistics(trainer, routes->x, routes->rows);
         if (routes->wants_grad) loss += tmoei_load_balance(trainer, routes, K);
         tmoei_step_mix(trainer, routes);
     }
-    for (int g = 0; g < K && ctx->error == TMOE_OK; g++) {
-        if (tmoei_batch_fill(trainer, trainer->chosen + g * t->examples_per_task, counts[g],
-                tmoei_random(t->seed, step, (uint64_t)g)) != TMOE_OK) break;
-        tmoei_step_group(trainer, routes, g, (float)(1.0 / targets), &loss);
+    for (int i = 0; i < K * most && ctx->error == TMOE_OK; i += sharing) {
+        const int g = i / most, n = tmoei_least(sharing, counts[g] - i % most);
+        if (n <= 0) continue;
+        if (tmoei_batch_fill(trainer, trainer->chosen + i, n,
+                tmoei_random(t->seed, step, (uint64_t)g) + (uint64_t)(i % most)) != TMOE_OK) break;
+        tmoei_step_group(trainer, routes, i / sharing, (float)(1.0 / targets), &loss);
         trainer->tokens += (double)trainer->batch.source.tokens + (double)trainer->batch.target.tokens;
     }
     if (ctx->error == TMOE_OK && routes && routes->wants_grad)
@@ -7076,6 +7069,17 @@ typedef struct tmoei_few_shot_job {
     tmoe_result results[TMOE_FEW_SHOT_CHOICES * TMOE_FEW_SHOT_CHOICES];
     char messages[TMOE_FEW_SHOT_CHOICES * TMOE_FEW_SHOT_CHOICES][1024];
 } tmoei_few_shot_job;
+/* What is updated shrinks to the layers, or their FFNs, that were experts in `from`, if it had some. */
+static void tmoei_train_experts_only(tmoe_trainer *trainer, const tmoe_model *from) {
+    int kept = 0;
+    for (int i = 0; from->R > 0 && i < trainer->update_count; i++)
+        for (int l = 0; l < from->L; l++) {
+            const tmoei_layer *layer = &trainer->model->layers[l];
+            if (from->layers[l].experts > 1 && trainer->updates[i].offset - layer->block < layer->block_size)
+                trainer->updates[kept++] = trainer->updates[i];
+        }
+    if (kept) trainer->update_count = kept;
+}
 /* One configuration on a context of its own: fine-tunes, measures dev as it goes, keeps the best, measures
  * that on test where `wanted` says so. */
 static void tmoei_few_shot_chunk(void *arg, int chunk, int lane) {
@@ -7108,10 +7112,12 @@ static void tmoei_few_shot_chunk(void *arg, int chunk, int lane) {
     }
     tmoe_trainer *trainer = model ? tmoe_trainer_create(model, &suite, &t) : NULL;
     float *kept = trainer ? (float *)tmoei_own(&model->own, model->size, sizeof(float)) : NULL;
+    if (trainer && f->tune == TMOE_TUNE_EXPERTS) tmoei_train_experts_only(trainer, job->model);
     for (int step = 1; kept && step <= t.steps && tmoe_step(trainer, NULL) == TMOE_OK; step++) {
         if (step % f->evaluate_every_steps != 0 && step != t.steps) continue;
         if (tmoe_evaluate(model, &task, NULL, 0, &score) != TMOE_OK) break;
-        if (!(score <= best)) { best = score; memcpy(kept, model->theta, model->size * sizeof(float)); }
+        if (score <= best || (score != score && best == best)) continue;       /* undefined is no better */
+        best = score; memcpy(kept, model->theta, model->size * sizeof(float));
     }
     if (ctx->error == TMOE_OK && job->wanted >= 0) {
         memcpy(model->theta, kept, model->size * sizeof(float));
@@ -7975,7 +7981,6 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task, cons
 #endif /* TASKMOE_IMPLEMENTATION */
 
 /* LICENCE - choose what you prefer
- *
  * A. Public domain (www.unlicense.org). This is free and unencumbered software released into the public
  * domain. Anyone is free to copy, modify, publish, use, compile, sell, or distribute this software, in
  * source or binary form, for any purpose, commercial or non-commercial, and by any means.
@@ -7986,7 +7991,6 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task, cons
  * publish, distribute, sublicense, and/or sell copies of the Software, and to permit persons to whom the
  * Software is furnished to do so, subject to the following conditions: The above copyright notice and this
  * permission notice shall be included in all copies or substantial portions of the Software.
- *
  * THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT
  * LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO
  * EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER

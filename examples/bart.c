@@ -20,7 +20,7 @@ typedef struct settings {
     int beams, longest, shortest, ngram, returned, experts, ffn, steps, threads, seed, groups, examples;
     float penalty, lr, noise;
 } settings;
-static progress_line progress = { NULL, 0, 0.0 };
+static progress_line progress;
 
 static int is_file(const char *path)                /* and not a folder */
 {
@@ -59,7 +59,7 @@ static void generate(tmoe_ctx *ctx, tmoe_model *model, const settings *s, const 
         if (s->ids) for (t = 0; t < counts[i]; t++) printf("%s%d", t ? " " : "", tokens[i * how.max_length + t]);
         else {
             size_t length = 0;
-            char *text;
+            char *text = NULL;
             if (tmoe_tokenizer_decode(tokenizer, tokens + i * how.max_length, (size_t)counts[i], TMOE_TOKENIZER_SKIP_SPECIALS, NULL, 0, &length) != TMOE_OK
                 || !(text = (char *)malloc(length + 1))) die(s->program, tmoe_error_message(ctx));
             (void)tmoe_tokenizer_decode(tokenizer, tokens + i * how.max_length, (size_t)counts[i], TMOE_TOKENIZER_SKIP_SPECIALS, text, length + 1, &length);
@@ -100,6 +100,7 @@ static void train(tmoe_ctx *ctx, tmoe_model *start, const settings *s)
     t.label = "mixture";
     t.progress = show_progress;
     t.progress_user = &progress;
+    progress.routes.experts = s->experts;
     model = tmoe_model_derive(ctx, start, NULL, &c, tasks, n);
     free(tasks);
     if (!model) die(s->program, tmoe_error_message(ctx));
@@ -229,6 +230,7 @@ int main(int argc, char **argv)
     count = options_read(argc, argv, usage, options, words, 1001);
     if (count < 1 || (s.ids && count > 1) || (s.tasks && !s.save) || (count < 2 && !s.ids && !s.tasks && !s.save) || (export_task && count != 2)) { options_help(usage, options); return 2; }
     progress.out = stderr;
+    must_be_writable(argv[0], s.save, 1);
     ctx = context_or_die(argv[0], s.threads);
     model = is_file(words[0]) ? tmoe_model_load(ctx, words[0]) : tmoe_bart_load(ctx, words[0]);
     if (!model) die(argv[0], tmoe_error_message(ctx));

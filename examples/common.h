@@ -2,6 +2,7 @@
 #ifndef TMOE_EXAMPLES_COMMON_H
 #define TMOE_EXAMPLES_COMMON_H
 
+#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -43,10 +44,22 @@ SHARED void die(const char *program, const char *message)
     exit(1);
 }
 
+SHARED void die_file(const char *program, const char *path)
+{
+    fprintf(stderr, "%s: %s: %s\n", program, path, strerror(errno));
+    exit(1);
+}
+
+static void stdout_flush(void)          /* at exit: a table that a full disk cut off must not pass for done */
+{
+    if (fflush(stdout) != 0 || ferror(stdout)) { perror("standard output"); _Exit(1); }
+}
+
 /* Reads options into the table's values; other words go to words[0 .. return value - 1], at most `most`. */
 SHARED int options_read(int argc, char **argv, const char *usage, const option *options, const char **words, int most)
 {
     int i, count = 0, only_words = 0;
+    (void)atexit(stdout_flush);
     for (i = 1; i < argc; i++) {
         const option *o = options;
         const char *word = argv[i];
@@ -96,6 +109,29 @@ SHARED int choose(const char *program, const char *name, const char *given, cons
     exit(2);
 }
 
+/* ---- files that are written --------------------------------------------------------------------------- */
+
+/* Asked before hours of work, not after: can PATH (NULL: nothing) be written? What is there keeps what it has. With
+ * `replaced` it is going to be written as PATH.tmp and renamed, as tmoe_model_save does: can that be written, too? */
+SHARED void must_be_writable(const char *program, const char *path, int replaced)
+{
+    FILE *old = path ? fopen(path, "rb") : NULL, *file = path ? fopen(path, "ab") : NULL;
+    char temporary[1100];
+    if (path && !file) die_file(program, path);
+    if (file) fclose(file);
+    if (old) fclose(old);
+    else if (path) (void)remove(path);
+    if (!path || !replaced) return;
+    (void)snprintf(temporary, sizeof temporary, "%.1000s.tmp", path);
+    must_be_writable(program, temporary, 0);
+}
+
+/* What was written so far is in the file, or the program ends; with `last` the file is closed. NULL: nothing was to be written. */
+SHARED void file_written(const char *program, const char *path, FILE *file, int last)
+{
+    if (file && (fflush(file) != 0 || ferror(file) || (last && fclose(file) != 0))) die_file(program, path);
+}
+
 /* ---- machine ----------------------------------------------------------------------------------------- */
 
 SHARED int processors(void)
@@ -142,23 +178,50 @@ SHARED tmoe_ctx *context_or_die(const char *program, int threads)
 
 /* ---- progress: one line that is drawn again on a terminal, plain lines in a file ---------------------- */
 
-typedef struct progress_line { FILE *out; int64_t last; double last_time; } progress_line;
+typedef struct route_means { int experts, columns, steps; double entropy, use[4096]; } route_means;     /* experts: of a layer; 0: not asked for */
+
+/* Sums over steps, which begin again every `every` steps: entropy of the routes, mean of the routed layers, and use of each expert. */
+SHARED void route_means_add(route_means *m, const tmoe_progress *p, int every)
+{
+    int i;
+    if ((p->step - 1) % every == 0) { m->steps = 0; m->entropy = 0.0; memset(m->use, 0, sizeof m->use); }
+    m->columns = p->routed_layers * m->experts <= 4096 ? p->routed_layers * m->experts : 0;
+    for (i = 0; i < p->routed_layers; i++) m->entropy += (double)p->route_entropy[i] / p->routed_layers;
+    for (i = 0; i < m->columns; i++) m->use[i] += (double)p->expert_use[i];
+    m->steps++;
+}
+
+/* Their means: entropy, least and largest share of an expert in its layer; 0: there are no routes. */
+SHARED int route_means_of(const route_means *m, double *three)
+{
+    int i;
+    three[0] = m->entropy / m->steps;
+    three[1] = three[2] = m->use[0] / m->steps;
+    for (i = 1; i < m->columns; i++) { three[1] = fmin(three[1], m->use[i] / m->steps); three[2] = fmax(three[2], m->use[i] / m->steps); }
+    return m->columns > 0;
+}
+
+typedef struct progress_line { FILE *out; double last_time; route_means routes; } progress_line;
 
 SHARED int show_progress(void *user, const tmoe_progress *p)
 {
     progress_line *line = (progress_line *)user;
     const int terminal = is_terminal(line->out), every = p->steps >= 10 ? p->steps / 10 : 1, done = p->step == p->steps;
     const double now = seconds_now();
+    double means[3];
     int i;
-    if (p->step <= 1) { line->last_time = 0.0; line->last = 0; }
+    if (p->step <= 1) line->last_time = 0.0;
+    route_means_add(&line->routes, p, every);
     if (terminal ? now - line->last_time < 0.1 && !done : p->step % every != 0 && !done) return 0;
     line->last_time = now;
     if (terminal) {
         fprintf(line->out, "\r%-8s [", p->part);
-        for (i = 0; i < 20; i++) fputc((int64_t)i * p->steps < 20 * p->step ? '#' : '.', line->out);
+        for (i = 0; i < 10; i++) fputc((int64_t)i * p->steps < 10 * p->step ? '#' : '.', line->out);
         fprintf(line->out, "] ");
     } else fprintf(line->out, "%-8s ", p->part);
-    fprintf(line->out, "step %lld/%d  loss %.3f  %.0f tokens/s  ", (long long)p->step, p->steps, (double)p->loss, p->tokens_per_second);
+    fprintf(line->out, "step %lld/%d  loss %.3f  ", (long long)p->step, p->steps, (double)p->loss);
+    if (route_means_of(&line->routes, means)) fprintf(line->out, "route entropy %.2f  use of experts %.0f-%.0f %%  ", means[0], 100.0 * means[1], 100.0 * means[2]);
+    fprintf(line->out, "%.0f tokens/s  ", p->tokens_per_second);
     if (done) fprintf(line->out, "%.0f s%s\n", p->seconds, terminal ? "          " : "");
     else fprintf(line->out, "%.0f s left%s", p->seconds_left, terminal ? "   " : "\n");
     fflush(line->out);
@@ -167,30 +230,31 @@ SHARED int show_progress(void *user, const tmoe_progress *p)
 
 /* ---- numbers ----------------------------------------------------------------------------------------- */
 
+/* An undefined score (NaN: a correlation of constant answers, say) counts nowhere; every program leaves it out of its means and says how many. */
 SHARED double mean_of(const double *x, int n)
 {
     double sum = 0.0;
-    int i;
-    for (i = 0; i < n; i++) sum += x[i];
-    return n ? sum / n : (double)NAN;
+    int i, used = 0;
+    for (i = 0; i < n; i++) if (x[i] == x[i]) { sum += x[i]; used++; }
+    return used ? sum / used : (double)NAN;
 }
 
 SHARED double deviation_of(const double *x, int n)
 {
     double m = mean_of(x, n), sum = 0.0;
-    int i;
-    for (i = 0; i < n; i++) sum += (x[i] - m) * (x[i] - m);
-    return n > 1 ? sqrt(sum / (n - 1)) : 0.0;
+    int i, used = 0;
+    for (i = 0; i < n; i++) if (x[i] == x[i]) { sum += (x[i] - m) * (x[i] - m); used++; }
+    return used > 1 ? sqrt(sum / (used - 1)) : 0.0;
 }
 
 /* ---- results that survive a stop: a TSV file that is appended to, whose lines are not computed again --- */
 
-typedef struct results { FILE *file; char *text; } results;
+typedef struct results { const char *program, *path; FILE *file; char *text; } results;
 
 /* Opens FILE (NULL: nothing is kept); `header` is its first line, settings included: a file with another one is refused. */
 SHARED results results_open(const char *program, const char *path, const char *header)
 {
-    results r = { NULL, NULL };
+    results r = { program, path, NULL, NULL };
     FILE *old;
     long size = 0;
     if (!path) return r;
@@ -203,50 +267,52 @@ SHARED results results_open(const char *program, const char *path, const char *h
         if (!r.text || fread(r.text, 1, (size_t)size, old) != (size_t)size) die(program, "the TSV file cannot be read");
         r.text[size] = 0;
         fclose(old);
+        if (strncmp(r.text, "seed\t", 5) == 0 && strchr(r.text, '\n') == r.text + size - 1) size = 0;      /* a header and nothing else */
         if (size && (strncmp(r.text, header, strlen(header)) != 0 || r.text[strlen(header)] != '\n'))
             die(program, "the TSV file is of a run with other settings: give another name, or remove it");
         while (size && r.text[size - 1] != '\n') r.text[--size] = 0;       /* a line that was being written when the run stopped */
     }
     r.file = fopen(path, size ? "r+b" : "wb");
-    if (!r.file) die(program, "the TSV file cannot be written");
+    if (!r.file) die_file(program, path);
     if (!size) fprintf(r.file, "%s\n", header);
     else (void)fseek(r.file, size, SEEK_SET);
-    fflush(r.file);
+    file_written(program, path, r.file, 0);
     return r;
 }
 
-/* The numbers behind a key (the line's first fields, each with a TAB behind it) of an earlier run; how many were read. */
-SHARED int results_find(const results *r, const char *key, double *numbers, int most)
+/* The `count` numbers behind a key (the line's first fields, each with a TAB behind it) of an earlier run; 0: there is no whole line of it. */
+SHARED int results_find(const results *r, const char *key, double *numbers, int count)
 {
     const char *at = r->text;
-    int n = 0;
     while (at && (at = strchr(at, '\n')) != NULL) {
-        at++;
+        const char *number = ++at;
+        int n = 0;
         if (strncmp(at, key, strlen(key)) != 0) continue;
-        for (at += strlen(key); n < most && *at && *at != '\n'; n++) {
+        for (number += strlen(key); n < count; n++) {           /* a damaged line is passed over: a later one may be whole */
             char *end;
-            numbers[n] = strtod(at, &end);
-            if (end == at) break;
-            at = *end == '\t' ? end + 1 : end;
+            numbers[n] = strtod(number, &end);
+            if (end == number || *end != (n + 1 < count ? '\t' : '\n')) break;
+            number = end + 1;
         }
-        return n;
+        if (n == count) return 1;
     }
     return 0;
 }
 
+/* Adds a line; with all digits, so that a run that goes on from it prints the same as one that never stopped. */
 SHARED void results_add(results *r, const char *key, const double *numbers, int count)
 {
     int i;
     if (!r->file) return;
     fprintf(r->file, "%s", key);
-    for (i = 0; i < count; i++) fprintf(r->file, "%s%.6g", i ? "\t" : "", numbers[i]);
+    for (i = 0; i < count; i++) fprintf(r->file, "%s%.17g", i ? "\t" : "", numbers[i]);
     fprintf(r->file, "\n");
-    fflush(r->file);
+    file_written(r->program, r->path, r->file, 0);
 }
 
 SHARED void results_close(results *r)
 {
-    if (r->file) fclose(r->file);
+    file_written(r->program, r->path, r->file, 1);
     free(r->text);
 }
 

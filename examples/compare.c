@@ -21,7 +21,7 @@ static const char *const mixes[] = { "param", "output", NULL };
 
 typedef struct row { int dense, selection, router, vector, mix, two_stages; } row;
 typedef struct settings { const char *program, *folder, *split, *tsv, *only; int seeds, seed, steps, experts, threads, full, limit, width; } settings;
-static progress_line progress = { NULL, 0, 0.0 };
+static progress_line progress;
 
 static void row_name(const row *r, char *text, size_t size)
 {
@@ -82,7 +82,7 @@ static tmoe_model *given_vectors(tmoe_ctx *ctx, const tmoe_suite *suite, const s
     return given;
 }
 
-/* seen, unseen, seconds of training, mean entropy of the routes */
+/* seen, unseen, seconds of training; the progress lines have the entropy of the routes and the use of the experts */
 static void measure(tmoe_ctx *ctx, const tmoe_suite *suite, const settings *s, const row *r, int seed, double *numbers)
 {
     tmoe_config c = tmoe_config_default();
@@ -90,7 +90,7 @@ static void measure(tmoe_ctx *ctx, const tmoe_suite *suite, const settings *s, c
     tmoe_model *model, *given = NULL;
     float *table = NULL, *route = NULL;
     double began, sum[2] = { 0.0, 0.0 }, score;
-    int i, n[2] = { 0, 0 };
+    int i, n[2] = { 0, 0 }, undefined = 0;
     char name[120];
     row_name(r, name, sizeof name);
     c.D = s->width;
@@ -107,6 +107,7 @@ static void measure(tmoe_ctx *ctx, const tmoe_suite *suite, const settings *s, c
     t.label = name;
     t.progress = show_progress;
     t.progress_user = &progress;
+    progress.routes.experts = c.E;
     if (!r->dense && r->vector >= GIVEN) given = given_vectors(ctx, suite, s, &c, &t, r->vector - GIVEN, &table);
     began = seconds_now();
     model = r->two_stages ? tmoe_train_two_stages(ctx, suite, NULL, &c, &t, &t) : tmoe_train_from(ctx, suite, NULL, given, &c, &t);
@@ -120,7 +121,9 @@ static void measure(tmoe_ctx *ctx, const tmoe_suite *suite, const settings *s, c
         if (route && unseen && c.selection <= TMOE_SELECT_STRAIGHT_THROUGH && tmoe_route_of_vector(model, table + (size_t)i * (size_t)c.k, route) != TMOE_OK) die(s->program, tmoe_error_message(ctx));
         if (tmoe_evaluate(model, task, route && unseen && c.selection <= TMOE_SELECT_STRAIGHT_THROUGH ? route : NULL, unseen ? 0 : s->limit, &score) != TMOE_OK) die(s->program, tmoe_error_message(ctx));
         if (score == score) { sum[unseen] += score; n[unseen]++; }
+        else undefined++;
     }
+    if (undefined) fprintf(stderr, "%s, seed %d: %d undefined scores are left out of the means\n", name, seed, undefined);
     for (i = 0; i < 2; i++) numbers[i] = n[i] ? sum[i] / n[i] : (double)NAN;
     tmoe_model_destroy(given);
     tmoe_model_destroy(model);
@@ -130,7 +133,7 @@ static void measure(tmoe_ctx *ctx, const tmoe_suite *suite, const settings *s, c
 
 static void print_cell(const double *x, int n)
 {
-    if (!(x[0] == x[0])) printf(" %16s", "-");
+    if (!(mean_of(x, n) == mean_of(x, n))) printf(" %16s", "-");
     else if (n > 1) printf("   %.3f +- %.3f", mean_of(x, n), deviation_of(x, n));
     else printf(" %16.3f", x[0]);
 }
@@ -167,11 +170,15 @@ int main(int argc, char **argv)
     ctx = context_or_die(argv[0], s.threads);
     suite = tmoe_suite_load(ctx, s.folder, s.split);
     if (!suite) die(argv[0], tmoe_error_message(ctx));
-    (void)snprintf(header, sizeof header, "seed\tvariant\tseen\tunseen\tseconds\tfolder=%s split=%s steps=%d experts=%d width=%d limit=%d", s.folder, s.split ? s.split : "default", s.steps, s.experts, s.width, s.limit);
-    file = results_open(argv[0], s.tsv, header);
     n = make_rows(rows, s.full);
     for (i = 0; s.only && i < n && (row_name(&rows[i], name, sizeof name), !strstr(name, s.only)); i++) { }
-    if (s.only && i == n) die(argv[0], "--only fits no variant; they are named as in the table's first column");
+    if (s.only && i == n) {
+        fprintf(stderr, "%s: --only: '%s' is in no variant's name; the variants are\n", argv[0], s.only);
+        for (i = 0; i < n; i++) { row_name(&rows[i], name, sizeof name); fprintf(stderr, "  %s\n", name); }
+        exit(2);
+    }
+    (void)snprintf(header, sizeof header, "seed\tvariant\tseen\tunseen\tseconds\tfolder=%s split=%s steps=%d experts=%d width=%d limit=%d", s.folder, s.split ? s.split : "default", s.steps, s.experts, s.width, s.limit);
+    file = results_open(argv[0], s.tsv, header);
     printf("%-58s %16s %16s %8s\n", "selection, router, task vector, mix", "seen", "unseen", "train s");
     for (i = 0; i < n; i++) {
         double seen[SEEDS_MAX], unseen[SEEDS_MAX], seconds[SEEDS_MAX];
@@ -180,7 +187,7 @@ int main(int argc, char **argv)
         for (seed = 0; seed < s.seeds; seed++) {
             double numbers[3];
             (void)snprintf(key, sizeof key, "%d\t%s\t", s.seed + seed, name);
-            if (results_find(&file, key, numbers, 3) != 3) {
+            if (!results_find(&file, key, numbers, 3)) {
                 measure(ctx, suite, &s, &rows[i], s.seed + seed, numbers);
                 results_add(&file, key, numbers, 3);
             }

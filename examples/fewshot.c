@@ -31,12 +31,26 @@ static const row rows[] = {
     { "mixture-experts", SOFTMAX, TMOE_ZERO_SHOT_ROUTER, TMOE_TUNE_EXPERTS, "predicted route, only the routed layers are tuned" },
     { "mixture-vector", SOFTMAX, TMOE_ZERO_SHOT_ROUTER, TMOE_TUNE_VECTOR, "predicted route, only the task's vector is tuned" }
 };
-enum { ROWS = sizeof rows / sizeof *rows, BASE = 1 };
+enum { ROWS = sizeof rows / sizeof *rows, BASE = 1, MIXTURE = 6 };
 
-typedef struct settings { const char *program, *folder, *split, *tsv, *chosen, *model; int seeds, seed, steps, experts, threads, tasks, width, few_steps; } settings;
-static progress_line progress = { NULL, 0, 0.0 };
+typedef struct settings { const char *program, *folder, *split, *tsv, *chosen, *model; tmoe_model *given; int seeds, seed, steps, experts, threads, tasks, width, few_steps; } settings;
+static progress_line progress;
 
-/* The model of a kind and seed: from the file beside the TSV where an earlier run left it, else trained. */
+/* A model that an earlier run left beside its TSV file must be what this run would train: neither used nor written over if it is not. */
+static void must_fit(const tmoe_model *model, const tmoe_suite *suite, const tmoe_config *c, int steps, const char *program, const char *path)
+{
+    const tmoe_config *m = tmoe_model_config(model);
+    int i, seen = 0, known = 0;
+    for (i = 0; i < suite->count; i++)
+        if (suite->tasks[i].part == TMOE_PART_TRAIN) { seen++; known += tmoe_find_task(model, suite->tasks[i].name) >= 0; }
+    if (m->D == c->D && m->E == c->E && m->selection == c->selection && m->seed == c->seed && model->step == steps
+        && known == seen && tmoe_model_task_count(model) == seen) return;
+    fprintf(stderr, "%s: %s is a model of other settings (width %d, experts %d, steps %d, seed %d, tasks %d): give another --tsv, or remove it\n",
+            program, path, m->D, m->E, (int)model->step, (int)m->seed, tmoe_model_task_count(model));
+    exit(1);
+}
+
+/* The model of a kind and seed: MODEL, or from the file beside the TSV where an earlier run left it, else trained. */
 static tmoe_model *model_of(tmoe_ctx *ctx, const tmoe_suite *suite, const settings *s, kind which, int seed)
 {
     tmoe_config c = tmoe_config_default();
@@ -44,15 +58,8 @@ static tmoe_model *model_of(tmoe_ctx *ctx, const tmoe_suite *suite, const settin
     tmoe_model *model;
     char path[1024] = "";
     FILE *file;
-    if (s->model) (void)snprintf(path, sizeof path, "%s", s->model);
-    else if (s->tsv) (void)snprintf(path, sizeof path, "%.900s.%s.%d.safetensors", s->tsv, kinds[which], seed);
-    file = path[0] ? fopen(path, "rb") : NULL;
-    if (file || s->model) {
-        if (file) fclose(file);
-        model = tmoe_model_load(ctx, path);
-        if (!model) die(s->program, tmoe_error_message(ctx));
-        return model;
-    }
+    if (s->given) return s->given;
+    if (s->tsv) (void)snprintf(path, sizeof path, "%.900s.%s.%d.safetensors", s->tsv, kinds[which], seed);
     c.D = s->width;
     c.F_encoder = c.F_decoder = 4 * s->width;
     c.source_tokens = c.target_tokens = 0;
@@ -65,6 +72,15 @@ static tmoe_model *model_of(tmoe_ctx *ctx, const tmoe_suite *suite, const settin
     t.label = kinds[which];
     t.progress = show_progress;
     t.progress_user = &progress;
+    progress.routes.experts = c.E;
+    file = path[0] ? fopen(path, "rb") : NULL;
+    if (file) {
+        fclose(file);
+        model = tmoe_model_load(ctx, path);
+        if (!model) die(s->program, tmoe_error_message(ctx));
+        must_fit(model, suite, &c, t.steps, s->program, path);
+        return model;
+    }
     model = which == TWO_STAGES ? tmoe_train_two_stages(ctx, suite, NULL, &c, &t, &t) : tmoe_train(ctx, suite, &c, &t);
     if (!model || (path[0] && tmoe_model_save(model, path) != TMOE_OK)) die(s->program, tmoe_error_message(ctx));
     return model;
@@ -81,32 +97,73 @@ static int listed(const char *list, const char *name)
     return 0;
 }
 
-static void print_gain(const tmoe_ctx *ctx, const double *base, const double *scores, int n, double above)
+/* MODEL takes the place of the table's models: a dense one is adapted as row dense, a mixture in the rows mixture*. */
+static int possible(const settings *s, int r) { return !s->given || rows[r].model == (tmoe_routed_layers(s->given) ? SOFTMAX : DENSE); }
+
+/* Refuses names that are no row; says which rows MODEL cannot have. */
+static void check_rows(const settings *s)
 {
-    double b[TASKS_MAX], x[TASKS_MAX];
-    tmoe_comparison c;
-    int i, used = 0;
-    for (i = 0; i < n; i++) if (base[i] > above) { b[used] = base[i]; x[used++] = scores[i]; }
-    if (tmoe_compare((tmoe_ctx *)ctx, b, x, used, 1, &c) != TMOE_OK) return;
-    if (!(c.arg[0] == c.arg[0])) { printf("  %-35s", "undefined: no base above"); return; }
-    printf("  %+6.1f%% [%+6.1f, %+6.1f] (%d)      ", 100.0 * c.arg[0], 100.0 * c.arg[1], 100.0 * c.arg[2], used - c.undefined - c.zero_base);
+    const char *at = s->chosen;
+    int r, left = 0;
+    for (; at; at = at[strcspn(at, ",")] ? at + strcspn(at, ",") + 1 : NULL) {
+        for (r = 0; r < ROWS && !(strncmp(at, rows[r].name, strcspn(at, ",")) == 0 && rows[r].name[strcspn(at, ",")] == 0); r++) { }
+        if (r < ROWS) continue;
+        fprintf(stderr, "%s: --rows: there is no row '%.*s'; the rows are", s->program, (int)strcspn(at, ","), at);
+        for (r = 0; r < ROWS; r++) fprintf(stderr, " %s", rows[r].name);
+        fprintf(stderr, "\n");
+        exit(2);
+    }
+    for (r = 0; r < ROWS; r++) {
+        if (!listed(s->chosen, rows[r].name)) continue;
+        if (possible(s, r)) left++;
+        else if (s->chosen || rows[r].model == SOFTMAX)
+            fprintf(stderr, "left out, as %s is %s: %s\n", s->model, tmoe_routed_layers(s->given) ? "a mixture" : "dense", rows[r].name);
+    }
+    if (!left) die(s->program, "no row of the table is left");
+}
+
+static void print_gain(const tmoe_comparison *c, int count)
+{
+    const int used = count - c->undefined - c->zero_base;
+    if (!(c->arg[0] == c->arg[0])) printf("  %-32s", "undefined: no base above");
+    else printf("  %+6.1f%% [%+6.1f, %+6.1f] (%d)%*s", 100.0 * c->arg[0], 100.0 * c->arg[1], 100.0 * c->arg[2], used, used > 9 ? 3 : 4, "");
+}
+
+/* A row of the table: b and x are scores of the base and of the row (b == x: the base itself), n tasks each. */
+static void print_row(tmoe_ctx *ctx, const char *name, const double *b, const double *x, int n, int undefined)
+{
+    double high[2][TASKS_MAX];
+    tmoe_comparison all, above;
+    int i, count = 0;
+    for (i = 0; i < n; i++) if (b[i] > 0.1) { high[0][count] = b[i]; high[1][count++] = x[i]; }
+    if (tmoe_compare(ctx, b, x, n, 1, &all) != TMOE_OK || tmoe_compare(ctx, high[0], high[1], count, 1, &above) != TMOE_OK) return;
+    printf("%-16s %6.3f", name, mean_of(x, n));
+    if (b != x) {
+        printf("  %+.3f [%+.3f, %+.3f]", all.difference[0], all.difference[1], all.difference[2]);
+        print_gain(&all, n);
+        print_gain(&above, count);
+        printf("  %d/%d/%d", all.wins, all.ties, all.losses);
+        if (all.zero_base) printf("  base 0: %d", all.zero_base);
+    }
+    if (undefined) printf("  undefined scores, left out: %d", undefined);
+    printf("\n");
 }
 
 int main(int argc, char **argv)
 {
-    settings s = { argv[0], "examples/suite", NULL, NULL, NULL, NULL, 5, 1, 2500, 8, 0, 0, 96, 200 };
-    static double zero[ROWS][TASKS_MAX], test[ROWS][TASKS_MAX];
-    static int measured[ROWS];
+    settings s = { argv[0], "examples/suite", NULL, NULL, NULL, NULL, NULL, 5, 1, 2500, 8, 0, 0, 96, 200 };
+    static double scores[2][ROWS][TASKS_MAX];           /* zero-shot, few-shot: a task's mean over the seeds */
+    static int defined[2][ROWS][TASKS_MAX], undefined[2][ROWS], measured[ROWS];
     const char *word = NULL;
     char header[1200], key[400];
-    int unseen[TASKS_MAX], n = 0, i, r, k, seed, pass;
+    int unseen[TASKS_MAX], n = 0, i, r, k, seed, pass, base = BASE;
     tmoe_ctx *ctx;
     tmoe_suite *suite;
     results file;
     option options[] = {
         { "--split", "NAME|FILE", 's', NULL, "splits/NAME.json of the folder, or a file (default: zero_shot if there)" },
-        { "--model", "MODEL", 's', NULL, "adapt this saved model (rows mixture*) instead of training the models of the table" },
-        { "--seeds", "N", 'i', NULL, "models and samples with seeds S, S+1, ... (default 5)" },
+        { "--model", "MODEL", 's', NULL, "adapt this saved model instead of training the table's: rows mixture*, or row dense if it is dense" },
+        { "--seeds", "N", 'i', NULL, "models (but for --model) and samples of lines with seeds S, S+1, ... (default 5)" },
         { "--seed", "S", 'i', NULL, "first seed (default 1)" },
         { "--tsv", "FILE", 's', NULL, "one line for each seed, row and task; a stopped run goes on from it" },
         { "--rows", "A,B", 's', NULL, "only these rows of the table (scratch, dense, ..., see the first column)" },
@@ -122,7 +179,6 @@ int main(int argc, char **argv)
     for (i = 0; options[i].name; i++) options[i].value = values[i];
     if (options_read(argc, argv, usage, options, &word, 1) == 1) s.folder = word;
     if (s.seeds < 1 || s.seeds > SEEDS_MAX) die(argv[0], "--seeds takes 1 to 20");
-    if (s.model) s.seeds = 1;
     progress.out = stderr;
     ctx = context_or_die(argv[0], s.threads);
     suite = tmoe_suite_load(ctx, s.folder, s.split);
@@ -130,8 +186,8 @@ int main(int argc, char **argv)
     for (i = 0; i < suite->count && n < TASKS_MAX; i++)
         if (suite->tasks[i].part == TMOE_PART_TEST && suite->tasks[i].test_count > 0 && (!s.tasks || n < s.tasks)) unseen[n++] = i;
     if (!n) die(argv[0], "the split holds no task out: there is nothing to adapt to");
-    for (r = 0; s.chosen && r < ROWS && !listed(s.chosen, rows[r].name); r++) { }
-    if (r == ROWS) die(argv[0], "--rows names no row; they are scratch, dense, average, random, one-stage, two-stages, mixture, mixture-nearest, ...");
+    if (s.model && !(s.given = tmoe_model_load(ctx, s.model))) die(argv[0], tmoe_error_message(ctx));
+    check_rows(&s);
     (void)snprintf(header, sizeof header, "seed\trow\ttask\tzero_shot\tdev\ttest\tlearning_rate\tbatch_size\tfolder=%s split=%s steps=%d experts=%d width=%d few_steps=%d model=%s",
                    s.folder, s.split ? s.split : "default", s.steps, s.experts, s.width, s.few_steps, s.model ? s.model : "-");
     file = results_open(argv[0], s.tsv, header);
@@ -139,13 +195,13 @@ int main(int argc, char **argv)
         for (k = 0; k < KINDS; k++) {
             tmoe_model *model = NULL;
             for (r = 0; r < ROWS; r++) {
-                if ((int)rows[r].model != k || !listed(s.chosen, rows[r].name) || (s.model && k != SOFTMAX)) continue;
+                if ((int)rows[r].model != k || !listed(s.chosen, rows[r].name) || !possible(&s, r)) continue;
                 measured[r] = 1;
                 for (i = 0; i < n; i++) {
                     const tmoe_task *task = &suite->tasks[unseen[i]];
                     double numbers[5];
                     (void)snprintf(key, sizeof key, "%d\t%s\t%.200s\t", seed, rows[r].name, task->name);
-                    if (results_find(&file, key, numbers, 5) != 5) {
+                    if (!results_find(&file, key, numbers, 5)) {
                         tmoe_few_shot how = tmoe_few_shot_default();
                         tmoe_few_shot_result result;
                         float *route;
@@ -166,31 +222,29 @@ int main(int argc, char **argv)
                         results_add(&file, key, numbers, 5);
                         fprintf(stderr, "seed %d, %s, task %d of %d: %s %.3f -> %.3f\n", seed, rows[r].name, i + 1, n, task->name, numbers[0], numbers[2]);
                     }
-                    zero[r][i] += numbers[0] / s.seeds;
-                    test[r][i] += numbers[2] / s.seeds;
+                    for (pass = 0; pass < 2; pass++) {
+                        const double score = numbers[pass ? 2 : 0];
+                        if (score == score) { scores[pass][r][i] += score; defined[pass][r][i]++; }
+                        else undefined[pass][r]++;
+                    }
                 }
             }
-            tmoe_model_destroy(model);
+            if (!s.given) tmoe_model_destroy(model);
         }
     results_close(&file);
-    printf("%d held-out tasks, %d seed%s; gains are relative to the dense start, mean over tasks [95 %% bootstrap interval] (tasks that count)\n", n, s.seeds, s.seeds > 1 ? "s" : "");
+    for (r = ROWS - 1; !measured[BASE] && r >= 0; r--) if (measured[r] && (r > 0 || base == BASE)) base = r;       /* no dense row: the first but scratch */
+    printf("%d held-out tasks, %d seed%s; gains are relative to %s, mean over tasks [95 %% bootstrap interval] (tasks that count)\n",
+           n, s.seeds, s.seeds > 1 ? "s" : "", rows[base].name);
     for (pass = 0; pass < 2; pass++) {
-        printf("\n%-16s %6s  %-36s  %-36s  %s\n", pass ? "few-shot" : "zero-shot", "score", "gain (ARG), all tasks", "gain where the base is above 0.1", "wins/ties/losses");
-        for (r = 0; r < ROWS; r++) {
-            double (*x)[TASKS_MAX] = pass ? test : zero;
-            tmoe_comparison c;
-            if (!measured[r] || (!pass && r == 0)) continue;
-            printf("%-16s %6.3f", rows[r].name, mean_of(x[r], n));
-            if (measured[BASE] && r != BASE && tmoe_compare(ctx, x[BASE], x[r], n, 1, &c) == TMOE_OK) {
-                print_gain(ctx, x[BASE], x[r], n, -1.0);
-                print_gain(ctx, x[BASE], x[r], n, 0.1);
-                printf("  %d/%d/%d", c.wins, c.ties, c.losses);
-            }
-            printf("\n");
-        }
+        printf("\n%-16s %6s  %-23s  %-32s  %-32s  %s\n", pass ? "few-shot" : "zero-shot", "score", "difference", "gain (ARG), all tasks", "gain where the base is above 0.1", "wins/ties/losses");
+        for (r = 0; r < ROWS; r++)
+            for (i = 0; i < n; i++) scores[pass][r][i] = defined[pass][r][i] ? scores[pass][r][i] / defined[pass][r][i] : (double)NAN;
+        for (r = 0; r < ROWS; r++)
+            if (measured[r] && (pass || r > 0)) print_row(ctx, rows[r].name, scores[pass][base], scores[pass][r], n, undefined[pass][r]);
     }
     printf("\n");
-    for (r = 0; r < ROWS; r++) if (measured[r]) printf("%-16s %s\n", rows[r].name, rows[r].what);
+    for (r = 0; r < ROWS; r++) if (measured[r]) printf("%-16s %s\n", rows[r].name, s.given && (r == BASE || r == MIXTURE) ? s.model : rows[r].what);
+    tmoe_model_destroy(s.given);
     tmoe_suite_destroy(suite);
     tmoe_ctx_destroy(ctx);
     return 0;

@@ -26,27 +26,49 @@ typedef struct settings {
     float lr, lr_router, dropout;
 } settings;
 
-static progress_line progress = { NULL, 0, 0.0 };
-static FILE *log_file;                  /* label, step, loss, a line for each hundredth of a run */
+static progress_line progress;
+static struct { FILE *log, *tsv; } files;
+static route_means log_routes;
 
+/* Once a training has begun: then folder and settings are good, and files of earlier runs may go. */
+static void open_files(const settings *s)
+{
+    if (s->log && !files.log && !(files.log = fopen(s->log, "w"))) die_file(s->program, s->log);
+    if (!s->tsv || files.tsv) return;
+    if (!(files.tsv = fopen(s->tsv, "w"))) die_file(s->program, s->tsv);
+    fprintf(files.tsv, "seed\tmodel\ttask\tcategory\tpart\tmetric\tscore\texamples\n");
+    file_written(s->program, s->tsv, files.tsv, 0);
+}
+
+/* The log: label, step, loss and, of a mixture, route entropy, least and largest use of an expert; a line for each hundredth of a run. */
 static int log_and_show(void *user, const tmoe_progress *p)
 {
     static double sum, n;
+    const settings *s = (const settings *)user;
     const int every = p->steps >= 100 ? p->steps / 100 : 1;
-    if (p->step == 1) sum = n = 0.0;
+    double means[3];
+    if (p->step == 1) { open_files(s); sum = n = 0.0; }
     sum += (double)p->loss;
     n += 1.0;
-    if (log_file && p->step % every == 0) { fprintf(log_file, "%s\t%lld\t%.5f\n", p->part, (long long)p->step, sum / n); sum = n = 0.0; }
-    return show_progress(user, p);
+    log_routes.experts = progress.routes.experts;
+    route_means_add(&log_routes, p, every);
+    if (files.log && p->step % every == 0) {
+        fprintf(files.log, "%s\t%lld\t%.5f", p->part, (long long)p->step, sum / n);
+        if (route_means_of(&log_routes, means)) fprintf(files.log, "\t%.4f\t%.4f\t%.4f", means[0], means[1], means[2]);
+        fprintf(files.log, "\n");
+        file_written(s->program, s->log, files.log, 0);
+        sum = n = 0.0;
+    }
+    return show_progress(&progress, p);
 }
 
-static tmoe_model *train_one(tmoe_ctx *ctx, const tmoe_suite *suite, const settings *s, int seed, int experts, run *r)
+static tmoe_model *train_one(tmoe_ctx *ctx, const tmoe_suite *suite, settings *s, int seed, int experts, run *r)
 {
     static const char *const mixes[] = { "param", "output", NULL }, *const selections[] = { "softmax", "gumbel", "st", "average", NULL };
     tmoe_config config = tmoe_config_default();
     tmoe_training training = tmoe_training_default();
     tmoe_model *model;
-    double began = seconds_now(), tokens = 0.0;
+    double began = seconds_now();
     int i;
     config.E = experts;
     config.D = s->width;
@@ -63,7 +85,8 @@ static tmoe_model *train_one(tmoe_ctx *ctx, const tmoe_suite *suite, const setti
     training.dropout = s->dropout;
     training.label = experts > 1 ? "mixture" : "dense";
     training.progress = log_and_show;
-    training.progress_user = &progress;
+    training.progress_user = s;
+    progress.routes.experts = experts;
     model = tmoe_train(ctx, suite, &config, &training);
     if (!model) die(s->program, tmoe_error_message(ctx));
     r->train_seconds = seconds_now() - began;
@@ -80,7 +103,6 @@ static tmoe_model *train_one(tmoe_ctx *ctx, const tmoe_suite *suite, const setti
         r->answers += s->limit > 0 && s->limit < task->test_count ? s->limit : task->test_count;
     }
     r->answer_seconds = seconds_now() - began;
-    (void)tokens;
     return model;
 }
 
@@ -97,7 +119,7 @@ static double category_score(const tmoe_suite *suite, const double *scores, cons
 
 static void print_cell(const double *x, int n)
 {
-    if (!(x[0] == x[0])) printf(" %12s", "-");
+    if (!(mean_of(x, n) == mean_of(x, n))) printf(" %12s", "-");
     else if (n > 1) printf("  %.3f +-%.3f", mean_of(x, n), deviation_of(x, n));
     else printf(" %12.3f", x[0]);
 }
@@ -105,7 +127,7 @@ static void print_cell(const double *x, int n)
 static void print_table(const tmoe_suite *suite, run runs[2][SEEDS_MAX], int seeds)
 {
     const char *categories[CATEGORIES_MAX + 1];
-    int count = 0, c, i, part, kind, s, tasks[2];
+    int count = 0, c, i, part, kind, s, tasks[2], undefined = 0;
     for (i = 0; i < suite->count; i++) {
         for (c = 0; c < count && strcmp(categories[c], suite->tasks[i].category); c++) { }
         if (c == count && count < CATEGORIES_MAX && suite->tasks[i].part != TMOE_PART_DEV) categories[count++] = suite->tasks[i].category;
@@ -127,6 +149,10 @@ static void print_table(const tmoe_suite *suite, run runs[2][SEEDS_MAX], int see
         }
         printf("\n");
     }
+    for (i = 0; i < suite->count; i++)
+        for (s = 0; suite->tasks[i].part != TMOE_PART_DEV && suite->tasks[i].test_count > 0 && s < seeds; s++)
+            for (kind = 0; kind < 2; kind++) undefined += !(runs[kind][s].scores[i] == runs[kind][s].scores[i]);
+    if (undefined) printf("%d undefined scores (nan in --tsv) are left out of the means\n", undefined);
     printf("\n%-10s %12s %12s %10s %12s %12s\n", "", "parameters", "active", "train s", "answers", "answers/s");
     for (kind = 0; kind < 2; kind++) {
         double train[SEEDS_MAX], speed[SEEDS_MAX];
@@ -181,7 +207,6 @@ int main(int argc, char **argv)
     tmoe_ctx *ctx;
     tmoe_suite *suite;
     tmoe_model *model = NULL;
-    FILE *tsv = NULL;
     int seed, kind, i, seen = 0, unseen = 0;
     option options[] = {
         { "--split", "NAME|FILE", 's', NULL, "splits/NAME.json of the folder, or a file (default: zero_shot if there)" },
@@ -208,30 +233,28 @@ int main(int argc, char **argv)
     for (i = 0; options[i].name; i++) options[i].value = values[i];
     if (options_read(argc, argv, usage, options, &word, 1) == 1) s.folder = word;
     if (s.seeds < 1 || s.seeds > SEEDS_MAX) die(argv[0], "--seeds takes 1 to 20");
-    if (s.experts < 2) die(argv[0], "--experts takes 2 or more: the dense model is trained beside it anyway");
+    if (s.experts < 2 || s.experts > 64) die(argv[0], "--experts takes 2 to 64: the dense model is trained beside it anyway");
     progress.out = stderr;
-    if (s.log && !(log_file = fopen(s.log, "w"))) die(argv[0], "the log cannot be written");
+    must_be_writable(argv[0], s.save, 1);
+    must_be_writable(argv[0], s.tsv, 0);
+    must_be_writable(argv[0], s.log, 0);
     ctx = context_or_die(argv[0], s.threads);
     suite = tmoe_suite_load(ctx, s.folder, s.split);
     if (!suite) die(argv[0], tmoe_error_message(ctx));
     for (i = 0; i < suite->count; i++) { seen += suite->tasks[i].part == TMOE_PART_TRAIN; unseen += suite->tasks[i].part == TMOE_PART_TEST; }
     printf("%s: %d training tasks, %d held-out tasks (known by their instruction only)\n", s.folder, seen, unseen);
-    if (s.tsv) {
-        tsv = fopen(s.tsv, "w");
-        if (!tsv) die(argv[0], "the TSV file cannot be written");
-        fprintf(tsv, "seed\tmodel\ttask\tcategory\tpart\tmetric\tscore\texamples\n");
-    }
     for (seed = 0; seed < s.seeds; seed++)
         for (kind = 0; kind < 2; kind++) {
             tmoe_model *trained = train_one(ctx, suite, &s, s.seed + seed, kind ? s.experts : 1, &runs[kind][seed]);
-            for (i = 0; tsv && i < suite->count; i++) {
+            open_files(&s);
+            for (i = 0; files.tsv && i < suite->count; i++) {
                 const tmoe_task *task = &suite->tasks[i];
                 if (task->part == TMOE_PART_DEV || task->test_count == 0) continue;
-                fprintf(tsv, "%d\t%s\t%s\t%s\t%s\t%s\t%.6f\t%d\n", s.seed + seed, kind ? "mixture" : "dense", task->name, task->category,
+                fprintf(files.tsv, "%d\t%s\t%s\t%s\t%s\t%s\t%.6f\t%d\n", s.seed + seed, kind ? "mixture" : "dense", task->name, task->category,
                         task->part == TMOE_PART_TRAIN ? "seen" : "unseen", tmoe_metric_name(task->metric), runs[kind][seed].scores[i],
                         s.limit > 0 && s.limit < task->test_count ? s.limit : task->test_count);
             }
-            if (tsv) fflush(tsv);
+            file_written(argv[0], s.tsv, files.tsv, 0);
             if (kind == 1 && seed == 0) model = trained;        /* kept for the picture and --save */
             else tmoe_model_destroy(trained);
         }
@@ -241,8 +264,8 @@ int main(int argc, char **argv)
         if (tmoe_model_save(model, s.save) != TMOE_OK) die(argv[0], tmoe_error_message(ctx));
         printf("\nsaved the mixture (seed %d) to %s\n", s.seed, s.save);
     }
-    if (log_file && fclose(log_file) != 0) die(argv[0], "the log could not be written to its end");
-    if (tsv && fclose(tsv) != 0) die(argv[0], "the TSV file could not be written to its end");
+    file_written(argv[0], s.log, files.log, 1);
+    file_written(argv[0], s.tsv, files.tsv, 1);
     for (kind = 0; kind < 2; kind++) for (seed = 0; seed < s.seeds; seed++) free(runs[kind][seed].scores);
     tmoe_model_destroy(model);
     tmoe_suite_destroy(suite);

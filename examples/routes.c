@@ -8,6 +8,7 @@
 #define CATEGORIES_MAX 64
 #define TOP 3                           /* experts that are disabled for a category */
 #define RANDOM_DRAWS 3                  /* as many random ones, so many times */
+#define BRANCHES 24                     /* of the tree in the terminal */
 
 static const char usage[] =
     "usage: routes MODEL [FOLDER] [options]\n"
@@ -24,8 +25,11 @@ typedef struct reading {
     double *r, *p;                      /* (categories, C) */
     tmoe_join *joins;
     int order[4096];                    /* tasks as the tree has them */
+    int label;                          /* pixels of the longest task name in the report */
     int top[CATEGORIES_MAX][TOP];
+    double *scores, *without;           /* of the suite's tasks, with all experts and without some; NaN: not measured, or undefined */
     double whole[CATEGORIES_MAX], drop[CATEGORIES_MAX][4];      /* own and other tasks: without the top experts, without random ones */
+    int undefined;                      /* scores */
 } reading;
 
 static void *room(size_t count, size_t size)
@@ -49,6 +53,7 @@ static void read_routes(reading *x)
     x->R = tmoe_routed_layers(x->model);
     x->E = tmoe_model_config(x->model)->E;
     x->C = x->R * x->E;
+    x->label = 250;
     if (x->R == 0) die("routes", "the model is dense: it has no routes");
     if (x->N > 4096) die("routes", "more than 4096 tasks");
     x->routes = (float *)room((size_t)(x->N * x->C), sizeof(float));
@@ -62,6 +67,7 @@ static void read_routes(reading *x)
         }
         x->category_of[t] = c;
         x->size[c]++;
+        if (7 * (int)strlen(tmoe_model_task(x->model, t)->name) + 10 > x->label) x->label = 7 * (int)strlen(tmoe_model_task(x->model, t)->name) + 10;
     }
     x->r = (double *)room((size_t)(x->category_count * x->C), sizeof(double));
     x->p = (double *)room((size_t)(x->category_count * x->C), sizeof(double));
@@ -91,59 +97,94 @@ static void read_routes(reading *x)
     }
 }
 
-/* Mean score over the tasks of a category (own = 1) or all others. */
-static double score_of(reading *x, int category, int own, int limit)
+static void read_scores(reading *x, int limit, double *scores)
 {
-    double sum = 0.0, score;
-    int s, n = 0;
+    int s;
     for (s = 0; s < x->suite->count; s++) {
         const tmoe_task *task = &x->suite->tasks[s];
-        const int known = tmoe_find_task(x->model, task->name);
-        if (known < 0 || task->test_count == 0 || (x->category_of[known] == category) != own) continue;
-        if (tmoe_evaluate(x->model, task, NULL, limit, &score) != TMOE_OK) die("routes", tmoe_error_message(x->ctx));
-        if (score == score) { sum += score; n++; }
+        scores[s] = (double)NAN;
+        if (tmoe_find_task(x->model, task->name) < 0 || task->test_count == 0) continue;
+        if (tmoe_evaluate(x->model, task, NULL, limit, &scores[s]) != TMOE_OK) die("routes", tmoe_error_message(x->ctx));
+        x->undefined += !(scores[s] == scores[s]);
+    }
+}
+
+/* Mean over the tasks of a category (own = 1) or all others: the score, or what is lost of it without some experts, where both are defined. */
+static double mean_score(const reading *x, int category, int own, int lost)
+{
+    double sum = 0.0;
+    int s, n = 0;
+    for (s = 0; s < x->suite->count; s++) {
+        const int known = tmoe_find_task(x->model, x->suite->tasks[s].name);
+        const double score = lost ? x->scores[s] - x->without[s] : x->scores[s];
+        if (known >= 0 && (x->category_of[known] == category) == own && score == score) { sum += score; n++; }
     }
     return n ? sum / n : (double)NAN;
 }
 
-static void disable(reading *x, const int *columns, int disabled)
-{
-    int i;
-    for (i = 0; i < TOP; i++)           /* the last expert of a layer stays: then one fewer is disabled */
-        if (columns[i] >= 0) (void)tmoe_expert_disable(x->model, columns[i] / x->E, columns[i] % x->E, disabled);
-}
-
 static void read_drops(reading *x, int limit)
 {
-    double others[CATEGORIES_MAX];
-    int c, draw, own;
-    for (c = 0; c < x->category_count; c++) { x->whole[c] = score_of(x, c, 1, limit); others[c] = score_of(x, c, 0, limit); }
+    int c, draw, own, i, j;
+    x->scores = (double *)room((size_t)x->suite->count, sizeof(double));
+    x->without = (double *)room((size_t)x->suite->count, sizeof(double));
+    read_scores(x, limit, x->scores);
     for (c = 0; c < x->category_count; c++) {
+        int wanted = 0;
         fprintf(stderr, "disabling experts: %s\n", x->categories[c]);
-        disable(x, x->top[c], 1);
-        x->drop[c][0] = x->whole[c] - score_of(x, c, 1, limit);
-        x->drop[c][1] = others[c] - score_of(x, c, 0, limit);
-        disable(x, x->top[c], 0);
-        for (draw = 0; draw < RANDOM_DRAWS; draw++) {
-            int columns[TOP], i, j;
-            for (i = 0; i < TOP; i++) {
-                columns[i] = (int)(tmoei_random(7, (uint64_t)(c * RANDOM_DRAWS + draw), (uint64_t)i) % (uint64_t)x->C);
-                for (j = 0; j < i; j++) if (columns[j] == columns[i]) columns[i] = -1;
+        x->whole[c] = mean_score(x, c, 1, 0);
+        for (i = 0; i < 4; i++) x->drop[c][i] = (double)NAN;
+        for (draw = 0; draw <= RANDOM_DRAWS; draw++) {          /* first the most correlated, then as many random ones */
+            int columns[TOP], n = 0;
+            for (i = 0; draw == 0 ? i < TOP : n < wanted && i < 1000; i++) {
+                columns[n] = draw == 0 ? x->top[c][i] : (int)(tmoei_random(7, (uint64_t)(c * RANDOM_DRAWS + draw - 1), (uint64_t)i) % (uint64_t)x->C);
+                for (j = 0; j < n && columns[j] != columns[n]; j++) { }
+                if (j < n || columns[n] < 0) continue;          /* drawn twice; undefined */
+                n += tmoe_expert_disable(x->model, columns[n] / x->E, columns[n] % x->E, 1) == TMOE_OK;       /* a layer's last one stays */
             }
-            disable(x, columns, 1);
-            for (own = 1; own >= 0; own--) x->drop[c][own ? 2 : 3] += ((own ? x->whole[c] : others[c]) - score_of(x, c, own, limit)) / RANDOM_DRAWS;
-            disable(x, columns, 0);
+            if (draw == 0) wanted = n;
+            if (n == 0) break;                                  /* no correlation is defined: nothing to disable */
+            read_scores(x, limit, x->without);
+            for (own = 1; own >= 0; own--) {
+                double *drop = &x->drop[c][(draw ? 2 : 0) + !own];
+                const double lost = mean_score(x, c, own, 1) / (draw ? RANDOM_DRAWS : 1);
+                *drop = draw < 2 ? lost : *drop + lost;
+            }
+            while (n--) (void)tmoe_expert_disable(x->model, columns[n] / x->E, columns[n] % x->E, 0);
         }
     }
 }
 
 /* ---- the terminal ------------------------------------------------------------------------------------- */
 
+/* The tree from its top join down; only the topmost BRANCHES - 1 joins are opened, what is below stands in one line. */
+static void print_branch(const reading *x, int at, char *prefix, int last)
+{
+    const size_t length = strlen(prefix);
+    int first, n, i, width = 0;
+    printf("%s%s", prefix, at == 2 * x->N - 2 ? "" : last ? "\xe2\x94\x94 " : "\xe2\x94\x9c ");
+    if (at != 2 * x->N - 2) strcpy(prefix + length, last ? "  " : "\xe2\x94\x82 ");
+    if (at >= x->N && at > 2 * x->N - 1 - BRANCHES) {
+        printf("%.3f\n", x->joins[at - x->N].height);
+        print_branch(x, x->joins[at - x->N].a, prefix, 0);
+        print_branch(x, x->joins[at - x->N].b, prefix, 1);
+    } else {
+        for (first = at; first >= x->N; first = x->joins[first - x->N].a) { }
+        for (i = 0; x->order[i] != first; i++) { }
+        n = at < x->N ? 1 : x->joins[at - x->N].size;
+        if (n > 1) printf("%d tasks below %.3f: ", n, x->joins[at - x->N].height);
+        for (first = i; i < first + n && width < 90; i++) width += printf("%s%s", i > first ? ", " : "", tmoe_model_task(x->model, x->order[i])->name);
+        printf("%s\n", i < first + n ? ", ..." : "");
+    }
+    prefix[length] = 0;
+}
+
+static void print_number(double x) { if (x == x) printf(" %12.3f", fabs(x) < 0.0005 ? 0.0 : x); else printf(" %12s", "not measured"); }
+
 static void print_text(const reading *x)
 {
     static const char *const shades[] = { "  ", "\xe2\x96\x91\xe2\x96\x91", "\xe2\x96\x92\xe2\x96\x92", "\xe2\x96\x93\xe2\x96\x93", "\xe2\x96\x88\xe2\x96\x88" };
-    char name[64];
-    int c, t, l, e, i;
+    char name[64], prefix[8 * BRANCHES] = "";
+    int c, t, l, e, i, undefined = 0;
     printf("%d tasks, %d routed layers, %d experts each\n\nroutes, mean of each category's tasks (a block a layer, a cell an expert, darker = larger share)\n%-18s", x->N, x->R, x->E, "");
     for (l = 0; l < x->R; l++) { tmoe_routed_layer_name(x->model, l, name, sizeof name); printf(" %-*s", 2 * x->E + 1, name); }
     printf("\n");
@@ -162,7 +203,9 @@ static void print_text(const reading *x)
         }
         printf("\n");
     }
-    printf("\nexperts that go with a category (Pearson r over tasks; p: chance of any r as large when the category is shuffled)\n");
+    printf("\nwhich tasks are routed alike (average-linkage clustering; a number is the distance of the two branches below it)\n");
+    if (x->N > 1) print_branch(x, 2 * x->N - 2, prefix, 1);
+    printf("\nexperts that go with a category, p < 0.05 (Pearson r over tasks; p: chance of any r as large when the category is shuffled)\n");
     for (c = 0; c < x->category_count; c++)
         for (i = 0; i < TOP; i++) {
             const int j = x->top[c][i];
@@ -170,10 +213,18 @@ static void print_text(const reading *x)
             column_name(x, j, name, sizeof name);
             printf("%-18.18s %-22s r %+.2f  p %.3f\n", x->categories[c], name, x->r[c * x->C + j], x->p[c * x->C + j]);
         }
+    for (i = 0; i < x->category_count * x->C; i++) undefined += !(x->r[i] == x->r[i]);
+    if (undefined) printf("%d of %d correlations are undefined: a share that is the same for all tasks, or a category that all tasks are of\n",
+                          undefined, x->category_count * x->C);
     if (!x->suite) { printf("\nwith the FOLDER of the tasks, too: what disabling experts costs\n"); return; }
     printf("\nscore lost when a category's %d most correlated experts are disabled, and with as many random ones\n%-18s %8s %12s %12s %12s %12s\n", TOP, "", "score", "own tasks", "other tasks", "random, own", "random, other");
-    for (c = 0; c < x->category_count; c++)
-        printf("%-18.18s %8.3f %12.3f %12.3f %12.3f %12.3f\n", x->categories[c], x->whole[c], x->drop[c][0], x->drop[c][1], x->drop[c][2], x->drop[c][3]);
+    for (c = 0; c < x->category_count; c++) {
+        printf("%-18.18s", x->categories[c]);
+        if (x->whole[c] == x->whole[c]) printf(" %8.3f", x->whole[c]); else printf(" %8s", "-");
+        for (i = 0; i < 4; i++) print_number(x->drop[c][i]);
+        printf("\n");
+    }
+    if (x->undefined) printf("%d undefined scores of all evaluations are left out of the means\n", x->undefined);
 }
 
 /* ---- the report: one file, inline SVG, nothing from the network ---------------------------------------- */
@@ -186,18 +237,19 @@ static void put_text(FILE *f, const char *text)
 
 static int hue(const reading *x, int category) { return 360 * category / x->category_count; }
 
-enum { CELL = 13, LABEL = 250 };
+enum { CELL = 13 };
 
 static void put_heat_map(const reading *x, FILE *f)
 {
-    const int pitch = x->E * CELL + 8 > 80 ? x->E * CELL + 8 : 80, width = LABEL + x->R * pitch;       /* a layer's name needs 80 */
+    const int label = x->label, pitch = x->E * CELL + 8 > 80 ? x->E * CELL + 8 : 80, width = label + x->R * pitch;     /* a layer's name needs 80 */
+    const int height = 44 + x->N * CELL + x->category_count * 20;
     int c, t, j, l, y = 34;
     char name[64];
     fprintf(f, "<h2>Routes</h2><p>A row a task, a block a layer, a column an expert; the stronger the colour, the larger the expert's share. Hover tells the number.</p>"
-            "<div class=scroll><svg width=%d height=%d role=img aria-label=\"heat map of tasks and experts\">", width, 44 + x->N * CELL + x->category_count * 20);
+            "<div class=scroll><svg width=%d height=%d viewBox=\"0 0 %d %d\" role=img aria-label=\"heat map of tasks and experts\">", width, height, width, height);
     for (l = 0; l < x->R; l++) {
         tmoe_routed_layer_name(x->model, l, name, sizeof name);
-        fprintf(f, "<text x=%d y=14 class=head>%s</text>", LABEL + l * pitch, name);
+        fprintf(f, "<text x=%d y=14 class=head>%s</text>", label + l * pitch, name);
     }
     for (c = 0; c < x->category_count; c++) {
         fprintf(f, "<text x=0 y=%d class=head style=\"fill:hsl(%d 60%% var(--hl))\">", y, hue(x, c));
@@ -206,13 +258,13 @@ static void put_heat_map(const reading *x, FILE *f)
         y += 6;
         for (t = 0; t < x->N; t++) {
             if (x->category_of[t] != c) continue;
-            fprintf(f, "<text x=%d y=%d text-anchor=end>", LABEL - 6, y + CELL - 3);
+            fprintf(f, "<text x=%d y=%d text-anchor=end>", label - 6, y + CELL - 3);
             put_text(f, tmoe_model_task(x->model, t)->name);
             fprintf(f, "</text>");
             for (j = 0; j < x->C; j++) {
                 const double r = (double)x->routes[t * x->C + j];
                 column_name(x, j, name, sizeof name);
-                fprintf(f, "<rect x=%d y=%d width=%d height=%d fill-opacity=%.2f><title>", LABEL + j / x->E * pitch + j % x->E * CELL, y, CELL - 1, CELL - 1, 0.04 + 0.96 * r);
+                fprintf(f, "<rect x=%d y=%d width=%d height=%d fill-opacity=%.2f><title>", label + j / x->E * pitch + j % x->E * CELL, y, CELL - 1, CELL - 1, 0.04 + 0.96 * r);
                 put_text(f, tmoe_model_task(x->model, t)->name);
                 fprintf(f, "\n%s: %.3f</title></rect>", name, r);
             }
@@ -226,15 +278,16 @@ static void put_heat_map(const reading *x, FILE *f)
 static void put_tree(const reading *x, FILE *f)
 {
     double *px = (double *)room(2 * (size_t)x->N, sizeof(double)), *py = (double *)room(2 * (size_t)x->N, sizeof(double)), top = 1e-9;
+    const int label = x->label, height = x->N * CELL + 12;
     int i;
     for (i = 0; i < x->N - 1; i++) if (x->joins[i].height > top) top = x->joins[i].height;
     fprintf(f, "<h2>Which tasks are routed alike</h2><p>Average-linkage clustering of routes by Euclidean distance; tasks that join on the left have nearly equal routes. "
-            "Names have the colour of their category.</p><div class=scroll><svg width=%d height=%d role=img aria-label=\"tree of tasks\">", LABEL + 420, x->N * CELL + 12);
+            "Names have the colour of their category.</p><div class=scroll><svg width=%d height=%d viewBox=\"0 0 %d %d\" role=img aria-label=\"tree of tasks\">", label + 420, height, label + 420, height);
     for (i = 0; i < x->N; i++) {
         const int t = x->order[i];
         px[t] = 0.0;
         py[t] = i * CELL + CELL / 2.0 + 2.0;
-        fprintf(f, "<text x=%d y=%.1f text-anchor=end style=\"fill:hsl(%d 60%% var(--hl))\">", LABEL - 6, py[t] + 4.0, hue(x, x->category_of[t]));
+        fprintf(f, "<text x=%d y=%.1f text-anchor=end style=\"fill:hsl(%d 60%% var(--hl))\">", label - 6, py[t] + 4.0, hue(x, x->category_of[t]));
         put_text(f, tmoe_model_task(x->model, t)->name);
         fprintf(f, "<title>");
         put_text(f, x->categories[x->category_of[t]]);
@@ -244,7 +297,7 @@ static void put_tree(const reading *x, FILE *f)
         const tmoe_join *j = &x->joins[i];
         px[x->N + i] = 400.0 * j->height / top;
         py[x->N + i] = (py[j->a] + py[j->b]) / 2.0;
-        fprintf(f, "<path d=\"M%.1f %.1fH%.1fV%.1fH%.1f\"><title>%d tasks, distance %.3f</title></path>", LABEL + px[j->a], py[j->a], LABEL + px[x->N + i], py[j->b], LABEL + px[j->b], j->size, j->height);
+        fprintf(f, "<path d=\"M%.1f %.1fH%.1fV%.1fH%.1f\"><title>%d tasks, distance %.3f</title></path>", label + px[j->a], py[j->a], label + px[x->N + i], py[j->b], label + px[j->b], j->size, j->height);
     }
     fprintf(f, "</svg></div>");
     free(px);
@@ -271,80 +324,94 @@ static void put_tables(const reading *x, FILE *f)
     }
     fprintf(f, "</table></div>");
     if (!x->suite) return;
-    fprintf(f, "<h2>Disabling experts</h2><p>Score lost when a category's %d most correlated experts are disabled, on its own tasks and on all others, beside what %d random experts cost "
-            "(mean of %d draws).</p><div class=scroll><table><tr><th>category<th>score<th>own tasks<th>others<th>random: own<th>random: others</tr>", TOP, TOP, RANDOM_DRAWS);
+    fprintf(f, "<h2>Disabling experts</h2><p>Score lost when a category's %d most correlated experts are disabled (but a layer's last), on its own tasks and on all others, beside what as many "
+            "random experts cost (mean of %d draws).</p><div class=scroll><table><tr><th>category<th>score<th>own tasks<th>others<th>random: own<th>random: others</tr>", TOP, RANDOM_DRAWS);
     for (c = 0; c < x->category_count; c++) {
         fprintf(f, "<tr><td>");
         put_text(f, x->categories[c]);
-        fprintf(f, "<td class=n>%.3f", x->whole[c]);
+        if (x->whole[c] == x->whole[c]) fprintf(f, "<td class=n>%.3f", x->whole[c]); else fprintf(f, "<td class=\"n dim\">not measured");
         for (i = 0; i < 4; i++) {
-            const double change = fabs(x->drop[c][i]) < 0.0005 ? 0.0 : -x->drop[c][i];
-            if (x->drop[c][i] == x->drop[c][i]) fprintf(f, "<td class=n%s>%+.3f", i == 0 ? " style=\"font-weight:600\"" : "", change);
-            else fprintf(f, "<td class=\"n dim\">undefined");
+            if (!(x->drop[c][i] == x->drop[c][i])) fprintf(f, "<td class=\"n dim\">not measured");
+            else fprintf(f, "<td class=n%s>%.3f", i == 0 ? " style=\"font-weight:600\"" : "", fabs(x->drop[c][i]) < 0.0005 ? 0.0 : x->drop[c][i]);
         }
         fprintf(f, "</tr>");
     }
     fprintf(f, "</table></div>");
+    if (x->undefined) fprintf(f, "<p>%d undefined scores of all evaluations are left out of the means.</p>", x->undefined);
 }
 
 /* Curves of a log that multitask --log wrote: lines of label, step, loss. */
-static void put_curves(const char *path, FILE *f)
+enum { POINTS = 20000, CURVES = 4 };
+static struct { double steps[POINTS], losses[POINTS], most_step, most_loss; int which[POINTS], n, count; char label[CURVES][40]; } curves;
+
+static void read_log(const char *path)
 {
-    enum { POINTS = 20000, CURVES = 4 };
-    static double steps[POINTS], losses[POINTS];
-    static int which[POINTS];
-    char label[CURVES][40], name[40], line[256];
-    double step, loss, most_step = 1.0, most_loss = 1e-9;
-    int n = 0, count = 0, i, k;
+    char name[40], line[256];
+    double step, loss;
+    int k;
     FILE *log = fopen(path, "r");
-    if (!log) die("routes", "the log cannot be read");
-    while (n < POINTS && fgets(line, sizeof line, log)) {
+    if (!log) die_file("routes", path);
+    curves.most_step = 1.0;
+    curves.most_loss = 1e-9;
+    while (curves.n < POINTS && fgets(line, sizeof line, log)) {
         if (sscanf(line, "%39s %lf %lf", name, &step, &loss) != 3) continue;
-        for (k = 0; k < count && strcmp(label[k], name); k++) { }
+        for (k = 0; k < curves.count && strcmp(curves.label[k], name); k++) { }
         if (k == CURVES) continue;
-        if (k == count) strcpy(label[count++], name);
-        if (step > most_step) most_step = step;
-        if (loss > most_loss) most_loss = loss;
-        which[n] = k; steps[n] = step; losses[n++] = loss;
+        if (k == curves.count) strcpy(curves.label[curves.count++], name);
+        if (step > curves.most_step) curves.most_step = step;
+        if (loss > curves.most_loss) curves.most_loss = loss;
+        curves.which[curves.n] = k; curves.steps[curves.n] = step; curves.losses[curves.n++] = loss;
     }
     fclose(log);
-    fprintf(f, "<h2>Training</h2><div class=scroll><svg width=640 height=230 role=img aria-label=\"training curves\"><path class=axis d=\"M40 10V190H630\"/>");
-    fprintf(f, "<text x=36 y=16 text-anchor=end>%.1f</text><text x=36 y=194 text-anchor=end>0</text><text x=630 y=206 text-anchor=end>%.0f steps</text><text x=44 y=16>loss</text>", most_loss, most_step);
-    for (k = 0; k < count; k++) {
-        fprintf(f, "<text x=%d y=224 style=\"fill:hsl(%d 60%% var(--hl))\">%s</text><path style=\"stroke:hsl(%d 60%% var(--hl))\" d=\"", 40 + 120 * k, 140 * k, label[k], 140 * k);
-        for (i = 0, step = -1.0; i < n; i++) {
-            if (which[i] != k) continue;
-            fprintf(f, "%c%.1f %.1f", step < 0.0 ? 'M' : 'L', 40.0 + 590.0 * steps[i] / most_step, 190.0 - 175.0 * losses[i] / most_loss);
-            step = steps[i];
+    if (!curves.n) die("routes", "the log has no lines of label, step and loss");
+}
+
+static void put_curves(FILE *f)
+{
+    double step;
+    int i, k;
+    fprintf(f, "<h2>Training</h2><div class=scroll><svg width=640 height=230 viewBox=\"0 0 640 230\" role=img aria-label=\"training curves\"><path class=axis d=\"M40 10V190H630\"/>");
+    fprintf(f, "<text x=36 y=16 text-anchor=end>%.1f</text><text x=36 y=194 text-anchor=end>0</text><text x=630 y=206 text-anchor=end>%.0f steps</text><text x=44 y=16>loss</text>", curves.most_loss, curves.most_step);
+    for (k = 0; k < curves.count; k++) {
+        fprintf(f, "<text x=%d y=224 style=\"fill:hsl(%d 60%% var(--hl))\">%s</text><path style=\"stroke:hsl(%d 60%% var(--hl))\" d=\"", 40 + 120 * k, 140 * k, curves.label[k], 140 * k);
+        for (i = 0, step = -1.0; i < curves.n; i++) {
+            if (curves.which[i] != k) continue;
+            fprintf(f, "%c%.1f %.1f", step < 0.0 ? 'M' : 'L', 40.0 + 590.0 * curves.steps[i] / curves.most_step, 190.0 - 175.0 * curves.losses[i] / curves.most_loss);
+            step = curves.steps[i];
         }
         fprintf(f, "\"/>");
     }
     fprintf(f, "</svg></div>");
 }
 
-static void write_report(const reading *x, const char *path, const char *model_name, const char *log)
+/* Under a temporary name first: a good report of before is there until this one is whole. */
+static void write_report(const reading *x, const char *path, const char *model_name)
 {
+    char temporary[1100];
     size_t active, all = tmoe_model_parameters(x->model, &active);
-    FILE *f = fopen(path, "w");
-    if (!f) die("routes", "the report cannot be written");
+    FILE *f;
+    (void)snprintf(temporary, sizeof temporary, strncmp(path, "/dev/", 5) ? "%.1000s.tmp" : "%.1000s", path);
+    f = fopen(temporary, "w");
+    if (!f) die_file("routes", temporary);
     fprintf(f, "<!DOCTYPE html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\"><title>Routes</title><style>"
             ":root{color-scheme:light dark;--bg:#fff;--fg:#1c2330;--dim:#66707f;--line:#d8dde5;--cell:#1750b8;--hl:36%%}"
             "@media(prefers-color-scheme:dark){:root{--bg:#12161d;--fg:#dde3ec;--dim:#8d98a8;--line:#2c3440;--cell:#7db0ff;--hl:68%%}}"
-            "@media print{:root{--bg:#fff;--fg:#000;--cell:#1750b8;--hl:30%%}.scroll{overflow:visible}h2{break-after:avoid}}"
             "body{background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:0 auto;padding:16px}"
             "h1{font-size:24px;margin:8px 0;overflow-wrap:anywhere}h2{font-size:18px;margin:32px 0 4px}p{margin:4px 0 12px;color:var(--dim);max-width:70ch}"
             ".scroll{overflow-x:auto}svg{display:block}svg text{font:11px system-ui,sans-serif;fill:var(--fg)}svg text.head{font-weight:600;font-size:12px}"
             "rect{fill:var(--cell)}rect:hover{stroke:var(--fg)}path{fill:none;stroke:var(--dim);stroke-width:1.2}.axis{stroke:var(--line)}"
             "table{border-collapse:collapse}th,td{text-align:left;padding:4px 14px 4px 0;border-bottom:1px solid var(--line);vertical-align:top}.n{text-align:right;font-variant-numeric:tabular-nums}.dim{color:var(--dim)}"
+            "@media print{:root{--bg:#fff;--fg:#000;--cell:#1750b8;--hl:30%%}.scroll{overflow:visible}svg{max-width:100%%;height:auto}h2{break-after:avoid}}"
             "</style><h1>Routes of ");
     put_text(f, strrchr(model_name, '/') ? strrchr(model_name, '/') + 1 : model_name);
     fprintf(f, "</h1><p>%d tasks, %d routed layers with %d experts each; %lu parameters, %lu of them active for a task.</p>", x->N, x->R, x->E, (unsigned long)all, (unsigned long)active);
     put_heat_map(x, f);
     put_tree(x, f);
     put_tables(x, f);
-    if (log) put_curves(log, f);
+    if (curves.n) put_curves(f);
     fprintf(f, "</html>\n");
-    if (fclose(f) != 0) die("routes", "the report could not be written to its end");
+    file_written("routes", temporary, f, 1);
+    if (strcmp(temporary, path) && rename(temporary, path) != 0) die_file("routes", path);
     printf("\nreport: %s\n", path);
 }
 
@@ -365,6 +432,8 @@ int main(int argc, char **argv)
     for (n = 0; options[n].name; n++) options[n].value = values[n];
     n = options_read(argc, argv, usage, options, words, 2);
     if (n < 1) { options_help(usage, options); return 2; }
+    if (log) read_log(log);
+    must_be_writable(argv[0], html, html && strncmp(html, "/dev/", 5));
     x.ctx = context_or_die(argv[0], threads);
     x.model = tmoe_model_load(x.ctx, words[0]);
     if (!x.model) die(argv[0], tmoe_error_message(x.ctx));
@@ -375,8 +444,8 @@ int main(int argc, char **argv)
     read_routes(&x);
     if (x.suite) read_drops(&x, limit);
     print_text(&x);
-    if (html) write_report(&x, html, words[0], log);
-    free(x.routes); free(x.r); free(x.p); free(x.joins);
+    if (html) write_report(&x, html, words[0]);
+    free(x.routes); free(x.r); free(x.p); free(x.joins); free(x.scores); free(x.without);
     tmoe_model_destroy(x.model);
     tmoe_suite_destroy(x.suite);
     tmoe_ctx_destroy(x.ctx);

@@ -172,6 +172,79 @@ static void test_a_disabled_expert_gets_no_weight(void)
     }
 }
 
+static void test_exploration_leaves_disabled_experts_alone(void)
+{
+    tmoe_config c = small_config();
+    tmoe_training training = small_training();
+    float most = 0.0f;
+    c.exploration = 1.0f;
+    set s = make(1, &c, &training);
+    if (!s.trainer) return;
+    CHECK(tmoe_expert_disable(s.model, 1, 1, 1) == TMOE_OK);
+    for (int i = 0; i < 8; i++) {
+        CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+        CHECK(s.trainer->use[c.E + 1] == 0.0f);
+        CHECK_NEAR(s.trainer->use[c.E] + s.trainer->use[c.E + 2], 1.0, 1e-5);
+        most = s.trainer->use[1] > most ? s.trainer->use[1] : most;
+    }
+    CHECK(most > 0.0f);                                         /* in the other layer it is explored */
+    unmake(&s);
+}
+
+/* One task, four lines a step: were their route one, a step's use of an expert would be 0 or 1. */
+static void test_random_routes_are_drawn_for_each_example(void)
+{
+    tmoe_config c = small_config();
+    tmoe_training training = small_training();
+    int parts = 0, several = 0;
+    float first[6];
+    c.selection = TMOE_SELECT_RANDOM_EXAMPLE;
+    training.tasks_per_step = 1;
+    set s = make(1, &c, &training);
+    if (!s.trainer) return;
+    for (int i = 0; i < 8; i++) {
+        CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+        for (int e = 0; e < 2 * c.E; e++) {
+            const float quarters = 4.0f * s.trainer->use[e];
+            CHECK(quarters == roundf(quarters));
+            parts += quarters > 0.0f && quarters < 4.0f;
+        }
+        if (i == 0) memcpy(first, s.trainer->use, sizeof first); else several += memcmp(first, s.trainer->use, sizeof first) != 0;
+    }
+    CHECK(parts > 8 && several > 4);
+    unmake(&s);
+}
+
+static void test_tuning_the_experts_leaves_other_layers_alone(void)
+{
+    tmoe_config c = small_config();
+    tmoe_training training = small_training();
+    float route[3] = { 0.5f, 0.25f, 0.25f };
+    c.expert_places = TMOE_DECODER;
+    set s = make(1, &c, &training);
+    if (!s.trainer) return;
+    c.E = 1;
+    training.train = TMOE_TRAIN_LAYERS;
+    tmoe_model *model = tmoe_model_derive(s.ctx, s.model, route, &c, s.suite->tasks, s.suite->count);
+    tmoe_trainer *trainer = model ? tmoe_trainer_create(model, s.suite, &training) : NULL;
+    CHECK(trainer != NULL);
+    if (trainer) {
+        float *before = (float *)malloc(model->size * sizeof(float));
+        memcpy(before, model->theta, model->size * sizeof(float));
+        tmoei_train_experts_only(trainer, s.model);
+        for (int i = 0; i < 3; i++) CHECK(tmoe_step(trainer, NULL) == TMOE_OK);
+        for (size_t i = 0, in_expert; i < model->size; i++) {
+            in_expert = i - model->layers[1].block < model->layers[1].block_size;
+            if (!in_expert) CHECK(before[i] == model->theta[i]);
+        }
+        CHECK(memcmp(before + model->layers[1].block, model->theta + model->layers[1].block, model->layers[1].block_size * sizeof(float)) != 0);
+        free(before);
+    }
+    tmoe_trainer_destroy(trainer);
+    tmoe_model_destroy(model);
+    unmake(&s);
+}
+
 static void test_both_mixes_agree_on_one_hot_routes(void)
 {
     tmoe_config c = small_config();
@@ -924,6 +997,9 @@ TEST_MAIN("test_model",
     RUN(test_gradients_of_other_shapes);
     RUN(test_gradients_of_expert_regularisation_and_load_balance);
     RUN(test_a_disabled_expert_gets_no_weight);
+    RUN(test_exploration_leaves_disabled_experts_alone);
+    RUN(test_random_routes_are_drawn_for_each_example);
+    RUN(test_tuning_the_experts_leaves_other_layers_alone);
     RUN(test_both_mixes_agree_on_one_hot_routes);
     RUN(test_param_mix_is_the_dense_model_of_its_merged_blocks);
     RUN(test_derived_models_compute_what_they_came_from);
