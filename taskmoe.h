@@ -379,8 +379,9 @@ TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const doubl
     uint64_t seed, tmoe_comparison *result);
 /* tmoe_route_correlations - Pearson correlation of the columns of routes with a feature of tasks   >>routes
  *   routes (N,C) in: C = routed layers x E      feature (N) in: usually 0 or 1      permutations >= 0, seed
- *   r, p   (C) out, NaN for a constant column; p is the share of shuffles of the feature among the tasks in
- *          which any column's |r| is as large: corrected for C tests      cost  permutations * N * C */
+ *   r, p   (C) out, NaN for a constant column; p is the share of shuffles of the feature among the tasks, as
+ *          it is counted as one, in which any |r| is as large: corrected for C tests
+ *   cost   permutations * N * C */
 TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const float *routes, int N, int C,
     const float *feature, int permutations, uint64_t seed, double *r, double *p);
 typedef struct tmoe_join { int a, b, size; double height; } tmoe_join; /* a, b: a row, or N + earlier join */
