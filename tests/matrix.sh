@@ -53,7 +53,7 @@ check "version in title and macros agree" sh -c "head -n 1 taskmoe.h | grep -q \
 check "every tag in the contents exists" sh -c "sed -n '/^ \\* CONTENTS/,/^ \\* QUICK START/p' taskmoe.h | grep -o '>>[a-z]*' | sort -u | while read t; do grep -q \"/\\* ==== \$t\" taskmoe.h || { echo \$t; exit 1; }; done"
 sed -n '/^#define TASKMOE_IMPLEMENTATION/,$p' examples/quickstart.c | sed -e 's|/\*|//|; s| \*/$||' > $B/quick_file
 sed -n '/^ \* QUICK START/,/^ \* THE ALGORITHM/p' taskmoe.h | sed -n 's/^ \* \{0,3\}//p' | sed '1d;$d' | sed '$d' > $B/quick_header
-check "quick start in the header is the example" diff -b $B/quick_file $B/quick_header
+check "quick start in the header is the example" diff -bB $B/quick_file $B/quick_header
 sed -n '/^#define TASKMOE_IMPLEMENTATION/,/^}/p' README.md > $B/quick_readme
 sed -n '/^#define TASKMOE_IMPLEMENTATION/,$p' examples/quickstart.c > $B/quick_file
 check "quick start in the README is the example" diff $B/quick_file $B/quick_readme
