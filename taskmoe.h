@@ -1,12 +1,9 @@
 /* taskmoe.h 0.1.0 - task-level mixture of experts in C: one header, nothing but libc and libm
- *
  *   #define TASKMOE_IMPLEMENTATION        in ONE .c file, before
  *   #include "taskmoe.h"                  cc -O2 program.c -lm   (with TMOE_THREADS defined also -lpthread)
- *
  * Whole transformer layers are experts. A router looks at a representation of the TASK - not of the token,
  * not of the example - and chooses, layer by layer, how the experts are mixed. Train on many tasks; ask
  * about tasks it has seen, and about tasks it knows by their instruction only.
- *
  * It does NOT use a GPU, mixed precision or quantisation; does not run on several machines by itself (you
  * plug an all-reduce in); never exits, aborts, prints or reads the environment.
  *
@@ -1868,11 +1865,15 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
         p.tile_columns = !transpose_b ? 512 : K >= 1024 ? 16 : 16384 / K;   /* 16 K products a row, chunk */
         tmoei_parallel(ctx, tmoei_product_few_chunk, &p, tmoei_pieces(N, p.tile_columns));
     } else {
-        const int lane_rows = TMOEI_LANE_ROWS / p.height * p.height, own_b = M <= lane_rows;
+        const int lane_rows = TMOEI_LANE_ROWS / p.height * p.height;
+        const int own_b = M <= lane_rows || (ctx->lanes > 1 && p.a_lies);
         if (!own_b && !p.b_lies) p.packed_b = ctx->shared_scratch;
         p.tile_rows = p.a_lies ? ctx->tile_rows / p.height * p.height : lane_rows;
         p.tile_columns = !p.a_lies && M >= 2 * ctx->lanes * lane_rows ? N
             : tmoei_least(own_b ? share : N, TMOEI_TILE_COLUMNS);
+        if (own_b && M > lane_rows)         /* each lane packs what it reads: another's cache is far */
+            p.tile_rows = p.height * tmoei_pieces(tmoei_pieces(M, p.height), tmoei_pieces(2 * ctx->lanes,
+                tmoei_pieces(tmoei_least(N, ctx->block_columns), p.tile_columns)));
         if (keep) tmoei_product_keep(ctx, &p);
         tmoei_product_blocks(&p, p.kept ? N : ctx->block_columns, ctx, 0);
     }
