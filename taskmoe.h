@@ -1856,7 +1856,6 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
     if (M <= 0 || N <= 0) return;
     tmoei_product p = tmoei_product_of(ctx, transpose_a, transpose_b, M, N, K, A, lda, B, ldb, beta, C, ldc);
     const int keep = ctx->keeping && transpose_b && !transpose_a && M > 1 && M <= TMOEI_LANE_ROWS;
-    const int share = tmoei_pieces(tmoei_pieces(N, ctx->lanes), 64) * 64;       /* columns of a lane */
     p.epilogue = epilogue;
     if (K <= 0) {                                               /* an empty sum */
         for (int r = 0; beta == 0.0f && r < M; r++) memset(C + (size_t)r * ldc, 0, (size_t)N * sizeof(float));
@@ -1866,12 +1865,13 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
         tmoei_parallel(ctx, tmoei_product_few_chunk, &p, tmoei_pieces(N, p.tile_columns));
     } else {
         const int lane_rows = TMOEI_LANE_ROWS / p.height * p.height;
-        const int own_b = M <= lane_rows || (ctx->lanes > 1 && p.a_lies);
+        const int many = ctx->lanes > 1 && p.a_lies && M >= TMOEI_LANE_ROWS * ctx->lanes;
+        const int own_b = M <= lane_rows || many;
         if (!own_b && !p.b_lies) p.packed_b = ctx->shared_scratch;
         p.tile_rows = p.a_lies ? ctx->tile_rows / p.height * p.height : lane_rows;
-        p.tile_columns = !p.a_lies && M >= 2 * ctx->lanes * lane_rows ? N
-            : tmoei_least(own_b ? share : N, TMOEI_TILE_COLUMNS);
-        if (own_b && M > lane_rows)         /* each lane packs what it reads: another's cache is far */
+        p.tile_columns = !p.a_lies && M >= 2 * ctx->lanes * lane_rows ? N : tmoei_least(TMOEI_TILE_COLUMNS,
+            own_b ? tmoei_pieces(tmoei_pieces(N, ctx->lanes), 64) * 64 : N);    /* a lane's share */
+        if (many)       /* rows for each lane: it packs what it reads, for another's cache is far */
             p.tile_rows = p.height * tmoei_pieces(tmoei_pieces(M, p.height), tmoei_pieces(2 * ctx->lanes,
                 tmoei_pieces(tmoei_least(N, ctx->block_columns), p.tile_columns)));
         if (keep) tmoei_product_keep(ctx, &p);

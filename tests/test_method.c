@@ -127,8 +127,8 @@ static void test_training_noise_is_gumbels_and_new_in_every_step(void)
     unmake(&s);
 }
 
-/* Fault 4: a task's random route is n of E at 1 / n for ever, whatever the optimiser does; a group's is one expert, a fresh one in every step. */
-static void test_random_routes_stay_with_a_task_or_are_fresh_for_a_group(void)
+/* Fault 4: a task's random route is n of E at 1 / n for ever, whatever the optimiser does; an example's is one expert, a fresh one in every step. */
+static void test_random_routes_stay_with_a_task_or_are_fresh_for_an_example(void)
 {
     for (int n = 1; n <= 3; n++) {
         tmoe_config c = small_config(); const tmoe_training t = small_training();
@@ -696,7 +696,7 @@ static void test_few_shot_keeps_its_protocol(void)
 TEST_MAIN("test_method",
     RUN(test_gumbel_is_evaluated_as_the_mixture_without_noise);
     RUN(test_training_noise_is_gumbels_and_new_in_every_step);
-    RUN(test_random_routes_stay_with_a_task_or_are_fresh_for_a_group);
+    RUN(test_random_routes_stay_with_a_task_or_are_fresh_for_an_example);
     RUN(test_exploration_replaces_routes_by_one_expert_or_all);
     RUN(test_route_statistics_are_means_over_the_tasks);
     RUN(test_unseen_tasks_are_routed_by_the_router_or_by_the_nearest);

@@ -232,6 +232,10 @@ static void test_tuning_the_experts_leaves_other_layers_alone(void)
         float *before = (float *)malloc(model->size * sizeof(float));
         memcpy(before, model->theta, model->size * sizeof(float));
         tmoei_train_experts_only(trainer, s.model);
+        for (int i = 0; i < trainer->update_count; i++) {       /* each piece of the block once */
+            CHECK(trainer->updates[i].offset - model->layers[1].block < model->layers[1].block_size);
+            CHECK(i == 0 || trainer->updates[i].offset > trainer->updates[i - 1].offset);
+        }
         for (int i = 0; i < 3; i++) CHECK(tmoe_step(trainer, NULL) == TMOE_OK);
         for (size_t i = 0, in_expert; i < model->size; i++) {
             in_expert = i - model->layers[1].block < model->layers[1].block_size;
