@@ -30,8 +30,9 @@ demo: examples
 test: examples $(TESTS:%=$(BUILD)/%) $(BUILD)/export
 	@sh tests/run.sh $(BUILD) $(TESTS)
 
-bench: $(BUILD)/bench $(BUILD)/bench_generate
+bench: $(BUILD)/bench $(BUILD)/bench_generate $(BUILD)/bench_step
 	$(BUILD)/bench
+	for lanes in 1 x2 x4 x8 x16 x64; do $(BUILD)/bench_step $$lanes S | head -n 1; $(BUILD)/bench_step $$lanes M | head -n 1; done
 	sh tests/bench_peers.sh 1
 	sh tests/bench_peers.sh 2
 	sh tests/bench_training.sh 1

@@ -1691,131 +1691,120 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
 #define TMOEI_FEW_ROWS 8                /* up to here weights are read as they lie: packing would cost more */
 #define TMOEI_LIES_STRIDE 128           /* any kernel reads a transposed A with lines up to here as it lies */
 #define TMOEI_LIES_B 65536              /* and an op(B) of up to so many numbers, if not transposed */
-#define TMOEI_LANE_ROWS 64              /* one-lane products: rows and columns at a time */
-#define TMOEI_LANE_COLUMNS 256
+#define TMOEI_LANE_ROWS 64              /* one-lane products: rows at a time */
 #define TMOEI_PACK_COLUMNS 64           /* packed by a lane at a time */
 #define TMOEI_PANEL_WIDTH(rows) (((rows) + 3) / 4 * 4)          /* of A, packed; 8 for 5 at worst */
 #define TMOEI_SCORES 65536              /* attention scores a lane holds at a time, twice; most keys */
 #define TMOEI_SHARED_FLOATS ((size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX))
-#define TMOEI_LANE_B_FLOATS ((size_t)TMOEI_KC * (TMOEI_LANE_COLUMNS + TMOEI_NR_MAX))
+#define TMOEI_LANE_B_FLOATS ((size_t)TMOEI_KC * (TMOEI_TILE_COLUMNS + TMOEI_NR_MAX))
 #define TMOEI_LANE_FLOATS (2 * (size_t)TMOEI_SCORES + TMOEI_LANE_B_FLOATS \
     + (size_t)TMOEI_KC * (TMOEI_LANE_ROWS * 8 / 5))
-static void tmoei_block_sizes(tmoe_ctx *ctx) {
-    const size_t rows = ctx->cache_l2_bytes / (6 * TMOEI_KC * sizeof(float));
-    const size_t tiles = ctx->cache_l3_bytes / (4 * TMOEI_KC * TMOEI_TILE_COLUMNS * sizeof(float));
-    ctx->tile_rows = rows < 28 ? 28 : rows > 448 ? 448 : (int)rows;
-    ctx->block_columns = TMOEI_TILE_COLUMNS * (tiles < 1 ? 1 : tiles > 8 ? 8 : (int)tiles);   /* at most NC */
-}
-static void tmoei_scratch_create(tmoe_ctx *ctx) {
-    ctx->shared_scratch = (float *)tmoei_alloc(ctx, TMOEI_SHARED_FLOATS, sizeof(float), 0);
-    for (int lane = 0; lane < ctx->lanes && ctx->error == TMOE_OK; lane++)
-        ctx->lane_scratch[lane] = (float *)tmoei_alloc(ctx, TMOEI_LANE_FLOATS, sizeof(float), 0);
-}
-static void tmoei_scratch_destroy(tmoe_ctx *ctx) {
-    for (int lane = 0; lane < ctx->lanes; lane++) tmoei_free(ctx, ctx->lane_scratch[lane]);
-    tmoei_free(ctx, ctx->shared_scratch);
-}
 static int tmoei_least(int a, int b) { return a < b ? a : b; }
 static int tmoei_pieces(int total, int size) { return (total + size - 1) / size; }
-/* Rows of op(A) a panel has when M rows are cut into equal panels of at most mr. */
-static int tmoei_panel_rows(int M, int mr) { return tmoei_pieces(M, tmoei_pieces(M, mr)); }
-/* A product, and the block of it in work: columns n0 .. n0+nc-1, k0 .. k0+kc-1 of K. The lanes pack op(B)
- * together first, or each its own columns, and a lane its rows of op(A) (into its scratch: the copy stays in
- * its cache). A kernel of 14 rows meets the lines of B and A so rarely that L2 is near enough: it reads what
- * is not a transposed B as it lies, but where the lines of both operands meet in the same cache sets. */
+/* A product, and the block of it in work: columns n0 .. n0+nc-1, k0 .. k1-1 of K in pieces of `depth`. The
+ * lanes pack op(B) together first, or each its own columns, and a lane its rows of op(A) (into its scratch:
+ * the copy stays in its cache). A kernel of 14 rows meets the lines of B and A so rarely that L2 is near
+ * enough: it reads what is not a transposed B as it lies, but where both have lines in the same sets. */
 typedef struct tmoei_product {
     const tmoe_ctx *ctx;
-    int transpose_a, transpose_b, M, N, K, n0, nc, k0, kc;
+    int transpose_a, transpose_b, M, N, K, n0, nc, k0, k1, depth;
     int height, tile_rows, tile_columns, column_tiles, a_lies, b_lies;
     const float *A, *B; size_t lda, ldb, ldc;
     float *C, *packed_b, beta;                  /* packed_b: by all lanes, or NULL */
-    float *kept; int pack_kept;                 /* NULL or all of op(B) packed; packed only now */
+    size_t packed_width; int kept, pack;        /* of a k there; it holds kept weights; is to be packed */
     const tmoei_epilogue *epilogue;
 } tmoei_product;
 static tmoei_product tmoei_product_of(const tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, int N,
         int K, const float *A, size_t lda, const float *B, size_t ldb, float beta, float *C, size_t ldc) {
     const int high = ctx->kernels->mr == TMOEI_MR_MAX;
     const int meet = !transpose_a && lda % 1024 == 0;       /* rows of A in a cache set of eight lines */
-    const int height = tmoei_panel_rows(M, tmoei_least(ctx->kernels->mr, meet ? 7 : 99));
+    const int height = tmoei_pieces(M, tmoei_pieces(M, tmoei_least(ctx->kernels->mr, meet ? 7 : 99)));
     const int a_lies = !transpose_a || high || lda <= TMOEI_LIES_STRIDE;
     const int b_lies = !transpose_b
         && (high ? !meet || ldb % 1024 != 0 : (size_t)N * (size_t)K <= TMOEI_LIES_B);
-    const tmoei_product p = { ctx, transpose_a, transpose_b, M, N, K, 0, 0, 0, 0, height, 0, 0, 0, a_lies,
-        b_lies, A, B, lda, ldb, ldc, C, NULL, beta, NULL, 0, NULL };
+    const tmoei_product p = { ctx, transpose_a, transpose_b, M, N, K, 0, 0, 0, 0, 0, height, 0, 0, 0,
+        a_lies, b_lies, A, B, lda, ldb, ldc, C, NULL, beta, 0, 0, 1, NULL };
     return p;
 }
-/* Rows from .. to-1 of the transposed A, or columns of the block's op(B) (b), in panels, k by k. Lines are
- * read in their own order, as the processor expects; behind the last column of op(B) are zeros. */
-static void tmoei_product_pack(const tmoei_product *p, int b, float *packed, int from, int to) {
-    const size_t k0 = (size_t)p->k0, kc = (size_t)p->kc, columns = (size_t)(to - from);
+/* Rows from .. from+n-1 of the transposed A, or columns of the block's op(B) (b), k0 .. k0+kc-1, in panels,
+ * k by k. Lines are read in their order, as the processor expects; behind op(B)'s last column are zeros. */
+static void tmoei_product_pack(const tmoei_product *p, int b, float *out, int from, int n, int k0, int kc) {
+    const size_t columns = (size_t)n, depth = (size_t)kc, stride = b ? p->ldb : p->lda;
     const size_t panel = (size_t)(b ? p->ctx->kernels->nr : p->height), width = TMOEI_PANEL_WIDTH(panel);
-    const size_t at = (size_t)((b ? p->n0 : 0) + from), stride = b ? p->ldb : p->lda;
-    if (b && columns % panel) memset(packed + columns / panel * panel * kc, 0, panel * kc * sizeof(float));
+    const size_t at = (size_t)((b ? p->n0 : 0) + from), full = columns / panel * panel;
+    if (b && full < columns) memset(out + full * depth, 0, panel * depth * sizeof(float));
     if (b && p->transpose_b)
         for (size_t j = 0; j < columns; j += panel)
-            p->ctx->kernels->transpose(packed + j * kc, panel, p->kc,
+            p->ctx->kernels->transpose(out + j * depth, panel, kc,
                 tmoei_least((int)panel, (int)(columns - j)), p->B + (at + j) * stride + k0, stride);
-    else for (size_t k = 0; k < kc; k++, packed += width) {
-        const float *lines = (b ? p->B : p->A) + (k0 + k) * stride + at;
-        float *d = packed; size_t j = 0;
-        for (; j + width <= columns; j += panel, d += width * kc)
+    else for (size_t k = 0; k < depth; k++, out += width) {
+        const float *lines = (b ? p->B : p->A) + ((size_t)k0 + k) * stride + at;
+        float *d = out; size_t j = 0;
+        for (; j + width <= columns; j += panel, d += width * depth)
             for (size_t i = 0; i < width; i += 4) memcpy(d + i, lines + j + i, 4 * sizeof(float));
-        for (; j < columns; j += panel, d += width * kc)
+        for (; j < columns; j += panel, d += width * depth)
             memcpy(d, lines + j, (columns - j < panel ? columns - j : panel) * sizeof(float));
     }
 }
 static void tmoei_product_pack_chunk(void *arg, int chunk, int lane) {
     const tmoei_product *p = (const tmoei_product *)arg; (void)lane;
-    const int from = chunk * TMOEI_PACK_COLUMNS;
-    tmoei_product_pack(p, 1, p->packed_b + (size_t)from * (size_t)p->kc, from,
-        tmoei_least(from + TMOEI_PACK_COLUMNS, p->nc));
+    const int pieces = tmoei_pieces(p->nc, TMOEI_PACK_COLUMNS), from = chunk % pieces * TMOEI_PACK_COLUMNS;
+    const int k0 = p->k0 + chunk / pieces * p->depth, kc = tmoei_least(p->k1 - k0, p->depth);
+    tmoei_product_pack(p, 1, p->packed_b + (size_t)k0 * p->packed_width + (size_t)from * (size_t)kc, from,
+        tmoei_least(TMOEI_PACK_COLUMNS, p->nc - from), k0, kc);
 }
 static void tmoei_product_tile_chunk(void *arg, int chunk, int lane) {
     const tmoei_product *p = (const tmoei_product *)arg;
     const tmoei_kernels *kernels = p->ctx->kernels;
     const int i0 = chunk / p->column_tiles * p->tile_rows, i1 = tmoei_least(i0 + p->tile_rows, p->M);
     const int j0 = chunk % p->column_tiles * p->tile_columns, j1 = tmoei_least(j0 + p->tile_columns, p->nc);
-    const int nr = kernels->nr;
-    const int packed = p->b_lies ? j0 + (j1 - j0) / nr * nr : j0;       /* columns from here on */
-    const size_t kc = (size_t)p->kc, n0 = (size_t)p->n0, height = (size_t)p->height;
+    const int nr = kernels->nr, packed = p->b_lies ? j0 + (j1 - j0) / nr * nr : j0;    /* columns from here */
+    const size_t n0 = (size_t)p->n0, height = (size_t)p->height;
     float *C = p->C + n0, *own_b = p->ctx->lane_scratch[lane], *own_a = own_b + TMOEI_LANE_B_FLOATS;
     const size_t width = TMOEI_PANEL_WIDTH(height), row = p->transpose_a ? 1 : p->lda;
     const size_t step = !p->transpose_a ? 1 : p->a_lies ? p->lda : width;
-    const size_t a_panel = p->a_lies ? height * row : width * kc;       /* from one to the next */
-    const float *a = p->a_lies ? p->A + (size_t)i0 * row + (size_t)p->k0 * step : own_a;
-    if (a == own_a) tmoei_product_pack(p, 0, own_a, i0, i1);
-    if (!p->packed_b && packed < j1) tmoei_product_pack(p, 1, own_b, packed, j1);
-    for (int j = j0; j < j1; j += nr) {
-        const float *panel = j < packed ? p->B + (size_t)p->k0 * p->ldb + n0 + (size_t)j
-            : (p->packed_b ? p->packed_b + (size_t)j0 * kc : own_b) + (size_t)(j - packed) * kc;
-        const size_t part = p->kept ? (size_t)nr * kc / (size_t)tmoei_pieces(i1 - i0, p->height) : 0;
-        const float *next = panel + (size_t)nr * kc;            /* comes from memory while this one is used */
-        const float *rows = a;
-        for (int i = i0; i < i1; i += p->height, rows += a_panel, next += part) {
-            for (size_t ahead = 0; ahead < part; ahead += 16) TMOEI_PREFETCH(next + ahead);
-            kernels->micro[tmoei_least(i1 - i, p->height)](p->kc, rows, row, step, panel,
-                j < packed ? p->ldb : (size_t)nr, p->k0 > 0 ? 1.0f : p->beta,
-                C + (size_t)i * p->ldc + (size_t)j, p->ldc, p->nc - j);
+    for (int k0 = p->k0, kc; k0 < p->k1; k0 += kc) {
+        kc = tmoei_least(p->k1 - k0, p->depth);
+        const size_t k = (size_t)k0, depth = (size_t)kc;
+        const size_t a_panel = p->a_lies ? height * row : width * depth;        /* from one to the next */
+        const float *a = p->a_lies ? p->A + (size_t)i0 * row + k * step : own_a;
+        if (a == own_a) tmoei_product_pack(p, 0, own_a, i0, i1 - i0, k0, kc);
+        if (!p->packed_b && packed < j1) tmoei_product_pack(p, 1, own_b, packed, j1 - packed, k0, kc);
+        for (int j = j0; j < j1; j += nr) {
+            const float *panel = j < packed ? p->B + k * p->ldb + n0 + (size_t)j : (p->packed_b ? p->packed_b
+                + k * p->packed_width + (size_t)j0 * depth : own_b) + (size_t)(j - packed) * depth;
+            const size_t part = p->kept ? (size_t)nr * depth / (size_t)tmoei_pieces(i1 - i0, p->height) : 0;
+            const float *rows = a, *next = panel + (size_t)nr * depth;     /* comes while this one is used */
+            for (int i = i0; i < i1; i += p->height, rows += a_panel, next += part) {
+                for (size_t ahead = 0; ahead < part; ahead += 16) TMOEI_PREFETCH(next + ahead);
+                kernels->micro[tmoei_least(i1 - i, p->height)](kc, rows, row, step, panel,
+                    j < packed ? p->ldb : (size_t)nr, k0 > 0 ? 1.0f : p->beta,
+                    C + (size_t)i * p->ldc + (size_t)j, p->ldc, p->nc - j);
+            }
         }
     }
-    if (p->epilogue && p->k0 + p->kc == p->K)
+    if (p->epilogue && p->k1 == p->K)
         kernels->epilogue(i1 - i0, j1 - j0, p->n0 + j0, C + (size_t)i0 * p->ldc + (size_t)j0, p->ldc,
             p->epilogue, i0);
 }
-/* Block by block of at most so many columns: over the lanes of ctx, or here where it is NULL. */
 static void tmoei_product_run(tmoei_product *p, tmoei_chunk_fn *fn, int chunks, tmoe_ctx *ctx, int lane) {
     if (ctx) tmoei_parallel(ctx, fn, p, chunks);
     else for (int chunk = 0; chunk < chunks; chunk++) fn(p, chunk, lane);
 }
+/* Block by block of at most so many columns: over the lanes of ctx, or here where it is NULL. Several lanes
+ * go through all of K at once where what is packed finds room: what a lane has of C stays in its cache. */
 static void tmoei_product_blocks(tmoei_product *p, int columns, tmoe_ctx *ctx, int lane) {
-    const int depth = (tmoei_pieces(p->K, tmoei_pieces(p->K, TMOEI_KC)) + 7) / 8 * 8;     /* equal pieces */
+    p->depth = (tmoei_pieces(p->K, tmoei_pieces(p->K, TMOEI_KC)) + 7) / 8 * 8;            /* equal pieces */
     for (p->n0 = 0; p->n0 < p->N; p->n0 += p->nc) {
         p->nc = tmoei_least(p->N - p->n0, columns); p->column_tiles = tmoei_pieces(p->nc, p->tile_columns);
-        for (p->k0 = 0; p->k0 < p->K; p->k0 += p->kc) {
-            p->kc = tmoei_least(p->K - p->k0, depth);
-            if (p->kept) p->packed_b = p->kept + (size_t)p->k0 * ((size_t)p->N + TMOEI_NR_MAX);
-            if (p->packed_b && (!p->kept || p->pack_kept)) tmoei_product_run(p, tmoei_product_pack_chunk,
-                tmoei_pieces(p->nc, TMOEI_PACK_COLUMNS), ctx, lane);
+        const size_t width = (size_t)p->nc + TMOEI_NR_MAX;
+        const int whole = ctx && ctx->lanes > 1
+            && (!p->packed_b || p->kept || width * (size_t)p->K <= TMOEI_SHARED_FLOATS);
+        p->packed_width = p->kept || whole ? width : 0;
+        for (p->k0 = 0; p->k0 < p->K; p->k0 = p->k1) {
+            p->k1 = whole ? p->K : tmoei_least(p->K, p->k0 + p->depth);
+            if (p->packed_b && p->pack) tmoei_product_run(p, tmoei_product_pack_chunk, tmoei_pieces(p->nc,
+                TMOEI_PACK_COLUMNS) * tmoei_pieces(p->k1 - p->k0, p->depth), ctx, lane);
             tmoei_product_run(p, tmoei_product_tile_chunk,
                 tmoei_pieces(p->M, p->tile_rows) * p->column_tiles, ctx, lane);
         }
@@ -1834,6 +1823,28 @@ static void tmoei_product_few_chunk(void *arg, int chunk, int lane) {
             (size_t)columns);
     if (p->epilogue) kernels->epilogue(p->M, columns, j0, p->C + j0, p->ldc, p->epilogue, 0);
 }
+/* Tiles of r x c register tiles (c in units of the widest) such that the busiest lane is done first. A tile
+ * costs r c; 0.6 for each panel of B that its lane packs, or 0.2 that it reads; 0.3 or 0.1 for each of A's;
+ * 0.5 to begin; and a fifth of a tile, for lanes never end together (measured). One lane: the largest. */
+static void tmoei_product_tiles(tmoei_product *p) {
+    const int lanes = p->ctx->lanes, unit = TMOEI_NR_MAX / p->ctx->kernels->nr;
+    const int packs_b = !p->b_lies && !p->packed_b, rows = tmoei_pieces(p->M, p->height);
+    const int columns = tmoei_pieces(tmoei_least(p->N, p->ctx->block_columns), TMOEI_NR_MAX);
+    const int most = (p->a_lies ? p->ctx->tile_rows : TMOEI_LANE_ROWS) / p->height;
+    const int c1 = tmoei_least(p->a_lies || packs_b ? TMOEI_TILE_COLUMNS / TMOEI_NR_MAX : columns, columns);
+    float least = 0.0f;
+    int r = lanes > 1 && p->a_lies ? rows : tmoei_least(most, rows);
+    for (int n; r > 0; r = r > 1 && lanes > 1 ? (rows - 1) / n : 0) {
+        n = tmoei_pieces(rows, r); r = tmoei_pieces(rows, n);           /* equal tiles */
+        for (int c = lanes > 1 ? 1 : c1; c <= c1; c++) {
+            const float busiest = (float)tmoei_pieces(n * tmoei_pieces(columns, c), lanes) + 0.2f;
+            const float cost = busiest * ((float)(r * c * unit) + (packs_b ? 0.6f : 0.2f) * (float)(c * unit)
+                + (p->a_lies ? 0.1f : 0.3f) * (float)r + 0.5f);
+            if (least > 0.0f && cost >= least) continue;
+            least = cost; p->tile_rows = r * p->height; p->tile_columns = c * TMOEI_NR_MAX;
+        }
+    }
+}
 /* Weights B (N,K) that every step of decoding reads stay packed, all panels of a cut of K one behind the
  * other, while the context keeps: they then stream from memory into the micro-kernels. */
 struct tmoei_kept { struct tmoei_kept *before; const float *B; int N, K; };     /* the panels lie behind it */
@@ -1841,12 +1852,14 @@ static void tmoei_product_keep(tmoe_ctx *ctx, tmoei_product *p) {
     const size_t head = TMOEI_ALIGN / sizeof(float), columns = (size_t)p->N + TMOEI_NR_MAX;
     struct tmoei_kept *kept = ctx->kept, fresh = { kept, p->B, p->N, p->K };
     while (kept && (kept->B != p->B || kept->N != p->N || kept->K != p->K)) kept = kept->before;
-    if ((p->pack_kept = !kept) != 0) {
+    if (kept) p->pack = 0;
+    else {
         void *block = tmoei_alloc(ctx, columns, ((size_t)p->K + head) * sizeof(float), 0);
         if (!block) return;
         *(ctx->kept = kept = (struct tmoei_kept *)block) = fresh;
     }
-    p->kept = (float *)(void *)kept + head;
+    p->packed_b = (float *)(void *)kept + head;
+    p->kept = 1;
 }
 /* C (M,N) = beta C + op(A) (M,K) op(B) (K,N), then the epilogue; op(X) = X^T where the flag is set; beta is
  * 0 (C is not read) or 1. Row strides in floats. */
@@ -1864,17 +1877,11 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
         p.tile_columns = !transpose_b ? 512 : K >= 1024 ? 16 : 16384 / K;   /* 16 K products a row, chunk */
         tmoei_parallel(ctx, tmoei_product_few_chunk, &p, tmoei_pieces(N, p.tile_columns));
     } else {
-        const int lane_rows = TMOEI_LANE_ROWS / p.height * p.height;
-        const int many = ctx->lanes > 1 && p.a_lies && M >= TMOEI_LANE_ROWS * ctx->lanes;
-        const int own_b = M <= lane_rows || many;
-        if (!own_b && !p.b_lies) p.packed_b = ctx->shared_scratch;
-        p.tile_rows = p.a_lies ? ctx->tile_rows / p.height * p.height : lane_rows;
-        p.tile_columns = !p.a_lies && M >= 2 * ctx->lanes * lane_rows ? N : tmoei_least(TMOEI_TILE_COLUMNS,
-            own_b ? tmoei_pieces(tmoei_pieces(N, ctx->lanes), 64) * 64 : N);    /* a lane's share */
-        if (many)       /* rows for each lane: it packs what it reads, for another's cache is far */
-            p.tile_rows = p.height * tmoei_pieces(tmoei_pieces(M, p.height), tmoei_pieces(2 * ctx->lanes,
-                tmoei_pieces(tmoei_least(N, ctx->block_columns), p.tile_columns)));
+        const int rows_for_all = ctx->lanes > 1 && p.a_lies && M >= TMOEI_LANE_ROWS * ctx->lanes;
+        if (!p.b_lies && M > TMOEI_LANE_ROWS && !rows_for_all)  /* else a lane packs what it reads itself, */
+            p.packed_b = ctx->shared_scratch;                   /* for another's cache is far */
         if (keep) tmoei_product_keep(ctx, &p);
+        tmoei_product_tiles(&p);
         tmoei_product_blocks(&p, p.kept ? N : ctx->block_columns, ctx, 0);
     }
 }
@@ -1883,7 +1890,7 @@ static void tmoei_gemm_lane(const tmoe_ctx *ctx, int lane, int transpose_a, int 
         int K, const float *A, size_t lda, const float *B, size_t ldb, float beta, float *C, size_t ldc) {
     tmoei_product p = tmoei_product_of(ctx, transpose_a, transpose_b, M, N, K, A, lda, B, ldb, beta, C, ldc);
     if (!p.b_lies) p.packed_b = ctx->lane_scratch[lane];
-    p.tile_rows = TMOEI_LANE_ROWS / p.height * p.height; p.tile_columns = TMOEI_LANE_COLUMNS;
+    p.tile_rows = TMOEI_LANE_ROWS / p.height * p.height; p.tile_columns = TMOEI_TILE_COLUMNS;
     tmoei_product_blocks(&p, p.tile_columns, NULL, lane);
 }
 /* ---- attention of one sequence and head --------------------------------------------------------------
@@ -2094,7 +2101,8 @@ TMOE_DEF size_t tmoe_ctx_bytes(const tmoe_ctx *ctx, size_t *peak) {
 TMOE_DEF void tmoe_ctx_destroy(tmoe_ctx *ctx) {
     if (!ctx) return;
     tmoei_pool_destroy(ctx);
-    tmoei_scratch_destroy(ctx);
+    for (int lane = 0; lane < ctx->lanes; lane++) tmoei_free(ctx, ctx->lane_scratch[lane]);
+    tmoei_free(ctx, ctx->shared_scratch);
     if (ctx->config.free_fn) ctx->config.free_fn(ctx, sizeof *ctx, ctx->config.alloc_user);
     else TMOE_FREE(ctx);
 }
@@ -2112,8 +2120,13 @@ TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config) {
     ctx->kernels = tmoei_kernels_choose(c.isa);
     ctx->cache_l2_bytes = (size_t)512 << 10; ctx->cache_l3_bytes = (size_t)4 << 20;    /* if nobody tells */
     tmoei_cache_sizes(ctx);
-    tmoei_block_sizes(ctx);
-    tmoei_scratch_create(ctx);
+    const size_t rows = ctx->cache_l2_bytes / (6 * TMOEI_KC * sizeof(float));
+    const size_t tiles = ctx->cache_l3_bytes / (4 * TMOEI_KC * TMOEI_TILE_COLUMNS * sizeof(float));
+    ctx->tile_rows = rows < 28 ? 28 : rows > 448 ? 448 : (int)rows;
+    ctx->block_columns = TMOEI_TILE_COLUMNS * (tiles < 1 ? 1 : tiles > 8 ? 8 : (int)tiles);   /* at most NC */
+    ctx->shared_scratch = (float *)tmoei_alloc(ctx, TMOEI_SHARED_FLOATS, sizeof(float), 0);
+    for (int lane = 0; lane < ctx->lanes && ctx->error == TMOE_OK; lane++)
+        ctx->lane_scratch[lane] = (float *)tmoei_alloc(ctx, TMOEI_LANE_FLOATS, sizeof(float), 0);
     if (ctx->error == TMOE_OK) return ctx;
     tmoe_ctx_destroy(ctx);
     return NULL;
@@ -3366,10 +3379,7 @@ static float tmoei_half(uint32_t h) {
     if (exponent == 0) return (sign ? -1.0f : 1.0f) * ldexpf((float)fraction, -24);
     return tmoei_float_of_bits(sign | (exponent == 31 ? 255u : exponent + 112u) << 23 | fraction << 13);
 }
-static int tmoei_little_endian(void) {
-    const uint32_t one = 1;
-    return *(const unsigned char *)&one == 1;
-}
+static int tmoei_little_endian(void) { const uint32_t one = 1; return *(const unsigned char *)&one == 1; }
 /* Values first .. first + count - 1 as floats, from little-endian bytes on any machine; F32, F16, BF16. */
 static tmoe_result tmoei_safetensors_read(tmoe_ctx *ctx, const tmoei_safetensors *file,
         const tmoei_entry *entry, size_t first, float *out, size_t count) {
@@ -4327,13 +4337,10 @@ static tmoe_result tmoei_path_join(tmoe_ctx *ctx, char *path, const char *folder
     return tmoei_fail(ctx, TMOE_ERR_FILE, "%s/%s: the path is longer than %d bytes", folder, name,
         TMOEI_PATH - 1);
 }
-static int tmoei_file_exists(const char *path) {
-    FILE *file = fopen(path, "rb");
+static int tmoei_folder_has(tmoe_ctx *ctx, char *path, const char *folder, const char *name) {
+    FILE *file = tmoei_path_join(ctx, path, folder, name) == TMOE_OK ? fopen(path, "rb") : NULL;
     if (file) (void)fclose(file);
     return file != NULL;
-}
-static int tmoei_folder_has(tmoe_ctx *ctx, char *path, const char *folder, const char *name) {
-    return tmoei_path_join(ctx, path, folder, name) == TMOE_OK && tmoei_file_exists(path);
 }
 /* ---- lines ------------------------------------------------------------------------------------------- */
 typedef struct tmoei_lines {            /* a text file, line by line */
@@ -5670,15 +5677,6 @@ static int tmoei_is_acceptable(const char *text) {
     const tmoei_text_word word = tmoei_next_word(text);
     return tmoei_is_word(word, "acceptable") && !tmoei_next_word(word.text + word.length).length;
 }
-/* (tp tn - fp fn) / sqrt((tp+fp) (tp+fn) (tn+fp) (tn+fn)), 0 where a margin is empty */
-static double tmoei_matthews(const char *const *predictions, const tmoe_example *examples, int count) {
-    double n[2][2] = { { 0.0, 0.0 }, { 0.0, 0.0 } };
-    for (int i = 0; i < count; i++)
-        n[tmoei_is_acceptable(predictions[i])][tmoei_is_acceptable(examples[i].outputs[0])] += 1.0;
-    const double below = sqrt((n[1][1] + n[1][0]) * (n[1][1] + n[0][1]) * (n[0][0] + n[1][0])
-        * (n[0][0] + n[0][1]));
-    return below > 0.0 ? (n[1][1] * n[0][0] - n[1][0] * n[0][1]) / below : 0.0;
-}
 /* A decimal number with nothing but white space around it, else 3. */
 static double tmoei_number_or_three(const char *text) {
     char *end;
@@ -5686,6 +5684,7 @@ static double tmoei_number_or_three(const char *text) {
     /* hexadecimal is no number to the reference */
     return end == text || strpbrk(text, "xXpP(") || tmoei_next_word(end).length ? 3.0 : x;
 }
+/* Of 0 and 1 it is Matthews' coefficient, (tp tn - fp fn) / sqrt((tp+fp) (tp+fn) (tn+fp) (tn+fn)). */
 static double tmoei_pearson(const double *x, const double *y, int count) {
     double mx = 0.0, my = 0.0, xy = 0.0, xx = 0.0, yy = 0.0;
     int x_varies = 0, y_varies = 0;         /* the sums of squares of a constant may be rounding, not 0 */
@@ -5738,15 +5737,16 @@ TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *c
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "score: %d predictions, metric %d; at least one "
             "prediction and a known metric", count, (int)metric);
     if (metric == TMOE_METRIC_MACRO_F1) *score = tmoei_macro_f1(predictions, examples, count);
-    else if (metric == TMOE_METRIC_MATTHEWS) *score = tmoei_matthews(predictions, examples, count);
-    else if (metric == TMOE_METRIC_PEARSON) {
+    else if (metric == TMOE_METRIC_PEARSON || metric == TMOE_METRIC_MATTHEWS) {
         double *numbers = (double *)tmoei_alloc(ctx, 2 * (size_t)count, sizeof *numbers, 0);
         if (!numbers) return TMOE_ERR_MEMORY;
-        for (int i = 0; i < count; i++) {
-            numbers[i] = tmoei_number_or_three(predictions[i]);
-            numbers[count + i] = tmoei_number_or_three(examples[i].outputs[0]);
+        for (int i = 0; i < 2 * count; i++) {
+            const char *text = i < count ? predictions[i] : examples[i - count].outputs[0];
+            numbers[i] = metric == TMOE_METRIC_PEARSON ? tmoei_number_or_three(text)
+                : tmoei_is_acceptable(text);
         }
         *score = tmoei_pearson(numbers, numbers + count, count);
+        if (metric == TMOE_METRIC_MATTHEWS && *score != *score) *score = 0.0;   /* one side is constant */
         tmoei_free(ctx, numbers);
     } else return tmoei_mean_score(ctx, metric, predictions, examples, count, score);
     return TMOE_OK;

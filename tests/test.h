@@ -23,4 +23,10 @@ static const char *test_filter;
 #define TEST_MAIN(name, ...) \
     int main(int argc, char **argv) { int passed = 0, failed = 0; test_filter = argc > 1 ? argv[1] : NULL; __VA_ARGS__ \
         printf(name ": %d passed, %d failed\n", passed, failed); return failed != 0; }
+static inline int file_exists(const char *path)
+{
+    FILE *file = fopen(path, "rb");
+    if (file) (void)fclose(file);
+    return file != NULL;
+}
 #endif

@@ -400,7 +400,7 @@ static void test_metrics_against_the_reference(void)
     tmoei_json json;
     int node, cases = 0;
     (void)snprintf(path, sizeof path, "%s/metrics/expected.json", oracles());
-    if (!tmoei_file_exists(path)) { printf("SKIPPED test_metrics_against_the_reference: %s is not there\n", path); return; }
+    if (!file_exists(path)) { printf("SKIPPED test_metrics_against_the_reference: %s is not there\n", path); return; }
     text = tmoei_read_file(ctx, path, (size_t)1 << 28, &length);
     CHECK(text && tmoei_json_parse(ctx, &json, text, length, path) == TMOE_OK);
     for (node = json.nodes[0].child; node >= 0; node = json.nodes[node].next, cases++) {

@@ -87,8 +87,8 @@ static void products_equal_double_sums_in_every_shape(void)
     const int count = (int)(sizeof sizes / sizeof *sizes);
     int isa, a, b, c, tt, tried = 0;
     for (isa = 0; isa < 4; isa++) {
-        tmoe_ctx *ctx = context_of(isa, 2);
-        if (!ctx) continue;
+        tmoe_ctx *ctx = context_of(isa, 2), *many = context_of(isa, 48);
+        if (!ctx || !many) { tmoe_ctx_destroy(ctx); tmoe_ctx_destroy(many); continue; }
         tried++;
         for (a = 0; a < count; a++) for (b = 0; b < count; b++) for (c = 0; c < count; c++) for (tt = 0; tt < 4; tt++) {
             if ((a + 2 * b + 3 * c + tt) % 5) continue;                         /* a fifth of all: every size meets every other */
@@ -98,30 +98,41 @@ static void products_equal_double_sums_in_every_shape(void)
         /* few rows of long sums: in pieces of K, one row in the order of memory */
         for (a = 1; a <= 9; a++) for (b = 44; b < 47; b++) for (c = 511; c < 3000; c = 2 * c + 3)
             one_product(ctx, 0, 0, (a + b + c) % 3 != 0, a, b, c, (a ^ b) & 1 ? 1.0f : 0.0f, b == 45);
-        tmoe_ctx_destroy(ctx);
+        /* more lanes than tiles, and blocks of columns in which all of K does not find room */
+        for (a = 0; a < count; a++) for (tt = 0; tt < 4; tt++)
+            one_product(many, 0, tt & 1, tt >> 1, sizes[a], sizes[(a * 7 + 5 + tt) % count], sizes[(a * 3 + 11) % count], (float)(a & 1), a % 3 == 1);
+        for (tt = 0; tt < 4; tt++) {
+            one_product(many, 0, tt & 1, tt >> 1, 130, 300, 790, 1.0f, 1);
+            one_product(ctx, 0, tt & 1, tt >> 1, 70, 2300, 450, (float)(tt & 1), tt > 1);
+        }
+        tmoe_ctx_destroy(ctx); tmoe_ctx_destroy(many);
     }
     CHECK(tried >= 1);
 }
 
 static void products_have_the_same_bits_on_any_number_of_threads(void)
 {
-    static const int shapes[][3] = { { 3, 200, 77 }, { 64, 128, 500 }, { 301, 257, 190 }, { 8, 512, 900 }, { 1, 260, 700 }, { 2, 130, 40 }, { 3, 257, 129 } };
-    int isa, s, tt, threads, more;
-    for (isa = 0; isa < 4; isa++) for (s = 0; s < 7; s++) for (tt = 0; tt < 4; tt++) for (more = 0; more < 2; more++) {
-        const int M = shapes[s][0], N = shapes[s][1], K = shapes[s][2], ta = tt & 1, tb = tt >> 1;
-        float *A = floats((size_t)M * (size_t)K, 3), *B = floats((size_t)N * (size_t)K, 4), *first = floats((size_t)M * (size_t)N, 0);
-        for (threads = 1; threads <= 4; threads++) {
-            tmoe_ctx *ctx = context_of(isa, threads);
-            float *C = floats((size_t)M * (size_t)N, more ? 5 : 0);
-            if (ctx) {
-                tmoei_gemm(ctx, ta, tb, M, N, K, A, (size_t)(ta ? M : K), B, (size_t)(tb ? K : N), (float)more, C, (size_t)N, NULL);
-                if (threads == 1) memcpy(first, C, (size_t)M * (size_t)N * sizeof(float));
-                else CHECK(!memcmp(first, C, (size_t)M * (size_t)N * sizeof(float)));
+    static const int threads[] = { 1, 2, 3, 4, 7, 64 };
+    static const int shapes[][3] = { { 3, 200, 77 }, { 64, 128, 500 }, { 301, 257, 190 }, { 8, 512, 900 }, { 1, 260, 700 }, { 2, 130, 40 }, { 3, 257, 129 },
+                                     { 70, 2300, 450 }, { 520, 90, 1200 } };
+    int isa, i, s, tt, more;
+    for (isa = 0; isa < 4; isa++) {
+        tmoe_ctx *ctx[6];
+        for (i = 0; i < 6; i++) ctx[i] = context_of(isa, threads[i]);
+        for (s = 0; s < 9; s++) for (tt = 0; tt < 4; tt++) for (more = 0; more < 2; more++) {
+            const int M = shapes[s][0], N = shapes[s][1], K = shapes[s][2], ta = tt & 1, tb = tt >> 1;
+            const size_t size = (size_t)M * (size_t)N;
+            float *A = floats((size_t)M * (size_t)K, 3), *B = floats((size_t)N * (size_t)K, 4), *first = floats(size, 0);
+            for (i = 0; i < 6 && ctx[i]; i++) {
+                float *C = floats(size, more ? 5 : 0);
+                tmoei_gemm(ctx[i], ta, tb, M, N, K, A, (size_t)(ta ? M : K), B, (size_t)(tb ? K : N), (float)more, C, (size_t)N, NULL);
+                if (!i) memcpy(first, C, size * sizeof(float));
+                else CHECK(!memcmp(first, C, size * sizeof(float)));
+                free(C);
             }
-            tmoe_ctx_destroy(ctx);
-            free(C);
+            free(A); free(B); free(first);
         }
-        free(A); free(B); free(first);
+        for (i = 0; i < 6; i++) tmoe_ctx_destroy(ctx[i]);
     }
 }
 

@@ -10,7 +10,7 @@ static int skipped;
 static int present(const char *name, char *path, size_t size)
 {
     (void)snprintf(path, size, "%s/%s", oracles, name);
-    if (tmoei_file_exists(path)) return 1;
+    if (file_exists(path)) return 1;
     printf("SKIPPED: there is no %s (set TMOE_ORACLES to the folder of the oracles)\n", path);
     skipped++;
     return 0;
@@ -617,7 +617,7 @@ static void test_bart_generates_the_tokens_of_transformers(void)
         tmoei_json json;
         if (!bart_open(&b, which)) { bart_close(&b); continue; }
         (void)snprintf(path, sizeof path, "%s/generate.json", b.folder);
-        if (!tmoei_file_exists(path)) { bart_close(&b); continue; }     /* the half-precision copies have none */
+        if (!file_exists(path)) { bart_close(&b); continue; }     /* the half-precision copies have none */
         char *text = tmoei_read_file(b.ctx, path, (size_t)1 << 30, &length);
         CHECK(text && tmoei_json_parse(b.ctx, &json, text, length, path) == TMOE_OK);
         int *packed = malloc((size_t)(b.B * b.S) * sizeof *packed), at = 0;
