@@ -1437,7 +1437,7 @@ TMOEI_TARGET static void TMOEI_FN(dots)(int M, int N, int K, const float *a, siz
                 a + (size_t)m * lda + k, lda, b + k, ldb, k > 0 ? 1.0f : beta, c + (size_t)m * ldc, ldc);
 }
 /* dst[x * width + y] = src[y * stride + x] for x < X, y < Y: eight lines by four through registers, a cache
- * line of each at a time. The Y lines behind these come next: they are fetched meanwhile. */
+ * line of each at a time. Where lines are long, the Y lines behind these are fetched meanwhile. */
 TMOEI_TARGET static void TMOEI_FN(transpose)(float *dst, size_t width, int X, int Y, const float *src,
         size_t stride) {
     int done_x = 0, done_y = 0;
@@ -1449,7 +1449,7 @@ TMOEI_TARGET static void TMOEI_FN(transpose)(float *dst, size_t width, int X, in
         for (int y = 0; y < done_y; y += 8) {
             const float *s = src + (size_t)y * stride + (size_t)from;
             float *d = dst + (size_t)from * width + (size_t)y;
-            for (size_t i = 0; i < 8; i++) {
+            for (size_t i = 0; X > 64 && i < 8; i++) {
                 TMOEI_PREFETCH(s + i * stride + 32);
                 TMOEI_PREFETCH_L2(s + (i + (size_t)Y) * stride);
             }
