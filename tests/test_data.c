@@ -402,16 +402,19 @@ static void test_metrics_against_the_reference(void)
     (void)snprintf(path, sizeof path, "%s/metrics/expected.json", oracles());
     if (!file_exists(path)) { printf("SKIPPED test_metrics_against_the_reference: %s is not there\n", path); return; }
     text = tmoei_read_file(ctx, path, (size_t)1 << 28, &length);
+    for (char *at = text; at && (at = strstr(at, "\"score\": NaN")) != NULL; ) memcpy(at, "\"score\":null", 12);     /* Python's NaN is no JSON */
     CHECK(text && tmoei_json_parse(ctx, &json, text, length, path) == TMOE_OK);
+    if (ctx->error != TMOE_OK) { printf("%s\n", tmoe_error_message(ctx)); tmoei_free(ctx, text); return; }
     for (node = json.nodes[0].child; node >= 0; node = json.nodes[node].next, cases++) {
         const int predictions = tmoei_json_get(&json, node, "predictions"), answers = tmoei_json_get(&json, node, "answers"), n = json.nodes[predictions].count;
         const double expected = tmoei_json_number(&json, tmoei_json_get(&json, node, "score"), (double)NAN);
-        const char *given[128], *accepted[1024];
-        tmoe_example examples[128];
+        const char **given = (const char **)malloc(sizeof *given * (size_t)(n + 1)), **accepted = (const char **)malloc(sizeof *accepted * (size_t)(json.count + 1));
+        tmoe_example *examples = (tmoe_example *)malloc(sizeof *examples * (size_t)(n + 1));
         int i = 0, used = 0, metric, p, a, o;
         double result = -9.0;
+        if (!given || !accepted || !examples) exit(3);
         for (metric = 0; metric < TMOE_METRICS && strcmp(names[metric], json.nodes[tmoei_json_get(&json, node, "metric")].text); metric++) { }
-        CHECK(metric < TMOE_METRICS && n <= 128);
+        CHECK(metric < TMOE_METRICS && n == json.nodes[answers].count);
         for (p = json.nodes[predictions].child, a = json.nodes[answers].child; p >= 0; p = json.nodes[p].next, a = json.nodes[a].next, i++) {
             given[i] = json.nodes[p].text;
             examples[i].outputs = accepted + used;
@@ -419,7 +422,8 @@ static void test_metrics_against_the_reference(void)
             for (o = json.nodes[a].child; o >= 0; o = json.nodes[o].next) accepted[used++] = json.nodes[o].text;
         }
         CHECK(tmoe_score(ctx, (tmoe_metric)metric, given, examples, n, &result) == TMOE_OK);
-        if (!(fabs(result - expected) <= 1e-9)) { printf("%s case %d: %.12g, expected %.12g\n", names[metric], cases, result, expected); test_failures++; }
+        if (!(fabs(result - expected) <= 1e-9) && !(expected != expected && result != result)) { printf("%s case %d: %.12g, expected %.12g\n", names[metric], cases, result, expected); test_failures++; }
+        free(given); free(accepted); free(examples);
     }
     CHECK(cases > 100);
     tmoei_json_free(ctx, &json);
