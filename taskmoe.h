@@ -1431,10 +1431,9 @@ TMOEI_TARGET static void TMOEI_FN(dots)(int M, int N, int K, const float *a, siz
         for (size_t line = 0; line < 128; line += 16) TMOEI_PREFETCH_L2(b + 6 * ldb + line);
         c[n] = (beta != 0.0f ? c[n] : 0.0f) + TMOEI_FN(dot)(a, b, (size_t)K);
     }
-    if (M > 1 || K < 512) for (int k = 0; k < K; k += depth)
-        for (int m = 0; m < M; m += height)
-            of_rows[M - m < height ? M - m : height](N, K - k < depth ? K - k : depth,
-                a + (size_t)m * lda + k, lda, b + k, ldb, k > 0 ? 1.0f : beta, c + (size_t)m * ldc, ldc);
+    if (M > 1 || K < 512) for (int k = 0; k < K; k += depth) for (int m = 0; m < M; m += height)
+        of_rows[M - m < height ? M - m : height](N, K - k < depth ? K - k : depth,
+            a + (size_t)m * lda + k, lda, b + k, ldb, k > 0 ? 1.0f : beta, c + (size_t)m * ldc, ldc);
 }
 /* dst[x * width + y] = src[y * stride + x] for x < X, y < Y: eight lines by four through registers, a cache
  * line of each at a time. Where lines are long, the Y lines behind these are fetched meanwhile. */
@@ -1445,24 +1444,23 @@ TMOEI_TARGET static void TMOEI_FN(transpose)(float *dst, size_t width, int X, in
 #define TMOEI_PAIR(i) _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(s + (i) * stride)), \
     _mm_loadu_ps(s + ((i) + 4) * stride), 1)
     done_x = X / 4 * 4; done_y = Y / 8 * 8;
-    for (int from = 0; from < done_x; from += 16)
-        for (int y = 0; y < done_y; y += 8) {
-            const float *s = src + (size_t)y * stride + (size_t)from;
-            float *d = dst + (size_t)from * width + (size_t)y;
-            for (size_t i = 0; X > 64 && i < 8; i++) {
-                TMOEI_PREFETCH(s + i * stride + 32);
-                TMOEI_PREFETCH_L2(s + (i + (size_t)Y) * stride);
-            }
-            for (int x = from; x < from + 16 && x < done_x; x += 4, s += 4, d += 4 * width) {
-                const __m256 r0 = TMOEI_PAIR(0), r1 = TMOEI_PAIR(1), r2 = TMOEI_PAIR(2), r3 = TMOEI_PAIR(3);
-                const __m256 p = _mm256_unpacklo_ps(r0, r1), q = _mm256_unpacklo_ps(r2, r3);
-                const __m256 t = _mm256_unpackhi_ps(r0, r1), u = _mm256_unpackhi_ps(r2, r3);
-                _mm256_storeu_ps(d, _mm256_shuffle_ps(p, q, 0x44));
-                _mm256_storeu_ps(d + width, _mm256_shuffle_ps(p, q, 0xee));
-                _mm256_storeu_ps(d + 2 * width, _mm256_shuffle_ps(t, u, 0x44));
-                _mm256_storeu_ps(d + 3 * width, _mm256_shuffle_ps(t, u, 0xee));
-            }
+    for (int from = 0; from < done_x; from += 16) for (int y = 0; y < done_y; y += 8) {
+        const float *s = src + (size_t)y * stride + (size_t)from;
+        float *d = dst + (size_t)from * width + (size_t)y;
+        for (size_t i = 0; X > 64 && i < 8; i++) {
+            TMOEI_PREFETCH(s + i * stride + 32);
+            TMOEI_PREFETCH_L2(s + (i + (size_t)Y) * stride);
         }
+        for (int x = from; x < from + 16 && x < done_x; x += 4, s += 4, d += 4 * width) {
+            const __m256 r0 = TMOEI_PAIR(0), r1 = TMOEI_PAIR(1), r2 = TMOEI_PAIR(2), r3 = TMOEI_PAIR(3);
+            const __m256 p = _mm256_unpacklo_ps(r0, r1), q = _mm256_unpacklo_ps(r2, r3);
+            const __m256 t = _mm256_unpackhi_ps(r0, r1), u = _mm256_unpackhi_ps(r2, r3);
+            _mm256_storeu_ps(d, _mm256_shuffle_ps(p, q, 0x44));
+            _mm256_storeu_ps(d + width, _mm256_shuffle_ps(p, q, 0xee));
+            _mm256_storeu_ps(d + 2 * width, _mm256_shuffle_ps(t, u, 0x44));
+            _mm256_storeu_ps(d + 3 * width, _mm256_shuffle_ps(t, u, 0xee));
+        }
+    }
 #endif
     for (int y = 0; y < Y; y++)                                 /* what is left of each line, whole lines */
         for (int x = y < done_y ? done_x : 0; x < X; x++)
@@ -1569,23 +1567,22 @@ TMOEI_TARGET static void TMOEI_FN(merge)(float *out, int more, const float *thet
     size_t done = 0;
     for (; n <= 128 && done + TMOEI_NR <= n; done += TMOEI_NR)
         TMOEI_FN(micro1)(E, r, 0, 1, theta + done, stride, more ? 1.0f : 0.0f, out + done, 0, TMOEI_NR);
-    for (size_t from = done; from < n; from += 4096)
-        for (int e = 0; e < E; e += 4) {
-            const size_t m = n - from < 4096 ? n - from : 4096;
-            const int add = more || e > 0, left_over = E - e;
-            float *y = out + from;
-            const float *t0 = theta + (size_t)e * stride + from, *t1 = left_over > 1 ? t0 + stride : t0;
-            const float *t2 = left_over > 2 ? t1 + stride : t0, *t3 = left_over > 3 ? t2 + stride : t0;
-            const V r0 = VSET(r[e]), r1 = VSET(left_over > 1 ? r[e + 1] : 0.0f);
-            const V r2 = VSET(left_over > 2 ? r[e + 2] : 0.0f), r3 = VSET(left_over > 3 ? r[e + 3] : 0.0f);
-            /* the next four lines, where short, are not foreseen: each fourth 64 bytes wake the processor */
-            for (size_t at = 0; m <= 512 && left_over > 7 && at < m; at += 64)
-                for (size_t i = 4; i < 8; i++) TMOEI_PREFETCH_L2(t0 + i * stride + at);
-            TMOEI_EACH(m, V s = add ? VREAD(y + at) : VSET(0.0f);
-                s = VFMA(r0, VREAD(t0 + at), s); s = VFMA(r1, VREAD(t1 + at), s);
-                s = VFMA(r2, VREAD(t2 + at), s);
-                VWRITE(y + at, VFMA(r3, VREAD(t3 + at), s)));
-        }
+    for (size_t from = done; from < n; from += 4096) for (int e = 0; e < E; e += 4) {
+        const size_t m = n - from < 4096 ? n - from : 4096;
+        const int add = more || e > 0, left_over = E - e;
+        float *y = out + from;
+        const float *t0 = theta + (size_t)e * stride + from, *t1 = left_over > 1 ? t0 + stride : t0;
+        const float *t2 = left_over > 2 ? t1 + stride : t0, *t3 = left_over > 3 ? t2 + stride : t0;
+        const V r0 = VSET(r[e]), r1 = VSET(left_over > 1 ? r[e + 1] : 0.0f);
+        const V r2 = VSET(left_over > 2 ? r[e + 2] : 0.0f), r3 = VSET(left_over > 3 ? r[e + 3] : 0.0f);
+        /* the next four lines, where short, are not foreseen: each fourth 64 bytes wake the processor */
+        for (size_t at = 0; m <= 512 && left_over > 7 && at < m; at += 64)
+            for (size_t i = 4; i < 8; i++) TMOEI_PREFETCH_L2(t0 + i * stride + at);
+        TMOEI_EACH(m, V s = add ? VREAD(y + at) : VSET(0.0f);
+            s = VFMA(r0, VREAD(t0 + at), s); s = VFMA(r1, VREAD(t1 + at), s);
+            s = VFMA(r2, VREAD(t2 + at), s);
+            VWRITE(y + at, VFMA(r3, VREAD(t3 + at), s)));
+    }
 }
 /* dtheta += r g (where dtheta is given); gives <g, theta - bar> */
 TMOEI_TARGET static float TMOEI_FN(merge_backward)(float *dtheta, const float *theta, const float *bar,
@@ -1682,9 +1679,8 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
 }
 /* ==== >>products: the matrix product driver, and products of one lane ================================== */
 /* K is cut into equal pieces of at most KC, so the order of a sum is the same on every machine; a panel of B
- * is 48 KiB (256 and 512 are slower). Rows and columns follow the caches: a lane's rows of A take a sixth
- * of L2 (its panels of B and its tile of C come through, too), the packed columns of B a quarter of the
- * shared L3. */
+ * is 48 KiB (256 and 512 are slower). A lane's rows of A take a sixth of L2 (its panels of B and its tile of
+ * C come through, too), the packed columns of B a quarter of the shared L3. */
 #define TMOEI_KC 384
 #define TMOEI_NC 2048                   /* most columns of op(B) packed at once: 3 MiB, shared by lanes */
 #define TMOEI_TILE_COLUMNS 256          /* most of a lane's tile: eight panels of B */
@@ -1704,7 +1700,8 @@ static int tmoei_pieces(int total, int size) { return (total + size - 1) / size;
 /* A product, and the block of it in work: columns n0 .. n0+nc-1, k0 .. k1-1 of K in pieces of `depth`. The
  * lanes pack op(B) together first, or each its own columns, and a lane its rows of op(A) (into its scratch:
  * the copy stays in its cache). A kernel of 14 rows meets the lines of B and A so rarely that L2 is near
- * enough: it reads what is not a transposed B as it lies, but where both have lines in the same sets. */
+ * enough: it reads what is not a transposed B as it lies. But lines 4 KiB apart share a few places of a
+ * cache: such rows of A are copied side by side where that pays, and B is packed if its lines do it, too. */
 typedef struct tmoei_product {
     const tmoe_ctx *ctx;
     int transpose_a, transpose_b, M, N, K, n0, nc, k0, k1, depth;
@@ -1717,9 +1714,10 @@ typedef struct tmoei_product {
 static tmoei_product tmoei_product_of(const tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, int N,
         int K, const float *A, size_t lda, const float *B, size_t ldb, float beta, float *C, size_t ldc) {
     const int high = ctx->kernels->mr == TMOEI_MR_MAX;
-    const int meet = !transpose_a && lda % 1024 == 0;       /* rows of A in a cache set of eight lines */
-    const int height = tmoei_pieces(M, tmoei_pieces(M, tmoei_least(ctx->kernels->mr, meet ? 7 : 99)));
-    const int a_lies = !transpose_a || high || lda <= TMOEI_LIES_STRIDE;
+    const int meet = high && !transpose_a && lda % 1024 == 0;   /* rows of A in a cache set of eight lines */
+    const int copies = meet && N >= 512 && M > TMOEI_LANE_ROWS;
+    const int most = meet && !copies ? 7 : ctx->kernels->mr, height = tmoei_pieces(M, tmoei_pieces(M, most));
+    const int a_lies = transpose_a ? high || lda <= TMOEI_LIES_STRIDE : !copies;
     const int b_lies = !transpose_b
         && (high ? !meet || ldb % 1024 != 0 : (size_t)N * (size_t)K <= TMOEI_LIES_B);
     const tmoei_product p = { ctx, transpose_a, transpose_b, M, N, K, 0, 0, 0, 0, 0, height, 0, 0, 0,
@@ -1733,15 +1731,18 @@ static void tmoei_product_pack(const tmoei_product *p, int b, float *out, int fr
     const size_t panel = (size_t)(b ? p->ctx->kernels->nr : p->height), width = TMOEI_PANEL_WIDTH(panel);
     const size_t at = (size_t)((b ? p->n0 : 0) + from), full = columns / panel * panel;
     if (b && full < columns) memset(out + full * depth, 0, panel * depth * sizeof(float));
-    if (b && p->transpose_b)
-        for (size_t j = 0; j < columns; j += panel)
-            p->ctx->kernels->transpose(out + j * depth, panel, kc,
-                tmoei_least((int)panel, (int)(columns - j)), p->B + (at + j) * stride + k0, stride);
+    if (b && p->transpose_b) for (size_t j = 0; j < columns; j += panel)
+        p->ctx->kernels->transpose(out + j * depth, panel, kc,
+            tmoei_least((int)panel, (int)(columns - j)), p->B + (at + j) * stride + k0, stride);
+    else if (!b && !p->transpose_a) for (size_t i = 0; i < columns; i++)
+        memcpy(out + i * depth, p->A + (at + i) * stride + k0, depth * sizeof(float));
     else for (size_t k = 0; k < depth; k++, out += width) {
         const float *lines = (b ? p->B : p->A) + ((size_t)k0 + k) * stride + at;
         float *d = out; size_t j = 0;
-        for (; j + width <= columns; j += panel, d += width * depth)
+        for (; j + width <= columns; j += panel, d += width * depth) {
+            for (size_t i = 0; i < width; i += 16) TMOEI_PREFETCH(lines + 8 * stride + j + i);
             for (size_t i = 0; i < width; i += 4) memcpy(d + i, lines + j + i, 4 * sizeof(float));
+        }
         for (; j < columns; j += panel, d += width * depth)
             memcpy(d, lines + j, (columns - j < panel ? columns - j : panel) * sizeof(float));
     }
@@ -1761,12 +1762,13 @@ static void tmoei_product_tile_chunk(void *arg, int chunk, int lane) {
     const int nr = kernels->nr, packed = p->b_lies ? j0 + (j1 - j0) / nr * nr : j0;    /* columns from here */
     const size_t n0 = (size_t)p->n0, height = (size_t)p->height;
     float *C = p->C + n0, *own_b = p->ctx->lane_scratch[lane], *own_a = own_b + TMOEI_LANE_B_FLOATS;
-    const size_t width = TMOEI_PANEL_WIDTH(height), row = p->transpose_a ? 1 : p->lda;
+    const size_t width = TMOEI_PANEL_WIDTH(height);
     const size_t step = !p->transpose_a ? 1 : p->a_lies ? p->lda : width;
     for (int k0 = p->k0, kc; k0 < p->k1; k0 += kc) {
         kc = tmoei_least(p->k1 - k0, p->depth);
         const size_t k = (size_t)k0, depth = (size_t)kc;
-        const size_t a_panel = p->a_lies ? height * row : width * depth;        /* from one to the next */
+        const size_t row = p->transpose_a ? 1 : p->a_lies ? p->lda : depth;
+        const size_t a_panel = p->a_lies || !p->transpose_a ? height * row : width * depth;
         const float *a = p->a_lies ? p->A + (size_t)i0 * row + k * step : own_a;
         if (a == own_a) tmoei_product_pack(p, 0, own_a, i0, i1 - i0, k0, kc);
         if (!p->packed_b && packed < j1) tmoei_product_pack(p, 1, own_b, packed, j1 - packed, k0, kc);
@@ -5593,9 +5595,8 @@ static double tmoei_token_f1(const char *prediction, const char *answer, tmoei_w
     a->count = b->count = 0;
     tmoei_words_add(a, prediction, prediction + strlen(prediction));
     tmoei_words_add(b, answer, answer + strlen(answer));
-    for (int i = 0; i < a->count; i++)
-        for (int j = 0; j < b->count; j++)
-            if (tmoei_same_word(a->word[i], b->word[j])) { b->word[j].length = 0; common++; break; }
+    for (int i = 0; i < a->count; i++) for (int j = 0; j < b->count; j++)
+        if (tmoei_same_word(a->word[i], b->word[j])) { b->word[j].length = 0; common++; break; }
     return common ? 2.0 * common / (a->count + b->count) : 0.0;
 }
 /* Distinct words of a list, or of those that are marked. */
@@ -5632,22 +5633,20 @@ static double tmoei_rouge_l(const char *prediction, const char *answer, tmoei_ro
     const int a_sentences = tmoei_sentences(prediction, &w->a, w->a_ends, 64),
         b_sentences = tmoei_sentences(answer, &w->b, w->b_ends, 64);
     memset(w->in_union, 0, sizeof w->in_union);
-    for (int s = 0; s < b_sentences; s++)
-        for (int t = 0; t < a_sentences; t++) {
-            const int a0 = (t ? w->a_ends[t - 1] : 0) - 1, b0 = (s ? w->b_ends[s - 1] : 0) - 1;
-            int i, j;                                   /* words of the two sentences, from 1 */
-            for (i = 1; b0 + i < w->b_ends[s]; i++)
-                for (j = 1; a0 + j < w->a_ends[t]; j++) {
-                    const unsigned short up = w->table[i - 1][j], left = w->table[i][j - 1];
-                    w->table[i][j] = tmoei_same_word(w->b.word[b0 + i], w->a.word[a0 + j])
-                        ? (unsigned short)(w->table[i - 1][j - 1] + 1) : up > left ? up : left;
-                }
-            for (i = w->b_ends[s] - 1 - b0, j = w->a_ends[t] - 1 - a0; i > 0 && j > 0; )
-                if (tmoei_same_word(w->b.word[b0 + i], w->a.word[a0 + j])) {
-                    w->in_union[b0 + i] = 1; i--; j--;
-                } else if (w->table[i - 1][j] > w->table[i][j - 1]) i--;
-                else j--;
+    for (int s = 0; s < b_sentences; s++) for (int t = 0; t < a_sentences; t++) {
+        const int a0 = (t ? w->a_ends[t - 1] : 0) - 1, b0 = (s ? w->b_ends[s - 1] : 0) - 1;
+        int i, j;                                   /* words of the two sentences, from 1 */
+        for (i = 1; b0 + i < w->b_ends[s]; i++) for (j = 1; a0 + j < w->a_ends[t]; j++) {
+            const unsigned short up = w->table[i - 1][j], left = w->table[i][j - 1];
+            w->table[i][j] = tmoei_same_word(w->b.word[b0 + i], w->a.word[a0 + j])
+                ? (unsigned short)(w->table[i - 1][j - 1] + 1) : up > left ? up : left;
         }
+        for (i = w->b_ends[s] - 1 - b0, j = w->a_ends[t] - 1 - a0; i > 0 && j > 0; )
+            if (tmoei_same_word(w->b.word[b0 + i], w->a.word[a0 + j])) {
+                w->in_union[b0 + i] = 1; i--; j--;
+            } else if (w->table[i - 1][j] > w->table[i][j - 1]) i--;
+            else j--;
+    }
     const int na = tmoei_distinct(&w->a, NULL), nb = tmoei_distinct(&w->b, NULL),
         common = tmoei_distinct(&w->b, w->in_union);
     if (!common) return 0.0;
@@ -7237,21 +7236,20 @@ static void tmoei_components(double *x, int N, size_t F, int k, double *G, doubl
         for (size_t f = 0; f < F; f++) G[i] += x[i / n * F + f] * x[i % n * F + f];
     }
     for (int sweep = 0; sweep < 30; sweep++)                    /* converges quadratically: 8 are usual */
-        for (size_t p = 0; p < n; p++)
-            for (size_t q = p + 1; q < n; q++) {
-                if (fabs(G[p * n + q]) <= 1e-15 * sqrt(fabs(G[p * n + p] * G[q * n + q]))) continue;
-                const double theta = (G[q * n + q] - G[p * n + p]) / (2.0 * G[p * n + q]);
-                const double t = (theta < 0.0 ? -1.0 : 1.0) / (fabs(theta) + sqrt(theta * theta + 1.0));
-                const double c = 1.0 / sqrt(t * t + 1.0), s = t * c;
-                for (size_t i = 0; i < 3 * n; i++) {            /* columns of G, rows of G, columns of U */
-                    double *M = i < 2 * n ? G : U;
-                    const size_t j = i % n, rows = i / n == 1, at = rows ? p * n + j : j * n + p;
-                    const size_t other = rows ? q * n + j : j * n + q;
-                    const double old = M[at];
-                    M[at] = c * old - s * M[other];
-                    M[other] = s * old + c * M[other];
-                }
+        for (size_t p = 0; p < n; p++) for (size_t q = p + 1; q < n; q++) {
+            if (fabs(G[p * n + q]) <= 1e-15 * sqrt(fabs(G[p * n + p] * G[q * n + q]))) continue;
+            const double theta = (G[q * n + q] - G[p * n + p]) / (2.0 * G[p * n + q]);
+            const double t = (theta < 0.0 ? -1.0 : 1.0) / (fabs(theta) + sqrt(theta * theta + 1.0));
+            const double c = 1.0 / sqrt(t * t + 1.0), s = t * c;
+            for (size_t i = 0; i < 3 * n; i++) {            /* columns of G, rows of G, columns of U */
+                double *M = i < 2 * n ? G : U;
+                const size_t j = i % n, rows = i / n == 1, at = rows ? p * n + j : j * n + p;
+                const size_t other = rows ? q * n + j : j * n + q;
+                const double old = M[at];
+                M[at] = c * old - s * M[other];
+                M[other] = s * old + c * M[other];
             }
+        }
     for (int j = 0; j < k; j++) {                               /* the largest eigenvalue that is left */
         size_t best = 0;
         for (size_t i = 1; i < n; i++) if (G[i * n + i] > G[best * n + best]) best = i;
