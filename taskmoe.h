@@ -366,9 +366,9 @@ TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *c
     const tmoe_example *examples, int count, double *score);
 /* What tmoe_compare finds: [0] the mean over tasks, [1] and [2] the ends of its 95 % bootstrap interval. */
 typedef struct tmoe_comparison {
-    double arg[3];                      /* average relative gain, (new - base) / base; not where base is 0 */
+    double arg[3];                      /* average relative gain, (new - base) / base, where base > 0 */
     double difference[3];               /* new - base */
-    int wins, ties, losses, zero_base, undefined;   /* undefined: a score is NaN; left out everywhere */
+    int wins, ties, losses, zero_base, undefined;   /* base <= 0: not in arg; a score is NaN: nowhere */
 } tmoe_comparison;
 /* tmoe_compare - scores of a model over those of a base on the same tasks, paired              >>metrics
  *   base, scores (count) in   seed of the 2,000 resamplings of tasks   result  out, NaN where it has none */
@@ -678,9 +678,10 @@ TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const f
 #ifndef TMOE_NO_STDIO
 /* tmoe_suite_load - a folder of tasks                                                         >>suite
  *   folder  in: NAME.tsv files (input TAB output [TAB further accepted outputs]) in it or in its tasks/; or
- *           CrossFit's TASK/TASK_{k}_{seed}_{train,dev,test}.tsv; or *.jsonl ({"task", "instruction",
- *           "input", "output"}). A tasks.tsv (name, category, metric, instruction, labels) describes them
- *           all. Without test files the last 20 % of a task's lines are its test lines.
+ *           CrossFit's TASK/TASK_{k}_{seed}_{train,dev,test}.tsv (the first seed's); or *.jsonl ({"task",
+ *           "instruction", "input", "output"}). A tasks.tsv (name, category, metric, instruction, labels: an
+ *           answer must be one) describes them; rows of other tasks are passed over. Without test files the
+ *           last 20 % of a task's lines are its test lines.
  *   split   in: a name (FOLDER/splits/NAME.json), a JSON file {"train": [], "dev": [], "test": []}, or NULL:
  *           zero_shot if there is one, else all tasks are for training. Tasks it does not name are left out.
  *   fails   TMOE_ERR_FILE, TMOE_ERR_DATA (file:line: what is wrong), _FORMAT (JSON)   cost  a pass */
@@ -3340,18 +3341,16 @@ static tmoe_result tmoei_safetensors_check(tmoe_ctx *ctx, tmoei_safetensors *fil
                 file->path);
     }
     qsort(e, (size_t)file->count, sizeof *e, tmoei_entry_by_place);
-    for (int i = 0; i < file->count; at = e[i++].end)
-        if (e[i].begin != at)
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                "%s: tensor %s begins at byte %lu of the data, the one before ends at %lu", file->path,
-                e[i].name, (unsigned long)e[i].begin, (unsigned long)at);
+    for (int i = 0; i < file->count; at = e[i++].end) if (e[i].begin != at)
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT,
+            "%s: tensor %s begins at byte %lu of the data, the one before ends at %lu", file->path,
+            e[i].name, (unsigned long)e[i].begin, (unsigned long)at);
     if (at != file->data_size)
         return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %lu bytes of data, but the tensors end at %lu",
             file->path, (unsigned long)file->data_size, (unsigned long)at);
     qsort(e, (size_t)file->count, sizeof *e, tmoei_entry_by_name);
-    for (int i = 1; i < file->count; i++)
-        if (strcmp(e[i - 1].name, e[i].name) == 0)
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tensors are called %s", file->path, e[i].name);
+    for (int i = 1; i < file->count; i++) if (strcmp(e[i - 1].name, e[i].name) == 0)
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tensors are called %s", file->path, e[i].name);
     return TMOE_OK;
 }
 static tmoe_result tmoei_safetensors_open(tmoe_ctx *ctx, tmoei_safetensors *file, const char *path) {
@@ -4488,8 +4487,7 @@ static void tmoei_describe(tmoei_suite *suite, const char *path) {
             }
         if (column_of[TMOEI_NAME] < 0)
             TMOEI_BAD_DATA(ctx, "%s: the first line must name the columns, one of them 'name'", in.where);
-        int metric = 0;
-        const char *wants = field[TMOEI_METRIC];
+        const char *wants = field[TMOEI_METRIC]; int metric = 0;
         while (wants && metric < TMOE_METRICS && strcmp(wants, tmoe_metric_name((tmoe_metric)metric)) != 0)
             metric++;
         if (metric == TMOE_METRICS) TMOEI_BAD_DATA(ctx, "%s: unknown metric '%s'", in.where, wants);
@@ -4503,10 +4501,14 @@ static void tmoei_describe(tmoei_suite *suite, const char *path) {
         const char **labels = (const char **)tmoei_own(&suite->own, strlen(rest) + 1, sizeof *labels);
         task->labels = labels; task->label_count = 0;
         while (labels && (text = tmoei_cut(&rest, '|')) != NULL) {
-            for (int i = 0; i < task->label_count; i++)
-                if (strcmp(labels[i], text) == 0)
-                    TMOEI_BAD_DATA(ctx, "%s: label '%s' is there twice", in.where, text);
+            for (int i = 0; i < task->label_count; i++) if (strcmp(labels[i], text) == 0)
+                TMOEI_BAD_DATA(ctx, "%s: label '%s' is there twice", in.where, text);
             labels[task->label_count++] = text;
+        }
+        for (int i = 0, l; ctx->error == TMOE_OK && i < task->train_count + task->test_count; i++) {
+            const char *answer = task->train[i].outputs[0];     /* the test's lines lie behind train's */
+            for (l = 0; l < task->label_count && strcmp(answer, labels[l]) != 0; l++) { }
+            if (l == task->label_count) TMOEI_BAD_DATA(ctx, "%s: '%s' is no label", in.where, answer);
         }
     }
 }
@@ -4567,7 +4569,8 @@ TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const ch
     if (!suite) return NULL;
     tmoei_load_folder((tmoei_suite *)suite, folder);
     (void)snprintf(name, sizeof name, "splits/%.900s.json", split ? split : "zero_shot");
-    if (ctx->error == TMOE_OK && tmoei_folder_has(ctx, path, folder, name)) split = path;
+    if (ctx->error == TMOE_OK && (tmoei_folder_has(ctx, path, folder, name)
+            || (split && !strpbrk(split, "/.")))) split = path;         /* a name, not a file */
     if (ctx->error == TMOE_OK && split) tmoei_apply_split((tmoei_suite *)suite, split);
     if (ctx->error == TMOE_OK) return suite;
     tmoe_suite_destroy(suite);
@@ -5762,7 +5765,7 @@ static double tmoei_mean_gain(const double *base, const double *scores, int n, i
     int used = 0;
     for (int i = 0; i < n; i++) {
         const int t = draw ? (int)tmoei_below(tmoei_random(seed, draw, (uint64_t)i), (size_t)n) : i;
-        if (scores[t] != scores[t] || base[t] != base[t] || (relative && base[t] == 0.0)) continue;
+        if (scores[t] != scores[t] || base[t] != base[t] || (relative && base[t] <= 0.0)) continue;
         sum += (scores[t] - base[t]) / (relative ? base[t] : 1.0);
         used++;
     }
@@ -5776,7 +5779,7 @@ TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const doubl
     memset(result, 0, sizeof *result);
     for (int t = 0; t < count; t++) {
         if (scores[t] != scores[t] || base[t] != base[t]) { result->undefined++; continue; }
-        result->zero_base += base[t] == 0.0;
+        result->zero_base += base[t] <= 0.0;
         result->wins += scores[t] > base[t]; result->losses += scores[t] < base[t];
         result->ties += scores[t] == base[t];
     }
@@ -6850,9 +6853,8 @@ static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer) {
             order[at] = i;
             n += n < trainer->training.examples_per_task;
         }
-        for (int i = 0; i < n; i++)
-            total += tmoei_text_length(texts, examples[order[i]].source)
-                + tmoei_text_length(texts, examples[order[i]].source + 1);
+        for (int i = 0; i < n; i++) total += tmoei_text_length(texts, examples[order[i]].source)
+            + tmoei_text_length(texts, examples[order[i]].source + 1);
         if (total <= best) continue;
         best = total; chosen = n;
         memcpy(trainer->chosen, order, (size_t)n * sizeof(int));

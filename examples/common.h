@@ -23,7 +23,7 @@
 typedef struct option {
     const char *name;           /* "--steps"; NULL ends the table */
     const char *argument;       /* "N" in the help; NULL: a switch */
-    char kind;                  /* 'i' int, 'f' float, 's' string, 'b' switch (int set to 1) */
+    char kind;                  /* 'n' int from 1, 'i' int from 0, 'f' float, 's' string, 'b' switch (int set to 1) */
     void *value;
     const char *help;
 } option;
@@ -85,14 +85,14 @@ SHARED int options_read(int argc, char **argv, const char *usage, const option *
             exit(2);
         }
         if (o->kind == 's') *(const char **)o->value = argv[i];
-        if (o->kind == 'i') {
+        if (o->kind == 'i' || o->kind == 'n') {
             long number = strtol(argv[i], &end, 10);
             *(int *)o->value = (int)number;
-            if (number < -1000000000L || number > 1000000000L) end = NULL;
+            if (number < (o->kind == 'n') || number > 1000000000L) end = NULL;
         }
         if (o->kind == 'f') *(float *)o->value = strtof(argv[i], &end);
         if (o->kind != 's' && (!end || *end || end == argv[i])) {
-            fprintf(stderr, "%s: %s needs a number, not '%s'\n", argv[0], word, argv[i]);
+            fprintf(stderr, "%s: %s needs a number%s, not '%s'\n", argv[0], word, o->kind == 'n' ? " from 1 on" : o->kind == 'i' ? " from 0 on" : "", argv[i]);
             exit(2);
         }
     }

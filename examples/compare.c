@@ -150,14 +150,14 @@ int main(int argc, char **argv)
     int i, n, seed;
     option options[] = {
         { "--split", "NAME|FILE", 's', NULL, "splits/NAME.json of the folder, or a file (default: zero_shot if there)" },
-        { "--seeds", "N", 'i', NULL, "runs with seeds S, S+1, ... (default 1)" },
+        { "--seeds", "N", 'n', NULL, "runs with seeds S, S+1, ... (default 1)" },
         { "--seed", "S", 'i', NULL, "first seed (default 1)" },
         { "--tsv", "FILE", 's', NULL, "one line for each variant and seed; a stopped run goes on from it" },
         { "--only", "TEXT", 's', NULL, "only the variants whose name has TEXT in it (\"lstm\", \"two stages\", \", output\")" },
         { "--full", NULL, 'b', NULL, "all selections x routers x vectors instead of one change at a time" },
-        { "--steps", "N", 'i', NULL, "optimiser steps (default 2500)" },
-        { "--experts", "E", 'i', NULL, "experts a layer (default 8)" },
-        { "--width", "D", 'i', NULL, "model width (default 96)" },
+        { "--steps", "N", 'n', NULL, "optimiser steps (default 2500)" },
+        { "--experts", "E", 'n', NULL, "experts a layer (default 8)" },
+        { "--width", "D", 'n', NULL, "model width (default 96)" },
         { "--limit", "N", 'i', NULL, "test lines of each seen task (default 20; 0: all); unseen tasks: all" },
         { "--threads", "T", 'i', NULL, "threads (default: all processors); any number gives the same bits" },
         { NULL, NULL, 0, NULL, NULL }

@@ -125,7 +125,7 @@ static void check_rows(const settings *s)
 static void print_gain(const tmoe_comparison *c, int count)
 {
     const int used = count - c->undefined - c->zero_base;
-    if (!(c->arg[0] == c->arg[0])) printf("  %-32s", "undefined: no base above");
+    if (!(c->arg[0] == c->arg[0])) printf("  %-32s", count == c->undefined ? "undefined: no such tasks" : "undefined: base 0 or less");
     else printf("  %+6.1f%% [%+6.1f, %+6.1f] (%d)%*s", 100.0 * c->arg[0], 100.0 * c->arg[1], 100.0 * c->arg[2], used, used > 9 ? 3 : 4, "");
 }
 
@@ -139,11 +139,13 @@ static void print_row(tmoe_ctx *ctx, const char *name, const double *b, const do
     if (tmoe_compare(ctx, b, x, n, 1, &all) != TMOE_OK || tmoe_compare(ctx, high[0], high[1], count, 1, &above) != TMOE_OK) return;
     printf("%-16s %6.3f", name, mean_of(x, n));
     if (b != x) {
-        printf("  %+.3f [%+.3f, %+.3f]", all.difference[0], all.difference[1], all.difference[2]);
+        if (all.undefined == n) printf("  %-23s", "undefined");
+        else printf("  %+.3f [%+.3f, %+.3f]", all.difference[0], all.difference[1], all.difference[2]);
         print_gain(&all, n);
         print_gain(&above, count);
         printf("  %d/%d/%d", all.wins, all.ties, all.losses);
-        if (all.zero_base) printf("  base 0: %d", all.zero_base);
+        if (all.zero_base) printf("  base 0 or less: %d", all.zero_base);
+        if (all.undefined) printf("  no score here or of the base: %d", all.undefined);
     }
     if (undefined) printf("  undefined scores, left out: %d", undefined);
     printf("\n");
@@ -163,15 +165,15 @@ int main(int argc, char **argv)
     option options[] = {
         { "--split", "NAME|FILE", 's', NULL, "splits/NAME.json of the folder, or a file (default: zero_shot if there)" },
         { "--model", "MODEL", 's', NULL, "adapt this saved model instead of training the table's: rows mixture*, or row dense if it is dense" },
-        { "--seeds", "N", 'i', NULL, "models (but for --model) and samples of lines with seeds S, S+1, ... (default 5)" },
+        { "--seeds", "N", 'n', NULL, "models (but for --model) and samples of lines with seeds S, S+1, ... (default 5)" },
         { "--seed", "S", 'i', NULL, "first seed (default 1)" },
         { "--tsv", "FILE", 's', NULL, "one line for each seed, row and task; a stopped run goes on from it" },
         { "--rows", "A,B", 's', NULL, "only these rows of the table (scratch, dense, ..., see the first column)" },
-        { "--tasks", "N", 'i', NULL, "only the first N held-out tasks (default: all)" },
-        { "--steps", "N", 'i', NULL, "optimiser steps of each multi-task model (default 2500)" },
-        { "--few-steps", "N", 'i', NULL, "optimiser steps of each adaptation (default 200)" },
-        { "--experts", "E", 'i', NULL, "experts a layer (default 8)" },
-        { "--width", "D", 'i', NULL, "model width (default 96)" },
+        { "--tasks", "N", 'n', NULL, "only the first N held-out tasks (default: all)" },
+        { "--steps", "N", 'n', NULL, "optimiser steps of each multi-task model (default 2500)" },
+        { "--few-steps", "N", 'n', NULL, "optimiser steps of each adaptation (default 200)" },
+        { "--experts", "E", 'n', NULL, "experts a layer (default 8)" },
+        { "--width", "D", 'n', NULL, "model width (default 96)" },
         { "--threads", "T", 'i', NULL, "threads (default: all processors); any number gives the same bits" },
         { NULL, NULL, 0, NULL, NULL }
     };

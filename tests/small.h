@@ -79,15 +79,15 @@ static void unmake(set *s)
     tmoe_ctx_destroy(s->ctx);
 }
 
-/* Logits of a model for the first training lines of task 0 under a given route. */
-static float *logits_of(set *s, const float *route, size_t *count)
+/* Logits of a model for the first training lines of task 0 under a given route, or (NULL) a task's. */
+static float *logits_of_task(set *s, int task, const float *route, size_t *count)
 {
     static const int chosen[3] = { 0, 1, 2 };
     tmoei_pass pass;
     tmoe_tensor *h;
     float *copy = NULL;
     CHECK(tmoei_batch_fill(s->trainer, chosen, 3, 0) == TMOE_OK);
-    CHECK(tmoei_evaluation_pass(s->model, 0, route, s->trainer->group_tape, &pass) == TMOE_OK);
+    CHECK(tmoei_evaluation_pass(s->model, task, route, s->trainer->group_tape, &pass) == TMOE_OK);
     h = tmoei_encode(&pass, &s->trainer->batch.source);
     h = tmoei_head(&pass, tmoei_decode(&pass, &s->trainer->batch.target, h, &s->trainer->batch.source));
     CHECK(h != NULL);
@@ -99,4 +99,5 @@ static float *logits_of(set *s, const float *route, size_t *count)
     tmoe_tape_record(s->trainer->group_tape, 1);
     return copy;
 }
+static float *logits_of(set *s, const float *route, size_t *count) { return logits_of_task(s, 0, route, count); }
 #endif

@@ -250,6 +250,12 @@ static void test_bad_task_data_is_named_with_file_and_line(void)
         text_write(folder, "tasks.tsv", "name\tlabels\na\tx|y|x\n");
         CHECK(tmoe_suite_load(ctx, folder, NULL) == NULL && tmoe_error(ctx) == TMOE_ERR_DATA);
         CHECK_HAS(tmoe_error_message(ctx), "tasks.tsv:2: label 'x' is there twice");
+        text_write(folder, "tasks.tsv", "name\tlabels\na\t2|five\n");
+        CHECK(tmoe_suite_load(ctx, folder, NULL) == NULL && tmoe_error(ctx) == TMOE_ERR_DATA);
+        CHECK_HAS(tmoe_error_message(ctx), "tasks.tsv:2: '4' is no label");
+        text_write(folder, "tasks.tsv", "name\tlabels\na\t4|2\n");
+        CHECK(tmoe_suite_load(ctx, folder, "half") == NULL && tmoe_error(ctx) == TMOE_ERR_FILE);
+        CHECK_HAS(tmoe_error_message(ctx), "splits/half.json");
         folder_remove(folder);
     }
     CHECK(tmoe_suite_load(ctx, "build/there is no such folder", NULL) == NULL && tmoe_error(ctx) == TMOE_ERR_FILE);
@@ -474,6 +480,14 @@ static void test_comparing_two_models_over_tasks(void)
     CHECK_NEAR(c.arg[0], (0.2 + 0.0 - 0.5 + 0.5) / 4, 1e-12);
     CHECK_NEAR(c.difference[0], (0.1 + 0.0 + 0.3 - 0.2 + 0.1) / 5, 1e-12);
     CHECK(c.wins == 3 && c.ties == 1 && c.losses == 1 && c.zero_base == 1 && c.undefined == 1);
+    {   /* a share of a base below 0 would have the wrong sign: such tasks count as those of base 0 */
+        const double below[3] = { -0.5, -0.2, 0.5 }, better[3] = { 0.5, 0.1, 0.6 };
+        tmoe_comparison d;
+        CHECK(tmoe_compare(ctx, below, better, 3, 1, &d) == TMOE_OK);
+        CHECK_NEAR(d.arg[0], 0.2, 1e-12);
+        CHECK_NEAR(d.difference[0], (1.0 + 0.3 + 0.1) / 3, 1e-12);
+        CHECK(d.zero_base == 2 && d.wins == 3);
+    }
     CHECK(c.arg[1] < c.arg[0] && c.arg[0] < c.arg[2] && c.difference[1] < c.difference[0] && c.difference[0] < c.difference[2]);
     double many[400], more[400], sum = 0.0, squares = 0.0;
     for (int i = 0; i < 400; i++) { many[i] = 1.0; more[i] = 1.0 + 0.1 * (double)tmoei_normal(1, 2, (uint64_t)i); }

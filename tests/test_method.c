@@ -78,7 +78,25 @@ static void test_gumbel_is_evaluated_as_the_mixture_without_noise(void)
         }
         a = logits_of(&s, NULL, &n);
         b = logits_of(&s, routes[k], &n);
-        CHECK(a && b && memcmp(a, b, n * sizeof(float)) == 0);  /* what decoding uses is what tmoe_route says */
+        CHECK(a && b && memcmp(a, b, n * sizeof(float)) == 0);  /* what decoding uses is what tmoe_route says, ... */
+        {
+            float *first = logits_of_task(&s, 1, NULL, &n), *second = logits_of(&s, even, &n);      /* ... each task its own (fault 6), ... */
+            CHECK(first && second && memcmp(first, second, n * sizeof(float)) == 0 && memcmp(first, a, n * sizeof(float)) != 0);
+            free(first); free(second);
+        }
+        {
+            set dense = s;                                      /* ... and that as it is: the dense model of that route says the same */
+            float *d;
+            size_t m = 0;
+            c.E = 1;
+            dense.model = tmoe_model_derive(s.ctx, s.model, routes[k], &c, NULL, 0);
+            CHECK(dense.model != NULL);
+            d = logits_of(&dense, NULL, &m);
+            CHECK(d && m == n);
+            for (size_t i = 0; d && i < n; i++) CHECK_NEAR(d[i], a[i], 1e-5);
+            free(d);
+            tmoe_model_destroy(dense.model);
+        }
         free(a); free(b);
         unmake(&s);
     }
@@ -255,6 +273,42 @@ static bytes bytes_of(set *s)
     free(logits_of(s, NULL, &n));
     b.evaluation = tape->big.now;
     return b;
+}
+
+/* Straight-through with outputs mixed leaves out all that a weight of 0 makes 0. The rest is what the mix of all experts computes, the unselected ones with
+ * a weight that is as good as 0: loss, every parameter's gradient, and dl/dr of the unselected experts, too. */
+static void test_straight_through_outputs_equal_the_dense_computation(void)
+{
+    static const int lines[3] = { 0, 1, 2 };
+    tmoe_config c = small_config(); const tmoe_training t = small_training();
+    float r[2][6], dr[2][6], *grads;
+    double loss[2] = { 0.0, 0.0 }, most = 0.0;
+    c.selection = TMOE_SELECT_STRAIGHT_THROUGH; c.mix = TMOE_MIX_OUTPUT;
+    set s = make(1, &c, &t);
+    const size_t n = s.trainer->span;
+    grads = (float *)malloc(n * sizeof(float));
+    louder(s.model);
+    (void)tmoei_step_gradients(s.trainer);
+    for (int way = 0; way < 2; way++) {
+        for (int i = 0; i < 6; i++) { r[way][i] = i == 1 || i == 5 ? 1.0f : way ? 1e-9f : 0.0f; dr[way][i] = 0.0f; }
+        if (way) { memcpy(grads, s.trainer->grads, n * sizeof(float)); s.model->config.selection = TMOE_SELECT_SOFTMAX; }
+        memset(s.trainer->grads, 0, n * sizeof(float));
+        tmoe_tape_reset(s.trainer->router_tape);
+        CHECK(tmoei_batch_fill(s.trainer, lines, 3, 0) == TMOE_OK);
+        tmoei_step_group(s.trainer, tmoe_leaf(s.trainer->router_tape, 1, 6, r[way], dr[way]), 0, 1.0f, &loss[way]);
+        CHECK(s.ctx->error == TMOE_OK);
+    }
+    CHECK(loss[0] > 0.0);
+    CHECK_NEAR(loss[0], loss[1], 1e-6 * loss[1]);
+    for (int i = 0; i < 6; i++) {               /* the selected ones' are next to 0: a norm follows, which does not see their size */
+        CHECK(i == 1 || i == 5 || fabsf(dr[1][i]) > 1e-2f);
+        CHECK_NEAR(dr[0][i], dr[1][i], 1e-5);
+    }
+    for (size_t i = 0; i < n; i++) if (fabs((double)s.trainer->grads[i]) > most) most = fabs((double)s.trainer->grads[i]);
+    for (size_t i = 0; i < n; i++) CHECK_NEAR(grads[i], s.trainer->grads[i], 1e-6 * most);
+    CHECK(most > 1e-3);
+    free(grads);
+    unmake(&s);
 }
 
 /* Fault 5: experts with weight 0 have no gradient and do not move, and a group costs what it costs a dense model, but for the one op that mixes:
@@ -700,6 +754,7 @@ TEST_MAIN("test_method",
     RUN(test_exploration_replaces_routes_by_one_expert_or_all);
     RUN(test_route_statistics_are_means_over_the_tasks);
     RUN(test_unseen_tasks_are_routed_by_the_router_or_by_the_nearest);
+    RUN(test_straight_through_outputs_equal_the_dense_computation);
     RUN(test_unselected_experts_neither_run_nor_move);
     RUN(test_the_optimiser_is_adamw_by_hand);
     RUN(test_expert_regularisation_draws_experts_together);
