@@ -30,6 +30,8 @@ typedef struct reading {
     double *scores, *without;           /* of the suite's tasks, with all experts and without some; NaN: not measured, or undefined */
     double whole[CATEGORIES_MAX], drop[CATEGORIES_MAX][4];      /* own and other tasks: without the top experts, without random ones */
     int undefined;                      /* scores */
+    int measured[CATEGORIES_MAX];       /* tasks that are in the folder, too, with test lines */
+    char coverage[256];                 /* how many of how many */
 } reading;
 
 static void *room(size_t count, size_t size)
@@ -97,6 +99,20 @@ static void read_routes(reading *x)
     }
 }
 
+/* Which of the model's tasks can be measured: a folder of other tasks must not pass for the model's. */
+static void count_measured(reading *x)
+{
+    int s, n = 0, strange = 0;
+    for (s = 0; s < x->suite->count; s++) {
+        const int known = tmoe_find_task(x->model, x->suite->tasks[s].name);
+        if (known < 0) strange++;
+        else if (x->suite->tasks[s].test_count > 0) { x->measured[x->category_of[known]]++; n++; }
+    }
+    (void)snprintf(x->coverage, sizeof x->coverage, "%d of the model's %d tasks are measured%s; %d of the folder's %d tasks are not the model's", n, x->N,
+                   n < x->N ? ", the others are not in the folder or have no test lines there" : "", strange, x->suite->count);
+    if (n == 0) die("routes: nothing to measure", x->coverage);
+}
+
 static void read_scores(reading *x, int limit, double *scores)
 {
     int s;
@@ -127,6 +143,7 @@ static void read_drops(reading *x, int limit)
     int c, draw, own, i, j;
     x->scores = (double *)room((size_t)x->suite->count, sizeof(double));
     x->without = (double *)room((size_t)x->suite->count, sizeof(double));
+    count_measured(x);
     read_scores(x, limit, x->scores);
     for (c = 0; c < x->category_count; c++) {
         int wanted = 0;
@@ -217,9 +234,11 @@ static void print_text(const reading *x)
     if (undefined) printf("%d of %d correlations are undefined: a share that is the same for all tasks, or a category that all tasks are of\n",
                           undefined, x->category_count * x->C);
     if (!x->suite) { printf("\nwith the FOLDER of the tasks, too: what disabling experts costs\n"); return; }
-    printf("\nscore lost when a category's %d most correlated experts are disabled, and with as many random ones\n%-18s %8s %12s %12s %12s %12s\n", TOP, "", "score", "own tasks", "other tasks", "random, own", "random, other");
+    printf("\nscore lost when a category's %d most correlated experts are disabled, and with as many random ones\n%s\n%-18s %8s %8s %12s %12s %12s %12s\n", TOP, x->coverage, "",
+           "measured", "score", "own tasks", "other tasks", "random, own", "random, other");
     for (c = 0; c < x->category_count; c++) {
-        printf("%-18.18s", x->categories[c]);
+        (void)snprintf(name, sizeof name, "%d/%d", x->measured[c], x->size[c]);
+        printf("%-18.18s %8s", x->categories[c], name);
         if (x->whole[c] == x->whole[c]) printf(" %8.3f", x->whole[c]); else printf(" %8s", "-");
         for (i = 0; i < 4; i++) print_number(x->drop[c][i]);
         printf("\n");
@@ -325,10 +344,12 @@ static void put_tables(const reading *x, FILE *f)
     fprintf(f, "</table></div>");
     if (!x->suite) return;
     fprintf(f, "<h2>Disabling experts</h2><p>Score lost when a category's %d most correlated experts are disabled (but a layer's last), on its own tasks and on all others, beside what as many "
-            "random experts cost (mean of %d draws).</p><div class=scroll><table><tr><th>category<th>score<th>own tasks<th>others<th>random: own<th>random: others</tr>", TOP, RANDOM_DRAWS);
+            "random experts cost (mean of %d draws). %s.</p><div class=scroll><table><tr><th>category<th>measured<th>score<th>own tasks<th>others<th>random: own<th>random: others</tr>",
+            TOP, RANDOM_DRAWS, x->coverage);
     for (c = 0; c < x->category_count; c++) {
         fprintf(f, "<tr><td>");
         put_text(f, x->categories[c]);
+        fprintf(f, "<td class=n>%d of %d", x->measured[c], x->size[c]);
         if (x->whole[c] == x->whole[c]) fprintf(f, "<td class=n>%.3f", x->whole[c]); else fprintf(f, "<td class=\"n dim\">not measured");
         for (i = 0; i < 4; i++) {
             if (!(x->drop[c][i] == x->drop[c][i])) fprintf(f, "<td class=\"n dim\">not measured");
