@@ -361,46 +361,74 @@ static void put_tables(const reading *x, FILE *f)
     if (x->undefined) fprintf(f, "<p>%d undefined scores of all evaluations are left out of the means.</p>", x->undefined);
 }
 
-/* Curves of a log that multitask --log wrote: lines of label, step, loss. */
-enum { POINTS = 20000, CURVES = 4 };
-static struct { double steps[POINTS], losses[POINTS], most_step, most_loss; int which[POINTS], n, count; char label[CURVES][40]; } curves;
+/* Curves of a log that multitask --log wrote: lines of label, step, loss; where the step falls another seed's run begins. A curve that
+ * is full drops every second point and goes on with half as many. */
+enum { POINTS = 5000, CURVES = 4, HOVER = 100 };
+typedef struct curve { double steps[POINTS], losses[POINTS], last; int run[POINTS], runs, n, every, lines; char label[40]; } curve;
+static struct { curve of[CURVES]; double most_step, most_loss; int count, left_out; } curves;
 
 static void read_log(const char *path)
 {
     char name[40], line[256];
     double step, loss;
-    int k;
+    curve *c;
+    int i;
     FILE *log = fopen(path, "r");
     if (!log) die_file("routes", path);
     curves.most_step = 1.0;
     curves.most_loss = 1e-9;
-    while (curves.n < POINTS && fgets(line, sizeof line, log)) {
+    while (fgets(line, sizeof line, log)) {
         if (sscanf(line, "%39s %lf %lf", name, &step, &loss) != 3) continue;
-        for (k = 0; k < curves.count && strcmp(curves.label[k], name); k++) { }
-        if (k == CURVES) continue;
-        if (k == curves.count) strcpy(curves.label[curves.count++], name);
+        for (c = curves.of; c < curves.of + curves.count && strcmp(c->label, name); c++) { }
+        if (!isfinite(step) || !isfinite(loss) || c == curves.of + CURVES) { curves.left_out++; continue; }
+        if (c == curves.of + curves.count) { strcpy(c->label, name); c->every = c->runs = 1; c->last = step; curves.count++; }
         if (step > curves.most_step) curves.most_step = step;
         if (loss > curves.most_loss) curves.most_loss = loss;
-        curves.which[curves.n] = k; curves.steps[curves.n] = step; curves.losses[curves.n++] = loss;
+        c->runs += step < c->last;
+        c->last = step;
+        if (c->lines++ % c->every) continue;
+        if (c->n == POINTS) {
+            c->n /= 2;
+            c->every *= 2;
+            for (i = 0; i < c->n; i++) { c->steps[i] = c->steps[2 * i]; c->losses[i] = c->losses[2 * i]; c->run[i] = c->run[2 * i]; }
+        }
+        c->run[c->n] = c->runs; c->steps[c->n] = step; c->losses[c->n++] = loss;
     }
     fclose(log);
-    if (!curves.n) die("routes", "the log has no lines of label, step and loss");
+    if (!curves.count) die("routes", "the log has no lines of label, step and loss");
 }
 
 static void put_curves(FILE *f)
 {
-    double step;
     int i, k;
-    fprintf(f, "<h2>Training</h2><div class=scroll><svg width=640 height=230 viewBox=\"0 0 640 230\" role=img aria-label=\"training curves\"><path class=axis d=\"M40 10V190H630\"/>");
-    fprintf(f, "<text x=36 y=16 text-anchor=end>%.1f</text><text x=36 y=194 text-anchor=end>0</text><text x=630 y=206 text-anchor=end>%.0f steps</text><text x=44 y=16>loss</text>", curves.most_loss, curves.most_step);
+    fprintf(f, "<h2>Training</h2><p>");
     for (k = 0; k < curves.count; k++) {
-        fprintf(f, "<text x=%d y=224 style=\"fill:hsl(%d 60%% var(--hl))\">%s</text><path style=\"stroke:hsl(%d 60%% var(--hl))\" d=\"", 40 + 120 * k, 140 * k, curves.label[k], 140 * k);
-        for (i = 0, step = -1.0; i < curves.n; i++) {
-            if (curves.which[i] != k) continue;
-            fprintf(f, "%c%.1f %.1f", step < 0.0 ? 'M' : 'L', 40.0 + 590.0 * curves.steps[i] / curves.most_step, 190.0 - 175.0 * curves.losses[i] / curves.most_loss);
-            step = curves.steps[i];
+        const curve *c = &curves.of[k];
+        fprintf(f, "<b style=\"color:hsl(%d 60%% var(--hl))\">", 140 * k);
+        put_text(f, c->label);
+        fprintf(f, "</b>");
+        if (c->runs > 1) fprintf(f, ", %d runs", c->runs);
+        if (c->every > 1) fprintf(f, ", one of %d points", c->every);
+        fprintf(f, ". ");
+    }
+    if (curves.left_out) fprintf(f, "Lines left out, of no finite number or of further labels: %d. ", curves.left_out);
+    fprintf(f, "Hover tells the numbers.</p><div class=scroll><svg width=640 height=212 viewBox=\"0 0 640 212\" role=img aria-label=\"training curves\"><path class=axis d=\"M40 10V190H630\"/>"
+            "<text x=36 y=16 text-anchor=end>%.3g</text><text x=36 y=194 text-anchor=end>0</text><text x=630 y=206 text-anchor=end>%.0f steps</text><text x=44 y=9>loss</text>",
+            curves.most_loss, curves.most_step);
+    for (k = 0; k < 2 * curves.count; k++) {                    /* all lines, then on top of them the points that can be hovered */
+        const curve *c = &curves.of[k % curves.count];
+        if (k < curves.count) fprintf(f, "<path style=\"stroke:hsl(%d 60%% var(--hl))\" d=\"", 140 * k);
+        for (i = 0; i < c->n; i++) {
+            const double x = 40.0 + 590.0 * c->steps[i] / curves.most_step, y = 190.0 - 175.0 * c->losses[i] / curves.most_loss;
+            if (k < curves.count) fprintf(f, "%c%.1f %.1f", i == 0 || c->run[i] != c->run[i - 1] ? 'M' : 'L', x, y);
+            else if (i % ((c->n + HOVER - 1) / HOVER) == 0) {
+                fprintf(f, "<circle cx=%.1f cy=%.1f r=5><title>", x, y);
+                put_text(f, c->label);
+                if (c->runs > 1) fprintf(f, ", run %d", c->run[i]);
+                fprintf(f, "\nstep %.0f: %.4g</title></circle>", c->steps[i], c->losses[i]);
+            }
         }
-        fprintf(f, "\"/>");
+        if (k < curves.count) fprintf(f, "\"/>");
     }
     fprintf(f, "</svg></div>");
 }
@@ -420,7 +448,7 @@ static void write_report(const reading *x, const char *path, const char *model_n
             "body{background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:0 auto;padding:16px}"
             "h1{font-size:24px;margin:8px 0;overflow-wrap:anywhere}h2{font-size:18px;margin:32px 0 4px}p{margin:4px 0 12px;color:var(--dim);max-width:70ch}"
             ".scroll{overflow-x:auto}svg{display:block}svg text{font:11px system-ui,sans-serif;fill:var(--fg)}svg text.head{font-weight:600;font-size:12px}"
-            "rect{fill:var(--cell)}rect:hover{stroke:var(--fg)}path{fill:none;stroke:var(--dim);stroke-width:1.2}.axis{stroke:var(--line)}"
+            "rect{fill:var(--cell)}rect:hover{stroke:var(--fg)}path{fill:none;stroke:var(--dim);stroke-width:1.2}.axis{stroke:var(--line)}circle{fill:transparent}circle:hover{fill:var(--fg)}"
             "table{border-collapse:collapse}th,td{text-align:left;padding:4px 14px 4px 0;border-bottom:1px solid var(--line);vertical-align:top}.n{text-align:right;font-variant-numeric:tabular-nums}.dim{color:var(--dim)}"
             "@media print{:root{--bg:#fff;--fg:#000;--cell:#1750b8;--hl:30%%}.scroll{overflow:visible}svg{max-width:100%%;height:auto}h2{break-after:avoid}}"
             "</style><h1>Routes of ");
@@ -429,7 +457,7 @@ static void write_report(const reading *x, const char *path, const char *model_n
     put_heat_map(x, f);
     put_tree(x, f);
     put_tables(x, f);
-    if (curves.n) put_curves(f);
+    if (curves.count) put_curves(f);
     fprintf(f, "</html>\n");
     file_written("routes", temporary, f, 1);
     if (strcmp(temporary, path) && rename(temporary, path) != 0) die_file("routes", path);
