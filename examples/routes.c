@@ -25,7 +25,6 @@ typedef struct reading {
     double *r, *p;                      /* (categories, C) */
     tmoe_join *joins;
     int order[4096];                    /* tasks as the tree has them */
-    int label;                          /* pixels of the longest task name in the report */
     int top[CATEGORIES_MAX][TOP];
     double *scores, *without;           /* of the suite's tasks, with all experts and without some; NaN: not measured, or undefined */
     double whole[CATEGORIES_MAX], drop[CATEGORIES_MAX][4];      /* own and other tasks: without the top experts, without random ones */
@@ -55,7 +54,6 @@ static void read_routes(reading *x)
     x->R = tmoe_routed_layers(x->model);
     x->E = tmoe_model_config(x->model)->E;
     x->C = x->R * x->E;
-    x->label = 250;
     if (x->R == 0) die("routes", "the model is dense: it has no routes");
     if (x->N > 4096) die("routes", "more than 4096 tasks");
     x->routes = (float *)room((size_t)(x->N * x->C), sizeof(float));
@@ -69,7 +67,6 @@ static void read_routes(reading *x)
         }
         x->category_of[t] = c;
         x->size[c]++;
-        if (7 * (int)strlen(tmoe_model_task(x->model, t)->name) + 10 > x->label) x->label = 7 * (int)strlen(tmoe_model_task(x->model, t)->name) + 10;
     }
     x->r = (double *)room((size_t)(x->category_count * x->C), sizeof(double));
     x->p = (double *)room((size_t)(x->category_count * x->C), sizeof(double));
@@ -256,69 +253,84 @@ static void put_text(FILE *f, const char *text)
 
 static int hue(const reading *x, int category) { return 360 * category / x->category_count; }
 
-enum { CELL = 13 };
+enum { CELL = 13, STRIP = 8, WHOLE = 40 };     /* pixels; tasks in a piece of the tree; of a category that is printed on one page */
+
+/* A row's name: stays when the rest scrolls, is cut where the screen is narrow. */
+static void put_name(const reading *x, FILE *f, const char *name, const char *title, int category)
+{
+    fprintf(f, "<div class=name title=\"");
+    put_text(f, title);
+    if (category >= 0) fprintf(f, "\" style=\"color:hsl(%d 60%% var(--hl))", hue(x, category));
+    fprintf(f, "\">");
+    put_text(f, name);
+    fprintf(f, "</div>");
+}
 
 static void put_heat_map(const reading *x, FILE *f)
 {
-    const int label = x->label, pitch = x->E * CELL + 8 > 80 ? x->E * CELL + 8 : 80, width = label + x->R * pitch;     /* a layer's name needs 80 */
-    const int height = 44 + x->N * CELL + x->category_count * 20;
-    int c, t, j, l, y = 34;
+    const int pitch = x->E * CELL + 8 > 80 ? x->E * CELL + 8 : 80, width = x->R * pitch;       /* a layer's name needs 80 */
+    int c, t, j, l;
     char name[64];
     fprintf(f, "<h2>Routes</h2><p>A row a task, a block a layer, a column an expert; the stronger the colour, the larger the expert's share. Hover tells the number.</p>"
-            "<div class=scroll><svg width=%d height=%d viewBox=\"0 0 %d %d\" role=img aria-label=\"heat map of tasks and experts\">", width, height, width, height);
+            "<div class=scroll><table class=\"map heat\" aria-label=\"heat map of tasks and experts\"><thead><tr><th><td><svg width=%d height=18 viewBox=\"0 0 %d 18\">", width, width);
     for (l = 0; l < x->R; l++) {
         tmoe_routed_layer_name(x->model, l, name, sizeof name);
-        fprintf(f, "<text x=%d y=14 class=head>%s</text>", label + l * pitch, name);
+        fprintf(f, "<text x=%d y=13 class=head>%s</text>", l * pitch, name);
     }
+    fprintf(f, "</svg></thead>");
     for (c = 0; c < x->category_count; c++) {
-        fprintf(f, "<text x=0 y=%d class=head style=\"fill:hsl(%d 60%% var(--hl))\">", y, hue(x, c));
-        put_text(f, x->categories[c]);
-        fprintf(f, "</text>");
-        y += 6;
+        fprintf(f, "<tbody%s><tr class=head><th>", x->size[c] <= WHOLE ? " class=whole" : "");
+        put_name(x, f, x->categories[c], x->categories[c], c);
         for (t = 0; t < x->N; t++) {
+            const char *task = tmoe_model_task(x->model, t)->name;
             if (x->category_of[t] != c) continue;
-            fprintf(f, "<text x=%d y=%d text-anchor=end>", label - 6, y + CELL - 3);
-            put_text(f, tmoe_model_task(x->model, t)->name);
-            fprintf(f, "</text>");
+            fprintf(f, "<tr><th>");
+            put_name(x, f, task, task, -1);
+            fprintf(f, "<td><svg width=%d height=%d viewBox=\"0 0 %d %d\">", width, CELL, width, CELL);
             for (j = 0; j < x->C; j++) {
                 const double r = (double)x->routes[t * x->C + j];
                 column_name(x, j, name, sizeof name);
-                fprintf(f, "<rect x=%d y=%d width=%d height=%d fill-opacity=%.2f><title>", label + j / x->E * pitch + j % x->E * CELL, y, CELL - 1, CELL - 1, 0.04 + 0.96 * r);
-                put_text(f, tmoe_model_task(x->model, t)->name);
+                fprintf(f, "<rect x=%d width=%d height=%d fill-opacity=%.2f><title>", j / x->E * pitch + j % x->E * CELL, CELL - 1, CELL - 1, 0.04 + 0.96 * r);
+                put_text(f, task);
                 fprintf(f, "\n%s: %.3f</title></rect>", name, r);
             }
-            y += CELL;
+            fprintf(f, "</svg>");
         }
-        y += 14;
     }
-    fprintf(f, "</svg></div>");
+    fprintf(f, "</table></div>");
 }
 
+/* In pieces of a few rows, between which a page can end: a join is drawn in each that it reaches into. */
 static void put_tree(const reading *x, FILE *f)
 {
     double *px = (double *)room(2 * (size_t)x->N, sizeof(double)), *py = (double *)room(2 * (size_t)x->N, sizeof(double)), top = 1e-9;
-    const int label = x->label, height = x->N * CELL + 12;
-    int i;
+    char title[512];
+    int i, first;
     for (i = 0; i < x->N - 1; i++) if (x->joins[i].height > top) top = x->joins[i].height;
-    fprintf(f, "<h2>Which tasks are routed alike</h2><p>Average-linkage clustering of routes by Euclidean distance; tasks that join on the left have nearly equal routes. "
-            "Names have the colour of their category.</p><div class=scroll><svg width=%d height=%d viewBox=\"0 0 %d %d\" role=img aria-label=\"tree of tasks\">", label + 420, height, label + 420, height);
-    for (i = 0; i < x->N; i++) {
-        const int t = x->order[i];
-        px[t] = 0.0;
-        py[t] = i * CELL + CELL / 2.0 + 2.0;
-        fprintf(f, "<text x=%d y=%.1f text-anchor=end style=\"fill:hsl(%d 60%% var(--hl))\">", label - 6, py[t] + 4.0, hue(x, x->category_of[t]));
-        put_text(f, tmoe_model_task(x->model, t)->name);
-        fprintf(f, "<title>");
-        put_text(f, x->categories[x->category_of[t]]);
-        fprintf(f, "</title></text>");
-    }
+    for (i = 0; i < x->N; i++) py[x->order[i]] = i * CELL + CELL / 2.0;
     for (i = 0; i < x->N - 1; i++) {
-        const tmoe_join *j = &x->joins[i];
-        px[x->N + i] = 400.0 * j->height / top;
-        py[x->N + i] = (py[j->a] + py[j->b]) / 2.0;
-        fprintf(f, "<path d=\"M%.1f %.1fH%.1fV%.1fH%.1f\"><title>%d tasks, distance %.3f</title></path>", label + px[j->a], py[j->a], label + px[x->N + i], py[j->b], label + px[j->b], j->size, j->height);
+        px[x->N + i] = 400.0 * x->joins[i].height / top;
+        py[x->N + i] = (py[x->joins[i].a] + py[x->joins[i].b]) / 2.0;
     }
-    fprintf(f, "</svg></div>");
+    fprintf(f, "<h2>Which tasks are routed alike</h2><p>Average-linkage clustering of routes by Euclidean distance; tasks that join on the left have nearly equal routes. "
+            "Names have the colour of their category.</p><div class=scroll><table class=map aria-label=\"tree of tasks\">");
+    for (first = 0; first < x->N; first += STRIP) {
+        const int rows = x->N - first < STRIP ? x->N - first : STRIP;
+        fprintf(f, "<tr><th>");
+        for (i = first; i < first + rows; i++) {
+            const tmoe_task *task = tmoe_model_task(x->model, x->order[i]);
+            (void)snprintf(title, sizeof title, "%.250s: %.250s", x->categories[x->category_of[x->order[i]]], task->name);
+            put_name(x, f, task->name, title, x->category_of[x->order[i]]);
+        }
+        fprintf(f, "<td><svg width=420 height=%d viewBox=\"0 %d 420 %d\">", rows * CELL, first * CELL, rows * CELL);
+        for (i = 0; i < x->N - 1; i++) {
+            const tmoe_join *j = &x->joins[i];
+            if (py[j->b] < first * CELL || py[j->a] > (first + rows) * CELL) continue;
+            fprintf(f, "<path d=\"M%.1f %.1fH%.1fV%.1fH%.1f\"><title>%d tasks, distance %.3f</title></path>", px[j->a], py[j->a], px[x->N + i], py[j->b], px[j->b], j->size, j->height);
+        }
+        fprintf(f, "</svg>");
+    }
+    fprintf(f, "</table></div>");
     free(px);
     free(py);
 }
@@ -327,8 +339,8 @@ static void put_tables(const reading *x, FILE *f)
 {
     char name[64];
     int c, i;
-    fprintf(f, "<h2>Experts that go with a category</h2><p>Pearson correlation over tasks between an expert's share and belonging to the category; p is the chance that any expert "
-            "correlates as much when the categories are shuffled among the tasks (1,000 times).</p><div class=scroll><table><tr><th>category<th>tasks<th colspan=%d>the %d highest</tr>", TOP, TOP);
+    fprintf(f, "<section class=whole><h2>Experts that go with a category</h2><p>Pearson correlation over tasks between an expert's share and belonging to the category; "
+            "p is the chance that any expert correlates as much when the categories are shuffled among the tasks (1,000 times).</p><div class=scroll><table><thead><tr><th>category<th>tasks<th colspan=%d>the %d highest</thead>", TOP, TOP);
     for (c = 0; c < x->category_count; c++) {
         fprintf(f, "<tr><td>");
         put_text(f, x->categories[c]);
@@ -337,14 +349,14 @@ static void put_tables(const reading *x, FILE *f)
             const int j = x->top[c][i];
             if (j < 0) { fprintf(f, "<td>undefined"); continue; }
             column_name(x, j, name, sizeof name);
-            fprintf(f, "<td%s>%s<br><b>%+.2f</b> <span class=dim>p %.3f</span>", x->p[c * x->C + j] < 0.05 ? "" : " class=dim", name, x->r[c * x->C + j], x->p[c * x->C + j]);
+            fprintf(f, "<td class=\"expert%s\">%s<br><b>%+.2f</b> <span class=dim>p %.3f</span>", x->p[c * x->C + j] < 0.05 ? "" : " dim", name, x->r[c * x->C + j], x->p[c * x->C + j]);
         }
         fprintf(f, "</tr>");
     }
-    fprintf(f, "</table></div>");
+    fprintf(f, "</table></div></section>");
     if (!x->suite) return;
-    fprintf(f, "<h2>Disabling experts</h2><p>Score lost when a category's %d most correlated experts are disabled (but a layer's last), on its own tasks and on all others, beside what as many "
-            "random experts cost (mean of %d draws). %s.</p><div class=scroll><table><tr><th>category<th>measured<th>score<th>own tasks<th>others<th>random: own<th>random: others</tr>",
+    fprintf(f, "<section class=whole><h2>Disabling experts</h2><p>Score lost when a category's %d most correlated experts are disabled (but a layer's last), on its own tasks and on all others, "
+            "beside what as many random experts cost (mean of %d draws). %s.</p><div class=scroll><table><thead><tr><th>category<th>measured<th>score<th>own tasks<th>others<th>random: own<th>random: others</thead>",
             TOP, RANDOM_DRAWS, x->coverage);
     for (c = 0; c < x->category_count; c++) {
         fprintf(f, "<tr><td>");
@@ -359,6 +371,7 @@ static void put_tables(const reading *x, FILE *f)
     }
     fprintf(f, "</table></div>");
     if (x->undefined) fprintf(f, "<p>%d undefined scores of all evaluations are left out of the means.</p>", x->undefined);
+    fprintf(f, "</section>");
 }
 
 /* Curves of a log that multitask --log wrote: lines of label, step, loss; where the step falls another seed's run begins. A curve that
@@ -401,7 +414,7 @@ static void read_log(const char *path)
 static void put_curves(FILE *f)
 {
     int i, k;
-    fprintf(f, "<h2>Training</h2><p>");
+    fprintf(f, "<section class=whole><h2>Training</h2><p>");
     for (k = 0; k < curves.count; k++) {
         const curve *c = &curves.of[k];
         fprintf(f, "<b style=\"color:hsl(%d 60%% var(--hl))\">", 140 * k);
@@ -430,7 +443,7 @@ static void put_curves(FILE *f)
         }
         if (k < curves.count) fprintf(f, "\"/>");
     }
-    fprintf(f, "</svg></div>");
+    fprintf(f, "</svg></div></section>");
 }
 
 /* Under a temporary name first: a good report of before is there until this one is whole. */
@@ -447,11 +460,15 @@ static void write_report(const reading *x, const char *path, const char *model_n
             "@media(prefers-color-scheme:dark){:root{--bg:#12161d;--fg:#dde3ec;--dim:#8d98a8;--line:#2c3440;--cell:#7db0ff;--hl:68%%}}"
             "body{background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:0 auto;padding:16px}"
             "h1{font-size:24px;margin:8px 0;overflow-wrap:anywhere}h2{font-size:18px;margin:32px 0 4px}p{margin:4px 0 12px;color:var(--dim);max-width:70ch}"
-            ".scroll{overflow-x:auto}svg{display:block}svg text{font:11px system-ui,sans-serif;fill:var(--fg)}svg text.head{font-weight:600;font-size:12px}"
+            ".scroll{overflow-x:auto}svg{display:block}.heat svg{overflow:visible}svg text{font:11px system-ui,sans-serif;fill:var(--fg)}svg text.head{font-weight:600;font-size:12px}"
             "rect{fill:var(--cell)}rect:hover{stroke:var(--fg)}path{fill:none;stroke:var(--dim);stroke-width:1.2}.axis{stroke:var(--line)}circle{fill:transparent}circle:hover{fill:var(--fg)}"
             "table{border-collapse:collapse}th,td{text-align:left;padding:4px 14px 4px 0;border-bottom:1px solid var(--line);vertical-align:top}.n{text-align:right;font-variant-numeric:tabular-nums}.dim{color:var(--dim)}"
-            "@media print{:root{--bg:#fff;--fg:#000;--cell:#1750b8;--hl:30%%}.scroll{overflow:visible}svg{max-width:100%%;height:auto}h2{break-after:avoid}}"
-            "</style><h1>Routes of ");
+            ".expert{white-space:nowrap}th:first-child,td:first-child{position:sticky;left:0;background:var(--bg)}.map td,.map th{padding:0;border:0}"
+            ".name{max-width:34vw;padding-right:6px;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;text-align:right;font:11px/%dpx system-ui,sans-serif}"
+            ".head .name{text-align:left;font-weight:600;font-size:12px;line-height:20px}"
+            "@media print{:root{--bg:#fff;--fg:#000;--dim:#555;--line:#ccc;--cell:#1750b8;--hl:30%%}.scroll{overflow:visible}svg{max-width:100%%;height:auto}.name{max-width:280px}"
+            ".map,.map td{width:100%%}th:first-child,td:first-child{position:static}h2,h2+p,thead,tr.head{break-after:avoid}p,tr,.whole{break-inside:avoid}}"
+            "</style><h1>Routes of ", CELL);
     put_text(f, strrchr(model_name, '/') ? strrchr(model_name, '/') + 1 : model_name);
     fprintf(f, "</h1><p>%d tasks, %d routed layers with %d experts each; %lu parameters, %lu of them active for a task.</p>", x->N, x->R, x->E, (unsigned long)all, (unsigned long)active);
     put_heat_map(x, f);
