@@ -1012,25 +1012,31 @@ static void tmoei_float_mode_leave(tmoei_float_mode mode) { (void)mode; }
 static tmoei_float_mode tmoei_float_mode_enter(void) { return 0; }
 #endif
 /* ==== >>parallel: chunks of a problem on a few lanes ====================================================
- * Lanes take chunks from a shared counter until none is left. How a number is made depends on the problem
- * only, and each chunk writes its own place, so any number of lanes gives the same bits. The caller waits for
- * chunks, not lanes: a thread that still sleeps, or lost its processor to another program, finds the chunks
- * done. The pool's threads spin for a while after work: the next piece of a step comes in microseconds. */
+ * Each lane takes the chunks of its own part, whose data its cache has from the job before, then others'. How
+ * a number is made depends on the problem only, and each chunk writes its own place, so any number of lanes
+ * gives the same bits. The caller waits for chunks, not lanes: a thread that sleeps, or lost its processor,
+ * finds the chunks done. The pool's threads spin after work: the next job comes in microseconds. */
 #if defined(TMOE_THREADS) && (defined(__unix__) || defined(__APPLE__)) && defined(__GNUC__)
 #  define TMOEI_POOL 1
 #  include <pthread.h>
 #endif
 typedef void tmoei_chunk_fn(void *arg, int chunk, int lane);
-/* left: chunks that nobody has taken (below 0: lanes asked in vain); done: chunks finished. A lane reads fn
- * and arg only when it holds a chunk: until that is done the caller stays, and the job with it. */
-typedef struct tmoei_job { tmoei_chunk_fn *fn; void *arg; int chunks, lanes, left, done; } tmoei_job;
+/* left: chunks that nobody has claimed (below 0: lanes asked in vain); taken: of each part; done: finished. A
+ * lane reads the rest only when it has claimed a chunk: until that is done the caller stays, and the job. */
+typedef struct tmoei_job { tmoei_chunk_fn *fn; void *arg;
+    int chunks, lanes, left, done, taken[TMOEI_LANES_MAX]; } tmoei_job;
+static int tmoei_share(const tmoei_job *job, int i) { return (int)((int64_t)job->chunks * i / job->lanes); }
 static void tmoei_parallel_lane(void *arg, int lane) {
     tmoei_job *job = (tmoei_job *)arg;
     const tmoei_float_mode mode = tmoei_float_mode_enter();
 #if defined(__GNUC__)
-    int left, done = 0;
-    for (; (left = __atomic_sub_fetch(&job->left, 1, __ATOMIC_ACQ_REL)) >= 0; done++)
-        job->fn(job->arg, job->chunks - 1 - left, lane);
+    int done = 0;
+    for (; __atomic_sub_fetch(&job->left, 1, __ATOMIC_ACQ_REL) >= 0; done++) {
+        int part = lane % job->lanes, at;
+        while ((at = tmoei_share(job, part) + __atomic_fetch_add(&job->taken[part], 1, __ATOMIC_RELAXED))
+            >= tmoei_share(job, part + 1)) part = (part + 1) % job->lanes;
+        job->fn(job->arg, at, lane);
+    }
     if (done) __atomic_add_fetch(&job->done, done, __ATOMIC_RELEASE);
 #else
     for (int chunk = lane; chunk < job->chunks; chunk += job->lanes) job->fn(job->arg, chunk, lane);
@@ -1103,8 +1109,8 @@ static void tmoei_pool_create(tmoe_ctx *ctx) {
 static void tmoei_pool_run(struct tmoei_pool *pool, const tmoei_job *job) {
     pool->job.fn = job->fn;
     pool->job.arg = job->arg;
-    pool->job.chunks = job->chunks;
-    pool->job.done = 0;
+    pool->job.chunks = job->chunks; pool->job.lanes = job->lanes; pool->job.done = 0;
+    memset(pool->job.taken, 0, sizeof pool->job.taken);
     __atomic_store_n(&pool->job.left, job->chunks, __ATOMIC_SEQ_CST);
     if (__atomic_load_n(&pool->sleeping, __ATOMIC_SEQ_CST)) tmoei_pool_wake(pool, 0);
     tmoei_parallel_lane(&pool->job, 0);
@@ -1117,7 +1123,7 @@ static void tmoei_pool_destroy(tmoe_ctx *ctx) { (void)ctx; }
 #endif
 /* Runs fn(arg, chunk, lane) once for each chunk, on any lane 0 <= lane < ctx->lanes; waits for all. */
 static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chunks) {
-    tmoei_job job = { fn, arg, chunks, chunks < ctx->lanes ? chunks : ctx->lanes, chunks, 0 };
+    tmoei_job job = { fn, arg, chunks, chunks < ctx->lanes ? chunks : ctx->lanes, chunks, 0, { 0 } };
     if (job.lanes > 1 && ctx->config.parallel_fn)
         ctx->config.parallel_fn(ctx->config.parallel_user, tmoei_parallel_lane, &job, job.lanes);
 #ifdef TMOEI_POOL
@@ -4461,10 +4467,9 @@ static void tmoei_load_jsonl(tmoei_suite *suite, const char *path) {
         tmoei_draft_add(&drafts[d], 0, nodes[input].text, nodes[input].length, in.where);
         int o = kind == TMOEI_JSON_ARRAY ? nodes[output].child : output;
         if (o < 0) TMOEI_BAD_DATA(ctx, "%s: the list of outputs is empty", in.where);
-        for (; o >= 0; o = o == output ? -1 : nodes[o].next)
-            if (tmoei_json_is_string(&json, o))
-                tmoei_draft_add(&drafts[d], 1, nodes[o].text, nodes[o].length, in.where);
-            else TMOEI_BAD_DATA(ctx, "%s: an output is not a string", in.where);
+        for (; o >= 0; o = o == output ? -1 : nodes[o].next) if (tmoei_json_is_string(&json, o))
+            tmoei_draft_add(&drafts[d], 1, nodes[o].text, nodes[o].length, in.where);
+        else TMOEI_BAD_DATA(ctx, "%s: an output is not a string", in.where);
     }
     for (d = 0; d < count; d++) (void)tmoei_draft_finish(&drafts[d], path);
     tmoei_free(ctx, drafts);
@@ -4831,9 +4836,8 @@ static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c, const
     if (c->E > 1 && task_count < 1) tmoei_problem(text, size, "E is %d but there is no task to route", c->E);
     if (c->selection == TMOE_SELECT_RANDOM_TASK && c->random_n > c->E)
         tmoei_problem(text, size, "random_n is %d, must be 1 to E = %d", c->random_n, c->E);
-    if (c->router >= TMOE_ROUTER_TRANSFORMER && c->router_hidden % 4)
-        tmoei_problem(text, size,
-            "router_hidden is %d, must be divisible by the transformer router's 4 heads", c->router_hidden);
+    if (c->router >= TMOE_ROUTER_TRANSFORMER && c->router_hidden % 4) tmoei_problem(text, size,
+        "router_hidden is %d, must be divisible by the transformer router's 4 heads", c->router_hidden);
     return text[0] ? tmoei_fail(ctx, TMOE_ERR_CONFIG, "config: %s", text) : TMOE_OK;
 }
 TMOE_DEF tmoe_config tmoe_config_default(void) {
@@ -6673,9 +6677,8 @@ static double tmoei_step_gradients(tmoe_trainer *trainer) {
     if (ctx->error == TMOE_OK && routes && routes->wants_grad)
         (void)tmoei_tape_backward(trainer->router_tape);
     const float apart = trainer->now & TMOE_TRAIN_LAYERS ? t->expert_regularisation : 0.0f;
-    for (int l = 0; apart > 0.0f && l < model->L; l++)
-        loss += (double)apart * tmoei_expert_distance(model, l,
-            trainer->grads + (model->layers[l].block - trainer->first), apart);
+    for (int l = 0; apart > 0.0f && l < model->L; l++) loss += (double)apart * tmoei_expert_distance(model, l,
+        trainer->grads + (model->layers[l].block - trainer->first), apart);
     return loss;
 }
 static void tmoei_progress_fill(const tmoe_trainer *trainer, double loss, double norm, tmoe_progress *p) {
@@ -7018,9 +7021,8 @@ TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite, con
     tmoe_task *tasks = (tmoe_task *)tmoei_alloc(ctx, (size_t)suite->count + 1, sizeof *tasks, 0);
     for (int s = 0; tasks && s < suite->count; s++)
         if (suite->tasks[s].part == TMOE_PART_TRAIN) tasks[n++] = suite->tasks[s];
-    if (ctx->error == TMOE_OK)
-        model = start ? tmoe_model_derive(ctx, start, NULL, &c, tasks, n)
-            : tmoe_model_create(ctx, &c, tokenizer, tasks, n);
+    if (ctx->error == TMOE_OK) model = start ? tmoe_model_derive(ctx, start, NULL, &c, tasks, n)
+        : tmoe_model_create(ctx, &c, tokenizer, tasks, n);
     if (model && router) tmoe_model_take_router(model, router);
     tmoei_free(ctx, tasks); tmoe_tokenizer_destroy(tokenizer);
     tmoe_trainer *trainer = model ? tmoe_trainer_create(model, suite, &t) : NULL;
@@ -7075,12 +7077,11 @@ typedef struct tmoei_few_shot_job {
 /* What is updated shrinks to the layers, or their FFNs, that were experts in `from`, if it had some. */
 static void tmoei_train_experts_only(tmoe_trainer *trainer, const tmoe_model *from) {
     int kept = 0;
-    for (int i = 0; from->R > 0 && i < trainer->update_count; i++)
-        for (int l = 0; l < from->L; l++) {
-            const tmoei_layer *layer = &trainer->model->layers[l];
-            if (from->layers[l].experts > 1 && trainer->updates[i].offset - layer->block < layer->block_size)
-                trainer->updates[kept++] = trainer->updates[i];
-        }
+    for (int i = 0; from->R > 0 && i < trainer->update_count; i++) for (int l = 0; l < from->L; l++) {
+        const tmoei_layer *layer = &trainer->model->layers[l];
+        if (from->layers[l].experts > 1 && trainer->updates[i].offset - layer->block < layer->block_size)
+            trainer->updates[kept++] = trainer->updates[i];
+    }
     if (kept) trainer->update_count = kept;
 }
 /* One configuration on a context of its own: fine-tunes, measures dev as it goes, keeps the best, measures
@@ -7701,8 +7702,7 @@ static const tmoei_entry *tmoei_bart_find(const tmoei_weights *w, const char *na
 static int tmoei_bart_knows(const tmoe_model *model, const char *name) {
     tmoei_bart_tensor t;
     name = tmoei_bart_old_name(name);
-    for (int k = 0; k < 4; k++)
-        if (strcmp(tmoei_bart_old_name(tmoei_bart_embedding[k]), name) == 0) return 1;
+    for (int k = 0; k < 4; k++) if (strcmp(tmoei_bart_old_name(tmoei_bart_embedding[k]), name) == 0) return 1;
     for (int i = 0; tmoei_bart_next(model, &i, &t); )
         if (strcmp(tmoei_bart_old_name(t.name), name) == 0) return 1;
     return 0;

@@ -99,5 +99,5 @@ static float *logits_of_task(set *s, int task, const float *route, size_t *count
     tmoe_tape_record(s->trainer->group_tape, 1);
     return copy;
 }
-static float *logits_of(set *s, const float *route, size_t *count) { return logits_of_task(s, 0, route, count); }
+static inline float *logits_of(set *s, const float *route, size_t *count) { return logits_of_task(s, 0, route, count); }
 #endif
