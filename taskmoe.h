@@ -1722,7 +1722,7 @@ static tmoei_product tmoei_product_of(const tmoe_ctx *ctx, int transpose_a, int 
         int K, const float *A, size_t lda, const float *B, size_t ldb, float beta, float *C, size_t ldc) {
     const int high = ctx->kernels->mr == TMOEI_MR_MAX;
     const int meet = high && !transpose_a && lda % 1024 == 0;   /* rows of A in a cache set of eight lines */
-    const int copies = meet && N >= 512 && M > TMOEI_LANE_ROWS;
+    const int copies = meet && N >= 512 && M > TMOEI_LANE_ROWS && (!transpose_b || ctx->lanes == 1);
     const int most = meet && !copies ? 7 : ctx->kernels->mr, height = tmoei_pieces(M, tmoei_pieces(M, most));
     const int a_lies = transpose_a ? high || lda <= TMOEI_LIES_STRIDE : !copies;
     const int b_lies = !transpose_b
@@ -1801,13 +1801,13 @@ static void tmoei_product_run(tmoei_product *p, tmoei_chunk_fn *fn, int chunks, 
     else for (int chunk = 0; chunk < chunks; chunk++) fn(p, chunk, lane);
 }
 /* Block by block of at most so many columns: over the lanes of ctx, or here where it is NULL. Several lanes
- * go through all of K at once where what is packed finds room: what a lane has of C stays in its cache. */
+ * go through all of K in one job if C is small, so that a job for each piece would cost, and B finds room. */
 static void tmoei_product_blocks(tmoei_product *p, int columns, tmoe_ctx *ctx, int lane) {
     p->depth = (tmoei_pieces(p->K, tmoei_pieces(p->K, TMOEI_KC)) + 7) / 8 * 8;            /* equal pieces */
     for (p->n0 = 0; p->n0 < p->N; p->n0 += p->nc) {
         p->nc = tmoei_least(p->N - p->n0, columns); p->column_tiles = tmoei_pieces(p->nc, p->tile_columns);
         const size_t width = (size_t)p->nc + TMOEI_NR_MAX;
-        const int whole = ctx && ctx->lanes > 1
+        const int whole = ctx && ctx->lanes > 1 && p->M <= 32768 * ctx->lanes / p->nc
             && (!p->packed_b || p->kept || width * (size_t)p->K <= TMOEI_SHARED_FLOATS);
         p->packed_width = p->kept || whole ? width : 0;
         for (p->k0 = 0; p->k0 < p->K; p->k0 = p->k1) {
@@ -1833,22 +1833,22 @@ static void tmoei_product_few_chunk(void *arg, int chunk, int lane) {
     if (p->epilogue) kernels->epilogue(p->M, columns, j0, p->C + j0, p->ldc, p->epilogue, 0);
 }
 /* Tiles of r x c register tiles (c in units of the widest) such that the busiest lane is done first. A tile
- * costs r c; 0.6 for each panel of B that its lane packs, or 0.2 that it reads; 0.3 or 0.1 for each of A's;
- * 0.5 to begin; and a fifth of a tile, for lanes never end together (measured). One lane: the largest. */
+ * costs r c; of 14 x 32 ones 0.6 for each panel of B that its lane packs, or 0.2 that it reads, 0.3 or 0.1 for
+ * A's; 0.5 to begin; a fifth more, for lanes never end together (measured). One lane: the largest. */
 static void tmoei_product_tiles(tmoei_product *p) {
     const int lanes = p->ctx->lanes, unit = TMOEI_NR_MAX / p->ctx->kernels->nr;
     const int packs_b = !p->b_lies && !p->packed_b, rows = tmoei_pieces(p->M, p->height);
     const int columns = tmoei_pieces(tmoei_least(p->N, p->ctx->block_columns), TMOEI_NR_MAX);
     const int most = (p->a_lies ? p->ctx->tile_rows : TMOEI_LANE_ROWS) / p->height;
     const int c1 = tmoei_least(p->a_lies || packs_b ? TMOEI_TILE_COLUMNS / TMOEI_NR_MAX : columns, columns);
-    float least = 0.0f;
+    float least = 0.0f, panel = (packs_b ? 8.4f : 2.8f) / (float)p->height;
     int r = lanes > 1 && p->a_lies ? rows : tmoei_least(most, rows);
     for (int n; r > 0; r = r > 1 && lanes > 1 ? (rows - 1) / n : 0) {
         n = tmoei_pieces(rows, r); r = tmoei_pieces(rows, n);           /* equal tiles */
         for (int c = lanes > 1 ? 1 : c1; c <= c1; c++) {
             const float busiest = (float)tmoei_pieces(n * tmoei_pieces(columns, c), lanes) + 0.2f;
-            const float cost = busiest * ((float)(r * c * unit) + (packs_b ? 0.6f : 0.2f) * (float)(c * unit)
-                + (p->a_lies ? 0.1f : 0.3f) * (float)r + 0.5f);
+            const float cost = busiest * ((float)(r * c * unit) + panel * (float)(c * unit)
+                + (p->a_lies ? 0.1f : 0.3f) * (float)(r * unit) + 0.5f);
             if (least > 0.0f && cost >= least) continue;
             least = cost; p->tile_rows = r * p->height; p->tile_columns = c * TMOEI_NR_MAX;
         }
