@@ -1833,7 +1833,7 @@ static void tmoei_product_few_chunk(void *arg, int chunk, int lane) {
     if (p->epilogue) kernels->epilogue(p->M, columns, j0, p->C + j0, p->ldc, p->epilogue, 0);
 }
 /* Tiles of r x c register tiles (c in units of the widest) such that the busiest lane is done first. A tile
- * costs r c; of 14 x 32 ones 0.6 for a panel of B that its lane packs, 0.2 if it reads it, for A's 0.3 or 0.1;
+ * costs r c; of 14 x 32 ones, 0.6 for a panel of B that its lane packs, 0.2 if it reads it, for A .3 or .1;
  * 0.5 to begin; a fifth more, for lanes never end together (measured). One lane: the largest. */
 static void tmoei_product_tiles(tmoei_product *p) {
     const int lanes = p->ctx->lanes, unit = TMOEI_NR_MAX / p->ctx->kernels->nr;
