@@ -27,8 +27,8 @@ static int rising(const void *a, const void *b) {
 }
 /* ---- simulated lanes ---------------------------------------------------------------------------------
  * The library hands its chunks to config.parallel_fn. Here one thread runs them one by one and notes how long each took; a chunk
- * goes to the lane that would be free first, as lanes take chunks in truth, and uses that lane's scratch. A region then takes as
- * long as its busiest lane. What is not in regions is serial. Not seen: memory that all cores share, and another core's cache. */
+ * goes to the lane that would be free first, and uses that lane's scratch (in truth a lane takes its own part first, then others':
+ * the busiest has as much to do). A region then takes as long as its busiest lane. What is not in regions is serial. Not seen: memory that all cores share, and another core's cache. */
 #define FUNCTIONS(X) X(tmoei_product_tile_chunk) X(tmoei_product_pack_chunk) X(tmoei_product_few_chunk) X(tmoei_attention_chunk) \
     X(tmoei_norm_chunk) X(tmoei_adamw_chunk) X(tmoei_scale_add_sweep) X(tmoei_activation_sweep) X(tmoei_merge_sweep) \
     X(tmoei_column_sums) X(tmoei_norm_rows) X(tmoei_norm_backward_columns) X(tmoei_embedding_columns) X(tmoei_embedding_rows) \

@@ -87,8 +87,8 @@ static void products_equal_double_sums_in_every_shape(void)
     const int count = (int)(sizeof sizes / sizeof *sizes);
     int isa, a, b, c, tt, tried = 0;
     for (isa = 0; isa < 4; isa++) {
-        tmoe_ctx *ctx = context_of(isa, 2), *many = context_of(isa, 48);
-        if (!ctx || !many) { tmoe_ctx_destroy(ctx); tmoe_ctx_destroy(many); continue; }
+        tmoe_ctx *ctx = context_of(isa, 2), *many = context_of(isa, 48), *one = context_of(isa, 1);
+        if (!ctx || !many || !one) { tmoe_ctx_destroy(ctx); tmoe_ctx_destroy(many); tmoe_ctx_destroy(one); continue; }
         tried++;
         for (a = 0; a < count; a++) for (b = 0; b < count; b++) for (c = 0; c < count; c++) for (tt = 0; tt < 4; tt++) {
             if ((a + 2 * b + 3 * c + tt) % 5) continue;                         /* a fifth of all: every size meets every other */
@@ -104,8 +104,9 @@ static void products_equal_double_sums_in_every_shape(void)
         for (tt = 0; tt < 4; tt++) {
             one_product(many, 0, tt & 1, tt >> 1, 130, 300, 790, 1.0f, 1);
             one_product(ctx, 0, tt & 1, tt >> 1, 70, 2300, 450, (float)(tt & 1), tt > 1);
+            one_product(one, 0, tt & 1, tt >> 1, 70, 521, 450, (float)(tt & 1), tt > 1);        /* rows of A 4 KiB apart, N from 512 on: copied */
         }
-        tmoe_ctx_destroy(ctx); tmoe_ctx_destroy(many);
+        tmoe_ctx_destroy(ctx); tmoe_ctx_destroy(many); tmoe_ctx_destroy(one);
     }
     CHECK(tried >= 1);
 }
