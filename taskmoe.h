@@ -1229,12 +1229,12 @@ typedef struct tmoei_kernels {
 #define TMOEI_VSQRT(a) TMOEI_PICK(sqrtf(a), vsqrtq_f32(a), _mm256_sqrt_ps(a), \
     _mm512_maskz_sqrt_ps(TMOEI_ALL16, a))
 #define TMOEI_VROUND(a) TMOEI_PICK(floorf((a) + 0.5f), vrndnq_f32(a), _mm256_round_ps(a, 8), \
-    _mm512_maskz_cvtepi32_ps(TMOEI_ALL16, _mm512_maskz_cvtps_epi32(TMOEI_ALL16, a)))
-#define TMOEI_VPOW2(n) TMOEI_PICK(ldexpf(1.0f, (int)(n)), \
-    vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23)), \
-    _mm256_castsi256_ps(_mm256_slli_epi32( \
+    _mm512_maskz_roundscale_ps(TMOEI_ALL16, a, 8))
+#define TMOEI_VSCALE(a, n) TMOEI_PICK(ldexpf(a, (int)(n)), /* a 2^n */ \
+    (a) * vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23)), \
+    (a) * _mm256_castsi256_ps(_mm256_slli_epi32( \
         _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)), \
-    _mm512_maskz_scalef_ps(TMOEI_ALL16, _mm512_set1_ps(1.0f), n))
+    _mm512_maskz_scalef_ps(TMOEI_ALL16, a, n))
 /* Every loop over n floats: whole vectors, then one masked vector; `at` is the index. Inside, VREAD and
  * VWRITE are plain in the first loop (there `left` is the constant VW) and masked in the edge. */
 #define TMOEI_EACH(n, ...) do { size_t at = 0; \
@@ -1366,19 +1366,18 @@ static void TMOEI_FN(vstoren)(float *p, V v, int n) {
     for (int i = 0; i < n; i++) p[i] = x[i];
 }
 #endif
-/* exp(x): n = round(x / ln 2), r = x - n ln 2 in two parts, Taylor to r^7 (|r| <= ln 2 / 2: truncation
- * 2e-9), times 2^n. Error below 2 ulp; inputs are held to [-87.3, 88.3], so the result is never 0, denormal
- * or infinite. */
+/* exp(x): n = round(x / ln 2), r = x - n ln 2 in two parts, 1 + r + r^2 q(r) with the minimax q of degree 4
+ * (|r| <= ln 2 / 2: off by 3e-9), times 2^n. Error below 2 ulp; inputs are held to [-87.3, 88.3], so the
+ * result is never 0, denormal or infinite. */
 TMOEI_TARGET static V TMOEI_FN(vexp)(V x) {
     x = VMIN(VMAX(x, VSET(-87.3f)), VSET(88.3f));
     V n = TMOEI_VROUND(x * VSET(1.44269504f));
     V r = VFMA(n, VSET(-0.693145752f), x);
     r = VFMA(n, VSET(-1.42860677e-6f), r);
-    V p = VFMA(r, VSET(1.98412698e-4f), VSET(1.38888889e-3f));
-    p = VFMA(p, r, VSET(8.33333333e-3f)); p = VFMA(p, r, VSET(4.16666667e-2f));
-    p = VFMA(p, r, VSET(1.66666667e-1f)); p = VFMA(p, r, VSET(0.5f));
-    p = VFMA(p, r, VSET(1.0f)); p = VFMA(p, r, VSET(1.0f));
-    return p * TMOEI_VPOW2(n);
+    V p = VFMA(r, VSET(1.38146018e-3f), VSET(8.36873204e-3f));
+    p = VFMA(p, r, VSET(4.16683891e-2f)); p = VFMA(p, r, VSET(1.66665205e-1f));
+    p = VFMA(p, r, VSET(0.499999934f)); p = VFMA(p, r, VSET(1.0f)); p = VFMA(p, r, VSET(1.0f));
+    return TMOEI_VSCALE(p, n);
 }
 /* erf(x) = x P(x^2) / Q(x^2) on [-4, 4] (the rational fit used by Eigen); absolute error below 3e-7 */
 TMOEI_TARGET static V TMOEI_FN(verf)(V x) {
@@ -1393,16 +1392,22 @@ TMOEI_TARGET static V TMOEI_FN(verf)(V x) {
     q = VFMA(q, s, VSET(-1.42647390514189e-02f));
     return x * p / q;
 }
-/* gelu = x Phi(x), Phi = (1 + erf(x / sqrt 2)) / 2;  gelu' = Phi(x) + x exp(-x^2 / 2) / sqrt(2 pi) */
+/* gelu = x Phi(x), Phi = (1 + erf(x / sqrt 2)) / 2 */
 TMOEI_TARGET static V TMOEI_FN(vgelu)(V x) {
     V half = x * VSET(0.5f);
     return VFMA(half, TMOEI_FN(verf)(x * VSET(0.70710678f)), half);
 }
+/* gelu' = Phi(x) + x phi(x), phi = exp(-x^2 / 2) / sqrt(2 pi); with u = |x| it is 1/2 +- d, where
+ * d = 1/2 + u phi(u) - (1 - Phi(u)). The tail shares the exp: 1 - Phi(u) = t P(t) exp(-u^2 / 2),
+ * t = 1 / (1 + p u) (Abramowitz and Stegun 26.2.17, error 8e-8). From 13 on both are 0 in floats. */
 TMOEI_TARGET static V TMOEI_FN(vgelu_derivative)(V x) {
-    V phi = VFMA(TMOEI_FN(verf)(x * VSET(0.70710678f)), VSET(0.5f), VSET(0.5f));
-    /* x exp(-x^2 / 2) is 0 in floats there; exp's lower bound must not be met */
-    x = VMIN(VMAX(x, VSET(-13.0f)), VSET(13.0f));
-    return VFMA(x, TMOEI_FN(vexp)(x * x * VSET(-0.5f)) * VSET(0.39894228f), phi);
+    const V u = VMIN(VMAX(x, -x), VSET(13.0f)), t = VSET(1.0f) / VFMA(u, VSET(0.2316419f), VSET(1.0f));
+    V p = VFMA(t, VSET(0.530702714f), VSET(-0.726576014f));
+    p = VFMA(p, t, VSET(0.710706871f)); p = VFMA(p, t, VSET(-0.142248368f));
+    p = VFMA(p, t, VSET(0.127414796f));
+    p = VFMA(u, VSET(0.39894228f), -(p * t));
+    const V d = VFMA(TMOEI_FN(vexp)(u * u * VSET(-0.5f)), p, VSET(0.5f));
+    return VSET(0.5f) + VMIN(VMAX(x * VSET(1e30f), -d), d);     /* with the sign of x */
 }
 /* ---- matrix products --------------------------------------------------------------------------------- */
 /* One vector of a finished tile, of which `columns` numbers lie inside the matrix. */
@@ -1501,8 +1506,7 @@ TMOEI_TARGET static float TMOEI_FN(sum)(const float *x, size_t n) {
 }
 TMOEI_TARGET static float TMOEI_FN(maximum)(const float *x, size_t n) {
     V most = VSET(x[0]);
-    float best;
-    size_t at;
+    float best; size_t at;
     for (at = 0; at + VW <= n; at += VW) most = VMAX(most, VLOAD(x + at));
     for (best = TMOEI_FN(vmaximum)(most); at < n; at++) if (x[at] > best) best = x[at];
     return best;
@@ -1542,8 +1546,7 @@ TMOEI_TARGET static void TMOEI_FN(norm_forward)(float *y, const float *x, const 
     const V vm = VSET(m);
     V s = VSET(0.0f);
     TMOEI_EACH(n, V d = VREAD(x + at) - vm; VCUT(d); s = VFMA(d, d, s));
-    *mean = m;
-    *inv = 1.0f / sqrtf(TMOEI_FN(vsum)(s) / (float)n + epsilon);
+    *mean = m; *inv = 1.0f / sqrtf(TMOEI_FN(vsum)(s) / (float)n + epsilon);
     const V vi = VSET(*inv);
     TMOEI_EACH(n, VWRITE(y + at, VFMA((VREAD(x + at) - vm) * vi, VREAD(gain + at), VREAD(bias + at))));
 }
@@ -1594,8 +1597,7 @@ TMOEI_TARGET static void TMOEI_FN(merge)(float *out, int more, const float *thet
 /* dtheta += r g (where dtheta is given); gives <g, theta - bar> */
 TMOEI_TARGET static float TMOEI_FN(merge_backward)(float *dtheta, const float *theta, const float *bar,
         const float *g, float r, size_t n) {
-    const V vr = VSET(r);
-    V s = VSET(0.0f);
+    const V vr = VSET(r); V s = VSET(0.0f);
     TMOEI_EACH(n, const V x = VREAD(g + at);
         if (dtheta) VWRITE(dtheta + at, VFMA(vr, x, VREAD(dtheta + at)));
         s = VFMA(x, VREAD(theta + at) - VREAD(bar + at), s));
@@ -1842,15 +1844,18 @@ static void tmoei_product_tiles(tmoei_product *p) {
     const int most = (p->a_lies ? p->ctx->tile_rows : TMOEI_LANE_ROWS) / p->height;
     const int c1 = tmoei_least(p->a_lies || packs_b ? TMOEI_TILE_COLUMNS / TMOEI_NR_MAX : columns, columns);
     float least = 0.0f, panel = (packs_b ? 8.4f : 2.8f) / (float)p->height;
-    int r = lanes > 1 && p->a_lies ? rows : tmoei_least(most, rows);
+    int r = lanes > 1 && p->a_lies ? rows : tmoei_least(most, rows), highest = p->height;
     for (int n; r > 0; r = r > 1 && lanes > 1 ? (rows - 1) / n : 0) {
-        n = tmoei_pieces(rows, r); r = tmoei_pieces(rows, n);           /* equal tiles */
+        n = tmoei_pieces(rows, r); r = tmoei_pieces(rows, n);           /* equal tiles, ... */
+        const int tile_rows = lanes > 1 ? tmoei_pieces(p->M, n) : r * highest;
+        const int panels = tmoei_pieces(tile_rows, highest), height = tmoei_pieces(tile_rows, panels);
+        const float high = (float)(panels * height) / (float)highest;   /* ... in equal panels */
         for (int c = lanes > 1 ? 1 : c1; c <= c1; c++) {
             const float busiest = (float)tmoei_pieces(n * tmoei_pieces(columns, c), lanes) + 0.2f;
-            const float cost = busiest * ((float)(r * c * unit) + panel * (float)(c * unit)
+            const float cost = busiest * ((high + panel) * (float)(c * unit)
                 + (p->a_lies ? 0.1f : 0.3f) * (float)(r * unit) + 0.5f);
             if (least > 0.0f && cost >= least) continue;
-            least = cost; p->tile_rows = r * p->height; p->tile_columns = c * TMOEI_NR_MAX;
+            least = cost; p->tile_rows = tile_rows; p->tile_columns = c * TMOEI_NR_MAX; p->height = height;
         }
     }
 }
@@ -1957,8 +1962,9 @@ static void tmoei_attention_backward(const tmoei_attention_rows *a, int lane) {
     const float scale = 1.0f / sqrtf((float)W);
     float *p = ctx->lane_scratch[lane] + (TMOEI_LANE_FLOATS - 2 * (size_t)TMOEI_SCORES);
     float *ds = p + TMOEI_SCORES;
-    /* causal blocks reach further and further: begin with zeros */
-    for (size_t s = 0; a->dk && a->beta_kv == 0.0f && s < (size_t)a->S; s++) {
+    /* keys that the first block does not reach (causal) begin with zeros */
+    const int reached = a->T > 0 ? tmoei_seen(a, tmoei_score_rows(a, 0)) : 0;
+    for (size_t s = (size_t)reached; a->dk && a->beta_kv == 0.0f && s < (size_t)a->S; s++) {
         memset(a->dk + s * kv, 0, (size_t)W * sizeof(float));
         memset(a->dv + s * kv, 0, (size_t)W * sizeof(float));
     }
@@ -1967,6 +1973,7 @@ static void tmoei_attention_backward(const tmoei_attention_rows *a, int lane) {
         const int seen = tmoei_seen(a, t0 + n);
         const size_t width = (size_t)n, from = (size_t)t0;
         const float *q = a->q + from * qs, *y = a->y + from * ys, *dy = a->dy + from * ys;
+        const float beta = t0 > 0 ? 1.0f : a->beta_kv;
         float delta[TMOEI_LANE_ROWS];                           /* rowsum(dp * p) = <dy, y> */
         for (size_t t = 0; t < width; t++) delta[t] = ctx->kernels->dot(dy + t * ys, y + t * ys, (size_t)W);
         tmoei_gemm_lane(ctx, lane, 0, 1, seen, n, W, a->k, kv, q, qs, 0.0f, p, width);
@@ -1980,8 +1987,8 @@ static void tmoei_attention_backward(const tmoei_attention_rows *a, int lane) {
         if (a->dq) tmoei_gemm_lane(ctx, lane, 1, 0, n, W, seen, ds, width, a->k, kv, a->beta_q,
             a->dq + from * qs, qs);
         if (!a->dk) continue;
-        tmoei_gemm_lane(ctx, lane, 0, 0, seen, W, n, ds, width, q, qs, 1.0f, a->dk, kv);
-        tmoei_gemm_lane(ctx, lane, 0, 0, seen, W, n, p, width, dy, ys, 1.0f, a->dv, kv);
+        tmoei_gemm_lane(ctx, lane, 0, 0, seen, W, n, ds, width, q, qs, beta, a->dk, kv);
+        tmoei_gemm_lane(ctx, lane, 0, 0, seen, W, n, p, width, dy, ys, beta, a->dv, kv);
     }
 }
 /* ==== >>sweeps: long rows of numbers over the lanes ==================================================== */
@@ -2116,8 +2123,7 @@ TMOE_DEF void tmoe_ctx_destroy(tmoe_ctx *ctx) {
     else TMOE_FREE(ctx);
 }
 TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config) {
-    tmoe_ctx_config c;
-    memset(&c, 0, sizeof c);
+    tmoe_ctx_config c; memset(&c, 0, sizeof c);
     if (config) c = *config;
     if (!c.alloc_fn != !c.free_fn || c.threads < 0 || c.threads > TMOEI_LANES_MAX) return NULL;
     tmoe_ctx *ctx = (tmoe_ctx *)(c.alloc_fn ? c.alloc_fn(sizeof *ctx, c.alloc_user)
@@ -2529,8 +2535,7 @@ TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tenso
  * The backward pass splits the columns, not the rows: two threads never meet in one row and the order of
  * sums is fixed. */
 typedef struct tmoei_embedding_job {
-    size_t T, D;
-    const int *ids, *position_ids;
+    size_t T, D; const int *ids, *position_ids;
     float scale;
     const float *table, *positions, *dy;
     float *y, *dtable, *dpositions;
@@ -2585,8 +2590,7 @@ TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int T,
  *   backward  dx_v = weight * (exp(x_v - lse) - s / V - (1-s) [v = target])
  * The gradient is written over the logits, the largest matrix of the step. */
 typedef struct tmoei_cross_entropy_job {
-    size_t T, V;
-    const int *targets;
+    size_t T, V; const int *targets;
     const float *logits;
     float smoothing, weight, *lse, *row_loss, *dlogits;
 } tmoei_cross_entropy_job;
@@ -3118,8 +3122,7 @@ static tmoe_result tmoei_json_element(tmoei_json_reader *r, int depth) {
     tmoei_json_space(r);
     const int index = json->count, c = tmoei_json_peek(r), opens = c == '[' || c == '{';
     int last = -1;
-    tmoei_json_node node;
-    memset(&node, 0, sizeof node);
+    tmoei_json_node node; memset(&node, 0, sizeof node);
     node.child = node.next = -1;
     node.kind = c == '"' ? TMOEI_JSON_STRING : c == '[' ? TMOEI_JSON_ARRAY : TMOEI_JSON_OBJECT;
     if (c < 0) return tmoei_json_error(r, "the text ends where a value was expected");
@@ -3839,8 +3842,7 @@ TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *t, const char *
     const int prefix = t->prefix_space || (flags & TMOE_TOKENIZER_PREFIX_SPACE);
     const int frame = flags & TMOE_TOKENIZER_SPECIALS, find = flags & TMOE_TOKENIZER_FIND_SPECIALS;
     tmoe_result result = TMOE_OK;
-    tmoei_encoder e;
-    memset(&e, 0, sizeof e);
+    tmoei_encoder e; memset(&e, 0, sizeof e);
     e.tokenizer = t; e.ids = ids; e.capacity = capacity;
     if (frame) tmoei_encoder_put(&e, tmoe_tokenizer_special(t, TMOE_TOKEN_BEGIN));
     for (size_t at = 0, end, bytes; result == TMOE_OK && at < length; at = end) {
@@ -4383,8 +4385,7 @@ static int tmoei_lines_next(tmoei_lines *lines) {
 /* Adds the lines of a TSV file: input TAB output [TAB output ...]. */
 static void tmoei_read_tsv(tmoei_draft *draft, const char *path) {
     tmoe_ctx *ctx = draft->suite->own.ctx;
-    tmoei_lines in;
-    tmoei_lines_open(ctx, &in, path);
+    tmoei_lines in; tmoei_lines_open(ctx, &in, path);
     while (tmoei_lines_next(&in)) {
         const char *from = in.line, *end = from + in.size;
         if (!memchr(from, '\t', in.size))
@@ -4480,8 +4481,7 @@ static void tmoei_describe(tmoei_suite *suite, const char *path) {
     static const char *const wanted[TMOEI_KNOWN] = { "name", "category", "metric", "instruction", "labels" };
     int column_of[TMOEI_KNOWN] = { -1, -1, -1, -1, -1 };
     tmoe_ctx *ctx = suite->own.ctx;
-    tmoei_lines in;
-    tmoei_lines_open(ctx, &in, path);
+    tmoei_lines in; tmoei_lines_open(ctx, &in, path);
     while (tmoei_lines_next(&in)) {
         char *field[TMOEI_KNOWN] = { NULL, NULL, NULL, NULL, NULL }, *text;
         char *rest = tmoei_own_text(&suite->own, in.line, in.size);
