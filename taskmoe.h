@@ -1021,23 +1021,34 @@ static tmoei_float_mode tmoei_float_mode_enter(void) { return 0; }
 #  include <pthread.h>
 #endif
 typedef void tmoei_chunk_fn(void *arg, int chunk, int lane);
-/* left: chunks that nobody has claimed (below 0: lanes asked in vain); taken: of each part; done: finished. A
- * lane reads the rest only when it has claimed a chunk: until that is done the caller stays, and the job. */
+/* A number that has its cache line for itself. */
+typedef struct tmoei_counter { char apart[TMOEI_ALIGN - sizeof(int)]; int n; } tmoei_counter;
+/* left: chunks of each part that nobody has claimed (below 0: lanes asked in vain); done: finished. A lane
+ * reads the rest only when it has claimed a chunk: until that is done the caller stays, and the job. Only
+ * `parts` stands for good: as many as lanes, of which a short job leaves the last ones empty. */
 typedef struct tmoei_job { tmoei_chunk_fn *fn; void *arg;
-    int chunks, lanes, left, done, taken[TMOEI_LANES_MAX]; } tmoei_job;
+    int chunks, lanes, parts; tmoei_counter done, left[TMOEI_LANES_MAX]; } tmoei_job;
 static int tmoei_share(const tmoei_job *job, int i) { return (int)((int64_t)job->chunks * i / job->lanes); }
+static void tmoei_job_offer(tmoei_job *job, tmoei_chunk_fn *fn, void *arg, int chunks, int lanes) {
+    job->fn = fn; job->arg = arg; job->chunks = chunks; job->lanes = lanes;
+#if defined(__GNUC__)
+    __atomic_store_n(&job->done.n, 0, __ATOMIC_RELAXED);
+    for (int i = 0; i < lanes; i++) __atomic_store_n(&job->left[i].n,
+        tmoei_share(job, i + 1) - tmoei_share(job, i), __ATOMIC_RELEASE);
+#endif
+}
 static void tmoei_parallel_lane(void *arg, int lane) {
     tmoei_job *job = (tmoei_job *)arg;
     const tmoei_float_mode mode = tmoei_float_mode_enter();
 #if defined(__GNUC__)
-    int done = 0;
-    for (; __atomic_sub_fetch(&job->left, 1, __ATOMIC_ACQ_REL) >= 0; done++) {
-        int part = lane % job->lanes, at;
-        while ((at = tmoei_share(job, part) + __atomic_fetch_add(&job->taken[part], 1, __ATOMIC_RELAXED))
-            >= tmoei_share(job, part + 1)) part = (part + 1) % job->lanes;
-        job->fn(job->arg, at, lane);
+    for (int i = 0, left; i < job->parts; i++) {
+        const int part = (lane + i) % job->parts;
+        int done = 0, *const here = &job->left[part].n;
+        for (; __atomic_load_n(here, __ATOMIC_RELAXED) > 0
+                && (left = __atomic_sub_fetch(here, 1, __ATOMIC_ACQ_REL)) >= 0; done++)
+            job->fn(job->arg, tmoei_share(job, part + 1) - 1 - left, lane);
+        if (done) __atomic_add_fetch(&job->done.n, done, __ATOMIC_RELEASE);
     }
-    if (done) __atomic_add_fetch(&job->done, done, __ATOMIC_RELEASE);
 #else
     for (int chunk = lane; chunk < job->chunks; chunk += job->lanes) job->fn(job->arg, chunk, lane);
 #endif
@@ -1064,13 +1075,13 @@ static void *tmoei_pool_thread(void *arg) {
     struct tmoei_pool *pool = (struct tmoei_pool *)arg;
     const int lane = __atomic_add_fetch(&pool->lane, 1, __ATOMIC_RELAXED);
     for (int n = 0; ; n = 0) {
-        while (__atomic_load_n(&pool->job.left, __ATOMIC_RELAXED) <= 0 && n++ < TMOEI_SPINS
+        while (__atomic_load_n(&pool->job.left[lane].n, __ATOMIC_RELAXED) <= 0 && n++ < TMOEI_SPINS
                 && !__atomic_load_n(&pool->quit, __ATOMIC_RELAXED))
             if (n % 256) tmoei_pause(); else (void)sched_yield();    /* the caller may need this processor */
         if (n > TMOEI_SPINS) {
             pthread_mutex_lock(&pool->mutex);
             __atomic_add_fetch(&pool->sleeping, 1, __ATOMIC_SEQ_CST);
-            if (__atomic_load_n(&pool->job.left, __ATOMIC_SEQ_CST) <= 0 && !pool->quit)
+            if (__atomic_load_n(&pool->job.left[lane].n, __ATOMIC_SEQ_CST) <= 0 && !pool->quit)
                 pthread_cond_wait(&pool->wake, &pool->mutex);   /* in vain or too late: spins again */
             __atomic_sub_fetch(&pool->sleeping, 1, __ATOMIC_SEQ_CST);
             pthread_mutex_unlock(&pool->mutex);
@@ -1098,23 +1109,19 @@ static void tmoei_pool_destroy(tmoe_ctx *ctx) {
 static void tmoei_pool_create(tmoe_ctx *ctx) {
     struct tmoei_pool *pool = ctx->pool = (struct tmoei_pool *)tmoei_alloc(ctx, 1, sizeof *pool, 1);
     if (!pool) return;
+    pool->job.parts = ctx->lanes;
     (void)pthread_mutex_init(&pool->mutex, NULL);
     (void)pthread_cond_init(&pool->wake, NULL);
     while (pool->count < ctx->lanes - 1 && ctx->error == TMOE_OK)
         if (!pthread_create(&pool->threads[pool->count], NULL, tmoei_pool_thread, pool)) pool->count++;
         else ctx->error = TMOE_ERR_MEMORY;                      /* the context is destroyed */
 }
-/* Offers the chunks, takes some, waits for the rest. The sleepers' count is read after the offer is out, and
- * a sleeper counts itself before it looks, so one of both sees the other. */
-static void tmoei_pool_run(struct tmoei_pool *pool, const tmoei_job *job) {
-    pool->job.fn = job->fn;
-    pool->job.arg = job->arg;
-    pool->job.chunks = job->chunks; pool->job.lanes = job->lanes; pool->job.done = 0;
-    memset(pool->job.taken, 0, sizeof pool->job.taken);
-    __atomic_store_n(&pool->job.left, job->chunks, __ATOMIC_SEQ_CST);
-    if (__atomic_load_n(&pool->sleeping, __ATOMIC_SEQ_CST)) tmoei_pool_wake(pool, 0);
+/* Takes chunks, too, and waits for the rest. The sleepers' count is touched after the offer is out, and a
+ * sleeper counts itself before it looks, so one of both sees the other. */
+static void tmoei_pool_run(struct tmoei_pool *pool) {
+    if (__atomic_fetch_add(&pool->sleeping, 0, __ATOMIC_SEQ_CST)) tmoei_pool_wake(pool, 0);
     tmoei_parallel_lane(&pool->job, 0);
-    for (int spins = 0; __atomic_load_n(&pool->job.done, __ATOMIC_ACQUIRE) != job->chunks; )
+    for (int spins = 0; __atomic_load_n(&pool->job.done.n, __ATOMIC_ACQUIRE) != pool->job.chunks; )
         if (++spins > TMOEI_SPINS) (void)sched_yield(); else tmoei_pause();
 }
 #else
@@ -1123,11 +1130,18 @@ static void tmoei_pool_destroy(tmoe_ctx *ctx) { (void)ctx; }
 #endif
 /* Runs fn(arg, chunk, lane) once for each chunk, on any lane 0 <= lane < ctx->lanes; waits for all. */
 static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chunks) {
-    tmoei_job job = { fn, arg, chunks, chunks < ctx->lanes ? chunks : ctx->lanes, chunks, 0, { 0 } };
-    if (job.lanes > 1 && ctx->config.parallel_fn)
-        ctx->config.parallel_fn(ctx->config.parallel_user, tmoei_parallel_lane, &job, job.lanes);
+    const int lanes = chunks < ctx->lanes ? chunks : ctx->lanes;
+    if (lanes > 1 && ctx->config.parallel_fn) {
+        tmoei_job job;
+        job.parts = lanes;
+        tmoei_job_offer(&job, fn, arg, chunks, lanes);
+        ctx->config.parallel_fn(ctx->config.parallel_user, tmoei_parallel_lane, &job, lanes);
+    }
 #ifdef TMOEI_POOL
-    else if (job.lanes > 1 && ctx->pool) tmoei_pool_run(ctx->pool, &job);
+    else if (lanes > 1 && ctx->pool) {
+        tmoei_job_offer(&ctx->pool->job, fn, arg, chunks, lanes);
+        tmoei_pool_run(ctx->pool);
+    }
 #endif
     else for (int chunk = 0; chunk < chunks; chunk++) fn(arg, chunk, 0);
 }
@@ -1188,8 +1202,8 @@ typedef struct tmoei_kernels {
         float inv, size_t n);
     /* out = sum_e r_e theta_e, added to out where more is set; theta's lines lie a stride apart */
     void (*merge)(float *out, int more, const float *theta, size_t stride, const float *r, int E, size_t n);
-    float (*merge_backward)(float *dtheta, const float *theta, const float *bar, const float *g, float r,
-        size_t n);
+    void (*merge_backward)(float *dtheta, const float *theta, const float *first, const float *g,
+        size_t stride, const float *r, int T, float *dots, size_t n);
     void (*adamw)(float *theta, const float *grad, float *m, float *v, size_t n, const float *constants);
     void (*dropout)(float *y, const float *x, size_t n, uint32_t first, uint32_t key, uint32_t limit,
         float scale);
@@ -1594,14 +1608,18 @@ TMOEI_TARGET static void TMOEI_FN(merge)(float *out, int more, const float *thet
             VWRITE(y + at, VFMA(r3, VREAD(t3 + at), s)));
     }
 }
-/* dtheta += r g (where dtheta is given); gives <g, theta - bar> */
-TMOEI_TARGET static float TMOEI_FN(merge_backward)(float *dtheta, const float *theta, const float *bar,
-        const float *g, float r, size_t n) {
-    const V vr = VSET(r); V s = VSET(0.0f);
-    TMOEI_EACH(n, const V x = VREAD(g + at);
-        if (dtheta) VWRITE(dtheta + at, VFMA(vr, x, VREAD(dtheta + at)));
-        s = VFMA(x, VREAD(theta + at) - VREAD(bar + at), s));
-    return TMOEI_FN(vsum)(s);
+/* dtheta += sum_t r_t g_t (where dtheta is given);  dots_t = <g_t, theta - first>;  t < T and 4 */
+TMOEI_TARGET static void TMOEI_FN(merge_backward)(float *dtheta, const float *theta, const float *first,
+        const float *g, size_t stride, const float *r, int T, float *dots, size_t n) {
+    const float *g1 = T > 1 ? g + stride : g, *g2 = T > 2 ? g1 + stride : g, *g3 = T > 3 ? g2 + stride : g;
+    const V r0 = VSET(r[0]), r1 = VSET(r[1]), r2 = VSET(r[2]), r3 = VSET(r[3]);
+    V s0 = VSET(0.0f), s1 = s0, s2 = s0, s3 = s0;
+    TMOEI_EACH(n, const V d = VREAD(theta + at) - VREAD(first + at);
+        const V x0 = VREAD(g + at), x1 = VREAD(g1 + at), x2 = VREAD(g2 + at), x3 = VREAD(g3 + at);
+        if (dtheta) VWRITE(dtheta + at,
+            VFMA(r0, x0, VFMA(r1, x1, VFMA(r2, x2, VFMA(r3, x3, VREAD(dtheta + at))))));
+        s0 = VFMA(x0, d, s0); s1 = VFMA(x1, d, s1); s2 = VFMA(x2, d, s2); s3 = VFMA(x3, d, s3));
+    VSUM4(dots, s0, s1, s2, s3);
 }
 /* constants: gradient scale, beta1, beta2, 1/(1-beta1^t), 1/(1-beta2^t), eps, lr, lr * decay */
 TMOEI_TARGET static void TMOEI_FN(adamw)(float *theta, const float *grad, float *m, float *v, size_t n,
@@ -1992,7 +2010,7 @@ static void tmoei_attention_backward(const tmoei_attention_rows *a, int lane) {
     }
 }
 /* ==== >>sweeps: long rows of numbers over the lanes ==================================================== */
-#define TMOEI_SWEEP 16384               /* floats a chunk: 5 microseconds, several times a thread's wake */
+#define TMOEI_SWEEP 4096                /* floats a chunk: a microsecond or more */
 /* Elements, rows or columns at, at + 1, ... at + n - 1 of a job. */
 typedef void tmoei_sweep_fn(const tmoe_ctx *ctx, const void *job, size_t at, size_t n);
 typedef struct tmoei_sweep_job {
@@ -2056,13 +2074,14 @@ static float tmoei_log_sum_exp(const tmoe_ctx *ctx, const float *x, int n) {
     return most + logf(ctx->kernels->exp_sum(NULL, x, 1.0f, most, (size_t)n));
 }
 /* theta_bar_t (T, n) = sum_e r_te theta_e, theta (E, n); backward where there is g (T, n):
- *   dtheta_e += sum_t r_te g_t (dtheta may be NULL);  dr_te += <g_t, theta_e - theta_bar_t> (dr may be NULL)
+ *   dtheta_e += sum_t r_te g_t (dtheta may be NULL);  dr_te += <g_t, theta_e - theta_bar_t> (dr may be NULL),
+ *   which is d_te - sum_e' r_te' d_te' with d_te = <g_t, theta_e - theta_0>: theta_bar need not be read.
  * Every expert comes from memory once, whatever T is: a piece of all tasks stays in L1 meanwhile. */
 #define TMOEI_MERGE_PIECE 512
 typedef struct tmoei_merge_job {
     int T, E;
     size_t n, stride;                   /* stride of a task's r and dr */
-    const float *theta, *r, *bar, *g;
+    const float *theta, *r, *g;
     float *out, *dr, *partial;          /* out: theta_bar, or dtheta; partial sums of dr (chunks, T, E) */
     size_t grain;                       /* floats a chunk: as many chunks as `partial` holds at most */
 } tmoei_merge_job;
@@ -2076,13 +2095,15 @@ static void tmoei_merge_sweep(const tmoe_ctx *ctx, const void *job, size_t at, s
         for (size_t t = 0; !s->g && t < T; t++)
             ctx->kernels->merge(s->out + t * s->n + at, 0, s->theta + at, s->n, s->r + t * s->stride, s->E,
                 n);
-        for (size_t i = 0; s->g && i < E * T; i++) {
-            const size_t e = i / T, t = i % T, expert = e * s->n + at, task = t * s->n + at;
-            const float r = s->r[t * s->stride + e];
-            if (r == 0.0f && !s->dr) continue;
-            const float dot = ctx->kernels->merge_backward(s->out && r != 0.0f ? s->out + expert : NULL,
-                s->theta + expert, s->bar + task, s->g + task, r, n);
-            if (partial) partial[t * E + e] += dot;
+        for (size_t e = 0; s->g && e < E; e++) for (size_t t = 0; t < T; t += 4) {
+            float r[4] = { 0.0f, 0.0f, 0.0f, 0.0f }, dots[4];
+            int used = 0;
+            for (size_t i = t; i < T && i < t + 4; i++) used |= (r[i - t] = s->r[i * s->stride + e]) != 0.0f;
+            if (!used && !partial) continue;
+            const size_t expert = e * s->n + at;
+            ctx->kernels->merge_backward(s->out && used ? s->out + expert : NULL, s->theta + expert,
+                s->theta + at, s->g + t * s->n + at, s->n, r, (int)(T - t), dots, n);
+            for (size_t i = t; partial && i < T && i < t + 4; i++) partial[i * E + e] += dots[i - t];
         }
     }
 }
@@ -2094,7 +2115,13 @@ static void tmoei_merge(tmoe_ctx *ctx, tmoei_merge_job *job) {
         double sum = 0.0;
         for (size_t chunk = 0; chunk * job->grain < job->n; chunk++)
             sum += (double)job->partial[chunk * all + i];
-        job->dr[i / E * job->stride + i % E] += (float)sum;
+        job->partial[i] = (float)sum;
+    }
+    for (size_t i = 0; job->g && job->dr && i < all; i++) {
+        const float *r = job->r + i / E * job->stride, *dots = job->partial + i / E * E;
+        double bar = 0.0;
+        for (size_t e = 0; e < E; e++) bar += (double)r[e] * (double)dots[e];
+        job->dr[i / E * job->stride + i % E] += (float)((double)job->partial[i] - bar);
     }
 }
 /* ==== >>context ======================================================================================== */
@@ -2899,7 +2926,7 @@ typedef struct tmoei_experts_kept { float *experts, *gradients; int E, first; } 
 static tmoei_merge_job tmoei_merge_of(const tmoe_tape *tape, const tmoei_experts_kept *kept,
         const tmoe_tensor *route, const tmoe_tensor *y) {
     const tmoei_merge_job job = { y->rows, kept->E, (size_t)y->cols, (size_t)route->cols, kept->experts,
-        route->x + kept->first, y->x, NULL, y->x, NULL, tape->ctx->shared_scratch, 0 };
+        route->x + kept->first, NULL, y->x, NULL, tape->ctx->shared_scratch, 0 };
     return job;
 }
 static void tmoei_mix_parameters_backward(tmoe_tape *tape, tmoei_node *node) {
@@ -4270,8 +4297,7 @@ static tmoe_result tmoei_draft_finish(tmoei_draft *draft, const char *where) {
 TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const char *category,
         const char *instruction, tmoe_metric metric, tmoe_part part, const char *const *inputs,
         const char *const *outputs, int count, int test_count) {
-    tmoe_ctx *ctx = suite->ctx;
-    tmoei_draft draft;
+    tmoe_ctx *ctx = suite->ctx; tmoei_draft draft;
     ctx->error = TMOE_OK;
     if (!name || !name[0] || !instruction || !instruction[0] || count < 1 || test_count < 0
             || test_count >= count || (unsigned)metric >= TMOE_METRICS)
@@ -4441,10 +4467,8 @@ static void tmoei_load_crossfit_task(tmoei_suite *suite, const char *folder, con
 /* JSON lines; the lines of one task may be anywhere in the file. */
 static void tmoei_load_jsonl(tmoei_suite *suite, const char *path) {
     tmoe_ctx *ctx = suite->own.ctx;
-    tmoei_draft *drafts = NULL;
-    size_t count = 0, capacity = 0, d;
-    tmoei_lines in;
-    tmoei_json json;
+    tmoei_draft *drafts = NULL; size_t count = 0, capacity = 0, d;
+    tmoei_lines in; tmoei_json json;
     tmoei_lines_open(ctx, &in, path);
     for (; tmoei_lines_next(&in); tmoei_json_free(ctx, &json)) {
         if (tmoei_json_parse(ctx, &json, in.line, in.size, in.where) != TMOE_OK) continue;
@@ -4542,8 +4566,7 @@ static void tmoei_apply_split(tmoei_suite *suite, const char *path) {
     tmoe_ctx *ctx = suite->own.ctx;
     tmoe_suite *shown = &suite->shown;
     char unknown[512] = "", *named = (char *)tmoei_own(&suite->own, (size_t)shown->count + 1, 1);
-    size_t length = 0;
-    int kept = 0;
+    size_t length = 0; int kept = 0;
     tmoei_json json;
     char *text = named ? tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &length) : NULL;
     if (text) (void)tmoei_json_parse(ctx, &json, text, length, path);
@@ -4841,8 +4864,7 @@ static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c, const
     return text[0] ? tmoei_fail(ctx, TMOE_ERR_CONFIG, "config: %s", text) : TMOE_OK;
 }
 TMOE_DEF tmoe_config tmoe_config_default(void) {
-    tmoe_config c;
-    memset(&c, 0, sizeof c);
+    tmoe_config c; memset(&c, 0, sizeof c);
     c.D = 96; c.H_encoder = c.H_decoder = 4; c.F_encoder = c.F_decoder = 384;
     c.encoder_layers = c.decoder_layers = 2; c.norm = TMOE_NORM_PRE; c.activation = TMOE_GELU;
     c.source_tokens = 128; c.target_tokens = 64;                /* the paper decodes at most 64 tokens */
@@ -5501,8 +5523,7 @@ TMOE_DEF tmoe_result tmoe_route_of_vector(tmoe_model *model, const float *vector
     return tmoei_routes_of_vectors(model, vector, 1, route);
 }
 TMOE_DEF tmoe_result tmoe_expert_disable(tmoe_model *model, int layer, int expert, int disabled) {
-    const int E = model->config.E;
-    int others = 0;
+    const int E = model->config.E; int others = 0;
     model->ctx->error = TMOE_OK;
     for (int e = 0; layer >= 0 && layer < model->R && e < E; e++)
         others += e != expert && model->mask[layer * E + e] == 0.0f;
@@ -5539,8 +5560,7 @@ static uint32_t tmoei_lower_code(uint32_t c) {
 /* Appends text in lower case and a NUL; gives where it begins in the buffer. */
 static size_t tmoei_add_lower(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text) {
     const size_t begin = buffer->length, length = strlen(text);
-    uint32_t code;
-    char out[4];
+    uint32_t code; char out[4];
     for (size_t at = 0, bytes; at < length; at += bytes ? bytes : 1) {
         bytes = tmoei_utf8_next(text, length, at, &code);
         if (bytes) tmoei_buffer_add(ctx, buffer, out, tmoei_utf8_put(tmoei_lower_code(code), out));
@@ -5617,8 +5637,7 @@ static int tmoei_distinct(const tmoei_words *w, const char *marked) {
 }
 /* All words of a text's sentences (full stops separate), and where each sentence ends in the list. */
 static int tmoei_sentences(const char *text, tmoei_words *all, int *ends, int most) {
-    int sentences = 0;
-    all->count = 0;
+    int sentences = 0; all->count = 0;
     while (*text && sentences < most) {
         const char *end = text + strcspn(text, ".");
         const int before = all->count;
@@ -5663,8 +5682,7 @@ static double tmoei_rouge_l(const char *prediction, const char *answer, tmoei_ro
 /* ---- scores over a whole task ------------------------------------------------------------------------ */
 /* Mean F1 over the distinct texts that occur. predicted and right are the first answers, both as given. */
 static double tmoei_macro_f1(const char *const *predictions, const tmoe_example *examples, int count) {
-    double sum = 0.0;
-    int labels = 0;
+    double sum = 0.0; int labels = 0;
     for (int i = 0; i < 2 * count; i++) {   /* labels of the answers, then those that only predictions have */
         const char *label = i < count ? examples[i].outputs[0] : predictions[i - count];
         int both = 0, given = 0, right = 0, seen = 0;
@@ -5765,8 +5783,7 @@ static int tmoei_double_order(const void *a, const void *b) {
  * (relative), or of new - base. */
 static double tmoei_mean_gain(const double *base, const double *scores, int n, int relative, uint64_t seed,
         uint64_t draw) {
-    double sum = 0.0;
-    int used = 0;
+    double sum = 0.0; int used = 0;
     for (int i = 0; i < n; i++) {
         const int t = draw ? (int)tmoei_below(tmoei_random(seed, draw, (uint64_t)i), (size_t)n) : i;
         if (scores[t] != scores[t] || base[t] != base[t] || (relative && base[t] <= 0.0)) continue;
@@ -5958,7 +5975,7 @@ static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route) {
         const float *r = route + layer->route * E;
         const int chosen = tmoei_one_hot(r, E);
         model->blocks[l] = chosen >= 0 ? experts + (size_t)chosen * n : at;
-        tmoei_merge_job job = { 1, E, n, 0, experts, r, NULL, NULL, at, NULL, NULL, 0 };
+        tmoei_merge_job job = { 1, E, n, 0, experts, r, NULL, at, NULL, NULL, 0 };
         if (chosen < 0) tmoei_merge(model->ctx, &job);
         at += n;
     }
@@ -6194,8 +6211,7 @@ TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *rou
         const int *lengths, int count, const tmoe_generation *how, int *tokens, int *token_counts,
         float *scores) {
     tmoe_ctx *ctx = model->ctx;
-    tmoei_search s;
-    tmoei_batch b;
+    tmoei_search s; tmoei_batch b;
     ctx->error = TMOE_OK;
     memset(&s, 0, sizeof s); memset(&b, 0, sizeof b);
     s.model = model; s.how = how ? *how : model->generation;
@@ -6395,8 +6411,7 @@ static double tmoei_seconds(void) {
 #endif
 }
 TMOE_DEF tmoe_training tmoe_training_default(void) {
-    tmoe_training t;
-    memset(&t, 0, sizeof t);
+    tmoe_training t; memset(&t, 0, sizeof t);
     t.steps = 5000; t.tasks_per_step = t.examples_per_task = 8; t.lr_model = 2e-3f;
     t.lr_router = 5e-3f; t.lr_tasks = 1e-2f;
     t.warmup = 0.06f; t.weight_decay = 0.01f; t.adam_epsilon = 1e-8f;   /* the paper's */
@@ -6650,8 +6665,7 @@ static double tmoei_step_gradients(tmoe_trainer *trainer) {
     const tmoe_training *t = &trainer->training;
     const uint64_t step = (uint64_t)trainer->steps_done;
     const tmoe_model *model = trainer->model;
-    tmoe_tensor *routes = NULL;
-    double loss = 0.0, targets = 0.0;
+    tmoe_tensor *routes = NULL; double loss = 0.0, targets = 0.0;
     int counts[TMOEI_GROUPS_MAX];
     const int most = t->examples_per_task, sharing = tmoei_sharing(trainer);
     const int K = tmoei_step_draw(trainer, counts, &targets);
@@ -6840,14 +6854,12 @@ static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer) {
     int *order = trainer->example_order, chosen = 0;
     const int K = tmoei_least(trainer->training.tasks_per_step, trainer->task_count);
     const tmoe_model *model = trainer->model;
-    double loss = 0.0;
-    size_t best = 0;
+    double loss = 0.0; size_t best = 0;
     tmoe_ctx *ctx = trainer->ctx;
     tmoe_tensor unrouted, *routes = NULL;
     for (int t = 0; t < trainer->task_count; t++) {  /* each task's longest lines, the longest task of all */
         const int first = (int)trainer->tasks[t].first, count = trainer->tasks[t].count;
-        size_t total = 0;
-        int n = 0;
+        size_t total = 0; int n = 0;
         for (int i = first; i < first + count; i++) {           /* insertion: the longest input first */
             const size_t length = tmoei_text_length(texts, examples[i].source);
             int at = n;
@@ -7008,8 +7020,7 @@ TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite, con
         const tmoe_model *router, const tmoe_config *config, const tmoe_training *training) {
     tmoe_config c = config ? *config : tmoe_config_default();
     const tmoe_training t = training ? *training : tmoe_training_default();
-    tmoe_model *model = NULL;
-    int n = 0;
+    tmoe_model *model = NULL; int n = 0;
     ctx->error = TMOE_OK;
     tmoe_tokenizer *tokenizer = start ? NULL : tmoe_suite_tokenizer(ctx, suite, t.vocabulary);
     if (tokenizer && (c.source_tokens == 0 || c.target_tokens == 0))
@@ -7053,8 +7064,7 @@ TMOE_DEF tmoe_model *tmoe_train_two_stages(tmoe_ctx *ctx, const tmoe_suite *suit
     return second;
 }
 TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void) {
-    tmoe_few_shot f;
-    memset(&f, 0, sizeof f);
+    tmoe_few_shot f; memset(&f, 0, sizeof f);
     f.start = TMOE_ZERO_SHOT_ROUTER; f.tune = TMOE_TUNE_ALL;
     f.shots_per_label = 16; f.shots = 32;                       /* CrossFit's */
     f.steps = 200; f.evaluate_every_steps = 50; f.warmup = 0.1f; f.seed = 100;
@@ -7064,8 +7074,7 @@ TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void) {
     return f;
 }
 typedef struct tmoei_few_shot_job {
-    const tmoe_model *model;
-    const tmoe_task *task;
+    const tmoe_model *model; const tmoe_task *task;
     const tmoe_few_shot *how;
     float *route;
     tmoe_example *lines;                /* of training, then of dev */
@@ -7199,8 +7208,7 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
 static tmoe_result tmoei_embed_line(tmoe_model *model, const tmoei_texts *line, float *grads, double *row) {
     const size_t D = (size_t)model->config.D, n = tmoei_target_length(model, line, 1);
     const int *ids = line->ids;
-    tmoei_batch b;
-    tmoei_pass pass;
+    tmoei_batch b; tmoei_pass pass;
     tmoe_tensor *h = NULL;
     memset(&b, 0, sizeof b);
     TMOEI_TRY(tmoei_batch_reserve(model->ctx, &b, line->ids_used, line->ids_used, 1));
@@ -7377,8 +7385,7 @@ static tmoe_result tmoei_save(const tmoe_model *model, const tmoe_trainer *train
     const int measured = trainer && trainer->best_loss == trainer->best_loss;       /* not NaN */
     const float *flat[3] = { trainer ? trainer->moment1 : NULL, trainer ? trainer->moment2 : NULL,
         measured ? trainer->best : NULL };
-    tmoei_buffer text = { NULL, 0, 0, 0 };
-    tmoei_writer writer;
+    tmoei_buffer text = { NULL, 0, 0, 0 }; tmoei_writer writer;
     ctx->error = TMOE_OK;
     memset(&writer, 0, sizeof writer);
     tmoei_writer_metadata(ctx, &writer, "format", "taskmoe", 7);
@@ -7430,8 +7437,7 @@ static int tmoei_read_in_place(tmoe_model *model, tmoei_safetensors *file) {
 /* The number behind "step": a whole number of optimiser steps. */
 static tmoe_result tmoei_step_of(tmoe_ctx *ctx, const tmoei_safetensors *file, int64_t *step) {
     const char *text = tmoei_safetensors_metadata(file, tmoei_metadata_names[TMOEI_META_STEP]);
-    long long value = -1;
-    char rest;
+    long long value = -1; char rest;
     if (!text || sscanf(text, "%lld%c", &value, &rest) != 1 || value < 0)
         return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: its metadata has no sound 'step'", file->path);
     *step = (int64_t)value;
@@ -7496,8 +7502,7 @@ TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path) 
     tmoe_ctx *ctx = trainer->ctx;
     tmoe_model *model = trainer->model;
     const size_t span = trainer->span;
-    tmoei_safetensors file;
-    tmoei_buffer text = { NULL, 0, 0, 0 };
+    tmoei_safetensors file; tmoei_buffer text = { NULL, 0, 0, 0 };
     float *flat[3] = { NULL, NULL, NULL }, *theta = NULL;
     long long steps = 0; int64_t step = 0;
     int bad = 0; char best[32] = "";
@@ -7539,8 +7544,7 @@ TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path) 
 /* "\x93NUMPY", version, length of the header, a Python dictionary, the numbers. */
 TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, int rows, int cols) {
     const size_t count = (size_t)rows * (size_t)cols;
-    size_t size = 0, head = 0;
-    char shape[48];
+    size_t size = 0, head = 0; char shape[48];
     ctx->error = TMOE_OK;
     char *file = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &size);
     if (!file) return ctx->error;
@@ -7675,8 +7679,7 @@ static tmoe_result tmoei_weights_index(tmoe_ctx *ctx, tmoei_weights *w, const ch
 }
 static tmoe_result tmoei_weights_open(tmoe_ctx *ctx, tmoei_weights *w, const char *folder) {
     static const char single[] = "model.safetensors";
-    char path[TMOEI_PATH];
-    tmoei_json json;
+    char path[TMOEI_PATH]; tmoei_json json;
     if (tmoei_folder_has(ctx, path, folder, single)) return tmoei_weights_add(ctx, w, folder, single);
     if (tmoei_json_file(ctx, &json, path, folder, "model.safetensors.index.json", 1) == TMOE_OK && json.count)
         (void)tmoei_weights_index(ctx, w, folder, &json, path);
@@ -7840,8 +7843,7 @@ static void tmoei_merges_read(tmoe_tokenizer *t, const char *path) {
     }
 }
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder) {
-    char path[TMOEI_PATH];
-    tmoei_json json;
+    char path[TMOEI_PATH]; tmoei_json json;
     tmoe_tokenizer *t = NULL;
     ctx->error = TMOE_OK;
     if (tmoei_json_file(ctx, &json, path, folder, "tokenizer.json", 1) == TMOE_OK && json.count)
@@ -7862,8 +7864,7 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder) 
     return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
 }
 TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder) {
-    char path[TMOEI_PATH];
-    tmoei_json json, generation;
+    char path[TMOEI_PATH]; tmoei_json json, generation;
     tmoei_weights weights = { NULL, 0, 0 };
     tmoe_config c;
     tmoe_tokenizer *tokenizer = NULL; tmoe_model *model = NULL;
@@ -7930,8 +7931,7 @@ static void tmoei_bart_text(const tmoe_model *model, int which, tmoei_buffer *b)
 static tmoe_result tmoei_bart_write(const tmoe_model *model, const char *folder) {
     tmoe_ctx *ctx = model->ctx;
     char path[TMOEI_PATH];
-    tmoei_buffer text = { NULL, 0, 0, 0 };
-    tmoei_writer writer;
+    tmoei_buffer text = { NULL, 0, 0, 0 }; tmoei_writer writer;
     tmoei_bart_tensor t;
     memset(&writer, 0, sizeof writer);
     tmoei_writer_metadata(ctx, &writer, "format", "pt", 2);

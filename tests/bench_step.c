@@ -13,7 +13,7 @@ static const size_of_model sizes[] = {
 };
 #define LINES 64                        /* of each task */
 #define WAKE_SECONDS 1e-6               /* simulated: until the first lane is at work, ... */
-#define LANE_SECONDS 1e-7               /* ... and for each lane's hands on the shared counter */
+#define LANE_SECONDS 1e-7               /* ... and for each lane, to be offered its part */
 #define STEPS_MAX 1000
 
 static double now(void) {
