@@ -277,8 +277,8 @@ TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outp
  *   experts  E blocks of `block` floats in, one behind the other; gradients likewise (added to) or NULL
  *   route (T,N) in, a row a task, T E at most 65536, r_te = route[t][first + e]
  *   out   (T,block): theta_bar of each task; T = 1 and one-hot: that expert's block, no copy
- *   grad  dtheta_e += r_te g_t; route: <g_t, theta_e - theta_bar>, g = d theta_bar. (The term with theta_bar
- *         is the same for all e: the softmax drops it; left in, what experts share would drown the rest.)
+ *   grad  dtheta_e += r_te g_t; route: <g_t, theta_e - theta_bar>, g = d theta_bar, for r that sum to 1. (The
+ *         same is taken from all e: the softmax drops it; left in, what experts share would drown the rest.)
  *   cost  2*T*E*block flop, the experts are read once; backward twice that */
 TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float *gradients, int E,
     int block, tmoe_tensor *route, int first);
@@ -1062,7 +1062,7 @@ struct tmoei_pool {
     pthread_cond_t wake;
     tmoei_job job;
     int count;                          /* threads beside the caller's */
-    int sleeping, quit, lane;
+    int quit, lane; tmoei_counter sleeping;
 };
 static void tmoei_pause(void) {
 #if defined(TMOEI_X86)
@@ -1077,13 +1077,14 @@ static void *tmoei_pool_thread(void *arg) {
     for (int n = 0; ; n = 0) {
         while (__atomic_load_n(&pool->job.left[lane].n, __ATOMIC_RELAXED) <= 0 && n++ < TMOEI_SPINS
                 && !__atomic_load_n(&pool->quit, __ATOMIC_RELAXED))
-            if (n % 256) tmoei_pause(); else (void)sched_yield();    /* the caller may need this processor */
+            if (n % 256) tmoei_pause();
+            else { (void)sched_yield(); tmoei_parallel_lane(&pool->job, lane); }    /* somebody may need it */
         if (n > TMOEI_SPINS) {
             pthread_mutex_lock(&pool->mutex);
-            __atomic_add_fetch(&pool->sleeping, 1, __ATOMIC_SEQ_CST);
+            __atomic_add_fetch(&pool->sleeping.n, 1, __ATOMIC_SEQ_CST);
             if (__atomic_load_n(&pool->job.left[lane].n, __ATOMIC_SEQ_CST) <= 0 && !pool->quit)
                 pthread_cond_wait(&pool->wake, &pool->mutex);   /* in vain or too late: spins again */
-            __atomic_sub_fetch(&pool->sleeping, 1, __ATOMIC_SEQ_CST);
+            __atomic_sub_fetch(&pool->sleeping.n, 1, __ATOMIC_SEQ_CST);
             pthread_mutex_unlock(&pool->mutex);
         }
         if (__atomic_load_n(&pool->quit, __ATOMIC_RELAXED)) return NULL;
@@ -1119,7 +1120,7 @@ static void tmoei_pool_create(tmoe_ctx *ctx) {
 /* Takes chunks, too, and waits for the rest. The sleepers' count is touched after the offer is out, and a
  * sleeper counts itself before it looks, so one of both sees the other. */
 static void tmoei_pool_run(struct tmoei_pool *pool) {
-    if (__atomic_fetch_add(&pool->sleeping, 0, __ATOMIC_SEQ_CST)) tmoei_pool_wake(pool, 0);
+    if (__atomic_fetch_add(&pool->sleeping.n, 0, __ATOMIC_SEQ_CST)) tmoei_pool_wake(pool, 0);
     tmoei_parallel_lane(&pool->job, 0);
     for (int spins = 0; __atomic_load_n(&pool->job.done.n, __ATOMIC_ACQUIRE) != pool->job.chunks; )
         if (++spins > TMOEI_SPINS) (void)sched_yield(); else tmoei_pause();
@@ -1243,7 +1244,7 @@ typedef struct tmoei_kernels {
 #define TMOEI_VSQRT(a) TMOEI_PICK(sqrtf(a), vsqrtq_f32(a), _mm256_sqrt_ps(a), \
     _mm512_maskz_sqrt_ps(TMOEI_ALL16, a))
 #define TMOEI_VROUND(a) TMOEI_PICK(floorf((a) + 0.5f), vrndnq_f32(a), _mm256_round_ps(a, 8), \
-    _mm512_maskz_roundscale_ps(TMOEI_ALL16, a, 8))
+    _mm512_maskz_cvtepi32_ps(TMOEI_ALL16, _mm512_maskz_cvtps_epi32(TMOEI_ALL16, a)))
 #define TMOEI_VSCALE(a, n) TMOEI_PICK(ldexpf(a, (int)(n)), /* a 2^n */ \
     (a) * vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23)), \
     (a) * _mm256_castsi256_ps(_mm256_slli_epi32( \
@@ -1381,7 +1382,7 @@ static void TMOEI_FN(vstoren)(float *p, V v, int n) {
 }
 #endif
 /* exp(x): n = round(x / ln 2), r = x - n ln 2 in two parts, 1 + r + r^2 q(r) with the minimax q of degree 4
- * (|r| <= ln 2 / 2: off by 3e-9), times 2^n. Error below 2 ulp; inputs are held to [-87.3, 88.3], so the
+ * (|r| <= ln 2 / 2: off by 4e-9), times 2^n. Error below 2 ulp; inputs are held to [-87.3, 88.3], so the
  * result is never 0, denormal or infinite. */
 TMOEI_TARGET static V TMOEI_FN(vexp)(V x) {
     x = VMIN(VMAX(x, VSET(-87.3f)), VSET(88.3f));
@@ -1852,9 +1853,9 @@ static void tmoei_product_few_chunk(void *arg, int chunk, int lane) {
             (size_t)columns);
     if (p->epilogue) kernels->epilogue(p->M, columns, j0, p->C + j0, p->ldc, p->epilogue, 0);
 }
-/* Tiles of r x c register tiles (c in units of the widest) such that the busiest lane is done first. A tile
- * costs r c; of 14 x 32 ones, 0.6 for a panel of B that its lane packs, 0.2 if it reads it, for A .3 or .1;
- * 0.5 to begin; a fifth more, for lanes never end together (measured). One lane: the largest. */
+/* Tiles of r x c register tiles (c in units of the widest) such that the busiest lane is done first. One costs
+ * its rows times c; of 14 x 32 ones, 0.6 for a panel of B that its lane packs, 0.2 if it reads it; for A 0.3
+ * or 0.1; 0.5 to begin; a fifth more, for lanes never end together (measured). One lane: the largest. */
 static void tmoei_product_tiles(tmoei_product *p) {
     const int lanes = p->ctx->lanes, unit = TMOEI_NR_MAX / p->ctx->kernels->nr;
     const int packs_b = !p->b_lies && !p->packed_b, rows = tmoei_pieces(p->M, p->height);
@@ -2075,7 +2076,7 @@ static float tmoei_log_sum_exp(const tmoe_ctx *ctx, const float *x, int n) {
 }
 /* theta_bar_t (T, n) = sum_e r_te theta_e, theta (E, n); backward where there is g (T, n):
  *   dtheta_e += sum_t r_te g_t (dtheta may be NULL);  dr_te += <g_t, theta_e - theta_bar_t> (dr may be NULL),
- *   which is d_te - sum_e' r_te' d_te' with d_te = <g_t, theta_e - theta_0>: theta_bar need not be read.
+ *   which, where r_t sums to 1, is d_te - sum_e' r_te' d_te', d_te = <g_t, theta_e - theta_0>.
  * Every expert comes from memory once, whatever T is: a piece of all tasks stays in L1 meanwhile. */
 #define TMOEI_MERGE_PIECE 512
 typedef struct tmoei_merge_job {
@@ -4349,8 +4350,7 @@ static int tmoei_names(tmoei_suite *suite, const char *folder, char ***names) {
     } while (_findnext(handle, &found) == 0);
     (void)_findclose(handle);
 #else
-    DIR *directory = opendir(folder);
-    const struct dirent *entry;
+    DIR *directory = opendir(folder); const struct dirent *entry;
     if (!directory) return -1;
     for (; (entry = readdir(directory)) != NULL; count++)
         tmoei_buffer_add(suite->own.ctx, &text, entry->d_name, strlen(entry->d_name) + 1);
