@@ -1853,7 +1853,7 @@ static void tmoei_product_few_chunk(void *arg, int chunk, int lane) {
             (size_t)columns);
     if (p->epilogue) kernels->epilogue(p->M, columns, j0, p->C + j0, p->ldc, p->epilogue, 0);
 }
-/* Tiles of r x c register tiles (c in units of the widest) such that the busiest lane is done first. One costs
+/* Tiles of r x c register tiles (c in units of the widest) so that the busiest lane is done first. One costs
  * its rows times c; of 14 x 32 ones, 0.6 for a panel of B that its lane packs, 0.2 if it reads it; for A 0.3
  * or 0.1; 0.5 to begin; a fifth more, for lanes never end together (measured). One lane: the largest. */
 static void tmoei_product_tiles(tmoei_product *p) {
