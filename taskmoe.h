@@ -98,9 +98,8 @@
  * BUILD OPTIONS (define before including; only read where TASKMOE_IMPLEMENTATION is defined)
  *   TASKMOE_IMPLEMENTATION   make the bodies here            TASKMOE_STATIC   everything static in this file
  *   TMOE_THREADS             built-in pthread pool           TMOE_NO_STDIO    no FILEs: no load, no save
- *   TMOE_NO_SIMD, TMOE_NO_AVX512, TMOE_NO_AVX2, TMOE_NO_NEON
+ *   TMOE_NO_SIMD, TMOE_NO_AVX512, TMOE_NO_AVX2, TMOE_NO_NEON TMOE_ALLOW_FAST_MATH   accept -ffast-math
  *   TMOE_MALLOC, TMOE_FREE   default allocator, both         TMOE_DEF         own linkage or decoration
- *   TMOE_ASSERT(x)           default assert                  TMOE_ALLOW_FAST_MATH   accept -ffast-math
  *   TMOE_HEADER_FILENAME     "taskmoe.h" under another name (the kernels include the header again) */
 #if !defined(TASKMOE_H_INCLUDED)
 #define TASKMOE_H_INCLUDED
@@ -657,8 +656,7 @@ TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const flo
  *   tokens   (count, returned, max_length) out: best first, start token first, filled up with pad_id
  *   token_counts, scores  (count, returned) out; scores may be NULL: beam search's, 0 if greedy; where there
  *            are fewer answers than asked for: the start token, and a score of -1e9
- *   cost     as above, times beams; more than 8 rows at once: a packed copy of the weights the decoder
- *            reads, until it returns */
+ *   memory   more than 8 rows at once: a packed copy of the weights the decoder reads, until it returns */
 TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *route, const int *ids,
     const int *lengths, int count, const tmoe_generation *how, int *tokens, int *token_counts, float *scores);
 /* tmoe_answers_free - frees what tmoe_answers gave and sets it to NULL */
@@ -744,10 +742,6 @@ extern "C" {
 #elif !defined(TMOE_MALLOC) || !defined(TMOE_FREE)
 #  error "taskmoe.h: define both or neither of TMOE_MALLOC(size) and TMOE_FREE(ptr)"
 #endif
-#ifndef TMOE_ASSERT
-#  include <assert.h>
-#  define TMOE_ASSERT(condition) assert(condition)      /* our own bugs only, never bad input */
-#endif
 #if defined(_WIN32)
 #  include <direct.h>
 #  include <io.h>
@@ -772,12 +766,10 @@ extern int madvise(void *address, size_t bytes, int advice), fileno(FILE *file),
 #endif
 #if defined(__GNUC__) || defined(__clang__)
 #  define TMOEI_PRINTF(format_at, arguments_at) __attribute__((format(printf, format_at, arguments_at)))
-#  define TMOEI_UNUSED __attribute__((unused))
 #  define TMOEI_PREFETCH(p) __builtin_prefetch(p)
 #  define TMOEI_PREFETCH_L2(p) __builtin_prefetch(p, 0, 2)
 #else
 #  define TMOEI_PRINTF(format_at, arguments_at)
-#  define TMOEI_UNUSED
 #  define TMOEI_PREFETCH(p) (void)0
 #  define TMOEI_PREFETCH_L2(p) (void)0
 #endif
@@ -785,18 +777,15 @@ extern int madvise(void *address, size_t bytes, int advice), fileno(FILE *file),
 #define TMOEI_MESSAGE_BYTES 32768     /* all names of the tensors of a large BART */
 #define TMOEI_LANES_MAX 64
 /* ==== >>errors: the first cause is kept, with the values and the rule that was broken ================= */
-struct tmoei_kernels;                   /* >>kernels: function table of one instruction set */
-struct tmoei_pool;                      /* >>parallel */
 struct tmoe_ctx {
     tmoe_ctx_config config;
     tmoe_result error;
     char message[TMOEI_MESSAGE_BYTES];
     size_t bytes_now, bytes_peak;       /* what tmoei_alloc has out, and the most it ever had */
-    const struct tmoei_kernels *kernels;
-    struct tmoei_pool *pool;
+    const struct tmoei_kernels *kernels;    /* >>kernels: function table of one instruction set */
+    struct tmoei_pool *pool;            /* >>parallel */
     int lanes;                          /* = config.threads, at least 1 */
-    size_t cache_l2_bytes, cache_l3_bytes;  /* of one core; of all; found at run time */
-    int tile_rows, block_columns;       /* >>products: cut to these caches */
+    int tile_rows, block_columns;       /* >>products: cut to the caches */
     float *lane_scratch[TMOEI_LANES_MAX];   /* packing buffers, one a lane */
     float *shared_scratch;              /* packing buffer that the lanes fill together */
     int keeping;                        /* >>products: weights of few-row products are kept packed */
@@ -964,7 +953,7 @@ static int tmoei_draw(uint64_t seed, uint64_t stream, uint64_t counter, int *ord
 #endif
 #ifdef TMOEI_X86
 /* What the processor can do AND the system saves: raw cpuid, __builtin_cpu_supports has writable state. */
-TMOEI_UNUSED static tmoe_isa tmoei_isa_best(void) {
+__attribute__((unused)) static tmoe_isa tmoei_isa_best(void) {
     unsigned a, b, c, d, low, high;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1u) || !(c >> 12 & 1u)) return TMOE_ISA_C;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0)); (void)high;   /* above: OSXSAVE, FMA */
@@ -974,20 +963,18 @@ TMOEI_UNUSED static tmoe_isa tmoei_isa_best(void) {
     return TMOE_ISA_AVX2;                                       /* xmm and ymm saved */
 }
 /* Data caches of one core: leaf 4 (Intel) or 0x8000001D (AMD), which share their layout. */
-static void tmoei_cache_sizes(tmoe_ctx *ctx) {
-    unsigned a, b, c, d, i, leaf = 4;
-    if (__get_cpuid(0x80000000u, &a, &b, &c, &d) && a >= 0x8000001du
-            && __get_cpuid_count(0x8000001du, 0, &a, &b, &c, &d) && (a & 31u))
-        leaf = 0x8000001du;
+static void tmoei_cache_sizes(size_t *l2, size_t *l3) {
+    unsigned a, b, c, d, i, leaf = 0x8000001du;
+    if (!__get_cpuid_count(leaf, 0, &a, &b, &c, &d) || !(a & 31u)) leaf = 4;
     for (i = 0; i < 8 && __get_cpuid_count(leaf, i, &a, &b, &c, &d) && (a & 31u); i++) {
         const size_t bytes = (size_t)((b >> 22) + 1) * ((b >> 12 & 1023u) + 1) * ((b & 4095u) + 1) * (c + 1u);
         if ((a & 31u) == 2) continue;                           /* instructions */
-        if ((a >> 5 & 7u) == 2) ctx->cache_l2_bytes = bytes;
-        if ((a >> 5 & 7u) == 3) ctx->cache_l3_bytes = bytes;
+        if ((a >> 5 & 7u) == 2) *l2 = bytes;
+        if ((a >> 5 & 7u) == 3) *l3 = bytes;
     }
 }
 #else
-static void tmoei_cache_sizes(tmoe_ctx *ctx) { (void)ctx; }
+static void tmoei_cache_sizes(size_t *l2, size_t *l3) { (void)l2; (void)l3; }
 #endif
 /* Numbers below 1.2e-38 cost Intel processors a factor of 5 in a whole training step: they are flushed to
  * zero inside the library's own work, and the caller's mode is given back. */
@@ -1105,7 +1092,6 @@ static void tmoei_pool_destroy(tmoe_ctx *ctx) {
     (void)pthread_mutex_destroy(&pool->mutex);
     (void)pthread_cond_destroy(&pool->wake);
     tmoei_free(ctx, pool);
-    ctx->pool = NULL;
 }
 static void tmoei_pool_create(tmoe_ctx *ctx) {
     struct tmoei_pool *pool = ctx->pool = (struct tmoei_pool *)tmoei_alloc(ctx, 1, sizeof *pool, 1);
@@ -1203,8 +1189,8 @@ typedef struct tmoei_kernels {
         float inv, size_t n);
     /* out = sum_e r_e theta_e, added to out where more is set; theta's lines lie a stride apart */
     void (*merge)(float *out, int more, const float *theta, size_t stride, const float *r, int E, size_t n);
-    void (*merge_backward)(float *dtheta, const float *theta, const float *first, const float *g,
-        size_t stride, const float *r, int T, float *dots, size_t n);
+    void (*merge_backward)(float *dtheta, const float *theta, ptrdiff_t next, const float *first,
+        const float *g, size_t stride, const float *r, int T, float *dots, size_t n);
     void (*adamw)(float *theta, const float *grad, float *m, float *v, size_t n, const float *constants);
     void (*dropout)(float *y, const float *x, size_t n, uint32_t first, uint32_t key, uint32_t limit,
         float scale);
@@ -1609,13 +1595,16 @@ TMOEI_TARGET static void TMOEI_FN(merge)(float *out, int more, const float *thet
             VWRITE(y + at, VFMA(r3, VREAD(t3 + at), s)));
     }
 }
-/* dtheta += sum_t r_t g_t (where dtheta is given);  dots_t = <g_t, theta - first>;  t < T and 4 */
-TMOEI_TARGET static void TMOEI_FN(merge_backward)(float *dtheta, const float *theta, const float *first,
-        const float *g, size_t stride, const float *r, int T, float *dots, size_t n) {
+/* dtheta += sum_t r_t g_t (where dtheta is given);  dots_t = <g_t, theta - first>;  t < T and 4. Meanwhile
+ * what lies `next` floats behind comes: the other expert's lines, which the processor does not foresee. */
+TMOEI_TARGET static void TMOEI_FN(merge_backward)(float *dtheta, const float *theta, ptrdiff_t next,
+        const float *first, const float *g, size_t stride, const float *r, int T, float *dots, size_t n) {
     const float *g1 = T > 1 ? g + stride : g, *g2 = T > 2 ? g1 + stride : g, *g3 = T > 3 ? g2 + stride : g;
     const V r0 = VSET(r[0]), r1 = VSET(r[1]), r2 = VSET(r[2]), r3 = VSET(r[3]);
     V s0 = VSET(0.0f), s1 = s0, s2 = s0, s3 = s0;
     TMOEI_EACH(n, const V d = VREAD(theta + at) - VREAD(first + at);
+        TMOEI_PREFETCH_L2(theta + next + at);
+        if (dtheta) TMOEI_PREFETCH_L2(dtheta + next + at);
         const V x0 = VREAD(g + at), x1 = VREAD(g1 + at), x2 = VREAD(g2 + at), x3 = VREAD(g3 + at);
         if (dtheta) VWRITE(dtheta + at,
             VFMA(r0, x0, VFMA(r1, x1, VFMA(r2, x2, VFMA(r3, x3, VREAD(dtheta + at))))));
@@ -1910,7 +1899,7 @@ static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, i
         p.tile_columns = !transpose_b ? 512 : K >= 1024 ? 16 : 16384 / K;   /* 16 K products a row, chunk */
         tmoei_parallel(ctx, tmoei_product_few_chunk, &p, tmoei_pieces(N, p.tile_columns));
     } else {
-        const int rows_for_all = ctx->lanes > 1 && p.a_lies && M >= TMOEI_LANE_ROWS * ctx->lanes;
+        const int rows_for_all = ctx->lanes > 1 && p.a_lies && M >= 32 * ctx->lanes;
         if (!p.b_lies && M > TMOEI_LANE_ROWS && !rows_for_all)  /* else a lane packs what it reads itself, */
             p.packed_b = ctx->shared_scratch;                   /* for another's cache is far */
         if (keep) tmoei_product_keep(ctx, &p);
@@ -2078,7 +2067,7 @@ static float tmoei_log_sum_exp(const tmoe_ctx *ctx, const float *x, int n) {
  *   dtheta_e += sum_t r_te g_t (dtheta may be NULL);  dr_te += <g_t, theta_e - theta_bar_t> (dr may be NULL),
  *   which, where r_t sums to 1, is d_te - sum_e' r_te' d_te', d_te = <g_t, theta_e - theta_0>.
  * Every expert comes from memory once, whatever T is: a piece of all tasks stays in L1 meanwhile. */
-#define TMOEI_MERGE_PIECE 512
+#define TMOEI_MERGE_PIECE 768
 typedef struct tmoei_merge_job {
     int T, E;
     size_t n, stride;                   /* stride of a task's r and dr */
@@ -2086,6 +2075,22 @@ typedef struct tmoei_merge_job {
     float *out, *dr, *partial;          /* out: theta_bar, or dtheta; partial sums of dr (chunks, T, E) */
     size_t grain;                       /* floats a chunk: as many chunks as `partial` holds at most */
 } tmoei_merge_job;
+/* A product of small factors, whose long lines are asked for ahead: r (T, E) theta (E, n). */
+static void tmoei_merge_piece(const tmoei_kernels *kernels, const tmoei_merge_job *s, size_t from, size_t n) {
+    const size_t E = (size_t)s->E, nr = (size_t)kernels->nr, end = from + n, whole = end - n % nr;
+    for (size_t at = from; at < whole; at += nr) {
+        for (size_t e = 0; e < E; e++) for (size_t i = 0; i < nr; i += 16)
+            TMOEI_PREFETCH(s->theta + e * s->n + at + 128 + i);
+        for (int t = 0, rows; t < s->T; t += rows) {
+            rows = tmoei_least(kernels->mr, s->T - t);
+            kernels->micro[rows](s->E, s->r + (size_t)t * s->stride, s->stride, 1, s->theta + at, s->n, 0.0f,
+                s->out + (size_t)t * s->n + at, s->n, (int)nr);
+        }
+    }
+    for (size_t t = 0; whole < end && t < (size_t)s->T; t++)
+        kernels->merge(s->out + t * s->n + whole, 0, s->theta + whole, s->n, s->r + t * s->stride, s->E,
+            end - whole);
+}
 static void tmoei_merge_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t count) {
     const tmoei_merge_job *s = (const tmoei_merge_job *)job;
     const size_t T = (size_t)s->T, E = (size_t)s->E, end = at + count;
@@ -2093,36 +2098,33 @@ static void tmoei_merge_sweep(const tmoe_ctx *ctx, const void *job, size_t at, s
     if (partial) memset(partial, 0, T * E * sizeof(float));
     for (size_t n; at < end; at += n) {
         n = end - at < TMOEI_MERGE_PIECE ? end - at : TMOEI_MERGE_PIECE;
-        for (size_t t = 0; !s->g && t < T; t++)
-            ctx->kernels->merge(s->out + t * s->n + at, 0, s->theta + at, s->n, s->r + t * s->stride, s->E,
-                n);
+        if (!s->g) tmoei_merge_piece(ctx->kernels, s, at, n);
         for (size_t e = 0; s->g && e < E; e++) for (size_t t = 0; t < T; t += 4) {
             float r[4] = { 0.0f, 0.0f, 0.0f, 0.0f }, dots[4];
             int used = 0;
             for (size_t i = t; i < T && i < t + 4; i++) used |= (r[i - t] = s->r[i * s->stride + e]) != 0.0f;
             if (!used && !partial) continue;
             const size_t expert = e * s->n + at;
-            ctx->kernels->merge_backward(s->out && used ? s->out + expert : NULL, s->theta + expert,
+            const ptrdiff_t next = e + 1 < E ? (ptrdiff_t)s->n : (ptrdiff_t)n - (ptrdiff_t)(e * s->n);
+            ctx->kernels->merge_backward(s->out && used ? s->out + expert : NULL, s->theta + expert, next,
                 s->theta + at, s->g + t * s->n + at, s->n, r, (int)(T - t), dots, n);
             for (size_t i = t; partial && i < T && i < t + 4; i++) partial[i * E + e] += dots[i - t];
         }
     }
 }
 static void tmoei_merge(tmoe_ctx *ctx, tmoei_merge_job *job) {
-    const size_t all = (size_t)job->T * (size_t)job->E, E = (size_t)job->E;
+    const size_t T = (size_t)job->T, E = (size_t)job->E, all = T * E;
     for (job->grain = TMOEI_SWEEP; job->n / job->grain + 1 > TMOEI_SHARED_FLOATS / all; ) job->grain *= 2;
     tmoei_sweep(ctx, job->n, job->grain, tmoei_merge_sweep, job);
-    for (size_t i = 0; job->g && job->dr && i < all; i++) {
-        double sum = 0.0;
-        for (size_t chunk = 0; chunk * job->grain < job->n; chunk++)
-            sum += (double)job->partial[chunk * all + i];
-        job->partial[i] = (float)sum;
-    }
-    for (size_t i = 0; job->g && job->dr && i < all; i++) {
-        const float *r = job->r + i / E * job->stride, *dots = job->partial + i / E * E;
+    for (size_t t = 0; job->g && job->dr && t < T; t++) {
+        float *dots = job->partial + t * E, *dr = job->dr + t * job->stride;
         double bar = 0.0;
-        for (size_t e = 0; e < E; e++) bar += (double)r[e] * (double)dots[e];
-        job->dr[i / E * job->stride + i % E] += (float)((double)job->partial[i] - bar);
+        for (size_t e = 0; e < E; e++) {
+            double sum = 0.0;
+            for (size_t chunk = 0; chunk * job->grain < job->n; chunk++) sum += (double)dots[chunk * all + e];
+            dots[e] = (float)sum; bar += (double)job->r[t * job->stride + e] * sum;
+        }
+        for (size_t e = 0; e < E; e++) dr[e] += (float)((double)dots[e] - bar);
     }
 }
 /* ==== >>context ======================================================================================== */
@@ -2130,7 +2132,6 @@ TMOE_DEF const char *tmoe_result_name(tmoe_result result) {
     static const char *const texts[] = {
 #define TMOEI_RESULT_TEXT(code, text) text,
         TMOE_RESULTS(TMOEI_RESULT_TEXT)
-#undef TMOEI_RESULT_TEXT
     };
     return (unsigned)result < (unsigned)TMOE_RESULT_COUNT ? texts[result] : "unknown result";
 }
@@ -2161,10 +2162,10 @@ TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config) {
     ctx->config = c; ctx->lanes = c.threads > 1 ? c.threads : 1;
     if (ctx->lanes > 1 && !c.parallel_fn) tmoei_pool_create(ctx);
     ctx->kernels = tmoei_kernels_choose(c.isa);
-    ctx->cache_l2_bytes = (size_t)512 << 10; ctx->cache_l3_bytes = (size_t)4 << 20;    /* if nobody tells */
-    tmoei_cache_sizes(ctx);
-    const size_t rows = ctx->cache_l2_bytes / (6 * TMOEI_KC * sizeof(float));
-    const size_t tiles = ctx->cache_l3_bytes / (4 * TMOEI_KC * TMOEI_TILE_COLUMNS * sizeof(float));
+    size_t l2 = (size_t)512 << 10, l3 = (size_t)4 << 20;        /* of one core, of all, if nobody tells */
+    tmoei_cache_sizes(&l2, &l3);
+    const size_t rows = l2 / (6 * TMOEI_KC * sizeof(float));
+    const size_t tiles = l3 / (4 * TMOEI_KC * TMOEI_TILE_COLUMNS * sizeof(float));
     ctx->tile_rows = rows < 28 ? 28 : rows > 448 ? 448 : (int)rows;
     ctx->block_columns = TMOEI_TILE_COLUMNS * (tiles < 1 ? 1 : tiles > 8 ? 8 : (int)tiles);   /* at most NC */
     ctx->shared_scratch = (float *)tmoei_alloc(ctx, TMOEI_SHARED_FLOATS, sizeof(float), 0);
@@ -2290,10 +2291,11 @@ static int tmoei_wants_grad(const tmoe_tape *tape, tmoe_tensor *const *in, int c
     for (int i = 0; i < count; i++) if (tape->record && in[i] && in[i]->wants_grad) return 1;
     return 0;
 }
-/* Leaves a node behind; gives y, or NULL when there is no memory. */
-static tmoe_tensor *tmoei_node_add(tmoe_tape *tape, tmoe_tensor *y, tmoei_backward_fn *backward, int hand,
-                                   const void *kept, size_t kept_bytes, tmoe_tensor *const *in, int count) {
+/* Leaves a node behind if y, or an input of a recording tape, wants a gradient; y, or NULL: no memory. */
+static tmoe_tensor *tmoei_record(tmoe_tape *tape, tmoe_tensor *y, tmoei_backward_fn *backward, int hand,
+                                 const void *kept, size_t kept_bytes, tmoe_tensor *const *in, int count) {
     const size_t n = (size_t)count;
+    if (!y || (!y->wants_grad && !tmoei_wants_grad(tape, in, count))) return y;
     tmoei_node *node = (tmoei_node *)tmoei_arena_alloc(&tape->small, 1, sizeof *node);
     tmoe_tensor **inputs = (tmoe_tensor **)tmoei_arena_alloc(&tape->small, n, sizeof *inputs);
     float *beta = (float *)tmoei_arena_alloc(&tape->small, n, sizeof *beta);
@@ -2307,12 +2309,6 @@ static tmoe_tensor *tmoei_node_add(tmoe_tape *tape, tmoe_tensor *y, tmoei_backwa
     y->wants_grad = 1;
     return y;
 }
-/* The same, where y needs one: the tape records and an input wants a gradient. */
-static tmoe_tensor *tmoei_record(tmoe_tape *tape, tmoe_tensor *y, tmoei_backward_fn *backward, int hand,
-                                 const void *kept, size_t kept_bytes, tmoe_tensor *const *in, int count) {
-    if (!y || !tmoei_wants_grad(tape, in, count)) return y;
-    return tmoei_node_add(tape, y, backward, hand, kept, kept_bytes, in, count);
-}
 /* Walks the tape back from gradients that stand already in some tensors' dx. An operation's backward function
  * finds memory for every gradient it owes and node->beta[i] = 0 where it is the first to write to input i's,
  * 1 where it adds: dx = beta dx + ... On a dry tape it is not called. */
@@ -2321,10 +2317,8 @@ static tmoe_result tmoei_tape_backward(tmoe_tape *tape) {
         tmoe_tensor *y = node->y;
         int handed = 0, owned = ((tmoei_tensor *)y)->owned;
         if (!y->dx) continue;                                   /* nothing that reached the loss used it */
-        if (!y->has_grad) {                                /* a part of a block that no operation wrote to */
-            if (!tape->dry) memset(y->dx, 0, tmoei_elements(y) * sizeof(float));
-            y->has_grad = 1;
-        }
+        if (!y->has_grad && !tape->dry)                    /* a part of a block that no operation wrote to */
+            memset(y->dx, 0, tmoei_elements(y) * sizeof(float));
         for (int i = 0; i < node->count; i++) {
             tmoe_tensor *in = node->in[i];
             if (!in || !in->wants_grad) continue;
@@ -2366,17 +2360,17 @@ static tmoe_tensor *tmoei_part(tmoe_tape *tape, tmoe_tensor *block, size_t offse
     if (!part || !block->wants_grad) return part;
     part->dx = block->dx + offset; part->wants_grad = 1;
     part->has_grad = !((tmoei_tensor *)block)->unwritten;
-    return part->has_grad ? part : tmoei_node_add(tape, part, NULL, -1, NULL, 0, &block, 1);
+    return part->has_grad ? part : tmoei_record(tape, part, NULL, -1, NULL, 0, &block, 1);
 }
 /* ==== >>ops: each operation's shape rule, forward and backward on one screen ===========================
  * In backward functions y is the result and dy = y->dx. "dx (+)= ..." adds, except for the first
  * contribution, which overwrites: node->beta[i] tells which. Where the node hands dy over as an input's
  * gradient (see >>tape), there is nothing left to do. */
-/* dx = beta dx + src, for input i of a node */
-static void tmoei_accumulate(tmoe_tape *tape, const tmoei_node *node, int i, const float *src) {
+/* dx = beta dx + a src, for input i of a node */
+static void tmoei_accumulate(tmoe_tape *tape, const tmoei_node *node, int i, float a, const float *src) {
     tmoe_tensor *in = node->in[i];
     if (!in->wants_grad || in->dx == src) return;               /* the same: handed over */
-    tmoei_scale_add(tape->ctx, in->dx, node->beta[i], 1.0f, src, tmoei_elements(in));
+    tmoei_scale_add(tape->ctx, in->dx, node->beta[i], a, src, tmoei_elements(in));
 }
 /* The gradient of input i, to which is added only: it holds zero at first. NULL where none is wanted. */
 static float *tmoei_grad_to_add(const tmoei_node *node, int i) {
@@ -2415,7 +2409,7 @@ static void tmoei_linear_backward(tmoe_tape *tape, tmoei_node *node) {
     }
     if (w->wants_grad) tmoei_gemm(tape->ctx, 1, 0, F, D, T, dz, f, x->x, d, node->beta[1], w->dx, d, NULL);
     if (x->wants_grad) tmoei_gemm(tape->ctx, 0, 0, T, D, F, dz, f, w->x, d, node->beta[0], x->dx, d, NULL);
-    if (node->in[3]) tmoei_accumulate(tape, node, 3, y->dx);
+    if (node->in[3]) tmoei_accumulate(tape, node, 3, 1.0f, y->dx);
 }
 TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *w, tmoe_tensor *b,
                                   tmoe_activation act, tmoe_tensor *residual) {
@@ -2648,7 +2642,7 @@ static void tmoei_cross_entropy_backward(tmoe_tape *tape, tmoei_node *node) {
     job.weight *= node->y->dx[0];
     if (!job.dlogits) return;
     tmoei_sweep(tape->ctx, job.T, tmoei_grain(job.V), tmoei_cross_entropy_rows, &job);
-    tmoei_accumulate(tape, node, 0, job.dlogits);
+    tmoei_accumulate(tape, node, 0, 1.0f, job.dlogits);
 }
 TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, const int *targets,
                                          float smoothing, float weight) {
@@ -2683,7 +2677,7 @@ static void tmoei_map_backward(tmoe_tape *tape, tmoei_node *node) {
     tmoe_tensor *y = node->y;                                   /* dy is dead after this: made in place */
     tmoei_activation_apply(tape->ctx, *(const tmoe_activation *)node->kept, y->dx, y->dx, node->in[0]->x,
         tmoei_elements(y));
-    tmoei_accumulate(tape, node, 0, y->dx);
+    tmoei_accumulate(tape, node, 0, 1.0f, y->dx);
 }
 TMOE_DEF tmoe_tensor *tmoe_map(tmoe_tape *tape, tmoe_tensor *x, tmoe_activation f) {
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
@@ -2722,9 +2716,7 @@ TMOE_DEF tmoe_tensor *tmoe_multiply(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor
     return tmoei_binary(tape, a, b, 1);
 }
 static void tmoei_affine_backward(tmoe_tape *tape, tmoei_node *node) {
-    const tmoe_tensor *x = node->in[0];
-    tmoei_scale_add(tape->ctx, x->dx, node->beta[0], *(const float *)node->kept, node->y->dx,
-        tmoei_elements(x));
+    tmoei_accumulate(tape, node, 0, *(const float *)node->kept, node->y->dx);
 }
 TMOE_DEF tmoe_tensor *tmoe_affine(tmoe_tape *tape, tmoe_tensor *x, float scale, float shift) {
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
@@ -2789,15 +2781,13 @@ TMOE_DEF tmoe_tensor *tmoe_concat(tmoe_tape *tape, tmoe_tensor *const *parts, in
             parts[i]->cols);
     return tmoei_record(tape, y, tmoei_concat_backward, -1, NULL, 0, parts, count);
 }
-static void tmoei_reshape_backward(tmoe_tape *tape, tmoei_node *node) {
-    tmoei_accumulate(tape, node, 0, node->y->dx);
-}
 TMOE_DEF tmoe_tensor *tmoe_reshape(tmoe_tape *tape, tmoe_tensor *x, int rows, int cols) {
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, rows >= 1 && cols >= 1 && (size_t)rows * (size_t)cols == tmoei_elements(x),
         "reshape: x (%d,%d) to (%d,%d); the number of elements must stay", x->rows, x->cols, rows, cols);
     tmoe_tensor *y = tmoei_tensor_new(tape, rows, cols, x->x);
-    return tmoei_record(tape, y, tmoei_reshape_backward, 0, NULL, 0, &x, 1);
+    const float scale = 1.0f;
+    return tmoei_record(tape, y, tmoei_affine_backward, 0, &scale, sizeof scale, &x, 1);
 }
 /* ---- dropout -----------------------------------------------------------------------------------------
  *   forward  y_i = x_i keep_i / (1-p);  backward  dx_i (+)= dy_i keep_i / (1-p);  keep_i = [hash(i) >= p]
@@ -2811,7 +2801,7 @@ static void tmoei_dropout_backward(tmoe_tape *tape, tmoei_node *node) {
     tmoei_drop_job job = *(const tmoei_drop_job *)node->kept;
     job.x = job.y = node->y->dx;
     tmoei_sweep(tape->ctx, tmoei_elements(node->y), TMOEI_SWEEP, tmoei_dropout_sweep, &job);
-    tmoei_accumulate(tape, node, 0, node->y->dx);
+    tmoei_accumulate(tape, node, 0, 1.0f, node->y->dx);
 }
 TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uint64_t seed, uint64_t stream) {
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
@@ -2888,8 +2878,7 @@ static void tmoei_mix_outputs_backward(tmoe_tape *tape, tmoei_node *node) {
         if (!part) continue;
         if (droute)
             droute[first + e] += (float)tmoei_dot(tape->ctx, y->dx, part->x, tmoei_elements(y), TMOEI_SWEEP);
-        if (part->wants_grad) tmoei_scale_add(tape->ctx, part->dx, node->beta[e], node->in[E]->x[first + e],
-            y->dx, tmoei_elements(y));
+        tmoei_accumulate(tape, node, e, node->in[E]->x[first + e], y->dx);
     }
 }
 TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outputs, int E,
@@ -2923,23 +2912,14 @@ TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outp
 /* ---- mix of parameters -------------------------------------------------------------------------------
  *   forward   theta_bar_t = sum_e r_te theta_e
  *   backward  dtheta_e += sum_t r_te g_t;  dr_te += <g_t, theta_e - theta_bar_t>,  g = d theta_bar */
-typedef struct tmoei_experts_kept { float *experts, *gradients; int E, first; } tmoei_experts_kept;
-static tmoei_merge_job tmoei_merge_of(const tmoe_tape *tape, const tmoei_experts_kept *kept,
-        const tmoe_tensor *route, const tmoe_tensor *y) {
-    const tmoei_merge_job job = { y->rows, kept->E, (size_t)y->cols, (size_t)route->cols, kept->experts,
-        route->x + kept->first, NULL, y->x, NULL, tape->ctx->shared_scratch, 0 };
-    return job;
-}
 static void tmoei_mix_parameters_backward(tmoe_tape *tape, tmoei_node *node) {
-    const tmoei_experts_kept *kept = (const tmoei_experts_kept *)node->kept;
-    tmoei_merge_job job = tmoei_merge_of(tape, kept, node->in[0], node->y);
+    tmoei_merge_job job = *(const tmoei_merge_job *)node->kept;
     float *droute = tmoei_grad_to_add(node, 0);
-    job.g = node->y->dx; job.out = kept->gradients; job.dr = droute ? droute + kept->first : NULL;
+    job.g = node->y->dx; job.dr = droute ? droute + (job.r - node->in[0]->x) : NULL;
     tmoei_merge(tape->ctx, &job);
 }
 TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float *gradients, int E,
         int block, tmoe_tensor *route, int first) {
-    const tmoei_experts_kept kept = { experts, gradients, E, first };
     if (!experts || !route || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, E >= 1 && block >= 1 && first >= 0 && first <= route->cols - E
         && route->rows <= 65536 / E, "mix_parameters: %d experts of %d floats from column %d of a route "
@@ -2949,8 +2929,10 @@ TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float
     float *expert = chosen < 0 ? NULL : experts + (size_t)chosen * (size_t)block;
     tmoe_tensor *y = tmoei_tensor_new(tape, T, block, expert);
     if (!y) return NULL;
-    tmoei_merge_job job = tmoei_merge_of(tape, &kept, route, y);
+    tmoei_merge_job job = { T, E, (size_t)block, (size_t)route->cols, experts, route->x + first, NULL, y->x,
+        NULL, tape->ctx->shared_scratch, 0 };
     if (!expert && !tape->dry) tmoei_merge(tape->ctx, &job);
+    job.out = gradients;                                        /* for the way back */
     if (!tape->record || (!gradients && !route->wants_grad)) return y;
     y->wants_grad = y->has_grad = 1;
     if (expert && !route->wants_grad) {                   /* the chosen expert's own gradient takes it all */
@@ -2959,8 +2941,8 @@ TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float
     }
     y->dx = tmoei_floats(tape, tmoei_elements(y));
     ((tmoei_tensor *)y)->unwritten = 1;                         /* tmoei_part gives it out, piece by piece */
-    return y->dx ? tmoei_node_add(tape, y, tmoei_mix_parameters_backward, -1, &kept, sizeof kept, &route, 1)
-        : NULL;
+    if (!y->dx) return NULL;
+    return tmoei_record(tape, y, tmoei_mix_parameters_backward, -1, &job, sizeof job, &route, 1);
 }
 /* ==== >>json: a strict reader (RFC 8259), a growing buffer, whole files ================================ */
 /* Bytes of the UTF-8 character at text[at], its code into *code; 0 when it is not valid (overlong,
@@ -3081,9 +3063,8 @@ static long tmoei_json_hex4(tmoei_json_reader *r) {
 static tmoe_result tmoei_json_string(tmoei_json_reader *r, const char **text, size_t *length) {
     static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
     char *out = r->json->strings + r->used;
-    size_t n = 0;
+    size_t n = 0;                                               /* r->at is behind the opening quote */
     int c;
-    r->at++;                                                    /* the opening quote */
     while ((c = tmoei_json_peek(r)) >= 0 && c != '"') {
         uint32_t code;
         if (c < 0x20) return tmoei_json_error(r, "a control character inside a string");
@@ -3154,7 +3135,7 @@ static tmoe_result tmoei_json_element(tmoei_json_reader *r, int depth) {
     node.child = node.next = -1;
     node.kind = c == '"' ? TMOEI_JSON_STRING : c == '[' ? TMOEI_JSON_ARRAY : TMOEI_JSON_OBJECT;
     if (c < 0) return tmoei_json_error(r, "the text ends where a value was expected");
-    if (c == '"') TMOEI_TRY(tmoei_json_string(r, &node.text, &node.length));
+    if (tmoei_json_take(r, '"')) TMOEI_TRY(tmoei_json_string(r, &node.text, &node.length));
     else if (!opens) TMOEI_TRY(tmoei_json_plain(r, &node));
     if (index == INT_MAX
             || !tmoei_grow(r->ctx, &json->nodes, &json->capacity, (size_t)index + 1, sizeof node))
@@ -3167,8 +3148,7 @@ static tmoe_result tmoei_json_element(tmoei_json_reader *r, int depth) {
     do {
         const int child = json->count;
         if (c == '{') {
-            tmoei_json_space(r);
-            if (tmoei_json_peek(r) != '"') return tmoei_json_error(r, "a key was expected");
+            if (!tmoei_json_mark(r, '"')) return tmoei_json_error(r, "a key was expected");
             TMOEI_TRY(tmoei_json_string(r, &node.key, &node.key_length));
             if (!tmoei_json_mark(r, ':')) return tmoei_json_error(r, "':' was expected");
         }
@@ -3244,13 +3224,11 @@ static char *tmoei_read_file(tmoe_ctx *ctx, const char *path, size_t limit_bytes
     *length = buffer.length;                                    /* 0 without a text */
     return buffer.data;
 }
-#endif /* TMOE_NO_STDIO */
 /* ==== >>safetensors: the one file format ===============================================================
  *   8 bytes: length of the header, little-endian | header: JSON {"name": {"dtype", "shape", "data_offsets"},
  *   "__metadata__": {...}} | data
  * Everything is validated before it is believed: the header's length, every dtype, shape and offset, no
  * overlap, no hole, no name twice. */
-#ifndef TMOE_NO_STDIO
 typedef enum tmoei_dtype { TMOEI_F32, TMOEI_F16, TMOEI_BF16, TMOEI_I64, TMOEI_I32, TMOEI_U8, TMOEI_DTYPES
 } tmoei_dtype;
 static const char *const tmoei_dtype_names[TMOEI_DTYPES] = { "F32", "F16", "BF16", "I64", "I32", "U8" };
@@ -3748,13 +3726,12 @@ static tmoe_tokenizer *tmoei_tokenizer_begin(tmoe_ctx *ctx) {
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx) {
     ctx->error = TMOE_OK;
     tmoe_tokenizer *t = tmoei_tokenizer_begin(ctx);
-    int good = t != NULL;
     char byte = 0;
-    for (int i = 0; good && i < TMOEI_BYTES_FIRST; i++)
-        good = tmoei_token_add(t, tmoei_special_names[i], strlen(tmoei_special_names[i]))
-            && tmoei_special_add(t, i, 0, 0);
-    for (int b = 0; good && b < 256; b++, byte++) good = tmoei_token_add(t, &byte, 1);
-    return tmoei_tokenizer_if(good, t);
+    for (int i = 0; ctx->error == TMOE_OK && i < TMOEI_BYTES_FIRST; i++)
+        if (tmoei_token_add(t, tmoei_special_names[i], strlen(tmoei_special_names[i])))
+            (void)tmoei_special_add(t, i, 0, 0);
+    for (int b = 0; ctx->error == TMOE_OK && b < 256; b++, byte++) (void)tmoei_token_add(t, &byte, 1);
+    return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
 }
 static tmoe_tokenizer *tmoei_tokenizer_copy(tmoe_ctx *ctx, const tmoe_tokenizer *from) {
     tmoe_tokenizer *t = tmoei_tokenizer_begin(ctx);
@@ -4891,6 +4868,12 @@ static tmoe_result tmoei_theta_alloc(tmoe_model *model) {
     model->theta = (float *)tmoei_own(&model->own, model->size, sizeof(float));
     return model->ctx->error;
 }
+/* The model if it is good; otherwise it goes. */
+static tmoe_model *tmoei_model_if(int good, tmoe_model *model) {
+    if (good) return model;
+    tmoe_model_destroy(model);
+    return NULL;
+}
 static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config, const tmoe_tokenizer *tokenizer,
         const tmoe_task *tasks, int task_count) {
     const size_t N = (size_t)task_count, k = (size_t)config->k;
@@ -4921,9 +4904,7 @@ static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config, con
         model->merged_route = (float *)tmoei_own(own, width + 1, sizeof(float));
         model->blocks = (float **)tmoei_own(own, (size_t)model->L, sizeof *model->blocks);
     }
-    if (ctx->error == TMOE_OK) { tmoe_tape_record(model->tape, 0); return model; }
-    tmoe_model_destroy(model);
-    return NULL;
+    return tmoei_model_if(ctx->error == TMOE_OK, model);
 }
 /* A model with theta as it begins; derived: its dense parts and expert 0 are still to be copied. */
 static tmoe_model *tmoei_model_begin(tmoe_ctx *ctx, const tmoe_config *config,
@@ -5082,15 +5063,16 @@ static tmoe_result tmoei_texts_add(const tmoe_model *model, tmoei_texts *texts, 
         const char *input, int limit, const char *what, const char *task, int line) {
     const tmoe_tokenizer *tokenizer = model->tokenizer; const int find = model->config.specials_in_text;
     size_t n = 0;
-    TMOEI_TRY(tmoei_encode_source(tokenizer, instruction, input, find, NULL, 0, &n));
+    const size_t most = texts->ids_used + (size_t)limit;
+    if (!tmoei_grow(model->ctx, &texts->ids, &texts->ids_capacity, most, sizeof *texts->ids)
+            || !tmoei_grow(model->ctx, &texts->offsets, &texts->offsets_capacity, texts->count + 2, sizeof n))
+        return TMOE_ERR_MEMORY;
+    int *ids = texts->ids + texts->ids_used;
+    TMOEI_TRY(tmoei_encode_source(tokenizer, instruction, input, find, ids, (size_t)limit, &n));
     if (n > (size_t)limit)
         return tmoei_fail(model->ctx, TMOE_ERR_DATA, "task %s, line %d: the %s has %lu tokens; "
             "the model takes at most %d", task, line + 1, what, (unsigned long)n, limit);
-    if (!tmoei_grow(model->ctx, &texts->ids, &texts->ids_capacity, texts->ids_used + n, sizeof *texts->ids)
-            || !tmoei_grow(model->ctx, &texts->offsets, &texts->offsets_capacity, texts->count + 2, sizeof n))
-        return TMOE_ERR_MEMORY;
-    TMOEI_TRY(tmoei_encode_source(tokenizer, instruction, input, find, texts->ids + texts->ids_used, n, &n));
-    for (const int *id = texts->ids + texts->ids_used; id < texts->ids + texts->ids_used + n; id++)
+    for (const int *id = ids; id < ids + n; id++)
         if (*id >= model->V)
             return tmoei_fail(model->ctx, TMOE_ERR_DATA, "task %s, line %d: the %s has token %d; the "
                 "model has %d", task, line + 1, what, *id, model->V);
@@ -5099,6 +5081,10 @@ static tmoe_result tmoei_texts_add(const tmoe_model *model, tmoei_texts *texts, 
     return TMOE_OK;
 }
 static size_t tmoei_text_length(const tmoei_texts *t, size_t i) { return t->offsets[i + 1] - t->offsets[i]; }
+/* Target positions of a tokenised text, <s> y_1 ... y_n </s>: without <s> where the model wants none. */
+static size_t tmoei_target_length(const tmoe_model *model, const tmoei_texts *texts, size_t text) {
+    return tmoei_text_length(texts, text) - (model->config.begin_in_target ? 0 : 1);
+}
 typedef struct tmoei_cache tmoei_cache; /* >>inference: keys and values of earlier positions */
 typedef struct tmoei_pass {
     tmoe_model *model; tmoe_tape *tape;
@@ -5134,8 +5120,7 @@ static void tmoei_layer_pieces(tmoei_pass *pass, const tmoei_layer *layer, tmoe_
         w[p] = tmoei_part(pass->tape, block, layer->offset[p], layer->rows[p], layer->cols[p]);
 }
 static tmoe_tensor *tmoei_pass_dropout(tmoei_pass *pass, tmoe_tensor *x) {
-    return pass->dropout > 0.0f ? tmoe_dropout(pass->tape, x, pass->dropout, pass->dropout_seed,
-        pass->dropout_stream++) : x;
+    return tmoe_dropout(pass->tape, x, pass->dropout, pass->dropout_seed, pass->dropout_stream++);
 }
 /* The beginning of a sublayer: act(h w^T + b); PRE norms h first, POST takes it as it is. */
 static tmoe_tensor *tmoei_sublayer_input(tmoei_pass *pass, tmoe_tensor *const *w, tmoe_tensor *h, int norm,
@@ -5290,18 +5275,14 @@ static tmoe_tensor *tmoei_router_linear(tmoei_router *router, const char *name, 
  *   LSTM  i, f, o = sigmoid(i + u);  g = tanh(i + u);  c' = f c + i g;  h' = o tanh(c') */
 static void tmoei_router_recurrent(tmoei_router *router, tmoe_tensor *x, int width, int gates,
         int backward, tmoe_tensor **states) {
-    const int R = router->model->R, hidden = router->model->config.router_hidden;
+    const int R = router->model->R, hidden = router->model->config.router_hidden, rows = gates * hidden;
     const float std = -1.0f / sqrtf((float)hidden);             /* uniform, torch's recurrent start */
     tmoe_tape *tape = router->tape;
     tmoe_tensor *wi[2], *wh[2];
-    (void)snprintf(router->prefix, sizeof router->prefix, "%s", backward ? "backward." : "forward.");
-    tmoei_router_pair(router, "input", gates * hidden, width, std, wi);
-    tmoei_router_pair(router, "hidden", gates * hidden, hidden, std, wh);
-    router->prefix[0] = 0;
-    if (!x) return;
-    tmoe_tensor *h = tmoei_tensor_new(tape, x->rows, hidden, NULL), *c = h;
-    if (!h) return;
-    if (!tape->dry) memset(h->x, 0, tmoei_elements(h) * sizeof(float));
+    tmoei_router_pair(router, backward ? "backward.input" : "forward.input", rows, width, std, wi);
+    tmoei_router_pair(router, backward ? "backward.hidden" : "forward.hidden", rows, hidden, std, wh);
+    tmoe_tensor *h = x ? tmoei_tensor_new(tape, x->rows, hidden, NULL) : NULL, *c = h;
+    if (h && !tape->dry) memset(h->x, 0, tmoei_elements(h) * sizeof(float));
     for (int i = 0; i < R; i++) {
         const int l = backward ? R - 1 - i : i;
         tmoe_tensor *in = tmoe_slice(tape, x, l * width, width), *gate[4] = { NULL, NULL, NULL, NULL };
@@ -5334,7 +5315,6 @@ static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, floa
     tmoe_tensor *x, *a, *w[2];
     tmoe_tensor **parts = (tmoe_tensor **)tmoei_arena_alloc(&tape->small, 2 * (size_t)R, sizeof *parts);
     if (!parts) return NULL;
-    memset(parts, 0, 2 * (size_t)R * sizeof *parts);
     if (c->router <= TMOE_ROUTER_LINEAR_LAYER_SPECIFIC) {
         for (int l = 0; l < (specific ? R : 1); l++) {
             (void)snprintf(router.prefix, sizeof router.prefix, "%d.", l);
@@ -5824,8 +5804,7 @@ TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const float *routes,
     const size_t n = (size_t)N;
     int *order = (int *)tmoei_alloc(ctx, n + 1, sizeof(int), 0);
     double *x = (double *)tmoei_alloc(ctx, 2 * n + 1, sizeof(double), 0), *y = x ? x + n : NULL;
-    const int good = order && x;
-    for (int i = 0; good && i <= permutations; i++) {           /* the first time as they are */
+    for (int i = 0; ctx->error == TMOE_OK && i <= permutations; i++) {      /* the first time as they are */
         double most = 0.0;
         (void)tmoei_draw(seed, TMOEI_STREAM_PERMUTATION, (uint64_t)i * 1024, order, N, i ? N : 0);
         for (int t = 0; t < N; t++) y[t] = (double)feature[order[t]];
@@ -5837,23 +5816,22 @@ TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const float *routes,
         }
         for (int c = 0; i && c < C; c++) p[c] += most >= fabs(r[c]) - 1e-12;    /* NaN stays NaN */
     }
-    for (int c = 0; good && c < C; c++) p[c] /= permutations + 1.0;
+    for (int c = 0; ctx->error == TMOE_OK && c < C; c++) p[c] /= permutations + 1.0;
     tmoei_free(ctx, order); tmoei_free(ctx, x);
-    return good ? TMOE_OK : TMOE_ERR_MEMORY;
+    return ctx->error;
 }
 TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, tmoe_join *joins) {
     ctx->error = TMOE_OK;
     const size_t n = (size_t)N;
     double *distance = (double *)tmoei_alloc(ctx, n * n + 1, sizeof(double), 1);
     int *name = (int *)tmoei_alloc(ctx, 2 * n + 1, sizeof(int), 0);
-    const int good = distance && name;
-    for (int i = 0; good && i < N; i++) { name[i] = i; name[N + i] = 1; }   /* a cluster's name, its size */
-    for (size_t i = 0; good && i < n * n; i++) {
+    for (int i = 0; ctx->error == TMOE_OK && i < N; i++) { name[i] = i; name[N + i] = 1; }  /* name, size */
+    for (size_t i = 0; ctx->error == TMOE_OK && i < n * n; i++) {
         const float *a = x + i / n * (size_t)C, *b = x + i % n * (size_t)C;
         for (int c = 0; c < C; c++) distance[i] += pow((double)(a[c] - b[c]), 2.0);
         distance[i] = sqrt(distance[i]);
     }
-    for (int join = 0; good && join < N - 1; join++) {
+    for (int join = 0; ctx->error == TMOE_OK && join < N - 1; join++) {
         size_t a = n, b = n;                                    /* the nearest two; a < b */
         for (size_t i = 0; i < n * n; i++) {
             const int both = i / n < i % n && name[i / n] >= 0 && name[i % n] >= 0;
@@ -5868,7 +5846,7 @@ TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, t
                 / (wa + wb);
     }
     tmoei_free(ctx, distance); tmoei_free(ctx, name);
-    return good ? TMOE_OK : TMOE_ERR_MEMORY;
+    return ctx->error;
 }
 /* ==== >>inference: one route, one merge, then an ordinary dense model answers ==========================
  * Keys and values of earlier positions stay in a cache of slots (H, 2, limit, W): a head reads its keys, then
@@ -5879,7 +5857,7 @@ struct tmoei_cache {
     int position, limit;                /* the one that is computed now, from 0; how many at most */
     int *slot_of, *next_slot_of;        /* (slots, limit): which slot holds position t of row r */
     int *request_of;                    /* (slots): which request row r belongs to */
-    int *ids, *positions, *order;       /* (slots): of the latest tokens; scratch */
+    int *ids, *positions;               /* (slots): of the latest tokens */
     const tmoei_pack *source; tmoe_tensor memory;   /* what the encoder read; its output (source tokens, D) */
     /* (decoder layers, experts, 2): slots of positions; of memory, a slot of its length for each source */
     float **keys; int experts;          /* 1, or E where they run side by side */
@@ -5930,10 +5908,9 @@ static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert, 
         const tmoe_tensor *x) {
     tmoei_cache *cache = pass->cache;
     const tmoe_config *c = &pass->model->config;
-    const int first = (l - c->encoder_layers) * cache->experts;
     const size_t D = (size_t)c->D, W = (size_t)(c->D / c->H_decoder);
     const size_t places = cross ? (size_t)cache->memory.rows : (size_t)cache->limit * (size_t)cache->slots;
-    float **keys = &cache->keys[2 * (cache->experts > 1 ? first + expert : first) + (cross != NULL)];
+    float **keys = &cache->keys[2 * ((l - c->encoder_layers) * cache->experts + expert) + (cross != NULL)];
     tmoe_tensor *y = x ? tmoei_tensor_new(pass->tape, x->rows, c->D, NULL) : NULL, *kv = NULL;
     if (cross && !*keys) kv = tmoe_linear(pass->tape, &cache->memory, cross[0], cross[1], TMOE_NONE, NULL);
     if (!*keys) *keys = (float *)tmoei_own_block(&cache->own, places * 2 * D, sizeof(float), 0);
@@ -5986,21 +5963,20 @@ static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route) {
 /* A pass that evaluates: no gradients, no noise. route NULL: that of the known task. */
 static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const float *route, tmoe_tape *tape,
         tmoei_pass *pass) {
-    const int width = model->R * model->config.E;
     tmoe_tape_reset(tape); tmoe_tape_record(tape, 0);
     memset(pass, 0, sizeof *pass); pass->model = model; pass->tape = tape;
-    if (width == 0) return TMOE_OK;
+    if (model->width == 0) return TMOE_OK;
     if (!route) {
         TMOEI_TRY(tmoei_routes_refresh(model));
-        route = model->routes + (size_t)task * (size_t)width;
+        route = model->routes + (size_t)task * model->width;
     }
     if (model->config.mix == TMOE_MIX_PARAM) {
         pass->blocks = model->blocks;
         return tmoei_merge_route(model, route);
     }
-    pass->route = tmoei_tensor_new(tape, 1, width, NULL);       /* a copy: the caller's may be read-only */
+    pass->route = tmoei_tensor_new(tape, 1, (int)model->width, NULL);     /* a copy: theirs is const */
     if (!pass->route) return TMOE_ERR_MEMORY;
-    memcpy(pass->route->x, route, (size_t)width * sizeof(float));
+    memcpy(pass->route->x, route, model->width * sizeof(float));
     return TMOE_OK;
 }
 /* ---- decoding: greedy, and beam search as transformers does it --------------------------------------- */
@@ -6019,11 +5995,10 @@ static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int
     cache->keys = (float **)tmoei_own(own, 2 * (size_t)(c->decoder_layers * cache->experts), sizeof(float *));
     cache->memory.rows = source->tokens; cache->memory.cols = c->D;
     cache->memory.x = (float *)tmoei_own(own, memory, sizeof(float));
-    cache->slot_of = (int *)tmoei_own(own, 2 * places + 4 * slots, sizeof(int));
+    cache->slot_of = (int *)tmoei_own(own, 2 * places + 3 * slots, sizeof(int));
     if (own->ctx->error != TMOE_OK) return own->ctx->error;
     cache->next_slot_of = cache->slot_of + places; cache->request_of = cache->next_slot_of + places;
-    cache->ids = cache->request_of + slots;
-    cache->positions = cache->ids + slots; cache->order = cache->positions + slots;
+    cache->ids = cache->request_of + slots; cache->positions = cache->ids + slots;
     for (int r = 0; r < cache->rows; r++) cache->request_of[r] = r / beams;
     TMOEI_TRY(tmoei_evaluation_pass(model, task, route, model->tape, &pass));
     const tmoe_tensor *h = tmoei_encode(&pass, source);
@@ -6043,16 +6018,15 @@ static tmoe_tensor *tmoei_cache_step(tmoei_cache *cache, tmoe_model *model, int 
     pass.cache = cache;
     return tmoei_head(&pass, tmoei_decode(&pass, &target, NULL, NULL));
 }
-/* Afterwards row r goes on where row parents[r] was. */
+/* Afterwards row r goes on where row parents[r] was; in place, as requests keep their order. */
 static void tmoei_cache_reorder(tmoei_cache *cache, const int *parents, int rows) {
     const size_t limit = (size_t)cache->limit, used = ((size_t)cache->position + 1) * sizeof(int);
     int *before = cache->slot_of, *after = cache->next_slot_of;
     for (int r = 0; r < rows; r++) {
         memcpy(after + (size_t)r * limit, before + (size_t)parents[r] * limit, used);
-        cache->order[r] = cache->request_of[parents[r]];
+        cache->request_of[r] = cache->request_of[parents[r]];
     }
     cache->slot_of = after; cache->next_slot_of = before;
-    memcpy(cache->request_of, cache->order, (size_t)rows * sizeof(int));
     cache->rows = rows; cache->position++;
 }
 typedef struct tmoei_hypothesis { float score; int row, token, ended; } tmoei_hypothesis;   /* of a row, on */
@@ -6178,7 +6152,6 @@ static tmoe_result tmoei_search_run(tmoei_search *s, int task, const float *rout
         memcpy(s->scores, s->next_scores, (size_t)next * sizeof(float));
         tmoei_cache_reorder(cache, s->parents, next);
     }
-    ctx->keeping = 0;                                           /* an encoder's weights are read once */
     return TMOE_OK;
 }
 /* Checks and completes the settings. */
@@ -6230,6 +6203,7 @@ TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *rou
         for (int i = 0; i < n; ids += lengths[first + i++])
             tmoei_batch_put(&b, ids, (size_t)lengths[first + i], NULL, 0, 0);
         const int good = tmoei_search_run(&s, task, route, &b.source) == TMOE_OK;
+        ctx->keeping = 0;                                       /* an encoder's weights are read once */
         for (int i = 0; good && i < n * returned; i++, tokens += most) {
             const int from = i / returned * B + i % returned, to = first * returned + i;
             const int *answer = s.finished + (size_t)from * (size_t)most;
@@ -6240,7 +6214,6 @@ TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *rou
         tmoei_owner_free(&s.cache.own);
     }
     for (struct tmoei_kept *kept; (kept = ctx->kept) != NULL; tmoei_free(ctx, kept)) ctx->kept = kept->before;
-    ctx->keeping = 0;
     tmoei_free(ctx, b.memory);
     tmoei_float_mode_leave(mode);
     return ctx->error;
@@ -6345,7 +6318,6 @@ TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const f
     tmoe_ctx *ctx = model->ctx; const tmoe_config *c = &model->config;
     const char *name = task->name, *instruction = c->instruction_in_input ? task->instruction : NULL;
     const int known = tmoe_find_task(model, name), n = task->label_count;
-    const double unscored = c->begin_in_target ? 0.0 : 1.0;    /* <s>, the first token */
     tmoei_texts labels = { NULL, NULL, 0, 0, 0, 0 }, x = labels;
     ctx->error = TMOE_OK;
     if (!n || !model->tokenizer || (model->R > 0 && !route && known < 0))
@@ -6361,7 +6333,7 @@ TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const f
                 || tmoei_log_likelihoods(model, known, route, &x, &labels, scores) != TMOE_OK)
             break;
         for (int j = chosen[i] = 0; j < n; j++) {
-            if (normalised) scores[j] /= (double)tmoei_text_length(&labels, (size_t)j) - unscored;
+            if (normalised) scores[j] /= (double)tmoei_target_length(model, &labels, (size_t)j);
             if (scores[j] > scores[chosen[i]]) chosen[i] = j;
         }
     }
@@ -6424,10 +6396,6 @@ TMOE_DEF tmoe_training tmoe_training_default(void) {
 static size_t tmoei_accepted(const tmoei_trained_example *example, int c, uint64_t random) {
     return example->source + 1 + tmoei_below(tmoei_mix64(random + (uint64_t)c), (size_t)example->targets);
 }
-/* Target positions of a tokenised text, <s> y_1 ... y_n </s>: without <s> where the model wants none. */
-static size_t tmoei_target_length(const tmoe_model *model, const tmoei_texts *texts, size_t text) {
-    return tmoei_text_length(texts, text) - (model->config.begin_in_target ? 0 : 1);
-}
 /* Puts `count` examples (indices into trainer->examples) into the batch. */
 static tmoe_result tmoei_batch_fill(tmoe_trainer *trainer, const int *chosen, int count, uint64_t random) {
     const tmoei_texts *texts = &trainer->texts;
@@ -6444,7 +6412,6 @@ static tmoe_result tmoei_batch_fill(tmoe_trainer *trainer, const int *chosen, in
     }
     return TMOE_OK;
 }
-/* ---- one group, forward and backward ----------------------------------------------------------------- */
 /* Mean loss of trainer->batch times its share of the step, with gradients where pass->train says so. */
 static tmoe_tensor *tmoei_group_loss(tmoe_trainer *trainer, tmoei_pass *pass, float smoothing, float weight) {
     const tmoei_batch *b = &trainer->batch;
@@ -6457,10 +6424,8 @@ static float tmoei_learning_rate(const tmoe_training *t, int64_t step, float top
         factor = at + 1.0 < warmup ? (at + 1.0) / warmup : (steps - at) / (steps - warmup + 1.0);
     return (float)((double)top * (factor < 0.0 ? 0.0 : factor > 1.0 ? 1.0 : factor));
 }
-/* Is what follows this rate among the TMOE_TRAIN_ bits, which lie in the order of tmoei_rate? */
-static int tmoei_moves(int bits, tmoei_rate rate) {
-    return rate != TMOEI_RATE_NONE && (bits >> (int)rate & 1);
-}
+/* Is what follows this rate among the TMOE_TRAIN_ bits, in the order of tmoei_rate? NONE is past them. */
+static int tmoei_moves(int bits, tmoei_rate rate) { return bits >> (int)rate & 1; }
 /* Sets what moves in the coming step: with alternate_steps first the model, then the router, and so on. */
 static void tmoei_trainer_turn(tmoe_trainer *trainer) {
     const int64_t done = trainer->steps_done, a = trainer->training.alternate_steps;
@@ -6534,7 +6499,7 @@ static tmoe_tensor *tmoei_step_routes(tmoe_trainer *trainer, int K) {
         const int rows = K * trainer->training.examples_per_task / tmoei_sharing(trainer);
         const uint64_t first = (uint64_t)trainer->steps_done * (uint64_t)rows;
         tmoe_tensor *routes = tmoei_tensor_new(tape, rows, width, NULL);
-        for (int i = 0; routes && i < rows; i++)
+        for (int i = 0; routes && !tape->dry && i < rows; i++)
             tmoei_route_without_router(model, fixed ? TMOEI_STREAM_TASK_ROUTES : TMOEI_STREAM_GROUP_ROUTES,
                 fixed ? (uint64_t)trainer->step_tasks[i] : first + (uint64_t)i, routes->x + i * width);
         return routes;
@@ -6548,8 +6513,7 @@ static tmoe_tensor *tmoei_step_routes(tmoe_trainer *trainer, int K) {
     if (r) r = tmoe_reshape(tape, tmoe_add(tape, r, tmoe_leaf(tape, 1, width, model->mask, NULL)), K * R, E);
     r = tmoe_select(tape, r, c->selection == TMOE_SELECT_SOFTMAX ? NULL : trainer->noise,
         tmoe_model_temperature(model), c->selection == TMOE_SELECT_STRAIGHT_THROUGH);
-    r = tmoei_explore(trainer, K * R, r);
-    return r ? tmoe_reshape(tape, r, K, width) : NULL;
+    return tmoe_reshape(tape, tmoei_explore(trainer, K * R, r), K, width);
 }
 /* For each routed layer: the mean over K routes of their entropy, and of the routes themselves. */
 static void tmoei_route_statistics(tmoe_trainer *trainer, const float *routes, int K) {
@@ -6814,7 +6778,6 @@ static tmoe_result tmoei_example_add(const tmoe_model *model, tmoei_texts *texts
             task->name, line));
     return TMOE_OK;
 }
-/* Tokenises the suite's training tasks. */
 static tmoe_result tmoei_trainer_texts(tmoe_trainer *trainer, const tmoe_suite *suite) {
     tmoe_ctx *ctx = trainer->ctx;
     if (!trainer->model->tokenizer)
@@ -6856,7 +6819,7 @@ static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer) {
     const tmoe_model *model = trainer->model;
     double loss = 0.0; size_t best = 0;
     tmoe_ctx *ctx = trainer->ctx;
-    tmoe_tensor unrouted, *routes = NULL;
+    tmoe_tensor *routes = NULL;
     for (int t = 0; t < trainer->task_count; t++) {  /* each task's longest lines, the longest task of all */
         const int first = (int)trainer->tasks[t].first, count = trainer->tasks[t].count;
         size_t total = 0; int n = 0;
@@ -6875,18 +6838,15 @@ static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer) {
         memcpy(trainer->chosen, order, (size_t)n * sizeof(int));
     }
     TMOEI_TRY(tmoei_batch_fill(trainer, trainer->chosen, chosen, 0));
-    memset(&unrouted, 0, sizeof unrouted);
-    unrouted.x = trainer->droutes;                              /* never touched on a dry tape */
     tape->dry = tape->big.dry = router->dry = router->big.dry = 1;
     for (int turn = 0; turn < 2 && ctx->error == TMOE_OK; turn++) {     /* the model's, the router's */
         trainer->steps_done = turn * (int64_t)trainer->training.alternate_steps;
         tmoei_trainer_turn(trainer);
         tmoe_tape_reset(router);
-        if (model->R > 0 && tmoei_selection_has_router(model->config.selection))
-            routes = tmoei_step_routes(trainer, K);
+        if (model->R > 0) routes = tmoei_step_routes(trainer, K);
         if (routes) { routes->dx = trainer->droutes; routes->has_grad = 1; tmoei_step_mix(trainer, routes); }
         if (ctx->error != TMOE_OK) break;
-        tmoei_step_group(trainer, routes ? routes : model->R > 0 ? &unrouted : NULL, 0, 1.0f, &loss);
+        tmoei_step_group(trainer, routes, 0, 1.0f, &loss);
         if (ctx->error == TMOE_OK) (void)tmoei_tape_backward(router);
     }
     tape->dry = tape->big.dry = router->dry = router->big.dry = 0;
@@ -7039,9 +6999,7 @@ TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite, con
     tmoe_trainer *trainer = model ? tmoe_trainer_create(model, suite, &t) : NULL;
     const int good = trainer && tmoe_trainer_run(trainer) == TMOE_OK;
     tmoe_trainer_destroy(trainer);
-    if (good) return model;
-    tmoe_model_destroy(model);
-    return NULL;
+    return tmoei_model_if(good, model);
 }
 TMOE_DEF tmoe_model *tmoe_train(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_config *config,
         const tmoe_training *training) {
@@ -7229,7 +7187,6 @@ static tmoe_result tmoei_embed_line(tmoe_model *model, const tmoei_texts *line, 
         memset(grads, 0, model->size * sizeof(float));
     } else
         for (size_t i = 0; h && i < (size_t)h->rows * D; i++) row[i % D] += (double)h->x[i] / (double)h->rows;
-    tmoe_tape_record(model->tape, 0);
     tmoei_free(model->ctx, b.memory);
     return model->ctx->error;
 }
@@ -7346,7 +7303,6 @@ static tmoe_result tmoei_fields_from_json(tmoe_ctx *ctx, const tmoei_json *json,
     }
     return TMOE_OK;
 }
-/* The values of a file's metadata, in this order, and its tensors that are twins of theta. */
 enum { TMOEI_META_CONFIG, TMOEI_META_TOKENIZER, TMOEI_META_TASKS, TMOEI_META_GENERATION, TMOEI_META_STEP,
     TMOEI_META_TRAINER };
 static const char *const tmoei_metadata_names[6] = { "config", "tokenizer", "tasks", "generation", "step",
@@ -7493,9 +7449,7 @@ TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path) {
         (void)tmoei_parameters_read(model, &file, model->theta);
     for (int i = 0; i < 4; i++) tmoei_json_free(ctx, &json[i]);
     tmoei_safetensors_close(ctx, &file);
-    if (ctx->error == TMOE_OK) return model;
-    tmoe_model_destroy(model);
-    return NULL;
+    return tmoei_model_if(ctx->error == TMOE_OK, model);
 }
 /* Reads everything first and changes the trainer only when nothing can fail any more. */
 TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path) {
@@ -7633,18 +7587,6 @@ static tmoe_result tmoei_json_file(tmoe_ctx *ctx, tmoei_json *json, char *path, 
     return ctx->error;
 }
 typedef struct tmoei_weights { tmoei_safetensors *files; size_t count, capacity; } tmoei_weights;
-static void tmoei_weights_close(tmoe_ctx *ctx, tmoei_weights *w) {
-    for (size_t i = 0; i < w->count; i++) tmoei_safetensors_close(ctx, &w->files[i]);
-    tmoei_free(ctx, w->files);
-}
-/* A tensor, and the file it lies in, or NULL. */
-static const tmoei_entry *tmoei_weights_find(const tmoei_weights *w, const char *name,
-        const tmoei_safetensors **file) {
-    const tmoei_entry *entry = NULL;
-    for (*file = w->files; *file < w->files + w->count; ++*file)
-        if ((entry = tmoei_safetensors_find(*file, name)) != NULL) break;
-    return entry;
-}
 static tmoe_result tmoei_weights_add(tmoe_ctx *ctx, tmoei_weights *w, const char *folder, const char *name) {
     char path[TMOEI_PATH];
     TMOEI_TRY(tmoei_path_join(ctx, path, folder, name));
@@ -7696,12 +7638,15 @@ static const char *const tmoei_bart_embedding[4] = {            /* one tensor, b
 static const char *tmoei_bart_old_name(const char *name) {
     return strncmp(name, "model.", 6) == 0 ? name + 6 : name;
 }
+/* A tensor by its name or its old one, and the file it lies in, or NULL. */
 static const tmoei_entry *tmoei_bart_find(const tmoei_weights *w, const char *name,
         const tmoei_safetensors **file) {
-    const tmoei_entry *entry = tmoei_weights_find(w, name, file);
-    return entry ? entry : tmoei_weights_find(w, tmoei_bart_old_name(name), file);
+    const tmoei_entry *entry = NULL;
+    for (int old = 0; old < 2; old++, name = tmoei_bart_old_name(name))
+        for (*file = w->files; *file < w->files + w->count; ++*file)
+            if ((entry = tmoei_safetensors_find(*file, name)) != NULL) return entry;
+    return NULL;
 }
-/* Whether a BART has a tensor of this name. */
 static int tmoei_bart_knows(const tmoe_model *model, const char *name) {
     tmoei_bart_tensor t;
     name = tmoei_bart_old_name(name);
@@ -7740,7 +7685,7 @@ static tmoe_result tmoei_bart_read(tmoe_model *model, const tmoei_weights *w, co
         for (e = w->files[f].entries; e < w->files[f].entries + w->files[f].count
                 && strlen(text) + 4 < sizeof text; e++)
             if (!tmoei_bart_knows(model, e->name)) tmoei_problem(text, sizeof text, "%s is unknown", e->name);
-            else if (strncmp(e->name, "model.", 6) == 0 && tmoei_weights_find(w, e->name + 6, &file))
+            else if (strncmp(e->name, "model.", 6) == 0 && tmoei_bart_find(w, e->name + 6, &file))
                 tmoei_problem(text, sizeof text, "%s is there twice, once without model.", e->name);
     return text[0] ? tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s", folder, text) : ctx->error;
 }
@@ -7831,7 +7776,6 @@ static tmoe_result tmoei_bart_generation(tmoe_model *model, const tmoei_json *js
     if (fresh.min_length >= 0) g->min_length = fresh.min_length + 1;
     return TMOE_OK;
 }
-/* merges.txt: two tokens a line, a space between. */
 static void tmoei_merges_read(tmoe_tokenizer *t, const char *path) {
     tmoei_lines in;
     tmoei_lines_open(t->ctx, &in, path);
@@ -7859,8 +7803,8 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder) 
     if (t && tmoei_json_file(ctx, &json, path, folder, "tokenizer_config.json", 1) == TMOE_OK && json.count) {
         const tmoei_json_kind space = tmoei_json_value(&json, 0, "add_prefix_space")->kind;
         if (space != TMOEI_JSON_NULL) t->prefix_space = space == TMOEI_JSON_TRUE;
-        tmoei_json_free(ctx, &json);
     }
+    tmoei_json_free(ctx, &json);
     return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
 }
 TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder) {
@@ -7885,10 +7829,9 @@ TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder) {
             (void)tmoei_bart_read(model, &weights, folder);
     }
     tmoei_json_free(ctx, &json); tmoei_json_free(ctx, &generation);
-    tmoei_weights_close(ctx, &weights); tmoe_tokenizer_destroy(tokenizer);
-    if (ctx->error == TMOE_OK) return model;
-    tmoe_model_destroy(model);
-    return NULL;
+    for (size_t i = 0; i < weights.count; i++) tmoei_safetensors_close(ctx, &weights.files[i]);
+    tmoei_free(ctx, weights.files); tmoe_tokenizer_destroy(tokenizer);
+    return tmoei_model_if(ctx->error == TMOE_OK, model);
 }
 /* ---- writing ------------------------------------------------------------------------------------------ */
 static tmoe_result tmoei_make_folder(tmoe_ctx *ctx, const char *folder) {
@@ -7927,7 +7870,6 @@ static void tmoei_bart_text(const tmoe_model *model, int which, tmoei_buffer *b)
             "\"add_prefix_space\":%s", c->source_tokens, model->tokenizer->prefix_space ? "true" : "false");
     tmoei_buffer_add(ctx, b, "}\n", 2);
 }
-/* A dense model as a folder. */
 static tmoe_result tmoei_bart_write(const tmoe_model *model, const char *folder) {
     tmoe_ctx *ctx = model->ctx;
     char path[TMOEI_PATH];

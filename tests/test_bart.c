@@ -357,6 +357,15 @@ static void test_broken_tokenizer_files_are_refused(void)
     tmoe_model *model = tmoe_bart_load(ctx, FOLDER);            /* without one: token ids only */
     CHECK(model && model->tokenizer == NULL);
     tmoe_model_destroy(model);
+    static const char vocabulary[] = "{\"<s>\":0,\"<pad>\":1,\"</s>\":2,\"<unk>\":3,\"a\":4}", merges[] = "a\n";     /* a bad pair, and a config that is read all the same */
+    spit("vocab.json", vocabulary, sizeof vocabulary - 1);
+    spit("merges.txt", merges, sizeof merges - 1);
+    spit("tokenizer_config.json", "{\"add_prefix_space\":true}", 25);
+    const size_t in_use = ctx->bytes_now;
+    CHECK(tmoe_tokenizer_load(ctx, FOLDER) == NULL);
+    CHECK_HAS(tmoe_error_message(ctx), "no merge");
+    CHECK(ctx->bytes_now == in_use);
+    (void)remove(FOLDER "/vocab.json"); (void)remove(FOLDER "/merges.txt");
 }
 
 /* A task of a mixture, cut out: the folder computes what the mixture computes for that task. */
