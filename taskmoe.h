@@ -1603,8 +1603,8 @@ TMOEI_TARGET static void TMOEI_FN(merge_backward)(float *dtheta, const float *th
     const V r0 = VSET(r[0]), r1 = VSET(r[1]), r2 = VSET(r[2]), r3 = VSET(r[3]);
     V s0 = VSET(0.0f), s1 = s0, s2 = s0, s3 = s0;
     TMOEI_EACH(n, const V d = VREAD(theta + at) - VREAD(first + at);
-        TMOEI_PREFETCH_L2(theta + next + at);
-        if (dtheta) TMOEI_PREFETCH_L2(dtheta + next + at);
+        if (VW > 1) TMOEI_PREFETCH_L2(theta + next + at);
+        if (VW > 1 && dtheta) TMOEI_PREFETCH_L2(dtheta + next + at);
         const V x0 = VREAD(g + at), x1 = VREAD(g1 + at), x2 = VREAD(g2 + at), x3 = VREAD(g3 + at);
         if (dtheta) VWRITE(dtheta + at,
             VFMA(r0, x0, VFMA(r1, x1, VFMA(r2, x2, VFMA(r3, x3, VREAD(dtheta + at))))));
@@ -2066,7 +2066,7 @@ static float tmoei_log_sum_exp(const tmoe_ctx *ctx, const float *x, int n) {
 /* theta_bar_t (T, n) = sum_e r_te theta_e, theta (E, n); backward where there is g (T, n):
  *   dtheta_e += sum_t r_te g_t (dtheta may be NULL);  dr_te += <g_t, theta_e - theta_bar_t> (dr may be NULL),
  *   which, where r_t sums to 1, is d_te - sum_e' r_te' d_te', d_te = <g_t, theta_e - theta_0>.
- * Every expert comes from memory once, whatever T is: a piece of all tasks stays in L1 meanwhile. */
+ * Every expert comes from memory once, whatever T is: a piece of all tasks stays in L1, or L2, meanwhile. */
 #define TMOEI_MERGE_PIECE 768
 typedef struct tmoei_merge_job {
     int T, E;
@@ -2075,16 +2075,22 @@ typedef struct tmoei_merge_job {
     float *out, *dr, *partial;          /* out: theta_bar, or dtheta; partial sums of dr (chunks, T, E) */
     size_t grain;                       /* floats a chunk: as many chunks as `partial` holds at most */
 } tmoei_merge_job;
-/* A product of small factors, whose long lines are asked for ahead: r (T, E) theta (E, n). */
+/* r (T, E) theta (E, n): a product of small factors. Its long lines are asked for ahead, 16 of them at once:
+ * of more the processor loses track. */
 static void tmoei_merge_piece(const tmoei_kernels *kernels, const tmoei_merge_job *s, size_t from, size_t n) {
-    const size_t E = (size_t)s->E, nr = (size_t)kernels->nr, end = from + n, whole = end - n % nr;
-    for (size_t at = from; at < whole; at += nr) {
-        for (size_t e = 0; e < E; e++) for (size_t i = 0; i < nr; i += 16)
-            TMOEI_PREFETCH(s->theta + e * s->n + at + 128 + i);
-        for (int t = 0, rows; t < s->T; t += rows) {
-            rows = tmoei_least(kernels->mr, s->T - t);
-            kernels->micro[rows](s->E, s->r + (size_t)t * s->stride, s->stride, 1, s->theta + at, s->n, 0.0f,
-                s->out + (size_t)t * s->n + at, s->n, (int)nr);
+    const size_t nr = (size_t)kernels->nr, end = from + n, whole = end - n % nr;
+    for (int e = 0, some; e < s->E; e += some) {
+        const float *theta = s->theta + (size_t)e * s->n;
+        some = tmoei_least(16, s->E - e);
+        for (size_t at = from; at < whole; at += nr) {
+            for (size_t i = 0; i < (size_t)some; i++) for (size_t j = 0; j < nr; j += 16)
+                TMOEI_PREFETCH(theta + i * s->n + at + 128 + j);
+            for (int t = 0, rows; t < s->T; t += rows) {
+                float *out = s->out + (size_t)t * s->n + at;
+                rows = tmoei_least(kernels->mr, s->T - t);
+                kernels->micro[rows](some, s->r + (size_t)t * s->stride + e, s->stride, 1, theta + at, s->n,
+                    e > 0 ? 1.0f : 0.0f, out, s->n, (int)nr);
+            }
         }
     }
     for (size_t t = 0; whole < end && t < (size_t)s->T; t++)
@@ -2098,7 +2104,8 @@ static void tmoei_merge_sweep(const tmoe_ctx *ctx, const void *job, size_t at, s
     if (partial) memset(partial, 0, T * E * sizeof(float));
     for (size_t n; at < end; at += n) {
         n = end - at < TMOEI_MERGE_PIECE ? end - at : TMOEI_MERGE_PIECE;
-        if (!s->g) tmoei_merge_piece(ctx->kernels, s, at, n);
+        if (!s->g && T == 1) ctx->kernels->merge(s->out + at, 0, s->theta + at, s->n, s->r, s->E, n);
+        else if (!s->g) tmoei_merge_piece(ctx->kernels, s, at, n);
         for (size_t e = 0; s->g && e < E; e++) for (size_t t = 0; t < T; t += 4) {
             float r[4] = { 0.0f, 0.0f, 0.0f, 0.0f }, dots[4];
             int used = 0;
@@ -2122,7 +2129,7 @@ static void tmoei_merge(tmoe_ctx *ctx, tmoei_merge_job *job) {
         for (size_t e = 0; e < E; e++) {
             double sum = 0.0;
             for (size_t chunk = 0; chunk * job->grain < job->n; chunk++) sum += (double)dots[chunk * all + e];
-            dots[e] = (float)sum; bar += (double)job->r[t * job->stride + e] * sum;
+            dots[e] = (float)sum; bar += (double)job->r[t * job->stride + e] * (double)dots[e];
         }
         for (size_t e = 0; e < E; e++) dr[e] += (float)((double)dots[e] - bar);
     }

@@ -23,7 +23,7 @@ while [ $round -lt "$rounds" ]; do
     for size in $sizes; do
         note "$size dense" ours "$dir/bench_step" "$threads" "$size"
         [ -z "$python" ] || note "$size dense" torch env FTZ=1 FUSED=1 $python "$peers/ttrain.py" "$threads" "$size"
-        [ "$size" = S ] || continue         # mixtures of three experts
+        [ "$size" != M ] || continue        # mixtures of three experts, of S and B
         note "$size PARAM / softmax" ours "$dir/bench_step" "$threads" "$size" 3 param
         [ -z "$python" ] || note "$size PARAM / softmax" torch env FTZ=1 FUSED=1 $python "$peers/tmix.py" "$threads" "$size" 3 softmax
         note "$size straight-through" ours "$dir/bench_step" "$threads" "$size" 3 st

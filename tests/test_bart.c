@@ -365,7 +365,7 @@ static void test_broken_tokenizer_files_are_refused(void)
     CHECK(tmoe_tokenizer_load(ctx, FOLDER) == NULL);
     CHECK_HAS(tmoe_error_message(ctx), "no merge");
     CHECK(ctx->bytes_now == in_use);
-    (void)remove(FOLDER "/vocab.json"); (void)remove(FOLDER "/merges.txt");
+    (void)remove(FOLDER "/vocab.json"); (void)remove(FOLDER "/merges.txt"); (void)remove(FOLDER "/tokenizer_config.json");
 }
 
 /* A task of a mixture, cut out: the folder computes what the mixture computes for that task. */

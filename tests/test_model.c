@@ -709,6 +709,65 @@ static void test_frozen_parts_do_not_move(void)
     }
 }
 
+/* Nine requests of several lengths at once, and each alone: the same tokens. Rows move when requests end and when beams change places. */
+static void test_requests_answered_together_are_as_each_alone(void)
+{
+    enum { N = 9, LONG = 13 };
+    tmoe_ctx *ctx = tmoe_ctx_create(NULL);
+    int ids[N * 7], lengths[N], n = 0, other = 0, differ = 0;
+    for (int r = 0; r < N; r++) {
+        lengths[r] = 2 + r % 6;
+        for (int i = 0; i < lengths[r]; i++) ids[n++] = (r * 7 + i * 5 + 1) % 24;
+    }
+    for (int seed = 1; seed <= 12; seed++) {
+        tmoe_config c = tmoe_config_default();
+        c.D = 16; c.H_encoder = c.H_decoder = 2; c.F_encoder = c.F_decoder = 32; c.E = 1; c.V = 24; c.seed = (uint64_t)seed;
+        c.source_tokens = 16; c.target_tokens = 14; c.encoder_layers = c.decoder_layers = 1;
+        tmoe_model *model = tmoe_model_create(ctx, &c, NULL, NULL, 0);
+        CHECK(model != NULL);
+        if (!model) break;
+        for (size_t i = 0; i < model->size; i++) model->theta[i] *= model->theta[i] == 1.0f ? 1.0f : 12.0f;      /* answers that differ */
+        for (int beams = 1; beams <= 4; beams++) {
+            static int together[N * 4 * LONG], counts[N * 4], alone[4 * LONG], count[4];
+            tmoe_generation g = *tmoe_model_generation(model);
+            g.beams = g.returned = beams; g.max_length = LONG;
+            g.early_stopping = beams % 2 ? TMOE_EARLY_STOPPING_TRUE : TMOE_EARLY_STOPPING_NEVER;
+            memset(together, 0, sizeof together);
+            CHECK(tmoe_generate(model, -1, NULL, ids, lengths, N, &g, together, counts, NULL) == TMOE_OK);
+            for (int r = 0, at = 0; r < N; at += lengths[r++]) {
+                memset(alone, 0, sizeof alone);
+                CHECK(tmoe_generate(model, -1, NULL, ids + at, lengths + r, 1, &g, alone, count, NULL) == TMOE_OK);
+                for (int b = 0; b < beams; b++) {
+                    other += counts[r * beams + b] != counts[0];
+                    differ += count[b] != counts[r * beams + b] || memcmp(alone + b * LONG, together + (r * beams + b) * LONG, (size_t)count[b] * sizeof(int));
+                }
+            }
+        }
+        tmoe_model_destroy(model);
+    }
+    CHECK(other > 0 && differ == 0);
+    tmoe_ctx_destroy(ctx);
+}
+
+/* A text may fill the model's room to the last token, and no more; one that does not fit leaves nothing behind. */
+static void test_texts_of_the_longest_length_are_taken_and_longer_ones_refused(void)
+{
+    tmoe_config c = small_config(); tmoe_training t = small_training();
+    set s = make(1, &c, &t);
+    tmoei_texts texts = { NULL, NULL, 0, 0, 0, 0 };
+    const int end = tmoe_tokenizer_special(s.model->tokenizer, TMOE_TOKEN_END);
+    CHECK(tmoei_texts_add(s.model, &texts, NULL, "abcdef", 8, "input", "t", 0) == TMOE_OK);      /* <s> six bytes </s> */
+    CHECK(texts.count == 1 && texts.ids_used == 8 && texts.ids[7] == end);
+    CHECK(tmoei_texts_add(s.model, &texts, NULL, "abcdefg", 8, "input", "t", 1) == TMOE_ERR_DATA);
+    CHECK_HAS(tmoe_error_message(s.ctx), "task t, line 2: the input has 9 tokens; the model takes at most 8");
+    CHECK(texts.count == 1 && texts.ids_used == 8);
+    s.ctx->error = TMOE_OK;
+    CHECK(tmoei_texts_add(s.model, &texts, NULL, "abcdefg", 9, "input", "t", 1) == TMOE_OK);
+    CHECK(texts.count == 2 && texts.ids_used == 17 && texts.ids[7] == end && texts.ids[16] == end);
+    tmoei_free(s.ctx, texts.ids); tmoei_free(s.ctx, texts.offsets);
+    unmake(&s);
+}
+
 /* Alternating updates: in its turn the model moves, then router and task vectors; what rests keeps its moments, too. */
 static void test_alternating_updates_leave_the_other_part_alone(void)
 {
@@ -1019,6 +1078,8 @@ TEST_MAIN("test_model",
     RUN(test_answers_do_not_depend_on_their_batch);
     RUN(test_cached_decoding_equals_the_full_pass);
     RUN(test_frozen_parts_do_not_move);
+    RUN(test_requests_answered_together_are_as_each_alone);
+    RUN(test_texts_of_the_longest_length_are_taken_and_longer_ones_refused);
     RUN(test_alternating_updates_leave_the_other_part_alone);
     RUN(test_all_problems_of_a_config_are_in_one_message);
     RUN(test_a_text_longer_than_the_model_takes_is_named);
