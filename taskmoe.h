@@ -1587,7 +1587,7 @@ TMOEI_TARGET static void TMOEI_FN(merge)(float *out, int more, const float *thet
         const V r0 = VSET(r[e]), r1 = VSET(left_over > 1 ? r[e + 1] : 0.0f);
         const V r2 = VSET(left_over > 2 ? r[e + 2] : 0.0f), r3 = VSET(left_over > 3 ? r[e + 3] : 0.0f);
         /* the next four lines, where short, are not foreseen: each fourth 64 bytes wake the processor */
-        for (size_t at = 0; m <= 512 && left_over > 7 && at < m; at += 64)
+        for (size_t at = 0; m <= 768 && left_over > 7 && at < m; at += 64)
             for (size_t i = 4; i < 8; i++) TMOEI_PREFETCH_L2(t0 + i * stride + at);
         TMOEI_EACH(m, V s = add ? VREAD(y + at) : VSET(0.0f);
             s = VFMA(r0, VREAD(t0 + at), s); s = VFMA(r1, VREAD(t1 + at), s);
