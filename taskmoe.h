@@ -1,11 +1,12 @@
 /* taskmoe.h 0.1.0 - task-level mixture of experts in C: one header, nothing but libc and libm
  *   #define TASKMOE_IMPLEMENTATION        in ONE .c file, before
- *   #include "taskmoe.h"                  cc -O2 program.c -lm   (with TMOE_THREADS defined also -lpthread)
- * Whole transformer layers are experts. A router looks at a representation of the TASK - not of the token,
- * not of the example - and chooses, layer by layer, how the experts are mixed. Train on many tasks; ask
- * about tasks it has seen, and about tasks it knows by their instruction only.
- * It does NOT use a GPU, mixed precision or quantisation; does not run on several machines by itself (you
- * plug an all-reduce in); never exits, aborts, prints or reads the environment.
+ *   #include "taskmoe.h"                  cc -O2 program.c -lm   (with TMOE_THREADS defined also
+ *   -lpthread)
+ * Whole transformer layers are experts. A router looks at a representation of the TASK - not of the
+ * token, not of the example - and chooses, layer by layer, how the experts are mixed. Train on many
+ * tasks; ask about tasks it has seen, and about tasks it knows by their instruction only.
+ * It does NOT use a GPU, mixed precision or quantisation; does not run on several machines by
+ * itself (you plug an all-reduce in); never exits, aborts, prints or reads the environment.
  *
  * CONTENTS (search for the tag)
  *   quick start, the algorithm, concepts, build options        this comment
@@ -13,11 +14,14 @@
  *   >>platform >>errors >>memory >>random         the ground
  *   >>machine >>parallel >>kernels >>products >>sweeps >>context
  *                                                 processor, threads, inner loops, matrix products
- *   >>tape >>ops >>mix                            values forward, gradients backward; the two ways to mix
+ *   >>tape >>ops >>mix                            values forward, gradients backward; the two ways
+ *   to mix
  *   >>json >>safetensors >>tokenizer >>suite      text in, text out
- *   >>model >>layers >>router                     parameters, a pass of the transformer, from task to route
+ *   >>model >>layers >>router                     parameters, a pass of the transformer, from task
+ *   to route
  *   >>metrics >>routes >>inference                scores, reading of routes, answers
- *   >>train >>files >>bart                        the training loop, few-shot, checkpoints, real models
+ *   >>train >>files >>bart                        the training loop, few-shot, checkpoints, real
+ *   models
  *   licence                                       last lines
  *
  * QUICK START (examples/quickstart.c, word for word; prints "violin -> VIOLIN")
@@ -34,76 +38,97 @@
  *       char answer[64] = "";
  *       tmoe_suite *suite = tmoe_suite_load(ctx, "examples/suite", "quickstart");
  *       tmoe_model *model;
+ *
  *       training.steps = 2000;
- *       training.examples_per_task = 4;                 // small steps, many of them
+ *       training.examples_per_task = 4; // small steps, many of them
  *       training.lr_model = 4e-3f;
- *       training.vocabulary = 0;                        // read and write bytes
- *       config.D = 64;                                  // a small model for a small job
+ *       training.vocabulary = 0; // read and write bytes
+ *       config.D = 64;           // a small model for a small job
  *       config.F_encoder = config.F_decoder = 256;
  *       model = suite ? tmoe_train(ctx, suite, &config, &training) : NULL;
- *       if (!model || tmoe_answer(model, "Write the word in upper case.", "violin",
- *                                 answer, sizeof answer) != TMOE_OK
+ *       if (!model
+ *           || tmoe_answer(model, "Write the word in upper case.", "violin", answer, sizeof answer)
+ *               != TMOE_OK
  *           || tmoe_model_save(model, argc > 1 ? argv[1] : "quickstart.safetensors") != TMOE_OK)
  *           fprintf(stderr, "quickstart: %s\n", tmoe_error_message(ctx));
  *       printf("violin -> %s\n", answer);
+ *
  *       tmoe_model_destroy(model);
  *       tmoe_suite_destroy(suite);
  *       tmoe_ctx_destroy(ctx);
- *       return strcmp(answer, "VIOLIN") != 0;            // it must have learned that much
+ *       return strcmp(answer, "VIOLIN") != 0; // it must have learned that much
  *   }
  *
  * THE ALGORITHM ON ONE PAGE
- *   Letters: B batch, T target length, S source length, D width, H heads, F width of the feed-forward
- *   network, V vocabulary, L layers, E experts a layer, N tasks, R routed layers, k width of a task
- *   vector. Lower case is an index. Matrices are row-major, weights are (out, in), gradients are d + name.
+ *   Letters: B batch, T target length, S source length, D width, H heads, F width of the
+ *   feed-forward network, V vocabulary, L layers, E experts a layer, N tasks, R routed layers, k
+ *   width of a task vector. Lower case is an index. Matrices are row-major, weights are (out, in),
+ *   gradients are d + name.
  *
- *     task vector   e_t in R^k                     hashed words of the instruction, a trained row, or given
- *     logits        z_t = router(e_t)              (R, E): an MLP a routed layer, or one of nine others
+ *     task vector   e_t in R^k                     hashed words of the instruction, a trained row,
+ *     or given
+ *     logits        z_t = router(e_t)              (R, E): an MLP a routed layer, or one of nine
+ *     others
  *     route         r_t,l = softmax(z_t,l / tau)   a distribution over the experts of each layer
  *                                                  (or Gumbel, straight-through, average, random)
- *     PARAM mix     theta_bar = sum_e r_e theta_e  one ordinary layer runs on it: cost 1x whatever E is
- *     OUTPUT mix    h' = sum_e r_e layer_e(h)      the paper's: the outputs of whole layers are averaged
+ *     PARAM mix     theta_bar = sum_e r_e theta_e  one ordinary layer runs on it: cost 1x whatever
+ *     E is
+ *     OUTPUT mix    h' = sum_e r_e layer_e(h)      the paper's: the outputs of whole layers are
+ *     averaged
  *     backward      PARAM   dtheta_e += r_e g,  dr_e = <g, theta_e - theta_bar>,  g = dl/dtheta_bar
  *                   OUTPUT  dh_e = r_e dh',     dr_e = <dh', layer_e(h)>
  *
- *   An expert is a complete transformer layer of an encoder-decoder, residuals included; embeddings, norms
- *   outside the layers and the head are shared. Because the route belongs to the task, everything that
- *   depends on it happens once a task: in training once a step, when answering once, after which the
- *   merged model IS a dense model.
- *   Papers: Ye, Zha, Ren 2022 (arXiv 2205.12701, the method); Muqeeth, Liu, Raffel 2023 (2306.03745, soft
- *   merging); Jang 2017 (1611.01144, straight-through Gumbel); Loshchilov 2019 (1711.05101, AdamW); Lewis
- *   2020 (1910.13461, BART). Where we differ: no noise in evaluation, loss averaged over target tokens,
- *   frozen parameters do not move, norms are not decayed, nothing is computed for unselected experts'
- *   weights, the temperature is saved.
+ *   An expert is a complete transformer layer of an encoder-decoder, residuals included;
+ *   embeddings, norms outside the layers and the head are shared. Because the route belongs to the
+ *   task, everything that depends on it happens once a task: in training once a step, when
+ *   answering once, after which the merged model IS a dense model.
+ *   Papers: Ye, Zha, Ren 2022 (arXiv 2205.12701, the method); Muqeeth, Liu, Raffel 2023
+ *   (2306.03745, soft merging); Jang 2017 (1611.01144, straight-through Gumbel); Loshchilov 2019
+ *   (1711.05101, AdamW); Lewis 2020 (1910.13461, BART). Where we differ: no noise in evaluation,
+ *   loss averaged over target tokens, frozen parameters do not move, norms are not decayed, nothing
+ *   is computed for unselected experts' weights, the temperature is saved.
  *
  * CONCEPTS
  *   context   tmoe_ctx: allocator, threads, kernels, last error. Contexts are independent.
- *   group     the unit of work: examples of one task, packed without padding. A step's batch is several.
- *   tape      operations compute at once and remember how to go back. Use tmoe_train and tmoe_answer; or a
- *             loop on tmoe_step, tmoe_route, tmoe_evaluate; or a model on tmoe_linear, tmoe_attention, ...
- *   equal bits  the same seed gives the same bits, on 1, 2 or 64 threads, and after stopping and resuming.
+ *   group     the unit of work: examples of one task, packed without padding. A step's batch is
+ *   several.
+ *   tape      operations compute at once and remember how to go back. Use tmoe_train and
+ *   tmoe_answer; or a
+ *             loop on tmoe_step, tmoe_route, tmoe_evaluate; or a model on tmoe_linear,
+ *             tmoe_attention, ...
+ *   equal bits  the same seed gives the same bits, on 1, 2 or 64 threads, and after stopping and
+ *   resuming.
  *             Across instruction sets results agree to rounding.
- *   files     safetensors, written to a temporary file, flushed, renamed; validated before it is believed.
+ *   files     safetensors, written to a temporary file, flushed, renamed; validated before it is
+ *   believed.
  *
  * For every function of the API, where its own comment says nothing else:
- *   thread    a context, with all that was made on it, is for one thread at a time. "thread any": it only
+ *   thread    a context, with all that was made on it, is for one thread at a time. "thread any":
+ *   it only
  *             reads, so several threads may call it while nobody writes.
- *   fails     functions give a tmoe_result, or NULL for what they should have made; tmoe_error_message()
- *             then has the first cause with its values and the rule, and nothing else has changed. All of
- *             these may fail with TMOE_ERR_MEMORY; functions that give neither never fail.
- *   out       what is made is yours, up to its tmoe_..._destroy (NULL is fine), which comes before the
+ *   fails     functions give a tmoe_result, or NULL for what they should have made;
+ *   tmoe_error_message()
+ *             then has the first cause with its values and the rule, and nothing else has changed.
+ *             All of these may fail with TMOE_ERR_MEMORY; functions that give neither never fail.
+ *   out       what is made is yours, up to its tmoe_..._destroy (NULL is fine), which comes before
+ *   the
  *             context's. What you hand in (in) is copied or only read during the call.
  *   cost      a constant time, or a copy of what is handed in
  *
  * BUILD OPTIONS (define before including; only read where TASKMOE_IMPLEMENTATION is defined)
- *   TASKMOE_IMPLEMENTATION   make the bodies here            TASKMOE_STATIC   everything static in this file
- *   TMOE_THREADS             built-in pthread pool           TMOE_NO_STDIO    no FILEs: no load, no save
- *   TMOE_NO_SIMD, TMOE_NO_AVX512, TMOE_NO_AVX2, TMOE_NO_NEON TMOE_ALLOW_FAST_MATH   accept -ffast-math
- *   TMOE_MALLOC, TMOE_FREE   default allocator, both         TMOE_DEF         own linkage or decoration
- *   TMOE_HEADER_FILENAME     "taskmoe.h" under another name (the kernels include the header again) */
+ *   TASKMOE_IMPLEMENTATION   make the bodies here            TASKMOE_STATIC   everything static in
+ *   this file
+ *   TMOE_THREADS             built-in pthread pool           TMOE_NO_STDIO    no FILEs: no load, no
+ *   save
+ *   TMOE_NO_SIMD, TMOE_NO_AVX512, TMOE_NO_AVX2, TMOE_NO_NEON TMOE_ALLOW_FAST_MATH   accept
+ *   -ffast-math
+ *   TMOE_MALLOC, TMOE_FREE   default allocator, both         TMOE_DEF         own linkage or
+ *   decoration
+ *   TMOE_HEADER_FILENAME     "taskmoe.h" under another name (the kernels include the header again)
+ *   */
 #if !defined(TASKMOE_H_INCLUDED)
 #define TASKMOE_H_INCLUDED
-/* ---- API: linkage, result codes, context (>>context) -------------------------------------------------- */
+/* ---- API: linkage, result codes, context (>>context) ----------------------------------------- */
 #define TMOE_VERSION_MAJOR 0
 #define TMOE_VERSION_MINOR 1
 #define TMOE_VERSION_PATCH 0
@@ -111,13 +136,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#if defined(TMOE_DEF)                   /* the program's own */
+#if defined(TMOE_DEF) /* the program's own */
 #elif !defined(TASKMOE_STATIC)
-#  define TMOE_DEF extern
+#define TMOE_DEF extern
 #elif defined(__GNUC__)
-#  define TMOE_DEF static __attribute__((unused))
+#define TMOE_DEF static __attribute__((unused))
 #else
-#  define TMOE_DEF static
+#define TMOE_DEF static
 #endif
 #ifdef __cplusplus
 extern "C" {
@@ -125,117 +150,160 @@ extern "C" {
 
 /* Result codes. One list makes the enum and the texts of tmoe_result_name(). */
 #define TMOE_RESULTS(X) \
-    X(TMOE_OK,            "ok") \
-    X(TMOE_ERR_ARGUMENT,  "bad argument") \
-    X(TMOE_ERR_CONFIG,    "configuration makes no sense") \
-    X(TMOE_ERR_SHAPE,     "shapes do not fit") \
-    X(TMOE_ERR_MEMORY,    "out of memory") \
-    X(TMOE_ERR_FILE,      "file cannot be read or written") \
-    X(TMOE_ERR_FORMAT,    "file is not what it should be") \
-    X(TMOE_ERR_DATA,      "task data cannot be used") \
-    X(TMOE_ERR_NUMERIC,   "not a finite number") \
+    X(TMOE_OK, "ok") \
+    X(TMOE_ERR_ARGUMENT, "bad argument") \
+    X(TMOE_ERR_CONFIG, "configuration makes no sense") \
+    X(TMOE_ERR_SHAPE, "shapes do not fit") \
+    X(TMOE_ERR_MEMORY, "out of memory") \
+    X(TMOE_ERR_FILE, "file cannot be read or written") \
+    X(TMOE_ERR_FORMAT, "file is not what it should be") \
+    X(TMOE_ERR_DATA, "task data cannot be used") \
+    X(TMOE_ERR_NUMERIC, "not a finite number") \
     X(TMOE_ERR_CANCELLED, "stopped by the caller")
 #define TMOEI_RESULT_ENUM(code, text) code,
+
 typedef enum tmoe_result { TMOE_RESULTS(TMOEI_RESULT_ENUM) TMOE_RESULT_COUNT } tmoe_result;
+
 #undef TMOEI_RESULT_ENUM
 
-/* Instruction sets that the kernels are made for; TMOE_ISA_AUTO takes the best the processor has. */
-typedef enum tmoe_isa { TMOE_ISA_AUTO, TMOE_ISA_C, TMOE_ISA_NEON, TMOE_ISA_AVX2, TMOE_ISA_AVX512 } tmoe_isa;
+/* Instruction sets that the kernels are made for; TMOE_ISA_AUTO takes the best the processor has.
+ * */
+typedef enum tmoe_isa {
+    TMOE_ISA_AUTO,
+    TMOE_ISA_C,
+    TMOE_ISA_NEON,
+    TMOE_ISA_AVX2,
+    TMOE_ISA_AVX512
+} tmoe_isa;
 typedef struct tmoe_ctx tmoe_ctx;
 
 /* How a context is made; all zero is the default (malloc, one thread, best instruction set). */
 typedef struct tmoe_ctx_config {
-    void *(*alloc_fn)(size_t size_bytes, void *user);              /* both or neither of alloc_fn, free_fn */
-    void  (*free_fn)(void *ptr, size_t size_bytes, void *user);
-    void   *alloc_user;
-    int     threads;     /* lanes to split work into, 1 to 64; 0 = 1. Needs TMOE_THREADS or parallel_fn */
-    /* Runs task(arg, 0) ... task(arg, n - 1), n <= threads, each once, at the same time where it can, and
-     * returns when all are done. NULL: the built-in pool (TMOE_THREADS) or one after the other. */
-    void  (*parallel_fn)(void *user, void (*task)(void *arg, int lane), void *arg, int n);
-    void   *parallel_user;
-    tmoe_isa isa;            /* forces an instruction set (tests); one the processor lacks falls back to C */
+    void *(*alloc_fn)(size_t size_bytes, void *user); /* both or neither of alloc_fn, free_fn */
+    void (*free_fn)(void *ptr, size_t size_bytes, void *user);
+    void *alloc_user;
+    int threads; /* lanes to split work into, 1 to 64; 0 = 1. Needs TMOE_THREADS or parallel_fn */
+    /* Runs task(arg, 0) ... task(arg, n - 1), n <= threads, each once, at the same time where it
+     * can, and returns when all are done. NULL: the built-in pool (TMOE_THREADS) or one after the
+     * other. */
+    void (*parallel_fn)(void *user, void (*task)(void *arg, int lane), void *arg, int n);
+    void *parallel_user;
+    tmoe_isa isa; /* forces an instruction set (tests); one the processor lacks falls back to C */
 } tmoe_ctx_config;
 
-/* tmoe_ctx_create, _destroy - what everything else hangs on: memory, errors, threads, kernels  >>context
- *   config  in; NULL = all defaults   out  free it last   cost  packing buffers, 5.5 MiB and 1.1 MiB a thread
- *   fails   NULL: no memory, only one of alloc_fn and free_fn, threads not 0 to 64, a thread did not start */
+/* tmoe_ctx_create, _destroy - what everything else hangs on: memory, errors, threads, kernels
+ * >>context
+ *   config  in; NULL = all defaults   out  free it last   cost  packing buffers, 5.5 MiB and 1.1
+ *   MiB a thread
+ *   fails   NULL: no memory, only one of alloc_fn and free_fn, threads not 0 to 64, a thread did
+ *   not start */
 TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config);
 TMOE_DEF void tmoe_ctx_destroy(tmoe_ctx *ctx);
-/* tmoe_error, tmoe_error_message - the first cause of the last call's failure; TMOE_OK and "" if it went well
- *   out  text with the values and the rule that was broken; the context's, valid until its next call */
+/* tmoe_error, tmoe_error_message - the first cause of the last call's failure; TMOE_OK and "" if it
+ * went well
+ *   out  text with the values and the rule that was broken; the context's, valid until its next
+ *   call */
 TMOE_DEF tmoe_result tmoe_error(const tmoe_ctx *ctx);
 TMOE_DEF const char *tmoe_error_message(const tmoe_ctx *ctx);
 /* tmoe_result_name - what a result code means in words.   thread  any */
 TMOE_DEF const char *tmoe_result_name(tmoe_result result);
-/* tmoe_ctx_kernels - the instruction set in use: "AVX-512", "AVX2", "NEON" or "C".     thread  any */
+/* tmoe_ctx_kernels - the instruction set in use: "AVX-512", "AVX2", "NEON" or "C".     thread  any
+ * */
 TMOE_DEF const char *tmoe_ctx_kernels(const tmoe_ctx *ctx);
 /* tmoe_ctx_bytes - bytes out now; the most ever into *peak (or NULL) */
 TMOE_DEF size_t tmoe_ctx_bytes(const tmoe_ctx *ctx, size_t *peak);
 /* tmoe_version - TMOE_VERSION of the implementation.   thread  any */
 TMOE_DEF int tmoe_version(void);
-/* ---- API: tape and operations (>>tape, >>ops) --------------------------------------------------------- */
-/* A row-major matrix of floats on a tape. Last index contiguous: element (r, c) is x[r * cols + c]. */
+
+/* ---- API: tape and operations (>>tape, >>ops) ------------------------------------------------ */
+/* A row-major matrix of floats on a tape. Last index contiguous: element (r, c) is x[r * cols + c].
+ * */
 typedef struct tmoe_tensor {
     int rows, cols;
-    float *x;               /* values (rows, cols) */
-    float *dx;              /* gradient of the loss, same shape; NULL before the backward pass reaches it */
-    int wants_grad;         /* 0: a constant, or made while the tape was not recording */
-    int has_grad;           /* 0: the next contribution to dx overwrites, 1: it adds */
+    float *x;       /* values (rows, cols) */
+    float *dx;      /* gradient of the loss, same shape; NULL before the backward pass reaches it */
+    int wants_grad; /* 0: a constant, or made while the tape was not recording */
+    int has_grad;   /* 0: the next contribution to dx overwrites, 1: it adds */
 } tmoe_tensor;
 
 typedef struct tmoe_tape tmoe_tape;
-typedef enum tmoe_activation { TMOE_NONE, TMOE_GELU, TMOE_RELU, TMOE_TANH, TMOE_SIGMOID } tmoe_activation;
 
-/* tmoe_tape_create, _destroy - an empty tape that records; memory of a step's tensors is kept for the next */
+typedef enum tmoe_activation {
+    TMOE_NONE,
+    TMOE_GELU,
+    TMOE_RELU,
+    TMOE_TANH,
+    TMOE_SIGMOID
+} tmoe_activation;
+
+/* tmoe_tape_create, _destroy - an empty tape that records; memory of a step's tensors is kept for
+ * the next */
 TMOE_DEF tmoe_tape *tmoe_tape_create(tmoe_ctx *ctx);
 TMOE_DEF void tmoe_tape_destroy(tmoe_tape *tape);
-/* tmoe_tape_reset - forgets all tensors, keeps the memory for the next step; clears the context's error */
+/* tmoe_tape_reset - forgets all tensors, keeps the memory for the next step; clears the context's
+ * error */
 TMOE_DEF void tmoe_tape_reset(tmoe_tape *tape);
-/* tmoe_tape_record - on = 0: operations compute values only (inference), 1: they can be run backward */
+/* tmoe_tape_record - on = 0: operations compute values only (inference), 1: they can be run
+ * backward */
 TMOE_DEF void tmoe_tape_record(tmoe_tape *tape, int on);
-/* tmoe_leaf - wraps the caller's memory as a tensor (rows, cols); fails  TMOE_ERR_ARGUMENT: no x, no size
- *   x  in, must outlive the step   dx  of the same shape, gradients are ADDED to it; NULL makes a constant */
+/* tmoe_leaf - wraps the caller's memory as a tensor (rows, cols); fails  TMOE_ERR_ARGUMENT: no x,
+ * no size
+ *   x  in, must outlive the step   dx  of the same shape, gradients are ADDED to it; NULL makes a
+ *   constant */
 TMOE_DEF tmoe_tensor *tmoe_leaf(tmoe_tape *tape, int rows, int cols, float *x, float *dx);
-/* tmoe_backward - runs the tape from its last operation to its first, with d(loss) = 1; cost  twice forward
- *   loss   (1,1), made on this tape while it recorded (else TMOE_ERR_ARGUMENT, or an operation's first error)
+/* tmoe_backward - runs the tape from its last operation to its first, with d(loss) = 1; cost  twice
+ * forward
+ *   loss   (1,1), made on this tape while it recorded (else TMOE_ERR_ARGUMENT, or an operation's
+ *   first error)
  *   out    adds to dx of every leaf that has one; dx of tensors in between is dead afterwards */
 TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss);
 
-/* All operations: with a NULL input (an earlier one failed) the result is NULL, and the context keeps the
- * first cause. Results are the tape's until its reset. Wrong shapes: NULL + TMOE_ERR_SHAPE. Where nothing
- * else is said, x, a, b and out are (T,D), gradients go to all tensors that go in, nothing is kept for the
- * backward pass ("keeps"), and the cost is T*D flop or a copy. */
+/* All operations: with a NULL input (an earlier one failed) the result is NULL, and the context
+ * keeps the first cause. Results are the tape's until its reset. Wrong shapes: NULL +
+ * TMOE_ERR_SHAPE. Where nothing else is said, x, a, b and out are (T,D), gradients go to all
+ * tensors that go in, nothing is kept for the backward pass ("keeps"), and the cost is T*D flop or
+ * a copy. */
 
 /* tmoe_linear - y = act(x w^T + b) + residual   fails  act not NONE, GELU or RELU             >>ops
- *   x (T,D) in   w (F,D) in   b (1,F) in or NULL   residual (T,F) in or NULL   out (T,F)   grad  all four
- *   keeps  value before act, 4*T*F bytes, unless NONE   cost  2*T*D*F flop forward, twice that backward */
+ *   x (T,D) in   w (F,D) in   b (1,F) in or NULL   residual (T,F) in or NULL   out (T,F)   grad
+ *   all four
+ *   keeps  value before act, 4*T*F bytes, unless NONE   cost  2*T*D*F flop forward, twice that
+ *   backward */
 TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *w, tmoe_tensor *b,
-                                  tmoe_activation act, tmoe_tensor *residual);
-/* tmoe_layer_norm - y = gain * (x - mean) / sqrt(var + 1e-5) + bias, by rows (Ba 2016; 1e-5 as BART)  >>ops
+    tmoe_activation act, tmoe_tensor *residual);
+/* tmoe_layer_norm - y = gain * (x - mean) / sqrt(var + 1e-5) + bias, by rows (Ba 2016; 1e-5 as
+ * BART)  >>ops
  *   x, out (T,D)   gain, bias (1,D) in   grad  all   keeps  8*T bytes   cost  8*T*D flop */
-TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *gain, tmoe_tensor *bias);
-/* tmoe_attention - H-head scaled dot-product attention over packed sequences (Vaswani 2017, eq. 1)   >>ops
- *   y = softmax(q k^T / sqrt(D/H) + mask) v, for each sequence and head on its own
+TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *gain,
+    tmoe_tensor *bias);
+/* tmoe_attention - H-head scaled dot-product attention over packed sequences (Vaswani 2017, eq. 1)
+ *    >>ops y = softmax(q k^T / sqrt(D/H) + mask) v, for each sequence and head on its own
  *   self:  q (T,3D) in = [q | k | v], kv = q           cross:  q (T,D) in, kv (S,2D) in = [k | v]
  *   q_offsets, kv_offsets  (sequences + 1) in: sequence i holds rows offsets[i] .. offsets[i+1]-1
  *   causal  1: row t sees keys up to t   H  heads, 1 <= H, H divides D   out (T,D)   grad  q, kv
- *   fails  more than 65536 keys   keeps  4*T*H bytes (log-sum-exp)   cost  4*T*S*D flop a sequence */
-TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tensor *kv, int H, int sequences,
-                                     const int *q_offsets, const int *kv_offsets, int causal);
+ *   fails  more than 65536 keys   keeps  4*T*H bytes (log-sum-exp)   cost  4*T*S*D flop a sequence
+ *   */
+TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tensor *kv, int H,
+    int sequences, const int *q_offsets, const int *kv_offsets, int causal);
 /* tmoe_embedding - y_t = scale * table[ids_t] + positions[position_ids_t]   out (T,D)         >>ops
- *   table (V,D) in   ids (T) in, 0 <= id < V   positions (P,D) in or NULL   position_ids (T) in, 0 <= p < P
- *   both ids must live until the reset   grad  table, positions   cost  2*T*D flop   fails  an id's range */
-TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int T, const int *ids, float scale,
-                                     tmoe_tensor *positions, const int *position_ids);
-/* tmoe_cross_entropy - weight * sum_rows [(1 - smoothing) nll + smoothing / V sum_v -log p_v]           >>ops
- *   logits (T,V) in: CONSUMED, they become their own gradient in the backward pass   0 <= smoothing < 1
- *   targets (T) in, 0 <= target < V, must live until the tape is reset; a negative one leaves its row out
+ *   table (V,D) in   ids (T) in, 0 <= id < V   positions (P,D) in or NULL   position_ids (T) in, 0
+ *   <= p < P
+ *   both ids must live until the reset   grad  table, positions   cost  2*T*D flop   fails  an id's
+ *   range */
+TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int T, const int *ids,
+    float scale, tmoe_tensor *positions, const int *position_ids);
+/* tmoe_cross_entropy - weight * sum_rows [(1 - smoothing) nll + smoothing / V sum_v -log p_v]
+ *     >>ops
+ *   logits (T,V) in: CONSUMED, they become their own gradient in the backward pass   0 <= smoothing
+ *   < 1 targets (T) in, 0 <= target < V, must live until the tape is reset; a negative one leaves
+ *   its row out
  *   out (1,1)   grad  logits   keeps  4*T bytes   cost  6*T*V flop   fails  target >= V */
 TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, const int *targets,
-                                         float smoothing, float weight);
+    float smoothing, float weight);
 /* tmoe_map - y = f(x) element by element, f one of tmoe_activation   cost  T*D evaluations */
 TMOE_DEF tmoe_tensor *tmoe_map(tmoe_tape *tape, tmoe_tensor *x, tmoe_activation f);
-/* tmoe_add, tmoe_multiply - y = a + b, y = a * b element by element; b (1,D) stands for every row of a */
+/* tmoe_add, tmoe_multiply - y = a + b, y = a * b element by element; b (1,D) stands for every row
+ * of a */
 TMOE_DEF tmoe_tensor *tmoe_add(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b);
 TMOE_DEF tmoe_tensor *tmoe_multiply(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b);
 /* tmoe_affine - y = scale * x + shift */
@@ -244,61 +312,80 @@ TMOE_DEF tmoe_tensor *tmoe_affine(tmoe_tape *tape, tmoe_tensor *x, float scale, 
 TMOE_DEF tmoe_tensor *tmoe_slice(tmoe_tape *tape, tmoe_tensor *x, int first, int count);
 /* tmoe_concat - parts side by side; parts  (count) in, each (T, any)   out (T, sum) */
 TMOE_DEF tmoe_tensor *tmoe_concat(tmoe_tape *tape, tmoe_tensor *const *parts, int count);
-/* tmoe_reshape - the same values as (rows, cols); rows * cols as before   out shares x's memory: no cost */
+/* tmoe_reshape - the same values as (rows, cols); rows * cols as before   out shares x's memory: no
+ * cost */
 TMOE_DEF tmoe_tensor *tmoe_reshape(tmoe_tape *tape, tmoe_tensor *x, int rows, int cols);
-/* tmoe_dropout - y = x * keep / (1 - p), keep a 0/1 mask from the counter (seed, stream), made anew   >>ops
+/* tmoe_dropout - y = x * keep / (1 - p), keep a 0/1 mask from the counter (seed, stream), made anew
+ *   >>ops
  *   0 <= p < 1 (0: x itself)   cost  T*D hashes   fails  TMOE_ERR_ARGUMENT for p */
-TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uint64_t seed, uint64_t stream);
+TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uint64_t seed,
+    uint64_t stream);
 /* tmoe_sum - the sum of all elements   out (1,1) */
 TMOE_DEF tmoe_tensor *tmoe_sum(tmoe_tape *tape, tmoe_tensor *x);
 
 /* How a router's logits become a route (Ye 2022, section 3). */
 typedef enum tmoe_selection {
-    TMOE_SELECT_SOFTMAX,                /* r = softmax(z / tau) */
-    TMOE_SELECT_GUMBEL,          /* r = softmax((z + g) / tau) in training, softmax(z / tau) in evaluation */
-    TMOE_SELECT_STRAIGHT_THROUGH,       /* one-hot(argmax) forward, the soft sample's gradient backward */
-    TMOE_SELECT_AVERAGE,                /* r = 1 / E */
-    TMOE_SELECT_RANDOM_TASK,            /* a fixed random top-n of E for each task and layer, weight 1/n */
-    TMOE_SELECT_RANDOM_EXAMPLE   /* a fresh random one-hot an example in training, fixed ones in evaluation */
+    TMOE_SELECT_SOFTMAX, /* r = softmax(z / tau) */
+    TMOE_SELECT_GUMBEL, /* r = softmax((z + g) / tau) in training, softmax(z / tau) in evaluation */
+    TMOE_SELECT_STRAIGHT_THROUGH, /* one-hot(argmax) forward, the soft sample's gradient backward */
+    TMOE_SELECT_AVERAGE,          /* r = 1 / E */
+    TMOE_SELECT_RANDOM_TASK, /* a fixed random top-n of E for each task and layer, weight 1/n */
+    /* a fresh random one-hot an example in training, fixed ones in evaluation */
+    TMOE_SELECT_RANDOM_EXAMPLE
 } tmoe_selection;
 
 /* tmoe_select - r = softmax((z + noise) / tau) row by row; hard: one-hot(argmax r) forward   >>ops
  *   z (T,E) in   noise (T,E) in or NULL   tau > 0   out (T,E), rows sum to 1
- *   grad  z: dz_j = (1/tau) sum_e dr_e s_e ([e = j] - s_j), s the soft sample, also where hard (Jang 2017)
+ *   grad  z: dz_j = (1/tau) sum_e dr_e s_e ([e = j] - s_j), s the soft sample, also where hard
+ *   (Jang 2017)
  *   keeps  s   cost  T*E exponentials   fails  TMOE_ERR_ARGUMENT for tau <= 0 */
-TMOE_DEF tmoe_tensor *tmoe_select(tmoe_tape *tape, tmoe_tensor *z, const float *noise, float tau, int hard);
+TMOE_DEF tmoe_tensor *tmoe_select(tmoe_tape *tape, tmoe_tensor *z, const float *noise, float tau,
+    int hard);
 /* tmoe_mix_outputs - y = sum_e r_e y_e, r_e = route[first + e]                                >>ops
  *   outputs  E tensors (T,D) in; NULL: did not run, r_e must be 0   route (1,N) in   out (T,D)
- *   grad  outputs with r_e > 0: r_e dy; route: <dy, y_e> for every expert that ran   cost  2*E*T*D flop */
+ *   grad  outputs with r_e > 0: r_e dy; route: <dy, y_e> for every expert that ran   cost  2*E*T*D
+ *   flop */
 TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outputs, int E,
     tmoe_tensor *route, int first);
 /* tmoe_mix_parameters - theta_bar = sum_e r_e theta_e (soft merging, arXiv 2306.03745)       >>ops
- *   experts  E blocks of `block` floats in, one behind the other; gradients likewise (added to) or NULL
- *   route (T,N) in, a row a task, T E at most 65536, r_te = route[t][first + e]
+ *   experts  E blocks of `block` floats in, one behind the other; gradients likewise (added to) or
+ *   NULL route (T,N) in, a row a task, T E at most 65536, r_te = route[t][first + e]
  *   out   (T,block): theta_bar of each task; T = 1 and one-hot: that expert's block, no copy
- *   grad  dtheta_e += r_te g_t; route: <g_t, theta_e - theta_bar>, g = d theta_bar, for r that sum to 1. (The
- *         same is taken from all e: the softmax drops it; left in, what experts share would drown the rest.)
+ *   grad  dtheta_e += r_te g_t; route: <g_t, theta_e - theta_bar>, g = d theta_bar, for r that sum
+ *   to 1. (The
+ *         same is taken from all e: the softmax drops it; left in, what experts share would drown
+ *         the rest.)
  *   cost  2*T*E*block flop, the experts are read once; backward twice that */
 TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float *gradients, int E,
     int block, tmoe_tensor *route, int first);
-/* ---- API: tokenizers (>>tokenizer) -------------------------------------------------------------------- */
+/* ---- API: tokenizers (>>tokenizer) ----------------------------------------------------------- */
 typedef struct tmoe_tokenizer tmoe_tokenizer;
 
-typedef enum tmoe_token {               /* <s>, <pad>, </s>, <unk>, <mask> */
-    TMOE_TOKEN_BEGIN, TMOE_TOKEN_PAD, TMOE_TOKEN_END, TMOE_TOKEN_UNKNOWN, TMOE_TOKEN_MASK
+typedef enum tmoe_token { /* <s>, <pad>, </s>, <unk>, <mask> */
+    TMOE_TOKEN_BEGIN,
+    TMOE_TOKEN_PAD,
+    TMOE_TOKEN_END,
+    TMOE_TOKEN_UNKNOWN,
+    TMOE_TOKEN_MASK
 } tmoe_token;
-enum {                                  /* flags */
-    TMOE_TOKENIZER_SPECIALS = 1,        /* encode: <s> before, </s> behind the text */
-    TMOE_TOKENIZER_SKIP_SPECIALS = 2,   /* decode: leave special tokens out */
-    TMOE_TOKENIZER_FIND_SPECIALS = 4,   /* encode: special tokens that the text says count as such */
-    TMOE_TOKENIZER_PREFIX_SPACE = 8,    /* encode: as if a space stood before the text (add_prefix_space) */
-    TMOE_TOKENIZER_CLEAN_SPACES = 16    /* decode: " ." becomes "." and so on, as transformers cleans up */
+
+enum {                                /* flags */
+    TMOE_TOKENIZER_SPECIALS = 1,      /* encode: <s> before, </s> behind the text */
+    TMOE_TOKENIZER_SKIP_SPECIALS = 2, /* decode: leave special tokens out */
+    TMOE_TOKENIZER_FIND_SPECIALS = 4, /* encode: special tokens that the text says count as such */
+    TMOE_TOKENIZER_PREFIX_SPACE =
+        8, /* encode: as if a space stood before the text (add_prefix_space) */
+    TMOE_TOKENIZER_CLEAN_SPACES =
+        16 /* decode: " ." becomes "." and so on, as transformers cleans up */
 };
 
-/* tmoe_tokenizer_bytes - UTF-8 bytes: 259 tokens, 0 <s>, 1 <pad>, 2 </s>, byte b is 3 + b    >>tokenizer */
+/* tmoe_tokenizer_bytes - UTF-8 bytes: 259 tokens, 0 <s>, 1 <pad>, 2 </s>, byte b is 3 + b
+ * >>tokenizer */
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx);
-/* tmoe_tokenizer_train - byte-level BPE (Sennrich 2016; bytes as GPT-2): those 259, then merges   >>tokenizer
- *   texts  count strings in; the same in the same order give the same tokenizer   cost  merges * words
+/* tmoe_tokenizer_train - byte-level BPE (Sennrich 2016; bytes as GPT-2): those 259, then merges
+ * >>tokenizer
+ *   texts  count strings in; the same in the same order give the same tokenizer   cost  merges *
+ *   words
  *   vocabulary  wanted, 259 to 1,000,000 (else TMOE_ERR_ARGUMENT); fewer when pairs run out */
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *texts, size_t count,
     int vocabulary);
@@ -307,48 +394,66 @@ TMOE_DEF void tmoe_tokenizer_destroy(tmoe_tokenizer *tokenizer);
 TMOE_DEF int tmoe_tokenizer_vocabulary(const tmoe_tokenizer *tokenizer);
 /* tmoe_tokenizer_special - id of a special token, -1: it has none.   thread  any */
 TMOE_DEF int tmoe_tokenizer_special(const tmoe_tokenizer *tokenizer, tmoe_token which);
-/* tmoe_tokenizer_encode - text (length bytes, of any kind) to tokens   cost  n log n of the longest word
- *   flags  as above   ids  (capacity) out, NULL with capacity 0   count  out: of all, also past capacity */
-TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *tokenizer, const char *text, size_t length,
-    int flags, int *ids, size_t capacity, size_t *count);
+/* tmoe_tokenizer_encode - text (length bytes, of any kind) to tokens   cost  n log n of the longest
+ * word
+ *   flags  as above   ids  (capacity) out, NULL with capacity 0   count  out: of all, also past
+ *   capacity */
+TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *tokenizer, const char *text,
+    size_t length, int flags, int *ids, size_t capacity, size_t *count);
 /* tmoe_tokenizer_decode - tokens to text; decode(encode(text)) is text, for any bytes   thread  any
- *   ids    count in    flags  as above (spaces are cleaned only where all fits)    length  out: without NUL
- *   text   (capacity) out, with a NUL if it fits; NULL with capacity 0   fails  TMOE_ERR_ARGUMENT (bad id) */
-TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *tokenizer, const int *ids, size_t count,
-    int flags, char *text, size_t capacity, size_t *length);
-/* ---- API: tasks and their scores (>>suite, >>metrics) ------------------------------------------------- */
+ *   ids    count in    flags  as above (spaces are cleaned only where all fits)    length  out:
+ *   without NUL
+ *   text   (capacity) out, with a NUL if it fits; NULL with capacity 0   fails  TMOE_ERR_ARGUMENT
+ *   (bad id) */
+TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *tokenizer, const int *ids,
+    size_t count, int flags, char *text, size_t capacity, size_t *length);
+
+/* ---- API: tasks and their scores (>>suite, >>metrics) ---------------------------------------- */
 /* UTF-8; outputs: all accepted answers */
-typedef struct tmoe_example { const char *input; const char *const *outputs; int output_count; } tmoe_example;
+typedef struct tmoe_example {
+    const char *input;
+    const char *const *outputs;
+    int output_count;
+} tmoe_example;
 
 typedef enum tmoe_metric {
-    TMOE_METRIC_EXACT_MATCH,    /* equal in lower case without ASCII punctuation, a/an/the, double spaces */
-    TMOE_METRIC_ACCURACY,               /* equal in lower case */
-    TMOE_METRIC_MACRO_F1,               /* mean F1 of the labels that occur in answers or predictions */
-    TMOE_METRIC_TOKEN_F1,               /* bag-of-words F1 after normalising, best of the accepted answers */
-    TMOE_METRIC_ROUGE_L,                /* longest common subsequence, as CrossFit computes it */
-    TMOE_METRIC_MATTHEWS,               /* correlation of "acceptable" in answers and predictions */
-    TMOE_METRIC_PEARSON,        /* correlation of numbers; what is no number counts as 3 (CrossFit's rule) */
+    /* equal in lower case without ASCII punctuation, a/an/the, double spaces */
+    TMOE_METRIC_EXACT_MATCH,
+    TMOE_METRIC_ACCURACY, /* equal in lower case */
+    TMOE_METRIC_MACRO_F1, /* mean F1 of the labels that occur in answers or predictions */
+    TMOE_METRIC_TOKEN_F1, /* bag-of-words F1 after normalising, best of the accepted answers */
+    TMOE_METRIC_ROUGE_L,  /* longest common subsequence, as CrossFit computes it */
+    TMOE_METRIC_MATTHEWS, /* correlation of "acceptable" in answers and predictions */
+    /* correlation of numbers; what is no number counts as 3 (CrossFit's rule) */
+    TMOE_METRIC_PEARSON,
     TMOE_METRICS
 } tmoe_metric;
 
 typedef enum tmoe_part { TMOE_PART_TRAIN, TMOE_PART_DEV, TMOE_PART_TEST } tmoe_part;
+
 typedef struct tmoe_task {
     const char *name, *category, *instruction;
     tmoe_metric metric;
-    const char *const *labels;          /* closed sets only, else NULL */
+    const char *const *labels; /* closed sets only, else NULL */
     int label_count;
-    const tmoe_example *train, *test;   /* the task's own lines */
+    const tmoe_example *train, *test; /* the task's own lines */
     int train_count, test_count;
-    tmoe_part part;                     /* by the split: trained on, development, held out */
+    tmoe_part part; /* by the split: trained on, development, held out */
 } tmoe_task;
 
-typedef struct tmoe_suite { tmoe_ctx *ctx; tmoe_task *tasks; int count; } tmoe_suite;
+typedef struct tmoe_suite {
+    tmoe_ctx *ctx;
+    tmoe_task *tasks;
+    int count;
+} tmoe_suite;
 
-/* tmoe_suite_create, _destroy - an empty suite for tasks that a program makes                 >>suite */
+/* tmoe_suite_create, _destroy - an empty suite for tasks that a program makes
+ * >>suite */
 TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx);
-/* tmoe_suite_add - adds a task of count lines, the last test_count of them for test            >>suite
- *   category  or NULL   inputs, outputs  (count) in: an answer each   fails  TMOE_ERR_ARGUMENT, _DATA: no
- *   lines, empty text, invalid UTF-8, test_count not below count, name already there */
+/* tmoe_suite_add - adds a task of count lines, the last test_count of them for test
+ * >>suite
+ *   category  or NULL   inputs, outputs  (count) in: an answer each   fails  TMOE_ERR_ARGUMENT,
+ *   _DATA: no lines, empty text, invalid UTF-8, test_count not below count, name already there */
 TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const char *category,
     const char *instruction, tmoe_metric metric, tmoe_part part, const char *const *inputs,
     const char *const *outputs, int count, int test_count);
@@ -358,54 +463,90 @@ TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name);
 
 /* tmoe_metric_name - as in files: exact_match, accuracy, macro_f1, token_f1 ...   thread  any */
 TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric);
-/* tmoe_score - score of predictions by CrossFit's rules   cost  Rouge-L: product of lengths   >>metrics
- *   predictions (count >= 1, else TMOE_ERR_ARGUMENT) in      examples (count) in: their accepted answers
- *   score  out: 0 to 1 (matthews, pearson: -1 to 1); NaN: pearson of constant predictions or answers */
+/* tmoe_score - score of predictions by CrossFit's rules   cost  Rouge-L: product of lengths
+ * >>metrics
+ *   predictions (count >= 1, else TMOE_ERR_ARGUMENT) in      examples (count) in: their accepted
+ *   answers
+ *   score  out: 0 to 1 (matthews, pearson: -1 to 1); NaN: pearson of constant predictions or
+ *   answers */
 TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *const *predictions,
     const tmoe_example *examples, int count, double *score);
-/* What tmoe_compare finds: [0] the mean over tasks, [1] and [2] the ends of its 95 % bootstrap interval. */
+
+/* What tmoe_compare finds: [0] the mean over tasks, [1] and [2] the ends of its 95 % bootstrap
+ * interval. */
 typedef struct tmoe_comparison {
-    double arg[3];                      /* average relative gain, (new - base) / base, where base > 0 */
-    double difference[3];               /* new - base */
-    int wins, ties, losses, zero_base, undefined;   /* base <= 0: not in arg; a score is NaN: nowhere */
+    double arg[3];        /* average relative gain, (new - base) / base, where base > 0 */
+    double difference[3]; /* new - base */
+    int wins, ties, losses, zero_base,
+        undefined; /* base <= 0: not in arg; a score is NaN: nowhere */
 } tmoe_comparison;
-/* tmoe_compare - scores of a model over those of a base on the same tasks, paired              >>metrics
- *   base, scores (count) in   seed of the 2,000 resamplings of tasks   result  out, NaN where it has none */
-TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const double *scores, int count,
-    uint64_t seed, tmoe_comparison *result);
-/* tmoe_route_correlations - Pearson correlation of the columns of routes with a feature of tasks   >>routes
- *   routes (N,C) in: C = routed layers x E      feature (N) in: usually 0 or 1      permutations >= 0, seed
- *   r, p   (C) out, NaN for a constant column; p is the share of shuffles of the feature among the tasks, as
+
+/* tmoe_compare - scores of a model over those of a base on the same tasks, paired
+ * >>metrics
+ *   base, scores (count) in   seed of the 2,000 resamplings of tasks   result  out, NaN where it
+ *   has none */
+TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const double *scores,
+    int count, uint64_t seed, tmoe_comparison *result);
+/* tmoe_route_correlations - Pearson correlation of the columns of routes with a feature of tasks
+ * >>routes
+ *   routes (N,C) in: C = routed layers x E      feature (N) in: usually 0 or 1      permutations >=
+ *   0, seed
+ *   r, p   (C) out, NaN for a constant column; p is the share of shuffles of the feature among the
+ *   tasks, as
  *          it is counted as one, in which any |r| is as large: corrected for C tests
  *   cost   permutations * N * C */
 TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const float *routes, int N, int C,
     const float *feature, int permutations, uint64_t seed, double *r, double *p);
-typedef struct tmoe_join { int a, b, size; double height; } tmoe_join; /* a, b: a row, or N + earlier join */
-/* tmoe_cluster - hierarchical clustering of rows by Euclidean distance, average linkage          >>routes
+
+typedef struct tmoe_join {
+    int a, b, size;
+    double height;
+} tmoe_join; /* a, b: a row, or N + earlier join */
+
+/* tmoe_cluster - hierarchical clustering of rows by Euclidean distance, average linkage
+ * >>routes
  *   x (N,C) in   joins (N - 1) out, nearest first   cost  N^3 */
 TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, tmoe_join *joins);
-/* ---- API: model (>>model, >>router) ------------------------------------------------------------------- */
+/* ---- API: model (>>model, >>router) ---------------------------------------------------------- */
 typedef struct tmoe_model tmoe_model;
 
-typedef enum tmoe_norm { TMOE_NORM_PRE, TMOE_NORM_POST } tmoe_norm; /* before | after (BART) each sublayer */
-/* what a route averages: the experts' parameters, so that one layer runs | their outputs (the paper) */
-typedef enum tmoe_mix { TMOE_MIX_PARAM, TMOE_MIX_OUTPUT } tmoe_mix;
-typedef enum tmoe_expert_kind { TMOE_EXPERT_LAYER, TMOE_EXPERT_FFN } tmoe_expert_kind; /* layer | its FFN */
-enum { TMOE_ENCODER = 1, TMOE_DECODER = 2 };                          /* bits of tmoe_config.expert_places */
+typedef enum tmoe_norm {
+    TMOE_NORM_PRE,
+    TMOE_NORM_POST
+} tmoe_norm; /* before | after (BART) each sublayer */
 
-typedef enum tmoe_router_kind {         /* the ten of the paper's code */
-    TMOE_ROUTER_LINEAR, TMOE_ROUTER_LINEAR_LAYER_SPECIFIC, TMOE_ROUTER_RNN, TMOE_ROUTER_RNN_LAYER_SPECIFIC,
-    TMOE_ROUTER_GRU, TMOE_ROUTER_GRU_LAYER_SPECIFIC, TMOE_ROUTER_LSTM, TMOE_ROUTER_LSTM_LAYER_SPECIFIC,
-    TMOE_ROUTER_TRANSFORMER, TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC
+/* what a route averages: the experts' parameters, so that one layer runs | their outputs (the
+ * paper) */
+typedef enum tmoe_mix { TMOE_MIX_PARAM, TMOE_MIX_OUTPUT } tmoe_mix;
+
+typedef enum tmoe_expert_kind {
+    TMOE_EXPERT_LAYER,
+    TMOE_EXPERT_FFN
+} tmoe_expert_kind; /* layer | its FFN */
+
+enum { TMOE_ENCODER = 1, TMOE_DECODER = 2 }; /* bits of tmoe_config.expert_places */
+
+typedef enum tmoe_router_kind { /* the ten of the paper's code */
+    TMOE_ROUTER_LINEAR,
+    TMOE_ROUTER_LINEAR_LAYER_SPECIFIC,
+    TMOE_ROUTER_RNN,
+    TMOE_ROUTER_RNN_LAYER_SPECIFIC,
+    TMOE_ROUTER_GRU,
+    TMOE_ROUTER_GRU_LAYER_SPECIFIC,
+    TMOE_ROUTER_LSTM,
+    TMOE_ROUTER_LSTM_LAYER_SPECIFIC,
+    TMOE_ROUTER_TRANSFORMER,
+    TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC
 } tmoe_router_kind;
 
 typedef enum tmoe_vector_kind {
-    TMOE_VECTOR_TEXT,                   /* hashed words and character n-grams of the instruction; fixed */
-    TMOE_VECTOR_LEARNED,                /* a trained row for each task */
-    TMOE_VECTOR_GIVEN                   /* rows set by tmoe_task_vector_set; fixed */
+    TMOE_VECTOR_TEXT,    /* hashed words and character n-grams of the instruction; fixed */
+    TMOE_VECTOR_LEARNED, /* a trained row for each task */
+    TMOE_VECTOR_GIVEN    /* rows set by tmoe_task_vector_set; fixed */
 } tmoe_vector_kind;
 
-/* What a model is. Start from tmoe_config_default(); tmoe_model_create checks all fields at once. */
+/* What a model is. Start from tmoe_config_default(); tmoe_model_create checks all fields at once.
+ * */
 typedef struct tmoe_config {
     int D;                              /* width, 1 <= D */
     int H_encoder, H_decoder;           /* heads, each divides D */
@@ -413,42 +554,58 @@ typedef struct tmoe_config {
     int encoder_layers, decoder_layers; /* at least 1 each */
     int V;                              /* vocabulary; 0: as many symbols as the tokenizer has */
     int source_tokens, target_tokens;   /* longest sequences with special tokens, at most 65536 */
-    tmoe_norm norm; tmoe_activation activation;         /* TMOE_GELU or TMOE_RELU */
-    int scale_embedding;                /* 1: embeddings times sqrt(D) */
-    int E;                              /* experts a layer, 1 = dense, at most 64 */
-    int expert_places;                  /* TMOE_ENCODER | TMOE_DECODER: layers that have experts */
+    tmoe_norm norm;
+    tmoe_activation activation; /* TMOE_GELU or TMOE_RELU */
+    int scale_embedding;        /* 1: embeddings times sqrt(D) */
+    int E;                      /* experts a layer, 1 = dense, at most 64 */
+    int expert_places;          /* TMOE_ENCODER | TMOE_DECODER: layers that have experts */
     tmoe_expert_kind expert_kind;
-    float expert_noise;         /* experts start as copies plus noise of this size relative to the weights */
-    tmoe_mix mix; tmoe_selection selection;
-    int random_n;                       /* experts a task gets with TMOE_SELECT_RANDOM_TASK, 1 <= n <= E */
+    float
+        expert_noise; /* experts start as copies plus noise of this size relative to the weights */
+    tmoe_mix mix;
+    tmoe_selection selection;
+    int random_n; /* experts a task gets with TMOE_SELECT_RANDOM_TASK, 1 <= n <= E */
     /* tau(step) = max(temperature * exp(-decay * step), min) */
     float temperature, temperature_decay, temperature_min;
-    float exploration;          /* chance, a layer and group in training, of a random or the uniform route */
-    tmoe_router_kind router; int router_hidden;         /* width of the router's hidden layer */
-    tmoe_vector_kind vectors; int k;                    /* width of a task vector */
-    int instruction_in_input;           /* 1: the encoder reads "instruction \n input", 0: the input alone */
-    int begin_in_target;                /* 1: targets begin with <s>, as BART's do */
-    int specials_in_text;               /* 1: <mask> and the like count where a text says them (BART) */
-    int start_id, begin_id, pad_id, end_id;     /* what the decoder starts with (</s>); <s>, <pad>, </s> */
-    float init_std;      /* of all matrices; 0: 1/sqrt(fan in) for linear layers, 1/sqrt(D) for embeddings */
+    float exploration; /* chance, a layer and group in training, of a random or the uniform route */
+    tmoe_router_kind router;
+    int router_hidden; /* width of the router's hidden layer */
+    tmoe_vector_kind vectors;
+    int k;                    /* width of a task vector */
+    int instruction_in_input; /* 1: the encoder reads "instruction \n input", 0: the input alone */
+    int begin_in_target;      /* 1: targets begin with <s>, as BART's do */
+    int specials_in_text;     /* 1: <mask> and the like count where a text says them (BART) */
+    int start_id, begin_id, pad_id,
+        end_id; /* what the decoder starts with (</s>); <s>, <pad>, </s> */
+    float
+        /* of all matrices; 0: 1/sqrt(fan in) for linear layers, 1/sqrt(D) for embeddings */
+        init_std;
     uint64_t seed;
 } tmoe_config;
 
-/* tmoe_config_default - a small pre-norm model (D 96, 2+2 layers, E 4, PARAM, softmax).   thread  any */
+/* tmoe_config_default - a small pre-norm model (D 96, 2+2 layers, E 4, PARAM, softmax).   thread
+ * any */
 TMOE_DEF tmoe_config tmoe_config_default(void);
 
-/* tmoe_model_create, _destroy - a model with random weights; fails  TMOE_ERR_CONFIG, all problems in one text
- *   config     in; NULL = default            tokenizer  in, or NULL (with config.V): token ids only   >>model
- *   tasks      (task_count >= 0) in: names, instructions, categories of its known tasks, to train on */
+/* tmoe_model_create, _destroy - a model with random weights; fails  TMOE_ERR_CONFIG, all problems
+ * in one text
+ *   config     in; NULL = default            tokenizer  in, or NULL (with config.V): token ids only
+ *     >>model
+ *   tasks      (task_count >= 0) in: names, instructions, categories of its known tasks, to train
+ *   on */
 TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
     const tmoe_tokenizer *tokenizer, const tmoe_task *tasks, int task_count);
-/* tmoe_model_derive - a new model that begins with the layers of another; fails  TMOE_ERR_CONFIG    >>model
- *   from       in, of any context   config  in, NULL = from's: D, F, layers, tokens, V, norm must agree
- *   route      (routed layers of from, E) in: its layers are merged by it. NULL: a layer with as many
+/* tmoe_model_derive - a new model that begins with the layers of another; fails  TMOE_ERR_CONFIG
+ * >>model
+ *   from       in, of any context   config  in, NULL = from's: D, F, layers, tokens, V, norm must
+ *   agree
+ *   route      (routed layers of from, E) in: its layers are merged by it. NULL: a layer with as
+ *   many
  *              experts as before keeps them, any other begins with their average
- *   out        experts are copies with expert_noise; router and vectors of tasks that both know stay if
- *              shapes agree. So dense to E experts is upcycling (arXiv 2212.05055), a route to E = 1 cuts a
- *              task out (exactly with PARAM or one-hot), NULL to E = 1 is MHR-mu */
+ *   out        experts are copies with expert_noise; router and vectors of tasks that both know
+ *   stay if
+ *              shapes agree. So dense to E experts is upcycling (arXiv 2212.05055), a route to E =
+ *              1 cuts a task out (exactly with PARAM or one-hot), NULL to E = 1 is MHR-mu */
 TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, const float *route,
     const tmoe_config *config, const tmoe_task *tasks, int task_count);
 /* tmoe_model_take_router - router and vectors of the tasks that both know, where shapes agree */
@@ -460,270 +617,380 @@ TMOE_DEF const tmoe_config *tmoe_model_config(const tmoe_model *model);
 TMOE_DEF const tmoe_tokenizer *tmoe_model_tokenizer(const tmoe_model *model);
 TMOE_DEF int tmoe_model_task_count(const tmoe_model *model);
 TMOE_DEF const tmoe_task *tmoe_model_task(const tmoe_model *model, int task);
+
 /* How answers are searched: as transformers does. Lengths are in tokens, start token included. */
-typedef enum tmoe_early_stopping {      /* stop when there are `beams` finished answers ... */
-    TMOE_EARLY_STOPPING_FALSE,          /* and the best running one, as long as it is now, is worse */
-    TMOE_EARLY_STOPPING_TRUE,           /* at once */
-    TMOE_EARLY_STOPPING_NEVER           /* and no running one of any length can become better */
+typedef enum tmoe_early_stopping { /* stop when there are `beams` finished answers ... */
+    TMOE_EARLY_STOPPING_FALSE,     /* and the best running one, as long as it is now, is worse */
+    TMOE_EARLY_STOPPING_TRUE,      /* at once */
+    TMOE_EARLY_STOPPING_NEVER      /* and no running one of any length can become better */
 } tmoe_early_stopping;
+
 typedef struct tmoe_generation {
-    int beams;                          /* 1: greedy */
-    int max_length, min_length;         /* max_length 0: as long as the model can */
-    int no_repeat_ngram;                /* no so many tokens in a row twice; 0: whatever */
-    int returned;                       /* answers of a request, 1 <= returned <= beams */
-    float length_penalty;               /* a score is the sum of log p divided by length to this power */
+    int beams;                  /* 1: greedy */
+    int max_length, min_length; /* max_length 0: as long as the model can */
+    int no_repeat_ngram;        /* no so many tokens in a row twice; 0: whatever */
+    int returned;               /* answers of a request, 1 <= returned <= beams */
+    float length_penalty;       /* a score is the sum of log p divided by length to this power */
     tmoe_early_stopping early_stopping;
     int forced_begin_id, forced_end_id; /* first token; last one at max_length; -1: free */
 } tmoe_generation;
-/* tmoe_model_generation - how tmoe_answers searches (greedily; BART: as its folder says); yours to change */
+
+/* tmoe_model_generation - how tmoe_answers searches (greedily; BART: as its folder says); yours to
+ * change */
 TMOE_DEF tmoe_generation *tmoe_model_generation(tmoe_model *model);
-/* tmoe_model_parameters - how many; *active (or NULL): those one task uses, without a router.  thread  any */
+/* tmoe_model_parameters - how many; *active (or NULL): those one task uses, without a router.
+ * thread  any */
 TMOE_DEF size_t tmoe_model_parameters(const tmoe_model *model, size_t *active);
 /* tmoe_model_temperature - tau at the model's step.   thread  any */
 TMOE_DEF float tmoe_model_temperature(const tmoe_model *model);
-/* tmoe_task_vector_set - gives task its vector (k) (TMOE_VECTOR_GIVEN); TMOE_ERR_ARGUMENT: no such row */
+/* tmoe_task_vector_set - gives task its vector (k) (TMOE_VECTOR_GIVEN); TMOE_ERR_ARGUMENT: no such
+ * row */
 TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const float *vector);
 
-/* tmoe_route_of_vector - the route of any vector (k), as tmoe_route; fails  TMOE_ERR_ARGUMENT: no router */
+/* tmoe_route_of_vector - the route of any vector (k), as tmoe_route; fails  TMOE_ERR_ARGUMENT: no
+ * router */
 TMOE_DEF tmoe_result tmoe_route_of_vector(tmoe_model *model, const float *vector, float *route);
 /* tmoe_routed_layers - routes are (routed layers, E) row-major.   thread  any */
 TMOE_DEF int tmoe_routed_layers(const tmoe_model *model);
 /* tmoe_routed_layer_name - "encoder 0" ... into text (size bytes).   thread  any */
 TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int l, char *text, size_t size);
-/* tmoe_route - the route (routed layers, E) of a known task, without noise; each row sums to 1   >>router
- *   fails  TMOE_ERR_ARGUMENT   cost  a router pass over all tasks if parameters have changed, else a copy */
+/* tmoe_route - the route (routed layers, E) of a known task, without noise; each row sums to 1
+ * >>router
+ *   fails  TMOE_ERR_ARGUMENT   cost  a router pass over all tasks if parameters have changed, else
+ *   a copy */
 TMOE_DEF tmoe_result tmoe_route(tmoe_model *model, int task, float *route);
-/* tmoe_expert_disable - masks an expert (1) to see what it was good for, or gives it back (0); is not saved
- *   fails  TMOE_ERR_ARGUMENT: 0 <= layer < routed layers, 0 <= expert < E, and one of a layer must stay */
+/* tmoe_expert_disable - masks an expert (1) to see what it was good for, or gives it back (0); is
+ * not saved
+ *   fails  TMOE_ERR_ARGUMENT: 0 <= layer < routed layers, 0 <= expert < E, and one of a layer must
+ *   stay */
 TMOE_DEF tmoe_result tmoe_expert_disable(tmoe_model *model, int layer, int expert, int disabled);
+
 /* How an unseen task gets a route. */
 typedef enum tmoe_zero_shot {
-    TMOE_ZERO_SHOT_ROUTER,  /* the router on the task's text vector; models with other vectors: as NEAREST */
-    TMOE_ZERO_SHOT_NEAREST, /* mean of seen tasks' routes, weighted by softmax(20 cos) of the text vectors */
-    TMOE_ZERO_SHOT_AVERAGE              /* 1 / E everywhere */
+    /* the router on the task's text vector; models with other vectors: as NEAREST */
+    TMOE_ZERO_SHOT_ROUTER,
+    /* mean of seen tasks' routes, weighted by softmax(20 cos) of the text vectors */
+    TMOE_ZERO_SHOT_NEAREST,
+    TMOE_ZERO_SHOT_AVERAGE /* 1 / E everywhere */
 } tmoe_zero_shot;
-/* tmoe_route_unseen - a route (routed layers, E) for a task known by its instruction only: one router pass */
-TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction, tmoe_zero_shot how,
-    float *route);
-/* tmoe_nearest_tasks - known tasks by cosine of instructions' text vectors, nearest first   cost  N*k
+
+/* tmoe_route_unseen - a route (routed layers, E) for a task known by its instruction only: one
+ * router pass */
+TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction,
+    tmoe_zero_shot how, float *route);
+/* tmoe_nearest_tasks - known tasks by cosine of instructions' text vectors, nearest first   cost
+ * N*k
  *   tasks, cosines (count >= 1) out; past the last task -1   out how many */
-TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction, int count, int *tasks,
-    float *cosines);
+TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction, int count,
+    int *tasks, float *cosines);
 /* tmoe_find_task - task of this name or instruction, or -1.   thread  any */
 TMOE_DEF int tmoe_find_task(const tmoe_model *model, const char *name_or_instruction);
-/* ---- API: training (>>train) -------------------------------------------------------------------------- */
+/* ---- API: training (>>train) ----------------------------------------------------------------- */
 typedef struct tmoe_trainer tmoe_trainer;
 
 /* bits of tmoe_training.train; SHARED: embeddings, positions, norms outside the layers */
-enum { TMOE_TRAIN_LAYERS = 1, TMOE_TRAIN_ROUTER = 2, TMOE_TRAIN_TASKS = 4, TMOE_TRAIN_SHARED = 8,
-    TMOE_TRAIN_MODEL = TMOE_TRAIN_LAYERS | TMOE_TRAIN_SHARED, TMOE_TRAIN_ALL = 15 };
+enum {
+    TMOE_TRAIN_LAYERS = 1,
+    TMOE_TRAIN_ROUTER = 2,
+    TMOE_TRAIN_TASKS = 4,
+    TMOE_TRAIN_SHARED = 8,
+    TMOE_TRAIN_MODEL = TMOE_TRAIN_LAYERS | TMOE_TRAIN_SHARED,
+    TMOE_TRAIN_ALL = 15
+};
 
 /* What the progress callback hears. */
 typedef struct tmoe_progress {
-    int64_t step; int steps;            /* optimiser steps done; of this training */
-    float loss;                         /* mean over the step's target tokens, with smoothing */
-    float validation_loss;    /* mean over validation tokens, no noise, no smoothing; NaN: not measured now */
-    float best_validation_loss;         /* so far; NaN: never measured */
+    int64_t step;
+    int steps;  /* optimiser steps done; of this training */
+    float loss; /* mean over the step's target tokens, with smoothing */
+    float
+        /* mean over validation tokens, no noise, no smoothing; NaN: not measured now */
+        validation_loss;
+    float best_validation_loss; /* so far; NaN: never measured */
     float lr_model, lr_router, lr_tasks;
     float temperature, gradient_norm;
-    const float *route_entropy;       /* (routed layers) mean over the step's groups, in nats; ln E = even */
-    const float *expert_use;            /* (routed layers, E) mean of the routes over the step's groups */
+    const float
+        *route_entropy;      /* (routed layers) mean over the step's groups, in nats; ln E = even */
+    const float *expert_use; /* (routed layers, E) mean of the routes over the step's groups */
     int routed_layers;
-    double tokens_per_second, seconds, seconds_left;    /* source and target tokens, since training began */
-    const char *part;                   /* what is trained, from tmoe_training.label */
+    double tokens_per_second, seconds,
+        seconds_left; /* source and target tokens, since training began */
+    const char *part; /* what is trained, from tmoe_training.label */
 } tmoe_progress;
 
 /* How to train. Start from tmoe_training_default(). */
 typedef struct tmoe_training {
-    int steps, tasks_per_step, examples_per_task;       /* a batch: that many groups of one task each */
-    float lr_model, lr_router, lr_tasks;        /* at the top: linear warm-up, then linear decay to 0 */
-    float warmup;                               /* fraction of the steps, 0 to 1 */
+    int steps, tasks_per_step, examples_per_task; /* a batch: that many groups of one task each */
+    float lr_model, lr_router, lr_tasks; /* at the top: linear warm-up, then linear decay to 0 */
+    float warmup;                        /* fraction of the steps, 0 to 1 */
     float weight_decay, beta1, beta2, adam_epsilon;
-    float clip;                               /* largest norm of the gradient over all parameters; 0: none */
+    float clip; /* largest norm of the gradient over all parameters; 0: none */
     float label_smoothing, dropout;
-    /* adds so much of: each layer's mean distance of its experts; the unevenness of their use over tasks */
+    /* adds so much of: each layer's mean distance of its experts; the unevenness of their use over
+     * tasks */
     float expert_regularisation, load_balance;
-    int train;                           /* TMOE_TRAIN_ bits: what moves; the rest stays, moments included */
-    int alternate_steps;    /* the model, then router and vectors, in turns of so many steps; 0: together */
-    int validation_lines;              /* of each task's training lines, taken out for validation; 0: none */
-    int evaluate_every_steps;            /* measure validation loss that often and keep the best; 0: never */
-    int patience;                          /* stop after so many measurements without a new best; 0: never */
-    int vocabulary;                             /* tmoe_train: symbols of the BPE it trains; 0: bytes */
-    uint64_t seed;                              /* of batches, noise and dropout */
-    const char *label;                          /* handed to progress; NULL = "" */
-    int (*progress)(void *user, const tmoe_progress *progress);   /* after each step; non-zero stops */
+    int train; /* TMOE_TRAIN_ bits: what moves; the rest stays, moments included */
+    /* the model, then router and vectors, in turns of so many steps; 0: together */
+    int alternate_steps;
+    int validation_lines;     /* of each task's training lines, taken out for validation; 0: none */
+    int evaluate_every_steps; /* measure validation loss that often and keep the best; 0: never */
+    int patience;             /* stop after so many measurements without a new best; 0: never */
+    int vocabulary;           /* tmoe_train: symbols of the BPE it trains; 0: bytes */
+    uint64_t seed;            /* of batches, noise and dropout */
+    const char *label;        /* handed to progress; NULL = "" */
+    int (
+        *progress)(void *user, const tmoe_progress *progress); /* after each step; non-zero stops */
     void *progress_user;
     /* once a step, sums the flat gradient over machines; or NULL */
     void (*all_reduce)(void *user, float *gradients, size_t count);
-    void *all_reduce_user; int machines;        /* how many all_reduce sums over, 0 = 1 */
+    void *all_reduce_user;
+    int machines; /* how many all_reduce sums over, 0 = 1 */
 } tmoe_training;
 
 /* tmoe_training_default - 5,000 steps of 8 tasks x 8 examples.   thread  any */
 TMOE_DEF tmoe_training tmoe_training_default(void);
 
-/* tmoe_trainer_create, _destroy - tokenises the suite's training tasks, makes gradients and moments   >>train
+/* tmoe_trainer_create, _destroy - tokenises the suite's training tasks, makes gradients and moments
+ *   >>train
  *   model, suite  outlive the trainer; TRAIN tasks are known by name   training  in; NULL = default
- *   fails  TMOE_ERR_DATA (no training task; text too long for the model: which task and line), _CONFIG */
+ *   fails  TMOE_ERR_DATA (no training task; text too long for the model: which task and line),
+ *   _CONFIG */
 TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *suite,
     const tmoe_training *training);
 TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer);
-/* tmoe_trainer_bytes - the plan before it runs: parameters, gradients, moments, largest step's activations
- *   and, with PARAM mix and a trained router, the merged model and its gradient for each of its tasks
+/* tmoe_trainer_bytes - the plan before it runs: parameters, gradients, moments, largest step's
+ *   activations and, with PARAM mix and a trained router, the merged model and its gradient for
+ *   each of its tasks
  *   each out or NULL   out  their sum   thread  any */
-TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, size_t *parameters, size_t *gradients,
-    size_t *moments, size_t *step);
-/* tmoe_step - one optimiser step on the next batch (which depends on the seed and the step only)      >>train
- *   progress  out or NULL; its arrays are the trainer's   fails  TMOE_ERR_NUMERIC: loss, gradient not finite
+TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, size_t *parameters,
+    size_t *gradients, size_t *moments, size_t *step);
+/* tmoe_step - one optimiser step on the next batch (which depends on the seed and the step only)
+ *   >>train
+ *   progress  out or NULL; its arrays are the trainer's   fails  TMOE_ERR_NUMERIC: loss, gradient
+ *   not finite
  *   cost   6 flop a parameter and token, and 4*E flop a parameter and group for the merge */
 TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress);
-/* tmoe_trainer_run - steps until training->steps, with progress, validation, best checkpoint, early stopping
- *   goes on where a loaded trainer stopped; ends with the best parameters (without validation the last)
- *   fails  as tmoe_step, after the steps that went well; TMOE_ERR_CANCELLED when progress said so */
+/* tmoe_trainer_run - steps until training->steps, with progress, validation, best checkpoint, early
+ *   stopping goes on where a loaded trainer stopped; ends with the best parameters (without
+ *   validation the last)
+ *   fails  as tmoe_step, after the steps that went well; TMOE_ERR_CANCELLED when progress said so
+ *   */
 TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer);
-/* tmoe_validation_loss - tmoe_progress.validation_loss now, in a forward pass; NaN: no lines or no memory */
+/* tmoe_validation_loss - tmoe_progress.validation_loss now, in a forward pass; NaN: no lines or no
+ * memory */
 TMOE_DEF float tmoe_validation_loss(tmoe_trainer *trainer);
-/* tmoe_train - the one-call way: a tokenizer, a model for the suite's training tasks, tmoe_trainer_run
- *   config, training  in; NULL = defaults; source_tokens or target_tokens 0: as long as the suite needs */
+/* tmoe_train - the one-call way: a tokenizer, a model for the suite's training tasks,
+ * tmoe_trainer_run
+ *   config, training  in; NULL = defaults; source_tokens or target_tokens 0: as long as the suite
+ *   needs */
 TMOE_DEF tmoe_model *tmoe_train(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_config *config,
     const tmoe_training *training);
-/* tmoe_train_from - the same from a start                                                       >>train
- *   start      in: model whose layers and tokenizer it begins with (tmoe_model_derive), or NULL: random
- *   router     in: model whose router and task vectors it begins with, or NULL: start's, or random */
-TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_model *start,
-    const tmoe_model *router, const tmoe_config *config, const tmoe_training *training);
-/* tmoe_train_two_stages - the paper's: stage 1 learns routes (straight-through Gumbel, tau 2 to 0.1); stage 2
- *   freezes them, begins with start's layers again and lets routing sharpen (softmax, tau 300 to 1)
+/* tmoe_train_from - the same from a start
+ * >>train
+ *   start      in: model whose layers and tokenizer it begins with (tmoe_model_derive), or NULL:
+ *   random
+ *   router     in: model whose router and task vectors it begins with, or NULL: start's, or random
+ *   */
+TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite,
+    const tmoe_model *start, const tmoe_model *router, const tmoe_config *config,
+    const tmoe_training *training);
+/* tmoe_train_two_stages - the paper's: stage 1 learns routes (straight-through Gumbel, tau 2 to
+ *   0.1); stage 2 freezes them, begins with start's layers again and lets routing sharpen (softmax,
+ *   tau 300 to 1)
  *   start  as above   config  in; sets selection, tau   stages  in   out  stage 2's model */
-TMOE_DEF tmoe_model *tmoe_train_two_stages(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_model *start,
-    const tmoe_config *config, const tmoe_training *stage1, const tmoe_training *stage2);
-/* Few-shot adaptation to an unseen task by CrossFit's protocol. Start from tmoe_few_shot_default(). */
+TMOE_DEF tmoe_model *tmoe_train_two_stages(tmoe_ctx *ctx, const tmoe_suite *suite,
+    const tmoe_model *start, const tmoe_config *config, const tmoe_training *stage1,
+    const tmoe_training *stage2);
+
+/* Few-shot adaptation to an unseen task by CrossFit's protocol. Start from tmoe_few_shot_default().
+ * */
 typedef enum tmoe_tune {
-    TMOE_TUNE_ALL,                      /* the model that the route merges to, all of it */
-    TMOE_TUNE_EXPERTS,          /* of that the layers (or FFNs) that were experts; a dense model's layers */
-    TMOE_TUNE_VECTOR                    /* the task's vector: experts and router stay as they are */
+    TMOE_TUNE_ALL,     /* the model that the route merges to, all of it */
+    TMOE_TUNE_EXPERTS, /* of that the layers (or FFNs) that were experts; a dense model's layers */
+    TMOE_TUNE_VECTOR   /* the task's vector: experts and router stay as they are */
 } tmoe_tune;
+
 #define TMOE_FEW_SHOT_CHOICES 4
+
 typedef struct tmoe_few_shot {
-    tmoe_zero_shot start; tmoe_tune tune;       /* start: its first route; of no account for a dense model */
-    int shots_per_label, shots;         /* lines for training and as many for dev: a label; without labels */
-    int steps, evaluate_every_steps; float warmup;  /* warmup: fraction of the steps */
-    float learning_rates[TMOE_FEW_SHOT_CHOICES];    /* every pair is tried; task vectors learn 10 x as fast */
+    tmoe_zero_shot start;
+    tmoe_tune tune; /* start: its first route; of no account for a dense model */
+    int shots_per_label,
+        shots; /* lines for training and as many for dev: a label; without labels */
+    int steps, evaluate_every_steps;
+    float warmup; /* warmup: fraction of the steps */
+    float learning_rates
+        [TMOE_FEW_SHOT_CHOICES]; /* every pair is tried; task vectors learn 10 x as fast */
     int batch_sizes[TMOE_FEW_SHOT_CHOICES], learning_rate_count, batch_size_count;
-    uint64_t seed;                      /* of the sample */
+    uint64_t seed; /* of the sample */
 } tmoe_few_shot;
+
 typedef struct tmoe_few_shot_result {
-    double dev, test;                   /* of the pair that was best on dev; NaN: undefined */
-    float learning_rate; int batch_size, train_count, dev_count;
+    double dev, test; /* of the pair that was best on dev; NaN: undefined */
+    float learning_rate;
+    int batch_size, train_count, dev_count;
 } tmoe_few_shot_result;
+
 /* tmoe_few_shot_default - 200 steps, 3 x 3 choices, 16 or 32 shots.   thread  any */
 TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void);
-/* tmoe_few_shot_run - samples lines, tries every configuration, gives the test score of the best  >>train
- *   task  in: a suite's, unknown to the model   how  in, or NULL   fails  TMOE_ERR_ARGUMENT, _DATA (too few)
- *   cost  choices + 1 trainings on the context's threads, each on its own context (alloc_fn must allow it) */
-TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task, const tmoe_few_shot *how,
-    tmoe_few_shot_result *result);
-/* What a dense model makes of a task's training lines. STATE: mean encoder output over the inputs' tokens.
- * FISHER: mean of (dl/dp)^2 for p in norms and biases (diagonal of the empirical Fisher information, Vu 2020,
- * arXiv 2005.00770), scaled to length 1, then the first k principal components over the tasks. */
+/* tmoe_few_shot_run - samples lines, tries every configuration, gives the test score of the best
+ * >>train
+ *   task  in: a suite's, unknown to the model   how  in, or NULL   fails  TMOE_ERR_ARGUMENT, _DATA
+ *   (too few)
+ *   cost  choices + 1 trainings on the context's threads, each on its own context (alloc_fn must
+ *   allow it) */
+TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
+    const tmoe_few_shot *how, tmoe_few_shot_result *result);
+
+/* What a dense model makes of a task's training lines. STATE: mean encoder output over the inputs'
+ * tokens. FISHER: mean of (dl/dp)^2 for p in norms and biases (diagonal of the empirical Fisher
+ * information, Vu 2020, arXiv 2005.00770), scaled to length 1, then the first k principal
+ * components over the tasks. */
 typedef enum tmoe_task_embedding { TMOE_EMBED_STATE, TMOE_EMBED_FISHER } tmoe_task_embedding;
-/* tmoe_task_vectors - a row for each task of a suite, to be given (TMOE_VECTOR_GIVEN)           >>train
- *   model   in: dense, with the tokenizer    lines >= 1: of each task, at most    k: D for TMOE_EMBED_STATE
- *   vectors (suite->count, k) out, scaled to a mean length of sqrt(k); columns past the number of tasks are 0
- *   fails   TMOE_ERR_ARGUMENT, TMOE_ERR_DATA (line too long)   cost  a pass a line, N^3 for the components */
-TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suite, tmoe_task_embedding how,
-    int lines, int k, float *vectors);
-/* tmoe_suite_tokenizer - tmoe_train's: bytes (vocabulary 0) or tmoe_tokenizer_train on its training texts */
-TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *suite, int vocabulary);
-/* tmoe_suite_fit - sets source_tokens and target_tokens to what all tasks, seen or not, need at most */
-TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_tokenizer *tokenizer,
-    tmoe_config *config);
-/* ---- API: answers and evaluation (>>inference) -------------------------------------------------------- */
-/* tmoe_answer - one answer, greedily decoded                                                   >>inference
- *   task   in: name or instruction of a known task; other text is an unseen task's instruction (zero-shot)
- *   text   (size >= 1 bytes) out, UTF-8; "" if it fails: TMOE_ERR_DATA, _ARGUMENT (input, answer too long)
- *   cost   an encoder pass and a decoder pass a token; a new route costs a merge (E * active parameters) */
+
+/* tmoe_task_vectors - a row for each task of a suite, to be given (TMOE_VECTOR_GIVEN)
+ * >>train
+ *   model   in: dense, with the tokenizer    lines >= 1: of each task, at most    k: D for
+ *   TMOE_EMBED_STATE vectors (suite->count, k) out, scaled to a mean length of sqrt(k); columns
+ *   past the number of tasks are 0
+ *   fails   TMOE_ERR_ARGUMENT, TMOE_ERR_DATA (line too long)   cost  a pass a line, N^3 for the
+ *   components */
+TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suite,
+    tmoe_task_embedding how, int lines, int k, float *vectors);
+/* tmoe_suite_tokenizer - tmoe_train's: bytes (vocabulary 0) or tmoe_tokenizer_train on its training
+ * texts */
+TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *suite,
+    int vocabulary);
+/* tmoe_suite_fit - sets source_tokens and target_tokens to what all tasks, seen or not, need at
+ * most */
+TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite,
+    const tmoe_tokenizer *tokenizer, tmoe_config *config);
+/* ---- API: answers and evaluation (>>inference) ----------------------------------------------- */
+/* tmoe_answer - one answer, greedily decoded
+ * >>inference
+ *   task   in: name or instruction of a known task; other text is an unseen task's instruction
+ *   (zero-shot)
+ *   text   (size >= 1 bytes) out, UTF-8; "" if it fails: TMOE_ERR_DATA, _ARGUMENT (input, answer
+ *   too long)
+ *   cost   an encoder pass and a decoder pass a token; a new route costs a merge (E * active
+ *   parameters) */
 TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task, const char *input, char *text,
     size_t size);
-/* tmoe_answers - answers to many inputs of one task, 32 at a time, in the caller's order      >>inference
+/* tmoe_answers - answers to many inputs of one task, 32 at a time, in the caller's order
+ * >>inference
  *   route   (routed layers, E) in; NULL: tmoe_route's or, by the router, tmoe_route_unseen's
- *   task, fails, cost  as above   answers (count) out, free with tmoe_answers_free; all NULL in failure */
+ *   task, fails, cost  as above   answers (count) out, free with tmoe_answers_free; all NULL in
+ *   failure */
 TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const float *route,
     const char *const *inputs, int count, char **answers);
-/* tmoe_generate - tokens that answer tokens; cost  as above, times beams                       >>inference
- *   task     in: a known task, or -1 with a route (or a dense model); else TMOE_ERR_ARGUMENT   route  or NULL
+/* tmoe_generate - tokens that answer tokens; cost  as above, times beams
+ * >>inference
+ *   task     in: a known task, or -1 with a route (or a dense model); else TMOE_ERR_ARGUMENT
+ *   route  or NULL
  *   ids      in: the requests' tokens, one behind the other      lengths (count) in: of each
  *   how      in, or NULL: tmoe_model_generation's; max_length 0 or too long: target_tokens + 1
- *   tokens   (count, returned, max_length) out: best first, start token first, filled up with pad_id
- *   token_counts, scores  (count, returned) out; scores may be NULL: beam search's, 0 if greedy; where there
+ *   tokens   (count, returned, max_length) out: best first, start token first, filled up with
+ *   pad_id
+ *   token_counts, scores  (count, returned) out; scores may be NULL: beam search's, 0 if greedy;
+ *   where there
  *            are fewer answers than asked for: the start token, and a score of -1e9
- *   memory   more than 8 rows at once: a packed copy of the weights the decoder reads, until it returns */
+ *   memory   more than 8 rows at once: a packed copy of the weights the decoder reads, until it
+ *   returns */
 TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *route, const int *ids,
-    const int *lengths, int count, const tmoe_generation *how, int *tokens, int *token_counts, float *scores);
+    const int *lengths, int count, const tmoe_generation *how, int *tokens, int *token_counts,
+    float *scores);
 /* tmoe_answers_free - frees what tmoe_answers gave and sets it to NULL */
 TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count);
-/* tmoe_evaluate - score of the model on a task's test lines by the task's metric              >>inference
- *   task   in: a suite's, known or not     route  as above, or NULL     fails, cost  as tmoe_answers
- *   limit  test lines to use, from the first; 0 = all       score  out, NaN where the metric is undefined */
-TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, const float *route, int limit,
-    double *score);
-/* tmoe_rank - the label with the highest likelihood, for tasks with a closed set   cost  a pass a label
- *   task       in: with labels   route  as above, NULL: a known task's   inputs (count) in      >>inference
- *   normalised 0: sum of log p of the label's tokens, 1: their mean      chosen (count) out: index of a label
+/* tmoe_evaluate - score of the model on a task's test lines by the task's metric
+ * >>inference
+ *   task   in: a suite's, known or not     route  as above, or NULL     fails, cost  as
+ *   tmoe_answers
+ *   limit  test lines to use, from the first; 0 = all       score  out, NaN where the metric is
+ *   undefined */
+TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, const float *route,
+    int limit, double *score);
+/* tmoe_rank - the label with the highest likelihood, for tasks with a closed set   cost  a pass a
+ * label
+ *   task       in: with labels   route  as above, NULL: a known task's   inputs (count) in
+ *   >>inference
+ *   normalised 0: sum of log p of the label's tokens, 1: their mean      chosen (count) out: index
+ *   of a label
  *   fails      TMOE_ERR_ARGUMENT (no labels, no route), TMOE_ERR_DATA (too long) */
 TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const float *route,
     const char *const *inputs, int count, int normalised, int *chosen);
-/* ---- API: files (>>suite, >>files, >>bart); none with TMOE_NO_STDIO ------------------------------------ */
+/* ---- API: files (>>suite, >>files, >>bart); none with TMOE_NO_STDIO -------------------------- */
 #ifndef TMOE_NO_STDIO
-/* tmoe_suite_load - a folder of tasks                                                         >>suite
- *   folder  in: NAME.tsv files (input TAB output [TAB further accepted outputs]) in it or in its tasks/; or
- *           CrossFit's TASK/TASK_{k}_{seed}_{train,dev,test}.tsv (the first seed's); or *.jsonl ({"task",
- *           "instruction", "input", "output"}). A tasks.tsv (name, category, metric, instruction, labels: an
- *           answer must be one) describes them; rows of other tasks are passed over. Without test files the
- *           last 20 % of a task's lines are its test lines.
- *   split   in: a name (FOLDER/splits/NAME.json), a JSON file {"train": [], "dev": [], "test": []}, or NULL:
- *           zero_shot if there is one, else all tasks are for training. Tasks it does not name are left out.
- *   fails   TMOE_ERR_FILE, TMOE_ERR_DATA (file:line: what is wrong), _FORMAT (JSON)   cost  a pass */
+/* tmoe_suite_load - a folder of tasks
+ * >>suite
+ *   folder  in: NAME.tsv files (input TAB output [TAB further accepted outputs]) in it or in its
+ *   tasks/; or
+ *           CrossFit's TASK/TASK_{k}_{seed}_{train,dev,test}.tsv (the first seed's); or *.jsonl
+ *           ({"task", "instruction", "input", "output"}). A tasks.tsv (name, category, metric,
+ *           instruction, labels: an answer must be one) describes them; rows of other tasks are
+ *           passed over. Without test files the last 20 % of a task's lines are its test lines.
+ *   split   in: a name (FOLDER/splits/NAME.json), a JSON file {"train": [], "dev": [], "test": []},
+ *   or NULL:
+ *           zero_shot if there is one, else all tasks are for training. Tasks it does not name are
+ *           left out.
+ *   fails   TMOE_ERR_FILE, TMOE_ERR_DATA (file:line: what is wrong), _FORMAT (JSON)   cost  a pass
+ *   */
 TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const char *split);
-/* tmoe_model_save - all it is: config, tokenizer, tasks, generation, parameters, step (so tau)       >>files
- *   path  in: written to PATH.tmp, flushed, renamed: the old one stays until then   fails  TMOE_ERR_FILE */
+/* tmoe_model_save - all it is: config, tokenizer, tasks, generation, parameters, step (so tau)
+ *  >>files
+ *   path  in: written to PATH.tmp, flushed, renamed: the old one stays until then   fails
+ *   TMOE_ERR_FILE */
 TMOE_DEF tmoe_result tmoe_model_save(const tmoe_model *model, const char *path);
-/* tmoe_model_load - reads what tmoe_model_save or tmoe_trainer_save wrote                      >>files
- *   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (cut off, edited, another kind: what and where), TMOE_ERR_CONFIG */
+/* tmoe_model_load - reads what tmoe_model_save or tmoe_trainer_save wrote
+ * >>files
+ *   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (cut off, edited, another kind: what and where),
+ *   TMOE_ERR_CONFIG */
 TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path);
-/* tmoe_trainer_save - likewise the model with the state of its training: moments, step, best parameters */
+/* tmoe_trainer_save - likewise the model with the state of its training: moments, step, best
+ * parameters */
 TMOE_DEF tmoe_result tmoe_trainer_save(const tmoe_trainer *trainer, const char *path);
 /* tmoe_trainer_load - goes on from such a file, with the same bits as if training had never stopped
- *   fails  as tmoe_model_load; TMOE_ERR_CONFIG: the file's model has another config, tasks or tokenizer */
+ *   fails  as tmoe_model_load; TMOE_ERR_CONFIG: the file's model has another config, tasks or
+ *   tokenizer */
 TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path);
-/* tmoe_npy_load - x (rows, cols) that numpy.save wrote in C order, as task vectors for instance   >>files
+/* tmoe_npy_load - x (rows, cols) that numpy.save wrote in C order, as task vectors for instance
+ * >>files
  *   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (other shape, or type than float32 and float64) */
 TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, int rows, int cols);
-/* tmoe_tokenizer_load - a Hugging Face byte-level BPE (GPT-2, RoBERTa, BART): a folder with tokenizer.json,
- *   or vocab.json and merges.txt; add_prefix_space is tokenizer_config.json's, or where that says nothing
- *   tokenizer.json's   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (what and where)                    >>bart */
+/* tmoe_tokenizer_load - a Hugging Face byte-level BPE (GPT-2, RoBERTa, BART): a folder with
+ *   tokenizer.json, or vocab.json and merges.txt; add_prefix_space is tokenizer_config.json's, or
+ *   where that says nothing
+ *   tokenizer.json's   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (what and where)
+ *   >>bart */
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder);
-/* tmoe_bart_load - a Hugging Face BART: config.json, model.safetensors (or shards with their index; F32, F16
- *   or BF16), generation_config.json, its tokenizer where there is one; tmoe_model_derive makes experts of it
- *   cost   a pass over the weights, which are copied (q, k and v come together); a file of tmoe_model_save's
+/* tmoe_bart_load - a Hugging Face BART: config.json, model.safetensors (or shards with their index;
+ *   F32, F16 or BF16), generation_config.json, its tokenizer where there is one; tmoe_model_derive
+ *   makes experts of it
+ *   cost   a pass over the weights, which are copied (q, k and v come together); a file of
+ *   tmoe_model_save's
  *          is used where it lies
- *   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (names missing and unknown tensors)                    >>bart */
+ *   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (names missing and unknown tensors)
+ *   >>bart */
 TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder);
-/* tmoe_export_dense - a task cut out as a folder that transformers' BartForConditionalGeneration loads and
- *   tmoe_bart_load reads back bit by bit   task  in: known or an instruction; any (NULL) for a dense model
- *   folder  made if new   fails  TMOE_ERR_ARGUMENT (PRE norm, a route that mixes outputs), TMOE_ERR_FILE */
+/* tmoe_export_dense - a task cut out as a folder that transformers' BartForConditionalGeneration
+ * loads and
+ *   tmoe_bart_load reads back bit by bit   task  in: known or an instruction; any (NULL) for a
+ *   dense model
+ *   folder  made if new   fails  TMOE_ERR_ARGUMENT (PRE norm, a route that mixes outputs),
+ *   TMOE_ERR_FILE */
 TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task, const char *folder);
 #endif
 #ifdef __cplusplus
 }
 #endif
 #endif /* TASKMOE_H_INCLUDED: the API ends here */
-#if defined(TASKMOE_IMPLEMENTATION) && (!defined(TASKMOE_IMPLEMENTATION_ONCE) || defined(TMOEI_PASS))
+#if defined(TASKMOE_IMPLEMENTATION) \
+    && (!defined(TASKMOE_IMPLEMENTATION_ONCE) || defined(TMOEI_PASS))
 #ifndef TMOEI_PASS
 #define TASKMOE_IMPLEMENTATION_ONCE
 #ifdef __cplusplus
 extern "C" {
 #endif
-/* ==== >>platform: what the compiler and the machine give ============================================== */
+/* ==== >>platform: what the compiler and the machine give ====================================== */
 #include <errno.h>
 #include <float.h>
 #include <limits.h>
@@ -734,66 +1001,72 @@ extern "C" {
 #include <string.h>
 #include <time.h>
 #if defined(__FAST_MATH__) && !defined(TMOE_ALLOW_FAST_MATH)
-#  error "taskmoe.h: -ffast-math breaks log-sum-exp, NaN checks, equal bits; TMOE_ALLOW_FAST_MATH insists"
+#error "taskmoe.h: -ffast-math breaks NaN checks and equal bits; TMOE_ALLOW_FAST_MATH accepts that"
 #endif
 #if !defined(TMOE_MALLOC) && !defined(TMOE_FREE)
-#  define TMOE_MALLOC(size) malloc(size)
-#  define TMOE_FREE(ptr) free(ptr)
+#define TMOE_MALLOC(size) malloc(size)
+#define TMOE_FREE(ptr) free(ptr)
 #elif !defined(TMOE_MALLOC) || !defined(TMOE_FREE)
-#  error "taskmoe.h: define both or neither of TMOE_MALLOC(size) and TMOE_FREE(ptr)"
+#error "taskmoe.h: define both or neither of TMOE_MALLOC(size) and TMOE_FREE(ptr)"
 #endif
 #if defined(_WIN32)
-#  include <direct.h>
-#  include <io.h>
+#include <direct.h>
+#include <io.h>
 #elif defined(__unix__) || defined(__APPLE__)
-#  define TMOEI_POSIX 1
-#  include <dirent.h>
-#  include <fcntl.h>
-#  include <sys/mman.h>
-#  include <sys/stat.h>
-#  include <sys/time.h>
-#  include <unistd.h>
+#define TMOEI_POSIX 1
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <unistd.h>
 #endif
-/* -std=c99 hides what POSIX adds unless a feature macro came before the first system header; a program may
- * have included some already, so the few calls we need are declared here where the headers did not. */
+/* -std=c99 hides what POSIX adds unless a feature macro came before the first system header; a
+ * program may have included some already, so the few calls we need are declared here where the
+ * headers did not. */
 #if defined(__linux__)
-#  ifndef MADV_HUGEPAGE
-#    define MADV_HUGEPAGE 14
-#  endif
-#  if !defined(__cplusplus) && !defined(__USE_MISC)
+#ifndef MADV_HUGEPAGE
+#define MADV_HUGEPAGE 14
+#endif
+#if !defined(__cplusplus) && !defined(__USE_MISC)
 extern int madvise(void *address, size_t bytes, int advice), fileno(FILE *file), fsync(int file);
-#  endif
+#endif
 #endif
 #if defined(__GNUC__) || defined(__clang__)
-#  define TMOEI_PRINTF(format_at, arguments_at) __attribute__((format(printf, format_at, arguments_at)))
-#  define TMOEI_PREFETCH(p) __builtin_prefetch(p)
-#  define TMOEI_PREFETCH_L2(p) __builtin_prefetch(p, 0, 2)
+#define TMOEI_PRINTF(format_at, arguments_at) \
+    __attribute__((format(printf, format_at, arguments_at)))
+#define TMOEI_PREFETCH(p) __builtin_prefetch(p)
+#define TMOEI_PREFETCH_L2(p) __builtin_prefetch(p, 0, 2)
 #else
-#  define TMOEI_PRINTF(format_at, arguments_at)
-#  define TMOEI_PREFETCH(p) (void)0
-#  define TMOEI_PREFETCH_L2(p) (void)0
+#define TMOEI_PRINTF(format_at, arguments_at)
+#define TMOEI_PREFETCH(p) (void)0
+#define TMOEI_PREFETCH_L2(p) (void)0
 #endif
-#define TMOEI_ALIGN 64u                 /* bytes: one cache line, one AVX-512 register */
-#define TMOEI_MESSAGE_BYTES 32768     /* all names of the tensors of a large BART */
+#define TMOEI_ALIGN 64u           /* bytes: one cache line, one AVX-512 register */
+#define TMOEI_MESSAGE_BYTES 32768 /* all names of the tensors of a large BART */
 #define TMOEI_LANES_MAX 64
-/* ==== >>errors: the first cause is kept, with the values and the rule that was broken ================= */
+
+/* ==== >>errors: the first cause is kept, with the values and the rule that was broken ========= */
 struct tmoe_ctx {
     tmoe_ctx_config config;
     tmoe_result error;
     char message[TMOEI_MESSAGE_BYTES];
-    size_t bytes_now, bytes_peak;       /* what tmoei_alloc has out, and the most it ever had */
-    const struct tmoei_kernels *kernels;    /* >>kernels: function table of one instruction set */
-    struct tmoei_pool *pool;            /* >>parallel */
-    int lanes;                          /* = config.threads, at least 1 */
-    int tile_rows, block_columns;       /* >>products: cut to the caches */
-    float *lane_scratch[TMOEI_LANES_MAX];   /* packing buffers, one a lane */
-    float *shared_scratch;              /* packing buffer that the lanes fill together */
-    int keeping;                        /* >>products: weights of few-row products are kept packed */
+    size_t bytes_now, bytes_peak;         /* what tmoei_alloc has out, and the most it ever had */
+    const struct tmoei_kernels *kernels;  /* >>kernels: function table of one instruction set */
+    struct tmoei_pool *pool;              /* >>parallel */
+    int lanes;                            /* = config.threads, at least 1 */
+    int tile_rows, block_columns;         /* >>products: cut to the caches */
+    float *lane_scratch[TMOEI_LANES_MAX]; /* packing buffers, one a lane */
+    float *shared_scratch;                /* packing buffer that the lanes fill together */
+    int keeping; /* >>products: weights of few-row products are kept packed */
     struct tmoei_kept *kept;
 };
-/* Notes the first cause of trouble and returns the code. Later causes are consequences: they are dropped. */
+/* Notes the first cause of trouble and returns the code. Later causes are consequences: they are
+ * dropped. */
 TMOEI_PRINTF(3, 4)
-static tmoe_result tmoei_fail(tmoe_ctx *ctx, tmoe_result code, const char *format, ...) {
+
+static tmoe_result tmoei_fail(tmoe_ctx *ctx, tmoe_result code, const char *format, ...)
+{
     if (ctx->error == TMOE_OK) {
         va_list arguments;
         ctx->error = code;
@@ -803,35 +1076,50 @@ static tmoe_result tmoei_fail(tmoe_ctx *ctx, tmoe_result code, const char *forma
     }
     return code;
 }
+
 /* The same in a function that gives a pointer: return TMOEI_FAIL_NULL(...). */
 #ifdef __cplusplus
-#  define TMOEI_FAIL_NULL(...) ((void)tmoei_fail(__VA_ARGS__), nullptr)
+#define TMOEI_FAIL_NULL(...) ((void)tmoei_fail(__VA_ARGS__), nullptr)
 #else
-#  define TMOEI_FAIL_NULL(...) ((void)tmoei_fail(__VA_ARGS__), NULL)
+#define TMOEI_FAIL_NULL(...) ((void)tmoei_fail(__VA_ARGS__), NULL)
 #endif
 #define TMOEI_TRY(call) \
-    do { const tmoe_result tried = (call); if (tried != TMOE_OK) return tried; } while (0)
-/* Notes a problem in `text`; all of them end in one message, which ends in "..." where it is full. */
+    do { \
+        const tmoe_result tried = (call); \
+        if (tried != TMOE_OK) return tried; \
+    } while (0)
+/* Notes a problem in `text`; all of them end in one message, which ends in "..." where it is full.
+ * */
 TMOEI_PRINTF(3, 4)
-static void tmoei_problem(char *text, size_t size, const char *format, ...) {
+
+static void tmoei_problem(char *text, size_t size, const char *format, ...)
+{
     size_t used = strlen(text);
     va_list arguments;
-    if (used && used + 2 < size) { memcpy(text + used, "; ", 3); used += 2; }
+    if (used && used + 2 < size) {
+        memcpy(text + used, "; ", 3);
+        used += 2;
+    }
     va_start(arguments, format);
     const int n = vsnprintf(text + used, size - used, format, arguments);
     va_end(arguments);
     if (n < 0 || (size_t)n >= size - used) memcpy(text + size - 4, "...", 4);
 }
-/* ==== >>memory: every byte comes through here; sizes are checked before they are multiplied =========== */
+
+/* ==== >>memory: every byte comes through here; sizes are checked before they are multiplied === */
 /* a * b + c into *out; 0 when that does not fit. */
-static int tmoei_size(size_t *out, size_t a, size_t b, size_t c) {
+static int tmoei_size(size_t *out, size_t a, size_t b, size_t c)
+{
     if (b != 0 && a > ((size_t)-1 - c) / b) return 0;
     *out = a * b + c;
     return 1;
 }
+
 /* A large block wants 2 MiB pages: +28 % on memory reads of one thread (Zen 4). */
-static void tmoei_huge_pages(void *raw, size_t bytes) {
-    (void)raw; (void)bytes;
+static void tmoei_huge_pages(void *raw, size_t bytes)
+{
+    (void)raw;
+    (void)bytes;
 #if defined(__linux__)
     const size_t page = (size_t)2 << 20;
     uintptr_t first = ((uintptr_t)raw + page - 1) & ~(uintptr_t)(page - 1);
@@ -839,44 +1127,63 @@ static void tmoei_huge_pages(void *raw, size_t bytes) {
     if (end > first + page) (void)madvise((void *)first, (size_t)(end - first), MADV_HUGEPAGE);
 #endif
 }
-/* In the line before every block: the size asked of the system, the way back to its first byte, and what an
- * owner got before. */
-typedef struct tmoei_block { size_t bytes, offset; void *before; } tmoei_block;
-static tmoei_block *tmoei_head_of(void *block) {
+
+/* In the line before every block: the size asked of the system, the way back to its first byte, and
+ * what an owner got before. */
+typedef struct tmoei_block {
+    size_t bytes, offset;
+    void *before;
+} tmoei_block;
+
+static tmoei_block *tmoei_head_of(void *block)
+{
     return (tmoei_block *)(void *)((char *)block - TMOEI_ALIGN);
 }
+
 /* 64-byte aligned, zeroed on request; NULL and TMOE_ERR_MEMORY when there is none. */
-static void *tmoei_alloc(tmoe_ctx *ctx, size_t count, size_t element_bytes, int zero) {
+static void *tmoei_alloc(tmoe_ctx *ctx, size_t count, size_t element_bytes, int zero)
+{
     size_t bytes;
     if (!tmoei_size(&bytes, count, element_bytes, 2u * TMOEI_ALIGN))
-        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_MEMORY, "memory: %lu x %lu bytes is more than an address can "
-            "hold", (unsigned long)count, (unsigned long)element_bytes);
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_MEMORY,
+            "memory: %lu x %lu bytes is more than an address can "
+            "hold",
+            (unsigned long)count, (unsigned long)element_bytes);
     char *raw = (char *)(ctx->config.alloc_fn ? ctx->config.alloc_fn(bytes, ctx->config.alloc_user)
-        : TMOE_MALLOC(bytes));
-    if (!raw) return TMOEI_FAIL_NULL(ctx, TMOE_ERR_MEMORY, "memory: %lu bytes were refused (%lu in use)",
-        (unsigned long)bytes, (unsigned long)ctx->bytes_now);
+                                              : TMOE_MALLOC(bytes));
+    if (!raw)
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_MEMORY, "memory: %lu bytes were refused (%lu in use)",
+            (unsigned long)bytes, (unsigned long)ctx->bytes_now);
     char *block = raw + TMOEI_ALIGN + (TMOEI_ALIGN - (size_t)((uintptr_t)raw % TMOEI_ALIGN));
-    tmoei_head_of(block)->bytes = bytes; tmoei_head_of(block)->offset = (size_t)(block - raw);
+    tmoei_head_of(block)->bytes = bytes;
+    tmoei_head_of(block)->offset = (size_t)(block - raw);
     ctx->bytes_now += bytes;
     if (ctx->bytes_now > ctx->bytes_peak) ctx->bytes_peak = ctx->bytes_now;
     tmoei_huge_pages(raw, bytes);
     if (zero) memset(block, 0, count * element_bytes);
     return block;
 }
-static void tmoei_free(tmoe_ctx *ctx, void *block) {
+
+static void tmoei_free(tmoe_ctx *ctx, void *block)
+{
     if (!block) return;
     const size_t bytes = tmoei_head_of(block)->bytes;
     char *raw = (char *)block - tmoei_head_of(block)->offset;
     ctx->bytes_now -= bytes;
-    if (ctx->config.free_fn) ctx->config.free_fn(raw, bytes, ctx->config.alloc_user);
-    else TMOE_FREE(raw);
+    if (ctx->config.free_fn)
+        ctx->config.free_fn(raw, bytes, ctx->config.alloc_user);
+    else
+        TMOE_FREE(raw);
 }
-/* Makes *slot (a pointer to a block, or NULL) hold at least `need` elements by doubling, contents kept. 0 on
- * failure; the old block stays as it was. */
-static int tmoei_grow(tmoe_ctx *ctx, void *slot, size_t *capacity, size_t need, size_t element_bytes) {
+
+/* Makes *slot (a pointer to a block, or NULL) hold at least `need` elements by doubling, contents
+ * kept. 0 on failure; the old block stays as it was. */
+static int tmoei_grow(tmoe_ctx *ctx, void *slot, size_t *capacity, size_t need,
+    size_t element_bytes)
+{
     size_t wanted = *capacity < 8 ? 8 : *capacity;
     void *block, *bigger;
-    memcpy(&block, slot, sizeof block);                         /* whatever type it points to */
+    memcpy(&block, slot, sizeof block); /* whatever type it points to */
     if (block && need <= *capacity) return 1;
     while (wanted < need) wanted = wanted > ((size_t)-1) / 2 ? need : wanted * 2;
     if (!(bigger = tmoei_alloc(ctx, wanted, element_bytes, 0))) return 0;
@@ -886,52 +1193,85 @@ static int tmoei_grow(tmoe_ctx *ctx, void *slot, size_t *capacity, size_t need, 
     memcpy(slot, &bigger, sizeof bigger);
     return 1;
 }
+
 /* Blocks that are freed together: each remembers the one before it. */
-typedef struct tmoei_owner { tmoe_ctx *ctx; void *last; } tmoei_owner;
-static void *tmoei_own_block(tmoei_owner *owner, size_t count, size_t element_bytes, int zero) {
+typedef struct tmoei_owner {
+    tmoe_ctx *ctx;
+    void *last;
+} tmoei_owner;
+
+static void *tmoei_own_block(tmoei_owner *owner, size_t count, size_t element_bytes, int zero)
+{
     void *block = tmoei_alloc(owner->ctx, count, element_bytes, zero);
-    if (block) { tmoei_head_of(block)->before = owner->last; owner->last = block; }
+    if (block) {
+        tmoei_head_of(block)->before = owner->last;
+        owner->last = block;
+    }
     return block;
 }
-static void *tmoei_own(tmoei_owner *owner, size_t count, size_t element_bytes) {
+
+static void *tmoei_own(tmoei_owner *owner, size_t count, size_t element_bytes)
+{
     return tmoei_own_block(owner, count, element_bytes, 1);
 }
-static char *tmoei_own_text(tmoei_owner *owner, const char *text, size_t length) {
+
+static char *tmoei_own_text(tmoei_owner *owner, const char *text, size_t length)
+{
     char *copy = (char *)tmoei_own(owner, length + 1, 1);
     if (copy && length) memcpy(copy, text, length);
     return copy;
 }
-static void tmoei_owner_free(tmoei_owner *owner) {
+
+static void tmoei_owner_free(tmoei_owner *owner)
+{
     while (owner->last) {
         void *block = owner->last;
         owner->last = tmoei_head_of(block)->before;
         tmoei_free(owner->ctx, block);
     }
 }
-/* ==== >>random: counter-based, so the state is one seed and nothing ever has to be rewound ============ */
-/* value = mix(mix(seed, stream), counter); mix is the finaliser of SplitMix64 (Steele, Lea, Flood 2014). */
-static uint64_t tmoei_mix64(uint64_t z) {
+
+/* ==== >>random: counter-based, so the state is one seed and nothing ever has to be rewound ==== */
+/* value = mix(mix(seed, stream), counter); mix is the finaliser of SplitMix64 (Steele, Lea, Flood
+ * 2014). */
+static uint64_t tmoei_mix64(uint64_t z)
+{
     z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
     z = (z ^ (z >> 27)) * UINT64_C(0x94d049bb133111eb);
     return z ^ (z >> 31);
 }
-static uint64_t tmoei_random(uint64_t seed, uint64_t stream, uint64_t counter) {
-    const uint64_t golden = UINT64_C(0x9e3779b97f4a7c15);      /* 2^64 / golden ratio, odd */
+
+static uint64_t tmoei_random(uint64_t seed, uint64_t stream, uint64_t counter)
+{
+    const uint64_t golden = UINT64_C(0x9e3779b97f4a7c15); /* 2^64 / golden ratio, odd */
     return tmoei_mix64(tmoei_mix64(seed + golden * (stream + 1)) + golden * (counter + 1));
 }
+
 /* in (0, 1): 24 random bits plus one half, so neither end is ever met and log() is safe */
-static float tmoei_uniform(uint64_t random) { return ((float)(random >> 40) + 0.5f) * (1.0f / 16777216.0f); }
+static float tmoei_uniform(uint64_t random)
+{
+    return ((float)(random >> 40) + 0.5f) * (1.0f / 16777216.0f);
+}
+
 /* 0 <= result < n, n >= 1; the bias of at most n / 2^64 is of no account here */
-static size_t tmoei_below(uint64_t random, size_t n) { return (size_t)(random % (uint64_t)n); }
+static size_t tmoei_below(uint64_t random, size_t n)
+{
+    return (size_t)(random % (uint64_t)n);
+}
+
 /* standard normal by Box and Muller 1958, from two uniforms of the same counter */
-static float tmoei_normal(uint64_t seed, uint64_t stream, uint64_t counter) {
+static float tmoei_normal(uint64_t seed, uint64_t stream, uint64_t counter)
+{
     float u = tmoei_uniform(tmoei_random(seed, stream, 2 * counter));
     float v = tmoei_uniform(tmoei_random(seed, stream, 2 * counter + 1));
     return sqrtf(-2.0f * logf(u)) * cosf(6.28318530718f * v);
 }
-/* `wanted` different numbers below n: the first places of a shuffle (Fisher-Yates). Gives how many; that
- * many counters are used, from `counter` on. */
-static int tmoei_draw(uint64_t seed, uint64_t stream, uint64_t counter, int *order, int n, int wanted) {
+
+/* `wanted` different numbers below n: the first places of a shuffle (Fisher-Yates). Gives how many;
+ * that many counters are used, from `counter` on. */
+static int tmoei_draw(uint64_t seed, uint64_t stream, uint64_t counter, int *order, int n,
+    int wanted)
+{
     for (int i = 0; i < n; i++) order[i] = i;
     for (int i = 0; i < wanted && i < n; i++) {
         const uint64_t random = tmoei_random(seed, stream, counter + (uint64_t)i);
@@ -942,89 +1282,142 @@ static int tmoei_draw(uint64_t seed, uint64_t stream, uint64_t counter, int *ord
     }
     return wanted < n ? wanted : n;
 }
-/* ==== >>machine: processor, caches, floating-point mode ================================================ */
+
+/* ==== >>machine: processor, caches, floating-point mode ======================================= */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(TMOE_NO_SIMD)
-#  define TMOEI_X86 1
-#  include <cpuid.h>
-#  include <immintrin.h>
+#define TMOEI_X86 1
+#include <cpuid.h>
+#include <immintrin.h>
 #elif defined(__aarch64__) && defined(__GNUC__) && !defined(TMOE_NO_SIMD) && !defined(TMOE_NO_NEON)
-#  define TMOEI_ARM 1
-#  include <arm_neon.h>
+#define TMOEI_ARM 1
+#include <arm_neon.h>
 #endif
 #ifdef TMOEI_X86
-/* What the processor can do AND the system saves: raw cpuid, __builtin_cpu_supports has writable state. */
-__attribute__((unused)) static tmoe_isa tmoei_isa_best(void) {
+/* What the processor can do AND the system saves: raw cpuid, __builtin_cpu_supports has writable
+ * state. */
+__attribute__((unused)) static tmoe_isa tmoei_isa_best(void)
+{
     unsigned a, b, c, d, low, high;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1u) || !(c >> 12 & 1u)) return TMOE_ISA_C;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0)); (void)high;   /* above: OSXSAVE, FMA */
-    if ((low & 6u) != 6u || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b >> 5 & 1u)) return TMOE_ISA_C;
-    if ((low & 0xe6u) == 0xe6u && (b >> 16 & 1u) && (b >> 17 & 1u) && (b >> 30 & 1u) && (b >> 31 & 1u))
-        return TMOE_ISA_AVX512;                                 /* zmm saved; F, DQ, BW, VL */
-    return TMOE_ISA_AVX2;                                       /* xmm and ymm saved */
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    (void)high; /* above: OSXSAVE, FMA */
+    if ((low & 6u) != 6u || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b >> 5 & 1u))
+        return TMOE_ISA_C;
+    if ((low & 0xe6u) == 0xe6u && (b >> 16 & 1u) && (b >> 17 & 1u) && (b >> 30 & 1u)
+        && (b >> 31 & 1u))
+        return TMOE_ISA_AVX512; /* zmm saved; F, DQ, BW, VL */
+    return TMOE_ISA_AVX2;       /* xmm and ymm saved */
 }
+
 /* Data caches of one core: leaf 4 (Intel) or 0x8000001D (AMD), which share their layout. */
-static void tmoei_cache_sizes(size_t *l2, size_t *l3) {
+static void tmoei_cache_sizes(size_t *l2, size_t *l3)
+{
     unsigned a, b, c, d, i, leaf = 0x8000001du;
     if (!__get_cpuid_count(leaf, 0, &a, &b, &c, &d) || !(a & 31u)) leaf = 4;
     for (i = 0; i < 8 && __get_cpuid_count(leaf, i, &a, &b, &c, &d) && (a & 31u); i++) {
-        const size_t bytes = (size_t)((b >> 22) + 1) * ((b >> 12 & 1023u) + 1) * ((b & 4095u) + 1) * (c + 1u);
-        if ((a & 31u) == 2) continue;                           /* instructions */
+        const size_t bytes =
+            (size_t)((b >> 22) + 1) * ((b >> 12 & 1023u) + 1) * ((b & 4095u) + 1) * (c + 1u);
+        if ((a & 31u) == 2) continue; /* instructions */
         if ((a >> 5 & 7u) == 2) *l2 = bytes;
         if ((a >> 5 & 7u) == 3) *l3 = bytes;
     }
 }
 #else
-static void tmoei_cache_sizes(size_t *l2, size_t *l3) { (void)l2; (void)l3; }
+static void tmoei_cache_sizes(size_t *l2, size_t *l3)
+{
+    (void)l2;
+    (void)l3;
+}
 #endif
-/* Numbers below 1.2e-38 cost Intel processors a factor of 5 in a whole training step: they are flushed to
- * zero inside the library's own work, and the caller's mode is given back. */
+/* Numbers below 1.2e-38 cost Intel processors a factor of 5 in a whole training step: they are
+ * flushed to zero inside the library's own work, and the caller's mode is given back. */
 typedef uint64_t tmoei_float_mode;
 #if defined(TMOEI_X86)
-static void tmoei_float_mode_leave(tmoei_float_mode mode) { _mm_setcsr((unsigned)mode); }
-static tmoei_float_mode tmoei_float_mode_enter(void) {
+static void tmoei_float_mode_leave(tmoei_float_mode mode)
+{
+    _mm_setcsr((unsigned)mode);
+}
+
+static tmoei_float_mode tmoei_float_mode_enter(void)
+{
     const unsigned mode = _mm_getcsr();
-    _mm_setcsr(mode | 0x8040u);                                 /* flush to zero, denormals are zero */
+    _mm_setcsr(mode | 0x8040u); /* flush to zero, denormals are zero */
     return mode;
 }
 #elif defined(TMOEI_ARM)
-static void tmoei_float_mode_leave(tmoei_float_mode mode) { __asm__ volatile("msr fpcr, %0" : : "r"(mode)); }
-static tmoei_float_mode tmoei_float_mode_enter(void) {
+static void tmoei_float_mode_leave(tmoei_float_mode mode)
+{
+    __asm__ volatile("msr fpcr, %0" : : "r"(mode));
+}
+
+static tmoei_float_mode tmoei_float_mode_enter(void)
+{
     uint64_t mode;
     __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
     tmoei_float_mode_leave(mode | UINT64_C(1) << 24);
     return mode;
 }
 #else
-static void tmoei_float_mode_leave(tmoei_float_mode mode) { (void)mode; }
-static tmoei_float_mode tmoei_float_mode_enter(void) { return 0; }
+static void tmoei_float_mode_leave(tmoei_float_mode mode)
+{
+    (void)mode;
+}
+
+static tmoei_float_mode tmoei_float_mode_enter(void)
+{
+    return 0;
+}
 #endif
-/* ==== >>parallel: chunks of a problem on a few lanes ====================================================
- * Each lane takes the chunks of its own part, whose data its cache has from the job before, then others'. How
- * a number is made depends on the problem only, and each chunk writes its own place, so any number of lanes
- * gives the same bits. The caller waits for chunks, not lanes: a thread that sleeps, or lost its processor,
- * finds the chunks done. The pool's threads spin after work: the next job comes in microseconds. */
+/* ==== >>parallel: chunks of a problem on a few lanes =============================================
+ * Each lane takes the chunks of its own part, whose data its cache has from the job before, then
+ * others'. How a number is made depends on the problem only, and each chunk writes its own place,
+ * so any number of lanes gives the same bits. The caller waits for chunks, not lanes: a thread that
+ * sleeps, or lost its processor, finds the chunks done. The pool's threads spin after work: the
+ * next job comes in microseconds. */
 #if defined(TMOE_THREADS) && (defined(__unix__) || defined(__APPLE__)) && defined(__GNUC__)
-#  define TMOEI_POOL 1
-#  include <pthread.h>
+#define TMOEI_POOL 1
+#include <pthread.h>
 #endif
 typedef void tmoei_chunk_fn(void *arg, int chunk, int lane);
+
 /* A number that has its cache line for itself. */
-typedef struct tmoei_counter { char apart[TMOEI_ALIGN - sizeof(int)]; int n; } tmoei_counter;
-/* left: chunks of each part that nobody has claimed (below 0: lanes asked in vain); done: finished. A lane
- * reads the rest only when it has claimed a chunk: until that is done the caller stays, and the job. Only
- * `parts` stands for good: as many as lanes, of which a short job leaves the last ones empty. */
-typedef struct tmoei_job { tmoei_chunk_fn *fn; void *arg;
-    int chunks, lanes, parts; tmoei_counter done, left[TMOEI_LANES_MAX]; } tmoei_job;
-static int tmoei_share(const tmoei_job *job, int i) { return (int)((int64_t)job->chunks * i / job->lanes); }
-static void tmoei_job_offer(tmoei_job *job, tmoei_chunk_fn *fn, void *arg, int chunks, int lanes) {
-    job->fn = fn; job->arg = arg; job->chunks = chunks; job->lanes = lanes;
+typedef struct tmoei_counter {
+    char apart[TMOEI_ALIGN - sizeof(int)];
+    int n;
+} tmoei_counter;
+
+/* left: chunks of each part that nobody has claimed (below 0: lanes asked in vain); done: finished.
+ * A lane reads the rest only when it has claimed a chunk: until that is done the caller stays, and
+ * the job. Only `parts` stands for good: as many as lanes, of which a short job leaves the last
+ * ones empty. */
+typedef struct tmoei_job {
+    tmoei_chunk_fn *fn;
+    void *arg;
+    int chunks, lanes, parts;
+    tmoei_counter done, left[TMOEI_LANES_MAX];
+} tmoei_job;
+
+static int tmoei_share(const tmoei_job *job, int i)
+{
+    return (int)((int64_t)job->chunks * i / job->lanes);
+}
+
+static void tmoei_job_offer(tmoei_job *job, tmoei_chunk_fn *fn, void *arg, int chunks, int lanes)
+{
+    job->fn = fn;
+    job->arg = arg;
+    job->chunks = chunks;
+    job->lanes = lanes;
 #if defined(__GNUC__)
     __atomic_store_n(&job->done.n, 0, __ATOMIC_RELAXED);
-    for (int i = 0; i < lanes; i++) __atomic_store_n(&job->left[i].n,
-        tmoei_share(job, i + 1) - tmoei_share(job, i), __ATOMIC_RELEASE);
+    for (int i = 0; i < lanes; i++)
+        __atomic_store_n(&job->left[i].n, tmoei_share(job, i + 1) - tmoei_share(job, i),
+            __ATOMIC_RELEASE);
 #endif
 }
-static void tmoei_parallel_lane(void *arg, int lane) {
+
+static void tmoei_parallel_lane(void *arg, int lane)
+{
     tmoei_job *job = (tmoei_job *)arg;
     const tmoei_float_mode mode = tmoei_float_mode_enter();
 #if defined(__GNUC__)
@@ -1032,7 +1425,8 @@ static void tmoei_parallel_lane(void *arg, int lane) {
         const int part = (lane + i) % job->parts;
         int done = 0, *const here = &job->left[part].n;
         for (; __atomic_load_n(here, __ATOMIC_RELAXED) > 0
-                && (left = __atomic_sub_fetch(here, 1, __ATOMIC_ACQ_REL)) >= 0; done++)
+             && (left = __atomic_sub_fetch(here, 1, __ATOMIC_ACQ_REL)) >= 0;
+             done++)
             job->fn(job->arg, tmoei_share(job, part + 1) - 1 - left, lane);
         if (done) __atomic_add_fetch(&job->done.n, done, __ATOMIC_RELEASE);
     }
@@ -1042,35 +1436,45 @@ static void tmoei_parallel_lane(void *arg, int lane) {
     tmoei_float_mode_leave(mode);
 }
 #ifdef TMOEI_POOL
-#define TMOEI_SPINS 20000       /* pauses of 40 cycles: 0.2 ms, the longest serial piece of a step */
+#define TMOEI_SPINS 20000 /* pauses of 40 cycles: 0.2 ms, the longest serial piece of a step */
+
 struct tmoei_pool {
     pthread_t threads[TMOEI_LANES_MAX];
     pthread_mutex_t mutex;
     pthread_cond_t wake;
     tmoei_job job;
-    int count;                          /* threads beside the caller's */
-    int quit, lane; tmoei_counter sleeping;
+    int count; /* threads beside the caller's */
+    int quit, lane;
+    tmoei_counter sleeping;
 };
-static void tmoei_pause(void) {
+
+static void tmoei_pause(void)
+{
 #if defined(TMOEI_X86)
     _mm_pause();
 #elif defined(TMOEI_ARM)
     __asm__ volatile("yield");
 #endif
 }
-static void *tmoei_pool_thread(void *arg) {
+
+static void *tmoei_pool_thread(void *arg)
+{
     struct tmoei_pool *pool = (struct tmoei_pool *)arg;
     const int lane = __atomic_add_fetch(&pool->lane, 1, __ATOMIC_RELAXED);
-    for (int n = 0; ; n = 0) {
+    for (int n = 0;; n = 0) {
         while (__atomic_load_n(&pool->job.left[lane].n, __ATOMIC_RELAXED) <= 0 && n++ < TMOEI_SPINS
-                && !__atomic_load_n(&pool->quit, __ATOMIC_RELAXED))
-            if (n % 256) tmoei_pause();
-            else { (void)sched_yield(); tmoei_parallel_lane(&pool->job, lane); }    /* somebody may need it */
+            && !__atomic_load_n(&pool->quit, __ATOMIC_RELAXED))
+            if (n % 256)
+                tmoei_pause();
+            else {
+                (void)sched_yield();
+                tmoei_parallel_lane(&pool->job, lane);
+            } /* somebody may need it */
         if (n > TMOEI_SPINS) {
             pthread_mutex_lock(&pool->mutex);
             __atomic_add_fetch(&pool->sleeping.n, 1, __ATOMIC_SEQ_CST);
             if (__atomic_load_n(&pool->job.left[lane].n, __ATOMIC_SEQ_CST) <= 0 && !pool->quit)
-                pthread_cond_wait(&pool->wake, &pool->mutex);   /* in vain or too late: spins again */
+                pthread_cond_wait(&pool->wake, &pool->mutex); /* in vain or too late: spins again */
             __atomic_sub_fetch(&pool->sleeping.n, 1, __ATOMIC_SEQ_CST);
             pthread_mutex_unlock(&pool->mutex);
         }
@@ -1078,13 +1482,17 @@ static void *tmoei_pool_thread(void *arg) {
         tmoei_parallel_lane(&pool->job, lane);
     }
 }
-static void tmoei_pool_wake(struct tmoei_pool *pool, int quit) {
+
+static void tmoei_pool_wake(struct tmoei_pool *pool, int quit)
+{
     pthread_mutex_lock(&pool->mutex);
     __atomic_store_n(&pool->quit, quit, __ATOMIC_RELAXED);
     pthread_cond_broadcast(&pool->wake);
     pthread_mutex_unlock(&pool->mutex);
 }
-static void tmoei_pool_destroy(tmoe_ctx *ctx) {
+
+static void tmoei_pool_destroy(tmoe_ctx *ctx)
+{
     struct tmoei_pool *pool = ctx->pool;
     if (!pool) return;
     tmoei_pool_wake(pool, 1);
@@ -1093,30 +1501,48 @@ static void tmoei_pool_destroy(tmoe_ctx *ctx) {
     (void)pthread_cond_destroy(&pool->wake);
     tmoei_free(ctx, pool);
 }
-static void tmoei_pool_create(tmoe_ctx *ctx) {
+
+static void tmoei_pool_create(tmoe_ctx *ctx)
+{
     struct tmoei_pool *pool = ctx->pool = (struct tmoei_pool *)tmoei_alloc(ctx, 1, sizeof *pool, 1);
     if (!pool) return;
     pool->job.parts = ctx->lanes;
     (void)pthread_mutex_init(&pool->mutex, NULL);
     (void)pthread_cond_init(&pool->wake, NULL);
     while (pool->count < ctx->lanes - 1 && ctx->error == TMOE_OK)
-        if (!pthread_create(&pool->threads[pool->count], NULL, tmoei_pool_thread, pool)) pool->count++;
-        else ctx->error = TMOE_ERR_MEMORY;                      /* the context is destroyed */
+        if (!pthread_create(&pool->threads[pool->count], NULL, tmoei_pool_thread, pool))
+            pool->count++;
+        else
+            ctx->error = TMOE_ERR_MEMORY; /* the context is destroyed */
 }
-/* Takes chunks, too, and waits for the rest. The sleepers' count is touched after the offer is out, and a
- * sleeper counts itself before it looks, so one of both sees the other. */
-static void tmoei_pool_run(struct tmoei_pool *pool) {
+
+/* Takes chunks, too, and waits for the rest. The sleepers' count is touched after the offer is out,
+ * and a sleeper counts itself before it looks, so one of both sees the other. */
+static void tmoei_pool_run(struct tmoei_pool *pool)
+{
     if (__atomic_fetch_add(&pool->sleeping.n, 0, __ATOMIC_SEQ_CST)) tmoei_pool_wake(pool, 0);
     tmoei_parallel_lane(&pool->job, 0);
-    for (int spins = 0; __atomic_load_n(&pool->job.done.n, __ATOMIC_ACQUIRE) != pool->job.chunks; )
-        if (++spins > TMOEI_SPINS) (void)sched_yield(); else tmoei_pause();
+    for (int spins = 0; __atomic_load_n(&pool->job.done.n, __ATOMIC_ACQUIRE) != pool->job.chunks;)
+        if (++spins > TMOEI_SPINS)
+            (void)sched_yield();
+        else
+            tmoei_pause();
 }
 #else
-static void tmoei_pool_create(tmoe_ctx *ctx) { ctx->lanes = 1; }
-static void tmoei_pool_destroy(tmoe_ctx *ctx) { (void)ctx; }
+static void tmoei_pool_create(tmoe_ctx *ctx)
+{
+    ctx->lanes = 1;
+}
+
+static void tmoei_pool_destroy(tmoe_ctx *ctx)
+{
+    (void)ctx;
+}
 #endif
-/* Runs fn(arg, chunk, lane) once for each chunk, on any lane 0 <= lane < ctx->lanes; waits for all. */
-static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chunks) {
+/* Runs fn(arg, chunk, lane) once for each chunk, on any lane 0 <= lane < ctx->lanes; waits for all.
+ * */
+static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chunks)
+{
     const int lanes = chunks < ctx->lanes ? chunks : ctx->lanes;
     if (lanes > 1 && ctx->config.parallel_fn) {
         tmoei_job job;
@@ -1130,74 +1556,93 @@ static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chu
         tmoei_pool_run(ctx->pool);
     }
 #endif
-    else for (int chunk = 0; chunk < chunks; chunk++) fn(arg, chunk, 0);
+    else
+        for (int chunk = 0; chunk < chunks; chunk++) fn(arg, chunk, 0);
 }
-/* ==== >>kernels: the inner loops, written once, made for each instruction set ==========================
- * The header includes itself (TMOEI_PASS set) and the body below is compiled for AVX-512, AVX2, NEON and
- * plain C through per-function target attributes: a plain `cc -O2` gets them all, and the processor's best
- * is chosen when the context is made.
+
+/* ==== >>kernels: the inner loops, written once, made for each instruction set ====================
+ * The header includes itself (TMOEI_PASS set) and the body below is compiled for AVX-512, AVX2,
+ * NEON and plain C through per-function target attributes: a plain `cc -O2` gets them all, and the
+ * processor's best is chosen when the context is made.
  *
  * Matrix product C (M,N) = op(A) (M,K) op(B) (K,N).
- *                 N            op(B) is read in panels of NR columns, op(A) in panels of up to MR rows: as
+ *                 N            op(B) is read in panels of NR columns, op(A) in panels of up to MR
+ *                 rows: as
  *            +--------+        they lie, or packed k by k (a transposed B always).
- *            |   B    | K      For k: load NR numbers of B; for each of MR rows: broadcast A, multiply, add.
- *            +--------+        MR x NR sums stay in registers for all of K. K is cut at TMOEI_KC so that a
- *       K        |             panel of B stays near; a tile's rows of A stay in L2. M is cut into equal
- *     +----+ +--------+        panels (32 = 11 + 11 + 10, not 14 + 14 + 4). Lanes take tiles of C; the
+ *            |   B    | K      For k: load NR numbers of B; for each of MR rows: broadcast A,
+ *            multiply, add.
+ *            +--------+        MR x NR sums stay in registers for all of K. K is cut at TMOEI_KC so
+ *            that a
+ *       K        |             panel of B stays near; a tile's rows of A stay in L2. M is cut into
+ *       equal
+ *     +----+ +--------+        panels (32 = 11 + 11 + 10, not 14 + 14 + 4). Lanes take tiles of C;
+ *     the
  *   M | A  | |   C    |        order of a sum does not depend on their number.
  *     +----+ +--------+ */
-#define TMOEI_NR_MAX 32                 /* widest panel of B */
-#define TMOEI_MR_MAX 14                 /* highest panel of A */
+#define TMOEI_NR_MAX 32 /* widest panel of B */
+#define TMOEI_MR_MAX 14 /* highest panel of A */
+
 /* y = act(C + bias) + residual, as the tile leaves the registers for the last time */
 typedef struct tmoei_epilogue {
-    const float *bias;                  /* (N) or NULL */
-    tmoe_activation activation;         /* NONE, GELU, RELU */
-    float *pre;                         /* (M, N) or NULL: the value before the activation */
-    const float *residual;              /* (M, N) or NULL */
+    const float *bias;          /* (N) or NULL */
+    tmoe_activation activation; /* NONE, GELU, RELU */
+    float *pre;                 /* (M, N) or NULL: the value before the activation */
+    const float *residual;      /* (M, N) or NULL */
     size_t pre_stride, residual_stride;
 } tmoei_epilogue;
-typedef void tmoei_dots_fn(int N, int K, const float *a, size_t lda, const float *b, size_t ldb, float beta,
-    float *c, size_t ldc);              /* C (rows, N) = beta C + a b^T for one number of rows */
-/* tile (rows, NR) = beta * tile + a b, a's row i at k is a[i row + k step]; columns past `columns` stay */
-typedef void tmoei_micro_fn(int K, const float *a, size_t row, size_t step, const float *b, size_t ldb,
-    float beta, float *c, size_t ldc, int columns);
+
+typedef void tmoei_dots_fn(int N, int K, const float *a, size_t lda, const float *b, size_t ldb,
+    float beta, float *c, size_t ldc); /* C (rows, N) = beta C + a b^T for one number of rows */
+/* tile (rows, NR) = beta * tile + a b, a's row i at k is a[i row + k step]; columns past `columns`
+ * stay */
+typedef void tmoei_micro_fn(int K, const float *a, size_t row, size_t step, const float *b,
+    size_t ldb, float beta, float *c, size_t ldc, int columns);
+
 typedef struct tmoei_kernels {
     const char *name;
-    int mr, nr;                         /* register tile */
-    tmoei_micro_fn *const *micro;       /* one for each number of rows up to mr */
+    int mr, nr;                   /* register tile */
+    tmoei_micro_fn *const *micro; /* one for each number of rows up to mr */
     /* C (M, N) = beta C + A (M,K) B (N,K)^T as they lie: few rows */
-    void (*dots)(int M, int N, int K, const float *a, size_t lda, const float *b, size_t ldb, float beta,
-        float *c, size_t ldc);
+    void (*dots)(int M, int N, int K, const float *a, size_t lda, const float *b, size_t ldb,
+        float beta, float *c, size_t ldc);
     void (*transpose)(float *dst, size_t width, int X, int Y, const float *src, size_t stride);
-    void (*epilogue)(int rows, int columns, int column, float *c, size_t ldc, const tmoei_epilogue *e,
-        int row);
+    void (*epilogue)(int rows, int columns, int column, float *c, size_t ldc,
+        const tmoei_epilogue *e, int row);
     float (*dot)(const float *a, const float *b, size_t n);
     float (*sum)(const float *x, size_t n);
     float (*maximum)(const float *x, size_t n);
-    void (*scale_add)(float *y, float beta, float a, const float *x, size_t n);        /* y = beta y + a x */
+    void (
+        *scale_add)(float *y, float beta, float a, const float *x, size_t n); /* y = beta y + a x */
     /* y = exp(scale x - shift); their sum; y may be NULL */
     float (*exp_sum)(float *y, const float *x, float scale, float shift, size_t n);
-    void (*softmax_gradient)(float *dx, const float *x, float lse, float shift, float weight, size_t n);
+    void (*softmax_gradient)(float *dx, const float *x, float lse, float shift, float weight,
+        size_t n);
     void (*softmax_backward)(float *s, float *dp, const float *lse, const float *delta, float scale,
         size_t n);
-    void (*gelu)(float *y, const float *dy, const float *x, size_t n);  /* gelu(x), or dy gelu'(x) with dy */
-    void (*norm_forward)(float *y, const float *x, const float *gain, const float *bias, float epsilon,
-        float *mean, float *inv, size_t n);
+    void (*gelu)(float *y, const float *dy, const float *x,
+        size_t n); /* gelu(x), or dy gelu'(x) with dy */
+    void (*norm_forward)(float *y, const float *x, const float *gain, const float *bias,
+        float epsilon, float *mean, float *inv, size_t n);
     void (*norm_backward)(float *dx, float beta, const float *x, const float *dy, const float *gain,
         float mean, float inv, size_t n);
     void (*norm_parameters)(float *dgain, float *dbias, const float *x, const float *dy, float mean,
         float inv, size_t n);
     /* out = sum_e r_e theta_e, added to out where more is set; theta's lines lie a stride apart */
-    void (*merge)(float *out, int more, const float *theta, size_t stride, const float *r, int E, size_t n);
+    void (*merge)(float *out, int more, const float *theta, size_t stride, const float *r, int E,
+        size_t n);
     void (*merge_backward)(float *dtheta, const float *theta, ptrdiff_t next, const float *first,
         const float *g, size_t stride, const float *r, int T, float *dots, size_t n);
-    void (*adamw)(float *theta, const float *grad, float *m, float *v, size_t n, const float *constants);
-    void (*dropout)(float *y, const float *x, size_t n, uint32_t first, uint32_t key, uint32_t limit,
-        float scale);
+    void (*adamw)(float *theta, const float *grad, float *m, float *v, size_t n,
+        const float *constants);
+    void (*dropout)(float *y, const float *x, size_t n, uint32_t first, uint32_t key,
+        uint32_t limit, float scale);
 } tmoei_kernels;
-/* Vectors. A line says what a word is in plain C, NEON, AVX2 and AVX-512, and TMOEI_PASS picks one of the
- * four, so a word means something else in each pass. V is a vector of VW floats; + - * / work on it as on a
- * float. The masked forms for AVX-512 are there because gcc's plain ones read undefined vectors. */
+
+/* clang-format off */
+/* Vectors. A line says what a word is in plain C, NEON, AVX2 and AVX-512, and TMOEI_PASS picks one
+ * of the four, so a word means something else in each pass. V is a vector of VW floats; + - * /
+ * work on it as on a float. The masked forms for AVX-512 are there because gcc's plain ones read
+ * undefined vectors. */
 #define TMOEI_GLUE(a, b) TMOEI_GLUED(a, b)
 #define TMOEI_GLUED(a, b) a##b
 #define TMOEI_PICK(c, neon, avx2, avx512) TMOEI_GLUE(TMOEI_PICK_, TMOEI_PASS)(c, neon, avx2, avx512)
@@ -1236,8 +1681,9 @@ typedef struct tmoei_kernels {
     (a) * _mm256_castsi256_ps(_mm256_slli_epi32( \
         _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)), \
     _mm512_maskz_scalef_ps(TMOEI_ALL16, a, n))
-/* Every loop over n floats: whole vectors, then one masked vector; `at` is the index. Inside, VREAD and
- * VWRITE are plain in the first loop (there `left` is the constant VW) and masked in the edge. */
+/* Every loop over n floats: whole vectors, then one masked vector; `at` is the index. Inside, VREAD
+ * and VWRITE are plain in the first loop (there `left` is the constant VW) and masked in the edge.
+ * */
 #define TMOEI_EACH(n, ...) do { size_t at = 0; \
     for (; at + VW <= (n); at += VW) { const int left = VW; (void)left; __VA_ARGS__; } \
     if (at < (n)) { const int left = (int)((n) - at); (void)left; __VA_ARGS__; } } while (0)
@@ -1257,9 +1703,9 @@ typedef struct tmoei_kernels {
         s = _mm_##op##_ps(s, _mm_movehl_ps(s, s)); \
         return _mm_cvtss_f32(_mm_##op##_ss(s, _mm_shuffle_ps(s, s, 1))); \
     }
-/* The register tile: MR rows of NR numbers, two vectors wide (four numbers in plain C). X(i, j) is made for
- * each vector j of row i, X(i) for each row, X(rows) for each height up to MR. In a micro-kernel the rows
- * beyond its height are dead code. */
+/* The register tile: MR rows of NR numbers, two vectors wide (four numbers in plain C). X(i, j) is
+ * made for each vector j of row i, X(i) for each row, X(rows) for each height up to MR. In a
+ * micro-kernel the rows beyond its height are dead code. */
 #define TMOEI_MR TMOEI_PICK(4, 8, 6, 14)
 #define TMOEI_NR (TMOEI_PICK(4, 2, 2, 2) * VW)
 #define TMOEI_ACROSS(X, i) X(i, 0) X(i, 1) TMOEI_PICK(X(i, 2) X(i, 3), , , )
@@ -1286,11 +1732,12 @@ typedef struct tmoei_kernels {
     a += step; a3 += step; a6 += step; a9 += step; a12 += step; b += ldb; \
     TMOEI_PICK(, , TMOEI_ADDED, TMOEI_ADDED) }
 #define TMOEI_ADDED __asm__("" : "+r"(a), "+r"(a3), "+r"(a6), "+r"(a9), "+r"(a12), "+r"(b));
-/* A micro-kernel for each height: sums of `rows` x NR over k. A pointer for every third row of a reaches the
- * others by an address's scaled index; four k at a time, or the counting would take a sixth of the slots.
- * Meanwhile the lines of C come into the cache, row by row: waiting for them at the end cost up to 10 %; and
- * where B is read as it lies, what the panel after the next will read comes nearer.
- * ADDED keeps the compiler from trading additions for more addresses than there are registers. */
+/* A micro-kernel for each height: sums of `rows` x NR over k. A pointer for every third row of a
+ * reaches the others by an address's scaled index; four k at a time, or the counting would take a
+ * sixth of the slots. Meanwhile the lines of C come into the cache, row by row: waiting for them at
+ * the end cost up to 10 %; and where B is read as it lies, what the panel after the next will read
+ * comes nearer. ADDED keeps the compiler from trading additions for more addresses than there are
+ * registers. */
 #define TMOEI_MICRO(rows) \
     TMOEI_TARGET static void TMOEI_FN(micro##rows)(int K, const float *a, size_t row, size_t step, \
             const float *b, size_t ldb, float beta, float *c, size_t ldc, int columns) { \
@@ -1310,8 +1757,8 @@ typedef struct tmoei_kernels {
         else { const int width = columns; TMOEI_ROWS(TMOEI_ROW_STORE) } \
     }
 #define TMOEI_MICRO_NAME(rows) TMOEI_FN(micro##rows),
-/* Dot products of `rows` rows of a with two or four rows of b at a time, as they lie, vectors along K. The
- * processor foresees long rows itself; of short ones the next are fetched. */
+/* Dot products of `rows` rows of a with two or four rows of b at a time, as they lie, vectors along
+ * K. The processor foresees long rows itself; of short ones the next are fetched. */
 #define TMOEI_DOT_HEIGHTS(X) TMOEI_PICK(TMOEI_HEIGHTS_4, TMOEI_HEIGHTS_8, TMOEI_HEIGHTS_6, TMOEI_HEIGHTS_8)(X)
 #define TMOEI_DOTS_NAME(rows) TMOEI_FN(dots##rows),
 #define TMOEI_DOT_ZERO(i) V c##i##0 = VSET(0.0f), c##i##1 = c##i##0, c##i##2 = c##i##0, c##i##3 = c##i##0;
@@ -1339,80 +1786,114 @@ typedef struct tmoei_kernels {
             TMOEI_ROWS(TMOEI_DOT_STORE) \
         } \
     }
+/* clang-format on */
 #else
-/* ---- the body of a pass ------------------------------------------------------------------------------ */
+/* ---- the body of a pass ---------------------------------------------------------------------- */
 #if TMOEI_PASS >= 2
 TMOEI_REDUCE(vsum, add)
 TMOEI_REDUCE(vmaximum, max)
-TMOEI_TARGET static inline __m128 TMOEI_FN(vsum4)(V a, V b, V c, V d) {
+
+TMOEI_TARGET static inline __m128 TMOEI_FN(vsum4)(V a, V b, V c, V d)
+{
     const __m256 p = TMOEI_FOLD(add, a), q = TMOEI_FOLD(add, b), r = TMOEI_FOLD(add, c);
     const __m256 s = TMOEI_FOLD(add, d);
     const __m256 pq = _mm256_add_ps(_mm256_unpacklo_ps(p, q), _mm256_unpackhi_ps(p, q));
     const __m256 rs = _mm256_add_ps(_mm256_unpacklo_ps(r, s), _mm256_unpackhi_ps(r, s));
-    const __m256 t = _mm256_add_ps(_mm256_shuffle_ps(pq, rs, 0x44), _mm256_shuffle_ps(pq, rs, 0xee));
+    const __m256 t =
+        _mm256_add_ps(_mm256_shuffle_ps(pq, rs, 0x44), _mm256_shuffle_ps(pq, rs, 0xee));
     return _mm_add_ps(_mm256_castps256_ps128(t), _mm256_extractf128_ps(t, 1));
 }
 #else
-static inline float TMOEI_FN(vsum)(V a) { return TMOEI_PICK(a, vaddvq_f32(a), , ); }
-static inline float TMOEI_FN(vmaximum)(V a) { return TMOEI_PICK(a, vmaxvq_f32(a), , ); }
+static inline float TMOEI_FN(vsum)(V a)
+{
+    return TMOEI_PICK(a, vaddvq_f32(a), , );
+}
+
+static inline float TMOEI_FN(vmaximum)(V a)
+{
+    return TMOEI_PICK(a, vmaxvq_f32(a), , );
+}
 #endif
 #if TMOEI_PASS == 1
-static V TMOEI_FN(vloadn)(const float *p, int n) {
+static V TMOEI_FN(vloadn)(const float *p, int n)
+{
     float x[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
     for (int i = 0; i < n; i++) x[i] = p[i];
     return vld1q_f32(x);
 }
-static void TMOEI_FN(vstoren)(float *p, V v, int n) {
-    float x[4]; vst1q_f32(x, v);
+
+static void TMOEI_FN(vstoren)(float *p, V v, int n)
+{
+    float x[4];
+    vst1q_f32(x, v);
     for (int i = 0; i < n; i++) p[i] = x[i];
 }
 #endif
-/* exp(x): n = round(x / ln 2), r = x - n ln 2 in two parts, 1 + r + r^2 q(r) with the minimax q of degree 4
- * (|r| <= ln 2 / 2: off by 4e-9), times 2^n. Error below 2 ulp; inputs are held to [-87.3, 88.3], so the
- * result is never 0, denormal or infinite. */
-TMOEI_TARGET static V TMOEI_FN(vexp)(V x) {
+/* exp(x): n = round(x / ln 2), r = x - n ln 2 in two parts, 1 + r + r^2 q(r) with the minimax q of
+ * degree 4 (|r| <= ln 2 / 2: off by 4e-9), times 2^n. Error below 2 ulp; inputs are held to [-87.3,
+ * 88.3], so the result is never 0, denormal or infinite. */
+TMOEI_TARGET static V TMOEI_FN(vexp)(V x)
+{
     x = VMIN(VMAX(x, VSET(-87.3f)), VSET(88.3f));
     V n = TMOEI_VROUND(x * VSET(1.44269504f));
     V r = VFMA(n, VSET(-0.693145752f), x);
     r = VFMA(n, VSET(-1.42860677e-6f), r);
     V p = VFMA(r, VSET(1.38146018e-3f), VSET(8.36873204e-3f));
-    p = VFMA(p, r, VSET(4.16683891e-2f)); p = VFMA(p, r, VSET(1.66665205e-1f));
-    p = VFMA(p, r, VSET(0.499999934f)); p = VFMA(p, r, VSET(1.0f)); p = VFMA(p, r, VSET(1.0f));
+    p = VFMA(p, r, VSET(4.16683891e-2f));
+    p = VFMA(p, r, VSET(1.66665205e-1f));
+    p = VFMA(p, r, VSET(0.499999934f));
+    p = VFMA(p, r, VSET(1.0f));
+    p = VFMA(p, r, VSET(1.0f));
     return TMOEI_VSCALE(p, n);
 }
-/* erf(x) = x P(x^2) / Q(x^2) on [-4, 4] (the rational fit used by Eigen); absolute error below 3e-7 */
-TMOEI_TARGET static V TMOEI_FN(verf)(V x) {
+
+/* erf(x) = x P(x^2) / Q(x^2) on [-4, 4] (the rational fit used by Eigen); absolute error below 3e-7
+ * */
+TMOEI_TARGET static V TMOEI_FN(verf)(V x)
+{
     x = VMIN(VMAX(x, VSET(-4.0f)), VSET(4.0f));
     V s = x * x;
     V p = VFMA(s, VSET(-2.72614225801306e-10f), VSET(2.77068142495902e-08f));
-    p = VFMA(p, s, VSET(-2.10102402082508e-06f)); p = VFMA(p, s, VSET(-5.69250639462346e-05f));
-    p = VFMA(p, s, VSET(-7.34990630326855e-04f)); p = VFMA(p, s, VSET(-2.95459980854025e-03f));
+    p = VFMA(p, s, VSET(-2.10102402082508e-06f));
+    p = VFMA(p, s, VSET(-5.69250639462346e-05f));
+    p = VFMA(p, s, VSET(-7.34990630326855e-04f));
+    p = VFMA(p, s, VSET(-2.95459980854025e-03f));
     p = VFMA(p, s, VSET(-1.60960333262415e-02f));
     V q = VFMA(s, VSET(-1.45660718464996e-05f), VSET(-2.13374055278905e-04f));
-    q = VFMA(q, s, VSET(-1.68282697438203e-03f)); q = VFMA(q, s, VSET(-7.37332916720468e-03f));
+    q = VFMA(q, s, VSET(-1.68282697438203e-03f));
+    q = VFMA(q, s, VSET(-7.37332916720468e-03f));
     q = VFMA(q, s, VSET(-1.42647390514189e-02f));
     return x * p / q;
 }
+
 /* gelu = x Phi(x), Phi = (1 + erf(x / sqrt 2)) / 2 */
-TMOEI_TARGET static V TMOEI_FN(vgelu)(V x) {
+TMOEI_TARGET static V TMOEI_FN(vgelu)(V x)
+{
     V half = x * VSET(0.5f);
     return VFMA(half, TMOEI_FN(verf)(x * VSET(0.70710678f)), half);
 }
+
 /* gelu' = Phi(x) + x phi(x), phi = exp(-x^2 / 2) / sqrt(2 pi); with u = |x| it is 1/2 +- d, where
  * d = 1/2 + u phi(u) - (1 - Phi(u)). The tail shares the exp: 1 - Phi(u) = t P(t) exp(-u^2 / 2),
- * t = 1 / (1 + p u) (Abramowitz and Stegun 26.2.17, error 8e-8). From 13 on both are 0 in floats. */
-TMOEI_TARGET static V TMOEI_FN(vgelu_derivative)(V x) {
-    const V u = VMIN(VMAX(x, -x), VSET(13.0f)), t = VSET(1.0f) / VFMA(u, VSET(0.2316419f), VSET(1.0f));
+ * t = 1 / (1 + p u) (Abramowitz and Stegun 26.2.17, error 8e-8). From 13 on both are 0 in floats.
+ * */
+TMOEI_TARGET static V TMOEI_FN(vgelu_derivative)(V x)
+{
+    const V u = VMIN(VMAX(x, -x), VSET(13.0f)),
+            t = VSET(1.0f) / VFMA(u, VSET(0.2316419f), VSET(1.0f));
     V p = VFMA(t, VSET(0.530702714f), VSET(-0.726576014f));
-    p = VFMA(p, t, VSET(0.710706871f)); p = VFMA(p, t, VSET(-0.142248368f));
+    p = VFMA(p, t, VSET(0.710706871f));
+    p = VFMA(p, t, VSET(-0.142248368f));
     p = VFMA(p, t, VSET(0.127414796f));
     p = VFMA(u, VSET(0.39894228f), -(p * t));
     const V d = VFMA(TMOEI_FN(vexp)(u * u * VSET(-0.5f)), p, VSET(0.5f));
-    return VSET(0.5f) + VMIN(VMAX(x * VSET(1e30f), -d), d);     /* with the sign of x */
+    return VSET(0.5f) + VMIN(VMAX(x * VSET(1e30f), -d), d); /* with the sign of x */
 }
-/* ---- matrix products --------------------------------------------------------------------------------- */
+
+/* ---- matrix products ------------------------------------------------------------------------- */
 /* One vector of a finished tile, of which `columns` numbers lie inside the matrix. */
-TMOEI_TARGET static inline void TMOEI_FN(store)(float *c, V x, int add, int columns) {
+TMOEI_TARGET static inline void TMOEI_FN(store)(float *c, V x, int add, int columns)
+{
     const int left = columns < VW ? columns : VW;
     if (columns <= 0) return;
     if (add) x = x + VREAD(c);
@@ -1420,251 +1901,353 @@ TMOEI_TARGET static inline void TMOEI_FN(store)(float *c, V x, int add, int colu
 }
 TMOEI_HEIGHTS(TMOEI_MICRO)
 static tmoei_micro_fn *const TMOEI_FN(micro)[] = { NULL, TMOEI_HEIGHTS(TMOEI_MICRO_NAME) };
-TMOEI_TARGET static float TMOEI_FN(dot)(const float *a, const float *b, size_t n) {
+
+TMOEI_TARGET static float TMOEI_FN(dot)(const float *a, const float *b, size_t n)
+{
     V s0 = VSET(0.0f), s1 = s0, s2 = s0, s3 = s0;
     for (; n >= 4 * VW; n -= 4 * VW, a += 4 * VW, b += 4 * VW) {
-        s0 = VFMA(VLOAD(a), VLOAD(b), s0); s1 = VFMA(VLOAD(a + VW), VLOAD(b + VW), s1);
+        s0 = VFMA(VLOAD(a), VLOAD(b), s0);
+        s1 = VFMA(VLOAD(a + VW), VLOAD(b + VW), s1);
         s2 = VFMA(VLOAD(a + 2 * VW), VLOAD(b + 2 * VW), s2);
         s3 = VFMA(VLOAD(a + 3 * VW), VLOAD(b + 3 * VW), s3);
     }
-    TMOEI_EACH(n, s0 = VFMA(VREAD(a + at), VREAD(b + at), s0));
+    TMOEI_EACH(n, { s0 = VFMA(VREAD(a + at), VREAD(b + at), s0); });
     return TMOEI_FN(vsum)(s0 + s1 + (s2 + s3));
 }
 TMOEI_DOT_HEIGHTS(TMOEI_DOTS)
-/* Few rows of a at a time, as the registers allow, and so much of K that they stay in L1 (24 KiB); four where
- * a row begins 4 KiB or a multiple behind the other: eight lines fit into a set of that cache, half are b's.
- * One long row reads b in its order, as memory is fastest; the first lines of the sixth row ahead wake the
- * processor's own prefetching. */
-TMOEI_TARGET static void TMOEI_FN(dots)(int M, int N, int K, const float *a, size_t lda, const float *b,
-        size_t ldb, float beta, float *c, size_t ldc) {
+
+/* Few rows of a at a time, as the registers allow, and so much of K that they stay in L1 (24 KiB);
+ * four where a row begins 4 KiB or a multiple behind the other: eight lines fit into a set of that
+ * cache, half are b's. One long row reads b in its order, as memory is fastest; the first lines of
+ * the sixth row ahead wake the processor's own prefetching. */
+TMOEI_TARGET static void TMOEI_FN(dots)(int M, int N, int K, const float *a, size_t lda,
+    const float *b, size_t ldb, float beta, float *c, size_t ldc)
+{
     static tmoei_dots_fn *const of_rows[] = { NULL, TMOEI_DOT_HEIGHTS(TMOEI_DOTS_NAME) };
     const int most = lda % 1024 == 0 ? 4 : (int)(sizeof of_rows / sizeof *of_rows) - 1;
-    const int panels = (M + most - 1) / most, height = (M + panels - 1) / panels, depth = 384 / height * 16;
+    const int panels = (M + most - 1) / most, height = (M + panels - 1) / panels,
+              depth = 384 / height * 16;
     for (int n = 0; M == 1 && K >= 512 && n < N; n++, b += ldb) {
         for (size_t line = 0; line < 128; line += 16) TMOEI_PREFETCH_L2(b + 6 * ldb + line);
         c[n] = (beta != 0.0f ? c[n] : 0.0f) + TMOEI_FN(dot)(a, b, (size_t)K);
     }
-    if (M > 1 || K < 512) for (int k = 0; k < K; k += depth) for (int m = 0; m < M; m += height)
-        of_rows[M - m < height ? M - m : height](N, K - k < depth ? K - k : depth,
-            a + (size_t)m * lda + k, lda, b + k, ldb, k > 0 ? 1.0f : beta, c + (size_t)m * ldc, ldc);
+    if (M > 1 || K < 512)
+        for (int k = 0; k < K; k += depth)
+            for (int m = 0; m < M; m += height)
+                of_rows[M - m < height ? M - m : height](N, K - k < depth ? K - k : depth,
+                    a + (size_t)m * lda + k, lda, b + k, ldb, k > 0 ? 1.0f : beta,
+                    c + (size_t)m * ldc, ldc);
 }
-/* dst[x * width + y] = src[y * stride + x] for x < X, y < Y: eight lines by four through registers, a cache
- * line of each at a time. Where lines are long, the Y lines behind these are fetched meanwhile. */
-TMOEI_TARGET static void TMOEI_FN(transpose)(float *dst, size_t width, int X, int Y, const float *src,
-        size_t stride) {
+
+/* dst[x * width + y] = src[y * stride + x] for x < X, y < Y: eight lines by four through registers,
+ * a cache line of each at a time. Where lines are long, the Y lines behind these are fetched
+ * meanwhile. */
+TMOEI_TARGET static void TMOEI_FN(
+    transpose)(float *dst, size_t width, int X, int Y, const float *src, size_t stride)
+{
     int done_x = 0, done_y = 0;
 #if TMOEI_PASS >= 2
-#define TMOEI_PAIR(i) _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(s + (i) * stride)), \
-    _mm_loadu_ps(s + ((i) + 4) * stride), 1)
-    done_x = X / 4 * 4; done_y = Y / 8 * 8;
-    for (int from = 0; from < done_x; from += 16) for (int y = 0; y < done_y; y += 8) {
-        const float *s = src + (size_t)y * stride + (size_t)from;
-        float *d = dst + (size_t)from * width + (size_t)y;
-        for (size_t i = 0; X > 64 && i < 8; i++) {
-            TMOEI_PREFETCH(s + i * stride + 32);
-            TMOEI_PREFETCH_L2(s + (i + (size_t)Y) * stride);
+#define TMOEI_PAIR(i) \
+    _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(s + (i)*stride)), \
+        _mm_loadu_ps(s + ((i) + 4) * stride), 1)
+    done_x = X / 4 * 4;
+    done_y = Y / 8 * 8;
+    for (int from = 0; from < done_x; from += 16)
+        for (int y = 0; y < done_y; y += 8) {
+            const float *s = src + (size_t)y * stride + (size_t)from;
+            float *d = dst + (size_t)from * width + (size_t)y;
+            for (size_t i = 0; X > 64 && i < 8; i++) {
+                TMOEI_PREFETCH(s + i * stride + 32);
+                TMOEI_PREFETCH_L2(s + (i + (size_t)Y) * stride);
+            }
+            for (int x = from; x < from + 16 && x < done_x; x += 4, s += 4, d += 4 * width) {
+                const __m256 r0 = TMOEI_PAIR(0), r1 = TMOEI_PAIR(1), r2 = TMOEI_PAIR(2),
+                             r3 = TMOEI_PAIR(3);
+                const __m256 p = _mm256_unpacklo_ps(r0, r1), q = _mm256_unpacklo_ps(r2, r3);
+                const __m256 t = _mm256_unpackhi_ps(r0, r1), u = _mm256_unpackhi_ps(r2, r3);
+                _mm256_storeu_ps(d, _mm256_shuffle_ps(p, q, 0x44));
+                _mm256_storeu_ps(d + width, _mm256_shuffle_ps(p, q, 0xee));
+                _mm256_storeu_ps(d + 2 * width, _mm256_shuffle_ps(t, u, 0x44));
+                _mm256_storeu_ps(d + 3 * width, _mm256_shuffle_ps(t, u, 0xee));
+            }
         }
-        for (int x = from; x < from + 16 && x < done_x; x += 4, s += 4, d += 4 * width) {
-            const __m256 r0 = TMOEI_PAIR(0), r1 = TMOEI_PAIR(1), r2 = TMOEI_PAIR(2), r3 = TMOEI_PAIR(3);
-            const __m256 p = _mm256_unpacklo_ps(r0, r1), q = _mm256_unpacklo_ps(r2, r3);
-            const __m256 t = _mm256_unpackhi_ps(r0, r1), u = _mm256_unpackhi_ps(r2, r3);
-            _mm256_storeu_ps(d, _mm256_shuffle_ps(p, q, 0x44));
-            _mm256_storeu_ps(d + width, _mm256_shuffle_ps(p, q, 0xee));
-            _mm256_storeu_ps(d + 2 * width, _mm256_shuffle_ps(t, u, 0x44));
-            _mm256_storeu_ps(d + 3 * width, _mm256_shuffle_ps(t, u, 0xee));
-        }
-    }
 #endif
-    for (int y = 0; y < Y; y++)                                 /* what is left of each line, whole lines */
+    for (int y = 0; y < Y; y++) /* what is left of each line, whole lines */
         for (int x = y < done_y ? done_x : 0; x < X; x++)
             dst[(size_t)x * width + (size_t)y] = src[(size_t)y * stride + (size_t)x];
 }
-/* Bias, activation, residual of a finished tile whose first element is (row, column) of the whole. */
+
+/* Bias, activation, residual of a finished tile whose first element is (row, column) of the whole.
+ * */
 TMOEI_TARGET static void TMOEI_FN(epilogue)(int rows, int columns, int column, float *c, size_t ldc,
-        const tmoei_epilogue *e, int row) {
+    const tmoei_epilogue *e, int row)
+{
     const float *bias = e->bias ? e->bias + column : NULL;
     for (int r = 0; r < rows; r++) {
         const size_t line = (size_t)(row + r), first = (size_t)column;
-        float *y = c + (size_t)r * ldc, *pre = e->pre ? e->pre + line * e->pre_stride + first : NULL;
-        const float *residual = e->residual ? e->residual + line * e->residual_stride + first : NULL;
-        TMOEI_EACH((size_t)columns, V z = VREAD(y + at);
+        float *y = c + (size_t)r * ldc,
+              *pre = e->pre ? e->pre + line * e->pre_stride + first : NULL;
+        const float *residual =
+            e->residual ? e->residual + line * e->residual_stride + first : NULL;
+        TMOEI_EACH((size_t)columns, {
+            V z = VREAD(y + at);
             if (bias) z = z + VREAD(bias + at);
             if (pre) VWRITE(pre + at, z);
-            if (e->activation == TMOE_GELU) z = TMOEI_FN(vgelu)(z);
-            else if (e->activation == TMOE_RELU) z = VMAX(z, VSET(0.0f));
+            if (e->activation == TMOE_GELU)
+                z = TMOEI_FN(vgelu)(z);
+            else if (e->activation == TMOE_RELU)
+                z = VMAX(z, VSET(0.0f));
             if (residual) z = z + VREAD(residual + at);
-            VWRITE(y + at, z));
+            VWRITE(y + at, z);
+        });
     }
 }
-/* ---- rows of numbers --------------------------------------------------------------------------------- */
-TMOEI_TARGET static void TMOEI_FN(gelu)(float *y, const float *dy, const float *x, size_t n) {
-    if (dy) TMOEI_EACH(n, VWRITE(y + at, VREAD(dy + at) * TMOEI_FN(vgelu_derivative)(VREAD(x + at))));
-    else TMOEI_EACH(n, VWRITE(y + at, TMOEI_FN(vgelu)(VREAD(x + at))));
+
+/* ---- rows of numbers ------------------------------------------------------------------------- */
+TMOEI_TARGET static void TMOEI_FN(gelu)(float *y, const float *dy, const float *x, size_t n)
+{
+    if (dy)
+        TMOEI_EACH(n,
+            { VWRITE(y + at, VREAD(dy + at) * TMOEI_FN(vgelu_derivative)(VREAD(x + at))); });
+    else
+        TMOEI_EACH(n, { VWRITE(y + at, TMOEI_FN(vgelu)(VREAD(x + at))); });
 }
-TMOEI_TARGET static float TMOEI_FN(sum)(const float *x, size_t n) {
-    V s = VSET(0.0f); TMOEI_EACH(n, s = s + VREAD(x + at));
+
+TMOEI_TARGET static float TMOEI_FN(sum)(const float *x, size_t n)
+{
+    V s = VSET(0.0f);
+    TMOEI_EACH(n, { s = s + VREAD(x + at); });
     return TMOEI_FN(vsum)(s);
 }
-TMOEI_TARGET static float TMOEI_FN(maximum)(const float *x, size_t n) {
+
+TMOEI_TARGET static float TMOEI_FN(maximum)(const float *x, size_t n)
+{
     V most = VSET(x[0]);
-    float best; size_t at;
+    float best;
+    size_t at;
     for (at = 0; at + VW <= n; at += VW) most = VMAX(most, VLOAD(x + at));
-    for (best = TMOEI_FN(vmaximum)(most); at < n; at++) if (x[at] > best) best = x[at];
+    for (best = TMOEI_FN(vmaximum)(most); at < n; at++)
+        if (x[at] > best) best = x[at];
     return best;
 }
-TMOEI_TARGET static void TMOEI_FN(scale_add)(float *y, float beta, float a, const float *x, size_t n) {
+
+TMOEI_TARGET static void TMOEI_FN(
+    scale_add)(float *y, float beta, float a, const float *x, size_t n)
+{
     const V scale = VSET(a);
-    if (beta == 0.0f) TMOEI_EACH(n, VWRITE(y + at, scale * VREAD(x + at)));
-    else TMOEI_EACH(n, VWRITE(y + at, VFMA(scale, VREAD(x + at), VREAD(y + at))));
+    if (beta == 0.0f)
+        TMOEI_EACH(n, { VWRITE(y + at, scale * VREAD(x + at)); });
+    else
+        TMOEI_EACH(n, { VWRITE(y + at, VFMA(scale, VREAD(x + at), VREAD(y + at))); });
 }
-TMOEI_TARGET static float TMOEI_FN(exp_sum)(float *y, const float *x, float scale, float shift, size_t n) {
+
+TMOEI_TARGET static float TMOEI_FN(
+    exp_sum)(float *y, const float *x, float scale, float shift, size_t n)
+{
     const V a = VSET(scale), b = VSET(-shift);
     V sum = VSET(0.0f);
-    TMOEI_EACH(n, V e = TMOEI_FN(vexp)(VFMA(a, VREAD(x + at), b));
+    TMOEI_EACH(n, {
+        V e = TMOEI_FN(vexp)(VFMA(a, VREAD(x + at), b));
         if (y) VWRITE(y + at, e);
-        VCUT(e);                                                /* zeros, not exp(-shift) */
-        sum = sum + e);
+        VCUT(e); /* zeros, not exp(-shift) */
+        sum = sum + e;
+    });
     return TMOEI_FN(vsum)(sum);
 }
+
 /* dx = (exp(x - lse) - shift) weight */
-TMOEI_TARGET static void TMOEI_FN(softmax_gradient)(float *dx, const float *x, float lse, float shift,
-        float weight, size_t n) {
+TMOEI_TARGET static void TMOEI_FN(
+    softmax_gradient)(float *dx, const float *x, float lse, float shift, float weight, size_t n)
+{
     const V l = VSET(lse), s = VSET(shift), w = VSET(weight);
-    TMOEI_EACH(n, VWRITE(dx + at, w * (TMOEI_FN(vexp)(VREAD(x + at) - l) - s)));
+    TMOEI_EACH(n, { VWRITE(dx + at, w * (TMOEI_FN(vexp)(VREAD(x + at) - l) - s)); });
 }
+
 /* p = exp(scale s - lse) over s;  ds = p (dp - delta) scale over dp: one key, n queries */
-TMOEI_TARGET static void TMOEI_FN(softmax_backward)(float *s, float *dp, const float *lse, const float *delta,
-        float scale, size_t n) {
+TMOEI_TARGET static void TMOEI_FN(softmax_backward)(float *s, float *dp, const float *lse,
+    const float *delta, float scale, size_t n)
+{
     const V w = VSET(scale);
-    TMOEI_EACH(n, const V p = TMOEI_FN(vexp)(w * VREAD(s + at) - VREAD(lse + at));
+    TMOEI_EACH(n, {
+        const V p = TMOEI_FN(vexp)(w * VREAD(s + at) - VREAD(lse + at));
         VWRITE(s + at, p);
-        VWRITE(dp + at, w * p * (VREAD(dp + at) - VREAD(delta + at))));
+        VWRITE(dp + at, w * p * (VREAD(dp + at) - VREAD(delta + at)));
+    });
 }
-/* mean, then the variance around it: two sweeps over a row in L1 are exact where one sweep cancels */
+
+/* mean, then the variance around it: two sweeps over a row in L1 are exact where one sweep cancels
+ * */
 TMOEI_TARGET static void TMOEI_FN(norm_forward)(float *y, const float *x, const float *gain,
-        const float *bias, float epsilon, float *mean, float *inv, size_t n) {
+    const float *bias, float epsilon, float *mean, float *inv, size_t n)
+{
     const float m = TMOEI_FN(sum)(x, n) / (float)n;
     const V vm = VSET(m);
     V s = VSET(0.0f);
-    TMOEI_EACH(n, V d = VREAD(x + at) - vm; VCUT(d); s = VFMA(d, d, s));
-    *mean = m; *inv = 1.0f / sqrtf(TMOEI_FN(vsum)(s) / (float)n + epsilon);
+    TMOEI_EACH(n, {
+        V d = VREAD(x + at) - vm;
+        VCUT(d);
+        s = VFMA(d, d, s);
+    });
+    *mean = m;
+    *inv = 1.0f / sqrtf(TMOEI_FN(vsum)(s) / (float)n + epsilon);
     const V vi = VSET(*inv);
-    TMOEI_EACH(n, VWRITE(y + at, VFMA((VREAD(x + at) - vm) * vi, VREAD(gain + at), VREAD(bias + at))));
+    TMOEI_EACH(n,
+        { VWRITE(y + at, VFMA((VREAD(x + at) - vm) * vi, VREAD(gain + at), VREAD(bias + at))); });
 }
-TMOEI_TARGET static void TMOEI_FN(norm_backward)(float *dx, float beta, const float *x, const float *dy,
-        const float *gain, float mean, float inv, size_t n) {
+
+TMOEI_TARGET static void TMOEI_FN(norm_backward)(float *dx, float beta, const float *x,
+    const float *dy, const float *gain, float mean, float inv, size_t n)
+{
     const V vm = VSET(mean), vi = VSET(inv);
     V sg = VSET(0.0f), sx = VSET(0.0f);
-    TMOEI_EACH(n, const V g = VREAD(gain + at) * VREAD(dy + at);
+    TMOEI_EACH(n, {
+        const V g = VREAD(gain + at) * VREAD(dy + at);
         sg = sg + g;
-        sx = VFMA(g, (VREAD(x + at) - vm) * vi, sx));
+        sx = VFMA(g, (VREAD(x + at) - vm) * vi, sx);
+    });
     const V mg = VSET(TMOEI_FN(vsum)(sg) / (float)n), mx = VSET(TMOEI_FN(vsum)(sx) / (float)n);
-    TMOEI_EACH(n, const V g = VREAD(gain + at) * VREAD(dy + at), xhat = (VREAD(x + at) - vm) * vi;
+    TMOEI_EACH(n, {
+        const V g = VREAD(gain + at) * VREAD(dy + at), xhat = (VREAD(x + at) - vm) * vi;
         V d = vi * (g - mg - xhat * mx);
         if (beta != 0.0f) d = d + VREAD(dx + at);
-        VWRITE(dx + at, d));
+        VWRITE(dx + at, d);
+    });
 }
+
 TMOEI_TARGET static void TMOEI_FN(norm_parameters)(float *dgain, float *dbias, const float *x,
-        const float *dy, float mean, float inv, size_t n) {
+    const float *dy, float mean, float inv, size_t n)
+{
     const V vm = VSET(mean), vi = VSET(inv);
-    TMOEI_EACH(n, const V d = VREAD(dy + at);
+    TMOEI_EACH(n, {
+        const V d = VREAD(dy + at);
         if (dgain) VWRITE(dgain + at, VFMA(d, (VREAD(x + at) - vm) * vi, VREAD(dgain + at)));
-        if (dbias) VWRITE(dbias + at, VREAD(dbias + at) + d));
+        if (dbias) VWRITE(dbias + at, VREAD(dbias + at) + d);
+    });
 }
-/* out = sum_e r_e theta_e, or that much more. Short lines (a head's values): a product of one row. Long ones:
- * four lines a sweep, out stays in the nearest cache. They round differently: n may not follow the lanes. */
-TMOEI_TARGET static void TMOEI_FN(merge)(float *out, int more, const float *theta, size_t stride,
-        const float *r, int E, size_t n) {
+
+/* out = sum_e r_e theta_e, or that much more. Short lines (a head's values): a product of one row.
+ * Long ones: four lines a sweep, out stays in the nearest cache. They round differently: n may not
+ * follow the lanes. */
+TMOEI_TARGET static void TMOEI_FN(
+    merge)(float *out, int more, const float *theta, size_t stride, const float *r, int E, size_t n)
+{
     size_t done = 0;
-    for (; n <= 128 && done + TMOEI_NR <= n; done += TMOEI_NR)
-        TMOEI_FN(micro1)(E, r, 0, 1, theta + done, stride, more ? 1.0f : 0.0f, out + done, 0, TMOEI_NR);
-    for (size_t from = done; from < n; from += 4096) for (int e = 0; e < E; e += 4) {
-        const size_t m = n - from < 4096 ? n - from : 4096;
-        const int add = more || e > 0, left_over = E - e;
-        float *y = out + from;
-        const float *t0 = theta + (size_t)e * stride + from, *t1 = left_over > 1 ? t0 + stride : t0;
-        const float *t2 = left_over > 2 ? t1 + stride : t0, *t3 = left_over > 3 ? t2 + stride : t0;
-        const V r0 = VSET(r[e]), r1 = VSET(left_over > 1 ? r[e + 1] : 0.0f);
-        const V r2 = VSET(left_over > 2 ? r[e + 2] : 0.0f), r3 = VSET(left_over > 3 ? r[e + 3] : 0.0f);
-        /* the next four lines, where short, are not foreseen: each fourth 64 bytes wake the processor */
-        for (size_t at = 0; m <= 768 && left_over > 7 && at < m; at += 64)
-            for (size_t i = 4; i < 8; i++) TMOEI_PREFETCH_L2(t0 + i * stride + at);
-        TMOEI_EACH(m, V s = add ? VREAD(y + at) : VSET(0.0f);
-            s = VFMA(r0, VREAD(t0 + at), s); s = VFMA(r1, VREAD(t1 + at), s);
-            s = VFMA(r2, VREAD(t2 + at), s);
-            VWRITE(y + at, VFMA(r3, VREAD(t3 + at), s)));
-    }
+    for (; n <= 128 && done + TMOEI_NR <= n; done += TMOEI_NR) TMOEI_FN(micro1)
+    (E, r, 0, 1, theta + done, stride, more ? 1.0f : 0.0f, out + done, 0, TMOEI_NR);
+    for (size_t from = done; from < n; from += 4096)
+        for (int e = 0; e < E; e += 4) {
+            const size_t m = n - from < 4096 ? n - from : 4096;
+            const int add = more || e > 0, left_over = E - e;
+            float *y = out + from;
+            const float *t0 = theta + (size_t)e * stride + from,
+                        *t1 = left_over > 1 ? t0 + stride : t0;
+            const float *t2 = left_over > 2 ? t1 + stride : t0,
+                        *t3 = left_over > 3 ? t2 + stride : t0;
+            const V r0 = VSET(r[e]), r1 = VSET(left_over > 1 ? r[e + 1] : 0.0f);
+            const V r2 = VSET(left_over > 2 ? r[e + 2] : 0.0f),
+                    r3 = VSET(left_over > 3 ? r[e + 3] : 0.0f);
+            /* the next four lines, where short, are not foreseen: each fourth 64 bytes wake the
+             * processor */
+            for (size_t at = 0; m <= 768 && left_over > 7 && at < m; at += 64)
+                for (size_t i = 4; i < 8; i++) TMOEI_PREFETCH_L2(t0 + i * stride + at);
+            TMOEI_EACH(m, {
+                V s = add ? VREAD(y + at) : VSET(0.0f);
+                s = VFMA(r0, VREAD(t0 + at), s);
+                s = VFMA(r1, VREAD(t1 + at), s);
+                s = VFMA(r2, VREAD(t2 + at), s);
+                VWRITE(y + at, VFMA(r3, VREAD(t3 + at), s));
+            });
+        }
 }
-/* dtheta += sum_t r_t g_t (where dtheta is given);  dots_t = <g_t, theta - first>;  t < T and 4. Meanwhile
- * what lies `next` floats behind comes: the other expert's lines, which the processor does not foresee. */
+
+/* dtheta += sum_t r_t g_t (where dtheta is given);  dots_t = <g_t, theta - first>;  t < T and 4.
+ * Meanwhile what lies `next` floats behind comes: the other expert's lines, which the processor
+ * does not foresee. */
 TMOEI_TARGET static void TMOEI_FN(merge_backward)(float *dtheta, const float *theta, ptrdiff_t next,
-        const float *first, const float *g, size_t stride, const float *r, int T, float *dots, size_t n) {
-    const float *g1 = T > 1 ? g + stride : g, *g2 = T > 2 ? g1 + stride : g, *g3 = T > 3 ? g2 + stride : g;
+    const float *first, const float *g, size_t stride, const float *r, int T, float *dots, size_t n)
+{
+    const float *g1 = T > 1 ? g + stride : g, *g2 = T > 2 ? g1 + stride : g,
+                *g3 = T > 3 ? g2 + stride : g;
     const V r0 = VSET(r[0]), r1 = VSET(r[1]), r2 = VSET(r[2]), r3 = VSET(r[3]);
     V s0 = VSET(0.0f), s1 = s0, s2 = s0, s3 = s0;
-    TMOEI_EACH(n, const V d = VREAD(theta + at) - VREAD(first + at);
+    TMOEI_EACH(n, {
+        const V d = VREAD(theta + at) - VREAD(first + at);
         if (VW > 1) TMOEI_PREFETCH_L2(theta + next + at);
         if (VW > 1 && dtheta) TMOEI_PREFETCH_L2(dtheta + next + at);
         const V x0 = VREAD(g + at), x1 = VREAD(g1 + at), x2 = VREAD(g2 + at), x3 = VREAD(g3 + at);
-        if (dtheta) VWRITE(dtheta + at,
-            VFMA(r0, x0, VFMA(r1, x1, VFMA(r2, x2, VFMA(r3, x3, VREAD(dtheta + at))))));
-        s0 = VFMA(x0, d, s0); s1 = VFMA(x1, d, s1); s2 = VFMA(x2, d, s2); s3 = VFMA(x3, d, s3));
+        if (dtheta)
+            VWRITE(dtheta + at,
+                VFMA(r0, x0, VFMA(r1, x1, VFMA(r2, x2, VFMA(r3, x3, VREAD(dtheta + at))))));
+        s0 = VFMA(x0, d, s0);
+        s1 = VFMA(x1, d, s1);
+        s2 = VFMA(x2, d, s2);
+        s3 = VFMA(x3, d, s3);
+    });
     VSUM4(dots, s0, s1, s2, s3);
 }
+
 /* constants: gradient scale, beta1, beta2, 1/(1-beta1^t), 1/(1-beta2^t), eps, lr, lr * decay */
-TMOEI_TARGET static void TMOEI_FN(adamw)(float *theta, const float *grad, float *m, float *v, size_t n,
-        const float *constants) {
+TMOEI_TARGET static void TMOEI_FN(
+    adamw)(float *theta, const float *grad, float *m, float *v, size_t n, const float *constants)
+{
     const V scale = VSET(constants[0]), b1 = VSET(constants[1]), b2 = VSET(constants[2]);
     const V c1 = VSET(constants[3]), c2 = VSET(constants[4]), eps = VSET(constants[5]);
     const V lr = VSET(-constants[6]), keep = VSET(1.0f - constants[7]);
     const V d1 = VSET(1.0f - constants[1]), d2 = VSET(1.0f - constants[2]);
-    TMOEI_EACH(n, const V g = scale * VREAD(grad + at);
+    TMOEI_EACH(n, {
+        const V g = scale * VREAD(grad + at);
         const V m1 = VFMA(b1, VREAD(m + at), d1 * g), v1 = VFMA(b2, VREAD(v + at), d2 * (g * g));
         const V step = m1 * c1 / (TMOEI_VSQRT(v1 * c2) + eps);
-        VWRITE(m + at, m1); VWRITE(v + at, v1);
-        VWRITE(theta + at, VFMA(lr, step, keep * VREAD(theta + at))));
+        VWRITE(m + at, m1);
+        VWRITE(v + at, v1);
+        VWRITE(theta + at, VFMA(lr, step, keep * VREAD(theta + at)));
+    });
 }
+
 /* keep_i = [hash(key, i) >= limit]: the finaliser of MurmurHash3 on the counter */
-TMOEI_TARGET static void TMOEI_FN(dropout)(float *y, const float *x, size_t n, uint32_t first, uint32_t key,
-        uint32_t limit, float scale) {
+TMOEI_TARGET static void TMOEI_FN(dropout)(float *y, const float *x, size_t n, uint32_t first,
+    uint32_t key, uint32_t limit, float scale)
+{
     for (size_t i = 0; i < n; i++) {
         uint32_t h = ((uint32_t)i + first) * 0x9e3779b1u ^ key;
-        h = (h ^ (h >> 16)) * 0x85ebca6bu; h = (h ^ (h >> 13)) * 0xc2b2ae35u; h ^= h >> 16;
+        h = (h ^ (h >> 16)) * 0x85ebca6bu;
+        h = (h ^ (h >> 13)) * 0xc2b2ae35u;
+        h ^= h >> 16;
         y[i] = h >= limit ? x[i] * scale : 0.0f;
     }
 }
-static const tmoei_kernels TMOEI_FN(kernels) = {
-    TMOEI_PICK("C", "NEON", "AVX2", "AVX-512"), TMOEI_MR, TMOEI_NR, TMOEI_FN(micro), TMOEI_FN(dots),
-    TMOEI_FN(transpose), TMOEI_FN(epilogue), TMOEI_FN(dot), TMOEI_FN(sum), TMOEI_FN(maximum),
-    TMOEI_FN(scale_add), TMOEI_FN(exp_sum), TMOEI_FN(softmax_gradient), TMOEI_FN(softmax_backward),
-    TMOEI_FN(gelu), TMOEI_FN(norm_forward), TMOEI_FN(norm_backward), TMOEI_FN(norm_parameters),
-    TMOEI_FN(merge), TMOEI_FN(merge_backward), TMOEI_FN(adamw), TMOEI_FN(dropout)
-};
+
+static const tmoei_kernels TMOEI_FN(kernels) = { TMOEI_PICK("C", "NEON", "AVX2", "AVX-512"),
+    TMOEI_MR, TMOEI_NR, TMOEI_FN(micro), TMOEI_FN(dots), TMOEI_FN(transpose), TMOEI_FN(epilogue),
+    TMOEI_FN(dot), TMOEI_FN(sum), TMOEI_FN(maximum), TMOEI_FN(scale_add), TMOEI_FN(exp_sum),
+    TMOEI_FN(softmax_gradient), TMOEI_FN(softmax_backward), TMOEI_FN(gelu), TMOEI_FN(norm_forward),
+    TMOEI_FN(norm_backward), TMOEI_FN(norm_parameters), TMOEI_FN(merge), TMOEI_FN(merge_backward),
+    TMOEI_FN(adamw), TMOEI_FN(dropout) };
 #endif /* TMOEI_PASS */
 #ifndef TMOEI_PASS
-/* ---- the passes -------------------------------------------------------------------------------------- */
+/* ---- the passes ------------------------------------------------------------------------------ */
 #ifndef TMOE_HEADER_FILENAME
-#  define TMOE_HEADER_FILENAME "taskmoe.h"      /* define it when the file has another name */
+#define TMOE_HEADER_FILENAME "taskmoe.h" /* define it when the file has another name */
 #endif
 #define TMOEI_PASS 0
 #include TMOE_HEADER_FILENAME
 #undef TMOEI_PASS
 #ifdef TMOEI_ARM
-#  define TMOEI_PASS 1
-#  include TMOE_HEADER_FILENAME
-#  undef TMOEI_PASS
+#define TMOEI_PASS 1
+#include TMOE_HEADER_FILENAME
+#undef TMOEI_PASS
 #endif
 #if defined(TMOEI_X86) && !defined(TMOE_NO_AVX2)
-#  define TMOEI_PASS 2
-#  include TMOE_HEADER_FILENAME
-#  undef TMOEI_PASS
+#define TMOEI_PASS 2
+#include TMOE_HEADER_FILENAME
+#undef TMOEI_PASS
 #endif
 #if defined(TMOEI_X86) && !defined(TMOE_NO_AVX512)
-#  define TMOEI_PASS 3
-#  include TMOE_HEADER_FILENAME
-#  undef TMOEI_PASS
+#define TMOEI_PASS 3
+#include TMOE_HEADER_FILENAME
+#undef TMOEI_PASS
 #endif
-#undef V                                        /* the names without tmoei_ go */
+#undef V /* the names without tmoei_ go */
 #undef VW
 #undef VSET
 #undef VLOAD
@@ -1678,105 +2261,145 @@ static const tmoei_kernels TMOEI_FN(kernels) = {
 #undef VSUM4
 #undef VMAX
 #undef VMIN
+
 /* The table for `wanted`, or for the best the processor has; C where it lacks what is wanted. */
-static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted) {
+static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted)
+{
     const int any = wanted == TMOE_ISA_AUTO;
 #if defined(TMOEI_X86) && !defined(TMOE_NO_AVX512)
     if ((any || wanted == TMOE_ISA_AVX512) && tmoei_isa_best() == TMOE_ISA_AVX512)
         return &tmoei_kernels_avx512;
 #endif
 #if defined(TMOEI_X86) && !defined(TMOE_NO_AVX2)
-    if ((any || wanted == TMOE_ISA_AVX2) && tmoei_isa_best() >= TMOE_ISA_AVX2) return &tmoei_kernels_avx2;
+    if ((any || wanted == TMOE_ISA_AVX2) && tmoei_isa_best() >= TMOE_ISA_AVX2)
+        return &tmoei_kernels_avx2;
 #endif
 #ifdef TMOEI_ARM
-    if (any || wanted == TMOE_ISA_NEON) return &tmoei_kernels_neon;     /* every 64-bit Arm has it */
+    if (any || wanted == TMOE_ISA_NEON) return &tmoei_kernels_neon; /* every 64-bit Arm has it */
 #endif
     (void)any;
     return &tmoei_kernels_c;
 }
-/* ==== >>products: the matrix product driver, and products of one lane ================================== */
-/* K is cut into equal pieces of at most KC, so the order of a sum is the same on every machine; a panel of B
- * is 48 KiB (256 and 512 are slower). A lane's rows of A take a sixth of L2 (its panels of B and its tile of
- * C come through, too), the packed columns of B a quarter of the shared L3. */
+
+/* ==== >>products: the matrix product driver, and products of one lane ========================= */
+/* K is cut into equal pieces of at most KC, so the order of a sum is the same on every machine; a
+ * panel of B is 48 KiB (256 and 512 are slower). A lane's rows of A take a sixth of L2 (its panels
+ * of B and its tile of C come through, too), the packed columns of B a quarter of the shared L3. */
 #define TMOEI_KC 384
-#define TMOEI_NC 2048                   /* most columns of op(B) packed at once: 3 MiB, shared by lanes */
-#define TMOEI_TILE_COLUMNS 256          /* most of a lane's tile: eight panels of B */
-#define TMOEI_FEW_ROWS 8                /* up to here weights are read as they lie: packing would cost more */
-#define TMOEI_LIES_STRIDE 128           /* any kernel reads a transposed A with lines up to here as it lies */
-#define TMOEI_LIES_B 65536              /* and an op(B) of up to so many numbers, if not transposed */
-#define TMOEI_LANE_ROWS 64              /* one-lane products: rows at a time */
-#define TMOEI_PACK_COLUMNS 64           /* packed by a lane at a time */
-#define TMOEI_PANEL_WIDTH(rows) (((rows) + 3) / 4 * 4)          /* of A, packed; 8 for 5 at worst */
-#define TMOEI_SCORES 65536              /* attention scores a lane holds at a time, twice; most keys */
+#define TMOEI_NC 2048          /* most columns of op(B) packed at once: 3 MiB, shared by lanes */
+#define TMOEI_TILE_COLUMNS 256 /* most of a lane's tile: eight panels of B */
+#define TMOEI_FEW_ROWS 8      /* up to here weights are read as they lie: packing would cost more */
+#define TMOEI_LIES_STRIDE 128 /* any kernel reads a transposed A with lines up to here as it lies */
+#define TMOEI_LIES_B 65536    /* and an op(B) of up to so many numbers, if not transposed */
+#define TMOEI_LANE_ROWS 64    /* one-lane products: rows at a time */
+#define TMOEI_PACK_COLUMNS 64 /* packed by a lane at a time */
+#define TMOEI_PANEL_WIDTH(rows) (((rows) + 3) / 4 * 4) /* of A, packed; 8 for 5 at worst */
+#define TMOEI_SCORES 65536 /* attention scores a lane holds at a time, twice; most keys */
 #define TMOEI_SHARED_FLOATS ((size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX))
 #define TMOEI_LANE_B_FLOATS ((size_t)TMOEI_KC * (TMOEI_TILE_COLUMNS + TMOEI_NR_MAX))
-#define TMOEI_LANE_FLOATS (2 * (size_t)TMOEI_SCORES + TMOEI_LANE_B_FLOATS \
-    + (size_t)TMOEI_KC * (TMOEI_LANE_ROWS * 8 / 5))
-static int tmoei_least(int a, int b) { return a < b ? a : b; }
-static int tmoei_pieces(int total, int size) { return (total + size - 1) / size; }
-/* A product, and the block of it in work: columns n0 .. n0+nc-1, k0 .. k1-1 of K in pieces of `depth`. The
- * lanes pack op(B) together first, or each its own columns, and a lane its rows of op(A) (into its scratch:
- * the copy stays in its cache). A kernel of 14 rows meets the lines of B and A so rarely that L2 is near
- * enough: it reads what is not a transposed B as it lies. But lines 4 KiB apart share a few places of a
- * cache: such rows of A are copied side by side where that pays, and B is packed if its lines do it, too. */
+#define TMOEI_LANE_FLOATS \
+    (2 * (size_t)TMOEI_SCORES + TMOEI_LANE_B_FLOATS + (size_t)TMOEI_KC * (TMOEI_LANE_ROWS * 8 / 5))
+
+static int tmoei_least(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+static int tmoei_pieces(int total, int size)
+{
+    return (total + size - 1) / size;
+}
+
+/* A product, and the block of it in work: columns n0 .. n0+nc-1, k0 .. k1-1 of K in pieces of
+ * `depth`. The lanes pack op(B) together first, or each its own columns, and a lane its rows of
+ * op(A) (into its scratch: the copy stays in its cache). A kernel of 14 rows meets the lines of B
+ * and A so rarely that L2 is near enough: it reads what is not a transposed B as it lies. But lines
+ * 4 KiB apart share a few places of a cache: such rows of A are copied side by side where that
+ * pays, and B is packed if its lines do it, too. */
 typedef struct tmoei_product {
     const tmoe_ctx *ctx;
     int transpose_a, transpose_b, M, N, K, n0, nc, k0, k1, depth;
     int height, tile_rows, tile_columns, column_tiles, a_lies, b_lies;
-    const float *A, *B; size_t lda, ldb, ldc;
-    float *C, *packed_b, beta;                  /* packed_b: by all lanes, or NULL */
-    size_t packed_width; int kept, pack;        /* of a k there; it holds kept weights; is to be packed */
+    const float *A, *B;
+    size_t lda, ldb, ldc;
+    float *C, *packed_b, beta; /* packed_b: by all lanes, or NULL */
+    size_t packed_width;
+    int kept, pack; /* of a k there; it holds kept weights; is to be packed */
     const tmoei_epilogue *epilogue;
 } tmoei_product;
-static tmoei_product tmoei_product_of(const tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, int N,
-        int K, const float *A, size_t lda, const float *B, size_t ldb, float beta, float *C, size_t ldc) {
+
+static tmoei_product tmoei_product_of(const tmoe_ctx *ctx, int transpose_a, int transpose_b, int M,
+    int N, int K, const float *A, size_t lda, const float *B, size_t ldb, float beta, float *C,
+    size_t ldc)
+{
     const int high = ctx->kernels->mr == TMOEI_MR_MAX;
-    const int meet = high && !transpose_a && lda % 1024 == 0;   /* rows of A in a cache set of eight lines */
+    const int meet =
+        high && !transpose_a && lda % 1024 == 0; /* rows of A in a cache set of eight lines */
     const int copies = meet && N >= 512 && M > TMOEI_LANE_ROWS && (!transpose_b || ctx->lanes == 1);
-    const int most = meet && !copies ? 7 : ctx->kernels->mr, height = tmoei_pieces(M, tmoei_pieces(M, most));
+    const int most = meet && !copies ? 7 : ctx->kernels->mr,
+              height = tmoei_pieces(M, tmoei_pieces(M, most));
     const int a_lies = transpose_a ? high || lda <= TMOEI_LIES_STRIDE : !copies;
-    const int b_lies = !transpose_b
-        && (high ? !meet || ldb % 1024 != 0 : (size_t)N * (size_t)K <= TMOEI_LIES_B);
-    const tmoei_product p = { ctx, transpose_a, transpose_b, M, N, K, 0, 0, 0, 0, 0, height, 0, 0, 0,
-        a_lies, b_lies, A, B, lda, ldb, ldc, C, NULL, beta, 0, 0, 1, NULL };
+    const int b_lies =
+        !transpose_b && (high ? !meet || ldb % 1024 != 0 : (size_t)N * (size_t)K <= TMOEI_LIES_B);
+    const tmoei_product p = { ctx, transpose_a, transpose_b, M, N, K, 0, 0, 0, 0, 0, height, 0, 0,
+        0, a_lies, b_lies, A, B, lda, ldb, ldc, C, NULL, beta, 0, 0, 1, NULL };
     return p;
 }
-/* Rows from .. from+n-1 of the transposed A, or columns of the block's op(B) (b), k0 .. k0+kc-1, in panels,
- * k by k. Lines are read in their order, as the processor expects; behind op(B)'s last column are zeros. */
-static void tmoei_product_pack(const tmoei_product *p, int b, float *out, int from, int n, int k0, int kc) {
+
+/* Rows from .. from+n-1 of the transposed A, or columns of the block's op(B) (b), k0 .. k0+kc-1, in
+ * panels, k by k. Lines are read in their order, as the processor expects; behind op(B)'s last
+ * column are zeros. */
+static void tmoei_product_pack(const tmoei_product *p, int b, float *out, int from, int n, int k0,
+    int kc)
+{
     const size_t columns = (size_t)n, depth = (size_t)kc, stride = b ? p->ldb : p->lda;
-    const size_t panel = (size_t)(b ? p->ctx->kernels->nr : p->height), width = TMOEI_PANEL_WIDTH(panel);
+    const size_t panel = (size_t)(b ? p->ctx->kernels->nr : p->height),
+                 width = TMOEI_PANEL_WIDTH(panel);
     const size_t at = (size_t)((b ? p->n0 : 0) + from), full = columns / panel * panel;
     if (b && full < columns) memset(out + full * depth, 0, panel * depth * sizeof(float));
-    if (b && p->transpose_b) for (size_t j = 0; j < columns; j += panel)
-        p->ctx->kernels->transpose(out + j * depth, panel, kc,
-            tmoei_least((int)panel, (int)(columns - j)), p->B + (at + j) * stride + k0, stride);
-    else if (!b && !p->transpose_a) for (size_t i = 0; i < columns; i++)
-        memcpy(out + i * depth, p->A + (at + i) * stride + k0, depth * sizeof(float));
-    else for (size_t k = 0; k < depth; k++, out += width) {
-        const float *lines = (b ? p->B : p->A) + ((size_t)k0 + k) * stride + at;
-        float *d = out; size_t j = 0;
-        for (; j + width <= columns; j += panel, d += width * depth) {
-            for (size_t i = 0; i < width; i += 16) TMOEI_PREFETCH(lines + 8 * stride + j + i);
-            for (size_t i = 0; i < width; i += 4) memcpy(d + i, lines + j + i, 4 * sizeof(float));
+    if (b && p->transpose_b)
+        for (size_t j = 0; j < columns; j += panel)
+            p->ctx->kernels->transpose(out + j * depth, panel, kc,
+                tmoei_least((int)panel, (int)(columns - j)), p->B + (at + j) * stride + k0, stride);
+    else if (!b && !p->transpose_a)
+        for (size_t i = 0; i < columns; i++)
+            memcpy(out + i * depth, p->A + (at + i) * stride + k0, depth * sizeof(float));
+    else
+        for (size_t k = 0; k < depth; k++, out += width) {
+            const float *lines = (b ? p->B : p->A) + ((size_t)k0 + k) * stride + at;
+            float *d = out;
+            size_t j = 0;
+            for (; j + width <= columns; j += panel, d += width * depth) {
+                for (size_t i = 0; i < width; i += 16) TMOEI_PREFETCH(lines + 8 * stride + j + i);
+                for (size_t i = 0; i < width; i += 4)
+                    memcpy(d + i, lines + j + i, 4 * sizeof(float));
+            }
+            for (; j < columns; j += panel, d += width * depth)
+                memcpy(d, lines + j, (columns - j < panel ? columns - j : panel) * sizeof(float));
         }
-        for (; j < columns; j += panel, d += width * depth)
-            memcpy(d, lines + j, (columns - j < panel ? columns - j : panel) * sizeof(float));
-    }
 }
-static void tmoei_product_pack_chunk(void *arg, int chunk, int lane) {
-    const tmoei_product *p = (const tmoei_product *)arg; (void)lane;
-    const int pieces = tmoei_pieces(p->nc, TMOEI_PACK_COLUMNS), from = chunk % pieces * TMOEI_PACK_COLUMNS;
+
+static void tmoei_product_pack_chunk(void *arg, int chunk, int lane)
+{
+    const tmoei_product *p = (const tmoei_product *)arg;
+    (void)lane;
+    const int pieces = tmoei_pieces(p->nc, TMOEI_PACK_COLUMNS),
+              from = chunk % pieces * TMOEI_PACK_COLUMNS;
     const int k0 = p->k0 + chunk / pieces * p->depth, kc = tmoei_least(p->k1 - k0, p->depth);
-    tmoei_product_pack(p, 1, p->packed_b + (size_t)k0 * p->packed_width + (size_t)from * (size_t)kc, from,
-        tmoei_least(TMOEI_PACK_COLUMNS, p->nc - from), k0, kc);
+    tmoei_product_pack(p, 1, p->packed_b + (size_t)k0 * p->packed_width + (size_t)from * (size_t)kc,
+        from, tmoei_least(TMOEI_PACK_COLUMNS, p->nc - from), k0, kc);
 }
-static void tmoei_product_tile_chunk(void *arg, int chunk, int lane) {
+
+static void tmoei_product_tile_chunk(void *arg, int chunk, int lane)
+{
     const tmoei_product *p = (const tmoei_product *)arg;
     const tmoei_kernels *kernels = p->ctx->kernels;
-    const int i0 = chunk / p->column_tiles * p->tile_rows, i1 = tmoei_least(i0 + p->tile_rows, p->M);
-    const int j0 = chunk % p->column_tiles * p->tile_columns, j1 = tmoei_least(j0 + p->tile_columns, p->nc);
-    const int nr = kernels->nr, packed = p->b_lies ? j0 + (j1 - j0) / nr * nr : j0;    /* columns from here */
+    const int i0 = chunk / p->column_tiles * p->tile_rows,
+              i1 = tmoei_least(i0 + p->tile_rows, p->M);
+    const int j0 = chunk % p->column_tiles * p->tile_columns,
+              j1 = tmoei_least(j0 + p->tile_columns, p->nc);
+    const int nr = kernels->nr,
+              packed = p->b_lies ? j0 + (j1 - j0) / nr * nr : j0; /* columns from here */
     const size_t n0 = (size_t)p->n0, height = (size_t)p->height;
     float *C = p->C + n0, *own_b = p->ctx->lane_scratch[lane], *own_a = own_b + TMOEI_LANE_B_FLOATS;
     const size_t width = TMOEI_PANEL_WIDTH(height);
@@ -1788,12 +2411,17 @@ static void tmoei_product_tile_chunk(void *arg, int chunk, int lane) {
         const size_t a_panel = p->a_lies || !p->transpose_a ? height * row : width * depth;
         const float *a = p->a_lies ? p->A + (size_t)i0 * row + k * step : own_a;
         if (a == own_a) tmoei_product_pack(p, 0, own_a, i0, i1 - i0, k0, kc);
-        if (!p->packed_b && packed < j1) tmoei_product_pack(p, 1, own_b, packed, j1 - packed, k0, kc);
+        if (!p->packed_b && packed < j1)
+            tmoei_product_pack(p, 1, own_b, packed, j1 - packed, k0, kc);
         for (int j = j0; j < j1; j += nr) {
-            const float *panel = j < packed ? p->B + k * p->ldb + n0 + (size_t)j : (p->packed_b ? p->packed_b
-                + k * p->packed_width + (size_t)j0 * depth : own_b) + (size_t)(j - packed) * depth;
-            const size_t part = p->kept ? (size_t)nr * depth / (size_t)tmoei_pieces(i1 - i0, p->height) : 0;
-            const float *rows = a, *next = panel + (size_t)nr * depth;     /* comes while this one is used */
+            const float *panel = j < packed
+                ? p->B + k * p->ldb + n0 + (size_t)j
+                : (p->packed_b ? p->packed_b + k * p->packed_width + (size_t)j0 * depth : own_b)
+                    + (size_t)(j - packed) * depth;
+            const size_t part =
+                p->kept ? (size_t)nr * depth / (size_t)tmoei_pieces(i1 - i0, p->height) : 0;
+            const float *rows = a,
+                        *next = panel + (size_t)nr * depth; /* comes while this one is used */
             for (int i = i0; i < i1; i += p->height, rows += a_panel, next += part) {
                 for (size_t ahead = 0; ahead < part; ahead += 16) TMOEI_PREFETCH(next + ahead);
                 kernels->micro[tmoei_least(i1 - i, p->height)](kc, rows, row, step, panel,
@@ -1803,78 +2431,112 @@ static void tmoei_product_tile_chunk(void *arg, int chunk, int lane) {
         }
     }
     if (p->epilogue && p->k1 == p->K)
-        kernels->epilogue(i1 - i0, j1 - j0, p->n0 + j0, C + (size_t)i0 * p->ldc + (size_t)j0, p->ldc,
-            p->epilogue, i0);
+        kernels->epilogue(i1 - i0, j1 - j0, p->n0 + j0, C + (size_t)i0 * p->ldc + (size_t)j0,
+            p->ldc, p->epilogue, i0);
 }
-static void tmoei_product_run(tmoei_product *p, tmoei_chunk_fn *fn, int chunks, tmoe_ctx *ctx, int lane) {
-    if (ctx) tmoei_parallel(ctx, fn, p, chunks);
-    else for (int chunk = 0; chunk < chunks; chunk++) fn(p, chunk, lane);
+
+static void tmoei_product_run(tmoei_product *p, tmoei_chunk_fn *fn, int chunks, tmoe_ctx *ctx,
+    int lane)
+{
+    if (ctx)
+        tmoei_parallel(ctx, fn, p, chunks);
+    else
+        for (int chunk = 0; chunk < chunks; chunk++) fn(p, chunk, lane);
 }
-/* Block by block of at most so many columns: over the lanes of ctx, or here where it is NULL. Several lanes
- * go through all of K in one job if C is small, so that a job for each piece would cost, and B finds room. */
-static void tmoei_product_blocks(tmoei_product *p, int columns, tmoe_ctx *ctx, int lane) {
-    p->depth = (tmoei_pieces(p->K, tmoei_pieces(p->K, TMOEI_KC)) + 7) / 8 * 8;            /* equal pieces */
+
+/* Block by block of at most so many columns: over the lanes of ctx, or here where it is NULL.
+ * Several lanes go through all of K in one job if C is small, so that a job for each piece would
+ * cost, and B finds room. */
+static void tmoei_product_blocks(tmoei_product *p, int columns, tmoe_ctx *ctx, int lane)
+{
+    p->depth = (tmoei_pieces(p->K, tmoei_pieces(p->K, TMOEI_KC)) + 7) / 8 * 8; /* equal pieces */
     for (p->n0 = 0; p->n0 < p->N; p->n0 += p->nc) {
-        p->nc = tmoei_least(p->N - p->n0, columns); p->column_tiles = tmoei_pieces(p->nc, p->tile_columns);
+        p->nc = tmoei_least(p->N - p->n0, columns);
+        p->column_tiles = tmoei_pieces(p->nc, p->tile_columns);
         const size_t width = (size_t)p->nc + TMOEI_NR_MAX;
         const int whole = ctx && ctx->lanes > 1 && p->M <= 32768 * ctx->lanes / p->nc
             && (!p->packed_b || p->kept || width * (size_t)p->K <= TMOEI_SHARED_FLOATS);
         p->packed_width = p->kept || whole ? width : 0;
         for (p->k0 = 0; p->k0 < p->K; p->k0 = p->k1) {
             p->k1 = whole ? p->K : tmoei_least(p->K, p->k0 + p->depth);
-            if (p->packed_b && p->pack) tmoei_product_run(p, tmoei_product_pack_chunk, tmoei_pieces(p->nc,
-                TMOEI_PACK_COLUMNS) * tmoei_pieces(p->k1 - p->k0, p->depth), ctx, lane);
+            if (p->packed_b && p->pack)
+                tmoei_product_run(p, tmoei_product_pack_chunk,
+                    tmoei_pieces(p->nc, TMOEI_PACK_COLUMNS) * tmoei_pieces(p->k1 - p->k0, p->depth),
+                    ctx, lane);
             tmoei_product_run(p, tmoei_product_tile_chunk,
                 tmoei_pieces(p->M, p->tile_rows) * p->column_tiles, ctx, lane);
         }
     }
 }
+
 /* Few rows: B as it lies, a chunk of columns each. */
-static void tmoei_product_few_chunk(void *arg, int chunk, int lane) {
+static void tmoei_product_few_chunk(void *arg, int chunk, int lane)
+{
     const tmoei_product *p = (const tmoei_product *)arg;
     const tmoei_kernels *kernels = p->ctx->kernels;
-    const int j0 = chunk * p->tile_columns, columns = tmoei_least(p->N - j0, p->tile_columns); (void)lane;
+    const int j0 = chunk * p->tile_columns, columns = tmoei_least(p->N - j0, p->tile_columns);
+    (void)lane;
     if (p->transpose_b)
-        kernels->dots(p->M, columns, p->K, p->A, p->lda, p->B + (size_t)j0 * p->ldb, p->ldb, p->beta,
-            p->C + j0, p->ldc);
-    else for (size_t m = 0; m < (size_t)p->M; m++)
-        kernels->merge(p->C + m * p->ldc + j0, p->beta != 0.0f, p->B + j0, p->ldb, p->A + m * p->lda, p->K,
-            (size_t)columns);
+        kernels->dots(p->M, columns, p->K, p->A, p->lda, p->B + (size_t)j0 * p->ldb, p->ldb,
+            p->beta, p->C + j0, p->ldc);
+    else
+        for (size_t m = 0; m < (size_t)p->M; m++)
+            kernels->merge(p->C + m * p->ldc + j0, p->beta != 0.0f, p->B + j0, p->ldb,
+                p->A + m * p->lda, p->K, (size_t)columns);
     if (p->epilogue) kernels->epilogue(p->M, columns, j0, p->C + j0, p->ldc, p->epilogue, 0);
 }
-/* Tiles of r x c register tiles (c in units of the widest) so that the busiest lane is done first. One costs
- * its rows times c; of 14 x 32 ones, 0.6 for a panel of B that its lane packs, 0.2 if it reads it; for A 0.3
- * or 0.1; 0.5 to begin; a fifth more, for lanes never end together (measured). One lane: the largest. */
-static void tmoei_product_tiles(tmoei_product *p) {
+
+/* Tiles of r x c register tiles (c in units of the widest) so that the busiest lane is done first.
+ * One costs its rows times c; of 14 x 32 ones, 0.6 for a panel of B that its lane packs, 0.2 if it
+ * reads it; for A 0.3 or 0.1; 0.5 to begin; a fifth more, for lanes never end together (measured).
+ * One lane: the largest. */
+static void tmoei_product_tiles(tmoei_product *p)
+{
     const int lanes = p->ctx->lanes, unit = TMOEI_NR_MAX / p->ctx->kernels->nr;
     const int packs_b = !p->b_lies && !p->packed_b, rows = tmoei_pieces(p->M, p->height);
     const int columns = tmoei_pieces(tmoei_least(p->N, p->ctx->block_columns), TMOEI_NR_MAX);
     const int most = (p->a_lies ? p->ctx->tile_rows : TMOEI_LANE_ROWS) / p->height;
-    const int c1 = tmoei_least(p->a_lies || packs_b ? TMOEI_TILE_COLUMNS / TMOEI_NR_MAX : columns, columns);
+    const int c1 =
+        tmoei_least(p->a_lies || packs_b ? TMOEI_TILE_COLUMNS / TMOEI_NR_MAX : columns, columns);
     float least = 0.0f, panel = (packs_b ? 8.4f : 2.8f) / (float)p->height;
     int r = lanes > 1 && p->a_lies ? rows : tmoei_least(most, rows), highest = p->height;
     for (int n; r > 0; r = r > 1 && lanes > 1 ? (rows - 1) / n : 0) {
-        n = tmoei_pieces(rows, r); r = tmoei_pieces(rows, n);           /* equal tiles, ... */
+        n = tmoei_pieces(rows, r);
+        r = tmoei_pieces(rows, n); /* equal tiles, ... */
         const int tile_rows = lanes > 1 ? tmoei_pieces(p->M, n) : r * highest;
-        const int panels = tmoei_pieces(tile_rows, highest), height = tmoei_pieces(tile_rows, panels);
-        const float high = (float)(panels * height) / (float)highest;   /* ... in equal panels */
+        const int panels = tmoei_pieces(tile_rows, highest),
+                  height = tmoei_pieces(tile_rows, panels);
+        const float high = (float)(panels * height) / (float)highest; /* ... in equal panels */
         for (int c = lanes > 1 ? 1 : c1; c <= c1; c++) {
             const float busiest = (float)tmoei_pieces(n * tmoei_pieces(columns, c), lanes) + 0.2f;
-            const float cost = busiest * ((high + panel) * (float)(c * unit)
-                + (p->a_lies ? 0.1f : 0.3f) * (float)(r * unit) + 0.5f);
+            const float cost = busiest
+                * ((high + panel) * (float)(c * unit)
+                    + (p->a_lies ? 0.1f : 0.3f) * (float)(r * unit) + 0.5f);
             if (least > 0.0f && cost >= least) continue;
-            least = cost; p->tile_rows = tile_rows; p->tile_columns = c * TMOEI_NR_MAX; p->height = height;
+            least = cost;
+            p->tile_rows = tile_rows;
+            p->tile_columns = c * TMOEI_NR_MAX;
+            p->height = height;
         }
     }
 }
-/* Weights B (N,K) that every step of decoding reads stay packed, all panels of a cut of K one behind the
- * other, while the context keeps: they then stream from memory into the micro-kernels. */
-struct tmoei_kept { struct tmoei_kept *before; const float *B; int N, K; };     /* the panels lie behind it */
-static void tmoei_product_keep(tmoe_ctx *ctx, tmoei_product *p) {
+
+/* Weights B (N,K) that every step of decoding reads stay packed, all panels of a cut of K one
+ * behind the other, while the context keeps: they then stream from memory into the micro-kernels.
+ * */
+struct tmoei_kept {
+    struct tmoei_kept *before;
+    const float *B;
+    int N, K;
+}; /* the panels lie behind it */
+
+static void tmoei_product_keep(tmoe_ctx *ctx, tmoei_product *p)
+{
     const size_t head = TMOEI_ALIGN / sizeof(float), columns = (size_t)p->N + TMOEI_NR_MAX;
     struct tmoei_kept *kept = ctx->kept, fresh = { kept, p->B, p->N, p->K };
     while (kept && (kept->B != p->B || kept->N != p->N || kept->K != p->K)) kept = kept->before;
-    if (kept) p->pack = 0;
+    if (kept)
+        p->pack = 0;
     else {
         void *block = tmoei_alloc(ctx, columns, ((size_t)p->K + head) * sizeof(float), 0);
         if (!block) return;
@@ -1883,58 +2545,77 @@ static void tmoei_product_keep(tmoe_ctx *ctx, tmoei_product *p) {
     p->packed_b = (float *)(void *)kept + head;
     p->kept = 1;
 }
-/* C (M,N) = beta C + op(A) (M,K) op(B) (K,N), then the epilogue; op(X) = X^T where the flag is set; beta is
- * 0 (C is not read) or 1. Row strides in floats. */
-static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, int N, int K, const float *A,
-        size_t lda, const float *B, size_t ldb, float beta, float *C, size_t ldc,
-        const tmoei_epilogue *epilogue) {
+
+/* C (M,N) = beta C + op(A) (M,K) op(B) (K,N), then the epilogue; op(X) = X^T where the flag is set;
+ * beta is 0 (C is not read) or 1. Row strides in floats. */
+static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, int N, int K,
+    const float *A, size_t lda, const float *B, size_t ldb, float beta, float *C, size_t ldc,
+    const tmoei_epilogue *epilogue)
+{
     if (M <= 0 || N <= 0) return;
-    tmoei_product p = tmoei_product_of(ctx, transpose_a, transpose_b, M, N, K, A, lda, B, ldb, beta, C, ldc);
+    tmoei_product p =
+        tmoei_product_of(ctx, transpose_a, transpose_b, M, N, K, A, lda, B, ldb, beta, C, ldc);
     const int keep = ctx->keeping && transpose_b && !transpose_a && M > 1 && M <= TMOEI_LANE_ROWS;
     p.epilogue = epilogue;
-    if (K <= 0) {                                               /* an empty sum */
-        for (int r = 0; beta == 0.0f && r < M; r++) memset(C + (size_t)r * ldc, 0, (size_t)N * sizeof(float));
+    if (K <= 0) { /* an empty sum */
+        for (int r = 0; beta == 0.0f && r < M; r++)
+            memset(C + (size_t)r * ldc, 0, (size_t)N * sizeof(float));
         if (epilogue) ctx->kernels->epilogue(M, N, 0, C, ldc, epilogue, 0);
     } else if (!transpose_a && !keep && M <= (transpose_b ? TMOEI_FEW_ROWS : 3)) {
-        p.tile_columns = !transpose_b ? 512 : K >= 1024 ? 16 : 16384 / K;   /* 16 K products a row, chunk */
+        p.tile_columns = !transpose_b ? 512
+            : K >= 1024               ? 16
+                                      : 16384 / K; /* 16 K products a row, chunk */
         tmoei_parallel(ctx, tmoei_product_few_chunk, &p, tmoei_pieces(N, p.tile_columns));
     } else {
         const int rows_for_all = ctx->lanes > 1 && p.a_lies && M >= 32 * ctx->lanes;
-        if (!p.b_lies && M > TMOEI_LANE_ROWS && !rows_for_all)  /* else a lane packs what it reads itself, */
-            p.packed_b = ctx->shared_scratch;                   /* for another's cache is far */
+        if (!p.b_lies && M > TMOEI_LANE_ROWS
+            && !rows_for_all)                 /* else a lane packs what it reads itself, */
+            p.packed_b = ctx->shared_scratch; /* for another's cache is far */
         if (keep) tmoei_product_keep(ctx, &p);
         tmoei_product_tiles(&p);
         tmoei_product_blocks(&p, p.kept ? N : ctx->block_columns, ctx, 0);
     }
 }
+
 /* The same on the calling lane only, for small products inside a parallel region. */
-static void tmoei_gemm_lane(const tmoe_ctx *ctx, int lane, int transpose_a, int transpose_b, int M, int N,
-        int K, const float *A, size_t lda, const float *B, size_t ldb, float beta, float *C, size_t ldc) {
-    tmoei_product p = tmoei_product_of(ctx, transpose_a, transpose_b, M, N, K, A, lda, B, ldb, beta, C, ldc);
+static void tmoei_gemm_lane(const tmoe_ctx *ctx, int lane, int transpose_a, int transpose_b, int M,
+    int N, int K, const float *A, size_t lda, const float *B, size_t ldb, float beta, float *C,
+    size_t ldc)
+{
+    tmoei_product p =
+        tmoei_product_of(ctx, transpose_a, transpose_b, M, N, K, A, lda, B, ldb, beta, C, ldc);
     if (!p.b_lies) p.packed_b = ctx->lane_scratch[lane];
-    p.tile_rows = TMOEI_LANE_ROWS / p.height * p.height; p.tile_columns = TMOEI_TILE_COLUMNS;
+    p.tile_rows = TMOEI_LANE_ROWS / p.height * p.height;
+    p.tile_columns = TMOEI_TILE_COLUMNS;
     tmoei_product_blocks(&p, p.tile_columns, NULL, lane);
 }
-/* ---- attention of one sequence and head --------------------------------------------------------------
+
+/* ---- attention of one sequence and head ---------------------------------------------------------
  * Rows of q go block by block, so the scores of a block stay in this lane's cache. Row t sees keys
  * 0 .. t + (S - T) where causal. */
-typedef struct tmoei_attention_rows {             /* its rows are `width` floats, a stride apart */
+typedef struct tmoei_attention_rows { /* its rows are `width` floats, a stride apart */
     const tmoe_ctx *ctx;
     int T, S, width, causal;
     size_t q_stride, kv_stride, y_stride;
     const float *q, *k, *v, *dy;
-    float *y, *lse, *dq, *dk, *dv, beta_q, beta_kv;             /* lse, dq, dk with dv: or NULL */
+    float *y, *lse, *dq, *dk, *dv, beta_q, beta_kv; /* lse, dq, dk with dv: or NULL */
 } tmoei_attention_rows;
+
 /* Rows of the block from t0 on. */
-static int tmoei_score_rows(const tmoei_attention_rows *a, int t0) {
+static int tmoei_score_rows(const tmoei_attention_rows *a, int t0)
+{
     const int rows = tmoei_least(TMOEI_SCORES / a->S, TMOEI_LANE_ROWS);
     return tmoei_least(a->T - t0, rows < 1 ? 1 : rows);
 }
+
 /* Keys that the rows before t see. */
-static int tmoei_seen(const tmoei_attention_rows *a, int t) {
+static int tmoei_seen(const tmoei_attention_rows *a, int t)
+{
     return a->causal ? tmoei_least(a->S, t + a->S - a->T) : a->S;
 }
-static void tmoei_attention_forward(const tmoei_attention_rows *a, int lane) {
+
+static void tmoei_attention_forward(const tmoei_attention_rows *a, int lane)
+{
     const tmoei_kernels *kernels = a->ctx->kernels;
     const int W = a->width;
     const size_t qs = a->q_stride, kv = a->kv_stride, ys = a->y_stride;
@@ -1946,8 +2627,11 @@ static void tmoei_attention_forward(const tmoei_attention_rows *a, int lane) {
         const size_t width = (size_t)seen;
         const float *q = a->q + (size_t)t0 * qs;
         float *y = a->y + (size_t)t0 * ys;
-        if (n > 4) tmoei_gemm_lane(a->ctx, lane, 0, 1, n, seen, W, q, qs, a->k, kv, 0.0f, p, width);
-        else kernels->dots(n, seen, W, q, qs, a->k, kv, 0.0f, p, width);  /* one row is a few dot products */
+        if (n > 4)
+            tmoei_gemm_lane(a->ctx, lane, 0, 1, n, seen, W, q, qs, a->k, kv, 0.0f, p, width);
+        else
+            kernels->dots(n, seen, W, q, qs, a->k, kv, 0.0f, p,
+                width); /* one row is a few dot products */
         for (int t = 0; t < n; t++) {
             float *row = p + (size_t)t * width;
             const size_t own = (size_t)tmoei_seen(a, t0 + t + 1);
@@ -1957,13 +2641,17 @@ static void tmoei_attention_forward(const tmoei_attention_rows *a, int lane) {
             memset(row + own, 0, (width - own) * sizeof(float));
             if (a->lse) a->lse[t0 + t] = most + logf(sum);
         }
-        if (n > 4) tmoei_gemm_lane(a->ctx, lane, 0, 0, n, W, seen, p, width, a->v, kv, 0.0f, y, ys);
-        else for (size_t t = 0; t < (size_t)n; t++)
-            kernels->merge(y + t * ys, 0, a->v, kv, p + t * width, seen, (size_t)W);
+        if (n > 4)
+            tmoei_gemm_lane(a->ctx, lane, 0, 0, n, W, seen, p, width, a->v, kv, 0.0f, y, ys);
+        else
+            for (size_t t = 0; t < (size_t)n; t++)
+                kernels->merge(y + t * ys, 0, a->v, kv, p + t * width, seen, (size_t)W);
     }
 }
+
 /* Scores stand transposed here, a line for each key: dk and dv read them as they lie. */
-static void tmoei_attention_backward(const tmoei_attention_rows *a, int lane) {
+static void tmoei_attention_backward(const tmoei_attention_rows *a, int lane)
+{
     const tmoe_ctx *ctx = a->ctx;
     const int W = a->width;
     const size_t qs = a->q_stride, kv = a->kv_stride, ys = a->y_stride;
@@ -1982,199 +2670,300 @@ static void tmoei_attention_backward(const tmoei_attention_rows *a, int lane) {
         const size_t width = (size_t)n, from = (size_t)t0;
         const float *q = a->q + from * qs, *y = a->y + from * ys, *dy = a->dy + from * ys;
         const float beta = t0 > 0 ? 1.0f : a->beta_kv;
-        float delta[TMOEI_LANE_ROWS];                           /* rowsum(dp * p) = <dy, y> */
-        for (size_t t = 0; t < width; t++) delta[t] = ctx->kernels->dot(dy + t * ys, y + t * ys, (size_t)W);
+        float delta[TMOEI_LANE_ROWS]; /* rowsum(dp * p) = <dy, y> */
+        for (size_t t = 0; t < width; t++)
+            delta[t] = ctx->kernels->dot(dy + t * ys, y + t * ys, (size_t)W);
         tmoei_gemm_lane(ctx, lane, 0, 1, seen, n, W, a->k, kv, q, qs, 0.0f, p, width);
         tmoei_gemm_lane(ctx, lane, 0, 1, seen, n, W, a->v, kv, dy, ys, 0.0f, ds, width);
-        for (int s = 0; s < seen; s++) {                        /* a key, and the block's rows */
-            const size_t h = a->causal && s > seen - n ? (size_t)(s - (seen - n)) : 0;   /* hidden */
+        for (int s = 0; s < seen; s++) { /* a key, and the block's rows */
+            const size_t h = a->causal && s > seen - n ? (size_t)(s - (seen - n)) : 0; /* hidden */
             float *row = p + (size_t)s * width, *drow = ds + (size_t)s * width;
             for (size_t t = 0; t < h; t++) row[t] = drow[t] = 0.0f;
-            ctx->kernels->softmax_backward(row + h, drow + h, a->lse + from + h, delta + h, scale, width - h);
+            ctx->kernels->softmax_backward(row + h, drow + h, a->lse + from + h, delta + h, scale,
+                width - h);
         }
-        if (a->dq) tmoei_gemm_lane(ctx, lane, 1, 0, n, W, seen, ds, width, a->k, kv, a->beta_q,
-            a->dq + from * qs, qs);
+        if (a->dq)
+            tmoei_gemm_lane(ctx, lane, 1, 0, n, W, seen, ds, width, a->k, kv, a->beta_q,
+                a->dq + from * qs, qs);
         if (!a->dk) continue;
         tmoei_gemm_lane(ctx, lane, 0, 0, seen, W, n, ds, width, q, qs, beta, a->dk, kv);
         tmoei_gemm_lane(ctx, lane, 0, 0, seen, W, n, p, width, dy, ys, beta, a->dv, kv);
     }
 }
-/* ==== >>sweeps: long rows of numbers over the lanes ==================================================== */
-#define TMOEI_SWEEP 4096                /* floats a chunk: a microsecond or more */
+
+/* ==== >>sweeps: long rows of numbers over the lanes =========================================== */
+#define TMOEI_SWEEP 4096 /* floats a chunk: a microsecond or more */
 /* Elements, rows or columns at, at + 1, ... at + n - 1 of a job. */
 typedef void tmoei_sweep_fn(const tmoe_ctx *ctx, const void *job, size_t at, size_t n);
+
 typedef struct tmoei_sweep_job {
-    const tmoe_ctx *ctx; tmoei_sweep_fn *fn; const void *job; size_t total, grain;
+    const tmoe_ctx *ctx;
+    tmoei_sweep_fn *fn;
+    const void *job;
+    size_t total, grain;
 } tmoei_sweep_job;
-static void tmoei_sweep_chunk(void *arg, int chunk, int lane) {
+
+static void tmoei_sweep_chunk(void *arg, int chunk, int lane)
+{
     const tmoei_sweep_job *s = (const tmoei_sweep_job *)arg;
-    const size_t at = (size_t)chunk * s->grain, left = s->total - at; (void)lane;
+    const size_t at = (size_t)chunk * s->grain, left = s->total - at;
+    (void)lane;
     s->fn(s->ctx, s->job, at, left < s->grain ? left : s->grain);
 }
+
 /* Runs fn on all of `total`, `grain` of them a chunk. */
-static void tmoei_sweep(tmoe_ctx *ctx, size_t total, size_t grain, tmoei_sweep_fn *fn, const void *job) {
+static void tmoei_sweep(tmoe_ctx *ctx, size_t total, size_t grain, tmoei_sweep_fn *fn,
+    const void *job)
+{
     tmoei_sweep_job s = { ctx, fn, job, total, grain };
     tmoei_parallel(ctx, tmoei_sweep_chunk, &s, (int)((total + grain - 1) / grain));
 }
+
 /* rows a chunk */
-static size_t tmoei_grain(size_t width) { return width >= TMOEI_SWEEP ? 1 : TMOEI_SWEEP / width; }
+static size_t tmoei_grain(size_t width)
+{
+    return width >= TMOEI_SWEEP ? 1 : TMOEI_SWEEP / width;
+}
+
 /* y = beta y + a x */
-typedef struct tmoei_scale_add_job { float *y, beta, a; const float *x; } tmoei_scale_add_job;
-static void tmoei_scale_add_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t n) {
+typedef struct tmoei_scale_add_job {
+    float *y, beta, a;
+    const float *x;
+} tmoei_scale_add_job;
+
+static void tmoei_scale_add_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t n)
+{
     const tmoei_scale_add_job *s = (const tmoei_scale_add_job *)job;
     ctx->kernels->scale_add(s->y + at, s->beta, s->a, s->x + at, n);
 }
-static void tmoei_scale_add(tmoe_ctx *ctx, float *y, float beta, float a, const float *x, size_t n) {
+
+static void tmoei_scale_add(tmoe_ctx *ctx, float *y, float beta, float a, const float *x, size_t n)
+{
     const tmoei_scale_add_job job = { y, beta, a, x };
     tmoei_sweep(ctx, n, TMOEI_SWEEP, tmoei_scale_add_sweep, &job);
 }
+
 /* Sum of products, chunk by chunk in order, so that threads cannot change it. */
-static double tmoei_dot(const tmoe_ctx *ctx, const float *a, const float *b, size_t n, size_t chunk) {
+static double tmoei_dot(const tmoe_ctx *ctx, const float *a, const float *b, size_t n, size_t chunk)
+{
     double sum = 0.0;
     for (size_t at = 0; at < n; at += chunk)
         sum += (double)ctx->kernels->dot(a + at, b + at, n - at < chunk ? n - at : chunk);
     return sum;
 }
-static float tmoei_activation_value(tmoe_activation f, float x) {
-    return f == TMOE_RELU ? (x > 0.0f ? x : 0.0f) : f == TMOE_TANH ? tanhf(x)
-        : f == TMOE_SIGMOID ? 1.0f / (1.0f + expf(-x)) : x;
+
+static float tmoei_activation_value(tmoe_activation f, float x)
+{
+    return f == TMOE_RELU   ? (x > 0.0f ? x : 0.0f)
+        : f == TMOE_TANH    ? tanhf(x)
+        : f == TMOE_SIGMOID ? 1.0f / (1.0f + expf(-x))
+                            : x;
 }
-static float tmoei_activation_slope(tmoe_activation f, float x) {
+
+static float tmoei_activation_slope(tmoe_activation f, float x)
+{
     const float y = tmoei_activation_value(f, x);
-    return f == TMOE_RELU ? (x > 0.0f ? 1.0f : 0.0f) : f == TMOE_TANH ? 1.0f - y * y
-        : f == TMOE_SIGMOID ? y * (1.0f - y) : 1.0f;
+    return f == TMOE_RELU   ? (x > 0.0f ? 1.0f : 0.0f)
+        : f == TMOE_TANH    ? 1.0f - y * y
+        : f == TMOE_SIGMOID ? y * (1.0f - y)
+                            : 1.0f;
 }
+
 /* out = f(x), or out = dy f'(x) where dy is given */
-typedef struct tmoei_map_job { tmoe_activation f; float *out; const float *dy, *x; } tmoei_map_job;
-static void tmoei_activation_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t n) {
+typedef struct tmoei_map_job {
+    tmoe_activation f;
+    float *out;
+    const float *dy, *x;
+} tmoei_map_job;
+
+static void tmoei_activation_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t n)
+{
     const tmoei_map_job *s = (const tmoei_map_job *)job;
-    if (s->f == TMOE_GELU) ctx->kernels->gelu(s->out + at, s->dy ? s->dy + at : NULL, s->x + at, n);
-    else for (size_t i = at; i < at + n; i++)
-        s->out[i] = s->dy ? s->dy[i] * tmoei_activation_slope(s->f, s->x[i])
-            : tmoei_activation_value(s->f, s->x[i]);
+    if (s->f == TMOE_GELU)
+        ctx->kernels->gelu(s->out + at, s->dy ? s->dy + at : NULL, s->x + at, n);
+    else
+        for (size_t i = at; i < at + n; i++)
+            s->out[i] = s->dy ? s->dy[i] * tmoei_activation_slope(s->f, s->x[i])
+                              : tmoei_activation_value(s->f, s->x[i]);
 }
+
 static void tmoei_activation_apply(tmoe_ctx *ctx, tmoe_activation f, float *out, const float *dy,
-        const float *x, size_t n) {
+    const float *x, size_t n)
+{
     const tmoei_map_job job = { f, out, dy, x };
     tmoei_sweep(ctx, n, TMOEI_SWEEP, tmoei_activation_sweep, &job);
 }
+
 /* lse = m + log sum_j exp(x_j - m),  m = max_j x_j */
-static float tmoei_log_sum_exp(const tmoe_ctx *ctx, const float *x, int n) {
+static float tmoei_log_sum_exp(const tmoe_ctx *ctx, const float *x, int n)
+{
     const float most = ctx->kernels->maximum(x, (size_t)n);
     return most + logf(ctx->kernels->exp_sum(NULL, x, 1.0f, most, (size_t)n));
 }
+
 /* theta_bar_t (T, n) = sum_e r_te theta_e, theta (E, n); backward where there is g (T, n):
- *   dtheta_e += sum_t r_te g_t (dtheta may be NULL);  dr_te += <g_t, theta_e - theta_bar_t> (dr may be NULL),
- *   which, where r_t sums to 1, is d_te - sum_e' r_te' d_te', d_te = <g_t, theta_e - theta_0>.
- * Every expert comes from memory once, whatever T is: a piece of all tasks stays in L1, or L2, meanwhile. */
+ *   dtheta_e += sum_t r_te g_t (dtheta may be NULL);  dr_te += <g_t, theta_e - theta_bar_t> (dr may
+ *   be NULL), which, where r_t sums to 1, is d_te - sum_e' r_te' d_te', d_te = <g_t, theta_e -
+ *   theta_0>.
+ * Every expert comes from memory once, whatever T is: a piece of all tasks stays in L1, or L2,
+ * meanwhile. */
 #define TMOEI_MERGE_PIECE 768
+
 typedef struct tmoei_merge_job {
     int T, E;
-    size_t n, stride;                   /* stride of a task's r and dr */
+    size_t n, stride; /* stride of a task's r and dr */
     const float *theta, *r, *g;
-    float *out, *dr, *partial;          /* out: theta_bar, or dtheta; partial sums of dr (chunks, T, E) */
-    size_t grain;                       /* floats a chunk: as many chunks as `partial` holds at most */
+    float *out, *dr, *partial; /* out: theta_bar, or dtheta; partial sums of dr (chunks, T, E) */
+    size_t grain;              /* floats a chunk: as many chunks as `partial` holds at most */
 } tmoei_merge_job;
-/* r (T, E) theta (E, n): a product of small factors. Its long lines are asked for ahead, 16 of them at once:
- * of more the processor loses track. */
-static void tmoei_merge_piece(const tmoei_kernels *kernels, const tmoei_merge_job *s, size_t from, size_t n) {
+
+/* r (T, E) theta (E, n): a product of small factors. Its long lines are asked for ahead, 16 of them
+ * at once: of more the processor loses track. */
+static void tmoei_merge_piece(const tmoei_kernels *kernels, const tmoei_merge_job *s, size_t from,
+    size_t n)
+{
     const size_t nr = (size_t)kernels->nr, end = from + n, whole = end - n % nr;
     for (int e = 0, some; e < s->E; e += some) {
         const float *theta = s->theta + (size_t)e * s->n;
         some = tmoei_least(16, s->E - e);
         for (size_t at = from; at < whole; at += nr) {
-            for (size_t i = 0; i < (size_t)some; i++) for (size_t j = 0; j < nr; j += 16)
-                TMOEI_PREFETCH(theta + i * s->n + at + 128 + j);
+            for (size_t i = 0; i < (size_t)some; i++)
+                for (size_t j = 0; j < nr; j += 16) TMOEI_PREFETCH(theta + i * s->n + at + 128 + j);
             for (int t = 0, rows; t < s->T; t += rows) {
                 float *out = s->out + (size_t)t * s->n + at;
                 rows = tmoei_least(kernels->mr, s->T - t);
-                kernels->micro[rows](some, s->r + (size_t)t * s->stride + e, s->stride, 1, theta + at, s->n,
-                    e > 0 ? 1.0f : 0.0f, out, s->n, (int)nr);
+                kernels->micro[rows](some, s->r + (size_t)t * s->stride + e, s->stride, 1,
+                    theta + at, s->n, e > 0 ? 1.0f : 0.0f, out, s->n, (int)nr);
             }
         }
     }
     for (size_t t = 0; whole < end && t < (size_t)s->T; t++)
-        kernels->merge(s->out + t * s->n + whole, 0, s->theta + whole, s->n, s->r + t * s->stride, s->E,
-            end - whole);
+        kernels->merge(s->out + t * s->n + whole, 0, s->theta + whole, s->n, s->r + t * s->stride,
+            s->E, end - whole);
 }
-static void tmoei_merge_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t count) {
+
+static void tmoei_merge_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t count)
+{
     const tmoei_merge_job *s = (const tmoei_merge_job *)job;
     const size_t T = (size_t)s->T, E = (size_t)s->E, end = at + count;
     float *partial = s->g && s->dr ? s->partial + at / s->grain * T * E : NULL;
     if (partial) memset(partial, 0, T * E * sizeof(float));
     for (size_t n; at < end; at += n) {
         n = end - at < TMOEI_MERGE_PIECE ? end - at : TMOEI_MERGE_PIECE;
-        if (!s->g && T == 1) ctx->kernels->merge(s->out + at, 0, s->theta + at, s->n, s->r, s->E, n);
-        else if (!s->g) tmoei_merge_piece(ctx->kernels, s, at, n);
-        for (size_t e = 0; s->g && e < E; e++) for (size_t t = 0; t < T; t += 4) {
-            float r[4] = { 0.0f, 0.0f, 0.0f, 0.0f }, dots[4];
-            int used = 0;
-            for (size_t i = t; i < T && i < t + 4; i++) used |= (r[i - t] = s->r[i * s->stride + e]) != 0.0f;
-            if (!used && !partial) continue;
-            const size_t expert = e * s->n + at;
-            const ptrdiff_t next = e + 1 < E ? (ptrdiff_t)s->n : (ptrdiff_t)n - (ptrdiff_t)(e * s->n);
-            ctx->kernels->merge_backward(s->out && used ? s->out + expert : NULL, s->theta + expert, next,
-                s->theta + at, s->g + t * s->n + at, s->n, r, (int)(T - t), dots, n);
-            for (size_t i = t; partial && i < T && i < t + 4; i++) partial[i * E + e] += dots[i - t];
-        }
+        if (!s->g && T == 1)
+            ctx->kernels->merge(s->out + at, 0, s->theta + at, s->n, s->r, s->E, n);
+        else if (!s->g)
+            tmoei_merge_piece(ctx->kernels, s, at, n);
+        for (size_t e = 0; s->g && e < E; e++)
+            for (size_t t = 0; t < T; t += 4) {
+                float r[4] = { 0.0f, 0.0f, 0.0f, 0.0f }, dots[4];
+                int used = 0;
+                for (size_t i = t; i < T && i < t + 4; i++)
+                    used |= (r[i - t] = s->r[i * s->stride + e]) != 0.0f;
+                if (!used && !partial) continue;
+                const size_t expert = e * s->n + at;
+                const ptrdiff_t next =
+                    e + 1 < E ? (ptrdiff_t)s->n : (ptrdiff_t)n - (ptrdiff_t)(e * s->n);
+                ctx->kernels->merge_backward(s->out && used ? s->out + expert : NULL,
+                    s->theta + expert, next, s->theta + at, s->g + t * s->n + at, s->n, r,
+                    (int)(T - t), dots, n);
+                for (size_t i = t; partial && i < T && i < t + 4; i++)
+                    partial[i * E + e] += dots[i - t];
+            }
     }
 }
-static void tmoei_merge(tmoe_ctx *ctx, tmoei_merge_job *job) {
+
+static void tmoei_merge(tmoe_ctx *ctx, tmoei_merge_job *job)
+{
     const size_t T = (size_t)job->T, E = (size_t)job->E, all = T * E;
-    for (job->grain = TMOEI_SWEEP; job->n / job->grain + 1 > TMOEI_SHARED_FLOATS / all; ) job->grain *= 2;
+    for (job->grain = TMOEI_SWEEP; job->n / job->grain + 1 > TMOEI_SHARED_FLOATS / all;)
+        job->grain *= 2;
     tmoei_sweep(ctx, job->n, job->grain, tmoei_merge_sweep, job);
     for (size_t t = 0; job->g && job->dr && t < T; t++) {
         float *dots = job->partial + t * E, *dr = job->dr + t * job->stride;
         double bar = 0.0;
         for (size_t e = 0; e < E; e++) {
             double sum = 0.0;
-            for (size_t chunk = 0; chunk * job->grain < job->n; chunk++) sum += (double)dots[chunk * all + e];
-            dots[e] = (float)sum; bar += (double)job->r[t * job->stride + e] * (double)dots[e];
+            for (size_t chunk = 0; chunk * job->grain < job->n; chunk++)
+                sum += (double)dots[chunk * all + e];
+            dots[e] = (float)sum;
+            bar += (double)job->r[t * job->stride + e] * (double)dots[e];
         }
         for (size_t e = 0; e < E; e++) dr[e] += (float)((double)dots[e] - bar);
     }
 }
-/* ==== >>context ======================================================================================== */
-TMOE_DEF const char *tmoe_result_name(tmoe_result result) {
+
+/* ==== >>context =============================================================================== */
+TMOE_DEF const char *tmoe_result_name(tmoe_result result)
+{
     static const char *const texts[] = {
 #define TMOEI_RESULT_TEXT(code, text) text,
         TMOE_RESULTS(TMOEI_RESULT_TEXT)
     };
     return (unsigned)result < (unsigned)TMOE_RESULT_COUNT ? texts[result] : "unknown result";
 }
-TMOE_DEF int tmoe_version(void) { return TMOE_VERSION; }
-TMOE_DEF tmoe_result tmoe_error(const tmoe_ctx *ctx) { return ctx->error; }
-TMOE_DEF const char *tmoe_error_message(const tmoe_ctx *ctx) { return ctx->error ? ctx->message : ""; }
-TMOE_DEF const char *tmoe_ctx_kernels(const tmoe_ctx *ctx) { return ctx->kernels->name; }
-TMOE_DEF size_t tmoe_ctx_bytes(const tmoe_ctx *ctx, size_t *peak) {
+
+TMOE_DEF int tmoe_version(void)
+{
+    return TMOE_VERSION;
+}
+
+TMOE_DEF tmoe_result tmoe_error(const tmoe_ctx *ctx)
+{
+    return ctx->error;
+}
+
+TMOE_DEF const char *tmoe_error_message(const tmoe_ctx *ctx)
+{
+    return ctx->error ? ctx->message : "";
+}
+
+TMOE_DEF const char *tmoe_ctx_kernels(const tmoe_ctx *ctx)
+{
+    return ctx->kernels->name;
+}
+
+TMOE_DEF size_t tmoe_ctx_bytes(const tmoe_ctx *ctx, size_t *peak)
+{
     if (peak) *peak = ctx->bytes_peak;
     return ctx->bytes_now;
 }
-TMOE_DEF void tmoe_ctx_destroy(tmoe_ctx *ctx) {
+
+TMOE_DEF void tmoe_ctx_destroy(tmoe_ctx *ctx)
+{
     if (!ctx) return;
     tmoei_pool_destroy(ctx);
     for (int lane = 0; lane < ctx->lanes; lane++) tmoei_free(ctx, ctx->lane_scratch[lane]);
     tmoei_free(ctx, ctx->shared_scratch);
-    if (ctx->config.free_fn) ctx->config.free_fn(ctx, sizeof *ctx, ctx->config.alloc_user);
-    else TMOE_FREE(ctx);
+    if (ctx->config.free_fn)
+        ctx->config.free_fn(ctx, sizeof *ctx, ctx->config.alloc_user);
+    else
+        TMOE_FREE(ctx);
 }
-TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config) {
-    tmoe_ctx_config c; memset(&c, 0, sizeof c);
+
+TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config)
+{
+    tmoe_ctx_config c;
+    memset(&c, 0, sizeof c);
     if (config) c = *config;
     if (!c.alloc_fn != !c.free_fn || c.threads < 0 || c.threads > TMOEI_LANES_MAX) return NULL;
-    tmoe_ctx *ctx = (tmoe_ctx *)(c.alloc_fn ? c.alloc_fn(sizeof *ctx, c.alloc_user)
-        : TMOE_MALLOC(sizeof *ctx));
+    tmoe_ctx *ctx =
+        (tmoe_ctx *)(c.alloc_fn ? c.alloc_fn(sizeof *ctx, c.alloc_user) : TMOE_MALLOC(sizeof *ctx));
     if (!ctx) return NULL;
     memset(ctx, 0, sizeof *ctx);
-    ctx->config = c; ctx->lanes = c.threads > 1 ? c.threads : 1;
+    ctx->config = c;
+    ctx->lanes = c.threads > 1 ? c.threads : 1;
     if (ctx->lanes > 1 && !c.parallel_fn) tmoei_pool_create(ctx);
     ctx->kernels = tmoei_kernels_choose(c.isa);
-    size_t l2 = (size_t)512 << 10, l3 = (size_t)4 << 20;        /* of one core, of all, if nobody tells */
+    size_t l2 = (size_t)512 << 10, l3 = (size_t)4 << 20; /* of one core, of all, if nobody tells */
     tmoei_cache_sizes(&l2, &l3);
     const size_t rows = l2 / (6 * TMOEI_KC * sizeof(float));
     const size_t tiles = l3 / (4 * TMOEI_KC * TMOEI_TILE_COLUMNS * sizeof(float));
     ctx->tile_rows = rows < 28 ? 28 : rows > 448 ? 448 : (int)rows;
-    ctx->block_columns = TMOEI_TILE_COLUMNS * (tiles < 1 ? 1 : tiles > 8 ? 8 : (int)tiles);   /* at most NC */
+    ctx->block_columns = TMOEI_TILE_COLUMNS
+        * (tiles < 1        ? 1
+                : tiles > 8 ? 8
+                            : (int)tiles); /* at most NC */
     ctx->shared_scratch = (float *)tmoei_alloc(ctx, TMOEI_SHARED_FLOATS, sizeof(float), 0);
     for (int lane = 0; lane < ctx->lanes && ctx->error == TMOE_OK; lane++)
         ctx->lane_scratch[lane] = (float *)tmoei_alloc(ctx, TMOEI_LANE_FLOATS, sizeof(float), 0);
@@ -2182,40 +2971,56 @@ TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config) {
     tmoe_ctx_destroy(ctx);
     return NULL;
 }
-/* ==== >>tape: values forward, gradients backward ======================================================
- * An operation computes its result at once and leaves a node behind; tmoe_backward walks the nodes from the
- * last to the first. Two arenas hold a step: a small one for tensors and nodes, a big one for floats.
- * Gradients live in the big one too, from the moment the backward pass first needs them to the moment the
- * node that made the tensor is done; then the next gradient takes the place, so that the backward pass stays
- * in the cache. On a DRY tape floats are counted, never touched: that is how the memory of a step is known
- * before training starts. */
-typedef struct tmoei_free_block { void *data; size_t bytes; } tmoei_free_block;
+
+/* ==== >>tape: values forward, gradients backward =================================================
+ * An operation computes its result at once and leaves a node behind; tmoe_backward walks the nodes
+ * from the last to the first. Two arenas hold a step: a small one for tensors and nodes, a big one
+ * for floats. Gradients live in the big one too, from the moment the backward pass first needs them
+ * to the moment the node that made the tensor is done; then the next gradient takes the place, so
+ * that the backward pass stays in the cache. On a DRY tape floats are counted, never touched: that
+ * is how the memory of a step is known before training starts. */
+typedef struct tmoei_free_block {
+    void *data;
+    size_t bytes;
+} tmoei_free_block;
+
 #define TMOEI_FREE_BLOCKS 32
+
 typedef struct tmoei_arena {
-    tmoei_owner chunks;         /* a reset leaves one that would have held it all */
-    size_t size, used;          /* bytes of the newest chunk */
-    size_t total, peak, now;    /* bytes in chunks; most and present bytes handed out */
+    tmoei_owner chunks;      /* a reset leaves one that would have held it all */
+    size_t size, used;       /* bytes of the newest chunk */
+    size_t total, peak, now; /* bytes in chunks; most and present bytes handed out */
     int dry, free_count;
     tmoei_free_block free_blocks[TMOEI_FREE_BLOCKS];
 } tmoei_arena;
-static void *tmoei_arena_alloc(tmoei_arena *arena, size_t count, size_t element_bytes) {
+
+static void *tmoei_arena_alloc(tmoei_arena *arena, size_t count, size_t element_bytes)
+{
     tmoei_free_block *best = NULL;
     size_t bytes;
     if (!tmoei_size(&bytes, count, element_bytes, TMOEI_ALIGN))
-        return tmoei_alloc(arena->chunks.ctx, count, element_bytes, 0);        /* which cannot, and says so */
+        return tmoei_alloc(arena->chunks.ctx, count, element_bytes,
+            0); /* which cannot, and says so */
     bytes -= bytes % TMOEI_ALIGN;
-    for (int i = 0; i < arena->free_count; i++) {       /* smallest freed block that fits without waste */
+    for (int i = 0; i < arena->free_count; i++) { /* smallest freed block that fits without waste */
         tmoei_free_block *block = &arena->free_blocks[i];
-        if (block->bytes >= bytes && block->bytes / 2 <= bytes && (!best || block->bytes < best->bytes))
+        if (block->bytes >= bytes && block->bytes / 2 <= bytes
+            && (!best || block->bytes < best->bytes))
             best = block;
     }
-    if (best) { void *data = best->data; *best = arena->free_blocks[--arena->free_count]; return data; }
+    if (best) {
+        void *data = best->data;
+        *best = arena->free_blocks[--arena->free_count];
+        return data;
+    }
     if (!arena->dry && arena->size - arena->used < bytes) {
         size_t size = arena->total > (size_t)1 << 16 ? arena->total : (size_t)1 << 16;
         if (size < bytes) size = bytes;
-        if (!arena->size) arena->total = 0;                     /* what an emptied arena had held */
+        if (!arena->size) arena->total = 0; /* what an emptied arena had held */
         if (!tmoei_own_block(&arena->chunks, size, 1, 0)) return NULL;
-        arena->size = size; arena->used = 0; arena->total += size;
+        arena->size = size;
+        arena->used = 0;
+        arena->total += size;
     }
     arena->now += bytes;
     if (arena->now > arena->peak) arena->peak = arena->now;
@@ -2224,83 +3029,144 @@ static void *tmoei_arena_alloc(tmoei_arena *arena, size_t count, size_t element_
     arena->used += bytes;
     return (char *)arena->chunks.last + (arena->used - bytes);
 }
+
 /* Gives a block back before the reset; when the table is full it just stays. */
-static void tmoei_arena_release(tmoei_arena *arena, void *data, size_t count, size_t element_bytes) {
+static void tmoei_arena_release(tmoei_arena *arena, void *data, size_t count, size_t element_bytes)
+{
     if (arena->free_count < TMOEI_FREE_BLOCKS) {
         const size_t bytes = count * element_bytes + TMOEI_ALIGN;
         tmoei_free_block *block = &arena->free_blocks[arena->free_count++];
-        block->data = data; block->bytes = bytes - bytes % TMOEI_ALIGN;
+        block->data = data;
+        block->bytes = bytes - bytes % TMOEI_ALIGN;
     }
 }
-/* Empties the arena. The next chunk is as large as all before: a repeated step allocates nothing. */
-static void tmoei_arena_reset(tmoei_arena *arena) {
-    if (arena->total > arena->size) { tmoei_owner_free(&arena->chunks); arena->size = 0; }
-    arena->now = arena->used = 0; arena->free_count = 0;
+
+/* Empties the arena. The next chunk is as large as all before: a repeated step allocates nothing.
+ * */
+static void tmoei_arena_reset(tmoei_arena *arena)
+{
+    if (arena->total > arena->size) {
+        tmoei_owner_free(&arena->chunks);
+        arena->size = 0;
+    }
+    arena->now = arena->used = 0;
+    arena->free_count = 0;
 }
+
 typedef struct tmoei_node {
     struct tmoei_node *before;
     void (*backward)(tmoe_tape *tape, struct tmoei_node *node);
     tmoe_tensor *y, **in;
-    float *beta;                /* for each input, see tmoei_tape_backward */
-    const void *kept;           /* what the operation needs again */
-    int count;                  /* of inputs */
-    int hand;                 /* input whose gradient simply is dy: it may take over dy's memory; -1: none */
+    float *beta;      /* for each input, see tmoei_tape_backward */
+    const void *kept; /* what the operation needs again */
+    int count;        /* of inputs */
+    int hand; /* input whose gradient simply is dy: it may take over dy's memory; -1: none */
 } tmoei_node;
+
 typedef void tmoei_backward_fn(tmoe_tape *tape, tmoei_node *node);
-#define TMOEI_HAND_VALUES (-2)  /* inputs' gradients are written over their values, which nobody needs */
-typedef struct tmoei_tensor {   /* what tmoe_tensor does not show */
+#define TMOEI_HAND_VALUES \
+    (-2) /* inputs' gradients are written over their values, which nobody needs */
+
+typedef struct tmoei_tensor { /* what tmoe_tensor does not show */
     tmoe_tensor t;
-    int owned;                  /* dx belongs to the tape and can be released */
-    int unwritten;              /* a block whose gradient memory is new: parts of it overwrite */
+    int owned;     /* dx belongs to the tape and can be released */
+    int unwritten; /* a block whose gradient memory is new: parts of it overwrite */
 } tmoei_tensor;
-struct tmoe_tape { tmoe_ctx *ctx; tmoei_arena small, big; tmoei_node *last; int record, dry; };
-TMOE_DEF tmoe_tape *tmoe_tape_create(tmoe_ctx *ctx) {
+
+struct tmoe_tape {
+    tmoe_ctx *ctx;
+    tmoei_arena small, big;
+    tmoei_node *last;
+    int record, dry;
+};
+
+TMOE_DEF tmoe_tape *tmoe_tape_create(tmoe_ctx *ctx)
+{
     tmoe_tape *tape = (tmoe_tape *)tmoei_alloc(ctx, 1, sizeof *tape, 1);
-    if (tape) { tape->ctx = tape->small.chunks.ctx = tape->big.chunks.ctx = ctx; tape->record = 1; }
+    if (tape) {
+        tape->ctx = tape->small.chunks.ctx = tape->big.chunks.ctx = ctx;
+        tape->record = 1;
+    }
     return tape;
 }
-TMOE_DEF void tmoe_tape_destroy(tmoe_tape *tape) {
+
+TMOE_DEF void tmoe_tape_destroy(tmoe_tape *tape)
+{
     if (!tape) return;
-    tmoei_owner_free(&tape->small.chunks); tmoei_owner_free(&tape->big.chunks);
+    tmoei_owner_free(&tape->small.chunks);
+    tmoei_owner_free(&tape->big.chunks);
     tmoei_free(tape->ctx, tape);
 }
-TMOE_DEF void tmoe_tape_reset(tmoe_tape *tape) {
-    tape->last = NULL; tape->ctx->error = TMOE_OK;
-    tmoei_arena_reset(&tape->small); tmoei_arena_reset(&tape->big);
+
+TMOE_DEF void tmoe_tape_reset(tmoe_tape *tape)
+{
+    tape->last = NULL;
+    tape->ctx->error = TMOE_OK;
+    tmoei_arena_reset(&tape->small);
+    tmoei_arena_reset(&tape->big);
 }
-TMOE_DEF void tmoe_tape_record(tmoe_tape *tape, int on) { tape->record = on; }
-static size_t tmoei_elements(const tmoe_tensor *t) { return (size_t)t->rows * (size_t)t->cols; }
-static float *tmoei_floats(tmoe_tape *tape, size_t count) {
+
+TMOE_DEF void tmoe_tape_record(tmoe_tape *tape, int on)
+{
+    tape->record = on;
+}
+
+static size_t tmoei_elements(const tmoe_tensor *t)
+{
+    return (size_t)t->rows * (size_t)t->cols;
+}
+
+static float *tmoei_floats(tmoe_tape *tape, size_t count)
+{
     return (float *)tmoei_arena_alloc(&tape->big, count, sizeof(float));
 }
+
 /* A tensor around memory that somebody else owns (x given) or in the tape's arena (x NULL). */
-static tmoe_tensor *tmoei_tensor_new(tmoe_tape *tape, int rows, int cols, float *x) {
+static tmoe_tensor *tmoei_tensor_new(tmoe_tape *tape, int rows, int cols, float *x)
+{
     tmoei_tensor *tensor = (tmoei_tensor *)tmoei_arena_alloc(&tape->small, 1, sizeof *tensor);
     if (!tensor) return NULL;
     memset(tensor, 0, sizeof *tensor);
-    tensor->t.rows = rows; tensor->t.cols = cols;
+    tensor->t.rows = rows;
+    tensor->t.cols = cols;
     tensor->t.x = x ? x : tmoei_floats(tape, (size_t)rows * (size_t)cols);
     return tensor->t.x ? &tensor->t : NULL;
 }
+
 /* An error in one line; every operation says what it got and what the rule is. */
 #define TMOEI_RULE(code, tape, holds, ...) \
-    do { if (!(holds)) return TMOEI_FAIL_NULL((tape)->ctx, code, __VA_ARGS__); } while (0)
+    do { \
+        if (!(holds)) return TMOEI_FAIL_NULL((tape)->ctx, code, __VA_ARGS__); \
+    } while (0)
 #define TMOEI_SHAPE_RULE(...) TMOEI_RULE(TMOE_ERR_SHAPE, __VA_ARGS__)
 #define TMOEI_ARGUMENT_RULE(...) TMOEI_RULE(TMOE_ERR_ARGUMENT, __VA_ARGS__)
-TMOE_DEF tmoe_tensor *tmoe_leaf(tmoe_tape *tape, int rows, int cols, float *x, float *dx) {
-    TMOEI_ARGUMENT_RULE(tape, x && rows >= 1 && cols >= 1, "leaf: (%d,%d) at %s; needs memory and at least "
-        "one element", rows, cols, x ? "an address" : "NULL");
+
+TMOE_DEF tmoe_tensor *tmoe_leaf(tmoe_tape *tape, int rows, int cols, float *x, float *dx)
+{
+    TMOEI_ARGUMENT_RULE(tape, x && rows >= 1 && cols >= 1,
+        "leaf: (%d,%d) at %s; needs memory and at least "
+        "one element",
+        rows, cols, x ? "an address" : "NULL");
     tmoe_tensor *tensor = tmoei_tensor_new(tape, rows, cols, x);
-    if (tensor && dx) { tensor->dx = dx; tensor->wants_grad = tensor->has_grad = 1; }
+    if (tensor && dx) {
+        tensor->dx = dx;
+        tensor->wants_grad = tensor->has_grad = 1;
+    }
     return tensor;
 }
-static int tmoei_wants_grad(const tmoe_tape *tape, tmoe_tensor *const *in, int count) {
-    for (int i = 0; i < count; i++) if (tape->record && in[i] && in[i]->wants_grad) return 1;
+
+static int tmoei_wants_grad(const tmoe_tape *tape, tmoe_tensor *const *in, int count)
+{
+    for (int i = 0; i < count; i++)
+        if (tape->record && in[i] && in[i]->wants_grad) return 1;
     return 0;
 }
-/* Leaves a node behind if y, or an input of a recording tape, wants a gradient; y, or NULL: no memory. */
-static tmoe_tensor *tmoei_record(tmoe_tape *tape, tmoe_tensor *y, tmoei_backward_fn *backward, int hand,
-                                 const void *kept, size_t kept_bytes, tmoe_tensor *const *in, int count) {
+
+/* Leaves a node behind if y, or an input of a recording tape, wants a gradient; y, or NULL: no
+ * memory. */
+static tmoe_tensor *tmoei_record(tmoe_tape *tape, tmoe_tensor *y, tmoei_backward_fn *backward,
+    int hand, const void *kept, size_t kept_bytes, tmoe_tensor *const *in, int count)
+{
     const size_t n = (size_t)count;
     if (!y || (!y->wants_grad && !tmoei_wants_grad(tape, in, count))) return y;
     tmoei_node *node = (tmoei_node *)tmoei_arena_alloc(&tape->small, 1, sizeof *node);
@@ -2310,31 +3176,42 @@ static tmoe_tensor *tmoei_record(tmoe_tape *tape, tmoe_tensor *y, tmoei_backward
     if (!node || !inputs || !beta || !copy) return NULL;
     memcpy(inputs, in, n * sizeof *in);
     if (kept_bytes) memcpy(copy, kept, kept_bytes);
-    node->backward = backward; node->y = y; node->in = inputs; node->beta = beta; node->kept = copy;
-    node->count = count; node->hand = hand; node->before = tape->last;
+    node->backward = backward;
+    node->y = y;
+    node->in = inputs;
+    node->beta = beta;
+    node->kept = copy;
+    node->count = count;
+    node->hand = hand;
+    node->before = tape->last;
     tape->last = node;
     y->wants_grad = 1;
     return y;
 }
-/* Walks the tape back from gradients that stand already in some tensors' dx. An operation's backward function
- * finds memory for every gradient it owes and node->beta[i] = 0 where it is the first to write to input i's,
- * 1 where it adds: dx = beta dx + ... On a dry tape it is not called. */
-static tmoe_result tmoei_tape_backward(tmoe_tape *tape) {
+
+/* Walks the tape back from gradients that stand already in some tensors' dx. An operation's
+ * backward function finds memory for every gradient it owes and node->beta[i] = 0 where it is the
+ * first to write to input i's, 1 where it adds: dx = beta dx + ... On a dry tape it is not called.
+ * */
+static tmoe_result tmoei_tape_backward(tmoe_tape *tape)
+{
     for (tmoei_node *node = tape->last; node; node = node->before) {
         tmoe_tensor *y = node->y;
         int handed = 0, owned = ((tmoei_tensor *)y)->owned;
-        if (!y->dx) continue;                                   /* nothing that reached the loss used it */
-        if (!y->has_grad && !tape->dry)                    /* a part of a block that no operation wrote to */
+        if (!y->dx) continue;           /* nothing that reached the loss used it */
+        if (!y->has_grad && !tape->dry) /* a part of a block that no operation wrote to */
             memset(y->dx, 0, tmoei_elements(y) * sizeof(float));
         for (int i = 0; i < node->count; i++) {
             tmoe_tensor *in = node->in[i];
             if (!in || !in->wants_grad) continue;
-            if (!in->dx && node->hand == TMOEI_HAND_VALUES) in->dx = in->x;
+            if (!in->dx && node->hand == TMOEI_HAND_VALUES)
+                in->dx = in->x;
             else if (!in->dx) {
-                if (i == node->hand && owned) {                 /* dx = dy, and nobody needs dy any more */
+                if (i == node->hand && owned) { /* dx = dy, and nobody needs dy any more */
                     in->dx = y->dx;
                     in->has_grad = handed = 1;
-                } else if (!(in->dx = tmoei_floats(tape, tmoei_elements(in)))) return tape->ctx->error;
+                } else if (!(in->dx = tmoei_floats(tape, tmoei_elements(in))))
+                    return tape->ctx->error;
                 ((tmoei_tensor *)in)->owned = 1;
             }
             node->beta[i] = in->has_grad ? 1.0f : 0.0f;
@@ -2342,12 +3219,15 @@ static tmoe_result tmoei_tape_backward(tmoe_tape *tape) {
         }
         if (!tape->dry && node->backward) node->backward(tape, node);
         if (tape->ctx->error != TMOE_OK) return tape->ctx->error;
-        if (owned && !handed) tmoei_arena_release(&tape->big, y->dx, tmoei_elements(y), sizeof(float));
+        if (owned && !handed)
+            tmoei_arena_release(&tape->big, y->dx, tmoei_elements(y), sizeof(float));
     }
     tape->last = NULL;
     return TMOE_OK;
 }
-TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss) {
+
+TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss)
+{
     if (tape->ctx->error != TMOE_OK) return tape->ctx->error;
     if (!loss || loss->rows != 1 || loss->cols != 1 || !loss->wants_grad)
         return tmoei_fail(tape->ctx, TMOE_ERR_ARGUMENT,
@@ -2357,50 +3237,74 @@ TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss) {
     loss->has_grad = 1;
     return tmoei_tape_backward(tape);
 }
-/* ---- part: a named piece of a block of parameters, as a matrix of its own ----------------------------
- * Its gradient is the same piece of the block's gradient. Where that memory is new (a merged block), the
- * first contribution overwrites it, and a node (without a function: nothing is left to do) makes
- * tmoei_tape_backward write zeros where no operation used the part. */
-static tmoe_tensor *tmoei_part(tmoe_tape *tape, tmoe_tensor *block, size_t offset, int rows, int cols) {
+
+/* ---- part: a named piece of a block of parameters, as a matrix of its own -----------------------
+ * Its gradient is the same piece of the block's gradient. Where that memory is new (a merged
+ * block), the first contribution overwrites it, and a node (without a function: nothing is left to
+ * do) makes tmoei_tape_backward write zeros where no operation used the part. */
+static tmoe_tensor *tmoei_part(tmoe_tape *tape, tmoe_tensor *block, size_t offset, int rows,
+    int cols)
+{
     if (!block) return NULL;
     tmoe_tensor *part = tmoei_tensor_new(tape, rows, cols, block->x + offset);
     if (!part || !block->wants_grad) return part;
-    part->dx = block->dx + offset; part->wants_grad = 1;
+    part->dx = block->dx + offset;
+    part->wants_grad = 1;
     part->has_grad = !((tmoei_tensor *)block)->unwritten;
     return part->has_grad ? part : tmoei_record(tape, part, NULL, -1, NULL, 0, &block, 1);
 }
-/* ==== >>ops: each operation's shape rule, forward and backward on one screen ===========================
+
+/* ==== >>ops: each operation's shape rule, forward and backward on one screen =====================
  * In backward functions y is the result and dy = y->dx. "dx (+)= ..." adds, except for the first
- * contribution, which overwrites: node->beta[i] tells which. Where the node hands dy over as an input's
- * gradient (see >>tape), there is nothing left to do. */
+ * contribution, which overwrites: node->beta[i] tells which. Where the node hands dy over as an
+ * input's gradient (see >>tape), there is nothing left to do. */
 /* dx = beta dx + a src, for input i of a node */
-static void tmoei_accumulate(tmoe_tape *tape, const tmoei_node *node, int i, float a, const float *src) {
+static void tmoei_accumulate(tmoe_tape *tape, const tmoei_node *node, int i, float a,
+    const float *src)
+{
     tmoe_tensor *in = node->in[i];
-    if (!in->wants_grad || in->dx == src) return;               /* the same: handed over */
+    if (!in->wants_grad || in->dx == src) return; /* the same: handed over */
     tmoei_scale_add(tape->ctx, in->dx, node->beta[i], a, src, tmoei_elements(in));
 }
-/* The gradient of input i, to which is added only: it holds zero at first. NULL where none is wanted. */
-static float *tmoei_grad_to_add(const tmoei_node *node, int i) {
+
+/* The gradient of input i, to which is added only: it holds zero at first. NULL where none is
+ * wanted. */
+static float *tmoei_grad_to_add(const tmoei_node *node, int i)
+{
     tmoe_tensor *t = node->in[i];
     if (!t || !t->wants_grad) return NULL;
     if (node->beta[i] == 0.0f) memset(t->dx, 0, tmoei_elements(t) * sizeof(float));
     return t->dx;
 }
-/* ---- linear ------------------------------------------------------------------------------------------
+
+/* ---- linear -------------------------------------------------------------------------------------
  *   forward   z = x w^T + b,  y = act(z) + residual
  *   backward  dz = dy act'(z);  dx (+)= dz w;  dw (+)= dz^T x;  db (+)= column sums of dz;
  *             dresidual (+)= dy */
-typedef struct tmoei_linear_kept { tmoe_activation act; float *z; } tmoei_linear_kept;
-typedef struct tmoei_column_sums_job { size_t T, F; const float *dz; float beta, *db; } tmoei_column_sums_job;
-#define TMOEI_COLUMNS 128               /* that a chunk sums, going by rows */
-static void tmoei_column_sums(const tmoe_ctx *ctx, const void *job, size_t at, size_t n) {
+typedef struct tmoei_linear_kept {
+    tmoe_activation act;
+    float *z;
+} tmoei_linear_kept;
+
+typedef struct tmoei_column_sums_job {
+    size_t T, F;
+    const float *dz;
+    float beta, *db;
+} tmoei_column_sums_job;
+
+#define TMOEI_COLUMNS 128 /* that a chunk sums, going by rows */
+
+static void tmoei_column_sums(const tmoe_ctx *ctx, const void *job, size_t at, size_t n)
+{
     const tmoei_column_sums_job *s = (const tmoei_column_sums_job *)job;
     static const float ones[16] = { 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1 };
-    for (size_t t = 0; t < s->T; t += 16)                       /* the rows' sum is a merge of them */
+    for (size_t t = 0; t < s->T; t += 16) /* the rows' sum is a merge of them */
         ctx->kernels->merge(s->db + at, s->beta != 0.0f || t > 0, s->dz + t * s->F + at, s->F, ones,
             (int)(s->T - t < 16 ? s->T - t : 16), n);
 }
-static void tmoei_linear_backward(tmoe_tape *tape, tmoei_node *node) {
+
+static void tmoei_linear_backward(tmoe_tape *tape, tmoei_node *node)
+{
     const tmoei_linear_kept *kept = (const tmoei_linear_kept *)node->kept;
     tmoe_tensor *y = node->y, *x = node->in[0], *w = node->in[1], *b = node->in[2];
     const int T = x->rows, D = x->cols, F = w->rows;
@@ -2408,90 +3312,119 @@ static void tmoei_linear_backward(tmoe_tape *tape, tmoei_node *node) {
     const float *dz = y->dx;
     if (kept->act != TMOE_NONE) {
         tmoei_activation_apply(tape->ctx, kept->act, kept->z, y->dx, kept->z, tmoei_elements(y));
-        dz = kept->z;                                           /* z is not needed any more */
+        dz = kept->z; /* z is not needed any more */
     }
     if (b && b->wants_grad) {
         const tmoei_column_sums_job job = { (size_t)T, f, dz, node->beta[2], b->dx };
         tmoei_sweep(tape->ctx, f, TMOEI_COLUMNS, tmoei_column_sums, &job);
     }
-    if (w->wants_grad) tmoei_gemm(tape->ctx, 1, 0, F, D, T, dz, f, x->x, d, node->beta[1], w->dx, d, NULL);
-    if (x->wants_grad) tmoei_gemm(tape->ctx, 0, 0, T, D, F, dz, f, w->x, d, node->beta[0], x->dx, d, NULL);
+    if (w->wants_grad)
+        tmoei_gemm(tape->ctx, 1, 0, F, D, T, dz, f, x->x, d, node->beta[1], w->dx, d, NULL);
+    if (x->wants_grad)
+        tmoei_gemm(tape->ctx, 0, 0, T, D, F, dz, f, w->x, d, node->beta[0], x->dx, d, NULL);
     if (node->in[3]) tmoei_accumulate(tape, node, 3, 1.0f, y->dx);
 }
+
 TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *w, tmoe_tensor *b,
-                                  tmoe_activation act, tmoe_tensor *residual) {
+    tmoe_activation act, tmoe_tensor *residual)
+{
     tmoe_tensor *in[4] = { x, w, b, residual };
     tmoei_linear_kept kept = { act, NULL };
     if (!x || !w || tape->ctx->error != TMOE_OK) return NULL;
-    TMOEI_SHAPE_RULE(tape, x->cols == w->cols && (!b || (b->rows == 1 && b->cols == w->rows))
-        && (!residual || (residual->rows == x->rows && residual->cols == w->rows)),
-        "linear: x (%d,%d), w (%d,%d), b (1,%d), residual (%d,%d); x (T,D), w (F,D), b (1,F), residual (T,F)",
-        x->rows, x->cols, w->rows, w->cols, b ? b->cols : w->rows, residual ? residual->rows : x->rows,
-        residual ? residual->cols : w->rows);
+    TMOEI_SHAPE_RULE(tape,
+        x->cols == w->cols && (!b || (b->rows == 1 && b->cols == w->rows))
+            && (!residual || (residual->rows == x->rows && residual->cols == w->rows)),
+        "linear: x (%d,%d), w (%d,%d), b (1,%d), residual (%d,%d); x (T,D), w (F,D), b (1,F), "
+        "residual (T,F)",
+        x->rows, x->cols, w->rows, w->cols, b ? b->cols : w->rows,
+        residual ? residual->rows : x->rows, residual ? residual->cols : w->rows);
     TMOEI_SHAPE_RULE(tape, act == TMOE_NONE || act == TMOE_GELU || act == TMOE_RELU,
         "linear: act must be TMOE_NONE, TMOE_GELU or TMOE_RELU");
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, w->rows, NULL);
     if (!y) return NULL;
     if (act != TMOE_NONE && tmoei_wants_grad(tape, in, 4)
-            && !(kept.z = tmoei_floats(tape, tmoei_elements(y)))) return NULL;
+        && !(kept.z = tmoei_floats(tape, tmoei_elements(y))))
+        return NULL;
     if (!tape->dry) {
         const size_t D = (size_t)x->cols, F = (size_t)w->rows;
-        const tmoei_epilogue epilogue = { b ? b->x : NULL, act, kept.z, residual ? residual->x : NULL, F, F };
-        tmoei_gemm(tape->ctx, 0, 1, x->rows, w->rows, x->cols, x->x, D, w->x, D, 0.0f, y->x, F, &epilogue);
+        const tmoei_epilogue epilogue = { b ? b->x : NULL, act, kept.z,
+            residual ? residual->x : NULL, F, F };
+        tmoei_gemm(tape->ctx, 0, 1, x->rows, w->rows, x->cols, x->x, D, w->x, D, 0.0f, y->x, F,
+            &epilogue);
     }
     return tmoei_record(tape, y, tmoei_linear_backward, residual && residual != x ? 3 : -1, &kept,
         sizeof kept, in, 4);
 }
-/* ---- layer norm --------------------------------------------------------------------------------------
+
+/* ---- layer norm ---------------------------------------------------------------------------------
  *   forward   xhat = (x - mean) * inv,  inv = 1 / sqrt(var + eps);  y = gain * xhat + bias
  *   backward  g = gain * dy;  dx (+)= inv * (g - mean(g) - xhat * mean(g * xhat))
  *             dgain (+)= sum over rows of dy * xhat;  dbias (+)= sum over rows of dy */
-#define TMOEI_NORM_EPSILON 1e-5f        /* BART's, and torch's default */
+#define TMOEI_NORM_EPSILON 1e-5f /* BART's, and torch's default */
+
 typedef struct tmoei_norm_job {
     size_t T, D;
     const float *x, *gain, *bias, *dy;
     float *y, *mean, *inv, *dx, *dgain, *dbias, beta;
 } tmoei_norm_job;
+
 /* forward, or backward where there is dy */
-static void tmoei_norm_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n) {
+static void tmoei_norm_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n)
+{
     const tmoei_norm_job *s = (const tmoei_norm_job *)job;
     for (size_t t = first, D = s->D; t < first + n; t++)
-        if (s->dy) ctx->kernels->norm_backward(s->dx + t * D, s->beta, s->x + t * D, s->dy + t * D, s->gain,
-            s->mean[t], s->inv[t], D);
-        else ctx->kernels->norm_forward(s->y + t * D, s->x + t * D, s->gain, s->bias, TMOEI_NORM_EPSILON,
-            s->mean + t, s->inv + t, D);
+        if (s->dy)
+            ctx->kernels->norm_backward(s->dx + t * D, s->beta, s->x + t * D, s->dy + t * D,
+                s->gain, s->mean[t], s->inv[t], D);
+        else
+            ctx->kernels->norm_forward(s->y + t * D, s->x + t * D, s->gain, s->bias,
+                TMOEI_NORM_EPSILON, s->mean + t, s->inv + t, D);
 }
-static void tmoei_norm_backward_columns(const tmoe_ctx *ctx, const void *job, size_t first, size_t n) {
+
+static void tmoei_norm_backward_columns(const tmoe_ctx *ctx, const void *job, size_t first,
+    size_t n)
+{
     const tmoei_norm_job *s = (const tmoei_norm_job *)job;
     for (size_t t = 0, at = first; t < s->T; t++, at += s->D)
-        ctx->kernels->norm_parameters(s->dgain ? s->dgain + first : NULL, s->dbias ? s->dbias + first : NULL,
-            s->x + at, s->dy + at, s->mean[t], s->inv[t], n);
+        ctx->kernels->norm_parameters(s->dgain ? s->dgain + first : NULL,
+            s->dbias ? s->dbias + first : NULL, s->x + at, s->dy + at, s->mean[t], s->inv[t], n);
 }
-static void tmoei_layer_norm_backward(tmoe_tape *tape, tmoei_node *node) {
+
+static void tmoei_layer_norm_backward(tmoe_tape *tape, tmoei_node *node)
+{
     tmoei_norm_job job = *(const tmoei_norm_job *)node->kept;
     const tmoe_tensor *x = node->in[0];
-    job.dy = node->y->dx; job.dx = x->dx; job.beta = node->beta[0];
-    job.dgain = tmoei_grad_to_add(node, 1); job.dbias = tmoei_grad_to_add(node, 2);
+    job.dy = node->y->dx;
+    job.dx = x->dx;
+    job.beta = node->beta[0];
+    job.dgain = tmoei_grad_to_add(node, 1);
+    job.dbias = tmoei_grad_to_add(node, 2);
     if (x->wants_grad) tmoei_sweep(tape->ctx, job.T, tmoei_grain(job.D), tmoei_norm_rows, &job);
     if (job.dgain || job.dbias)
         tmoei_sweep(tape->ctx, job.D, TMOEI_COLUMNS, tmoei_norm_backward_columns, &job);
 }
-TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *gain, tmoe_tensor *bias) {
+
+TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *gain,
+    tmoe_tensor *bias)
+{
     tmoe_tensor *in[3] = { x, gain, bias };
     if (!x || !gain || !bias || tape->ctx->error != TMOE_OK) return NULL;
-    TMOEI_SHAPE_RULE(tape, gain->rows == 1 && gain->cols == x->cols && bias->rows == 1
-        && bias->cols == x->cols, "layer_norm: x (%d,%d), gain (%d,%d), bias (%d,%d); gain and bias must be "
-        "(1,%d)", x->rows, x->cols, gain->rows, gain->cols, bias->rows, bias->cols, x->cols);
+    TMOEI_SHAPE_RULE(tape,
+        gain->rows == 1 && gain->cols == x->cols && bias->rows == 1 && bias->cols == x->cols,
+        "layer_norm: x (%d,%d), gain (%d,%d), bias (%d,%d); gain and bias must be "
+        "(1,%d)",
+        x->rows, x->cols, gain->rows, gain->cols, bias->rows, bias->cols, x->cols);
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
     const size_t T = (size_t)x->rows;
     float *mean = tmoei_floats(tape, T), *inv = tmoei_floats(tape, T);
     if (!y || !mean || !inv) return NULL;
-    const tmoei_norm_job job = { T, (size_t)x->cols, x->x, gain->x, bias->x, NULL, y->x, mean, inv, NULL,
-        NULL, NULL, 0.0f };
+    const tmoei_norm_job job = { T, (size_t)x->cols, x->x, gain->x, bias->x, NULL, y->x, mean, inv,
+        NULL, NULL, NULL, 0.0f };
     if (!tape->dry) tmoei_sweep(tape->ctx, job.T, tmoei_grain(job.D), tmoei_norm_rows, &job);
     return tmoei_record(tape, y, tmoei_layer_norm_backward, -1, &job, sizeof job, in, 3);
 }
-/* ---- attention ---------------------------------------------------------------------------------------
+
+/* ---- attention ----------------------------------------------------------------------------------
  *   forward   s = q k^T / sqrt(D/H) (+ mask);  p = exp(s - lse), lse = log sum_j exp s_j;  y = p v
  *   backward  dv (+)= p^T dy;  dp = dy v^T;  ds = p * (dp - rowsum(dp * p));
  *             dq (+)= ds k / sqrt(D/H);  dk (+)= ds^T q / sqrt(D/H)
@@ -2499,37 +3432,60 @@ TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tens
 typedef struct tmoei_attention_job {
     int H, sequences;
     const int *q_offsets, *kv_offsets;
-    tmoei_attention_rows all;           /* as if of one head: from the first row and column on */
+    tmoei_attention_rows all; /* as if of one head: from the first row and column on */
 } tmoei_attention_job;
+
 /* One sequence's one head: forward, or backward where there is dy. */
-static void tmoei_attention_chunk(void *arg, int chunk, int lane) {
+static void tmoei_attention_chunk(void *arg, int chunk, int lane)
+{
     const tmoei_attention_job *job = (const tmoei_attention_job *)arg;
     tmoei_attention_rows a = job->all;
-    const int *q_offsets = job->q_offsets + chunk / job->H, *kv_offsets = job->kv_offsets + chunk / job->H;
+    const int *q_offsets = job->q_offsets + chunk / job->H,
+              *kv_offsets = job->kv_offsets + chunk / job->H;
     const int head = chunk % job->H;
-    const size_t t0 = (size_t)q_offsets[0], s0 = (size_t)kv_offsets[0], column = (size_t)(head * a.width);
-    const size_t q = t0 * a.q_stride + column, kv = s0 * a.kv_stride + column, y = t0 * a.y_stride + column;
-    a.T = q_offsets[1] - q_offsets[0]; a.S = kv_offsets[1] - kv_offsets[0];
-    a.q += q; a.k += kv; a.v += kv; a.y += y;
+    const size_t t0 = (size_t)q_offsets[0], s0 = (size_t)kv_offsets[0],
+                 column = (size_t)(head * a.width);
+    const size_t q = t0 * a.q_stride + column, kv = s0 * a.kv_stride + column,
+                 y = t0 * a.y_stride + column;
+    a.T = q_offsets[1] - q_offsets[0];
+    a.S = kv_offsets[1] - kv_offsets[0];
+    a.q += q;
+    a.k += kv;
+    a.v += kv;
+    a.y += y;
     if (a.lse) a.lse += t0 * (size_t)job->H + (size_t)(head * a.T);
     if (a.dq) a.dq += q;
-    if (a.dk) { a.dk += kv; a.dv += kv; }
-    if (a.dy) { a.dy += y; tmoei_attention_backward(&a, lane); }
-    else tmoei_attention_forward(&a, lane);
+    if (a.dk) {
+        a.dk += kv;
+        a.dv += kv;
+    }
+    if (a.dy) {
+        a.dy += y;
+        tmoei_attention_backward(&a, lane);
+    } else
+        tmoei_attention_forward(&a, lane);
 }
-static void tmoei_attention_node_backward(tmoe_tape *tape, tmoei_node *node) {
+
+static void tmoei_attention_node_backward(tmoe_tape *tape, tmoei_node *node)
+{
     tmoei_attention_job job = *(const tmoei_attention_job *)node->kept;
     tmoe_tensor *q = node->in[0], *kv = node->in[1];
     job.all.dy = node->y->dx;
-    if (q->wants_grad) { job.all.beta_q = node->beta[0]; job.all.dq = q->dx; }
+    if (q->wants_grad) {
+        job.all.beta_q = node->beta[0];
+        job.all.dq = q->dx;
+    }
     if (kv->wants_grad) {
         job.all.beta_kv = node->beta[kv != q];
-        job.all.dk = kv->dx + (job.all.k - kv->x); job.all.dv = kv->dx + (job.all.v - kv->x);
+        job.all.dk = kv->dx + (job.all.k - kv->x);
+        job.all.dv = kv->dx + (job.all.v - kv->x);
     }
     tmoei_parallel(tape->ctx, tmoei_attention_chunk, &job, job.sequences * job.H);
 }
-TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tensor *kv, int H, int sequences,
-                                     const int *q_offsets, const int *kv_offsets, int causal) {
+
+TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tensor *kv, int H,
+    int sequences, const int *q_offsets, const int *kv_offsets, int causal)
+{
     tmoe_tensor *in[2] = { q, kv };
     tmoei_attention_job job;
     const int self = q == kv;
@@ -2540,9 +3496,11 @@ TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tenso
         rising = rising && q_offsets[i] <= q_offsets[i + 1] && kv_offsets[i] < kv_offsets[i + 1]
             && kv_offsets[i + 1] - kv_offsets[i] <= TMOEI_SCORES
             && (!causal || q_offsets[i + 1] - q_offsets[i] <= kv_offsets[i + 1] - kv_offsets[i]);
-    TMOEI_SHAPE_RULE(tape, H >= 1 && sequences >= 1 && rising && D % H == 0
-        && (self ? q->cols == 3 * D : kv->cols == 2 * D) && q_offsets[sequences] == q->rows
-        && kv_offsets[sequences] == kv->rows, "attention: q (%d,%d), kv (%d,%d), H %d, %d sequences; "
+    TMOEI_SHAPE_RULE(tape,
+        H >= 1 && sequences >= 1 && rising && D % H == 0
+            && (self ? q->cols == 3 * D : kv->cols == 2 * D) && q_offsets[sequences] == q->rows
+            && kv_offsets[sequences] == kv->rows,
+        "attention: q (%d,%d), kv (%d,%d), H %d, %d sequences; "
         "self (T,3D), cross (T,D) and (S,2D), H divides D, offsets rise to the last row, "
         "causal: no fewer keys than rows; at most 65536 keys a sequence",
         q->rows, q->cols, kv->rows, kv->cols, H, sequences);
@@ -2550,91 +3508,128 @@ TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tenso
     if (!y) return NULL;
     memset(&job, 0, sizeof job);
     if (tmoei_wants_grad(tape, in, 2)
-            && !(job.all.lse = tmoei_floats(tape, (size_t)q->rows * (size_t)H))) return NULL;
-    job.H = H; job.sequences = sequences; job.q_offsets = q_offsets; job.kv_offsets = kv_offsets;
-    job.all.ctx = tape->ctx; job.all.width = D / H; job.all.causal = causal;
-    job.all.q_stride = (size_t)q->cols; job.all.kv_stride = (size_t)kv->cols; job.all.y_stride = (size_t)D;
-    job.all.q = q->x; job.all.k = kv->x + (self ? D : 0); job.all.v = job.all.k + D; job.all.y = y->x;
+        && !(job.all.lse = tmoei_floats(tape, (size_t)q->rows * (size_t)H)))
+        return NULL;
+    job.H = H;
+    job.sequences = sequences;
+    job.q_offsets = q_offsets;
+    job.kv_offsets = kv_offsets;
+    job.all.ctx = tape->ctx;
+    job.all.width = D / H;
+    job.all.causal = causal;
+    job.all.q_stride = (size_t)q->cols;
+    job.all.kv_stride = (size_t)kv->cols;
+    job.all.y_stride = (size_t)D;
+    job.all.q = q->x;
+    job.all.k = kv->x + (self ? D : 0);
+    job.all.v = job.all.k + D;
+    job.all.y = y->x;
     if (!tape->dry) tmoei_parallel(tape->ctx, tmoei_attention_chunk, &job, sequences * H);
     return tmoei_record(tape, y, tmoei_attention_node_backward, -1, &job, sizeof job, in, 2);
 }
-/* ---- embedding ---------------------------------------------------------------------------------------
+
+/* ---- embedding ----------------------------------------------------------------------------------
  *   forward   y_t = scale * table[ids_t] + positions[position_ids_t]
  *   backward  dtable[ids_t] += scale * dy_t;  dpositions[position_ids_t] += dy_t
- * The backward pass splits the columns, not the rows: two threads never meet in one row and the order of
- * sums is fixed. */
+ * The backward pass splits the columns, not the rows: two threads never meet in one row and the
+ * order of sums is fixed. */
 typedef struct tmoei_embedding_job {
-    size_t T, D; const int *ids, *position_ids;
+    size_t T, D;
+    const int *ids, *position_ids;
     float scale;
     const float *table, *positions, *dy;
     float *y, *dtable, *dpositions;
 } tmoei_embedding_job;
-#define TMOEI_EMBEDDING_COLUMNS 64      /* four cache lines of a row */
-static void tmoei_embedding_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n) {
+
+#define TMOEI_EMBEDDING_COLUMNS 64 /* four cache lines of a row */
+
+static void tmoei_embedding_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n)
+{
     const tmoei_embedding_job *s = (const tmoei_embedding_job *)job;
     for (size_t t = first, D = s->D; t < first + n; t++) {
         ctx->kernels->scale_add(s->y + t * D, 0.0f, s->scale, s->table + (size_t)s->ids[t] * D, D);
-        if (s->positions) ctx->kernels->scale_add(s->y + t * D, 1.0f, 1.0f,
-            s->positions + (size_t)s->position_ids[t] * D, D);
+        if (s->positions)
+            ctx->kernels->scale_add(s->y + t * D, 1.0f, 1.0f,
+                s->positions + (size_t)s->position_ids[t] * D, D);
     }
 }
-static void tmoei_embedding_columns(const tmoe_ctx *ctx, const void *job, size_t first, size_t n) {
+
+static void tmoei_embedding_columns(const tmoe_ctx *ctx, const void *job, size_t first, size_t n)
+{
     const tmoei_embedding_job *s = (const tmoei_embedding_job *)job;
     const tmoei_kernels *kernels = ctx->kernels;
     for (size_t t = 0, D = s->D; t < s->T; t++) {
         const float *dy = s->dy + t * D + first;
-        if (s->dtable) kernels->scale_add(s->dtable + (size_t)s->ids[t] * D + first, 1.0f, s->scale, dy, n);
+        if (s->dtable)
+            kernels->scale_add(s->dtable + (size_t)s->ids[t] * D + first, 1.0f, s->scale, dy, n);
         if (s->dpositions)
-            kernels->scale_add(s->dpositions + (size_t)s->position_ids[t] * D + first, 1.0f, 1.0f, dy, n);
+            kernels->scale_add(s->dpositions + (size_t)s->position_ids[t] * D + first, 1.0f, 1.0f,
+                dy, n);
     }
 }
-static void tmoei_embedding_backward(tmoe_tape *tape, tmoei_node *node) {
+
+static void tmoei_embedding_backward(tmoe_tape *tape, tmoei_node *node)
+{
     tmoei_embedding_job job = *(const tmoei_embedding_job *)node->kept;
     job.dy = node->y->dx;
-    job.dtable = tmoei_grad_to_add(node, 0); job.dpositions = tmoei_grad_to_add(node, 1);
+    job.dtable = tmoei_grad_to_add(node, 0);
+    job.dpositions = tmoei_grad_to_add(node, 1);
     tmoei_sweep(tape->ctx, job.D, TMOEI_EMBEDDING_COLUMNS, tmoei_embedding_columns, &job);
 }
-TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int T, const int *ids, float scale,
-                                     tmoe_tensor *positions, const int *position_ids) {
+
+TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int T, const int *ids,
+    float scale, tmoe_tensor *positions, const int *position_ids)
+{
     tmoe_tensor *in[2] = { table, positions };
     if (!table || tape->ctx->error != TMOE_OK) return NULL;
-    TMOEI_SHAPE_RULE(tape, T >= 1 && ids && (!positions || (positions->cols == table->cols && position_ids)),
+    TMOEI_SHAPE_RULE(tape,
+        T >= 1 && ids && (!positions || (positions->cols == table->cols && position_ids)),
         "embedding: %d ids, table (%d,%d), positions (%d,%d); at least one id and equal widths", T,
-        table->rows, table->cols, positions ? positions->rows : 0, positions ? positions->cols : table->cols);
+        table->rows, table->cols, positions ? positions->rows : 0,
+        positions ? positions->cols : table->cols);
     for (int t = 0; t < T; t++) {
-        const int id = ids[t], place = positions ? position_ids[t] : 0, P = positions ? positions->rows : 1;
-        TMOEI_ARGUMENT_RULE(tape, id >= 0 && id < table->rows && place >= 0 && place < P, "embedding: token "
-            "%d has id %d and position %d; 0 <= id < %d, 0 <= position < %d", t, id, place, table->rows, P);
+        const int id = ids[t], place = positions ? position_ids[t] : 0,
+                  P = positions ? positions->rows : 1;
+        TMOEI_ARGUMENT_RULE(tape, id >= 0 && id < table->rows && place >= 0 && place < P,
+            "embedding: token "
+            "%d has id %d and position %d; 0 <= id < %d, 0 <= position < %d",
+            t, id, place, table->rows, P);
     }
     tmoe_tensor *y = tmoei_tensor_new(tape, T, table->cols, NULL);
     if (!y) return NULL;
-    const tmoei_embedding_job job = { (size_t)T, (size_t)table->cols, ids, position_ids, scale, table->x,
-        positions ? positions->x : NULL, NULL, y->x, NULL, NULL };
+    const tmoei_embedding_job job = { (size_t)T, (size_t)table->cols, ids, position_ids, scale,
+        table->x, positions ? positions->x : NULL, NULL, y->x, NULL, NULL };
     if (!tape->dry) tmoei_sweep(tape->ctx, job.T, tmoei_grain(job.D), tmoei_embedding_rows, &job);
     return tmoei_record(tape, y, tmoei_embedding_backward, -1, &job, sizeof job, in, 2);
 }
-/* ---- cross entropy with label smoothing --------------------------------------------------------------
+
+/* ---- cross entropy with label smoothing ---------------------------------------------------------
  *   forward   lse = log sum_v exp x_v;
  *             loss = sum over rows of (1-s) (lse - x_target) + s (lse - mean_v x_v), times weight
  *   backward  dx_v = weight * (exp(x_v - lse) - s / V - (1-s) [v = target])
  * The gradient is written over the logits, the largest matrix of the step. */
 typedef struct tmoei_cross_entropy_job {
-    size_t T, V; const int *targets;
+    size_t T, V;
+    const int *targets;
     const float *logits;
     float smoothing, weight, *lse, *row_loss, *dlogits;
 } tmoei_cross_entropy_job;
+
 /* forward, or backward where there is dlogits */
-static void tmoei_cross_entropy_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n) {
+static void tmoei_cross_entropy_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n)
+{
     const tmoei_cross_entropy_job *s = (const tmoei_cross_entropy_job *)job;
     for (size_t t = first, V = s->V; t < first + n; t++) {
         const float *x = s->logits + t * V, smoothing = s->smoothing;
         float *dx = s->dlogits ? s->dlogits + t * V : NULL;
         const int target = s->targets[t];
-        if (dx && target < 0) memset(dx, 0, V * sizeof(float));
+        if (dx && target < 0)
+            memset(dx, 0, V * sizeof(float));
         else if (dx) {
             ctx->kernels->softmax_gradient(dx, x, s->lse[t], smoothing / (float)V, s->weight, V);
             dx[target] -= s->weight * (1.0f - smoothing);
-        } else if (target < 0) s->row_loss[t] = 0.0f;
+        } else if (target < 0)
+            s->row_loss[t] = 0.0f;
         else {
             const float lse = s->lse[t] = tmoei_log_sum_exp(ctx, x, (int)V);
             const float mean = smoothing > 0.0f ? ctx->kernels->sum(x, V) / (float)V : 0.0f;
@@ -2642,73 +3637,92 @@ static void tmoei_cross_entropy_rows(const tmoe_ctx *ctx, const void *job, size_
         }
     }
 }
-static void tmoei_cross_entropy_backward(tmoe_tape *tape, tmoei_node *node) {
+
+static void tmoei_cross_entropy_backward(tmoe_tape *tape, tmoei_node *node)
+{
     tmoei_cross_entropy_job job = *(const tmoei_cross_entropy_job *)node->kept;
     /* somebody else used the logits, too: add to what is there */
-    job.dlogits = node->beta[0] == 0.0f ? node->in[0]->dx : tmoei_floats(tape, tmoei_elements(node->in[0]));
+    job.dlogits =
+        node->beta[0] == 0.0f ? node->in[0]->dx : tmoei_floats(tape, tmoei_elements(node->in[0]));
     job.weight *= node->y->dx[0];
     if (!job.dlogits) return;
     tmoei_sweep(tape->ctx, job.T, tmoei_grain(job.V), tmoei_cross_entropy_rows, &job);
     tmoei_accumulate(tape, node, 0, 1.0f, job.dlogits);
 }
+
 TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, const int *targets,
-                                         float smoothing, float weight) {
+    float smoothing, float weight)
+{
     if (!logits || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, targets && smoothing >= 0.0f && smoothing < 1.0f,
-        "cross_entropy: smoothing %g; 0 <= smoothing < 1 and targets must be given", (double)smoothing);
+        "cross_entropy: smoothing %g; 0 <= smoothing < 1 and targets must be given",
+        (double)smoothing);
     for (int t = 0; t < logits->rows; t++)
-        TMOEI_ARGUMENT_RULE(tape, targets[t] < logits->cols, "cross_entropy: target %d of row %d; target < "
-            "V = %d", targets[t], t, logits->cols);
+        TMOEI_ARGUMENT_RULE(tape, targets[t] < logits->cols,
+            "cross_entropy: target %d of row %d; target < "
+            "V = %d",
+            targets[t], t, logits->cols);
     const size_t T = (size_t)logits->rows;
     tmoe_tensor *y = tmoei_tensor_new(tape, 1, 1, NULL);
     float *lse = tmoei_floats(tape, T), *row_loss = tmoei_floats(tape, T);
     if (!y || !lse || !row_loss) return NULL;
-    const tmoei_cross_entropy_job job = { T, (size_t)logits->cols, targets, logits->x, smoothing, weight, lse,
-        row_loss, NULL };
+    const tmoei_cross_entropy_job job = { T, (size_t)logits->cols, targets, logits->x, smoothing,
+        weight, lse, row_loss, NULL };
     if (!tape->dry) {
-        double sum = 0.0;                                       /* T small numbers of equal sign */
+        double sum = 0.0; /* T small numbers of equal sign */
         tmoei_sweep(tape->ctx, T, tmoei_grain(job.V), tmoei_cross_entropy_rows, &job);
         for (size_t t = 0; t < T; t++) sum += (double)row_loss[t];
         y->x[0] = (float)(sum * (double)weight);
     }
-    return tmoei_record(tape, y, tmoei_cross_entropy_backward, TMOEI_HAND_VALUES, &job, sizeof job, &logits,
-        1);
+    return tmoei_record(tape, y, tmoei_cross_entropy_backward, TMOEI_HAND_VALUES, &job, sizeof job,
+        &logits, 1);
 }
-/* ---- element by element ------------------------------------------------------------------------------
+
+/* ---- element by element -------------------------------------------------------------------------
  *   map       y = f(x)            dx (+)= dy f'(x)
  *   add       y = a + b           da (+)= dy;      db (+)= dy, summed over rows where b is one row
  *   multiply  y = a * b           da (+)= dy * b;  db (+)= dy * a, likewise
  *   affine    y = scale x + shift dx (+)= scale dy
  * Routers use these on matrices of a few hundred numbers: one lane does them. */
-static void tmoei_map_backward(tmoe_tape *tape, tmoei_node *node) {
-    tmoe_tensor *y = node->y;                                   /* dy is dead after this: made in place */
-    tmoei_activation_apply(tape->ctx, *(const tmoe_activation *)node->kept, y->dx, y->dx, node->in[0]->x,
-        tmoei_elements(y));
+static void tmoei_map_backward(tmoe_tape *tape, tmoei_node *node)
+{
+    tmoe_tensor *y = node->y; /* dy is dead after this: made in place */
+    tmoei_activation_apply(tape->ctx, *(const tmoe_activation *)node->kept, y->dx, y->dx,
+        node->in[0]->x, tmoei_elements(y));
     tmoei_accumulate(tape, node, 0, 1.0f, y->dx);
 }
-TMOE_DEF tmoe_tensor *tmoe_map(tmoe_tape *tape, tmoe_tensor *x, tmoe_activation f) {
+
+TMOE_DEF tmoe_tensor *tmoe_map(tmoe_tape *tape, tmoe_tensor *x, tmoe_activation f)
+{
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
     if (y && !tape->dry) tmoei_activation_apply(tape->ctx, f, y->x, NULL, x->x, tmoei_elements(y));
     return tmoei_record(tape, y, tmoei_map_backward, -1, &f, sizeof f, &x, 1);
 }
-static void tmoei_binary_backward(tmoe_tape *tape, tmoei_node *node) {
-    const int multiply = *(const int *)node->kept; (void)tape;
+
+static void tmoei_binary_backward(tmoe_tape *tape, tmoei_node *node)
+{
+    const int multiply = *(const int *)node->kept;
+    (void)tape;
     const float *dy = node->y->dx;
     for (int which = 0; which < 2; which++) {
         const tmoe_tensor *in = node->in[which], *other = node->in[1 - which];
-        const size_t n = tmoei_elements(node->y), own = tmoei_elements(in), others = tmoei_elements(other);
+        const size_t n = tmoei_elements(node->y), own = tmoei_elements(in),
+                     others = tmoei_elements(other);
         if (!in->wants_grad || in->dx == dy) continue;
         float *dx = tmoei_grad_to_add(node, which);
-        for (size_t i = 0; i < n; i++) dx[i % own] += multiply ? dy[i] * other->x[i % others] : dy[i];
+        for (size_t i = 0; i < n; i++)
+            dx[i % own] += multiply ? dy[i] * other->x[i % others] : dy[i];
     }
 }
-static tmoe_tensor *tmoei_binary(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b, int multiply) {
+
+static tmoe_tensor *tmoei_binary(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b, int multiply)
+{
     tmoe_tensor *in[2] = { a, b };
     if (!a || !b || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, a->cols == b->cols && (a->rows == b->rows || b->rows == 1),
-        "%s: a (%d,%d), b (%d,%d); b must be like a, or one row", multiply ? "multiply" : "add", a->rows,
-        a->cols, b->rows, b->cols);
+        "%s: a (%d,%d), b (%d,%d); b must be like a, or one row", multiply ? "multiply" : "add",
+        a->rows, a->cols, b->rows, b->cols);
     tmoe_tensor *y = tmoei_tensor_new(tape, a->rows, a->cols, NULL);
     const size_t n = tmoei_elements(a), width = tmoei_elements(b);
     for (size_t i = 0; y && !tape->dry && i < n; i++)
@@ -2716,27 +3730,40 @@ static tmoe_tensor *tmoei_binary(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b
     return tmoei_record(tape, y, tmoei_binary_backward, !multiply && a != b ? 0 : -1, &multiply,
         sizeof multiply, in, 2);
 }
-TMOE_DEF tmoe_tensor *tmoe_add(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b) {
+
+TMOE_DEF tmoe_tensor *tmoe_add(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b)
+{
     return tmoei_binary(tape, a, b, 0);
 }
-TMOE_DEF tmoe_tensor *tmoe_multiply(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b) {
+
+TMOE_DEF tmoe_tensor *tmoe_multiply(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b)
+{
     return tmoei_binary(tape, a, b, 1);
 }
-static void tmoei_affine_backward(tmoe_tape *tape, tmoei_node *node) {
+
+static void tmoei_affine_backward(tmoe_tape *tape, tmoei_node *node)
+{
     tmoei_accumulate(tape, node, 0, *(const float *)node->kept, node->y->dx);
 }
-TMOE_DEF tmoe_tensor *tmoe_affine(tmoe_tape *tape, tmoe_tensor *x, float scale, float shift) {
+
+TMOE_DEF tmoe_tensor *tmoe_affine(tmoe_tape *tape, tmoe_tensor *x, float scale, float shift)
+{
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
     const size_t n = tmoei_elements(x);
     for (size_t i = 0; y && !tape->dry && i < n; i++) y->x[i] = scale * x->x[i] + shift;
     return tmoei_record(tape, y, tmoei_affine_backward, -1, &scale, sizeof scale, &x, 1);
 }
-static void tmoei_sum_backward(tmoe_tape *tape, tmoei_node *node) {
-    float *dx = tmoei_grad_to_add(node, 0); (void)tape;
+
+static void tmoei_sum_backward(tmoe_tape *tape, tmoei_node *node)
+{
+    float *dx = tmoei_grad_to_add(node, 0);
+    (void)tape;
     for (size_t i = 0, n = tmoei_elements(node->in[0]); i < n; i++) dx[i] += node->y->dx[0];
 }
-TMOE_DEF tmoe_tensor *tmoe_sum(tmoe_tape *tape, tmoe_tensor *x) {
+
+TMOE_DEF tmoe_tensor *tmoe_sum(tmoe_tape *tape, tmoe_tensor *x)
+{
     double sum = 0.0;
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
     tmoe_tensor *y = tmoei_tensor_new(tape, 1, 1, NULL);
@@ -2744,41 +3771,55 @@ TMOE_DEF tmoe_tensor *tmoe_sum(tmoe_tape *tape, tmoe_tensor *x) {
     if (y && !tape->dry) y->x[0] = (float)sum;
     return tmoei_record(tape, y, tmoei_sum_backward, -1, NULL, 0, &x, 1);
 }
-/* ---- slice, concat, reshape: moving values -----------------------------------------------------------
- *   backward  concat: a part's gradient is its columns of dy; slice: dy goes to its columns of dx */
+
+/* ---- slice, concat, reshape: moving values ------------------------------------------------------
+ *   backward  concat: a part's gradient is its columns of dy; slice: dy goes to its columns of dx
+ *   */
 static void tmoei_copy_columns(const tmoe_tape *tape, int rows, int count, float *dst, int dst_cols,
-                               float beta, const float *src, int src_cols) {
+    float beta, const float *src, int src_cols)
+{
     for (int r = 0; r < rows; r++, dst += dst_cols, src += src_cols)
         tape->ctx->kernels->scale_add(dst, beta, 1.0f, src, (size_t)count);
 }
-static void tmoei_slice_backward(tmoe_tape *tape, tmoei_node *node) {
+
+static void tmoei_slice_backward(tmoe_tape *tape, tmoei_node *node)
+{
     const tmoe_tensor *x = node->in[0], *y = node->y;
     float *dx = tmoei_grad_to_add(node, 0) + *(const int *)node->kept;
     tmoei_copy_columns(tape, x->rows, y->cols, dx, x->cols, 1.0f, y->dx, y->cols);
 }
-TMOE_DEF tmoe_tensor *tmoe_slice(tmoe_tape *tape, tmoe_tensor *x, int first, int count) {
+
+TMOE_DEF tmoe_tensor *tmoe_slice(tmoe_tape *tape, tmoe_tensor *x, int first, int count)
+{
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, first >= 0 && count >= 1 && first <= x->cols - count,
         "slice: columns %d to %d of x (%d,%d)", first, first + count - 1, x->rows, x->cols);
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, count, NULL);
-    if (y && !tape->dry) tmoei_copy_columns(tape, x->rows, count, y->x, count, 0.0f, x->x + first, x->cols);
+    if (y && !tape->dry)
+        tmoei_copy_columns(tape, x->rows, count, y->x, count, 0.0f, x->x + first, x->cols);
     return tmoei_record(tape, y, tmoei_slice_backward, -1, &first, sizeof first, &x, 1);
 }
-static void tmoei_concat_backward(tmoe_tape *tape, tmoei_node *node) {
+
+static void tmoei_concat_backward(tmoe_tape *tape, tmoei_node *node)
+{
     const float *dy = node->y->dx;
     for (int i = 0; i < node->count; dy += node->in[i]->cols, i++) {
         const tmoe_tensor *part = node->in[i];
-        if (part->wants_grad) tmoei_copy_columns(tape, part->rows, part->cols, part->dx, part->cols,
-            node->beta[i], dy, node->y->cols);
+        if (part->wants_grad)
+            tmoei_copy_columns(tape, part->rows, part->cols, part->dx, part->cols, node->beta[i],
+                dy, node->y->cols);
     }
 }
-TMOE_DEF tmoe_tensor *tmoe_concat(tmoe_tape *tape, tmoe_tensor *const *parts, int count) {
+
+TMOE_DEF tmoe_tensor *tmoe_concat(tmoe_tape *tape, tmoe_tensor *const *parts, int count)
+{
     int cols = 0;
     if (tape->ctx->error != TMOE_OK) return NULL;
     for (int i = 0; i < count; i++) {
         if (!parts[i]) return NULL;
         TMOEI_SHAPE_RULE(tape, parts[i]->rows == parts[0]->rows,
-            "concat: part %d has %d rows, part 0 has %d; must be equal", i, parts[i]->rows, parts[0]->rows);
+            "concat: part %d has %d rows, part 0 has %d; must be equal", i, parts[i]->rows,
+            parts[0]->rows);
         cols += parts[i]->cols;
     }
     TMOEI_SHAPE_RULE(tape, count >= 1, "concat: %d parts; at least one", count);
@@ -2788,29 +3829,47 @@ TMOE_DEF tmoe_tensor *tmoe_concat(tmoe_tape *tape, tmoe_tensor *const *parts, in
             parts[i]->cols);
     return tmoei_record(tape, y, tmoei_concat_backward, -1, NULL, 0, parts, count);
 }
-TMOE_DEF tmoe_tensor *tmoe_reshape(tmoe_tape *tape, tmoe_tensor *x, int rows, int cols) {
+
+TMOE_DEF tmoe_tensor *tmoe_reshape(tmoe_tape *tape, tmoe_tensor *x, int rows, int cols)
+{
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
-    TMOEI_SHAPE_RULE(tape, rows >= 1 && cols >= 1 && (size_t)rows * (size_t)cols == tmoei_elements(x),
-        "reshape: x (%d,%d) to (%d,%d); the number of elements must stay", x->rows, x->cols, rows, cols);
+    TMOEI_SHAPE_RULE(tape,
+        rows >= 1 && cols >= 1 && (size_t)rows * (size_t)cols == tmoei_elements(x),
+        "reshape: x (%d,%d) to (%d,%d); the number of elements must stay", x->rows, x->cols, rows,
+        cols);
     tmoe_tensor *y = tmoei_tensor_new(tape, rows, cols, x->x);
     const float scale = 1.0f;
     return tmoei_record(tape, y, tmoei_affine_backward, 0, &scale, sizeof scale, &x, 1);
 }
-/* ---- dropout -----------------------------------------------------------------------------------------
- *   forward  y_i = x_i keep_i / (1-p);  backward  dx_i (+)= dy_i keep_i / (1-p);  keep_i = [hash(i) >= p]
+
+/* ---- dropout ------------------------------------------------------------------------------------
+ *   forward  y_i = x_i keep_i / (1-p);  backward  dx_i (+)= dy_i keep_i / (1-p);  keep_i = [hash(i)
+ *   >= p]
  * The counter of an element is its index, so chunks do not matter. */
-typedef struct tmoei_drop_job { float *y; const float *x; uint32_t key, limit; float scale; } tmoei_drop_job;
-static void tmoei_dropout_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t n) {
+typedef struct tmoei_drop_job {
+    float *y;
+    const float *x;
+    uint32_t key, limit;
+    float scale;
+} tmoei_drop_job;
+
+static void tmoei_dropout_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t n)
+{
     const tmoei_drop_job *s = (const tmoei_drop_job *)job;
     ctx->kernels->dropout(s->y + at, s->x + at, n, (uint32_t)at, s->key, s->limit, s->scale);
 }
-static void tmoei_dropout_backward(tmoe_tape *tape, tmoei_node *node) {
+
+static void tmoei_dropout_backward(tmoe_tape *tape, tmoei_node *node)
+{
     tmoei_drop_job job = *(const tmoei_drop_job *)node->kept;
     job.x = job.y = node->y->dx;
     tmoei_sweep(tape->ctx, tmoei_elements(node->y), TMOEI_SWEEP, tmoei_dropout_sweep, &job);
     tmoei_accumulate(tape, node, 0, 1.0f, node->y->dx);
 }
-TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uint64_t seed, uint64_t stream) {
+
+TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uint64_t seed,
+    uint64_t stream)
+{
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_ARGUMENT_RULE(tape, p >= 0.0f && p < 1.0f, "dropout: p = %g; 0 <= p < 1", (double)p);
     if (p == 0.0f) return x;
@@ -2818,20 +3877,28 @@ TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uin
     if (!y) return NULL;
     const tmoei_drop_job job = { y->x, x->x, (uint32_t)tmoei_random(seed, stream, 0),
         (uint32_t)((double)p * 4294967296.0), 1.0f / (1.0f - p) };
-    if (!tape->dry) tmoei_sweep(tape->ctx, tmoei_elements(y), TMOEI_SWEEP, tmoei_dropout_sweep, &job);
+    if (!tape->dry)
+        tmoei_sweep(tape->ctx, tmoei_elements(y), TMOEI_SWEEP, tmoei_dropout_sweep, &job);
     return tmoei_record(tape, y, tmoei_dropout_backward, 0, &job, sizeof job, &x, 1);
 }
-/* ==== >>mix: routes, and the two ways to mix experts by them ===========================================
+
+/* ==== >>mix: routes, and the two ways to mix experts by them =====================================
  * A route is a distribution over the E experts of a layer. OUTPUT mix (the paper): h' = sum_e r_e
- * layer_e(h). PARAM mix (soft merging): theta_bar = sum_e r_e theta_e once per task, then one ordinary layer
- * runs on theta_bar. With a one-hot route both are the chosen expert itself. */
-/* ---- select ------------------------------------------------------------------------------------------
+ * layer_e(h). PARAM mix (soft merging): theta_bar = sum_e r_e theta_e once per task, then one
+ * ordinary layer runs on theta_bar. With a one-hot route both are the chosen expert itself. */
+/* ---- select -------------------------------------------------------------------------------------
  *   forward   s = softmax((z + noise) / tau);  r = s, or one-hot(argmax s) when hard
- *   backward  dz_j (+)= (1/tau) s_j (dr_j - sum_e dr_e s_e)   (straight-through: as if r = s)   keeps  s */
-typedef struct tmoei_select_kept { float *soft, tau; } tmoei_select_kept;
-static void tmoei_select_backward(tmoe_tape *tape, tmoei_node *node) {
+ *   backward  dz_j (+)= (1/tau) s_j (dr_j - sum_e dr_e s_e)   (straight-through: as if r = s)
+ *   keeps  s */
+typedef struct tmoei_select_kept {
+    float *soft, tau;
+} tmoei_select_kept;
+
+static void tmoei_select_backward(tmoe_tape *tape, tmoei_node *node)
+{
     const tmoei_select_kept *kept = (const tmoei_select_kept *)node->kept;
-    const size_t E = (size_t)node->y->cols, all = tmoei_elements(node->y); (void)tape;
+    const size_t E = (size_t)node->y->cols, all = tmoei_elements(node->y);
+    (void)tape;
     float *dz = tmoei_grad_to_add(node, 0);
     for (size_t at = 0; at < all; at += E, dz += E) {
         const float *s = kept->soft + at, *dr = node->y->dx + at;
@@ -2840,7 +3907,10 @@ static void tmoei_select_backward(tmoe_tape *tape, tmoei_node *node) {
         for (size_t e = 0; e < E; e++) dz[e] += s[e] * (dr[e] - dot) / kept->tau;
     }
 }
-TMOE_DEF tmoe_tensor *tmoe_select(tmoe_tape *tape, tmoe_tensor *z, const float *noise, float tau, int hard) {
+
+TMOE_DEF tmoe_tensor *tmoe_select(tmoe_tape *tape, tmoe_tensor *z, const float *noise, float tau,
+    int hard)
+{
     if (!z || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_ARGUMENT_RULE(tape, tau > 0.0f, "select: temperature %g; must be above 0", (double)tau);
     tmoe_tensor *r = tmoei_tensor_new(tape, z->rows, z->cols, NULL);
@@ -2856,15 +3926,17 @@ TMOE_DEF tmoe_tensor *tmoe_select(tmoe_tape *tape, tmoe_tensor *z, const float *
             s[e] = (x[e] + (g ? g[e] : 0.0f)) / tau;
             if (s[e] > s[best]) best = e;
         }
-        const float most = s[best];                                   /* cancels, and keeps exp finite */
+        const float most = s[best]; /* cancels, and keeps exp finite */
         for (size_t e = 0; e < E; e++) sum += s[e] = expf(s[e] - most);
         for (size_t e = 0; e < E; e++) s[e] /= sum;
         for (size_t e = 0; hard && e < E; e++) r->x[t * E + e] = e == best ? 1.0f : 0.0f;
     }
     return tmoei_record(tape, r, tmoei_select_backward, -1, &kept, sizeof kept, &z, 1);
 }
+
 /* The expert that a one-hot route names, or -1 for a mixture. */
-static int tmoei_one_hot(const float *route, int E) {
+static int tmoei_one_hot(const float *route, int E)
+{
     int chosen = -1;
     for (int e = 0; e < E; e++) {
         if (route[e] == 0.0f) continue;
@@ -2873,10 +3945,12 @@ static int tmoei_one_hot(const float *route, int E) {
     }
     return chosen;
 }
-/* ---- mix of outputs ----------------------------------------------------------------------------------
+
+/* ---- mix of outputs -----------------------------------------------------------------------------
  *   forward   y = sum_e r_e y_e
  *   backward  dy_e (+)= r_e dy where r_e > 0;  dr_e += <dy, y_e> for every expert that ran */
-static void tmoei_mix_outputs_backward(tmoe_tape *tape, tmoei_node *node) {
+static void tmoei_mix_outputs_backward(tmoe_tape *tape, tmoei_node *node)
+{
     const int first = *(const int *)node->kept, E = node->count - 1;
     const tmoe_tensor *y = node->y;
     float *droute = tmoei_grad_to_add(node, E);
@@ -2884,24 +3958,28 @@ static void tmoei_mix_outputs_backward(tmoe_tape *tape, tmoei_node *node) {
         const tmoe_tensor *part = node->in[e];
         if (!part) continue;
         if (droute)
-            droute[first + e] += (float)tmoei_dot(tape->ctx, y->dx, part->x, tmoei_elements(y), TMOEI_SWEEP);
+            droute[first + e] +=
+                (float)tmoei_dot(tape->ctx, y->dx, part->x, tmoei_elements(y), TMOEI_SWEEP);
         tmoei_accumulate(tape, node, e, node->in[E]->x[first + e], y->dx);
     }
 }
+
 TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outputs, int E,
-        tmoe_tensor *route, int first) {
+    tmoe_tensor *route, int first)
+{
     tmoe_tensor *y = NULL;
     if (!route || !outputs || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, E >= 1 && first >= 0 && route->rows == 1 && first <= route->cols - E,
-        "mix_outputs: %d experts from column %d of a route (%d,%d)", E, first, route->rows, route->cols);
+        "mix_outputs: %d experts from column %d of a route (%d,%d)", E, first, route->rows,
+        route->cols);
     tmoe_tensor **in = (tmoe_tensor **)tmoei_arena_alloc(&tape->small, (size_t)E + 1, sizeof *in);
     if (!in) return NULL;
     in[E] = route;
     for (int e = 0; e < E; e++) {
         const tmoe_tensor *part = in[e] = outputs[e];
         const float r = tape->dry ? 0.0f : route->x[first + e];
-        TMOEI_SHAPE_RULE(tape, part || r == 0.0f, "mix_outputs: expert %d has weight %g but no output", e,
-            (double)r);
+        TMOEI_SHAPE_RULE(tape, part || r == 0.0f,
+            "mix_outputs: expert %d has weight %g but no output", e, (double)r);
         if (!part) continue;
         if (!y) {
             y = tmoei_tensor_new(tape, part->rows, part->cols, NULL);
@@ -2909,56 +3987,72 @@ TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outp
             if (!tape->dry) memset(y->x, 0, tmoei_elements(y) * sizeof(float));
         }
         TMOEI_SHAPE_RULE(tape, part->rows == y->rows && part->cols == y->cols,
-            "mix_outputs: expert %d gave (%d,%d), another (%d,%d); must be equal", e, part->rows, part->cols,
-            y->rows, y->cols);
+            "mix_outputs: expert %d gave (%d,%d), another (%d,%d); must be equal", e, part->rows,
+            part->cols, y->rows, y->cols);
         if (r != 0.0f) tmoei_scale_add(tape->ctx, y->x, 1.0f, r, part->x, tmoei_elements(y));
     }
     TMOEI_SHAPE_RULE(tape, y != NULL, "mix_outputs: none of %d experts ran", E);
     return tmoei_record(tape, y, tmoei_mix_outputs_backward, -1, &first, sizeof first, in, E + 1);
 }
-/* ---- mix of parameters -------------------------------------------------------------------------------
+
+/* ---- mix of parameters --------------------------------------------------------------------------
  *   forward   theta_bar_t = sum_e r_te theta_e
- *   backward  dtheta_e += sum_t r_te g_t;  dr_te += <g_t, theta_e - theta_bar_t>,  g = d theta_bar */
-static void tmoei_mix_parameters_backward(tmoe_tape *tape, tmoei_node *node) {
+ *   backward  dtheta_e += sum_t r_te g_t;  dr_te += <g_t, theta_e - theta_bar_t>,  g = d theta_bar
+ *   */
+static void tmoei_mix_parameters_backward(tmoe_tape *tape, tmoei_node *node)
+{
     tmoei_merge_job job = *(const tmoei_merge_job *)node->kept;
     float *droute = tmoei_grad_to_add(node, 0);
-    job.g = node->y->dx; job.dr = droute ? droute + (job.r - node->in[0]->x) : NULL;
+    job.g = node->y->dx;
+    job.dr = droute ? droute + (job.r - node->in[0]->x) : NULL;
     tmoei_merge(tape->ctx, &job);
 }
+
 TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float *gradients, int E,
-        int block, tmoe_tensor *route, int first) {
+    int block, tmoe_tensor *route, int first)
+{
     if (!experts || !route || tape->ctx->error != TMOE_OK) return NULL;
-    TMOEI_SHAPE_RULE(tape, E >= 1 && block >= 1 && first >= 0 && first <= route->cols - E
-        && route->rows <= 65536 / E, "mix_parameters: %d experts of %d floats from column %d of a route "
-        "(%d,%d); at most 65536 / E rows", E, block, first, route->rows, route->cols);
-    const int T = route->rows, chosen = T > 1 ? -1 : E == 1 ? 0 : tape->dry ? -1
-        : tmoei_one_hot(route->x + first, E);
+    TMOEI_SHAPE_RULE(tape,
+        E >= 1 && block >= 1 && first >= 0 && first <= route->cols - E && route->rows <= 65536 / E,
+        "mix_parameters: %d experts of %d floats from column %d of a route "
+        "(%d,%d); at most 65536 / E rows",
+        E, block, first, route->rows, route->cols);
+    const int T = route->rows,
+              chosen = T > 1 ? -1
+        : E == 1             ? 0
+        : tape->dry          ? -1
+                             : tmoei_one_hot(route->x + first, E);
     float *expert = chosen < 0 ? NULL : experts + (size_t)chosen * (size_t)block;
     tmoe_tensor *y = tmoei_tensor_new(tape, T, block, expert);
     if (!y) return NULL;
-    tmoei_merge_job job = { T, E, (size_t)block, (size_t)route->cols, experts, route->x + first, NULL, y->x,
-        NULL, tape->ctx->shared_scratch, 0 };
+    tmoei_merge_job job = { T, E, (size_t)block, (size_t)route->cols, experts, route->x + first,
+        NULL, y->x, NULL, tape->ctx->shared_scratch, 0 };
     if (!expert && !tape->dry) tmoei_merge(tape->ctx, &job);
-    job.out = gradients;                                        /* for the way back */
+    job.out = gradients; /* for the way back */
     if (!tape->record || (!gradients && !route->wants_grad)) return y;
     y->wants_grad = y->has_grad = 1;
-    if (expert && !route->wants_grad) {                   /* the chosen expert's own gradient takes it all */
+    if (expert && !route->wants_grad) { /* the chosen expert's own gradient takes it all */
         y->dx = gradients + (expert - experts);
         return y;
     }
     y->dx = tmoei_floats(tape, tmoei_elements(y));
-    ((tmoei_tensor *)y)->unwritten = 1;                         /* tmoei_part gives it out, piece by piece */
+    ((tmoei_tensor *)y)->unwritten = 1; /* tmoei_part gives it out, piece by piece */
     if (!y->dx) return NULL;
     return tmoei_record(tape, y, tmoei_mix_parameters_backward, -1, &job, sizeof job, &route, 1);
 }
-/* ==== >>json: a strict reader (RFC 8259), a growing buffer, whole files ================================ */
+
+/* ==== >>json: a strict reader (RFC 8259), a growing buffer, whole files ======================= */
 /* Bytes of the UTF-8 character at text[at], its code into *code; 0 when it is not valid (overlong,
  * surrogate, past the end, above U+10FFFF). */
-static size_t tmoei_utf8_next(const char *text, size_t length, size_t at, uint32_t *code) {
-    static const uint32_t least[5] = { 0, 0, 0x80, 0x800, 0x10000 };    /* shorter ones are overlong */
+static size_t tmoei_utf8_next(const char *text, size_t length, size_t at, uint32_t *code)
+{
+    static const uint32_t least[5] = { 0, 0, 0x80, 0x800, 0x10000 }; /* shorter ones are overlong */
     const unsigned char *s = (const unsigned char *)text + at;
     if (at >= length) return 0;
-    if (s[0] < 0x80) { *code = s[0]; return 1; }
+    if (s[0] < 0x80) {
+        *code = s[0];
+        return 1;
+    }
     const size_t n = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2;
     if (s[0] < 0xc2 || s[0] > 0xf4 || length - at < n) return 0;
     uint32_t c = s[0] & (0xffu >> (n + 1));
@@ -2969,108 +4063,177 @@ static size_t tmoei_utf8_next(const char *text, size_t length, size_t at, uint32
     *code = c;
     return c < least[n] || c > 0x10ffff || (c >= 0xd800 && c <= 0xdfff) ? 0 : n;
 }
+
 /* Writes a code point as UTF-8; gives its bytes. */
-static size_t tmoei_utf8_put(uint32_t c, char *out) {
+static size_t tmoei_utf8_put(uint32_t c, char *out)
+{
     const size_t n = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
     for (size_t i = n - 1; i > 0; i--, c >>= 6) out[i] = (char)(0x80 | (c & 63));
-    out[0] = (char)(n == 1 ? c : (0xf00u >> n & 0xffu) | c);    /* as many leading ones as bytes */
+    out[0] = (char)(n == 1 ? c : (0xf00u >> n & 0xffu) | c); /* as many leading ones as bytes */
     return n;
 }
-/* ---- buffer ------------------------------------------------------------------------------------------ */
-typedef struct tmoei_buffer { char *data; size_t length, capacity; int failed; } tmoei_buffer;
-static void tmoei_buffer_add(tmoe_ctx *ctx, tmoei_buffer *b, const char *bytes, size_t n) {
+
+/* ---- buffer ---------------------------------------------------------------------------------- */
+typedef struct tmoei_buffer {
+    char *data;
+    size_t length, capacity;
+    int failed;
+} tmoei_buffer;
+
+static void tmoei_buffer_add(tmoe_ctx *ctx, tmoei_buffer *b, const char *bytes, size_t n)
+{
     b->failed = b->failed || !tmoei_grow(ctx, &b->data, &b->capacity, b->length + n + 1, 1);
     if (b->failed) return;
     if (n) memcpy(b->data + b->length, bytes, n);
     b->data[b->length += n] = 0;
 }
-static void tmoei_buffer_free(tmoe_ctx *ctx, tmoei_buffer *buffer) {
-    tmoei_free(ctx, buffer->data); memset(buffer, 0, sizeof *buffer);
+
+static void tmoei_buffer_free(tmoe_ctx *ctx, tmoei_buffer *buffer)
+{
+    tmoei_free(ctx, buffer->data);
+    memset(buffer, 0, sizeof *buffer);
 }
-#ifndef TMOE_NO_STDIO                   /* JSON comes from files and goes to files */
+#ifndef TMOE_NO_STDIO /* JSON comes from files and goes to files */
 TMOEI_PRINTF(3, 4)
-static void tmoei_buffer_print(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *format, ...) {
-    char text[512];                                             /* numbers and short names only */
+
+static void tmoei_buffer_print(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *format, ...)
+{
+    char text[512]; /* numbers and short names only */
     va_list arguments;
     va_start(arguments, format);
     int n = vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    tmoei_buffer_add(ctx, buffer, text, n < 0 ? 0 : (size_t)n < sizeof text ? (size_t)n : sizeof text - 1);
+    tmoei_buffer_add(ctx, buffer, text,
+        n < 0                         ? 0
+            : (size_t)n < sizeof text ? (size_t)n
+                                      : sizeof text - 1);
 }
-static void tmoei_buffer_json_string(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text, size_t length) {
+
+static void tmoei_buffer_json_string(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text,
+    size_t length)
+{
     tmoei_buffer_add(ctx, buffer, "\"", 1);
     for (size_t i = 0; i < length; i++) {
         const unsigned char c = (unsigned char)text[i];
         if (c == '"' || c == '\\') tmoei_buffer_add(ctx, buffer, "\\", 1);
-        if (c < 0x20) tmoei_buffer_print(ctx, buffer, "\\u%04x", (unsigned)c);
-        else tmoei_buffer_add(ctx, buffer, text + i, 1);
+        if (c < 0x20)
+            tmoei_buffer_print(ctx, buffer, "\\u%04x", (unsigned)c);
+        else
+            tmoei_buffer_add(ctx, buffer, text + i, 1);
     }
     tmoei_buffer_add(ctx, buffer, "\"", 1);
 }
-/* ---- reader ------------------------------------------------------------------------------------------ */
-typedef enum tmoei_json_kind { TMOEI_JSON_NULL, TMOEI_JSON_FALSE, TMOEI_JSON_TRUE, TMOEI_JSON_NUMBER,
-    TMOEI_JSON_STRING, TMOEI_JSON_ARRAY, TMOEI_JSON_OBJECT } tmoei_json_kind;
+
+/* ---- reader ---------------------------------------------------------------------------------- */
+typedef enum tmoei_json_kind {
+    TMOEI_JSON_NULL,
+    TMOEI_JSON_FALSE,
+    TMOEI_JSON_TRUE,
+    TMOEI_JSON_NUMBER,
+    TMOEI_JSON_STRING,
+    TMOEI_JSON_ARRAY,
+    TMOEI_JSON_OBJECT
+} tmoei_json_kind;
+
 typedef struct tmoei_json_node {
     tmoei_json_kind kind;
-    const char *text, *key;             /* a string's value, NUL behind; in objects */
-    size_t length, key_length; double number;
-    int child, next, count;             /* first child, next sibling (-1: none), number of children */
+    const char *text, *key; /* a string's value, NUL behind; in objects */
+    size_t length, key_length;
+    double number;
+    int child, next, count; /* first child, next sibling (-1: none), number of children */
 } tmoei_json_node;
+
 typedef struct tmoei_json {
-    tmoei_json_node *nodes;             /* node 0 is the root */
-    size_t capacity; int count;
-    char *strings;                      /* unescaped; never longer than the text, so it is allocated once */
+    tmoei_json_node *nodes; /* node 0 is the root */
+    size_t capacity;
+    int count;
+    char *strings; /* unescaped; never longer than the text, so it is allocated once */
 } tmoei_json;
+
 #define TMOEI_JSON_DEPTH 64
+
 typedef struct tmoei_json_reader {
-    tmoe_ctx *ctx; tmoei_json *json;
-    const char *text, *name; size_t length, at, used;
+    tmoe_ctx *ctx;
+    tmoei_json *json;
+    const char *text, *name;
+    size_t length, at, used;
 } tmoei_json_reader;
-static tmoe_result tmoei_json_error(const tmoei_json_reader *r, const char *what) {
+
+static tmoe_result tmoei_json_error(const tmoei_json_reader *r, const char *what)
+{
     unsigned long line = 1, column = 1;
     for (size_t i = 0; i < r->at && i < r->length; i++) {
         column++;
-        if (r->text[i] == '\n') { line++; column = 1; }
+        if (r->text[i] == '\n') {
+            line++;
+            column = 1;
+        }
     }
     return tmoei_fail(r->ctx, TMOE_ERR_FORMAT, "%s:%lu:%lu: JSON: %s", r->name, line, column, what);
 }
+
 /* The next character; -1 at the end. */
-static int tmoei_json_peek(const tmoei_json_reader *r) {
+static int tmoei_json_peek(const tmoei_json_reader *r)
+{
     return r->at < r->length ? (unsigned char)r->text[r->at] : -1;
 }
+
 /* Steps over the next character where it is c; tells whether it was. */
-static int tmoei_json_take(tmoei_json_reader *r, int c) {
+static int tmoei_json_take(tmoei_json_reader *r, int c)
+{
     if (tmoei_json_peek(r) != c) return 0;
     r->at++;
     return 1;
 }
+
 /* Steps over characters of a set; gives how many. */
-static size_t tmoei_json_skip(tmoei_json_reader *r, const char *set) {
+static size_t tmoei_json_skip(tmoei_json_reader *r, const char *set)
+{
     const size_t from = r->at;
     while (tmoei_json_peek(r) > 0 && strchr(set, tmoei_json_peek(r))) r->at++;
     return r->at - from;
 }
-static void tmoei_json_space(tmoei_json_reader *r) { (void)tmoei_json_skip(r, " \t\n\r"); }
-static size_t tmoei_json_digits(tmoei_json_reader *r) { return tmoei_json_skip(r, "0123456789"); }
+
+static void tmoei_json_space(tmoei_json_reader *r)
+{
+    (void)tmoei_json_skip(r, " \t\n\r");
+}
+
+static size_t tmoei_json_digits(tmoei_json_reader *r)
+{
+    return tmoei_json_skip(r, "0123456789");
+}
+
 /* A mark between values, with white space before it. */
-static int tmoei_json_mark(tmoei_json_reader *r, int c) { tmoei_json_space(r); return tmoei_json_take(r, c); }
+static int tmoei_json_mark(tmoei_json_reader *r, int c)
+{
+    tmoei_json_space(r);
+    return tmoei_json_take(r, c);
+}
+
 /* Four hex digits at r->at; -1 when there are none. */
-static long tmoei_json_hex4(tmoei_json_reader *r) {
+static long tmoei_json_hex4(tmoei_json_reader *r)
+{
     long value = 0;
     if (r->length - r->at < 4) return -1;
     for (size_t i = 0; i < 4; i++) {
-        const int c = r->text[r->at + i], digit = c >= '0' && c <= '9' ? c - '0'
-            : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+        const int c = r->text[r->at + i],
+                  digit = c >= '0' && c <= '9' ? c - '0'
+            : c >= 'a' && c <= 'f'             ? c - 'a' + 10
+            : c >= 'A' && c <= 'F'             ? c - 'A' + 10
+                                               : -1;
         if (digit < 0) return -1;
         value = value * 16 + digit;
     }
     r->at += 4;
     return value;
 }
-static tmoe_result tmoei_json_string(tmoei_json_reader *r, const char **text, size_t *length) {
+
+static tmoe_result tmoei_json_string(tmoei_json_reader *r, const char **text, size_t *length)
+{
     static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
     char *out = r->json->strings + r->used;
-    size_t n = 0;                                               /* r->at is behind the opening quote */
+    size_t n = 0; /* r->at is behind the opening quote */
     int c;
     while ((c = tmoei_json_peek(r)) >= 0 && c != '"') {
         uint32_t code;
@@ -3086,13 +4249,17 @@ static tmoe_result tmoei_json_string(tmoei_json_reader *r, const char **text, si
         const char *known = c ? strchr(from, c) : NULL;
         if (!known && c != 'u') return tmoei_json_error(r, "an unknown escape");
         r->at++;
-        if (known) { out[n++] = to[known - from]; continue; }
+        if (known) {
+            out[n++] = to[known - from];
+            continue;
+        }
         long high = tmoei_json_hex4(r);
         if (high < 0) return tmoei_json_error(r, "\\u needs four hex digits");
         if (high >= 0xdc00 && high <= 0xdfff)
             return tmoei_json_error(r, "a low surrogate without its high one");
         if (high >= 0xd800 && high <= 0xdbff) {
-            const long low = tmoei_json_take(r, '\\') && tmoei_json_take(r, 'u') ? tmoei_json_hex4(r) : -1;
+            const long low =
+                tmoei_json_take(r, '\\') && tmoei_json_take(r, 'u') ? tmoei_json_hex4(r) : -1;
             if (low < 0xdc00 || low > 0xdfff)
                 return tmoei_json_error(r, "a high surrogate without its low one");
             high = 0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00);
@@ -3100,52 +4267,68 @@ static tmoe_result tmoei_json_string(tmoei_json_reader *r, const char **text, si
         n += tmoei_utf8_put((uint32_t)high, out + n);
     }
     if (!tmoei_json_take(r, '"')) return tmoei_json_error(r, "a string without its closing quote");
-    out[n] = 0; r->used += n + 1;
-    *text = out; *length = n;
+    out[n] = 0;
+    r->used += n + 1;
+    *text = out;
+    *length = n;
     return TMOE_OK;
 }
+
 /* null, false, true or a number. */
-static tmoe_result tmoei_json_plain(tmoei_json_reader *r, tmoei_json_node *node) {
-    static const char *const words[3] = { "null", "false", "true" };    /* by their kinds */
+static tmoe_result tmoei_json_plain(tmoei_json_reader *r, tmoei_json_node *node)
+{
+    static const char *const words[3] = { "null", "false", "true" }; /* by their kinds */
     const size_t begin = r->at;
     const char *from = r->text + begin;
-    char *out = r->json->strings + r->used;                     /* strtod wants a NUL behind; used no more */
+    char *out = r->json->strings + r->used; /* strtod wants a NUL behind; used no more */
     for (int kind = TMOEI_JSON_NULL; kind <= TMOEI_JSON_TRUE; kind++) {
         const size_t n = strlen(words[kind]);
         if (r->length - begin < n || memcmp(from, words[kind], n) != 0) continue;
-        r->at += n; node->kind = (tmoei_json_kind)kind;
+        r->at += n;
+        node->kind = (tmoei_json_kind)kind;
         return TMOE_OK;
     }
     (void)tmoei_json_take(r, '-');
-    if (!tmoei_json_take(r, '0') && !tmoei_json_digits(r))      /* a 0 stands alone */
+    if (!tmoei_json_take(r, '0') && !tmoei_json_digits(r)) /* a 0 stands alone */
         return tmoei_json_error(r, "a value was expected");
-    if (tmoei_json_take(r, '.') && !tmoei_json_digits(r)) return tmoei_json_error(r, "a digit was expected");
+    if (tmoei_json_take(r, '.') && !tmoei_json_digits(r))
+        return tmoei_json_error(r, "a digit was expected");
     if (tmoei_json_take(r, 'e') || tmoei_json_take(r, 'E')) {
         if (!tmoei_json_take(r, '+')) (void)tmoei_json_take(r, '-');
         if (!tmoei_json_digits(r)) return tmoei_json_error(r, "a digit was expected");
     }
     memcpy(out, from, r->at - begin);
     out[r->at - begin] = 0;
-    node->kind = TMOEI_JSON_NUMBER; node->number = strtod(out, NULL);
+    node->kind = TMOEI_JSON_NUMBER;
+    node->number = strtod(out, NULL);
     return TMOE_OK;
 }
-static void tmoei_json_free(tmoe_ctx *ctx, tmoei_json *json) {
-    tmoei_free(ctx, json->nodes); tmoei_free(ctx, json->strings); memset(json, 0, sizeof *json);
+
+static void tmoei_json_free(tmoe_ctx *ctx, tmoei_json *json)
+{
+    tmoei_free(ctx, json->nodes);
+    tmoei_free(ctx, json->strings);
+    memset(json, 0, sizeof *json);
 }
+
 /* A value, and by the same function what is in it: at most 64 deep, so the C stack has room. */
-static tmoe_result tmoei_json_element(tmoei_json_reader *r, int depth) {
+static tmoe_result tmoei_json_element(tmoei_json_reader *r, int depth)
+{
     tmoei_json *json = r->json;
     tmoei_json_space(r);
     const int index = json->count, c = tmoei_json_peek(r), opens = c == '[' || c == '{';
     int last = -1;
-    tmoei_json_node node; memset(&node, 0, sizeof node);
+    tmoei_json_node node;
+    memset(&node, 0, sizeof node);
     node.child = node.next = -1;
     node.kind = c == '"' ? TMOEI_JSON_STRING : c == '[' ? TMOEI_JSON_ARRAY : TMOEI_JSON_OBJECT;
     if (c < 0) return tmoei_json_error(r, "the text ends where a value was expected");
-    if (tmoei_json_take(r, '"')) TMOEI_TRY(tmoei_json_string(r, &node.text, &node.length));
-    else if (!opens) TMOEI_TRY(tmoei_json_plain(r, &node));
+    if (tmoei_json_take(r, '"'))
+        TMOEI_TRY(tmoei_json_string(r, &node.text, &node.length));
+    else if (!opens)
+        TMOEI_TRY(tmoei_json_plain(r, &node));
     if (index == INT_MAX
-            || !tmoei_grow(r->ctx, &json->nodes, &json->capacity, (size_t)index + 1, sizeof node))
+        || !tmoei_grow(r->ctx, &json->nodes, &json->capacity, (size_t)index + 1, sizeof node))
         return TMOE_ERR_MEMORY;
     json->nodes[json->count++] = node;
     if (!opens) return TMOE_OK;
@@ -3160,153 +4343,222 @@ static tmoe_result tmoei_json_element(tmoei_json_reader *r, int depth) {
             if (!tmoei_json_mark(r, ':')) return tmoei_json_error(r, "':' was expected");
         }
         TMOEI_TRY(tmoei_json_element(r, depth + 1));
-        json->nodes[child].key = node.key; json->nodes[child].key_length = node.key_length;
-        if (last < 0) json->nodes[index].child = child; else json->nodes[last].next = child;
+        json->nodes[child].key = node.key;
+        json->nodes[child].key_length = node.key_length;
+        if (last < 0)
+            json->nodes[index].child = child;
+        else
+            json->nodes[last].next = child;
         json->nodes[index].count++;
         last = child;
     } while (tmoei_json_mark(r, ','));
     if (tmoei_json_take(r, c == '[' ? ']' : '}')) return TMOE_OK;
     return tmoei_json_error(r, "',' or the closing bracket was expected");
 }
+
 /* Parses a whole text; source_name stands in messages. On failure json is empty. */
-static tmoe_result tmoei_json_parse(tmoe_ctx *ctx, tmoei_json *json, const char *text, size_t length,
-        const char *source_name) {
+static tmoe_result tmoei_json_parse(tmoe_ctx *ctx, tmoei_json *json, const char *text,
+    size_t length, const char *source_name)
+{
     tmoei_json_reader r = { ctx, json, text, source_name, length, 0, 0 };
     memset(json, 0, sizeof *json);
-    json->strings = (char *)tmoei_alloc(ctx, length, 2, 0);     /* n characters need n + 1 bytes at most */
+    json->strings =
+        (char *)tmoei_alloc(ctx, length, 2, 0); /* n characters need n + 1 bytes at most */
     tmoe_result result = !length ? tmoei_json_error(&r, "the text is empty")
-        : json->strings ? tmoei_json_element(&r, 0) : TMOE_ERR_MEMORY;
+        : json->strings          ? tmoei_json_element(&r, 0)
+                                 : TMOE_ERR_MEMORY;
     tmoei_json_space(&r);
-    if (result == TMOE_OK && r.at < length) result = tmoei_json_error(&r, "something follows the value");
+    if (result == TMOE_OK && r.at < length)
+        result = tmoei_json_error(&r, "something follows the value");
     if (result != TMOE_OK) tmoei_json_free(ctx, json);
     return result;
 }
+
 /* A node by its number; a null without a key, a text or children for -1. */
-static const tmoei_json_node *tmoei_json_at(const tmoei_json *json, int node) {
+static const tmoei_json_node *tmoei_json_at(const tmoei_json *json, int node)
+{
     static const tmoei_json_node nothing = { TMOEI_JSON_NULL, "", "", 0, 0, 0.0, -1, -1, 0 };
     return node < 0 ? &nothing : &json->nodes[node];
 }
+
 /* The number of a key's node, or -1; of the last one where a key stands twice, as Python has it. */
-static int tmoei_json_get(const tmoei_json *json, int object, const char *key) {
+static int tmoei_json_get(const tmoei_json *json, int object, const char *key)
+{
     const tmoei_json_node *parent = tmoei_json_at(json, object);
     const size_t length = strlen(key);
     int found = -1;
-    for (int i = parent->kind == TMOEI_JSON_OBJECT ? parent->child : -1; i >= 0; i = json->nodes[i].next)
-        if (json->nodes[i].key_length == length && memcmp(json->nodes[i].key, key, length) == 0) found = i;
+    for (int i = parent->kind == TMOEI_JSON_OBJECT ? parent->child : -1; i >= 0;
+         i = json->nodes[i].next)
+        if (json->nodes[i].key_length == length && memcmp(json->nodes[i].key, key, length) == 0)
+            found = i;
     return found;
 }
-static const tmoei_json_node *tmoei_json_value(const tmoei_json *json, int object, const char *key) {
+
+static const tmoei_json_node *tmoei_json_value(const tmoei_json *json, int object, const char *key)
+{
     return tmoei_json_at(json, tmoei_json_get(json, object, key));
 }
+
 /* without a NUL inside */
-static int tmoei_json_is_string(const tmoei_json *json, int node) {
+static int tmoei_json_is_string(const tmoei_json *json, int node)
+{
     const tmoei_json_node *n = tmoei_json_at(json, node);
     return n->kind == TMOEI_JSON_STRING && strlen(n->text) == n->length;
 }
-static int tmoei_json_says(const tmoei_json_node *node, const char *text) {
-    return node->kind == TMOEI_JSON_STRING && node->length == strlen(text) && strcmp(node->text, text) == 0;
+
+static int tmoei_json_says(const tmoei_json_node *node, const char *text)
+{
+    return node->kind == TMOEI_JSON_STRING && node->length == strlen(text)
+        && strcmp(node->text, text) == 0;
 }
-static double tmoei_json_number(const tmoei_json *json, int node, double fallback) {
+
+static double tmoei_json_number(const tmoei_json *json, int node, double fallback)
+{
     const tmoei_json_node *n = tmoei_json_at(json, node);
     return n->kind == TMOEI_JSON_NUMBER ? n->number : fallback;
 }
-/* ---- whole files ------------------------------------------------------------------------------------- */
+
+/* ---- whole files ----------------------------------------------------------------------------- */
 /* The file and a NUL behind it; NULL with the reason in the context. */
-static char *tmoei_read_file(tmoe_ctx *ctx, const char *path, size_t limit_bytes, size_t *length) {
+static char *tmoei_read_file(tmoe_ctx *ctx, const char *path, size_t limit_bytes, size_t *length)
+{
     tmoei_buffer buffer = { NULL, 0, 0, 0 };
     char block[16384];
     size_t n;
     errno = 0;
     FILE *file = fopen(path, "rb");
-    if (!file) return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FILE, "%s: cannot be opened: %s", path, strerror(errno));
+    if (!file)
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FILE, "%s: cannot be opened: %s", path,
+            strerror(errno));
     tmoei_buffer_add(ctx, &buffer, "", 0);
-    while (!buffer.failed && buffer.length <= limit_bytes && (n = fread(block, 1, sizeof block, file)) > 0)
+    while (!buffer.failed && buffer.length <= limit_bytes
+        && (n = fread(block, 1, sizeof block, file)) > 0)
         tmoei_buffer_add(ctx, &buffer, block, n);
     const int unread = ferror(file), large = buffer.length > limit_bytes;
-    if (unread) (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be read: %s", path, strerror(errno));
-    else if (large) (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: larger than the limit of %lu bytes", path,
-        (unsigned long)limit_bytes);
+    if (unread)
+        (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be read: %s", path, strerror(errno));
+    else if (large)
+        (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: larger than the limit of %lu bytes", path,
+            (unsigned long)limit_bytes);
     (void)fclose(file);
     if (unread || large || buffer.failed) tmoei_buffer_free(ctx, &buffer);
-    *length = buffer.length;                                    /* 0 without a text */
+    *length = buffer.length; /* 0 without a text */
     return buffer.data;
 }
-/* ==== >>safetensors: the one file format ===============================================================
- *   8 bytes: length of the header, little-endian | header: JSON {"name": {"dtype", "shape", "data_offsets"},
- *   "__metadata__": {...}} | data
- * Everything is validated before it is believed: the header's length, every dtype, shape and offset, no
- * overlap, no hole, no name twice. */
-typedef enum tmoei_dtype { TMOEI_F32, TMOEI_F16, TMOEI_BF16, TMOEI_I64, TMOEI_I32, TMOEI_U8, TMOEI_DTYPES
+
+/* ==== >>safetensors: the one file format =========================================================
+ *   8 bytes: length of the header, little-endian | header: JSON {"name": {"dtype", "shape",
+ *   "data_offsets"}, "__metadata__": {...}} | data
+ * Everything is validated before it is believed: the header's length, every dtype, shape and
+ * offset, no overlap, no hole, no name twice. */
+typedef enum tmoei_dtype {
+    TMOEI_F32,
+    TMOEI_F16,
+    TMOEI_BF16,
+    TMOEI_I64,
+    TMOEI_I32,
+    TMOEI_U8,
+    TMOEI_DTYPES
 } tmoei_dtype;
-static const char *const tmoei_dtype_names[TMOEI_DTYPES] = { "F32", "F16", "BF16", "I64", "I32", "U8" };
+
+static const char *const tmoei_dtype_names[TMOEI_DTYPES] = { "F32", "F16", "BF16", "I64", "I32",
+    "U8" };
 static const size_t tmoei_dtype_bytes[TMOEI_DTYPES] = { 4, 2, 2, 8, 4, 1 };
 #define TMOEI_RANK_MAX 8
-#define TMOEI_HEADER_MAX ((size_t)100 << 20)    /* the reference implementation's limit */
+#define TMOEI_HEADER_MAX ((size_t)100 << 20) /* the reference implementation's limit */
+
 typedef struct tmoei_entry {
-    const char *name;                   /* in the JSON's memory */
+    const char *name; /* in the JSON's memory */
     tmoei_dtype dtype;
     int rank;
     size_t shape[TMOEI_RANK_MAX], count, begin, end;
 } tmoei_entry;
+
 typedef struct tmoei_safetensors {
     char *path, *bytes;
     const unsigned char *data;
     size_t size, data_size;
-    int mapped;                         /* bytes are the file itself, in pages that are ours to write to */
-    tmoei_owner own;                    /* of path and entries */
+    int mapped;      /* bytes are the file itself, in pages that are ours to write to */
+    tmoei_owner own; /* of path and entries */
     tmoei_json json;
-    tmoei_entry *entries; int count;    /* sorted by name */
+    tmoei_entry *entries;
+    int count; /* sorted by name */
 } tmoei_safetensors;
-static void tmoei_unmap(char *bytes, size_t size) {
+
+static void tmoei_unmap(char *bytes, size_t size)
+{
 #ifdef TMOEI_POSIX
     (void)munmap(bytes, size);
 #else
-    (void)bytes; (void)size;
+    (void)bytes;
+    (void)size;
 #endif
 }
-/* The whole file, mapped where the system can: pages are read when they are used, and written to a copy. */
-static char *tmoei_map_file(tmoe_ctx *ctx, const char *path, size_t *size, int *mapped) {
+
+/* The whole file, mapped where the system can: pages are read when they are used, and written to a
+ * copy. */
+static char *tmoei_map_file(tmoe_ctx *ctx, const char *path, size_t *size, int *mapped)
+{
     *mapped = 0;
 #ifdef TMOEI_POSIX
     const int file = open(path, O_RDONLY);
     struct stat about;
     void *bytes = MAP_FAILED;
     if (file >= 0 && fstat(file, &about) == 0 && S_ISREG(about.st_mode) && about.st_size > 0)
-        bytes = mmap(NULL, *size = (size_t)about.st_size, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
+        bytes =
+            mmap(NULL, *size = (size_t)about.st_size, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
     if (file >= 0) (void)close(file);
     *mapped = bytes != MAP_FAILED;
     if (*mapped) return (char *)bytes;
 #endif
     return tmoei_read_file(ctx, path, (size_t)-1 / 4, size);
 }
-static void tmoei_safetensors_close(tmoe_ctx *ctx, tmoei_safetensors *file) {
+
+static void tmoei_safetensors_close(tmoe_ctx *ctx, tmoei_safetensors *file)
+{
     tmoei_json_free(ctx, &file->json);
-    if (file->mapped) tmoei_unmap(file->bytes, file->size);
-    else tmoei_free(ctx, file->bytes);
+    if (file->mapped)
+        tmoei_unmap(file->bytes, file->size);
+    else
+        tmoei_free(ctx, file->bytes);
     tmoei_owner_free(&file->own);
     memset(file, 0, sizeof *file);
 }
-static int tmoei_entry_by_name(const void *a, const void *b) {
+
+static int tmoei_entry_by_name(const void *a, const void *b)
+{
     return strcmp(((const tmoei_entry *)a)->name, ((const tmoei_entry *)b)->name);
 }
-static int tmoei_entry_by_place(const void *a, const void *b) {
+
+static int tmoei_entry_by_place(const void *a, const void *b)
+{
     const tmoei_entry *x = (const tmoei_entry *)a, *y = (const tmoei_entry *)b;
-    return x->begin != y->begin ? (x->begin < y->begin ? -1 : 1) : x->end < y->end ? -1 : x->end > y->end;
+    return x->begin != y->begin ? (x->begin < y->begin ? -1 : 1)
+        : x->end < y->end       ? -1
+                                : x->end > y->end;
 }
+
 /* A JSON number that is a whole number from 0 to 2^53, into *out. */
-static int tmoei_json_size(const tmoei_json *json, int node, size_t *out) {
+static int tmoei_json_size(const tmoei_json *json, int node, size_t *out)
+{
     const double x = tmoei_json_number(json, node, -1.0);
-    if (!(x >= 0.0 && x <= 9007199254740992.0) || x != floor(x) || x > (double)((size_t)-1 / 2)) return 0;
+    if (!(x >= 0.0 && x <= 9007199254740992.0) || x != floor(x) || x > (double)((size_t)-1 / 2))
+        return 0;
     *out = (size_t)x;
     return 1;
 }
-static tmoe_result tmoei_entry_read(tmoe_ctx *ctx, const tmoei_safetensors *file, int node, tmoei_entry *e) {
+
+static tmoe_result tmoei_entry_read(tmoe_ctx *ctx, const tmoei_safetensors *file, int node,
+    tmoei_entry *e)
+{
     const tmoei_json *json = &file->json;
     const tmoei_json_node *n = &json->nodes[node], *shape = tmoei_json_value(json, node, "shape"),
-        *offsets = tmoei_json_value(json, node, "data_offsets");
+                          *offsets = tmoei_json_value(json, node, "data_offsets");
     const char *wrong = NULL;
     size_t bytes;
-    e->name = n->key; e->dtype = TMOEI_DTYPES; e->count = 1;
+    e->name = n->key;
+    e->dtype = TMOEI_DTYPES;
+    e->count = 1;
     for (int d = 0; d < TMOEI_DTYPES; d++)
         if (tmoei_json_says(tmoei_json_value(json, node, "dtype"), tmoei_dtype_names[d]))
             e->dtype = (tmoei_dtype)d;
@@ -3314,30 +4566,39 @@ static tmoe_result tmoei_entry_read(tmoe_ctx *ctx, const tmoei_safetensors *file
         wrong = "must have dtype, shape and data_offsets, each once, and nothing else";
     else if (shape->kind != TMOEI_JSON_ARRAY || shape->count > TMOEI_RANK_MAX)
         wrong = "shape must be a list of at most 8 numbers";
-    else if (e->dtype == TMOEI_DTYPES) wrong = "dtype is not one of F32, F16, BF16, I64, I32, U8";
-    else if (strlen(n->key) != n->key_length) wrong = "its name has a NUL inside";
+    else if (e->dtype == TMOEI_DTYPES)
+        wrong = "dtype is not one of F32, F16, BF16, I64, I32, U8";
+    else if (strlen(n->key) != n->key_length)
+        wrong = "its name has a NUL inside";
     for (int i = wrong ? -1 : shape->child; i >= 0; i = json->nodes[i].next) {
         size_t *size = &e->shape[e->rank++];
         if (!tmoei_json_size(json, i, size) || !tmoei_size(&e->count, e->count, *size, 0))
             wrong = "shape is not a list of sizes that fit into memory";
     }
-    if (!wrong && (offsets->kind != TMOEI_JSON_ARRAY || offsets->count != 2
+    if (!wrong
+        && (offsets->kind != TMOEI_JSON_ARRAY || offsets->count != 2
             || !tmoei_json_size(json, offsets->child, &e->begin)
             || !tmoei_json_size(json, json->nodes[offsets->child].next, &e->end)
             || e->end < e->begin || e->end > file->data_size))
         wrong = "data_offsets must be two places inside the data";
-    if (!wrong && (!tmoei_size(&bytes, e->count, tmoei_dtype_bytes[e->dtype], 0)
+    if (!wrong
+        && (!tmoei_size(&bytes, e->count, tmoei_dtype_bytes[e->dtype], 0)
             || bytes != e->end - e->begin))
         wrong = "its shape needs other than the bytes of its data_offsets";
-    return wrong ? tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: tensor %s: %s", file->path, n->key, wrong) : TMOE_OK;
+    return wrong ? tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: tensor %s: %s", file->path, n->key, wrong)
+                 : TMOE_OK;
 }
+
 /* n bytes as a number, the lowest first. */
-static uint64_t tmoei_little(const unsigned char *bytes, size_t n) {
+static uint64_t tmoei_little(const unsigned char *bytes, size_t n)
+{
     uint64_t x = 0;
     while (n--) x = x << 8 | bytes[n];
     return x;
 }
-static tmoe_result tmoei_safetensors_check(tmoe_ctx *ctx, tmoei_safetensors *file) {
+
+static tmoe_result tmoei_safetensors_check(tmoe_ctx *ctx, tmoei_safetensors *file)
+{
     const unsigned char *bytes = (const unsigned char *)file->bytes;
     const uint64_t header = file->size < 8 ? 0 : tmoei_little(bytes, 8);
     size_t at = 0;
@@ -3345,7 +4606,8 @@ static tmoe_result tmoei_safetensors_check(tmoe_ctx *ctx, tmoei_safetensors *fil
         return tmoei_fail(ctx, TMOE_ERR_FORMAT,
             "%s: not a safetensors file, or cut off: %lu bytes, header of %llu", file->path,
             (unsigned long)file->size, (unsigned long long)header);
-    file->data = bytes + 8 + header; file->data_size = file->size - 8 - (size_t)header;
+    file->data = bytes + 8 + header;
+    file->data_size = file->size - 8 - (size_t)header;
     TMOEI_TRY(tmoei_json_parse(ctx, &file->json, file->bytes + 8, (size_t)header, file->path));
     const tmoei_json_node *nodes = file->json.nodes;
     if (nodes[0].kind != TMOEI_JSON_OBJECT)
@@ -3356,26 +4618,32 @@ static tmoe_result tmoei_safetensors_check(tmoe_ctx *ctx, tmoei_safetensors *fil
         const int metadata = strcmp(nodes[i].key, "__metadata__") == 0;
         int m = nodes[i].child;
         while (metadata && m >= 0 && nodes[m].kind == TMOEI_JSON_STRING) m = nodes[m].next;
-        if (!metadata) TMOEI_TRY(tmoei_entry_read(ctx, file, i, &e[file->count++]));
+        if (!metadata)
+            TMOEI_TRY(tmoei_entry_read(ctx, file, i, &e[file->count++]));
         else if (nodes[i].kind != TMOEI_JSON_OBJECT || m >= 0
-                || i != tmoei_json_get(&file->json, 0, nodes[i].key))
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: __metadata__ must be one object of strings",
-                file->path);
+            || i != tmoei_json_get(&file->json, 0, nodes[i].key))
+            return tmoei_fail(ctx, TMOE_ERR_FORMAT,
+                "%s: __metadata__ must be one object of strings", file->path);
     }
     qsort(e, (size_t)file->count, sizeof *e, tmoei_entry_by_place);
-    for (int i = 0; i < file->count; at = e[i++].end) if (e[i].begin != at)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-            "%s: tensor %s begins at byte %lu of the data, the one before ends at %lu", file->path,
-            e[i].name, (unsigned long)e[i].begin, (unsigned long)at);
+    for (int i = 0; i < file->count; at = e[i++].end)
+        if (e[i].begin != at)
+            return tmoei_fail(ctx, TMOE_ERR_FORMAT,
+                "%s: tensor %s begins at byte %lu of the data, the one before ends at %lu",
+                file->path, e[i].name, (unsigned long)e[i].begin, (unsigned long)at);
     if (at != file->data_size)
         return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %lu bytes of data, but the tensors end at %lu",
             file->path, (unsigned long)file->data_size, (unsigned long)at);
     qsort(e, (size_t)file->count, sizeof *e, tmoei_entry_by_name);
-    for (int i = 1; i < file->count; i++) if (strcmp(e[i - 1].name, e[i].name) == 0)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tensors are called %s", file->path, e[i].name);
+    for (int i = 1; i < file->count; i++)
+        if (strcmp(e[i - 1].name, e[i].name) == 0)
+            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tensors are called %s", file->path,
+                e[i].name);
     return TMOE_OK;
 }
-static tmoe_result tmoei_safetensors_open(tmoe_ctx *ctx, tmoei_safetensors *file, const char *path) {
+
+static tmoe_result tmoei_safetensors_open(tmoe_ctx *ctx, tmoei_safetensors *file, const char *path)
+{
     memset(file, 0, sizeof *file);
     file->own.ctx = ctx;
     file->path = tmoei_own_text(&file->own, path, strlen(path));
@@ -3384,81 +4652,137 @@ static tmoe_result tmoei_safetensors_open(tmoe_ctx *ctx, tmoei_safetensors *file
     if (result != TMOE_OK) tmoei_safetensors_close(ctx, file);
     return result;
 }
-static const tmoei_entry *tmoei_safetensors_find(const tmoei_safetensors *file, const char *name) {
+
+static const tmoei_entry *tmoei_safetensors_find(const tmoei_safetensors *file, const char *name)
+{
     const tmoei_entry key = { name, TMOEI_F32, 0, { 0 }, 0, 0, 0 };
     return (const tmoei_entry *)bsearch(&key, file->entries, (size_t)file->count, sizeof key,
         tmoei_entry_by_name);
 }
+
 /* A metadata string or NULL. */
-static const char *tmoei_safetensors_metadata(const tmoei_safetensors *file, const char *key) {
-    const int node = tmoei_json_get(&file->json, tmoei_json_get(&file->json, 0, "__metadata__"), key);
+static const char *tmoei_safetensors_metadata(const tmoei_safetensors *file, const char *key)
+{
+    const int node =
+        tmoei_json_get(&file->json, tmoei_json_get(&file->json, 0, "__metadata__"), key);
     return tmoei_json_is_string(&file->json, node) ? file->json.nodes[node].text : NULL;
 }
-static float tmoei_float_of_bits(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
-static uint32_t tmoei_bits_of_float(float x) { uint32_t bits; memcpy(&bits, &x, 4); return bits; }
+
+static float tmoei_float_of_bits(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+static uint32_t tmoei_bits_of_float(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+
 /* IEEE half: sign, 5 bits of exponent (bias 15), 10 bits; exponent 0: the fraction alone */
-static float tmoei_half(uint32_t h) {
+static float tmoei_half(uint32_t h)
+{
     const uint32_t sign = (h & 0x8000u) << 16, exponent = h >> 10 & 31u, fraction = h & 1023u;
     if (exponent == 0) return (sign ? -1.0f : 1.0f) * ldexpf((float)fraction, -24);
-    return tmoei_float_of_bits(sign | (exponent == 31 ? 255u : exponent + 112u) << 23 | fraction << 13);
+    return tmoei_float_of_bits(
+        sign | (exponent == 31 ? 255u : exponent + 112u) << 23 | fraction << 13);
 }
-static int tmoei_little_endian(void) { const uint32_t one = 1; return *(const unsigned char *)&one == 1; }
-/* Values first .. first + count - 1 as floats, from little-endian bytes on any machine; F32, F16, BF16. */
+
+static int tmoei_little_endian(void)
+{
+    const uint32_t one = 1;
+    return *(const unsigned char *)&one == 1;
+}
+
+/* Values first .. first + count - 1 as floats, from little-endian bytes on any machine; F32, F16,
+ * BF16. */
 static tmoe_result tmoei_safetensors_read(tmoe_ctx *ctx, const tmoei_safetensors *file,
-        const tmoei_entry *entry, size_t first, float *out, size_t count) {
+    const tmoei_entry *entry, size_t first, float *out, size_t count)
+{
     const unsigned char *p = file->data + entry->begin;
     if (entry->count != first + count || entry->dtype > TMOEI_BF16)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: tensor %s: %lu values of %s, expected %lu floats",
-            file->path, entry->name, (unsigned long)entry->count, tmoei_dtype_names[entry->dtype],
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT,
+            "%s: tensor %s: %lu values of %s, expected %lu floats", file->path, entry->name,
+            (unsigned long)entry->count, tmoei_dtype_names[entry->dtype],
             (unsigned long)(first + count));
     p += first * tmoei_dtype_bytes[entry->dtype];
-    if (entry->dtype == TMOEI_F32 && tmoei_little_endian()) memcpy(out, p, count * sizeof(float));
-    else for (size_t i = 0; i < count; i++)
-        out[i] = entry->dtype == TMOEI_F32 ? tmoei_float_of_bits((uint32_t)tmoei_little(p + 4 * i, 4))
-            : entry->dtype == TMOEI_F16 ? tmoei_half((uint32_t)tmoei_little(p + 2 * i, 2))
-            : tmoei_float_of_bits((uint32_t)tmoei_little(p + 2 * i, 2) << 16);
+    if (entry->dtype == TMOEI_F32 && tmoei_little_endian())
+        memcpy(out, p, count * sizeof(float));
+    else
+        for (size_t i = 0; i < count; i++)
+            out[i] = entry->dtype == TMOEI_F32
+                ? tmoei_float_of_bits((uint32_t)tmoei_little(p + 4 * i, 4))
+                : entry->dtype == TMOEI_F16
+                ? tmoei_half((uint32_t)tmoei_little(p + 2 * i, 2))
+                : tmoei_float_of_bits((uint32_t)tmoei_little(p + 2 * i, 2) << 16);
     return TMOE_OK;
 }
-/* ---- writing: metadata, then tensors are declared; save writes it all -------------------------------- */
-typedef struct tmoei_span { const float *data; size_t zeros, count; } tmoei_span;     /* zeros come first */
+
+/* ---- writing: metadata, then tensors are declared; save writes it all ------------------------ */
+typedef struct tmoei_span {
+    const float *data;
+    size_t zeros, count;
+} tmoei_span; /* zeros come first */
+
 typedef struct tmoei_writer {
-    tmoei_buffer json, temporary;       /* the header; PATH.tmp, which commit puts in PATH's place */
-    const char *path;                   /* the caller's */
+    tmoei_buffer json, temporary; /* the header; PATH.tmp, which commit puts in PATH's place */
+    const char *path;             /* the caller's */
     FILE *file;
-    tmoei_span *spans;                  /* what the tensors hold, the caller's */
-    size_t declared, count, capacity;   /* bytes of data; spans */
+    tmoei_span *spans;                /* what the tensors hold, the caller's */
+    size_t declared, count, capacity; /* bytes of data; spans */
 } tmoei_writer;
-static void tmoei_writer_free(tmoe_ctx *ctx, tmoei_writer *writer) {
-    if (writer->file) { (void)fclose(writer->file); (void)remove(writer->temporary.data); }
-    tmoei_buffer_free(ctx, &writer->json); tmoei_buffer_free(ctx, &writer->temporary);
-    tmoei_free(ctx, writer->spans); memset(writer, 0, sizeof *writer);
+
+static void tmoei_writer_free(tmoe_ctx *ctx, tmoei_writer *writer)
+{
+    if (writer->file) {
+        (void)fclose(writer->file);
+        (void)remove(writer->temporary.data);
+    }
+    tmoei_buffer_free(ctx, &writer->json);
+    tmoei_buffer_free(ctx, &writer->temporary);
+    tmoei_free(ctx, writer->spans);
+    memset(writer, 0, sizeof *writer);
 }
+
 /* All metadata come before the tensors. */
-static void tmoei_writer_metadata(tmoe_ctx *ctx, tmoei_writer *writer, const char *key, const char *text,
-        size_t length) {
+static void tmoei_writer_metadata(tmoe_ctx *ctx, tmoei_writer *writer, const char *key,
+    const char *text, size_t length)
+{
     tmoei_buffer_print(ctx, &writer->json, writer->json.length ? "," : "{\"__metadata__\":{");
     tmoei_buffer_json_string(ctx, &writer->json, key, strlen(key));
     tmoei_buffer_add(ctx, &writer->json, ":", 1);
     tmoei_buffer_json_string(ctx, &writer->json, text, length);
 }
+
 /* `skip` rows of zeros, then `rows` of data. */
-static void tmoei_writer_tensor(tmoe_ctx *ctx, tmoei_writer *writer, const char *name, int rank, size_t skip,
-        size_t rows, size_t cols, const float *data) {
+static void tmoei_writer_tensor(tmoe_ctx *ctx, tmoei_writer *writer, const char *name, int rank,
+    size_t skip, size_t rows, size_t cols, const float *data)
+{
     const tmoei_span span = { data, skip * cols, rows * cols };
     const size_t begin = writer->declared, end = begin + (span.zeros + span.count) * sizeof(float);
     if (!tmoei_grow(ctx, &writer->spans, &writer->capacity, writer->count + 1, sizeof span)) return;
-    writer->spans[writer->count++] = span; writer->declared = end;
-    tmoei_buffer_print(ctx, &writer->json, begin ? "," : "},");     /* the first one ends the metadata */
+    writer->spans[writer->count++] = span;
+    writer->declared = end;
+    tmoei_buffer_print(ctx, &writer->json,
+        begin ? "," : "},"); /* the first one ends the metadata */
     tmoei_buffer_json_string(ctx, &writer->json, name, strlen(name));
     tmoei_buffer_print(ctx, &writer->json, ":{\"dtype\":\"F32\",\"shape\":[");
     if (rank == 2) tmoei_buffer_print(ctx, &writer->json, "%lu,", (unsigned long)(skip + rows));
     tmoei_buffer_print(ctx, &writer->json, "%lu],\"data_offsets\":[%lu,%lu]}", (unsigned long)cols,
         (unsigned long)begin, (unsigned long)end);
 }
-static tmoe_result tmoei_writer_trouble(tmoe_ctx *ctx, const tmoei_writer *writer) {
-    return tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be written: %s", writer->path, strerror(errno));
+
+static tmoe_result tmoei_writer_trouble(tmoe_ctx *ctx, const tmoei_writer *writer)
+{
+    return tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be written: %s", writer->path,
+        strerror(errno));
 }
-static tmoe_result tmoei_writer_open(tmoe_ctx *ctx, tmoei_writer *writer, const char *path) {
+
+static tmoe_result tmoei_writer_open(tmoe_ctx *ctx, tmoei_writer *writer, const char *path)
+{
     writer->path = path;
     tmoei_buffer_add(ctx, &writer->temporary, path, strlen(path));
     tmoei_buffer_add(ctx, &writer->temporary, ".tmp", 4);
@@ -3467,17 +4791,24 @@ static tmoe_result tmoei_writer_open(tmoe_ctx *ctx, tmoei_writer *writer, const 
     writer->file = fopen(writer->temporary.data, "wb");
     return writer->file ? TMOE_OK : tmoei_writer_trouble(ctx, writer);
 }
-static tmoe_result tmoei_writer_bytes(tmoe_ctx *ctx, tmoei_writer *writer, const void *bytes, size_t n) {
+
+static tmoe_result tmoei_writer_bytes(tmoe_ctx *ctx, tmoei_writer *writer, const void *bytes,
+    size_t n)
+{
     return fwrite(bytes, 1, n, writer->file) == n ? TMOE_OK : tmoei_writer_trouble(ctx, writer);
 }
+
 /* A number as n bytes, the lowest first. */
-static tmoe_result tmoei_writer_little(tmoe_ctx *ctx, tmoei_writer *writer, uint64_t x, size_t n) {
+static tmoe_result tmoei_writer_little(tmoe_ctx *ctx, tmoei_writer *writer, uint64_t x, size_t n)
+{
     unsigned char bytes[8];
     for (size_t i = 0; i < n; i++) bytes[i] = (unsigned char)(x >> (8 * i));
     return tmoei_writer_bytes(ctx, writer, bytes, n);
 }
+
 /* Flushes to the disk and puts the file in its place; until then the old one is untouched. */
-static tmoe_result tmoei_writer_commit(tmoe_ctx *ctx, tmoei_writer *writer) {
+static tmoe_result tmoei_writer_commit(tmoe_ctx *ctx, tmoei_writer *writer)
+{
     int good = fflush(writer->file) == 0;
 #if defined(TMOEI_POSIX)
     good = good && fsync(fileno(writer->file)) == 0;
@@ -3486,14 +4817,16 @@ static tmoe_result tmoei_writer_commit(tmoe_ctx *ctx, tmoei_writer *writer) {
     good = fclose(writer->file) == 0;
     writer->file = NULL;
 #if defined(_WIN32)
-    if (good) (void)remove(writer->path);                       /* rename does not replace there */
+    if (good) (void)remove(writer->path); /* rename does not replace there */
 #endif
     if (good && rename(writer->temporary.data, writer->path) == 0) return TMOE_OK;
     (void)tmoei_writer_trouble(ctx, writer);
     (void)remove(writer->temporary.data);
     return TMOE_ERR_FILE;
 }
-static tmoe_result tmoei_writer_save(tmoe_ctx *ctx, tmoei_writer *writer, const char *path) {
+
+static tmoe_result tmoei_writer_save(tmoe_ctx *ctx, tmoei_writer *writer, const char *path)
+{
     tmoei_buffer *json = &writer->json;
     tmoei_buffer_add(ctx, json, "}", 1);
     /* data begins on a cache line */
@@ -3503,7 +4836,8 @@ static tmoe_result tmoei_writer_save(tmoe_ctx *ctx, tmoei_writer *writer, const 
     TMOEI_TRY(tmoei_writer_little(ctx, writer, json->length, 8));
     TMOEI_TRY(tmoei_writer_bytes(ctx, writer, json->data, json->length));
     for (const tmoei_span *s = writer->spans; s < writer->spans + writer->count; s++) {
-        const size_t whole = tmoei_little_endian() ? s->count : 0;      /* written as they lie in memory */
+        const size_t whole =
+            tmoei_little_endian() ? s->count : 0; /* written as they lie in memory */
         for (size_t i = 0; i < s->zeros; i++) TMOEI_TRY(tmoei_writer_little(ctx, writer, 0, 4));
         TMOEI_TRY(tmoei_writer_bytes(ctx, writer, s->data, whole * sizeof(float)));
         for (size_t i = whole; i < s->count; i++)
@@ -3512,28 +4846,43 @@ static tmoe_result tmoei_writer_save(tmoe_ctx *ctx, tmoei_writer *writer, const 
     return tmoei_writer_commit(ctx, writer);
 }
 #endif /* TMOE_NO_STDIO */
-/* ==== >>tokenizer: bytes, and byte-level BPE ===========================================================
- * A text is cut into words as GPT-2 does (a space belongs to the word behind it), a word's bytes become
- * tokens, and the earliest merge that applies is done until none applies. Without merges these are plain
- * bytes. Our own tokenizers number <s>, <pad>, </s> 0, 1, 2, byte b 3 + b, then one token a merge; loaded
- * ones have the ids of their vocabulary. In files every tokenizer is a tokenizer.json as Hugging Face's. */
-/* ---- a table of indices by hash: open addressing, never more than half full -------------------------- */
-typedef struct tmoei_slot { uint64_t hash; int value; } tmoei_slot;     /* index + 1; 0: empty */
-typedef struct tmoei_table { tmoei_slot *slots; size_t size, used; } tmoei_table;
-/* The next index with this hash, or -1; *at begins at 0 and counts the places that were looked at. */
-static int tmoei_table_find(const tmoei_table *table, uint64_t hash, size_t *at) {
+/* ==== >>tokenizer: bytes, and byte-level BPE =====================================================
+ * A text is cut into words as GPT-2 does (a space belongs to the word behind it), a word's bytes
+ * become tokens, and the earliest merge that applies is done until none applies. Without merges
+ * these are plain bytes. Our own tokenizers number <s>, <pad>, </s> 0, 1, 2, byte b 3 + b, then one
+ * token a merge; loaded ones have the ids of their vocabulary. In files every tokenizer is a
+ * tokenizer.json as Hugging Face's. */
+/* ---- a table of indices by hash: open addressing, never more than half full ------------------ */
+typedef struct tmoei_slot {
+    uint64_t hash;
+    int value;
+} tmoei_slot; /* index + 1; 0: empty */
+
+typedef struct tmoei_table {
+    tmoei_slot *slots;
+    size_t size, used;
+} tmoei_table;
+
+/* The next index with this hash, or -1; *at begins at 0 and counts the places that were looked at.
+ * */
+static int tmoei_table_find(const tmoei_table *table, uint64_t hash, size_t *at)
+{
     while (table->size) {
         const tmoei_slot *slot = &table->slots[(size_t)(hash + (*at)++) & (table->size - 1)];
         if (!slot->value || slot->hash == hash) return slot->value - 1;
     }
     return -1;
 }
-static void tmoei_table_put(tmoei_table *table, tmoei_slot slot) {
+
+static void tmoei_table_put(tmoei_table *table, tmoei_slot slot)
+{
     size_t at = (size_t)slot.hash;
     while (table->slots[at & (table->size - 1)].value) at++;
     table->slots[at & (table->size - 1)] = slot;
 }
-static int tmoei_table_add(tmoe_ctx *ctx, tmoei_table *table, uint64_t hash, int index) {
+
+static int tmoei_table_add(tmoe_ctx *ctx, tmoei_table *table, uint64_t hash, int index)
+{
     const tmoei_slot slot = { hash, index + 1 };
     if (2 * (table->used + 1) > table->size) {
         tmoei_table bigger = { NULL, table->size ? 2 * table->size : 64, table->used };
@@ -3547,168 +4896,265 @@ static int tmoei_table_add(tmoe_ctx *ctx, tmoei_table *table, uint64_t hash, int
     table->used++;
     return 1;
 }
+
 /* FNV-1a, then mixed: neighbouring texts must not be neighbours */
-static uint64_t tmoei_text_hash(const char *text, size_t length) {
+static uint64_t tmoei_text_hash(const char *text, size_t length)
+{
     uint64_t hash = UINT64_C(0xcbf29ce484222325);
-    for (size_t i = 0; i < length; i++) hash = (hash ^ (unsigned char)text[i]) * UINT64_C(0x100000001b3);
+    for (size_t i = 0; i < length; i++)
+        hash = (hash ^ (unsigned char)text[i]) * UINT64_C(0x100000001b3);
     return tmoei_mix64(hash);
 }
+
 /* The mixing is one to one: equal hashes are equal pairs. */
-static uint64_t tmoei_pair_hash(int left, int right) {
+static uint64_t tmoei_pair_hash(int left, int right)
+{
     return tmoei_mix64((uint64_t)(uint32_t)left << 32 | (uint32_t)right);
 }
-static int tmoei_pair_find(const tmoei_table *table, int left, int right) {
+
+static int tmoei_pair_find(const tmoei_table *table, int left, int right)
+{
     size_t at = 0;
     return tmoei_table_find(table, tmoei_pair_hash(left, right), &at);
 }
-/* ---- the tokenizer ----------------------------------------------------------------------------------- */
-#define TMOEI_BYTES_FIRST 3             /* of our own: byte 0 */
+
+/* ---- the tokenizer --------------------------------------------------------------------------- */
+#define TMOEI_BYTES_FIRST 3 /* of our own: byte 0 */
 #define TMOEI_MERGES_FIRST 259
 #define TMOEI_TOKENS_MAX 1000000
-#define TMOEI_TOKEN_BYTES 65536         /* a token's most: merges that double each other ask for the moon */
-typedef struct tmoei_merge_pair { int left, right, result; } tmoei_merge_pair;
+#define TMOEI_TOKEN_BYTES 65536 /* a token's most: merges that double each other ask for the moon */
+
+typedef struct tmoei_merge_pair {
+    int left, right, result;
+} tmoei_merge_pair;
+
 /* left_strip swallows space; an ordinary one is only found before anything is cut into words */
-typedef struct tmoei_special_token { int id, left_strip, ordinary; } tmoei_special_token;
+typedef struct tmoei_special_token {
+    int id, left_strip, ordinary;
+} tmoei_special_token;
+
 struct tmoe_tokenizer {
     tmoe_ctx *ctx;
     int V, merge_count, special_count, byte_id[256], prefix_space;
-    char *bytes;                        /* token i stands for bytes[starts[i]] to bytes[starts[i + 1]] */
+    char *bytes; /* token i stands for bytes[starts[i]] to bytes[starts[i + 1]] */
     size_t *starts, bytes_used, bytes_capacity, starts_capacity, merges_capacity, specials_capacity;
-    tmoei_table ids, pairs;             /* of tokens by their bytes, of merges by their pairs */
+    tmoei_table ids, pairs; /* of tokens by their bytes, of merges by their pairs */
     tmoei_merge_pair *merges;
     tmoei_special_token *specials;
-    uint32_t *runs;                     /* of letters and numbers: 4 * first code point + kind */
+    uint32_t *runs; /* of letters and numbers: 4 * first code point + kind */
     int run_count;
 };
-static const char *tmoei_token_text(const tmoe_tokenizer *t, int i) { return t->bytes + t->starts[i]; }
-static size_t tmoei_token_length(const tmoe_tokenizer *t, int i) { return t->starts[i + 1] - t->starts[i]; }
+
+static const char *tmoei_token_text(const tmoe_tokenizer *t, int i)
+{
+    return t->bytes + t->starts[i];
+}
+
+static size_t tmoei_token_length(const tmoe_tokenizer *t, int i)
+{
+    return t->starts[i + 1] - t->starts[i];
+}
+
 /* The token that stands for these bytes, or -1. */
-static int tmoei_token_find(const tmoe_tokenizer *t, const char *text, size_t length) {
+static int tmoei_token_find(const tmoe_tokenizer *t, const char *text, size_t length)
+{
     const uint64_t hash = tmoei_text_hash(text, length);
     size_t at = 0;
     int id;
     do id = tmoei_table_find(&t->ids, hash, &at);
     while (id >= 0
-        && (tmoei_token_length(t, id) != length || memcmp(tmoei_token_text(t, id), text, length) != 0));
+        && (tmoei_token_length(t, id) != length
+            || memcmp(tmoei_token_text(t, id), text, length) != 0));
     return id;
 }
+
 /* Adds the next token; one without bytes is a hole in the vocabulary. */
-static int tmoei_token_add(tmoe_tokenizer *t, const char *text, size_t length) {
+static int tmoei_token_add(tmoe_tokenizer *t, const char *text, size_t length)
+{
     const size_t V = (size_t)t->V;
     if (!tmoei_grow(t->ctx, &t->bytes, &t->bytes_capacity, t->bytes_used + length + 1, 1)
-            || !tmoei_grow(t->ctx, &t->starts, &t->starts_capacity, V + 2, sizeof(size_t))
-            || (length && !tmoei_table_add(t->ctx, &t->ids, tmoei_text_hash(text, length), t->V)))
+        || !tmoei_grow(t->ctx, &t->starts, &t->starts_capacity, V + 2, sizeof(size_t))
+        || (length && !tmoei_table_add(t->ctx, &t->ids, tmoei_text_hash(text, length), t->V)))
         return 0;
     if (length) memcpy(t->bytes + t->bytes_used, text, length);
-    t->starts[V] = t->bytes_used; t->starts[V + 1] = t->bytes_used += length;
+    t->starts[V] = t->bytes_used;
+    t->starts[V + 1] = t->bytes_used += length;
     if (length == 1) t->byte_id[(unsigned char)text[0]] = t->V;
     t->V++;
     return 1;
 }
-static int tmoei_merge_add(tmoe_tokenizer *t, int left, int right, int result) {
+
+static int tmoei_merge_add(tmoe_tokenizer *t, int left, int right, int result)
+{
     const tmoei_merge_pair merge = { left, right, result };
-    if (!tmoei_grow(t->ctx, &t->merges, &t->merges_capacity, (size_t)t->merge_count + 1, sizeof merge)
-            || !tmoei_table_add(t->ctx, &t->pairs, tmoei_pair_hash(left, right), t->merge_count))
+    if (!tmoei_grow(t->ctx, &t->merges, &t->merges_capacity, (size_t)t->merge_count + 1,
+            sizeof merge)
+        || !tmoei_table_add(t->ctx, &t->pairs, tmoei_pair_hash(left, right), t->merge_count))
         return 0;
     t->merges[t->merge_count++] = merge;
     return 1;
 }
-static int tmoei_special_add(tmoe_tokenizer *t, int id, int left_strip, int ordinary) {
+
+static int tmoei_special_add(tmoe_tokenizer *t, int id, int left_strip, int ordinary)
+{
     const tmoei_special_token special = { id, left_strip, ordinary };
     const size_t n = (size_t)t->special_count + 1;
     if (!tmoei_grow(t->ctx, &t->specials, &t->specials_capacity, n, sizeof special)) return 0;
     t->specials[t->special_count++] = special;
     return 1;
 }
-static int tmoei_special_is(const tmoe_tokenizer *t, int id) {
-    for (int i = 0; i < t->special_count; i++) if (t->specials[i].id == id) return !t->specials[i].ordinary;
+
+static int tmoei_special_is(const tmoe_tokenizer *t, int id)
+{
+    for (int i = 0; i < t->special_count; i++)
+        if (t->specials[i].id == id) return !t->specials[i].ordinary;
     return 0;
 }
-TMOE_DEF void tmoe_tokenizer_destroy(tmoe_tokenizer *tokenizer) {
+
+TMOE_DEF void tmoe_tokenizer_destroy(tmoe_tokenizer *tokenizer)
+{
     if (!tokenizer) return;
     tmoe_ctx *ctx = tokenizer->ctx;
-    tmoei_free(ctx, tokenizer->bytes); tmoei_free(ctx, tokenizer->starts); tmoei_free(ctx, tokenizer->runs);
-    tmoei_free(ctx, tokenizer->merges); tmoei_free(ctx, tokenizer->specials);
-    tmoei_free(ctx, tokenizer->ids.slots); tmoei_free(ctx, tokenizer->pairs.slots);
+    tmoei_free(ctx, tokenizer->bytes);
+    tmoei_free(ctx, tokenizer->starts);
+    tmoei_free(ctx, tokenizer->runs);
+    tmoei_free(ctx, tokenizer->merges);
+    tmoei_free(ctx, tokenizer->specials);
+    tmoei_free(ctx, tokenizer->ids.slots);
+    tmoei_free(ctx, tokenizer->pairs.slots);
     tmoei_free(ctx, tokenizer);
 }
+
 /* The tokenizer if it is good; otherwise it goes. */
-static tmoe_tokenizer *tmoei_tokenizer_if(int good, tmoe_tokenizer *t) {
+static tmoe_tokenizer *tmoei_tokenizer_if(int good, tmoe_tokenizer *t)
+{
     if (good) return t;
     tmoe_tokenizer_destroy(t);
     return NULL;
 }
-TMOE_DEF int tmoe_tokenizer_vocabulary(const tmoe_tokenizer *tokenizer) { return tokenizer->V; }
-static const char *const tmoei_special_names[5] = { "<s>", "<pad>", "</s>", "<unk>", "<mask>" };
-TMOE_DEF int tmoe_tokenizer_special(const tmoe_tokenizer *tokenizer, tmoe_token which) {
-    return tmoei_token_find(tokenizer, tmoei_special_names[which], strlen(tmoei_special_names[which]));
+
+TMOE_DEF int tmoe_tokenizer_vocabulary(const tmoe_tokenizer *tokenizer)
+{
+    return tokenizer->V;
 }
-static int tmoei_is_word_byte(unsigned char c) {                /* bytes of other alphabets are letters */
+
+static const char *const tmoei_special_names[5] = { "<s>", "<pad>", "</s>", "<unk>", "<mask>" };
+
+TMOE_DEF int tmoe_tokenizer_special(const tmoe_tokenizer *tokenizer, tmoe_token which)
+{
+    return tmoei_token_find(tokenizer, tmoei_special_names[which],
+        strlen(tmoei_special_names[which]));
+}
+
+static int tmoei_is_word_byte(unsigned char c)
+{ /* bytes of other alphabets are letters */
     return c >= 128 || (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
 }
-static unsigned char tmoei_lower(unsigned char c) {
+
+static unsigned char tmoei_lower(unsigned char c)
+{
     return (unsigned char)(c >= 'A' && c <= 'Z' ? c + 32 : c);
 }
-/* ---- letters and numbers of Unicode ------------------------------------------------------------------
- * \p{L} and \p{N}: runs of one kind from U+0080 on, each 3 * length + kind (0 other, 1 letter, 2 number) in
- * digits of base 32, the last one from the first half of the alphabet, those before it from the second
- * (tests/make_unicode.py). */
-static const char tmoei_unicode_digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-";
+
+/* ---- letters and numbers of Unicode -------------------------------------------------------------
+ * \p{L} and \p{N}: runs of one kind from U+0080 on, each 3 * length + kind (0 other, 1 letter, 2
+ * number) in digits of base 32, the last one from the first half of the alphabet, those before it
+ * from the second (tests/make_unicode.py). */
+static const char tmoei_unicode_digits[] =
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-";
 static const char tmoei_unicode_runs[] =
-    "jeEVIDEJFEDLDiGDieDhqfMhFhKQVEDEsDQDHGNDESEDKDEDhdDnaDtCYvTDjTGESjcmViSMNkHkChfhAMHDpKDEhNHVHhAKGEhQEDib"
-    "iXoMhBEhKhAjEbHMEPiDMEbEJEiFiMVhCPiJDWhQjflOlDJEhWEVfMhADhRMZGHGiDDWDEJNJEhQEhHHDKMhAHGUGEYTMHGiDDWDHDHD"
-    "HidNDEVhAGKhQcDKDiDDWDHDQJEhWEhNHMhAbEhBZGHGiDDWDHDQJEiaHDKMhADEUhBEDTJKDNJHDEDHJHJKJhFiCEhfhJhWZDKDiGDh"
-    "RJEiOKDHGHMhAYXDEMZDKDiGDfDQJEiaKDHMhADHhTcDKDjcGEhQEPKDXKMhbDTPhXJiJDcDEGWidhAhTkRDHhEWbhAjVHDEDQDiJDED"
-    "fDHbEGQDEbhAGNjAEidhehEZDjNiRQqZkChcEhASTMNJEJHVKMhIhEEDhASjTDEPEGkCD-IDNGWDEDNGjcDNGjEDNGWDEDNGhODlMDNG"
-    "mKhKheJhRhQoDGTJh6FGhUDiPPnCJLZVhXhHhahKhXhKhIDKhNkdjJEMEJhAShAiChASoMVQGjHDEPmTeiejVhAibGQhBkFMiPShDjPi"
-    "GblAkBhAShAhHEoXkOhTZJhAjbibhHHhAkFiOjNiUhAJKhAjNGhCPkCGKjbNDTDHJEPyBmA6DGTGjTGTGZDEDEDEDieGlADWDEJKDWJN"
-    "GTMhIPKDWqZFEGUPEhAShIpPEMEGfDEJQSEDEDEDNDhCGNPQMEDkbHRikClWnKiEh7CicjqE1QSNJHbFGjTDEPEGlJVEhQiGbWDWDWDW"
-    "DWDWDWDWnQEhrfHFiLdVQGLHMoDSKDoPDNPkCDobJOejBkQhRjAhAiaaDhPjAhAjVhP+AzqBmAig9ImJkLG5IJhRhAHhckOhQieGmThA"
-    "jVcGpWGnXhchUDKDNDiGhHUekdhKkXiUhAiITJEDHDhAiVeiGiLiYVkOiUEhASQDfhAQDjciFKDZMhASiGJEJkXDEJHGQGEDEiIKGhCV"
-    "KhETGTGTbWDWDkCDhLSqahHhAShg3NhEiGMkU44MhiLGpfjSWhEQPEDfDhIDQDEDHDHDqFjDhiChWmBGlDjYhFqcQDsWhZhAViPSiPhB"
-    "oMJTGTGTGKjJhFDiPDhaDHDhOGhLjGrShEkJhElNhTI2ciYJkUhQiTMjBObhdFZFPjTeibGjNMZDRjeubGhASjNMjNMjZYkdhEhCDhOD"
-    "WDHDhCDhODWDHJkdhE9GbiDeZiITDjfDcmPTGEDkFDHJEGiGGaiGGXieYdkQhaDHPRiDUMiPSiPjSlJMIHhSGkMEhNNDKDiYediFiYID"
-    "iYLjAZDiVSRhQlDeiDGahaPahXiFXnQmclFkahHkaVUjNhEhAShAiVbiG0OifDjfSHhQTlIiYhAEYiDhBOiRhXkKiAXhciGhElAiOicD"
-    "HGEhHkIjAiMVhAbjNhNhAMEGEYjKJEhEkRhKNhBhAEDEMhehBhXDiMhZHldWDEDNDhODfVkOhThAhBZGHGiDDWDHDQJEhWEhEQiafDEG"
-    "EDjTDEiLEDEkElAhWNPhAPKiakRhcHDEYhAvSkOjbNjMkRhcEhBhAjSkChHEVhASheiUiShfhGMWxLkFqcmBhbhEZGEGZDHDiJhNEDEh"
-    "KhAmSZGjWhQEDEiUEejZVEhfEhBkLhZEhWmcyVjEhNhAScDjQhTEhNiZPibqQWDHDjThfEbhASTDHDjBhKEVhASkFMhA3ChahNEDhIDj"
-    "HiUhAoCEhNiBkBi2PpSqPhTyNn3EpEhNjkRhTTiLr2SPh2W0hLibhWhAliSh1MVieDhASnODhASibhWkRhQNhEhADXDiAPhahoQkIJhA"
-    "ySmBiHbiMGiMkEnCPEmGhImAHDEhKHLb10DjbjBpDqa5vXNDWDHD7KhNEiXKGEhKNYhlFm4MqCPhIJcVfsoChAkqShehEheqEiNsVoAD"
-    "mWDHGEGHGNDhFDEDWDmEDNGZDWDiVDNDQDEJWD-dGiMDiMDieDiMDieDiMDieDiMDieDiMDZGkYloAieST4PlbtWkIeWGhAME+DibhWk"
-    "FMhAhsCiVMhA0CibGEhAyPieDKDHDWGQbH1AWDNDHDhODyQGdkQmNVEMhAiqFlTDLDOnEkJDhPyGNDiSDHDEGEDfDNDEDESEMEDEDEDK"
-    "DHDEGEDEDEDEDEDHDEGNDWDNDNDEDfDhUPKDQDhUh2MhJolJhAjgSj9lBjAs6bGw9LG18UhNh6LnnGhybktGuvCP47fiy40S";
+    "jeEVIDEJFEDLDiGDieDhqfMhFhKQVEDEsDQDHGNDESEDKDEDhdDnaDtCYvTDjTGESjcmViSMNkHkChfhAMHDpKDEhNHVHh"
+    "AKGEhQEDib"
+    "iXoMhBEhKhAjEbHMEPiDMEbEJEiFiMVhCPiJDWhQjflOlDJEhWEVfMhADhRMZGHGiDDWDEJNJEhQEhHHDKMhAHGUGEYTMH"
+    "GiDDWDHDHD"
+    "HidNDEVhAGKhQcDKDiDDWDHDQJEhWEhNHMhAbEhBZGHGiDDWDHDQJEiaHDKMhADEUhBEDTJKDNJHDEDHJHJKJhFiCEhfhJ"
+    "hWZDKDiGDh"
+    "RJEiOKDHGHMhAYXDEMZDKDiGDfDQJEiaKDHMhADHhTcDKDjcGEhQEPKDXKMhbDTPhXJiJDcDEGWidhAhTkRDHhEWbhAjVH"
+    "DEDQDiJDED"
+    "fDHbEGQDEbhAGNjAEidhehEZDjNiRQqZkChcEhASTMNJEJHVKMhIhEEDhASjTDEPEGkCD-"
+    "IDNGWDEDNGjcDNGjEDNGWDEDNGhODlMDNG"
+    "mKhKheJhRhQoDGTJh6FGhUDiPPnCJLZVhXhHhahKhXhKhIDKhNkdjJEMEJhAShAiChASoMVQGjHDEPmTeiejVhAibGQhBk"
+    "FMiPShDjPi"
+    "GblAkBhAShAhHEoXkOhTZJhAjbibhHHhAkFiOjNiUhAJKhAjNGhCPkCGKjbNDTDHJEPyBmA6DGTGjTGTGZDEDEDEDieGlA"
+    "DWDEJKDWJN"
+    "GTMhIPKDWqZFEGUPEhAShIpPEMEGfDEJQSEDEDEDNDhCGNPQMEDkbHRikClWnKiEh7CicjqE1QSNJHbFGjTDEPEGlJVEhQ"
+    "iGbWDWDWDW"
+    "DWDWDWDWnQEhrfHFiLdVQGLHMoDSKDoPDNPkCDobJOejBkQhRjAhAiaaDhPjAhAjVhP+"
+    "AzqBmAig9ImJkLG5IJhRhAHhckOhQieGmThA"
+    "jVcGpWGnXhchUDKDNDiGhHUekdhKkXiUhAiITJEDHDhAiVeiGiLiYVkOiUEhASQDfhAQDjciFKDZMhASiGJEJkXDEJHGQG"
+    "EDEiIKGhCV"
+    "KhETGTGTbWDWDkCDhLSqahHhAShg3NhEiGMkU44MhiLGpfjSWhEQPEDfDhIDQDEDHDHDqFjDhiChWmBGlDjYhFqcQDsWhZ"
+    "hAViPSiPhB"
+    "oMJTGTGTGKjJhFDiPDhaDHDhOGhLjGrShEkJhElNhTI2ciYJkUhQiTMjBObhdFZFPjTeibGjNMZDRjeubGhASjNMjNMjZY"
+    "kdhEhCDhOD"
+    "WDHDhCDhODWDHJkdhE9GbiDeZiITDjfDcmPTGEDkFDHJEGiGGaiGGXieYdkQhaDHPRiDUMiPSiPjSlJMIHhSGkMEhNNDKD"
+    "iYediFiYID"
+    "iYLjAZDiVSRhQlDeiDGahaPahXiFXnQmclFkahHkaVUjNhEhAShAiVbiG0OifDjfSHhQTlIiYhAEYiDhBOiRhXkKiAXhci"
+    "GhElAiOicD"
+    "HGEhHkIjAiMVhAbjNhNhAMEGEYjKJEhEkRhKNhBhAEDEMhehBhXDiMhZHldWDEDNDhODfVkOhThAhBZGHGiDDWDHDQJEhW"
+    "EhEQiafDEG"
+    "EDjTDEiLEDEkElAhWNPhAPKiakRhcHDEYhAvSkOjbNjMkRhcEhBhAjSkChHEVhASheiUiShfhGMWxLkFqcmBhbhEZGEGZD"
+    "HDiJhNEDEh"
+    "KhAmSZGjWhQEDEiUEejZVEhfEhBkLhZEhWmcyVjEhNhAScDjQhTEhNiZPibqQWDHDjThfEbhASTDHDjBhKEVhASkFMhA3C"
+    "hahNEDhIDj"
+    "HiUhAoCEhNiBkBi2PpSqPhTyNn3EpEhNjkRhTTiLr2SPh2W0hLibhWhAliSh1MVieDhASnODhASibhWkRhQNhEhADXDiAP"
+    "hahoQkIJhA"
+    "ySmBiHbiMGiMkEnCPEmGhImAHDEhKHLb10DjbjBpDqa5vXNDWDHD7KhNEiXKGEhKNYhlFm4MqCPhIJcVfsoChAkqShehEh"
+    "eqEiNsVoAD"
+    "mWDHGEGHGNDhFDEDWDmEDNGZDWDiVDNDQDEJWD-"
+    "dGiMDiMDieDiMDieDiMDieDiMDieDiMDZGkYloAieST4PlbtWkIeWGhAME+DibhWk"
+    "FMhAhsCiVMhA0CibGEhAyPieDKDHDWGQbH1AWDNDHDhODyQGdkQmNVEMhAiqFlTDLDOnEkJDhPyGNDiSDHDEGEDfDNDEDE"
+    "SEMEDEDEDK"
+    "DHDEGEDEDEDEDEDHDEGNDWDNDNDEDfDhUPKDQDhUh2MhJolJhAjgSj9lBjAs6bGw9LG18UhNh6LnnGhybktGuvCP47fiy4"
+    "0S";
+
 enum { TMOEI_OTHER, TMOEI_LETTER, TMOEI_NUMBER, TMOEI_SPACE, TMOEI_ENDED };
-static int tmoei_unicode_unpack(tmoe_tokenizer *t) {
+
+static int tmoei_unicode_unpack(tmoe_tokenizer *t)
+{
     uint32_t value = 0, first = 0x80;
-    t->runs = (uint32_t *)tmoei_alloc(t->ctx, sizeof tmoei_unicode_runs, sizeof *t->runs, 0);   /* or fewer */
+    t->runs = (uint32_t *)tmoei_alloc(t->ctx, sizeof tmoei_unicode_runs, sizeof *t->runs,
+        0); /* or fewer */
     for (const char *c = tmoei_unicode_runs; t->runs && *c; c++) {
         const uint32_t digit = (uint32_t)(strchr(tmoei_unicode_digits, *c) - tmoei_unicode_digits);
         value = value * 32 + digit % 32;
         if (digit >= 32) continue;
         t->runs[t->run_count++] = 4 * first + value % 3;
-        first += value / 3; value = 0;
+        first += value / 3;
+        value = 0;
     }
     return t->runs != NULL;
 }
+
 /* Kind of the character at text[at] and its bytes; a byte that is not UTF-8 is OTHER. */
-static int tmoei_character(const tmoe_tokenizer *t, const char *text, size_t n, size_t at, size_t *bytes) {
+static int tmoei_character(const tmoe_tokenizer *t, const char *text, size_t n, size_t at,
+    size_t *bytes)
+{
     uint32_t c = 0;
     if (at >= n) return TMOEI_ENDED;
-    if (!(*bytes = tmoei_utf8_next(text, n, at, &c))) { *bytes = 1; return TMOEI_OTHER; }
+    if (!(*bytes = tmoei_utf8_next(text, n, at, &c))) {
+        *bytes = 1;
+        return TMOEI_OTHER;
+    }
     if ((c >= 9 && c <= 13) || c == 32 || c == 0x85 || c == 0xa0 || c == 0x1680 || c == 0x3000
-            || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f)
-        return TMOEI_SPACE;                                     /* Unicode's White_Space */
+        || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f)
+        return TMOEI_SPACE; /* Unicode's White_Space */
     if (c < 0x80) return c >= '0' && c <= '9' ? TMOEI_NUMBER : tmoei_is_word_byte((unsigned char)c);
-    int low = 0, high = t->run_count - 1;                       /* the last run that begins at c or before */
+    int low = 0, high = t->run_count - 1; /* the last run that begins at c or before */
     while (low < high) {
         const int middle = (low + high + 1) / 2;
-        if (t->runs[middle] >> 2 <= c) low = middle; else high = middle - 1;
+        if (t->runs[middle] >> 2 <= c)
+            low = middle;
+        else
+            high = middle - 1;
     }
     return (int)(t->runs[low] & 3u);
 }
+
 /* Where the word that begins at `at` ends: GPT-2's pattern
  *   's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ */
-static size_t tmoei_word_end(const tmoe_tokenizer *t, const char *text, size_t length, size_t at) {
+static size_t tmoei_word_end(const tmoe_tokenizer *t, const char *text, size_t length, size_t at)
+{
     static const char *const endings[7] = { "'s", "'t", "'re", "'ve", "'m", "'ll", "'d" };
     size_t end = at, last = at, bytes = 0;
     int kind, now;
@@ -3716,37 +5162,46 @@ static size_t tmoei_word_end(const tmoe_tokenizer *t, const char *text, size_t l
         const size_t n = strlen(endings[i]);
         if (n <= length - at && memcmp(text + at, endings[i], n) == 0) return at + n;
     }
-    for (; (kind = tmoei_character(t, text, length, end, &bytes)) == TMOEI_SPACE; end += bytes) last = end;
-    if (kind == TMOEI_ENDED) return end;                        /* white space up to the text's end */
-    if (last > at) return last;                                 /* all but the last of several */
+    for (; (kind = tmoei_character(t, text, length, end, &bytes)) == TMOEI_SPACE; end += bytes)
+        last = end;
+    if (kind == TMOEI_ENDED) return end; /* white space up to the text's end */
+    if (last > at) return last;          /* all but the last of several */
     if (end > at && text[at] != ' ') return end;
     for (now = kind; now == kind; now = tmoei_character(t, text, length, end, &bytes)) end += bytes;
     return end;
 }
-static tmoe_tokenizer *tmoei_tokenizer_begin(tmoe_ctx *ctx) {
+
+static tmoe_tokenizer *tmoei_tokenizer_begin(tmoe_ctx *ctx)
+{
     tmoe_tokenizer *t = (tmoe_tokenizer *)tmoei_alloc(ctx, 1, sizeof *t, 1);
     if (!t) return NULL;
     t->ctx = ctx;
-    memset(t->byte_id, -1, sizeof t->byte_id);                  /* none is known */
+    memset(t->byte_id, -1, sizeof t->byte_id); /* none is known */
     return tmoei_tokenizer_if(tmoei_unicode_unpack(t), t);
 }
-TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx) {
+
+TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx)
+{
     ctx->error = TMOE_OK;
     tmoe_tokenizer *t = tmoei_tokenizer_begin(ctx);
     char byte = 0;
     for (int i = 0; ctx->error == TMOE_OK && i < TMOEI_BYTES_FIRST; i++)
         if (tmoei_token_add(t, tmoei_special_names[i], strlen(tmoei_special_names[i])))
             (void)tmoei_special_add(t, i, 0, 0);
-    for (int b = 0; ctx->error == TMOE_OK && b < 256; b++, byte++) (void)tmoei_token_add(t, &byte, 1);
+    for (int b = 0; ctx->error == TMOE_OK && b < 256; b++, byte++)
+        (void)tmoei_token_add(t, &byte, 1);
     return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
 }
-static tmoe_tokenizer *tmoei_tokenizer_copy(tmoe_ctx *ctx, const tmoe_tokenizer *from) {
+
+static tmoe_tokenizer *tmoei_tokenizer_copy(tmoe_ctx *ctx, const tmoe_tokenizer *from)
+{
     tmoe_tokenizer *t = tmoei_tokenizer_begin(ctx);
     int good = t != NULL;
     for (int i = 0; good && i < from->V; i++)
         good = tmoei_token_add(t, tmoei_token_text(from, i), tmoei_token_length(from, i));
     for (int i = 0; good && i < from->merge_count; i++)
-        good = tmoei_merge_add(t, from->merges[i].left, from->merges[i].right, from->merges[i].result);
+        good =
+            tmoei_merge_add(t, from->merges[i].left, from->merges[i].right, from->merges[i].result);
     for (int i = 0; good && i < from->special_count; i++)
         good = tmoei_special_add(t, from->specials[i].id, from->specials[i].left_strip,
             from->specials[i].ordinary);
@@ -3754,14 +5209,19 @@ static tmoe_tokenizer *tmoei_tokenizer_copy(tmoe_ctx *ctx, const tmoe_tokenizer 
     if (good) t->prefix_space = from->prefix_space;
     return tmoei_tokenizer_if(good, t);
 }
-/* ---- encoding ---------------------------------------------------------------------------------------- */
-/* A heap of the merges that apply, each `merge << 32 | place`: the earliest first, then the leftmost. */
-static void tmoei_heap_push(uint64_t *heap, int *count, uint64_t x) {
+
+/* ---- encoding -------------------------------------------------------------------------------- */
+/* A heap of the merges that apply, each `merge << 32 | place`: the earliest first, then the
+ * leftmost. */
+static void tmoei_heap_push(uint64_t *heap, int *count, uint64_t x)
+{
     int i = (*count)++;
     for (; i > 0 && x < heap[(i - 1) / 2]; i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
     heap[i] = x;
 }
-static uint64_t tmoei_heap_pop(uint64_t *heap, int *count) {
+
+static uint64_t tmoei_heap_pop(uint64_t *heap, int *count)
+{
     const uint64_t top = heap[0], x = heap[--*count];
     int i = 0, child;
     for (; (child = 2 * i + 1) < *count; i = child) {
@@ -3772,36 +5232,49 @@ static uint64_t tmoei_heap_pop(uint64_t *heap, int *count) {
     heap[i] = x;
     return top;
 }
-typedef struct tmoei_symbol { int id, next, before; } tmoei_symbol;   /* id and next -1: merged away, none */
+
+typedef struct tmoei_symbol {
+    int id, next, before;
+} tmoei_symbol; /* id and next -1: merged away, none */
+
 typedef struct tmoei_encoder {
     const tmoe_tokenizer *tokenizer;
-    tmoei_symbol *s;                    /* a word's tokens, a linked list */
+    tmoei_symbol *s; /* a word's tokens, a linked list */
     uint64_t *heap;
-    int *ids, heap_count;               /* ids: out */
+    int *ids, heap_count; /* ids: out */
     size_t capacity, count, s_capacity, heap_capacity;
 } tmoei_encoder;
+
 /* Notes the merge of the tokens at `at` and behind it, where there is one. */
-static void tmoei_encoder_note(tmoei_encoder *e, int at) {
+static void tmoei_encoder_note(tmoei_encoder *e, int at)
+{
     if (at < 0 || e->s[at].next < 0) return;
     const int merge = tmoei_pair_find(&e->tokenizer->pairs, e->s[at].id, e->s[e->s[at].next].id);
     if (merge >= 0) tmoei_heap_push(e->heap, &e->heap_count, (uint64_t)merge << 32 | (uint32_t)at);
 }
-static void tmoei_encoder_put(tmoei_encoder *e, int id) {
+
+static void tmoei_encoder_put(tmoei_encoder *e, int id)
+{
     if (e->count < e->capacity) e->ids[e->count] = id;
     e->count++;
 }
-/* Merges a word's tokens, earliest merge first, leftmost first, in O(n log n), and puts what is left. */
-static tmoe_result tmoei_encoder_word(tmoei_encoder *e, const char *text, size_t length) {
+
+/* Merges a word's tokens, earliest merge first, leftmost first, in O(n log n), and puts what is
+ * left. */
+static tmoe_result tmoei_encoder_word(tmoei_encoder *e, const char *text, size_t length)
+{
     const tmoe_tokenizer *t = e->tokenizer;
     const int n = length < (size_t)INT_MAX / 8 ? (int)length : -1;
     if (n < 0)
-        return tmoei_fail(t->ctx, TMOE_ERR_ARGUMENT, "encode: a word of %lu bytes", (unsigned long)length);
+        return tmoei_fail(t->ctx, TMOE_ERR_ARGUMENT, "encode: a word of %lu bytes",
+            (unsigned long)length);
     /* at most 3 candidates a token ever stand in the heap */
     if (!tmoei_grow(t->ctx, &e->s, &e->s_capacity, length, sizeof *e->s)
-            || !tmoei_grow(t->ctx, &e->heap, &e->heap_capacity, 3 * length, sizeof *e->heap))
+        || !tmoei_grow(t->ctx, &e->heap, &e->heap_capacity, 3 * length, sizeof *e->heap))
         return TMOE_ERR_MEMORY;
     for (int i = 0; i < n; i++) {
-        const tmoei_symbol byte = { t->byte_id[(unsigned char)text[i]], i + 1 < n ? i + 1 : -1, i - 1 };
+        const tmoei_symbol byte = { t->byte_id[(unsigned char)text[i]], i + 1 < n ? i + 1 : -1,
+            i - 1 };
         e->s[i] = byte;
     }
     for (int i = 0; i < n; i++) tmoei_encoder_note(e, i);
@@ -3811,16 +5284,22 @@ static tmoe_result tmoei_encoder_word(tmoei_encoder *e, const char *text, size_t
         const int at = (int)(first & 0xffffffffu), right = e->s[at].next;
         /* changed since it was noted */
         if (e->s[at].id != pair.left || right < 0 || e->s[right].id != pair.right) continue;
-        e->s[at].id = pair.result; e->s[right].id = -1;
+        e->s[at].id = pair.result;
+        e->s[right].id = -1;
         e->s[at].next = e->s[right].next;
         if (e->s[at].next >= 0) e->s[e->s[at].next].before = at;
-        tmoei_encoder_note(e, e->s[at].before); tmoei_encoder_note(e, at);
+        tmoei_encoder_note(e, e->s[at].before);
+        tmoei_encoder_note(e, at);
     }
-    for (int i = 0; i < n; i++) if (e->s[i].id >= 0) tmoei_encoder_put(e, e->s[i].id);
+    for (int i = 0; i < n; i++)
+        if (e->s[i].id >= 0) tmoei_encoder_put(e, e->s[i].id);
     return TMOE_OK;
 }
-/* The words of a piece of text without special tokens; prefix: with a space before it, where it has none. */
-static tmoe_result tmoei_encoder_text(tmoei_encoder *e, const char *text, size_t length, int prefix) {
+
+/* The words of a piece of text without special tokens; prefix: with a space before it, where it has
+ * none. */
+static tmoe_result tmoei_encoder_text(tmoei_encoder *e, const char *text, size_t length, int prefix)
+{
     tmoe_ctx *ctx = e->tokenizer->ctx;
     tmoe_result result = TMOE_OK;
     char *copy = NULL;
@@ -3837,31 +5316,41 @@ static tmoe_result tmoei_encoder_text(tmoei_encoder *e, const char *text, size_t
     tmoei_free(ctx, copy);
     return result;
 }
+
 /* The special token that text begins with, the longest of several, or NULL. */
-static const tmoei_special_token *tmoei_special_at(const tmoe_tokenizer *t, const char *text, size_t left) {
+static const tmoei_special_token *tmoei_special_at(const tmoe_tokenizer *t, const char *text,
+    size_t left)
+{
     const tmoei_special_token *best = NULL;
     size_t longest = 0;
     for (int i = 0; i < t->special_count; i++) {
         const int id = t->specials[i].id;
         const size_t n = tmoei_token_length(t, id);
         if (n <= longest || n > left || memcmp(text, tmoei_token_text(t, id), n) != 0) continue;
-        best = &t->specials[i]; longest = n;
+        best = &t->specials[i];
+        longest = n;
     }
     return best;
 }
+
 TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *t, const char *text, size_t length,
-        int flags, int *ids, size_t capacity, size_t *count) {
+    int flags, int *ids, size_t capacity, size_t *count)
+{
     const int prefix = t->prefix_space || (flags & TMOE_TOKENIZER_PREFIX_SPACE);
     const int frame = flags & TMOE_TOKENIZER_SPECIALS, find = flags & TMOE_TOKENIZER_FIND_SPECIALS;
     tmoe_result result = TMOE_OK;
-    tmoei_encoder e; memset(&e, 0, sizeof e);
-    e.tokenizer = t; e.ids = ids; e.capacity = capacity;
+    tmoei_encoder e;
+    memset(&e, 0, sizeof e);
+    e.tokenizer = t;
+    e.ids = ids;
+    e.capacity = capacity;
     if (frame) tmoei_encoder_put(&e, tmoe_tokenizer_special(t, TMOE_TOKEN_BEGIN));
     for (size_t at = 0, end, bytes; result == TMOE_OK && at < length; at = end) {
         const tmoei_special_token *special = NULL;
         for (end = at; end < length; end++)
             if (find && (special = tmoei_special_at(t, text + end, length - end)) != NULL) break;
-        size_t behind = special && special->left_strip ? at : end; /* a stripping one eats space before it */
+        size_t behind =
+            special && special->left_strip ? at : end; /* a stripping one eats space before it */
         for (size_t i = at; behind < end && i < end; i += bytes)
             if (tmoei_character(t, text, end, i, &bytes) != TMOEI_SPACE) behind = i + bytes;
         result = tmoei_encoder_text(&e, text + at, behind - at, prefix);
@@ -3871,110 +5360,143 @@ TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *t, const char *
     }
     if (frame) tmoei_encoder_put(&e, tmoe_tokenizer_special(t, TMOE_TOKEN_END));
     *count = e.count;
-    tmoei_free(t->ctx, e.s); tmoei_free(t->ctx, e.heap);
+    tmoei_free(t->ctx, e.s);
+    tmoei_free(t->ctx, e.heap);
     return result;
 }
+
 /* Text without the spaces that tokenised English has: " ." and the like; gives the new length. */
-static size_t tmoei_clean_spaces(char *text, size_t length) {
-    static const char *const from[] = { " .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're" };
+static size_t tmoei_clean_spaces(char *text, size_t length)
+{
+    static const char *const from[] = { " .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've",
+        " 're" };
     for (int i = 0; i < 10; i++) {
         const size_t n = strlen(from[i]), keep = i == 4 ? 1 : n - 1;
         size_t to = 0;
-        for (size_t at = 0; at < length; ) {
+        for (size_t at = 0; at < length;) {
             const int found = n <= length - at && memcmp(text + at, from[i], n) == 0;
             memmove(text + to, text + at + found, found ? keep : 1);
-            to += found ? keep : 1; at += found ? n : 1;
+            to += found ? keep : 1;
+            at += found ? n : 1;
         }
         length = to;
     }
     return length;
 }
+
 TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *t, const int *ids, size_t count,
-        int flags, char *text, size_t capacity, size_t *length) {
+    int flags, char *text, size_t capacity, size_t *length)
+{
     size_t used = 0;
     for (size_t i = 0; i < count; i++) {
         if (ids[i] < 0 || ids[i] >= t->V)
-            return tmoei_fail(t->ctx, TMOE_ERR_ARGUMENT, "decode: id %d at place %lu; 0 <= id < %d", ids[i],
-                (unsigned long)i, t->V);
+            return tmoei_fail(t->ctx, TMOE_ERR_ARGUMENT, "decode: id %d at place %lu; 0 <= id < %d",
+                ids[i], (unsigned long)i, t->V);
         if ((flags & TMOE_TOKENIZER_SKIP_SPECIALS) && tmoei_special_is(t, ids[i])) continue;
         const size_t n = tmoei_token_length(t, ids[i]);
         if (n && used + n <= capacity) memcpy(text + used, tmoei_token_text(t, ids[i]), n);
         used += n;
     }
-    if (used <= capacity && (flags & TMOE_TOKENIZER_CLEAN_SPACES)) used = tmoei_clean_spaces(text, used);
+    if (used <= capacity && (flags & TMOE_TOKENIZER_CLEAN_SPACES))
+        used = tmoei_clean_spaces(text, used);
     if (used < capacity) text[used] = 0;
     *length = used;
     return TMOE_OK;
 }
-/* ---- training: the most frequent pair of neighbours becomes a token, again and again ----------------- */
-typedef struct tmoei_word { const char *text; size_t first, length; long long count; } tmoei_word;
-typedef struct tmoei_pair_count { int left, right; long long count; } tmoei_pair_count;
+
+/* ---- training: the most frequent pair of neighbours becomes a token, again and again --------- */
+typedef struct tmoei_word {
+    const char *text;
+    size_t first, length;
+    long long count;
+} tmoei_word;
+
+typedef struct tmoei_pair_count {
+    int left, right;
+    long long count;
+} tmoei_pair_count;
+
 typedef struct tmoei_bpe {
     tmoe_ctx *ctx;
-    int *symbols;                       /* all words' tokens, one behind the other */
-    tmoei_word *words;                  /* different ones, and how often they came */
-    tmoei_pair_count *pairs;            /* all that ever came */
+    int *symbols;            /* all words' tokens, one behind the other */
+    tmoei_word *words;       /* different ones, and how often they came */
+    tmoei_pair_count *pairs; /* all that ever came */
     size_t symbol_count, symbol_capacity, word_count, word_capacity, pair_count, pair_capacity;
     tmoei_table word_table, pair_table;
 } tmoei_bpe;
+
 /* Adds to the counts of a word's pairs. */
-static void tmoei_bpe_pairs_of(tmoei_bpe *bpe, const tmoei_word *word, long long count) {
+static void tmoei_bpe_pairs_of(tmoei_bpe *bpe, const tmoei_word *word, long long count)
+{
     const int *s = bpe->symbols + word->first;
     for (size_t k = 0; k + 1 < word->length; k++) {
         const tmoei_pair_count pair = { s[k], s[k + 1], 0 };
         int i = tmoei_pair_find(&bpe->pair_table, s[k], s[k + 1]);
         if (i < 0) {
             i = (int)bpe->pair_count;
-            if (!tmoei_grow(bpe->ctx, &bpe->pairs, &bpe->pair_capacity, bpe->pair_count + 1, sizeof pair)
-                    || !tmoei_table_add(bpe->ctx, &bpe->pair_table, tmoei_pair_hash(s[k], s[k + 1]), i))
+            if (!tmoei_grow(bpe->ctx, &bpe->pairs, &bpe->pair_capacity, bpe->pair_count + 1,
+                    sizeof pair)
+                || !tmoei_table_add(bpe->ctx, &bpe->pair_table, tmoei_pair_hash(s[k], s[k + 1]), i))
                 return;
             bpe->pairs[bpe->pair_count++] = pair;
         }
         bpe->pairs[i].count += count;
     }
 }
+
 /* Counts one word of a text, making it known where it is new. */
-static void tmoei_bpe_word(tmoei_bpe *bpe, const char *text, size_t length) {
+static void tmoei_bpe_word(tmoei_bpe *bpe, const char *text, size_t length)
+{
     const tmoei_word word = { text, bpe->symbol_count, length, 1 };
     const uint64_t hash = tmoei_text_hash(text, length);
     size_t at = 0;
-    for (int w; (w = tmoei_table_find(&bpe->word_table, hash, &at)) >= 0; )
+    for (int w; (w = tmoei_table_find(&bpe->word_table, hash, &at)) >= 0;)
         if (bpe->words[w].length == length && memcmp(bpe->words[w].text, text, length) == 0) {
-            bpe->words[w].count++; return;
+            bpe->words[w].count++;
+            return;
         }
     if (!tmoei_grow(bpe->ctx, &bpe->words, &bpe->word_capacity, bpe->word_count + 1, sizeof word)
-            || !tmoei_grow(bpe->ctx, &bpe->symbols, &bpe->symbol_capacity, word.first + length, sizeof(int))
-            || !tmoei_table_add(bpe->ctx, &bpe->word_table, hash, (int)bpe->word_count))
+        || !tmoei_grow(bpe->ctx, &bpe->symbols, &bpe->symbol_capacity, word.first + length,
+            sizeof(int))
+        || !tmoei_table_add(bpe->ctx, &bpe->word_table, hash, (int)bpe->word_count))
         return;
     bpe->words[bpe->word_count++] = word;
     for (size_t i = 0; i < length; i++)
         bpe->symbols[bpe->symbol_count++] = TMOEI_BYTES_FIRST + (unsigned char)text[i];
 }
+
 /* Replaces left, right by symbol in every word; a changed word's pairs are counted anew. */
-static void tmoei_bpe_replace(tmoei_bpe *bpe, int left, int right, int symbol) {
+static void tmoei_bpe_replace(tmoei_bpe *bpe, int left, int right, int symbol)
+{
     size_t i, to;
     for (size_t w = 0; w < bpe->word_count; w++) {
         tmoei_word *word = &bpe->words[w];
         int *s = bpe->symbols + word->first;
-        for (i = 0; i + 1 < word->length && !(s[i] == left && s[i + 1] == right); i++) { }
+        for (i = 0; i + 1 < word->length && !(s[i] == left && s[i + 1] == right); i++) {}
         if (i + 1 >= word->length) continue;
         tmoei_bpe_pairs_of(bpe, word, -word->count);
         for (i = to = 0; i < word->length; to++) {
             const int both = i + 1 < word->length && s[i] == left && s[i + 1] == right;
-            s[to] = both ? symbol : s[i]; i += both ? 2 : 1;
+            s[to] = both ? symbol : s[i];
+            i += both ? 2 : 1;
         }
         word->length = to;
         tmoei_bpe_pairs_of(bpe, word, word->count);
     }
 }
-/* Makes a token of the most frequent pair (among equals the smaller ids); 0 when no pair comes twice. A pair
- * that spells a token that there is already merges to that. */
-static int tmoei_bpe_merge(tmoei_bpe *bpe, tmoe_tokenizer *t) {
+
+/* Makes a token of the most frequent pair (among equals the smaller ids); 0 when no pair comes
+ * twice. A pair that spells a token that there is already merges to that. */
+static int tmoei_bpe_merge(tmoei_bpe *bpe, tmoe_tokenizer *t)
+{
     const tmoei_pair_count *best = NULL;
     for (size_t i = 0; i < bpe->pair_count; i++) {
         const tmoei_pair_count *p = &bpe->pairs[i];
-        if (p->count >= 2 && (!best || p->count > best->count || (p->count == best->count
-                && (p->left < best->left || (p->left == best->left && p->right < best->right)))))
+        if (p->count >= 2
+            && (!best || p->count > best->count
+                || (p->count == best->count
+                    && (p->left < best->left
+                        || (p->left == best->left && p->right < best->right)))))
             best = p;
     }
     if (!best) return 0;
@@ -3982,15 +5504,18 @@ static int tmoei_bpe_merge(tmoei_bpe *bpe, tmoe_tokenizer *t) {
     const size_t a = tmoei_token_length(t, left), b = tmoei_token_length(t, right);
     char *text = (char *)tmoei_alloc(bpe->ctx, a + b, 1, 0);
     if (!text) return 0;
-    memcpy(text, tmoei_token_text(t, left), a); memcpy(text + a, tmoei_token_text(t, right), b);
+    memcpy(text, tmoei_token_text(t, left), a);
+    memcpy(text + a, tmoei_token_text(t, right), b);
     const int known = tmoei_token_find(t, text, a + b), result = known >= 0 ? known : t->V;
     if ((known >= 0 || tmoei_token_add(t, text, a + b)) && tmoei_merge_add(t, left, right, result))
         tmoei_bpe_replace(bpe, left, right, result);
     tmoei_free(bpe->ctx, text);
     return 1;
 }
+
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *texts, size_t count,
-        int vocabulary) {
+    int vocabulary)
+{
     ctx->error = TMOE_OK;
     tmoei_bpe bpe;
     if (vocabulary < TMOEI_MERGES_FIRST || vocabulary > TMOEI_TOKENS_MAX)
@@ -4006,24 +5531,32 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *
         }
     for (size_t w = 0; ctx->error == TMOE_OK && w < bpe.word_count; w++)
         tmoei_bpe_pairs_of(&bpe, &bpe.words[w], bpe.words[w].count);
-    while (ctx->error == TMOE_OK && t->V < vocabulary && tmoei_bpe_merge(&bpe, t)) { }
-    tmoei_free(ctx, bpe.symbols); tmoei_free(ctx, bpe.words); tmoei_free(ctx, bpe.pairs);
-    tmoei_free(ctx, bpe.word_table.slots); tmoei_free(ctx, bpe.pair_table.slots);
+    while (ctx->error == TMOE_OK && t->V < vocabulary && tmoei_bpe_merge(&bpe, t)) {}
+    tmoei_free(ctx, bpe.symbols);
+    tmoei_free(ctx, bpe.words);
+    tmoei_free(ctx, bpe.pairs);
+    tmoei_free(ctx, bpe.word_table.slots);
+    tmoei_free(ctx, bpe.pair_table.slots);
     return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
 }
 #ifndef TMOE_NO_STDIO
-/* ---- tokenizer.json, vocab.json and merges.txt -------------------------------------------------------
- * Tokens are written in GPT-2's alphabet: a byte that prints as it is, the others from U+0100 on in their
- * order. */
-static uint32_t tmoei_byte_to_code(unsigned b) {
+/* ---- tokenizer.json, vocab.json and merges.txt --------------------------------------------------
+ * Tokens are written in GPT-2's alphabet: a byte that prints as it is, the others from U+0100 on in
+ * their order. */
+static uint32_t tmoei_byte_to_code(unsigned b)
+{
     if ((b >= 33 && b <= 126) || (b >= 161 && b != 173)) return b;
     return 256 + (b <= 32 ? b : b <= 160 ? b - 127 + 33 : 67);
 }
-static int tmoei_code_to_byte(uint32_t c) {
+
+static int tmoei_code_to_byte(uint32_t c)
+{
     if (c < 256) return tmoei_byte_to_code(c) == c ? (int)c : -1;
     return c <= 288 ? (int)c - 256 : c <= 322 ? (int)c - 289 + 127 : c == 323 ? 173 : -1;
 }
-static void tmoei_token_print(tmoe_ctx *ctx, tmoei_buffer *buffer, const tmoe_tokenizer *t, int id) {
+
+static void tmoei_token_print(tmoe_ctx *ctx, tmoei_buffer *buffer, const tmoe_tokenizer *t, int id)
+{
     char text[4];
     for (size_t i = t->starts[id]; i < t->starts[id + 1]; i++) {
         const uint32_t c = tmoei_byte_to_code((unsigned char)t->bytes[i]);
@@ -4031,42 +5564,60 @@ static void tmoei_token_print(tmoe_ctx *ctx, tmoei_buffer *buffer, const tmoe_to
         tmoei_buffer_add(ctx, buffer, text, tmoei_utf8_put(c, text));
     }
 }
+
 /* A tokenizer.json, which Hugging Face's tokenizers read, too; {} without a tokenizer. */
-static void tmoei_tokenizer_to_json(tmoe_ctx *ctx, const tmoe_tokenizer *t, tmoei_buffer *buffer) {
+static void tmoei_tokenizer_to_json(tmoe_ctx *ctx, const tmoe_tokenizer *t, tmoei_buffer *buffer)
+{
     const char *space = t && t->prefix_space ? "true" : "false", *comma = "";
-    if (!t) { tmoei_buffer_print(ctx, buffer, "{}"); return; }
+    if (!t) {
+        tmoei_buffer_print(ctx, buffer, "{}");
+        return;
+    }
     tmoei_buffer_print(ctx, buffer, "{\"version\":\"1.0\",\"added_tokens\":[");
     for (int i = 0; i < t->special_count; i++, comma = ",") {
         const int id = t->specials[i].id;
         tmoei_buffer_print(ctx, buffer, "%s{\"id\":%d,\"content\":", comma, id);
         tmoei_buffer_json_string(ctx, buffer, tmoei_token_text(t, id), tmoei_token_length(t, id));
-        tmoei_buffer_print(ctx, buffer, ",\"single_word\":false,\"lstrip\":%s,\"rstrip\":false,"
-            "\"normalized\":false,\"special\":%s}", t->specials[i].left_strip ? "true" : "false",
+        tmoei_buffer_print(ctx, buffer,
+            ",\"single_word\":false,\"lstrip\":%s,\"rstrip\":false,"
+            "\"normalized\":false,\"special\":%s}",
+            t->specials[i].left_strip ? "true" : "false",
             t->specials[i].ordinary ? "false" : "true");
     }
-    tmoei_buffer_print(ctx, buffer, "],\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":%s,"
-        "\"trim_offsets\":true,\"use_regex\":true},\"post_processor\":{\"type\":\"RobertaProcessing\","
-        "\"sep\":[\"</s>\",%d],\"cls\":[\"<s>\",%d],\"trim_offsets\":true,\"add_prefix_space\":%s},", space,
-        tmoe_tokenizer_special(t, TMOE_TOKEN_END), tmoe_tokenizer_special(t, TMOE_TOKEN_BEGIN), space);
-    tmoei_buffer_print(ctx, buffer, "\"decoder\":{\"type\":\"ByteLevel\",\"add_prefix_space\":true,"
+    tmoei_buffer_print(ctx, buffer,
+        "],\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":%s,"
+        "\"trim_offsets\":true,\"use_regex\":true},\"post_processor\":{\"type\":"
+        "\"RobertaProcessing\","
+        "\"sep\":[\"</"
+        "s>\",%d],\"cls\":[\"<s>\",%d],\"trim_offsets\":true,\"add_prefix_space\":%s},",
+        space, tmoe_tokenizer_special(t, TMOE_TOKEN_END),
+        tmoe_tokenizer_special(t, TMOE_TOKEN_BEGIN), space);
+    tmoei_buffer_print(ctx, buffer,
+        "\"decoder\":{\"type\":\"ByteLevel\",\"add_prefix_space\":true,"
         "\"trim_offsets\":true,\"use_regex\":true},\"model\":{\"type\":\"BPE\",\"vocab\":{");
     comma = "";
     for (int id = 0; id < t->V; id++) {
         if (!tmoei_token_length(t, id)) continue;
-        tmoei_buffer_print(ctx, buffer, "%s\"", comma); tmoei_token_print(ctx, buffer, t, id);
+        tmoei_buffer_print(ctx, buffer, "%s\"", comma);
+        tmoei_token_print(ctx, buffer, t, id);
         tmoei_buffer_print(ctx, buffer, "\":%d", id);
         comma = ",";
     }
     tmoei_buffer_print(ctx, buffer, "},\"merges\":[");
     for (int m = 0; m < t->merge_count; m++) {
         tmoei_buffer_print(ctx, buffer, m ? ",\"" : "\"");
-        tmoei_token_print(ctx, buffer, t, t->merges[m].left); tmoei_buffer_add(ctx, buffer, " ", 1);
-        tmoei_token_print(ctx, buffer, t, t->merges[m].right); tmoei_buffer_add(ctx, buffer, "\"", 1);
+        tmoei_token_print(ctx, buffer, t, t->merges[m].left);
+        tmoei_buffer_add(ctx, buffer, " ", 1);
+        tmoei_token_print(ctx, buffer, t, t->merges[m].right);
+        tmoei_buffer_add(ctx, buffer, "\"", 1);
     }
     tmoei_buffer_print(ctx, buffer, "]}}");
 }
-/* The bytes that a token's text in GPT-2's alphabet stands for, into out (as long as the text); -1: none. */
-static long tmoei_token_bytes(const char *text, size_t length, char *out) {
+
+/* The bytes that a token's text in GPT-2's alphabet stands for, into out (as long as the text); -1:
+ * none. */
+static long tmoei_token_bytes(const char *text, size_t length, char *out)
+{
     long n = 0;
     uint32_t code = 0;
     for (size_t at = 0, bytes; at < length; at += bytes, n++) {
@@ -4077,29 +5628,38 @@ static long tmoei_token_bytes(const char *text, size_t length, char *out) {
     }
     return n;
 }
-/* A tokenizer with the tokens of a vocabulary {"token": id} and the special ones of a list (-1: BART's). */
-static tmoe_tokenizer *tmoei_vocabulary_read(tmoe_ctx *ctx, const tmoei_json *json, int vocabulary, int added,
-        const char *name) {
+
+/* A tokenizer with the tokens of a vocabulary {"token": id} and the special ones of a list (-1:
+ * BART's). */
+static tmoe_tokenizer *tmoei_vocabulary_read(tmoe_ctx *ctx, const tmoei_json *json, int vocabulary,
+    int added, const char *name)
+{
     const tmoei_json_node *nodes = json->nodes;
-    const int first[2] = { tmoei_json_at(json, vocabulary)->child, tmoei_json_at(json, added)->child };
-    int *node_of = NULL;                                        /* of an id: where its text is; 0: a hole */
+    const int first[2] = { tmoei_json_at(json, vocabulary)->child,
+        tmoei_json_at(json, added)->child };
+    int *node_of = NULL; /* of an id: where its text is; 0: a hole */
     size_t V = 0, capacity = 0, id;
     if (tmoei_json_at(json, vocabulary)->kind != TMOEI_JSON_OBJECT)
-        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: there is no vocabulary {\"token\": id}", name);
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: there is no vocabulary {\"token\": id}",
+            name);
     for (int list = 0; list < 2; list++)
         for (int i = first[list]; ctx->error == TMOE_OK && i >= 0; i = nodes[i].next) {
             const int text = list ? tmoei_json_get(json, i, "content") : i;
             const size_t length = list ? tmoei_json_at(json, text)->length : nodes[i].key_length;
-            if ((list && !tmoei_json_is_string(json, text)) || length == 0 || length > TMOEI_TOKEN_BYTES
-                    || !tmoei_json_size(json, list ? tmoei_json_get(json, i, "id") : i, &id)
-                    || id >= TMOEI_TOKENS_MAX)
-                (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: token '%.60s' needs 1 to 65536 bytes and an id "
-                    "from 0 to 999999", name, list ? "(added)" : nodes[i].key);
+            if ((list && !tmoei_json_is_string(json, text)) || length == 0
+                || length > TMOEI_TOKEN_BYTES
+                || !tmoei_json_size(json, list ? tmoei_json_get(json, i, "id") : i, &id)
+                || id >= TMOEI_TOKENS_MAX)
+                (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+                    "%s: token '%.60s' needs 1 to 65536 bytes and an id "
+                    "from 0 to 999999",
+                    name, list ? "(added)" : nodes[i].key);
             else if (tmoei_grow(ctx, &node_of, &capacity, id + 1, sizeof(int))) {
                 for (; V <= id; V++) node_of[V] = 0;
                 if (!list && node_of[id])
-                    (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tokens have the id %d", name, (int)id);
-                node_of[id] = text;                             /* an added one's holds, and is plain */
+                    (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tokens have the id %d", name,
+                        (int)id);
+                node_of[id] = text; /* an added one's holds, and is plain */
             }
         }
     char *bytes = (char *)tmoei_alloc(ctx, TMOEI_TOKEN_BYTES, 1, 0);
@@ -4107,22 +5667,26 @@ static tmoe_tokenizer *tmoei_vocabulary_read(tmoe_ctx *ctx, const tmoei_json *js
     for (id = 0; ctx->error == TMOE_OK && id < V; id++) {
         const tmoei_json_node *node = &nodes[node_of[id]];
         const int plain = node->kind == TMOEI_JSON_STRING;
-        const long n = !node_of[id] ? 0 : plain ? (long)node->length
-            : tmoei_token_bytes(node->key, node->key_length, bytes);
+        const long n = !node_of[id] ? 0
+            : plain                 ? (long)node->length
+                                    : tmoei_token_bytes(node->key, node->key_length, bytes);
         const char *text = plain ? node->text : bytes;
         if (n < 0)
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: token '%.60s' is not in the byte-level alphabet",
-                name, node->key);
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+                "%s: token '%.60s' is not in the byte-level alphabet", name, node->key);
         else if (n && tmoei_token_find(t, text, (size_t)n) >= 0)
             (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tokens are '%.60s'", name,
                 plain ? text : node->key);
-        else (void)tmoei_token_add(t, text, (size_t)n);
+        else
+            (void)tmoei_token_add(t, text, (size_t)n);
     }
     for (int i = first[1]; ctx->error == TMOE_OK && i >= 0; i = nodes[i].next) {
         if (tmoei_json_value(json, i, "rstrip")->kind == TMOEI_JSON_TRUE
-                || tmoei_json_value(json, i, "single_word")->kind == TMOEI_JSON_TRUE)
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: token '%.60s' has rstrip or single_word, which are "
-                "not supported", name, tmoei_json_value(json, i, "content")->text);
+            || tmoei_json_value(json, i, "single_word")->kind == TMOEI_JSON_TRUE)
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+                "%s: token '%.60s' has rstrip or single_word, which are "
+                "not supported",
+                name, tmoei_json_value(json, i, "content")->text);
         (void)tmoei_special_add(t, (int)tmoei_json_value(json, i, "id")->number,
             tmoei_json_value(json, i, "lstrip")->kind == TMOEI_JSON_TRUE,
             tmoei_json_value(json, i, "special")->kind == TMOEI_JSON_FALSE);
@@ -4137,120 +5701,170 @@ static tmoe_tokenizer *tmoei_vocabulary_read(tmoe_ctx *ctx, const tmoei_json *js
     for (int b = 0; ctx->error == TMOE_OK && b < 256; b++) {
         if (t->byte_id[b] < 0) t->byte_id[b] = tmoe_tokenizer_special(t, TMOE_TOKEN_UNKNOWN);
         if (t->byte_id[b] < 0)
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: no token for byte %d, and no <unk>", name, b);
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: no token for byte %d, and no <unk>", name,
+                b);
     }
-    tmoei_free(ctx, node_of); tmoei_free(ctx, bytes);
+    tmoei_free(ctx, node_of);
+    tmoei_free(ctx, bytes);
     return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
 }
-/* Adds the merge of two tokens that are written in GPT-2's alphabet; what they make must be a token. */
-static tmoe_result tmoei_merge_read(tmoe_tokenizer *t, const char *left, size_t a, const char *right,
-        size_t b, const char *name, int number) {
+
+/* Adds the merge of two tokens that are written in GPT-2's alphabet; what they make must be a
+ * token. */
+static tmoe_result tmoei_merge_read(tmoe_tokenizer *t, const char *left, size_t a,
+    const char *right, size_t b, const char *name, int number)
+{
     char *bytes = (char *)tmoei_alloc(t->ctx, a + b + 1, 1, 0);
     if (!bytes) return TMOE_ERR_MEMORY;
-    const long m = tmoei_token_bytes(left, a, bytes), n = m < 0 ? -1 : tmoei_token_bytes(right, b, bytes + m);
+    const long m = tmoei_token_bytes(left, a, bytes),
+               n = m < 0 ? -1 : tmoei_token_bytes(right, b, bytes + m);
     const int x = m > 0 ? tmoei_token_find(t, bytes, (size_t)m) : -1;
     const int y = n > 0 ? tmoei_token_find(t, bytes + m, (size_t)n) : -1;
     const int result = x >= 0 && y >= 0 ? tmoei_token_find(t, bytes, (size_t)(m + n)) : -1;
     tmoei_free(t->ctx, bytes);
     if (result < 0)
-        return tmoei_fail(t->ctx, TMOE_ERR_FORMAT, "%s: merge %d joins '%.*s' and '%.*s'; both and what they "
-            "make must be tokens of the vocabulary", name, number, (int)(a < 60 ? a : 60), left,
-            (int)(b < 60 ? b : 60), right);
+        return tmoei_fail(t->ctx, TMOE_ERR_FORMAT,
+            "%s: merge %d joins '%.*s' and '%.*s'; both and what they "
+            "make must be tokens of the vocabulary",
+            name, number, (int)(a < 60 ? a : 60), left, (int)(b < 60 ? b : 60), right);
     return tmoei_merge_add(t, x, y, result) ? TMOE_OK : TMOE_ERR_MEMORY;
 }
+
 /* Where the one space of a merge "a b" is; its length where there is none. */
-static size_t tmoei_merge_space(const char *text, size_t length) {
+static size_t tmoei_merge_space(const char *text, size_t length)
+{
     const char *space = length ? (const char *)memchr(text, ' ', length) : NULL;
     return space ? (size_t)(space - text) : length;
 }
-static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json *json, const char *name) {
+
+static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json *json,
+    const char *name)
+{
     const tmoei_json_node *nodes = json->nodes;
-    const int model = tmoei_json_get(json, 0, "model"), before = tmoei_json_get(json, 0, "pre_tokenizer"),
-        added = tmoei_json_get(json, 0, "added_tokens");
+    const int model = tmoei_json_get(json, 0, "model"),
+              before = tmoei_json_get(json, 0, "pre_tokenizer"),
+              added = tmoei_json_get(json, 0, "added_tokens");
     const tmoei_json_node *merges = tmoei_json_value(json, model, "merges");
     int number = 1;
     if (!tmoei_json_says(tmoei_json_value(json, model, "type"), "BPE")
-            || !tmoei_json_says(tmoei_json_value(json, before, "type"), "ByteLevel")
-            || tmoei_json_value(json, 0, "normalizer")->kind != TMOEI_JSON_NULL
-            || merges->kind != TMOEI_JSON_ARRAY || (added >= 0 && nodes[added].kind != TMOEI_JSON_ARRAY))
-        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: not a byte-level BPE: needs a model of type BPE "
-            "with merges, a pre_tokenizer of type ByteLevel, no normalizer", name);
-    tmoe_tokenizer *t = tmoei_vocabulary_read(ctx, json, tmoei_json_get(json, model, "vocab"), added, name);
-    if (t) t->prefix_space = tmoei_json_value(json, before, "add_prefix_space")->kind == TMOEI_JSON_TRUE;
+        || !tmoei_json_says(tmoei_json_value(json, before, "type"), "ByteLevel")
+        || tmoei_json_value(json, 0, "normalizer")->kind != TMOEI_JSON_NULL
+        || merges->kind != TMOEI_JSON_ARRAY
+        || (added >= 0 && nodes[added].kind != TMOEI_JSON_ARRAY))
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT,
+            "%s: not a byte-level BPE: needs a model of type BPE "
+            "with merges, a pre_tokenizer of type ByteLevel, no normalizer",
+            name);
+    tmoe_tokenizer *t =
+        tmoei_vocabulary_read(ctx, json, tmoei_json_get(json, model, "vocab"), added, name);
+    if (t)
+        t->prefix_space =
+            tmoei_json_value(json, before, "add_prefix_space")->kind == TMOEI_JSON_TRUE;
     for (int i = merges->child; ctx->error == TMOE_OK && i >= 0; i = nodes[i].next, number++) {
         const int pair = nodes[i].kind == TMOEI_JSON_ARRAY && nodes[i].count == 2;
         const tmoei_json_node *left = &nodes[pair ? nodes[i].child : i];
         const tmoei_json_node *right = pair ? &nodes[left->next] : left;
         const size_t cut = pair ? left->length : tmoei_merge_space(left->text, left->length);
-        const size_t begin = pair ? 0 : cut + 1, rest = right->length - begin;      /* of the right one */
+        const size_t begin = pair ? 0 : cut + 1,
+                     rest = right->length - begin; /* of the right one */
         if (left->kind != TMOEI_JSON_STRING || right->kind != TMOEI_JSON_STRING
-                || (!pair && cut == left->length))
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: merge %d is not \"a b\" or [\"a\", \"b\"]", name,
-                number);
-        else (void)tmoei_merge_read(t, left->text, cut, right->text + begin, rest, name, number);
+            || (!pair && cut == left->length))
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: merge %d is not \"a b\" or [\"a\", \"b\"]",
+                name, number);
+        else
+            (void)tmoei_merge_read(t, left->text, cut, right->text + begin, rest, name, number);
     }
     return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
 }
 #endif
-/* ==== >>suite: tasks, examples, splits ==================================================================
- * A task's lines are collected in a draft and become a task only when all of it is sound. All memory belongs
- * to the suite. Trouble stands in the context: what comes after it does nothing. */
-typedef struct tmoei_suite { tmoe_suite shown; size_t capacity; tmoei_owner own; } tmoei_suite;
+/* ==== >>suite: tasks, examples, splits ===========================================================
+ * A task's lines are collected in a draft and become a task only when all of it is sound. All
+ * memory belongs to the suite. Trouble stands in the context: what comes after it does nothing. */
+typedef struct tmoei_suite {
+    tmoe_suite shown;
+    size_t capacity;
+    tmoei_owner own;
+} tmoei_suite;
+
 #define TMOEI_BAD_DATA(ctx, ...) ((void)tmoei_fail(ctx, TMOE_ERR_DATA, __VA_ARGS__))
-typedef struct tmoei_draft {            /* a task that is being read */
+
+typedef struct tmoei_draft { /* a task that is being read */
     tmoei_suite *suite;
-    tmoe_task task;                     /* what is known of it; test_count: its last lines; -1: 20 % */
-    tmoei_buffer text;                  /* NUL-terminated strings: "iINPUT", "oOUTPUT", "oOUTPUT", ... */
-    size_t count, output_count;         /* lines, outputs in all */
+    tmoe_task task;             /* what is known of it; test_count: its last lines; -1: 20 % */
+    tmoei_buffer text;          /* NUL-terminated strings: "iINPUT", "oOUTPUT", "oOUTPUT", ... */
+    size_t count, output_count; /* lines, outputs in all */
 } tmoei_draft;
-TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx) {
+
+TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx)
+{
     ctx->error = TMOE_OK;
     tmoei_suite *suite = (tmoei_suite *)tmoei_alloc(ctx, 1, sizeof *suite, 1);
     if (!suite) return NULL;
     suite->shown.ctx = suite->own.ctx = ctx;
     return &suite->shown;
 }
-TMOE_DEF void tmoe_suite_destroy(tmoe_suite *suite) {
+
+TMOE_DEF void tmoe_suite_destroy(tmoe_suite *suite)
+{
     if (!suite) return;
     tmoei_owner_free(&((tmoei_suite *)suite)->own);
-    tmoei_free(suite->ctx, suite->tasks); tmoei_free(suite->ctx, suite);
+    tmoei_free(suite->ctx, suite->tasks);
+    tmoei_free(suite->ctx, suite);
 }
-TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name) {
-    for (int i = 0; i < suite->count; i++) if (strcmp(suite->tasks[i].name, name) == 0) return i;
+
+TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name)
+{
+    for (int i = 0; i < suite->count; i++)
+        if (strcmp(suite->tasks[i].name, name) == 0) return i;
     return -1;
 }
+
 /* A new draft; the name with spaces for '_' is its instruction where nobody gave one. */
-static void tmoei_draft_begin(tmoei_suite *suite, tmoei_draft *draft, const char *name, size_t length,
-        const char *instruction, const char *category) {
+static void tmoei_draft_begin(tmoei_suite *suite, tmoei_draft *draft, const char *name,
+    size_t length, const char *instruction, const char *category)
+{
     const char *from = instruction && instruction[0] ? instruction : name;
     char *text = tmoei_own_text(&suite->own, from, from == name ? length : strlen(from));
-    for (char *c = text; from == name && c && *c; c++) if (*c == '_') *c = ' ';
+    for (char *c = text; from == name && c && *c; c++)
+        if (*c == '_') *c = ' ';
     memset(draft, 0, sizeof *draft);
-    draft->suite = suite; draft->task.test_count = -1;
+    draft->suite = suite;
+    draft->task.test_count = -1;
     draft->task.name = tmoei_own_text(&suite->own, name, length);
-    draft->task.category = category ? tmoei_own_text(&suite->own, category, strlen(category)) : "none";
+    draft->task.category =
+        category ? tmoei_own_text(&suite->own, category, strlen(category)) : "none";
     draft->task.instruction = text;
 }
-/* A new line's input, or an output of the last one: not empty, valid UTF-8, no NUL. where: "path:line". */
+
+/* A new line's input, or an output of the last one: not empty, valid UTF-8, no NUL. where:
+ * "path:line". */
 static void tmoei_draft_add(tmoei_draft *draft, int output, const char *text, size_t length,
-        const char *where) {
+    const char *where)
+{
     tmoe_ctx *ctx = draft->suite->own.ctx;
     const char *what = output ? "output" : "input";
     size_t at = 0, bytes;
     uint32_t code;
     if (ctx->error != TMOE_OK) return;
-    if (output) draft->output_count++; else draft->count++;
-    while (at < length && (bytes = tmoei_utf8_next(text, length, at, &code)) != 0 && code != 0) at += bytes;
-    if (length == 0) TMOEI_BAD_DATA(ctx, "%s: the %s is empty", where, what);
+    if (output)
+        draft->output_count++;
+    else
+        draft->count++;
+    while (at < length && (bytes = tmoei_utf8_next(text, length, at, &code)) != 0 && code != 0)
+        at += bytes;
+    if (length == 0)
+        TMOEI_BAD_DATA(ctx, "%s: the %s is empty", where, what);
     else if (at < length)
         TMOEI_BAD_DATA(ctx, "%s: the %s is not valid UTF-8 at its byte %lu", where, what,
             (unsigned long)at + 1);
-    tmoei_buffer_add(ctx, &draft->text, what, 1);               /* its first letter */
+    tmoei_buffer_add(ctx, &draft->text, what, 1); /* its first letter */
     tmoei_buffer_add(ctx, &draft->text, text, length);
     tmoei_buffer_add(ctx, &draft->text, "", 1);
 }
+
 /* Turns a sound draft into a task of the suite; frees the draft in any case. */
-static tmoe_result tmoei_draft_finish(tmoei_draft *draft, const char *where) {
+static tmoe_result tmoei_draft_finish(tmoei_draft *draft, const char *where)
+{
     tmoei_suite *suite = draft->suite;
     tmoe_suite *shown = &suite->shown;
     tmoe_ctx *ctx = shown->ctx;
@@ -4260,36 +5874,49 @@ static tmoe_result tmoei_draft_finish(tmoei_draft *draft, const char *where) {
         TMOEI_BAD_DATA(ctx, "%s: task %s has no lines", where, task->name);
     if (ctx->error == TMOE_OK && tmoe_suite_find(shown, task->name) >= 0)
         TMOEI_BAD_DATA(ctx, "%s: there are two tasks called %s", where, task->name);
-    if (ctx->error == TMOE_OK && tmoei_grow(ctx, &shown->tasks, &suite->capacity, (size_t)shown->count + 1,
+    if (ctx->error == TMOE_OK
+        && tmoei_grow(ctx, &shown->tasks, &suite->capacity, (size_t)shown->count + 1,
             sizeof *task)) {
         const char *text = tmoei_own_text(&suite->own, draft->text.data, draft->text.length),
-            **answers = (const char **)tmoei_own(&suite->own, draft->output_count + 1, sizeof *answers);
-        tmoe_example *examples = (tmoe_example *)tmoei_own(&suite->own, draft->count, sizeof *examples);
+                   **answers = (const char **)tmoei_own(&suite->own, draft->output_count + 1,
+                       sizeof *answers);
+        tmoe_example *examples =
+            (tmoe_example *)tmoei_own(&suite->own, draft->count, sizeof *examples);
         if (task->test_count < 0) task->test_count = count / 5 > 0 ? count / 5 : count > 1;
         task->train_count = count - task->test_count;
         for (int i = 0; ctx->error == TMOE_OK && i < count; i++) {
-            examples[i].input = text + 1; examples[i].outputs = answers;
-            for (; *(text += strlen(text) + 1) == 'o'; examples[i].output_count++) *answers++ = text + 1;
+            examples[i].input = text + 1;
+            examples[i].outputs = answers;
+            for (; *(text += strlen(text) + 1) == 'o'; examples[i].output_count++)
+                *answers++ = text + 1;
         }
         if (ctx->error == TMOE_OK) {
-            task->train = examples; task->test = examples + task->train_count;
+            task->train = examples;
+            task->test = examples + task->train_count;
             shown->tasks[shown->count++] = *task;
         }
     }
     tmoei_buffer_free(ctx, &draft->text);
     return ctx->error;
 }
+
 TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const char *category,
-        const char *instruction, tmoe_metric metric, tmoe_part part, const char *const *inputs,
-        const char *const *outputs, int count, int test_count) {
-    tmoe_ctx *ctx = suite->ctx; tmoei_draft draft;
+    const char *instruction, tmoe_metric metric, tmoe_part part, const char *const *inputs,
+    const char *const *outputs, int count, int test_count)
+{
+    tmoe_ctx *ctx = suite->ctx;
+    tmoei_draft draft;
     ctx->error = TMOE_OK;
     if (!name || !name[0] || !instruction || !instruction[0] || count < 1 || test_count < 0
-            || test_count >= count || (unsigned)metric >= TMOE_METRICS)
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "suite_add: %d lines, %d for test; needs name, "
-            "instruction, metric and 0 <= test_count < count", count, test_count);
+        || test_count >= count || (unsigned)metric >= TMOE_METRICS)
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "suite_add: %d lines, %d for test; needs name, "
+            "instruction, metric and 0 <= test_count < count",
+            count, test_count);
     tmoei_draft_begin((tmoei_suite *)suite, &draft, name, strlen(name), instruction, category);
-    draft.task.metric = metric; draft.task.part = part; draft.task.test_count = test_count;
+    draft.task.metric = metric;
+    draft.task.part = part;
+    draft.task.test_count = test_count;
     for (int i = 0; i < count; i++) {
         char where[96];
         (void)snprintf(where, sizeof where, "suite_add: line %d", i + 1);
@@ -4298,29 +5925,40 @@ TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const c
     }
     return tmoei_draft_finish(&draft, "suite_add");
 }
-/* What the encoder reads: <s> instruction \n input </s>, or <s> input </s> without an instruction; count =
- * tokens needed, even where they do not fit. find: special tokens in the text count as such. */
+
+/* What the encoder reads: <s> instruction \n input </s>, or <s> input </s> without an instruction;
+ * count = tokens needed, even where they do not fit. find: special tokens in the text count as
+ * such. */
 static tmoe_result tmoei_encode_source(const tmoe_tokenizer *tokenizer, const char *instruction,
-        const char *input, int find, int *ids, size_t capacity, size_t *count) {
+    const char *input, int find, int *ids, size_t capacity, size_t *count)
+{
     const size_t a = instruction && instruction[0] ? strlen(instruction) + 1 : 0, b = strlen(input);
     char *text = (char *)tmoei_alloc(tokenizer->ctx, a + b + 1, 1, 0);
     if (!text) return TMOE_ERR_MEMORY;
-    if (a) { memcpy(text, instruction, a - 1); text[a - 1] = '\n'; }
+    if (a) {
+        memcpy(text, instruction, a - 1);
+        text[a - 1] = '\n';
+    }
     memcpy(text + a, input, b + 1);
-    const tmoe_result result = tmoe_tokenizer_encode(tokenizer, text, a + b, TMOE_TOKENIZER_SPECIALS
-        | (find ? TMOE_TOKENIZER_FIND_SPECIALS : 0), ids, capacity, count);
+    const tmoe_result result = tmoe_tokenizer_encode(tokenizer, text, a + b,
+        TMOE_TOKENIZER_SPECIALS | (find ? TMOE_TOKENIZER_FIND_SPECIALS : 0), ids, capacity, count);
     tmoei_free(tokenizer->ctx, text);
     return result;
 }
 #ifndef TMOE_NO_STDIO
 #define TMOEI_DATA_FILE_MAX ((size_t)1 << 30)
 #define TMOEI_PATH 1024
-/* ---- folders ----------------------------------------------------------------------------------------- */
-static int tmoei_name_order(const void *a, const void *b) {
+
+/* ---- folders --------------------------------------------------------------------------------- */
+static int tmoei_name_order(const void *a, const void *b)
+{
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
-/* Names in a folder, sorted, so that the file system's order is of no account; -1: no such folder. */
-static int tmoei_names(tmoei_suite *suite, const char *folder, char ***names) {
+
+/* Names in a folder, sorted, so that the file system's order is of no account; -1: no such folder.
+ * */
+static int tmoei_names(tmoei_suite *suite, const char *folder, char ***names)
+{
     tmoei_buffer text = { NULL, 0, 0, 0 };
     int count = 0;
 #if defined(_WIN32)
@@ -4330,56 +5968,71 @@ static int tmoei_names(tmoei_suite *suite, const char *folder, char ***names) {
     intptr_t handle = _findfirst(pattern, &found);
     if (handle == -1) return -1;
     do {
-        tmoei_buffer_add(suite->own.ctx, &text, found.name, strlen(found.name) + 1); count++;
+        tmoei_buffer_add(suite->own.ctx, &text, found.name, strlen(found.name) + 1);
+        count++;
     } while (_findnext(handle, &found) == 0);
     (void)_findclose(handle);
 #else
-    DIR *directory = opendir(folder); const struct dirent *entry;
+    DIR *directory = opendir(folder);
+    const struct dirent *entry;
     if (!directory) return -1;
     for (; (entry = readdir(directory)) != NULL; count++)
         tmoei_buffer_add(suite->own.ctx, &text, entry->d_name, strlen(entry->d_name) + 1);
     (void)closedir(directory);
 #endif
     *names = (char **)tmoei_own(&suite->own, (size_t)count + 1, sizeof **names);
-    char *at = *names && !text.failed && count ? tmoei_own_text(&suite->own, text.data, text.length) : NULL;
+    char *at = *names && !text.failed && count ? tmoei_own_text(&suite->own, text.data, text.length)
+                                               : NULL;
     tmoei_buffer_free(suite->own.ctx, &text);
     for (int i = 0; at && i < count; i++, at += strlen(at) + 1) (*names)[i] = at;
     if (at) qsort(*names, (size_t)count, sizeof **names, tmoei_name_order);
     return at ? count : 0;
 }
-static int tmoei_ends_with(const char *text, const char *end) {
+
+static int tmoei_ends_with(const char *text, const char *end)
+{
     const size_t a = strlen(text), b = strlen(end);
     return text[0] != '.' && a > b && strcmp(text + a - b, end) == 0;
 }
-static tmoe_result tmoei_path_join(tmoe_ctx *ctx, char *path, const char *folder, const char *name) {
+
+static tmoe_result tmoei_path_join(tmoe_ctx *ctx, char *path, const char *folder, const char *name)
+{
     if (snprintf(path, TMOEI_PATH, "%s/%s", folder, name) < TMOEI_PATH) return TMOE_OK;
     return tmoei_fail(ctx, TMOE_ERR_FILE, "%s/%s: the path is longer than %d bytes", folder, name,
         TMOEI_PATH - 1);
 }
-static int tmoei_folder_has(tmoe_ctx *ctx, char *path, const char *folder, const char *name) {
+
+static int tmoei_folder_has(tmoe_ctx *ctx, char *path, const char *folder, const char *name)
+{
     FILE *file = tmoei_path_join(ctx, path, folder, name) == TMOE_OK ? fopen(path, "rb") : NULL;
     if (file) (void)fclose(file);
     return file != NULL;
 }
-/* ---- lines ------------------------------------------------------------------------------------------- */
-typedef struct tmoei_lines {            /* a text file, line by line */
+
+/* ---- lines ----------------------------------------------------------------------------------- */
+typedef struct tmoei_lines { /* a text file, line by line */
     tmoe_ctx *ctx;
     char *text, where[TMOEI_PATH + 16]; /* "path:line" of the present line */
     const char *path, *line;
-    size_t length, at, size;            /* size: of the line, without LF or CR LF */
+    size_t length, at, size; /* size: of the line, without LF or CR LF */
     int number;
 } tmoei_lines;
-static void tmoei_lines_open(tmoe_ctx *ctx, tmoei_lines *lines, const char *path) {
+
+static void tmoei_lines_open(tmoe_ctx *ctx, tmoei_lines *lines, const char *path)
+{
     memset(lines, 0, sizeof *lines);
-    lines->ctx = ctx; lines->path = path;
+    lines->ctx = ctx;
+    lines->path = path;
     lines->text = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &lines->length);
     if (lines->length >= 3 && memcmp(lines->text, "\xef\xbb\xbf", 3) == 0) lines->at = 3;
-    while (lines->length > lines->at && (lines->text[lines->length - 1] == '\n'
-            || lines->text[lines->length - 1] == '\r'))
-        lines->length--;                                        /* empty lines at the end do not count */
+    while (lines->length > lines->at
+        && (lines->text[lines->length - 1] == '\n' || lines->text[lines->length - 1] == '\r'))
+        lines->length--; /* empty lines at the end do not count */
 }
+
 /* The next line; 0, and the file is closed, where there is none or something went wrong. */
-static int tmoei_lines_next(tmoei_lines *lines) {
+static int tmoei_lines_next(tmoei_lines *lines)
+{
     if (lines->ctx->error != TMOE_OK || lines->at >= lines->length) {
         tmoei_free(lines->ctx, lines->text);
         return 0;
@@ -4392,10 +6045,13 @@ static int tmoei_lines_next(tmoei_lines *lines) {
     (void)snprintf(lines->where, sizeof lines->where, "%s:%d", lines->path, ++lines->number);
     return 1;
 }
+
 /* Adds the lines of a TSV file: input TAB output [TAB output ...]. */
-static void tmoei_read_tsv(tmoei_draft *draft, const char *path) {
+static void tmoei_read_tsv(tmoei_draft *draft, const char *path)
+{
     tmoe_ctx *ctx = draft->suite->own.ctx;
-    tmoei_lines in; tmoei_lines_open(ctx, &in, path);
+    tmoei_lines in;
+    tmoei_lines_open(ctx, &in, path);
     while (tmoei_lines_next(&in)) {
         const char *from = in.line, *end = from + in.size;
         if (!memchr(from, '\t', in.size))
@@ -4407,15 +6063,20 @@ static void tmoei_read_tsv(tmoei_draft *draft, const char *path) {
         }
     }
 }
-/* ---- the three layouts ------------------------------------------------------------------------------- */
-/* The field that *rest begins with, cut off at the separator, *rest behind it; NULL behind the last. */
-static char *tmoei_cut(char **rest, char separator) {
+
+/* ---- the three layouts ----------------------------------------------------------------------- */
+/* The field that *rest begins with, cut off at the separator, *rest behind it; NULL behind the
+ * last. */
+static char *tmoei_cut(char **rest, char separator)
+{
     char *field = *rest;
     if (field && (*rest = strchr(field, separator)) != NULL) *(*rest)++ = 0;
     return field;
 }
+
 /* NAME.tsv files of a folder. */
-static void tmoei_load_tsv_folder(tmoei_suite *suite, const char *folder) {
+static void tmoei_load_tsv_folder(tmoei_suite *suite, const char *folder)
+{
     char path[TMOEI_PATH], **names;
     const int count = tmoei_names(suite, folder, &names);
     for (int i = 0; suite->own.ctx->error == TMOE_OK && i < count; i++) {
@@ -4427,47 +6088,62 @@ static void tmoei_load_tsv_folder(tmoei_suite *suite, const char *folder) {
         (void)tmoei_draft_finish(&draft, path);
     }
 }
-/* CrossFit: TASK/TASK_{k}_{seed}_{train,dev,test}.tsv. Training lines are those of the first sample; test
- * lines are in every sample the same. */
-static void tmoei_load_crossfit_task(tmoei_suite *suite, const char *folder, const char *name) {
-    static const char *const ends[3] = { "_dev.tsv", "_train.tsv", "_test.tsv" };   /* test lines are last */
+
+/* CrossFit: TASK/TASK_{k}_{seed}_{train,dev,test}.tsv. Training lines are those of the first
+ * sample; test lines are in every sample the same. */
+static void tmoei_load_crossfit_task(tmoei_suite *suite, const char *folder, const char *name)
+{
+    static const char *const ends[3] = { "_dev.tsv", "_train.tsv",
+        "_test.tsv" }; /* test lines are last */
     tmoei_draft draft;
     char path[TMOEI_PATH] = "", **names;
     const char *first = NULL;
-    size_t sample = 0;                                          /* of what its files' names begin with */
+    size_t sample = 0; /* of what its files' names begin with */
     const int count = tmoei_names(suite, folder, &names);
     tmoei_draft_begin(suite, &draft, name, strlen(name), NULL, NULL);
     for (int i = 0; suite->own.ctx->error == TMOE_OK && i < 3 * count; i++) {
         const char *file = names[i % count], *end = ends[i / count];
         const size_t before = draft.count;
         if (!tmoei_ends_with(file, end) || strncmp(file, name, strlen(name)) != 0) continue;
-        if (!first) { first = file; sample = strlen(file) - strlen(end); }
+        if (!first) {
+            first = file;
+            sample = strlen(file) - strlen(end);
+        }
         if (strncmp(file, first, sample) != 0 || strcmp(file + sample, end) != 0) continue;
-        if (tmoei_path_join(suite->own.ctx, path, folder, file) == TMOE_OK) tmoei_read_tsv(&draft, path);
+        if (tmoei_path_join(suite->own.ctx, path, folder, file) == TMOE_OK)
+            tmoei_read_tsv(&draft, path);
         if (end == ends[2]) draft.task.test_count = (int)(draft.count - before);
     }
     if (first) (void)tmoei_draft_finish(&draft, path);
 }
+
 /* JSON lines; the lines of one task may be anywhere in the file. */
-static void tmoei_load_jsonl(tmoei_suite *suite, const char *path) {
+static void tmoei_load_jsonl(tmoei_suite *suite, const char *path)
+{
     tmoe_ctx *ctx = suite->own.ctx;
-    tmoei_draft *drafts = NULL; size_t count = 0, capacity = 0, d;
-    tmoei_lines in; tmoei_json json;
+    tmoei_draft *drafts = NULL;
+    size_t count = 0, capacity = 0, d;
+    tmoei_lines in;
+    tmoei_json json;
     tmoei_lines_open(ctx, &in, path);
     for (; tmoei_lines_next(&in); tmoei_json_free(ctx, &json)) {
         if (tmoei_json_parse(ctx, &json, in.line, in.size, in.where) != TMOE_OK) continue;
         const tmoei_json_node *nodes = json.nodes;
-        const int task = tmoei_json_get(&json, 0, "task"), input = tmoei_json_get(&json, 0, "input"),
-            output = tmoei_json_get(&json, 0, "output"), says = tmoei_json_get(&json, 0, "instruction");
+        const int task = tmoei_json_get(&json, 0, "task"),
+                  input = tmoei_json_get(&json, 0, "input"),
+                  output = tmoei_json_get(&json, 0, "output"),
+                  says = tmoei_json_get(&json, 0, "instruction");
         const tmoei_json_kind kind = tmoei_json_at(&json, output)->kind;
         if (!tmoei_json_is_string(&json, task) || !tmoei_json_is_string(&json, input)
-                || (says >= 0 && !tmoei_json_is_string(&json, says))
-                || (kind != TMOEI_JSON_STRING && kind != TMOEI_JSON_ARRAY)) {
-            TMOEI_BAD_DATA(ctx, "%s: needs strings \"task\" and \"input\", \"output\" as a string or a list "
-                "of strings, and \"instruction\" as a string if at all", in.where);
+            || (says >= 0 && !tmoei_json_is_string(&json, says))
+            || (kind != TMOEI_JSON_STRING && kind != TMOEI_JSON_ARRAY)) {
+            TMOEI_BAD_DATA(ctx,
+                "%s: needs strings \"task\" and \"input\", \"output\" as a string or a list "
+                "of strings, and \"instruction\" as a string if at all",
+                in.where);
             continue;
         }
-        for (d = 0; d < count && strcmp(drafts[d].task.name, nodes[task].text) != 0; d++) { }
+        for (d = 0; d < count && strcmp(drafts[d].task.name, nodes[task].text) != 0; d++) {}
         if (d == count) {
             if (!tmoei_grow(ctx, &drafts, &capacity, count + 1, sizeof *drafts)) continue;
             tmoei_draft_begin(suite, &drafts[count++], nodes[task].text, nodes[task].length,
@@ -4476,20 +6152,27 @@ static void tmoei_load_jsonl(tmoei_suite *suite, const char *path) {
         tmoei_draft_add(&drafts[d], 0, nodes[input].text, nodes[input].length, in.where);
         int o = kind == TMOEI_JSON_ARRAY ? nodes[output].child : output;
         if (o < 0) TMOEI_BAD_DATA(ctx, "%s: the list of outputs is empty", in.where);
-        for (; o >= 0; o = o == output ? -1 : nodes[o].next) if (tmoei_json_is_string(&json, o))
-            tmoei_draft_add(&drafts[d], 1, nodes[o].text, nodes[o].length, in.where);
-        else TMOEI_BAD_DATA(ctx, "%s: an output is not a string", in.where);
+        for (; o >= 0; o = o == output ? -1 : nodes[o].next)
+            if (tmoei_json_is_string(&json, o))
+                tmoei_draft_add(&drafts[d], 1, nodes[o].text, nodes[o].length, in.where);
+            else
+                TMOEI_BAD_DATA(ctx, "%s: an output is not a string", in.where);
     }
     for (d = 0; d < count; d++) (void)tmoei_draft_finish(&drafts[d], path);
     tmoei_free(ctx, drafts);
 }
+
 /* What tasks.tsv says of the suite's tasks; columns by their names in the first line. */
-static void tmoei_describe(tmoei_suite *suite, const char *path) {
+static void tmoei_describe(tmoei_suite *suite, const char *path)
+{
     enum { TMOEI_NAME, TMOEI_CATEGORY, TMOEI_METRIC, TMOEI_INSTRUCTION, TMOEI_LABELS, TMOEI_KNOWN };
-    static const char *const wanted[TMOEI_KNOWN] = { "name", "category", "metric", "instruction", "labels" };
+
+    static const char *const wanted[TMOEI_KNOWN] = { "name", "category", "metric", "instruction",
+        "labels" };
     int column_of[TMOEI_KNOWN] = { -1, -1, -1, -1, -1 };
     tmoe_ctx *ctx = suite->own.ctx;
-    tmoei_lines in; tmoei_lines_open(ctx, &in, path);
+    tmoei_lines in;
+    tmoei_lines_open(ctx, &in, path);
     while (tmoei_lines_next(&in)) {
         char *field[TMOEI_KNOWN] = { NULL, NULL, NULL, NULL, NULL }, *text;
         char *rest = tmoei_own_text(&suite->own, in.line, in.size);
@@ -4499,58 +6182,77 @@ static void tmoei_describe(tmoei_suite *suite, const char *path) {
                 if (in.number > 1 && column_of[w] == column && text[0]) field[w] = text;
             }
         if (column_of[TMOEI_NAME] < 0)
-            TMOEI_BAD_DATA(ctx, "%s: the first line must name the columns, one of them 'name'", in.where);
-        const char *wants = field[TMOEI_METRIC]; int metric = 0;
-        while (wants && metric < TMOE_METRICS && strcmp(wants, tmoe_metric_name((tmoe_metric)metric)) != 0)
+            TMOEI_BAD_DATA(ctx, "%s: the first line must name the columns, one of them 'name'",
+                in.where);
+        const char *wants = field[TMOEI_METRIC];
+        int metric = 0;
+        while (wants && metric < TMOE_METRICS
+            && strcmp(wants, tmoe_metric_name((tmoe_metric)metric)) != 0)
             metric++;
         if (metric == TMOE_METRICS) TMOEI_BAD_DATA(ctx, "%s: unknown metric '%s'", in.where, wants);
-        const int known = field[TMOEI_NAME] ? tmoe_suite_find(&suite->shown, field[TMOEI_NAME]) : -1;
+        const int known =
+            field[TMOEI_NAME] ? tmoe_suite_find(&suite->shown, field[TMOEI_NAME]) : -1;
         if (known < 0) continue;
         tmoe_task *task = &suite->shown.tasks[known];
         if (field[TMOEI_CATEGORY]) task->category = field[TMOEI_CATEGORY];
         if (field[TMOEI_INSTRUCTION]) task->instruction = field[TMOEI_INSTRUCTION];
         task->metric = (tmoe_metric)metric;
-        if (!(rest = field[TMOEI_LABELS])) continue;            /* "a|b|c": a closed set */
-        const char **labels = (const char **)tmoei_own(&suite->own, strlen(rest) + 1, sizeof *labels);
-        task->labels = labels; task->label_count = 0;
+        if (!(rest = field[TMOEI_LABELS])) continue; /* "a|b|c": a closed set */
+        const char **labels =
+            (const char **)tmoei_own(&suite->own, strlen(rest) + 1, sizeof *labels);
+        task->labels = labels;
+        task->label_count = 0;
         while (labels && (text = tmoei_cut(&rest, '|')) != NULL) {
-            for (int i = 0; i < task->label_count; i++) if (strcmp(labels[i], text) == 0)
-                TMOEI_BAD_DATA(ctx, "%s: label '%s' is there twice", in.where, text);
+            for (int i = 0; i < task->label_count; i++)
+                if (strcmp(labels[i], text) == 0)
+                    TMOEI_BAD_DATA(ctx, "%s: label '%s' is there twice", in.where, text);
             labels[task->label_count++] = text;
         }
         for (int i = 0, l; ctx->error == TMOE_OK && i < task->train_count + task->test_count; i++) {
-            const char *answer = task->train[i].outputs[0];     /* the test's lines lie behind train's */
-            for (l = 0; l < task->label_count && strcmp(answer, labels[l]) != 0; l++) { }
-            if (l == task->label_count) TMOEI_BAD_DATA(ctx, "%s: '%s' is no label", in.where, answer);
+            const char *answer =
+                task->train[i].outputs[0]; /* the test's lines lie behind train's */
+            for (l = 0; l < task->label_count && strcmp(answer, labels[l]) != 0; l++) {}
+            if (l == task->label_count)
+                TMOEI_BAD_DATA(ctx, "%s: '%s' is no label", in.where, answer);
         }
     }
 }
-static void tmoei_load_folder(tmoei_suite *suite, const char *folder) {
+
+static void tmoei_load_folder(tmoei_suite *suite, const char *folder)
+{
     tmoe_ctx *ctx = suite->own.ctx;
     char path[TMOEI_PATH], **names;
     const int count = tmoei_names(suite, folder, &names);
     if (count < 0)
         (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: is not a folder that can be read: %s", folder,
             strerror(errno));
-    else tmoei_load_tsv_folder(suite, folder);
+    else
+        tmoei_load_tsv_folder(suite, folder);
     for (int i = 0; ctx->error == TMOE_OK && i < count; i++) {
         if (names[i][0] == '.' || tmoei_path_join(ctx, path, folder, names[i]) != TMOE_OK) continue;
-        if (tmoei_ends_with(names[i], ".jsonl")) tmoei_load_jsonl(suite, path);
-        else if (strcmp(names[i], "tasks") == 0) tmoei_load_tsv_folder(suite, path);
-        else if (strcmp(names[i], "splits") != 0) tmoei_load_crossfit_task(suite, path, names[i]);
+        if (tmoei_ends_with(names[i], ".jsonl"))
+            tmoei_load_jsonl(suite, path);
+        else if (strcmp(names[i], "tasks") == 0)
+            tmoei_load_tsv_folder(suite, path);
+        else if (strcmp(names[i], "splits") != 0)
+            tmoei_load_crossfit_task(suite, path, names[i]);
     }
     if (ctx->error == TMOE_OK && tmoei_folder_has(ctx, path, folder, "tasks.tsv"))
         tmoei_describe(suite, path);
     if (suite->shown.count == 0)
-        TMOEI_BAD_DATA(ctx, "%s: no tasks: neither NAME.tsv, nor TASK/TASK_*_train.tsv, nor *.jsonl", folder);
+        TMOEI_BAD_DATA(ctx,
+            "%s: no tasks: neither NAME.tsv, nor TASK/TASK_*_train.tsv, nor *.jsonl", folder);
 }
+
 /* Gives the tasks their parts and leaves out those that the split does not name. */
-static void tmoei_apply_split(tmoei_suite *suite, const char *path) {
+static void tmoei_apply_split(tmoei_suite *suite, const char *path)
+{
     static const char *const parts[3] = { "train", "dev", "test" };
     tmoe_ctx *ctx = suite->own.ctx;
     tmoe_suite *shown = &suite->shown;
     char unknown[512] = "", *named = (char *)tmoei_own(&suite->own, (size_t)shown->count + 1, 1);
-    size_t length = 0; int kept = 0;
+    size_t length = 0;
+    int kept = 0;
     tmoei_json json;
     char *text = named ? tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &length) : NULL;
     if (text) (void)tmoei_json_parse(ctx, &json, text, length, path);
@@ -4558,165 +6260,245 @@ static void tmoei_apply_split(tmoei_suite *suite, const char *path) {
     if (ctx->error != TMOE_OK) return;
     for (int part = 0; part < 3; part++) {
         const int list = tmoei_json_get(&json, 0, parts[part]);
-        if (json.nodes[0].kind != TMOEI_JSON_OBJECT || (list >= 0
-                && json.nodes[list].kind != TMOEI_JSON_ARRAY))
+        if (json.nodes[0].kind != TMOEI_JSON_OBJECT
+            || (list >= 0 && json.nodes[list].kind != TMOEI_JSON_ARRAY))
             (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                "%s: a split is {\"train\": [], \"dev\": [], \"test\": []}, lists of task names", path);
-        for (int node = tmoei_json_at(&json, list)->child; node >= 0; node = json.nodes[node].next) {
-            const char *name = tmoei_json_is_string(&json, node) ? json.nodes[node].text : "(not a string)";
+                "%s: a split is {\"train\": [], \"dev\": [], \"test\": []}, lists of task names",
+                path);
+        for (int node = tmoei_json_at(&json, list)->child; node >= 0;
+             node = json.nodes[node].next) {
+            const char *name =
+                tmoei_json_is_string(&json, node) ? json.nodes[node].text : "(not a string)";
             const int i = tmoe_suite_find(shown, name);
-            if (i < 0) tmoei_problem(unknown, sizeof unknown, "%s", name);
-            else if (named[i]) TMOEI_BAD_DATA(ctx, "%s: task %s is named twice", path, name);
-            else { named[i] = 1; shown->tasks[i].part = (tmoe_part)part; }
+            if (i < 0)
+                tmoei_problem(unknown, sizeof unknown, "%s", name);
+            else if (named[i])
+                TMOEI_BAD_DATA(ctx, "%s: task %s is named twice", path, name);
+            else {
+                named[i] = 1;
+                shown->tasks[i].part = (tmoe_part)part;
+            }
         }
     }
     if (unknown[0]) TMOEI_BAD_DATA(ctx, "%s: the folder has no task called: %s", path, unknown);
-    for (int i = 0; i < shown->count; i++) if (named[i]) shown->tasks[kept++] = shown->tasks[i];
+    for (int i = 0; i < shown->count; i++)
+        if (named[i]) shown->tasks[kept++] = shown->tasks[i];
     shown->count = kept;
     tmoei_json_free(ctx, &json);
 }
-TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const char *split) {
+
+TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const char *split)
+{
     char name[TMOEI_PATH], path[TMOEI_PATH];
     tmoe_suite *suite = tmoe_suite_create(ctx);
     if (!suite) return NULL;
     tmoei_load_folder((tmoei_suite *)suite, folder);
     (void)snprintf(name, sizeof name, "splits/%.900s.json", split ? split : "zero_shot");
-    if (ctx->error == TMOE_OK && (tmoei_folder_has(ctx, path, folder, name)
-            || (split && !strpbrk(split, "/.")))) split = path;         /* a name, not a file */
+    if (ctx->error == TMOE_OK
+        && (tmoei_folder_has(ctx, path, folder, name) || (split && !strpbrk(split, "/."))))
+        split = path; /* a name, not a file */
     if (ctx->error == TMOE_OK && split) tmoei_apply_split((tmoei_suite *)suite, split);
     if (ctx->error == TMOE_OK) return suite;
     tmoe_suite_destroy(suite);
     return NULL;
 }
 #endif /* TMOE_NO_STDIO */
-/* ==== >>model: what is where in the one flat buffer of parameters ======================================
- *   theta   [ embeddings, positions, norms | layer 0: shared part, expert 0, ..., expert E-1 | layer 1 ... |
+/* ==== >>model: what is where in the one flat buffer of parameters ================================
+ *   theta   [ embeddings, positions, norms | layer 0: shared part, expert 0, ..., expert E-1 |
+ *   layer 1 ... |
  *           output bias | router | task vectors ]
- *   grads, first moments, second moments: flat twins of the part that is trained, made by the trainer
- * An expert is one contiguous block with the same inner layout in all experts of a layer. So merging is one
- * sweep, cutting out a task is a copy, the optimiser and the all-reduce are one loop. There are no gaps: a
- * saved file holds the same floats in the same order, and is used as it lies where it can be mapped. */
-/* The pieces of a transformer layer in the order they lie in a block: a weight, then its bias (piece + 1). */
+ *   grads, first moments, second moments: flat twins of the part that is trained, made by the
+ *   trainer
+ * An expert is one contiguous block with the same inner layout in all experts of a layer. So
+ * merging is one sweep, cutting out a task is a copy, the optimiser and the all-reduce are one
+ * loop. There are no gaps: a saved file holds the same floats in the same order, and is used as it
+ * lies where it can be mapped. */
+/* The pieces of a transformer layer in the order they lie in a block: a weight, then its bias
+ * (piece + 1). */
 typedef enum tmoei_piece {
-    TMOEI_SELF_QKV, TMOEI_SELF_QKV_BIAS, TMOEI_SELF_OUT = 2, TMOEI_SELF_NORM = 4,
-    TMOEI_CROSS_Q = 6, TMOEI_CROSS_KV = 8, TMOEI_CROSS_KV_BIAS, TMOEI_CROSS_OUT = 10, TMOEI_CROSS_NORM = 12,
-    TMOEI_FC1 = 14, TMOEI_FC2 = 16, TMOEI_FFN_NORM = 18, TMOEI_PIECES = 20
+    TMOEI_SELF_QKV,
+    TMOEI_SELF_QKV_BIAS,
+    TMOEI_SELF_OUT = 2,
+    TMOEI_SELF_NORM = 4,
+    TMOEI_CROSS_Q = 6,
+    TMOEI_CROSS_KV = 8,
+    TMOEI_CROSS_KV_BIAS,
+    TMOEI_CROSS_OUT = 10,
+    TMOEI_CROSS_NORM = 12,
+    TMOEI_FC1 = 14,
+    TMOEI_FC2 = 16,
+    TMOEI_FFN_NORM = 18,
+    TMOEI_PIECES = 20
 } tmoei_piece;
-static const char *const tmoei_piece_names[TMOEI_PIECES / 2] = { "self.qkv", "self.out", "self.norm",
-    "cross.q", "cross.kv", "cross.out", "cross.norm", "fc1", "fc2", "ffn.norm" };
-typedef enum tmoei_shared {             /* pieces outside the layers */
-    TMOEI_TOKENS, TMOEI_ENCODER_POSITIONS, TMOEI_DECODER_POSITIONS,
-    TMOEI_ENCODER_NORM, TMOEI_ENCODER_NORM_BIAS,    /* POST: of the embedding; PRE: after the last layer */
-    TMOEI_DECODER_NORM, TMOEI_DECODER_NORM_BIAS,
-    TMOEI_OUTPUT_BIAS, TMOEI_SHARED                 /* the bias: BART's final_logits_bias, a constant */
+
+static const char *const tmoei_piece_names[TMOEI_PIECES / 2] = { "self.qkv", "self.out",
+    "self.norm", "cross.q", "cross.kv", "cross.out", "cross.norm", "fc1", "fc2", "ffn.norm" };
+
+typedef enum tmoei_shared { /* pieces outside the layers */
+    TMOEI_TOKENS,
+    TMOEI_ENCODER_POSITIONS,
+    TMOEI_DECODER_POSITIONS,
+    TMOEI_ENCODER_NORM,
+    TMOEI_ENCODER_NORM_BIAS, /* POST: of the embedding; PRE: after the last layer */
+    TMOEI_DECODER_NORM,
+    TMOEI_DECODER_NORM_BIAS,
+    TMOEI_OUTPUT_BIAS,
+    TMOEI_SHARED /* the bias: BART's final_logits_bias, a constant */
 } tmoei_shared;
-typedef enum tmoei_rate {               /* which learning rate a parameter follows */
-    TMOEI_RATE_LAYERS, TMOEI_RATE_ROUTER, TMOEI_RATE_TASKS, TMOEI_RATE_SHARED, TMOEI_RATE_NONE
+
+typedef enum tmoei_rate { /* which learning rate a parameter follows */
+    TMOEI_RATE_LAYERS,
+    TMOEI_RATE_ROUTER,
+    TMOEI_RATE_TASKS,
+    TMOEI_RATE_SHARED,
+    TMOEI_RATE_NONE
 } tmoei_rate;
-typedef struct tmoei_parameter {    /* one named tensor in theta */
+
+typedef struct tmoei_parameter { /* one named tensor in theta */
     char name[72];
-    size_t offset, size; int rows, cols; tmoei_rate rate;       /* size = rows * cols floats */
-    int decay;                      /* weight decay: on matrices, never on biases and norms */
-    int expert;                     /* -1: shared by all tasks */
-    float init_std, init_value;     /* std < 0: uniform in +- that (recurrent weights); 0: init_value */
+    size_t offset, size;
+    int rows, cols;
+    tmoei_rate rate;            /* size = rows * cols floats */
+    int decay;                  /* weight decay: on matrices, never on biases and norms */
+    int expert;                 /* -1: shared by all tasks */
+    float init_std, init_value; /* std < 0: uniform in +- that (recurrent weights); 0: init_value */
 } tmoei_parameter;
+
 typedef struct tmoei_layer {
-    int decoder, number, heads;     /* number: among the layers of its side */
-    int experts, route;             /* 1 = dense; which routed layer this is, -1: none */
-    int rows[TMOEI_PIECES], cols[TMOEI_PIECES];     /* 0: the layer does not have this piece */
-    size_t offset[TMOEI_PIECES];    /* inside the shared part, or inside an expert's block */
+    int decoder, number, heads; /* number: among the layers of its side */
+    int experts, route;         /* 1 = dense; which routed layer this is, -1: none */
+    int rows[TMOEI_PIECES], cols[TMOEI_PIECES]; /* 0: the layer does not have this piece */
+    size_t offset[TMOEI_PIECES]; /* inside the shared part, or inside an expert's block */
     int in_expert[TMOEI_PIECES];
-    size_t shared, shared_size, block, block_size;  /* floats of theta; expert e: e * block_size on */
+    size_t shared, shared_size, block,
+        block_size; /* floats of theta; expert e: e * block_size on */
 } tmoei_layer;
+
 struct tmoe_model {
-    tmoe_ctx *ctx; tmoe_config config; tmoe_tokenizer *tokenizer; tmoe_generation generation;
-    char *mapping; size_t mapping_size;     /* the file that theta lies in, or NULL */
-    tmoe_task *tasks;               /* known ones: name, category, instruction */
-    int V, N, L, R;                 /* vocabulary; tasks; layers, encoder first; routed layers */
-    size_t width;                   /* of a route: R * E */
+    tmoe_ctx *ctx;
+    tmoe_config config;
+    tmoe_tokenizer *tokenizer;
+    tmoe_generation generation;
+    char *mapping;
+    size_t mapping_size; /* the file that theta lies in, or NULL */
+    tmoe_task *tasks;    /* known ones: name, category, instruction */
+    int V, N, L, R;      /* vocabulary; tasks; layers, encoder first; routed layers */
+    size_t width;        /* of a route: R * E */
     tmoei_layer *layers;
-    tmoei_parameter *parameters; size_t parameter_capacity;
-    int parameter_count, router_parameter;          /* the router's first named tensor: its index */
+    tmoei_parameter *parameters;
+    size_t parameter_capacity;
+    int parameter_count, router_parameter; /* the router's first named tensor: its index */
     float *theta;
-    size_t size, vectors;           /* floats in theta; offset of the task vectors, (N, k) */
-    int shared[TMOEI_SHARED];       /* indices of the parameters outside the layers */
-    float *mask;                    /* (R, E) added to the logits: 0, or -1e9 for a disabled expert */
-    float *text_vectors;            /* (N + 1, k): of the instructions, and of one that is asked about */
-    int64_t step;                   /* optimiser steps taken: sets the temperature */
-    uint64_t version;               /* raised whenever theta changes; caches compare it */
-    float *routes;                  /* (N, R * E) of evaluation, valid for routes_version */
-    float *merged, **blocks;        /* merged blocks of the last route asked for; (L) where each layer's is */
-    float *merged_route;            /* that route, (R, E); valid for merged_version */
+    size_t size, vectors;     /* floats in theta; offset of the task vectors, (N, k) */
+    int shared[TMOEI_SHARED]; /* indices of the parameters outside the layers */
+    float *mask;              /* (R, E) added to the logits: 0, or -1e9 for a disabled expert */
+    float *text_vectors;      /* (N + 1, k): of the instructions, and of one that is asked about */
+    int64_t step;             /* optimiser steps taken: sets the temperature */
+    uint64_t version;         /* raised whenever theta changes; caches compare it */
+    float *routes;            /* (N, R * E) of evaluation, valid for routes_version */
+    float *merged,
+        **blocks;        /* merged blocks of the last route asked for; (L) where each layer's is */
+    float *merged_route; /* that route, (R, E); valid for merged_version */
     uint64_t routes_version, merged_version;
-    tmoe_tape *tape; tmoei_owner own;       /* for evaluation; of all blocks but theta's mapping */
+    tmoe_tape *tape;
+    tmoei_owner own; /* for evaluation; of all blocks but theta's mapping */
 };
 /* Adds a named tensor at the end of theta; gives its offset. Failure is noted in the context. */
 TMOEI_PRINTF(9, 10)
+
 static size_t tmoei_parameter_add(tmoe_model *model, int rows, int cols, tmoei_rate rate, int decay,
-        int expert, float init_std, float init_value, const char *format, ...) {
+    int expert, float init_std, float init_value, const char *format, ...)
+{
     va_list arguments;
     if (!tmoei_grow(model->ctx, &model->parameters, &model->parameter_capacity,
-            (size_t)model->parameter_count + 1, sizeof *model->parameters)) return 0;
+            (size_t)model->parameter_count + 1, sizeof *model->parameters))
+        return 0;
     tmoei_parameter *parameter = &model->parameters[model->parameter_count++];
     va_start(arguments, format);
     (void)vsnprintf(parameter->name, sizeof parameter->name, format, arguments);
     va_end(arguments);
-    parameter->rows = rows; parameter->cols = cols;
-    parameter->offset = model->size; parameter->size = (size_t)rows * (size_t)cols;
-    parameter->rate = rate; parameter->decay = decay; parameter->expert = expert;
-    parameter->init_std = init_std; parameter->init_value = init_value;
+    parameter->rows = rows;
+    parameter->cols = cols;
+    parameter->offset = model->size;
+    parameter->size = (size_t)rows * (size_t)cols;
+    parameter->rate = rate;
+    parameter->decay = decay;
+    parameter->expert = expert;
+    parameter->init_std = init_std;
+    parameter->init_value = init_value;
     model->size += parameter->size;
     return parameter->offset;
 }
+
 /* Standard deviation at the start of what has `rows` rows: only matrices are random. */
-static float tmoei_init_std(const tmoe_model *model, int rows, int fan_in) {
+static float tmoei_init_std(const tmoe_model *model, int rows, int fan_in)
+{
     const float std = model->config.init_std;
     return rows == 1 ? 0.0f : std > 0.0f ? std : 1.0f / sqrtf((float)fan_in);
 }
-/* Lays out one layer: shapes of its pieces, then the shared part and the experts' blocks in theta. */
-static void tmoei_layer_plan(tmoe_model *model, int index) {
+
+/* Lays out one layer: shapes of its pieces, then the shared part and the experts' blocks in theta.
+ * */
+static void tmoei_layer_plan(tmoe_model *model, int index)
+{
     const tmoe_config *c = &model->config;
     tmoei_layer *layer = &model->layers[index];
-    const int decoder = index >= c->encoder_layers, D = c->D, F = decoder ? c->F_decoder : c->F_encoder;
-    const int shapes[TMOEI_PIECES / 2][2] = { { 3 * D, D }, { D, D }, { 0, D }, { D, D }, { 2 * D, D },
-        { D, D }, { 0, D }, { F, D }, { D, F }, { 0, D } };     /* out, in of the weights; no out: a norm */
-    layer->decoder = decoder; layer->number = decoder ? index - c->encoder_layers : index;
+    const int decoder = index >= c->encoder_layers, D = c->D,
+              F = decoder ? c->F_decoder : c->F_encoder;
+    const int shapes[TMOEI_PIECES / 2][2] = { { 3 * D, D }, { D, D }, { 0, D }, { D, D },
+        { 2 * D, D }, { D, D }, { 0, D }, { F, D }, { D, F },
+        { 0, D } }; /* out, in of the weights; no out: a norm */
+    layer->decoder = decoder;
+    layer->number = decoder ? index - c->encoder_layers : index;
     layer->heads = decoder ? c->H_decoder : c->H_encoder;
-    layer->experts = c->E > 1 && (c->expert_places & (decoder ? TMOE_DECODER : TMOE_ENCODER)) ? c->E : 1;
+    layer->experts =
+        c->E > 1 && (c->expert_places & (decoder ? TMOE_DECODER : TMOE_ENCODER)) ? c->E : 1;
     layer->route = layer->experts > 1 ? model->R++ : -1;
     layer->shared = model->size;
-    for (int expert = -1; expert < layer->experts; expert++) {  /* -1: the shared part */
+    for (int expert = -1; expert < layer->experts; expert++) { /* -1: the shared part */
         const size_t start = model->size;
         char owner[24] = "";
-        if (layer->experts > 1 && expert >= 0) (void)snprintf(owner, sizeof owner, "expert.%d.", expert);
+        if (layer->experts > 1 && expert >= 0)
+            (void)snprintf(owner, sizeof owner, "expert.%d.", expert);
         for (int piece = 0; piece < TMOEI_PIECES; piece++) {
             const int out = shapes[piece / 2][0], in = shapes[piece / 2][1], bias = piece % 2;
             const int rows = bias || !out ? 1 : out, cols = bias && out ? out : in;
             if (!decoder && piece >= TMOEI_CROSS_Q && piece < TMOEI_FC1) continue;
-            if ((c->expert_kind == TMOE_EXPERT_LAYER || piece >= TMOEI_FC1) != (expert >= 0)) continue;
-            layer->rows[piece] = rows; layer->cols[piece] = cols; layer->in_expert[piece] = expert >= 0;
-            layer->offset[piece] = tmoei_parameter_add(model, rows, cols, TMOEI_RATE_LAYERS, rows > 1,
-                layer->experts > 1 ? expert : -1, tmoei_init_std(model, rows, cols), bias || out ? 0 : 1.0f,
-                "%s.%d.%s%s.%s", decoder ? "decoder" : "encoder", layer->number, owner,
-                tmoei_piece_names[piece / 2], bias ? "bias" : "weight") - start;
+            if ((c->expert_kind == TMOE_EXPERT_LAYER || piece >= TMOEI_FC1) != (expert >= 0))
+                continue;
+            layer->rows[piece] = rows;
+            layer->cols[piece] = cols;
+            layer->in_expert[piece] = expert >= 0;
+            layer->offset[piece] =
+                tmoei_parameter_add(model, rows, cols, TMOEI_RATE_LAYERS, rows > 1,
+                    layer->experts > 1 ? expert : -1, tmoei_init_std(model, rows, cols),
+                    bias || out ? 0 : 1.0f, "%s.%d.%s%s.%s", decoder ? "decoder" : "encoder",
+                    layer->number, owner, tmoei_piece_names[piece / 2], bias ? "bias" : "weight")
+                - start;
         }
         *(expert < 0 ? &layer->shared_size : &layer->block_size) = model->size - start;
     }
     layer->block = layer->shared + layer->shared_size;
 }
+
 /* >>router */
-static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, float *grads, tmoe_tensor *e_t);
+static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, float *grads,
+    tmoe_tensor *e_t);
+
 /* Lays out theta: offsets, names and sizes of everything. */
-static tmoe_result tmoei_model_plan(tmoe_model *model) {
+static tmoe_result tmoei_model_plan(tmoe_model *model)
+{
     static const char *const names[TMOEI_SHARED] = { "tokens.weight", "encoder.positions.weight",
-        "decoder.positions.weight", "encoder.norm.weight", "encoder.norm.bias", "decoder.norm.weight",
-        "decoder.norm.bias", "output.bias" };
+        "decoder.positions.weight", "encoder.norm.weight", "encoder.norm.bias",
+        "decoder.norm.weight", "decoder.norm.bias", "output.bias" };
     const tmoe_config *c = &model->config;
     const int rows[TMOEI_SHARED] = { model->V, c->source_tokens, c->target_tokens, 1, 1, 1, 1, 1 };
     for (int s = 0; s < TMOEI_SHARED; s++) {
-        const int output = s == TMOEI_OUTPUT_BIAS, gain = s == TMOEI_ENCODER_NORM || s == TMOEI_DECODER_NORM;
-        if (output) {                   /* behind the layers: an odd V would move them off cache lines */
-            model->layers = (tmoei_layer *)tmoei_own(&model->own, (size_t)model->L, sizeof *model->layers);
+        const int output = s == TMOEI_OUTPUT_BIAS,
+                  gain = s == TMOEI_ENCODER_NORM || s == TMOEI_DECODER_NORM;
+        if (output) { /* behind the layers: an odd V would move them off cache lines */
+            model->layers =
+                (tmoei_layer *)tmoei_own(&model->own, (size_t)model->L, sizeof *model->layers);
             if (!model->layers) return model->ctx->error;
             for (int l = 0; l < model->L; l++) tmoei_layer_plan(model, l);
         }
@@ -4726,103 +6508,138 @@ static tmoe_result tmoei_model_plan(tmoe_model *model) {
             tmoei_init_std(model, rows[s], c->D), gain ? 1.0f : 0.0f, "%s", names[s]);
     }
     model->router_parameter = model->parameter_count;
-    if (model->R > 0) (void)tmoei_router_logits(model, model->tape, NULL, NULL);     /* adds what it takes */
+    if (model->R > 0)
+        (void)tmoei_router_logits(model, model->tape, NULL, NULL); /* adds what it takes */
     model->vectors = model->size;
     if (model->N > 0 && model->R > 0)
-        (void)tmoei_parameter_add(model, model->N, c->k, c->vectors == TMOE_VECTOR_LEARNED ? TMOEI_RATE_TASKS
-            : TMOEI_RATE_NONE, 1, -1, 0.02f, 0.0f, "task_vectors.weight");
+        (void)tmoei_parameter_add(model, model->N, c->k,
+            c->vectors == TMOE_VECTOR_LEARNED ? TMOEI_RATE_TASKS : TMOEI_RATE_NONE, 1, -1, 0.02f,
+            0.0f, "task_vectors.weight");
     return model->ctx->error;
 }
-/* Begins parameters first .. first + n - 1: matrices normal (or uniform), norms 1, biases 0, and experts
- * above 0 with the noise they differ by from expert 0. The stream is the tensor's index, the counter the
- * element: the same seed gives the same weights whatever else the model has. */
-typedef struct tmoei_init_job { tmoe_model *model; int derived; } tmoei_init_job;
-static void tmoei_init_sweep(const tmoe_ctx *ctx, const void *job, size_t first, size_t count) {
+
+/* Begins parameters first .. first + n - 1: matrices normal (or uniform), norms 1, biases 0, and
+ * experts above 0 with the noise they differ by from expert 0. The stream is the tensor's index,
+ * the counter the element: the same seed gives the same weights whatever else the model has. */
+typedef struct tmoei_init_job {
+    tmoe_model *model;
+    int derived;
+} tmoei_init_job;
+
+static void tmoei_init_sweep(const tmoe_ctx *ctx, const void *job, size_t first, size_t count)
+{
     const tmoei_init_job *s = (const tmoei_init_job *)job;
-    const uint64_t seed = s->model->config.seed; (void)ctx;
+    const uint64_t seed = s->model->config.seed;
+    (void)ctx;
     for (size_t p = first; p < first + count; p++) {
         const tmoei_parameter *parameter = &s->model->parameters[p];
         float *x = s->model->theta + parameter->offset;
         const size_t n = parameter->size;
         const float std = parameter->init_std;
         const int noise = parameter->expert > 0;
-        if (s->derived && !noise && (int)p < s->model->router_parameter) continue;     /* will be copied */
+        if (s->derived && !noise && (int)p < s->model->router_parameter)
+            continue; /* will be copied */
         for (size_t i = 0; i < n; i++)
-            x[i] = std == 0.0f ? parameter->init_value : std > 0.0f ? std * tmoei_normal(seed, (uint64_t)p, i)
+            x[i] = std == 0.0f ? parameter->init_value
+                : std > 0.0f
+                ? std * tmoei_normal(seed, (uint64_t)p, i)
                 : -std * (2.0f * tmoei_uniform(tmoei_random(seed, (uint64_t)p, i)) - 1.0f);
-        for (size_t i = 0; noise && i < n; i++) x[i] *= std == 0.0f ? 0.0f : s->model->config.expert_noise;
+        for (size_t i = 0; noise && i < n; i++)
+            x[i] *= std == 0.0f ? 0.0f : s->model->config.expert_noise;
     }
 }
-/* A number of tmoe_config and the like: its name in files, where it is, what it may be. Enums are ints. */
+
+/* A number of tmoe_config and the like: its name in files, where it is, what it may be. Enums are
+ * ints. */
 typedef enum tmoei_kind { TMOEI_KIND_INT, TMOEI_KIND_FLOAT, TMOEI_KIND_BOOL } tmoei_kind;
+
 typedef struct tmoei_field {
-    const char *name; size_t offset; tmoei_kind kind; double least, most; } tmoei_field;
+    const char *name;
+    size_t offset;
+    tmoei_kind kind;
+    double least, most;
+} tmoei_field;
+
 #define TMOEI_NAMED(name, f, kind, least, most) \
-    { name, offsetof(TMOEI_STRUCT, f), TMOEI_KIND_##kind, (double)(least), (double)(most) }
+    { \
+        name, offsetof(TMOEI_STRUCT, f), TMOEI_KIND_##kind, (double)(least), (double)(most) \
+    }
 #define TMOEI_INT(f, least, most) TMOEI_NAMED(#f, f, INT, least, most)
 #define TMOEI_SIZE(f, least) TMOEI_NAMED(#f, f, INT, least, 1 << 20)
 #define TMOEI_FLOAT(f, least, most) TMOEI_NAMED(#f, f, FLOAT, least, most)
-#define TMOEI_BELOW_1 0.99999994        /* the largest float there */
+#define TMOEI_BELOW_1 0.99999994 /* the largest float there */
 #define TMOEI_STRUCT tmoe_config
-static const tmoei_field tmoei_config_fields[] = {              /* the seed is written by itself */
+static const tmoei_field tmoei_config_fields[] = { /* the seed is written by itself */
     TMOEI_SIZE(D, 1), TMOEI_SIZE(H_encoder, 1), TMOEI_SIZE(H_decoder, 1), TMOEI_SIZE(F_encoder, 1),
     TMOEI_SIZE(F_decoder, 1), TMOEI_SIZE(encoder_layers, 1), TMOEI_SIZE(decoder_layers, 1),
-    TMOEI_INT(source_tokens, 3, TMOEI_SCORES), TMOEI_INT(target_tokens, 2, TMOEI_SCORES), TMOEI_SIZE(V, 0),
-    TMOEI_INT(norm, 0, TMOE_NORM_POST), TMOEI_INT(activation, TMOE_GELU, TMOE_RELU),
-    TMOEI_INT(scale_embedding, 0, 1), TMOEI_INT(E, 1, 64),
-    TMOEI_INT(expert_places, 0, TMOE_ENCODER | TMOE_DECODER), TMOEI_INT(expert_kind, 0, TMOE_EXPERT_FFN),
-    TMOEI_FLOAT(expert_noise, 0, FLT_MAX), TMOEI_INT(mix, 0, TMOE_MIX_OUTPUT),
-    TMOEI_INT(selection, 0, TMOE_SELECT_RANDOM_EXAMPLE), TMOEI_INT(random_n, 1, 64),
-    TMOEI_FLOAT(temperature, FLT_MIN, FLT_MAX), TMOEI_FLOAT(temperature_decay, 0, FLT_MAX),
-    TMOEI_FLOAT(temperature_min, FLT_MIN, FLT_MAX), TMOEI_FLOAT(exploration, 0, 1),
-    TMOEI_INT(router, 0, TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC), TMOEI_INT(router_hidden, 1, 65536),
-    TMOEI_INT(vectors, 0, TMOE_VECTOR_GIVEN), TMOEI_SIZE(k, 1), TMOEI_INT(instruction_in_input, 0, 1),
-    TMOEI_INT(begin_in_target, 0, 1), TMOEI_INT(specials_in_text, 0, 1), TMOEI_FLOAT(init_std, 0, FLT_MAX),
-    TMOEI_SIZE(start_id, 0), TMOEI_SIZE(begin_id, 0), TMOEI_SIZE(pad_id, 0), TMOEI_SIZE(end_id, 0)
+    TMOEI_INT(source_tokens, 3, TMOEI_SCORES), TMOEI_INT(target_tokens, 2, TMOEI_SCORES),
+    TMOEI_SIZE(V, 0), TMOEI_INT(norm, 0, TMOE_NORM_POST),
+    TMOEI_INT(activation, TMOE_GELU, TMOE_RELU), TMOEI_INT(scale_embedding, 0, 1),
+    TMOEI_INT(E, 1, 64), TMOEI_INT(expert_places, 0, TMOE_ENCODER | TMOE_DECODER),
+    TMOEI_INT(expert_kind, 0, TMOE_EXPERT_FFN), TMOEI_FLOAT(expert_noise, 0, FLT_MAX),
+    TMOEI_INT(mix, 0, TMOE_MIX_OUTPUT), TMOEI_INT(selection, 0, TMOE_SELECT_RANDOM_EXAMPLE),
+    TMOEI_INT(random_n, 1, 64), TMOEI_FLOAT(temperature, FLT_MIN, FLT_MAX),
+    TMOEI_FLOAT(temperature_decay, 0, FLT_MAX), TMOEI_FLOAT(temperature_min, FLT_MIN, FLT_MAX),
+    TMOEI_FLOAT(exploration, 0, 1), TMOEI_INT(router, 0, TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC),
+    TMOEI_INT(router_hidden, 1, 65536), TMOEI_INT(vectors, 0, TMOE_VECTOR_GIVEN), TMOEI_SIZE(k, 1),
+    TMOEI_INT(instruction_in_input, 0, 1), TMOEI_INT(begin_in_target, 0, 1),
+    TMOEI_INT(specials_in_text, 0, 1), TMOEI_FLOAT(init_std, 0, FLT_MAX), TMOEI_SIZE(start_id, 0),
+    TMOEI_SIZE(begin_id, 0), TMOEI_SIZE(pad_id, 0), TMOEI_SIZE(end_id, 0)
 };
 #define TMOEI_CONFIG_FIELDS (sizeof tmoei_config_fields / sizeof *tmoei_config_fields)
 #undef TMOEI_STRUCT
 #define TMOEI_STRUCT tmoe_generation
-static const tmoei_field tmoei_generation_fields[] = {         /* by transformers' names, but for the first */
-    TMOEI_INT(early_stopping, 0, TMOE_EARLY_STOPPING_NEVER), TMOEI_NAMED("num_beams", beams, INT, 1, 1024),
-    TMOEI_INT(max_length, 0, 1 << 20), TMOEI_INT(min_length, 0, 1 << 20),
-    TMOEI_NAMED("no_repeat_ngram_size", no_repeat_ngram, INT, 0, 1 << 20),
-    TMOEI_NAMED("num_return_sequences", returned, INT, 1, 1024),
-    TMOEI_FLOAT(length_penalty, -FLT_MAX, FLT_MAX),
-    TMOEI_NAMED("forced_bos_token_id", forced_begin_id, INT, -1, 1 << 20),
-    TMOEI_NAMED("forced_eos_token_id", forced_end_id, INT, -1, 1 << 20)
-};
+static const tmoei_field
+    tmoei_generation_fields[] = { /* by transformers' names, but for the first */
+        TMOEI_INT(early_stopping, 0, TMOE_EARLY_STOPPING_NEVER),
+        TMOEI_NAMED("num_beams", beams, INT, 1, 1024), TMOEI_INT(max_length, 0, 1 << 20),
+        TMOEI_INT(min_length, 0, 1 << 20),
+        TMOEI_NAMED("no_repeat_ngram_size", no_repeat_ngram, INT, 0, 1 << 20),
+        TMOEI_NAMED("num_return_sequences", returned, INT, 1, 1024),
+        TMOEI_FLOAT(length_penalty, -FLT_MAX, FLT_MAX),
+        TMOEI_NAMED("forced_bos_token_id", forced_begin_id, INT, -1, 1 << 20),
+        TMOEI_NAMED("forced_eos_token_id", forced_end_id, INT, -1, 1 << 20)
+    };
+
 enum { TMOEI_GENERATION_FIELDS = sizeof tmoei_generation_fields / sizeof *tmoei_generation_fields };
+
 #undef TMOEI_STRUCT
 #define TMOEI_STRUCT tmoe_training
-#define TMOEI_GROUPS_MAX 120            /* tasks a step */
-static const tmoei_field tmoei_training_fields[] = {
-    TMOEI_INT(steps, 1, INT_MAX), TMOEI_INT(tasks_per_step, 1, TMOEI_GROUPS_MAX),
-    TMOEI_INT(examples_per_task, 1, 1024), TMOEI_FLOAT(lr_model, 0, FLT_MAX),
-    TMOEI_FLOAT(lr_router, 0, FLT_MAX), TMOEI_FLOAT(lr_tasks, 0, FLT_MAX), TMOEI_FLOAT(warmup, 0, 1),
+#define TMOEI_GROUPS_MAX 120 /* tasks a step */
+static const tmoei_field tmoei_training_fields[] = { TMOEI_INT(steps, 1, INT_MAX),
+    TMOEI_INT(tasks_per_step, 1, TMOEI_GROUPS_MAX), TMOEI_INT(examples_per_task, 1, 1024),
+    TMOEI_FLOAT(lr_model, 0, FLT_MAX), TMOEI_FLOAT(lr_router, 0, FLT_MAX),
+    TMOEI_FLOAT(lr_tasks, 0, FLT_MAX), TMOEI_FLOAT(warmup, 0, 1),
     TMOEI_FLOAT(weight_decay, 0, FLT_MAX), TMOEI_FLOAT(beta1, 0, TMOEI_BELOW_1),
     TMOEI_FLOAT(beta2, 0, TMOEI_BELOW_1), TMOEI_FLOAT(adam_epsilon, FLT_MIN, FLT_MAX),
     TMOEI_FLOAT(clip, 0, FLT_MAX), TMOEI_FLOAT(label_smoothing, 0, TMOEI_BELOW_1),
     TMOEI_FLOAT(dropout, 0, TMOEI_BELOW_1), TMOEI_FLOAT(expert_regularisation, 0, FLT_MAX),
     TMOEI_FLOAT(load_balance, 0, FLT_MAX), TMOEI_INT(train, 1, TMOE_TRAIN_ALL),
     TMOEI_INT(alternate_steps, 0, INT_MAX / 2), TMOEI_INT(validation_lines, 0, INT_MAX),
-    TMOEI_INT(evaluate_every_steps, 0, INT_MAX), TMOEI_INT(patience, 0, INT_MAX)
-};
+    TMOEI_INT(evaluate_every_steps, 0, INT_MAX), TMOEI_INT(patience, 0, INT_MAX) };
 #undef TMOEI_STRUCT
-static double tmoei_field_value(const void *config, const tmoei_field *field) {
+
+static double tmoei_field_value(const void *config, const tmoei_field *field)
+{
     const void *at = (const char *)config + field->offset;
     return field->kind == TMOEI_KIND_FLOAT ? (double)*(const float *)at : (double)*(const int *)at;
 }
+
 /* Notes every field that is out of its range (NaN is), so that one message names all mistakes. */
-static void tmoei_fields_check(const void *c, const tmoei_field *f, size_t count, char *text, size_t size) {
+static void tmoei_fields_check(const void *c, const tmoei_field *f, size_t count, char *text,
+    size_t size)
+{
     for (; count--; f++) {
         const double x = tmoei_field_value(c, f);
         if (!(x >= f->least && x <= f->most))
-            tmoei_problem(text, size, "%s is %.7g, must be %.7g to %.7g", f->name, x, f->least, f->most);
+            tmoei_problem(text, size, "%s is %.7g, must be %.7g to %.7g", f->name, x, f->least,
+                f->most);
     }
 }
-static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c, const tmoe_tokenizer *tokenizer,
-        int task_count) {
+
+static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c,
+    const tmoe_tokenizer *tokenizer, int task_count)
+{
     const int symbols = tokenizer ? tmoe_tokenizer_vocabulary(tokenizer) : 3;
     char text[TMOEI_MESSAGE_BYTES - 64] = "";
     const size_t size = sizeof text;
@@ -4840,66 +6657,103 @@ static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c, const
         tmoei_problem(text, size, "V is %d, must be at least the tokenizer's %d", c->V, symbols);
     if (c->E > 1 && c->expert_places == 0)
         tmoei_problem(text, size, "E is %d but expert_places names no layers", c->E);
-    if (c->E > 1 && task_count < 1) tmoei_problem(text, size, "E is %d but there is no task to route", c->E);
+    if (c->E > 1 && task_count < 1)
+        tmoei_problem(text, size, "E is %d but there is no task to route", c->E);
     if (c->selection == TMOE_SELECT_RANDOM_TASK && c->random_n > c->E)
         tmoei_problem(text, size, "random_n is %d, must be 1 to E = %d", c->random_n, c->E);
-    if (c->router >= TMOE_ROUTER_TRANSFORMER && c->router_hidden % 4) tmoei_problem(text, size,
-        "router_hidden is %d, must be divisible by the transformer router's 4 heads", c->router_hidden);
+    if (c->router >= TMOE_ROUTER_TRANSFORMER && c->router_hidden % 4)
+        tmoei_problem(text, size,
+            "router_hidden is %d, must be divisible by the transformer router's 4 heads",
+            c->router_hidden);
     return text[0] ? tmoei_fail(ctx, TMOE_ERR_CONFIG, "config: %s", text) : TMOE_OK;
 }
-TMOE_DEF tmoe_config tmoe_config_default(void) {
-    tmoe_config c; memset(&c, 0, sizeof c);
-    c.D = 96; c.H_encoder = c.H_decoder = 4; c.F_encoder = c.F_decoder = 384;
-    c.encoder_layers = c.decoder_layers = 2; c.norm = TMOE_NORM_PRE; c.activation = TMOE_GELU;
-    c.source_tokens = 128; c.target_tokens = 64;                /* the paper decodes at most 64 tokens */
-    c.E = 4; c.expert_places = TMOE_ENCODER | TMOE_DECODER; c.expert_noise = 0.5f; c.mix = TMOE_MIX_PARAM;
-    c.selection = TMOE_SELECT_SOFTMAX; c.random_n = 1; c.temperature = c.temperature_min = 1.0f;
-    c.router = TMOE_ROUTER_LINEAR_LAYER_SPECIFIC; c.router_hidden = 64;     /* the paper's final runs */
-    c.vectors = TMOE_VECTOR_TEXT; c.k = 64; c.instruction_in_input = 1; c.seed = 1;
-    c.begin_id = TMOE_TOKEN_BEGIN; c.pad_id = TMOE_TOKEN_PAD; c.start_id = c.end_id = TMOE_TOKEN_END;
+
+TMOE_DEF tmoe_config tmoe_config_default(void)
+{
+    tmoe_config c;
+    memset(&c, 0, sizeof c);
+    c.D = 96;
+    c.H_encoder = c.H_decoder = 4;
+    c.F_encoder = c.F_decoder = 384;
+    c.encoder_layers = c.decoder_layers = 2;
+    c.norm = TMOE_NORM_PRE;
+    c.activation = TMOE_GELU;
+    c.source_tokens = 128;
+    c.target_tokens = 64; /* the paper decodes at most 64 tokens */
+    c.E = 4;
+    c.expert_places = TMOE_ENCODER | TMOE_DECODER;
+    c.expert_noise = 0.5f;
+    c.mix = TMOE_MIX_PARAM;
+    c.selection = TMOE_SELECT_SOFTMAX;
+    c.random_n = 1;
+    c.temperature = c.temperature_min = 1.0f;
+    c.router = TMOE_ROUTER_LINEAR_LAYER_SPECIFIC;
+    c.router_hidden = 64; /* the paper's final runs */
+    c.vectors = TMOE_VECTOR_TEXT;
+    c.k = 64;
+    c.instruction_in_input = 1;
+    c.seed = 1;
+    c.begin_id = TMOE_TOKEN_BEGIN;
+    c.pad_id = TMOE_TOKEN_PAD;
+    c.start_id = c.end_id = TMOE_TOKEN_END;
     return c;
 }
-TMOE_DEF void tmoe_model_destroy(tmoe_model *model) {
+
+TMOE_DEF void tmoe_model_destroy(tmoe_model *model)
+{
     if (!model) return;
     tmoe_tokenizer_destroy(model->tokenizer);
     tmoe_tape_destroy(model->tape);
 #ifndef TMOE_NO_STDIO
     if (model->mapping) tmoei_unmap(model->mapping, model->mapping_size);
 #endif
-    tmoei_free(model->ctx, model->parameters); tmoei_owner_free(&model->own);
+    tmoei_free(model->ctx, model->parameters);
+    tmoei_owner_free(&model->own);
     tmoei_free(model->ctx, model);
 }
-static void tmoei_text_vector(const char *text, int k, float *vector);  /* >>router */
+
+static void tmoei_text_vector(const char *text, int k, float *vector); /* >>router */
+
 /* Everything but theta: that is allocated by this, or lies in a file. */
-static tmoe_result tmoei_theta_alloc(tmoe_model *model) {
+static tmoe_result tmoei_theta_alloc(tmoe_model *model)
+{
     model->theta = (float *)tmoei_own(&model->own, model->size, sizeof(float));
     return model->ctx->error;
 }
+
 /* The model if it is good; otherwise it goes. */
-static tmoe_model *tmoei_model_if(int good, tmoe_model *model) {
+static tmoe_model *tmoei_model_if(int good, tmoe_model *model)
+{
     if (good) return model;
     tmoe_model_destroy(model);
     return NULL;
 }
-static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config, const tmoe_tokenizer *tokenizer,
-        const tmoe_task *tasks, int task_count) {
+
+static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config,
+    const tmoe_tokenizer *tokenizer, const tmoe_task *tasks, int task_count)
+{
     const size_t N = (size_t)task_count, k = (size_t)config->k;
     if (tmoei_config_check(ctx, config, tokenizer, task_count) != TMOE_OK) return NULL;
     tmoe_model *model = (tmoe_model *)tmoei_alloc(ctx, 1, sizeof *model, 1);
     if (!model) return NULL;
     tmoei_owner *own = &model->own;
-    model->ctx = own->ctx = ctx; model->config = *config; model->N = task_count; model->version = 1;
+    model->ctx = own->ctx = ctx;
+    model->config = *config;
+    model->N = task_count;
+    model->version = 1;
     model->L = config->encoder_layers + config->decoder_layers;
     model->tokenizer = tokenizer ? tmoei_tokenizer_copy(ctx, tokenizer) : NULL;
     model->config.V = model->V = config->V ? config->V : tmoe_tokenizer_vocabulary(tokenizer);
-    model->generation.beams = model->generation.returned = 1; model->generation.length_penalty = 1.0f;
+    model->generation.beams = model->generation.returned = 1;
+    model->generation.length_penalty = 1.0f;
     model->generation.forced_begin_id = model->generation.forced_end_id = -1;
     model->tape = tmoe_tape_create(ctx);
     model->tasks = (tmoe_task *)tmoei_own(own, N + 1, sizeof *model->tasks);
     model->text_vectors = (float *)tmoei_own(own, N + 1, k * sizeof(float));
     for (int t = 0; ctx->error == TMOE_OK && t < task_count; t++) {
         model->tasks[t].name = tmoei_own_text(own, tasks[t].name, strlen(tasks[t].name));
-        model->tasks[t].instruction = tmoei_own_text(own, tasks[t].instruction, strlen(tasks[t].instruction));
+        model->tasks[t].instruction =
+            tmoei_own_text(own, tasks[t].instruction, strlen(tasks[t].instruction));
         const char *category = tasks[t].category ? tasks[t].category : "none";
         model->tasks[t].category = tmoei_own_text(own, category, strlen(category));
         tmoei_text_vector(tasks[t].instruction, config->k, model->text_vectors + (size_t)t * k);
@@ -4913,66 +6767,89 @@ static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config, con
     }
     return tmoei_model_if(ctx->error == TMOE_OK, model);
 }
+
 /* A model with theta as it begins; derived: its dense parts and expert 0 are still to be copied. */
 static tmoe_model *tmoei_model_begin(tmoe_ctx *ctx, const tmoe_config *config,
-        const tmoe_tokenizer *tokenizer, const tmoe_task *tasks, int task_count, int derived) {
+    const tmoe_tokenizer *tokenizer, const tmoe_task *tasks, int task_count, int derived)
+{
     tmoe_model *model = tmoei_model_new(ctx, config, tokenizer, tasks, task_count);
     const tmoei_init_job job = { model, derived };
-    if (!model || tmoei_theta_alloc(model) != TMOE_OK) { tmoe_model_destroy(model); return NULL; }
+    if (!model || tmoei_theta_alloc(model) != TMOE_OK) {
+        tmoe_model_destroy(model);
+        return NULL;
+    }
     tmoei_sweep(ctx, (size_t)model->parameter_count, 1, tmoei_init_sweep, &job);
     if (model->R > 0 && config->vectors == TMOE_VECTOR_TEXT)
         memcpy(model->theta + model->vectors, model->text_vectors,
             (size_t)model->N * (size_t)config->k * sizeof(float));
     return model;
 }
+
 /* Experts above 0 are copies of expert 0, plus the noise that stands there. */
-static void tmoei_experts_copy(tmoe_model *model, int l) {
+static void tmoei_experts_copy(tmoe_model *model, int l)
+{
     const size_t n = model->layers[l].block_size;
     float *block = model->theta + model->layers[l].block;
     for (int e = 1; e < model->layers[l].experts; e++)
         tmoei_scale_add(model->ctx, block + (size_t)e * n, 1.0f, 1.0f, block, n);
 }
+
 TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
-        const tmoe_tokenizer *tokenizer, const tmoe_task *tasks, int task_count) {
+    const tmoe_tokenizer *tokenizer, const tmoe_task *tasks, int task_count)
+{
     const tmoe_config chosen = config ? *config : tmoe_config_default();
     ctx->error = TMOE_OK;
     tmoe_model *model = tmoei_model_begin(ctx, &chosen, tokenizer, tasks, task_count, 0);
     for (int l = 0; model && l < model->L; l++) tmoei_experts_copy(model, l);
     return model;
 }
-TMOE_DEF int tmoe_find_task(const tmoe_model *model, const char *key) {
+
+TMOE_DEF int tmoe_find_task(const tmoe_model *model, const char *key)
+{
     for (int t = 0; t < model->N; t++)
-        if (strcmp(model->tasks[t].instruction, key) == 0 || strcmp(model->tasks[t].name, key) == 0) return t;
+        if (strcmp(model->tasks[t].instruction, key) == 0 || strcmp(model->tasks[t].name, key) == 0)
+            return t;
     return -1;
 }
-static float *tmoei_piece_of(const tmoe_model *model, int l, int piece, int expert) {
+
+static float *tmoei_piece_of(const tmoe_model *model, int l, int piece, int expert)
+{
     const tmoei_layer *layer = &model->layers[l];
-    return model->theta + layer->offset[piece] + (layer->in_expert[piece] ? layer->block
-        + (size_t)expert * layer->block_size : layer->shared);
+    return model->theta + layer->offset[piece]
+        + (layer->in_expert[piece] ? layer->block + (size_t)expert * layer->block_size
+                                   : layer->shared);
 }
-TMOE_DEF void tmoe_model_take_router(tmoe_model *model, const tmoe_model *from) {
+
+TMOE_DEF void tmoe_model_take_router(tmoe_model *model, const tmoe_model *from)
+{
     for (int p = model->router_parameter; p < model->parameter_count; p++)
         for (int q = from->router_parameter; q < from->parameter_count; q++) {
             const tmoei_parameter *to = &model->parameters[p], *a = &from->parameters[q];
-            const int table = to->offset == model->vectors;     /* of tasks: rows that both know are taken */
+            const int table =
+                to->offset == model->vectors; /* of tasks: rows that both know are taken */
             const float *theirs = from->theta + a->offset;
             float *mine = model->theta + to->offset;
             const size_t n = (size_t)to->cols;
-            if (to->cols != a->cols || (!table && to->rows != a->rows) || strcmp(to->name, a->name)) continue;
+            if (to->cols != a->cols || (!table && to->rows != a->rows) || strcmp(to->name, a->name))
+                continue;
             for (int row = 0; row < to->rows; row++) {
                 const int known = table ? tmoe_find_task(from, model->tasks[row].name) : row;
-                if (known >= 0) memcpy(mine + (size_t)row * n, theirs + (size_t)known * n, n * sizeof(float));
+                if (known >= 0)
+                    memcpy(mine + (size_t)row * n, theirs + (size_t)known * n, n * sizeof(float));
             }
         }
     model->version++;
 }
-/* Layer l of a new model from another: experts are kept, or merged by r (NULL: averaged) and copied. */
-static void tmoei_layer_derive(tmoe_model *model, const tmoe_model *from, int l, const float *r) {
+
+/* Layer l of a new model from another: experts are kept, or merged by r (NULL: averaged) and
+ * copied. */
+static void tmoei_layer_derive(tmoe_model *model, const tmoe_model *from, int l, const float *r)
+{
     const tmoei_layer *layer = &model->layers[l], *old = &from->layers[l];
     const int keep = !r && layer->experts == old->experts;
     for (int piece = 0; piece < TMOEI_PIECES; piece++) {
         const size_t n = (size_t)layer->rows[piece] * (size_t)layer->cols[piece];
-        const int whole = keep && layer->in_expert[piece];     /* each expert's to its heir */
+        const int whole = keep && layer->in_expert[piece]; /* each expert's to its heir */
         const int several = whole || old->in_expert[piece] ? old->experts : 1;
         for (int e = 0; e < several; e++) {
             const float weight = whole || several == 1 ? 1.0f : r ? r[e] : 1.0f / (float)several;
@@ -4982,18 +6859,21 @@ static void tmoei_layer_derive(tmoe_model *model, const tmoe_model *from, int l,
     }
     if (!keep) tmoei_experts_copy(model, l);
 }
+
 TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, const float *route,
-        const tmoe_config *config, const tmoe_task *tasks, int task_count) {
+    const tmoe_config *config, const tmoe_task *tasks, int task_count)
+{
     const tmoe_config *a = &from->config, c = config ? *config : *a;
     ctx->error = TMOE_OK;
     if (c.D != a->D || c.F_encoder != a->F_encoder || c.F_decoder != a->F_decoder
-            || c.encoder_layers != a->encoder_layers || c.decoder_layers != a->decoder_layers
-            || c.source_tokens != a->source_tokens || c.target_tokens != a->target_tokens
-            || (c.V && c.V != from->V) || c.norm != a->norm)
-        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_CONFIG, "derive: D, F, layers, tokens, V and norm must stay");
+        || c.encoder_layers != a->encoder_layers || c.decoder_layers != a->decoder_layers
+        || c.source_tokens != a->source_tokens || c.target_tokens != a->target_tokens
+        || (c.V && c.V != from->V) || c.norm != a->norm)
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_CONFIG,
+            "derive: D, F, layers, tokens, V and norm must stay");
     tmoe_model *model = tmoei_model_begin(ctx, &c, from->tokenizer, tasks, task_count, 1);
     if (!model) return NULL;
-    for (int p = 0; p < TMOEI_SHARED; p++) {                    /* embeddings, positions, norms */
+    for (int p = 0; p < TMOEI_SHARED; p++) { /* embeddings, positions, norms */
         const tmoei_parameter *to = &model->parameters[model->shared[p]];
         memcpy(model->theta + to->offset, from->theta + from->parameters[from->shared[p]].offset,
             to->size * sizeof(float));
@@ -5003,193 +6883,304 @@ TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, co
         tmoei_layer_derive(model, from, l, route && routed >= 0 ? route + routed * a->E : NULL);
     }
     tmoe_model_take_router(model, from);
-    model->step = config ? 0 : from->step; model->generation = from->generation;
+    model->step = config ? 0 : from->step;
+    model->generation = from->generation;
     return model;
 }
-TMOE_DEF const tmoe_config *tmoe_model_config(const tmoe_model *model) { return &model->config; }
-TMOE_DEF tmoe_generation *tmoe_model_generation(tmoe_model *model) { return &model->generation; }
-TMOE_DEF const tmoe_tokenizer *tmoe_model_tokenizer(const tmoe_model *model) { return model->tokenizer; }
-TMOE_DEF int tmoe_model_task_count(const tmoe_model *model) { return model->N; }
-TMOE_DEF const tmoe_task *tmoe_model_task(const tmoe_model *model, int task) {
+
+TMOE_DEF const tmoe_config *tmoe_model_config(const tmoe_model *model)
+{
+    return &model->config;
+}
+
+TMOE_DEF tmoe_generation *tmoe_model_generation(tmoe_model *model)
+{
+    return &model->generation;
+}
+
+TMOE_DEF const tmoe_tokenizer *tmoe_model_tokenizer(const tmoe_model *model)
+{
+    return model->tokenizer;
+}
+
+TMOE_DEF int tmoe_model_task_count(const tmoe_model *model)
+{
+    return model->N;
+}
+
+TMOE_DEF const tmoe_task *tmoe_model_task(const tmoe_model *model, int task)
+{
     return task >= 0 && task < model->N ? &model->tasks[task] : NULL;
 }
-TMOE_DEF size_t tmoe_model_parameters(const tmoe_model *model, size_t *active) {
+
+TMOE_DEF size_t tmoe_model_parameters(const tmoe_model *model, size_t *active)
+{
     if (active) *active = 0;
     for (int p = 0; active && p < model->router_parameter; p++)
         if (model->parameters[p].expert <= 0) *active += model->parameters[p].size;
     return model->size;
 }
-TMOE_DEF int tmoe_routed_layers(const tmoe_model *model) { return model->R; }
-TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int routed_layer, char *text, size_t size) {
+
+TMOE_DEF int tmoe_routed_layers(const tmoe_model *model)
+{
+    return model->R;
+}
+
+TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int routed_layer, char *text,
+    size_t size)
+{
     if (size) text[0] = 0;
     for (const tmoei_layer *layer = model->layers; layer < model->layers + model->L; layer++)
         if (layer->route == routed_layer && routed_layer >= 0)
-            (void)snprintf(text, size, "%s %d", layer->decoder ? "decoder" : "encoder", layer->number);
+            (void)snprintf(text, size, "%s %d", layer->decoder ? "decoder" : "encoder",
+                layer->number);
 }
-/* ==== >>layers: one forward pass of the transformer ===================================================
- * A pass runs for ONE group: packed sequences of one task, so one route. It does not know whether a layer's
- * weights are an expert, a merge or dense. */
-typedef struct tmoei_pack {             /* sequences one behind the other, no padding */
+
+/* ==== >>layers: one forward pass of the transformer ==============================================
+ * A pass runs for ONE group: packed sequences of one task, so one route. It does not know whether a
+ * layer's weights are an expert, a merge or dense. */
+typedef struct tmoei_pack { /* sequences one behind the other, no padding */
     int sequences, tokens;
-    int *ids, *positions, *offsets;     /* (tokens), (tokens), (sequences + 1) */
+    int *ids, *positions, *offsets; /* (tokens), (tokens), (sequences + 1) */
 } tmoei_pack;
-typedef struct tmoei_batch {            /* one group, packed; all arrays in one block of memory */
+
+typedef struct tmoei_batch { /* one group, packed; all arrays in one block of memory */
     tmoei_pack source, target;
-    int *labels;                        /* what each target position must say */
-    int *memory; size_t capacity;       /* ints in it */
+    int *labels; /* what each target position must say */
+    int *memory;
+    size_t capacity; /* ints in it */
 } tmoei_batch;
+
 /* Makes room for a group and lays the arrays out one behind the other. */
-static tmoe_result tmoei_batch_reserve(tmoe_ctx *ctx, tmoei_batch *batch, size_t sources, size_t targets,
-        size_t sequences) {
+static tmoe_result tmoei_batch_reserve(tmoe_ctx *ctx, tmoei_batch *batch, size_t sources,
+    size_t targets, size_t sequences)
+{
     const size_t need = 2 * sources + 3 * targets + 2 * (sequences + 1);
-    if (!tmoei_grow(ctx, &batch->memory, &batch->capacity, need, sizeof(int))) return TMOE_ERR_MEMORY;
-    batch->source.ids = batch->memory; batch->source.positions = batch->source.ids + sources;
+    if (!tmoei_grow(ctx, &batch->memory, &batch->capacity, need, sizeof(int)))
+        return TMOE_ERR_MEMORY;
+    batch->source.ids = batch->memory;
+    batch->source.positions = batch->source.ids + sources;
     batch->target.ids = batch->source.positions + sources;
-    batch->target.positions = batch->target.ids + targets; batch->labels = batch->target.positions + targets;
+    batch->target.positions = batch->target.ids + targets;
+    batch->labels = batch->target.positions + targets;
     batch->source.offsets = batch->labels + targets;
     batch->target.offsets = batch->source.offsets + sequences + 1;
-    batch->source.sequences = batch->target.sequences = batch->source.tokens = batch->target.tokens = 0;
+    batch->source.sequences = batch->target.sequences = batch->source.tokens =
+        batch->target.tokens = 0;
     return TMOE_OK;
 }
-/* Appends a pair: the encoder reads x; the decoder reads start y_1 ... y_(n-1) and must say y_1 ... y_n. */
-static void tmoei_batch_put(tmoei_batch *b, const int *x, size_t nx, const int *y, size_t ny, int start) {
+
+/* Appends a pair: the encoder reads x; the decoder reads start y_1 ... y_(n-1) and must say y_1 ...
+ * y_n. */
+static void tmoei_batch_put(tmoei_batch *b, const int *x, size_t nx, const int *y, size_t ny,
+    int start)
+{
     tmoei_pack *s = &b->source, *t = &b->target;
-    s->offsets[s->sequences++] = s->tokens; t->offsets[t->sequences++] = t->tokens;
-    for (size_t i = 0; i < nx; i++) { s->positions[s->tokens] = (int)i; s->ids[s->tokens++] = x[i]; }
+    s->offsets[s->sequences++] = s->tokens;
+    t->offsets[t->sequences++] = t->tokens;
+    for (size_t i = 0; i < nx; i++) {
+        s->positions[s->tokens] = (int)i;
+        s->ids[s->tokens++] = x[i];
+    }
     for (size_t i = 0; i < ny; i++) {
-        t->positions[t->tokens] = (int)i; b->labels[t->tokens] = y[i];
+        t->positions[t->tokens] = (int)i;
+        b->labels[t->tokens] = y[i];
         t->ids[t->tokens++] = i ? y[i - 1] : start;
     }
-    s->offsets[s->sequences] = s->tokens; t->offsets[t->sequences] = t->tokens;
+    s->offsets[s->sequences] = s->tokens;
+    t->offsets[t->sequences] = t->tokens;
 }
+
 typedef struct tmoei_texts {
-    int *ids; size_t *offsets; size_t count, ids_used, ids_capacity, offsets_capacity;
+    int *ids;
+    size_t *offsets;
+    size_t count, ids_used, ids_capacity, offsets_capacity;
 } tmoei_texts;
+
 /* Appends one tokenised text; `what`, task and line stand in the message where it is too long. */
-static tmoe_result tmoei_texts_add(const tmoe_model *model, tmoei_texts *texts, const char *instruction,
-        const char *input, int limit, const char *what, const char *task, int line) {
-    const tmoe_tokenizer *tokenizer = model->tokenizer; const int find = model->config.specials_in_text;
+static tmoe_result tmoei_texts_add(const tmoe_model *model, tmoei_texts *texts,
+    const char *instruction, const char *input, int limit, const char *what, const char *task,
+    int line)
+{
+    const tmoe_tokenizer *tokenizer = model->tokenizer;
+    const int find = model->config.specials_in_text;
     size_t n = 0;
     const size_t most = texts->ids_used + (size_t)limit;
     if (!tmoei_grow(model->ctx, &texts->ids, &texts->ids_capacity, most, sizeof *texts->ids)
-            || !tmoei_grow(model->ctx, &texts->offsets, &texts->offsets_capacity, texts->count + 2, sizeof n))
+        || !tmoei_grow(model->ctx, &texts->offsets, &texts->offsets_capacity, texts->count + 2,
+            sizeof n))
         return TMOE_ERR_MEMORY;
     int *ids = texts->ids + texts->ids_used;
     TMOEI_TRY(tmoei_encode_source(tokenizer, instruction, input, find, ids, (size_t)limit, &n));
     if (n > (size_t)limit)
-        return tmoei_fail(model->ctx, TMOE_ERR_DATA, "task %s, line %d: the %s has %lu tokens; "
-            "the model takes at most %d", task, line + 1, what, (unsigned long)n, limit);
+        return tmoei_fail(model->ctx, TMOE_ERR_DATA,
+            "task %s, line %d: the %s has %lu tokens; "
+            "the model takes at most %d",
+            task, line + 1, what, (unsigned long)n, limit);
     for (const int *id = ids; id < ids + n; id++)
         if (*id >= model->V)
-            return tmoei_fail(model->ctx, TMOE_ERR_DATA, "task %s, line %d: the %s has token %d; the "
-                "model has %d", task, line + 1, what, *id, model->V);
+            return tmoei_fail(model->ctx, TMOE_ERR_DATA,
+                "task %s, line %d: the %s has token %d; the "
+                "model has %d",
+                task, line + 1, what, *id, model->V);
     if (texts->count == 0) texts->offsets[0] = 0;
     texts->offsets[++texts->count] = texts->ids_used += n;
     return TMOE_OK;
 }
-static size_t tmoei_text_length(const tmoei_texts *t, size_t i) { return t->offsets[i + 1] - t->offsets[i]; }
-/* Target positions of a tokenised text, <s> y_1 ... y_n </s>: without <s> where the model wants none. */
-static size_t tmoei_target_length(const tmoe_model *model, const tmoei_texts *texts, size_t text) {
+
+static size_t tmoei_text_length(const tmoei_texts *t, size_t i)
+{
+    return t->offsets[i + 1] - t->offsets[i];
+}
+
+/* Target positions of a tokenised text, <s> y_1 ... y_n </s>: without <s> where the model wants
+ * none. */
+static size_t tmoei_target_length(const tmoe_model *model, const tmoei_texts *texts, size_t text)
+{
     return tmoei_text_length(texts, text) - (model->config.begin_in_target ? 0 : 1);
 }
 typedef struct tmoei_cache tmoei_cache; /* >>inference: keys and values of earlier positions */
+
 typedef struct tmoei_pass {
-    tmoe_model *model; tmoe_tape *tape;
-    float *grads;                       /* of theta + first on, or NULL: nothing is trained */
+    tmoe_model *model;
+    tmoe_tape *tape;
+    float *grads; /* of theta + first on, or NULL: nothing is trained */
     size_t first;
-    int train;                          /* TMOE_TRAIN_ bits */
-    tmoe_tensor *route;                 /* (1, R * E) or NULL when no layer is routed */
-    float *const *blocks;               /* evaluation: each layer's merged block, (L) pointers, or NULL */
-    tmoe_tensor *const *mixed; int group;           /* training: (L) of a row a task, or NULL; the row */
-    int hard_training;                  /* straight-through: unselected experts run forward for dl/dr */
-    float dropout; uint64_t dropout_seed, dropout_stream;
+    int train;            /* TMOE_TRAIN_ bits */
+    tmoe_tensor *route;   /* (1, R * E) or NULL when no layer is routed */
+    float *const *blocks; /* evaluation: each layer's merged block, (L) pointers, or NULL */
+    tmoe_tensor *const *mixed;
+    int group;         /* training: (L) of a row a task, or NULL; the row */
+    int hard_training; /* straight-through: unselected experts run forward for dl/dr */
+    float dropout;
+    uint64_t dropout_seed, dropout_stream;
     tmoei_cache *cache;
-    const tmoei_pack *pack, *memory_pack;           /* what runs now; a decoder: what the encoder read */
-    tmoe_tensor *memory;                /* and the encoder's output */
+    const tmoei_pack *pack, *memory_pack; /* what runs now; a decoder: what the encoder read */
+    tmoe_tensor *memory;                  /* and the encoder's output */
 } tmoei_pass;
+
 /* Where gradients of theta + offset go, if what `bit` stands for is trained. */
-static float *tmoei_pass_grads(const tmoei_pass *pass, int bit, size_t offset) {
+static float *tmoei_pass_grads(const tmoei_pass *pass, int bit, size_t offset)
+{
     return pass->grads && (pass->train & bit) ? pass->grads + (offset - pass->first) : NULL;
 }
-static tmoe_tensor *tmoei_block_leaf(tmoei_pass *pass, size_t offset, size_t size) {
+
+static tmoe_tensor *tmoei_block_leaf(tmoei_pass *pass, size_t offset, size_t size)
+{
     return tmoe_leaf(pass->tape, 1, (int)size, pass->model->theta + offset,
         tmoei_pass_grads(pass, TMOE_TRAIN_LAYERS, offset));
 }
-static tmoe_tensor *tmoei_shared_tensor(tmoei_pass *pass, int which) {
+
+static tmoe_tensor *tmoei_shared_tensor(tmoei_pass *pass, int which)
+{
     const tmoei_parameter *p = &pass->model->parameters[pass->model->shared[which]];
-    return tmoe_leaf(pass->tape, p->rows, p->cols, pass->model->theta + p->offset, p->rate == TMOEI_RATE_NONE
-        ? NULL : tmoei_pass_grads(pass, TMOE_TRAIN_SHARED, p->offset));
+    return tmoe_leaf(pass->tape, p->rows, p->cols, pass->model->theta + p->offset,
+        p->rate == TMOEI_RATE_NONE ? NULL : tmoei_pass_grads(pass, TMOE_TRAIN_SHARED, p->offset));
 }
+
 /* The pieces of a layer that lie in `block` (the shared part or an expert) as matrices. */
-static void tmoei_layer_pieces(tmoei_pass *pass, const tmoei_layer *layer, tmoe_tensor *block, int in_expert,
-        tmoe_tensor **w) {
-    for (int p = 0; p < TMOEI_PIECES; p++) if (layer->rows[p] && layer->in_expert[p] == in_expert)
-        w[p] = tmoei_part(pass->tape, block, layer->offset[p], layer->rows[p], layer->cols[p]);
+static void tmoei_layer_pieces(tmoei_pass *pass, const tmoei_layer *layer, tmoe_tensor *block,
+    int in_expert, tmoe_tensor **w)
+{
+    for (int p = 0; p < TMOEI_PIECES; p++)
+        if (layer->rows[p] && layer->in_expert[p] == in_expert)
+            w[p] = tmoei_part(pass->tape, block, layer->offset[p], layer->rows[p], layer->cols[p]);
 }
-static tmoe_tensor *tmoei_pass_dropout(tmoei_pass *pass, tmoe_tensor *x) {
+
+static tmoe_tensor *tmoei_pass_dropout(tmoei_pass *pass, tmoe_tensor *x)
+{
     return tmoe_dropout(pass->tape, x, pass->dropout, pass->dropout_seed, pass->dropout_stream++);
 }
+
 /* The beginning of a sublayer: act(h w^T + b); PRE norms h first, POST takes it as it is. */
-static tmoe_tensor *tmoei_sublayer_input(tmoei_pass *pass, tmoe_tensor *const *w, tmoe_tensor *h, int norm,
-        int linear, tmoe_activation act) {
-    if (pass->model->config.norm == TMOE_NORM_PRE) h = tmoe_layer_norm(pass->tape, h, w[norm], w[norm + 1]);
+static tmoe_tensor *tmoei_sublayer_input(tmoei_pass *pass, tmoe_tensor *const *w, tmoe_tensor *h,
+    int norm, int linear, tmoe_activation act)
+{
+    if (pass->model->config.norm == TMOE_NORM_PRE)
+        h = tmoe_layer_norm(pass->tape, h, w[norm], w[norm + 1]);
     return tmoe_linear(pass->tape, h, w[linear], w[linear + 1], act, NULL);
 }
+
 /* The end of a sublayer: h + dropout(x w^T + b), and the norm where it comes after. */
 static tmoe_tensor *tmoei_sublayer_output(tmoei_pass *pass, tmoe_tensor *const *w, tmoe_tensor *h,
-        tmoe_tensor *x, int norm, int linear) {
+    tmoe_tensor *x, int norm, int linear)
+{
     const int drops = pass->dropout > 0.0f;
     x = tmoe_linear(pass->tape, x, w[linear], w[linear + 1], TMOE_NONE, drops ? NULL : h);
     if (drops) x = tmoe_add(pass->tape, h, tmoei_pass_dropout(pass, x));
     if (pass->model->config.norm == TMOE_NORM_PRE) return x;
     return tmoe_layer_norm(pass->tape, x, w[norm], w[norm + 1]);
 }
-static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert, tmoe_tensor *const *cross,
-    const tmoe_tensor *x);              /* >>inference */
+
+static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert,
+    tmoe_tensor *const *cross, const tmoe_tensor *x); /* >>inference */
+
 /* Self-attention and, in a decoder, cross-attention over the encoder's output. */
-static tmoe_tensor *tmoei_attend(tmoei_pass *pass, int l, int expert, tmoe_tensor *const *w, tmoe_tensor *h) {
+static tmoe_tensor *tmoei_attend(tmoei_pass *pass, int l, int expert, tmoe_tensor *const *w,
+    tmoe_tensor *h)
+{
     const tmoei_layer *layer = &pass->model->layers[l];
-    const tmoei_pack *pack = pass->pack; tmoe_tape *tape = pass->tape;
+    const tmoei_pack *pack = pass->pack;
+    tmoe_tape *tape = pass->tape;
     tmoe_tensor *x = tmoei_sublayer_input(pass, w, h, TMOEI_SELF_NORM, TMOEI_SELF_QKV, TMOE_NONE);
-    x = pass->cache ? tmoei_cached_attention(pass, l, expert, NULL, x) : tmoe_attention(tape, x, x,
-        layer->heads, pack->sequences, pack->offsets, pack->offsets, layer->decoder);
+    x = pass->cache ? tmoei_cached_attention(pass, l, expert, NULL, x)
+                    : tmoe_attention(tape, x, x, layer->heads, pack->sequences, pack->offsets,
+                        pack->offsets, layer->decoder);
     h = tmoei_sublayer_output(pass, w, h, x, TMOEI_SELF_NORM, TMOEI_SELF_OUT);
     if (!layer->decoder) return h;
     x = tmoei_sublayer_input(pass, w, h, TMOEI_CROSS_NORM, TMOEI_CROSS_Q, TMOE_NONE);
-    x = pass->cache ? tmoei_cached_attention(pass, l, expert, w + TMOEI_CROSS_KV, x) : tmoe_attention(tape, x,
-        tmoe_linear(tape, pass->memory, w[TMOEI_CROSS_KV], w[TMOEI_CROSS_KV_BIAS], TMOE_NONE, NULL),
-        layer->heads, pack->sequences, pack->offsets, pass->memory_pack->offsets, 0);
+    x = pass->cache
+        ? tmoei_cached_attention(pass, l, expert, w + TMOEI_CROSS_KV, x)
+        : tmoe_attention(tape, x,
+            tmoe_linear(tape, pass->memory, w[TMOEI_CROSS_KV], w[TMOEI_CROSS_KV_BIAS], TMOE_NONE,
+                NULL),
+            layer->heads, pack->sequences, pack->offsets, pass->memory_pack->offsets, 0);
     return tmoei_sublayer_output(pass, w, h, x, TMOEI_CROSS_NORM, TMOEI_CROSS_OUT);
 }
-static tmoe_tensor *tmoei_ffn_sublayer(tmoei_pass *pass, tmoe_tensor *const *w, tmoe_tensor *h) {
+
+static tmoe_tensor *tmoei_ffn_sublayer(tmoei_pass *pass, tmoe_tensor *const *w, tmoe_tensor *h)
+{
     const tmoe_activation act = pass->model->config.activation;
     tmoe_tensor *x = tmoei_sublayer_input(pass, w, h, TMOEI_FFN_NORM, TMOEI_FC1, act);
     return tmoei_sublayer_output(pass, w, h, x, TMOEI_FFN_NORM, TMOEI_FC2);
 }
+
 /* A task's row of what tmoe_mix_parameters made for all, on a tape of its own. */
-static tmoe_tensor *tmoei_mixed_row(tmoe_tape *tape, const tmoe_tensor *mixed, int t) {
+static tmoe_tensor *tmoei_mixed_row(tmoe_tape *tape, const tmoe_tensor *mixed, int t)
+{
     if (!mixed) return NULL;
     const size_t at = (size_t)t * (size_t)mixed->cols;
-    tmoe_tensor *row = tmoe_leaf(tape, 1, mixed->cols, mixed->x + at, mixed->dx ? mixed->dx + at : NULL);
+    tmoe_tensor *row =
+        tmoe_leaf(tape, 1, mixed->cols, mixed->x + at, mixed->dx ? mixed->dx + at : NULL);
     if (row) ((tmoei_tensor *)row)->unwritten = 1;
     return row;
 }
-/* Layer l with its experts mixed by the route: PARAM merges and runs once, OUTPUT runs the experts. */
-static tmoe_tensor *tmoei_layer_forward(tmoei_pass *pass, int l, tmoe_tensor *h) {
+
+/* Layer l with its experts mixed by the route: PARAM merges and runs once, OUTPUT runs the experts.
+ * */
+static tmoe_tensor *tmoei_layer_forward(tmoei_pass *pass, int l, tmoe_tensor *h)
+{
     tmoe_model *model = pass->model;
     const tmoei_layer *layer = &model->layers[l];
     const int E = model->config.E, first = layer->route * E, recording = pass->tape->record;
     const int whole = model->config.expert_kind == TMOE_EXPERT_LAYER;
-    tmoe_tensor *w[TMOEI_PIECES], *outputs[64], *block; memset(w, 0, sizeof w);
+    tmoe_tensor *w[TMOEI_PIECES], *outputs[64], *block;
+    memset(w, 0, sizeof w);
     if (layer->shared_size)
-        tmoei_layer_pieces(pass, layer, tmoei_block_leaf(pass, layer->shared, layer->shared_size), 0, w);
+        tmoei_layer_pieces(pass, layer, tmoei_block_leaf(pass, layer->shared, layer->shared_size),
+            0, w);
     if (layer->experts == 1 || model->config.mix == TMOE_MIX_PARAM) {
         const int size = (int)layer->block_size;
-        if (layer->experts == 1) block = tmoei_block_leaf(pass, layer->block, layer->block_size);
-        else if (pass->blocks) block = tmoe_leaf(pass->tape, 1, size, pass->blocks[l], NULL);
-        else if (pass->mixed) block = tmoei_mixed_row(pass->tape, pass->mixed[l], pass->group);
-        else block = tmoe_mix_parameters(pass->tape, model->theta + layer->block,
-            tmoei_pass_grads(pass, TMOE_TRAIN_LAYERS, layer->block), E, size, pass->route, first);
+        if (layer->experts == 1)
+            block = tmoei_block_leaf(pass, layer->block, layer->block_size);
+        else if (pass->blocks)
+            block = tmoe_leaf(pass->tape, 1, size, pass->blocks[l], NULL);
+        else if (pass->mixed)
+            block = tmoei_mixed_row(pass->tape, pass->mixed[l], pass->group);
+        else
+            block = tmoe_mix_parameters(pass->tape, model->theta + layer->block,
+                tmoei_pass_grads(pass, TMOE_TRAIN_LAYERS, layer->block), E, size, pass->route,
+                first);
         tmoei_layer_pieces(pass, layer, block, 1, w);
         return tmoei_ffn_sublayer(pass, w, tmoei_attend(pass, l, 0, w, h));
     }
@@ -5198,60 +7189,95 @@ static tmoe_tensor *tmoei_layer_forward(tmoei_pass *pass, int l, tmoe_tensor *h)
         const float r = pass->tape->dry ? 1.0f : pass->route->x[first + e];
         outputs[e] = NULL;
         if (r == 0.0f && !pass->hard_training) continue;
-        pass->tape->record = recording && r != 0.0f;    /* unselected: forward, for dl/dr_e = <dl/dy, y_e> */
-        block = tmoei_block_leaf(pass, layer->block + (size_t)e * layer->block_size, layer->block_size);
+        pass->tape->record =
+            recording && r != 0.0f; /* unselected: forward, for dl/dr_e = <dl/dy, y_e> */
+        block =
+            tmoei_block_leaf(pass, layer->block + (size_t)e * layer->block_size, layer->block_size);
         tmoei_layer_pieces(pass, layer, block, 1, w);
         outputs[e] = tmoei_ffn_sublayer(pass, w, whole ? tmoei_attend(pass, l, e, w, h) : h);
         pass->tape->record = recording;
     }
     return tmoe_mix_outputs(pass->tape, outputs, E, pass->route, first);
 }
-/* The norm outside the layers, which PRE has behind the last layer and POST behind the embedding. */
-static tmoe_tensor *tmoei_outer_norm(tmoei_pass *pass, tmoe_tensor *h, int decoder, tmoe_norm here) {
+
+/* The norm outside the layers, which PRE has behind the last layer and POST behind the embedding.
+ * */
+static tmoe_tensor *tmoei_outer_norm(tmoei_pass *pass, tmoe_tensor *h, int decoder, tmoe_norm here)
+{
     const int n = decoder ? TMOEI_DECODER_NORM : TMOEI_ENCODER_NORM;
     if (pass->model->config.norm != here) return h;
-    return tmoe_layer_norm(pass->tape, h, tmoei_shared_tensor(pass, n), tmoei_shared_tensor(pass, n + 1));
+    return tmoe_layer_norm(pass->tape, h, tmoei_shared_tensor(pass, n),
+        tmoei_shared_tensor(pass, n + 1));
 }
+
 /* scale * token + position, the norm of POST, dropout */
-static tmoe_tensor *tmoei_embed(tmoei_pass *pass, const tmoei_pack *pack, int decoder) {
+static tmoe_tensor *tmoei_embed(tmoei_pass *pass, const tmoei_pack *pack, int decoder)
+{
     const tmoe_config *c = &pass->model->config;
-    tmoe_tensor *h = tmoe_embedding(pass->tape, tmoei_shared_tensor(pass, TMOEI_TOKENS), pack->tokens,
-        pack->ids, c->scale_embedding ? sqrtf((float)c->D) : 1.0f, tmoei_shared_tensor(pass, decoder
-        ? TMOEI_DECODER_POSITIONS : TMOEI_ENCODER_POSITIONS), pack->positions);
+    tmoe_tensor *h = tmoe_embedding(pass->tape, tmoei_shared_tensor(pass, TMOEI_TOKENS),
+        pack->tokens, pack->ids, c->scale_embedding ? sqrtf((float)c->D) : 1.0f,
+        tmoei_shared_tensor(pass, decoder ? TMOEI_DECODER_POSITIONS : TMOEI_ENCODER_POSITIONS),
+        pack->positions);
     return tmoei_pass_dropout(pass, tmoei_outer_norm(pass, h, decoder, TMOE_NORM_POST));
 }
+
 /* Encoder or decoder: embedding, layers, norm. */
-static tmoe_tensor *tmoei_stack(tmoei_pass *pass, const tmoei_pack *pack, int decoder) {
-    tmoe_tensor *h = tmoei_embed(pass, pack, decoder); pass->pack = pack;
+static tmoe_tensor *tmoei_stack(tmoei_pass *pass, const tmoei_pack *pack, int decoder)
+{
+    tmoe_tensor *h = tmoei_embed(pass, pack, decoder);
+    pass->pack = pack;
     for (int l = 0; l < pass->model->L; l++)
         if (pass->model->layers[l].decoder == decoder) h = tmoei_layer_forward(pass, l, h);
     return tmoei_outer_norm(pass, h, decoder, TMOE_NORM_PRE);
 }
-static tmoe_tensor *tmoei_encode(tmoei_pass *pass, const tmoei_pack *x) { return tmoei_stack(pass, x, 0); }
+
+static tmoe_tensor *tmoei_encode(tmoei_pass *pass, const tmoei_pack *x)
+{
+    return tmoei_stack(pass, x, 0);
+}
+
 static tmoe_tensor *tmoei_decode(tmoei_pass *pass, const tmoei_pack *target, tmoe_tensor *memory,
-        const tmoei_pack *source) {
-    pass->memory = memory; pass->memory_pack = source;
+    const tmoei_pack *source)
+{
+    pass->memory = memory;
+    pass->memory_pack = source;
     return tmoei_stack(pass, target, 1);
 }
+
 /* Logits over the vocabulary: the head is the token embedding (tied) plus a constant bias. */
-static tmoe_tensor *tmoei_head(tmoei_pass *pass, tmoe_tensor *h) {
+static tmoe_tensor *tmoei_head(tmoei_pass *pass, tmoe_tensor *h)
+{
     return tmoe_linear(pass->tape, h, tmoei_shared_tensor(pass, TMOEI_TOKENS),
         tmoei_shared_tensor(pass, TMOEI_OUTPUT_BIAS), TMOE_NONE, NULL);
 }
-/* ==== >>router: from a task's vector to its route ======================================================
- *   z = router(e_t),  r_l = select(z_l)        z, r: one row a task, E columns for each routed layer
- * Ten kinds. `linear` and `linear_layer_specific` are MLPs. The others read a sequence with one element for
- * each routed layer: the task vector plus a learned position of the layer, or (layer specific) a projection
- * of the task vector for each layer. */
-#define TMOEI_ROUTER_STD 0.02f          /* the paper's, for linear weights and embeddings */
-enum { TMOEI_ROUTER_HEADS = 4, TMOEI_ROUTER_FFN = 64 };      /* of the transformer router; its FFN's width */
-/* A router takes its named tensors one after the other. While the model is planned there is no theta: then
- * taking one adds it to the model and gives NULL, and so is all that is computed from it. */
+
+/* ==== >>router: from a task's vector to its route ================================================
+ *   z = router(e_t),  r_l = select(z_l)        z, r: one row a task, E columns for each routed
+ *   layer
+ * Ten kinds. `linear` and `linear_layer_specific` are MLPs. The others read a sequence with one
+ * element for each routed layer: the task vector plus a learned position of the layer, or (layer
+ * specific) a projection of the task vector for each layer. */
+#define TMOEI_ROUTER_STD 0.02f /* the paper's, for linear weights and embeddings */
+
+enum {
+    TMOEI_ROUTER_HEADS = 4,
+    TMOEI_ROUTER_FFN = 64
+}; /* of the transformer router; its FFN's width */
+
+/* A router takes its named tensors one after the other. While the model is planned there is no
+ * theta: then taking one adds it to the model and gives NULL, and so is all that is computed from
+ * it. */
 typedef struct tmoei_router {
-    tmoe_model *model; tmoe_tape *tape; float *grads; int next; char prefix[16];    /* of the names */
+    tmoe_model *model;
+    tmoe_tape *tape;
+    float *grads;
+    int next;
+    char prefix[16]; /* of the names */
 } tmoei_router;
-static tmoe_tensor *tmoei_router_take(tmoei_router *router, const char *name, const char *kind, int rows,
-        int cols, int decay, float std, float value) {
+
+static tmoe_tensor *tmoei_router_take(tmoei_router *router, const char *name, const char *kind,
+    int rows, int cols, int decay, float std, float value)
+{
     tmoe_model *model = router->model;
     if (!model->theta) {
         (void)tmoei_parameter_add(model, rows, cols, TMOEI_RATE_ROUTER, decay, -1, std, value,
@@ -5259,91 +7285,117 @@ static tmoe_tensor *tmoei_router_take(tmoei_router *router, const char *name, co
         return NULL;
     }
     const size_t at = model->parameters[router->next++].offset;
-    return tmoe_leaf(router->tape, rows, cols, model->theta + at, router->grads ? router->grads
-        + (at - model->parameters[model->router_parameter].offset) : NULL);
+    return tmoe_leaf(router->tape, rows, cols, model->theta + at,
+        router->grads ? router->grads + (at - model->parameters[model->router_parameter].offset)
+                      : NULL);
 }
+
 /* Weight and bias of a linear layer, or gain and bias of a norm (no rows). */
 static void tmoei_router_pair(tmoei_router *router, const char *name, int rows, int cols, float std,
-        tmoe_tensor **w) {
+    tmoe_tensor **w)
+{
     const int norm = rows == 0;
-    w[0] = tmoei_router_take(router, name, "weight", norm ? 1 : rows, cols, !norm, std, norm ? 1.0f : 0.0f);
-    w[1] = tmoei_router_take(router, name, "bias", 1, norm ? cols : rows, 0, std < 0.0f ? std : 0.0f, 0.0f);
+    w[0] = tmoei_router_take(router, name, "weight", norm ? 1 : rows, cols, !norm, std,
+        norm ? 1.0f : 0.0f);
+    w[1] = tmoei_router_take(router, name, "bias", 1, norm ? cols : rows, 0,
+        std < 0.0f ? std : 0.0f, 0.0f);
 }
-static tmoe_tensor *tmoei_router_linear(tmoei_router *router, const char *name, tmoe_tensor *x, int rows,
-        int cols, tmoe_activation act, tmoe_tensor *residual) {
+
+static tmoe_tensor *tmoei_router_linear(tmoei_router *router, const char *name, tmoe_tensor *x,
+    int rows, int cols, tmoe_activation act, tmoe_tensor *residual)
+{
     tmoe_tensor *w[2];
     tmoei_router_pair(router, name, rows, cols, TMOEI_ROUTER_STD, w);
     return tmoe_linear(router->tape, x, w[0], w[1], act, residual);
 }
-/* One direction of a recurrent layer over the R elements of x (K, R * width): states[2 l + backward]
- * (K, hidden). `gates`: rows of recurrent weights for each hidden unit. Gate order as torch:
- *   RNN   h' = tanh(i + u)                                             i = W_i x + b_i,  u = W_h h + b_h
+
+/* One direction of a recurrent layer over the R elements of x (K, R * width): states[2 l +
+ * backward] (K, hidden). `gates`: rows of recurrent weights for each hidden unit. Gate order as
+ * torch:
+ *   RNN   h' = tanh(i + u)                                             i = W_i x + b_i,  u = W_h h
+ *   + b_h
  *   GRU   r, z = sigmoid(i + u);  n = tanh(i_n + r u_n);  h' = n + z (h - n)
  *   LSTM  i, f, o = sigmoid(i + u);  g = tanh(i + u);  c' = f c + i g;  h' = o tanh(c') */
 static void tmoei_router_recurrent(tmoei_router *router, tmoe_tensor *x, int width, int gates,
-        int backward, tmoe_tensor **states) {
-    const int R = router->model->R, hidden = router->model->config.router_hidden, rows = gates * hidden;
-    const float std = -1.0f / sqrtf((float)hidden);             /* uniform, torch's recurrent start */
+    int backward, tmoe_tensor **states)
+{
+    const int R = router->model->R, hidden = router->model->config.router_hidden,
+              rows = gates * hidden;
+    const float std = -1.0f / sqrtf((float)hidden); /* uniform, torch's recurrent start */
     tmoe_tape *tape = router->tape;
     tmoe_tensor *wi[2], *wh[2];
     tmoei_router_pair(router, backward ? "backward.input" : "forward.input", rows, width, std, wi);
-    tmoei_router_pair(router, backward ? "backward.hidden" : "forward.hidden", rows, hidden, std, wh);
+    tmoei_router_pair(router, backward ? "backward.hidden" : "forward.hidden", rows, hidden, std,
+        wh);
     tmoe_tensor *h = x ? tmoei_tensor_new(tape, x->rows, hidden, NULL) : NULL, *c = h;
     if (h && !tape->dry) memset(h->x, 0, tmoei_elements(h) * sizeof(float));
     for (int i = 0; i < R; i++) {
         const int l = backward ? R - 1 - i : i;
-        tmoe_tensor *in = tmoe_slice(tape, x, l * width, width), *gate[4] = { NULL, NULL, NULL, NULL };
+        tmoe_tensor *in = tmoe_slice(tape, x, l * width, width),
+                    *gate[4] = { NULL, NULL, NULL, NULL };
         in = tmoe_linear(tape, in, wi[0], wi[1], TMOE_NONE, NULL);
-        tmoe_tensor *u = tmoe_linear(tape, h, wh[0], wh[1], TMOE_NONE, NULL), *sum = tmoe_add(tape, in, u);
+        tmoe_tensor *u = tmoe_linear(tape, h, wh[0], wh[1], TMOE_NONE, NULL),
+                    *sum = tmoe_add(tape, in, u);
         for (int g = 0; g < gates && !(gates == 3 && g == 2); g++)
-            gate[g] = tmoe_map(tape, tmoe_slice(tape, sum, g * hidden, hidden), g == 2 || gates == 1
-                ? TMOE_TANH : TMOE_SIGMOID);
-        if (gates == 1) h = gate[0];
+            gate[g] = tmoe_map(tape, tmoe_slice(tape, sum, g * hidden, hidden),
+                g == 2 || gates == 1 ? TMOE_TANH : TMOE_SIGMOID);
+        if (gates == 1)
+            h = gate[0];
         else if (gates == 3) {
             tmoe_tensor *n = tmoe_multiply(tape, gate[0], tmoe_slice(tape, u, 2 * hidden, hidden));
-            n = tmoe_map(tape, tmoe_add(tape, tmoe_slice(tape, in, 2 * hidden, hidden), n), TMOE_TANH);
+            n = tmoe_map(tape, tmoe_add(tape, tmoe_slice(tape, in, 2 * hidden, hidden), n),
+                TMOE_TANH);
             tmoe_tensor *change = tmoe_add(tape, h, tmoe_affine(tape, n, -1.0f, 0.0f));
             h = tmoe_add(tape, n, tmoe_multiply(tape, gate[1], change));
         } else {
-            c = tmoe_add(tape, tmoe_multiply(tape, gate[1], c), tmoe_multiply(tape, gate[0], gate[2]));
+            c = tmoe_add(tape, tmoe_multiply(tape, gate[1], c),
+                tmoe_multiply(tape, gate[0], gate[2]));
             h = tmoe_multiply(tape, gate[3], tmoe_map(tape, c, TMOE_TANH));
         }
         states[2 * l + backward] = h;
     }
 }
+
 /* Logits (K, R * E) of K task vectors (K, k). */
-static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, float *grads, tmoe_tensor *e_t) {
-    static const int gates_of[] = { 0, 0, 1, 1, 3, 3, 4, 4, 0, 0 };     /* by kind; 0: not recurrent */
+static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, float *grads,
+    tmoe_tensor *e_t)
+{
+    static const int gates_of[] = { 0, 0, 1, 1, 3, 3, 4, 4, 0, 0 }; /* by kind; 0: not recurrent */
     const tmoe_config *c = &model->config;
-    const int specific = (int)c->router & 1, gates = gates_of[c->router];       /* the enum alternates */
+    const int specific = (int)c->router & 1, gates = gates_of[c->router]; /* the enum alternates */
     const int R = model->R, E = c->E, hidden = c->router_hidden, width = specific ? hidden : c->k;
     const int K = e_t ? e_t->rows : 0;
     tmoei_router router = { model, tape, grads, model->router_parameter, "" };
     tmoe_tensor *x, *a, *w[2];
-    tmoe_tensor **parts = (tmoe_tensor **)tmoei_arena_alloc(&tape->small, 2 * (size_t)R, sizeof *parts);
+    tmoe_tensor **parts =
+        (tmoe_tensor **)tmoei_arena_alloc(&tape->small, 2 * (size_t)R, sizeof *parts);
     if (!parts) return NULL;
     if (c->router <= TMOE_ROUTER_LINEAR_LAYER_SPECIFIC) {
         for (int l = 0; l < (specific ? R : 1); l++) {
             (void)snprintf(router.prefix, sizeof router.prefix, "%d.", l);
             x = tmoei_router_linear(&router, "linear1", e_t, hidden, c->k, TMOE_GELU, NULL);
-            x = tmoei_router_linear(&router, "linear2", x, specific ? E : R * E, hidden, TMOE_NONE, NULL);
+            x = tmoei_router_linear(&router, "linear2", x, specific ? E : R * E, hidden, TMOE_NONE,
+                NULL);
             parts[l] = x;
         }
         return specific ? tmoe_concat(tape, parts, R) : parts[0];
     }
     if (specific)
-        x = tmoei_router_linear(&router, "layer_projection", e_t, R * hidden, c->k, TMOE_NONE, NULL);
-    else {                              /* the same vector at every layer, plus the layer's position */
+        x = tmoei_router_linear(&router, "layer_projection", e_t, R * hidden, c->k, TMOE_NONE,
+            NULL);
+    else { /* the same vector at every layer, plus the layer's position */
         for (int l = 0; l < R; l++) parts[l] = e_t;
-        x = tmoe_add(tape, tmoe_concat(tape, parts, R), tmoei_router_take(&router, "layer_positions",
-            "weight", 1, R * c->k, 1, TMOEI_ROUTER_STD, 0));
+        x = tmoe_add(tape, tmoe_concat(tape, parts, R),
+            tmoei_router_take(&router, "layer_positions", "weight", 1, R * c->k, 1,
+                TMOEI_ROUTER_STD, 0));
     }
     if (gates) {
         tmoei_router_recurrent(&router, x, width, gates, 0, parts);
         tmoei_router_recurrent(&router, x, width, gates, 1, parts);
         tmoei_router_pair(&router, "projection", E, 2 * hidden, TMOEI_ROUTER_STD, w);
         for (int l = 0; l < R; l++)
-            parts[l] = tmoe_linear(tape, tmoe_concat(tape, parts + 2 * l, 2), w[0], w[1], TMOE_NONE, NULL);
+            parts[l] =
+                tmoe_linear(tape, tmoe_concat(tape, parts + 2 * l, 2), w[0], w[1], TMOE_NONE, NULL);
         return tmoe_concat(tape, parts, R);
     }
     int *offsets = (int *)tmoei_arena_alloc(&tape->small, (size_t)K + 1, sizeof *offsets);
@@ -5362,128 +7414,194 @@ static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, floa
     x = tmoei_router_linear(&router, "projection", x, E, width, TMOE_NONE, NULL);
     return tmoe_reshape(tape, x, K, R * E);
 }
+
 /* tau(s) = max(tau0 * exp(-a * s), tau_min) */
-TMOE_DEF float tmoe_model_temperature(const tmoe_model *model) {
+TMOE_DEF float tmoe_model_temperature(const tmoe_model *model)
+{
     const tmoe_config *c = &model->config;
-    const double tau = (double)c->temperature * exp(-(double)c->temperature_decay * (double)model->step);
+    const double tau =
+        (double)c->temperature * exp(-(double)c->temperature_decay * (double)model->step);
     return tau > (double)c->temperature_min ? (float)tau : c->temperature_min;
 }
-static int tmoei_selection_has_router(tmoe_selection s) { return s <= TMOE_SELECT_STRAIGHT_THROUGH; }
-/* Nothing for disabled experts, the rest in proportion; evenly where nothing remains. */
-static void tmoei_route_mask(float *route, const float *mask, int E) {
-    float sum = 0.0f, on = 0.0f;
-    for (int e = 0; e < E; e++) if (mask[e] == 0.0f) { sum += route[e]; on += 1.0f; }
-    for (int e = 0; e < E; e++) route[e] = mask[e] != 0.0f ? 0.0f : sum > 0.0f ? route[e] / sum : 1.0f / on;
+
+static int tmoei_selection_has_router(tmoe_selection s)
+{
+    return s <= TMOE_SELECT_STRAIGHT_THROUGH;
 }
+
+/* Nothing for disabled experts, the rest in proportion; evenly where nothing remains. */
+static void tmoei_route_mask(float *route, const float *mask, int E)
+{
+    float sum = 0.0f, on = 0.0f;
+    for (int e = 0; e < E; e++)
+        if (mask[e] == 0.0f) {
+            sum += route[e];
+            on += 1.0f;
+        }
+    for (int e = 0; e < E; e++)
+        route[e] = mask[e] != 0.0f ? 0.0f : sum > 0.0f ? route[e] / sum : 1.0f / on;
+}
+
 /* A route without a router: average, or a random top-n of E with weight 1/n. */
-static void tmoei_route_without_router(const tmoe_model *model, uint64_t stream, uint64_t at, float *route) {
+static void tmoei_route_without_router(const tmoe_model *model, uint64_t stream, uint64_t at,
+    float *route)
+{
     const tmoe_config *c = &model->config;
-    const int E = c->E, n = c->selection == TMOE_SELECT_AVERAGE ? E
-        : c->selection == TMOE_SELECT_RANDOM_TASK ? c->random_n : 1;
+    const int E = c->E,
+              n = c->selection == TMOE_SELECT_AVERAGE ? E
+        : c->selection == TMOE_SELECT_RANDOM_TASK     ? c->random_n
+                                                      : 1;
     int order[64];
     for (int l = 0; l < model->R; l++, route += E) {
         memset(route, 0, (size_t)E * sizeof(float));
-        (void)tmoei_draw(c->seed, stream, (at * (uint64_t)model->R + (uint64_t)l) * 64, order, E, n);
+        (void)tmoei_draw(c->seed, stream, (at * (uint64_t)model->R + (uint64_t)l) * 64, order, E,
+            n);
         for (int e = 0; e < n; e++) route[order[e]] = 1.0f / (float)n;
         tmoei_route_mask(route, model->mask + l * E, E);
     }
 }
+
 /* Streams of one seed; tensors use their index. */
-enum { TMOEI_STREAM_TASK_ROUTES = 1000001, TMOEI_STREAM_GROUP_ROUTES, TMOEI_STREAM_GUMBEL,
-    TMOEI_STREAM_EXPLORE, TMOEI_STREAM_BATCH, TMOEI_STREAM_FEW_SHOT, TMOEI_STREAM_DROPOUT };
+enum {
+    TMOEI_STREAM_TASK_ROUTES = 1000001,
+    TMOEI_STREAM_GROUP_ROUTES,
+    TMOEI_STREAM_GUMBEL,
+    TMOEI_STREAM_EXPLORE,
+    TMOEI_STREAM_BATCH,
+    TMOEI_STREAM_FEW_SHOT,
+    TMOEI_STREAM_DROPOUT
+};
+
 /* Routes (K, R * E) of K task vectors, free of noise, into `routes`. */
-static tmoe_result tmoei_routes_of_vectors(tmoe_model *model, const float *vectors, int K, float *routes) {
+static tmoe_result tmoei_routes_of_vectors(tmoe_model *model, const float *vectors, int K,
+    float *routes)
+{
     tmoe_tape *tape = model->tape;
     const int R = model->R, E = model->config.E;
     tmoe_tape_reset(tape);
-    tmoe_tensor *r = tmoei_tensor_new(tape, K, model->config.k, NULL);   /* a copy: theirs is const */
+    tmoe_tensor *r = tmoei_tensor_new(tape, K, model->config.k, NULL); /* a copy: theirs is const */
     if (r) memcpy(r->x, vectors, tmoei_elements(r) * sizeof(float));
     r = tmoei_router_logits(model, tape, NULL, r);
-    r = tmoe_reshape(tape, tmoe_add(tape, r, tmoe_leaf(tape, 1, R * E, model->mask, NULL)), K * R, E);
+    r = tmoe_reshape(tape, tmoe_add(tape, r, tmoe_leaf(tape, 1, R * E, model->mask, NULL)), K * R,
+        E);
     r = tmoe_select(tape, r, NULL, tmoe_model_temperature(model),
         model->config.selection == TMOE_SELECT_STRAIGHT_THROUGH);
     if (!r) return model->ctx->error;
     memcpy(routes, r->x, tmoei_elements(r) * sizeof(float));
     return TMOE_OK;
 }
+
 /* Makes model->routes hold every known task's route for the present parameters. */
-static tmoe_result tmoei_routes_refresh(tmoe_model *model) {
+static tmoe_result tmoei_routes_refresh(tmoe_model *model)
+{
     if (model->routes_version == model->version || model->R == 0 || model->N == 0) return TMOE_OK;
     if (tmoei_selection_has_router(model->config.selection))
-        TMOEI_TRY(tmoei_routes_of_vectors(model, model->theta + model->vectors, model->N, model->routes));
-    else for (int t = 0; t < model->N; t++)
-        tmoei_route_without_router(model, TMOEI_STREAM_TASK_ROUTES, (uint64_t)t,
-            model->routes + (size_t)t * model->width);
+        TMOEI_TRY(
+            tmoei_routes_of_vectors(model, model->theta + model->vectors, model->N, model->routes));
+    else
+        for (int t = 0; t < model->N; t++)
+            tmoei_route_without_router(model, TMOEI_STREAM_TASK_ROUTES, (uint64_t)t,
+                model->routes + (size_t)t * model->width);
     model->routes_version = model->version;
     return TMOE_OK;
 }
-TMOE_DEF tmoe_result tmoe_route(tmoe_model *model, int task, float *route) {
+
+TMOE_DEF tmoe_result tmoe_route(tmoe_model *model, int task, float *route)
+{
     model->ctx->error = TMOE_OK;
     if (task < 0 || task >= model->N)
-        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "route: task %d; the model knows tasks 0 to %d",
-            task, model->N - 1);
+        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
+            "route: task %d; the model knows tasks 0 to %d", task, model->N - 1);
     TMOEI_TRY(tmoei_routes_refresh(model));
     memcpy(route, model->routes + (size_t)task * model->width, model->width * sizeof(float));
     return TMOE_OK;
 }
-/* ---- task vectors from text --------------------------------------------------------------------------
- * Feature hashing (Weinberger 2009): every word and every character 3-gram of the lower-cased instruction
- * adds +1 or -1 (times its weight) to one of k places that its hash names. The vector is scaled to length
- * sqrt(k), so that its entries are of size 1 like a learned embedding's after training. Bytes outside ASCII
- * are letters: no language is left out. */
-#define TMOEI_GRAM_WEIGHT 0.3f     /* the 5 grams of a 5-letter word together weigh like the word */
-static void tmoei_text_feature(const char *text, size_t n, uint64_t kind, float weight, int k, float *e) {
-    uint64_t hash = UINT64_C(0xcbf29ce484222325) ^ kind;        /* FNV-1a */
+
+/* ---- task vectors from text ---------------------------------------------------------------------
+ * Feature hashing (Weinberger 2009): every word and every character 3-gram of the lower-cased
+ * instruction adds +1 or -1 (times its weight) to one of k places that its hash names. The vector
+ * is scaled to length sqrt(k), so that its entries are of size 1 like a learned embedding's after
+ * training. Bytes outside ASCII are letters: no language is left out. */
+#define TMOEI_GRAM_WEIGHT 0.3f /* the 5 grams of a 5-letter word together weigh like the word */
+
+static void tmoei_text_feature(const char *text, size_t n, uint64_t kind, float weight, int k,
+    float *e)
+{
+    uint64_t hash = UINT64_C(0xcbf29ce484222325) ^ kind; /* FNV-1a */
     for (size_t i = 0; i < n; i++)
         hash = (hash ^ tmoei_lower((unsigned char)text[i])) * UINT64_C(0x100000001b3);
-    hash = tmoei_mix64(hash);           /* neighbouring texts must not be neighbours */
+    hash = tmoei_mix64(hash); /* neighbouring texts must not be neighbours */
     e[(hash >> 1) % (uint64_t)k] += hash & 1 ? weight : -weight;
 }
-static double tmoei_text_dot(const float *a, const float *b, int k) {
+
+static double tmoei_text_dot(const float *a, const float *b, int k)
+{
     double dot = 0.0;
     for (int j = 0; j < k; j++) dot += (double)a[j] * (double)b[j];
     return dot;
 }
-static void tmoei_text_vector(const char *text, int k, float *vector) {
+
+static void tmoei_text_vector(const char *text, int k, float *vector)
+{
     const size_t length = strlen(text);
     memset(vector, 0, (size_t)k * sizeof(float));
     for (size_t i = 0; i < length; i++) {
         const size_t first = i;
         for (; i < length && tmoei_is_word_byte((unsigned char)text[i]); i++) {
-            const size_t from = i >= first + 2 ? i - 2 : first;     /* 3-grams, shorter ones at its start */
-            tmoei_text_feature(text + from, i - from + 1, 1 + (from == first), TMOEI_GRAM_WEIGHT, k, vector);
+            const size_t from =
+                i >= first + 2 ? i - 2 : first; /* 3-grams, shorter ones at its start */
+            tmoei_text_feature(text + from, i - from + 1, 1 + (from == first), TMOEI_GRAM_WEIGHT, k,
+                vector);
         }
         if (i > first) tmoei_text_feature(text + first, i - first, 0, 1.0f, k, vector);
     }
     const double norm = tmoei_text_dot(vector, vector, k);
-    if (norm > 0.0) for (int j = 0; j < k; j++) vector[j] *= (float)(sqrt((double)k) / sqrt(norm));
+    if (norm > 0.0)
+        for (int j = 0; j < k; j++) vector[j] *= (float)(sqrt((double)k) / sqrt(norm));
 }
-static float tmoei_cosine(const float *a, const float *b, int k) {
+
+static float tmoei_cosine(const float *a, const float *b, int k)
+{
     const double aa = tmoei_text_dot(a, a, k), bb = tmoei_text_dot(b, b, k);
     return aa > 0.0 && bb > 0.0 ? (float)(tmoei_text_dot(a, b, k) / sqrt(aa * bb)) : 0.0f;
 }
-TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction, int count, int *tasks,
-        float *cosines) {
+
+TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction, int count,
+    int *tasks, float *cosines)
+{
     const int k = model->config.k;
     float *vector = model->text_vectors + (size_t)model->N * (size_t)k;
     int place, filled = 0;
-    for (place = 0; place < count; place++) { tasks[place] = -1; cosines[place] = -2.0f; }
+    for (place = 0; place < count; place++) {
+        tasks[place] = -1;
+        cosines[place] = -2.0f;
+    }
     tmoei_text_vector(instruction, k, vector);
     for (int t = 0; t < model->N; t++) {
         const float cosine = tmoei_cosine(vector, model->text_vectors + (size_t)t * (size_t)k, k);
-        for (place = filled < count ? filled++ : count; place > 0 && cosines[place - 1] < cosine; place--)
-            if (place < count) { tasks[place] = tasks[place - 1]; cosines[place] = cosines[place - 1]; }
-        if (place < count) { tasks[place] = t; cosines[place] = cosine; }
+        for (place = filled < count ? filled++ : count; place > 0 && cosines[place - 1] < cosine;
+             place--)
+            if (place < count) {
+                tasks[place] = tasks[place - 1];
+                cosines[place] = cosines[place - 1];
+            }
+        if (place < count) {
+            tasks[place] = t;
+            cosines[place] = cosine;
+        }
     }
     return filled;
 }
-TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction, tmoe_zero_shot how,
-        float *route) {
+
+TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction,
+    tmoe_zero_shot how, float *route)
+{
     const int k = model->config.k, E = model->config.E, width = model->R * E;
     float *vector = model->text_vectors + (size_t)model->N * (size_t)k;
     double total = 0.0;
     model->ctx->error = TMOE_OK;
-    if (how == TMOE_ZERO_SHOT_AVERAGE || !tmoei_selection_has_router(model->config.selection) || width == 0) {
+    if (how == TMOE_ZERO_SHOT_AVERAGE || !tmoei_selection_has_router(model->config.selection)
+        || width == 0) {
         for (int i = 0; i < width; i++) route[i] = 1.0f;
         for (int i = 0; i < width; i += E) tmoei_route_mask(route + i, model->mask + i, E);
         return TMOE_OK;
@@ -5503,40 +7621,55 @@ TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instructio
     for (int i = 0; i < width; i++) route[i] = (float)((double)route[i] / total);
     return TMOE_OK;
 }
-TMOE_DEF tmoe_result tmoe_route_of_vector(tmoe_model *model, const float *vector, float *route) {
+
+TMOE_DEF tmoe_result tmoe_route_of_vector(tmoe_model *model, const float *vector, float *route)
+{
     model->ctx->error = TMOE_OK;
     if (model->R == 0 || !tmoei_selection_has_router(model->config.selection))
-        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "route_of_vector: the model has no router");
+        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
+            "route_of_vector: the model has no router");
     return tmoei_routes_of_vectors(model, vector, 1, route);
 }
-TMOE_DEF tmoe_result tmoe_expert_disable(tmoe_model *model, int layer, int expert, int disabled) {
-    const int E = model->config.E; int others = 0;
+
+TMOE_DEF tmoe_result tmoe_expert_disable(tmoe_model *model, int layer, int expert, int disabled)
+{
+    const int E = model->config.E;
+    int others = 0;
     model->ctx->error = TMOE_OK;
     for (int e = 0; layer >= 0 && layer < model->R && e < E; e++)
         others += e != expert && model->mask[layer * E + e] == 0.0f;
     if (layer < 0 || layer >= model->R || expert < 0 || expert >= E || (disabled && !others))
-        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "expert_disable: expert %d of layer %d; "
-            "there are %d in each of %d routed layers, and one must stay", expert, layer, E, model->R);
-    model->mask[layer * E + expert] = disabled ? -1e9f : 0.0f;  /* exp(-1e9 / tau) is 0 */
+        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
+            "expert_disable: expert %d of layer %d; "
+            "there are %d in each of %d routed layers, and one must stay",
+            expert, layer, E, model->R);
+    model->mask[layer * E + expert] = disabled ? -1e9f : 0.0f; /* exp(-1e9 / tau) is 0 */
     model->version++;
     return TMOE_OK;
 }
-TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const float *vector) {
+
+TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const float *vector)
+{
     const size_t k = (size_t)model->config.k;
     model->ctx->error = TMOE_OK;
     if (task < 0 || task >= model->N || model->R == 0 || !vector)
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-            "task_vector_set: task %d of %d, %d routed layers; both must exist", task, model->N, model->R);
+            "task_vector_set: task %d of %d, %d routed layers; both must exist", task, model->N,
+            model->R);
     memcpy(model->theta + model->vectors + (size_t)task * k, vector, k * sizeof(float));
     model->version++;
     return TMOE_OK;
 }
-/* ==== >>metrics: scores by CrossFit's rules ============================================================
- * The rules are the reference's, oddities included: a score that others cannot compare is of no use. */
+
+/* ==== >>metrics: scores by CrossFit's rules ======================================================
+ * The rules are the reference's, oddities included: a score that others cannot compare is of no
+ * use. */
 /* Lower case of Latin, Greek and Cyrillic letters; other alphabets have none, or are left alone. */
-static uint32_t tmoei_lower_code(uint32_t c) {
+static uint32_t tmoei_lower_code(uint32_t c)
+{
     if (c < 128) return tmoei_lower((unsigned char)c);
-    if ((c >= 0xc0 && c <= 0xde && c != 0xd7) || (c >= 0x391 && c <= 0x3a9) || (c >= 0x410 && c <= 0x42f))
+    if ((c >= 0xc0 && c <= 0xde && c != 0xd7) || (c >= 0x391 && c <= 0x3a9)
+        || (c >= 0x410 && c <= 0x42f))
         return c + 32;
     if (c >= 0x400 && c <= 0x40f) return c + 80;
     if (c < 0x100 || c >= 0x17f || c == 0x130 || c == 0x138 || c == 0x149 || c == 0x178) return c;
@@ -5544,43 +7677,63 @@ static uint32_t tmoei_lower_code(uint32_t c) {
     const uint32_t even_small = (c >= 0x139 && c <= 0x148) || (c >= 0x179 && c <= 0x17e);
     return (c & 1u) == even_small ? c + 1 : c;
 }
+
 /* Appends text in lower case and a NUL; gives where it begins in the buffer. */
-static size_t tmoei_add_lower(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text) {
+static size_t tmoei_add_lower(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text)
+{
     const size_t begin = buffer->length, length = strlen(text);
-    uint32_t code; char out[4];
+    uint32_t code;
+    char out[4];
     for (size_t at = 0, bytes; at < length; at += bytes ? bytes : 1) {
         bytes = tmoei_utf8_next(text, length, at, &code);
-        if (bytes) tmoei_buffer_add(ctx, buffer, out, tmoei_utf8_put(tmoei_lower_code(code), out));
-        else tmoei_buffer_add(ctx, buffer, text + at, 1);
+        if (bytes)
+            tmoei_buffer_add(ctx, buffer, out, tmoei_utf8_put(tmoei_lower_code(code), out));
+        else
+            tmoei_buffer_add(ctx, buffer, text + at, 1);
     }
     tmoei_buffer_add(ctx, buffer, "", 1);
     return begin;
 }
-static int tmoei_is_space(char c) { return c == ' ' || (c >= '\t' && c <= '\r'); }
-typedef struct tmoei_text_word { const char *text; size_t length; } tmoei_text_word;
+
+static int tmoei_is_space(char c)
+{
+    return c == ' ' || (c >= '\t' && c <= '\r');
+}
+
+typedef struct tmoei_text_word {
+    const char *text;
+    size_t length;
+} tmoei_text_word;
+
 /* The next word of a text: white space separates. Its length is 0 at the end. */
-static tmoei_text_word tmoei_next_word(const char *text) {
+static tmoei_text_word tmoei_next_word(const char *text)
+{
     tmoei_text_word word = { text, 0 };
     while (tmoei_is_space(*word.text)) word.text++;
     while (word.text[word.length] && !tmoei_is_space(word.text[word.length])) word.length++;
     return word;
 }
-static int tmoei_is_word(tmoei_text_word word, const char *text) {
+
+static int tmoei_is_word(tmoei_text_word word, const char *text)
+{
     return word.length == strlen(text) && memcmp(word.text, text, word.length) == 0;
 }
+
 /* Appends the normal form: lower case, no ASCII punctuation, no a/an/the, single spaces. */
-static size_t tmoei_add_normal(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text) {
+static size_t tmoei_add_normal(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text)
+{
     const size_t begin = tmoei_add_lower(ctx, buffer, text);
     size_t n = begin;
     if (buffer->failed) return begin;
-    for (size_t i = begin; i < buffer->length; i++) {           /* in place: nothing becomes longer */
+    for (size_t i = begin; i < buffer->length; i++) { /* in place: nothing becomes longer */
         const unsigned char c = (unsigned char)buffer->data[i];
         if (c <= ' ' || c >= 127 || tmoei_is_word_byte(c)) buffer->data[n++] = (char)c;
     }
     char *end = buffer->data + begin;
     tmoei_text_word word = tmoei_next_word(end);
     for (; word.length; word = tmoei_next_word(word.text + word.length)) {
-        if (tmoei_is_word(word, "a") || tmoei_is_word(word, "an") || tmoei_is_word(word, "the")) continue;
+        if (tmoei_is_word(word, "a") || tmoei_is_word(word, "an") || tmoei_is_word(word, "the"))
+            continue;
         if (end > buffer->data + begin) *end++ = ' ';
         memmove(end, word.text, word.length);
         end += word.length;
@@ -5589,10 +7742,16 @@ static size_t tmoei_add_normal(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *
     buffer->length = (size_t)(end - buffer->data) + 1;
     return begin;
 }
+
 /* longer texts count by their first 512 words */
-typedef struct tmoei_words { tmoei_text_word word[512]; int count; } tmoei_words;
+typedef struct tmoei_words {
+    tmoei_text_word word[512];
+    int count;
+} tmoei_words;
+
 /* Adds the words from text up to end, which cuts a word. */
-static void tmoei_words_add(tmoei_words *words, const char *text, const char *end) {
+static void tmoei_words_add(tmoei_words *words, const char *text, const char *end)
+{
     tmoei_text_word word = tmoei_next_word(text);
     for (; word.length && word.text < end && words->count < 512; word = tmoei_next_word(text)) {
         text = word.text + word.length;
@@ -5600,83 +7759,126 @@ static void tmoei_words_add(tmoei_words *words, const char *text, const char *en
         words->word[words->count++] = word;
     }
 }
-static int tmoei_same_word(tmoei_text_word a, tmoei_text_word b) {
+
+static int tmoei_same_word(tmoei_text_word a, tmoei_text_word b)
+{
     return a.length == b.length && memcmp(a.text, b.text, a.length) == 0;
 }
+
 /* QA-F1 of two normal texts: 2 common / (words of both), common counted as bags */
-static double tmoei_token_f1(const char *prediction, const char *answer, tmoei_words *a, tmoei_words *b) {
+static double tmoei_token_f1(const char *prediction, const char *answer, tmoei_words *a,
+    tmoei_words *b)
+{
     int common = 0;
     a->count = b->count = 0;
     tmoei_words_add(a, prediction, prediction + strlen(prediction));
     tmoei_words_add(b, answer, answer + strlen(answer));
-    for (int i = 0; i < a->count; i++) for (int j = 0; j < b->count; j++)
-        if (tmoei_same_word(a->word[i], b->word[j])) { b->word[j].length = 0; common++; break; }
+    for (int i = 0; i < a->count; i++)
+        for (int j = 0; j < b->count; j++)
+            if (tmoei_same_word(a->word[i], b->word[j])) {
+                b->word[j].length = 0;
+                common++;
+                break;
+            }
     return common ? 2.0 * common / (a->count + b->count) : 0.0;
 }
+
 /* Distinct words of a list, or of those that are marked. */
-static int tmoei_distinct(const tmoei_words *w, const char *marked) {
+static int tmoei_distinct(const tmoei_words *w, const char *marked)
+{
     int j, count = 0;
     for (int i = 0; i < w->count; i++) {
-        for (j = 0; j < i && !((!marked || marked[j]) && tmoei_same_word(w->word[i], w->word[j])); j++) { }
+        for (j = 0; j < i && !((!marked || marked[j]) && tmoei_same_word(w->word[i], w->word[j]));
+             j++) {}
         count += j == i && (!marked || marked[i]);
     }
     return count;
 }
-/* All words of a text's sentences (full stops separate), and where each sentence ends in the list. */
-static int tmoei_sentences(const char *text, tmoei_words *all, int *ends, int most) {
-    int sentences = 0; all->count = 0;
+
+/* All words of a text's sentences (full stops separate), and where each sentence ends in the list.
+ * */
+static int tmoei_sentences(const char *text, tmoei_words *all, int *ends, int most)
+{
+    int sentences = 0;
+    all->count = 0;
     while (*text && sentences < most) {
         const char *end = text + strcspn(text, ".");
         const int before = all->count;
         tmoei_words_add(all, text, end);
         /* the reference's scorer sees one empty word in a blank sentence */
         if (end > text && all->count < 512 && all->count == before) {
-            all->word[all->count].text = end; all->word[all->count++].length = 0;
+            all->word[all->count].text = end;
+            all->word[all->count++].length = 0;
         }
         if (end > text) ends[sentences++] = all->count;
         text = *end ? end + 1 : end;
     }
     return sentences;
 }
-typedef struct tmoei_rouge { tmoei_words a, b; int a_ends[64], b_ends[64]; char in_union[512];
-    unsigned short table[513][513]; } tmoei_rouge;              /* its first row and column stay 0 */
-/* Rouge-L on summaries: for each answer sentence the union over the prediction's sentences of the words on
- * one longest common subsequence; precision and recall over distinct words; f = 2 p r / (p + r + 1e-8) */
-static double tmoei_rouge_l(const char *prediction, const char *answer, tmoei_rouge *w) {
+
+typedef struct tmoei_rouge {
+    tmoei_words a, b;
+    int a_ends[64], b_ends[64];
+    char in_union[512];
+    unsigned short table[513][513];
+} tmoei_rouge; /* its first row and column stay 0 */
+
+/* Rouge-L on summaries: for each answer sentence the union over the prediction's sentences of the
+ * words on one longest common subsequence; precision and recall over distinct words; f = 2 p r / (p
+ * + r + 1e-8) */
+static double tmoei_rouge_l(const char *prediction, const char *answer, tmoei_rouge *w)
+{
     const int a_sentences = tmoei_sentences(prediction, &w->a, w->a_ends, 64),
-        b_sentences = tmoei_sentences(answer, &w->b, w->b_ends, 64);
+              b_sentences = tmoei_sentences(answer, &w->b, w->b_ends, 64);
     memset(w->in_union, 0, sizeof w->in_union);
-    for (int s = 0; s < b_sentences; s++) for (int t = 0; t < a_sentences; t++) {
-        const int a0 = (t ? w->a_ends[t - 1] : 0) - 1, b0 = (s ? w->b_ends[s - 1] : 0) - 1;
-        int i, j;                                   /* words of the two sentences, from 1 */
-        for (i = 1; b0 + i < w->b_ends[s]; i++) for (j = 1; a0 + j < w->a_ends[t]; j++) {
-            const unsigned short up = w->table[i - 1][j], left = w->table[i][j - 1];
-            w->table[i][j] = tmoei_same_word(w->b.word[b0 + i], w->a.word[a0 + j])
-                ? (unsigned short)(w->table[i - 1][j - 1] + 1) : up > left ? up : left;
+    for (int s = 0; s < b_sentences; s++)
+        for (int t = 0; t < a_sentences; t++) {
+            const int a0 = (t ? w->a_ends[t - 1] : 0) - 1, b0 = (s ? w->b_ends[s - 1] : 0) - 1;
+            int i, j; /* words of the two sentences, from 1 */
+            for (i = 1; b0 + i < w->b_ends[s]; i++)
+                for (j = 1; a0 + j < w->a_ends[t]; j++) {
+                    const unsigned short up = w->table[i - 1][j], left = w->table[i][j - 1];
+                    w->table[i][j] = tmoei_same_word(w->b.word[b0 + i], w->a.word[a0 + j])
+                        ? (unsigned short)(w->table[i - 1][j - 1] + 1)
+                        : up > left ? up
+                                    : left;
+                }
+            for (i = w->b_ends[s] - 1 - b0, j = w->a_ends[t] - 1 - a0; i > 0 && j > 0;)
+                if (tmoei_same_word(w->b.word[b0 + i], w->a.word[a0 + j])) {
+                    w->in_union[b0 + i] = 1;
+                    i--;
+                    j--;
+                } else if (w->table[i - 1][j] > w->table[i][j - 1])
+                    i--;
+                else
+                    j--;
         }
-        for (i = w->b_ends[s] - 1 - b0, j = w->a_ends[t] - 1 - a0; i > 0 && j > 0; )
-            if (tmoei_same_word(w->b.word[b0 + i], w->a.word[a0 + j])) {
-                w->in_union[b0 + i] = 1; i--; j--;
-            } else if (w->table[i - 1][j] > w->table[i][j - 1]) i--;
-            else j--;
-    }
     const int na = tmoei_distinct(&w->a, NULL), nb = tmoei_distinct(&w->b, NULL),
-        common = tmoei_distinct(&w->b, w->in_union);
+              common = tmoei_distinct(&w->b, w->in_union);
     if (!common) return 0.0;
     const double p = (double)common / na, r = (double)common / nb;
     return 2.0 * p * r / (p + r + 1e-8);
 }
-/* ---- scores over a whole task ------------------------------------------------------------------------ */
-/* Mean F1 over the distinct texts that occur. predicted and right are the first answers, both as given. */
-static double tmoei_macro_f1(const char *const *predictions, const tmoe_example *examples, int count) {
-    double sum = 0.0; int labels = 0;
-    for (int i = 0; i < 2 * count; i++) {   /* labels of the answers, then those that only predictions have */
+
+/* ---- scores over a whole task ---------------------------------------------------------------- */
+/* Mean F1 over the distinct texts that occur. predicted and right are the first answers, both as
+ * given. */
+static double tmoei_macro_f1(const char *const *predictions, const tmoe_example *examples,
+    int count)
+{
+    double sum = 0.0;
+    int labels = 0;
+    for (int i = 0; i < 2 * count;
+         i++) { /* labels of the answers, then those that only predictions have */
         const char *label = i < count ? examples[i].outputs[0] : predictions[i - count];
         int both = 0, given = 0, right = 0, seen = 0;
         for (int j = 0; j < count && !seen; j++) {
-            const int r = strcmp(examples[j].outputs[0], label) == 0, p = strcmp(predictions[j], label) == 0;
+            const int r = strcmp(examples[j].outputs[0], label) == 0,
+                      p = strcmp(predictions[j], label) == 0;
             seen = (r && j < i) || (p && j < i - count);
-            both += p && r; given += p; right += r;
+            both += p && r;
+            given += p;
+            right += r;
         }
         if (seen) continue;
         labels++;
@@ -5684,24 +7886,33 @@ static double tmoei_macro_f1(const char *const *predictions, const tmoe_example 
     }
     return sum / labels;
 }
-static int tmoei_is_acceptable(const char *text) {
+
+static int tmoei_is_acceptable(const char *text)
+{
     const tmoei_text_word word = tmoei_next_word(text);
     return tmoei_is_word(word, "acceptable") && !tmoei_next_word(word.text + word.length).length;
 }
+
 /* A decimal number with nothing but white space around it, else 3. */
-static double tmoei_number_or_three(const char *text) {
+static double tmoei_number_or_three(const char *text)
+{
     char *end;
     const double x = strtod(text, &end);
     /* hexadecimal is no number to the reference */
     return end == text || strpbrk(text, "xXpP(") || tmoei_next_word(end).length ? 3.0 : x;
 }
-/* Of 0 and 1 it is Matthews' coefficient, (tp tn - fp fn) / sqrt((tp+fp) (tp+fn) (tn+fp) (tn+fn)). */
-static double tmoei_pearson(const double *x, const double *y, int count) {
+
+/* Of 0 and 1 it is Matthews' coefficient, (tp tn - fp fn) / sqrt((tp+fp) (tp+fn) (tn+fp) (tn+fn)).
+ * */
+static double tmoei_pearson(const double *x, const double *y, int count)
+{
     double mx = 0.0, my = 0.0, xy = 0.0, xx = 0.0, yy = 0.0;
-    int x_varies = 0, y_varies = 0;         /* the sums of squares of a constant may be rounding, not 0 */
+    int x_varies = 0, y_varies = 0; /* the sums of squares of a constant may be rounding, not 0 */
     for (int i = 0; i < count; i++) {
-        mx += x[i] / count; my += y[i] / count;
-        x_varies |= x[i] != x[0]; y_varies |= y[i] != y[0];
+        mx += x[i] / count;
+        my += y[i] / count;
+        x_varies |= x[i] != x[0];
+        y_varies |= y[i] != y[0];
     }
     for (int i = 0; i < count; i++) {
         xy += (x[i] - mx) * (y[i] - my);
@@ -5710,16 +7921,20 @@ static double tmoei_pearson(const double *x, const double *y, int count) {
     }
     return x_varies && y_varies ? xy / sqrt(xx * yy) : (double)NAN;
 }
-TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric) {
-    static const char *const names[TMOE_METRICS] = { "exact_match", "accuracy", "macro_f1", "token_f1",
-        "rouge_l", "matthews", "pearson" };
+
+TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric)
+{
+    static const char *const names[TMOE_METRICS] = { "exact_match", "accuracy", "macro_f1",
+        "token_f1", "rouge_l", "matthews", "pearson" };
     return (unsigned)metric < TMOE_METRICS ? names[metric] : "unknown";
 }
+
 /* Mean over the predictions of their scores, each the best over its accepted answers. */
-static tmoe_result tmoei_mean_score(tmoe_ctx *ctx, tmoe_metric metric, const char *const *predictions,
-        const tmoe_example *examples, int count, double *score) {
-    size_t (*add)(tmoe_ctx *, tmoei_buffer *, const char *) = metric == TMOE_METRIC_ACCURACY
-        ? tmoei_add_lower : tmoei_add_normal;
+static tmoe_result tmoei_mean_score(tmoe_ctx *ctx, tmoe_metric metric,
+    const char *const *predictions, const tmoe_example *examples, int count, double *score)
+{
+    size_t (*add)(tmoe_ctx *, tmoei_buffer *, const char *) =
+        metric == TMOE_METRIC_ACCURACY ? tmoei_add_lower : tmoei_add_normal;
     tmoei_rouge *rouge = (tmoei_rouge *)tmoei_alloc(ctx, 1, sizeof *rouge, 1);
     tmoei_buffer text = { NULL, 0, 0, !rouge };
     double sum = 0.0;
@@ -5730,47 +7945,62 @@ static tmoe_result tmoei_mean_score(tmoe_ctx *ctx, tmoe_metric metric, const cha
             text.length = 0;
             const size_t a = add(ctx, &text, predictions[i]), b = add(ctx, &text, answer);
             if (text.failed) continue;
-            const double one = metric == TMOE_METRIC_ROUGE_L ? tmoei_rouge_l(predictions[i], answer, rouge)
-                : metric == TMOE_METRIC_TOKEN_F1 ? tmoei_token_f1(text.data + a, text.data + b, &rouge->a,
-                &rouge->b) : strcmp(text.data + a, text.data + b) == 0;
+            const double one = metric == TMOE_METRIC_ROUGE_L
+                ? tmoei_rouge_l(predictions[i], answer, rouge)
+                : metric == TMOE_METRIC_TOKEN_F1
+                ? tmoei_token_f1(text.data + a, text.data + b, &rouge->a, &rouge->b)
+                : strcmp(text.data + a, text.data + b) == 0;
             if (one > best) best = one;
         }
         sum += best;
     }
     if (!text.failed) *score = sum / count;
-    tmoei_free(ctx, rouge); tmoei_buffer_free(ctx, &text);
+    tmoei_free(ctx, rouge);
+    tmoei_buffer_free(ctx, &text);
     return ctx->error;
 }
+
 TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *const *predictions,
-        const tmoe_example *examples, int count, double *score) {
+    const tmoe_example *examples, int count, double *score)
+{
     ctx->error = TMOE_OK;
     if (count < 1 || (unsigned)metric >= TMOE_METRICS)
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "score: %d predictions, metric %d; at least one "
-            "prediction and a known metric", count, (int)metric);
-    if (metric == TMOE_METRIC_MACRO_F1) *score = tmoei_macro_f1(predictions, examples, count);
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "score: %d predictions, metric %d; at least one "
+            "prediction and a known metric",
+            count, (int)metric);
+    if (metric == TMOE_METRIC_MACRO_F1)
+        *score = tmoei_macro_f1(predictions, examples, count);
     else if (metric == TMOE_METRIC_PEARSON || metric == TMOE_METRIC_MATTHEWS) {
         double *numbers = (double *)tmoei_alloc(ctx, 2 * (size_t)count, sizeof *numbers, 0);
         if (!numbers) return TMOE_ERR_MEMORY;
         for (int i = 0; i < 2 * count; i++) {
             const char *text = i < count ? predictions[i] : examples[i - count].outputs[0];
             numbers[i] = metric == TMOE_METRIC_PEARSON ? tmoei_number_or_three(text)
-                : tmoei_is_acceptable(text);
+                                                       : tmoei_is_acceptable(text);
         }
         *score = tmoei_pearson(numbers, numbers + count, count);
-        if (metric == TMOE_METRIC_MATTHEWS && *score != *score) *score = 0.0;   /* one side is constant */
+        if (metric == TMOE_METRIC_MATTHEWS && *score != *score)
+            *score = 0.0; /* one side is constant */
         tmoei_free(ctx, numbers);
-    } else return tmoei_mean_score(ctx, metric, predictions, examples, count, score);
+    } else
+        return tmoei_mean_score(ctx, metric, predictions, examples, count, score);
     return TMOE_OK;
 }
-static int tmoei_double_order(const void *a, const void *b) {
+
+static int tmoei_double_order(const void *a, const void *b)
+{
     const double x = *(const double *)a, y = *(const double *)b;
     return x < y ? -1 : x > y;
 }
+
 /* Mean over the tasks that a draw picks with replacement, draw 0: over all, of (new - base) / base
  * (relative), or of new - base. */
-static double tmoei_mean_gain(const double *base, const double *scores, int n, int relative, uint64_t seed,
-        uint64_t draw) {
-    double sum = 0.0; int used = 0;
+static double tmoei_mean_gain(const double *base, const double *scores, int n, int relative,
+    uint64_t seed, uint64_t draw)
+{
+    double sum = 0.0;
+    int used = 0;
     for (int i = 0; i < n; i++) {
         const int t = draw ? (int)tmoei_below(tmoei_random(seed, draw, (uint64_t)i), (size_t)n) : i;
         if (scores[t] != scores[t] || base[t] != base[t] || (relative && base[t] <= 0.0)) continue;
@@ -5779,16 +8009,22 @@ static double tmoei_mean_gain(const double *base, const double *scores, int n, i
     }
     return used ? sum / used : (double)NAN;
 }
-TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const double *scores, int count,
-        uint64_t seed, tmoe_comparison *result) {
-    double sample[2000];                        /* the interval's ends move by some 1 % of its width */
+
+TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const double *scores,
+    int count, uint64_t seed, tmoe_comparison *result)
+{
+    double sample[2000]; /* the interval's ends move by some 1 % of its width */
     const int draws = (int)(sizeof sample / sizeof *sample);
     ctx->error = TMOE_OK;
     memset(result, 0, sizeof *result);
     for (int t = 0; t < count; t++) {
-        if (scores[t] != scores[t] || base[t] != base[t]) { result->undefined++; continue; }
+        if (scores[t] != scores[t] || base[t] != base[t]) {
+            result->undefined++;
+            continue;
+        }
         result->zero_base += base[t] <= 0.0;
-        result->wins += scores[t] > base[t]; result->losses += scores[t] < base[t];
+        result->wins += scores[t] > base[t];
+        result->losses += scores[t] < base[t];
         result->ties += scores[t] == base[t];
     }
     for (int relative = 0; relative < 2; relative++) {
@@ -5796,86 +8032,123 @@ TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const doubl
         int n = 0;
         for (int d = 0; d <= draws; d++) {
             const double x = tmoei_mean_gain(base, scores, count, relative, seed, (uint64_t)d);
-            if (d == 0) gain[0] = x; else if (x == x) sample[n++] = x;
+            if (d == 0)
+                gain[0] = x;
+            else if (x == x)
+                sample[n++] = x;
         }
         qsort(sample, (size_t)n, sizeof *sample, tmoei_double_order);
-        gain[1] = n ? sample[n * 25 / 1000] : (double)NAN; gain[2] = n ? sample[n * 975 / 1000] : (double)NAN;
+        gain[1] = n ? sample[n * 25 / 1000] : (double)NAN;
+        gain[2] = n ? sample[n * 975 / 1000] : (double)NAN;
     }
     return TMOE_OK;
 }
-/* ==== >>routes: reading them =========================================================================== */
+
+/* ==== >>routes: reading them ================================================================== */
 #define TMOEI_STREAM_PERMUTATION UINT64_C(2000001)
+
 TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const float *routes, int N, int C,
-        const float *feature, int permutations, uint64_t seed, double *r, double *p) {
+    const float *feature, int permutations, uint64_t seed, double *r, double *p)
+{
     ctx->error = TMOE_OK;
     const size_t n = (size_t)N;
     int *order = (int *)tmoei_alloc(ctx, n + 1, sizeof(int), 0);
     double *x = (double *)tmoei_alloc(ctx, 2 * n + 1, sizeof(double), 0), *y = x ? x + n : NULL;
-    for (int i = 0; ctx->error == TMOE_OK && i <= permutations; i++) {      /* the first time as they are */
+    for (int i = 0; ctx->error == TMOE_OK && i <= permutations;
+         i++) { /* the first time as they are */
         double most = 0.0;
         (void)tmoei_draw(seed, TMOEI_STREAM_PERMUTATION, (uint64_t)i * 1024, order, N, i ? N : 0);
         for (int t = 0; t < N; t++) y[t] = (double)feature[order[t]];
         for (int c = 0; c < C; c++) {
             for (int t = 0; t < N; t++) x[t] = (double)routes[(size_t)t * (size_t)C + (size_t)c];
             const double found = tmoei_pearson(x, y, N);
-            if (i == 0) { r[c] = found; p[c] = found == found ? 1.0 : found; }
+            if (i == 0) {
+                r[c] = found;
+                p[c] = found == found ? 1.0 : found;
+            }
             if (fabs(found) > most) most = fabs(found);
         }
-        for (int c = 0; i && c < C; c++) p[c] += most >= fabs(r[c]) - 1e-12;    /* NaN stays NaN */
+        for (int c = 0; i && c < C; c++) p[c] += most >= fabs(r[c]) - 1e-12; /* NaN stays NaN */
     }
     for (int c = 0; ctx->error == TMOE_OK && c < C; c++) p[c] /= permutations + 1.0;
-    tmoei_free(ctx, order); tmoei_free(ctx, x);
+    tmoei_free(ctx, order);
+    tmoei_free(ctx, x);
     return ctx->error;
 }
-TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, tmoe_join *joins) {
+
+TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, tmoe_join *joins)
+{
     ctx->error = TMOE_OK;
     const size_t n = (size_t)N;
     double *distance = (double *)tmoei_alloc(ctx, n * n + 1, sizeof(double), 1);
     int *name = (int *)tmoei_alloc(ctx, 2 * n + 1, sizeof(int), 0);
-    for (int i = 0; ctx->error == TMOE_OK && i < N; i++) { name[i] = i; name[N + i] = 1; }  /* name, size */
+    for (int i = 0; ctx->error == TMOE_OK && i < N; i++) {
+        name[i] = i;
+        name[N + i] = 1;
+    } /* name, size */
     for (size_t i = 0; ctx->error == TMOE_OK && i < n * n; i++) {
         const float *a = x + i / n * (size_t)C, *b = x + i % n * (size_t)C;
         for (int c = 0; c < C; c++) distance[i] += pow((double)(a[c] - b[c]), 2.0);
         distance[i] = sqrt(distance[i]);
     }
     for (int join = 0; ctx->error == TMOE_OK && join < N - 1; join++) {
-        size_t a = n, b = n;                                    /* the nearest two; a < b */
+        size_t a = n, b = n; /* the nearest two; a < b */
         for (size_t i = 0; i < n * n; i++) {
             const int both = i / n < i % n && name[i / n] >= 0 && name[i % n] >= 0;
-            if (both && (a == n || distance[i] < distance[a * n + b])) { a = i / n; b = i % n; }
+            if (both && (a == n || distance[i] < distance[a * n + b])) {
+                a = i / n;
+                b = i % n;
+            }
         }
         const double wa = (double)name[n + a], wb = (double)name[n + b];
-        joins[join].a = name[a]; joins[join].b = name[b]; joins[join].height = distance[a * n + b];
+        joins[join].a = name[a];
+        joins[join].b = name[b];
+        joins[join].height = distance[a * n + b];
         joins[join].size = name[n + a] += name[n + b];
-        name[a] = N + join; name[b] = -1;
-        for (size_t i = 0; i < n; i++)                          /* average linkage (UPGMA) */
-            distance[a * n + i] = distance[i * n + a] = (wa * distance[a * n + i] + wb * distance[b * n + i])
-                / (wa + wb);
+        name[a] = N + join;
+        name[b] = -1;
+        for (size_t i = 0; i < n; i++) /* average linkage (UPGMA) */
+            distance[a * n + i] = distance[i * n + a] =
+                (wa * distance[a * n + i] + wb * distance[b * n + i]) / (wa + wb);
     }
-    tmoei_free(ctx, distance); tmoei_free(ctx, name);
+    tmoei_free(ctx, distance);
+    tmoei_free(ctx, name);
     return ctx->error;
 }
-/* ==== >>inference: one route, one merge, then an ordinary dense model answers ==========================
- * Keys and values of earlier positions stay in a cache of slots (H, 2, limit, W): a head reads its keys, then
- * its values, as they lie. A row is a request, or one of its beams; which slot holds position t of a row is
- * looked up in a table, so that beams that change places move no keys, and a row's keys lie in a few runs. */
+
+/* ==== >>inference: one route, one merge, then an ordinary dense model answers ====================
+ * Keys and values of earlier positions stay in a cache of slots (H, 2, limit, W): a head reads its
+ * keys, then its values, as they lie. A row is a request, or one of its beams; which slot holds
+ * position t of a row is looked up in a table, so that beams that change places move no keys, and a
+ * row's keys lie in a few runs. */
 struct tmoei_cache {
-    int beams, slots, rows;             /* of a request; places; rows that still run */
-    int position, limit;                /* the one that is computed now, from 0; how many at most */
-    int *slot_of, *next_slot_of;        /* (slots, limit): which slot holds position t of row r */
-    int *request_of;                    /* (slots): which request row r belongs to */
-    int *ids, *positions;               /* (slots): of the latest tokens */
-    const tmoei_pack *source; tmoe_tensor memory;   /* what the encoder read; its output (source tokens, D) */
-    /* (decoder layers, experts, 2): slots of positions; of memory, a slot of its length for each source */
-    float **keys; int experts;          /* 1, or E where they run side by side */
+    int beams, slots, rows;      /* of a request; places; rows that still run */
+    int position, limit;         /* the one that is computed now, from 0; how many at most */
+    int *slot_of, *next_slot_of; /* (slots, limit): which slot holds position t of row r */
+    int *request_of;             /* (slots): which request row r belongs to */
+    int *ids, *positions;        /* (slots): of the latest tokens */
+    const tmoei_pack *source;
+    tmoe_tensor memory; /* what the encoder read; its output (source tokens, D) */
+    /* (decoder layers, experts, 2): slots of positions; of memory, a slot of its length for each
+     * source */
+    float **keys;
+    int experts; /* 1, or E where they run side by side */
     tmoei_owner own;
 };
+
 typedef struct tmoei_cached_job {
-    const tmoei_cache *cache; const float *q; float *keys, *y; size_t q_stride, D; int cross, width;
+    const tmoei_cache *cache;
+    const float *q;
+    float *keys, *y;
+    size_t q_stride, D;
+    int cross, width;
 } tmoei_cached_job;
-/* Where the first head's key of position t of a row lies. Out: `most`, the length of its slot, and `n`, how
- * many positions of the row follow one another from there. */
-static float *tmoei_cached_key(const tmoei_cached_job *job, int row, int t, int count, size_t *most, int *n) {
+
+/* Where the first head's key of position t of a row lies. Out: `most`, the length of its slot, and
+ * `n`, how many positions of the row follow one another from there. */
+static float *tmoei_cached_key(const tmoei_cached_job *job, int row, int t, int count, size_t *most,
+    int *n)
+{
     const tmoei_cache *cache = job->cache;
     const int *slot = cache->slot_of + (size_t)row * (size_t)cache->limit + t;
     const int *source = cache->source->offsets + cache->request_of[row];
@@ -5885,10 +8158,13 @@ static float *tmoei_cached_key(const tmoei_cached_job *job, int row, int t, int 
     return job->keys + (job->cross ? (size_t)source[0] : (size_t)*slot * *most) * 2 * job->D
         + (size_t)t * (size_t)job->width;
 }
-/* Row r attends, head by head, to its positions 0 .. position or to its request's memory: scores, softmax,
- * weighted sum, run by run. */
-static void tmoei_cached_chunk(void *arg, int row, int lane) {
-    const tmoei_cached_job *job = (const tmoei_cached_job *)arg; const tmoei_cache *cache = job->cache;
+
+/* Row r attends, head by head, to its positions 0 .. position or to its request's memory: scores,
+ * softmax, weighted sum, run by run. */
+static void tmoei_cached_chunk(void *arg, int row, int lane)
+{
+    const tmoei_cached_job *job = (const tmoei_cached_job *)arg;
+    const tmoei_cache *cache = job->cache;
     const tmoei_kernels *kernels = cache->own.ctx->kernels;
     const int *source = cache->source->offsets + cache->request_of[row];
     const int count = job->cross ? source[1] - source[0] : cache->position + 1, W = job->width;
@@ -5909,17 +8185,23 @@ static void tmoei_cached_chunk(void *arg, int row, int lane) {
         }
     }
 }
-/* Attention of all rows; gives (rows, D). Self: x is qkv (rows, 3D) of the present position, keeps k and v.
- * Cross: x is q (rows, D) over its request's keys, which the first call makes: cross is [w, b]. */
-static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert, tmoe_tensor *const *cross,
-        const tmoe_tensor *x) {
+
+/* Attention of all rows; gives (rows, D). Self: x is qkv (rows, 3D) of the present position, keeps
+ * k and v. Cross: x is q (rows, D) over its request's keys, which the first call makes: cross is
+ * [w, b]. */
+static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert,
+    tmoe_tensor *const *cross, const tmoe_tensor *x)
+{
     tmoei_cache *cache = pass->cache;
     const tmoe_config *c = &pass->model->config;
     const size_t D = (size_t)c->D, W = (size_t)(c->D / c->H_decoder);
-    const size_t places = cross ? (size_t)cache->memory.rows : (size_t)cache->limit * (size_t)cache->slots;
-    float **keys = &cache->keys[2 * ((l - c->encoder_layers) * cache->experts + expert) + (cross != NULL)];
+    const size_t places =
+        cross ? (size_t)cache->memory.rows : (size_t)cache->limit * (size_t)cache->slots;
+    float **keys =
+        &cache->keys[2 * ((l - c->encoder_layers) * cache->experts + expert) + (cross != NULL)];
     tmoe_tensor *y = x ? tmoei_tensor_new(pass->tape, x->rows, c->D, NULL) : NULL, *kv = NULL;
-    if (cross && !*keys) kv = tmoe_linear(pass->tape, &cache->memory, cross[0], cross[1], TMOE_NONE, NULL);
+    if (cross && !*keys)
+        kv = tmoe_linear(pass->tape, &cache->memory, cross[0], cross[1], TMOE_NONE, NULL);
     if (!*keys) *keys = (float *)tmoei_own_block(&cache->own, places * 2 * D, sizeof(float), 0);
     if (!*keys || !y || cache->own.ctx->error != TMOE_OK) return NULL;
     tmoei_cached_job job = { cache, x->x, *keys, y->x, (size_t)x->cols, D, cross != NULL, (int)W };
@@ -5939,16 +8221,20 @@ static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert, 
     tmoei_parallel(cache->own.ctx, tmoei_cached_chunk, &job, cache->rows);
     return y;
 }
-/* ---- route once, merge once -------------------------------------------------------------------------- */
+
+/* ---- route once, merge once ------------------------------------------------------------------ */
 /* Merged blocks, kept until route or parameters change; with a one-hot route the expert itself. */
-static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route) {
+static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route)
+{
     const int E = model->config.E;
     const size_t bytes = (size_t)(model->R * E) * sizeof(float);
     size_t all = 0;
     if (model->merged_version == model->version && memcmp(model->merged_route, route, bytes) == 0)
         return TMOE_OK;
-    for (int l = 0; l < model->L; l++) all += model->layers[l].experts > 1 ? model->layers[l].block_size : 0;
-    if (!model->merged) model->merged = (float *)tmoei_own(&model->own, all, sizeof(float));  /* at first */
+    for (int l = 0; l < model->L; l++)
+        all += model->layers[l].experts > 1 ? model->layers[l].block_size : 0;
+    if (!model->merged)
+        model->merged = (float *)tmoei_own(&model->own, all, sizeof(float)); /* at first */
     float *at = model->merged;
     if (!at) return TMOE_ERR_MEMORY;
     for (int l = 0; l < model->L; l++) {
@@ -5967,11 +8253,16 @@ static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route) {
     model->merged_version = model->version;
     return TMOE_OK;
 }
+
 /* A pass that evaluates: no gradients, no noise. route NULL: that of the known task. */
-static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const float *route, tmoe_tape *tape,
-        tmoei_pass *pass) {
-    tmoe_tape_reset(tape); tmoe_tape_record(tape, 0);
-    memset(pass, 0, sizeof *pass); pass->model = model; pass->tape = tape;
+static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const float *route,
+    tmoe_tape *tape, tmoei_pass *pass)
+{
+    tmoe_tape_reset(tape);
+    tmoe_tape_record(tape, 0);
+    memset(pass, 0, sizeof *pass);
+    pass->model = model;
+    pass->tape = tape;
     if (model->width == 0) return TMOE_OK;
     if (!route) {
         TMOEI_TRY(tmoei_routes_refresh(model));
@@ -5981,91 +8272,127 @@ static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const floa
         pass->blocks = model->blocks;
         return tmoei_merge_route(model, route);
     }
-    pass->route = tmoei_tensor_new(tape, 1, (int)model->width, NULL);     /* a copy: theirs is const */
+    pass->route = tmoei_tensor_new(tape, 1, (int)model->width, NULL); /* a copy: theirs is const */
     if (!pass->route) return TMOE_ERR_MEMORY;
     memcpy(pass->route->x, route, model->width * sizeof(float));
     return TMOE_OK;
 }
-/* ---- decoding: greedy, and beam search as transformers does it --------------------------------------- */
-#define TMOEI_ROWS_AT_ONCE 32           /* a register tile of rows and more: weights are read once for all */
+
+/* ---- decoding: greedy, and beam search as transformers does it ------------------------------- */
+#define TMOEI_ROWS_AT_ONCE 32 /* a register tile of rows and more: weights are read once for all */
+
 /* Encodes the packed sources and makes room for `beams` rows each, of at most `limit` positions. */
-static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int task, const float *route,
-        const tmoei_pack *source, int beams, int limit) {
-    const tmoe_config *c = &model->config; const size_t memory = (size_t)source->tokens * (size_t)c->D;
+static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int task,
+    const float *route, const tmoei_pack *source, int beams, int limit)
+{
+    const tmoe_config *c = &model->config;
+    const size_t memory = (size_t)source->tokens * (size_t)c->D;
     const size_t slots = (size_t)source->sequences * (size_t)beams, places = (size_t)limit * slots;
     tmoei_owner *own = &cache->own;
     tmoei_pass pass;
     memset(cache, 0, sizeof *cache);
     own->ctx = model->ctx;
-    cache->beams = beams; cache->limit = limit; cache->source = source;
-    cache->slots = cache->rows = (int)slots; cache->experts = c->mix == TMOE_MIX_OUTPUT ? c->E : 1;
-    cache->keys = (float **)tmoei_own(own, 2 * (size_t)(c->decoder_layers * cache->experts), sizeof(float *));
-    cache->memory.rows = source->tokens; cache->memory.cols = c->D;
+    cache->beams = beams;
+    cache->limit = limit;
+    cache->source = source;
+    cache->slots = cache->rows = (int)slots;
+    cache->experts = c->mix == TMOE_MIX_OUTPUT ? c->E : 1;
+    cache->keys =
+        (float **)tmoei_own(own, 2 * (size_t)(c->decoder_layers * cache->experts), sizeof(float *));
+    cache->memory.rows = source->tokens;
+    cache->memory.cols = c->D;
     cache->memory.x = (float *)tmoei_own(own, memory, sizeof(float));
     cache->slot_of = (int *)tmoei_own(own, 2 * places + 3 * slots, sizeof(int));
     if (own->ctx->error != TMOE_OK) return own->ctx->error;
-    cache->next_slot_of = cache->slot_of + places; cache->request_of = cache->next_slot_of + places;
-    cache->ids = cache->request_of + slots; cache->positions = cache->ids + slots;
+    cache->next_slot_of = cache->slot_of + places;
+    cache->request_of = cache->next_slot_of + places;
+    cache->ids = cache->request_of + slots;
+    cache->positions = cache->ids + slots;
     for (int r = 0; r < cache->rows; r++) cache->request_of[r] = r / beams;
     TMOEI_TRY(tmoei_evaluation_pass(model, task, route, model->tape, &pass));
     const tmoe_tensor *h = tmoei_encode(&pass, source);
     if (h) memcpy(cache->memory.x, h->x, memory * sizeof(float));
     return own->ctx->error;
 }
-/* Logits (rows, V) of the next position after the tokens in cache->ids; they live until the next call. */
-static tmoe_tensor *tmoei_cache_step(tmoei_cache *cache, tmoe_model *model, int task, const float *route) {
+
+/* Logits (rows, V) of the next position after the tokens in cache->ids; they live until the next
+ * call. */
+static tmoe_tensor *tmoei_cache_step(tmoei_cache *cache, tmoe_model *model, int task,
+    const float *route)
+{
     const tmoei_pack target = { cache->rows, cache->rows, cache->ids, cache->positions, NULL };
     tmoei_pass pass;
     if (tmoei_evaluation_pass(model, task, route, model->tape, &pass) != TMOE_OK) return NULL;
     for (int r = 0; r < cache->rows; r++) {
         cache->positions[r] = cache->position;
         int *slot = cache->slot_of + (size_t)r * (size_t)cache->limit + cache->position;
-        *slot = cache->beams == 1 && cache->position ? slot[-1] : r;    /* a request stays in its slot */
+        *slot =
+            cache->beams == 1 && cache->position ? slot[-1] : r; /* a request stays in its slot */
     }
     pass.cache = cache;
     return tmoei_head(&pass, tmoei_decode(&pass, &target, NULL, NULL));
 }
+
 /* Afterwards row r goes on where row parents[r] was; in place, as requests keep their order. */
-static void tmoei_cache_reorder(tmoei_cache *cache, const int *parents, int rows) {
+static void tmoei_cache_reorder(tmoei_cache *cache, const int *parents, int rows)
+{
     const size_t limit = (size_t)cache->limit, used = ((size_t)cache->position + 1) * sizeof(int);
     int *before = cache->slot_of, *after = cache->next_slot_of;
     for (int r = 0; r < rows; r++) {
         memcpy(after + (size_t)r * limit, before + (size_t)parents[r] * limit, used);
         cache->request_of[r] = cache->request_of[parents[r]];
     }
-    cache->slot_of = after; cache->next_slot_of = before;
-    cache->rows = rows; cache->position++;
+    cache->slot_of = after;
+    cache->next_slot_of = before;
+    cache->rows = rows;
+    cache->position++;
 }
-typedef struct tmoei_hypothesis { float score; int row, token, ended; } tmoei_hypothesis;   /* of a row, on */
+
+typedef struct tmoei_hypothesis {
+    float score;
+    int row, token, ended;
+} tmoei_hypothesis; /* of a row, on */
+
 typedef struct tmoei_search {
-    tmoe_model *model; tmoe_generation how; tmoei_cache cache;
-    float *logits; int length;          /* of the present step; tokens of the rows, with the start token */
-    int *tokens, *next_tokens, *parents;        /* (rows, max_length) of running rows; (rows) */
-    float *scores, *next_scores;        /* (rows): sum of log p */
-    tmoei_hypothesis *candidates;       /* (requests, 2 * beams), best first */
-    int *finished, *lengths;            /* (requests, beams, max_length) and (requests, beams), best first */
-    float *final;                       /* (requests, beams): score / length^penalty */
+    tmoe_model *model;
+    tmoe_generation how;
+    tmoei_cache cache;
+    float *logits;
+    int length; /* of the present step; tokens of the rows, with the start token */
+    int *tokens, *next_tokens, *parents; /* (rows, max_length) of running rows; (rows) */
+    float *scores, *next_scores;         /* (rows): sum of log p */
+    tmoei_hypothesis *candidates;        /* (requests, 2 * beams), best first */
+    int *finished, *lengths; /* (requests, beams, max_length) and (requests, beams), best first */
+    float *final;            /* (requests, beams): score / length^penalty */
 } tmoei_search;
-#define TMOEI_NO_SCORE (-1e9f)          /* transformers': there is none yet */
-/* What the row may not say next gets -inf: eos before min_length, a token that would repeat an n-gram, all
- * but a forced one, which is certain (log p = 0 where lse is taken off). */
-static void tmoei_search_forbid(const tmoei_search *s, int row, float *x, float lse) {
+
+#define TMOEI_NO_SCORE (-1e9f) /* transformers': there is none yet */
+
+/* What the row may not say next gets -inf: eos before min_length, a token that would repeat an
+ * n-gram, all but a forced one, which is certain (log p = 0 where lse is taken off). */
+static void tmoei_search_forbid(const tmoei_search *s, int row, float *x, float lse)
+{
     const tmoe_generation *how = &s->how;
     const int *tokens = s->tokens + (size_t)row * (size_t)how->max_length, n = how->no_repeat_ngram;
-    const int ends = s->length == how->max_length - 1 && how->forced_end_id >= 0;    /* before begin */
+    const int ends = s->length == how->max_length - 1 && how->forced_end_id >= 0; /* before begin */
     const int forced = ends ? how->forced_end_id : s->length == 1 ? how->forced_begin_id : -1;
     for (int i = 0; n > 0 && i + n <= s->length; i++)
         if (memcmp(tokens + i, tokens + s->length - n + 1, (size_t)(n - 1) * sizeof(int)) == 0)
             x[tokens[i + n - 1]] = -(float)INFINITY;
     if (s->length < how->min_length) x[s->model->config.end_id] = -(float)INFINITY;
-    for (int v = 0; forced >= 0 && v < s->model->V; v++) x[v] = v == forced ? lse : -(float)INFINITY;
+    for (int v = 0; forced >= 0 && v < s->model->V; v++)
+        x[v] = v == forced ? lse : -(float)INFINITY;
 }
-/* The best continuations of a request's rows: one if greedy, else 2 * beams, as up to half may end. */
-static void tmoei_search_chunk(void *arg, int chunk, int lane) {
+
+/* The best continuations of a request's rows: one if greedy, else 2 * beams, as up to half may end.
+ * */
+static void tmoei_search_chunk(void *arg, int chunk, int lane)
+{
     const tmoei_search *s = (const tmoei_search *)arg;
     const int B = s->how.beams, V = s->model->V, wanted = B > 1 ? 2 * B : 1;
     tmoei_hypothesis *best = s->candidates + (size_t)chunk * 2 * (size_t)B;
-    int count = 0; (void)lane;
+    int count = 0;
+    (void)lane;
     for (int row = chunk * B; row < (chunk + 1) * B; row++) {
         float *x = s->logits + (size_t)row * (size_t)V;
         const float lse = B > 1 ? tmoei_log_sum_exp(s->model->ctx, x, V) : 0.0f;
@@ -6074,27 +8401,39 @@ static void tmoei_search_chunk(void *arg, int chunk, int lane) {
             const float score = s->scores[row] + (x[v] - lse);
             if (count == wanted && !(score > best[count - 1].score)) continue;
             int place = count < wanted ? count++ : count - 1;
-            for (; place > 0 && best[place - 1].score < score; place--) best[place] = best[place - 1];
-            best[place].score = score; best[place].row = row; best[place].token = v;
+            for (; place > 0 && best[place - 1].score < score; place--)
+                best[place] = best[place - 1];
+            best[place].score = score;
+            best[place].row = row;
+            best[place].token = v;
             best[place].ended = v == s->model->config.end_id || s->length + 1 >= s->how.max_length;
         }
     }
 }
+
 /* Keeps a finished hypothesis where it is among the request's `beams` best. */
-static void tmoei_search_finish(tmoei_search *s, int request, const tmoei_hypothesis *c, float score) {
+static void tmoei_search_finish(tmoei_search *s, int request, const tmoei_hypothesis *c,
+    float score)
+{
     const size_t most = (size_t)s->how.max_length, base = (size_t)request * (size_t)s->how.beams;
     size_t to = base + (size_t)s->how.beams - 1;
     if (score <= s->final[to]) return;
     for (; to > base && s->final[to - 1] < score; to--) {
-        s->final[to] = s->final[to - 1]; s->lengths[to] = s->lengths[to - 1];
+        s->final[to] = s->final[to - 1];
+        s->lengths[to] = s->lengths[to - 1];
         memcpy(s->finished + to * most, s->finished + (to - 1) * most, most * sizeof(int));
     }
     int *tokens = s->finished + to * most;
     memcpy(tokens, s->tokens + (size_t)c->row * most, (size_t)s->length * sizeof(int));
-    tokens[s->length] = c->token; s->final[to] = score; s->lengths[to] = s->length + 1;
+    tokens[s->length] = c->token;
+    s->final[to] = score;
+    s->lengths[to] = s->length + 1;
 }
-/* One request's step: its candidates finish or become its next rows. Gives how many go on: beams or 0. */
-static int tmoei_search_advance(tmoei_search *s, int index, int next) {
+
+/* One request's step: its candidates finish or become its next rows. Gives how many go on: beams or
+ * 0. */
+static int tmoei_search_advance(tmoei_search *s, int index, int next)
+{
     const tmoe_generation *how = &s->how;
     const int B = how->beams, request = s->cache.request_of[index * B], wanted = B > 1 ? 2 * B : 1;
     const size_t most = (size_t)how->max_length, length = (size_t)s->length;
@@ -6104,29 +8443,36 @@ static int tmoei_search_advance(tmoei_search *s, int index, int next) {
     for (int i = 0; i < wanted; i++) {
         if (!c[i].ended) continue;
         if (i < B) tmoei_search_finish(s, request, &c[i], B > 1 ? c[i].score / penalty : 0.0f);
-        c[i].score += TMOEI_NO_SCORE;                           /* goes on only where nothing else can */
+        c[i].score += TMOEI_NO_SCORE; /* goes on only where nothing else can */
         ended++;
     }
     for (int to = next; to < next + B; to++) {
         tmoei_hypothesis *best = c;
-        for (int i = 1; i < wanted; i++) if (c[i].score > best->score) best = &c[i];
+        for (int i = 1; i < wanted; i++)
+            if (c[i].score > best->score) best = &c[i];
         int *tokens = s->next_tokens + (size_t)to * most;
         memcpy(tokens, s->tokens + (size_t)best->row * most, length * sizeof(int));
         tokens[length] = best->token;
-        s->next_scores[to] = B > 1 ? best->score : 0.0f; s->parents[to] = best->row;
+        s->next_scores[to] = B > 1 ? best->score : 0.0f;
+        s->parents[to] = best->row;
         best->score = -(float)INFINITY;
     }
     if (ended == wanted || B == 1) return ended < wanted;
     /* could a running row still become better than the worst finished one? */
     const float worst = s->final[(size_t)(request + 1) * (size_t)B - 1];
-    const int longest = how->early_stopping == TMOE_EARLY_STOPPING_NEVER && how->length_penalty > 0.0f;
+    const int longest =
+        how->early_stopping == TMOE_EARLY_STOPPING_NEVER && how->length_penalty > 0.0f;
     const float hope = s->next_scores[next]
         / (longest ? powf((float)(how->max_length - 1), how->length_penalty) : penalty);
-    const int full = worst > TMOEI_NO_SCORE, stop = full && how->early_stopping == TMOE_EARLY_STOPPING_TRUE;
+    const int full = worst > TMOEI_NO_SCORE,
+              stop = full && how->early_stopping == TMOE_EARLY_STOPPING_TRUE;
     return stop || !(hope > worst) ? 0 : B;
 }
+
 /* Searches from the start token until every request is done. */
-static tmoe_result tmoei_search_run(tmoei_search *s, int task, const float *route, const tmoei_pack *source) {
+static tmoe_result tmoei_search_run(tmoei_search *s, int task, const float *route,
+    const tmoei_pack *source)
+{
     const int B = s->how.beams;
     const size_t rows = (size_t)(source->sequences * B), most = (size_t)s->how.max_length;
     tmoei_cache *cache = &s->cache;
@@ -6137,12 +8483,16 @@ static tmoe_result tmoei_search_run(tmoei_search *s, int task, const float *rout
     s->scores = (float *)tmoei_own(&cache->own, 3 * rows, sizeof(float));
     s->candidates = (tmoei_hypothesis *)tmoei_own(&cache->own, 2 * rows, sizeof *s->candidates);
     if (ctx->error != TMOE_OK) return ctx->error;
-    s->next_tokens = s->tokens + rows * most; s->finished = s->next_tokens + rows * most;
-    s->next_scores = s->scores + rows; s->final = s->next_scores + rows; s->parents = s->lengths + rows;
+    s->next_tokens = s->tokens + rows * most;
+    s->finished = s->next_tokens + rows * most;
+    s->next_scores = s->scores + rows;
+    s->final = s->next_scores + rows;
+    s->parents = s->lengths + rows;
     for (size_t r = 0; r < rows; r++) {
         s->tokens[r * most] = s->finished[r * most] = s->model->config.start_id;
-        s->lengths[r] = 1;                                      /* a hypothesis that nobody finds */
-        s->scores[r] = r % (size_t)B ? TMOEI_NO_SCORE : 0.0f;   /* equal beams: only the first one counts */
+        s->lengths[r] = 1; /* a hypothesis that nobody finds */
+        s->scores[r] =
+            r % (size_t)B ? TMOEI_NO_SCORE : 0.0f; /* equal beams: only the first one counts */
         s->final[r] = TMOEI_NO_SCORE;
     }
     ctx->keeping = cache->rows > TMOEI_FEW_ROWS;
@@ -6161,43 +8511,59 @@ static tmoe_result tmoei_search_run(tmoei_search *s, int task, const float *rout
     }
     return TMOE_OK;
 }
+
 /* Checks and completes the settings. */
-static tmoe_result tmoei_generation_check(tmoe_model *model, tmoe_generation *how) {
-    const int V = model->V, B = how->beams, longest = model->config.target_tokens + 1;  /* and the start */
+static tmoe_result tmoei_generation_check(tmoe_model *model, tmoe_generation *how)
+{
+    const int V = model->V, B = how->beams,
+              longest = model->config.target_tokens + 1; /* and the start */
     char text[TMOEI_MESSAGE_BYTES - 64] = "";
     tmoei_fields_check(how, tmoei_generation_fields, TMOEI_GENERATION_FIELDS, text, sizeof text);
     if (how->max_length == 0 || how->max_length > longest) how->max_length = longest;
-    if (how->max_length == 1) tmoei_problem(text, sizeof text, "max_length is 1: the start token alone");
+    if (how->max_length == 1)
+        tmoei_problem(text, sizeof text, "max_length is 1: the start token alone");
     if (how->returned > B)
-        tmoei_problem(text, sizeof text, "returned is %d, must be at most beams = %d", how->returned, B);
+        tmoei_problem(text, sizeof text, "returned is %d, must be at most beams = %d",
+            how->returned, B);
     if (how->forced_begin_id >= V || how->forced_end_id >= V || model->config.end_id >= V)
-        tmoei_problem(text, sizeof text, "a forced id or the model's end_id is not below V = %d", V);
+        tmoei_problem(text, sizeof text, "a forced id or the model's end_id is not below V = %d",
+            V);
     if (B > V / 2) tmoei_problem(text, sizeof text, "beams is %d, must be at most V / 2", B);
     return text[0] ? tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "generation: %s", text) : TMOE_OK;
 }
+
 /* Every request has tokens, and not too many, and every id exists. */
-static tmoe_result tmoei_requests_check(tmoe_model *model, const int *ids, const int *lengths, int count) {
+static tmoe_result tmoei_requests_check(tmoe_model *model, const int *ids, const int *lengths,
+    int count)
+{
     const int most = model->config.source_tokens;
     for (int i = 0; i < count; ids += lengths[i++]) {
         int good = lengths[i] >= 1 && lengths[i] <= most;
         for (int j = 0; good && j < lengths[i]; j++) good = ids[j] >= 0 && ids[j] < model->V;
         if (!good)
-            return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "generate: request %d has %d tokens (1 to %d), "
-                "or an id that is not 0 <= id < %d", i, lengths[i], most, model->V);
+            return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
+                "generate: request %d has %d tokens (1 to %d), "
+                "or an id that is not 0 <= id < %d",
+                i, lengths[i], most, model->V);
     }
     return TMOE_OK;
 }
+
 TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *route, const int *ids,
-        const int *lengths, int count, const tmoe_generation *how, int *tokens, int *token_counts,
-        float *scores) {
+    const int *lengths, int count, const tmoe_generation *how, int *tokens, int *token_counts,
+    float *scores)
+{
     tmoe_ctx *ctx = model->ctx;
-    tmoei_search s; tmoei_batch b;
+    tmoei_search s;
+    tmoei_batch b;
     ctx->error = TMOE_OK;
-    memset(&s, 0, sizeof s); memset(&b, 0, sizeof b);
-    s.model = model; s.how = how ? *how : model->generation;
+    memset(&s, 0, sizeof s);
+    memset(&b, 0, sizeof b);
+    s.model = model;
+    s.how = how ? *how : model->generation;
     if (model->R > 0 && !route && (task < 0 || task >= model->N))
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "generate: task %d of %d; an unknown task needs a route",
-            task, model->N);
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "generate: task %d of %d; an unknown task needs a route", task, model->N);
     TMOEI_TRY(tmoei_requests_check(model, ids, lengths, count));
     TMOEI_TRY(tmoei_generation_check(model, &s.how));
     const tmoei_float_mode mode = tmoei_float_mode_enter();
@@ -6210,34 +8576,47 @@ TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *rou
         for (int i = 0; i < n; ids += lengths[first + i++])
             tmoei_batch_put(&b, ids, (size_t)lengths[first + i], NULL, 0, 0);
         const int good = tmoei_search_run(&s, task, route, &b.source) == TMOE_OK;
-        ctx->keeping = 0;                                       /* an encoder's weights are read once */
+        ctx->keeping = 0; /* an encoder's weights are read once */
         for (int i = 0; good && i < n * returned; i++, tokens += most) {
             const int from = i / returned * B + i % returned, to = first * returned + i;
             const int *answer = s.finished + (size_t)from * (size_t)most;
-            for (int t = 0; t < most; t++) tokens[t] = t < s.lengths[from] ? answer[t] : model->config.pad_id;
+            for (int t = 0; t < most; t++)
+                tokens[t] = t < s.lengths[from] ? answer[t] : model->config.pad_id;
             token_counts[to] = s.lengths[from];
             if (scores) scores[to] = s.final[from];
         }
         tmoei_owner_free(&s.cache.own);
     }
-    for (struct tmoei_kept *kept; (kept = ctx->kept) != NULL; tmoei_free(ctx, kept)) ctx->kept = kept->before;
+    for (struct tmoei_kept *kept; (kept = ctx->kept) != NULL; tmoei_free(ctx, kept))
+        ctx->kept = kept->before;
     tmoei_free(ctx, b.memory);
     tmoei_float_mode_leave(mode);
     return ctx->error;
 }
-TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count) {
-    for (int i = 0; i < count; i++) { tmoei_free(model->ctx, answers[i]); answers[i] = NULL; }
+
+TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count)
+{
+    for (int i = 0; i < count; i++) {
+        tmoei_free(model->ctx, answers[i]);
+        answers[i] = NULL;
+    }
 }
+
 /* The text that tokens say, to be freed; NULL when there is no memory. */
-static char *tmoei_text_of(tmoe_model *model, const int *tokens, size_t count) {
-    const int skip = TMOE_TOKENIZER_SKIP_SPECIALS; size_t n = 0;
-    if (tmoe_tokenizer_decode(model->tokenizer, tokens, count, skip, NULL, 0, &n) != TMOE_OK) return NULL;
+static char *tmoei_text_of(tmoe_model *model, const int *tokens, size_t count)
+{
+    const int skip = TMOE_TOKENIZER_SKIP_SPECIALS;
+    size_t n = 0;
+    if (tmoe_tokenizer_decode(model->tokenizer, tokens, count, skip, NULL, 0, &n) != TMOE_OK)
+        return NULL;
     char *text = (char *)tmoei_alloc(model->ctx, n + 1, 1, 1);
     if (text) (void)tmoe_tokenizer_decode(model->tokenizer, tokens, count, skip, text, n + 1, &n);
     return text;
 }
+
 TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const float *route,
-        const char *const *inputs, int count, char **answers) {
+    const char *const *inputs, int count, char **answers)
+{
     tmoe_ctx *ctx = model->ctx;
     const int known = tmoe_find_task(model, task), limit = model->config.source_tokens;
     const char *instruction = known >= 0 ? model->tasks[known].instruction : task;
@@ -6245,14 +8624,18 @@ TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const flo
     tmoe_generation how = model->generation;
     tmoei_owner own = { ctx, NULL };
     tmoei_texts texts = { NULL, NULL, 0, 0, 0, 0 };
-    ctx->error = TMOE_OK; how.returned = 1;
+    ctx->error = TMOE_OK;
+    how.returned = 1;
     for (int i = 0; i < count; i++) answers[i] = NULL;
-    if (!model->tokenizer) return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "answers: the model has no tokenizer");
+    if (!model->tokenizer)
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "answers: the model has no tokenizer");
     TMOEI_TRY(tmoei_generation_check(model, &how));
     const size_t n = (size_t)count, most = (size_t)how.max_length;
-    int *lengths = (int *)tmoei_own(&own, n + 1, (most + 2) * sizeof(int));     /* (n), (n), (n, most) */
+    int *lengths =
+        (int *)tmoei_own(&own, n + 1, (most + 2) * sizeof(int)); /* (n), (n), (n, most) */
     int *counts = lengths ? lengths + n : NULL, *tokens = lengths ? counts + n : NULL;
-    float *unseen = (float *)tmoei_own(&own, (size_t)(model->R * model->config.E) + 1, sizeof(float));
+    float *unseen =
+        (float *)tmoei_own(&own, (size_t)(model->R * model->config.E) + 1, sizeof(float));
     if (ctx->error == TMOE_OK && !route && known < 0 && model->R > 0) {
         (void)tmoe_route_unseen(model, instruction, TMOE_ZERO_SHOT_ROUTER, unseen);
         route = unseen;
@@ -6261,27 +8644,39 @@ TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const flo
         if (tmoei_texts_add(model, &texts, before, inputs[i], limit, "input", task, i) == TMOE_OK)
             lengths[i] = (int)tmoei_text_length(&texts, (size_t)i);
     if (ctx->error == TMOE_OK)
-        (void)tmoe_generate(model, known, route, texts.ids, lengths, count, &how, tokens, counts, NULL);
+        (void)tmoe_generate(model, known, route, texts.ids, lengths, count, &how, tokens, counts,
+            NULL);
     for (size_t i = 0; ctx->error == TMOE_OK && i < n; i++)
         answers[i] = tmoei_text_of(model, tokens + i * most, (size_t)counts[i]);
     if (ctx->error != TMOE_OK) tmoe_answers_free(model, answers, count);
-    tmoei_free(ctx, texts.ids); tmoei_free(ctx, texts.offsets); tmoei_owner_free(&own);
+    tmoei_free(ctx, texts.ids);
+    tmoei_free(ctx, texts.offsets);
+    tmoei_owner_free(&own);
     return ctx->error;
 }
+
 TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task, const char *input, char *text,
-        size_t size) {
-    char *answer = NULL; model->ctx->error = TMOE_OK;
+    size_t size)
+{
+    char *answer = NULL;
+    model->ctx->error = TMOE_OK;
     if (!size) return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "answer: no room for a text");
-    text[0] = 0; TMOEI_TRY(tmoe_answers(model, task, NULL, &input, 1, &answer));
+    text[0] = 0;
+    TMOEI_TRY(tmoe_answers(model, task, NULL, &input, 1, &answer));
     const size_t n = strlen(answer);
-    if (n < size) memcpy(text, answer, n + 1);
-    else (void)tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "answer: %lu bytes and a NUL do not fit into %lu",
-        (unsigned long)n, (unsigned long)size);
+    if (n < size)
+        memcpy(text, answer, n + 1);
+    else
+        (void)tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
+            "answer: %lu bytes and a NUL do not fit into %lu", (unsigned long)n,
+            (unsigned long)size);
     tmoe_answers_free(model, &answer, 1);
     return model->ctx->error;
 }
-TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, const float *route, int limit,
-        double *score) {
+
+TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, const float *route,
+    int limit, double *score)
+{
     tmoe_ctx *ctx = model->ctx;
     const int n = limit > 0 && limit < task->test_count ? limit : task->test_count;
     const char *name = tmoe_find_task(model, task->name) >= 0 ? task->name : task->instruction;
@@ -6298,18 +8693,24 @@ TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, con
     tmoei_owner_free(&own);
     return ctx->error;
 }
+
 /* sum over y of log p(y | x) of each label y for the one source x, into out. */
 static tmoe_result tmoei_log_likelihoods(tmoe_model *model, int task, const float *route,
-        const tmoei_texts *source, const tmoei_texts *labels, double *out) {
-    const size_t skip = model->config.begin_in_target ? 0 : 1, V = (size_t)model->V, n = labels->count;
-    const tmoe_tensor *h = NULL; tmoei_batch b; tmoei_pass pass;
+    const tmoei_texts *source, const tmoei_texts *labels, double *out)
+{
+    const size_t skip = model->config.begin_in_target ? 0 : 1, V = (size_t)model->V,
+                 n = labels->count;
+    const tmoe_tensor *h = NULL;
+    tmoei_batch b;
+    tmoei_pass pass;
     memset(&b, 0, sizeof b);
     TMOEI_TRY(tmoei_batch_reserve(model->ctx, &b, source->ids_used * n, labels->ids_used, n));
     for (size_t i = 0; i < n; i++)
         tmoei_batch_put(&b, source->ids, source->ids_used, labels->ids + labels->offsets[i] + skip,
             tmoei_text_length(labels, i) - skip, model->config.start_id);
     if (tmoei_evaluation_pass(model, task, route, model->tape, &pass) == TMOE_OK)
-        h = tmoei_head(&pass, tmoei_decode(&pass, &b.target, tmoei_encode(&pass, &b.source), &b.source));
+        h = tmoei_head(&pass,
+            tmoei_decode(&pass, &b.target, tmoei_encode(&pass, &b.source), &b.source));
     for (size_t i = 0; h && i < n; i++) {
         out[i] = 0.0;
         for (int t = b.target.offsets[i]; t < b.target.offsets[i + 1]; t++) {
@@ -6320,10 +8721,14 @@ static tmoe_result tmoei_log_likelihoods(tmoe_model *model, int task, const floa
     tmoei_free(model->ctx, b.memory);
     return model->ctx->error;
 }
+
 TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const float *route,
-        const char *const *inputs, int count, int normalised, int *chosen) {
-    tmoe_ctx *ctx = model->ctx; const tmoe_config *c = &model->config;
-    const char *name = task->name, *instruction = c->instruction_in_input ? task->instruction : NULL;
+    const char *const *inputs, int count, int normalised, int *chosen)
+{
+    tmoe_ctx *ctx = model->ctx;
+    const tmoe_config *c = &model->config;
+    const char *name = task->name,
+               *instruction = c->instruction_in_input ? task->instruction : NULL;
     const int known = tmoe_find_task(model, name), n = task->label_count;
     tmoei_texts labels = { NULL, NULL, 0, 0, 0, 0 }, x = labels;
     ctx->error = TMOE_OK;
@@ -6333,147 +8738,236 @@ TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const f
     const tmoei_float_mode mode = tmoei_float_mode_enter();
     double *scores = (double *)tmoei_alloc(ctx, (size_t)n, sizeof *scores, 0);
     for (int i = 0; ctx->error == TMOE_OK && i < n; i++)
-        (void)tmoei_texts_add(model, &labels, NULL, task->labels[i], c->target_tokens, "label", name, i);
+        (void)tmoei_texts_add(model, &labels, NULL, task->labels[i], c->target_tokens, "label",
+            name, i);
     for (int i = 0; ctx->error == TMOE_OK && i < count; i++) {
         x.count = x.ids_used = 0;
-        if (tmoei_texts_add(model, &x, instruction, inputs[i], c->source_tokens, "input", name, i) != TMOE_OK
-                || tmoei_log_likelihoods(model, known, route, &x, &labels, scores) != TMOE_OK)
+        if (tmoei_texts_add(model, &x, instruction, inputs[i], c->source_tokens, "input", name, i)
+                != TMOE_OK
+            || tmoei_log_likelihoods(model, known, route, &x, &labels, scores) != TMOE_OK)
             break;
         for (int j = chosen[i] = 0; j < n; j++) {
             if (normalised) scores[j] /= (double)tmoei_target_length(model, &labels, (size_t)j);
             if (scores[j] > scores[chosen[i]]) chosen[i] = j;
         }
     }
-    tmoei_free(ctx, scores); tmoei_free(ctx, x.ids); tmoei_free(ctx, x.offsets);
-    tmoei_free(ctx, labels.ids); tmoei_free(ctx, labels.offsets); tmoei_float_mode_leave(mode);
+    tmoei_free(ctx, scores);
+    tmoei_free(ctx, x.ids);
+    tmoei_free(ctx, x.offsets);
+    tmoei_free(ctx, labels.ids);
+    tmoei_free(ctx, labels.offsets);
+    tmoei_float_mode_leave(mode);
     return ctx->error;
 }
-/* ==== >>train: packed batches of tasks, AdamW, the loop ================================================
- * A step's batch is K groups of one task each. The router runs once for the K tasks, and PARAM mix for all
- * of them; every group runs forward and backward with its row, leaving dl/droute or its merged block's
- * gradient behind; then the router's tape runs backward. Everything random is drawn from (seed, stream,
- * step): there is no state to save but the step number. */
-/* its index in the model; its examples, from `first` on in the trainer's list, validation lines last */
-typedef struct tmoei_trained_task { int task, count, validation; size_t first; } tmoei_trained_task;
+
+/* ==== >>train: packed batches of tasks, AdamW, the loop ==========================================
+ * A step's batch is K groups of one task each. The router runs once for the K tasks, and PARAM mix
+ * for all of them; every group runs forward and backward with its row, leaving dl/droute or its
+ * merged block's gradient behind; then the router's tape runs backward. Everything random is drawn
+ * from (seed, stream, step): there is no state to save but the step number. */
+/* its index in the model; its examples, from `first` on in the trainer's list, validation lines
+ * last */
+typedef struct tmoei_trained_task {
+    int task, count, validation;
+    size_t first;
+} tmoei_trained_task;
+
 /* the input, as an index of texts; its accepted outputs follow there */
-typedef struct tmoei_trained_example { size_t source; int targets; } tmoei_trained_example;
-typedef struct tmoei_update { size_t offset, count; tmoei_rate rate; int decay; double norm; } tmoei_update;
-#define TMOEI_UPDATE_FLOATS 16384       /* a chunk of the optimiser: 64 KiB of theta, gradient, moments */
+typedef struct tmoei_trained_example {
+    size_t source;
+    int targets;
+} tmoei_trained_example;
+
+typedef struct tmoei_update {
+    size_t offset, count;
+    tmoei_rate rate;
+    int decay;
+    double norm;
+} tmoei_update;
+
+#define TMOEI_UPDATE_FLOATS 16384 /* a chunk of the optimiser: 64 KiB of theta, gradient, moments */
+
 struct tmoe_trainer {
-    tmoe_ctx *ctx; tmoe_model *model; tmoe_training training; tmoei_owner own;
-    tmoei_texts texts; tmoei_batch batch;
-    tmoei_trained_task *tasks; int task_count;
-    tmoei_trained_example *examples; size_t example_count;
-    tmoei_update *updates; int update_count; size_t update_capacity;
-    int now;                            /* TMOE_TRAIN_ bits that move in this step */
-    size_t first, span;                 /* what is trained lies in theta[first] to theta[first + span - 1] */
-    float *grads, *moment1, *moment2, *best;    /* (span) each */
-    tmoe_tape *router_tape, *group_tape; size_t step_bytes;
-    tmoe_tensor **mixed;                /* PARAM mix by a trained router: (L), merged for the step's tasks */
-    int *task_order, *example_order;    /* for drawing */
-    int *step_tasks, *chosen;           /* the step's tasks (K) and examples (K, examples_per_task) */
-    float *noise, *droutes, *entropy, *use;     /* of the step's routes: (K, R * E) twice, (R), (R, E) */
-    float best_loss; int bad_evaluations;
-    float rates[TMOEI_RATE_NONE], scale;    /* of the step: learning rates; clipping and 1 / machines */
-    int64_t moved;                      /* from 1, for the moments' bias: the steps this has moved in */
-    int64_t steps_done;           /* of this training; the model's own step goes on over several trainings */
-    int64_t first_step;                 /* steps_done when this process began: tokens/s counts from there */
+    tmoe_ctx *ctx;
+    tmoe_model *model;
+    tmoe_training training;
+    tmoei_owner own;
+    tmoei_texts texts;
+    tmoei_batch batch;
+    tmoei_trained_task *tasks;
+    int task_count;
+    tmoei_trained_example *examples;
+    size_t example_count;
+    tmoei_update *updates;
+    int update_count;
+    size_t update_capacity;
+    int now;            /* TMOE_TRAIN_ bits that move in this step */
+    size_t first, span; /* what is trained lies in theta[first] to theta[first + span - 1] */
+    float *grads, *moment1, *moment2, *best; /* (span) each */
+    tmoe_tape *router_tape, *group_tape;
+    size_t step_bytes;
+    tmoe_tensor **mixed; /* PARAM mix by a trained router: (L), merged for the step's tasks */
+    int *task_order, *example_order; /* for drawing */
+    int *step_tasks, *chosen;        /* the step's tasks (K) and examples (K, examples_per_task) */
+    float *noise, *droutes, *entropy,
+        *use; /* of the step's routes: (K, R * E) twice, (R), (R, E) */
+    float best_loss;
+    int bad_evaluations;
+    float rates[TMOEI_RATE_NONE],
+        scale;          /* of the step: learning rates; clipping and 1 / machines */
+    int64_t moved;      /* from 1, for the moments' bias: the steps this has moved in */
+    int64_t steps_done; /* of this training; the model's own step goes on over several trainings */
+    int64_t first_step; /* steps_done when this process began: tokens/s counts from there */
     double began, tokens;
 };
-static double tmoei_seconds(void) {
+
+static double tmoei_seconds(void)
+{
 #if defined(TMOEI_POSIX)
     struct timeval now;
     (void)gettimeofday(&now, NULL);
     return (double)now.tv_sec + 1e-6 * (double)now.tv_usec;
 #else
-    return (double)clock() / CLOCKS_PER_SEC;                    /* wall time in Windows' C library */
+    return (double)clock() / CLOCKS_PER_SEC; /* wall time in Windows' C library */
 #endif
 }
-TMOE_DEF tmoe_training tmoe_training_default(void) {
-    tmoe_training t; memset(&t, 0, sizeof t);
-    t.steps = 5000; t.tasks_per_step = t.examples_per_task = 8; t.lr_model = 2e-3f;
-    t.lr_router = 5e-3f; t.lr_tasks = 1e-2f;
-    t.warmup = 0.06f; t.weight_decay = 0.01f; t.adam_epsilon = 1e-8f;   /* the paper's */
-    t.beta1 = 0.9f; t.beta2 = 0.999f; t.clip = 1.0f;
-    t.train = TMOE_TRAIN_ALL; t.vocabulary = 512; t.seed = 1;
+
+TMOE_DEF tmoe_training tmoe_training_default(void)
+{
+    tmoe_training t;
+    memset(&t, 0, sizeof t);
+    t.steps = 5000;
+    t.tasks_per_step = t.examples_per_task = 8;
+    t.lr_model = 2e-3f;
+    t.lr_router = 5e-3f;
+    t.lr_tasks = 1e-2f;
+    t.warmup = 0.06f;
+    t.weight_decay = 0.01f;
+    t.adam_epsilon = 1e-8f; /* the paper's */
+    t.beta1 = 0.9f;
+    t.beta2 = 0.999f;
+    t.clip = 1.0f;
+    t.train = TMOE_TRAIN_ALL;
+    t.vocabulary = 512;
+    t.seed = 1;
     return t;
 }
-/* ---- packing a group --------------------------------------------------------------------------------- */
+
+/* ---- packing a group ------------------------------------------------------------------------- */
 /* The text that example c of a group is trained on; of several accepted ones `random` picks. */
-static size_t tmoei_accepted(const tmoei_trained_example *example, int c, uint64_t random) {
-    return example->source + 1 + tmoei_below(tmoei_mix64(random + (uint64_t)c), (size_t)example->targets);
+static size_t tmoei_accepted(const tmoei_trained_example *example, int c, uint64_t random)
+{
+    return example->source + 1
+        + tmoei_below(tmoei_mix64(random + (uint64_t)c), (size_t)example->targets);
 }
+
 /* Puts `count` examples (indices into trainer->examples) into the batch. */
-static tmoe_result tmoei_batch_fill(tmoe_trainer *trainer, const int *chosen, int count, uint64_t random) {
+static tmoe_result tmoei_batch_fill(tmoe_trainer *trainer, const int *chosen, int count,
+    uint64_t random)
+{
     const tmoei_texts *texts = &trainer->texts;
     const tmoe_config *config = &trainer->model->config;
     const size_t n = (size_t)count;
     TMOEI_TRY(tmoei_batch_reserve(trainer->ctx, &trainer->batch, n * (size_t)config->source_tokens,
-        n * (size_t)config->target_tokens, n));                 /* no text is longer */
+        n * (size_t)config->target_tokens, n)); /* no text is longer */
     for (int c = 0; c < count; c++) {
         const tmoei_trained_example *example = &trainer->examples[chosen[c]];
         const size_t x = example->source, y = tmoei_accepted(example, c, random),
-            length = tmoei_target_length(trainer->model, texts, y);
-        tmoei_batch_put(&trainer->batch, texts->ids + texts->offsets[x], tmoei_text_length(texts, x),
-            texts->ids + texts->offsets[y + 1] - length, length, config->start_id);
+                     length = tmoei_target_length(trainer->model, texts, y);
+        tmoei_batch_put(&trainer->batch, texts->ids + texts->offsets[x],
+            tmoei_text_length(texts, x), texts->ids + texts->offsets[y + 1] - length, length,
+            config->start_id);
     }
     return TMOE_OK;
 }
-/* Mean loss of trainer->batch times its share of the step, with gradients where pass->train says so. */
-static tmoe_tensor *tmoei_group_loss(tmoe_trainer *trainer, tmoei_pass *pass, float smoothing, float weight) {
+
+/* Mean loss of trainer->batch times its share of the step, with gradients where pass->train says
+ * so. */
+static tmoe_tensor *tmoei_group_loss(tmoe_trainer *trainer, tmoei_pass *pass, float smoothing,
+    float weight)
+{
     const tmoei_batch *b = &trainer->batch;
     tmoe_tensor *h = tmoei_decode(pass, &b->target, tmoei_encode(pass, &b->source), &b->source);
     return tmoe_cross_entropy(pass->tape, tmoei_head(pass, h), b->labels, smoothing, weight);
 }
-/* ---- the optimiser ----------------------------------------------------------------------------------- */
-static float tmoei_learning_rate(const tmoe_training *t, int64_t step, float top) {
+
+/* ---- the optimiser --------------------------------------------------------------------------- */
+static float tmoei_learning_rate(const tmoe_training *t, int64_t step, float top)
+{
     const double steps = (double)t->steps, warmup = (double)t->warmup * steps, at = (double)step,
-        factor = at + 1.0 < warmup ? (at + 1.0) / warmup : (steps - at) / (steps - warmup + 1.0);
+                 factor = at + 1.0 < warmup ? (at + 1.0) / warmup
+                                            : (steps - at) / (steps - warmup + 1.0);
     return (float)((double)top * (factor < 0.0 ? 0.0 : factor > 1.0 ? 1.0 : factor));
 }
-/* Is what follows this rate among the TMOE_TRAIN_ bits, in the order of tmoei_rate? NONE is past them. */
-static int tmoei_moves(int bits, tmoei_rate rate) { return bits >> (int)rate & 1; }
-/* Sets what moves in the coming step: with alternate_steps first the model, then the router, and so on. */
-static void tmoei_trainer_turn(tmoe_trainer *trainer) {
+
+/* Is what follows this rate among the TMOE_TRAIN_ bits, in the order of tmoei_rate? NONE is past
+ * them. */
+static int tmoei_moves(int bits, tmoei_rate rate)
+{
+    return bits >> (int)rate & 1;
+}
+
+/* Sets what moves in the coming step: with alternate_steps first the model, then the router, and so
+ * on. */
+static void tmoei_trainer_turn(tmoe_trainer *trainer)
+{
     const int64_t done = trainer->steps_done, a = trainer->training.alternate_steps;
-    trainer->now = trainer->training.train & (a == 0 ? TMOE_TRAIN_ALL : done / a % 2 == 0 ? TMOE_TRAIN_MODEL
-        : TMOE_TRAIN_ROUTER | TMOE_TRAIN_TASKS);
+    trainer->now = trainer->training.train
+        & (a == 0                   ? TMOE_TRAIN_ALL
+                : done / a % 2 == 0 ? TMOE_TRAIN_MODEL
+                                    : TMOE_TRAIN_ROUTER | TMOE_TRAIN_TASKS);
     trainer->moved = 1 + (a == 0 ? done : done / (2 * a) * a + done % a);
 }
-static void tmoei_norm_chunk(void *arg, int chunk, int lane) {
+
+static void tmoei_norm_chunk(void *arg, int chunk, int lane)
+{
     tmoe_trainer *trainer = (tmoe_trainer *)arg;
-    tmoei_update *update = &trainer->updates[chunk]; (void)lane;
+    tmoei_update *update = &trainer->updates[chunk];
+    (void)lane;
     const float *grad = trainer->grads + (update->offset - trainer->first);
     update->norm = tmoei_moves(trainer->now, update->rate)
-        ? tmoei_dot(trainer->ctx, grad, grad, update->count, 1024) : 0.0;
+        ? tmoei_dot(trainer->ctx, grad, grad, update->count, 1024)
+        : 0.0;
 }
-/* AdamW (Loshchilov 2019): m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  theta -= lr (mhat / (sqrt(vhat) +
- * eps) + decay theta). The gradient is zeroed while it is in the cache. What is frozen has no update. */
-static void tmoei_adamw_chunk(void *arg, int chunk, int lane) {
+
+/* AdamW (Loshchilov 2019): m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  theta -= lr (mhat /
+ * (sqrt(vhat) + eps) + decay theta). The gradient is zeroed while it is in the cache. What is
+ * frozen has no update. */
+static void tmoei_adamw_chunk(void *arg, int chunk, int lane)
+{
     tmoe_trainer *trainer = (tmoe_trainer *)arg;
     const tmoe_training *t = &trainer->training;
-    const tmoei_update *update = &trainer->updates[chunk]; (void)lane;
+    const tmoei_update *update = &trainer->updates[chunk];
+    (void)lane;
     const size_t at = update->offset - trainer->first;
     const double moved = (double)trainer->moved;
-    const float rate = trainer->rates[update->rate], constants[8] = {   /* in the order >>kernels names */
-        trainer->scale, t->beta1, t->beta2, (float)(1.0 / (1.0 - pow((double)t->beta1, moved))),
-        (float)(1.0 / (1.0 - pow((double)t->beta2, moved))), t->adam_epsilon, rate,
-        update->decay ? rate * t->weight_decay : 0.0f };
-    if (!tmoei_moves(trainer->now, update->rate)) return;       /* moments stay, too */
+    const float rate = trainer->rates[update->rate],
+                constants[8] = { /* in the order >>kernels names */
+                    trainer->scale, t->beta1, t->beta2,
+                    (float)(1.0 / (1.0 - pow((double)t->beta1, moved))),
+                    (float)(1.0 / (1.0 - pow((double)t->beta2, moved))), t->adam_epsilon, rate,
+                    update->decay ? rate * t->weight_decay : 0.0f
+                };
+    if (!tmoei_moves(trainer->now, update->rate)) return; /* moments stay, too */
     trainer->ctx->kernels->adamw(trainer->model->theta + update->offset, trainer->grads + at,
         trainer->moment1 + at, trainer->moment2 + at, update->count, constants);
     memset(trainer->grads + at, 0, update->count * sizeof(float));
 }
-/* ---- one step ---------------------------------------------------------------------------------------- */
-/* r' = r keep + other: with a chance of config.exploration a layer's route is a random one-hot or uniform. */
-static tmoe_tensor *tmoei_explore(tmoe_trainer *trainer, int rows, tmoe_tensor *r) {
+
+/* ---- one step -------------------------------------------------------------------------------- */
+/* r' = r keep + other: with a chance of config.exploration a layer's route is a random one-hot or
+ * uniform. */
+static tmoe_tensor *tmoei_explore(tmoe_trainer *trainer, int rows, tmoe_tensor *r)
+{
     tmoe_tape *tape = trainer->router_tape;
     const tmoe_model *model = trainer->model;
     const int E = model->config.E;
     const float chance = model->config.exploration;
-    const uint64_t seed = trainer->training.seed, first = (uint64_t)trainer->steps_done * (uint64_t)rows;
+    const uint64_t seed = trainer->training.seed,
+                   first = (uint64_t)trainer->steps_done * (uint64_t)rows;
     if (!(chance > 0.0f) || !r) return r;
-    tmoe_tensor *keep = tmoei_tensor_new(tape, rows, E, NULL), *other = tmoei_tensor_new(tape, rows, E, NULL);
+    tmoe_tensor *keep = tmoei_tensor_new(tape, rows, E, NULL),
+                *other = tmoei_tensor_new(tape, rows, E, NULL);
     if (!keep || !other) return NULL;
     for (int i = 0; !tape->dry && i < rows; i++) {
         const uint64_t at = (first + (uint64_t)i) * 2;
@@ -6489,14 +8983,20 @@ static tmoe_tensor *tmoei_explore(tmoe_trainer *trainer, int rows, tmoe_tensor *
     }
     return tmoe_add(tape, tmoe_multiply(tape, r, keep), other);
 }
+
 /* Examples that share a route: a group's, or none. */
-static int tmoei_sharing(const tmoe_trainer *trainer) {
+static int tmoei_sharing(const tmoe_trainer *trainer)
+{
     const tmoe_model *model = trainer->model;
-    return model->R > 0 && model->config.selection == TMOE_SELECT_RANDOM_EXAMPLE ? 1
+    return model->R > 0 && model->config.selection == TMOE_SELECT_RANDOM_EXAMPLE
+        ? 1
         : trainer->training.examples_per_task;
 }
-/* Routes (K, R * E) of the step's tasks on the router's tape, with training's noise; gradients: droutes. */
-static tmoe_tensor *tmoei_step_routes(tmoe_trainer *trainer, int K) {
+
+/* Routes (K, R * E) of the step's tasks on the router's tape, with training's noise; gradients:
+ * droutes. */
+static tmoe_tensor *tmoei_step_routes(tmoe_trainer *trainer, int K)
+{
     tmoe_model *model = trainer->model;
     const tmoe_config *c = &model->config;
     const int R = model->R, E = c->E, width = R * E, trained = trainer->now;
@@ -6507,23 +9007,33 @@ static tmoe_tensor *tmoei_step_routes(tmoe_trainer *trainer, int K) {
         const uint64_t first = (uint64_t)trainer->steps_done * (uint64_t)rows;
         tmoe_tensor *routes = tmoei_tensor_new(tape, rows, width, NULL);
         for (int i = 0; routes && !tape->dry && i < rows; i++)
-            tmoei_route_without_router(model, fixed ? TMOEI_STREAM_TASK_ROUTES : TMOEI_STREAM_GROUP_ROUTES,
-                fixed ? (uint64_t)trainer->step_tasks[i] : first + (uint64_t)i, routes->x + i * width);
+            tmoei_route_without_router(model,
+                fixed ? TMOEI_STREAM_TASK_ROUTES : TMOEI_STREAM_GROUP_ROUTES,
+                fixed ? (uint64_t)trainer->step_tasks[i] : first + (uint64_t)i,
+                routes->x + i * width);
         return routes;
     }
     tmoe_tensor *table = tmoe_leaf(tape, model->N, c->k, model->theta + model->vectors,
         c->vectors == TMOE_VECTOR_LEARNED && (trained & TMOE_TRAIN_TASKS)
-        ? trainer->grads + (model->vectors - trainer->first) : NULL);
+            ? trainer->grads + (model->vectors - trainer->first)
+            : NULL);
     tmoe_tensor *r = tmoe_embedding(tape, table, K, trainer->step_tasks, 1.0f, NULL, NULL);
-    r = tmoei_router_logits(model, tape, trained & TMOE_TRAIN_ROUTER ? trainer->grads
-        + (model->parameters[model->router_parameter].offset - trainer->first) : NULL, r);
-    if (r) r = tmoe_reshape(tape, tmoe_add(tape, r, tmoe_leaf(tape, 1, width, model->mask, NULL)), K * R, E);
+    r = tmoei_router_logits(model, tape,
+        trained & TMOE_TRAIN_ROUTER
+            ? trainer->grads + (model->parameters[model->router_parameter].offset - trainer->first)
+            : NULL,
+        r);
+    if (r)
+        r = tmoe_reshape(tape, tmoe_add(tape, r, tmoe_leaf(tape, 1, width, model->mask, NULL)),
+            K * R, E);
     r = tmoe_select(tape, r, c->selection == TMOE_SELECT_SOFTMAX ? NULL : trainer->noise,
         tmoe_model_temperature(model), c->selection == TMOE_SELECT_STRAIGHT_THROUGH);
     return tmoe_reshape(tape, tmoei_explore(trainer, K * R, r), K, width);
 }
+
 /* For each routed layer: the mean over K routes of their entropy, and of the routes themselves. */
-static void tmoei_route_statistics(tmoe_trainer *trainer, const float *routes, int K) {
+static void tmoei_route_statistics(tmoe_trainer *trainer, const float *routes, int K)
+{
     const int R = trainer->model->R, E = trainer->model->config.E;
     memset(trainer->entropy, 0, (size_t)R * sizeof(float));
     memset(trainer->use, 0, (size_t)(R * E) * sizeof(float));
@@ -6532,32 +9042,44 @@ static void tmoei_route_statistics(tmoe_trainer *trainer, const float *routes, i
         if (routes[i] > 0.0f) trainer->entropy[i / E % R] -= routes[i] * logf(routes[i]) / (float)K;
     }
 }
-/* Every group adds to its row of the routes' gradient, which begins with that of the load balance over tasks
- *   a E / R sum_l sum_e m_le^2,  m_le the mean of r_le over the step's tasks;  dl/dr_le = 2 a E m_le / (R K)
+
+/* Every group adds to its row of the routes' gradient, which begins with that of the load balance
+ * over tasks
+ *   a E / R sum_l sum_e m_le^2,  m_le the mean of r_le over the step's tasks;  dl/dr_le = 2 a E
+ *   m_le / (R K)
  * which is smallest, a, where every expert is used alike. Gives its value. */
-static double tmoei_load_balance(tmoe_trainer *trainer, tmoe_tensor *routes, int K) {
-    const float a = trainer->training.load_balance * (float)trainer->model->config.E
-        / (float)trainer->model->R;
+static double tmoei_load_balance(tmoe_trainer *trainer, tmoe_tensor *routes, int K)
+{
+    const float a =
+        trainer->training.load_balance * (float)trainer->model->config.E / (float)trainer->model->R;
     const int width = routes->cols;
     double value = 0.0;
-    for (int i = 0; i < K * width; i++) trainer->droutes[i] = 2.0f * a * trainer->use[i % width] / (float)K;
+    for (int i = 0; i < K * width; i++)
+        trainer->droutes[i] = 2.0f * a * trainer->use[i % width] / (float)K;
     for (int i = 0; i < width; i++) value += (double)(a * trainer->use[i] * trainer->use[i]);
-    routes->dx = trainer->droutes; routes->has_grad = 1;
+    routes->dx = trainer->droutes;
+    routes->has_grad = 1;
     return value;
 }
-/* Mean over pairs of layer l's experts of the sum over their tensors of ||theta_a - theta_b|| (q, k, v are
- * three); its gradient, (theta_a - theta_b) / ||theta_a - theta_b||, times `weight` is added to `grads`. */
-static double tmoei_expert_distance(const tmoe_model *model, int l, float *grads, float weight) {
+
+/* Mean over pairs of layer l's experts of the sum over their tensors of ||theta_a - theta_b|| (q,
+ * k, v are three); its gradient, (theta_a - theta_b) / ||theta_a - theta_b||, times `weight` is
+ * added to `grads`. */
+static double tmoei_expert_distance(const tmoe_model *model, int l, float *grads, float weight)
+{
     const tmoei_layer *layer = &model->layers[l];
     const int E = layer->experts, pairs = E * (E - 1) / 2;
     double total = 0.0;
     for (int i = 0; i < E * E * TMOEI_PIECES * 3; i++) {
-        const int part = i % 3, piece = i / 3 % TMOEI_PIECES, pair = i / 3 / TMOEI_PIECES, a = pair / E,
-            b = pair % E, parts = piece <= TMOEI_SELF_QKV_BIAS ? 3 : piece == TMOEI_CROSS_KV
-            || piece == TMOEI_CROSS_KV_BIAS ? 2 : 1;
+        const int part = i % 3, piece = i / 3 % TMOEI_PIECES, pair = i / 3 / TMOEI_PIECES,
+                  a = pair / E, b = pair % E,
+                  parts = piece <= TMOEI_SELF_QKV_BIAS                ? 3
+            : piece == TMOEI_CROSS_KV || piece == TMOEI_CROSS_KV_BIAS ? 2
+                                                                      : 1;
         const size_t n = (size_t)layer->rows[piece] * (size_t)layer->cols[piece] / (size_t)parts,
-            offset = layer->offset[piece] + (size_t)part * n, at = (size_t)a * layer->block_size + offset,
-            other = (size_t)b * layer->block_size + offset;
+                     offset = layer->offset[piece] + (size_t)part * n,
+                     at = (size_t)a * layer->block_size + offset,
+                     other = (size_t)b * layer->block_size + offset;
         const float *x = model->theta + layer->block + at, *y = model->theta + layer->block + other;
         double squares = 0.0;
         if (a >= b || part >= parts || !layer->in_expert[piece]) continue;
@@ -6566,29 +9088,39 @@ static double tmoei_expert_distance(const tmoe_model *model, int l, float *grads
         const float scale = squares > 0.0 ? weight / (float)(sqrt(squares) * pairs) : 0.0f;
         for (size_t j = 0; grads && j < n; j++) {
             const float d = scale * (x[j] - y[j]);
-            grads[at + j] += d; grads[other + j] -= d;
+            grads[at + j] += d;
+            grads[other + j] -= d;
         }
     }
     return total;
 }
-/* All tasks' blocks at once, on the router's tape: every expert is read once, forward and backward. One-hot
- * routes need no merge: there each group takes the chosen expert. */
-static int tmoei_step_mixes(const tmoe_model *model, const tmoe_tensor *routes) {
+
+/* All tasks' blocks at once, on the router's tape: every expert is read once, forward and backward.
+ * One-hot routes need no merge: there each group takes the chosen expert. */
+static int tmoei_step_mixes(const tmoe_model *model, const tmoe_tensor *routes)
+{
     return routes && routes->wants_grad && model->config.mix == TMOE_MIX_PARAM
         && model->config.selection != TMOE_SELECT_STRAIGHT_THROUGH;
 }
-static void tmoei_step_mix(tmoe_trainer *trainer, tmoe_tensor *routes) {
+
+static void tmoei_step_mix(tmoe_trainer *trainer, tmoe_tensor *routes)
+{
     const tmoe_model *model = trainer->model;
     for (int l = 0; l < model->L && tmoei_step_mixes(model, routes); l++) {
         const tmoei_layer *layer = &model->layers[l];
-        if (layer->experts > 1) trainer->mixed[l] = tmoe_mix_parameters(trainer->router_tape,
-            model->theta + layer->block, trainer->now & TMOE_TRAIN_LAYERS
-            ? trainer->grads + (layer->block - trainer->first) : NULL, layer->experts, (int)layer->block_size,
-            routes, layer->route * layer->experts);
+        if (layer->experts > 1)
+            trainer->mixed[l] = tmoe_mix_parameters(trainer->router_tape,
+                model->theta + layer->block,
+                trainer->now & TMOE_TRAIN_LAYERS ? trainer->grads + (layer->block - trainer->first)
+                                                 : NULL,
+                layer->experts, (int)layer->block_size, routes, layer->route * layer->experts);
     }
 }
+
 /* Forward and backward of one group; adds its loss (already times weight) to *loss. */
-static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, float weight, double *loss) {
+static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, float weight,
+    double *loss)
+{
     const tmoe_training *t = &trainer->training;
     tmoe_model *model = trainer->model;
     const size_t width = model->width, at = (size_t)g * width;
@@ -6596,20 +9128,30 @@ static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, 
     tmoei_pass pass;
     tmoe_tape_reset(trainer->group_tape);
     memset(&pass, 0, sizeof pass);
-    pass.model = model; pass.tape = trainer->group_tape;
-    pass.grads = trainer->grads; pass.first = trainer->first; pass.train = trainer->now;
+    pass.model = model;
+    pass.tape = trainer->group_tape;
+    pass.grads = trainer->grads;
+    pass.first = trainer->first;
+    pass.train = trainer->now;
     pass.hard_training = routed && model->config.selection == TMOE_SELECT_STRAIGHT_THROUGH;
-    pass.mixed = tmoei_step_mixes(model, routes) ? trainer->mixed : NULL; pass.group = g;
-    pass.dropout = t->dropout; pass.dropout_seed = t->seed;
-    pass.dropout_stream = TMOEI_STREAM_DROPOUT + ((uint64_t)trainer->steps_done * 1024 + (uint64_t)g) * 4096;
+    pass.mixed = tmoei_step_mixes(model, routes) ? trainer->mixed : NULL;
+    pass.group = g;
+    pass.dropout = t->dropout;
+    pass.dropout_seed = t->seed;
+    pass.dropout_stream =
+        TMOEI_STREAM_DROPOUT + ((uint64_t)trainer->steps_done * 1024 + (uint64_t)g) * 4096;
     if (routes)
-        pass.route = tmoe_leaf(pass.tape, 1, (int)width, routes->x + at, routed ? routes->dx + at : NULL);
+        pass.route =
+            tmoe_leaf(pass.tape, 1, (int)width, routes->x + at, routed ? routes->dx + at : NULL);
     tmoe_tensor *result = tmoei_group_loss(trainer, &pass, t->label_smoothing, weight);
     if (result && tmoe_backward(pass.tape, result) == TMOE_OK && !pass.tape->dry)
         *loss += (double)result->x[0];
 }
-/* Draws step_tasks (K), chosen (K, examples_per_task) and the count of each group; adds up target tokens. */
-static int tmoei_step_draw(tmoe_trainer *trainer, int *counts, double *targets) {
+
+/* Draws step_tasks (K), chosen (K, examples_per_task) and the count of each group; adds up target
+ * tokens. */
+static int tmoei_step_draw(tmoe_trainer *trainer, int *counts, double *targets)
+{
     const tmoe_training *t = &trainer->training;
     const uint64_t step = (uint64_t)trainer->steps_done;
     const int K = tmoei_draw(t->seed, TMOEI_STREAM_BATCH, step * 128 * 1024, trainer->task_order,
@@ -6629,22 +9171,26 @@ static int tmoei_step_draw(tmoe_trainer *trainer, int *counts, double *targets) 
     }
     return K;
 }
-/* Draws the step's batch and leaves its gradients in trainer->grads: router forward, each group forward and
- * backward, router backward. Gives the mean loss over the step's target tokens, all of one weight. */
-static double tmoei_step_gradients(tmoe_trainer *trainer) {
+
+/* Draws the step's batch and leaves its gradients in trainer->grads: router forward, each group
+ * forward and backward, router backward. Gives the mean loss over the step's target tokens, all of
+ * one weight. */
+static double tmoei_step_gradients(tmoe_trainer *trainer)
+{
     tmoe_ctx *ctx = trainer->ctx;
     const tmoe_training *t = &trainer->training;
     const uint64_t step = (uint64_t)trainer->steps_done;
     const tmoe_model *model = trainer->model;
-    tmoe_tensor *routes = NULL; double loss = 0.0, targets = 0.0;
+    tmoe_tensor *routes = NULL;
+    double loss = 0.0, targets = 0.0;
     int counts[TMOEI_GROUPS_MAX];
     const int most = t->examples_per_task, sharing = tmoei_sharing(trainer);
     const int K = tmoei_step_draw(trainer, counts, &targets);
     tmoe_tape_reset(trainer->router_tape);
     if (model->R > 0) {
-        for (int i = 0, n = K * model->R * model->config.E; i < n; i++)     /* Gumbel's: -log(-log U) */
-            trainer->noise[i] = -logf(-logf(tmoei_uniform(tmoei_random(t->seed, TMOEI_STREAM_GUMBEL,
-                step * (uint64_t)n + (uint64_t)i))));
+        for (int i = 0, n = K * model->R * model->config.E; i < n; i++) /* Gumbel's: -log(-log U) */
+            trainer->noise[i] = -logf(-logf(tmoei_uniform(
+                tmoei_random(t->seed, TMOEI_STREAM_GUMBEL, step * (uint64_t)n + (uint64_t)i))));
         routes = tmoei_step_routes(trainer, K);
         if (!routes) return 0.0;
         tmoei_route_statistics(trainer, routes->x, routes->rows);
@@ -6655,31 +9201,51 @@ static double tmoei_step_gradients(tmoe_trainer *trainer) {
         const int g = i / most, n = tmoei_least(sharing, counts[g] - i % most);
         if (n <= 0) continue;
         if (tmoei_batch_fill(trainer, trainer->chosen + i, n,
-                tmoei_random(t->seed, step, (uint64_t)g) + (uint64_t)(i % most)) != TMOE_OK) break;
+                tmoei_random(t->seed, step, (uint64_t)g) + (uint64_t)(i % most))
+            != TMOE_OK)
+            break;
         tmoei_step_group(trainer, routes, i / sharing, (float)(1.0 / targets), &loss);
-        trainer->tokens += (double)trainer->batch.source.tokens + (double)trainer->batch.target.tokens;
+        trainer->tokens +=
+            (double)trainer->batch.source.tokens + (double)trainer->batch.target.tokens;
     }
     if (ctx->error == TMOE_OK && routes && routes->wants_grad)
         (void)tmoei_tape_backward(trainer->router_tape);
     const float apart = trainer->now & TMOE_TRAIN_LAYERS ? t->expert_regularisation : 0.0f;
-    for (int l = 0; apart > 0.0f && l < model->L; l++) loss += (double)apart * tmoei_expert_distance(model, l,
-        trainer->grads + (model->layers[l].block - trainer->first), apart);
+    for (int l = 0; apart > 0.0f && l < model->L; l++)
+        loss += (double)apart
+            * tmoei_expert_distance(model, l,
+                trainer->grads + (model->layers[l].block - trainer->first), apart);
     return loss;
 }
-static void tmoei_progress_fill(const tmoe_trainer *trainer, double loss, double norm, tmoe_progress *p) {
+
+static void tmoei_progress_fill(const tmoe_trainer *trainer, double loss, double norm,
+    tmoe_progress *p)
+{
     const tmoe_training *t = &trainer->training;
-    const double seconds = tmoei_seconds() - trainer->began, left = (double)(t->steps - trainer->steps_done);
-    p->part = t->label ? t->label : ""; p->step = trainer->steps_done; p->steps = t->steps;
-    p->loss = (float)loss; p->gradient_norm = (float)norm;
-    p->validation_loss = (float)NAN; p->best_validation_loss = trainer->best_loss;
-    p->lr_model = trainer->rates[TMOEI_RATE_LAYERS]; p->lr_router = trainer->rates[TMOEI_RATE_ROUTER];
-    p->lr_tasks = trainer->rates[TMOEI_RATE_TASKS]; p->temperature = tmoe_model_temperature(trainer->model);
-    p->route_entropy = trainer->entropy; p->expert_use = trainer->use; p->routed_layers = trainer->model->R;
-    p->seconds = seconds; p->tokens_per_second = seconds > 0.0 ? trainer->tokens / seconds : 0.0;
+    const double seconds = tmoei_seconds() - trainer->began,
+                 left = (double)(t->steps - trainer->steps_done);
+    p->part = t->label ? t->label : "";
+    p->step = trainer->steps_done;
+    p->steps = t->steps;
+    p->loss = (float)loss;
+    p->gradient_norm = (float)norm;
+    p->validation_loss = (float)NAN;
+    p->best_validation_loss = trainer->best_loss;
+    p->lr_model = trainer->rates[TMOEI_RATE_LAYERS];
+    p->lr_router = trainer->rates[TMOEI_RATE_ROUTER];
+    p->lr_tasks = trainer->rates[TMOEI_RATE_TASKS];
+    p->temperature = tmoe_model_temperature(trainer->model);
+    p->route_entropy = trainer->entropy;
+    p->expert_use = trainer->use;
+    p->routed_layers = trainer->model->R;
+    p->seconds = seconds;
+    p->tokens_per_second = seconds > 0.0 ? trainer->tokens / seconds : 0.0;
     p->seconds_left = seconds / (double)(trainer->steps_done - trainer->first_step) * left;
 }
+
 /* Clips the gradients that stand in trainer->grads, moves the parameters, raises the step. */
-static tmoe_result tmoei_trainer_apply(tmoe_trainer *trainer, double loss, tmoe_progress *progress) {
+static tmoe_result tmoei_trainer_apply(tmoe_trainer *trainer, double loss, tmoe_progress *progress)
+{
     tmoe_ctx *ctx = trainer->ctx;
     const tmoe_training *t = &trainer->training;
     const double machines = t->machines > 1 ? (double)t->machines : 1.0;
@@ -6689,20 +9255,27 @@ static tmoe_result tmoei_trainer_apply(tmoe_trainer *trainer, double loss, tmoe_
     tmoei_parallel(ctx, tmoei_norm_chunk, trainer, trainer->update_count);
     for (int i = 0; i < trainer->update_count; i++) norm += trainer->updates[i].norm;
     norm = sqrt(norm) / machines;
-    if (!(norm < (double)FLT_MAX) || !(loss < (double)FLT_MAX))             /* catches NaN, too */
-        return tmoei_fail(ctx, TMOE_ERR_NUMERIC, "step %ld: loss %g, gradient norm %g; both must be finite "
-            "(a smaller learning rate may help)", (long)trainer->steps_done, loss, norm);
-    trainer->scale = (float)((t->clip > 0.0f && norm > (double)t->clip ? (double)t->clip / norm : 1.0)
-        / machines);
+    if (!(norm < (double)FLT_MAX) || !(loss < (double)FLT_MAX)) /* catches NaN, too */
+        return tmoei_fail(ctx, TMOE_ERR_NUMERIC,
+            "step %ld: loss %g, gradient norm %g; both must be finite "
+            "(a smaller learning rate may help)",
+            (long)trainer->steps_done, loss, norm);
+    trainer->scale =
+        (float)((t->clip > 0.0f && norm > (double)t->clip ? (double)t->clip / norm : 1.0)
+            / machines);
     for (int i = 0; i < TMOEI_RATE_NONE; i++)
         trainer->rates[i] = tmoei_learning_rate(t, trainer->steps_done, tops[i]);
     tmoei_trainer_turn(trainer);
     tmoei_parallel(ctx, tmoei_adamw_chunk, trainer, trainer->update_count);
-    trainer->model->version++; trainer->model->step++; trainer->steps_done++;
+    trainer->model->version++;
+    trainer->model->step++;
+    trainer->steps_done++;
     if (progress) tmoei_progress_fill(trainer, loss, norm, progress);
     return TMOE_OK;
 }
-TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress) {
+
+TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress)
+{
     tmoe_ctx *ctx = trainer->ctx;
     const tmoei_float_mode mode = tmoei_float_mode_enter();
     ctx->error = TMOE_OK;
@@ -6710,25 +9283,32 @@ TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress) {
     tmoei_trainer_turn(trainer);
     const double loss = tmoei_step_gradients(trainer);
     if (ctx->error != TMOE_OK || tmoei_trainer_apply(trainer, loss, progress) != TMOE_OK)
-        memset(trainer->grads, 0, trainer->span * sizeof(float));        /* nothing is left behind */
+        memset(trainer->grads, 0, trainer->span * sizeof(float)); /* nothing is left behind */
     tmoei_float_mode_leave(mode);
     return ctx->error;
 }
-/* ---- validation -------------------------------------------------------------------------------------- */
-#define TMOEI_VALIDATION_GROUP 32       /* lines a forward pass */
-TMOE_DEF float tmoe_validation_loss(tmoe_trainer *trainer) {
+
+/* ---- validation ------------------------------------------------------------------------------ */
+#define TMOEI_VALIDATION_GROUP 32 /* lines a forward pass */
+
+TMOE_DEF float tmoe_validation_loss(tmoe_trainer *trainer)
+{
     double loss = 0.0, targets = 0.0;
     int n, chosen[TMOEI_VALIDATION_GROUP];
     tmoe_ctx *ctx = trainer->ctx;
     tmoei_pass pass;
     const tmoei_float_mode mode = tmoei_float_mode_enter();
     ctx->error = TMOE_OK;
-    for (const tmoei_trained_task *task = trainer->tasks; task < trainer->tasks + trainer->task_count; task++)
+    for (const tmoei_trained_task *task = trainer->tasks;
+         task < trainer->tasks + trainer->task_count; task++)
         for (int from = 0; from < task->validation && ctx->error == TMOE_OK; from += n) {
             n = tmoei_least(TMOEI_VALIDATION_GROUP, task->validation - from);
             for (int i = 0; i < n; i++) chosen[i] = (int)task->first + task->count + from + i;
-            if (tmoei_batch_fill(trainer, chosen, n, 0) != TMOE_OK || tmoei_evaluation_pass(trainer->model,
-                    task->task, NULL, trainer->group_tape, &pass) != TMOE_OK) break;
+            if (tmoei_batch_fill(trainer, chosen, n, 0) != TMOE_OK
+                || tmoei_evaluation_pass(trainer->model, task->task, NULL, trainer->group_tape,
+                       &pass)
+                    != TMOE_OK)
+                break;
             const tmoe_tensor *result = tmoei_group_loss(trainer, &pass, 0.0f, 1.0f);
             if (result) loss += (double)result->x[0];
             targets += (double)trainer->batch.target.tokens;
@@ -6737,55 +9317,72 @@ TMOE_DEF float tmoe_validation_loss(tmoe_trainer *trainer) {
     tmoei_float_mode_leave(mode);
     return ctx->error == TMOE_OK && targets > 0.0 ? (float)(loss / targets) : (float)NAN;
 }
-TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer) {
+
+TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer)
+{
     const tmoe_training *t = &trainer->training;
     const size_t bytes = trainer->span * sizeof(float);
-    for (int stop = 0; !stop && trainer->steps_done < t->steps; ) {
+    for (int stop = 0; !stop && trainer->steps_done < t->steps;) {
         tmoe_progress progress;
         TMOEI_TRY(tmoe_step(trainer, &progress));
-        if (t->evaluate_every_steps > 0 && (trainer->steps_done % t->evaluate_every_steps == 0
+        if (t->evaluate_every_steps > 0
+            && (trainer->steps_done % t->evaluate_every_steps == 0
                 || trainer->steps_done == t->steps)) {
             const float loss = progress.validation_loss = tmoe_validation_loss(trainer);
             TMOEI_TRY(trainer->ctx->error);
-            if (loss == loss && !(loss >= trainer->best_loss)) {    /* a number; better, or the first */
-                trainer->best_loss = loss; trainer->bad_evaluations = 0;
+            if (loss == loss
+                && !(loss >= trainer->best_loss)) { /* a number; better, or the first */
+                trainer->best_loss = loss;
+                trainer->bad_evaluations = 0;
                 memcpy(trainer->best, trainer->model->theta + trainer->first, bytes);
-            } else stop = ++trainer->bad_evaluations >= t->patience && t->patience > 0;
+            } else
+                stop = ++trainer->bad_evaluations >= t->patience && t->patience > 0;
             progress.best_validation_loss = trainer->best_loss;
         }
         if (t->progress && t->progress(t->progress_user, &progress))
             return tmoei_fail(trainer->ctx, TMOE_ERR_CANCELLED,
-                "training: stopped by the progress callback after step %ld", (long)trainer->steps_done);
+                "training: stopped by the progress callback after step %ld",
+                (long)trainer->steps_done);
     }
-    if (trainer->best && trainer->best_loss == trainer->best_loss) {    /* not NaN: something was measured */
+    if (trainer->best
+        && trainer->best_loss == trainer->best_loss) { /* not NaN: something was measured */
         memcpy(trainer->model->theta + trainer->first, trainer->best, bytes);
         trainer->model->version++;
     }
     return TMOE_OK;
 }
-/* ---- making a trainer -------------------------------------------------------------------------------- */
-TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer) {
+
+/* ---- making a trainer ------------------------------------------------------------------------ */
+TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer)
+{
     if (!trainer) return;
     tmoe_ctx *ctx = trainer->ctx;
-    tmoei_free(ctx, trainer->texts.ids); tmoei_free(ctx, trainer->texts.offsets);
-    tmoei_free(ctx, trainer->updates); tmoei_free(ctx, trainer->batch.memory);
-    tmoe_tape_destroy(trainer->router_tape); tmoe_tape_destroy(trainer->group_tape);
+    tmoei_free(ctx, trainer->texts.ids);
+    tmoei_free(ctx, trainer->texts.offsets);
+    tmoei_free(ctx, trainer->updates);
+    tmoei_free(ctx, trainer->batch.memory);
+    tmoe_tape_destroy(trainer->router_tape);
+    tmoe_tape_destroy(trainer->group_tape);
     tmoei_owner_free(&trainer->own);
     tmoei_free(ctx, trainer);
 }
+
 /* Appends a training line of the task, tokenised: its input, then `outputs` of its outputs. */
-static tmoe_result tmoei_example_add(const tmoe_model *model, tmoei_texts *texts, const tmoe_task *task,
-        int line, int outputs) {
+static tmoe_result tmoei_example_add(const tmoe_model *model, tmoei_texts *texts,
+    const tmoe_task *task, int line, int outputs)
+{
     const tmoe_config *c = &model->config;
     const tmoe_example *example = &task->train[line];
     TMOEI_TRY(tmoei_texts_add(model, texts, c->instruction_in_input ? task->instruction : NULL,
         example->input, c->source_tokens, "input", task->name, line));
     for (int o = 0; o < outputs; o++)
-        TMOEI_TRY(tmoei_texts_add(model, texts, NULL, example->outputs[o], c->target_tokens, "output",
-            task->name, line));
+        TMOEI_TRY(tmoei_texts_add(model, texts, NULL, example->outputs[o], c->target_tokens,
+            "output", task->name, line));
     return TMOE_OK;
 }
-static tmoe_result tmoei_trainer_texts(tmoe_trainer *trainer, const tmoe_suite *suite) {
+
+static tmoe_result tmoei_trainer_texts(tmoe_trainer *trainer, const tmoe_suite *suite)
+{
     tmoe_ctx *ctx = trainer->ctx;
     if (!trainer->model->tokenizer)
         return tmoei_fail(ctx, TMOE_ERR_DATA, "training: the model has no tokenizer");
@@ -6795,63 +9392,82 @@ static tmoe_result tmoei_trainer_texts(tmoe_trainer *trainer, const tmoe_suite *
         if (task->part != TMOE_PART_TRAIN) continue;
         trained->task = tmoe_find_task(trainer->model, task->name);
         if (trained->task < 0)
-            return tmoei_fail(ctx, TMOE_ERR_DATA, "training: the model does not know task %s; "
-                "make it for the suite's training tasks", task->name);
+            return tmoei_fail(ctx, TMOE_ERR_DATA,
+                "training: the model does not know task %s; "
+                "make it for the suite's training tasks",
+                task->name);
         trained->first = trainer->example_count;
-        trained->validation = tmoei_least(trainer->training.validation_lines, task->train_count / 2);
+        trained->validation =
+            tmoei_least(trainer->training.validation_lines, task->train_count / 2);
         trained->count = task->train_count - trained->validation;
         for (int i = 0; i < task->train_count; i++) {
-            const tmoei_trained_example example = { trainer->texts.count, task->train[i].output_count };
+            const tmoei_trained_example example = { trainer->texts.count,
+                task->train[i].output_count };
             trainer->examples[trainer->example_count++] = example;
             TMOEI_TRY(tmoei_example_add(trainer->model, &trainer->texts, task, i, example.targets));
         }
         if (trained->count > 0) trainer->task_count++;
     }
-    return trainer->task_count ? TMOE_OK
+    return trainer->task_count
+        ? TMOE_OK
         : tmoei_fail(ctx, TMOE_ERR_DATA, "training: the suite has no task to train on");
 }
-static tmoe_result tmoei_tape_reserve(tmoe_tape *tape) {
+
+static tmoe_result tmoei_tape_reserve(tmoe_tape *tape)
+{
     tmoei_arena_reset(&tape->big);
     if (tape->big.peak && !tmoei_arena_alloc(&tape->big, tape->big.peak, 1)) return TMOE_ERR_MEMORY;
     tmoe_tape_reset(tape);
     return TMOE_OK;
 }
+
 /* Runs the largest group that can come on a dry tape, then reserves what it would have used. */
-static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer) {
+static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer)
+{
     tmoe_tape *tape = trainer->group_tape, *router = trainer->router_tape;
     const tmoei_trained_example *examples = trainer->examples;
     const tmoei_texts *texts = &trainer->texts;
     int *order = trainer->example_order, chosen = 0;
     const int K = tmoei_least(trainer->training.tasks_per_step, trainer->task_count);
     const tmoe_model *model = trainer->model;
-    double loss = 0.0; size_t best = 0;
+    double loss = 0.0;
+    size_t best = 0;
     tmoe_ctx *ctx = trainer->ctx;
     tmoe_tensor *routes = NULL;
-    for (int t = 0; t < trainer->task_count; t++) {  /* each task's longest lines, the longest task of all */
+    for (int t = 0; t < trainer->task_count;
+         t++) { /* each task's longest lines, the longest task of all */
         const int first = (int)trainer->tasks[t].first, count = trainer->tasks[t].count;
-        size_t total = 0; int n = 0;
-        for (int i = first; i < first + count; i++) {           /* insertion: the longest input first */
+        size_t total = 0;
+        int n = 0;
+        for (int i = first; i < first + count; i++) { /* insertion: the longest input first */
             const size_t length = tmoei_text_length(texts, examples[i].source);
             int at = n;
-            for (; at > 0 && length > tmoei_text_length(texts, examples[order[at - 1]].source); at--)
+            for (; at > 0 && length > tmoei_text_length(texts, examples[order[at - 1]].source);
+                 at--)
                 order[at] = order[at - 1];
             order[at] = i;
             n += n < trainer->training.examples_per_task;
         }
-        for (int i = 0; i < n; i++) total += tmoei_text_length(texts, examples[order[i]].source)
-            + tmoei_text_length(texts, examples[order[i]].source + 1);
+        for (int i = 0; i < n; i++)
+            total += tmoei_text_length(texts, examples[order[i]].source)
+                + tmoei_text_length(texts, examples[order[i]].source + 1);
         if (total <= best) continue;
-        best = total; chosen = n;
+        best = total;
+        chosen = n;
         memcpy(trainer->chosen, order, (size_t)n * sizeof(int));
     }
     TMOEI_TRY(tmoei_batch_fill(trainer, trainer->chosen, chosen, 0));
     tape->dry = tape->big.dry = router->dry = router->big.dry = 1;
-    for (int turn = 0; turn < 2 && ctx->error == TMOE_OK; turn++) {     /* the model's, the router's */
+    for (int turn = 0; turn < 2 && ctx->error == TMOE_OK; turn++) { /* the model's, the router's */
         trainer->steps_done = turn * (int64_t)trainer->training.alternate_steps;
         tmoei_trainer_turn(trainer);
         tmoe_tape_reset(router);
         if (model->R > 0) routes = tmoei_step_routes(trainer, K);
-        if (routes) { routes->dx = trainer->droutes; routes->has_grad = 1; tmoei_step_mix(trainer, routes); }
+        if (routes) {
+            routes->dx = trainer->droutes;
+            routes->has_grad = 1;
+            tmoei_step_mix(trainer, routes);
+        }
         if (ctx->error != TMOE_OK) break;
         tmoei_step_group(trainer, routes, 0, 1.0f, &loss);
         if (ctx->error == TMOE_OK) (void)tmoei_tape_backward(router);
@@ -6864,43 +9480,54 @@ static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer) {
     TMOEI_TRY(tmoei_tape_reserve(router));
     return tmoei_tape_reserve(tape);
 }
-/* The optimiser's chunks: pieces of the tensors that are trained, so each has one learning rate and decay. */
-static void tmoei_trainer_updates(tmoe_trainer *trainer) {
-    const tmoei_parameter *p = trainer->model->parameters, *end = p + trainer->model->parameter_count;
+
+/* The optimiser's chunks: pieces of the tensors that are trained, so each has one learning rate and
+ * decay. */
+static void tmoei_trainer_updates(tmoe_trainer *trainer)
+{
+    const tmoei_parameter *p = trainer->model->parameters,
+                          *end = p + trainer->model->parameter_count;
     for (; p < end; p++) {
         if (!tmoei_moves(trainer->training.train, p->rate)) continue;
         if (trainer->update_count == 0) trainer->first = p->offset;
         trainer->span = p->offset + p->size - trainer->first;
         for (size_t done = 0; done < p->size; done += TMOEI_UPDATE_FLOATS) {
             const size_t left = p->size - done,
-                count = left < TMOEI_UPDATE_FLOATS ? left : TMOEI_UPDATE_FLOATS;
+                         count = left < TMOEI_UPDATE_FLOATS ? left : TMOEI_UPDATE_FLOATS;
             const tmoei_update update = { p->offset + done, count, p->rate, p->decay, 0.0 };
             if (!tmoei_grow(trainer->ctx, &trainer->updates, &trainer->update_capacity,
-                    (size_t)trainer->update_count + 1, sizeof update)) return;
+                    (size_t)trainer->update_count + 1, sizeof update))
+                return;
             trainer->updates[trainer->update_count++] = update;
         }
     }
 }
+
 /* A trainer of so many tasks and lines, without their texts. */
-static tmoe_trainer *tmoei_trainer_new(tmoe_model *model, const tmoe_training *training, size_t tasks,
-        size_t lines) {
+static tmoe_trainer *tmoei_trainer_new(tmoe_model *model, const tmoe_training *training,
+    size_t tasks, size_t lines)
+{
     tmoe_ctx *ctx = model->ctx;
     const size_t width = model->width + 1, groups = (size_t)training->tasks_per_step,
-        most = (size_t)training->examples_per_task;
+                 most = (size_t)training->examples_per_task;
     tmoe_trainer *trainer = (tmoe_trainer *)tmoei_alloc(ctx, 1, sizeof *trainer, 1);
     if (!trainer) return NULL;
     tmoei_owner *own = &trainer->own;
-    trainer->ctx = own->ctx = ctx; trainer->model = model; trainer->training = *training;
+    trainer->ctx = own->ctx = ctx;
+    trainer->model = model;
+    trainer->training = *training;
     trainer->best_loss = (float)NAN;
     tmoei_trainer_turn(trainer);
     tmoei_trainer_updates(trainer);
     const size_t size = trainer->span + 1;
     trainer->tasks = (tmoei_trained_task *)tmoei_own(own, tasks + 1, sizeof *trainer->tasks);
-    trainer->examples = (tmoei_trained_example *)tmoei_own(own, lines + 1, sizeof *trainer->examples);
+    trainer->examples =
+        (tmoei_trained_example *)tmoei_own(own, lines + 1, sizeof *trainer->examples);
     trainer->grads = (float *)tmoei_own(own, size, sizeof(float));
     trainer->moment1 = (float *)tmoei_own(own, size, sizeof(float));
     trainer->moment2 = (float *)tmoei_own(own, size, sizeof(float));
-    if (training->evaluate_every_steps > 0) trainer->best = (float *)tmoei_own(own, size, sizeof(float));
+    if (training->evaluate_every_steps > 0)
+        trainer->best = (float *)tmoei_own(own, size, sizeof(float));
     trainer->task_order = (int *)tmoei_own(own, tasks + 1, sizeof(int));
     trainer->example_order = (int *)tmoei_own(own, lines + most, sizeof(int));
     trainer->step_tasks = (int *)tmoei_own(own, groups, sizeof(int));
@@ -6910,42 +9537,52 @@ static tmoe_trainer *tmoei_trainer_new(tmoe_model *model, const tmoe_training *t
     trainer->entropy = (float *)tmoei_own(own, width, sizeof(float));
     trainer->use = (float *)tmoei_own(own, width, sizeof(float));
     trainer->mixed = (tmoe_tensor **)tmoei_own(own, (size_t)model->L, sizeof *trainer->mixed);
-    trainer->router_tape = tmoe_tape_create(ctx); trainer->group_tape = tmoe_tape_create(ctx);
+    trainer->router_tape = tmoe_tape_create(ctx);
+    trainer->group_tape = tmoe_tape_create(ctx);
     if (ctx->error == TMOE_OK) return trainer;
     tmoe_trainer_destroy(trainer);
     return NULL;
 }
+
 TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *suite,
-        const tmoe_training *training) {
+    const tmoe_training *training)
+{
     tmoe_ctx *ctx = model->ctx;
     const tmoe_training chosen = training ? *training : tmoe_training_default();
     char text[TMOEI_MESSAGE_BYTES - 64] = "";
     size_t lines = 0;
     ctx->error = TMOE_OK;
-    tmoei_fields_check(&chosen, tmoei_training_fields, sizeof tmoei_training_fields / sizeof(tmoei_field),
-        text, sizeof text);
+    tmoei_fields_check(&chosen, tmoei_training_fields,
+        sizeof tmoei_training_fields / sizeof(tmoei_field), text, sizeof text);
     if (chosen.evaluate_every_steps > 0 && chosen.validation_lines == 0)
         tmoei_problem(text, sizeof text, "evaluate_every_steps needs validation_lines above 0");
     if (text[0]) return TMOEI_FAIL_NULL(ctx, TMOE_ERR_CONFIG, "training: %s", text);
     for (int s = 0; s < suite->count; s++)
         lines += suite->tasks[s].part == TMOE_PART_TRAIN ? (size_t)suite->tasks[s].train_count : 0;
     tmoe_trainer *trainer = tmoei_trainer_new(model, &chosen, (size_t)suite->count, lines);
-    if (trainer && tmoei_trainer_texts(trainer, suite) == TMOE_OK && tmoei_trainer_plan(trainer) == TMOE_OK)
+    if (trainer && tmoei_trainer_texts(trainer, suite) == TMOE_OK
+        && tmoei_trainer_plan(trainer) == TMOE_OK)
         return trainer;
     tmoe_trainer_destroy(trainer);
     return NULL;
 }
-TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, size_t *parameters, size_t *gradients,
-        size_t *moments, size_t *step) {
-    const size_t all = trainer->model->size * sizeof(float), trained = trainer->span * sizeof(float);
+
+TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, size_t *parameters,
+    size_t *gradients, size_t *moments, size_t *step)
+{
+    const size_t all = trainer->model->size * sizeof(float),
+                 trained = trainer->span * sizeof(float);
     if (parameters) *parameters = all;
     if (gradients) *gradients = trained;
     if (moments) *moments = 2 * trained;
     if (step) *step = trainer->step_bytes;
     return all + (trainer->best ? 4 : 3) * trained + trainer->step_bytes;
 }
-/* ---- the one-call way -------------------------------------------------------------------------------- */
-TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *suite, int vocabulary) {
+
+/* ---- the one-call way ------------------------------------------------------------------------ */
+TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *suite,
+    int vocabulary)
+{
     size_t count = 0, most = 1;
     if (vocabulary == 0) return tmoe_tokenizer_bytes(ctx);
     for (int s = 0; s < suite->count; s++) most += 3 * (size_t)suite->tasks[s].train_count;
@@ -6953,93 +9590,128 @@ TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *s
     for (int s = 0; texts && s < suite->count; s++) {
         const tmoe_task *task = &suite->tasks[s];
         for (int i = 0; task->part == TMOE_PART_TRAIN && i < task->train_count; i++) {
-            texts[count++] = task->instruction;                 /* it stands before every input */
-            texts[count++] = task->train[i].input; texts[count++] = task->train[i].outputs[0];
+            texts[count++] = task->instruction; /* it stands before every input */
+            texts[count++] = task->train[i].input;
+            texts[count++] = task->train[i].outputs[0];
         }
     }
     tmoe_tokenizer *tokenizer = texts ? tmoe_tokenizer_train(ctx, texts, count, vocabulary) : NULL;
     tmoei_free(ctx, (void *)texts);
     return tokenizer;
 }
-TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_tokenizer *tokenizer,
-        tmoe_config *config) {
+
+TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite,
+    const tmoe_tokenizer *tokenizer, tmoe_config *config)
+{
     ctx->error = TMOE_OK;
     size_t source = 3, target = 2;
     for (int s = 0; s < suite->count; s++) {
         const tmoe_task *task = &suite->tasks[s];
         for (int i = 0; i < task->train_count + task->test_count; i++) {
-            const tmoe_example *example = i < task->train_count ? &task->train[i]
-                : &task->test[i - task->train_count];
-            for (int o = -1; o < example->output_count; o++) {          /* the input, then its outputs */
-                const char *before = o < 0 && config->instruction_in_input ? task->instruction : NULL,
-                    *text = o < 0 ? example->input : example->outputs[o];
+            const tmoe_example *example =
+                i < task->train_count ? &task->train[i] : &task->test[i - task->train_count];
+            for (int o = -1; o < example->output_count; o++) { /* the input, then its outputs */
+                const char *before =
+                               o < 0 && config->instruction_in_input ? task->instruction : NULL,
+                           *text = o < 0 ? example->input : example->outputs[o];
                 size_t count, *most = o < 0 ? &source : &target;
-                TMOEI_TRY(tmoei_encode_source(tokenizer, before, text, config->specials_in_text, NULL, 0,
-                    &count));
+                TMOEI_TRY(tmoei_encode_source(tokenizer, before, text, config->specials_in_text,
+                    NULL, 0, &count));
                 if (count > *most) *most = count;
             }
         }
     }
-    config->source_tokens = (int)source; config->target_tokens = (int)target;
+    config->source_tokens = (int)source;
+    config->target_tokens = (int)target;
     return TMOE_OK;
 }
-TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_model *start,
-        const tmoe_model *router, const tmoe_config *config, const tmoe_training *training) {
+
+TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite,
+    const tmoe_model *start, const tmoe_model *router, const tmoe_config *config,
+    const tmoe_training *training)
+{
     tmoe_config c = config ? *config : tmoe_config_default();
     const tmoe_training t = training ? *training : tmoe_training_default();
-    tmoe_model *model = NULL; int n = 0;
+    tmoe_model *model = NULL;
+    int n = 0;
     ctx->error = TMOE_OK;
     tmoe_tokenizer *tokenizer = start ? NULL : tmoe_suite_tokenizer(ctx, suite, t.vocabulary);
     if (tokenizer && (c.source_tokens == 0 || c.target_tokens == 0))
         (void)tmoe_suite_fit(ctx, suite, tokenizer, &c);
     if (start) {
-        c.source_tokens = start->config.source_tokens; c.target_tokens = start->config.target_tokens;
+        c.source_tokens = start->config.source_tokens;
+        c.target_tokens = start->config.target_tokens;
         c.V = start->config.V;
     }
     tmoe_task *tasks = (tmoe_task *)tmoei_alloc(ctx, (size_t)suite->count + 1, sizeof *tasks, 0);
     for (int s = 0; tasks && s < suite->count; s++)
         if (suite->tasks[s].part == TMOE_PART_TRAIN) tasks[n++] = suite->tasks[s];
-    if (ctx->error == TMOE_OK) model = start ? tmoe_model_derive(ctx, start, NULL, &c, tasks, n)
-        : tmoe_model_create(ctx, &c, tokenizer, tasks, n);
+    if (ctx->error == TMOE_OK)
+        model = start ? tmoe_model_derive(ctx, start, NULL, &c, tasks, n)
+                      : tmoe_model_create(ctx, &c, tokenizer, tasks, n);
     if (model && router) tmoe_model_take_router(model, router);
-    tmoei_free(ctx, tasks); tmoe_tokenizer_destroy(tokenizer);
+    tmoei_free(ctx, tasks);
+    tmoe_tokenizer_destroy(tokenizer);
     tmoe_trainer *trainer = model ? tmoe_trainer_create(model, suite, &t) : NULL;
     const int good = trainer && tmoe_trainer_run(trainer) == TMOE_OK;
     tmoe_trainer_destroy(trainer);
     return tmoei_model_if(good, model);
 }
+
 TMOE_DEF tmoe_model *tmoe_train(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_config *config,
-        const tmoe_training *training) {
+    const tmoe_training *training)
+{
     return tmoe_train_from(ctx, suite, NULL, NULL, config, training);
 }
-TMOE_DEF tmoe_model *tmoe_train_two_stages(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_model *start,
-        const tmoe_config *config, const tmoe_training *stage1, const tmoe_training *stage2) {
+
+TMOE_DEF tmoe_model *tmoe_train_two_stages(tmoe_ctx *ctx, const tmoe_suite *suite,
+    const tmoe_model *start, const tmoe_config *config, const tmoe_training *stage1,
+    const tmoe_training *stage2)
+{
     tmoe_config c = config ? *config : tmoe_config_default();
     tmoe_training t = stage2 ? *stage2 : tmoe_training_default();
     const int steps1 = stage1 ? stage1->steps : t.steps;
-    c.selection = TMOE_SELECT_STRAIGHT_THROUGH; c.temperature = 2.0f; c.temperature_min = 0.1f;
-    c.temperature_decay = (float)(log(20.0) * 3.0 / steps1);    /* the paper's 3e-4 of 30,000 steps */
+    c.selection = TMOE_SELECT_STRAIGHT_THROUGH;
+    c.temperature = 2.0f;
+    c.temperature_min = 0.1f;
+    c.temperature_decay = (float)(log(20.0) * 3.0 / steps1); /* the paper's 3e-4 of 30,000 steps */
     tmoe_model *first = tmoe_train_from(ctx, suite, start, NULL, &c, stage1);
     if (!first) return NULL;
-    c.selection = TMOE_SELECT_SOFTMAX; c.temperature = 300.0f; c.temperature_min = 1.0f;
-    c.temperature_decay = (float)(log(300.0) / (0.95 * t.steps));       /* 1e-4 of 60,000 */
+    c.selection = TMOE_SELECT_SOFTMAX;
+    c.temperature = 300.0f;
+    c.temperature_min = 1.0f;
+    c.temperature_decay = (float)(log(300.0) / (0.95 * t.steps)); /* 1e-4 of 60,000 */
     t.train &= TMOE_TRAIN_MODEL;
     tmoe_model *second = tmoe_train_from(ctx, suite, start, first, &c, &t);
     tmoe_model_destroy(first);
     return second;
 }
-TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void) {
-    tmoe_few_shot f; memset(&f, 0, sizeof f);
-    f.start = TMOE_ZERO_SHOT_ROUTER; f.tune = TMOE_TUNE_ALL;
-    f.shots_per_label = 16; f.shots = 32;                       /* CrossFit's */
-    f.steps = 200; f.evaluate_every_steps = 50; f.warmup = 0.1f; f.seed = 100;
+
+TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void)
+{
+    tmoe_few_shot f;
+    memset(&f, 0, sizeof f);
+    f.start = TMOE_ZERO_SHOT_ROUTER;
+    f.tune = TMOE_TUNE_ALL;
+    f.shots_per_label = 16;
+    f.shots = 32; /* CrossFit's */
+    f.steps = 200;
+    f.evaluate_every_steps = 50;
+    f.warmup = 0.1f;
+    f.seed = 100;
     f.learning_rate_count = f.batch_size_count = 3;
-    f.learning_rates[0] = 3e-4f; f.learning_rates[1] = 1e-3f; f.learning_rates[2] = 2e-3f;
-    f.batch_sizes[0] = 2; f.batch_sizes[1] = 4; f.batch_sizes[2] = 8;
+    f.learning_rates[0] = 3e-4f;
+    f.learning_rates[1] = 1e-3f;
+    f.learning_rates[2] = 2e-3f;
+    f.batch_sizes[0] = 2;
+    f.batch_sizes[1] = 4;
+    f.batch_sizes[2] = 8;
     return f;
 }
+
 typedef struct tmoei_few_shot_job {
-    const tmoe_model *model; const tmoe_task *task;
+    const tmoe_model *model;
+    const tmoe_task *task;
     const tmoe_few_shot *how;
     float *route;
     tmoe_example *lines;                /* of training, then of dev */
@@ -7048,19 +9720,26 @@ typedef struct tmoei_few_shot_job {
     tmoe_result results[TMOE_FEW_SHOT_CHOICES * TMOE_FEW_SHOT_CHOICES];
     char messages[TMOE_FEW_SHOT_CHOICES * TMOE_FEW_SHOT_CHOICES][1024];
 } tmoei_few_shot_job;
-/* What is updated shrinks to the layers, or their FFNs, that were experts in `from`, if it had some. */
-static void tmoei_train_experts_only(tmoe_trainer *trainer, const tmoe_model *from) {
+
+/* What is updated shrinks to the layers, or their FFNs, that were experts in `from`, if it had
+ * some. */
+static void tmoei_train_experts_only(tmoe_trainer *trainer, const tmoe_model *from)
+{
     int kept = 0;
-    for (int i = 0; from->R > 0 && i < trainer->update_count; i++) for (int l = 0; l < from->L; l++) {
-        const tmoei_layer *layer = &trainer->model->layers[l];
-        if (from->layers[l].experts > 1 && trainer->updates[i].offset - layer->block < layer->block_size)
-            trainer->updates[kept++] = trainer->updates[i];
-    }
+    for (int i = 0; from->R > 0 && i < trainer->update_count; i++)
+        for (int l = 0; l < from->L; l++) {
+            const tmoei_layer *layer = &trainer->model->layers[l];
+            if (from->layers[l].experts > 1
+                && trainer->updates[i].offset - layer->block < layer->block_size)
+                trainer->updates[kept++] = trainer->updates[i];
+        }
     if (kept) trainer->update_count = kept;
 }
-/* One configuration on a context of its own: fine-tunes, measures dev as it goes, keeps the best, measures
- * that on test where `wanted` says so. */
-static void tmoei_few_shot_chunk(void *arg, int chunk, int lane) {
+
+/* One configuration on a context of its own: fine-tunes, measures dev as it goes, keeps the best,
+ * measures that on test where `wanted` says so. */
+static void tmoei_few_shot_chunk(void *arg, int chunk, int lane)
+{
     tmoei_few_shot_job *job = (tmoei_few_shot_job *)arg;
     const tmoe_few_shot *f = job->how;
     const int index = job->wanted < 0 ? chunk : job->wanted, vector = f->tune == TMOE_TUNE_VECTOR;
@@ -7068,25 +9747,39 @@ static void tmoei_few_shot_chunk(void *arg, int chunk, int lane) {
     tmoe_config c = job->model->config;
     tmoe_training t = tmoe_training_default();
     tmoe_task task = *job->task;
-    double best = (double)NAN, score; (void)lane;
-    own.threads = 1; own.parallel_fn = NULL;
+    double best = (double)NAN, score;
+    (void)lane;
+    own.threads = 1;
+    own.parallel_fn = NULL;
     job->results[index] = TMOE_ERR_MEMORY;
     (void)snprintf(job->messages[index], sizeof job->messages[index], "no memory for a context");
     tmoe_ctx *ctx = tmoe_ctx_create(&own);
     if (!ctx) return;
-    if (vector) c.vectors = TMOE_VECTOR_LEARNED; else c.E = 1;
-    t.steps = f->steps; t.warmup = f->warmup; t.seed = f->seed;
-    t.tasks_per_step = 1; t.examples_per_task = f->batch_sizes[index % f->batch_size_count];
-    t.lr_model = f->learning_rates[index / f->batch_size_count]; t.lr_tasks = 10.0f * t.lr_model;
-    t.train = vector ? TMOE_TRAIN_TASKS : f->tune == TMOE_TUNE_ALL ? TMOE_TRAIN_MODEL : TMOE_TRAIN_LAYERS;
+    if (vector)
+        c.vectors = TMOE_VECTOR_LEARNED;
+    else
+        c.E = 1;
+    t.steps = f->steps;
+    t.warmup = f->warmup;
+    t.seed = f->seed;
+    t.tasks_per_step = 1;
+    t.examples_per_task = f->batch_sizes[index % f->batch_size_count];
+    t.lr_model = f->learning_rates[index / f->batch_size_count];
+    t.lr_tasks = 10.0f * t.lr_model;
+    t.train = vector               ? TMOE_TRAIN_TASKS
+        : f->tune == TMOE_TUNE_ALL ? TMOE_TRAIN_MODEL
+                                   : TMOE_TRAIN_LAYERS;
     task.part = TMOE_PART_TRAIN;
-    task.train = job->lines; task.train_count = job->train_count;
-    task.test = job->lines + job->train_count; task.test_count = job->dev_count;
+    task.train = job->lines;
+    task.train_count = job->train_count;
+    task.test = job->lines + job->train_count;
+    task.test_count = job->dev_count;
     const tmoe_suite suite = { ctx, &task, 1 };
-    tmoe_model *model = tmoe_model_derive(ctx, job->model, vector ? NULL : job->route, &c, &task, 1);
-    if (model && vector) {                      /* begins with the vector of its instruction */
+    tmoe_model *model =
+        tmoe_model_derive(ctx, job->model, vector ? NULL : job->route, &c, &task, 1);
+    if (model && vector) { /* begins with the vector of its instruction */
         memcpy(model->theta + model->vectors, model->text_vectors, (size_t)c.k * sizeof(float));
-        model->step = job->model->step;         /* and with the temperature that the router knows */
+        model->step = job->model->step; /* and with the temperature that the router knows */
     }
     tmoe_trainer *trainer = model ? tmoe_trainer_create(model, &suite, &t) : NULL;
     float *kept = trainer ? (float *)tmoei_own(&model->own, model->size, sizeof(float)) : NULL;
@@ -7094,36 +9787,51 @@ static void tmoei_few_shot_chunk(void *arg, int chunk, int lane) {
     for (int step = 1; kept && step <= t.steps && tmoe_step(trainer, NULL) == TMOE_OK; step++) {
         if (step % f->evaluate_every_steps != 0 && step != t.steps) continue;
         if (tmoe_evaluate(model, &task, NULL, 0, &score) != TMOE_OK) break;
-        if (score <= best || (score != score && best == best)) continue;       /* undefined is no better */
-        best = score; memcpy(kept, model->theta, model->size * sizeof(float));
+        if (score <= best || (score != score && best == best))
+            continue; /* undefined is no better */
+        best = score;
+        memcpy(kept, model->theta, model->size * sizeof(float));
     }
     if (ctx->error == TMOE_OK && job->wanted >= 0) {
         memcpy(model->theta, kept, model->size * sizeof(float));
         model->version++;
-        task.test = job->task->test; task.test_count = job->task->test_count;
+        task.test = job->task->test;
+        task.test_count = job->task->test_count;
         (void)tmoe_evaluate(model, &task, NULL, 0, &job->test);
     }
-    job->dev[index] = best; job->results[index] = ctx->error;
+    job->dev[index] = best;
+    job->results[index] = ctx->error;
     if (ctx->error != TMOE_OK)
         (void)snprintf(job->messages[index], sizeof job->messages[index], "%.1000s", ctx->message);
-    tmoe_trainer_destroy(trainer); tmoe_model_destroy(model); tmoe_ctx_destroy(ctx);
+    tmoe_trainer_destroy(trainer);
+    tmoe_model_destroy(model);
+    tmoe_ctx_destroy(ctx);
 }
-/* A sample of the task's training lines, balanced over the labels of a closed set: of each label (or of all)
- * the first line goes to train, the second to dev, and so on, until both have what they want. */
-static void tmoei_few_shot_sample(tmoei_few_shot_job *job, int *order, tmoe_example *dev) {
+
+/* A sample of the task's training lines, balanced over the labels of a closed set: of each label
+ * (or of all) the first line goes to train, the second to dev, and so on, until both have what they
+ * want. */
+static void tmoei_few_shot_sample(tmoei_few_shot_job *job, int *order, tmoe_example *dev)
+{
     const tmoe_task *task = job->task;
-    const int n = task->train_count, wanted = task->label_count ? job->how->shots_per_label : job->how->shots;
+    const int n = task->train_count,
+              wanted = task->label_count ? job->how->shots_per_label : job->how->shots;
     (void)tmoei_draw(job->how->seed, TMOEI_STREAM_FEW_SHOT, 0, order, n, n);
     for (int label = task->label_count ? 0 : -1; label < task->label_count; label++)
         for (int i = 0, taken = 0; i < n && taken < 2 * wanted; i++) {
             const tmoe_example *line = &task->train[order[i]];
             if (label >= 0 && strcmp(line->outputs[0], task->labels[label]) != 0) continue;
-            if (taken++ % 2) dev[job->dev_count++] = *line; else job->lines[job->train_count++] = *line;
+            if (taken++ % 2)
+                dev[job->dev_count++] = *line;
+            else
+                job->lines[job->train_count++] = *line;
         }
     memcpy(job->lines + job->train_count, dev, (size_t)job->dev_count * sizeof *dev);
 }
-TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task, const tmoe_few_shot *how,
-        tmoe_few_shot_result *result) {
+
+TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
+    const tmoe_few_shot *how, tmoe_few_shot_result *result)
+{
     tmoe_ctx *ctx = model->ctx;
     const tmoe_few_shot f = how ? *how : tmoe_few_shot_default();
     const size_t lines = (size_t)task->train_count;
@@ -7132,55 +9840,75 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
     int best = -1;
     ctx->error = TMOE_OK;
     memset(&job, 0, sizeof job);
-    if (f.learning_rate_count < 1 || f.learning_rate_count > TMOE_FEW_SHOT_CHOICES || f.batch_size_count < 1
-            || f.batch_size_count > TMOE_FEW_SHOT_CHOICES || f.steps < 1 || f.evaluate_every_steps < 1
-            || f.shots < 1 || f.shots_per_label < 1 || task->test_count < 1 || (f.tune == TMOE_TUNE_VECTOR
+    if (f.learning_rate_count < 1 || f.learning_rate_count > TMOE_FEW_SHOT_CHOICES
+        || f.batch_size_count < 1 || f.batch_size_count > TMOE_FEW_SHOT_CHOICES || f.steps < 1
+        || f.evaluate_every_steps < 1 || f.shots < 1 || f.shots_per_label < 1
+        || task->test_count < 1
+        || (f.tune == TMOE_TUNE_VECTOR
             && (model->R == 0 || !tmoei_selection_has_router(model->config.selection))))
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "few_shot: steps %d, evaluation every %d, shots %d and %d, "
-            "%d test lines: at least 1; 1 to %d learning rates and batch sizes; the vector needs a router",
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "few_shot: steps %d, evaluation every %d, shots %d and %d, "
+            "%d test lines: at least 1; 1 to %d learning rates and batch sizes; the vector needs a "
+            "router",
             f.steps, f.evaluate_every_steps, f.shots, f.shots_per_label, task->test_count,
             TMOE_FEW_SHOT_CHOICES);
-    job.model = model; job.task = task; job.how = &f; job.wanted = -1;
+    job.model = model;
+    job.task = task;
+    job.how = &f;
+    job.wanted = -1;
     job.lines = (tmoe_example *)tmoei_alloc(ctx, 2 * lines + 1, sizeof *job.lines, 0);
     int *order = (int *)tmoei_alloc(ctx, lines + 1, sizeof(int), 0);
     job.route = (float *)tmoei_alloc(ctx, model->width + 1, sizeof(float), 0);
     if (job.lines && order && job.route) {
         tmoei_few_shot_sample(&job, order, job.lines + lines);
         if (job.train_count < 1 || job.dev_count < 1)
-            (void)tmoei_fail(ctx, TMOE_ERR_DATA, "few_shot: task %s has too few training lines", task->name);
+            (void)tmoei_fail(ctx, TMOE_ERR_DATA, "few_shot: task %s has too few training lines",
+                task->name);
     }
-    if (ctx->error == TMOE_OK && tmoe_route_unseen(model, task->instruction, f.start, job.route) == TMOE_OK) {
-        for (int round = 0; round < 2 && ctx->error == TMOE_OK; round++) {      /* all; the best, with test */
+    if (ctx->error == TMOE_OK
+        && tmoe_route_unseen(model, task->instruction, f.start, job.route) == TMOE_OK) {
+        for (int round = 0; round < 2 && ctx->error == TMOE_OK;
+             round++) { /* all; the best, with test */
             tmoei_parallel(ctx, tmoei_few_shot_chunk, &job, round ? 1 : n);
             for (int i = 0; i < n; i++) {
                 if (job.results[i] != TMOE_OK)
                     (void)tmoei_fail(ctx, job.results[i], "few_shot: %.900s", job.messages[i]);
-                if (best < 0 || job.dev[i] > job.dev[best] || job.dev[best] != job.dev[best]) best = i;
+                if (best < 0 || job.dev[i] > job.dev[best] || job.dev[best] != job.dev[best])
+                    best = i;
             }
             job.wanted = best;
         }
-        result->dev = job.dev[best]; result->test = job.test;
+        result->dev = job.dev[best];
+        result->test = job.test;
         result->learning_rate = f.learning_rates[best / f.batch_size_count];
         result->batch_size = f.batch_sizes[best % f.batch_size_count];
-        result->train_count = job.train_count; result->dev_count = job.dev_count;
+        result->train_count = job.train_count;
+        result->dev_count = job.dev_count;
     }
-    tmoei_free(ctx, job.lines); tmoei_free(ctx, order); tmoei_free(ctx, job.route);
+    tmoei_free(ctx, job.lines);
+    tmoei_free(ctx, order);
+    tmoei_free(ctx, job.route);
     return ctx->error;
 }
-/* ---- task vectors that a model makes ------------------------------------------------------------------ */
-/* Adds what one line says of its task to row: the encoder's mean output, or the squares of the gradients of
- * norms and biases. grads is a twin of theta, zeros before and after. */
-static tmoe_result tmoei_embed_line(tmoe_model *model, const tmoei_texts *line, float *grads, double *row) {
+
+/* ---- task vectors that a model makes --------------------------------------------------------- */
+/* Adds what one line says of its task to row: the encoder's mean output, or the squares of the
+ * gradients of norms and biases. grads is a twin of theta, zeros before and after. */
+static tmoe_result tmoei_embed_line(tmoe_model *model, const tmoei_texts *line, float *grads,
+    double *row)
+{
     const size_t D = (size_t)model->config.D, n = tmoei_target_length(model, line, 1);
     const int *ids = line->ids;
-    tmoei_batch b; tmoei_pass pass;
+    tmoei_batch b;
+    tmoei_pass pass;
     tmoe_tensor *h = NULL;
     memset(&b, 0, sizeof b);
     TMOEI_TRY(tmoei_batch_reserve(model->ctx, &b, line->ids_used, line->ids_used, 1));
     tmoei_batch_put(&b, ids, line->offsets[1], ids + line->ids_used - n, n, model->config.start_id);
     if (tmoei_evaluation_pass(model, 0, NULL, model->tape, &pass) == TMOE_OK) {
         tmoe_tape_record(model->tape, grads != NULL);
-        pass.grads = grads; pass.train = TMOE_TRAIN_MODEL;
+        pass.grads = grads;
+        pass.train = TMOE_TRAIN_MODEL;
         h = tmoei_encode(&pass, &b.source);
     }
     if (h && grads) {
@@ -7193,13 +9921,17 @@ static tmoe_result tmoei_embed_line(tmoe_model *model, const tmoei_texts *line, 
             }
         memset(grads, 0, model->size * sizeof(float));
     } else
-        for (size_t i = 0; h && i < (size_t)h->rows * D; i++) row[i % D] += (double)h->x[i] / (double)h->rows;
+        for (size_t i = 0; h && i < (size_t)h->rows * D; i++)
+            row[i % D] += (double)h->x[i] / (double)h->rows;
     tmoei_free(model->ctx, b.memory);
     return model->ctx->error;
 }
-/* First k principal components of the N rows of x (N, F), centred in place: with G = x x^T = U diag(l) U^T
- * they are U sqrt(l). Eigenvectors by Jacobi's rotations, cyclically; G and U (N, N) are scratch. */
-static void tmoei_components(double *x, int N, size_t F, int k, double *G, double *U, float *out) {
+
+/* First k principal components of the N rows of x (N, F), centred in place: with G = x x^T = U
+ * diag(l) U^T they are U sqrt(l). Eigenvectors by Jacobi's rotations, cyclically; G and U (N, N)
+ * are scratch. */
+static void tmoei_components(double *x, int N, size_t F, int k, double *G, double *U, float *out)
+{
     const size_t n = (size_t)N;
     for (size_t f = 0; f < F; f++) {
         double mean = 0.0;
@@ -7207,35 +9939,41 @@ static void tmoei_components(double *x, int N, size_t F, int k, double *G, doubl
         for (size_t i = 0; i < n; i++) x[i * F + f] -= mean;
     }
     for (size_t i = 0; i < n * n; i++) {
-        U[i] = i / n == i % n ? 1.0 : 0.0; G[i] = 0.0;
+        U[i] = i / n == i % n ? 1.0 : 0.0;
+        G[i] = 0.0;
         for (size_t f = 0; f < F; f++) G[i] += x[i / n * F + f] * x[i % n * F + f];
     }
-    for (int sweep = 0; sweep < 30; sweep++)                    /* converges quadratically: 8 are usual */
-        for (size_t p = 0; p < n; p++) for (size_t q = p + 1; q < n; q++) {
-            if (fabs(G[p * n + q]) <= 1e-15 * sqrt(fabs(G[p * n + p] * G[q * n + q]))) continue;
-            const double theta = (G[q * n + q] - G[p * n + p]) / (2.0 * G[p * n + q]);
-            const double t = (theta < 0.0 ? -1.0 : 1.0) / (fabs(theta) + sqrt(theta * theta + 1.0));
-            const double c = 1.0 / sqrt(t * t + 1.0), s = t * c;
-            for (size_t i = 0; i < 3 * n; i++) {            /* columns of G, rows of G, columns of U */
-                double *M = i < 2 * n ? G : U;
-                const size_t j = i % n, rows = i / n == 1, at = rows ? p * n + j : j * n + p;
-                const size_t other = rows ? q * n + j : j * n + q;
-                const double old = M[at];
-                M[at] = c * old - s * M[other];
-                M[other] = s * old + c * M[other];
+    for (int sweep = 0; sweep < 30; sweep++) /* converges quadratically: 8 are usual */
+        for (size_t p = 0; p < n; p++)
+            for (size_t q = p + 1; q < n; q++) {
+                if (fabs(G[p * n + q]) <= 1e-15 * sqrt(fabs(G[p * n + p] * G[q * n + q]))) continue;
+                const double theta = (G[q * n + q] - G[p * n + p]) / (2.0 * G[p * n + q]);
+                const double t =
+                    (theta < 0.0 ? -1.0 : 1.0) / (fabs(theta) + sqrt(theta * theta + 1.0));
+                const double c = 1.0 / sqrt(t * t + 1.0), s = t * c;
+                for (size_t i = 0; i < 3 * n; i++) { /* columns of G, rows of G, columns of U */
+                    double *M = i < 2 * n ? G : U;
+                    const size_t j = i % n, rows = i / n == 1, at = rows ? p * n + j : j * n + p;
+                    const size_t other = rows ? q * n + j : j * n + q;
+                    const double old = M[at];
+                    M[at] = c * old - s * M[other];
+                    M[other] = s * old + c * M[other];
+                }
             }
-        }
-    for (int j = 0; j < k; j++) {                               /* the largest eigenvalue that is left */
+    for (int j = 0; j < k; j++) { /* the largest eigenvalue that is left */
         size_t best = 0;
-        for (size_t i = 1; i < n; i++) if (G[i * n + i] > G[best * n + best]) best = i;
+        for (size_t i = 1; i < n; i++)
+            if (G[i * n + i] > G[best * n + best]) best = i;
         const double l = G[best * n + best];
         for (size_t i = 0; i < n; i++)
             out[i * (size_t)k + (size_t)j] = l > 0.0 ? (float)(U[i * n + best] * sqrt(l)) : 0.0f;
         G[best * n + best] = -1.0;
     }
 }
-TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suite, tmoe_task_embedding how,
-        int lines, int k, float *vectors) {
+
+TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suite,
+    tmoe_task_embedding how, int lines, int k, float *vectors)
+{
     tmoe_ctx *ctx = model->ctx;
     const tmoe_config *c = &model->config;
     const size_t N = (size_t)suite->count;
@@ -7247,12 +9985,15 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
     for (int p = 0; how == TMOE_EMBED_FISHER && p < model->parameter_count; p++)
         F += model->parameters[p].rows == 1 ? (size_t)model->parameters[p].cols : 0;
     if (model->R > 0 || !model->tokenizer || lines < 1 || k < 1 || N < 1
-            || (how == TMOE_EMBED_STATE && k != c->D))
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "task_vectors: %d lines, k %d, %d tasks: at least 1; "
-            "a dense model with a tokenizer; k = D = %d for states", lines, k, suite->count, c->D);
+        || (how == TMOE_EMBED_STATE && k != c->D))
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "task_vectors: %d lines, k %d, %d tasks: at least 1; "
+            "a dense model with a tokenizer; k = D = %d for states",
+            lines, k, suite->count, c->D);
     double *x = (double *)tmoei_own(&own, N * F, sizeof *x);
     double *G = (double *)tmoei_own(&own, 2 * N * N, sizeof *G);
-    float *grads = how == TMOE_EMBED_FISHER ? (float *)tmoei_own(&own, model->size, sizeof(float)) : NULL;
+    float *grads =
+        how == TMOE_EMBED_FISHER ? (float *)tmoei_own(&own, model->size, sizeof(float)) : NULL;
     for (size_t t = 0; ctx->error == TMOE_OK && t < N; t++) {
         const tmoe_task *task = &suite->tasks[t];
         double norm = 0.0, *row = x + t * F;
@@ -7267,74 +10008,104 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
     if (ctx->error == TMOE_OK) {
         if (grads) tmoei_components(x, suite->count, F, k, G, G + N * N, vectors);
         for (size_t i = 0; !grads && i < N * F; i++) vectors[i] = (float)x[i];
-        for (size_t i = 0; i < N * (size_t)k; i++) squares += (double)vectors[i] * (double)vectors[i];
+        for (size_t i = 0; i < N * (size_t)k; i++)
+            squares += (double)vectors[i] * (double)vectors[i];
         const float scale = squares > 0.0 ? (float)sqrt((double)N * (double)k / squares) : 0.0f;
         for (size_t i = 0; i < N * (size_t)k; i++) vectors[i] *= scale;
     }
     tmoei_owner_free(&own);
-    tmoei_free(ctx, texts.ids); tmoei_free(ctx, texts.offsets);
+    tmoei_free(ctx, texts.ids);
+    tmoei_free(ctx, texts.offsets);
     return ctx->error;
 }
-/* ==== >>files: models and checkpoints ==================================================================
- * A safetensors file. Its metadata holds config, tokenizer and tasks as JSON; every parameter is a tensor of
- * its own name. A trainer adds "trainer.moment1", "trainer.moment2" and "trainer.best", twins of theta. */
-#ifndef TMOE_NO_STDIO                   /* up to the end of >>bart */
+
+/* ==== >>files: models and checkpoints ============================================================
+ * A safetensors file. Its metadata holds config, tokenizer and tasks as JSON; every parameter is a
+ * tensor of its own name. A trainer adds "trainer.moment1", "trainer.moment2" and "trainer.best",
+ * twins of theta. */
+#ifndef TMOE_NO_STDIO /* up to the end of >>bart */
 #define TMOEI_FORMAT "2"
+
 /* Numbers as "name":value; what is below 0 is an id that is not there, and is left out. */
-static void tmoei_fields_to_json(tmoe_ctx *ctx, const void *base, const tmoei_field *fields, size_t count,
-        tmoei_buffer *b) {
+static void tmoei_fields_to_json(tmoe_ctx *ctx, const void *base, const tmoei_field *fields,
+    size_t count, tmoei_buffer *b)
+{
     for (const tmoei_field *f = fields; f < fields + count; f++) {
         const double x = tmoei_field_value(base, f);
         if (x < 0.0 && f->kind == TMOEI_KIND_INT) continue;
         tmoei_buffer_print(ctx, b, "%s\"%s\":", f > fields ? "," : "", f->name);
-        if (f->kind == TMOEI_KIND_BOOL) tmoei_buffer_print(ctx, b, x != 0.0 ? "true" : "false");
-        else tmoei_buffer_print(ctx, b, "%.9g", x);
+        if (f->kind == TMOEI_KIND_BOOL)
+            tmoei_buffer_print(ctx, b, x != 0.0 ? "true" : "false");
+        else
+            tmoei_buffer_print(ctx, b, "%.9g", x);
     }
 }
-/* The fields that the object has; an unsound one is an error and, where all are `required`, a missing one.
- * A list of one counts as what is in it: some BARTs have their end token so. */
-static tmoe_result tmoei_fields_from_json(tmoe_ctx *ctx, const tmoei_json *json, const char *path, void *base,
-        const tmoei_field *fields, size_t count, int required) {
+
+/* The fields that the object has; an unsound one is an error and, where all are `required`, a
+ * missing one. A list of one counts as what is in it: some BARTs have their end token so. */
+static tmoe_result tmoei_fields_from_json(tmoe_ctx *ctx, const tmoei_json *json, const char *path,
+    void *base, const tmoei_field *fields, size_t count, int required)
+{
     for (const tmoei_field *f = fields; f < fields + count; f++) {
         const tmoei_json_node *node = tmoei_json_value(json, 0, f->name);
-        if (node->kind == TMOEI_JSON_ARRAY && node->count == 1) node = tmoei_json_at(json, node->child);
-        const double x = node->kind == TMOEI_JSON_TRUE ? 1.0 : node->kind == TMOEI_JSON_FALSE ? 0.0
-            : node->kind == TMOEI_JSON_NUMBER ? node->number : (double)NAN;
+        if (node->kind == TMOEI_JSON_ARRAY && node->count == 1)
+            node = tmoei_json_at(json, node->child);
+        const double x = node->kind == TMOEI_JSON_TRUE ? 1.0
+            : node->kind == TMOEI_JSON_FALSE           ? 0.0
+            : node->kind == TMOEI_JSON_NUMBER          ? node->number
+                                                       : (double)NAN;
         const int number = x >= f->least && x <= f->most ? (int)x : INT_MIN;
         const float real = (float)x;
         if (node->kind == TMOEI_JSON_NULL && !required) continue;
         if (!(x == x) || (f->kind != TMOEI_KIND_FLOAT && (double)number != x))
             return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no sound '%s'", path, f->name);
-        if (f->kind == TMOEI_KIND_FLOAT) memcpy((char *)base + f->offset, &real, sizeof real);
-        else memcpy((char *)base + f->offset, &number, sizeof number);
+        if (f->kind == TMOEI_KIND_FLOAT)
+            memcpy((char *)base + f->offset, &real, sizeof real);
+        else
+            memcpy((char *)base + f->offset, &number, sizeof number);
     }
     return TMOE_OK;
 }
-enum { TMOEI_META_CONFIG, TMOEI_META_TOKENIZER, TMOEI_META_TASKS, TMOEI_META_GENERATION, TMOEI_META_STEP,
-    TMOEI_META_TRAINER };
-static const char *const tmoei_metadata_names[6] = { "config", "tokenizer", "tasks", "generation", "step",
-    "trainer" };
-static const char *const tmoei_flat_names[3] = { "trainer.moment1", "trainer.moment2", "trainer.best" };
+
+enum {
+    TMOEI_META_CONFIG,
+    TMOEI_META_TOKENIZER,
+    TMOEI_META_TASKS,
+    TMOEI_META_GENERATION,
+    TMOEI_META_STEP,
+    TMOEI_META_TRAINER
+};
+
+static const char *const tmoei_metadata_names[6] = { "config", "tokenizer", "tasks", "generation",
+    "step", "trainer" };
+static const char *const tmoei_flat_names[3] = { "trainer.moment1", "trainer.moment2",
+    "trainer.best" };
+
 static void tmoei_metadata_text(const tmoe_model *model, const tmoe_trainer *trainer, int which,
-        tmoei_buffer *text) {
+    tmoei_buffer *text)
+{
     tmoe_ctx *ctx = model->ctx;
     text->length = 0;
     if (which == TMOEI_META_CONFIG) {
-        tmoei_buffer_print(ctx, text, "{\"seed\":\"%llu\",", (unsigned long long)model->config.seed);
+        tmoei_buffer_print(ctx, text, "{\"seed\":\"%llu\",",
+            (unsigned long long)model->config.seed);
         tmoei_fields_to_json(ctx, &model->config, tmoei_config_fields, TMOEI_CONFIG_FIELDS, text);
         tmoei_buffer_add(ctx, text, "}", 1);
     }
     if (which == TMOEI_META_TOKENIZER) tmoei_tokenizer_to_json(ctx, model->tokenizer, text);
     for (int i = 0; which == TMOEI_META_TASKS && i < 3 * model->N; i++) {
         const tmoe_task *task = &model->tasks[i / 3];
-        const char *part = i % 3 == 0 ? task->name : i % 3 == 1 ? task->category : task->instruction;
+        const char *part = i % 3 == 0 ? task->name
+            : i % 3 == 1              ? task->category
+                                      : task->instruction;
         tmoei_buffer_add(ctx, text, i ? "," : "[", 1);
         tmoei_buffer_json_string(ctx, text, part, strlen(part));
     }
     if (which == TMOEI_META_TASKS) tmoei_buffer_print(ctx, text, model->N ? "]" : "[]");
     if (which == TMOEI_META_GENERATION) {
         tmoei_buffer_add(ctx, text, "{", 1);
-        tmoei_fields_to_json(ctx, &model->generation, tmoei_generation_fields, TMOEI_GENERATION_FIELDS, text);
+        tmoei_fields_to_json(ctx, &model->generation, tmoei_generation_fields,
+            TMOEI_GENERATION_FIELDS, text);
         tmoei_buffer_add(ctx, text, "}", 1);
     }
     if (which == TMOEI_META_STEP) tmoei_buffer_print(ctx, text, "%lld", (long long)model->step);
@@ -7342,131 +10113,176 @@ static void tmoei_metadata_text(const tmoe_model *model, const tmoe_trainer *tra
         tmoei_buffer_print(ctx, text, "%lld %d %.9g", (long long)trainer->steps_done,
             trainer->bad_evaluations, (double)trainer->best_loss);
 }
+
 /* Declares and writes all; trainer may be NULL. */
-static tmoe_result tmoei_save(const tmoe_model *model, const tmoe_trainer *trainer, const char *path) {
+static tmoe_result tmoei_save(const tmoe_model *model, const tmoe_trainer *trainer,
+    const char *path)
+{
     tmoe_ctx *ctx = model->ctx;
-    const int measured = trainer && trainer->best_loss == trainer->best_loss;       /* not NaN */
+    const int measured = trainer && trainer->best_loss == trainer->best_loss; /* not NaN */
     const float *flat[3] = { trainer ? trainer->moment1 : NULL, trainer ? trainer->moment2 : NULL,
         measured ? trainer->best : NULL };
-    tmoei_buffer text = { NULL, 0, 0, 0 }; tmoei_writer writer;
+    tmoei_buffer text = { NULL, 0, 0, 0 };
+    tmoei_writer writer;
     ctx->error = TMOE_OK;
     memset(&writer, 0, sizeof writer);
     tmoei_writer_metadata(ctx, &writer, "format", "taskmoe", 7);
     tmoei_writer_metadata(ctx, &writer, "version", TMOEI_FORMAT, strlen(TMOEI_FORMAT));
     for (int i = 0; i < (trainer ? 6 : 5); i++) {
         tmoei_metadata_text(model, trainer, i, &text);
-        tmoei_writer_metadata(ctx, &writer, tmoei_metadata_names[i], text.data ? text.data : "", text.length);
+        tmoei_writer_metadata(ctx, &writer, tmoei_metadata_names[i], text.data ? text.data : "",
+            text.length);
     }
-    for (const tmoei_parameter *p = model->parameters; p < model->parameters + model->parameter_count; p++)
-        tmoei_writer_tensor(ctx, &writer, p->name, p->rows > 1 ? 2 : 1, 0, (size_t)p->rows, (size_t)p->cols,
-            model->theta + p->offset);
+    for (const tmoei_parameter *p = model->parameters;
+         p < model->parameters + model->parameter_count; p++)
+        tmoei_writer_tensor(ctx, &writer, p->name, p->rows > 1 ? 2 : 1, 0, (size_t)p->rows,
+            (size_t)p->cols, model->theta + p->offset);
     for (int i = 0; i < 3; i++)
-        if (flat[i]) tmoei_writer_tensor(ctx, &writer, tmoei_flat_names[i], 1, 0, 1, trainer->span, flat[i]);
+        if (flat[i])
+            tmoei_writer_tensor(ctx, &writer, tmoei_flat_names[i], 1, 0, 1, trainer->span, flat[i]);
     (void)tmoei_writer_save(ctx, &writer, path);
-    tmoei_writer_free(ctx, &writer); tmoei_buffer_free(ctx, &text);
+    tmoei_writer_free(ctx, &writer);
+    tmoei_buffer_free(ctx, &text);
     return ctx->error;
 }
-TMOE_DEF tmoe_result tmoe_model_save(const tmoe_model *model, const char *path) {
+
+TMOE_DEF tmoe_result tmoe_model_save(const tmoe_model *model, const char *path)
+{
     return tmoei_save(model, NULL, path);
 }
-TMOE_DEF tmoe_result tmoe_trainer_save(const tmoe_trainer *trainer, const char *path) {
+
+TMOE_DEF tmoe_result tmoe_trainer_save(const tmoe_trainer *trainer, const char *path)
+{
     return tmoei_save(trainer->model, trainer, path);
 }
+
 /* All parameters of `model`, which is laid out already, from the file into theta. */
 static tmoe_result tmoei_parameters_read(const tmoe_model *model, const tmoei_safetensors *file,
-        float *theta) {
+    float *theta)
+{
     tmoe_ctx *ctx = model->ctx;
-    for (const tmoei_parameter *p = model->parameters; p < model->parameters + model->parameter_count; p++) {
+    for (const tmoei_parameter *p = model->parameters;
+         p < model->parameters + model->parameter_count; p++) {
         const tmoei_entry *e = tmoei_safetensors_find(file, p->name);
-        if (!e) return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no tensor %s", file->path, p->name);
+        if (!e)
+            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no tensor %s", file->path,
+                p->name);
         TMOEI_TRY(tmoei_safetensors_read(ctx, file, e, 0, theta + p->offset, p->size));
     }
     return TMOE_OK;
 }
-/* Makes the mapped file itself the parameters, where it holds every tensor where the model wants it: then
- * only the pages that are used are read, and training writes to copies of them. */
-static int tmoei_read_in_place(tmoe_model *model, tmoei_safetensors *file) {
+
+/* Makes the mapped file itself the parameters, where it holds every tensor where the model wants
+ * it: then only the pages that are used are read, and training writes to copies of them. */
+static int tmoei_read_in_place(tmoe_model *model, tmoei_safetensors *file)
+{
     if (!file->mapped || !tmoei_little_endian() || (uintptr_t)file->data % sizeof(float)) return 0;
-    for (const tmoei_parameter *p = model->parameters; p < model->parameters + model->parameter_count; p++) {
+    for (const tmoei_parameter *p = model->parameters;
+         p < model->parameters + model->parameter_count; p++) {
         const tmoei_entry *e = tmoei_safetensors_find(file, p->name);
-        if (!e || e->dtype != TMOEI_F32 || e->begin != p->offset * sizeof(float) || e->count != p->size)
+        if (!e || e->dtype != TMOEI_F32 || e->begin != p->offset * sizeof(float)
+            || e->count != p->size)
             return 0;
     }
     model->theta = (float *)(void *)(file->bytes + (file->size - file->data_size));
-    model->mapping = file->bytes; model->mapping_size = file->size;
-    file->mapped = 0; file->bytes = NULL;                       /* the model unmaps it */
+    model->mapping = file->bytes;
+    model->mapping_size = file->size;
+    file->mapped = 0;
+    file->bytes = NULL; /* the model unmaps it */
     return 1;
 }
+
 /* The number behind "step": a whole number of optimiser steps. */
-static tmoe_result tmoei_step_of(tmoe_ctx *ctx, const tmoei_safetensors *file, int64_t *step) {
+static tmoe_result tmoei_step_of(tmoe_ctx *ctx, const tmoei_safetensors *file, int64_t *step)
+{
     const char *text = tmoei_safetensors_metadata(file, tmoei_metadata_names[TMOEI_META_STEP]);
-    long long value = -1; char rest;
+    long long value = -1;
+    char rest;
     if (!text || sscanf(text, "%lld%c", &value, &rest) != 1 || value < 0)
         return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: its metadata has no sound 'step'", file->path);
     *step = (int64_t)value;
     return TMOE_OK;
 }
+
 /* The model that the metadata describe, without its parameters; json: config, tokenizer, tasks. */
-static tmoe_model *tmoei_model_of_json(tmoe_ctx *ctx, const tmoei_json *json, const char *path) {
+static tmoe_model *tmoei_model_of_json(tmoe_ctx *ctx, const tmoei_json *json, const char *path)
+{
     const tmoei_json_node *list = json[TMOEI_META_TASKS].nodes;
     const int seed = tmoei_json_get(&json[0], 0, "seed"), count = list->count / 3;
     int sound = list->kind == TMOEI_JSON_ARRAY && list->count % 3 == 0;
     tmoe_config c = tmoe_config_default();
-    tmoe_tokenizer *tokenizer = NULL; tmoe_model *model = NULL;
-    if (tmoei_fields_from_json(ctx, json, path, &c, tmoei_config_fields, TMOEI_CONFIG_FIELDS, 1) != TMOE_OK)
+    tmoe_tokenizer *tokenizer = NULL;
+    tmoe_model *model = NULL;
+    if (tmoei_fields_from_json(ctx, json, path, &c, tmoei_config_fields, TMOEI_CONFIG_FIELDS, 1)
+        != TMOE_OK)
         return NULL;
     if (!tmoei_json_is_string(&json[0], seed))
         return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: the config has no seed", path);
     c.seed = strtoull(json[0].nodes[seed].text, NULL, 10);
     tmoe_task *tasks = (tmoe_task *)tmoei_alloc(ctx, (size_t)count + 1, sizeof *tasks, 1);
-    for (int i = 0, node = tasks && sound ? list->child : -1; node >= 0; i++, node = list[node].next) {
+    for (int i = 0, node = tasks && sound ? list->child : -1; node >= 0;
+         i++, node = list[node].next) {
         tmoe_task *task = &tasks[i / 3];
-        *(i % 3 == 0 ? &task->name : i % 3 == 1 ? &task->category : &task->instruction) = list[node].text;
+        *(i % 3 == 0         ? &task->name
+                : i % 3 == 1 ? &task->category
+                             : &task->instruction) = list[node].text;
         sound = sound && tmoei_json_is_string(&json[TMOEI_META_TASKS], node);
     }
     if (!sound) (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the list of tasks is not sound", path);
     if (ctx->error == TMOE_OK && json[TMOEI_META_TOKENIZER].nodes->count)
         tokenizer = tmoei_tokenizer_from_json(ctx, &json[TMOEI_META_TOKENIZER], path);
     if (ctx->error == TMOE_OK) model = tmoei_model_new(ctx, &c, tokenizer, tasks, count);
-    tmoei_free(ctx, tasks); tmoe_tokenizer_destroy(tokenizer);
+    tmoei_free(ctx, tasks);
+    tmoe_tokenizer_destroy(tokenizer);
     return model;
 }
-TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path) {
+
+TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path)
+{
     tmoei_safetensors file;
-    tmoei_json json[4];                                         /* config, tokenizer, tasks, generation */
+    tmoei_json json[4]; /* config, tokenizer, tasks, generation */
     tmoe_model *model = NULL;
     ctx->error = TMOE_OK;
     memset(json, 0, sizeof json);
     if (tmoei_safetensors_open(ctx, &file, path) != TMOE_OK) return NULL;
     const char *version = tmoei_safetensors_metadata(&file, "version");
     if (version && strcmp(version, TMOEI_FORMAT) != 0)
-        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: format version %.20s; this library reads version %s",
-            path, version, TMOEI_FORMAT);
+        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+            "%s: format version %.20s; this library reads version %s", path, version, TMOEI_FORMAT);
     for (int i = 0; i < 4 && ctx->error == TMOE_OK; i++) {
         const char *name = tmoei_metadata_names[i], *text = tmoei_safetensors_metadata(&file, name);
-        if (text) (void)tmoei_json_parse(ctx, &json[i], text, strlen(text), path);
-        else (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-            "%s: not a model of this library: its metadata has no '%s'", path, name);
+        if (text)
+            (void)tmoei_json_parse(ctx, &json[i], text, strlen(text), path);
+        else
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+                "%s: not a model of this library: its metadata has no '%s'", path, name);
     }
     if (ctx->error == TMOE_OK) model = tmoei_model_of_json(ctx, json, path);
-    if (model && tmoei_fields_from_json(ctx, &json[TMOEI_META_GENERATION], path, &model->generation,
-            tmoei_generation_fields, TMOEI_GENERATION_FIELDS, 0) == TMOE_OK
-            && tmoei_step_of(ctx, &file, &model->step) == TMOE_OK
-            && !tmoei_read_in_place(model, &file) && tmoei_theta_alloc(model) == TMOE_OK)
+    if (model
+        && tmoei_fields_from_json(ctx, &json[TMOEI_META_GENERATION], path, &model->generation,
+               tmoei_generation_fields, TMOEI_GENERATION_FIELDS, 0)
+            == TMOE_OK
+        && tmoei_step_of(ctx, &file, &model->step) == TMOE_OK && !tmoei_read_in_place(model, &file)
+        && tmoei_theta_alloc(model) == TMOE_OK)
         (void)tmoei_parameters_read(model, &file, model->theta);
     for (int i = 0; i < 4; i++) tmoei_json_free(ctx, &json[i]);
     tmoei_safetensors_close(ctx, &file);
     return tmoei_model_if(ctx->error == TMOE_OK, model);
 }
+
 /* Reads everything first and changes the trainer only when nothing can fail any more. */
-TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path) {
+TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path)
+{
     tmoe_ctx *ctx = trainer->ctx;
     tmoe_model *model = trainer->model;
     const size_t span = trainer->span;
-    tmoei_safetensors file; tmoei_buffer text = { NULL, 0, 0, 0 };
+    tmoei_safetensors file;
+    tmoei_buffer text = { NULL, 0, 0, 0 };
     float *flat[3] = { NULL, NULL, NULL }, *theta = NULL;
-    long long steps = 0; int64_t step = 0;
-    int bad = 0; char best[32] = "";
+    long long steps = 0;
+    int64_t step = 0;
+    int bad = 0;
+    char best[32] = "";
     ctx->error = TMOE_OK;
     if (tmoei_safetensors_open(ctx, &file, path) != TMOE_OK) return ctx->error;
     const char *state = tmoei_safetensors_metadata(&file, tmoei_metadata_names[TMOEI_META_TRAINER]);
@@ -7474,13 +10290,15 @@ TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path) 
     for (int i = 0; i < 2; i++) whole = whole && tmoei_safetensors_find(&file, tmoei_flat_names[i]);
     if (!whole) (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: not a trainer's checkpoint", path);
     for (int i = TMOEI_META_CONFIG; ctx->error == TMOE_OK && i <= TMOEI_META_TASKS; i++) {
-        const char *name = tmoei_metadata_names[i], *theirs = tmoei_safetensors_metadata(&file, name);
+        const char *name = tmoei_metadata_names[i],
+                   *theirs = tmoei_safetensors_metadata(&file, name);
         tmoei_metadata_text(model, NULL, i, &text);
         if (theirs && !text.failed && strcmp(theirs, text.data) == 0) continue;
-        (void)tmoei_fail(ctx, TMOE_ERR_CONFIG, "%s: the checkpoint is of a model with another %s", path,
-            name);
+        (void)tmoei_fail(ctx, TMOE_ERR_CONFIG, "%s: the checkpoint is of a model with another %s",
+            path, name);
     }
-    if (ctx->error == TMOE_OK) theta = (float *)tmoei_alloc(ctx, model->size + 3 * span, sizeof(float), 1);
+    if (ctx->error == TMOE_OK)
+        theta = (float *)tmoei_alloc(ctx, model->size + 3 * span, sizeof(float), 1);
     for (size_t i = 0; ctx->error == TMOE_OK && i < 3; i++) {
         const tmoei_entry *entry = tmoei_safetensors_find(&file, tmoei_flat_names[i]);
         if (!entry) continue;
@@ -7488,7 +10306,7 @@ TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path) 
         (void)tmoei_safetensors_read(ctx, &file, entry, 0, flat[i], span);
     }
     if (ctx->error == TMOE_OK && tmoei_parameters_read(model, &file, theta) == TMOE_OK
-            && tmoei_step_of(ctx, &file, &step) == TMOE_OK) {
+        && tmoei_step_of(ctx, &file, &step) == TMOE_OK) {
         const int measured = trainer->best && flat[2];
         memcpy(trainer->moment1, flat[0], span * sizeof(float));
         memcpy(trainer->moment2, flat[1], span * sizeof(float));
@@ -7497,29 +10315,38 @@ TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path) 
         trainer->best_loss = measured ? strtof(best, NULL) : (float)NAN;
         trainer->bad_evaluations = bad;
         trainer->steps_done = trainer->first_step = (int64_t)steps;
-        model->step = step; model->version++;
+        model->step = step;
+        model->version++;
     }
-    tmoei_free(ctx, theta); tmoei_buffer_free(ctx, &text); tmoei_safetensors_close(ctx, &file);
+    tmoei_free(ctx, theta);
+    tmoei_buffer_free(ctx, &text);
+    tmoei_safetensors_close(ctx, &file);
     return ctx->error;
 }
+
 /* "\x93NUMPY", version, length of the header, a Python dictionary, the numbers. */
-TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, int rows, int cols) {
+TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, int rows, int cols)
+{
     const size_t count = (size_t)rows * (size_t)cols;
-    size_t size = 0, head = 0; char shape[48];
+    size_t size = 0, head = 0;
+    char shape[48];
     ctx->error = TMOE_OK;
     char *file = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &size);
     if (!file) return ctx->error;
     const unsigned char *p = (const unsigned char *)file;
     if (size > 12 && memcmp(file, "\x93NUMPY", 6) == 0)
-        head = p[6] == 1 ? 10 + (size_t)tmoei_little(p + 8, 2) : 12 + (size_t)tmoei_little(p + 8, 3);
-    if (head && head <= size) file[head - 1] = 0;               /* its last character, a line's end */
+        head =
+            p[6] == 1 ? 10 + (size_t)tmoei_little(p + 8, 2) : 12 + (size_t)tmoei_little(p + 8, 3);
+    if (head && head <= size) file[head - 1] = 0; /* its last character, a line's end */
     (void)snprintf(shape, sizeof shape, "(%d, %d)", rows, cols);
-    const size_t bytes = !head || head > size ? 0 : strstr(file + 10, "'<f4'") ? 4
-        : strstr(file + 10, "'<f8'") ? 8 : 0;
+    const size_t bytes = !head || head > size ? 0
+        : strstr(file + 10, "'<f4'")          ? 4
+        : strstr(file + 10, "'<f8'")          ? 8
+                                              : 0;
     if (!bytes || !strstr(file + 10, "'fortran_order': False") || !strstr(file + 10, shape)
-            || size - head != count * bytes)
-        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: not a .npy file of float32 or float64 in C order, %s",
-            path, shape);
+        || size - head != count * bytes)
+        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+            "%s: not a .npy file of float32 or float64 in C order, %s", path, shape);
     for (size_t i = 0; ctx->error == TMOE_OK && i < count; i++) {
         const uint64_t bits = tmoei_little(p + head + i * bytes, bytes);
         double number;
@@ -7529,37 +10356,47 @@ TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, in
     tmoei_free(ctx, file);
     return ctx->error;
 }
-/* ==== >>bart: Hugging Face's BART folders, read and written ============================================
- * config.json, model.safetensors (or shards with an index), generation_config.json, and a tokenizer. BART is
- * our POST-norm model with E = 1; its q, k and v matrices lie below each other in ours, and its tables of
- * positions begin with two rows that nobody uses. One list of names serves reading, writing and the message
- * about what is missing. */
-#define TMOEI_BART_SKIP 2               /* rows of a table of positions before position 0 */
-typedef struct tmoei_bart_tensor {      /* a tensor of theirs, and where it lies in ours */
+
+/* ==== >>bart: Hugging Face's BART folders, read and written ======================================
+ * config.json, model.safetensors (or shards with an index), generation_config.json, and a
+ * tokenizer. BART is our POST-norm model with E = 1; its q, k and v matrices lie below each other
+ * in ours, and its tables of positions begin with two rows that nobody uses. One list of names
+ * serves reading, writing and the message about what is missing. */
+#define TMOEI_BART_SKIP 2 /* rows of a table of positions before position 0 */
+
+typedef struct tmoei_bart_tensor { /* a tensor of theirs, and where it lies in ours */
     char name[96];
-    size_t offset, rows, cols, skip;    /* skip: of their rows, before ours begin */
-    int rank, optional;                 /* old files may have none: zeros */
+    size_t offset, rows, cols, skip; /* skip: of their rows, before ours begin */
+    int rank, optional;              /* old files may have none: zeros */
 } tmoei_bart_tensor;
+
 /* The tensors of a dense model, one a call; *at begins at 0. Gives 0 at the end. */
-static int tmoei_bart_next(const tmoe_model *model, int *at, tmoei_bart_tensor *t) {
+static int tmoei_bart_next(const tmoe_model *model, int *at, tmoei_bart_tensor *t)
+{
     static const char *const shared[TMOEI_SHARED] = { "model.shared.weight",
         "model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight",
         "model.encoder.layernorm_embedding.weight", "model.encoder.layernorm_embedding.bias",
         "model.decoder.layernorm_embedding.weight", "model.decoder.layernorm_embedding.bias",
         "final_logits_bias" };
-    static const char *const pieces[TMOEI_PIECES / 2][3] = {    /* weight and bias are neighbours */
-        { "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj" }, { "self_attn.out_proj", NULL, NULL },
-        { "self_attn_layer_norm", NULL, NULL }, { "encoder_attn.q_proj", NULL, NULL },
-        { "encoder_attn.k_proj", "encoder_attn.v_proj", NULL }, { "encoder_attn.out_proj", NULL, NULL },
-        { "encoder_attn_layer_norm", NULL, NULL }, { "fc1", NULL, NULL }, { "fc2", NULL, NULL },
-        { "final_layer_norm", NULL, NULL } };
+    static const char *const pieces[TMOEI_PIECES / 2][3] = { /* weight and bias are neighbours */
+        { "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj" },
+        { "self_attn.out_proj", NULL, NULL }, { "self_attn_layer_norm", NULL, NULL },
+        { "encoder_attn.q_proj", NULL, NULL },
+        { "encoder_attn.k_proj", "encoder_attn.v_proj", NULL },
+        { "encoder_attn.out_proj", NULL, NULL }, { "encoder_attn_layer_norm", NULL, NULL },
+        { "fc1", NULL, NULL }, { "fc2", NULL, NULL }, { "final_layer_norm", NULL, NULL }
+    };
     const int index = (*at)++, place = index - TMOEI_SHARED;
     memset(t, 0, sizeof *t);
     if (index < TMOEI_SHARED) {
         const tmoei_parameter *p = &model->parameters[model->shared[index]];
         (void)snprintf(t->name, sizeof t->name, "%s", shared[index]);
-        t->offset = p->offset; t->rows = (size_t)p->rows; t->cols = (size_t)p->cols;
-        t->skip = index == TMOEI_ENCODER_POSITIONS || index == TMOEI_DECODER_POSITIONS ? TMOEI_BART_SKIP : 0;
+        t->offset = p->offset;
+        t->rows = (size_t)p->rows;
+        t->cols = (size_t)p->cols;
+        t->skip = index == TMOEI_ENCODER_POSITIONS || index == TMOEI_DECODER_POSITIONS
+            ? TMOEI_BART_SKIP
+            : 0;
         t->optional = index == TMOEI_OUTPUT_BIAS;
         t->rank = p->rows > 1 || t->optional ? 2 : 1;
         return 1;
@@ -7571,41 +10408,58 @@ static int tmoei_bart_next(const tmoe_model *model, int *at, tmoei_bart_tensor *
     if (!names[part] || !layer->rows[piece]) return tmoei_bart_next(model, at, t);
     const size_t parts = names[2] ? 3 : names[1] ? 2 : 1;
     const size_t rows = (size_t)layer->rows[piece], cols = (size_t)layer->cols[piece];
-    (void)snprintf(t->name, sizeof t->name, "model.%s.layers.%d.%s.%s", layer->decoder ? "decoder"
-        : "encoder", layer->number, names[part], piece % 2 ? "bias" : "weight");
+    (void)snprintf(t->name, sizeof t->name, "model.%s.layers.%d.%s.%s",
+        layer->decoder ? "decoder" : "encoder", layer->number, names[part],
+        piece % 2 ? "bias" : "weight");
     t->rank = rows > 1 ? 2 : 1;
-    t->rows = t->rank == 2 ? rows / parts : 1; t->cols = t->rank == 2 ? cols : cols / parts;
+    t->rows = t->rank == 2 ? rows / parts : 1;
+    t->cols = t->rank == 2 ? cols : cols / parts;
     t->offset = layer->offset[piece] + (layer->in_expert[piece] ? layer->block : layer->shared)
         + (size_t)part * t->rows * t->cols;
     return 1;
 }
-/* ---- weights: one file, or several with an index ------------------------------------------------------ */
-/* Opens a JSON file of the folder. One that is absent, where that is allowed, gives an empty json. */
+
+/* ---- weights: one file, or several with an index --------------------------------------------- */
+/* Opens a JSON file of the folder. One that is absent, where that is allowed, gives an empty json.
+ * */
 static tmoe_result tmoei_json_file(tmoe_ctx *ctx, tmoei_json *json, char *path, const char *folder,
-        const char *name, int optional) {
+    const char *name, int optional)
+{
     size_t length;
     memset(json, 0, sizeof *json);
-    if (!tmoei_folder_has(ctx, path, folder, name) && (optional || ctx->error != TMOE_OK)) return ctx->error;
+    if (!tmoei_folder_has(ctx, path, folder, name) && (optional || ctx->error != TMOE_OK))
+        return ctx->error;
     char *text = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &length);
     if (text && tmoei_json_parse(ctx, json, text, length, path) == TMOE_OK
-            && json->nodes[0].kind != TMOEI_JSON_OBJECT)
+        && json->nodes[0].kind != TMOEI_JSON_OBJECT)
         (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: must be a JSON object", path);
     tmoei_free(ctx, text);
     return ctx->error;
 }
-typedef struct tmoei_weights { tmoei_safetensors *files; size_t count, capacity; } tmoei_weights;
-static tmoe_result tmoei_weights_add(tmoe_ctx *ctx, tmoei_weights *w, const char *folder, const char *name) {
+
+typedef struct tmoei_weights {
+    tmoei_safetensors *files;
+    size_t count, capacity;
+} tmoei_weights;
+
+static tmoe_result tmoei_weights_add(tmoe_ctx *ctx, tmoei_weights *w, const char *folder,
+    const char *name)
+{
     char path[TMOEI_PATH];
     TMOEI_TRY(tmoei_path_join(ctx, path, folder, name));
-    for (size_t i = 0; i < w->count; i++) if (strcmp(w->files[i].path, path) == 0) return TMOE_OK;
-    if (!tmoei_grow(ctx, &w->files, &w->capacity, w->count + 1, sizeof *w->files)) return TMOE_ERR_MEMORY;
+    for (size_t i = 0; i < w->count; i++)
+        if (strcmp(w->files[i].path, path) == 0) return TMOE_OK;
+    if (!tmoei_grow(ctx, &w->files, &w->capacity, w->count + 1, sizeof *w->files))
+        return TMOE_ERR_MEMORY;
     TMOEI_TRY(tmoei_safetensors_open(ctx, &w->files[w->count], path));
     w->count++;
     return TMOE_OK;
 }
+
 /* The files that the index names; each tensor must be where it says, and nowhere else. */
 static tmoe_result tmoei_weights_index(tmoe_ctx *ctx, tmoei_weights *w, const char *folder,
-        const tmoei_json *json, const char *path) {
+    const tmoei_json *json, const char *path)
+{
     char shard[TMOEI_PATH];
     const int map = tmoei_json_get(json, 0, "weight_map");
     if (map < 0 || json->nodes[map].kind != TMOEI_JSON_OBJECT)
@@ -7613,7 +10467,8 @@ static tmoe_result tmoei_weights_index(tmoe_ctx *ctx, tmoei_weights *w, const ch
     for (int i = json->nodes[map].child; i >= 0; i = json->nodes[i].next) {
         const char *key = json->nodes[i].key, *name = json->nodes[i].text;
         if (!tmoei_json_is_string(json, i) || strpbrk(name, "/\\") || name[0] == '.')
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s must be in a file of this folder", path, key);
+            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s must be in a file of this folder", path,
+                key);
         TMOEI_TRY(tmoei_weights_add(ctx, w, folder, name));
     }
     for (int i = json->nodes[map].child; i >= 0; i = json->nodes[i].next) {
@@ -7621,84 +10476,117 @@ static tmoe_result tmoei_weights_index(tmoe_ctx *ctx, tmoei_weights *w, const ch
         TMOEI_TRY(tmoei_path_join(ctx, shard, folder, name));
         for (const tmoei_safetensors *f = w->files; f < w->files + w->count; f++)
             if ((strcmp(f->path, shard) == 0) != (tmoei_safetensors_find(f, key) != NULL))
-                return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s must be in %s and in no other file", path,
-                    key, name);
+                return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s must be in %s and in no other file",
+                    path, key, name);
     }
     return TMOE_OK;
 }
-static tmoe_result tmoei_weights_open(tmoe_ctx *ctx, tmoei_weights *w, const char *folder) {
+
+static tmoe_result tmoei_weights_open(tmoe_ctx *ctx, tmoei_weights *w, const char *folder)
+{
     static const char single[] = "model.safetensors";
-    char path[TMOEI_PATH]; tmoei_json json;
-    if (tmoei_folder_has(ctx, path, folder, single)) return tmoei_weights_add(ctx, w, folder, single);
-    if (tmoei_json_file(ctx, &json, path, folder, "model.safetensors.index.json", 1) == TMOE_OK && json.count)
+    char path[TMOEI_PATH];
+    tmoei_json json;
+    if (tmoei_folder_has(ctx, path, folder, single))
+        return tmoei_weights_add(ctx, w, folder, single);
+    if (tmoei_json_file(ctx, &json, path, folder, "model.safetensors.index.json", 1) == TMOE_OK
+        && json.count)
         (void)tmoei_weights_index(ctx, w, folder, &json, path);
-    else (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: has neither %s nor model.safetensors.index.json", folder,
-        single);
+    else
+        (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: has neither %s nor model.safetensors.index.json",
+            folder, single);
     tmoei_json_free(ctx, &json);
     return ctx->error;
 }
-/* ---- reading ------------------------------------------------------------------------------------------ */
-static const char *const tmoei_bart_embedding[4] = {            /* one tensor, by up to four names */
-    "model.shared.weight", "model.encoder.embed_tokens.weight",
-    "model.decoder.embed_tokens.weight", "lm_head.weight" };
-/* Their name without the "model." that the oldest files do not have; where there is none, all of it. */
-static const char *tmoei_bart_old_name(const char *name) {
+
+/* ---- reading --------------------------------------------------------------------------------- */
+static const char *const tmoei_bart_embedding[4] = { /* one tensor, by up to four names */
+    "model.shared.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight",
+    "lm_head.weight"
+};
+
+/* Their name without the "model." that the oldest files do not have; where there is none, all of
+ * it. */
+static const char *tmoei_bart_old_name(const char *name)
+{
     return strncmp(name, "model.", 6) == 0 ? name + 6 : name;
 }
+
 /* A tensor by its name or its old one, and the file it lies in, or NULL. */
 static const tmoei_entry *tmoei_bart_find(const tmoei_weights *w, const char *name,
-        const tmoei_safetensors **file) {
+    const tmoei_safetensors **file)
+{
     const tmoei_entry *entry = NULL;
     for (int old = 0; old < 2; old++, name = tmoei_bart_old_name(name))
         for (*file = w->files; *file < w->files + w->count; ++*file)
             if ((entry = tmoei_safetensors_find(*file, name)) != NULL) return entry;
     return NULL;
 }
-static int tmoei_bart_knows(const tmoe_model *model, const char *name) {
+
+static int tmoei_bart_knows(const tmoe_model *model, const char *name)
+{
     tmoei_bart_tensor t;
     name = tmoei_bart_old_name(name);
-    for (int k = 0; k < 4; k++) if (strcmp(tmoei_bart_old_name(tmoei_bart_embedding[k]), name) == 0) return 1;
-    for (int i = 0; tmoei_bart_next(model, &i, &t); )
+    for (int k = 0; k < 4; k++)
+        if (strcmp(tmoei_bart_old_name(tmoei_bart_embedding[k]), name) == 0) return 1;
+    for (int i = 0; tmoei_bart_next(model, &i, &t);)
         if (strcmp(tmoei_bart_old_name(t.name), name) == 0) return 1;
     return 0;
 }
+
 /* All tensors into theta; what is missing, of another shape or unknown is named in one message. */
-static tmoe_result tmoei_bart_read(tmoe_model *model, const tmoei_weights *w, const char *folder) {
+static tmoe_result tmoei_bart_read(tmoe_model *model, const tmoei_weights *w, const char *folder)
+{
     tmoe_ctx *ctx = model->ctx;
     const tmoei_safetensors *file, *home = NULL;
-    const tmoei_entry *e, *embedding = NULL;                    /* the first of its names that is there */
+    const tmoei_entry *e, *embedding = NULL; /* the first of its names that is there */
     char text[TMOEI_MESSAGE_BYTES - 64] = "";
     tmoei_bart_tensor t;
     for (int k = 0; k < 4; k++) {
         e = tmoei_bart_find(w, tmoei_bart_embedding[k], &file);
-        if (!embedding) { embedding = e; home = file; }
-        else if (e && (e->end - e->begin != embedding->end - embedding->begin
-                || memcmp(file->data + e->begin, home->data + embedding->begin, e->end - e->begin) != 0))
-            tmoei_problem(text, sizeof text, "%s differs from %s: an untied embedding is not supported",
-                e->name, embedding->name);
+        if (!embedding) {
+            embedding = e;
+            home = file;
+        } else if (e
+            && (e->end - e->begin != embedding->end - embedding->begin
+                || memcmp(file->data + e->begin, home->data + embedding->begin, e->end - e->begin)
+                    != 0))
+            tmoei_problem(text, sizeof text,
+                "%s differs from %s: an untied embedding is not supported", e->name,
+                embedding->name);
     }
-    for (int i = 0; ctx->error == TMOE_OK && tmoei_bart_next(model, &i, &t); ) {
+    for (int i = 0; ctx->error == TMOE_OK && tmoei_bart_next(model, &i, &t);) {
         const size_t first = t.skip * t.cols, n = t.rows * t.cols;
         e = i == 1 ? embedding : tmoei_bart_find(w, t.name, &file);
-        if (!e && !t.optional) tmoei_problem(text, sizeof text, "%s is missing", t.name);
-        else if (e && (e->rank != t.rank || e->count != first + n || e->shape[e->rank - 1] != t.cols))
-            tmoei_problem(text, sizeof text, "%s has %lu values in %d dimension%s, not (%lu,%lu)", t.name,
-                (unsigned long)e->count, e->rank, e->rank == 1 ? "" : "s", (unsigned long)(t.rows + t.skip),
-                (unsigned long)t.cols);
-        else if (e) (void)tmoei_safetensors_read(ctx, i == 1 ? home : file, e, first,
-            model->theta + t.offset, n);
+        if (!e && !t.optional)
+            tmoei_problem(text, sizeof text, "%s is missing", t.name);
+        else if (e
+            && (e->rank != t.rank || e->count != first + n || e->shape[e->rank - 1] != t.cols))
+            tmoei_problem(text, sizeof text, "%s has %lu values in %d dimension%s, not (%lu,%lu)",
+                t.name, (unsigned long)e->count, e->rank, e->rank == 1 ? "" : "s",
+                (unsigned long)(t.rows + t.skip), (unsigned long)t.cols);
+        else if (e)
+            (void)tmoei_safetensors_read(ctx, i == 1 ? home : file, e, first,
+                model->theta + t.offset, n);
     }
-    for (size_t f = 0; f < w->count; f++)                       /* a thousand names are enough */
-        for (e = w->files[f].entries; e < w->files[f].entries + w->files[f].count
-                && strlen(text) + 4 < sizeof text; e++)
-            if (!tmoei_bart_knows(model, e->name)) tmoei_problem(text, sizeof text, "%s is unknown", e->name);
+    for (size_t f = 0; f < w->count; f++) /* a thousand names are enough */
+        for (e = w->files[f].entries;
+             e < w->files[f].entries + w->files[f].count && strlen(text) + 4 < sizeof text; e++)
+            if (!tmoei_bart_knows(model, e->name))
+                tmoei_problem(text, sizeof text, "%s is unknown", e->name);
             else if (strncmp(e->name, "model.", 6) == 0 && tmoei_bart_find(w, e->name + 6, &file))
                 tmoei_problem(text, sizeof text, "%s is there twice, once without model.", e->name);
     return text[0] ? tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s", folder, text) : ctx->error;
 }
-enum { TMOEI_BART_SIZES = 10, TMOEI_BART_IDS = 4, TMOEI_BART_FIELDS = TMOEI_BART_SIZES + TMOEI_BART_IDS };
+
+enum {
+    TMOEI_BART_SIZES = 10,
+    TMOEI_BART_IDS = 4,
+    TMOEI_BART_FIELDS = TMOEI_BART_SIZES + TMOEI_BART_IDS
+};
+
 #define TMOEI_STRUCT tmoe_config
-static const tmoei_field tmoei_bart_fields[TMOEI_BART_FIELDS] = {           /* of config.json; ids last */
+static const tmoei_field tmoei_bart_fields[TMOEI_BART_FIELDS] = { /* of config.json; ids last */
     TMOEI_NAMED("d_model", D, INT, 1, 1 << 20), TMOEI_NAMED("vocab_size", V, INT, 1, 1 << 24),
     TMOEI_NAMED("max_position_embeddings", source_tokens, INT, 3, TMOEI_SCORES),
     TMOEI_INT(encoder_layers, 1, 1 << 10), TMOEI_INT(decoder_layers, 1, 1 << 10),
@@ -7714,155 +10602,212 @@ static const tmoei_field tmoei_bart_fields[TMOEI_BART_FIELDS] = {           /* o
 };
 #undef TMOEI_STRUCT
 static const tmoei_field *const tmoei_bart_ids = tmoei_bart_fields + TMOEI_BART_SIZES;
+
 /* config.json as ours; what BART never was is refused. */
 static tmoe_result tmoei_bart_config(tmoe_ctx *ctx, const tmoei_json *json, const char *path,
-        tmoe_config *c) {
-    static const char *const must[6][2] = { { "model_type", "bart" }, { "normalize_before", "false" },
-        { "add_final_layer_norm", "false" }, { "static_position_embeddings", "false" },
-        { "tie_word_embeddings", "true" }, { "activation_function", "gelu" } };
+    tmoe_config *c)
+{
+    static const char *const must[6][2] = { { "model_type", "bart" },
+        { "normalize_before", "false" }, { "add_final_layer_norm", "false" },
+        { "static_position_embeddings", "false" }, { "tie_word_embeddings", "true" },
+        { "activation_function", "gelu" } };
     char text[512] = "";
     *c = tmoe_config_default();
-    c->norm = TMOE_NORM_POST; c->E = 1; c->begin_in_target = c->specials_in_text = 1;
-    for (int i = 0; i < 6; i++) {                               /* only model_type may not be left out */
+    c->norm = TMOE_NORM_POST;
+    c->E = 1;
+    c->begin_in_target = c->specials_in_text = 1;
+    for (int i = 0; i < 6; i++) { /* only model_type may not be left out */
         const tmoei_json_node *node = tmoei_json_value(json, 0, must[i][0]);
-        const char *value = node->kind == TMOEI_JSON_TRUE ? "true" : node->kind == TMOEI_JSON_FALSE ? "false"
-            : node->kind == TMOEI_JSON_STRING ? node->text : i && node->kind == TMOEI_JSON_NULL ? must[i][1]
-            : "";
+        const char *value = node->kind == TMOEI_JSON_TRUE ? "true"
+            : node->kind == TMOEI_JSON_FALSE              ? "false"
+            : node->kind == TMOEI_JSON_STRING             ? node->text
+            : i && node->kind == TMOEI_JSON_NULL          ? must[i][1]
+                                                          : "";
         if (strcmp(value, must[i][1]) == 0) continue;
-        if (i == 5 && strcmp(value, "relu") == 0) c->activation = TMOE_RELU;
-        else tmoei_problem(text, sizeof text, "%s is %.40s, must be %s%s", must[i][0], value, must[i][1],
-            i == 5 ? " or relu" : "");
+        if (i == 5 && strcmp(value, "relu") == 0)
+            c->activation = TMOE_RELU;
+        else
+            tmoei_problem(text, sizeof text, "%s is %.40s, must be %s%s", must[i][0], value,
+                must[i][1], i == 5 ? " or relu" : "");
     }
     if (text[0]) return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s", path, text);
     TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, c, tmoei_bart_fields, TMOEI_BART_SIZES, 1));
     c->target_tokens = c->source_tokens;
     return tmoei_fields_from_json(ctx, json, path, c, tmoei_bart_ids, TMOEI_BART_IDS, 0);
 }
+
 #define TMOEI_STRUCT tmoe_generation
-static const tmoei_field tmoei_bart_new_tokens[2] = {           /* lengths without the start token */
+static const tmoei_field tmoei_bart_new_tokens[2] = { /* lengths without the start token */
     TMOEI_NAMED("max_new_tokens", max_length, INT, 1, 1 << 20),
-    TMOEI_NAMED("min_new_tokens", min_length, INT, 0, 1 << 20) };
+    TMOEI_NAMED("min_new_tokens", min_length, INT, 0, 1 << 20)
+};
 #undef TMOEI_STRUCT
-/* What would change the text and is not built; off is 1 for the first four, 0, or an absent value. */
-static const char *const tmoei_bart_refused[] = { "repetition_penalty", "encoder_repetition_penalty",
-    "num_beam_groups", "guidance_scale", "do_sample", "diversity_penalty", "penalty_alpha",
-    "encoder_no_repeat_ngram_size", "bad_words_ids", "force_words_ids", "constraints", "suppress_tokens",
-    "begin_suppress_tokens", "forced_decoder_ids", "sequence_bias", "exponential_decay_length_penalty",
-    "stop_strings", "renormalize_logits", "watermarking_config", "max_time", "token_healing",
-    "dola_layers" };
+/* What would change the text and is not built; off is 1 for the first four, 0, or an absent value.
+ * */
+static const char *const tmoei_bart_refused[] = { "repetition_penalty",
+    "encoder_repetition_penalty", "num_beam_groups", "guidance_scale", "do_sample",
+    "diversity_penalty", "penalty_alpha", "encoder_no_repeat_ngram_size", "bad_words_ids",
+    "force_words_ids", "constraints", "suppress_tokens", "begin_suppress_tokens",
+    "forced_decoder_ids", "sequence_bias", "exponential_decay_length_penalty", "stop_strings",
+    "renormalize_logits", "watermarking_config", "max_time", "token_healing", "dola_layers" };
+
 /* generation_config.json, or what old folders have of it in config.json. */
-static tmoe_result tmoei_bart_generation(tmoe_model *model, const tmoei_json *json, const char *path) {
+static tmoe_result tmoei_bart_generation(tmoe_model *model, const tmoei_json *json,
+    const char *path)
+{
     const tmoei_json_node *early = tmoei_json_value(json, 0, "early_stopping"),
-        *force = tmoei_json_value(json, 0, "force_bos_token_to_be_generated");      /* oldest spelling */
+                          *force = tmoei_json_value(json, 0,
+                              "force_bos_token_to_be_generated"); /* oldest spelling */
     tmoe_ctx *ctx = model->ctx;
     tmoe_generation *g = &model->generation, fresh = *g;
     const int start = model->config.start_id;
-    g->max_length = tmoei_least(model->config.target_tokens, 21);           /* transformers' default */
+    g->max_length = tmoei_least(model->config.target_tokens, 21); /* transformers' default */
     fresh.max_length = fresh.min_length = -1;
     for (size_t i = 0; i < sizeof tmoei_bart_refused / sizeof *tmoei_bart_refused; i++) {
         const tmoei_json_node *n = tmoei_json_value(json, 0, tmoei_bart_refused[i]);
-        if (n->kind == TMOEI_JSON_NUMBER ? n->number != (i < 4) : n->kind == TMOEI_JSON_TRUE || n->length
-                || n->count)
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s is set, which generation here cannot do (take "
-                "it out to go without)", path, tmoei_bart_refused[i]);
+        if (n->kind == TMOEI_JSON_NUMBER ? n->number != (i < 4)
+                                         : n->kind == TMOEI_JSON_TRUE || n->length || n->count)
+            return tmoei_fail(ctx, TMOE_ERR_FORMAT,
+                "%s: %s is set, which generation here cannot do (take "
+                "it out to go without)",
+                path, tmoei_bart_refused[i]);
     }
     if (early->kind == TMOEI_JSON_STRING && !tmoei_json_says(early, "never"))
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: early_stopping is \"%s\", must be true, false or "
-            "\"never\"", path, early->text);
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT,
+            "%s: early_stopping is \"%s\", must be true, false or "
+            "\"never\"",
+            path, early->text);
     if (force->kind == TMOEI_JSON_TRUE) g->forced_begin_id = model->config.begin_id;
     g->early_stopping = early->kind == TMOEI_JSON_STRING ? TMOE_EARLY_STOPPING_NEVER
-        : early->kind == TMOEI_JSON_TRUE ? TMOE_EARLY_STOPPING_TRUE : TMOE_EARLY_STOPPING_FALSE;
-    TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, &model->config, tmoei_bart_ids, TMOEI_BART_IDS, 0));
+        : early->kind == TMOEI_JSON_TRUE                 ? TMOE_EARLY_STOPPING_TRUE
+                                                         : TMOE_EARLY_STOPPING_FALSE;
+    TMOEI_TRY(
+        tmoei_fields_from_json(ctx, json, path, &model->config, tmoei_bart_ids, TMOEI_BART_IDS, 0));
     if (tmoei_json_get(json, 0, "decoder_start_token_id") < 0 || model->config.start_id != start)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no decoder_start_token_id, or another than in "
-            "config.json: answers would begin otherwise than in training", path);
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT,
+            "%s: there is no decoder_start_token_id, or another than in "
+            "config.json: answers would begin otherwise than in training",
+            path);
     TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, g, tmoei_generation_fields + 1,
         TMOEI_GENERATION_FIELDS - 1, 0));
     TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, &fresh, tmoei_bart_new_tokens, 2, 0));
-    if (fresh.max_length >= 0) g->max_length = fresh.max_length + 1;        /* they go before the others */
+    if (fresh.max_length >= 0) g->max_length = fresh.max_length + 1; /* they go before the others */
     if (fresh.min_length >= 0) g->min_length = fresh.min_length + 1;
     return TMOE_OK;
 }
-static void tmoei_merges_read(tmoe_tokenizer *t, const char *path) {
+
+static void tmoei_merges_read(tmoe_tokenizer *t, const char *path)
+{
     tmoei_lines in;
     tmoei_lines_open(t->ctx, &in, path);
     while (tmoei_lines_next(&in)) {
         const size_t n = in.size, cut = tmoei_merge_space(in.line, n);
         if (n == 0 || (in.number == 1 && strncmp(in.line, "#version", 8) == 0)) continue;
-        if (cut < n) (void)tmoei_merge_read(t, in.line, cut, in.line + cut + 1, n - cut - 1, path, in.number);
-        else (void)tmoei_fail(t->ctx, TMOE_ERR_FORMAT, "%s: no merge: two tokens, a space between", in.where);
+        if (cut < n)
+            (void)tmoei_merge_read(t, in.line, cut, in.line + cut + 1, n - cut - 1, path,
+                in.number);
+        else
+            (void)tmoei_fail(t->ctx, TMOE_ERR_FORMAT, "%s: no merge: two tokens, a space between",
+                in.where);
     }
 }
-TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder) {
-    char path[TMOEI_PATH]; tmoei_json json;
+
+TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder)
+{
+    char path[TMOEI_PATH];
+    tmoei_json json;
     tmoe_tokenizer *t = NULL;
     ctx->error = TMOE_OK;
     if (tmoei_json_file(ctx, &json, path, folder, "tokenizer.json", 1) == TMOE_OK && json.count)
         t = tmoei_tokenizer_from_json(ctx, &json, path);
-    else if (ctx->error == TMOE_OK && tmoei_json_file(ctx, &json, path, folder, "vocab.json", 0) == TMOE_OK
-            && (t = tmoei_vocabulary_read(ctx, &json, 0, -1, path)) != NULL) {
+    else if (ctx->error == TMOE_OK
+        && tmoei_json_file(ctx, &json, path, folder, "vocab.json", 0) == TMOE_OK
+        && (t = tmoei_vocabulary_read(ctx, &json, 0, -1, path)) != NULL) {
         if (tmoei_folder_has(ctx, path, folder, "added_tokens.json"))
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: tokens beside vocab.json: save the tokenizer as "
-                "tokenizer.json", path);
-        else if (tmoei_path_join(ctx, path, folder, "merges.txt") == TMOE_OK) tmoei_merges_read(t, path);
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+                "%s: tokens beside vocab.json: save the tokenizer as "
+                "tokenizer.json",
+                path);
+        else if (tmoei_path_join(ctx, path, folder, "merges.txt") == TMOE_OK)
+            tmoei_merges_read(t, path);
     }
     tmoei_json_free(ctx, &json);
-    if (t && tmoei_json_file(ctx, &json, path, folder, "tokenizer_config.json", 1) == TMOE_OK && json.count) {
+    if (t && tmoei_json_file(ctx, &json, path, folder, "tokenizer_config.json", 1) == TMOE_OK
+        && json.count) {
         const tmoei_json_kind space = tmoei_json_value(&json, 0, "add_prefix_space")->kind;
         if (space != TMOEI_JSON_NULL) t->prefix_space = space == TMOEI_JSON_TRUE;
     }
     tmoei_json_free(ctx, &json);
     return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
 }
-TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder) {
-    char path[TMOEI_PATH]; tmoei_json json, generation;
+
+TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder)
+{
+    char path[TMOEI_PATH];
+    tmoei_json json, generation;
     tmoei_weights weights = { NULL, 0, 0 };
     tmoe_config c;
-    tmoe_tokenizer *tokenizer = NULL; tmoe_model *model = NULL;
+    tmoe_tokenizer *tokenizer = NULL;
+    tmoe_model *model = NULL;
     ctx->error = TMOE_OK;
     memset(&generation, 0, sizeof generation);
     if (tmoei_json_file(ctx, &json, path, folder, "config.json", 0) == TMOE_OK
-            && tmoei_bart_config(ctx, &json, path, &c) == TMOE_OK
-            && tmoei_json_file(ctx, &generation, path, folder, "generation_config.json", 1) == TMOE_OK
-            && tmoei_weights_open(ctx, &weights, folder) == TMOE_OK) {
+        && tmoei_bart_config(ctx, &json, path, &c) == TMOE_OK
+        && tmoei_json_file(ctx, &generation, path, folder, "generation_config.json", 1) == TMOE_OK
+        && tmoei_weights_open(ctx, &weights, folder) == TMOE_OK) {
         if (tmoei_folder_has(ctx, path, folder, "tokenizer.json")
-                || tmoei_folder_has(ctx, path, folder, "vocab.json"))
+            || tmoei_folder_has(ctx, path, folder, "vocab.json"))
             tokenizer = tmoe_tokenizer_load(ctx, folder);
         if (ctx->error == TMOE_OK) model = tmoei_model_new(ctx, &c, tokenizer, NULL, 0);
         const int fresh = generation.count > 0;
-        if (model && tmoei_path_join(ctx, path, folder, fresh ? "generation_config.json" : "config.json")
-                == TMOE_OK && tmoei_bart_generation(model, fresh ? &generation : &json, path) == TMOE_OK
-                && tmoei_theta_alloc(model) == TMOE_OK)
+        if (model
+            && tmoei_path_join(ctx, path, folder, fresh ? "generation_config.json" : "config.json")
+                == TMOE_OK
+            && tmoei_bart_generation(model, fresh ? &generation : &json, path) == TMOE_OK
+            && tmoei_theta_alloc(model) == TMOE_OK)
             (void)tmoei_bart_read(model, &weights, folder);
     }
-    tmoei_json_free(ctx, &json); tmoei_json_free(ctx, &generation);
+    tmoei_json_free(ctx, &json);
+    tmoei_json_free(ctx, &generation);
     for (size_t i = 0; i < weights.count; i++) tmoei_safetensors_close(ctx, &weights.files[i]);
-    tmoei_free(ctx, weights.files); tmoe_tokenizer_destroy(tokenizer);
+    tmoei_free(ctx, weights.files);
+    tmoe_tokenizer_destroy(tokenizer);
     return tmoei_model_if(ctx->error == TMOE_OK, model);
 }
-/* ---- writing ------------------------------------------------------------------------------------------ */
-static tmoe_result tmoei_make_folder(tmoe_ctx *ctx, const char *folder) {
+
+/* ---- writing --------------------------------------------------------------------------------- */
+static tmoe_result tmoei_make_folder(tmoe_ctx *ctx, const char *folder)
+{
     errno = 0;
 #if defined(_WIN32)
     const int made = _mkdir(folder) == 0;
 #else
     const int made = mkdir(folder, 0777) == 0;
 #endif
-    return made || errno == EEXIST ? TMOE_OK
-        : tmoei_fail(ctx, TMOE_ERR_FILE, "%s: the folder cannot be made: %s", folder, strerror(errno));
+    return made || errno == EEXIST
+        ? TMOE_OK
+        : tmoei_fail(ctx, TMOE_ERR_FILE, "%s: the folder cannot be made: %s", folder,
+            strerror(errno));
 }
-static const char *const tmoei_bart_texts[4] = { "config.json", "generation_config.json", "tokenizer.json",
-    "tokenizer_config.json" };
+
+static const char *const tmoei_bart_texts[4] = { "config.json", "generation_config.json",
+    "tokenizer.json", "tokenizer_config.json" };
+
 /* What stands in text file number `which`. */
-static void tmoei_bart_text(const tmoe_model *model, int which, tmoei_buffer *b) {
+static void tmoei_bart_text(const tmoe_model *model, int which, tmoei_buffer *b)
+{
     static const char *const early[3] = { "false", "true", "\"never\"" };
     const tmoe_config *c = &model->config;
     tmoe_generation g = model->generation;
     tmoe_ctx *ctx = model->ctx;
     b->length = 0;
-    if (which == 2) { tmoei_tokenizer_to_json(ctx, model->tokenizer, b); return; }
+    if (which == 2) {
+        tmoei_tokenizer_to_json(ctx, model->tokenizer, b);
+        return;
+    }
     if (which == 0) {
-        tmoei_buffer_print(ctx, b, "{\"architectures\":[\"BartForConditionalGeneration\"],"
+        tmoei_buffer_print(ctx, b,
+            "{\"architectures\":[\"BartForConditionalGeneration\"],"
             "\"model_type\":\"bart\",\"is_encoder_decoder\":true,\"tie_word_embeddings\":true,"
             "\"dtype\":\"float32\",\"activation_function\":\"%s\",",
             c->activation == TMOE_RELU ? "relu" : "gelu");
@@ -7873,55 +10818,71 @@ static void tmoei_bart_text(const tmoe_model *model, int which, tmoei_buffer *b)
         tmoei_fields_to_json(ctx, c, tmoei_bart_ids, TMOEI_BART_IDS, b);
         tmoei_buffer_add(ctx, b, ",", 1);
         tmoei_fields_to_json(ctx, &g, tmoei_generation_fields + 1, TMOEI_GENERATION_FIELDS - 1, b);
-    } else tmoei_buffer_print(ctx, b, "{\"tokenizer_class\":\"BartTokenizer\",\"model_max_length\":%d,"
-            "\"add_prefix_space\":%s", c->source_tokens, model->tokenizer->prefix_space ? "true" : "false");
+    } else
+        tmoei_buffer_print(ctx, b,
+            "{\"tokenizer_class\":\"BartTokenizer\",\"model_max_length\":%d,"
+            "\"add_prefix_space\":%s",
+            c->source_tokens, model->tokenizer->prefix_space ? "true" : "false");
     tmoei_buffer_add(ctx, b, "}\n", 2);
 }
-static tmoe_result tmoei_bart_write(const tmoe_model *model, const char *folder) {
+
+static tmoe_result tmoei_bart_write(const tmoe_model *model, const char *folder)
+{
     tmoe_ctx *ctx = model->ctx;
     char path[TMOEI_PATH];
-    tmoei_buffer text = { NULL, 0, 0, 0 }; tmoei_writer writer;
+    tmoei_buffer text = { NULL, 0, 0, 0 };
+    tmoei_writer writer;
     tmoei_bart_tensor t;
     memset(&writer, 0, sizeof writer);
     tmoei_writer_metadata(ctx, &writer, "format", "pt", 2);
-    for (int i = 0; tmoei_bart_next(model, &i, &t); )
-        tmoei_writer_tensor(ctx, &writer, t.name, t.rank, t.skip, t.rows, t.cols, model->theta + t.offset);
+    for (int i = 0; tmoei_bart_next(model, &i, &t);)
+        tmoei_writer_tensor(ctx, &writer, t.name, t.rank, t.skip, t.rows, t.cols,
+            model->theta + t.offset);
     if (tmoei_path_join(ctx, path, folder, "model.safetensors") == TMOE_OK)
         (void)tmoei_writer_save(ctx, &writer, path);
     tmoei_writer_free(ctx, &writer);
     for (int i = 0; ctx->error == TMOE_OK && i < (model->tokenizer ? 4 : 2); i++) {
         tmoei_bart_text(model, i, &text);
-        if (text.failed || tmoei_path_join(ctx, path, folder, tmoei_bart_texts[i]) != TMOE_OK) break;
+        if (text.failed || tmoei_path_join(ctx, path, folder, tmoei_bart_texts[i]) != TMOE_OK)
+            break;
         if (tmoei_writer_open(ctx, &writer, path) == TMOE_OK
-                && tmoei_writer_bytes(ctx, &writer, text.data, text.length) == TMOE_OK)
+            && tmoei_writer_bytes(ctx, &writer, text.data, text.length) == TMOE_OK)
             (void)tmoei_writer_commit(ctx, &writer);
         tmoei_writer_free(ctx, &writer);
     }
     tmoei_buffer_free(ctx, &text);
     return ctx->error;
 }
-TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task, const char *folder) {
+
+TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task, const char *folder)
+{
     tmoe_ctx *ctx = model->ctx;
     const int known = task ? tmoe_find_task(model, task) : -1, E = model->config.E;
     tmoe_config c = model->config;
     tmoe_model *dense = NULL;
     ctx->error = TMOE_OK;
     if (c.norm != TMOE_NORM_POST || c.source_tokens != c.target_tokens || (model->R > 0 && !task))
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "export: needs a model with norms behind the sublayers and "
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "export: needs a model with norms behind the sublayers and "
             "source_tokens = target_tokens, as BART is, and the task of a mixture");
     float *route = (float *)tmoei_alloc(ctx, (size_t)(model->R * E) + 1, sizeof(float), 0);
     if (!route) return TMOE_ERR_MEMORY;
-    if (known >= 0 && model->R > 0) (void)tmoe_route(model, known, route);
-    else if (model->R > 0) (void)tmoe_route_unseen(model, task, TMOE_ZERO_SHOT_ROUTER, route);
+    if (known >= 0 && model->R > 0)
+        (void)tmoe_route(model, known, route);
+    else if (model->R > 0)
+        (void)tmoe_route_unseen(model, task, TMOE_ZERO_SHOT_ROUTER, route);
     for (int l = 0; ctx->error == TMOE_OK && c.mix == TMOE_MIX_OUTPUT && l < model->R; l++)
         if (tmoei_one_hot(route + l * E, E) < 0)
-            (void)tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "export: %s mixes the outputs of several experts in "
-                "routed layer %d: no dense model computes that (train with TMOE_MIX_PARAM)", task, l);
+            (void)tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+                "export: %s mixes the outputs of several experts in "
+                "routed layer %d: no dense model computes that (train with TMOE_MIX_PARAM)",
+                task, l);
     c.E = 1;
     if (ctx->error == TMOE_OK && tmoei_make_folder(ctx, folder) == TMOE_OK)
         dense = tmoe_model_derive(ctx, model, model->R > 0 ? route : NULL, &c, NULL, 0);
     if (dense) (void)tmoei_bart_write(dense, folder);
-    tmoe_model_destroy(dense); tmoei_free(ctx, route);
+    tmoe_model_destroy(dense);
+    tmoei_free(ctx, route);
     return ctx->error;
 }
 #endif /* TMOE_NO_STDIO */
@@ -7932,18 +10893,20 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task, cons
 #endif /* TASKMOE_IMPLEMENTATION */
 
 /* LICENCE - choose what you prefer
- * A. Public domain (www.unlicense.org). This is free and unencumbered software released into the public
- * domain. Anyone is free to copy, modify, publish, use, compile, sell, or distribute this software, in
- * source or binary form, for any purpose, commercial or non-commercial, and by any means.
+ * A. Public domain (www.unlicense.org). This is free and unencumbered software released into the
+ * public domain. Anyone is free to copy, modify, publish, use, compile, sell, or distribute this
+ * software, in source or binary form, for any purpose, commercial or non-commercial, and by any
+ * means.
  *
- * B. MIT. Copyright (c) 2026 the taskmoe authors. Permission is hereby granted, free of charge, to any
- * person obtaining a copy of this software and associated documentation files (the "Software"), to deal in
- * the Software without restriction, including without limitation the rights to use, copy, modify, merge,
- * publish, distribute, sublicense, and/or sell copies of the Software, and to permit persons to whom the
- * Software is furnished to do so, subject to the following conditions: The above copyright notice and this
- * permission notice shall be included in all copies or substantial portions of the Software.
- * THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT
- * LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO
- * EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER
- * IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR
- * THE USE OR OTHER DEALINGS IN THE SOFTWARE. */
+ * B. MIT. Copyright (c) 2026 the taskmoe authors. Permission is hereby granted, free of charge, to
+ * any person obtaining a copy of this software and associated documentation files (the "Software"),
+ * to deal in the Software without restriction, including without limitation the rights to use,
+ * copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to
+ * permit persons to whom the Software is furnished to do so, subject to the following conditions:
+ * The above copyright notice and this permission notice shall be included in all copies or
+ * substantial portions of the Software. THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY
+ * KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS
+ * FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS
+ * BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
+ * OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS
+ * IN THE SOFTWARE. */

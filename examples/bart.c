@@ -1,28 +1,37 @@
-/* bart: Hugging Face's BART in plain C. Answers with a folder's weights, makes experts of its layers and trains them on a folder of tasks,
- * and cuts a task out of such a mixture as a folder that `transformers` loads.
- *   run time   loading under a second; training as long as --steps says      read next   >>bart, >>inference in taskmoe.h */
+/* bart: Hugging Face's BART in plain C. Answers with a folder's weights, makes experts of its
+ * layers and trains them on a folder of tasks, and cuts a task out of such a mixture as a folder
+ * that `transformers` loads.
+ *   run time   loading under a second; training as long as --steps says      read next   >>bart,
+ *   >>inference in taskmoe.h */
 #define TMOE_THREADS
 #define TASKMOE_IMPLEMENTATION
 #include "common.h"
 
 static const char usage[] =
     "usage: bart FOLDER \"text\" ... [options]                  generates from each text\n"
-    "       bart FOLDER --ids \"0 17 9 2\" [options]            the same on token ids, where there is no tokenizer\n"
-    "       bart FOLDER --tasks DIR --save FILE [options]     makes experts of the layers and trains them on tasks\n"
+    "       bart FOLDER --ids \"0 17 9 2\" [options]            the same on token ids, where there "
+    "is no tokenizer\n"
+    "       bart FOLDER --tasks DIR --save FILE [options]     makes experts of the layers and "
+    "trains them on tasks\n"
     "       bart FILE \"text\" --task NAME [options]            asks the trained mixture\n"
     "       bart FILE --export TASK DIR                       cuts a task out as a dense BART\n"
-    "       bart FOLDER --save FILE                           keeps it as one file, whose weights are used where they lie\n"
-    "FOLDER holds config.json, model.safetensors (or shards with an index), and tokenizer.json or vocab.json and merges.txt.";
+    "       bart FOLDER --save FILE                           keeps it as one file, whose weights "
+    "are used where they lie\n"
+    "FOLDER holds config.json, model.safetensors (or shards with an index), and tokenizer.json or "
+    "vocab.json and merges.txt.";
 
 enum { not_given = INT_MIN };
+
 typedef struct settings {
     const char *program, *ids, *task, *tasks, *split, *save, *out, *early, *mix;
-    int beams, longest, shortest, ngram, returned, experts, ffn, steps, threads, seed, groups, examples;
+    int beams, longest, shortest, ngram, returned, experts, ffn, steps, threads, seed, groups,
+        examples;
     float penalty, lr, noise;
 } settings;
+
 static progress_line progress;
 
-static int is_file(const char *path)                /* and not a folder */
+static int is_file(const char *path) /* and not a folder */
 {
     FILE *file = fopen(path, "rb");
     char byte;
@@ -31,10 +40,14 @@ static int is_file(const char *path)                /* and not a folder */
     return yes;
 }
 
-static void megabytes(const char *name, size_t bytes) { printf("  %-28s %10.1f MB\n", name, (double)bytes / 1e6); }
+static void megabytes(const char *name, size_t bytes)
+{
+    printf("  %-28s %10.1f MB\n", name, (double)bytes / 1e6);
+}
 
 /* One request: token ids in, answers out, as text where the model has a tokenizer. */
-static void generate(tmoe_ctx *ctx, tmoe_model *model, const settings *s, const float *route, const int *ids, int count)
+static void generate(tmoe_ctx *ctx, tmoe_model *model, const settings *s, const float *route,
+    const int *ids, int count)
 {
     const tmoe_tokenizer *tokenizer = tmoe_model_tokenizer(model);
     tmoe_generation how = *tmoe_model_generation(model);
@@ -46,23 +59,32 @@ static void generate(tmoe_ctx *ctx, tmoe_model *model, const settings *s, const 
     if (s->longest != not_given) how.max_length = s->longest;
     if (s->shortest != not_given) how.min_length = s->shortest;
     if (s->ngram != not_given) how.no_repeat_ngram = s->ngram;
-    if (s->early) how.early_stopping = (tmoe_early_stopping)choose(s->program, "--early-stopping", s->early, earlies);
+    if (s->early)
+        how.early_stopping =
+            (tmoe_early_stopping)choose(s->program, "--early-stopping", s->early, earlies);
     if (s->penalty < HUGE_VALF) how.length_penalty = s->penalty;
     if (s->returned != not_given) how.returned = s->returned;
     if (how.returned < 1 || how.returned > 64) die(s->program, "--return takes 1 to 64");
     tokens = (int *)malloc(sizeof *tokens * (size_t)(how.returned * most));
     if (!tokens) die(s->program, "out of memory");
-    if (tmoe_generate(model, -1, route, ids, &count, 1, &how, tokens, counts, scores) != TMOE_OK) die(s->program, tmoe_error_message(ctx));
+    if (tmoe_generate(model, -1, route, ids, &count, 1, &how, tokens, counts, scores) != TMOE_OK)
+        die(s->program, tmoe_error_message(ctx));
     if (how.max_length == 0 || how.max_length > most) how.max_length = most;
     for (i = 0; i < how.returned; i++) {
         if (how.beams > 1) printf("%8.4f  ", (double)scores[i]);
-        if (s->ids) for (t = 0; t < counts[i]; t++) printf("%s%d", t ? " " : "", tokens[i * how.max_length + t]);
+        if (s->ids)
+            for (t = 0; t < counts[i]; t++)
+                printf("%s%d", t ? " " : "", tokens[i * how.max_length + t]);
         else {
             size_t length = 0;
             char *text = NULL;
-            if (tmoe_tokenizer_decode(tokenizer, tokens + i * how.max_length, (size_t)counts[i], TMOE_TOKENIZER_SKIP_SPECIALS, NULL, 0, &length) != TMOE_OK
-                || !(text = (char *)malloc(length + 1))) die(s->program, tmoe_error_message(ctx));
-            (void)tmoe_tokenizer_decode(tokenizer, tokens + i * how.max_length, (size_t)counts[i], TMOE_TOKENIZER_SKIP_SPECIALS, text, length + 1, &length);
+            if (tmoe_tokenizer_decode(tokenizer, tokens + i * how.max_length, (size_t)counts[i],
+                    TMOE_TOKENIZER_SKIP_SPECIALS, NULL, 0, &length)
+                    != TMOE_OK
+                || !(text = (char *)malloc(length + 1)))
+                die(s->program, tmoe_error_message(ctx));
+            (void)tmoe_tokenizer_decode(tokenizer, tokens + i * how.max_length, (size_t)counts[i],
+                TMOE_TOKENIZER_SKIP_SPECIALS, text, length + 1, &length);
             printf("%s", text);
             free(text);
         }
@@ -86,7 +108,8 @@ static void train(tmoe_ctx *ctx, tmoe_model *start, const settings *s)
     if (!suite) die(s->program, tmoe_error_message(ctx));
     tasks = (tmoe_task *)malloc(sizeof *tasks * (size_t)(suite->count + 1));
     if (!tasks) die(s->program, "out of memory");
-    for (i = 0; i < suite->count; i++) if (suite->tasks[i].part == TMOE_PART_TRAIN) tasks[n++] = suite->tasks[i];
+    for (i = 0; i < suite->count; i++)
+        if (suite->tasks[i].part == TMOE_PART_TRAIN) tasks[n++] = suite->tasks[i];
     c.E = s->experts;
     c.expert_kind = s->ffn ? TMOE_EXPERT_FFN : TMOE_EXPERT_LAYER;
     c.mix = (tmoe_mix)choose(s->program, "--mix", s->mix, mixes);
@@ -96,7 +119,7 @@ static void train(tmoe_ctx *ctx, tmoe_model *start, const settings *s)
     t.tasks_per_step = s->groups;
     t.examples_per_task = s->examples;
     t.lr_model = s->lr;
-    t.label_smoothing = 0.1f;                           /* the paper's */
+    t.label_smoothing = 0.1f; /* the paper's */
     t.label = "mixture";
     t.progress = show_progress;
     t.progress_user = &progress;
@@ -108,7 +131,9 @@ static void train(tmoe_ctx *ctx, tmoe_model *start, const settings *s)
     trainer = tmoe_trainer_create(model, suite, &t);
     if (!trainer) die(s->program, tmoe_error_message(ctx));
     all = tmoe_model_parameters(model, &active);
-    printf("%d tasks, %d experts a layer: %.1f M parameters, %.1f M used for a task; training needs\n", n, c.E, (double)all / 1e6, (double)active / 1e6);
+    printf("%d tasks, %d experts a layer: %.1f M parameters, %.1f M used for a task; training "
+           "needs\n",
+        n, c.E, (double)all / 1e6, (double)active / 1e6);
     all = tmoe_trainer_bytes(trainer, &parameters, &gradients, &moments, &step);
     megabytes("parameters", parameters);
     megabytes("gradients", gradients);
@@ -128,23 +153,33 @@ static void train(tmoe_ctx *ctx, tmoe_model *start, const settings *s)
     tmoe_suite_destroy(suite);
 }
 
-static void say_unseen(const char *task) { fprintf(stderr, "no task is called \"%s\": taken as an instruction\n", task); }
+static void say_unseen(const char *task)
+{
+    fprintf(stderr, "no task is called \"%s\": taken as an instruction\n", task);
+}
 
 /* The route of a mixture for --task: a known task's, or that of an instruction. */
 static float *route_of(tmoe_ctx *ctx, tmoe_model *model, const settings *s)
 {
-    const int width = tmoe_routed_layers(model) * tmoe_model_config(model)->E, known = s->task ? tmoe_find_task(model, s->task) : -1;
+    const int width = tmoe_routed_layers(model) * tmoe_model_config(model)->E,
+              known = s->task ? tmoe_find_task(model, s->task) : -1;
     float *route = (float *)malloc(sizeof *route * (size_t)(width + 1));
     if (!route) die(s->program, "out of memory");
-    if (tmoe_routed_layers(model) == 0) { free(route); return NULL; }
+    if (tmoe_routed_layers(model) == 0) {
+        free(route);
+        return NULL;
+    }
     if (!s->task) die(s->program, "a mixture needs --task: the name or the instruction of a task");
     if (known < 0) say_unseen(s->task);
-    if ((known >= 0 ? tmoe_route(model, known, route) : tmoe_route_unseen(model, s->task, TMOE_ZERO_SHOT_ROUTER, route)) != TMOE_OK)
+    if ((known >= 0 ? tmoe_route(model, known, route)
+                    : tmoe_route_unseen(model, s->task, TMOE_ZERO_SHOT_ROUTER, route))
+        != TMOE_OK)
         die(s->program, tmoe_error_message(ctx));
     return route;
 }
 
-static void answer(tmoe_ctx *ctx, tmoe_model *model, const settings *s, const char *const *texts, int count)
+static void answer(tmoe_ctx *ctx, tmoe_model *model, const settings *s, const char *const *texts,
+    int count)
 {
     const tmoe_tokenizer *tokenizer = tmoe_model_tokenizer(model);
     const tmoe_config *c = tmoe_model_config(model);
@@ -166,17 +201,25 @@ static void answer(tmoe_ctx *ctx, tmoe_model *model, const settings *s, const ch
         }
         if (end[strspn(end, " \t")]) die(s->program, "--ids takes numbers with spaces between");
         generate(ctx, model, s, route, ids, n);
-    } else if (!tokenizer) die(s->program, "the folder has no tokenizer: use --ids");
+    } else if (!tokenizer)
+        die(s->program, "the folder has no tokenizer: use --ids");
     for (i = 0; !s->ids && i < count; i++) {
         const size_t a = instruction ? strlen(instruction) + 1 : 0, b = strlen(texts[i]);
         char *text = (char *)malloc(a + b + 1);
         size_t n = 0;
         if (!text) die(s->program, "out of memory");
-        if (a) { memcpy(text, instruction, a - 1); text[a - 1] = '\n'; }       /* as in training */
+        if (a) {
+            memcpy(text, instruction, a - 1);
+            text[a - 1] = '\n';
+        } /* as in training */
         memcpy(text + a, texts[i], b + 1);
-        if (tmoe_tokenizer_encode(tokenizer, text, a + b, TMOE_TOKENIZER_SPECIALS | TMOE_TOKENIZER_FIND_SPECIALS, ids, (size_t)c->source_tokens, &n) != TMOE_OK)
+        if (tmoe_tokenizer_encode(tokenizer, text, a + b,
+                TMOE_TOKENIZER_SPECIALS | TMOE_TOKENIZER_FIND_SPECIALS, ids,
+                (size_t)c->source_tokens, &n)
+            != TMOE_OK)
             die(s->program, tmoe_error_message(ctx));
-        if (n > (size_t)c->source_tokens) die(s->program, "the text has more tokens than the model takes");
+        if (n > (size_t)c->source_tokens)
+            die(s->program, "the text has more tokens than the model takes");
         generate(ctx, model, s, route, ids, (int)n);
         free(text);
     }
@@ -192,22 +235,24 @@ int main(int argc, char **argv)
     tmoe_model *model;
     double began = seconds_now();
     int count, i;
-    option options[] = {
-        { "--ids", "\"N N ...\"", 's', NULL, "token ids in, token ids out" },
+    option options[] = { { "--ids", "\"N N ...\"", 's', NULL, "token ids in, token ids out" },
         { "--beams", "N", 'n', NULL, "beam search (default: the folder's generation settings)" },
         { "--max", "N", 'i', NULL, "longest answer in tokens, start token included" },
         { "--min", "N", 'i', NULL, "shortest answer in tokens" },
         { "--no-repeat", "N", 'i', NULL, "no N tokens in a row twice" },
         { "--length-penalty", "X", 'f', NULL, "scores are divided by length to this power" },
         { "--early-stopping", "WHEN", 's', NULL, "false, true or never" },
-        { "--return", "N", 'n', NULL, "print the N best of the beams (default: the folder's setting, or 1)" },
+        { "--return", "N", 'n', NULL,
+            "print the N best of the beams (default: the folder's setting, or 1)" },
         { "--task", "NAME", 's', NULL, "of a mixture: the task's name or instruction" },
         { "--tasks", "DIR", 's', NULL, "train on this folder of tasks" },
         { "--split", "NAME|FILE", 's', NULL, "splits/NAME.json of that folder, or a file" },
         { "--experts", "E", 'n', NULL, "experts a layer (default 3)" },
-        { "--ffn", NULL, 'b', NULL, "experts are the feed-forward networks only, not whole layers" },
+        { "--ffn", NULL, 'b', NULL,
+            "experts are the feed-forward networks only, not whole layers" },
         { "--mix", "param|output", 's', NULL, "average parameters or outputs (default param)" },
-        { "--noise", "X", 'f', NULL, "size of the noise between the copies, relative to the weights (default 0.01)" },
+        { "--noise", "X", 'f', NULL,
+            "size of the noise between the copies, relative to the weights (default 0.01)" },
         { "--steps", "N", 'n', NULL, "optimiser steps (default 1000)" },
         { "--tasks-per-step", "N", 'n', NULL, "groups in a step, of one task each (default 4)" },
         { "--examples", "N", 'n', NULL, "examples of each (default 4)" },
@@ -216,34 +261,70 @@ int main(int argc, char **argv)
         { "--save", "FILE", 's', NULL, "where the trained mixture goes" },
         { "--export", "TASK", 's', NULL, "cut this task out into the folder that is named last" },
         { "--threads", "T", 'i', NULL, "threads (default: all processors)" },
-        { NULL, NULL, 0, NULL, NULL }
-    };
+        { NULL, NULL, 0, NULL, NULL } };
     void *values[23];
     memset(&s, 0, sizeof s);
-    s.program = argv[0]; s.mix = "param"; s.beams = s.longest = s.shortest = s.ngram = s.returned = not_given; s.experts = 3; s.steps = 1000; s.seed = 1; s.groups = s.examples = 4;
-    s.penalty = HUGE_VALF; s.lr = 1e-5f; s.noise = 0.01f;
-    values[0] = &s.ids; values[1] = &s.beams; values[2] = &s.longest; values[3] = &s.shortest; values[4] = &s.ngram; values[5] = &s.penalty;
-    values[6] = &s.early; values[7] = &s.returned; values[8] = &s.task; values[9] = &s.tasks; values[10] = &s.split; values[11] = &s.experts;
-    values[12] = &s.ffn; values[13] = &s.mix; values[14] = &s.noise; values[15] = &s.steps; values[16] = &s.groups; values[17] = &s.examples;
-    values[18] = &s.lr; values[19] = &s.seed; values[20] = &s.save; values[21] = &export_task; values[22] = &s.threads;
+    s.program = argv[0];
+    s.mix = "param";
+    s.beams = s.longest = s.shortest = s.ngram = s.returned = not_given;
+    s.experts = 3;
+    s.steps = 1000;
+    s.seed = 1;
+    s.groups = s.examples = 4;
+    s.penalty = HUGE_VALF;
+    s.lr = 1e-5f;
+    s.noise = 0.01f;
+    values[0] = &s.ids;
+    values[1] = &s.beams;
+    values[2] = &s.longest;
+    values[3] = &s.shortest;
+    values[4] = &s.ngram;
+    values[5] = &s.penalty;
+    values[6] = &s.early;
+    values[7] = &s.returned;
+    values[8] = &s.task;
+    values[9] = &s.tasks;
+    values[10] = &s.split;
+    values[11] = &s.experts;
+    values[12] = &s.ffn;
+    values[13] = &s.mix;
+    values[14] = &s.noise;
+    values[15] = &s.steps;
+    values[16] = &s.groups;
+    values[17] = &s.examples;
+    values[18] = &s.lr;
+    values[19] = &s.seed;
+    values[20] = &s.save;
+    values[21] = &export_task;
+    values[22] = &s.threads;
     for (i = 0; options[i].name; i++) options[i].value = values[i];
     count = options_read(argc, argv, usage, options, words, 1001);
-    if (count < 1 || (s.ids && count > 1) || (s.tasks && !s.save) || (count < 2 && !s.ids && !s.tasks && !s.save) || (export_task && count != 2)) { options_help(usage, options); return 2; }
+    if (count < 1 || (s.ids && count > 1) || (s.tasks && !s.save)
+        || (count < 2 && !s.ids && !s.tasks && !s.save) || (export_task && count != 2)) {
+        options_help(usage, options);
+        return 2;
+    }
     progress.out = stderr;
     must_be_writable(argv[0], s.save, 1);
     ctx = context_or_die(argv[0], s.threads);
     model = is_file(words[0]) ? tmoe_model_load(ctx, words[0]) : tmoe_bart_load(ctx, words[0]);
     if (!model) die(argv[0], tmoe_error_message(ctx));
-    fprintf(stderr, "%s: %.1f M parameters in %.2f s\n", words[0], (double)tmoe_model_parameters(model, NULL) / 1e6, seconds_now() - began);
-    if (s.tasks) { train(ctx, model, &s); model = NULL; }
-    else if (export_task) {
-        if (tmoe_routed_layers(model) > 0 && tmoe_find_task(model, export_task) < 0) say_unseen(export_task);
-        if (tmoe_export_dense(model, export_task, words[1]) != TMOE_OK) die(argv[0], tmoe_error_message(ctx));
+    fprintf(stderr, "%s: %.1f M parameters in %.2f s\n", words[0],
+        (double)tmoe_model_parameters(model, NULL) / 1e6, seconds_now() - began);
+    if (s.tasks) {
+        train(ctx, model, &s);
+        model = NULL;
+    } else if (export_task) {
+        if (tmoe_routed_layers(model) > 0 && tmoe_find_task(model, export_task) < 0)
+            say_unseen(export_task);
+        if (tmoe_export_dense(model, export_task, words[1]) != TMOE_OK)
+            die(argv[0], tmoe_error_message(ctx));
         printf("%s is now the dense BART in %s\n", export_task, words[1]);
     } else if (s.save) {
         if (tmoe_model_save(model, s.save) != TMOE_OK) die(argv[0], tmoe_error_message(ctx));
         printf("saved to %s\n", s.save);
-    } else answer(ctx, model, &s, words + 1, count - 1);
+    } else
+        answer(ctx, model, &s, words + 1, count - 1);
     tmoe_model_destroy(model);
     tmoe_ctx_destroy(ctx);
     return 0;

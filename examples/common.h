@@ -1,4 +1,5 @@
-/* What the example programs share: options, the progress line, numbers for tables. Not part of the library. */
+/* What the example programs share: options, the progress line, numbers for tables. Not part of the
+ * library. */
 #ifndef TMOE_EXAMPLES_COMMON_H
 #define TMOE_EXAMPLES_COMMON_H
 
@@ -9,21 +10,22 @@
 #include <string.h>
 #include <time.h>
 #if defined(__unix__) || defined(__APPLE__)
-#  include <unistd.h>
+#include <unistd.h>
 #endif
 #include "../taskmoe.h"
 #ifdef __GNUC__
-#  define SHARED static __attribute__((unused))      /* not every program calls every function */
+#define SHARED static __attribute__((unused)) /* not every program calls every function */
 #else
-#  define SHARED static
+#define SHARED static
 #endif
 
-/* ---- options: a table, --help and refusal of everything unknown -------------------------------------- */
+/* ---- options: a table, --help and refusal of everything unknown ------------------------------ */
 
 typedef struct option {
-    const char *name;           /* "--steps"; NULL ends the table */
-    const char *argument;       /* "N" in the help; NULL: a switch */
-    char kind;                  /* 'n' int from 1, 'i' int from 0, 'f' float, 's' string, 'b' switch (int set to 1) */
+    const char *name;     /* "--steps"; NULL ends the table */
+    const char *argument; /* "N" in the help; NULL: a switch */
+    char
+        kind; /* 'n' int from 1, 'i' int from 0, 'f' float, 's' string, 'b' switch (int set to 1) */
     void *value;
     const char *help;
 } option;
@@ -33,7 +35,8 @@ SHARED void options_help(const char *usage, const option *options)
     printf("%s\n", usage);
     for (; options->name; options++) {
         char left[40];
-        snprintf(left, sizeof left, "%s%s%s", options->name, options->argument ? " " : "", options->argument ? options->argument : "");
+        snprintf(left, sizeof left, "%s%s%s", options->name, options->argument ? " " : "",
+            options->argument ? options->argument : "");
         printf("  %-22s %s\n", left, options->help);
     }
 }
@@ -50,13 +53,19 @@ SHARED void die_file(const char *program, const char *path)
     exit(1);
 }
 
-static void stdout_flush(void)          /* at exit: a table that a full disk cut off must not pass for done */
+static void stdout_flush(
+    void) /* at exit: a table that a full disk cut off must not pass for done */
 {
-    if (fflush(stdout) != 0 || ferror(stdout)) { perror("standard output"); _Exit(1); }
+    if (fflush(stdout) != 0 || ferror(stdout)) {
+        perror("standard output");
+        _Exit(1);
+    }
 }
 
-/* Reads options into the table's values; other words go to words[0 .. return value - 1], at most `most`. */
-SHARED int options_read(int argc, char **argv, const char *usage, const option *options, const char **words, int most)
+/* Reads options into the table's values; other words go to words[0 .. return value - 1], at most
+ * `most`. */
+SHARED int options_read(int argc, char **argv, const char *usage, const option *options,
+    const char **words, int most)
 {
     int i, count = 0, only_words = 0;
     (void)atexit(stdout_flush);
@@ -72,14 +81,23 @@ SHARED int options_read(int argc, char **argv, const char *usage, const option *
             words[count++] = word;
             continue;
         }
-        if (!strcmp(word, "--")) { only_words = 1; continue; }
-        if (!strcmp(word, "--help") || !strcmp(word, "-h")) { options_help(usage, options); exit(0); }
+        if (!strcmp(word, "--")) {
+            only_words = 1;
+            continue;
+        }
+        if (!strcmp(word, "--help") || !strcmp(word, "-h")) {
+            options_help(usage, options);
+            exit(0);
+        }
         while (o->name && strcmp(o->name, word)) o++;
         if (!o->name) {
             fprintf(stderr, "%s: unknown option '%s'; --help lists them\n", argv[0], word);
             exit(2);
         }
-        if (o->kind == 'b') { *(int *)o->value = 1; continue; }
+        if (o->kind == 'b') {
+            *(int *)o->value = 1;
+            continue;
+        }
         if (++i == argc) {
             fprintf(stderr, "%s: %s needs %s\n", argv[0], word, o->argument);
             exit(2);
@@ -92,47 +110,58 @@ SHARED int options_read(int argc, char **argv, const char *usage, const option *
         }
         if (o->kind == 'f') *(float *)o->value = strtof(argv[i], &end);
         if (o->kind != 's' && (!end || *end || end == argv[i])) {
-            fprintf(stderr, "%s: %s needs a number%s, not '%s'\n", argv[0], word, o->kind == 'n' ? " from 1 on" : o->kind == 'i' ? " from 0 on" : "", argv[i]);
+            fprintf(stderr, "%s: %s needs a number%s, not '%s'\n", argv[0], word,
+                o->kind == 'n'       ? " from 1 on"
+                    : o->kind == 'i' ? " from 0 on"
+                                     : "",
+                argv[i]);
             exit(2);
         }
     }
     return count;
 }
 
-SHARED int choose(const char *program, const char *name, const char *given, const char *const *choices)
+SHARED int choose(const char *program, const char *name, const char *given,
+    const char *const *choices)
 {
     int i;
-    for (i = 0; choices[i]; i++) if (!strcmp(choices[i], given)) return i;
+    for (i = 0; choices[i]; i++)
+        if (!strcmp(choices[i], given)) return i;
     fprintf(stderr, "%s: %s is one of", program, name);
     for (i = 0; choices[i]; i++) fprintf(stderr, " %s", choices[i]);
     fprintf(stderr, ", not '%s'\n", given);
     exit(2);
 }
 
-/* ---- files that are written --------------------------------------------------------------------------- */
+/* ---- files that are written ------------------------------------------------------------------ */
 
-/* Asked before hours of work, not after: can PATH (NULL: nothing) be written? What is there keeps what it has. With
- * `replaced` it is going to be written as PATH.tmp and renamed, as tmoe_model_save does: can that be written, too? */
+/* Asked before hours of work, not after: can PATH (NULL: nothing) be written? What is there keeps
+ * what it has. With `replaced` it is going to be written as PATH.tmp and renamed, as
+ * tmoe_model_save does: can that be written, too? */
 SHARED void must_be_writable(const char *program, const char *path, int replaced)
 {
     FILE *old = path ? fopen(path, "rb") : NULL, *file = path ? fopen(path, "ab") : NULL;
     char temporary[1100];
     if (path && !file) die_file(program, path);
     if (file) fclose(file);
-    if (old) fclose(old);
-    else if (path) (void)remove(path);
+    if (old)
+        fclose(old);
+    else if (path)
+        (void)remove(path);
     if (!path || !replaced) return;
     (void)snprintf(temporary, sizeof temporary, "%.1000s.tmp", path);
     must_be_writable(program, temporary, 0);
 }
 
-/* What was written so far is in the file, or the program ends; with `last` the file is closed. NULL: nothing was to be written. */
+/* What was written so far is in the file, or the program ends; with `last` the file is closed.
+ * NULL: nothing was to be written. */
 SHARED void file_written(const char *program, const char *path, FILE *file, int last)
 {
-    if (file && (fflush(file) != 0 || ferror(file) || (last && fclose(file) != 0))) die_file(program, path);
+    if (file && (fflush(file) != 0 || ferror(file) || (last && fclose(file) != 0)))
+        die_file(program, path);
 }
 
-/* ---- machine ----------------------------------------------------------------------------------------- */
+/* ---- machine --------------------------------------------------------------------------------- */
 
 SHARED int processors(void)
 {
@@ -176,37 +205,55 @@ SHARED tmoe_ctx *context_or_die(const char *program, int threads)
     return ctx;
 }
 
-/* ---- progress: one line that is drawn again on a terminal, plain lines in a file ---------------------- */
+/* ---- progress: one line that is drawn again on a terminal, plain lines in a file ------------- */
 
-typedef struct route_means { int experts, columns, steps; double entropy, use[4096]; } route_means;     /* experts: of a layer; 0: not asked for */
+typedef struct route_means {
+    int experts, columns, steps;
+    double entropy, use[4096];
+} route_means; /* experts: of a layer; 0: not asked for */
 
-/* Sums over steps, which begin again every `every` steps: entropy of the routes, mean of the routed layers, and use of each expert. */
+/* Sums over steps, which begin again every `every` steps: entropy of the routes, mean of the routed
+ * layers, and use of each expert. */
 SHARED void route_means_add(route_means *m, const tmoe_progress *p, int every)
 {
     int i;
-    if ((p->step - 1) % every == 0) { m->steps = 0; m->entropy = 0.0; memset(m->use, 0, sizeof m->use); }
+    if ((p->step - 1) % every == 0) {
+        m->steps = 0;
+        m->entropy = 0.0;
+        memset(m->use, 0, sizeof m->use);
+    }
     m->columns = p->routed_layers * m->experts <= 4096 ? p->routed_layers * m->experts : 0;
-    for (i = 0; i < p->routed_layers; i++) m->entropy += (double)p->route_entropy[i] / p->routed_layers;
+    for (i = 0; i < p->routed_layers; i++)
+        m->entropy += (double)p->route_entropy[i] / p->routed_layers;
     for (i = 0; i < m->columns; i++) m->use[i] += (double)p->expert_use[i];
     m->steps++;
 }
 
-/* Their means: entropy, least and largest share of an expert in its layer; 0: there are no routes. */
+/* Their means: entropy, least and largest share of an expert in its layer; 0: there are no routes.
+ * */
 SHARED int route_means_of(const route_means *m, double *three)
 {
     int i;
     three[0] = m->entropy / m->steps;
     three[1] = three[2] = m->use[0] / m->steps;
-    for (i = 1; i < m->columns; i++) { three[1] = fmin(three[1], m->use[i] / m->steps); three[2] = fmax(three[2], m->use[i] / m->steps); }
+    for (i = 1; i < m->columns; i++) {
+        three[1] = fmin(three[1], m->use[i] / m->steps);
+        three[2] = fmax(three[2], m->use[i] / m->steps);
+    }
     return m->columns > 0;
 }
 
-typedef struct progress_line { FILE *out; double last_time; route_means routes; } progress_line;
+typedef struct progress_line {
+    FILE *out;
+    double last_time;
+    route_means routes;
+} progress_line;
 
 SHARED int show_progress(void *user, const tmoe_progress *p)
 {
     progress_line *line = (progress_line *)user;
-    const int terminal = is_terminal(line->out), every = p->steps >= 10 ? p->steps / 10 : 1, done = p->step == p->steps;
+    const int terminal = is_terminal(line->out), every = p->steps >= 10 ? p->steps / 10 : 1,
+              done = p->step == p->steps;
     const double now = seconds_now();
     double means[3];
     int i;
@@ -218,24 +265,34 @@ SHARED int show_progress(void *user, const tmoe_progress *p)
         fprintf(line->out, "\r%-8s [", p->part);
         for (i = 0; i < 10; i++) fputc((int64_t)i * p->steps < 10 * p->step ? '#' : '.', line->out);
         fprintf(line->out, "] ");
-    } else fprintf(line->out, "%-8s ", p->part);
+    } else
+        fprintf(line->out, "%-8s ", p->part);
     fprintf(line->out, "step %lld/%d  loss %.3f  ", (long long)p->step, p->steps, (double)p->loss);
-    if (route_means_of(&line->routes, means)) fprintf(line->out, "route entropy %.2f  use of experts %.0f-%.0f %%  ", means[0], 100.0 * means[1], 100.0 * means[2]);
+    if (route_means_of(&line->routes, means))
+        fprintf(line->out, "route entropy %.2f  use of experts %.0f-%.0f %%  ", means[0],
+            100.0 * means[1], 100.0 * means[2]);
     fprintf(line->out, "%.0f tokens/s  ", p->tokens_per_second);
-    if (done) fprintf(line->out, "%.0f s%s\n", p->seconds, terminal ? "          " : "");
-    else fprintf(line->out, "%.0f s left%s", p->seconds_left, terminal ? "   " : "\n");
+    if (done)
+        fprintf(line->out, "%.0f s%s\n", p->seconds, terminal ? "          " : "");
+    else
+        fprintf(line->out, "%.0f s left%s", p->seconds_left, terminal ? "   " : "\n");
     fflush(line->out);
     return 0;
 }
 
-/* ---- numbers ----------------------------------------------------------------------------------------- */
+/* ---- numbers --------------------------------------------------------------------------------- */
 
-/* An undefined score (NaN: a correlation of constant answers, say) counts nowhere; every program leaves it out of its means and says how many. */
+/* An undefined score (NaN: a correlation of constant answers, say) counts nowhere; every program
+ * leaves it out of its means and says how many. */
 SHARED double mean_of(const double *x, int n)
 {
     double sum = 0.0;
     int i, used = 0;
-    for (i = 0; i < n; i++) if (x[i] == x[i]) { sum += x[i]; used++; }
+    for (i = 0; i < n; i++)
+        if (x[i] == x[i]) {
+            sum += x[i];
+            used++;
+        }
     return used ? sum / used : (double)NAN;
 }
 
@@ -243,15 +300,25 @@ SHARED double deviation_of(const double *x, int n)
 {
     double m = mean_of(x, n), sum = 0.0;
     int i, used = 0;
-    for (i = 0; i < n; i++) if (x[i] == x[i]) { sum += (x[i] - m) * (x[i] - m); used++; }
+    for (i = 0; i < n; i++)
+        if (x[i] == x[i]) {
+            sum += (x[i] - m) * (x[i] - m);
+            used++;
+        }
     return used > 1 ? sqrt(sum / (used - 1)) : 0.0;
 }
 
-/* ---- results that survive a stop: a TSV file that is appended to, whose lines are not computed again --- */
+/* ---- results that survive a stop: a TSV file that is appended to, whose lines are not computed
+ * again --- */
 
-typedef struct results { const char *program, *path; FILE *file; char *text; } results;
+typedef struct results {
+    const char *program, *path;
+    FILE *file;
+    char *text;
+} results;
 
-/* Opens FILE (NULL: nothing is kept); `header` is its first line, settings included: a file with another one is refused. */
+/* Opens FILE (NULL: nothing is kept); `header` is its first line, settings included: a file with
+ * another one is refused. */
 SHARED results results_open(const char *program, const char *path, const char *header)
 {
     results r = { program, path, NULL, NULL };
@@ -264,23 +331,31 @@ SHARED results results_open(const char *program, const char *path, const char *h
         size = ftell(old);
         rewind(old);
         r.text = (char *)malloc((size_t)size + 1);
-        if (!r.text || fread(r.text, 1, (size_t)size, old) != (size_t)size) die(program, "the TSV file cannot be read");
+        if (!r.text || fread(r.text, 1, (size_t)size, old) != (size_t)size)
+            die(program, "the TSV file cannot be read");
         r.text[size] = 0;
         fclose(old);
-        if (strncmp(r.text, "seed\t", 5) == 0 && strchr(r.text, '\n') == r.text + size - 1) size = 0;      /* a header and nothing else */
-        if (size && (strncmp(r.text, header, strlen(header)) != 0 || r.text[strlen(header)] != '\n'))
-            die(program, "the TSV file is of a run with other settings: give another name, or remove it");
-        while (size && r.text[size - 1] != '\n') r.text[--size] = 0;       /* a line that was being written when the run stopped */
+        if (strncmp(r.text, "seed\t", 5) == 0 && strchr(r.text, '\n') == r.text + size - 1)
+            size = 0; /* a header and nothing else */
+        if (size
+            && (strncmp(r.text, header, strlen(header)) != 0 || r.text[strlen(header)] != '\n'))
+            die(program,
+                "the TSV file is of a run with other settings: give another name, or remove it");
+        while (size && r.text[size - 1] != '\n')
+            r.text[--size] = 0; /* a line that was being written when the run stopped */
     }
     r.file = fopen(path, size ? "r+b" : "wb");
     if (!r.file) die_file(program, path);
-    if (!size) fprintf(r.file, "%s\n", header);
-    else (void)fseek(r.file, size, SEEK_SET);
+    if (!size)
+        fprintf(r.file, "%s\n", header);
+    else
+        (void)fseek(r.file, size, SEEK_SET);
     file_written(program, path, r.file, 0);
     return r;
 }
 
-/* The `count` numbers behind a key (the line's first fields, each with a TAB behind it) of an earlier run; 0: there is no whole line of it. */
+/* The `count` numbers behind a key (the line's first fields, each with a TAB behind it) of an
+ * earlier run; 0: there is no whole line of it. */
 SHARED int results_find(const results *r, const char *key, double *numbers, int count)
 {
     const char *at = r->text;
@@ -288,7 +363,8 @@ SHARED int results_find(const results *r, const char *key, double *numbers, int 
         const char *number = ++at;
         int n = 0;
         if (strncmp(at, key, strlen(key)) != 0) continue;
-        for (number += strlen(key); n < count; n++) {           /* a damaged line is passed over: a later one may be whole */
+        for (number += strlen(key); n < count;
+             n++) { /* a damaged line is passed over: a later one may be whole */
             char *end;
             numbers[n] = strtod(number, &end);
             if (end == number || *end != (n + 1 < count ? '\t' : '\n')) break;
@@ -299,7 +375,8 @@ SHARED int results_find(const results *r, const char *key, double *numbers, int 
     return 0;
 }
 
-/* Adds a line; with all digits, so that a run that goes on from it prints the same as one that never stopped. */
+/* Adds a line; with all digits, so that a run that goes on from it prints the same as one that
+ * never stopped. */
 SHARED void results_add(results *r, const char *key, const double *numbers, int count)
 {
     int i;

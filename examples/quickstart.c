@@ -15,14 +15,15 @@ int main(int argc, char **argv)
     tmoe_model *model;
 
     training.steps = 2000;
-    training.examples_per_task = 4;                 /* small steps, many of them */
+    training.examples_per_task = 4; /* small steps, many of them */
     training.lr_model = 4e-3f;
-    training.vocabulary = 0;                        /* read and write bytes */
-    config.D = 64;                                  /* a small model for a small job */
+    training.vocabulary = 0; /* read and write bytes */
+    config.D = 64;           /* a small model for a small job */
     config.F_encoder = config.F_decoder = 256;
     model = suite ? tmoe_train(ctx, suite, &config, &training) : NULL;
-    if (!model || tmoe_answer(model, "Write the word in upper case.", "violin",
-                              answer, sizeof answer) != TMOE_OK
+    if (!model
+        || tmoe_answer(model, "Write the word in upper case.", "violin", answer, sizeof answer)
+            != TMOE_OK
         || tmoe_model_save(model, argc > 1 ? argv[1] : "quickstart.safetensors") != TMOE_OK)
         fprintf(stderr, "quickstart: %s\n", tmoe_error_message(ctx));
     printf("violin -> %s\n", answer);
@@ -30,5 +31,5 @@ int main(int argc, char **argv)
     tmoe_model_destroy(model);
     tmoe_suite_destroy(suite);
     tmoe_ctx_destroy(ctx);
-    return strcmp(answer, "VIOLIN") != 0;            /* it must have learned that much */
+    return strcmp(answer, "VIOLIN") != 0; /* it must have learned that much */
 }

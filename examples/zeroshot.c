@@ -1,4 +1,5 @@
-/* zeroshot: asks a saved mixture about a task that it knows by the instruction only: answers, the route, the nearest tasks it was
+/* zeroshot: asks a saved mixture about a task that it knows by the instruction only: answers, the
+ * route, the nearest tasks it was
  * trained on.   run time   milliseconds   read next   >>router, tmoe_route_unseen in taskmoe.h */
 #define TMOE_THREADS
 #define TASKMOE_IMPLEMENTATION
@@ -21,7 +22,8 @@ static void print_route(const tmoe_model *model, const float *route)
     }
 }
 
-static void answer(tmoe_model *model, const char *program, tmoe_ctx *ctx, const char *instruction, const float *route, const char *input)
+static void answer(tmoe_model *model, const char *program, tmoe_ctx *ctx, const char *instruction,
+    const float *route, const char *input)
 {
     char *text = NULL;
     if (tmoe_answers(model, instruction, route, &input, 1, &text) != TMOE_OK) {
@@ -41,15 +43,17 @@ int main(int argc, char **argv)
     float cosines[3], *route;
     tmoe_ctx *ctx;
     tmoe_model *model;
-    option options[] = {
-        { "--route", "HOW", 's', NULL, "router (on the instruction), nearest (seen tasks' routes) or average (default router)" },
-        { "--threads", "T", 'i', NULL, "threads (default 1)" },
-        { NULL, NULL, 0, NULL, NULL }
-    };
+    option options[] = { { "--route", "HOW", 's', NULL,
+                             "router (on the instruction), nearest (seen tasks' routes) or average "
+                             "(default router)" },
+        { "--threads", "T", 'i', NULL, "threads (default 1)" }, { NULL, NULL, 0, NULL, NULL } };
     options[0].value = &way;
     options[1].value = &threads;
     count = options_read(argc, argv, usage, options, words, 1002);
-    if (count < 2) { options_help(usage, options); return 2; }
+    if (count < 2) {
+        options_help(usage, options);
+        return 2;
+    }
     ctx = context_or_die(argv[0], threads);
     model = tmoe_model_load(ctx, words[0]);
     if (!model) die(argv[0], tmoe_error_message(ctx));
@@ -58,20 +62,29 @@ int main(int argc, char **argv)
     if (!route) die(argv[0], "out of memory");
     known = tmoe_find_task(model, words[1]);
     if ((known >= 0 ? tmoe_route(model, known, route)
-                    : tmoe_route_unseen(model, words[1], (tmoe_zero_shot)choose(argv[0], "--route", way, ways), route)) != TMOE_OK)
+                    : tmoe_route_unseen(model, words[1],
+                        (tmoe_zero_shot)choose(argv[0], "--route", way, ways), route))
+        != TMOE_OK)
         die(argv[0], tmoe_error_message(ctx));
-    printf("%s\n", known >= 0 ? "a task the model was trained on; its route:" : "an unseen task; its route (share of each expert):");
+    printf("%s\n",
+        known >= 0 ? "a task the model was trained on; its route:"
+                   : "an unseen task; its route (share of each expert):");
     print_route(model, route);
     n = tmoe_nearest_tasks(model, words[1], 3, tasks, cosines);
     printf("nearest seen tasks:");
-    for (i = 0; i < n; i++) printf("%s %s (%.2f)", i ? "," : "", tmoe_model_task(model, tasks[i])->name, (double)cosines[i]);
+    for (i = 0; i < n; i++)
+        printf("%s %s (%.2f)", i ? "," : "", tmoe_model_task(model, tasks[i])->name,
+            (double)cosines[i]);
     printf("\n\n");
-    for (i = 2; i < count; i++) answer(model, argv[0], ctx, words[1], tmoe_routed_layers(model) ? route : NULL, words[i]);
+    for (i = 2; i < count; i++)
+        answer(model, argv[0], ctx, words[1], tmoe_routed_layers(model) ? route : NULL, words[i]);
     if (count == 2) {
         char line[4096];
         while (fgets(line, sizeof line, stdin)) {
             line[strcspn(line, "\r\n")] = 0;
-            if (line[0]) answer(model, argv[0], ctx, words[1], tmoe_routed_layers(model) ? route : NULL, line);
+            if (line[0])
+                answer(model, argv[0], ctx, words[1], tmoe_routed_layers(model) ? route : NULL,
+                    line);
         }
     }
     free(route);

@@ -1,5 +1,6 @@
-/* Makes a small BART-shaped mixture, trains it a little, cuts one task out into a folder and writes what the mixture itself computes for that
- * task: FOLDER/expected.json holds source and target ids and their logits. tests/check_export.py compares them with transformers'. */
+/* Makes a small BART-shaped mixture, trains it a little, cuts one task out into a folder and writes
+ * what the mixture itself computes for that task: FOLDER/expected.json holds source and target ids
+ * and their logits. tests/check_export.py compares them with transformers'. */
 #define TASKMOE_IMPLEMENTATION
 #include "taskmoe.h"
 
@@ -12,28 +13,46 @@ int main(int argc, char **argv)
     tmoe_config c = tmoe_config_default();
     tmoe_training t = tmoe_training_default();
     char path[600];
-    c.D = 32; c.F_encoder = 64; c.F_decoder = 48; c.H_encoder = 2; c.H_decoder = 4; c.norm = TMOE_NORM_POST; c.E = 3;
-    c.source_tokens = c.target_tokens = 128; c.begin_in_target = c.specials_in_text = 1;
-    t.steps = 30; t.vocabulary = 0;
+    c.D = 32;
+    c.F_encoder = 64;
+    c.F_decoder = 48;
+    c.H_encoder = 2;
+    c.H_decoder = 4;
+    c.norm = TMOE_NORM_POST;
+    c.E = 3;
+    c.source_tokens = c.target_tokens = 128;
+    c.begin_in_target = c.specials_in_text = 1;
+    t.steps = 30;
+    t.vocabulary = 0;
     tmoe_model *model = suite ? tmoe_train(ctx, suite, &c, &t) : NULL;
     if (model && tmoe_find_task(model, name) < 0) name = tmoe_model_task(model, 0)->name;
-    if (!model || tmoe_export_dense(model, name, folder) != TMOE_OK) { printf("export: %s\n", tmoe_error_message(ctx)); return 1; }
+    if (!model || tmoe_export_dense(model, name, folder) != TMOE_OK) {
+        printf("export: %s\n", tmoe_error_message(ctx));
+        return 1;
+    }
     tmoei_batch b;
     tmoei_pass pass;
     memset(&b, 0, sizeof b);
     if (tmoei_batch_reserve(ctx, &b, 6, 5, 1) != TMOE_OK) return 1;
     tmoei_batch_put(&b, source_ids, 6, target_ids, 5, c.start_id);
-    if (tmoei_evaluation_pass(model, tmoe_find_task(model, name), NULL, model->tape, &pass) != TMOE_OK) return 1;
-    const tmoe_tensor *h = tmoei_head(&pass, tmoei_decode(&pass, &b.target, tmoei_encode(&pass, &b.source), &b.source));
+    if (tmoei_evaluation_pass(model, tmoe_find_task(model, name), NULL, model->tape, &pass)
+        != TMOE_OK)
+        return 1;
+    const tmoe_tensor *h = tmoei_head(&pass,
+        tmoei_decode(&pass, &b.target, tmoei_encode(&pass, &b.source), &b.source));
     (void)snprintf(path, sizeof path, "%s/expected.json", folder);
     FILE *file = h ? fopen(path, "w") : NULL;
     if (!file) return 1;
-    fprintf(file, "{\"source\": [0, 40, 80, 120, 77, 2], \"labels\": [0, 70, 90, 110, 2], \"logits\": [");
-    for (int i = 0; i < h->rows * h->cols; i++) fprintf(file, "%s%.9g", i ? ", " : "", (double)h->x[i]);
+    fprintf(file,
+        "{\"source\": [0, 40, 80, 120, 77, 2], \"labels\": [0, 70, 90, 110, 2], \"logits\": [");
+    for (int i = 0; i < h->rows * h->cols; i++)
+        fprintf(file, "%s%.9g", i ? ", " : "", (double)h->x[i]);
     fprintf(file, "]}\n");
     if (fclose(file) != 0) return 1;
     printf("%s: task %s of a mixture of 3\n", folder, name);
     tmoei_free(ctx, b.memory);
-    tmoe_model_destroy(model); tmoe_suite_destroy(suite); tmoe_ctx_destroy(ctx);
+    tmoe_model_destroy(model);
+    tmoe_suite_destroy(suite);
+    tmoe_ctx_destroy(ctx);
     return 0;
 }

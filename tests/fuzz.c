@@ -1,10 +1,11 @@
-/* Files that somebody may have made to hurt us, for libFuzzer: sh tests/fuzz.sh [SECONDS]. -DFUZZ chooses the reader:
- * 1 JSON, 2 safetensors and a whole model file, 3 tokenizer.json, 4 vocab.json with merges.txt. */
+/* Files that somebody may have made to hurt us, for libFuzzer: sh tests/fuzz.sh [SECONDS]. -DFUZZ
+ * chooses the reader: 1 JSON, 2 safetensors and a whole model file, 3 tokenizer.json, 4 vocab.json
+ * with merges.txt. */
 #define TASKMOE_IMPLEMENTATION
 #include "taskmoe.h"
 
 #ifndef FUZZ
-#  define FUZZ 1
+#define FUZZ 1
 #endif
 
 #if FUZZ >= 3
@@ -14,17 +15,22 @@ static void use_tokenizer(const tmoe_tokenizer *tokenizer)
     int ids[64];
     char back[4096];
     size_t count = 0, length;
-    if (tmoe_tokenizer_encode(tokenizer, text, sizeof text - 1, 31, ids, 64, &count) == TMOE_OK && count <= 64)
+    if (tmoe_tokenizer_encode(tokenizer, text, sizeof text - 1, 31, ids, 64, &count) == TMOE_OK
+        && count <= 64)
         (void)tmoe_tokenizer_decode(tokenizer, ids, count, 18, back, sizeof back, &length);
 }
 #endif
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static tmoe_ctx *ctx;
     const size_t before = ctx ? tmoe_ctx_bytes(ctx, NULL) : 0;
-    if (!ctx) { ctx = tmoe_ctx_create(NULL); return 0; }
+    if (!ctx) {
+        ctx = tmoe_ctx_create(NULL);
+        return 0;
+    }
     ctx->error = TMOE_OK;
 #if FUZZ == 2
     static const char path[] = "/dev/shm/taskmoe_fuzz.safetensors";
@@ -50,7 +56,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         static const char merges[] = "/dev/shm/taskmoe_fuzz_merges.txt";
         FILE *out = tokenizer ? fopen(merges, "wb") : NULL;
         if (out) {
-            (void)fwrite(data + (split < size ? split + 1 : split), 1, split < size ? size - split - 1 : 0, out);
+            (void)fwrite(data + (split < size ? split + 1 : split), 1,
+                split < size ? size - split - 1 : 0, out);
             (void)fclose(out);
             tmoei_merges_read(tokenizer, merges);
         }
@@ -60,6 +67,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         tmoei_json_free(ctx, &json);
     }
 #endif
-    if (tmoe_ctx_bytes(ctx, NULL) != before) __builtin_trap();  /* nothing may be left behind */
+    if (tmoe_ctx_bytes(ctx, NULL) != before) __builtin_trap(); /* nothing may be left behind */
     return 0;
 }

@@ -1,18 +1,31 @@
-/* A suite of three small tasks, a model and a trainer for it, memory full of NaN: what tests of the model begin with. */
+/* A suite of three small tasks, a model and a trainer for it, memory full of NaN: what tests of the
+ * model begin with. */
 #ifndef TMOE_SMALL_H
 #define TMOE_SMALL_H
-static const char *const words[12] = { "apple", "bear", "cloud", "door", "eagle", "fish", "gate", "horse", "ink", "jar", "king", "lamp" };
-static const char *const uppers[12] = { "APPLE", "BEAR", "CLOUD", "DOOR", "EAGLE", "FISH", "GATE", "HORSE", "INK", "JAR", "KING", "LAMP" };
-static const char *const firsts[12] = { "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l" };
-static const char *const twice[12] = { "apple apple", "bear bear", "cloud cloud", "door door", "eagle eagle", "fish fish", "gate gate", "horse horse",
-                                       "ink ink", "jar jar", "king king", "lamp lamp" };
+static const char *const words[12] = { "apple", "bear", "cloud", "door", "eagle", "fish", "gate",
+    "horse", "ink", "jar", "king", "lamp" };
+static const char *const uppers[12] = { "APPLE", "BEAR", "CLOUD", "DOOR", "EAGLE", "FISH", "GATE",
+    "HORSE", "INK", "JAR", "KING", "LAMP" };
+static const char *const firsts[12] = { "a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k",
+    "l" };
+static const char *const twice[12] = { "apple apple", "bear bear", "cloud cloud", "door door",
+    "eagle eagle", "fish fish", "gate gate", "horse horse", "ink ink", "jar jar", "king king",
+    "lamp lamp" };
 
 static tmoe_suite *small_suite(tmoe_ctx *ctx)
 {
     tmoe_suite *suite = tmoe_suite_create(ctx);
-    if (suite && tmoe_suite_add(suite, "upper", "letters", "Write it in upper case.", TMOE_METRIC_EXACT_MATCH, TMOE_PART_TRAIN, words, uppers, 12, 2) == TMOE_OK
-        && tmoe_suite_add(suite, "first", "letters", "Give the first letter.", TMOE_METRIC_EXACT_MATCH, TMOE_PART_TRAIN, words, firsts, 12, 2) == TMOE_OK
-        && tmoe_suite_add(suite, "twice", "words", "Write it twice.", TMOE_METRIC_EXACT_MATCH, TMOE_PART_TRAIN, words, twice, 12, 2) == TMOE_OK) return suite;
+    if (suite
+        && tmoe_suite_add(suite, "upper", "letters", "Write it in upper case.",
+               TMOE_METRIC_EXACT_MATCH, TMOE_PART_TRAIN, words, uppers, 12, 2)
+            == TMOE_OK
+        && tmoe_suite_add(suite, "first", "letters", "Give the first letter.",
+               TMOE_METRIC_EXACT_MATCH, TMOE_PART_TRAIN, words, firsts, 12, 2)
+            == TMOE_OK
+        && tmoe_suite_add(suite, "twice", "words", "Write it twice.", TMOE_METRIC_EXACT_MATCH,
+               TMOE_PART_TRAIN, words, twice, 12, 2)
+            == TMOE_OK)
+        return suite;
     tmoe_suite_destroy(suite);
     return NULL;
 }
@@ -43,8 +56,20 @@ static tmoe_training small_training(void)
 }
 
 /* Memory comes full of NaN: whoever reads what nobody wrote is found out. */
-static void *poisoned(size_t size, void *user) { void *p = malloc(size); (void)user; return p ? memset(p, 0xff, size) : NULL; }
-static void poisoned_free(void *p, size_t size, void *user) { (void)size; (void)user; free(p); }
+static void *poisoned(size_t size, void *user)
+{
+    void *p = malloc(size);
+    (void)user;
+    return p ? memset(p, 0xff, size) : NULL;
+}
+
+static void poisoned_free(void *p, size_t size, void *user)
+{
+    (void)size;
+    (void)user;
+    free(p);
+}
+
 static tmoe_ctx *context(int threads)
 {
     tmoe_ctx_config config;
@@ -55,7 +80,12 @@ static tmoe_ctx *context(int threads)
     return tmoe_ctx_create(&config);
 }
 
-typedef struct set { tmoe_ctx *ctx; tmoe_suite *suite; tmoe_model *model; tmoe_trainer *trainer; } set;
+typedef struct set {
+    tmoe_ctx *ctx;
+    tmoe_suite *suite;
+    tmoe_model *model;
+    tmoe_trainer *trainer;
+} set;
 
 static set make(int threads, const tmoe_config *config, const tmoe_training *training)
 {
@@ -66,7 +96,10 @@ static set make(int threads, const tmoe_config *config, const tmoe_training *tra
     tokenizer = tmoe_tokenizer_bytes(s.ctx);
     s.model = tmoe_model_create(s.ctx, config, tokenizer, s.suite->tasks, s.suite->count);
     s.trainer = s.model ? tmoe_trainer_create(s.model, s.suite, training) : NULL;
-    if (!s.trainer) { printf("make: %s\n", tmoe_error_message(s.ctx)); test_failures++; }
+    if (!s.trainer) {
+        printf("make: %s\n", tmoe_error_message(s.ctx));
+        test_failures++;
+    }
     tmoe_tokenizer_destroy(tokenizer);
     return s;
 }
@@ -79,7 +112,8 @@ static void unmake(set *s)
     tmoe_ctx_destroy(s->ctx);
 }
 
-/* Logits of a model for the first training lines of task 0 under a given route, or (NULL) a task's. */
+/* Logits of a model for the first training lines of task 0 under a given route, or (NULL) a task's.
+ * */
 static float *logits_of_task(set *s, int task, const float *route, size_t *count)
 {
     static const int chosen[3] = { 0, 1, 2 };
@@ -89,7 +123,8 @@ static float *logits_of_task(set *s, int task, const float *route, size_t *count
     CHECK(tmoei_batch_fill(s->trainer, chosen, 3, 0) == TMOE_OK);
     CHECK(tmoei_evaluation_pass(s->model, task, route, s->trainer->group_tape, &pass) == TMOE_OK);
     h = tmoei_encode(&pass, &s->trainer->batch.source);
-    h = tmoei_head(&pass, tmoei_decode(&pass, &s->trainer->batch.target, h, &s->trainer->batch.source));
+    h = tmoei_head(&pass,
+        tmoei_decode(&pass, &s->trainer->batch.target, h, &s->trainer->batch.source));
     CHECK(h != NULL);
     if (h) {
         *count = tmoei_elements(h);
@@ -99,5 +134,9 @@ static float *logits_of_task(set *s, int task, const float *route, size_t *count
     tmoe_tape_record(s->trainer->group_tape, 1);
     return copy;
 }
-static inline float *logits_of(set *s, const float *route, size_t *count) { return logits_of_task(s, 0, route, count); }
+
+static inline float *logits_of(set *s, const float *route, size_t *count)
+{
+    return logits_of_task(s, 0, route, count);
+}
 #endif

@@ -1,4 +1,5 @@
-/* Text in, text out: JSON, safetensors, tokenizers, task folders, metrics, bad input, and the promises of the embedded suite. */
+/* Text in, text out: JSON, safetensors, tokenizers, task folders, metrics, bad input, and the
+ * promises of the embedded suite. */
 #define TASKMOE_IMPLEMENTATION
 #include "taskmoe.h"
 #include "test.h"
@@ -13,6 +14,7 @@ static const char *folder_new(void)
     CHECK(mkdtemp(path) != NULL);
     return path;
 }
+
 static void file_write(const char *folder, const char *name, const char *bytes, size_t n)
 {
     char path[256];
@@ -22,14 +24,31 @@ static void file_write(const char *folder, const char *name, const char *bytes, 
     CHECK(file && fwrite(bytes, 1, n, file) == n);
     if (file) (void)fclose(file);
 }
-static void text_write(const char *folder, const char *name, const char *text) { file_write(folder, name, text, strlen(text)); }
-static void folder_make(const char *folder, const char *name) { char path[256]; (void)snprintf(path, sizeof path, "%s/%s", folder, name); (void)mkdir(path, 0777); }
-static void folder_remove(const char *folder) { char command[128]; (void)snprintf(command, sizeof command, "rm -rf '%s'", folder); CHECK(system(command) == 0); }
 
-/* ---- JSON -------------------------------------------------------------------------------------------- */
+static void text_write(const char *folder, const char *name, const char *text)
+{
+    file_write(folder, name, text, strlen(text));
+}
+
+static void folder_make(const char *folder, const char *name)
+{
+    char path[256];
+    (void)snprintf(path, sizeof path, "%s/%s", folder, name);
+    (void)mkdir(path, 0777);
+}
+
+static void folder_remove(const char *folder)
+{
+    char command[128];
+    (void)snprintf(command, sizeof command, "rm -rf '%s'", folder);
+    CHECK(system(command) == 0);
+}
+
+/* ---- JSON ------------------------------------------------------------------------------------ */
 static void test_json_reads_what_is_json(void)
 {
-    static const char text[] = " {\"a\": [1, -2.5e3, true, false, null], \"b\\u00e9\": \"x\\n\\ud83d\\ude00\", \"c\": {}, \"d\": []} ";
+    static const char text[] = " {\"a\": [1, -2.5e3, true, false, null], \"b\\u00e9\": "
+                               "\"x\\n\\ud83d\\ude00\", \"c\": {}, \"d\": []} ";
     tmoei_json json;
     int a, node;
     CHECK(tmoei_json_parse(ctx, &json, text, sizeof text - 1, "text") == TMOE_OK);
@@ -40,20 +59,27 @@ static void test_json_reads_what_is_json(void)
     node = tmoei_json_get(&json, 0, "b\xc3\xa9");
     CHECK(tmoei_json_is_string(&json, node));
     CHECK_TEXT(json.nodes[node].text, "x\n\xf0\x9f\x98\x80");
-    CHECK(tmoei_json_get(&json, 0, "z") == -1 && json.nodes[tmoei_json_get(&json, 0, "c")].count == 0);
+    CHECK(tmoei_json_get(&json, 0, "z") == -1
+        && json.nodes[tmoei_json_get(&json, 0, "c")].count == 0);
     tmoei_json_free(ctx, &json);
 }
 
 static void test_json_refuses_what_is_not(void)
 {
-    static const char *const bad[] = { "", " ", "{", "[1,]", "{\"a\":1,}", "{a:1}", "[1 2]", "01", "1.", ".5", "1e", "+1", "-", "tru", "nul", "\"abc", "\"\\x\"", "\"\\u12\"", "\"\\ud800\"",
-        "\"\\ude00\"", "\"\x01\"", "\"\xff\"", "\"\xc0\x80\"", "\"\xed\xa0\x80\"", "[1]x", "]", "{\"a\"}", "{\"a\":}", "NaN", "'a'" };
+    static const char *const bad[] = { "", " ", "{", "[1,]", "{\"a\":1,}", "{a:1}", "[1 2]", "01",
+        "1.", ".5", "1e", "+1", "-", "tru", "nul", "\"abc", "\"\\x\"", "\"\\u12\"", "\"\\ud800\"",
+        "\"\\ude00\"", "\"\x01\"", "\"\xff\"", "\"\xc0\x80\"", "\"\xed\xa0\x80\"", "[1]x", "]",
+        "{\"a\"}", "{\"a\":}", "NaN", "'a'" };
     char deep[200];
     size_t i;
     tmoei_json json;
     for (i = 0; i < sizeof bad / sizeof *bad; i++) {
         ctx->error = TMOE_OK;
-        if (tmoei_json_parse(ctx, &json, bad[i], strlen(bad[i]), "text") == TMOE_OK) { printf("accepted: %s\n", bad[i]); test_failures++; tmoei_json_free(ctx, &json); }
+        if (tmoei_json_parse(ctx, &json, bad[i], strlen(bad[i]), "text") == TMOE_OK) {
+            printf("accepted: %s\n", bad[i]);
+            test_failures++;
+            tmoei_json_free(ctx, &json);
+        }
         CHECK(ctx->error == TMOE_ERR_FORMAT);
         CHECK_HAS(tmoe_error_message(ctx), "text:1:");
     }
@@ -64,27 +90,37 @@ static void test_json_refuses_what_is_not(void)
     ctx->error = TMOE_OK;
 }
 
-/* ---- tokenizers --------------------------------------------------------------------------------------- */
+/* ---- tokenizers ------------------------------------------------------------------------------ */
 static void check_round_trip(const tmoe_tokenizer *tokenizer, const char *text, size_t n)
 {
     int ids[512];
     char back[512];
     size_t count, length;
-    CHECK(tmoe_tokenizer_encode(tokenizer, text, n, TMOE_TOKENIZER_SPECIALS, ids, 512, &count) == TMOE_OK);
+    CHECK(tmoe_tokenizer_encode(tokenizer, text, n, TMOE_TOKENIZER_SPECIALS, ids, 512, &count)
+        == TMOE_OK);
     CHECK(count >= 2 && ids[0] == 0 && ids[count - 1] == 2);
-    CHECK(tmoe_tokenizer_decode(tokenizer, ids, count, TMOE_TOKENIZER_SKIP_SPECIALS, back, sizeof back, &length) == TMOE_OK);
+    CHECK(tmoe_tokenizer_decode(tokenizer, ids, count, TMOE_TOKENIZER_SKIP_SPECIALS, back,
+              sizeof back, &length)
+        == TMOE_OK);
     CHECK(length == n && memcmp(back, text, n) == 0);
 }
 
 static void test_tokenizers_round_trip_any_bytes(void)
 {
-    static const char *const texts[] = { "the cat sat on the mat", "the cat, the hat, the bat", "a  b\tc\nd 12 345 caf\xc3\xa9 \xe4\xbd\xa0\xe5\xa5\xbd", "", " ", "the the the" };
-    tmoe_tokenizer *bytes = tmoe_tokenizer_bytes(ctx), *bpe = tmoe_tokenizer_train(ctx, texts, 6, 280), *again = tmoe_tokenizer_train(ctx, texts, 6, 280);
+    static const char *const texts[] = { "the cat sat on the mat", "the cat, the hat, the bat",
+        "a  b\tc\nd 12 345 caf\xc3\xa9 \xe4\xbd\xa0\xe5\xa5\xbd", "", " ", "the the the" };
+    tmoe_tokenizer *bytes = tmoe_tokenizer_bytes(ctx),
+                   *bpe = tmoe_tokenizer_train(ctx, texts, 6, 280),
+                   *again = tmoe_tokenizer_train(ctx, texts, 6, 280);
     char random[300];
     int i, j;
     CHECK(tmoe_tokenizer_vocabulary(bytes) == 259 && tmoe_tokenizer_vocabulary(bpe) > 262);
-    CHECK(again->merge_count == bpe->merge_count && memcmp(again->merges, bpe->merges, sizeof *bpe->merges * (size_t)bpe->merge_count) == 0);
-    for (i = 0; i < 6; i++) { check_round_trip(bytes, texts[i], strlen(texts[i])); check_round_trip(bpe, texts[i], strlen(texts[i])); }
+    CHECK(again->merge_count == bpe->merge_count
+        && memcmp(again->merges, bpe->merges, sizeof *bpe->merges * (size_t)bpe->merge_count) == 0);
+    for (i = 0; i < 6; i++) {
+        check_round_trip(bytes, texts[i], strlen(texts[i]));
+        check_round_trip(bpe, texts[i], strlen(texts[i]));
+    }
     for (i = 0; i < 200; i++) {
         for (j = 0; j < 300; j++) random[j] = (char)tmoei_random(3, (uint64_t)i, (uint64_t)j);
         check_round_trip(bpe, random, (size_t)(i + 1));
@@ -94,17 +130,22 @@ static void test_tokenizers_round_trip_any_bytes(void)
     tmoe_tokenizer_destroy(again);
 }
 
-/* Merging by hand: "aaab" with merges (a a) then (aa a) then (aaa b): leftmost first, earliest merge first. */
+/* Merging by hand: "aaab" with merges (a a) then (aa a) then (aaa b): leftmost first, earliest
+ * merge first. */
 static void test_bpe_merges_in_order(void)
 {
     const int a = 3 + 'a', b = 3 + 'b';
     tmoe_tokenizer *tokenizer = tmoe_tokenizer_bytes(ctx);
     int ids[16];
     size_t count;
-    CHECK(tmoei_token_add(tokenizer, "aa", 2) && tmoei_token_add(tokenizer, "aaa", 3) && tmoei_token_add(tokenizer, "aaab", 4));
-    CHECK(tmoei_merge_add(tokenizer, a, a, 259) && tmoei_merge_add(tokenizer, 259, a, 260) && tmoei_merge_add(tokenizer, 260, b, 261));
-    CHECK(tmoe_tokenizer_encode(tokenizer, "aaab", 4, 0, ids, 16, &count) == TMOE_OK && count == 1 && ids[0] == 261);
-    CHECK(tmoe_tokenizer_encode(tokenizer, "aaaab", 5, 0, ids, 16, &count) == TMOE_OK && count == 3 && ids[0] == 259 && ids[1] == 259 && ids[2] == b);
+    CHECK(tmoei_token_add(tokenizer, "aa", 2) && tmoei_token_add(tokenizer, "aaa", 3)
+        && tmoei_token_add(tokenizer, "aaab", 4));
+    CHECK(tmoei_merge_add(tokenizer, a, a, 259) && tmoei_merge_add(tokenizer, 259, a, 260)
+        && tmoei_merge_add(tokenizer, 260, b, 261));
+    CHECK(tmoe_tokenizer_encode(tokenizer, "aaab", 4, 0, ids, 16, &count) == TMOE_OK && count == 1
+        && ids[0] == 261);
+    CHECK(tmoe_tokenizer_encode(tokenizer, "aaaab", 5, 0, ids, 16, &count) == TMOE_OK && count == 3
+        && ids[0] == 259 && ids[1] == 259 && ids[2] == b);
     CHECK(tmoe_tokenizer_encode(tokenizer, "aaaa", 4, 0, NULL, 0, &count) == TMOE_OK && count == 2);
     tmoe_tokenizer_destroy(tokenizer);
     CHECK(tmoe_tokenizer_train(ctx, NULL, 0, 100) == NULL && ctx->error == TMOE_ERR_ARGUMENT);
@@ -114,8 +155,11 @@ static void test_bpe_merges_in_order(void)
 /* GPT-2's pattern: where words end. */
 static void test_words_are_cut_as_gpt2_cuts_them(void)
 {
-    static const char *const texts[] = { "it's we'll don't 'twas", "a  b   c ", "x\n\n y", "caf\xc3\xa9 \xe4\xbd\xa0\xe5\xa5\xbd, 12\xc2\xbd!", "...abc123 456" };
-    static const char *const cut[] = { "it|'s| we|'ll| don|'t| '|twas|", "a| | b|  | c| |", "x|\n\n| y|", "caf\xc3\xa9| \xe4\xbd\xa0\xe5\xa5\xbd|,| 12\xc2\xbd|!|", "...|abc|123| 456|" };
+    static const char *const texts[] = { "it's we'll don't 'twas", "a  b   c ", "x\n\n y",
+        "caf\xc3\xa9 \xe4\xbd\xa0\xe5\xa5\xbd, 12\xc2\xbd!", "...abc123 456" };
+    static const char *const cut[] = { "it|'s| we|'ll| don|'t| '|twas|", "a| | b|  | c| |",
+        "x|\n\n| y|", "caf\xc3\xa9| \xe4\xbd\xa0\xe5\xa5\xbd|,| 12\xc2\xbd|!|",
+        "...|abc|123| 456|" };
     tmoe_tokenizer *tokenizer = tmoe_tokenizer_bytes(ctx);
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         char out[200] = "";
@@ -132,7 +176,9 @@ static void test_words_are_cut_as_gpt2_cuts_them(void)
 
 static void test_a_word_of_a_megabyte_is_encoded(void)
 {
-    static const char *const texts[] = { "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa aaaaaaaa aaaaaaaaaa abababababababab" };
+    static const char *const texts[] = {
+        "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa aaaaaaaa aaaaaaaaaa abababababababab"
+    };
     tmoe_tokenizer *bpe = tmoe_tokenizer_train(ctx, texts, 1, 270);
     const size_t n = (size_t)1 << 20;
     char *text = (char *)malloc(n);
@@ -143,12 +189,13 @@ static void test_a_word_of_a_megabyte_is_encoded(void)
     tmoe_tokenizer_destroy(bpe);
 }
 
-/* ---- folders of tasks --------------------------------------------------------------------------------- */
+/* ---- folders of tasks ------------------------------------------------------------------------ */
 static void test_three_files_typed_in_an_editor_are_read(void)
 {
     const char *folder = folder_new();
     tmoe_suite *suite;
-    text_write(folder, "shout_it.tsv", "\xef\xbb\xbfhello\tHELLO\r\nworld\tWORLD\r\nsea\tSEA\r\nsun\tSUN\r\nsky\tSKY\r\n\r\n");
+    text_write(folder, "shout_it.tsv",
+        "\xef\xbb\xbfhello\tHELLO\r\nworld\tWORLD\r\nsea\tSEA\r\nsun\tSUN\r\nsky\tSKY\r\n\r\n");
     text_write(folder, "last letter.tsv", "abc\tc\nxyz\tz\ndef\tf");
     text_write(folder, "capital.tsv", "France\tParis\tCity of Paris\r\nItaly\tRome\r\n\n\n");
     suite = tmoe_suite_load(ctx, folder, NULL);
@@ -160,7 +207,8 @@ static void test_three_files_typed_in_an_editor_are_read(void)
         CHECK_TEXT(suite->tasks[i].train[0].input, "hello");
         CHECK_TEXT(suite->tasks[i].train[3].outputs[0], "SUN");
         CHECK(suite->tasks[i].train_count == 4 && suite->tasks[i].test_count == 1);
-        CHECK(suite->tasks[c].train[0].output_count == 2 && suite->tasks[c].train_count == 1 && suite->tasks[c].test_count == 1);
+        CHECK(suite->tasks[c].train[0].output_count == 2 && suite->tasks[c].train_count == 1
+            && suite->tasks[c].test_count == 1);
         CHECK_TEXT(suite->tasks[c].train[0].outputs[1], "City of Paris");
     }
     tmoe_suite_destroy(suite);
@@ -176,14 +224,17 @@ static void test_tasks_table_and_split_are_read(void)
     text_write(folder, "tasks/a.tsv", "1\tyes\n2\tno\n3\tyes\n4\tno\n5\tyes\n");
     text_write(folder, "tasks/b.tsv", "1\tx\n2\ty\n");
     text_write(folder, "tasks/c.tsv", "1\tx\n2\ty\n");
-    text_write(folder, "tasks.tsv", "metric\tname\tinstruction\tcategory\tlabels\naccuracy\ta\tIs it odd?\tlogic\tyes|no\nexact_match\tb\tName it.\tnames\t\n");
+    text_write(folder, "tasks.tsv",
+        "metric\tname\tinstruction\tcategory\tlabels\naccuracy\ta\tIs it "
+        "odd?\tlogic\tyes|no\nexact_match\tb\tName it.\tnames\t\n");
     text_write(folder, "splits/half.json", "{\"train\": [\"a\"], \"test\": [\"b\"]}");
     suite = tmoe_suite_load(ctx, folder, "half");
     CHECK(suite && suite->count == 2);
     if (suite) {
         CHECK_TEXT(suite->tasks[0].instruction, "Is it odd?");
         CHECK_TEXT(suite->tasks[0].category, "logic");
-        CHECK(suite->tasks[0].metric == TMOE_METRIC_ACCURACY && suite->tasks[0].label_count == 2 && suite->tasks[0].part == TMOE_PART_TRAIN);
+        CHECK(suite->tasks[0].metric == TMOE_METRIC_ACCURACY && suite->tasks[0].label_count == 2
+            && suite->tasks[0].part == TMOE_PART_TRAIN);
         CHECK_TEXT(suite->tasks[0].labels[1], "no");
         CHECK(suite->tasks[1].part == TMOE_PART_TEST);
     }
@@ -200,17 +251,25 @@ static void test_crossfit_and_json_lines_are_read(void)
     text_write(folder, "glue-x/glue-x_16_100_dev.tsv", "f\tg\n");
     text_write(folder, "glue-x/glue-x_16_100_test.tsv", "h\ti\n");
     text_write(folder, "glue-x/glue-x_16_13_train.tsv", "q\tr\n");
-    text_write(folder, "more.jsonl", "{\"task\": \"t\", \"instruction\": \"Do it.\", \"input\": \"1\", \"output\": \"one\"}\n"
-                                     "{\"task\": \"u\", \"input\": \"1\", \"output\": [\"uno\", \"un\"]}\n{\"task\": \"t\", \"input\": \"2\", \"output\": \"two\"}\n");
-    text_write(folder, "tasks.tsv", "name\tmetric\tinstruction\nglue-x\taccuracy\t\nt\trouge_l\tDo that.\nno such task\trouge_l\tNo.\n");
+    text_write(folder, "more.jsonl",
+        "{\"task\": \"t\", \"instruction\": \"Do it.\", \"input\": \"1\", \"output\": \"one\"}\n"
+        "{\"task\": \"u\", \"input\": \"1\", \"output\": [\"uno\", \"un\"]}\n{\"task\": \"t\", "
+        "\"input\": \"2\", \"output\": \"two\"}\n");
+    text_write(folder, "tasks.tsv",
+        "name\tmetric\tinstruction\nglue-x\taccuracy\t\nt\trouge_l\tDo that.\nno such "
+        "task\trouge_l\tNo.\n");
     suite = tmoe_suite_load(ctx, folder, NULL);
     CHECK(suite && suite->count == 3);
-    if (!suite) printf("%s\n", tmoe_error_message(ctx));
+    if (!suite)
+        printf("%s\n", tmoe_error_message(ctx));
     else {
-        const tmoe_task *x = &suite->tasks[tmoe_suite_find(suite, "glue-x")], *t = &suite->tasks[tmoe_suite_find(suite, "t")];
-        CHECK(x->train_count == 3 && x->test_count == 1 && x->train[1].output_count + x->train[0].output_count + x->train[2].output_count == 4);
+        const tmoe_task *x = &suite->tasks[tmoe_suite_find(suite, "glue-x")],
+                        *t = &suite->tasks[tmoe_suite_find(suite, "t")];
+        CHECK(x->train_count == 3 && x->test_count == 1
+            && x->train[1].output_count + x->train[0].output_count + x->train[2].output_count == 4);
         CHECK_TEXT(x->test[0].outputs[0], "i");
-        CHECK(x->metric == TMOE_METRIC_ACCURACY && t->metric == TMOE_METRIC_ROUGE_L);       /* tasks.tsv describes every layout */
+        CHECK(x->metric == TMOE_METRIC_ACCURACY
+            && t->metric == TMOE_METRIC_ROUGE_L); /* tasks.tsv describes every layout */
         CHECK_TEXT(x->instruction, "glue-x");
         CHECK_TEXT(t->instruction, "Do that.");
         CHECK(t->train_count == 1 && t->test_count == 1);
@@ -222,17 +281,23 @@ static void test_crossfit_and_json_lines_are_read(void)
 
 static void test_bad_task_data_is_named_with_file_and_line(void)
 {
-    static const struct { const char *name, *text, *message; tmoe_result result; } bad[] = {
-        { "x.tsv", "a\tb\nno tab here\n", "x.tsv:2: no TAB", TMOE_ERR_DATA },
+    static const struct {
+        const char *name, *text, *message;
+        tmoe_result result;
+    } bad[] = { { "x.tsv", "a\tb\nno tab here\n", "x.tsv:2: no TAB", TMOE_ERR_DATA },
         { "x.tsv", "a\tb\n\nc\td\n", "x.tsv:2: no TAB", TMOE_ERR_DATA },
         { "x.tsv", "a\t\n", "x.tsv:1: the output is empty", TMOE_ERR_DATA },
         { "x.tsv", "\tb\n", "x.tsv:1: the input is empty", TMOE_ERR_DATA },
-        { "x.tsv", "a\tb\nc\td\xff\n", "x.tsv:2: the output is not valid UTF-8 at its byte 2", TMOE_ERR_DATA },
+        { "x.tsv", "a\tb\nc\td\xff\n", "x.tsv:2: the output is not valid UTF-8 at its byte 2",
+            TMOE_ERR_DATA },
         { "x.tsv", "", "task x has no lines", TMOE_ERR_DATA },
-        { "x.jsonl", "{\"task\": \"t\", \"input\": \"1\"}\n", "x.jsonl:1: needs strings", TMOE_ERR_DATA },
+        { "x.jsonl", "{\"task\": \"t\", \"input\": \"1\"}\n", "x.jsonl:1: needs strings",
+            TMOE_ERR_DATA },
         { "x.jsonl", "{\"task\": \"t\"\n", "x.jsonl:1:1:", TMOE_ERR_FORMAT },
-        { "x.jsonl", "{\"task\": \"t\", \"input\": \"1\", \"output\": []}\n", "list of outputs is empty", TMOE_ERR_DATA },
+        { "x.jsonl", "{\"task\": \"t\", \"input\": \"1\", \"output\": []}\n",
+            "list of outputs is empty", TMOE_ERR_DATA },
         { "notes.txt", "hello", "no tasks", TMOE_ERR_DATA } };
+
     size_t i;
     for (i = 0; i < sizeof bad / sizeof *bad; i++) {
         const char *folder = folder_new();
@@ -258,14 +323,20 @@ static void test_bad_task_data_is_named_with_file_and_line(void)
         CHECK_HAS(tmoe_error_message(ctx), "splits/half.json");
         folder_remove(folder);
     }
-    CHECK(tmoe_suite_load(ctx, "build/there is no such folder", NULL) == NULL && tmoe_error(ctx) == TMOE_ERR_FILE);
+    CHECK(tmoe_suite_load(ctx, "build/there is no such folder", NULL) == NULL
+        && tmoe_error(ctx) == TMOE_ERR_FILE);
     CHECK_HAS(tmoe_error_message(ctx), "there is no such folder");
 }
 
 static void test_a_bad_split_is_refused(void)
 {
-    static const struct { const char *text, *message; } bad[] = { { "{\"train\": [\"a\", \"b\", \"c\"]}", "no task called: b; c" }, { "{\"train\": [\"a\", \"a\"]}", "named twice" },
-        { "{\"train\": \"a\"}", "lists of task names" }, { "[1]", "a split is" }, { "{\"train\": [\"a\"]", "JSON" }, { "{\"test\": [7]}", "(not a string)" } };
+    static const struct {
+        const char *text, *message;
+    } bad[] = { { "{\"train\": [\"a\", \"b\", \"c\"]}", "no task called: b; c" },
+        { "{\"train\": [\"a\", \"a\"]}", "named twice" },
+        { "{\"train\": \"a\"}", "lists of task names" }, { "[1]", "a split is" },
+        { "{\"train\": [\"a\"]", "JSON" }, { "{\"test\": [7]}", "(not a string)" } };
+
     size_t i;
     for (i = 0; i < sizeof bad / sizeof *bad; i++) {
         const char *folder = folder_new();
@@ -275,12 +346,13 @@ static void test_a_bad_split_is_refused(void)
         (void)snprintf(path, sizeof path, "%s/split.json", folder);
         CHECK(tmoe_suite_load(ctx, folder, path) == NULL);
         CHECK_HAS(tmoe_error_message(ctx), bad[i].message);
-        CHECK(tmoe_suite_load(ctx, folder, "no such split") == NULL && tmoe_error(ctx) == TMOE_ERR_FILE);
+        CHECK(tmoe_suite_load(ctx, folder, "no such split") == NULL
+            && tmoe_error(ctx) == TMOE_ERR_FILE);
         folder_remove(folder);
     }
 }
 
-/* ---- model files -------------------------------------------------------------------------------------- */
+/* ---- model files ----------------------------------------------------------------------------- */
 static tmoe_model *tiny_model(void)
 {
     tmoe_config c = tmoe_config_default();
@@ -288,8 +360,16 @@ static tmoe_model *tiny_model(void)
     tmoe_model *model;
     tmoe_task task;
     memset(&task, 0, sizeof task);
-    task.name = "t"; task.category = "c"; task.instruction = "Do \"it\".\n";
-    c.D = 4; c.H_encoder = c.H_decoder = 2; c.F_encoder = c.F_decoder = 4; c.encoder_layers = c.decoder_layers = 1; c.E = 2; c.k = 4; c.router_hidden = 4;
+    task.name = "t";
+    task.category = "c";
+    task.instruction = "Do \"it\".\n";
+    c.D = 4;
+    c.H_encoder = c.H_decoder = 2;
+    c.F_encoder = c.F_decoder = 4;
+    c.encoder_layers = c.decoder_layers = 1;
+    c.E = 2;
+    c.k = 4;
+    c.router_hidden = 4;
     c.source_tokens = c.target_tokens = 8;
     model = tmoe_model_create(ctx, &c, tokenizer, &task, 1);
     tmoe_tokenizer_destroy(tokenizer);
@@ -314,7 +394,8 @@ static void test_truncated_and_edited_model_files_are_refused_or_sound(void)
     const char *folder = folder_new();
     char path[128], broken[128];
     tmoe_model *model = tiny_model(), *loaded;
-    static const char *const metadata[5] = { "{\"__metadata__\":{\"a\":\"b\"}}", "{\"__metadata__\":{\"a\":1}}", "{\"__metadata__\":[\"a\"]}", "{\"__metadata__\":null}",
+    static const char *const metadata[5] = { "{\"__metadata__\":{\"a\":\"b\"}}",
+        "{\"__metadata__\":{\"a\":1}}", "{\"__metadata__\":[\"a\"]}", "{\"__metadata__\":null}",
         "{\"__metadata__\":{},\"__metadata__\":{}}" };
     size_t n, i, before, header;
     char *bytes;
@@ -325,11 +406,12 @@ static void test_truncated_and_edited_model_files_are_refused_or_sound(void)
     header = 8 + (size_t)(unsigned char)bytes[0] + 256 * (size_t)(unsigned char)bytes[1];
     CHECK(header % 64 == 0 && header < n);
     before = tmoe_ctx_bytes(ctx, NULL);
-    for (i = 0; i < n; i += i < header + 64 ? 7 : 997) {         /* cut off */
+    for (i = 0; i < n; i += i < header + 64 ? 7 : 997) { /* cut off */
         file_write(folder, "broken.safetensors", bytes, i);
         CHECK(tmoe_model_load(ctx, broken) == NULL && tmoe_error(ctx) == TMOE_ERR_FORMAT);
     }
-    for (i = 0; i < header; i++) {                              /* one bit of the header flipped: an error, or a file that is as sound */
+    for (i = 0; i < header;
+         i++) { /* one bit of the header flipped: an error, or a file that is as sound */
         bytes[i] = (char)(bytes[i] ^ (1 << i % 7));
         file_write(folder, "broken.safetensors", bytes, n);
         loaded = tmoe_model_load(ctx, broken);
@@ -346,13 +428,16 @@ static void test_truncated_and_edited_model_files_are_refused_or_sound(void)
         memcpy(small + 8, metadata[i], n + 1);
         file_write(folder, "broken.safetensors", small, 8 + n);
         CHECK(tmoei_safetensors_open(ctx, &file, broken) == (i ? TMOE_ERR_FORMAT : TMOE_OK));
-        if (i) CHECK_HAS(tmoe_error_message(ctx), "__metadata__ must be one object of strings");
-        else tmoei_safetensors_close(ctx, &file);
+        if (i)
+            CHECK_HAS(tmoe_error_message(ctx), "__metadata__ must be one object of strings");
+        else
+            tmoei_safetensors_close(ctx, &file);
         ctx->error = TMOE_OK;
     }
     CHECK(tmoe_ctx_bytes(ctx, NULL) == before);
     free(bytes);
-    CHECK(tmoe_model_load(ctx, "build/none.safetensors") == NULL && tmoe_error(ctx) == TMOE_ERR_FILE);
+    CHECK(
+        tmoe_model_load(ctx, "build/none.safetensors") == NULL && tmoe_error(ctx) == TMOE_ERR_FILE);
     CHECK(tmoe_model_save(model, "build/no such folder/m.safetensors") == TMOE_ERR_FILE);
     tmoe_model_destroy(model);
     folder_remove(folder);
@@ -366,7 +451,7 @@ static void test_a_failed_save_leaves_the_old_file(void)
     (void)snprintf(path, sizeof path, "%s/model.safetensors", folder);
     (void)snprintf(blocker, sizeof blocker, "%s.tmp", path);
     CHECK(tmoe_model_save(model, path) == TMOE_OK);
-    CHECK(mkdir(blocker, 0777) == 0);                           /* the temporary file cannot be made */
+    CHECK(mkdir(blocker, 0777) == 0); /* the temporary file cannot be made */
     CHECK(tmoe_model_save(model, path) == TMOE_ERR_FILE);
     loaded = tmoe_model_load(ctx, path);
     CHECK(loaded != NULL);
@@ -375,7 +460,7 @@ static void test_a_failed_save_leaves_the_old_file(void)
     folder_remove(folder);
 }
 
-/* ---- metrics ------------------------------------------------------------------------------------------ */
+/* ---- metrics --------------------------------------------------------------------------------- */
 static double score(tmoe_metric metric, const char *prediction, const char *answer)
 {
     tmoe_example example;
@@ -389,55 +474,87 @@ static double score(tmoe_metric metric, const char *prediction, const char *answ
 
 static void test_metrics_by_hand(void)
 {
-    CHECK(score(TMOE_METRIC_EXACT_MATCH, "The  Cat!", "cat") == 1.0 && score(TMOE_METRIC_EXACT_MATCH, "cats", "cat") == 0.0);
-    CHECK(score(TMOE_METRIC_ACCURACY, "YES", "yes") == 1.0 && score(TMOE_METRIC_ACCURACY, "yes!", "yes") == 0.0);
-    CHECK_NEAR(score(TMOE_METRIC_TOKEN_F1, "red apple", "the red big apple tree"), 2.0 * 2 / 6, 1e-12);
+    CHECK(score(TMOE_METRIC_EXACT_MATCH, "The  Cat!", "cat") == 1.0
+        && score(TMOE_METRIC_EXACT_MATCH, "cats", "cat") == 0.0);
+    CHECK(score(TMOE_METRIC_ACCURACY, "YES", "yes") == 1.0
+        && score(TMOE_METRIC_ACCURACY, "yes!", "yes") == 0.0);
+    CHECK_NEAR(score(TMOE_METRIC_TOKEN_F1, "red apple", "the red big apple tree"), 2.0 * 2 / 6,
+        1e-12);
     CHECK_NEAR(score(TMOE_METRIC_ROUGE_L, "a b c d", "a x c d"), 0.75, 1e-7);
 }
 
-static const char *oracles(void) { const char *given = getenv("TMOE_ORACLES"); return given ? given : "../shared/oracles"; }
+static const char *oracles(void)
+{
+    const char *given = getenv("TMOE_ORACLES");
+    return given ? given : "../shared/oracles";
+}
 
 static void test_metrics_against_the_reference(void)
 {
-    static const char *const names[TMOE_METRICS] = { "EM", "ACC", "Classification-F1", "QA-F1", "Rouge-L", "Matthew-Correlation", "Pearson-Correlation" };
+    static const char *const names[TMOE_METRICS] = { "EM", "ACC", "Classification-F1", "QA-F1",
+        "Rouge-L", "Matthew-Correlation", "Pearson-Correlation" };
     char path[512];
     size_t length;
     char *text;
     tmoei_json json;
     int node, cases = 0;
     (void)snprintf(path, sizeof path, "%s/metrics/expected.json", oracles());
-    if (!file_exists(path)) { printf("SKIPPED test_metrics_against_the_reference: %s is not there\n", path); return; }
+    if (!file_exists(path)) {
+        printf("SKIPPED test_metrics_against_the_reference: %s is not there\n", path);
+        return;
+    }
     text = tmoei_read_file(ctx, path, (size_t)1 << 28, &length);
-    for (char *at = text; at && (at = strstr(at, "\"score\": NaN")) != NULL; ) memcpy(at, "\"score\":null", 12);     /* Python's NaN is no JSON */
+    for (char *at = text; at && (at = strstr(at, "\"score\": NaN")) != NULL;)
+        memcpy(at, "\"score\":null", 12); /* Python's NaN is no JSON */
     CHECK(text && tmoei_json_parse(ctx, &json, text, length, path) == TMOE_OK);
-    if (ctx->error != TMOE_OK) { printf("%s\n", tmoe_error_message(ctx)); tmoei_free(ctx, text); return; }
+    if (ctx->error != TMOE_OK) {
+        printf("%s\n", tmoe_error_message(ctx));
+        tmoei_free(ctx, text);
+        return;
+    }
     for (node = json.nodes[0].child; node >= 0; node = json.nodes[node].next, cases++) {
-        const int predictions = tmoei_json_get(&json, node, "predictions"), answers = tmoei_json_get(&json, node, "answers"), n = json.nodes[predictions].count;
-        const double expected = tmoei_json_number(&json, tmoei_json_get(&json, node, "score"), (double)NAN);
-        const char **given = (const char **)malloc(sizeof *given * (size_t)(n + 1)), **accepted = (const char **)malloc(sizeof *accepted * (size_t)(json.count + 1));
+        const int predictions = tmoei_json_get(&json, node, "predictions"),
+                  answers = tmoei_json_get(&json, node, "answers"),
+                  n = json.nodes[predictions].count;
+        const double expected =
+            tmoei_json_number(&json, tmoei_json_get(&json, node, "score"), (double)NAN);
+        const char **given = (const char **)malloc(sizeof *given * (size_t)(n + 1)),
+                   **accepted = (const char **)malloc(sizeof *accepted * (size_t)(json.count + 1));
         tmoe_example *examples = (tmoe_example *)malloc(sizeof *examples * (size_t)(n + 1));
         int i = 0, used = 0, metric, p, a, o;
         double result = -9.0;
         if (!given || !accepted || !examples) exit(3);
-        for (metric = 0; metric < TMOE_METRICS && strcmp(names[metric], json.nodes[tmoei_json_get(&json, node, "metric")].text); metric++) { }
+        for (metric = 0; metric < TMOE_METRICS
+             && strcmp(names[metric], json.nodes[tmoei_json_get(&json, node, "metric")].text);
+             metric++) {}
         CHECK(metric < TMOE_METRICS && n == json.nodes[answers].count);
-        for (p = json.nodes[predictions].child, a = json.nodes[answers].child; p >= 0; p = json.nodes[p].next, a = json.nodes[a].next, i++) {
+        for (p = json.nodes[predictions].child, a = json.nodes[answers].child; p >= 0;
+             p = json.nodes[p].next, a = json.nodes[a].next, i++) {
             given[i] = json.nodes[p].text;
             examples[i].outputs = accepted + used;
             examples[i].output_count = json.nodes[a].count;
-            for (o = json.nodes[a].child; o >= 0; o = json.nodes[o].next) accepted[used++] = json.nodes[o].text;
+            for (o = json.nodes[a].child; o >= 0; o = json.nodes[o].next)
+                accepted[used++] = json.nodes[o].text;
         }
         CHECK(tmoe_score(ctx, (tmoe_metric)metric, given, examples, n, &result) == TMOE_OK);
-        if (!(fabs(result - expected) <= 1e-9) && !(expected != expected && result != result)) { printf("%s case %d: %.12g, expected %.12g\n", names[metric], cases, result, expected); test_failures++; }
-        free(given); free(accepted); free(examples);
+        if (!(fabs(result - expected) <= 1e-9) && !(expected != expected && result != result)) {
+            printf("%s case %d: %.12g, expected %.12g\n", names[metric], cases, result, expected);
+            test_failures++;
+        }
+        free(given);
+        free(accepted);
+        free(examples);
     }
     CHECK(cases > 100);
     tmoei_json_free(ctx, &json);
     tmoei_free(ctx, text);
 }
 
-/* ---- the embedded suite's promises --------------------------------------------------------------------- */
-static int compare_texts(const void *a, const void *b) { return strcmp(*(const char *const *)a, *(const char *const *)b); }
+/* ---- the embedded suite's promises ----------------------------------------------------------- */
+static int compare_texts(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
 
 static void test_suite_test_items_never_occur_in_training(void)
 {
@@ -445,23 +562,32 @@ static void test_suite_test_items_never_occur_in_training(void)
     const char **inputs;
     int t, i, j, n = 0, lists = 0, seen = 0, unseen = 0;
     CHECK(suite != NULL);
-    if (!suite) { printf("%s\n", tmoe_error_message(ctx)); return; }
+    if (!suite) {
+        printf("%s\n", tmoe_error_message(ctx));
+        return;
+    }
     inputs = (const char **)malloc(sizeof *inputs * 100000);
     for (t = 0; t < suite->count; t++) {
         const tmoe_task *task = &suite->tasks[t];
         seen += task->part == TMOE_PART_TRAIN;
         unseen += task->part == TMOE_PART_TEST;
-        CHECK(task->train_count + task->test_count >= 28 && task->test_count == (task->train_count + task->test_count) / 5);
-        for (i = 0; i < task->test_count; i++)                  /* no test line's input is in its own task's training lines */
-            for (j = 0; j < task->train_count; j++) CHECK(strcmp(task->test[i].input, task->train[j].input) != 0);
-        if (task->part == TMOE_PART_TRAIN) for (i = 0; i < task->train_count; i++) inputs[n++] = task->train[i].input;
+        CHECK(task->train_count + task->test_count >= 28
+            && task->test_count == (task->train_count + task->test_count) / 5);
+        for (i = 0; i < task->test_count;
+             i++) /* no test line's input is in its own task's training lines */
+            for (j = 0; j < task->train_count; j++)
+                CHECK(strcmp(task->test[i].input, task->train[j].input) != 0);
+        if (task->part == TMOE_PART_TRAIN)
+            for (i = 0; i < task->train_count; i++) inputs[n++] = task->train[i].input;
     }
     qsort(inputs, (size_t)n, sizeof *inputs, compare_texts);
-    for (t = 0; t < suite->count; t++)                          /* no list or sentence of any test line is in any task's training lines */
+    for (t = 0; t < suite->count;
+         t++) /* no list or sentence of any test line is in any task's training lines */
         for (i = 0; i < suite->tasks[t].test_count; i++) {
             const char *input = suite->tasks[t].test[i].input;
             if (!strchr(input, ',') && !strchr(input, '.') && !strchr(input, '!')) continue;
-            if (strspn(input, "0123456789, ") == strlen(input)) continue;       /* pairs of numbers: unique within their task */
+            if (strspn(input, "0123456789, ") == strlen(input))
+                continue; /* pairs of numbers: unique within their task */
             lists++;
             CHECK(bsearch(&input, inputs, (size_t)n, sizeof *inputs, compare_texts) == NULL);
         }
@@ -470,17 +596,19 @@ static void test_suite_test_items_never_occur_in_training(void)
     tmoe_suite_destroy(suite);
 }
 
-/* Gains against a direct computation; the interval holds the mean and shrinks where all tasks gain alike. */
+/* Gains against a direct computation; the interval holds the mean and shrinks where all tasks gain
+ * alike. */
 static void test_comparing_two_models_over_tasks(void)
 {
     tmoe_ctx *ctx = tmoe_ctx_create(NULL);
-    const double base[6] = { 0.5, 0.25, 0.0, 0.4, (double)NAN, 0.2 }, scores[6] = { 0.6, 0.25, 0.3, 0.2, 0.9, 0.3 };
+    const double base[6] = { 0.5, 0.25, 0.0, 0.4, (double)NAN, 0.2 },
+                 scores[6] = { 0.6, 0.25, 0.3, 0.2, 0.9, 0.3 };
     tmoe_comparison c;
     CHECK(tmoe_compare(ctx, base, scores, 6, 1, &c) == TMOE_OK);
     CHECK_NEAR(c.arg[0], (0.2 + 0.0 - 0.5 + 0.5) / 4, 1e-12);
     CHECK_NEAR(c.difference[0], (0.1 + 0.0 + 0.3 - 0.2 + 0.1) / 5, 1e-12);
     CHECK(c.wins == 3 && c.ties == 1 && c.losses == 1 && c.zero_base == 1 && c.undefined == 1);
-    {   /* a share of a base below 0 would have the wrong sign: such tasks count as those of base 0 */
+    { /* a share of a base below 0 would have the wrong sign: such tasks count as those of base 0 */
         const double below[3] = { -0.5, -0.2, 0.5 }, better[3] = { 0.5, 0.1, 0.6 };
         tmoe_comparison d;
         CHECK(tmoe_compare(ctx, below, better, 3, 1, &d) == TMOE_OK);
@@ -488,26 +616,39 @@ static void test_comparing_two_models_over_tasks(void)
         CHECK_NEAR(d.difference[0], (1.0 + 0.3 + 0.1) / 3, 1e-12);
         CHECK(d.zero_base == 2 && d.wins == 3);
     }
-    CHECK(c.arg[1] < c.arg[0] && c.arg[0] < c.arg[2] && c.difference[1] < c.difference[0] && c.difference[0] < c.difference[2]);
+    CHECK(c.arg[1] < c.arg[0] && c.arg[0] < c.arg[2] && c.difference[1] < c.difference[0]
+        && c.difference[0] < c.difference[2]);
     double many[400], more[400], sum = 0.0, squares = 0.0;
-    for (int i = 0; i < 400; i++) { many[i] = 1.0; more[i] = 1.0 + 0.1 * (double)tmoei_normal(1, 2, (uint64_t)i); }
+    for (int i = 0; i < 400; i++) {
+        many[i] = 1.0;
+        more[i] = 1.0 + 0.1 * (double)tmoei_normal(1, 2, (uint64_t)i);
+    }
     CHECK(tmoe_compare(ctx, many, more, 400, 7, &c) == TMOE_OK);
-    for (int i = 0; i < 400; i++) { sum += more[i] - 1.0; squares += (more[i] - 1.0) * (more[i] - 1.0); }
+    for (int i = 0; i < 400; i++) {
+        sum += more[i] - 1.0;
+        squares += (more[i] - 1.0) * (more[i] - 1.0);
+    }
     const double error = sqrt((squares / 400 - sum / 400 * (sum / 400)) / 400);
-    CHECK_NEAR(c.difference[1], sum / 400 - 1.96 * error, 0.15 * error);    /* the normal interval, at this size */
+    CHECK_NEAR(c.difference[1], sum / 400 - 1.96 * error,
+        0.15 * error); /* the normal interval, at this size */
     CHECK_NEAR(c.difference[2], sum / 400 + 1.96 * error, 0.15 * error);
     const double nothing[1] = { (double)NAN };
-    CHECK(tmoe_compare(ctx, nothing, nothing, 1, 1, &c) == TMOE_OK && c.arg[0] != c.arg[0] && c.undefined == 1);
+    CHECK(tmoe_compare(ctx, nothing, nothing, 1, 1, &c) == TMOE_OK && c.arg[0] != c.arg[0]
+        && c.undefined == 1);
     tmoe_ctx_destroy(ctx);
 }
 
-/* Tasks are resampled in pairs: where every task gains the same, so does every resample, however different the tasks. */
+/* Tasks are resampled in pairs: where every task gains the same, so does every resample, however
+ * different the tasks. */
 static void test_a_gain_that_is_the_same_everywhere_has_no_interval(void)
 {
     const double base[5] = { 0.1, 0.9, 0.3, 0.5, 0.2 };
     double relative[5], absolute[5];
     tmoe_comparison c;
-    for (int i = 0; i < 5; i++) { relative[i] = 1.1 * base[i]; absolute[i] = base[i] + 0.05; }
+    for (int i = 0; i < 5; i++) {
+        relative[i] = 1.1 * base[i];
+        absolute[i] = base[i] + 0.05;
+    }
     CHECK(tmoe_compare(ctx, base, relative, 5, 3, &c) == TMOE_OK);
     for (int i = 0; i < 3; i++) CHECK_NEAR(c.arg[i], 0.1, 1e-9);
     CHECK(c.difference[2] - c.difference[1] > 0.01);
@@ -516,8 +657,9 @@ static void test_a_gain_that_is_the_same_everywhere_has_no_interval(void)
     CHECK(c.arg[2] - c.arg[1] > 0.01);
 }
 
-/* Three tasks have three places for the 1 of a feature, each equally likely in a shuffle: |r| there is as 3, 1 and 2, so p is 1/3, 1 and 2/3. The data as
- * they are count as one of the shuffles: a p is never 0. */
+/* Three tasks have three places for the 1 of a feature, each equally likely in a shuffle: |r| there
+ * is as 3, 1 and 2, so p is 1/3, 1 and 2/3. The data as they are count as one of the shuffles: a p
+ * is never 0. */
 static void test_p_is_the_share_of_all_shuffles(void)
 {
     const float routes[3] = { 5.0f, 1.0f, 0.0f };
@@ -529,38 +671,60 @@ static void test_p_is_the_share_of_all_shuffles(void)
         CHECK(tmoe_route_correlations(ctx, routes, 3, 1, feature, 3000, 1, &r, &p) == TMOE_OK);
         CHECK_NEAR(p, expected[place], 0.04);
         CHECK((r > 0.0) == (place == 0));
-        CHECK(tmoe_route_correlations(ctx, routes, 3, 1, feature, 0, 1, &r, &p) == TMOE_OK && p == 1.0);
+        CHECK(tmoe_route_correlations(ctx, routes, 3, 1, feature, 0, 1, &r, &p) == TMOE_OK
+            && p == 1.0);
     }
-    for (int t = 0; t < 40; t++) { many[t] = (float)t; feature[t] = t < 20 ? 0.0f : 1.0f; }
+    for (int t = 0; t < 40; t++) {
+        many[t] = (float)t;
+        feature[t] = t < 20 ? 0.0f : 1.0f;
+    }
     CHECK(tmoe_route_correlations(ctx, many, 40, 1, feature, 9, 1, &r, &p) == TMOE_OK);
     CHECK_NEAR(p, 0.1, 1e-12);
 }
 
-/* A planted feature is found with a small p, noise is not; p of noise is uniform enough: of 20 noise features at most 4 are below 0.1. */
+/* A planted feature is found with a small p, noise is not; p of noise is uniform enough: of 20
+ * noise features at most 4 are below 0.1. */
 static void test_route_correlations_find_planted_features_only(void)
 {
     enum { N = 40, C = 6 };
+
     tmoe_ctx *ctx = tmoe_ctx_create(NULL);
     float routes[N * C], feature[N];
     double r[C], p[C], x[N], y[N];
     int below = 0;
-    for (int t = 0; t < N; t++) for (int c = 0; c < C; c++)
-        routes[t * C + c] = c == 4 ? 0.25f : tmoei_uniform(tmoei_random(3, 1, (uint64_t)(t * C + c))) + (c == 2 && t % 4 == 0 ? 0.8f : 0.0f);
+    for (int t = 0; t < N; t++)
+        for (int c = 0; c < C; c++)
+            routes[t * C + c] = c == 4 ? 0.25f
+                                       : tmoei_uniform(tmoei_random(3, 1, (uint64_t)(t * C + c)))
+                    + (c == 2 && t % 4 == 0 ? 0.8f : 0.0f);
     for (int t = 0; t < N; t++) feature[t] = t % 4 == 0 ? 1.0f : 0.0f;
     CHECK(tmoe_route_correlations(ctx, routes, N, C, feature, 500, 1, r, p) == TMOE_OK);
-    for (int c = 0; c < C; c++) {                               /* against the definition, cov / (sd sd) */
+    for (int c = 0; c < C; c++) { /* against the definition, cov / (sd sd) */
         double mx = 0.0, my = 0.0, xy = 0.0, xx = 0.0, yy = 0.0;
-        for (int t = 0; t < N; t++) { x[t] = (double)routes[t * C + c]; y[t] = (double)feature[t]; mx += x[t] / N; my += y[t] / N; }
-        for (int t = 0; t < N; t++) { xy += (x[t] - mx) * (y[t] - my); xx += pow(x[t] - mx, 2); yy += pow(y[t] - my, 2); }
-        if (c == 4) CHECK(r[c] != r[c] && p[c] != p[c]);        /* a constant column: undefined, and said so */
-        else CHECK_NEAR(r[c], xy / sqrt(xx * yy), 1e-9);
+        for (int t = 0; t < N; t++) {
+            x[t] = (double)routes[t * C + c];
+            y[t] = (double)feature[t];
+            mx += x[t] / N;
+            my += y[t] / N;
+        }
+        for (int t = 0; t < N; t++) {
+            xy += (x[t] - mx) * (y[t] - my);
+            xx += pow(x[t] - mx, 2);
+            yy += pow(y[t] - my, 2);
+        }
+        if (c == 4)
+            CHECK(r[c] != r[c] && p[c] != p[c]); /* a constant column: undefined, and said so */
+        else
+            CHECK_NEAR(r[c], xy / sqrt(xx * yy), 1e-9);
     }
     CHECK(p[2] < 0.01);
     for (int k = 0; k < 20; k++) {
         double least = 1.0;
-        for (int t = 0; t < N; t++) feature[t] = tmoei_random(9, (uint64_t)k, (uint64_t)t) % 2 ? 1.0f : 0.0f;
+        for (int t = 0; t < N; t++)
+            feature[t] = tmoei_random(9, (uint64_t)k, (uint64_t)t) % 2 ? 1.0f : 0.0f;
         CHECK(tmoe_route_correlations(ctx, routes, N, C, feature, 200, 1, r, p) == TMOE_OK);
-        for (int c = 0; c < C; c++) if (p[c] < least) least = p[c];
+        for (int c = 0; c < C; c++)
+            if (p[c] < least) least = p[c];
         CHECK(least > 0.0);
         below += least < 0.1;
     }
@@ -572,7 +736,8 @@ static void test_route_correlations_find_planted_features_only(void)
 static void test_clustering_of_a_known_tree(void)
 {
     tmoe_ctx *ctx = tmoe_ctx_create(NULL);
-    const float x[10] = { 0, 0, 20, 0, 5, 0, 1, 0, 6.5f, 0 };   /* rows 0: 0, 1: 20, 2: 5, 3: 1, 4: 6.5 */
+    const float x[10] = { 0, 0, 20, 0, 5, 0, 1, 0, 6.5f,
+        0 }; /* rows 0: 0, 1: 20, 2: 5, 3: 1, 4: 6.5 */
     tmoe_join j[4];
     CHECK(tmoe_cluster(ctx, x, 5, 2, j) == TMOE_OK);
     CHECK(j[0].a == 0 && j[0].b == 3 && j[0].size == 2);
@@ -583,35 +748,28 @@ static void test_clustering_of_a_known_tree(void)
     CHECK_NEAR(j[2].height, (5 + 6.5 + 4 + 5.5) / 4, 1e-9);
     CHECK(j[3].size == 5 && ((j[3].a == 7 && j[3].b == 1) || (j[3].a == 1 && j[3].b == 7)));
     CHECK_NEAR(j[3].height, (20 + 15 + 19 + 13.5) / 4, 1e-9);
-    CHECK(tmoe_cluster(ctx, x, 1, 2, j) == TMOE_OK);            /* one task: no joins */
-    const float y[4] = { 0, 1, 3, 10 };                         /* two, then a third: each point counts as one for the fourth */
+    CHECK(tmoe_cluster(ctx, x, 1, 2, j) == TMOE_OK); /* one task: no joins */
+    const float y[4] = { 0, 1, 3,
+        10 }; /* two, then a third: each point counts as one for the fourth */
     CHECK(tmoe_cluster(ctx, y, 4, 1, j) == TMOE_OK && j[1].size == 3 && j[2].size == 4);
     CHECK_NEAR(j[1].height, (3 + 2) / 2.0, 1e-9);
     CHECK_NEAR(j[2].height, (10 + 9 + 7) / 3.0, 1e-9);
     tmoe_ctx_destroy(ctx);
 }
 
-TEST_MAIN("test_data",
-    ctx = tmoe_ctx_create(NULL);
-    RUN(test_json_reads_what_is_json);
-    RUN(test_json_refuses_what_is_not);
-    RUN(test_tokenizers_round_trip_any_bytes);
-    RUN(test_bpe_merges_in_order);
-    RUN(test_words_are_cut_as_gpt2_cuts_them);
-    RUN(test_a_word_of_a_megabyte_is_encoded);
-    RUN(test_three_files_typed_in_an_editor_are_read);
-    RUN(test_tasks_table_and_split_are_read);
-    RUN(test_crossfit_and_json_lines_are_read);
-    RUN(test_bad_task_data_is_named_with_file_and_line);
-    RUN(test_a_bad_split_is_refused);
-    RUN(test_truncated_and_edited_model_files_are_refused_or_sound);
-    RUN(test_a_failed_save_leaves_the_old_file);
-    RUN(test_metrics_by_hand);
-    RUN(test_metrics_against_the_reference);
-    RUN(test_suite_test_items_never_occur_in_training);
-    RUN(test_comparing_two_models_over_tasks);
-    RUN(test_a_gain_that_is_the_same_everywhere_has_no_interval);
-    RUN(test_p_is_the_share_of_all_shuffles);
-    RUN(test_route_correlations_find_planted_features_only);
-    RUN(test_clustering_of_a_known_tree);
-    tmoe_ctx_destroy(ctx);)
+TEST_MAIN("test_data", ctx = tmoe_ctx_create(NULL); RUN(test_json_reads_what_is_json);
+          RUN(test_json_refuses_what_is_not); RUN(test_tokenizers_round_trip_any_bytes);
+          RUN(test_bpe_merges_in_order); RUN(test_words_are_cut_as_gpt2_cuts_them);
+          RUN(test_a_word_of_a_megabyte_is_encoded);
+          RUN(test_three_files_typed_in_an_editor_are_read);
+          RUN(test_tasks_table_and_split_are_read); RUN(test_crossfit_and_json_lines_are_read);
+          RUN(test_bad_task_data_is_named_with_file_and_line); RUN(test_a_bad_split_is_refused);
+          RUN(test_truncated_and_edited_model_files_are_refused_or_sound);
+          RUN(test_a_failed_save_leaves_the_old_file); RUN(test_metrics_by_hand);
+          RUN(test_metrics_against_the_reference);
+          RUN(test_suite_test_items_never_occur_in_training);
+          RUN(test_comparing_two_models_over_tasks);
+          RUN(test_a_gain_that_is_the_same_everywhere_has_no_interval);
+          RUN(test_p_is_the_share_of_all_shuffles);
+          RUN(test_route_correlations_find_planted_features_only);
+          RUN(test_clustering_of_a_known_tree); tmoe_ctx_destroy(ctx);)

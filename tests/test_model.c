@@ -1,4 +1,5 @@
-/* The whole model: gradients with every mix and selection, the two mixes against each other and against a dense model, equal bits. */
+/* The whole model: gradients with every mix and selection, the two mixes against each other and
+ * against a dense model, equal bits. */
 #define TMOE_THREADS
 #define TASKMOE_IMPLEMENTATION
 #include "taskmoe.h"
@@ -12,7 +13,8 @@ static double loss_of(set *s)
     return loss;
 }
 
-/* For every named tensor: the loss along the tensor's own gradient g / |g| must rise by |g|; along a random direction u by <g, u>. */
+/* For every named tensor: the loss along the tensor's own gradient g / |g| must rise by |g|; along
+ * a random direction u by <g, u>. */
 static float expert_regularisation, load_balance;
 
 static void check_model_gradient(const tmoe_config *config, const char *name, int routers_too)
@@ -24,10 +26,13 @@ static void check_model_gradient(const tmoe_config *config, const char *name, in
     float *g, *keep;
     int p, tensors = 0;
     if (!s.trainer) return;
-    for (p = 0; p < s.model->parameter_count; p++) {            /* a router of size 0.02 is all curvature under its layer norms */
+    for (p = 0; p < s.model->parameter_count;
+         p++) { /* a router of size 0.02 is all curvature under its layer norms */
         const tmoei_parameter *parameter = &s.model->parameters[p];
         size_t i;
-        for (i = 0; (parameter->rate == TMOEI_RATE_ROUTER || parameter->rate == TMOEI_RATE_TASKS) && parameter->init_std > 0.0f && i < (size_t)parameter->rows * (size_t)parameter->cols; i++)
+        for (i = 0; (parameter->rate == TMOEI_RATE_ROUTER || parameter->rate == TMOEI_RATE_TASKS)
+             && parameter->init_std > 0.0f && i < (size_t)parameter->rows * (size_t)parameter->cols;
+             i++)
             s.model->theta[parameter->offset + i] *= 5.0f;
     }
     g = (float *)malloc(s.model->size * sizeof(float));
@@ -44,16 +49,27 @@ static void check_model_gradient(const tmoe_config *config, const char *name, in
         double norm = 0.0, along, plus, minus, h;
         size_t i;
         int direction;
-        if (parameter->rate == TMOEI_RATE_NONE || (!routers_too && parameter->rate != TMOEI_RATE_LAYERS && parameter->rate != TMOEI_RATE_SHARED)) continue;
+        if (parameter->rate == TMOEI_RATE_NONE
+            || (!routers_too && parameter->rate != TMOEI_RATE_LAYERS
+                && parameter->rate != TMOEI_RATE_SHARED))
+            continue;
         for (i = 0; i < n; i++) norm += (double)g[at + i] * (double)g[at + i];
         norm = sqrt(norm);
-        if (norm < 1e-3) continue;                              /* k biases: softmax does not see them */
+        if (norm < 1e-3) continue; /* k biases: softmax does not see them */
         for (direction = 0; direction < 2; direction++) {
             double size = 0.0, expected = 0.0;
             float *u = s.trainer->moment1;
-            for (i = 0; i < n; i++) { u[i] = direction ? tmoei_normal(5, (uint64_t)p, i) * (float)norm + g[at + i] : g[at + i]; size += (double)u[i] * (double)u[i]; }
-            for (i = 0; i < n; i++) { u[i] /= (float)sqrt(size); expected += (double)u[i] * (double)g[at + i]; }
-            h = 1e-3 / (norm > 0.1 ? norm : 0.1);               /* moves the loss by some 0.001: far above rounding, still nearly straight */
+            for (i = 0; i < n; i++) {
+                u[i] = direction ? tmoei_normal(5, (uint64_t)p, i) * (float)norm + g[at + i]
+                                 : g[at + i];
+                size += (double)u[i] * (double)u[i];
+            }
+            for (i = 0; i < n; i++) {
+                u[i] /= (float)sqrt(size);
+                expected += (double)u[i] * (double)g[at + i];
+            }
+            /* moves the loss by some 0.001: far above rounding, still nearly straight */
+            h = 1e-3 / (norm > 0.1 ? norm : 0.1);
             for (i = 0; i < n; i++) s.model->theta[at + i] = keep[at + i] + (float)h * u[i];
             plus = loss_of(&s);
             for (i = 0; i < n; i++) s.model->theta[at + i] = keep[at + i] - (float)h * u[i];
@@ -61,7 +77,8 @@ static void check_model_gradient(const tmoe_config *config, const char *name, in
             memcpy(s.model->theta + at, keep + at, n * sizeof(float));
             along = (plus - minus) / (2.0 * h);
             if (!(fabs(along - expected) <= 0.02 * norm + 3e-4)) {
-                printf("%s: %s: along %s the loss rises by %g, the gradient says %g (norm %g)\n", name, parameter->name, direction ? "u" : "g", along, expected, norm);
+                printf("%s: %s: along %s the loss rises by %g, the gradient says %g (norm %g)\n",
+                    name, parameter->name, direction ? "u" : "g", along, expected, norm);
                 test_failures++;
             }
         }
@@ -76,9 +93,11 @@ static void check_model_gradient(const tmoe_config *config, const char *name, in
 
 static void test_gradients_of_every_mix_and_selection(void)
 {
-    static const tmoe_selection selections[] = { TMOE_SELECT_SOFTMAX, TMOE_SELECT_GUMBEL, TMOE_SELECT_STRAIGHT_THROUGH, TMOE_SELECT_AVERAGE,
-                                                 TMOE_SELECT_RANDOM_TASK, TMOE_SELECT_RANDOM_EXAMPLE };
-    static const char *const names[] = { "softmax", "gumbel", "straight-through", "average", "random task", "random example" };
+    static const tmoe_selection selections[] = { TMOE_SELECT_SOFTMAX, TMOE_SELECT_GUMBEL,
+        TMOE_SELECT_STRAIGHT_THROUGH, TMOE_SELECT_AVERAGE, TMOE_SELECT_RANDOM_TASK,
+        TMOE_SELECT_RANDOM_EXAMPLE };
+    static const char *const names[] = { "softmax", "gumbel", "straight-through", "average",
+        "random task", "random example" };
     int mix, s;
     for (mix = 0; mix < 2; mix++)
         for (s = 0; s < 6; s++) {
@@ -90,7 +109,9 @@ static void test_gradients_of_every_mix_and_selection(void)
             c.router = TMOE_ROUTER_LINEAR_LAYER_SPECIFIC;
             c.vectors = TMOE_VECTOR_LEARNED;
             (void)snprintf(name, sizeof name, "%s %s", mix ? "OUTPUT" : "PARAM", names[s]);
-            check_model_gradient(&c, name, selections[s] != TMOE_SELECT_STRAIGHT_THROUGH);    /* its router gradient is biased by design */
+            check_model_gradient(&c, name,
+                selections[s]
+                    != TMOE_SELECT_STRAIGHT_THROUGH); /* its router gradient is biased by design */
         }
 }
 
@@ -141,7 +162,8 @@ static void test_gradients_of_expert_regularisation_and_load_balance(void)
 
 static void test_a_disabled_expert_gets_no_weight(void)
 {
-    tmoe_selection kinds[4] = { TMOE_SELECT_SOFTMAX, TMOE_SELECT_AVERAGE, TMOE_SELECT_STRAIGHT_THROUGH, TMOE_SELECT_RANDOM_TASK };
+    tmoe_selection kinds[4] = { TMOE_SELECT_SOFTMAX, TMOE_SELECT_AVERAGE,
+        TMOE_SELECT_STRAIGHT_THROUGH, TMOE_SELECT_RANDOM_TASK };
     for (int k = 0; k < 4; k++) {
         tmoe_config c = small_config();
         tmoe_training training = small_training();
@@ -150,9 +172,12 @@ static void test_a_disabled_expert_gets_no_weight(void)
         c.random_n = 1;
         set s = make(1, &c, &training);
         if (!s.trainer) return;
-        CHECK(tmoe_route(s.model, 99, route) == TMOE_ERR_ARGUMENT && tmoe_error(s.model->ctx) == TMOE_ERR_ARGUMENT);
-        CHECK(tmoe_expert_disable(s.model, 1, 0, 1) == TMOE_OK && tmoe_error(s.model->ctx) == TMOE_OK);
-        CHECK(tmoe_route_unseen(s.model, "something new", TMOE_ZERO_SHOT_AVERAGE, route) == TMOE_OK);
+        CHECK(tmoe_route(s.model, 99, route) == TMOE_ERR_ARGUMENT
+            && tmoe_error(s.model->ctx) == TMOE_ERR_ARGUMENT);
+        CHECK(tmoe_expert_disable(s.model, 1, 0, 1) == TMOE_OK
+            && tmoe_error(s.model->ctx) == TMOE_OK);
+        CHECK(
+            tmoe_route_unseen(s.model, "something new", TMOE_ZERO_SHOT_AVERAGE, route) == TMOE_OK);
         CHECK(route[c.E] == 0.0f);
         for (int e = 1; e < c.E; e++) CHECK_NEAR(route[c.E + e], 1.0 / (c.E - 1), 1e-6);
         CHECK(tmoe_route(s.model, 0, route) == TMOE_OK);
@@ -160,11 +185,13 @@ static void test_a_disabled_expert_gets_no_weight(void)
         for (int e = 0; e < c.E; e++) sum += route[c.E + e];
         CHECK_NEAR(sum, 1.0, 1e-5);
         CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
-        CHECK(s.trainer->use[c.E] == 0.0f);                    /* in training, too */
+        CHECK(s.trainer->use[c.E] == 0.0f); /* in training, too */
         for (int e = 1; e + 1 < c.E; e++) CHECK(tmoe_expert_disable(s.model, 1, e, 1) == TMOE_OK);
-        for (int t = 0; t < tmoe_model_task_count(s.model); t++)                        /* whatever a task had, it has the last one now */
+        for (int t = 0; t < tmoe_model_task_count(s.model);
+             t++) /* whatever a task had, it has the last one now */
             CHECK(tmoe_route(s.model, t, route) == TMOE_OK && route[2 * c.E - 1] == 1.0f);
-        CHECK(tmoe_expert_disable(s.model, 1, c.E - 1, 1) == TMOE_ERR_ARGUMENT);       /* the last one stays */
+        CHECK(tmoe_expert_disable(s.model, 1, c.E - 1, 1)
+            == TMOE_ERR_ARGUMENT); /* the last one stays */
         CHECK(tmoe_expert_disable(s.model, 99, 0, 1) == TMOE_ERR_ARGUMENT);
         CHECK(tmoe_expert_disable(s.model, 1, 0, 0) == TMOE_OK);
         CHECK(tmoe_route(s.model, 0, route) == TMOE_OK && (k >= 2 || route[c.E] > 0.0f));
@@ -187,7 +214,7 @@ static void test_exploration_leaves_disabled_experts_alone(void)
         CHECK_NEAR(s.trainer->use[c.E] + s.trainer->use[c.E + 2], 1.0, 1e-5);
         most = s.trainer->use[1] > most ? s.trainer->use[1] : most;
     }
-    CHECK(most > 0.0f);                                         /* in the other layer it is explored */
+    CHECK(most > 0.0f); /* in the other layer it is explored */
     unmake(&s);
 }
 
@@ -209,7 +236,10 @@ static void test_random_routes_are_drawn_for_each_example(void)
             CHECK(quarters == roundf(quarters));
             parts += quarters > 0.0f && quarters < 4.0f;
         }
-        if (i == 0) memcpy(first, s.trainer->use, sizeof first); else several += memcmp(first, s.trainer->use, sizeof first) != 0;
+        if (i == 0)
+            memcpy(first, s.trainer->use, sizeof first);
+        else
+            several += memcmp(first, s.trainer->use, sizeof first) != 0;
     }
     CHECK(parts > 8 && several > 4);
     unmake(&s);
@@ -225,15 +255,17 @@ static void test_tuning_the_experts_leaves_other_layers_alone(void)
     if (!s.trainer) return;
     c.E = 1;
     training.train = TMOE_TRAIN_LAYERS;
-    tmoe_model *model = tmoe_model_derive(s.ctx, s.model, route, &c, s.suite->tasks, s.suite->count);
+    tmoe_model *model =
+        tmoe_model_derive(s.ctx, s.model, route, &c, s.suite->tasks, s.suite->count);
     tmoe_trainer *trainer = model ? tmoe_trainer_create(model, s.suite, &training) : NULL;
     CHECK(trainer != NULL);
     if (trainer) {
         float *before = (float *)malloc(model->size * sizeof(float));
         memcpy(before, model->theta, model->size * sizeof(float));
         tmoei_train_experts_only(trainer, s.model);
-        for (int i = 0; i < trainer->update_count; i++) {       /* each piece of the block once */
-            CHECK(trainer->updates[i].offset - model->layers[1].block < model->layers[1].block_size);
+        for (int i = 0; i < trainer->update_count; i++) { /* each piece of the block once */
+            CHECK(
+                trainer->updates[i].offset - model->layers[1].block < model->layers[1].block_size);
             CHECK(i == 0 || trainer->updates[i].offset > trainer->updates[i - 1].offset);
         }
         for (int i = 0; i < 3; i++) CHECK(tmoe_step(trainer, NULL) == TMOE_OK);
@@ -241,7 +273,9 @@ static void test_tuning_the_experts_leaves_other_layers_alone(void)
             in_expert = i - model->layers[1].block < model->layers[1].block_size;
             if (!in_expert) CHECK(before[i] == model->theta[i]);
         }
-        CHECK(memcmp(before + model->layers[1].block, model->theta + model->layers[1].block, model->layers[1].block_size * sizeof(float)) != 0);
+        CHECK(memcmp(before + model->layers[1].block, model->theta + model->layers[1].block,
+                  model->layers[1].block_size * sizeof(float))
+            != 0);
         free(before);
     }
     tmoe_trainer_destroy(trainer);
@@ -263,7 +297,8 @@ static void test_both_mixes_agree_on_one_hot_routes(void)
     a = logits_of(&p, route, &n);
     b = logits_of(&o, route, &n);
     for (i = 0; i < n; i++) CHECK_NEAR(a[i], b[i], 1e-5);
-    free(a); free(b);
+    free(a);
+    free(b);
     unmake(&p);
     unmake(&o);
 }
@@ -283,21 +318,27 @@ static void test_param_mix_is_the_dense_model_of_its_merged_blocks(void)
     dense = make(1, &c, &t);
     a = logits_of(&moe, route, &n);
     for (l = 0; l < TMOEI_SHARED; l++)
-        memcpy(dense.model->theta + dense.model->parameters[l].offset, moe.model->theta + moe.model->parameters[l].offset,
-               (size_t)moe.model->parameters[l].rows * (size_t)moe.model->parameters[l].cols * sizeof(float));
+        memcpy(dense.model->theta + dense.model->parameters[l].offset,
+            moe.model->theta + moe.model->parameters[l].offset,
+            (size_t)moe.model->parameters[l].rows * (size_t)moe.model->parameters[l].cols
+                * sizeof(float));
     for (l = 0; l < moe.model->L; l++) {
         CHECK(moe.model->layers[l].block_size == dense.model->layers[l].block_size);
-        memcpy(dense.model->theta + dense.model->layers[l].block, moe.model->blocks[l], moe.model->layers[l].block_size * sizeof(float));
+        memcpy(dense.model->theta + dense.model->layers[l].block, moe.model->blocks[l],
+            moe.model->layers[l].block_size * sizeof(float));
     }
     b = logits_of(&dense, NULL, &m);
     CHECK(n == m && n > 0 && memcmp(a, b, n * sizeof(float)) == 0);
-    free(a); free(b);
+    free(a);
+    free(b);
     unmake(&moe);
     unmake(&dense);
 }
 
-/* Routes in evaluation carry no noise: asked twice they are equal, and they are what decoding uses (faults 1 and 2). */
-/* A task cut out of a mixture is a dense model with the same numbers; a dense model upcycled without noise is the dense model. */
+/* Routes in evaluation carry no noise: asked twice they are equal, and they are what decoding uses
+ * (faults 1 and 2). */
+/* A task cut out of a mixture is a dense model with the same numbers; a dense model upcycled
+ * without noise is the dense model. */
 static void test_derived_models_compute_what_they_came_from(void)
 {
     for (int kind = 0; kind < 2; kind++) {
@@ -313,7 +354,8 @@ static void test_derived_models_compute_what_they_came_from(void)
         a = logits_of(&s, NULL, &n);
         dense = c;
         dense.E = 1;
-        tmoe_model *mixture = s.model, *cut = tmoe_model_derive(s.ctx, s.model, route, &dense, s.suite->tasks, 1);
+        tmoe_model *mixture = s.model,
+                   *cut = tmoe_model_derive(s.ctx, s.model, route, &dense, s.suite->tasks, 1);
         CHECK(cut && cut->R == 0);
         d = s;
         d.model = cut;
@@ -328,13 +370,18 @@ static void test_derived_models_compute_what_they_came_from(void)
         d.model = up;
         a = logits_of(&d, NULL, &m);
         for (size_t i = 0; a && b && i < n; i++) CHECK_NEAR(a[i], b[i], 1e-5);
-        free(a); free(b);
-        tmoe_model *same = tmoe_model_derive(s.ctx, mixture, NULL, NULL, s.suite->tasks, s.suite->count);
-        CHECK(same && memcmp(same->theta, mixture->theta, same->size * sizeof(float)) == 0 && same->step == mixture->step);
+        free(a);
+        free(b);
+        tmoe_model *same =
+            tmoe_model_derive(s.ctx, mixture, NULL, NULL, s.suite->tasks, s.suite->count);
+        CHECK(same && memcmp(same->theta, mixture->theta, same->size * sizeof(float)) == 0
+            && same->step == mixture->step);
         c.D = 32;
         CHECK(tmoe_model_derive(s.ctx, mixture, NULL, &c, s.suite->tasks, s.suite->count) == NULL);
         CHECK_HAS(tmoe_error_message(s.ctx), "must stay");
-        tmoe_model_destroy(cut); tmoe_model_destroy(up); tmoe_model_destroy(same);
+        tmoe_model_destroy(cut);
+        tmoe_model_destroy(up);
+        tmoe_model_destroy(same);
         unmake(&s);
     }
 }
@@ -350,34 +397,58 @@ static void test_two_stages_keep_the_router_and_sharpen(void)
     one.steps = 30;
     two.steps = 40;
     tmoe_model *model = tmoe_train_two_stages(ctx, suite, NULL, &c, &one, &two);
-    if (!model) { printf("%s\n", tmoe_error_message(ctx)); CHECK(model != NULL); return; }
-    CHECK_NEAR(tmoe_model_temperature(model), 1.0, 1e-6);      /* 300 at its start */
+    if (!model) {
+        printf("%s\n", tmoe_error_message(ctx));
+        CHECK(model != NULL);
+        return;
+    }
+    CHECK_NEAR(tmoe_model_temperature(model), 1.0, 1e-6); /* 300 at its start */
     c.selection = TMOE_SELECT_STRAIGHT_THROUGH;
-    c.temperature = 2.0f; c.temperature_min = 0.1f; c.temperature_decay = (float)(log(20.0) * 3.0 / 30);
+    c.temperature = 2.0f;
+    c.temperature_min = 0.1f;
+    c.temperature_decay = (float)(log(20.0) * 3.0 / 30);
     tmoe_model *first = tmoe_train_from(ctx, suite, NULL, NULL, &c, &one);
     CHECK(first != NULL);
     for (int t = 0; first && t < 3; t++) {
         CHECK(tmoe_route(model, t, a) == TMOE_OK && tmoe_route(first, t, b) == TMOE_OK);
-        for (int i = 0; i < 6; i++) if (b[i] == 1.0f) for (int e = i / 3 * 3; e < i / 3 * 3 + 3; e++) CHECK(a[i] >= a[e]);    /* the same experts lead */
+        for (int i = 0; i < 6; i++)
+            if (b[i] == 1.0f)
+                for (int e = i / 3 * 3; e < i / 3 * 3 + 3; e++)
+                    CHECK(a[i] >= a[e]); /* the same experts lead */
     }
-    const size_t router = model->parameters[model->router_parameter].offset, n = model->vectors - router;
-    CHECK(first && memcmp(model->theta + router, first->theta + router, n * sizeof(float)) == 0);    /* bit for bit: frozen */
-    CHECK(first && memcmp(model->theta + model->vectors, first->theta + first->vectors, 3 * 16 * sizeof(float)) == 0);
+    const size_t router = model->parameters[model->router_parameter].offset,
+                 n = model->vectors - router;
+    CHECK(first
+        && memcmp(model->theta + router, first->theta + router, n * sizeof(float))
+            == 0); /* bit for bit: frozen */
+    CHECK(first
+        && memcmp(model->theta + model->vectors, first->theta + first->vectors,
+               3 * 16 * sizeof(float))
+            == 0);
     CHECK(first && memcmp(model->theta, first->theta, 1000 * sizeof(float)) != 0);
     one.train = TMOE_TRAIN_LAYERS;
-    tmoe_model *again = first ? tmoe_train_from(ctx, suite, first, model, &c, &one) : NULL;    /* one's layers, the other's router */
+    tmoe_model *again = first ? tmoe_train_from(ctx, suite, first, model, &c, &one)
+                              : NULL; /* one's layers, the other's router */
     CHECK(again && memcmp(again->theta + router, model->theta + router, n * sizeof(float)) == 0);
-    CHECK(again && memcmp(again->theta, first->theta, 1000 * sizeof(float)) == 0 && memcmp(again->theta + again->layers[0].block, first->theta + first->layers[0].block, 1000 * sizeof(float)) != 0);
+    CHECK(again && memcmp(again->theta, first->theta, 1000 * sizeof(float)) == 0
+        && memcmp(again->theta + again->layers[0].block, first->theta + first->layers[0].block,
+               1000 * sizeof(float))
+            != 0);
     tmoe_model_destroy(again);
-    tmoe_model_destroy(first); tmoe_model_destroy(model); tmoe_suite_destroy(suite); tmoe_ctx_destroy(ctx);
+    tmoe_model_destroy(first);
+    tmoe_model_destroy(model);
+    tmoe_suite_destroy(suite);
+    tmoe_ctx_destroy(ctx);
 }
 
-/* The likelihood of each label by itself, from a pass without the ranking code's packing of many labels. */
+/* The likelihood of each label by itself, from a pass without the ranking code's packing of many
+ * labels. */
 static void test_ranking_takes_the_most_likely_label(void)
 {
     tmoe_config c = small_config();
     tmoe_training training = small_training();
-    static const char *const labels[3] = { "#", "ANT", "no" }, *const inputs[3] = { "ant", "bee", "cat" };
+    static const char *const labels[3] = { "#", "ANT", "no" },
+                             *const inputs[3] = { "ant", "bee", "cat" };
     int chosen[3], differ = 0;
     set s = make(1, &c, &training);
     if (!s.trainer) return;
@@ -398,15 +469,30 @@ static void test_ranking_takes_the_most_likely_label(void)
                 int positions[64], tids[16], tpositions[16], soff[2] = { 0, 0 }, toff[2] = { 0, 0 };
                 size_t count;
                 double sum = 0.0;
-                CHECK(tmoei_encode_source(s.model->tokenizer, task.instruction, inputs[i], 0, ids, 64, &count) == TMOE_OK);
+                CHECK(tmoei_encode_source(s.model->tokenizer, task.instruction, inputs[i], 0, ids,
+                          64, &count)
+                    == TMOE_OK);
                 for (int j = 0; j < 64; j++) positions[j] = j;
-                memset(&source, 0, sizeof source); memset(&target, 0, sizeof target);
-                source.ids = ids; source.positions = positions; source.offsets = soff; source.sequences = 1; source.tokens = soff[1] = (int)count;
+                memset(&source, 0, sizeof source);
+                memset(&target, 0, sizeof target);
+                source.ids = ids;
+                source.positions = positions;
+                source.offsets = soff;
+                source.sequences = 1;
+                source.tokens = soff[1] = (int)count;
                 const int n = (int)strlen(labels[l]) + 1;
-                for (int j = 0; j < n; j++) { tids[j] = j ? 3 + labels[l][j - 1] : 2; tpositions[j] = j; }
-                target.ids = tids; target.positions = tpositions; target.offsets = toff; target.sequences = 1; target.tokens = toff[1] = n;
+                for (int j = 0; j < n; j++) {
+                    tids[j] = j ? 3 + labels[l][j - 1] : 2;
+                    tpositions[j] = j;
+                }
+                target.ids = tids;
+                target.positions = tpositions;
+                target.offsets = toff;
+                target.sequences = 1;
+                target.tokens = toff[1] = n;
                 CHECK(tmoei_evaluation_pass(s.model, 0, NULL, s.model->tape, &pass) == TMOE_OK);
-                const tmoe_tensor *h = tmoei_head(&pass, tmoei_decode(&pass, &target, tmoei_encode(&pass, &source), &source));
+                const tmoe_tensor *h = tmoei_head(&pass,
+                    tmoei_decode(&pass, &target, tmoei_encode(&pass, &source), &source));
                 for (int j = 0; h && j < n; j++) {
                     double z = 0.0;
                     const float *x = h->x + j * s.model->V;
@@ -414,21 +500,27 @@ static void test_ranking_takes_the_most_likely_label(void)
                     sum += (double)x[j + 1 < n ? 3 + labels[l][j] : 2] - log(z);
                 }
                 if (normalised) sum /= n;
-                if (sum > best) { best = sum; expected = l; }
+                if (sum > best) {
+                    best = sum;
+                    expected = l;
+                }
             }
             CHECK(chosen[i] == expected);
             differ |= normalised && expected != 0;
         }
     }
-    CHECK(differ);                                              /* the mean does not favour the shortest label */
+    CHECK(differ); /* the mean does not favour the shortest label */
     unmake(&s);
 }
 
-/* Few-shot adaptation: the sample is balanced, the model stays as it is, any number of threads gives the same numbers. */
+/* Few-shot adaptation: the sample is balanced, the model stays as it is, any number of threads
+ * gives the same numbers. */
 static void test_few_shot_adapts_a_copy_and_threads_do_not_matter(void)
 {
-    static const char *const inputs[16] = { "ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay", "kite", "lark", "mole", "newt", "owl", "pig" };
-    static const char *const outputs[16] = { "no", "yes", "no", "yes", "yes", "no", "no", "yes", "yes", "no", "yes", "no", "yes", "no", "no", "yes" };
+    static const char *const inputs[16] = { "ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen",
+        "ibis", "jay", "kite", "lark", "mole", "newt", "owl", "pig" };
+    static const char *const outputs[16] = { "no", "yes", "no", "yes", "yes", "no", "no", "yes",
+        "yes", "no", "yes", "no", "yes", "no", "no", "yes" };
     static const char *const labels[2] = { "yes", "no" };
     double tests[2][3];
     for (int threads = 1; threads <= 2; threads++) {
@@ -442,18 +534,28 @@ static void test_few_shot_adapts_a_copy_and_threads_do_not_matter(void)
         int order[16], yes = 0;
         if (!s.trainer) return;
         for (int i = 0; i < 4; i++) CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
-        CHECK(tmoe_suite_add(s.suite, "vowel", "letters", "Does it end in a vowel?", TMOE_METRIC_EXACT_MATCH, TMOE_PART_TEST, inputs, outputs, 16, 4) == TMOE_OK);
+        CHECK(tmoe_suite_add(s.suite, "vowel", "letters", "Does it end in a vowel?",
+                  TMOE_METRIC_EXACT_MATCH, TMOE_PART_TEST, inputs, outputs, 16, 4)
+            == TMOE_OK);
         tmoe_task *task = &s.suite->tasks[3];
         task->labels = labels;
         task->label_count = 2;
-        f.steps = 12; f.evaluate_every_steps = 5; f.shots_per_label = 2; f.batch_sizes[0] = 1; f.batch_size_count = 2;
+        f.steps = 12;
+        f.evaluate_every_steps = 5;
+        f.shots_per_label = 2;
+        f.batch_sizes[0] = 1;
+        f.batch_size_count = 2;
         memset(&job, 0, sizeof job);
-        job.task = task; job.how = &f; job.lines = lines;
+        job.task = task;
+        job.how = &f;
+        job.lines = lines;
         tmoei_few_shot_sample(&job, order, dev);
         CHECK(job.train_count == 4 && job.dev_count == 4);
         for (int i = 0; i < 4; i++) yes += !strcmp(lines[i].outputs[0], "yes");
         CHECK(yes == 2);
-        for (int i = 0; i < 8; i++) for (int j = 0; j < i; j++) CHECK(lines[i].input != lines[j].input);    /* train and dev are apart */
+        for (int i = 0; i < 8; i++)
+            for (int j = 0; j < i; j++)
+                CHECK(lines[i].input != lines[j].input); /* train and dev are apart */
         float *before = (float *)malloc(s.model->size * sizeof(float));
         memcpy(before, s.model->theta, s.model->size * sizeof(float));
         for (int tune = 0; tune < 3; tune++) {
@@ -461,7 +563,8 @@ static void test_few_shot_adapts_a_copy_and_threads_do_not_matter(void)
             CHECK(tmoe_few_shot_run(s.model, task, &f, &r) == TMOE_OK);
             if (s.ctx->error) printf("%s\n", tmoe_error_message(s.ctx));
             CHECK(r.train_count == 4 && r.dev_count == 4 && r.dev >= 0.0 && r.dev <= 1.0);
-            tests[threads - 1][tune] = r.dev + 2.0 * r.test + 4.0 * (double)r.learning_rate + r.batch_size;
+            tests[threads - 1][tune] =
+                r.dev + 2.0 * r.test + 4.0 * (double)r.learning_rate + r.batch_size;
         }
         CHECK(memcmp(before, s.model->theta, s.model->size * sizeof(float)) == 0);
         f.steps = 0;
@@ -479,21 +582,30 @@ static void test_few_shot_learns_the_task(void)
     set s = make(1, &c, &training);
     tmoe_few_shot f = tmoe_few_shot_default();
     tmoe_few_shot_result r;
-    static const char *const inputs[12] = { "a", "b", "c", "d", "e", "f", "g", "h", "a", "b", "c", "d" }, *const outputs[12] = { "z", "z", "z", "z", "z", "z", "z", "z", "z", "z", "z", "z" };
+    static const char *const inputs[12] = { "a", "b", "c", "d", "e", "f", "g", "h", "a", "b", "c",
+        "d" },
+                             *const outputs[12] = { "z", "z", "z", "z", "z", "z", "z", "z", "z",
+                                 "z", "z", "z" };
     if (!s.trainer) return;
-    CHECK(tmoe_suite_add(s.suite, "zzz", "letters", "Say z.", TMOE_METRIC_EXACT_MATCH, TMOE_PART_TEST, inputs, outputs, 12, 4) == TMOE_OK);
-    f.steps = 60; f.evaluate_every_steps = 20; f.learning_rates[0] = 1e-2f; f.learning_rate_count = f.batch_size_count = 1;
+    CHECK(tmoe_suite_add(s.suite, "zzz", "letters", "Say z.", TMOE_METRIC_EXACT_MATCH,
+              TMOE_PART_TEST, inputs, outputs, 12, 4)
+        == TMOE_OK);
+    f.steps = 60;
+    f.evaluate_every_steps = 20;
+    f.learning_rates[0] = 1e-2f;
+    f.learning_rate_count = f.batch_size_count = 1;
     CHECK(tmoe_few_shot_run(s.model, &s.suite->tasks[3], &f, &r) == TMOE_OK);
     CHECK(r.dev == 1.0 && r.test == 1.0);
     f.steps = f.evaluate_every_steps = 1;
     CHECK(tmoe_few_shot_run(s.model, &s.suite->tasks[3], &f, &r) == TMOE_OK);
-    CHECK(r.test == 0.0);                                       /* so it was learned, not known before */
+    CHECK(r.test == 0.0); /* so it was learned, not known before */
     unmake(&s);
 }
 
 static void test_evaluation_routes_are_free_of_noise(void)
 {
-    static const tmoe_selection selections[] = { TMOE_SELECT_GUMBEL, TMOE_SELECT_STRAIGHT_THROUGH, TMOE_SELECT_RANDOM_TASK, TMOE_SELECT_RANDOM_EXAMPLE };
+    static const tmoe_selection selections[] = { TMOE_SELECT_GUMBEL, TMOE_SELECT_STRAIGHT_THROUGH,
+        TMOE_SELECT_RANDOM_TASK, TMOE_SELECT_RANDOM_EXAMPLE };
     int s, i;
     for (s = 0; s < 4; s++) {
         tmoe_config c = small_config();
@@ -514,7 +626,8 @@ static void test_evaluation_routes_are_free_of_noise(void)
     }
 }
 
-static void train_bits(int threads, const tmoe_config *c, const tmoe_training *t, int steps, float **theta, size_t *size)
+static void train_bits(int threads, const tmoe_config *c, const tmoe_training *t, int steps,
+    float **theta, size_t *size)
 {
     set s = make(threads, c, t);
     int i;
@@ -534,7 +647,7 @@ static void test_one_two_and_four_threads_give_the_same_bits(void)
         float *first, *other;
         size_t size, again;
         c.mix = (tmoe_mix)mix;
-        c.D = 64;                                               /* large enough for several chunks */
+        c.D = 64; /* large enough for several chunks */
         c.F_encoder = c.F_decoder = 256;
         t.dropout = 0.1f;
         train_bits(1, &c, &t, 4, &first, &size);
@@ -568,9 +681,10 @@ static void test_resuming_gives_the_same_bits(void)
         CHECK(tmoe_trainer_save(a.trainer, path) == TMOE_OK);
         unmake(&a);
         b = make(1, &c, &t);
-        for (size_t j = 0; j < b.model->size; j++) b.model->theta[j] += 0.5f;      /* other weights at first: all must come from the file */
+        for (size_t j = 0; j < b.model->size; j++)
+            b.model->theta[j] += 0.5f; /* other weights at first: all must come from the file */
         CHECK(tmoe_trainer_load(b.trainer, path) == TMOE_OK);
-        CHECK_NEAR(tmoe_model_temperature(b.model), 2.0 * exp(-0.1 * stop), 1e-6);     /* fault 3 */
+        CHECK_NEAR(tmoe_model_temperature(b.model), 2.0 * exp(-0.1 * stop), 1e-6); /* fault 3 */
         for (i = stop; i < 6; i++) CHECK(tmoe_step(b.trainer, NULL) == TMOE_OK);
         CHECK(b.model->size == size && memcmp(b.model->theta, whole, size * sizeof(float)) == 0);
         unmake(&b);
@@ -594,8 +708,10 @@ static void test_saved_and_loaded_model_answers_the_same(void)
     loaded = tmoe_model_load(s.ctx, path);
     CHECK(loaded != NULL);
     if (loaded) {
-        CHECK(loaded->size == s.model->size && memcmp(loaded->theta, s.model->theta, loaded->size * sizeof(float)) == 0);
-        CHECK(memcmp(&loaded->config, &s.model->config, sizeof loaded->config) == 0 && loaded->step == 8);
+        CHECK(loaded->size == s.model->size
+            && memcmp(loaded->theta, s.model->theta, loaded->size * sizeof(float)) == 0);
+        CHECK(memcmp(&loaded->config, &s.model->config, sizeof loaded->config) == 0
+            && loaded->step == 8);
         CHECK_TEXT(tmoe_model_task(loaded, 2)->name, "twice");
         CHECK(tmoe_answer(s.model, "Give the last letter.", "lamp", one, sizeof one) == TMOE_OK);
         CHECK(tmoe_answer(loaded, "Give the last letter.", "lamp", two, sizeof two) == TMOE_OK);
@@ -618,8 +734,13 @@ static void test_an_instruction_that_is_not_read_does_not_change_an_answer(void)
     set s = make(1, &c, &training);
     if (!s.trainer) return;
     CHECK(tmoe_answer(s.model, "upper", "lamp", one, sizeof one) == TMOE_OK);
-    CHECK(tmoe_answer(s.model, "An instruction that is much too long for the few tokens that this small model can read, were it to read it at all, "
-                      "which it must not, because its configuration says that the encoder reads the input alone.", "lamp", two, sizeof two) == TMOE_OK);
+    CHECK(tmoe_answer(s.model,
+              "An instruction that is much too long for the few tokens that this small model can "
+              "read, were it to read it at all, "
+              "which it must not, because its configuration says that the encoder reads the input "
+              "alone.",
+              "lamp", two, sizeof two)
+        == TMOE_OK);
     CHECK_TEXT(one, two);
     unmake(&s);
 }
@@ -664,16 +785,21 @@ static void test_cached_decoding_equals_the_full_pass(void)
         s = make(1, &c, &t);
         full = logits_of(&s, NULL, &n);
         CHECK(tmoei_batch_fill(s.trainer, chosen, 3, 0) == TMOE_OK);
-        CHECK(tmoei_cache_create(&cache, s.model, 0, NULL, &s.trainer->batch.source, 1, 16) == TMOE_OK);
+        CHECK(tmoei_cache_create(&cache, s.model, 0, NULL, &s.trainer->batch.source, 1, 16)
+            == TMOE_OK);
         for (step = 0; step < 4; step++, cache.position++) {
             const tmoe_tensor *logits;
-            for (r = 0; r < 3; r++) cache.ids[r] = s.trainer->batch.target.ids[s.trainer->batch.target.offsets[r] + step];
+            for (r = 0; r < 3; r++)
+                cache.ids[r] =
+                    s.trainer->batch.target.ids[s.trainer->batch.target.offsets[r] + step];
             logits = tmoei_cache_step(&cache, s.model, 0, NULL);
             CHECK(logits != NULL);
             for (r = 0; logits && r < 3; r++) {
-                const float *row = full + (size_t)(s.trainer->batch.target.offsets[r] + step) * (size_t)s.model->V;
+                const float *row =
+                    full + (size_t)(s.trainer->batch.target.offsets[r] + step) * (size_t)s.model->V;
                 int v;
-                for (v = 0; v < s.model->V; v++) CHECK_NEAR(logits->x[r * s.model->V + v], row[v], 2e-5);
+                for (v = 0; v < s.model->V; v++)
+                    CHECK_NEAR(logits->x[r * s.model->V + v], row[v], 2e-5);
             }
         }
         tmoei_owner_free(&cache.own);
@@ -684,7 +810,8 @@ static void test_cached_decoding_equals_the_full_pass(void)
 
 static void test_frozen_parts_do_not_move(void)
 {
-    static const int bits[4] = { TMOE_TRAIN_LAYERS, TMOE_TRAIN_ROUTER, TMOE_TRAIN_TASKS, TMOE_TRAIN_SHARED };
+    static const int bits[4] = { TMOE_TRAIN_LAYERS, TMOE_TRAIN_ROUTER, TMOE_TRAIN_TASKS,
+        TMOE_TRAIN_SHARED };
     int which, p, i;
     for (which = 0; which < 4; which++) {
         tmoe_config c = small_config();
@@ -701,18 +828,24 @@ static void test_frozen_parts_do_not_move(void)
             const tmoei_parameter *parameter = &s.model->parameters[p];
             const size_t bytes = (size_t)parameter->rows * (size_t)parameter->cols * sizeof(float);
             const int moves = parameter->rate == (tmoei_rate)which;
-            if (!moves) CHECK(memcmp(before + parameter->offset, s.model->theta + parameter->offset, bytes) == 0);
-            else if (parameter->rows > 1) CHECK(memcmp(before + parameter->offset, s.model->theta + parameter->offset, bytes) != 0);
+            if (!moves)
+                CHECK(memcmp(before + parameter->offset, s.model->theta + parameter->offset, bytes)
+                    == 0);
+            else if (parameter->rows > 1)
+                CHECK(memcmp(before + parameter->offset, s.model->theta + parameter->offset, bytes)
+                    != 0);
         }
         free(before);
         unmake(&s);
     }
 }
 
-/* Nine requests of several lengths at once, and each alone: the same tokens. Rows move when requests end and when beams change places. */
+/* Nine requests of several lengths at once, and each alone: the same tokens. Rows move when
+ * requests end and when beams change places. */
 static void test_requests_answered_together_are_as_each_alone(void)
 {
     enum { N = 9, LONG = 13 };
+
     tmoe_ctx *ctx = tmoe_ctx_create(NULL);
     int ids[N * 7], lengths[N], n = 0, other = 0, differ = 0;
     for (int r = 0; r < N; r++) {
@@ -721,25 +854,39 @@ static void test_requests_answered_together_are_as_each_alone(void)
     }
     for (int seed = 1; seed <= 12; seed++) {
         tmoe_config c = tmoe_config_default();
-        c.D = 16; c.H_encoder = c.H_decoder = 2; c.F_encoder = c.F_decoder = 32; c.E = 1; c.V = 24; c.seed = (uint64_t)seed;
-        c.source_tokens = 16; c.target_tokens = 14; c.encoder_layers = c.decoder_layers = 1;
+        c.D = 16;
+        c.H_encoder = c.H_decoder = 2;
+        c.F_encoder = c.F_decoder = 32;
+        c.E = 1;
+        c.V = 24;
+        c.seed = (uint64_t)seed;
+        c.source_tokens = 16;
+        c.target_tokens = 14;
+        c.encoder_layers = c.decoder_layers = 1;
         tmoe_model *model = tmoe_model_create(ctx, &c, NULL, NULL, 0);
         CHECK(model != NULL);
         if (!model) break;
-        for (size_t i = 0; i < model->size; i++) model->theta[i] *= model->theta[i] == 1.0f ? 1.0f : 12.0f;      /* answers that differ */
+        for (size_t i = 0; i < model->size; i++)
+            model->theta[i] *= model->theta[i] == 1.0f ? 1.0f : 12.0f; /* answers that differ */
         for (int beams = 1; beams <= 4; beams++) {
             static int together[N * 4 * LONG], counts[N * 4], alone[4 * LONG], count[4];
             tmoe_generation g = *tmoe_model_generation(model);
-            g.beams = g.returned = beams; g.max_length = LONG;
+            g.beams = g.returned = beams;
+            g.max_length = LONG;
             g.early_stopping = beams % 2 ? TMOE_EARLY_STOPPING_TRUE : TMOE_EARLY_STOPPING_NEVER;
             memset(together, 0, sizeof together);
-            CHECK(tmoe_generate(model, -1, NULL, ids, lengths, N, &g, together, counts, NULL) == TMOE_OK);
+            CHECK(tmoe_generate(model, -1, NULL, ids, lengths, N, &g, together, counts, NULL)
+                == TMOE_OK);
             for (int r = 0, at = 0; r < N; at += lengths[r++]) {
                 memset(alone, 0, sizeof alone);
-                CHECK(tmoe_generate(model, -1, NULL, ids + at, lengths + r, 1, &g, alone, count, NULL) == TMOE_OK);
+                CHECK(
+                    tmoe_generate(model, -1, NULL, ids + at, lengths + r, 1, &g, alone, count, NULL)
+                    == TMOE_OK);
                 for (int b = 0; b < beams; b++) {
                     other += counts[r * beams + b] != counts[0];
-                    differ += count[b] != counts[r * beams + b] || memcmp(alone + b * LONG, together + (r * beams + b) * LONG, (size_t)count[b] * sizeof(int));
+                    differ += count[b] != counts[r * beams + b]
+                        || memcmp(alone + b * LONG, together + (r * beams + b) * LONG,
+                            (size_t)count[b] * sizeof(int));
                 }
             }
         }
@@ -749,26 +896,32 @@ static void test_requests_answered_together_are_as_each_alone(void)
     tmoe_ctx_destroy(ctx);
 }
 
-/* A text may fill the model's room to the last token, and no more; one that does not fit leaves nothing behind. */
+/* A text may fill the model's room to the last token, and no more; one that does not fit leaves
+ * nothing behind. */
 static void test_texts_of_the_longest_length_are_taken_and_longer_ones_refused(void)
 {
-    tmoe_config c = small_config(); tmoe_training t = small_training();
+    tmoe_config c = small_config();
+    tmoe_training t = small_training();
     set s = make(1, &c, &t);
     tmoei_texts texts = { NULL, NULL, 0, 0, 0, 0 };
     const int end = tmoe_tokenizer_special(s.model->tokenizer, TMOE_TOKEN_END);
-    CHECK(tmoei_texts_add(s.model, &texts, NULL, "abcdef", 8, "input", "t", 0) == TMOE_OK);      /* <s> six bytes </s> */
+    CHECK(tmoei_texts_add(s.model, &texts, NULL, "abcdef", 8, "input", "t", 0)
+        == TMOE_OK); /* <s> six bytes </s> */
     CHECK(texts.count == 1 && texts.ids_used == 8 && texts.ids[7] == end);
     CHECK(tmoei_texts_add(s.model, &texts, NULL, "abcdefg", 8, "input", "t", 1) == TMOE_ERR_DATA);
-    CHECK_HAS(tmoe_error_message(s.ctx), "task t, line 2: the input has 9 tokens; the model takes at most 8");
+    CHECK_HAS(tmoe_error_message(s.ctx),
+        "task t, line 2: the input has 9 tokens; the model takes at most 8");
     CHECK(texts.count == 1 && texts.ids_used == 8);
     s.ctx->error = TMOE_OK;
     CHECK(tmoei_texts_add(s.model, &texts, NULL, "abcdefg", 9, "input", "t", 1) == TMOE_OK);
     CHECK(texts.count == 2 && texts.ids_used == 17 && texts.ids[7] == end && texts.ids[16] == end);
-    tmoei_free(s.ctx, texts.ids); tmoei_free(s.ctx, texts.offsets);
+    tmoei_free(s.ctx, texts.ids);
+    tmoei_free(s.ctx, texts.offsets);
     unmake(&s);
 }
 
-/* Alternating updates: in its turn the model moves, then router and task vectors; what rests keeps its moments, too. */
+/* Alternating updates: in its turn the model moves, then router and task vectors; what rests keeps
+ * its moments, too. */
 static void test_alternating_updates_leave_the_other_part_alone(void)
 {
     tmoe_config c = small_config();
@@ -779,23 +932,33 @@ static void test_alternating_updates_leave_the_other_part_alone(void)
     set s = make(1, &c, &t);
     if (!s.trainer) return;
     const size_t n = s.model->size, span = s.trainer->span;
-    float *theta = (float *)malloc(n * sizeof(float)), *m1 = (float *)malloc(span * sizeof(float)), *m2 = (float *)malloc(span * sizeof(float));
+    float *theta = (float *)malloc(n * sizeof(float)), *m1 = (float *)malloc(span * sizeof(float)),
+          *m2 = (float *)malloc(span * sizeof(float));
     for (int step = 0; step < 8; step++) {
         memcpy(theta, s.model->theta, n * sizeof(float));
-        memcpy(m1, s.trainer->moment1, span * sizeof(float)); memcpy(m2, s.trainer->moment2, span * sizeof(float));
+        memcpy(m1, s.trainer->moment1, span * sizeof(float));
+        memcpy(m2, s.trainer->moment2, span * sizeof(float));
         CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
         for (int p = 0; p < s.model->parameter_count; p++) {
             const tmoei_parameter *parameter = &s.model->parameters[p];
-            const size_t at = parameter->offset, g = at - s.trainer->first, bytes = (size_t)parameter->rows * (size_t)parameter->cols * sizeof(float);
-            const int router = parameter->rate == TMOEI_RATE_ROUTER || parameter->rate == TMOEI_RATE_TASKS, moves = router == (step / 2 % 2);
+            const size_t at = parameter->offset, g = at - s.trainer->first,
+                         bytes = (size_t)parameter->rows * (size_t)parameter->cols * sizeof(float);
+            const int router = parameter->rate == TMOEI_RATE_ROUTER
+                || parameter->rate == TMOEI_RATE_TASKS,
+                      moves = router == (step / 2 % 2);
             if (parameter->rate == TMOEI_RATE_NONE) continue;
-            const int same = memcmp(theta + at, s.model->theta + at, bytes) == 0 && memcmp(m1 + g, s.trainer->moment1 + g, bytes) == 0
+            const int same = memcmp(theta + at, s.model->theta + at, bytes) == 0
+                && memcmp(m1 + g, s.trainer->moment1 + g, bytes) == 0
                 && memcmp(m2 + g, s.trainer->moment2 + g, bytes) == 0;
-            if (!moves) CHECK(same);
-            else if (parameter->rows > 1 && parameter->rate != TMOEI_RATE_TASKS) CHECK(!same);
+            if (!moves)
+                CHECK(same);
+            else if (parameter->rows > 1 && parameter->rate != TMOEI_RATE_TASKS)
+                CHECK(!same);
         }
     }
-    free(theta); free(m1); free(m2);
+    free(theta);
+    free(m1);
+    free(m2);
     unmake(&s);
 }
 
@@ -824,10 +987,12 @@ static void test_a_text_longer_than_the_model_takes_is_named(void)
     tmoe_suite *suite = small_suite(ctx);
     tmoe_tokenizer *tokenizer = tmoe_tokenizer_bytes(ctx);
     tmoe_model *model;
-    c.target_tokens = 10;                                       /* "apple apple" needs 13 with <s> and </s> */
+    c.target_tokens = 10; /* "apple apple" needs 13 with <s> and </s> */
     model = tmoe_model_create(ctx, &c, tokenizer, suite->tasks, suite->count);
-    CHECK(model && tmoe_trainer_create(model, suite, &t) == NULL && tmoe_error(ctx) == TMOE_ERR_DATA);
-    CHECK_HAS(tmoe_error_message(ctx), "task twice, line 1: the output has 13 tokens; the model takes at most 10");
+    CHECK(
+        model && tmoe_trainer_create(model, suite, &t) == NULL && tmoe_error(ctx) == TMOE_ERR_DATA);
+    CHECK_HAS(tmoe_error_message(ctx),
+        "task twice, line 1: the output has 13 tokens; the model takes at most 10");
     tmoe_model_destroy(model);
     tmoe_tokenizer_destroy(tokenizer);
     tmoe_suite_destroy(suite);
@@ -840,26 +1005,32 @@ static void test_the_memory_plan_holds(void)
     tmoe_training t = small_training();
     size_t parameters, gradients, moments, step, before, peak;
     int i, alternate;
-    c.D = 64;                                                   /* large enough not to hide in an arena's smallest chunk */
+    c.D = 64; /* large enough not to hide in an arena's smallest chunk */
     c.F_encoder = c.F_decoder = 256;
     for (alternate = 0; alternate < 2; alternate++) {
         set s;
         t.alternate_steps = 2 * alternate;
         s = make(1, &c, &t);
-        CHECK(tmoe_trainer_bytes(s.trainer, &parameters, &gradients, &moments, &step) == parameters + gradients + moments + step);
+        CHECK(tmoe_trainer_bytes(s.trainer, &parameters, &gradients, &moments, &step)
+            == parameters + gradients + moments + step);
         CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
         before = tmoe_ctx_bytes(s.ctx, &peak);
         for (i = 0; i < 7; i++) CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
-        CHECK(tmoe_ctx_bytes(s.ctx, &peak) == before);          /* later steps fit into what was reserved */
+        CHECK(tmoe_ctx_bytes(s.ctx, &peak) == before); /* later steps fit into what was reserved */
         CHECK(s.trainer->group_tape->big.peak + s.trainer->group_tape->small.peak
-              + s.trainer->router_tape->big.peak + s.trainer->router_tape->small.peak <= step + 65536);
+                + s.trainer->router_tape->big.peak + s.trainer->router_tape->small.peak
+            <= step + 65536);
         CHECK(s.trainer->router_tape->big.peak > 0);
         unmake(&s);
     }
 }
 
-/* ---- memory that runs out ----------------------------------------------------------------------------- */
-typedef struct counter { long given, fail_at, out; size_t bytes; } counter;
+/* ---- memory that runs out -------------------------------------------------------------------- */
+typedef struct counter {
+    long given, fail_at, out;
+    size_t bytes;
+} counter;
+
 static void *counting_alloc(size_t size, void *user)
 {
     counter *c = (counter *)user;
@@ -868,6 +1039,7 @@ static void *counting_alloc(size_t size, void *user)
     c->bytes += size;
     return malloc(size);
 }
+
 static void counting_free(void *ptr, size_t size, void *user)
 {
     counter *c = (counter *)user;
@@ -896,9 +1068,13 @@ static tmoe_result whole_life(counter *c, const tmoe_ctx_config *config)
     if (suite) {
         model = tmoe_train(ctx, suite, &mc, &t);
         result = model ? tmoe_model_save(model, path) : tmoe_error(ctx);
-        if (result == TMOE_OK) { loaded = tmoe_model_load(ctx, path); result = loaded ? TMOE_OK : tmoe_error(ctx); }
+        if (result == TMOE_OK) {
+            loaded = tmoe_model_load(ctx, path);
+            result = loaded ? TMOE_OK : tmoe_error(ctx);
+        }
         if (result == TMOE_OK) result = tmoe_answer(loaded, "upper", "apple", text, sizeof text);
-        if (result == TMOE_OK) result = tmoe_answer(loaded, "an unseen task", "apple", text, sizeof text);
+        if (result == TMOE_OK)
+            result = tmoe_answer(loaded, "an unseen task", "apple", text, sizeof text);
     }
     tmoe_model_destroy(loaded);
     tmoe_model_destroy(model);
@@ -928,7 +1104,8 @@ static void test_every_failing_allocation_is_an_error_and_no_leak(void)
         c.fail_at = k;
         result = whole_life(&c, &config);
         if (result != TMOE_ERR_MEMORY || c.out || c.bytes) {
-            printf("allocation %ld of %ld failing gave '%s', %ld blocks left\n", k, total, tmoe_result_name(result), c.out);
+            printf("allocation %ld of %ld failing gave '%s', %ld blocks left\n", k, total,
+                tmoe_result_name(result), c.out);
             test_failures++;
             if (test_failures > 5) return;
         }
@@ -949,14 +1126,17 @@ static void test_the_callers_float_mode_is_given_back(void)
     unmake(&s);
 }
 
-/* Principal components: of points on a line, the first one is the place on it and the others are nothing; distances are kept. */
+/* Principal components: of points on a line, the first one is the place on it and the others are
+ * nothing; distances are kept. */
 static void test_principal_components_keep_distances(void)
 {
     enum { N = 7, F = 30 };
+
     double x[N * F], before[N * N], G[N * N], U[N * N], line[N * F];
     float out[N * N];
     for (int i = 0; i < N * F; i++) x[i] = (double)tmoei_normal(5, 1, (uint64_t)i);
-    for (int i = 0; i < N * F; i++) line[i] = 3.0 + (i / F - 2) * (double)tmoei_normal(5, 2, (uint64_t)(i % F));
+    for (int i = 0; i < N * F; i++)
+        line[i] = 3.0 + (i / F - 2) * (double)tmoei_normal(5, 2, (uint64_t)(i % F));
     for (int i = 0; i < N * N; i++) {
         before[i] = 0.0;
         for (int f = 0; f < F; f++) before[i] += pow(x[i / N * F + f] - x[i % N * F + f], 2.0);
@@ -964,7 +1144,8 @@ static void test_principal_components_keep_distances(void)
     tmoei_components(x, N, F, N, G, U, out);
     for (int i = 0; i < N * N; i++) {
         double after = 0.0;
-        for (int j = 0; j < N; j++) after += pow((double)out[i / N * N + j] - (double)out[i % N * N + j], 2.0);
+        for (int j = 0; j < N; j++)
+            after += pow((double)out[i / N * N + j] - (double)out[i % N * N + j], 2.0);
         CHECK_NEAR(after, before[i], 1e-4);
     }
     tmoei_components(line, N, F, 3, G, U, out);
@@ -975,7 +1156,8 @@ static void test_principal_components_keep_distances(void)
     CHECK(fabs((double)(out[3] - out[0])) > 1.0);
 }
 
-/* The vectors that a dense model makes: the state is the mean of the encoder's output; tasks alike have vectors alike; as given vectors they route. */
+/* The vectors that a dense model makes: the state is the mean of the encoder's output; tasks alike
+ * have vectors alike; as given vectors they route. */
 static void test_task_vectors_of_a_dense_model(void)
 {
     for (int how = 0; how < 2; how++) {
@@ -986,46 +1168,70 @@ static void test_task_vectors_of_a_dense_model(void)
         if (!s.trainer) return;
         for (int i = 0; i < 20; i++) CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
         const int N = s.suite->count, k = how ? 5 : c.D;
-        float *v = (float *)malloc(sizeof(float) * (size_t)(N * k)), *again = (float *)malloc(sizeof(float) * (size_t)(N * k));
-        CHECK(tmoe_task_vectors(s.model, s.suite, how ? TMOE_EMBED_FISHER : TMOE_EMBED_STATE, 4, k, v) == TMOE_OK);
+        float *v = (float *)malloc(sizeof(float) * (size_t)(N * k)),
+              *again = (float *)malloc(sizeof(float) * (size_t)(N * k));
+        CHECK(
+            tmoe_task_vectors(s.model, s.suite, how ? TMOE_EMBED_FISHER : TMOE_EMBED_STATE, 4, k, v)
+            == TMOE_OK);
         double squares = 0.0, between = 0.0;
         for (int i = 0; i < N * k; i++) squares += (double)(v[i] * v[i]);
         CHECK_NEAR(squares / N, k, 1e-3 * k);
         for (int j = 0; j < k; j++) between += fabs((double)(v[j] - v[k + j]));
         CHECK(between > 1e-3);
-        if (how == 0) {                                         /* against a pass of the test's own */
+        if (how == 0) { /* against a pass of the test's own */
             double mean[64] = { 0.0 }, norm = 0.0, own = 0.0;
             for (int line = 0; line < 4; line++) {
                 int ids[64], positions[64], offsets[2] = { 0, 0 };
                 size_t count;
                 tmoei_pass pass;
                 tmoei_pack source;
-                CHECK(tmoei_encode_source(s.model->tokenizer, s.suite->tasks[1].instruction, s.suite->tasks[1].train[line].input, 0, ids, 64, &count) == TMOE_OK);
+                CHECK(tmoei_encode_source(s.model->tokenizer, s.suite->tasks[1].instruction,
+                          s.suite->tasks[1].train[line].input, 0, ids, 64, &count)
+                    == TMOE_OK);
                 for (int j = 0; j < 64; j++) positions[j] = j;
                 memset(&source, 0, sizeof source);
-                source.ids = ids; source.positions = positions; source.offsets = offsets; source.sequences = 1; source.tokens = offsets[1] = (int)count;
+                source.ids = ids;
+                source.positions = positions;
+                source.offsets = offsets;
+                source.sequences = 1;
+                source.tokens = offsets[1] = (int)count;
                 CHECK(tmoei_evaluation_pass(s.model, 0, NULL, s.model->tape, &pass) == TMOE_OK);
                 const tmoe_tensor *h = tmoei_encode(&pass, &source);
-                for (int r = 0; h && r < h->rows; r++) for (int d = 0; d < c.D; d++) mean[d] += (double)h->x[r * c.D + d] / h->rows;
+                for (int r = 0; h && r < h->rows; r++)
+                    for (int d = 0; d < c.D; d++) mean[d] += (double)h->x[r * c.D + d] / h->rows;
             }
-            for (int d = 0; d < c.D; d++) { norm += mean[d] * mean[d]; own += (double)(v[k + d] * v[k + d]); }
-            for (int d = 0; d < c.D; d++) CHECK_NEAR((double)v[k + d] / sqrt(own), mean[d] / sqrt(norm), 1e-4);
+            for (int d = 0; d < c.D; d++) {
+                norm += mean[d] * mean[d];
+                own += (double)(v[k + d] * v[k + d]);
+            }
+            for (int d = 0; d < c.D; d++)
+                CHECK_NEAR((double)v[k + d] / sqrt(own), mean[d] / sqrt(norm), 1e-4);
         }
-        CHECK(tmoe_task_vectors(s.model, s.suite, how ? TMOE_EMBED_FISHER : TMOE_EMBED_STATE, 4, k, again) == TMOE_OK);
+        CHECK(tmoe_task_vectors(s.model, s.suite, how ? TMOE_EMBED_FISHER : TMOE_EMBED_STATE, 4, k,
+                  again)
+            == TMOE_OK);
         CHECK(memcmp(v, again, sizeof(float) * (size_t)(N * k)) == 0);
-        CHECK(tmoe_task_vectors(s.model, s.suite, TMOE_EMBED_STATE, 4, c.D + 1, v) == TMOE_ERR_ARGUMENT);
-        c.E = 3; c.vectors = TMOE_VECTOR_GIVEN; c.k = k;
-        tmoe_model *mixture = tmoe_model_create(s.ctx, &c, tmoe_model_tokenizer(s.model), s.suite->tasks, N);
+        CHECK(tmoe_task_vectors(s.model, s.suite, TMOE_EMBED_STATE, 4, c.D + 1, v)
+            == TMOE_ERR_ARGUMENT);
+        c.E = 3;
+        c.vectors = TMOE_VECTOR_GIVEN;
+        c.k = k;
+        tmoe_model *mixture =
+            tmoe_model_create(s.ctx, &c, tmoe_model_tokenizer(s.model), s.suite->tasks, N);
         float a[64], b[64];
         CHECK(mixture != NULL);
         if (mixture) {
-            for (int i = 0; i < N; i++) CHECK(tmoe_task_vector_set(mixture, i, again + i * k) == TMOE_OK);
-            CHECK(tmoe_route(mixture, 1, a) == TMOE_OK && tmoe_route_of_vector(mixture, again + k, b) == TMOE_OK);
+            for (int i = 0; i < N; i++)
+                CHECK(tmoe_task_vector_set(mixture, i, again + i * k) == TMOE_OK);
+            CHECK(tmoe_route(mixture, 1, a) == TMOE_OK
+                && tmoe_route_of_vector(mixture, again + k, b) == TMOE_OK);
             for (int i = 0; i < tmoe_routed_layers(mixture) * 3; i++) CHECK_NEAR(a[i], b[i], 1e-6);
-            CHECK(tmoe_task_vectors(mixture, s.suite, TMOE_EMBED_STATE, 4, c.D, v) == TMOE_ERR_ARGUMENT);
+            CHECK(tmoe_task_vectors(mixture, s.suite, TMOE_EMBED_STATE, 4, c.D, v)
+                == TMOE_ERR_ARGUMENT);
         }
         tmoe_model_destroy(mixture);
-        free(v); free(again);
+        free(v);
+        free(again);
         unmake(&s);
     }
 }
@@ -1037,55 +1243,50 @@ static void test_npy_files_are_read(void)
     tmoe_ctx *ctx = tmoe_ctx_create(NULL);
     static const char path[] = "build/test_vectors.npy";
     char head[128];
-    const unsigned char values[24] = { 0, 0, 128, 63, 0, 0, 0, 64, 0, 0, 64, 192, 0, 0, 0, 0, 0, 0, 0, 63, 0, 0, 128, 191 };
+    const unsigned char values[24] = { 0, 0, 128, 63, 0, 0, 0, 64, 0, 0, 64, 192, 0, 0, 0, 0, 0, 0,
+        0, 63, 0, 0, 128, 191 };
     float x[6] = { 9, 9, 9, 9, 9, 9 };
     memset(head, ' ', sizeof head);
     memcpy(head, "\x93NUMPY\x01\0v\0", 10);
     memcpy(head + 10, text, sizeof text - 1);
     head[127] = '\n';
     FILE *file = fopen(path, "wb");
-    CHECK(file && fwrite(head, 1, 128, file) == 128 && fwrite(values, 1, 24, file) == 24 && fclose(file) == 0);
+    CHECK(file && fwrite(head, 1, 128, file) == 128 && fwrite(values, 1, 24, file) == 24
+        && fclose(file) == 0);
     CHECK(tmoe_npy_load(ctx, path, x, 3, 2) == TMOE_ERR_FORMAT && x[0] == 9.0f);
     CHECK_HAS(tmoe_error_message(ctx), "(3, 2)");
     CHECK(tmoe_npy_load(ctx, path, x, 2, 3) == TMOE_OK);
-    CHECK(x[0] == 1.0f && x[1] == 2.0f && x[2] == -3.0f && x[3] == 0.0f && x[4] == 0.5f && x[5] == -1.0f);
+    CHECK(x[0] == 1.0f && x[1] == 2.0f && x[2] == -3.0f && x[3] == 0.0f && x[4] == 0.5f
+        && x[5] == -1.0f);
     (void)remove(path);
     CHECK(tmoe_npy_load(ctx, path, x, 2, 3) == TMOE_ERR_FILE);
     tmoe_ctx_destroy(ctx);
 }
 
-TEST_MAIN("test_model",
-    RUN(test_gradients_of_every_mix_and_selection);
-    RUN(test_gradients_of_every_router);
-    RUN(test_gradients_of_other_shapes);
-    RUN(test_gradients_of_expert_regularisation_and_load_balance);
-    RUN(test_a_disabled_expert_gets_no_weight);
-    RUN(test_exploration_leaves_disabled_experts_alone);
-    RUN(test_random_routes_are_drawn_for_each_example);
-    RUN(test_tuning_the_experts_leaves_other_layers_alone);
-    RUN(test_both_mixes_agree_on_one_hot_routes);
-    RUN(test_param_mix_is_the_dense_model_of_its_merged_blocks);
-    RUN(test_derived_models_compute_what_they_came_from);
-    RUN(test_two_stages_keep_the_router_and_sharpen);
-    RUN(test_ranking_takes_the_most_likely_label);
-    RUN(test_few_shot_adapts_a_copy_and_threads_do_not_matter);
-    RUN(test_few_shot_learns_the_task);
-    RUN(test_evaluation_routes_are_free_of_noise);
-    RUN(test_one_two_and_four_threads_give_the_same_bits);
-    RUN(test_resuming_gives_the_same_bits);
-    RUN(test_saved_and_loaded_model_answers_the_same);
-    RUN(test_an_instruction_that_is_not_read_does_not_change_an_answer);
-    RUN(test_answers_do_not_depend_on_their_batch);
-    RUN(test_cached_decoding_equals_the_full_pass);
-    RUN(test_frozen_parts_do_not_move);
-    RUN(test_requests_answered_together_are_as_each_alone);
-    RUN(test_texts_of_the_longest_length_are_taken_and_longer_ones_refused);
-    RUN(test_alternating_updates_leave_the_other_part_alone);
-    RUN(test_all_problems_of_a_config_are_in_one_message);
-    RUN(test_a_text_longer_than_the_model_takes_is_named);
-    RUN(test_the_memory_plan_holds);
-    RUN(test_every_failing_allocation_is_an_error_and_no_leak);
-    RUN(test_principal_components_keep_distances);
-    RUN(test_task_vectors_of_a_dense_model);
-    RUN(test_npy_files_are_read);
-    RUN(test_the_callers_float_mode_is_given_back);)
+TEST_MAIN("test_model", RUN(test_gradients_of_every_mix_and_selection);
+          RUN(test_gradients_of_every_router); RUN(test_gradients_of_other_shapes);
+          RUN(test_gradients_of_expert_regularisation_and_load_balance);
+          RUN(test_a_disabled_expert_gets_no_weight);
+          RUN(test_exploration_leaves_disabled_experts_alone);
+          RUN(test_random_routes_are_drawn_for_each_example);
+          RUN(test_tuning_the_experts_leaves_other_layers_alone);
+          RUN(test_both_mixes_agree_on_one_hot_routes);
+          RUN(test_param_mix_is_the_dense_model_of_its_merged_blocks);
+          RUN(test_derived_models_compute_what_they_came_from);
+          RUN(test_two_stages_keep_the_router_and_sharpen);
+          RUN(test_ranking_takes_the_most_likely_label);
+          RUN(test_few_shot_adapts_a_copy_and_threads_do_not_matter);
+          RUN(test_few_shot_learns_the_task); RUN(test_evaluation_routes_are_free_of_noise);
+          RUN(test_one_two_and_four_threads_give_the_same_bits);
+          RUN(test_resuming_gives_the_same_bits); RUN(test_saved_and_loaded_model_answers_the_same);
+          RUN(test_an_instruction_that_is_not_read_does_not_change_an_answer);
+          RUN(test_answers_do_not_depend_on_their_batch);
+          RUN(test_cached_decoding_equals_the_full_pass); RUN(test_frozen_parts_do_not_move);
+          RUN(test_requests_answered_together_are_as_each_alone);
+          RUN(test_texts_of_the_longest_length_are_taken_and_longer_ones_refused);
+          RUN(test_alternating_updates_leave_the_other_part_alone);
+          RUN(test_all_problems_of_a_config_are_in_one_message);
+          RUN(test_a_text_longer_than_the_model_takes_is_named); RUN(test_the_memory_plan_holds);
+          RUN(test_every_failing_allocation_is_an_error_and_no_leak);
+          RUN(test_principal_components_keep_distances); RUN(test_task_vectors_of_a_dense_model);
+          RUN(test_npy_files_are_read); RUN(test_the_callers_float_mode_is_given_back);)

@@ -1,4 +1,5 @@
-/* Every operation's gradient against central differences, its shape errors, and what the tape promises. */
+/* Every operation's gradient against central differences, its shape errors, and what the tape
+ * promises. */
 #define TASKMOE_IMPLEMENTATION
 #include "taskmoe.h"
 #include "test.h"
@@ -7,15 +8,22 @@ typedef tmoe_tensor *build_fn(tmoe_tape *tape, tmoe_tensor **in);
 static tmoe_ctx *ctx;
 
 static int q_offsets[4] = { 0, 3, 4, 7 }, k_offsets[4] = { 0, 2, 6, 7 };
-static int ids[5] = { 1, 0, 2, 1, 3 }, positions[5] = { 0, 1, 2, 0, 1 }, targets[5] = { 1, -1, 3, 0, 2 };
-static float noise[12] = { 0.3f, -1.0f, 0.7f, 1.9f, 0.2f, -0.4f, 0.0f, 1.1f, -0.6f, 0.5f, 0.8f, -1.3f };
+static int ids[5] = { 1, 0, 2, 1, 3 }, positions[5] = { 0, 1, 2, 0, 1 },
+           targets[5] = { 1, -1, 3, 0, 2 };
+static float noise[12] = { 0.3f, -1.0f, 0.7f, 1.9f, 0.2f, -0.4f, 0.0f, 1.1f, -0.6f, 0.5f, 0.8f,
+    -1.3f };
 
-static float number(uint64_t i) { return tmoei_normal(7, 1, i); }
-
-/* loss = <c, f(in)> with fixed c; every input element is moved by +-h and the difference quotient is held against the gradient. */
-static void check_gradient(const char *name, build_fn *build, int count, const int shapes[][2], double tolerance)
+static float number(uint64_t i)
 {
-    const float h = 4e-3f;                                      /* best of 1e-3 to 1e-2: rounding against curvature */
+    return tmoei_normal(7, 1, i);
+}
+
+/* loss = <c, f(in)> with fixed c; every input element is moved by +-h and the difference quotient
+ * is held against the gradient. */
+static void check_gradient(const char *name, build_fn *build, int count, const int shapes[][2],
+    double tolerance)
+{
+    const float h = 4e-3f; /* best of 1e-3 to 1e-2: rounding against curvature */
     tmoe_tape *tape = tmoe_tape_create(ctx);
     float *x[4], *dx[4], *c = NULL, first;
     uint64_t next = 0;
@@ -28,7 +36,7 @@ static void check_gradient(const char *name, build_fn *build, int count, const i
         dx[i] = (float *)calloc(n, sizeof(float));
         for (j = 0; j < n; j++) x[i][j] = number(next++);
     }
-    for (i = -1; i < count; i++) {                              /* -1: the backward pass itself */
+    for (i = -1; i < count; i++) { /* -1: the backward pass itself */
         n = i < 0 ? 1 : (size_t)(shapes[i][0] * shapes[i][1]);
         for (j = 0; j < n; j++) {
             double loss[2] = { 0.0, 0.0 };
@@ -38,53 +46,90 @@ static void check_gradient(const char *name, build_fn *build, int count, const i
                 size_t e;
                 if (i >= 0) x[i][j] = side ? first - h : first + h;
                 tmoe_tape_reset(tape);
-                for (a = 0; a < count; a++) in[a] = tmoe_leaf(tape, shapes[a][0], shapes[a][1], x[a], dx[a]);
+                for (a = 0; a < count; a++)
+                    in[a] = tmoe_leaf(tape, shapes[a][0], shapes[a][1], x[a], dx[a]);
                 y = build(tape, in);
-                if (!y) { printf("%s: %s\n", name, tmoe_error_message(ctx)); test_failures++; goto out; }
+                if (!y) {
+                    printf("%s: %s\n", name, tmoe_error_message(ctx));
+                    test_failures++;
+                    goto out;
+                }
                 if (!c) {
                     c = (float *)malloc(tmoei_elements(y) * sizeof(float));
                     for (e = 0; e < tmoei_elements(y); e++) c[e] = number(1000 + e);
                 }
-                for (e = 0; e < tmoei_elements(y); e++) loss[side] += (double)y->x[e] * (double)c[e];
+                for (e = 0; e < tmoei_elements(y); e++)
+                    loss[side] += (double)y->x[e] * (double)c[e];
                 if (i < 0) {
-                    tmoe_tensor *weighted = tmoe_multiply(tape, y, tmoe_leaf(tape, y->rows, y->cols, c, NULL));
+                    tmoe_tensor *weighted =
+                        tmoe_multiply(tape, y, tmoe_leaf(tape, y->rows, y->cols, c, NULL));
                     CHECK(tmoe_backward(tape, tmoe_sum(tape, weighted)) == TMOE_OK);
                 }
             }
             if (i >= 0) {
-                const double difference = (loss[0] - loss[1]) / (2.0 * (double)h), error = fabs(difference - (double)dx[i][j]) / (1.0 + fabs(difference));
+                const double difference = (loss[0] - loss[1]) / (2.0 * (double)h),
+                             error = fabs(difference - (double)dx[i][j]) / (1.0 + fabs(difference));
                 x[i][j] = first;
                 if (!(error <= worst)) worst = error;
             }
         }
     }
-    if (!(worst <= tolerance)) { printf("%s: gradient off by %g, allowed %g\n", name, worst, tolerance); test_failures++; }
+    if (!(worst <= tolerance)) {
+        printf("%s: gradient off by %g, allowed %g\n", name, worst, tolerance);
+        test_failures++;
+    }
 out:
-    for (i = 0; i < count; i++) { free(x[i]); free(dx[i]); }
+    for (i = 0; i < count; i++) {
+        free(x[i]);
+        free(dx[i]);
+    }
     free(c);
     tmoe_tape_destroy(tape);
 }
 
 #define GRADIENT(name, tolerance, expression, ...) \
-    static tmoe_tensor *build_##name(tmoe_tape *t, tmoe_tensor **in) { return expression; } \
-    static void test_gradient_of_##name(void) { static const int shapes[][2] = { __VA_ARGS__ }; \
-        check_gradient(#name, build_##name, (int)(sizeof shapes / sizeof *shapes), shapes, tolerance); }
+    static tmoe_tensor *build_##name(tmoe_tape *t, tmoe_tensor **in) \
+    { \
+        return expression; \
+    } \
+    static void test_gradient_of_##name(void) \
+    { \
+        static const int shapes[][2] = { __VA_ARGS__ }; \
+        check_gradient(#name, build_##name, (int)(sizeof shapes / sizeof *shapes), shapes, \
+            tolerance); \
+    }
 
-GRADIENT(linear, 3e-4, tmoe_linear(t, in[0], in[1], in[2], TMOE_NONE, in[3]), { 5, 3 }, { 4, 3 }, { 1, 4 }, { 5, 4 })
-GRADIENT(linear_with_itself_as_residual, 3e-4, tmoe_linear(t, in[0], in[1], NULL, TMOE_NONE, in[0]), { 5, 3 }, { 3, 3 })
-GRADIENT(linear_gelu, 3e-4, tmoe_linear(t, in[0], in[1], in[2], TMOE_GELU, in[3]), { 5, 3 }, { 4, 3 }, { 1, 4 }, { 5, 4 })
-GRADIENT(linear_relu, 3e-4, tmoe_linear(t, in[0], in[1], in[2], TMOE_RELU, NULL), { 5, 3 }, { 4, 3 }, { 1, 4 })
+GRADIENT(linear, 3e-4, tmoe_linear(t, in[0], in[1], in[2], TMOE_NONE, in[3]), { 5, 3 }, { 4, 3 },
+    { 1, 4 }, { 5, 4 })
+GRADIENT(linear_with_itself_as_residual, 3e-4, tmoe_linear(t, in[0], in[1], NULL, TMOE_NONE, in[0]),
+    { 5, 3 }, { 3, 3 })
+GRADIENT(linear_gelu, 3e-4, tmoe_linear(t, in[0], in[1], in[2], TMOE_GELU, in[3]), { 5, 3 },
+    { 4, 3 }, { 1, 4 }, { 5, 4 })
+GRADIENT(linear_relu, 3e-4, tmoe_linear(t, in[0], in[1], in[2], TMOE_RELU, NULL), { 5, 3 },
+    { 4, 3 }, { 1, 4 })
 GRADIENT(layer_norm, 3e-4, tmoe_layer_norm(t, in[0], in[1], in[2]), { 4, 6 }, { 1, 6 }, { 1, 6 })
-GRADIENT(self_attention, 3e-4, tmoe_attention(t, in[0], in[0], 2, 3, q_offsets, q_offsets, 0), { 7, 12 })
-GRADIENT(causal_attention, 3e-4, tmoe_attention(t, in[0], in[0], 2, 3, q_offsets, q_offsets, 1), { 7, 12 })
-GRADIENT(cross_attention, 3e-4, tmoe_attention(t, in[0], in[1], 2, 3, q_offsets, k_offsets, 0), { 7, 4 }, { 7, 8 })
-GRADIENT(embedding, 3e-4, tmoe_embedding(t, in[0], 5, ids, 2.0f, in[1], positions), { 4, 6 }, { 3, 6 })
-GRADIENT(cross_entropy, 3e-4, tmoe_cross_entropy(t, tmoe_linear(t, in[0], in[1], NULL, TMOE_NONE, NULL), targets, 0.1f, 0.25f), { 5, 3 }, { 4, 3 })
-GRADIENT(cross_entropy_of_shared_logits, 3e-4, tmoe_add(t, tmoe_sum(t, in[0]), tmoe_cross_entropy(t, in[0], targets, 0.0f, 1.0f)), { 5, 4 })
-GRADIENT(map, 3e-4, tmoe_map(t, tmoe_map(t, tmoe_map(t, in[0], TMOE_SIGMOID), TMOE_TANH), TMOE_GELU), { 3, 4 })
-GRADIENT(add_and_multiply, 3e-4, tmoe_multiply(t, tmoe_add(t, in[0], in[1]), tmoe_multiply(t, in[0], in[2])), { 3, 4 }, { 1, 4 }, { 3, 4 })
+GRADIENT(self_attention, 3e-4, tmoe_attention(t, in[0], in[0], 2, 3, q_offsets, q_offsets, 0),
+    { 7, 12 })
+GRADIENT(causal_attention, 3e-4, tmoe_attention(t, in[0], in[0], 2, 3, q_offsets, q_offsets, 1),
+    { 7, 12 })
+GRADIENT(cross_attention, 3e-4, tmoe_attention(t, in[0], in[1], 2, 3, q_offsets, k_offsets, 0),
+    { 7, 4 }, { 7, 8 })
+GRADIENT(embedding, 3e-4, tmoe_embedding(t, in[0], 5, ids, 2.0f, in[1], positions), { 4, 6 },
+    { 3, 6 })
+GRADIENT(cross_entropy, 3e-4,
+    tmoe_cross_entropy(t, tmoe_linear(t, in[0], in[1], NULL, TMOE_NONE, NULL), targets, 0.1f,
+        0.25f),
+    { 5, 3 }, { 4, 3 })
+GRADIENT(cross_entropy_of_shared_logits, 3e-4,
+    tmoe_add(t, tmoe_sum(t, in[0]), tmoe_cross_entropy(t, in[0], targets, 0.0f, 1.0f)), { 5, 4 })
+GRADIENT(map, 3e-4,
+    tmoe_map(t, tmoe_map(t, tmoe_map(t, in[0], TMOE_SIGMOID), TMOE_TANH), TMOE_GELU), { 3, 4 })
+GRADIENT(add_and_multiply, 3e-4,
+    tmoe_multiply(t, tmoe_add(t, in[0], in[1]), tmoe_multiply(t, in[0], in[2])), { 3, 4 }, { 1, 4 },
+    { 3, 4 })
 GRADIENT(add_to_itself, 3e-4, tmoe_add(t, in[0], in[0]), { 3, 4 })
-GRADIENT(affine_and_reshape, 3e-4, tmoe_affine(t, tmoe_reshape(t, in[0], 2, 6), -1.5f, 1.0f), { 3, 4 })
+GRADIENT(affine_and_reshape, 3e-4, tmoe_affine(t, tmoe_reshape(t, in[0], 2, 6), -1.5f, 1.0f),
+    { 3, 4 })
 GRADIENT(dropout, 3e-4, tmoe_dropout(t, tmoe_add(t, in[0], in[1]), 0.4f, 3, 5), { 5, 8 }, { 5, 8 })
 GRADIENT(select, 3e-4, tmoe_select(t, in[0], noise, 0.7f, 0), { 3, 4 })
 
@@ -96,6 +141,7 @@ static tmoe_tensor *build_slice_and_concat(tmoe_tape *t, tmoe_tensor **in)
     parts[2] = tmoe_slice(t, in[0], 0, 2);
     return tmoe_concat(t, parts, 3);
 }
+
 static void test_gradient_of_slice_and_concat(void)
 {
     static const int shapes[][2] = { { 3, 4 }, { 3, 2 } };
@@ -108,62 +154,84 @@ static tmoe_tensor *build_mix_outputs(tmoe_tape *t, tmoe_tensor **in)
     outputs[0] = tmoe_map(t, in[0], TMOE_TANH);
     outputs[1] = in[1];
     outputs[2] = in[0];
-    return tmoe_mix_outputs(t, outputs, 3, tmoe_reshape(t, tmoe_select(t, in[2], NULL, 1.0f, 0), 1, 6), 3);
+    return tmoe_mix_outputs(t, outputs, 3,
+        tmoe_reshape(t, tmoe_select(t, in[2], NULL, 1.0f, 0), 1, 6), 3);
 }
+
 static void test_gradient_of_mix_outputs(void)
 {
     static const int shapes[][2] = { { 3, 4 }, { 3, 4 }, { 2, 3 } };
     check_gradient("mix_outputs", build_mix_outputs, 3, shapes, 3e-4);
 }
 
-/* A merged block is used through its parts, one of which nobody uses: its gradient must be zero, not what memory held. */
+/* A merged block is used through its parts, one of which nobody uses: its gradient must be zero,
+ * not what memory held. */
 static tmoe_tensor *build_mix_parameters(tmoe_tape *t, tmoe_tensor **in)
 {
-    tmoe_tensor *block = tmoe_mix_parameters(t, in[1]->x, in[1]->dx, 3, 24, tmoe_reshape(t, tmoe_select(t, in[2], NULL, 1.0f, 0), 1, 6), 3);
-    tmoe_tensor *w = tmoei_part(t, block, 0, 4, 4), *b = tmoei_part(t, block, 16, 1, 4), *unused = tmoei_part(t, block, 20, 1, 4);
+    tmoe_tensor *block = tmoe_mix_parameters(t, in[1]->x, in[1]->dx, 3, 24,
+        tmoe_reshape(t, tmoe_select(t, in[2], NULL, 1.0f, 0), 1, 6), 3);
+    tmoe_tensor *w = tmoei_part(t, block, 0, 4, 4), *b = tmoei_part(t, block, 16, 1, 4),
+                *unused = tmoei_part(t, block, 20, 1, 4);
     return unused ? tmoe_linear(t, in[0], w, b, TMOE_NONE, in[0]) : NULL;
 }
+
 static void test_gradient_of_mix_parameters(void)
 {
     static const int shapes[][2] = { { 5, 4 }, { 3, 24 }, { 2, 3 } };
     check_gradient("mix_parameters", build_mix_parameters, 3, shapes, 5e-4);
 }
 
-/* What is merged for several tasks in one sweep over the experts is what each task gets alone, gradients included. */
+/* What is merged for several tasks in one sweep over the experts is what each task gets alone,
+ * gradients included. */
 static void test_tasks_mixed_at_once_are_as_each_alone(void)
 {
     enum { TASKS = 3, E = 5, N = 33001, WIDTH = 2 * E };
+
     static float experts[E * N], all[E * N], alone[E * N], g[TASKS * N];
-    float route[TASKS * WIDTH], dr_all[TASKS * WIDTH] = { 0.0f }, dr_alone[TASKS * WIDTH] = { 0.0f };
+    float route[TASKS * WIDTH], dr_all[TASKS * WIDTH] = { 0.0f },
+                                               dr_alone[TASKS * WIDTH] = { 0.0f };
     tmoe_tape *tape = tmoe_tape_create(ctx);
     tmoe_tensor *y, *y1;
     uint32_t seed = 7;
     int i, t;
-    for (i = 0; i < E * N; i++) { seed = seed * 1664525u + 1013904223u; experts[i] = (float)(seed >> 8) * 1.1920929e-7f - 1.0f; }
-    for (i = 0; i < TASKS * N; i++) { seed = seed * 1664525u + 1013904223u; g[i] = (float)(seed >> 8) * 1.1920929e-7f - 1.0f; }
-    for (i = 0; i < TASKS * WIDTH; i++) route[i] = i / WIDTH == 1 ? (i % WIDTH == 8 ? 1.0f : 0.0f) : 0.05f * (float)(1 + i % 7);
-    y = tmoe_mix_parameters(tape, experts, all, E, N, tmoe_leaf(tape, TASKS, WIDTH, route, dr_all), E);
+    for (i = 0; i < E * N; i++) {
+        seed = seed * 1664525u + 1013904223u;
+        experts[i] = (float)(seed >> 8) * 1.1920929e-7f - 1.0f;
+    }
+    for (i = 0; i < TASKS * N; i++) {
+        seed = seed * 1664525u + 1013904223u;
+        g[i] = (float)(seed >> 8) * 1.1920929e-7f - 1.0f;
+    }
+    for (i = 0; i < TASKS * WIDTH; i++)
+        route[i] = i / WIDTH == 1 ? (i % WIDTH == 8 ? 1.0f : 0.0f) : 0.05f * (float)(1 + i % 7);
+    y = tmoe_mix_parameters(tape, experts, all, E, N, tmoe_leaf(tape, TASKS, WIDTH, route, dr_all),
+        E);
     CHECK(y && y->rows == TASKS && y->cols == N);
     memcpy(y->dx, g, sizeof g);
     CHECK(tmoei_tape_backward(tape) == TMOE_OK);
     for (t = 0; t < TASKS; t++) {
-        y1 = tmoe_mix_parameters(tape, experts, alone, E, N, tmoe_leaf(tape, 1, WIDTH, route + t * WIDTH, dr_alone + t * WIDTH), E);
+        y1 = tmoe_mix_parameters(tape, experts, alone, E, N,
+            tmoe_leaf(tape, 1, WIDTH, route + t * WIDTH, dr_alone + t * WIDTH), E);
         CHECK(y1 && !memcmp(y1->x, y->x + (size_t)t * N, N * sizeof(float)));
         memcpy(y1->dx, g + (size_t)t * N, N * sizeof(float));
         CHECK(tmoei_tape_backward(tape) == TMOE_OK);
     }
-    for (i = 0; i < TASKS * WIDTH; i++) CHECK_NEAR(dr_all[i], dr_alone[i], 1e-3);       /* sums of 33,001 numbers around 1 */
+    for (i = 0; i < TASKS * WIDTH; i++)
+        CHECK_NEAR(dr_all[i], dr_alone[i], 1e-3); /* sums of 33,001 numbers around 1 */
     CHECK(dr_all[9] != 0.0f && dr_all[0] == 0.0f);
-    for (i = 0; i < E * N; i++) if (!(fabsf(all[i] - alone[i]) <= 1e-6f)) break;
+    for (i = 0; i < E * N; i++)
+        if (!(fabsf(all[i] - alone[i]) <= 1e-6f)) break;
     CHECK(i == E * N && all[N - 1] != 0.0f);
     tmoe_tape_destroy(tape);
 }
 
-/* One-hot forward; backward as if the soft sample had been there: dz_j = (1/tau) sum_e q_e s_e ([e = j] - s_j). */
+/* One-hot forward; backward as if the soft sample had been there: dz_j = (1/tau) sum_e q_e s_e ([e
+ * = j] - s_j). */
 static void test_straight_through_gradient_is_that_of_the_soft_sample(void)
 {
     tmoe_tape *tape = tmoe_tape_create(ctx);
-    float z[4] = { 0.2f, 1.0f, -0.5f, 0.3f }, dz[4] = { 0.0f, 0.0f, 0.0f, 0.0f }, q[4] = { 1.0f, -2.0f, 0.5f, 3.0f };
+    float z[4] = { 0.2f, 1.0f, -0.5f, 0.3f }, dz[4] = { 0.0f, 0.0f, 0.0f, 0.0f },
+          q[4] = { 1.0f, -2.0f, 0.5f, 3.0f };
     double s[4], sum = 0.0, expected;
     tmoe_tensor *r;
     int e, j;
@@ -171,20 +239,25 @@ static void test_straight_through_gradient_is_that_of_the_soft_sample(void)
     for (e = 0; e < 4; e++) s[e] /= sum;
     r = tmoe_select(tape, tmoe_leaf(tape, 1, 4, z, dz), noise, 0.7f, 1);
     CHECK(r && r->x[3] == 1.0f && r->x[0] == 0.0f && r->x[1] == 0.0f && r->x[2] == 0.0f);
-    CHECK(tmoe_backward(tape, tmoe_sum(tape, tmoe_multiply(tape, r, tmoe_leaf(tape, 1, 4, q, NULL)))) == TMOE_OK);
+    CHECK(
+        tmoe_backward(tape, tmoe_sum(tape, tmoe_multiply(tape, r, tmoe_leaf(tape, 1, 4, q, NULL))))
+        == TMOE_OK);
     for (j = 0; j < 4; j++) {
-        for (expected = 0.0, e = 0; e < 4; e++) expected += (double)q[e] * s[e] * ((e == j) - s[j]) / 0.7;
+        for (expected = 0.0, e = 0; e < 4; e++)
+            expected += (double)q[e] * s[e] * ((e == j) - s[j]) / 0.7;
         CHECK_NEAR(dz[j], expected, 1e-6);
     }
     tmoe_tape_destroy(tape);
 }
 
-/* With a one-hot route that nobody trains, merging copies nothing: the block is the expert's own memory. */
+/* With a one-hot route that nobody trains, merging copies nothing: the block is the expert's own
+ * memory. */
 static void test_one_hot_route_is_the_expert_itself(void)
 {
     tmoe_tape *tape = tmoe_tape_create(ctx);
     float experts[12] = { 0.0f }, gradients[12] = { 0.0f }, route[3] = { 0.0f, 1.0f, 0.0f };
-    tmoe_tensor *block = tmoe_mix_parameters(tape, experts, gradients, 3, 4, tmoe_leaf(tape, 1, 3, route, NULL), 0);
+    tmoe_tensor *block =
+        tmoe_mix_parameters(tape, experts, gradients, 3, 4, tmoe_leaf(tape, 1, 3, route, NULL), 0);
     CHECK(block && block->x == experts + 4 && block->dx == gradients + 4);
     tmoe_tape_destroy(tape);
 }
@@ -195,22 +268,35 @@ static void test_wrong_shapes_are_refused_with_the_values_and_the_rule(void)
     float x[24] = { 0.0f };
     int bad_ids[2] = { 0, 9 }, offsets[2] = { 0, 3 };
     tmoe_tensor *a = tmoe_leaf(tape, 2, 3, x, NULL), *b = tmoe_leaf(tape, 4, 2, x, NULL), *parts[2];
-    static const int falling[3] = { 0, 5, 2 }, offsets_of_four[2] = { 0, 4 }, offsets_of_one[2] = { 0, 1 };
+    static const int falling[3] = { 0, 5, 2 }, offsets_of_four[2] = { 0, 4 },
+                     offsets_of_one[2] = { 0, 1 };
     static const int offsets_of_many[2] = { 0, 65537 };
     static float zeros[8], many[4 * 65537];
-    tmoe_tensor *four = tmoe_leaf(tape, 4, 2, zeros, NULL), *keys = tmoe_leaf(tape, 1, 4, zeros, NULL);
+    tmoe_tensor *four = tmoe_leaf(tape, 4, 2, zeros, NULL),
+                *keys = tmoe_leaf(tape, 1, 4, zeros, NULL);
     tmoe_tensor *result[21];
     size_t i, n = 0;
-    parts[0] = a; parts[1] = b;
-#define REFUSED(expression, words) do { ctx->error = TMOE_OK; result[n] = (expression); CHECK(result[n] == NULL); \
-        CHECK(ctx->error == TMOE_ERR_SHAPE || ctx->error == TMOE_ERR_ARGUMENT); CHECK_HAS(tmoe_error_message(ctx), words); n++; } while (0)
+    parts[0] = a;
+    parts[1] = b;
+#define REFUSED(expression, words) \
+    do { \
+        ctx->error = TMOE_OK; \
+        result[n] = (expression); \
+        CHECK(result[n] == NULL); \
+        CHECK(ctx->error == TMOE_ERR_SHAPE || ctx->error == TMOE_ERR_ARGUMENT); \
+        CHECK_HAS(tmoe_error_message(ctx), words); \
+        n++; \
+    } while (0)
     REFUSED(tmoe_linear(tape, a, b, NULL, TMOE_NONE, NULL), "x (2,3), w (4,2)");
     REFUSED(tmoe_linear(tape, a, a, NULL, TMOE_TANH, NULL), "act must be");
     REFUSED(tmoe_layer_norm(tape, a, b, b), "must be (1,3)");
     REFUSED(tmoe_attention(tape, a, a, 2, 1, offsets, offsets, 0), "H 2");
     REFUSED(tmoe_attention(tape, a, a, 1, 2, falling, falling, 0), "offsets rise");
-    REFUSED(tmoe_attention(tape, four, keys, 1, 1, offsets_of_four, offsets_of_one, 1), "no fewer keys");
-    REFUSED(tmoe_attention(tape, four, tmoe_leaf(tape, 65537, 4, many, NULL), 1, 1, offsets_of_four, offsets_of_many, 0), "at most 65536 keys");
+    REFUSED(tmoe_attention(tape, four, keys, 1, 1, offsets_of_four, offsets_of_one, 1),
+        "no fewer keys");
+    REFUSED(tmoe_attention(tape, four, tmoe_leaf(tape, 65537, 4, many, NULL), 1, 1, offsets_of_four,
+                offsets_of_many, 0),
+        "at most 65536 keys");
     REFUSED(tmoe_embedding(tape, a, 2, bad_ids, 1.0f, NULL, NULL), "has id 9");
     REFUSED(tmoe_cross_entropy(tape, a, bad_ids, 0.0f, 1.0f), "target 9");
     REFUSED(tmoe_cross_entropy(tape, a, bad_ids, 1.0f, 1.0f), "smoothing 1");
@@ -222,11 +308,12 @@ static void test_wrong_shapes_are_refused_with_the_values_and_the_rule(void)
     REFUSED(tmoe_dropout(tape, a, 1.0f, 0, 0), "p = 1");
     REFUSED(tmoe_select(tape, a, NULL, 0.0f, 0), "temperature 0");
     REFUSED(tmoe_mix_outputs(tape, parts, 2, tmoe_leaf(tape, 1, 1, x, NULL), 0), "2 experts");
-    REFUSED(tmoe_mix_parameters(tape, x, NULL, 3, 4, tmoe_leaf(tape, 1, 2, x, NULL), 0), "3 experts");
+    REFUSED(tmoe_mix_parameters(tape, x, NULL, 3, 4, tmoe_leaf(tape, 1, 2, x, NULL), 0),
+        "3 experts");
     REFUSED(tmoe_leaf(tape, 0, 3, x, NULL), "leaf");
     REFUSED(tmoe_leaf(tape, 1, 3, NULL, NULL), "NULL");
     for (i = 0; i < n; i++) CHECK(result[i] == NULL);
-    ctx->error = TMOE_OK;                                       /* poison: a NULL input gives NULL and keeps the first cause */
+    ctx->error = TMOE_OK; /* poison: a NULL input gives NULL and keeps the first cause */
     CHECK(tmoe_add(tape, tmoe_linear(tape, a, b, NULL, TMOE_NONE, NULL), NULL) == NULL);
     CHECK_HAS(tmoe_error_message(ctx), "linear");
     CHECK(tmoe_backward(tape, NULL) == TMOE_ERR_SHAPE);
@@ -239,46 +326,38 @@ static void test_wrong_shapes_are_refused_with_the_values_and_the_rule(void)
 static void test_a_repeated_step_allocates_nothing(void)
 {
     tmoe_tape *tape = tmoe_tape_create(ctx);
-    float *x = (float *)calloc(300 * 64, 4), *w = (float *)calloc(64 * 64, 4), *dw = (float *)calloc(64 * 64, 4);
+    float *x = (float *)calloc(300 * 64, 4), *w = (float *)calloc(64 * 64, 4),
+          *dw = (float *)calloc(64 * 64, 4);
     size_t bytes = 0, peak;
     int round, i;
     for (round = 0; round < 4; round++) {
         tmoe_tensor *h;
         tmoe_tape_reset(tape);
         h = tmoe_leaf(tape, 300, 64, x, NULL);
-        for (i = 0; i < 10; i++) h = tmoe_linear(tape, h, tmoe_leaf(tape, 64, 64, w, dw), NULL, TMOE_GELU, h);
+        for (i = 0; i < 10; i++)
+            h = tmoe_linear(tape, h, tmoe_leaf(tape, 64, 64, w, dw), NULL, TMOE_GELU, h);
         CHECK(tmoe_backward(tape, tmoe_sum(tape, h)) == TMOE_OK);
         if (round == 2) bytes = tmoe_ctx_bytes(ctx, &peak);
     }
     CHECK(tmoe_ctx_bytes(ctx, &peak) == bytes);
     tmoe_tape_destroy(tape);
-    free(x); free(w); free(dw);
+    free(x);
+    free(w);
+    free(dw);
 }
 
-TEST_MAIN("test_tape",
-    ctx = tmoe_ctx_create(NULL);
-    RUN(test_gradient_of_linear);
-    RUN(test_gradient_of_linear_with_itself_as_residual);
-    RUN(test_gradient_of_linear_gelu);
-    RUN(test_gradient_of_linear_relu);
-    RUN(test_gradient_of_layer_norm);
-    RUN(test_gradient_of_self_attention);
-    RUN(test_gradient_of_causal_attention);
-    RUN(test_gradient_of_cross_attention);
-    RUN(test_gradient_of_embedding);
-    RUN(test_gradient_of_cross_entropy);
-    RUN(test_gradient_of_cross_entropy_of_shared_logits);
-    RUN(test_gradient_of_map);
-    RUN(test_gradient_of_add_and_multiply);
-    RUN(test_gradient_of_add_to_itself);
-    RUN(test_gradient_of_affine_and_reshape);
-    RUN(test_gradient_of_dropout);
-    RUN(test_gradient_of_select);
-    RUN(test_gradient_of_slice_and_concat);
-    RUN(test_gradient_of_mix_outputs);
-    RUN(test_gradient_of_mix_parameters); RUN(test_tasks_mixed_at_once_are_as_each_alone);
-    RUN(test_straight_through_gradient_is_that_of_the_soft_sample);
-    RUN(test_one_hot_route_is_the_expert_itself);
-    RUN(test_wrong_shapes_are_refused_with_the_values_and_the_rule);
-    RUN(test_a_repeated_step_allocates_nothing);
-    tmoe_ctx_destroy(ctx);)
+TEST_MAIN("test_tape", ctx = tmoe_ctx_create(NULL); RUN(test_gradient_of_linear);
+          RUN(test_gradient_of_linear_with_itself_as_residual); RUN(test_gradient_of_linear_gelu);
+          RUN(test_gradient_of_linear_relu); RUN(test_gradient_of_layer_norm);
+          RUN(test_gradient_of_self_attention); RUN(test_gradient_of_causal_attention);
+          RUN(test_gradient_of_cross_attention); RUN(test_gradient_of_embedding);
+          RUN(test_gradient_of_cross_entropy); RUN(test_gradient_of_cross_entropy_of_shared_logits);
+          RUN(test_gradient_of_map); RUN(test_gradient_of_add_and_multiply);
+          RUN(test_gradient_of_add_to_itself); RUN(test_gradient_of_affine_and_reshape);
+          RUN(test_gradient_of_dropout); RUN(test_gradient_of_select);
+          RUN(test_gradient_of_slice_and_concat); RUN(test_gradient_of_mix_outputs);
+          RUN(test_gradient_of_mix_parameters); RUN(test_tasks_mixed_at_once_are_as_each_alone);
+          RUN(test_straight_through_gradient_is_that_of_the_soft_sample);
+          RUN(test_one_hot_route_is_the_expert_itself);
+          RUN(test_wrong_shapes_are_refused_with_the_values_and_the_rule);
+          RUN(test_a_repeated_step_allocates_nothing); tmoe_ctx_destroy(ctx);)
