@@ -43,8 +43,8 @@
  *       training.examples_per_task = 4; // small steps, many of them
  *       training.lr_model = 4e-3f;
  *       training.vocabulary = 0; // read and write bytes
- *       config.D = 64;           // a small model for a small job
- *       config.F_encoder = config.F_decoder = 256;
+ *       config.width = 64;           // a small model for a small job
+ *       config.encoder_ffn = config.decoder_ffn = 256;
  *       model = suite ? tmoe_train(ctx, suite, &config, &training) : NULL;
  *       if (!model
  *           || tmoe_answer(model, "Write the word in upper case.", "violin", answer, sizeof answer)
@@ -94,7 +94,7 @@
  *   several.
  *   tape      operations compute at once and remember how to go back. Use tmoe_train and
  *   tmoe_answer; or a
- *             loop on tmoe_step, tmoe_route, tmoe_evaluate; or a model on tmoe_linear,
+ *             loop on tmoe_trainer_step, tmoe_route_of_task, tmoe_evaluate; or a model on tmoe_linear,
  *             tmoe_attention, ...
  *   equal bits  the same seed gives the same bits, on 1, 2 or 64 threads, and after stopping and
  *   resuming.
@@ -207,9 +207,9 @@ TMOE_DEF tmoe_result tmoe_error(const tmoe_ctx *ctx);
 TMOE_DEF const char *tmoe_error_message(const tmoe_ctx *ctx);
 /* tmoe_result_name - what a result code means in words.   thread  any */
 TMOE_DEF const char *tmoe_result_name(tmoe_result result);
-/* tmoe_ctx_kernels - the instruction set in use: "AVX-512", "AVX2", "NEON" or "C".     thread  any
+/* tmoe_ctx_isa - the instruction set in use: "AVX-512", "AVX2", "NEON" or "C".     thread  any
  * */
-TMOE_DEF const char *tmoe_ctx_kernels(const tmoe_ctx *ctx);
+TMOE_DEF const char *tmoe_ctx_isa(const tmoe_ctx *ctx);
 /* tmoe_ctx_bytes - bytes out now; the most ever into *peak (or NULL) */
 TMOE_DEF size_t tmoe_ctx_bytes(const tmoe_ctx *ctx, size_t *peak);
 /* tmoe_version - TMOE_VERSION of the implementation.   thread  any */
@@ -300,8 +300,8 @@ TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int T,
  *   out (1,1)   grad  logits   keeps  4*T bytes   cost  6*T*V flop   fails  target >= V */
 TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, const int *targets,
     float smoothing, float weight);
-/* tmoe_map - y = f(x) element by element, f one of tmoe_activation   cost  T*D evaluations */
-TMOE_DEF tmoe_tensor *tmoe_map(tmoe_tape *tape, tmoe_tensor *x, tmoe_activation f);
+/* tmoe_activate - y = f(x) element by element, f one of tmoe_activation   cost  T*D evaluations */
+TMOE_DEF tmoe_tensor *tmoe_activate(tmoe_tape *tape, tmoe_tensor *x, tmoe_activation f);
 /* tmoe_add, tmoe_multiply - y = a + b, y = a * b element by element; b (1,D) stands for every row
  * of a */
 TMOE_DEF tmoe_tensor *tmoe_add(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b);
@@ -441,11 +441,7 @@ typedef struct tmoe_task {
     tmoe_part part; /* by the split: trained on, development, held out */
 } tmoe_task;
 
-typedef struct tmoe_suite {
-    tmoe_ctx *ctx;
-    tmoe_task *tasks;
-    int count;
-} tmoe_suite;
+typedef struct tmoe_suite tmoe_suite; /* tasks; read by tmoe_suite_count and tmoe_suite_task */
 
 /* tmoe_suite_create, _destroy - an empty suite for tasks that a program makes
  * >>suite */
@@ -460,6 +456,10 @@ TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const c
 TMOE_DEF void tmoe_suite_destroy(tmoe_suite *suite);
 /* tmoe_suite_find - index of the task with this name, or -1.   thread  any */
 TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name);
+/* tmoe_suite_count - the number of tasks of a suite.   thread  any */
+TMOE_DEF int tmoe_suite_count(const tmoe_suite *suite);
+/* tmoe_suite_task - task i of a suite, the suite's own; NULL unless 0 <= i < count.   thread  any */
+TMOE_DEF const tmoe_task *tmoe_suite_task(const tmoe_suite *suite, int i);
 
 /* tmoe_metric_name - as in files: exact_match, accuracy, macro_f1, token_f1 ...   thread  any */
 TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric);
@@ -475,8 +475,8 @@ TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *c
 /* What tmoe_compare finds: [0] the mean over tasks, [1] and [2] the ends of its 95 % bootstrap
  * interval. */
 typedef struct tmoe_comparison {
-    double arg[3];        /* average relative gain, (new - base) / base, where base > 0 */
-    double difference[3]; /* new - base */
+    double relative_gain[3]; /* average relative gain, (new - base) / base, where base > 0 */
+    double difference[3];    /* new - base */
     int wins, ties, losses, zero_base,
         undefined; /* base <= 0: not in arg; a score is NaN: nowhere */
 } tmoe_comparison;
@@ -548,37 +548,37 @@ typedef enum tmoe_vector_kind {
 /* What a model is. Start from tmoe_config_default(); tmoe_model_create checks all fields at once.
  * */
 typedef struct tmoe_config {
-    int D;                              /* width, 1 <= D */
-    int H_encoder, H_decoder;           /* heads, each divides D */
-    int F_encoder, F_decoder;           /* FFN widths */
+    int width;                          /* width, at least 1 */
+    int encoder_heads, decoder_heads;   /* heads, each divides width */
+    int encoder_ffn, decoder_ffn;       /* FFN widths */
     int encoder_layers, decoder_layers; /* at least 1 each */
-    int V;                              /* vocabulary; 0: as many symbols as the tokenizer has */
+    int vocabulary;                     /* vocabulary; 0: as many symbols as the tokenizer has */
     int source_tokens, target_tokens;   /* longest sequences with special tokens, at most 65536 */
     tmoe_norm norm;
     tmoe_activation activation; /* TMOE_GELU or TMOE_RELU */
-    int scale_embedding;        /* 1: embeddings times sqrt(D) */
-    int E;                      /* experts a layer, 1 = dense, at most 64 */
+    int scale_embedding;        /* 1: embeddings times sqrt(width) */
+    int experts;                /* experts a layer, 1 = dense, at most 64 */
     int expert_places;          /* TMOE_ENCODER | TMOE_DECODER: layers that have experts */
     tmoe_expert_kind expert_kind;
     float
         expert_noise; /* experts start as copies plus noise of this size relative to the weights */
     tmoe_mix mix;
     tmoe_selection selection;
-    int random_n; /* experts a task gets with TMOE_SELECT_RANDOM_TASK, 1 <= n <= E */
+    int random_n; /* experts a task gets with TMOE_SELECT_RANDOM_TASK, 1 to experts */
     /* tau(step) = max(temperature * exp(-decay * step), min) */
     float temperature, temperature_decay, temperature_min;
     float exploration; /* chance, a layer and group in training, of a random or the uniform route */
     tmoe_router_kind router;
     int router_hidden; /* width of the router's hidden layer */
     tmoe_vector_kind vectors;
-    int k;                    /* width of a task vector */
+    int vector_width;         /* width of a task vector */
     int instruction_in_input; /* 1: the encoder reads "instruction \n input", 0: the input alone */
     int begin_in_target;      /* 1: targets begin with <s>, as BART's do */
     int specials_in_text;     /* 1: <mask> and the like count where a text says them (BART) */
     int start_id, begin_id, pad_id,
         end_id; /* what the decoder starts with (</s>); <s>, <pad>, </s> */
     float
-        /* of all matrices; 0: 1/sqrt(fan in) for linear layers, 1/sqrt(D) for embeddings */
+        /* of all matrices; 0: 1/sqrt(fan in) for linear layers, 1/sqrt(width) for embeddings */
         init_std;
     uint64_t seed;
 } tmoe_config;
@@ -635,7 +635,7 @@ typedef struct tmoe_generation {
     int forced_begin_id, forced_end_id; /* first token; last one at max_length; -1: free */
 } tmoe_generation;
 
-/* tmoe_model_generation - how tmoe_answers searches (greedily; BART: as its folder says); yours to
+/* tmoe_model_generation - how tmoe_answer_many searches (greedily; BART: as its folder says); yours to
  * change */
 TMOE_DEF tmoe_generation *tmoe_model_generation(tmoe_model *model);
 /* tmoe_model_parameters - how many; *active (or NULL): those one task uses, without a router.
@@ -647,23 +647,23 @@ TMOE_DEF float tmoe_model_temperature(const tmoe_model *model);
  * row */
 TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const float *vector);
 
-/* tmoe_route_of_vector - the route of any vector (k), as tmoe_route; fails  TMOE_ERR_ARGUMENT: no
+/* tmoe_route_of_vector - the route of any vector (k), as tmoe_route_of_task; fails  TMOE_ERR_ARGUMENT: no
  * router */
 TMOE_DEF tmoe_result tmoe_route_of_vector(tmoe_model *model, const float *vector, float *route);
 /* tmoe_routed_layers - routes are (routed layers, E) row-major.   thread  any */
 TMOE_DEF int tmoe_routed_layers(const tmoe_model *model);
 /* tmoe_routed_layer_name - "encoder 0" ... into text (size bytes).   thread  any */
 TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int l, char *text, size_t size);
-/* tmoe_route - the route (routed layers, E) of a known task, without noise; each row sums to 1
+/* tmoe_route_of_task - the route (routed layers, E) of a known task, without noise; each row sums to 1
  * >>router
  *   fails  TMOE_ERR_ARGUMENT   cost  a router pass over all tasks if parameters have changed, else
  *   a copy */
-TMOE_DEF tmoe_result tmoe_route(tmoe_model *model, int task, float *route);
-/* tmoe_expert_disable - masks an expert (1) to see what it was good for, or gives it back (0); is
+TMOE_DEF tmoe_result tmoe_route_of_task(tmoe_model *model, int task, float *route);
+/* tmoe_expert_set_enabled - masks an expert (1) to see what it was good for, or gives it back (0); is
  * not saved
  *   fails  TMOE_ERR_ARGUMENT: 0 <= layer < routed layers, 0 <= expert < E, and one of a layer must
  *   stay */
-TMOE_DEF tmoe_result tmoe_expert_disable(tmoe_model *model, int layer, int expert, int disabled);
+TMOE_DEF tmoe_result tmoe_expert_set_enabled(tmoe_model *model, int layer, int expert, int enabled);
 
 /* How an unseen task gets a route. */
 typedef enum tmoe_zero_shot {
@@ -678,13 +678,13 @@ typedef enum tmoe_zero_shot {
  * router pass */
 TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction,
     tmoe_zero_shot how, float *route);
-/* tmoe_nearest_tasks - known tasks by cosine of instructions' text vectors, nearest first   cost
+/* tmoe_model_nearest_tasks - known tasks by cosine of instructions' text vectors, nearest first   cost
  * N*k
  *   tasks, cosines (count >= 1) out; past the last task -1   out how many */
-TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction, int count,
+TMOE_DEF int tmoe_model_nearest_tasks(const tmoe_model *model, const char *instruction, int count,
     int *tasks, float *cosines);
-/* tmoe_find_task - task of this name or instruction, or -1.   thread  any */
-TMOE_DEF int tmoe_find_task(const tmoe_model *model, const char *name_or_instruction);
+/* tmoe_model_find_task - task of this name or instruction, or -1.   thread  any */
+TMOE_DEF int tmoe_model_find_task(const tmoe_model *model, const char *name_or_instruction);
 /* ---- API: training (>>train) ----------------------------------------------------------------- */
 typedef struct tmoe_trainer tmoe_trainer;
 
@@ -764,21 +764,21 @@ TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer);
  *   each out or NULL   out  their sum   thread  any */
 TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, size_t *parameters,
     size_t *gradients, size_t *moments, size_t *step);
-/* tmoe_step - one optimiser step on the next batch (which depends on the seed and the step only)
+/* tmoe_trainer_step - one optimiser step on the next batch (which depends on the seed and the step only)
  *   >>train
  *   progress  out or NULL; its arrays are the trainer's   fails  TMOE_ERR_NUMERIC: loss, gradient
  *   not finite
  *   cost   6 flop a parameter and token, and 4*E flop a parameter and group for the merge */
-TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress);
+TMOE_DEF tmoe_result tmoe_trainer_step(tmoe_trainer *trainer, tmoe_progress *progress);
 /* tmoe_trainer_run - steps until training->steps, with progress, validation, best checkpoint, early
  *   stopping goes on where a loaded trainer stopped; ends with the best parameters (without
  *   validation the last)
- *   fails  as tmoe_step, after the steps that went well; TMOE_ERR_CANCELLED when progress said so
+ *   fails  as tmoe_trainer_step, after the steps that went well; TMOE_ERR_CANCELLED when progress said so
  *   */
 TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer);
-/* tmoe_validation_loss - tmoe_progress.validation_loss now, in a forward pass; NaN: no lines or no
+/* tmoe_trainer_validation_loss - tmoe_progress.validation_loss now, in a forward pass; NaN: no lines or no
  * memory */
-TMOE_DEF float tmoe_validation_loss(tmoe_trainer *trainer);
+TMOE_DEF float tmoe_trainer_validation_loss(tmoe_trainer *trainer);
 /* tmoe_train - the one-call way: a tokenizer, a model for the suite's training tasks,
  * tmoe_trainer_run
  *   config, training  in; NULL = defaults; source_tokens or target_tokens 0: as long as the suite
@@ -876,12 +876,12 @@ TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite,
  *   parameters) */
 TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task, const char *input, char *text,
     size_t size);
-/* tmoe_answers - answers to many inputs of one task, 32 at a time, in the caller's order
+/* tmoe_answer_many - answers to many inputs of one task, 32 at a time, in the caller's order
  * >>inference
- *   route   (routed layers, E) in; NULL: tmoe_route's or, by the router, tmoe_route_unseen's
+ *   route   (routed layers, E) in; NULL: tmoe_route_of_task's or, by the router, tmoe_route_unseen's
  *   task, fails, cost  as above   answers (count) out, free with tmoe_answers_free; all NULL in
  *   failure */
-TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const float *route,
+TMOE_DEF tmoe_result tmoe_answer_many(tmoe_model *model, const char *task, const float *route,
     const char *const *inputs, int count, char **answers);
 /* tmoe_generate - tokens that answer tokens; cost  as above, times beams
  * >>inference
@@ -899,24 +899,24 @@ TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const flo
 TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *route, const int *ids,
     const int *lengths, int count, const tmoe_generation *how, int *tokens, int *token_counts,
     float *scores);
-/* tmoe_answers_free - frees what tmoe_answers gave and sets it to NULL */
+/* tmoe_answers_free - frees what tmoe_answer_many gave and sets it to NULL */
 TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count);
 /* tmoe_evaluate - score of the model on a task's test lines by the task's metric
  * >>inference
  *   task   in: a suite's, known or not     route  as above, or NULL     fails, cost  as
- *   tmoe_answers
+ *   tmoe_answer_many
  *   limit  test lines to use, from the first; 0 = all       score  out, NaN where the metric is
  *   undefined */
 TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, const float *route,
     int limit, double *score);
-/* tmoe_rank - the label with the highest likelihood, for tasks with a closed set   cost  a pass a
+/* tmoe_choose_label - the label with the highest likelihood, for tasks with a closed set   cost  a pass a
  * label
  *   task       in: with labels   route  as above, NULL: a known task's   inputs (count) in
  *   >>inference
  *   normalised 0: sum of log p of the label's tokens, 1: their mean      chosen (count) out: index
  *   of a label
  *   fails      TMOE_ERR_ARGUMENT (no labels, no route), TMOE_ERR_DATA (too long) */
-TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const float *route,
+TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task, const float *route,
     const char *const *inputs, int count, int normalised, int *chosen);
 /* ---- API: files (>>suite, >>files, >>bart); none with TMOE_NO_STDIO -------------------------- */
 #ifndef TMOE_NO_STDIO
@@ -2918,7 +2918,7 @@ TMOE_DEF const char *tmoe_error_message(const tmoe_ctx *ctx)
     return ctx->error ? ctx->message : "";
 }
 
-TMOE_DEF const char *tmoe_ctx_kernels(const tmoe_ctx *ctx)
+TMOE_DEF const char *tmoe_ctx_isa(const tmoe_ctx *ctx)
 {
     return ctx->kernels->name;
 }
@@ -3692,7 +3692,7 @@ static void tmoei_map_backward(tmoe_tape *tape, tmoei_node *node)
     tmoei_accumulate(tape, node, 0, 1.0f, y->dx);
 }
 
-TMOE_DEF tmoe_tensor *tmoe_map(tmoe_tape *tape, tmoe_tensor *x, tmoe_activation f)
+TMOE_DEF tmoe_tensor *tmoe_activate(tmoe_tape *tape, tmoe_tensor *x, tmoe_activation f)
 {
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
@@ -5780,16 +5780,18 @@ static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json
 /* ==== >>suite: tasks, examples, splits ===========================================================
  * A task's lines are collected in a draft and become a task only when all of it is sound. All
  * memory belongs to the suite. Trouble stands in the context: what comes after it does nothing. */
-typedef struct tmoei_suite {
-    tmoe_suite shown;
+struct tmoe_suite {
+    tmoe_ctx *ctx;
+    tmoe_task *tasks;
+    int count;
     size_t capacity;
-    tmoei_owner own;
-} tmoei_suite;
+    tmoei_owner own; /* of all texts */
+};
 
 #define TMOEI_BAD_DATA(ctx, ...) ((void)tmoei_fail(ctx, TMOE_ERR_DATA, __VA_ARGS__))
 
 typedef struct tmoei_draft { /* a task that is being read */
-    tmoei_suite *suite;
+    tmoe_suite *suite;
     tmoe_task task;             /* what is known of it; test_count: its last lines; -1: 20 % */
     tmoei_buffer text;          /* NUL-terminated strings: "iINPUT", "oOUTPUT", "oOUTPUT", ... */
     size_t count, output_count; /* lines, outputs in all */
@@ -5798,18 +5800,28 @@ typedef struct tmoei_draft { /* a task that is being read */
 TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx)
 {
     ctx->error = TMOE_OK;
-    tmoei_suite *suite = (tmoei_suite *)tmoei_alloc(ctx, 1, sizeof *suite, 1);
+    tmoe_suite *suite = (tmoe_suite *)tmoei_alloc(ctx, 1, sizeof *suite, 1);
     if (!suite) return NULL;
-    suite->shown.ctx = suite->own.ctx = ctx;
-    return &suite->shown;
+    suite->ctx = suite->own.ctx = ctx;
+    return suite;
 }
 
 TMOE_DEF void tmoe_suite_destroy(tmoe_suite *suite)
 {
     if (!suite) return;
-    tmoei_owner_free(&((tmoei_suite *)suite)->own);
+    tmoei_owner_free(&suite->own);
     tmoei_free(suite->ctx, suite->tasks);
     tmoei_free(suite->ctx, suite);
+}
+
+TMOE_DEF int tmoe_suite_count(const tmoe_suite *suite)
+{
+    return suite->count;
+}
+
+TMOE_DEF const tmoe_task *tmoe_suite_task(const tmoe_suite *suite, int i)
+{
+    return i >= 0 && i < suite->count ? &suite->tasks[i] : NULL;
 }
 
 TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name)
@@ -5820,7 +5832,7 @@ TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name)
 }
 
 /* A new draft; the name with spaces for '_' is its instruction where nobody gave one. */
-static void tmoei_draft_begin(tmoei_suite *suite, tmoei_draft *draft, const char *name,
+static void tmoei_draft_begin(tmoe_suite *suite, tmoei_draft *draft, const char *name,
     size_t length, const char *instruction, const char *category)
 {
     const char *from = instruction && instruction[0] ? instruction : name;
@@ -5865,8 +5877,8 @@ static void tmoei_draft_add(tmoei_draft *draft, int output, const char *text, si
 /* Turns a sound draft into a task of the suite; frees the draft in any case. */
 static tmoe_result tmoei_draft_finish(tmoei_draft *draft, const char *where)
 {
-    tmoei_suite *suite = draft->suite;
-    tmoe_suite *shown = &suite->shown;
+    tmoe_suite *suite = draft->suite;
+    tmoe_suite *shown = suite;
     tmoe_ctx *ctx = shown->ctx;
     tmoe_task *task = &draft->task;
     const int count = (int)draft->count;
@@ -5913,7 +5925,7 @@ TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const c
             "suite_add: %d lines, %d for test; needs name, "
             "instruction, metric and 0 <= test_count < count",
             count, test_count);
-    tmoei_draft_begin((tmoei_suite *)suite, &draft, name, strlen(name), instruction, category);
+    tmoei_draft_begin((tmoe_suite *)suite, &draft, name, strlen(name), instruction, category);
     draft.task.metric = metric;
     draft.task.part = part;
     draft.task.test_count = test_count;
@@ -5957,7 +5969,7 @@ static int tmoei_name_order(const void *a, const void *b)
 
 /* Names in a folder, sorted, so that the file system's order is of no account; -1: no such folder.
  * */
-static int tmoei_names(tmoei_suite *suite, const char *folder, char ***names)
+static int tmoei_names(tmoe_suite *suite, const char *folder, char ***names)
 {
     tmoei_buffer text = { NULL, 0, 0, 0 };
     int count = 0;
@@ -6075,7 +6087,7 @@ static char *tmoei_cut(char **rest, char separator)
 }
 
 /* NAME.tsv files of a folder. */
-static void tmoei_load_tsv_folder(tmoei_suite *suite, const char *folder)
+static void tmoei_load_tsv_folder(tmoe_suite *suite, const char *folder)
 {
     char path[TMOEI_PATH], **names;
     const int count = tmoei_names(suite, folder, &names);
@@ -6091,7 +6103,7 @@ static void tmoei_load_tsv_folder(tmoei_suite *suite, const char *folder)
 
 /* CrossFit: TASK/TASK_{k}_{seed}_{train,dev,test}.tsv. Training lines are those of the first
  * sample; test lines are in every sample the same. */
-static void tmoei_load_crossfit_task(tmoei_suite *suite, const char *folder, const char *name)
+static void tmoei_load_crossfit_task(tmoe_suite *suite, const char *folder, const char *name)
 {
     static const char *const ends[3] = { "_dev.tsv", "_train.tsv",
         "_test.tsv" }; /* test lines are last */
@@ -6118,7 +6130,7 @@ static void tmoei_load_crossfit_task(tmoei_suite *suite, const char *folder, con
 }
 
 /* JSON lines; the lines of one task may be anywhere in the file. */
-static void tmoei_load_jsonl(tmoei_suite *suite, const char *path)
+static void tmoei_load_jsonl(tmoe_suite *suite, const char *path)
 {
     tmoe_ctx *ctx = suite->own.ctx;
     tmoei_draft *drafts = NULL;
@@ -6163,7 +6175,7 @@ static void tmoei_load_jsonl(tmoei_suite *suite, const char *path)
 }
 
 /* What tasks.tsv says of the suite's tasks; columns by their names in the first line. */
-static void tmoei_describe(tmoei_suite *suite, const char *path)
+static void tmoei_describe(tmoe_suite *suite, const char *path)
 {
     enum { TMOEI_NAME, TMOEI_CATEGORY, TMOEI_METRIC, TMOEI_INSTRUCTION, TMOEI_LABELS, TMOEI_KNOWN };
 
@@ -6190,10 +6202,9 @@ static void tmoei_describe(tmoei_suite *suite, const char *path)
             && strcmp(wants, tmoe_metric_name((tmoe_metric)metric)) != 0)
             metric++;
         if (metric == TMOE_METRICS) TMOEI_BAD_DATA(ctx, "%s: unknown metric '%s'", in.where, wants);
-        const int known =
-            field[TMOEI_NAME] ? tmoe_suite_find(&suite->shown, field[TMOEI_NAME]) : -1;
+        const int known = field[TMOEI_NAME] ? tmoe_suite_find(suite, field[TMOEI_NAME]) : -1;
         if (known < 0) continue;
-        tmoe_task *task = &suite->shown.tasks[known];
+        tmoe_task *task = &suite->tasks[known];
         if (field[TMOEI_CATEGORY]) task->category = field[TMOEI_CATEGORY];
         if (field[TMOEI_INSTRUCTION]) task->instruction = field[TMOEI_INSTRUCTION];
         task->metric = (tmoe_metric)metric;
@@ -6218,7 +6229,7 @@ static void tmoei_describe(tmoei_suite *suite, const char *path)
     }
 }
 
-static void tmoei_load_folder(tmoei_suite *suite, const char *folder)
+static void tmoei_load_folder(tmoe_suite *suite, const char *folder)
 {
     tmoe_ctx *ctx = suite->own.ctx;
     char path[TMOEI_PATH], **names;
@@ -6239,17 +6250,17 @@ static void tmoei_load_folder(tmoei_suite *suite, const char *folder)
     }
     if (ctx->error == TMOE_OK && tmoei_folder_has(ctx, path, folder, "tasks.tsv"))
         tmoei_describe(suite, path);
-    if (suite->shown.count == 0)
+    if (suite->count == 0)
         TMOEI_BAD_DATA(ctx,
             "%s: no tasks: neither NAME.tsv, nor TASK/TASK_*_train.tsv, nor *.jsonl", folder);
 }
 
 /* Gives the tasks their parts and leaves out those that the split does not name. */
-static void tmoei_apply_split(tmoei_suite *suite, const char *path)
+static void tmoei_apply_split(tmoe_suite *suite, const char *path)
 {
     static const char *const parts[3] = { "train", "dev", "test" };
     tmoe_ctx *ctx = suite->own.ctx;
-    tmoe_suite *shown = &suite->shown;
+    tmoe_suite *shown = suite;
     char unknown[512] = "", *named = (char *)tmoei_own(&suite->own, (size_t)shown->count + 1, 1);
     size_t length = 0;
     int kept = 0;
@@ -6292,12 +6303,12 @@ TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const ch
     char name[TMOEI_PATH], path[TMOEI_PATH];
     tmoe_suite *suite = tmoe_suite_create(ctx);
     if (!suite) return NULL;
-    tmoei_load_folder((tmoei_suite *)suite, folder);
+    tmoei_load_folder((tmoe_suite *)suite, folder);
     (void)snprintf(name, sizeof name, "splits/%.900s.json", split ? split : "zero_shot");
     if (ctx->error == TMOE_OK
         && (tmoei_folder_has(ctx, path, folder, name) || (split && !strpbrk(split, "/."))))
         split = path; /* a name, not a file */
-    if (ctx->error == TMOE_OK && split) tmoei_apply_split((tmoei_suite *)suite, split);
+    if (ctx->error == TMOE_OK && split) tmoei_apply_split((tmoe_suite *)suite, split);
     if (ctx->error == TMOE_OK) return suite;
     tmoe_suite_destroy(suite);
     return NULL;
@@ -6383,7 +6394,7 @@ struct tmoe_model {
     size_t mapping_size; /* the file that theta lies in, or NULL */
     tmoe_task *tasks;    /* known ones: name, category, instruction */
     int V, N, L, R;      /* vocabulary; tasks; layers, encoder first; routed layers */
-    size_t width;        /* of a route: R * E */
+    size_t route_width;  /* floats of a route: R * E */
     tmoei_layer *layers;
     tmoei_parameter *parameters;
     size_t parameter_capacity;
@@ -6443,16 +6454,17 @@ static void tmoei_layer_plan(tmoe_model *model, int index)
 {
     const tmoe_config *c = &model->config;
     tmoei_layer *layer = &model->layers[index];
-    const int decoder = index >= c->encoder_layers, D = c->D,
-              F = decoder ? c->F_decoder : c->F_encoder;
+    const int decoder = index >= c->encoder_layers, D = c->width,
+              F = decoder ? c->decoder_ffn : c->encoder_ffn;
     const int shapes[TMOEI_PIECES / 2][2] = { { 3 * D, D }, { D, D }, { 0, D }, { D, D },
         { 2 * D, D }, { D, D }, { 0, D }, { F, D }, { D, F },
         { 0, D } }; /* out, in of the weights; no out: a norm */
     layer->decoder = decoder;
     layer->number = decoder ? index - c->encoder_layers : index;
-    layer->heads = decoder ? c->H_decoder : c->H_encoder;
-    layer->experts =
-        c->E > 1 && (c->expert_places & (decoder ? TMOE_DECODER : TMOE_ENCODER)) ? c->E : 1;
+    layer->heads = decoder ? c->decoder_heads : c->encoder_heads;
+    layer->experts = c->experts > 1 && (c->expert_places & (decoder ? TMOE_DECODER : TMOE_ENCODER))
+        ? c->experts
+        : 1;
     layer->route = layer->experts > 1 ? model->R++ : -1;
     layer->shared = model->size;
     for (int expert = -1; expert < layer->experts; expert++) { /* -1: the shared part */
@@ -6503,16 +6515,16 @@ static tmoe_result tmoei_model_plan(tmoe_model *model)
             for (int l = 0; l < model->L; l++) tmoei_layer_plan(model, l);
         }
         model->shared[s] = model->parameter_count;
-        (void)tmoei_parameter_add(model, rows[s], output ? model->V : c->D,
+        (void)tmoei_parameter_add(model, rows[s], output ? model->V : c->width,
             output ? TMOEI_RATE_NONE : TMOEI_RATE_SHARED, rows[s] > 1, -1,
-            tmoei_init_std(model, rows[s], c->D), gain ? 1.0f : 0.0f, "%s", names[s]);
+            tmoei_init_std(model, rows[s], c->width), gain ? 1.0f : 0.0f, "%s", names[s]);
     }
     model->router_parameter = model->parameter_count;
     if (model->R > 0)
         (void)tmoei_router_logits(model, model->tape, NULL, NULL); /* adds what it takes */
     model->vectors = model->size;
     if (model->N > 0 && model->R > 0)
-        (void)tmoei_parameter_add(model, model->N, c->k,
+        (void)tmoei_parameter_add(model, model->N, c->vector_width,
             c->vectors == TMOE_VECTOR_LEARNED ? TMOEI_RATE_TASKS : TMOEI_RATE_NONE, 1, -1, 0.02f,
             0.0f, "task_vectors.weight");
     return model->ctx->error;
@@ -6570,21 +6582,23 @@ typedef struct tmoei_field {
 #define TMOEI_BELOW_1 0.99999994 /* the largest float there */
 #define TMOEI_STRUCT tmoe_config
 static const tmoei_field tmoei_config_fields[] = { /* the seed is written by itself */
-    TMOEI_SIZE(D, 1), TMOEI_SIZE(H_encoder, 1), TMOEI_SIZE(H_decoder, 1), TMOEI_SIZE(F_encoder, 1),
-    TMOEI_SIZE(F_decoder, 1), TMOEI_SIZE(encoder_layers, 1), TMOEI_SIZE(decoder_layers, 1),
-    TMOEI_INT(source_tokens, 3, TMOEI_SCORES), TMOEI_INT(target_tokens, 2, TMOEI_SCORES),
-    TMOEI_SIZE(V, 0), TMOEI_INT(norm, 0, TMOE_NORM_POST),
-    TMOEI_INT(activation, TMOE_GELU, TMOE_RELU), TMOEI_INT(scale_embedding, 0, 1),
-    TMOEI_INT(E, 1, 64), TMOEI_INT(expert_places, 0, TMOE_ENCODER | TMOE_DECODER),
+    TMOEI_SIZE(width, 1), TMOEI_SIZE(encoder_heads, 1), TMOEI_SIZE(decoder_heads, 1),
+    TMOEI_SIZE(encoder_ffn, 1), TMOEI_SIZE(decoder_ffn, 1), TMOEI_SIZE(encoder_layers, 1),
+    TMOEI_SIZE(decoder_layers, 1), TMOEI_INT(source_tokens, 3, TMOEI_SCORES),
+    TMOEI_INT(target_tokens, 2, TMOEI_SCORES), TMOEI_SIZE(vocabulary, 0),
+    TMOEI_INT(norm, 0, TMOE_NORM_POST), TMOEI_INT(activation, TMOE_GELU, TMOE_RELU),
+    TMOEI_INT(scale_embedding, 0, 1), TMOEI_INT(experts, 1, 64),
+    TMOEI_INT(expert_places, 0, TMOE_ENCODER | TMOE_DECODER),
     TMOEI_INT(expert_kind, 0, TMOE_EXPERT_FFN), TMOEI_FLOAT(expert_noise, 0, FLT_MAX),
     TMOEI_INT(mix, 0, TMOE_MIX_OUTPUT), TMOEI_INT(selection, 0, TMOE_SELECT_RANDOM_EXAMPLE),
     TMOEI_INT(random_n, 1, 64), TMOEI_FLOAT(temperature, FLT_MIN, FLT_MAX),
     TMOEI_FLOAT(temperature_decay, 0, FLT_MAX), TMOEI_FLOAT(temperature_min, FLT_MIN, FLT_MAX),
     TMOEI_FLOAT(exploration, 0, 1), TMOEI_INT(router, 0, TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC),
-    TMOEI_INT(router_hidden, 1, 65536), TMOEI_INT(vectors, 0, TMOE_VECTOR_GIVEN), TMOEI_SIZE(k, 1),
-    TMOEI_INT(instruction_in_input, 0, 1), TMOEI_INT(begin_in_target, 0, 1),
-    TMOEI_INT(specials_in_text, 0, 1), TMOEI_FLOAT(init_std, 0, FLT_MAX), TMOEI_SIZE(start_id, 0),
-    TMOEI_SIZE(begin_id, 0), TMOEI_SIZE(pad_id, 0), TMOEI_SIZE(end_id, 0)
+    TMOEI_INT(router_hidden, 1, 65536), TMOEI_INT(vectors, 0, TMOE_VECTOR_GIVEN),
+    TMOEI_SIZE(vector_width, 1), TMOEI_INT(instruction_in_input, 0, 1),
+    TMOEI_INT(begin_in_target, 0, 1), TMOEI_INT(specials_in_text, 0, 1),
+    TMOEI_FLOAT(init_std, 0, FLT_MAX), TMOEI_SIZE(start_id, 0), TMOEI_SIZE(begin_id, 0),
+    TMOEI_SIZE(pad_id, 0), TMOEI_SIZE(end_id, 0)
 };
 #define TMOEI_CONFIG_FIELDS (sizeof tmoei_config_fields / sizeof *tmoei_config_fields)
 #undef TMOEI_STRUCT
@@ -6644,23 +6658,26 @@ static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c,
     char text[TMOEI_MESSAGE_BYTES - 64] = "";
     const size_t size = sizeof text;
     tmoei_fields_check(c, tmoei_config_fields, TMOEI_CONFIG_FIELDS, text, size);
-    if (c->H_encoder > 0 && c->D % c->H_encoder)
-        tmoei_problem(text, size, "D = %d is not divisible by H_encoder = %d", c->D, c->H_encoder);
-    if (c->H_decoder > 0 && c->D % c->H_decoder)
-        tmoei_problem(text, size, "D = %d is not divisible by H_decoder = %d", c->D, c->H_decoder);
+    if (c->encoder_heads > 0 && c->width % c->encoder_heads)
+        tmoei_problem(text, size, "D = %d is not divisible by H_encoder = %d", c->width,
+            c->encoder_heads);
+    if (c->decoder_heads > 0 && c->width % c->decoder_heads)
+        tmoei_problem(text, size, "D = %d is not divisible by H_decoder = %d", c->width,
+            c->decoder_heads);
     if (task_count < 0) tmoei_problem(text, size, "there are %d tasks", task_count);
-    const int V = c->V ? c->V : symbols;
+    const int V = c->vocabulary ? c->vocabulary : symbols;
     if (c->start_id >= V || c->begin_id >= V || c->pad_id >= V || c->end_id >= V)
         tmoei_problem(text, size, "a token id is not below V = %d", V);
     /* BARTs may lack rows for their last tokens; a text that needs one is refused then */
-    if (c->V < symbols && (c->V ? !c->specials_in_text : !tokenizer))
-        tmoei_problem(text, size, "V is %d, must be at least the tokenizer's %d", c->V, symbols);
-    if (c->E > 1 && c->expert_places == 0)
-        tmoei_problem(text, size, "E is %d but expert_places names no layers", c->E);
-    if (c->E > 1 && task_count < 1)
-        tmoei_problem(text, size, "E is %d but there is no task to route", c->E);
-    if (c->selection == TMOE_SELECT_RANDOM_TASK && c->random_n > c->E)
-        tmoei_problem(text, size, "random_n is %d, must be 1 to E = %d", c->random_n, c->E);
+    if (c->vocabulary < symbols && (c->vocabulary ? !c->specials_in_text : !tokenizer))
+        tmoei_problem(text, size, "V is %d, must be at least the tokenizer's %d", c->vocabulary,
+            symbols);
+    if (c->experts > 1 && c->expert_places == 0)
+        tmoei_problem(text, size, "E is %d but expert_places names no layers", c->experts);
+    if (c->experts > 1 && task_count < 1)
+        tmoei_problem(text, size, "E is %d but there is no task to route", c->experts);
+    if (c->selection == TMOE_SELECT_RANDOM_TASK && c->random_n > c->experts)
+        tmoei_problem(text, size, "random_n is %d, must be 1 to E = %d", c->random_n, c->experts);
     if (c->router >= TMOE_ROUTER_TRANSFORMER && c->router_hidden % 4)
         tmoei_problem(text, size,
             "router_hidden is %d, must be divisible by the transformer router's 4 heads",
@@ -6672,15 +6689,15 @@ TMOE_DEF tmoe_config tmoe_config_default(void)
 {
     tmoe_config c;
     memset(&c, 0, sizeof c);
-    c.D = 96;
-    c.H_encoder = c.H_decoder = 4;
-    c.F_encoder = c.F_decoder = 384;
+    c.width = 96;
+    c.encoder_heads = c.decoder_heads = 4;
+    c.encoder_ffn = c.decoder_ffn = 384;
     c.encoder_layers = c.decoder_layers = 2;
     c.norm = TMOE_NORM_PRE;
     c.activation = TMOE_GELU;
     c.source_tokens = 128;
     c.target_tokens = 64; /* the paper decodes at most 64 tokens */
-    c.E = 4;
+    c.experts = 4;
     c.expert_places = TMOE_ENCODER | TMOE_DECODER;
     c.expert_noise = 0.5f;
     c.mix = TMOE_MIX_PARAM;
@@ -6690,7 +6707,7 @@ TMOE_DEF tmoe_config tmoe_config_default(void)
     c.router = TMOE_ROUTER_LINEAR_LAYER_SPECIFIC;
     c.router_hidden = 64; /* the paper's final runs */
     c.vectors = TMOE_VECTOR_TEXT;
-    c.k = 64;
+    c.vector_width = 64;
     c.instruction_in_input = 1;
     c.seed = 1;
     c.begin_id = TMOE_TOKEN_BEGIN;
@@ -6732,7 +6749,7 @@ static tmoe_model *tmoei_model_if(int good, tmoe_model *model)
 static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config,
     const tmoe_tokenizer *tokenizer, const tmoe_task *tasks, int task_count)
 {
-    const size_t N = (size_t)task_count, k = (size_t)config->k;
+    const size_t N = (size_t)task_count, k = (size_t)config->vector_width;
     if (tmoei_config_check(ctx, config, tokenizer, task_count) != TMOE_OK) return NULL;
     tmoe_model *model = (tmoe_model *)tmoei_alloc(ctx, 1, sizeof *model, 1);
     if (!model) return NULL;
@@ -6743,7 +6760,8 @@ static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config,
     model->version = 1;
     model->L = config->encoder_layers + config->decoder_layers;
     model->tokenizer = tokenizer ? tmoei_tokenizer_copy(ctx, tokenizer) : NULL;
-    model->config.V = model->V = config->V ? config->V : tmoe_tokenizer_vocabulary(tokenizer);
+    model->config.vocabulary = model->V =
+        config->vocabulary ? config->vocabulary : tmoe_tokenizer_vocabulary(tokenizer);
     model->generation.beams = model->generation.returned = 1;
     model->generation.length_penalty = 1.0f;
     model->generation.forced_begin_id = model->generation.forced_end_id = -1;
@@ -6756,10 +6774,11 @@ static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config,
             tmoei_own_text(own, tasks[t].instruction, strlen(tasks[t].instruction));
         const char *category = tasks[t].category ? tasks[t].category : "none";
         model->tasks[t].category = tmoei_own_text(own, category, strlen(category));
-        tmoei_text_vector(tasks[t].instruction, config->k, model->text_vectors + (size_t)t * k);
+        tmoei_text_vector(tasks[t].instruction, config->vector_width,
+            model->text_vectors + (size_t)t * k);
     }
     if (ctx->error == TMOE_OK && tmoei_model_plan(model) == TMOE_OK) {
-        const size_t width = model->width = (size_t)(model->R * config->E);
+        const size_t width = model->route_width = (size_t)(model->R * config->experts);
         model->routes = (float *)tmoei_own(own, N * width + 1, sizeof(float));
         model->mask = (float *)tmoei_own(own, width + 1, sizeof(float));
         model->merged_route = (float *)tmoei_own(own, width + 1, sizeof(float));
@@ -6781,7 +6800,7 @@ static tmoe_model *tmoei_model_begin(tmoe_ctx *ctx, const tmoe_config *config,
     tmoei_sweep(ctx, (size_t)model->parameter_count, 1, tmoei_init_sweep, &job);
     if (model->R > 0 && config->vectors == TMOE_VECTOR_TEXT)
         memcpy(model->theta + model->vectors, model->text_vectors,
-            (size_t)model->N * (size_t)config->k * sizeof(float));
+            (size_t)model->N * (size_t)config->vector_width * sizeof(float));
     return model;
 }
 
@@ -6804,7 +6823,7 @@ TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
     return model;
 }
 
-TMOE_DEF int tmoe_find_task(const tmoe_model *model, const char *key)
+TMOE_DEF int tmoe_model_find_task(const tmoe_model *model, const char *key)
 {
     for (int t = 0; t < model->N; t++)
         if (strcmp(model->tasks[t].instruction, key) == 0 || strcmp(model->tasks[t].name, key) == 0)
@@ -6833,7 +6852,7 @@ TMOE_DEF void tmoe_model_take_router(tmoe_model *model, const tmoe_model *from)
             if (to->cols != a->cols || (!table && to->rows != a->rows) || strcmp(to->name, a->name))
                 continue;
             for (int row = 0; row < to->rows; row++) {
-                const int known = table ? tmoe_find_task(from, model->tasks[row].name) : row;
+                const int known = table ? tmoe_model_find_task(from, model->tasks[row].name) : row;
                 if (known >= 0)
                     memcpy(mine + (size_t)row * n, theirs + (size_t)known * n, n * sizeof(float));
             }
@@ -6865,10 +6884,10 @@ TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, co
 {
     const tmoe_config *a = &from->config, c = config ? *config : *a;
     ctx->error = TMOE_OK;
-    if (c.D != a->D || c.F_encoder != a->F_encoder || c.F_decoder != a->F_decoder
+    if (c.width != a->width || c.encoder_ffn != a->encoder_ffn || c.decoder_ffn != a->decoder_ffn
         || c.encoder_layers != a->encoder_layers || c.decoder_layers != a->decoder_layers
         || c.source_tokens != a->source_tokens || c.target_tokens != a->target_tokens
-        || (c.V && c.V != from->V) || c.norm != a->norm)
+        || (c.vocabulary && c.vocabulary != from->V) || c.norm != a->norm)
         return TMOEI_FAIL_NULL(ctx, TMOE_ERR_CONFIG,
             "derive: D, F, layers, tokens, V and norm must stay");
     tmoe_model *model = tmoei_model_begin(ctx, &c, from->tokenizer, tasks, task_count, 1);
@@ -6880,7 +6899,8 @@ TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, co
     }
     for (int l = 0; l < model->L; l++) {
         const int routed = from->layers[l].route;
-        tmoei_layer_derive(model, from, l, route && routed >= 0 ? route + routed * a->E : NULL);
+        tmoei_layer_derive(model, from, l,
+            route && routed >= 0 ? route + routed * a->experts : NULL);
     }
     tmoe_model_take_router(model, from);
     model->step = config ? 0 : from->step;
@@ -7162,7 +7182,7 @@ static tmoe_tensor *tmoei_layer_forward(tmoei_pass *pass, int l, tmoe_tensor *h)
 {
     tmoe_model *model = pass->model;
     const tmoei_layer *layer = &model->layers[l];
-    const int E = model->config.E, first = layer->route * E, recording = pass->tape->record;
+    const int E = model->config.experts, first = layer->route * E, recording = pass->tape->record;
     const int whole = model->config.expert_kind == TMOE_EXPERT_LAYER;
     tmoe_tensor *w[TMOEI_PIECES], *outputs[64], *block;
     memset(w, 0, sizeof w);
@@ -7215,7 +7235,7 @@ static tmoe_tensor *tmoei_embed(tmoei_pass *pass, const tmoei_pack *pack, int de
 {
     const tmoe_config *c = &pass->model->config;
     tmoe_tensor *h = tmoe_embedding(pass->tape, tmoei_shared_tensor(pass, TMOEI_TOKENS),
-        pack->tokens, pack->ids, c->scale_embedding ? sqrtf((float)c->D) : 1.0f,
+        pack->tokens, pack->ids, c->scale_embedding ? sqrtf((float)c->width) : 1.0f,
         tmoei_shared_tensor(pass, decoder ? TMOEI_DECODER_POSITIONS : TMOEI_ENCODER_POSITIONS),
         pack->positions);
     return tmoei_pass_dropout(pass, tmoei_outer_norm(pass, h, decoder, TMOE_NORM_POST));
@@ -7337,20 +7357,20 @@ static void tmoei_router_recurrent(tmoei_router *router, tmoe_tensor *x, int wid
         tmoe_tensor *u = tmoe_linear(tape, h, wh[0], wh[1], TMOE_NONE, NULL),
                     *sum = tmoe_add(tape, in, u);
         for (int g = 0; g < gates && !(gates == 3 && g == 2); g++)
-            gate[g] = tmoe_map(tape, tmoe_slice(tape, sum, g * hidden, hidden),
+            gate[g] = tmoe_activate(tape, tmoe_slice(tape, sum, g * hidden, hidden),
                 g == 2 || gates == 1 ? TMOE_TANH : TMOE_SIGMOID);
         if (gates == 1)
             h = gate[0];
         else if (gates == 3) {
             tmoe_tensor *n = tmoe_multiply(tape, gate[0], tmoe_slice(tape, u, 2 * hidden, hidden));
-            n = tmoe_map(tape, tmoe_add(tape, tmoe_slice(tape, in, 2 * hidden, hidden), n),
+            n = tmoe_activate(tape, tmoe_add(tape, tmoe_slice(tape, in, 2 * hidden, hidden), n),
                 TMOE_TANH);
             tmoe_tensor *change = tmoe_add(tape, h, tmoe_affine(tape, n, -1.0f, 0.0f));
             h = tmoe_add(tape, n, tmoe_multiply(tape, gate[1], change));
         } else {
             c = tmoe_add(tape, tmoe_multiply(tape, gate[1], c),
                 tmoe_multiply(tape, gate[0], gate[2]));
-            h = tmoe_multiply(tape, gate[3], tmoe_map(tape, c, TMOE_TANH));
+            h = tmoe_multiply(tape, gate[3], tmoe_activate(tape, c, TMOE_TANH));
         }
         states[2 * l + backward] = h;
     }
@@ -7363,7 +7383,8 @@ static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, floa
     static const int gates_of[] = { 0, 0, 1, 1, 3, 3, 4, 4, 0, 0 }; /* by kind; 0: not recurrent */
     const tmoe_config *c = &model->config;
     const int specific = (int)c->router & 1, gates = gates_of[c->router]; /* the enum alternates */
-    const int R = model->R, E = c->E, hidden = c->router_hidden, width = specific ? hidden : c->k;
+    const int R = model->R, E = c->experts, hidden = c->router_hidden,
+              width = specific ? hidden : c->vector_width;
     const int K = e_t ? e_t->rows : 0;
     tmoei_router router = { model, tape, grads, model->router_parameter, "" };
     tmoe_tensor *x, *a, *w[2];
@@ -7373,7 +7394,8 @@ static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, floa
     if (c->router <= TMOE_ROUTER_LINEAR_LAYER_SPECIFIC) {
         for (int l = 0; l < (specific ? R : 1); l++) {
             (void)snprintf(router.prefix, sizeof router.prefix, "%d.", l);
-            x = tmoei_router_linear(&router, "linear1", e_t, hidden, c->k, TMOE_GELU, NULL);
+            x = tmoei_router_linear(&router, "linear1", e_t, hidden, c->vector_width, TMOE_GELU,
+                NULL);
             x = tmoei_router_linear(&router, "linear2", x, specific ? E : R * E, hidden, TMOE_NONE,
                 NULL);
             parts[l] = x;
@@ -7381,12 +7403,12 @@ static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, floa
         return specific ? tmoe_concat(tape, parts, R) : parts[0];
     }
     if (specific)
-        x = tmoei_router_linear(&router, "layer_projection", e_t, R * hidden, c->k, TMOE_NONE,
-            NULL);
+        x = tmoei_router_linear(&router, "layer_projection", e_t, R * hidden, c->vector_width,
+            TMOE_NONE, NULL);
     else { /* the same vector at every layer, plus the layer's position */
         for (int l = 0; l < R; l++) parts[l] = e_t;
         x = tmoe_add(tape, tmoe_concat(tape, parts, R),
-            tmoei_router_take(&router, "layer_positions", "weight", 1, R * c->k, 1,
+            tmoei_router_take(&router, "layer_positions", "weight", 1, R * c->vector_width, 1,
                 TMOEI_ROUTER_STD, 0));
     }
     if (gates) {
@@ -7447,7 +7469,7 @@ static void tmoei_route_without_router(const tmoe_model *model, uint64_t stream,
     float *route)
 {
     const tmoe_config *c = &model->config;
-    const int E = c->E,
+    const int E = c->experts,
               n = c->selection == TMOE_SELECT_AVERAGE ? E
         : c->selection == TMOE_SELECT_RANDOM_TASK     ? c->random_n
                                                       : 1;
@@ -7477,9 +7499,10 @@ static tmoe_result tmoei_routes_of_vectors(tmoe_model *model, const float *vecto
     float *routes)
 {
     tmoe_tape *tape = model->tape;
-    const int R = model->R, E = model->config.E;
+    const int R = model->R, E = model->config.experts;
     tmoe_tape_reset(tape);
-    tmoe_tensor *r = tmoei_tensor_new(tape, K, model->config.k, NULL); /* a copy: theirs is const */
+    tmoe_tensor *r =
+        tmoei_tensor_new(tape, K, model->config.vector_width, NULL); /* a copy: theirs is const */
     if (r) memcpy(r->x, vectors, tmoei_elements(r) * sizeof(float));
     r = tmoei_router_logits(model, tape, NULL, r);
     r = tmoe_reshape(tape, tmoe_add(tape, r, tmoe_leaf(tape, 1, R * E, model->mask, NULL)), K * R,
@@ -7501,19 +7524,20 @@ static tmoe_result tmoei_routes_refresh(tmoe_model *model)
     else
         for (int t = 0; t < model->N; t++)
             tmoei_route_without_router(model, TMOEI_STREAM_TASK_ROUTES, (uint64_t)t,
-                model->routes + (size_t)t * model->width);
+                model->routes + (size_t)t * model->route_width);
     model->routes_version = model->version;
     return TMOE_OK;
 }
 
-TMOE_DEF tmoe_result tmoe_route(tmoe_model *model, int task, float *route)
+TMOE_DEF tmoe_result tmoe_route_of_task(tmoe_model *model, int task, float *route)
 {
     model->ctx->error = TMOE_OK;
     if (task < 0 || task >= model->N)
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
             "route: task %d; the model knows tasks 0 to %d", task, model->N - 1);
     TMOEI_TRY(tmoei_routes_refresh(model));
-    memcpy(route, model->routes + (size_t)task * model->width, model->width * sizeof(float));
+    memcpy(route, model->routes + (size_t)task * model->route_width,
+        model->route_width * sizeof(float));
     return TMOE_OK;
 }
 
@@ -7566,10 +7590,10 @@ static float tmoei_cosine(const float *a, const float *b, int k)
     return aa > 0.0 && bb > 0.0 ? (float)(tmoei_text_dot(a, b, k) / sqrt(aa * bb)) : 0.0f;
 }
 
-TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction, int count,
+TMOE_DEF int tmoe_model_nearest_tasks(const tmoe_model *model, const char *instruction, int count,
     int *tasks, float *cosines)
 {
-    const int k = model->config.k;
+    const int k = model->config.vector_width;
     float *vector = model->text_vectors + (size_t)model->N * (size_t)k;
     int place, filled = 0;
     for (place = 0; place < count; place++) {
@@ -7596,7 +7620,7 @@ TMOE_DEF int tmoe_nearest_tasks(const tmoe_model *model, const char *instruction
 TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction,
     tmoe_zero_shot how, float *route)
 {
-    const int k = model->config.k, E = model->config.E, width = model->R * E;
+    const int k = model->config.vector_width, E = model->config.experts, width = model->R * E;
     float *vector = model->text_vectors + (size_t)model->N * (size_t)k;
     double total = 0.0;
     model->ctx->error = TMOE_OK;
@@ -7631,26 +7655,26 @@ TMOE_DEF tmoe_result tmoe_route_of_vector(tmoe_model *model, const float *vector
     return tmoei_routes_of_vectors(model, vector, 1, route);
 }
 
-TMOE_DEF tmoe_result tmoe_expert_disable(tmoe_model *model, int layer, int expert, int disabled)
+TMOE_DEF tmoe_result tmoe_expert_set_enabled(tmoe_model *model, int layer, int expert, int enabled)
 {
-    const int E = model->config.E;
+    const int E = model->config.experts;
     int others = 0;
     model->ctx->error = TMOE_OK;
     for (int e = 0; layer >= 0 && layer < model->R && e < E; e++)
         others += e != expert && model->mask[layer * E + e] == 0.0f;
-    if (layer < 0 || layer >= model->R || expert < 0 || expert >= E || (disabled && !others))
+    if (layer < 0 || layer >= model->R || expert < 0 || expert >= E || (!enabled && !others))
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
             "expert_disable: expert %d of layer %d; "
             "there are %d in each of %d routed layers, and one must stay",
             expert, layer, E, model->R);
-    model->mask[layer * E + expert] = disabled ? -1e9f : 0.0f; /* exp(-1e9 / tau) is 0 */
+    model->mask[layer * E + expert] = enabled ? 0.0f : -1e9f; /* exp(-1e9 / tau) is 0 */
     model->version++;
     return TMOE_OK;
 }
 
 TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const float *vector)
 {
-    const size_t k = (size_t)model->config.k;
+    const size_t k = (size_t)model->config.vector_width;
     model->ctx->error = TMOE_OK;
     if (task < 0 || task >= model->N || model->R == 0 || !vector)
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
@@ -8028,7 +8052,7 @@ TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const doubl
         result->ties += scores[t] == base[t];
     }
     for (int relative = 0; relative < 2; relative++) {
-        double *gain = relative ? result->arg : result->difference;
+        double *gain = relative ? result->relative_gain : result->difference;
         int n = 0;
         for (int d = 0; d <= draws; d++) {
             const double x = tmoei_mean_gain(base, scores, count, relative, seed, (uint64_t)d);
@@ -8194,12 +8218,12 @@ static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert,
 {
     tmoei_cache *cache = pass->cache;
     const tmoe_config *c = &pass->model->config;
-    const size_t D = (size_t)c->D, W = (size_t)(c->D / c->H_decoder);
+    const size_t D = (size_t)c->width, W = (size_t)(c->width / c->decoder_heads);
     const size_t places =
         cross ? (size_t)cache->memory.rows : (size_t)cache->limit * (size_t)cache->slots;
     float **keys =
         &cache->keys[2 * ((l - c->encoder_layers) * cache->experts + expert) + (cross != NULL)];
-    tmoe_tensor *y = x ? tmoei_tensor_new(pass->tape, x->rows, c->D, NULL) : NULL, *kv = NULL;
+    tmoe_tensor *y = x ? tmoei_tensor_new(pass->tape, x->rows, c->width, NULL) : NULL, *kv = NULL;
     if (cross && !*keys)
         kv = tmoe_linear(pass->tape, &cache->memory, cross[0], cross[1], TMOE_NONE, NULL);
     if (!*keys) *keys = (float *)tmoei_own_block(&cache->own, places * 2 * D, sizeof(float), 0);
@@ -8226,7 +8250,7 @@ static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert,
 /* Merged blocks, kept until route or parameters change; with a one-hot route the expert itself. */
 static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route)
 {
-    const int E = model->config.E;
+    const int E = model->config.experts;
     const size_t bytes = (size_t)(model->R * E) * sizeof(float);
     size_t all = 0;
     if (model->merged_version == model->version && memcmp(model->merged_route, route, bytes) == 0)
@@ -8263,18 +8287,19 @@ static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const floa
     memset(pass, 0, sizeof *pass);
     pass->model = model;
     pass->tape = tape;
-    if (model->width == 0) return TMOE_OK;
+    if (model->route_width == 0) return TMOE_OK;
     if (!route) {
         TMOEI_TRY(tmoei_routes_refresh(model));
-        route = model->routes + (size_t)task * model->width;
+        route = model->routes + (size_t)task * model->route_width;
     }
     if (model->config.mix == TMOE_MIX_PARAM) {
         pass->blocks = model->blocks;
         return tmoei_merge_route(model, route);
     }
-    pass->route = tmoei_tensor_new(tape, 1, (int)model->width, NULL); /* a copy: theirs is const */
+    pass->route =
+        tmoei_tensor_new(tape, 1, (int)model->route_width, NULL); /* a copy: theirs is const */
     if (!pass->route) return TMOE_ERR_MEMORY;
-    memcpy(pass->route->x, route, model->width * sizeof(float));
+    memcpy(pass->route->x, route, model->route_width * sizeof(float));
     return TMOE_OK;
 }
 
@@ -8286,7 +8311,7 @@ static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int
     const float *route, const tmoei_pack *source, int beams, int limit)
 {
     const tmoe_config *c = &model->config;
-    const size_t memory = (size_t)source->tokens * (size_t)c->D;
+    const size_t memory = (size_t)source->tokens * (size_t)c->width;
     const size_t slots = (size_t)source->sequences * (size_t)beams, places = (size_t)limit * slots;
     tmoei_owner *own = &cache->own;
     tmoei_pass pass;
@@ -8296,11 +8321,11 @@ static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int
     cache->limit = limit;
     cache->source = source;
     cache->slots = cache->rows = (int)slots;
-    cache->experts = c->mix == TMOE_MIX_OUTPUT ? c->E : 1;
+    cache->experts = c->mix == TMOE_MIX_OUTPUT ? c->experts : 1;
     cache->keys =
         (float **)tmoei_own(own, 2 * (size_t)(c->decoder_layers * cache->experts), sizeof(float *));
     cache->memory.rows = source->tokens;
-    cache->memory.cols = c->D;
+    cache->memory.cols = c->width;
     cache->memory.x = (float *)tmoei_own(own, memory, sizeof(float));
     cache->slot_of = (int *)tmoei_own(own, 2 * places + 3 * slots, sizeof(int));
     if (own->ctx->error != TMOE_OK) return own->ctx->error;
@@ -8614,11 +8639,11 @@ static char *tmoei_text_of(tmoe_model *model, const int *tokens, size_t count)
     return text;
 }
 
-TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const float *route,
+TMOE_DEF tmoe_result tmoe_answer_many(tmoe_model *model, const char *task, const float *route,
     const char *const *inputs, int count, char **answers)
 {
     tmoe_ctx *ctx = model->ctx;
-    const int known = tmoe_find_task(model, task), limit = model->config.source_tokens;
+    const int known = tmoe_model_find_task(model, task), limit = model->config.source_tokens;
     const char *instruction = known >= 0 ? model->tasks[known].instruction : task;
     const char *before = model->config.instruction_in_input ? instruction : NULL;
     tmoe_generation how = model->generation;
@@ -8635,7 +8660,7 @@ TMOE_DEF tmoe_result tmoe_answers(tmoe_model *model, const char *task, const flo
         (int *)tmoei_own(&own, n + 1, (most + 2) * sizeof(int)); /* (n), (n), (n, most) */
     int *counts = lengths ? lengths + n : NULL, *tokens = lengths ? counts + n : NULL;
     float *unseen =
-        (float *)tmoei_own(&own, (size_t)(model->R * model->config.E) + 1, sizeof(float));
+        (float *)tmoei_own(&own, (size_t)(model->R * model->config.experts) + 1, sizeof(float));
     if (ctx->error == TMOE_OK && !route && known < 0 && model->R > 0) {
         (void)tmoe_route_unseen(model, instruction, TMOE_ZERO_SHOT_ROUTER, unseen);
         route = unseen;
@@ -8662,7 +8687,7 @@ TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task, const char
     model->ctx->error = TMOE_OK;
     if (!size) return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "answer: no room for a text");
     text[0] = 0;
-    TMOEI_TRY(tmoe_answers(model, task, NULL, &input, 1, &answer));
+    TMOEI_TRY(tmoe_answer_many(model, task, NULL, &input, 1, &answer));
     const size_t n = strlen(answer);
     if (n < size)
         memcpy(text, answer, n + 1);
@@ -8679,14 +8704,15 @@ TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, con
 {
     tmoe_ctx *ctx = model->ctx;
     const int n = limit > 0 && limit < task->test_count ? limit : task->test_count;
-    const char *name = tmoe_find_task(model, task->name) >= 0 ? task->name : task->instruction;
+    const char *name =
+        tmoe_model_find_task(model, task->name) >= 0 ? task->name : task->instruction;
     tmoei_owner own = { ctx, NULL };
     ctx->error = TMOE_OK;
     const char **inputs = (const char **)tmoei_own(&own, (size_t)n + 1, sizeof *inputs);
     char **answers = (char **)tmoei_own(&own, (size_t)n + 1, sizeof *answers);
     if (inputs && answers) {
         for (int i = 0; i < n; i++) inputs[i] = task->test[i].input;
-        if (tmoe_answers(model, name, route, inputs, n, answers) == TMOE_OK)
+        if (tmoe_answer_many(model, name, route, inputs, n, answers) == TMOE_OK)
             (void)tmoe_score(ctx, task->metric, (const char *const *)answers, task->test, n, score);
         tmoe_answers_free(model, answers, n);
     }
@@ -8722,14 +8748,14 @@ static tmoe_result tmoei_log_likelihoods(tmoe_model *model, int task, const floa
     return model->ctx->error;
 }
 
-TMOE_DEF tmoe_result tmoe_rank(tmoe_model *model, const tmoe_task *task, const float *route,
+TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task, const float *route,
     const char *const *inputs, int count, int normalised, int *chosen)
 {
     tmoe_ctx *ctx = model->ctx;
     const tmoe_config *c = &model->config;
     const char *name = task->name,
                *instruction = c->instruction_in_input ? task->instruction : NULL;
-    const int known = tmoe_find_task(model, name), n = task->label_count;
+    const int known = tmoe_model_find_task(model, name), n = task->label_count;
     tmoei_texts labels = { NULL, NULL, 0, 0, 0, 0 }, x = labels;
     ctx->error = TMOE_OK;
     if (!n || !model->tokenizer || (model->R > 0 && !route && known < 0))
@@ -8961,7 +8987,7 @@ static tmoe_tensor *tmoei_explore(tmoe_trainer *trainer, int rows, tmoe_tensor *
 {
     tmoe_tape *tape = trainer->router_tape;
     const tmoe_model *model = trainer->model;
-    const int E = model->config.E;
+    const int E = model->config.experts;
     const float chance = model->config.exploration;
     const uint64_t seed = trainer->training.seed,
                    first = (uint64_t)trainer->steps_done * (uint64_t)rows;
@@ -8999,7 +9025,7 @@ static tmoe_tensor *tmoei_step_routes(tmoe_trainer *trainer, int K)
 {
     tmoe_model *model = trainer->model;
     const tmoe_config *c = &model->config;
-    const int R = model->R, E = c->E, width = R * E, trained = trainer->now;
+    const int R = model->R, E = c->experts, width = R * E, trained = trainer->now;
     tmoe_tape *tape = trainer->router_tape;
     if (!tmoei_selection_has_router(c->selection)) {
         const int fixed = c->selection == TMOE_SELECT_RANDOM_TASK;
@@ -9013,7 +9039,7 @@ static tmoe_tensor *tmoei_step_routes(tmoe_trainer *trainer, int K)
                 routes->x + i * width);
         return routes;
     }
-    tmoe_tensor *table = tmoe_leaf(tape, model->N, c->k, model->theta + model->vectors,
+    tmoe_tensor *table = tmoe_leaf(tape, model->N, c->vector_width, model->theta + model->vectors,
         c->vectors == TMOE_VECTOR_LEARNED && (trained & TMOE_TRAIN_TASKS)
             ? trainer->grads + (model->vectors - trainer->first)
             : NULL);
@@ -9034,7 +9060,7 @@ static tmoe_tensor *tmoei_step_routes(tmoe_trainer *trainer, int K)
 /* For each routed layer: the mean over K routes of their entropy, and of the routes themselves. */
 static void tmoei_route_statistics(tmoe_trainer *trainer, const float *routes, int K)
 {
-    const int R = trainer->model->R, E = trainer->model->config.E;
+    const int R = trainer->model->R, E = trainer->model->config.experts;
     memset(trainer->entropy, 0, (size_t)R * sizeof(float));
     memset(trainer->use, 0, (size_t)(R * E) * sizeof(float));
     for (int i = 0; i < K * R * E; i++) {
@@ -9050,8 +9076,8 @@ static void tmoei_route_statistics(tmoe_trainer *trainer, const float *routes, i
  * which is smallest, a, where every expert is used alike. Gives its value. */
 static double tmoei_load_balance(tmoe_trainer *trainer, tmoe_tensor *routes, int K)
 {
-    const float a =
-        trainer->training.load_balance * (float)trainer->model->config.E / (float)trainer->model->R;
+    const float a = trainer->training.load_balance * (float)trainer->model->config.experts
+        / (float)trainer->model->R;
     const int width = routes->cols;
     double value = 0.0;
     for (int i = 0; i < K * width; i++)
@@ -9123,7 +9149,7 @@ static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, 
 {
     const tmoe_training *t = &trainer->training;
     tmoe_model *model = trainer->model;
-    const size_t width = model->width, at = (size_t)g * width;
+    const size_t width = model->route_width, at = (size_t)g * width;
     const int routed = routes && routes->wants_grad;
     tmoei_pass pass;
     tmoe_tape_reset(trainer->group_tape);
@@ -9188,7 +9214,8 @@ static double tmoei_step_gradients(tmoe_trainer *trainer)
     const int K = tmoei_step_draw(trainer, counts, &targets);
     tmoe_tape_reset(trainer->router_tape);
     if (model->R > 0) {
-        for (int i = 0, n = K * model->R * model->config.E; i < n; i++) /* Gumbel's: -log(-log U) */
+        for (int i = 0, n = K * model->R * model->config.experts; i < n;
+             i++) /* Gumbel's: -log(-log U) */
             trainer->noise[i] = -logf(-logf(tmoei_uniform(
                 tmoei_random(t->seed, TMOEI_STREAM_GUMBEL, step * (uint64_t)n + (uint64_t)i))));
         routes = tmoei_step_routes(trainer, K);
@@ -9274,7 +9301,7 @@ static tmoe_result tmoei_trainer_apply(tmoe_trainer *trainer, double loss, tmoe_
     return TMOE_OK;
 }
 
-TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress)
+TMOE_DEF tmoe_result tmoe_trainer_step(tmoe_trainer *trainer, tmoe_progress *progress)
 {
     tmoe_ctx *ctx = trainer->ctx;
     const tmoei_float_mode mode = tmoei_float_mode_enter();
@@ -9291,7 +9318,7 @@ TMOE_DEF tmoe_result tmoe_step(tmoe_trainer *trainer, tmoe_progress *progress)
 /* ---- validation ------------------------------------------------------------------------------ */
 #define TMOEI_VALIDATION_GROUP 32 /* lines a forward pass */
 
-TMOE_DEF float tmoe_validation_loss(tmoe_trainer *trainer)
+TMOE_DEF float tmoe_trainer_validation_loss(tmoe_trainer *trainer)
 {
     double loss = 0.0, targets = 0.0;
     int n, chosen[TMOEI_VALIDATION_GROUP];
@@ -9324,11 +9351,11 @@ TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer)
     const size_t bytes = trainer->span * sizeof(float);
     for (int stop = 0; !stop && trainer->steps_done < t->steps;) {
         tmoe_progress progress;
-        TMOEI_TRY(tmoe_step(trainer, &progress));
+        TMOEI_TRY(tmoe_trainer_step(trainer, &progress));
         if (t->evaluate_every_steps > 0
             && (trainer->steps_done % t->evaluate_every_steps == 0
                 || trainer->steps_done == t->steps)) {
-            const float loss = progress.validation_loss = tmoe_validation_loss(trainer);
+            const float loss = progress.validation_loss = tmoe_trainer_validation_loss(trainer);
             TMOEI_TRY(trainer->ctx->error);
             if (loss == loss
                 && !(loss >= trainer->best_loss)) { /* a number; better, or the first */
@@ -9390,7 +9417,7 @@ static tmoe_result tmoei_trainer_texts(tmoe_trainer *trainer, const tmoe_suite *
         const tmoe_task *task = &suite->tasks[s];
         tmoei_trained_task *trained = &trainer->tasks[trainer->task_count];
         if (task->part != TMOE_PART_TRAIN) continue;
-        trained->task = tmoe_find_task(trainer->model, task->name);
+        trained->task = tmoe_model_find_task(trainer->model, task->name);
         if (trained->task < 0)
             return tmoei_fail(ctx, TMOE_ERR_DATA,
                 "training: the model does not know task %s; "
@@ -9508,7 +9535,7 @@ static tmoe_trainer *tmoei_trainer_new(tmoe_model *model, const tmoe_training *t
     size_t tasks, size_t lines)
 {
     tmoe_ctx *ctx = model->ctx;
-    const size_t width = model->width + 1, groups = (size_t)training->tasks_per_step,
+    const size_t width = model->route_width + 1, groups = (size_t)training->tasks_per_step,
                  most = (size_t)training->examples_per_task;
     tmoe_trainer *trainer = (tmoe_trainer *)tmoei_alloc(ctx, 1, sizeof *trainer, 1);
     if (!trainer) return NULL;
@@ -9641,7 +9668,7 @@ TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite,
     if (start) {
         c.source_tokens = start->config.source_tokens;
         c.target_tokens = start->config.target_tokens;
-        c.V = start->config.V;
+        c.vocabulary = start->config.vocabulary;
     }
     tmoe_task *tasks = (tmoe_task *)tmoei_alloc(ctx, (size_t)suite->count + 1, sizeof *tasks, 0);
     for (int s = 0; tasks && s < suite->count; s++)
@@ -9758,7 +9785,7 @@ static void tmoei_few_shot_chunk(void *arg, int chunk, int lane)
     if (vector)
         c.vectors = TMOE_VECTOR_LEARNED;
     else
-        c.E = 1;
+        c.experts = 1;
     t.steps = f->steps;
     t.warmup = f->warmup;
     t.seed = f->seed;
@@ -9774,17 +9801,23 @@ static void tmoei_few_shot_chunk(void *arg, int chunk, int lane)
     task.train_count = job->train_count;
     task.test = job->lines + job->train_count;
     task.test_count = job->dev_count;
-    const tmoe_suite suite = { ctx, &task, 1 };
+    tmoe_suite suite;
+    memset(&suite, 0, sizeof suite);
+    suite.ctx = ctx;
+    suite.tasks = &task;
+    suite.count = 1;
     tmoe_model *model =
         tmoe_model_derive(ctx, job->model, vector ? NULL : job->route, &c, &task, 1);
     if (model && vector) { /* begins with the vector of its instruction */
-        memcpy(model->theta + model->vectors, model->text_vectors, (size_t)c.k * sizeof(float));
+        memcpy(model->theta + model->vectors, model->text_vectors,
+            (size_t)c.vector_width * sizeof(float));
         model->step = job->model->step; /* and with the temperature that the router knows */
     }
     tmoe_trainer *trainer = model ? tmoe_trainer_create(model, &suite, &t) : NULL;
     float *kept = trainer ? (float *)tmoei_own(&model->own, model->size, sizeof(float)) : NULL;
     if (trainer && f->tune == TMOE_TUNE_EXPERTS) tmoei_train_experts_only(trainer, job->model);
-    for (int step = 1; kept && step <= t.steps && tmoe_step(trainer, NULL) == TMOE_OK; step++) {
+    for (int step = 1; kept && step <= t.steps && tmoe_trainer_step(trainer, NULL) == TMOE_OK;
+         step++) {
         if (step % f->evaluate_every_steps != 0 && step != t.steps) continue;
         if (tmoe_evaluate(model, &task, NULL, 0, &score) != TMOE_OK) break;
         if (score <= best || (score != score && best == best))
@@ -9858,7 +9891,7 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
     job.wanted = -1;
     job.lines = (tmoe_example *)tmoei_alloc(ctx, 2 * lines + 1, sizeof *job.lines, 0);
     int *order = (int *)tmoei_alloc(ctx, lines + 1, sizeof(int), 0);
-    job.route = (float *)tmoei_alloc(ctx, model->width + 1, sizeof(float), 0);
+    job.route = (float *)tmoei_alloc(ctx, model->route_width + 1, sizeof(float), 0);
     if (job.lines && order && job.route) {
         tmoei_few_shot_sample(&job, order, job.lines + lines);
         if (job.train_count < 1 || job.dev_count < 1)
@@ -9897,7 +9930,7 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
 static tmoe_result tmoei_embed_line(tmoe_model *model, const tmoei_texts *line, float *grads,
     double *row)
 {
-    const size_t D = (size_t)model->config.D, n = tmoei_target_length(model, line, 1);
+    const size_t D = (size_t)model->config.width, n = tmoei_target_length(model, line, 1);
     const int *ids = line->ids;
     tmoei_batch b;
     tmoei_pass pass;
@@ -9977,7 +10010,7 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
     tmoe_ctx *ctx = model->ctx;
     const tmoe_config *c = &model->config;
     const size_t N = (size_t)suite->count;
-    size_t F = how == TMOE_EMBED_FISHER ? 0 : (size_t)c->D;
+    size_t F = how == TMOE_EMBED_FISHER ? 0 : (size_t)c->width;
     tmoei_owner own = { ctx, NULL };
     tmoei_texts texts = { NULL, NULL, 0, 0, 0, 0 };
     double squares = 0.0;
@@ -9985,11 +10018,11 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
     for (int p = 0; how == TMOE_EMBED_FISHER && p < model->parameter_count; p++)
         F += model->parameters[p].rows == 1 ? (size_t)model->parameters[p].cols : 0;
     if (model->R > 0 || !model->tokenizer || lines < 1 || k < 1 || N < 1
-        || (how == TMOE_EMBED_STATE && k != c->D))
+        || (how == TMOE_EMBED_STATE && k != c->width))
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
             "task_vectors: %d lines, k %d, %d tasks: at least 1; "
             "a dense model with a tokenizer; k = D = %d for states",
-            lines, k, suite->count, c->D);
+            lines, k, suite->count, c->width);
     double *x = (double *)tmoei_own(&own, N * F, sizeof *x);
     double *G = (double *)tmoei_own(&own, 2 * N * N, sizeof *G);
     float *grads =
@@ -10587,13 +10620,14 @@ enum {
 
 #define TMOEI_STRUCT tmoe_config
 static const tmoei_field tmoei_bart_fields[TMOEI_BART_FIELDS] = { /* of config.json; ids last */
-    TMOEI_NAMED("d_model", D, INT, 1, 1 << 20), TMOEI_NAMED("vocab_size", V, INT, 1, 1 << 24),
+    TMOEI_NAMED("d_model", width, INT, 1, 1 << 20),
+    TMOEI_NAMED("vocab_size", vocabulary, INT, 1, 1 << 24),
     TMOEI_NAMED("max_position_embeddings", source_tokens, INT, 3, TMOEI_SCORES),
     TMOEI_INT(encoder_layers, 1, 1 << 10), TMOEI_INT(decoder_layers, 1, 1 << 10),
-    TMOEI_NAMED("encoder_attention_heads", H_encoder, INT, 1, 1 << 20),
-    TMOEI_NAMED("decoder_attention_heads", H_decoder, INT, 1, 1 << 20),
-    TMOEI_NAMED("encoder_ffn_dim", F_encoder, INT, 1, 1 << 20),
-    TMOEI_NAMED("decoder_ffn_dim", F_decoder, INT, 1, 1 << 20),
+    TMOEI_NAMED("encoder_attention_heads", encoder_heads, INT, 1, 1 << 20),
+    TMOEI_NAMED("decoder_attention_heads", decoder_heads, INT, 1, 1 << 20),
+    TMOEI_NAMED("encoder_ffn_dim", encoder_ffn, INT, 1, 1 << 20),
+    TMOEI_NAMED("decoder_ffn_dim", decoder_ffn, INT, 1, 1 << 20),
     TMOEI_NAMED("scale_embedding", scale_embedding, BOOL, 0, 1),
     TMOEI_NAMED("bos_token_id", begin_id, INT, 0, 1 << 24),
     TMOEI_NAMED("pad_token_id", pad_id, INT, 0, 1 << 24),
@@ -10614,7 +10648,7 @@ static tmoe_result tmoei_bart_config(tmoe_ctx *ctx, const tmoei_json *json, cons
     char text[512] = "";
     *c = tmoe_config_default();
     c->norm = TMOE_NORM_POST;
-    c->E = 1;
+    c->experts = 1;
     c->begin_in_target = c->specials_in_text = 1;
     for (int i = 0; i < 6; i++) { /* only model_type may not be left out */
         const tmoei_json_node *node = tmoei_json_value(json, 0, must[i][0]);
@@ -10857,7 +10891,7 @@ static tmoe_result tmoei_bart_write(const tmoe_model *model, const char *folder)
 TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task, const char *folder)
 {
     tmoe_ctx *ctx = model->ctx;
-    const int known = task ? tmoe_find_task(model, task) : -1, E = model->config.E;
+    const int known = task ? tmoe_model_find_task(model, task) : -1, E = model->config.experts;
     tmoe_config c = model->config;
     tmoe_model *dense = NULL;
     ctx->error = TMOE_OK;
@@ -10868,7 +10902,7 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task, cons
     float *route = (float *)tmoei_alloc(ctx, (size_t)(model->R * E) + 1, sizeof(float), 0);
     if (!route) return TMOE_ERR_MEMORY;
     if (known >= 0 && model->R > 0)
-        (void)tmoe_route(model, known, route);
+        (void)tmoe_route_of_task(model, known, route);
     else if (model->R > 0)
         (void)tmoe_route_unseen(model, task, TMOE_ZERO_SHOT_ROUTER, route);
     for (int l = 0; ctx->error == TMOE_OK && c.mix == TMOE_MIX_OUTPUT && l < model->R; l++)
@@ -10877,7 +10911,7 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task, cons
                 "export: %s mixes the outputs of several experts in "
                 "routed layer %d: no dense model computes that (train with TMOE_MIX_PARAM)",
                 task, l);
-    c.E = 1;
+    c.experts = 1;
     if (ctx->error == TMOE_OK && tmoei_make_folder(ctx, folder) == TMOE_OK)
         dense = tmoe_model_derive(ctx, model, model->R > 0 ? route : NULL, &c, NULL, 0);
     if (dense) (void)tmoei_bart_write(dense, folder);

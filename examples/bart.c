@@ -106,11 +106,12 @@ static void train(tmoe_ctx *ctx, tmoe_model *start, const settings *s)
     size_t parameters, gradients, moments, step, active, all;
     int i, n = 0;
     if (!suite) die(s->program, tmoe_error_message(ctx));
-    tasks = (tmoe_task *)malloc(sizeof *tasks * (size_t)(suite->count + 1));
+    tasks = (tmoe_task *)malloc(sizeof *tasks * (size_t)(tmoe_suite_count(suite) + 1));
     if (!tasks) die(s->program, "out of memory");
-    for (i = 0; i < suite->count; i++)
-        if (suite->tasks[i].part == TMOE_PART_TRAIN) tasks[n++] = suite->tasks[i];
-    c.E = s->experts;
+    for (i = 0; i < tmoe_suite_count(suite); i++)
+        if (tmoe_suite_task(suite, i)->part == TMOE_PART_TRAIN)
+            tasks[n++] = *tmoe_suite_task(suite, i);
+    c.experts = s->experts;
     c.expert_kind = s->ffn ? TMOE_EXPERT_FFN : TMOE_EXPERT_LAYER;
     c.mix = (tmoe_mix)choose(s->program, "--mix", s->mix, mixes);
     c.expert_noise = s->noise;
@@ -133,7 +134,7 @@ static void train(tmoe_ctx *ctx, tmoe_model *start, const settings *s)
     all = tmoe_model_parameters(model, &active);
     printf("%d tasks, %d experts a layer: %.1f M parameters, %.1f M used for a task; training "
            "needs\n",
-        n, c.E, (double)all / 1e6, (double)active / 1e6);
+        n, c.experts, (double)all / 1e6, (double)active / 1e6);
     all = tmoe_trainer_bytes(trainer, &parameters, &gradients, &moments, &step);
     megabytes("parameters", parameters);
     megabytes("gradients", gradients);
@@ -161,8 +162,8 @@ static void say_unseen(const char *task)
 /* The route of a mixture for --task: a known task's, or that of an instruction. */
 static float *route_of(tmoe_ctx *ctx, tmoe_model *model, const settings *s)
 {
-    const int width = tmoe_routed_layers(model) * tmoe_model_config(model)->E,
-              known = s->task ? tmoe_find_task(model, s->task) : -1;
+    const int width = tmoe_routed_layers(model) * tmoe_model_config(model)->experts,
+              known = s->task ? tmoe_model_find_task(model, s->task) : -1;
     float *route = (float *)malloc(sizeof *route * (size_t)(width + 1));
     if (!route) die(s->program, "out of memory");
     if (tmoe_routed_layers(model) == 0) {
@@ -171,7 +172,7 @@ static float *route_of(tmoe_ctx *ctx, tmoe_model *model, const settings *s)
     }
     if (!s->task) die(s->program, "a mixture needs --task: the name or the instruction of a task");
     if (known < 0) say_unseen(s->task);
-    if ((known >= 0 ? tmoe_route(model, known, route)
+    if ((known >= 0 ? tmoe_route_of_task(model, known, route)
                     : tmoe_route_unseen(model, s->task, TMOE_ZERO_SHOT_ROUTER, route))
         != TMOE_OK)
         die(s->program, tmoe_error_message(ctx));
@@ -183,7 +184,7 @@ static void answer(tmoe_ctx *ctx, tmoe_model *model, const settings *s, const ch
 {
     const tmoe_tokenizer *tokenizer = tmoe_model_tokenizer(model);
     const tmoe_config *c = tmoe_model_config(model);
-    const int known = s->task ? tmoe_find_task(model, s->task) : -1;
+    const int known = s->task ? tmoe_model_find_task(model, s->task) : -1;
     const char *instruction = known >= 0 ? tmoe_model_task(model, known)->instruction : s->task;
     float *route = route_of(ctx, model, s);
     int *ids = (int *)malloc(sizeof *ids * (size_t)c->source_tokens), i;
@@ -196,7 +197,7 @@ static void answer(tmoe_ctx *ctx, tmoe_model *model, const settings *s, const ch
             const long id = strtol(at, &end, 10);
             if (end == at) break;
             if (n == c->source_tokens) die(s->program, "more ids than the model takes");
-            if (id < 0 || id >= c->V) die(s->program, "an id is not of this vocabulary");
+            if (id < 0 || id >= c->vocabulary) die(s->program, "an id is not of this vocabulary");
             ids[n++] = (int)id;
         }
         if (end[strspn(end, " \t")]) die(s->program, "--ids takes numbers with spaces between");
@@ -315,7 +316,7 @@ int main(int argc, char **argv)
         train(ctx, model, &s);
         model = NULL;
     } else if (export_task) {
-        if (tmoe_routed_layers(model) > 0 && tmoe_find_task(model, export_task) < 0)
+        if (tmoe_routed_layers(model) > 0 && tmoe_model_find_task(model, export_task) < 0)
             say_unseen(export_task);
         if (tmoe_export_dense(model, export_task, words[1]) != TMOE_OK)
             die(argv[0], tmoe_error_message(ctx));

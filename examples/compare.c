@@ -78,37 +78,40 @@ static int make_rows(row *rows, int full)
     return n;
 }
 
-/* Vectors (suite->count, k) of all tasks by a dense model, and a model whose task vectors are those
+/* Vectors (tmoe_suite_count(suite), k) of all tasks by a dense model, and a model whose task vectors are those
  * of its training tasks. */
 static tmoe_model *given_vectors(tmoe_ctx *ctx, const tmoe_suite *suite, const settings *s,
     tmoe_config *c, const tmoe_training *t, int how, float **table)
 {
     tmoe_config plain = *c;
     tmoe_training training = *t;
-    tmoe_task *tasks = (tmoe_task *)malloc(sizeof *tasks * (size_t)suite->count);
+    tmoe_task *tasks = (tmoe_task *)malloc(sizeof *tasks * (size_t)tmoe_suite_count(suite));
     tmoe_model *dense, *given;
     int i, n = 0;
-    plain.E = 1;
+    plain.experts = 1;
     training.label = "dense";
     dense = tmoe_train(ctx, suite, &plain, &training);
     if (!dense) die(s->program, tmoe_error_message(ctx));
     c->vectors = TMOE_VECTOR_GIVEN;
-    if (how == 0) c->k = c->D;
+    if (how == 0) c->vector_width = c->width;
     c->source_tokens = tmoe_model_config(dense)->source_tokens;
     c->target_tokens = tmoe_model_config(dense)->target_tokens;
-    *table = (float *)malloc(sizeof **table * (size_t)suite->count * (size_t)c->k);
+    *table =
+        (float *)malloc(sizeof **table * (size_t)tmoe_suite_count(suite) * (size_t)c->vector_width);
     if (!tasks || !*table) die(s->program, "out of memory");
-    if (tmoe_task_vectors(dense, suite, how ? TMOE_EMBED_FISHER : TMOE_EMBED_STATE, 16, c->k,
-            *table)
+    if (tmoe_task_vectors(dense, suite, how ? TMOE_EMBED_FISHER : TMOE_EMBED_STATE, 16,
+            c->vector_width, *table)
         != TMOE_OK)
         die(s->program, tmoe_error_message(ctx));
-    for (i = 0; i < suite->count; i++)
-        if (suite->tasks[i].part == TMOE_PART_TRAIN) tasks[n++] = suite->tasks[i];
+    for (i = 0; i < tmoe_suite_count(suite); i++)
+        if (tmoe_suite_task(suite, i)->part == TMOE_PART_TRAIN)
+            tasks[n++] = *tmoe_suite_task(suite, i);
     given = tmoe_model_create(ctx, c, tmoe_model_tokenizer(dense), tasks, n);
     if (!given) die(s->program, tmoe_error_message(ctx));
-    for (i = n = 0; i < suite->count; i++)
-        if (suite->tasks[i].part == TMOE_PART_TRAIN
-            && tmoe_task_vector_set(given, n++, *table + (size_t)i * (size_t)c->k) != TMOE_OK)
+    for (i = n = 0; i < tmoe_suite_count(suite); i++)
+        if (tmoe_suite_task(suite, i)->part == TMOE_PART_TRAIN
+            && tmoe_task_vector_set(given, n++, *table + (size_t)i * (size_t)c->vector_width)
+                != TMOE_OK)
             die(s->program, tmoe_error_message(ctx));
     free(tasks);
     tmoe_model_destroy(dense);
@@ -128,10 +131,10 @@ static void measure(tmoe_ctx *ctx, const tmoe_suite *suite, const settings *s, c
     int i, n[2] = { 0, 0 }, undefined = 0;
     char name[120];
     row_name(r, name, sizeof name);
-    c.D = s->width;
-    c.F_encoder = c.F_decoder = 4 * s->width;
+    c.width = s->width;
+    c.encoder_ffn = c.decoder_ffn = 4 * s->width;
     c.source_tokens = c.target_tokens = 0;
-    c.E = r->dense ? 1 : s->experts;
+    c.experts = r->dense ? 1 : s->experts;
     c.selection = (tmoe_selection)r->selection;
     c.router = (tmoe_router_kind)r->router;
     c.vectors = r->vector < GIVEN ? (tmoe_vector_kind)r->vector : TMOE_VECTOR_TEXT;
@@ -142,28 +145,31 @@ static void measure(tmoe_ctx *ctx, const tmoe_suite *suite, const settings *s, c
         c.temperature_min = 0.1f;
         c.temperature_decay = (float)(log(20.0) * 3.0 / s->steps);
     }
-    if (r->router >= TMOE_ROUTER_TRANSFORMER && c.k % 4) c.k += 4 - c.k % 4;
+    if (r->router >= TMOE_ROUTER_TRANSFORMER && c.vector_width % 4)
+        c.vector_width += 4 - c.vector_width % 4;
     c.seed = t.seed = (uint64_t)seed;
     t.steps = s->steps;
     t.label = name;
     t.progress = show_progress;
     t.progress_user = &progress;
-    progress.routes.experts = c.E;
+    progress.routes.experts = c.experts;
     if (!r->dense && r->vector >= GIVEN)
         given = given_vectors(ctx, suite, s, &c, &t, r->vector - GIVEN, &table);
     began = seconds_now();
     model = r->two_stages ? tmoe_train_two_stages(ctx, suite, NULL, &c, &t, &t)
                           : tmoe_train_from(ctx, suite, NULL, given, &c, &t);
     if (model && table)
-        route = (float *)malloc(sizeof *route * (size_t)(tmoe_routed_layers(model) * c.E + 1));
+        route =
+            (float *)malloc(sizeof *route * (size_t)(tmoe_routed_layers(model) * c.experts + 1));
     if (!model) die(s->program, tmoe_error_message(ctx));
     numbers[2] = seconds_now() - began;
-    for (i = 0; i < suite->count; i++) {
-        const tmoe_task *task = &suite->tasks[i];
+    for (i = 0; i < tmoe_suite_count(suite); i++) {
+        const tmoe_task *task = tmoe_suite_task(suite, i);
         const int unseen = task->part == TMOE_PART_TEST;
         if (task->part == TMOE_PART_DEV || task->test_count == 0) continue;
         if (route && unseen && c.selection <= TMOE_SELECT_STRAIGHT_THROUGH
-            && tmoe_route_of_vector(model, table + (size_t)i * (size_t)c.k, route) != TMOE_OK)
+            && tmoe_route_of_vector(model, table + (size_t)i * (size_t)c.vector_width, route)
+                != TMOE_OK)
             die(s->program, tmoe_error_message(ctx));
         if (tmoe_evaluate(model, task,
                 route && unseen && c.selection <= TMOE_SELECT_STRAIGHT_THROUGH ? route : NULL,

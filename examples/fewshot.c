@@ -68,18 +68,20 @@ static void must_fit(const tmoe_model *model, const tmoe_suite *suite, const tmo
 {
     const tmoe_config *m = tmoe_model_config(model);
     int i, seen = 0, known = 0;
-    for (i = 0; i < suite->count; i++)
-        if (suite->tasks[i].part == TMOE_PART_TRAIN) {
+    for (i = 0; i < tmoe_suite_count(suite); i++)
+        if (tmoe_suite_task(suite, i)->part == TMOE_PART_TRAIN) {
             seen++;
-            known += tmoe_find_task(model, suite->tasks[i].name) >= 0;
+            known += tmoe_model_find_task(model, tmoe_suite_task(suite, i)->name) >= 0;
         }
-    if (m->D == c->D && m->E == c->E && m->selection == c->selection && m->seed == c->seed
-        && model->step == steps && known == seen && tmoe_model_task_count(model) == seen)
+    if (m->width == c->width && m->experts == c->experts && m->selection == c->selection
+        && m->seed == c->seed && model->step == steps && known == seen
+        && tmoe_model_task_count(model) == seen)
         return;
     fprintf(stderr,
         "%s: %s is a model of other settings (width %d, experts %d, steps %d, seed %d, tasks %d): "
         "give another --tsv, or remove it\n",
-        program, path, m->D, m->E, (int)model->step, (int)m->seed, tmoe_model_task_count(model));
+        program, path, m->width, m->experts, (int)model->step, (int)m->seed,
+        tmoe_model_task_count(model));
     exit(1);
 }
 
@@ -96,10 +98,10 @@ static tmoe_model *model_of(tmoe_ctx *ctx, const tmoe_suite *suite, const settin
     if (s->given) return s->given;
     if (s->tsv)
         (void)snprintf(path, sizeof path, "%.900s.%s.%d.safetensors", s->tsv, kinds[which], seed);
-    c.D = s->width;
-    c.F_encoder = c.F_decoder = 4 * s->width;
+    c.width = s->width;
+    c.encoder_ffn = c.decoder_ffn = 4 * s->width;
     c.source_tokens = c.target_tokens = 0;
-    c.E = which == SCRATCH || which == DENSE ? 1 : s->experts;
+    c.experts = which == SCRATCH || which == DENSE ? 1 : s->experts;
     c.seed = t.seed = (uint64_t)seed;
     c.selection = which == AVERAGE ? TMOE_SELECT_AVERAGE
         : which == RANDOM          ? TMOE_SELECT_RANDOM_TASK
@@ -115,7 +117,7 @@ static tmoe_model *model_of(tmoe_ctx *ctx, const tmoe_suite *suite, const settin
     t.label = kinds[which];
     t.progress = show_progress;
     t.progress_user = &progress;
-    progress.routes.experts = c.E;
+    progress.routes.experts = c.experts;
     file = path[0] ? fopen(path, "rb") : NULL;
     if (file) {
         fclose(file);
@@ -180,12 +182,12 @@ static void check_rows(const settings *s)
 static void print_gain(const tmoe_comparison *c, int count)
 {
     const int used = count - c->undefined - c->zero_base;
-    if (!(c->arg[0] == c->arg[0]))
+    if (!(c->relative_gain[0] == c->relative_gain[0]))
         printf("  %-32s",
             count == c->undefined ? "undefined: no such tasks" : "undefined: base 0 or less");
     else
-        printf("  %+6.1f%% [%+6.1f, %+6.1f] (%d)%*s", 100.0 * c->arg[0], 100.0 * c->arg[1],
-            100.0 * c->arg[2], used, used > 9 ? 3 : 4, "");
+        printf("  %+6.1f%% [%+6.1f, %+6.1f] (%d)%*s", 100.0 * c->relative_gain[0],
+            100.0 * c->relative_gain[1], 100.0 * c->relative_gain[2], used, used > 9 ? 3 : 4, "");
 }
 
 /* A row of the table: b and x are scores of the base and of the row (b == x: the base itself), n
@@ -265,9 +267,9 @@ int main(int argc, char **argv)
     ctx = context_or_die(argv[0], s.threads);
     suite = tmoe_suite_load(ctx, s.folder, s.split);
     if (!suite) die(argv[0], tmoe_error_message(ctx));
-    for (i = 0; i < suite->count && n < TASKS_MAX; i++)
-        if (suite->tasks[i].part == TMOE_PART_TEST && suite->tasks[i].test_count > 0
-            && (!s.tasks || n < s.tasks))
+    for (i = 0; i < tmoe_suite_count(suite) && n < TASKS_MAX; i++)
+        if (tmoe_suite_task(suite, i)->part == TMOE_PART_TEST
+            && tmoe_suite_task(suite, i)->test_count > 0 && (!s.tasks || n < s.tasks))
             unseen[n++] = i;
     if (!n) die(argv[0], "the split holds no task out: there is nothing to adapt to");
     if (s.model && !(s.given = tmoe_model_load(ctx, s.model)))
@@ -287,7 +289,7 @@ int main(int argc, char **argv)
                     continue;
                 measured[r] = 1;
                 for (i = 0; i < n; i++) {
-                    const tmoe_task *task = &suite->tasks[unseen[i]];
+                    const tmoe_task *task = tmoe_suite_task(suite, unseen[i]);
                     double numbers[5];
                     (void)snprintf(key, sizeof key, "%d\t%s\t%.200s\t", seed, rows[r].name,
                         task->name);
@@ -302,7 +304,7 @@ int main(int argc, char **argv)
                         how.seed = (uint64_t)seed;
                         route = (float *)malloc(sizeof(float)
                             * ((size_t)tmoe_routed_layers(model)
-                                    * (size_t)tmoe_model_config(model)->E
+                                    * (size_t)tmoe_model_config(model)->experts
                                 + 1));
                         if (!route
                             || tmoe_route_unseen(model, task->instruction, how.start, route)

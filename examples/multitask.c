@@ -85,9 +85,9 @@ static tmoe_model *train_one(tmoe_ctx *ctx, const tmoe_suite *suite, settings *s
     tmoe_model *model;
     double began = seconds_now();
     int i;
-    config.E = experts;
-    config.D = s->width;
-    config.F_encoder = config.F_decoder = 4 * s->width;
+    config.experts = experts;
+    config.width = s->width;
+    config.encoder_ffn = config.decoder_ffn = 4 * s->width;
     config.encoder_layers = config.decoder_layers = s->layers;
     config.mix = (tmoe_mix)choose(s->program, "--mix", s->mix, mixes);
     config.selection = (tmoe_selection)choose(s->program, "--select", s->select, selections);
@@ -106,12 +106,12 @@ static tmoe_model *train_one(tmoe_ctx *ctx, const tmoe_suite *suite, settings *s
     if (!model) die(s->program, tmoe_error_message(ctx));
     r->train_seconds = seconds_now() - began;
     r->parameters = tmoe_model_parameters(model, &r->active);
-    r->scores = (double *)malloc(sizeof *r->scores * (size_t)suite->count);
+    r->scores = (double *)malloc(sizeof *r->scores * (size_t)tmoe_suite_count(suite));
     if (!r->scores) die(s->program, "out of memory");
     began = seconds_now();
     r->answers = 0;
-    for (i = 0; i < suite->count; i++) {
-        const tmoe_task *task = &suite->tasks[i];
+    for (i = 0; i < tmoe_suite_count(suite); i++) {
+        const tmoe_task *task = tmoe_suite_task(suite, i);
         r->scores[i] = (double)NAN;
         if (task->part == TMOE_PART_DEV || task->test_count == 0) continue;
         if (tmoe_evaluate(model, task, NULL, s->limit, &r->scores[i]) != TMOE_OK)
@@ -128,9 +128,9 @@ static double category_score(const tmoe_suite *suite, const double *scores, cons
 {
     double sum = 0.0;
     int i, n = 0;
-    for (i = 0; i < suite->count; i++)
-        if (suite->tasks[i].part == part && scores[i] == scores[i]
-            && (!category || !strcmp(suite->tasks[i].category, category))) {
+    for (i = 0; i < tmoe_suite_count(suite); i++)
+        if (tmoe_suite_task(suite, i)->part == part && scores[i] == scores[i]
+            && (!category || !strcmp(tmoe_suite_task(suite, i)->category, category))) {
             sum += scores[i];
             n++;
         }
@@ -152,10 +152,11 @@ static void print_table(const tmoe_suite *suite, run runs[2][SEEDS_MAX], int see
 {
     const char *categories[CATEGORIES_MAX + 1];
     int count = 0, c, i, part, kind, s, tasks[2], undefined = 0;
-    for (i = 0; i < suite->count; i++) {
-        for (c = 0; c < count && strcmp(categories[c], suite->tasks[i].category); c++) {}
-        if (c == count && count < CATEGORIES_MAX && suite->tasks[i].part != TMOE_PART_DEV)
-            categories[count++] = suite->tasks[i].category;
+    for (i = 0; i < tmoe_suite_count(suite); i++) {
+        for (c = 0; c < count && strcmp(categories[c], tmoe_suite_task(suite, i)->category); c++) {}
+        if (c == count && count < CATEGORIES_MAX
+            && tmoe_suite_task(suite, i)->part != TMOE_PART_DEV)
+            categories[count++] = tmoe_suite_task(suite, i)->category;
     }
     categories[count] = NULL;
     printf("\n%-18s %5s %*s %*s   %5s %*s %*s\n", "mean score", "seen", seeds > 1 ? 14 : 12,
@@ -179,9 +180,9 @@ static void print_table(const tmoe_suite *suite, run runs[2][SEEDS_MAX], int see
         }
         printf("\n");
     }
-    for (i = 0; i < suite->count; i++)
-        for (s = 0;
-             suite->tasks[i].part != TMOE_PART_DEV && suite->tasks[i].test_count > 0 && s < seeds;
+    for (i = 0; i < tmoe_suite_count(suite); i++)
+        for (s = 0; tmoe_suite_task(suite, i)->part != TMOE_PART_DEV
+             && tmoe_suite_task(suite, i)->test_count > 0 && s < seeds;
              s++)
             for (kind = 0; kind < 2; kind++)
                 undefined += !(runs[kind][s].scores[i] == runs[kind][s].scores[i]);
@@ -206,7 +207,7 @@ static void print_routes(tmoe_model *model)
 {
     static const char *const shades[] = { "  ", "\xe2\x96\x91\xe2\x96\x91",
         "\xe2\x96\x92\xe2\x96\x92", "\xe2\x96\x93\xe2\x96\x93", "\xe2\x96\x88\xe2\x96\x88" };
-    const int R = tmoe_routed_layers(model), E = tmoe_model_config(model)->E,
+    const int R = tmoe_routed_layers(model), E = tmoe_model_config(model)->experts,
               N = tmoe_model_task_count(model);
     float *route = (float *)malloc(sizeof(float) * (size_t)(R * E)),
           *sum = (float *)malloc(sizeof(float) * (size_t)(R * E));
@@ -232,7 +233,7 @@ static void print_routes(tmoe_model *model)
         memset(sum, 0, sizeof(float) * (size_t)(R * E));
         for (u = t, n = 0; u < N; u++)
             if (!strcmp(tmoe_model_task(model, u)->category, category)
-                && tmoe_route(model, u, route) == TMOE_OK) {
+                && tmoe_route_of_task(model, u, route) == TMOE_OK) {
                 n++;
                 for (e = 0; e < R * E; e++) sum[e] += route[e];
             }
@@ -301,9 +302,9 @@ int main(int argc, char **argv)
     ctx = context_or_die(argv[0], s.threads);
     suite = tmoe_suite_load(ctx, s.folder, s.split);
     if (!suite) die(argv[0], tmoe_error_message(ctx));
-    for (i = 0; i < suite->count; i++) {
-        seen += suite->tasks[i].part == TMOE_PART_TRAIN;
-        unseen += suite->tasks[i].part == TMOE_PART_TEST;
+    for (i = 0; i < tmoe_suite_count(suite); i++) {
+        seen += tmoe_suite_task(suite, i)->part == TMOE_PART_TRAIN;
+        unseen += tmoe_suite_task(suite, i)->part == TMOE_PART_TEST;
     }
     printf("%s: %d training tasks, %d held-out tasks (known by their instruction only)\n", s.folder,
         seen, unseen);
@@ -312,8 +313,8 @@ int main(int argc, char **argv)
             tmoe_model *trained =
                 train_one(ctx, suite, &s, s.seed + seed, kind ? s.experts : 1, &runs[kind][seed]);
             open_files(&s);
-            for (i = 0; files.tsv && i < suite->count; i++) {
-                const tmoe_task *task = &suite->tasks[i];
+            for (i = 0; files.tsv && i < tmoe_suite_count(suite); i++) {
+                const tmoe_task *task = tmoe_suite_task(suite, i);
                 if (task->part == TMOE_PART_DEV || task->test_count == 0) continue;
                 fprintf(files.tsv, "%d\t%s\t%s\t%s\t%s\t%s\t%.6f\t%d\n", s.seed + seed,
                     kind ? "mixture" : "dense", task->name, task->category,

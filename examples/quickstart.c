@@ -18,8 +18,8 @@ int main(int argc, char **argv)
     training.examples_per_task = 4; /* small steps, many of them */
     training.lr_model = 4e-3f;
     training.vocabulary = 0; /* read and write bytes */
-    config.D = 64;           /* a small model for a small job */
-    config.F_encoder = config.F_decoder = 256;
+    config.width = 64;       /* a small model for a small job */
+    config.encoder_ffn = config.decoder_ffn = 256;
     model = suite ? tmoe_train(ctx, suite, &config, &training) : NULL;
     if (!model
         || tmoe_answer(model, "Write the word in upper case.", "violin", answer, sizeof answer)

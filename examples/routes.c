@@ -2,7 +2,7 @@
  * which tasks are routed alike, what is lost when the experts of a category are disabled. Plain
  * text in the terminal; with --html one file that any browser opens.
  *   run time   under a minute for the embedded suite's model      read next   >>routes,
- *   tmoe_expert_disable in taskmoe.h */
+ *   tmoe_expert_set_enabled in taskmoe.h */
 #define TMOE_THREADS
 #define TASKMOE_IMPLEMENTATION
 #include "common.h"
@@ -57,14 +57,14 @@ static void read_routes(reading *x)
     int t, c, stack[8192], depth = 0, n = 0;
     x->N = tmoe_model_task_count(x->model);
     x->R = tmoe_routed_layers(x->model);
-    x->E = tmoe_model_config(x->model)->E;
+    x->E = tmoe_model_config(x->model)->experts;
     x->C = x->R * x->E;
     if (x->R == 0) die("routes", "the model is dense: it has no routes");
     if (x->N > 4096) die("routes", "more than 4096 tasks");
     x->routes = (float *)room((size_t)(x->N * x->C), sizeof(float));
     for (t = 0; t < x->N; t++) {
         const char *category = tmoe_model_task(x->model, t)->category;
-        if (tmoe_route(x->model, t, x->routes + (size_t)t * (size_t)x->C) != TMOE_OK)
+        if (tmoe_route_of_task(x->model, t, x->routes + (size_t)t * (size_t)x->C) != TMOE_OK)
             die("routes", tmoe_error_message(x->ctx));
         for (c = 0; c < x->category_count && strcmp(x->categories[c], category); c++) {}
         if (c == x->category_count) {
@@ -116,11 +116,11 @@ static void read_routes(reading *x)
 static void count_measured(reading *x)
 {
     int s, n = 0, strange = 0;
-    for (s = 0; s < x->suite->count; s++) {
-        const int known = tmoe_find_task(x->model, x->suite->tasks[s].name);
+    for (s = 0; s < tmoe_suite_count(x->suite); s++) {
+        const int known = tmoe_model_find_task(x->model, tmoe_suite_task(x->suite, s)->name);
         if (known < 0)
             strange++;
-        else if (x->suite->tasks[s].test_count > 0) {
+        else if (tmoe_suite_task(x->suite, s)->test_count > 0) {
             x->measured[x->category_of[known]]++;
             n++;
         }
@@ -129,17 +129,17 @@ static void count_measured(reading *x)
         "%d of the model's %d tasks are measured%s; %d of the folder's %d tasks are not the "
         "model's",
         n, x->N, n < x->N ? ", the others are not in the folder or have no test lines there" : "",
-        strange, x->suite->count);
+        strange, tmoe_suite_count(x->suite));
     if (n == 0) die("routes: nothing to measure", x->coverage);
 }
 
 static void read_scores(reading *x, int limit, double *scores)
 {
     int s;
-    for (s = 0; s < x->suite->count; s++) {
-        const tmoe_task *task = &x->suite->tasks[s];
+    for (s = 0; s < tmoe_suite_count(x->suite); s++) {
+        const tmoe_task *task = &*tmoe_suite_task(x->suite, s);
         scores[s] = (double)NAN;
-        if (tmoe_find_task(x->model, task->name) < 0 || task->test_count == 0) continue;
+        if (tmoe_model_find_task(x->model, task->name) < 0 || task->test_count == 0) continue;
         if (tmoe_evaluate(x->model, task, NULL, limit, &scores[s]) != TMOE_OK)
             die("routes", tmoe_error_message(x->ctx));
         x->undefined += !(scores[s] == scores[s]);
@@ -152,8 +152,8 @@ static double mean_score(const reading *x, int category, int own, int lost)
 {
     double sum = 0.0;
     int s, n = 0;
-    for (s = 0; s < x->suite->count; s++) {
-        const int known = tmoe_find_task(x->model, x->suite->tasks[s].name);
+    for (s = 0; s < tmoe_suite_count(x->suite); s++) {
+        const int known = tmoe_model_find_task(x->model, tmoe_suite_task(x->suite, s)->name);
         const double score = lost ? x->scores[s] - x->without[s] : x->scores[s];
         if (known >= 0 && (x->category_of[known] == category) == own && score == score) {
             sum += score;
@@ -166,8 +166,8 @@ static double mean_score(const reading *x, int category, int own, int lost)
 static void read_drops(reading *x, int limit)
 {
     int c, draw, own, i, j;
-    x->scores = (double *)room((size_t)x->suite->count, sizeof(double));
-    x->without = (double *)room((size_t)x->suite->count, sizeof(double));
+    x->scores = (double *)room((size_t)tmoe_suite_count(x->suite), sizeof(double));
+    x->without = (double *)room((size_t)tmoe_suite_count(x->suite), sizeof(double));
     count_measured(x);
     read_scores(x, limit, x->scores);
     for (c = 0; c < x->category_count; c++) {
@@ -185,7 +185,7 @@ static void read_drops(reading *x, int limit)
                         % (uint64_t)x->C);
                 for (j = 0; j < n && columns[j] != columns[n]; j++) {}
                 if (j < n || columns[n] < 0) continue; /* drawn twice; undefined */
-                n += tmoe_expert_disable(x->model, columns[n] / x->E, columns[n] % x->E, 1)
+                n += tmoe_expert_set_enabled(x->model, columns[n] / x->E, columns[n] % x->E, 0)
                     == TMOE_OK; /* a layer's last one stays */
             }
             if (draw == 0) wanted = n;
@@ -197,7 +197,7 @@ static void read_drops(reading *x, int limit)
                 *drop = draw < 2 ? lost : *drop + lost;
             }
             while (n--)
-                (void)tmoe_expert_disable(x->model, columns[n] / x->E, columns[n] % x->E, 0);
+                (void)tmoe_expert_set_enabled(x->model, columns[n] / x->E, columns[n] % x->E, 1);
         }
     }
 }

@@ -11,7 +11,7 @@ static const char usage[] =
 
 static void print_route(const tmoe_model *model, const float *route)
 {
-    const int R = tmoe_routed_layers(model), E = tmoe_model_config(model)->E;
+    const int R = tmoe_routed_layers(model), E = tmoe_model_config(model)->experts;
     int l, e;
     char name[32];
     for (l = 0; l < R; l++) {
@@ -26,7 +26,7 @@ static void answer(tmoe_model *model, const char *program, tmoe_ctx *ctx, const 
     const float *route, const char *input)
 {
     char *text = NULL;
-    if (tmoe_answers(model, instruction, route, &input, 1, &text) != TMOE_OK) {
+    if (tmoe_answer_many(model, instruction, route, &input, 1, &text) != TMOE_OK) {
         fprintf(stderr, "%s: '%s': %s\n", program, input, tmoe_error_message(ctx));
         return;
     }
@@ -57,11 +57,11 @@ int main(int argc, char **argv)
     ctx = context_or_die(argv[0], threads);
     model = tmoe_model_load(ctx, words[0]);
     if (!model) die(argv[0], tmoe_error_message(ctx));
-    n = tmoe_routed_layers(model) * tmoe_model_config(model)->E;
+    n = tmoe_routed_layers(model) * tmoe_model_config(model)->experts;
     route = (float *)malloc(sizeof(float) * (size_t)(n + 1));
     if (!route) die(argv[0], "out of memory");
-    known = tmoe_find_task(model, words[1]);
-    if ((known >= 0 ? tmoe_route(model, known, route)
+    known = tmoe_model_find_task(model, words[1]);
+    if ((known >= 0 ? tmoe_route_of_task(model, known, route)
                     : tmoe_route_unseen(model, words[1],
                         (tmoe_zero_shot)choose(argv[0], "--route", way, ways), route))
         != TMOE_OK)
@@ -70,7 +70,7 @@ int main(int argc, char **argv)
         known >= 0 ? "a task the model was trained on; its route:"
                    : "an unseen task; its route (share of each expert):");
     print_route(model, route);
-    n = tmoe_nearest_tasks(model, words[1], 3, tasks, cosines);
+    n = tmoe_model_nearest_tasks(model, words[1], 3, tasks, cosines);
     printf("nearest seen tasks:");
     for (i = 0; i < n; i++)
         printf("%s %s (%.2f)", i ? "," : "", tmoe_model_task(model, tasks[i])->name,

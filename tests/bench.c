@@ -85,11 +85,12 @@ static double bench_model(tmoe_ctx *ctx, const tmoe_suite *suite, const char *na
     tmoe_trainer *trainer;
     double step[rounds], answer[rounds], score;
     int r, i;
-    config.E = E;
+    config.experts = E;
     config.mix = mix;
     config.selection = selection;
     if (tmoe_suite_fit(ctx, suite, tokenizer, &config) != TMOE_OK) exit(1);
-    model = tmoe_model_create(ctx, &config, tokenizer, suite->tasks, suite->count);
+    model = tmoe_model_create(ctx, &config, tokenizer, tmoe_suite_task(suite, 0),
+        tmoe_suite_count(suite));
     trainer = model ? tmoe_trainer_create(model, suite, &training) : NULL;
     if (!trainer) {
         fprintf(stderr, "bench: %s\n", tmoe_error_message(ctx));
@@ -98,16 +99,17 @@ static double bench_model(tmoe_ctx *ctx, const tmoe_suite *suite, const char *na
     for (r = -1; r < rounds; r++) { /* the same steps for every kind; the first round warms up */
         const double began = seconds_now();
         for (i = 0; i < 20; i++)
-            if (tmoe_step(trainer, NULL) != TMOE_OK) exit(1);
+            if (tmoe_trainer_step(trainer, NULL) != TMOE_OK) exit(1);
         if (r >= 0) step[r] = (seconds_now() - began) / 20 * 1e3;
     }
-    if (tmoe_evaluate(model, &suite->tasks[0], NULL, 4, &score) != TMOE_OK)
+    if (tmoe_evaluate(model, tmoe_suite_task(suite, 0), NULL, 4, &score) != TMOE_OK)
         exit(1); /* route and merge are made here, once */
     for (r = 0; r < rounds; r++) {
         const double began = seconds_now();
         for (i = 0; i < 10; i++)
-            if (tmoe_evaluate(model, &suite->tasks[0], NULL, 0, &score) != TMOE_OK) exit(1);
-        answer[r] = 10.0 * suite->tasks[0].test_count / (seconds_now() - began);
+            if (tmoe_evaluate(model, tmoe_suite_task(suite, 0), NULL, 0, &score) != TMOE_OK)
+                exit(1);
+        answer[r] = 10.0 * tmoe_suite_task(suite, 0)->test_count / (seconds_now() - began);
     }
     printf("  %-34s %8.2f %14.0f\n", name, median(step, rounds), median(answer, rounds));
     fflush(stdout);
@@ -128,7 +130,7 @@ int main(int argc, char **argv)
         config.threads = threads;
         ctx = tmoe_ctx_create(&config);
         if (!ctx) return 1;
-        printf("%s kernels, %d thread%s, median of %d\n", tmoe_ctx_kernels(ctx), threads,
+        printf("%s kernels, %d thread%s, median of %d\n", tmoe_ctx_isa(ctx), threads,
             threads > 1 ? "s" : "", rounds);
         bench_products(ctx);
         suite = tmoe_suite_load(ctx, "examples/suite", "zero_shot");

@@ -178,18 +178,18 @@ int main(int argc, char **argv)
     tmoe_ctx *ctx = tmoe_ctx_create(&cc);
     if (!ctx) return 1;
     tmoe_config c = tmoe_config_default();
-    c.D = size->D;
-    c.H_encoder = c.H_decoder = size->H;
-    c.F_encoder = c.F_decoder = size->F;
-    c.V = size->V;
+    c.width = size->D;
+    c.encoder_heads = c.decoder_heads = size->H;
+    c.encoder_ffn = c.decoder_ffn = size->F;
+    c.vocabulary = size->V;
     c.encoder_layers = c.decoder_layers = size->layers;
     c.norm = TMOE_NORM_POST;
     c.source_tokens = size->source;
     c.target_tokens = size->target;
     c.instruction_in_input = 0;
-    c.E = E;
+    c.experts = E;
     c.vectors = TMOE_VECTOR_LEARNED;
-    c.k = c.router_hidden = 64;
+    c.vector_width = c.router_hidden = 64;
     c.mix = strcmp(how, "param") ? TMOE_MIX_OUTPUT : TMOE_MIX_PARAM;
     c.selection = strcmp(how, "st") ? TMOE_SELECT_SOFTMAX : TMOE_SELECT_STRAIGHT_THROUGH;
     tmoe_training t = tmoe_training_default();
@@ -203,12 +203,12 @@ int main(int argc, char **argv)
     tmoe_suite *suite = tmoe_suite_create(ctx);
     tmoe_tokenizer *tokenizer = tmoe_tokenizer_bytes(ctx);
     tmoe_model *model = suite && tokenizer && add_tasks(suite, size, tasks)
-        ? tmoe_model_create(ctx, &c, tokenizer, suite->tasks, suite->count)
+        ? tmoe_model_create(ctx, &c, tokenizer, tmoe_suite_task(suite, 0), tmoe_suite_count(suite))
         : NULL;
     tmoe_trainer *trainer = model ? tmoe_trainer_create(model, suite, &t) : NULL;
     for (int i = -2; trainer && i < steps; i++) { /* two to warm up */
         const double began = now(), spent_before = spent, spans_before = spans;
-        if (tmoe_step(trainer, NULL) != TMOE_OK) break;
+        if (tmoe_trainer_step(trainer, NULL) != TMOE_OK) break;
         const double took = now() - began;
         if (i >= 0) seconds[i] = took - (spent - spent_before) + (spans - spans_before);
         if (i >= 0)

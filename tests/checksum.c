@@ -22,7 +22,7 @@ static void defaults(tmoe_config *c, tmoe_training *t)
 
 static void dense(tmoe_config *c, tmoe_training *t)
 {
-    c->E = 1;
+    c->experts = 1;
     c->norm = TMOE_NORM_POST;
     t->dropout = 0.1f;
     t->label_smoothing = 0.1f;
@@ -67,8 +67,8 @@ static int sum(const char *name, settings_fn *settings, tmoe_isa isa)
     if (!ctx) return 1;
     tmoe_config c = tmoe_config_default();
     tmoe_training t = tmoe_training_default();
-    c.D = 48;
-    c.F_encoder = c.F_decoder = 96;
+    c.width = 48;
+    c.encoder_ffn = c.decoder_ffn = 96;
     t.steps = 30;
     t.vocabulary = 300;
     settings(&c, &t);
@@ -79,10 +79,10 @@ static int sum(const char *name, settings_fn *settings, tmoe_isa isa)
     if (model) {
         weights = hash_of(weights, model->theta, model->size * sizeof(float));
         tmoe_model_generation(model)->beams = 3;
-        if (tmoe_answers(model, model->tasks[0].name, NULL, inputs, 3, answers) == TMOE_OK)
+        if (tmoe_answer_many(model, model->tasks[0].name, NULL, inputs, 3, answers) == TMOE_OK)
             for (int i = 0; i < 3; i++) texts = hash_of(texts, answers[i], strlen(answers[i]) + 1);
-        printf("%-14s %-8s %016llx %016llx\n", name, tmoe_ctx_kernels(ctx),
-            (unsigned long long)weights, (unsigned long long)texts);
+        printf("%-14s %-8s %016llx %016llx\n", name, tmoe_ctx_isa(ctx), (unsigned long long)weights,
+            (unsigned long long)texts);
         tmoe_answers_free(model, answers, 3);
     }
     const int bad = tmoe_error(ctx) != TMOE_OK;

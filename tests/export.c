@@ -13,19 +13,19 @@ int main(int argc, char **argv)
     tmoe_config c = tmoe_config_default();
     tmoe_training t = tmoe_training_default();
     char path[600];
-    c.D = 32;
-    c.F_encoder = 64;
-    c.F_decoder = 48;
-    c.H_encoder = 2;
-    c.H_decoder = 4;
+    c.width = 32;
+    c.encoder_ffn = 64;
+    c.decoder_ffn = 48;
+    c.encoder_heads = 2;
+    c.decoder_heads = 4;
     c.norm = TMOE_NORM_POST;
-    c.E = 3;
+    c.experts = 3;
     c.source_tokens = c.target_tokens = 128;
     c.begin_in_target = c.specials_in_text = 1;
     t.steps = 30;
     t.vocabulary = 0;
     tmoe_model *model = suite ? tmoe_train(ctx, suite, &c, &t) : NULL;
-    if (model && tmoe_find_task(model, name) < 0) name = tmoe_model_task(model, 0)->name;
+    if (model && tmoe_model_find_task(model, name) < 0) name = tmoe_model_task(model, 0)->name;
     if (!model || tmoe_export_dense(model, name, folder) != TMOE_OK) {
         printf("export: %s\n", tmoe_error_message(ctx));
         return 1;
@@ -35,7 +35,7 @@ int main(int argc, char **argv)
     memset(&b, 0, sizeof b);
     if (tmoei_batch_reserve(ctx, &b, 6, 5, 1) != TMOE_OK) return 1;
     tmoei_batch_put(&b, source_ids, 6, target_ids, 5, c.start_id);
-    if (tmoei_evaluation_pass(model, tmoe_find_task(model, name), NULL, model->tape, &pass)
+    if (tmoei_evaluation_pass(model, tmoe_model_find_task(model, name), NULL, model->tape, &pass)
         != TMOE_OK)
         return 1;
     const tmoe_tensor *h = tmoei_head(&pass,

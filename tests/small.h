@@ -33,12 +33,12 @@ static tmoe_suite *small_suite(tmoe_ctx *ctx)
 static tmoe_config small_config(void)
 {
     tmoe_config c = tmoe_config_default();
-    c.D = 16;
-    c.H_encoder = c.H_decoder = 2;
-    c.F_encoder = c.F_decoder = 24;
+    c.width = 16;
+    c.encoder_heads = c.decoder_heads = 2;
+    c.encoder_ffn = c.decoder_ffn = 24;
     c.encoder_layers = c.decoder_layers = 1;
-    c.E = 3;
-    c.k = 16;
+    c.experts = 3;
+    c.vector_width = 16;
     c.router_hidden = 8;
     c.source_tokens = 40;
     c.target_tokens = 16;
@@ -94,7 +94,8 @@ static set make(int threads, const tmoe_config *config, const tmoe_training *tra
     s.ctx = context(threads);
     s.suite = small_suite(s.ctx);
     tokenizer = tmoe_tokenizer_bytes(s.ctx);
-    s.model = tmoe_model_create(s.ctx, config, tokenizer, s.suite->tasks, s.suite->count);
+    s.model = tmoe_model_create(s.ctx, config, tokenizer, tmoe_suite_task(s.suite, 0),
+        tmoe_suite_count(s.suite));
     s.trainer = s.model ? tmoe_trainer_create(s.model, s.suite, training) : NULL;
     if (!s.trainer) {
         printf("make: %s\n", tmoe_error_message(s.ctx));

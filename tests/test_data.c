@@ -202,14 +202,16 @@ static void test_three_files_typed_in_an_editor_are_read(void)
     CHECK(suite != NULL);
     if (suite) {
         const int i = tmoe_suite_find(suite, "shout_it"), c = tmoe_suite_find(suite, "capital");
-        CHECK(suite->count == 3 && i >= 0 && c >= 0);
-        CHECK_TEXT(suite->tasks[i].instruction, "shout it");
-        CHECK_TEXT(suite->tasks[i].train[0].input, "hello");
-        CHECK_TEXT(suite->tasks[i].train[3].outputs[0], "SUN");
-        CHECK(suite->tasks[i].train_count == 4 && suite->tasks[i].test_count == 1);
-        CHECK(suite->tasks[c].train[0].output_count == 2 && suite->tasks[c].train_count == 1
-            && suite->tasks[c].test_count == 1);
-        CHECK_TEXT(suite->tasks[c].train[0].outputs[1], "City of Paris");
+        CHECK(tmoe_suite_count(suite) == 3 && i >= 0 && c >= 0);
+        CHECK_TEXT(tmoe_suite_task(suite, i)->instruction, "shout it");
+        CHECK_TEXT(tmoe_suite_task(suite, i)->train[0].input, "hello");
+        CHECK_TEXT(tmoe_suite_task(suite, i)->train[3].outputs[0], "SUN");
+        CHECK(tmoe_suite_task(suite, i)->train_count == 4
+            && tmoe_suite_task(suite, i)->test_count == 1);
+        CHECK(tmoe_suite_task(suite, c)->train[0].output_count == 2
+            && tmoe_suite_task(suite, c)->train_count == 1
+            && tmoe_suite_task(suite, c)->test_count == 1);
+        CHECK_TEXT(tmoe_suite_task(suite, c)->train[0].outputs[1], "City of Paris");
     }
     tmoe_suite_destroy(suite);
     folder_remove(folder);
@@ -229,14 +231,15 @@ static void test_tasks_table_and_split_are_read(void)
         "odd?\tlogic\tyes|no\nexact_match\tb\tName it.\tnames\t\n");
     text_write(folder, "splits/half.json", "{\"train\": [\"a\"], \"test\": [\"b\"]}");
     suite = tmoe_suite_load(ctx, folder, "half");
-    CHECK(suite && suite->count == 2);
+    CHECK(suite && tmoe_suite_count(suite) == 2);
     if (suite) {
-        CHECK_TEXT(suite->tasks[0].instruction, "Is it odd?");
-        CHECK_TEXT(suite->tasks[0].category, "logic");
-        CHECK(suite->tasks[0].metric == TMOE_METRIC_ACCURACY && suite->tasks[0].label_count == 2
-            && suite->tasks[0].part == TMOE_PART_TRAIN);
-        CHECK_TEXT(suite->tasks[0].labels[1], "no");
-        CHECK(suite->tasks[1].part == TMOE_PART_TEST);
+        CHECK_TEXT(tmoe_suite_task(suite, 0)->instruction, "Is it odd?");
+        CHECK_TEXT(tmoe_suite_task(suite, 0)->category, "logic");
+        CHECK(tmoe_suite_task(suite, 0)->metric == TMOE_METRIC_ACCURACY
+            && tmoe_suite_task(suite, 0)->label_count == 2
+            && tmoe_suite_task(suite, 0)->part == TMOE_PART_TRAIN);
+        CHECK_TEXT(tmoe_suite_task(suite, 0)->labels[1], "no");
+        CHECK(tmoe_suite_task(suite, 1)->part == TMOE_PART_TEST);
     }
     tmoe_suite_destroy(suite);
     folder_remove(folder);
@@ -259,12 +262,12 @@ static void test_crossfit_and_json_lines_are_read(void)
         "name\tmetric\tinstruction\nglue-x\taccuracy\t\nt\trouge_l\tDo that.\nno such "
         "task\trouge_l\tNo.\n");
     suite = tmoe_suite_load(ctx, folder, NULL);
-    CHECK(suite && suite->count == 3);
+    CHECK(suite && tmoe_suite_count(suite) == 3);
     if (!suite)
         printf("%s\n", tmoe_error_message(ctx));
     else {
-        const tmoe_task *x = &suite->tasks[tmoe_suite_find(suite, "glue-x")],
-                        *t = &suite->tasks[tmoe_suite_find(suite, "t")];
+        const tmoe_task *x = tmoe_suite_task(suite, tmoe_suite_find(suite, "glue-x")),
+                        *t = tmoe_suite_task(suite, tmoe_suite_find(suite, "t"));
         CHECK(x->train_count == 3 && x->test_count == 1
             && x->train[1].output_count + x->train[0].output_count + x->train[2].output_count == 4);
         CHECK_TEXT(x->test[0].outputs[0], "i");
@@ -273,7 +276,7 @@ static void test_crossfit_and_json_lines_are_read(void)
         CHECK_TEXT(x->instruction, "glue-x");
         CHECK_TEXT(t->instruction, "Do that.");
         CHECK(t->train_count == 1 && t->test_count == 1);
-        CHECK(suite->tasks[tmoe_suite_find(suite, "u")].train[0].output_count == 2);
+        CHECK(tmoe_suite_task(suite, tmoe_suite_find(suite, "u"))->train[0].output_count == 2);
     }
     tmoe_suite_destroy(suite);
     folder_remove(folder);
@@ -363,12 +366,12 @@ static tmoe_model *tiny_model(void)
     task.name = "t";
     task.category = "c";
     task.instruction = "Do \"it\".\n";
-    c.D = 4;
-    c.H_encoder = c.H_decoder = 2;
-    c.F_encoder = c.F_decoder = 4;
+    c.width = 4;
+    c.encoder_heads = c.decoder_heads = 2;
+    c.encoder_ffn = c.decoder_ffn = 4;
     c.encoder_layers = c.decoder_layers = 1;
-    c.E = 2;
-    c.k = 4;
+    c.experts = 2;
+    c.vector_width = 4;
     c.router_hidden = 4;
     c.source_tokens = c.target_tokens = 8;
     model = tmoe_model_create(ctx, &c, tokenizer, &task, 1);
@@ -567,8 +570,8 @@ static void test_suite_test_items_never_occur_in_training(void)
         return;
     }
     inputs = (const char **)malloc(sizeof *inputs * 100000);
-    for (t = 0; t < suite->count; t++) {
-        const tmoe_task *task = &suite->tasks[t];
+    for (t = 0; t < tmoe_suite_count(suite); t++) {
+        const tmoe_task *task = tmoe_suite_task(suite, t);
         seen += task->part == TMOE_PART_TRAIN;
         unseen += task->part == TMOE_PART_TEST;
         CHECK(task->train_count + task->test_count >= 28
@@ -581,10 +584,10 @@ static void test_suite_test_items_never_occur_in_training(void)
             for (i = 0; i < task->train_count; i++) inputs[n++] = task->train[i].input;
     }
     qsort(inputs, (size_t)n, sizeof *inputs, compare_texts);
-    for (t = 0; t < suite->count;
+    for (t = 0; t < tmoe_suite_count(suite);
          t++) /* no list or sentence of any test line is in any task's training lines */
-        for (i = 0; i < suite->tasks[t].test_count; i++) {
-            const char *input = suite->tasks[t].test[i].input;
+        for (i = 0; i < tmoe_suite_task(suite, t)->test_count; i++) {
+            const char *input = tmoe_suite_task(suite, t)->test[i].input;
             if (!strchr(input, ',') && !strchr(input, '.') && !strchr(input, '!')) continue;
             if (strspn(input, "0123456789, ") == strlen(input))
                 continue; /* pairs of numbers: unique within their task */
@@ -605,19 +608,19 @@ static void test_comparing_two_models_over_tasks(void)
                  scores[6] = { 0.6, 0.25, 0.3, 0.2, 0.9, 0.3 };
     tmoe_comparison c;
     CHECK(tmoe_compare(ctx, base, scores, 6, 1, &c) == TMOE_OK);
-    CHECK_NEAR(c.arg[0], (0.2 + 0.0 - 0.5 + 0.5) / 4, 1e-12);
+    CHECK_NEAR(c.relative_gain[0], (0.2 + 0.0 - 0.5 + 0.5) / 4, 1e-12);
     CHECK_NEAR(c.difference[0], (0.1 + 0.0 + 0.3 - 0.2 + 0.1) / 5, 1e-12);
     CHECK(c.wins == 3 && c.ties == 1 && c.losses == 1 && c.zero_base == 1 && c.undefined == 1);
     { /* a share of a base below 0 would have the wrong sign: such tasks count as those of base 0 */
         const double below[3] = { -0.5, -0.2, 0.5 }, better[3] = { 0.5, 0.1, 0.6 };
         tmoe_comparison d;
         CHECK(tmoe_compare(ctx, below, better, 3, 1, &d) == TMOE_OK);
-        CHECK_NEAR(d.arg[0], 0.2, 1e-12);
+        CHECK_NEAR(d.relative_gain[0], 0.2, 1e-12);
         CHECK_NEAR(d.difference[0], (1.0 + 0.3 + 0.1) / 3, 1e-12);
         CHECK(d.zero_base == 2 && d.wins == 3);
     }
-    CHECK(c.arg[1] < c.arg[0] && c.arg[0] < c.arg[2] && c.difference[1] < c.difference[0]
-        && c.difference[0] < c.difference[2]);
+    CHECK(c.relative_gain[1] < c.relative_gain[0] && c.relative_gain[0] < c.relative_gain[2]
+        && c.difference[1] < c.difference[0] && c.difference[0] < c.difference[2]);
     double many[400], more[400], sum = 0.0, squares = 0.0;
     for (int i = 0; i < 400; i++) {
         many[i] = 1.0;
@@ -633,8 +636,8 @@ static void test_comparing_two_models_over_tasks(void)
         0.15 * error); /* the normal interval, at this size */
     CHECK_NEAR(c.difference[2], sum / 400 + 1.96 * error, 0.15 * error);
     const double nothing[1] = { (double)NAN };
-    CHECK(tmoe_compare(ctx, nothing, nothing, 1, 1, &c) == TMOE_OK && c.arg[0] != c.arg[0]
-        && c.undefined == 1);
+    CHECK(tmoe_compare(ctx, nothing, nothing, 1, 1, &c) == TMOE_OK
+        && c.relative_gain[0] != c.relative_gain[0] && c.undefined == 1);
     tmoe_ctx_destroy(ctx);
 }
 
@@ -650,11 +653,11 @@ static void test_a_gain_that_is_the_same_everywhere_has_no_interval(void)
         absolute[i] = base[i] + 0.05;
     }
     CHECK(tmoe_compare(ctx, base, relative, 5, 3, &c) == TMOE_OK);
-    for (int i = 0; i < 3; i++) CHECK_NEAR(c.arg[i], 0.1, 1e-9);
+    for (int i = 0; i < 3; i++) CHECK_NEAR(c.relative_gain[i], 0.1, 1e-9);
     CHECK(c.difference[2] - c.difference[1] > 0.01);
     CHECK(tmoe_compare(ctx, base, absolute, 5, 3, &c) == TMOE_OK);
     for (int i = 0; i < 3; i++) CHECK_NEAR(c.difference[i], 0.05, 1e-9);
-    CHECK(c.arg[2] - c.arg[1] > 0.01);
+    CHECK(c.relative_gain[2] - c.relative_gain[1] > 0.01);
 }
 
 /* Three tasks have three places for the 1 of a feature, each equally likely in a shuffle: |r| there

@@ -17,7 +17,7 @@ static tmoe_ctx *context_of(int i, int threads)
     config.isa = all_isas[i];
     config.threads = threads;
     ctx = tmoe_ctx_create(&config);
-    if (ctx && strcmp(tmoe_ctx_kernels(ctx), isa_names[i])) {
+    if (ctx && strcmp(tmoe_ctx_isa(ctx), isa_names[i])) {
         tmoe_ctx_destroy(ctx);
         return NULL;
     }
@@ -97,8 +97,8 @@ static void one_product(tmoe_ctx *ctx, int lane_only, int ta, int tb, int M, int
         bad += C[(size_t)m * ldc + (size_t)N] == C[(size_t)m * ldc + (size_t)N];
     }
     if (bad)
-        printf("%s: %d wrong numbers: M %d N %d K %d, A%s B%s, beta %g%s%s\n",
-            tmoe_ctx_kernels(ctx), bad, M, N, K, ta ? "^T" : "", tb ? "^T" : "", (double)beta,
+        printf("%s: %d wrong numbers: M %d N %d K %d, A%s B%s, beta %g%s%s\n", tmoe_ctx_isa(ctx),
+            bad, M, N, K, ta ? "^T" : "", tb ? "^T" : "", (double)beta,
             lane_only ? ", one lane" : "", with_epilogue ? ", epilogue" : "");
     CHECK(bad == 0);
     free(A);

@@ -53,8 +53,8 @@ static double line_loss(const set *s, int task, const tmoe_example *line, int *t
     double loss = 0.0;
     tmoei_pass pass;
     tmoei_pack source, target;
-    CHECK(tmoei_encode_source(s->model->tokenizer, s->suite->tasks[task].instruction, line->input,
-              0, ids, 64, &count)
+    CHECK(tmoei_encode_source(s->model->tokenizer, tmoe_suite_task(s->suite, task)->instruction,
+              line->input, 0, ids, 64, &count)
         == TMOE_OK);
     for (int j = 0; j < 64; j++) positions[j] = j;
     for (int j = 0; j < n; j++)
@@ -106,20 +106,20 @@ static void test_gumbel_is_evaluated_as_the_mixture_without_noise(void)
         for (int task = 0; task < 3; task++)
             CHECK(tmoe_task_vector_set(s.model, task, task == 1 ? zeros : vector) == TMOE_OK);
         for (int step = 0; step < 3; step++) {
-            CHECK(tmoe_route(s.model, 0, routes[k]) == TMOE_OK
-                && tmoe_route(s.model, 1, even) == TMOE_OK);
+            CHECK(tmoe_route_of_task(s.model, 0, routes[k]) == TMOE_OK
+                && tmoe_route_of_task(s.model, 1, even) == TMOE_OK);
             CHECK(tmoe_route_of_vector(s.model, vector, other) == TMOE_OK);
             for (int i = 0; i < 6; i++) {
                 CHECK_NEAR(even[i], k == 2 ? i % 3 == 0 : 1.0 / 3, 1e-7);
                 CHECK_NEAR(other[i], routes[k][i], 1e-7);
             }
-            CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+            CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
         }
         a = logits_of(&s, NULL, &n);
         b = logits_of(&s, routes[k], &n);
         CHECK(a && b
             && memcmp(a, b, n * sizeof(float))
-                == 0); /* what decoding uses is what tmoe_route says, ... */
+                == 0); /* what decoding uses is what tmoe_route_of_task says, ... */
         {
             float *first = logits_of_task(&s, 1, NULL, &n),
                   *second = logits_of(&s, even, &n); /* ... each task its own (fault 6), ... */
@@ -132,7 +132,7 @@ static void test_gumbel_is_evaluated_as_the_mixture_without_noise(void)
             set dense = s; /* ... and that as it is: the dense model of that route says the same */
             float *d;
             size_t m = 0;
-            c.E = 1;
+            c.experts = 1;
             dense.model = tmoe_model_derive(s.ctx, s.model, routes[k], &c, NULL, 0);
             CHECK(dense.model != NULL);
             d = logits_of(&dense, NULL, &m);
@@ -164,12 +164,12 @@ static void test_training_noise_is_gumbels_and_new_in_every_step(void)
     double mean = 0.0, squares = 0.0, below = 0.0, count = 0.0, expected[6] = { 0.0 };
     float before[384], route[6];
     c.selection = TMOE_SELECT_STRAIGHT_THROUGH;
-    c.E = 64;
+    c.experts = 64;
     set s = make(1, &c, &t);
     for (int step = 0; step < 20; step++) {
         const float *g = s.trainer->noise;
         memcpy(before, g, sizeof before);
-        CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+        CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
         for (int i = 0; i < 384; i++) {
             mean += (double)g[i];
             squares += (double)(g[i] * g[i]);
@@ -184,13 +184,13 @@ static void test_training_noise_is_gumbels_and_new_in_every_step(void)
     CHECK_NEAR(below / count, exp(-1.0), 0.03);
     unmake(&s);
     c.selection = TMOE_SELECT_GUMBEL;
-    c.E = 3;
+    c.experts = 3;
     c.temperature = 2.0f;
     s = make(1, &c, &t);
     louder(s.model);
-    CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+    CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
     for (int k = 0; k < 3; k++) {
-        CHECK(tmoe_route(s.model, s.trainer->step_tasks[k], route) == TMOE_OK);
+        CHECK(tmoe_route_of_task(s.model, s.trainer->step_tasks[k], route) == TMOE_OK);
         for (int l = 0; l < 2; l++) {
             double r[3];
             for (int e = 0; e < 3; e++)
@@ -218,7 +218,7 @@ static void test_random_routes_stay_with_a_task_or_are_fresh_for_an_example(void
         c.random_n = n;
         set s = make(1, &c, &t);
         for (int task = 0; task < 3; task++)
-            CHECK(tmoe_route(s.model, task, routes + 6 * task) == TMOE_OK);
+            CHECK(tmoe_route_of_task(s.model, task, routes + 6 * task) == TMOE_OK);
         for (int row = 0; row < 18; row += 3) {
             int used = 0;
             for (int e = 0; e < 3; e++) {
@@ -230,12 +230,12 @@ static void test_random_routes_stay_with_a_task_or_are_fresh_for_an_example(void
         }
         CHECK(differ == (n < 3));
         for (int step = 0; step < 4; step++) {
-            CHECK(tmoe_step(s.trainer, &p) == TMOE_OK);
+            CHECK(tmoe_trainer_step(s.trainer, &p) == TMOE_OK);
             for (int i = 0; i < 6; i++)
                 CHECK_NEAR(p.expert_use[i], (routes[i] + routes[6 + i] + routes[12 + i]) / 3, 1e-6);
         }
         for (int task = 0; task < 3; task++)
-            CHECK(tmoe_route(s.model, task, again) == TMOE_OK
+            CHECK(tmoe_route_of_task(s.model, task, again) == TMOE_OK
                 && memcmp(again, routes + 6 * task, sizeof again) == 0);
         unmake(&s);
     }
@@ -247,7 +247,7 @@ static void test_random_routes_stay_with_a_task_or_are_fresh_for_an_example(void
     t.tasks_per_step = t.examples_per_task = 1;
     set s = make(1, &c, &t);
     for (int step = 0; step < 90; step++) {
-        CHECK(tmoe_step(s.trainer, &p) == TMOE_OK);
+        CHECK(tmoe_trainer_step(s.trainer, &p) == TMOE_OK);
         for (int i = 0; i < 6; i++) {
             CHECK(p.expert_use[i] == 0.0f || p.expert_use[i] == 1.0f);
             used[i] += p.expert_use[i] == 1.0f;
@@ -273,8 +273,8 @@ static void test_exploration_replaces_routes_by_one_expert_or_all(void)
     set s = make(1, &c, &t);
     louder(s.model);
     for (int step = 0; step < 200; step++) {
-        CHECK(tmoe_step(s.trainer, &p) == TMOE_OK
-            && tmoe_route(s.model, s.trainer->step_tasks[0], route) == TMOE_OK);
+        CHECK(tmoe_trainer_step(s.trainer, &p) == TMOE_OK
+            && tmoe_route_of_task(s.model, s.trainer->step_tasks[0], route) == TMOE_OK);
         for (int l = 0; l < 6; l += 3, rows++) {
             int same = 1, even = 1, all = 0;
             CHECK_NEAR(p.expert_use[l] + p.expert_use[l + 1] + p.expert_use[l + 2], 1.0, 1e-5);
@@ -309,9 +309,9 @@ static void test_route_statistics_are_means_over_the_tasks(void)
     float route[6];
     set s = make(1, &c, &t);
     louder(s.model);
-    CHECK(tmoe_step(s.trainer, &p) == TMOE_OK && p.routed_layers == 2);
+    CHECK(tmoe_trainer_step(s.trainer, &p) == TMOE_OK && p.routed_layers == 2);
     for (int task = 0; task < 3; task++) {
-        CHECK(tmoe_route(s.model, task, route) == TMOE_OK);
+        CHECK(tmoe_route_of_task(s.model, task, route) == TMOE_OK);
         for (int i = 0; i < 6; i++) {
             use[i] += (double)route[i] / 3;
             entropy[i / 3] -= (double)route[i] * log((double)route[i]) / 3;
@@ -339,12 +339,12 @@ static void test_unseen_tasks_are_routed_by_the_router_or_by_the_nearest(void)
     CHECK(tmoe_route_of_vector(s.model, vector, own) == TMOE_OK
         && tmoe_route_unseen(s.model, text, TMOE_ZERO_SHOT_ROUTER, route) == TMOE_OK);
     CHECK(memcmp(route, own, sizeof own) == 0);
-    CHECK(tmoe_nearest_tasks(s.model, text, 3, tasks, cosines) == 3
+    CHECK(tmoe_model_nearest_tasks(s.model, text, 3, tasks, cosines) == 3
         && cosines[0] - cosines[2] > 0.05f);
     for (int i = 0; i < 3; i++) weights[i] = 20.0 * (double)cosines[i];
     softmax_of(weights, 3);
     for (int i = 0; i < 3; i++) {
-        CHECK(tmoe_route(s.model, tasks[i], route) == TMOE_OK);
+        CHECK(tmoe_route_of_task(s.model, tasks[i], route) == TMOE_OK);
         for (int j = 0; j < 6; j++) expected[j] += weights[i] * (double)route[j];
     }
     CHECK(tmoe_route_unseen(s.model, text, TMOE_ZERO_SHOT_NEAREST, route) == TMOE_OK);
@@ -432,14 +432,14 @@ static void test_unselected_experts_neither_run_nor_move(void)
     size_t forward;
     t.tasks_per_step = t.examples_per_task = 1;
     t.weight_decay = 0.0f;
-    c.E = 1;
+    c.experts = 1;
     set s = make(1, &c, &t);
-    CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+    CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
     dense = bytes_of(&s);
     forward = s.trainer->group_tape->small.now; /* of a pass without nodes */
     CHECK(3 * forward < 2 * dense.small);
     unmake(&s);
-    c.E = 3;
+    c.experts = 3;
     for (int k = 0; k < 6; k++) {
         const int both = k < 3 ? 0 : k == 3; /* OUTPUT and straight-through */
         int still = 0, moved = 0,
@@ -449,7 +449,7 @@ static void test_unselected_experts_neither_run_nor_move(void)
         s = make(1, &c, &t);
         float *before = (float *)malloc(s.model->size * sizeof(float));
         memcpy(before, s.model->theta, s.model->size * sizeof(float));
-        CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+        CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
         const bytes b = bytes_of(&s);
         const size_t blocks =
             (s.model->layers[0].block_size + s.model->layers[1].block_size) * sizeof(float);
@@ -528,7 +528,7 @@ static void test_the_optimiser_is_adamw_by_hand(void)
         for (int step = 0; step < 10; step++) {
             tmoe_progress progress;
             double norm = 0.0, worst = 0.0;
-            CHECK(tmoe_step(s.trainer, &progress) == TMOE_OK && w.n == s.trainer->span);
+            CHECK(tmoe_trainer_step(s.trainer, &progress) == TMOE_OK && w.n == s.trainer->span);
             for (size_t i = 0; i < w.n; i++) norm += (double)w.g[i] * (double)w.g[i];
             norm = sqrt(norm);
             CHECK_NEAR(progress.gradient_norm, norm, 1e-4 * norm);
@@ -636,7 +636,8 @@ static void test_expert_regularisation_draws_experts_together(void)
     t.train = TMOE_TRAIN_SHARED
         | TMOE_TRAIN_ROUTER; /* what is trained lies on both sides of the layers */
     set s = make(1, &c, &t);
-    CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK && s.trainer->first < s.model->layers[0].block);
+    CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK
+        && s.trainer->first < s.model->layers[0].block);
     for (size_t i = 0; i < s.trainer->span; i++) left += s.trainer->grads[i] != 0.0f;
     CHECK(left == 0);
     free(g[0]);
@@ -655,12 +656,12 @@ static void test_the_loss_is_the_mean_over_target_tokens(void)
     double loss = 0.0;
     int tokens = 0;
     set s = make(1, &c, &t);
-    CHECK(tmoe_step(s.trainer, &p) == TMOE_OK);
+    CHECK(tmoe_trainer_step(s.trainer, &p) == TMOE_OK);
     for (int i = 0; i < 12; i++) { /* 3 groups of 4; a task has 10 training lines */
         const int task = s.trainer->chosen[i] / 10;
         CHECK(task == s.trainer->step_tasks[i / 4]);
-        loss +=
-            line_loss(&s, task, &s.suite->tasks[task].train[s.trainer->chosen[i] % 10], &tokens);
+        loss += line_loss(&s, task,
+            &tmoe_suite_task(s.suite, task)->train[s.trainer->chosen[i] % 10], &tokens);
     }
     CHECK(tokens > 60);
     CHECK_NEAR(p.loss, loss / tokens, 1e-4);
@@ -683,13 +684,13 @@ static void test_validation_loss_is_plain_and_of_lines_not_trained_on(void)
     set s = make(1, &c, &t);
     louder(s.model);
     for (int step = 0; step < 8; step++) {
-        CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+        CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
         for (int i = 0; i < 12; i++) CHECK(s.trainer->chosen[i] % 10 < 7);
     }
     for (int task = 0; task < 3; task++)
         for (int line = 7; line < 10; line++)
-            loss += line_loss(&s, task, &s.suite->tasks[task].train[line], &tokens);
-    CHECK_NEAR(tmoe_validation_loss(s.trainer), loss / tokens, 1e-4);
+            loss += line_loss(&s, task, &tmoe_suite_task(s.suite, task)->train[line], &tokens);
+    CHECK_NEAR(tmoe_trainer_validation_loss(s.trainer), loss / tokens, 1e-4);
     unmake(&s);
 }
 
@@ -719,7 +720,7 @@ static void test_training_ends_with_the_best_parameters(void)
     to_spoil = s.model;
     CHECK(tmoe_trainer_run(s.trainer) == TMOE_OK);
     CHECK(last_measured > s.trainer->best_loss + 0.1f);
-    CHECK_NEAR(tmoe_validation_loss(s.trainer), s.trainer->best_loss, 1e-6);
+    CHECK_NEAR(tmoe_trainer_validation_loss(s.trainer), s.trainer->best_loss, 1e-6);
     unmake(&s);
 }
 
@@ -766,8 +767,9 @@ static void test_a_dense_start_is_the_average_of_the_experts(void)
     const tmoe_training t = small_training();
     c.expert_noise = 1.0f;
     set s = make(1, &c, &t);
-    c.E = 1;
-    tmoe_model *dense = tmoe_model_derive(s.ctx, s.model, NULL, &c, s.suite->tasks, s.suite->count);
+    c.experts = 1;
+    tmoe_model *dense = tmoe_model_derive(s.ctx, s.model, NULL, &c, tmoe_suite_task(s.suite, 0),
+        tmoe_suite_count(s.suite));
     CHECK(dense != NULL);
     for (int l = 0; dense && l < 2; l++) {
         const size_t n = s.model->layers[l].block_size;
@@ -803,7 +805,7 @@ static void test_stage_two_begins_anew_at_three_hundred(void)
     one.lr_model = 1e-2f;
     two.steps = 20;
     one.progress = two.progress = hear_tau;
-    dense.E = 1;
+    dense.experts = 1;
     tmoe_model *start = tmoe_train(ctx, suite, &dense, &one);
     for (int given = 0; start && given < 2; given++) {
         const tmoe_model *from = given ? start : NULL;
@@ -840,15 +842,15 @@ static void test_fisher_vectors_are_squares_of_gradients(void)
     float vectors[9];
     double rows[3][2000], wanted[3], found[3];
     size_t F = 0;
-    c.E = 1;
+    c.experts = 1;
     t.tasks_per_step = t.examples_per_task = 1;
     set s = make(1, &c, &t);
-    for (int i = 0; i < 10; i++) CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+    for (int i = 0; i < 10; i++) CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
     memset(rows, 0, sizeof rows);
     for (int task = 0; task < 3; task++)
         for (int line = 0; line < 2; line++) {
-            tmoe_task alone = s.suite->tasks[task];
-            const tmoe_suite suite = { s.ctx, &alone, 1 };
+            tmoe_task alone = *tmoe_suite_task(s.suite, task);
+            const tmoe_suite suite = { s.ctx, &alone, 1, 0, { NULL, NULL } };
             alone.train += line;
             alone.train_count = 1;
             tmoe_trainer *trainer = tmoe_trainer_create(s.model, &suite, &t);
@@ -902,7 +904,7 @@ static tmoe_model *that_says_y(tmoe_ctx *ctx, tmoe_suite *suite)
     CHECK(tmoe_suite_add(suite, "y", NULL, "Say it.", TMOE_METRIC_EXACT_MATCH, TMOE_PART_TRAIN,
               letters, ys, 10, 1)
         == TMOE_OK);
-    c.E = 1;
+    c.experts = 1;
     c.source_tokens = 20;
     c.target_tokens = 4;
     c.router = TMOE_ROUTER_LINEAR;
@@ -910,12 +912,13 @@ static tmoe_model *that_says_y(tmoe_ctx *ctx, tmoe_suite *suite)
     t.lr_model = 1e-2f;
     t.train = TMOE_TRAIN_LAYERS;
     tmoe_model *dense = tmoe_train(ctx, suite, &c, &t);
-    c.E = 2;
+    c.experts = 2;
     c.expert_noise = 0.0f;
     c.temperature = 1000.0f;
     c.temperature_decay = 1.0f;
     c.temperature_min = 0.1f;
-    tmoe_model *model = dense ? tmoe_model_derive(ctx, dense, NULL, &c, suite->tasks, 1) : NULL;
+    tmoe_model *model =
+        dense ? tmoe_model_derive(ctx, dense, NULL, &c, tmoe_suite_task(suite, 0), 1) : NULL;
     tmoe_model_destroy(dense);
     CHECK(model != NULL);
     if (!model) return NULL;

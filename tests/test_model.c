@@ -84,7 +84,7 @@ static void check_model_gradient(const tmoe_config *config, const char *name, in
         }
         tensors++;
     }
-    CHECK(tensors > (config->E > 1 ? 25 : 15));
+    CHECK(tensors > (config->experts > 1 ? 25 : 15));
     memset(s.trainer->moment1, 0, s.trainer->span * sizeof(float));
     free(g);
     free(keep);
@@ -145,7 +145,7 @@ static void test_gradients_of_other_shapes(void)
     c.exploration = 0.5f;
     check_model_gradient(&c, "decoder experts, exploring", 1);
     c = small_config();
-    c.E = 1;
+    c.experts = 1;
     check_model_gradient(&c, "dense", 1);
 }
 
@@ -172,29 +172,33 @@ static void test_a_disabled_expert_gets_no_weight(void)
         c.random_n = 1;
         set s = make(1, &c, &training);
         if (!s.trainer) return;
-        CHECK(tmoe_route(s.model, 99, route) == TMOE_ERR_ARGUMENT
+        CHECK(tmoe_route_of_task(s.model, 99, route) == TMOE_ERR_ARGUMENT
             && tmoe_error(s.model->ctx) == TMOE_ERR_ARGUMENT);
-        CHECK(tmoe_expert_disable(s.model, 1, 0, 1) == TMOE_OK
+        CHECK(tmoe_expert_set_enabled(s.model, 1, 0, 0) == TMOE_OK
             && tmoe_error(s.model->ctx) == TMOE_OK);
         CHECK(
             tmoe_route_unseen(s.model, "something new", TMOE_ZERO_SHOT_AVERAGE, route) == TMOE_OK);
-        CHECK(route[c.E] == 0.0f);
-        for (int e = 1; e < c.E; e++) CHECK_NEAR(route[c.E + e], 1.0 / (c.E - 1), 1e-6);
-        CHECK(tmoe_route(s.model, 0, route) == TMOE_OK);
-        CHECK(route[c.E] == 0.0f);
-        for (int e = 0; e < c.E; e++) sum += route[c.E + e];
+        CHECK(route[c.experts] == 0.0f);
+        for (int e = 1; e < c.experts; e++)
+            CHECK_NEAR(route[c.experts + e], 1.0 / (c.experts - 1), 1e-6);
+        CHECK(tmoe_route_of_task(s.model, 0, route) == TMOE_OK);
+        CHECK(route[c.experts] == 0.0f);
+        for (int e = 0; e < c.experts; e++) sum += route[c.experts + e];
         CHECK_NEAR(sum, 1.0, 1e-5);
-        CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
-        CHECK(s.trainer->use[c.E] == 0.0f); /* in training, too */
-        for (int e = 1; e + 1 < c.E; e++) CHECK(tmoe_expert_disable(s.model, 1, e, 1) == TMOE_OK);
+        CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
+        CHECK(s.trainer->use[c.experts] == 0.0f); /* in training, too */
+        for (int e = 1; e + 1 < c.experts; e++)
+            CHECK(tmoe_expert_set_enabled(s.model, 1, e, 0) == TMOE_OK);
         for (int t = 0; t < tmoe_model_task_count(s.model);
              t++) /* whatever a task had, it has the last one now */
-            CHECK(tmoe_route(s.model, t, route) == TMOE_OK && route[2 * c.E - 1] == 1.0f);
-        CHECK(tmoe_expert_disable(s.model, 1, c.E - 1, 1)
+            CHECK(tmoe_route_of_task(s.model, t, route) == TMOE_OK
+                && route[2 * c.experts - 1] == 1.0f);
+        CHECK(tmoe_expert_set_enabled(s.model, 1, c.experts - 1, 0)
             == TMOE_ERR_ARGUMENT); /* the last one stays */
-        CHECK(tmoe_expert_disable(s.model, 99, 0, 1) == TMOE_ERR_ARGUMENT);
-        CHECK(tmoe_expert_disable(s.model, 1, 0, 0) == TMOE_OK);
-        CHECK(tmoe_route(s.model, 0, route) == TMOE_OK && (k >= 2 || route[c.E] > 0.0f));
+        CHECK(tmoe_expert_set_enabled(s.model, 99, 0, 0) == TMOE_ERR_ARGUMENT);
+        CHECK(tmoe_expert_set_enabled(s.model, 1, 0, 1) == TMOE_OK);
+        CHECK(tmoe_route_of_task(s.model, 0, route) == TMOE_OK
+            && (k >= 2 || route[c.experts] > 0.0f));
         unmake(&s);
     }
 }
@@ -207,11 +211,11 @@ static void test_exploration_leaves_disabled_experts_alone(void)
     c.exploration = 1.0f;
     set s = make(1, &c, &training);
     if (!s.trainer) return;
-    CHECK(tmoe_expert_disable(s.model, 1, 1, 1) == TMOE_OK);
+    CHECK(tmoe_expert_set_enabled(s.model, 1, 1, 0) == TMOE_OK);
     for (int i = 0; i < 8; i++) {
-        CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
-        CHECK(s.trainer->use[c.E + 1] == 0.0f);
-        CHECK_NEAR(s.trainer->use[c.E] + s.trainer->use[c.E + 2], 1.0, 1e-5);
+        CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
+        CHECK(s.trainer->use[c.experts + 1] == 0.0f);
+        CHECK_NEAR(s.trainer->use[c.experts] + s.trainer->use[c.experts + 2], 1.0, 1e-5);
         most = s.trainer->use[1] > most ? s.trainer->use[1] : most;
     }
     CHECK(most > 0.0f); /* in the other layer it is explored */
@@ -230,8 +234,8 @@ static void test_random_routes_are_drawn_for_each_example(void)
     set s = make(1, &c, &training);
     if (!s.trainer) return;
     for (int i = 0; i < 8; i++) {
-        CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
-        for (int e = 0; e < 2 * c.E; e++) {
+        CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
+        for (int e = 0; e < 2 * c.experts; e++) {
             const float quarters = 4.0f * s.trainer->use[e];
             CHECK(quarters == roundf(quarters));
             parts += quarters > 0.0f && quarters < 4.0f;
@@ -253,10 +257,10 @@ static void test_tuning_the_experts_leaves_other_layers_alone(void)
     c.expert_places = TMOE_DECODER;
     set s = make(1, &c, &training);
     if (!s.trainer) return;
-    c.E = 1;
+    c.experts = 1;
     training.train = TMOE_TRAIN_LAYERS;
-    tmoe_model *model =
-        tmoe_model_derive(s.ctx, s.model, route, &c, s.suite->tasks, s.suite->count);
+    tmoe_model *model = tmoe_model_derive(s.ctx, s.model, route, &c, tmoe_suite_task(s.suite, 0),
+        tmoe_suite_count(s.suite));
     tmoe_trainer *trainer = model ? tmoe_trainer_create(model, s.suite, &training) : NULL;
     CHECK(trainer != NULL);
     if (trainer) {
@@ -268,7 +272,7 @@ static void test_tuning_the_experts_leaves_other_layers_alone(void)
                 trainer->updates[i].offset - model->layers[1].block < model->layers[1].block_size);
             CHECK(i == 0 || trainer->updates[i].offset > trainer->updates[i - 1].offset);
         }
-        for (int i = 0; i < 3; i++) CHECK(tmoe_step(trainer, NULL) == TMOE_OK);
+        for (int i = 0; i < 3; i++) CHECK(tmoe_trainer_step(trainer, NULL) == TMOE_OK);
         for (size_t i = 0, in_expert; i < model->size; i++) {
             in_expert = i - model->layers[1].block < model->layers[1].block_size;
             if (!in_expert) CHECK(before[i] == model->theta[i]);
@@ -314,7 +318,7 @@ static void test_param_mix_is_the_dense_model_of_its_merged_blocks(void)
     set moe, dense;
     c.expert_noise = 1.0f;
     moe = make(1, &c, &t);
-    c.E = 1;
+    c.experts = 1;
     dense = make(1, &c, &t);
     a = logits_of(&moe, route, &n);
     for (l = 0; l < TMOEI_SHARED; l++)
@@ -349,13 +353,14 @@ static void test_derived_models_compute_what_they_came_from(void)
         c.expert_kind = kind ? TMOE_EXPERT_FFN : TMOE_EXPERT_LAYER;
         set s = make(1, &c, &training), d;
         if (!s.trainer) return;
-        for (int i = 0; i < 8; i++) CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
-        CHECK(tmoe_route(s.model, 0, route) == TMOE_OK);
+        for (int i = 0; i < 8; i++) CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
+        CHECK(tmoe_route_of_task(s.model, 0, route) == TMOE_OK);
         a = logits_of(&s, NULL, &n);
         dense = c;
-        dense.E = 1;
+        dense.experts = 1;
         tmoe_model *mixture = s.model,
-                   *cut = tmoe_model_derive(s.ctx, s.model, route, &dense, s.suite->tasks, 1);
+                   *cut = tmoe_model_derive(s.ctx, s.model, route, &dense,
+                       tmoe_suite_task(s.suite, 0), 1);
         CHECK(cut && cut->R == 0);
         d = s;
         d.model = cut;
@@ -365,19 +370,22 @@ static void test_derived_models_compute_what_they_came_from(void)
         free(a);
         c.expert_noise = 0.0f;
         c.expert_kind = TMOE_EXPERT_LAYER;
-        tmoe_model *up = tmoe_model_derive(s.ctx, cut, NULL, &c, s.suite->tasks, s.suite->count);
+        tmoe_model *up = tmoe_model_derive(s.ctx, cut, NULL, &c, tmoe_suite_task(s.suite, 0),
+            tmoe_suite_count(s.suite));
         CHECK(up && up->R == 2);
         d.model = up;
         a = logits_of(&d, NULL, &m);
         for (size_t i = 0; a && b && i < n; i++) CHECK_NEAR(a[i], b[i], 1e-5);
         free(a);
         free(b);
-        tmoe_model *same =
-            tmoe_model_derive(s.ctx, mixture, NULL, NULL, s.suite->tasks, s.suite->count);
+        tmoe_model *same = tmoe_model_derive(s.ctx, mixture, NULL, NULL,
+            tmoe_suite_task(s.suite, 0), tmoe_suite_count(s.suite));
         CHECK(same && memcmp(same->theta, mixture->theta, same->size * sizeof(float)) == 0
             && same->step == mixture->step);
-        c.D = 32;
-        CHECK(tmoe_model_derive(s.ctx, mixture, NULL, &c, s.suite->tasks, s.suite->count) == NULL);
+        c.width = 32;
+        CHECK(tmoe_model_derive(s.ctx, mixture, NULL, &c, tmoe_suite_task(s.suite, 0),
+                  tmoe_suite_count(s.suite))
+            == NULL);
         CHECK_HAS(tmoe_error_message(s.ctx), "must stay");
         tmoe_model_destroy(cut);
         tmoe_model_destroy(up);
@@ -410,7 +418,8 @@ static void test_two_stages_keep_the_router_and_sharpen(void)
     tmoe_model *first = tmoe_train_from(ctx, suite, NULL, NULL, &c, &one);
     CHECK(first != NULL);
     for (int t = 0; first && t < 3; t++) {
-        CHECK(tmoe_route(model, t, a) == TMOE_OK && tmoe_route(first, t, b) == TMOE_OK);
+        CHECK(tmoe_route_of_task(model, t, a) == TMOE_OK
+            && tmoe_route_of_task(first, t, b) == TMOE_OK);
         for (int i = 0; i < 6; i++)
             if (b[i] == 1.0f)
                 for (int e = i / 3 * 3; e < i / 3 * 3 + 3; e++)
@@ -452,14 +461,14 @@ static void test_ranking_takes_the_most_likely_label(void)
     int chosen[3], differ = 0;
     set s = make(1, &c, &training);
     if (!s.trainer) return;
-    tmoe_task task = s.suite->tasks[0];
-    for (int i = 0; i < 60; i++) CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
-    CHECK(tmoe_rank(s.model, &task, NULL, inputs, 3, 0, chosen) == TMOE_ERR_ARGUMENT);
+    tmoe_task task = *tmoe_suite_task(s.suite, 0);
+    for (int i = 0; i < 60; i++) CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
+    CHECK(tmoe_choose_label(s.model, &task, NULL, inputs, 3, 0, chosen) == TMOE_ERR_ARGUMENT);
     CHECK_HAS(tmoe_error_message(s.ctx), "closed set");
     task.labels = labels;
     task.label_count = 3;
     for (int normalised = 0; normalised < 2; normalised++) {
-        CHECK(tmoe_rank(s.model, &task, NULL, inputs, 3, normalised, chosen) == TMOE_OK);
+        CHECK(tmoe_choose_label(s.model, &task, NULL, inputs, 3, normalised, chosen) == TMOE_OK);
         for (int i = 0; i < 3; i++) {
             double best = -1e30;
             int expected = -1, ids[64];
@@ -533,7 +542,7 @@ static void test_few_shot_adapts_a_copy_and_threads_do_not_matter(void)
         tmoe_example lines[32], dev[16];
         int order[16], yes = 0;
         if (!s.trainer) return;
-        for (int i = 0; i < 4; i++) CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+        for (int i = 0; i < 4; i++) CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
         CHECK(tmoe_suite_add(s.suite, "vowel", "letters", "Does it end in a vowel?",
                   TMOE_METRIC_EXACT_MATCH, TMOE_PART_TEST, inputs, outputs, 16, 4)
             == TMOE_OK);
@@ -594,10 +603,10 @@ static void test_few_shot_learns_the_task(void)
     f.evaluate_every_steps = 20;
     f.learning_rates[0] = 1e-2f;
     f.learning_rate_count = f.batch_size_count = 1;
-    CHECK(tmoe_few_shot_run(s.model, &s.suite->tasks[3], &f, &r) == TMOE_OK);
+    CHECK(tmoe_few_shot_run(s.model, tmoe_suite_task(s.suite, 3), &f, &r) == TMOE_OK);
     CHECK(r.dev == 1.0 && r.test == 1.0);
     f.steps = f.evaluate_every_steps = 1;
-    CHECK(tmoe_few_shot_run(s.model, &s.suite->tasks[3], &f, &r) == TMOE_OK);
+    CHECK(tmoe_few_shot_run(s.model, tmoe_suite_task(s.suite, 3), &f, &r) == TMOE_OK);
     CHECK(r.test == 0.0); /* so it was learned, not known before */
     unmake(&s);
 }
@@ -614,10 +623,10 @@ static void test_evaluation_routes_are_free_of_noise(void)
         set x;
         c.selection = selections[s];
         x = make(1, &c, &t);
-        CHECK(tmoe_step(x.trainer, NULL) == TMOE_OK);
-        CHECK(tmoe_route(x.model, 1, one) == TMOE_OK);
+        CHECK(tmoe_trainer_step(x.trainer, NULL) == TMOE_OK);
+        CHECK(tmoe_route_of_task(x.model, 1, one) == TMOE_OK);
         x.model->routes_version = 0;
-        CHECK(tmoe_route(x.model, 1, two) == TMOE_OK);
+        CHECK(tmoe_route_of_task(x.model, 1, two) == TMOE_OK);
         CHECK(memcmp(one, two, sizeof one) == 0);
         for (i = 0; i < 6; i++) sum[i / 3] += one[i];
         CHECK_NEAR(sum[0], 1.0, 1e-6);
@@ -631,7 +640,7 @@ static void train_bits(int threads, const tmoe_config *c, const tmoe_training *t
 {
     set s = make(threads, c, t);
     int i;
-    for (i = 0; i < steps; i++) CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+    for (i = 0; i < steps; i++) CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
     *size = s.model->size;
     *theta = (float *)malloc(s.model->size * sizeof(float));
     memcpy(*theta, s.model->theta, s.model->size * sizeof(float));
@@ -647,8 +656,8 @@ static void test_one_two_and_four_threads_give_the_same_bits(void)
         float *first, *other;
         size_t size, again;
         c.mix = (tmoe_mix)mix;
-        c.D = 64; /* large enough for several chunks */
-        c.F_encoder = c.F_decoder = 256;
+        c.width = 64; /* large enough for several chunks */
+        c.encoder_ffn = c.decoder_ffn = 256;
         t.dropout = 0.1f;
         train_bits(1, &c, &t, 4, &first, &size);
         for (threads = 1; threads <= 4; threads *= 2) {
@@ -677,7 +686,7 @@ static void test_resuming_gives_the_same_bits(void)
         set a, b;
         train_bits(1, &c, &t, 6, &whole, &size);
         a = make(1, &c, &t);
-        for (i = 0; i < stop; i++) CHECK(tmoe_step(a.trainer, NULL) == TMOE_OK);
+        for (i = 0; i < stop; i++) CHECK(tmoe_trainer_step(a.trainer, NULL) == TMOE_OK);
         CHECK(tmoe_trainer_save(a.trainer, path) == TMOE_OK);
         unmake(&a);
         b = make(1, &c, &t);
@@ -685,7 +694,7 @@ static void test_resuming_gives_the_same_bits(void)
             b.model->theta[j] += 0.5f; /* other weights at first: all must come from the file */
         CHECK(tmoe_trainer_load(b.trainer, path) == TMOE_OK);
         CHECK_NEAR(tmoe_model_temperature(b.model), 2.0 * exp(-0.1 * stop), 1e-6); /* fault 3 */
-        for (i = stop; i < 6; i++) CHECK(tmoe_step(b.trainer, NULL) == TMOE_OK);
+        for (i = stop; i < 6; i++) CHECK(tmoe_trainer_step(b.trainer, NULL) == TMOE_OK);
         CHECK(b.model->size == size && memcmp(b.model->theta, whole, size * sizeof(float)) == 0);
         unmake(&b);
         free(whole);
@@ -703,7 +712,7 @@ static void test_saved_and_loaded_model_answers_the_same(void)
     char one[64], two[64];
     size_t n;
     int i;
-    for (i = 0; i < 8; i++) CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+    for (i = 0; i < 8; i++) CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
     CHECK(tmoe_model_save(s.model, path) == TMOE_OK);
     loaded = tmoe_model_load(s.ctx, path);
     CHECK(loaded != NULL);
@@ -729,7 +738,7 @@ static void test_an_instruction_that_is_not_read_does_not_change_an_answer(void)
     tmoe_config c = small_config();
     tmoe_training training = small_training();
     char one[256], two[256];
-    c.E = 1;
+    c.experts = 1;
     c.instruction_in_input = 0;
     set s = make(1, &c, &training);
     if (!s.trainer) return;
@@ -756,10 +765,10 @@ static void test_answers_do_not_depend_on_their_batch(void)
         set s;
         c.mix = (tmoe_mix)mix;
         s = make(1, &c, &t);
-        for (i = 0; i < 8; i++) CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
-        CHECK(tmoe_answers(s.model, "twice", NULL, words, 12, many) == TMOE_OK);
+        for (i = 0; i < 8; i++) CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
+        CHECK(tmoe_answer_many(s.model, "twice", NULL, words, 12, many) == TMOE_OK);
         for (i = 0; i < 12; i++) {
-            CHECK(tmoe_answers(s.model, "twice", NULL, words + i, 1, &alone) == TMOE_OK);
+            CHECK(tmoe_answer_many(s.model, "twice", NULL, words + i, 1, &alone) == TMOE_OK);
             CHECK_TEXT(many[i], alone);
             tmoe_answers_free(s.model, &alone, 1);
         }
@@ -823,7 +832,7 @@ static void test_frozen_parts_do_not_move(void)
         s = make(1, &c, &t);
         before = (float *)malloc(s.model->size * sizeof(float));
         memcpy(before, s.model->theta, s.model->size * sizeof(float));
-        for (i = 0; i < 3; i++) CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+        for (i = 0; i < 3; i++) CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
         for (p = 0; p < s.model->parameter_count; p++) {
             const tmoei_parameter *parameter = &s.model->parameters[p];
             const size_t bytes = (size_t)parameter->rows * (size_t)parameter->cols * sizeof(float);
@@ -854,11 +863,11 @@ static void test_requests_answered_together_are_as_each_alone(void)
     }
     for (int seed = 1; seed <= 12; seed++) {
         tmoe_config c = tmoe_config_default();
-        c.D = 16;
-        c.H_encoder = c.H_decoder = 2;
-        c.F_encoder = c.F_decoder = 32;
-        c.E = 1;
-        c.V = 24;
+        c.width = 16;
+        c.encoder_heads = c.decoder_heads = 2;
+        c.encoder_ffn = c.decoder_ffn = 32;
+        c.experts = 1;
+        c.vocabulary = 24;
         c.seed = (uint64_t)seed;
         c.source_tokens = 16;
         c.target_tokens = 14;
@@ -938,7 +947,7 @@ static void test_alternating_updates_leave_the_other_part_alone(void)
         memcpy(theta, s.model->theta, n * sizeof(float));
         memcpy(m1, s.trainer->moment1, span * sizeof(float));
         memcpy(m2, s.trainer->moment2, span * sizeof(float));
-        CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+        CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
         for (int p = 0; p < s.model->parameter_count; p++) {
             const tmoei_parameter *parameter = &s.model->parameters[p];
             const size_t at = parameter->offset, g = at - s.trainer->first,
@@ -967,8 +976,8 @@ static void test_all_problems_of_a_config_are_in_one_message(void)
     tmoe_ctx *ctx = context(1);
     tmoe_tokenizer *tokenizer = tmoe_tokenizer_bytes(ctx);
     tmoe_config c = small_config();
-    c.H_encoder = 3;
-    c.E = 0;
+    c.encoder_heads = 3;
+    c.experts = 0;
     c.temperature = 0.0f;
     CHECK(tmoe_model_create(ctx, &c, tokenizer, NULL, 0) == NULL);
     CHECK(tmoe_error(ctx) == TMOE_ERR_CONFIG);
@@ -988,7 +997,8 @@ static void test_a_text_longer_than_the_model_takes_is_named(void)
     tmoe_tokenizer *tokenizer = tmoe_tokenizer_bytes(ctx);
     tmoe_model *model;
     c.target_tokens = 10; /* "apple apple" needs 13 with <s> and </s> */
-    model = tmoe_model_create(ctx, &c, tokenizer, suite->tasks, suite->count);
+    model =
+        tmoe_model_create(ctx, &c, tokenizer, tmoe_suite_task(suite, 0), tmoe_suite_count(suite));
     CHECK(
         model && tmoe_trainer_create(model, suite, &t) == NULL && tmoe_error(ctx) == TMOE_ERR_DATA);
     CHECK_HAS(tmoe_error_message(ctx),
@@ -1005,17 +1015,17 @@ static void test_the_memory_plan_holds(void)
     tmoe_training t = small_training();
     size_t parameters, gradients, moments, step, before, peak;
     int i, alternate;
-    c.D = 64; /* large enough not to hide in an arena's smallest chunk */
-    c.F_encoder = c.F_decoder = 256;
+    c.width = 64; /* large enough not to hide in an arena's smallest chunk */
+    c.encoder_ffn = c.decoder_ffn = 256;
     for (alternate = 0; alternate < 2; alternate++) {
         set s;
         t.alternate_steps = 2 * alternate;
         s = make(1, &c, &t);
         CHECK(tmoe_trainer_bytes(s.trainer, &parameters, &gradients, &moments, &step)
             == parameters + gradients + moments + step);
-        CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+        CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
         before = tmoe_ctx_bytes(s.ctx, &peak);
-        for (i = 0; i < 7; i++) CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+        for (i = 0; i < 7; i++) CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
         CHECK(tmoe_ctx_bytes(s.ctx, &peak) == before); /* later steps fit into what was reserved */
         CHECK(s.trainer->group_tape->big.peak + s.trainer->group_tape->small.peak
                 + s.trainer->router_tape->big.peak + s.trainer->router_tape->small.peak
@@ -1119,7 +1129,7 @@ static void test_the_callers_float_mode_is_given_back(void)
     set s = make(2, &c, &t);
     volatile float tiny = 1e-38f, denormal;
     char text[64];
-    CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
+    CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
     CHECK(tmoe_answer(s.model, "upper", "apple", text, sizeof text) == TMOE_OK);
     denormal = tiny * 0.1f;
     CHECK(denormal > 0.0f);
@@ -1163,11 +1173,11 @@ static void test_task_vectors_of_a_dense_model(void)
     for (int how = 0; how < 2; how++) {
         tmoe_config c = small_config();
         tmoe_training t = small_training();
-        c.E = 1;
+        c.experts = 1;
         set s = make(1, &c, &t);
         if (!s.trainer) return;
-        for (int i = 0; i < 20; i++) CHECK(tmoe_step(s.trainer, NULL) == TMOE_OK);
-        const int N = s.suite->count, k = how ? 5 : c.D;
+        for (int i = 0; i < 20; i++) CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
+        const int N = tmoe_suite_count(s.suite), k = how ? 5 : c.width;
         float *v = (float *)malloc(sizeof(float) * (size_t)(N * k)),
               *again = (float *)malloc(sizeof(float) * (size_t)(N * k));
         CHECK(
@@ -1185,8 +1195,9 @@ static void test_task_vectors_of_a_dense_model(void)
                 size_t count;
                 tmoei_pass pass;
                 tmoei_pack source;
-                CHECK(tmoei_encode_source(s.model->tokenizer, s.suite->tasks[1].instruction,
-                          s.suite->tasks[1].train[line].input, 0, ids, 64, &count)
+                CHECK(tmoei_encode_source(s.model->tokenizer,
+                          tmoe_suite_task(s.suite, 1)->instruction,
+                          tmoe_suite_task(s.suite, 1)->train[line].input, 0, ids, 64, &count)
                     == TMOE_OK);
                 for (int j = 0; j < 64; j++) positions[j] = j;
                 memset(&source, 0, sizeof source);
@@ -1198,35 +1209,36 @@ static void test_task_vectors_of_a_dense_model(void)
                 CHECK(tmoei_evaluation_pass(s.model, 0, NULL, s.model->tape, &pass) == TMOE_OK);
                 const tmoe_tensor *h = tmoei_encode(&pass, &source);
                 for (int r = 0; h && r < h->rows; r++)
-                    for (int d = 0; d < c.D; d++) mean[d] += (double)h->x[r * c.D + d] / h->rows;
+                    for (int d = 0; d < c.width; d++)
+                        mean[d] += (double)h->x[r * c.width + d] / h->rows;
             }
-            for (int d = 0; d < c.D; d++) {
+            for (int d = 0; d < c.width; d++) {
                 norm += mean[d] * mean[d];
                 own += (double)(v[k + d] * v[k + d]);
             }
-            for (int d = 0; d < c.D; d++)
+            for (int d = 0; d < c.width; d++)
                 CHECK_NEAR((double)v[k + d] / sqrt(own), mean[d] / sqrt(norm), 1e-4);
         }
         CHECK(tmoe_task_vectors(s.model, s.suite, how ? TMOE_EMBED_FISHER : TMOE_EMBED_STATE, 4, k,
                   again)
             == TMOE_OK);
         CHECK(memcmp(v, again, sizeof(float) * (size_t)(N * k)) == 0);
-        CHECK(tmoe_task_vectors(s.model, s.suite, TMOE_EMBED_STATE, 4, c.D + 1, v)
+        CHECK(tmoe_task_vectors(s.model, s.suite, TMOE_EMBED_STATE, 4, c.width + 1, v)
             == TMOE_ERR_ARGUMENT);
-        c.E = 3;
+        c.experts = 3;
         c.vectors = TMOE_VECTOR_GIVEN;
-        c.k = k;
-        tmoe_model *mixture =
-            tmoe_model_create(s.ctx, &c, tmoe_model_tokenizer(s.model), s.suite->tasks, N);
+        c.vector_width = k;
+        tmoe_model *mixture = tmoe_model_create(s.ctx, &c, tmoe_model_tokenizer(s.model),
+            tmoe_suite_task(s.suite, 0), N);
         float a[64], b[64];
         CHECK(mixture != NULL);
         if (mixture) {
             for (int i = 0; i < N; i++)
                 CHECK(tmoe_task_vector_set(mixture, i, again + i * k) == TMOE_OK);
-            CHECK(tmoe_route(mixture, 1, a) == TMOE_OK
+            CHECK(tmoe_route_of_task(mixture, 1, a) == TMOE_OK
                 && tmoe_route_of_vector(mixture, again + k, b) == TMOE_OK);
             for (int i = 0; i < tmoe_routed_layers(mixture) * 3; i++) CHECK_NEAR(a[i], b[i], 1e-6);
-            CHECK(tmoe_task_vectors(mixture, s.suite, TMOE_EMBED_STATE, 4, c.D, v)
+            CHECK(tmoe_task_vectors(mixture, s.suite, TMOE_EMBED_STATE, 4, c.width, v)
                 == TMOE_ERR_ARGUMENT);
         }
         tmoe_model_destroy(mixture);

@@ -227,22 +227,22 @@ static int reference_open(reference *r, tmoe_router_kind router, const char *nam
     longs(r, "attention_mask", r->mask, 48);
     longs(r, "target_ids", r->targets, 24);
     longs(r, "task_of_example", r->task, 4);
-    c.D = 16;
-    c.H_encoder = 2;
-    c.H_decoder = 4;
-    c.F_encoder = 24;
-    c.F_decoder = 20;
-    c.V = 61;
+    c.width = 16;
+    c.encoder_heads = 2;
+    c.decoder_heads = 4;
+    c.encoder_ffn = 24;
+    c.decoder_ffn = 20;
+    c.vocabulary = 61;
     c.source_tokens = c.target_tokens = 32;
     c.norm = TMOE_NORM_POST;
-    c.E = 3;
+    c.experts = 3;
     c.mix = TMOE_MIX_OUTPUT;
     c.selection = selection;
     c.temperature = c.temperature_min = tau;
     c.router = router;
     c.router_hidden = 12;
     c.vectors = TMOE_VECTOR_LEARNED;
-    c.k = 8;
+    c.vector_width = 8;
     memset(tasks, 0, sizeof tasks);
     for (int i = 0; i < 3; i++) tasks[i].name = tasks[i].instruction = tasks[i].category = names[i];
     r->model = tmoe_model_create(r->ctx, &c, NULL, tasks, 3);
@@ -406,7 +406,7 @@ static void test_softmax_routes_losses_and_gradients_of_all_routers(void)
             float expected[36], route[12];
             floats(&r, "routes.softmax", expected, 36);
             for (int t = 0; t < 3; t++) {
-                CHECK(tmoe_route(r.model, t, route) == TMOE_OK);
+                CHECK(tmoe_route_of_task(r.model, t, route) == TMOE_OK);
                 for (int i = 0; i < 12; i++)
                     CHECK_NEAR(route[i], expected[(i / 3 * 3 + t) * 3 + i % 3], 1e-5);
             }
@@ -437,9 +437,10 @@ static void test_masked_experts_get_the_routes_of_the_reference(void)
         floats(&r, "mask.decoder", mask + 6, 6);
         floats(&r, "routes.masked", expected, 36);
         for (int i = 0; i < 12; i++)
-            if (mask[i] != 0.0f) CHECK(tmoe_expert_disable(r.model, i / 3, i % 3, 1) == TMOE_OK);
+            if (mask[i] != 0.0f)
+                CHECK(tmoe_expert_set_enabled(r.model, i / 3, i % 3, 0) == TMOE_OK);
         for (int t = 0; t < 3; t++) {
-            CHECK(tmoe_route(r.model, t, route) == TMOE_OK);
+            CHECK(tmoe_route_of_task(r.model, t, route) == TMOE_OK);
             for (int i = 0; i < 12; i++)
                 CHECK_NEAR(route[i], expected[(i / 3 * 3 + t) * 3 + i % 3], 1e-5);
         }

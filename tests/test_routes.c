@@ -12,9 +12,9 @@ static double direct_drop(const reading *x, int c, int own, const int *columns, 
 {
     double sum = 0.0;
     int s, i, e, count = 0;
-    for (s = 0; s < x->suite->count; s++) {
-        const tmoe_task *task = &x->suite->tasks[s];
-        const int known = tmoe_find_task(x->model, task->name);
+    for (s = 0; s < tmoe_suite_count(x->suite); s++) {
+        const tmoe_task *task = tmoe_suite_task(x->suite, s);
+        const int known = tmoe_model_find_task(x->model, task->name);
         float route[64];
         double whole = -9.0, without = -9.0;
         if ((x->category_of[known] == c) != own) continue;
@@ -59,9 +59,9 @@ static void test_drops_equal_evaluations_under_routes_without_those_experts(void
     t.evaluate_every_steps = 0;
     set s = make(1, &c, &t);
     CHECK(tmoe_trainer_run(s.trainer) == TMOE_OK);
-    for (i = 0; i < s.suite->count; i++) {
-        s.suite->tasks[i].test = s.suite->tasks[i].train;
-        s.suite->tasks[i].test_count = s.suite->tasks[i].train_count;
+    for (i = 0; i < tmoe_suite_count(s.suite); i++) {
+        s.suite->tasks[i].test = tmoe_suite_task(s.suite, i)->train;
+        s.suite->tasks[i].test_count = tmoe_suite_task(s.suite, i)->train_count;
     }
     x.ctx = s.ctx;
     x.model = s.model;
@@ -72,8 +72,9 @@ static void test_drops_equal_evaluations_under_routes_without_those_experts(void
     for (k = 0; k < x.category_count; k++) {
         double whole = 0.0, random[2] = { 0.0, 0.0 };
         int top[TOP], n = 0, count = 0;
-        for (i = 0; i < x.suite->count; i++)
-            if (x.category_of[tmoe_find_task(x.model, x.suite->tasks[i].name)] == k) {
+        for (i = 0; i < tmoe_suite_count(x.suite); i++)
+            if (x.category_of[tmoe_model_find_task(x.model, tmoe_suite_task(x.suite, i)->name)]
+                == k) {
                 whole += x.scores[i];
                 count++;
             }

@@ -123,7 +123,8 @@ GRADIENT(cross_entropy, 3e-4,
 GRADIENT(cross_entropy_of_shared_logits, 3e-4,
     tmoe_add(t, tmoe_sum(t, in[0]), tmoe_cross_entropy(t, in[0], targets, 0.0f, 1.0f)), { 5, 4 })
 GRADIENT(map, 3e-4,
-    tmoe_map(t, tmoe_map(t, tmoe_map(t, in[0], TMOE_SIGMOID), TMOE_TANH), TMOE_GELU), { 3, 4 })
+    tmoe_activate(t, tmoe_activate(t, tmoe_activate(t, in[0], TMOE_SIGMOID), TMOE_TANH), TMOE_GELU),
+    { 3, 4 })
 GRADIENT(add_and_multiply, 3e-4,
     tmoe_multiply(t, tmoe_add(t, in[0], in[1]), tmoe_multiply(t, in[0], in[2])), { 3, 4 }, { 1, 4 },
     { 3, 4 })
@@ -151,7 +152,7 @@ static void test_gradient_of_slice_and_concat(void)
 static tmoe_tensor *build_mix_outputs(tmoe_tape *t, tmoe_tensor **in)
 {
     tmoe_tensor *outputs[3];
-    outputs[0] = tmoe_map(t, in[0], TMOE_TANH);
+    outputs[0] = tmoe_activate(t, in[0], TMOE_TANH);
     outputs[1] = in[1];
     outputs[2] = in[0];
     return tmoe_mix_outputs(t, outputs, 3,
