@@ -8,21 +8,21 @@
  * It does NOT use a GPU, mixed precision or quantisation; does not run on several machines by
  * itself (you plug an all-reduce in); never exits, aborts, prints or reads the environment.
  *
- * CONTENTS (search for the tag)
- *   quick start, the algorithm, concepts, build options        this comment
- *   API                                           what you call; up to "the API ends here"
- *   >>platform >>errors >>memory >>random         the ground
- *   >>machine >>parallel >>kernels >>products >>sweeps >>context
- *                                                 processor, threads, inner loops, matrix products
- *   >>tape >>ops >>mix                            values forward, gradients backward; the two ways
- *   to mix
- *   >>json >>safetensors >>tokenizer >>suite      text in, text out
- *   >>model >>layers >>router                     parameters, a pass of the transformer, from task
- *   to route
- *   >>metrics >>routes >>inference                scores, reading of routes, answers
- *   >>train >>files >>bart                        the training loop, few-shot, checkpoints, real
- *   models
- *   licence                                       last lines
+ * CONTENTS (search for the tag; each room calls only rooms above it)
+ *   quick start, the algorithm, concepts, build options, then the API: what you call, up to "the API
+ *   ends here". Read these to use the library.
+ *   BOOK I, THE ENGINE    to see how it is fast, or to build a model of your own on the tape
+ *     >>platform >>errors >>memory >>bytes >>random       what everything else stands on
+ *     >>machine >>parallel >>kernels >>products >>sweeps  processor, threads, matrix products
+ *     >>context >>tape >>ops                              values forward, gradients backward
+ *   BOOK II, THE METHOD   to know task-level mixture of experts: read this one from end to end
+ *     >>vectors >>model >>mix >>layers >>router           from a task to its route and its model
+ *     >>batches >>training >>inference                    learning and answering
+ *   BOOK III, THE WORLD   to see what is read and written, and how answers are scored
+ *     >>json >>safetensors >>tokenizer >>suite >>onecall  files, texts, folders of tasks
+ *     >>metrics >>routes >>fewshot                        scores, reading of routes, new tasks
+ *     >>files >>bart                                      checkpoints, real models
+ *   licence               last lines
  *
  * QUICK START (examples/quickstart.c, word for word; prints "violin -> VIOLIN")
  *   #define TASKMOE_IMPLEMENTATION
@@ -990,7 +990,18 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task, cons
 #ifdef __cplusplus
 extern "C" {
 #endif
+/* #################################################################################################
+ * BOOK I: THE ENGINE
+ *
+ * Matrices, the processor's threads and registers, gradients. Nothing here knows what a task is.
+ * It offers the method:
+ *   memory that is counted, errors that keep their first cause, random numbers without a state,
+ *   matrix products and sweeps over the lanes of a context, equal bits on any number of them,
+ *   a tape with some 25 operations, each with its backward pass.
+ * ############################################################################################## */
+
 /* ==== >>platform: what the compiler and the machine give ====================================== */
+
 #include <errno.h>
 #include <float.h>
 #include <limits.h>
@@ -1047,6 +1058,7 @@ extern int madvise(void *address, size_t bytes, int advice), fileno(FILE *file),
 #define TMOEI_LANES_MAX 64
 
 /* ==== >>errors: the first cause is kept, with the values and the rule that was broken ========= */
+
 struct tmoe_ctx {
     tmoe_ctx_config config;
     tmoe_result error;
@@ -1077,7 +1089,13 @@ static tmoe_result tmoei_fail(tmoe_ctx *ctx, tmoe_result code, const char *forma
     return code;
 }
 
-/* The same in a function that gives a pointer: return TMOEI_FAIL_NULL(...). */
+/* Every public call that can fail begins with this: the error it leaves behind is its own. */
+static void tmoei_begin(tmoe_ctx *ctx)
+{
+    ctx->error = TMOE_OK;
+}
+
+/* tmoei_fail in a function that returns a pointer: return TMOEI_FAIL_NULL(...). */
 #ifdef __cplusplus
 #define TMOEI_FAIL_NULL(...) ((void)tmoei_fail(__VA_ARGS__), nullptr)
 #else
@@ -1107,6 +1125,7 @@ static void tmoei_problem(char *text, size_t size, const char *format, ...)
 }
 
 /* ==== >>memory: every byte comes through here; sizes are checked before they are multiplied === */
+
 /* a * b + c into *out; 0 when that does not fit. */
 static int tmoei_size(size_t *out, size_t a, size_t b, size_t c)
 {
@@ -1231,7 +1250,138 @@ static void tmoei_owner_free(tmoei_owner *owner)
     }
 }
 
+/* ==== >>bytes: UTF-8, buffers that grow, whole files ========================================== */
+
+/* Bytes of the UTF-8 character at text[at], its code into *code; 0 when it is not valid (overlong,
+ * surrogate, past the end, above U+10FFFF). */
+static size_t tmoei_utf8_next(const char *text, size_t length, size_t at, uint32_t *code)
+{
+    static const uint32_t least[5] = { 0, 0, 0x80, 0x800, 0x10000 }; /* shorter ones are overlong */
+    const unsigned char *s = (const unsigned char *)text + at;
+    if (at >= length) return 0;
+    if (s[0] < 0x80) {
+        *code = s[0];
+        return 1;
+    }
+    const size_t n = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2;
+    if (s[0] < 0xc2 || s[0] > 0xf4 || length - at < n) return 0;
+    uint32_t c = s[0] & (0xffu >> (n + 1));
+    for (size_t i = 1; i < n; i++) {
+        if ((s[i] & 0xc0) != 0x80) return 0;
+        c = c << 6 | (s[i] & 0x3fu);
+    }
+    *code = c;
+    return c < least[n] || c > 0x10ffff || (c >= 0xd800 && c <= 0xdfff) ? 0 : n;
+}
+
+/* Writes a code point as UTF-8; gives its bytes. */
+static size_t tmoei_utf8_put(uint32_t c, char *out)
+{
+    const size_t n = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+    for (size_t i = n - 1; i > 0; i--, c >>= 6) out[i] = (char)(0x80 | (c & 63));
+    out[0] = (char)(n == 1 ? c : (0xf00u >> n & 0xffu) | c); /* as many leading ones as bytes */
+    return n;
+}
+
+/* ---- buffer ---------------------------------------------------------------------------------- */
+
+typedef struct tmoei_buffer {
+    char *data;
+    size_t length, capacity;
+    int failed;
+} tmoei_buffer;
+
+static void tmoei_buffer_add(tmoe_ctx *ctx, tmoei_buffer *b, const char *bytes, size_t n)
+{
+    b->failed = b->failed || !tmoei_grow(ctx, &b->data, &b->capacity, b->length + n + 1, 1);
+    if (b->failed) return;
+    if (n) memcpy(b->data + b->length, bytes, n);
+    b->data[b->length += n] = 0;
+}
+
+static void tmoei_buffer_free(tmoe_ctx *ctx, tmoei_buffer *buffer)
+{
+    tmoei_free(ctx, buffer->data);
+    memset(buffer, 0, sizeof *buffer);
+}
+
+static int tmoei_is_word_byte(unsigned char c)
+{ /* bytes of other alphabets are letters */
+    return c >= 128 || (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+}
+
+static unsigned char tmoei_lower(unsigned char c)
+{
+    return (unsigned char)(c >= 'A' && c <= 'Z' ? c + 32 : c);
+}
+
+#ifndef TMOE_NO_STDIO
+
+#define TMOEI_DATA_FILE_MAX ((size_t)1 << 30)
+#define TMOEI_PATH 1024
+
+/* ---- whole files ----------------------------------------------------------------------------- */
+
+/* The file and a NUL behind it; NULL with the reason in the context. */
+static char *tmoei_read_file(tmoe_ctx *ctx, const char *path, size_t limit_bytes, size_t *length)
+{
+    tmoei_buffer buffer = { NULL, 0, 0, 0 };
+    char block[16384];
+    size_t n;
+    errno = 0;
+    FILE *file = fopen(path, "rb");
+    if (!file)
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FILE, "%s: cannot be opened: %s", path,
+            strerror(errno));
+    tmoei_buffer_add(ctx, &buffer, "", 0);
+    while (!buffer.failed && buffer.length <= limit_bytes
+        && (n = fread(block, 1, sizeof block, file)) > 0)
+        tmoei_buffer_add(ctx, &buffer, block, n);
+    const int unread = ferror(file), large = buffer.length > limit_bytes;
+    if (unread)
+        (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be read: %s", path, strerror(errno));
+    else if (large)
+        (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: larger than the limit of %lu bytes", path,
+            (unsigned long)limit_bytes);
+    (void)fclose(file);
+    if (unread || large || buffer.failed) tmoei_buffer_free(ctx, &buffer);
+    *length = buffer.length; /* 0 without a text */
+    return buffer.data;
+}
+
+static void tmoei_unmap(char *bytes, size_t size)
+{
+#ifdef TMOEI_POSIX
+    (void)munmap(bytes, size);
+#else
+    (void)bytes;
+    (void)size;
+#endif
+}
+
+/* The whole file, mapped where the system can: pages are read when they are used, and written to a
+ * copy. */
+static char *tmoei_map_file(tmoe_ctx *ctx, const char *path, size_t *size, int *mapped)
+{
+    *mapped = 0;
+#ifdef TMOEI_POSIX
+    const int file = open(path, O_RDONLY);
+    struct stat about;
+    void *bytes = MAP_FAILED;
+    if (file >= 0 && fstat(file, &about) == 0 && S_ISREG(about.st_mode) && about.st_size > 0)
+        bytes =
+            mmap(NULL, *size = (size_t)about.st_size, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
+    if (file >= 0) (void)close(file);
+    *mapped = bytes != MAP_FAILED;
+    if (*mapped) return (char *)bytes;
+#endif
+    return tmoei_read_file(ctx, path, (size_t)-1 / 4, size);
+}
+
+#endif /* TMOE_NO_STDIO */
+
 /* ==== >>random: counter-based, so the state is one seed and nothing ever has to be rewound ==== */
+
 /* value = mix(mix(seed, stream), counter); mix is the finaliser of SplitMix64 (Steele, Lea, Flood
  * 2014). */
 static uint64_t tmoei_mix64(uint64_t z)
@@ -1283,7 +1433,21 @@ static int tmoei_draw(uint64_t seed, uint64_t stream, uint64_t counter, int *ord
     return wanted < n ? wanted : n;
 }
 
+/* Streams of one seed; tensors use their index. */
+enum {
+    TMOEI_STREAM_TASK_ROUTES = 1000001,
+    TMOEI_STREAM_GROUP_ROUTES,
+    TMOEI_STREAM_GUMBEL,
+    TMOEI_STREAM_EXPLORE,
+    TMOEI_STREAM_BATCH,
+    TMOEI_STREAM_FEW_SHOT,
+    TMOEI_STREAM_DROPOUT
+};
+
+#define TMOEI_STREAM_PERMUTATION UINT64_C(2000001)
+
 /* ==== >>machine: processor, caches, floating-point mode ======================================= */
+
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(TMOE_NO_SIMD)
 #define TMOEI_X86 1
 #include <cpuid.h>
@@ -1368,12 +1532,14 @@ static tmoei_float_mode tmoei_float_mode_enter(void)
     return 0;
 }
 #endif
+
 /* ==== >>parallel: chunks of a problem on a few lanes =============================================
  * Each lane takes the chunks of its own part, whose data its cache has from the job before, then
  * others'. How a number is made depends on the problem only, and each chunk writes its own place,
  * so any number of lanes gives the same bits. The caller waits for chunks, not lanes: a thread that
  * sleeps, or lost its processor, finds the chunks done. The pool's threads spin after work: the
  * next job comes in microseconds. */
+
 #if defined(TMOE_THREADS) && (defined(__unix__) || defined(__APPLE__)) && defined(__GNUC__)
 #define TMOEI_POOL 1
 #include <pthread.h>
@@ -1579,6 +1745,7 @@ static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chu
  *     the
  *   M | A  | |   C    |        order of a sum does not depend on their number.
  *     +----+ +--------+ */
+
 #define TMOEI_NR_MAX 32 /* widest panel of B */
 #define TMOEI_MR_MAX 14 /* highest panel of A */
 
@@ -1788,7 +1955,9 @@ typedef struct tmoei_kernels {
     }
 /* clang-format on */
 #else
+
 /* ---- the body of a pass ---------------------------------------------------------------------- */
+
 #if TMOEI_PASS >= 2
 TMOEI_REDUCE(vsum, add)
 TMOEI_REDUCE(vmaximum, max)
@@ -1891,6 +2060,7 @@ TMOEI_TARGET static V TMOEI_FN(vgelu_derivative)(V x)
 }
 
 /* ---- matrix products ------------------------------------------------------------------------- */
+
 /* One vector of a finished tile, of which `columns` numbers lie inside the matrix. */
 TMOEI_TARGET static inline void TMOEI_FN(store)(float *c, V x, int add, int columns)
 {
@@ -2004,6 +2174,7 @@ TMOEI_TARGET static void TMOEI_FN(epilogue)(int rows, int columns, int column, f
 }
 
 /* ---- rows of numbers ------------------------------------------------------------------------- */
+
 TMOEI_TARGET static void TMOEI_FN(gelu)(float *y, const float *dy, const float *x, size_t n)
 {
     if (dy)
@@ -2225,7 +2396,9 @@ static const tmoei_kernels TMOEI_FN(kernels) = { TMOEI_PICK("C", "NEON", "AVX2",
     TMOEI_FN(adamw), TMOEI_FN(dropout) };
 #endif /* TMOEI_PASS */
 #ifndef TMOEI_PASS
+
 /* ---- the passes ------------------------------------------------------------------------------ */
+
 #ifndef TMOE_HEADER_FILENAME
 #define TMOE_HEADER_FILENAME "taskmoe.h" /* define it when the file has another name */
 #endif
@@ -2282,6 +2455,7 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted)
 }
 
 /* ==== >>products: the matrix product driver, and products of one lane ========================= */
+
 /* K is cut into equal pieces of at most KC, so the order of a sum is the same on every machine; a
  * panel of B is 48 KiB (256 and 512 are slower). A lane's rows of A take a sixth of L2 (its panels
  * of B and its tile of C come through, too), the packed columns of B a quarter of the shared L3. */
@@ -2590,108 +2764,8 @@ static void tmoei_gemm_lane(const tmoe_ctx *ctx, int lane, int transpose_a, int 
     tmoei_product_blocks(&p, p.tile_columns, NULL, lane);
 }
 
-/* ---- attention of one sequence and head ---------------------------------------------------------
- * Rows of q go block by block, so the scores of a block stay in this lane's cache. Row t sees keys
- * 0 .. t + (S - T) where causal. */
-typedef struct tmoei_attention_rows { /* its rows are `width` floats, a stride apart */
-    const tmoe_ctx *ctx;
-    int T, S, width, causal;
-    size_t q_stride, kv_stride, y_stride;
-    const float *q, *k, *v, *dy;
-    float *y, *lse, *dq, *dk, *dv, beta_q, beta_kv; /* lse, dq, dk with dv: or NULL */
-} tmoei_attention_rows;
-
-/* Rows of the block from t0 on. */
-static int tmoei_score_rows(const tmoei_attention_rows *a, int t0)
-{
-    const int rows = tmoei_least(TMOEI_SCORES / a->S, TMOEI_LANE_ROWS);
-    return tmoei_least(a->T - t0, rows < 1 ? 1 : rows);
-}
-
-/* Keys that the rows before t see. */
-static int tmoei_seen(const tmoei_attention_rows *a, int t)
-{
-    return a->causal ? tmoei_least(a->S, t + a->S - a->T) : a->S;
-}
-
-static void tmoei_attention_forward(const tmoei_attention_rows *a, int lane)
-{
-    const tmoei_kernels *kernels = a->ctx->kernels;
-    const int W = a->width;
-    const size_t qs = a->q_stride, kv = a->kv_stride, ys = a->y_stride;
-    const float scale = 1.0f / sqrtf((float)W);
-    float *p = a->ctx->lane_scratch[lane] + (TMOEI_LANE_FLOATS - 2 * (size_t)TMOEI_SCORES);
-    for (int t0 = 0, n; t0 < a->T; t0 += n) {
-        n = tmoei_score_rows(a, t0);
-        const int seen = tmoei_seen(a, t0 + n);
-        const size_t width = (size_t)seen;
-        const float *q = a->q + (size_t)t0 * qs;
-        float *y = a->y + (size_t)t0 * ys;
-        if (n > 4)
-            tmoei_gemm_lane(a->ctx, lane, 0, 1, n, seen, W, q, qs, a->k, kv, 0.0f, p, width);
-        else
-            kernels->dots(n, seen, W, q, qs, a->k, kv, 0.0f, p,
-                width); /* one row is a few dot products */
-        for (int t = 0; t < n; t++) {
-            float *row = p + (size_t)t * width;
-            const size_t own = (size_t)tmoei_seen(a, t0 + t + 1);
-            const float most = scale * kernels->maximum(row, own);
-            const float sum = kernels->exp_sum(row, row, scale, most, own);
-            kernels->scale_add(row, 0.0f, 1.0f / sum, row, own);
-            memset(row + own, 0, (width - own) * sizeof(float));
-            if (a->lse) a->lse[t0 + t] = most + logf(sum);
-        }
-        if (n > 4)
-            tmoei_gemm_lane(a->ctx, lane, 0, 0, n, W, seen, p, width, a->v, kv, 0.0f, y, ys);
-        else
-            for (size_t t = 0; t < (size_t)n; t++)
-                kernels->merge(y + t * ys, 0, a->v, kv, p + t * width, seen, (size_t)W);
-    }
-}
-
-/* Scores stand transposed here, a line for each key: dk and dv read them as they lie. */
-static void tmoei_attention_backward(const tmoei_attention_rows *a, int lane)
-{
-    const tmoe_ctx *ctx = a->ctx;
-    const int W = a->width;
-    const size_t qs = a->q_stride, kv = a->kv_stride, ys = a->y_stride;
-    const float scale = 1.0f / sqrtf((float)W);
-    float *p = ctx->lane_scratch[lane] + (TMOEI_LANE_FLOATS - 2 * (size_t)TMOEI_SCORES);
-    float *ds = p + TMOEI_SCORES;
-    /* keys that the first block does not reach (causal) begin with zeros */
-    const int reached = a->T > 0 ? tmoei_seen(a, tmoei_score_rows(a, 0)) : 0;
-    for (size_t s = (size_t)reached; a->dk && a->beta_kv == 0.0f && s < (size_t)a->S; s++) {
-        memset(a->dk + s * kv, 0, (size_t)W * sizeof(float));
-        memset(a->dv + s * kv, 0, (size_t)W * sizeof(float));
-    }
-    for (int t0 = 0, n; t0 < a->T; t0 += n) {
-        n = tmoei_score_rows(a, t0);
-        const int seen = tmoei_seen(a, t0 + n);
-        const size_t width = (size_t)n, from = (size_t)t0;
-        const float *q = a->q + from * qs, *y = a->y + from * ys, *dy = a->dy + from * ys;
-        const float beta = t0 > 0 ? 1.0f : a->beta_kv;
-        float delta[TMOEI_LANE_ROWS]; /* rowsum(dp * p) = <dy, y> */
-        for (size_t t = 0; t < width; t++)
-            delta[t] = ctx->kernels->dot(dy + t * ys, y + t * ys, (size_t)W);
-        tmoei_gemm_lane(ctx, lane, 0, 1, seen, n, W, a->k, kv, q, qs, 0.0f, p, width);
-        tmoei_gemm_lane(ctx, lane, 0, 1, seen, n, W, a->v, kv, dy, ys, 0.0f, ds, width);
-        for (int s = 0; s < seen; s++) { /* a key, and the block's rows */
-            const size_t h = a->causal && s > seen - n ? (size_t)(s - (seen - n)) : 0; /* hidden */
-            float *row = p + (size_t)s * width, *drow = ds + (size_t)s * width;
-            for (size_t t = 0; t < h; t++) row[t] = drow[t] = 0.0f;
-            ctx->kernels->softmax_backward(row + h, drow + h, a->lse + from + h, delta + h, scale,
-                width - h);
-        }
-        if (a->dq)
-            tmoei_gemm_lane(ctx, lane, 1, 0, n, W, seen, ds, width, a->k, kv, a->beta_q,
-                a->dq + from * qs, qs);
-        if (!a->dk) continue;
-        tmoei_gemm_lane(ctx, lane, 0, 0, seen, W, n, ds, width, q, qs, beta, a->dk, kv);
-        tmoei_gemm_lane(ctx, lane, 0, 0, seen, W, n, p, width, dy, ys, beta, a->dv, kv);
-    }
-}
-
 /* ==== >>sweeps: long rows of numbers over the lanes =========================================== */
+
 #define TMOEI_SWEEP 4096 /* floats a chunk: a microsecond or more */
 /* Elements, rows or columns at, at + 1, ... at + n - 1 of a job. */
 typedef void tmoei_sweep_fn(const tmoe_ctx *ctx, const void *job, size_t at, size_t n);
@@ -2801,99 +2875,8 @@ static float tmoei_log_sum_exp(const tmoe_ctx *ctx, const float *x, int n)
     return most + logf(ctx->kernels->exp_sum(NULL, x, 1.0f, most, (size_t)n));
 }
 
-/* theta_bar_t (T, n) = sum_e r_te theta_e, theta (E, n); backward where there is g (T, n):
- *   dtheta_e += sum_t r_te g_t (dtheta may be NULL);  dr_te += <g_t, theta_e - theta_bar_t> (dr may
- *   be NULL), which, where r_t sums to 1, is d_te - sum_e' r_te' d_te', d_te = <g_t, theta_e -
- *   theta_0>.
- * Every expert comes from memory once, whatever T is: a piece of all tasks stays in L1, or L2,
- * meanwhile. */
-#define TMOEI_MERGE_PIECE 768
-
-typedef struct tmoei_merge_job {
-    int T, E;
-    size_t n, stride; /* stride of a task's r and dr */
-    const float *theta, *r, *g;
-    float *out, *dr, *partial; /* out: theta_bar, or dtheta; partial sums of dr (chunks, T, E) */
-    size_t grain;              /* floats a chunk: as many chunks as `partial` holds at most */
-} tmoei_merge_job;
-
-/* r (T, E) theta (E, n): a product of small factors. Its long lines are asked for ahead, 16 of them
- * at once: of more the processor loses track. */
-static void tmoei_merge_piece(const tmoei_kernels *kernels, const tmoei_merge_job *s, size_t from,
-    size_t n)
-{
-    const size_t nr = (size_t)kernels->nr, end = from + n, whole = end - n % nr;
-    for (int e = 0, some; e < s->E; e += some) {
-        const float *theta = s->theta + (size_t)e * s->n;
-        some = tmoei_least(16, s->E - e);
-        for (size_t at = from; at < whole; at += nr) {
-            for (size_t i = 0; i < (size_t)some; i++)
-                for (size_t j = 0; j < nr; j += 16) TMOEI_PREFETCH(theta + i * s->n + at + 128 + j);
-            for (int t = 0, rows; t < s->T; t += rows) {
-                float *out = s->out + (size_t)t * s->n + at;
-                rows = tmoei_least(kernels->mr, s->T - t);
-                kernels->micro[rows](some, s->r + (size_t)t * s->stride + e, s->stride, 1,
-                    theta + at, s->n, e > 0 ? 1.0f : 0.0f, out, s->n, (int)nr);
-            }
-        }
-    }
-    for (size_t t = 0; whole < end && t < (size_t)s->T; t++)
-        kernels->merge(s->out + t * s->n + whole, 0, s->theta + whole, s->n, s->r + t * s->stride,
-            s->E, end - whole);
-}
-
-static void tmoei_merge_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t count)
-{
-    const tmoei_merge_job *s = (const tmoei_merge_job *)job;
-    const size_t T = (size_t)s->T, E = (size_t)s->E, end = at + count;
-    float *partial = s->g && s->dr ? s->partial + at / s->grain * T * E : NULL;
-    if (partial) memset(partial, 0, T * E * sizeof(float));
-    for (size_t n; at < end; at += n) {
-        n = end - at < TMOEI_MERGE_PIECE ? end - at : TMOEI_MERGE_PIECE;
-        if (!s->g && T == 1)
-            ctx->kernels->merge(s->out + at, 0, s->theta + at, s->n, s->r, s->E, n);
-        else if (!s->g)
-            tmoei_merge_piece(ctx->kernels, s, at, n);
-        for (size_t e = 0; s->g && e < E; e++)
-            for (size_t t = 0; t < T; t += 4) {
-                float r[4] = { 0.0f, 0.0f, 0.0f, 0.0f }, dots[4];
-                int used = 0;
-                for (size_t i = t; i < T && i < t + 4; i++)
-                    used |= (r[i - t] = s->r[i * s->stride + e]) != 0.0f;
-                if (!used && !partial) continue;
-                const size_t expert = e * s->n + at;
-                const ptrdiff_t next =
-                    e + 1 < E ? (ptrdiff_t)s->n : (ptrdiff_t)n - (ptrdiff_t)(e * s->n);
-                ctx->kernels->merge_backward(s->out && used ? s->out + expert : NULL,
-                    s->theta + expert, next, s->theta + at, s->g + t * s->n + at, s->n, r,
-                    (int)(T - t), dots, n);
-                for (size_t i = t; partial && i < T && i < t + 4; i++)
-                    partial[i * E + e] += dots[i - t];
-            }
-    }
-}
-
-static void tmoei_merge(tmoe_ctx *ctx, tmoei_merge_job *job)
-{
-    const size_t T = (size_t)job->T, E = (size_t)job->E, all = T * E;
-    for (job->grain = TMOEI_SWEEP; job->n / job->grain + 1 > TMOEI_SHARED_FLOATS / all;)
-        job->grain *= 2;
-    tmoei_sweep(ctx, job->n, job->grain, tmoei_merge_sweep, job);
-    for (size_t t = 0; job->g && job->dr && t < T; t++) {
-        float *dots = job->partial + t * E, *dr = job->dr + t * job->stride;
-        double bar = 0.0;
-        for (size_t e = 0; e < E; e++) {
-            double sum = 0.0;
-            for (size_t chunk = 0; chunk * job->grain < job->n; chunk++)
-                sum += (double)dots[chunk * all + e];
-            dots[e] = (float)sum;
-            bar += (double)job->r[t * job->stride + e] * (double)dots[e];
-        }
-        for (size_t e = 0; e < E; e++) dr[e] += (float)((double)dots[e] - bar);
-    }
-}
-
 /* ==== >>context =============================================================================== */
+
 TMOE_DEF const char *tmoe_result_name(tmoe_result result)
 {
     static const char *const texts[] = {
@@ -2979,6 +2962,7 @@ TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config)
  * to the moment the node that made the tensor is done; then the next gradient takes the place, so
  * that the backward pass stays in the cache. On a DRY tape floats are counted, never touched: that
  * is how the memory of a step is known before training starts. */
+
 typedef struct tmoei_free_block {
     void *data;
     size_t bytes;
@@ -3101,7 +3085,7 @@ TMOE_DEF void tmoe_tape_destroy(tmoe_tape *tape)
 TMOE_DEF void tmoe_tape_reset(tmoe_tape *tape)
 {
     tape->last = NULL;
-    tape->ctx->error = TMOE_OK;
+    tmoei_begin(tape->ctx);
     tmoei_arena_reset(&tape->small);
     tmoei_arena_reset(&tape->big);
 }
@@ -3258,6 +3242,7 @@ static tmoe_tensor *tmoei_part(tmoe_tape *tape, tmoe_tensor *block, size_t offse
  * In backward functions y is the result and dy = y->dx. "dx (+)= ..." adds, except for the first
  * contribution, which overwrites: node->beta[i] tells which. Where the node hands dy over as an
  * input's gradient (see >>tape), there is nothing left to do. */
+
 /* dx = beta dx + a src, for input i of a node */
 static void tmoei_accumulate(tmoe_tape *tape, const tmoei_node *node, int i, float a,
     const float *src)
@@ -3422,6 +3407,107 @@ TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tens
         NULL, NULL, NULL, 0.0f };
     if (!tape->dry) tmoei_sweep(tape->ctx, job.T, tmoei_grain(job.D), tmoei_norm_rows, &job);
     return tmoei_record(tape, y, tmoei_layer_norm_backward, -1, &job, sizeof job, in, 3);
+}
+
+/* ---- attention of one sequence and head ---------------------------------------------------------
+ * Rows of q go block by block, so the scores of a block stay in this lane's cache. Row t sees keys
+ * 0 .. t + (S - T) where causal. */
+typedef struct tmoei_attention_rows { /* its rows are `width` floats, a stride apart */
+    const tmoe_ctx *ctx;
+    int T, S, width, causal;
+    size_t q_stride, kv_stride, y_stride;
+    const float *q, *k, *v, *dy;
+    float *y, *lse, *dq, *dk, *dv, beta_q, beta_kv; /* lse, dq, dk with dv: or NULL */
+} tmoei_attention_rows;
+
+/* Rows of the block from t0 on. */
+static int tmoei_score_rows(const tmoei_attention_rows *a, int t0)
+{
+    const int rows = tmoei_least(TMOEI_SCORES / a->S, TMOEI_LANE_ROWS);
+    return tmoei_least(a->T - t0, rows < 1 ? 1 : rows);
+}
+
+/* Keys that the rows before t see. */
+static int tmoei_seen(const tmoei_attention_rows *a, int t)
+{
+    return a->causal ? tmoei_least(a->S, t + a->S - a->T) : a->S;
+}
+
+static void tmoei_attention_forward(const tmoei_attention_rows *a, int lane)
+{
+    const tmoei_kernels *kernels = a->ctx->kernels;
+    const int W = a->width;
+    const size_t qs = a->q_stride, kv = a->kv_stride, ys = a->y_stride;
+    const float scale = 1.0f / sqrtf((float)W);
+    float *p = a->ctx->lane_scratch[lane] + (TMOEI_LANE_FLOATS - 2 * (size_t)TMOEI_SCORES);
+    for (int t0 = 0, n; t0 < a->T; t0 += n) {
+        n = tmoei_score_rows(a, t0);
+        const int seen = tmoei_seen(a, t0 + n);
+        const size_t width = (size_t)seen;
+        const float *q = a->q + (size_t)t0 * qs;
+        float *y = a->y + (size_t)t0 * ys;
+        if (n > 4)
+            tmoei_gemm_lane(a->ctx, lane, 0, 1, n, seen, W, q, qs, a->k, kv, 0.0f, p, width);
+        else
+            kernels->dots(n, seen, W, q, qs, a->k, kv, 0.0f, p,
+                width); /* one row is a few dot products */
+        for (int t = 0; t < n; t++) {
+            float *row = p + (size_t)t * width;
+            const size_t own = (size_t)tmoei_seen(a, t0 + t + 1);
+            const float most = scale * kernels->maximum(row, own);
+            const float sum = kernels->exp_sum(row, row, scale, most, own);
+            kernels->scale_add(row, 0.0f, 1.0f / sum, row, own);
+            memset(row + own, 0, (width - own) * sizeof(float));
+            if (a->lse) a->lse[t0 + t] = most + logf(sum);
+        }
+        if (n > 4)
+            tmoei_gemm_lane(a->ctx, lane, 0, 0, n, W, seen, p, width, a->v, kv, 0.0f, y, ys);
+        else
+            for (size_t t = 0; t < (size_t)n; t++)
+                kernels->merge(y + t * ys, 0, a->v, kv, p + t * width, seen, (size_t)W);
+    }
+}
+
+/* Scores stand transposed here, a line for each key: dk and dv read them as they lie. */
+static void tmoei_attention_backward(const tmoei_attention_rows *a, int lane)
+{
+    const tmoe_ctx *ctx = a->ctx;
+    const int W = a->width;
+    const size_t qs = a->q_stride, kv = a->kv_stride, ys = a->y_stride;
+    const float scale = 1.0f / sqrtf((float)W);
+    float *p = ctx->lane_scratch[lane] + (TMOEI_LANE_FLOATS - 2 * (size_t)TMOEI_SCORES);
+    float *ds = p + TMOEI_SCORES;
+    /* keys that the first block does not reach (causal) begin with zeros */
+    const int reached = a->T > 0 ? tmoei_seen(a, tmoei_score_rows(a, 0)) : 0;
+    for (size_t s = (size_t)reached; a->dk && a->beta_kv == 0.0f && s < (size_t)a->S; s++) {
+        memset(a->dk + s * kv, 0, (size_t)W * sizeof(float));
+        memset(a->dv + s * kv, 0, (size_t)W * sizeof(float));
+    }
+    for (int t0 = 0, n; t0 < a->T; t0 += n) {
+        n = tmoei_score_rows(a, t0);
+        const int seen = tmoei_seen(a, t0 + n);
+        const size_t width = (size_t)n, from = (size_t)t0;
+        const float *q = a->q + from * qs, *y = a->y + from * ys, *dy = a->dy + from * ys;
+        const float beta = t0 > 0 ? 1.0f : a->beta_kv;
+        float delta[TMOEI_LANE_ROWS]; /* rowsum(dp * p) = <dy, y> */
+        for (size_t t = 0; t < width; t++)
+            delta[t] = ctx->kernels->dot(dy + t * ys, y + t * ys, (size_t)W);
+        tmoei_gemm_lane(ctx, lane, 0, 1, seen, n, W, a->k, kv, q, qs, 0.0f, p, width);
+        tmoei_gemm_lane(ctx, lane, 0, 1, seen, n, W, a->v, kv, dy, ys, 0.0f, ds, width);
+        for (int s = 0; s < seen; s++) { /* a key, and the block's rows */
+            const size_t h = a->causal && s > seen - n ? (size_t)(s - (seen - n)) : 0; /* hidden */
+            float *row = p + (size_t)s * width, *drow = ds + (size_t)s * width;
+            for (size_t t = 0; t < h; t++) row[t] = drow[t] = 0.0f;
+            ctx->kernels->softmax_backward(row + h, drow + h, a->lse + from + h, delta + h, scale,
+                width - h);
+        }
+        if (a->dq)
+            tmoei_gemm_lane(ctx, lane, 1, 0, n, W, seen, ds, width, a->k, kv, a->beta_q,
+                a->dq + from * qs, qs);
+        if (!a->dk) continue;
+        tmoei_gemm_lane(ctx, lane, 0, 0, seen, W, n, ds, width, q, qs, beta, a->dk, kv);
+        tmoei_gemm_lane(ctx, lane, 0, 0, seen, W, n, p, width, dy, ys, beta, a->dv, kv);
+    }
 }
 
 /* ---- attention ----------------------------------------------------------------------------------
@@ -3882,1904 +3968,19 @@ TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uin
     return tmoei_record(tape, y, tmoei_dropout_backward, 0, &job, sizeof job, &x, 1);
 }
 
-/* ==== >>mix: routes, and the two ways to mix experts by them =====================================
- * A route is a distribution over the E experts of a layer. OUTPUT mix (the paper): h' = sum_e r_e
- * layer_e(h). PARAM mix (soft merging): theta_bar = sum_e r_e theta_e once per task, then one
- * ordinary layer runs on theta_bar. With a one-hot route both are the chosen expert itself. */
-/* ---- select -------------------------------------------------------------------------------------
- *   forward   s = softmax((z + noise) / tau);  r = s, or one-hot(argmax s) when hard
- *   backward  dz_j (+)= (1/tau) s_j (dr_j - sum_e dr_e s_e)   (straight-through: as if r = s)
- *   keeps  s */
-typedef struct tmoei_select_kept {
-    float *soft, tau;
-} tmoei_select_kept;
+/* #################################################################################################
+ * BOOK II: THE METHOD
+ *
+ * Read this book and you know task-level mixture of experts: how a task becomes a vector, a vector a
+ * route, a route a mixture of experts, and how all of it is trained and used. It offers the world:
+ *   a model made from a config, or from another model,
+ *   the route of every task, seen or not,
+ *   a trainer that takes one step at a time,
+ *   answers, searched greedily or by beams, and likelihoods.
+ * ############################################################################################## */
+
+/* ==== >>vectors: task vectors from text, and the tasks themselves ============================= */
 
-static void tmoei_select_backward(tmoe_tape *tape, tmoei_node *node)
-{
-    const tmoei_select_kept *kept = (const tmoei_select_kept *)node->kept;
-    const size_t E = (size_t)node->y->cols, all = tmoei_elements(node->y);
-    (void)tape;
-    float *dz = tmoei_grad_to_add(node, 0);
-    for (size_t at = 0; at < all; at += E, dz += E) {
-        const float *s = kept->soft + at, *dr = node->y->dx + at;
-        float dot = 0.0f;
-        for (size_t e = 0; e < E; e++) dot += dr[e] * s[e];
-        for (size_t e = 0; e < E; e++) dz[e] += s[e] * (dr[e] - dot) / kept->tau;
-    }
-}
-
-TMOE_DEF tmoe_tensor *tmoe_select(tmoe_tape *tape, tmoe_tensor *z, const float *noise, float tau,
-    int hard)
-{
-    if (!z || tape->ctx->error != TMOE_OK) return NULL;
-    TMOEI_ARGUMENT_RULE(tape, tau > 0.0f, "select: temperature %g; must be above 0", (double)tau);
-    tmoe_tensor *r = tmoei_tensor_new(tape, z->rows, z->cols, NULL);
-    if (!r) return NULL;
-    const tmoei_select_kept kept = { hard ? tmoei_floats(tape, tmoei_elements(z)) : r->x, tau };
-    if (!kept.soft) return NULL;
-    const size_t E = (size_t)z->cols;
-    for (size_t t = 0; !tape->dry && t < (size_t)z->rows; t++) {
-        const float *x = z->x + t * E, *g = noise ? noise + t * E : NULL;
-        float *s = kept.soft + t * E, sum = 0.0f;
-        size_t best = 0;
-        for (size_t e = 0; e < E; e++) {
-            s[e] = (x[e] + (g ? g[e] : 0.0f)) / tau;
-            if (s[e] > s[best]) best = e;
-        }
-        const float most = s[best]; /* cancels, and keeps exp finite */
-        for (size_t e = 0; e < E; e++) sum += s[e] = expf(s[e] - most);
-        for (size_t e = 0; e < E; e++) s[e] /= sum;
-        for (size_t e = 0; hard && e < E; e++) r->x[t * E + e] = e == best ? 1.0f : 0.0f;
-    }
-    return tmoei_record(tape, r, tmoei_select_backward, -1, &kept, sizeof kept, &z, 1);
-}
-
-/* The expert that a one-hot route names, or -1 for a mixture. */
-static int tmoei_one_hot(const float *route, int E)
-{
-    int chosen = -1;
-    for (int e = 0; e < E; e++) {
-        if (route[e] == 0.0f) continue;
-        if (chosen >= 0 || route[e] != 1.0f) return -1;
-        chosen = e;
-    }
-    return chosen;
-}
-
-/* ---- mix of outputs -----------------------------------------------------------------------------
- *   forward   y = sum_e r_e y_e
- *   backward  dy_e (+)= r_e dy where r_e > 0;  dr_e += <dy, y_e> for every expert that ran */
-static void tmoei_mix_outputs_backward(tmoe_tape *tape, tmoei_node *node)
-{
-    const int first = *(const int *)node->kept, E = node->count - 1;
-    const tmoe_tensor *y = node->y;
-    float *droute = tmoei_grad_to_add(node, E);
-    for (int e = 0; e < E; e++) {
-        const tmoe_tensor *part = node->in[e];
-        if (!part) continue;
-        if (droute)
-            droute[first + e] +=
-                (float)tmoei_dot(tape->ctx, y->dx, part->x, tmoei_elements(y), TMOEI_SWEEP);
-        tmoei_accumulate(tape, node, e, node->in[E]->x[first + e], y->dx);
-    }
-}
-
-TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outputs, int E,
-    tmoe_tensor *route, int first)
-{
-    tmoe_tensor *y = NULL;
-    if (!route || !outputs || tape->ctx->error != TMOE_OK) return NULL;
-    TMOEI_SHAPE_RULE(tape, E >= 1 && first >= 0 && route->rows == 1 && first <= route->cols - E,
-        "mix_outputs: %d experts from column %d of a route (%d,%d)", E, first, route->rows,
-        route->cols);
-    tmoe_tensor **in = (tmoe_tensor **)tmoei_arena_alloc(&tape->small, (size_t)E + 1, sizeof *in);
-    if (!in) return NULL;
-    in[E] = route;
-    for (int e = 0; e < E; e++) {
-        const tmoe_tensor *part = in[e] = outputs[e];
-        const float r = tape->dry ? 0.0f : route->x[first + e];
-        TMOEI_SHAPE_RULE(tape, part || r == 0.0f,
-            "mix_outputs: expert %d has weight %g but no output", e, (double)r);
-        if (!part) continue;
-        if (!y) {
-            y = tmoei_tensor_new(tape, part->rows, part->cols, NULL);
-            if (!y) return NULL;
-            if (!tape->dry) memset(y->x, 0, tmoei_elements(y) * sizeof(float));
-        }
-        TMOEI_SHAPE_RULE(tape, part->rows == y->rows && part->cols == y->cols,
-            "mix_outputs: expert %d gave (%d,%d), another (%d,%d); must be equal", e, part->rows,
-            part->cols, y->rows, y->cols);
-        if (r != 0.0f) tmoei_scale_add(tape->ctx, y->x, 1.0f, r, part->x, tmoei_elements(y));
-    }
-    TMOEI_SHAPE_RULE(tape, y != NULL, "mix_outputs: none of %d experts ran", E);
-    return tmoei_record(tape, y, tmoei_mix_outputs_backward, -1, &first, sizeof first, in, E + 1);
-}
-
-/* ---- mix of parameters --------------------------------------------------------------------------
- *   forward   theta_bar_t = sum_e r_te theta_e
- *   backward  dtheta_e += sum_t r_te g_t;  dr_te += <g_t, theta_e - theta_bar_t>,  g = d theta_bar
- *   */
-static void tmoei_mix_parameters_backward(tmoe_tape *tape, tmoei_node *node)
-{
-    tmoei_merge_job job = *(const tmoei_merge_job *)node->kept;
-    float *droute = tmoei_grad_to_add(node, 0);
-    job.g = node->y->dx;
-    job.dr = droute ? droute + (job.r - node->in[0]->x) : NULL;
-    tmoei_merge(tape->ctx, &job);
-}
-
-TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float *gradients, int E,
-    int block, tmoe_tensor *route, int first)
-{
-    if (!experts || !route || tape->ctx->error != TMOE_OK) return NULL;
-    TMOEI_SHAPE_RULE(tape,
-        E >= 1 && block >= 1 && first >= 0 && first <= route->cols - E && route->rows <= 65536 / E,
-        "mix_parameters: %d experts of %d floats from column %d of a route "
-        "(%d,%d); at most 65536 / E rows",
-        E, block, first, route->rows, route->cols);
-    const int T = route->rows,
-              chosen = T > 1 ? -1
-        : E == 1             ? 0
-        : tape->dry          ? -1
-                             : tmoei_one_hot(route->x + first, E);
-    float *expert = chosen < 0 ? NULL : experts + (size_t)chosen * (size_t)block;
-    tmoe_tensor *y = tmoei_tensor_new(tape, T, block, expert);
-    if (!y) return NULL;
-    tmoei_merge_job job = { T, E, (size_t)block, (size_t)route->cols, experts, route->x + first,
-        NULL, y->x, NULL, tape->ctx->shared_scratch, 0 };
-    if (!expert && !tape->dry) tmoei_merge(tape->ctx, &job);
-    job.out = gradients; /* for the way back */
-    if (!tape->record || (!gradients && !route->wants_grad)) return y;
-    y->wants_grad = y->has_grad = 1;
-    if (expert && !route->wants_grad) { /* the chosen expert's own gradient takes it all */
-        y->dx = gradients + (expert - experts);
-        return y;
-    }
-    y->dx = tmoei_floats(tape, tmoei_elements(y));
-    ((tmoei_tensor *)y)->unwritten = 1; /* tmoei_part gives it out, piece by piece */
-    if (!y->dx) return NULL;
-    return tmoei_record(tape, y, tmoei_mix_parameters_backward, -1, &job, sizeof job, &route, 1);
-}
-
-/* ==== >>json: a strict reader (RFC 8259), a growing buffer, whole files ======================= */
-/* Bytes of the UTF-8 character at text[at], its code into *code; 0 when it is not valid (overlong,
- * surrogate, past the end, above U+10FFFF). */
-static size_t tmoei_utf8_next(const char *text, size_t length, size_t at, uint32_t *code)
-{
-    static const uint32_t least[5] = { 0, 0, 0x80, 0x800, 0x10000 }; /* shorter ones are overlong */
-    const unsigned char *s = (const unsigned char *)text + at;
-    if (at >= length) return 0;
-    if (s[0] < 0x80) {
-        *code = s[0];
-        return 1;
-    }
-    const size_t n = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2;
-    if (s[0] < 0xc2 || s[0] > 0xf4 || length - at < n) return 0;
-    uint32_t c = s[0] & (0xffu >> (n + 1));
-    for (size_t i = 1; i < n; i++) {
-        if ((s[i] & 0xc0) != 0x80) return 0;
-        c = c << 6 | (s[i] & 0x3fu);
-    }
-    *code = c;
-    return c < least[n] || c > 0x10ffff || (c >= 0xd800 && c <= 0xdfff) ? 0 : n;
-}
-
-/* Writes a code point as UTF-8; gives its bytes. */
-static size_t tmoei_utf8_put(uint32_t c, char *out)
-{
-    const size_t n = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
-    for (size_t i = n - 1; i > 0; i--, c >>= 6) out[i] = (char)(0x80 | (c & 63));
-    out[0] = (char)(n == 1 ? c : (0xf00u >> n & 0xffu) | c); /* as many leading ones as bytes */
-    return n;
-}
-
-/* ---- buffer ---------------------------------------------------------------------------------- */
-typedef struct tmoei_buffer {
-    char *data;
-    size_t length, capacity;
-    int failed;
-} tmoei_buffer;
-
-static void tmoei_buffer_add(tmoe_ctx *ctx, tmoei_buffer *b, const char *bytes, size_t n)
-{
-    b->failed = b->failed || !tmoei_grow(ctx, &b->data, &b->capacity, b->length + n + 1, 1);
-    if (b->failed) return;
-    if (n) memcpy(b->data + b->length, bytes, n);
-    b->data[b->length += n] = 0;
-}
-
-static void tmoei_buffer_free(tmoe_ctx *ctx, tmoei_buffer *buffer)
-{
-    tmoei_free(ctx, buffer->data);
-    memset(buffer, 0, sizeof *buffer);
-}
-#ifndef TMOE_NO_STDIO /* JSON comes from files and goes to files */
-TMOEI_PRINTF(3, 4)
-
-static void tmoei_buffer_print(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *format, ...)
-{
-    char text[512]; /* numbers and short names only */
-    va_list arguments;
-    va_start(arguments, format);
-    int n = vsnprintf(text, sizeof text, format, arguments);
-    va_end(arguments);
-    tmoei_buffer_add(ctx, buffer, text,
-        n < 0                         ? 0
-            : (size_t)n < sizeof text ? (size_t)n
-                                      : sizeof text - 1);
-}
-
-static void tmoei_buffer_json_string(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text,
-    size_t length)
-{
-    tmoei_buffer_add(ctx, buffer, "\"", 1);
-    for (size_t i = 0; i < length; i++) {
-        const unsigned char c = (unsigned char)text[i];
-        if (c == '"' || c == '\\') tmoei_buffer_add(ctx, buffer, "\\", 1);
-        if (c < 0x20)
-            tmoei_buffer_print(ctx, buffer, "\\u%04x", (unsigned)c);
-        else
-            tmoei_buffer_add(ctx, buffer, text + i, 1);
-    }
-    tmoei_buffer_add(ctx, buffer, "\"", 1);
-}
-
-/* ---- reader ---------------------------------------------------------------------------------- */
-typedef enum tmoei_json_kind {
-    TMOEI_JSON_NULL,
-    TMOEI_JSON_FALSE,
-    TMOEI_JSON_TRUE,
-    TMOEI_JSON_NUMBER,
-    TMOEI_JSON_STRING,
-    TMOEI_JSON_ARRAY,
-    TMOEI_JSON_OBJECT
-} tmoei_json_kind;
-
-typedef struct tmoei_json_node {
-    tmoei_json_kind kind;
-    const char *text, *key; /* a string's value, NUL behind; in objects */
-    size_t length, key_length;
-    double number;
-    int child, next, count; /* first child, next sibling (-1: none), number of children */
-} tmoei_json_node;
-
-typedef struct tmoei_json {
-    tmoei_json_node *nodes; /* node 0 is the root */
-    size_t capacity;
-    int count;
-    char *strings; /* unescaped; never longer than the text, so it is allocated once */
-} tmoei_json;
-
-#define TMOEI_JSON_DEPTH 64
-
-typedef struct tmoei_json_reader {
-    tmoe_ctx *ctx;
-    tmoei_json *json;
-    const char *text, *name;
-    size_t length, at, used;
-} tmoei_json_reader;
-
-static tmoe_result tmoei_json_error(const tmoei_json_reader *r, const char *what)
-{
-    unsigned long line = 1, column = 1;
-    for (size_t i = 0; i < r->at && i < r->length; i++) {
-        column++;
-        if (r->text[i] == '\n') {
-            line++;
-            column = 1;
-        }
-    }
-    return tmoei_fail(r->ctx, TMOE_ERR_FORMAT, "%s:%lu:%lu: JSON: %s", r->name, line, column, what);
-}
-
-/* The next character; -1 at the end. */
-static int tmoei_json_peek(const tmoei_json_reader *r)
-{
-    return r->at < r->length ? (unsigned char)r->text[r->at] : -1;
-}
-
-/* Steps over the next character where it is c; tells whether it was. */
-static int tmoei_json_take(tmoei_json_reader *r, int c)
-{
-    if (tmoei_json_peek(r) != c) return 0;
-    r->at++;
-    return 1;
-}
-
-/* Steps over characters of a set; gives how many. */
-static size_t tmoei_json_skip(tmoei_json_reader *r, const char *set)
-{
-    const size_t from = r->at;
-    while (tmoei_json_peek(r) > 0 && strchr(set, tmoei_json_peek(r))) r->at++;
-    return r->at - from;
-}
-
-static void tmoei_json_space(tmoei_json_reader *r)
-{
-    (void)tmoei_json_skip(r, " \t\n\r");
-}
-
-static size_t tmoei_json_digits(tmoei_json_reader *r)
-{
-    return tmoei_json_skip(r, "0123456789");
-}
-
-/* A mark between values, with white space before it. */
-static int tmoei_json_mark(tmoei_json_reader *r, int c)
-{
-    tmoei_json_space(r);
-    return tmoei_json_take(r, c);
-}
-
-/* Four hex digits at r->at; -1 when there are none. */
-static long tmoei_json_hex4(tmoei_json_reader *r)
-{
-    long value = 0;
-    if (r->length - r->at < 4) return -1;
-    for (size_t i = 0; i < 4; i++) {
-        const int c = r->text[r->at + i],
-                  digit = c >= '0' && c <= '9' ? c - '0'
-            : c >= 'a' && c <= 'f'             ? c - 'a' + 10
-            : c >= 'A' && c <= 'F'             ? c - 'A' + 10
-                                               : -1;
-        if (digit < 0) return -1;
-        value = value * 16 + digit;
-    }
-    r->at += 4;
-    return value;
-}
-
-static tmoe_result tmoei_json_string(tmoei_json_reader *r, const char **text, size_t *length)
-{
-    static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
-    char *out = r->json->strings + r->used;
-    size_t n = 0; /* r->at is behind the opening quote */
-    int c;
-    while ((c = tmoei_json_peek(r)) >= 0 && c != '"') {
-        uint32_t code;
-        if (c < 0x20) return tmoei_json_error(r, "a control character inside a string");
-        if (c != '\\') {
-            const size_t bytes = tmoei_utf8_next(r->text, r->length, r->at, &code);
-            if (!bytes) return tmoei_json_error(r, "invalid UTF-8");
-            for (size_t i = 0; i < bytes; i++) out[n++] = r->text[r->at++];
-            continue;
-        }
-        r->at++;
-        if ((c = tmoei_json_peek(r)) < 0) break;
-        const char *known = c ? strchr(from, c) : NULL;
-        if (!known && c != 'u') return tmoei_json_error(r, "an unknown escape");
-        r->at++;
-        if (known) {
-            out[n++] = to[known - from];
-            continue;
-        }
-        long high = tmoei_json_hex4(r);
-        if (high < 0) return tmoei_json_error(r, "\\u needs four hex digits");
-        if (high >= 0xdc00 && high <= 0xdfff)
-            return tmoei_json_error(r, "a low surrogate without its high one");
-        if (high >= 0xd800 && high <= 0xdbff) {
-            const long low =
-                tmoei_json_take(r, '\\') && tmoei_json_take(r, 'u') ? tmoei_json_hex4(r) : -1;
-            if (low < 0xdc00 || low > 0xdfff)
-                return tmoei_json_error(r, "a high surrogate without its low one");
-            high = 0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00);
-        }
-        n += tmoei_utf8_put((uint32_t)high, out + n);
-    }
-    if (!tmoei_json_take(r, '"')) return tmoei_json_error(r, "a string without its closing quote");
-    out[n] = 0;
-    r->used += n + 1;
-    *text = out;
-    *length = n;
-    return TMOE_OK;
-}
-
-/* null, false, true or a number. */
-static tmoe_result tmoei_json_plain(tmoei_json_reader *r, tmoei_json_node *node)
-{
-    static const char *const words[3] = { "null", "false", "true" }; /* by their kinds */
-    const size_t begin = r->at;
-    const char *from = r->text + begin;
-    char *out = r->json->strings + r->used; /* strtod wants a NUL behind; used no more */
-    for (int kind = TMOEI_JSON_NULL; kind <= TMOEI_JSON_TRUE; kind++) {
-        const size_t n = strlen(words[kind]);
-        if (r->length - begin < n || memcmp(from, words[kind], n) != 0) continue;
-        r->at += n;
-        node->kind = (tmoei_json_kind)kind;
-        return TMOE_OK;
-    }
-    (void)tmoei_json_take(r, '-');
-    if (!tmoei_json_take(r, '0') && !tmoei_json_digits(r)) /* a 0 stands alone */
-        return tmoei_json_error(r, "a value was expected");
-    if (tmoei_json_take(r, '.') && !tmoei_json_digits(r))
-        return tmoei_json_error(r, "a digit was expected");
-    if (tmoei_json_take(r, 'e') || tmoei_json_take(r, 'E')) {
-        if (!tmoei_json_take(r, '+')) (void)tmoei_json_take(r, '-');
-        if (!tmoei_json_digits(r)) return tmoei_json_error(r, "a digit was expected");
-    }
-    memcpy(out, from, r->at - begin);
-    out[r->at - begin] = 0;
-    node->kind = TMOEI_JSON_NUMBER;
-    node->number = strtod(out, NULL);
-    return TMOE_OK;
-}
-
-static void tmoei_json_free(tmoe_ctx *ctx, tmoei_json *json)
-{
-    tmoei_free(ctx, json->nodes);
-    tmoei_free(ctx, json->strings);
-    memset(json, 0, sizeof *json);
-}
-
-/* A value, and by the same function what is in it: at most 64 deep, so the C stack has room. */
-static tmoe_result tmoei_json_element(tmoei_json_reader *r, int depth)
-{
-    tmoei_json *json = r->json;
-    tmoei_json_space(r);
-    const int index = json->count, c = tmoei_json_peek(r), opens = c == '[' || c == '{';
-    int last = -1;
-    tmoei_json_node node;
-    memset(&node, 0, sizeof node);
-    node.child = node.next = -1;
-    node.kind = c == '"' ? TMOEI_JSON_STRING : c == '[' ? TMOEI_JSON_ARRAY : TMOEI_JSON_OBJECT;
-    if (c < 0) return tmoei_json_error(r, "the text ends where a value was expected");
-    if (tmoei_json_take(r, '"'))
-        TMOEI_TRY(tmoei_json_string(r, &node.text, &node.length));
-    else if (!opens)
-        TMOEI_TRY(tmoei_json_plain(r, &node));
-    if (index == INT_MAX
-        || !tmoei_grow(r->ctx, &json->nodes, &json->capacity, (size_t)index + 1, sizeof node))
-        return TMOE_ERR_MEMORY;
-    json->nodes[json->count++] = node;
-    if (!opens) return TMOE_OK;
-    r->at++;
-    if (tmoei_json_mark(r, c == '[' ? ']' : '}')) return TMOE_OK;
-    if (depth == TMOEI_JSON_DEPTH) return tmoei_json_error(r, "nested more than 64 deep");
-    do {
-        const int child = json->count;
-        if (c == '{') {
-            if (!tmoei_json_mark(r, '"')) return tmoei_json_error(r, "a key was expected");
-            TMOEI_TRY(tmoei_json_string(r, &node.key, &node.key_length));
-            if (!tmoei_json_mark(r, ':')) return tmoei_json_error(r, "':' was expected");
-        }
-        TMOEI_TRY(tmoei_json_element(r, depth + 1));
-        json->nodes[child].key = node.key;
-        json->nodes[child].key_length = node.key_length;
-        if (last < 0)
-            json->nodes[index].child = child;
-        else
-            json->nodes[last].next = child;
-        json->nodes[index].count++;
-        last = child;
-    } while (tmoei_json_mark(r, ','));
-    if (tmoei_json_take(r, c == '[' ? ']' : '}')) return TMOE_OK;
-    return tmoei_json_error(r, "',' or the closing bracket was expected");
-}
-
-/* Parses a whole text; source_name stands in messages. On failure json is empty. */
-static tmoe_result tmoei_json_parse(tmoe_ctx *ctx, tmoei_json *json, const char *text,
-    size_t length, const char *source_name)
-{
-    tmoei_json_reader r = { ctx, json, text, source_name, length, 0, 0 };
-    memset(json, 0, sizeof *json);
-    json->strings =
-        (char *)tmoei_alloc(ctx, length, 2, 0); /* n characters need n + 1 bytes at most */
-    tmoe_result result = !length ? tmoei_json_error(&r, "the text is empty")
-        : json->strings          ? tmoei_json_element(&r, 0)
-                                 : TMOE_ERR_MEMORY;
-    tmoei_json_space(&r);
-    if (result == TMOE_OK && r.at < length)
-        result = tmoei_json_error(&r, "something follows the value");
-    if (result != TMOE_OK) tmoei_json_free(ctx, json);
-    return result;
-}
-
-/* A node by its number; a null without a key, a text or children for -1. */
-static const tmoei_json_node *tmoei_json_at(const tmoei_json *json, int node)
-{
-    static const tmoei_json_node nothing = { TMOEI_JSON_NULL, "", "", 0, 0, 0.0, -1, -1, 0 };
-    return node < 0 ? &nothing : &json->nodes[node];
-}
-
-/* The number of a key's node, or -1; of the last one where a key stands twice, as Python has it. */
-static int tmoei_json_get(const tmoei_json *json, int object, const char *key)
-{
-    const tmoei_json_node *parent = tmoei_json_at(json, object);
-    const size_t length = strlen(key);
-    int found = -1;
-    for (int i = parent->kind == TMOEI_JSON_OBJECT ? parent->child : -1; i >= 0;
-         i = json->nodes[i].next)
-        if (json->nodes[i].key_length == length && memcmp(json->nodes[i].key, key, length) == 0)
-            found = i;
-    return found;
-}
-
-static const tmoei_json_node *tmoei_json_value(const tmoei_json *json, int object, const char *key)
-{
-    return tmoei_json_at(json, tmoei_json_get(json, object, key));
-}
-
-/* without a NUL inside */
-static int tmoei_json_is_string(const tmoei_json *json, int node)
-{
-    const tmoei_json_node *n = tmoei_json_at(json, node);
-    return n->kind == TMOEI_JSON_STRING && strlen(n->text) == n->length;
-}
-
-static int tmoei_json_says(const tmoei_json_node *node, const char *text)
-{
-    return node->kind == TMOEI_JSON_STRING && node->length == strlen(text)
-        && strcmp(node->text, text) == 0;
-}
-
-static double tmoei_json_number(const tmoei_json *json, int node, double fallback)
-{
-    const tmoei_json_node *n = tmoei_json_at(json, node);
-    return n->kind == TMOEI_JSON_NUMBER ? n->number : fallback;
-}
-
-/* ---- whole files ----------------------------------------------------------------------------- */
-/* The file and a NUL behind it; NULL with the reason in the context. */
-static char *tmoei_read_file(tmoe_ctx *ctx, const char *path, size_t limit_bytes, size_t *length)
-{
-    tmoei_buffer buffer = { NULL, 0, 0, 0 };
-    char block[16384];
-    size_t n;
-    errno = 0;
-    FILE *file = fopen(path, "rb");
-    if (!file)
-        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FILE, "%s: cannot be opened: %s", path,
-            strerror(errno));
-    tmoei_buffer_add(ctx, &buffer, "", 0);
-    while (!buffer.failed && buffer.length <= limit_bytes
-        && (n = fread(block, 1, sizeof block, file)) > 0)
-        tmoei_buffer_add(ctx, &buffer, block, n);
-    const int unread = ferror(file), large = buffer.length > limit_bytes;
-    if (unread)
-        (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be read: %s", path, strerror(errno));
-    else if (large)
-        (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: larger than the limit of %lu bytes", path,
-            (unsigned long)limit_bytes);
-    (void)fclose(file);
-    if (unread || large || buffer.failed) tmoei_buffer_free(ctx, &buffer);
-    *length = buffer.length; /* 0 without a text */
-    return buffer.data;
-}
-
-/* ==== >>safetensors: the one file format =========================================================
- *   8 bytes: length of the header, little-endian | header: JSON {"name": {"dtype", "shape",
- *   "data_offsets"}, "__metadata__": {...}} | data
- * Everything is validated before it is believed: the header's length, every dtype, shape and
- * offset, no overlap, no hole, no name twice. */
-typedef enum tmoei_dtype {
-    TMOEI_F32,
-    TMOEI_F16,
-    TMOEI_BF16,
-    TMOEI_I64,
-    TMOEI_I32,
-    TMOEI_U8,
-    TMOEI_DTYPES
-} tmoei_dtype;
-
-static const char *const tmoei_dtype_names[TMOEI_DTYPES] = { "F32", "F16", "BF16", "I64", "I32",
-    "U8" };
-static const size_t tmoei_dtype_bytes[TMOEI_DTYPES] = { 4, 2, 2, 8, 4, 1 };
-#define TMOEI_RANK_MAX 8
-#define TMOEI_HEADER_MAX ((size_t)100 << 20) /* the reference implementation's limit */
-
-typedef struct tmoei_entry {
-    const char *name; /* in the JSON's memory */
-    tmoei_dtype dtype;
-    int rank;
-    size_t shape[TMOEI_RANK_MAX], count, begin, end;
-} tmoei_entry;
-
-typedef struct tmoei_safetensors {
-    char *path, *bytes;
-    const unsigned char *data;
-    size_t size, data_size;
-    int mapped;      /* bytes are the file itself, in pages that are ours to write to */
-    tmoei_owner own; /* of path and entries */
-    tmoei_json json;
-    tmoei_entry *entries;
-    int count; /* sorted by name */
-} tmoei_safetensors;
-
-static void tmoei_unmap(char *bytes, size_t size)
-{
-#ifdef TMOEI_POSIX
-    (void)munmap(bytes, size);
-#else
-    (void)bytes;
-    (void)size;
-#endif
-}
-
-/* The whole file, mapped where the system can: pages are read when they are used, and written to a
- * copy. */
-static char *tmoei_map_file(tmoe_ctx *ctx, const char *path, size_t *size, int *mapped)
-{
-    *mapped = 0;
-#ifdef TMOEI_POSIX
-    const int file = open(path, O_RDONLY);
-    struct stat about;
-    void *bytes = MAP_FAILED;
-    if (file >= 0 && fstat(file, &about) == 0 && S_ISREG(about.st_mode) && about.st_size > 0)
-        bytes =
-            mmap(NULL, *size = (size_t)about.st_size, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
-    if (file >= 0) (void)close(file);
-    *mapped = bytes != MAP_FAILED;
-    if (*mapped) return (char *)bytes;
-#endif
-    return tmoei_read_file(ctx, path, (size_t)-1 / 4, size);
-}
-
-static void tmoei_safetensors_close(tmoe_ctx *ctx, tmoei_safetensors *file)
-{
-    tmoei_json_free(ctx, &file->json);
-    if (file->mapped)
-        tmoei_unmap(file->bytes, file->size);
-    else
-        tmoei_free(ctx, file->bytes);
-    tmoei_owner_free(&file->own);
-    memset(file, 0, sizeof *file);
-}
-
-static int tmoei_entry_by_name(const void *a, const void *b)
-{
-    return strcmp(((const tmoei_entry *)a)->name, ((const tmoei_entry *)b)->name);
-}
-
-static int tmoei_entry_by_place(const void *a, const void *b)
-{
-    const tmoei_entry *x = (const tmoei_entry *)a, *y = (const tmoei_entry *)b;
-    return x->begin != y->begin ? (x->begin < y->begin ? -1 : 1)
-        : x->end < y->end       ? -1
-                                : x->end > y->end;
-}
-
-/* A JSON number that is a whole number from 0 to 2^53, into *out. */
-static int tmoei_json_size(const tmoei_json *json, int node, size_t *out)
-{
-    const double x = tmoei_json_number(json, node, -1.0);
-    if (!(x >= 0.0 && x <= 9007199254740992.0) || x != floor(x) || x > (double)((size_t)-1 / 2))
-        return 0;
-    *out = (size_t)x;
-    return 1;
-}
-
-static tmoe_result tmoei_entry_read(tmoe_ctx *ctx, const tmoei_safetensors *file, int node,
-    tmoei_entry *e)
-{
-    const tmoei_json *json = &file->json;
-    const tmoei_json_node *n = &json->nodes[node], *shape = tmoei_json_value(json, node, "shape"),
-                          *offsets = tmoei_json_value(json, node, "data_offsets");
-    const char *wrong = NULL;
-    size_t bytes;
-    e->name = n->key;
-    e->dtype = TMOEI_DTYPES;
-    e->count = 1;
-    for (int d = 0; d < TMOEI_DTYPES; d++)
-        if (tmoei_json_says(tmoei_json_value(json, node, "dtype"), tmoei_dtype_names[d]))
-            e->dtype = (tmoei_dtype)d;
-    if (n->kind != TMOEI_JSON_OBJECT || n->count != 3)
-        wrong = "must have dtype, shape and data_offsets, each once, and nothing else";
-    else if (shape->kind != TMOEI_JSON_ARRAY || shape->count > TMOEI_RANK_MAX)
-        wrong = "shape must be a list of at most 8 numbers";
-    else if (e->dtype == TMOEI_DTYPES)
-        wrong = "dtype is not one of F32, F16, BF16, I64, I32, U8";
-    else if (strlen(n->key) != n->key_length)
-        wrong = "its name has a NUL inside";
-    for (int i = wrong ? -1 : shape->child; i >= 0; i = json->nodes[i].next) {
-        size_t *size = &e->shape[e->rank++];
-        if (!tmoei_json_size(json, i, size) || !tmoei_size(&e->count, e->count, *size, 0))
-            wrong = "shape is not a list of sizes that fit into memory";
-    }
-    if (!wrong
-        && (offsets->kind != TMOEI_JSON_ARRAY || offsets->count != 2
-            || !tmoei_json_size(json, offsets->child, &e->begin)
-            || !tmoei_json_size(json, json->nodes[offsets->child].next, &e->end)
-            || e->end < e->begin || e->end > file->data_size))
-        wrong = "data_offsets must be two places inside the data";
-    if (!wrong
-        && (!tmoei_size(&bytes, e->count, tmoei_dtype_bytes[e->dtype], 0)
-            || bytes != e->end - e->begin))
-        wrong = "its shape needs other than the bytes of its data_offsets";
-    return wrong ? tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: tensor %s: %s", file->path, n->key, wrong)
-                 : TMOE_OK;
-}
-
-/* n bytes as a number, the lowest first. */
-static uint64_t tmoei_little(const unsigned char *bytes, size_t n)
-{
-    uint64_t x = 0;
-    while (n--) x = x << 8 | bytes[n];
-    return x;
-}
-
-static tmoe_result tmoei_safetensors_check(tmoe_ctx *ctx, tmoei_safetensors *file)
-{
-    const unsigned char *bytes = (const unsigned char *)file->bytes;
-    const uint64_t header = file->size < 8 ? 0 : tmoei_little(bytes, 8);
-    size_t at = 0;
-    if (file->size < 8 || header > TMOEI_HEADER_MAX || header > file->size - 8)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-            "%s: not a safetensors file, or cut off: %lu bytes, header of %llu", file->path,
-            (unsigned long)file->size, (unsigned long long)header);
-    file->data = bytes + 8 + header;
-    file->data_size = file->size - 8 - (size_t)header;
-    TMOEI_TRY(tmoei_json_parse(ctx, &file->json, file->bytes + 8, (size_t)header, file->path));
-    const tmoei_json_node *nodes = file->json.nodes;
-    if (nodes[0].kind != TMOEI_JSON_OBJECT)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the header is not an object", file->path);
-    tmoei_entry *e = (tmoei_entry *)tmoei_own(&file->own, (size_t)nodes[0].count + 1, sizeof *e);
-    if (!(file->entries = e)) return TMOE_ERR_MEMORY;
-    for (int i = nodes[0].child; i >= 0; i = nodes[i].next) {
-        const int metadata = strcmp(nodes[i].key, "__metadata__") == 0;
-        int m = nodes[i].child;
-        while (metadata && m >= 0 && nodes[m].kind == TMOEI_JSON_STRING) m = nodes[m].next;
-        if (!metadata)
-            TMOEI_TRY(tmoei_entry_read(ctx, file, i, &e[file->count++]));
-        else if (nodes[i].kind != TMOEI_JSON_OBJECT || m >= 0
-            || i != tmoei_json_get(&file->json, 0, nodes[i].key))
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                "%s: __metadata__ must be one object of strings", file->path);
-    }
-    qsort(e, (size_t)file->count, sizeof *e, tmoei_entry_by_place);
-    for (int i = 0; i < file->count; at = e[i++].end)
-        if (e[i].begin != at)
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                "%s: tensor %s begins at byte %lu of the data, the one before ends at %lu",
-                file->path, e[i].name, (unsigned long)e[i].begin, (unsigned long)at);
-    if (at != file->data_size)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %lu bytes of data, but the tensors end at %lu",
-            file->path, (unsigned long)file->data_size, (unsigned long)at);
-    qsort(e, (size_t)file->count, sizeof *e, tmoei_entry_by_name);
-    for (int i = 1; i < file->count; i++)
-        if (strcmp(e[i - 1].name, e[i].name) == 0)
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tensors are called %s", file->path,
-                e[i].name);
-    return TMOE_OK;
-}
-
-static tmoe_result tmoei_safetensors_open(tmoe_ctx *ctx, tmoei_safetensors *file, const char *path)
-{
-    memset(file, 0, sizeof *file);
-    file->own.ctx = ctx;
-    file->path = tmoei_own_text(&file->own, path, strlen(path));
-    if (file->path) file->bytes = tmoei_map_file(ctx, path, &file->size, &file->mapped);
-    const tmoe_result result = file->bytes ? tmoei_safetensors_check(ctx, file) : ctx->error;
-    if (result != TMOE_OK) tmoei_safetensors_close(ctx, file);
-    return result;
-}
-
-static const tmoei_entry *tmoei_safetensors_find(const tmoei_safetensors *file, const char *name)
-{
-    const tmoei_entry key = { name, TMOEI_F32, 0, { 0 }, 0, 0, 0 };
-    return (const tmoei_entry *)bsearch(&key, file->entries, (size_t)file->count, sizeof key,
-        tmoei_entry_by_name);
-}
-
-/* A metadata string or NULL. */
-static const char *tmoei_safetensors_metadata(const tmoei_safetensors *file, const char *key)
-{
-    const int node =
-        tmoei_json_get(&file->json, tmoei_json_get(&file->json, 0, "__metadata__"), key);
-    return tmoei_json_is_string(&file->json, node) ? file->json.nodes[node].text : NULL;
-}
-
-static float tmoei_float_of_bits(uint32_t bits)
-{
-    float x;
-    memcpy(&x, &bits, 4);
-    return x;
-}
-
-static uint32_t tmoei_bits_of_float(float x)
-{
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    return bits;
-}
-
-/* IEEE half: sign, 5 bits of exponent (bias 15), 10 bits; exponent 0: the fraction alone */
-static float tmoei_half(uint32_t h)
-{
-    const uint32_t sign = (h & 0x8000u) << 16, exponent = h >> 10 & 31u, fraction = h & 1023u;
-    if (exponent == 0) return (sign ? -1.0f : 1.0f) * ldexpf((float)fraction, -24);
-    return tmoei_float_of_bits(
-        sign | (exponent == 31 ? 255u : exponent + 112u) << 23 | fraction << 13);
-}
-
-static int tmoei_little_endian(void)
-{
-    const uint32_t one = 1;
-    return *(const unsigned char *)&one == 1;
-}
-
-/* Values first .. first + count - 1 as floats, from little-endian bytes on any machine; F32, F16,
- * BF16. */
-static tmoe_result tmoei_safetensors_read(tmoe_ctx *ctx, const tmoei_safetensors *file,
-    const tmoei_entry *entry, size_t first, float *out, size_t count)
-{
-    const unsigned char *p = file->data + entry->begin;
-    if (entry->count != first + count || entry->dtype > TMOEI_BF16)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-            "%s: tensor %s: %lu values of %s, expected %lu floats", file->path, entry->name,
-            (unsigned long)entry->count, tmoei_dtype_names[entry->dtype],
-            (unsigned long)(first + count));
-    p += first * tmoei_dtype_bytes[entry->dtype];
-    if (entry->dtype == TMOEI_F32 && tmoei_little_endian())
-        memcpy(out, p, count * sizeof(float));
-    else
-        for (size_t i = 0; i < count; i++)
-            out[i] = entry->dtype == TMOEI_F32
-                ? tmoei_float_of_bits((uint32_t)tmoei_little(p + 4 * i, 4))
-                : entry->dtype == TMOEI_F16
-                ? tmoei_half((uint32_t)tmoei_little(p + 2 * i, 2))
-                : tmoei_float_of_bits((uint32_t)tmoei_little(p + 2 * i, 2) << 16);
-    return TMOE_OK;
-}
-
-/* ---- writing: metadata, then tensors are declared; save writes it all ------------------------ */
-typedef struct tmoei_span {
-    const float *data;
-    size_t zeros, count;
-} tmoei_span; /* zeros come first */
-
-typedef struct tmoei_writer {
-    tmoei_buffer json, temporary; /* the header; PATH.tmp, which commit puts in PATH's place */
-    const char *path;             /* the caller's */
-    FILE *file;
-    tmoei_span *spans;                /* what the tensors hold, the caller's */
-    size_t declared, count, capacity; /* bytes of data; spans */
-} tmoei_writer;
-
-static void tmoei_writer_free(tmoe_ctx *ctx, tmoei_writer *writer)
-{
-    if (writer->file) {
-        (void)fclose(writer->file);
-        (void)remove(writer->temporary.data);
-    }
-    tmoei_buffer_free(ctx, &writer->json);
-    tmoei_buffer_free(ctx, &writer->temporary);
-    tmoei_free(ctx, writer->spans);
-    memset(writer, 0, sizeof *writer);
-}
-
-/* All metadata come before the tensors. */
-static void tmoei_writer_metadata(tmoe_ctx *ctx, tmoei_writer *writer, const char *key,
-    const char *text, size_t length)
-{
-    tmoei_buffer_print(ctx, &writer->json, writer->json.length ? "," : "{\"__metadata__\":{");
-    tmoei_buffer_json_string(ctx, &writer->json, key, strlen(key));
-    tmoei_buffer_add(ctx, &writer->json, ":", 1);
-    tmoei_buffer_json_string(ctx, &writer->json, text, length);
-}
-
-/* `skip` rows of zeros, then `rows` of data. */
-static void tmoei_writer_tensor(tmoe_ctx *ctx, tmoei_writer *writer, const char *name, int rank,
-    size_t skip, size_t rows, size_t cols, const float *data)
-{
-    const tmoei_span span = { data, skip * cols, rows * cols };
-    const size_t begin = writer->declared, end = begin + (span.zeros + span.count) * sizeof(float);
-    if (!tmoei_grow(ctx, &writer->spans, &writer->capacity, writer->count + 1, sizeof span)) return;
-    writer->spans[writer->count++] = span;
-    writer->declared = end;
-    tmoei_buffer_print(ctx, &writer->json,
-        begin ? "," : "},"); /* the first one ends the metadata */
-    tmoei_buffer_json_string(ctx, &writer->json, name, strlen(name));
-    tmoei_buffer_print(ctx, &writer->json, ":{\"dtype\":\"F32\",\"shape\":[");
-    if (rank == 2) tmoei_buffer_print(ctx, &writer->json, "%lu,", (unsigned long)(skip + rows));
-    tmoei_buffer_print(ctx, &writer->json, "%lu],\"data_offsets\":[%lu,%lu]}", (unsigned long)cols,
-        (unsigned long)begin, (unsigned long)end);
-}
-
-static tmoe_result tmoei_writer_trouble(tmoe_ctx *ctx, const tmoei_writer *writer)
-{
-    return tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be written: %s", writer->path,
-        strerror(errno));
-}
-
-static tmoe_result tmoei_writer_open(tmoe_ctx *ctx, tmoei_writer *writer, const char *path)
-{
-    writer->path = path;
-    tmoei_buffer_add(ctx, &writer->temporary, path, strlen(path));
-    tmoei_buffer_add(ctx, &writer->temporary, ".tmp", 4);
-    if (writer->temporary.failed) return TMOE_ERR_MEMORY;
-    errno = 0;
-    writer->file = fopen(writer->temporary.data, "wb");
-    return writer->file ? TMOE_OK : tmoei_writer_trouble(ctx, writer);
-}
-
-static tmoe_result tmoei_writer_bytes(tmoe_ctx *ctx, tmoei_writer *writer, const void *bytes,
-    size_t n)
-{
-    return fwrite(bytes, 1, n, writer->file) == n ? TMOE_OK : tmoei_writer_trouble(ctx, writer);
-}
-
-/* A number as n bytes, the lowest first. */
-static tmoe_result tmoei_writer_little(tmoe_ctx *ctx, tmoei_writer *writer, uint64_t x, size_t n)
-{
-    unsigned char bytes[8];
-    for (size_t i = 0; i < n; i++) bytes[i] = (unsigned char)(x >> (8 * i));
-    return tmoei_writer_bytes(ctx, writer, bytes, n);
-}
-
-/* Flushes to the disk and puts the file in its place; until then the old one is untouched. */
-static tmoe_result tmoei_writer_commit(tmoe_ctx *ctx, tmoei_writer *writer)
-{
-    int good = fflush(writer->file) == 0;
-#if defined(TMOEI_POSIX)
-    good = good && fsync(fileno(writer->file)) == 0;
-#endif
-    if (!good) return tmoei_writer_trouble(ctx, writer);
-    good = fclose(writer->file) == 0;
-    writer->file = NULL;
-#if defined(_WIN32)
-    if (good) (void)remove(writer->path); /* rename does not replace there */
-#endif
-    if (good && rename(writer->temporary.data, writer->path) == 0) return TMOE_OK;
-    (void)tmoei_writer_trouble(ctx, writer);
-    (void)remove(writer->temporary.data);
-    return TMOE_ERR_FILE;
-}
-
-static tmoe_result tmoei_writer_save(tmoe_ctx *ctx, tmoei_writer *writer, const char *path)
-{
-    tmoei_buffer *json = &writer->json;
-    tmoei_buffer_add(ctx, json, "}", 1);
-    /* data begins on a cache line */
-    while (!json->failed && (json->length + 8) % 64) tmoei_buffer_add(ctx, json, " ", 1);
-    if (ctx->error != TMOE_OK) return ctx->error;
-    TMOEI_TRY(tmoei_writer_open(ctx, writer, path));
-    TMOEI_TRY(tmoei_writer_little(ctx, writer, json->length, 8));
-    TMOEI_TRY(tmoei_writer_bytes(ctx, writer, json->data, json->length));
-    for (const tmoei_span *s = writer->spans; s < writer->spans + writer->count; s++) {
-        const size_t whole =
-            tmoei_little_endian() ? s->count : 0; /* written as they lie in memory */
-        for (size_t i = 0; i < s->zeros; i++) TMOEI_TRY(tmoei_writer_little(ctx, writer, 0, 4));
-        TMOEI_TRY(tmoei_writer_bytes(ctx, writer, s->data, whole * sizeof(float)));
-        for (size_t i = whole; i < s->count; i++)
-            TMOEI_TRY(tmoei_writer_little(ctx, writer, tmoei_bits_of_float(s->data[i]), 4));
-    }
-    return tmoei_writer_commit(ctx, writer);
-}
-#endif /* TMOE_NO_STDIO */
-/* ==== >>tokenizer: bytes, and byte-level BPE =====================================================
- * A text is cut into words as GPT-2 does (a space belongs to the word behind it), a word's bytes
- * become tokens, and the earliest merge that applies is done until none applies. Without merges
- * these are plain bytes. Our own tokenizers number <s>, <pad>, </s> 0, 1, 2, byte b 3 + b, then one
- * token a merge; loaded ones have the ids of their vocabulary. In files every tokenizer is a
- * tokenizer.json as Hugging Face's. */
-/* ---- a table of indices by hash: open addressing, never more than half full ------------------ */
-typedef struct tmoei_slot {
-    uint64_t hash;
-    int value;
-} tmoei_slot; /* index + 1; 0: empty */
-
-typedef struct tmoei_table {
-    tmoei_slot *slots;
-    size_t size, used;
-} tmoei_table;
-
-/* The next index with this hash, or -1; *at begins at 0 and counts the places that were looked at.
- * */
-static int tmoei_table_find(const tmoei_table *table, uint64_t hash, size_t *at)
-{
-    while (table->size) {
-        const tmoei_slot *slot = &table->slots[(size_t)(hash + (*at)++) & (table->size - 1)];
-        if (!slot->value || slot->hash == hash) return slot->value - 1;
-    }
-    return -1;
-}
-
-static void tmoei_table_put(tmoei_table *table, tmoei_slot slot)
-{
-    size_t at = (size_t)slot.hash;
-    while (table->slots[at & (table->size - 1)].value) at++;
-    table->slots[at & (table->size - 1)] = slot;
-}
-
-static int tmoei_table_add(tmoe_ctx *ctx, tmoei_table *table, uint64_t hash, int index)
-{
-    const tmoei_slot slot = { hash, index + 1 };
-    if (2 * (table->used + 1) > table->size) {
-        tmoei_table bigger = { NULL, table->size ? 2 * table->size : 64, table->used };
-        if (!(bigger.slots = (tmoei_slot *)tmoei_alloc(ctx, bigger.size, sizeof slot, 1))) return 0;
-        for (size_t i = 0; i < table->size; i++)
-            if (table->slots[i].value) tmoei_table_put(&bigger, table->slots[i]);
-        tmoei_free(ctx, table->slots);
-        *table = bigger;
-    }
-    tmoei_table_put(table, slot);
-    table->used++;
-    return 1;
-}
-
-/* FNV-1a, then mixed: neighbouring texts must not be neighbours */
-static uint64_t tmoei_text_hash(const char *text, size_t length)
-{
-    uint64_t hash = UINT64_C(0xcbf29ce484222325);
-    for (size_t i = 0; i < length; i++)
-        hash = (hash ^ (unsigned char)text[i]) * UINT64_C(0x100000001b3);
-    return tmoei_mix64(hash);
-}
-
-/* The mixing is one to one: equal hashes are equal pairs. */
-static uint64_t tmoei_pair_hash(int left, int right)
-{
-    return tmoei_mix64((uint64_t)(uint32_t)left << 32 | (uint32_t)right);
-}
-
-static int tmoei_pair_find(const tmoei_table *table, int left, int right)
-{
-    size_t at = 0;
-    return tmoei_table_find(table, tmoei_pair_hash(left, right), &at);
-}
-
-/* ---- the tokenizer --------------------------------------------------------------------------- */
-#define TMOEI_BYTES_FIRST 3 /* of our own: byte 0 */
-#define TMOEI_MERGES_FIRST 259
-#define TMOEI_TOKENS_MAX 1000000
-#define TMOEI_TOKEN_BYTES 65536 /* a token's most: merges that double each other ask for the moon */
-
-typedef struct tmoei_merge_pair {
-    int left, right, result;
-} tmoei_merge_pair;
-
-/* left_strip swallows space; an ordinary one is only found before anything is cut into words */
-typedef struct tmoei_special_token {
-    int id, left_strip, ordinary;
-} tmoei_special_token;
-
-struct tmoe_tokenizer {
-    tmoe_ctx *ctx;
-    int V, merge_count, special_count, byte_id[256], prefix_space;
-    char *bytes; /* token i stands for bytes[starts[i]] to bytes[starts[i + 1]] */
-    size_t *starts, bytes_used, bytes_capacity, starts_capacity, merges_capacity, specials_capacity;
-    tmoei_table ids, pairs; /* of tokens by their bytes, of merges by their pairs */
-    tmoei_merge_pair *merges;
-    tmoei_special_token *specials;
-    uint32_t *runs; /* of letters and numbers: 4 * first code point + kind */
-    int run_count;
-};
-
-static const char *tmoei_token_text(const tmoe_tokenizer *t, int i)
-{
-    return t->bytes + t->starts[i];
-}
-
-static size_t tmoei_token_length(const tmoe_tokenizer *t, int i)
-{
-    return t->starts[i + 1] - t->starts[i];
-}
-
-/* The token that stands for these bytes, or -1. */
-static int tmoei_token_find(const tmoe_tokenizer *t, const char *text, size_t length)
-{
-    const uint64_t hash = tmoei_text_hash(text, length);
-    size_t at = 0;
-    int id;
-    do id = tmoei_table_find(&t->ids, hash, &at);
-    while (id >= 0
-        && (tmoei_token_length(t, id) != length
-            || memcmp(tmoei_token_text(t, id), text, length) != 0));
-    return id;
-}
-
-/* Adds the next token; one without bytes is a hole in the vocabulary. */
-static int tmoei_token_add(tmoe_tokenizer *t, const char *text, size_t length)
-{
-    const size_t V = (size_t)t->V;
-    if (!tmoei_grow(t->ctx, &t->bytes, &t->bytes_capacity, t->bytes_used + length + 1, 1)
-        || !tmoei_grow(t->ctx, &t->starts, &t->starts_capacity, V + 2, sizeof(size_t))
-        || (length && !tmoei_table_add(t->ctx, &t->ids, tmoei_text_hash(text, length), t->V)))
-        return 0;
-    if (length) memcpy(t->bytes + t->bytes_used, text, length);
-    t->starts[V] = t->bytes_used;
-    t->starts[V + 1] = t->bytes_used += length;
-    if (length == 1) t->byte_id[(unsigned char)text[0]] = t->V;
-    t->V++;
-    return 1;
-}
-
-static int tmoei_merge_add(tmoe_tokenizer *t, int left, int right, int result)
-{
-    const tmoei_merge_pair merge = { left, right, result };
-    if (!tmoei_grow(t->ctx, &t->merges, &t->merges_capacity, (size_t)t->merge_count + 1,
-            sizeof merge)
-        || !tmoei_table_add(t->ctx, &t->pairs, tmoei_pair_hash(left, right), t->merge_count))
-        return 0;
-    t->merges[t->merge_count++] = merge;
-    return 1;
-}
-
-static int tmoei_special_add(tmoe_tokenizer *t, int id, int left_strip, int ordinary)
-{
-    const tmoei_special_token special = { id, left_strip, ordinary };
-    const size_t n = (size_t)t->special_count + 1;
-    if (!tmoei_grow(t->ctx, &t->specials, &t->specials_capacity, n, sizeof special)) return 0;
-    t->specials[t->special_count++] = special;
-    return 1;
-}
-
-static int tmoei_special_is(const tmoe_tokenizer *t, int id)
-{
-    for (int i = 0; i < t->special_count; i++)
-        if (t->specials[i].id == id) return !t->specials[i].ordinary;
-    return 0;
-}
-
-TMOE_DEF void tmoe_tokenizer_destroy(tmoe_tokenizer *tokenizer)
-{
-    if (!tokenizer) return;
-    tmoe_ctx *ctx = tokenizer->ctx;
-    tmoei_free(ctx, tokenizer->bytes);
-    tmoei_free(ctx, tokenizer->starts);
-    tmoei_free(ctx, tokenizer->runs);
-    tmoei_free(ctx, tokenizer->merges);
-    tmoei_free(ctx, tokenizer->specials);
-    tmoei_free(ctx, tokenizer->ids.slots);
-    tmoei_free(ctx, tokenizer->pairs.slots);
-    tmoei_free(ctx, tokenizer);
-}
-
-/* The tokenizer if it is good; otherwise it goes. */
-static tmoe_tokenizer *tmoei_tokenizer_if(int good, tmoe_tokenizer *t)
-{
-    if (good) return t;
-    tmoe_tokenizer_destroy(t);
-    return NULL;
-}
-
-TMOE_DEF int tmoe_tokenizer_vocabulary(const tmoe_tokenizer *tokenizer)
-{
-    return tokenizer->V;
-}
-
-static const char *const tmoei_special_names[5] = { "<s>", "<pad>", "</s>", "<unk>", "<mask>" };
-
-TMOE_DEF int tmoe_tokenizer_special(const tmoe_tokenizer *tokenizer, tmoe_token which)
-{
-    return tmoei_token_find(tokenizer, tmoei_special_names[which],
-        strlen(tmoei_special_names[which]));
-}
-
-static int tmoei_is_word_byte(unsigned char c)
-{ /* bytes of other alphabets are letters */
-    return c >= 128 || (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
-}
-
-static unsigned char tmoei_lower(unsigned char c)
-{
-    return (unsigned char)(c >= 'A' && c <= 'Z' ? c + 32 : c);
-}
-
-/* ---- letters and numbers of Unicode -------------------------------------------------------------
- * \p{L} and \p{N}: runs of one kind from U+0080 on, each 3 * length + kind (0 other, 1 letter, 2
- * number) in digits of base 32, the last one from the first half of the alphabet, those before it
- * from the second (tests/make_unicode.py). */
-static const char tmoei_unicode_digits[] =
-    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-";
-static const char tmoei_unicode_runs[] =
-    "jeEVIDEJFEDLDiGDieDhqfMhFhKQVEDEsDQDHGNDESEDKDEDhdDnaDtCYvTDjTGESjcmViSMNkHkChfhAMHDpKDEhNHVHh"
-    "AKGEhQEDib"
-    "iXoMhBEhKhAjEbHMEPiDMEbEJEiFiMVhCPiJDWhQjflOlDJEhWEVfMhADhRMZGHGiDDWDEJNJEhQEhHHDKMhAHGUGEYTMH"
-    "GiDDWDHDHD"
-    "HidNDEVhAGKhQcDKDiDDWDHDQJEhWEhNHMhAbEhBZGHGiDDWDHDQJEiaHDKMhADEUhBEDTJKDNJHDEDHJHJKJhFiCEhfhJ"
-    "hWZDKDiGDh"
-    "RJEiOKDHGHMhAYXDEMZDKDiGDfDQJEiaKDHMhADHhTcDKDjcGEhQEPKDXKMhbDTPhXJiJDcDEGWidhAhTkRDHhEWbhAjVH"
-    "DEDQDiJDED"
-    "fDHbEGQDEbhAGNjAEidhehEZDjNiRQqZkChcEhASTMNJEJHVKMhIhEEDhASjTDEPEGkCD-"
-    "IDNGWDEDNGjcDNGjEDNGWDEDNGhODlMDNG"
-    "mKhKheJhRhQoDGTJh6FGhUDiPPnCJLZVhXhHhahKhXhKhIDKhNkdjJEMEJhAShAiChASoMVQGjHDEPmTeiejVhAibGQhBk"
-    "FMiPShDjPi"
-    "GblAkBhAShAhHEoXkOhTZJhAjbibhHHhAkFiOjNiUhAJKhAjNGhCPkCGKjbNDTDHJEPyBmA6DGTGjTGTGZDEDEDEDieGlA"
-    "DWDEJKDWJN"
-    "GTMhIPKDWqZFEGUPEhAShIpPEMEGfDEJQSEDEDEDNDhCGNPQMEDkbHRikClWnKiEh7CicjqE1QSNJHbFGjTDEPEGlJVEhQ"
-    "iGbWDWDWDW"
-    "DWDWDWDWnQEhrfHFiLdVQGLHMoDSKDoPDNPkCDobJOejBkQhRjAhAiaaDhPjAhAjVhP+"
-    "AzqBmAig9ImJkLG5IJhRhAHhckOhQieGmThA"
-    "jVcGpWGnXhchUDKDNDiGhHUekdhKkXiUhAiITJEDHDhAiVeiGiLiYVkOiUEhASQDfhAQDjciFKDZMhASiGJEJkXDEJHGQG"
-    "EDEiIKGhCV"
-    "KhETGTGTbWDWDkCDhLSqahHhAShg3NhEiGMkU44MhiLGpfjSWhEQPEDfDhIDQDEDHDHDqFjDhiChWmBGlDjYhFqcQDsWhZ"
-    "hAViPSiPhB"
-    "oMJTGTGTGKjJhFDiPDhaDHDhOGhLjGrShEkJhElNhTI2ciYJkUhQiTMjBObhdFZFPjTeibGjNMZDRjeubGhASjNMjNMjZY"
-    "kdhEhCDhOD"
-    "WDHDhCDhODWDHJkdhE9GbiDeZiITDjfDcmPTGEDkFDHJEGiGGaiGGXieYdkQhaDHPRiDUMiPSiPjSlJMIHhSGkMEhNNDKD"
-    "iYediFiYID"
-    "iYLjAZDiVSRhQlDeiDGahaPahXiFXnQmclFkahHkaVUjNhEhAShAiVbiG0OifDjfSHhQTlIiYhAEYiDhBOiRhXkKiAXhci"
-    "GhElAiOicD"
-    "HGEhHkIjAiMVhAbjNhNhAMEGEYjKJEhEkRhKNhBhAEDEMhehBhXDiMhZHldWDEDNDhODfVkOhThAhBZGHGiDDWDHDQJEhW"
-    "EhEQiafDEG"
-    "EDjTDEiLEDEkElAhWNPhAPKiakRhcHDEYhAvSkOjbNjMkRhcEhBhAjSkChHEVhASheiUiShfhGMWxLkFqcmBhbhEZGEGZD"
-    "HDiJhNEDEh"
-    "KhAmSZGjWhQEDEiUEejZVEhfEhBkLhZEhWmcyVjEhNhAScDjQhTEhNiZPibqQWDHDjThfEbhASTDHDjBhKEVhASkFMhA3C"
-    "hahNEDhIDj"
-    "HiUhAoCEhNiBkBi2PpSqPhTyNn3EpEhNjkRhTTiLr2SPh2W0hLibhWhAliSh1MVieDhASnODhASibhWkRhQNhEhADXDiAP"
-    "hahoQkIJhA"
-    "ySmBiHbiMGiMkEnCPEmGhImAHDEhKHLb10DjbjBpDqa5vXNDWDHD7KhNEiXKGEhKNYhlFm4MqCPhIJcVfsoChAkqShehEh"
-    "eqEiNsVoAD"
-    "mWDHGEGHGNDhFDEDWDmEDNGZDWDiVDNDQDEJWD-"
-    "dGiMDiMDieDiMDieDiMDieDiMDieDiMDZGkYloAieST4PlbtWkIeWGhAME+DibhWk"
-    "FMhAhsCiVMhA0CibGEhAyPieDKDHDWGQbH1AWDNDHDhODyQGdkQmNVEMhAiqFlTDLDOnEkJDhPyGNDiSDHDEGEDfDNDEDE"
-    "SEMEDEDEDK"
-    "DHDEGEDEDEDEDEDHDEGNDWDNDNDEDfDhUPKDQDhUh2MhJolJhAjgSj9lBjAs6bGw9LG18UhNh6LnnGhybktGuvCP47fiy4"
-    "0S";
-
-enum { TMOEI_OTHER, TMOEI_LETTER, TMOEI_NUMBER, TMOEI_SPACE, TMOEI_ENDED };
-
-static int tmoei_unicode_unpack(tmoe_tokenizer *t)
-{
-    uint32_t value = 0, first = 0x80;
-    t->runs = (uint32_t *)tmoei_alloc(t->ctx, sizeof tmoei_unicode_runs, sizeof *t->runs,
-        0); /* or fewer */
-    for (const char *c = tmoei_unicode_runs; t->runs && *c; c++) {
-        const uint32_t digit = (uint32_t)(strchr(tmoei_unicode_digits, *c) - tmoei_unicode_digits);
-        value = value * 32 + digit % 32;
-        if (digit >= 32) continue;
-        t->runs[t->run_count++] = 4 * first + value % 3;
-        first += value / 3;
-        value = 0;
-    }
-    return t->runs != NULL;
-}
-
-/* Kind of the character at text[at] and its bytes; a byte that is not UTF-8 is OTHER. */
-static int tmoei_character(const tmoe_tokenizer *t, const char *text, size_t n, size_t at,
-    size_t *bytes)
-{
-    uint32_t c = 0;
-    if (at >= n) return TMOEI_ENDED;
-    if (!(*bytes = tmoei_utf8_next(text, n, at, &c))) {
-        *bytes = 1;
-        return TMOEI_OTHER;
-    }
-    if ((c >= 9 && c <= 13) || c == 32 || c == 0x85 || c == 0xa0 || c == 0x1680 || c == 0x3000
-        || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f)
-        return TMOEI_SPACE; /* Unicode's White_Space */
-    if (c < 0x80) return c >= '0' && c <= '9' ? TMOEI_NUMBER : tmoei_is_word_byte((unsigned char)c);
-    int low = 0, high = t->run_count - 1; /* the last run that begins at c or before */
-    while (low < high) {
-        const int middle = (low + high + 1) / 2;
-        if (t->runs[middle] >> 2 <= c)
-            low = middle;
-        else
-            high = middle - 1;
-    }
-    return (int)(t->runs[low] & 3u);
-}
-
-/* Where the word that begins at `at` ends: GPT-2's pattern
- *   's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ */
-static size_t tmoei_word_end(const tmoe_tokenizer *t, const char *text, size_t length, size_t at)
-{
-    static const char *const endings[7] = { "'s", "'t", "'re", "'ve", "'m", "'ll", "'d" };
-    size_t end = at, last = at, bytes = 0;
-    int kind, now;
-    for (int i = 0; text[at] == '\'' && i < 7; i++) {
-        const size_t n = strlen(endings[i]);
-        if (n <= length - at && memcmp(text + at, endings[i], n) == 0) return at + n;
-    }
-    for (; (kind = tmoei_character(t, text, length, end, &bytes)) == TMOEI_SPACE; end += bytes)
-        last = end;
-    if (kind == TMOEI_ENDED) return end; /* white space up to the text's end */
-    if (last > at) return last;          /* all but the last of several */
-    if (end > at && text[at] != ' ') return end;
-    for (now = kind; now == kind; now = tmoei_character(t, text, length, end, &bytes)) end += bytes;
-    return end;
-}
-
-static tmoe_tokenizer *tmoei_tokenizer_begin(tmoe_ctx *ctx)
-{
-    tmoe_tokenizer *t = (tmoe_tokenizer *)tmoei_alloc(ctx, 1, sizeof *t, 1);
-    if (!t) return NULL;
-    t->ctx = ctx;
-    memset(t->byte_id, -1, sizeof t->byte_id); /* none is known */
-    return tmoei_tokenizer_if(tmoei_unicode_unpack(t), t);
-}
-
-TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx)
-{
-    ctx->error = TMOE_OK;
-    tmoe_tokenizer *t = tmoei_tokenizer_begin(ctx);
-    char byte = 0;
-    for (int i = 0; ctx->error == TMOE_OK && i < TMOEI_BYTES_FIRST; i++)
-        if (tmoei_token_add(t, tmoei_special_names[i], strlen(tmoei_special_names[i])))
-            (void)tmoei_special_add(t, i, 0, 0);
-    for (int b = 0; ctx->error == TMOE_OK && b < 256; b++, byte++)
-        (void)tmoei_token_add(t, &byte, 1);
-    return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
-}
-
-static tmoe_tokenizer *tmoei_tokenizer_copy(tmoe_ctx *ctx, const tmoe_tokenizer *from)
-{
-    tmoe_tokenizer *t = tmoei_tokenizer_begin(ctx);
-    int good = t != NULL;
-    for (int i = 0; good && i < from->V; i++)
-        good = tmoei_token_add(t, tmoei_token_text(from, i), tmoei_token_length(from, i));
-    for (int i = 0; good && i < from->merge_count; i++)
-        good =
-            tmoei_merge_add(t, from->merges[i].left, from->merges[i].right, from->merges[i].result);
-    for (int i = 0; good && i < from->special_count; i++)
-        good = tmoei_special_add(t, from->specials[i].id, from->specials[i].left_strip,
-            from->specials[i].ordinary);
-    if (good) memcpy(t->byte_id, from->byte_id, sizeof t->byte_id);
-    if (good) t->prefix_space = from->prefix_space;
-    return tmoei_tokenizer_if(good, t);
-}
-
-/* ---- encoding -------------------------------------------------------------------------------- */
-/* A heap of the merges that apply, each `merge << 32 | place`: the earliest first, then the
- * leftmost. */
-static void tmoei_heap_push(uint64_t *heap, int *count, uint64_t x)
-{
-    int i = (*count)++;
-    for (; i > 0 && x < heap[(i - 1) / 2]; i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
-    heap[i] = x;
-}
-
-static uint64_t tmoei_heap_pop(uint64_t *heap, int *count)
-{
-    const uint64_t top = heap[0], x = heap[--*count];
-    int i = 0, child;
-    for (; (child = 2 * i + 1) < *count; i = child) {
-        if (child + 1 < *count && heap[child + 1] < heap[child]) child++;
-        if (heap[child] >= x) break;
-        heap[i] = heap[child];
-    }
-    heap[i] = x;
-    return top;
-}
-
-typedef struct tmoei_symbol {
-    int id, next, before;
-} tmoei_symbol; /* id and next -1: merged away, none */
-
-typedef struct tmoei_encoder {
-    const tmoe_tokenizer *tokenizer;
-    tmoei_symbol *s; /* a word's tokens, a linked list */
-    uint64_t *heap;
-    int *ids, heap_count; /* ids: out */
-    size_t capacity, count, s_capacity, heap_capacity;
-} tmoei_encoder;
-
-/* Notes the merge of the tokens at `at` and behind it, where there is one. */
-static void tmoei_encoder_note(tmoei_encoder *e, int at)
-{
-    if (at < 0 || e->s[at].next < 0) return;
-    const int merge = tmoei_pair_find(&e->tokenizer->pairs, e->s[at].id, e->s[e->s[at].next].id);
-    if (merge >= 0) tmoei_heap_push(e->heap, &e->heap_count, (uint64_t)merge << 32 | (uint32_t)at);
-}
-
-static void tmoei_encoder_put(tmoei_encoder *e, int id)
-{
-    if (e->count < e->capacity) e->ids[e->count] = id;
-    e->count++;
-}
-
-/* Merges a word's tokens, earliest merge first, leftmost first, in O(n log n), and puts what is
- * left. */
-static tmoe_result tmoei_encoder_word(tmoei_encoder *e, const char *text, size_t length)
-{
-    const tmoe_tokenizer *t = e->tokenizer;
-    const int n = length < (size_t)INT_MAX / 8 ? (int)length : -1;
-    if (n < 0)
-        return tmoei_fail(t->ctx, TMOE_ERR_ARGUMENT, "encode: a word of %lu bytes",
-            (unsigned long)length);
-    /* at most 3 candidates a token ever stand in the heap */
-    if (!tmoei_grow(t->ctx, &e->s, &e->s_capacity, length, sizeof *e->s)
-        || !tmoei_grow(t->ctx, &e->heap, &e->heap_capacity, 3 * length, sizeof *e->heap))
-        return TMOE_ERR_MEMORY;
-    for (int i = 0; i < n; i++) {
-        const tmoei_symbol byte = { t->byte_id[(unsigned char)text[i]], i + 1 < n ? i + 1 : -1,
-            i - 1 };
-        e->s[i] = byte;
-    }
-    for (int i = 0; i < n; i++) tmoei_encoder_note(e, i);
-    while (e->heap_count) {
-        const uint64_t first = tmoei_heap_pop(e->heap, &e->heap_count);
-        const tmoei_merge_pair pair = t->merges[first >> 32];
-        const int at = (int)(first & 0xffffffffu), right = e->s[at].next;
-        /* changed since it was noted */
-        if (e->s[at].id != pair.left || right < 0 || e->s[right].id != pair.right) continue;
-        e->s[at].id = pair.result;
-        e->s[right].id = -1;
-        e->s[at].next = e->s[right].next;
-        if (e->s[at].next >= 0) e->s[e->s[at].next].before = at;
-        tmoei_encoder_note(e, e->s[at].before);
-        tmoei_encoder_note(e, at);
-    }
-    for (int i = 0; i < n; i++)
-        if (e->s[i].id >= 0) tmoei_encoder_put(e, e->s[i].id);
-    return TMOE_OK;
-}
-
-/* The words of a piece of text without special tokens; prefix: with a space before it, where it has
- * none. */
-static tmoe_result tmoei_encoder_text(tmoei_encoder *e, const char *text, size_t length, int prefix)
-{
-    tmoe_ctx *ctx = e->tokenizer->ctx;
-    tmoe_result result = TMOE_OK;
-    char *copy = NULL;
-    if (prefix && length && text[0] != ' ') {
-        if (!(copy = (char *)tmoei_alloc(ctx, length + 1, 1, 0))) return TMOE_ERR_MEMORY;
-        copy[0] = ' ';
-        memcpy(copy + 1, text, length++);
-        text = copy;
-    }
-    for (size_t at = 0, end; result == TMOE_OK && at < length; at = end) {
-        end = tmoei_word_end(e->tokenizer, text, length, at);
-        result = tmoei_encoder_word(e, text + at, end - at);
-    }
-    tmoei_free(ctx, copy);
-    return result;
-}
-
-/* The special token that text begins with, the longest of several, or NULL. */
-static const tmoei_special_token *tmoei_special_at(const tmoe_tokenizer *t, const char *text,
-    size_t left)
-{
-    const tmoei_special_token *best = NULL;
-    size_t longest = 0;
-    for (int i = 0; i < t->special_count; i++) {
-        const int id = t->specials[i].id;
-        const size_t n = tmoei_token_length(t, id);
-        if (n <= longest || n > left || memcmp(text, tmoei_token_text(t, id), n) != 0) continue;
-        best = &t->specials[i];
-        longest = n;
-    }
-    return best;
-}
-
-TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *t, const char *text, size_t length,
-    int flags, int *ids, size_t capacity, size_t *count)
-{
-    const int prefix = t->prefix_space || (flags & TMOE_TOKENIZER_PREFIX_SPACE);
-    const int frame = flags & TMOE_TOKENIZER_SPECIALS, find = flags & TMOE_TOKENIZER_FIND_SPECIALS;
-    tmoe_result result = TMOE_OK;
-    tmoei_encoder e;
-    memset(&e, 0, sizeof e);
-    e.tokenizer = t;
-    e.ids = ids;
-    e.capacity = capacity;
-    if (frame) tmoei_encoder_put(&e, tmoe_tokenizer_special(t, TMOE_TOKEN_BEGIN));
-    for (size_t at = 0, end, bytes; result == TMOE_OK && at < length; at = end) {
-        const tmoei_special_token *special = NULL;
-        for (end = at; end < length; end++)
-            if (find && (special = tmoei_special_at(t, text + end, length - end)) != NULL) break;
-        size_t behind =
-            special && special->left_strip ? at : end; /* a stripping one eats space before it */
-        for (size_t i = at; behind < end && i < end; i += bytes)
-            if (tmoei_character(t, text, end, i, &bytes) != TMOEI_SPACE) behind = i + bytes;
-        result = tmoei_encoder_text(&e, text + at, behind - at, prefix);
-        if (!special) continue;
-        tmoei_encoder_put(&e, special->id);
-        end += tmoei_token_length(t, special->id);
-    }
-    if (frame) tmoei_encoder_put(&e, tmoe_tokenizer_special(t, TMOE_TOKEN_END));
-    *count = e.count;
-    tmoei_free(t->ctx, e.s);
-    tmoei_free(t->ctx, e.heap);
-    return result;
-}
-
-/* Text without the spaces that tokenised English has: " ." and the like; gives the new length. */
-static size_t tmoei_clean_spaces(char *text, size_t length)
-{
-    static const char *const from[] = { " .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've",
-        " 're" };
-    for (int i = 0; i < 10; i++) {
-        const size_t n = strlen(from[i]), keep = i == 4 ? 1 : n - 1;
-        size_t to = 0;
-        for (size_t at = 0; at < length;) {
-            const int found = n <= length - at && memcmp(text + at, from[i], n) == 0;
-            memmove(text + to, text + at + found, found ? keep : 1);
-            to += found ? keep : 1;
-            at += found ? n : 1;
-        }
-        length = to;
-    }
-    return length;
-}
-
-TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *t, const int *ids, size_t count,
-    int flags, char *text, size_t capacity, size_t *length)
-{
-    size_t used = 0;
-    for (size_t i = 0; i < count; i++) {
-        if (ids[i] < 0 || ids[i] >= t->V)
-            return tmoei_fail(t->ctx, TMOE_ERR_ARGUMENT, "decode: id %d at place %lu; 0 <= id < %d",
-                ids[i], (unsigned long)i, t->V);
-        if ((flags & TMOE_TOKENIZER_SKIP_SPECIALS) && tmoei_special_is(t, ids[i])) continue;
-        const size_t n = tmoei_token_length(t, ids[i]);
-        if (n && used + n <= capacity) memcpy(text + used, tmoei_token_text(t, ids[i]), n);
-        used += n;
-    }
-    if (used <= capacity && (flags & TMOE_TOKENIZER_CLEAN_SPACES))
-        used = tmoei_clean_spaces(text, used);
-    if (used < capacity) text[used] = 0;
-    *length = used;
-    return TMOE_OK;
-}
-
-/* ---- training: the most frequent pair of neighbours becomes a token, again and again --------- */
-typedef struct tmoei_word {
-    const char *text;
-    size_t first, length;
-    long long count;
-} tmoei_word;
-
-typedef struct tmoei_pair_count {
-    int left, right;
-    long long count;
-} tmoei_pair_count;
-
-typedef struct tmoei_bpe {
-    tmoe_ctx *ctx;
-    int *symbols;            /* all words' tokens, one behind the other */
-    tmoei_word *words;       /* different ones, and how often they came */
-    tmoei_pair_count *pairs; /* all that ever came */
-    size_t symbol_count, symbol_capacity, word_count, word_capacity, pair_count, pair_capacity;
-    tmoei_table word_table, pair_table;
-} tmoei_bpe;
-
-/* Adds to the counts of a word's pairs. */
-static void tmoei_bpe_pairs_of(tmoei_bpe *bpe, const tmoei_word *word, long long count)
-{
-    const int *s = bpe->symbols + word->first;
-    for (size_t k = 0; k + 1 < word->length; k++) {
-        const tmoei_pair_count pair = { s[k], s[k + 1], 0 };
-        int i = tmoei_pair_find(&bpe->pair_table, s[k], s[k + 1]);
-        if (i < 0) {
-            i = (int)bpe->pair_count;
-            if (!tmoei_grow(bpe->ctx, &bpe->pairs, &bpe->pair_capacity, bpe->pair_count + 1,
-                    sizeof pair)
-                || !tmoei_table_add(bpe->ctx, &bpe->pair_table, tmoei_pair_hash(s[k], s[k + 1]), i))
-                return;
-            bpe->pairs[bpe->pair_count++] = pair;
-        }
-        bpe->pairs[i].count += count;
-    }
-}
-
-/* Counts one word of a text, making it known where it is new. */
-static void tmoei_bpe_word(tmoei_bpe *bpe, const char *text, size_t length)
-{
-    const tmoei_word word = { text, bpe->symbol_count, length, 1 };
-    const uint64_t hash = tmoei_text_hash(text, length);
-    size_t at = 0;
-    for (int w; (w = tmoei_table_find(&bpe->word_table, hash, &at)) >= 0;)
-        if (bpe->words[w].length == length && memcmp(bpe->words[w].text, text, length) == 0) {
-            bpe->words[w].count++;
-            return;
-        }
-    if (!tmoei_grow(bpe->ctx, &bpe->words, &bpe->word_capacity, bpe->word_count + 1, sizeof word)
-        || !tmoei_grow(bpe->ctx, &bpe->symbols, &bpe->symbol_capacity, word.first + length,
-            sizeof(int))
-        || !tmoei_table_add(bpe->ctx, &bpe->word_table, hash, (int)bpe->word_count))
-        return;
-    bpe->words[bpe->word_count++] = word;
-    for (size_t i = 0; i < length; i++)
-        bpe->symbols[bpe->symbol_count++] = TMOEI_BYTES_FIRST + (unsigned char)text[i];
-}
-
-/* Replaces left, right by symbol in every word; a changed word's pairs are counted anew. */
-static void tmoei_bpe_replace(tmoei_bpe *bpe, int left, int right, int symbol)
-{
-    size_t i, to;
-    for (size_t w = 0; w < bpe->word_count; w++) {
-        tmoei_word *word = &bpe->words[w];
-        int *s = bpe->symbols + word->first;
-        for (i = 0; i + 1 < word->length && !(s[i] == left && s[i + 1] == right); i++) {}
-        if (i + 1 >= word->length) continue;
-        tmoei_bpe_pairs_of(bpe, word, -word->count);
-        for (i = to = 0; i < word->length; to++) {
-            const int both = i + 1 < word->length && s[i] == left && s[i + 1] == right;
-            s[to] = both ? symbol : s[i];
-            i += both ? 2 : 1;
-        }
-        word->length = to;
-        tmoei_bpe_pairs_of(bpe, word, word->count);
-    }
-}
-
-/* Makes a token of the most frequent pair (among equals the smaller ids); 0 when no pair comes
- * twice. A pair that spells a token that there is already merges to that. */
-static int tmoei_bpe_merge(tmoei_bpe *bpe, tmoe_tokenizer *t)
-{
-    const tmoei_pair_count *best = NULL;
-    for (size_t i = 0; i < bpe->pair_count; i++) {
-        const tmoei_pair_count *p = &bpe->pairs[i];
-        if (p->count >= 2
-            && (!best || p->count > best->count
-                || (p->count == best->count
-                    && (p->left < best->left
-                        || (p->left == best->left && p->right < best->right)))))
-            best = p;
-    }
-    if (!best) return 0;
-    const int left = best->left, right = best->right;
-    const size_t a = tmoei_token_length(t, left), b = tmoei_token_length(t, right);
-    char *text = (char *)tmoei_alloc(bpe->ctx, a + b, 1, 0);
-    if (!text) return 0;
-    memcpy(text, tmoei_token_text(t, left), a);
-    memcpy(text + a, tmoei_token_text(t, right), b);
-    const int known = tmoei_token_find(t, text, a + b), result = known >= 0 ? known : t->V;
-    if ((known >= 0 || tmoei_token_add(t, text, a + b)) && tmoei_merge_add(t, left, right, result))
-        tmoei_bpe_replace(bpe, left, right, result);
-    tmoei_free(bpe->ctx, text);
-    return 1;
-}
-
-TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *texts, size_t count,
-    int vocabulary)
-{
-    ctx->error = TMOE_OK;
-    tmoei_bpe bpe;
-    if (vocabulary < TMOEI_MERGES_FIRST || vocabulary > TMOEI_TOKENS_MAX)
-        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_ARGUMENT,
-            "tokenizer: vocabulary %d; must be 259 (bytes) to 1000000", vocabulary);
-    memset(&bpe, 0, sizeof bpe);
-    bpe.ctx = ctx;
-    tmoe_tokenizer *t = tmoe_tokenizer_bytes(ctx);
-    for (size_t i = 0; ctx->error == TMOE_OK && i < count; i++)
-        for (size_t at = 0, end, n = strlen(texts[i]); ctx->error == TMOE_OK && at < n; at = end) {
-            end = tmoei_word_end(t, texts[i], n, at);
-            tmoei_bpe_word(&bpe, texts[i] + at, end - at);
-        }
-    for (size_t w = 0; ctx->error == TMOE_OK && w < bpe.word_count; w++)
-        tmoei_bpe_pairs_of(&bpe, &bpe.words[w], bpe.words[w].count);
-    while (ctx->error == TMOE_OK && t->V < vocabulary && tmoei_bpe_merge(&bpe, t)) {}
-    tmoei_free(ctx, bpe.symbols);
-    tmoei_free(ctx, bpe.words);
-    tmoei_free(ctx, bpe.pairs);
-    tmoei_free(ctx, bpe.word_table.slots);
-    tmoei_free(ctx, bpe.pair_table.slots);
-    return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
-}
-#ifndef TMOE_NO_STDIO
-/* ---- tokenizer.json, vocab.json and merges.txt --------------------------------------------------
- * Tokens are written in GPT-2's alphabet: a byte that prints as it is, the others from U+0100 on in
- * their order. */
-static uint32_t tmoei_byte_to_code(unsigned b)
-{
-    if ((b >= 33 && b <= 126) || (b >= 161 && b != 173)) return b;
-    return 256 + (b <= 32 ? b : b <= 160 ? b - 127 + 33 : 67);
-}
-
-static int tmoei_code_to_byte(uint32_t c)
-{
-    if (c < 256) return tmoei_byte_to_code(c) == c ? (int)c : -1;
-    return c <= 288 ? (int)c - 256 : c <= 322 ? (int)c - 289 + 127 : c == 323 ? 173 : -1;
-}
-
-static void tmoei_token_print(tmoe_ctx *ctx, tmoei_buffer *buffer, const tmoe_tokenizer *t, int id)
-{
-    char text[4];
-    for (size_t i = t->starts[id]; i < t->starts[id + 1]; i++) {
-        const uint32_t c = tmoei_byte_to_code((unsigned char)t->bytes[i]);
-        if (c == '"' || c == '\\') tmoei_buffer_add(ctx, buffer, "\\", 1);
-        tmoei_buffer_add(ctx, buffer, text, tmoei_utf8_put(c, text));
-    }
-}
-
-/* A tokenizer.json, which Hugging Face's tokenizers read, too; {} without a tokenizer. */
-static void tmoei_tokenizer_to_json(tmoe_ctx *ctx, const tmoe_tokenizer *t, tmoei_buffer *buffer)
-{
-    const char *space = t && t->prefix_space ? "true" : "false", *comma = "";
-    if (!t) {
-        tmoei_buffer_print(ctx, buffer, "{}");
-        return;
-    }
-    tmoei_buffer_print(ctx, buffer, "{\"version\":\"1.0\",\"added_tokens\":[");
-    for (int i = 0; i < t->special_count; i++, comma = ",") {
-        const int id = t->specials[i].id;
-        tmoei_buffer_print(ctx, buffer, "%s{\"id\":%d,\"content\":", comma, id);
-        tmoei_buffer_json_string(ctx, buffer, tmoei_token_text(t, id), tmoei_token_length(t, id));
-        tmoei_buffer_print(ctx, buffer,
-            ",\"single_word\":false,\"lstrip\":%s,\"rstrip\":false,"
-            "\"normalized\":false,\"special\":%s}",
-            t->specials[i].left_strip ? "true" : "false",
-            t->specials[i].ordinary ? "false" : "true");
-    }
-    tmoei_buffer_print(ctx, buffer,
-        "],\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":%s,"
-        "\"trim_offsets\":true,\"use_regex\":true},\"post_processor\":{\"type\":"
-        "\"RobertaProcessing\","
-        "\"sep\":[\"</"
-        "s>\",%d],\"cls\":[\"<s>\",%d],\"trim_offsets\":true,\"add_prefix_space\":%s},",
-        space, tmoe_tokenizer_special(t, TMOE_TOKEN_END),
-        tmoe_tokenizer_special(t, TMOE_TOKEN_BEGIN), space);
-    tmoei_buffer_print(ctx, buffer,
-        "\"decoder\":{\"type\":\"ByteLevel\",\"add_prefix_space\":true,"
-        "\"trim_offsets\":true,\"use_regex\":true},\"model\":{\"type\":\"BPE\",\"vocab\":{");
-    comma = "";
-    for (int id = 0; id < t->V; id++) {
-        if (!tmoei_token_length(t, id)) continue;
-        tmoei_buffer_print(ctx, buffer, "%s\"", comma);
-        tmoei_token_print(ctx, buffer, t, id);
-        tmoei_buffer_print(ctx, buffer, "\":%d", id);
-        comma = ",";
-    }
-    tmoei_buffer_print(ctx, buffer, "},\"merges\":[");
-    for (int m = 0; m < t->merge_count; m++) {
-        tmoei_buffer_print(ctx, buffer, m ? ",\"" : "\"");
-        tmoei_token_print(ctx, buffer, t, t->merges[m].left);
-        tmoei_buffer_add(ctx, buffer, " ", 1);
-        tmoei_token_print(ctx, buffer, t, t->merges[m].right);
-        tmoei_buffer_add(ctx, buffer, "\"", 1);
-    }
-    tmoei_buffer_print(ctx, buffer, "]}}");
-}
-
-/* The bytes that a token's text in GPT-2's alphabet stands for, into out (as long as the text); -1:
- * none. */
-static long tmoei_token_bytes(const char *text, size_t length, char *out)
-{
-    long n = 0;
-    uint32_t code = 0;
-    for (size_t at = 0, bytes; at < length; at += bytes, n++) {
-        bytes = tmoei_utf8_next(text, length, at, &code);
-        const int byte = bytes ? tmoei_code_to_byte(code) : -1;
-        if (byte < 0) return -1;
-        out[n] = (char)byte;
-    }
-    return n;
-}
-
-/* A tokenizer with the tokens of a vocabulary {"token": id} and the special ones of a list (-1:
- * BART's). */
-static tmoe_tokenizer *tmoei_vocabulary_read(tmoe_ctx *ctx, const tmoei_json *json, int vocabulary,
-    int added, const char *name)
-{
-    const tmoei_json_node *nodes = json->nodes;
-    const int first[2] = { tmoei_json_at(json, vocabulary)->child,
-        tmoei_json_at(json, added)->child };
-    int *node_of = NULL; /* of an id: where its text is; 0: a hole */
-    size_t V = 0, capacity = 0, id;
-    if (tmoei_json_at(json, vocabulary)->kind != TMOEI_JSON_OBJECT)
-        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: there is no vocabulary {\"token\": id}",
-            name);
-    for (int list = 0; list < 2; list++)
-        for (int i = first[list]; ctx->error == TMOE_OK && i >= 0; i = nodes[i].next) {
-            const int text = list ? tmoei_json_get(json, i, "content") : i;
-            const size_t length = list ? tmoei_json_at(json, text)->length : nodes[i].key_length;
-            if ((list && !tmoei_json_is_string(json, text)) || length == 0
-                || length > TMOEI_TOKEN_BYTES
-                || !tmoei_json_size(json, list ? tmoei_json_get(json, i, "id") : i, &id)
-                || id >= TMOEI_TOKENS_MAX)
-                (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                    "%s: token '%.60s' needs 1 to 65536 bytes and an id "
-                    "from 0 to 999999",
-                    name, list ? "(added)" : nodes[i].key);
-            else if (tmoei_grow(ctx, &node_of, &capacity, id + 1, sizeof(int))) {
-                for (; V <= id; V++) node_of[V] = 0;
-                if (!list && node_of[id])
-                    (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tokens have the id %d", name,
-                        (int)id);
-                node_of[id] = text; /* an added one's holds, and is plain */
-            }
-        }
-    char *bytes = (char *)tmoei_alloc(ctx, TMOEI_TOKEN_BYTES, 1, 0);
-    tmoe_tokenizer *t = ctx->error == TMOE_OK ? tmoei_tokenizer_begin(ctx) : NULL;
-    for (id = 0; ctx->error == TMOE_OK && id < V; id++) {
-        const tmoei_json_node *node = &nodes[node_of[id]];
-        const int plain = node->kind == TMOEI_JSON_STRING;
-        const long n = !node_of[id] ? 0
-            : plain                 ? (long)node->length
-                                    : tmoei_token_bytes(node->key, node->key_length, bytes);
-        const char *text = plain ? node->text : bytes;
-        if (n < 0)
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                "%s: token '%.60s' is not in the byte-level alphabet", name, node->key);
-        else if (n && tmoei_token_find(t, text, (size_t)n) >= 0)
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tokens are '%.60s'", name,
-                plain ? text : node->key);
-        else
-            (void)tmoei_token_add(t, text, (size_t)n);
-    }
-    for (int i = first[1]; ctx->error == TMOE_OK && i >= 0; i = nodes[i].next) {
-        if (tmoei_json_value(json, i, "rstrip")->kind == TMOEI_JSON_TRUE
-            || tmoei_json_value(json, i, "single_word")->kind == TMOEI_JSON_TRUE)
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                "%s: token '%.60s' has rstrip or single_word, which are "
-                "not supported",
-                name, tmoei_json_value(json, i, "content")->text);
-        (void)tmoei_special_add(t, (int)tmoei_json_value(json, i, "id")->number,
-            tmoei_json_value(json, i, "lstrip")->kind == TMOEI_JSON_TRUE,
-            tmoei_json_value(json, i, "special")->kind == TMOEI_JSON_FALSE);
-    }
-    for (int i = 0; ctx->error == TMOE_OK && i < 5; i++) {
-        const int token = tmoe_tokenizer_special(t, (tmoe_token)i);
-        if (token < 0 && i != TMOE_TOKEN_UNKNOWN && i != TMOE_TOKEN_MASK)
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the vocabulary has no %s", name,
-                tmoei_special_names[i]);
-        if (token >= 0 && added < 0) (void)tmoei_special_add(t, token, i == TMOE_TOKEN_MASK, 0);
-    }
-    for (int b = 0; ctx->error == TMOE_OK && b < 256; b++) {
-        if (t->byte_id[b] < 0) t->byte_id[b] = tmoe_tokenizer_special(t, TMOE_TOKEN_UNKNOWN);
-        if (t->byte_id[b] < 0)
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: no token for byte %d, and no <unk>", name,
-                b);
-    }
-    tmoei_free(ctx, node_of);
-    tmoei_free(ctx, bytes);
-    return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
-}
-
-/* Adds the merge of two tokens that are written in GPT-2's alphabet; what they make must be a
- * token. */
-static tmoe_result tmoei_merge_read(tmoe_tokenizer *t, const char *left, size_t a,
-    const char *right, size_t b, const char *name, int number)
-{
-    char *bytes = (char *)tmoei_alloc(t->ctx, a + b + 1, 1, 0);
-    if (!bytes) return TMOE_ERR_MEMORY;
-    const long m = tmoei_token_bytes(left, a, bytes),
-               n = m < 0 ? -1 : tmoei_token_bytes(right, b, bytes + m);
-    const int x = m > 0 ? tmoei_token_find(t, bytes, (size_t)m) : -1;
-    const int y = n > 0 ? tmoei_token_find(t, bytes + m, (size_t)n) : -1;
-    const int result = x >= 0 && y >= 0 ? tmoei_token_find(t, bytes, (size_t)(m + n)) : -1;
-    tmoei_free(t->ctx, bytes);
-    if (result < 0)
-        return tmoei_fail(t->ctx, TMOE_ERR_FORMAT,
-            "%s: merge %d joins '%.*s' and '%.*s'; both and what they "
-            "make must be tokens of the vocabulary",
-            name, number, (int)(a < 60 ? a : 60), left, (int)(b < 60 ? b : 60), right);
-    return tmoei_merge_add(t, x, y, result) ? TMOE_OK : TMOE_ERR_MEMORY;
-}
-
-/* Where the one space of a merge "a b" is; its length where there is none. */
-static size_t tmoei_merge_space(const char *text, size_t length)
-{
-    const char *space = length ? (const char *)memchr(text, ' ', length) : NULL;
-    return space ? (size_t)(space - text) : length;
-}
-
-static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json *json,
-    const char *name)
-{
-    const tmoei_json_node *nodes = json->nodes;
-    const int model = tmoei_json_get(json, 0, "model"),
-              before = tmoei_json_get(json, 0, "pre_tokenizer"),
-              added = tmoei_json_get(json, 0, "added_tokens");
-    const tmoei_json_node *merges = tmoei_json_value(json, model, "merges");
-    int number = 1;
-    if (!tmoei_json_says(tmoei_json_value(json, model, "type"), "BPE")
-        || !tmoei_json_says(tmoei_json_value(json, before, "type"), "ByteLevel")
-        || tmoei_json_value(json, 0, "normalizer")->kind != TMOEI_JSON_NULL
-        || merges->kind != TMOEI_JSON_ARRAY
-        || (added >= 0 && nodes[added].kind != TMOEI_JSON_ARRAY))
-        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT,
-            "%s: not a byte-level BPE: needs a model of type BPE "
-            "with merges, a pre_tokenizer of type ByteLevel, no normalizer",
-            name);
-    tmoe_tokenizer *t =
-        tmoei_vocabulary_read(ctx, json, tmoei_json_get(json, model, "vocab"), added, name);
-    if (t)
-        t->prefix_space =
-            tmoei_json_value(json, before, "add_prefix_space")->kind == TMOEI_JSON_TRUE;
-    for (int i = merges->child; ctx->error == TMOE_OK && i >= 0; i = nodes[i].next, number++) {
-        const int pair = nodes[i].kind == TMOEI_JSON_ARRAY && nodes[i].count == 2;
-        const tmoei_json_node *left = &nodes[pair ? nodes[i].child : i];
-        const tmoei_json_node *right = pair ? &nodes[left->next] : left;
-        const size_t cut = pair ? left->length : tmoei_merge_space(left->text, left->length);
-        const size_t begin = pair ? 0 : cut + 1,
-                     rest = right->length - begin; /* of the right one */
-        if (left->kind != TMOEI_JSON_STRING || right->kind != TMOEI_JSON_STRING
-            || (!pair && cut == left->length))
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: merge %d is not \"a b\" or [\"a\", \"b\"]",
-                name, number);
-        else
-            (void)tmoei_merge_read(t, left->text, cut, right->text + begin, rest, name, number);
-    }
-    return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
-}
-#endif
-/* ==== >>suite: tasks, examples, splits ===========================================================
- * A task's lines are collected in a draft and become a task only when all of it is sound. All
- * memory belongs to the suite. Trouble stands in the context: what comes after it does nothing. */
 struct tmoe_suite {
     tmoe_ctx *ctx;
     tmoe_task *tasks;
@@ -5788,532 +3989,60 @@ struct tmoe_suite {
     tmoei_owner own; /* of all texts */
 };
 
-#define TMOEI_BAD_DATA(ctx, ...) ((void)tmoei_fail(ctx, TMOE_ERR_DATA, __VA_ARGS__))
+/* ---- task vectors from text ---------------------------------------------------------------------
+ * Feature hashing (Weinberger 2009): every word and every character 3-gram of the lower-cased
+ * instruction adds +1 or -1 (times its weight) to one of k places that its hash names. The vector
+ * is scaled to length sqrt(k), so that its entries are of size 1 like a learned embedding's after
+ * training. Bytes outside ASCII are letters: no language is left out. */
+#define TMOEI_GRAM_WEIGHT 0.3f /* the 5 grams of a 5-letter word together weigh like the word */
 
-typedef struct tmoei_draft { /* a task that is being read */
-    tmoe_suite *suite;
-    tmoe_task task;             /* what is known of it; test_count: its last lines; -1: 20 % */
-    tmoei_buffer text;          /* NUL-terminated strings: "iINPUT", "oOUTPUT", "oOUTPUT", ... */
-    size_t count, output_count; /* lines, outputs in all */
-} tmoei_draft;
-
-TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx)
+static void tmoei_text_feature(const char *text, size_t n, uint64_t kind, float weight, int k,
+    float *e)
 {
-    ctx->error = TMOE_OK;
-    tmoe_suite *suite = (tmoe_suite *)tmoei_alloc(ctx, 1, sizeof *suite, 1);
-    if (!suite) return NULL;
-    suite->ctx = suite->own.ctx = ctx;
-    return suite;
+    uint64_t hash = UINT64_C(0xcbf29ce484222325) ^ kind; /* FNV-1a */
+    for (size_t i = 0; i < n; i++)
+        hash = (hash ^ tmoei_lower((unsigned char)text[i])) * UINT64_C(0x100000001b3);
+    hash = tmoei_mix64(hash); /* neighbouring texts must not be neighbours */
+    e[(hash >> 1) % (uint64_t)k] += hash & 1 ? weight : -weight;
 }
 
-TMOE_DEF void tmoe_suite_destroy(tmoe_suite *suite)
+static double tmoei_text_dot(const float *a, const float *b, int k)
 {
-    if (!suite) return;
-    tmoei_owner_free(&suite->own);
-    tmoei_free(suite->ctx, suite->tasks);
-    tmoei_free(suite->ctx, suite);
+    double dot = 0.0;
+    for (int j = 0; j < k; j++) dot += (double)a[j] * (double)b[j];
+    return dot;
 }
 
-TMOE_DEF int tmoe_suite_count(const tmoe_suite *suite)
+static void tmoei_text_vector(const char *text, int k, float *vector)
 {
-    return suite->count;
-}
-
-TMOE_DEF const tmoe_task *tmoe_suite_task(const tmoe_suite *suite, int i)
-{
-    return i >= 0 && i < suite->count ? &suite->tasks[i] : NULL;
-}
-
-TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name)
-{
-    for (int i = 0; i < suite->count; i++)
-        if (strcmp(suite->tasks[i].name, name) == 0) return i;
-    return -1;
-}
-
-/* A new draft; the name with spaces for '_' is its instruction where nobody gave one. */
-static void tmoei_draft_begin(tmoe_suite *suite, tmoei_draft *draft, const char *name,
-    size_t length, const char *instruction, const char *category)
-{
-    const char *from = instruction && instruction[0] ? instruction : name;
-    char *text = tmoei_own_text(&suite->own, from, from == name ? length : strlen(from));
-    for (char *c = text; from == name && c && *c; c++)
-        if (*c == '_') *c = ' ';
-    memset(draft, 0, sizeof *draft);
-    draft->suite = suite;
-    draft->task.test_count = -1;
-    draft->task.name = tmoei_own_text(&suite->own, name, length);
-    draft->task.category =
-        category ? tmoei_own_text(&suite->own, category, strlen(category)) : "none";
-    draft->task.instruction = text;
-}
-
-/* A new line's input, or an output of the last one: not empty, valid UTF-8, no NUL. where:
- * "path:line". */
-static void tmoei_draft_add(tmoei_draft *draft, int output, const char *text, size_t length,
-    const char *where)
-{
-    tmoe_ctx *ctx = draft->suite->own.ctx;
-    const char *what = output ? "output" : "input";
-    size_t at = 0, bytes;
-    uint32_t code;
-    if (ctx->error != TMOE_OK) return;
-    if (output)
-        draft->output_count++;
-    else
-        draft->count++;
-    while (at < length && (bytes = tmoei_utf8_next(text, length, at, &code)) != 0 && code != 0)
-        at += bytes;
-    if (length == 0)
-        TMOEI_BAD_DATA(ctx, "%s: the %s is empty", where, what);
-    else if (at < length)
-        TMOEI_BAD_DATA(ctx, "%s: the %s is not valid UTF-8 at its byte %lu", where, what,
-            (unsigned long)at + 1);
-    tmoei_buffer_add(ctx, &draft->text, what, 1); /* its first letter */
-    tmoei_buffer_add(ctx, &draft->text, text, length);
-    tmoei_buffer_add(ctx, &draft->text, "", 1);
-}
-
-/* Turns a sound draft into a task of the suite; frees the draft in any case. */
-static tmoe_result tmoei_draft_finish(tmoei_draft *draft, const char *where)
-{
-    tmoe_suite *suite = draft->suite;
-    tmoe_suite *shown = suite;
-    tmoe_ctx *ctx = shown->ctx;
-    tmoe_task *task = &draft->task;
-    const int count = (int)draft->count;
-    if (draft->count == 0 || draft->count > 100000000)
-        TMOEI_BAD_DATA(ctx, "%s: task %s has no lines", where, task->name);
-    if (ctx->error == TMOE_OK && tmoe_suite_find(shown, task->name) >= 0)
-        TMOEI_BAD_DATA(ctx, "%s: there are two tasks called %s", where, task->name);
-    if (ctx->error == TMOE_OK
-        && tmoei_grow(ctx, &shown->tasks, &suite->capacity, (size_t)shown->count + 1,
-            sizeof *task)) {
-        const char *text = tmoei_own_text(&suite->own, draft->text.data, draft->text.length),
-                   **answers = (const char **)tmoei_own(&suite->own, draft->output_count + 1,
-                       sizeof *answers);
-        tmoe_example *examples =
-            (tmoe_example *)tmoei_own(&suite->own, draft->count, sizeof *examples);
-        if (task->test_count < 0) task->test_count = count / 5 > 0 ? count / 5 : count > 1;
-        task->train_count = count - task->test_count;
-        for (int i = 0; ctx->error == TMOE_OK && i < count; i++) {
-            examples[i].input = text + 1;
-            examples[i].outputs = answers;
-            for (; *(text += strlen(text) + 1) == 'o'; examples[i].output_count++)
-                *answers++ = text + 1;
+    const size_t length = strlen(text);
+    memset(vector, 0, (size_t)k * sizeof(float));
+    for (size_t i = 0; i < length; i++) {
+        const size_t first = i;
+        for (; i < length && tmoei_is_word_byte((unsigned char)text[i]); i++) {
+            const size_t from =
+                i >= first + 2 ? i - 2 : first; /* 3-grams, shorter ones at its start */
+            tmoei_text_feature(text + from, i - from + 1, 1 + (from == first), TMOEI_GRAM_WEIGHT, k,
+                vector);
         }
-        if (ctx->error == TMOE_OK) {
-            task->train = examples;
-            task->test = examples + task->train_count;
-            shown->tasks[shown->count++] = *task;
-        }
+        if (i > first) tmoei_text_feature(text + first, i - first, 0, 1.0f, k, vector);
     }
-    tmoei_buffer_free(ctx, &draft->text);
-    return ctx->error;
+    const double norm = tmoei_text_dot(vector, vector, k);
+    if (norm > 0.0)
+        for (int j = 0; j < k; j++) vector[j] *= (float)(sqrt((double)k) / sqrt(norm));
 }
 
-TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const char *category,
-    const char *instruction, tmoe_metric metric, tmoe_part part, const char *const *inputs,
-    const char *const *outputs, int count, int test_count)
+static float tmoei_cosine(const float *a, const float *b, int k)
 {
-    tmoe_ctx *ctx = suite->ctx;
-    tmoei_draft draft;
-    ctx->error = TMOE_OK;
-    if (!name || !name[0] || !instruction || !instruction[0] || count < 1 || test_count < 0
-        || test_count >= count || (unsigned)metric >= TMOE_METRICS)
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "suite_add: %d lines, %d for test; needs name, "
-            "instruction, metric and 0 <= test_count < count",
-            count, test_count);
-    tmoei_draft_begin((tmoe_suite *)suite, &draft, name, strlen(name), instruction, category);
-    draft.task.metric = metric;
-    draft.task.part = part;
-    draft.task.test_count = test_count;
-    for (int i = 0; i < count; i++) {
-        char where[96];
-        (void)snprintf(where, sizeof where, "suite_add: line %d", i + 1);
-        tmoei_draft_add(&draft, 0, inputs[i], strlen(inputs[i]), where);
-        tmoei_draft_add(&draft, 1, outputs[i], strlen(outputs[i]), where);
-    }
-    return tmoei_draft_finish(&draft, "suite_add");
+    const double aa = tmoei_text_dot(a, a, k), bb = tmoei_text_dot(b, b, k);
+    return aa > 0.0 && bb > 0.0 ? (float)(tmoei_text_dot(a, b, k) / sqrt(aa * bb)) : 0.0f;
 }
 
-/* What the encoder reads: <s> instruction \n input </s>, or <s> input </s> without an instruction;
- * count = tokens needed, even where they do not fit. find: special tokens in the text count as
- * such. */
+/* >>tokenizer: TO BE REPLACED by the interface of a tokenizer */
+static tmoe_tokenizer *tmoei_tokenizer_copy(tmoe_ctx *ctx, const tmoe_tokenizer *from);
 static tmoe_result tmoei_encode_source(const tmoe_tokenizer *tokenizer, const char *instruction,
-    const char *input, int find, int *ids, size_t capacity, size_t *count)
-{
-    const size_t a = instruction && instruction[0] ? strlen(instruction) + 1 : 0, b = strlen(input);
-    char *text = (char *)tmoei_alloc(tokenizer->ctx, a + b + 1, 1, 0);
-    if (!text) return TMOE_ERR_MEMORY;
-    if (a) {
-        memcpy(text, instruction, a - 1);
-        text[a - 1] = '\n';
-    }
-    memcpy(text + a, input, b + 1);
-    const tmoe_result result = tmoe_tokenizer_encode(tokenizer, text, a + b,
-        TMOE_TOKENIZER_SPECIALS | (find ? TMOE_TOKENIZER_FIND_SPECIALS : 0), ids, capacity, count);
-    tmoei_free(tokenizer->ctx, text);
-    return result;
-}
-#ifndef TMOE_NO_STDIO
-#define TMOEI_DATA_FILE_MAX ((size_t)1 << 30)
-#define TMOEI_PATH 1024
+    const char *input, int find, int *ids, size_t capacity, size_t *count);
 
-/* ---- folders --------------------------------------------------------------------------------- */
-static int tmoei_name_order(const void *a, const void *b)
-{
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
-/* Names in a folder, sorted, so that the file system's order is of no account; -1: no such folder.
- * */
-static int tmoei_names(tmoe_suite *suite, const char *folder, char ***names)
-{
-    tmoei_buffer text = { NULL, 0, 0, 0 };
-    int count = 0;
-#if defined(_WIN32)
-    struct _finddata_t found;
-    char pattern[TMOEI_PATH];
-    (void)snprintf(pattern, sizeof pattern, "%s/*", folder);
-    intptr_t handle = _findfirst(pattern, &found);
-    if (handle == -1) return -1;
-    do {
-        tmoei_buffer_add(suite->own.ctx, &text, found.name, strlen(found.name) + 1);
-        count++;
-    } while (_findnext(handle, &found) == 0);
-    (void)_findclose(handle);
-#else
-    DIR *directory = opendir(folder);
-    const struct dirent *entry;
-    if (!directory) return -1;
-    for (; (entry = readdir(directory)) != NULL; count++)
-        tmoei_buffer_add(suite->own.ctx, &text, entry->d_name, strlen(entry->d_name) + 1);
-    (void)closedir(directory);
-#endif
-    *names = (char **)tmoei_own(&suite->own, (size_t)count + 1, sizeof **names);
-    char *at = *names && !text.failed && count ? tmoei_own_text(&suite->own, text.data, text.length)
-                                               : NULL;
-    tmoei_buffer_free(suite->own.ctx, &text);
-    for (int i = 0; at && i < count; i++, at += strlen(at) + 1) (*names)[i] = at;
-    if (at) qsort(*names, (size_t)count, sizeof **names, tmoei_name_order);
-    return at ? count : 0;
-}
-
-static int tmoei_ends_with(const char *text, const char *end)
-{
-    const size_t a = strlen(text), b = strlen(end);
-    return text[0] != '.' && a > b && strcmp(text + a - b, end) == 0;
-}
-
-static tmoe_result tmoei_path_join(tmoe_ctx *ctx, char *path, const char *folder, const char *name)
-{
-    if (snprintf(path, TMOEI_PATH, "%s/%s", folder, name) < TMOEI_PATH) return TMOE_OK;
-    return tmoei_fail(ctx, TMOE_ERR_FILE, "%s/%s: the path is longer than %d bytes", folder, name,
-        TMOEI_PATH - 1);
-}
-
-static int tmoei_folder_has(tmoe_ctx *ctx, char *path, const char *folder, const char *name)
-{
-    FILE *file = tmoei_path_join(ctx, path, folder, name) == TMOE_OK ? fopen(path, "rb") : NULL;
-    if (file) (void)fclose(file);
-    return file != NULL;
-}
-
-/* ---- lines ----------------------------------------------------------------------------------- */
-typedef struct tmoei_lines { /* a text file, line by line */
-    tmoe_ctx *ctx;
-    char *text, where[TMOEI_PATH + 16]; /* "path:line" of the present line */
-    const char *path, *line;
-    size_t length, at, size; /* size: of the line, without LF or CR LF */
-    int number;
-} tmoei_lines;
-
-static void tmoei_lines_open(tmoe_ctx *ctx, tmoei_lines *lines, const char *path)
-{
-    memset(lines, 0, sizeof *lines);
-    lines->ctx = ctx;
-    lines->path = path;
-    lines->text = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &lines->length);
-    if (lines->length >= 3 && memcmp(lines->text, "\xef\xbb\xbf", 3) == 0) lines->at = 3;
-    while (lines->length > lines->at
-        && (lines->text[lines->length - 1] == '\n' || lines->text[lines->length - 1] == '\r'))
-        lines->length--; /* empty lines at the end do not count */
-}
-
-/* The next line; 0, and the file is closed, where there is none or something went wrong. */
-static int tmoei_lines_next(tmoei_lines *lines)
-{
-    if (lines->ctx->error != TMOE_OK || lines->at >= lines->length) {
-        tmoei_free(lines->ctx, lines->text);
-        return 0;
-    }
-    lines->line = lines->text + lines->at;
-    const char *end = (const char *)memchr(lines->line, '\n', lines->length - lines->at);
-    lines->size = end ? (size_t)(end - lines->line) : lines->length - lines->at;
-    lines->at += lines->size + 1;
-    if (lines->size && lines->line[lines->size - 1] == '\r') lines->size--;
-    (void)snprintf(lines->where, sizeof lines->where, "%s:%d", lines->path, ++lines->number);
-    return 1;
-}
-
-/* Adds the lines of a TSV file: input TAB output [TAB output ...]. */
-static void tmoei_read_tsv(tmoei_draft *draft, const char *path)
-{
-    tmoe_ctx *ctx = draft->suite->own.ctx;
-    tmoei_lines in;
-    tmoei_lines_open(ctx, &in, path);
-    while (tmoei_lines_next(&in)) {
-        const char *from = in.line, *end = from + in.size;
-        if (!memchr(from, '\t', in.size))
-            TMOEI_BAD_DATA(ctx, "%s: no TAB; a line is 'input TAB output'", in.where);
-        for (int output = 0; from <= end; output = 1) {
-            const char *tab = (const char *)memchr(from, '\t', (size_t)(end - from));
-            tmoei_draft_add(draft, output, from, (size_t)((tab ? tab : end) - from), in.where);
-            from = tab ? tab + 1 : end + 1;
-        }
-    }
-}
-
-/* ---- the three layouts ----------------------------------------------------------------------- */
-/* The field that *rest begins with, cut off at the separator, *rest behind it; NULL behind the
- * last. */
-static char *tmoei_cut(char **rest, char separator)
-{
-    char *field = *rest;
-    if (field && (*rest = strchr(field, separator)) != NULL) *(*rest)++ = 0;
-    return field;
-}
-
-/* NAME.tsv files of a folder. */
-static void tmoei_load_tsv_folder(tmoe_suite *suite, const char *folder)
-{
-    char path[TMOEI_PATH], **names;
-    const int count = tmoei_names(suite, folder, &names);
-    for (int i = 0; suite->own.ctx->error == TMOE_OK && i < count; i++) {
-        tmoei_draft draft;
-        if (!tmoei_ends_with(names[i], ".tsv") || strcmp(names[i], "tasks.tsv") == 0) continue;
-        if (tmoei_path_join(suite->own.ctx, path, folder, names[i]) != TMOE_OK) return;
-        tmoei_draft_begin(suite, &draft, names[i], strlen(names[i]) - 4, NULL, NULL);
-        tmoei_read_tsv(&draft, path);
-        (void)tmoei_draft_finish(&draft, path);
-    }
-}
-
-/* CrossFit: TASK/TASK_{k}_{seed}_{train,dev,test}.tsv. Training lines are those of the first
- * sample; test lines are in every sample the same. */
-static void tmoei_load_crossfit_task(tmoe_suite *suite, const char *folder, const char *name)
-{
-    static const char *const ends[3] = { "_dev.tsv", "_train.tsv",
-        "_test.tsv" }; /* test lines are last */
-    tmoei_draft draft;
-    char path[TMOEI_PATH] = "", **names;
-    const char *first = NULL;
-    size_t sample = 0; /* of what its files' names begin with */
-    const int count = tmoei_names(suite, folder, &names);
-    tmoei_draft_begin(suite, &draft, name, strlen(name), NULL, NULL);
-    for (int i = 0; suite->own.ctx->error == TMOE_OK && i < 3 * count; i++) {
-        const char *file = names[i % count], *end = ends[i / count];
-        const size_t before = draft.count;
-        if (!tmoei_ends_with(file, end) || strncmp(file, name, strlen(name)) != 0) continue;
-        if (!first) {
-            first = file;
-            sample = strlen(file) - strlen(end);
-        }
-        if (strncmp(file, first, sample) != 0 || strcmp(file + sample, end) != 0) continue;
-        if (tmoei_path_join(suite->own.ctx, path, folder, file) == TMOE_OK)
-            tmoei_read_tsv(&draft, path);
-        if (end == ends[2]) draft.task.test_count = (int)(draft.count - before);
-    }
-    if (first) (void)tmoei_draft_finish(&draft, path);
-}
-
-/* JSON lines; the lines of one task may be anywhere in the file. */
-static void tmoei_load_jsonl(tmoe_suite *suite, const char *path)
-{
-    tmoe_ctx *ctx = suite->own.ctx;
-    tmoei_draft *drafts = NULL;
-    size_t count = 0, capacity = 0, d;
-    tmoei_lines in;
-    tmoei_json json;
-    tmoei_lines_open(ctx, &in, path);
-    for (; tmoei_lines_next(&in); tmoei_json_free(ctx, &json)) {
-        if (tmoei_json_parse(ctx, &json, in.line, in.size, in.where) != TMOE_OK) continue;
-        const tmoei_json_node *nodes = json.nodes;
-        const int task = tmoei_json_get(&json, 0, "task"),
-                  input = tmoei_json_get(&json, 0, "input"),
-                  output = tmoei_json_get(&json, 0, "output"),
-                  says = tmoei_json_get(&json, 0, "instruction");
-        const tmoei_json_kind kind = tmoei_json_at(&json, output)->kind;
-        if (!tmoei_json_is_string(&json, task) || !tmoei_json_is_string(&json, input)
-            || (says >= 0 && !tmoei_json_is_string(&json, says))
-            || (kind != TMOEI_JSON_STRING && kind != TMOEI_JSON_ARRAY)) {
-            TMOEI_BAD_DATA(ctx,
-                "%s: needs strings \"task\" and \"input\", \"output\" as a string or a list "
-                "of strings, and \"instruction\" as a string if at all",
-                in.where);
-            continue;
-        }
-        for (d = 0; d < count && strcmp(drafts[d].task.name, nodes[task].text) != 0; d++) {}
-        if (d == count) {
-            if (!tmoei_grow(ctx, &drafts, &capacity, count + 1, sizeof *drafts)) continue;
-            tmoei_draft_begin(suite, &drafts[count++], nodes[task].text, nodes[task].length,
-                tmoei_json_at(&json, says)->text, NULL);
-        }
-        tmoei_draft_add(&drafts[d], 0, nodes[input].text, nodes[input].length, in.where);
-        int o = kind == TMOEI_JSON_ARRAY ? nodes[output].child : output;
-        if (o < 0) TMOEI_BAD_DATA(ctx, "%s: the list of outputs is empty", in.where);
-        for (; o >= 0; o = o == output ? -1 : nodes[o].next)
-            if (tmoei_json_is_string(&json, o))
-                tmoei_draft_add(&drafts[d], 1, nodes[o].text, nodes[o].length, in.where);
-            else
-                TMOEI_BAD_DATA(ctx, "%s: an output is not a string", in.where);
-    }
-    for (d = 0; d < count; d++) (void)tmoei_draft_finish(&drafts[d], path);
-    tmoei_free(ctx, drafts);
-}
-
-/* What tasks.tsv says of the suite's tasks; columns by their names in the first line. */
-static void tmoei_describe(tmoe_suite *suite, const char *path)
-{
-    enum { TMOEI_NAME, TMOEI_CATEGORY, TMOEI_METRIC, TMOEI_INSTRUCTION, TMOEI_LABELS, TMOEI_KNOWN };
-
-    static const char *const wanted[TMOEI_KNOWN] = { "name", "category", "metric", "instruction",
-        "labels" };
-    int column_of[TMOEI_KNOWN] = { -1, -1, -1, -1, -1 };
-    tmoe_ctx *ctx = suite->own.ctx;
-    tmoei_lines in;
-    tmoei_lines_open(ctx, &in, path);
-    while (tmoei_lines_next(&in)) {
-        char *field[TMOEI_KNOWN] = { NULL, NULL, NULL, NULL, NULL }, *text;
-        char *rest = tmoei_own_text(&suite->own, in.line, in.size);
-        for (int column = 0; (text = tmoei_cut(&rest, '\t')) != NULL; column++)
-            for (int w = 0; w < TMOEI_KNOWN; w++) {
-                if (in.number == 1 && strcmp(text, wanted[w]) == 0) column_of[w] = column;
-                if (in.number > 1 && column_of[w] == column && text[0]) field[w] = text;
-            }
-        if (column_of[TMOEI_NAME] < 0)
-            TMOEI_BAD_DATA(ctx, "%s: the first line must name the columns, one of them 'name'",
-                in.where);
-        const char *wants = field[TMOEI_METRIC];
-        int metric = 0;
-        while (wants && metric < TMOE_METRICS
-            && strcmp(wants, tmoe_metric_name((tmoe_metric)metric)) != 0)
-            metric++;
-        if (metric == TMOE_METRICS) TMOEI_BAD_DATA(ctx, "%s: unknown metric '%s'", in.where, wants);
-        const int known = field[TMOEI_NAME] ? tmoe_suite_find(suite, field[TMOEI_NAME]) : -1;
-        if (known < 0) continue;
-        tmoe_task *task = &suite->tasks[known];
-        if (field[TMOEI_CATEGORY]) task->category = field[TMOEI_CATEGORY];
-        if (field[TMOEI_INSTRUCTION]) task->instruction = field[TMOEI_INSTRUCTION];
-        task->metric = (tmoe_metric)metric;
-        if (!(rest = field[TMOEI_LABELS])) continue; /* "a|b|c": a closed set */
-        const char **labels =
-            (const char **)tmoei_own(&suite->own, strlen(rest) + 1, sizeof *labels);
-        task->labels = labels;
-        task->label_count = 0;
-        while (labels && (text = tmoei_cut(&rest, '|')) != NULL) {
-            for (int i = 0; i < task->label_count; i++)
-                if (strcmp(labels[i], text) == 0)
-                    TMOEI_BAD_DATA(ctx, "%s: label '%s' is there twice", in.where, text);
-            labels[task->label_count++] = text;
-        }
-        for (int i = 0, l; ctx->error == TMOE_OK && i < task->train_count + task->test_count; i++) {
-            const char *answer =
-                task->train[i].outputs[0]; /* the test's lines lie behind train's */
-            for (l = 0; l < task->label_count && strcmp(answer, labels[l]) != 0; l++) {}
-            if (l == task->label_count)
-                TMOEI_BAD_DATA(ctx, "%s: '%s' is no label", in.where, answer);
-        }
-    }
-}
-
-static void tmoei_load_folder(tmoe_suite *suite, const char *folder)
-{
-    tmoe_ctx *ctx = suite->own.ctx;
-    char path[TMOEI_PATH], **names;
-    const int count = tmoei_names(suite, folder, &names);
-    if (count < 0)
-        (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: is not a folder that can be read: %s", folder,
-            strerror(errno));
-    else
-        tmoei_load_tsv_folder(suite, folder);
-    for (int i = 0; ctx->error == TMOE_OK && i < count; i++) {
-        if (names[i][0] == '.' || tmoei_path_join(ctx, path, folder, names[i]) != TMOE_OK) continue;
-        if (tmoei_ends_with(names[i], ".jsonl"))
-            tmoei_load_jsonl(suite, path);
-        else if (strcmp(names[i], "tasks") == 0)
-            tmoei_load_tsv_folder(suite, path);
-        else if (strcmp(names[i], "splits") != 0)
-            tmoei_load_crossfit_task(suite, path, names[i]);
-    }
-    if (ctx->error == TMOE_OK && tmoei_folder_has(ctx, path, folder, "tasks.tsv"))
-        tmoei_describe(suite, path);
-    if (suite->count == 0)
-        TMOEI_BAD_DATA(ctx,
-            "%s: no tasks: neither NAME.tsv, nor TASK/TASK_*_train.tsv, nor *.jsonl", folder);
-}
-
-/* Gives the tasks their parts and leaves out those that the split does not name. */
-static void tmoei_apply_split(tmoe_suite *suite, const char *path)
-{
-    static const char *const parts[3] = { "train", "dev", "test" };
-    tmoe_ctx *ctx = suite->own.ctx;
-    tmoe_suite *shown = suite;
-    char unknown[512] = "", *named = (char *)tmoei_own(&suite->own, (size_t)shown->count + 1, 1);
-    size_t length = 0;
-    int kept = 0;
-    tmoei_json json;
-    char *text = named ? tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &length) : NULL;
-    if (text) (void)tmoei_json_parse(ctx, &json, text, length, path);
-    tmoei_free(ctx, text);
-    if (ctx->error != TMOE_OK) return;
-    for (int part = 0; part < 3; part++) {
-        const int list = tmoei_json_get(&json, 0, parts[part]);
-        if (json.nodes[0].kind != TMOEI_JSON_OBJECT
-            || (list >= 0 && json.nodes[list].kind != TMOEI_JSON_ARRAY))
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                "%s: a split is {\"train\": [], \"dev\": [], \"test\": []}, lists of task names",
-                path);
-        for (int node = tmoei_json_at(&json, list)->child; node >= 0;
-             node = json.nodes[node].next) {
-            const char *name =
-                tmoei_json_is_string(&json, node) ? json.nodes[node].text : "(not a string)";
-            const int i = tmoe_suite_find(shown, name);
-            if (i < 0)
-                tmoei_problem(unknown, sizeof unknown, "%s", name);
-            else if (named[i])
-                TMOEI_BAD_DATA(ctx, "%s: task %s is named twice", path, name);
-            else {
-                named[i] = 1;
-                shown->tasks[i].part = (tmoe_part)part;
-            }
-        }
-    }
-    if (unknown[0]) TMOEI_BAD_DATA(ctx, "%s: the folder has no task called: %s", path, unknown);
-    for (int i = 0; i < shown->count; i++)
-        if (named[i]) shown->tasks[kept++] = shown->tasks[i];
-    shown->count = kept;
-    tmoei_json_free(ctx, &json);
-}
-
-TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const char *split)
-{
-    char name[TMOEI_PATH], path[TMOEI_PATH];
-    tmoe_suite *suite = tmoe_suite_create(ctx);
-    if (!suite) return NULL;
-    tmoei_load_folder((tmoe_suite *)suite, folder);
-    (void)snprintf(name, sizeof name, "splits/%.900s.json", split ? split : "zero_shot");
-    if (ctx->error == TMOE_OK
-        && (tmoei_folder_has(ctx, path, folder, name) || (split && !strpbrk(split, "/."))))
-        split = path; /* a name, not a file */
-    if (ctx->error == TMOE_OK && split) tmoei_apply_split((tmoe_suite *)suite, split);
-    if (ctx->error == TMOE_OK) return suite;
-    tmoe_suite_destroy(suite);
-    return NULL;
-}
-#endif /* TMOE_NO_STDIO */
 /* ==== >>model: what is where in the one flat buffer of parameters ================================
  *   theta   [ embeddings, positions, norms | layer 0: shared part, expert 0, ..., expert E-1 |
  *   layer 1 ... |
@@ -6324,6 +4053,7 @@ TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const ch
  * merging is one sweep, cutting out a task is a copy, the optimiser and the all-reduce are one
  * loop. There are no gaps: a saved file holds the same floats in the same order, and is used as it
  * lies where it can be mapped. */
+
 /* The pieces of a transformer layer in the order they lie in a block: a weight, then its bias
  * (piece + 1). */
 typedef enum tmoei_piece {
@@ -6659,25 +4389,26 @@ static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c,
     const size_t size = sizeof text;
     tmoei_fields_check(c, tmoei_config_fields, TMOEI_CONFIG_FIELDS, text, size);
     if (c->encoder_heads > 0 && c->width % c->encoder_heads)
-        tmoei_problem(text, size, "D = %d is not divisible by H_encoder = %d", c->width,
+        tmoei_problem(text, size, "width = %d is not divisible by encoder_heads = %d", c->width,
             c->encoder_heads);
     if (c->decoder_heads > 0 && c->width % c->decoder_heads)
-        tmoei_problem(text, size, "D = %d is not divisible by H_decoder = %d", c->width,
+        tmoei_problem(text, size, "width = %d is not divisible by decoder_heads = %d", c->width,
             c->decoder_heads);
     if (task_count < 0) tmoei_problem(text, size, "there are %d tasks", task_count);
     const int V = c->vocabulary ? c->vocabulary : symbols;
     if (c->start_id >= V || c->begin_id >= V || c->pad_id >= V || c->end_id >= V)
-        tmoei_problem(text, size, "a token id is not below V = %d", V);
+        tmoei_problem(text, size, "a token id is not below vocabulary = %d", V);
     /* BARTs may lack rows for their last tokens; a text that needs one is refused then */
     if (c->vocabulary < symbols && (c->vocabulary ? !c->specials_in_text : !tokenizer))
-        tmoei_problem(text, size, "V is %d, must be at least the tokenizer's %d", c->vocabulary,
-            symbols);
+        tmoei_problem(text, size, "vocabulary is %d, must be at least the tokenizer's %d",
+            c->vocabulary, symbols);
     if (c->experts > 1 && c->expert_places == 0)
-        tmoei_problem(text, size, "E is %d but expert_places names no layers", c->experts);
+        tmoei_problem(text, size, "experts is %d but expert_places names no layers", c->experts);
     if (c->experts > 1 && task_count < 1)
-        tmoei_problem(text, size, "E is %d but there is no task to route", c->experts);
+        tmoei_problem(text, size, "experts is %d but there is no task to route", c->experts);
     if (c->selection == TMOE_SELECT_RANDOM_TASK && c->random_n > c->experts)
-        tmoei_problem(text, size, "random_n is %d, must be 1 to E = %d", c->random_n, c->experts);
+        tmoei_problem(text, size, "random_n is %d, must be 1 to experts = %d", c->random_n,
+            c->experts);
     if (c->router >= TMOE_ROUTER_TRANSFORMER && c->router_hidden % 4)
         tmoei_problem(text, size,
             "router_hidden is %d, must be divisible by the transformer router's 4 heads",
@@ -6728,8 +4459,6 @@ TMOE_DEF void tmoe_model_destroy(tmoe_model *model)
     tmoei_owner_free(&model->own);
     tmoei_free(model->ctx, model);
 }
-
-static void tmoei_text_vector(const char *text, int k, float *vector); /* >>router */
 
 /* Everything but theta: that is allocated by this, or lies in a file. */
 static tmoe_result tmoei_theta_alloc(tmoe_model *model)
@@ -6817,7 +4546,7 @@ TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
     const tmoe_tokenizer *tokenizer, const tmoe_task *tasks, int task_count)
 {
     const tmoe_config chosen = config ? *config : tmoe_config_default();
-    ctx->error = TMOE_OK;
+    tmoei_begin(ctx);
     tmoe_model *model = tmoei_model_begin(ctx, &chosen, tokenizer, tasks, task_count, 0);
     for (int l = 0; model && l < model->L; l++) tmoei_experts_copy(model, l);
     return model;
@@ -6883,13 +4612,13 @@ TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, co
     const tmoe_config *config, const tmoe_task *tasks, int task_count)
 {
     const tmoe_config *a = &from->config, c = config ? *config : *a;
-    ctx->error = TMOE_OK;
+    tmoei_begin(ctx);
     if (c.width != a->width || c.encoder_ffn != a->encoder_ffn || c.decoder_ffn != a->decoder_ffn
         || c.encoder_layers != a->encoder_layers || c.decoder_layers != a->decoder_layers
         || c.source_tokens != a->source_tokens || c.target_tokens != a->target_tokens
         || (c.vocabulary && c.vocabulary != from->V) || c.norm != a->norm)
         return TMOEI_FAIL_NULL(ctx, TMOE_ERR_CONFIG,
-            "derive: D, F, layers, tokens, V and norm must stay");
+            "derive: width, ffn, layers, tokens, vocabulary and norm must stay");
     tmoe_model *model = tmoei_model_begin(ctx, &c, from->tokenizer, tasks, task_count, 1);
     if (!model) return NULL;
     for (int p = 0; p < TMOEI_SHARED; p++) { /* embeddings, positions, norms */
@@ -6956,110 +4685,268 @@ TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int routed_layer, 
                 layer->number);
 }
 
+/* ==== >>mix: routes, and the two ways to mix experts by them =====================================
+ * A route is a distribution over the E experts of a layer. OUTPUT mix (the paper): h' = sum_e r_e
+ * layer_e(h). PARAM mix (soft merging): theta_bar = sum_e r_e theta_e once per task, then one
+ * ordinary layer runs on theta_bar. With a one-hot route both are the chosen expert itself. */
+
+/* ---- select -------------------------------------------------------------------------------------
+ *   forward   s = softmax((z + noise) / tau);  r = s, or one-hot(argmax s) when hard
+ *   backward  dz_j (+)= (1/tau) s_j (dr_j - sum_e dr_e s_e)   (straight-through: as if r = s)
+ *   keeps  s */
+typedef struct tmoei_select_kept {
+    float *soft, tau;
+} tmoei_select_kept;
+
+static void tmoei_select_backward(tmoe_tape *tape, tmoei_node *node)
+{
+    const tmoei_select_kept *kept = (const tmoei_select_kept *)node->kept;
+    const size_t E = (size_t)node->y->cols, all = tmoei_elements(node->y);
+    (void)tape;
+    float *dz = tmoei_grad_to_add(node, 0);
+    for (size_t at = 0; at < all; at += E, dz += E) {
+        const float *s = kept->soft + at, *dr = node->y->dx + at;
+        float dot = 0.0f;
+        for (size_t e = 0; e < E; e++) dot += dr[e] * s[e];
+        for (size_t e = 0; e < E; e++) dz[e] += s[e] * (dr[e] - dot) / kept->tau;
+    }
+}
+
+TMOE_DEF tmoe_tensor *tmoe_select(tmoe_tape *tape, tmoe_tensor *z, const float *noise, float tau,
+    int hard)
+{
+    if (!z || tape->ctx->error != TMOE_OK) return NULL;
+    TMOEI_ARGUMENT_RULE(tape, tau > 0.0f, "select: temperature %g; must be above 0", (double)tau);
+    tmoe_tensor *r = tmoei_tensor_new(tape, z->rows, z->cols, NULL);
+    if (!r) return NULL;
+    const tmoei_select_kept kept = { hard ? tmoei_floats(tape, tmoei_elements(z)) : r->x, tau };
+    if (!kept.soft) return NULL;
+    const size_t E = (size_t)z->cols;
+    for (size_t t = 0; !tape->dry && t < (size_t)z->rows; t++) {
+        const float *x = z->x + t * E, *g = noise ? noise + t * E : NULL;
+        float *s = kept.soft + t * E, sum = 0.0f;
+        size_t best = 0;
+        for (size_t e = 0; e < E; e++) {
+            s[e] = (x[e] + (g ? g[e] : 0.0f)) / tau;
+            if (s[e] > s[best]) best = e;
+        }
+        const float most = s[best]; /* cancels, and keeps exp finite */
+        for (size_t e = 0; e < E; e++) sum += s[e] = expf(s[e] - most);
+        for (size_t e = 0; e < E; e++) s[e] /= sum;
+        for (size_t e = 0; hard && e < E; e++) r->x[t * E + e] = e == best ? 1.0f : 0.0f;
+    }
+    return tmoei_record(tape, r, tmoei_select_backward, -1, &kept, sizeof kept, &z, 1);
+}
+
+/* The expert that a one-hot route names, or -1 for a mixture. */
+static int tmoei_one_hot(const float *route, int E)
+{
+    int chosen = -1;
+    for (int e = 0; e < E; e++) {
+        if (route[e] == 0.0f) continue;
+        if (chosen >= 0 || route[e] != 1.0f) return -1;
+        chosen = e;
+    }
+    return chosen;
+}
+
+/* ---- mix of outputs -----------------------------------------------------------------------------
+ *   forward   y = sum_e r_e y_e
+ *   backward  dy_e (+)= r_e dy where r_e > 0;  dr_e += <dy, y_e> for every expert that ran */
+static void tmoei_mix_outputs_backward(tmoe_tape *tape, tmoei_node *node)
+{
+    const int first = *(const int *)node->kept, E = node->count - 1;
+    const tmoe_tensor *y = node->y;
+    float *droute = tmoei_grad_to_add(node, E);
+    for (int e = 0; e < E; e++) {
+        const tmoe_tensor *part = node->in[e];
+        if (!part) continue;
+        if (droute)
+            droute[first + e] +=
+                (float)tmoei_dot(tape->ctx, y->dx, part->x, tmoei_elements(y), TMOEI_SWEEP);
+        tmoei_accumulate(tape, node, e, node->in[E]->x[first + e], y->dx);
+    }
+}
+
+TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outputs, int E,
+    tmoe_tensor *route, int first)
+{
+    tmoe_tensor *y = NULL;
+    if (!route || !outputs || tape->ctx->error != TMOE_OK) return NULL;
+    TMOEI_SHAPE_RULE(tape, E >= 1 && first >= 0 && route->rows == 1 && first <= route->cols - E,
+        "mix_outputs: %d experts from column %d of a route (%d,%d)", E, first, route->rows,
+        route->cols);
+    tmoe_tensor **in = (tmoe_tensor **)tmoei_arena_alloc(&tape->small, (size_t)E + 1, sizeof *in);
+    if (!in) return NULL;
+    in[E] = route;
+    for (int e = 0; e < E; e++) {
+        const tmoe_tensor *part = in[e] = outputs[e];
+        const float r = tape->dry ? 0.0f : route->x[first + e];
+        TMOEI_SHAPE_RULE(tape, part || r == 0.0f,
+            "mix_outputs: expert %d has weight %g but no output", e, (double)r);
+        if (!part) continue;
+        if (!y) {
+            y = tmoei_tensor_new(tape, part->rows, part->cols, NULL);
+            if (!y) return NULL;
+            if (!tape->dry) memset(y->x, 0, tmoei_elements(y) * sizeof(float));
+        }
+        TMOEI_SHAPE_RULE(tape, part->rows == y->rows && part->cols == y->cols,
+            "mix_outputs: expert %d gave (%d,%d), another (%d,%d); must be equal", e, part->rows,
+            part->cols, y->rows, y->cols);
+        if (r != 0.0f) tmoei_scale_add(tape->ctx, y->x, 1.0f, r, part->x, tmoei_elements(y));
+    }
+    TMOEI_SHAPE_RULE(tape, y != NULL, "mix_outputs: none of %d experts ran", E);
+    return tmoei_record(tape, y, tmoei_mix_outputs_backward, -1, &first, sizeof first, in, E + 1);
+}
+
+/* theta_bar_t (T, n) = sum_e r_te theta_e, theta (E, n); backward where there is g (T, n):
+ *   dtheta_e += sum_t r_te g_t (dtheta may be NULL);  dr_te += <g_t, theta_e - theta_bar_t> (dr may
+ *   be NULL), which, where r_t sums to 1, is d_te - sum_e' r_te' d_te', d_te = <g_t, theta_e -
+ *   theta_0>.
+ * Every expert comes from memory once, whatever T is: a piece of all tasks stays in L1, or L2,
+ * meanwhile. */
+#define TMOEI_MERGE_PIECE 768
+
+typedef struct tmoei_merge_job {
+    int T, E;
+    size_t n, stride; /* stride of a task's r and dr */
+    const float *theta, *r, *g;
+    float *out, *dr, *partial; /* out: theta_bar, or dtheta; partial sums of dr (chunks, T, E) */
+    size_t grain;              /* floats a chunk: as many chunks as `partial` holds at most */
+} tmoei_merge_job;
+
+/* r (T, E) theta (E, n): a product of small factors. Its long lines are asked for ahead, 16 of them
+ * at once: of more the processor loses track. */
+static void tmoei_merge_piece(const tmoei_kernels *kernels, const tmoei_merge_job *s, size_t from,
+    size_t n)
+{
+    const size_t nr = (size_t)kernels->nr, end = from + n, whole = end - n % nr;
+    for (int e = 0, some; e < s->E; e += some) {
+        const float *theta = s->theta + (size_t)e * s->n;
+        some = tmoei_least(16, s->E - e);
+        for (size_t at = from; at < whole; at += nr) {
+            for (size_t i = 0; i < (size_t)some; i++)
+                for (size_t j = 0; j < nr; j += 16) TMOEI_PREFETCH(theta + i * s->n + at + 128 + j);
+            for (int t = 0, rows; t < s->T; t += rows) {
+                float *out = s->out + (size_t)t * s->n + at;
+                rows = tmoei_least(kernels->mr, s->T - t);
+                kernels->micro[rows](some, s->r + (size_t)t * s->stride + e, s->stride, 1,
+                    theta + at, s->n, e > 0 ? 1.0f : 0.0f, out, s->n, (int)nr);
+            }
+        }
+    }
+    for (size_t t = 0; whole < end && t < (size_t)s->T; t++)
+        kernels->merge(s->out + t * s->n + whole, 0, s->theta + whole, s->n, s->r + t * s->stride,
+            s->E, end - whole);
+}
+
+static void tmoei_merge_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t count)
+{
+    const tmoei_merge_job *s = (const tmoei_merge_job *)job;
+    const size_t T = (size_t)s->T, E = (size_t)s->E, end = at + count;
+    float *partial = s->g && s->dr ? s->partial + at / s->grain * T * E : NULL;
+    if (partial) memset(partial, 0, T * E * sizeof(float));
+    for (size_t n; at < end; at += n) {
+        n = end - at < TMOEI_MERGE_PIECE ? end - at : TMOEI_MERGE_PIECE;
+        if (!s->g && T == 1)
+            ctx->kernels->merge(s->out + at, 0, s->theta + at, s->n, s->r, s->E, n);
+        else if (!s->g)
+            tmoei_merge_piece(ctx->kernels, s, at, n);
+        for (size_t e = 0; s->g && e < E; e++)
+            for (size_t t = 0; t < T; t += 4) {
+                float r[4] = { 0.0f, 0.0f, 0.0f, 0.0f }, dots[4];
+                int used = 0;
+                for (size_t i = t; i < T && i < t + 4; i++)
+                    used |= (r[i - t] = s->r[i * s->stride + e]) != 0.0f;
+                if (!used && !partial) continue;
+                const size_t expert = e * s->n + at;
+                const ptrdiff_t next =
+                    e + 1 < E ? (ptrdiff_t)s->n : (ptrdiff_t)n - (ptrdiff_t)(e * s->n);
+                ctx->kernels->merge_backward(s->out && used ? s->out + expert : NULL,
+                    s->theta + expert, next, s->theta + at, s->g + t * s->n + at, s->n, r,
+                    (int)(T - t), dots, n);
+                for (size_t i = t; partial && i < T && i < t + 4; i++)
+                    partial[i * E + e] += dots[i - t];
+            }
+    }
+}
+
+static void tmoei_merge(tmoe_ctx *ctx, tmoei_merge_job *job)
+{
+    const size_t T = (size_t)job->T, E = (size_t)job->E, all = T * E;
+    for (job->grain = TMOEI_SWEEP; job->n / job->grain + 1 > TMOEI_SHARED_FLOATS / all;)
+        job->grain *= 2;
+    tmoei_sweep(ctx, job->n, job->grain, tmoei_merge_sweep, job);
+    for (size_t t = 0; job->g && job->dr && t < T; t++) {
+        float *dots = job->partial + t * E, *dr = job->dr + t * job->stride;
+        double bar = 0.0;
+        for (size_t e = 0; e < E; e++) {
+            double sum = 0.0;
+            for (size_t chunk = 0; chunk * job->grain < job->n; chunk++)
+                sum += (double)dots[chunk * all + e];
+            dots[e] = (float)sum;
+            bar += (double)job->r[t * job->stride + e] * (double)dots[e];
+        }
+        for (size_t e = 0; e < E; e++) dr[e] += (float)((double)dots[e] - bar);
+    }
+}
+
+/* ---- mix of parameters --------------------------------------------------------------------------
+ *   forward   theta_bar_t = sum_e r_te theta_e
+ *   backward  dtheta_e += sum_t r_te g_t;  dr_te += <g_t, theta_e - theta_bar_t>,  g = d theta_bar
+ *   */
+static void tmoei_mix_parameters_backward(tmoe_tape *tape, tmoei_node *node)
+{
+    tmoei_merge_job job = *(const tmoei_merge_job *)node->kept;
+    float *droute = tmoei_grad_to_add(node, 0);
+    job.g = node->y->dx;
+    job.dr = droute ? droute + (job.r - node->in[0]->x) : NULL;
+    tmoei_merge(tape->ctx, &job);
+}
+
+TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float *gradients, int E,
+    int block, tmoe_tensor *route, int first)
+{
+    if (!experts || !route || tape->ctx->error != TMOE_OK) return NULL;
+    TMOEI_SHAPE_RULE(tape,
+        E >= 1 && block >= 1 && first >= 0 && first <= route->cols - E && route->rows <= 65536 / E,
+        "mix_parameters: %d experts of %d floats from column %d of a route "
+        "(%d,%d); at most 65536 / E rows",
+        E, block, first, route->rows, route->cols);
+    const int T = route->rows,
+              chosen = T > 1 ? -1
+        : E == 1             ? 0
+        : tape->dry          ? -1
+                             : tmoei_one_hot(route->x + first, E);
+    float *expert = chosen < 0 ? NULL : experts + (size_t)chosen * (size_t)block;
+    tmoe_tensor *y = tmoei_tensor_new(tape, T, block, expert);
+    if (!y) return NULL;
+    tmoei_merge_job job = { T, E, (size_t)block, (size_t)route->cols, experts, route->x + first,
+        NULL, y->x, NULL, tape->ctx->shared_scratch, 0 };
+    if (!expert && !tape->dry) tmoei_merge(tape->ctx, &job);
+    job.out = gradients; /* for the way back */
+    if (!tape->record || (!gradients && !route->wants_grad)) return y;
+    y->wants_grad = y->has_grad = 1;
+    if (expert && !route->wants_grad) { /* the chosen expert's own gradient takes it all */
+        y->dx = gradients + (expert - experts);
+        return y;
+    }
+    y->dx = tmoei_floats(tape, tmoei_elements(y));
+    ((tmoei_tensor *)y)->unwritten = 1; /* tmoei_part gives it out, piece by piece */
+    if (!y->dx) return NULL;
+    return tmoei_record(tape, y, tmoei_mix_parameters_backward, -1, &job, sizeof job, &route, 1);
+}
+
 /* ==== >>layers: one forward pass of the transformer ==============================================
  * A pass runs for ONE group: packed sequences of one task, so one route. It does not know whether a
  * layer's weights are an expert, a merge or dense. */
+
 typedef struct tmoei_pack { /* sequences one behind the other, no padding */
     int sequences, tokens;
     int *ids, *positions, *offsets; /* (tokens), (tokens), (sequences + 1) */
 } tmoei_pack;
 
-typedef struct tmoei_batch { /* one group, packed; all arrays in one block of memory */
-    tmoei_pack source, target;
-    int *labels; /* what each target position must say */
-    int *memory;
-    size_t capacity; /* ints in it */
-} tmoei_batch;
-
-/* Makes room for a group and lays the arrays out one behind the other. */
-static tmoe_result tmoei_batch_reserve(tmoe_ctx *ctx, tmoei_batch *batch, size_t sources,
-    size_t targets, size_t sequences)
-{
-    const size_t need = 2 * sources + 3 * targets + 2 * (sequences + 1);
-    if (!tmoei_grow(ctx, &batch->memory, &batch->capacity, need, sizeof(int)))
-        return TMOE_ERR_MEMORY;
-    batch->source.ids = batch->memory;
-    batch->source.positions = batch->source.ids + sources;
-    batch->target.ids = batch->source.positions + sources;
-    batch->target.positions = batch->target.ids + targets;
-    batch->labels = batch->target.positions + targets;
-    batch->source.offsets = batch->labels + targets;
-    batch->target.offsets = batch->source.offsets + sequences + 1;
-    batch->source.sequences = batch->target.sequences = batch->source.tokens =
-        batch->target.tokens = 0;
-    return TMOE_OK;
-}
-
-/* Appends a pair: the encoder reads x; the decoder reads start y_1 ... y_(n-1) and must say y_1 ...
- * y_n. */
-static void tmoei_batch_put(tmoei_batch *b, const int *x, size_t nx, const int *y, size_t ny,
-    int start)
-{
-    tmoei_pack *s = &b->source, *t = &b->target;
-    s->offsets[s->sequences++] = s->tokens;
-    t->offsets[t->sequences++] = t->tokens;
-    for (size_t i = 0; i < nx; i++) {
-        s->positions[s->tokens] = (int)i;
-        s->ids[s->tokens++] = x[i];
-    }
-    for (size_t i = 0; i < ny; i++) {
-        t->positions[t->tokens] = (int)i;
-        b->labels[t->tokens] = y[i];
-        t->ids[t->tokens++] = i ? y[i - 1] : start;
-    }
-    s->offsets[s->sequences] = s->tokens;
-    t->offsets[t->sequences] = t->tokens;
-}
-
-typedef struct tmoei_texts {
-    int *ids;
-    size_t *offsets;
-    size_t count, ids_used, ids_capacity, offsets_capacity;
-} tmoei_texts;
-
-/* Appends one tokenised text; `what`, task and line stand in the message where it is too long. */
-static tmoe_result tmoei_texts_add(const tmoe_model *model, tmoei_texts *texts,
-    const char *instruction, const char *input, int limit, const char *what, const char *task,
-    int line)
-{
-    const tmoe_tokenizer *tokenizer = model->tokenizer;
-    const int find = model->config.specials_in_text;
-    size_t n = 0;
-    const size_t most = texts->ids_used + (size_t)limit;
-    if (!tmoei_grow(model->ctx, &texts->ids, &texts->ids_capacity, most, sizeof *texts->ids)
-        || !tmoei_grow(model->ctx, &texts->offsets, &texts->offsets_capacity, texts->count + 2,
-            sizeof n))
-        return TMOE_ERR_MEMORY;
-    int *ids = texts->ids + texts->ids_used;
-    TMOEI_TRY(tmoei_encode_source(tokenizer, instruction, input, find, ids, (size_t)limit, &n));
-    if (n > (size_t)limit)
-        return tmoei_fail(model->ctx, TMOE_ERR_DATA,
-            "task %s, line %d: the %s has %lu tokens; "
-            "the model takes at most %d",
-            task, line + 1, what, (unsigned long)n, limit);
-    for (const int *id = ids; id < ids + n; id++)
-        if (*id >= model->V)
-            return tmoei_fail(model->ctx, TMOE_ERR_DATA,
-                "task %s, line %d: the %s has token %d; the "
-                "model has %d",
-                task, line + 1, what, *id, model->V);
-    if (texts->count == 0) texts->offsets[0] = 0;
-    texts->offsets[++texts->count] = texts->ids_used += n;
-    return TMOE_OK;
-}
-
-static size_t tmoei_text_length(const tmoei_texts *t, size_t i)
-{
-    return t->offsets[i + 1] - t->offsets[i];
-}
-
-/* Target positions of a tokenised text, <s> y_1 ... y_n </s>: without <s> where the model wants
- * none. */
-static size_t tmoei_target_length(const tmoe_model *model, const tmoei_texts *texts, size_t text)
-{
-    return tmoei_text_length(texts, text) - (model->config.begin_in_target ? 0 : 1);
-}
-typedef struct tmoei_cache tmoei_cache; /* >>inference: keys and values of earlier positions */
+typedef struct tmoei_cache tmoei_cache;
 
 typedef struct tmoei_pass {
     tmoe_model *model;
@@ -7078,6 +4965,107 @@ typedef struct tmoei_pass {
     const tmoei_pack *pack, *memory_pack; /* what runs now; a decoder: what the encoder read */
     tmoe_tensor *memory;                  /* and the encoder's output */
 } tmoei_pass;
+
+struct tmoei_cache {
+    int beams, slots, rows;      /* of a request; places; rows that still run */
+    int position, limit;         /* the one that is computed now, from 0; how many at most */
+    int *slot_of, *next_slot_of; /* (slots, limit): which slot holds position t of row r */
+    int *request_of;             /* (slots): which request row r belongs to */
+    int *ids, *positions;        /* (slots): of the latest tokens */
+    const tmoei_pack *source;
+    tmoe_tensor memory; /* what the encoder read; its output (source tokens, D) */
+    /* (decoder layers, experts, 2): slots of positions; of memory, a slot of its length for each
+     * source */
+    float **keys;
+    int experts; /* 1, or E where they run side by side */
+    tmoei_owner own;
+};
+
+typedef struct tmoei_cached_job {
+    const tmoei_cache *cache;
+    const float *q;
+    float *keys, *y;
+    size_t q_stride, D;
+    int cross, width;
+} tmoei_cached_job;
+
+/* Where the first head's key of position t of a row lies. Out: `most`, the length of its slot, and
+ * `n`, how many positions of the row follow one another from there. */
+static float *tmoei_cached_key(const tmoei_cached_job *job, int row, int t, int count, size_t *most,
+    int *n)
+{
+    const tmoei_cache *cache = job->cache;
+    const int *slot = cache->slot_of + (size_t)row * (size_t)cache->limit + t;
+    const int *source = cache->source->offsets + cache->request_of[row];
+    *most = (size_t)(job->cross ? source[1] - source[0] : cache->limit);
+    *n = job->cross ? count : 1;
+    while (t + *n < count && slot[*n] == *slot) ++*n;
+    return job->keys + (job->cross ? (size_t)source[0] : (size_t)*slot * *most) * 2 * job->D
+        + (size_t)t * (size_t)job->width;
+}
+
+/* Row r attends, head by head, to its positions 0 .. position or to its request's memory: scores,
+ * softmax, weighted sum, run by run. */
+static void tmoei_cached_chunk(void *arg, int row, int lane)
+{
+    const tmoei_cached_job *job = (const tmoei_cached_job *)arg;
+    const tmoei_cache *cache = job->cache;
+    const tmoei_kernels *kernels = cache->own.ctx->kernels;
+    const int *source = cache->source->offsets + cache->request_of[row];
+    const int count = job->cross ? source[1] - source[0] : cache->position + 1, W = job->width;
+    const size_t D = job->D, width = (size_t)W, all = (size_t)count;
+    size_t most;
+    const float scale = 1.0f / sqrtf((float)W), *q = job->q + (size_t)row * job->q_stride, *k;
+    float *p = cache->own.ctx->lane_scratch[lane], *y = job->y + (size_t)row * D;
+    for (size_t at = 0; at < D; at += width) {
+        for (int t = 0, n; t < count; t += n) {
+            k = tmoei_cached_key(job, row, t, count, &most, &n) + 2 * most * at;
+            kernels->dots(1, n, W, q + at, D, k, width, 0.0f, p + t, all);
+        }
+        const float top = scale * kernels->maximum(p, all);
+        kernels->scale_add(p, 0.0f, 1.0f / kernels->exp_sum(p, p, scale, top, all), p, all);
+        for (int t = 0, n; t < count; t += n) {
+            k = tmoei_cached_key(job, row, t, count, &most, &n) + 2 * most * at;
+            kernels->merge(y + at, t > 0, k + most * width, width, p + t, n, width);
+        }
+    }
+}
+
+/* Attention of all rows; gives (rows, D). Self: x is qkv (rows, 3D) of the present position, keeps
+ * k and v. Cross: x is q (rows, D) over its request's keys, which the first call makes: cross is
+ * [w, b]. */
+static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert,
+    tmoe_tensor *const *cross, const tmoe_tensor *x)
+{
+    tmoei_cache *cache = pass->cache;
+    const tmoe_config *c = &pass->model->config;
+    const size_t D = (size_t)c->width, W = (size_t)(c->width / c->decoder_heads);
+    const size_t places =
+        cross ? (size_t)cache->memory.rows : (size_t)cache->limit * (size_t)cache->slots;
+    float **keys =
+        &cache->keys[2 * ((l - c->encoder_layers) * cache->experts + expert) + (cross != NULL)];
+    tmoe_tensor *y = x ? tmoei_tensor_new(pass->tape, x->rows, c->width, NULL) : NULL, *kv = NULL;
+    if (cross && !*keys)
+        kv = tmoe_linear(pass->tape, &cache->memory, cross[0], cross[1], TMOE_NONE, NULL);
+    if (!*keys) *keys = (float *)tmoei_own_block(&cache->own, places * 2 * D, sizeof(float), 0);
+    if (!*keys || !y || cache->own.ctx->error != TMOE_OK) return NULL;
+    tmoei_cached_job job = { cache, x->x, *keys, y->x, (size_t)x->cols, D, cross != NULL, (int)W };
+    const int fresh = !cross ? cache->rows : kv ? cache->source->sequences : 0;
+    for (int i = 0, rest; i < fresh; i++) {
+        size_t most, offset = kv ? (size_t)cache->source->offsets[i] : 0;
+        const int row = kv ? i * cache->beams : i, position = kv ? 0 : cache->position;
+        float *k = tmoei_cached_key(&job, row, position, 0, &most, &rest);
+        const float *from = kv ? kv->x + offset * 2 * D : x->x + (size_t)(3 * i + 1) * D;
+        for (size_t t = 0; t < (kv ? most : 1); t++, k += W, from += 2 * D)
+            for (size_t at = 0; at < D; at += W) {
+                memcpy(k + 2 * most * at, from + at, W * sizeof(float));
+                memcpy(k + 2 * most * at + most * W, from + D + at, W * sizeof(float));
+            }
+    }
+    if (kv) tmoei_arena_release(&pass->tape->big, kv->x, tmoei_elements(kv), sizeof(float));
+    tmoei_parallel(cache->own.ctx, tmoei_cached_chunk, &job, cache->rows);
+    return y;
+}
 
 /* Where gradients of theta + offset go, if what `bit` stands for is trained. */
 static float *tmoei_pass_grads(const tmoei_pass *pass, int bit, size_t offset)
@@ -7131,9 +5119,6 @@ static tmoe_tensor *tmoei_sublayer_output(tmoei_pass *pass, tmoe_tensor *const *
     if (pass->model->config.norm == TMOE_NORM_PRE) return x;
     return tmoe_layer_norm(pass->tape, x, w[norm], w[norm + 1]);
 }
-
-static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert,
-    tmoe_tensor *const *cross, const tmoe_tensor *x); /* >>inference */
 
 /* Self-attention and, in a decoder, cross-attention over the encoder's output. */
 static tmoe_tensor *tmoei_attend(tmoei_pass *pass, int l, int expert, tmoe_tensor *const *w,
@@ -7277,6 +5262,7 @@ static tmoe_tensor *tmoei_head(tmoei_pass *pass, tmoe_tensor *h)
  * Ten kinds. `linear` and `linear_layer_specific` are MLPs. The others read a sequence with one
  * element for each routed layer: the task vector plus a learned position of the layer, or (layer
  * specific) a projection of the task vector for each layer. */
+
 #define TMOEI_ROUTER_STD 0.02f /* the paper's, for linear weights and embeddings */
 
 enum {
@@ -7483,17 +5469,6 @@ static void tmoei_route_without_router(const tmoe_model *model, uint64_t stream,
     }
 }
 
-/* Streams of one seed; tensors use their index. */
-enum {
-    TMOEI_STREAM_TASK_ROUTES = 1000001,
-    TMOEI_STREAM_GROUP_ROUTES,
-    TMOEI_STREAM_GUMBEL,
-    TMOEI_STREAM_EXPLORE,
-    TMOEI_STREAM_BATCH,
-    TMOEI_STREAM_FEW_SHOT,
-    TMOEI_STREAM_DROPOUT
-};
-
 /* Routes (K, R * E) of K task vectors, free of noise, into `routes`. */
 static tmoe_result tmoei_routes_of_vectors(tmoe_model *model, const float *vectors, int K,
     float *routes)
@@ -7531,7 +5506,7 @@ static tmoe_result tmoei_routes_refresh(tmoe_model *model)
 
 TMOE_DEF tmoe_result tmoe_route_of_task(tmoe_model *model, int task, float *route)
 {
-    model->ctx->error = TMOE_OK;
+    tmoei_begin(model->ctx);
     if (task < 0 || task >= model->N)
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
             "route: task %d; the model knows tasks 0 to %d", task, model->N - 1);
@@ -7539,55 +5514,6 @@ TMOE_DEF tmoe_result tmoe_route_of_task(tmoe_model *model, int task, float *rout
     memcpy(route, model->routes + (size_t)task * model->route_width,
         model->route_width * sizeof(float));
     return TMOE_OK;
-}
-
-/* ---- task vectors from text ---------------------------------------------------------------------
- * Feature hashing (Weinberger 2009): every word and every character 3-gram of the lower-cased
- * instruction adds +1 or -1 (times its weight) to one of k places that its hash names. The vector
- * is scaled to length sqrt(k), so that its entries are of size 1 like a learned embedding's after
- * training. Bytes outside ASCII are letters: no language is left out. */
-#define TMOEI_GRAM_WEIGHT 0.3f /* the 5 grams of a 5-letter word together weigh like the word */
-
-static void tmoei_text_feature(const char *text, size_t n, uint64_t kind, float weight, int k,
-    float *e)
-{
-    uint64_t hash = UINT64_C(0xcbf29ce484222325) ^ kind; /* FNV-1a */
-    for (size_t i = 0; i < n; i++)
-        hash = (hash ^ tmoei_lower((unsigned char)text[i])) * UINT64_C(0x100000001b3);
-    hash = tmoei_mix64(hash); /* neighbouring texts must not be neighbours */
-    e[(hash >> 1) % (uint64_t)k] += hash & 1 ? weight : -weight;
-}
-
-static double tmoei_text_dot(const float *a, const float *b, int k)
-{
-    double dot = 0.0;
-    for (int j = 0; j < k; j++) dot += (double)a[j] * (double)b[j];
-    return dot;
-}
-
-static void tmoei_text_vector(const char *text, int k, float *vector)
-{
-    const size_t length = strlen(text);
-    memset(vector, 0, (size_t)k * sizeof(float));
-    for (size_t i = 0; i < length; i++) {
-        const size_t first = i;
-        for (; i < length && tmoei_is_word_byte((unsigned char)text[i]); i++) {
-            const size_t from =
-                i >= first + 2 ? i - 2 : first; /* 3-grams, shorter ones at its start */
-            tmoei_text_feature(text + from, i - from + 1, 1 + (from == first), TMOEI_GRAM_WEIGHT, k,
-                vector);
-        }
-        if (i > first) tmoei_text_feature(text + first, i - first, 0, 1.0f, k, vector);
-    }
-    const double norm = tmoei_text_dot(vector, vector, k);
-    if (norm > 0.0)
-        for (int j = 0; j < k; j++) vector[j] *= (float)(sqrt((double)k) / sqrt(norm));
-}
-
-static float tmoei_cosine(const float *a, const float *b, int k)
-{
-    const double aa = tmoei_text_dot(a, a, k), bb = tmoei_text_dot(b, b, k);
-    return aa > 0.0 && bb > 0.0 ? (float)(tmoei_text_dot(a, b, k) / sqrt(aa * bb)) : 0.0f;
 }
 
 TMOE_DEF int tmoe_model_nearest_tasks(const tmoe_model *model, const char *instruction, int count,
@@ -7623,7 +5549,7 @@ TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instructio
     const int k = model->config.vector_width, E = model->config.experts, width = model->R * E;
     float *vector = model->text_vectors + (size_t)model->N * (size_t)k;
     double total = 0.0;
-    model->ctx->error = TMOE_OK;
+    tmoei_begin(model->ctx);
     if (how == TMOE_ZERO_SHOT_AVERAGE || !tmoei_selection_has_router(model->config.selection)
         || width == 0) {
         for (int i = 0; i < width; i++) route[i] = 1.0f;
@@ -7648,7 +5574,7 @@ TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instructio
 
 TMOE_DEF tmoe_result tmoe_route_of_vector(tmoe_model *model, const float *vector, float *route)
 {
-    model->ctx->error = TMOE_OK;
+    tmoei_begin(model->ctx);
     if (model->R == 0 || !tmoei_selection_has_router(model->config.selection))
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
             "route_of_vector: the model has no router");
@@ -7659,7 +5585,7 @@ TMOE_DEF tmoe_result tmoe_expert_set_enabled(tmoe_model *model, int layer, int e
 {
     const int E = model->config.experts;
     int others = 0;
-    model->ctx->error = TMOE_OK;
+    tmoei_begin(model->ctx);
     for (int e = 0; layer >= 0 && layer < model->R && e < E; e++)
         others += e != expert && model->mask[layer * E + e] == 0.0f;
     if (layer < 0 || layer >= model->R || expert < 0 || expert >= E || (!enabled && !others))
@@ -7675,7 +5601,7 @@ TMOE_DEF tmoe_result tmoe_expert_set_enabled(tmoe_model *model, int layer, int e
 TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const float *vector)
 {
     const size_t k = (size_t)model->config.vector_width;
-    model->ctx->error = TMOE_OK;
+    tmoei_begin(model->ctx);
     if (task < 0 || task >= model->N || model->R == 0 || !vector)
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
             "task_vector_set: task %d of %d, %d routed layers; both must exist", task, model->N,
@@ -7685,568 +5611,8 @@ TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const flo
     return TMOE_OK;
 }
 
-/* ==== >>metrics: scores by CrossFit's rules ======================================================
- * The rules are the reference's, oddities included: a score that others cannot compare is of no
- * use. */
-/* Lower case of Latin, Greek and Cyrillic letters; other alphabets have none, or are left alone. */
-static uint32_t tmoei_lower_code(uint32_t c)
-{
-    if (c < 128) return tmoei_lower((unsigned char)c);
-    if ((c >= 0xc0 && c <= 0xde && c != 0xd7) || (c >= 0x391 && c <= 0x3a9)
-        || (c >= 0x410 && c <= 0x42f))
-        return c + 32;
-    if (c >= 0x400 && c <= 0x40f) return c + 80;
-    if (c < 0x100 || c >= 0x17f || c == 0x130 || c == 0x138 || c == 0x149 || c == 0x178) return c;
-    /* pairs; the odd one is the small letter, but for two runs where it is the even one */
-    const uint32_t even_small = (c >= 0x139 && c <= 0x148) || (c >= 0x179 && c <= 0x17e);
-    return (c & 1u) == even_small ? c + 1 : c;
-}
-
-/* Appends text in lower case and a NUL; gives where it begins in the buffer. */
-static size_t tmoei_add_lower(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text)
-{
-    const size_t begin = buffer->length, length = strlen(text);
-    uint32_t code;
-    char out[4];
-    for (size_t at = 0, bytes; at < length; at += bytes ? bytes : 1) {
-        bytes = tmoei_utf8_next(text, length, at, &code);
-        if (bytes)
-            tmoei_buffer_add(ctx, buffer, out, tmoei_utf8_put(tmoei_lower_code(code), out));
-        else
-            tmoei_buffer_add(ctx, buffer, text + at, 1);
-    }
-    tmoei_buffer_add(ctx, buffer, "", 1);
-    return begin;
-}
-
-static int tmoei_is_space(char c)
-{
-    return c == ' ' || (c >= '\t' && c <= '\r');
-}
-
-typedef struct tmoei_text_word {
-    const char *text;
-    size_t length;
-} tmoei_text_word;
-
-/* The next word of a text: white space separates. Its length is 0 at the end. */
-static tmoei_text_word tmoei_next_word(const char *text)
-{
-    tmoei_text_word word = { text, 0 };
-    while (tmoei_is_space(*word.text)) word.text++;
-    while (word.text[word.length] && !tmoei_is_space(word.text[word.length])) word.length++;
-    return word;
-}
-
-static int tmoei_is_word(tmoei_text_word word, const char *text)
-{
-    return word.length == strlen(text) && memcmp(word.text, text, word.length) == 0;
-}
-
-/* Appends the normal form: lower case, no ASCII punctuation, no a/an/the, single spaces. */
-static size_t tmoei_add_normal(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text)
-{
-    const size_t begin = tmoei_add_lower(ctx, buffer, text);
-    size_t n = begin;
-    if (buffer->failed) return begin;
-    for (size_t i = begin; i < buffer->length; i++) { /* in place: nothing becomes longer */
-        const unsigned char c = (unsigned char)buffer->data[i];
-        if (c <= ' ' || c >= 127 || tmoei_is_word_byte(c)) buffer->data[n++] = (char)c;
-    }
-    char *end = buffer->data + begin;
-    tmoei_text_word word = tmoei_next_word(end);
-    for (; word.length; word = tmoei_next_word(word.text + word.length)) {
-        if (tmoei_is_word(word, "a") || tmoei_is_word(word, "an") || tmoei_is_word(word, "the"))
-            continue;
-        if (end > buffer->data + begin) *end++ = ' ';
-        memmove(end, word.text, word.length);
-        end += word.length;
-    }
-    *end = 0;
-    buffer->length = (size_t)(end - buffer->data) + 1;
-    return begin;
-}
-
-/* longer texts count by their first 512 words */
-typedef struct tmoei_words {
-    tmoei_text_word word[512];
-    int count;
-} tmoei_words;
-
-/* Adds the words from text up to end, which cuts a word. */
-static void tmoei_words_add(tmoei_words *words, const char *text, const char *end)
-{
-    tmoei_text_word word = tmoei_next_word(text);
-    for (; word.length && word.text < end && words->count < 512; word = tmoei_next_word(text)) {
-        text = word.text + word.length;
-        if (text > end) word.length = (size_t)(end - word.text);
-        words->word[words->count++] = word;
-    }
-}
-
-static int tmoei_same_word(tmoei_text_word a, tmoei_text_word b)
-{
-    return a.length == b.length && memcmp(a.text, b.text, a.length) == 0;
-}
-
-/* QA-F1 of two normal texts: 2 common / (words of both), common counted as bags */
-static double tmoei_token_f1(const char *prediction, const char *answer, tmoei_words *a,
-    tmoei_words *b)
-{
-    int common = 0;
-    a->count = b->count = 0;
-    tmoei_words_add(a, prediction, prediction + strlen(prediction));
-    tmoei_words_add(b, answer, answer + strlen(answer));
-    for (int i = 0; i < a->count; i++)
-        for (int j = 0; j < b->count; j++)
-            if (tmoei_same_word(a->word[i], b->word[j])) {
-                b->word[j].length = 0;
-                common++;
-                break;
-            }
-    return common ? 2.0 * common / (a->count + b->count) : 0.0;
-}
-
-/* Distinct words of a list, or of those that are marked. */
-static int tmoei_distinct(const tmoei_words *w, const char *marked)
-{
-    int j, count = 0;
-    for (int i = 0; i < w->count; i++) {
-        for (j = 0; j < i && !((!marked || marked[j]) && tmoei_same_word(w->word[i], w->word[j]));
-             j++) {}
-        count += j == i && (!marked || marked[i]);
-    }
-    return count;
-}
-
-/* All words of a text's sentences (full stops separate), and where each sentence ends in the list.
- * */
-static int tmoei_sentences(const char *text, tmoei_words *all, int *ends, int most)
-{
-    int sentences = 0;
-    all->count = 0;
-    while (*text && sentences < most) {
-        const char *end = text + strcspn(text, ".");
-        const int before = all->count;
-        tmoei_words_add(all, text, end);
-        /* the reference's scorer sees one empty word in a blank sentence */
-        if (end > text && all->count < 512 && all->count == before) {
-            all->word[all->count].text = end;
-            all->word[all->count++].length = 0;
-        }
-        if (end > text) ends[sentences++] = all->count;
-        text = *end ? end + 1 : end;
-    }
-    return sentences;
-}
-
-typedef struct tmoei_rouge {
-    tmoei_words a, b;
-    int a_ends[64], b_ends[64];
-    char in_union[512];
-    unsigned short table[513][513];
-} tmoei_rouge; /* its first row and column stay 0 */
-
-/* Rouge-L on summaries: for each answer sentence the union over the prediction's sentences of the
- * words on one longest common subsequence; precision and recall over distinct words; f = 2 p r / (p
- * + r + 1e-8) */
-static double tmoei_rouge_l(const char *prediction, const char *answer, tmoei_rouge *w)
-{
-    const int a_sentences = tmoei_sentences(prediction, &w->a, w->a_ends, 64),
-              b_sentences = tmoei_sentences(answer, &w->b, w->b_ends, 64);
-    memset(w->in_union, 0, sizeof w->in_union);
-    for (int s = 0; s < b_sentences; s++)
-        for (int t = 0; t < a_sentences; t++) {
-            const int a0 = (t ? w->a_ends[t - 1] : 0) - 1, b0 = (s ? w->b_ends[s - 1] : 0) - 1;
-            int i, j; /* words of the two sentences, from 1 */
-            for (i = 1; b0 + i < w->b_ends[s]; i++)
-                for (j = 1; a0 + j < w->a_ends[t]; j++) {
-                    const unsigned short up = w->table[i - 1][j], left = w->table[i][j - 1];
-                    w->table[i][j] = tmoei_same_word(w->b.word[b0 + i], w->a.word[a0 + j])
-                        ? (unsigned short)(w->table[i - 1][j - 1] + 1)
-                        : up > left ? up
-                                    : left;
-                }
-            for (i = w->b_ends[s] - 1 - b0, j = w->a_ends[t] - 1 - a0; i > 0 && j > 0;)
-                if (tmoei_same_word(w->b.word[b0 + i], w->a.word[a0 + j])) {
-                    w->in_union[b0 + i] = 1;
-                    i--;
-                    j--;
-                } else if (w->table[i - 1][j] > w->table[i][j - 1])
-                    i--;
-                else
-                    j--;
-        }
-    const int na = tmoei_distinct(&w->a, NULL), nb = tmoei_distinct(&w->b, NULL),
-              common = tmoei_distinct(&w->b, w->in_union);
-    if (!common) return 0.0;
-    const double p = (double)common / na, r = (double)common / nb;
-    return 2.0 * p * r / (p + r + 1e-8);
-}
-
-/* ---- scores over a whole task ---------------------------------------------------------------- */
-/* Mean F1 over the distinct texts that occur. predicted and right are the first answers, both as
- * given. */
-static double tmoei_macro_f1(const char *const *predictions, const tmoe_example *examples,
-    int count)
-{
-    double sum = 0.0;
-    int labels = 0;
-    for (int i = 0; i < 2 * count;
-         i++) { /* labels of the answers, then those that only predictions have */
-        const char *label = i < count ? examples[i].outputs[0] : predictions[i - count];
-        int both = 0, given = 0, right = 0, seen = 0;
-        for (int j = 0; j < count && !seen; j++) {
-            const int r = strcmp(examples[j].outputs[0], label) == 0,
-                      p = strcmp(predictions[j], label) == 0;
-            seen = (r && j < i) || (p && j < i - count);
-            both += p && r;
-            given += p;
-            right += r;
-        }
-        if (seen) continue;
-        labels++;
-        sum += 2.0 * both / (double)(given + right);
-    }
-    return sum / labels;
-}
-
-static int tmoei_is_acceptable(const char *text)
-{
-    const tmoei_text_word word = tmoei_next_word(text);
-    return tmoei_is_word(word, "acceptable") && !tmoei_next_word(word.text + word.length).length;
-}
-
-/* A decimal number with nothing but white space around it, else 3. */
-static double tmoei_number_or_three(const char *text)
-{
-    char *end;
-    const double x = strtod(text, &end);
-    /* hexadecimal is no number to the reference */
-    return end == text || strpbrk(text, "xXpP(") || tmoei_next_word(end).length ? 3.0 : x;
-}
-
-/* Of 0 and 1 it is Matthews' coefficient, (tp tn - fp fn) / sqrt((tp+fp) (tp+fn) (tn+fp) (tn+fn)).
- * */
-static double tmoei_pearson(const double *x, const double *y, int count)
-{
-    double mx = 0.0, my = 0.0, xy = 0.0, xx = 0.0, yy = 0.0;
-    int x_varies = 0, y_varies = 0; /* the sums of squares of a constant may be rounding, not 0 */
-    for (int i = 0; i < count; i++) {
-        mx += x[i] / count;
-        my += y[i] / count;
-        x_varies |= x[i] != x[0];
-        y_varies |= y[i] != y[0];
-    }
-    for (int i = 0; i < count; i++) {
-        xy += (x[i] - mx) * (y[i] - my);
-        xx += (x[i] - mx) * (x[i] - mx);
-        yy += (y[i] - my) * (y[i] - my);
-    }
-    return x_varies && y_varies ? xy / sqrt(xx * yy) : (double)NAN;
-}
-
-TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric)
-{
-    static const char *const names[TMOE_METRICS] = { "exact_match", "accuracy", "macro_f1",
-        "token_f1", "rouge_l", "matthews", "pearson" };
-    return (unsigned)metric < TMOE_METRICS ? names[metric] : "unknown";
-}
-
-/* Mean over the predictions of their scores, each the best over its accepted answers. */
-static tmoe_result tmoei_mean_score(tmoe_ctx *ctx, tmoe_metric metric,
-    const char *const *predictions, const tmoe_example *examples, int count, double *score)
-{
-    size_t (*add)(tmoe_ctx *, tmoei_buffer *, const char *) =
-        metric == TMOE_METRIC_ACCURACY ? tmoei_add_lower : tmoei_add_normal;
-    tmoei_rouge *rouge = (tmoei_rouge *)tmoei_alloc(ctx, 1, sizeof *rouge, 1);
-    tmoei_buffer text = { NULL, 0, 0, !rouge };
-    double sum = 0.0;
-    for (int i = 0; i < count; i++) {
-        double best = 0.0;
-        for (int o = 0; o < examples[i].output_count; o++) {
-            const char *answer = examples[i].outputs[o];
-            text.length = 0;
-            const size_t a = add(ctx, &text, predictions[i]), b = add(ctx, &text, answer);
-            if (text.failed) continue;
-            const double one = metric == TMOE_METRIC_ROUGE_L
-                ? tmoei_rouge_l(predictions[i], answer, rouge)
-                : metric == TMOE_METRIC_TOKEN_F1
-                ? tmoei_token_f1(text.data + a, text.data + b, &rouge->a, &rouge->b)
-                : strcmp(text.data + a, text.data + b) == 0;
-            if (one > best) best = one;
-        }
-        sum += best;
-    }
-    if (!text.failed) *score = sum / count;
-    tmoei_free(ctx, rouge);
-    tmoei_buffer_free(ctx, &text);
-    return ctx->error;
-}
-
-TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *const *predictions,
-    const tmoe_example *examples, int count, double *score)
-{
-    ctx->error = TMOE_OK;
-    if (count < 1 || (unsigned)metric >= TMOE_METRICS)
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "score: %d predictions, metric %d; at least one "
-            "prediction and a known metric",
-            count, (int)metric);
-    if (metric == TMOE_METRIC_MACRO_F1)
-        *score = tmoei_macro_f1(predictions, examples, count);
-    else if (metric == TMOE_METRIC_PEARSON || metric == TMOE_METRIC_MATTHEWS) {
-        double *numbers = (double *)tmoei_alloc(ctx, 2 * (size_t)count, sizeof *numbers, 0);
-        if (!numbers) return TMOE_ERR_MEMORY;
-        for (int i = 0; i < 2 * count; i++) {
-            const char *text = i < count ? predictions[i] : examples[i - count].outputs[0];
-            numbers[i] = metric == TMOE_METRIC_PEARSON ? tmoei_number_or_three(text)
-                                                       : tmoei_is_acceptable(text);
-        }
-        *score = tmoei_pearson(numbers, numbers + count, count);
-        if (metric == TMOE_METRIC_MATTHEWS && *score != *score)
-            *score = 0.0; /* one side is constant */
-        tmoei_free(ctx, numbers);
-    } else
-        return tmoei_mean_score(ctx, metric, predictions, examples, count, score);
-    return TMOE_OK;
-}
-
-static int tmoei_double_order(const void *a, const void *b)
-{
-    const double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
-}
-
-/* Mean over the tasks that a draw picks with replacement, draw 0: over all, of (new - base) / base
- * (relative), or of new - base. */
-static double tmoei_mean_gain(const double *base, const double *scores, int n, int relative,
-    uint64_t seed, uint64_t draw)
-{
-    double sum = 0.0;
-    int used = 0;
-    for (int i = 0; i < n; i++) {
-        const int t = draw ? (int)tmoei_below(tmoei_random(seed, draw, (uint64_t)i), (size_t)n) : i;
-        if (scores[t] != scores[t] || base[t] != base[t] || (relative && base[t] <= 0.0)) continue;
-        sum += (scores[t] - base[t]) / (relative ? base[t] : 1.0);
-        used++;
-    }
-    return used ? sum / used : (double)NAN;
-}
-
-TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const double *scores,
-    int count, uint64_t seed, tmoe_comparison *result)
-{
-    double sample[2000]; /* the interval's ends move by some 1 % of its width */
-    const int draws = (int)(sizeof sample / sizeof *sample);
-    ctx->error = TMOE_OK;
-    memset(result, 0, sizeof *result);
-    for (int t = 0; t < count; t++) {
-        if (scores[t] != scores[t] || base[t] != base[t]) {
-            result->undefined++;
-            continue;
-        }
-        result->zero_base += base[t] <= 0.0;
-        result->wins += scores[t] > base[t];
-        result->losses += scores[t] < base[t];
-        result->ties += scores[t] == base[t];
-    }
-    for (int relative = 0; relative < 2; relative++) {
-        double *gain = relative ? result->relative_gain : result->difference;
-        int n = 0;
-        for (int d = 0; d <= draws; d++) {
-            const double x = tmoei_mean_gain(base, scores, count, relative, seed, (uint64_t)d);
-            if (d == 0)
-                gain[0] = x;
-            else if (x == x)
-                sample[n++] = x;
-        }
-        qsort(sample, (size_t)n, sizeof *sample, tmoei_double_order);
-        gain[1] = n ? sample[n * 25 / 1000] : (double)NAN;
-        gain[2] = n ? sample[n * 975 / 1000] : (double)NAN;
-    }
-    return TMOE_OK;
-}
-
-/* ==== >>routes: reading them ================================================================== */
-#define TMOEI_STREAM_PERMUTATION UINT64_C(2000001)
-
-TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const float *routes, int N, int C,
-    const float *feature, int permutations, uint64_t seed, double *r, double *p)
-{
-    ctx->error = TMOE_OK;
-    const size_t n = (size_t)N;
-    int *order = (int *)tmoei_alloc(ctx, n + 1, sizeof(int), 0);
-    double *x = (double *)tmoei_alloc(ctx, 2 * n + 1, sizeof(double), 0), *y = x ? x + n : NULL;
-    for (int i = 0; ctx->error == TMOE_OK && i <= permutations;
-         i++) { /* the first time as they are */
-        double most = 0.0;
-        (void)tmoei_draw(seed, TMOEI_STREAM_PERMUTATION, (uint64_t)i * 1024, order, N, i ? N : 0);
-        for (int t = 0; t < N; t++) y[t] = (double)feature[order[t]];
-        for (int c = 0; c < C; c++) {
-            for (int t = 0; t < N; t++) x[t] = (double)routes[(size_t)t * (size_t)C + (size_t)c];
-            const double found = tmoei_pearson(x, y, N);
-            if (i == 0) {
-                r[c] = found;
-                p[c] = found == found ? 1.0 : found;
-            }
-            if (fabs(found) > most) most = fabs(found);
-        }
-        for (int c = 0; i && c < C; c++) p[c] += most >= fabs(r[c]) - 1e-12; /* NaN stays NaN */
-    }
-    for (int c = 0; ctx->error == TMOE_OK && c < C; c++) p[c] /= permutations + 1.0;
-    tmoei_free(ctx, order);
-    tmoei_free(ctx, x);
-    return ctx->error;
-}
-
-TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, tmoe_join *joins)
-{
-    ctx->error = TMOE_OK;
-    const size_t n = (size_t)N;
-    double *distance = (double *)tmoei_alloc(ctx, n * n + 1, sizeof(double), 1);
-    int *name = (int *)tmoei_alloc(ctx, 2 * n + 1, sizeof(int), 0);
-    for (int i = 0; ctx->error == TMOE_OK && i < N; i++) {
-        name[i] = i;
-        name[N + i] = 1;
-    } /* name, size */
-    for (size_t i = 0; ctx->error == TMOE_OK && i < n * n; i++) {
-        const float *a = x + i / n * (size_t)C, *b = x + i % n * (size_t)C;
-        for (int c = 0; c < C; c++) distance[i] += pow((double)(a[c] - b[c]), 2.0);
-        distance[i] = sqrt(distance[i]);
-    }
-    for (int join = 0; ctx->error == TMOE_OK && join < N - 1; join++) {
-        size_t a = n, b = n; /* the nearest two; a < b */
-        for (size_t i = 0; i < n * n; i++) {
-            const int both = i / n < i % n && name[i / n] >= 0 && name[i % n] >= 0;
-            if (both && (a == n || distance[i] < distance[a * n + b])) {
-                a = i / n;
-                b = i % n;
-            }
-        }
-        const double wa = (double)name[n + a], wb = (double)name[n + b];
-        joins[join].a = name[a];
-        joins[join].b = name[b];
-        joins[join].height = distance[a * n + b];
-        joins[join].size = name[n + a] += name[n + b];
-        name[a] = N + join;
-        name[b] = -1;
-        for (size_t i = 0; i < n; i++) /* average linkage (UPGMA) */
-            distance[a * n + i] = distance[i * n + a] =
-                (wa * distance[a * n + i] + wb * distance[b * n + i]) / (wa + wb);
-    }
-    tmoei_free(ctx, distance);
-    tmoei_free(ctx, name);
-    return ctx->error;
-}
-
-/* ==== >>inference: one route, one merge, then an ordinary dense model answers ====================
- * Keys and values of earlier positions stay in a cache of slots (H, 2, limit, W): a head reads its
- * keys, then its values, as they lie. A row is a request, or one of its beams; which slot holds
- * position t of a row is looked up in a table, so that beams that change places move no keys, and a
- * row's keys lie in a few runs. */
-struct tmoei_cache {
-    int beams, slots, rows;      /* of a request; places; rows that still run */
-    int position, limit;         /* the one that is computed now, from 0; how many at most */
-    int *slot_of, *next_slot_of; /* (slots, limit): which slot holds position t of row r */
-    int *request_of;             /* (slots): which request row r belongs to */
-    int *ids, *positions;        /* (slots): of the latest tokens */
-    const tmoei_pack *source;
-    tmoe_tensor memory; /* what the encoder read; its output (source tokens, D) */
-    /* (decoder layers, experts, 2): slots of positions; of memory, a slot of its length for each
-     * source */
-    float **keys;
-    int experts; /* 1, or E where they run side by side */
-    tmoei_owner own;
-};
-
-typedef struct tmoei_cached_job {
-    const tmoei_cache *cache;
-    const float *q;
-    float *keys, *y;
-    size_t q_stride, D;
-    int cross, width;
-} tmoei_cached_job;
-
-/* Where the first head's key of position t of a row lies. Out: `most`, the length of its slot, and
- * `n`, how many positions of the row follow one another from there. */
-static float *tmoei_cached_key(const tmoei_cached_job *job, int row, int t, int count, size_t *most,
-    int *n)
-{
-    const tmoei_cache *cache = job->cache;
-    const int *slot = cache->slot_of + (size_t)row * (size_t)cache->limit + t;
-    const int *source = cache->source->offsets + cache->request_of[row];
-    *most = (size_t)(job->cross ? source[1] - source[0] : cache->limit);
-    *n = job->cross ? count : 1;
-    while (t + *n < count && slot[*n] == *slot) ++*n;
-    return job->keys + (job->cross ? (size_t)source[0] : (size_t)*slot * *most) * 2 * job->D
-        + (size_t)t * (size_t)job->width;
-}
-
-/* Row r attends, head by head, to its positions 0 .. position or to its request's memory: scores,
- * softmax, weighted sum, run by run. */
-static void tmoei_cached_chunk(void *arg, int row, int lane)
-{
-    const tmoei_cached_job *job = (const tmoei_cached_job *)arg;
-    const tmoei_cache *cache = job->cache;
-    const tmoei_kernels *kernels = cache->own.ctx->kernels;
-    const int *source = cache->source->offsets + cache->request_of[row];
-    const int count = job->cross ? source[1] - source[0] : cache->position + 1, W = job->width;
-    const size_t D = job->D, width = (size_t)W, all = (size_t)count;
-    size_t most;
-    const float scale = 1.0f / sqrtf((float)W), *q = job->q + (size_t)row * job->q_stride, *k;
-    float *p = cache->own.ctx->lane_scratch[lane], *y = job->y + (size_t)row * D;
-    for (size_t at = 0; at < D; at += width) {
-        for (int t = 0, n; t < count; t += n) {
-            k = tmoei_cached_key(job, row, t, count, &most, &n) + 2 * most * at;
-            kernels->dots(1, n, W, q + at, D, k, width, 0.0f, p + t, all);
-        }
-        const float top = scale * kernels->maximum(p, all);
-        kernels->scale_add(p, 0.0f, 1.0f / kernels->exp_sum(p, p, scale, top, all), p, all);
-        for (int t = 0, n; t < count; t += n) {
-            k = tmoei_cached_key(job, row, t, count, &most, &n) + 2 * most * at;
-            kernels->merge(y + at, t > 0, k + most * width, width, p + t, n, width);
-        }
-    }
-}
-
-/* Attention of all rows; gives (rows, D). Self: x is qkv (rows, 3D) of the present position, keeps
- * k and v. Cross: x is q (rows, D) over its request's keys, which the first call makes: cross is
- * [w, b]. */
-static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert,
-    tmoe_tensor *const *cross, const tmoe_tensor *x)
-{
-    tmoei_cache *cache = pass->cache;
-    const tmoe_config *c = &pass->model->config;
-    const size_t D = (size_t)c->width, W = (size_t)(c->width / c->decoder_heads);
-    const size_t places =
-        cross ? (size_t)cache->memory.rows : (size_t)cache->limit * (size_t)cache->slots;
-    float **keys =
-        &cache->keys[2 * ((l - c->encoder_layers) * cache->experts + expert) + (cross != NULL)];
-    tmoe_tensor *y = x ? tmoei_tensor_new(pass->tape, x->rows, c->width, NULL) : NULL, *kv = NULL;
-    if (cross && !*keys)
-        kv = tmoe_linear(pass->tape, &cache->memory, cross[0], cross[1], TMOE_NONE, NULL);
-    if (!*keys) *keys = (float *)tmoei_own_block(&cache->own, places * 2 * D, sizeof(float), 0);
-    if (!*keys || !y || cache->own.ctx->error != TMOE_OK) return NULL;
-    tmoei_cached_job job = { cache, x->x, *keys, y->x, (size_t)x->cols, D, cross != NULL, (int)W };
-    const int fresh = !cross ? cache->rows : kv ? cache->source->sequences : 0;
-    for (int i = 0, rest; i < fresh; i++) {
-        size_t most, offset = kv ? (size_t)cache->source->offsets[i] : 0;
-        const int row = kv ? i * cache->beams : i, position = kv ? 0 : cache->position;
-        float *k = tmoei_cached_key(&job, row, position, 0, &most, &rest);
-        const float *from = kv ? kv->x + offset * 2 * D : x->x + (size_t)(3 * i + 1) * D;
-        for (size_t t = 0; t < (kv ? most : 1); t++, k += W, from += 2 * D)
-            for (size_t at = 0; at < D; at += W) {
-                memcpy(k + 2 * most * at, from + at, W * sizeof(float));
-                memcpy(k + 2 * most * at + most * W, from + D + at, W * sizeof(float));
-            }
-    }
-    if (kv) tmoei_arena_release(&pass->tape->big, kv->x, tmoei_elements(kv), sizeof(float));
-    tmoei_parallel(cache->own.ctx, tmoei_cached_chunk, &job, cache->rows);
-    return y;
-}
-
 /* ---- route once, merge once ------------------------------------------------------------------ */
+
 /* Merged blocks, kept until route or parameters change; with a one-hot route the expert itself. */
 static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route)
 {
@@ -8303,494 +5669,110 @@ static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const floa
     return TMOE_OK;
 }
 
-/* ---- decoding: greedy, and beam search as transformers does it ------------------------------- */
-#define TMOEI_ROWS_AT_ONCE 32 /* a register tile of rows and more: weights are read once for all */
+/* ==== >>batches: texts become tokens, and tokens the groups of a step ========================= */
 
-/* Encodes the packed sources and makes room for `beams` rows each, of at most `limit` positions. */
-static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int task,
-    const float *route, const tmoei_pack *source, int beams, int limit)
+typedef struct tmoei_batch { /* one group, packed; all arrays in one block of memory */
+    tmoei_pack source, target;
+    int *labels; /* what each target position must say */
+    int *memory;
+    size_t capacity; /* ints in it */
+} tmoei_batch;
+
+/* Makes room for a group and lays the arrays out one behind the other. */
+static tmoe_result tmoei_batch_reserve(tmoe_ctx *ctx, tmoei_batch *batch, size_t sources,
+    size_t targets, size_t sequences)
 {
-    const tmoe_config *c = &model->config;
-    const size_t memory = (size_t)source->tokens * (size_t)c->width;
-    const size_t slots = (size_t)source->sequences * (size_t)beams, places = (size_t)limit * slots;
-    tmoei_owner *own = &cache->own;
-    tmoei_pass pass;
-    memset(cache, 0, sizeof *cache);
-    own->ctx = model->ctx;
-    cache->beams = beams;
-    cache->limit = limit;
-    cache->source = source;
-    cache->slots = cache->rows = (int)slots;
-    cache->experts = c->mix == TMOE_MIX_OUTPUT ? c->experts : 1;
-    cache->keys =
-        (float **)tmoei_own(own, 2 * (size_t)(c->decoder_layers * cache->experts), sizeof(float *));
-    cache->memory.rows = source->tokens;
-    cache->memory.cols = c->width;
-    cache->memory.x = (float *)tmoei_own(own, memory, sizeof(float));
-    cache->slot_of = (int *)tmoei_own(own, 2 * places + 3 * slots, sizeof(int));
-    if (own->ctx->error != TMOE_OK) return own->ctx->error;
-    cache->next_slot_of = cache->slot_of + places;
-    cache->request_of = cache->next_slot_of + places;
-    cache->ids = cache->request_of + slots;
-    cache->positions = cache->ids + slots;
-    for (int r = 0; r < cache->rows; r++) cache->request_of[r] = r / beams;
-    TMOEI_TRY(tmoei_evaluation_pass(model, task, route, model->tape, &pass));
-    const tmoe_tensor *h = tmoei_encode(&pass, source);
-    if (h) memcpy(cache->memory.x, h->x, memory * sizeof(float));
-    return own->ctx->error;
-}
-
-/* Logits (rows, V) of the next position after the tokens in cache->ids; they live until the next
- * call. */
-static tmoe_tensor *tmoei_cache_step(tmoei_cache *cache, tmoe_model *model, int task,
-    const float *route)
-{
-    const tmoei_pack target = { cache->rows, cache->rows, cache->ids, cache->positions, NULL };
-    tmoei_pass pass;
-    if (tmoei_evaluation_pass(model, task, route, model->tape, &pass) != TMOE_OK) return NULL;
-    for (int r = 0; r < cache->rows; r++) {
-        cache->positions[r] = cache->position;
-        int *slot = cache->slot_of + (size_t)r * (size_t)cache->limit + cache->position;
-        *slot =
-            cache->beams == 1 && cache->position ? slot[-1] : r; /* a request stays in its slot */
-    }
-    pass.cache = cache;
-    return tmoei_head(&pass, tmoei_decode(&pass, &target, NULL, NULL));
-}
-
-/* Afterwards row r goes on where row parents[r] was; in place, as requests keep their order. */
-static void tmoei_cache_reorder(tmoei_cache *cache, const int *parents, int rows)
-{
-    const size_t limit = (size_t)cache->limit, used = ((size_t)cache->position + 1) * sizeof(int);
-    int *before = cache->slot_of, *after = cache->next_slot_of;
-    for (int r = 0; r < rows; r++) {
-        memcpy(after + (size_t)r * limit, before + (size_t)parents[r] * limit, used);
-        cache->request_of[r] = cache->request_of[parents[r]];
-    }
-    cache->slot_of = after;
-    cache->next_slot_of = before;
-    cache->rows = rows;
-    cache->position++;
-}
-
-typedef struct tmoei_hypothesis {
-    float score;
-    int row, token, ended;
-} tmoei_hypothesis; /* of a row, on */
-
-typedef struct tmoei_search {
-    tmoe_model *model;
-    tmoe_generation how;
-    tmoei_cache cache;
-    float *logits;
-    int length; /* of the present step; tokens of the rows, with the start token */
-    int *tokens, *next_tokens, *parents; /* (rows, max_length) of running rows; (rows) */
-    float *scores, *next_scores;         /* (rows): sum of log p */
-    tmoei_hypothesis *candidates;        /* (requests, 2 * beams), best first */
-    int *finished, *lengths; /* (requests, beams, max_length) and (requests, beams), best first */
-    float *final;            /* (requests, beams): score / length^penalty */
-} tmoei_search;
-
-#define TMOEI_NO_SCORE (-1e9f) /* transformers': there is none yet */
-
-/* What the row may not say next gets -inf: eos before min_length, a token that would repeat an
- * n-gram, all but a forced one, which is certain (log p = 0 where lse is taken off). */
-static void tmoei_search_forbid(const tmoei_search *s, int row, float *x, float lse)
-{
-    const tmoe_generation *how = &s->how;
-    const int *tokens = s->tokens + (size_t)row * (size_t)how->max_length, n = how->no_repeat_ngram;
-    const int ends = s->length == how->max_length - 1 && how->forced_end_id >= 0; /* before begin */
-    const int forced = ends ? how->forced_end_id : s->length == 1 ? how->forced_begin_id : -1;
-    for (int i = 0; n > 0 && i + n <= s->length; i++)
-        if (memcmp(tokens + i, tokens + s->length - n + 1, (size_t)(n - 1) * sizeof(int)) == 0)
-            x[tokens[i + n - 1]] = -(float)INFINITY;
-    if (s->length < how->min_length) x[s->model->config.end_id] = -(float)INFINITY;
-    for (int v = 0; forced >= 0 && v < s->model->V; v++)
-        x[v] = v == forced ? lse : -(float)INFINITY;
-}
-
-/* The best continuations of a request's rows: one if greedy, else 2 * beams, as up to half may end.
- * */
-static void tmoei_search_chunk(void *arg, int chunk, int lane)
-{
-    const tmoei_search *s = (const tmoei_search *)arg;
-    const int B = s->how.beams, V = s->model->V, wanted = B > 1 ? 2 * B : 1;
-    tmoei_hypothesis *best = s->candidates + (size_t)chunk * 2 * (size_t)B;
-    int count = 0;
-    (void)lane;
-    for (int row = chunk * B; row < (chunk + 1) * B; row++) {
-        float *x = s->logits + (size_t)row * (size_t)V;
-        const float lse = B > 1 ? tmoei_log_sum_exp(s->model->ctx, x, V) : 0.0f;
-        tmoei_search_forbid(s, row, x, lse);
-        for (int v = 0; v < V; v++) {
-            const float score = s->scores[row] + (x[v] - lse);
-            if (count == wanted && !(score > best[count - 1].score)) continue;
-            int place = count < wanted ? count++ : count - 1;
-            for (; place > 0 && best[place - 1].score < score; place--)
-                best[place] = best[place - 1];
-            best[place].score = score;
-            best[place].row = row;
-            best[place].token = v;
-            best[place].ended = v == s->model->config.end_id || s->length + 1 >= s->how.max_length;
-        }
-    }
-}
-
-/* Keeps a finished hypothesis where it is among the request's `beams` best. */
-static void tmoei_search_finish(tmoei_search *s, int request, const tmoei_hypothesis *c,
-    float score)
-{
-    const size_t most = (size_t)s->how.max_length, base = (size_t)request * (size_t)s->how.beams;
-    size_t to = base + (size_t)s->how.beams - 1;
-    if (score <= s->final[to]) return;
-    for (; to > base && s->final[to - 1] < score; to--) {
-        s->final[to] = s->final[to - 1];
-        s->lengths[to] = s->lengths[to - 1];
-        memcpy(s->finished + to * most, s->finished + (to - 1) * most, most * sizeof(int));
-    }
-    int *tokens = s->finished + to * most;
-    memcpy(tokens, s->tokens + (size_t)c->row * most, (size_t)s->length * sizeof(int));
-    tokens[s->length] = c->token;
-    s->final[to] = score;
-    s->lengths[to] = s->length + 1;
-}
-
-/* One request's step: its candidates finish or become its next rows. Gives how many go on: beams or
- * 0. */
-static int tmoei_search_advance(tmoei_search *s, int index, int next)
-{
-    const tmoe_generation *how = &s->how;
-    const int B = how->beams, request = s->cache.request_of[index * B], wanted = B > 1 ? 2 * B : 1;
-    const size_t most = (size_t)how->max_length, length = (size_t)s->length;
-    const float penalty = powf((float)s->length, how->length_penalty);
-    tmoei_hypothesis *c = s->candidates + (size_t)index * 2 * (size_t)B;
-    int ended = 0;
-    for (int i = 0; i < wanted; i++) {
-        if (!c[i].ended) continue;
-        if (i < B) tmoei_search_finish(s, request, &c[i], B > 1 ? c[i].score / penalty : 0.0f);
-        c[i].score += TMOEI_NO_SCORE; /* goes on only where nothing else can */
-        ended++;
-    }
-    for (int to = next; to < next + B; to++) {
-        tmoei_hypothesis *best = c;
-        for (int i = 1; i < wanted; i++)
-            if (c[i].score > best->score) best = &c[i];
-        int *tokens = s->next_tokens + (size_t)to * most;
-        memcpy(tokens, s->tokens + (size_t)best->row * most, length * sizeof(int));
-        tokens[length] = best->token;
-        s->next_scores[to] = B > 1 ? best->score : 0.0f;
-        s->parents[to] = best->row;
-        best->score = -(float)INFINITY;
-    }
-    if (ended == wanted || B == 1) return ended < wanted;
-    /* could a running row still become better than the worst finished one? */
-    const float worst = s->final[(size_t)(request + 1) * (size_t)B - 1];
-    const int longest =
-        how->early_stopping == TMOE_EARLY_STOPPING_NEVER && how->length_penalty > 0.0f;
-    const float hope = s->next_scores[next]
-        / (longest ? powf((float)(how->max_length - 1), how->length_penalty) : penalty);
-    const int full = worst > TMOEI_NO_SCORE,
-              stop = full && how->early_stopping == TMOE_EARLY_STOPPING_TRUE;
-    return stop || !(hope > worst) ? 0 : B;
-}
-
-/* Searches from the start token until every request is done. */
-static tmoe_result tmoei_search_run(tmoei_search *s, int task, const float *route,
-    const tmoei_pack *source)
-{
-    const int B = s->how.beams;
-    const size_t rows = (size_t)(source->sequences * B), most = (size_t)s->how.max_length;
-    tmoei_cache *cache = &s->cache;
-    tmoe_ctx *ctx = s->model->ctx;
-    TMOEI_TRY(tmoei_cache_create(cache, s->model, task, route, source, B, s->how.max_length - 1));
-    s->tokens = (int *)tmoei_own(&cache->own, 3 * rows * most, sizeof(int));
-    s->lengths = (int *)tmoei_own(&cache->own, 2 * rows, sizeof(int));
-    s->scores = (float *)tmoei_own(&cache->own, 3 * rows, sizeof(float));
-    s->candidates = (tmoei_hypothesis *)tmoei_own(&cache->own, 2 * rows, sizeof *s->candidates);
-    if (ctx->error != TMOE_OK) return ctx->error;
-    s->next_tokens = s->tokens + rows * most;
-    s->finished = s->next_tokens + rows * most;
-    s->next_scores = s->scores + rows;
-    s->final = s->next_scores + rows;
-    s->parents = s->lengths + rows;
-    for (size_t r = 0; r < rows; r++) {
-        s->tokens[r * most] = s->finished[r * most] = s->model->config.start_id;
-        s->lengths[r] = 1; /* a hypothesis that nobody finds */
-        s->scores[r] =
-            r % (size_t)B ? TMOEI_NO_SCORE : 0.0f; /* equal beams: only the first one counts */
-        s->final[r] = TMOEI_NO_SCORE;
-    }
-    ctx->keeping = cache->rows > TMOEI_FEW_ROWS;
-    for (s->length = 1; cache->rows > 0; s->length++) {
-        int next = 0;
-        for (int r = 0; r < cache->rows; r++)
-            cache->ids[r] = s->tokens[(size_t)r * most + (size_t)s->length - 1];
-        const tmoe_tensor *logits = tmoei_cache_step(cache, s->model, task, route);
-        if (!logits) return ctx->error;
-        s->logits = logits->x;
-        tmoei_parallel(ctx, tmoei_search_chunk, s, cache->rows / B);
-        for (int i = 0; i < cache->rows / B; i++) next += tmoei_search_advance(s, i, next);
-        memcpy(s->tokens, s->next_tokens, (size_t)next * most * sizeof(int));
-        memcpy(s->scores, s->next_scores, (size_t)next * sizeof(float));
-        tmoei_cache_reorder(cache, s->parents, next);
-    }
+    const size_t need = 2 * sources + 3 * targets + 2 * (sequences + 1);
+    if (!tmoei_grow(ctx, &batch->memory, &batch->capacity, need, sizeof(int)))
+        return TMOE_ERR_MEMORY;
+    batch->source.ids = batch->memory;
+    batch->source.positions = batch->source.ids + sources;
+    batch->target.ids = batch->source.positions + sources;
+    batch->target.positions = batch->target.ids + targets;
+    batch->labels = batch->target.positions + targets;
+    batch->source.offsets = batch->labels + targets;
+    batch->target.offsets = batch->source.offsets + sequences + 1;
+    batch->source.sequences = batch->target.sequences = batch->source.tokens =
+        batch->target.tokens = 0;
     return TMOE_OK;
 }
 
-/* Checks and completes the settings. */
-static tmoe_result tmoei_generation_check(tmoe_model *model, tmoe_generation *how)
+/* Appends a pair: the encoder reads x; the decoder reads start y_1 ... y_(n-1) and must say y_1 ...
+ * y_n. */
+static void tmoei_batch_put(tmoei_batch *b, const int *x, size_t nx, const int *y, size_t ny,
+    int start)
 {
-    const int V = model->V, B = how->beams,
-              longest = model->config.target_tokens + 1; /* and the start */
-    char text[TMOEI_MESSAGE_BYTES - 64] = "";
-    tmoei_fields_check(how, tmoei_generation_fields, TMOEI_GENERATION_FIELDS, text, sizeof text);
-    if (how->max_length == 0 || how->max_length > longest) how->max_length = longest;
-    if (how->max_length == 1)
-        tmoei_problem(text, sizeof text, "max_length is 1: the start token alone");
-    if (how->returned > B)
-        tmoei_problem(text, sizeof text, "returned is %d, must be at most beams = %d",
-            how->returned, B);
-    if (how->forced_begin_id >= V || how->forced_end_id >= V || model->config.end_id >= V)
-        tmoei_problem(text, sizeof text, "a forced id or the model's end_id is not below V = %d",
-            V);
-    if (B > V / 2) tmoei_problem(text, sizeof text, "beams is %d, must be at most V / 2", B);
-    return text[0] ? tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "generation: %s", text) : TMOE_OK;
-}
-
-/* Every request has tokens, and not too many, and every id exists. */
-static tmoe_result tmoei_requests_check(tmoe_model *model, const int *ids, const int *lengths,
-    int count)
-{
-    const int most = model->config.source_tokens;
-    for (int i = 0; i < count; ids += lengths[i++]) {
-        int good = lengths[i] >= 1 && lengths[i] <= most;
-        for (int j = 0; good && j < lengths[i]; j++) good = ids[j] >= 0 && ids[j] < model->V;
-        if (!good)
-            return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-                "generate: request %d has %d tokens (1 to %d), "
-                "or an id that is not 0 <= id < %d",
-                i, lengths[i], most, model->V);
+    tmoei_pack *s = &b->source, *t = &b->target;
+    s->offsets[s->sequences++] = s->tokens;
+    t->offsets[t->sequences++] = t->tokens;
+    for (size_t i = 0; i < nx; i++) {
+        s->positions[s->tokens] = (int)i;
+        s->ids[s->tokens++] = x[i];
     }
-    return TMOE_OK;
-}
-
-TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *route, const int *ids,
-    const int *lengths, int count, const tmoe_generation *how, int *tokens, int *token_counts,
-    float *scores)
-{
-    tmoe_ctx *ctx = model->ctx;
-    tmoei_search s;
-    tmoei_batch b;
-    ctx->error = TMOE_OK;
-    memset(&s, 0, sizeof s);
-    memset(&b, 0, sizeof b);
-    s.model = model;
-    s.how = how ? *how : model->generation;
-    if (model->R > 0 && !route && (task < 0 || task >= model->N))
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "generate: task %d of %d; an unknown task needs a route", task, model->N);
-    TMOEI_TRY(tmoei_requests_check(model, ids, lengths, count));
-    TMOEI_TRY(tmoei_generation_check(model, &s.how));
-    const tmoei_float_mode mode = tmoei_float_mode_enter();
-    const int B = s.how.beams, returned = s.how.returned, most = s.how.max_length;
-    const int at_once = B < TMOEI_ROWS_AT_ONCE ? TMOEI_ROWS_AT_ONCE / B : 1;
-    const size_t source_most = (size_t)model->config.source_tokens;
-    for (int first = 0, n; ctx->error == TMOE_OK && first < count; first += n) {
-        n = tmoei_least(at_once, count - first);
-        if (tmoei_batch_reserve(ctx, &b, (size_t)n * source_most, 1, (size_t)n) != TMOE_OK) break;
-        for (int i = 0; i < n; ids += lengths[first + i++])
-            tmoei_batch_put(&b, ids, (size_t)lengths[first + i], NULL, 0, 0);
-        const int good = tmoei_search_run(&s, task, route, &b.source) == TMOE_OK;
-        ctx->keeping = 0; /* an encoder's weights are read once */
-        for (int i = 0; good && i < n * returned; i++, tokens += most) {
-            const int from = i / returned * B + i % returned, to = first * returned + i;
-            const int *answer = s.finished + (size_t)from * (size_t)most;
-            for (int t = 0; t < most; t++)
-                tokens[t] = t < s.lengths[from] ? answer[t] : model->config.pad_id;
-            token_counts[to] = s.lengths[from];
-            if (scores) scores[to] = s.final[from];
-        }
-        tmoei_owner_free(&s.cache.own);
+    for (size_t i = 0; i < ny; i++) {
+        t->positions[t->tokens] = (int)i;
+        b->labels[t->tokens] = y[i];
+        t->ids[t->tokens++] = i ? y[i - 1] : start;
     }
-    for (struct tmoei_kept *kept; (kept = ctx->kept) != NULL; tmoei_free(ctx, kept))
-        ctx->kept = kept->before;
-    tmoei_free(ctx, b.memory);
-    tmoei_float_mode_leave(mode);
-    return ctx->error;
+    s->offsets[s->sequences] = s->tokens;
+    t->offsets[t->sequences] = t->tokens;
 }
 
-TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count)
-{
-    for (int i = 0; i < count; i++) {
-        tmoei_free(model->ctx, answers[i]);
-        answers[i] = NULL;
-    }
-}
+typedef struct tmoei_texts {
+    int *ids;
+    size_t *offsets;
+    size_t count, ids_used, ids_capacity, offsets_capacity;
+} tmoei_texts;
 
-/* The text that tokens say, to be freed; NULL when there is no memory. */
-static char *tmoei_text_of(tmoe_model *model, const int *tokens, size_t count)
+/* Appends one tokenised text; `what`, task and line stand in the message where it is too long. */
+static tmoe_result tmoei_texts_add(const tmoe_model *model, tmoei_texts *texts,
+    const char *instruction, const char *input, int limit, const char *what, const char *task,
+    int line)
 {
-    const int skip = TMOE_TOKENIZER_SKIP_SPECIALS;
+    const tmoe_tokenizer *tokenizer = model->tokenizer;
+    const int find = model->config.specials_in_text;
     size_t n = 0;
-    if (tmoe_tokenizer_decode(model->tokenizer, tokens, count, skip, NULL, 0, &n) != TMOE_OK)
-        return NULL;
-    char *text = (char *)tmoei_alloc(model->ctx, n + 1, 1, 1);
-    if (text) (void)tmoe_tokenizer_decode(model->tokenizer, tokens, count, skip, text, n + 1, &n);
-    return text;
+    const size_t most = texts->ids_used + (size_t)limit;
+    if (!tmoei_grow(model->ctx, &texts->ids, &texts->ids_capacity, most, sizeof *texts->ids)
+        || !tmoei_grow(model->ctx, &texts->offsets, &texts->offsets_capacity, texts->count + 2,
+            sizeof n))
+        return TMOE_ERR_MEMORY;
+    int *ids = texts->ids + texts->ids_used;
+    TMOEI_TRY(tmoei_encode_source(tokenizer, instruction, input, find, ids, (size_t)limit, &n));
+    if (n > (size_t)limit)
+        return tmoei_fail(model->ctx, TMOE_ERR_DATA,
+            "task %s, line %d: the %s has %lu tokens; "
+            "the model takes at most %d",
+            task, line + 1, what, (unsigned long)n, limit);
+    for (const int *id = ids; id < ids + n; id++)
+        if (*id >= model->V)
+            return tmoei_fail(model->ctx, TMOE_ERR_DATA,
+                "task %s, line %d: the %s has token %d; the "
+                "model has %d",
+                task, line + 1, what, *id, model->V);
+    if (texts->count == 0) texts->offsets[0] = 0;
+    texts->offsets[++texts->count] = texts->ids_used += n;
+    return TMOE_OK;
 }
 
-TMOE_DEF tmoe_result tmoe_answer_many(tmoe_model *model, const char *task, const float *route,
-    const char *const *inputs, int count, char **answers)
+static size_t tmoei_text_length(const tmoei_texts *t, size_t i)
 {
-    tmoe_ctx *ctx = model->ctx;
-    const int known = tmoe_model_find_task(model, task), limit = model->config.source_tokens;
-    const char *instruction = known >= 0 ? model->tasks[known].instruction : task;
-    const char *before = model->config.instruction_in_input ? instruction : NULL;
-    tmoe_generation how = model->generation;
-    tmoei_owner own = { ctx, NULL };
-    tmoei_texts texts = { NULL, NULL, 0, 0, 0, 0 };
-    ctx->error = TMOE_OK;
-    how.returned = 1;
-    for (int i = 0; i < count; i++) answers[i] = NULL;
-    if (!model->tokenizer)
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "answers: the model has no tokenizer");
-    TMOEI_TRY(tmoei_generation_check(model, &how));
-    const size_t n = (size_t)count, most = (size_t)how.max_length;
-    int *lengths =
-        (int *)tmoei_own(&own, n + 1, (most + 2) * sizeof(int)); /* (n), (n), (n, most) */
-    int *counts = lengths ? lengths + n : NULL, *tokens = lengths ? counts + n : NULL;
-    float *unseen =
-        (float *)tmoei_own(&own, (size_t)(model->R * model->config.experts) + 1, sizeof(float));
-    if (ctx->error == TMOE_OK && !route && known < 0 && model->R > 0) {
-        (void)tmoe_route_unseen(model, instruction, TMOE_ZERO_SHOT_ROUTER, unseen);
-        route = unseen;
-    }
-    for (int i = 0; ctx->error == TMOE_OK && i < count; i++)
-        if (tmoei_texts_add(model, &texts, before, inputs[i], limit, "input", task, i) == TMOE_OK)
-            lengths[i] = (int)tmoei_text_length(&texts, (size_t)i);
-    if (ctx->error == TMOE_OK)
-        (void)tmoe_generate(model, known, route, texts.ids, lengths, count, &how, tokens, counts,
-            NULL);
-    for (size_t i = 0; ctx->error == TMOE_OK && i < n; i++)
-        answers[i] = tmoei_text_of(model, tokens + i * most, (size_t)counts[i]);
-    if (ctx->error != TMOE_OK) tmoe_answers_free(model, answers, count);
-    tmoei_free(ctx, texts.ids);
-    tmoei_free(ctx, texts.offsets);
-    tmoei_owner_free(&own);
-    return ctx->error;
+    return t->offsets[i + 1] - t->offsets[i];
 }
 
-TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task, const char *input, char *text,
-    size_t size)
+/* Target positions of a tokenised text, <s> y_1 ... y_n </s>: without <s> where the model wants
+ * none. */
+static size_t tmoei_target_length(const tmoe_model *model, const tmoei_texts *texts, size_t text)
 {
-    char *answer = NULL;
-    model->ctx->error = TMOE_OK;
-    if (!size) return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "answer: no room for a text");
-    text[0] = 0;
-    TMOEI_TRY(tmoe_answer_many(model, task, NULL, &input, 1, &answer));
-    const size_t n = strlen(answer);
-    if (n < size)
-        memcpy(text, answer, n + 1);
-    else
-        (void)tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-            "answer: %lu bytes and a NUL do not fit into %lu", (unsigned long)n,
-            (unsigned long)size);
-    tmoe_answers_free(model, &answer, 1);
-    return model->ctx->error;
+    return tmoei_text_length(texts, text) - (model->config.begin_in_target ? 0 : 1);
 }
 
-TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, const float *route,
-    int limit, double *score)
-{
-    tmoe_ctx *ctx = model->ctx;
-    const int n = limit > 0 && limit < task->test_count ? limit : task->test_count;
-    const char *name =
-        tmoe_model_find_task(model, task->name) >= 0 ? task->name : task->instruction;
-    tmoei_owner own = { ctx, NULL };
-    ctx->error = TMOE_OK;
-    const char **inputs = (const char **)tmoei_own(&own, (size_t)n + 1, sizeof *inputs);
-    char **answers = (char **)tmoei_own(&own, (size_t)n + 1, sizeof *answers);
-    if (inputs && answers) {
-        for (int i = 0; i < n; i++) inputs[i] = task->test[i].input;
-        if (tmoe_answer_many(model, name, route, inputs, n, answers) == TMOE_OK)
-            (void)tmoe_score(ctx, task->metric, (const char *const *)answers, task->test, n, score);
-        tmoe_answers_free(model, answers, n);
-    }
-    tmoei_owner_free(&own);
-    return ctx->error;
-}
-
-/* sum over y of log p(y | x) of each label y for the one source x, into out. */
-static tmoe_result tmoei_log_likelihoods(tmoe_model *model, int task, const float *route,
-    const tmoei_texts *source, const tmoei_texts *labels, double *out)
-{
-    const size_t skip = model->config.begin_in_target ? 0 : 1, V = (size_t)model->V,
-                 n = labels->count;
-    const tmoe_tensor *h = NULL;
-    tmoei_batch b;
-    tmoei_pass pass;
-    memset(&b, 0, sizeof b);
-    TMOEI_TRY(tmoei_batch_reserve(model->ctx, &b, source->ids_used * n, labels->ids_used, n));
-    for (size_t i = 0; i < n; i++)
-        tmoei_batch_put(&b, source->ids, source->ids_used, labels->ids + labels->offsets[i] + skip,
-            tmoei_text_length(labels, i) - skip, model->config.start_id);
-    if (tmoei_evaluation_pass(model, task, route, model->tape, &pass) == TMOE_OK)
-        h = tmoei_head(&pass,
-            tmoei_decode(&pass, &b.target, tmoei_encode(&pass, &b.source), &b.source));
-    for (size_t i = 0; h && i < n; i++) {
-        out[i] = 0.0;
-        for (int t = b.target.offsets[i]; t < b.target.offsets[i + 1]; t++) {
-            const float *x = h->x + (size_t)t * V;
-            out[i] += (double)(x[b.labels[t]] - tmoei_log_sum_exp(model->ctx, x, model->V));
-        }
-    }
-    tmoei_free(model->ctx, b.memory);
-    return model->ctx->error;
-}
-
-TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task, const float *route,
-    const char *const *inputs, int count, int normalised, int *chosen)
-{
-    tmoe_ctx *ctx = model->ctx;
-    const tmoe_config *c = &model->config;
-    const char *name = task->name,
-               *instruction = c->instruction_in_input ? task->instruction : NULL;
-    const int known = tmoe_model_find_task(model, name), n = task->label_count;
-    tmoei_texts labels = { NULL, NULL, 0, 0, 0, 0 }, x = labels;
-    ctx->error = TMOE_OK;
-    if (!n || !model->tokenizer || (model->R > 0 && !route && known < 0))
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "rank: task %s needs a closed set of labels, the model a tokenizer and a route", name);
-    const tmoei_float_mode mode = tmoei_float_mode_enter();
-    double *scores = (double *)tmoei_alloc(ctx, (size_t)n, sizeof *scores, 0);
-    for (int i = 0; ctx->error == TMOE_OK && i < n; i++)
-        (void)tmoei_texts_add(model, &labels, NULL, task->labels[i], c->target_tokens, "label",
-            name, i);
-    for (int i = 0; ctx->error == TMOE_OK && i < count; i++) {
-        x.count = x.ids_used = 0;
-        if (tmoei_texts_add(model, &x, instruction, inputs[i], c->source_tokens, "input", name, i)
-                != TMOE_OK
-            || tmoei_log_likelihoods(model, known, route, &x, &labels, scores) != TMOE_OK)
-            break;
-        for (int j = chosen[i] = 0; j < n; j++) {
-            if (normalised) scores[j] /= (double)tmoei_target_length(model, &labels, (size_t)j);
-            if (scores[j] > scores[chosen[i]]) chosen[i] = j;
-        }
-    }
-    tmoei_free(ctx, scores);
-    tmoei_free(ctx, x.ids);
-    tmoei_free(ctx, x.offsets);
-    tmoei_free(ctx, labels.ids);
-    tmoei_free(ctx, labels.offsets);
-    tmoei_float_mode_leave(mode);
-    return ctx->error;
-}
-
-/* ==== >>train: packed batches of tasks, AdamW, the loop ==========================================
+/* ==== >>training: packed batches of tasks, AdamW, the loop ==========================================
  * A step's batch is K groups of one task each. The router runs once for the K tasks, and PARAM mix
  * for all of them; every group runs forward and backward with its row, leaving dl/droute or its
  * merged block's gradient behind; then the router's tape runs backward. Everything random is drawn
  * from (seed, stream, step): there is no state to save but the step number. */
+
 /* its index in the model; its examples, from `first` on in the trainer's list, validation lines
  * last */
 typedef struct tmoei_trained_task {
@@ -8880,6 +5862,7 @@ TMOE_DEF tmoe_training tmoe_training_default(void)
 }
 
 /* ---- packing a group ------------------------------------------------------------------------- */
+
 /* The text that example c of a group is trained on; of several accepted ones `random` picks. */
 static size_t tmoei_accepted(const tmoei_trained_example *example, int c, uint64_t random)
 {
@@ -8918,6 +5901,7 @@ static tmoe_tensor *tmoei_group_loss(tmoe_trainer *trainer, tmoei_pass *pass, fl
 }
 
 /* ---- the optimiser --------------------------------------------------------------------------- */
+
 static float tmoei_learning_rate(const tmoe_training *t, int64_t step, float top)
 {
     const double steps = (double)t->steps, warmup = (double)t->warmup * steps, at = (double)step,
@@ -8981,6 +5965,7 @@ static void tmoei_adamw_chunk(void *arg, int chunk, int lane)
 }
 
 /* ---- one step -------------------------------------------------------------------------------- */
+
 /* r' = r keep + other: with a chance of config.exploration a layer's route is a random one-hot or
  * uniform. */
 static tmoe_tensor *tmoei_explore(tmoe_trainer *trainer, int rows, tmoe_tensor *r)
@@ -9305,7 +6290,7 @@ TMOE_DEF tmoe_result tmoe_trainer_step(tmoe_trainer *trainer, tmoe_progress *pro
 {
     tmoe_ctx *ctx = trainer->ctx;
     const tmoei_float_mode mode = tmoei_float_mode_enter();
-    ctx->error = TMOE_OK;
+    tmoei_begin(ctx);
     if (trainer->began == 0.0) trainer->began = tmoei_seconds();
     tmoei_trainer_turn(trainer);
     const double loss = tmoei_step_gradients(trainer);
@@ -9316,6 +6301,7 @@ TMOE_DEF tmoe_result tmoe_trainer_step(tmoe_trainer *trainer, tmoe_progress *pro
 }
 
 /* ---- validation ------------------------------------------------------------------------------ */
+
 #define TMOEI_VALIDATION_GROUP 32 /* lines a forward pass */
 
 TMOE_DEF float tmoe_trainer_validation_loss(tmoe_trainer *trainer)
@@ -9325,7 +6311,7 @@ TMOE_DEF float tmoe_trainer_validation_loss(tmoe_trainer *trainer)
     tmoe_ctx *ctx = trainer->ctx;
     tmoei_pass pass;
     const tmoei_float_mode mode = tmoei_float_mode_enter();
-    ctx->error = TMOE_OK;
+    tmoei_begin(ctx);
     for (const tmoei_trained_task *task = trainer->tasks;
          task < trainer->tasks + trainer->task_count; task++)
         for (int from = 0; from < task->validation && ctx->error == TMOE_OK; from += n) {
@@ -9380,6 +6366,7 @@ TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer)
 }
 
 /* ---- making a trainer ------------------------------------------------------------------------ */
+
 TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer)
 {
     if (!trainer) return;
@@ -9578,7 +6565,7 @@ TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *
     const tmoe_training chosen = training ? *training : tmoe_training_default();
     char text[TMOEI_MESSAGE_BYTES - 64] = "";
     size_t lines = 0;
-    ctx->error = TMOE_OK;
+    tmoei_begin(ctx);
     tmoei_fields_check(&chosen, tmoei_training_fields,
         sizeof tmoei_training_fields / sizeof(tmoei_field), text, sizeof text);
     if (chosen.evaluate_every_steps > 0 && chosen.validation_lines == 0)
@@ -9606,7 +6593,2687 @@ TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, size_t *paramete
     return all + (trainer->best ? 4 : 3) * trained + trainer->step_bytes;
 }
 
+/* ==== >>inference: one route, one merge, then an ordinary dense model answers ====================
+ * Keys and values of earlier positions stay in a cache of slots (H, 2, limit, W): a head reads its
+ * keys, then its values, as they lie. A row is a request, or one of its beams; which slot holds
+ * position t of a row is looked up in a table, so that beams that change places move no keys, and a
+ * row's keys lie in a few runs. */
+
+/* ---- decoding: greedy, and beam search as transformers does it ------------------------------- */
+
+#define TMOEI_ROWS_AT_ONCE 32 /* a register tile of rows and more: weights are read once for all */
+
+/* Encodes the packed sources and makes room for `beams` rows each, of at most `limit` positions. */
+static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int task,
+    const float *route, const tmoei_pack *source, int beams, int limit)
+{
+    const tmoe_config *c = &model->config;
+    const size_t memory = (size_t)source->tokens * (size_t)c->width;
+    const size_t slots = (size_t)source->sequences * (size_t)beams, places = (size_t)limit * slots;
+    tmoei_owner *own = &cache->own;
+    tmoei_pass pass;
+    memset(cache, 0, sizeof *cache);
+    own->ctx = model->ctx;
+    cache->beams = beams;
+    cache->limit = limit;
+    cache->source = source;
+    cache->slots = cache->rows = (int)slots;
+    cache->experts = c->mix == TMOE_MIX_OUTPUT ? c->experts : 1;
+    cache->keys =
+        (float **)tmoei_own(own, 2 * (size_t)(c->decoder_layers * cache->experts), sizeof(float *));
+    cache->memory.rows = source->tokens;
+    cache->memory.cols = c->width;
+    cache->memory.x = (float *)tmoei_own(own, memory, sizeof(float));
+    cache->slot_of = (int *)tmoei_own(own, 2 * places + 3 * slots, sizeof(int));
+    if (own->ctx->error != TMOE_OK) return own->ctx->error;
+    cache->next_slot_of = cache->slot_of + places;
+    cache->request_of = cache->next_slot_of + places;
+    cache->ids = cache->request_of + slots;
+    cache->positions = cache->ids + slots;
+    for (int r = 0; r < cache->rows; r++) cache->request_of[r] = r / beams;
+    TMOEI_TRY(tmoei_evaluation_pass(model, task, route, model->tape, &pass));
+    const tmoe_tensor *h = tmoei_encode(&pass, source);
+    if (h) memcpy(cache->memory.x, h->x, memory * sizeof(float));
+    return own->ctx->error;
+}
+
+/* Logits (rows, V) of the next position after the tokens in cache->ids; they live until the next
+ * call. */
+static tmoe_tensor *tmoei_cache_step(tmoei_cache *cache, tmoe_model *model, int task,
+    const float *route)
+{
+    const tmoei_pack target = { cache->rows, cache->rows, cache->ids, cache->positions, NULL };
+    tmoei_pass pass;
+    if (tmoei_evaluation_pass(model, task, route, model->tape, &pass) != TMOE_OK) return NULL;
+    for (int r = 0; r < cache->rows; r++) {
+        cache->positions[r] = cache->position;
+        int *slot = cache->slot_of + (size_t)r * (size_t)cache->limit + cache->position;
+        *slot =
+            cache->beams == 1 && cache->position ? slot[-1] : r; /* a request stays in its slot */
+    }
+    pass.cache = cache;
+    return tmoei_head(&pass, tmoei_decode(&pass, &target, NULL, NULL));
+}
+
+/* Afterwards row r goes on where row parents[r] was; in place, as requests keep their order. */
+static void tmoei_cache_reorder(tmoei_cache *cache, const int *parents, int rows)
+{
+    const size_t limit = (size_t)cache->limit, used = ((size_t)cache->position + 1) * sizeof(int);
+    int *before = cache->slot_of, *after = cache->next_slot_of;
+    for (int r = 0; r < rows; r++) {
+        memcpy(after + (size_t)r * limit, before + (size_t)parents[r] * limit, used);
+        cache->request_of[r] = cache->request_of[parents[r]];
+    }
+    cache->slot_of = after;
+    cache->next_slot_of = before;
+    cache->rows = rows;
+    cache->position++;
+}
+
+typedef struct tmoei_hypothesis {
+    float score;
+    int row, token, ended;
+} tmoei_hypothesis; /* of a row, on */
+
+typedef struct tmoei_search {
+    tmoe_model *model;
+    tmoe_generation how;
+    tmoei_cache cache;
+    float *logits;
+    int length; /* of the present step; tokens of the rows, with the start token */
+    int *tokens, *next_tokens, *parents; /* (rows, max_length) of running rows; (rows) */
+    float *scores, *next_scores;         /* (rows): sum of log p */
+    tmoei_hypothesis *candidates;        /* (requests, 2 * beams), best first */
+    int *finished, *lengths; /* (requests, beams, max_length) and (requests, beams), best first */
+    float *final;            /* (requests, beams): score / length^penalty */
+} tmoei_search;
+
+#define TMOEI_NO_SCORE (-1e9f) /* transformers': there is none yet */
+
+/* What the row may not say next gets -inf: eos before min_length, a token that would repeat an
+ * n-gram, all but a forced one, which is certain (log p = 0 where lse is taken off). */
+static void tmoei_search_forbid(const tmoei_search *s, int row, float *x, float lse)
+{
+    const tmoe_generation *how = &s->how;
+    const int *tokens = s->tokens + (size_t)row * (size_t)how->max_length, n = how->no_repeat_ngram;
+    const int ends = s->length == how->max_length - 1 && how->forced_end_id >= 0; /* before begin */
+    const int forced = ends ? how->forced_end_id : s->length == 1 ? how->forced_begin_id : -1;
+    for (int i = 0; n > 0 && i + n <= s->length; i++)
+        if (memcmp(tokens + i, tokens + s->length - n + 1, (size_t)(n - 1) * sizeof(int)) == 0)
+            x[tokens[i + n - 1]] = -(float)INFINITY;
+    if (s->length < how->min_length) x[s->model->config.end_id] = -(float)INFINITY;
+    for (int v = 0; forced >= 0 && v < s->model->V; v++)
+        x[v] = v == forced ? lse : -(float)INFINITY;
+}
+
+/* The best continuations of a request's rows: one if greedy, else 2 * beams, as up to half may end.
+ * */
+static void tmoei_search_chunk(void *arg, int chunk, int lane)
+{
+    const tmoei_search *s = (const tmoei_search *)arg;
+    const int B = s->how.beams, V = s->model->V, wanted = B > 1 ? 2 * B : 1;
+    tmoei_hypothesis *best = s->candidates + (size_t)chunk * 2 * (size_t)B;
+    int count = 0;
+    (void)lane;
+    for (int row = chunk * B; row < (chunk + 1) * B; row++) {
+        float *x = s->logits + (size_t)row * (size_t)V;
+        const float lse = B > 1 ? tmoei_log_sum_exp(s->model->ctx, x, V) : 0.0f;
+        tmoei_search_forbid(s, row, x, lse);
+        for (int v = 0; v < V; v++) {
+            const float score = s->scores[row] + (x[v] - lse);
+            if (count == wanted && !(score > best[count - 1].score)) continue;
+            int place = count < wanted ? count++ : count - 1;
+            for (; place > 0 && best[place - 1].score < score; place--)
+                best[place] = best[place - 1];
+            best[place].score = score;
+            best[place].row = row;
+            best[place].token = v;
+            best[place].ended = v == s->model->config.end_id || s->length + 1 >= s->how.max_length;
+        }
+    }
+}
+
+/* Keeps a finished hypothesis where it is among the request's `beams` best. */
+static void tmoei_search_finish(tmoei_search *s, int request, const tmoei_hypothesis *c,
+    float score)
+{
+    const size_t most = (size_t)s->how.max_length, base = (size_t)request * (size_t)s->how.beams;
+    size_t to = base + (size_t)s->how.beams - 1;
+    if (score <= s->final[to]) return;
+    for (; to > base && s->final[to - 1] < score; to--) {
+        s->final[to] = s->final[to - 1];
+        s->lengths[to] = s->lengths[to - 1];
+        memcpy(s->finished + to * most, s->finished + (to - 1) * most, most * sizeof(int));
+    }
+    int *tokens = s->finished + to * most;
+    memcpy(tokens, s->tokens + (size_t)c->row * most, (size_t)s->length * sizeof(int));
+    tokens[s->length] = c->token;
+    s->final[to] = score;
+    s->lengths[to] = s->length + 1;
+}
+
+/* One request's step: its candidates finish or become its next rows. Gives how many go on: beams or
+ * 0. */
+static int tmoei_search_advance(tmoei_search *s, int index, int next)
+{
+    const tmoe_generation *how = &s->how;
+    const int B = how->beams, request = s->cache.request_of[index * B], wanted = B > 1 ? 2 * B : 1;
+    const size_t most = (size_t)how->max_length, length = (size_t)s->length;
+    const float penalty = powf((float)s->length, how->length_penalty);
+    tmoei_hypothesis *c = s->candidates + (size_t)index * 2 * (size_t)B;
+    int ended = 0;
+    for (int i = 0; i < wanted; i++) {
+        if (!c[i].ended) continue;
+        if (i < B) tmoei_search_finish(s, request, &c[i], B > 1 ? c[i].score / penalty : 0.0f);
+        c[i].score += TMOEI_NO_SCORE; /* goes on only where nothing else can */
+        ended++;
+    }
+    for (int to = next; to < next + B; to++) {
+        tmoei_hypothesis *best = c;
+        for (int i = 1; i < wanted; i++)
+            if (c[i].score > best->score) best = &c[i];
+        int *tokens = s->next_tokens + (size_t)to * most;
+        memcpy(tokens, s->tokens + (size_t)best->row * most, length * sizeof(int));
+        tokens[length] = best->token;
+        s->next_scores[to] = B > 1 ? best->score : 0.0f;
+        s->parents[to] = best->row;
+        best->score = -(float)INFINITY;
+    }
+    if (ended == wanted || B == 1) return ended < wanted;
+    /* could a running row still become better than the worst finished one? */
+    const float worst = s->final[(size_t)(request + 1) * (size_t)B - 1];
+    const int longest =
+        how->early_stopping == TMOE_EARLY_STOPPING_NEVER && how->length_penalty > 0.0f;
+    const float hope = s->next_scores[next]
+        / (longest ? powf((float)(how->max_length - 1), how->length_penalty) : penalty);
+    const int full = worst > TMOEI_NO_SCORE,
+              stop = full && how->early_stopping == TMOE_EARLY_STOPPING_TRUE;
+    return stop || !(hope > worst) ? 0 : B;
+}
+
+/* Searches from the start token until every request is done. */
+static tmoe_result tmoei_search_run(tmoei_search *s, int task, const float *route,
+    const tmoei_pack *source)
+{
+    const int B = s->how.beams;
+    const size_t rows = (size_t)(source->sequences * B), most = (size_t)s->how.max_length;
+    tmoei_cache *cache = &s->cache;
+    tmoe_ctx *ctx = s->model->ctx;
+    TMOEI_TRY(tmoei_cache_create(cache, s->model, task, route, source, B, s->how.max_length - 1));
+    s->tokens = (int *)tmoei_own(&cache->own, 3 * rows * most, sizeof(int));
+    s->lengths = (int *)tmoei_own(&cache->own, 2 * rows, sizeof(int));
+    s->scores = (float *)tmoei_own(&cache->own, 3 * rows, sizeof(float));
+    s->candidates = (tmoei_hypothesis *)tmoei_own(&cache->own, 2 * rows, sizeof *s->candidates);
+    if (ctx->error != TMOE_OK) return ctx->error;
+    s->next_tokens = s->tokens + rows * most;
+    s->finished = s->next_tokens + rows * most;
+    s->next_scores = s->scores + rows;
+    s->final = s->next_scores + rows;
+    s->parents = s->lengths + rows;
+    for (size_t r = 0; r < rows; r++) {
+        s->tokens[r * most] = s->finished[r * most] = s->model->config.start_id;
+        s->lengths[r] = 1; /* a hypothesis that nobody finds */
+        s->scores[r] =
+            r % (size_t)B ? TMOEI_NO_SCORE : 0.0f; /* equal beams: only the first one counts */
+        s->final[r] = TMOEI_NO_SCORE;
+    }
+    ctx->keeping = cache->rows > TMOEI_FEW_ROWS;
+    for (s->length = 1; cache->rows > 0; s->length++) {
+        int next = 0;
+        for (int r = 0; r < cache->rows; r++)
+            cache->ids[r] = s->tokens[(size_t)r * most + (size_t)s->length - 1];
+        const tmoe_tensor *logits = tmoei_cache_step(cache, s->model, task, route);
+        if (!logits) return ctx->error;
+        s->logits = logits->x;
+        tmoei_parallel(ctx, tmoei_search_chunk, s, cache->rows / B);
+        for (int i = 0; i < cache->rows / B; i++) next += tmoei_search_advance(s, i, next);
+        memcpy(s->tokens, s->next_tokens, (size_t)next * most * sizeof(int));
+        memcpy(s->scores, s->next_scores, (size_t)next * sizeof(float));
+        tmoei_cache_reorder(cache, s->parents, next);
+    }
+    return TMOE_OK;
+}
+
+/* Checks and completes the settings. */
+static tmoe_result tmoei_generation_check(tmoe_model *model, tmoe_generation *how)
+{
+    const int V = model->V, B = how->beams,
+              longest = model->config.target_tokens + 1; /* and the start */
+    char text[TMOEI_MESSAGE_BYTES - 64] = "";
+    tmoei_fields_check(how, tmoei_generation_fields, TMOEI_GENERATION_FIELDS, text, sizeof text);
+    if (how->max_length == 0 || how->max_length > longest) how->max_length = longest;
+    if (how->max_length == 1)
+        tmoei_problem(text, sizeof text, "max_length is 1: the start token alone");
+    if (how->returned > B)
+        tmoei_problem(text, sizeof text, "returned is %d, must be at most beams = %d",
+            how->returned, B);
+    if (how->forced_begin_id >= V || how->forced_end_id >= V || model->config.end_id >= V)
+        tmoei_problem(text, sizeof text, "a forced id or the model's end_id is not below V = %d",
+            V);
+    if (B > V / 2) tmoei_problem(text, sizeof text, "beams is %d, must be at most V / 2", B);
+    return text[0] ? tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "generation: %s", text) : TMOE_OK;
+}
+
+/* Every request has tokens, and not too many, and every id exists. */
+static tmoe_result tmoei_requests_check(tmoe_model *model, const int *ids, const int *lengths,
+    int count)
+{
+    const int most = model->config.source_tokens;
+    for (int i = 0; i < count; ids += lengths[i++]) {
+        int good = lengths[i] >= 1 && lengths[i] <= most;
+        for (int j = 0; good && j < lengths[i]; j++) good = ids[j] >= 0 && ids[j] < model->V;
+        if (!good)
+            return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
+                "generate: request %d has %d tokens (1 to %d), "
+                "or an id that is not 0 <= id < %d",
+                i, lengths[i], most, model->V);
+    }
+    return TMOE_OK;
+}
+
+TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *route, const int *ids,
+    const int *lengths, int count, const tmoe_generation *how, int *tokens, int *token_counts,
+    float *scores)
+{
+    tmoe_ctx *ctx = model->ctx;
+    tmoei_search s;
+    tmoei_batch b;
+    tmoei_begin(ctx);
+    memset(&s, 0, sizeof s);
+    memset(&b, 0, sizeof b);
+    s.model = model;
+    s.how = how ? *how : model->generation;
+    if (model->R > 0 && !route && (task < 0 || task >= model->N))
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "generate: task %d of %d; an unknown task needs a route", task, model->N);
+    TMOEI_TRY(tmoei_requests_check(model, ids, lengths, count));
+    TMOEI_TRY(tmoei_generation_check(model, &s.how));
+    const tmoei_float_mode mode = tmoei_float_mode_enter();
+    const int B = s.how.beams, returned = s.how.returned, most = s.how.max_length;
+    const int at_once = B < TMOEI_ROWS_AT_ONCE ? TMOEI_ROWS_AT_ONCE / B : 1;
+    const size_t source_most = (size_t)model->config.source_tokens;
+    for (int first = 0, n; ctx->error == TMOE_OK && first < count; first += n) {
+        n = tmoei_least(at_once, count - first);
+        if (tmoei_batch_reserve(ctx, &b, (size_t)n * source_most, 1, (size_t)n) != TMOE_OK) break;
+        for (int i = 0; i < n; ids += lengths[first + i++])
+            tmoei_batch_put(&b, ids, (size_t)lengths[first + i], NULL, 0, 0);
+        const int good = tmoei_search_run(&s, task, route, &b.source) == TMOE_OK;
+        ctx->keeping = 0; /* an encoder's weights are read once */
+        for (int i = 0; good && i < n * returned; i++, tokens += most) {
+            const int from = i / returned * B + i % returned, to = first * returned + i;
+            const int *answer = s.finished + (size_t)from * (size_t)most;
+            for (int t = 0; t < most; t++)
+                tokens[t] = t < s.lengths[from] ? answer[t] : model->config.pad_id;
+            token_counts[to] = s.lengths[from];
+            if (scores) scores[to] = s.final[from];
+        }
+        tmoei_owner_free(&s.cache.own);
+    }
+    for (struct tmoei_kept *kept; (kept = ctx->kept) != NULL; tmoei_free(ctx, kept))
+        ctx->kept = kept->before;
+    tmoei_free(ctx, b.memory);
+    tmoei_float_mode_leave(mode);
+    return ctx->error;
+}
+
+TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count)
+{
+    for (int i = 0; i < count; i++) {
+        tmoei_free(model->ctx, answers[i]);
+        answers[i] = NULL;
+    }
+}
+
+/* The text that tokens say, to be freed; NULL when there is no memory. */
+static char *tmoei_text_of(tmoe_model *model, const int *tokens, size_t count)
+{
+    const int skip = TMOE_TOKENIZER_SKIP_SPECIALS;
+    size_t n = 0;
+    if (tmoe_tokenizer_decode(model->tokenizer, tokens, count, skip, NULL, 0, &n) != TMOE_OK)
+        return NULL;
+    char *text = (char *)tmoei_alloc(model->ctx, n + 1, 1, 1);
+    if (text) (void)tmoe_tokenizer_decode(model->tokenizer, tokens, count, skip, text, n + 1, &n);
+    return text;
+}
+
+TMOE_DEF tmoe_result tmoe_answer_many(tmoe_model *model, const char *task, const float *route,
+    const char *const *inputs, int count, char **answers)
+{
+    tmoe_ctx *ctx = model->ctx;
+    const int known = tmoe_model_find_task(model, task), limit = model->config.source_tokens;
+    const char *instruction = known >= 0 ? model->tasks[known].instruction : task;
+    const char *before = model->config.instruction_in_input ? instruction : NULL;
+    tmoe_generation how = model->generation;
+    tmoei_owner own = { ctx, NULL };
+    tmoei_texts texts = { NULL, NULL, 0, 0, 0, 0 };
+    tmoei_begin(ctx);
+    how.returned = 1;
+    for (int i = 0; i < count; i++) answers[i] = NULL;
+    if (!model->tokenizer)
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "answers: the model has no tokenizer");
+    TMOEI_TRY(tmoei_generation_check(model, &how));
+    const size_t n = (size_t)count, most = (size_t)how.max_length;
+    int *lengths =
+        (int *)tmoei_own(&own, n + 1, (most + 2) * sizeof(int)); /* (n), (n), (n, most) */
+    int *counts = lengths ? lengths + n : NULL, *tokens = lengths ? counts + n : NULL;
+    float *unseen =
+        (float *)tmoei_own(&own, (size_t)(model->R * model->config.experts) + 1, sizeof(float));
+    if (ctx->error == TMOE_OK && !route && known < 0 && model->R > 0) {
+        (void)tmoe_route_unseen(model, instruction, TMOE_ZERO_SHOT_ROUTER, unseen);
+        route = unseen;
+    }
+    for (int i = 0; ctx->error == TMOE_OK && i < count; i++)
+        if (tmoei_texts_add(model, &texts, before, inputs[i], limit, "input", task, i) == TMOE_OK)
+            lengths[i] = (int)tmoei_text_length(&texts, (size_t)i);
+    if (ctx->error == TMOE_OK)
+        (void)tmoe_generate(model, known, route, texts.ids, lengths, count, &how, tokens, counts,
+            NULL);
+    for (size_t i = 0; ctx->error == TMOE_OK && i < n; i++)
+        answers[i] = tmoei_text_of(model, tokens + i * most, (size_t)counts[i]);
+    if (ctx->error != TMOE_OK) tmoe_answers_free(model, answers, count);
+    tmoei_free(ctx, texts.ids);
+    tmoei_free(ctx, texts.offsets);
+    tmoei_owner_free(&own);
+    return ctx->error;
+}
+
+TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task, const char *input, char *text,
+    size_t size)
+{
+    char *answer = NULL;
+    tmoei_begin(model->ctx);
+    if (!size) return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "answer: no room for a text");
+    text[0] = 0;
+    TMOEI_TRY(tmoe_answer_many(model, task, NULL, &input, 1, &answer));
+    const size_t n = strlen(answer);
+    if (n < size)
+        memcpy(text, answer, n + 1);
+    else
+        (void)tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
+            "answer: %lu bytes and a NUL do not fit into %lu", (unsigned long)n,
+            (unsigned long)size);
+    tmoe_answers_free(model, &answer, 1);
+    return model->ctx->error;
+}
+
+/* sum over y of log p(y | x) of each label y for the one source x, into out. */
+static tmoe_result tmoei_log_likelihoods(tmoe_model *model, int task, const float *route,
+    const tmoei_texts *source, const tmoei_texts *labels, double *out)
+{
+    const size_t skip = model->config.begin_in_target ? 0 : 1, V = (size_t)model->V,
+                 n = labels->count;
+    const tmoe_tensor *h = NULL;
+    tmoei_batch b;
+    tmoei_pass pass;
+    memset(&b, 0, sizeof b);
+    TMOEI_TRY(tmoei_batch_reserve(model->ctx, &b, source->ids_used * n, labels->ids_used, n));
+    for (size_t i = 0; i < n; i++)
+        tmoei_batch_put(&b, source->ids, source->ids_used, labels->ids + labels->offsets[i] + skip,
+            tmoei_text_length(labels, i) - skip, model->config.start_id);
+    if (tmoei_evaluation_pass(model, task, route, model->tape, &pass) == TMOE_OK)
+        h = tmoei_head(&pass,
+            tmoei_decode(&pass, &b.target, tmoei_encode(&pass, &b.source), &b.source));
+    for (size_t i = 0; h && i < n; i++) {
+        out[i] = 0.0;
+        for (int t = b.target.offsets[i]; t < b.target.offsets[i + 1]; t++) {
+            const float *x = h->x + (size_t)t * V;
+            out[i] += (double)(x[b.labels[t]] - tmoei_log_sum_exp(model->ctx, x, model->V));
+        }
+    }
+    tmoei_free(model->ctx, b.memory);
+    return model->ctx->error;
+}
+
+TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task, const float *route,
+    const char *const *inputs, int count, int normalised, int *chosen)
+{
+    tmoe_ctx *ctx = model->ctx;
+    const tmoe_config *c = &model->config;
+    const char *name = task->name,
+               *instruction = c->instruction_in_input ? task->instruction : NULL;
+    const int known = tmoe_model_find_task(model, name), n = task->label_count;
+    tmoei_texts labels = { NULL, NULL, 0, 0, 0, 0 }, x = labels;
+    tmoei_begin(ctx);
+    if (!n || !model->tokenizer || (model->R > 0 && !route && known < 0))
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "rank: task %s needs a closed set of labels, the model a tokenizer and a route", name);
+    const tmoei_float_mode mode = tmoei_float_mode_enter();
+    double *scores = (double *)tmoei_alloc(ctx, (size_t)n, sizeof *scores, 0);
+    for (int i = 0; ctx->error == TMOE_OK && i < n; i++)
+        (void)tmoei_texts_add(model, &labels, NULL, task->labels[i], c->target_tokens, "label",
+            name, i);
+    for (int i = 0; ctx->error == TMOE_OK && i < count; i++) {
+        x.count = x.ids_used = 0;
+        if (tmoei_texts_add(model, &x, instruction, inputs[i], c->source_tokens, "input", name, i)
+                != TMOE_OK
+            || tmoei_log_likelihoods(model, known, route, &x, &labels, scores) != TMOE_OK)
+            break;
+        for (int j = chosen[i] = 0; j < n; j++) {
+            if (normalised) scores[j] /= (double)tmoei_target_length(model, &labels, (size_t)j);
+            if (scores[j] > scores[chosen[i]]) chosen[i] = j;
+        }
+    }
+    tmoei_free(ctx, scores);
+    tmoei_free(ctx, x.ids);
+    tmoei_free(ctx, x.offsets);
+    tmoei_free(ctx, labels.ids);
+    tmoei_free(ctx, labels.offsets);
+    tmoei_float_mode_leave(mode);
+    return ctx->error;
+}
+
+/* #################################################################################################
+ * BOOK III: THE WORLD
+ *
+ * Files and texts as the world has them: JSON, safetensors, tokenizers, folders of tasks, scores, the
+ * reading of routes, few-shot adaptation, checkpoints, BART. It offers you: everything that has a name
+ * in it. The method above needs nothing of this.
+ * ############################################################################################## */
+
+/* ==== >>json: a strict reader (RFC 8259), a growing buffer, whole files ======================= */
+
+#ifndef TMOE_NO_STDIO /* JSON comes from files and goes to files */
+
+TMOEI_PRINTF(3, 4)
+
+static void tmoei_buffer_print(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *format, ...)
+{
+    char text[512]; /* numbers and short names only */
+    va_list arguments;
+    va_start(arguments, format);
+    int n = vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    tmoei_buffer_add(ctx, buffer, text,
+        n < 0                         ? 0
+            : (size_t)n < sizeof text ? (size_t)n
+                                      : sizeof text - 1);
+}
+
+static void tmoei_buffer_json_string(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text,
+    size_t length)
+{
+    tmoei_buffer_add(ctx, buffer, "\"", 1);
+    for (size_t i = 0; i < length; i++) {
+        const unsigned char c = (unsigned char)text[i];
+        if (c == '"' || c == '\\') tmoei_buffer_add(ctx, buffer, "\\", 1);
+        if (c < 0x20)
+            tmoei_buffer_print(ctx, buffer, "\\u%04x", (unsigned)c);
+        else
+            tmoei_buffer_add(ctx, buffer, text + i, 1);
+    }
+    tmoei_buffer_add(ctx, buffer, "\"", 1);
+}
+
+/* ---- reader ---------------------------------------------------------------------------------- */
+
+typedef enum tmoei_json_kind {
+    TMOEI_JSON_NULL,
+    TMOEI_JSON_FALSE,
+    TMOEI_JSON_TRUE,
+    TMOEI_JSON_NUMBER,
+    TMOEI_JSON_STRING,
+    TMOEI_JSON_ARRAY,
+    TMOEI_JSON_OBJECT
+} tmoei_json_kind;
+
+typedef struct tmoei_json_node {
+    tmoei_json_kind kind;
+    const char *text, *key; /* a string's value, NUL behind; in objects */
+    size_t length, key_length;
+    double number;
+    int child, next, count; /* first child, next sibling (-1: none), number of children */
+} tmoei_json_node;
+
+typedef struct tmoei_json {
+    tmoei_json_node *nodes; /* node 0 is the root */
+    size_t capacity;
+    int count;
+    char *strings; /* unescaped; never longer than the text, so it is allocated once */
+} tmoei_json;
+
+#define TMOEI_JSON_DEPTH 64
+
+typedef struct tmoei_json_reader {
+    tmoe_ctx *ctx;
+    tmoei_json *json;
+    const char *text, *name;
+    size_t length, at, used;
+} tmoei_json_reader;
+
+static tmoe_result tmoei_json_error(const tmoei_json_reader *r, const char *what)
+{
+    unsigned long line = 1, column = 1;
+    for (size_t i = 0; i < r->at && i < r->length; i++) {
+        column++;
+        if (r->text[i] == '\n') {
+            line++;
+            column = 1;
+        }
+    }
+    return tmoei_fail(r->ctx, TMOE_ERR_FORMAT, "%s:%lu:%lu: JSON: %s", r->name, line, column, what);
+}
+
+/* The next character; -1 at the end. */
+static int tmoei_json_peek(const tmoei_json_reader *r)
+{
+    return r->at < r->length ? (unsigned char)r->text[r->at] : -1;
+}
+
+/* Steps over the next character where it is c; tells whether it was. */
+static int tmoei_json_take(tmoei_json_reader *r, int c)
+{
+    if (tmoei_json_peek(r) != c) return 0;
+    r->at++;
+    return 1;
+}
+
+/* Steps over characters of a set; gives how many. */
+static size_t tmoei_json_skip(tmoei_json_reader *r, const char *set)
+{
+    const size_t from = r->at;
+    while (tmoei_json_peek(r) > 0 && strchr(set, tmoei_json_peek(r))) r->at++;
+    return r->at - from;
+}
+
+static void tmoei_json_space(tmoei_json_reader *r)
+{
+    (void)tmoei_json_skip(r, " \t\n\r");
+}
+
+static size_t tmoei_json_digits(tmoei_json_reader *r)
+{
+    return tmoei_json_skip(r, "0123456789");
+}
+
+/* A mark between values, with white space before it. */
+static int tmoei_json_mark(tmoei_json_reader *r, int c)
+{
+    tmoei_json_space(r);
+    return tmoei_json_take(r, c);
+}
+
+/* Four hex digits at r->at; -1 when there are none. */
+static long tmoei_json_hex4(tmoei_json_reader *r)
+{
+    long value = 0;
+    if (r->length - r->at < 4) return -1;
+    for (size_t i = 0; i < 4; i++) {
+        const int c = r->text[r->at + i],
+                  digit = c >= '0' && c <= '9' ? c - '0'
+            : c >= 'a' && c <= 'f'             ? c - 'a' + 10
+            : c >= 'A' && c <= 'F'             ? c - 'A' + 10
+                                               : -1;
+        if (digit < 0) return -1;
+        value = value * 16 + digit;
+    }
+    r->at += 4;
+    return value;
+}
+
+static tmoe_result tmoei_json_string(tmoei_json_reader *r, const char **text, size_t *length)
+{
+    static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
+    char *out = r->json->strings + r->used;
+    size_t n = 0; /* r->at is behind the opening quote */
+    int c;
+    while ((c = tmoei_json_peek(r)) >= 0 && c != '"') {
+        uint32_t code;
+        if (c < 0x20) return tmoei_json_error(r, "a control character inside a string");
+        if (c != '\\') {
+            const size_t bytes = tmoei_utf8_next(r->text, r->length, r->at, &code);
+            if (!bytes) return tmoei_json_error(r, "invalid UTF-8");
+            for (size_t i = 0; i < bytes; i++) out[n++] = r->text[r->at++];
+            continue;
+        }
+        r->at++;
+        if ((c = tmoei_json_peek(r)) < 0) break;
+        const char *known = c ? strchr(from, c) : NULL;
+        if (!known && c != 'u') return tmoei_json_error(r, "an unknown escape");
+        r->at++;
+        if (known) {
+            out[n++] = to[known - from];
+            continue;
+        }
+        long high = tmoei_json_hex4(r);
+        if (high < 0) return tmoei_json_error(r, "\\u needs four hex digits");
+        if (high >= 0xdc00 && high <= 0xdfff)
+            return tmoei_json_error(r, "a low surrogate without its high one");
+        if (high >= 0xd800 && high <= 0xdbff) {
+            const long low =
+                tmoei_json_take(r, '\\') && tmoei_json_take(r, 'u') ? tmoei_json_hex4(r) : -1;
+            if (low < 0xdc00 || low > 0xdfff)
+                return tmoei_json_error(r, "a high surrogate without its low one");
+            high = 0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00);
+        }
+        n += tmoei_utf8_put((uint32_t)high, out + n);
+    }
+    if (!tmoei_json_take(r, '"')) return tmoei_json_error(r, "a string without its closing quote");
+    out[n] = 0;
+    r->used += n + 1;
+    *text = out;
+    *length = n;
+    return TMOE_OK;
+}
+
+/* null, false, true or a number. */
+static tmoe_result tmoei_json_plain(tmoei_json_reader *r, tmoei_json_node *node)
+{
+    static const char *const words[3] = { "null", "false", "true" }; /* by their kinds */
+    const size_t begin = r->at;
+    const char *from = r->text + begin;
+    char *out = r->json->strings + r->used; /* strtod wants a NUL behind; used no more */
+    for (int kind = TMOEI_JSON_NULL; kind <= TMOEI_JSON_TRUE; kind++) {
+        const size_t n = strlen(words[kind]);
+        if (r->length - begin < n || memcmp(from, words[kind], n) != 0) continue;
+        r->at += n;
+        node->kind = (tmoei_json_kind)kind;
+        return TMOE_OK;
+    }
+    (void)tmoei_json_take(r, '-');
+    if (!tmoei_json_take(r, '0') && !tmoei_json_digits(r)) /* a 0 stands alone */
+        return tmoei_json_error(r, "a value was expected");
+    if (tmoei_json_take(r, '.') && !tmoei_json_digits(r))
+        return tmoei_json_error(r, "a digit was expected");
+    if (tmoei_json_take(r, 'e') || tmoei_json_take(r, 'E')) {
+        if (!tmoei_json_take(r, '+')) (void)tmoei_json_take(r, '-');
+        if (!tmoei_json_digits(r)) return tmoei_json_error(r, "a digit was expected");
+    }
+    memcpy(out, from, r->at - begin);
+    out[r->at - begin] = 0;
+    node->kind = TMOEI_JSON_NUMBER;
+    node->number = strtod(out, NULL);
+    return TMOE_OK;
+}
+
+static void tmoei_json_free(tmoe_ctx *ctx, tmoei_json *json)
+{
+    tmoei_free(ctx, json->nodes);
+    tmoei_free(ctx, json->strings);
+    memset(json, 0, sizeof *json);
+}
+
+/* A value, and by the same function what is in it: at most 64 deep, so the C stack has room. */
+static tmoe_result tmoei_json_element(tmoei_json_reader *r, int depth)
+{
+    tmoei_json *json = r->json;
+    tmoei_json_space(r);
+    const int index = json->count, c = tmoei_json_peek(r), opens = c == '[' || c == '{';
+    int last = -1;
+    tmoei_json_node node;
+    memset(&node, 0, sizeof node);
+    node.child = node.next = -1;
+    node.kind = c == '"' ? TMOEI_JSON_STRING : c == '[' ? TMOEI_JSON_ARRAY : TMOEI_JSON_OBJECT;
+    if (c < 0) return tmoei_json_error(r, "the text ends where a value was expected");
+    if (tmoei_json_take(r, '"'))
+        TMOEI_TRY(tmoei_json_string(r, &node.text, &node.length));
+    else if (!opens)
+        TMOEI_TRY(tmoei_json_plain(r, &node));
+    if (index == INT_MAX
+        || !tmoei_grow(r->ctx, &json->nodes, &json->capacity, (size_t)index + 1, sizeof node))
+        return TMOE_ERR_MEMORY;
+    json->nodes[json->count++] = node;
+    if (!opens) return TMOE_OK;
+    r->at++;
+    if (tmoei_json_mark(r, c == '[' ? ']' : '}')) return TMOE_OK;
+    if (depth == TMOEI_JSON_DEPTH) return tmoei_json_error(r, "nested more than 64 deep");
+    do {
+        const int child = json->count;
+        if (c == '{') {
+            if (!tmoei_json_mark(r, '"')) return tmoei_json_error(r, "a key was expected");
+            TMOEI_TRY(tmoei_json_string(r, &node.key, &node.key_length));
+            if (!tmoei_json_mark(r, ':')) return tmoei_json_error(r, "':' was expected");
+        }
+        TMOEI_TRY(tmoei_json_element(r, depth + 1));
+        json->nodes[child].key = node.key;
+        json->nodes[child].key_length = node.key_length;
+        if (last < 0)
+            json->nodes[index].child = child;
+        else
+            json->nodes[last].next = child;
+        json->nodes[index].count++;
+        last = child;
+    } while (tmoei_json_mark(r, ','));
+    if (tmoei_json_take(r, c == '[' ? ']' : '}')) return TMOE_OK;
+    return tmoei_json_error(r, "',' or the closing bracket was expected");
+}
+
+/* Parses a whole text; source_name stands in messages. On failure json is empty. */
+static tmoe_result tmoei_json_parse(tmoe_ctx *ctx, tmoei_json *json, const char *text,
+    size_t length, const char *source_name)
+{
+    tmoei_json_reader r = { ctx, json, text, source_name, length, 0, 0 };
+    memset(json, 0, sizeof *json);
+    json->strings =
+        (char *)tmoei_alloc(ctx, length, 2, 0); /* n characters need n + 1 bytes at most */
+    tmoe_result result = !length ? tmoei_json_error(&r, "the text is empty")
+        : json->strings          ? tmoei_json_element(&r, 0)
+                                 : TMOE_ERR_MEMORY;
+    tmoei_json_space(&r);
+    if (result == TMOE_OK && r.at < length)
+        result = tmoei_json_error(&r, "something follows the value");
+    if (result != TMOE_OK) tmoei_json_free(ctx, json);
+    return result;
+}
+
+/* A node by its number; a null without a key, a text or children for -1. */
+static const tmoei_json_node *tmoei_json_at(const tmoei_json *json, int node)
+{
+    static const tmoei_json_node nothing = { TMOEI_JSON_NULL, "", "", 0, 0, 0.0, -1, -1, 0 };
+    return node < 0 ? &nothing : &json->nodes[node];
+}
+
+/* The number of a key's node, or -1; of the last one where a key stands twice, as Python has it. */
+static int tmoei_json_get(const tmoei_json *json, int object, const char *key)
+{
+    const tmoei_json_node *parent = tmoei_json_at(json, object);
+    const size_t length = strlen(key);
+    int found = -1;
+    for (int i = parent->kind == TMOEI_JSON_OBJECT ? parent->child : -1; i >= 0;
+         i = json->nodes[i].next)
+        if (json->nodes[i].key_length == length && memcmp(json->nodes[i].key, key, length) == 0)
+            found = i;
+    return found;
+}
+
+static const tmoei_json_node *tmoei_json_value(const tmoei_json *json, int object, const char *key)
+{
+    return tmoei_json_at(json, tmoei_json_get(json, object, key));
+}
+
+/* without a NUL inside */
+static int tmoei_json_is_string(const tmoei_json *json, int node)
+{
+    const tmoei_json_node *n = tmoei_json_at(json, node);
+    return n->kind == TMOEI_JSON_STRING && strlen(n->text) == n->length;
+}
+
+static int tmoei_json_says(const tmoei_json_node *node, const char *text)
+{
+    return node->kind == TMOEI_JSON_STRING && node->length == strlen(text)
+        && strcmp(node->text, text) == 0;
+}
+
+static double tmoei_json_number(const tmoei_json *json, int node, double fallback)
+{
+    const tmoei_json_node *n = tmoei_json_at(json, node);
+    return n->kind == TMOEI_JSON_NUMBER ? n->number : fallback;
+}
+
+/* ==== >>safetensors: the one file format =========================================================
+ *   8 bytes: length of the header, little-endian | header: JSON {"name": {"dtype", "shape",
+ *   "data_offsets"}, "__metadata__": {...}} | data
+ * Everything is validated before it is believed: the header's length, every dtype, shape and
+ * offset, no overlap, no hole, no name twice. */
+
+typedef enum tmoei_dtype {
+    TMOEI_F32,
+    TMOEI_F16,
+    TMOEI_BF16,
+    TMOEI_I64,
+    TMOEI_I32,
+    TMOEI_U8,
+    TMOEI_DTYPES
+} tmoei_dtype;
+
+static const char *const tmoei_dtype_names[TMOEI_DTYPES] = { "F32", "F16", "BF16", "I64", "I32",
+    "U8" };
+static const size_t tmoei_dtype_bytes[TMOEI_DTYPES] = { 4, 2, 2, 8, 4, 1 };
+#define TMOEI_RANK_MAX 8
+#define TMOEI_HEADER_MAX ((size_t)100 << 20) /* the reference implementation's limit */
+
+typedef struct tmoei_entry {
+    const char *name; /* in the JSON's memory */
+    tmoei_dtype dtype;
+    int rank;
+    size_t shape[TMOEI_RANK_MAX], count, begin, end;
+} tmoei_entry;
+
+typedef struct tmoei_safetensors {
+    char *path, *bytes;
+    const unsigned char *data;
+    size_t size, data_size;
+    int mapped;      /* bytes are the file itself, in pages that are ours to write to */
+    tmoei_owner own; /* of path and entries */
+    tmoei_json json;
+    tmoei_entry *entries;
+    int count; /* sorted by name */
+} tmoei_safetensors;
+
+static void tmoei_safetensors_close(tmoe_ctx *ctx, tmoei_safetensors *file)
+{
+    tmoei_json_free(ctx, &file->json);
+    if (file->mapped)
+        tmoei_unmap(file->bytes, file->size);
+    else
+        tmoei_free(ctx, file->bytes);
+    tmoei_owner_free(&file->own);
+    memset(file, 0, sizeof *file);
+}
+
+static int tmoei_entry_by_name(const void *a, const void *b)
+{
+    return strcmp(((const tmoei_entry *)a)->name, ((const tmoei_entry *)b)->name);
+}
+
+static int tmoei_entry_by_place(const void *a, const void *b)
+{
+    const tmoei_entry *x = (const tmoei_entry *)a, *y = (const tmoei_entry *)b;
+    return x->begin != y->begin ? (x->begin < y->begin ? -1 : 1)
+        : x->end < y->end       ? -1
+                                : x->end > y->end;
+}
+
+/* A JSON number that is a whole number from 0 to 2^53, into *out. */
+static int tmoei_json_size(const tmoei_json *json, int node, size_t *out)
+{
+    const double x = tmoei_json_number(json, node, -1.0);
+    if (!(x >= 0.0 && x <= 9007199254740992.0) || x != floor(x) || x > (double)((size_t)-1 / 2))
+        return 0;
+    *out = (size_t)x;
+    return 1;
+}
+
+static tmoe_result tmoei_entry_read(tmoe_ctx *ctx, const tmoei_safetensors *file, int node,
+    tmoei_entry *e)
+{
+    const tmoei_json *json = &file->json;
+    const tmoei_json_node *n = &json->nodes[node], *shape = tmoei_json_value(json, node, "shape"),
+                          *offsets = tmoei_json_value(json, node, "data_offsets");
+    const char *wrong = NULL;
+    size_t bytes;
+    e->name = n->key;
+    e->dtype = TMOEI_DTYPES;
+    e->count = 1;
+    for (int d = 0; d < TMOEI_DTYPES; d++)
+        if (tmoei_json_says(tmoei_json_value(json, node, "dtype"), tmoei_dtype_names[d]))
+            e->dtype = (tmoei_dtype)d;
+    if (n->kind != TMOEI_JSON_OBJECT || n->count != 3)
+        wrong = "must have dtype, shape and data_offsets, each once, and nothing else";
+    else if (shape->kind != TMOEI_JSON_ARRAY || shape->count > TMOEI_RANK_MAX)
+        wrong = "shape must be a list of at most 8 numbers";
+    else if (e->dtype == TMOEI_DTYPES)
+        wrong = "dtype is not one of F32, F16, BF16, I64, I32, U8";
+    else if (strlen(n->key) != n->key_length)
+        wrong = "its name has a NUL inside";
+    for (int i = wrong ? -1 : shape->child; i >= 0; i = json->nodes[i].next) {
+        size_t *size = &e->shape[e->rank++];
+        if (!tmoei_json_size(json, i, size) || !tmoei_size(&e->count, e->count, *size, 0))
+            wrong = "shape is not a list of sizes that fit into memory";
+    }
+    if (!wrong
+        && (offsets->kind != TMOEI_JSON_ARRAY || offsets->count != 2
+            || !tmoei_json_size(json, offsets->child, &e->begin)
+            || !tmoei_json_size(json, json->nodes[offsets->child].next, &e->end)
+            || e->end < e->begin || e->end > file->data_size))
+        wrong = "data_offsets must be two places inside the data";
+    if (!wrong
+        && (!tmoei_size(&bytes, e->count, tmoei_dtype_bytes[e->dtype], 0)
+            || bytes != e->end - e->begin))
+        wrong = "its shape needs other than the bytes of its data_offsets";
+    return wrong ? tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: tensor %s: %s", file->path, n->key, wrong)
+                 : TMOE_OK;
+}
+
+/* n bytes as a number, the lowest first. */
+static uint64_t tmoei_little(const unsigned char *bytes, size_t n)
+{
+    uint64_t x = 0;
+    while (n--) x = x << 8 | bytes[n];
+    return x;
+}
+
+static tmoe_result tmoei_safetensors_check(tmoe_ctx *ctx, tmoei_safetensors *file)
+{
+    const unsigned char *bytes = (const unsigned char *)file->bytes;
+    const uint64_t header = file->size < 8 ? 0 : tmoei_little(bytes, 8);
+    size_t at = 0;
+    if (file->size < 8 || header > TMOEI_HEADER_MAX || header > file->size - 8)
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT,
+            "%s: not a safetensors file, or cut off: %lu bytes, header of %llu", file->path,
+            (unsigned long)file->size, (unsigned long long)header);
+    file->data = bytes + 8 + header;
+    file->data_size = file->size - 8 - (size_t)header;
+    TMOEI_TRY(tmoei_json_parse(ctx, &file->json, file->bytes + 8, (size_t)header, file->path));
+    const tmoei_json_node *nodes = file->json.nodes;
+    if (nodes[0].kind != TMOEI_JSON_OBJECT)
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the header is not an object", file->path);
+    tmoei_entry *e = (tmoei_entry *)tmoei_own(&file->own, (size_t)nodes[0].count + 1, sizeof *e);
+    if (!(file->entries = e)) return TMOE_ERR_MEMORY;
+    for (int i = nodes[0].child; i >= 0; i = nodes[i].next) {
+        const int metadata = strcmp(nodes[i].key, "__metadata__") == 0;
+        int m = nodes[i].child;
+        while (metadata && m >= 0 && nodes[m].kind == TMOEI_JSON_STRING) m = nodes[m].next;
+        if (!metadata)
+            TMOEI_TRY(tmoei_entry_read(ctx, file, i, &e[file->count++]));
+        else if (nodes[i].kind != TMOEI_JSON_OBJECT || m >= 0
+            || i != tmoei_json_get(&file->json, 0, nodes[i].key))
+            return tmoei_fail(ctx, TMOE_ERR_FORMAT,
+                "%s: __metadata__ must be one object of strings", file->path);
+    }
+    qsort(e, (size_t)file->count, sizeof *e, tmoei_entry_by_place);
+    for (int i = 0; i < file->count; at = e[i++].end)
+        if (e[i].begin != at)
+            return tmoei_fail(ctx, TMOE_ERR_FORMAT,
+                "%s: tensor %s begins at byte %lu of the data, the one before ends at %lu",
+                file->path, e[i].name, (unsigned long)e[i].begin, (unsigned long)at);
+    if (at != file->data_size)
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %lu bytes of data, but the tensors end at %lu",
+            file->path, (unsigned long)file->data_size, (unsigned long)at);
+    qsort(e, (size_t)file->count, sizeof *e, tmoei_entry_by_name);
+    for (int i = 1; i < file->count; i++)
+        if (strcmp(e[i - 1].name, e[i].name) == 0)
+            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tensors are called %s", file->path,
+                e[i].name);
+    return TMOE_OK;
+}
+
+static tmoe_result tmoei_safetensors_open(tmoe_ctx *ctx, tmoei_safetensors *file, const char *path)
+{
+    memset(file, 0, sizeof *file);
+    file->own.ctx = ctx;
+    file->path = tmoei_own_text(&file->own, path, strlen(path));
+    if (file->path) file->bytes = tmoei_map_file(ctx, path, &file->size, &file->mapped);
+    const tmoe_result result = file->bytes ? tmoei_safetensors_check(ctx, file) : ctx->error;
+    if (result != TMOE_OK) tmoei_safetensors_close(ctx, file);
+    return result;
+}
+
+static const tmoei_entry *tmoei_safetensors_find(const tmoei_safetensors *file, const char *name)
+{
+    const tmoei_entry key = { name, TMOEI_F32, 0, { 0 }, 0, 0, 0 };
+    return (const tmoei_entry *)bsearch(&key, file->entries, (size_t)file->count, sizeof key,
+        tmoei_entry_by_name);
+}
+
+/* A metadata string or NULL. */
+static const char *tmoei_safetensors_metadata(const tmoei_safetensors *file, const char *key)
+{
+    const int node =
+        tmoei_json_get(&file->json, tmoei_json_get(&file->json, 0, "__metadata__"), key);
+    return tmoei_json_is_string(&file->json, node) ? file->json.nodes[node].text : NULL;
+}
+
+static float tmoei_float_of_bits(uint32_t bits)
+{
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+static uint32_t tmoei_bits_of_float(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return bits;
+}
+
+/* IEEE half: sign, 5 bits of exponent (bias 15), 10 bits; exponent 0: the fraction alone */
+static float tmoei_half(uint32_t h)
+{
+    const uint32_t sign = (h & 0x8000u) << 16, exponent = h >> 10 & 31u, fraction = h & 1023u;
+    if (exponent == 0) return (sign ? -1.0f : 1.0f) * ldexpf((float)fraction, -24);
+    return tmoei_float_of_bits(
+        sign | (exponent == 31 ? 255u : exponent + 112u) << 23 | fraction << 13);
+}
+
+static int tmoei_little_endian(void)
+{
+    const uint32_t one = 1;
+    return *(const unsigned char *)&one == 1;
+}
+
+/* Values first .. first + count - 1 as floats, from little-endian bytes on any machine; F32, F16,
+ * BF16. */
+static tmoe_result tmoei_safetensors_read(tmoe_ctx *ctx, const tmoei_safetensors *file,
+    const tmoei_entry *entry, size_t first, float *out, size_t count)
+{
+    const unsigned char *p = file->data + entry->begin;
+    if (entry->count != first + count || entry->dtype > TMOEI_BF16)
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT,
+            "%s: tensor %s: %lu values of %s, expected %lu floats", file->path, entry->name,
+            (unsigned long)entry->count, tmoei_dtype_names[entry->dtype],
+            (unsigned long)(first + count));
+    p += first * tmoei_dtype_bytes[entry->dtype];
+    if (entry->dtype == TMOEI_F32 && tmoei_little_endian())
+        memcpy(out, p, count * sizeof(float));
+    else
+        for (size_t i = 0; i < count; i++)
+            out[i] = entry->dtype == TMOEI_F32
+                ? tmoei_float_of_bits((uint32_t)tmoei_little(p + 4 * i, 4))
+                : entry->dtype == TMOEI_F16
+                ? tmoei_half((uint32_t)tmoei_little(p + 2 * i, 2))
+                : tmoei_float_of_bits((uint32_t)tmoei_little(p + 2 * i, 2) << 16);
+    return TMOE_OK;
+}
+
+/* ---- writing: metadata, then tensors are declared; save writes it all ------------------------ */
+
+typedef struct tmoei_span {
+    const float *data;
+    size_t zeros, count;
+} tmoei_span; /* zeros come first */
+
+typedef struct tmoei_writer {
+    tmoei_buffer json, temporary; /* the header; PATH.tmp, which commit puts in PATH's place */
+    const char *path;             /* the caller's */
+    FILE *file;
+    tmoei_span *spans;                /* what the tensors hold, the caller's */
+    size_t declared, count, capacity; /* bytes of data; spans */
+} tmoei_writer;
+
+static void tmoei_writer_free(tmoe_ctx *ctx, tmoei_writer *writer)
+{
+    if (writer->file) {
+        (void)fclose(writer->file);
+        (void)remove(writer->temporary.data);
+    }
+    tmoei_buffer_free(ctx, &writer->json);
+    tmoei_buffer_free(ctx, &writer->temporary);
+    tmoei_free(ctx, writer->spans);
+    memset(writer, 0, sizeof *writer);
+}
+
+/* All metadata come before the tensors. */
+static void tmoei_writer_metadata(tmoe_ctx *ctx, tmoei_writer *writer, const char *key,
+    const char *text, size_t length)
+{
+    tmoei_buffer_print(ctx, &writer->json, writer->json.length ? "," : "{\"__metadata__\":{");
+    tmoei_buffer_json_string(ctx, &writer->json, key, strlen(key));
+    tmoei_buffer_add(ctx, &writer->json, ":", 1);
+    tmoei_buffer_json_string(ctx, &writer->json, text, length);
+}
+
+/* `skip` rows of zeros, then `rows` of data. */
+static void tmoei_writer_tensor(tmoe_ctx *ctx, tmoei_writer *writer, const char *name, int rank,
+    size_t skip, size_t rows, size_t cols, const float *data)
+{
+    const tmoei_span span = { data, skip * cols, rows * cols };
+    const size_t begin = writer->declared, end = begin + (span.zeros + span.count) * sizeof(float);
+    if (!tmoei_grow(ctx, &writer->spans, &writer->capacity, writer->count + 1, sizeof span)) return;
+    writer->spans[writer->count++] = span;
+    writer->declared = end;
+    tmoei_buffer_print(ctx, &writer->json,
+        begin ? "," : "},"); /* the first one ends the metadata */
+    tmoei_buffer_json_string(ctx, &writer->json, name, strlen(name));
+    tmoei_buffer_print(ctx, &writer->json, ":{\"dtype\":\"F32\",\"shape\":[");
+    if (rank == 2) tmoei_buffer_print(ctx, &writer->json, "%lu,", (unsigned long)(skip + rows));
+    tmoei_buffer_print(ctx, &writer->json, "%lu],\"data_offsets\":[%lu,%lu]}", (unsigned long)cols,
+        (unsigned long)begin, (unsigned long)end);
+}
+
+static tmoe_result tmoei_writer_trouble(tmoe_ctx *ctx, const tmoei_writer *writer)
+{
+    return tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be written: %s", writer->path,
+        strerror(errno));
+}
+
+static tmoe_result tmoei_writer_open(tmoe_ctx *ctx, tmoei_writer *writer, const char *path)
+{
+    writer->path = path;
+    tmoei_buffer_add(ctx, &writer->temporary, path, strlen(path));
+    tmoei_buffer_add(ctx, &writer->temporary, ".tmp", 4);
+    if (writer->temporary.failed) return TMOE_ERR_MEMORY;
+    errno = 0;
+    writer->file = fopen(writer->temporary.data, "wb");
+    return writer->file ? TMOE_OK : tmoei_writer_trouble(ctx, writer);
+}
+
+static tmoe_result tmoei_writer_bytes(tmoe_ctx *ctx, tmoei_writer *writer, const void *bytes,
+    size_t n)
+{
+    return fwrite(bytes, 1, n, writer->file) == n ? TMOE_OK : tmoei_writer_trouble(ctx, writer);
+}
+
+/* A number as n bytes, the lowest first. */
+static tmoe_result tmoei_writer_little(tmoe_ctx *ctx, tmoei_writer *writer, uint64_t x, size_t n)
+{
+    unsigned char bytes[8];
+    for (size_t i = 0; i < n; i++) bytes[i] = (unsigned char)(x >> (8 * i));
+    return tmoei_writer_bytes(ctx, writer, bytes, n);
+}
+
+/* Flushes to the disk and puts the file in its place; until then the old one is untouched. */
+static tmoe_result tmoei_writer_commit(tmoe_ctx *ctx, tmoei_writer *writer)
+{
+    int good = fflush(writer->file) == 0;
+#if defined(TMOEI_POSIX)
+    good = good && fsync(fileno(writer->file)) == 0;
+#endif
+    if (!good) return tmoei_writer_trouble(ctx, writer);
+    good = fclose(writer->file) == 0;
+    writer->file = NULL;
+#if defined(_WIN32)
+    if (good) (void)remove(writer->path); /* rename does not replace there */
+#endif
+    if (good && rename(writer->temporary.data, writer->path) == 0) return TMOE_OK;
+    (void)tmoei_writer_trouble(ctx, writer);
+    (void)remove(writer->temporary.data);
+    return TMOE_ERR_FILE;
+}
+
+static tmoe_result tmoei_writer_save(tmoe_ctx *ctx, tmoei_writer *writer, const char *path)
+{
+    tmoei_buffer *json = &writer->json;
+    tmoei_buffer_add(ctx, json, "}", 1);
+    /* data begins on a cache line */
+    while (!json->failed && (json->length + 8) % 64) tmoei_buffer_add(ctx, json, " ", 1);
+    if (ctx->error != TMOE_OK) return ctx->error;
+    TMOEI_TRY(tmoei_writer_open(ctx, writer, path));
+    TMOEI_TRY(tmoei_writer_little(ctx, writer, json->length, 8));
+    TMOEI_TRY(tmoei_writer_bytes(ctx, writer, json->data, json->length));
+    for (const tmoei_span *s = writer->spans; s < writer->spans + writer->count; s++) {
+        const size_t whole =
+            tmoei_little_endian() ? s->count : 0; /* written as they lie in memory */
+        for (size_t i = 0; i < s->zeros; i++) TMOEI_TRY(tmoei_writer_little(ctx, writer, 0, 4));
+        TMOEI_TRY(tmoei_writer_bytes(ctx, writer, s->data, whole * sizeof(float)));
+        for (size_t i = whole; i < s->count; i++)
+            TMOEI_TRY(tmoei_writer_little(ctx, writer, tmoei_bits_of_float(s->data[i]), 4));
+    }
+    return tmoei_writer_commit(ctx, writer);
+}
+
+/* "\x93NUMPY", version, length of the header, a Python dictionary, the numbers. */
+TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, int rows, int cols)
+{
+    const size_t count = (size_t)rows * (size_t)cols;
+    size_t size = 0, head = 0;
+    char shape[48];
+    tmoei_begin(ctx);
+    char *file = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &size);
+    if (!file) return ctx->error;
+    const unsigned char *p = (const unsigned char *)file;
+    if (size > 12 && memcmp(file, "\x93NUMPY", 6) == 0)
+        head =
+            p[6] == 1 ? 10 + (size_t)tmoei_little(p + 8, 2) : 12 + (size_t)tmoei_little(p + 8, 3);
+    if (head && head <= size) file[head - 1] = 0; /* its last character, a line's end */
+    (void)snprintf(shape, sizeof shape, "(%d, %d)", rows, cols);
+    const size_t bytes = !head || head > size ? 0
+        : strstr(file + 10, "'<f4'")          ? 4
+        : strstr(file + 10, "'<f8'")          ? 8
+                                              : 0;
+    if (!bytes || !strstr(file + 10, "'fortran_order': False") || !strstr(file + 10, shape)
+        || size - head != count * bytes)
+        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+            "%s: not a .npy file of float32 or float64 in C order, %s", path, shape);
+    for (size_t i = 0; ctx->error == TMOE_OK && i < count; i++) {
+        const uint64_t bits = tmoei_little(p + head + i * bytes, bytes);
+        double number;
+        memcpy(&number, &bits, sizeof number);
+        x[i] = bytes == 4 ? tmoei_float_of_bits((uint32_t)bits) : (float)number;
+    }
+    tmoei_free(ctx, file);
+    return ctx->error;
+}
+
+#endif /* TMOE_NO_STDIO */
+
+/* ==== >>tokenizer: bytes, and byte-level BPE =====================================================
+ * A text is cut into words as GPT-2 does (a space belongs to the word behind it), a word's bytes
+ * become tokens, and the earliest merge that applies is done until none applies. Without merges
+ * these are plain bytes. Our own tokenizers number <s>, <pad>, </s> 0, 1, 2, byte b 3 + b, then one
+ * token a merge; loaded ones have the ids of their vocabulary. In files every tokenizer is a
+ * tokenizer.json as Hugging Face's. */
+
+/* ---- a table of indices by hash: open addressing, never more than half full ------------------ */
+
+typedef struct tmoei_slot {
+    uint64_t hash;
+    int value;
+} tmoei_slot; /* index + 1; 0: empty */
+
+typedef struct tmoei_table {
+    tmoei_slot *slots;
+    size_t size, used;
+} tmoei_table;
+
+/* The next index with this hash, or -1; *at begins at 0 and counts the places that were looked at.
+ * */
+static int tmoei_table_find(const tmoei_table *table, uint64_t hash, size_t *at)
+{
+    while (table->size) {
+        const tmoei_slot *slot = &table->slots[(size_t)(hash + (*at)++) & (table->size - 1)];
+        if (!slot->value || slot->hash == hash) return slot->value - 1;
+    }
+    return -1;
+}
+
+static void tmoei_table_put(tmoei_table *table, tmoei_slot slot)
+{
+    size_t at = (size_t)slot.hash;
+    while (table->slots[at & (table->size - 1)].value) at++;
+    table->slots[at & (table->size - 1)] = slot;
+}
+
+static int tmoei_table_add(tmoe_ctx *ctx, tmoei_table *table, uint64_t hash, int index)
+{
+    const tmoei_slot slot = { hash, index + 1 };
+    if (2 * (table->used + 1) > table->size) {
+        tmoei_table bigger = { NULL, table->size ? 2 * table->size : 64, table->used };
+        if (!(bigger.slots = (tmoei_slot *)tmoei_alloc(ctx, bigger.size, sizeof slot, 1))) return 0;
+        for (size_t i = 0; i < table->size; i++)
+            if (table->slots[i].value) tmoei_table_put(&bigger, table->slots[i]);
+        tmoei_free(ctx, table->slots);
+        *table = bigger;
+    }
+    tmoei_table_put(table, slot);
+    table->used++;
+    return 1;
+}
+
+/* FNV-1a, then mixed: neighbouring texts must not be neighbours */
+static uint64_t tmoei_text_hash(const char *text, size_t length)
+{
+    uint64_t hash = UINT64_C(0xcbf29ce484222325);
+    for (size_t i = 0; i < length; i++)
+        hash = (hash ^ (unsigned char)text[i]) * UINT64_C(0x100000001b3);
+    return tmoei_mix64(hash);
+}
+
+/* The mixing is one to one: equal hashes are equal pairs. */
+static uint64_t tmoei_pair_hash(int left, int right)
+{
+    return tmoei_mix64((uint64_t)(uint32_t)left << 32 | (uint32_t)right);
+}
+
+static int tmoei_pair_find(const tmoei_table *table, int left, int right)
+{
+    size_t at = 0;
+    return tmoei_table_find(table, tmoei_pair_hash(left, right), &at);
+}
+
+/* ---- the tokenizer --------------------------------------------------------------------------- */
+
+#define TMOEI_BYTES_FIRST 3 /* of our own: byte 0 */
+#define TMOEI_MERGES_FIRST 259
+#define TMOEI_TOKENS_MAX 1000000
+#define TMOEI_TOKEN_BYTES 65536 /* a token's most: merges that double each other ask for the moon */
+
+typedef struct tmoei_merge_pair {
+    int left, right, result;
+} tmoei_merge_pair;
+
+/* left_strip swallows space; an ordinary one is only found before anything is cut into words */
+typedef struct tmoei_special_token {
+    int id, left_strip, ordinary;
+} tmoei_special_token;
+
+struct tmoe_tokenizer {
+    tmoe_ctx *ctx;
+    int V, merge_count, special_count, byte_id[256], prefix_space;
+    char *bytes; /* token i stands for bytes[starts[i]] to bytes[starts[i + 1]] */
+    size_t *starts, bytes_used, bytes_capacity, starts_capacity, merges_capacity, specials_capacity;
+    tmoei_table ids, pairs; /* of tokens by their bytes, of merges by their pairs */
+    tmoei_merge_pair *merges;
+    tmoei_special_token *specials;
+    uint32_t *runs; /* of letters and numbers: 4 * first code point + kind */
+    int run_count;
+};
+
+static const char *tmoei_token_text(const tmoe_tokenizer *t, int i)
+{
+    return t->bytes + t->starts[i];
+}
+
+static size_t tmoei_token_length(const tmoe_tokenizer *t, int i)
+{
+    return t->starts[i + 1] - t->starts[i];
+}
+
+/* The token that stands for these bytes, or -1. */
+static int tmoei_token_find(const tmoe_tokenizer *t, const char *text, size_t length)
+{
+    const uint64_t hash = tmoei_text_hash(text, length);
+    size_t at = 0;
+    int id;
+    do id = tmoei_table_find(&t->ids, hash, &at);
+    while (id >= 0
+        && (tmoei_token_length(t, id) != length
+            || memcmp(tmoei_token_text(t, id), text, length) != 0));
+    return id;
+}
+
+/* Adds the next token; one without bytes is a hole in the vocabulary. */
+static int tmoei_token_add(tmoe_tokenizer *t, const char *text, size_t length)
+{
+    const size_t V = (size_t)t->V;
+    if (!tmoei_grow(t->ctx, &t->bytes, &t->bytes_capacity, t->bytes_used + length + 1, 1)
+        || !tmoei_grow(t->ctx, &t->starts, &t->starts_capacity, V + 2, sizeof(size_t))
+        || (length && !tmoei_table_add(t->ctx, &t->ids, tmoei_text_hash(text, length), t->V)))
+        return 0;
+    if (length) memcpy(t->bytes + t->bytes_used, text, length);
+    t->starts[V] = t->bytes_used;
+    t->starts[V + 1] = t->bytes_used += length;
+    if (length == 1) t->byte_id[(unsigned char)text[0]] = t->V;
+    t->V++;
+    return 1;
+}
+
+static int tmoei_merge_add(tmoe_tokenizer *t, int left, int right, int result)
+{
+    const tmoei_merge_pair merge = { left, right, result };
+    if (!tmoei_grow(t->ctx, &t->merges, &t->merges_capacity, (size_t)t->merge_count + 1,
+            sizeof merge)
+        || !tmoei_table_add(t->ctx, &t->pairs, tmoei_pair_hash(left, right), t->merge_count))
+        return 0;
+    t->merges[t->merge_count++] = merge;
+    return 1;
+}
+
+static int tmoei_special_add(tmoe_tokenizer *t, int id, int left_strip, int ordinary)
+{
+    const tmoei_special_token special = { id, left_strip, ordinary };
+    const size_t n = (size_t)t->special_count + 1;
+    if (!tmoei_grow(t->ctx, &t->specials, &t->specials_capacity, n, sizeof special)) return 0;
+    t->specials[t->special_count++] = special;
+    return 1;
+}
+
+static int tmoei_special_is(const tmoe_tokenizer *t, int id)
+{
+    for (int i = 0; i < t->special_count; i++)
+        if (t->specials[i].id == id) return !t->specials[i].ordinary;
+    return 0;
+}
+
+TMOE_DEF void tmoe_tokenizer_destroy(tmoe_tokenizer *tokenizer)
+{
+    if (!tokenizer) return;
+    tmoe_ctx *ctx = tokenizer->ctx;
+    tmoei_free(ctx, tokenizer->bytes);
+    tmoei_free(ctx, tokenizer->starts);
+    tmoei_free(ctx, tokenizer->runs);
+    tmoei_free(ctx, tokenizer->merges);
+    tmoei_free(ctx, tokenizer->specials);
+    tmoei_free(ctx, tokenizer->ids.slots);
+    tmoei_free(ctx, tokenizer->pairs.slots);
+    tmoei_free(ctx, tokenizer);
+}
+
+/* The tokenizer if it is good; otherwise it goes. */
+static tmoe_tokenizer *tmoei_tokenizer_if(int good, tmoe_tokenizer *t)
+{
+    if (good) return t;
+    tmoe_tokenizer_destroy(t);
+    return NULL;
+}
+
+TMOE_DEF int tmoe_tokenizer_vocabulary(const tmoe_tokenizer *tokenizer)
+{
+    return tokenizer->V;
+}
+
+static const char *const tmoei_special_names[5] = { "<s>", "<pad>", "</s>", "<unk>", "<mask>" };
+
+TMOE_DEF int tmoe_tokenizer_special(const tmoe_tokenizer *tokenizer, tmoe_token which)
+{
+    return tmoei_token_find(tokenizer, tmoei_special_names[which],
+        strlen(tmoei_special_names[which]));
+}
+
+/* ---- letters and numbers of Unicode -------------------------------------------------------------
+ * \p{L} and \p{N}: runs of one kind from U+0080 on, each 3 * length + kind (0 other, 1 letter, 2
+ * number) in digits of base 32, the last one from the first half of the alphabet, those before it
+ * from the second (tests/make_unicode.py). */
+static const char tmoei_unicode_digits[] =
+    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-";
+static const char tmoei_unicode_runs[] =
+    "jeEVIDEJFEDLDiGDieDhqfMhFhKQVEDEsDQDHGNDESEDKDEDhdDnaDtCYvTDjTGESjcmViSMNkHkChfhAMHDpKDEhNHVHh"
+    "AKGEhQEDib"
+    "iXoMhBEhKhAjEbHMEPiDMEbEJEiFiMVhCPiJDWhQjflOlDJEhWEVfMhADhRMZGHGiDDWDEJNJEhQEhHHDKMhAHGUGEYTMH"
+    "GiDDWDHDHD"
+    "HidNDEVhAGKhQcDKDiDDWDHDQJEhWEhNHMhAbEhBZGHGiDDWDHDQJEiaHDKMhADEUhBEDTJKDNJHDEDHJHJKJhFiCEhfhJ"
+    "hWZDKDiGDh"
+    "RJEiOKDHGHMhAYXDEMZDKDiGDfDQJEiaKDHMhADHhTcDKDjcGEhQEPKDXKMhbDTPhXJiJDcDEGWidhAhTkRDHhEWbhAjVH"
+    "DEDQDiJDED"
+    "fDHbEGQDEbhAGNjAEidhehEZDjNiRQqZkChcEhASTMNJEJHVKMhIhEEDhASjTDEPEGkCD-"
+    "IDNGWDEDNGjcDNGjEDNGWDEDNGhODlMDNG"
+    "mKhKheJhRhQoDGTJh6FGhUDiPPnCJLZVhXhHhahKhXhKhIDKhNkdjJEMEJhAShAiChASoMVQGjHDEPmTeiejVhAibGQhBk"
+    "FMiPShDjPi"
+    "GblAkBhAShAhHEoXkOhTZJhAjbibhHHhAkFiOjNiUhAJKhAjNGhCPkCGKjbNDTDHJEPyBmA6DGTGjTGTGZDEDEDEDieGlA"
+    "DWDEJKDWJN"
+    "GTMhIPKDWqZFEGUPEhAShIpPEMEGfDEJQSEDEDEDNDhCGNPQMEDkbHRikClWnKiEh7CicjqE1QSNJHbFGjTDEPEGlJVEhQ"
+    "iGbWDWDWDW"
+    "DWDWDWDWnQEhrfHFiLdVQGLHMoDSKDoPDNPkCDobJOejBkQhRjAhAiaaDhPjAhAjVhP+"
+    "AzqBmAig9ImJkLG5IJhRhAHhckOhQieGmThA"
+    "jVcGpWGnXhchUDKDNDiGhHUekdhKkXiUhAiITJEDHDhAiVeiGiLiYVkOiUEhASQDfhAQDjciFKDZMhASiGJEJkXDEJHGQG"
+    "EDEiIKGhCV"
+    "KhETGTGTbWDWDkCDhLSqahHhAShg3NhEiGMkU44MhiLGpfjSWhEQPEDfDhIDQDEDHDHDqFjDhiChWmBGlDjYhFqcQDsWhZ"
+    "hAViPSiPhB"
+    "oMJTGTGTGKjJhFDiPDhaDHDhOGhLjGrShEkJhElNhTI2ciYJkUhQiTMjBObhdFZFPjTeibGjNMZDRjeubGhASjNMjNMjZY"
+    "kdhEhCDhOD"
+    "WDHDhCDhODWDHJkdhE9GbiDeZiITDjfDcmPTGEDkFDHJEGiGGaiGGXieYdkQhaDHPRiDUMiPSiPjSlJMIHhSGkMEhNNDKD"
+    "iYediFiYID"
+    "iYLjAZDiVSRhQlDeiDGahaPahXiFXnQmclFkahHkaVUjNhEhAShAiVbiG0OifDjfSHhQTlIiYhAEYiDhBOiRhXkKiAXhci"
+    "GhElAiOicD"
+    "HGEhHkIjAiMVhAbjNhNhAMEGEYjKJEhEkRhKNhBhAEDEMhehBhXDiMhZHldWDEDNDhODfVkOhThAhBZGHGiDDWDHDQJEhW"
+    "EhEQiafDEG"
+    "EDjTDEiLEDEkElAhWNPhAPKiakRhcHDEYhAvSkOjbNjMkRhcEhBhAjSkChHEVhASheiUiShfhGMWxLkFqcmBhbhEZGEGZD"
+    "HDiJhNEDEh"
+    "KhAmSZGjWhQEDEiUEejZVEhfEhBkLhZEhWmcyVjEhNhAScDjQhTEhNiZPibqQWDHDjThfEbhASTDHDjBhKEVhASkFMhA3C"
+    "hahNEDhIDj"
+    "HiUhAoCEhNiBkBi2PpSqPhTyNn3EpEhNjkRhTTiLr2SPh2W0hLibhWhAliSh1MVieDhASnODhASibhWkRhQNhEhADXDiAP"
+    "hahoQkIJhA"
+    "ySmBiHbiMGiMkEnCPEmGhImAHDEhKHLb10DjbjBpDqa5vXNDWDHD7KhNEiXKGEhKNYhlFm4MqCPhIJcVfsoChAkqShehEh"
+    "eqEiNsVoAD"
+    "mWDHGEGHGNDhFDEDWDmEDNGZDWDiVDNDQDEJWD-"
+    "dGiMDiMDieDiMDieDiMDieDiMDieDiMDZGkYloAieST4PlbtWkIeWGhAME+DibhWk"
+    "FMhAhsCiVMhA0CibGEhAyPieDKDHDWGQbH1AWDNDHDhODyQGdkQmNVEMhAiqFlTDLDOnEkJDhPyGNDiSDHDEGEDfDNDEDE"
+    "SEMEDEDEDK"
+    "DHDEGEDEDEDEDEDHDEGNDWDNDNDEDfDhUPKDQDhUh2MhJolJhAjgSj9lBjAs6bGw9LG18UhNh6LnnGhybktGuvCP47fiy4"
+    "0S";
+
+enum { TMOEI_OTHER, TMOEI_LETTER, TMOEI_NUMBER, TMOEI_SPACE, TMOEI_ENDED };
+
+static int tmoei_unicode_unpack(tmoe_tokenizer *t)
+{
+    uint32_t value = 0, first = 0x80;
+    t->runs = (uint32_t *)tmoei_alloc(t->ctx, sizeof tmoei_unicode_runs, sizeof *t->runs,
+        0); /* or fewer */
+    for (const char *c = tmoei_unicode_runs; t->runs && *c; c++) {
+        const uint32_t digit = (uint32_t)(strchr(tmoei_unicode_digits, *c) - tmoei_unicode_digits);
+        value = value * 32 + digit % 32;
+        if (digit >= 32) continue;
+        t->runs[t->run_count++] = 4 * first + value % 3;
+        first += value / 3;
+        value = 0;
+    }
+    return t->runs != NULL;
+}
+
+/* Kind of the character at text[at] and its bytes; a byte that is not UTF-8 is OTHER. */
+static int tmoei_character(const tmoe_tokenizer *t, const char *text, size_t n, size_t at,
+    size_t *bytes)
+{
+    uint32_t c = 0;
+    if (at >= n) return TMOEI_ENDED;
+    if (!(*bytes = tmoei_utf8_next(text, n, at, &c))) {
+        *bytes = 1;
+        return TMOEI_OTHER;
+    }
+    if ((c >= 9 && c <= 13) || c == 32 || c == 0x85 || c == 0xa0 || c == 0x1680 || c == 0x3000
+        || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f)
+        return TMOEI_SPACE; /* Unicode's White_Space */
+    if (c < 0x80) return c >= '0' && c <= '9' ? TMOEI_NUMBER : tmoei_is_word_byte((unsigned char)c);
+    int low = 0, high = t->run_count - 1; /* the last run that begins at c or before */
+    while (low < high) {
+        const int middle = (low + high + 1) / 2;
+        if (t->runs[middle] >> 2 <= c)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    return (int)(t->runs[low] & 3u);
+}
+
+/* Where the word that begins at `at` ends: GPT-2's pattern
+ *   's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ */
+static size_t tmoei_word_end(const tmoe_tokenizer *t, const char *text, size_t length, size_t at)
+{
+    static const char *const endings[7] = { "'s", "'t", "'re", "'ve", "'m", "'ll", "'d" };
+    size_t end = at, last = at, bytes = 0;
+    int kind, now;
+    for (int i = 0; text[at] == '\'' && i < 7; i++) {
+        const size_t n = strlen(endings[i]);
+        if (n <= length - at && memcmp(text + at, endings[i], n) == 0) return at + n;
+    }
+    for (; (kind = tmoei_character(t, text, length, end, &bytes)) == TMOEI_SPACE; end += bytes)
+        last = end;
+    if (kind == TMOEI_ENDED) return end; /* white space up to the text's end */
+    if (last > at) return last;          /* all but the last of several */
+    if (end > at && text[at] != ' ') return end;
+    for (now = kind; now == kind; now = tmoei_character(t, text, length, end, &bytes)) end += bytes;
+    return end;
+}
+
+static tmoe_tokenizer *tmoei_tokenizer_begin(tmoe_ctx *ctx)
+{
+    tmoe_tokenizer *t = (tmoe_tokenizer *)tmoei_alloc(ctx, 1, sizeof *t, 1);
+    if (!t) return NULL;
+    t->ctx = ctx;
+    memset(t->byte_id, -1, sizeof t->byte_id); /* none is known */
+    return tmoei_tokenizer_if(tmoei_unicode_unpack(t), t);
+}
+
+TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx)
+{
+    tmoei_begin(ctx);
+    tmoe_tokenizer *t = tmoei_tokenizer_begin(ctx);
+    char byte = 0;
+    for (int i = 0; ctx->error == TMOE_OK && i < TMOEI_BYTES_FIRST; i++)
+        if (tmoei_token_add(t, tmoei_special_names[i], strlen(tmoei_special_names[i])))
+            (void)tmoei_special_add(t, i, 0, 0);
+    for (int b = 0; ctx->error == TMOE_OK && b < 256; b++, byte++)
+        (void)tmoei_token_add(t, &byte, 1);
+    return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
+}
+
+static tmoe_tokenizer *tmoei_tokenizer_copy(tmoe_ctx *ctx, const tmoe_tokenizer *from)
+{
+    tmoe_tokenizer *t = tmoei_tokenizer_begin(ctx);
+    int good = t != NULL;
+    for (int i = 0; good && i < from->V; i++)
+        good = tmoei_token_add(t, tmoei_token_text(from, i), tmoei_token_length(from, i));
+    for (int i = 0; good && i < from->merge_count; i++)
+        good =
+            tmoei_merge_add(t, from->merges[i].left, from->merges[i].right, from->merges[i].result);
+    for (int i = 0; good && i < from->special_count; i++)
+        good = tmoei_special_add(t, from->specials[i].id, from->specials[i].left_strip,
+            from->specials[i].ordinary);
+    if (good) memcpy(t->byte_id, from->byte_id, sizeof t->byte_id);
+    if (good) t->prefix_space = from->prefix_space;
+    return tmoei_tokenizer_if(good, t);
+}
+
+/* ---- encoding -------------------------------------------------------------------------------- */
+
+/* A heap of the merges that apply, each `merge << 32 | place`: the earliest first, then the
+ * leftmost. */
+static void tmoei_heap_push(uint64_t *heap, int *count, uint64_t x)
+{
+    int i = (*count)++;
+    for (; i > 0 && x < heap[(i - 1) / 2]; i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
+    heap[i] = x;
+}
+
+static uint64_t tmoei_heap_pop(uint64_t *heap, int *count)
+{
+    const uint64_t top = heap[0], x = heap[--*count];
+    int i = 0, child;
+    for (; (child = 2 * i + 1) < *count; i = child) {
+        if (child + 1 < *count && heap[child + 1] < heap[child]) child++;
+        if (heap[child] >= x) break;
+        heap[i] = heap[child];
+    }
+    heap[i] = x;
+    return top;
+}
+
+typedef struct tmoei_symbol {
+    int id, next, before;
+} tmoei_symbol; /* id and next -1: merged away, none */
+
+typedef struct tmoei_encoder {
+    const tmoe_tokenizer *tokenizer;
+    tmoei_symbol *s; /* a word's tokens, a linked list */
+    uint64_t *heap;
+    int *ids, heap_count; /* ids: out */
+    size_t capacity, count, s_capacity, heap_capacity;
+} tmoei_encoder;
+
+/* Notes the merge of the tokens at `at` and behind it, where there is one. */
+static void tmoei_encoder_note(tmoei_encoder *e, int at)
+{
+    if (at < 0 || e->s[at].next < 0) return;
+    const int merge = tmoei_pair_find(&e->tokenizer->pairs, e->s[at].id, e->s[e->s[at].next].id);
+    if (merge >= 0) tmoei_heap_push(e->heap, &e->heap_count, (uint64_t)merge << 32 | (uint32_t)at);
+}
+
+static void tmoei_encoder_put(tmoei_encoder *e, int id)
+{
+    if (e->count < e->capacity) e->ids[e->count] = id;
+    e->count++;
+}
+
+/* Merges a word's tokens, earliest merge first, leftmost first, in O(n log n), and puts what is
+ * left. */
+static tmoe_result tmoei_encoder_word(tmoei_encoder *e, const char *text, size_t length)
+{
+    const tmoe_tokenizer *t = e->tokenizer;
+    const int n = length < (size_t)INT_MAX / 8 ? (int)length : -1;
+    if (n < 0)
+        return tmoei_fail(t->ctx, TMOE_ERR_ARGUMENT, "encode: a word of %lu bytes",
+            (unsigned long)length);
+    /* at most 3 candidates a token ever stand in the heap */
+    if (!tmoei_grow(t->ctx, &e->s, &e->s_capacity, length, sizeof *e->s)
+        || !tmoei_grow(t->ctx, &e->heap, &e->heap_capacity, 3 * length, sizeof *e->heap))
+        return TMOE_ERR_MEMORY;
+    for (int i = 0; i < n; i++) {
+        const tmoei_symbol byte = { t->byte_id[(unsigned char)text[i]], i + 1 < n ? i + 1 : -1,
+            i - 1 };
+        e->s[i] = byte;
+    }
+    for (int i = 0; i < n; i++) tmoei_encoder_note(e, i);
+    while (e->heap_count) {
+        const uint64_t first = tmoei_heap_pop(e->heap, &e->heap_count);
+        const tmoei_merge_pair pair = t->merges[first >> 32];
+        const int at = (int)(first & 0xffffffffu), right = e->s[at].next;
+        /* changed since it was noted */
+        if (e->s[at].id != pair.left || right < 0 || e->s[right].id != pair.right) continue;
+        e->s[at].id = pair.result;
+        e->s[right].id = -1;
+        e->s[at].next = e->s[right].next;
+        if (e->s[at].next >= 0) e->s[e->s[at].next].before = at;
+        tmoei_encoder_note(e, e->s[at].before);
+        tmoei_encoder_note(e, at);
+    }
+    for (int i = 0; i < n; i++)
+        if (e->s[i].id >= 0) tmoei_encoder_put(e, e->s[i].id);
+    return TMOE_OK;
+}
+
+/* The words of a piece of text without special tokens; prefix: with a space before it, where it has
+ * none. */
+static tmoe_result tmoei_encoder_text(tmoei_encoder *e, const char *text, size_t length, int prefix)
+{
+    tmoe_ctx *ctx = e->tokenizer->ctx;
+    tmoe_result result = TMOE_OK;
+    char *copy = NULL;
+    if (prefix && length && text[0] != ' ') {
+        if (!(copy = (char *)tmoei_alloc(ctx, length + 1, 1, 0))) return TMOE_ERR_MEMORY;
+        copy[0] = ' ';
+        memcpy(copy + 1, text, length++);
+        text = copy;
+    }
+    for (size_t at = 0, end; result == TMOE_OK && at < length; at = end) {
+        end = tmoei_word_end(e->tokenizer, text, length, at);
+        result = tmoei_encoder_word(e, text + at, end - at);
+    }
+    tmoei_free(ctx, copy);
+    return result;
+}
+
+/* The special token that text begins with, the longest of several, or NULL. */
+static const tmoei_special_token *tmoei_special_at(const tmoe_tokenizer *t, const char *text,
+    size_t left)
+{
+    const tmoei_special_token *best = NULL;
+    size_t longest = 0;
+    for (int i = 0; i < t->special_count; i++) {
+        const int id = t->specials[i].id;
+        const size_t n = tmoei_token_length(t, id);
+        if (n <= longest || n > left || memcmp(text, tmoei_token_text(t, id), n) != 0) continue;
+        best = &t->specials[i];
+        longest = n;
+    }
+    return best;
+}
+
+TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *t, const char *text, size_t length,
+    int flags, int *ids, size_t capacity, size_t *count)
+{
+    const int prefix = t->prefix_space || (flags & TMOE_TOKENIZER_PREFIX_SPACE);
+    const int frame = flags & TMOE_TOKENIZER_SPECIALS, find = flags & TMOE_TOKENIZER_FIND_SPECIALS;
+    tmoe_result result = TMOE_OK;
+    tmoei_encoder e;
+    memset(&e, 0, sizeof e);
+    e.tokenizer = t;
+    e.ids = ids;
+    e.capacity = capacity;
+    if (frame) tmoei_encoder_put(&e, tmoe_tokenizer_special(t, TMOE_TOKEN_BEGIN));
+    for (size_t at = 0, end, bytes; result == TMOE_OK && at < length; at = end) {
+        const tmoei_special_token *special = NULL;
+        for (end = at; end < length; end++)
+            if (find && (special = tmoei_special_at(t, text + end, length - end)) != NULL) break;
+        size_t behind =
+            special && special->left_strip ? at : end; /* a stripping one eats space before it */
+        for (size_t i = at; behind < end && i < end; i += bytes)
+            if (tmoei_character(t, text, end, i, &bytes) != TMOEI_SPACE) behind = i + bytes;
+        result = tmoei_encoder_text(&e, text + at, behind - at, prefix);
+        if (!special) continue;
+        tmoei_encoder_put(&e, special->id);
+        end += tmoei_token_length(t, special->id);
+    }
+    if (frame) tmoei_encoder_put(&e, tmoe_tokenizer_special(t, TMOE_TOKEN_END));
+    *count = e.count;
+    tmoei_free(t->ctx, e.s);
+    tmoei_free(t->ctx, e.heap);
+    return result;
+}
+
+/* Text without the spaces that tokenised English has: " ." and the like; gives the new length. */
+static size_t tmoei_clean_spaces(char *text, size_t length)
+{
+    static const char *const from[] = { " .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've",
+        " 're" };
+    for (int i = 0; i < 10; i++) {
+        const size_t n = strlen(from[i]), keep = i == 4 ? 1 : n - 1;
+        size_t to = 0;
+        for (size_t at = 0; at < length;) {
+            const int found = n <= length - at && memcmp(text + at, from[i], n) == 0;
+            memmove(text + to, text + at + found, found ? keep : 1);
+            to += found ? keep : 1;
+            at += found ? n : 1;
+        }
+        length = to;
+    }
+    return length;
+}
+
+TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *t, const int *ids, size_t count,
+    int flags, char *text, size_t capacity, size_t *length)
+{
+    size_t used = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (ids[i] < 0 || ids[i] >= t->V)
+            return tmoei_fail(t->ctx, TMOE_ERR_ARGUMENT, "decode: id %d at place %lu; 0 <= id < %d",
+                ids[i], (unsigned long)i, t->V);
+        if ((flags & TMOE_TOKENIZER_SKIP_SPECIALS) && tmoei_special_is(t, ids[i])) continue;
+        const size_t n = tmoei_token_length(t, ids[i]);
+        if (n && used + n <= capacity) memcpy(text + used, tmoei_token_text(t, ids[i]), n);
+        used += n;
+    }
+    if (used <= capacity && (flags & TMOE_TOKENIZER_CLEAN_SPACES))
+        used = tmoei_clean_spaces(text, used);
+    if (used < capacity) text[used] = 0;
+    *length = used;
+    return TMOE_OK;
+}
+
+/* ---- training: the most frequent pair of neighbours becomes a token, again and again --------- */
+
+typedef struct tmoei_word {
+    const char *text;
+    size_t first, length;
+    long long count;
+} tmoei_word;
+
+typedef struct tmoei_pair_count {
+    int left, right;
+    long long count;
+} tmoei_pair_count;
+
+typedef struct tmoei_bpe {
+    tmoe_ctx *ctx;
+    int *symbols;            /* all words' tokens, one behind the other */
+    tmoei_word *words;       /* different ones, and how often they came */
+    tmoei_pair_count *pairs; /* all that ever came */
+    size_t symbol_count, symbol_capacity, word_count, word_capacity, pair_count, pair_capacity;
+    tmoei_table word_table, pair_table;
+} tmoei_bpe;
+
+/* Adds to the counts of a word's pairs. */
+static void tmoei_bpe_pairs_of(tmoei_bpe *bpe, const tmoei_word *word, long long count)
+{
+    const int *s = bpe->symbols + word->first;
+    for (size_t k = 0; k + 1 < word->length; k++) {
+        const tmoei_pair_count pair = { s[k], s[k + 1], 0 };
+        int i = tmoei_pair_find(&bpe->pair_table, s[k], s[k + 1]);
+        if (i < 0) {
+            i = (int)bpe->pair_count;
+            if (!tmoei_grow(bpe->ctx, &bpe->pairs, &bpe->pair_capacity, bpe->pair_count + 1,
+                    sizeof pair)
+                || !tmoei_table_add(bpe->ctx, &bpe->pair_table, tmoei_pair_hash(s[k], s[k + 1]), i))
+                return;
+            bpe->pairs[bpe->pair_count++] = pair;
+        }
+        bpe->pairs[i].count += count;
+    }
+}
+
+/* Counts one word of a text, making it known where it is new. */
+static void tmoei_bpe_word(tmoei_bpe *bpe, const char *text, size_t length)
+{
+    const tmoei_word word = { text, bpe->symbol_count, length, 1 };
+    const uint64_t hash = tmoei_text_hash(text, length);
+    size_t at = 0;
+    for (int w; (w = tmoei_table_find(&bpe->word_table, hash, &at)) >= 0;)
+        if (bpe->words[w].length == length && memcmp(bpe->words[w].text, text, length) == 0) {
+            bpe->words[w].count++;
+            return;
+        }
+    if (!tmoei_grow(bpe->ctx, &bpe->words, &bpe->word_capacity, bpe->word_count + 1, sizeof word)
+        || !tmoei_grow(bpe->ctx, &bpe->symbols, &bpe->symbol_capacity, word.first + length,
+            sizeof(int))
+        || !tmoei_table_add(bpe->ctx, &bpe->word_table, hash, (int)bpe->word_count))
+        return;
+    bpe->words[bpe->word_count++] = word;
+    for (size_t i = 0; i < length; i++)
+        bpe->symbols[bpe->symbol_count++] = TMOEI_BYTES_FIRST + (unsigned char)text[i];
+}
+
+/* Replaces left, right by symbol in every word; a changed word's pairs are counted anew. */
+static void tmoei_bpe_replace(tmoei_bpe *bpe, int left, int right, int symbol)
+{
+    size_t i, to;
+    for (size_t w = 0; w < bpe->word_count; w++) {
+        tmoei_word *word = &bpe->words[w];
+        int *s = bpe->symbols + word->first;
+        for (i = 0; i + 1 < word->length && !(s[i] == left && s[i + 1] == right); i++) {}
+        if (i + 1 >= word->length) continue;
+        tmoei_bpe_pairs_of(bpe, word, -word->count);
+        for (i = to = 0; i < word->length; to++) {
+            const int both = i + 1 < word->length && s[i] == left && s[i + 1] == right;
+            s[to] = both ? symbol : s[i];
+            i += both ? 2 : 1;
+        }
+        word->length = to;
+        tmoei_bpe_pairs_of(bpe, word, word->count);
+    }
+}
+
+/* Makes a token of the most frequent pair (among equals the smaller ids); 0 when no pair comes
+ * twice. A pair that spells a token that there is already merges to that. */
+static int tmoei_bpe_merge(tmoei_bpe *bpe, tmoe_tokenizer *t)
+{
+    const tmoei_pair_count *best = NULL;
+    for (size_t i = 0; i < bpe->pair_count; i++) {
+        const tmoei_pair_count *p = &bpe->pairs[i];
+        if (p->count >= 2
+            && (!best || p->count > best->count
+                || (p->count == best->count
+                    && (p->left < best->left
+                        || (p->left == best->left && p->right < best->right)))))
+            best = p;
+    }
+    if (!best) return 0;
+    const int left = best->left, right = best->right;
+    const size_t a = tmoei_token_length(t, left), b = tmoei_token_length(t, right);
+    char *text = (char *)tmoei_alloc(bpe->ctx, a + b, 1, 0);
+    if (!text) return 0;
+    memcpy(text, tmoei_token_text(t, left), a);
+    memcpy(text + a, tmoei_token_text(t, right), b);
+    const int known = tmoei_token_find(t, text, a + b), result = known >= 0 ? known : t->V;
+    if ((known >= 0 || tmoei_token_add(t, text, a + b)) && tmoei_merge_add(t, left, right, result))
+        tmoei_bpe_replace(bpe, left, right, result);
+    tmoei_free(bpe->ctx, text);
+    return 1;
+}
+
+TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *texts, size_t count,
+    int vocabulary)
+{
+    tmoei_begin(ctx);
+    tmoei_bpe bpe;
+    if (vocabulary < TMOEI_MERGES_FIRST || vocabulary > TMOEI_TOKENS_MAX)
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_ARGUMENT,
+            "tokenizer: vocabulary %d; must be 259 (bytes) to 1000000", vocabulary);
+    memset(&bpe, 0, sizeof bpe);
+    bpe.ctx = ctx;
+    tmoe_tokenizer *t = tmoe_tokenizer_bytes(ctx);
+    for (size_t i = 0; ctx->error == TMOE_OK && i < count; i++)
+        for (size_t at = 0, end, n = strlen(texts[i]); ctx->error == TMOE_OK && at < n; at = end) {
+            end = tmoei_word_end(t, texts[i], n, at);
+            tmoei_bpe_word(&bpe, texts[i] + at, end - at);
+        }
+    for (size_t w = 0; ctx->error == TMOE_OK && w < bpe.word_count; w++)
+        tmoei_bpe_pairs_of(&bpe, &bpe.words[w], bpe.words[w].count);
+    while (ctx->error == TMOE_OK && t->V < vocabulary && tmoei_bpe_merge(&bpe, t)) {}
+    tmoei_free(ctx, bpe.symbols);
+    tmoei_free(ctx, bpe.words);
+    tmoei_free(ctx, bpe.pairs);
+    tmoei_free(ctx, bpe.word_table.slots);
+    tmoei_free(ctx, bpe.pair_table.slots);
+    return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
+}
+
+#ifndef TMOE_NO_STDIO
+
+/* ---- tokenizer.json, vocab.json and merges.txt --------------------------------------------------
+ * Tokens are written in GPT-2's alphabet: a byte that prints as it is, the others from U+0100 on in
+ * their order. */
+static uint32_t tmoei_byte_to_code(unsigned b)
+{
+    if ((b >= 33 && b <= 126) || (b >= 161 && b != 173)) return b;
+    return 256 + (b <= 32 ? b : b <= 160 ? b - 127 + 33 : 67);
+}
+
+static int tmoei_code_to_byte(uint32_t c)
+{
+    if (c < 256) return tmoei_byte_to_code(c) == c ? (int)c : -1;
+    return c <= 288 ? (int)c - 256 : c <= 322 ? (int)c - 289 + 127 : c == 323 ? 173 : -1;
+}
+
+static void tmoei_token_print(tmoe_ctx *ctx, tmoei_buffer *buffer, const tmoe_tokenizer *t, int id)
+{
+    char text[4];
+    for (size_t i = t->starts[id]; i < t->starts[id + 1]; i++) {
+        const uint32_t c = tmoei_byte_to_code((unsigned char)t->bytes[i]);
+        if (c == '"' || c == '\\') tmoei_buffer_add(ctx, buffer, "\\", 1);
+        tmoei_buffer_add(ctx, buffer, text, tmoei_utf8_put(c, text));
+    }
+}
+
+/* A tokenizer.json, which Hugging Face's tokenizers read, too; {} without a tokenizer. */
+static void tmoei_tokenizer_to_json(tmoe_ctx *ctx, const tmoe_tokenizer *t, tmoei_buffer *buffer)
+{
+    const char *space = t && t->prefix_space ? "true" : "false", *comma = "";
+    if (!t) {
+        tmoei_buffer_print(ctx, buffer, "{}");
+        return;
+    }
+    tmoei_buffer_print(ctx, buffer, "{\"version\":\"1.0\",\"added_tokens\":[");
+    for (int i = 0; i < t->special_count; i++, comma = ",") {
+        const int id = t->specials[i].id;
+        tmoei_buffer_print(ctx, buffer, "%s{\"id\":%d,\"content\":", comma, id);
+        tmoei_buffer_json_string(ctx, buffer, tmoei_token_text(t, id), tmoei_token_length(t, id));
+        tmoei_buffer_print(ctx, buffer,
+            ",\"single_word\":false,\"lstrip\":%s,\"rstrip\":false,"
+            "\"normalized\":false,\"special\":%s}",
+            t->specials[i].left_strip ? "true" : "false",
+            t->specials[i].ordinary ? "false" : "true");
+    }
+    tmoei_buffer_print(ctx, buffer,
+        "],\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":%s,"
+        "\"trim_offsets\":true,\"use_regex\":true},\"post_processor\":{\"type\":"
+        "\"RobertaProcessing\","
+        "\"sep\":[\"</"
+        "s>\",%d],\"cls\":[\"<s>\",%d],\"trim_offsets\":true,\"add_prefix_space\":%s},",
+        space, tmoe_tokenizer_special(t, TMOE_TOKEN_END),
+        tmoe_tokenizer_special(t, TMOE_TOKEN_BEGIN), space);
+    tmoei_buffer_print(ctx, buffer,
+        "\"decoder\":{\"type\":\"ByteLevel\",\"add_prefix_space\":true,"
+        "\"trim_offsets\":true,\"use_regex\":true},\"model\":{\"type\":\"BPE\",\"vocab\":{");
+    comma = "";
+    for (int id = 0; id < t->V; id++) {
+        if (!tmoei_token_length(t, id)) continue;
+        tmoei_buffer_print(ctx, buffer, "%s\"", comma);
+        tmoei_token_print(ctx, buffer, t, id);
+        tmoei_buffer_print(ctx, buffer, "\":%d", id);
+        comma = ",";
+    }
+    tmoei_buffer_print(ctx, buffer, "},\"merges\":[");
+    for (int m = 0; m < t->merge_count; m++) {
+        tmoei_buffer_print(ctx, buffer, m ? ",\"" : "\"");
+        tmoei_token_print(ctx, buffer, t, t->merges[m].left);
+        tmoei_buffer_add(ctx, buffer, " ", 1);
+        tmoei_token_print(ctx, buffer, t, t->merges[m].right);
+        tmoei_buffer_add(ctx, buffer, "\"", 1);
+    }
+    tmoei_buffer_print(ctx, buffer, "]}}");
+}
+
+/* The bytes that a token's text in GPT-2's alphabet stands for, into out (as long as the text); -1:
+ * none. */
+static long tmoei_token_bytes(const char *text, size_t length, char *out)
+{
+    long n = 0;
+    uint32_t code = 0;
+    for (size_t at = 0, bytes; at < length; at += bytes, n++) {
+        bytes = tmoei_utf8_next(text, length, at, &code);
+        const int byte = bytes ? tmoei_code_to_byte(code) : -1;
+        if (byte < 0) return -1;
+        out[n] = (char)byte;
+    }
+    return n;
+}
+
+/* A tokenizer with the tokens of a vocabulary {"token": id} and the special ones of a list (-1:
+ * BART's). */
+static tmoe_tokenizer *tmoei_vocabulary_read(tmoe_ctx *ctx, const tmoei_json *json, int vocabulary,
+    int added, const char *name)
+{
+    const tmoei_json_node *nodes = json->nodes;
+    const int first[2] = { tmoei_json_at(json, vocabulary)->child,
+        tmoei_json_at(json, added)->child };
+    int *node_of = NULL; /* of an id: where its text is; 0: a hole */
+    size_t V = 0, capacity = 0, id;
+    if (tmoei_json_at(json, vocabulary)->kind != TMOEI_JSON_OBJECT)
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: there is no vocabulary {\"token\": id}",
+            name);
+    for (int list = 0; list < 2; list++)
+        for (int i = first[list]; ctx->error == TMOE_OK && i >= 0; i = nodes[i].next) {
+            const int text = list ? tmoei_json_get(json, i, "content") : i;
+            const size_t length = list ? tmoei_json_at(json, text)->length : nodes[i].key_length;
+            if ((list && !tmoei_json_is_string(json, text)) || length == 0
+                || length > TMOEI_TOKEN_BYTES
+                || !tmoei_json_size(json, list ? tmoei_json_get(json, i, "id") : i, &id)
+                || id >= TMOEI_TOKENS_MAX)
+                (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+                    "%s: token '%.60s' needs 1 to 65536 bytes and an id "
+                    "from 0 to 999999",
+                    name, list ? "(added)" : nodes[i].key);
+            else if (tmoei_grow(ctx, &node_of, &capacity, id + 1, sizeof(int))) {
+                for (; V <= id; V++) node_of[V] = 0;
+                if (!list && node_of[id])
+                    (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tokens have the id %d", name,
+                        (int)id);
+                node_of[id] = text; /* an added one's holds, and is plain */
+            }
+        }
+    char *bytes = (char *)tmoei_alloc(ctx, TMOEI_TOKEN_BYTES, 1, 0);
+    tmoe_tokenizer *t = ctx->error == TMOE_OK ? tmoei_tokenizer_begin(ctx) : NULL;
+    for (id = 0; ctx->error == TMOE_OK && id < V; id++) {
+        const tmoei_json_node *node = &nodes[node_of[id]];
+        const int plain = node->kind == TMOEI_JSON_STRING;
+        const long n = !node_of[id] ? 0
+            : plain                 ? (long)node->length
+                                    : tmoei_token_bytes(node->key, node->key_length, bytes);
+        const char *text = plain ? node->text : bytes;
+        if (n < 0)
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+                "%s: token '%.60s' is not in the byte-level alphabet", name, node->key);
+        else if (n && tmoei_token_find(t, text, (size_t)n) >= 0)
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tokens are '%.60s'", name,
+                plain ? text : node->key);
+        else
+            (void)tmoei_token_add(t, text, (size_t)n);
+    }
+    for (int i = first[1]; ctx->error == TMOE_OK && i >= 0; i = nodes[i].next) {
+        if (tmoei_json_value(json, i, "rstrip")->kind == TMOEI_JSON_TRUE
+            || tmoei_json_value(json, i, "single_word")->kind == TMOEI_JSON_TRUE)
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+                "%s: token '%.60s' has rstrip or single_word, which are "
+                "not supported",
+                name, tmoei_json_value(json, i, "content")->text);
+        (void)tmoei_special_add(t, (int)tmoei_json_value(json, i, "id")->number,
+            tmoei_json_value(json, i, "lstrip")->kind == TMOEI_JSON_TRUE,
+            tmoei_json_value(json, i, "special")->kind == TMOEI_JSON_FALSE);
+    }
+    for (int i = 0; ctx->error == TMOE_OK && i < 5; i++) {
+        const int token = tmoe_tokenizer_special(t, (tmoe_token)i);
+        if (token < 0 && i != TMOE_TOKEN_UNKNOWN && i != TMOE_TOKEN_MASK)
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the vocabulary has no %s", name,
+                tmoei_special_names[i]);
+        if (token >= 0 && added < 0) (void)tmoei_special_add(t, token, i == TMOE_TOKEN_MASK, 0);
+    }
+    for (int b = 0; ctx->error == TMOE_OK && b < 256; b++) {
+        if (t->byte_id[b] < 0) t->byte_id[b] = tmoe_tokenizer_special(t, TMOE_TOKEN_UNKNOWN);
+        if (t->byte_id[b] < 0)
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: no token for byte %d, and no <unk>", name,
+                b);
+    }
+    tmoei_free(ctx, node_of);
+    tmoei_free(ctx, bytes);
+    return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
+}
+
+/* Adds the merge of two tokens that are written in GPT-2's alphabet; what they make must be a
+ * token. */
+static tmoe_result tmoei_merge_read(tmoe_tokenizer *t, const char *left, size_t a,
+    const char *right, size_t b, const char *name, int number)
+{
+    char *bytes = (char *)tmoei_alloc(t->ctx, a + b + 1, 1, 0);
+    if (!bytes) return TMOE_ERR_MEMORY;
+    const long m = tmoei_token_bytes(left, a, bytes),
+               n = m < 0 ? -1 : tmoei_token_bytes(right, b, bytes + m);
+    const int x = m > 0 ? tmoei_token_find(t, bytes, (size_t)m) : -1;
+    const int y = n > 0 ? tmoei_token_find(t, bytes + m, (size_t)n) : -1;
+    const int result = x >= 0 && y >= 0 ? tmoei_token_find(t, bytes, (size_t)(m + n)) : -1;
+    tmoei_free(t->ctx, bytes);
+    if (result < 0)
+        return tmoei_fail(t->ctx, TMOE_ERR_FORMAT,
+            "%s: merge %d joins '%.*s' and '%.*s'; both and what they "
+            "make must be tokens of the vocabulary",
+            name, number, (int)(a < 60 ? a : 60), left, (int)(b < 60 ? b : 60), right);
+    return tmoei_merge_add(t, x, y, result) ? TMOE_OK : TMOE_ERR_MEMORY;
+}
+
+/* Where the one space of a merge "a b" is; its length where there is none. */
+static size_t tmoei_merge_space(const char *text, size_t length)
+{
+    const char *space = length ? (const char *)memchr(text, ' ', length) : NULL;
+    return space ? (size_t)(space - text) : length;
+}
+
+static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json *json,
+    const char *name)
+{
+    const tmoei_json_node *nodes = json->nodes;
+    const int model = tmoei_json_get(json, 0, "model"),
+              before = tmoei_json_get(json, 0, "pre_tokenizer"),
+              added = tmoei_json_get(json, 0, "added_tokens");
+    const tmoei_json_node *merges = tmoei_json_value(json, model, "merges");
+    int number = 1;
+    if (!tmoei_json_says(tmoei_json_value(json, model, "type"), "BPE")
+        || !tmoei_json_says(tmoei_json_value(json, before, "type"), "ByteLevel")
+        || tmoei_json_value(json, 0, "normalizer")->kind != TMOEI_JSON_NULL
+        || merges->kind != TMOEI_JSON_ARRAY
+        || (added >= 0 && nodes[added].kind != TMOEI_JSON_ARRAY))
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT,
+            "%s: not a byte-level BPE: needs a model of type BPE "
+            "with merges, a pre_tokenizer of type ByteLevel, no normalizer",
+            name);
+    tmoe_tokenizer *t =
+        tmoei_vocabulary_read(ctx, json, tmoei_json_get(json, model, "vocab"), added, name);
+    if (t)
+        t->prefix_space =
+            tmoei_json_value(json, before, "add_prefix_space")->kind == TMOEI_JSON_TRUE;
+    for (int i = merges->child; ctx->error == TMOE_OK && i >= 0; i = nodes[i].next, number++) {
+        const int pair = nodes[i].kind == TMOEI_JSON_ARRAY && nodes[i].count == 2;
+        const tmoei_json_node *left = &nodes[pair ? nodes[i].child : i];
+        const tmoei_json_node *right = pair ? &nodes[left->next] : left;
+        const size_t cut = pair ? left->length : tmoei_merge_space(left->text, left->length);
+        const size_t begin = pair ? 0 : cut + 1,
+                     rest = right->length - begin; /* of the right one */
+        if (left->kind != TMOEI_JSON_STRING || right->kind != TMOEI_JSON_STRING
+            || (!pair && cut == left->length))
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: merge %d is not \"a b\" or [\"a\", \"b\"]",
+                name, number);
+        else
+            (void)tmoei_merge_read(t, left->text, cut, right->text + begin, rest, name, number);
+    }
+    return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
+}
+#endif
+
+/* ==== >>suite: tasks, examples, splits ===========================================================
+ * A task's lines are collected in a draft and become a task only when all of it is sound. All
+ * memory belongs to the suite. Trouble stands in the context: what comes after it does nothing. */
+
+#define TMOEI_BAD_DATA(ctx, ...) ((void)tmoei_fail(ctx, TMOE_ERR_DATA, __VA_ARGS__))
+
+typedef struct tmoei_draft { /* a task that is being read */
+    tmoe_suite *suite;
+    tmoe_task task;             /* what is known of it; test_count: its last lines; -1: 20 % */
+    tmoei_buffer text;          /* NUL-terminated strings: "iINPUT", "oOUTPUT", "oOUTPUT", ... */
+    size_t count, output_count; /* lines, outputs in all */
+} tmoei_draft;
+
+TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx)
+{
+    tmoei_begin(ctx);
+    tmoe_suite *suite = (tmoe_suite *)tmoei_alloc(ctx, 1, sizeof *suite, 1);
+    if (!suite) return NULL;
+    suite->ctx = suite->own.ctx = ctx;
+    return suite;
+}
+
+TMOE_DEF void tmoe_suite_destroy(tmoe_suite *suite)
+{
+    if (!suite) return;
+    tmoei_owner_free(&suite->own);
+    tmoei_free(suite->ctx, suite->tasks);
+    tmoei_free(suite->ctx, suite);
+}
+
+TMOE_DEF int tmoe_suite_count(const tmoe_suite *suite)
+{
+    return suite->count;
+}
+
+TMOE_DEF const tmoe_task *tmoe_suite_task(const tmoe_suite *suite, int i)
+{
+    return i >= 0 && i < suite->count ? &suite->tasks[i] : NULL;
+}
+
+TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name)
+{
+    for (int i = 0; i < suite->count; i++)
+        if (strcmp(suite->tasks[i].name, name) == 0) return i;
+    return -1;
+}
+
+/* A new draft; the name with spaces for '_' is its instruction where nobody gave one. */
+static void tmoei_draft_begin(tmoe_suite *suite, tmoei_draft *draft, const char *name,
+    size_t length, const char *instruction, const char *category)
+{
+    const char *from = instruction && instruction[0] ? instruction : name;
+    char *text = tmoei_own_text(&suite->own, from, from == name ? length : strlen(from));
+    for (char *c = text; from == name && c && *c; c++)
+        if (*c == '_') *c = ' ';
+    memset(draft, 0, sizeof *draft);
+    draft->suite = suite;
+    draft->task.test_count = -1;
+    draft->task.name = tmoei_own_text(&suite->own, name, length);
+    draft->task.category =
+        category ? tmoei_own_text(&suite->own, category, strlen(category)) : "none";
+    draft->task.instruction = text;
+}
+
+/* A new line's input, or an output of the last one: not empty, valid UTF-8, no NUL. where:
+ * "path:line". */
+static void tmoei_draft_add(tmoei_draft *draft, int output, const char *text, size_t length,
+    const char *where)
+{
+    tmoe_ctx *ctx = draft->suite->own.ctx;
+    const char *what = output ? "output" : "input";
+    size_t at = 0, bytes;
+    uint32_t code;
+    if (ctx->error != TMOE_OK) return;
+    if (output)
+        draft->output_count++;
+    else
+        draft->count++;
+    while (at < length && (bytes = tmoei_utf8_next(text, length, at, &code)) != 0 && code != 0)
+        at += bytes;
+    if (length == 0)
+        TMOEI_BAD_DATA(ctx, "%s: the %s is empty", where, what);
+    else if (at < length)
+        TMOEI_BAD_DATA(ctx, "%s: the %s is not valid UTF-8 at its byte %lu", where, what,
+            (unsigned long)at + 1);
+    tmoei_buffer_add(ctx, &draft->text, what, 1); /* its first letter */
+    tmoei_buffer_add(ctx, &draft->text, text, length);
+    tmoei_buffer_add(ctx, &draft->text, "", 1);
+}
+
+/* Turns a sound draft into a task of the suite; frees the draft in any case. */
+static tmoe_result tmoei_draft_finish(tmoei_draft *draft, const char *where)
+{
+    tmoe_suite *suite = draft->suite;
+    tmoe_suite *shown = suite;
+    tmoe_ctx *ctx = shown->ctx;
+    tmoe_task *task = &draft->task;
+    const int count = (int)draft->count;
+    if (draft->count == 0 || draft->count > 100000000)
+        TMOEI_BAD_DATA(ctx, "%s: task %s has no lines", where, task->name);
+    if (ctx->error == TMOE_OK && tmoe_suite_find(shown, task->name) >= 0)
+        TMOEI_BAD_DATA(ctx, "%s: there are two tasks called %s", where, task->name);
+    if (ctx->error == TMOE_OK
+        && tmoei_grow(ctx, &shown->tasks, &suite->capacity, (size_t)shown->count + 1,
+            sizeof *task)) {
+        const char *text = tmoei_own_text(&suite->own, draft->text.data, draft->text.length),
+                   **answers = (const char **)tmoei_own(&suite->own, draft->output_count + 1,
+                       sizeof *answers);
+        tmoe_example *examples =
+            (tmoe_example *)tmoei_own(&suite->own, draft->count, sizeof *examples);
+        if (task->test_count < 0) task->test_count = count / 5 > 0 ? count / 5 : count > 1;
+        task->train_count = count - task->test_count;
+        for (int i = 0; ctx->error == TMOE_OK && i < count; i++) {
+            examples[i].input = text + 1;
+            examples[i].outputs = answers;
+            for (; *(text += strlen(text) + 1) == 'o'; examples[i].output_count++)
+                *answers++ = text + 1;
+        }
+        if (ctx->error == TMOE_OK) {
+            task->train = examples;
+            task->test = examples + task->train_count;
+            shown->tasks[shown->count++] = *task;
+        }
+    }
+    tmoei_buffer_free(ctx, &draft->text);
+    return ctx->error;
+}
+
+TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const char *category,
+    const char *instruction, tmoe_metric metric, tmoe_part part, const char *const *inputs,
+    const char *const *outputs, int count, int test_count)
+{
+    tmoe_ctx *ctx = suite->ctx;
+    tmoei_draft draft;
+    tmoei_begin(ctx);
+    if (!name || !name[0] || !instruction || !instruction[0] || count < 1 || test_count < 0
+        || test_count >= count || (unsigned)metric >= TMOE_METRICS)
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "suite_add: %d lines, %d for test; needs name, "
+            "instruction, metric and 0 <= test_count < count",
+            count, test_count);
+    tmoei_draft_begin((tmoe_suite *)suite, &draft, name, strlen(name), instruction, category);
+    draft.task.metric = metric;
+    draft.task.part = part;
+    draft.task.test_count = test_count;
+    for (int i = 0; i < count; i++) {
+        char where[96];
+        (void)snprintf(where, sizeof where, "suite_add: line %d", i + 1);
+        tmoei_draft_add(&draft, 0, inputs[i], strlen(inputs[i]), where);
+        tmoei_draft_add(&draft, 1, outputs[i], strlen(outputs[i]), where);
+    }
+    return tmoei_draft_finish(&draft, "suite_add");
+}
+
+/* What the encoder reads: <s> instruction \n input </s>, or <s> input </s> without an instruction;
+ * count = tokens needed, even where they do not fit. find: special tokens in the text count as
+ * such. */
+static tmoe_result tmoei_encode_source(const tmoe_tokenizer *tokenizer, const char *instruction,
+    const char *input, int find, int *ids, size_t capacity, size_t *count)
+{
+    const size_t a = instruction && instruction[0] ? strlen(instruction) + 1 : 0, b = strlen(input);
+    char *text = (char *)tmoei_alloc(tokenizer->ctx, a + b + 1, 1, 0);
+    if (!text) return TMOE_ERR_MEMORY;
+    if (a) {
+        memcpy(text, instruction, a - 1);
+        text[a - 1] = '\n';
+    }
+    memcpy(text + a, input, b + 1);
+    const tmoe_result result = tmoe_tokenizer_encode(tokenizer, text, a + b,
+        TMOE_TOKENIZER_SPECIALS | (find ? TMOE_TOKENIZER_FIND_SPECIALS : 0), ids, capacity, count);
+    tmoei_free(tokenizer->ctx, text);
+    return result;
+}
+
+#ifndef TMOE_NO_STDIO
+
+/* ---- folders --------------------------------------------------------------------------------- */
+
+static int tmoei_name_order(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* Names in a folder, sorted, so that the file system's order is of no account; -1: no such folder.
+ * */
+static int tmoei_names(tmoe_suite *suite, const char *folder, char ***names)
+{
+    tmoei_buffer text = { NULL, 0, 0, 0 };
+    int count = 0;
+#if defined(_WIN32)
+    struct _finddata_t found;
+    char pattern[TMOEI_PATH];
+    (void)snprintf(pattern, sizeof pattern, "%s/*", folder);
+    intptr_t handle = _findfirst(pattern, &found);
+    if (handle == -1) return -1;
+    do {
+        tmoei_buffer_add(suite->own.ctx, &text, found.name, strlen(found.name) + 1);
+        count++;
+    } while (_findnext(handle, &found) == 0);
+    (void)_findclose(handle);
+#else
+    DIR *directory = opendir(folder);
+    const struct dirent *entry;
+    if (!directory) return -1;
+    for (; (entry = readdir(directory)) != NULL; count++)
+        tmoei_buffer_add(suite->own.ctx, &text, entry->d_name, strlen(entry->d_name) + 1);
+    (void)closedir(directory);
+#endif
+    *names = (char **)tmoei_own(&suite->own, (size_t)count + 1, sizeof **names);
+    char *at = *names && !text.failed && count ? tmoei_own_text(&suite->own, text.data, text.length)
+                                               : NULL;
+    tmoei_buffer_free(suite->own.ctx, &text);
+    for (int i = 0; at && i < count; i++, at += strlen(at) + 1) (*names)[i] = at;
+    if (at) qsort(*names, (size_t)count, sizeof **names, tmoei_name_order);
+    return at ? count : 0;
+}
+
+static int tmoei_ends_with(const char *text, const char *end)
+{
+    const size_t a = strlen(text), b = strlen(end);
+    return text[0] != '.' && a > b && strcmp(text + a - b, end) == 0;
+}
+
+static tmoe_result tmoei_path_join(tmoe_ctx *ctx, char *path, const char *folder, const char *name)
+{
+    if (snprintf(path, TMOEI_PATH, "%s/%s", folder, name) < TMOEI_PATH) return TMOE_OK;
+    return tmoei_fail(ctx, TMOE_ERR_FILE, "%s/%s: the path is longer than %d bytes", folder, name,
+        TMOEI_PATH - 1);
+}
+
+static int tmoei_folder_has(tmoe_ctx *ctx, char *path, const char *folder, const char *name)
+{
+    FILE *file = tmoei_path_join(ctx, path, folder, name) == TMOE_OK ? fopen(path, "rb") : NULL;
+    if (file) (void)fclose(file);
+    return file != NULL;
+}
+
+/* ---- lines ----------------------------------------------------------------------------------- */
+
+typedef struct tmoei_lines { /* a text file, line by line */
+    tmoe_ctx *ctx;
+    char *text, where[TMOEI_PATH + 16]; /* "path:line" of the present line */
+    const char *path, *line;
+    size_t length, at, size; /* size: of the line, without LF or CR LF */
+    int number;
+} tmoei_lines;
+
+static void tmoei_lines_open(tmoe_ctx *ctx, tmoei_lines *lines, const char *path)
+{
+    memset(lines, 0, sizeof *lines);
+    lines->ctx = ctx;
+    lines->path = path;
+    lines->text = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &lines->length);
+    if (lines->length >= 3 && memcmp(lines->text, "\xef\xbb\xbf", 3) == 0) lines->at = 3;
+    while (lines->length > lines->at
+        && (lines->text[lines->length - 1] == '\n' || lines->text[lines->length - 1] == '\r'))
+        lines->length--; /* empty lines at the end do not count */
+}
+
+/* The next line; 0, and the file is closed, where there is none or something went wrong. */
+static int tmoei_lines_next(tmoei_lines *lines)
+{
+    if (lines->ctx->error != TMOE_OK || lines->at >= lines->length) {
+        tmoei_free(lines->ctx, lines->text);
+        return 0;
+    }
+    lines->line = lines->text + lines->at;
+    const char *end = (const char *)memchr(lines->line, '\n', lines->length - lines->at);
+    lines->size = end ? (size_t)(end - lines->line) : lines->length - lines->at;
+    lines->at += lines->size + 1;
+    if (lines->size && lines->line[lines->size - 1] == '\r') lines->size--;
+    (void)snprintf(lines->where, sizeof lines->where, "%s:%d", lines->path, ++lines->number);
+    return 1;
+}
+
+/* Adds the lines of a TSV file: input TAB output [TAB output ...]. */
+static void tmoei_read_tsv(tmoei_draft *draft, const char *path)
+{
+    tmoe_ctx *ctx = draft->suite->own.ctx;
+    tmoei_lines in;
+    tmoei_lines_open(ctx, &in, path);
+    while (tmoei_lines_next(&in)) {
+        const char *from = in.line, *end = from + in.size;
+        if (!memchr(from, '\t', in.size))
+            TMOEI_BAD_DATA(ctx, "%s: no TAB; a line is 'input TAB output'", in.where);
+        for (int output = 0; from <= end; output = 1) {
+            const char *tab = (const char *)memchr(from, '\t', (size_t)(end - from));
+            tmoei_draft_add(draft, output, from, (size_t)((tab ? tab : end) - from), in.where);
+            from = tab ? tab + 1 : end + 1;
+        }
+    }
+}
+
+/* ---- the three layouts ----------------------------------------------------------------------- */
+
+/* The field that *rest begins with, cut off at the separator, *rest behind it; NULL behind the
+ * last. */
+static char *tmoei_cut(char **rest, char separator)
+{
+    char *field = *rest;
+    if (field && (*rest = strchr(field, separator)) != NULL) *(*rest)++ = 0;
+    return field;
+}
+
+/* NAME.tsv files of a folder. */
+static void tmoei_load_tsv_folder(tmoe_suite *suite, const char *folder)
+{
+    char path[TMOEI_PATH], **names;
+    const int count = tmoei_names(suite, folder, &names);
+    for (int i = 0; suite->own.ctx->error == TMOE_OK && i < count; i++) {
+        tmoei_draft draft;
+        if (!tmoei_ends_with(names[i], ".tsv") || strcmp(names[i], "tasks.tsv") == 0) continue;
+        if (tmoei_path_join(suite->own.ctx, path, folder, names[i]) != TMOE_OK) return;
+        tmoei_draft_begin(suite, &draft, names[i], strlen(names[i]) - 4, NULL, NULL);
+        tmoei_read_tsv(&draft, path);
+        (void)tmoei_draft_finish(&draft, path);
+    }
+}
+
+/* CrossFit: TASK/TASK_{k}_{seed}_{train,dev,test}.tsv. Training lines are those of the first
+ * sample; test lines are in every sample the same. */
+static void tmoei_load_crossfit_task(tmoe_suite *suite, const char *folder, const char *name)
+{
+    static const char *const ends[3] = { "_dev.tsv", "_train.tsv",
+        "_test.tsv" }; /* test lines are last */
+    tmoei_draft draft;
+    char path[TMOEI_PATH] = "", **names;
+    const char *first = NULL;
+    size_t sample = 0; /* of what its files' names begin with */
+    const int count = tmoei_names(suite, folder, &names);
+    tmoei_draft_begin(suite, &draft, name, strlen(name), NULL, NULL);
+    for (int i = 0; suite->own.ctx->error == TMOE_OK && i < 3 * count; i++) {
+        const char *file = names[i % count], *end = ends[i / count];
+        const size_t before = draft.count;
+        if (!tmoei_ends_with(file, end) || strncmp(file, name, strlen(name)) != 0) continue;
+        if (!first) {
+            first = file;
+            sample = strlen(file) - strlen(end);
+        }
+        if (strncmp(file, first, sample) != 0 || strcmp(file + sample, end) != 0) continue;
+        if (tmoei_path_join(suite->own.ctx, path, folder, file) == TMOE_OK)
+            tmoei_read_tsv(&draft, path);
+        if (end == ends[2]) draft.task.test_count = (int)(draft.count - before);
+    }
+    if (first) (void)tmoei_draft_finish(&draft, path);
+}
+
+/* JSON lines; the lines of one task may be anywhere in the file. */
+static void tmoei_load_jsonl(tmoe_suite *suite, const char *path)
+{
+    tmoe_ctx *ctx = suite->own.ctx;
+    tmoei_draft *drafts = NULL;
+    size_t count = 0, capacity = 0, d;
+    tmoei_lines in;
+    tmoei_json json;
+    tmoei_lines_open(ctx, &in, path);
+    for (; tmoei_lines_next(&in); tmoei_json_free(ctx, &json)) {
+        if (tmoei_json_parse(ctx, &json, in.line, in.size, in.where) != TMOE_OK) continue;
+        const tmoei_json_node *nodes = json.nodes;
+        const int task = tmoei_json_get(&json, 0, "task"),
+                  input = tmoei_json_get(&json, 0, "input"),
+                  output = tmoei_json_get(&json, 0, "output"),
+                  says = tmoei_json_get(&json, 0, "instruction");
+        const tmoei_json_kind kind = tmoei_json_at(&json, output)->kind;
+        if (!tmoei_json_is_string(&json, task) || !tmoei_json_is_string(&json, input)
+            || (says >= 0 && !tmoei_json_is_string(&json, says))
+            || (kind != TMOEI_JSON_STRING && kind != TMOEI_JSON_ARRAY)) {
+            TMOEI_BAD_DATA(ctx,
+                "%s: needs strings \"task\" and \"input\", \"output\" as a string or a list "
+                "of strings, and \"instruction\" as a string if at all",
+                in.where);
+            continue;
+        }
+        for (d = 0; d < count && strcmp(drafts[d].task.name, nodes[task].text) != 0; d++) {}
+        if (d == count) {
+            if (!tmoei_grow(ctx, &drafts, &capacity, count + 1, sizeof *drafts)) continue;
+            tmoei_draft_begin(suite, &drafts[count++], nodes[task].text, nodes[task].length,
+                tmoei_json_at(&json, says)->text, NULL);
+        }
+        tmoei_draft_add(&drafts[d], 0, nodes[input].text, nodes[input].length, in.where);
+        int o = kind == TMOEI_JSON_ARRAY ? nodes[output].child : output;
+        if (o < 0) TMOEI_BAD_DATA(ctx, "%s: the list of outputs is empty", in.where);
+        for (; o >= 0; o = o == output ? -1 : nodes[o].next)
+            if (tmoei_json_is_string(&json, o))
+                tmoei_draft_add(&drafts[d], 1, nodes[o].text, nodes[o].length, in.where);
+            else
+                TMOEI_BAD_DATA(ctx, "%s: an output is not a string", in.where);
+    }
+    for (d = 0; d < count; d++) (void)tmoei_draft_finish(&drafts[d], path);
+    tmoei_free(ctx, drafts);
+}
+
+/* What tasks.tsv says of the suite's tasks; columns by their names in the first line. */
+static void tmoei_describe(tmoe_suite *suite, const char *path)
+{
+    enum { TMOEI_NAME, TMOEI_CATEGORY, TMOEI_METRIC, TMOEI_INSTRUCTION, TMOEI_LABELS, TMOEI_KNOWN };
+
+    static const char *const wanted[TMOEI_KNOWN] = { "name", "category", "metric", "instruction",
+        "labels" };
+    int column_of[TMOEI_KNOWN] = { -1, -1, -1, -1, -1 };
+    tmoe_ctx *ctx = suite->own.ctx;
+    tmoei_lines in;
+    tmoei_lines_open(ctx, &in, path);
+    while (tmoei_lines_next(&in)) {
+        char *field[TMOEI_KNOWN] = { NULL, NULL, NULL, NULL, NULL }, *text;
+        char *rest = tmoei_own_text(&suite->own, in.line, in.size);
+        for (int column = 0; (text = tmoei_cut(&rest, '\t')) != NULL; column++)
+            for (int w = 0; w < TMOEI_KNOWN; w++) {
+                if (in.number == 1 && strcmp(text, wanted[w]) == 0) column_of[w] = column;
+                if (in.number > 1 && column_of[w] == column && text[0]) field[w] = text;
+            }
+        if (column_of[TMOEI_NAME] < 0)
+            TMOEI_BAD_DATA(ctx, "%s: the first line must name the columns, one of them 'name'",
+                in.where);
+        const char *wants = field[TMOEI_METRIC];
+        int metric = 0;
+        while (wants && metric < TMOE_METRICS
+            && strcmp(wants, tmoe_metric_name((tmoe_metric)metric)) != 0)
+            metric++;
+        if (metric == TMOE_METRICS) TMOEI_BAD_DATA(ctx, "%s: unknown metric '%s'", in.where, wants);
+        const int known = field[TMOEI_NAME] ? tmoe_suite_find(suite, field[TMOEI_NAME]) : -1;
+        if (known < 0) continue;
+        tmoe_task *task = &suite->tasks[known];
+        if (field[TMOEI_CATEGORY]) task->category = field[TMOEI_CATEGORY];
+        if (field[TMOEI_INSTRUCTION]) task->instruction = field[TMOEI_INSTRUCTION];
+        task->metric = (tmoe_metric)metric;
+        if (!(rest = field[TMOEI_LABELS])) continue; /* "a|b|c": a closed set */
+        const char **labels =
+            (const char **)tmoei_own(&suite->own, strlen(rest) + 1, sizeof *labels);
+        task->labels = labels;
+        task->label_count = 0;
+        while (labels && (text = tmoei_cut(&rest, '|')) != NULL) {
+            for (int i = 0; i < task->label_count; i++)
+                if (strcmp(labels[i], text) == 0)
+                    TMOEI_BAD_DATA(ctx, "%s: label '%s' is there twice", in.where, text);
+            labels[task->label_count++] = text;
+        }
+        for (int i = 0, l; ctx->error == TMOE_OK && i < task->train_count + task->test_count; i++) {
+            const char *answer =
+                task->train[i].outputs[0]; /* the test's lines lie behind train's */
+            for (l = 0; l < task->label_count && strcmp(answer, labels[l]) != 0; l++) {}
+            if (l == task->label_count)
+                TMOEI_BAD_DATA(ctx, "%s: '%s' is no label", in.where, answer);
+        }
+    }
+}
+
+static void tmoei_load_folder(tmoe_suite *suite, const char *folder)
+{
+    tmoe_ctx *ctx = suite->own.ctx;
+    char path[TMOEI_PATH], **names;
+    const int count = tmoei_names(suite, folder, &names);
+    if (count < 0)
+        (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: is not a folder that can be read: %s", folder,
+            strerror(errno));
+    else
+        tmoei_load_tsv_folder(suite, folder);
+    for (int i = 0; ctx->error == TMOE_OK && i < count; i++) {
+        if (names[i][0] == '.' || tmoei_path_join(ctx, path, folder, names[i]) != TMOE_OK) continue;
+        if (tmoei_ends_with(names[i], ".jsonl"))
+            tmoei_load_jsonl(suite, path);
+        else if (strcmp(names[i], "tasks") == 0)
+            tmoei_load_tsv_folder(suite, path);
+        else if (strcmp(names[i], "splits") != 0)
+            tmoei_load_crossfit_task(suite, path, names[i]);
+    }
+    if (ctx->error == TMOE_OK && tmoei_folder_has(ctx, path, folder, "tasks.tsv"))
+        tmoei_describe(suite, path);
+    if (suite->count == 0)
+        TMOEI_BAD_DATA(ctx,
+            "%s: no tasks: neither NAME.tsv, nor TASK/TASK_*_train.tsv, nor *.jsonl", folder);
+}
+
+/* Gives the tasks their parts and leaves out those that the split does not name. */
+static void tmoei_apply_split(tmoe_suite *suite, const char *path)
+{
+    static const char *const parts[3] = { "train", "dev", "test" };
+    tmoe_ctx *ctx = suite->own.ctx;
+    tmoe_suite *shown = suite;
+    char unknown[512] = "", *named = (char *)tmoei_own(&suite->own, (size_t)shown->count + 1, 1);
+    size_t length = 0;
+    int kept = 0;
+    tmoei_json json;
+    char *text = named ? tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &length) : NULL;
+    if (text) (void)tmoei_json_parse(ctx, &json, text, length, path);
+    tmoei_free(ctx, text);
+    if (ctx->error != TMOE_OK) return;
+    for (int part = 0; part < 3; part++) {
+        const int list = tmoei_json_get(&json, 0, parts[part]);
+        if (json.nodes[0].kind != TMOEI_JSON_OBJECT
+            || (list >= 0 && json.nodes[list].kind != TMOEI_JSON_ARRAY))
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+                "%s: a split is {\"train\": [], \"dev\": [], \"test\": []}, lists of task names",
+                path);
+        for (int node = tmoei_json_at(&json, list)->child; node >= 0;
+             node = json.nodes[node].next) {
+            const char *name =
+                tmoei_json_is_string(&json, node) ? json.nodes[node].text : "(not a string)";
+            const int i = tmoe_suite_find(shown, name);
+            if (i < 0)
+                tmoei_problem(unknown, sizeof unknown, "%s", name);
+            else if (named[i])
+                TMOEI_BAD_DATA(ctx, "%s: task %s is named twice", path, name);
+            else {
+                named[i] = 1;
+                shown->tasks[i].part = (tmoe_part)part;
+            }
+        }
+    }
+    if (unknown[0]) TMOEI_BAD_DATA(ctx, "%s: the folder has no task called: %s", path, unknown);
+    for (int i = 0; i < shown->count; i++)
+        if (named[i]) shown->tasks[kept++] = shown->tasks[i];
+    shown->count = kept;
+    tmoei_json_free(ctx, &json);
+}
+
+TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const char *split)
+{
+    char name[TMOEI_PATH], path[TMOEI_PATH];
+    tmoe_suite *suite = tmoe_suite_create(ctx);
+    if (!suite) return NULL;
+    tmoei_load_folder((tmoe_suite *)suite, folder);
+    (void)snprintf(name, sizeof name, "splits/%.900s.json", split ? split : "zero_shot");
+    if (ctx->error == TMOE_OK
+        && (tmoei_folder_has(ctx, path, folder, name) || (split && !strpbrk(split, "/."))))
+        split = path; /* a name, not a file */
+    if (ctx->error == TMOE_OK && split) tmoei_apply_split((tmoe_suite *)suite, split);
+    if (ctx->error == TMOE_OK) return suite;
+    tmoe_suite_destroy(suite);
+    return NULL;
+}
+
+#endif /* TMOE_NO_STDIO */
+
+/* ==== >>onecall: from a suite to a trained model in one call ================================== */
+
 /* ---- the one-call way ------------------------------------------------------------------------ */
+
 TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *suite,
     int vocabulary)
 {
@@ -9630,7 +9297,7 @@ TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *s
 TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite,
     const tmoe_tokenizer *tokenizer, tmoe_config *config)
 {
-    ctx->error = TMOE_OK;
+    tmoei_begin(ctx);
     size_t source = 3, target = 2;
     for (int s = 0; s < suite->count; s++) {
         const tmoe_task *task = &suite->tasks[s];
@@ -9661,7 +9328,7 @@ TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite,
     const tmoe_training t = training ? *training : tmoe_training_default();
     tmoe_model *model = NULL;
     int n = 0;
-    ctx->error = TMOE_OK;
+    tmoei_begin(ctx);
     tmoe_tokenizer *tokenizer = start ? NULL : tmoe_suite_tokenizer(ctx, suite, t.vocabulary);
     if (tokenizer && (c.source_tokens == 0 || c.target_tokens == 0))
         (void)tmoe_suite_fit(ctx, suite, tokenizer, &c);
@@ -9713,6 +9380,485 @@ TMOE_DEF tmoe_model *tmoe_train_two_stages(tmoe_ctx *ctx, const tmoe_suite *suit
     tmoe_model_destroy(first);
     return second;
 }
+
+/* ==== >>metrics: scores by CrossFit's rules ======================================================
+ * The rules are the reference's, oddities included: a score that others cannot compare is of no
+ * use. */
+
+/* Lower case of Latin, Greek and Cyrillic letters; other alphabets have none, or are left alone. */
+static uint32_t tmoei_lower_code(uint32_t c)
+{
+    if (c < 128) return tmoei_lower((unsigned char)c);
+    if ((c >= 0xc0 && c <= 0xde && c != 0xd7) || (c >= 0x391 && c <= 0x3a9)
+        || (c >= 0x410 && c <= 0x42f))
+        return c + 32;
+    if (c >= 0x400 && c <= 0x40f) return c + 80;
+    if (c < 0x100 || c >= 0x17f || c == 0x130 || c == 0x138 || c == 0x149 || c == 0x178) return c;
+    /* pairs; the odd one is the small letter, but for two runs where it is the even one */
+    const uint32_t even_small = (c >= 0x139 && c <= 0x148) || (c >= 0x179 && c <= 0x17e);
+    return (c & 1u) == even_small ? c + 1 : c;
+}
+
+/* Appends text in lower case and a NUL; gives where it begins in the buffer. */
+static size_t tmoei_add_lower(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text)
+{
+    const size_t begin = buffer->length, length = strlen(text);
+    uint32_t code;
+    char out[4];
+    for (size_t at = 0, bytes; at < length; at += bytes ? bytes : 1) {
+        bytes = tmoei_utf8_next(text, length, at, &code);
+        if (bytes)
+            tmoei_buffer_add(ctx, buffer, out, tmoei_utf8_put(tmoei_lower_code(code), out));
+        else
+            tmoei_buffer_add(ctx, buffer, text + at, 1);
+    }
+    tmoei_buffer_add(ctx, buffer, "", 1);
+    return begin;
+}
+
+static int tmoei_is_space(char c)
+{
+    return c == ' ' || (c >= '\t' && c <= '\r');
+}
+
+typedef struct tmoei_text_word {
+    const char *text;
+    size_t length;
+} tmoei_text_word;
+
+/* The next word of a text: white space separates. Its length is 0 at the end. */
+static tmoei_text_word tmoei_next_word(const char *text)
+{
+    tmoei_text_word word = { text, 0 };
+    while (tmoei_is_space(*word.text)) word.text++;
+    while (word.text[word.length] && !tmoei_is_space(word.text[word.length])) word.length++;
+    return word;
+}
+
+static int tmoei_is_word(tmoei_text_word word, const char *text)
+{
+    return word.length == strlen(text) && memcmp(word.text, text, word.length) == 0;
+}
+
+/* Appends the normal form: lower case, no ASCII punctuation, no a/an/the, single spaces. */
+static size_t tmoei_add_normal(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text)
+{
+    const size_t begin = tmoei_add_lower(ctx, buffer, text);
+    size_t n = begin;
+    if (buffer->failed) return begin;
+    for (size_t i = begin; i < buffer->length; i++) { /* in place: nothing becomes longer */
+        const unsigned char c = (unsigned char)buffer->data[i];
+        if (c <= ' ' || c >= 127 || tmoei_is_word_byte(c)) buffer->data[n++] = (char)c;
+    }
+    char *end = buffer->data + begin;
+    tmoei_text_word word = tmoei_next_word(end);
+    for (; word.length; word = tmoei_next_word(word.text + word.length)) {
+        if (tmoei_is_word(word, "a") || tmoei_is_word(word, "an") || tmoei_is_word(word, "the"))
+            continue;
+        if (end > buffer->data + begin) *end++ = ' ';
+        memmove(end, word.text, word.length);
+        end += word.length;
+    }
+    *end = 0;
+    buffer->length = (size_t)(end - buffer->data) + 1;
+    return begin;
+}
+
+/* longer texts count by their first 512 words */
+typedef struct tmoei_words {
+    tmoei_text_word word[512];
+    int count;
+} tmoei_words;
+
+/* Adds the words from text up to end, which cuts a word. */
+static void tmoei_words_add(tmoei_words *words, const char *text, const char *end)
+{
+    tmoei_text_word word = tmoei_next_word(text);
+    for (; word.length && word.text < end && words->count < 512; word = tmoei_next_word(text)) {
+        text = word.text + word.length;
+        if (text > end) word.length = (size_t)(end - word.text);
+        words->word[words->count++] = word;
+    }
+}
+
+static int tmoei_same_word(tmoei_text_word a, tmoei_text_word b)
+{
+    return a.length == b.length && memcmp(a.text, b.text, a.length) == 0;
+}
+
+/* QA-F1 of two normal texts: 2 common / (words of both), common counted as bags */
+static double tmoei_token_f1(const char *prediction, const char *answer, tmoei_words *a,
+    tmoei_words *b)
+{
+    int common = 0;
+    a->count = b->count = 0;
+    tmoei_words_add(a, prediction, prediction + strlen(prediction));
+    tmoei_words_add(b, answer, answer + strlen(answer));
+    for (int i = 0; i < a->count; i++)
+        for (int j = 0; j < b->count; j++)
+            if (tmoei_same_word(a->word[i], b->word[j])) {
+                b->word[j].length = 0;
+                common++;
+                break;
+            }
+    return common ? 2.0 * common / (a->count + b->count) : 0.0;
+}
+
+/* Distinct words of a list, or of those that are marked. */
+static int tmoei_distinct(const tmoei_words *w, const char *marked)
+{
+    int j, count = 0;
+    for (int i = 0; i < w->count; i++) {
+        for (j = 0; j < i && !((!marked || marked[j]) && tmoei_same_word(w->word[i], w->word[j]));
+             j++) {}
+        count += j == i && (!marked || marked[i]);
+    }
+    return count;
+}
+
+/* All words of a text's sentences (full stops separate), and where each sentence ends in the list.
+ * */
+static int tmoei_sentences(const char *text, tmoei_words *all, int *ends, int most)
+{
+    int sentences = 0;
+    all->count = 0;
+    while (*text && sentences < most) {
+        const char *end = text + strcspn(text, ".");
+        const int before = all->count;
+        tmoei_words_add(all, text, end);
+        /* the reference's scorer sees one empty word in a blank sentence */
+        if (end > text && all->count < 512 && all->count == before) {
+            all->word[all->count].text = end;
+            all->word[all->count++].length = 0;
+        }
+        if (end > text) ends[sentences++] = all->count;
+        text = *end ? end + 1 : end;
+    }
+    return sentences;
+}
+
+typedef struct tmoei_rouge {
+    tmoei_words a, b;
+    int a_ends[64], b_ends[64];
+    char in_union[512];
+    unsigned short table[513][513];
+} tmoei_rouge; /* its first row and column stay 0 */
+
+/* Rouge-L on summaries: for each answer sentence the union over the prediction's sentences of the
+ * words on one longest common subsequence; precision and recall over distinct words; f = 2 p r / (p
+ * + r + 1e-8) */
+static double tmoei_rouge_l(const char *prediction, const char *answer, tmoei_rouge *w)
+{
+    const int a_sentences = tmoei_sentences(prediction, &w->a, w->a_ends, 64),
+              b_sentences = tmoei_sentences(answer, &w->b, w->b_ends, 64);
+    memset(w->in_union, 0, sizeof w->in_union);
+    for (int s = 0; s < b_sentences; s++)
+        for (int t = 0; t < a_sentences; t++) {
+            const int a0 = (t ? w->a_ends[t - 1] : 0) - 1, b0 = (s ? w->b_ends[s - 1] : 0) - 1;
+            int i, j; /* words of the two sentences, from 1 */
+            for (i = 1; b0 + i < w->b_ends[s]; i++)
+                for (j = 1; a0 + j < w->a_ends[t]; j++) {
+                    const unsigned short up = w->table[i - 1][j], left = w->table[i][j - 1];
+                    w->table[i][j] = tmoei_same_word(w->b.word[b0 + i], w->a.word[a0 + j])
+                        ? (unsigned short)(w->table[i - 1][j - 1] + 1)
+                        : up > left ? up
+                                    : left;
+                }
+            for (i = w->b_ends[s] - 1 - b0, j = w->a_ends[t] - 1 - a0; i > 0 && j > 0;)
+                if (tmoei_same_word(w->b.word[b0 + i], w->a.word[a0 + j])) {
+                    w->in_union[b0 + i] = 1;
+                    i--;
+                    j--;
+                } else if (w->table[i - 1][j] > w->table[i][j - 1])
+                    i--;
+                else
+                    j--;
+        }
+    const int na = tmoei_distinct(&w->a, NULL), nb = tmoei_distinct(&w->b, NULL),
+              common = tmoei_distinct(&w->b, w->in_union);
+    if (!common) return 0.0;
+    const double p = (double)common / na, r = (double)common / nb;
+    return 2.0 * p * r / (p + r + 1e-8);
+}
+
+/* ---- scores over a whole task ---------------------------------------------------------------- */
+
+/* Mean F1 over the distinct texts that occur. predicted and right are the first answers, both as
+ * given. */
+static double tmoei_macro_f1(const char *const *predictions, const tmoe_example *examples,
+    int count)
+{
+    double sum = 0.0;
+    int labels = 0;
+    for (int i = 0; i < 2 * count;
+         i++) { /* labels of the answers, then those that only predictions have */
+        const char *label = i < count ? examples[i].outputs[0] : predictions[i - count];
+        int both = 0, given = 0, right = 0, seen = 0;
+        for (int j = 0; j < count && !seen; j++) {
+            const int r = strcmp(examples[j].outputs[0], label) == 0,
+                      p = strcmp(predictions[j], label) == 0;
+            seen = (r && j < i) || (p && j < i - count);
+            both += p && r;
+            given += p;
+            right += r;
+        }
+        if (seen) continue;
+        labels++;
+        sum += 2.0 * both / (double)(given + right);
+    }
+    return sum / labels;
+}
+
+static int tmoei_is_acceptable(const char *text)
+{
+    const tmoei_text_word word = tmoei_next_word(text);
+    return tmoei_is_word(word, "acceptable") && !tmoei_next_word(word.text + word.length).length;
+}
+
+/* A decimal number with nothing but white space around it, else 3. */
+static double tmoei_number_or_three(const char *text)
+{
+    char *end;
+    const double x = strtod(text, &end);
+    /* hexadecimal is no number to the reference */
+    return end == text || strpbrk(text, "xXpP(") || tmoei_next_word(end).length ? 3.0 : x;
+}
+
+/* Of 0 and 1 it is Matthews' coefficient, (tp tn - fp fn) / sqrt((tp+fp) (tp+fn) (tn+fp) (tn+fn)).
+ * */
+static double tmoei_pearson(const double *x, const double *y, int count)
+{
+    double mx = 0.0, my = 0.0, xy = 0.0, xx = 0.0, yy = 0.0;
+    int x_varies = 0, y_varies = 0; /* the sums of squares of a constant may be rounding, not 0 */
+    for (int i = 0; i < count; i++) {
+        mx += x[i] / count;
+        my += y[i] / count;
+        x_varies |= x[i] != x[0];
+        y_varies |= y[i] != y[0];
+    }
+    for (int i = 0; i < count; i++) {
+        xy += (x[i] - mx) * (y[i] - my);
+        xx += (x[i] - mx) * (x[i] - mx);
+        yy += (y[i] - my) * (y[i] - my);
+    }
+    return x_varies && y_varies ? xy / sqrt(xx * yy) : (double)NAN;
+}
+
+TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric)
+{
+    static const char *const names[TMOE_METRICS] = { "exact_match", "accuracy", "macro_f1",
+        "token_f1", "rouge_l", "matthews", "pearson" };
+    return (unsigned)metric < TMOE_METRICS ? names[metric] : "unknown";
+}
+
+/* Mean over the predictions of their scores, each the best over its accepted answers. */
+static tmoe_result tmoei_mean_score(tmoe_ctx *ctx, tmoe_metric metric,
+    const char *const *predictions, const tmoe_example *examples, int count, double *score)
+{
+    size_t (*add)(tmoe_ctx *, tmoei_buffer *, const char *) =
+        metric == TMOE_METRIC_ACCURACY ? tmoei_add_lower : tmoei_add_normal;
+    tmoei_rouge *rouge = (tmoei_rouge *)tmoei_alloc(ctx, 1, sizeof *rouge, 1);
+    tmoei_buffer text = { NULL, 0, 0, !rouge };
+    double sum = 0.0;
+    for (int i = 0; i < count; i++) {
+        double best = 0.0;
+        for (int o = 0; o < examples[i].output_count; o++) {
+            const char *answer = examples[i].outputs[o];
+            text.length = 0;
+            const size_t a = add(ctx, &text, predictions[i]), b = add(ctx, &text, answer);
+            if (text.failed) continue;
+            const double one = metric == TMOE_METRIC_ROUGE_L
+                ? tmoei_rouge_l(predictions[i], answer, rouge)
+                : metric == TMOE_METRIC_TOKEN_F1
+                ? tmoei_token_f1(text.data + a, text.data + b, &rouge->a, &rouge->b)
+                : strcmp(text.data + a, text.data + b) == 0;
+            if (one > best) best = one;
+        }
+        sum += best;
+    }
+    if (!text.failed) *score = sum / count;
+    tmoei_free(ctx, rouge);
+    tmoei_buffer_free(ctx, &text);
+    return ctx->error;
+}
+
+TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *const *predictions,
+    const tmoe_example *examples, int count, double *score)
+{
+    tmoei_begin(ctx);
+    if (count < 1 || (unsigned)metric >= TMOE_METRICS)
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "score: %d predictions, metric %d; at least one "
+            "prediction and a known metric",
+            count, (int)metric);
+    if (metric == TMOE_METRIC_MACRO_F1)
+        *score = tmoei_macro_f1(predictions, examples, count);
+    else if (metric == TMOE_METRIC_PEARSON || metric == TMOE_METRIC_MATTHEWS) {
+        double *numbers = (double *)tmoei_alloc(ctx, 2 * (size_t)count, sizeof *numbers, 0);
+        if (!numbers) return TMOE_ERR_MEMORY;
+        for (int i = 0; i < 2 * count; i++) {
+            const char *text = i < count ? predictions[i] : examples[i - count].outputs[0];
+            numbers[i] = metric == TMOE_METRIC_PEARSON ? tmoei_number_or_three(text)
+                                                       : tmoei_is_acceptable(text);
+        }
+        *score = tmoei_pearson(numbers, numbers + count, count);
+        if (metric == TMOE_METRIC_MATTHEWS && *score != *score)
+            *score = 0.0; /* one side is constant */
+        tmoei_free(ctx, numbers);
+    } else
+        return tmoei_mean_score(ctx, metric, predictions, examples, count, score);
+    return TMOE_OK;
+}
+
+static int tmoei_double_order(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* Mean over the tasks that a draw picks with replacement, draw 0: over all, of (new - base) / base
+ * (relative), or of new - base. */
+static double tmoei_mean_gain(const double *base, const double *scores, int n, int relative,
+    uint64_t seed, uint64_t draw)
+{
+    double sum = 0.0;
+    int used = 0;
+    for (int i = 0; i < n; i++) {
+        const int t = draw ? (int)tmoei_below(tmoei_random(seed, draw, (uint64_t)i), (size_t)n) : i;
+        if (scores[t] != scores[t] || base[t] != base[t] || (relative && base[t] <= 0.0)) continue;
+        sum += (scores[t] - base[t]) / (relative ? base[t] : 1.0);
+        used++;
+    }
+    return used ? sum / used : (double)NAN;
+}
+
+TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const double *scores,
+    int count, uint64_t seed, tmoe_comparison *result)
+{
+    double sample[2000]; /* the interval's ends move by some 1 % of its width */
+    const int draws = (int)(sizeof sample / sizeof *sample);
+    tmoei_begin(ctx);
+    memset(result, 0, sizeof *result);
+    for (int t = 0; t < count; t++) {
+        if (scores[t] != scores[t] || base[t] != base[t]) {
+            result->undefined++;
+            continue;
+        }
+        result->zero_base += base[t] <= 0.0;
+        result->wins += scores[t] > base[t];
+        result->losses += scores[t] < base[t];
+        result->ties += scores[t] == base[t];
+    }
+    for (int relative = 0; relative < 2; relative++) {
+        double *gain = relative ? result->relative_gain : result->difference;
+        int n = 0;
+        for (int d = 0; d <= draws; d++) {
+            const double x = tmoei_mean_gain(base, scores, count, relative, seed, (uint64_t)d);
+            if (d == 0)
+                gain[0] = x;
+            else if (x == x)
+                sample[n++] = x;
+        }
+        qsort(sample, (size_t)n, sizeof *sample, tmoei_double_order);
+        gain[1] = n ? sample[n * 25 / 1000] : (double)NAN;
+        gain[2] = n ? sample[n * 975 / 1000] : (double)NAN;
+    }
+    return TMOE_OK;
+}
+
+TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, const float *route,
+    int limit, double *score)
+{
+    tmoe_ctx *ctx = model->ctx;
+    const int n = limit > 0 && limit < task->test_count ? limit : task->test_count;
+    const char *name =
+        tmoe_model_find_task(model, task->name) >= 0 ? task->name : task->instruction;
+    tmoei_owner own = { ctx, NULL };
+    tmoei_begin(ctx);
+    const char **inputs = (const char **)tmoei_own(&own, (size_t)n + 1, sizeof *inputs);
+    char **answers = (char **)tmoei_own(&own, (size_t)n + 1, sizeof *answers);
+    if (inputs && answers) {
+        for (int i = 0; i < n; i++) inputs[i] = task->test[i].input;
+        if (tmoe_answer_many(model, name, route, inputs, n, answers) == TMOE_OK)
+            (void)tmoe_score(ctx, task->metric, (const char *const *)answers, task->test, n, score);
+        tmoe_answers_free(model, answers, n);
+    }
+    tmoei_owner_free(&own);
+    return ctx->error;
+}
+
+/* ==== >>routes: reading them ================================================================== */
+
+TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const float *routes, int N, int C,
+    const float *feature, int permutations, uint64_t seed, double *r, double *p)
+{
+    tmoei_begin(ctx);
+    const size_t n = (size_t)N;
+    int *order = (int *)tmoei_alloc(ctx, n + 1, sizeof(int), 0);
+    double *x = (double *)tmoei_alloc(ctx, 2 * n + 1, sizeof(double), 0), *y = x ? x + n : NULL;
+    for (int i = 0; ctx->error == TMOE_OK && i <= permutations;
+         i++) { /* the first time as they are */
+        double most = 0.0;
+        (void)tmoei_draw(seed, TMOEI_STREAM_PERMUTATION, (uint64_t)i * 1024, order, N, i ? N : 0);
+        for (int t = 0; t < N; t++) y[t] = (double)feature[order[t]];
+        for (int c = 0; c < C; c++) {
+            for (int t = 0; t < N; t++) x[t] = (double)routes[(size_t)t * (size_t)C + (size_t)c];
+            const double found = tmoei_pearson(x, y, N);
+            if (i == 0) {
+                r[c] = found;
+                p[c] = found == found ? 1.0 : found;
+            }
+            if (fabs(found) > most) most = fabs(found);
+        }
+        for (int c = 0; i && c < C; c++) p[c] += most >= fabs(r[c]) - 1e-12; /* NaN stays NaN */
+    }
+    for (int c = 0; ctx->error == TMOE_OK && c < C; c++) p[c] /= permutations + 1.0;
+    tmoei_free(ctx, order);
+    tmoei_free(ctx, x);
+    return ctx->error;
+}
+
+TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, tmoe_join *joins)
+{
+    tmoei_begin(ctx);
+    const size_t n = (size_t)N;
+    double *distance = (double *)tmoei_alloc(ctx, n * n + 1, sizeof(double), 1);
+    int *name = (int *)tmoei_alloc(ctx, 2 * n + 1, sizeof(int), 0);
+    for (int i = 0; ctx->error == TMOE_OK && i < N; i++) {
+        name[i] = i;
+        name[N + i] = 1;
+    } /* name, size */
+    for (size_t i = 0; ctx->error == TMOE_OK && i < n * n; i++) {
+        const float *a = x + i / n * (size_t)C, *b = x + i % n * (size_t)C;
+        for (int c = 0; c < C; c++) distance[i] += pow((double)(a[c] - b[c]), 2.0);
+        distance[i] = sqrt(distance[i]);
+    }
+    for (int join = 0; ctx->error == TMOE_OK && join < N - 1; join++) {
+        size_t a = n, b = n; /* the nearest two; a < b */
+        for (size_t i = 0; i < n * n; i++) {
+            const int both = i / n < i % n && name[i / n] >= 0 && name[i % n] >= 0;
+            if (both && (a == n || distance[i] < distance[a * n + b])) {
+                a = i / n;
+                b = i % n;
+            }
+        }
+        const double wa = (double)name[n + a], wb = (double)name[n + b];
+        joins[join].a = name[a];
+        joins[join].b = name[b];
+        joins[join].height = distance[a * n + b];
+        joins[join].size = name[n + a] += name[n + b];
+        name[a] = N + join;
+        name[b] = -1;
+        for (size_t i = 0; i < n; i++) /* average linkage (UPGMA) */
+            distance[a * n + i] = distance[i * n + a] =
+                (wa * distance[a * n + i] + wb * distance[b * n + i]) / (wa + wb);
+    }
+    tmoei_free(ctx, distance);
+    tmoei_free(ctx, name);
+    return ctx->error;
+}
+
+/* ==== >>fewshot: few-shot adaptation, and task vectors that a model makes ===================== */
 
 TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void)
 {
@@ -9871,7 +10017,7 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
     const int n = f.learning_rate_count * f.batch_size_count;
     tmoei_few_shot_job job;
     int best = -1;
-    ctx->error = TMOE_OK;
+    tmoei_begin(ctx);
     memset(&job, 0, sizeof job);
     if (f.learning_rate_count < 1 || f.learning_rate_count > TMOE_FEW_SHOT_CHOICES
         || f.batch_size_count < 1 || f.batch_size_count > TMOE_FEW_SHOT_CHOICES || f.steps < 1
@@ -9925,6 +10071,7 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
 }
 
 /* ---- task vectors that a model makes --------------------------------------------------------- */
+
 /* Adds what one line says of its task to row: the encoder's mean output, or the squares of the
  * gradients of norms and biases. grads is a twin of theta, zeros before and after. */
 static tmoe_result tmoei_embed_line(tmoe_model *model, const tmoei_texts *line, float *grads,
@@ -10014,7 +10161,7 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
     tmoei_owner own = { ctx, NULL };
     tmoei_texts texts = { NULL, NULL, 0, 0, 0, 0 };
     double squares = 0.0;
-    ctx->error = TMOE_OK;
+    tmoei_begin(ctx);
     for (int p = 0; how == TMOE_EMBED_FISHER && p < model->parameter_count; p++)
         F += model->parameters[p].rows == 1 ? (size_t)model->parameters[p].cols : 0;
     if (model->R > 0 || !model->tokenizer || lines < 1 || k < 1 || N < 1
@@ -10056,7 +10203,9 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
  * A safetensors file. Its metadata holds config, tokenizer and tasks as JSON; every parameter is a
  * tensor of its own name. A trainer adds "trainer.moment1", "trainer.moment2" and "trainer.best",
  * twins of theta. */
+
 #ifndef TMOE_NO_STDIO /* up to the end of >>bart */
+
 #define TMOEI_FORMAT "2"
 
 /* Numbers as "name":value; what is below 0 is an id that is not there, and is left out. */
@@ -10157,7 +10306,7 @@ static tmoe_result tmoei_save(const tmoe_model *model, const tmoe_trainer *train
         measured ? trainer->best : NULL };
     tmoei_buffer text = { NULL, 0, 0, 0 };
     tmoei_writer writer;
-    ctx->error = TMOE_OK;
+    tmoei_begin(ctx);
     memset(&writer, 0, sizeof writer);
     tmoei_writer_metadata(ctx, &writer, "format", "taskmoe", 7);
     tmoei_writer_metadata(ctx, &writer, "version", TMOEI_FORMAT, strlen(TMOEI_FORMAT));
@@ -10275,7 +10424,7 @@ TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path)
     tmoei_safetensors file;
     tmoei_json json[4]; /* config, tokenizer, tasks, generation */
     tmoe_model *model = NULL;
-    ctx->error = TMOE_OK;
+    tmoei_begin(ctx);
     memset(json, 0, sizeof json);
     if (tmoei_safetensors_open(ctx, &file, path) != TMOE_OK) return NULL;
     const char *version = tmoei_safetensors_metadata(&file, "version");
@@ -10316,7 +10465,7 @@ TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path)
     int64_t step = 0;
     int bad = 0;
     char best[32] = "";
-    ctx->error = TMOE_OK;
+    tmoei_begin(ctx);
     if (tmoei_safetensors_open(ctx, &file, path) != TMOE_OK) return ctx->error;
     const char *state = tmoei_safetensors_metadata(&file, tmoei_metadata_names[TMOEI_META_TRAINER]);
     int whole = state && sscanf(state, "%lld %d %31s", &steps, &bad, best) == 3 && steps >= 0;
@@ -10357,44 +10506,12 @@ TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path)
     return ctx->error;
 }
 
-/* "\x93NUMPY", version, length of the header, a Python dictionary, the numbers. */
-TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, int rows, int cols)
-{
-    const size_t count = (size_t)rows * (size_t)cols;
-    size_t size = 0, head = 0;
-    char shape[48];
-    ctx->error = TMOE_OK;
-    char *file = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &size);
-    if (!file) return ctx->error;
-    const unsigned char *p = (const unsigned char *)file;
-    if (size > 12 && memcmp(file, "\x93NUMPY", 6) == 0)
-        head =
-            p[6] == 1 ? 10 + (size_t)tmoei_little(p + 8, 2) : 12 + (size_t)tmoei_little(p + 8, 3);
-    if (head && head <= size) file[head - 1] = 0; /* its last character, a line's end */
-    (void)snprintf(shape, sizeof shape, "(%d, %d)", rows, cols);
-    const size_t bytes = !head || head > size ? 0
-        : strstr(file + 10, "'<f4'")          ? 4
-        : strstr(file + 10, "'<f8'")          ? 8
-                                              : 0;
-    if (!bytes || !strstr(file + 10, "'fortran_order': False") || !strstr(file + 10, shape)
-        || size - head != count * bytes)
-        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-            "%s: not a .npy file of float32 or float64 in C order, %s", path, shape);
-    for (size_t i = 0; ctx->error == TMOE_OK && i < count; i++) {
-        const uint64_t bits = tmoei_little(p + head + i * bytes, bytes);
-        double number;
-        memcpy(&number, &bits, sizeof number);
-        x[i] = bytes == 4 ? tmoei_float_of_bits((uint32_t)bits) : (float)number;
-    }
-    tmoei_free(ctx, file);
-    return ctx->error;
-}
-
 /* ==== >>bart: Hugging Face's BART folders, read and written ======================================
  * config.json, model.safetensors (or shards with an index), generation_config.json, and a
  * tokenizer. BART is our POST-norm model with E = 1; its q, k and v matrices lie below each other
  * in ours, and its tables of positions begin with two rows that nobody uses. One list of names
  * serves reading, writing and the message about what is missing. */
+
 #define TMOEI_BART_SKIP 2 /* rows of a table of positions before position 0 */
 
 typedef struct tmoei_bart_tensor { /* a tensor of theirs, and where it lies in ours */
@@ -10453,6 +10570,7 @@ static int tmoei_bart_next(const tmoe_model *model, int *at, tmoei_bart_tensor *
 }
 
 /* ---- weights: one file, or several with an index --------------------------------------------- */
+
 /* Opens a JSON file of the folder. One that is absent, where that is allowed, gives an empty json.
  * */
 static tmoe_result tmoei_json_file(tmoe_ctx *ctx, tmoei_json *json, char *path, const char *folder,
@@ -10533,6 +10651,7 @@ static tmoe_result tmoei_weights_open(tmoe_ctx *ctx, tmoei_weights *w, const cha
 }
 
 /* ---- reading --------------------------------------------------------------------------------- */
+
 static const char *const tmoei_bart_embedding[4] = { /* one tensor, by up to four names */
     "model.shared.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight",
     "lm_head.weight"
@@ -10751,7 +10870,7 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder)
     char path[TMOEI_PATH];
     tmoei_json json;
     tmoe_tokenizer *t = NULL;
-    ctx->error = TMOE_OK;
+    tmoei_begin(ctx);
     if (tmoei_json_file(ctx, &json, path, folder, "tokenizer.json", 1) == TMOE_OK && json.count)
         t = tmoei_tokenizer_from_json(ctx, &json, path);
     else if (ctx->error == TMOE_OK
@@ -10783,7 +10902,7 @@ TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder)
     tmoe_config c;
     tmoe_tokenizer *tokenizer = NULL;
     tmoe_model *model = NULL;
-    ctx->error = TMOE_OK;
+    tmoei_begin(ctx);
     memset(&generation, 0, sizeof generation);
     if (tmoei_json_file(ctx, &json, path, folder, "config.json", 0) == TMOE_OK
         && tmoei_bart_config(ctx, &json, path, &c) == TMOE_OK
@@ -10810,6 +10929,7 @@ TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder)
 }
 
 /* ---- writing --------------------------------------------------------------------------------- */
+
 static tmoe_result tmoei_make_folder(tmoe_ctx *ctx, const char *folder)
 {
     errno = 0;
@@ -10894,7 +11014,7 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task, cons
     const int known = task ? tmoe_model_find_task(model, task) : -1, E = model->config.experts;
     tmoe_config c = model->config;
     tmoe_model *dense = NULL;
-    ctx->error = TMOE_OK;
+    tmoei_begin(ctx);
     if (c.norm != TMOE_NORM_POST || c.source_tokens != c.target_tokens || (model->R > 0 && !task))
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
             "export: needs a model with norms behind the sublayers and "
@@ -10919,7 +11039,9 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task, cons
     tmoei_free(ctx, route);
     return ctx->error;
 }
+
 #endif /* TMOE_NO_STDIO */
+
 #ifdef __cplusplus
 }
 #endif

@@ -981,8 +981,8 @@ static void test_all_problems_of_a_config_are_in_one_message(void)
     c.temperature = 0.0f;
     CHECK(tmoe_model_create(ctx, &c, tokenizer, NULL, 0) == NULL);
     CHECK(tmoe_error(ctx) == TMOE_ERR_CONFIG);
-    CHECK_HAS(tmoe_error_message(ctx), "D = 16 is not divisible by H_encoder = 3");
-    CHECK_HAS(tmoe_error_message(ctx), "E is 0");
+    CHECK_HAS(tmoe_error_message(ctx), "width = 16 is not divisible by encoder_heads = 3");
+    CHECK_HAS(tmoe_error_message(ctx), "experts is 0");
     CHECK_HAS(tmoe_error_message(ctx), "temperature is 0");
     tmoe_tokenizer_destroy(tokenizer);
     tmoe_ctx_destroy(ctx);
