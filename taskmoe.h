@@ -1,16 +1,19 @@
 /* taskmoe.h 0.1.0 - task-level mixture of experts in C: one header, nothing but libc and libm
- *   #define TASKMOE_IMPLEMENTATION        in ONE .c file, before
- *   #include "taskmoe.h"                  cc -O2 program.c -lm   (with TMOE_THREADS defined also
- *   -lpthread)
+ *   #define TASKMOE_IMPLEMENTATION     in ONE .c file, before
+ *   #include "taskmoe.h"               cc -O2 program.c -lm     (and -lpthread with TMOE_THREADS)
+ *
  * Whole transformer layers are experts. A router looks at a representation of the TASK - not of the
- * token, not of the example - and chooses, layer by layer, how the experts are mixed. Train on many
- * tasks; ask about tasks it has seen, and about tasks it knows by their instruction only.
- * It does NOT use a GPU, mixed precision or quantisation; does not run on several machines by
- * itself (you plug an all-reduce in); never exits, aborts, prints or reads the environment.
+ * token and not of the example - and chooses, layer by layer, how the experts are mixed. You train
+ * one model on many tasks, and ask it about tasks that it has seen and about tasks that it knows by
+ * their instruction only.
+ *
+ * The library does not use a GPU, mixed precision or quantisation. It does not run on several
+ * machines by itself: you plug in an all-reduce. It never exits, aborts, prints or reads the
+ * environment. It has no language model in it: a model is trained from scratch or from a BART.
  *
  * CONTENTS (search for the tag; each room calls only rooms above it)
- *   quick start, the algorithm, concepts, build options, then the API: what you call, up to "the API
- *   ends here". Read these to use the library.
+ *   quick start, the algorithm, concepts, build options, then the API: what you call, up to "the
+ *   API ends here". Read these to use the library.
  *   BOOK I, THE ENGINE    to see how it is fast, or to build a model of your own on the tape
  *     >>platform >>errors >>memory >>bytes >>random       what everything else stands on
  *     >>machine >>parallel >>kernels >>products >>sweeps  processor, threads, matrix products
@@ -59,73 +62,96 @@
  *       return strcmp(answer, "VIOLIN") != 0; // it must have learned that much
  *   }
  *
- * THE ALGORITHM ON ONE PAGE
+ * THE ALGORITHM ON ONE PAGE (book II is this page with all details; the tag names the room)
  *   Letters: B batch, T target length, S source length, D width, H heads, F width of the
- *   feed-forward network, V vocabulary, L layers, E experts a layer, N tasks, R routed layers, k
- *   width of a task vector. Lower case is an index. Matrices are row-major, weights are (out, in),
- *   gradients are d + name.
+ *   feed-forward network, V vocabulary, L layers, E experts of a layer, N tasks, R routed layers, k
+ *   width of a task vector. A lower-case letter is an index. Matrices are row-major, weights are
+ *   (out, in), and a gradient is d + name.
  *
- *     task vector   e_t in R^k                     hashed words of the instruction, a trained row,
- *     or given
- *     logits        z_t = router(e_t)              (R, E): an MLP a routed layer, or one of nine
- *     others
- *     route         r_t,l = softmax(z_t,l / tau)   a distribution over the experts of each layer
- *                                                  (or Gumbel, straight-through, average, random)
- *     PARAM mix     theta_bar = sum_e r_e theta_e  one ordinary layer runs on it: cost 1x whatever
- *     E is
- *     OUTPUT mix    h' = sum_e r_e layer_e(h)      the paper's: the outputs of whole layers are
- *     averaged
- *     backward      PARAM   dtheta_e += r_e g,  dr_e = <g, theta_e - theta_bar>,  g = dl/dtheta_bar
- *                   OUTPUT  dh_e = r_e dh',     dr_e = <dh', layer_e(h)>
+ *   task vector   e_t, k numbers                   hashed words of the instruction,       >>vectors
+ *                                                  a trained row, or given by you
+ *   logits        z_t = router(e_t)                (R, E); an MLP for each routed layer,   >>router
+ *                                                  or one of nine other routers
+ *   route         r_t,l = softmax(z_t,l / tau)     a distribution over a layer's experts;  >>router
+ *                                                  or Gumbel, straight-through, average,
+ *                                                  random
+ *   PARAM mix     theta_bar = sum_e r_e theta_e    experts become one ordinary layer,         >>mix
+ *                                                  which runs once
+ *   OUTPUT mix    h' = sum_e r_e layer_e(h)        the paper: experts run side by side,       >>mix
+ *                                                  their outputs are averaged
+ *   backward      PARAM   dtheta_e += r_e g,  dr_e = <g, theta_e - theta_bar>,  g = dl/dtheta_bar
+ *                 OUTPUT  dh_e = r_e dh',     dr_e = <dh', layer_e(h)>
  *
- *   An expert is a complete transformer layer of an encoder-decoder, residuals included;
- *   embeddings, norms outside the layers and the head are shared. Because the route belongs to the
- *   task, everything that depends on it happens once a task: in training once a step, when
- *   answering once, after which the merged model IS a dense model.
- *   Papers: Ye, Zha, Ren 2022 (arXiv 2205.12701, the method); Muqeeth, Liu, Raffel 2023
- *   (2306.03745, soft merging); Jang 2017 (1611.01144, straight-through Gumbel); Loshchilov 2019
- *   (1711.05101, AdamW); Lewis 2020 (1910.13461, BART). Where we differ: no noise in evaluation,
- *   loss averaged over target tokens, frozen parameters do not move, norms are not decayed, nothing
- *   is computed for unselected experts' weights, the temperature is saved.
+ *   An expert is a complete layer of an encoder-decoder transformer, residual connections included
+ *   (or, if you choose, its feed-forward network). Embeddings, the norms outside the layers and the
+ *   head are shared by all tasks. A route belongs to a task. So a training step computes it once
+ *   for each of its tasks, and evaluation computes it once for a task and reuses it: with the PARAM
+ *   mix the merged model then is a dense model and answers at a dense model's speed. One baseline
+ *   of the paper is an exception: TMOE_SELECT_RANDOM_EXAMPLE draws a route for each example in
+ *   training. The PARAM mix has its price in training, which the comment of tmoe_mix_parameters
+ *   states.
+ *
+ *   Papers: Ye, Zha, Ren 2022 (arXiv 2205.12701): the method. Muqeeth, Liu, Raffel 2023
+ *   (2306.03745): soft merging. Jang 2017 (1611.01144): straight-through Gumbel. Loshchilov 2019
+ *   (1711.05101): AdamW. Lewis 2020 (1910.13461): BART. We differ from the method's reference code
+ *   in this: routes carry no noise in evaluation, the loss is the mean over target tokens, frozen
+ *   parameters do not move, norms do not decay, unselected experts run no backward pass, the
+ *   temperature is saved.
  *
  * CONCEPTS
- *   context   tmoe_ctx: allocator, threads, kernels, last error. Contexts are independent.
- *   group     the unit of work: examples of one task, packed without padding. A step's batch is
- *   several.
- *   tape      operations compute at once and remember how to go back. Use tmoe_train and
- *   tmoe_answer; or a
- *             loop on tmoe_trainer_step, tmoe_route_of_task, tmoe_evaluate; or a model on tmoe_linear,
- *             tmoe_attention, ...
- *   equal bits  the same seed gives the same bits, on 1, 2 or 64 threads, and after stopping and
- *   resuming.
- *             Across instruction sets results agree to rounding.
- *   files     safetensors, written to a temporary file, flushed, renamed; validated before it is
- *   believed.
+ *   context     tmoe_ctx holds the allocator, the threads, the kernels and the last error. Contexts
+ *               are independent of each other.
+ *   group       the unit of work: examples of one task, packed one behind the other without
+ *               padding. A training step's batch is several groups.
+ *   tape        operations compute at once and record how to go back. There are three levels of
+ *               use: tmoe_train and tmoe_answer; a loop of your own on tmoe_trainer_step,
+ *               tmoe_route_of_task and tmoe_evaluate; a model of your own on tmoe_linear,
+ *               tmoe_attention and the rest.
+ *   equal bits  the same seed gives the same bits on 1, 2 or 64 threads, and after stopping and
+ *               resuming: every chunk of work depends on the problem alone, sums have a fixed order
+ *               (>>parallel), and random numbers are functions of a counter (>>random). Results of
+ *               different instruction sets agree to rounding.
+ *   files       safetensors. A file is written beside the old one, flushed and renamed. Everything
+ *               that is read is validated before it is used.
  *
- * For every function of the API, where its own comment says nothing else:
- *   thread    a context, with all that was made on it, is for one thread at a time. "thread any":
- *   it only
- *             reads, so several threads may call it while nobody writes.
- *   fails     functions give a tmoe_result, or NULL for what they should have made;
- *   tmoe_error_message()
- *             then has the first cause with its values and the rule, and nothing else has changed.
- *             All of these may fail with TMOE_ERR_MEMORY; functions that give neither never fail.
- *   out       what is made is yours, up to its tmoe_..._destroy (NULL is fine), which comes before
- *   the
- *             context's. What you hand in (in) is copied or only read during the call.
- *   cost      a constant time, or a copy of what is handed in
+ * WHERE TO LOOK
+ *   what a step costs as E grows             tmoe_mix_parameters
+ *   the gradient of a route                  >>mix
+ *   noise and temperature, in training and   >>router, "from logits to a route"
+ *   in evaluation
+ *   ways to route an unseen task             tmoe_zero_shot
+ *   threads and equal bits                   >>parallel, >>random; denormals: >>machine
+ *   memory before anything is allocated      tmoe_training_bytes
+ *   a text that is too long                  tmoe_trainer_create, tmoe_answer
+ *   a task cut out as a dense model          tmoe_model_derive
+ *   a new operation                          the box at the head of >>ops
  *
- * BUILD OPTIONS (define before including; only read where TASKMOE_IMPLEMENTATION is defined)
- *   TASKMOE_IMPLEMENTATION   make the bodies here            TASKMOE_STATIC   everything static in
- *   this file
- *   TMOE_THREADS             built-in pthread pool           TMOE_NO_STDIO    no FILEs: no load, no
- *   save
- *   TMOE_NO_SIMD, TMOE_NO_AVX512, TMOE_NO_AVX2, TMOE_NO_NEON TMOE_ALLOW_FAST_MATH   accept
- *   -ffast-math
- *   TMOE_MALLOC, TMOE_FREE   default allocator, both         TMOE_DEF         own linkage or
- *   decoration
- *   TMOE_HEADER_FILENAME     "taskmoe.h" under another name (the kernels include the header again)
- *   */
+ * RULES for every function of the API, where its own comment says nothing else:
+ *   in, out     a parameter marked "in" is only read, during the call only; "out" is written.
+ *   returns     a tmoe_result, or the object that was made, or NULL if the call failed.
+ *   errors      tmoe_error_message() has the first cause, with the values and the rule that was
+ *               broken. A call that fails changes nothing. Every call that returns a tmoe_result or
+ *               an object may fail with TMOE_ERR_MEMORY; the others cannot fail.
+ *   ownership   what a call makes is yours until its tmoe_..._destroy, which accepts NULL. Destroy
+ *               all that was made on a context before the context.
+ *   threads     a context, with all that was made on it, serves one thread at a time. "thread any":
+ *               the function only reads, so several threads may call it while no thread writes.
+ *   cost        constant time, or a copy of what is handed in.
+ *
+ * BUILD OPTIONS: define them before including; they are read where TASKMOE_IMPLEMENTATION is
+ * defined. TMOE_NO_STDIO, _EVALUATION and _BART also leave out the declarations where they are
+ *   defined. TASKMOE_IMPLEMENTATION   the function bodies are compiled here
+ *   TASKMOE_STATIC           all functions are static in this file
+ *   TMOE_THREADS             the built-in pool of pthreads
+ *   TMOE_NO_STDIO            no FILE is used: nothing is loaded or saved
+ *   TMOE_NO_EVALUATION       without >>metrics, >>routes and >>fewshot
+ *   TMOE_NO_BART             without >>bart
+ *   TMOE_NO_SIMD, TMOE_NO_AVX512, TMOE_NO_AVX2, TMOE_NO_NEON   without these instruction sets
+ *   TMOE_ALLOW_FAST_MATH     accepts -ffast-math, which breaks NaN checks and equal bits
+ *   TMOE_MALLOC, TMOE_FREE   the default allocator; define both
+ *   TMOE_DEF                 your own linkage or decoration of the functions
+ *   TMOE_HEADER_FILENAME     the header's name, if it is not "taskmoe.h": it includes itself for
+ *                            the kernels of each instruction set */
 #if !defined(TASKMOE_H_INCLUDED)
 #define TASKMOE_H_INCLUDED
 /* ---- API: linkage, result codes, context (>>context) ----------------------------------------- */
@@ -993,11 +1019,16 @@ extern "C" {
 /* #################################################################################################
  * BOOK I: THE ENGINE
  *
- * Matrices, the processor's threads and registers, gradients. Nothing here knows what a task is.
- * It offers the method:
- *   memory that is counted, errors that keep their first cause, random numbers without a state,
- *   matrix products and sweeps over the lanes of a context, equal bits on any number of them,
- *   a tape with some 25 operations, each with its backward pass.
+ * Matrices, gradients, the processor's registers, caches and threads. Nothing in this book knows
+ * what a task is. It offers the method:
+ *   errors       a call keeps the first cause of its failure, in words (>>errors)
+ *   memory       every byte is counted, blocks that belong together are freed together (>>memory)
+ *   random       numbers that are functions of (seed, stream, counter): no state to save (>>random)
+ *   lanes        tmoei_parallel and tmoei_sweep split work so that any number of threads gives the
+ *                same bits (>>parallel, >>sweeps)
+ *   products     tmoei_gemm, at the speed of the processor's vector units (>>kernels, >>products)
+ *   a tape       values forward, gradients backward, a step's memory known beforehand (>>tape)
+ *   operations   some 25, each with its shape rule, forward and backward pass side by side (>>ops)
  * ############################################################################################## */
 
 /* ==== >>platform: what the compiler and the machine give ====================================== */
@@ -3971,12 +4002,16 @@ TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uin
 /* #################################################################################################
  * BOOK II: THE METHOD
  *
- * Read this book and you know task-level mixture of experts: how a task becomes a vector, a vector a
- * route, a route a mixture of experts, and how all of it is trained and used. It offers the world:
- *   a model made from a config, or from another model,
- *   the route of every task, seen or not,
- *   a trainer that takes one step at a time,
- *   answers, searched greedily or by beams, and likelihoods.
+ * Read this book and you know task-level mixture of experts: how a task becomes a vector, the
+ * vector a route, the route a mixture of experts, and how all of it is trained and used. It reads
+ * and writes no files. It offers the world:
+ *   a model      made from a config or from another model; named tensors in one flat buffer
+ *   (>>model) a mix        of experts' parameters or of their outputs, with the gradient of the
+ *   route (>>mix) a pass       of the transformer for one group of texts (>>layers)
+ *   a route      of every task, seen or not; merged experts, kept until something changes
+ *   (>>router) batches      texts as tokens, packed without padding (>>batches)
+ *   a trainer    that takes one step at a time and can be stopped and resumed (>>training)
+ *   answers      greedy or by beam search, and likelihoods of given texts (>>inference)
  * ############################################################################################## */
 
 /* ==== >>vectors: task vectors from text, and the tasks themselves ============================= */
@@ -7065,9 +7100,15 @@ TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task,
 /* #################################################################################################
  * BOOK III: THE WORLD
  *
- * Files and texts as the world has them: JSON, safetensors, tokenizers, folders of tasks, scores, the
- * reading of routes, few-shot adaptation, checkpoints, BART. It offers you: everything that has a name
- * in it. The method above needs nothing of this.
+ * What lies around the method: formats of others, read strictly; folders of tasks; scores;
+ * checkpoints. It offers you:
+ *   formats      JSON and safetensors (>>json, >>safetensors), tokenizers (>>tokenizer)
+ *   tasks        folders of tab-separated or JSON lines, splits, labels (>>suite)
+ *   one call     from a folder of tasks to a trained model (>>onecall)
+ *   scores       CrossFit's metrics, gains over a base with their intervals (>>metrics)
+ *   readings     correlation of routes with features of tasks, clusters of tasks (>>routes)
+ *   adaptation   to a new task from a few lines; task vectors that a model makes (>>fewshot)
+ *   files        models and checkpoints (>>files), Hugging Face's BART, both ways (>>bart)
  * ############################################################################################## */
 
 /* ==== >>json: a strict reader (RFC 8259), a growing buffer, whole files ======================= */

@@ -60,10 +60,10 @@ def functions(code):
     for m in re.finditer(r'^(?:[A-Za-z_][^;{}#]*?)\b(\w+)\)?(\([^;{}]*\))\s*\n?\{', code, flags=re.M):
         start = m.start()
         name, arguments = m.group(1), m.group(2)
-        inner = re.match(r'.*?\bTMOEI_FN\((\w+)\)', m.group(0), flags=re.S)
+        inner = re.match(r'.*?\bTMOEI_FN\(\s*(\w+)\)', m.group(0), flags=re.S)
         if inner:
             name = inner.group(1) + '_'
-            arguments = m.group(0)[m.group(0).index('TMOEI_FN(') + len('TMOEI_FN(') + len(inner.group(1)) + 1:]
+            arguments = m.group(0)[inner.end():]
         if name in ('if', 'for', 'while', 'switch'):
             continue
         first = m.group(0).index('(') if not inner else None
@@ -121,7 +121,7 @@ def count(path):
         head = plain[m.end():end]
         parts = split(head, ';')
         if len(parts) == 3:
-            if len(split(parts[2])) > 1 or re.search(r'\([^()]*,[^()]*\)\s*$', '') :
+            if len(split(parts[2])) > 1:
                 note('comma operators in loop heads', line_of(m.start()))
             declares = re.match(r'\s*(?:const )?(?:struct )?\w+ \**\w+ =', parts[0])
             if parts[0].strip() and not declares and len(split(parts[0])) > 1:
@@ -210,7 +210,7 @@ def count(path):
             continue
         here = room_of(m.start())
         if here and order[where[name]] > order[here]:
-            note('calls from a room to one below it', line_of(m.start()), '%s in >>%s uses %s of >>%s' % ('', here, name, where[name]))
+            note('calls from a room to one below it', line_of(m.start()), '>>%s uses %s of >>%s' % (here, name, where[name]))
     for m in re.finditer(r'clang-format off', text):
         if room_of(m.start()) != 'kernels':
             note('clang-format off outside >>kernels', line_of(m.start()))
