@@ -43,13 +43,15 @@ bench: $(BUILD)/bench $(BUILD)/bench_generate $(BUILD)/bench_step
 matrix:
 	sh tests/matrix.sh
 
-# The typesetting of all sources, by clang-format 14 (Debian 12); format-check changes nothing and fails where it differs.
+# The typesetting of all sources; format-check changes nothing and fails where it differs.
 SOURCES = taskmoe.h $(wildcard examples/*.c examples/*.h examples/suite/*.c tests/*.c tests/*.h)
+CLANG_FORMAT = clang-format
 format:
-	clang-format -i $(SOURCES)
+	$(CLANG_FORMAT) -i $(SOURCES)
 
 format-check:
-	clang-format --dry-run -Werror $(SOURCES)
+	@$(CLANG_FORMAT) --version | grep -q ' 14[.]' || { echo "clang-format 14 is needed: others set some lines otherwise"; exit 1; }
+	$(CLANG_FORMAT) --dry-run -Werror $(SOURCES)
 
 # What a change that only typesets or moves must leave as it is.
 checksum: $(BUILD)/checksum
