@@ -1409,6 +1409,58 @@ static char *tmoei_map_file(tmoe_ctx *ctx, const char *path, size_t *size, int *
     return tmoei_read_file(ctx, path, (size_t)-1 / 4, size);
 }
 
+static tmoe_result tmoei_path_join(tmoe_ctx *ctx, char *path, const char *folder, const char *name)
+{
+    if (snprintf(path, TMOEI_PATH, "%s/%s", folder, name) < TMOEI_PATH) return TMOE_OK;
+    return tmoei_fail(ctx, TMOE_ERR_FILE, "%s/%s: the path is longer than %d bytes", folder, name,
+        TMOEI_PATH - 1);
+}
+
+static int tmoei_folder_has(tmoe_ctx *ctx, char *path, const char *folder, const char *name)
+{
+    FILE *file = tmoei_path_join(ctx, path, folder, name) == TMOE_OK ? fopen(path, "rb") : NULL;
+    if (file) (void)fclose(file);
+    return file != NULL;
+}
+
+/* ---- lines ----------------------------------------------------------------------------------- */
+
+typedef struct tmoei_lines { /* a text file, line by line */
+    tmoe_ctx *ctx;
+    char *text, where[TMOEI_PATH + 16]; /* "path:line" of the present line */
+    const char *path, *line;
+    size_t length, at, size; /* size: of the line, without LF or CR LF */
+    int number;
+} tmoei_lines;
+
+static void tmoei_lines_open(tmoe_ctx *ctx, tmoei_lines *lines, const char *path)
+{
+    memset(lines, 0, sizeof *lines);
+    lines->ctx = ctx;
+    lines->path = path;
+    lines->text = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &lines->length);
+    if (lines->length >= 3 && memcmp(lines->text, "\xef\xbb\xbf", 3) == 0) lines->at = 3;
+    while (lines->length > lines->at
+        && (lines->text[lines->length - 1] == '\n' || lines->text[lines->length - 1] == '\r'))
+        lines->length--; /* empty lines at the end do not count */
+}
+
+/* The next line; 0, and the file is closed, where there is none or something went wrong. */
+static int tmoei_lines_next(tmoei_lines *lines)
+{
+    if (lines->ctx->error != TMOE_OK || lines->at >= lines->length) {
+        tmoei_free(lines->ctx, lines->text);
+        return 0;
+    }
+    lines->line = lines->text + lines->at;
+    const char *end = (const char *)memchr(lines->line, '\n', lines->length - lines->at);
+    lines->size = end ? (size_t)(end - lines->line) : lines->length - lines->at;
+    lines->at += lines->size + 1;
+    if (lines->size && lines->line[lines->size - 1] == '\r') lines->size--;
+    (void)snprintf(lines->where, sizeof lines->where, "%s:%d", lines->path, ++lines->number);
+    return 1;
+}
+
 #endif /* TMOE_NO_STDIO */
 
 /* ==== >>random: counter-based, so the state is one seed and nothing ever has to be rewound ==== */
@@ -7440,6 +7492,23 @@ static double tmoei_json_number(const tmoei_json *json, int node, double fallbac
     return n->kind == TMOEI_JSON_NUMBER ? n->number : fallback;
 }
 
+/* Opens a JSON file of the folder. One that is absent, where that is allowed, gives an empty json.
+ * */
+static tmoe_result tmoei_json_file(tmoe_ctx *ctx, tmoei_json *json, char *path, const char *folder,
+    const char *name, int optional)
+{
+    size_t length;
+    memset(json, 0, sizeof *json);
+    if (!tmoei_folder_has(ctx, path, folder, name) && (optional || ctx->error != TMOE_OK))
+        return ctx->error;
+    char *text = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &length);
+    if (text && tmoei_json_parse(ctx, json, text, length, path) == TMOE_OK
+        && json->nodes[0].kind != TMOEI_JSON_OBJECT)
+        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: must be a JSON object", path);
+    tmoei_free(ctx, text);
+    return ctx->error;
+}
+
 /* ==== >>safetensors: the one file format =========================================================
  *   8 bytes: length of the header, little-endian | header: JSON {"name": {"dtype", "shape",
  *   "data_offsets"}, "__metadata__": {...}} | data
@@ -8777,6 +8846,57 @@ static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json
 }
 #endif
 
+/* ---- files of Hugging Face's ----------------------------------------------------------------- */
+
+#ifndef TMOE_NO_STDIO
+
+static void tmoei_merges_read(tmoe_tokenizer *t, const char *path)
+{
+    tmoei_lines in;
+    tmoei_lines_open(t->ctx, &in, path);
+    while (tmoei_lines_next(&in)) {
+        const size_t n = in.size, cut = tmoei_merge_space(in.line, n);
+        if (n == 0 || (in.number == 1 && strncmp(in.line, "#version", 8) == 0)) continue;
+        if (cut < n)
+            (void)tmoei_merge_read(t, in.line, cut, in.line + cut + 1, n - cut - 1, path,
+                in.number);
+        else
+            (void)tmoei_fail(t->ctx, TMOE_ERR_FORMAT, "%s: no merge: two tokens, a space between",
+                in.where);
+    }
+}
+
+TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder)
+{
+    char path[TMOEI_PATH];
+    tmoei_json json;
+    tmoe_tokenizer *t = NULL;
+    tmoei_begin(ctx);
+    if (tmoei_json_file(ctx, &json, path, folder, "tokenizer.json", 1) == TMOE_OK && json.count)
+        t = tmoei_tokenizer_from_json(ctx, &json, path);
+    else if (ctx->error == TMOE_OK
+        && tmoei_json_file(ctx, &json, path, folder, "vocab.json", 0) == TMOE_OK
+        && (t = tmoei_vocabulary_read(ctx, &json, 0, -1, path)) != NULL) {
+        if (tmoei_folder_has(ctx, path, folder, "added_tokens.json"))
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+                "%s: tokens beside vocab.json: save the tokenizer as "
+                "tokenizer.json",
+                path);
+        else if (tmoei_path_join(ctx, path, folder, "merges.txt") == TMOE_OK)
+            tmoei_merges_read(t, path);
+    }
+    tmoei_json_free(ctx, &json);
+    if (t && tmoei_json_file(ctx, &json, path, folder, "tokenizer_config.json", 1) == TMOE_OK
+        && json.count) {
+        const tmoei_json_kind space = tmoei_json_value(&json, 0, "add_prefix_space")->kind;
+        if (space != TMOEI_JSON_NULL) t->prefix_space = space == TMOEI_JSON_TRUE;
+    }
+    tmoei_json_free(ctx, &json);
+    return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
+}
+
+#endif /* TMOE_NO_STDIO */
+
 /* ==== >>suite: tasks, examples, splits ===========================================================
  * A task's lines are collected in a draft and become a task only when all of it is sound. All
  * memory belongs to the suite. Trouble stands in the context: what comes after it does nothing. */
@@ -8822,6 +8942,13 @@ TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name)
     for (int i = 0; i < suite->count; i++)
         if (strcmp(suite->tasks[i].name, name) == 0) return i;
     return -1;
+}
+
+TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric)
+{
+    static const char *const names[TMOE_METRICS] = { "exact_match", "accuracy", "macro_f1",
+        "token_f1", "rouge_l", "matthews", "pearson" };
+    return (unsigned)metric < TMOE_METRICS ? names[metric] : "unknown";
 }
 
 /* A new draft; the name with spaces for '_' is its instruction where nobody gave one. */
@@ -8998,58 +9125,6 @@ static int tmoei_ends_with(const char *text, const char *end)
 {
     const size_t a = strlen(text), b = strlen(end);
     return text[0] != '.' && a > b && strcmp(text + a - b, end) == 0;
-}
-
-static tmoe_result tmoei_path_join(tmoe_ctx *ctx, char *path, const char *folder, const char *name)
-{
-    if (snprintf(path, TMOEI_PATH, "%s/%s", folder, name) < TMOEI_PATH) return TMOE_OK;
-    return tmoei_fail(ctx, TMOE_ERR_FILE, "%s/%s: the path is longer than %d bytes", folder, name,
-        TMOEI_PATH - 1);
-}
-
-static int tmoei_folder_has(tmoe_ctx *ctx, char *path, const char *folder, const char *name)
-{
-    FILE *file = tmoei_path_join(ctx, path, folder, name) == TMOE_OK ? fopen(path, "rb") : NULL;
-    if (file) (void)fclose(file);
-    return file != NULL;
-}
-
-/* ---- lines ----------------------------------------------------------------------------------- */
-
-typedef struct tmoei_lines { /* a text file, line by line */
-    tmoe_ctx *ctx;
-    char *text, where[TMOEI_PATH + 16]; /* "path:line" of the present line */
-    const char *path, *line;
-    size_t length, at, size; /* size: of the line, without LF or CR LF */
-    int number;
-} tmoei_lines;
-
-static void tmoei_lines_open(tmoe_ctx *ctx, tmoei_lines *lines, const char *path)
-{
-    memset(lines, 0, sizeof *lines);
-    lines->ctx = ctx;
-    lines->path = path;
-    lines->text = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &lines->length);
-    if (lines->length >= 3 && memcmp(lines->text, "\xef\xbb\xbf", 3) == 0) lines->at = 3;
-    while (lines->length > lines->at
-        && (lines->text[lines->length - 1] == '\n' || lines->text[lines->length - 1] == '\r'))
-        lines->length--; /* empty lines at the end do not count */
-}
-
-/* The next line; 0, and the file is closed, where there is none or something went wrong. */
-static int tmoei_lines_next(tmoei_lines *lines)
-{
-    if (lines->ctx->error != TMOE_OK || lines->at >= lines->length) {
-        tmoei_free(lines->ctx, lines->text);
-        return 0;
-    }
-    lines->line = lines->text + lines->at;
-    const char *end = (const char *)memchr(lines->line, '\n', lines->length - lines->at);
-    lines->size = end ? (size_t)(end - lines->line) : lines->length - lines->at;
-    lines->at += lines->size + 1;
-    if (lines->size && lines->line[lines->size - 1] == '\r') lines->size--;
-    (void)snprintf(lines->where, sizeof lines->where, "%s:%d", lines->path, ++lines->number);
-    return 1;
 }
 
 /* Adds the lines of a TSV file: input TAB output [TAB output ...]. */
@@ -9683,13 +9758,6 @@ static double tmoei_pearson(const double *x, const double *y, int count)
         yy += (y[i] - my) * (y[i] - my);
     }
     return x_varies && y_varies ? xy / sqrt(xx * yy) : (double)NAN;
-}
-
-TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric)
-{
-    static const char *const names[TMOE_METRICS] = { "exact_match", "accuracy", "macro_f1",
-        "token_f1", "rouge_l", "matthews", "pearson" };
-    return (unsigned)metric < TMOE_METRICS ? names[metric] : "unknown";
 }
 
 /* Mean over the predictions of their scores, each the best over its accepted answers. */
@@ -10612,23 +10680,6 @@ static int tmoei_bart_next(const tmoe_model *model, int *at, tmoei_bart_tensor *
 
 /* ---- weights: one file, or several with an index --------------------------------------------- */
 
-/* Opens a JSON file of the folder. One that is absent, where that is allowed, gives an empty json.
- * */
-static tmoe_result tmoei_json_file(tmoe_ctx *ctx, tmoei_json *json, char *path, const char *folder,
-    const char *name, int optional)
-{
-    size_t length;
-    memset(json, 0, sizeof *json);
-    if (!tmoei_folder_has(ctx, path, folder, name) && (optional || ctx->error != TMOE_OK))
-        return ctx->error;
-    char *text = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &length);
-    if (text && tmoei_json_parse(ctx, json, text, length, path) == TMOE_OK
-        && json->nodes[0].kind != TMOEI_JSON_OBJECT)
-        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: must be a JSON object", path);
-    tmoei_free(ctx, text);
-    return ctx->error;
-}
-
 typedef struct tmoei_weights {
     tmoei_safetensors *files;
     size_t count, capacity;
@@ -10888,51 +10939,6 @@ static tmoe_result tmoei_bart_generation(tmoe_model *model, const tmoei_json *js
     if (fresh.max_length >= 0) g->max_length = fresh.max_length + 1; /* they go before the others */
     if (fresh.min_length >= 0) g->min_length = fresh.min_length + 1;
     return TMOE_OK;
-}
-
-static void tmoei_merges_read(tmoe_tokenizer *t, const char *path)
-{
-    tmoei_lines in;
-    tmoei_lines_open(t->ctx, &in, path);
-    while (tmoei_lines_next(&in)) {
-        const size_t n = in.size, cut = tmoei_merge_space(in.line, n);
-        if (n == 0 || (in.number == 1 && strncmp(in.line, "#version", 8) == 0)) continue;
-        if (cut < n)
-            (void)tmoei_merge_read(t, in.line, cut, in.line + cut + 1, n - cut - 1, path,
-                in.number);
-        else
-            (void)tmoei_fail(t->ctx, TMOE_ERR_FORMAT, "%s: no merge: two tokens, a space between",
-                in.where);
-    }
-}
-
-TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder)
-{
-    char path[TMOEI_PATH];
-    tmoei_json json;
-    tmoe_tokenizer *t = NULL;
-    tmoei_begin(ctx);
-    if (tmoei_json_file(ctx, &json, path, folder, "tokenizer.json", 1) == TMOE_OK && json.count)
-        t = tmoei_tokenizer_from_json(ctx, &json, path);
-    else if (ctx->error == TMOE_OK
-        && tmoei_json_file(ctx, &json, path, folder, "vocab.json", 0) == TMOE_OK
-        && (t = tmoei_vocabulary_read(ctx, &json, 0, -1, path)) != NULL) {
-        if (tmoei_folder_has(ctx, path, folder, "added_tokens.json"))
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                "%s: tokens beside vocab.json: save the tokenizer as "
-                "tokenizer.json",
-                path);
-        else if (tmoei_path_join(ctx, path, folder, "merges.txt") == TMOE_OK)
-            tmoei_merges_read(t, path);
-    }
-    tmoei_json_free(ctx, &json);
-    if (t && tmoei_json_file(ctx, &json, path, folder, "tokenizer_config.json", 1) == TMOE_OK
-        && json.count) {
-        const tmoei_json_kind space = tmoei_json_value(&json, 0, "add_prefix_space")->kind;
-        if (space != TMOEI_JSON_NULL) t->prefix_space = space == TMOEI_JSON_TRUE;
-    }
-    tmoei_json_free(ctx, &json);
-    return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
 }
 
 TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder)
