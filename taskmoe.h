@@ -1832,6 +1832,52 @@ static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chu
 #define TMOEI_NR_MAX 32 /* widest panel of B */
 #define TMOEI_MR_MAX 14 /* highest panel of A */
 
+/* A matrix in memory: element (row, col) is x[row * stride + col], or x[col * stride + row] where
+ * `transposed` is set. rows and cols count what the product sees. */
+typedef struct tmoei_matrix {
+    const float *x;
+    int rows, cols;
+    size_t stride;
+    int transposed;
+} tmoei_matrix;
+
+/* The matrix that a product writes: C = beta C + A B. beta is 0 (C is not read) or 1. The factors
+ * determine its shape. */
+typedef struct tmoei_output {
+    float *x;
+    size_t stride;
+    float beta;
+} tmoei_output;
+
+static tmoei_matrix tmoei_matrix_of(const float *x, int rows, int cols, size_t stride)
+{
+    tmoei_matrix matrix;
+    matrix.x = x;
+    matrix.rows = rows;
+    matrix.cols = cols;
+    matrix.stride = stride;
+    matrix.transposed = 0;
+    return matrix;
+}
+
+static tmoei_matrix tmoei_transposed(tmoei_matrix matrix)
+{
+    const int rows = matrix.rows;
+    matrix.rows = matrix.cols;
+    matrix.cols = rows;
+    matrix.transposed = !matrix.transposed;
+    return matrix;
+}
+
+static tmoei_output tmoei_output_of(float *x, size_t stride, float beta)
+{
+    tmoei_output output;
+    output.x = x;
+    output.stride = stride;
+    output.beta = beta;
+    return output;
+}
+
 /* y = act(C + bias) + residual, as the tile leaves the registers for the last time */
 typedef struct tmoei_epilogue {
     const float *bias;          /* (N) or NULL */
@@ -1841,20 +1887,45 @@ typedef struct tmoei_epilogue {
     size_t pre_stride, residual_stride;
 } tmoei_epilogue;
 
-typedef void tmoei_dots_fn(int N, int K, const float *a, size_t lda, const float *b, size_t ldb,
-    float beta, float *c, size_t ldc); /* C (rows, N) = beta C + a b^T for one number of rows */
-/* tile (rows, NR) = beta * tile + a b, a's row i at k is a[i row + k step]; columns past `columns`
- * stay */
-typedef void tmoei_micro_fn(int K, const float *a, size_t row, size_t step, const float *b,
-    size_t ldb, float beta, float *c, size_t ldc, int columns);
+/* What a micro-kernel reads of A: element (i, k) is x[i * row + k * step]. */
+typedef struct tmoei_panel {
+    const float *x;
+    size_t row, step;
+} tmoei_panel;
+
+/* C (rows, NR) = beta C + A (rows, K) B (K, NR) for one number of rows; row k of B is b + k * ldb.
+ * Columns of C from `columns` on are neither read nor written. */
+typedef void tmoei_micro_fn(int K, tmoei_panel a, const float *b, size_t ldb, tmoei_output c,
+    int columns);
+
+/* C (M,N) = beta C + A (M,K) B (N,K)^T, both read where they are; for few rows M. b is not marked
+ * as transposed: it has N rows. */
+typedef void tmoei_dots_fn(tmoei_matrix a, tmoei_matrix b, tmoei_output c);
+
+/* One expert's parameters and the gradients of up to four tasks: see merge_backward. */
+typedef struct tmoei_merge_lines {
+    const float *theta, *first; /* of this expert, and of expert 0 */
+    ptrdiff_t next;             /* floats from theta to the expert that is read next: prefetched */
+    const float *g;             /* (tasks, n): the tasks' gradients, a stride apart */
+    size_t stride;
+    int tasks;  /* 1 and more; only the first four are used */
+    float r[4]; /* the tasks' weights for this expert; 0 beyond the last task */
+} tmoei_merge_lines;
+
+typedef struct tmoei_adamw_constants {
+    float scale;                    /* of the gradient: clipping, and the mean over tasks */
+    float beta1, beta2;             /* decay of both moments a step */
+    float correction1, correction2; /* 1 / (1 - beta^t) */
+    float epsilon;
+    float rate;  /* learning rate */
+    float decay; /* learning rate times weight decay */
+} tmoei_adamw_constants;
 
 typedef struct tmoei_kernels {
     const char *name;
     int mr, nr;                   /* register tile */
     tmoei_micro_fn *const *micro; /* one for each number of rows up to mr */
-    /* C (M, N) = beta C + A (M,K) B (N,K)^T as they lie: few rows */
-    void (*dots)(int M, int N, int K, const float *a, size_t lda, const float *b, size_t ldb,
-        float beta, float *c, size_t ldc);
+    tmoei_dots_fn *dots;
     void (*transpose)(float *dst, size_t width, int X, int Y, const float *src, size_t stride);
     void (*epilogue)(int rows, int columns, int column, float *c, size_t ldc,
         const tmoei_epilogue *e, int row);
@@ -1880,10 +1951,9 @@ typedef struct tmoei_kernels {
     /* out = sum_e r_e theta_e, added to out where more is set; theta's lines lie a stride apart */
     void (*merge)(float *out, int more, const float *theta, size_t stride, const float *r, int E,
         size_t n);
-    void (*merge_backward)(float *dtheta, const float *theta, ptrdiff_t next, const float *first,
-        const float *g, size_t stride, const float *r, int T, float *dots, size_t n);
+    void (*merge_backward)(float *dtheta, float *dots, const tmoei_merge_lines *lines, size_t n);
     void (*adamw)(float *theta, const float *grad, float *m, float *v, size_t n,
-        const float *constants);
+        const tmoei_adamw_constants *constants);
     void (*dropout)(float *y, const float *x, size_t n, uint32_t first, uint32_t key,
         uint32_t limit, float scale);
 } tmoei_kernels;
@@ -1954,7 +2024,7 @@ typedef struct tmoei_kernels {
         return _mm_cvtss_f32(_mm_##op##_ss(s, _mm_shuffle_ps(s, s, 1))); \
     }
 /* The register tile: MR rows of NR numbers, two vectors wide (four numbers in plain C). X(i, j) is
- * made for each vector j of row i, X(i) for each row, X(rows) for each height up to MR. In a
+ * made for each vector j of row i, X(i) for each row, X(count) for each height up to MR. In a
  * micro-kernel the rows beyond its height are dead code. */
 #define TMOEI_MR TMOEI_PICK(4, 8, 6, 14)
 #define TMOEI_NR (TMOEI_PICK(4, 2, 2, 2) * VW)
@@ -1988,10 +2058,13 @@ typedef struct tmoei_kernels {
  * the end cost up to 10 %; and where B is read as it lies, what the panel after the next will read
  * comes nearer. ADDED keeps the compiler from trading additions for more addresses than there are
  * registers. */
-#define TMOEI_MICRO(rows) \
-    TMOEI_TARGET static void TMOEI_FN(micro##rows)(int K, const float *a, size_t row, size_t step, \
-            const float *b, size_t ldb, float beta, float *c, size_t ldc, int columns) { \
-        const int height = rows, add = beta != 0.0f; \
+#define TMOEI_MICRO(count) \
+    TMOEI_TARGET static void TMOEI_FN(micro##count)(int K, tmoei_panel panel, const float *b, size_t ldb, \
+            tmoei_output output, int columns) { \
+        const int height = count, add = output.beta != 0.0f; \
+        const float *a = panel.x; \
+        float *const c = output.x; \
+        const size_t row = panel.row, step = panel.step, ldc = output.stride; \
         const float *a3 = a + 3 * row, *a6 = a3 + 3 * row, *a9 = a6 + 3 * row, *a12 = a9 + 3 * row; \
         const float *ahead = c, *const last = c + (size_t)(height - 1) * ldc; \
         TMOEI_ROWS(TMOEI_ROW_ZERO) \
@@ -2006,11 +2079,11 @@ typedef struct tmoei_kernels {
         if (columns >= TMOEI_NR) { const int width = TMOEI_NR; TMOEI_ROWS(TMOEI_ROW_STORE) } \
         else { const int width = columns; TMOEI_ROWS(TMOEI_ROW_STORE) } \
     }
-#define TMOEI_MICRO_NAME(rows) TMOEI_FN(micro##rows),
+#define TMOEI_MICRO_NAME(count) TMOEI_FN(micro##count),
 /* Dot products of `rows` rows of a with two or four rows of b at a time, as they lie, vectors along
  * K. The processor foresees long rows itself; of short ones the next are fetched. */
 #define TMOEI_DOT_HEIGHTS(X) TMOEI_PICK(TMOEI_HEIGHTS_4, TMOEI_HEIGHTS_8, TMOEI_HEIGHTS_6, TMOEI_HEIGHTS_8)(X)
-#define TMOEI_DOTS_NAME(rows) TMOEI_FN(dots##rows),
+#define TMOEI_DOTS_NAME(count) TMOEI_FN(dots##count),
 #define TMOEI_DOT_ZERO(i) V c##i##0 = VSET(0.0f), c##i##1 = c##i##0, c##i##2 = c##i##0, c##i##3 = c##i##0;
 #define TMOEI_DOT_STEP(i) if (i < height) { \
     const V x = VREAD(a + (size_t)i * lda + at); \
@@ -2018,10 +2091,13 @@ typedef struct tmoei_kernels {
 #define TMOEI_DOT_STORE(i) if (i < height) { \
     float sums[4], *y = c + (size_t)i * ldc + (size_t)n; VSUM4(sums, c##i##0, c##i##1, c##i##2, c##i##3); \
     for (int j = 0; j < across && n + j < N; j++) y[j] = (beta != 0.0f ? y[j] : 0.0f) + sums[j]; }
-#define TMOEI_DOTS(rows) \
-    TMOEI_TARGET static void TMOEI_FN(dots##rows)(int N, int K, const float *a, size_t lda, const float *b, \
-            size_t ldb, float beta, float *c, size_t ldc) { \
-        const int height = rows, wide = 4 * rows + 5 <= TMOEI_PICK(32, 32, 16, 32), across = wide ? 4 : 2; \
+#define TMOEI_DOTS(count) \
+    TMOEI_TARGET static void TMOEI_FN(dots##count)(tmoei_matrix A, tmoei_matrix B, tmoei_output C) { \
+        const int N = B.rows, K = A.cols; \
+        const float *const a = A.x, *const b = B.x, beta = C.beta; \
+        float *const c = C.x; \
+        const size_t lda = A.stride, ldb = B.stride, ldc = C.stride; \
+        const int height = count, wide = 4 * count + 5 <= TMOEI_PICK(32, 32, 16, 32), across = wide ? 4 : 2; \
         const size_t ahead = K <= 1024 ? (size_t)across * ldb : 0; \
         for (int n = 0; n < N; n += across) { \
             const float *p0 = b + (size_t)n * ldb, *p1 = n + 1 < N ? p0 + ldb : p0; \
@@ -2173,23 +2249,36 @@ TMOEI_DOT_HEIGHTS(TMOEI_DOTS)
  * four where a row begins 4 KiB or a multiple behind the other: eight lines fit into a set of that
  * cache, half are b's. One long row reads b in its order, as memory is fastest; the first lines of
  * the sixth row ahead wake the processor's own prefetching. */
-TMOEI_TARGET static void TMOEI_FN(dots)(int M, int N, int K, const float *a, size_t lda,
-    const float *b, size_t ldb, float beta, float *c, size_t ldc)
+TMOEI_TARGET static void TMOEI_FN(dots)(tmoei_matrix a, tmoei_matrix b, tmoei_output c)
 {
     static tmoei_dots_fn *const of_rows[] = { NULL, TMOEI_DOT_HEIGHTS(TMOEI_DOTS_NAME) };
-    const int most = lda % 1024 == 0 ? 4 : (int)(sizeof of_rows / sizeof *of_rows) - 1;
-    const int panels = (M + most - 1) / most, height = (M + panels - 1) / panels,
-              depth = 384 / height * 16;
-    for (int n = 0; M == 1 && K >= 512 && n < N; n++, b += ldb) {
-        for (size_t line = 0; line < 128; line += 16) TMOEI_PREFETCH_L2(b + 6 * ldb + line);
-        c[n] = (beta != 0.0f ? c[n] : 0.0f) + TMOEI_FN(dot)(a, b, (size_t)K);
+    const int M = a.rows, N = b.rows, K = a.cols;
+    if (M == 1 && K >= 512) {
+        const float *row = b.x;
+        for (int n = 0; n < N; n++, row += b.stride) {
+            for (size_t at = 0; at < 128; at += 16) TMOEI_PREFETCH_L2(row + 6 * b.stride + at);
+            c.x[n] = (c.beta != 0.0f ? c.x[n] : 0.0f) + TMOEI_FN(dot)(a.x, row, (size_t)K);
+        }
+        return;
     }
-    if (M > 1 || K < 512)
-        for (int k = 0; k < K; k += depth)
-            for (int m = 0; m < M; m += height)
-                of_rows[M - m < height ? M - m : height](N, K - k < depth ? K - k : depth,
-                    a + (size_t)m * lda + k, lda, b + k, ldb, k > 0 ? 1.0f : beta,
-                    c + (size_t)m * ldc, ldc);
+
+    const int most = a.stride % 1024 == 0 ? 4 : (int)(sizeof of_rows / sizeof *of_rows) - 1;
+    const int panels = (M + most - 1) / most;
+    const int height = (M + panels - 1) / panels;
+    const int depth = 384 / height * 16;
+    tmoei_matrix rows = a, columns = b;
+    tmoei_output out = c;
+    for (int k = 0; k < K; k += depth) {
+        rows.cols = columns.cols = K - k < depth ? K - k : depth;
+        columns.x = b.x + k;
+        out.beta = k > 0 ? 1.0f : c.beta;
+        for (int m = 0; m < M; m += height) {
+            rows.rows = M - m < height ? M - m : height;
+            rows.x = a.x + (size_t)m * a.stride + k;
+            out.x = c.x + (size_t)m * c.stride;
+            of_rows[rows.rows](rows, columns, out);
+        }
+    }
 }
 
 /* dst[x * width + y] = src[y * stride + x] for x < X, y < Y: eight lines by four through registers,
@@ -2386,8 +2475,12 @@ TMOEI_TARGET static void TMOEI_FN(
     merge)(float *out, int more, const float *theta, size_t stride, const float *r, int E, size_t n)
 {
     size_t done = 0;
-    for (; n <= 128 && done + TMOEI_NR <= n; done += TMOEI_NR) TMOEI_FN(micro1)
-    (E, r, 0, 1, theta + done, stride, more ? 1.0f : 0.0f, out + done, 0, TMOEI_NR);
+    const tmoei_panel route = { r, 0, 1 };
+    if (n <= 128)
+        for (; done + TMOEI_NR <= n; done += TMOEI_NR) {
+            const tmoei_output tile = tmoei_output_of(out + done, 0, more ? 1.0f : 0.0f);
+            TMOEI_FN(micro1)(E, route, theta + done, stride, tile, TMOEI_NR);
+        }
     for (size_t from = done; from < n; from += 4096)
         for (int e = 0; e < E; e += 4) {
             const size_t m = n - from < 4096 ? n - from : 4096;
@@ -2417,12 +2510,17 @@ TMOEI_TARGET static void TMOEI_FN(
 /* dtheta += sum_t r_t g_t (where dtheta is given);  dots_t = <g_t, theta - first>;  t < T and 4.
  * Meanwhile what lies `next` floats behind comes: the other expert's lines, which the processor
  * does not foresee. */
-TMOEI_TARGET static void TMOEI_FN(merge_backward)(float *dtheta, const float *theta, ptrdiff_t next,
-    const float *first, const float *g, size_t stride, const float *r, int T, float *dots, size_t n)
+TMOEI_TARGET static void TMOEI_FN(
+    merge_backward)(float *dtheta, float *dots, const tmoei_merge_lines *lines, size_t n)
 {
-    const float *g1 = T > 1 ? g + stride : g, *g2 = T > 2 ? g1 + stride : g,
-                *g3 = T > 3 ? g2 + stride : g;
-    const V r0 = VSET(r[0]), r1 = VSET(r[1]), r2 = VSET(r[2]), r3 = VSET(r[3]);
+    const float *theta = lines->theta, *first = lines->first;
+    const ptrdiff_t next = lines->next;
+    const float *g = lines->g;
+    const float *g1 = lines->tasks > 1 ? g + lines->stride : g;
+    const float *g2 = lines->tasks > 2 ? g1 + lines->stride : g;
+    const float *g3 = lines->tasks > 3 ? g2 + lines->stride : g;
+    const V r0 = VSET(lines->r[0]), r1 = VSET(lines->r[1]);
+    const V r2 = VSET(lines->r[2]), r3 = VSET(lines->r[3]);
     V s0 = VSET(0.0f), s1 = s0, s2 = s0, s3 = s0;
     TMOEI_EACH(n, {
         const V d = VREAD(theta + at) - VREAD(first + at);
@@ -2440,14 +2538,15 @@ TMOEI_TARGET static void TMOEI_FN(merge_backward)(float *dtheta, const float *th
     VSUM4(dots, s0, s1, s2, s3);
 }
 
-/* constants: gradient scale, beta1, beta2, 1/(1-beta1^t), 1/(1-beta2^t), eps, lr, lr * decay */
-TMOEI_TARGET static void TMOEI_FN(
-    adamw)(float *theta, const float *grad, float *m, float *v, size_t n, const float *constants)
+TMOEI_TARGET static void TMOEI_FN(adamw)(float *theta, const float *grad, float *m, float *v,
+    size_t n, const tmoei_adamw_constants *constants)
 {
-    const V scale = VSET(constants[0]), b1 = VSET(constants[1]), b2 = VSET(constants[2]);
-    const V c1 = VSET(constants[3]), c2 = VSET(constants[4]), eps = VSET(constants[5]);
-    const V lr = VSET(-constants[6]), keep = VSET(1.0f - constants[7]);
-    const V d1 = VSET(1.0f - constants[1]), d2 = VSET(1.0f - constants[2]);
+    const V scale = VSET(constants->scale);
+    const V b1 = VSET(constants->beta1), b2 = VSET(constants->beta2);
+    const V d1 = VSET(1.0f - constants->beta1), d2 = VSET(1.0f - constants->beta2);
+    const V c1 = VSET(constants->correction1), c2 = VSET(constants->correction2);
+    const V eps = VSET(constants->epsilon);
+    const V lr = VSET(-constants->rate), keep = VSET(1.0f - constants->decay);
     TMOEI_EACH(n, {
         const V g = scale * VREAD(grad + at);
         const V m1 = VFMA(b1, VREAD(m + at), d1 * g), v1 = VFMA(b2, VREAD(v + at), d2 * (g * g));
@@ -2575,31 +2674,40 @@ static int tmoei_pieces(int total, int size)
  * pays, and B is packed if its lines do it, too. */
 typedef struct tmoei_product {
     const tmoe_ctx *ctx;
-    int transpose_a, transpose_b, M, N, K, n0, nc, k0, k1, depth;
+    tmoei_matrix a, b;
+    tmoei_output c;
+    int M, N, K, n0, nc, k0, k1, depth;
     int height, tile_rows, tile_columns, column_tiles, a_lies, b_lies;
-    const float *A, *B;
-    size_t lda, ldb, ldc;
-    float *C, *packed_b, beta; /* packed_b: by all lanes, or NULL */
+    float *packed_b; /* by all lanes, or NULL */
     size_t packed_width;
     int kept, pack; /* of a k there; it holds kept weights; is to be packed */
     const tmoei_epilogue *epilogue;
 } tmoei_product;
 
-static tmoei_product tmoei_product_of(const tmoe_ctx *ctx, int transpose_a, int transpose_b, int M,
-    int N, int K, const float *A, size_t lda, const float *B, size_t ldb, float beta, float *C,
-    size_t ldc)
+static tmoei_product tmoei_product_of(const tmoe_ctx *ctx, tmoei_matrix a, tmoei_matrix b,
+    tmoei_output c)
 {
+    tmoei_product p;
+    memset(&p, 0, sizeof p);
+    p.ctx = ctx;
+    p.a = a;
+    p.b = b;
+    p.c = c;
+    p.M = a.rows;
+    p.N = b.cols;
+    p.K = a.cols;
+    p.pack = 1;
+
     const int high = ctx->kernels->mr == TMOEI_MR_MAX;
     const int meet =
-        high && !transpose_a && lda % 1024 == 0; /* rows of A in a cache set of eight lines */
-    const int copies = meet && N >= 512 && M > TMOEI_LANE_ROWS && (!transpose_b || ctx->lanes == 1);
-    const int most = meet && !copies ? 7 : ctx->kernels->mr,
-              height = tmoei_pieces(M, tmoei_pieces(M, most));
-    const int a_lies = transpose_a ? high || lda <= TMOEI_LIES_STRIDE : !copies;
-    const int b_lies =
-        !transpose_b && (high ? !meet || ldb % 1024 != 0 : (size_t)N * (size_t)K <= TMOEI_LIES_B);
-    const tmoei_product p = { ctx, transpose_a, transpose_b, M, N, K, 0, 0, 0, 0, 0, height, 0, 0,
-        0, a_lies, b_lies, A, B, lda, ldb, ldc, C, NULL, beta, 0, 0, 1, NULL };
+        high && !a.transposed && a.stride % 1024 == 0; /* rows of A in a cache set of eight lines */
+    const int copies =
+        meet && p.N >= 512 && p.M > TMOEI_LANE_ROWS && (!b.transposed || ctx->lanes == 1);
+    const int most = meet && !copies ? 7 : ctx->kernels->mr;
+    p.height = tmoei_pieces(p.M, tmoei_pieces(p.M, most));
+    p.a_lies = a.transposed ? high || a.stride <= TMOEI_LIES_STRIDE : !copies;
+    p.b_lies = !b.transposed
+        && (high ? !meet || b.stride % 1024 != 0 : (size_t)p.N * (size_t)p.K <= TMOEI_LIES_B);
     return p;
 }
 
@@ -2609,21 +2717,22 @@ static tmoei_product tmoei_product_of(const tmoe_ctx *ctx, int transpose_a, int 
 static void tmoei_product_pack(const tmoei_product *p, int b, float *out, int from, int n, int k0,
     int kc)
 {
-    const size_t columns = (size_t)n, depth = (size_t)kc, stride = b ? p->ldb : p->lda;
+    const size_t columns = (size_t)n, depth = (size_t)kc, stride = b ? p->b.stride : p->a.stride;
     const size_t panel = (size_t)(b ? p->ctx->kernels->nr : p->height),
                  width = TMOEI_PANEL_WIDTH(panel);
     const size_t at = (size_t)((b ? p->n0 : 0) + from), full = columns / panel * panel;
     if (b && full < columns) memset(out + full * depth, 0, panel * depth * sizeof(float));
-    if (b && p->transpose_b)
+    if (b && p->b.transposed)
         for (size_t j = 0; j < columns; j += panel)
             p->ctx->kernels->transpose(out + j * depth, panel, kc,
-                tmoei_least((int)panel, (int)(columns - j)), p->B + (at + j) * stride + k0, stride);
-    else if (!b && !p->transpose_a)
+                tmoei_least((int)panel, (int)(columns - j)), p->b.x + (at + j) * stride + k0,
+                stride);
+    else if (!b && !p->a.transposed)
         for (size_t i = 0; i < columns; i++)
-            memcpy(out + i * depth, p->A + (at + i) * stride + k0, depth * sizeof(float));
+            memcpy(out + i * depth, p->a.x + (at + i) * stride + k0, depth * sizeof(float));
     else
         for (size_t k = 0; k < depth; k++, out += width) {
-            const float *lines = (b ? p->B : p->A) + ((size_t)k0 + k) * stride + at;
+            const float *lines = (b ? p->b.x : p->a.x) + ((size_t)k0 + k) * stride + at;
             float *d = out;
             size_t j = 0;
             for (; j + width <= columns; j += panel, d += width * depth) {
@@ -2658,21 +2767,22 @@ static void tmoei_product_tile_chunk(void *arg, int chunk, int lane)
     const int nr = kernels->nr,
               packed = p->b_lies ? j0 + (j1 - j0) / nr * nr : j0; /* columns from here */
     const size_t n0 = (size_t)p->n0, height = (size_t)p->height;
-    float *C = p->C + n0, *own_b = p->ctx->lane_scratch[lane], *own_a = own_b + TMOEI_LANE_B_FLOATS;
+    float *C = p->c.x + n0, *own_b = p->ctx->lane_scratch[lane],
+          *own_a = own_b + TMOEI_LANE_B_FLOATS;
     const size_t width = TMOEI_PANEL_WIDTH(height);
-    const size_t step = !p->transpose_a ? 1 : p->a_lies ? p->lda : width;
+    const size_t step = !p->a.transposed ? 1 : p->a_lies ? p->a.stride : width;
     for (int k0 = p->k0, kc; k0 < p->k1; k0 += kc) {
         kc = tmoei_least(p->k1 - k0, p->depth);
         const size_t k = (size_t)k0, depth = (size_t)kc;
-        const size_t row = p->transpose_a ? 1 : p->a_lies ? p->lda : depth;
-        const size_t a_panel = p->a_lies || !p->transpose_a ? height * row : width * depth;
-        const float *a = p->a_lies ? p->A + (size_t)i0 * row + k * step : own_a;
+        const size_t row = p->a.transposed ? 1 : p->a_lies ? p->a.stride : depth;
+        const size_t a_panel = p->a_lies || !p->a.transposed ? height * row : width * depth;
+        const float *a = p->a_lies ? p->a.x + (size_t)i0 * row + k * step : own_a;
         if (a == own_a) tmoei_product_pack(p, 0, own_a, i0, i1 - i0, k0, kc);
         if (!p->packed_b && packed < j1)
             tmoei_product_pack(p, 1, own_b, packed, j1 - packed, k0, kc);
         for (int j = j0; j < j1; j += nr) {
             const float *panel = j < packed
-                ? p->B + k * p->ldb + n0 + (size_t)j
+                ? p->b.x + k * p->b.stride + n0 + (size_t)j
                 : (p->packed_b ? p->packed_b + k * p->packed_width + (size_t)j0 * depth : own_b)
                     + (size_t)(j - packed) * depth;
             const size_t part =
@@ -2681,15 +2791,17 @@ static void tmoei_product_tile_chunk(void *arg, int chunk, int lane)
                         *next = panel + (size_t)nr * depth; /* comes while this one is used */
             for (int i = i0; i < i1; i += p->height, rows += a_panel, next += part) {
                 for (size_t ahead = 0; ahead < part; ahead += 16) TMOEI_PREFETCH(next + ahead);
-                kernels->micro[tmoei_least(i1 - i, p->height)](kc, rows, row, step, panel,
-                    j < packed ? p->ldb : (size_t)nr, k0 > 0 ? 1.0f : p->beta,
-                    C + (size_t)i * p->ldc + (size_t)j, p->ldc, p->nc - j);
+                const tmoei_panel panel_a = { rows, row, step };
+                const tmoei_output tile = tmoei_output_of(C + (size_t)i * p->c.stride + (size_t)j,
+                    p->c.stride, k0 > 0 ? 1.0f : p->c.beta);
+                kernels->micro[tmoei_least(i1 - i, p->height)](kc, panel_a, panel,
+                    j < packed ? p->b.stride : (size_t)nr, tile, p->nc - j);
             }
         }
     }
     if (p->epilogue && p->k1 == p->K)
-        kernels->epilogue(i1 - i0, j1 - j0, p->n0 + j0, C + (size_t)i0 * p->ldc + (size_t)j0,
-            p->ldc, p->epilogue, i0);
+        kernels->epilogue(i1 - i0, j1 - j0, p->n0 + j0, C + (size_t)i0 * p->c.stride + (size_t)j0,
+            p->c.stride, p->epilogue, i0);
 }
 
 static void tmoei_product_run(tmoei_product *p, tmoei_chunk_fn *fn, int chunks, tmoe_ctx *ctx,
@@ -2733,14 +2845,15 @@ static void tmoei_product_few_chunk(void *arg, int chunk, int lane)
     const tmoei_kernels *kernels = p->ctx->kernels;
     const int j0 = chunk * p->tile_columns, columns = tmoei_least(p->N - j0, p->tile_columns);
     (void)lane;
-    if (p->transpose_b)
-        kernels->dots(p->M, columns, p->K, p->A, p->lda, p->B + (size_t)j0 * p->ldb, p->ldb,
-            p->beta, p->C + j0, p->ldc);
-    else
+    if (p->b.transposed) {
+        const float *rows = p->b.x + (size_t)j0 * p->b.stride;
+        kernels->dots(p->a, tmoei_matrix_of(rows, columns, p->K, p->b.stride),
+            tmoei_output_of(p->c.x + j0, p->c.stride, p->c.beta));
+    } else
         for (size_t m = 0; m < (size_t)p->M; m++)
-            kernels->merge(p->C + m * p->ldc + j0, p->beta != 0.0f, p->B + j0, p->ldb,
-                p->A + m * p->lda, p->K, (size_t)columns);
-    if (p->epilogue) kernels->epilogue(p->M, columns, j0, p->C + j0, p->ldc, p->epilogue, 0);
+            kernels->merge(p->c.x + m * p->c.stride + j0, p->c.beta != 0.0f, p->b.x + j0,
+                p->b.stride, p->a.x + m * p->a.stride, p->K, (size_t)columns);
+    if (p->epilogue) kernels->epilogue(p->M, columns, j0, p->c.x + j0, p->c.stride, p->epilogue, 0);
 }
 
 /* Tiles of r x c register tiles (c in units of the widest) so that the busiest lane is done first.
@@ -2790,8 +2903,8 @@ struct tmoei_kept {
 static void tmoei_product_keep(tmoe_ctx *ctx, tmoei_product *p)
 {
     const size_t head = TMOEI_ALIGN / sizeof(float), columns = (size_t)p->N + TMOEI_NR_MAX;
-    struct tmoei_kept *kept = ctx->kept, fresh = { kept, p->B, p->N, p->K };
-    while (kept && (kept->B != p->B || kept->N != p->N || kept->K != p->K)) kept = kept->before;
+    struct tmoei_kept *kept = ctx->kept, fresh = { kept, p->b.x, p->N, p->K };
+    while (kept && (kept->B != p->b.x || kept->N != p->N || kept->K != p->K)) kept = kept->before;
     if (kept)
         p->pack = 0;
     else {
@@ -2803,44 +2916,40 @@ static void tmoei_product_keep(tmoe_ctx *ctx, tmoei_product *p)
     p->kept = 1;
 }
 
-/* C (M,N) = beta C + op(A) (M,K) op(B) (K,N), then the epilogue; op(X) = X^T where the flag is set;
- * beta is 0 (C is not read) or 1. Row strides in floats. */
-static void tmoei_gemm(tmoe_ctx *ctx, int transpose_a, int transpose_b, int M, int N, int K,
-    const float *A, size_t lda, const float *B, size_t ldb, float beta, float *C, size_t ldc,
+/* C (M,N) = beta C + A (M,K) B (K,N), then the epilogue (or NULL). Runs on all lanes. */
+static void tmoei_gemm(tmoe_ctx *ctx, tmoei_matrix a, tmoei_matrix b, tmoei_output c,
     const tmoei_epilogue *epilogue)
 {
-    if (M <= 0 || N <= 0) return;
-    tmoei_product p =
-        tmoei_product_of(ctx, transpose_a, transpose_b, M, N, K, A, lda, B, ldb, beta, C, ldc);
-    const int keep = ctx->keeping && transpose_b && !transpose_a && M > 1 && M <= TMOEI_LANE_ROWS;
+    tmoei_product p = tmoei_product_of(ctx, a, b, c);
+    if (p.M <= 0 || p.N <= 0) return;
+    const int keep =
+        ctx->keeping && b.transposed && !a.transposed && p.M > 1 && p.M <= TMOEI_LANE_ROWS;
     p.epilogue = epilogue;
-    if (K <= 0) { /* an empty sum */
-        for (int r = 0; beta == 0.0f && r < M; r++)
-            memset(C + (size_t)r * ldc, 0, (size_t)N * sizeof(float));
-        if (epilogue) ctx->kernels->epilogue(M, N, 0, C, ldc, epilogue, 0);
-    } else if (!transpose_a && !keep && M <= (transpose_b ? TMOEI_FEW_ROWS : 3)) {
-        p.tile_columns = !transpose_b ? 512
-            : K >= 1024               ? 16
-                                      : 16384 / K; /* 16 K products a row, chunk */
-        tmoei_parallel(ctx, tmoei_product_few_chunk, &p, tmoei_pieces(N, p.tile_columns));
+    if (p.K <= 0) { /* an empty sum */
+        for (int r = 0; c.beta == 0.0f && r < p.M; r++)
+            memset(c.x + (size_t)r * c.stride, 0, (size_t)p.N * sizeof(float));
+        if (epilogue) ctx->kernels->epilogue(p.M, p.N, 0, c.x, c.stride, epilogue, 0);
+    } else if (!a.transposed && !keep && p.M <= (b.transposed ? TMOEI_FEW_ROWS : 3)) {
+        p.tile_columns = !b.transposed ? 512
+            : p.K >= 1024              ? 16
+                                       : 16384 / p.K; /* 16 K products a row, chunk */
+        tmoei_parallel(ctx, tmoei_product_few_chunk, &p, tmoei_pieces(p.N, p.tile_columns));
     } else {
-        const int rows_for_all = ctx->lanes > 1 && p.a_lies && M >= 32 * ctx->lanes;
-        if (!p.b_lies && M > TMOEI_LANE_ROWS
+        const int rows_for_all = ctx->lanes > 1 && p.a_lies && p.M >= 32 * ctx->lanes;
+        if (!p.b_lies && p.M > TMOEI_LANE_ROWS
             && !rows_for_all)                 /* else a lane packs what it reads itself, */
             p.packed_b = ctx->shared_scratch; /* for another's cache is far */
         if (keep) tmoei_product_keep(ctx, &p);
         tmoei_product_tiles(&p);
-        tmoei_product_blocks(&p, p.kept ? N : ctx->block_columns, ctx, 0);
+        tmoei_product_blocks(&p, p.kept ? p.N : ctx->block_columns, ctx, 0);
     }
 }
 
 /* The same on the calling lane only, for small products inside a parallel region. */
-static void tmoei_gemm_lane(const tmoe_ctx *ctx, int lane, int transpose_a, int transpose_b, int M,
-    int N, int K, const float *A, size_t lda, const float *B, size_t ldb, float beta, float *C,
-    size_t ldc)
+static void tmoei_gemm_lane(const tmoe_ctx *ctx, int lane, tmoei_matrix a, tmoei_matrix b,
+    tmoei_output c)
 {
-    tmoei_product p =
-        tmoei_product_of(ctx, transpose_a, transpose_b, M, N, K, A, lda, B, ldb, beta, C, ldc);
+    tmoei_product p = tmoei_product_of(ctx, a, b, c);
     if (!p.b_lies) p.packed_b = ctx->lane_scratch[lane];
     p.tile_rows = TMOEI_LANE_ROWS / p.height * p.height;
     p.tile_columns = TMOEI_TILE_COLUMNS;
@@ -3386,10 +3495,13 @@ static void tmoei_linear_backward(tmoe_tape *tape, tmoei_node *node)
         const tmoei_column_sums_job job = { (size_t)T, f, dz, node->beta[2], b->dx };
         tmoei_sweep(tape->ctx, f, TMOEI_COLUMNS, tmoei_column_sums, &job);
     }
+    const tmoei_matrix dz_view = tmoei_matrix_of(dz, T, F, f);
     if (w->wants_grad)
-        tmoei_gemm(tape->ctx, 1, 0, F, D, T, dz, f, x->x, d, node->beta[1], w->dx, d, NULL);
+        tmoei_gemm(tape->ctx, tmoei_transposed(dz_view), tmoei_matrix_of(x->x, T, D, d),
+            tmoei_output_of(w->dx, d, node->beta[1]), NULL);
     if (x->wants_grad)
-        tmoei_gemm(tape->ctx, 0, 0, T, D, F, dz, f, w->x, d, node->beta[0], x->dx, d, NULL);
+        tmoei_gemm(tape->ctx, dz_view, tmoei_matrix_of(w->x, F, D, d),
+            tmoei_output_of(x->dx, d, node->beta[0]), NULL);
     if (node->in[3]) tmoei_accumulate(tape, node, 3, 1.0f, y->dx);
 }
 
@@ -3417,7 +3529,9 @@ TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *
         const size_t D = (size_t)x->cols, F = (size_t)w->rows;
         const tmoei_epilogue epilogue = { b ? b->x : NULL, act, kept.z,
             residual ? residual->x : NULL, F, F };
-        tmoei_gemm(tape->ctx, 0, 1, x->rows, w->rows, x->cols, x->x, D, w->x, D, 0.0f, y->x, F,
+        const tmoei_matrix x_view = tmoei_matrix_of(x->x, x->rows, x->cols, D);
+        const tmoei_matrix w_view = tmoei_matrix_of(w->x, w->rows, w->cols, D);
+        tmoei_gemm(tape->ctx, x_view, tmoei_transposed(w_view), tmoei_output_of(y->x, F, 0.0f),
             &epilogue);
     }
     return tmoei_record(tape, y, tmoei_linear_backward, residual && residual != x ? 3 : -1, &kept,
@@ -3529,11 +3643,13 @@ static void tmoei_attention_forward(const tmoei_attention_rows *a, int lane)
         const size_t width = (size_t)seen;
         const float *q = a->q + (size_t)t0 * qs;
         float *y = a->y + (size_t)t0 * ys;
+        const tmoei_matrix q_view = tmoei_matrix_of(q, n, W, qs);
+        const tmoei_matrix k_view = tmoei_matrix_of(a->k, seen, W, kv);
+        const tmoei_output scores = tmoei_output_of(p, width, 0.0f);
         if (n > 4)
-            tmoei_gemm_lane(a->ctx, lane, 0, 1, n, seen, W, q, qs, a->k, kv, 0.0f, p, width);
+            tmoei_gemm_lane(a->ctx, lane, q_view, tmoei_transposed(k_view), scores);
         else
-            kernels->dots(n, seen, W, q, qs, a->k, kv, 0.0f, p,
-                width); /* one row is a few dot products */
+            kernels->dots(q_view, k_view, scores); /* one row is a few dot products */
         for (int t = 0; t < n; t++) {
             float *row = p + (size_t)t * width;
             const size_t own = (size_t)tmoei_seen(a, t0 + t + 1);
@@ -3544,7 +3660,8 @@ static void tmoei_attention_forward(const tmoei_attention_rows *a, int lane)
             if (a->lse) a->lse[t0 + t] = most + logf(sum);
         }
         if (n > 4)
-            tmoei_gemm_lane(a->ctx, lane, 0, 0, n, W, seen, p, width, a->v, kv, 0.0f, y, ys);
+            tmoei_gemm_lane(a->ctx, lane, tmoei_matrix_of(p, n, seen, width),
+                tmoei_matrix_of(a->v, seen, W, kv), tmoei_output_of(y, ys, 0.0f));
         else
             for (size_t t = 0; t < (size_t)n; t++)
                 kernels->merge(y + t * ys, 0, a->v, kv, p + t * width, seen, (size_t)W);
@@ -3575,8 +3692,16 @@ static void tmoei_attention_backward(const tmoei_attention_rows *a, int lane)
         float delta[TMOEI_LANE_ROWS]; /* rowsum(dp * p) = <dy, y> */
         for (size_t t = 0; t < width; t++)
             delta[t] = ctx->kernels->dot(dy + t * ys, y + t * ys, (size_t)W);
-        tmoei_gemm_lane(ctx, lane, 0, 1, seen, n, W, a->k, kv, q, qs, 0.0f, p, width);
-        tmoei_gemm_lane(ctx, lane, 0, 1, seen, n, W, a->v, kv, dy, ys, 0.0f, ds, width);
+        const tmoei_matrix k_view = tmoei_matrix_of(a->k, seen, W, kv);
+        const tmoei_matrix v_view = tmoei_matrix_of(a->v, seen, W, kv);
+        const tmoei_matrix q_view = tmoei_matrix_of(q, n, W, qs);
+        const tmoei_matrix dy_view = tmoei_matrix_of(dy, n, W, ys);
+        const tmoei_matrix p_view = tmoei_matrix_of(p, seen, n, width);
+        const tmoei_matrix ds_view = tmoei_matrix_of(ds, seen, n, width);
+        tmoei_gemm_lane(ctx, lane, k_view, tmoei_transposed(q_view),
+            tmoei_output_of(p, width, 0.0f));
+        tmoei_gemm_lane(ctx, lane, v_view, tmoei_transposed(dy_view),
+            tmoei_output_of(ds, width, 0.0f));
         for (int s = 0; s < seen; s++) { /* a key, and the block's rows */
             const size_t h = a->causal && s > seen - n ? (size_t)(s - (seen - n)) : 0; /* hidden */
             float *row = p + (size_t)s * width, *drow = ds + (size_t)s * width;
@@ -3585,11 +3710,11 @@ static void tmoei_attention_backward(const tmoei_attention_rows *a, int lane)
                 width - h);
         }
         if (a->dq)
-            tmoei_gemm_lane(ctx, lane, 1, 0, n, W, seen, ds, width, a->k, kv, a->beta_q,
-                a->dq + from * qs, qs);
+            tmoei_gemm_lane(ctx, lane, tmoei_transposed(ds_view), k_view,
+                tmoei_output_of(a->dq + from * qs, qs, a->beta_q));
         if (!a->dk) continue;
-        tmoei_gemm_lane(ctx, lane, 0, 0, seen, W, n, ds, width, q, qs, beta, a->dk, kv);
-        tmoei_gemm_lane(ctx, lane, 0, 0, seen, W, n, p, width, dy, ys, beta, a->dv, kv);
+        tmoei_gemm_lane(ctx, lane, ds_view, q_view, tmoei_output_of(a->dk, kv, beta));
+        tmoei_gemm_lane(ctx, lane, p_view, dy_view, tmoei_output_of(a->dv, kv, beta));
     }
 }
 
@@ -4917,8 +5042,9 @@ static void tmoei_merge_piece(const tmoei_kernels *kernels, const tmoei_merge_jo
             for (int t = 0, rows; t < s->T; t += rows) {
                 float *out = s->out + (size_t)t * s->n + at;
                 rows = tmoei_least(kernels->mr, s->T - t);
-                kernels->micro[rows](some, s->r + (size_t)t * s->stride + e, s->stride, 1,
-                    theta + at, s->n, e > 0 ? 1.0f : 0.0f, out, s->n, (int)nr);
+                const tmoei_panel route = { s->r + (size_t)t * s->stride + e, s->stride, 1 };
+                kernels->micro[rows](some, route, theta + at, s->n,
+                    tmoei_output_of(out, s->n, e > 0 ? 1.0f : 0.0f), (int)nr);
             }
         }
     }
@@ -4941,17 +5067,24 @@ static void tmoei_merge_sweep(const tmoe_ctx *ctx, const void *job, size_t at, s
             tmoei_merge_piece(ctx->kernels, s, at, n);
         for (size_t e = 0; s->g && e < E; e++)
             for (size_t t = 0; t < T; t += 4) {
-                float r[4] = { 0.0f, 0.0f, 0.0f, 0.0f }, dots[4];
-                int used = 0;
-                for (size_t i = t; i < T && i < t + 4; i++)
-                    used |= (r[i - t] = s->r[i * s->stride + e]) != 0.0f;
-                if (!used && !partial) continue;
                 const size_t expert = e * s->n + at;
-                const ptrdiff_t next =
-                    e + 1 < E ? (ptrdiff_t)s->n : (ptrdiff_t)n - (ptrdiff_t)(e * s->n);
-                ctx->kernels->merge_backward(s->out && used ? s->out + expert : NULL,
-                    s->theta + expert, next, s->theta + at, s->g + t * s->n + at, s->n, r,
-                    (int)(T - t), dots, n);
+                float dots[4];
+                int used = 0;
+                tmoei_merge_lines lines;
+                memset(&lines, 0, sizeof lines);
+                for (size_t i = t; i < T && i < t + 4; i++) {
+                    lines.r[i - t] = s->r[i * s->stride + e];
+                    if (lines.r[i - t] != 0.0f) used = 1;
+                }
+                if (!used && !partial) continue;
+                lines.theta = s->theta + expert;
+                lines.first = s->theta + at;
+                lines.next = e + 1 < E ? (ptrdiff_t)s->n : (ptrdiff_t)n - (ptrdiff_t)(e * s->n);
+                lines.g = s->g + t * s->n + at;
+                lines.stride = s->n;
+                lines.tasks = (int)(T - t);
+                ctx->kernels->merge_backward(s->out && used ? s->out + expert : NULL, dots, &lines,
+                    n);
                 for (size_t i = t; partial && i < T && i < t + 4; i++)
                     partial[i * E + e] += dots[i - t];
             }
@@ -5107,7 +5240,8 @@ static void tmoei_cached_chunk(void *arg, int row, int lane)
     for (size_t at = 0; at < D; at += width) {
         for (int t = 0, n; t < count; t += n) {
             k = tmoei_cached_key(job, row, t, count, &most, &n) + 2 * most * at;
-            kernels->dots(1, n, W, q + at, D, k, width, 0.0f, p + t, all);
+            kernels->dots(tmoei_matrix_of(q + at, 1, W, D), tmoei_matrix_of(k, n, W, width),
+                tmoei_output_of(p + t, all, 0.0f));
         }
         const float top = scale * kernels->maximum(p, all);
         kernels->scale_add(p, 0.0f, 1.0f / kernels->exp_sum(p, p, scale, top, all), p, all);
@@ -6038,16 +6172,18 @@ static void tmoei_adamw_chunk(void *arg, int chunk, int lane)
     (void)lane;
     const size_t at = update->offset - trainer->first;
     const double moved = (double)trainer->moved;
-    const float rate = trainer->rates[update->rate],
-                constants[8] = { /* in the order >>kernels names */
-                    trainer->scale, t->beta1, t->beta2,
-                    (float)(1.0 / (1.0 - pow((double)t->beta1, moved))),
-                    (float)(1.0 / (1.0 - pow((double)t->beta2, moved))), t->adam_epsilon, rate,
-                    update->decay ? rate * t->weight_decay : 0.0f
-                };
+    tmoei_adamw_constants constants;
+    constants.scale = trainer->scale;
+    constants.beta1 = t->beta1;
+    constants.beta2 = t->beta2;
+    constants.correction1 = (float)(1.0 / (1.0 - pow((double)t->beta1, moved)));
+    constants.correction2 = (float)(1.0 / (1.0 - pow((double)t->beta2, moved)));
+    constants.epsilon = t->adam_epsilon;
+    constants.rate = trainer->rates[update->rate];
+    constants.decay = update->decay ? constants.rate * t->weight_decay : 0.0f;
     if (!tmoei_moves(trainer->now, update->rate)) return; /* moments stay, too */
     trainer->ctx->kernels->adamw(trainer->model->theta + update->offset, trainer->grads + at,
-        trainer->moment1 + at, trainer->moment2 + at, update->count, constants);
+        trainer->moment1 + at, trainer->moment2 + at, update->count, &constants);
     memset(trainer->grads + at, 0, update->count * sizeof(float));
 }
 

@@ -54,14 +54,17 @@ static void bench_products(tmoe_ctx *ctx)
         const double flop = 2.0 * M * N * K;
         printf("  %5d x %5d x %5d   ", M, N, K);
         for (kind = 0; kind < 3; kind++) {
-            const int ta = kind == 2, tb = kind == 0, times = (int)(1e9 / flop) + 1;
+            const tmoei_matrix a = kind == 2 ? tmoei_transposed(tmoei_matrix_of(A, K, M, (size_t)M))
+                                             : tmoei_matrix_of(A, M, K, (size_t)K);
+            const tmoei_matrix b = kind == 0 ? tmoei_transposed(tmoei_matrix_of(B, N, K, (size_t)K))
+                                             : tmoei_matrix_of(B, K, N, (size_t)N);
+            const int times = (int)(1e9 / flop) + 1;
             double speed[rounds];
             for (r = 0; r < rounds; r++) {
                 const double began = seconds_now();
                 int i;
                 for (i = 0; i < times; i++)
-                    tmoei_gemm(ctx, ta, tb, M, N, K, A, (size_t)(ta ? M : K), B,
-                        (size_t)(tb ? K : N), 0.0f, C, (size_t)N, NULL);
+                    tmoei_gemm(ctx, a, b, tmoei_output_of(C, (size_t)N, 0.0f), NULL);
                 speed[r] = flop * times / (seconds_now() - began) * 1e-9;
             }
             printf(" %8.1f", median(speed, rounds));

@@ -42,6 +42,13 @@ static float *floats(size_t n, uint32_t key)
     return x;
 }
 
+/* (rows, cols), stored as (cols, rows) where transposed */
+static tmoei_matrix factor(const float *x, int rows, int cols, int transposed, size_t stride)
+{
+    return transposed ? tmoei_transposed(tmoei_matrix_of(x, cols, rows, stride))
+                      : tmoei_matrix_of(x, rows, cols, stride);
+}
+
 /* One product with NaN around every operand: what is read outside shows in C, what is written
  * outside is no NaN any more. */
 static void one_product(tmoe_ctx *ctx, int lane_only, int ta, int tb, int M, int N, int K,
@@ -74,9 +81,11 @@ static void one_product(tmoe_ctx *ctx, int lane_only, int ta, int tb, int M, int
     e.pre_stride = e.residual_stride = (size_t)N;
     e.residual = residual;
     if (lane_only)
-        tmoei_gemm_lane(ctx, 0, ta, tb, M, N, K, A, lda, B, ldb, beta, C, ldc);
+        tmoei_gemm_lane(ctx, 0, factor(A, M, K, ta, lda), factor(B, K, N, tb, ldb),
+            tmoei_output_of(C, ldc, beta));
     else
-        tmoei_gemm(ctx, ta, tb, M, N, K, A, lda, B, ldb, beta, C, ldc, with_epilogue ? &e : NULL);
+        tmoei_gemm(ctx, factor(A, M, K, ta, lda), factor(B, K, N, tb, ldb),
+            tmoei_output_of(C, ldc, beta), with_epilogue ? &e : NULL);
     for (m = 0; m < M; m++) {
         for (n = 0; n < N; n++) {
             double want = beta != 0.0f ? (double)noise((uint32_t)(m * N + n), 17) : 0.0, size = 1.0;
@@ -178,8 +187,9 @@ static void products_have_the_same_bits_on_any_number_of_threads(void)
                           *B = floats((size_t)N * (size_t)K, 4), *first = floats(size, 0);
                     for (i = 0; i < 6 && ctx[i]; i++) {
                         float *C = floats(size, more ? 5 : 0);
-                        tmoei_gemm(ctx[i], ta, tb, M, N, K, A, (size_t)(ta ? M : K), B,
-                            (size_t)(tb ? K : N), (float)more, C, (size_t)N, NULL);
+                        tmoei_gemm(ctx[i], factor(A, M, K, ta, (size_t)(ta ? M : K)),
+                            factor(B, K, N, tb, (size_t)(tb ? K : N)),
+                            tmoei_output_of(C, (size_t)N, (float)more), NULL);
                         if (!i)
                             memcpy(first, C, size * sizeof(float));
                         else
