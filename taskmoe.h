@@ -1516,18 +1516,67 @@ static int tmoei_draw(uint64_t seed, uint64_t stream, uint64_t counter, int *ord
     return wanted < n ? wanted : n;
 }
 
-/* Streams of one seed; tensors use their index. */
+/* ---- streams ------------------------------------------------------------------------------------
+ * All uses of random numbers. No two of them meet, even where their seeds are the same:
+ *
+ *   stream              seed       used for                                   counters
+ *   0, 1, 2 ...         model      initial values of the tensor of this       two an element
+ *                                  index, at most TMOEI_TENSORS_MAX
+ *   TASK_ROUTES         model      RANDOM_TASK: the routes of the tasks       64 a task and layer
+ *   GROUP_ROUTES        model      RANDOM_EXAMPLE: the routes of the lines    64 a line and layer
+ *   GUMBEL              training   noise on the router's logits               one a logit
+ *   EXPLORE             training   routes drawn in place of the router's      two a task and layer
+ *   BATCH               training   tasks of a step, lines of a task           tmoei_batch_counter
+ *   FEW_SHOT            few-shot   the order of the task's lines              one a line
+ *   ACCEPTED            training   which accepted output of a line is learnt  tmoei_batch_counter
+ *   DROPOUT + step,     training   masks of one group of lines                one a layer's output
+ *     group
+ *   PERMUTATION + draw  the call   tmoe_route_correlations                    one a task
+ *   RESAMPLE + draw     the call   tmoe_compare                               one a task
+ *
+ * What is drawn in each step uses the counters from step * (those of one step) on. */
+#define TMOEI_EXPERTS_MAX 64
+#define TMOEI_GROUPS_MAX 120    /* tasks of a step */
+#define TMOEI_EXAMPLES_MAX 1024 /* lines of a task in a step */
+#define TMOEI_TENSORS_MAX 1000000
+
 enum {
-    TMOEI_STREAM_TASK_ROUTES = 1000001,
+    TMOEI_STREAM_TASK_ROUTES = TMOEI_TENSORS_MAX + 1,
     TMOEI_STREAM_GROUP_ROUTES,
     TMOEI_STREAM_GUMBEL,
     TMOEI_STREAM_EXPLORE,
     TMOEI_STREAM_BATCH,
     TMOEI_STREAM_FEW_SHOT,
-    TMOEI_STREAM_DROPOUT
+    TMOEI_STREAM_ACCEPTED
 };
 
-#define TMOEI_STREAM_PERMUTATION UINT64_C(2000001)
+/* Families of streams: the family in the top 8 bits, the stream within it in the other 56. */
+#define TMOEI_STREAM_DROPOUT (UINT64_C(1) << 56)
+#define TMOEI_STREAM_PERMUTATION (UINT64_C(2) << 56)
+#define TMOEI_STREAM_RESAMPLE (UINT64_C(3) << 56)
+
+/* Bits of a step's number, and of a group's within its step: with one route a line, each line is a
+ * group of its own. */
+enum { TMOEI_STEP_BITS = 31, TMOEI_GROUP_BITS = 17, TMOEI_BATCH_TASKS = 128 };
+
+typedef char tmoei_check_groups_fit[TMOEI_GROUPS_MAX * TMOEI_EXAMPLES_MAX <= 1 << TMOEI_GROUP_BITS
+            && TMOEI_STEP_BITS + TMOEI_GROUP_BITS <= 56
+        ? 1
+        : -1];
+typedef char tmoei_check_draws_fit
+    [TMOEI_GROUPS_MAX < TMOEI_BATCH_TASKS && TMOEI_GROUPS_MAX <= TMOEI_EXAMPLES_MAX ? 1 : -1];
+
+static uint64_t tmoei_dropout_stream(int64_t step, int group)
+{
+    return TMOEI_STREAM_DROPOUT | (uint64_t)step << TMOEI_GROUP_BITS | (uint64_t)group;
+}
+
+/* The first of TMOEI_EXAMPLES_MAX counters: draw 0 of a step is of its tasks, draw 1 + g of the
+ * lines of its task g. */
+static uint64_t tmoei_batch_counter(int64_t step, int draw)
+{
+    return ((uint64_t)step * TMOEI_BATCH_TASKS + (uint64_t)draw) * TMOEI_EXAMPLES_MAX;
+}
 
 /* ==== >>machine: processor, caches, floating-point mode ======================================= */
 
@@ -4161,19 +4210,24 @@ static void tmoei_dropout_backward(tmoe_tape *tape, tmoei_node *node)
     tmoei_accumulate(tape, node, 0, 1.0f, node->y->dx);
 }
 
-TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uint64_t seed,
-    uint64_t stream)
+static tmoe_tensor *tmoei_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uint32_t key)
 {
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_ARGUMENT_RULE(tape, p >= 0.0f && p < 1.0f, "dropout: p = %g; 0 <= p < 1", (double)p);
     if (p == 0.0f) return x;
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
     if (!y) return NULL;
-    const tmoei_drop_job job = { y->x, x->x, (uint32_t)tmoei_random(seed, stream, 0),
-        (uint32_t)((double)p * 4294967296.0), 1.0f / (1.0f - p) };
+    const tmoei_drop_job job = { y->x, x->x, key, (uint32_t)((double)p * 4294967296.0),
+        1.0f / (1.0f - p) };
     if (!tape->dry)
         tmoei_sweep(tape->ctx, tmoei_elements(y), TMOEI_SWEEP, tmoei_dropout_sweep, &job);
     return tmoei_record(tape, y, tmoei_dropout_backward, 0, &job, sizeof job, &x, 1);
+}
+
+TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uint64_t seed,
+    uint64_t stream)
+{
+    return tmoei_dropout(tape, x, p, (uint32_t)tmoei_random(seed, stream, 0));
 }
 
 /* #################################################################################################
@@ -4363,6 +4417,12 @@ static size_t tmoei_parameter_add(tmoe_model *model, int rows, int cols, tmoei_r
     int expert, float init_std, float init_value, const char *format, ...)
 {
     va_list arguments;
+    if (model->parameter_count == TMOEI_TENSORS_MAX) {
+        (void)tmoei_fail(model->ctx, TMOE_ERR_CONFIG,
+            "config: the model has more than %d tensors; fewer layers or experts are needed",
+            TMOEI_TENSORS_MAX);
+        return 0;
+    }
     if (!tmoei_grow(model->ctx, &model->parameters, &model->parameter_capacity,
             (size_t)model->parameter_count + 1, sizeof *model->parameters))
         return 0;
@@ -4529,11 +4589,11 @@ static const tmoei_field tmoei_config_fields[] = { /* the seed is written by its
     TMOEI_SIZE(decoder_layers, 1), TMOEI_INT(source_tokens, 3, TMOEI_SCORES),
     TMOEI_INT(target_tokens, 2, TMOEI_SCORES), TMOEI_SIZE(vocabulary, 0),
     TMOEI_INT(norm, 0, TMOE_NORM_POST), TMOEI_INT(activation, TMOE_GELU, TMOE_RELU),
-    TMOEI_INT(scale_embedding, 0, 1), TMOEI_INT(experts, 1, 64),
+    TMOEI_INT(scale_embedding, 0, 1), TMOEI_INT(experts, 1, TMOEI_EXPERTS_MAX),
     TMOEI_INT(expert_places, 0, TMOE_ENCODER | TMOE_DECODER),
     TMOEI_INT(expert_kind, 0, TMOE_EXPERT_FFN), TMOEI_FLOAT(expert_noise, 0, FLT_MAX),
     TMOEI_INT(mix, 0, TMOE_MIX_OUTPUT), TMOEI_INT(selection, 0, TMOE_SELECT_RANDOM_EXAMPLE),
-    TMOEI_INT(random_n, 1, 64), TMOEI_FLOAT(temperature, FLT_MIN, FLT_MAX),
+    TMOEI_INT(random_n, 1, TMOEI_EXPERTS_MAX), TMOEI_FLOAT(temperature, FLT_MIN, FLT_MAX),
     TMOEI_FLOAT(temperature_decay, 0, FLT_MAX), TMOEI_FLOAT(temperature_min, FLT_MIN, FLT_MAX),
     TMOEI_FLOAT(exploration, 0, 1), TMOEI_INT(router, 0, TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC),
     TMOEI_INT(router_hidden, 1, 65536), TMOEI_INT(vectors, 0, TMOE_VECTOR_GIVEN),
@@ -4561,18 +4621,18 @@ enum { TMOEI_GENERATION_FIELDS = sizeof tmoei_generation_fields / sizeof *tmoei_
 
 #undef TMOEI_STRUCT
 #define TMOEI_STRUCT tmoe_training
-#define TMOEI_GROUPS_MAX 120 /* tasks a step */
 static const tmoei_field tmoei_training_fields[] = { TMOEI_INT(steps, 1, INT_MAX),
-    TMOEI_INT(tasks_per_step, 1, TMOEI_GROUPS_MAX), TMOEI_INT(examples_per_task, 1, 1024),
-    TMOEI_FLOAT(lr_model, 0, FLT_MAX), TMOEI_FLOAT(lr_router, 0, FLT_MAX),
-    TMOEI_FLOAT(lr_tasks, 0, FLT_MAX), TMOEI_FLOAT(warmup, 0, 1),
-    TMOEI_FLOAT(weight_decay, 0, FLT_MAX), TMOEI_FLOAT(beta1, 0, TMOEI_BELOW_1),
-    TMOEI_FLOAT(beta2, 0, TMOEI_BELOW_1), TMOEI_FLOAT(adam_epsilon, FLT_MIN, FLT_MAX),
-    TMOEI_FLOAT(clip, 0, FLT_MAX), TMOEI_FLOAT(label_smoothing, 0, TMOEI_BELOW_1),
-    TMOEI_FLOAT(dropout, 0, TMOEI_BELOW_1), TMOEI_FLOAT(expert_regularisation, 0, FLT_MAX),
-    TMOEI_FLOAT(load_balance, 0, FLT_MAX), TMOEI_INT(train, 1, TMOE_TRAIN_ALL),
-    TMOEI_INT(alternate_steps, 0, INT_MAX / 2), TMOEI_INT(validation_lines, 0, INT_MAX),
-    TMOEI_INT(evaluate_every_steps, 0, INT_MAX), TMOEI_INT(patience, 0, INT_MAX) };
+    TMOEI_INT(tasks_per_step, 1, TMOEI_GROUPS_MAX),
+    TMOEI_INT(examples_per_task, 1, TMOEI_EXAMPLES_MAX), TMOEI_FLOAT(lr_model, 0, FLT_MAX),
+    TMOEI_FLOAT(lr_router, 0, FLT_MAX), TMOEI_FLOAT(lr_tasks, 0, FLT_MAX),
+    TMOEI_FLOAT(warmup, 0, 1), TMOEI_FLOAT(weight_decay, 0, FLT_MAX),
+    TMOEI_FLOAT(beta1, 0, TMOEI_BELOW_1), TMOEI_FLOAT(beta2, 0, TMOEI_BELOW_1),
+    TMOEI_FLOAT(adam_epsilon, FLT_MIN, FLT_MAX), TMOEI_FLOAT(clip, 0, FLT_MAX),
+    TMOEI_FLOAT(label_smoothing, 0, TMOEI_BELOW_1), TMOEI_FLOAT(dropout, 0, TMOEI_BELOW_1),
+    TMOEI_FLOAT(expert_regularisation, 0, FLT_MAX), TMOEI_FLOAT(load_balance, 0, FLT_MAX),
+    TMOEI_INT(train, 1, TMOE_TRAIN_ALL), TMOEI_INT(alternate_steps, 0, INT_MAX / 2),
+    TMOEI_INT(validation_lines, 0, INT_MAX), TMOEI_INT(evaluate_every_steps, 0, INT_MAX),
+    TMOEI_INT(patience, 0, INT_MAX) };
 #undef TMOEI_STRUCT
 
 static double tmoei_field_value(const void *config, const tmoei_field *field)
@@ -5180,7 +5240,7 @@ typedef struct tmoei_pass {
     int group;         /* training: (L) of a row a task, or NULL; the row */
     int hard_training; /* straight-through: unselected experts run forward for dl/dr */
     float dropout;
-    uint64_t dropout_seed, dropout_stream;
+    uint64_t dropout_seed, dropout_stream, dropout_counter; /* the next mask's */
     tmoei_cache *cache;
     const tmoei_pack *pack, *memory_pack; /* what runs now; a decoder: what the encoder read */
     tmoe_tensor *memory;                  /* and the encoder's output */
@@ -5318,7 +5378,10 @@ static void tmoei_layer_pieces(tmoei_pass *pass, const tmoei_layer *layer, tmoe_
 
 static tmoe_tensor *tmoei_pass_dropout(tmoei_pass *pass, tmoe_tensor *x)
 {
-    return tmoe_dropout(pass->tape, x, pass->dropout, pass->dropout_seed, pass->dropout_stream++);
+    const uint64_t mask =
+        tmoei_random(pass->dropout_seed, pass->dropout_stream, pass->dropout_counter);
+    pass->dropout_counter++;
+    return tmoei_dropout(pass->tape, x, pass->dropout, (uint32_t)mask);
 }
 
 /* The beginning of a sublayer: act(h w^T + b); PRE norms h first, POST takes it as it is. */
@@ -5390,7 +5453,7 @@ static tmoe_tensor *tmoei_layer_forward(tmoei_pass *pass, int l, tmoe_tensor *h)
     const tmoei_layer *layer = &model->layers[l];
     const int E = model->config.experts, first = layer->route * E, recording = pass->tape->record;
     const int whole = model->config.expert_kind == TMOE_EXPERT_LAYER;
-    tmoe_tensor *w[TMOEI_PIECES], *outputs[64], *block;
+    tmoe_tensor *w[TMOEI_PIECES], *outputs[TMOEI_EXPERTS_MAX], *block;
     memset(w, 0, sizeof w);
     if (layer->shared_size)
         tmoei_layer_pieces(pass, layer, tmoei_block_leaf(pass, layer->shared, layer->shared_size),
@@ -5680,11 +5743,11 @@ static void tmoei_route_without_router(const tmoe_model *model, uint64_t stream,
               n = c->selection == TMOE_SELECT_AVERAGE ? E
         : c->selection == TMOE_SELECT_RANDOM_TASK     ? c->random_n
                                                       : 1;
-    int order[64];
+    int order[TMOEI_EXPERTS_MAX];
     for (int l = 0; l < model->R; l++, route += E) {
         memset(route, 0, (size_t)E * sizeof(float));
-        (void)tmoei_draw(c->seed, stream, (at * (uint64_t)model->R + (uint64_t)l) * 64, order, E,
-            n);
+        (void)tmoei_draw(c->seed, stream,
+            (at * (uint64_t)model->R + (uint64_t)l) * TMOEI_EXPERTS_MAX, order, E, n);
         for (int e = 0; e < n; e++) route[order[e]] = 1.0f / (float)n;
         tmoei_route_mask(route, model->mask + l * E, E);
     }
@@ -6372,8 +6435,7 @@ static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, 
     pass.group = g;
     pass.dropout = t->dropout;
     pass.dropout_seed = t->seed;
-    pass.dropout_stream =
-        TMOEI_STREAM_DROPOUT + ((uint64_t)trainer->steps_done * 1024 + (uint64_t)g) * 4096;
+    pass.dropout_stream = tmoei_dropout_stream(trainer->steps_done, g);
     if (routes)
         pass.route =
             tmoe_leaf(pass.tape, 1, (int)width, routes->x + at, routed ? routes->dx + at : NULL);
@@ -6382,19 +6444,26 @@ static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, 
         *loss += (double)result->x[0];
 }
 
+/* The random number that picks accepted outputs for the lines of a step's task g. */
+static uint64_t tmoei_accepted_of(const tmoe_trainer *trainer, int g)
+{
+    return tmoei_random(trainer->training.seed, TMOEI_STREAM_ACCEPTED,
+        tmoei_batch_counter(trainer->steps_done, 1 + g));
+}
+
 /* Draws step_tasks (K), chosen (K, examples_per_task) and the count of each group; adds up target
  * tokens. */
 static int tmoei_step_draw(tmoe_trainer *trainer, int *counts, double *targets)
 {
     const tmoe_training *t = &trainer->training;
-    const uint64_t step = (uint64_t)trainer->steps_done;
-    const int K = tmoei_draw(t->seed, TMOEI_STREAM_BATCH, step * 128 * 1024, trainer->task_order,
-        trainer->task_count, t->tasks_per_step);
+    const int64_t step = trainer->steps_done;
+    const int K = tmoei_draw(t->seed, TMOEI_STREAM_BATCH, tmoei_batch_counter(step, 0),
+        trainer->task_order, trainer->task_count, t->tasks_per_step);
     for (int g = 0; g < K; g++) {
         const tmoei_trained_task *task = &trainer->tasks[trainer->task_order[g]];
-        const uint64_t random = tmoei_random(t->seed, step, (uint64_t)g);
+        const uint64_t random = tmoei_accepted_of(trainer, g);
         trainer->step_tasks[g] = task->task;
-        counts[g] = tmoei_draw(t->seed, TMOEI_STREAM_BATCH, (step * 128 + 1 + (uint64_t)g) * 1024,
+        counts[g] = tmoei_draw(t->seed, TMOEI_STREAM_BATCH, tmoei_batch_counter(step, 1 + g),
             trainer->example_order, task->count, t->examples_per_task);
         for (int i = 0; i < counts[g]; i++) {
             const int chosen = (int)task->first + trainer->example_order[i];
@@ -6436,7 +6505,7 @@ static double tmoei_step_gradients(tmoe_trainer *trainer)
         const int g = i / most, n = tmoei_least(sharing, counts[g] - i % most);
         if (n <= 0) continue;
         if (tmoei_batch_fill(trainer, trainer->chosen + i, n,
-                tmoei_random(t->seed, step, (uint64_t)g) + (uint64_t)(i % most))
+                tmoei_accepted_of(trainer, g) + (uint64_t)(i % most))
             != TMOE_OK)
             break;
         tmoei_step_group(trainer, routes, i / sharing, (float)(1.0 / targets), &loss);
@@ -9969,7 +10038,10 @@ static double tmoei_mean_gain(const double *base, const double *scores, int n, i
     double sum = 0.0;
     int used = 0;
     for (int i = 0; i < n; i++) {
-        const int t = draw ? (int)tmoei_below(tmoei_random(seed, draw, (uint64_t)i), (size_t)n) : i;
+        const int t = draw
+            ? (int)tmoei_below(tmoei_random(seed, TMOEI_STREAM_RESAMPLE | draw, (uint64_t)i),
+                (size_t)n)
+            : i;
         if (scores[t] != scores[t] || base[t] != base[t] || (relative && base[t] <= 0.0)) continue;
         sum += (scores[t] - base[t]) / (relative ? base[t] : 1.0);
         used++;
@@ -10044,7 +10116,7 @@ TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const float *routes,
     for (int i = 0; ctx->error == TMOE_OK && i <= permutations;
          i++) { /* the first time as they are */
         double most = 0.0;
-        (void)tmoei_draw(seed, TMOEI_STREAM_PERMUTATION, (uint64_t)i * 1024, order, N, i ? N : 0);
+        (void)tmoei_draw(seed, TMOEI_STREAM_PERMUTATION | (uint64_t)i, 0, order, N, i ? N : 0);
         for (int t = 0; t < N; t++) y[t] = (double)feature[order[t]];
         for (int c = 0; c < C; c++) {
             for (int t = 0; t < N; t++) x[t] = (double)routes[(size_t)t * (size_t)C + (size_t)c];

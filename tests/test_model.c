@@ -249,6 +249,43 @@ static void test_random_routes_are_drawn_for_each_example(void)
     unmake(&s);
 }
 
+static int order_of_numbers(const void *a, const void *b)
+{
+    const uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    return x < y ? -1 : x > y;
+}
+
+/* The first and last streams of every use, and the counters of a step's draws: no number twice.
+ * Before, dropout's stream of a step's group 1,024 was that of the next step's group 0. */
+static void test_random_streams_do_not_meet(void)
+{
+    static const int64_t steps[5] = { 0, 1, 2, INT32_MAX - 1, INT32_MAX };
+    static const int groups[6] = { 0, 1, 1023, 1024, 1025,
+        TMOEI_GROUPS_MAX * TMOEI_EXAMPLES_MAX - 1 };
+    uint64_t streams[64];
+    size_t n = 0, i;
+    streams[n++] = 0; /* the tensors' */
+    streams[n++] = TMOEI_TENSORS_MAX;
+    for (i = TMOEI_STREAM_TASK_ROUTES; i <= TMOEI_STREAM_ACCEPTED; i++) streams[n++] = i;
+    for (i = 0; i < 5; i++)
+        for (size_t g = 0; g < 6; g++) streams[n++] = tmoei_dropout_stream(steps[i], groups[g]);
+    streams[n++] = TMOEI_STREAM_PERMUTATION | 0;
+    streams[n++] = TMOEI_STREAM_PERMUTATION | INT32_MAX;
+    streams[n++] = TMOEI_STREAM_RESAMPLE | 0;
+    streams[n++] = TMOEI_STREAM_RESAMPLE | INT32_MAX;
+    qsort(streams, n, sizeof *streams, order_of_numbers);
+    for (i = 1; i < n; i++) CHECK(streams[i - 1] < streams[i]);
+    for (i = 0; i < 5; i++) {
+        const uint64_t first = tmoei_batch_counter(steps[i], 0);
+        CHECK(tmoei_batch_counter(steps[i], 1) - first >= TMOEI_GROUPS_MAX);
+        for (int g = 1; g <= TMOEI_GROUPS_MAX; g++)
+            CHECK(tmoei_batch_counter(steps[i], g + 1) - tmoei_batch_counter(steps[i], g)
+                >= TMOEI_EXAMPLES_MAX);
+        CHECK(tmoei_batch_counter(steps[i], TMOEI_GROUPS_MAX) + TMOEI_EXAMPLES_MAX
+            <= tmoei_batch_counter(steps[i] + 1, 0));
+    }
+}
+
 static void test_tuning_the_experts_leaves_other_layers_alone(void)
 {
     tmoe_config c = small_config();
@@ -1280,7 +1317,7 @@ TEST_MAIN("test_model", RUN(test_gradients_of_every_mix_and_selection);
           RUN(test_gradients_of_expert_regularisation_and_load_balance);
           RUN(test_a_disabled_expert_gets_no_weight);
           RUN(test_exploration_leaves_disabled_experts_alone);
-          RUN(test_random_routes_are_drawn_for_each_example);
+          RUN(test_random_routes_are_drawn_for_each_example); RUN(test_random_streams_do_not_meet);
           RUN(test_tuning_the_experts_leaves_other_layers_alone);
           RUN(test_both_mixes_agree_on_one_hot_routes);
           RUN(test_param_mix_is_the_dense_model_of_its_merged_blocks);
