@@ -3197,12 +3197,16 @@ TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config)
 }
 
 /* ==== >>tape: values forward, gradients backward =================================================
- * An operation computes its result at once and leaves a node behind; tmoe_backward walks the nodes
- * from the last to the first. Two arenas hold a step: a small one for tensors and nodes, a big one
- * for floats. Gradients live in the big one too, from the moment the backward pass first needs them
- * to the moment the node that made the tensor is done; then the next gradient takes the place, so
- * that the backward pass stays in the cache. On a DRY tape floats are counted, never touched: that
- * is how the memory of a step is known before training starts. */
+ * An operation computes its result at once and leaves a node on the tape; tmoe_backward walks the
+ * nodes from the last to the first. Two arenas hold a step: `nodes` for tensors and nodes, `big` for
+ * floats.
+ *
+ * Gradients live in `big`, too. Their memory is taken when the backward pass first needs it
+ * and released when the node that made the tensor is done. The next gradient then takes the same
+ * place, so the backward pass stays in the cache.
+ *
+ * On a DRY tape floats are counted but never touched. This is how the memory of a step is known
+ * before training starts. */
 
 typedef struct tmoei_free_block {
     void *data;
@@ -3210,64 +3214,79 @@ typedef struct tmoei_free_block {
 } tmoei_free_block;
 
 #define TMOEI_FREE_BLOCKS 32
+#define TMOEI_ARENA_CHUNK ((size_t)1 << 16) /* bytes of the smallest chunk */
 
 typedef struct tmoei_arena {
-    tmoei_owner chunks;      /* a reset leaves one that would have held it all */
+    tmoei_owner chunks;      /* a reset leaves one chunk that would have held everything */
     size_t size, used;       /* bytes of the newest chunk */
     size_t total, peak, now; /* bytes in chunks; most and present bytes handed out */
     int dry, free_count;
     tmoei_free_block free_blocks[TMOEI_FREE_BLOCKS];
 } tmoei_arena;
 
-static void *tmoei_arena_alloc(tmoei_arena *arena, size_t count, size_t element_bytes)
+/* Takes the smallest released block that holds `bytes` and wastes less than half; NULL: none. */
+static void *tmoei_arena_reuse(tmoei_arena *arena, size_t bytes)
 {
     tmoei_free_block *best = NULL;
-    size_t bytes;
-    if (!tmoei_size(&bytes, count, element_bytes, TMOEI_ALIGN))
-        return tmoei_alloc(arena->chunks.ctx, count, element_bytes,
-            0); /* which cannot, and says so */
-    bytes -= bytes % TMOEI_ALIGN;
-    for (int i = 0; i < arena->free_count; i++) { /* smallest freed block that fits without waste */
+
+    for (int i = 0; i < arena->free_count; i++) {
         tmoei_free_block *block = &arena->free_blocks[i];
-        if (block->bytes >= bytes && block->bytes / 2 <= bytes
-            && (!best || block->bytes < best->bytes))
-            best = block;
+        if (block->bytes < bytes || block->bytes / 2 > bytes) continue;
+        if (!best || block->bytes < best->bytes) best = block;
     }
-    if (best) {
-        void *data = best->data;
-        *best = arena->free_blocks[--arena->free_count];
-        return data;
-    }
-    if (!arena->dry && arena->size - arena->used < bytes) {
-        size_t size = arena->total > (size_t)1 << 16 ? arena->total : (size_t)1 << 16;
-        if (size < bytes) size = bytes;
-        if (!arena->size) arena->total = 0; /* what an emptied arena had held */
-        if (!tmoei_own_block(&arena->chunks, size, 1, 0)) return NULL;
-        arena->size = size;
-        arena->used = 0;
-        arena->total += size;
-    }
+    if (!best) return NULL;
+
+    void *data = best->data;
+    *best = arena->free_blocks[--arena->free_count];
+    return data;
+}
+
+/* Makes room for `bytes` in the newest chunk; chunks double. */
+static int tmoei_arena_grow(tmoei_arena *arena, size_t bytes)
+{
+    size_t size = arena->total > TMOEI_ARENA_CHUNK ? arena->total : TMOEI_ARENA_CHUNK;
+    if (size < bytes) size = bytes;
+    if (!arena->size) arena->total = 0; /* the reset has freed the chunks that it counts */
+    if (!tmoei_own_block(&arena->chunks, size, 1, 0)) return 0;
+
+    arena->size = size;
+    arena->used = 0;
+    arena->total += size;
+    return 1;
+}
+
+static void *tmoei_arena_alloc(tmoei_arena *arena, size_t count, size_t element_bytes)
+{
+    size_t bytes;
+    if (!tmoei_size(&bytes, count, element_bytes, TMOEI_ALIGN)) /* the allocator reports the size */
+        return tmoei_alloc(arena->chunks.ctx, count, element_bytes, 0);
+    bytes -= bytes % TMOEI_ALIGN;
+
+    void *reused = tmoei_arena_reuse(arena, bytes);
+    if (reused) return reused;
+    if (!arena->dry && arena->size - arena->used < bytes && !tmoei_arena_grow(arena, bytes))
+        return NULL;
+
     arena->now += bytes;
     if (arena->now > arena->peak) arena->peak = arena->now;
-    /* an address, never followed */
-    if (arena->dry) return (void *)(uintptr_t)(TMOEI_ALIGN + arena->now - bytes);
+    if (arena->dry) /* an address that nothing reads or writes */
+        return (void *)(uintptr_t)(TMOEI_ALIGN + arena->now - bytes);
     arena->used += bytes;
     return (char *)arena->chunks.last + (arena->used - bytes);
 }
 
-/* Gives a block back before the reset; when the table is full it just stays. */
+/* Releases a block before the reset. When the table is full, the block stays until the reset. */
 static void tmoei_arena_release(tmoei_arena *arena, void *data, size_t count, size_t element_bytes)
 {
-    if (arena->free_count < TMOEI_FREE_BLOCKS) {
-        const size_t bytes = count * element_bytes + TMOEI_ALIGN;
-        tmoei_free_block *block = &arena->free_blocks[arena->free_count++];
-        block->data = data;
-        block->bytes = bytes - bytes % TMOEI_ALIGN;
-    }
+    if (arena->free_count == TMOEI_FREE_BLOCKS) return;
+    const size_t bytes = count * element_bytes + TMOEI_ALIGN;
+    tmoei_free_block *block = &arena->free_blocks[arena->free_count++];
+    block->data = data;
+    block->bytes = bytes - bytes % TMOEI_ALIGN;
 }
 
-/* Empties the arena. The next chunk is as large as all before: a repeated step allocates nothing.
- * */
+/* Empties the arena. Several chunks are replaced by one of their total size, so a repeated step
+ * allocates nothing. */
 static void tmoei_arena_reset(tmoei_arena *arena)
 {
     if (arena->total > arena->size) {
@@ -3282,52 +3301,56 @@ typedef struct tmoei_node {
     struct tmoei_node *before;
     void (*backward)(tmoe_tape *tape, struct tmoei_node *node);
     tmoe_tensor *y, **in;
-    float *beta;      /* for each input, see tmoei_tape_backward */
+    float *beta;      /* for each input 0: overwrite its dx, 1: add to it */
     const void *kept; /* what the operation needs again */
     int count;        /* of inputs */
-    int hand; /* input whose gradient simply is dy: it may take over dy's memory; -1: none */
+    int hand; /* the input that may take over the memory of y->dx, or one of the following */
 } tmoei_node;
 
+#define TMOEI_HAND_NONE (-1)
+#define TMOEI_HAND_VALUES (-2) /* gradients are written over the inputs' values */
+
 typedef void tmoei_backward_fn(tmoe_tape *tape, tmoei_node *node);
-#define TMOEI_HAND_VALUES \
-    (-2) /* inputs' gradients are written over their values, which nobody needs */
 
 typedef struct tmoei_tensor { /* what tmoe_tensor does not show */
     tmoe_tensor t;
     int owned;     /* dx belongs to the tape and can be released */
-    int unwritten; /* a block whose gradient memory is new: parts of it overwrite */
+    int unwritten; /* a block whose gradient memory is new: its parts overwrite */
 } tmoei_tensor;
 
 struct tmoe_tape {
     tmoe_ctx *ctx;
-    tmoei_arena small, big;
+    tmoei_arena nodes, big;
     tmoei_node *last;
     int record, dry;
 };
 
 TMOE_DEF tmoe_tape *tmoe_tape_create(tmoe_ctx *ctx)
 {
+    tmoei_begin(ctx);
     tmoe_tape *tape = (tmoe_tape *)tmoei_alloc(ctx, 1, sizeof *tape, 1);
-    if (tape) {
-        tape->ctx = tape->small.chunks.ctx = tape->big.chunks.ctx = ctx;
-        tape->record = 1;
-    }
+    if (!tape) return NULL;
+
+    tape->ctx = ctx;
+    tape->nodes.chunks.ctx = ctx;
+    tape->big.chunks.ctx = ctx;
+    tape->record = 1;
     return tape;
 }
 
 TMOE_DEF void tmoe_tape_destroy(tmoe_tape *tape)
 {
     if (!tape) return;
-    tmoei_owner_free(&tape->small.chunks);
+    tmoei_owner_free(&tape->nodes.chunks);
     tmoei_owner_free(&tape->big.chunks);
     tmoei_free(tape->ctx, tape);
 }
 
 TMOE_DEF void tmoe_tape_reset(tmoe_tape *tape)
 {
-    tape->last = NULL;
     tmoei_begin(tape->ctx);
-    tmoei_arena_reset(&tape->small);
+    tape->last = NULL;
+    tmoei_arena_reset(&tape->nodes);
     tmoei_arena_reset(&tape->big);
 }
 
@@ -3346,11 +3369,12 @@ static float *tmoei_floats(tmoe_tape *tape, size_t count)
     return (float *)tmoei_arena_alloc(&tape->big, count, sizeof(float));
 }
 
-/* A tensor around memory that somebody else owns (x given) or in the tape's arena (x NULL). */
+/* A tensor around the caller's memory (x given) or in the tape's arena (x NULL). */
 static tmoe_tensor *tmoei_tensor_new(tmoe_tape *tape, int rows, int cols, float *x)
 {
-    tmoei_tensor *tensor = (tmoei_tensor *)tmoei_arena_alloc(&tape->small, 1, sizeof *tensor);
+    tmoei_tensor *tensor = (tmoei_tensor *)tmoei_arena_alloc(&tape->nodes, 1, sizeof *tensor);
     if (!tensor) return NULL;
+
     memset(tensor, 0, sizeof *tensor);
     tensor->t.rows = rows;
     tensor->t.cols = cols;
@@ -3358,7 +3382,7 @@ static tmoe_tensor *tmoei_tensor_new(tmoe_tape *tape, int rows, int cols, float 
     return tensor->t.x ? &tensor->t : NULL;
 }
 
-/* An error in one line; every operation says what it got and what the rule is. */
+/* In an operation: returns NULL unless the rule holds. The message has the values and the rule. */
 #define TMOEI_RULE(code, tape, holds, ...) \
     do { \
         if (!(holds)) return TMOEI_FAIL_NULL((tape)->ctx, code, __VA_ARGS__); \
@@ -3369,38 +3393,43 @@ static tmoe_tensor *tmoei_tensor_new(tmoe_tape *tape, int rows, int cols, float 
 TMOE_DEF tmoe_tensor *tmoe_leaf(tmoe_tape *tape, int rows, int cols, float *x, float *dx)
 {
     TMOEI_ARGUMENT_RULE(tape, x && rows >= 1 && cols >= 1,
-        "leaf: (%d,%d) at %s; needs memory and at least "
-        "one element",
-        rows, cols, x ? "an address" : "NULL");
+        "leaf: (%d,%d) at %s; needs memory and at least one element", rows, cols,
+        x ? "an address" : "NULL");
+
     tmoe_tensor *tensor = tmoei_tensor_new(tape, rows, cols, x);
     if (tensor && dx) {
         tensor->dx = dx;
-        tensor->wants_grad = tensor->has_grad = 1;
+        tensor->wants_grad = 1;
+        tensor->has_grad = 1;
     }
     return tensor;
 }
 
+/* Does an operation on these inputs need a backward pass? */
 static int tmoei_wants_grad(const tmoe_tape *tape, tmoe_tensor *const *in, int count)
 {
+    if (!tape->record) return 0;
     for (int i = 0; i < count; i++)
-        if (tape->record && in[i] && in[i]->wants_grad) return 1;
+        if (in[i] && in[i]->wants_grad) return 1;
     return 0;
 }
 
-/* Leaves a node behind if y, or an input of a recording tape, wants a gradient; y, or NULL: no
- * memory. */
+/* Leaves a node on the tape if an input (of a recording tape) or y itself wants a gradient. `kept`
+ * and the inputs are copied. Returns y; NULL when y is NULL or memory runs out. */
 static tmoe_tensor *tmoei_record(tmoe_tape *tape, tmoe_tensor *y, tmoei_backward_fn *backward,
     int hand, const void *kept, size_t kept_bytes, tmoe_tensor *const *in, int count)
 {
     const size_t n = (size_t)count;
     if (!y || (!y->wants_grad && !tmoei_wants_grad(tape, in, count))) return y;
-    tmoei_node *node = (tmoei_node *)tmoei_arena_alloc(&tape->small, 1, sizeof *node);
-    tmoe_tensor **inputs = (tmoe_tensor **)tmoei_arena_alloc(&tape->small, n, sizeof *inputs);
-    float *beta = (float *)tmoei_arena_alloc(&tape->small, n, sizeof *beta);
-    void *copy = tmoei_arena_alloc(&tape->small, kept_bytes, 1);
+
+    tmoei_node *node = (tmoei_node *)tmoei_arena_alloc(&tape->nodes, 1, sizeof *node);
+    tmoe_tensor **inputs = (tmoe_tensor **)tmoei_arena_alloc(&tape->nodes, n, sizeof *inputs);
+    float *beta = (float *)tmoei_arena_alloc(&tape->nodes, n, sizeof *beta);
+    void *copy = tmoei_arena_alloc(&tape->nodes, kept_bytes, 1);
     if (!node || !inputs || !beta || !copy) return NULL;
     memcpy(inputs, in, n * sizeof *in);
     if (kept_bytes) memcpy(copy, kept, kept_bytes);
+
     node->backward = backward;
     node->y = y;
     node->in = inputs;
@@ -3414,37 +3443,54 @@ static tmoe_tensor *tmoei_record(tmoe_tape *tape, tmoe_tensor *y, tmoei_backward
     return y;
 }
 
-/* Walks the tape back from gradients that stand already in some tensors' dx. An operation's
- * backward function finds memory for every gradient it owes and node->beta[i] = 0 where it is the
- * first to write to input i's, 1 where it adds: dx = beta dx + ... On a dry tape it is not called.
- * */
+/* Finds memory for the gradient of input i, which has none yet. Returns 1 where the input has taken
+ * over y->dx, 0 where not, -1 when memory runs out. */
+static int tmoei_gradient_memory(tmoe_tape *tape, const tmoei_node *node, int i)
+{
+    tmoe_tensor *in = node->in[i], *y = node->y;
+    const int handed = i == node->hand && ((tmoei_tensor *)y)->owned;
+
+    if (node->hand == TMOEI_HAND_VALUES)
+        in->dx = in->x;
+    else if (handed)
+        in->dx = y->dx; /* the gradient is dy, or made from it in place */
+    else
+        in->dx = tmoei_floats(tape, tmoei_elements(in));
+    if (!in->dx) return -1;
+
+    in->has_grad = handed;
+    ((tmoei_tensor *)in)->owned = 1;
+    return handed;
+}
+
+/* Walks the tape back from the gradients that some tensors already have in dx. Before it calls an
+ * operation's backward function, every input that wants a gradient has memory for it, and
+ * node->beta[i] says what to do there: dx = beta dx + ... On a dry tape the function is not called.
+ * The table at the head of >>ops has the whole contract. */
 static tmoe_result tmoei_tape_backward(tmoe_tape *tape)
 {
     for (tmoei_node *node = tape->last; node; node = node->before) {
         tmoe_tensor *y = node->y;
-        int handed = 0, owned = ((tmoei_tensor *)y)->owned;
+        int handed = 0;
         if (!y->dx) continue;           /* nothing that reached the loss used it */
         if (!y->has_grad && !tape->dry) /* a part of a block that no operation wrote to */
             memset(y->dx, 0, tmoei_elements(y) * sizeof(float));
+
         for (int i = 0; i < node->count; i++) {
             tmoe_tensor *in = node->in[i];
             if (!in || !in->wants_grad) continue;
-            if (!in->dx && node->hand == TMOEI_HAND_VALUES)
-                in->dx = in->x;
-            else if (!in->dx) {
-                if (i == node->hand && owned) { /* dx = dy, and nobody needs dy any more */
-                    in->dx = y->dx;
-                    in->has_grad = handed = 1;
-                } else if (!(in->dx = tmoei_floats(tape, tmoei_elements(in))))
-                    return tape->ctx->error;
-                ((tmoei_tensor *)in)->owned = 1;
+            if (!in->dx) {
+                const int found = tmoei_gradient_memory(tape, node, i);
+                if (found < 0) return tape->ctx->error;
+                handed |= found;
             }
             node->beta[i] = in->has_grad ? 1.0f : 0.0f;
             if (node->backward) in->has_grad = 1;
         }
+
         if (!tape->dry && node->backward) node->backward(tape, node);
         if (tape->ctx->error != TMOE_OK) return tape->ctx->error;
-        if (owned && !handed)
+        if (((tmoei_tensor *)y)->owned && !handed)
             tmoei_arena_release(&tape->big, y->dx, tmoei_elements(y), sizeof(float));
     }
     tape->last = NULL;
@@ -3454,29 +3500,39 @@ static tmoe_result tmoei_tape_backward(tmoe_tape *tape)
 TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss)
 {
     if (tape->ctx->error != TMOE_OK) return tape->ctx->error;
-    if (!loss || loss->rows != 1 || loss->cols != 1 || !loss->wants_grad)
+
+    const tmoei_node *maker = tape->last;
+    while (maker && maker->y != loss) maker = maker->before;
+    if (!maker || loss->rows != 1 || loss->cols != 1)
         return tmoei_fail(tape->ctx, TMOE_ERR_ARGUMENT,
-            "backward: the loss must be a (1,1) tensor recorded on this tape");
-    if (!loss->dx && !(loss->dx = tmoei_floats(tape, 1))) return tape->ctx->error;
+            "backward: the loss must be a (1,1) tensor that this tape has recorded since its last "
+            "backward pass");
+
+    if (!loss->dx) loss->dx = tmoei_floats(tape, 1);
+    if (!loss->dx) return tape->ctx->error;
     if (!tape->dry) loss->dx[0] = 1.0f;
     loss->has_grad = 1;
     return tmoei_tape_backward(tape);
 }
 
 /* ---- part: a named piece of a block of parameters, as a matrix of its own -----------------------
- * Its gradient is the same piece of the block's gradient. Where that memory is new (a merged
- * block), the first contribution overwrites it, and a node (without a function: nothing is left to
- * do) makes tmoei_tape_backward write zeros where no operation used the part. */
+ * The gradient of a part is the same piece of the block's gradient. Where that memory is new (a
+ * merged block), the first contribution overwrites it. A node without a backward function then makes
+ * tmoei_tape_backward write zeros to a part that no operation used; the parts must cover the block.
+ */
 static tmoe_tensor *tmoei_part(tmoe_tape *tape, tmoe_tensor *block, size_t offset, int rows,
     int cols)
 {
     if (!block) return NULL;
     tmoe_tensor *part = tmoei_tensor_new(tape, rows, cols, block->x + offset);
     if (!part || !block->wants_grad) return part;
+
     part->dx = block->dx + offset;
     part->wants_grad = 1;
     part->has_grad = !((tmoei_tensor *)block)->unwritten;
-    return part->has_grad ? part : tmoei_record(tape, part, NULL, -1, NULL, 0, &block, 1);
+    if (part->has_grad) return part;
+    block->has_grad = 1; /* through its parts */
+    return tmoei_record(tape, part, NULL, TMOEI_HAND_NONE, NULL, 0, &block, 1);
 }
 
 /* ==== >>ops: each operation's shape rule, forward and backward on one screen =====================
@@ -4017,8 +4073,12 @@ TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, c
         for (size_t t = 0; t < T; t++) sum += (double)row_loss[t];
         y->x[0] = (float)(sum * (double)weight);
     }
-    return tmoei_record(tape, y, tmoei_cross_entropy_backward, TMOEI_HAND_VALUES, &job, sizeof job,
-        &logits, 1);
+    /* The gradient may take the place of the logits where nothing reads them later on the way back:
+     * where the newest node is the linear layer that made them. Its backward pass does not use y. */
+    const int free_values =
+        tape->last && tape->last->y == logits && tape->last->backward == tmoei_linear_backward;
+    return tmoei_record(tape, y, tmoei_cross_entropy_backward,
+        free_values ? TMOEI_HAND_VALUES : TMOEI_HAND_NONE, &job, sizeof job, &logits, 1);
 }
 
 /* ---- element by element -------------------------------------------------------------------------
@@ -5048,7 +5108,7 @@ TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outp
     TMOEI_SHAPE_RULE(tape, E >= 1 && first >= 0 && route->rows == 1 && first <= route->cols - E,
         "mix_outputs: %d experts from column %d of a route (%d,%d)", E, first, route->rows,
         route->cols);
-    tmoe_tensor **in = (tmoe_tensor **)tmoei_arena_alloc(&tape->small, (size_t)E + 1, sizeof *in);
+    tmoe_tensor **in = (tmoe_tensor **)tmoei_arena_alloc(&tape->nodes, (size_t)E + 1, sizeof *in);
     if (!in) return NULL;
     in[E] = route;
     for (int e = 0; e < E; e++) {
@@ -5206,9 +5266,10 @@ TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float
     if (!expert && !tape->dry) tmoei_merge(tape->ctx, &job);
     job.out = gradients; /* for the way back */
     if (!tape->record || (!gradients && !route->wants_grad)) return y;
-    y->wants_grad = y->has_grad = 1;
+    y->wants_grad = 1;
     if (expert && !route->wants_grad) { /* the chosen expert's own gradient takes it all */
         y->dx = gradients + (expert - experts);
+        y->has_grad = 1;
         return y;
     }
     y->dx = tmoei_floats(tape, tmoei_elements(y));
@@ -5435,9 +5496,10 @@ static tmoe_tensor *tmoei_ffn_sublayer(tmoei_pass *pass, tmoe_tensor *const *w, 
 }
 
 /* A task's row of what tmoe_mix_parameters made for all, on a tape of its own. */
-static tmoe_tensor *tmoei_mixed_row(tmoe_tape *tape, const tmoe_tensor *mixed, int t)
+static tmoe_tensor *tmoei_mixed_row(tmoe_tape *tape, tmoe_tensor *mixed, int t)
 {
     if (!mixed) return NULL;
+    mixed->has_grad = mixed->wants_grad; /* the row's parts write it */
     const size_t at = (size_t)t * (size_t)mixed->cols;
     tmoe_tensor *row =
         tmoe_leaf(tape, 1, mixed->cols, mixed->x + at, mixed->dx ? mixed->dx + at : NULL);
@@ -5659,7 +5721,7 @@ static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, floa
     tmoei_router router = { model, tape, grads, model->router_parameter, "" };
     tmoe_tensor *x, *a, *w[2];
     tmoe_tensor **parts =
-        (tmoe_tensor **)tmoei_arena_alloc(&tape->small, 2 * (size_t)R, sizeof *parts);
+        (tmoe_tensor **)tmoei_arena_alloc(&tape->nodes, 2 * (size_t)R, sizeof *parts);
     if (!parts) return NULL;
     if (c->router <= TMOE_ROUTER_LINEAR_LAYER_SPECIFIC) {
         for (int l = 0; l < (specific ? R : 1); l++) {
@@ -5690,7 +5752,7 @@ static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, floa
                 tmoe_linear(tape, tmoe_concat(tape, parts + 2 * l, 2), w[0], w[1], TMOE_NONE, NULL);
         return tmoe_concat(tape, parts, R);
     }
-    int *offsets = (int *)tmoei_arena_alloc(&tape->small, (size_t)K + 1, sizeof *offsets);
+    int *offsets = (int *)tmoei_arena_alloc(&tape->nodes, (size_t)K + 1, sizeof *offsets);
     if (!offsets) return NULL;
     for (int t = 0; t <= K; t++) offsets[t] = t * R;
     x = tmoe_reshape(tape, x, K * R, width);
@@ -6781,7 +6843,7 @@ static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer)
     tape->dry = tape->big.dry = router->dry = router->big.dry = 0;
     trainer->steps_done = 0;
     tmoei_trainer_turn(trainer);
-    trainer->step_bytes = tape->big.peak + tape->small.peak + router->big.peak + router->small.peak;
+    trainer->step_bytes = tape->big.peak + tape->nodes.peak + router->big.peak + router->nodes.peak;
     TMOEI_TRY(ctx->error);
     TMOEI_TRY(tmoei_tape_reserve(router));
     return tmoei_tape_reserve(tape);

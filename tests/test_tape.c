@@ -9,7 +9,7 @@ static tmoe_ctx *ctx;
 
 static int q_offsets[4] = { 0, 3, 4, 7 }, k_offsets[4] = { 0, 2, 6, 7 };
 static int ids[5] = { 1, 0, 2, 1, 3 }, positions[5] = { 0, 1, 2, 0, 1 },
-           targets[5] = { 1, -1, 3, 0, 2 };
+           targets[5] = { 1, -1, 3, 0, 2 }, more_targets[7] = { 1, 3, -1, 0, 2, 1, 0 };
 static float noise[12] = { 0.3f, -1.0f, 0.7f, 1.9f, 0.2f, -0.4f, 0.0f, 1.1f, -0.6f, 0.5f, 0.8f,
     -1.3f };
 
@@ -87,6 +87,21 @@ out:
     tmoe_tape_destroy(tape);
 }
 
+/* The product is recorded before the loss, so its backward pass, which reads the logits, comes after
+ * the loss's. */
+static tmoe_tensor *cross_entropy_and_product(tmoe_tape *t, tmoe_tensor *logits,
+    tmoe_tensor *factor)
+{
+    tmoe_tensor *product = tmoe_multiply(t, logits, factor);
+    return tmoe_add(t, tmoe_sum(t, product), tmoe_cross_entropy(t, logits, targets, 0.0f, 1.0f));
+}
+
+static tmoe_tensor *mix_of_three(tmoe_tape *t, tmoe_tensor **in)
+{
+    return tmoe_mix_parameters(t, in[0]->x, in[0]->dx, 3, 24, tmoe_select(t, in[1], NULL, 1.0f, 0),
+        0);
+}
+
 #define GRADIENT(name, tolerance, expression, ...) \
     static tmoe_tensor *build_##name(tmoe_tape *t, tmoe_tensor **in) \
     { \
@@ -122,6 +137,18 @@ GRADIENT(cross_entropy, 3e-4,
     { 5, 3 }, { 4, 3 })
 GRADIENT(cross_entropy_of_shared_logits, 3e-4,
     tmoe_add(t, tmoe_sum(t, in[0]), tmoe_cross_entropy(t, in[0], targets, 0.0f, 1.0f)), { 5, 4 })
+GRADIENT(cross_entropy_of_a_route, 3e-4,
+    tmoe_cross_entropy(t, tmoe_select(t, in[0], NULL, 0.5f, 0), targets, 0.0f, 1.0f), { 5, 4 })
+GRADIENT(cross_entropy_of_attention, 3e-4,
+    tmoe_cross_entropy(t, tmoe_attention(t, in[0], in[0], 2, 3, q_offsets, q_offsets, 0),
+        more_targets, 0.0f, 1.0f),
+    { 7, 12 })
+GRADIENT(cross_entropy_of_logits_that_a_product_needs, 3e-4,
+    cross_entropy_and_product(t, tmoe_linear(t, in[0], in[1], NULL, TMOE_NONE, NULL), in[2]),
+    { 5, 3 }, { 4, 3 }, { 5, 4 })
+GRADIENT(mix_parameters_used_whole, 5e-4,
+    tmoe_add(t, mix_of_three(t, in), tmoe_multiply(t, mix_of_three(t, in), in[2])), { 3, 24 },
+    { 1, 3 }, { 1, 24 })
 GRADIENT(map, 3e-4,
     tmoe_activate(t, tmoe_activate(t, tmoe_activate(t, in[0], TMOE_SIGMOID), TMOE_TANH), TMOE_GELU),
     { 3, 4 })
@@ -209,12 +236,14 @@ static void test_tasks_mixed_at_once_are_as_each_alone(void)
         E);
     CHECK(y && y->rows == TASKS && y->cols == N);
     memcpy(y->dx, g, sizeof g);
+    y->has_grad = 1;
     CHECK(tmoei_tape_backward(tape) == TMOE_OK);
     for (t = 0; t < TASKS; t++) {
         y1 = tmoe_mix_parameters(tape, experts, alone, E, N,
             tmoe_leaf(tape, 1, WIDTH, route + t * WIDTH, dr_alone + t * WIDTH), E);
         CHECK(y1 && !memcmp(y1->x, y->x + (size_t)t * N, N * sizeof(float)));
         memcpy(y1->dx, g + (size_t)t * N, N * sizeof(float));
+        y1->has_grad = 1;
         CHECK(tmoei_tape_backward(tape) == TMOE_OK);
     }
     for (i = 0; i < TASKS * WIDTH; i++)
@@ -320,7 +349,25 @@ static void test_wrong_shapes_are_refused_with_the_values_and_the_rule(void)
     CHECK(tmoe_backward(tape, NULL) == TMOE_ERR_SHAPE);
     tmoe_tape_reset(tape);
     CHECK(tmoe_error(ctx) == TMOE_OK && tmoe_backward(tape, NULL) == TMOE_ERR_ARGUMENT);
+    tmoe_tape_reset(tape);
     tmoe_tape_destroy(tape);
+    ctx->error = TMOE_OK;
+}
+
+/* A second backward pass would add nothing, and say that it went well; the loss of another tape, too. */
+static void test_backward_refuses_a_loss_that_is_not_on_the_tape(void)
+{
+    tmoe_tape *tape = tmoe_tape_create(ctx), *other = tmoe_tape_create(ctx);
+    float x[3] = { 1.0f, 2.0f, 3.0f }, dx[3] = { 0.0f, 0.0f, 0.0f };
+    tmoe_tensor *leaf = tmoe_leaf(tape, 1, 3, x, dx), *loss = tmoe_sum(tape, leaf);
+    CHECK(tmoe_backward(other, loss) == TMOE_ERR_ARGUMENT);
+    tmoe_tape_reset(other);
+    CHECK(tmoe_backward(tape, loss) == TMOE_OK && dx[1] == 1.0f);
+    CHECK(tmoe_backward(tape, loss) == TMOE_ERR_ARGUMENT);
+    CHECK_HAS(tmoe_error_message(ctx), "since its last backward pass");
+    CHECK(dx[1] == 1.0f);
+    tmoe_tape_destroy(tape);
+    tmoe_tape_destroy(other);
     ctx->error = TMOE_OK;
 }
 
@@ -353,12 +400,17 @@ TEST_MAIN("test_tape", ctx = tmoe_ctx_create(NULL); RUN(test_gradient_of_linear)
           RUN(test_gradient_of_self_attention); RUN(test_gradient_of_causal_attention);
           RUN(test_gradient_of_cross_attention); RUN(test_gradient_of_embedding);
           RUN(test_gradient_of_cross_entropy); RUN(test_gradient_of_cross_entropy_of_shared_logits);
-          RUN(test_gradient_of_map); RUN(test_gradient_of_add_and_multiply);
-          RUN(test_gradient_of_add_to_itself); RUN(test_gradient_of_affine_and_reshape);
-          RUN(test_gradient_of_dropout); RUN(test_gradient_of_select);
-          RUN(test_gradient_of_slice_and_concat); RUN(test_gradient_of_mix_outputs);
-          RUN(test_gradient_of_mix_parameters); RUN(test_tasks_mixed_at_once_are_as_each_alone);
+          RUN(test_gradient_of_cross_entropy_of_a_route);
+          RUN(test_gradient_of_cross_entropy_of_attention);
+          RUN(test_gradient_of_cross_entropy_of_logits_that_a_product_needs);
+          RUN(test_gradient_of_mix_parameters_used_whole); RUN(test_gradient_of_map);
+          RUN(test_gradient_of_add_and_multiply); RUN(test_gradient_of_add_to_itself);
+          RUN(test_gradient_of_affine_and_reshape); RUN(test_gradient_of_dropout);
+          RUN(test_gradient_of_select); RUN(test_gradient_of_slice_and_concat);
+          RUN(test_gradient_of_mix_outputs); RUN(test_gradient_of_mix_parameters);
+          RUN(test_tasks_mixed_at_once_are_as_each_alone);
           RUN(test_straight_through_gradient_is_that_of_the_soft_sample);
           RUN(test_one_hot_route_is_the_expert_itself);
           RUN(test_wrong_shapes_are_refused_with_the_values_and_the_rule);
+          RUN(test_backward_refuses_a_loss_that_is_not_on_the_tape);
           RUN(test_a_repeated_step_allocates_nothing); tmoe_ctx_destroy(ctx);)
