@@ -4307,6 +4307,79 @@ TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uin
 
 /* ==== >>vectors: task vectors from text, and the tasks themselves ============================= */
 
+/* ---- what the method needs of a tokenizer -------------------------------------------------------
+ * Texts become token ids and ids become texts; a model keeps a copy of its own. Every kind of
+ * tokenizer has a struct that begins with this one (>>tokenizer has the kind that is built in). */
+#define TMOEI_SPECIALS (TMOE_TOKEN_MASK + 1) /* members of tmoe_token */
+
+struct tmoe_tokenizer {
+    tmoe_ctx *ctx;
+    int vocabulary;               /* largest id + 1 */
+    int specials[TMOEI_SPECIALS]; /* ids by tmoe_token; -1: it has none */
+    tmoe_result (*encode)(const tmoe_tokenizer *tokenizer, const char *text, size_t length,
+        int flags, int *ids, size_t capacity, size_t *count);
+    tmoe_result (*decode)(const tmoe_tokenizer *tokenizer, const int *ids, size_t count, int flags,
+        char *text, size_t capacity, size_t *length);
+    tmoe_tokenizer *(*copy)(tmoe_ctx *ctx, const tmoe_tokenizer *tokenizer);
+    void (*destroy)(tmoe_tokenizer *tokenizer);
+};
+
+TMOE_DEF int tmoe_tokenizer_vocabulary(const tmoe_tokenizer *tokenizer)
+{
+    return tokenizer->vocabulary;
+}
+
+TMOE_DEF int tmoe_tokenizer_special(const tmoe_tokenizer *tokenizer, tmoe_token which)
+{
+    return (int)which >= 0 && (int)which < TMOEI_SPECIALS ? tokenizer->specials[which] : -1;
+}
+
+TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *tokenizer, const char *text,
+    size_t length, int flags, int *ids, size_t capacity, size_t *count)
+{
+    const int known =
+        TMOE_TOKENIZER_SPECIALS | TMOE_TOKENIZER_FIND_SPECIALS | TMOE_TOKENIZER_PREFIX_SPACE;
+    tmoe_ctx *ctx = tokenizer->ctx;
+    tmoei_begin(ctx);
+    if ((!text && length) || (!ids && capacity) || !count)
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "tokenizer_encode: text (%lu bytes), ids (room for %lu) or count is NULL",
+            (unsigned long)length, (unsigned long)capacity);
+    if (flags & ~known)
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "tokenizer_encode: flags %d; only SPECIALS, FIND_SPECIALS and PREFIX_SPACE may be set",
+            flags);
+    return tokenizer->encode(tokenizer, text, length, flags, ids, capacity, count);
+}
+
+TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *tokenizer, const int *ids,
+    size_t count, int flags, char *text, size_t capacity, size_t *length)
+{
+    const int known = TMOE_TOKENIZER_SKIP_SPECIALS | TMOE_TOKENIZER_CLEAN_SPACES;
+    tmoe_ctx *ctx = tokenizer->ctx;
+    tmoei_begin(ctx);
+    if ((!ids && count) || (!text && capacity) || !length)
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "tokenizer_decode: ids (%lu), text (room for %lu bytes) or length is NULL",
+            (unsigned long)count, (unsigned long)capacity);
+    if (flags & ~known)
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "tokenizer_decode: flags %d; only SKIP_SPECIALS and CLEAN_SPACES may be set", flags);
+    for (size_t i = 0; i < count; i++)
+        if (ids[i] < 0 || ids[i] >= tokenizer->vocabulary)
+            return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+                "tokenizer_decode: id %d at place %lu; 0 <= id < %d", ids[i], (unsigned long)i,
+                tokenizer->vocabulary);
+    return tokenizer->decode(tokenizer, ids, count, flags, text, capacity, length);
+}
+
+TMOE_DEF void tmoe_tokenizer_destroy(tmoe_tokenizer *tokenizer)
+{
+    if (tokenizer) tokenizer->destroy(tokenizer);
+}
+
+/* ---- a suite: the list of tasks that >>suite fills ------------------------------------------- */
+
 struct tmoe_suite {
     tmoe_ctx *ctx;
     tmoe_task *tasks;
@@ -4363,11 +4436,6 @@ static float tmoei_cosine(const float *a, const float *b, int k)
     const double aa = tmoei_text_dot(a, a, k), bb = tmoei_text_dot(b, b, k);
     return aa > 0.0 && bb > 0.0 ? (float)(tmoei_text_dot(a, b, k) / sqrt(aa * bb)) : 0.0f;
 }
-
-/* >>tokenizer: TO BE REPLACED by the interface of a tokenizer */
-static tmoe_tokenizer *tmoei_tokenizer_copy(tmoe_ctx *ctx, const tmoe_tokenizer *from);
-static tmoe_result tmoei_encode_source(const tmoe_tokenizer *tokenizer, const char *instruction,
-    const char *input, int find, int *ids, size_t capacity, size_t *count);
 
 /* ==== >>model: what is where in the one flat buffer of parameters ================================
  *   theta   [ embeddings, positions, norms | layer 0: shared part, expert 0, ..., expert E-1 |
@@ -4820,7 +4888,7 @@ static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config,
     model->N = task_count;
     model->version = 1;
     model->L = config->encoder_layers + config->decoder_layers;
-    model->tokenizer = tokenizer ? tmoei_tokenizer_copy(ctx, tokenizer) : NULL;
+    model->tokenizer = tokenizer ? tokenizer->copy(ctx, tokenizer) : NULL;
     model->config.vocabulary = model->V =
         config->vocabulary ? config->vocabulary : tmoe_tokenizer_vocabulary(tokenizer);
     model->generation.beams = model->generation.returned = 1;
@@ -6069,6 +6137,26 @@ typedef struct tmoei_texts {
     size_t *offsets;
     size_t count, ids_used, ids_capacity, offsets_capacity;
 } tmoei_texts;
+
+/* What the encoder reads: <s> instruction \n input </s>, or <s> input </s> without an instruction;
+ * count = tokens needed, even where they do not fit. find: special tokens in the text count as
+ * such. */
+static tmoe_result tmoei_encode_source(const tmoe_tokenizer *tokenizer, const char *instruction,
+    const char *input, int find, int *ids, size_t capacity, size_t *count)
+{
+    const size_t a = instruction && instruction[0] ? strlen(instruction) + 1 : 0, b = strlen(input);
+    char *text = (char *)tmoei_alloc(tokenizer->ctx, a + b + 1, 1, 0);
+    if (!text) return TMOE_ERR_MEMORY;
+    if (a) {
+        memcpy(text, instruction, a - 1);
+        text[a - 1] = '\n';
+    }
+    memcpy(text + a, input, b + 1);
+    const tmoe_result result = tokenizer->encode(tokenizer, text, a + b,
+        TMOE_TOKENIZER_SPECIALS | (find ? TMOE_TOKENIZER_FIND_SPECIALS : 0), ids, capacity, count);
+    tmoei_free(tokenizer->ctx, text);
+    return result;
+}
 
 /* Appends one tokenised text; `what`, task and line stand in the message where it is too long. */
 static tmoe_result tmoei_texts_add(const tmoe_model *model, tmoei_texts *texts,
@@ -8274,9 +8362,9 @@ typedef struct tmoei_special_token {
     int id, left_strip, ordinary;
 } tmoei_special_token;
 
-struct tmoe_tokenizer {
-    tmoe_ctx *ctx;
-    int V, merge_count, special_count, byte_id[256], prefix_space;
+typedef struct tmoei_bpe {
+    tmoe_tokenizer base;
+    int merge_count, special_count, byte_id[256], prefix_space;
     char *bytes; /* token i stands for bytes[starts[i]] to bytes[starts[i + 1]] */
     size_t *starts, bytes_used, bytes_capacity, starts_capacity, merges_capacity, specials_capacity;
     tmoei_table ids, pairs; /* of tokens by their bytes, of merges by their pairs */
@@ -8284,20 +8372,25 @@ struct tmoe_tokenizer {
     tmoei_special_token *specials;
     uint32_t *runs; /* of letters and numbers: 4 * first code point + kind */
     int run_count;
-};
+} tmoei_bpe;
 
-static const char *tmoei_token_text(const tmoe_tokenizer *t, int i)
+static const tmoei_bpe *tmoei_bpe_of(const tmoe_tokenizer *tokenizer)
+{
+    return (const tmoei_bpe *)tokenizer;
+}
+
+static const char *tmoei_token_text(const tmoei_bpe *t, int i)
 {
     return t->bytes + t->starts[i];
 }
 
-static size_t tmoei_token_length(const tmoe_tokenizer *t, int i)
+static size_t tmoei_token_length(const tmoei_bpe *t, int i)
 {
     return t->starts[i + 1] - t->starts[i];
 }
 
 /* The token that stands for these bytes, or -1. */
-static int tmoei_token_find(const tmoe_tokenizer *t, const char *text, size_t length)
+static int tmoei_token_find(const tmoei_bpe *t, const char *text, size_t length)
 {
     const uint64_t hash = tmoei_text_hash(text, length);
     size_t at = 0;
@@ -8310,81 +8403,89 @@ static int tmoei_token_find(const tmoe_tokenizer *t, const char *text, size_t le
 }
 
 /* Adds the next token; one without bytes is a hole in the vocabulary. */
-static int tmoei_token_add(tmoe_tokenizer *t, const char *text, size_t length)
+static int tmoei_token_add(tmoei_bpe *t, const char *text, size_t length)
 {
-    const size_t V = (size_t)t->V;
-    if (!tmoei_grow(t->ctx, &t->bytes, &t->bytes_capacity, t->bytes_used + length + 1, 1)
-        || !tmoei_grow(t->ctx, &t->starts, &t->starts_capacity, V + 2, sizeof(size_t))
-        || (length && !tmoei_table_add(t->ctx, &t->ids, tmoei_text_hash(text, length), t->V)))
+    const size_t V = (size_t)t->base.vocabulary;
+    if (!tmoei_grow(t->base.ctx, &t->bytes, &t->bytes_capacity, t->bytes_used + length + 1, 1)
+        || !tmoei_grow(t->base.ctx, &t->starts, &t->starts_capacity, V + 2, sizeof(size_t))
+        || (length
+            && !tmoei_table_add(t->base.ctx, &t->ids, tmoei_text_hash(text, length),
+                t->base.vocabulary)))
         return 0;
     if (length) memcpy(t->bytes + t->bytes_used, text, length);
     t->starts[V] = t->bytes_used;
     t->starts[V + 1] = t->bytes_used += length;
-    if (length == 1) t->byte_id[(unsigned char)text[0]] = t->V;
-    t->V++;
+    if (length == 1) t->byte_id[(unsigned char)text[0]] = t->base.vocabulary;
+    t->base.vocabulary++;
     return 1;
 }
 
-static int tmoei_merge_add(tmoe_tokenizer *t, int left, int right, int result)
+static int tmoei_merge_add(tmoei_bpe *t, int left, int right, int result)
 {
     const tmoei_merge_pair merge = { left, right, result };
-    if (!tmoei_grow(t->ctx, &t->merges, &t->merges_capacity, (size_t)t->merge_count + 1,
+    if (!tmoei_grow(t->base.ctx, &t->merges, &t->merges_capacity, (size_t)t->merge_count + 1,
             sizeof merge)
-        || !tmoei_table_add(t->ctx, &t->pairs, tmoei_pair_hash(left, right), t->merge_count))
+        || !tmoei_table_add(t->base.ctx, &t->pairs, tmoei_pair_hash(left, right), t->merge_count))
         return 0;
     t->merges[t->merge_count++] = merge;
     return 1;
 }
 
-static int tmoei_special_add(tmoe_tokenizer *t, int id, int left_strip, int ordinary)
+static int tmoei_special_add(tmoei_bpe *t, int id, int left_strip, int ordinary)
 {
     const tmoei_special_token special = { id, left_strip, ordinary };
     const size_t n = (size_t)t->special_count + 1;
-    if (!tmoei_grow(t->ctx, &t->specials, &t->specials_capacity, n, sizeof special)) return 0;
+    if (!tmoei_grow(t->base.ctx, &t->specials, &t->specials_capacity, n, sizeof special)) return 0;
     t->specials[t->special_count++] = special;
     return 1;
 }
 
-static int tmoei_special_is(const tmoe_tokenizer *t, int id)
+static int tmoei_special_is(const tmoei_bpe *t, int id)
 {
     for (int i = 0; i < t->special_count; i++)
         if (t->specials[i].id == id) return !t->specials[i].ordinary;
     return 0;
 }
 
-TMOE_DEF void tmoe_tokenizer_destroy(tmoe_tokenizer *tokenizer)
+static void tmoei_bpe_destroy(tmoe_tokenizer *tokenizer)
 {
-    if (!tokenizer) return;
+    tmoei_bpe *t = (tmoei_bpe *)tokenizer;
     tmoe_ctx *ctx = tokenizer->ctx;
-    tmoei_free(ctx, tokenizer->bytes);
-    tmoei_free(ctx, tokenizer->starts);
-    tmoei_free(ctx, tokenizer->runs);
-    tmoei_free(ctx, tokenizer->merges);
-    tmoei_free(ctx, tokenizer->specials);
-    tmoei_free(ctx, tokenizer->ids.slots);
-    tmoei_free(ctx, tokenizer->pairs.slots);
-    tmoei_free(ctx, tokenizer);
+    tmoei_free(ctx, t->bytes);
+    tmoei_free(ctx, t->starts);
+    tmoei_free(ctx, t->runs);
+    tmoei_free(ctx, t->merges);
+    tmoei_free(ctx, t->specials);
+    tmoei_free(ctx, t->ids.slots);
+    tmoei_free(ctx, t->pairs.slots);
+    tmoei_free(ctx, t);
 }
 
-/* The tokenizer if it is good; otherwise it goes. */
-static tmoe_tokenizer *tmoei_tokenizer_if(int good, tmoe_tokenizer *t)
+static const char *const tmoei_special_names[TMOEI_SPECIALS] = { "<s>", "<pad>", "</s>", "<unk>",
+    "<mask>" };
+
+/* The id of a special token (tmoe_token), or -1. */
+static int tmoei_special_find(const tmoei_bpe *t, int which)
 {
-    if (good) return t;
-    tmoe_tokenizer_destroy(t);
-    return NULL;
+    return tmoei_token_find(t, tmoei_special_names[which], strlen(tmoei_special_names[which]));
 }
 
-TMOE_DEF int tmoe_tokenizer_vocabulary(const tmoe_tokenizer *tokenizer)
+/* Returns t; where something failed, destroys it and returns NULL. */
+static tmoei_bpe *tmoei_bpe_if_good(tmoei_bpe *t)
 {
-    return tokenizer->V;
+    if (t && t->base.ctx->error != TMOE_OK) {
+        tmoei_bpe_destroy(&t->base);
+        return NULL;
+    }
+    return t;
 }
 
-static const char *const tmoei_special_names[5] = { "<s>", "<pad>", "</s>", "<unk>", "<mask>" };
-
-TMOE_DEF int tmoe_tokenizer_special(const tmoe_tokenizer *tokenizer, tmoe_token which)
+/* Looks up the special tokens: the last step of making a tokenizer. NULL where something failed. */
+static tmoe_tokenizer *tmoei_bpe_finish(tmoei_bpe *t)
 {
-    return tmoei_token_find(tokenizer, tmoei_special_names[which],
-        strlen(tmoei_special_names[which]));
+    if (!tmoei_bpe_if_good(t)) return NULL;
+    for (int i = 0; i < TMOEI_SPECIALS; i++) t->base.specials[i] = tmoei_special_find(t, i);
+    return &t->base;
 }
 
 /* ---- letters and numbers of Unicode -------------------------------------------------------------
@@ -8441,10 +8542,10 @@ static const char tmoei_unicode_runs[] =
 
 enum { TMOEI_OTHER, TMOEI_LETTER, TMOEI_NUMBER, TMOEI_SPACE, TMOEI_ENDED };
 
-static int tmoei_unicode_unpack(tmoe_tokenizer *t)
+static int tmoei_unicode_unpack(tmoei_bpe *t)
 {
     uint32_t value = 0, first = 0x80;
-    t->runs = (uint32_t *)tmoei_alloc(t->ctx, sizeof tmoei_unicode_runs, sizeof *t->runs,
+    t->runs = (uint32_t *)tmoei_alloc(t->base.ctx, sizeof tmoei_unicode_runs, sizeof *t->runs,
         0); /* or fewer */
     for (const char *c = tmoei_unicode_runs; t->runs && *c; c++) {
         const uint32_t digit = (uint32_t)(strchr(tmoei_unicode_digits, *c) - tmoei_unicode_digits);
@@ -8458,8 +8559,7 @@ static int tmoei_unicode_unpack(tmoe_tokenizer *t)
 }
 
 /* Kind of the character at text[at] and its bytes; a byte that is not UTF-8 is OTHER. */
-static int tmoei_character(const tmoe_tokenizer *t, const char *text, size_t n, size_t at,
-    size_t *bytes)
+static int tmoei_character(const tmoei_bpe *t, const char *text, size_t n, size_t at, size_t *bytes)
 {
     uint32_t c = 0;
     if (at >= n) return TMOEI_ENDED;
@@ -8484,7 +8584,7 @@ static int tmoei_character(const tmoe_tokenizer *t, const char *text, size_t n, 
 
 /* Where the word that begins at `at` ends: GPT-2's pattern
  *   's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ */
-static size_t tmoei_word_end(const tmoe_tokenizer *t, const char *text, size_t length, size_t at)
+static size_t tmoei_word_end(const tmoei_bpe *t, const char *text, size_t length, size_t at)
 {
     static const char *const endings[7] = { "'s", "'t", "'re", "'ve", "'m", "'ll", "'d" };
     size_t end = at, last = at, bytes = 0;
@@ -8500,45 +8600,6 @@ static size_t tmoei_word_end(const tmoe_tokenizer *t, const char *text, size_t l
     if (end > at && text[at] != ' ') return end;
     for (now = kind; now == kind; now = tmoei_character(t, text, length, end, &bytes)) end += bytes;
     return end;
-}
-
-static tmoe_tokenizer *tmoei_tokenizer_begin(tmoe_ctx *ctx)
-{
-    tmoe_tokenizer *t = (tmoe_tokenizer *)tmoei_alloc(ctx, 1, sizeof *t, 1);
-    if (!t) return NULL;
-    t->ctx = ctx;
-    memset(t->byte_id, -1, sizeof t->byte_id); /* none is known */
-    return tmoei_tokenizer_if(tmoei_unicode_unpack(t), t);
-}
-
-TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx)
-{
-    tmoei_begin(ctx);
-    tmoe_tokenizer *t = tmoei_tokenizer_begin(ctx);
-    char byte = 0;
-    for (int i = 0; ctx->error == TMOE_OK && i < TMOEI_BYTES_FIRST; i++)
-        if (tmoei_token_add(t, tmoei_special_names[i], strlen(tmoei_special_names[i])))
-            (void)tmoei_special_add(t, i, 0, 0);
-    for (int b = 0; ctx->error == TMOE_OK && b < 256; b++, byte++)
-        (void)tmoei_token_add(t, &byte, 1);
-    return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
-}
-
-static tmoe_tokenizer *tmoei_tokenizer_copy(tmoe_ctx *ctx, const tmoe_tokenizer *from)
-{
-    tmoe_tokenizer *t = tmoei_tokenizer_begin(ctx);
-    int good = t != NULL;
-    for (int i = 0; good && i < from->V; i++)
-        good = tmoei_token_add(t, tmoei_token_text(from, i), tmoei_token_length(from, i));
-    for (int i = 0; good && i < from->merge_count; i++)
-        good =
-            tmoei_merge_add(t, from->merges[i].left, from->merges[i].right, from->merges[i].result);
-    for (int i = 0; good && i < from->special_count; i++)
-        good = tmoei_special_add(t, from->specials[i].id, from->specials[i].left_strip,
-            from->specials[i].ordinary);
-    if (good) memcpy(t->byte_id, from->byte_id, sizeof t->byte_id);
-    if (good) t->prefix_space = from->prefix_space;
-    return tmoei_tokenizer_if(good, t);
 }
 
 /* ---- encoding -------------------------------------------------------------------------------- */
@@ -8570,7 +8631,7 @@ typedef struct tmoei_symbol {
 } tmoei_symbol; /* id and next -1: merged away, none */
 
 typedef struct tmoei_encoder {
-    const tmoe_tokenizer *tokenizer;
+    const tmoei_bpe *tokenizer;
     tmoei_symbol *s; /* a word's tokens, a linked list */
     uint64_t *heap;
     int *ids, heap_count; /* ids: out */
@@ -8595,14 +8656,14 @@ static void tmoei_encoder_put(tmoei_encoder *e, int id)
  * left. */
 static tmoe_result tmoei_encoder_word(tmoei_encoder *e, const char *text, size_t length)
 {
-    const tmoe_tokenizer *t = e->tokenizer;
+    const tmoei_bpe *t = e->tokenizer;
     const int n = length < (size_t)INT_MAX / 8 ? (int)length : -1;
     if (n < 0)
-        return tmoei_fail(t->ctx, TMOE_ERR_ARGUMENT, "encode: a word of %lu bytes",
+        return tmoei_fail(t->base.ctx, TMOE_ERR_ARGUMENT, "encode: a word of %lu bytes",
             (unsigned long)length);
     /* at most 3 candidates a token ever stand in the heap */
-    if (!tmoei_grow(t->ctx, &e->s, &e->s_capacity, length, sizeof *e->s)
-        || !tmoei_grow(t->ctx, &e->heap, &e->heap_capacity, 3 * length, sizeof *e->heap))
+    if (!tmoei_grow(t->base.ctx, &e->s, &e->s_capacity, length, sizeof *e->s)
+        || !tmoei_grow(t->base.ctx, &e->heap, &e->heap_capacity, 3 * length, sizeof *e->heap))
         return TMOE_ERR_MEMORY;
     for (int i = 0; i < n; i++) {
         const tmoei_symbol byte = { t->byte_id[(unsigned char)text[i]], i + 1 < n ? i + 1 : -1,
@@ -8632,7 +8693,7 @@ static tmoe_result tmoei_encoder_word(tmoei_encoder *e, const char *text, size_t
  * none. */
 static tmoe_result tmoei_encoder_text(tmoei_encoder *e, const char *text, size_t length, int prefix)
 {
-    tmoe_ctx *ctx = e->tokenizer->ctx;
+    tmoe_ctx *ctx = e->tokenizer->base.ctx;
     tmoe_result result = TMOE_OK;
     char *copy = NULL;
     if (prefix && length && text[0] != ' ') {
@@ -8650,7 +8711,7 @@ static tmoe_result tmoei_encoder_text(tmoei_encoder *e, const char *text, size_t
 }
 
 /* The special token that text begins with, the longest of several, or NULL. */
-static const tmoei_special_token *tmoei_special_at(const tmoe_tokenizer *t, const char *text,
+static const tmoei_special_token *tmoei_special_at(const tmoei_bpe *t, const char *text,
     size_t left)
 {
     const tmoei_special_token *best = NULL;
@@ -8665,9 +8726,10 @@ static const tmoei_special_token *tmoei_special_at(const tmoe_tokenizer *t, cons
     return best;
 }
 
-TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *t, const char *text, size_t length,
-    int flags, int *ids, size_t capacity, size_t *count)
+static tmoe_result tmoei_bpe_encode(const tmoe_tokenizer *tokenizer, const char *text,
+    size_t length, int flags, int *ids, size_t capacity, size_t *count)
 {
+    const tmoei_bpe *t = tmoei_bpe_of(tokenizer);
     const int prefix = t->prefix_space || (flags & TMOE_TOKENIZER_PREFIX_SPACE);
     const int frame = flags & TMOE_TOKENIZER_SPECIALS, find = flags & TMOE_TOKENIZER_FIND_SPECIALS;
     tmoe_result result = TMOE_OK;
@@ -8676,7 +8738,7 @@ TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *t, const char *
     e.tokenizer = t;
     e.ids = ids;
     e.capacity = capacity;
-    if (frame) tmoei_encoder_put(&e, tmoe_tokenizer_special(t, TMOE_TOKEN_BEGIN));
+    if (frame) tmoei_encoder_put(&e, t->base.specials[TMOE_TOKEN_BEGIN]);
     for (size_t at = 0, end, bytes; result == TMOE_OK && at < length; at = end) {
         const tmoei_special_token *special = NULL;
         for (end = at; end < length; end++)
@@ -8690,10 +8752,10 @@ TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *t, const char *
         tmoei_encoder_put(&e, special->id);
         end += tmoei_token_length(t, special->id);
     }
-    if (frame) tmoei_encoder_put(&e, tmoe_tokenizer_special(t, TMOE_TOKEN_END));
+    if (frame) tmoei_encoder_put(&e, t->base.specials[TMOE_TOKEN_END]);
     *count = e.count;
-    tmoei_free(t->ctx, e.s);
-    tmoei_free(t->ctx, e.heap);
+    tmoei_free(t->base.ctx, e.s);
+    tmoei_free(t->base.ctx, e.heap);
     return result;
 }
 
@@ -8716,14 +8778,12 @@ static size_t tmoei_clean_spaces(char *text, size_t length)
     return length;
 }
 
-TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *t, const int *ids, size_t count,
+static tmoe_result tmoei_bpe_decode(const tmoe_tokenizer *tokenizer, const int *ids, size_t count,
     int flags, char *text, size_t capacity, size_t *length)
 {
+    const tmoei_bpe *t = tmoei_bpe_of(tokenizer);
     size_t used = 0;
     for (size_t i = 0; i < count; i++) {
-        if (ids[i] < 0 || ids[i] >= t->V)
-            return tmoei_fail(t->ctx, TMOE_ERR_ARGUMENT, "decode: id %d at place %lu; 0 <= id < %d",
-                ids[i], (unsigned long)i, t->V);
         if ((flags & TMOE_TOKENIZER_SKIP_SPECIALS) && tmoei_special_is(t, ids[i])) continue;
         const size_t n = tmoei_token_length(t, ids[i]);
         if (n && used + n <= capacity) memcpy(text + used, tmoei_token_text(t, ids[i]), n);
@@ -8734,6 +8794,67 @@ TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *t, const int *i
     if (used < capacity) text[used] = 0;
     *length = used;
     return TMOE_OK;
+}
+
+/* ---- making one ------------------------------------------------------------------------------ */
+
+static tmoe_tokenizer *tmoei_bpe_copy(tmoe_ctx *ctx, const tmoe_tokenizer *tokenizer);
+
+/* A tokenizer without tokens; NULL when there is no memory. */
+static tmoei_bpe *tmoei_bpe_begin(tmoe_ctx *ctx)
+{
+    tmoei_bpe *t = (tmoei_bpe *)tmoei_alloc(ctx, 1, sizeof *t, 1);
+    if (!t) return NULL;
+    t->base.ctx = ctx;
+    t->base.encode = tmoei_bpe_encode;
+    t->base.decode = tmoei_bpe_decode;
+    t->base.copy = tmoei_bpe_copy;
+    t->base.destroy = tmoei_bpe_destroy;
+    memset(t->byte_id, -1, sizeof t->byte_id); /* none is known */
+    (void)tmoei_unicode_unpack(t);
+    return tmoei_bpe_if_good(t);
+}
+
+/* <s>, <pad>, </s> and the 256 bytes; errors are in the context. */
+static tmoei_bpe *tmoei_bpe_of_bytes(tmoe_ctx *ctx)
+{
+    tmoei_bpe *t = tmoei_bpe_begin(ctx);
+    for (int i = 0; ctx->error == TMOE_OK && i < TMOEI_BYTES_FIRST; i++) {
+        const char *name = tmoei_special_names[i];
+        if (tmoei_token_add(t, name, strlen(name))) (void)tmoei_special_add(t, i, 0, 0);
+    }
+    for (int b = 0; ctx->error == TMOE_OK && b < 256; b++) {
+        const char byte = (char)b;
+        (void)tmoei_token_add(t, &byte, 1);
+    }
+    return t;
+}
+
+TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx)
+{
+    tmoei_begin(ctx);
+    return tmoei_bpe_finish(tmoei_bpe_of_bytes(ctx));
+}
+
+static tmoe_tokenizer *tmoei_bpe_copy(tmoe_ctx *ctx, const tmoe_tokenizer *tokenizer)
+{
+    const tmoei_bpe *from = tmoei_bpe_of(tokenizer);
+    tmoei_bpe *t = tmoei_bpe_begin(ctx);
+    for (int i = 0; ctx->error == TMOE_OK && i < tokenizer->vocabulary; i++)
+        (void)tmoei_token_add(t, tmoei_token_text(from, i), tmoei_token_length(from, i));
+    for (int i = 0; ctx->error == TMOE_OK && i < from->merge_count; i++) {
+        const tmoei_merge_pair *merge = &from->merges[i];
+        (void)tmoei_merge_add(t, merge->left, merge->right, merge->result);
+    }
+    for (int i = 0; ctx->error == TMOE_OK && i < from->special_count; i++) {
+        const tmoei_special_token *special = &from->specials[i];
+        (void)tmoei_special_add(t, special->id, special->left_strip, special->ordinary);
+    }
+    if (t) {
+        memcpy(t->byte_id, from->byte_id, sizeof t->byte_id);
+        t->prefix_space = from->prefix_space;
+    }
+    return tmoei_bpe_finish(t);
 }
 
 /* ---- training: the most frequent pair of neighbours becomes a token, again and again --------- */
@@ -8749,17 +8870,17 @@ typedef struct tmoei_pair_count {
     long long count;
 } tmoei_pair_count;
 
-typedef struct tmoei_bpe {
+typedef struct tmoei_bpe_trainer {
     tmoe_ctx *ctx;
     int *symbols;            /* all words' tokens, one behind the other */
     tmoei_word *words;       /* different ones, and how often they came */
     tmoei_pair_count *pairs; /* all that ever came */
     size_t symbol_count, symbol_capacity, word_count, word_capacity, pair_count, pair_capacity;
     tmoei_table word_table, pair_table;
-} tmoei_bpe;
+} tmoei_bpe_trainer;
 
 /* Adds to the counts of a word's pairs. */
-static void tmoei_bpe_pairs_of(tmoei_bpe *bpe, const tmoei_word *word, long long count)
+static void tmoei_bpe_pairs_of(tmoei_bpe_trainer *bpe, const tmoei_word *word, long long count)
 {
     const int *s = bpe->symbols + word->first;
     for (size_t k = 0; k + 1 < word->length; k++) {
@@ -8778,7 +8899,7 @@ static void tmoei_bpe_pairs_of(tmoei_bpe *bpe, const tmoei_word *word, long long
 }
 
 /* Counts one word of a text, making it known where it is new. */
-static void tmoei_bpe_word(tmoei_bpe *bpe, const char *text, size_t length)
+static void tmoei_bpe_word(tmoei_bpe_trainer *bpe, const char *text, size_t length)
 {
     const tmoei_word word = { text, bpe->symbol_count, length, 1 };
     const uint64_t hash = tmoei_text_hash(text, length);
@@ -8799,7 +8920,7 @@ static void tmoei_bpe_word(tmoei_bpe *bpe, const char *text, size_t length)
 }
 
 /* Replaces left, right by symbol in every word; a changed word's pairs are counted anew. */
-static void tmoei_bpe_replace(tmoei_bpe *bpe, int left, int right, int symbol)
+static void tmoei_bpe_replace(tmoei_bpe_trainer *bpe, int left, int right, int symbol)
 {
     size_t i, to;
     for (size_t w = 0; w < bpe->word_count; w++) {
@@ -8820,7 +8941,7 @@ static void tmoei_bpe_replace(tmoei_bpe *bpe, int left, int right, int symbol)
 
 /* Makes a token of the most frequent pair (among equals the smaller ids); 0 when no pair comes
  * twice. A pair that spells a token that there is already merges to that. */
-static int tmoei_bpe_merge(tmoei_bpe *bpe, tmoe_tokenizer *t)
+static int tmoei_bpe_merge(tmoei_bpe_trainer *bpe, tmoei_bpe *t)
 {
     const tmoei_pair_count *best = NULL;
     for (size_t i = 0; i < bpe->pair_count; i++) {
@@ -8839,7 +8960,8 @@ static int tmoei_bpe_merge(tmoei_bpe *bpe, tmoe_tokenizer *t)
     if (!text) return 0;
     memcpy(text, tmoei_token_text(t, left), a);
     memcpy(text + a, tmoei_token_text(t, right), b);
-    const int known = tmoei_token_find(t, text, a + b), result = known >= 0 ? known : t->V;
+    const int known = tmoei_token_find(t, text, a + b),
+              result = known >= 0 ? known : t->base.vocabulary;
     if ((known >= 0 || tmoei_token_add(t, text, a + b)) && tmoei_merge_add(t, left, right, result))
         tmoei_bpe_replace(bpe, left, right, result);
     tmoei_free(bpe->ctx, text);
@@ -8850,13 +8972,13 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *
     int vocabulary)
 {
     tmoei_begin(ctx);
-    tmoei_bpe bpe;
+    tmoei_bpe_trainer bpe;
     if (vocabulary < TMOEI_MERGES_FIRST || vocabulary > TMOEI_TOKENS_MAX)
         return TMOEI_FAIL_NULL(ctx, TMOE_ERR_ARGUMENT,
             "tokenizer: vocabulary %d; must be 259 (bytes) to 1000000", vocabulary);
     memset(&bpe, 0, sizeof bpe);
     bpe.ctx = ctx;
-    tmoe_tokenizer *t = tmoe_tokenizer_bytes(ctx);
+    tmoei_bpe *t = tmoei_bpe_of_bytes(ctx);
     for (size_t i = 0; ctx->error == TMOE_OK && i < count; i++)
         for (size_t at = 0, end, n = strlen(texts[i]); ctx->error == TMOE_OK && at < n; at = end) {
             end = tmoei_word_end(t, texts[i], n, at);
@@ -8864,13 +8986,13 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *
         }
     for (size_t w = 0; ctx->error == TMOE_OK && w < bpe.word_count; w++)
         tmoei_bpe_pairs_of(&bpe, &bpe.words[w], bpe.words[w].count);
-    while (ctx->error == TMOE_OK && t->V < vocabulary && tmoei_bpe_merge(&bpe, t)) {}
+    while (ctx->error == TMOE_OK && t->base.vocabulary < vocabulary && tmoei_bpe_merge(&bpe, t)) {}
     tmoei_free(ctx, bpe.symbols);
     tmoei_free(ctx, bpe.words);
     tmoei_free(ctx, bpe.pairs);
     tmoei_free(ctx, bpe.word_table.slots);
     tmoei_free(ctx, bpe.pair_table.slots);
-    return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
+    return tmoei_bpe_finish(t);
 }
 
 #ifndef TMOE_NO_STDIO
@@ -8890,7 +9012,7 @@ static int tmoei_code_to_byte(uint32_t c)
     return c <= 288 ? (int)c - 256 : c <= 322 ? (int)c - 289 + 127 : c == 323 ? 173 : -1;
 }
 
-static void tmoei_token_print(tmoe_ctx *ctx, tmoei_buffer *buffer, const tmoe_tokenizer *t, int id)
+static void tmoei_token_print(tmoe_ctx *ctx, tmoei_buffer *buffer, const tmoei_bpe *t, int id)
 {
     char text[4];
     for (size_t i = t->starts[id]; i < t->starts[id + 1]; i++) {
@@ -8901,8 +9023,10 @@ static void tmoei_token_print(tmoe_ctx *ctx, tmoei_buffer *buffer, const tmoe_to
 }
 
 /* A tokenizer.json, which Hugging Face's tokenizers read, too; {} without a tokenizer. */
-static void tmoei_tokenizer_to_json(tmoe_ctx *ctx, const tmoe_tokenizer *t, tmoei_buffer *buffer)
+static void tmoei_tokenizer_to_json(tmoe_ctx *ctx, const tmoe_tokenizer *tokenizer,
+    tmoei_buffer *buffer)
 {
+    const tmoei_bpe *t = tmoei_bpe_of(tokenizer);
     const char *space = t && t->prefix_space ? "true" : "false", *comma = "";
     if (!t) {
         tmoei_buffer_print(ctx, buffer, "{}");
@@ -8925,13 +9049,12 @@ static void tmoei_tokenizer_to_json(tmoe_ctx *ctx, const tmoe_tokenizer *t, tmoe
         "\"RobertaProcessing\","
         "\"sep\":[\"</"
         "s>\",%d],\"cls\":[\"<s>\",%d],\"trim_offsets\":true,\"add_prefix_space\":%s},",
-        space, tmoe_tokenizer_special(t, TMOE_TOKEN_END),
-        tmoe_tokenizer_special(t, TMOE_TOKEN_BEGIN), space);
+        space, t->base.specials[TMOE_TOKEN_END], t->base.specials[TMOE_TOKEN_BEGIN], space);
     tmoei_buffer_print(ctx, buffer,
         "\"decoder\":{\"type\":\"ByteLevel\",\"add_prefix_space\":true,"
         "\"trim_offsets\":true,\"use_regex\":true},\"model\":{\"type\":\"BPE\",\"vocab\":{");
     comma = "";
-    for (int id = 0; id < t->V; id++) {
+    for (int id = 0; id < t->base.vocabulary; id++) {
         if (!tmoei_token_length(t, id)) continue;
         tmoei_buffer_print(ctx, buffer, "%s\"", comma);
         tmoei_token_print(ctx, buffer, t, id);
@@ -8966,7 +9089,7 @@ static long tmoei_token_bytes(const char *text, size_t length, char *out)
 
 /* A tokenizer with the tokens of a vocabulary {"token": id} and the special ones of a list (-1:
  * BART's). */
-static tmoe_tokenizer *tmoei_vocabulary_read(tmoe_ctx *ctx, const tmoei_json *json, int vocabulary,
+static tmoei_bpe *tmoei_vocabulary_read(tmoe_ctx *ctx, const tmoei_json *json, int vocabulary,
     int added, const char *name)
 {
     const tmoei_json_node *nodes = json->nodes;
@@ -8998,7 +9121,7 @@ static tmoe_tokenizer *tmoei_vocabulary_read(tmoe_ctx *ctx, const tmoei_json *js
             }
         }
     char *bytes = (char *)tmoei_alloc(ctx, TMOEI_TOKEN_BYTES, 1, 0);
-    tmoe_tokenizer *t = ctx->error == TMOE_OK ? tmoei_tokenizer_begin(ctx) : NULL;
+    tmoei_bpe *t = ctx->error == TMOE_OK ? tmoei_bpe_begin(ctx) : NULL;
     for (id = 0; ctx->error == TMOE_OK && id < V; id++) {
         const tmoei_json_node *node = &nodes[node_of[id]];
         const int plain = node->kind == TMOEI_JSON_STRING;
@@ -9027,38 +9150,38 @@ static tmoe_tokenizer *tmoei_vocabulary_read(tmoe_ctx *ctx, const tmoei_json *js
             tmoei_json_value(json, i, "special")->kind == TMOEI_JSON_FALSE);
     }
     for (int i = 0; ctx->error == TMOE_OK && i < 5; i++) {
-        const int token = tmoe_tokenizer_special(t, (tmoe_token)i);
+        const int token = tmoei_special_find(t, i);
         if (token < 0 && i != TMOE_TOKEN_UNKNOWN && i != TMOE_TOKEN_MASK)
             (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the vocabulary has no %s", name,
                 tmoei_special_names[i]);
         if (token >= 0 && added < 0) (void)tmoei_special_add(t, token, i == TMOE_TOKEN_MASK, 0);
     }
     for (int b = 0; ctx->error == TMOE_OK && b < 256; b++) {
-        if (t->byte_id[b] < 0) t->byte_id[b] = tmoe_tokenizer_special(t, TMOE_TOKEN_UNKNOWN);
+        if (t->byte_id[b] < 0) t->byte_id[b] = tmoei_special_find(t, TMOE_TOKEN_UNKNOWN);
         if (t->byte_id[b] < 0)
             (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: no token for byte %d, and no <unk>", name,
                 b);
     }
     tmoei_free(ctx, node_of);
     tmoei_free(ctx, bytes);
-    return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
+    return tmoei_bpe_if_good(t);
 }
 
 /* Adds the merge of two tokens that are written in GPT-2's alphabet; what they make must be a
  * token. */
-static tmoe_result tmoei_merge_read(tmoe_tokenizer *t, const char *left, size_t a,
-    const char *right, size_t b, const char *name, int number)
+static tmoe_result tmoei_merge_read(tmoei_bpe *t, const char *left, size_t a, const char *right,
+    size_t b, const char *name, int number)
 {
-    char *bytes = (char *)tmoei_alloc(t->ctx, a + b + 1, 1, 0);
+    char *bytes = (char *)tmoei_alloc(t->base.ctx, a + b + 1, 1, 0);
     if (!bytes) return TMOE_ERR_MEMORY;
     const long m = tmoei_token_bytes(left, a, bytes),
                n = m < 0 ? -1 : tmoei_token_bytes(right, b, bytes + m);
     const int x = m > 0 ? tmoei_token_find(t, bytes, (size_t)m) : -1;
     const int y = n > 0 ? tmoei_token_find(t, bytes + m, (size_t)n) : -1;
     const int result = x >= 0 && y >= 0 ? tmoei_token_find(t, bytes, (size_t)(m + n)) : -1;
-    tmoei_free(t->ctx, bytes);
+    tmoei_free(t->base.ctx, bytes);
     if (result < 0)
-        return tmoei_fail(t->ctx, TMOE_ERR_FORMAT,
+        return tmoei_fail(t->base.ctx, TMOE_ERR_FORMAT,
             "%s: merge %d joins '%.*s' and '%.*s'; both and what they "
             "make must be tokens of the vocabulary",
             name, number, (int)(a < 60 ? a : 60), left, (int)(b < 60 ? b : 60), right);
@@ -9072,8 +9195,7 @@ static size_t tmoei_merge_space(const char *text, size_t length)
     return space ? (size_t)(space - text) : length;
 }
 
-static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json *json,
-    const char *name)
+static tmoei_bpe *tmoei_bpe_from_json(tmoe_ctx *ctx, const tmoei_json *json, const char *name)
 {
     const tmoei_json_node *nodes = json->nodes;
     const int model = tmoei_json_get(json, 0, "model"),
@@ -9090,7 +9212,7 @@ static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json
             "%s: not a byte-level BPE: needs a model of type BPE "
             "with merges, a pre_tokenizer of type ByteLevel, no normalizer",
             name);
-    tmoe_tokenizer *t =
+    tmoei_bpe *t =
         tmoei_vocabulary_read(ctx, json, tmoei_json_get(json, model, "vocab"), added, name);
     if (t)
         t->prefix_space =
@@ -9109,7 +9231,13 @@ static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json
         else
             (void)tmoei_merge_read(t, left->text, cut, right->text + begin, rest, name, number);
     }
-    return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
+    return tmoei_bpe_if_good(t);
+}
+
+static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json *json,
+    const char *name)
+{
+    return tmoei_bpe_finish(tmoei_bpe_from_json(ctx, json, name));
 }
 #endif
 
@@ -9117,10 +9245,10 @@ static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json
 
 #ifndef TMOE_NO_STDIO
 
-static void tmoei_merges_read(tmoe_tokenizer *t, const char *path)
+static void tmoei_merges_read(tmoei_bpe *t, const char *path)
 {
     tmoei_lines in;
-    tmoei_lines_open(t->ctx, &in, path);
+    tmoei_lines_open(t->base.ctx, &in, path);
     while (tmoei_lines_next(&in)) {
         const size_t n = in.size, cut = tmoei_merge_space(in.line, n);
         if (n == 0 || (in.number == 1 && strncmp(in.line, "#version", 8) == 0)) continue;
@@ -9128,8 +9256,8 @@ static void tmoei_merges_read(tmoe_tokenizer *t, const char *path)
             (void)tmoei_merge_read(t, in.line, cut, in.line + cut + 1, n - cut - 1, path,
                 in.number);
         else
-            (void)tmoei_fail(t->ctx, TMOE_ERR_FORMAT, "%s: no merge: two tokens, a space between",
-                in.where);
+            (void)tmoei_fail(t->base.ctx, TMOE_ERR_FORMAT,
+                "%s: no merge: two tokens, a space between", in.where);
     }
 }
 
@@ -9137,10 +9265,10 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder)
 {
     char path[TMOEI_PATH];
     tmoei_json json;
-    tmoe_tokenizer *t = NULL;
+    tmoei_bpe *t = NULL;
     tmoei_begin(ctx);
     if (tmoei_json_file(ctx, &json, path, folder, "tokenizer.json", 1) == TMOE_OK && json.count)
-        t = tmoei_tokenizer_from_json(ctx, &json, path);
+        t = tmoei_bpe_from_json(ctx, &json, path);
     else if (ctx->error == TMOE_OK
         && tmoei_json_file(ctx, &json, path, folder, "vocab.json", 0) == TMOE_OK
         && (t = tmoei_vocabulary_read(ctx, &json, 0, -1, path)) != NULL) {
@@ -9159,7 +9287,7 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder)
         if (space != TMOEI_JSON_NULL) t->prefix_space = space == TMOEI_JSON_TRUE;
     }
     tmoei_json_free(ctx, &json);
-    return tmoei_tokenizer_if(ctx->error == TMOE_OK, t);
+    return tmoei_bpe_finish(t);
 }
 
 #endif /* TMOE_NO_STDIO */
@@ -9323,26 +9451,6 @@ TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const c
         tmoei_draft_add(&draft, 1, outputs[i], strlen(outputs[i]), where);
     }
     return tmoei_draft_finish(&draft, "suite_add");
-}
-
-/* What the encoder reads: <s> instruction \n input </s>, or <s> input </s> without an instruction;
- * count = tokens needed, even where they do not fit. find: special tokens in the text count as
- * such. */
-static tmoe_result tmoei_encode_source(const tmoe_tokenizer *tokenizer, const char *instruction,
-    const char *input, int find, int *ids, size_t capacity, size_t *count)
-{
-    const size_t a = instruction && instruction[0] ? strlen(instruction) + 1 : 0, b = strlen(input);
-    char *text = (char *)tmoei_alloc(tokenizer->ctx, a + b + 1, 1, 0);
-    if (!text) return TMOE_ERR_MEMORY;
-    if (a) {
-        memcpy(text, instruction, a - 1);
-        text[a - 1] = '\n';
-    }
-    memcpy(text + a, input, b + 1);
-    const tmoe_result result = tmoe_tokenizer_encode(tokenizer, text, a + b,
-        TMOE_TOKENIZER_SPECIALS | (find ? TMOE_TOKENIZER_FIND_SPECIALS : 0), ids, capacity, count);
-    tmoei_free(tokenizer->ctx, text);
-    return result;
 }
 
 #ifndef TMOE_NO_STDIO
@@ -11293,7 +11401,7 @@ static void tmoei_bart_text(const tmoe_model *model, int which, tmoei_buffer *b)
         tmoei_buffer_print(ctx, b,
             "{\"tokenizer_class\":\"BartTokenizer\",\"model_max_length\":%d,"
             "\"add_prefix_space\":%s",
-            c->source_tokens, model->tokenizer->prefix_space ? "true" : "false");
+            c->source_tokens, tmoei_bpe_of(model->tokenizer)->prefix_space ? "true" : "false");
     tmoei_buffer_add(ctx, b, "}\n", 2);
 }
 

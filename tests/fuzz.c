@@ -15,7 +15,7 @@ static void use_tokenizer(const tmoe_tokenizer *tokenizer)
     int ids[64];
     char back[4096];
     size_t count = 0, length;
-    if (tmoe_tokenizer_encode(tokenizer, text, sizeof text - 1, 31, ids, 64, &count) == TMOE_OK
+    if (tmoe_tokenizer_encode(tokenizer, text, sizeof text - 1, 13, ids, 64, &count) == TMOE_OK
         && count <= 64)
         (void)tmoe_tokenizer_decode(tokenizer, ids, count, 18, back, sizeof back, &length);
 }
@@ -52,7 +52,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         if (tokenizer) use_tokenizer(tokenizer);
         tmoe_tokenizer_destroy(tokenizer);
 #elif FUZZ == 4
-        tmoe_tokenizer *tokenizer = tmoei_vocabulary_read(ctx, &json, 0, -1, "fuzzed");
+        tmoei_bpe *tokenizer = tmoei_vocabulary_read(ctx, &json, 0, -1, "fuzzed");
         static const char merges[] = "/dev/shm/taskmoe_fuzz_merges.txt";
         FILE *out = tokenizer ? fopen(merges, "wb") : NULL;
         if (out) {
@@ -61,8 +61,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             (void)fclose(out);
             tmoei_merges_read(tokenizer, merges);
         }
-        if (tokenizer && ctx->error == TMOE_OK) use_tokenizer(tokenizer);
-        tmoe_tokenizer_destroy(tokenizer);
+        tmoe_tokenizer *finished = tmoei_bpe_finish(tokenizer);
+        if (finished) use_tokenizer(finished);
+        tmoe_tokenizer_destroy(finished);
 #endif
         tmoei_json_free(ctx, &json);
     }

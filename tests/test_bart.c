@@ -131,7 +131,8 @@ static void test_a_written_folder_is_read_bit_by_bit(void)
         CHECK(again->size == model->size
             && memcmp(again->theta, model->theta, model->size * sizeof(float)) == 0);
         CHECK(memcmp(&again->generation, g, sizeof *g) == 0);
-        CHECK(again->tokenizer && again->tokenizer->V == 259 && again->config.start_id == 2);
+        CHECK(
+            again->tokenizer && again->tokenizer->vocabulary == 259 && again->config.start_id == 2);
     }
     tmoe_model_destroy(again);
     tmoe_model_destroy(model);
@@ -365,7 +366,7 @@ static void test_the_space_before_a_text_is_the_tokenizer_configs(void)
     for (int i = 0; i < 3; i++) {
         spit("tokenizer_config.json", texts[i], strlen(texts[i]));
         tmoe_tokenizer *tokenizer = tmoe_tokenizer_load(ctx, FOLDER);
-        CHECK(tokenizer && tokenizer->prefix_space == expected[i]);
+        CHECK(tokenizer && tmoei_bpe_of(tokenizer)->prefix_space == expected[i]);
         tmoe_tokenizer_destroy(tokenizer);
     }
     spit("tokenizer_config.json", "{", 1);

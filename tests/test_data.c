@@ -115,8 +115,10 @@ static void test_tokenizers_round_trip_any_bytes(void)
     char random[300];
     int i, j;
     CHECK(tmoe_tokenizer_vocabulary(bytes) == 259 && tmoe_tokenizer_vocabulary(bpe) > 262);
-    CHECK(again->merge_count == bpe->merge_count
-        && memcmp(again->merges, bpe->merges, sizeof *bpe->merges * (size_t)bpe->merge_count) == 0);
+    const tmoei_bpe *first = tmoei_bpe_of(bpe), *second = tmoei_bpe_of(again);
+    CHECK(first->merge_count == second->merge_count
+        && memcmp(first->merges, second->merges, sizeof *first->merges * (size_t)first->merge_count)
+            == 0);
     for (i = 0; i < 6; i++) {
         check_round_trip(bytes, texts[i], strlen(texts[i]));
         check_round_trip(bpe, texts[i], strlen(texts[i]));
@@ -136,12 +138,13 @@ static void test_bpe_merges_in_order(void)
 {
     const int a = 3 + 'a', b = 3 + 'b';
     tmoe_tokenizer *tokenizer = tmoe_tokenizer_bytes(ctx);
+    tmoei_bpe *bpe = (tmoei_bpe *)tokenizer;
     int ids[16];
     size_t count;
-    CHECK(tmoei_token_add(tokenizer, "aa", 2) && tmoei_token_add(tokenizer, "aaa", 3)
-        && tmoei_token_add(tokenizer, "aaab", 4));
-    CHECK(tmoei_merge_add(tokenizer, a, a, 259) && tmoei_merge_add(tokenizer, 259, a, 260)
-        && tmoei_merge_add(tokenizer, 260, b, 261));
+    CHECK(tmoei_token_add(bpe, "aa", 2) && tmoei_token_add(bpe, "aaa", 3)
+        && tmoei_token_add(bpe, "aaab", 4));
+    CHECK(tmoei_merge_add(bpe, a, a, 259) && tmoei_merge_add(bpe, 259, a, 260)
+        && tmoei_merge_add(bpe, 260, b, 261));
     CHECK(tmoe_tokenizer_encode(tokenizer, "aaab", 4, 0, ids, 16, &count) == TMOE_OK && count == 1
         && ids[0] == 261);
     CHECK(tmoe_tokenizer_encode(tokenizer, "aaaab", 5, 0, ids, 16, &count) == TMOE_OK && count == 3
@@ -165,13 +168,38 @@ static void test_words_are_cut_as_gpt2_cuts_them(void)
         char out[200] = "";
         const size_t n = strlen(texts[i]);
         for (size_t at = 0, end; at < n; at = end) {
-            end = tmoei_word_end(tokenizer, texts[i], n, at);
+            end = tmoei_word_end(tmoei_bpe_of(tokenizer), texts[i], n, at);
             strncat(out, texts[i] + at, end - at);
             strcat(out, "|");
         }
         CHECK_TEXT(out, cut[i]);
     }
     tmoe_tokenizer_destroy(tokenizer);
+}
+
+static void test_a_tokenizer_refuses_arguments_that_make_no_sense(void)
+{
+    tmoe_tokenizer *t = tmoe_tokenizer_bytes(ctx);
+    const int bad[2] = { 3, 259 };
+    char text[8] = "kept";
+    size_t n = 7;
+    int id = 7;
+    CHECK(tmoe_tokenizer_encode(t, NULL, 1, 0, &id, 1, &n) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_tokenizer_encode(t, "a", 1, 0, NULL, 1, &n) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_tokenizer_encode(t, "a", 1, 0, &id, 1, NULL) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_tokenizer_encode(t, "a", 1, TMOE_TOKENIZER_SKIP_SPECIALS, &id, 1, &n)
+        == TMOE_ERR_ARGUMENT);
+    CHECK_HAS(tmoe_error_message(ctx), "tokenizer_encode: flags 2");
+    CHECK(tmoe_tokenizer_decode(t, bad, 2, 0, text, sizeof text, &n) == TMOE_ERR_ARGUMENT);
+    CHECK_HAS(tmoe_error_message(ctx), "id 259 at place 1");
+    CHECK(tmoe_tokenizer_decode(t, bad, 1, TMOE_TOKENIZER_SPECIALS, text, sizeof text, &n)
+        == TMOE_ERR_ARGUMENT);
+    CHECK(n == 7 && id == 7 && strcmp(text, "kept") == 0); /* a failed call changes nothing */
+    CHECK(tmoe_tokenizer_special(t, (tmoe_token)99) == -1);
+    CHECK(tmoe_tokenizer_special(t, TMOE_TOKEN_UNKNOWN) == -1);
+    CHECK(tmoe_tokenizer_encode(t, NULL, 0, 0, NULL, 0, &n) == TMOE_OK && n == 0);
+    CHECK(tmoe_error(ctx) == TMOE_OK);
+    tmoe_tokenizer_destroy(t);
 }
 
 static void test_a_word_of_a_megabyte_is_encoded(void)
@@ -762,8 +790,8 @@ static void test_clustering_of_a_known_tree(void)
 
 TEST_MAIN("test_data", ctx = tmoe_ctx_create(NULL); RUN(test_json_reads_what_is_json);
           RUN(test_json_refuses_what_is_not); RUN(test_tokenizers_round_trip_any_bytes);
-          RUN(test_bpe_merges_in_order); RUN(test_words_are_cut_as_gpt2_cuts_them);
-          RUN(test_a_word_of_a_megabyte_is_encoded);
+          RUN(test_a_tokenizer_refuses_arguments_that_make_no_sense); RUN(test_bpe_merges_in_order);
+          RUN(test_words_are_cut_as_gpt2_cuts_them); RUN(test_a_word_of_a_megabyte_is_encoded);
           RUN(test_three_files_typed_in_an_editor_are_read);
           RUN(test_tasks_table_and_split_are_read); RUN(test_crossfit_and_json_lines_are_read);
           RUN(test_bad_task_data_is_named_with_file_and_line); RUN(test_a_bad_split_is_refused);
