@@ -3208,12 +3208,15 @@ TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config)
  * On a DRY tape floats are counted but never touched. This is how the memory of a step is known
  * before training starts. */
 
+/* A released block is taken again only for the same shape. So the number of blocks of a shape that
+ * a step needs does not depend on the lengths of its sequences, and a step of shorter ones never
+ * takes more memory than the longest: the plan of memory (>>training) relies on it. */
 typedef struct tmoei_free_block {
     void *data;
-    size_t bytes;
+    size_t count, element_bytes;
 } tmoei_free_block;
 
-#define TMOEI_FREE_BLOCKS 32
+#define TMOEI_FREE_BLOCKS 128 /* the outputs of a layer's experts, and a layer's gradients */
 #define TMOEI_ARENA_CHUNK ((size_t)1 << 16) /* bytes of the smallest chunk */
 
 typedef struct tmoei_arena {
@@ -3224,21 +3227,17 @@ typedef struct tmoei_arena {
     tmoei_free_block free_blocks[TMOEI_FREE_BLOCKS];
 } tmoei_arena;
 
-/* Takes the smallest released block that holds `bytes` and wastes less than half; NULL: none. */
-static void *tmoei_arena_reuse(tmoei_arena *arena, size_t bytes)
+/* Takes a released block of this shape, the latest first: it is still in the cache. NULL: none. */
+static void *tmoei_arena_reuse(tmoei_arena *arena, size_t count, size_t element_bytes)
 {
-    tmoei_free_block *best = NULL;
-
-    for (int i = 0; i < arena->free_count; i++) {
+    for (int i = arena->free_count - 1; i >= 0; i--) {
         tmoei_free_block *block = &arena->free_blocks[i];
-        if (block->bytes < bytes || block->bytes / 2 > bytes) continue;
-        if (!best || block->bytes < best->bytes) best = block;
+        if (block->count != count || block->element_bytes != element_bytes) continue;
+        void *data = block->data;
+        *block = arena->free_blocks[--arena->free_count];
+        return data;
     }
-    if (!best) return NULL;
-
-    void *data = best->data;
-    *best = arena->free_blocks[--arena->free_count];
-    return data;
+    return NULL;
 }
 
 /* Makes room for `bytes` in the newest chunk; chunks double. */
@@ -3262,7 +3261,7 @@ static void *tmoei_arena_alloc(tmoei_arena *arena, size_t count, size_t element_
         return tmoei_alloc(arena->chunks.ctx, count, element_bytes, 0);
     bytes -= bytes % TMOEI_ALIGN;
 
-    void *reused = tmoei_arena_reuse(arena, bytes);
+    void *reused = tmoei_arena_reuse(arena, count, element_bytes);
     if (reused) return reused;
     if (!arena->dry && arena->size - arena->used < bytes && !tmoei_arena_grow(arena, bytes))
         return NULL;
@@ -3279,10 +3278,10 @@ static void *tmoei_arena_alloc(tmoei_arena *arena, size_t count, size_t element_
 static void tmoei_arena_release(tmoei_arena *arena, void *data, size_t count, size_t element_bytes)
 {
     if (arena->free_count == TMOEI_FREE_BLOCKS) return;
-    const size_t bytes = count * element_bytes + TMOEI_ALIGN;
     tmoei_free_block *block = &arena->free_blocks[arena->free_count++];
     block->data = data;
-    block->bytes = bytes - bytes % TMOEI_ALIGN;
+    block->count = count;
+    block->element_bytes = element_bytes;
 }
 
 /* Empties the arena. Several chunks are replaced by one of their total size, so a repeated step
@@ -3362,6 +3361,11 @@ TMOE_DEF void tmoe_tape_record(tmoe_tape *tape, int on)
 static size_t tmoei_elements(const tmoe_tensor *t)
 {
     return (size_t)t->rows * (size_t)t->cols;
+}
+
+static size_t tmoei_row_bytes(const tmoe_tensor *t)
+{
+    return (size_t)t->cols * sizeof(float);
 }
 
 static float *tmoei_floats(tmoe_tape *tape, size_t count)
@@ -3455,7 +3459,7 @@ static int tmoei_gradient_memory(tmoe_tape *tape, const tmoei_node *node, int i)
     else if (handed)
         in->dx = y->dx; /* the gradient is dy, or made from it in place */
     else
-        in->dx = tmoei_floats(tape, tmoei_elements(in));
+        in->dx = (float *)tmoei_arena_alloc(&tape->big, (size_t)in->rows, tmoei_row_bytes(in));
     if (!in->dx) return -1;
 
     in->has_grad = handed;
@@ -3491,7 +3495,7 @@ static tmoe_result tmoei_tape_backward(tmoe_tape *tape)
         if (!tape->dry && node->backward) node->backward(tape, node);
         if (tape->ctx->error != TMOE_OK) return tape->ctx->error;
         if (((tmoei_tensor *)y)->owned && !handed)
-            tmoei_arena_release(&tape->big, y->dx, tmoei_elements(y), sizeof(float));
+            tmoei_arena_release(&tape->big, y->dx, (size_t)y->rows, tmoei_row_bytes(y));
     }
     tape->last = NULL;
     return TMOE_OK;
