@@ -469,26 +469,41 @@ typedef struct tmoe_task {
 
 typedef struct tmoe_suite tmoe_suite; /* tasks; read by tmoe_suite_count and tmoe_suite_task */
 
-/* tmoe_suite_create, _destroy - an empty suite for tasks that a program makes
- * >>suite */
-TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx);
-/* tmoe_suite_add - adds a task of count lines, the last test_count of them for test
- * >>suite
- *   category  or NULL   inputs, outputs  (count) in: an answer each   fails  TMOE_ERR_ARGUMENT,
- *   _DATA: no lines, empty text, invalid UTF-8, test_count not below count, name already there */
-TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const char *category,
-    const char *instruction, tmoe_metric metric, tmoe_part part, const char *const *inputs,
-    const char *const *outputs, int count, int test_count);
-TMOE_DEF void tmoe_suite_destroy(tmoe_suite *suite);
-/* tmoe_suite_find - index of the task with this name, or -1.   thread  any */
-TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name);
-/* tmoe_suite_count - the number of tasks of a suite.   thread  any */
-TMOE_DEF int tmoe_suite_count(const tmoe_suite *suite);
-/* tmoe_suite_task - task i of a suite, the suite's own; NULL unless 0 <= i < count.   thread  any */
-TMOE_DEF const tmoe_task *tmoe_suite_task(const tmoe_suite *suite, int i);
+/* A task that a program makes, for tmoe_suite_add. Start from all zero. */
+typedef struct tmoe_task_lines {
+    const char *name, *category, *instruction;  /* UTF-8; category NULL: "none" */
+    tmoe_metric metric;                         /* zero: TMOE_METRIC_EXACT_MATCH */
+    tmoe_part part;                             /* zero: TMOE_PART_TRAIN */
+    const char *const *inputs, *const *outputs; /* (count) each; outputs[i] answers inputs[i] */
+    int count, test_count; /* lines; the last test_count of them, fewer than count, are for test */
+} tmoe_task_lines;
 
-/* tmoe_metric_name - as in files: exact_match, accuracy, macro_f1, token_f1 ...   thread  any */
+/* tmoe_suite_create, tmoe_suite_destroy - an empty suite, for tasks that a program makes  >>suite
+ *   returns  the suite, to be destroyed before the context; NULL: TMOE_ERR_MEMORY */
+TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx);
+TMOE_DEF void tmoe_suite_destroy(tmoe_suite *suite);
+/* tmoe_suite_add - adds a task with its lines to a suite                                  >>suite
+ *   lines  in: all texts are copied
+ *   fails  TMOE_ERR_ARGUMENT: no name, instruction, inputs or outputs, a NULL among them, not
+ *          0 <= test_count < count, an unknown metric or part
+ *          TMOE_ERR_DATA: an empty text, invalid UTF-8, a task of this name is there already
+ *   cost   a copy of the texts, and a comparison of the name with that of each task
+ *   Adding may move the tasks: pointers of tmoe_suite_task become invalid. */
+TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const tmoe_task_lines *lines);
+/* tmoe_suite_find - index of the task with this name, or -1                               >>suite
+ *   cost  a comparison of names a task;  thread  any */
+TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name);
+/* tmoe_suite_count - the number of tasks of a suite;  thread  any                      >>suite */
+TMOE_DEF int tmoe_suite_count(const tmoe_suite *suite);
+/* tmoe_suite_task - task i of a suite                                                     >>suite
+ *   returns  the suite's own, valid until a task is added or the suite is destroyed; the tasks are
+ *            one array. NULL unless 0 <= i < count
+ *   thread   any */
+TMOE_DEF const tmoe_task *tmoe_suite_task(const tmoe_suite *suite, int i);
+/* tmoe_metric_name - a metric's name in files: "exact_match", "accuracy", "macro_f1", "token_f1",
+ *   "rouge_l", "matthews", "pearson"; "unknown" for any other number;  thread  any     >>suite */
 TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric);
+
 /* tmoe_score - score of predictions by CrossFit's rules   cost  Rouge-L: product of lengths
  * >>metrics
  *   predictions (count >= 1, else TMOE_ERR_ARGUMENT) in      examples (count) in: their accepted
@@ -1314,6 +1329,46 @@ static size_t tmoei_utf8_put(uint32_t c, char *out)
     return n;
 }
 
+/* Bytes of a text up to the first that is not valid UTF-8, or is NUL; all of them if none is. */
+static size_t tmoei_utf8_sound(const char *text, size_t length)
+{
+    size_t at = 0;
+    while (at < length) {
+        uint32_t code = 0;
+        const size_t bytes = tmoei_utf8_next(text, length, at, &code);
+        if (bytes == 0 || code == 0) break;
+        at += bytes;
+    }
+    return at;
+}
+
+/* Unicode's White_Space. */
+static int tmoei_is_white_space(uint32_t c)
+{
+    return (c >= 9 && c <= 13) || c == 32 || c == 0x85 || c == 0xa0 || c == 0x1680
+        || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f
+        || c == 0x3000;
+}
+
+/* A text without the white space at both ends; its length into *length. */
+static const char *tmoei_strip(const char *text, size_t *length)
+{
+    size_t from = 0, to = 0; /* of what is left */
+    size_t at = 0;
+    while (at < *length) {
+        uint32_t code = 0;
+        size_t bytes = tmoei_utf8_next(text, *length, at, &code);
+        if (bytes == 0) bytes = 1; /* not UTF-8: no space */
+        at += bytes;
+        if (!tmoei_is_white_space(code))
+            to = at;
+        else if (to == 0)
+            from = at;
+    }
+    *length = to > from ? to - from : 0;
+    return text + from;
+}
+
 /* ---- buffer ---------------------------------------------------------------------------------- */
 
 typedef struct tmoei_buffer {
@@ -1425,6 +1480,12 @@ static int tmoei_folder_has(tmoe_ctx *ctx, char *path, const char *folder, const
 
 /* ---- lines ----------------------------------------------------------------------------------- */
 
+/* Bytes of the byte-order mark that the text begins with: editors write one before UTF-8. */
+static size_t tmoei_byte_order_mark(const char *text, size_t length)
+{
+    return length >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
+}
+
 typedef struct tmoei_lines { /* a text file, line by line */
     tmoe_ctx *ctx;
     char *text, where[TMOEI_PATH + 16]; /* "path:line" of the present line */
@@ -1439,7 +1500,7 @@ static void tmoei_lines_open(tmoe_ctx *ctx, tmoei_lines *lines, const char *path
     lines->ctx = ctx;
     lines->path = path;
     lines->text = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &lines->length);
-    if (lines->length >= 3 && memcmp(lines->text, "\xef\xbb\xbf", 3) == 0) lines->at = 3;
+    if (lines->text) lines->at = tmoei_byte_order_mark(lines->text, lines->length);
     while (lines->length > lines->at
         && (lines->text[lines->length - 1] == '\n' || lines->text[lines->length - 1] == '\r'))
         lines->length--; /* empty lines at the end do not count */
@@ -7851,20 +7912,30 @@ static double tmoei_json_number(const tmoei_json *json, int node, double fallbac
     return n->kind == TMOEI_JSON_NUMBER ? n->number : fallback;
 }
 
-/* Opens a JSON file of the folder. One that is absent, where that is allowed, gives an empty json.
+/* Reads and parses a JSON file. A byte-order mark before it is ignored. */
+static tmoe_result tmoei_json_read(tmoe_ctx *ctx, tmoei_json *json, const char *path)
+{
+    size_t length;
+    memset(json, 0, sizeof *json);
+    char *text = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &length);
+    if (!text) return ctx->error;
+    const size_t mark = tmoei_byte_order_mark(text, length);
+    (void)tmoei_json_parse(ctx, json, text + mark, length - mark, path);
+    tmoei_free(ctx, text);
+    return ctx->error;
+}
+
+/* Reads a JSON file of the folder, which must be an object. One that is absent, where that is allowed, gives an empty json.
  * */
 static tmoe_result tmoei_json_file(tmoe_ctx *ctx, tmoei_json *json, char *path, const char *folder,
     const char *name, int optional)
 {
-    size_t length;
     memset(json, 0, sizeof *json);
     if (!tmoei_folder_has(ctx, path, folder, name) && (optional || ctx->error != TMOE_OK))
         return ctx->error;
-    char *text = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &length);
-    if (text && tmoei_json_parse(ctx, json, text, length, path) == TMOE_OK
-        && json->nodes[0].kind != TMOEI_JSON_OBJECT)
+    TMOEI_TRY(tmoei_json_read(ctx, json, path));
+    if (json->nodes[0].kind != TMOEI_JSON_OBJECT)
         (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: must be a JSON object", path);
-    tmoei_free(ctx, text);
     return ctx->error;
 }
 
@@ -8571,9 +8642,7 @@ static int tmoei_character(const tmoei_bpe *t, const char *text, size_t n, size_
         *bytes = 1;
         return TMOEI_OTHER;
     }
-    if ((c >= 9 && c <= 13) || c == 32 || c == 0x85 || c == 0xa0 || c == 0x1680 || c == 0x3000
-        || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f || c == 0x205f)
-        return TMOEI_SPACE; /* Unicode's White_Space */
+    if (tmoei_is_white_space(c)) return TMOEI_SPACE;
     if (c < 0x80) return c >= '0' && c <= '9' ? TMOEI_NUMBER : tmoei_is_word_byte((unsigned char)c);
     int low = 0, high = t->run_count - 1; /* the last run that begins at c or before */
     while (low < high) {
@@ -9297,16 +9366,19 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder)
 #endif /* TMOE_NO_STDIO */
 
 /* ==== >>suite: tasks, examples, splits ===========================================================
- * A task's lines are collected in a draft and become a task only when all of it is sound. All
- * memory belongs to the suite. Trouble stands in the context: what comes after it does nothing. */
+ * A task's lines are collected in a draft, which becomes a task of the suite only when all of it is
+ * sound. All memory belongs to the suite. The first error is noted in the context; after it the
+ * functions below add nothing, so a loader looks at it once, where it ends. */
 
 #define TMOEI_BAD_DATA(ctx, ...) ((void)tmoei_fail(ctx, TMOE_ERR_DATA, __VA_ARGS__))
+#define TMOEI_TASK_LINES_MAX 100000000
 
 typedef struct tmoei_draft { /* a task that is being read */
     tmoe_suite *suite;
-    tmoe_task task;             /* what is known of it; test_count: its last lines; -1: 20 % */
-    tmoei_buffer text;          /* NUL-terminated strings: "iINPUT", "oOUTPUT", "oOUTPUT", ... */
-    size_t count, output_count; /* lines, outputs in all */
+    tmoe_task task;      /* what is known of it; test_count: its last lines; -1: 20 % of them */
+    tmoei_buffer text;   /* NUL-terminated strings: "iINPUT", "oOUTPUT", "oOUTPUT", "iINPUT", ... */
+    size_t count;        /* lines */
+    size_t output_count; /* outputs of all lines */
 } tmoei_draft;
 
 TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx)
@@ -9314,7 +9386,8 @@ TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx)
     tmoei_begin(ctx);
     tmoe_suite *suite = (tmoe_suite *)tmoei_alloc(ctx, 1, sizeof *suite, 1);
     if (!suite) return NULL;
-    suite->ctx = suite->own.ctx = ctx;
+    suite->ctx = ctx;
+    suite->own.ctx = ctx;
     return suite;
 }
 
@@ -9350,109 +9423,151 @@ TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric)
     return (unsigned)metric < TMOE_METRICS ? names[metric] : "unknown";
 }
 
-/* A new draft; the name with spaces for '_' is its instruction where nobody gave one. */
+/* ---- drafts ---------------------------------------------------------------------------------- */
+
+/* Refuses a text that is empty or not valid UTF-8 without a NUL: a file of a model with such a name
+ * or instruction could not be read again. where: "path:line". */
+static void tmoei_text_check(tmoe_ctx *ctx, const char *text, size_t length, const char *where,
+    const char *what)
+{
+    const size_t sound = tmoei_utf8_sound(text, length);
+    if (length == 0)
+        TMOEI_BAD_DATA(ctx, "%s: the %s is empty", where, what);
+    else if (sound < length)
+        TMOEI_BAD_DATA(ctx, "%s: the %s is not valid UTF-8 at its byte %lu", where, what,
+            (unsigned long)sound + 1);
+}
+
+/* A new draft. Without an instruction it is the name with spaces for '_'. */
 static void tmoei_draft_begin(tmoe_suite *suite, tmoei_draft *draft, const char *name,
     size_t length, const char *instruction, const char *category)
 {
-    const char *from = instruction && instruction[0] ? instruction : name;
-    char *text = tmoei_own_text(&suite->own, from, from == name ? length : strlen(from));
-    for (char *c = text; from == name && c && *c; c++)
-        if (*c == '_') *c = ' ';
+    char *text = NULL;
+    if (instruction && instruction[0])
+        text = tmoei_own_text(&suite->own, instruction, strlen(instruction));
+    else {
+        text = tmoei_own_text(&suite->own, name, length);
+        for (char *c = text; c && *c; c++)
+            if (*c == '_') *c = ' ';
+    }
+
     memset(draft, 0, sizeof *draft);
     draft->suite = suite;
     draft->task.test_count = -1;
     draft->task.name = tmoei_own_text(&suite->own, name, length);
-    draft->task.category =
-        category ? tmoei_own_text(&suite->own, category, strlen(category)) : "none";
     draft->task.instruction = text;
+    draft->task.category = "none";
+    if (category) draft->task.category = tmoei_own_text(&suite->own, category, strlen(category));
 }
 
-/* A new line's input, or an output of the last one: not empty, valid UTF-8, no NUL. where:
- * "path:line". */
+/* Adds a text to a draft: a new line's input, or one more output of the last line. */
 static void tmoei_draft_add(tmoei_draft *draft, int output, const char *text, size_t length,
     const char *where)
 {
-    tmoe_ctx *ctx = draft->suite->own.ctx;
-    const char *what = output ? "output" : "input";
-    size_t at = 0, bytes;
-    uint32_t code;
+    tmoe_ctx *ctx = draft->suite->ctx;
     if (ctx->error != TMOE_OK) return;
+    tmoei_text_check(ctx, text, length, where, output ? "output" : "input");
     if (output)
         draft->output_count++;
     else
         draft->count++;
-    while (at < length && (bytes = tmoei_utf8_next(text, length, at, &code)) != 0 && code != 0)
-        at += bytes;
-    if (length == 0)
-        TMOEI_BAD_DATA(ctx, "%s: the %s is empty", where, what);
-    else if (at < length)
-        TMOEI_BAD_DATA(ctx, "%s: the %s is not valid UTF-8 at its byte %lu", where, what,
-            (unsigned long)at + 1);
-    tmoei_buffer_add(ctx, &draft->text, what, 1); /* its first letter */
+    tmoei_buffer_add(ctx, &draft->text, output ? "o" : "i", 1);
     tmoei_buffer_add(ctx, &draft->text, text, length);
     tmoei_buffer_add(ctx, &draft->text, "", 1);
 }
 
-/* Turns a sound draft into a task of the suite; frees the draft in any case. */
+/* The lines of a draft as examples in the suite's memory; NULL without memory. */
+static tmoe_example *tmoei_draft_examples(tmoei_draft *draft)
+{
+    tmoei_owner *own = &draft->suite->own;
+    const char *text = tmoei_own_text(own, draft->text.data, draft->text.length);
+    const char **answers = (const char **)tmoei_own(own, draft->output_count + 1, sizeof *answers);
+    tmoe_example *examples = (tmoe_example *)tmoei_own(own, draft->count, sizeof *examples);
+    if (!text || !answers || !examples) return NULL;
+
+    for (size_t i = 0; i < draft->count; i++) {
+        examples[i].input = text + 1;
+        examples[i].outputs = answers;
+        text += strlen(text) + 1;
+        while (*text == 'o') { /* a NUL ends the last line */
+            *answers++ = text + 1;
+            examples[i].output_count++;
+            text += strlen(text) + 1;
+        }
+    }
+    return examples;
+}
+
+/* Turns a sound draft into a task of the suite. The draft is freed in any case. */
 static tmoe_result tmoei_draft_finish(tmoei_draft *draft, const char *where)
 {
     tmoe_suite *suite = draft->suite;
-    tmoe_suite *shown = suite;
-    tmoe_ctx *ctx = shown->ctx;
+    tmoe_ctx *ctx = suite->ctx;
     tmoe_task *task = &draft->task;
-    const int count = (int)draft->count;
-    if (draft->count == 0 || draft->count > 100000000)
-        TMOEI_BAD_DATA(ctx, "%s: task %s has no lines", where, task->name);
-    if (ctx->error == TMOE_OK && tmoe_suite_find(shown, task->name) >= 0)
-        TMOEI_BAD_DATA(ctx, "%s: there are two tasks called %s", where, task->name);
+    if (ctx->error == TMOE_OK) {
+        tmoei_text_check(ctx, task->name, strlen(task->name), where, "name");
+        tmoei_text_check(ctx, task->category, strlen(task->category), where, "category");
+        tmoei_text_check(ctx, task->instruction, strlen(task->instruction), where, "instruction");
+        if (draft->count == 0) TMOEI_BAD_DATA(ctx, "%s: task %s has no lines", where, task->name);
+        if (draft->count > TMOEI_TASK_LINES_MAX)
+            TMOEI_BAD_DATA(ctx, "%s: task %s has %lu lines, must be at most %d", where, task->name,
+                (unsigned long)draft->count, TMOEI_TASK_LINES_MAX);
+        if (tmoe_suite_find(suite, task->name) >= 0)
+            TMOEI_BAD_DATA(ctx, "%s: there are two tasks called %s", where, task->name);
+    }
+
+    tmoe_example *examples = NULL;
     if (ctx->error == TMOE_OK
-        && tmoei_grow(ctx, &shown->tasks, &suite->capacity, (size_t)shown->count + 1,
-            sizeof *task)) {
-        const char *text = tmoei_own_text(&suite->own, draft->text.data, draft->text.length),
-                   **answers = (const char **)tmoei_own(&suite->own, draft->output_count + 1,
-                       sizeof *answers);
-        tmoe_example *examples =
-            (tmoe_example *)tmoei_own(&suite->own, draft->count, sizeof *examples);
-        if (task->test_count < 0) task->test_count = count / 5 > 0 ? count / 5 : count > 1;
+        && tmoei_grow(ctx, &suite->tasks, &suite->capacity, (size_t)suite->count + 1, sizeof *task))
+        examples = tmoei_draft_examples(draft);
+    if (examples) {
+        const int count = (int)draft->count;
+        if (task->test_count < 0) { /* 20 %; one of two to four lines */
+            task->test_count = count / 5;
+            if (task->test_count == 0 && count > 1) task->test_count = 1;
+        }
         task->train_count = count - task->test_count;
-        for (int i = 0; ctx->error == TMOE_OK && i < count; i++) {
-            examples[i].input = text + 1;
-            examples[i].outputs = answers;
-            for (; *(text += strlen(text) + 1) == 'o'; examples[i].output_count++)
-                *answers++ = text + 1;
-        }
-        if (ctx->error == TMOE_OK) {
-            task->train = examples;
-            task->test = examples + task->train_count;
-            shown->tasks[shown->count++] = *task;
-        }
+        task->train = examples;
+        task->test = examples + task->train_count;
+        suite->tasks[suite->count++] = *task;
     }
     tmoei_buffer_free(ctx, &draft->text);
     return ctx->error;
 }
 
-TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const char *category,
-    const char *instruction, tmoe_metric metric, tmoe_part part, const char *const *inputs,
-    const char *const *outputs, int count, int test_count)
+TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const tmoe_task_lines *lines)
 {
     tmoe_ctx *ctx = suite->ctx;
+    const char *name = lines->name;
     tmoei_draft draft;
+    char where[64];
     tmoei_begin(ctx);
-    if (!name || !name[0] || !instruction || !instruction[0] || count < 1 || test_count < 0
-        || test_count >= count || (unsigned)metric >= TMOE_METRICS)
+    if (!name || !name[0] || !lines->instruction || !lines->instruction[0] || !lines->inputs
+        || !lines->outputs)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "suite_add: %d lines, %d for test; needs name, "
-            "instruction, metric and 0 <= test_count < count",
-            count, test_count);
-    tmoei_draft_begin((tmoe_suite *)suite, &draft, name, strlen(name), instruction, category);
-    draft.task.metric = metric;
-    draft.task.part = part;
-    draft.task.test_count = test_count;
-    for (int i = 0; i < count; i++) {
-        char where[96];
+            "suite_add: a task needs a name, an instruction, inputs and outputs");
+    if (lines->count < 1 || lines->test_count < 0 || lines->test_count >= lines->count)
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "suite_add: task %s: count is %d, test_count is %d; must be 0 <= test_count < count",
+            name, lines->count, lines->test_count);
+    if ((unsigned)lines->metric >= TMOE_METRICS || (unsigned)lines->part > TMOE_PART_TEST)
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "suite_add: task %s: metric is %d, must be 0 to %d; part is %d, must be 0 to %d", name,
+            (int)lines->metric, TMOE_METRICS - 1, (int)lines->part, TMOE_PART_TEST);
+    for (int i = 0; i < lines->count; i++)
+        if (!lines->inputs[i] || !lines->outputs[i])
+            return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "suite_add: task %s, line %d: NULL", name,
+                i + 1);
+
+    tmoei_draft_begin(suite, &draft, name, strlen(name), lines->instruction, lines->category);
+    draft.task.metric = lines->metric;
+    draft.task.part = lines->part;
+    draft.task.test_count = lines->test_count;
+    for (int i = 0; i < lines->count; i++) {
+        const char *input = lines->inputs[i], *output = lines->outputs[i];
         (void)snprintf(where, sizeof where, "suite_add: line %d", i + 1);
-        tmoei_draft_add(&draft, 0, inputs[i], strlen(inputs[i]), where);
-        tmoei_draft_add(&draft, 1, outputs[i], strlen(outputs[i]), where);
+        tmoei_draft_add(&draft, 0, input, strlen(input), where);
+        tmoei_draft_add(&draft, 1, output, strlen(output), where);
     }
     return tmoei_draft_finish(&draft, "suite_add");
 }
@@ -9461,16 +9576,9 @@ TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const char *name, const c
 
 /* ---- folders --------------------------------------------------------------------------------- */
 
-static int tmoei_name_order(const void *a, const void *b)
+/* All names of a folder into `text`, each with its NUL; returns how many, or -1: no such folder. */
+static int tmoei_folder_read(tmoe_ctx *ctx, const char *folder, tmoei_buffer *text)
 {
-    return strcmp(*(char *const *)a, *(char *const *)b);
-}
-
-/* Names in a folder, sorted, so that the file system's order is of no account; -1: no such folder.
- * */
-static int tmoei_names(tmoe_suite *suite, const char *folder, char ***names)
-{
-    tmoei_buffer text = { NULL, 0, 0, 0 };
     int count = 0;
 #if defined(_WIN32)
     struct _finddata_t found;
@@ -9479,60 +9587,100 @@ static int tmoei_names(tmoe_suite *suite, const char *folder, char ***names)
     intptr_t handle = _findfirst(pattern, &found);
     if (handle == -1) return -1;
     do {
-        tmoei_buffer_add(suite->own.ctx, &text, found.name, strlen(found.name) + 1);
+        tmoei_buffer_add(ctx, text, found.name, strlen(found.name) + 1);
         count++;
     } while (_findnext(handle, &found) == 0);
     (void)_findclose(handle);
 #else
     DIR *directory = opendir(folder);
-    const struct dirent *entry;
     if (!directory) return -1;
-    for (; (entry = readdir(directory)) != NULL; count++)
-        tmoei_buffer_add(suite->own.ctx, &text, entry->d_name, strlen(entry->d_name) + 1);
+    for (const struct dirent *entry = readdir(directory); entry; entry = readdir(directory)) {
+        tmoei_buffer_add(ctx, text, entry->d_name, strlen(entry->d_name) + 1);
+        count++;
+    }
     (void)closedir(directory);
 #endif
-    *names = (char **)tmoei_own(&suite->own, (size_t)count + 1, sizeof **names);
-    char *at = *names && !text.failed && count ? tmoei_own_text(&suite->own, text.data, text.length)
-                                               : NULL;
-    tmoei_buffer_free(suite->own.ctx, &text);
-    for (int i = 0; at && i < count; i++, at += strlen(at) + 1) (*names)[i] = at;
-    if (at) qsort(*names, (size_t)count, sizeof **names, tmoei_name_order);
-    return at ? count : 0;
+    return count;
 }
 
+static int tmoei_name_order(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+/* The names in a folder, in the suite's memory: sorted, because file systems have orders of their
+ * own. Returns how many, or -1: no such folder. */
+static int tmoei_names(tmoe_suite *suite, const char *folder, char ***names)
+{
+    tmoei_buffer text = { NULL, 0, 0, 0 };
+    const int count = tmoei_folder_read(suite->ctx, folder, &text);
+    if (count < 0) return -1;
+    char **list = (char **)tmoei_own(&suite->own, (size_t)count + 1, sizeof *list);
+    char *name = NULL;
+    if (list && !text.failed && count > 0)
+        name = tmoei_own_text(&suite->own, text.data, text.length);
+    tmoei_buffer_free(suite->ctx, &text);
+    *names = list;
+    if (!name) return 0;
+
+    for (int i = 0; i < count; i++) {
+        list[i] = name;
+        name += strlen(name) + 1;
+    }
+    qsort(list, (size_t)count, sizeof *list, tmoei_name_order);
+    return count;
+}
+
+/* Whether a file's name ends so; names that begin with a point are hidden, and never do. */
 static int tmoei_ends_with(const char *text, const char *end)
 {
     const size_t a = strlen(text), b = strlen(end);
     return text[0] != '.' && a > b && strcmp(text + a - b, end) == 0;
 }
 
+/* ---- TSV files ------------------------------------------------------------------------------- */
+
 /* Adds the lines of a TSV file: input TAB output [TAB output ...]. */
 static void tmoei_read_tsv(tmoei_draft *draft, const char *path)
 {
-    tmoe_ctx *ctx = draft->suite->own.ctx;
+    tmoe_ctx *ctx = draft->suite->ctx;
     tmoei_lines in;
     tmoei_lines_open(ctx, &in, path);
     while (tmoei_lines_next(&in)) {
         const char *from = in.line, *end = from + in.size;
         if (!memchr(from, '\t', in.size))
             TMOEI_BAD_DATA(ctx, "%s: no TAB; a line is 'input TAB output'", in.where);
-        for (int output = 0; from <= end; output = 1) {
+        int output = 0;
+        while (from <= end) {
             const char *tab = (const char *)memchr(from, '\t', (size_t)(end - from));
-            tmoei_draft_add(draft, output, from, (size_t)((tab ? tab : end) - from), in.where);
-            from = tab ? tab + 1 : end + 1;
+            if (!tab) tab = end;
+            tmoei_draft_add(draft, output, from, (size_t)(tab - from), in.where);
+            from = tab + 1;
+            output = 1;
         }
     }
 }
 
-/* ---- the three layouts ----------------------------------------------------------------------- */
-
-/* The field that *rest begins with, cut off at the separator, *rest behind it; NULL behind the
- * last. */
-static char *tmoei_cut(char **rest, char separator)
+/* The same by the rules of CrossFit's loader: white space around a line does not count, and a line
+ * without an answer is left out. Empty answers are left out here, too. */
+static void tmoei_read_crossfit(tmoei_draft *draft, const char *path)
 {
-    char *field = *rest;
-    if (field && (*rest = strchr(field, separator)) != NULL) *(*rest)++ = 0;
-    return field;
+    tmoei_lines in;
+    tmoei_lines_open(draft->suite->ctx, &in, path);
+    while (tmoei_lines_next(&in)) {
+        size_t size = in.size;
+        const char *from = tmoei_strip(in.line, &size), *end = from + size;
+        if (!memchr(from, '\t', size)) continue;
+        int output = 0;
+        while (from <= end) {
+            const char *tab = (const char *)memchr(from, '\t', (size_t)(end - from));
+            if (!tab) tab = end;
+            if (tab > from || !output)
+                tmoei_draft_add(draft, output, from, (size_t)(tab - from), in.where);
+            from = tab + 1;
+            output = 1;
+        }
+    }
 }
 
 /* NAME.tsv files of a folder. */
@@ -9540,155 +9688,245 @@ static void tmoei_load_tsv_folder(tmoe_suite *suite, const char *folder)
 {
     char path[TMOEI_PATH], **names;
     const int count = tmoei_names(suite, folder, &names);
-    for (int i = 0; suite->own.ctx->error == TMOE_OK && i < count; i++) {
+    for (int i = 0; i < count && suite->ctx->error == TMOE_OK; i++) {
         tmoei_draft draft;
         if (!tmoei_ends_with(names[i], ".tsv") || strcmp(names[i], "tasks.tsv") == 0) continue;
-        if (tmoei_path_join(suite->own.ctx, path, folder, names[i]) != TMOE_OK) return;
-        tmoei_draft_begin(suite, &draft, names[i], strlen(names[i]) - 4, NULL, NULL);
+        if (tmoei_path_join(suite->ctx, path, folder, names[i]) != TMOE_OK) return;
+        tmoei_draft_begin(suite, &draft, names[i], strlen(names[i]) - strlen(".tsv"), NULL, NULL);
         tmoei_read_tsv(&draft, path);
         (void)tmoei_draft_finish(&draft, path);
     }
 }
 
-/* CrossFit: TASK/TASK_{k}_{seed}_{train,dev,test}.tsv. Training lines are those of the first
- * sample; test lines are in every sample the same. */
+/* CrossFit's layout: TASK/TASK_{k}_{seed}_{train,dev,test}.tsv. Read are the files of the first
+ * sample (k and seed) alone; test lines are the same in every sample. */
 static void tmoei_load_crossfit_task(tmoe_suite *suite, const char *folder, const char *name)
 {
-    static const char *const ends[3] = { "_dev.tsv", "_train.tsv",
-        "_test.tsv" }; /* test lines are last */
+    enum { TMOEI_DEV, TMOEI_TRAIN, TMOEI_TEST, TMOEI_ENDS }; /* test lines are last in a task */
+
+    static const char *const ends[TMOEI_ENDS] = { "_dev.tsv", "_train.tsv", "_test.tsv" };
     tmoei_draft draft;
     char path[TMOEI_PATH] = "", **names;
-    const char *first = NULL;
-    size_t sample = 0; /* of what its files' names begin with */
+    const char *first = NULL; /* the first file of all */
+    size_t sample = 0;        /* bytes of its name that name the sample: TASK_{k}_{seed} */
     const int count = tmoei_names(suite, folder, &names);
     tmoei_draft_begin(suite, &draft, name, strlen(name), NULL, NULL);
-    for (int i = 0; suite->own.ctx->error == TMOE_OK && i < 3 * count; i++) {
-        const char *file = names[i % count], *end = ends[i / count];
+
+    for (int e = 0; e < TMOEI_ENDS; e++) {
         const size_t before = draft.count;
-        if (!tmoei_ends_with(file, end) || strncmp(file, name, strlen(name)) != 0) continue;
-        if (!first) {
-            first = file;
-            sample = strlen(file) - strlen(end);
+        for (int i = 0; i < count && suite->ctx->error == TMOE_OK; i++) {
+            const char *file = names[i];
+            if (!tmoei_ends_with(file, ends[e]) || strncmp(file, name, strlen(name)) != 0) continue;
+            if (!first) {
+                first = file;
+                sample = strlen(file) - strlen(ends[e]);
+            }
+            if (strncmp(file, first, sample) != 0 || strcmp(file + sample, ends[e]) != 0) continue;
+            if (tmoei_path_join(suite->ctx, path, folder, file) != TMOE_OK) continue;
+            tmoei_read_crossfit(&draft, path);
+            if (e == TMOEI_TEST) draft.task.test_count = (int)(draft.count - before);
         }
-        if (strncmp(file, first, sample) != 0 || strcmp(file + sample, end) != 0) continue;
-        if (tmoei_path_join(suite->own.ctx, path, folder, file) == TMOE_OK)
-            tmoei_read_tsv(&draft, path);
-        if (end == ends[2]) draft.task.test_count = (int)(draft.count - before);
     }
     if (first) (void)tmoei_draft_finish(&draft, path);
 }
 
-/* JSON lines; the lines of one task may be anywhere in the file. */
-static void tmoei_load_jsonl(tmoe_suite *suite, const char *path)
+/* ---- JSON lines ------------------------------------------------------------------------------ */
+
+typedef struct tmoei_drafts {
+    tmoei_draft *items;
+    size_t count, capacity;
+} tmoei_drafts;
+
+/* The draft of a task, a new one at its first line; NULL without memory. */
+static tmoei_draft *tmoei_draft_of(tmoe_suite *suite, tmoei_drafts *drafts, const char *name,
+    const char *instruction)
 {
-    tmoe_ctx *ctx = suite->own.ctx;
-    tmoei_draft *drafts = NULL;
-    size_t count = 0, capacity = 0, d;
-    tmoei_lines in;
-    tmoei_json json;
-    tmoei_lines_open(ctx, &in, path);
-    for (; tmoei_lines_next(&in); tmoei_json_free(ctx, &json)) {
-        if (tmoei_json_parse(ctx, &json, in.line, in.size, in.where) != TMOE_OK) continue;
-        const tmoei_json_node *nodes = json.nodes;
-        const int task = tmoei_json_get(&json, 0, "task"),
-                  input = tmoei_json_get(&json, 0, "input"),
-                  output = tmoei_json_get(&json, 0, "output"),
-                  says = tmoei_json_get(&json, 0, "instruction");
-        const tmoei_json_kind kind = tmoei_json_at(&json, output)->kind;
-        if (!tmoei_json_is_string(&json, task) || !tmoei_json_is_string(&json, input)
-            || (says >= 0 && !tmoei_json_is_string(&json, says))
-            || (kind != TMOEI_JSON_STRING && kind != TMOEI_JSON_ARRAY)) {
-            TMOEI_BAD_DATA(ctx,
-                "%s: needs strings \"task\" and \"input\", \"output\" as a string or a list "
-                "of strings, and \"instruction\" as a string if at all",
-                in.where);
-            continue;
-        }
-        for (d = 0; d < count && strcmp(drafts[d].task.name, nodes[task].text) != 0; d++) {}
-        if (d == count) {
-            if (!tmoei_grow(ctx, &drafts, &capacity, count + 1, sizeof *drafts)) continue;
-            tmoei_draft_begin(suite, &drafts[count++], nodes[task].text, nodes[task].length,
-                tmoei_json_at(&json, says)->text, NULL);
-        }
-        tmoei_draft_add(&drafts[d], 0, nodes[input].text, nodes[input].length, in.where);
-        int o = kind == TMOEI_JSON_ARRAY ? nodes[output].child : output;
-        if (o < 0) TMOEI_BAD_DATA(ctx, "%s: the list of outputs is empty", in.where);
-        for (; o >= 0; o = o == output ? -1 : nodes[o].next)
-            if (tmoei_json_is_string(&json, o))
-                tmoei_draft_add(&drafts[d], 1, nodes[o].text, nodes[o].length, in.where);
-            else
-                TMOEI_BAD_DATA(ctx, "%s: an output is not a string", in.where);
-    }
-    for (d = 0; d < count; d++) (void)tmoei_draft_finish(&drafts[d], path);
-    tmoei_free(ctx, drafts);
+    for (size_t d = 0; d < drafts->count; d++)
+        if (strcmp(drafts->items[d].task.name, name) == 0) return &drafts->items[d];
+    if (!tmoei_grow(suite->ctx, &drafts->items, &drafts->capacity, drafts->count + 1,
+            sizeof *drafts->items))
+        return NULL;
+    tmoei_draft *draft = &drafts->items[drafts->count++];
+    tmoei_draft_begin(suite, draft, name, strlen(name), instruction, NULL);
+    return draft;
 }
 
-/* What tasks.tsv says of the suite's tasks; columns by their names in the first line. */
-static void tmoei_describe(tmoe_suite *suite, const char *path)
+/* One line: {"task", "instruction" if at all, "input", "output": a string or a list of them}. */
+static void tmoei_read_json_line(tmoe_suite *suite, tmoei_drafts *drafts, const tmoei_json *json,
+    const char *where)
 {
-    enum { TMOEI_NAME, TMOEI_CATEGORY, TMOEI_METRIC, TMOEI_INSTRUCTION, TMOEI_LABELS, TMOEI_KNOWN };
+    tmoe_ctx *ctx = suite->ctx;
+    const int task = tmoei_json_get(json, 0, "task"), input = tmoei_json_get(json, 0, "input"),
+              output = tmoei_json_get(json, 0, "output"),
+              instruction = tmoei_json_get(json, 0, "instruction");
+    const tmoei_json_node *answers = tmoei_json_at(json, output);
+    if (!tmoei_json_is_string(json, task) || !tmoei_json_is_string(json, input)
+        || (instruction >= 0 && !tmoei_json_is_string(json, instruction))
+        || (answers->kind != TMOEI_JSON_STRING && answers->kind != TMOEI_JSON_ARRAY)) {
+        TMOEI_BAD_DATA(ctx,
+            "%s: needs strings \"task\" and \"input\", \"output\" as a string or a list "
+            "of strings, and \"instruction\" as a string if at all",
+            where);
+        return;
+    }
+    tmoei_draft *draft = tmoei_draft_of(suite, drafts, json->nodes[task].text,
+        tmoei_json_at(json, instruction)->text);
+    if (!draft) return;
 
-    static const char *const wanted[TMOEI_KNOWN] = { "name", "category", "metric", "instruction",
-        "labels" };
-    int column_of[TMOEI_KNOWN] = { -1, -1, -1, -1, -1 };
-    tmoe_ctx *ctx = suite->own.ctx;
+    const tmoei_json_node *text = &json->nodes[input];
+    tmoei_draft_add(draft, 0, text->text, text->length, where);
+    if (answers->kind == TMOEI_JSON_STRING) {
+        tmoei_draft_add(draft, 1, answers->text, answers->length, where);
+        return;
+    }
+    if (answers->count == 0) TMOEI_BAD_DATA(ctx, "%s: the list of outputs is empty", where);
+    for (int o = answers->child; o >= 0; o = json->nodes[o].next) {
+        if (tmoei_json_is_string(json, o))
+            tmoei_draft_add(draft, 1, json->nodes[o].text, json->nodes[o].length, where);
+        else
+            TMOEI_BAD_DATA(ctx, "%s: an output is not a string", where);
+    }
+}
+
+/* The lines of one task may be anywhere in the file. */
+static void tmoei_load_jsonl(tmoe_suite *suite, const char *path)
+{
+    tmoe_ctx *ctx = suite->ctx;
+    tmoei_drafts drafts = { NULL, 0, 0 };
     tmoei_lines in;
     tmoei_lines_open(ctx, &in, path);
     while (tmoei_lines_next(&in)) {
-        char *field[TMOEI_KNOWN] = { NULL, NULL, NULL, NULL, NULL }, *text;
-        char *rest = tmoei_own_text(&suite->own, in.line, in.size);
-        for (int column = 0; (text = tmoei_cut(&rest, '\t')) != NULL; column++)
-            for (int w = 0; w < TMOEI_KNOWN; w++) {
-                if (in.number == 1 && strcmp(text, wanted[w]) == 0) column_of[w] = column;
-                if (in.number > 1 && column_of[w] == column && text[0]) field[w] = text;
-            }
-        if (column_of[TMOEI_NAME] < 0)
-            TMOEI_BAD_DATA(ctx, "%s: the first line must name the columns, one of them 'name'",
-                in.where);
-        const char *wants = field[TMOEI_METRIC];
-        int metric = 0;
-        while (wants && metric < TMOE_METRICS
-            && strcmp(wants, tmoe_metric_name((tmoe_metric)metric)) != 0)
-            metric++;
-        if (metric == TMOE_METRICS) TMOEI_BAD_DATA(ctx, "%s: unknown metric '%s'", in.where, wants);
-        const int known = field[TMOEI_NAME] ? tmoe_suite_find(suite, field[TMOEI_NAME]) : -1;
-        if (known < 0) continue;
-        tmoe_task *task = &suite->tasks[known];
-        if (field[TMOEI_CATEGORY]) task->category = field[TMOEI_CATEGORY];
-        if (field[TMOEI_INSTRUCTION]) task->instruction = field[TMOEI_INSTRUCTION];
-        task->metric = (tmoe_metric)metric;
-        if (!(rest = field[TMOEI_LABELS])) continue; /* "a|b|c": a closed set */
-        const char **labels =
-            (const char **)tmoei_own(&suite->own, strlen(rest) + 1, sizeof *labels);
-        task->labels = labels;
-        task->label_count = 0;
-        while (labels && (text = tmoei_cut(&rest, '|')) != NULL) {
-            for (int i = 0; i < task->label_count; i++)
-                if (strcmp(labels[i], text) == 0)
-                    TMOEI_BAD_DATA(ctx, "%s: label '%s' is there twice", in.where, text);
-            labels[task->label_count++] = text;
-        }
-        for (int i = 0, l; ctx->error == TMOE_OK && i < task->train_count + task->test_count; i++) {
-            const char *answer =
-                task->train[i].outputs[0]; /* the test's lines lie behind train's */
-            for (l = 0; l < task->label_count && strcmp(answer, labels[l]) != 0; l++) {}
-            if (l == task->label_count)
-                TMOEI_BAD_DATA(ctx, "%s: '%s' is no label", in.where, answer);
-        }
+        tmoei_json json;
+        if (tmoei_json_parse(ctx, &json, in.line, in.size, in.where) == TMOE_OK)
+            tmoei_read_json_line(suite, &drafts, &json, in.where);
+        tmoei_json_free(ctx, &json);
+    }
+    for (size_t d = 0; d < drafts.count; d++) (void)tmoei_draft_finish(&drafts.items[d], path);
+    tmoei_free(ctx, drafts.items);
+}
+
+/* ---- tasks.tsv ------------------------------------------------------------------------------- */
+
+typedef enum tmoei_column { /* by their names in the first line, in any order */
+    TMOEI_COLUMN_NAME,
+    TMOEI_COLUMN_CATEGORY,
+    TMOEI_COLUMN_METRIC,
+    TMOEI_COLUMN_INSTRUCTION,
+    TMOEI_COLUMN_LABELS,
+    TMOEI_COLUMN_COUNT
+} tmoei_column;
+
+static const char *const tmoei_column_names[TMOEI_COLUMN_COUNT] = { "name", "category", "metric",
+    "instruction", "labels" };
+
+/* Cuts off the field that *rest begins with, at the separator, and moves *rest behind it. Returns
+ * NULL behind the last field. */
+static char *tmoei_cut(char **rest, char separator)
+{
+    char *field = *rest;
+    if (!field) return NULL;
+    char *end = strchr(field, separator);
+    *rest = end ? end + 1 : NULL;
+    if (end) *end = 0;
+    return field;
+}
+
+/* The closed set "a|b|c" of a task: no label is empty or there twice, and each answer is one. */
+static void tmoei_read_labels(tmoe_suite *suite, tmoe_task *task, char *text, const char *where)
+{
+    tmoe_ctx *ctx = suite->ctx;
+    const char **labels = (const char **)tmoei_own(&suite->own, strlen(text) + 2, sizeof *labels);
+    int count = 0;
+    if (!labels) return;
+    for (char *label = tmoei_cut(&text, '|'); label; label = tmoei_cut(&text, '|')) {
+        tmoei_text_check(ctx, label, strlen(label), where, "label");
+        for (int i = 0; i < count; i++)
+            if (strcmp(labels[i], label) == 0)
+                TMOEI_BAD_DATA(ctx, "%s: label '%s' is there twice", where, label);
+        labels[count++] = label;
+    }
+    task->labels = labels;
+    task->label_count = count;
+
+    for (int i = 0; i < task->train_count + task->test_count; i++) {
+        const char *answer = task->train[i].outputs[0]; /* test lines lie behind those of train */
+        int known = 0;
+        for (int l = 0; l < count; l++) known = known || strcmp(answer, labels[l]) == 0;
+        if (!known) TMOEI_BAD_DATA(ctx, "%s: '%s' is no label", where, answer);
     }
 }
 
+/* One row's fields, NULL where one is absent or empty. Rows of tasks that the folder does not have
+ * are ignored. */
+static void tmoei_describe_task(tmoe_suite *suite, char *const *field, const char *where)
+{
+    tmoe_ctx *ctx = suite->ctx;
+    const char *wanted = field[TMOEI_COLUMN_METRIC];
+    int metric = TMOE_METRIC_EXACT_MATCH;
+    while (wanted && metric < TMOE_METRICS
+        && strcmp(wanted, tmoe_metric_name((tmoe_metric)metric)) != 0)
+        metric++;
+    if (metric == TMOE_METRICS) TMOEI_BAD_DATA(ctx, "%s: unknown metric '%s'", where, wanted);
+
+    const char *name = field[TMOEI_COLUMN_NAME];
+    const int known = name ? tmoe_suite_find(suite, name) : -1;
+    if (known < 0) return;
+    for (int c = 0; c < TMOEI_COLUMN_COUNT; c++)
+        if (field[c])
+            tmoei_text_check(ctx, field[c], strlen(field[c]), where, tmoei_column_names[c]);
+    if (ctx->error != TMOE_OK) return;
+
+    tmoe_task *task = &suite->tasks[known];
+    task->metric = (tmoe_metric)metric;
+    if (field[TMOEI_COLUMN_CATEGORY]) task->category = field[TMOEI_COLUMN_CATEGORY];
+    if (field[TMOEI_COLUMN_INSTRUCTION]) task->instruction = field[TMOEI_COLUMN_INSTRUCTION];
+    if (field[TMOEI_COLUMN_LABELS])
+        tmoei_read_labels(suite, task, field[TMOEI_COLUMN_LABELS], where);
+}
+
+/* What tasks.tsv says of the suite's tasks. */
+static void tmoei_describe(tmoe_suite *suite, const char *path)
+{
+    tmoe_ctx *ctx = suite->ctx;
+    int column_of[TMOEI_COLUMN_COUNT]; /* -1: the file has no such column */
+    for (int c = 0; c < TMOEI_COLUMN_COUNT; c++) column_of[c] = -1;
+
+    tmoei_lines in;
+    tmoei_lines_open(ctx, &in, path);
+    while (tmoei_lines_next(&in)) {
+        char *field[TMOEI_COLUMN_COUNT] = { NULL };
+        char *rest = tmoei_own_text(&suite->own, in.line, in.size);
+        int column = 0;
+        for (char *text = tmoei_cut(&rest, '\t'); text; text = tmoei_cut(&rest, '\t')) {
+            for (int c = 0; c < TMOEI_COLUMN_COUNT; c++) {
+                if (in.number == 1 && strcmp(text, tmoei_column_names[c]) == 0)
+                    column_of[c] = column;
+                if (in.number > 1 && column_of[c] == column && text[0]) field[c] = text;
+            }
+            column++;
+        }
+        if (column_of[TMOEI_COLUMN_NAME] < 0)
+            TMOEI_BAD_DATA(ctx, "%s: the first line must name the columns, one of them 'name'",
+                in.where);
+        if (in.number > 1) tmoei_describe_task(suite, field, in.where);
+    }
+}
+
+/* ---- a whole folder -------------------------------------------------------------------------- */
+
 static void tmoei_load_folder(tmoe_suite *suite, const char *folder)
 {
-    tmoe_ctx *ctx = suite->own.ctx;
+    tmoe_ctx *ctx = suite->ctx;
     char path[TMOEI_PATH], **names;
+    errno = 0;
     const int count = tmoei_names(suite, folder, &names);
     if (count < 0)
         (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: is not a folder that can be read: %s", folder,
             strerror(errno));
     else
         tmoei_load_tsv_folder(suite, folder);
-    for (int i = 0; ctx->error == TMOE_OK && i < count; i++) {
+
+    for (int i = 0; i < count && ctx->error == TMOE_OK; i++) {
         if (names[i][0] == '.' || tmoei_path_join(ctx, path, folder, names[i]) != TMOE_OK) continue;
         if (tmoei_ends_with(names[i], ".jsonl"))
             tmoei_load_jsonl(suite, path);
@@ -9697,6 +9935,7 @@ static void tmoei_load_folder(tmoe_suite *suite, const char *folder)
         else if (strcmp(names[i], "splits") != 0)
             tmoei_load_crossfit_task(suite, path, names[i]);
     }
+
     if (ctx->error == TMOE_OK && tmoei_folder_has(ctx, path, folder, "tasks.tsv"))
         tmoei_describe(suite, path);
     if (suite->count == 0)
@@ -9704,60 +9943,77 @@ static void tmoei_load_folder(tmoe_suite *suite, const char *folder)
             "%s: no tasks: neither NAME.tsv, nor TASK/TASK_*_train.tsv, nor *.jsonl", folder);
 }
 
+/* ---- splits ---------------------------------------------------------------------------------- */
+
+/* Gives the tasks of one list of a split their part. named[i]: task i is in a list already. */
+static void tmoei_split_part(tmoe_suite *suite, const tmoei_json *json, tmoe_part part, char *named,
+    const char *path)
+{
+    static const char *const keys[] = { "train", "dev", "test" }; /* by tmoe_part */
+    tmoe_ctx *ctx = suite->ctx;
+    char unknown[TMOEI_MESSAGE_BYTES / 2] = "";
+    const tmoei_json_node *list = tmoei_json_value(json, 0, keys[part]);
+    if (json->nodes[0].kind != TMOEI_JSON_OBJECT
+        || (list->kind != TMOEI_JSON_NULL && list->kind != TMOEI_JSON_ARRAY)) {
+        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+            "%s: a split is {\"train\": [], \"dev\": [], \"test\": []}, lists of task names", path);
+        return;
+    }
+    for (int node = list->child; node >= 0; node = json->nodes[node].next) {
+        const char *name = "(not a string)";
+        if (tmoei_json_is_string(json, node)) name = json->nodes[node].text;
+        const int i = tmoe_suite_find(suite, name);
+        if (i < 0) {
+            tmoei_problem(unknown, sizeof unknown, "%s", name);
+            continue;
+        }
+        if (named[i]) TMOEI_BAD_DATA(ctx, "%s: task %s is named twice", path, name);
+        named[i] = 1;
+        suite->tasks[i].part = part;
+    }
+    if (unknown[0]) TMOEI_BAD_DATA(ctx, "%s: the folder has no task called: %s", path, unknown);
+}
+
 /* Gives the tasks their parts and leaves out those that the split does not name. */
 static void tmoei_apply_split(tmoe_suite *suite, const char *path)
 {
-    static const char *const parts[3] = { "train", "dev", "test" };
-    tmoe_ctx *ctx = suite->own.ctx;
-    tmoe_suite *shown = suite;
-    char unknown[512] = "", *named = (char *)tmoei_own(&suite->own, (size_t)shown->count + 1, 1);
-    size_t length = 0;
-    int kept = 0;
+    char *named = (char *)tmoei_own(&suite->own, (size_t)suite->count + 1, 1);
     tmoei_json json;
-    char *text = named ? tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &length) : NULL;
-    if (text) (void)tmoei_json_parse(ctx, &json, text, length, path);
-    tmoei_free(ctx, text);
-    if (ctx->error != TMOE_OK) return;
-    for (int part = 0; part < 3; part++) {
-        const int list = tmoei_json_get(&json, 0, parts[part]);
-        if (json.nodes[0].kind != TMOEI_JSON_OBJECT
-            || (list >= 0 && json.nodes[list].kind != TMOEI_JSON_ARRAY))
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                "%s: a split is {\"train\": [], \"dev\": [], \"test\": []}, lists of task names",
-                path);
-        for (int node = tmoei_json_at(&json, list)->child; node >= 0;
-             node = json.nodes[node].next) {
-            const char *name =
-                tmoei_json_is_string(&json, node) ? json.nodes[node].text : "(not a string)";
-            const int i = tmoe_suite_find(shown, name);
-            if (i < 0)
-                tmoei_problem(unknown, sizeof unknown, "%s", name);
-            else if (named[i])
-                TMOEI_BAD_DATA(ctx, "%s: task %s is named twice", path, name);
-            else {
-                named[i] = 1;
-                shown->tasks[i].part = (tmoe_part)part;
-            }
-        }
-    }
-    if (unknown[0]) TMOEI_BAD_DATA(ctx, "%s: the folder has no task called: %s", path, unknown);
-    for (int i = 0; i < shown->count; i++)
-        if (named[i]) shown->tasks[kept++] = shown->tasks[i];
-    shown->count = kept;
-    tmoei_json_free(ctx, &json);
+    if (!named || tmoei_json_read(suite->ctx, &json, path) != TMOE_OK) return;
+    for (int part = TMOE_PART_TRAIN; part <= TMOE_PART_TEST; part++)
+        tmoei_split_part(suite, &json, (tmoe_part)part, named, path);
+    tmoei_json_free(suite->ctx, &json);
+
+    int kept = 0;
+    for (int i = 0; i < suite->count; i++)
+        if (named[i]) suite->tasks[kept++] = suite->tasks[i];
+    suite->count = kept;
+}
+
+/* The file of a split: `split` itself where it is a path, else FOLDER/splits/NAME.json, into path.
+ * NULL where no split was asked for and the folder has no zero_shot. */
+static const char *tmoei_split_path(tmoe_ctx *ctx, char *path, const char *folder,
+    const char *split)
+{
+    char name[TMOEI_PATH];
+    if (split && strchr(split, '/')) return split;
+    const int length = snprintf(name, sizeof name, "splits/%s.json", split ? split : "zero_shot");
+    if (length >= TMOEI_PATH) return split;
+    if (tmoei_folder_has(ctx, path, folder, name)) return path;
+    /* a name without a point was meant as a name: the message is about the file that is missing */
+    return split && !strchr(split, '.') ? path : split;
 }
 
 TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const char *split)
 {
-    char name[TMOEI_PATH], path[TMOEI_PATH];
+    char path[TMOEI_PATH];
     tmoe_suite *suite = tmoe_suite_create(ctx);
     if (!suite) return NULL;
-    tmoei_load_folder((tmoe_suite *)suite, folder);
-    (void)snprintf(name, sizeof name, "splits/%.900s.json", split ? split : "zero_shot");
-    if (ctx->error == TMOE_OK
-        && (tmoei_folder_has(ctx, path, folder, name) || (split && !strpbrk(split, "/."))))
-        split = path; /* a name, not a file */
-    if (ctx->error == TMOE_OK && split) tmoei_apply_split((tmoe_suite *)suite, split);
+    tmoei_load_folder(suite, folder);
+    if (ctx->error == TMOE_OK) {
+        const char *file = tmoei_split_path(ctx, path, folder, split);
+        if (file && ctx->error == TMOE_OK) tmoei_apply_split(suite, file);
+    }
     if (ctx->error == TMOE_OK) return suite;
     tmoe_suite_destroy(suite);
     return NULL;

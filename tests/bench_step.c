@@ -136,10 +136,14 @@ static int add_tasks(tmoe_suite *suite, const size_of_model *size, int tasks)
             outputs[i] = out[i] = random_text(size->target, &seed);
             good = good && in[i] && out[i];
         }
-        good = good
-            && tmoe_suite_add(suite, name, NULL, name, TMOE_METRIC_EXACT_MATCH, TMOE_PART_TRAIN,
-                   inputs, outputs, LINES, 1)
-                == TMOE_OK;
+        tmoe_task_lines lines;
+        memset(&lines, 0, sizeof lines);
+        lines.name = lines.instruction = name;
+        lines.inputs = inputs;
+        lines.outputs = outputs;
+        lines.count = LINES;
+        lines.test_count = 1;
+        good = good && tmoe_suite_add(suite, &lines) == TMOE_OK;
         for (int i = 0; i < LINES; i++) {
             free(in[i]);
             free(out[i]);

@@ -12,18 +12,35 @@ static const char *const twice[12] = { "apple apple", "bear bear", "cloud cloud"
     "eagle eagle", "fish fish", "gate gate", "horse horse", "ink ink", "jar jar", "king king",
     "lamp lamp" };
 
+static tmoe_result add_task(tmoe_suite *suite, const char *name, const char *category,
+    const char *instruction, tmoe_part part, const char *const *inputs, const char *const *outputs,
+    int count, int test_count)
+{
+    tmoe_task_lines lines;
+    memset(&lines, 0, sizeof lines);
+    lines.name = name;
+    lines.category = category;
+    lines.instruction = instruction;
+    lines.part = part;
+    lines.inputs = inputs;
+    lines.outputs = outputs;
+    lines.count = count;
+    lines.test_count = test_count;
+    return tmoe_suite_add(suite, &lines);
+}
+
 static tmoe_suite *small_suite(tmoe_ctx *ctx)
 {
     tmoe_suite *suite = tmoe_suite_create(ctx);
     if (suite
-        && tmoe_suite_add(suite, "upper", "letters", "Write it in upper case.",
-               TMOE_METRIC_EXACT_MATCH, TMOE_PART_TRAIN, words, uppers, 12, 2)
+        && add_task(suite, "upper", "letters", "Write it in upper case.", TMOE_PART_TRAIN, words,
+               uppers, 12, 2)
             == TMOE_OK
-        && tmoe_suite_add(suite, "first", "letters", "Give the first letter.",
-               TMOE_METRIC_EXACT_MATCH, TMOE_PART_TRAIN, words, firsts, 12, 2)
+        && add_task(suite, "first", "letters", "Give the first letter.", TMOE_PART_TRAIN, words,
+               firsts, 12, 2)
             == TMOE_OK
-        && tmoe_suite_add(suite, "twice", "words", "Write it twice.", TMOE_METRIC_EXACT_MATCH,
-               TMOE_PART_TRAIN, words, twice, 12, 2)
+        && add_task(suite, "twice", "words", "Write it twice.", TMOE_PART_TRAIN, words, twice, 12,
+               2)
             == TMOE_OK)
         return suite;
     tmoe_suite_destroy(suite);

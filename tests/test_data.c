@@ -383,6 +383,101 @@ static void test_a_bad_split_is_refused(void)
     }
 }
 
+/* By the rules of CrossFit's loader: white space around a line does not count, lines without an
+ * answer are left out, and so are empty answers. */
+static void test_crossfit_lines_are_stripped(void)
+{
+    static const char *const answers[6] = { "a", "b", "c", "d", "e", "f" };
+    const char *folder = folder_new();
+    folder_make(folder, "tk");
+    text_write(folder, "tk/tk_16_13_train.tsv",
+        "1\ta \n\n2\tb\xc2\xa0\n3\tc\t\n  4\td\nnone\n5\t\te\r\r\n6\t \n");
+    text_write(folder, "tk/tk_16_13_test.tsv", "7\tf\n");
+    tmoe_suite *suite = tmoe_suite_load(ctx, folder, NULL);
+    CHECK(suite && tmoe_suite_task(suite, 0)->train_count == 5);
+    for (int i = 0; suite && i < 6; i++) {
+        const tmoe_example *example = &tmoe_suite_task(suite, 0)->train[i];
+        CHECK(example->output_count == 1 && example->input[0] == "123457"[i]);
+        CHECK_TEXT(example->outputs[0], answers[i]);
+    }
+    tmoe_suite_destroy(suite);
+    folder_remove(folder);
+}
+
+static void test_a_split_may_begin_with_a_byte_order_mark(void)
+{
+    const char *folder = folder_new();
+    folder_make(folder, "splits");
+    text_write(folder, "a.tsv", "1\t2\n3\t4\n");
+    text_write(folder, "b.tsv", "1\t2\n3\t4\n");
+    text_write(folder, "splits/v1.0.json", "\xef\xbb\xbf{\"train\": [\"b\"]}");
+    tmoe_suite *suite = tmoe_suite_load(ctx, folder, "v1.0");
+    CHECK(suite && tmoe_suite_count(suite) == 1);
+    tmoe_suite_destroy(suite);
+    folder_remove(folder);
+}
+
+/* A name, instruction, category or label that a saved model could not hold is refused at once. */
+static void test_what_describes_a_task_must_be_utf8(void)
+{
+    static const char *const bad[][2] = {
+        { "name\tinstruction\na\tSag \xe4h\n", "tasks.tsv:2: the instruction is not valid UTF-8" },
+        { "name\tcategory\na\t\xe4\n", "tasks.tsv:2: the category is not valid UTF-8" },
+        { "name\tlabels\na\t2|\xe4|4\n", "tasks.tsv:2: the labels is not valid UTF-8" },
+        { "name\tlabels\na\t2||4\n", "tasks.tsv:2: the label is empty" },
+        { "name\tlabels\na\t2|4|\n", "tasks.tsv:2: the label is empty" },
+    };
+
+    const char *folder = folder_new();
+    text_write(folder, "a.tsv", "1\t2\n3\t4\n");
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        text_write(folder, "tasks.tsv", bad[i][0]);
+        CHECK(tmoe_suite_load(ctx, folder, NULL) == NULL && tmoe_error(ctx) == TMOE_ERR_DATA);
+        CHECK_HAS(tmoe_error_message(ctx), bad[i][1]);
+    }
+    text_write(folder, "tasks.tsv", "name\tcategory\nother\t\xe4\n"); /* of no task here */
+    text_write(folder, "\xe4.tsv", "1\t2\n3\t4\n");
+    CHECK(tmoe_suite_load(ctx, folder, NULL) == NULL && tmoe_error(ctx) == TMOE_ERR_DATA);
+    CHECK_HAS(tmoe_error_message(ctx), "the name is not valid UTF-8");
+    folder_remove(folder);
+}
+
+static void test_a_task_that_is_added_must_be_sound(void)
+{
+    static const char *const texts[3] = { "1", "2", "3" }, *const holes[3] = { "1", NULL, "3" };
+    tmoe_suite *suite = tmoe_suite_create(ctx);
+    tmoe_task_lines sound, lines;
+    memset(&sound, 0, sizeof sound);
+    sound.name = "a";
+    sound.instruction = "Do it.";
+    sound.inputs = sound.outputs = texts;
+    sound.count = 3;
+    sound.test_count = 1;
+    for (int i = 0; i < 12; i++) {
+        lines = sound;
+        if (i == 0) lines.name = NULL;
+        if (i == 1) lines.instruction = "";
+        if (i == 2) lines.inputs = NULL;
+        if (i == 3) lines.outputs = holes;
+        if (i == 4) lines.count = 0;
+        if (i == 5) lines.test_count = 3;
+        if (i == 6) lines.test_count = -1;
+        if (i == 7) lines.metric = TMOE_METRICS;
+        if (i == 8) lines.part = (tmoe_part)3;
+        if (i == 9) lines.name = "\xe4";
+        if (i == 10) lines.instruction = "\xe4";
+        if (i == 11) lines.category = "\xe4";
+        CHECK(tmoe_suite_add(suite, &lines) == (i < 9 ? TMOE_ERR_ARGUMENT : TMOE_ERR_DATA));
+        CHECK_HAS(tmoe_error_message(ctx), "suite_add: ");
+        CHECK(tmoe_suite_count(suite) == 0);
+    }
+    CHECK(tmoe_suite_add(suite, &sound) == TMOE_OK && tmoe_suite_count(suite) == 1);
+    CHECK_TEXT(tmoe_suite_task(suite, 0)->category, "none");
+    CHECK(tmoe_suite_add(suite, &sound) == TMOE_ERR_DATA && tmoe_suite_count(suite) == 1);
+    CHECK_HAS(tmoe_error_message(ctx), "two tasks called a");
+    tmoe_suite_destroy(suite);
+}
+
 /* ---- model files ----------------------------------------------------------------------------- */
 static tmoe_model *tiny_model(void)
 {
@@ -795,6 +890,9 @@ TEST_MAIN("test_data", ctx = tmoe_ctx_create(NULL); RUN(test_json_reads_what_is_
           RUN(test_three_files_typed_in_an_editor_are_read);
           RUN(test_tasks_table_and_split_are_read); RUN(test_crossfit_and_json_lines_are_read);
           RUN(test_bad_task_data_is_named_with_file_and_line); RUN(test_a_bad_split_is_refused);
+          RUN(test_crossfit_lines_are_stripped); RUN(test_a_split_may_begin_with_a_byte_order_mark);
+          RUN(test_what_describes_a_task_must_be_utf8);
+          RUN(test_a_task_that_is_added_must_be_sound);
           RUN(test_truncated_and_edited_model_files_are_refused_or_sound);
           RUN(test_a_failed_save_leaves_the_old_file); RUN(test_metrics_by_hand);
           RUN(test_metrics_against_the_reference);

@@ -901,9 +901,7 @@ static tmoe_model *that_says_y(tmoe_ctx *ctx, tmoe_suite *suite)
     tmoe_config c = small_config();
     tmoe_training t = small_training();
     size_t n, m;
-    CHECK(tmoe_suite_add(suite, "y", NULL, "Say it.", TMOE_METRIC_EXACT_MATCH, TMOE_PART_TRAIN,
-              letters, ys, 10, 1)
-        == TMOE_OK);
+    CHECK(add_task(suite, "y", NULL, "Say it.", TMOE_PART_TRAIN, letters, ys, 10, 1) == TMOE_OK);
     c.experts = 1;
     c.source_tokens = 20;
     c.target_tokens = 4;
@@ -956,11 +954,8 @@ static void test_few_shot_keeps_its_protocol(void)
     if (!model) return;
     /* one line for training and one for dev: the sample's seed says which; here training wants z,
      * dev and test want y */
-    CHECK(tmoe_suite_add(unseen, "new", NULL, "Say it.", TMOE_METRIC_EXACT_MATCH, TMOE_PART_TEST,
-              inputs, zy, 4, 2)
-        == TMOE_OK);
-    CHECK(tmoe_suite_add(unseen, "other", NULL, "Do the rest", TMOE_METRIC_EXACT_MATCH,
-              TMOE_PART_TEST, letters, ys, 10, 2)
+    CHECK(add_task(unseen, "new", NULL, "Say it.", TMOE_PART_TEST, inputs, zy, 4, 2) == TMOE_OK);
+    CHECK(add_task(unseen, "other", NULL, "Do the rest", TMOE_PART_TEST, letters, ys, 10, 2)
         == TMOE_OK);
     f.shots = 1;
     f.batch_sizes[0] = 1;

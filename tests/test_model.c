@@ -580,8 +580,8 @@ static void test_few_shot_adapts_a_copy_and_threads_do_not_matter(void)
         int order[16], yes = 0;
         if (!s.trainer) return;
         for (int i = 0; i < 4; i++) CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
-        CHECK(tmoe_suite_add(s.suite, "vowel", "letters", "Does it end in a vowel?",
-                  TMOE_METRIC_EXACT_MATCH, TMOE_PART_TEST, inputs, outputs, 16, 4)
+        CHECK(add_task(s.suite, "vowel", "letters", "Does it end in a vowel?", TMOE_PART_TEST,
+                  inputs, outputs, 16, 4)
             == TMOE_OK);
         tmoe_task *task = &s.suite->tasks[3];
         task->labels = labels;
@@ -633,8 +633,7 @@ static void test_few_shot_learns_the_task(void)
                              *const outputs[12] = { "z", "z", "z", "z", "z", "z", "z", "z", "z",
                                  "z", "z", "z" };
     if (!s.trainer) return;
-    CHECK(tmoe_suite_add(s.suite, "zzz", "letters", "Say z.", TMOE_METRIC_EXACT_MATCH,
-              TMOE_PART_TEST, inputs, outputs, 12, 4)
+    CHECK(add_task(s.suite, "zzz", "letters", "Say z.", TMOE_PART_TEST, inputs, outputs, 12, 4)
         == TMOE_OK);
     f.steps = 60;
     f.evaluate_every_steps = 20;
