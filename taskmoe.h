@@ -1350,25 +1350,6 @@ static int tmoei_is_white_space(uint32_t c)
         || c == 0x3000;
 }
 
-/* A text without the white space at both ends; its length into *length. */
-static const char *tmoei_strip(const char *text, size_t *length)
-{
-    size_t from = 0, to = 0; /* of what is left */
-    size_t at = 0;
-    while (at < *length) {
-        uint32_t code = 0;
-        size_t bytes = tmoei_utf8_next(text, *length, at, &code);
-        if (bytes == 0) bytes = 1; /* not UTF-8: no space */
-        at += bytes;
-        if (!tmoei_is_white_space(code))
-            to = at;
-        else if (to == 0)
-            from = at;
-    }
-    *length = to > from ? to - from : 0;
-    return text + from;
-}
-
 /* ---- buffer ---------------------------------------------------------------------------------- */
 
 typedef struct tmoei_buffer {
@@ -1476,6 +1457,25 @@ static int tmoei_folder_has(tmoe_ctx *ctx, char *path, const char *folder, const
     FILE *file = tmoei_path_join(ctx, path, folder, name) == TMOE_OK ? fopen(path, "rb") : NULL;
     if (file) (void)fclose(file);
     return file != NULL;
+}
+
+/* A text without the white space at both ends; its length into *length. */
+static const char *tmoei_strip(const char *text, size_t *length)
+{
+    size_t from = 0, to = 0; /* of what is left */
+    size_t at = 0;
+    while (at < *length) {
+        uint32_t code = 0;
+        size_t bytes = tmoei_utf8_next(text, *length, at, &code);
+        if (bytes == 0) bytes = 1; /* not UTF-8: no space */
+        at += bytes;
+        if (!tmoei_is_white_space(code))
+            to = at;
+        else if (to == 0)
+            from = at;
+    }
+    *length = to > from ? to - from : 0;
+    return text + from;
 }
 
 /* ---- lines ----------------------------------------------------------------------------------- */
