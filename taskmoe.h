@@ -722,7 +722,7 @@ TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instructio
 /* tmoe_model_nearest_tasks - known tasks by cosine of instructions' text vectors, nearest first   cost
  * N*k
  *   tasks, cosines (count >= 1) out; past the last task -1   out how many */
-TMOE_DEF int tmoe_model_nearest_tasks(const tmoe_model *model, const char *instruction, int count,
+TMOE_DEF int tmoe_model_nearest_tasks(tmoe_model *model, const char *instruction, int count,
     int *tasks, float *cosines);
 /* tmoe_model_find_task - task of this name or instruction, or -1.   thread  any */
 TMOE_DEF int tmoe_model_find_task(const tmoe_model *model, const char *name_or_instruction);
@@ -4455,19 +4455,25 @@ struct tmoe_suite {
 
 /* ---- task vectors from text ---------------------------------------------------------------------
  * Feature hashing (Weinberger 2009): every word and every character 3-gram of the lower-cased
- * instruction adds +1 or -1 (times its weight) to one of k places that its hash names. The vector
- * is scaled to length sqrt(k), so that its entries are of size 1 like a learned embedding's after
- * training. Bytes outside ASCII are letters: no language is left out. */
+ * instruction adds its weight, with a sign, to one of k places; its hash names both. The vector is
+ * scaled to length sqrt(k), so that its entries are of size 1 like those of a learned embedding
+ * after training. Bytes outside ASCII count as letters, so texts of every script have features. */
 #define TMOEI_GRAM_WEIGHT 0.3f /* the 5 grams of a 5-letter word together weigh like the word */
 
-static void tmoei_text_feature(const char *text, size_t n, uint64_t kind, float weight, int k,
-    float *e)
+typedef enum tmoei_feature { /* keeps equal texts of different kinds apart */
+    TMOEI_FEATURE_WORD,
+    TMOEI_FEATURE_GRAM,
+    TMOEI_FEATURE_GRAM_FIRST /* the gram begins the word; it may be shorter than 3 */
+} tmoei_feature;
+
+static void tmoei_text_feature(const char *text, size_t n, tmoei_feature kind, float weight, int k,
+    float *vector)
 {
-    uint64_t hash = UINT64_C(0xcbf29ce484222325) ^ kind; /* FNV-1a */
+    uint64_t hash = UINT64_C(0xcbf29ce484222325) ^ (uint64_t)kind; /* FNV-1a */
     for (size_t i = 0; i < n; i++)
         hash = (hash ^ tmoei_lower((unsigned char)text[i])) * UINT64_C(0x100000001b3);
-    hash = tmoei_mix64(hash); /* neighbouring texts must not be neighbours */
-    e[(hash >> 1) % (uint64_t)k] += hash & 1 ? weight : -weight;
+    hash = tmoei_mix64(hash); /* similar texts get places far from one another */
+    vector[(hash >> 1) % (uint64_t)k] += hash & 1 ? weight : -weight;
 }
 
 static double tmoei_text_dot(const float *a, const float *b, int k)
@@ -4480,32 +4486,37 @@ static double tmoei_text_dot(const float *a, const float *b, int k)
 static void tmoei_text_vector(const char *text, int k, float *vector)
 {
     const size_t length = strlen(text);
+    size_t at = 0;
     memset(vector, 0, (size_t)k * sizeof(float));
-    for (size_t i = 0; i < length; i++) {
-        const size_t first = i;
-        for (; i < length && tmoei_is_word_byte((unsigned char)text[i]); i++) {
-            const size_t from =
-                i >= first + 2 ? i - 2 : first; /* 3-grams, shorter ones at its start */
-            tmoei_text_feature(text + from, i - from + 1, 1 + (from == first), TMOEI_GRAM_WEIGHT, k,
-                vector);
+    while (at < length) {
+        const size_t first = at; /* of a word */
+        while (at < length && tmoei_is_word_byte((unsigned char)text[at])) {
+            const size_t from = at >= first + 2 ? at - 2 : first; /* of the gram that ends here */
+            const tmoei_feature kind =
+                from == first ? TMOEI_FEATURE_GRAM_FIRST : TMOEI_FEATURE_GRAM;
+            tmoei_text_feature(text + from, at - from + 1, kind, TMOEI_GRAM_WEIGHT, k, vector);
+            at++;
         }
-        if (i > first) tmoei_text_feature(text + first, i - first, 0, 1.0f, k, vector);
+        if (at > first)
+            tmoei_text_feature(text + first, at - first, TMOEI_FEATURE_WORD, 1.0f, k, vector);
+        at++; /* past the byte that ended the word */
     }
+
     const double norm = tmoei_text_dot(vector, vector, k);
     if (norm > 0.0)
         for (int j = 0; j < k; j++) vector[j] *= (float)(sqrt((double)k) / sqrt(norm));
 }
 
+/* <a, b> / (|a| |b|), and 0 where one is zero: a text without a word */
 static float tmoei_cosine(const float *a, const float *b, int k)
 {
     const double aa = tmoei_text_dot(a, a, k), bb = tmoei_text_dot(b, b, k);
     return aa > 0.0 && bb > 0.0 ? (float)(tmoei_text_dot(a, b, k) / sqrt(aa * bb)) : 0.0f;
 }
 
-/* ==== >>model: what is where in the one flat buffer of parameters ================================
+/* ==== >>model: what lies where in the one flat buffer of parameters ==============================
  *   theta   [ embeddings, positions, norms | layer 0: shared part, expert 0, ..., expert E-1 |
- *   layer 1 ... |
- *           output bias | router | task vectors ]
+ *             layer 1 ... | output bias | router | task vectors ]
  *   grads, first moments, second moments: flat twins of the part that is trained, made by the
  *   trainer
  * An expert is one contiguous block with the same inner layout in all experts of a layer. So
@@ -4513,37 +4524,47 @@ static float tmoei_cosine(const float *a, const float *b, int k)
  * loop. There are no gaps: a saved file holds the same floats in the same order, and is used as it
  * lies where it can be mapped. */
 
-/* The pieces of a transformer layer in the order they lie in a block: a weight, then its bias
- * (piece + 1). */
+#define TMOEI_DIMENSION_MAX 1048576 /* widths, layers, symbols, lengths */
+#define TMOEI_ROUTER_HIDDEN_MAX 65536
+
+/* The pieces of a transformer layer in the order they lie in a block: a weight (a norm's gain), and
+ * behind it its bias, so that the bias of `piece` is `piece + 1`. */
 typedef enum tmoei_piece {
     TMOEI_SELF_QKV,
     TMOEI_SELF_QKV_BIAS,
-    TMOEI_SELF_OUT = 2,
-    TMOEI_SELF_NORM = 4,
-    TMOEI_CROSS_Q = 6,
-    TMOEI_CROSS_KV = 8,
+    TMOEI_SELF_OUT,
+    TMOEI_SELF_OUT_BIAS,
+    TMOEI_SELF_NORM,
+    TMOEI_SELF_NORM_BIAS,
+    TMOEI_CROSS_Q,
+    TMOEI_CROSS_Q_BIAS,
+    TMOEI_CROSS_KV,
     TMOEI_CROSS_KV_BIAS,
-    TMOEI_CROSS_OUT = 10,
-    TMOEI_CROSS_NORM = 12,
-    TMOEI_FC1 = 14,
-    TMOEI_FC2 = 16,
-    TMOEI_FFN_NORM = 18,
-    TMOEI_PIECES = 20
+    TMOEI_CROSS_OUT,
+    TMOEI_CROSS_OUT_BIAS,
+    TMOEI_CROSS_NORM,
+    TMOEI_CROSS_NORM_BIAS,
+    TMOEI_FC1,
+    TMOEI_FC1_BIAS,
+    TMOEI_FC2,
+    TMOEI_FC2_BIAS,
+    TMOEI_FFN_NORM,
+    TMOEI_FFN_NORM_BIAS,
+    TMOEI_PIECES
 } tmoei_piece;
 
-static const char *const tmoei_piece_names[TMOEI_PIECES / 2] = { "self.qkv", "self.out",
-    "self.norm", "cross.q", "cross.kv", "cross.out", "cross.norm", "fc1", "fc2", "ffn.norm" };
-
-typedef enum tmoei_shared { /* pieces outside the layers */
+/* The tensors outside the layers. The encoder's and the decoder's norm follow the embedding with
+ * POST, the last layer with PRE. The output bias is a constant: BART's final_logits_bias. */
+typedef enum tmoei_shared {
     TMOEI_TOKENS,
     TMOEI_ENCODER_POSITIONS,
     TMOEI_DECODER_POSITIONS,
     TMOEI_ENCODER_NORM,
-    TMOEI_ENCODER_NORM_BIAS, /* POST: of the embedding; PRE: after the last layer */
+    TMOEI_ENCODER_NORM_BIAS,
     TMOEI_DECODER_NORM,
     TMOEI_DECODER_NORM_BIAS,
     TMOEI_OUTPUT_BIAS,
-    TMOEI_SHARED /* the bias: BART's final_logits_bias, a constant */
+    TMOEI_SHARED
 } tmoei_shared;
 
 typedef enum tmoei_rate { /* which learning rate a parameter follows */
@@ -4556,58 +4577,90 @@ typedef enum tmoei_rate { /* which learning rate a parameter follows */
 
 typedef struct tmoei_parameter { /* one named tensor in theta */
     char name[72];
-    size_t offset, size;
+    size_t offset; /* of its first float in theta */
+    size_t size;   /* rows * cols floats */
     int rows, cols;
-    tmoei_rate rate;            /* size = rows * cols floats */
-    int decay;                  /* weight decay: on matrices, never on biases and norms */
-    int expert;                 /* -1: shared by all tasks */
-    float init_std, init_value; /* std < 0: uniform in +- that (recurrent weights); 0: init_value */
+    tmoei_rate rate;
+    int decay;      /* 1: weight decay moves it; only matrices are decayed */
+    int expert;     /* the expert that it belongs to; -1: shared by all tasks */
+    float init_std; /* > 0: begins normal; < 0: uniform in +- that; 0: all init_value */
+    float init_value;
 } tmoei_parameter;
 
 typedef struct tmoei_layer {
-    int decoder, number, heads; /* number: among the layers of its side */
-    int experts, route;         /* 1 = dense; which routed layer this is, -1: none */
-    int rows[TMOEI_PIECES], cols[TMOEI_PIECES]; /* 0: the layer does not have this piece */
-    size_t offset[TMOEI_PIECES]; /* inside the shared part, or inside an expert's block */
-    int in_expert[TMOEI_PIECES];
-    size_t shared, shared_size, block,
-        block_size; /* floats of theta; expert e: e * block_size on */
+    int decoder;
+    int number; /* among the layers of its side */
+    int heads;
+    int experts;                                /* 1: dense */
+    int route;                                  /* which routed layer this is; -1: dense */
+    int rows[TMOEI_PIECES], cols[TMOEI_PIECES]; /* rows 0: the layer does not have this piece */
+    int in_expert[TMOEI_PIECES]; /* 1: in each expert's block, 0: in the shared part */
+    size_t offset[TMOEI_PIECES]; /* inside the shared part or inside a block */
+    size_t shared, shared_size;  /* where the shared part begins in theta; floats */
+    size_t block, block_size;    /* where expert 0 begins; floats an expert: e begins e sizes on */
 } tmoei_layer;
 
 struct tmoe_model {
     tmoe_ctx *ctx;
+    tmoei_owner own; /* of all memory below but the file that theta may lie in */
+
+    /* what the model is */
     tmoe_config config;
     tmoe_tokenizer *tokenizer;
     tmoe_generation generation;
-    char *mapping;
-    size_t mapping_size; /* the file that theta lies in, or NULL */
-    tmoe_task *tasks;    /* known ones: name, category, instruction */
-    int V, N, L, R;      /* vocabulary; tasks; layers, encoder first; routed layers */
-    size_t route_width;  /* floats of a route: R * E */
-    tmoei_layer *layers;
+    tmoe_task *tasks;   /* (N) known tasks: name, category, instruction */
+    int V, N, L, R;     /* vocabulary; tasks; layers, the encoder's first; routed layers */
+    size_t route_width; /* floats of a route, R * E */
+
+    /* the parameters, and where each lies */
+    float *theta;
+    size_t size;         /* floats in theta */
+    uint64_t version;    /* raised whenever theta or the mask changes; the caches compare it */
+    int64_t step;        /* optimiser steps taken: sets the temperature */
+    tmoei_layer *layers; /* (L) */
     tmoei_parameter *parameters;
     size_t parameter_capacity;
-    int parameter_count, router_parameter; /* the router's first named tensor: its index */
-    float *theta;
-    size_t size, vectors;     /* floats in theta; offset of the task vectors, (N, k) */
+    int parameter_count;
     int shared[TMOEI_SHARED]; /* indices of the parameters outside the layers */
-    float *mask;              /* (R, E) added to the logits: 0, or -1e9 for a disabled expert */
-    float *text_vectors;      /* (N + 1, k): of the instructions, and of one that is asked about */
-    int64_t step;             /* optimiser steps taken: sets the temperature */
-    uint64_t version;         /* raised whenever theta changes; caches compare it */
-    float *routes;            /* (N, R * E) of evaluation, valid for routes_version */
-    float *merged,
-        **blocks;        /* merged blocks of the last route asked for; (L) where each layer's is */
-    float *merged_route; /* that route, (R, E); valid for merged_version */
-    uint64_t routes_version, merged_version;
-    tmoe_tape *tape;
-    tmoei_owner own; /* for evaluation; of all blocks but theta's mapping */
-};
-/* Adds a named tensor at the end of theta; gives its offset. Failure is noted in the context. */
-TMOEI_PRINTF(9, 10)
+    int router_parameter;     /* index of the router's first parameter */
+    int router_parameters;    /* how many it has; the task vectors follow */
+    size_t vectors;           /* where the task vectors (N, k) begin in theta */
+    char *mapping;            /* the file that theta lies in, or NULL */
+    size_t mapping_size;
 
-static size_t tmoei_parameter_add(tmoe_model *model, int rows, int cols, tmoei_rate rate, int decay,
-    int expert, float init_std, float init_value, const char *format, ...)
+    /* routing */
+    float *mask;             /* (R, E) added to the logits: 0, or -1e9 for a masked expert */
+    float *text_vectors;     /* (N, k): of the known tasks' instructions */
+    float *asked_vector;     /* (k): scratch, of an instruction that is asked about */
+    float *routes;           /* (N, R * E) of evaluation */
+    uint64_t routes_version; /* the version that `routes` was computed for */
+
+    /* the last merge of evaluation */
+    float *merged;           /* merged blocks, one behind the other */
+    float **blocks;          /* (L): each routed layer's block, in `merged` or in theta */
+    float *merged_route;     /* (R, E): the route they were merged by */
+    uint64_t merged_version; /* the version that they were merged for */
+    tmoe_tape *tape;         /* of evaluation */
+};
+
+/* A tensor that is yet to be added to theta: shared, zero at first; matrices are decayed. */
+static tmoei_parameter tmoei_parameter_of(int rows, int cols, tmoei_rate rate)
+{
+    tmoei_parameter p;
+    memset(&p, 0, sizeof p);
+    p.rows = rows;
+    p.cols = cols;
+    p.rate = rate;
+    p.decay = rows > 1;
+    p.expert = -1;
+    return p;
+}
+
+/* Adds a named tensor at the end of theta; returns its offset. A failure is the context's. */
+TMOEI_PRINTF(3, 4)
+
+static size_t tmoei_parameter_add(tmoe_model *model, const tmoei_parameter *what,
+    const char *format, ...)
 {
     va_list arguments;
     if (model->parameter_count == TMOEI_TENSORS_MAX) {
@@ -4620,141 +4673,316 @@ static size_t tmoei_parameter_add(tmoe_model *model, int rows, int cols, tmoei_r
             (size_t)model->parameter_count + 1, sizeof *model->parameters))
         return 0;
     tmoei_parameter *parameter = &model->parameters[model->parameter_count++];
+    *parameter = *what;
     va_start(arguments, format);
     (void)vsnprintf(parameter->name, sizeof parameter->name, format, arguments);
     va_end(arguments);
-    parameter->rows = rows;
-    parameter->cols = cols;
     parameter->offset = model->size;
-    parameter->size = (size_t)rows * (size_t)cols;
-    parameter->rate = rate;
-    parameter->decay = decay;
-    parameter->expert = expert;
-    parameter->init_std = init_std;
-    parameter->init_value = init_value;
+    parameter->size = (size_t)what->rows * (size_t)what->cols;
     model->size += parameter->size;
     return parameter->offset;
 }
 
-/* Standard deviation at the start of what has `rows` rows: only matrices are random. */
+/* Standard deviation at the start of a tensor of `rows` rows: only matrices are random. */
 static float tmoei_init_std(const tmoe_model *model, int rows, int fan_in)
 {
     const float std = model->config.init_std;
-    return rows == 1 ? 0.0f : std > 0.0f ? std : 1.0f / sqrtf((float)fan_in);
+    if (rows == 1) return 0.0f;
+    return std > 0.0f ? std : 1.0f / sqrtf((float)fan_in);
 }
 
-/* Lays out one layer: shapes of its pieces, then the shared part and the experts' blocks in theta.
- * */
+/* A weight (out, in) with its bias (out), or a norm's gain (in) with its bias (in). */
+typedef struct tmoei_pair {
+    const char *name;
+    int out; /* 0: a norm */
+    int in;
+} tmoei_pair;
+
+/* Adds one part of a layer: expert e's block, or with e = -1 what its experts share. Returns the
+ * floats it has. */
+static size_t tmoei_layer_plan_part(tmoe_model *model, tmoei_layer *layer, int expert)
+{
+    const tmoe_config *c = &model->config;
+    const int D = c->width, F = layer->decoder ? c->decoder_ffn : c->encoder_ffn;
+    const tmoei_pair pairs[TMOEI_PIECES / 2] = { { "self.qkv", 3 * D, D }, { "self.out", D, D },
+        { "self.norm", 0, D }, { "cross.q", D, D }, { "cross.kv", 2 * D, D }, { "cross.out", D, D },
+        { "cross.norm", 0, D }, { "fc1", F, D }, { "fc2", D, F }, { "ffn.norm", 0, D } };
+    const size_t start = model->size;
+    char owner[24] = "";
+    if (layer->experts > 1 && expert >= 0)
+        (void)snprintf(owner, sizeof owner, "expert.%d.", expert);
+
+    for (int piece = 0; piece < TMOEI_PIECES; piece++) {
+        const tmoei_pair *pair = &pairs[piece / 2];
+        const int bias = piece % 2, norm = pair->out == 0;
+        const int cross = piece >= TMOEI_CROSS_Q && piece < TMOEI_FC1;
+        const int in_expert = c->expert_kind == TMOE_EXPERT_LAYER || piece >= TMOEI_FC1;
+        if ((cross && !layer->decoder) || in_expert != (expert >= 0)) continue;
+
+        const int rows = bias || norm ? 1 : pair->out;
+        const int cols = bias && !norm ? pair->out : pair->in;
+        tmoei_parameter p = tmoei_parameter_of(rows, cols, TMOEI_RATE_LAYERS);
+        if (layer->experts > 1) p.expert = expert;
+        p.init_std = tmoei_init_std(model, rows, cols);
+        p.init_value = norm && !bias ? 1.0f : 0.0f;
+        layer->rows[piece] = rows;
+        layer->cols[piece] = cols;
+        layer->in_expert[piece] = in_expert;
+        layer->offset[piece] =
+            tmoei_parameter_add(model, &p, "%s.%d.%s%s.%s", layer->decoder ? "decoder" : "encoder",
+                layer->number, owner, pair->name, bias ? "bias" : "weight")
+            - start;
+    }
+    return model->size - start;
+}
+
+/* Lays out layer `index`: the shared part, then the experts' blocks. */
 static void tmoei_layer_plan(tmoe_model *model, int index)
 {
     const tmoe_config *c = &model->config;
     tmoei_layer *layer = &model->layers[index];
-    const int decoder = index >= c->encoder_layers, D = c->width,
-              F = decoder ? c->decoder_ffn : c->encoder_ffn;
-    const int shapes[TMOEI_PIECES / 2][2] = { { 3 * D, D }, { D, D }, { 0, D }, { D, D },
-        { 2 * D, D }, { D, D }, { 0, D }, { F, D }, { D, F },
-        { 0, D } }; /* out, in of the weights; no out: a norm */
+    const int decoder = index >= c->encoder_layers;
+    const int routed =
+        c->experts > 1 && (c->expert_places & (decoder ? TMOE_DECODER : TMOE_ENCODER));
     layer->decoder = decoder;
     layer->number = decoder ? index - c->encoder_layers : index;
     layer->heads = decoder ? c->decoder_heads : c->encoder_heads;
-    layer->experts = c->experts > 1 && (c->expert_places & (decoder ? TMOE_DECODER : TMOE_ENCODER))
-        ? c->experts
-        : 1;
-    layer->route = layer->experts > 1 ? model->R++ : -1;
+    layer->experts = routed ? c->experts : 1;
+    layer->route = routed ? model->R++ : -1;
+
     layer->shared = model->size;
-    for (int expert = -1; expert < layer->experts; expert++) { /* -1: the shared part */
-        const size_t start = model->size;
-        char owner[24] = "";
-        if (layer->experts > 1 && expert >= 0)
-            (void)snprintf(owner, sizeof owner, "expert.%d.", expert);
-        for (int piece = 0; piece < TMOEI_PIECES; piece++) {
-            const int out = shapes[piece / 2][0], in = shapes[piece / 2][1], bias = piece % 2;
-            const int rows = bias || !out ? 1 : out, cols = bias && out ? out : in;
-            if (!decoder && piece >= TMOEI_CROSS_Q && piece < TMOEI_FC1) continue;
-            if ((c->expert_kind == TMOE_EXPERT_LAYER || piece >= TMOEI_FC1) != (expert >= 0))
-                continue;
-            layer->rows[piece] = rows;
-            layer->cols[piece] = cols;
-            layer->in_expert[piece] = expert >= 0;
-            layer->offset[piece] =
-                tmoei_parameter_add(model, rows, cols, TMOEI_RATE_LAYERS, rows > 1,
-                    layer->experts > 1 ? expert : -1, tmoei_init_std(model, rows, cols),
-                    bias || out ? 0 : 1.0f, "%s.%d.%s%s.%s", decoder ? "decoder" : "encoder",
-                    layer->number, owner, tmoei_piece_names[piece / 2], bias ? "bias" : "weight")
-                - start;
-        }
-        *(expert < 0 ? &layer->shared_size : &layer->block_size) = model->size - start;
-    }
-    layer->block = layer->shared + layer->shared_size;
+    layer->shared_size = tmoei_layer_plan_part(model, layer, -1);
+    layer->block = model->size;
+    for (int e = 0; e < layer->experts; e++)
+        layer->block_size = tmoei_layer_plan_part(model, layer, e);
 }
 
-/* >>router */
-static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, float *grads,
-    tmoe_tensor *e_t);
+/* ---- the router's tensors, in the order in which >>router takes them ---------------------------- */
 
-/* Lays out theta: offsets, names and sizes of everything. */
+#define TMOEI_ROUTER_STD 0.02f /* the paper's, for linear weights and embeddings */
+
+enum {
+    TMOEI_ROUTER_HEADS = 4, /* of the transformer router */
+    TMOEI_ROUTER_FFN = 64   /* its FFN's width */
+};
+
+/* The ten kinds are five, each with and without tensors for each layer. */
+static int tmoei_router_layer_specific(const tmoe_config *c)
+{
+    switch (c->router) {
+    case TMOE_ROUTER_LINEAR_LAYER_SPECIFIC:
+    case TMOE_ROUTER_RNN_LAYER_SPECIFIC:
+    case TMOE_ROUTER_GRU_LAYER_SPECIFIC:
+    case TMOE_ROUTER_LSTM_LAYER_SPECIFIC:
+    case TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC:
+        return 1;
+    default:
+        return 0;
+    }
+}
+
+/* Rows of recurrent weights for each hidden unit, or 0: the router is not recurrent. */
+static int tmoei_router_gates(const tmoe_config *c)
+{
+    switch (c->router) {
+    case TMOE_ROUTER_RNN:
+    case TMOE_ROUTER_RNN_LAYER_SPECIFIC:
+        return 1;
+    case TMOE_ROUTER_GRU:
+    case TMOE_ROUTER_GRU_LAYER_SPECIFIC:
+        return 3;
+    case TMOE_ROUTER_LSTM:
+    case TMOE_ROUTER_LSTM_LAYER_SPECIFIC:
+        return 4;
+    default:
+        return 0;
+    }
+}
+
+/* Width of an element of the sequence that the recurrent and transformer routers read. */
+static int tmoei_router_width(const tmoe_config *c)
+{
+    return tmoei_router_layer_specific(c) ? c->router_hidden : c->vector_width;
+}
+
+/* Adds a linear layer: weight (rows, cols) and bias (rows); std as in tmoei_parameter. A normal
+ * weight has a bias of zeros, a uniform one a uniform bias (torch's start of recurrent weights). */
+static void tmoei_router_add_linear(tmoe_model *model, const char *name, int rows, int cols,
+    float std)
+{
+    tmoei_parameter weight = tmoei_parameter_of(rows, cols, TMOEI_RATE_ROUTER);
+    tmoei_parameter bias = tmoei_parameter_of(1, rows, TMOEI_RATE_ROUTER);
+    weight.decay = 1;
+    weight.init_std = std;
+    bias.init_std = std < 0.0f ? std : 0.0f;
+    (void)tmoei_parameter_add(model, &weight, "router.%s.weight", name);
+    (void)tmoei_parameter_add(model, &bias, "router.%s.bias", name);
+}
+
+static void tmoei_router_add_norm(tmoe_model *model, const char *name, int width)
+{
+    tmoei_parameter gain = tmoei_parameter_of(1, width, TMOEI_RATE_ROUTER);
+    const tmoei_parameter bias = gain;
+    gain.init_value = 1.0f;
+    (void)tmoei_parameter_add(model, &gain, "router.%s.weight", name);
+    (void)tmoei_parameter_add(model, &bias, "router.%s.bias", name);
+}
+
+/* `linear`: one MLP for all layers; `linear_layer_specific`: one for each. */
+static void tmoei_router_plan_mlp(tmoe_model *model)
+{
+    const tmoe_config *c = &model->config;
+    const int specific = tmoei_router_layer_specific(c);
+    const int mlps = specific ? model->R : 1, E = c->experts;
+    for (int l = 0; l < mlps; l++) {
+        char name[32];
+        (void)snprintf(name, sizeof name, "%d.linear1", l);
+        tmoei_router_add_linear(model, name, c->router_hidden, c->vector_width, TMOEI_ROUTER_STD);
+        (void)snprintf(name, sizeof name, "%d.linear2", l);
+        tmoei_router_add_linear(model, name, specific ? E : model->R * E, c->router_hidden,
+            TMOEI_ROUTER_STD);
+    }
+}
+
+/* What makes a sequence of R elements of the task vector. */
+static void tmoei_router_plan_sequence(tmoe_model *model)
+{
+    const tmoe_config *c = &model->config;
+    const int columns = model->R * tmoei_router_width(c);
+    if (tmoei_router_layer_specific(c)) {
+        tmoei_router_add_linear(model, "layer_projection", columns, c->vector_width,
+            TMOEI_ROUTER_STD);
+        return;
+    }
+    tmoei_parameter positions = tmoei_parameter_of(1, columns, TMOEI_RATE_ROUTER);
+    positions.decay = 1;
+    positions.init_std = TMOEI_ROUTER_STD;
+    (void)tmoei_parameter_add(model, &positions, "router.layer_positions.weight");
+}
+
+static void tmoei_router_plan_recurrent(tmoe_model *model)
+{
+    const tmoe_config *c = &model->config;
+    const int hidden = c->router_hidden, rows = tmoei_router_gates(c) * hidden;
+    const int width = tmoei_router_width(c);
+    const float std = -1.0f / sqrtf((float)hidden); /* uniform in +- that, as torch */
+    tmoei_router_add_linear(model, "forward.input", rows, width, std);
+    tmoei_router_add_linear(model, "forward.hidden", rows, hidden, std);
+    tmoei_router_add_linear(model, "backward.input", rows, width, std);
+    tmoei_router_add_linear(model, "backward.hidden", rows, hidden, std);
+    tmoei_router_add_linear(model, "projection", c->experts, 2 * hidden, TMOEI_ROUTER_STD);
+}
+
+static void tmoei_router_plan_transformer(tmoe_model *model)
+{
+    const int W = tmoei_router_width(&model->config), F = TMOEI_ROUTER_FFN;
+    tmoei_router_add_linear(model, "attention.qkv", 3 * W, W, TMOEI_ROUTER_STD);
+    tmoei_router_add_linear(model, "attention.out", W, W, TMOEI_ROUTER_STD);
+    tmoei_router_add_norm(model, "norm1", W);
+    tmoei_router_add_linear(model, "linear1", F, W, TMOEI_ROUTER_STD);
+    tmoei_router_add_linear(model, "linear2", W, F, TMOEI_ROUTER_STD);
+    tmoei_router_add_norm(model, "norm2", W);
+    tmoei_router_add_linear(model, "projection", model->config.experts, W, TMOEI_ROUTER_STD);
+}
+
+static void tmoei_router_plan(tmoe_model *model)
+{
+    const tmoe_config *c = &model->config;
+    model->router_parameter = model->parameter_count;
+    if (model->R > 0 && c->router <= TMOE_ROUTER_LINEAR_LAYER_SPECIFIC) {
+        tmoei_router_plan_mlp(model);
+    } else if (model->R > 0) {
+        tmoei_router_plan_sequence(model);
+        if (tmoei_router_gates(c) > 0)
+            tmoei_router_plan_recurrent(model);
+        else
+            tmoei_router_plan_transformer(model);
+    }
+    model->router_parameters = model->parameter_count - model->router_parameter;
+}
+
+/* ---- the whole of theta ------------------------------------------------------------------------- */
+
+static void tmoei_shared_add(tmoe_model *model, tmoei_shared which, int rows, const char *name)
+{
+    tmoei_parameter p = tmoei_parameter_of(rows, model->config.width, TMOEI_RATE_SHARED);
+    p.init_std = tmoei_init_std(model, rows, p.cols);
+    if (which == TMOEI_ENCODER_NORM || which == TMOEI_DECODER_NORM) p.init_value = 1.0f;
+    if (which == TMOEI_OUTPUT_BIAS) {
+        p.cols = model->V;
+        p.rate = TMOEI_RATE_NONE;
+    }
+    model->shared[which] = model->parameter_count;
+    (void)tmoei_parameter_add(model, &p, "%s", name);
+}
+
+/* Lays out theta: name, shape, offset and start of every tensor. */
 static tmoe_result tmoei_model_plan(tmoe_model *model)
 {
-    static const char *const names[TMOEI_SHARED] = { "tokens.weight", "encoder.positions.weight",
-        "decoder.positions.weight", "encoder.norm.weight", "encoder.norm.bias",
-        "decoder.norm.weight", "decoder.norm.bias", "output.bias" };
     const tmoe_config *c = &model->config;
-    const int rows[TMOEI_SHARED] = { model->V, c->source_tokens, c->target_tokens, 1, 1, 1, 1, 1 };
-    for (int s = 0; s < TMOEI_SHARED; s++) {
-        const int output = s == TMOEI_OUTPUT_BIAS,
-                  gain = s == TMOEI_ENCODER_NORM || s == TMOEI_DECODER_NORM;
-        if (output) { /* behind the layers: an odd V would move them off cache lines */
-            model->layers =
-                (tmoei_layer *)tmoei_own(&model->own, (size_t)model->L, sizeof *model->layers);
-            if (!model->layers) return model->ctx->error;
-            for (int l = 0; l < model->L; l++) tmoei_layer_plan(model, l);
-        }
-        model->shared[s] = model->parameter_count;
-        (void)tmoei_parameter_add(model, rows[s], output ? model->V : c->width,
-            output ? TMOEI_RATE_NONE : TMOEI_RATE_SHARED, rows[s] > 1, -1,
-            tmoei_init_std(model, rows[s], c->width), gain ? 1.0f : 0.0f, "%s", names[s]);
-    }
-    model->router_parameter = model->parameter_count;
-    if (model->R > 0)
-        (void)tmoei_router_logits(model, model->tape, NULL, NULL); /* adds what it takes */
+    model->layers = (tmoei_layer *)tmoei_own(&model->own, (size_t)model->L, sizeof *model->layers);
+    if (!model->layers) return model->ctx->error;
+
+    tmoei_shared_add(model, TMOEI_TOKENS, model->V, "tokens.weight");
+    tmoei_shared_add(model, TMOEI_ENCODER_POSITIONS, c->source_tokens, "encoder.positions.weight");
+    tmoei_shared_add(model, TMOEI_DECODER_POSITIONS, c->target_tokens, "decoder.positions.weight");
+    tmoei_shared_add(model, TMOEI_ENCODER_NORM, 1, "encoder.norm.weight");
+    tmoei_shared_add(model, TMOEI_ENCODER_NORM_BIAS, 1, "encoder.norm.bias");
+    tmoei_shared_add(model, TMOEI_DECODER_NORM, 1, "decoder.norm.weight");
+    tmoei_shared_add(model, TMOEI_DECODER_NORM_BIAS, 1, "decoder.norm.bias");
+    for (int l = 0; l < model->L; l++) tmoei_layer_plan(model, l);
+    /* behind the layers: an odd V would move them off cache lines */
+    tmoei_shared_add(model, TMOEI_OUTPUT_BIAS, 1, "output.bias");
+
+    tmoei_router_plan(model);
     model->vectors = model->size;
-    if (model->N > 0 && model->R > 0)
-        (void)tmoei_parameter_add(model, model->N, c->vector_width,
-            c->vectors == TMOE_VECTOR_LEARNED ? TMOEI_RATE_TASKS : TMOEI_RATE_NONE, 1, -1, 0.02f,
-            0.0f, "task_vectors.weight");
+    if (model->R > 0) {
+        const int trained = c->vectors == TMOE_VECTOR_LEARNED;
+        tmoei_parameter p = tmoei_parameter_of(model->N, c->vector_width,
+            trained ? TMOEI_RATE_TASKS : TMOEI_RATE_NONE);
+        p.decay = 1;
+        p.init_std = TMOEI_ROUTER_STD;
+        (void)tmoei_parameter_add(model, &p, "task_vectors.weight");
+    }
     return model->ctx->error;
 }
 
-/* Begins parameters first .. first + n - 1: matrices normal (or uniform), norms 1, biases 0, and
- * experts above 0 with the noise they differ by from expert 0. The stream is the tensor's index,
- * the counter the element: the same seed gives the same weights whatever else the model has. */
+/* Fills parameters first .. first + count - 1 with their start: matrices normal (or uniform), norms
+ * 1, biases 0, and experts above 0 with the noise by which they differ from expert 0. The stream is
+ * the tensor's index, the counter the element. */
 typedef struct tmoei_init_job {
     tmoe_model *model;
-    int derived;
+    int derived; /* 1: dense parts and expert 0 are left out, as they will be copied */
 } tmoei_init_job;
+
+static float tmoei_init_value(const tmoei_parameter *parameter, uint64_t seed, uint64_t stream,
+    uint64_t i)
+{
+    const float std = parameter->init_std;
+    if (std > 0.0f) return std * tmoei_normal(seed, stream, i);
+    if (std < 0.0f) return -std * (2.0f * tmoei_uniform(tmoei_random(seed, stream, i)) - 1.0f);
+    return parameter->init_value;
+}
 
 static void tmoei_init_sweep(const tmoe_ctx *ctx, const void *job, size_t first, size_t count)
 {
     const tmoei_init_job *s = (const tmoei_init_job *)job;
-    const uint64_t seed = s->model->config.seed;
+    const tmoe_config *c = &s->model->config;
     (void)ctx;
     for (size_t p = first; p < first + count; p++) {
         const tmoei_parameter *parameter = &s->model->parameters[p];
         float *x = s->model->theta + parameter->offset;
-        const size_t n = parameter->size;
-        const float std = parameter->init_std;
         const int noise = parameter->expert > 0;
-        if (s->derived && !noise && (int)p < s->model->router_parameter)
-            continue; /* will be copied */
-        for (size_t i = 0; i < n; i++)
-            x[i] = std == 0.0f ? parameter->init_value
-                : std > 0.0f
-                ? std * tmoei_normal(seed, (uint64_t)p, i)
-                : -std * (2.0f * tmoei_uniform(tmoei_random(seed, (uint64_t)p, i)) - 1.0f);
-        for (size_t i = 0; noise && i < n; i++)
-            x[i] *= std == 0.0f ? 0.0f : s->model->config.expert_noise;
+        if (s->derived && !noise && (int)p < s->model->router_parameter) continue;
+        for (size_t i = 0; i < parameter->size; i++)
+            x[i] = tmoei_init_value(parameter, c->seed, (uint64_t)p, i);
+        if (!noise) continue;
+        const float scale = parameter->init_std == 0.0f ? 0.0f : c->expert_noise;
+        for (size_t i = 0; i < parameter->size; i++) x[i] *= scale;
     }
 }
+
+/* ---- fields of a configuration ------------------------------------------------------------------ */
 
 /* A number of tmoe_config and the like: its name in files, where it is, what it may be. Enums are
  * ints. */
@@ -4765,38 +4993,62 @@ typedef struct tmoei_field {
     size_t offset;
     tmoei_kind kind;
     double least, most;
+    int kept; /* 1: a model that begins with another's weights has the same */
 } tmoei_field;
 
-#define TMOEI_NAMED(name, f, kind, least, most) \
+#define TMOEI_FIELD(name, f, kind, least, most, kept) \
     { \
-        name, offsetof(TMOEI_STRUCT, f), TMOEI_KIND_##kind, (double)(least), (double)(most) \
+        name, offsetof(TMOEI_STRUCT, f), TMOEI_KIND_##kind, (double)(least), (double)(most), kept \
     }
+#define TMOEI_NAMED(name, f, kind, least, most) TMOEI_FIELD(name, f, kind, least, most, 0)
 #define TMOEI_INT(f, least, most) TMOEI_NAMED(#f, f, INT, least, most)
-#define TMOEI_SIZE(f, least) TMOEI_NAMED(#f, f, INT, least, 1 << 20)
+#define TMOEI_INT_KEPT(f, least, most) TMOEI_FIELD(#f, f, INT, least, most, 1)
 #define TMOEI_FLOAT(f, least, most) TMOEI_NAMED(#f, f, FLOAT, least, most)
 #define TMOEI_BELOW_1 0.99999994 /* the largest float there */
+
 #define TMOEI_STRUCT tmoe_config
-static const tmoei_field tmoei_config_fields[] = { /* the seed is written by itself */
-    TMOEI_SIZE(width, 1), TMOEI_SIZE(encoder_heads, 1), TMOEI_SIZE(decoder_heads, 1),
-    TMOEI_SIZE(encoder_ffn, 1), TMOEI_SIZE(decoder_ffn, 1), TMOEI_SIZE(encoder_layers, 1),
-    TMOEI_SIZE(decoder_layers, 1), TMOEI_INT(source_tokens, 3, TMOEI_SCORES),
-    TMOEI_INT(target_tokens, 2, TMOEI_SCORES), TMOEI_SIZE(vocabulary, 0),
-    TMOEI_INT(norm, 0, TMOE_NORM_POST), TMOEI_INT(activation, TMOE_GELU, TMOE_RELU),
-    TMOEI_INT(scale_embedding, 0, 1), TMOEI_INT(experts, 1, TMOEI_EXPERTS_MAX),
+static const tmoei_field tmoei_config_fields[] = {
+    /* all but the seed, which is 64 bits wide */
+    TMOEI_INT_KEPT(width, 1, TMOEI_DIMENSION_MAX),
+    TMOEI_INT_KEPT(encoder_heads, 1, TMOEI_DIMENSION_MAX),
+    TMOEI_INT_KEPT(decoder_heads, 1, TMOEI_DIMENSION_MAX),
+    TMOEI_INT_KEPT(encoder_ffn, 1, TMOEI_DIMENSION_MAX),
+    TMOEI_INT_KEPT(decoder_ffn, 1, TMOEI_DIMENSION_MAX),
+    TMOEI_INT_KEPT(encoder_layers, 1, TMOEI_DIMENSION_MAX),
+    TMOEI_INT_KEPT(decoder_layers, 1, TMOEI_DIMENSION_MAX),
+    TMOEI_INT_KEPT(source_tokens, 3, TMOEI_SCORES),
+    TMOEI_INT_KEPT(target_tokens, 2, TMOEI_SCORES),
+    TMOEI_INT_KEPT(vocabulary, 0, TMOEI_DIMENSION_MAX),
+    TMOEI_INT_KEPT(norm, TMOE_NORM_PRE, TMOE_NORM_POST),
+    TMOEI_INT_KEPT(activation, TMOE_GELU, TMOE_RELU),
+    TMOEI_INT_KEPT(scale_embedding, 0, 1),
+    TMOEI_INT(experts, 1, TMOEI_EXPERTS_MAX),
     TMOEI_INT(expert_places, 0, TMOE_ENCODER | TMOE_DECODER),
-    TMOEI_INT(expert_kind, 0, TMOE_EXPERT_FFN), TMOEI_FLOAT(expert_noise, 0, FLT_MAX),
-    TMOEI_INT(mix, 0, TMOE_MIX_OUTPUT), TMOEI_INT(selection, 0, TMOE_SELECT_RANDOM_EXAMPLE),
-    TMOEI_INT(random_n, 1, TMOEI_EXPERTS_MAX), TMOEI_FLOAT(temperature, FLT_MIN, FLT_MAX),
-    TMOEI_FLOAT(temperature_decay, 0, FLT_MAX), TMOEI_FLOAT(temperature_min, FLT_MIN, FLT_MAX),
-    TMOEI_FLOAT(exploration, 0, 1), TMOEI_INT(router, 0, TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC),
-    TMOEI_INT(router_hidden, 1, 65536), TMOEI_INT(vectors, 0, TMOE_VECTOR_GIVEN),
-    TMOEI_SIZE(vector_width, 1), TMOEI_INT(instruction_in_input, 0, 1),
-    TMOEI_INT(begin_in_target, 0, 1), TMOEI_INT(specials_in_text, 0, 1),
-    TMOEI_FLOAT(init_std, 0, FLT_MAX), TMOEI_SIZE(start_id, 0), TMOEI_SIZE(begin_id, 0),
-    TMOEI_SIZE(pad_id, 0), TMOEI_SIZE(end_id, 0)
+    TMOEI_INT(expert_kind, TMOE_EXPERT_LAYER, TMOE_EXPERT_FFN),
+    TMOEI_FLOAT(expert_noise, 0, FLT_MAX),
+    TMOEI_INT(mix, TMOE_MIX_PARAM, TMOE_MIX_OUTPUT),
+    TMOEI_INT(selection, TMOE_SELECT_SOFTMAX, TMOE_SELECT_RANDOM_EXAMPLE),
+    TMOEI_INT(random_n, 1, TMOEI_EXPERTS_MAX),
+    TMOEI_FLOAT(temperature, FLT_MIN, FLT_MAX),
+    TMOEI_FLOAT(temperature_decay, 0, FLT_MAX),
+    TMOEI_FLOAT(temperature_min, FLT_MIN, FLT_MAX),
+    TMOEI_FLOAT(exploration, 0, 1),
+    TMOEI_INT(router, TMOE_ROUTER_LINEAR, TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC),
+    TMOEI_INT(router_hidden, 1, TMOEI_ROUTER_HIDDEN_MAX),
+    TMOEI_INT(vectors, TMOE_VECTOR_TEXT, TMOE_VECTOR_GIVEN),
+    TMOEI_INT(vector_width, 1, TMOEI_DIMENSION_MAX),
+    TMOEI_INT(instruction_in_input, 0, 1),
+    TMOEI_INT_KEPT(begin_in_target, 0, 1),
+    TMOEI_INT(specials_in_text, 0, 1),
+    TMOEI_FLOAT(init_std, 0, FLT_MAX),
+    TMOEI_INT_KEPT(start_id, 0, TMOEI_DIMENSION_MAX),
+    TMOEI_INT_KEPT(begin_id, 0, TMOEI_DIMENSION_MAX),
+    TMOEI_INT_KEPT(pad_id, 0, TMOEI_DIMENSION_MAX),
+    TMOEI_INT_KEPT(end_id, 0, TMOEI_DIMENSION_MAX),
 };
 #define TMOEI_CONFIG_FIELDS (sizeof tmoei_config_fields / sizeof *tmoei_config_fields)
 #undef TMOEI_STRUCT
+
 #define TMOEI_STRUCT tmoe_generation
 static const tmoei_field
     tmoei_generation_fields[] = { /* by transformers' names, but for the first */
@@ -4834,39 +5086,28 @@ static double tmoei_field_value(const void *config, const tmoei_field *field)
     return field->kind == TMOEI_KIND_FLOAT ? (double)*(const float *)at : (double)*(const int *)at;
 }
 
-/* Notes every field that is out of its range (NaN is), so that one message names all mistakes. */
-static void tmoei_fields_check(const void *c, const tmoei_field *f, size_t count, char *text,
-    size_t size)
+/* Notes every field that is outside its range (NaN is), so that one message names all of them. */
+static void tmoei_fields_check(const void *config, const tmoei_field *fields, size_t count,
+    char *text, size_t size)
 {
-    for (; count--; f++) {
-        const double x = tmoei_field_value(c, f);
+    for (const tmoei_field *f = fields; f < fields + count; f++) {
+        const double x = tmoei_field_value(config, f);
         if (!(x >= f->least && x <= f->most))
             tmoei_problem(text, size, "%s is %.7g, must be %.7g to %.7g", f->name, x, f->least,
                 f->most);
     }
 }
 
-static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c,
-    const tmoe_tokenizer *tokenizer, int task_count)
+/* Where fields of a config do not fit together. */
+static void tmoei_config_conflicts(const tmoe_config *c, int task_count, char *text, size_t size)
 {
-    const int symbols = tokenizer ? tmoe_tokenizer_vocabulary(tokenizer) : 3;
-    char text[TMOEI_MESSAGE_BYTES - 64] = "";
-    const size_t size = sizeof text;
-    tmoei_fields_check(c, tmoei_config_fields, TMOEI_CONFIG_FIELDS, text, size);
-    if (c->encoder_heads > 0 && c->width % c->encoder_heads)
+    if (c->encoder_heads > 0 && c->width % c->encoder_heads != 0)
         tmoei_problem(text, size, "width = %d is not divisible by encoder_heads = %d", c->width,
             c->encoder_heads);
-    if (c->decoder_heads > 0 && c->width % c->decoder_heads)
+    if (c->decoder_heads > 0 && c->width % c->decoder_heads != 0)
         tmoei_problem(text, size, "width = %d is not divisible by decoder_heads = %d", c->width,
             c->decoder_heads);
     if (task_count < 0) tmoei_problem(text, size, "there are %d tasks", task_count);
-    const int V = c->vocabulary ? c->vocabulary : symbols;
-    if (c->start_id >= V || c->begin_id >= V || c->pad_id >= V || c->end_id >= V)
-        tmoei_problem(text, size, "a token id is not below vocabulary = %d", V);
-    /* BARTs may lack rows for their last tokens; a text that needs one is refused then */
-    if (c->vocabulary < symbols && (c->vocabulary ? !c->specials_in_text : !tokenizer))
-        tmoei_problem(text, size, "vocabulary is %d, must be at least the tokenizer's %d",
-            c->vocabulary, symbols);
     if (c->experts > 1 && c->expert_places == 0)
         tmoei_problem(text, size, "experts is %d but expert_places names no layers", c->experts);
     if (c->experts > 1 && task_count < 1)
@@ -4874,10 +5115,28 @@ static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c,
     if (c->selection == TMOE_SELECT_RANDOM_TASK && c->random_n > c->experts)
         tmoei_problem(text, size, "random_n is %d, must be 1 to experts = %d", c->random_n,
             c->experts);
-    if (c->router >= TMOE_ROUTER_TRANSFORMER && c->router_hidden % 4)
+    if (c->router >= TMOE_ROUTER_TRANSFORMER && tmoei_router_width(c) % TMOEI_ROUTER_HEADS != 0)
         tmoei_problem(text, size,
-            "router_hidden is %d, must be divisible by the transformer router's 4 heads",
-            c->router_hidden);
+            "%s is %d, must be divisible by the transformer router's %d heads",
+            tmoei_router_layer_specific(c) ? "router_hidden" : "vector_width",
+            tmoei_router_width(c), TMOEI_ROUTER_HEADS);
+}
+
+static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c,
+    const tmoe_tokenizer *tokenizer, int task_count)
+{
+    const int symbols = tokenizer ? tmoe_tokenizer_vocabulary(tokenizer) : 3;
+    const int V = c->vocabulary ? c->vocabulary : symbols;
+    char text[TMOEI_MESSAGE_BYTES - 64] = "";
+    tmoei_fields_check(c, tmoei_config_fields, TMOEI_CONFIG_FIELDS, text, sizeof text);
+    tmoei_config_conflicts(c, task_count, text, sizeof text);
+    if (c->start_id >= V || c->begin_id >= V || c->pad_id >= V || c->end_id >= V)
+        tmoei_problem(text, sizeof text, "a token id is not below vocabulary = %d", V);
+    /* BARTs may lack rows for their last tokens; a text that needs one is refused then */
+    const int lacks_rows = c->vocabulary ? V < symbols && !c->specials_in_text : !tokenizer;
+    if (lacks_rows)
+        tmoei_problem(text, sizeof text, "vocabulary is %d, must be at least the tokenizer's %d",
+            c->vocabulary, symbols);
     return text[0] ? tmoei_fail(ctx, TMOE_ERR_CONFIG, "config: %s", text) : TMOE_OK;
 }
 
@@ -4912,6 +5171,8 @@ TMOE_DEF tmoe_config tmoe_config_default(void)
     return c;
 }
 
+/* ---- making a model ----------------------------------------------------------------------------- */
+
 TMOE_DEF void tmoe_model_destroy(tmoe_model *model)
 {
     if (!model) return;
@@ -4925,14 +5186,7 @@ TMOE_DEF void tmoe_model_destroy(tmoe_model *model)
     tmoei_free(model->ctx, model);
 }
 
-/* Everything but theta: that is allocated by this, or lies in a file. */
-static tmoe_result tmoei_theta_alloc(tmoe_model *model)
-{
-    model->theta = (float *)tmoei_own(&model->own, model->size, sizeof(float));
-    return model->ctx->error;
-}
-
-/* The model if it is good; otherwise it goes. */
+/* Returns the model where `good`; otherwise destroys it and returns NULL. */
 static tmoe_model *tmoei_model_if(int good, tmoe_model *model)
 {
     if (good) return model;
@@ -4940,10 +5194,35 @@ static tmoe_model *tmoei_model_if(int good, tmoe_model *model)
     return NULL;
 }
 
+/* Copies the names of the tasks and makes their text vectors. */
+static tmoe_result tmoei_model_copy_tasks(tmoe_model *model, const tmoe_task *tasks)
+{
+    tmoei_owner *own = &model->own;
+    const size_t N = (size_t)model->N, k = (size_t)model->config.vector_width;
+    model->tasks = (tmoe_task *)tmoei_own(own, N + 1, sizeof *model->tasks);
+    model->text_vectors = (float *)tmoei_own(own, N + 1, k * sizeof(float));
+    if (!model->tasks || !model->text_vectors) return TMOE_ERR_MEMORY;
+    model->asked_vector = model->text_vectors + N * k;
+
+    for (size_t t = 0; t < N; t++) {
+        const tmoe_task *from = &tasks[t];
+        tmoe_task *to = &model->tasks[t];
+        if (!from->name || !from->instruction)
+            return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
+                "model_create: task %lu has no name or no instruction", (unsigned long)t);
+        const char *category = from->category ? from->category : "none";
+        to->name = tmoei_own_text(own, from->name, strlen(from->name));
+        to->instruction = tmoei_own_text(own, from->instruction, strlen(from->instruction));
+        to->category = tmoei_own_text(own, category, strlen(category));
+        tmoei_text_vector(from->instruction, (int)k, model->text_vectors + t * k);
+    }
+    return model->ctx->error;
+}
+
+/* A model without its parameters: theta is allocated by tmoei_theta_alloc, or lies in a file. */
 static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config,
     const tmoe_tokenizer *tokenizer, const tmoe_task *tasks, int task_count)
 {
-    const size_t N = (size_t)task_count, k = (size_t)config->vector_width;
     if (tmoei_config_check(ctx, config, tokenizer, task_count) != TMOE_OK) return NULL;
     tmoe_model *model = (tmoe_model *)tmoei_alloc(ctx, 1, sizeof *model, 1);
     if (!model) return NULL;
@@ -4953,26 +5232,18 @@ static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config,
     model->N = task_count;
     model->version = 1;
     model->L = config->encoder_layers + config->decoder_layers;
-    model->tokenizer = tokenizer ? tokenizer->copy(ctx, tokenizer) : NULL;
-    model->config.vocabulary = model->V =
-        config->vocabulary ? config->vocabulary : tmoe_tokenizer_vocabulary(tokenizer);
+    model->V = config->vocabulary ? config->vocabulary : tmoe_tokenizer_vocabulary(tokenizer);
+    model->config.vocabulary = model->V;
     model->generation.beams = model->generation.returned = 1;
     model->generation.length_penalty = 1.0f;
     model->generation.forced_begin_id = model->generation.forced_end_id = -1;
+    model->tokenizer = tokenizer ? tokenizer->copy(ctx, tokenizer) : NULL;
     model->tape = tmoe_tape_create(ctx);
-    model->tasks = (tmoe_task *)tmoei_own(own, N + 1, sizeof *model->tasks);
-    model->text_vectors = (float *)tmoei_own(own, N + 1, k * sizeof(float));
-    for (int t = 0; ctx->error == TMOE_OK && t < task_count; t++) {
-        model->tasks[t].name = tmoei_own_text(own, tasks[t].name, strlen(tasks[t].name));
-        model->tasks[t].instruction =
-            tmoei_own_text(own, tasks[t].instruction, strlen(tasks[t].instruction));
-        const char *category = tasks[t].category ? tasks[t].category : "none";
-        model->tasks[t].category = tmoei_own_text(own, category, strlen(category));
-        tmoei_text_vector(tasks[t].instruction, config->vector_width,
-            model->text_vectors + (size_t)t * k);
-    }
-    if (ctx->error == TMOE_OK && tmoei_model_plan(model) == TMOE_OK) {
-        const size_t width = model->route_width = (size_t)(model->R * config->experts);
+
+    if (ctx->error == TMOE_OK && tmoei_model_copy_tasks(model, tasks) == TMOE_OK
+        && tmoei_model_plan(model) == TMOE_OK) {
+        const size_t N = (size_t)task_count, width = (size_t)model->R * (size_t)config->experts;
+        model->route_width = width;
         model->routes = (float *)tmoei_own(own, N * width + 1, sizeof(float));
         model->mask = (float *)tmoei_own(own, width + 1, sizeof(float));
         model->merged_route = (float *)tmoei_own(own, width + 1, sizeof(float));
@@ -4981,7 +5252,14 @@ static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config,
     return tmoei_model_if(ctx->error == TMOE_OK, model);
 }
 
-/* A model with theta as it begins; derived: its dense parts and expert 0 are still to be copied. */
+static tmoe_result tmoei_theta_alloc(tmoe_model *model)
+{
+    model->theta = (float *)tmoei_own(&model->own, model->size, sizeof(float));
+    return model->ctx->error;
+}
+
+/* A model with theta as it begins; experts above 0 are only the noise that tmoei_experts_copy adds
+ * expert 0 to. derived: dense parts and expert 0 are still to be copied from another model. */
 static tmoe_model *tmoei_model_begin(tmoe_ctx *ctx, const tmoe_config *config,
     const tmoe_tokenizer *tokenizer, const tmoe_task *tasks, int task_count, int derived)
 {
@@ -4998,7 +5276,7 @@ static tmoe_model *tmoei_model_begin(tmoe_ctx *ctx, const tmoe_config *config,
     return model;
 }
 
-/* Experts above 0 are copies of expert 0, plus the noise that stands there. */
+/* theta_e = noise_e + theta_0 for the experts e > 0 of layer l, whose blocks hold the noise. */
 static void tmoei_experts_copy(tmoe_model *model, int l)
 {
     const size_t n = model->layers[l].block_size;
@@ -5013,94 +5291,161 @@ TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
     const tmoe_config chosen = config ? *config : tmoe_config_default();
     tmoei_begin(ctx);
     tmoe_model *model = tmoei_model_begin(ctx, &chosen, tokenizer, tasks, task_count, 0);
-    for (int l = 0; model && l < model->L; l++) tmoei_experts_copy(model, l);
+    if (!model) return NULL;
+    for (int l = 0; l < model->L; l++) tmoei_experts_copy(model, l);
     return model;
 }
 
-TMOE_DEF int tmoe_model_find_task(const tmoe_model *model, const char *key)
+/* ---- a model from another ----------------------------------------------------------------------- */
+
+static int tmoei_task_named(const tmoe_model *model, const char *name)
 {
     for (int t = 0; t < model->N; t++)
-        if (strcmp(model->tasks[t].instruction, key) == 0 || strcmp(model->tasks[t].name, key) == 0)
-            return t;
+        if (strcmp(model->tasks[t].name, name) == 0) return t;
     return -1;
 }
 
-static float *tmoei_piece_of(const tmoe_model *model, int l, int piece, int expert)
+TMOE_DEF int tmoe_model_find_task(const tmoe_model *model, const char *name_or_instruction)
 {
-    const tmoei_layer *layer = &model->layers[l];
-    return model->theta + layer->offset[piece]
-        + (layer->in_expert[piece] ? layer->block + (size_t)expert * layer->block_size
-                                   : layer->shared);
+    const int named = tmoei_task_named(model, name_or_instruction);
+    if (named >= 0) return named;
+    for (int t = 0; t < model->N; t++)
+        if (strcmp(model->tasks[t].instruction, name_or_instruction) == 0) return t;
+    return -1;
+}
+
+/* Have two models the same router: kind, routed layers, and the shape of every tensor? */
+static int tmoei_routers_agree(const tmoe_model *a, const tmoe_model *b)
+{
+    if (a->config.router != b->config.router || a->R != b->R
+        || a->config.expert_places != b->config.expert_places
+        || a->router_parameters != b->router_parameters)
+        return 0;
+    for (int i = 0; i < a->router_parameters; i++) {
+        const tmoei_parameter *x = &a->parameters[a->router_parameter + i];
+        const tmoei_parameter *y = &b->parameters[b->router_parameter + i];
+        if (x->rows != y->rows || x->cols != y->cols) return 0;
+    }
+    return 1;
+}
+
+/* Takes the vectors of the tasks that both models know. TMOE_VECTOR_TEXT keeps its own: they are
+ * what zero-shot routing makes of an instruction. */
+static void tmoei_model_take_vectors(tmoe_model *model, const tmoe_model *from)
+{
+    const size_t k = (size_t)model->config.vector_width;
+    if (model->R == 0 || from->R == 0 || from->config.vector_width != model->config.vector_width
+        || model->config.vectors == TMOE_VECTOR_TEXT)
+        return;
+    for (int t = 0; t < model->N; t++) {
+        const int known = tmoei_task_named(from, model->tasks[t].name);
+        if (known >= 0)
+            memcpy(model->theta + model->vectors + (size_t)t * k,
+                from->theta + from->vectors + (size_t)known * k, k * sizeof(float));
+    }
 }
 
 TMOE_DEF void tmoe_model_take_router(tmoe_model *model, const tmoe_model *from)
 {
-    for (int p = model->router_parameter; p < model->parameter_count; p++)
-        for (int q = from->router_parameter; q < from->parameter_count; q++) {
-            const tmoei_parameter *to = &model->parameters[p], *a = &from->parameters[q];
-            const int table =
-                to->offset == model->vectors; /* of tasks: rows that both know are taken */
-            const float *theirs = from->theta + a->offset;
-            float *mine = model->theta + to->offset;
-            const size_t n = (size_t)to->cols;
-            if (to->cols != a->cols || (!table && to->rows != a->rows) || strcmp(to->name, a->name))
-                continue;
-            for (int row = 0; row < to->rows; row++) {
-                const int known = table ? tmoe_model_find_task(from, model->tasks[row].name) : row;
-                if (known >= 0)
-                    memcpy(mine + (size_t)row * n, theirs + (size_t)known * n, n * sizeof(float));
-            }
+    if (tmoei_routers_agree(model, from))
+        for (int i = 0; i < model->router_parameters; i++) {
+            const tmoei_parameter *to = &model->parameters[model->router_parameter + i];
+            const tmoei_parameter *a = &from->parameters[from->router_parameter + i];
+            memcpy(model->theta + to->offset, from->theta + a->offset, to->size * sizeof(float));
         }
+    tmoei_model_take_vectors(model, from);
     model->version++;
 }
 
-/* Layer l of a new model from another: experts are kept, or merged by r (NULL: averaged) and
- * copied. */
-static void tmoei_layer_derive(tmoe_model *model, const tmoe_model *from, int l, const float *r)
+/* Where a piece of layer l lies in theta: in the block of `expert`, or in the shared part. */
+static float *tmoei_piece_of(const tmoe_model *model, int l, int piece, int expert)
+{
+    const tmoei_layer *layer = &model->layers[l];
+    const size_t part =
+        layer->in_expert[piece] ? layer->block + (size_t)expert * layer->block_size : layer->shared;
+    return model->theta + part + layer->offset[piece];
+}
+
+/* Layer l of a new model from another's. A layer with as many experts as before keeps them where no
+ * route is given. Any other begins with their mean,
+ *   theta = sum_e r_e theta_e,   r_e = 1 / E where no route is given,
+ * and its experts are copies of that. */
+static void tmoei_layer_derive(tmoe_model *model, const tmoe_model *from, int l, const float *route)
 {
     const tmoei_layer *layer = &model->layers[l], *old = &from->layers[l];
-    const int keep = !r && layer->experts == old->experts;
+    const int keep = !route && layer->experts == old->experts;
+    float r[TMOEI_EXPERTS_MAX];
+    for (int e = 0; e < old->experts; e++) r[e] = route ? route[e] : 1.0f / (float)old->experts;
+
     for (int piece = 0; piece < TMOEI_PIECES; piece++) {
         const size_t n = (size_t)layer->rows[piece] * (size_t)layer->cols[piece];
-        const int whole = keep && layer->in_expert[piece]; /* each expert's to its heir */
-        const int several = whole || old->in_expert[piece] ? old->experts : 1;
-        for (int e = 0; e < several; e++) {
-            const float weight = whole || several == 1 ? 1.0f : r ? r[e] : 1.0f / (float)several;
-            tmoei_scale_add(model->ctx, tmoei_piece_of(model, l, piece, whole ? e : 0),
-                whole || e == 0 ? 0.0f : 1.0f, weight, tmoei_piece_of(from, l, piece, e), n);
+        if (keep && layer->in_expert[piece]) {
+            for (int e = 0; e < old->experts; e++)
+                memcpy(tmoei_piece_of(model, l, piece, e), tmoei_piece_of(from, l, piece, e),
+                    n * sizeof(float));
+        } else if (old->in_expert[piece] && old->experts > 1) {
+            float *sum = tmoei_piece_of(model, l, piece, 0);
+            for (int e = 0; e < old->experts; e++)
+                tmoei_scale_add(model->ctx, sum, e > 0 ? 1.0f : 0.0f, r[e],
+                    tmoei_piece_of(from, l, piece, e), n);
+        } else {
+            memcpy(tmoei_piece_of(model, l, piece, 0), tmoei_piece_of(from, l, piece, 0),
+                n * sizeof(float));
         }
     }
     if (!keep) tmoei_experts_copy(model, l);
 }
 
+/* May a model of config `to` begin with the weights of `from`? Refuses, naming every field that
+ * would let the same weights compute something else: shapes, heads, norm, activation, the scale of
+ * the embedding, and what the decoder starts with and reads. What only says how a text becomes
+ * tokens (instruction_in_input, specials_in_text) is free, and so is how experts are mixed. */
+static tmoe_result tmoei_derivable(tmoe_ctx *ctx, const tmoe_model *from, const float *route,
+    const tmoe_config *to)
+{
+    const tmoe_config *a = &from->config;
+    char text[TMOEI_MESSAGE_BYTES - 64] = "";
+    for (size_t i = 0; i < TMOEI_CONFIG_FIELDS; i++) {
+        const tmoei_field *f = &tmoei_config_fields[i];
+        const double x = tmoei_field_value(to, f), kept = tmoei_field_value(a, f);
+        if (f->kept && x != kept)
+            tmoei_problem(text, sizeof text, "%s is %.7g, must stay %.7g", f->name, x, kept);
+    }
+    const int keeps_experts = !route && from->R > 0 && to->experts == a->experts
+        && (to->expert_places & a->expert_places) != 0;
+    if (keeps_experts && a->expert_kind == TMOE_EXPERT_LAYER && to->expert_kind == TMOE_EXPERT_FFN)
+        tmoei_problem(text, sizeof text,
+            "expert_kind must stay TMOE_EXPERT_LAYER: the experts' attention differs");
+    return text[0] ? tmoei_fail(ctx, TMOE_ERR_CONFIG, "model_derive: %s", text) : TMOE_OK;
+}
+
 TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, const float *route,
     const tmoe_config *config, const tmoe_task *tasks, int task_count)
 {
-    const tmoe_config *a = &from->config, c = config ? *config : *a;
+    const int experts = from->config.experts;
+    tmoe_config c = config ? *config : from->config;
     tmoei_begin(ctx);
-    if (c.width != a->width || c.encoder_ffn != a->encoder_ffn || c.decoder_ffn != a->decoder_ffn
-        || c.encoder_layers != a->encoder_layers || c.decoder_layers != a->decoder_layers
-        || c.source_tokens != a->source_tokens || c.target_tokens != a->target_tokens
-        || (c.vocabulary && c.vocabulary != from->V) || c.norm != a->norm)
-        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_CONFIG,
-            "derive: width, ffn, layers, tokens, vocabulary and norm must stay");
+    if (c.vocabulary == 0) c.vocabulary = from->V;
+    if (tmoei_derivable(ctx, from, route, &c) != TMOE_OK) return NULL;
     tmoe_model *model = tmoei_model_begin(ctx, &c, from->tokenizer, tasks, task_count, 1);
     if (!model) return NULL;
-    for (int p = 0; p < TMOEI_SHARED; p++) { /* embeddings, positions, norms */
-        const tmoei_parameter *to = &model->parameters[model->shared[p]];
-        memcpy(model->theta + to->offset, from->theta + from->parameters[from->shared[p]].offset,
-            to->size * sizeof(float));
+
+    for (int s = 0; s < TMOEI_SHARED; s++) {
+        const tmoei_parameter *to = &model->parameters[model->shared[s]];
+        const tmoei_parameter *a = &from->parameters[from->shared[s]];
+        memcpy(model->theta + to->offset, from->theta + a->offset, to->size * sizeof(float));
     }
     for (int l = 0; l < model->L; l++) {
         const int routed = from->layers[l].route;
-        tmoei_layer_derive(model, from, l,
-            route && routed >= 0 ? route + routed * a->experts : NULL);
+        tmoei_layer_derive(model, from, l, route && routed >= 0 ? route + routed * experts : NULL);
     }
     tmoe_model_take_router(model, from);
     model->step = config ? 0 : from->step;
     model->generation = from->generation;
     return model;
 }
+
+/* ---- what a model has, to read ------------------------------------------------------------------ */
 
 TMOE_DEF const tmoe_config *tmoe_model_config(const tmoe_model *model)
 {
@@ -5129,9 +5474,10 @@ TMOE_DEF const tmoe_task *tmoe_model_task(const tmoe_model *model, int task)
 
 TMOE_DEF size_t tmoe_model_parameters(const tmoe_model *model, size_t *active)
 {
-    if (active) *active = 0;
-    for (int p = 0; active && p < model->router_parameter; p++)
-        if (model->parameters[p].expert <= 0) *active += model->parameters[p].size;
+    size_t used = 0;
+    for (int p = 0; p < model->router_parameter; p++)
+        if (model->parameters[p].expert <= 0) used += model->parameters[p].size;
+    if (active) *active = used;
     return model->size;
 }
 
@@ -5143,11 +5489,13 @@ TMOE_DEF int tmoe_routed_layers(const tmoe_model *model)
 TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int routed_layer, char *text,
     size_t size)
 {
-    if (size) text[0] = 0;
-    for (const tmoei_layer *layer = model->layers; layer < model->layers + model->L; layer++)
-        if (layer->route == routed_layer && routed_layer >= 0)
+    if (size > 0) text[0] = 0;
+    for (int l = 0; l < model->L; l++) {
+        const tmoei_layer *layer = &model->layers[l];
+        if (routed_layer >= 0 && layer->route == routed_layer)
             (void)snprintf(text, size, "%s %d", layer->decoder ? "decoder" : "encoder",
                 layer->number);
+    }
 }
 
 /* ==== >>mix: routes, and the two ways to mix experts by them =====================================
@@ -5412,12 +5760,13 @@ TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float
 }
 
 /* ==== >>layers: one forward pass of the transformer ==============================================
- * A pass runs for ONE group: packed sequences of one task, so one route. It does not know whether a
- * layer's weights are an expert, a merge or dense. */
+ * A pass runs for ONE group: packed sequences of one task, so one route. Only tmoei_layer_forward
+ * knows of experts; all else sees the weights of an ordinary layer. */
 
 typedef struct tmoei_pack { /* sequences one behind the other, no padding */
     int sequences, tokens;
-    int *ids, *positions, *offsets; /* (tokens), (tokens), (sequences + 1) */
+    int *ids, *positions; /* (tokens) each */
+    int *offsets;         /* (sequences + 1): sequence i has tokens offsets[i] .. offsets[i+1]-1 */
 } tmoei_pack;
 
 typedef struct tmoei_cache tmoei_cache;
@@ -5425,124 +5774,201 @@ typedef struct tmoei_cache tmoei_cache;
 typedef struct tmoei_pass {
     tmoe_model *model;
     tmoe_tape *tape;
-    float *grads; /* of theta + first on, or NULL: nothing is trained */
+    tmoe_tensor *route; /* (1, R * E); NULL: no layer is routed, or `blocks` has what it gives */
+
+    /* training */
+    float *grads; /* of theta + first on; NULL: nothing is trained */
     size_t first;
-    int train;            /* TMOE_TRAIN_ bits */
-    tmoe_tensor *route;   /* (1, R * E) or NULL when no layer is routed */
-    float *const *blocks; /* evaluation: each layer's merged block, (L) pointers, or NULL */
-    tmoe_tensor *const *mixed;
-    int group;         /* training: (L) of a row a task, or NULL; the row */
-    int hard_training; /* straight-through: unselected experts run forward for dl/dr */
+    int train;                 /* TMOE_TRAIN_ bits: what gets gradients */
+    tmoe_tensor *const *mixed; /* (L): merged blocks, a row for each task of the step, or NULL */
+    int group;                 /* the row of this group */
+    int hard_training;         /* straight-through: unselected experts run forward, for dl/dr */
     float dropout;
-    uint64_t dropout_seed, dropout_stream, dropout_counter; /* the next mask's */
-    tmoei_cache *cache;
-    const tmoei_pack *pack, *memory_pack; /* what runs now; a decoder: what the encoder read */
-    tmoe_tensor *memory;                  /* and the encoder's output */
+    uint64_t dropout_seed, dropout_stream, dropout_counter; /* the counter of the next mask */
+
+    /* evaluation */
+    float *const *blocks; /* (L): each routed layer's merged block, or NULL */
+    tmoei_cache *cache;   /* a decoder that computes one position a pass, or NULL */
+
+    /* what runs now */
+    const tmoei_pack *pack;
+    const tmoei_pack *memory_pack; /* in a decoder: what the encoder read ... */
+    tmoe_tensor *memory;           /* ... and its output */
 } tmoei_pass;
 
+/* ---- attention to a cache of keys and values ----------------------------------------------------
+ * A decoder that computes one position a pass keeps the keys and values of the positions before.
+ * They lie in slots of `limit` positions, as (heads, 2, limit, W): a head reads its keys, then its
+ * values, as they lie. Which slot holds position t of a row is looked up in a table, so that rows
+ * of a beam search that change places move no keys. Keys and values of the encoder's output lie in
+ * slots as long as each source. */
 struct tmoei_cache {
-    int beams, slots, rows;      /* of a request; places; rows that still run */
-    int position, limit;         /* the one that is computed now, from 0; how many at most */
+    int beams;                   /* rows of a request */
+    int slots;                   /* requests * beams */
+    int rows;                    /* rows that still run; row r begins in slot r */
+    int position, limit;         /* the position that is computed now, from 0; how many at most */
     int *slot_of, *next_slot_of; /* (slots, limit): which slot holds position t of row r */
     int *request_of;             /* (slots): which request row r belongs to */
     int *ids, *positions;        /* (slots): of the latest tokens */
-    const tmoei_pack *source;
-    tmoe_tensor memory; /* what the encoder read; its output (source tokens, D) */
-    /* (decoder layers, experts, 2): slots of positions; of memory, a slot of its length for each
-     * source */
-    float **keys;
-    int experts; /* 1, or E where they run side by side */
+    const tmoei_pack *source;    /* what the encoder read, a sequence for each request ... */
+    tmoe_tensor memory;          /* ... and its output (source tokens, D) */
+    float **keys;                /* (decoder layers, experts, 2): slots of positions; of memory */
+    int experts;                 /* 1, or E where they run side by side */
     tmoei_owner own;
 };
 
 typedef struct tmoei_cached_job {
     const tmoei_cache *cache;
-    const float *q;
-    float *keys, *y;
-    size_t q_stride, D;
-    int cross, width;
+    const float *q; /* a row's queries (D), q_stride floats from row to row */
+    size_t q_stride;
+    float *keys; /* the slots of this layer and expert */
+    float *y;    /* (rows, D) */
+    int cross;   /* 1: the slots of the encoder's output */
+    int heads;
+    size_t width, D; /* of a head; D = heads * width */
 } tmoei_cached_job;
 
-/* Where the first head's key of position t of a row lies. Out: `most`, the length of its slot, and
- * `n`, how many positions of the row follow one another from there. */
-static float *tmoei_cached_key(const tmoei_cached_job *job, int row, int t, int count, size_t *most,
-    int *n)
+/* Positions of a row that follow one another in a slot. */
+typedef struct tmoei_cached_run {
+    float *keys;   /* of the first position and head, width floats a position */
+    size_t head;   /* floats from a head's keys to the next head's */
+    size_t values; /* floats from a key to its value */
+    int count;     /* positions */
+} tmoei_cached_run;
+
+/* The run that begins at position t of a row, of positions below `count`. */
+static tmoei_cached_run tmoei_cached_run_at(const tmoei_cached_job *job, int row, int t, int count)
 {
     const tmoei_cache *cache = job->cache;
-    const int *slot = cache->slot_of + (size_t)row * (size_t)cache->limit + t;
-    const int *source = cache->source->offsets + cache->request_of[row];
-    *most = (size_t)(job->cross ? source[1] - source[0] : cache->limit);
-    *n = job->cross ? count : 1;
-    while (t + *n < count && slot[*n] == *slot) ++*n;
-    return job->keys + (job->cross ? (size_t)source[0] : (size_t)*slot * *most) * 2 * job->D
-        + (size_t)t * (size_t)job->width;
+    tmoei_cached_run run;
+    size_t first, length; /* of the slot, in positions */
+    if (job->cross) {
+        const int *source = cache->source->offsets + cache->request_of[row];
+        first = (size_t)source[0];
+        length = (size_t)(source[1] - source[0]);
+        run.count = count - t;
+    } else {
+        const int *slot = cache->slot_of + (size_t)row * (size_t)cache->limit + t;
+        length = (size_t)cache->limit;
+        first = (size_t)*slot * length;
+        run.count = 1;
+        while (t + run.count < count && slot[run.count] == *slot) run.count++;
+    }
+    run.keys = job->keys + first * 2 * job->D + (size_t)t * job->width;
+    run.values = length * job->width;
+    run.head = 2 * run.values;
+    return run;
 }
 
-/* Row r attends, head by head, to its positions 0 .. position or to its request's memory: scores,
- * softmax, weighted sum, run by run. */
+/* Stores [k | v] (2D) as position i of a run. */
+static void tmoei_cached_store(const tmoei_cached_job *job, const tmoei_cached_run *run, size_t i,
+    const float *kv)
+{
+    const size_t W = job->width;
+    for (size_t head = 0; head < (size_t)job->heads; head++) {
+        float *key = run->keys + head * run->head + i * W;
+        memcpy(key, kv + head * W, W * sizeof(float));
+        memcpy(key + run->values, kv + job->D + head * W, W * sizeof(float));
+    }
+}
+
+/* One row attends, head by head, to its positions 0 .. position, or to its request's source:
+ *   y = sum_t p_t v_t,   p = softmax(q k^T / sqrt(W)),   run by run */
 static void tmoei_cached_chunk(void *arg, int row, int lane)
 {
     const tmoei_cached_job *job = (const tmoei_cached_job *)arg;
     const tmoei_cache *cache = job->cache;
     const tmoei_kernels *kernels = cache->own.ctx->kernels;
     const int *source = cache->source->offsets + cache->request_of[row];
-    const int count = job->cross ? source[1] - source[0] : cache->position + 1, W = job->width;
-    const size_t D = job->D, width = (size_t)W, all = (size_t)count;
-    size_t most;
-    const float scale = 1.0f / sqrtf((float)W), *q = job->q + (size_t)row * job->q_stride, *k;
+    const int count = job->cross ? source[1] - source[0] : cache->position + 1;
+    const size_t all = (size_t)count, D = job->D, W = job->width;
+    const float scale = 1.0f / sqrtf((float)W);
+    const float *q = job->q + (size_t)row * job->q_stride;
     float *p = cache->own.ctx->lane_scratch[lane], *y = job->y + (size_t)row * D;
-    for (size_t at = 0; at < D; at += width) {
-        for (int t = 0, n; t < count; t += n) {
-            k = tmoei_cached_key(job, row, t, count, &most, &n) + 2 * most * at;
-            kernels->dots(tmoei_matrix_of(q + at, 1, W, D), tmoei_matrix_of(k, n, W, width),
-                tmoei_output_of(p + t, all, 0.0f));
+    tmoei_cached_run run;
+
+    for (size_t head = 0; head < (size_t)job->heads; head++) {
+        const size_t at = head * W;
+        for (int t = 0; t < count; t += run.count) {
+            run = tmoei_cached_run_at(job, row, t, count);
+            const float *keys = run.keys + head * run.head;
+            kernels->dots(tmoei_matrix_of(q + at, 1, (int)W, D),
+                tmoei_matrix_of(keys, run.count, (int)W, W), tmoei_output_of(p + t, all, 0.0f));
         }
         const float top = scale * kernels->maximum(p, all);
         kernels->scale_add(p, 0.0f, 1.0f / kernels->exp_sum(p, p, scale, top, all), p, all);
-        for (int t = 0, n; t < count; t += n) {
-            k = tmoei_cached_key(job, row, t, count, &most, &n) + 2 * most * at;
-            kernels->merge(y + at, t > 0, k + most * width, width, p + t, n, width);
+        for (int t = 0; t < count; t += run.count) {
+            run = tmoei_cached_run_at(job, row, t, count);
+            kernels->merge(y + at, t > 0, run.keys + head * run.head + run.values, W, p + t,
+                run.count, W);
         }
     }
 }
 
-/* Attention of all rows; gives (rows, D). Self: x is qkv (rows, 3D) of the present position, keeps
- * k and v. Cross: x is q (rows, D) over its request's keys, which the first call makes: cross is
- * [w, b]. */
+/* Stores keys and values of the encoder's output, kv = memory w^T + b, for each request. */
+static tmoe_result tmoei_cached_memory(tmoei_pass *pass, const tmoei_cached_job *job,
+    tmoe_tensor *w, tmoe_tensor *b)
+{
+    tmoei_cache *cache = pass->cache;
+    tmoe_tensor *kv = tmoe_linear(pass->tape, &cache->memory, w, b, TMOE_NONE, NULL);
+    if (!kv) return pass->tape->ctx->error;
+    for (int request = 0; request < cache->source->sequences; request++) {
+        const int *source = cache->source->offsets + request;
+        const int count = source[1] - source[0];
+        const tmoei_cached_run run = tmoei_cached_run_at(job, request * cache->beams, 0, count);
+        for (int t = 0; t < count; t++)
+            tmoei_cached_store(job, &run, (size_t)t, kv->x + (size_t)(source[0] + t) * 2 * job->D);
+    }
+    tmoei_arena_release(&pass->tape->big, kv->x, tmoei_elements(kv), sizeof(float));
+    return TMOE_OK;
+}
+
+/* Attention of all rows; returns (rows, D). Self-attention: x is [q | k | v] (rows, 3D) of the
+ * present position, whose k and v are stored. Cross-attention: x is q (rows, D), and cross = {w, b}
+ * makes the keys and values of the encoder's output in the first pass. */
 static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert,
     tmoe_tensor *const *cross, const tmoe_tensor *x)
 {
     tmoei_cache *cache = pass->cache;
     const tmoe_config *c = &pass->model->config;
-    const size_t D = (size_t)c->width, W = (size_t)(c->width / c->decoder_heads);
-    const size_t places =
+    const size_t D = (size_t)c->width;
+    const size_t positions =
         cross ? (size_t)cache->memory.rows : (size_t)cache->limit * (size_t)cache->slots;
-    float **keys =
-        &cache->keys[2 * ((l - c->encoder_layers) * cache->experts + expert) + (cross != NULL)];
-    tmoe_tensor *y = x ? tmoei_tensor_new(pass->tape, x->rows, c->width, NULL) : NULL, *kv = NULL;
-    if (cross && !*keys)
-        kv = tmoe_linear(pass->tape, &cache->memory, cross[0], cross[1], TMOE_NONE, NULL);
-    if (!*keys) *keys = (float *)tmoei_own_block(&cache->own, places * 2 * D, sizeof(float), 0);
-    if (!*keys || !y || cache->own.ctx->error != TMOE_OK) return NULL;
-    tmoei_cached_job job = { cache, x->x, *keys, y->x, (size_t)x->cols, D, cross != NULL, (int)W };
-    const int fresh = !cross ? cache->rows : kv ? cache->source->sequences : 0;
-    for (int i = 0, rest; i < fresh; i++) {
-        size_t most, offset = kv ? (size_t)cache->source->offsets[i] : 0;
-        const int row = kv ? i * cache->beams : i, position = kv ? 0 : cache->position;
-        float *k = tmoei_cached_key(&job, row, position, 0, &most, &rest);
-        const float *from = kv ? kv->x + offset * 2 * D : x->x + (size_t)(3 * i + 1) * D;
-        for (size_t t = 0; t < (kv ? most : 1); t++, k += W, from += 2 * D)
-            for (size_t at = 0; at < D; at += W) {
-                memcpy(k + 2 * most * at, from + at, W * sizeof(float));
-                memcpy(k + 2 * most * at + most * W, from + D + at, W * sizeof(float));
-            }
-    }
-    if (kv) tmoei_arena_release(&pass->tape->big, kv->x, tmoei_elements(kv), sizeof(float));
+    const int layer = l - c->encoder_layers;
+    float **keys = &cache->keys[2 * (layer * cache->experts + expert) + (cross ? 1 : 0)];
+    const int first_pass = *keys == NULL;
+    tmoei_cached_job job;
+    if (!x) return NULL;
+    tmoe_tensor *y = tmoei_tensor_new(pass->tape, x->rows, c->width, NULL);
+    if (first_pass)
+        *keys = (float *)tmoei_own_block(&cache->own, positions * 2 * D, sizeof(float), 0);
+    if (!*keys || !y) return NULL;
+
+    memset(&job, 0, sizeof job);
+    job.cache = cache;
+    job.q = x->x;
+    job.q_stride = (size_t)x->cols;
+    job.keys = *keys;
+    job.y = y->x;
+    job.cross = cross != NULL;
+    job.heads = c->decoder_heads;
+    job.width = (size_t)(c->width / c->decoder_heads);
+    job.D = D;
+
+    if (!cross)
+        for (int row = 0; row < cache->rows; row++) {
+            const tmoei_cached_run run = tmoei_cached_run_at(&job, row, cache->position, 0);
+            tmoei_cached_store(&job, &run, 0, x->x + (size_t)row * 3 * D + D);
+        }
+    else if (first_pass && tmoei_cached_memory(pass, &job, cross[0], cross[1]) != TMOE_OK)
+        return NULL;
     tmoei_parallel(cache->own.ctx, tmoei_cached_chunk, &job, cache->rows);
     return y;
 }
 
-/* Where gradients of theta + offset go, if what `bit` stands for is trained. */
+/* ---- the weights of a layer as tensors ---------------------------------------------------------- */
+
+/* Where gradients of theta + offset are added, if what `bit` names is trained; else NULL. */
 static float *tmoei_pass_grads(const tmoei_pass *pass, int bit, size_t offset)
 {
     return pass->grads && (pass->train & bit) ? pass->grads + (offset - pass->first) : NULL;
@@ -5557,8 +5983,9 @@ static tmoe_tensor *tmoei_block_leaf(tmoei_pass *pass, size_t offset, size_t siz
 static tmoe_tensor *tmoei_shared_tensor(tmoei_pass *pass, int which)
 {
     const tmoei_parameter *p = &pass->model->parameters[pass->model->shared[which]];
-    return tmoe_leaf(pass->tape, p->rows, p->cols, pass->model->theta + p->offset,
-        p->rate == TMOEI_RATE_NONE ? NULL : tmoei_pass_grads(pass, TMOE_TRAIN_SHARED, p->offset));
+    float *grads =
+        p->rate == TMOEI_RATE_NONE ? NULL : tmoei_pass_grads(pass, TMOE_TRAIN_SHARED, p->offset);
+    return tmoe_leaf(pass->tape, p->rows, p->cols, pass->model->theta + p->offset, grads);
 }
 
 /* The pieces of a layer that lie in `block` (the shared part or an expert) as matrices. */
@@ -5570,6 +5997,34 @@ static void tmoei_layer_pieces(tmoei_pass *pass, const tmoei_layer *layer, tmoe_
             w[p] = tmoei_part(pass->tape, block, layer->offset[p], layer->rows[p], layer->cols[p]);
 }
 
+/* Row t of what tmoe_mix_parameters made for all tasks of a step, as a leaf of a group's tape. */
+static tmoe_tensor *tmoei_mixed_row(tmoe_tape *tape, tmoe_tensor *mixed, int t)
+{
+    if (!mixed) return NULL;
+    mixed->has_grad = mixed->wants_grad; /* the row's parts write it */
+    const size_t at = (size_t)t * (size_t)mixed->cols;
+    tmoe_tensor *row =
+        tmoe_leaf(tape, 1, mixed->cols, mixed->x + at, mixed->dx ? mixed->dx + at : NULL);
+    if (row) ((tmoei_tensor *)row)->unwritten = 1;
+    return row;
+}
+
+/* The one block that layer l runs on where parameters are mixed: theta_bar = sum_e r_e theta_e, and
+ * theta_0 in a dense layer. */
+static tmoe_tensor *tmoei_layer_block(tmoei_pass *pass, int l)
+{
+    const tmoei_layer *layer = &pass->model->layers[l];
+    const int E = layer->experts, size = (int)layer->block_size;
+    if (E == 1) return tmoei_block_leaf(pass, layer->block, layer->block_size);
+    if (pass->blocks) return tmoe_leaf(pass->tape, 1, size, pass->blocks[l], NULL);
+    if (pass->mixed) return tmoei_mixed_row(pass->tape, pass->mixed[l], pass->group);
+    return tmoe_mix_parameters(pass->tape, pass->model->theta + layer->block,
+        tmoei_pass_grads(pass, TMOE_TRAIN_LAYERS, layer->block), E, size, pass->route,
+        layer->route * E);
+}
+
+/* ---- one layer: attention, feed-forward network, residuals and norms ---------------------------- */
+
 static tmoe_tensor *tmoei_pass_dropout(tmoei_pass *pass, tmoe_tensor *x)
 {
     const uint64_t mask =
@@ -5578,7 +6033,7 @@ static tmoe_tensor *tmoei_pass_dropout(tmoei_pass *pass, tmoe_tensor *x)
     return tmoei_dropout(pass->tape, x, pass->dropout, (uint32_t)mask);
 }
 
-/* The beginning of a sublayer: act(h w^T + b); PRE norms h first, POST takes it as it is. */
+/* The beginning of a sublayer: act(h w^T + b). PRE norms h first; POST takes it as it is. */
 static tmoe_tensor *tmoei_sublayer_input(tmoei_pass *pass, tmoe_tensor *const *w, tmoe_tensor *h,
     int norm, int linear, tmoe_activation act)
 {
@@ -5587,7 +6042,7 @@ static tmoe_tensor *tmoei_sublayer_input(tmoei_pass *pass, tmoe_tensor *const *w
     return tmoe_linear(pass->tape, h, w[linear], w[linear + 1], act, NULL);
 }
 
-/* The end of a sublayer: h + dropout(x w^T + b), and the norm where it comes after. */
+/* The end of a sublayer: h + dropout(x w^T + b), which POST norms. */
 static tmoe_tensor *tmoei_sublayer_output(tmoei_pass *pass, tmoe_tensor *const *w, tmoe_tensor *h,
     tmoe_tensor *x, int norm, int linear)
 {
@@ -5606,18 +6061,23 @@ static tmoe_tensor *tmoei_attend(tmoei_pass *pass, int l, int expert, tmoe_tenso
     const tmoei_pack *pack = pass->pack;
     tmoe_tape *tape = pass->tape;
     tmoe_tensor *x = tmoei_sublayer_input(pass, w, h, TMOEI_SELF_NORM, TMOEI_SELF_QKV, TMOE_NONE);
-    x = pass->cache ? tmoei_cached_attention(pass, l, expert, NULL, x)
-                    : tmoe_attention(tape, x, x, layer->heads, pack->sequences, pack->offsets,
-                        pack->offsets, layer->decoder);
+    if (pass->cache)
+        x = tmoei_cached_attention(pass, l, expert, NULL, x);
+    else
+        x = tmoe_attention(tape, x, x, layer->heads, pack->sequences, pack->offsets, pack->offsets,
+            layer->decoder);
     h = tmoei_sublayer_output(pass, w, h, x, TMOEI_SELF_NORM, TMOEI_SELF_OUT);
     if (!layer->decoder) return h;
+
     x = tmoei_sublayer_input(pass, w, h, TMOEI_CROSS_NORM, TMOEI_CROSS_Q, TMOE_NONE);
-    x = pass->cache
-        ? tmoei_cached_attention(pass, l, expert, w + TMOEI_CROSS_KV, x)
-        : tmoe_attention(tape, x,
-            tmoe_linear(tape, pass->memory, w[TMOEI_CROSS_KV], w[TMOEI_CROSS_KV_BIAS], TMOE_NONE,
-                NULL),
-            layer->heads, pack->sequences, pack->offsets, pass->memory_pack->offsets, 0);
+    if (pass->cache) {
+        x = tmoei_cached_attention(pass, l, expert, w + TMOEI_CROSS_KV, x);
+    } else {
+        tmoe_tensor *kv = tmoe_linear(tape, pass->memory, w[TMOEI_CROSS_KV], w[TMOEI_CROSS_KV_BIAS],
+            TMOE_NONE, NULL);
+        x = tmoe_attention(tape, x, kv, layer->heads, pack->sequences, pack->offsets,
+            pass->memory_pack->offsets, 0);
+    }
     return tmoei_sublayer_output(pass, w, h, x, TMOEI_CROSS_NORM, TMOEI_CROSS_OUT);
 }
 
@@ -5628,84 +6088,85 @@ static tmoe_tensor *tmoei_ffn_sublayer(tmoei_pass *pass, tmoe_tensor *const *w, 
     return tmoei_sublayer_output(pass, w, h, x, TMOEI_FFN_NORM, TMOEI_FC2);
 }
 
-/* A task's row of what tmoe_mix_parameters made for all, on a tape of its own. */
-static tmoe_tensor *tmoei_mixed_row(tmoe_tape *tape, tmoe_tensor *mixed, int t)
+/* ---- a layer of experts ------------------------------------------------------------------------- */
+
+/* PARAM mix:   theta_bar = sum_e r_e theta_e,   h' = layer(h; theta_bar)
+ * A dense layer is the case of one expert with r = 1. */
+static tmoe_tensor *tmoei_layer_param(tmoei_pass *pass, int l, tmoe_tensor **w, tmoe_tensor *h)
 {
-    if (!mixed) return NULL;
-    mixed->has_grad = mixed->wants_grad; /* the row's parts write it */
-    const size_t at = (size_t)t * (size_t)mixed->cols;
-    tmoe_tensor *row =
-        tmoe_leaf(tape, 1, mixed->cols, mixed->x + at, mixed->dx ? mixed->dx + at : NULL);
-    if (row) ((tmoei_tensor *)row)->unwritten = 1;
-    return row;
+    tmoei_layer_pieces(pass, &pass->model->layers[l], tmoei_layer_block(pass, l), 1, w);
+    h = tmoei_attend(pass, l, 0, w, h);
+    return tmoei_ffn_sublayer(pass, w, h);
 }
 
-/* Layer l with its experts mixed by the route: PARAM merges and runs once, OUTPUT runs the experts.
- * */
-static tmoe_tensor *tmoei_layer_forward(tmoei_pass *pass, int l, tmoe_tensor *h)
+/* OUTPUT mix:   h' = sum_e r_e layer(h; theta_e)
+ * Experts with r_e = 0 do not run. In training by straight-through they do, forward only: the
+ * router's gradient dl/dr_e = <dl/dh', layer(h; theta_e)> needs their output, while their own
+ * weights' gradient has the factor r_e = 0. Where an expert is an FFN, attention is shared and runs
+ * once. */
+static tmoe_tensor *tmoei_layer_output(tmoei_pass *pass, int l, tmoe_tensor **w, tmoe_tensor *h)
 {
-    tmoe_model *model = pass->model;
-    const tmoei_layer *layer = &model->layers[l];
-    const int E = model->config.experts, first = layer->route * E, recording = pass->tape->record;
-    const int whole = model->config.expert_kind == TMOE_EXPERT_LAYER;
-    tmoe_tensor *w[TMOEI_PIECES], *outputs[TMOEI_EXPERTS_MAX], *block;
-    memset(w, 0, sizeof w);
-    if (layer->shared_size)
-        tmoei_layer_pieces(pass, layer, tmoei_block_leaf(pass, layer->shared, layer->shared_size),
-            0, w);
-    if (layer->experts == 1 || model->config.mix == TMOE_MIX_PARAM) {
-        const int size = (int)layer->block_size;
-        if (layer->experts == 1)
-            block = tmoei_block_leaf(pass, layer->block, layer->block_size);
-        else if (pass->blocks)
-            block = tmoe_leaf(pass->tape, 1, size, pass->blocks[l], NULL);
-        else if (pass->mixed)
-            block = tmoei_mixed_row(pass->tape, pass->mixed[l], pass->group);
-        else
-            block = tmoe_mix_parameters(pass->tape, model->theta + layer->block,
-                tmoei_pass_grads(pass, TMOE_TRAIN_LAYERS, layer->block), E, size, pass->route,
-                first);
-        tmoei_layer_pieces(pass, layer, block, 1, w);
-        return tmoei_ffn_sublayer(pass, w, tmoei_attend(pass, l, 0, w, h));
-    }
+    const tmoei_layer *layer = &pass->model->layers[l];
+    const int E = layer->experts, first = layer->route * E, recording = pass->tape->record;
+    const int whole = pass->model->config.expert_kind == TMOE_EXPERT_LAYER;
+    tmoe_tensor *outputs[TMOEI_EXPERTS_MAX];
     if (!whole) h = tmoei_attend(pass, l, 0, w, h);
+
     for (int e = 0; e < E; e++) {
         const float r = pass->tape->dry ? 1.0f : pass->route->x[first + e];
         outputs[e] = NULL;
         if (r == 0.0f && !pass->hard_training) continue;
-        pass->tape->record =
-            recording && r != 0.0f; /* unselected: forward, for dl/dr_e = <dl/dy, y_e> */
-        block =
+        pass->tape->record = recording && r != 0.0f;
+        tmoe_tensor *block =
             tmoei_block_leaf(pass, layer->block + (size_t)e * layer->block_size, layer->block_size);
         tmoei_layer_pieces(pass, layer, block, 1, w);
-        outputs[e] = tmoei_ffn_sublayer(pass, w, whole ? tmoei_attend(pass, l, e, w, h) : h);
+        tmoe_tensor *x = whole ? tmoei_attend(pass, l, e, w, h) : h;
+        outputs[e] = tmoei_ffn_sublayer(pass, w, x);
         pass->tape->record = recording;
     }
     return tmoe_mix_outputs(pass->tape, outputs, E, pass->route, first);
 }
 
-/* The norm outside the layers, which PRE has behind the last layer and POST behind the embedding.
- * */
-static tmoe_tensor *tmoei_outer_norm(tmoei_pass *pass, tmoe_tensor *h, int decoder, tmoe_norm here)
+static tmoe_tensor *tmoei_layer_forward(tmoei_pass *pass, int l, tmoe_tensor *h)
 {
-    const int n = decoder ? TMOEI_DECODER_NORM : TMOEI_ENCODER_NORM;
-    if (pass->model->config.norm != here) return h;
-    return tmoe_layer_norm(pass->tape, h, tmoei_shared_tensor(pass, n),
-        tmoei_shared_tensor(pass, n + 1));
+    const tmoei_layer *layer = &pass->model->layers[l];
+    tmoe_tensor *w[TMOEI_PIECES]; /* the layer's weights, by piece */
+    memset(w, 0, sizeof w);
+    if (layer->shared_size > 0) {
+        tmoe_tensor *shared = tmoei_block_leaf(pass, layer->shared, layer->shared_size);
+        tmoei_layer_pieces(pass, layer, shared, 0, w);
+    }
+    if (layer->experts == 1 || pass->model->config.mix == TMOE_MIX_PARAM)
+        return tmoei_layer_param(pass, l, w, h);
+    return tmoei_layer_output(pass, l, w, h);
 }
 
-/* scale * token + position, the norm of POST, dropout */
+/* ---- encoder and decoder ------------------------------------------------------------------------ */
+
+/* The norm outside the layers: PRE has it after the last layer, POST after the embedding. */
+static tmoe_tensor *tmoei_outer_norm(tmoei_pass *pass, tmoe_tensor *h, int decoder, tmoe_norm here)
+{
+    if (pass->model->config.norm != here) return h;
+    const int norm = decoder ? TMOEI_DECODER_NORM : TMOEI_ENCODER_NORM;
+    tmoe_tensor *gain = tmoei_shared_tensor(pass, norm);
+    tmoe_tensor *bias = tmoei_shared_tensor(pass, norm + 1);
+    return tmoe_layer_norm(pass->tape, h, gain, bias);
+}
+
+/* dropout(norm of POST(scale * token + position)) */
 static tmoe_tensor *tmoei_embed(tmoei_pass *pass, const tmoei_pack *pack, int decoder)
 {
     const tmoe_config *c = &pass->model->config;
-    tmoe_tensor *h = tmoe_embedding(pass->tape, tmoei_shared_tensor(pass, TMOEI_TOKENS),
-        pack->tokens, pack->ids, c->scale_embedding ? sqrtf((float)c->width) : 1.0f,
-        tmoei_shared_tensor(pass, decoder ? TMOEI_DECODER_POSITIONS : TMOEI_ENCODER_POSITIONS),
+    const float scale = c->scale_embedding ? sqrtf((float)c->width) : 1.0f;
+    tmoe_tensor *tokens = tmoei_shared_tensor(pass, TMOEI_TOKENS);
+    tmoe_tensor *positions =
+        tmoei_shared_tensor(pass, decoder ? TMOEI_DECODER_POSITIONS : TMOEI_ENCODER_POSITIONS);
+    tmoe_tensor *h = tmoe_embedding(pass->tape, tokens, pack->tokens, pack->ids, scale, positions,
         pack->positions);
     return tmoei_pass_dropout(pass, tmoei_outer_norm(pass, h, decoder, TMOE_NORM_POST));
 }
 
-/* Encoder or decoder: embedding, layers, norm. */
+/* Encoder or decoder: embedding, layers, norm of PRE. */
 static tmoe_tensor *tmoei_stack(tmoei_pass *pass, const tmoei_pack *pack, int decoder)
 {
     tmoe_tensor *h = tmoei_embed(pass, pack, decoder);
@@ -5728,181 +6189,220 @@ static tmoe_tensor *tmoei_decode(tmoei_pass *pass, const tmoei_pack *target, tmo
     return tmoei_stack(pass, target, 1);
 }
 
-/* Logits over the vocabulary: the head is the token embedding (tied) plus a constant bias. */
+/* Logits over the vocabulary, h tokens^T + bias: the head is the token embedding (tied), with a
+ * constant bias. */
 static tmoe_tensor *tmoei_head(tmoei_pass *pass, tmoe_tensor *h)
 {
-    return tmoe_linear(pass->tape, h, tmoei_shared_tensor(pass, TMOEI_TOKENS),
-        tmoei_shared_tensor(pass, TMOEI_OUTPUT_BIAS), TMOE_NONE, NULL);
+    tmoe_tensor *tokens = tmoei_shared_tensor(pass, TMOEI_TOKENS);
+    tmoe_tensor *bias = tmoei_shared_tensor(pass, TMOEI_OUTPUT_BIAS);
+    return tmoe_linear(pass->tape, h, tokens, bias, TMOE_NONE, NULL);
 }
 
 /* ==== >>router: from a task's vector to its route ================================================
- *   z = router(e_t),  r_l = select(z_l)        z, r: one row a task, E columns for each routed
- *   layer
- * Ten kinds. `linear` and `linear_layer_specific` are MLPs. The others read a sequence with one
- * element for each routed layer: the task vector plus a learned position of the layer, or (layer
- * specific) a projection of the task vector for each layer. */
+ *   z_t = router(e_t)           e_t a row (k) for each of K tasks, z_t a row of R * E logits
+ *   r_t,l = select(z_t,l)       a row of E weights for each task and routed layer
+ * Ten kinds of router. `linear` and `linear_layer_specific` are MLPs. The others read a sequence
+ * with one element for each routed layer: the task vector plus a learned position of the layer, or
+ * (layer specific) a projection of the task vector for each layer.
+ *
+ * Noise and exploration belong to training only, and >>training draws them. Evaluation selects
+ * without noise, at the temperature of the model's step: tmoe_model_temperature. */
 
-#define TMOEI_ROUTER_STD 0.02f /* the paper's, for linear weights and embeddings */
-
-enum {
-    TMOEI_ROUTER_HEADS = 4,
-    TMOEI_ROUTER_FFN = 64
-}; /* of the transformer router; its FFN's width */
-
-/* A router takes its named tensors one after the other. While the model is planned there is no
- * theta: then taking one adds it to the model and gives NULL, and so is all that is computed from
- * it. */
+/* What is computed now. Tensors are taken one after the other, in the order of tmoei_router_plan;
+ * the comments name them. */
 typedef struct tmoei_router {
-    tmoe_model *model;
+    const tmoe_model *model;
     tmoe_tape *tape;
-    float *grads;
-    int next;
-    char prefix[16]; /* of the names */
+    float *grads; /* of the router's first parameter on; NULL: it is not trained */
+    int taken;
 } tmoei_router;
 
-static tmoe_tensor *tmoei_router_take(tmoei_router *router, const char *name, const char *kind,
-    int rows, int cols, int decay, float std, float value)
+static tmoe_tensor *tmoei_router_take(tmoei_router *router)
 {
-    tmoe_model *model = router->model;
-    if (!model->theta) {
-        (void)tmoei_parameter_add(model, rows, cols, TMOEI_RATE_ROUTER, decay, -1, std, value,
-            "router.%s%s.%s", router->prefix, name, kind);
-        return NULL;
+    const tmoe_model *model = router->model;
+    const tmoei_parameter *first = &model->parameters[model->router_parameter];
+    const tmoei_parameter *p = first + router->taken++;
+    float *grads = router->grads ? router->grads + (p->offset - first->offset) : NULL;
+    return tmoe_leaf(router->tape, p->rows, p->cols, model->theta + p->offset, grads);
+}
+
+static tmoe_tensor *tmoei_router_linear(tmoei_router *router, tmoe_tensor *x, tmoe_activation act,
+    tmoe_tensor *residual)
+{
+    tmoe_tensor *w = tmoei_router_take(router);
+    tmoe_tensor *b = tmoei_router_take(router);
+    return tmoe_linear(router->tape, x, w, b, act, residual);
+}
+
+static tmoe_tensor *tmoei_router_norm(tmoei_router *router, tmoe_tensor *x)
+{
+    tmoe_tensor *gain = tmoei_router_take(router);
+    tmoe_tensor *bias = tmoei_router_take(router);
+    return tmoe_layer_norm(router->tape, x, gain, bias);
+}
+
+/* An array of R tensors, to be put side by side. */
+static tmoe_tensor **tmoei_router_parts(tmoei_router *router)
+{
+    return (tmoe_tensor **)tmoei_arena_alloc(&router->tape->nodes, (size_t)router->model->R,
+        sizeof(tmoe_tensor *));
+}
+
+/* ---- the MLPs: z = w2 gelu(w1 e + b1) + b2, for all layers or for each -------------------------- */
+
+static tmoe_tensor *tmoei_router_mlp(tmoei_router *router, tmoe_tensor *e)
+{
+    const int mlps = tmoei_router_layer_specific(&router->model->config) ? router->model->R : 1;
+    tmoe_tensor **z = tmoei_router_parts(router);
+    if (!z) return NULL;
+    for (int l = 0; l < mlps; l++) {
+        tmoe_tensor *x = tmoei_router_linear(router, e, TMOE_GELU, NULL); /* linear1 */
+        z[l] = tmoei_router_linear(router, x, TMOE_NONE, NULL);           /* linear2 */
     }
-    const size_t at = model->parameters[router->next++].offset;
-    return tmoe_leaf(router->tape, rows, cols, model->theta + at,
-        router->grads ? router->grads + (at - model->parameters[model->router_parameter].offset)
-                      : NULL);
+    return mlps == 1 ? z[0] : tmoe_concat(router->tape, z, mlps);
 }
 
-/* Weight and bias of a linear layer, or gain and bias of a norm (no rows). */
-static void tmoei_router_pair(tmoei_router *router, const char *name, int rows, int cols, float std,
-    tmoe_tensor **w)
+/* ---- the sequence that the others read: (K, R * width) ------------------------------------------ */
+
+static tmoe_tensor *tmoei_router_sequence(tmoei_router *router, tmoe_tensor *e)
 {
-    const int norm = rows == 0;
-    w[0] = tmoei_router_take(router, name, "weight", norm ? 1 : rows, cols, !norm, std,
-        norm ? 1.0f : 0.0f);
-    w[1] = tmoei_router_take(router, name, "bias", 1, norm ? cols : rows, 0,
-        std < 0.0f ? std : 0.0f, 0.0f);
+    const int R = router->model->R;
+    if (tmoei_router_layer_specific(&router->model->config))
+        return tmoei_router_linear(router, e, TMOE_NONE, NULL); /* layer_projection */
+    tmoe_tensor **x = tmoei_router_parts(router);
+    if (!x) return NULL;
+    for (int l = 0; l < R; l++) x[l] = e;
+    tmoe_tensor *positions = tmoei_router_take(router); /* layer_positions */
+    return tmoe_add(router->tape, tmoe_concat(router->tape, x, R), positions);
 }
 
-static tmoe_tensor *tmoei_router_linear(tmoei_router *router, const char *name, tmoe_tensor *x,
-    int rows, int cols, tmoe_activation act, tmoe_tensor *residual)
-{
-    tmoe_tensor *w[2];
-    tmoei_router_pair(router, name, rows, cols, TMOEI_ROUTER_STD, w);
-    return tmoe_linear(router->tape, x, w[0], w[1], act, residual);
-}
-
-/* One direction of a recurrent layer over the R elements of x (K, R * width): states[2 l +
- * backward] (K, hidden). `gates`: rows of recurrent weights for each hidden unit. Gate order as
- * torch:
- *   RNN   h' = tanh(i + u)                                             i = W_i x + b_i,  u = W_h h
- *   + b_h
+/* ---- the recurrent routers ----------------------------------------------------------------------
+ * Cells, gates in torch's order:                        i = W_i x + b_i,   u = W_h h + b_h
+ *   RNN   h' = tanh(i + u)
  *   GRU   r, z = sigmoid(i + u);  n = tanh(i_n + r u_n);  h' = n + z (h - n)
  *   LSTM  i, f, o = sigmoid(i + u);  g = tanh(i + u);  c' = f c + i g;  h' = o tanh(c') */
-static void tmoei_router_recurrent(tmoei_router *router, tmoe_tensor *x, int width, int gates,
-    int backward, tmoe_tensor **states)
+
+static tmoe_tensor *tmoei_router_gate(tmoei_router *router, tmoe_tensor *sum, int gate,
+    tmoe_activation act)
 {
-    const int R = router->model->R, hidden = router->model->config.router_hidden,
-              rows = gates * hidden;
-    const float std = -1.0f / sqrtf((float)hidden); /* uniform, torch's recurrent start */
+    const int hidden = router->model->config.router_hidden;
+    return tmoe_activate(router->tape, tmoe_slice(router->tape, sum, gate * hidden, hidden), act);
+}
+
+static tmoe_tensor *tmoei_router_gru(tmoei_router *router, tmoe_tensor *i, tmoe_tensor *u,
+    tmoe_tensor *h)
+{
     tmoe_tape *tape = router->tape;
-    tmoe_tensor *wi[2], *wh[2];
-    tmoei_router_pair(router, backward ? "backward.input" : "forward.input", rows, width, std, wi);
-    tmoei_router_pair(router, backward ? "backward.hidden" : "forward.hidden", rows, hidden, std,
-        wh);
-    tmoe_tensor *h = x ? tmoei_tensor_new(tape, x->rows, hidden, NULL) : NULL, *c = h;
+    const int hidden = router->model->config.router_hidden;
+    tmoe_tensor *sum = tmoe_add(tape, i, u);
+    tmoe_tensor *r = tmoei_router_gate(router, sum, 0, TMOE_SIGMOID);
+    tmoe_tensor *z = tmoei_router_gate(router, sum, 1, TMOE_SIGMOID);
+    tmoe_tensor *n = tmoe_multiply(tape, r, tmoe_slice(tape, u, 2 * hidden, hidden));
+    n = tmoe_add(tape, tmoe_slice(tape, i, 2 * hidden, hidden), n);
+    n = tmoe_activate(tape, n, TMOE_TANH);
+    tmoe_tensor *change = tmoe_add(tape, h, tmoe_affine(tape, n, -1.0f, 0.0f));
+    return tmoe_add(tape, n, tmoe_multiply(tape, z, change));
+}
+
+static tmoe_tensor *tmoei_router_lstm(tmoei_router *router, tmoe_tensor *sum, tmoe_tensor **c)
+{
+    tmoe_tape *tape = router->tape;
+    tmoe_tensor *i = tmoei_router_gate(router, sum, 0, TMOE_SIGMOID);
+    tmoe_tensor *f = tmoei_router_gate(router, sum, 1, TMOE_SIGMOID);
+    tmoe_tensor *g = tmoei_router_gate(router, sum, 2, TMOE_TANH);
+    tmoe_tensor *o = tmoei_router_gate(router, sum, 3, TMOE_SIGMOID);
+    tmoe_tensor *kept = tmoe_multiply(tape, f, *c);
+    *c = tmoe_add(tape, kept, tmoe_multiply(tape, i, g));
+    return tmoe_multiply(tape, o, tmoe_activate(tape, *c, TMOE_TANH));
+}
+
+/* One direction over the R elements of x: states[l] (K, hidden). */
+static void tmoei_router_direction(tmoei_router *router, tmoe_tensor *x, int backward,
+    tmoe_tensor **states)
+{
+    const tmoe_config *config = &router->model->config;
+    const int R = router->model->R, width = tmoei_router_width(config);
+    tmoe_tape *tape = router->tape;
+    tmoe_tensor *wi = tmoei_router_take(router), *bi = tmoei_router_take(router); /* input */
+    tmoe_tensor *wh = tmoei_router_take(router), *bh = tmoei_router_take(router); /* hidden */
+    tmoe_tensor *h = x ? tmoei_tensor_new(tape, x->rows, config->router_hidden, NULL) : NULL;
     if (h && !tape->dry) memset(h->x, 0, tmoei_elements(h) * sizeof(float));
-    for (int i = 0; i < R; i++) {
-        const int l = backward ? R - 1 - i : i;
-        tmoe_tensor *in = tmoe_slice(tape, x, l * width, width),
-                    *gate[4] = { NULL, NULL, NULL, NULL };
-        in = tmoe_linear(tape, in, wi[0], wi[1], TMOE_NONE, NULL);
-        tmoe_tensor *u = tmoe_linear(tape, h, wh[0], wh[1], TMOE_NONE, NULL),
-                    *sum = tmoe_add(tape, in, u);
-        for (int g = 0; g < gates && !(gates == 3 && g == 2); g++)
-            gate[g] = tmoe_activate(tape, tmoe_slice(tape, sum, g * hidden, hidden),
-                g == 2 || gates == 1 ? TMOE_TANH : TMOE_SIGMOID);
-        if (gates == 1)
-            h = gate[0];
-        else if (gates == 3) {
-            tmoe_tensor *n = tmoe_multiply(tape, gate[0], tmoe_slice(tape, u, 2 * hidden, hidden));
-            n = tmoe_activate(tape, tmoe_add(tape, tmoe_slice(tape, in, 2 * hidden, hidden), n),
-                TMOE_TANH);
-            tmoe_tensor *change = tmoe_add(tape, h, tmoe_affine(tape, n, -1.0f, 0.0f));
-            h = tmoe_add(tape, n, tmoe_multiply(tape, gate[1], change));
-        } else {
-            c = tmoe_add(tape, tmoe_multiply(tape, gate[1], c),
-                tmoe_multiply(tape, gate[0], gate[2]));
-            h = tmoe_multiply(tape, gate[3], tmoe_activate(tape, c, TMOE_TANH));
-        }
-        states[2 * l + backward] = h;
+    tmoe_tensor *c = h; /* the LSTM's cell, zeros at first */
+
+    for (int step = 0; step < R; step++) {
+        const int l = backward ? R - 1 - step : step;
+        tmoe_tensor *i = tmoe_slice(tape, x, l * width, width);
+        i = tmoe_linear(tape, i, wi, bi, TMOE_NONE, NULL);
+        tmoe_tensor *u = tmoe_linear(tape, h, wh, bh, TMOE_NONE, NULL);
+        if (tmoei_router_gates(config) == 1)
+            h = tmoei_router_gate(router, tmoe_add(tape, i, u), 0, TMOE_TANH);
+        else if (tmoei_router_gates(config) == 3)
+            h = tmoei_router_gru(router, i, u, h);
+        else
+            h = tmoei_router_lstm(router, tmoe_add(tape, i, u), &c);
+        states[l] = h;
     }
 }
 
-/* Logits (K, R * E) of K task vectors (K, k). */
-static tmoe_tensor *tmoei_router_logits(tmoe_model *model, tmoe_tape *tape, float *grads,
-    tmoe_tensor *e_t)
+/* z_l = w [forward_l | backward_l] + b */
+static tmoe_tensor *tmoei_router_recurrent(tmoei_router *router, tmoe_tensor *x)
 {
-    static const int gates_of[] = { 0, 0, 1, 1, 3, 3, 4, 4, 0, 0 }; /* by kind; 0: not recurrent */
-    const tmoe_config *c = &model->config;
-    const int specific = (int)c->router & 1, gates = gates_of[c->router]; /* the enum alternates */
-    const int R = model->R, E = c->experts, hidden = c->router_hidden,
-              width = specific ? hidden : c->vector_width;
-    const int K = e_t ? e_t->rows : 0;
-    tmoei_router router = { model, tape, grads, model->router_parameter, "" };
-    tmoe_tensor *x, *a, *w[2];
-    tmoe_tensor **parts =
-        (tmoe_tensor **)tmoei_arena_alloc(&tape->nodes, 2 * (size_t)R, sizeof *parts);
-    if (!parts) return NULL;
-    if (c->router <= TMOE_ROUTER_LINEAR_LAYER_SPECIFIC) {
-        for (int l = 0; l < (specific ? R : 1); l++) {
-            (void)snprintf(router.prefix, sizeof router.prefix, "%d.", l);
-            x = tmoei_router_linear(&router, "linear1", e_t, hidden, c->vector_width, TMOE_GELU,
-                NULL);
-            x = tmoei_router_linear(&router, "linear2", x, specific ? E : R * E, hidden, TMOE_NONE,
-                NULL);
-            parts[l] = x;
-        }
-        return specific ? tmoe_concat(tape, parts, R) : parts[0];
+    const int R = router->model->R;
+    tmoe_tensor **forward = tmoei_router_parts(router);
+    tmoe_tensor **backward = tmoei_router_parts(router);
+    if (!forward || !backward) return NULL;
+    tmoei_router_direction(router, x, 0, forward);
+    tmoei_router_direction(router, x, 1, backward);
+    tmoe_tensor *w = tmoei_router_take(router), *b = tmoei_router_take(router); /* projection */
+    for (int l = 0; l < R; l++) {
+        tmoe_tensor *both[2] = { forward[l], backward[l] };
+        tmoe_tensor *h = tmoe_concat(router->tape, both, 2);
+        forward[l] = tmoe_linear(router->tape, h, w, b, TMOE_NONE, NULL); /* from here on: z_l */
     }
-    if (specific)
-        x = tmoei_router_linear(&router, "layer_projection", e_t, R * hidden, c->vector_width,
-            TMOE_NONE, NULL);
-    else { /* the same vector at every layer, plus the layer's position */
-        for (int l = 0; l < R; l++) parts[l] = e_t;
-        x = tmoe_add(tape, tmoe_concat(tape, parts, R),
-            tmoei_router_take(&router, "layer_positions", "weight", 1, R * c->vector_width, 1,
-                TMOEI_ROUTER_STD, 0));
-    }
-    if (gates) {
-        tmoei_router_recurrent(&router, x, width, gates, 0, parts);
-        tmoei_router_recurrent(&router, x, width, gates, 1, parts);
-        tmoei_router_pair(&router, "projection", E, 2 * hidden, TMOEI_ROUTER_STD, w);
-        for (int l = 0; l < R; l++)
-            parts[l] =
-                tmoe_linear(tape, tmoe_concat(tape, parts + 2 * l, 2), w[0], w[1], TMOE_NONE, NULL);
-        return tmoe_concat(tape, parts, R);
-    }
+    return tmoe_concat(router->tape, forward, R);
+}
+
+/* ---- the transformer router: one POST layer over the R elements of each task -------------------- */
+
+static tmoe_tensor *tmoei_router_transformer(tmoei_router *router, tmoe_tensor *x)
+{
+    const int R = router->model->R, E = router->model->config.experts;
+    const int width = tmoei_router_width(&router->model->config);
+    tmoe_tape *tape = router->tape;
+    if (!x) return NULL;
+    const int K = x->rows;
     int *offsets = (int *)tmoei_arena_alloc(&tape->nodes, (size_t)K + 1, sizeof *offsets);
     if (!offsets) return NULL;
     for (int t = 0; t <= K; t++) offsets[t] = t * R;
+
     x = tmoe_reshape(tape, x, K * R, width);
-    a = tmoei_router_linear(&router, "attention.qkv", x, 3 * width, width, TMOE_NONE, NULL);
+    tmoe_tensor *a = tmoei_router_linear(router, x, TMOE_NONE, NULL); /* attention.qkv */
     a = tmoe_attention(tape, a, a, TMOEI_ROUTER_HEADS, K, offsets, offsets, 0);
-    a = tmoei_router_linear(&router, "attention.out", a, width, width, TMOE_NONE, x);
-    tmoei_router_pair(&router, "norm1", 0, width, 0.0f, w);
-    x = tmoe_layer_norm(tape, a, w[0], w[1]);
-    a = tmoei_router_linear(&router, "linear1", x, TMOEI_ROUTER_FFN, width, TMOE_RELU, NULL);
-    a = tmoei_router_linear(&router, "linear2", a, width, TMOEI_ROUTER_FFN, TMOE_NONE, x);
-    tmoei_router_pair(&router, "norm2", 0, width, 0.0f, w);
-    x = tmoe_layer_norm(tape, a, w[0], w[1]);
-    x = tmoei_router_linear(&router, "projection", x, E, width, TMOE_NONE, NULL);
+    a = tmoei_router_linear(router, a, TMOE_NONE, x);    /* attention.out */
+    x = tmoei_router_norm(router, a);                    /* norm1 */
+    a = tmoei_router_linear(router, x, TMOE_RELU, NULL); /* linear1 */
+    a = tmoei_router_linear(router, a, TMOE_NONE, x);    /* linear2 */
+    x = tmoei_router_norm(router, a);                    /* norm2 */
+    x = tmoei_router_linear(router, x, TMOE_NONE, NULL); /* projection */
     return tmoe_reshape(tape, x, K, R * E);
 }
 
-/* tau(s) = max(tau0 * exp(-a * s), tau_min) */
+/* ---- logits, and their selection ---------------------------------------------------------------- */
+
+/* Logits z (K, R * E) of K task vectors e (K, k). */
+static tmoe_tensor *tmoei_router_logits(const tmoe_model *model, tmoe_tape *tape, float *grads,
+    tmoe_tensor *e)
+{
+    tmoei_router router = { model, tape, grads, 0 };
+    if (!e) return NULL;
+    if (model->config.router <= TMOE_ROUTER_LINEAR_LAYER_SPECIFIC)
+        return tmoei_router_mlp(&router, e);
+    tmoe_tensor *x = tmoei_router_sequence(&router, e);
+    if (tmoei_router_gates(&model->config) > 0) return tmoei_router_recurrent(&router, x);
+    return tmoei_router_transformer(&router, x);
+}
+
+/* tau(step) = max(tau_0 exp(-decay * step), tau_min) */
 TMOE_DEF float tmoe_model_temperature(const tmoe_model *model)
 {
     const tmoe_config *c = &model->config;
@@ -5911,58 +6411,79 @@ TMOE_DEF float tmoe_model_temperature(const tmoe_model *model)
     return tau > (double)c->temperature_min ? (float)tau : c->temperature_min;
 }
 
-static int tmoei_selection_has_router(tmoe_selection s)
+/* r (K * R, E) = select(z + mask + noise), of logits z (K, R * E), at the model's temperature; for
+ * training and for evaluation, which has no noise. */
+static tmoe_tensor *tmoei_routes_of_logits(const tmoe_model *model, tmoe_tape *tape, tmoe_tensor *z,
+    const float *noise)
 {
-    return s <= TMOE_SELECT_STRAIGHT_THROUGH;
+    const int R = model->R, E = model->config.experts;
+    if (!z) return NULL;
+    tmoe_tensor *mask = tmoe_leaf(tape, 1, R * E, model->mask, NULL);
+    z = tmoe_reshape(tape, tmoe_add(tape, z, mask), z->rows * R, E);
+    return tmoe_select(tape, z, noise, tmoe_model_temperature(model),
+        model->config.selection == TMOE_SELECT_STRAIGHT_THROUGH);
 }
 
-/* Nothing for disabled experts, the rest in proportion; evenly where nothing remains. */
+static int tmoei_selection_has_router(tmoe_selection s)
+{
+    return s == TMOE_SELECT_SOFTMAX || s == TMOE_SELECT_GUMBEL || s == TMOE_SELECT_STRAIGHT_THROUGH;
+}
+
+/* ---- routes without a router -------------------------------------------------------------------- */
+
+/* Sets masked experts to 0 and scales the rest to a sum of 1; where the rest is 0, evenly. */
 static void tmoei_route_mask(float *route, const float *mask, int E)
 {
-    float sum = 0.0f, on = 0.0f;
+    float sum = 0.0f, enabled = 0.0f;
     for (int e = 0; e < E; e++)
         if (mask[e] == 0.0f) {
             sum += route[e];
-            on += 1.0f;
+            enabled += 1.0f;
         }
-    for (int e = 0; e < E; e++)
-        route[e] = mask[e] != 0.0f ? 0.0f : sum > 0.0f ? route[e] / sum : 1.0f / on;
+    for (int e = 0; e < E; e++) {
+        if (mask[e] != 0.0f)
+            route[e] = 0.0f;
+        else if (sum > 0.0f)
+            route[e] /= sum;
+        else
+            route[e] = 1.0f / enabled;
+    }
 }
 
-/* A route without a router: average, or a random top-n of E with weight 1/n. */
+/* 1 / n for n experts of each layer, drawn at random from (seed, stream, at): all of them (AVERAGE),
+ * random_n (RANDOM_TASK) or one (RANDOM_EXAMPLE). */
 static void tmoei_route_without_router(const tmoe_model *model, uint64_t stream, uint64_t at,
     float *route)
 {
     const tmoe_config *c = &model->config;
-    const int E = c->experts,
-              n = c->selection == TMOE_SELECT_AVERAGE ? E
-        : c->selection == TMOE_SELECT_RANDOM_TASK     ? c->random_n
-                                                      : 1;
-    int order[TMOEI_EXPERTS_MAX];
-    for (int l = 0; l < model->R; l++, route += E) {
-        memset(route, 0, (size_t)E * sizeof(float));
-        (void)tmoei_draw(c->seed, stream,
-            (at * (uint64_t)model->R + (uint64_t)l) * TMOEI_EXPERTS_MAX, order, E, n);
-        for (int e = 0; e < n; e++) route[order[e]] = 1.0f / (float)n;
-        tmoei_route_mask(route, model->mask + l * E, E);
+    const int E = c->experts, R = model->R;
+    int order[TMOEI_EXPERTS_MAX], n = 1;
+    if (c->selection == TMOE_SELECT_AVERAGE) n = E;
+    if (c->selection == TMOE_SELECT_RANDOM_TASK) n = c->random_n;
+    memset(route, 0, model->route_width * sizeof(float));
+    for (int l = 0; l < R; l++) {
+        const uint64_t row = at * (uint64_t)R + (uint64_t)l;
+        float *r = route + l * E;
+        (void)tmoei_draw(c->seed, stream, row * TMOEI_EXPERTS_MAX, order, E, n);
+        for (int i = 0; i < n; i++) r[order[i]] = 1.0f / (float)n;
+        tmoei_route_mask(r, model->mask + l * E, E);
     }
 }
+
+/* ---- routes of evaluation ----------------------------------------------------------------------- */
 
 /* Routes (K, R * E) of K task vectors, free of noise, into `routes`. */
 static tmoe_result tmoei_routes_of_vectors(tmoe_model *model, const float *vectors, int K,
     float *routes)
 {
     tmoe_tape *tape = model->tape;
-    const int R = model->R, E = model->config.experts;
     tmoe_tape_reset(tape);
-    tmoe_tensor *r =
-        tmoei_tensor_new(tape, K, model->config.vector_width, NULL); /* a copy: theirs is const */
-    if (r) memcpy(r->x, vectors, tmoei_elements(r) * sizeof(float));
-    r = tmoei_router_logits(model, tape, NULL, r);
-    r = tmoe_reshape(tape, tmoe_add(tape, r, tmoe_leaf(tape, 1, R * E, model->mask, NULL)), K * R,
-        E);
-    r = tmoe_select(tape, r, NULL, tmoe_model_temperature(model),
-        model->config.selection == TMOE_SELECT_STRAIGHT_THROUGH);
+    tmoe_tensor *e = tmoei_tensor_new(tape, K, model->config.vector_width, NULL);
+    if (!e) return model->ctx->error;
+    memcpy(e->x, vectors,
+        tmoei_elements(e) * sizeof(float)); /* a tensor cannot be of const floats */
+    tmoe_tensor *z = tmoei_router_logits(model, tape, NULL, e);
+    const tmoe_tensor *r = tmoei_routes_of_logits(model, tape, z, NULL);
     if (!r) return model->ctx->error;
     memcpy(routes, r->x, tmoei_elements(r) * sizeof(float));
     return TMOE_OK;
@@ -5971,14 +6492,15 @@ static tmoe_result tmoei_routes_of_vectors(tmoe_model *model, const float *vecto
 /* Makes model->routes hold every known task's route for the present parameters. */
 static tmoe_result tmoei_routes_refresh(tmoe_model *model)
 {
-    if (model->routes_version == model->version || model->R == 0 || model->N == 0) return TMOE_OK;
-    if (tmoei_selection_has_router(model->config.selection))
-        TMOEI_TRY(
-            tmoei_routes_of_vectors(model, model->theta + model->vectors, model->N, model->routes));
-    else
+    if (model->routes_version == model->version || model->R == 0) return TMOE_OK;
+    if (tmoei_selection_has_router(model->config.selection)) {
+        const float *vectors = model->theta + model->vectors;
+        TMOEI_TRY(tmoei_routes_of_vectors(model, vectors, model->N, model->routes));
+    } else {
         for (int t = 0; t < model->N; t++)
             tmoei_route_without_router(model, TMOEI_STREAM_TASK_ROUTES, (uint64_t)t,
                 model->routes + (size_t)t * model->route_width);
+    }
     model->routes_version = model->version;
     return TMOE_OK;
 }
@@ -5988,66 +6510,10 @@ TMOE_DEF tmoe_result tmoe_route_of_task(tmoe_model *model, int task, float *rout
     tmoei_begin(model->ctx);
     if (task < 0 || task >= model->N)
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-            "route: task %d; the model knows tasks 0 to %d", task, model->N - 1);
+            "route_of_task: task %d; the model knows tasks 0 to %d", task, model->N - 1);
     TMOEI_TRY(tmoei_routes_refresh(model));
     memcpy(route, model->routes + (size_t)task * model->route_width,
         model->route_width * sizeof(float));
-    return TMOE_OK;
-}
-
-TMOE_DEF int tmoe_model_nearest_tasks(const tmoe_model *model, const char *instruction, int count,
-    int *tasks, float *cosines)
-{
-    const int k = model->config.vector_width;
-    float *vector = model->text_vectors + (size_t)model->N * (size_t)k;
-    int place, filled = 0;
-    for (place = 0; place < count; place++) {
-        tasks[place] = -1;
-        cosines[place] = -2.0f;
-    }
-    tmoei_text_vector(instruction, k, vector);
-    for (int t = 0; t < model->N; t++) {
-        const float cosine = tmoei_cosine(vector, model->text_vectors + (size_t)t * (size_t)k, k);
-        for (place = filled < count ? filled++ : count; place > 0 && cosines[place - 1] < cosine;
-             place--)
-            if (place < count) {
-                tasks[place] = tasks[place - 1];
-                cosines[place] = cosines[place - 1];
-            }
-        if (place < count) {
-            tasks[place] = t;
-            cosines[place] = cosine;
-        }
-    }
-    return filled;
-}
-
-TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction,
-    tmoe_zero_shot how, float *route)
-{
-    const int k = model->config.vector_width, E = model->config.experts, width = model->R * E;
-    float *vector = model->text_vectors + (size_t)model->N * (size_t)k;
-    double total = 0.0;
-    tmoei_begin(model->ctx);
-    if (how == TMOE_ZERO_SHOT_AVERAGE || !tmoei_selection_has_router(model->config.selection)
-        || width == 0) {
-        for (int i = 0; i < width; i++) route[i] = 1.0f;
-        for (int i = 0; i < width; i += E) tmoei_route_mask(route + i, model->mask + i, E);
-        return TMOE_OK;
-    }
-    tmoei_text_vector(instruction, k, vector);
-    if (how == TMOE_ZERO_SHOT_ROUTER && model->config.vectors == TMOE_VECTOR_TEXT)
-        return tmoei_routes_of_vectors(model, vector, 1, route);
-    TMOEI_TRY(tmoei_routes_refresh(model));
-    for (int i = 0; i < width; i++) route[i] = 0.0f;
-    for (int t = 0; t < model->N; t++) {
-        const float *seen = model->routes + (size_t)t * (size_t)width;
-        const float *other = model->text_vectors + (size_t)t * (size_t)k;
-        const double weight = exp(20.0 * (double)tmoei_cosine(vector, other, k) - 20.0);
-        for (int i = 0; i < width; i++) route[i] += (float)weight * seen[i];
-        total += weight;
-    }
-    for (int i = 0; i < width; i++) route[i] = (float)((double)route[i] / total);
     return TMOE_OK;
 }
 
@@ -6060,19 +6526,101 @@ TMOE_DEF tmoe_result tmoe_route_of_vector(tmoe_model *model, const float *vector
     return tmoei_routes_of_vectors(model, vector, 1, route);
 }
 
+/* ---- routes of unseen tasks --------------------------------------------------------------------- */
+
+TMOE_DEF int tmoe_model_nearest_tasks(tmoe_model *model, const char *instruction, int count,
+    int *tasks, float *cosines)
+{
+    const int k = model->config.vector_width;
+    int filled = 0;
+    for (int place = 0; place < count; place++) {
+        tasks[place] = -1;
+        cosines[place] = -2.0f;
+    }
+    if (count < 1) return 0;
+
+    tmoei_text_vector(instruction, k, model->asked_vector);
+    for (int t = 0; t < model->N; t++) {
+        const float *known = model->text_vectors + (size_t)t * (size_t)k;
+        const float cosine = tmoei_cosine(model->asked_vector, known, k);
+        if (filled == count && cosine <= cosines[count - 1]) continue;
+        if (filled < count) filled++;
+        int place = filled - 1; /* moves up to behind the last that is at least as near */
+        while (place > 0 && cosines[place - 1] < cosine) {
+            tasks[place] = tasks[place - 1];
+            cosines[place] = cosines[place - 1];
+            place--;
+        }
+        tasks[place] = t;
+        cosines[place] = cosine;
+    }
+    return filled;
+}
+
+/* r = sum_t w_t r_t,   w = softmax(20 cos(e, e_t)) over the known tasks, by text vectors. */
+#define TMOEI_NEAREST_SHARPNESS 20.0
+
+static tmoe_result tmoei_route_nearest(tmoe_model *model, const float *vector, float *route)
+{
+    const int k = model->config.vector_width;
+    const size_t width = model->route_width;
+    double total = 0.0;
+    TMOEI_TRY(tmoei_routes_refresh(model));
+    for (size_t i = 0; i < width; i++) route[i] = 0.0f;
+    for (int t = 0; t < model->N; t++) {
+        const float *seen = model->routes + (size_t)t * width;
+        const float *known = model->text_vectors + (size_t)t * (size_t)k;
+        const double cosine = (double)tmoei_cosine(vector, known, k);
+        const double weight = exp(TMOEI_NEAREST_SHARPNESS * cosine - TMOEI_NEAREST_SHARPNESS);
+        for (size_t i = 0; i < width; i++) route[i] += (float)weight * seen[i];
+        total += weight;
+    }
+    for (size_t i = 0; i < width; i++) route[i] = (float)((double)route[i] / total);
+    return TMOE_OK;
+}
+
+TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction,
+    tmoe_zero_shot how, float *route)
+{
+    const int E = model->config.experts;
+    tmoei_begin(model->ctx);
+    if ((int)how < (int)TMOE_ZERO_SHOT_ROUTER || (int)how > (int)TMOE_ZERO_SHOT_AVERAGE)
+        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
+            "route_unseen: how is %d, must be a tmoe_zero_shot, 0 to %d", (int)how,
+            (int)TMOE_ZERO_SHOT_AVERAGE);
+
+    if (how == TMOE_ZERO_SHOT_AVERAGE || !tmoei_selection_has_router(model->config.selection)) {
+        for (int l = 0; l < model->R; l++) {
+            for (int e = 0; e < E; e++) route[l * E + e] = 1.0f;
+            tmoei_route_mask(route + l * E, model->mask + l * E, E);
+        }
+        return TMOE_OK;
+    }
+    if (model->R == 0) return TMOE_OK;
+    tmoei_text_vector(instruction, model->config.vector_width, model->asked_vector);
+    if (how == TMOE_ZERO_SHOT_ROUTER && model->config.vectors == TMOE_VECTOR_TEXT)
+        return tmoei_routes_of_vectors(model, model->asked_vector, 1, route);
+    return tmoei_route_nearest(model, model->asked_vector, route);
+}
+
+/* ---- what a caller changes ---------------------------------------------------------------------- */
+
 TMOE_DEF tmoe_result tmoe_expert_set_enabled(tmoe_model *model, int layer, int expert, int enabled)
 {
     const int E = model->config.experts;
-    int others = 0;
     tmoei_begin(model->ctx);
-    for (int e = 0; layer >= 0 && layer < model->R && e < E; e++)
-        others += e != expert && model->mask[layer * E + e] == 0.0f;
-    if (layer < 0 || layer >= model->R || expert < 0 || expert >= E || (!enabled && !others))
+    if (layer < 0 || layer >= model->R || expert < 0 || expert >= E)
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-            "expert_disable: expert %d of layer %d; "
-            "there are %d in each of %d routed layers, and one must stay",
+            "expert_set_enabled: expert %d of layer %d; there are %d in each of %d routed layers",
             expert, layer, E, model->R);
-    model->mask[layer * E + expert] = enabled ? 0.0f : -1e9f; /* exp(-1e9 / tau) is 0 */
+    float *mask = model->mask + layer * E;
+    int others = 0; /* that are enabled */
+    for (int e = 0; e < E; e++) others += e != expert && mask[e] == 0.0f;
+    if (!enabled && others == 0)
+        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
+            "expert_set_enabled: expert %d is the last of layer %d; one must stay enabled", expert,
+            layer);
+    mask[expert] = enabled ? 0.0f : -1e9f; /* exp(-1e9 / tau) is 0 */
     model->version++;
     return TMOE_OK;
 }
@@ -6090,40 +6638,53 @@ TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const flo
     return TMOE_OK;
 }
 
-/* ---- route once, merge once ------------------------------------------------------------------ */
+/* ---- route once, merge once --------------------------------------------------------------------- */
 
-/* Merged blocks, kept until route or parameters change; with a one-hot route the expert itself. */
+/* Makes model->blocks hold theta_bar = sum_e r_e theta_e of each routed layer, until the route or
+ * the parameters change. Where a layer's route is one-hot, its block is the expert itself. */
 static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route)
 {
     const int E = model->config.experts;
-    const size_t bytes = (size_t)(model->R * E) * sizeof(float);
-    size_t all = 0;
+    const size_t bytes = model->route_width * sizeof(float);
     if (model->merged_version == model->version && memcmp(model->merged_route, route, bytes) == 0)
         return TMOE_OK;
-    for (int l = 0; l < model->L; l++)
-        all += model->layers[l].experts > 1 ? model->layers[l].block_size : 0;
-    if (!model->merged)
-        model->merged = (float *)tmoei_own(&model->own, all, sizeof(float)); /* at first */
+    if (!model->merged) { /* the first route */
+        size_t all = 0;
+        for (int l = 0; l < model->L; l++)
+            if (model->layers[l].experts > 1) all += model->layers[l].block_size;
+        model->merged = (float *)tmoei_own(&model->own, all, sizeof(float));
+        if (!model->merged) return TMOE_ERR_MEMORY;
+    }
+
     float *at = model->merged;
-    if (!at) return TMOE_ERR_MEMORY;
     for (int l = 0; l < model->L; l++) {
         const tmoei_layer *layer = &model->layers[l];
-        const size_t n = layer->block_size;
-        float *experts = model->theta + layer->block;
         if (layer->experts == 1) continue;
         const float *r = route + layer->route * E;
+        float *experts = model->theta + layer->block;
         const int chosen = tmoei_one_hot(r, E);
-        model->blocks[l] = chosen >= 0 ? experts + (size_t)chosen * n : at;
-        tmoei_merge_job job = { 1, E, n, 0, experts, r, NULL, at, NULL, NULL, 0 };
-        if (chosen < 0) tmoei_merge(model->ctx, &job);
-        at += n;
+        if (chosen >= 0) {
+            model->blocks[l] = experts + (size_t)chosen * layer->block_size;
+        } else {
+            tmoei_merge_job job;
+            memset(&job, 0, sizeof job);
+            job.T = 1;
+            job.E = E;
+            job.n = layer->block_size;
+            job.theta = experts;
+            job.r = r;
+            job.out = at;
+            tmoei_merge(model->ctx, &job);
+            model->blocks[l] = at;
+        }
+        at += layer->block_size;
     }
     memcpy(model->merged_route, route, bytes);
     model->merged_version = model->version;
     return TMOE_OK;
 }
 
-/* A pass that evaluates: no gradients, no noise. route NULL: that of the known task. */
+/* Sets up a pass that evaluates: no gradients, no noise. route NULL: that of the known task. */
 static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const float *route,
     tmoe_tape *tape, tmoei_pass *pass)
 {
@@ -6132,7 +6693,7 @@ static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const floa
     memset(pass, 0, sizeof *pass);
     pass->model = model;
     pass->tape = tape;
-    if (model->route_width == 0) return TMOE_OK;
+    if (model->R == 0) return TMOE_OK;
     if (!route) {
         TMOEI_TRY(tmoei_routes_refresh(model));
         route = model->routes + (size_t)task * model->route_width;
@@ -6141,8 +6702,7 @@ static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const floa
         pass->blocks = model->blocks;
         return tmoei_merge_route(model, route);
     }
-    pass->route =
-        tmoei_tensor_new(tape, 1, (int)model->route_width, NULL); /* a copy: theirs is const */
+    pass->route = tmoei_tensor_new(tape, 1, (int)model->route_width, NULL);
     if (!pass->route) return TMOE_ERR_MEMORY;
     memcpy(pass->route->x, route, model->route_width * sizeof(float));
     return TMOE_OK;
@@ -6511,7 +7071,7 @@ static tmoe_tensor *tmoei_step_routes(tmoe_trainer *trainer, int K)
 {
     tmoe_model *model = trainer->model;
     const tmoe_config *c = &model->config;
-    const int R = model->R, E = c->experts, width = R * E, trained = trainer->now;
+    const int R = model->R, width = R * c->experts, trained = trainer->now;
     tmoe_tape *tape = trainer->router_tape;
     if (!tmoei_selection_has_router(c->selection)) {
         const int fixed = c->selection == TMOE_SELECT_RANDOM_TASK;
@@ -6535,11 +7095,8 @@ static tmoe_tensor *tmoei_step_routes(tmoe_trainer *trainer, int K)
             ? trainer->grads + (model->parameters[model->router_parameter].offset - trainer->first)
             : NULL,
         r);
-    if (r)
-        r = tmoe_reshape(tape, tmoe_add(tape, r, tmoe_leaf(tape, 1, width, model->mask, NULL)),
-            K * R, E);
-    r = tmoe_select(tape, r, c->selection == TMOE_SELECT_SOFTMAX ? NULL : trainer->noise,
-        tmoe_model_temperature(model), c->selection == TMOE_SELECT_STRAIGHT_THROUGH);
+    r = tmoei_routes_of_logits(model, tape, r,
+        c->selection == TMOE_SELECT_SOFTMAX ? NULL : trainer->noise);
     return tmoe_reshape(tape, tmoei_explore(trainer, K * R, r), K, width);
 }
 
