@@ -363,7 +363,7 @@ typedef struct bytes {
 static bytes bytes_of(set *s)
 {
     const tmoe_tape *tape = s->trainer->group_tape;
-    bytes b = { tape->small.now, tape->big.now, 0 };
+    bytes b = { tape->nodes.now, tape->big.now, 0 };
     size_t n;
     free(logits_of(s, NULL, &n));
     b.evaluation = tape->big.now;
@@ -436,7 +436,7 @@ static void test_unselected_experts_neither_run_nor_move(void)
     set s = make(1, &c, &t);
     CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
     dense = bytes_of(&s);
-    forward = s.trainer->group_tape->small.now; /* of a pass without nodes */
+    forward = s.trainer->group_tape->nodes.now; /* of a pass without nodes */
     CHECK(3 * forward < 2 * dense.small);
     unmake(&s);
     c.experts = 3;

@@ -1063,8 +1063,8 @@ static void test_the_memory_plan_holds(void)
         before = tmoe_ctx_bytes(s.ctx, &peak);
         for (i = 0; i < 7; i++) CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
         CHECK(tmoe_ctx_bytes(s.ctx, &peak) == before); /* later steps fit into what was reserved */
-        CHECK(s.trainer->group_tape->big.peak + s.trainer->group_tape->small.peak
-                + s.trainer->router_tape->big.peak + s.trainer->router_tape->small.peak
+        CHECK(s.trainer->group_tape->big.peak + s.trainer->group_tape->nodes.peak
+                + s.trainer->router_tape->big.peak + s.trainer->router_tape->nodes.peak
             <= step + 65536);
         CHECK(s.trainer->router_tape->big.peak > 0);
         unmake(&s);
