@@ -46,12 +46,11 @@
  *       training.examples_per_task = 4; // small steps, many of them
  *       training.lr_model = 4e-3f;
  *       training.vocabulary = 0; // read and write bytes
- *       config.width = 64;           // a small model for a small job
+ *       config.width = 64;       // a small model for a small job
  *       config.encoder_ffn = config.decoder_ffn = 256;
  *       model = suite ? tmoe_train(ctx, suite, &config, &training) : NULL;
  *       if (!model
- *           || tmoe_answer(model, "Write the word in upper case.", "violin", answer, sizeof answer)
- *               != TMOE_OK
+ *           || tmoe_answer(model, "word_upper_case", "violin", answer, sizeof answer) != TMOE_OK
  *           || tmoe_model_save(model, argc > 1 ? argv[1] : "quickstart.safetensors") != TMOE_OK)
  *           fprintf(stderr, "quickstart: %s\n", tmoe_error_message(ctx));
  *       printf("violin -> %s\n", answer);
@@ -504,50 +503,80 @@ TMOE_DEF const tmoe_task *tmoe_suite_task(const tmoe_suite *suite, int i);
  *   "rouge_l", "matthews", "pearson"; "unknown" for any other number;  thread  any     >>suite */
 TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric);
 
-/* tmoe_score - score of predictions by CrossFit's rules   cost  Rouge-L: product of lengths
- * >>metrics
- *   predictions (count >= 1, else TMOE_ERR_ARGUMENT) in      examples (count) in: their accepted
- *   answers
- *   score  out: 0 to 1 (matthews, pearson: -1 to 1); NaN: pearson of constant predictions or
- *   answers */
+#ifndef TMOE_NO_EVALUATION
+/* tmoe_score - score of predictions by one of CrossFit's metrics (see tmoe_metric)      >>metrics
+ *   predictions  (count) in, UTF-8
+ *   examples     (count) in: of each the accepted answers. The best one counts; macro F1, Matthews
+ *                and Pearson take the first one.
+ *   count        at least 1
+ *   score        out: 0 to 1; Matthews and Pearson -1 to 1. NaN: Pearson where all predictions or
+ *                all answers are the same number
+ *   errors       TMOE_ERR_ARGUMENT: count or metric out of range
+ *   cost         a pass over the texts; Rouge-L words of the prediction times words of the answer;
+ *                macro F1 count times labels
+ *   source       github.com/INK-USC/CrossFit, whose rules it follows, oddities included */
 TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *const *predictions,
     const tmoe_example *examples, int count, double *score);
 
-/* What tmoe_compare finds: [0] the mean over tasks, [1] and [2] the ends of its 95 % bootstrap
- * interval. */
+/* What tmoe_compare finds. Of each three numbers, [0] is the mean over tasks, [1] and [2] are the ends
+ * of its 95 % bootstrap interval; NaN where no task has the figure. */
 typedef struct tmoe_comparison {
-    double relative_gain[3]; /* average relative gain, (new - base) / base, where base > 0 */
+    double relative_gain[3]; /* (new - base) / base, over the tasks whose base is above 0 */
     double difference[3];    /* new - base */
-    int wins, ties, losses, zero_base,
-        undefined; /* base <= 0: not in arg; a score is NaN: nowhere */
+    int wins, ties, losses;  /* tasks: new above, equal to, below base */
+    int zero_base;           /* tasks whose base is 0 or below: they have no relative gain */
+    int undefined;           /* tasks of which a score is NaN: they count nowhere else */
 } tmoe_comparison;
 
-/* tmoe_compare - scores of a model over those of a base on the same tasks, paired
- * >>metrics
- *   base, scores (count) in   seed of the 2,000 resamplings of tasks   result  out, NaN where it
- *   has none */
+/* tmoe_compare - scores of a model against those of a base on the same tasks                >>metrics
+ *   The interval is made of the means over 2,000 resamplings of the tasks, with replacement.
+ *   base, scores  (count) in: task i's score by the base and by the model; NaN: undefined
+ *   count         at least 0
+ *   seed          of the resamplings
+ *   errors        TMOE_ERR_ARGUMENT: count below 0
+ *   cost          4,000 * count
+ *   source        average relative gain: Ye, Lin, Ren 2021 (arXiv 2104.08835) */
 TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const double *scores,
     int count, uint64_t seed, tmoe_comparison *result);
-/* tmoe_route_correlations - Pearson correlation of the columns of routes with a feature of tasks
- * >>routes
- *   routes (N,C) in: C = routed layers x E      feature (N) in: usually 0 or 1      permutations >=
- *   0, seed
- *   r, p   (C) out, NaN for a constant column; p is the share of shuffles of the feature among the
- *   tasks, as
- *          it is counted as one, in which any |r| is as large: corrected for C tests
- *   cost   permutations * N * C */
-TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const float *routes, int N, int C,
-    const float *feature, int permutations, uint64_t seed, double *r, double *p);
 
+/* What tmoe_route_correlations tests. */
+typedef struct tmoe_correlation_test {
+    const float *routes; /* (tasks, columns): a route is a row of routed layers x experts numbers */
+    const float *feature; /* (tasks): 1 or 0 as the task is of a kind or not, or any number */
+    int tasks, columns;   /* at least 0 */
+    int permutations;     /* at least 0; 1,000 resolve chances down to 0.001 */
+    uint64_t seed;        /* of the permutations */
+} tmoe_correlation_test;
+
+/* tmoe_route_correlations - which experts go with a feature of the tasks                     >>routes
+ *   r_c = Pearson's correlation of column c of the routes with the feature
+ *   correlations  (columns) out: r_c; NaN where the column or the feature is constant
+ *   chances       (columns) out: the share of permutations of the feature over the tasks, the given
+ *                 order counted as one of them, in which the largest |r| of all columns is at least
+ *                 |r_c|. So it is corrected for the number of columns. NaN where r_c is.
+ *   errors        TMOE_ERR_ARGUMENT: a negative count
+ *   cost          permutations * tasks * columns
+ *   source        permutation test with the maximum statistic: Westfall, Young 1993 */
+TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const tmoe_correlation_test *test,
+    double *correlations, double *chances);
+
+/* Two clusters that become one. */
 typedef struct tmoe_join {
-    int a, b, size;
-    double height;
-} tmoe_join; /* a, b: a row, or N + earlier join */
+    int a, b;      /* a row, or rows + the index of an earlier join */
+    int size;      /* rows in the new cluster */
+    double height; /* distance of a and b */
+} tmoe_join;
 
-/* tmoe_cluster - hierarchical clustering of rows by Euclidean distance, average linkage
- * >>routes
- *   x (N,C) in   joins (N - 1) out, nearest first   cost  N^3 */
-TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, tmoe_join *joins);
+/* tmoe_cluster - hierarchical clustering of rows                                              >>routes
+ *   Euclidean distances; the distance of two clusters is the mean over their pairs of rows.
+ *   x       (rows, cols) in, routes for instance
+ *   joins   (rows - 1) out, nearest first
+ *   errors  TMOE_ERR_ARGUMENT: a negative size
+ *   cost    rows^2 * cols + rows^3; rows^2 doubles
+ *   source  average linkage: Sokal, Michener 1958 */
+TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int rows, int cols,
+    tmoe_join *joins);
+#endif
 /* ---- API: model (>>model, >>router) ---------------------------------------------------------- */
 typedef struct tmoe_model tmoe_model;
 
@@ -724,8 +753,9 @@ TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instructio
  *   tasks, cosines (count >= 1) out; past the last task -1   out how many */
 TMOE_DEF int tmoe_model_nearest_tasks(tmoe_model *model, const char *instruction, int count,
     int *tasks, float *cosines);
-/* tmoe_model_find_task - task of this name or instruction, or -1.   thread  any */
-TMOE_DEF int tmoe_model_find_task(const tmoe_model *model, const char *name_or_instruction);
+/* tmoe_model_find_task - returns the index of the known task of this name, or -1. Instructions are
+ *   not looked at.   thread any */
+TMOE_DEF int tmoe_model_find_task(const tmoe_model *model, const char *name);
 /* ---- API: training (>>train) ----------------------------------------------------------------- */
 typedef struct tmoe_trainer tmoe_trainer;
 
@@ -843,61 +873,76 @@ TMOE_DEF tmoe_model *tmoe_train_two_stages(tmoe_ctx *ctx, const tmoe_suite *suit
     const tmoe_model *start, const tmoe_config *config, const tmoe_training *stage1,
     const tmoe_training *stage2);
 
-/* Few-shot adaptation to an unseen task by CrossFit's protocol. Start from tmoe_few_shot_default().
- * */
+#ifndef TMOE_NO_EVALUATION
+/* What few-shot adaptation tunes. */
 typedef enum tmoe_tune {
-    TMOE_TUNE_ALL,     /* the model that the route merges to, all of it */
-    TMOE_TUNE_EXPERTS, /* of that the layers (or FFNs) that were experts; a dense model's layers */
-    TMOE_TUNE_VECTOR   /* the task's vector: experts and router stay as they are */
+    TMOE_TUNE_ALL,     /* the dense model that the route merges to, all of it */
+    TMOE_TUNE_EXPERTS, /* of that model, what were experts: layers or FFNs. Dense models: layers */
+    TMOE_TUNE_VECTOR   /* the task's vector; experts and router stay as they are */
 } tmoe_tune;
 
 #define TMOE_FEW_SHOT_CHOICES 4
 
+/* How an unseen task is learnt from a few lines. Start from tmoe_few_shot_default(). */
 typedef struct tmoe_few_shot {
-    tmoe_zero_shot start;
-    tmoe_tune tune; /* start: its first route; of no account for a dense model */
-    int shots_per_label,
-        shots; /* lines for training and as many for dev: a label; without labels */
-    int steps, evaluate_every_steps;
-    float warmup; /* warmup: fraction of the steps */
-    float learning_rates
-        [TMOE_FEW_SHOT_CHOICES]; /* every pair is tried; task vectors learn 10 x as fast */
-    int batch_sizes[TMOE_FEW_SHOT_CHOICES], learning_rate_count, batch_size_count;
-    uint64_t seed; /* of the sample */
+    tmoe_zero_shot start; /* the route it begins with; a dense model ignores it */
+    tmoe_tune tune;
+    int shots_per_label; /* lines to train on, and as many for dev: of each label of a closed set, */
+    int shots;           /* or, without labels, in all */
+    int steps, evaluate_every_steps; /* of a configuration; dev is measured every so many */
+    float warmup;                    /* fraction of the steps */
+    float learning_rates[TMOE_FEW_SHOT_CHOICES]; /* each is tried with each batch size; a task's */
+    int batch_sizes[TMOE_FEW_SHOT_CHOICES];      /* vector learns at 10 times the rate */
+    int learning_rate_count, batch_size_count;   /* 1 to TMOE_FEW_SHOT_CHOICES */
+    uint64_t seed;                               /* of the sample */
 } tmoe_few_shot;
 
 typedef struct tmoe_few_shot_result {
-    double dev, test; /* of the pair that was best on dev; NaN: undefined */
-    float learning_rate;
-    int batch_size, train_count, dev_count;
+    double dev, test;           /* scores of the chosen configuration; NaN: undefined */
+    float learning_rate;        /* the chosen one */
+    int batch_size;             /* likewise */
+    int diverged;               /* configurations that stopped at a loss that is not finite */
+    int train_count, dev_count; /* lines in the sample */
 } tmoe_few_shot_result;
 
-/* tmoe_few_shot_default - 200 steps, 3 x 3 choices, 16 or 32 shots.   thread  any */
+/* tmoe_few_shot_default - the choices of the paper's protocol, scaled to small models
+ *   200 steps, 3 learning rates x 3 batch sizes, 16 lines a label or 32.   thread any */
 TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void);
-/* tmoe_few_shot_run - samples lines, tries every configuration, gives the test score of the best
- * >>train
- *   task  in: a suite's, unknown to the model   how  in, or NULL   fails  TMOE_ERR_ARGUMENT, _DATA
- *   (too few)
- *   cost  choices + 1 trainings on the context's threads, each on its own context (alloc_fn must
- *   allow it) */
+/* tmoe_few_shot_run - adapts to an unseen task and measures what that gives                  >>fewshot
+ *   Samples lines, trains every configuration, takes the one that is best on dev, returns its test
+ *   score. The model itself does not change.
+ *   task    in: a suite's, with training and test lines; its instruction gives the route
+ *   how     in, or NULL: the default
+ *   result  out
+ *   errors  TMOE_ERR_ARGUMENT: a field out of range, no test lines, TMOE_TUNE_VECTOR without a
+ *           router. TMOE_ERR_DATA: too few lines, or one too long. TMOE_ERR_NUMERIC: all
+ *           configurations diverged; some that do are passed over (result->diverged).
+ *   cost    configurations + 1 trainings on the context's threads, each on a context of its own, so
+ *           alloc_fn must allow calls from several threads
+ *   source  CrossFit's protocol: Ye, Lin, Ren 2021 (arXiv 2104.08835) */
 TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
     const tmoe_few_shot *how, tmoe_few_shot_result *result);
 
-/* What a dense model makes of a task's training lines. STATE: mean encoder output over the inputs'
- * tokens. FISHER: mean of (dl/dp)^2 for p in norms and biases (diagonal of the empirical Fisher
- * information, Vu 2020, arXiv 2005.00770), scaled to length 1, then the first k principal
- * components over the tasks. */
-typedef enum tmoe_task_embedding { TMOE_EMBED_STATE, TMOE_EMBED_FISHER } tmoe_task_embedding;
+/* What a dense model makes of a task's training lines. */
+typedef enum tmoe_task_embedding {
+    TMOE_EMBED_STATE, /* mean of the encoder's output over the tokens of the inputs */
+    /* the diagonal of the empirical Fisher information, mean of (dl/dp)^2, for p in norms and biases
+     * (Vu 2020, arXiv 2005.00770), then its principal components over the tasks */
+    TMOE_EMBED_FISHER
+} tmoe_task_embedding;
 
-/* tmoe_task_vectors - a row for each task of a suite, to be given (TMOE_VECTOR_GIVEN)
- * >>train
- *   model   in: dense, with the tokenizer    lines >= 1: of each task, at most    k: D for
- *   TMOE_EMBED_STATE vectors (suite->count, k) out, scaled to a mean length of sqrt(k); columns
- *   past the number of tasks are 0
- *   fails   TMOE_ERR_ARGUMENT, TMOE_ERR_DATA (line too long)   cost  a pass a line, N^3 for the
- *   components */
+/* tmoe_task_vectors - a vector for each task of a suite, for TMOE_VECTOR_GIVEN               >>fewshot
+ *   model         in: dense, with a tokenizer
+ *   lines         training lines of each task that are read, at most; at least 1
+ *   vector_width  the model's width for states; any for Fisher information, whose columns past the
+ *                 number of tasks are 0
+ *   vectors       (tasks, vector_width) out, scaled to a mean length of sqrt(vector_width)
+ *   errors        TMOE_ERR_ARGUMENT: a mixture, no tokenizer, a number out of range. TMOE_ERR_DATA:
+ *                 a line is too long
+ *   cost          a forward pass a line, for Fisher information a backward pass too; tasks^3 */
 TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suite,
-    tmoe_task_embedding how, int lines, int k, float *vectors);
+    tmoe_task_embedding how, int lines, int vector_width, float *vectors);
+#endif
 /* tmoe_suite_tokenizer - tmoe_train's: bytes (vocabulary 0) or tmoe_tokenizer_train on its training
  * texts */
 TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *suite,
@@ -907,58 +952,105 @@ TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *s
 TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite,
     const tmoe_tokenizer *tokenizer, tmoe_config *config);
 /* ---- API: answers and evaluation (>>inference) ----------------------------------------------- */
-/* tmoe_answer - one answer, greedily decoded
- * >>inference
- *   task   in: name or instruction of a known task; other text is an unseen task's instruction
- *   (zero-shot)
- *   text   (size >= 1 bytes) out, UTF-8; "" if it fails: TMOE_ERR_DATA, _ARGUMENT (input, answer
- *   too long)
- *   cost   an encoder pass and a decoder pass a token; a new route costs a merge (E * active
- *   parameters) */
-TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task, const char *input, char *text,
-    size_t size);
-/* tmoe_answer_many - answers to many inputs of one task, 32 at a time, in the caller's order
- * >>inference
- *   route   (routed layers, E) in; NULL: tmoe_route_of_task's or, by the router, tmoe_route_unseen's
- *   task, fails, cost  as above   answers (count) out, free with tmoe_answers_free; all NULL in
- *   failure */
-TMOE_DEF tmoe_result tmoe_answer_many(tmoe_model *model, const char *task, const float *route,
+/* tmoe_answer - one answer of a known task                                                 >>inference
+ *   Decoded as tmoe_model_generation() says: greedily, unless that was changed.
+ *   task_name  in: of a task that the model was made for. Other names are refused: the message
+ *              gives the nearest ones.
+ *   input      in, UTF-8
+ *   text       (size) out: the answer and a NUL; "" after a failure
+ *   size       at least 1 byte
+ *   errors     TMOE_ERR_ARGUMENT: no such task, no tokenizer, settings out of range, an answer that
+ *              does not fit. TMOE_ERR_DATA: the input has more tokens than config.source_tokens
+ *   cost       an encoder pass, and a decoder pass a token. The first answer by another route than
+ *              the last one also pays for a merge: experts * parameters of a routed layer */
+TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task_name, const char *input,
+    char *text, size_t size);
+/* tmoe_answer_unseen - one answer of a task that the model has not seen                    >>inference
+ *   instruction  in: what is to be done, as the training tasks' instructions say it. It is never
+ *                compared with names. The route is that of TMOE_ZERO_SHOT_ROUTER.
+ *   The rest is as in tmoe_answer. An instruction of a known task is treated as any other: its words
+ *   give the route. A dense model reads the instruction, if config.instruction_in_input. */
+TMOE_DEF tmoe_result tmoe_answer_unseen(tmoe_model *model, const char *instruction,
+    const char *input, char *text, size_t size);
+/* tmoe_answer_many, _unseen - answers to many inputs of one task, known or unseen          >>inference
+ *   Each input gets the answer that it would get alone.
+ *   route    in, (routed layers, experts), or NULL: as in tmoe_answer and tmoe_answer_unseen
+ *   inputs   (count) in
+ *   count    at least 0
+ *   answers  (count) out, in the order of the inputs; release them by tmoe_answers_free. All NULL
+ *            after a failure
+ *   errors   as in tmoe_answer
+ *   cost     as in tmoe_answer; 32 inputs are decoded at once and share the reading of weights */
+TMOE_DEF tmoe_result tmoe_answer_many(tmoe_model *model, const char *task_name, const float *route,
     const char *const *inputs, int count, char **answers);
-/* tmoe_generate - tokens that answer tokens; cost  as above, times beams
- * >>inference
- *   task     in: a known task, or -1 with a route (or a dense model); else TMOE_ERR_ARGUMENT
- *   route  or NULL
- *   ids      in: the requests' tokens, one behind the other      lengths (count) in: of each
- *   how      in, or NULL: tmoe_model_generation's; max_length 0 or too long: target_tokens + 1
- *   tokens   (count, returned, max_length) out: best first, start token first, filled up with
- *   pad_id
- *   token_counts, scores  (count, returned) out; scores may be NULL: beam search's, 0 if greedy;
- *   where there
- *            are fewer answers than asked for: the start token, and a score of -1e9
- *   memory   more than 8 rows at once: a packed copy of the weights the decoder reads, until it
- *   returns */
-TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *route, const int *ids,
-    const int *lengths, int count, const tmoe_generation *how, int *tokens, int *token_counts,
-    float *scores);
-/* tmoe_answers_free - frees what tmoe_answer_many gave and sets it to NULL */
+TMOE_DEF tmoe_result tmoe_answer_many_unseen(tmoe_model *model, const char *instruction,
+    const float *route, const char *const *inputs, int count, char **answers);
+/* tmoe_answers_free - frees the answers and sets them to NULL; NULL answers are ignored */
 TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count);
-/* tmoe_evaluate - score of the model on a task's test lines by the task's metric
- * >>inference
- *   task   in: a suite's, known or not     route  as above, or NULL     fails, cost  as
- *   tmoe_answer_many
- *   limit  test lines to use, from the first; 0 = all       score  out, NaN where the metric is
- *   undefined */
+
+/* What tmoe_generate is asked: `count` requests of one task, as token ids. */
+typedef struct tmoe_request {
+    int task;           /* index of a known task; ignored where there is a route, or no experts */
+    const float *route; /* (routed layers, experts), or NULL: the task's */
+    const int *ids;     /* the requests' tokens, one request behind the other, none padded */
+    const int *lengths; /* (count): tokens of each, 1 to config.source_tokens */
+    int count;          /* at least 0 */
+    const tmoe_generation *how; /* or NULL: tmoe_model_generation()'s */
+} tmoe_request;
+
+/* Where tmoe_generate stores the answers. max_length and returned are those of request.how; where
+ * max_length is 0 or more than the model can, it is config.target_tokens + 1. */
+typedef struct tmoe_generated {
+    int *tokens; /* (count, returned, max_length): start token first, then padded with pad_id */
+    int *token_counts; /* (count, returned): tokens without the padding */
+    float
+        *scores; /* (count, returned): sum of log p / length^length_penalty, 0 if greedy; or NULL */
+} tmoe_generated;
+
+/* tmoe_generate - tokens that answer tokens; the level below tmoe_answer_many             >>inference
+ *   The answers of a request are stored best first. Where beam search found fewer than `returned`,
+ *   the rest are the start token alone, with a score of -1e9.
+ *   request  in
+ *   out      in: three pointers to the caller's memory. What they point to is out; after a failure
+ *            it is undefined.
+ *   errors   TMOE_ERR_ARGUMENT: no route and no known task, a length or id out of range, settings
+ *            out of range (all of them in one message)
+ *   cost     as tmoe_answer_many, times beams
+ *   memory   the keys and values of max(32, beams) rows; with more than 8 rows also a packed copy of
+ *            the decoder's weights, until the call returns
+ *   source   the beam search of transformers 4, token by token */
+TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, const tmoe_request *request,
+    const tmoe_generated *out);
+
+/* What makes one label better than another. */
+typedef enum tmoe_label_score {
+    TMOE_LABEL_SUM, /* log p of the label: the sum over its tokens. Long labels lose by it */
+    TMOE_LABEL_MEAN /* the mean over its tokens */
+} tmoe_label_score;
+
+/* tmoe_choose_label - the most likely label of each input, for a task with a closed set   >>inference
+ *   task    in: a suite's, with labels; known to the model by its name, or else unseen and asked by
+ *           its instruction, as in tmoe_answer_unseen
+ *   route   in, (routed layers, experts), or NULL: the task's
+ *   inputs  (count) in
+ *   chosen  (count) out: indices into task->labels; undefined after a failure
+ *   errors  TMOE_ERR_ARGUMENT: no labels, an empty one, no tokenizer, count below 0. TMOE_ERR_DATA:
+ *           an input or a label is too long
+ *   cost    an encoder and a decoder pass for each input and label */
+TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task, const float *route,
+    const char *const *inputs, int count, tmoe_label_score how, int *chosen);
+#ifndef TMOE_NO_EVALUATION
+/* tmoe_evaluate - the model's score on a task's test lines, by the task's metric            >>metrics
+ *   task    in: a suite's, with test lines; known to the model by its name, or else unseen and asked
+ *           by its instruction, as in tmoe_answer_unseen
+ *   route   in, (routed layers, experts), or NULL: the task's
+ *   limit   test lines that are used, from the first; 0: all
+ *   score   out; NaN where the metric is undefined (see tmoe_score)
+ *   errors  as in tmoe_answer_many; TMOE_ERR_ARGUMENT: no test lines, limit below 0
+ *   cost    that of tmoe_answer_many and of tmoe_score */
 TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, const float *route,
     int limit, double *score);
-/* tmoe_choose_label - the label with the highest likelihood, for tasks with a closed set   cost  a pass a
- * label
- *   task       in: with labels   route  as above, NULL: a known task's   inputs (count) in
- *   >>inference
- *   normalised 0: sum of log p of the label's tokens, 1: their mean      chosen (count) out: index
- *   of a label
- *   fails      TMOE_ERR_ARGUMENT (no labels, no route), TMOE_ERR_DATA (too long) */
-TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task, const float *route,
-    const char *const *inputs, int count, int normalised, int *chosen);
+#endif
 /* ---- API: files (>>suite, >>files, >>bart); none with TMOE_NO_STDIO -------------------------- */
 #ifndef TMOE_NO_STDIO
 /* tmoe_suite_load - a folder of tasks
@@ -1012,13 +1104,18 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder);
  *   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (names missing and unknown tensors)
  *   >>bart */
 TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder);
-/* tmoe_export_dense - a task cut out as a folder that transformers' BartForConditionalGeneration
- * loads and
- *   tmoe_bart_load reads back bit by bit   task  in: known or an instruction; any (NULL) for a
- *   dense model
- *   folder  made if new   fails  TMOE_ERR_ARGUMENT (PRE norm, a route that mixes outputs),
- *   TMOE_ERR_FILE */
-TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task, const char *folder);
+/* tmoe_export_dense - cuts a task out as a dense model in Hugging Face's format              >>bart
+ *   transformers' BartForConditionalGeneration loads the folder; tmoe_bart_load reads it back bit by
+ *   bit.
+ *   task_name  in: a known task; ignored where there is a route, or no experts
+ *   route      in, (routed layers, experts), or NULL: the task's. tmoe_route_unseen makes one of an
+ *              instruction.
+ *   folder     in: made if it is not there; files in it are replaced
+ *   errors     TMOE_ERR_ARGUMENT: no such task, norms before the sublayers, source_tokens not
+ *              target_tokens, a route that mixes outputs. TMOE_ERR_FILE
+ *   cost       a merge, and writing the weights */
+TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name, const float *route,
+    const char *folder);
 #endif
 #ifdef __cplusplus
 }
@@ -5298,19 +5395,10 @@ TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
 
 /* ---- a model from another ----------------------------------------------------------------------- */
 
-static int tmoei_task_named(const tmoe_model *model, const char *name)
+TMOE_DEF int tmoe_model_find_task(const tmoe_model *model, const char *name)
 {
     for (int t = 0; t < model->N; t++)
         if (strcmp(model->tasks[t].name, name) == 0) return t;
-    return -1;
-}
-
-TMOE_DEF int tmoe_model_find_task(const tmoe_model *model, const char *name_or_instruction)
-{
-    const int named = tmoei_task_named(model, name_or_instruction);
-    if (named >= 0) return named;
-    for (int t = 0; t < model->N; t++)
-        if (strcmp(model->tasks[t].instruction, name_or_instruction) == 0) return t;
     return -1;
 }
 
@@ -5338,7 +5426,7 @@ static void tmoei_model_take_vectors(tmoe_model *model, const tmoe_model *from)
         || model->config.vectors == TMOE_VECTOR_TEXT)
         return;
     for (int t = 0; t < model->N; t++) {
-        const int known = tmoei_task_named(from, model->tasks[t].name);
+        const int known = tmoe_model_find_task(from, model->tasks[t].name);
         if (known >= 0)
             memcpy(model->theta + model->vectors + (size_t)t * k,
                 from->theta + from->vectors + (size_t)known * k, k * sizeof(float));
@@ -7658,68 +7746,92 @@ TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, size_t *paramete
 }
 
 /* ==== >>inference: one route, one merge, then an ordinary dense model answers ====================
- * Keys and values of earlier positions stay in a cache of slots (H, 2, limit, W): a head reads its
- * keys, then its values, as they lie. A row is a request, or one of its beams; which slot holds
- * position t of a row is looked up in a table, so that beams that change places move no keys, and a
- * row's keys lie in a few runs. */
+ * Every pass here is an evaluation pass (tmoei_evaluation_pass, >>router): no noise, no exploration,
+ * no dropout, and the temperature of the model's last training step. The route is computed once and
+ * the experts are merged once, before the first token; from then on a dense model runs. (With
+ * TMOE_MIX_OUTPUT there is nothing to merge: the experts run side by side at every step.)
+ *
+ * Keys and values of earlier positions are kept in a cache of slots (H, 2, limit, W), in the order in
+ * which a head reads them: its keys, then its values. A row is a request or one of its beams. A table
+ * says which slot holds position t of a row; so beams that change places move no keys, and the keys
+ * of a row lie in a few long runs. */
 
 /* ---- decoding: greedy, and beam search as transformers does it ------------------------------- */
 
-#define TMOEI_ROWS_AT_ONCE 32 /* a register tile of rows and more: weights are read once for all */
+#define TMOEI_ROWS_AT_ONCE 32 /* fills a register tile of rows: the weights are read once for all */
+
+/* Allocates the cache's arrays for `beams` rows of each source, of at most `limit` positions. */
+static tmoe_result tmoei_cache_reserve(tmoei_cache *cache, const tmoe_config *c)
+{
+    const size_t slots = (size_t)cache->slots, places = (size_t)cache->limit * slots;
+    const size_t key_arrays = 2 * (size_t)(c->decoder_layers * cache->experts);
+    tmoei_owner *own = &cache->own;
+
+    cache->keys = (float **)tmoei_own(own, key_arrays, sizeof(float *));
+    cache->memory.rows = cache->source->tokens;
+    cache->memory.cols = c->width;
+    cache->memory.x =
+        (float *)tmoei_own(own, (size_t)cache->source->tokens * (size_t)c->width, sizeof(float));
+    cache->slot_of = (int *)tmoei_own(own, 2 * places + 3 * slots, sizeof(int));
+    if (own->ctx->error != TMOE_OK) return own->ctx->error;
+
+    cache->next_slot_of = cache->slot_of + places;
+    cache->request_of = cache->next_slot_of + places;
+    cache->ids = cache->request_of + slots;
+    cache->positions = cache->ids + slots;
+    return TMOE_OK;
+}
 
 /* Encodes the packed sources and makes room for `beams` rows each, of at most `limit` positions. */
 static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int task,
     const float *route, const tmoei_pack *source, int beams, int limit)
 {
-    const tmoe_config *c = &model->config;
-    const size_t memory = (size_t)source->tokens * (size_t)c->width;
-    const size_t slots = (size_t)source->sequences * (size_t)beams, places = (size_t)limit * slots;
-    tmoei_owner *own = &cache->own;
     tmoei_pass pass;
+
     memset(cache, 0, sizeof *cache);
-    own->ctx = model->ctx;
+    cache->own.ctx = model->ctx;
+    cache->source = source;
     cache->beams = beams;
     cache->limit = limit;
-    cache->source = source;
-    cache->slots = cache->rows = (int)slots;
-    cache->experts = c->mix == TMOE_MIX_OUTPUT ? c->experts : 1;
-    cache->keys =
-        (float **)tmoei_own(own, 2 * (size_t)(c->decoder_layers * cache->experts), sizeof(float *));
-    cache->memory.rows = source->tokens;
-    cache->memory.cols = c->width;
-    cache->memory.x = (float *)tmoei_own(own, memory, sizeof(float));
-    cache->slot_of = (int *)tmoei_own(own, 2 * places + 3 * slots, sizeof(int));
-    if (own->ctx->error != TMOE_OK) return own->ctx->error;
-    cache->next_slot_of = cache->slot_of + places;
-    cache->request_of = cache->next_slot_of + places;
-    cache->ids = cache->request_of + slots;
-    cache->positions = cache->ids + slots;
+    cache->slots = cache->rows = source->sequences * beams;
+    cache->experts = model->config.mix == TMOE_MIX_OUTPUT ? model->config.experts : 1;
+    TMOEI_TRY(tmoei_cache_reserve(cache, &model->config));
     for (int r = 0; r < cache->rows; r++) cache->request_of[r] = r / beams;
+
     TMOEI_TRY(tmoei_evaluation_pass(model, task, route, model->tape, &pass));
     const tmoe_tensor *h = tmoei_encode(&pass, source);
-    if (h) memcpy(cache->memory.x, h->x, memory * sizeof(float));
-    return own->ctx->error;
+    if (h) memcpy(cache->memory.x, h->x, tmoei_elements(h) * sizeof(float));
+    return model->ctx->error;
 }
 
-/* Logits (rows, V) of the next position after the tokens in cache->ids; they live until the next
- * call. */
+/* Returns the logits (rows, V) of the position that follows the tokens in cache->ids. They are valid
+ * until the next call. */
 static tmoe_tensor *tmoei_cache_step(tmoei_cache *cache, tmoe_model *model, int task,
     const float *route)
 {
-    const tmoei_pack target = { cache->rows, cache->rows, cache->ids, cache->positions, NULL };
+    tmoei_pack target;
     tmoei_pass pass;
     if (tmoei_evaluation_pass(model, task, route, model->tape, &pass) != TMOE_OK) return NULL;
+
+    /* A request without beams stays in its slot. A beam writes to its row's slot, whose earlier
+     * positions may belong to other rows by now. */
     for (int r = 0; r < cache->rows; r++) {
-        cache->positions[r] = cache->position;
         int *slot = cache->slot_of + (size_t)r * (size_t)cache->limit + cache->position;
-        *slot =
-            cache->beams == 1 && cache->position ? slot[-1] : r; /* a request stays in its slot */
+        cache->positions[r] = cache->position;
+        *slot = cache->beams == 1 && cache->position > 0 ? slot[-1] : r;
     }
+
+    memset(&target, 0, sizeof target);
+    target.sequences = target.tokens = cache->rows; /* one token each */
+    target.ids = cache->ids;
+    target.positions = cache->positions;
     pass.cache = cache;
     return tmoei_head(&pass, tmoei_decode(&pass, &target, NULL, NULL));
 }
 
-/* Afterwards row r goes on where row parents[r] was; in place, as requests keep their order. */
+/* Moves on to the next position: row r continues what row parents[r] was. request_of is rewritten in
+ * place, which is safe because rows keep the order of their requests: parents[r] >= r for the first
+ * row of each request, and all rows of a request hold the same value. */
 static void tmoei_cache_reorder(tmoei_cache *cache, const int *parents, int rows)
 {
     const size_t limit = (size_t)cache->limit, used = ((size_t)cache->position + 1) * sizeof(int);
@@ -7734,48 +7846,79 @@ static void tmoei_cache_reorder(tmoei_cache *cache, const int *parents, int rows
     cache->position++;
 }
 
+/* A row of the present step, continued by one token. */
 typedef struct tmoei_hypothesis {
     float score;
-    int row, token, ended;
-} tmoei_hypothesis; /* of a row, on */
+    int row, token;
+    int ended; /* the token is the end, or the answer is as long as it may be */
+} tmoei_hypothesis;
 
 typedef struct tmoei_search {
     tmoe_model *model;
+    int task;           /* whose route is used where there is no other, or -1 */
+    const float *route; /* (R, E), or NULL */
     tmoe_generation how;
     tmoei_cache cache;
-    float *logits;
-    int length; /* of the present step; tokens of the rows, with the start token */
-    int *tokens, *next_tokens, *parents; /* (rows, max_length) of running rows; (rows) */
-    float *scores, *next_scores;         /* (rows): sum of log p */
-    tmoei_hypothesis *candidates;        /* (requests, 2 * beams), best first */
-    int *finished, *lengths; /* (requests, beams, max_length) and (requests, beams), best first */
-    float *final;            /* (requests, beams): score / length^penalty */
+    float *logits;                /* (rows, V) of the present step */
+    int length;                   /* tokens of every running row, start token included */
+    int *tokens, *next_tokens;    /* (rows, max_length) of the running rows */
+    int *parents;                 /* (rows): the row that a row of the next step continues */
+    float *scores, *next_scores;  /* (rows): sum of log p */
+    tmoei_hypothesis *candidates; /* (requests, 2 * beams), best first */
+    int *finished, *lengths;      /* (requests, beams, max_length), (requests, beams): best first */
+    float *final_scores;          /* (requests, beams): score / length^length_penalty */
 } tmoei_search;
 
-#define TMOEI_NO_SCORE (-1e9f) /* transformers': there is none yet */
+#define TMOEI_NO_SCORE (-1e9f) /* of an answer that is not there; the number is transformers' */
 
-/* What the row may not say next gets -inf: eos before min_length, a token that would repeat an
- * n-gram, all but a forced one, which is certain (log p = 0 where lse is taken off). */
-static void tmoei_search_forbid(const tmoei_search *s, int row, float *x, float lse)
+/* A greedy search needs one continuation of a request. Beam search needs twice its beams, as up to
+ * half of these may end. */
+static int tmoei_search_wanted(const tmoei_search *s)
 {
-    const tmoe_generation *how = &s->how;
-    const int *tokens = s->tokens + (size_t)row * (size_t)how->max_length, n = how->no_repeat_ngram;
-    const int ends = s->length == how->max_length - 1 && how->forced_end_id >= 0; /* before begin */
-    const int forced = ends ? how->forced_end_id : s->length == 1 ? how->forced_begin_id : -1;
-    for (int i = 0; n > 0 && i + n <= s->length; i++)
-        if (memcmp(tokens + i, tokens + s->length - n + 1, (size_t)(n - 1) * sizeof(int)) == 0)
-            x[tokens[i + n - 1]] = -(float)INFINITY;
-    if (s->length < how->min_length) x[s->model->config.end_id] = -(float)INFINITY;
-    for (int v = 0; forced >= 0 && v < s->model->V; v++)
-        x[v] = v == forced ? lse : -(float)INFINITY;
+    return s->how.beams > 1 ? 2 * s->how.beams : 1;
 }
 
-/* The best continuations of a request's rows: one if greedy, else 2 * beams, as up to half may end.
- * */
+/* Sets the logits x (V) of tokens that may not come next in a row to -inf: those that would repeat
+ * an n-gram, and the end before min_length. A forced token is left alone and made certain: with its
+ * logit at log sum exp its log p is 0. */
+static void tmoei_search_forbid(const tmoei_search *s, int row, float *x, float log_sum_exp)
+{
+    const tmoe_generation *how = &s->how;
+    const int *tokens = s->tokens + (size_t)row * (size_t)how->max_length;
+    const int n = how->no_repeat_ngram;
+    const float never = -(float)INFINITY;
+
+    if (n > 0 && n <= s->length) {
+        const int *newest = tokens + s->length - (n - 1);
+        for (int i = 0; i + n <= s->length; i++)
+            if (memcmp(tokens + i, newest, (size_t)(n - 1) * sizeof(int)) == 0)
+                x[tokens[i + n - 1]] = never;
+    }
+    if (s->length < how->min_length) x[s->model->config.end_id] = never;
+
+    int forced = -1; /* where both are due, the end takes precedence, as in transformers */
+    if (s->length == 1) forced = how->forced_begin_id;
+    if (s->length == how->max_length - 1 && how->forced_end_id >= 0) forced = how->forced_end_id;
+    if (forced >= 0)
+        for (int v = 0; v < s->model->V; v++) x[v] = v == forced ? log_sum_exp : never;
+}
+
+/* Inserts c into a list of at most `most` candidates, best first; of equal ones the earlier stays
+ * ahead. Returns the new length. */
+static int tmoei_candidate_insert(tmoei_hypothesis *list, int count, int most,
+    const tmoei_hypothesis *c)
+{
+    int place = count < most ? count++ : count - 1;
+    for (; place > 0 && list[place - 1].score < c->score; place--) list[place] = list[place - 1];
+    list[place] = *c;
+    return count;
+}
+
+/* The best continuations of all rows of one request. */
 static void tmoei_search_chunk(void *arg, int chunk, int lane)
 {
     const tmoei_search *s = (const tmoei_search *)arg;
-    const int B = s->how.beams, V = s->model->V, wanted = B > 1 ? 2 * B : 1;
+    const int B = s->how.beams, V = s->model->V, wanted = tmoei_search_wanted(s);
     tmoei_hypothesis *best = s->candidates + (size_t)chunk * 2 * (size_t)B;
     int count = 0;
     (void)lane;
@@ -7784,54 +7927,72 @@ static void tmoei_search_chunk(void *arg, int chunk, int lane)
         const float lse = B > 1 ? tmoei_log_sum_exp(s->model->ctx, x, V) : 0.0f;
         tmoei_search_forbid(s, row, x, lse);
         for (int v = 0; v < V; v++) {
-            const float score = s->scores[row] + (x[v] - lse);
-            if (count == wanted && !(score > best[count - 1].score)) continue;
-            int place = count < wanted ? count++ : count - 1;
-            for (; place > 0 && best[place - 1].score < score; place--)
-                best[place] = best[place - 1];
-            best[place].score = score;
-            best[place].row = row;
-            best[place].token = v;
-            best[place].ended = v == s->model->config.end_id || s->length + 1 >= s->how.max_length;
+            tmoei_hypothesis c;
+            c.score = s->scores[row] + (x[v] - lse);
+            if (count == wanted && !(c.score > best[count - 1].score)) continue;
+            c.row = row;
+            c.token = v;
+            c.ended = v == s->model->config.end_id || s->length + 1 >= s->how.max_length;
+            count = tmoei_candidate_insert(best, count, wanted, &c);
         }
     }
 }
 
-/* Keeps a finished hypothesis where it is among the request's `beams` best. */
+/* Keeps a finished answer if it is among the request's `beams` best. */
 static void tmoei_search_finish(tmoei_search *s, int request, const tmoei_hypothesis *c,
     float score)
 {
     const size_t most = (size_t)s->how.max_length, base = (size_t)request * (size_t)s->how.beams;
     size_t to = base + (size_t)s->how.beams - 1;
-    if (score <= s->final[to]) return;
-    for (; to > base && s->final[to - 1] < score; to--) {
-        s->final[to] = s->final[to - 1];
+    if (score <= s->final_scores[to]) return;
+
+    for (; to > base && s->final_scores[to - 1] < score; to--) {
+        s->final_scores[to] = s->final_scores[to - 1];
         s->lengths[to] = s->lengths[to - 1];
         memcpy(s->finished + to * most, s->finished + (to - 1) * most, most * sizeof(int));
     }
     int *tokens = s->finished + to * most;
     memcpy(tokens, s->tokens + (size_t)c->row * most, (size_t)s->length * sizeof(int));
     tokens[s->length] = c->token;
-    s->final[to] = score;
+    s->final_scores[to] = score;
     s->lengths[to] = s->length + 1;
 }
 
-/* One request's step: its candidates finish or become its next rows. Gives how many go on: beams or
- * 0. */
-static int tmoei_search_advance(tmoei_search *s, int index, int next)
+/* Whether none of a request's running rows, the best of which has the score `running`, can replace
+ * one of its finished answers; with TMOE_EARLY_STOPPING_TRUE: whether `beams` answers are there. */
+static int tmoei_search_is_over(const tmoei_search *s, int request, float running)
 {
     const tmoe_generation *how = &s->how;
-    const int B = how->beams, request = s->cache.request_of[index * B], wanted = B > 1 ? 2 * B : 1;
-    const size_t most = (size_t)how->max_length, length = (size_t)s->length;
-    const float penalty = powf((float)s->length, how->length_penalty);
+    const float worst = s->final_scores[(size_t)(request + 1) * (size_t)how->beams - 1];
+    if (how->early_stopping == TMOE_EARLY_STOPPING_TRUE && worst > TMOEI_NO_SCORE) return 1;
+
+    /* log p only falls. So a running row's final score is at most what it has now, divided by the
+     * length at which the quotient is best; FALSE takes the present length, as transformers does. */
+    int length = s->length;
+    if (how->early_stopping == TMOE_EARLY_STOPPING_NEVER && how->length_penalty > 0.0f)
+        length = how->max_length - 1;
+    return !(running / powf((float)length, how->length_penalty) > worst);
+}
+
+/* One request's step: its candidates end, or become its rows of the next step, from row `next` on.
+ * Returns the number of these: beams, or 0 where the request is done. */
+static int tmoei_search_advance(tmoei_search *s, int index, int next)
+{
+    const int B = s->how.beams, request = s->cache.request_of[index * B];
+    const int wanted = tmoei_search_wanted(s);
+    const size_t most = (size_t)s->how.max_length, length = (size_t)s->length;
+    const float divisor = powf((float)s->length, s->how.length_penalty);
     tmoei_hypothesis *c = s->candidates + (size_t)index * 2 * (size_t)B;
     int ended = 0;
+
+    /* Only the `beams` best may end here. All that end sort behind whatever can be continued. */
     for (int i = 0; i < wanted; i++) {
         if (!c[i].ended) continue;
-        if (i < B) tmoei_search_finish(s, request, &c[i], B > 1 ? c[i].score / penalty : 0.0f);
-        c[i].score += TMOEI_NO_SCORE; /* goes on only where nothing else can */
+        if (i < B) tmoei_search_finish(s, request, &c[i], B > 1 ? c[i].score / divisor : 0.0f);
+        c[i].score += TMOEI_NO_SCORE;
         ended++;
     }
+
     for (int to = next; to < next + B; to++) {
         tmoei_hypothesis *best = c;
         for (int i = 1; i < wanted; i++)
@@ -7841,154 +8002,305 @@ static int tmoei_search_advance(tmoei_search *s, int index, int next)
         tokens[length] = best->token;
         s->next_scores[to] = B > 1 ? best->score : 0.0f;
         s->parents[to] = best->row;
-        best->score = -(float)INFINITY;
+        best->score = -(float)INFINITY; /* taken */
     }
-    if (ended == wanted || B == 1) return ended < wanted;
-    /* could a running row still become better than the worst finished one? */
-    const float worst = s->final[(size_t)(request + 1) * (size_t)B - 1];
-    const int longest =
-        how->early_stopping == TMOE_EARLY_STOPPING_NEVER && how->length_penalty > 0.0f;
-    const float hope = s->next_scores[next]
-        / (longest ? powf((float)(how->max_length - 1), how->length_penalty) : penalty);
-    const int full = worst > TMOEI_NO_SCORE,
-              stop = full && how->early_stopping == TMOE_EARLY_STOPPING_TRUE;
-    return stop || !(hope > worst) ? 0 : B;
+
+    if (ended == wanted) return 0;
+    if (B > 1 && tmoei_search_is_over(s, request, s->next_scores[next])) return 0;
+    return B;
 }
 
-/* Searches from the start token until every request is done. */
-static tmoe_result tmoei_search_run(tmoei_search *s, int task, const float *route,
-    const tmoei_pack *source)
+/* Allocates the search's arrays and puts the start token into every row. */
+static tmoe_result tmoei_search_begin(tmoei_search *s)
 {
-    const int B = s->how.beams;
-    const size_t rows = (size_t)(source->sequences * B), most = (size_t)s->how.max_length;
-    tmoei_cache *cache = &s->cache;
-    tmoe_ctx *ctx = s->model->ctx;
-    TMOEI_TRY(tmoei_cache_create(cache, s->model, task, route, source, B, s->how.max_length - 1));
-    s->tokens = (int *)tmoei_own(&cache->own, 3 * rows * most, sizeof(int));
-    s->lengths = (int *)tmoei_own(&cache->own, 2 * rows, sizeof(int));
-    s->scores = (float *)tmoei_own(&cache->own, 3 * rows, sizeof(float));
-    s->candidates = (tmoei_hypothesis *)tmoei_own(&cache->own, 2 * rows, sizeof *s->candidates);
-    if (ctx->error != TMOE_OK) return ctx->error;
+    tmoei_owner *own = &s->cache.own;
+    const size_t rows = (size_t)s->cache.rows, most = (size_t)s->how.max_length;
+    s->tokens = (int *)tmoei_own(own, 3 * rows * most, sizeof(int));
+    s->lengths = (int *)tmoei_own(own, 2 * rows, sizeof(int));
+    s->scores = (float *)tmoei_own(own, 3 * rows, sizeof(float));
+    s->candidates = (tmoei_hypothesis *)tmoei_own(own, 2 * rows, sizeof *s->candidates);
+    if (own->ctx->error != TMOE_OK) return own->ctx->error;
+
     s->next_tokens = s->tokens + rows * most;
     s->finished = s->next_tokens + rows * most;
     s->next_scores = s->scores + rows;
-    s->final = s->next_scores + rows;
+    s->final_scores = s->next_scores + rows;
     s->parents = s->lengths + rows;
     for (size_t r = 0; r < rows; r++) {
         s->tokens[r * most] = s->finished[r * most] = s->model->config.start_id;
-        s->lengths[r] = 1; /* a hypothesis that nobody finds */
-        s->scores[r] =
-            r % (size_t)B ? TMOEI_NO_SCORE : 0.0f; /* equal beams: only the first one counts */
-        s->final[r] = TMOEI_NO_SCORE;
+        s->lengths[r] = 1; /* an answer that is not there is the start token alone */
+        s->final_scores[r] = TMOEI_NO_SCORE;
+        /* The beams of a request are equal at first: only the first one counts. */
+        s->scores[r] = r % (size_t)s->how.beams == 0 ? 0.0f : TMOEI_NO_SCORE;
     }
-    ctx->keeping = cache->rows > TMOEI_FEW_ROWS;
-    for (s->length = 1; cache->rows > 0; s->length++) {
-        int next = 0;
-        for (int r = 0; r < cache->rows; r++)
-            cache->ids[r] = s->tokens[(size_t)r * most + (size_t)s->length - 1];
-        const tmoe_tensor *logits = tmoei_cache_step(cache, s->model, task, route);
-        if (!logits) return ctx->error;
-        s->logits = logits->x;
-        tmoei_parallel(ctx, tmoei_search_chunk, s, cache->rows / B);
-        for (int i = 0; i < cache->rows / B; i++) next += tmoei_search_advance(s, i, next);
-        memcpy(s->tokens, s->next_tokens, (size_t)next * most * sizeof(int));
-        memcpy(s->scores, s->next_scores, (size_t)next * sizeof(float));
-        tmoei_cache_reorder(cache, s->parents, next);
-    }
+    s->length = 1;
     return TMOE_OK;
 }
 
-/* Checks and completes the settings. */
+/* One token for every running row. */
+static tmoe_result tmoei_search_step(tmoei_search *s)
+{
+    tmoei_cache *cache = &s->cache;
+    tmoe_ctx *ctx = s->model->ctx;
+    const size_t most = (size_t)s->how.max_length;
+    const int requests = cache->rows / s->how.beams;
+    for (int r = 0; r < cache->rows; r++)
+        cache->ids[r] = s->tokens[(size_t)r * most + (size_t)s->length - 1];
+    tmoe_tensor *logits = tmoei_cache_step(cache, s->model, s->task, s->route);
+    if (!logits) return ctx->error;
+
+    s->logits = logits->x;
+    tmoei_parallel(ctx, tmoei_search_chunk, s, requests);
+
+    int next = 0;
+    for (int i = 0; i < requests; i++) next += tmoei_search_advance(s, i, next);
+    memcpy(s->tokens, s->next_tokens, (size_t)next * most * sizeof(int));
+    memcpy(s->scores, s->next_scores, (size_t)next * sizeof(float));
+    tmoei_cache_reorder(cache, s->parents, next);
+    s->length++;
+    return TMOE_OK;
+}
+
+/* Searches from the start token until every request is done. The caller frees s->cache.own. */
+static tmoe_result tmoei_search_run(tmoei_search *s, const tmoei_pack *source)
+{
+    tmoe_ctx *ctx = s->model->ctx;
+    tmoe_result result = tmoei_cache_create(&s->cache, s->model, s->task, s->route, source,
+        s->how.beams, s->how.max_length - 1);
+    if (result == TMOE_OK) result = tmoei_search_begin(s);
+
+    /* The decoder's weights are read at every step, so its packed panels are kept from now on; the
+     * encoder's, above, are read once. */
+    ctx->keeping = s->cache.rows > TMOEI_FEW_ROWS;
+    while (result == TMOE_OK && s->cache.rows > 0) result = tmoei_search_step(s);
+    ctx->keeping = 0;
+    return result;
+}
+
+/* Copies the answers of a finished search to the caller's arrays, from request `first` on. */
+static void tmoei_search_store(const tmoei_search *s, int first, const tmoe_generated *out)
+{
+    const int requests = s->cache.source->sequences, returned = s->how.returned;
+    const size_t most = (size_t)s->how.max_length;
+    for (int i = 0; i < requests; i++)
+        for (int j = 0; j < returned; j++) {
+            const size_t from = (size_t)i * (size_t)s->how.beams + (size_t)j;
+            const size_t to = (size_t)(first + i) * (size_t)returned + (size_t)j;
+            const size_t length = (size_t)s->lengths[from];
+            int *tokens = out->tokens + to * most;
+            memcpy(tokens, s->finished + from * most, length * sizeof(int));
+            for (size_t t = length; t < most; t++) tokens[t] = s->model->config.pad_id;
+            out->token_counts[to] = (int)length;
+            if (out->scores) out->scores[to] = s->final_scores[from];
+        }
+}
+
+/* Checks the settings and completes them for this model. */
 static tmoe_result tmoei_generation_check(tmoe_model *model, tmoe_generation *how)
 {
-    const int V = model->V, B = how->beams,
-              longest = model->config.target_tokens + 1; /* and the start */
+    const int V = model->V, longest = model->config.target_tokens + 1; /* and the start token */
     char text[TMOEI_MESSAGE_BYTES - 64] = "";
-    tmoei_fields_check(how, tmoei_generation_fields, TMOEI_GENERATION_FIELDS, text, sizeof text);
+    const size_t size = sizeof text;
+    tmoei_fields_check(how, tmoei_generation_fields, TMOEI_GENERATION_FIELDS, text, size);
     if (how->max_length == 0 || how->max_length > longest) how->max_length = longest;
-    if (how->max_length == 1)
-        tmoei_problem(text, sizeof text, "max_length is 1: the start token alone");
-    if (how->returned > B)
-        tmoei_problem(text, sizeof text, "returned is %d, must be at most beams = %d",
-            how->returned, B);
+    if (how->max_length == 1) tmoei_problem(text, size, "max_length is 1: the start token alone");
+    if (how->returned > how->beams)
+        tmoei_problem(text, size, "returned is %d, must be at most beams = %d", how->returned,
+            how->beams);
     if (how->forced_begin_id >= V || how->forced_end_id >= V || model->config.end_id >= V)
-        tmoei_problem(text, sizeof text, "a forced id or the model's end_id is not below V = %d",
-            V);
-    if (B > V / 2) tmoei_problem(text, sizeof text, "beams is %d, must be at most V / 2", B);
+        tmoei_problem(text, size, "a forced id or the model's end_id is not below V = %d", V);
+    if (how->beams > V / 2)
+        tmoei_problem(text, size, "beams is %d, must be at most V / 2", how->beams);
     return text[0] ? tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "generation: %s", text) : TMOE_OK;
 }
 
-/* Every request has tokens, and not too many, and every id exists. */
-static tmoe_result tmoei_requests_check(tmoe_model *model, const int *ids, const int *lengths,
-    int count)
+/* Checks that there is a route, and that every request has tokens, not too many, and only ids that
+ * exist. */
+static tmoe_result tmoei_request_check(tmoe_model *model, const tmoe_request *request)
 {
     const int most = model->config.source_tokens;
-    for (int i = 0; i < count; ids += lengths[i++]) {
-        int good = lengths[i] >= 1 && lengths[i] <= most;
-        for (int j = 0; good && j < lengths[i]; j++) good = ids[j] >= 0 && ids[j] < model->V;
+    const int *ids = request->ids;
+    if (request->count < 0)
+        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "generate: %d requests; at least 0",
+            request->count);
+    if (model->R > 0 && !request->route && (request->task < 0 || request->task >= model->N))
+        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
+            "generate: task %d of %d; a task that is not known needs a route", request->task,
+            model->N);
+
+    for (int i = 0; i < request->count; i++) {
+        const int length = request->lengths[i];
+        int good = length >= 1 && length <= most;
+        if (good)
+            for (int t = 0; t < length; t++) good &= ids[t] >= 0 && ids[t] < model->V;
         if (!good)
             return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-                "generate: request %d has %d tokens (1 to %d), "
-                "or an id that is not 0 <= id < %d",
-                i, lengths[i], most, model->V);
+                "generate: request %d has %d tokens (1 to %d), or an id that is not 0 <= id < %d",
+                i, length, most, model->V);
+        ids += length;
     }
     return TMOE_OK;
 }
 
-TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, int task, const float *route, const int *ids,
-    const int *lengths, int count, const tmoe_generation *how, int *tokens, int *token_counts,
-    float *scores)
+TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, const tmoe_request *request,
+    const tmoe_generated *out)
 {
     tmoe_ctx *ctx = model->ctx;
+    const size_t source_most = (size_t)model->config.source_tokens;
+    const int *ids = request->ids;
     tmoei_search s;
     tmoei_batch b;
     tmoei_begin(ctx);
     memset(&s, 0, sizeof s);
     memset(&b, 0, sizeof b);
     s.model = model;
-    s.how = how ? *how : model->generation;
-    if (model->R > 0 && !route && (task < 0 || task >= model->N))
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "generate: task %d of %d; an unknown task needs a route", task, model->N);
-    TMOEI_TRY(tmoei_requests_check(model, ids, lengths, count));
+    s.task = request->task;
+    s.route = request->route;
+    s.how = request->how ? *request->how : model->generation;
+    TMOEI_TRY(tmoei_request_check(model, request));
     TMOEI_TRY(tmoei_generation_check(model, &s.how));
+
     const tmoei_float_mode mode = tmoei_float_mode_enter();
-    const int B = s.how.beams, returned = s.how.returned, most = s.how.max_length;
-    const int at_once = B < TMOEI_ROWS_AT_ONCE ? TMOEI_ROWS_AT_ONCE / B : 1;
-    const size_t source_most = (size_t)model->config.source_tokens;
-    for (int first = 0, n; ctx->error == TMOE_OK && first < count; first += n) {
-        n = tmoei_least(at_once, count - first);
+    const int at_once = s.how.beams < TMOEI_ROWS_AT_ONCE ? TMOEI_ROWS_AT_ONCE / s.how.beams : 1;
+    for (int first = 0; first < request->count; first += at_once) {
+        const int n = tmoei_least(at_once, request->count - first);
         if (tmoei_batch_reserve(ctx, &b, (size_t)n * source_most, 1, (size_t)n) != TMOE_OK) break;
-        for (int i = 0; i < n; ids += lengths[first + i++])
-            tmoei_batch_put(&b, ids, (size_t)lengths[first + i], NULL, 0, 0);
-        const int good = tmoei_search_run(&s, task, route, &b.source) == TMOE_OK;
-        ctx->keeping = 0; /* an encoder's weights are read once */
-        for (int i = 0; good && i < n * returned; i++, tokens += most) {
-            const int from = i / returned * B + i % returned, to = first * returned + i;
-            const int *answer = s.finished + (size_t)from * (size_t)most;
-            for (int t = 0; t < most; t++)
-                tokens[t] = t < s.lengths[from] ? answer[t] : model->config.pad_id;
-            token_counts[to] = s.lengths[from];
-            if (scores) scores[to] = s.final[from];
+        for (int i = first; i < first + n; i++) {
+            tmoei_batch_put(&b, ids, (size_t)request->lengths[i], NULL, 0, 0);
+            ids += request->lengths[i];
         }
+        if (tmoei_search_run(&s, &b.source) == TMOE_OK) tmoei_search_store(&s, first, out);
         tmoei_owner_free(&s.cache.own);
+        if (ctx->error != TMOE_OK) break;
     }
-    for (struct tmoei_kept *kept; (kept = ctx->kept) != NULL; tmoei_free(ctx, kept))
-        ctx->kept = kept->before;
+
+    while (ctx->kept) { /* the packed weights */
+        struct tmoei_kept *newest = ctx->kept;
+        ctx->kept = newest->before;
+        tmoei_free(ctx, newest);
+    }
     tmoei_free(ctx, b.memory);
     tmoei_float_mode_leave(mode);
     return ctx->error;
 }
 
-TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count)
+/* ---- texts: a known task by its name, an unseen one by its instruction ----------------------- */
+
+/* The task that is asked. */
+typedef struct tmoei_asked {
+    int task;                /* index of a known task, or -1 */
+    const char *name;        /* for messages: its name, or the instruction */
+    const char *instruction; /* what the encoder reads before the input, if it reads one */
+    const float *route; /* (R, E), or NULL: the known task's own, an unseen one's is computed */
+} tmoei_asked;
+
+#define TMOEI_NAME_BYTES 64 /* of a name are compared, and shown */
+
+/* Levenshtein's distance: bytes to insert, remove or replace until a is b. One row of the table at a
+ * time: d(i, j) = least of d(i-1, j-1) + [a_i != b_j], d(i-1, j) + 1, d(i, j-1) + 1. */
+static int tmoei_edit_distance(const char *a, const char *b)
 {
-    for (int i = 0; i < count; i++) {
-        tmoei_free(model->ctx, answers[i]);
-        answers[i] = NULL;
+    int row[TMOEI_NAME_BYTES + 1];
+    const int length = tmoei_least((int)strlen(b), TMOEI_NAME_BYTES);
+    for (int j = 0; j <= length; j++) row[j] = j;
+    for (int i = 1; a[i - 1] && i <= TMOEI_NAME_BYTES; i++) {
+        int diagonal = row[0];
+        row[0] = i;
+        for (int j = 1; j <= length; j++) {
+            const int above = row[j];
+            const int replaced = diagonal + (a[i - 1] != b[j - 1]);
+            row[j] = tmoei_least(replaced, tmoei_least(above, row[j - 1]) + 1);
+            diagonal = above;
+        }
+    }
+    return row[length];
+}
+
+/* Writes the names of the known tasks that are nearest to `name` into text, as "'a', 'b', 'c'". */
+static void tmoei_similar_names(const tmoe_model *model, const char *name, char *text, size_t size)
+{
+    enum { SHOWN = 3 };
+
+    int nearest[SHOWN], distances[SHOWN], shown = 0;
+    size_t used = 0;
+    for (int t = 0; t < model->N; t++) {
+        const int distance = tmoei_edit_distance(name, model->tasks[t].name);
+        if (shown == SHOWN && distance >= distances[SHOWN - 1]) continue;
+        int place = shown < SHOWN ? shown++ : SHOWN - 1;
+        for (; place > 0 && distances[place - 1] > distance; place--) {
+            nearest[place] = nearest[place - 1];
+            distances[place] = distances[place - 1];
+        }
+        nearest[place] = t;
+        distances[place] = distance;
+    }
+    text[0] = 0;
+    for (int i = 0; i < shown; i++) {
+        (void)snprintf(text + used, size - used, "%s'%.*s'", i ? ", " : "", TMOEI_NAME_BYTES,
+            model->tasks[nearest[i]].name);
+        used += strlen(text + used);
     }
 }
 
-/* The text that tokens say, to be freed; NULL when there is no memory. */
+/* Finds the known task of this name, for a function of the API. */
+static tmoe_result tmoei_asked_by_name(tmoe_model *model, const char *function, const char *name,
+    tmoei_asked *asked)
+{
+    char similar[4 * TMOEI_NAME_BYTES];
+    memset(asked, 0, sizeof *asked);
+    if (!name) return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "%s: no task's name", function);
+    asked->task = tmoe_model_find_task(model, name);
+    if (asked->task < 0) {
+        tmoei_similar_names(model, name, similar, sizeof similar);
+        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
+            "%s: no task of the model is named '%.*s' (nearest of %d: %s). A task that it has not "
+            "seen is asked by its instruction: tmoe_answer_unseen, tmoe_route_unseen",
+            function, TMOEI_NAME_BYTES, name, model->N, model->N ? similar : "none");
+    }
+    asked->name = model->tasks[asked->task].name;
+    asked->instruction = model->tasks[asked->task].instruction;
+    return TMOE_OK;
+}
+
+/* An unseen task, which only its instruction describes. */
+static tmoe_result tmoei_asked_by_instruction(tmoe_model *model, const char *function,
+    const char *instruction, tmoei_asked *asked)
+{
+    memset(asked, 0, sizeof *asked);
+    asked->task = -1;
+    asked->name = asked->instruction = instruction;
+    if (instruction) return TMOE_OK;
+    return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "%s: no instruction", function);
+}
+
+/* A task of a suite: known if the model knows its name, else unseen. */
+static void tmoei_asked_by_task(const tmoe_model *model, const tmoe_task *task, const float *route,
+    tmoei_asked *asked)
+{
+    asked->task = tmoe_model_find_task(model, task->name);
+    asked->name = task->name;
+    asked->instruction = task->instruction;
+    asked->route = route;
+}
+
+/* Gives an unseen task that has no route the router's, or what takes its place
+ * (TMOE_ZERO_SHOT_ROUTER). */
+static tmoe_result tmoei_asked_route(tmoe_model *model, tmoei_asked *asked, tmoei_owner *own)
+{
+    if (asked->route || asked->task >= 0 || model->R == 0) return TMOE_OK;
+    float *route = (float *)tmoei_own(own, model->route_width, sizeof(float));
+    if (!route) return TMOE_ERR_MEMORY;
+    asked->route = route;
+    return tmoe_route_unseen(model, asked->instruction, TMOE_ZERO_SHOT_ROUTER, route);
+}
+
+/* What the encoder reads before an input, or NULL. */
+static const char *tmoei_asked_prefix(const tmoe_model *model, const tmoei_asked *asked)
+{
+    return model->config.instruction_in_input ? asked->instruction : NULL;
+}
+
+/* Returns the text of tokens, to be freed with tmoei_free; NULL when there is no memory. */
 static char *tmoei_text_of(tmoe_model *model, const int *tokens, size_t count)
 {
     const int skip = TMOE_TOKENIZER_SKIP_SPECIALS;
@@ -8000,126 +8312,228 @@ static char *tmoei_text_of(tmoe_model *model, const int *tokens, size_t count)
     return text;
 }
 
-TMOE_DEF tmoe_result tmoe_answer_many(tmoe_model *model, const char *task, const float *route,
-    const char *const *inputs, int count, char **answers)
+/* Tokenises the inputs, generates one answer each and decodes it. The answers are set to NULL by the
+ * caller, who also frees them when this fails. */
+static tmoe_result tmoei_answers_make(tmoe_model *model, tmoei_asked *asked,
+    const char *const *inputs, int count, char **answers, tmoei_texts *texts, tmoei_owner *own)
 {
-    tmoe_ctx *ctx = model->ctx;
-    const int known = tmoe_model_find_task(model, task), limit = model->config.source_tokens;
-    const char *instruction = known >= 0 ? model->tasks[known].instruction : task;
-    const char *before = model->config.instruction_in_input ? instruction : NULL;
+    const char *prefix = tmoei_asked_prefix(model, asked);
     tmoe_generation how = model->generation;
-    tmoei_owner own = { ctx, NULL };
-    tmoei_texts texts = { NULL, NULL, 0, 0, 0, 0 };
-    tmoei_begin(ctx);
+    tmoe_request request;
+    tmoe_generated out;
     how.returned = 1;
-    for (int i = 0; i < count; i++) answers[i] = NULL;
-    if (!model->tokenizer)
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "answers: the model has no tokenizer");
     TMOEI_TRY(tmoei_generation_check(model, &how));
+    TMOEI_TRY(tmoei_asked_route(model, asked, own));
+
     const size_t n = (size_t)count, most = (size_t)how.max_length;
-    int *lengths =
-        (int *)tmoei_own(&own, n + 1, (most + 2) * sizeof(int)); /* (n), (n), (n, most) */
-    int *counts = lengths ? lengths + n : NULL, *tokens = lengths ? counts + n : NULL;
-    float *unseen =
-        (float *)tmoei_own(&own, (size_t)(model->R * model->config.experts) + 1, sizeof(float));
-    if (ctx->error == TMOE_OK && !route && known < 0 && model->R > 0) {
-        (void)tmoe_route_unseen(model, instruction, TMOE_ZERO_SHOT_ROUTER, unseen);
-        route = unseen;
+    int *lengths = (int *)tmoei_own(own, n, sizeof(int));
+    memset(&out, 0, sizeof out);
+    out.token_counts = (int *)tmoei_own(own, n, sizeof(int));
+    out.tokens = (int *)tmoei_own(own, n, most * sizeof(int));
+    if (!lengths || !out.token_counts || !out.tokens) return TMOE_ERR_MEMORY;
+    for (int i = 0; i < count; i++) {
+        TMOEI_TRY(tmoei_texts_add(model, texts, prefix, inputs[i], model->config.source_tokens,
+            "input", asked->name, i));
+        lengths[i] = (int)tmoei_text_length(texts, (size_t)i);
     }
-    for (int i = 0; ctx->error == TMOE_OK && i < count; i++)
-        if (tmoei_texts_add(model, &texts, before, inputs[i], limit, "input", task, i) == TMOE_OK)
-            lengths[i] = (int)tmoei_text_length(&texts, (size_t)i);
-    if (ctx->error == TMOE_OK)
-        (void)tmoe_generate(model, known, route, texts.ids, lengths, count, &how, tokens, counts,
-            NULL);
-    for (size_t i = 0; ctx->error == TMOE_OK && i < n; i++)
-        answers[i] = tmoei_text_of(model, tokens + i * most, (size_t)counts[i]);
-    if (ctx->error != TMOE_OK) tmoe_answers_free(model, answers, count);
-    tmoei_free(ctx, texts.ids);
-    tmoei_free(ctx, texts.offsets);
-    tmoei_owner_free(&own);
-    return ctx->error;
+
+    memset(&request, 0, sizeof request);
+    request.task = asked->task;
+    request.route = asked->route;
+    request.ids = texts->ids;
+    request.lengths = lengths;
+    request.count = count;
+    request.how = &how;
+    TMOEI_TRY(tmoe_generate(model, &request, &out));
+    for (size_t i = 0; i < n; i++) {
+        answers[i] = tmoei_text_of(model, out.tokens + i * most, (size_t)out.token_counts[i]);
+        if (!answers[i]) return model->ctx->error;
+    }
+    return TMOE_OK;
 }
 
-TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task, const char *input, char *text,
-    size_t size)
+static tmoe_result tmoei_answers(tmoe_model *model, const char *function, tmoei_asked *asked,
+    const char *const *inputs, int count, char **answers)
+{
+    tmoei_owner own = { model->ctx, NULL };
+    tmoei_texts texts;
+    memset(&texts, 0, sizeof texts);
+    if (count < 0 || !model->tokenizer)
+        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
+            "%s: %d inputs; at least 0, and a model with a tokenizer", function, count);
+    for (int i = 0; i < count; i++) answers[i] = NULL;
+
+    const tmoe_result result =
+        tmoei_answers_make(model, asked, inputs, count, answers, &texts, &own);
+    if (result != TMOE_OK) tmoe_answers_free(model, answers, count);
+    tmoei_free(model->ctx, texts.ids);
+    tmoei_free(model->ctx, texts.offsets);
+    tmoei_owner_free(&own);
+    return result;
+}
+
+/* One answer, into the caller's text. */
+static tmoe_result tmoei_answer_one(tmoe_model *model, const char *function, tmoei_asked *asked,
+    const char *input, char *text, size_t size)
 {
     char *answer = NULL;
-    tmoei_begin(model->ctx);
-    if (!size) return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "answer: no room for a text");
-    text[0] = 0;
-    TMOEI_TRY(tmoe_answer_many(model, task, NULL, &input, 1, &answer));
-    const size_t n = strlen(answer);
-    if (n < size)
-        memcpy(text, answer, n + 1);
+    TMOEI_TRY(tmoei_answers(model, function, asked, &input, 1, &answer));
+    const size_t length = strlen(answer);
+    if (length < size)
+        memcpy(text, answer, length + 1);
     else
         (void)tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-            "answer: %lu bytes and a NUL do not fit into %lu", (unsigned long)n,
+            "%s: %lu bytes and a NUL do not fit into %lu", function, (unsigned long)length,
             (unsigned long)size);
     tmoe_answers_free(model, &answer, 1);
     return model->ctx->error;
 }
 
-/* sum over y of log p(y | x) of each label y for the one source x, into out. */
+TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task_name, const char *input,
+    char *text, size_t size)
+{
+    tmoei_asked asked;
+    tmoei_begin(model->ctx);
+    if (size > 0) text[0] = 0;
+    TMOEI_TRY(tmoei_asked_by_name(model, "answer", task_name, &asked));
+    return tmoei_answer_one(model, "answer", &asked, input, text, size);
+}
+
+TMOE_DEF tmoe_result tmoe_answer_unseen(tmoe_model *model, const char *instruction,
+    const char *input, char *text, size_t size)
+{
+    tmoei_asked asked;
+    tmoei_begin(model->ctx);
+    if (size > 0) text[0] = 0;
+    TMOEI_TRY(tmoei_asked_by_instruction(model, "answer_unseen", instruction, &asked));
+    return tmoei_answer_one(model, "answer_unseen", &asked, input, text, size);
+}
+
+TMOE_DEF tmoe_result tmoe_answer_many(tmoe_model *model, const char *task_name, const float *route,
+    const char *const *inputs, int count, char **answers)
+{
+    tmoei_asked asked;
+    tmoei_begin(model->ctx);
+    TMOEI_TRY(tmoei_asked_by_name(model, "answer_many", task_name, &asked));
+    asked.route = route;
+    return tmoei_answers(model, "answer_many", &asked, inputs, count, answers);
+}
+
+TMOE_DEF tmoe_result tmoe_answer_many_unseen(tmoe_model *model, const char *instruction,
+    const float *route, const char *const *inputs, int count, char **answers)
+{
+    tmoei_asked asked;
+    tmoei_begin(model->ctx);
+    TMOEI_TRY(tmoei_asked_by_instruction(model, "answer_many_unseen", instruction, &asked));
+    asked.route = route;
+    return tmoei_answers(model, "answer_many_unseen", &asked, inputs, count, answers);
+}
+
+TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count)
+{
+    for (int i = 0; i < count; i++) {
+        tmoei_free(model->ctx, answers[i]);
+        answers[i] = NULL;
+    }
+}
+
+/* ---- the most likely label ------------------------------------------------------------------- */
+
+/* out[i] = sum over the tokens t of label i of log p(y_t | y_<t, x), for the one source x. */
 static tmoe_result tmoei_log_likelihoods(tmoe_model *model, int task, const float *route,
     const tmoei_texts *source, const tmoei_texts *labels, double *out)
 {
-    const size_t skip = model->config.begin_in_target ? 0 : 1, V = (size_t)model->V,
-                 n = labels->count;
-    const tmoe_tensor *h = NULL;
+    const size_t skip = model->config.begin_in_target ? 0 : 1, V = (size_t)model->V;
+    const size_t n = labels->count;
     tmoei_batch b;
     tmoei_pass pass;
     memset(&b, 0, sizeof b);
     TMOEI_TRY(tmoei_batch_reserve(model->ctx, &b, source->ids_used * n, labels->ids_used, n));
     for (size_t i = 0; i < n; i++)
         tmoei_batch_put(&b, source->ids, source->ids_used, labels->ids + labels->offsets[i] + skip,
-            tmoei_text_length(labels, i) - skip, model->config.start_id);
-    if (tmoei_evaluation_pass(model, task, route, model->tape, &pass) == TMOE_OK)
-        h = tmoei_head(&pass,
-            tmoei_decode(&pass, &b.target, tmoei_encode(&pass, &b.source), &b.source));
-    for (size_t i = 0; h && i < n; i++) {
-        out[i] = 0.0;
-        for (int t = b.target.offsets[i]; t < b.target.offsets[i + 1]; t++) {
-            const float *x = h->x + (size_t)t * V;
-            out[i] += (double)(x[b.labels[t]] - tmoei_log_sum_exp(model->ctx, x, model->V));
-        }
+            tmoei_target_length(model, labels, i), model->config.start_id);
+
+    tmoe_tensor *h = NULL;
+    if (tmoei_evaluation_pass(model, task, route, model->tape, &pass) == TMOE_OK) {
+        h = tmoei_encode(&pass, &b.source);
+        h = tmoei_head(&pass, tmoei_decode(&pass, &b.target, h, &b.source));
     }
+    if (h)
+        for (size_t i = 0; i < n; i++) {
+            out[i] = 0.0;
+            for (int t = b.target.offsets[i]; t < b.target.offsets[i + 1]; t++) {
+                const float *x = h->x + (size_t)t * V;
+                out[i] += (double)(x[b.labels[t]] - tmoei_log_sum_exp(model->ctx, x, model->V));
+            }
+        }
     tmoei_free(model->ctx, b.memory);
     return model->ctx->error;
 }
 
+/* Checks what tmoe_choose_label gets. */
+static tmoe_result tmoei_labels_check(tmoe_model *model, const tmoe_task *task, int count,
+    tmoe_label_score how)
+{
+    int empty = 0;
+    for (int i = 0; i < task->label_count; i++) empty += task->labels[i][0] == 0;
+    if (task->label_count < 1 || empty || !model->tokenizer || count < 0
+        || (unsigned)how > TMOE_LABEL_MEAN)
+        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
+            "choose_label: task %s has a closed set of %d labels, %d of them empty; %d inputs; "
+            "score "
+            "%d. Needed are labels, none empty, at least 0 inputs, a known score, and a model with "
+            "a "
+            "tokenizer",
+            task->name, task->label_count, empty, count, (int)how);
+    return TMOE_OK;
+}
+
+/* Sets *best to the label of the one source that scores highest; scores (labels) is scratch. */
+static tmoe_result tmoei_label_best(tmoe_model *model, const tmoei_asked *asked,
+    const tmoei_texts *source, const tmoei_texts *labels, tmoe_label_score how, double *scores,
+    int *best)
+{
+    TMOEI_TRY(tmoei_log_likelihoods(model, asked->task, asked->route, source, labels, scores));
+    if (how == TMOE_LABEL_MEAN)
+        for (size_t i = 0; i < labels->count; i++)
+            scores[i] /= (double)tmoei_target_length(model, labels, i);
+    *best = 0;
+    for (size_t i = 1; i < labels->count; i++)
+        if (scores[i] > scores[*best]) *best = (int)i;
+    return TMOE_OK;
+}
+
 TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task, const float *route,
-    const char *const *inputs, int count, int normalised, int *chosen)
+    const char *const *inputs, int count, tmoe_label_score how, int *chosen)
 {
     tmoe_ctx *ctx = model->ctx;
     const tmoe_config *c = &model->config;
-    const char *name = task->name,
-               *instruction = c->instruction_in_input ? task->instruction : NULL;
-    const int known = tmoe_model_find_task(model, name), n = task->label_count;
-    tmoei_texts labels = { NULL, NULL, 0, 0, 0, 0 }, x = labels;
+    tmoei_owner own = { ctx, NULL };
+    tmoei_asked asked;
+    tmoei_texts labels, source;
     tmoei_begin(ctx);
-    if (!n || !model->tokenizer || (model->R > 0 && !route && known < 0))
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "rank: task %s needs a closed set of labels, the model a tokenizer and a route", name);
+    TMOEI_TRY(tmoei_labels_check(model, task, count, how));
+    memset(&labels, 0, sizeof labels);
+    memset(&source, 0, sizeof source);
+    tmoei_asked_by_task(model, task, route, &asked);
+
     const tmoei_float_mode mode = tmoei_float_mode_enter();
-    double *scores = (double *)tmoei_alloc(ctx, (size_t)n, sizeof *scores, 0);
-    for (int i = 0; ctx->error == TMOE_OK && i < n; i++)
+    const char *prefix = tmoei_asked_prefix(model, &asked);
+    double *scores = (double *)tmoei_own(&own, (size_t)task->label_count, sizeof *scores);
+    if (scores) (void)tmoei_asked_route(model, &asked, &own);
+    for (int i = 0; i < task->label_count && ctx->error == TMOE_OK; i++)
         (void)tmoei_texts_add(model, &labels, NULL, task->labels[i], c->target_tokens, "label",
-            name, i);
-    for (int i = 0; ctx->error == TMOE_OK && i < count; i++) {
-        x.count = x.ids_used = 0;
-        if (tmoei_texts_add(model, &x, instruction, inputs[i], c->source_tokens, "input", name, i)
-                != TMOE_OK
-            || tmoei_log_likelihoods(model, known, route, &x, &labels, scores) != TMOE_OK)
-            break;
-        for (int j = chosen[i] = 0; j < n; j++) {
-            if (normalised) scores[j] /= (double)tmoei_target_length(model, &labels, (size_t)j);
-            if (scores[j] > scores[chosen[i]]) chosen[i] = j;
-        }
+            task->name, i);
+    for (int i = 0; i < count && ctx->error == TMOE_OK; i++) {
+        source.count = source.ids_used = 0; /* one at a time */
+        if (tmoei_texts_add(model, &source, prefix, inputs[i], c->source_tokens, "input",
+                task->name, i)
+            == TMOE_OK)
+            (void)tmoei_label_best(model, &asked, &source, &labels, how, scores, &chosen[i]);
     }
-    tmoei_free(ctx, scores);
-    tmoei_free(ctx, x.ids);
-    tmoei_free(ctx, x.offsets);
+    tmoei_owner_free(&own);
+    tmoei_free(ctx, source.ids);
+    tmoei_free(ctx, source.offsets);
     tmoei_free(ctx, labels.ids);
     tmoei_free(ctx, labels.offsets);
     tmoei_float_mode_leave(mode);
@@ -10689,11 +11103,12 @@ TMOE_DEF tmoe_model *tmoe_train_two_stages(tmoe_ctx *ctx, const tmoe_suite *suit
     return second;
 }
 
+#ifndef TMOE_NO_EVALUATION /* up to the end of >>fewshot */
 /* ==== >>metrics: scores by CrossFit's rules ======================================================
- * The rules are the reference's, oddities included: a score that others cannot compare is of no
- * use. */
+ * The rules are those of the reference's code, oddities included: only then can a score be compared
+ * with a published one. */
 
-/* Lower case of Latin, Greek and Cyrillic letters; other alphabets have none, or are left alone. */
+/* Lower case of Latin, Greek and Cyrillic letters. The letters of other alphabets are left alone. */
 static uint32_t tmoei_lower_code(uint32_t c)
 {
     if (c < 128) return tmoei_lower((unsigned char)c);
@@ -10702,23 +11117,27 @@ static uint32_t tmoei_lower_code(uint32_t c)
         return c + 32;
     if (c >= 0x400 && c <= 0x40f) return c + 80;
     if (c < 0x100 || c >= 0x17f || c == 0x130 || c == 0x138 || c == 0x149 || c == 0x178) return c;
-    /* pairs; the odd one is the small letter, but for two runs where it is the even one */
+    /* Pairs. The odd code is the small letter, except in two runs, where the even one is. */
     const uint32_t even_small = (c >= 0x139 && c <= 0x148) || (c >= 0x179 && c <= 0x17e);
     return (c & 1u) == even_small ? c + 1 : c;
 }
 
-/* Appends text in lower case and a NUL; gives where it begins in the buffer. */
+/* Appends text in lower case and a NUL. Returns where it begins in the buffer. */
 static size_t tmoei_add_lower(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text)
 {
     const size_t begin = buffer->length, length = strlen(text);
+    size_t at = 0;
     uint32_t code;
     char out[4];
-    for (size_t at = 0, bytes; at < length; at += bytes ? bytes : 1) {
-        bytes = tmoei_utf8_next(text, length, at, &code);
-        if (bytes)
+    while (at < length) {
+        const size_t bytes = tmoei_utf8_next(text, length, at, &code);
+        if (bytes > 0) {
             tmoei_buffer_add(ctx, buffer, out, tmoei_utf8_put(tmoei_lower_code(code), out));
-        else
+            at += bytes;
+        } else { /* no UTF-8: the byte as it is */
             tmoei_buffer_add(ctx, buffer, text + at, 1);
+            at++;
+        }
     }
     tmoei_buffer_add(ctx, buffer, "", 1);
     return begin;
@@ -10734,7 +11153,7 @@ typedef struct tmoei_text_word {
     size_t length;
 } tmoei_text_word;
 
-/* The next word of a text: white space separates. Its length is 0 at the end. */
+/* The next word of a text, up to white space. Its length is 0 at the end of the text. */
 static tmoei_text_word tmoei_next_word(const char *text)
 {
     tmoei_text_word word = { text, 0 };
@@ -10743,26 +11162,37 @@ static tmoei_text_word tmoei_next_word(const char *text)
     return word;
 }
 
+static int tmoei_same_word(tmoei_text_word a, tmoei_text_word b)
+{
+    return a.length == b.length && memcmp(a.text, b.text, a.length) == 0;
+}
+
 static int tmoei_is_word(tmoei_text_word word, const char *text)
 {
     return word.length == strlen(text) && memcmp(word.text, text, word.length) == 0;
 }
 
-/* Appends the normal form: lower case, no ASCII punctuation, no a/an/the, single spaces. */
+static int tmoei_is_article(tmoei_text_word word)
+{
+    return tmoei_is_word(word, "a") || tmoei_is_word(word, "an") || tmoei_is_word(word, "the");
+}
+
+/* Appends the normal form of text: lower case, no ASCII punctuation, no a/an/the, single spaces. */
 static size_t tmoei_add_normal(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text)
 {
     const size_t begin = tmoei_add_lower(ctx, buffer, text);
     size_t n = begin;
     if (buffer->failed) return begin;
-    for (size_t i = begin; i < buffer->length; i++) { /* in place: nothing becomes longer */
+
+    /* both passes write where they have read already, as nothing becomes longer */
+    for (size_t i = begin; i < buffer->length; i++) {
         const unsigned char c = (unsigned char)buffer->data[i];
         if (c <= ' ' || c >= 127 || tmoei_is_word_byte(c)) buffer->data[n++] = (char)c;
     }
     char *end = buffer->data + begin;
     tmoei_text_word word = tmoei_next_word(end);
     for (; word.length; word = tmoei_next_word(word.text + word.length)) {
-        if (tmoei_is_word(word, "a") || tmoei_is_word(word, "an") || tmoei_is_word(word, "the"))
-            continue;
+        if (tmoei_is_article(word)) continue;
         if (end > buffer->data + begin) *end++ = ' ';
         memmove(end, word.text, word.length);
         end += word.length;
@@ -10772,29 +11202,27 @@ static size_t tmoei_add_normal(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *
     return begin;
 }
 
-/* longer texts count by their first 512 words */
+#define TMOEI_WORDS_MAX 512 /* longer texts count by their first words */
+#define TMOEI_SENTENCES_MAX 64
+
 typedef struct tmoei_words {
-    tmoei_text_word word[512];
+    tmoei_text_word word[TMOEI_WORDS_MAX];
     int count;
 } tmoei_words;
 
-/* Adds the words from text up to end, which cuts a word. */
+/* Adds the words from text up to end, which may cut the last one. */
 static void tmoei_words_add(tmoei_words *words, const char *text, const char *end)
 {
-    tmoei_text_word word = tmoei_next_word(text);
-    for (; word.length && word.text < end && words->count < 512; word = tmoei_next_word(text)) {
+    while (words->count < TMOEI_WORDS_MAX) {
+        tmoei_text_word word = tmoei_next_word(text);
+        if (word.length == 0 || word.text >= end) return;
         text = word.text + word.length;
         if (text > end) word.length = (size_t)(end - word.text);
         words->word[words->count++] = word;
     }
 }
 
-static int tmoei_same_word(tmoei_text_word a, tmoei_text_word b)
-{
-    return a.length == b.length && memcmp(a.text, b.text, a.length) == 0;
-}
-
-/* QA-F1 of two normal texts: 2 common / (words of both), common counted as bags */
+/* F1 of the words of two normal texts, as bags: 2 common / (words of a + words of b). */
 static double tmoei_token_f1(const char *prediction, const char *answer, tmoei_words *a,
     tmoei_words *b)
 {
@@ -10805,114 +11233,156 @@ static double tmoei_token_f1(const char *prediction, const char *answer, tmoei_w
     for (int i = 0; i < a->count; i++)
         for (int j = 0; j < b->count; j++)
             if (tmoei_same_word(a->word[i], b->word[j])) {
-                b->word[j].length = 0;
+                b->word[j].length = 0; /* counts once */
                 common++;
                 break;
             }
     return common ? 2.0 * common / (a->count + b->count) : 0.0;
 }
 
-/* Distinct words of a list, or of those that are marked. */
+/* The number of distinct words of a list, or of its marked ones (marked may be NULL: all). */
 static int tmoei_distinct(const tmoei_words *w, const char *marked)
 {
-    int j, count = 0;
+    int count = 0;
     for (int i = 0; i < w->count; i++) {
-        for (j = 0; j < i && !((!marked || marked[j]) && tmoei_same_word(w->word[i], w->word[j]));
-             j++) {}
-        count += j == i && (!marked || marked[i]);
+        int fresh = !marked || marked[i];
+        for (int j = 0; fresh && j < i; j++)
+            if ((!marked || marked[j]) && tmoei_same_word(w->word[i], w->word[j])) fresh = 0;
+        count += fresh;
     }
     return count;
 }
 
-/* All words of a text's sentences (full stops separate), and where each sentence ends in the list.
- * */
-static int tmoei_sentences(const char *text, tmoei_words *all, int *ends, int most)
+/* Lists the words of all sentences of a text (full stops separate). ends[s] is the number of words
+ * up to the end of sentence s. Returns the number of sentences. */
+static int tmoei_sentences(const char *text, tmoei_words *all, int *ends)
 {
     int sentences = 0;
     all->count = 0;
-    while (*text && sentences < most) {
+    while (*text && sentences < TMOEI_SENTENCES_MAX) {
         const char *end = text + strcspn(text, ".");
-        const int before = all->count;
-        tmoei_words_add(all, text, end);
-        /* the reference's scorer sees one empty word in a blank sentence */
-        if (end > text && all->count < 512 && all->count == before) {
-            all->word[all->count].text = end;
-            all->word[all->count++].length = 0;
+        if (end > text) {
+            const int before = all->count;
+            tmoei_words_add(all, text, end);
+            /* the reference sees one empty word in a blank sentence */
+            if (all->count == before && all->count < TMOEI_WORDS_MAX) {
+                all->word[all->count].text = end;
+                all->word[all->count].length = 0;
+                all->count++;
+            }
+            ends[sentences++] = all->count;
         }
-        if (end > text) ends[sentences++] = all->count;
         text = *end ? end + 1 : end;
     }
     return sentences;
 }
 
+/* Scratch of Rouge-L. The first row and column of the table stay 0. */
 typedef struct tmoei_rouge {
-    tmoei_words a, b;
-    int a_ends[64], b_ends[64];
-    char in_union[512];
-    unsigned short table[513][513];
-} tmoei_rouge; /* its first row and column stay 0 */
+    tmoei_words a, b; /* of the prediction, of the answer */
+    int a_ends[TMOEI_SENTENCES_MAX], b_ends[TMOEI_SENTENCES_MAX];
+    char in_union[TMOEI_WORDS_MAX]; /* words of the answer */
+    unsigned short table[TMOEI_WORDS_MAX + 1][TMOEI_WORDS_MAX + 1];
+} tmoei_rouge;
 
-/* Rouge-L on summaries: for each answer sentence the union over the prediction's sentences of the
- * words on one longest common subsequence; precision and recall over distinct words; f = 2 p r / (p
- * + r + 1e-8) */
+/* Marks the words of an answer's sentence that are on one longest common subsequence with a
+ * sentence of the prediction. With words a_1 ... a_n and b_1 ... b_m
+ *   table(i, j) = table(i-1, j-1) + 1 where b_i = a_j, else the larger of table(i-1, j), (i, j-1) */
+static void tmoei_rouge_mark(tmoei_rouge *w, int answer_sentence, int prediction_sentence)
+{
+    const int a_first = prediction_sentence ? w->a_ends[prediction_sentence - 1] : 0;
+    const int b_first = answer_sentence ? w->b_ends[answer_sentence - 1] : 0;
+    const int n = w->a_ends[prediction_sentence] - a_first,
+              m = w->b_ends[answer_sentence] - b_first;
+    const tmoei_text_word *a = w->a.word + a_first, *b = w->b.word + b_first;
+    char *marked = w->in_union + b_first;
+
+    for (int i = 1; i <= m; i++)
+        for (int j = 1; j <= n; j++) {
+            const unsigned short up = w->table[i - 1][j], left = w->table[i][j - 1];
+            if (tmoei_same_word(b[i - 1], a[j - 1]))
+                w->table[i][j] = (unsigned short)(w->table[i - 1][j - 1] + 1);
+            else
+                w->table[i][j] = up > left ? up : left;
+        }
+
+    int i = m, j = n; /* back along the subsequence */
+    while (i > 0 && j > 0) {
+        if (tmoei_same_word(b[i - 1], a[j - 1])) {
+            marked[i - 1] = 1;
+            i--;
+            j--;
+        } else if (w->table[i - 1][j] > w->table[i][j - 1])
+            i--;
+        else
+            j--;
+    }
+}
+
+/* Rouge-L of summaries (Lin 2004). For each sentence of the answer, the union over the prediction's
+ * sentences of the words on a longest common subsequence. Over distinct words
+ *   p = common / prediction's,  r = common / answer's,  f = 2 p r / (p + r + 1e-8) */
 static double tmoei_rouge_l(const char *prediction, const char *answer, tmoei_rouge *w)
 {
-    const int a_sentences = tmoei_sentences(prediction, &w->a, w->a_ends, 64),
-              b_sentences = tmoei_sentences(answer, &w->b, w->b_ends, 64);
+    const int a_sentences = tmoei_sentences(prediction, &w->a, w->a_ends);
+    const int b_sentences = tmoei_sentences(answer, &w->b, w->b_ends);
     memset(w->in_union, 0, sizeof w->in_union);
     for (int s = 0; s < b_sentences; s++)
-        for (int t = 0; t < a_sentences; t++) {
-            const int a0 = (t ? w->a_ends[t - 1] : 0) - 1, b0 = (s ? w->b_ends[s - 1] : 0) - 1;
-            int i, j; /* words of the two sentences, from 1 */
-            for (i = 1; b0 + i < w->b_ends[s]; i++)
-                for (j = 1; a0 + j < w->a_ends[t]; j++) {
-                    const unsigned short up = w->table[i - 1][j], left = w->table[i][j - 1];
-                    w->table[i][j] = tmoei_same_word(w->b.word[b0 + i], w->a.word[a0 + j])
-                        ? (unsigned short)(w->table[i - 1][j - 1] + 1)
-                        : up > left ? up
-                                    : left;
-                }
-            for (i = w->b_ends[s] - 1 - b0, j = w->a_ends[t] - 1 - a0; i > 0 && j > 0;)
-                if (tmoei_same_word(w->b.word[b0 + i], w->a.word[a0 + j])) {
-                    w->in_union[b0 + i] = 1;
-                    i--;
-                    j--;
-                } else if (w->table[i - 1][j] > w->table[i][j - 1])
-                    i--;
-                else
-                    j--;
-        }
-    const int na = tmoei_distinct(&w->a, NULL), nb = tmoei_distinct(&w->b, NULL),
-              common = tmoei_distinct(&w->b, w->in_union);
+        for (int t = 0; t < a_sentences; t++) tmoei_rouge_mark(w, s, t);
+
+    const int common = tmoei_distinct(&w->b, w->in_union);
     if (!common) return 0.0;
-    const double p = (double)common / na, r = (double)common / nb;
+    const double p = (double)common / tmoei_distinct(&w->a, NULL);
+    const double r = (double)common / tmoei_distinct(&w->b, NULL);
     return 2.0 * p * r / (p + r + 1e-8);
 }
 
 /* ---- scores over a whole task ---------------------------------------------------------------- */
 
-/* Mean F1 over the distinct texts that occur. predicted and right are the first answers, both as
- * given. */
+/* F1 of one label: 2 both / (predicted + right), over the first answers. */
+static double tmoei_label_f1(const char *label, const char *const *predictions,
+    const tmoe_example *examples, int count)
+{
+    int both = 0, predicted = 0, right = 0;
+    for (int i = 0; i < count; i++) {
+        const int p = strcmp(predictions[i], label) == 0;
+        const int r = strcmp(examples[i].outputs[0], label) == 0;
+        both += p && r;
+        predicted += p;
+        right += r;
+    }
+    return 2.0 * both / (double)(predicted + right);
+}
+
+/* Whether a label is among the first answers of `answers` examples or among `given` predictions. */
+static int tmoei_label_occurs(const char *label, const tmoe_example *examples, int answers,
+    const char *const *predictions, int given)
+{
+    for (int i = 0; i < answers; i++)
+        if (strcmp(examples[i].outputs[0], label) == 0) return 1;
+    for (int i = 0; i < given; i++)
+        if (strcmp(predictions[i], label) == 0) return 1;
+    return 0;
+}
+
+/* Mean F1 over the distinct texts that occur: those of the answers, then those that only predictions
+ * have. */
 static double tmoei_macro_f1(const char *const *predictions, const tmoe_example *examples,
     int count)
 {
     double sum = 0.0;
     int labels = 0;
-    for (int i = 0; i < 2 * count;
-         i++) { /* labels of the answers, then those that only predictions have */
-        const char *label = i < count ? examples[i].outputs[0] : predictions[i - count];
-        int both = 0, given = 0, right = 0, seen = 0;
-        for (int j = 0; j < count && !seen; j++) {
-            const int r = strcmp(examples[j].outputs[0], label) == 0,
-                      p = strcmp(predictions[j], label) == 0;
-            seen = (r && j < i) || (p && j < i - count);
-            both += p && r;
-            given += p;
-            right += r;
-        }
-        if (seen) continue;
+    for (int i = 0; i < count; i++) {
+        const char *label = examples[i].outputs[0];
+        if (tmoei_label_occurs(label, examples, i, NULL, 0)) continue;
+        sum += tmoei_label_f1(label, predictions, examples, count);
         labels++;
-        sum += 2.0 * both / (double)(given + right);
+    }
+    for (int i = 0; i < count; i++) {
+        const char *label = predictions[i];
+        if (tmoei_label_occurs(label, examples, count, predictions, i)) continue;
+        sum += tmoei_label_f1(label, predictions, examples, count);
+        labels++;
     }
     return sum / labels;
 }
@@ -10928,12 +11398,19 @@ static double tmoei_number_or_three(const char *text)
 {
     char *end;
     const double x = strtod(text, &end);
-    /* hexadecimal is no number to the reference */
-    return end == text || strpbrk(text, "xXpP(") || tmoei_next_word(end).length ? 3.0 : x;
+    const int hexadecimal = strpbrk(text, "xXpP(") != NULL; /* is no number to the reference */
+    if (end == text || hexadecimal || tmoei_next_word(end).length > 0) return 3.0;
+    return x;
 }
 
-/* Of 0 and 1 it is Matthews' coefficient, (tp tn - fp fn) / sqrt((tp+fp) (tp+fn) (tn+fp) (tn+fn)).
- * */
+static int tmoei_is_nan(double x)
+{
+    return x != x;
+}
+
+/* r = sum (x - mx) (y - my) / sqrt(sum (x - mx)^2 sum (y - my)^2); NaN where one side is constant.
+ * Of zeros and ones it is Matthews' coefficient,
+ *   (tp tn - fp fn) / sqrt((tp+fp) (tp+fn) (tn+fp) (tn+fn)) */
 static double tmoei_pearson(const double *x, const double *y, int count)
 {
     double mx = 0.0, my = 0.0, xy = 0.0, xx = 0.0, yy = 0.0;
@@ -10952,27 +11429,41 @@ static double tmoei_pearson(const double *x, const double *y, int count)
     return x_varies && y_varies ? xy / sqrt(xx * yy) : (double)NAN;
 }
 
+/* Score of one prediction against one accepted answer; buffer and w are scratch. */
+static double tmoei_pair_score(tmoe_ctx *ctx, tmoe_metric metric, const char *prediction,
+    const char *answer, tmoei_buffer *buffer, tmoei_rouge *w)
+{
+    size_t a, b;
+    if (metric == TMOE_METRIC_ROUGE_L) return tmoei_rouge_l(prediction, answer, w);
+
+    buffer->length = 0;
+    if (metric == TMOE_METRIC_ACCURACY) {
+        a = tmoei_add_lower(ctx, buffer, prediction);
+        b = tmoei_add_lower(ctx, buffer, answer);
+    } else {
+        a = tmoei_add_normal(ctx, buffer, prediction);
+        b = tmoei_add_normal(ctx, buffer, answer);
+    }
+    if (buffer->failed) return 0.0;
+    if (metric == TMOE_METRIC_TOKEN_F1)
+        return tmoei_token_f1(buffer->data + a, buffer->data + b, &w->a, &w->b);
+    return strcmp(buffer->data + a, buffer->data + b) == 0 ? 1.0 : 0.0;
+}
+
 /* Mean over the predictions of their scores, each the best over its accepted answers. */
 static tmoe_result tmoei_mean_score(tmoe_ctx *ctx, tmoe_metric metric,
     const char *const *predictions, const tmoe_example *examples, int count, double *score)
 {
-    size_t (*add)(tmoe_ctx *, tmoei_buffer *, const char *) =
-        metric == TMOE_METRIC_ACCURACY ? tmoei_add_lower : tmoei_add_normal;
-    tmoei_rouge *rouge = (tmoei_rouge *)tmoei_alloc(ctx, 1, sizeof *rouge, 1);
-    tmoei_buffer text = { NULL, 0, 0, !rouge };
+    tmoei_buffer text;
     double sum = 0.0;
+    memset(&text, 0, sizeof text);
+    tmoei_rouge *rouge = (tmoei_rouge *)tmoei_alloc(ctx, 1, sizeof *rouge, 1);
+    if (!rouge) return TMOE_ERR_MEMORY;
     for (int i = 0; i < count; i++) {
         double best = 0.0;
         for (int o = 0; o < examples[i].output_count; o++) {
-            const char *answer = examples[i].outputs[o];
-            text.length = 0;
-            const size_t a = add(ctx, &text, predictions[i]), b = add(ctx, &text, answer);
-            if (text.failed) continue;
-            const double one = metric == TMOE_METRIC_ROUGE_L
-                ? tmoei_rouge_l(predictions[i], answer, rouge)
-                : metric == TMOE_METRIC_TOKEN_F1
-                ? tmoei_token_f1(text.data + a, text.data + b, &rouge->a, &rouge->b)
-                : strcmp(text.data + a, text.data + b) == 0;
+            const double one =
+                tmoei_pair_score(ctx, metric, predictions[i], examples[i].outputs[o], &text, rouge);
             if (one > best) best = one;
         }
         sum += best;
@@ -10983,68 +11474,108 @@ static tmoe_result tmoei_mean_score(tmoe_ctx *ctx, tmoe_metric metric,
     return ctx->error;
 }
 
+/* Pearson's correlation of the numbers in the texts, or (Matthews') of "acceptable" in them. */
+static tmoe_result tmoei_correlation_score(tmoe_ctx *ctx, tmoe_metric metric,
+    const char *const *predictions, const tmoe_example *examples, int count, double *score)
+{
+    double *x = (double *)tmoei_alloc(ctx, 2 * (size_t)count, sizeof *x, 0);
+    if (!x) return TMOE_ERR_MEMORY;
+    double *y = x + count;
+    for (int i = 0; i < count; i++) {
+        const char *prediction = predictions[i], *answer = examples[i].outputs[0];
+        if (metric == TMOE_METRIC_PEARSON) {
+            x[i] = tmoei_number_or_three(prediction);
+            y[i] = tmoei_number_or_three(answer);
+        } else {
+            x[i] = tmoei_is_acceptable(prediction);
+            y[i] = tmoei_is_acceptable(answer);
+        }
+    }
+    *score = tmoei_pearson(x, y, count);
+    /* by the reference's rule Matthews' coefficient of a constant side is 0 */
+    if (metric == TMOE_METRIC_MATTHEWS && tmoei_is_nan(*score)) *score = 0.0;
+    tmoei_free(ctx, x);
+    return TMOE_OK;
+}
+
 TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *const *predictions,
     const tmoe_example *examples, int count, double *score)
 {
     tmoei_begin(ctx);
     if (count < 1 || (unsigned)metric >= TMOE_METRICS)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "score: %d predictions, metric %d; at least one "
-            "prediction and a known metric",
-            count, (int)metric);
-    if (metric == TMOE_METRIC_MACRO_F1)
-        *score = tmoei_macro_f1(predictions, examples, count);
-    else if (metric == TMOE_METRIC_PEARSON || metric == TMOE_METRIC_MATTHEWS) {
-        double *numbers = (double *)tmoei_alloc(ctx, 2 * (size_t)count, sizeof *numbers, 0);
-        if (!numbers) return TMOE_ERR_MEMORY;
-        for (int i = 0; i < 2 * count; i++) {
-            const char *text = i < count ? predictions[i] : examples[i - count].outputs[0];
-            numbers[i] = metric == TMOE_METRIC_PEARSON ? tmoei_number_or_three(text)
-                                                       : tmoei_is_acceptable(text);
-        }
-        *score = tmoei_pearson(numbers, numbers + count, count);
-        if (metric == TMOE_METRIC_MATTHEWS && *score != *score)
-            *score = 0.0; /* one side is constant */
-        tmoei_free(ctx, numbers);
-    } else
+            "score: %d predictions, metric %d; at least one prediction and a known metric", count,
+            (int)metric);
+    if (metric == TMOE_METRIC_PEARSON || metric == TMOE_METRIC_MATTHEWS)
+        return tmoei_correlation_score(ctx, metric, predictions, examples, count, score);
+    if (metric != TMOE_METRIC_MACRO_F1)
         return tmoei_mean_score(ctx, metric, predictions, examples, count, score);
+    *score = tmoei_macro_f1(predictions, examples, count);
     return TMOE_OK;
 }
 
 static int tmoei_double_order(const void *a, const void *b)
 {
     const double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
+    if (x < y) return -1;
+    return x > y;
 }
 
-/* Mean over the tasks that a draw picks with replacement, draw 0: over all, of (new - base) / base
- * (relative), or of new - base. */
-static double tmoei_mean_gain(const double *base, const double *scores, int n, int relative,
-    uint64_t seed, uint64_t draw)
+/* What tmoe_compare reads. */
+typedef struct tmoei_paired {
+    const double *base, *scores;
+    int count;
+    uint64_t seed;
+} tmoei_paired;
+
+/* Mean of new - base, or of (new - base) / base, over all tasks (draw 0) or over as many that a draw
+ * picks with replacement. NaN where no task of these has the figure. */
+static double tmoei_mean_gain(const tmoei_paired *p, int relative, int draw)
 {
     double sum = 0.0;
     int used = 0;
-    for (int i = 0; i < n; i++) {
-        const int t = draw
-            ? (int)tmoei_below(tmoei_random(seed, TMOEI_STREAM_RESAMPLE | draw, (uint64_t)i),
-                (size_t)n)
-            : i;
-        if (scores[t] != scores[t] || base[t] != base[t] || (relative && base[t] <= 0.0)) continue;
-        sum += (scores[t] - base[t]) / (relative ? base[t] : 1.0);
+    for (int i = 0; i < p->count; i++) {
+        int t = i;
+        if (draw > 0) {
+            const uint64_t stream = TMOEI_STREAM_RESAMPLE | (uint64_t)draw;
+            const uint64_t random = tmoei_random(p->seed, stream, (uint64_t)i);
+            t = (int)tmoei_below(random, (size_t)p->count);
+        }
+        const double base = p->base[t], gain = p->scores[t] - base;
+        if (tmoei_is_nan(gain) || (relative && base <= 0.0)) continue;
+        sum += relative ? gain / base : gain;
         used++;
     }
     return used ? sum / used : (double)NAN;
 }
 
+#define TMOEI_DRAWS 2000 /* the ends of the interval then move by some 1 % of its width */
+
+/* The mean gain and the 2.5 % and 97.5 % quantiles of it over the draws. */
+static void tmoei_gain_interval(const tmoei_paired *p, int relative, double gain[3])
+{
+    double sample[TMOEI_DRAWS];
+    int n = 0;
+    for (int draw = 1; draw <= TMOEI_DRAWS; draw++) {
+        const double x = tmoei_mean_gain(p, relative, draw);
+        if (!tmoei_is_nan(x)) sample[n++] = x;
+    }
+    qsort(sample, (size_t)n, sizeof *sample, tmoei_double_order);
+    gain[0] = tmoei_mean_gain(p, relative, 0);
+    gain[1] = n ? sample[n * 25 / 1000] : (double)NAN;
+    gain[2] = n ? sample[n * 975 / 1000] : (double)NAN;
+}
+
 TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const double *scores,
     int count, uint64_t seed, tmoe_comparison *result)
 {
-    double sample[2000]; /* the interval's ends move by some 1 % of its width */
-    const int draws = (int)(sizeof sample / sizeof *sample);
+    tmoei_paired paired;
     tmoei_begin(ctx);
+    if (count < 0)
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "compare: %d tasks; at least 0", count);
     memset(result, 0, sizeof *result);
     for (int t = 0; t < count; t++) {
-        if (scores[t] != scores[t] || base[t] != base[t]) {
+        if (tmoei_is_nan(scores[t]) || tmoei_is_nan(base[t])) {
             result->undefined++;
             continue;
         }
@@ -11053,20 +11584,12 @@ TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const doubl
         result->losses += scores[t] < base[t];
         result->ties += scores[t] == base[t];
     }
-    for (int relative = 0; relative < 2; relative++) {
-        double *gain = relative ? result->relative_gain : result->difference;
-        int n = 0;
-        for (int d = 0; d <= draws; d++) {
-            const double x = tmoei_mean_gain(base, scores, count, relative, seed, (uint64_t)d);
-            if (d == 0)
-                gain[0] = x;
-            else if (x == x)
-                sample[n++] = x;
-        }
-        qsort(sample, (size_t)n, sizeof *sample, tmoei_double_order);
-        gain[1] = n ? sample[n * 25 / 1000] : (double)NAN;
-        gain[2] = n ? sample[n * 975 / 1000] : (double)NAN;
-    }
+    paired.base = base;
+    paired.scores = scores;
+    paired.count = count;
+    paired.seed = seed;
+    tmoei_gain_interval(&paired, 1, result->relative_gain);
+    tmoei_gain_interval(&paired, 0, result->difference);
     return TMOE_OK;
 }
 
@@ -11075,15 +11598,19 @@ TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, con
 {
     tmoe_ctx *ctx = model->ctx;
     const int n = limit > 0 && limit < task->test_count ? limit : task->test_count;
-    const char *name =
-        tmoe_model_find_task(model, task->name) >= 0 ? task->name : task->instruction;
     tmoei_owner own = { ctx, NULL };
+    tmoei_asked asked;
     tmoei_begin(ctx);
-    const char **inputs = (const char **)tmoei_own(&own, (size_t)n + 1, sizeof *inputs);
-    char **answers = (char **)tmoei_own(&own, (size_t)n + 1, sizeof *answers);
+    if (n < 1 || limit < 0)
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "evaluate: task %s has %d test lines, limit %d; at least 1 line, and limit 0 or above",
+            task->name, task->test_count, limit);
+    tmoei_asked_by_task(model, task, route, &asked);
+    const char **inputs = (const char **)tmoei_own(&own, (size_t)n, sizeof *inputs);
+    char **answers = (char **)tmoei_own(&own, (size_t)n, sizeof *answers);
     if (inputs && answers) {
         for (int i = 0; i < n; i++) inputs[i] = task->test[i].input;
-        if (tmoe_answer_many(model, name, route, inputs, n, answers) == TMOE_OK)
+        if (tmoei_answers(model, "evaluate", &asked, inputs, n, answers) == TMOE_OK)
             (void)tmoe_score(ctx, task->metric, (const char *const *)answers, task->test, n, score);
         tmoe_answers_free(model, answers, n);
     }
@@ -11093,73 +11620,138 @@ TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, con
 
 /* ==== >>routes: reading them ================================================================== */
 
-TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const float *routes, int N, int C,
-    const float *feature, int permutations, uint64_t seed, double *r, double *p)
+/* y is the feature in the order of a permutation; r_c = corr(column c of routes, y).
+ * Sets *largest to the largest |r_c|; stores all r_c where `r` is not NULL. x is scratch. */
+static void tmoei_column_correlations(const tmoe_correlation_test *test, const double *y, double *x,
+    double *r, double *largest)
 {
-    tmoei_begin(ctx);
-    const size_t n = (size_t)N;
-    int *order = (int *)tmoei_alloc(ctx, n + 1, sizeof(int), 0);
-    double *x = (double *)tmoei_alloc(ctx, 2 * n + 1, sizeof(double), 0), *y = x ? x + n : NULL;
-    for (int i = 0; ctx->error == TMOE_OK && i <= permutations;
-         i++) { /* the first time as they are */
-        double most = 0.0;
-        (void)tmoei_draw(seed, TMOEI_STREAM_PERMUTATION | (uint64_t)i, 0, order, N, i ? N : 0);
-        for (int t = 0; t < N; t++) y[t] = (double)feature[order[t]];
-        for (int c = 0; c < C; c++) {
-            for (int t = 0; t < N; t++) x[t] = (double)routes[(size_t)t * (size_t)C + (size_t)c];
-            const double found = tmoei_pearson(x, y, N);
-            if (i == 0) {
-                r[c] = found;
-                p[c] = found == found ? 1.0 : found;
-            }
-            if (fabs(found) > most) most = fabs(found);
-        }
-        for (int c = 0; i && c < C; c++) p[c] += most >= fabs(r[c]) - 1e-12; /* NaN stays NaN */
+    *largest = 0.0;
+    for (int c = 0; c < test->columns; c++) {
+        for (int t = 0; t < test->tasks; t++)
+            x[t] = (double)test->routes[(size_t)t * (size_t)test->columns + (size_t)c];
+        const double found = tmoei_pearson(x, y, test->tasks);
+        if (r) r[c] = found;
+        if (fabs(found) > *largest) *largest = fabs(found); /* false for NaN */
     }
-    for (int c = 0; ctx->error == TMOE_OK && c < C; c++) p[c] /= permutations + 1.0;
-    tmoei_free(ctx, order);
-    tmoei_free(ctx, x);
-    return ctx->error;
 }
 
-TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int N, int C, tmoe_join *joins)
+TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const tmoe_correlation_test *test,
+    double *correlations, double *chances)
 {
+    const int tasks = test->tasks, permutations = test->permutations;
+    tmoei_owner own = { ctx, NULL };
+    double largest;
     tmoei_begin(ctx);
-    const size_t n = (size_t)N;
-    double *distance = (double *)tmoei_alloc(ctx, n * n + 1, sizeof(double), 1);
-    int *name = (int *)tmoei_alloc(ctx, 2 * n + 1, sizeof(int), 0);
-    for (int i = 0; ctx->error == TMOE_OK && i < N; i++) {
-        name[i] = i;
-        name[N + i] = 1;
-    } /* name, size */
-    for (size_t i = 0; ctx->error == TMOE_OK && i < n * n; i++) {
-        const float *a = x + i / n * (size_t)C, *b = x + i % n * (size_t)C;
-        for (int c = 0; c < C; c++) distance[i] += pow((double)(a[c] - b[c]), 2.0);
-        distance[i] = sqrt(distance[i]);
+    if (tasks < 0 || test->columns < 0 || permutations < 0)
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "route_correlations: %d tasks, %d columns, %d permutations; none may be negative",
+            tasks, test->columns, permutations);
+    int *order = (int *)tmoei_own(&own, (size_t)tasks, sizeof(int));
+    double *x = (double *)tmoei_own(&own, (size_t)tasks, sizeof(double));
+    double *y = (double *)tmoei_own(&own, (size_t)tasks, sizeof(double));
+    if (!order || !x || !y) {
+        tmoei_owner_free(&own);
+        return TMOE_ERR_MEMORY;
     }
-    for (int join = 0; ctx->error == TMOE_OK && join < N - 1; join++) {
-        size_t a = n, b = n; /* the nearest two; a < b */
-        for (size_t i = 0; i < n * n; i++) {
-            const int both = i / n < i % n && name[i / n] >= 0 && name[i % n] >= 0;
-            if (both && (a == n || distance[i] < distance[a * n + b])) {
-                a = i / n;
-                b = i % n;
-            }
+
+    for (int t = 0; t < tasks; t++) y[t] = (double)test->feature[t];
+    tmoei_column_correlations(test, y, x, correlations, &largest);
+    for (int c = 0; c < test->columns; c++)
+        chances[c] = tmoei_is_nan(correlations[c]) ? (double)NAN : 1.0; /* the order as it is */
+
+    for (int i = 1; i <= permutations; i++) {
+        (void)tmoei_draw(test->seed, TMOEI_STREAM_PERMUTATION | (uint64_t)i, 0, order, tasks,
+            tasks);
+        for (int t = 0; t < tasks; t++) y[t] = (double)test->feature[order[t]];
+        tmoei_column_correlations(test, y, x, NULL, &largest);
+        for (int c = 0; c < test->columns; c++)
+            if (largest >= fabs(correlations[c]) - 1e-12)
+                chances[c] += 1.0; /* equal but rounding */
+    }
+    for (int c = 0; c < test->columns; c++) chances[c] /= permutations + 1.0;
+    tmoei_owner_free(&own);
+    return TMOE_OK;
+}
+
+/* Clusters that are being joined, in the places of their first rows. */
+typedef struct tmoei_clusters {
+    double *distance; /* (rows, rows) */
+    int *name;        /* (rows): a row, or rows + earlier join; -1: joined to another place */
+    int *size;        /* (rows) */
+    size_t rows;
+} tmoei_clusters;
+
+static void tmoei_clusters_begin(tmoei_clusters *k, const float *x, size_t cols)
+{
+    const size_t n = k->rows;
+    for (size_t i = 0; i < n; i++) {
+        k->name[i] = (int)i;
+        k->size[i] = 1;
+        for (size_t j = 0; j < n; j++) {
+            const float *a = x + i * cols, *b = x + j * cols;
+            double squares = 0.0;
+            for (size_t c = 0; c < cols; c++) squares += pow((double)(a[c] - b[c]), 2.0);
+            k->distance[i * n + j] = sqrt(squares);
         }
-        const double wa = (double)name[n + a], wb = (double)name[n + b];
-        joins[join].a = name[a];
-        joins[join].b = name[b];
-        joins[join].height = distance[a * n + b];
-        joins[join].size = name[n + a] += name[n + b];
-        name[a] = N + join;
-        name[b] = -1;
-        for (size_t i = 0; i < n; i++) /* average linkage (UPGMA) */
-            distance[a * n + i] = distance[i * n + a] =
-                (wa * distance[a * n + i] + wb * distance[b * n + i]) / (wa + wb);
     }
-    tmoei_free(ctx, distance);
-    tmoei_free(ctx, name);
-    return ctx->error;
+}
+
+/* The places *a < *b of the two nearest clusters. */
+static void tmoei_clusters_nearest(const tmoei_clusters *k, size_t *a, size_t *b)
+{
+    const size_t n = k->rows;
+    double least = (double)INFINITY;
+    int found = 0;
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = i + 1; j < n; j++) {
+            if (k->name[i] < 0 || k->name[j] < 0) continue;
+            if (found && !(k->distance[i * n + j] < least)) continue;
+            least = k->distance[i * n + j];
+            *a = i;
+            *b = j;
+            found = 1;
+        }
+}
+
+TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int rows, int cols,
+    tmoe_join *joins)
+{
+    const size_t n = rows > 0 ? (size_t)rows : 0;
+    tmoei_owner own = { ctx, NULL };
+    tmoei_clusters k;
+    tmoei_begin(ctx);
+    if (rows < 0 || cols < 0)
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "cluster: rows (%d,%d); neither may be negative",
+            rows, cols);
+    k.rows = n;
+    k.distance = (double *)tmoei_own(&own, n, n * sizeof(double));
+    k.name = (int *)tmoei_own(&own, n, sizeof(int));
+    k.size = (int *)tmoei_own(&own, n, sizeof(int));
+    if (!k.distance || !k.name || !k.size) {
+        tmoei_owner_free(&own);
+        return TMOE_ERR_MEMORY;
+    }
+
+    tmoei_clusters_begin(&k, x, (size_t)cols);
+    for (int join = 0; join < rows - 1; join++) {
+        size_t a = 0, b = 0;
+        tmoei_clusters_nearest(&k, &a, &b);
+        const double wa = (double)k.size[a], wb = (double)k.size[b];
+        joins[join].a = k.name[a];
+        joins[join].b = k.name[b];
+        joins[join].height = k.distance[a * n + b];
+        joins[join].size = k.size[a] + k.size[b];
+        k.size[a] += k.size[b];
+        k.name[a] = rows + join;
+        k.name[b] = -1;
+        /* average linkage (UPGMA): d(a u b, i) = (|a| d(a, i) + |b| d(b, i)) / (|a| + |b|) */
+        for (size_t i = 0; i < n; i++) {
+            const double d = (wa * k.distance[a * n + i] + wb * k.distance[b * n + i]) / (wa + wb);
+            k.distance[a * n + i] = k.distance[i * n + a] = d;
+        }
+    }
+    tmoei_owner_free(&own);
+    return TMOE_OK;
 }
 
 /* ==== >>fewshot: few-shot adaptation, and task vectors that a model makes ===================== */
@@ -11186,24 +11778,44 @@ TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void)
     return f;
 }
 
+/* What came of one pair of learning rate and batch size. */
+typedef struct tmoei_few_shot_outcome {
+    double dev; /* best score on dev while it trained; NaN: never defined */
+    tmoe_result result;
+    char message[1024]; /* of an error */
+} tmoei_few_shot_outcome;
+
 typedef struct tmoei_few_shot_job {
     const tmoe_model *model;
     const tmoe_task *task;
     const tmoe_few_shot *how;
-    float *route;
-    tmoe_example *lines;                /* of training, then of dev */
-    int train_count, dev_count, wanted; /* wanted: whose test score is asked for; -1: all run */
-    double dev[TMOE_FEW_SHOT_CHOICES * TMOE_FEW_SHOT_CHOICES], test;
-    tmoe_result results[TMOE_FEW_SHOT_CHOICES * TMOE_FEW_SHOT_CHOICES];
-    char messages[TMOE_FEW_SHOT_CHOICES * TMOE_FEW_SHOT_CHOICES][1024];
+    float *route;        /* what the task begins with */
+    tmoe_example *lines; /* of training, then of dev */
+    int train_count, dev_count;
+    int wanted; /* the configuration whose test score is measured, or -1: all run, none is tested */
+    double test;
+    tmoei_few_shot_outcome outcomes[TMOE_FEW_SHOT_CHOICES * TMOE_FEW_SHOT_CHOICES];
 } tmoei_few_shot_job;
 
-/* What is updated shrinks to the layers, or their FFNs, that were experts in `from`, if it had
- * some. */
+/* One configuration, on a context of its own. */
+typedef struct tmoei_attempt {
+    tmoe_ctx *ctx;
+    tmoe_task task; /* trains on the job's lines, is tested on its dev lines */
+    tmoe_suite suite;
+    tmoe_training training;
+    tmoe_model *model;
+    tmoe_trainer *trainer;
+    float *best_theta; /* the parameters that scored best on dev */
+    double best;
+} tmoei_attempt;
+
+/* Shrinks what is updated to the layers, or their FFNs, that were experts in `from`. In a dense model
+ * all layers stay. */
 static void tmoei_train_experts_only(tmoe_trainer *trainer, const tmoe_model *from)
 {
     int kept = 0;
-    for (int i = 0; from->R > 0 && i < trainer->update_count; i++)
+    if (from->R == 0) return;
+    for (int i = 0; i < trainer->update_count; i++)
         for (int l = 0; l < from->L; l++) {
             const tmoei_layer *layer = &trainer->model->layers[l];
             if (from->layers[l].experts > 1
@@ -11213,103 +11825,225 @@ static void tmoei_train_experts_only(tmoe_trainer *trainer, const tmoe_model *fr
     if (kept) trainer->update_count = kept;
 }
 
-/* One configuration on a context of its own: fine-tunes, measures dev as it goes, keeps the best,
- * measures that on test where `wanted` says so. */
+/* How a configuration trains. Index i stands for learning rate i / batch sizes and batch size
+ * i % batch sizes. */
+static void tmoei_few_shot_training(const tmoe_few_shot *f, int index, tmoe_training *t)
+{
+    *t = tmoe_training_default();
+    t->steps = f->steps;
+    t->warmup = f->warmup;
+    t->seed = f->seed;
+    t->tasks_per_step = 1;
+    t->examples_per_task = f->batch_sizes[index % f->batch_size_count];
+    t->lr_model = f->learning_rates[index / f->batch_size_count];
+    t->lr_tasks = 10.0f * t->lr_model;
+    t->train = TMOE_TRAIN_LAYERS;
+    if (f->tune == TMOE_TUNE_ALL) t->train = TMOE_TRAIN_MODEL;
+    if (f->tune == TMOE_TUNE_VECTOR) t->train = TMOE_TRAIN_TASKS;
+}
+
+/* The model that is tuned: the dense one that the route merges to, or the mixture, with a trained
+ * vector that begins as the one of the task's instruction. */
+static tmoe_model *tmoei_few_shot_model(const tmoei_few_shot_job *job, tmoei_attempt *a)
+{
+    tmoe_config c = job->model->config;
+    if (job->how->tune != TMOE_TUNE_VECTOR) {
+        c.experts = 1;
+        return tmoe_model_derive(a->ctx, job->model, job->route, &c, &a->task, 1);
+    }
+    c.vectors = TMOE_VECTOR_LEARNED;
+    tmoe_model *model = tmoe_model_derive(a->ctx, job->model, NULL, &c, &a->task, 1);
+    if (!model) return NULL;
+    memcpy(model->theta + model->vectors, model->text_vectors,
+        (size_t)c.vector_width * sizeof(float));
+    model->step = job->model->step; /* the temperature that the router was trained to */
+    return model;
+}
+
+static tmoe_result tmoei_attempt_begin(tmoei_attempt *a, const tmoei_few_shot_job *job, int index)
+{
+    a->best = (double)NAN;
+    a->task = *job->task;
+    a->task.part = TMOE_PART_TRAIN;
+    a->task.train = job->lines;
+    a->task.train_count = job->train_count;
+    a->task.test = job->lines + job->train_count;
+    a->task.test_count = job->dev_count;
+    a->suite.ctx = a->ctx;
+    a->suite.tasks = &a->task;
+    a->suite.count = 1;
+    tmoei_few_shot_training(job->how, index, &a->training);
+
+    a->model = tmoei_few_shot_model(job, a);
+    if (!a->model) return a->ctx->error;
+    a->trainer = tmoe_trainer_create(a->model, &a->suite, &a->training);
+    if (!a->trainer) return a->ctx->error;
+    if (job->how->tune == TMOE_TUNE_EXPERTS) tmoei_train_experts_only(a->trainer, job->model);
+    a->best_theta = (float *)tmoei_own(&a->model->own, a->model->size, sizeof(float));
+    return a->ctx->error;
+}
+
+/* Trains, measures dev from time to time and keeps the best parameters. */
+static tmoe_result tmoei_attempt_run(tmoei_attempt *a, int evaluate_every_steps)
+{
+    for (int step = 1; step <= a->training.steps; step++) {
+        double score;
+        TMOEI_TRY(tmoe_trainer_step(a->trainer, NULL));
+        if (step % evaluate_every_steps != 0 && step != a->training.steps) continue;
+        TMOEI_TRY(tmoe_evaluate(a->model, &a->task, NULL, 0, &score));
+        if (score <= a->best) continue;
+        if (tmoei_is_nan(score) && !tmoei_is_nan(a->best)) continue; /* undefined is no better */
+        a->best = score;
+        memcpy(a->best_theta, a->model->theta, a->model->size * sizeof(float));
+    }
+    return TMOE_OK;
+}
+
+/* The test score of the best parameters. */
+static tmoe_result tmoei_attempt_test(tmoei_attempt *a, const tmoe_task *task, double *test)
+{
+    memcpy(a->model->theta, a->best_theta, a->model->size * sizeof(float));
+    a->model->version++;
+    a->task.test = task->test;
+    a->task.test_count = task->test_count;
+    return tmoe_evaluate(a->model, &a->task, NULL, 0, test);
+}
+
+/* Runs one configuration on a single-threaded context of its own, since several run at once. */
 static void tmoei_few_shot_chunk(void *arg, int chunk, int lane)
 {
     tmoei_few_shot_job *job = (tmoei_few_shot_job *)arg;
-    const tmoe_few_shot *f = job->how;
-    const int index = job->wanted < 0 ? chunk : job->wanted, vector = f->tune == TMOE_TUNE_VECTOR;
+    const int index = job->wanted < 0 ? chunk : job->wanted;
+    tmoei_few_shot_outcome *outcome = &job->outcomes[index];
     tmoe_ctx_config own = job->model->ctx->config;
-    tmoe_config c = job->model->config;
-    tmoe_training t = tmoe_training_default();
-    tmoe_task task = *job->task;
-    double best = (double)NAN, score;
+    tmoei_attempt a;
     (void)lane;
+    memset(&a, 0, sizeof a);
     own.threads = 1;
     own.parallel_fn = NULL;
-    job->results[index] = TMOE_ERR_MEMORY;
-    (void)snprintf(job->messages[index], sizeof job->messages[index], "no memory for a context");
-    tmoe_ctx *ctx = tmoe_ctx_create(&own);
-    if (!ctx) return;
-    if (vector)
-        c.vectors = TMOE_VECTOR_LEARNED;
-    else
-        c.experts = 1;
-    t.steps = f->steps;
-    t.warmup = f->warmup;
-    t.seed = f->seed;
-    t.tasks_per_step = 1;
-    t.examples_per_task = f->batch_sizes[index % f->batch_size_count];
-    t.lr_model = f->learning_rates[index / f->batch_size_count];
-    t.lr_tasks = 10.0f * t.lr_model;
-    t.train = vector               ? TMOE_TRAIN_TASKS
-        : f->tune == TMOE_TUNE_ALL ? TMOE_TRAIN_MODEL
-                                   : TMOE_TRAIN_LAYERS;
-    task.part = TMOE_PART_TRAIN;
-    task.train = job->lines;
-    task.train_count = job->train_count;
-    task.test = job->lines + job->train_count;
-    task.test_count = job->dev_count;
-    tmoe_suite suite;
-    memset(&suite, 0, sizeof suite);
-    suite.ctx = ctx;
-    suite.tasks = &task;
-    suite.count = 1;
-    tmoe_model *model =
-        tmoe_model_derive(ctx, job->model, vector ? NULL : job->route, &c, &task, 1);
-    if (model && vector) { /* begins with the vector of its instruction */
-        memcpy(model->theta + model->vectors, model->text_vectors,
-            (size_t)c.vector_width * sizeof(float));
-        model->step = job->model->step; /* and with the temperature that the router knows */
+    a.ctx = tmoe_ctx_create(&own);
+    if (!a.ctx) {
+        outcome->result = TMOE_ERR_MEMORY;
+        (void)snprintf(outcome->message, sizeof outcome->message, "no memory for a context");
+        return;
     }
-    tmoe_trainer *trainer = model ? tmoe_trainer_create(model, &suite, &t) : NULL;
-    float *kept = trainer ? (float *)tmoei_own(&model->own, model->size, sizeof(float)) : NULL;
-    if (trainer && f->tune == TMOE_TUNE_EXPERTS) tmoei_train_experts_only(trainer, job->model);
-    for (int step = 1; kept && step <= t.steps && tmoe_trainer_step(trainer, NULL) == TMOE_OK;
-         step++) {
-        if (step % f->evaluate_every_steps != 0 && step != t.steps) continue;
-        if (tmoe_evaluate(model, &task, NULL, 0, &score) != TMOE_OK) break;
-        if (score <= best || (score != score && best == best))
-            continue; /* undefined is no better */
-        best = score;
-        memcpy(kept, model->theta, model->size * sizeof(float));
-    }
-    if (ctx->error == TMOE_OK && job->wanted >= 0) {
-        memcpy(model->theta, kept, model->size * sizeof(float));
-        model->version++;
-        task.test = job->task->test;
-        task.test_count = job->task->test_count;
-        (void)tmoe_evaluate(model, &task, NULL, 0, &job->test);
-    }
-    job->dev[index] = best;
-    job->results[index] = ctx->error;
-    if (ctx->error != TMOE_OK)
-        (void)snprintf(job->messages[index], sizeof job->messages[index], "%.1000s", ctx->message);
-    tmoe_trainer_destroy(trainer);
-    tmoe_model_destroy(model);
-    tmoe_ctx_destroy(ctx);
+
+    outcome->result = tmoei_attempt_begin(&a, job, index);
+    if (outcome->result == TMOE_OK)
+        outcome->result = tmoei_attempt_run(&a, job->how->evaluate_every_steps);
+    if (outcome->result == TMOE_OK && job->wanted >= 0)
+        outcome->result = tmoei_attempt_test(&a, job->task, &job->test);
+    outcome->dev = a.best;
+    (void)snprintf(outcome->message, sizeof outcome->message, "%.1000s", a.ctx->message);
+    tmoe_trainer_destroy(a.trainer);
+    tmoe_model_destroy(a.model);
+    tmoe_ctx_destroy(a.ctx);
 }
 
-/* A sample of the task's training lines, balanced over the labels of a closed set: of each label
- * (or of all) the first line goes to train, the second to dev, and so on, until both have what they
- * want. */
+/* Takes lines with this label (NULL: any) in the drawn order: the first for training, the second for
+ * dev, and so on, until both have `wanted`. */
+static void tmoei_few_shot_take(tmoei_few_shot_job *job, const char *label, int wanted,
+    const int *order, tmoe_example *dev)
+{
+    int taken = 0;
+    for (int i = 0; i < job->task->train_count && taken < 2 * wanted; i++) {
+        const tmoe_example *line = &job->task->train[order[i]];
+        if (label && strcmp(line->outputs[0], label) != 0) continue;
+        if (taken % 2 == 0)
+            job->lines[job->train_count++] = *line;
+        else
+            dev[job->dev_count++] = *line;
+        taken++;
+    }
+}
+
+/* Samples the task's training lines, balanced over the labels of a closed set. */
 static void tmoei_few_shot_sample(tmoei_few_shot_job *job, int *order, tmoe_example *dev)
 {
     const tmoe_task *task = job->task;
-    const int n = task->train_count,
-              wanted = task->label_count ? job->how->shots_per_label : job->how->shots;
+    const int n = task->train_count;
     (void)tmoei_draw(job->how->seed, TMOEI_STREAM_FEW_SHOT, 0, order, n, n);
-    for (int label = task->label_count ? 0 : -1; label < task->label_count; label++)
-        for (int i = 0, taken = 0; i < n && taken < 2 * wanted; i++) {
-            const tmoe_example *line = &task->train[order[i]];
-            if (label >= 0 && strcmp(line->outputs[0], task->labels[label]) != 0) continue;
-            if (taken++ % 2)
-                dev[job->dev_count++] = *line;
-            else
-                job->lines[job->train_count++] = *line;
-        }
+    for (int label = 0; label < task->label_count; label++)
+        tmoei_few_shot_take(job, task->labels[label], job->how->shots_per_label, order, dev);
+    if (task->label_count == 0) tmoei_few_shot_take(job, NULL, job->how->shots, order, dev);
     memcpy(job->lines + job->train_count, dev, (size_t)job->dev_count * sizeof *dev);
+}
+
+static tmoe_result tmoei_few_shot_check(const tmoe_model *model, const tmoe_task *task,
+    const tmoe_few_shot *f)
+{
+    char text[TMOEI_MESSAGE_BYTES - 64] = "";
+    const size_t size = sizeof text;
+    if ((unsigned)f->start > TMOE_ZERO_SHOT_AVERAGE || (unsigned)f->tune > TMOE_TUNE_VECTOR)
+        tmoei_problem(text, size, "start is %d or tune is %d: no such choice", (int)f->start,
+            (int)f->tune);
+    if (f->learning_rate_count < 1 || f->learning_rate_count > TMOE_FEW_SHOT_CHOICES
+        || f->batch_size_count < 1 || f->batch_size_count > TMOE_FEW_SHOT_CHOICES)
+        tmoei_problem(text, size, "%d learning rates and %d batch sizes, must be 1 to %d of each",
+            f->learning_rate_count, f->batch_size_count, TMOE_FEW_SHOT_CHOICES);
+    if (f->steps < 1 || f->evaluate_every_steps < 1 || f->shots < 1 || f->shots_per_label < 1)
+        tmoei_problem(text, size,
+            "steps %d, evaluate_every_steps %d, shots %d, shots_per_label %d must be at least 1",
+            f->steps, f->evaluate_every_steps, f->shots, f->shots_per_label);
+    if (task->test_count < 1) tmoei_problem(text, size, "task %s has no test lines", task->name);
+    if (f->tune == TMOE_TUNE_VECTOR
+        && (model->R == 0 || !tmoei_selection_has_router(model->config.selection)))
+        tmoei_problem(text, size, "a model without a router has no vectors to tune");
+    if (!text[0]) return TMOE_OK;
+    return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "few_shot_run: %s", text);
+}
+
+/* Returns the configuration with the best score on dev. One that diverged (TMOE_ERR_NUMERIC) is
+ * passed over and counted; any other error, or that all of them diverged, is the call's. */
+static int tmoei_few_shot_best(tmoe_ctx *ctx, const tmoei_few_shot_job *job, int count,
+    int *diverged)
+{
+    const tmoei_few_shot_outcome *failure = NULL;
+    int best = -1;
+    *diverged = 0;
+    for (int i = 0; i < count; i++) {
+        const tmoei_few_shot_outcome *outcome = &job->outcomes[i];
+        if (outcome->result != TMOE_OK) {
+            *diverged += outcome->result == TMOE_ERR_NUMERIC;
+            if (!failure || failure->result == TMOE_ERR_NUMERIC) failure = outcome;
+        } else if (best < 0 || outcome->dev > job->outcomes[best].dev
+            || tmoei_is_nan(job->outcomes[best].dev))
+            best = i;
+    }
+    if (failure && (best < 0 || failure->result != TMOE_ERR_NUMERIC))
+        (void)tmoei_fail(ctx, failure->result, "few_shot_run: %.900s", failure->message);
+    return best;
+}
+
+/* All configurations at once, then the best again, with the test lines: equal bits come out, and one
+ * model after another need not be kept. */
+static tmoe_result tmoei_few_shot_compete(tmoei_few_shot_job *job, tmoe_few_shot_result *result)
+{
+    tmoe_ctx *ctx = job->model->ctx;
+    const tmoe_few_shot *f = job->how;
+    const int count = f->learning_rate_count * f->batch_size_count;
+    tmoe_few_shot_result found;
+    memset(&found, 0, sizeof found);
+
+    job->wanted = -1;
+    tmoei_parallel(ctx, tmoei_few_shot_chunk, job, count);
+    const int best = tmoei_few_shot_best(ctx, job, count, &found.diverged);
+    if (ctx->error != TMOE_OK) return ctx->error;
+
+    job->wanted = best;
+    tmoei_parallel(ctx, tmoei_few_shot_chunk, job, 1);
+    if (job->outcomes[best].result != TMOE_OK)
+        return tmoei_fail(ctx, job->outcomes[best].result, "few_shot_run: %.900s",
+            job->outcomes[best].message);
+
+    found.dev = job->outcomes[best].dev;
+    found.test = job->test;
+    found.learning_rate = f->learning_rates[best / f->batch_size_count];
+    found.batch_size = f->batch_sizes[best % f->batch_size_count];
+    found.train_count = job->train_count;
+    found.dev_count = job->dev_count;
+    *result = found;
+    return TMOE_OK;
 }
 
 TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
@@ -11318,102 +12052,130 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
     tmoe_ctx *ctx = model->ctx;
     const tmoe_few_shot f = how ? *how : tmoe_few_shot_default();
     const size_t lines = (size_t)task->train_count;
-    const int n = f.learning_rate_count * f.batch_size_count;
-    tmoei_few_shot_job job;
-    int best = -1;
+    tmoei_owner own = { ctx, NULL };
     tmoei_begin(ctx);
-    memset(&job, 0, sizeof job);
-    if (f.learning_rate_count < 1 || f.learning_rate_count > TMOE_FEW_SHOT_CHOICES
-        || f.batch_size_count < 1 || f.batch_size_count > TMOE_FEW_SHOT_CHOICES || f.steps < 1
-        || f.evaluate_every_steps < 1 || f.shots < 1 || f.shots_per_label < 1
-        || task->test_count < 1
-        || (f.tune == TMOE_TUNE_VECTOR
-            && (model->R == 0 || !tmoei_selection_has_router(model->config.selection))))
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "few_shot: steps %d, evaluation every %d, shots %d and %d, "
-            "%d test lines: at least 1; 1 to %d learning rates and batch sizes; the vector needs a "
-            "router",
-            f.steps, f.evaluate_every_steps, f.shots, f.shots_per_label, task->test_count,
-            TMOE_FEW_SHOT_CHOICES);
-    job.model = model;
-    job.task = task;
-    job.how = &f;
-    job.wanted = -1;
-    job.lines = (tmoe_example *)tmoei_alloc(ctx, 2 * lines + 1, sizeof *job.lines, 0);
-    int *order = (int *)tmoei_alloc(ctx, lines + 1, sizeof(int), 0);
-    job.route = (float *)tmoei_alloc(ctx, model->route_width + 1, sizeof(float), 0);
-    if (job.lines && order && job.route) {
-        tmoei_few_shot_sample(&job, order, job.lines + lines);
-        if (job.train_count < 1 || job.dev_count < 1)
-            (void)tmoei_fail(ctx, TMOE_ERR_DATA, "few_shot: task %s has too few training lines",
+    TMOEI_TRY(tmoei_few_shot_check(model, task, &f));
+    tmoei_few_shot_job *job = (tmoei_few_shot_job *)tmoei_own(&own, 1, sizeof *job);
+    int *order = (int *)tmoei_own(&own, lines, sizeof(int));
+    tmoe_example *dev = (tmoe_example *)tmoei_own(&own, lines, sizeof *dev);
+    if (job) {
+        job->model = model;
+        job->task = task;
+        job->how = &f;
+        job->lines = (tmoe_example *)tmoei_own(&own, lines, sizeof *job->lines);
+        job->route = (float *)tmoei_own(&own, model->route_width, sizeof(float));
+    }
+    if (ctx->error == TMOE_OK) {
+        tmoei_few_shot_sample(job, order, dev);
+        if (job->train_count < 1 || job->dev_count < 1)
+            (void)tmoei_fail(ctx, TMOE_ERR_DATA, "few_shot_run: task %s has too few training lines",
                 task->name);
+        else if (tmoe_route_unseen(model, task->instruction, f.start, job->route) == TMOE_OK)
+            (void)tmoei_few_shot_compete(job, result);
     }
-    if (ctx->error == TMOE_OK
-        && tmoe_route_unseen(model, task->instruction, f.start, job.route) == TMOE_OK) {
-        for (int round = 0; round < 2 && ctx->error == TMOE_OK;
-             round++) { /* all; the best, with test */
-            tmoei_parallel(ctx, tmoei_few_shot_chunk, &job, round ? 1 : n);
-            for (int i = 0; i < n; i++) {
-                if (job.results[i] != TMOE_OK)
-                    (void)tmoei_fail(ctx, job.results[i], "few_shot: %.900s", job.messages[i]);
-                if (best < 0 || job.dev[i] > job.dev[best] || job.dev[best] != job.dev[best])
-                    best = i;
-            }
-            job.wanted = best;
-        }
-        result->dev = job.dev[best];
-        result->test = job.test;
-        result->learning_rate = f.learning_rates[best / f.batch_size_count];
-        result->batch_size = f.batch_sizes[best % f.batch_size_count];
-        result->train_count = job.train_count;
-        result->dev_count = job.dev_count;
-    }
-    tmoei_free(ctx, job.lines);
-    tmoei_free(ctx, order);
-    tmoei_free(ctx, job.route);
+    tmoei_owner_free(&own);
     return ctx->error;
 }
 
 /* ---- task vectors that a model makes --------------------------------------------------------- */
 
-/* Adds what one line says of its task to row: the encoder's mean output, or the squares of the
- * gradients of norms and biases. grads is a twin of theta, zeros before and after. */
-static tmoe_result tmoei_embed_line(tmoe_model *model, const tmoei_texts *line, float *grads,
+/* Adds the encoder's mean output over the tokens of a line's input to row (D). */
+static tmoe_result tmoei_embed_state(tmoe_model *model, const tmoei_batch *b, double *row)
+{
+    tmoei_pass pass;
+    TMOEI_TRY(tmoei_evaluation_pass(model, 0, NULL, model->tape, &pass));
+    const tmoe_tensor *h = tmoei_encode(&pass, &b->source);
+    if (!h) return model->ctx->error;
+    for (int t = 0; t < h->rows; t++)
+        for (int d = 0; d < h->cols; d++)
+            row[d] += (double)h->x[(size_t)t * (size_t)h->cols + (size_t)d] / (double)h->rows;
+    return TMOE_OK;
+}
+
+/* Norms and biases: the parameters of one row. */
+static int tmoei_is_fisher_parameter(const tmoei_parameter *parameter)
+{
+    return parameter->rows == 1;
+}
+
+/* Adds (dl/dp)^2 for every p in norms and biases to row, l the loss of the line's first answer.
+ * grads is a twin of theta, zero before and after. */
+static tmoe_result tmoei_embed_fisher(tmoe_model *model, const tmoei_batch *b, float *grads,
     double *row)
 {
-    const size_t D = (size_t)model->config.width, n = tmoei_target_length(model, line, 1);
-    const int *ids = line->ids;
-    tmoei_batch b;
+    tmoe_tape *tape = model->tape;
     tmoei_pass pass;
-    tmoe_tensor *h = NULL;
-    memset(&b, 0, sizeof b);
-    TMOEI_TRY(tmoei_batch_reserve(model->ctx, &b, line->ids_used, line->ids_used, 1));
-    tmoei_batch_put(&b, ids, line->offsets[1], ids + line->ids_used - n, n, model->config.start_id);
-    if (tmoei_evaluation_pass(model, 0, NULL, model->tape, &pass) == TMOE_OK) {
-        tmoe_tape_record(model->tape, grads != NULL);
-        pass.grads = grads;
-        pass.train = TMOE_TRAIN_MODEL;
-        h = tmoei_encode(&pass, &b.source);
+    TMOEI_TRY(tmoei_evaluation_pass(model, 0, NULL, tape, &pass));
+    tmoe_tape_record(tape, 1);
+    pass.grads = grads;
+    pass.train = TMOE_TRAIN_MODEL;
+    tmoe_tensor *h = tmoei_encode(&pass, &b->source);
+    h = tmoei_head(&pass, tmoei_decode(&pass, &b->target, h, &b->source));
+    (void)tmoe_backward(tape, tmoe_cross_entropy(tape, h, b->labels, 0.0f, 1.0f));
+
+    for (int p = 0; p < model->parameter_count; p++) {
+        const tmoei_parameter *parameter = &model->parameters[p];
+        if (!tmoei_is_fisher_parameter(parameter)) continue;
+        const float *g = grads + parameter->offset;
+        for (int i = 0; i < parameter->cols; i++) row[i] += (double)g[i] * (double)g[i];
+        row += parameter->cols;
     }
-    if (h && grads) {
-        h = tmoei_head(&pass, tmoei_decode(&pass, &b.target, h, &b.source));
-        (void)tmoe_backward(model->tape, tmoe_cross_entropy(model->tape, h, b.labels, 0.0f, 1.0f));
-        for (int p = 0; p < model->parameter_count; p++)
-            for (int i = 0; model->parameters[p].rows == 1 && i < model->parameters[p].cols; i++) {
-                const float g = grads[model->parameters[p].offset + (size_t)i];
-                *row++ += (double)g * (double)g;
-            }
-        memset(grads, 0, model->size * sizeof(float));
-    } else
-        for (size_t i = 0; h && i < (size_t)h->rows * D; i++)
-            row[i % D] += (double)h->x[i] / (double)h->rows;
-    tmoei_free(model->ctx, b.memory);
+    memset(grads, 0, model->size * sizeof(float));
     return model->ctx->error;
 }
 
-/* First k principal components of the N rows of x (N, F), centred in place: with G = x x^T = U
- * diag(l) U^T they are U sqrt(l). Eigenvectors by Jacobi's rotations, cyclically; G and U (N, N)
- * are scratch. */
+/* Adds what one line, a tokenised input and answer, says of its task to row. grads NULL: the state. */
+static tmoe_result tmoei_embed_line(tmoe_model *model, const tmoei_texts *line, float *grads,
+    double *row)
+{
+    const size_t n = tmoei_target_length(model, line, 1);
+    const int *target = line->ids + line->ids_used - n;
+    tmoei_batch b;
+    memset(&b, 0, sizeof b);
+    TMOEI_TRY(tmoei_batch_reserve(model->ctx, &b, line->ids_used, line->ids_used, 1));
+    tmoei_batch_put(&b, line->ids, line->offsets[1], target, n, model->config.start_id);
+    const tmoe_result result =
+        grads ? tmoei_embed_fisher(model, &b, grads, row) : tmoei_embed_state(model, &b, row);
+    tmoei_free(model->ctx, b.memory);
+    return result;
+}
+
+/* Rotates n pairs of numbers that lie `stride` apart: (x, y) <- (c x - s y, s x + c y). */
+static void tmoei_rotate(double *x, double *y, size_t n, size_t stride, double c, double s)
+{
+    for (size_t j = 0; j < n * stride; j += stride) {
+        const double old = x[j];
+        x[j] = c * old - s * y[j];
+        y[j] = s * old + c * y[j];
+    }
+}
+
+/* Eigenvalues of the symmetric G (n, n), on its diagonal afterwards, and eigenvectors, the columns of
+ * U, by Jacobi's rotations, cyclically: G <- J^T G J, U <- U J, where J rotates p and q by the angle
+ * whose tangent t makes G_pq = 0:  theta = (G_qq - G_pp) / (2 G_pq),
+ * t = sign(theta) / (|theta| + sqrt(theta^2 + 1)). */
+static void tmoei_eigen(double *G, double *U, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < n; j++) U[i * n + j] = i == j ? 1.0 : 0.0;
+    for (int sweep = 0; sweep < 30; sweep++) /* converges quadratically: 8 are usual */
+        for (size_t p = 0; p < n; p++)
+            for (size_t q = p + 1; q < n; q++) {
+                const double pp = G[p * n + p], qq = G[q * n + q], pq = G[p * n + q];
+                if (fabs(pq) <= 1e-15 * sqrt(fabs(pp * qq))) continue;
+                const double theta = (qq - pp) / (2.0 * pq);
+                const double sign = theta < 0.0 ? -1.0 : 1.0;
+                const double t = sign / (fabs(theta) + sqrt(theta * theta + 1.0));
+                const double c = 1.0 / sqrt(t * t + 1.0), s = t * c;
+                tmoei_rotate(G + p, G + q, n, n, c, s);         /* columns */
+                tmoei_rotate(G + p * n, G + q * n, n, 1, c, s); /* rows */
+                tmoei_rotate(U + p, U + q, n, n, c, s);         /* columns */
+            }
+}
+
+/* The first k principal components of the N rows of x (N, F), which is centred in place, into
+ * out (N, k): with G = x x^T = U diag(l) U^T they are the columns of U times sqrt(l), the largest l
+ * first. G and U (N, N) are scratch. */
 static void tmoei_components(double *x, int N, size_t F, int k, double *G, double *U, float *out)
 {
     const size_t n = (size_t)N;
@@ -11422,86 +12184,94 @@ static void tmoei_components(double *x, int N, size_t F, int k, double *G, doubl
         for (size_t i = 0; i < n; i++) mean += x[i * F + f] / (double)N;
         for (size_t i = 0; i < n; i++) x[i * F + f] -= mean;
     }
-    for (size_t i = 0; i < n * n; i++) {
-        U[i] = i / n == i % n ? 1.0 : 0.0;
-        G[i] = 0.0;
-        for (size_t f = 0; f < F; f++) G[i] += x[i / n * F + f] * x[i % n * F + f];
-    }
-    for (int sweep = 0; sweep < 30; sweep++) /* converges quadratically: 8 are usual */
-        for (size_t p = 0; p < n; p++)
-            for (size_t q = p + 1; q < n; q++) {
-                if (fabs(G[p * n + q]) <= 1e-15 * sqrt(fabs(G[p * n + p] * G[q * n + q]))) continue;
-                const double theta = (G[q * n + q] - G[p * n + p]) / (2.0 * G[p * n + q]);
-                const double t =
-                    (theta < 0.0 ? -1.0 : 1.0) / (fabs(theta) + sqrt(theta * theta + 1.0));
-                const double c = 1.0 / sqrt(t * t + 1.0), s = t * c;
-                for (size_t i = 0; i < 3 * n; i++) { /* columns of G, rows of G, columns of U */
-                    double *M = i < 2 * n ? G : U;
-                    const size_t j = i % n, rows = i / n == 1, at = rows ? p * n + j : j * n + p;
-                    const size_t other = rows ? q * n + j : j * n + q;
-                    const double old = M[at];
-                    M[at] = c * old - s * M[other];
-                    M[other] = s * old + c * M[other];
-                }
-            }
-    for (int j = 0; j < k; j++) { /* the largest eigenvalue that is left */
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < n; j++) {
+            double dot = 0.0;
+            for (size_t f = 0; f < F; f++) dot += x[i * F + f] * x[j * F + f];
+            G[i * n + j] = dot;
+        }
+    tmoei_eigen(G, U, n);
+
+    for (int j = 0; j < k; j++) {
         size_t best = 0;
         for (size_t i = 1; i < n; i++)
             if (G[i * n + i] > G[best * n + best]) best = i;
         const double l = G[best * n + best];
         for (size_t i = 0; i < n; i++)
             out[i * (size_t)k + (size_t)j] = l > 0.0 ? (float)(U[i * n + best] * sqrt(l)) : 0.0f;
-        G[best * n + best] = -1.0;
+        G[best * n + best] = -1.0; /* taken */
     }
 }
 
+/* The row (F) of one task: the mean over its lines, scaled to length 1. (The sum does, as the length
+ * is taken out.) */
+static tmoe_result tmoei_embed_task(tmoe_model *model, const tmoe_task *task, int lines,
+    float *grads, double *row, size_t F)
+{
+    tmoei_texts texts;
+    double squares = 0.0;
+    memset(&texts, 0, sizeof texts);
+    for (int i = 0; i < lines && i < task->train_count; i++) {
+        texts.count = texts.ids_used = 0; /* one at a time */
+        if (tmoei_example_add(model, &texts, task, i, 1) != TMOE_OK
+            || tmoei_embed_line(model, &texts, grads, row) != TMOE_OK)
+            break;
+    }
+    tmoei_free(model->ctx, texts.ids);
+    tmoei_free(model->ctx, texts.offsets);
+    for (size_t f = 0; f < F; f++) squares += row[f] * row[f];
+    if (squares > 0.0)
+        for (size_t f = 0; f < F; f++) row[f] /= sqrt(squares);
+    return model->ctx->error;
+}
+
+/* Scales n vectors of width k to a mean length of sqrt(k), about that of random normal numbers. */
+static void tmoei_scale_vectors(float *vectors, size_t n, size_t k)
+{
+    double squares = 0.0;
+    for (size_t i = 0; i < n * k; i++) squares += (double)vectors[i] * (double)vectors[i];
+    const float scale = squares > 0.0 ? (float)sqrt((double)n * (double)k / squares) : 0.0f;
+    for (size_t i = 0; i < n * k; i++) vectors[i] *= scale;
+}
+
 TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suite,
-    tmoe_task_embedding how, int lines, int k, float *vectors)
+    tmoe_task_embedding how, int lines, int vector_width, float *vectors)
 {
     tmoe_ctx *ctx = model->ctx;
-    const tmoe_config *c = &model->config;
     const size_t N = (size_t)suite->count;
-    size_t F = how == TMOE_EMBED_FISHER ? 0 : (size_t)c->width;
+    const int fisher = how == TMOE_EMBED_FISHER;
     tmoei_owner own = { ctx, NULL };
-    tmoei_texts texts = { NULL, NULL, 0, 0, 0, 0 };
-    double squares = 0.0;
     tmoei_begin(ctx);
-    for (int p = 0; how == TMOE_EMBED_FISHER && p < model->parameter_count; p++)
-        F += model->parameters[p].rows == 1 ? (size_t)model->parameters[p].cols : 0;
-    if (model->R > 0 || !model->tokenizer || lines < 1 || k < 1 || N < 1
-        || (how == TMOE_EMBED_STATE && k != c->width))
+    if (model->R > 0 || !model->tokenizer || (unsigned)how > TMOE_EMBED_FISHER || lines < 1
+        || vector_width < 1 || N < 1 || (!fisher && vector_width != model->config.width))
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "task_vectors: %d lines, k %d, %d tasks: at least 1; "
-            "a dense model with a tokenizer; k = D = %d for states",
-            lines, k, suite->count, c->width);
+            "task_vectors: kind %d, %d lines, width %d, %d tasks. Needed are a known kind, at "
+            "least 1 "
+            "line and task, a dense model with a tokenizer, and for states its width, %d",
+            (int)how, lines, vector_width, suite->count, model->config.width);
+
+    size_t F = fisher ? 0 : (size_t)model->config.width; /* features of a task */
+    if (fisher)
+        for (int p = 0; p < model->parameter_count; p++)
+            if (tmoei_is_fisher_parameter(&model->parameters[p]))
+                F += (size_t)model->parameters[p].cols;
     double *x = (double *)tmoei_own(&own, N * F, sizeof *x);
     double *G = (double *)tmoei_own(&own, 2 * N * N, sizeof *G);
-    float *grads =
-        how == TMOE_EMBED_FISHER ? (float *)tmoei_own(&own, model->size, sizeof(float)) : NULL;
-    for (size_t t = 0; ctx->error == TMOE_OK && t < N; t++) {
-        const tmoe_task *task = &suite->tasks[t];
-        double norm = 0.0, *row = x + t * F;
-        for (int i = 0; ctx->error == TMOE_OK && i < lines && i < task->train_count; i++) {
-            texts.count = texts.ids_used = 0;
-            if (tmoei_example_add(model, &texts, task, i, 1) == TMOE_OK)
-                (void)tmoei_embed_line(model, &texts, grads, row);
-        }
-        for (size_t f = 0; f < F; f++) norm += row[f] * row[f];
-        for (size_t f = 0; norm > 0.0 && f < F; f++) row[f] /= sqrt(norm);
-    }
+    float *grads = fisher ? (float *)tmoei_own(&own, model->size, sizeof(float)) : NULL;
+    for (size_t t = 0; t < N && ctx->error == TMOE_OK; t++)
+        (void)tmoei_embed_task(model, &suite->tasks[t], lines, grads, x + t * F, F);
     if (ctx->error == TMOE_OK) {
-        if (grads) tmoei_components(x, suite->count, F, k, G, G + N * N, vectors);
-        for (size_t i = 0; !grads && i < N * F; i++) vectors[i] = (float)x[i];
-        for (size_t i = 0; i < N * (size_t)k; i++)
-            squares += (double)vectors[i] * (double)vectors[i];
-        const float scale = squares > 0.0 ? (float)sqrt((double)N * (double)k / squares) : 0.0f;
-        for (size_t i = 0; i < N * (size_t)k; i++) vectors[i] *= scale;
+        if (fisher)
+            tmoei_components(x, suite->count, F, vector_width, G, G + N * N, vectors);
+        else
+            for (size_t i = 0; i < N * F; i++) vectors[i] = (float)x[i];
+        tmoei_scale_vectors(vectors, N, (size_t)vector_width);
     }
     tmoei_owner_free(&own);
-    tmoei_free(ctx, texts.ids);
-    tmoei_free(ctx, texts.offsets);
     return ctx->error;
 }
+
+#endif /* TMOE_NO_EVALUATION */
 
 /* ==== >>files: models and checkpoints ============================================================
  * A safetensors file. Its metadata holds config, tokenizer and tasks as JSON; every parameter is a
@@ -12250,35 +13020,52 @@ static tmoe_result tmoei_bart_write(const tmoe_model *model, const char *folder)
     return ctx->error;
 }
 
-TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task, const char *folder)
+/* The route that is cut out, into cut (R, E): the caller's, or the known task's. Outputs of several
+ * experts mixed are no dense model. */
+static tmoe_result tmoei_export_route(tmoe_model *model, const char *task_name, const float *route,
+    float *cut)
+{
+    const int E = model->config.experts;
+    tmoei_asked asked;
+    if (route)
+        memcpy(cut, route, model->route_width * sizeof(float));
+    else {
+        TMOEI_TRY(tmoei_asked_by_name(model, "export_dense", task_name, &asked));
+        TMOEI_TRY(tmoe_route_of_task(model, asked.task, cut));
+    }
+    if (model->config.mix == TMOE_MIX_PARAM) return TMOE_OK;
+    for (int l = 0; l < model->R; l++)
+        if (tmoei_one_hot(cut + l * E, E) < 0)
+            return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
+                "export_dense: the route of %s mixes the outputs of several experts in routed "
+                "layer "
+                "%d: no dense model computes that (train with TMOE_MIX_PARAM)",
+                route ? "the caller" : task_name, l);
+    return TMOE_OK;
+}
+
+TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name, const float *route,
+    const char *folder)
 {
     tmoe_ctx *ctx = model->ctx;
-    const int known = task ? tmoe_model_find_task(model, task) : -1, E = model->config.experts;
     tmoe_config c = model->config;
     tmoe_model *dense = NULL;
+    float *cut = NULL;
     tmoei_begin(ctx);
-    if (c.norm != TMOE_NORM_POST || c.source_tokens != c.target_tokens || (model->R > 0 && !task))
+    if (c.norm != TMOE_NORM_POST || c.source_tokens != c.target_tokens)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "export: needs a model with norms behind the sublayers and "
-            "source_tokens = target_tokens, as BART is, and the task of a mixture");
-    float *route = (float *)tmoei_alloc(ctx, (size_t)(model->R * E) + 1, sizeof(float), 0);
-    if (!route) return TMOE_ERR_MEMORY;
-    if (known >= 0 && model->R > 0)
-        (void)tmoe_route_of_task(model, known, route);
-    else if (model->R > 0)
-        (void)tmoe_route_unseen(model, task, TMOE_ZERO_SHOT_ROUTER, route);
-    for (int l = 0; ctx->error == TMOE_OK && c.mix == TMOE_MIX_OUTPUT && l < model->R; l++)
-        if (tmoei_one_hot(route + l * E, E) < 0)
-            (void)tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-                "export: %s mixes the outputs of several experts in "
-                "routed layer %d: no dense model computes that (train with TMOE_MIX_PARAM)",
-                task, l);
+            "export_dense: needs a model with norms behind the sublayers and source_tokens = "
+            "target_tokens, as BART is");
+    if (model->R > 0) {
+        cut = (float *)tmoei_alloc(ctx, model->route_width, sizeof(float), 0);
+        if (cut) (void)tmoei_export_route(model, task_name, route, cut);
+    }
     c.experts = 1;
     if (ctx->error == TMOE_OK && tmoei_make_folder(ctx, folder) == TMOE_OK)
-        dense = tmoe_model_derive(ctx, model, model->R > 0 ? route : NULL, &c, NULL, 0);
+        dense = tmoe_model_derive(ctx, model, cut, &c, NULL, 0);
     if (dense) (void)tmoei_bart_write(dense, folder);
     tmoe_model_destroy(dense);
-    tmoei_free(ctx, route);
+    tmoei_free(ctx, cut);
     return ctx->error;
 }
 

@@ -13,8 +13,10 @@ static const char usage[] =
     "is no tokenizer\n"
     "       bart FOLDER --tasks DIR --save FILE [options]     makes experts of the layers and "
     "trains them on tasks\n"
-    "       bart FILE \"text\" --task NAME [options]            asks the trained mixture\n"
-    "       bart FILE --export TASK DIR                       cuts a task out as a dense BART\n"
+    "       bart FILE \"text\" --task NAME [options]            asks the trained mixture; "
+    "--instruction TEXT: about an unseen task\n"
+    "       bart FILE DIR --export --task NAME                cuts a task out as a dense BART; "
+    "likewise\n"
     "       bart FOLDER --save FILE                           keeps it as one file, whose weights "
     "are used where they lie\n"
     "FOLDER holds config.json, model.safetensors (or shards with an index), and tokenizer.json or "
@@ -23,7 +25,7 @@ static const char usage[] =
 enum { not_given = INT_MIN };
 
 typedef struct settings {
-    const char *program, *ids, *task, *tasks, *split, *save, *out, *early, *mix;
+    const char *program, *ids, *task, *instruction, *tasks, *split, *save, *out, *early, *mix;
     int beams, longest, shortest, ngram, returned, experts, ffn, steps, threads, seed, groups,
         examples;
     float penalty, lr, noise;
@@ -53,6 +55,8 @@ static void generate(tmoe_ctx *ctx, tmoe_model *model, const settings *s, const 
     tmoe_generation how = *tmoe_model_generation(model);
     static const char *const earlies[] = { "false", "true", "never", NULL };
     const int most = tmoe_model_config(model)->target_tokens + 1;
+    tmoe_request request;
+    tmoe_generated out;
     int *tokens, counts[64], i, t;
     float scores[64];
     if (s->beams != not_given) how.beams = s->beams;
@@ -67,8 +71,16 @@ static void generate(tmoe_ctx *ctx, tmoe_model *model, const settings *s, const 
     if (how.returned < 1 || how.returned > 64) die(s->program, "--return takes 1 to 64");
     tokens = (int *)malloc(sizeof *tokens * (size_t)(how.returned * most));
     if (!tokens) die(s->program, "out of memory");
-    if (tmoe_generate(model, -1, route, ids, &count, 1, &how, tokens, counts, scores) != TMOE_OK)
-        die(s->program, tmoe_error_message(ctx));
+    request.task = -1;
+    request.route = route;
+    request.ids = ids;
+    request.lengths = &count;
+    request.count = 1;
+    request.how = &how;
+    out.tokens = tokens;
+    out.token_counts = counts;
+    out.scores = scores;
+    if (tmoe_generate(model, &request, &out) != TMOE_OK) die(s->program, tmoe_error_message(ctx));
     if (how.max_length == 0 || how.max_length > most) how.max_length = most;
     for (i = 0; i < how.returned; i++) {
         if (how.beams > 1) printf("%8.4f  ", (double)scores[i]);
@@ -154,26 +166,33 @@ static void train(tmoe_ctx *ctx, tmoe_model *start, const settings *s)
     tmoe_suite_destroy(suite);
 }
 
-static void say_unseen(const char *task)
+/* The index of the known task of --task; -1 where --instruction describes an unseen one. */
+static int known_task(const tmoe_model *model, const settings *s)
 {
-    fprintf(stderr, "no task is called \"%s\": taken as an instruction\n", task);
+    int t, known;
+    if (!s->task) return -1;
+    known = tmoe_model_find_task(model, s->task);
+    if (known >= 0) return known;
+    fprintf(stderr, "%s: no task is called \"%s\"; the tasks of the model are", s->program,
+        s->task);
+    for (t = 0; t < tmoe_model_task_count(model); t++)
+        fprintf(stderr, " %s", tmoe_model_task(model, t)->name);
+    fprintf(stderr, "\n(--instruction TEXT asks about another one)\n");
+    exit(1);
 }
 
-/* The route of a mixture for --task: a known task's, or that of an instruction. */
+/* The route of a mixture, for --task or --instruction; NULL for a dense model. */
 static float *route_of(tmoe_ctx *ctx, tmoe_model *model, const settings *s)
 {
     const int width = tmoe_routed_layers(model) * tmoe_model_config(model)->experts,
-              known = s->task ? tmoe_model_find_task(model, s->task) : -1;
-    float *route = (float *)malloc(sizeof *route * (size_t)(width + 1));
+              known = known_task(model, s);
+    float *route;
+    if (tmoe_routed_layers(model) == 0) return NULL;
+    if (known < 0 && !s->instruction) die(s->program, "a mixture needs --task or --instruction");
+    route = (float *)malloc(sizeof *route * (size_t)(width + 1));
     if (!route) die(s->program, "out of memory");
-    if (tmoe_routed_layers(model) == 0) {
-        free(route);
-        return NULL;
-    }
-    if (!s->task) die(s->program, "a mixture needs --task: the name or the instruction of a task");
-    if (known < 0) say_unseen(s->task);
     if ((known >= 0 ? tmoe_route_of_task(model, known, route)
-                    : tmoe_route_unseen(model, s->task, TMOE_ZERO_SHOT_ROUTER, route))
+                    : tmoe_route_unseen(model, s->instruction, TMOE_ZERO_SHOT_ROUTER, route))
         != TMOE_OK)
         die(s->program, tmoe_error_message(ctx));
     return route;
@@ -184,8 +203,9 @@ static void answer(tmoe_ctx *ctx, tmoe_model *model, const settings *s, const ch
 {
     const tmoe_tokenizer *tokenizer = tmoe_model_tokenizer(model);
     const tmoe_config *c = tmoe_model_config(model);
-    const int known = s->task ? tmoe_model_find_task(model, s->task) : -1;
-    const char *instruction = known >= 0 ? tmoe_model_task(model, known)->instruction : s->task;
+    const int known = known_task(model, s);
+    const char *instruction =
+        known >= 0 ? tmoe_model_task(model, known)->instruction : s->instruction;
     float *route = route_of(ctx, model, s);
     int *ids = (int *)malloc(sizeof *ids * (size_t)c->source_tokens), i;
     if (!ids) die(s->program, "out of memory");
@@ -231,7 +251,8 @@ static void answer(tmoe_ctx *ctx, tmoe_model *model, const settings *s, const ch
 int main(int argc, char **argv)
 {
     settings s;
-    const char *words[1001], *export_task = NULL;
+    const char *words[1001];
+    int export_it = 0;
     tmoe_ctx *ctx;
     tmoe_model *model;
     double began = seconds_now();
@@ -245,7 +266,8 @@ int main(int argc, char **argv)
         { "--early-stopping", "WHEN", 's', NULL, "false, true or never" },
         { "--return", "N", 'n', NULL,
             "print the N best of the beams (default: the folder's setting, or 1)" },
-        { "--task", "NAME", 's', NULL, "of a mixture: the task's name or instruction" },
+        { "--task", "NAME", 's', NULL, "of a mixture: a task it was trained on" },
+        { "--instruction", "TEXT", 's', NULL, "what an unseen task is about" },
         { "--tasks", "DIR", 's', NULL, "train on this folder of tasks" },
         { "--split", "NAME|FILE", 's', NULL, "splits/NAME.json of that folder, or a file" },
         { "--experts", "E", 'n', NULL, "experts a layer (default 3)" },
@@ -260,10 +282,10 @@ int main(int argc, char **argv)
         { "--lr", "X", 'f', NULL, "learning rate (default 1e-5, the paper's)" },
         { "--seed", "S", 'i', NULL, "of batches and noise (default 1)" },
         { "--save", "FILE", 's', NULL, "where the trained mixture goes" },
-        { "--export", "TASK", 's', NULL, "cut this task out into the folder that is named last" },
+        { "--export", NULL, 'b', NULL, "cut the task out into the folder that is named last" },
         { "--threads", "T", 'i', NULL, "threads (default: all processors)" },
         { NULL, NULL, 0, NULL, NULL } };
-    void *values[23];
+    void *values[24];
     memset(&s, 0, sizeof s);
     s.program = argv[0];
     s.mix = "param";
@@ -284,24 +306,26 @@ int main(int argc, char **argv)
     values[6] = &s.early;
     values[7] = &s.returned;
     values[8] = &s.task;
-    values[9] = &s.tasks;
-    values[10] = &s.split;
-    values[11] = &s.experts;
-    values[12] = &s.ffn;
-    values[13] = &s.mix;
-    values[14] = &s.noise;
-    values[15] = &s.steps;
-    values[16] = &s.groups;
-    values[17] = &s.examples;
-    values[18] = &s.lr;
-    values[19] = &s.seed;
-    values[20] = &s.save;
-    values[21] = &export_task;
-    values[22] = &s.threads;
+    values[9] = &s.instruction;
+    values[10] = &s.tasks;
+    values[11] = &s.split;
+    values[12] = &s.experts;
+    values[13] = &s.ffn;
+    values[14] = &s.mix;
+    values[15] = &s.noise;
+    values[16] = &s.steps;
+    values[17] = &s.groups;
+    values[18] = &s.examples;
+    values[19] = &s.lr;
+    values[20] = &s.seed;
+    values[21] = &s.save;
+    values[22] = &export_it;
+    values[23] = &s.threads;
     for (i = 0; options[i].name; i++) options[i].value = values[i];
     count = options_read(argc, argv, usage, options, words, 1001);
     if (count < 1 || (s.ids && count > 1) || (s.tasks && !s.save)
-        || (count < 2 && !s.ids && !s.tasks && !s.save) || (export_task && count != 2)) {
+        || (count < 2 && !s.ids && !s.tasks && !s.save) || (export_it && count != 2)
+        || (s.task && s.instruction)) {
         options_help(usage, options);
         return 2;
     }
@@ -315,12 +339,12 @@ int main(int argc, char **argv)
     if (s.tasks) {
         train(ctx, model, &s);
         model = NULL;
-    } else if (export_task) {
-        if (tmoe_routed_layers(model) > 0 && tmoe_model_find_task(model, export_task) < 0)
-            say_unseen(export_task);
-        if (tmoe_export_dense(model, export_task, words[1]) != TMOE_OK)
+    } else if (export_it) {
+        float *route = route_of(ctx, model, &s);
+        if (tmoe_export_dense(model, NULL, route, words[1]) != TMOE_OK)
             die(argv[0], tmoe_error_message(ctx));
-        printf("%s is now the dense BART in %s\n", export_task, words[1]);
+        free(route);
+        printf("%s: the dense BART that does the task\n", words[1]);
     } else if (s.save) {
         if (tmoe_model_save(model, s.save) != TMOE_OK) die(argv[0], tmoe_error_message(ctx));
         printf("saved to %s\n", s.save);

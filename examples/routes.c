@@ -55,6 +55,7 @@ static void column_name(const reading *x, int column, char *text, size_t size)
 static void read_routes(reading *x)
 {
     int t, c, stack[8192], depth = 0, n = 0;
+    tmoe_correlation_test test;
     x->N = tmoe_model_task_count(x->model);
     x->R = tmoe_routed_layers(x->model);
     x->E = tmoe_model_config(x->model)->experts;
@@ -82,9 +83,13 @@ static void read_routes(reading *x)
         double *r = x->r + c * x->C;
         int i, j;
         for (t = 0; t < x->N; t++) feature[t] = x->category_of[t] == c ? 1.0f : 0.0f;
-        if (tmoe_route_correlations(x->ctx, x->routes, x->N, x->C, feature, 1000, 1, r,
-                x->p + c * x->C)
-            != TMOE_OK)
+        test.routes = x->routes;
+        test.tasks = x->N;
+        test.columns = x->C;
+        test.feature = feature;
+        test.permutations = 1000;
+        test.seed = 1;
+        if (tmoe_route_correlations(x->ctx, &test, r, x->p + c * x->C) != TMOE_OK)
             die("routes", tmoe_error_message(x->ctx));
         for (i = 0; i < TOP; i++) { /* the highest correlations, each expert once */
             x->top[c][i] = -1;

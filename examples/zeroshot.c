@@ -1,13 +1,14 @@
 /* zeroshot: asks a saved mixture about a task that it knows by the instruction only: answers, the
- * route, the nearest tasks it was
- * trained on.   run time   milliseconds   read next   >>router, tmoe_route_unseen in taskmoe.h */
+ * route, the nearest tasks it was trained on.
+ *   run time   milliseconds   read next   >>router, tmoe_route_unseen in taskmoe.h */
 #define TMOE_THREADS
 #define TASKMOE_IMPLEMENTATION
 #include "common.h"
 
-static const char usage[] =
-    "usage: zeroshot MODEL \"INSTRUCTION\" [INPUT ...] [options]\n"
-    "Answers each INPUT (without any: each line of standard input) by the instruction.";
+static const char usage[] = "usage: zeroshot MODEL \"INSTRUCTION\" [INPUT ...] [options]\n"
+                            "       zeroshot MODEL --task NAME [INPUT ...] [options]\n"
+                            "Answers each INPUT (without any: each line of standard input) by the "
+                            "instruction, or as the task.";
 
 static void print_route(const tmoe_model *model, const float *route)
 {
@@ -22,12 +23,20 @@ static void print_route(const tmoe_model *model, const float *route)
     }
 }
 
-static void answer(tmoe_model *model, const char *program, tmoe_ctx *ctx, const char *instruction,
-    const float *route, const char *input)
+/* What is asked: a known task by its name, or an unseen one by its instruction. */
+typedef struct question {
+    const char *program, *task, *instruction;
+    const float *route; /* NULL for a dense model */
+} question;
+
+static void answer(tmoe_ctx *ctx, tmoe_model *model, const question *q, const char *input)
 {
     char *text = NULL;
-    if (tmoe_answer_many(model, instruction, route, &input, 1, &text) != TMOE_OK) {
-        fprintf(stderr, "%s: '%s': %s\n", program, input, tmoe_error_message(ctx));
+    const tmoe_result result = q->task
+        ? tmoe_answer_many(model, q->task, q->route, &input, 1, &text)
+        : tmoe_answer_many_unseen(model, q->instruction, q->route, &input, 1, &text);
+    if (result != TMOE_OK) {
+        fprintf(stderr, "%s: '%s': %s\n", q->program, input, tmoe_error_message(ctx));
         return;
     }
     printf("%s -> %s\n", input, text);
@@ -35,56 +44,76 @@ static void answer(tmoe_model *model, const char *program, tmoe_ctx *ctx, const 
     tmoe_answers_free(model, &text, 1);
 }
 
+/* The route of the question, printed and kept; NULL for a dense model. */
+static float *route_of(tmoe_ctx *ctx, tmoe_model *model, question *q, tmoe_zero_shot how)
+{
+    const int n = tmoe_routed_layers(model) * tmoe_model_config(model)->experts;
+    const int known = q->task ? tmoe_model_find_task(model, q->task) : -1;
+    float *route = NULL;
+    if (q->task && known < 0) {
+        /* the library's message names the nearest tasks */
+        char none[2];
+        (void)tmoe_answer(model, q->task, "", none, sizeof none);
+        die(q->program, tmoe_error_message(ctx));
+    }
+    if (known >= 0) q->instruction = tmoe_model_task(model, known)->instruction;
+    if (n == 0) return NULL;
+    route = (float *)malloc(sizeof(float) * (size_t)n);
+    if (!route) die(q->program, "out of memory");
+    if ((known >= 0 ? tmoe_route_of_task(model, known, route)
+                    : tmoe_route_unseen(model, q->instruction, how, route))
+        != TMOE_OK)
+        die(q->program, tmoe_error_message(ctx));
+    printf("%s; its route (share of each expert):\n",
+        known >= 0 ? "a task the model was trained on" : "an unseen task");
+    print_route(model, route);
+    return route;
+}
+
 int main(int argc, char **argv)
 {
     static const char *const ways[] = { "router", "nearest", "average", NULL };
     const char *words[1002], *way = "router";
-    int threads = 1, count, i, n, known, tasks[3];
+    int threads = 1, count, first, i, n, tasks[3];
     float cosines[3], *route;
     tmoe_ctx *ctx;
     tmoe_model *model;
-    option options[] = { { "--route", "HOW", 's', NULL,
-                             "router (on the instruction), nearest (seen tasks' routes) or average "
-                             "(default router)" },
+    question q;
+    option options[] = { { "--task", "NAME", 's', NULL,
+                             "in place of the INSTRUCTION: a task that the model was trained on" },
+        { "--route", "HOW", 's', NULL,
+            "router (on the instruction), nearest (seen tasks' routes) or average "
+            "(default router)" },
         { "--threads", "T", 'i', NULL, "threads (default 1)" }, { NULL, NULL, 0, NULL, NULL } };
-    options[0].value = &way;
-    options[1].value = &threads;
+    memset(&q, 0, sizeof q);
+    q.program = argv[0];
+    options[0].value = &q.task;
+    options[1].value = &way;
+    options[2].value = &threads;
     count = options_read(argc, argv, usage, options, words, 1002);
-    if (count < 2) {
+    first = q.task ? 1 : 2; /* of the inputs */
+    if (count < first) {
         options_help(usage, options);
         return 2;
     }
     ctx = context_or_die(argv[0], threads);
     model = tmoe_model_load(ctx, words[0]);
     if (!model) die(argv[0], tmoe_error_message(ctx));
-    n = tmoe_routed_layers(model) * tmoe_model_config(model)->experts;
-    route = (float *)malloc(sizeof(float) * (size_t)(n + 1));
-    if (!route) die(argv[0], "out of memory");
-    known = tmoe_model_find_task(model, words[1]);
-    if ((known >= 0 ? tmoe_route_of_task(model, known, route)
-                    : tmoe_route_unseen(model, words[1],
-                        (tmoe_zero_shot)choose(argv[0], "--route", way, ways), route))
-        != TMOE_OK)
-        die(argv[0], tmoe_error_message(ctx));
-    printf("%s\n",
-        known >= 0 ? "a task the model was trained on; its route:"
-                   : "an unseen task; its route (share of each expert):");
-    print_route(model, route);
-    n = tmoe_model_nearest_tasks(model, words[1], 3, tasks, cosines);
+    if (!q.task) q.instruction = words[1];
+    route = route_of(ctx, model, &q, (tmoe_zero_shot)choose(argv[0], "--route", way, ways));
+    q.route = route;
+    n = tmoe_model_nearest_tasks(model, q.instruction, 3, tasks, cosines);
     printf("nearest seen tasks:");
     for (i = 0; i < n; i++)
         printf("%s %s (%.2f)", i ? "," : "", tmoe_model_task(model, tasks[i])->name,
             (double)cosines[i]);
     printf("\n\n");
-    for (i = 2; i < count; i++)
-        answer(model, argv[0], ctx, words[1], tmoe_routed_layers(model) ? route : NULL, words[i]);
-    if (count == 2) {
+    for (i = first; i < count; i++) answer(ctx, model, &q, words[i]);
+    if (count == first) {
         char line[4096];
         while (fgets(line, sizeof line, stdin)) {
             line[strcspn(line, "\r\n")] = 0;
-            if (line[0])
-                answer(model, argv[0], ctx, words[1], tmoe_routed_layers(model) ? route : NULL,
-                    line);
+            if (line[0]) answer(ctx, model, &q, line);
         }
     }
     free(route);

@@ -43,6 +43,8 @@ static void bench(tmoe_ctx *ctx, tmoe_model *model, const char *folder, int thre
         i, round;
     unsigned state = 1;
     double time[most_rounds];
+    tmoe_request request;
+    tmoe_generated out;
     if (!ids) die("out of memory");
     how.beams = how.returned = 1;
     how.min_length = how.max_length = new_tokens + 1; /* with the start token */
@@ -55,11 +57,17 @@ static void bench(tmoe_ctx *ctx, tmoe_model *model, const char *folder, int thre
                                                      : 4 + (int)((state >> 8) % (unsigned)(V - 4));
     }
     for (i = 0; i < batch; i++) lengths[i] = source_tokens;
+    memset(&request, 0, sizeof request);
+    memset(&out, 0, sizeof out);
+    request.ids = ids;
+    request.lengths = lengths;
+    request.count = batch;
+    request.how = &how;
+    out.tokens = tokens;
+    out.token_counts = counts;
     for (round = -1; round < rounds; round++) { /* the first one warms up */
         const double began = milliseconds_now();
-        if (tmoe_generate(model, -1, NULL, ids, lengths, batch, &how, tokens, counts, NULL)
-            != TMOE_OK)
-            die(tmoe_error_message(ctx));
+        if (tmoe_generate(model, &request, &out) != TMOE_OK) die(tmoe_error_message(ctx));
         if (round >= 0) time[round] = milliseconds_now() - began;
     }
     for (i = 0; i < batch; i++)

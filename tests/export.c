@@ -26,7 +26,7 @@ int main(int argc, char **argv)
     t.vocabulary = 0;
     tmoe_model *model = suite ? tmoe_train(ctx, suite, &c, &t) : NULL;
     if (model && tmoe_model_find_task(model, name) < 0) name = tmoe_model_task(model, 0)->name;
-    if (!model || tmoe_export_dense(model, name, folder) != TMOE_OK) {
+    if (!model || tmoe_export_dense(model, name, NULL, folder) != TMOE_OK) {
         printf("export: %s\n", tmoe_error_message(ctx));
         return 1;
     }

@@ -3,6 +3,7 @@
 #define TASKMOE_IMPLEMENTATION
 #include "taskmoe.h"
 #include "test.h"
+#include "generate.h"
 
 #define FOLDER "build/bart_folder"
 static tmoe_ctx *ctx;
@@ -50,8 +51,8 @@ static void test_a_model_may_lack_the_last_tokens_of_its_tokenizer(void)
     c.vocabulary = 3 + 'z';
     tmoe_model *model = tmoe_model_create(ctx, &c, tokenizer, NULL, 0);
     CHECK(model != NULL);
-    CHECK(model && tmoe_answer(model, "", "yes", text, sizeof text) == TMOE_OK);
-    CHECK(model && tmoe_answer(model, "", "zoo", text, sizeof text) == TMOE_ERR_DATA);
+    CHECK(model && tmoe_answer_unseen(model, "", "yes", text, sizeof text) == TMOE_OK);
+    CHECK(model && tmoe_answer_unseen(model, "", "zoo", text, sizeof text) == TMOE_ERR_DATA);
     CHECK_HAS(tmoe_error_message(ctx), "the input has token 125; the model has 125");
     tmoe_model_destroy(model);
     c.specials_in_text = 0;
@@ -105,7 +106,7 @@ static void refused(const char *part)
 static void write_again(void)
 {
     tmoe_model *model = small_bart(1);
-    CHECK(tmoe_export_dense(model, NULL, FOLDER) == TMOE_OK);
+    CHECK(tmoe_export_dense(model, NULL, NULL, FOLDER) == TMOE_OK);
     tmoe_model_destroy(model);
 }
 
@@ -122,7 +123,7 @@ static void test_a_written_folder_is_read_bit_by_bit(void)
     g->returned = 2;
     g->forced_end_id = 2;
     g->forced_begin_id = 0;
-    CHECK(tmoe_export_dense(model, NULL, FOLDER) == TMOE_OK);
+    CHECK(tmoe_export_dense(model, NULL, NULL, FOLDER) == TMOE_OK);
     tmoe_model *again = tmoe_bart_load(ctx, FOLDER);
     if (!again) {
         printf("%s\n", tmoe_error_message(ctx));
@@ -211,7 +212,7 @@ static void test_the_embedding_is_found_by_any_of_its_names(void)
         "model.decoder.embed_tokens.weight" };
     for (int i = 0; i < 3; i++) {
         tmoe_model *model = small_bart(1), *again;
-        CHECK(tmoe_export_dense(model, NULL, FOLDER) == TMOE_OK);
+        CHECK(tmoe_export_dense(model, NULL, NULL, FOLDER) == TMOE_OK);
         rename_tensor("model.shared.weight", names[i]);
         again = tmoe_bart_load(ctx, FOLDER);
         CHECK(again && memcmp(again->theta, model->theta, model->size * sizeof(float)) == 0);
@@ -295,7 +296,7 @@ static void test_added_tokens_that_are_not_special_stay_in_the_text(void)
     int ids[16];
     char text[64];
     size_t n = 0, length = 0, size = 0;
-    CHECK(tmoe_export_dense(model, NULL, FOLDER) == TMOE_OK);
+    CHECK(tmoe_export_dense(model, NULL, NULL, FOLDER) == TMOE_OK);
     tmoe_model_destroy(model);
     char *json = slurp("tokenizer.json", &size), *list = strstr(json, "\"added_tokens\":["),
          *bigger = (char *)malloc(size + 200);
@@ -507,19 +508,18 @@ static void test_a_task_cut_out_computes_the_same(void)
     tmoe_generation how = *tmoe_model_generation(model);
     how.beams = 4;
     how.max_length = 20;
-    CHECK(tmoe_export_dense(model, NULL, FOLDER) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_export_dense(model, NULL, NULL, FOLDER) == TMOE_ERR_ARGUMENT);
     ctx->error = TMOE_OK;
-    CHECK(tmoe_export_dense(model, "second task", FOLDER) == TMOE_OK);
+    CHECK(tmoe_export_dense(model, "second task", NULL, FOLDER) == TMOE_OK);
     tmoe_model *dense = tmoe_bart_load(ctx, FOLDER);
     CHECK(dense != NULL);
-    CHECK(tmoe_generate(model, 1, NULL, ids, &length, 1, &how, tokens, &n, &score) == TMOE_OK);
-    if (dense)
-        CHECK(tmoe_generate(dense, -1, NULL, ids, &length, 1, &how, again, &m, &same) == TMOE_OK);
+    CHECK(generate(model, 1, ids, &length, 1, &how, tokens, &n, &score) == TMOE_OK);
+    if (dense) CHECK(generate(dense, -1, ids, &length, 1, &how, again, &m, &same) == TMOE_OK);
     CHECK(n == m && memcmp(tokens, again, (size_t)n * sizeof(int)) == 0 && score == same);
     tmoe_config c = model->config;
     c.mix = TMOE_MIX_OUTPUT;
     tmoe_model *outputs = tmoe_model_derive(ctx, model, NULL, &c, model->tasks, 2);
-    CHECK(outputs && tmoe_export_dense(outputs, "second task", FOLDER) == TMOE_ERR_ARGUMENT);
+    CHECK(outputs && tmoe_export_dense(outputs, "second task", NULL, FOLDER) == TMOE_ERR_ARGUMENT);
     CHECK_HAS(tmoe_error_message(ctx), "TMOE_MIX_PARAM");
     ctx->error = TMOE_OK;
     tmoe_model_destroy(outputs);
@@ -547,8 +547,7 @@ static void test_generation_keeps_its_promises(void)
         how.max_length = 2;
         how.forced_begin_id = 77;
         how.forced_end_id = 2;
-        CHECK(
-            tmoe_generate(model, -1, NULL, ids, lengths, 1, &how, tokens, counts, scores) == TMOE_OK
+        CHECK(generate(model, -1, ids, lengths, 1, &how, tokens, counts, scores) == TMOE_OK
             && tokens[1] == 2);
     }
     { /* one answer where four are asked for: the others are the start token */
@@ -556,8 +555,7 @@ static void test_generation_keeps_its_promises(void)
         how.beams = how.returned = 4;
         how.max_length = 2;
         how.forced_end_id = 2;
-        CHECK(tmoe_generate(model, -1, NULL, ids, lengths, 1, &how, tokens, counts, scores)
-            == TMOE_OK);
+        CHECK(generate(model, -1, ids, lengths, 1, &how, tokens, counts, scores) == TMOE_OK);
         for (int i = 0; i < 4; i++)
             CHECK(counts[i] == (i ? 1 : 2) && tokens[2 * i] == 2 && tokens[2 * i + 1] == (i ? 1 : 2)
                 && (scores[i] < -1e8f) == (i > 0));
@@ -573,8 +571,7 @@ static void test_generation_keeps_its_promises(void)
         how.length_penalty = kind < 4 ? 1.0f : 0.4f;
         how.forced_begin_id = kind % 4 == 1 ? 77 : -1;
         how.forced_end_id = kind % 4 == 2 ? 2 : -1;
-        CHECK(tmoe_generate(model, -1, NULL, ids, lengths, 6, &how, tokens, counts, scores)
-            == TMOE_OK);
+        CHECK(generate(model, -1, ids, lengths, 6, &how, tokens, counts, scores) == TMOE_OK);
         for (int i = 0; i < 6 * how.returned; i++) {
             const int *t = tokens + i * 15, n = counts[i];
             CHECK(n >= 2 && n <= 15 && t[0] == 2 && (n == 15 || t[n - 1] == 2));
@@ -593,12 +590,11 @@ static void test_generation_keeps_its_promises(void)
     how.beams = 4;
     how.max_length = 12;
     how.length_penalty = 0.0f;
-    CHECK(tmoe_generate(model, -1, NULL, ids, lengths, 6, &how, tokens, counts, scores) == TMOE_OK);
+    CHECK(generate(model, -1, ids, lengths, 6, &how, tokens, counts, scores) == TMOE_OK);
     for (int i = 0, at = 0; i < 6; at += lengths[i++]) {
         int alone[12], n;
         float score;
-        CHECK(tmoe_generate(model, -1, NULL, ids + at, lengths + i, 1, &how, alone, &n, &score)
-            == TMOE_OK);
+        CHECK(generate(model, -1, ids + at, lengths + i, 1, &how, alone, &n, &score) == TMOE_OK);
         CHECK(n == counts[i] && memcmp(alone, tokens + i * 12, (size_t)n * sizeof(int)) == 0);
         CHECK_NEAR(score, scores[i], 1e-4);
         tmoei_texts source, label;
@@ -618,16 +614,13 @@ static void test_generation_keeps_its_promises(void)
         CHECK_NEAR(likelihood, score, 2e-4);
     }
     how.beams = 0;
-    CHECK(tmoe_generate(model, -1, NULL, ids, lengths, 6, &how, tokens, counts, scores)
-        == TMOE_ERR_ARGUMENT);
+    CHECK(generate(model, -1, ids, lengths, 6, &how, tokens, counts, scores) == TMOE_ERR_ARGUMENT);
     how.beams = 2;
     how.returned = 3;
-    CHECK(tmoe_generate(model, -1, NULL, ids, lengths, 6, &how, tokens, counts, scores)
-        == TMOE_ERR_ARGUMENT);
+    CHECK(generate(model, -1, ids, lengths, 6, &how, tokens, counts, scores) == TMOE_ERR_ARGUMENT);
     how.returned = 1;
     ids[1] = 259;
-    CHECK(tmoe_generate(model, -1, NULL, ids, lengths, 6, &how, tokens, counts, scores)
-        == TMOE_ERR_ARGUMENT);
+    CHECK(generate(model, -1, ids, lengths, 6, &how, tokens, counts, scores) == TMOE_ERR_ARGUMENT);
     CHECK_HAS(tmoe_error_message(ctx), "request 0");
     ctx->error = TMOE_OK;
     tmoe_model_destroy(model);

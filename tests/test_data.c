@@ -783,6 +783,20 @@ static void test_a_gain_that_is_the_same_everywhere_has_no_interval(void)
     CHECK(c.relative_gain[2] - c.relative_gain[1] > 0.01);
 }
 
+/* tmoe_route_correlations in one line. */
+static tmoe_result correlations(const float *routes, int tasks, int columns, const float *feature,
+    int permutations, double *r, double *p)
+{
+    tmoe_correlation_test test;
+    test.routes = routes;
+    test.tasks = tasks;
+    test.columns = columns;
+    test.feature = feature;
+    test.permutations = permutations;
+    test.seed = 1;
+    return tmoe_route_correlations(ctx, &test, r, p);
+}
+
 /* Three tasks have three places for the 1 of a feature, each equally likely in a shuffle: |r| there
  * is as 3, 1 and 2, so p is 1/3, 1 and 2/3. The data as they are count as one of the shuffles: a p
  * is never 0. */
@@ -794,17 +808,16 @@ static void test_p_is_the_share_of_all_shuffles(void)
     double r, p;
     for (int place = 0; place < 3; place++) {
         for (int t = 0; t < 3; t++) feature[t] = t == place ? 1.0f : 0.0f;
-        CHECK(tmoe_route_correlations(ctx, routes, 3, 1, feature, 3000, 1, &r, &p) == TMOE_OK);
+        CHECK(correlations(routes, 3, 1, feature, 3000, &r, &p) == TMOE_OK);
         CHECK_NEAR(p, expected[place], 0.04);
         CHECK((r > 0.0) == (place == 0));
-        CHECK(tmoe_route_correlations(ctx, routes, 3, 1, feature, 0, 1, &r, &p) == TMOE_OK
-            && p == 1.0);
+        CHECK(correlations(routes, 3, 1, feature, 0, &r, &p) == TMOE_OK && p == 1.0);
     }
     for (int t = 0; t < 40; t++) {
         many[t] = (float)t;
         feature[t] = t < 20 ? 0.0f : 1.0f;
     }
-    CHECK(tmoe_route_correlations(ctx, many, 40, 1, feature, 9, 1, &r, &p) == TMOE_OK);
+    CHECK(correlations(many, 40, 1, feature, 9, &r, &p) == TMOE_OK);
     CHECK_NEAR(p, 0.1, 1e-12);
 }
 
@@ -824,7 +837,7 @@ static void test_route_correlations_find_planted_features_only(void)
                                        : tmoei_uniform(tmoei_random(3, 1, (uint64_t)(t * C + c)))
                     + (c == 2 && t % 4 == 0 ? 0.8f : 0.0f);
     for (int t = 0; t < N; t++) feature[t] = t % 4 == 0 ? 1.0f : 0.0f;
-    CHECK(tmoe_route_correlations(ctx, routes, N, C, feature, 500, 1, r, p) == TMOE_OK);
+    CHECK(correlations(routes, N, C, feature, 500, r, p) == TMOE_OK);
     for (int c = 0; c < C; c++) { /* against the definition, cov / (sd sd) */
         double mx = 0.0, my = 0.0, xy = 0.0, xx = 0.0, yy = 0.0;
         for (int t = 0; t < N; t++) {
@@ -848,7 +861,7 @@ static void test_route_correlations_find_planted_features_only(void)
         double least = 1.0;
         for (int t = 0; t < N; t++)
             feature[t] = tmoei_random(9, (uint64_t)k, (uint64_t)t) % 2 ? 1.0f : 0.0f;
-        CHECK(tmoe_route_correlations(ctx, routes, N, C, feature, 200, 1, r, p) == TMOE_OK);
+        CHECK(correlations(routes, N, C, feature, 200, r, p) == TMOE_OK);
         for (int c = 0; c < C; c++)
             if (p[c] < least) least = p[c];
         CHECK(least > 0.0);

@@ -4,6 +4,7 @@
 #define TASKMOE_IMPLEMENTATION
 #include "taskmoe.h"
 #include "test.h"
+#include "generate.h"
 #include "small.h"
 
 static float *tensor(const tmoe_model *model, const char *name, size_t *n)
@@ -742,8 +743,8 @@ static void test_decoding_begins_as_training_does(void)
         for (int r = 0; r < 3; r++) lengths[r] = b->source.offsets[r + 1] - b->source.offsets[r];
         how = *tmoe_model_generation(s.model);
         how.max_length = 4;
-        CHECK(tmoe_generate(s.model, 0, NULL, b->source.ids, lengths, 3, &how, tokens, counts, NULL)
-            == TMOE_OK);
+        CHECK(
+            generate(s.model, 0, b->source.ids, lengths, 3, &how, tokens, counts, NULL) == TMOE_OK);
         for (int r = 0; x && r < 3; r++) {
             const float *row = x + b->target.offsets[r] * s.model->V;
             int best = 0;

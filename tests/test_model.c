@@ -4,6 +4,7 @@
 #define TASKMOE_IMPLEMENTATION
 #include "taskmoe.h"
 #include "test.h"
+#include "generate.h"
 #include "small.h"
 
 static double loss_of(set *s)
@@ -500,12 +501,15 @@ static void test_ranking_takes_the_most_likely_label(void)
     if (!s.trainer) return;
     tmoe_task task = *tmoe_suite_task(s.suite, 0);
     for (int i = 0; i < 60; i++) CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
-    CHECK(tmoe_choose_label(s.model, &task, NULL, inputs, 3, 0, chosen) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_choose_label(s.model, &task, NULL, inputs, 3, TMOE_LABEL_SUM, chosen)
+        == TMOE_ERR_ARGUMENT);
     CHECK_HAS(tmoe_error_message(s.ctx), "closed set");
     task.labels = labels;
     task.label_count = 3;
     for (int normalised = 0; normalised < 2; normalised++) {
-        CHECK(tmoe_choose_label(s.model, &task, NULL, inputs, 3, normalised, chosen) == TMOE_OK);
+        CHECK(
+            tmoe_choose_label(s.model, &task, NULL, inputs, 3, (tmoe_label_score)normalised, chosen)
+            == TMOE_OK);
         for (int i = 0; i < 3; i++) {
             double best = -1e30;
             int expected = -1, ids[64];
@@ -758,8 +762,10 @@ static void test_saved_and_loaded_model_answers_the_same(void)
         CHECK(memcmp(&loaded->config, &s.model->config, sizeof loaded->config) == 0
             && loaded->step == 8);
         CHECK_TEXT(tmoe_model_task(loaded, 2)->name, "twice");
-        CHECK(tmoe_answer(s.model, "Give the last letter.", "lamp", one, sizeof one) == TMOE_OK);
-        CHECK(tmoe_answer(loaded, "Give the last letter.", "lamp", two, sizeof two) == TMOE_OK);
+        CHECK(tmoe_answer_unseen(s.model, "Give the last letter.", "lamp", one, sizeof one)
+            == TMOE_OK);
+        CHECK(tmoe_answer_unseen(loaded, "Give the last letter.", "lamp", two, sizeof two)
+            == TMOE_OK);
         CHECK_TEXT(one, two);
         CHECK(tmoe_model_parameters(loaded, &n) > n);
     }
@@ -779,7 +785,7 @@ static void test_an_instruction_that_is_not_read_does_not_change_an_answer(void)
     set s = make(1, &c, &training);
     if (!s.trainer) return;
     CHECK(tmoe_answer(s.model, "upper", "lamp", one, sizeof one) == TMOE_OK);
-    CHECK(tmoe_answer(s.model,
+    CHECK(tmoe_answer_unseen(s.model,
               "An instruction that is much too long for the few tokens that this small model can "
               "read, were it to read it at all, "
               "which it must not, because its configuration says that the encoder reads the input "
@@ -920,12 +926,10 @@ static void test_requests_answered_together_are_as_each_alone(void)
             g.max_length = LONG;
             g.early_stopping = beams % 2 ? TMOE_EARLY_STOPPING_TRUE : TMOE_EARLY_STOPPING_NEVER;
             memset(together, 0, sizeof together);
-            CHECK(tmoe_generate(model, -1, NULL, ids, lengths, N, &g, together, counts, NULL)
-                == TMOE_OK);
+            CHECK(generate(model, -1, ids, lengths, N, &g, together, counts, NULL) == TMOE_OK);
             for (int r = 0, at = 0; r < N; at += lengths[r++]) {
                 memset(alone, 0, sizeof alone);
-                CHECK(
-                    tmoe_generate(model, -1, NULL, ids + at, lengths + r, 1, &g, alone, count, NULL)
+                CHECK(generate(model, -1, ids + at, lengths + r, 1, &g, alone, count, NULL)
                     == TMOE_OK);
                 for (int b = 0; b < beams; b++) {
                     other += counts[r * beams + b] != counts[0];
@@ -1120,7 +1124,7 @@ static tmoe_result whole_life(counter *c, const tmoe_ctx_config *config)
         }
         if (result == TMOE_OK) result = tmoe_answer(loaded, "upper", "apple", text, sizeof text);
         if (result == TMOE_OK)
-            result = tmoe_answer(loaded, "an unseen task", "apple", text, sizeof text);
+            result = tmoe_answer_unseen(loaded, "an unseen task", "apple", text, sizeof text);
     }
     tmoe_model_destroy(loaded);
     tmoe_model_destroy(model);
