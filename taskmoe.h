@@ -235,6 +235,8 @@ TMOE_DEF const char *tmoe_result_name(tmoe_result result);
 /* tmoe_ctx_isa - the instruction set in use: "AVX-512", "AVX2", "NEON" or "C".     thread  any
  * */
 TMOE_DEF const char *tmoe_ctx_isa(const tmoe_ctx *ctx);
+/* tmoe_ctx_threads - the number of lanes that work is split over.     thread  any */
+TMOE_DEF int tmoe_ctx_threads(const tmoe_ctx *ctx);
 /* tmoe_ctx_bytes - bytes out now; the most ever into *peak (or NULL) */
 TMOE_DEF size_t tmoe_ctx_bytes(const tmoe_ctx *ctx, size_t *peak);
 /* tmoe_version - TMOE_VERSION of the implementation.   thread  any */
@@ -1125,6 +1127,72 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name,
     && (!defined(TASKMOE_IMPLEMENTATION_ONCE) || defined(TMOEI_PASS))
 #ifndef TMOEI_PASS
 #define TASKMOE_IMPLEMENTATION_ONCE
+/* The implementation uses the letters of the papers, and some words that other headers define as
+ * macros (<windows.h>, <complex.h>, Qt). The program's macros of these names come back at its end. */
+#pragma push_macro("A")
+#undef A
+#pragma push_macro("B")
+#undef B
+#pragma push_macro("C")
+#undef C
+#pragma push_macro("D")
+#undef D
+#pragma push_macro("E")
+#undef E
+#pragma push_macro("F")
+#undef F
+#pragma push_macro("G")
+#undef G
+#pragma push_macro("H")
+#undef H
+#pragma push_macro("I")
+#undef I
+#pragma push_macro("J")
+#undef J
+#pragma push_macro("K")
+#undef K
+#pragma push_macro("L")
+#undef L
+#pragma push_macro("M")
+#undef M
+#pragma push_macro("N")
+#undef N
+#pragma push_macro("O")
+#undef O
+#pragma push_macro("P")
+#undef P
+#pragma push_macro("Q")
+#undef Q
+#pragma push_macro("R")
+#undef R
+#pragma push_macro("S")
+#undef S
+#pragma push_macro("T")
+#undef T
+#pragma push_macro("U")
+#undef U
+#pragma push_macro("V")
+#undef V
+#pragma push_macro("W")
+#undef W
+#pragma push_macro("X")
+#undef X
+#pragma push_macro("Y")
+#undef Y
+#pragma push_macro("Z")
+#undef Z
+#pragma push_macro("far")
+#undef far
+#pragma push_macro("max")
+#undef max
+#pragma push_macro("min")
+#undef min
+#pragma push_macro("near")
+#undef near
+#pragma push_macro("slots")
+#undef slots
+#pragma push_macro("small")
+#undef small
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -1175,9 +1243,8 @@ extern "C" {
 #include <sys/time.h>
 #include <unistd.h>
 #endif
-/* -std=c99 hides what POSIX adds unless a feature macro came before the first system header; a
- * program may have included some already, so the few calls we need are declared here where the
- * headers did not. */
+/* With -std=c99, glibc declares these three only if a feature macro was defined before the first
+ * system header. The program may have included that header already, so they are declared here. */
 #if defined(__linux__)
 #ifndef MADV_HUGEPAGE
 #define MADV_HUGEPAGE 14
@@ -1197,8 +1264,18 @@ extern int madvise(void *address, size_t bytes, int advice), fileno(FILE *file),
 #define TMOEI_PREFETCH_L2(p) (void)0
 #endif
 #define TMOEI_ALIGN 64u           /* bytes: one cache line, one AVX-512 register */
-#define TMOEI_MESSAGE_BYTES 32768 /* all names of the tensors of a large BART */
+#define TMOEI_MESSAGE_BYTES 32768 /* room for the names of all tensors of a large BART */
 #define TMOEI_LANES_MAX 64
+
+static int tmoei_least(int a, int b)
+{
+    return a < b ? a : b;
+}
+
+static size_t tmoei_least_size(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
 
 /* ==== >>errors: the first cause is kept, with the values and the rule that was broken ========= */
 
@@ -1206,18 +1283,19 @@ struct tmoe_ctx {
     tmoe_ctx_config config;
     tmoe_result error;
     char message[TMOEI_MESSAGE_BYTES];
-    size_t bytes_now, bytes_peak;         /* what tmoei_alloc has out, and the most it ever had */
+    size_t bytes_now, bytes_peak;         /* allocated now, and the most so far */
     const struct tmoei_kernels *kernels;  /* >>kernels: function table of one instruction set */
     struct tmoei_pool *pool;              /* >>parallel */
-    int lanes;                            /* = config.threads, at least 1 */
-    int tile_rows, block_columns;         /* >>products: cut to the caches */
-    float *lane_scratch[TMOEI_LANES_MAX]; /* packing buffers, one a lane */
+    int lanes;                            /* that work is split over, at least 1 */
+    int tile_rows, block_columns;         /* >>products: sizes that fit the caches */
+    float *lane_scratch[TMOEI_LANES_MAX]; /* packing buffers, one for each lane */
     float *shared_scratch;                /* packing buffer that the lanes fill together */
-    int keeping; /* >>products: weights of few-row products are kept packed */
+    int keeping; /* >>products: weights of products of few rows are kept packed */
     struct tmoei_kept *kept;
 };
-/* Notes the first cause of trouble and returns the code. Later causes are consequences: they are
- * dropped. */
+
+/* Stores the code and message of the first failure, and returns the code. Later failures follow
+ * from the first, so they are ignored. */
 TMOEI_PRINTF(3, 4)
 
 static tmoe_result tmoei_fail(tmoe_ctx *ctx, tmoe_result code, const char *format, ...)
@@ -1232,7 +1310,8 @@ static tmoe_result tmoei_fail(tmoe_ctx *ctx, tmoe_result code, const char *forma
     return code;
 }
 
-/* Every public call that can fail begins with this: the error it leaves behind is its own. */
+/* The first statement of every public function that can fail, except the tape's operations: they
+ * return NULL after a failure, so that its cause is kept until the tape is reset. */
 static void tmoei_begin(tmoe_ctx *ctx)
 {
     ctx->error = TMOE_OK;
@@ -1249,8 +1328,9 @@ static void tmoei_begin(tmoe_ctx *ctx)
         const tmoe_result tried = (call); \
         if (tried != TMOE_OK) return tried; \
     } while (0)
-/* Notes a problem in `text`; all of them end in one message, which ends in "..." where it is full.
- * */
+
+/* Appends one problem to `text`, which becomes one message about all of them. A text that is full
+ * ends in "...". */
 TMOEI_PRINTF(3, 4)
 
 static void tmoei_problem(char *text, size_t size, const char *format, ...)
@@ -1269,7 +1349,7 @@ static void tmoei_problem(char *text, size_t size, const char *format, ...)
 
 /* ==== >>memory: every byte comes through here; sizes are checked before they are multiplied === */
 
-/* a * b + c into *out; 0 when that does not fit. */
+/* *out = a * b + c; returns 0 if that overflows. */
 static int tmoei_size(size_t *out, size_t a, size_t b, size_t c)
 {
     if (b != 0 && a > ((size_t)-1 - c) / b) return 0;
@@ -1277,24 +1357,25 @@ static int tmoei_size(size_t *out, size_t a, size_t b, size_t c)
     return 1;
 }
 
-/* A large block wants 2 MiB pages: +28 % on memory reads of one thread (Zen 4). */
+/* Advises the system to back a large block with 2 MiB pages: memory is read 28 % faster by one
+ * thread (Zen 4). */
 static void tmoei_huge_pages(void *raw, size_t bytes)
 {
     (void)raw;
     (void)bytes;
 #if defined(__linux__)
     const size_t page = (size_t)2 << 20;
-    uintptr_t first = ((uintptr_t)raw + page - 1) & ~(uintptr_t)(page - 1);
-    uintptr_t end = ((uintptr_t)raw + bytes) & ~(uintptr_t)(page - 1);
+    const uintptr_t first = ((uintptr_t)raw + page - 1) & ~(uintptr_t)(page - 1);
+    const uintptr_t end = ((uintptr_t)raw + bytes) & ~(uintptr_t)(page - 1);
     if (end > first + page) (void)madvise((void *)first, (size_t)(end - first), MADV_HUGEPAGE);
 #endif
 }
 
-/* In the line before every block: the size asked of the system, the way back to its first byte, and
- * what an owner got before. */
+/* The 64 bytes before every block. */
 typedef struct tmoei_block {
-    size_t bytes, offset;
-    void *before;
+    size_t bytes;  /* requested from the system */
+    size_t offset; /* of the block in them */
+    void *before;  /* the block that its owner allocated before this one */
 } tmoei_block;
 
 static tmoei_block *tmoei_head_of(void *block)
@@ -1302,20 +1383,23 @@ static tmoei_block *tmoei_head_of(void *block)
     return (tmoei_block *)(void *)((char *)block - TMOEI_ALIGN);
 }
 
-/* 64-byte aligned, zeroed on request; NULL and TMOE_ERR_MEMORY when there is none. */
+/* 64-byte aligned, zeroed if `zero`; NULL and TMOE_ERR_MEMORY where the allocator refuses. */
 static void *tmoei_alloc(tmoe_ctx *ctx, size_t count, size_t element_bytes, int zero)
 {
     size_t bytes;
     if (!tmoei_size(&bytes, count, element_bytes, 2u * TMOEI_ALIGN))
         return TMOEI_FAIL_NULL(ctx, TMOE_ERR_MEMORY,
-            "memory: %lu x %lu bytes is more than an address can "
-            "hold",
-            (unsigned long)count, (unsigned long)element_bytes);
-    char *raw = (char *)(ctx->config.alloc_fn ? ctx->config.alloc_fn(bytes, ctx->config.alloc_user)
-                                              : TMOE_MALLOC(bytes));
+            "memory: %lu x %lu bytes is more than an address can hold", (unsigned long)count,
+            (unsigned long)element_bytes);
+    char *raw;
+    if (ctx->config.alloc_fn)
+        raw = (char *)ctx->config.alloc_fn(bytes, ctx->config.alloc_user);
+    else
+        raw = (char *)TMOE_MALLOC(bytes);
     if (!raw)
         return TMOEI_FAIL_NULL(ctx, TMOE_ERR_MEMORY, "memory: %lu bytes were refused (%lu in use)",
             (unsigned long)bytes, (unsigned long)ctx->bytes_now);
+
     char *block = raw + TMOEI_ALIGN + (TMOEI_ALIGN - (size_t)((uintptr_t)raw % TMOEI_ALIGN));
     tmoei_head_of(block)->bytes = bytes;
     tmoei_head_of(block)->offset = (size_t)(block - raw);
@@ -1338,14 +1422,15 @@ static void tmoei_free(tmoe_ctx *ctx, void *block)
         TMOE_FREE(raw);
 }
 
-/* Makes *slot (a pointer to a block, or NULL) hold at least `need` elements by doubling, contents
- * kept. 0 on failure; the old block stays as it was. */
+/* Makes the block that *slot points to (NULL: none yet) hold at least `need` elements, with its
+ * contents kept. `slot` is the address of a pointer of any type. The capacity doubles, so n
+ * additions copy O(n) elements. Returns 0 on failure; the old block is then unchanged. */
 static int tmoei_grow(tmoe_ctx *ctx, void *slot, size_t *capacity, size_t need,
     size_t element_bytes)
 {
     size_t wanted = *capacity < 8 ? 8 : *capacity;
     void *block, *bigger;
-    memcpy(&block, slot, sizeof block); /* whatever type it points to */
+    memcpy(&block, slot, sizeof block);
     if (block && need <= *capacity) return 1;
     while (wanted < need) wanted = wanted > ((size_t)-1) / 2 ? need : wanted * 2;
     if (!(bigger = tmoei_alloc(ctx, wanted, element_bytes, 0))) return 0;
@@ -1356,7 +1441,7 @@ static int tmoei_grow(tmoe_ctx *ctx, void *slot, size_t *capacity, size_t need,
     return 1;
 }
 
-/* Blocks that are freed together: each remembers the one before it. */
+/* Blocks that are freed together; their heads link each to the one allocated before it. */
 typedef struct tmoei_owner {
     tmoe_ctx *ctx;
     void *last;
@@ -1395,34 +1480,47 @@ static void tmoei_owner_free(tmoei_owner *owner)
 
 /* ==== >>bytes: UTF-8, buffers that grow, whole files ========================================== */
 
-/* Bytes of the UTF-8 character at text[at], its code into *code; 0 when it is not valid (overlong,
- * surrogate, past the end, above U+10FFFF). */
+/* Reads the UTF-8 character at text[at] into *code and returns its number of bytes; 0 if it is not
+ * valid (overlong, a surrogate, cut off, above U+10FFFF). */
 static size_t tmoei_utf8_next(const char *text, size_t length, size_t at, uint32_t *code)
 {
-    static const uint32_t least[5] = { 0, 0, 0x80, 0x800, 0x10000 }; /* shorter ones are overlong */
+    static const uint32_t least[5] = { 0, 0, 0x80, 0x800, 0x10000 }; /* code of so many bytes */
     const unsigned char *s = (const unsigned char *)text + at;
     if (at >= length) return 0;
     if (s[0] < 0x80) {
         *code = s[0];
         return 1;
     }
-    const size_t n = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2;
+    size_t n = 2;
+    if (s[0] >= 0xe0) n = 3;
+    if (s[0] >= 0xf0) n = 4;
     if (s[0] < 0xc2 || s[0] > 0xf4 || length - at < n) return 0;
+
     uint32_t c = s[0] & (0xffu >> (n + 1));
     for (size_t i = 1; i < n; i++) {
         if ((s[i] & 0xc0) != 0x80) return 0;
         c = c << 6 | (s[i] & 0x3fu);
     }
     *code = c;
-    return c < least[n] || c > 0x10ffff || (c >= 0xd800 && c <= 0xdfff) ? 0 : n;
+    const int surrogate = c >= 0xd800 && c <= 0xdfff;
+    return c < least[n] || c > 0x10ffff || surrogate ? 0 : n;
 }
 
-/* Writes a code point as UTF-8; gives its bytes. */
+/* Writes a code point as UTF-8 and returns its number of bytes. */
 static size_t tmoei_utf8_put(uint32_t c, char *out)
 {
-    const size_t n = c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
-    for (size_t i = n - 1; i > 0; i--, c >>= 6) out[i] = (char)(0x80 | (c & 63));
-    out[0] = (char)(n == 1 ? c : (0xf00u >> n & 0xffu) | c); /* as many leading ones as bytes */
+    if (c < 0x80) {
+        out[0] = (char)c;
+        return 1;
+    }
+    size_t n = 2;
+    if (c >= 0x800) n = 3;
+    if (c >= 0x10000) n = 4;
+    for (size_t i = n - 1; i > 0; i--) {
+        out[i] = (char)(0x80 | (c & 63));
+        c >>= 6;
+    }
+    out[0] = (char)((0xf00u >> n & 0xffu) | c); /* as many leading ones as there are bytes */
     return n;
 }
 
@@ -1449,6 +1547,7 @@ static int tmoei_is_white_space(uint32_t c)
 
 /* ---- buffer ---------------------------------------------------------------------------------- */
 
+/* A growing text; data[length] is 0. Once an allocation has failed, additions are ignored. */
 typedef struct tmoei_buffer {
     char *data;
     size_t length, capacity;
@@ -1460,7 +1559,8 @@ static void tmoei_buffer_add(tmoe_ctx *ctx, tmoei_buffer *b, const char *bytes, 
     b->failed = b->failed || !tmoei_grow(ctx, &b->data, &b->capacity, b->length + n + 1, 1);
     if (b->failed) return;
     if (n) memcpy(b->data + b->length, bytes, n);
-    b->data[b->length += n] = 0;
+    b->length += n;
+    b->data[b->length] = 0;
 }
 
 static void tmoei_buffer_free(tmoe_ctx *ctx, tmoei_buffer *buffer)
@@ -1469,8 +1569,9 @@ static void tmoei_buffer_free(tmoe_ctx *ctx, tmoei_buffer *buffer)
     memset(buffer, 0, sizeof *buffer);
 }
 
+/* ASCII letters and digits; bytes of all other characters count as letters. */
 static int tmoei_is_word_byte(unsigned char c)
-{ /* bytes of other alphabets are letters */
+{
     return c >= 128 || (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
 }
 
@@ -1486,22 +1587,25 @@ static unsigned char tmoei_lower(unsigned char c)
 
 /* ---- whole files ----------------------------------------------------------------------------- */
 
-/* The file and a NUL behind it; NULL with the reason in the context. */
+/* The file's bytes with a 0 behind them, their number in *length; NULL and the reason in the
+ * context if it cannot be read or has more than limit_bytes. */
 static char *tmoei_read_file(tmoe_ctx *ctx, const char *path, size_t limit_bytes, size_t *length)
 {
     tmoei_buffer buffer = { NULL, 0, 0, 0 };
     char block[16384];
-    size_t n;
+    *length = 0;
     errno = 0;
     FILE *file = fopen(path, "rb");
     if (!file)
         return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FILE, "%s: cannot be opened: %s", path,
             strerror(errno));
-    tmoei_buffer_add(ctx, &buffer, "", 0);
-    while (!buffer.failed && buffer.length <= limit_bytes
-        && (n = fread(block, 1, sizeof block, file)) > 0)
+    size_t n = 0;
+    do {
         tmoei_buffer_add(ctx, &buffer, block, n);
-    const int unread = ferror(file), large = buffer.length > limit_bytes;
+        n = fread(block, 1, sizeof block, file);
+    } while (n > 0 && !buffer.failed && buffer.length + n <= limit_bytes);
+
+    const int unread = ferror(file), large = n > 0 && !buffer.failed;
     if (unread)
         (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be read: %s", path, strerror(errno));
     else if (large)
@@ -1509,7 +1613,7 @@ static char *tmoei_read_file(tmoe_ctx *ctx, const char *path, size_t limit_bytes
             (unsigned long)limit_bytes);
     (void)fclose(file);
     if (unread || large || buffer.failed) tmoei_buffer_free(ctx, &buffer);
-    *length = buffer.length; /* 0 without a text */
+    *length = buffer.length;
     return buffer.data;
 }
 
@@ -1523,8 +1627,8 @@ static void tmoei_unmap(char *bytes, size_t size)
 #endif
 }
 
-/* The whole file, mapped where the system can: pages are read when they are used, and written to a
- * copy. */
+/* The whole file, mapped (*mapped = 1) where the system can: pages are read when they are used, and
+ * what is written to them stays in this process. Elsewhere it is read. */
 static char *tmoei_map_file(tmoe_ctx *ctx, const char *path, size_t *size, int *mapped)
 {
     *mapped = 0;
@@ -1532,12 +1636,15 @@ static char *tmoei_map_file(tmoe_ctx *ctx, const char *path, size_t *size, int *
     const int file = open(path, O_RDONLY);
     struct stat about;
     void *bytes = MAP_FAILED;
-    if (file >= 0 && fstat(file, &about) == 0 && S_ISREG(about.st_mode) && about.st_size > 0)
-        bytes =
-            mmap(NULL, *size = (size_t)about.st_size, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
+    if (file >= 0 && fstat(file, &about) == 0 && S_ISREG(about.st_mode) && about.st_size > 0) {
+        *size = (size_t)about.st_size;
+        bytes = mmap(NULL, *size, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
+    }
     if (file >= 0) (void)close(file);
-    *mapped = bytes != MAP_FAILED;
-    if (*mapped) return (char *)bytes;
+    if (bytes != MAP_FAILED) {
+        *mapped = 1;
+        return (char *)bytes;
+    }
 #endif
     return tmoei_read_file(ctx, path, (size_t)-1 / 4, size);
 }
@@ -1623,8 +1730,7 @@ static int tmoei_lines_next(tmoei_lines *lines)
 
 /* ==== >>random: counter-based, so the state is one seed and nothing ever has to be rewound ==== */
 
-/* value = mix(mix(seed, stream), counter); mix is the finaliser of SplitMix64 (Steele, Lea, Flood
- * 2014). */
+/* The finaliser of SplitMix64 (Steele, Lea, Flood 2014). */
 static uint64_t tmoei_mix64(uint64_t z)
 {
     z = (z ^ (z >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
@@ -1632,34 +1738,37 @@ static uint64_t tmoei_mix64(uint64_t z)
     return z ^ (z >> 31);
 }
 
+/* 64 random bits: mix(mix(seed + g (stream + 1)) + g (counter + 1)), g = 2^64 / golden ratio. */
 static uint64_t tmoei_random(uint64_t seed, uint64_t stream, uint64_t counter)
 {
-    const uint64_t golden = UINT64_C(0x9e3779b97f4a7c15); /* 2^64 / golden ratio, odd */
+    const uint64_t golden = UINT64_C(0x9e3779b97f4a7c15);
     return tmoei_mix64(tmoei_mix64(seed + golden * (stream + 1)) + golden * (counter + 1));
 }
 
-/* in (0, 1): 24 random bits plus one half, so neither end is ever met and log() is safe */
+/* In (0, 1): 24 random bits plus one half, so it is never 0 or 1 and its logarithm is finite. */
 static float tmoei_uniform(uint64_t random)
 {
     return ((float)(random >> 40) + 0.5f) * (1.0f / 16777216.0f);
 }
 
-/* 0 <= result < n, n >= 1; the bias of at most n / 2^64 is of no account here */
+/* 0 <= result < n, n >= 1. The bias, at most n / 2^64, does not matter here. */
 static size_t tmoei_below(uint64_t random, size_t n)
 {
     return (size_t)(random % (uint64_t)n);
 }
 
-/* standard normal by Box and Muller 1958, from two uniforms of the same counter */
+/* Standard normal (Box and Muller 1958): sqrt(-2 log u) cos(2 pi v), u and v uniform. Uses counters
+ * 2 counter and 2 counter + 1. */
 static float tmoei_normal(uint64_t seed, uint64_t stream, uint64_t counter)
 {
-    float u = tmoei_uniform(tmoei_random(seed, stream, 2 * counter));
-    float v = tmoei_uniform(tmoei_random(seed, stream, 2 * counter + 1));
+    const float u = tmoei_uniform(tmoei_random(seed, stream, 2 * counter));
+    const float v = tmoei_uniform(tmoei_random(seed, stream, 2 * counter + 1));
     return sqrtf(-2.0f * logf(u)) * cosf(6.28318530718f * v);
 }
 
-/* `wanted` different numbers below n: the first places of a shuffle (Fisher-Yates). Gives how many;
- * that many counters are used, from `counter` on. */
+/* The first min(wanted, n) places of order (n) become different random numbers below n: the start of
+ * a shuffle (Fisher-Yates). Returns their number, which is that of the counters used, from
+ * `counter` on. */
 static int tmoei_draw(uint64_t seed, uint64_t stream, uint64_t counter, int *order, int n,
     int wanted)
 {
@@ -1746,34 +1855,42 @@ static uint64_t tmoei_batch_counter(int64_t step, int draw)
 #define TMOEI_ARM 1
 #include <arm_neon.h>
 #endif
+
 #ifdef TMOEI_X86
-/* What the processor can do AND the system saves: raw cpuid, __builtin_cpu_supports has writable
- * state. */
+/* The instruction set that the processor has and whose registers the system saves. By cpuid itself,
+ * as __builtin_cpu_supports links writable data into the program. */
 __attribute__((unused)) static tmoe_isa tmoei_isa_best(void)
 {
-    unsigned a, b, c, d, low, high;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1u) || !(c >> 12 & 1u)) return TMOE_ISA_C;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    (void)high; /* above: OSXSAVE, FMA */
-    if ((low & 6u) != 6u || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b >> 5 & 1u))
-        return TMOE_ISA_C;
-    if ((low & 0xe6u) == 0xe6u && (b >> 16 & 1u) && (b >> 17 & 1u) && (b >> 30 & 1u)
-        && (b >> 31 & 1u))
-        return TMOE_ISA_AVX512; /* zmm saved; F, DQ, BW, VL */
-    return TMOE_ISA_AVX2;       /* xmm and ymm saved */
+    const unsigned fma = 1u << 12, saves_registers = 1u << 27; /* leaf 1, ecx: FMA, OSXSAVE */
+    const unsigned avx2 = 1u << 5;                             /* leaf 7, ebx */
+    const unsigned avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* leaf 7, ebx: F DQ BW VL */
+    const unsigned ymm = 0x06u, zmm = 0xe6u; /* of xgetbv: what is saved */
+    unsigned a, b, c, d, saved, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d)) return TMOE_ISA_C;
+    if (!(c & fma) || !(c & saves_registers)) return TMOE_ISA_C;
+    __asm__ volatile("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+    (void)high;
+    if ((saved & ymm) != ymm) return TMOE_ISA_C;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & avx2)) return TMOE_ISA_C;
+    if ((saved & zmm) != zmm || (b & avx512) != avx512) return TMOE_ISA_AVX2;
+    return TMOE_ISA_AVX512;
 }
 
-/* Data caches of one core: leaf 4 (Intel) or 0x8000001D (AMD), which share their layout. */
+/* Sizes of the data caches: of the second level, which a core has for itself, and of the third.
+ * Intel describes them in cpuid's leaf 4, AMD in leaf 0x8000001D; both have the same layout. */
 static void tmoei_cache_sizes(size_t *l2, size_t *l3)
 {
-    unsigned a, b, c, d, i, leaf = 0x8000001du;
+    unsigned a, b, c, d, leaf = 0x8000001du;
     if (!__get_cpuid_count(leaf, 0, &a, &b, &c, &d) || !(a & 31u)) leaf = 4;
-    for (i = 0; i < 8 && __get_cpuid_count(leaf, i, &a, &b, &c, &d) && (a & 31u); i++) {
-        const size_t bytes =
-            (size_t)((b >> 22) + 1) * ((b >> 12 & 1023u) + 1) * ((b & 4095u) + 1) * (c + 1u);
-        if ((a & 31u) == 2) continue; /* instructions */
-        if ((a >> 5 & 7u) == 2) *l2 = bytes;
-        if ((a >> 5 & 7u) == 3) *l3 = bytes;
+    for (unsigned i = 0; i < 8; i++) {
+        if (!__get_cpuid_count(leaf, i, &a, &b, &c, &d)) return;
+        const unsigned kind = a & 31u, level = a >> 5 & 7u; /* kind 0: none, 2: of instructions */
+        const size_t ways = (b >> 22) + 1u, partitions = (b >> 12 & 1023u) + 1u;
+        const size_t line = (b & 4095u) + 1u, sets = (size_t)c + 1u;
+        if (kind == 0) return;
+        if (kind == 2) continue;
+        if (level == 2) *l2 = ways * partitions * line * sets;
+        if (level == 3) *l3 = ways * partitions * line * sets;
     }
 }
 #else
@@ -1783,52 +1900,79 @@ static void tmoei_cache_sizes(size_t *l2, size_t *l3)
     (void)l3;
 }
 #endif
-/* Numbers below 1.2e-38 cost Intel processors a factor of 5 in a whole training step: they are
- * flushed to zero inside the library's own work, and the caller's mode is given back. */
+
+/* ---- denormal numbers ---------------------------------------------------------------------------
+ * The rule: wherever the library computes, on the caller's thread as on the lanes, floats below
+ * 1.2e-38 (denormals) are zero when they are read and when they would be written. So the bits do
+ * not depend on the number of threads; and a training step on an Intel processor could take five
+ * times as long with denormals. tmoei_parallel, the operations of the tape, and the public functions that
+ * compute outside of these enter the mode, and leave it as the caller had it. To enter it again
+ * costs the reading of one register. A build without vector units (TMOE_ISA_C only) has no such
+ * mode: there denormals are numbers, on all threads. */
 typedef uint64_t tmoei_float_mode;
 #if defined(TMOEI_X86)
-static void tmoei_float_mode_leave(tmoei_float_mode mode)
+#define TMOEI_FLUSH 0x8040u /* bits of mxcsr: flush to zero, denormals are zero */
+
+static tmoei_float_mode tmoei_float_mode_get(void)
+{
+    return _mm_getcsr();
+}
+
+static void tmoei_float_mode_set(tmoei_float_mode mode)
 {
     _mm_setcsr((unsigned)mode);
 }
-
-static tmoei_float_mode tmoei_float_mode_enter(void)
-{
-    const unsigned mode = _mm_getcsr();
-    _mm_setcsr(mode | 0x8040u); /* flush to zero, denormals are zero */
-    return mode;
-}
 #elif defined(TMOEI_ARM)
-static void tmoei_float_mode_leave(tmoei_float_mode mode)
-{
-    __asm__ volatile("msr fpcr, %0" : : "r"(mode));
-}
+#define TMOEI_FLUSH (UINT64_C(1) << 24) /* bit of fpcr: flush to zero */
 
-static tmoei_float_mode tmoei_float_mode_enter(void)
+static tmoei_float_mode tmoei_float_mode_get(void)
 {
     uint64_t mode;
-    __asm__ volatile("mrs %0, fpcr" : "=r"(mode));
-    tmoei_float_mode_leave(mode | UINT64_C(1) << 24);
+    __asm__ volatile("mrs %0, fpcr" : "=r"(mode) : : "memory");
     return mode;
 }
-#else
-static void tmoei_float_mode_leave(tmoei_float_mode mode)
-{
-    (void)mode;
-}
 
-static tmoei_float_mode tmoei_float_mode_enter(void)
+static void tmoei_float_mode_set(tmoei_float_mode mode)
+{
+    __asm__ volatile("msr fpcr, %0" : : "r"(mode) : "memory");
+}
+#else
+#define TMOEI_FLUSH 0u
+
+static tmoei_float_mode tmoei_float_mode_get(void)
 {
     return 0;
 }
+
+static void tmoei_float_mode_set(tmoei_float_mode mode)
+{
+    (void)mode;
+}
 #endif
 
+/* Returns the mode to hand to tmoei_float_mode_leave. */
+static tmoei_float_mode tmoei_float_mode_enter(void)
+{
+    const tmoei_float_mode mode = tmoei_float_mode_get();
+    if ((mode & TMOEI_FLUSH) != TMOEI_FLUSH) tmoei_float_mode_set(mode | TMOEI_FLUSH);
+    return mode;
+}
+
+static void tmoei_float_mode_leave(tmoei_float_mode mode)
+{
+    if ((mode & TMOEI_FLUSH) != TMOEI_FLUSH) tmoei_float_mode_set(mode);
+}
+
 /* ==== >>parallel: chunks of a problem on a few lanes =============================================
- * Each lane takes the chunks of its own part, whose data its cache has from the job before, then
- * others'. How a number is made depends on the problem only, and each chunk writes its own place,
- * so any number of lanes gives the same bits. The caller waits for chunks, not lanes: a thread that
- * sleeps, or lost its processor, finds the chunks done. The pool's threads spin after work: the
- * next job comes in microseconds. */
+ * A lane is a thread at work. Each lane has a part of the chunks: consecutive ones, whose data are
+ * often still in its cache from the job before. When its part is done, it takes chunks of the
+ * others' parts.
+ *   equal bits   how a number is computed depends on the problem only, never on the number of
+ *                lanes, and each chunk writes to its own place
+ *   no waiting   the caller waits until all chunks are done, not until all threads have looked: a
+ *   for threads  thread that sleeps or has lost its processor delays nobody
+ *   spinning     after a job the pool's threads spin for a while, so the next one starts within
+ *                microseconds */
 
 #if defined(TMOE_THREADS) && (defined(__unix__) || defined(__APPLE__)) && defined(__GNUC__)
 #define TMOEI_POOL 1
@@ -1836,23 +1980,24 @@ static tmoei_float_mode tmoei_float_mode_enter(void)
 #endif
 typedef void tmoei_chunk_fn(void *arg, int chunk, int lane);
 
-/* A number that has its cache line for itself. */
+/* A number in a cache line of its own. */
 typedef struct tmoei_counter {
     char apart[TMOEI_ALIGN - sizeof(int)];
     int n;
 } tmoei_counter;
 
-/* left: chunks of each part that nobody has claimed (below 0: lanes asked in vain); done: finished.
- * A lane reads the rest only when it has claimed a chunk: until that is done the caller stays, and
- * the job. Only `parts` stands for good: as many as lanes, of which a short job leaves the last
- * ones empty. */
+/* A thread reads fn, arg, chunks and lanes only after it has claimed a chunk. Until that chunk is
+ * done the caller waits, so the job cannot change meanwhile. `parts` never changes: it is the
+ * number of lanes, and a job of fewer chunks leaves the last parts empty. */
 typedef struct tmoei_job {
     tmoei_chunk_fn *fn;
     void *arg;
     int chunks, lanes, parts;
-    tmoei_counter done, left[TMOEI_LANES_MAX];
+    tmoei_counter done;                  /* chunks that are finished */
+    tmoei_counter left[TMOEI_LANES_MAX]; /* of each part: chunks not claimed; 0 or less: none */
 } tmoei_job;
 
+/* The first chunk of part i. */
 static int tmoei_share(const tmoei_job *job, int i)
 {
     return (int)((int64_t)job->chunks * i / job->lanes);
@@ -1872,35 +2017,46 @@ static void tmoei_job_offer(tmoei_job *job, tmoei_chunk_fn *fn, void *arg, int c
 #endif
 }
 
+#if defined(__GNUC__)
+/* Claims and runs chunks of one part until none is left. */
+static void tmoei_job_take(tmoei_job *job, int part, int lane)
+{
+    int *const left = &job->left[part].n;
+    int done = 0;
+    while (__atomic_load_n(left, __ATOMIC_RELAXED) > 0) {
+        const int behind = __atomic_sub_fetch(left, 1, __ATOMIC_ACQ_REL);
+        if (behind < 0) break; /* another lane has claimed the last one */
+        job->fn(job->arg, tmoei_share(job, part + 1) - 1 - behind, lane);
+        done++;
+    }
+    if (done) __atomic_add_fetch(&job->done.n, done, __ATOMIC_RELEASE);
+}
+#endif
+
 static void tmoei_parallel_lane(void *arg, int lane)
 {
     tmoei_job *job = (tmoei_job *)arg;
     const tmoei_float_mode mode = tmoei_float_mode_enter();
 #if defined(__GNUC__)
-    for (int i = 0, left; i < job->parts; i++) {
-        const int part = (lane + i) % job->parts;
-        int done = 0, *const here = &job->left[part].n;
-        for (; __atomic_load_n(here, __ATOMIC_RELAXED) > 0
-             && (left = __atomic_sub_fetch(here, 1, __ATOMIC_ACQ_REL)) >= 0;
-             done++)
-            job->fn(job->arg, tmoei_share(job, part + 1) - 1 - left, lane);
-        if (done) __atomic_add_fetch(&job->done.n, done, __ATOMIC_RELEASE);
-    }
+    for (int i = 0; i < job->parts; i++) tmoei_job_take(job, (lane + i) % job->parts, lane);
 #else
     for (int chunk = lane; chunk < job->chunks; chunk += job->lanes) job->fn(job->arg, chunk, lane);
 #endif
     tmoei_float_mode_leave(mode);
 }
+
 #ifdef TMOEI_POOL
 #define TMOEI_SPINS 20000 /* pauses of 40 cycles: 0.2 ms, the longest serial piece of a step */
+#define TMOEI_SPINS_YIELD 256
 
 struct tmoei_pool {
     pthread_t threads[TMOEI_LANES_MAX];
     pthread_mutex_t mutex;
     pthread_cond_t wake;
     tmoei_job job;
-    int count; /* threads beside the caller's */
-    int quit, lane;
+    int count; /* of threads, without the caller's */
+    int quit;
+    int lane; /* the last one that was given to a thread */
     tmoei_counter sleeping;
 };
 
@@ -1913,27 +2069,46 @@ static void tmoei_pause(void)
 #endif
 }
 
+static int tmoei_pool_called(struct tmoei_pool *pool, int lane, int order)
+{
+    return __atomic_load_n(&pool->job.left[lane].n, order) > 0
+        || __atomic_load_n(&pool->quit, __ATOMIC_RELAXED);
+}
+
+/* Returns 1 when the lane's part has chunks or the pool is to end, 0 after TMOEI_SPINS pauses. */
+static int tmoei_pool_spin(struct tmoei_pool *pool, int lane)
+{
+    for (int spins = 1; spins <= TMOEI_SPINS; spins++) {
+        if (tmoei_pool_called(pool, lane, __ATOMIC_RELAXED)) return 1;
+        if (spins % TMOEI_SPINS_YIELD) {
+            tmoei_pause();
+        } else { /* another thread may need the processor, or has lost it in the midst of its part */
+            (void)sched_yield();
+            tmoei_parallel_lane(&pool->job, lane);
+        }
+    }
+    return 0;
+}
+
+/* A thread first counts itself as sleeping, then looks once more for work; tmoei_pool_run first
+ * offers the work, then reads the count. So at least one of the two sees the other. A wake-up
+ * without work does no harm: the thread spins again. */
+static void tmoei_pool_sleep(struct tmoei_pool *pool, int lane)
+{
+    pthread_mutex_lock(&pool->mutex);
+    __atomic_add_fetch(&pool->sleeping.n, 1, __ATOMIC_SEQ_CST);
+    if (!tmoei_pool_called(pool, lane, __ATOMIC_SEQ_CST))
+        pthread_cond_wait(&pool->wake, &pool->mutex);
+    __atomic_sub_fetch(&pool->sleeping.n, 1, __ATOMIC_SEQ_CST);
+    pthread_mutex_unlock(&pool->mutex);
+}
+
 static void *tmoei_pool_thread(void *arg)
 {
     struct tmoei_pool *pool = (struct tmoei_pool *)arg;
     const int lane = __atomic_add_fetch(&pool->lane, 1, __ATOMIC_RELAXED);
-    for (int n = 0;; n = 0) {
-        while (__atomic_load_n(&pool->job.left[lane].n, __ATOMIC_RELAXED) <= 0 && n++ < TMOEI_SPINS
-            && !__atomic_load_n(&pool->quit, __ATOMIC_RELAXED))
-            if (n % 256)
-                tmoei_pause();
-            else {
-                (void)sched_yield();
-                tmoei_parallel_lane(&pool->job, lane);
-            } /* somebody may need it */
-        if (n > TMOEI_SPINS) {
-            pthread_mutex_lock(&pool->mutex);
-            __atomic_add_fetch(&pool->sleeping.n, 1, __ATOMIC_SEQ_CST);
-            if (__atomic_load_n(&pool->job.left[lane].n, __ATOMIC_SEQ_CST) <= 0 && !pool->quit)
-                pthread_cond_wait(&pool->wake, &pool->mutex); /* in vain or too late: spins again */
-            __atomic_sub_fetch(&pool->sleeping.n, 1, __ATOMIC_SEQ_CST);
-            pthread_mutex_unlock(&pool->mutex);
-        }
+    for (;;) {
+        if (!tmoei_pool_spin(pool, lane)) tmoei_pool_sleep(pool, lane);
         if (__atomic_load_n(&pool->quit, __ATOMIC_RELAXED)) return NULL;
         tmoei_parallel_lane(&pool->job, lane);
     }
@@ -1958,36 +2133,42 @@ static void tmoei_pool_destroy(tmoe_ctx *ctx)
     tmoei_free(ctx, pool);
 }
 
+/* A thread that the system refuses is an error of the context, which then is not created. */
 static void tmoei_pool_create(tmoe_ctx *ctx)
 {
-    struct tmoei_pool *pool = ctx->pool = (struct tmoei_pool *)tmoei_alloc(ctx, 1, sizeof *pool, 1);
+    struct tmoei_pool *pool = (struct tmoei_pool *)tmoei_alloc(ctx, 1, sizeof *pool, 1);
+    ctx->pool = pool;
     if (!pool) return;
     pool->job.parts = ctx->lanes;
     (void)pthread_mutex_init(&pool->mutex, NULL);
     (void)pthread_cond_init(&pool->wake, NULL);
-    while (pool->count < ctx->lanes - 1 && ctx->error == TMOE_OK)
-        if (!pthread_create(&pool->threads[pool->count], NULL, tmoei_pool_thread, pool))
-            pool->count++;
-        else
-            ctx->error = TMOE_ERR_MEMORY; /* the context is destroyed */
+    for (int i = 0; i < ctx->lanes - 1; i++) {
+        if (pthread_create(&pool->threads[i], NULL, tmoei_pool_thread, pool)) {
+            ctx->error = TMOE_ERR_MEMORY;
+            return;
+        }
+        pool->count++;
+    }
 }
 
-/* Takes chunks, too, and waits for the rest. The sleepers' count is touched after the offer is out,
- * and a sleeper counts itself before it looks, so one of both sees the other. */
+/* The caller is lane 0; afterwards it waits for the chunks that other lanes have claimed. */
 static void tmoei_pool_run(struct tmoei_pool *pool)
 {
     if (__atomic_fetch_add(&pool->sleeping.n, 0, __ATOMIC_SEQ_CST)) tmoei_pool_wake(pool, 0);
     tmoei_parallel_lane(&pool->job, 0);
-    for (int spins = 0; __atomic_load_n(&pool->job.done.n, __ATOMIC_ACQUIRE) != pool->job.chunks;)
-        if (++spins > TMOEI_SPINS)
+    int spins = 0;
+    while (__atomic_load_n(&pool->job.done.n, __ATOMIC_ACQUIRE) != pool->job.chunks) {
+        spins++;
+        if (spins > TMOEI_SPINS)
             (void)sched_yield();
         else
             tmoei_pause();
+    }
 }
 #else
 static void tmoei_pool_create(tmoe_ctx *ctx)
 {
-    ctx->lanes = 1;
+    ctx->lanes = 1; /* no pool in this build: tmoe_ctx_threads returns 1 */
 }
 
 static void tmoei_pool_destroy(tmoe_ctx *ctx)
@@ -1995,25 +2176,29 @@ static void tmoei_pool_destroy(tmoe_ctx *ctx)
     (void)ctx;
 }
 #endif
-/* Runs fn(arg, chunk, lane) once for each chunk, on any lane 0 <= lane < ctx->lanes; waits for all.
- * */
+
+/* Runs fn(arg, chunk, lane) once for each chunk, each on some lane, 0 <= lane < ctx->lanes, and
+ * returns when all are done. */
 static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chunks)
 {
-    const int lanes = chunks < ctx->lanes ? chunks : ctx->lanes;
+    const int lanes = tmoei_least(chunks, ctx->lanes);
     if (lanes > 1 && ctx->config.parallel_fn) {
         tmoei_job job;
         job.parts = lanes;
         tmoei_job_offer(&job, fn, arg, chunks, lanes);
         ctx->config.parallel_fn(ctx->config.parallel_user, tmoei_parallel_lane, &job, lanes);
+        return;
     }
 #ifdef TMOEI_POOL
-    else if (lanes > 1 && ctx->pool) {
+    if (lanes > 1 && ctx->pool) {
         tmoei_job_offer(&ctx->pool->job, fn, arg, chunks, lanes);
         tmoei_pool_run(ctx->pool);
+        return;
     }
 #endif
-    else
-        for (int chunk = 0; chunk < chunks; chunk++) fn(arg, chunk, 0);
+    const tmoei_float_mode mode = tmoei_float_mode_enter();
+    for (int chunk = 0; chunk < chunks; chunk++) fn(arg, chunk, 0);
+    tmoei_float_mode_leave(mode);
 }
 
 /* ==== >>kernels: the inner loops, written once, made for each instruction set ====================
@@ -2863,11 +3048,6 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted)
 #define TMOEI_LANE_FLOATS \
     (2 * (size_t)TMOEI_SCORES + TMOEI_LANE_B_FLOATS + (size_t)TMOEI_KC * (TMOEI_LANE_ROWS * 8 / 5))
 
-static int tmoei_least(int a, int b)
-{
-    return a < b ? a : b;
-}
-
 static int tmoei_pieces(int total, int size)
 {
     return (total + size - 1) / size;
@@ -3305,6 +3485,11 @@ TMOE_DEF const char *tmoe_ctx_isa(const tmoe_ctx *ctx)
     return ctx->kernels->name;
 }
 
+TMOE_DEF int tmoe_ctx_threads(const tmoe_ctx *ctx)
+{
+    return ctx->lanes;
+}
+
 TMOE_DEF size_t tmoe_ctx_bytes(const tmoe_ctx *ctx, size_t *peak)
 {
     if (peak) *peak = ctx->bytes_peak;
@@ -3323,31 +3508,44 @@ TMOE_DEF void tmoe_ctx_destroy(tmoe_ctx *ctx)
         TMOE_FREE(ctx);
 }
 
+/* The pieces of matrices that >>products packs: rows of A for half of the second level, columns of
+ * B for half of the third. */
+static void tmoei_fit_caches(tmoe_ctx *ctx)
+{
+    size_t l2 = (size_t)512 << 10, l3 = (size_t)4 << 20; /* where the processor does not tell */
+    tmoei_cache_sizes(&l2, &l3);
+    size_t rows = tmoei_least_size(l2 / (6 * TMOEI_KC * sizeof(float)), 448);
+    if (rows < 28) rows = 28;
+    const size_t tile_bytes = (size_t)TMOEI_KC * TMOEI_TILE_COLUMNS * sizeof(float);
+    size_t tiles = tmoei_least_size(l3 / (4 * tile_bytes), TMOEI_NC / TMOEI_TILE_COLUMNS);
+    if (tiles < 1) tiles = 1;
+    ctx->tile_rows = (int)rows;
+    ctx->block_columns = TMOEI_TILE_COLUMNS * (int)tiles;
+}
+
 TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config)
 {
     tmoe_ctx_config c;
+    tmoe_ctx *ctx;
     memset(&c, 0, sizeof c);
     if (config) c = *config;
-    if (!c.alloc_fn != !c.free_fn || c.threads < 0 || c.threads > TMOEI_LANES_MAX) return NULL;
-    tmoe_ctx *ctx =
-        (tmoe_ctx *)(c.alloc_fn ? c.alloc_fn(sizeof *ctx, c.alloc_user) : TMOE_MALLOC(sizeof *ctx));
+    if (!c.alloc_fn != !c.free_fn) return NULL;
+    if (c.threads < 0 || c.threads > TMOEI_LANES_MAX) return NULL;
+    if ((int)c.isa < TMOE_ISA_AUTO || (int)c.isa > TMOE_ISA_AVX512) return NULL;
+    if (c.alloc_fn)
+        ctx = (tmoe_ctx *)c.alloc_fn(sizeof *ctx, c.alloc_user);
+    else
+        ctx = (tmoe_ctx *)TMOE_MALLOC(sizeof *ctx);
     if (!ctx) return NULL;
+
     memset(ctx, 0, sizeof *ctx);
     ctx->config = c;
     ctx->lanes = c.threads > 1 ? c.threads : 1;
     if (ctx->lanes > 1 && !c.parallel_fn) tmoei_pool_create(ctx);
     ctx->kernels = tmoei_kernels_choose(c.isa);
-    size_t l2 = (size_t)512 << 10, l3 = (size_t)4 << 20; /* of one core, of all, if nobody tells */
-    tmoei_cache_sizes(&l2, &l3);
-    const size_t rows = l2 / (6 * TMOEI_KC * sizeof(float));
-    const size_t tiles = l3 / (4 * TMOEI_KC * TMOEI_TILE_COLUMNS * sizeof(float));
-    ctx->tile_rows = rows < 28 ? 28 : rows > 448 ? 448 : (int)rows;
-    ctx->block_columns = TMOEI_TILE_COLUMNS
-        * (tiles < 1        ? 1
-                : tiles > 8 ? 8
-                            : (int)tiles); /* at most NC */
+    tmoei_fit_caches(ctx);
     ctx->shared_scratch = (float *)tmoei_alloc(ctx, TMOEI_SHARED_FLOATS, sizeof(float), 0);
-    for (int lane = 0; lane < ctx->lanes && ctx->error == TMOE_OK; lane++)
+    for (int lane = 0; lane < ctx->lanes; lane++)
         ctx->lane_scratch[lane] = (float *)tmoei_alloc(ctx, TMOEI_LANE_FLOATS, sizeof(float), 0);
     if (ctx->error == TMOE_OK) return ctx;
     tmoe_ctx_destroy(ctx);
@@ -13074,6 +13272,39 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name,
 #ifdef __cplusplus
 }
 #endif
+/* The program's macros again, in the order of the beginning. */
+#pragma pop_macro("A")
+#pragma pop_macro("B")
+#pragma pop_macro("C")
+#pragma pop_macro("D")
+#pragma pop_macro("E")
+#pragma pop_macro("F")
+#pragma pop_macro("G")
+#pragma pop_macro("H")
+#pragma pop_macro("I")
+#pragma pop_macro("J")
+#pragma pop_macro("K")
+#pragma pop_macro("L")
+#pragma pop_macro("M")
+#pragma pop_macro("N")
+#pragma pop_macro("O")
+#pragma pop_macro("P")
+#pragma pop_macro("Q")
+#pragma pop_macro("R")
+#pragma pop_macro("S")
+#pragma pop_macro("T")
+#pragma pop_macro("U")
+#pragma pop_macro("V")
+#pragma pop_macro("W")
+#pragma pop_macro("X")
+#pragma pop_macro("Y")
+#pragma pop_macro("Z")
+#pragma pop_macro("far")
+#pragma pop_macro("max")
+#pragma pop_macro("min")
+#pragma pop_macro("near")
+#pragma pop_macro("slots")
+#pragma pop_macro("small")
 #endif /* not TMOEI_PASS */
 #endif /* TASKMOE_IMPLEMENTATION */
 
