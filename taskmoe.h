@@ -3827,7 +3827,7 @@ static int tmoei_gradient_memory(tmoe_tape *tape, const tmoei_node *node, int i)
  * operation's backward function, every input that wants a gradient has memory for it, and
  * node->beta[i] says what to do there: dx = beta dx + ... On a dry tape the function is not called.
  * The table at the head of >>ops has the whole contract. */
-static tmoe_result tmoei_tape_backward(tmoe_tape *tape)
+static tmoe_result tmoei_tape_walk(tmoe_tape *tape)
 {
     for (tmoei_node *node = tape->last; node; node = node->before) {
         tmoe_tensor *y = node->y;
@@ -3855,6 +3855,14 @@ static tmoe_result tmoei_tape_backward(tmoe_tape *tape)
     }
     tape->last = NULL;
     return TMOE_OK;
+}
+
+static tmoe_result tmoei_tape_backward(tmoe_tape *tape)
+{
+    const tmoei_float_mode mode = tmoei_float_mode_enter();
+    const tmoe_result result = tmoei_tape_walk(tape);
+    tmoei_float_mode_leave(mode);
+    return result;
 }
 
 TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss)
@@ -4428,10 +4436,12 @@ TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, c
     const tmoei_cross_entropy_job job = { T, (size_t)logits->cols, targets, logits->x, smoothing,
         weight, lse, row_loss, NULL };
     if (!tape->dry) {
+        const tmoei_float_mode mode = tmoei_float_mode_enter();
         double sum = 0.0; /* T small numbers of equal sign */
         tmoei_sweep(tape->ctx, T, tmoei_grain(job.V), tmoei_cross_entropy_rows, &job);
         for (size_t t = 0; t < T; t++) sum += (double)row_loss[t];
         y->x[0] = (float)(sum * (double)weight);
+        tmoei_float_mode_leave(mode);
     }
     /* The gradient may take the place of the logits where nothing reads them later on the way back:
      * where the newest node is the linear layer that made them. Its backward pass does not use y. */
@@ -4488,8 +4498,10 @@ static tmoe_tensor *tmoei_binary(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b
         a->rows, a->cols, b->rows, b->cols);
     tmoe_tensor *y = tmoei_tensor_new(tape, a->rows, a->cols, NULL);
     const size_t n = tmoei_elements(a), width = tmoei_elements(b);
+    const tmoei_float_mode mode = tmoei_float_mode_enter();
     for (size_t i = 0; y && !tape->dry && i < n; i++)
         y->x[i] = multiply ? a->x[i] * b->x[i % width] : a->x[i] + b->x[i % width];
+    tmoei_float_mode_leave(mode);
     return tmoei_record(tape, y, tmoei_binary_backward, !multiply && a != b ? 0 : -1, &multiply,
         sizeof multiply, in, 2);
 }
@@ -4514,7 +4526,9 @@ TMOE_DEF tmoe_tensor *tmoe_affine(tmoe_tape *tape, tmoe_tensor *x, float scale, 
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
     const size_t n = tmoei_elements(x);
+    const tmoei_float_mode mode = tmoei_float_mode_enter();
     for (size_t i = 0; y && !tape->dry && i < n; i++) y->x[i] = scale * x->x[i] + shift;
+    tmoei_float_mode_leave(mode);
     return tmoei_record(tape, y, tmoei_affine_backward, -1, &scale, sizeof scale, &x, 1);
 }
 
@@ -4530,8 +4544,10 @@ TMOE_DEF tmoe_tensor *tmoe_sum(tmoe_tape *tape, tmoe_tensor *x)
     double sum = 0.0;
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
     tmoe_tensor *y = tmoei_tensor_new(tape, 1, 1, NULL);
+    const tmoei_float_mode mode = tmoei_float_mode_enter();
     for (size_t i = 0, n = tmoei_elements(x); !tape->dry && i < n; i++) sum += (double)x->x[i];
     if (y && !tape->dry) y->x[0] = (float)sum;
+    tmoei_float_mode_leave(mode);
     return tmoei_record(tape, y, tmoei_sum_backward, -1, NULL, 0, &x, 1);
 }
 
@@ -4541,8 +4557,10 @@ TMOE_DEF tmoe_tensor *tmoe_sum(tmoe_tape *tape, tmoe_tensor *x)
 static void tmoei_copy_columns(const tmoe_tape *tape, int rows, int count, float *dst, int dst_cols,
     float beta, const float *src, int src_cols)
 {
+    const tmoei_float_mode mode = tmoei_float_mode_enter();
     for (int r = 0; r < rows; r++, dst += dst_cols, src += src_cols)
         tape->ctx->kernels->scale_add(dst, beta, 1.0f, src, (size_t)count);
+    tmoei_float_mode_leave(mode);
 }
 
 static void tmoei_slice_backward(tmoe_tape *tape, tmoei_node *node)
@@ -5821,6 +5839,7 @@ TMOE_DEF tmoe_tensor *tmoe_select(tmoe_tape *tape, tmoe_tensor *z, const float *
     const tmoei_select_kept kept = { hard ? tmoei_floats(tape, tmoei_elements(z)) : r->x, tau };
     if (!kept.soft) return NULL;
     const size_t E = (size_t)z->cols;
+    const tmoei_float_mode mode = tmoei_float_mode_enter();
     for (size_t t = 0; !tape->dry && t < (size_t)z->rows; t++) {
         const float *x = z->x + t * E, *g = noise ? noise + t * E : NULL;
         float *s = kept.soft + t * E, sum = 0.0f;
@@ -5834,6 +5853,7 @@ TMOE_DEF tmoe_tensor *tmoe_select(tmoe_tape *tape, tmoe_tensor *z, const float *
         for (size_t e = 0; e < E; e++) s[e] /= sum;
         for (size_t e = 0; hard && e < E; e++) r->x[t * E + e] = e == best ? 1.0f : 0.0f;
     }
+    tmoei_float_mode_leave(mode);
     return tmoei_record(tape, r, tmoei_select_backward, -1, &kept, sizeof kept, &z, 1);
 }
 
@@ -6720,6 +6740,7 @@ static int tmoei_selection_has_router(tmoe_selection s)
 /* Sets masked experts to 0 and scales the rest to a sum of 1; where the rest is 0, evenly. */
 static void tmoei_route_mask(float *route, const float *mask, int E)
 {
+    const tmoei_float_mode mode = tmoei_float_mode_enter();
     float sum = 0.0f, enabled = 0.0f;
     for (int e = 0; e < E; e++)
         if (mask[e] == 0.0f) {
@@ -6734,6 +6755,7 @@ static void tmoei_route_mask(float *route, const float *mask, int E)
         else
             route[e] = 1.0f / enabled;
     }
+    tmoei_float_mode_leave(mode);
 }
 
 /* 1 / n for n experts of each layer, drawn at random from (seed, stream, at): all of them (AVERAGE),
@@ -6852,6 +6874,7 @@ static tmoe_result tmoei_route_nearest(tmoe_model *model, const float *vector, f
     const size_t width = model->route_width;
     double total = 0.0;
     TMOEI_TRY(tmoei_routes_refresh(model));
+    const tmoei_float_mode mode = tmoei_float_mode_enter();
     for (size_t i = 0; i < width; i++) route[i] = 0.0f;
     for (int t = 0; t < model->N; t++) {
         const float *seen = model->routes + (size_t)t * width;
@@ -6862,6 +6885,7 @@ static tmoe_result tmoei_route_nearest(tmoe_model *model, const float *vector, f
         total += weight;
     }
     for (size_t i = 0; i < width; i++) route[i] = (float)((double)route[i] / total);
+    tmoei_float_mode_leave(mode);
     return TMOE_OK;
 }
 

@@ -509,8 +509,96 @@ static void merging_and_its_backward_equal_double_sums(void)
             }
 }
 
+/* Everything that operations compute from numbers of about this size: values and gradients. */
+static void denormal_bits(int isa, int threads, float size, float *out, size_t *used)
+{
+    enum { T = 192, D = 96, F = 160 };
+
+    *used = 0;
+    tmoe_ctx *ctx = context_of(isa, threads);
+    if (!ctx) return;
+    tmoe_tape *tape = tmoe_tape_create(ctx);
+    float *x = (float *)malloc(sizeof(float) * T * D), *dx = (float *)calloc(T * D, sizeof(float));
+    float *w = (float *)malloc(sizeof(float) * F * D), *dw = (float *)calloc(F * D, sizeof(float));
+    int targets[T];
+    for (int i = 0; i < T * D; i++) x[i] = size * (float)(i * 7919 % 1000 - 500);
+    for (int i = 0; i < F * D; i++) w[i] = 1e-3f * (float)(i * 7907 % 1000 - 500);
+    for (int i = 0; i < T; i++) targets[i] = i % F;
+    tmoe_tensor *in = tmoe_leaf(tape, T, D, x, dx), *matrix = tmoe_leaf(tape, F, D, w, dw);
+    tmoe_tensor *row = tmoe_slice(tape, tmoe_reshape(tape, in, 1, T * D), 0, D);
+    tmoe_tensor *both[2] = { in, in }, *y[12];
+    y[0] = tmoe_linear(tape, in, matrix, NULL, TMOE_NONE, NULL);
+    y[1] = tmoe_layer_norm(tape, in, row, row);
+    y[2] = tmoe_dropout(tape, in, 0.3f, 1, 2);
+    y[3] = tmoe_activate(tape, in, TMOE_GELU);
+    y[4] = tmoe_activate(tape, in, TMOE_TANH);
+    y[5] = tmoe_affine(tape, in, 0.5f, 0.0f);
+    y[6] = tmoe_multiply(tape, in, in);
+    y[7] = tmoe_add(tape, in, row);
+    y[8] = tmoe_concat(tape, both, 2);
+    y[9] = tmoe_select(tape, in, NULL, 1.0f, 0);
+    y[10] = tmoe_cross_entropy(tape, y[0], targets, 0.1f, 1e-38f);
+    y[11] = tmoe_sum(tape, in);
+    for (int i = 0; i < 12; i++) {
+        CHECK(y[i] != NULL);
+        memcpy(out + *used, y[i]->x, tmoei_elements(y[i]) * sizeof(float));
+        *used += tmoei_elements(y[i]);
+    }
+    tmoe_tensor *loss = tmoe_sum(tape, tmoe_multiply(tape, y[2], y[7]));
+    for (int i = 1; i < 10; i++)
+        loss = tmoe_add(tape, loss, tmoe_sum(tape, tmoe_affine(tape, y[i], 1e-38f, 0.0f)));
+    CHECK(tmoe_backward(tape, tmoe_add(tape, loss, y[10])) == TMOE_OK);
+    memcpy(out + *used, dx, sizeof(float) * T * D);
+    *used += T * D;
+    memcpy(out + *used, dw, sizeof(float) * F * D);
+    *used += F * D;
+    tmoe_tape_destroy(tape);
+    tmoe_ctx_destroy(ctx);
+    free(x);
+    free(dx);
+    free(w);
+    free(dw);
+}
+
+/* Before, one thread computed with denormals and two flushed them. */
+static void denormals_are_zero_on_any_number_of_threads(void)
+{
+    static const float sizes[3] = { 1e-38f, 3e-41f, 1e-44f };
+    const size_t room = 400000;
+    float *one = (float *)malloc(room * sizeof(float)),
+          *two = (float *)malloc(room * sizeof(float));
+    volatile float least = FLT_MIN;
+    for (int i = 0; i < 4 * 3; i++) {
+        size_t n, m;
+        denormal_bits(i / 3, 1, sizes[i % 3], one, &n);
+        denormal_bits(i / 3, 2, sizes[i % 3], two, &m);
+        CHECK(n == m && n <= room && memcmp(one, two, n * sizeof(float)) == 0);
+        size_t denormal = 0;
+        for (size_t j = 0; j < n; j++) {
+            uint32_t bits;
+            memcpy(&bits, &one[j], sizeof bits);
+            denormal += (bits & 0x7fffffffu) != 0 && (bits & 0x7f800000u) == 0;
+        }
+        CHECK(denormal == 0 || TMOEI_FLUSH == 0);
+    }
+    CHECK(least * 0.5f > 0.0f); /* the caller's mode is as it was */
+    free(one);
+    free(two);
+}
+
+static void context_tells_how_many_threads_run(void)
+{
+    for (int threads = 0; threads <= 5; threads++) {
+        tmoe_ctx *ctx = context_of(0, threads);
+        CHECK(tmoe_ctx_threads(ctx) == (threads > 1 ? threads : 1));
+        tmoe_ctx_destroy(ctx);
+    }
+}
+
 TEST_MAIN("test_kernels", RUN(products_equal_double_sums_in_every_shape);
           RUN(products_have_the_same_bits_on_any_number_of_threads);
           RUN(attention_equals_its_definition_forward_and_backward);
           RUN(exponential_is_good_to_two_ulp); RUN(gelu_and_its_slope_hold_over_all_floats);
-          RUN(layer_norm_equals_its_definition); RUN(merging_and_its_backward_equal_double_sums);)
+          RUN(layer_norm_equals_its_definition); RUN(merging_and_its_backward_equal_double_sums);
+          RUN(denormals_are_zero_on_any_number_of_threads);
+          RUN(context_tells_how_many_threads_run);)

@@ -394,6 +394,29 @@ static void test_a_repeated_step_allocates_nothing(void)
     free(dw);
 }
 
+static void one_after_the_other(void *user, void (*task)(void *, int), void *arg, int n)
+{
+    (void)user;
+    for (int lane = 0; lane < n; lane++) task(arg, lane);
+}
+
+/* This program is built without TMOE_THREADS. */
+static void test_threads_that_cannot_be_had_are_said(void)
+{
+    tmoe_ctx_config config;
+    memset(&config, 0, sizeof config);
+    config.threads = 4;
+    tmoe_ctx *single = tmoe_ctx_create(&config);
+    CHECK(tmoe_ctx_threads(single) == 1);
+    config.parallel_fn = one_after_the_other;
+    tmoe_ctx *several = tmoe_ctx_create(&config);
+    CHECK(tmoe_ctx_threads(several) == 4);
+    tmoe_ctx_destroy(single);
+    tmoe_ctx_destroy(several);
+    config.isa = (tmoe_isa)(TMOE_ISA_AVX512 + 1);
+    CHECK(tmoe_ctx_create(&config) == NULL);
+}
+
 TEST_MAIN("test_tape", ctx = tmoe_ctx_create(NULL); RUN(test_gradient_of_linear);
           RUN(test_gradient_of_linear_with_itself_as_residual); RUN(test_gradient_of_linear_gelu);
           RUN(test_gradient_of_linear_relu); RUN(test_gradient_of_layer_norm);
@@ -413,4 +436,5 @@ TEST_MAIN("test_tape", ctx = tmoe_ctx_create(NULL); RUN(test_gradient_of_linear)
           RUN(test_one_hot_route_is_the_expert_itself);
           RUN(test_wrong_shapes_are_refused_with_the_values_and_the_rule);
           RUN(test_backward_refuses_a_loss_that_is_not_on_the_tape);
-          RUN(test_a_repeated_step_allocates_nothing); tmoe_ctx_destroy(ctx);)
+          RUN(test_a_repeated_step_allocates_nothing);
+          RUN(test_threads_that_cannot_be_had_are_said); tmoe_ctx_destroy(ctx);)
