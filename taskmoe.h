@@ -8776,9 +8776,15 @@ TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task,
  *   files        models and checkpoints (>>files), Hugging Face's BART, both ways (>>bart)
  * ############################################################################################## */
 
-/* ==== >>json: a strict reader (RFC 8259), a growing buffer, whole files ======================= */
+/* ==== >>json: a strict reader (RFC 8259), and what is written as JSON ============================
+ * A text becomes an array of nodes: the root is node 0, an array or object names its first child,
+ * each child its next sibling. Strings are unescaped into one block. Strict means: what RFC 8259
+ * does not allow is refused with line and column, and so are invalid UTF-8 and lone surrogates.
+ * Numbers have a point whatever the program's locale says. */
 
 #ifndef TMOE_NO_STDIO /* JSON comes from files and goes to files */
+
+/* ---- writing --------------------------------------------------------------------------------- */
 
 TMOEI_PRINTF(3, 4)
 
@@ -8787,12 +8793,20 @@ static void tmoei_buffer_print(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *
     char text[512]; /* numbers and short names only */
     va_list arguments;
     va_start(arguments, format);
-    int n = vsnprintf(text, sizeof text, format, arguments);
+    const int n = vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    tmoei_buffer_add(ctx, buffer, text,
-        n < 0                         ? 0
-            : (size_t)n < sizeof text ? (size_t)n
-                                      : sizeof text - 1);
+
+    if (n > 0) tmoei_buffer_add(ctx, buffer, text, strlen(text));
+}
+
+/* A float's nine digits, which read back as the same float. */
+static void tmoei_buffer_json_number(tmoe_ctx *ctx, tmoei_buffer *buffer, double x)
+{
+    char text[32];
+    (void)snprintf(text, sizeof text, "%.9g", x);
+    for (char *c = text; *c; c++)
+        if (!strchr("+-0123456789einfa", *c)) *c = '.'; /* a locale's comma */
+    tmoei_buffer_add(ctx, buffer, text, strlen(text));
 }
 
 static void tmoei_buffer_json_string(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text,
@@ -8810,7 +8824,10 @@ static void tmoei_buffer_json_string(tmoe_ctx *ctx, tmoei_buffer *buffer, const 
     tmoei_buffer_add(ctx, buffer, "\"", 1);
 }
 
-/* ---- reader ---------------------------------------------------------------------------------- */
+/* ---- reading --------------------------------------------------------------------------------- */
+
+#define TMOEI_JSON_DEPTH 64          /* nested arrays and objects; bounds the recursion */
+#define TMOEI_JSON_BYTES_MAX INT_MAX /* so that nodes can be counted by int */
 
 typedef enum tmoei_json_kind {
     TMOEI_JSON_NULL,
@@ -8824,26 +8841,26 @@ typedef enum tmoei_json_kind {
 
 typedef struct tmoei_json_node {
     tmoei_json_kind kind;
-    const char *text, *key; /* a string's value, NUL behind; in objects */
+    const char *text, *key; /* value of a string, key of an object's member; a NUL follows each */
     size_t length, key_length;
     double number;
-    int child, next, count; /* first child, next sibling (-1: none), number of children */
+    int digits_only; /* a number without sign, fraction and exponent */
+    int child, next; /* first child, next sibling; -1: none */
+    int count;       /* children */
 } tmoei_json_node;
 
 typedef struct tmoei_json {
     tmoei_json_node *nodes; /* node 0 is the root */
     size_t capacity;
     int count;
-    char *strings; /* unescaped; never longer than the text, so it is allocated once */
+    char *strings; /* all strings, unescaped: together never longer than the text */
 } tmoei_json;
-
-#define TMOEI_JSON_DEPTH 64
 
 typedef struct tmoei_json_reader {
     tmoe_ctx *ctx;
     tmoei_json *json;
-    const char *text, *name;
-    size_t length, at, used;
+    const char *text, *name; /* the name is for messages */
+    size_t length, at, used; /* of the text; the place in it; bytes of strings */
 } tmoei_json_reader;
 
 static tmoe_result tmoei_json_error(const tmoei_json_reader *r, const char *what)
@@ -8865,7 +8882,7 @@ static int tmoei_json_peek(const tmoei_json_reader *r)
     return r->at < r->length ? (unsigned char)r->text[r->at] : -1;
 }
 
-/* Steps over the next character where it is c; tells whether it was. */
+/* Steps over the next character if it is c; returns whether it was. */
 static int tmoei_json_take(tmoei_json_reader *r, int c)
 {
     if (tmoei_json_peek(r) != c) return 0;
@@ -8873,7 +8890,7 @@ static int tmoei_json_take(tmoei_json_reader *r, int c)
     return 1;
 }
 
-/* Steps over characters of a set; gives how many. */
+/* Steps over characters of a set; returns their number. */
 static size_t tmoei_json_skip(tmoei_json_reader *r, const char *set)
 {
     const size_t from = r->at;
@@ -8891,24 +8908,28 @@ static size_t tmoei_json_digits(tmoei_json_reader *r)
     return tmoei_json_skip(r, "0123456789");
 }
 
-/* A mark between values, with white space before it. */
+/* Steps over white space, then over c if it follows; returns whether it did. */
 static int tmoei_json_mark(tmoei_json_reader *r, int c)
 {
     tmoei_json_space(r);
     return tmoei_json_take(r, c);
 }
 
-/* Four hex digits at r->at; -1 when there are none. */
+static int tmoei_hex_digit(int c)
+{
+    if (c >= '0' && c <= '9') return c - '0';
+    if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+    return -1;
+}
+
+/* The value of the next four hex digits; -1 when there are fewer. */
 static long tmoei_json_hex4(tmoei_json_reader *r)
 {
     long value = 0;
     if (r->length - r->at < 4) return -1;
     for (size_t i = 0; i < 4; i++) {
-        const int c = r->text[r->at + i],
-                  digit = c >= '0' && c <= '9' ? c - '0'
-            : c >= 'a' && c <= 'f'             ? c - 'a' + 10
-            : c >= 'A' && c <= 'F'             ? c - 'A' + 10
-                                               : -1;
+        const int digit = tmoei_hex_digit(r->text[r->at + i]);
         if (digit < 0) return -1;
         value = value * 16 + digit;
     }
@@ -8916,44 +8937,57 @@ static long tmoei_json_hex4(tmoei_json_reader *r)
     return value;
 }
 
+/* Reads an escape behind its backslash; writes its bytes to out and their number to *bytes. Code
+ * points above U+FFFF are two escapes: 0x10000 + (high - 0xd800) * 1024 + (low - 0xdc00). */
+static tmoe_result tmoei_json_escape(tmoei_json_reader *r, char *out, size_t *bytes)
+{
+    static const char letters[] = "\"\\/bfnrt", values[] = "\"\\/\b\f\n\r\t";
+    const int c = tmoei_json_peek(r);
+    const char *known = c > 0 ? strchr(letters, c) : NULL;
+    if (known) {
+        r->at++;
+        out[0] = values[known - letters];
+        *bytes = 1;
+        return TMOE_OK;
+    }
+    if (!tmoei_json_take(r, 'u')) return tmoei_json_error(r, "an unknown escape");
+
+    long code = tmoei_json_hex4(r);
+    if (code < 0) return tmoei_json_error(r, "\\u needs four hex digits");
+    if (code >= 0xdc00 && code <= 0xdfff)
+        return tmoei_json_error(r, "a low surrogate without its high one");
+    if (code >= 0xd800 && code <= 0xdbff) {
+        const int follows = tmoei_json_take(r, '\\') && tmoei_json_take(r, 'u');
+        const long low = follows ? tmoei_json_hex4(r) : -1;
+        if (low < 0xdc00 || low > 0xdfff)
+            return tmoei_json_error(r, "a high surrogate without its low one");
+        code = 0x10000 + ((code - 0xd800) << 10) + (low - 0xdc00);
+    }
+    *bytes = tmoei_utf8_put((uint32_t)code, out);
+    return TMOE_OK;
+}
+
+/* Reads a string behind its opening quote into json->strings. */
 static tmoe_result tmoei_json_string(tmoei_json_reader *r, const char **text, size_t *length)
 {
-    static const char from[] = "\"\\/bfnrt", to[] = "\"\\/\b\f\n\r\t";
     char *out = r->json->strings + r->used;
-    size_t n = 0; /* r->at is behind the opening quote */
-    int c;
-    while ((c = tmoei_json_peek(r)) >= 0 && c != '"') {
+    size_t n = 0;
+    while (!tmoei_json_take(r, '"')) {
+        const int c = tmoei_json_peek(r);
         uint32_t code;
+        size_t bytes = 0;
+        if (c < 0) return tmoei_json_error(r, "a string without its closing quote");
         if (c < 0x20) return tmoei_json_error(r, "a control character inside a string");
-        if (c != '\\') {
-            const size_t bytes = tmoei_utf8_next(r->text, r->length, r->at, &code);
+        if (tmoei_json_take(r, '\\')) {
+            TMOEI_TRY(tmoei_json_escape(r, out + n, &bytes));
+        } else {
+            bytes = tmoei_utf8_next(r->text, r->length, r->at, &code);
             if (!bytes) return tmoei_json_error(r, "invalid UTF-8");
-            for (size_t i = 0; i < bytes; i++) out[n++] = r->text[r->at++];
-            continue;
+            memcpy(out + n, r->text + r->at, bytes);
+            r->at += bytes;
         }
-        r->at++;
-        if ((c = tmoei_json_peek(r)) < 0) break;
-        const char *known = c ? strchr(from, c) : NULL;
-        if (!known && c != 'u') return tmoei_json_error(r, "an unknown escape");
-        r->at++;
-        if (known) {
-            out[n++] = to[known - from];
-            continue;
-        }
-        long high = tmoei_json_hex4(r);
-        if (high < 0) return tmoei_json_error(r, "\\u needs four hex digits");
-        if (high >= 0xdc00 && high <= 0xdfff)
-            return tmoei_json_error(r, "a low surrogate without its high one");
-        if (high >= 0xd800 && high <= 0xdbff) {
-            const long low =
-                tmoei_json_take(r, '\\') && tmoei_json_take(r, 'u') ? tmoei_json_hex4(r) : -1;
-            if (low < 0xdc00 || low > 0xdfff)
-                return tmoei_json_error(r, "a high surrogate without its low one");
-            high = 0x10000 + ((high - 0xd800) << 10) + (low - 0xdc00);
-        }
-        n += tmoei_utf8_put((uint32_t)high, out + n);
+        n += bytes;
     }
-    if (!tmoei_json_take(r, '"')) return tmoei_json_error(r, "a string without its closing quote");
     out[n] = 0;
     r->used += n + 1;
     *text = out;
@@ -8961,33 +8995,51 @@ static tmoe_result tmoei_json_string(tmoei_json_reader *r, const char **text, si
     return TMOE_OK;
 }
 
-/* null, false, true or a number. */
-static tmoe_result tmoei_json_plain(tmoei_json_reader *r, tmoei_json_node *node)
+/* null, false or true. Returns 0 where none of them follows. */
+static int tmoei_json_word(tmoei_json_reader *r, tmoei_json_node *node)
 {
-    static const char *const words[3] = { "null", "false", "true" }; /* by their kinds */
-    const size_t begin = r->at;
-    const char *from = r->text + begin;
-    char *out = r->json->strings + r->used; /* strtod wants a NUL behind; used no more */
+    static const char *const words[] = { "null", "false", "true" }; /* by their kinds */
     for (int kind = TMOEI_JSON_NULL; kind <= TMOEI_JSON_TRUE; kind++) {
         const size_t n = strlen(words[kind]);
-        if (r->length - begin < n || memcmp(from, words[kind], n) != 0) continue;
+        if (r->length - r->at < n || memcmp(r->text + r->at, words[kind], n) != 0) continue;
         r->at += n;
         node->kind = (tmoei_json_kind)kind;
-        return TMOE_OK;
+        return 1;
     }
-    (void)tmoei_json_take(r, '-');
-    if (!tmoei_json_take(r, '0') && !tmoei_json_digits(r)) /* a 0 stands alone */
+    return 0;
+}
+
+/* strtod reads the locale's decimal point; text holds JSON's, and has room for one more byte. */
+static double tmoei_json_strtod(char *text)
+{
+    char *point = strchr(text, '.');
+    char sample[16];
+    if (point && snprintf(sample, sizeof sample, "%.1f", 0.5) == 3) *point = sample[1];
+    return strtod(text, NULL);
+}
+
+/* [-] (0 | digits) [. digits] [(e | E) [+ | -] digits] */
+static tmoe_result tmoei_json_number_text(tmoei_json_reader *r, tmoei_json_node *node)
+{
+    const size_t begin = r->at;
+    const int negative = tmoei_json_take(r, '-');
+    if (!tmoei_json_take(r, '0') && !tmoei_json_digits(r)) /* no digit follows a leading 0 */
         return tmoei_json_error(r, "a value was expected");
+    const size_t whole = r->at;
+
     if (tmoei_json_take(r, '.') && !tmoei_json_digits(r))
         return tmoei_json_error(r, "a digit was expected");
     if (tmoei_json_take(r, 'e') || tmoei_json_take(r, 'E')) {
         if (!tmoei_json_take(r, '+')) (void)tmoei_json_take(r, '-');
         if (!tmoei_json_digits(r)) return tmoei_json_error(r, "a digit was expected");
     }
-    memcpy(out, from, r->at - begin);
-    out[r->at - begin] = 0;
+
+    char *copy = r->json->strings + r->used; /* strtod needs a NUL; the next string overwrites it */
+    memcpy(copy, r->text + begin, r->at - begin);
+    copy[r->at - begin] = 0;
     node->kind = TMOEI_JSON_NUMBER;
-    node->number = strtod(out, NULL);
+    node->number = tmoei_json_strtod(copy);
+    node->digits_only = !negative && r->at == whole;
     return TMOE_OK;
 }
 
@@ -8998,62 +9050,97 @@ static void tmoei_json_free(tmoe_ctx *ctx, tmoei_json *json)
     memset(json, 0, sizeof *json);
 }
 
-/* A value, and by the same function what is in it: at most 64 deep, so the C stack has room. */
-static tmoe_result tmoei_json_element(tmoei_json_reader *r, int depth)
+static tmoe_result tmoei_json_element(tmoei_json_reader *r, int depth);
+
+/* The values of the array or object `parent`, from behind its opening bracket to its closing one.
+ * Nodes are named by index: the array of nodes moves when it grows. */
+static tmoe_result tmoei_json_members(tmoei_json_reader *r, int parent, int depth)
 {
     tmoei_json *json = r->json;
-    tmoei_json_space(r);
-    const int index = json->count, c = tmoei_json_peek(r), opens = c == '[' || c == '{';
+    const int object = json->nodes[parent].kind == TMOEI_JSON_OBJECT;
+    const int closing = object ? '}' : ']';
     int last = -1;
-    tmoei_json_node node;
-    memset(&node, 0, sizeof node);
-    node.child = node.next = -1;
-    node.kind = c == '"' ? TMOEI_JSON_STRING : c == '[' ? TMOEI_JSON_ARRAY : TMOEI_JSON_OBJECT;
-    if (c < 0) return tmoei_json_error(r, "the text ends where a value was expected");
-    if (tmoei_json_take(r, '"'))
-        TMOEI_TRY(tmoei_json_string(r, &node.text, &node.length));
-    else if (!opens)
-        TMOEI_TRY(tmoei_json_plain(r, &node));
-    if (index == INT_MAX
-        || !tmoei_grow(r->ctx, &json->nodes, &json->capacity, (size_t)index + 1, sizeof node))
-        return TMOE_ERR_MEMORY;
-    json->nodes[json->count++] = node;
-    if (!opens) return TMOE_OK;
-    r->at++;
-    if (tmoei_json_mark(r, c == '[' ? ']' : '}')) return TMOE_OK;
-    if (depth == TMOEI_JSON_DEPTH) return tmoei_json_error(r, "nested more than 64 deep");
+    if (tmoei_json_mark(r, closing)) return TMOE_OK;
+    if (depth == TMOEI_JSON_DEPTH) {
+        char what[64];
+        (void)snprintf(what, sizeof what, "nested more than %d deep", TMOEI_JSON_DEPTH);
+        return tmoei_json_error(r, what);
+    }
+
     do {
         const int child = json->count;
-        if (c == '{') {
+        const char *key = NULL;
+        size_t key_length = 0;
+        if (object) {
             if (!tmoei_json_mark(r, '"')) return tmoei_json_error(r, "a key was expected");
-            TMOEI_TRY(tmoei_json_string(r, &node.key, &node.key_length));
+            TMOEI_TRY(tmoei_json_string(r, &key, &key_length));
             if (!tmoei_json_mark(r, ':')) return tmoei_json_error(r, "':' was expected");
         }
         TMOEI_TRY(tmoei_json_element(r, depth + 1));
-        json->nodes[child].key = node.key;
-        json->nodes[child].key_length = node.key_length;
+        json->nodes[child].key = key;
+        json->nodes[child].key_length = key_length;
         if (last < 0)
-            json->nodes[index].child = child;
+            json->nodes[parent].child = child;
         else
             json->nodes[last].next = child;
-        json->nodes[index].count++;
+        json->nodes[parent].count++;
         last = child;
     } while (tmoei_json_mark(r, ','));
-    if (tmoei_json_take(r, c == '[' ? ']' : '}')) return TMOE_OK;
+
+    if (tmoei_json_take(r, closing)) return TMOE_OK;
     return tmoei_json_error(r, "',' or the closing bracket was expected");
 }
 
-/* Parses a whole text; source_name stands in messages. On failure json is empty. */
+/* One value with all that is in it; its node is the next one. */
+static tmoe_result tmoei_json_element(tmoei_json_reader *r, int depth)
+{
+    tmoei_json *json = r->json;
+    tmoei_json_node node;
+    memset(&node, 0, sizeof node);
+    node.child = -1;
+    node.next = -1;
+
+    tmoei_json_space(r);
+    if (r->at == r->length) return tmoei_json_error(r, "the text ends where a value was expected");
+    if (tmoei_json_take(r, '"')) {
+        node.kind = TMOEI_JSON_STRING;
+        TMOEI_TRY(tmoei_json_string(r, &node.text, &node.length));
+    } else if (tmoei_json_take(r, '[')) {
+        node.kind = TMOEI_JSON_ARRAY;
+    } else if (tmoei_json_take(r, '{')) {
+        node.kind = TMOEI_JSON_OBJECT;
+    } else if (!tmoei_json_word(r, &node)) {
+        TMOEI_TRY(tmoei_json_number_text(r, &node));
+    }
+
+    const int index = json->count;
+    if (!tmoei_grow(r->ctx, &json->nodes, &json->capacity, (size_t)index + 1, sizeof node))
+        return TMOE_ERR_MEMORY;
+    json->nodes[index] = node;
+    json->count++;
+    if (node.kind < TMOEI_JSON_ARRAY) return TMOE_OK;
+    return tmoei_json_members(r, index, depth);
+}
+
+/* Parses a whole text; messages name source_name. On failure json is empty. */
 static tmoe_result tmoei_json_parse(tmoe_ctx *ctx, tmoei_json *json, const char *text,
     size_t length, const char *source_name)
 {
-    tmoei_json_reader r = { ctx, json, text, source_name, length, 0, 0 };
+    tmoei_json_reader r;
     memset(json, 0, sizeof *json);
-    json->strings =
-        (char *)tmoei_alloc(ctx, length, 2, 0); /* n characters need n + 1 bytes at most */
-    tmoe_result result = !length ? tmoei_json_error(&r, "the text is empty")
-        : json->strings          ? tmoei_json_element(&r, 0)
-                                 : TMOE_ERR_MEMORY;
+    memset(&r, 0, sizeof r);
+    r.ctx = ctx;
+    r.json = json;
+    r.text = text;
+    r.name = source_name;
+    r.length = length;
+    if (length == 0) return tmoei_json_error(&r, "the text is empty");
+    if (length > TMOEI_JSON_BYTES_MAX) return tmoei_json_error(&r, "the text is too long");
+
+    /* A string loses two quotes and gains a NUL; a number at the end is copied with a NUL. */
+    json->strings = (char *)tmoei_alloc(ctx, length + 1, 1, 0);
+    if (!json->strings) return TMOE_ERR_MEMORY;
+    tmoe_result result = tmoei_json_element(&r, 0);
     tmoei_json_space(&r);
     if (result == TMOE_OK && r.at < length)
         result = tmoei_json_error(&r, "something follows the value");
@@ -9061,21 +9148,34 @@ static tmoe_result tmoei_json_parse(tmoe_ctx *ctx, tmoei_json *json, const char 
     return result;
 }
 
-/* A node by its number; a null without a key, a text or children for -1. */
+/* ---- looking things up ----------------------------------------------------------------------- */
+
+/* The node with this index; for -1 a null without a key, a text or children. */
 static const tmoei_json_node *tmoei_json_at(const tmoei_json *json, int node)
 {
-    static const tmoei_json_node nothing = { TMOEI_JSON_NULL, "", "", 0, 0, 0.0, -1, -1, 0 };
+    static const tmoei_json_node nothing = {
+        TMOEI_JSON_NULL,
+        "", /* text */
+        "", /* key */
+        0,
+        0,
+        0.0,
+        0,
+        -1, /* child */
+        -1, /* next */
+        0,
+    };
     return node < 0 ? &nothing : &json->nodes[node];
 }
 
-/* The number of a key's node, or -1; of the last one where a key stands twice, as Python has it. */
+/* The index of a key's value, or -1; the last one's where a key occurs twice, as in Python. */
 static int tmoei_json_get(const tmoei_json *json, int object, const char *key)
 {
     const tmoei_json_node *parent = tmoei_json_at(json, object);
     const size_t length = strlen(key);
     int found = -1;
-    for (int i = parent->kind == TMOEI_JSON_OBJECT ? parent->child : -1; i >= 0;
-         i = json->nodes[i].next)
+    if (parent->kind != TMOEI_JSON_OBJECT) return -1;
+    for (int i = parent->child; i >= 0; i = json->nodes[i].next)
         if (json->nodes[i].key_length == length && memcmp(json->nodes[i].key, key, length) == 0)
             found = i;
     return found;
@@ -9086,7 +9186,7 @@ static const tmoei_json_node *tmoei_json_value(const tmoei_json *json, int objec
     return tmoei_json_at(json, tmoei_json_get(json, object, key));
 }
 
-/* without a NUL inside */
+/* A string without a NUL inside. */
 static int tmoei_json_is_string(const tmoei_json *json, int node)
 {
     const tmoei_json_node *n = tmoei_json_at(json, node);
@@ -9099,10 +9199,16 @@ static int tmoei_json_says(const tmoei_json_node *node, const char *text)
         && strcmp(node->text, text) == 0;
 }
 
-static double tmoei_json_number(const tmoei_json *json, int node, double fallback)
+/* Reads digits alone, 0 to 2^53 (and what a size_t holds), into *out; 0 where there is no such
+ * number. */
+static int tmoei_json_size(const tmoei_json *json, int node, size_t *out)
 {
     const tmoei_json_node *n = tmoei_json_at(json, node);
-    return n->kind == TMOEI_JSON_NUMBER ? n->number : fallback;
+    const double exact = 9007199254740992.0; /* 2^53: every whole number up to it is a double */
+    if (n->kind != TMOEI_JSON_NUMBER || !n->digits_only) return 0;
+    if (n->number > exact || n->number > (double)((size_t)-1 / 2)) return 0;
+    *out = (size_t)n->number;
+    return 1;
 }
 
 /* Reads and parses a JSON file. A byte-order mark before it is ignored. */
@@ -9118,8 +9224,8 @@ static tmoe_result tmoei_json_read(tmoe_ctx *ctx, tmoei_json *json, const char *
     return ctx->error;
 }
 
-/* Reads a JSON file of the folder, which must be an object. One that is absent, where that is allowed, gives an empty json.
- * */
+/* Reads the JSON object in a file of a folder; path receives the file's path. A file that is absent
+ * and optional gives an empty json. */
 static tmoe_result tmoei_json_file(tmoe_ctx *ctx, tmoei_json *json, char *path, const char *folder,
     const char *name, int optional)
 {
@@ -9132,44 +9238,55 @@ static tmoe_result tmoei_json_file(tmoe_ctx *ctx, tmoei_json *json, char *path, 
     return ctx->error;
 }
 
-/* ==== >>safetensors: the one file format =========================================================
- *   8 bytes: length of the header, little-endian | header: JSON {"name": {"dtype", "shape",
- *   "data_offsets"}, "__metadata__": {...}} | data
- * Everything is validated before it is believed: the header's length, every dtype, shape and
- * offset, no overlap, no hole, no name twice. */
+/* ==== >>safetensors: the one file format of tensors; numpy's .npy ================================
+ *   8 bytes   length of the header, little-endian
+ *   header    JSON  {"__metadata__": {"key": "text", ...},
+ *                    "name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}
+ *   data      the tensors' values, little-endian, row-major; offsets count from its first byte
+ * A file is checked as a whole before anything of it is used:
+ *   - the header lies inside the file and has at most 100 MB, the reference implementation's limit;
+ *   - it is an object; __metadata__, where it is there, occurs once and is null or holds strings;
+ *   - every tensor has dtype, shape and data_offsets, each once; further keys are ignored;
+ *   - the dtype is known, sizes and offsets are digits, and the shape times the dtype's bytes is
+ *     what lies between the offsets;
+ *   - the tensors cover the data without overlap and without a hole, and no name occurs twice. */
 
-typedef enum tmoei_dtype {
+typedef enum tmoei_dtype { /* the first three can be read as floats */
     TMOEI_F32,
     TMOEI_F16,
-    TMOEI_BF16,
-    TMOEI_I64,
-    TMOEI_I32,
-    TMOEI_U8,
-    TMOEI_DTYPES
+    TMOEI_BF16
 } tmoei_dtype;
 
-static const char *const tmoei_dtype_names[TMOEI_DTYPES] = { "F32", "F16", "BF16", "I64", "I32",
-    "U8" };
-static const size_t tmoei_dtype_bytes[TMOEI_DTYPES] = { 4, 2, 2, 8, 4, 1 };
-#define TMOEI_RANK_MAX 8
-#define TMOEI_HEADER_MAX ((size_t)100 << 20) /* the reference implementation's limit */
+typedef struct tmoei_dtype_info {
+    const char *name;
+    size_t bytes;
+} tmoei_dtype_info;
+
+static const tmoei_dtype_info tmoei_dtypes[] = { { "F32", 4 }, { "F16", 2 }, { "BF16", 2 },
+    { "F64", 8 }, { "C64", 8 }, { "I64", 8 }, { "U64", 8 }, { "I32", 4 }, { "U32", 4 },
+    { "I16", 2 }, { "U16", 2 }, { "I8", 1 }, { "U8", 1 }, { "BOOL", 1 }, { "F8_E4M3", 1 },
+    { "F8_E5M2", 1 }, { "F8_E8M0", 1 } };
+
+#define TMOEI_DTYPES ((int)(sizeof tmoei_dtypes / sizeof *tmoei_dtypes))
+#define TMOEI_HEADER_MAX 100000000
 
 typedef struct tmoei_entry {
     const char *name; /* in the JSON's memory */
-    tmoei_dtype dtype;
+    int dtype;        /* index in tmoei_dtypes */
     int rank;
-    size_t shape[TMOEI_RANK_MAX], count, begin, end;
+    size_t count, cols; /* values in all; the last dimension, 1 without any */
+    size_t begin, end;  /* its bytes in the data */
 } tmoei_entry;
 
 typedef struct tmoei_safetensors {
     char *path, *bytes;
     const unsigned char *data;
     size_t size, data_size;
-    int mapped;      /* bytes are the file itself, in pages that are ours to write to */
+    int mapped;      /* bytes are the file's pages, private: what is written stays here */
     tmoei_owner own; /* of path and entries */
     tmoei_json json;
-    tmoei_entry *entries;
-    int count; /* sorted by name */
+    tmoei_entry *entries; /* sorted by name */
+    int count;
 } tmoei_safetensors;
 
 static void tmoei_safetensors_close(tmoe_ctx *ctx, tmoei_safetensors *file)
@@ -9188,78 +9305,86 @@ static int tmoei_entry_by_name(const void *a, const void *b)
     return strcmp(((const tmoei_entry *)a)->name, ((const tmoei_entry *)b)->name);
 }
 
+static int tmoei_size_compare(size_t a, size_t b)
+{
+    if (a == b) return 0;
+    return a < b ? -1 : 1;
+}
+
+/* By first byte; an empty tensor comes before the one that begins where it lies. */
 static int tmoei_entry_by_place(const void *a, const void *b)
 {
-    const tmoei_entry *x = (const tmoei_entry *)a, *y = (const tmoei_entry *)b;
-    return x->begin != y->begin ? (x->begin < y->begin ? -1 : 1)
-        : x->end < y->end       ? -1
-                                : x->end > y->end;
+    const tmoei_entry *x = (const tmoei_entry *)a;
+    const tmoei_entry *y = (const tmoei_entry *)b;
+    const int order = tmoei_size_compare(x->begin, y->begin);
+    return order ? order : tmoei_size_compare(x->end, y->end);
 }
 
-/* A JSON number that is a whole number from 0 to 2^53, into *out. */
-static int tmoei_json_size(const tmoei_json *json, int node, size_t *out)
+/* The value of a key that occurs exactly once, else NULL. */
+static const tmoei_json_node *tmoei_json_once(const tmoei_json *json, int object, const char *key)
 {
-    const double x = tmoei_json_number(json, node, -1.0);
-    if (!(x >= 0.0 && x <= 9007199254740992.0) || x != floor(x) || x > (double)((size_t)-1 / 2))
-        return 0;
-    *out = (size_t)x;
-    return 1;
+    const tmoei_json_node *found = NULL;
+    for (int i = json->nodes[object].child; i >= 0; i = json->nodes[i].next) {
+        if (json->nodes[i].key_length != strlen(key) || strcmp(json->nodes[i].key, key) != 0)
+            continue;
+        if (found) return NULL;
+        found = &json->nodes[i];
+    }
+    return found;
 }
 
-static tmoe_result tmoei_entry_read(tmoe_ctx *ctx, const tmoei_safetensors *file, int node,
-    tmoei_entry *e)
+/* Reads a tensor's entry of the header into *e. Returns the rule that it breaks, or NULL. */
+static const char *tmoei_entry_read(const tmoei_safetensors *file, int node, tmoei_entry *e)
 {
     const tmoei_json *json = &file->json;
-    const tmoei_json_node *n = &json->nodes[node], *shape = tmoei_json_value(json, node, "shape"),
-                          *offsets = tmoei_json_value(json, node, "data_offsets");
-    const char *wrong = NULL;
-    size_t bytes;
+    const tmoei_json_node *n = &json->nodes[node];
+    if (strlen(n->key) != n->key_length) return "its name has a NUL inside";
+    if (n->kind != TMOEI_JSON_OBJECT) return "must be an object";
+    const tmoei_json_node *dtype = tmoei_json_once(json, node, "dtype");
+    const tmoei_json_node *shape = tmoei_json_once(json, node, "shape");
+    const tmoei_json_node *offsets = tmoei_json_once(json, node, "data_offsets");
+    if (!dtype || !shape || !offsets) return "must have dtype, shape and data_offsets, each once";
+
     e->name = n->key;
-    e->dtype = TMOEI_DTYPES;
+    while (e->dtype < TMOEI_DTYPES && !tmoei_json_says(dtype, tmoei_dtypes[e->dtype].name))
+        e->dtype++;
+    if (e->dtype == TMOEI_DTYPES) return "its dtype is unknown";
+
+    if (shape->kind != TMOEI_JSON_ARRAY) return "shape must be a list of sizes";
     e->count = 1;
-    for (int d = 0; d < TMOEI_DTYPES; d++)
-        if (tmoei_json_says(tmoei_json_value(json, node, "dtype"), tmoei_dtype_names[d]))
-            e->dtype = (tmoei_dtype)d;
-    if (n->kind != TMOEI_JSON_OBJECT || n->count != 3)
-        wrong = "must have dtype, shape and data_offsets, each once, and nothing else";
-    else if (shape->kind != TMOEI_JSON_ARRAY || shape->count > TMOEI_RANK_MAX)
-        wrong = "shape must be a list of at most 8 numbers";
-    else if (e->dtype == TMOEI_DTYPES)
-        wrong = "dtype is not one of F32, F16, BF16, I64, I32, U8";
-    else if (strlen(n->key) != n->key_length)
-        wrong = "its name has a NUL inside";
-    for (int i = wrong ? -1 : shape->child; i >= 0; i = json->nodes[i].next) {
-        size_t *size = &e->shape[e->rank++];
-        if (!tmoei_json_size(json, i, size) || !tmoei_size(&e->count, e->count, *size, 0))
-            wrong = "shape is not a list of sizes that fit into memory";
-    }
-    if (!wrong
-        && (offsets->kind != TMOEI_JSON_ARRAY || offsets->count != 2
-            || !tmoei_json_size(json, offsets->child, &e->begin)
-            || !tmoei_json_size(json, json->nodes[offsets->child].next, &e->end)
-            || e->end < e->begin || e->end > file->data_size))
-        wrong = "data_offsets must be two places inside the data";
-    if (!wrong
-        && (!tmoei_size(&bytes, e->count, tmoei_dtype_bytes[e->dtype], 0)
-            || bytes != e->end - e->begin))
-        wrong = "its shape needs other than the bytes of its data_offsets";
-    return wrong ? tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: tensor %s: %s", file->path, n->key, wrong)
-                 : TMOE_OK;
+    e->cols = 1;
+    e->rank = shape->count;
+    for (int i = shape->child; i >= 0; i = json->nodes[i].next)
+        if (!tmoei_json_size(json, i, &e->cols) || !tmoei_size(&e->count, e->count, e->cols, 0))
+            return "shape is not a list of sizes that fit into memory";
+
+    if (offsets->kind != TMOEI_JSON_ARRAY || offsets->count != 2
+        || !tmoei_json_size(json, offsets->child, &e->begin)
+        || !tmoei_json_size(json, json->nodes[offsets->child].next, &e->end) || e->end < e->begin
+        || e->end > file->data_size)
+        return "data_offsets must be two places inside the data";
+    size_t bytes;
+    if (!tmoei_size(&bytes, e->count, tmoei_dtypes[e->dtype].bytes, 0)
+        || bytes != e->end - e->begin)
+        return "its shape needs other than the bytes of its data_offsets";
+    return NULL;
 }
 
 /* n bytes as a number, the lowest first. */
 static uint64_t tmoei_little(const unsigned char *bytes, size_t n)
 {
     uint64_t x = 0;
-    while (n--) x = x << 8 | bytes[n];
+    while (n > 0) {
+        n--;
+        x = x << 8 | bytes[n];
+    }
     return x;
 }
 
-static tmoe_result tmoei_safetensors_check(tmoe_ctx *ctx, tmoei_safetensors *file)
+static tmoe_result tmoei_safetensors_header(tmoe_ctx *ctx, tmoei_safetensors *file)
 {
     const unsigned char *bytes = (const unsigned char *)file->bytes;
     const uint64_t header = file->size < 8 ? 0 : tmoei_little(bytes, 8);
-    size_t at = 0;
     if (file->size < 8 || header > TMOEI_HEADER_MAX || header > file->size - 8)
         return tmoei_fail(ctx, TMOE_ERR_FORMAT,
             "%s: not a safetensors file, or cut off: %lu bytes, header of %llu", file->path,
@@ -9267,37 +9392,73 @@ static tmoe_result tmoei_safetensors_check(tmoe_ctx *ctx, tmoei_safetensors *fil
     file->data = bytes + 8 + header;
     file->data_size = file->size - 8 - (size_t)header;
     TMOEI_TRY(tmoei_json_parse(ctx, &file->json, file->bytes + 8, (size_t)header, file->path));
-    const tmoei_json_node *nodes = file->json.nodes;
-    if (nodes[0].kind != TMOEI_JSON_OBJECT)
+    if (file->json.nodes[0].kind != TMOEI_JSON_OBJECT)
         return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the header is not an object", file->path);
-    tmoei_entry *e = (tmoei_entry *)tmoei_own(&file->own, (size_t)nodes[0].count + 1, sizeof *e);
-    if (!(file->entries = e)) return TMOE_ERR_MEMORY;
+    return TMOE_OK;
+}
+
+static int tmoei_metadata_sound(const tmoei_json *json, int node)
+{
+    const tmoei_json_node *metadata = &json->nodes[node];
+    if (tmoei_json_once(json, 0, "__metadata__") != metadata) return 0;
+    if (metadata->kind == TMOEI_JSON_NULL) return 1;
+    for (int i = metadata->child; i >= 0; i = json->nodes[i].next)
+        if (json->nodes[i].kind != TMOEI_JSON_STRING) return 0;
+    return metadata->kind == TMOEI_JSON_OBJECT;
+}
+
+static tmoe_result tmoei_safetensors_entries(tmoe_ctx *ctx, tmoei_safetensors *file)
+{
+    const tmoei_json_node *nodes = file->json.nodes;
+    file->entries =
+        (tmoei_entry *)tmoei_own(&file->own, (size_t)nodes[0].count + 1, sizeof *file->entries);
+    if (!file->entries) return TMOE_ERR_MEMORY;
     for (int i = nodes[0].child; i >= 0; i = nodes[i].next) {
-        const int metadata = strcmp(nodes[i].key, "__metadata__") == 0;
-        int m = nodes[i].child;
-        while (metadata && m >= 0 && nodes[m].kind == TMOEI_JSON_STRING) m = nodes[m].next;
-        if (!metadata)
-            TMOEI_TRY(tmoei_entry_read(ctx, file, i, &e[file->count++]));
-        else if (nodes[i].kind != TMOEI_JSON_OBJECT || m >= 0
-            || i != tmoei_json_get(&file->json, 0, nodes[i].key))
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                "%s: __metadata__ must be one object of strings", file->path);
+        if (strcmp(nodes[i].key, "__metadata__") == 0) {
+            if (!tmoei_metadata_sound(&file->json, i))
+                return tmoei_fail(ctx, TMOE_ERR_FORMAT,
+                    "%s: __metadata__ must be one object of strings", file->path);
+            continue;
+        }
+        const char *wrong = tmoei_entry_read(file, i, &file->entries[file->count]);
+        if (wrong)
+            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: tensor %s: %s", file->path, nodes[i].key,
+                wrong);
+        file->count++;
     }
+    return TMOE_OK;
+}
+
+/* The tensors cover the data, and have different names. Leaves them sorted by name. */
+static tmoe_result tmoei_safetensors_cover(tmoe_ctx *ctx, tmoei_safetensors *file)
+{
+    tmoei_entry *e = file->entries;
+    size_t at = 0;
     qsort(e, (size_t)file->count, sizeof *e, tmoei_entry_by_place);
-    for (int i = 0; i < file->count; at = e[i++].end)
+    for (int i = 0; i < file->count; i++) {
         if (e[i].begin != at)
             return tmoei_fail(ctx, TMOE_ERR_FORMAT,
                 "%s: tensor %s begins at byte %lu of the data, the one before ends at %lu",
                 file->path, e[i].name, (unsigned long)e[i].begin, (unsigned long)at);
+        at = e[i].end;
+    }
     if (at != file->data_size)
         return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %lu bytes of data, but the tensors end at %lu",
             file->path, (unsigned long)file->data_size, (unsigned long)at);
+
     qsort(e, (size_t)file->count, sizeof *e, tmoei_entry_by_name);
     for (int i = 1; i < file->count; i++)
         if (strcmp(e[i - 1].name, e[i].name) == 0)
             return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tensors are called %s", file->path,
                 e[i].name);
     return TMOE_OK;
+}
+
+static tmoe_result tmoei_safetensors_check(tmoe_ctx *ctx, tmoei_safetensors *file)
+{
+    TMOEI_TRY(tmoei_safetensors_header(ctx, file));
+    TMOEI_TRY(tmoei_safetensors_entries(ctx, file));
+    return tmoei_safetensors_cover(ctx, file);
 }
 
 static tmoe_result tmoei_safetensors_open(tmoe_ctx *ctx, tmoei_safetensors *file, const char *path)
@@ -9313,7 +9474,9 @@ static tmoe_result tmoei_safetensors_open(tmoe_ctx *ctx, tmoei_safetensors *file
 
 static const tmoei_entry *tmoei_safetensors_find(const tmoei_safetensors *file, const char *name)
 {
-    const tmoei_entry key = { name, TMOEI_F32, 0, { 0 }, 0, 0, 0 };
+    tmoei_entry key;
+    memset(&key, 0, sizeof key);
+    key.name = name;
     return (const tmoei_entry *)bsearch(&key, file->entries, (size_t)file->count, sizeof key,
         tmoei_entry_by_name);
 }
@@ -9321,10 +9484,12 @@ static const tmoei_entry *tmoei_safetensors_find(const tmoei_safetensors *file, 
 /* A metadata string or NULL. */
 static const char *tmoei_safetensors_metadata(const tmoei_safetensors *file, const char *key)
 {
-    const int node =
-        tmoei_json_get(&file->json, tmoei_json_get(&file->json, 0, "__metadata__"), key);
+    const int metadata = tmoei_json_get(&file->json, 0, "__metadata__");
+    const int node = tmoei_json_get(&file->json, metadata, key);
     return tmoei_json_is_string(&file->json, node) ? file->json.nodes[node].text : NULL;
 }
+
+/* ---- numbers as bytes ------------------------------------------------------------------------ */
 
 static float tmoei_float_of_bits(uint32_t bits)
 {
@@ -9340,13 +9505,18 @@ static uint32_t tmoei_bits_of_float(float x)
     return bits;
 }
 
-/* IEEE half: sign, 5 bits of exponent (bias 15), 10 bits; exponent 0: the fraction alone */
+/* IEEE half: sign, 5 bits of exponent with bias 15, 10 bits of fraction
+ *   exponent 0     (-1)^sign 2^-24 fraction             zero and subnormal numbers
+ *   exponent 31    infinity or NaN                      (a float's exponent is 255)
+ *   else           (-1)^sign 2^(exponent - 15) 1.fraction   (a float's bias is 127 = 15 + 112) */
 static float tmoei_half(uint32_t h)
 {
-    const uint32_t sign = (h & 0x8000u) << 16, exponent = h >> 10 & 31u, fraction = h & 1023u;
+    const uint32_t sign = (h & 0x8000u) << 16;
+    const uint32_t exponent = h >> 10 & 31u;
+    const uint32_t fraction = h & 1023u;
     if (exponent == 0) return (sign ? -1.0f : 1.0f) * ldexpf((float)fraction, -24);
-    return tmoei_float_of_bits(
-        sign | (exponent == 31 ? 255u : exponent + 112u) << 23 | fraction << 13);
+    const uint32_t wider = exponent == 31 ? 255u : exponent + 112u;
+    return tmoei_float_of_bits(sign | wider << 23 | fraction << 13);
 }
 
 static int tmoei_little_endian(void)
@@ -9355,45 +9525,55 @@ static int tmoei_little_endian(void)
     return *(const unsigned char *)&one == 1;
 }
 
-/* Values first .. first + count - 1 as floats, from little-endian bytes on any machine; F32, F16,
- * BF16. */
+/* Values first .. first + count - 1, the last ones of a tensor, as floats. */
 static tmoe_result tmoei_safetensors_read(tmoe_ctx *ctx, const tmoei_safetensors *file,
     const tmoei_entry *entry, size_t first, float *out, size_t count)
 {
-    const unsigned char *p = file->data + entry->begin;
+    const tmoei_dtype_info dtype = tmoei_dtypes[entry->dtype];
     if (entry->count != first + count || entry->dtype > TMOEI_BF16)
         return tmoei_fail(ctx, TMOE_ERR_FORMAT,
             "%s: tensor %s: %lu values of %s, expected %lu floats", file->path, entry->name,
-            (unsigned long)entry->count, tmoei_dtype_names[entry->dtype],
-            (unsigned long)(first + count));
-    p += first * tmoei_dtype_bytes[entry->dtype];
-    if (entry->dtype == TMOEI_F32 && tmoei_little_endian())
+            (unsigned long)entry->count, dtype.name, (unsigned long)(first + count));
+
+    const unsigned char *p = file->data + entry->begin + first * dtype.bytes;
+    if (entry->dtype == TMOEI_F32 && tmoei_little_endian()) {
         memcpy(out, p, count * sizeof(float));
-    else
-        for (size_t i = 0; i < count; i++)
-            out[i] = entry->dtype == TMOEI_F32
-                ? tmoei_float_of_bits((uint32_t)tmoei_little(p + 4 * i, 4))
-                : entry->dtype == TMOEI_F16
-                ? tmoei_half((uint32_t)tmoei_little(p + 2 * i, 2))
-                : tmoei_float_of_bits((uint32_t)tmoei_little(p + 2 * i, 2) << 16);
+        return TMOE_OK;
+    }
+    for (size_t i = 0; i < count; i++) {
+        const uint32_t bits = (uint32_t)tmoei_little(p + i * dtype.bytes, dtype.bytes);
+        if (entry->dtype == TMOEI_F32)
+            out[i] = tmoei_float_of_bits(bits);
+        else if (entry->dtype == TMOEI_F16)
+            out[i] = tmoei_half(bits);
+        else
+            out[i] = tmoei_float_of_bits(bits << 16); /* BF16: the upper half of a float */
+    }
     return TMOE_OK;
 }
 
-/* ---- writing: metadata, then tensors are declared; save writes it all ------------------------ */
+/* ---- writing ------------------------------------------------------------------------------------
+ * First the metadata and the tensors are declared, which makes the header; then all is written to a
+ * temporary file beside the wanted one. Only when every byte is on the disk is the temporary file
+ * renamed to the wanted name, which replaces an older file in one step. So whatever happens - a full
+ * disk, a crash, a power cut - the wanted name holds the whole old file or the whole new one. */
 
 typedef struct tmoei_span {
     const float *data;
-    size_t zeros, count;
-} tmoei_span; /* zeros come first */
+    size_t zeros, count; /* zeros are written before the data */
+} tmoei_span;
 
 typedef struct tmoei_writer {
-    tmoei_buffer json, temporary; /* the header; PATH.tmp, which commit puts in PATH's place */
-    const char *path;             /* the caller's */
+    tmoei_buffer json;      /* the header */
+    tmoei_buffer temporary; /* name of the temporary file */
+    const char *path;       /* the wanted name; the caller's */
     FILE *file;
-    tmoei_span *spans;                /* what the tensors hold, the caller's */
-    size_t declared, count, capacity; /* bytes of data; spans */
+    tmoei_span *spans; /* what the tensors hold; the caller's */
+    size_t count, capacity;
+    size_t declared; /* bytes of data */
 } tmoei_writer;
 
+/* Frees what the writer has; a temporary file that was not committed is removed. */
 static void tmoei_writer_free(tmoe_ctx *ctx, tmoei_writer *writer)
 {
     if (writer->file) {
@@ -9406,7 +9586,7 @@ static void tmoei_writer_free(tmoe_ctx *ctx, tmoei_writer *writer)
     memset(writer, 0, sizeof *writer);
 }
 
-/* All metadata come before the tensors. */
+/* All metadata are declared before the first tensor. */
 static void tmoei_writer_metadata(tmoe_ctx *ctx, tmoei_writer *writer, const char *key,
     const char *text, size_t length)
 {
@@ -9416,17 +9596,18 @@ static void tmoei_writer_metadata(tmoe_ctx *ctx, tmoei_writer *writer, const cha
     tmoei_buffer_json_string(ctx, &writer->json, text, length);
 }
 
-/* `skip` rows of zeros, then `rows` of data. */
+/* Declares a tensor of `skip` rows of zeros and `rows` rows of data. */
 static void tmoei_writer_tensor(tmoe_ctx *ctx, tmoei_writer *writer, const char *name, int rank,
     size_t skip, size_t rows, size_t cols, const float *data)
 {
     const tmoei_span span = { data, skip * cols, rows * cols };
-    const size_t begin = writer->declared, end = begin + (span.zeros + span.count) * sizeof(float);
+    const size_t begin = writer->declared;
+    const size_t end = begin + (span.zeros + span.count) * sizeof(float);
     if (!tmoei_grow(ctx, &writer->spans, &writer->capacity, writer->count + 1, sizeof span)) return;
     writer->spans[writer->count++] = span;
     writer->declared = end;
-    tmoei_buffer_print(ctx, &writer->json,
-        begin ? "," : "},"); /* the first one ends the metadata */
+
+    tmoei_buffer_print(ctx, &writer->json, begin ? "," : "},"); /* } ends the metadata */
     tmoei_buffer_json_string(ctx, &writer->json, name, strlen(name));
     tmoei_buffer_print(ctx, &writer->json, ":{\"dtype\":\"F32\",\"shape\":[");
     if (rank == 2) tmoei_buffer_print(ctx, &writer->json, "%lu,", (unsigned long)(skip + rows));
@@ -9440,14 +9621,57 @@ static tmoe_result tmoei_writer_trouble(tmoe_ctx *ctx, const tmoei_writer *write
         strerror(errno));
 }
 
+/* Makes an empty file of a name that no file has. 0 where the name is taken or the folder refuses. */
+static int tmoei_file_new(const char *path)
+{
+#if defined(TMOEI_POSIX)
+    const int file = open(path, O_WRONLY | O_CREAT | O_EXCL, 0666);
+    return file >= 0 && close(file) == 0;
+#else
+    FILE *file = fopen(path, "rb");
+    if (file) {
+        (void)fclose(file);
+        errno = EEXIST;
+        return 0;
+    }
+    file = fopen(path, "wb");
+    return file && fclose(file) == 0;
+#endif
+}
+
+/* Only a file is replaced: a rename would put a file in a device's place (/dev/null). */
+static tmoe_result tmoei_writer_may_replace(tmoe_ctx *ctx, const tmoei_writer *writer)
+{
+#if defined(TMOEI_POSIX)
+    struct stat about;
+    if (stat(writer->path, &about) == 0 && !S_ISREG(about.st_mode))
+        return tmoei_fail(ctx, TMOE_ERR_FILE, "%s: is not a file that could be replaced",
+            writer->path);
+#endif
+    (void)ctx;
+    (void)writer;
+    return TMOE_OK;
+}
+
+#define TMOEI_TEMPORARY_NAMES 100
+
+/* Opens a temporary file PATH.tmp; where that name is taken, PATH.1.tmp and so on. */
 static tmoe_result tmoei_writer_open(tmoe_ctx *ctx, tmoei_writer *writer, const char *path)
 {
+    int made = 0;
     writer->path = path;
-    tmoei_buffer_add(ctx, &writer->temporary, path, strlen(path));
-    tmoei_buffer_add(ctx, &writer->temporary, ".tmp", 4);
-    if (writer->temporary.failed) return TMOE_ERR_MEMORY;
-    errno = 0;
-    writer->file = fopen(writer->temporary.data, "wb");
+    TMOEI_TRY(tmoei_writer_may_replace(ctx, writer));
+    for (int i = 0; !made && i < TMOEI_TEMPORARY_NAMES; i++) {
+        writer->temporary.length = 0;
+        tmoei_buffer_add(ctx, &writer->temporary, path, strlen(path));
+        if (i > 0) tmoei_buffer_print(ctx, &writer->temporary, ".%d", i);
+        tmoei_buffer_add(ctx, &writer->temporary, ".tmp", 4);
+        if (writer->temporary.failed) return TMOE_ERR_MEMORY;
+        errno = 0;
+        made = tmoei_file_new(writer->temporary.data);
+        if (!made && errno != EEXIST) break;
+    }
+    if (made) writer->file = fopen(writer->temporary.data, "wb");
     return writer->file ? TMOE_OK : tmoei_writer_trouble(ctx, writer);
 }
 
@@ -9465,71 +9689,216 @@ static tmoe_result tmoei_writer_little(tmoe_ctx *ctx, tmoei_writer *writer, uint
     return tmoei_writer_bytes(ctx, writer, bytes, n);
 }
 
-/* Flushes to the disk and puts the file in its place; until then the old one is untouched. */
+/* Flushes the temporary file to the disk and gives it the wanted name. */
 static tmoe_result tmoei_writer_commit(tmoe_ctx *ctx, tmoei_writer *writer)
 {
-    int good = fflush(writer->file) == 0;
+    const char *temporary = writer->temporary.data;
+    if (fflush(writer->file) != 0) return tmoei_writer_trouble(ctx, writer);
 #if defined(TMOEI_POSIX)
-    good = good && fsync(fileno(writer->file)) == 0;
+    if (fsync(fileno(writer->file)) != 0) return tmoei_writer_trouble(ctx, writer);
 #endif
-    if (!good) return tmoei_writer_trouble(ctx, writer);
-    good = fclose(writer->file) == 0;
+    const int closed = fclose(writer->file) == 0;
     writer->file = NULL;
+    if (closed && rename(temporary, writer->path) == 0) return TMOE_OK;
+
 #if defined(_WIN32)
-    if (good) (void)remove(writer->path); /* rename does not replace there */
+    /* rename does not replace there: the old file is removed first, and from then on the temporary
+     * file is the only copy and stays, whatever happens. */
+    if (closed && remove(writer->path) == 0) {
+        if (rename(temporary, writer->path) == 0) return TMOE_OK;
+        return tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be written: %s; all of it is in %s",
+            writer->path, strerror(errno), temporary);
+    }
 #endif
-    if (good && rename(writer->temporary.data, writer->path) == 0) return TMOE_OK;
     (void)tmoei_writer_trouble(ctx, writer);
-    (void)remove(writer->temporary.data);
+    (void)remove(temporary);
     return TMOE_ERR_FILE;
 }
 
+static tmoe_result tmoei_writer_span(tmoe_ctx *ctx, tmoei_writer *writer, const tmoei_span *span)
+{
+    for (size_t i = 0; i < span->zeros; i++) TMOEI_TRY(tmoei_writer_little(ctx, writer, 0, 4));
+    if (tmoei_little_endian()) /* floats in memory are what the file holds */
+        return tmoei_writer_bytes(ctx, writer, span->data, span->count * sizeof(float));
+    for (size_t i = 0; i < span->count; i++)
+        TMOEI_TRY(tmoei_writer_little(ctx, writer, tmoei_bits_of_float(span->data[i]), 4));
+    return TMOE_OK;
+}
+
+/* Writes what was declared to path. */
 static tmoe_result tmoei_writer_save(tmoe_ctx *ctx, tmoei_writer *writer, const char *path)
 {
     tmoei_buffer *json = &writer->json;
     tmoei_buffer_add(ctx, json, "}", 1);
-    /* data begins on a cache line */
+    /* Spaces up to 64 bytes: the data begin on a cache line. */
     while (!json->failed && (json->length + 8) % 64) tmoei_buffer_add(ctx, json, " ", 1);
     if (ctx->error != TMOE_OK) return ctx->error;
+
     TMOEI_TRY(tmoei_writer_open(ctx, writer, path));
     TMOEI_TRY(tmoei_writer_little(ctx, writer, json->length, 8));
     TMOEI_TRY(tmoei_writer_bytes(ctx, writer, json->data, json->length));
-    for (const tmoei_span *s = writer->spans; s < writer->spans + writer->count; s++) {
-        const size_t whole =
-            tmoei_little_endian() ? s->count : 0; /* written as they lie in memory */
-        for (size_t i = 0; i < s->zeros; i++) TMOEI_TRY(tmoei_writer_little(ctx, writer, 0, 4));
-        TMOEI_TRY(tmoei_writer_bytes(ctx, writer, s->data, whole * sizeof(float)));
-        for (size_t i = whole; i < s->count; i++)
-            TMOEI_TRY(tmoei_writer_little(ctx, writer, tmoei_bits_of_float(s->data[i]), 4));
-    }
+    for (size_t i = 0; i < writer->count; i++)
+        TMOEI_TRY(tmoei_writer_span(ctx, writer, &writer->spans[i]));
     return tmoei_writer_commit(ctx, writer);
 }
 
-/* "\x93NUMPY", version, length of the header, a Python dictionary, the numbers. */
+/* ---- numpy's .npy -------------------------------------------------------------------------------
+ *   6 bytes   "\x93NUMPY"
+ *   2 bytes   version: 1.0, 2.0 or 3.0
+ *   2 bytes   length of the header (4 bytes from version 2.0 on), little-endian
+ *   header    a Python dictionary: {'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }
+ *   data      the numbers */
+
+#define TMOEI_NPY_NAME 16
+
+typedef struct tmoei_npy {
+    char descr[TMOEI_NPY_NAME]; /* type of the numbers; "" where the header names none */
+    int fortran, rank;          /* -1 where the header does not say */
+    size_t rows, cols;          /* the first two dimensions */
+} tmoei_npy;
+
+static void tmoei_npy_space(const char **at)
+{
+    *at += strspn(*at, " \t\n\r");
+}
+
+/* Steps over white space and then over a word; returns whether it was there. */
+static int tmoei_npy_take(const char **at, const char *word)
+{
+    const size_t n = strlen(word);
+    tmoei_npy_space(at);
+    if (strncmp(*at, word, n) != 0) return 0;
+    *at += n;
+    return 1;
+}
+
+/* A quoted string without escapes; out has TMOEI_NPY_NAME bytes. */
+static int tmoei_npy_string(const char **at, char *out)
+{
+    const char *quote = "'";
+    if (!tmoei_npy_take(at, quote)) {
+        quote = "\"";
+        if (!tmoei_npy_take(at, quote)) return 0;
+    }
+    const size_t n = strcspn(*at, quote);
+    if (!(*at)[n] || n >= TMOEI_NPY_NAME) return 0;
+    memcpy(out, *at, n);
+    out[n] = 0;
+    *at += n + 1;
+    return 1;
+}
+
+/* (2, 3): sizes, each with a comma but for the last; Python 2 wrote 2L. */
+static int tmoei_npy_shape(const char **at, tmoei_npy *npy)
+{
+    if (!tmoei_npy_take(at, "(")) return 0;
+    npy->rank = 0;
+    while (!tmoei_npy_take(at, ")")) {
+        const size_t digits = strspn(*at, "0123456789");
+        if (digits == 0 || digits > 9) return 0;
+        size_t size = 0;
+        for (size_t i = 0; i < digits; i++) size = size * 10 + (size_t)((*at)[i] - '0');
+        *at += digits;
+        (void)tmoei_npy_take(at, "L");
+        if (npy->rank == 0) npy->rows = size;
+        if (npy->rank == 1) npy->cols = size;
+        npy->rank++;
+        if (!tmoei_npy_take(at, ",") && **at != ')') return 0;
+        tmoei_npy_space(at);
+    }
+    return 1;
+}
+
+/* Reads the dictionary; 0 where it is none, or has not each of its three keys once. */
+static int tmoei_npy_header(const char *text, tmoei_npy *npy)
+{
+    const char *at = text;
+    memset(npy, 0, sizeof *npy);
+    npy->fortran = -1;
+    npy->rank = -1;
+    if (!tmoei_npy_take(&at, "{")) return 0;
+    while (!tmoei_npy_take(&at, "}")) {
+        char key[TMOEI_NPY_NAME];
+        if (!tmoei_npy_string(&at, key) || !tmoei_npy_take(&at, ":")) return 0;
+        if (strcmp(key, "descr") == 0 && !npy->descr[0]) {
+            if (!tmoei_npy_string(&at, npy->descr)) return 0;
+        } else if (strcmp(key, "fortran_order") == 0 && npy->fortran < 0) {
+            npy->fortran = tmoei_npy_take(&at, "True");
+            if (!npy->fortran && !tmoei_npy_take(&at, "False")) return 0;
+        } else if (strcmp(key, "shape") == 0 && npy->rank < 0) {
+            if (!tmoei_npy_shape(&at, npy)) return 0;
+        } else {
+            return 0;
+        }
+        if (!tmoei_npy_take(&at, ",") && *at != '}') return 0;
+    }
+    tmoei_npy_space(&at);
+    return !*at && npy->descr[0] && npy->fortran >= 0 && npy->rank >= 0;
+}
+
+/* Where the numbers begin; cuts the file's text behind the header. 0: not such a file. */
+static size_t tmoei_npy_data(char *file, size_t size, size_t *header)
+{
+    const unsigned char *p = (const unsigned char *)file;
+    if (size < 12 || memcmp(file, "\x93NUMPY", 6) != 0 || p[6] < 1 || p[6] > 3) return 0;
+    const size_t length_bytes = p[6] == 1 ? 2 : 4;
+    const size_t length = (size_t)tmoei_little(p + 8, length_bytes);
+    *header = 8 + length_bytes;
+    if (length == 0 || length > size - *header) return 0;
+    char *last = file + *header + length - 1;
+    if (*last != '\n') return 0;
+    *last = 0;
+    return *header + length;
+}
+
+/* Bytes of a number; 0 with the reason in the context where the file is not as it must be. */
+static size_t tmoei_npy_check(tmoe_ctx *ctx, const char *path, const tmoei_npy *npy, int rows,
+    int cols)
+{
+    if (npy->fortran) {
+        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+            "npy_load: %s: is in Fortran order; save numpy.ascontiguousarray of it", path);
+        return 0;
+    }
+    if (npy->rank != 2 || npy->rows != (size_t)rows || npy->cols != (size_t)cols) {
+        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+            "npy_load: %s: has %d dimension(s), the first two %lu and %lu; must be (%d, %d)", path,
+            npy->rank, (unsigned long)npy->rows, (unsigned long)npy->cols, rows, cols);
+        return 0;
+    }
+    if (strcmp(npy->descr, "<f4") == 0) return 4;
+    if (strcmp(npy->descr, "<f8") == 0) return 8;
+    (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+        "npy_load: %s: type '%s'; must be '<f4' or '<f8', little-endian float32 or float64", path,
+        npy->descr);
+    return 0;
+}
+
 TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, int rows, int cols)
 {
-    const size_t count = (size_t)rows * (size_t)cols;
-    size_t size = 0, head = 0;
-    char shape[48];
+    size_t size = 0, header = 0, count = 0, bytes = 0;
+    tmoei_npy npy;
     tmoei_begin(ctx);
+    if (!path || !x || rows < 1 || cols < 1 || !tmoei_size(&count, (size_t)rows, (size_t)cols, 0))
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "npy_load: path or x is NULL, or rows %d, cols %d; both at least 1", rows, cols);
     char *file = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &size);
     if (!file) return ctx->error;
-    const unsigned char *p = (const unsigned char *)file;
-    if (size > 12 && memcmp(file, "\x93NUMPY", 6) == 0)
-        head =
-            p[6] == 1 ? 10 + (size_t)tmoei_little(p + 8, 2) : 12 + (size_t)tmoei_little(p + 8, 3);
-    if (head && head <= size) file[head - 1] = 0; /* its last character, a line's end */
-    (void)snprintf(shape, sizeof shape, "(%d, %d)", rows, cols);
-    const size_t bytes = !head || head > size ? 0
-        : strstr(file + 10, "'<f4'")          ? 4
-        : strstr(file + 10, "'<f8'")          ? 8
-                                              : 0;
-    if (!bytes || !strstr(file + 10, "'fortran_order': False") || !strstr(file + 10, shape)
-        || size - head != count * bytes)
+
+    const size_t begin = tmoei_npy_data(file, size, &header);
+    if (!begin || !tmoei_npy_header(file + header, &npy))
+        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "npy_load: %s: is not a .npy file of one array",
+            path);
+    else
+        bytes = tmoei_npy_check(ctx, path, &npy, rows, cols);
+    if (bytes && ((size - begin) / bytes != count || (size - begin) % bytes != 0))
         (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-            "%s: not a .npy file of float32 or float64 in C order, %s", path, shape);
+            "npy_load: %s: %lu bytes of numbers; must be %lu of %lu bytes", path,
+            (unsigned long)(size - begin), (unsigned long)count, (unsigned long)bytes);
+
     for (size_t i = 0; ctx->error == TMOE_OK && i < count; i++) {
-        const uint64_t bits = tmoei_little(p + head + i * bytes, bytes);
+        const unsigned char *p = (const unsigned char *)file + begin + i * bytes;
+        const uint64_t bits = tmoei_little(p, bytes);
         double number;
         memcpy(&number, &bits, sizeof number);
         x[i] = bytes == 4 ? tmoei_float_of_bits((uint32_t)bits) : (float)number;
@@ -12515,7 +12884,7 @@ static void tmoei_fields_to_json(tmoe_ctx *ctx, const void *base, const tmoei_fi
         if (f->kind == TMOEI_KIND_BOOL)
             tmoei_buffer_print(ctx, b, x != 0.0 ? "true" : "false");
         else
-            tmoei_buffer_print(ctx, b, "%.9g", x);
+            tmoei_buffer_json_number(ctx, b, x);
     }
 }
 
@@ -12991,8 +13360,7 @@ static tmoe_result tmoei_bart_read(tmoe_model *model, const tmoei_weights *w, co
         e = i == 1 ? embedding : tmoei_bart_find(w, t.name, &file);
         if (!e && !t.optional)
             tmoei_problem(text, sizeof text, "%s is missing", t.name);
-        else if (e
-            && (e->rank != t.rank || e->count != first + n || e->shape[e->rank - 1] != t.cols))
+        else if (e && (e->rank != t.rank || e->count != first + n || e->cols != t.cols))
             tmoei_problem(text, sizeof text, "%s has %lu values in %d dimension%s, not (%lu,%lu)",
                 t.name, (unsigned long)e->count, e->rank, e->rank == 1 ? "" : "s",
                 (unsigned long)(t.rows + t.skip), (unsigned long)t.cols);

@@ -3,9 +3,19 @@
 #define TASKMOE_IMPLEMENTATION
 #include "taskmoe.h"
 #include "test.h"
+#include <locale.h>
+#include <signal.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 static tmoe_ctx *ctx;
+
+/* A number of the JSON; fallback where the node is -1 or no number. */
+static double json_number(const tmoei_json *json, int node, double fallback)
+{
+    const tmoei_json_node *n = tmoei_json_at(json, node);
+    return n->kind == TMOEI_JSON_NUMBER ? n->number : fallback;
+}
 
 static const char *folder_new(void)
 {
@@ -55,7 +65,7 @@ static void test_json_reads_what_is_json(void)
     a = tmoei_json_get(&json, 0, "a");
     CHECK(a > 0 && json.nodes[a].count == 5);
     node = json.nodes[json.nodes[a].child].next;
-    CHECK(tmoei_json_number(&json, node, 0.0) == -2500.0);
+    CHECK(json_number(&json, node, 0.0) == -2500.0);
     node = tmoei_json_get(&json, 0, "b\xc3\xa9");
     CHECK(tmoei_json_is_string(&json, node));
     CHECK_TEXT(json.nodes[node].text, "x\n\xf0\x9f\x98\x80");
@@ -88,6 +98,134 @@ static void test_json_refuses_what_is_not(void)
     CHECK(tmoei_json_parse(ctx, &json, deep, sizeof deep, "deep") == TMOE_ERR_FORMAT);
     CHECK_HAS(tmoe_error_message(ctx), "64 deep");
     ctx->error = TMOE_OK;
+}
+
+/* A host that has called setlocale must not change files. */
+static void test_json_numbers_have_a_point_in_every_locale(void)
+{
+    static const char text[] = "[1.5, -2.25e1, 3]";
+    tmoei_buffer out = { NULL, 0, 0, 0 };
+    tmoei_json json;
+    (void)system("mkdir -p build/locale && "
+                 "localedef -i de_DE -f UTF-8 build/locale/de_DE.UTF-8 2> build/locale/log");
+    (void)setenv("LOCPATH", "build/locale", 0);
+    if (!setlocale(LC_NUMERIC, "de_DE.UTF-8"))
+        printf("SKIPPED: no locale with a decimal comma here\n");
+    CHECK(tmoei_json_parse(ctx, &json, text, sizeof text - 1, "text") == TMOE_OK);
+    CHECK(json_number(&json, 1, 0.0) == 1.5 && json_number(&json, 2, 0.0) == -22.5
+        && json_number(&json, 3, 0.0) == 3.0);
+    tmoei_buffer_json_number(ctx, &out, 0.5);
+    tmoei_buffer_json_number(ctx, &out, -1.5e-20);
+    tmoei_buffer_json_number(ctx, &out, 7.0);
+    (void)setlocale(LC_NUMERIC, "C");
+    CHECK_TEXT(out.data, "0.5-1.5e-207");
+    tmoei_buffer_free(ctx, &out);
+    tmoei_json_free(ctx, &json);
+}
+
+/* ---- safetensors ----------------------------------------------------------------------------- */
+static tmoe_result header_open(const char *header, size_t data)
+{
+    static const char path[] = "build/test_header.safetensors";
+    const char zeros[64] = { 0 };
+    char length[8] = { 0 };
+    tmoei_safetensors file;
+    FILE *out = fopen(path, "wb");
+    length[0] = (char)(strlen(header) & 255);
+    length[1] = (char)(strlen(header) >> 8);
+    CHECK(out && fwrite(length, 1, 8, out) == 8 && fputs(header, out) >= 0
+        && fwrite(zeros, 1, data, out) == data && fclose(out) == 0);
+    tmoei_begin(ctx);
+    const tmoe_result result = tmoei_safetensors_open(ctx, &file, path);
+    if (result == TMOE_OK) tmoei_safetensors_close(ctx, &file);
+    (void)remove(path);
+    return result;
+}
+
+static void test_safetensors_headers_are_taken_as_the_reference_takes_them(void)
+{
+    static const char *const good[] = {
+        "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]}}",
+        "{\"__metadata__\":null,\"a\":{\"dtype\":\"F64\",\"shape\":[],\"data_offsets\":[0,8]}}",
+        "{\"a\":{\"dtype\":\"BOOL\",\"shape\":[8],\"x\":1,\"data_offsets\":[0,8]}}",
+        "{\"a\":{\"dtype\":\"U16\",\"shape\":[1,1,1,1,1,1,1,1,4],\"data_offsets\":[0,8]}}",
+        "{\"b\":{\"dtype\":\"I8\",\"shape\":[0],\"data_offsets\":[0,0]},"
+        "\"a\":{\"dtype\":\"I64\",\"shape\":[1],\"data_offsets\":[0,8]}}"
+    };
+    static const char *const bad[] = {
+        "{\"a\":{\"dtype\":\"F32\",\"shape\":[2.0],\"data_offsets\":[0,8]}}",
+        "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8e0]}}",
+        "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[-0,8]}}",
+        "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"shape\":[2],\"data_offsets\":[0,8]}}",
+        "{\"a\":{\"dtype\":\"F31\",\"shape\":[2],\"data_offsets\":[0,8]}}",
+        "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}",
+        "{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}",
+        "{\"a\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0,8]},"
+        "\"a\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[8,8]}}"
+    };
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++)
+        CHECK(header_open(good[i], 8) == TMOE_OK);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        CHECK(header_open(bad[i], 8) == TMOE_ERR_FORMAT);
+    tmoei_begin(ctx);
+}
+
+/* ---- numpy ----------------------------------------------------------------------------------- */
+static tmoe_result npy_load(int version, const char *header, size_t data, float *x)
+{
+    static const char path[] = "build/test.npy";
+    const float values[6] = { 1.0f, 2.0f, 3.0f, 4.0f, 5.0f, 6.0f };
+    const size_t n = strlen(header) + 1;
+    char head[12] = "\x93NUMPY";
+    FILE *out = fopen(path, "wb");
+    head[6] = (char)version;
+    head[8] = (char)(n & 255);
+    head[9] = (char)(n >> 8);
+    CHECK(out && fwrite(head, 1, version == 1 ? 10 : 12, out) == (version == 1 ? 10u : 12u)
+        && fprintf(out, "%s\n", header) == (int)n && fwrite(values, 1, data, out) == data
+        && fclose(out) == 0);
+    const tmoe_result result = tmoe_npy_load(ctx, path, x, 2, 3);
+    (void)remove(path);
+    return result;
+}
+
+static void test_npy_headers_are_parsed(void)
+{
+    static const char sound[] = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }    ";
+    static const char *const good[] = { sound,
+        "{'descr':'<f4','fortran_order':False,'shape':(2,3)}",
+        "{\"descr\": \"<f4\", \"fortran_order\": False, \"shape\": (2, 3)}",
+        "{'shape': (2L, 3L), 'fortran_order': False, 'descr': '<f4', }" };
+    static const char *const bad[][2] = {
+        { "{'descr': '>f4', 'fortran_order': False, 'shape': (2, 3), }", "type '>f4'" },
+        { "{'descr': '<i4', 'fortran_order': False, 'shape': (2, 3), }", "type '<i4'" },
+        { "{'descr': '<f4', 'fortran_order': True, 'shape': (2, 3), }", "Fortran order" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (3, 2), }", "must be (2, 3)" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3, 1), }", "3 dimension(s)" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (6,), }", "1 dimension(s)" },
+        { "{'descr': '<f8', 'fortran_order': False, 'shape': (2, 3), }", "24 bytes of numbers" },
+        { "{'descr': [('<f4', '<i4')], 'fortran_order': False, 'shape': (2, 3), }", "is not" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), 'x': 1}", "is not" },
+        { "{'descr': '<f4', 'fortran_order': False}", "is not" },
+        { "{'descr': '<f4', 'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }", "is not" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (2 3), }", "is not" },
+        { "{'descr': '<f4", "is not" }, { "", "is not" }
+    };
+    float x[6];
+    for (size_t i = 0; i < sizeof good / sizeof *good; i++)
+        for (int version = 1; version <= 3; version++) {
+            memset(x, 0, sizeof x);
+            CHECK(npy_load(version, good[i], 24, x) == TMOE_OK && x[0] == 1.0f && x[5] == 6.0f);
+        }
+    x[0] = 9.0f;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        CHECK(npy_load(1, bad[i][0], 24, x) == TMOE_ERR_FORMAT && x[0] == 9.0f);
+        CHECK_HAS(tmoe_error_message(ctx), bad[i][1]);
+    }
+    CHECK(npy_load(4, sound, 24, x) == TMOE_ERR_FORMAT);
+    CHECK(npy_load(1, sound, 23, x) == TMOE_ERR_FORMAT);
+    CHECK(tmoe_npy_load(ctx, "build/test.npy", x, 0, 3) == TMOE_ERR_ARGUMENT && x[0] == 9.0f);
+    tmoei_begin(ctx);
 }
 
 /* ---- tokenizers ------------------------------------------------------------------------------ */
@@ -520,8 +658,8 @@ static void test_truncated_and_edited_model_files_are_refused_or_sound(void)
     const char *folder = folder_new();
     char path[128], broken[128];
     tmoe_model *model = tiny_model(), *loaded;
-    static const char *const metadata[5] = { "{\"__metadata__\":{\"a\":\"b\"}}",
-        "{\"__metadata__\":{\"a\":1}}", "{\"__metadata__\":[\"a\"]}", "{\"__metadata__\":null}",
+    static const char *const metadata[] = { "{\"__metadata__\":{\"a\":\"b\"}}",
+        "{\"__metadata__\":{\"a\":1}}", "{\"__metadata__\":[\"a\"]}",
         "{\"__metadata__\":{},\"__metadata__\":{}}" };
     size_t n, i, before, header;
     char *bytes;
@@ -569,16 +707,53 @@ static void test_truncated_and_edited_model_files_are_refused_or_sound(void)
     folder_remove(folder);
 }
 
+/* A device or folder in the file's place is refused, and a file or link of the user's that has the
+ * temporary file's name stays as it was. */
+static void test_saving_replaces_files_only(void)
+{
+    const char *folder = folder_new();
+    char path[128], other[128], temporary[128];
+    tmoe_model *model = tiny_model();
+    size_t n;
+    (void)snprintf(path, sizeof path, "%s/m.st", folder);
+    (void)snprintf(other, sizeof other, "%s/precious", folder);
+    (void)snprintf(temporary, sizeof temporary, "%s/m.st.tmp", folder);
+    text_write(folder, "precious", "mine");
+    CHECK(symlink("precious", temporary) == 0);
+    CHECK(tmoe_model_save(model, path) == TMOE_OK);
+    char *bytes = file_read(other, &n);
+    CHECK(n == 4 && memcmp(bytes, "mine", 4) == 0);
+    free(bytes);
+    struct stat about;
+    CHECK(lstat(temporary, &about) == 0 && S_ISLNK(about.st_mode));
+    CHECK(lstat(path, &about) == 0 && S_ISREG(about.st_mode));
+    folder_make(folder, "taken");
+    (void)snprintf(path, sizeof path, "%s/taken", folder);
+    CHECK(tmoe_model_save(model, path) == TMOE_ERR_FILE);
+    (void)snprintf(path, sizeof path, "%s/pipe", folder);
+    CHECK(mkfifo(path, 0600) == 0 && tmoe_model_save(model, path) == TMOE_ERR_FILE);
+    CHECK_HAS(tmoe_error_message(ctx), "is not a file that could be replaced");
+    CHECK(lstat(path, &about) == 0 && S_ISFIFO(about.st_mode));
+    tmoe_model_destroy(model);
+    folder_remove(folder);
+}
+
 static void test_a_failed_save_leaves_the_old_file(void)
 {
     const char *folder = folder_new();
-    char path[128], blocker[140];
+    char path[128], temporary[140];
     tmoe_model *model = tiny_model(), *loaded;
+    const struct rlimit full = { 1000, RLIM_INFINITY };
+    struct rlimit before;
     (void)snprintf(path, sizeof path, "%s/model.safetensors", folder);
-    (void)snprintf(blocker, sizeof blocker, "%s.tmp", path);
+    (void)snprintf(temporary, sizeof temporary, "%s.tmp", path);
     CHECK(tmoe_model_save(model, path) == TMOE_OK);
-    CHECK(mkdir(blocker, 0777) == 0); /* the temporary file cannot be made */
+    (void)signal(SIGXFSZ, SIG_IGN);
+    CHECK(getrlimit(RLIMIT_FSIZE, &before) == 0);
+    CHECK(setrlimit(RLIMIT_FSIZE, &full) == 0); /* as if the disk were full */
     CHECK(tmoe_model_save(model, path) == TMOE_ERR_FILE);
+    CHECK(setrlimit(RLIMIT_FSIZE, &before) == 0);
+    CHECK(!file_exists(temporary));
     loaded = tmoe_model_load(ctx, path);
     CHECK(loaded != NULL);
     tmoe_model_destroy(loaded);
@@ -643,7 +818,7 @@ static void test_metrics_against_the_reference(void)
                   answers = tmoei_json_get(&json, node, "answers"),
                   n = json.nodes[predictions].count;
         const double expected =
-            tmoei_json_number(&json, tmoei_json_get(&json, node, "score"), (double)NAN);
+            json_number(&json, tmoei_json_get(&json, node, "score"), (double)NAN);
         const char **given = (const char **)malloc(sizeof *given * (size_t)(n + 1)),
                    **accepted = (const char **)malloc(sizeof *accepted * (size_t)(json.count + 1));
         tmoe_example *examples = (tmoe_example *)malloc(sizeof *examples * (size_t)(n + 1));
@@ -897,7 +1072,10 @@ static void test_clustering_of_a_known_tree(void)
 }
 
 TEST_MAIN("test_data", ctx = tmoe_ctx_create(NULL); RUN(test_json_reads_what_is_json);
-          RUN(test_json_refuses_what_is_not); RUN(test_tokenizers_round_trip_any_bytes);
+          RUN(test_json_refuses_what_is_not); RUN(test_json_numbers_have_a_point_in_every_locale);
+          RUN(test_safetensors_headers_are_taken_as_the_reference_takes_them);
+          RUN(test_npy_headers_are_parsed); RUN(test_saving_replaces_files_only);
+          RUN(test_tokenizers_round_trip_any_bytes);
           RUN(test_a_tokenizer_refuses_arguments_that_make_no_sense); RUN(test_bpe_merges_in_order);
           RUN(test_words_are_cut_as_gpt2_cuts_them); RUN(test_a_word_of_a_megabyte_is_encoded);
           RUN(test_three_files_typed_in_an_editor_are_read);

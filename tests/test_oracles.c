@@ -9,6 +9,13 @@
 static char oracles[512];
 static int skipped;
 
+/* A number of the JSON; fallback where the node is -1 or no number. */
+static double json_number(const tmoei_json *json, int node, double fallback)
+{
+    const tmoei_json_node *n = tmoei_json_at(json, node);
+    return n->kind == TMOEI_JSON_NUMBER ? n->number : fallback;
+}
+
 static int present(const char *name, char *path, size_t size)
 {
     (void)snprintf(path, size, "%s/%s", oracles, name);
@@ -370,7 +377,7 @@ static double expected_loss(reference *r, const char *router, const char *kind, 
     int node = tmoei_json_get(&json, tmoei_json_get(&json, 0, router), kind);
     if (index >= 0)
         for (node = json.nodes[node].child; index > 0; index--) node = json.nodes[node].next;
-    const double value = tmoei_json_number(&json, node, (double)NAN);
+    const double value = json_number(&json, node, (double)NAN);
     tmoei_json_free(r->ctx, &json);
     tmoei_free(r->ctx, text);
     return value;
@@ -825,17 +832,15 @@ static void test_bart_generates_the_tokens_of_transformers(void)
             memset(&how, 0,
                 /* as the oracle's script asks for, whatever the folder's defaults are */
                 sizeof how);
-            how.beams = (int)tmoei_json_number(&json, tmoei_json_get(&json, o, "num_beams"), 1.0);
-            how.max_length =
-                (int)tmoei_json_number(&json, tmoei_json_get(&json, o, "max_length"), 20.0);
-            how.min_length =
-                (int)tmoei_json_number(&json, tmoei_json_get(&json, o, "min_length"), 0.0);
-            how.no_repeat_ngram = (int)tmoei_json_number(&json,
-                tmoei_json_get(&json, o, "no_repeat_ngram_size"), 0.0);
-            how.returned = (int)tmoei_json_number(&json,
-                tmoei_json_get(&json, o, "num_return_sequences"), 1.0);
+            how.beams = (int)json_number(&json, tmoei_json_get(&json, o, "num_beams"), 1.0);
+            how.max_length = (int)json_number(&json, tmoei_json_get(&json, o, "max_length"), 20.0);
+            how.min_length = (int)json_number(&json, tmoei_json_get(&json, o, "min_length"), 0.0);
+            how.no_repeat_ngram =
+                (int)json_number(&json, tmoei_json_get(&json, o, "no_repeat_ngram_size"), 0.0);
+            how.returned =
+                (int)json_number(&json, tmoei_json_get(&json, o, "num_return_sequences"), 1.0);
             how.length_penalty =
-                (float)tmoei_json_number(&json, tmoei_json_get(&json, o, "length_penalty"), 1.0);
+                (float)json_number(&json, tmoei_json_get(&json, o, "length_penalty"), 1.0);
             how.early_stopping = early < 0 || json.nodes[early].kind == TMOEI_JSON_FALSE
                 ? TMOE_EARLY_STOPPING_FALSE
                 : json.nodes[early].kind == TMOEI_JSON_TRUE ? TMOE_EARLY_STOPPING_TRUE
