@@ -1055,37 +1055,66 @@ TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, con
 #endif
 /* ---- API: files (>>suite, >>files, >>bart); none with TMOE_NO_STDIO -------------------------- */
 #ifndef TMOE_NO_STDIO
-/* tmoe_suite_load - a folder of tasks
- * >>suite
- *   folder  in: NAME.tsv files (input TAB output [TAB further accepted outputs]) in it or in its
- *   tasks/; or
- *           CrossFit's TASK/TASK_{k}_{seed}_{train,dev,test}.tsv (the first seed's); or *.jsonl
- *           ({"task", "instruction", "input", "output"}). A tasks.tsv (name, category, metric,
- *           instruction, labels: an answer must be one) describes them; rows of other tasks are
- *           passed over. Without test files the last 20 % of a task's lines are its test lines.
- *   split   in: a name (FOLDER/splits/NAME.json), a JSON file {"train": [], "dev": [], "test": []},
- *   or NULL:
- *           zero_shot if there is one, else all tasks are for training. Tasks it does not name are
- *           left out.
- *   fails   TMOE_ERR_FILE, TMOE_ERR_DATA (file:line: what is wrong), _FORMAT (JSON)   cost  a pass
- *   */
+/* tmoe_suite_load - reads a folder of tasks                                               >>suite
+ *   folder  in: holds tasks in one or more of three layouts
+ *             NAME.tsv here or in tasks/: lines "input TAB output [TAB another accepted output ...]"
+ *             TASK/TASK_{k}_{seed}_{train,dev,test}.tsv: CrossFit's. The first sample (k and seed) is
+ *               read; white space around a line is ignored, and so is a line without an output
+ *             *.jsonl: lines {"task", "input", "output": a string or a list, "instruction" if at all}
+ *           The last fifth of a task's lines is for test (at least one of two lines), but in
+ *           CrossFit's layout the test file's.
+ *           tasks.tsv, where there is one, describes the tasks. Its first line names its columns:
+ *             name, and any of category ("none"), metric (exact_match), instruction (the name with
+ *             spaces for '_') and labels: "a|b|c", the closed set that every answer is from.
+ *             Rows of tasks that the folder does not have are ignored.
+ *   split   in: NAME of FOLDER/splits/NAME.json, or the path of such a file, of the form
+ *             {"train": [names], "dev": [names], "test": [names]}: tasks it does not name are left out.
+ *           NULL: splits/zero_shot.json if it is there, else all tasks are for training
+ *   returns the suite, to be destroyed before the context
+ *   fails   TMOE_ERR_FILE, TMOE_ERR_FORMAT (JSON), TMOE_ERR_DATA (texts that are empty or not UTF-8,
+ *           unknown metrics, labels or names ...): the message begins with file:line
+ *   cost    a pass over the files. All is read as UTF-8; a byte-order mark is ignored, as is CR before LF */
 TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const char *split);
-/* tmoe_model_save - all it is: config, tokenizer, tasks, generation, parameters, step (so tau)
- *  >>files
- *   path  in: written to PATH.tmp, flushed, renamed: the old one stays until then   fails
- *   TMOE_ERR_FILE */
+/* tmoe_model_save - writes a model to one safetensors file                                >>files
+ *   What is written: config, tokenizer, tasks, generation, parameters, and the optimiser steps done,
+ *   which set the temperature. What is not: disabled experts.
+ *   path   in: a temporary file beside it is written and flushed to the disk, then takes its name, so
+ *          an older file stays whole until the new one is
+ *   fails  TMOE_ERR_FILE; TMOE_ERR_DATA: a field of the generation is out of its range or a task's
+ *          text is not UTF-8, so that the file could not be read again
+ *   cost   a pass over the parameters */
 TMOE_DEF tmoe_result tmoe_model_save(const tmoe_model *model, const char *path);
-/* tmoe_model_load - reads what tmoe_model_save or tmoe_trainer_save wrote
- * >>files
- *   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (cut off, edited, another kind: what and where),
- *   TMOE_ERR_CONFIG */
+/* tmoe_model_load - reads what tmoe_model_save or tmoe_trainer_save wrote, or version 0.1 did  >>files
+ *   path     in: where the system can, its parameters are used as they lie in the file, which is
+ *            mapped: only pages that are used are read, and training writes to copies. Do not change
+ *            or cut off the file while the model is in use; saving over it is safe, because the old
+ *            file then lives on without a name
+ *   returns  the model, to be destroyed before the context
+ *   fails    TMOE_ERR_FILE; TMOE_ERR_FORMAT: cut off, edited or of another kind, and where;
+ *            TMOE_ERR_CONFIG: its config makes no sense */
 TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path);
-/* tmoe_trainer_save - likewise the model with the state of its training: moments, step, best
- * parameters */
+/* tmoe_trainer_save - writes a checkpoint: the model, as tmoe_model_save, and its training     >>files
+ *   Added are the moments, the parameters that were best in validation, the steps done, the settings
+ *   with the seed, and a hash of the tokenised lines. tmoe_model_load reads the model alone.
+ *   path, fails, cost  as tmoe_model_save, for three to four times the bytes */
 TMOE_DEF tmoe_result tmoe_trainer_save(const tmoe_trainer *trainer, const char *path);
-/* tmoe_trainer_load - goes on from such a file, with the same bits as if training had never stopped
- *   fails  as tmoe_model_load; TMOE_ERR_CONFIG: the file's model has another config, tasks or
- *   tokenizer */
+/* tmoe_trainer_load - takes a training up where tmoe_trainer_save left it                 >>files
+ *   With the same settings and version of the library all further bits are those of a training that
+ *   never stopped, on any number of threads.
+ *   trainer  in, out: made for the same config, tasks, tokenizer, lines and settings. These may be
+ *            others, as they change no step:
+ *              evaluate_every_steps, patience   when is measured, which parameters are kept as best,
+ *                                               when tmoe_trainer_run stops
+ *              label, progress, all_reduce and their user pointers
+ *              steps, if not below those done   the learning rates of the steps to come are those of
+ *                                               the new schedule, warm-up and decay stretched to it;
+ *                                               with more steps they rise again at this point
+ *   path     in: a checkpoint of version 0.1 holds neither settings nor lines: it is taken, and that
+ *            they are the same is up to you
+ *   fails    as tmoe_model_load; TMOE_ERR_FORMAT: the file of a model, not of a trainer;
+ *            TMOE_ERR_CONFIG: names every field that differs with both values, and whether lines,
+ *            tasks or tokenizer do. The trainer is then as before
+ *   cost     a pass over the file and the tokens */
 TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path);
 /* tmoe_npy_load - x (rows, cols) that numpy.save wrote in C order, as task vectors for instance
  * >>files
@@ -1097,27 +1126,35 @@ TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, in
  *   tokenizer.json's   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (what and where)
  *   >>bart */
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder);
-/* tmoe_bart_load - a Hugging Face BART: config.json, model.safetensors (or shards with their index;
- *   F32, F16 or BF16), generation_config.json, its tokenizer where there is one; tmoe_model_derive
- *   makes experts of it
- *   cost   a pass over the weights, which are copied (q, k and v come together); a file of
- *   tmoe_model_save's
- *          is used where it lies
- *   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (names missing and unknown tensors)
- *   >>bart */
+#ifndef TMOE_NO_BART
+/* tmoe_bart_load - reads a BART in Hugging Face's form                                     >>bart
+ *   folder   in: config.json; model.safetensors, or several with model.safetensors.index.json (F32,
+ *            F16 or BF16); generation_config.json and a tokenizer (see tmoe_tokenizer_load) if at all
+ *   returns  a dense model of which tmoe_model_derive makes a mixture; without a tokenizer for
+ *            tmoe_generate only. Destroy it before the context. Its tmoe_generation is the folder's
+ *   fails    TMOE_ERR_FILE; TMOE_ERR_FORMAT: one message names all tensors that are missing, unknown
+ *            or of another shape, or a setting that BART never had or that would change the text and
+ *            is not built. Tensors that transformers ignores in a BART are ignored
+ *   cost     a copy of the weights (q, k and v become one matrix); a file of tmoe_model_save is
+ *            mapped instead
+ *   source   Lewis 2020 (arXiv 1910.13461), transformers' BartForConditionalGeneration */
 TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder);
-/* tmoe_export_dense - cuts a task out as a dense model in Hugging Face's format              >>bart
- *   transformers' BartForConditionalGeneration loads the folder; tmoe_bart_load reads it back bit by
- *   bit.
+/* tmoe_export_dense - writes one task of a mixture as a dense BART in Hugging Face's form   >>bart
+ *   BartForConditionalGeneration.from_pretrained loads it, and tmoe_bart_load reads it back bit by
+ *   bit. Experts are merged by the task's route: exact with TMOE_MIX_PARAM or a one-hot route.
+ *   model      in, out: its routes may be computed. TMOE_NORM_POST, source_tokens = target_tokens
  *   task_name  in: a known task; ignored where there is a route, or no experts
- *   route      in, (routed layers, experts), or NULL: the task's. tmoe_route_unseen makes one of an
- *              instruction.
- *   folder     in: made if it is not there; files in it are replaced
- *   errors     TMOE_ERR_ARGUMENT: no such task, norms before the sublayers, source_tokens not
- *              target_tokens, a route that mixes outputs. TMOE_ERR_FILE
- *   cost       a merge, and writing the weights */
+ *   route      in: (routed layers, experts), of an unseen task for instance (tmoe_route_unseen);
+ *              NULL: the known task's
+ *   folder     in: is made unless it is there; its parent must be. Files of the same names are
+ *              replaced
+ *   errors     TMOE_ERR_ARGUMENT: no task of this name, other norms or lengths than BART's, or a
+ *              route that mixes the outputs of several experts, which no dense model computes;
+ *              TMOE_ERR_DATA as tmoe_model_save; TMOE_ERR_FILE
+ *   cost       a merge, and a pass over the parameters */
 TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name, const float *route,
     const char *folder);
+#endif
 #endif
 #ifdef __cplusplus
 }
@@ -5390,7 +5427,10 @@ static const tmoei_field tmoei_training_fields[] = { TMOEI_INT(steps, 1, INT_MAX
     TMOEI_FLOAT(expert_regularisation, 0, FLT_MAX), TMOEI_FLOAT(load_balance, 0, FLT_MAX),
     TMOEI_INT(train, 1, TMOE_TRAIN_ALL), TMOEI_INT(alternate_steps, 0, INT_MAX / 2),
     TMOEI_INT(validation_lines, 0, INT_MAX), TMOEI_INT(evaluate_every_steps, 0, INT_MAX),
-    TMOEI_INT(patience, 0, INT_MAX) };
+    TMOEI_INT(patience, 0, INT_MAX), TMOEI_INT(machines, 0, INT_MAX) };
+
+enum { TMOEI_TRAINING_FIELDS = sizeof tmoei_training_fields / sizeof *tmoei_training_fields };
+
 #undef TMOEI_STRUCT
 
 static double tmoei_field_value(const void *config, const tmoei_field *field)
@@ -7940,8 +7980,7 @@ TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *
     char text[TMOEI_MESSAGE_BYTES - 64] = "";
     size_t lines = 0;
     tmoei_begin(ctx);
-    tmoei_fields_check(&chosen, tmoei_training_fields,
-        sizeof tmoei_training_fields / sizeof(tmoei_field), text, sizeof text);
+    tmoei_fields_check(&chosen, tmoei_training_fields, TMOEI_TRAINING_FIELDS, text, sizeof text);
     if (chosen.evaluate_every_steps > 0 && chosen.validation_lines == 0)
         tmoei_problem(text, sizeof text, "evaluate_every_steps needs validation_lines above 0");
     if (text[0]) return TMOEI_FAIL_NULL(ctx, TMOE_ERR_CONFIG, "training: %s", text);
@@ -12865,128 +12904,321 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
 #endif /* TMOE_NO_EVALUATION */
 
 /* ==== >>files: models and checkpoints ============================================================
- * A safetensors file. Its metadata holds config, tokenizer and tasks as JSON; every parameter is a
- * tensor of its own name. A trainer adds "trainer.moment1", "trainer.moment2" and "trainer.best",
- * twins of theta. */
+ * A safetensors file. Its metadata holds the parts of a model as JSON texts; every parameter is a
+ * tensor of its own name. A trainer adds its settings, its state, and twins of the part of theta
+ * that is trained: "trainer.moment1", "trainer.moment2" and, once measured, "trainer.best". */
 
 #ifndef TMOE_NO_STDIO /* up to the end of >>bart */
 
-#define TMOEI_FORMAT "2"
+#define TMOEI_FORMAT "3"     /* what is written */
+#define TMOEI_FORMAT_0_1 "2" /* what version 0.1 wrote: some fields of the config by other names */
 
-/* Numbers as "name":value; what is below 0 is an id that is not there, and is left out. */
+/* Field names of today and of version 0.1. */
+static const char *const tmoei_old_names[][2] = { { "width", "D" },
+    { "encoder_heads", "H_encoder" }, { "decoder_heads", "H_decoder" },
+    { "encoder_ffn", "F_encoder" }, { "decoder_ffn", "F_decoder" }, { "vocabulary", "V" },
+    { "experts", "E" }, { "vector_width", "k" } };
+
+#define TMOEI_OLD_NAMES (sizeof tmoei_old_names / sizeof *tmoei_old_names)
+
+/* ---- a struct's fields as JSON --------------------------------------------------------------- */
+
+/* Writes "name":value, ... An integer below 0 is an id that is not there, and is left out. */
 static void tmoei_fields_to_json(tmoe_ctx *ctx, const void *base, const tmoei_field *fields,
-    size_t count, tmoei_buffer *b)
+    size_t count, tmoei_buffer *text)
 {
     for (const tmoei_field *f = fields; f < fields + count; f++) {
         const double x = tmoei_field_value(base, f);
         if (x < 0.0 && f->kind == TMOEI_KIND_INT) continue;
-        tmoei_buffer_print(ctx, b, "%s\"%s\":", f > fields ? "," : "", f->name);
+        tmoei_buffer_print(ctx, text, "%s\"%s\":", f > fields ? "," : "", f->name);
         if (f->kind == TMOEI_KIND_BOOL)
-            tmoei_buffer_print(ctx, b, x != 0.0 ? "true" : "false");
+            tmoei_buffer_print(ctx, text, x != 0.0 ? "true" : "false");
         else
-            tmoei_buffer_json_number(ctx, b, x);
+            tmoei_buffer_json_number(ctx, text, x);
     }
 }
 
-/* The fields that the object has; an unsound one is an error and, where all are `required`, a
- * missing one. A list of one counts as what is in it: some BARTs have their end token so. */
+/* The value of a field by its name of today or, where there is none, by that of version 0.1. */
+static const tmoei_json_node *tmoei_field_find(const tmoei_json *json, const char *name)
+{
+    if (tmoei_json_get(json, 0, name) >= 0) return tmoei_json_value(json, 0, name);
+    for (size_t i = 0; i < TMOEI_OLD_NAMES; i++)
+        if (strcmp(tmoei_old_names[i][0], name) == 0)
+            return tmoei_json_value(json, 0, tmoei_old_names[i][1]);
+    return tmoei_json_at(json, -1);
+}
+
+/* Reads the fields that an object has. An unsound one is an error, and so is a missing one where all
+ * are `required`. A list of one counts as what is in it: some BARTs have their end token so. */
 static tmoe_result tmoei_fields_from_json(tmoe_ctx *ctx, const tmoei_json *json, const char *path,
     void *base, const tmoei_field *fields, size_t count, int required)
 {
     for (const tmoei_field *f = fields; f < fields + count; f++) {
-        const tmoei_json_node *node = tmoei_json_value(json, 0, f->name);
+        const tmoei_json_node *node = tmoei_field_find(json, f->name);
         if (node->kind == TMOEI_JSON_ARRAY && node->count == 1)
             node = tmoei_json_at(json, node->child);
-        const double x = node->kind == TMOEI_JSON_TRUE ? 1.0
-            : node->kind == TMOEI_JSON_FALSE           ? 0.0
-            : node->kind == TMOEI_JSON_NUMBER          ? node->number
-                                                       : (double)NAN;
-        const int number = x >= f->least && x <= f->most ? (int)x : INT_MIN;
-        const float real = (float)x;
         if (node->kind == TMOEI_JSON_NULL && !required) continue;
-        if (!(x == x) || (f->kind != TMOEI_KIND_FLOAT && (double)number != x))
+
+        double x = (double)node->number;
+        int sound = node->kind == TMOEI_JSON_NUMBER;
+        if (node->kind == TMOEI_JSON_TRUE || node->kind == TMOEI_JSON_FALSE) {
+            x = node->kind == TMOEI_JSON_TRUE ? 1.0 : 0.0;
+            sound = 1;
+        }
+        sound = sound && x >= f->least && x <= f->most;
+        if (sound && f->kind != TMOEI_KIND_FLOAT) sound = x == floor(x);
+        if (!sound)
             return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no sound '%s'", path, f->name);
-        if (f->kind == TMOEI_KIND_FLOAT)
+
+        if (f->kind == TMOEI_KIND_FLOAT) {
+            const float real = (float)x;
             memcpy((char *)base + f->offset, &real, sizeof real);
-        else
+        } else {
+            const int number = (int)x;
             memcpy((char *)base + f->offset, &number, sizeof number);
+        }
     }
     return TMOE_OK;
 }
 
-enum {
-    TMOEI_META_CONFIG,
-    TMOEI_META_TOKENIZER,
-    TMOEI_META_TASKS,
-    TMOEI_META_GENERATION,
-    TMOEI_META_STEP,
-    TMOEI_META_TRAINER
-};
-
-static const char *const tmoei_metadata_names[6] = { "config", "tokenizer", "tasks", "generation",
-    "step", "trainer" };
-static const char *const tmoei_flat_names[3] = { "trainer.moment1", "trainer.moment2",
-    "trainer.best" };
-
-static void tmoei_metadata_text(const tmoe_model *model, const tmoe_trainer *trainer, int which,
-    tmoei_buffer *text)
+/* Notes every field in which a file's struct differs from ours. */
+static void tmoei_fields_compare(const void *file, const void *ours, const tmoei_field *fields,
+    size_t count, char *text, size_t size)
 {
-    tmoe_ctx *ctx = model->ctx;
-    text->length = 0;
-    if (which == TMOEI_META_CONFIG) {
-        tmoei_buffer_print(ctx, text, "{\"seed\":\"%llu\",",
-            (unsigned long long)model->config.seed);
-        tmoei_fields_to_json(ctx, &model->config, tmoei_config_fields, TMOEI_CONFIG_FIELDS, text);
-        tmoei_buffer_add(ctx, text, "}", 1);
+    for (const tmoei_field *f = fields; f < fields + count; f++) {
+        const double theirs = tmoei_field_value(file, f), here = tmoei_field_value(ours, f);
+        if (theirs != here)
+            tmoei_problem(text, size, "%s is %.9g in the file, %.9g here", f->name, theirs, here);
     }
-    if (which == TMOEI_META_TOKENIZER) tmoei_tokenizer_to_json(ctx, model->tokenizer, text);
-    for (int i = 0; which == TMOEI_META_TASKS && i < 3 * model->N; i++) {
-        const tmoe_task *task = &model->tasks[i / 3];
-        const char *part = i % 3 == 0 ? task->name
-            : i % 3 == 1              ? task->category
-                                      : task->instruction;
-        tmoei_buffer_add(ctx, text, i ? "," : "[", 1);
-        tmoei_buffer_json_string(ctx, text, part, strlen(part));
-    }
-    if (which == TMOEI_META_TASKS) tmoei_buffer_print(ctx, text, model->N ? "]" : "[]");
-    if (which == TMOEI_META_GENERATION) {
-        tmoei_buffer_add(ctx, text, "{", 1);
-        tmoei_fields_to_json(ctx, &model->generation, tmoei_generation_fields,
-            TMOEI_GENERATION_FIELDS, text);
-        tmoei_buffer_add(ctx, text, "}", 1);
-    }
-    if (which == TMOEI_META_STEP) tmoei_buffer_print(ctx, text, "%lld", (long long)model->step);
-    if (which == TMOEI_META_TRAINER)
-        tmoei_buffer_print(ctx, text, "%lld %d %.9g", (long long)trainer->steps_done,
-            trainer->bad_evaluations, (double)trainer->best_loss);
 }
 
-/* Declares and writes all; trainer may be NULL. */
+/* A seed is 64 bits wide, more than a JSON number holds: it is a string of digits. */
+static tmoe_result tmoei_seed_from_json(tmoe_ctx *ctx, const tmoei_json *json, const char *path,
+    uint64_t *seed)
+{
+    const int node = tmoei_json_get(json, 0, "seed");
+    if (!tmoei_json_is_string(json, node))
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no sound 'seed'", path);
+    *seed = strtoull(json->nodes[node].text, NULL, 10);
+    return TMOE_OK;
+}
+
+/* ---- the parts of a model -------------------------------------------------------------------- */
+
+static void tmoei_write_config(const tmoe_model *model, tmoei_buffer *text)
+{
+    const tmoe_config *c = &model->config;
+    tmoei_buffer_print(model->ctx, text, "{\"seed\":\"%llu\",", (unsigned long long)c->seed);
+    tmoei_fields_to_json(model->ctx, c, tmoei_config_fields, TMOEI_CONFIG_FIELDS, text);
+    tmoei_buffer_add(model->ctx, text, "}", 1);
+}
+
+static void tmoei_write_tokenizer(const tmoe_model *model, tmoei_buffer *text)
+{
+    tmoei_tokenizer_to_json(model->ctx, model->tokenizer, text);
+}
+
+/* A list of strings, three a task: name, category, instruction. */
+static void tmoei_write_tasks(const tmoe_model *model, tmoei_buffer *text)
+{
+    tmoe_ctx *ctx = model->ctx;
+    tmoei_buffer_add(ctx, text, "[", 1);
+    for (int t = 0; t < model->N; t++) {
+        const tmoe_task *task = &model->tasks[t];
+        if (t > 0) tmoei_buffer_add(ctx, text, ",", 1);
+        tmoei_buffer_json_string(ctx, text, task->name, strlen(task->name));
+        tmoei_buffer_add(ctx, text, ",", 1);
+        tmoei_buffer_json_string(ctx, text, task->category, strlen(task->category));
+        tmoei_buffer_add(ctx, text, ",", 1);
+        tmoei_buffer_json_string(ctx, text, task->instruction, strlen(task->instruction));
+    }
+    tmoei_buffer_add(ctx, text, "]", 1);
+}
+
+static void tmoei_write_generation(const tmoe_model *model, tmoei_buffer *text)
+{
+    tmoei_buffer_add(model->ctx, text, "{", 1);
+    tmoei_fields_to_json(model->ctx, &model->generation, tmoei_generation_fields,
+        TMOEI_GENERATION_FIELDS, text);
+    tmoei_buffer_add(model->ctx, text, "}", 1);
+}
+
+static void tmoei_write_step(const tmoe_model *model, tmoei_buffer *text)
+{
+    tmoei_buffer_print(model->ctx, text, "%lld", (long long)model->step);
+}
+
+enum { /* of tmoei_model_parts */
+    TMOEI_PART_CONFIG,
+    TMOEI_PART_TOKENIZER,
+    TMOEI_PART_TASKS,
+    TMOEI_PART_GENERATION,
+    TMOEI_PART_STEP,
+    TMOEI_PARTS
+};
+
+static const struct tmoei_model_part {
+    const char *name; /* of the metadata's string */
+    void (*write)(const tmoe_model *model, tmoei_buffer *text);
+} tmoei_model_parts[TMOEI_PARTS] = { { "config", tmoei_write_config },
+    { "tokenizer", tmoei_write_tokenizer }, { "tasks", tmoei_write_tasks },
+    { "generation", tmoei_write_generation }, { "step", tmoei_write_step } };
+
+static int tmoei_same_part(const tmoe_model *a, const tmoe_model *b, int part)
+{
+    tmoei_buffer texts[2] = { { NULL, 0, 0, 0 }, { NULL, 0, 0, 0 } };
+    tmoei_model_parts[part].write(a, &texts[0]);
+    tmoei_model_parts[part].write(b, &texts[1]);
+    const int same =
+        !texts[0].failed && !texts[1].failed && strcmp(texts[0].data, texts[1].data) == 0;
+    tmoei_buffer_free(a->ctx, &texts[0]);
+    tmoei_buffer_free(b->ctx, &texts[1]);
+    return same;
+}
+
+/* ---- a trainer's settings and state ---------------------------------------------------------- */
+
+static const char *const tmoei_flat_names[] = { "trainer.moment1", "trainer.moment2",
+    "trainer.best" };
+
+enum { TMOEI_MOMENT1, TMOEI_MOMENT2, TMOEI_BEST, TMOEI_FLATS };
+
+static uint64_t tmoei_hash_add(uint64_t hash, uint64_t number)
+{
+    return tmoei_mix64(hash + number + 1);
+}
+
+/* A number for the lines as a trainer sees them: its tasks, how many lines each has for training and
+ * validation, and the tokens of all inputs and outputs, in order. */
+static uint64_t tmoei_lines_hash(const tmoe_trainer *trainer)
+{
+    const tmoei_texts *texts = &trainer->texts;
+    uint64_t hash = 0;
+    for (int t = 0; t < trainer->task_count; t++) {
+        hash = tmoei_hash_add(hash, (uint64_t)trainer->tasks[t].task);
+        hash = tmoei_hash_add(hash, (uint64_t)trainer->tasks[t].count);
+        hash = tmoei_hash_add(hash, (uint64_t)trainer->tasks[t].validation);
+    }
+    for (size_t i = 0; i < trainer->example_count; i++)
+        hash = tmoei_hash_add(hash, (uint64_t)trainer->examples[i].targets);
+    for (size_t i = 0; i < texts->count; i++)
+        hash = tmoei_hash_add(hash, (uint64_t)tmoei_text_length(texts, i));
+    for (size_t i = 0; i < texts->ids_used; i++)
+        hash = tmoei_hash_add(hash, (uint64_t)texts->ids[i]);
+    return hash;
+}
+
+/* Writes the settings, seed and lines that tmoe_trainer_load compares with its trainer's. */
+static void tmoei_write_settings(const tmoe_trainer *trainer, tmoei_buffer *text)
+{
+    tmoe_ctx *ctx = trainer->ctx;
+    tmoei_buffer_print(ctx, text, "{\"seed\":\"%llu\",\"lines\":\"%llu\",",
+        (unsigned long long)trainer->training.seed, (unsigned long long)tmoei_lines_hash(trainer));
+    tmoei_fields_to_json(ctx, &trainer->training, tmoei_training_fields, TMOEI_TRAINING_FIELDS,
+        text);
+    tmoei_buffer_add(ctx, text, "}", 1);
+}
+
+/* Notes what the file's settings change in the bits of a step, and where the lines are others. A
+ * setting that the file does not have is one that its version of the library did not have: it had
+ * the default. */
+static tmoe_result tmoei_settings_compare(const tmoe_trainer *trainer, const char *settings,
+    const char *path, char *text, size_t size)
+{
+    tmoe_ctx *ctx = trainer->ctx;
+    tmoe_training theirs = tmoe_training_default(), ours = trainer->training;
+    uint64_t seed = 0;
+    tmoei_json json;
+    TMOEI_TRY(tmoei_json_parse(ctx, &json, settings, strlen(settings), path));
+    const tmoei_json_node *lines = tmoei_json_value(&json, 0, "lines");
+    if (tmoei_seed_from_json(ctx, &json, path, &seed) == TMOE_OK)
+        (void)tmoei_fields_from_json(ctx, &json, path, &theirs, tmoei_training_fields,
+            TMOEI_TRAINING_FIELDS, 0);
+
+    ours.steps = theirs.steps; /* these may be others: see tmoe_trainer_load */
+    ours.evaluate_every_steps = theirs.evaluate_every_steps;
+    ours.patience = theirs.patience;
+    if (theirs.machines == 0) theirs.machines = 1;
+    if (ours.machines == 0) ours.machines = 1;
+    tmoei_fields_compare(&theirs, &ours, tmoei_training_fields, TMOEI_TRAINING_FIELDS, text, size);
+    if (seed != ours.seed)
+        tmoei_problem(text, size, "seed is %llu in the file, %llu here", (unsigned long long)seed,
+            (unsigned long long)ours.seed);
+
+    char hash[32];
+    (void)snprintf(hash, sizeof hash, "%llu", (unsigned long long)tmoei_lines_hash(trainer));
+    if (!tmoei_json_says(lines, hash)) tmoei_problem(text, size, "the lines to train on differ");
+    tmoei_json_free(ctx, &json);
+    return ctx->error;
+}
+
+/* ---- writing --------------------------------------------------------------------------------- */
+
+/* Refuses a model that the reader would refuse: nothing could be done with its file. */
+static tmoe_result tmoei_save_check(const tmoe_model *model, const char *path)
+{
+    char text[TMOEI_MESSAGE_BYTES / 2] = "";
+    tmoei_fields_check(&model->generation, tmoei_generation_fields, TMOEI_GENERATION_FIELDS, text,
+        sizeof text);
+    for (int t = 0; t < model->N; t++) {
+        const tmoe_task *task = &model->tasks[t];
+        const char *const parts[] = { task->name, task->category, task->instruction };
+        for (int p = 0; p < 3; p++)
+            if (tmoei_utf8_sound(parts[p], strlen(parts[p])) < strlen(parts[p]))
+                tmoei_problem(text, sizeof text, "task %d: '%s' is not valid UTF-8", t, parts[p]);
+    }
+    return text[0] ? tmoei_fail(model->ctx, TMOE_ERR_DATA, "%s: not saved: %s", path, text)
+                   : TMOE_OK;
+}
+
+/* One more string of the metadata; the buffer is empty afterwards. */
+static void tmoei_save_text(tmoe_ctx *ctx, tmoei_writer *writer, const char *name,
+    tmoei_buffer *text)
+{
+    if (text->failed) return;
+    tmoei_writer_metadata(ctx, writer, name, text->data, text->length);
+    text->length = 0;
+}
+
+/* Declares all and writes it; trainer may be NULL. */
 static tmoe_result tmoei_save(const tmoe_model *model, const tmoe_trainer *trainer,
     const char *path)
 {
     tmoe_ctx *ctx = model->ctx;
-    const int measured = trainer && trainer->best_loss == trainer->best_loss; /* not NaN */
-    const float *flat[3] = { trainer ? trainer->moment1 : NULL, trainer ? trainer->moment2 : NULL,
-        measured ? trainer->best : NULL };
     tmoei_buffer text = { NULL, 0, 0, 0 };
     tmoei_writer writer;
     tmoei_begin(ctx);
+    TMOEI_TRY(tmoei_save_check(model, path));
     memset(&writer, 0, sizeof writer);
-    tmoei_writer_metadata(ctx, &writer, "format", "taskmoe", 7);
+    tmoei_writer_metadata(ctx, &writer, "format", "taskmoe", strlen("taskmoe"));
     tmoei_writer_metadata(ctx, &writer, "version", TMOEI_FORMAT, strlen(TMOEI_FORMAT));
-    for (int i = 0; i < (trainer ? 6 : 5); i++) {
-        tmoei_metadata_text(model, trainer, i, &text);
-        tmoei_writer_metadata(ctx, &writer, tmoei_metadata_names[i], text.data ? text.data : "",
-            text.length);
+    for (int i = 0; i < TMOEI_PARTS; i++) {
+        tmoei_model_parts[i].write(model, &text);
+        tmoei_save_text(ctx, &writer, tmoei_model_parts[i].name, &text);
     }
-    for (const tmoei_parameter *p = model->parameters;
-         p < model->parameters + model->parameter_count; p++)
+    if (trainer) {
+        tmoei_write_settings(trainer, &text);
+        tmoei_save_text(ctx, &writer, "training", &text);
+        tmoei_buffer_print(ctx, &text, "%lld %d ", (long long)trainer->steps_done,
+            trainer->bad_evaluations);
+        tmoei_buffer_json_number(ctx, &text, (double)trainer->best_loss);
+        tmoei_save_text(ctx, &writer, "trainer", &text);
+    }
+
+    for (int i = 0; i < model->parameter_count; i++) {
+        const tmoei_parameter *p = &model->parameters[i];
         tmoei_writer_tensor(ctx, &writer, p->name, p->rows > 1 ? 2 : 1, 0, (size_t)p->rows,
             (size_t)p->cols, model->theta + p->offset);
-    for (int i = 0; i < 3; i++)
-        if (flat[i])
+    }
+    if (trainer) {
+        const int measured = trainer->best && trainer->best_loss == trainer->best_loss; /* no NaN */
+        const float *flat[TMOEI_FLATS];
+        flat[TMOEI_MOMENT1] = trainer->moment1;
+        flat[TMOEI_MOMENT2] = trainer->moment2;
+        flat[TMOEI_BEST] = trainer->best;
+        for (int i = 0; i < (measured ? TMOEI_FLATS : TMOEI_BEST); i++)
             tmoei_writer_tensor(ctx, &writer, tmoei_flat_names[i], 1, 0, 1, trainer->span, flat[i]);
+    }
     (void)tmoei_writer_save(ctx, &writer, path);
     tmoei_writer_free(ctx, &writer);
     tmoei_buffer_free(ctx, &text);
@@ -13003,46 +13235,83 @@ TMOE_DEF tmoe_result tmoe_trainer_save(const tmoe_trainer *trainer, const char *
     return tmoei_save(trainer->model, trainer, path);
 }
 
-/* All parameters of `model`, which is laid out already, from the file into theta. */
-static tmoe_result tmoei_parameters_read(const tmoe_model *model, const tmoei_safetensors *file,
-    float *theta)
+/* ---- reading a model ------------------------------------------------------------------------- */
+
+/* The tasks of a model, their texts in the JSON's memory; NULL with the error noted. */
+static tmoe_task *tmoei_tasks_from_json(tmoe_ctx *ctx, const tmoei_json *json, const char *path,
+    int *count)
 {
-    tmoe_ctx *ctx = model->ctx;
-    for (const tmoei_parameter *p = model->parameters;
-         p < model->parameters + model->parameter_count; p++) {
-        const tmoei_entry *e = tmoei_safetensors_find(file, p->name);
-        if (!e)
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no tensor %s", file->path,
-                p->name);
-        TMOEI_TRY(tmoei_safetensors_read(ctx, file, e, 0, theta + p->offset, p->size));
+    const tmoei_json_node *nodes = json->nodes;
+    int sound = nodes[0].kind == TMOEI_JSON_ARRAY && nodes[0].count % 3 == 0;
+    for (int node = nodes[0].child; sound && node >= 0; node = nodes[node].next)
+        sound = tmoei_json_is_string(json, node);
+    if (!sound)
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: the list of tasks is not sound", path);
+
+    *count = nodes[0].count / 3;
+    tmoe_task *tasks = (tmoe_task *)tmoei_alloc(ctx, (size_t)*count + 1, sizeof *tasks, 1);
+    if (!tasks) return NULL;
+    int node = nodes[0].child;
+    for (int t = 0; t < *count; t++) {
+        tasks[t].name = nodes[node].text;
+        node = nodes[node].next;
+        tasks[t].category = nodes[node].text;
+        node = nodes[node].next;
+        tasks[t].instruction = nodes[node].text;
+        node = nodes[node].next;
+    }
+    return tasks;
+}
+
+/* The model that the parts describe, still without its parameters. */
+static tmoe_model *tmoei_model_from_json(tmoe_ctx *ctx, const tmoei_json *parts, const char *path)
+{
+    tmoe_config c = tmoe_config_default();
+    tmoe_tokenizer *tokenizer = NULL;
+    tmoe_model *model = NULL;
+    int count = 0;
+    if (tmoei_fields_from_json(ctx, &parts[TMOEI_PART_CONFIG], path, &c, tmoei_config_fields,
+            TMOEI_CONFIG_FIELDS, 1)
+            != TMOE_OK
+        || tmoei_seed_from_json(ctx, &parts[TMOEI_PART_CONFIG], path, &c.seed) != TMOE_OK)
+        return NULL;
+    tmoe_task *tasks = tmoei_tasks_from_json(ctx, &parts[TMOEI_PART_TASKS], path, &count);
+    if (tasks && parts[TMOEI_PART_TOKENIZER].nodes->count > 0) /* {}: it has none */
+        tokenizer = tmoei_tokenizer_from_json(ctx, &parts[TMOEI_PART_TOKENIZER], path);
+    if (ctx->error == TMOE_OK) model = tmoei_model_new(ctx, &c, tokenizer, tasks, count);
+    tmoei_free(ctx, tasks);
+    tmoe_tokenizer_destroy(tokenizer);
+    if (model)
+        (void)tmoei_fields_from_json(ctx, &parts[TMOEI_PART_GENERATION], path, &model->generation,
+            tmoei_generation_fields, TMOEI_GENERATION_FIELDS, 0);
+    return tmoei_model_if(ctx->error == TMOE_OK, model);
+}
+
+/* Parses the metadata's parts that are JSON: all but the last one, the step. */
+static tmoe_result tmoei_parts_parse(tmoe_ctx *ctx, const tmoei_safetensors *file,
+    tmoei_json *parts)
+{
+    const char *version = tmoei_safetensors_metadata(file, "version");
+    if (version && strcmp(version, TMOEI_FORMAT) != 0 && strcmp(version, TMOEI_FORMAT_0_1) != 0)
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT,
+            "%s: format version %.20s; this library reads versions " TMOEI_FORMAT_0_1
+            " and " TMOEI_FORMAT,
+            file->path, version);
+    for (int i = 0; i < TMOEI_PART_STEP; i++) {
+        const char *name = tmoei_model_parts[i].name;
+        const char *text = tmoei_safetensors_metadata(file, name);
+        if (!text)
+            return tmoei_fail(ctx, TMOE_ERR_FORMAT,
+                "%s: not a model of this library: its metadata has no '%s'", file->path, name);
+        TMOEI_TRY(tmoei_json_parse(ctx, &parts[i], text, strlen(text), file->path));
     }
     return TMOE_OK;
 }
 
-/* Makes the mapped file itself the parameters, where it holds every tensor where the model wants
- * it: then only the pages that are used are read, and training writes to copies of them. */
-static int tmoei_read_in_place(tmoe_model *model, tmoei_safetensors *file)
-{
-    if (!file->mapped || !tmoei_little_endian() || (uintptr_t)file->data % sizeof(float)) return 0;
-    for (const tmoei_parameter *p = model->parameters;
-         p < model->parameters + model->parameter_count; p++) {
-        const tmoei_entry *e = tmoei_safetensors_find(file, p->name);
-        if (!e || e->dtype != TMOEI_F32 || e->begin != p->offset * sizeof(float)
-            || e->count != p->size)
-            return 0;
-    }
-    model->theta = (float *)(void *)(file->bytes + (file->size - file->data_size));
-    model->mapping = file->bytes;
-    model->mapping_size = file->size;
-    file->mapped = 0;
-    file->bytes = NULL; /* the model unmaps it */
-    return 1;
-}
-
 /* The number behind "step": a whole number of optimiser steps. */
-static tmoe_result tmoei_step_of(tmoe_ctx *ctx, const tmoei_safetensors *file, int64_t *step)
+static tmoe_result tmoei_step_read(tmoe_ctx *ctx, const tmoei_safetensors *file, int64_t *step)
 {
-    const char *text = tmoei_safetensors_metadata(file, tmoei_metadata_names[TMOEI_META_STEP]);
+    const char *text = tmoei_safetensors_metadata(file, tmoei_model_parts[TMOEI_PART_STEP].name);
     long long value = -1;
     char rest;
     if (!text || sscanf(text, "%lld%c", &value, &rest) != 1 || value < 0)
@@ -13051,123 +13320,164 @@ static tmoe_result tmoei_step_of(tmoe_ctx *ctx, const tmoei_safetensors *file, i
     return TMOE_OK;
 }
 
-/* The model that the metadata describe, without its parameters; json: config, tokenizer, tasks. */
-static tmoe_model *tmoei_model_of_json(tmoe_ctx *ctx, const tmoei_json *json, const char *path)
+/* Makes the mapped file itself the parameters, where every tensor lies where the model wants it:
+ * then only the pages that are used are read, and training writes to copies of them. Returns 0 where
+ * that cannot be. */
+static int tmoei_read_in_place(tmoe_model *model, tmoei_safetensors *file)
 {
-    const tmoei_json_node *list = json[TMOEI_META_TASKS].nodes;
-    const int seed = tmoei_json_get(&json[0], 0, "seed"), count = list->count / 3;
-    int sound = list->kind == TMOEI_JSON_ARRAY && list->count % 3 == 0;
-    tmoe_config c = tmoe_config_default();
-    tmoe_tokenizer *tokenizer = NULL;
-    tmoe_model *model = NULL;
-    if (tmoei_fields_from_json(ctx, json, path, &c, tmoei_config_fields, TMOEI_CONFIG_FIELDS, 1)
-        != TMOE_OK)
-        return NULL;
-    if (!tmoei_json_is_string(&json[0], seed))
-        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: the config has no seed", path);
-    c.seed = strtoull(json[0].nodes[seed].text, NULL, 10);
-    tmoe_task *tasks = (tmoe_task *)tmoei_alloc(ctx, (size_t)count + 1, sizeof *tasks, 1);
-    for (int i = 0, node = tasks && sound ? list->child : -1; node >= 0;
-         i++, node = list[node].next) {
-        tmoe_task *task = &tasks[i / 3];
-        *(i % 3 == 0         ? &task->name
-                : i % 3 == 1 ? &task->category
-                             : &task->instruction) = list[node].text;
-        sound = sound && tmoei_json_is_string(&json[TMOEI_META_TASKS], node);
+    if (!file->mapped || !tmoei_little_endian() || (uintptr_t)file->data % sizeof(float)) return 0;
+    for (int i = 0; i < model->parameter_count; i++) {
+        const tmoei_parameter *p = &model->parameters[i];
+        const tmoei_entry *e = tmoei_safetensors_find(file, p->name);
+        if (!e || e->dtype != TMOEI_F32 || e->begin != p->offset * sizeof(float)
+            || e->count != p->size)
+            return 0;
     }
-    if (!sound) (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the list of tasks is not sound", path);
-    if (ctx->error == TMOE_OK && json[TMOEI_META_TOKENIZER].nodes->count)
-        tokenizer = tmoei_tokenizer_from_json(ctx, &json[TMOEI_META_TOKENIZER], path);
-    if (ctx->error == TMOE_OK) model = tmoei_model_new(ctx, &c, tokenizer, tasks, count);
-    tmoei_free(ctx, tasks);
-    tmoe_tokenizer_destroy(tokenizer);
-    return model;
+    model->theta = (float *)(void *)(file->bytes + (file->size - file->data_size));
+    model->mapping = file->bytes;
+    model->mapping_size = file->size;
+    file->mapped = 0; /* the model unmaps it */
+    file->bytes = NULL;
+    return 1;
+}
+
+/* All parameters of a model that is laid out already. */
+static tmoe_result tmoei_parameters_read(tmoe_model *model, tmoei_safetensors *file)
+{
+    tmoe_ctx *ctx = model->ctx;
+    if (tmoei_read_in_place(model, file)) return TMOE_OK;
+    TMOEI_TRY(tmoei_theta_alloc(model));
+    for (int i = 0; i < model->parameter_count; i++) {
+        const tmoei_parameter *p = &model->parameters[i];
+        const tmoei_entry *e = tmoei_safetensors_find(file, p->name);
+        if (!e)
+            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no tensor %s", file->path,
+                p->name);
+        TMOEI_TRY(tmoei_safetensors_read(ctx, file, e, 0, model->theta + p->offset, p->size));
+    }
+    return TMOE_OK;
 }
 
 TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path)
 {
     tmoei_safetensors file;
-    tmoei_json json[4]; /* config, tokenizer, tasks, generation */
+    tmoei_json parts[TMOEI_PART_STEP];
     tmoe_model *model = NULL;
     tmoei_begin(ctx);
-    memset(json, 0, sizeof json);
+    memset(parts, 0, sizeof parts);
     if (tmoei_safetensors_open(ctx, &file, path) != TMOE_OK) return NULL;
-    const char *version = tmoei_safetensors_metadata(&file, "version");
-    if (version && strcmp(version, TMOEI_FORMAT) != 0)
-        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-            "%s: format version %.20s; this library reads version %s", path, version, TMOEI_FORMAT);
-    for (int i = 0; i < 4 && ctx->error == TMOE_OK; i++) {
-        const char *name = tmoei_metadata_names[i], *text = tmoei_safetensors_metadata(&file, name);
-        if (text)
-            (void)tmoei_json_parse(ctx, &json[i], text, strlen(text), path);
-        else
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                "%s: not a model of this library: its metadata has no '%s'", path, name);
-    }
-    if (ctx->error == TMOE_OK) model = tmoei_model_of_json(ctx, json, path);
-    if (model
-        && tmoei_fields_from_json(ctx, &json[TMOEI_META_GENERATION], path, &model->generation,
-               tmoei_generation_fields, TMOEI_GENERATION_FIELDS, 0)
-            == TMOE_OK
-        && tmoei_step_of(ctx, &file, &model->step) == TMOE_OK && !tmoei_read_in_place(model, &file)
-        && tmoei_theta_alloc(model) == TMOE_OK)
-        (void)tmoei_parameters_read(model, &file, model->theta);
-    for (int i = 0; i < 4; i++) tmoei_json_free(ctx, &json[i]);
+    if (tmoei_parts_parse(ctx, &file, parts) == TMOE_OK)
+        model = tmoei_model_from_json(ctx, parts, path);
+    if (model && tmoei_step_read(ctx, &file, &model->step) == TMOE_OK)
+        (void)tmoei_parameters_read(model, &file);
+    for (int i = 0; i < TMOEI_PART_STEP; i++) tmoei_json_free(ctx, &parts[i]);
     tmoei_safetensors_close(ctx, &file);
     return tmoei_model_if(ctx->error == TMOE_OK, model);
 }
 
-/* Reads everything first and changes the trainer only when nothing can fail any more. */
+/* ---- reading a checkpoint -------------------------------------------------------------------- */
+
+typedef struct tmoei_checkpoint {
+    tmoei_safetensors file;
+    tmoe_model *model; /* as the file has it */
+    const tmoei_entry *flat[TMOEI_FLATS];
+    long long steps_done;
+    int bad_evaluations;
+    float best_loss; /* NaN: never measured */
+} tmoei_checkpoint;
+
+static void tmoei_checkpoint_close(tmoe_ctx *ctx, tmoei_checkpoint *checkpoint)
+{
+    tmoe_model_destroy(checkpoint->model);
+    tmoei_safetensors_close(ctx, &checkpoint->file);
+}
+
+/* "steps_done bad_evaluations best_loss", the last "nan" before the first measurement. */
+static tmoe_result tmoei_state_read(tmoe_ctx *ctx, tmoei_checkpoint *c)
+{
+    const char *path = c->file.path, *state = tmoei_safetensors_metadata(&c->file, "trainer");
+    char best[32] = "";
+    int whole = state
+        && sscanf(state, "%lld %d %31s", &c->steps_done, &c->bad_evaluations, best) == 3
+        && c->steps_done >= 0;
+    for (int i = 0; i < TMOEI_FLATS; i++) {
+        c->flat[i] = tmoei_safetensors_find(&c->file, tmoei_flat_names[i]);
+        whole = whole && (c->flat[i] || i == TMOEI_BEST);
+    }
+    if (!whole) return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: not a trainer's checkpoint", path);
+
+    c->best_loss = (float)NAN;
+    if (c->flat[TMOEI_BEST]) {
+        tmoei_json number; /* has a point, whatever the program's locale has in its place */
+        TMOEI_TRY(tmoei_json_parse(ctx, &number, best, strlen(best), path));
+        c->best_loss = (float)tmoei_json_number(&number, 0, (double)NAN);
+        tmoei_json_free(ctx, &number);
+    }
+    return TMOE_OK;
+}
+
+/* Refuses a checkpoint from which this trainer could not go on with equal bits. */
+static tmoe_result tmoei_checkpoint_compare(const tmoe_trainer *trainer, const tmoei_checkpoint *c)
+{
+    tmoe_ctx *ctx = trainer->ctx;
+    const tmoe_model *model = trainer->model, *theirs = c->model;
+    const char *path = c->file.path;
+    char text[TMOEI_MESSAGE_BYTES / 2] = "";
+    tmoei_fields_compare(&theirs->config, &model->config, tmoei_config_fields, TMOEI_CONFIG_FIELDS,
+        text, sizeof text);
+    if (theirs->config.seed != model->config.seed)
+        tmoei_problem(text, sizeof text, "the config's seed is %llu in the file, %llu here",
+            (unsigned long long)theirs->config.seed, (unsigned long long)model->config.seed);
+    if (!tmoei_same_part(theirs, model, TMOEI_PART_TASKS))
+        tmoei_problem(text, sizeof text, "the tasks differ");
+    if (!tmoei_same_part(theirs, model, TMOEI_PART_TOKENIZER))
+        tmoei_problem(text, sizeof text, "the tokenizers differ");
+
+    const char *settings = tmoei_safetensors_metadata(&c->file, "training");
+    if (settings) /* version 0.1 stored none */
+        TMOEI_TRY(tmoei_settings_compare(trainer, settings, path, text, sizeof text));
+    if (c->steps_done > trainer->training.steps)
+        tmoei_problem(text, sizeof text, "steps is %d, but %lld are done", trainer->training.steps,
+            c->steps_done);
+    for (int i = 0; i < TMOEI_FLATS; i++)
+        if (!text[0] && c->flat[i]
+            && (c->flat[i]->count != trainer->span || c->flat[i]->dtype != TMOEI_F32))
+            tmoei_problem(text, sizeof text, "%s holds %lu numbers, here %lu are trained",
+                tmoei_flat_names[i], (unsigned long)c->flat[i]->count,
+                (unsigned long)trainer->span);
+    return text[0] ? tmoei_fail(ctx, TMOE_ERR_CONFIG, "%s: another training: %s", path, text)
+                   : ctx->error;
+}
+
+/* Everything is read and compared first: once the trainer is changed nothing can fail. */
 TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path)
 {
     tmoe_ctx *ctx = trainer->ctx;
     tmoe_model *model = trainer->model;
+    tmoei_checkpoint c;
+    memset(&c, 0, sizeof c);
+    c.model = tmoe_model_load(ctx, path);
+    if (!c.model || tmoei_safetensors_open(ctx, &c.file, path) != TMOE_OK
+        || tmoei_state_read(ctx, &c) != TMOE_OK
+        || tmoei_checkpoint_compare(trainer, &c) != TMOE_OK) {
+        tmoei_checkpoint_close(ctx, &c);
+        return ctx->error;
+    }
+
+    const int measured = trainer->best && c.flat[TMOEI_BEST];
     const size_t span = trainer->span;
-    tmoei_safetensors file;
-    tmoei_buffer text = { NULL, 0, 0, 0 };
-    float *flat[3] = { NULL, NULL, NULL }, *theta = NULL;
-    long long steps = 0;
-    int64_t step = 0;
-    int bad = 0;
-    char best[32] = "";
-    tmoei_begin(ctx);
-    if (tmoei_safetensors_open(ctx, &file, path) != TMOE_OK) return ctx->error;
-    const char *state = tmoei_safetensors_metadata(&file, tmoei_metadata_names[TMOEI_META_TRAINER]);
-    int whole = state && sscanf(state, "%lld %d %31s", &steps, &bad, best) == 3 && steps >= 0;
-    for (int i = 0; i < 2; i++) whole = whole && tmoei_safetensors_find(&file, tmoei_flat_names[i]);
-    if (!whole) (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: not a trainer's checkpoint", path);
-    for (int i = TMOEI_META_CONFIG; ctx->error == TMOE_OK && i <= TMOEI_META_TASKS; i++) {
-        const char *name = tmoei_metadata_names[i],
-                   *theirs = tmoei_safetensors_metadata(&file, name);
-        tmoei_metadata_text(model, NULL, i, &text);
-        if (theirs && !text.failed && strcmp(theirs, text.data) == 0) continue;
-        (void)tmoei_fail(ctx, TMOE_ERR_CONFIG, "%s: the checkpoint is of a model with another %s",
-            path, name);
-    }
-    if (ctx->error == TMOE_OK)
-        theta = (float *)tmoei_alloc(ctx, model->size + 3 * span, sizeof(float), 1);
-    for (size_t i = 0; ctx->error == TMOE_OK && i < 3; i++) {
-        const tmoei_entry *entry = tmoei_safetensors_find(&file, tmoei_flat_names[i]);
-        if (!entry) continue;
-        flat[i] = theta + model->size + i * span;
-        (void)tmoei_safetensors_read(ctx, &file, entry, 0, flat[i], span);
-    }
-    if (ctx->error == TMOE_OK && tmoei_parameters_read(model, &file, theta) == TMOE_OK
-        && tmoei_step_of(ctx, &file, &step) == TMOE_OK) {
-        const int measured = trainer->best && flat[2];
-        memcpy(trainer->moment1, flat[0], span * sizeof(float));
-        memcpy(trainer->moment2, flat[1], span * sizeof(float));
-        memcpy(model->theta, theta, model->size * sizeof(float));
-        if (measured) memcpy(trainer->best, flat[2], span * sizeof(float));
-        trainer->best_loss = measured ? strtof(best, NULL) : (float)NAN;
-        trainer->bad_evaluations = bad;
-        trainer->steps_done = trainer->first_step = (int64_t)steps;
-        model->step = step;
-        model->version++;
-    }
-    tmoei_free(ctx, theta);
-    tmoei_buffer_free(ctx, &text);
-    tmoei_safetensors_close(ctx, &file);
+    memcpy(model->theta, c.model->theta, model->size * sizeof(float));
+    (void)tmoei_safetensors_read(ctx, &c.file, c.flat[TMOEI_MOMENT1], 0, trainer->moment1, span);
+    (void)tmoei_safetensors_read(ctx, &c.file, c.flat[TMOEI_MOMENT2], 0, trainer->moment2, span);
+    if (measured)
+        (void)tmoei_safetensors_read(ctx, &c.file, c.flat[TMOEI_BEST], 0, trainer->best, span);
+    trainer->best_loss = measured ? c.best_loss : (float)NAN;
+    trainer->bad_evaluations = c.bad_evaluations;
+    trainer->steps_done = (int64_t)c.steps_done;
+    trainer->first_step = trainer->steps_done;
+    model->step = c.model->step;
+    model->version++;
+    tmoei_checkpoint_close(ctx, &c);
     return ctx->error;
 }
 

@@ -742,6 +742,165 @@ static void test_resuming_gives_the_same_bits(void)
     (void)remove(path);
 }
 
+/* What changes the bits of a step must be as it was when the checkpoint was written; a refused load
+ * names it and changes nothing. */
+static void test_resuming_under_another_training_is_refused(void)
+{
+    static const char *const named[] = { "lr_model is ",
+        "examples_per_task is 4 in the file, 2 here", "seed is 1 in the file, 9 here",
+        "machines is 1 in the file, 2 here", "the lines to train on differ", "validation_lines is ",
+        "steps is 3, but 4 are done", "width is 16 in the file, 32 here", "the tasks differ",
+        "dropout is 0 in the file, 0.25 here; load_balance is 0 in the file, 0.5 here" };
+    const char *path = "build/test_other.safetensors";
+    tmoe_config c = small_config();
+    tmoe_training t = small_training();
+    set a = make(1, &c, &t);
+    for (int i = 0; i < 4; i++) CHECK(tmoe_trainer_step(a.trainer, NULL) == TMOE_OK);
+    CHECK(tmoe_trainer_save(a.trainer, path) == TMOE_OK);
+    unmake(&a);
+
+    for (size_t i = 0; i < sizeof named / sizeof *named; i++) {
+        tmoe_training other = t;
+        tmoe_config shape = c;
+        if (i == 0) other.lr_model = 1e-3f;
+        if (i == 1) other.examples_per_task = 2;
+        if (i == 2) other.seed = 9;
+        if (i == 3) other.machines = 2;
+        if (i == 5) other.validation_lines = 1;
+        if (i == 6) other.steps = 3;
+        if (i == 7) shape.width = 32;
+        if (i == 9) other.dropout = 0.25f;
+        if (i == 9) other.load_balance = 0.5f;
+        set b = make(1, &shape, &other);
+        if (i == 4) b.trainer->texts.ids[7]++; /* another letter in one line */
+        if (i == 8) b.model->tasks[1].category = "others";
+        const size_t theta = b.model->size * sizeof(float), span = b.trainer->span * sizeof(float);
+        const size_t bytes = b.ctx->bytes_now;
+        float *before = (float *)malloc(theta + span);
+        memcpy(before, b.model->theta, theta);
+        memcpy(before + b.model->size, b.trainer->moment1, span);
+        CHECK(tmoe_trainer_load(b.trainer, path) == TMOE_ERR_CONFIG);
+        CHECK_HAS(tmoe_error_message(b.ctx), named[i]);
+        CHECK(memcmp(before, b.model->theta, theta) == 0
+            && memcmp(before + b.model->size, b.trainer->moment1, span) == 0);
+        CHECK(b.trainer->steps_done == 0 && b.model->step == 0 && b.ctx->bytes_now == bytes);
+        free(before);
+        unmake(&b);
+    }
+    (void)remove(path);
+}
+
+/* What changes no step may be another: the number of threads, measuring, the label. More steps set
+ * another learning rate from the next step on, that of their own schedule. */
+static void test_resuming_may_take_more_steps(void)
+{
+    const char *path = "build/test_more.safetensors";
+    tmoe_config c = small_config();
+    tmoe_training t = small_training();
+    tmoe_progress p;
+    t.validation_lines = 2;
+    set a = make(1, &c, &t);
+    for (int i = 0; i < t.steps; i++) CHECK(tmoe_trainer_step(a.trainer, NULL) == TMOE_OK);
+    CHECK(tmoe_trainer_save(a.trainer, path) == TMOE_OK);
+
+    t.label = "more";
+    t.evaluate_every_steps = 2;
+    t.patience = 3;
+    t.machines = 1;
+    set b = make(2, &c, &t);
+    CHECK(tmoe_trainer_load(b.trainer, path) == TMOE_OK);
+    CHECK(tmoe_trainer_run(b.trainer) == TMOE_OK && b.trainer->steps_done == 8); /* all are done */
+    CHECK(memcmp(a.model->theta, b.model->theta, a.model->size * sizeof(float)) == 0);
+    unmake(&b);
+
+    t.steps = 12;
+    b = make(1, &c, &t);
+    CHECK(tmoe_trainer_load(b.trainer, path) == TMOE_OK);
+    CHECK(tmoe_trainer_step(b.trainer, &p) == TMOE_OK && p.step == 9 && p.steps == 12);
+    CHECK(p.lr_model == tmoei_learning_rate(&t, 8, t.lr_model));
+    CHECK(tmoe_trainer_run(b.trainer) == TMOE_OK && b.trainer->steps_done == 12);
+    unmake(&b);
+    unmake(&a);
+    (void)remove(path);
+}
+
+/* A file as version 0.1 wrote it: format 2, some fields of the config by other names, no settings. */
+static void file_of_version_0_1(const char *path)
+{
+    static const char *const names[][2] = { { "\\\"width\\\":", "\\\"D\\\":" },
+        { "encoder_heads", "H_encoder" }, { "decoder_heads", "H_decoder" },
+        { "encoder_ffn", "F_encoder" }, { "decoder_ffn", "F_decoder" },
+        { "\\\"vocabulary\\\":", "\\\"V\\\":" }, { "\\\"experts\\\":", "\\\"E\\\":" },
+        { "vector_width", "k" }, { "\"version\":\"3\"", "\"version\":\"2\"" },
+        { "\"training\":\"", "\"ignored\":\"" } };
+    FILE *file = fopen(path, "rb");
+    CHECK(file && fseek(file, 0, SEEK_END) == 0);
+    const size_t size = (size_t)ftell(file);
+    char *bytes = (char *)calloc(size + 1, 1);
+    rewind(file);
+    CHECK(fread(bytes, 1, size, file) == size && fclose(file) == 0);
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        const size_t from = strlen(names[i][0]), to = strlen(names[i][1]);
+        char *at = strstr(bytes + 8, names[i][0]), *end = at ? strstr(at, "}") : NULL;
+        if (i == 9 && !at) continue; /* of trainers only */
+        CHECK(at && end);
+        if (!at || !end) break;
+        memcpy(at, names[i][1], to);
+        memmove(at + to, at + from, (size_t)(end - at) - from + 1);
+        /* spaces behind the object keep all places; behind the last one when it is the outermost */
+        memset(end + 1 - (from - to), ' ', from - to);
+    }
+    file = fopen(path, "wb");
+    CHECK(file && fwrite(bytes, 1, size, file) == size && fclose(file) == 0);
+    free(bytes);
+}
+
+static void test_files_of_version_0_1_are_read(void)
+{
+    const char *path = "build/test_0_1.safetensors";
+    tmoe_config c = small_config();
+    tmoe_training t = small_training();
+    set a = make(1, &c, &t);
+    for (int i = 0; i < 4; i++) CHECK(tmoe_trainer_step(a.trainer, NULL) == TMOE_OK);
+    CHECK(tmoe_model_save(a.model, path) == TMOE_OK);
+    file_of_version_0_1(path);
+    tmoe_model *model = tmoe_model_load(a.ctx, path);
+    if (!model) printf("%s\n", tmoe_error_message(a.ctx));
+    CHECK(model && memcmp(&model->config, &a.model->config, sizeof model->config) == 0);
+    CHECK(model && memcmp(model->theta, a.model->theta, model->size * sizeof(float)) == 0);
+    tmoe_model_destroy(model);
+
+    CHECK(tmoe_trainer_save(a.trainer, path) == TMOE_OK);
+    file_of_version_0_1(path);
+    t.lr_model = 1e-3f; /* it has no settings to be compared: the caller vouches for them */
+    set b = make(1, &c, &t);
+    CHECK(tmoe_trainer_load(b.trainer, path) == TMOE_OK && b.trainer->steps_done == 4);
+    CHECK(memcmp(b.model->theta, a.model->theta, a.model->size * sizeof(float)) == 0);
+    unmake(&b);
+    unmake(&a);
+    (void)remove(path);
+}
+
+/* A file that could not be read again is not written. */
+static void test_a_model_that_could_not_be_loaded_is_not_saved(void)
+{
+    const char *path = "build/test_unsound.safetensors";
+    tmoe_config c = small_config();
+    tmoe_training t = small_training();
+    set s = make(1, &c, &t);
+    const float values[2] = { (float)INFINITY, (float)NAN };
+    for (int i = 0; i < 2; i++) {
+        tmoe_model_generation(s.model)->length_penalty = values[i];
+        CHECK(tmoe_model_save(s.model, path) == TMOE_ERR_DATA && !file_exists(path));
+        CHECK_HAS(tmoe_error_message(s.ctx), "length_penalty");
+    }
+    tmoe_model_generation(s.model)->length_penalty = 1.0f;
+    s.model->tasks[1].instruction = "Sag \xe4h.";
+    CHECK(tmoe_trainer_save(s.trainer, path) == TMOE_ERR_DATA && !file_exists(path));
+    CHECK_HAS(tmoe_error_message(s.ctx), "not valid UTF-8");
+    unmake(&s);
+}
+
 static void test_saved_and_loaded_model_answers_the_same(void)
 {
     const char *path = "build/test_model.safetensors";
@@ -1330,7 +1489,11 @@ TEST_MAIN("test_model", RUN(test_gradients_of_every_mix_and_selection);
           RUN(test_few_shot_adapts_a_copy_and_threads_do_not_matter);
           RUN(test_few_shot_learns_the_task); RUN(test_evaluation_routes_are_free_of_noise);
           RUN(test_one_two_and_four_threads_give_the_same_bits);
-          RUN(test_resuming_gives_the_same_bits); RUN(test_saved_and_loaded_model_answers_the_same);
+          RUN(test_resuming_gives_the_same_bits);
+          RUN(test_resuming_under_another_training_is_refused);
+          RUN(test_resuming_may_take_more_steps); RUN(test_files_of_version_0_1_are_read);
+          RUN(test_a_model_that_could_not_be_loaded_is_not_saved);
+          RUN(test_saved_and_loaded_model_answers_the_same);
           RUN(test_an_instruction_that_is_not_read_does_not_change_an_answer);
           RUN(test_answers_do_not_depend_on_their_batch);
           RUN(test_cached_decoding_equals_the_full_pass); RUN(test_frozen_parts_do_not_move);
