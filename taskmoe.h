@@ -13410,7 +13410,8 @@ static tmoe_result tmoei_state_read(tmoe_ctx *ctx, tmoei_checkpoint *c)
     if (c->flat[TMOEI_BEST]) {
         tmoei_json number; /* has a point, whatever the program's locale has in its place */
         TMOEI_TRY(tmoei_json_parse(ctx, &number, best, strlen(best), path));
-        c->best_loss = (float)tmoei_json_number(&number, 0, (double)NAN);
+        const tmoei_json_node *node = number.nodes;
+        c->best_loss = node->kind == TMOEI_JSON_NUMBER ? (float)node->number : (float)NAN;
         tmoei_json_free(ctx, &number);
     }
     return TMOE_OK;
