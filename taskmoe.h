@@ -2238,28 +2238,40 @@ static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chu
     tmoei_float_mode_leave(mode);
 }
 
-/* ==== >>kernels: the inner loops, written once, made for each instruction set ====================
- * The header includes itself (TMOEI_PASS set) and the body below is compiled for AVX-512, AVX2,
- * NEON and plain C through per-function target attributes: a plain `cc -O2` gets them all, and the
- * processor's best is chosen when the context is made.
+/* ==== >>kernels: the inner loops, written once, compiled for each instruction set ================
+ * The header includes itself with TMOEI_PASS set, once for each instruction set, and compiles the
+ * body below with that set's target attribute. A plain `cc -O2` therefore contains all of them, and
+ * the best one that the processor has is chosen when a context is created.
  *
- * Matrix product C (M,N) = op(A) (M,K) op(B) (K,N).
- *                 N            op(B) is read in panels of NR columns, op(A) in panels of up to MR
- *                 rows: as
- *            +--------+        they lie, or packed k by k (a transposed B always).
- *            |   B    | K      For k: load NR numbers of B; for each of MR rows: broadcast A,
- *            multiply, add.
- *            +--------+        MR x NR sums stay in registers for all of K. K is cut at TMOEI_KC so
- *            that a
- *       K        |             panel of B stays near; a tile's rows of A stay in L2. M is cut into
- *       equal
- *     +----+ +--------+        panels (32 = 11 + 11 + 10, not 14 + 14 + 4). Lanes take tiles of C;
- *     the
- *   M | A  | |   C    |        order of a sum does not depend on their number.
- *     +----+ +--------+ */
+ * Matrix product C (M,N) = A (M,K) B (K,N):
+ *                 N           B is read in panels of NR columns, A in panels of at most MR rows:
+ *            +--------+       both in place or packed, k by k (a transposed B is always packed).
+ *            |  | |   | K     For each k: load NR numbers of B; for each of the MR rows: broadcast
+ *            |  |B|   |       one number of A, multiply, add.
+ *            +--------+       The MR x NR sums stay in registers for a whole piece of K. K is cut
+ *       K        |            at TMOEI_KC so that a panel of B stays in the nearest caches. A
+ *     +----+ +--------+       tile's rows of A stay in L2.
+ *     |----| |  +-+   |       M is cut into equal panels (32 = 11 + 11 + 10, not 14 + 14 + 4).
+ *   M | A  | |  |C|   |       Lanes take tiles of C. The order of the terms of a sum does not
+ *     |----| |  +-+   |       depend on the number of lanes.
+ *     +----+ +--------+
+ * >>products has the loops around the micro-kernels. Measurements in >>kernels and >>products are
+ * from tests/bench.c and tests/bench_step.c on one core of an AMD EPYC (Zen 4). */
 
-#define TMOEI_NR_MAX 32 /* widest panel of B */
-#define TMOEI_MR_MAX 14 /* highest panel of A */
+#define TMOEI_NR_MAX 32 /* columns of the widest panel of B */
+#define TMOEI_MR_MAX 14 /* rows of the highest panel of A */
+
+#define TMOEI_LINE 16         /* floats in a cache line */
+#define TMOEI_SET_STRIDE 1024 /* lines so many floats apart fall into one set of L1: 8 lines */
+
+/* Measured bounds of the kernels, in floats. */
+#define TMOEI_DOT_L1 6144       /* rows of A that dots keeps in L1: 24 KiB */
+#define TMOEI_DOT_LONG 512      /* one row from here on: B is read row by row */
+#define TMOEI_DOT_SHORT 1024    /* rows up to here: the next ones are prefetched */
+#define TMOEI_TRANSPOSE_LONG 64 /* lines longer than this: what follows is prefetched */
+#define TMOEI_MERGE_SHORT 128   /* lines up to here are merged by a micro-kernel */
+#define TMOEI_MERGE_SUMS 4096   /* longer ones in pieces of 16 KiB */
+#define TMOEI_MERGE_UNSEEN 768  /* pieces up to here: the next experts' are prefetched */
 
 /* A matrix in memory: element (row, col) is x[row * stride + col], or x[col * stride + row] where
  * `transposed` is set. rows and cols count what the product sees. */
@@ -2307,11 +2319,12 @@ static tmoei_output tmoei_output_of(float *x, size_t stride, float beta)
     return output;
 }
 
-/* y = act(C + bias) + residual, as the tile leaves the registers for the last time */
+/* What a product does to C at the end, while a tile is in the cache:
+ *   z = C + bias;  C = act(z) + residual */
 typedef struct tmoei_epilogue {
     const float *bias;          /* (N) or NULL */
     tmoe_activation activation; /* NONE, GELU, RELU */
-    float *pre;                 /* (M, N) or NULL: the value before the activation */
+    float *pre;                 /* (M, N) or NULL: receives z */
     const float *residual;      /* (M, N) or NULL */
     size_t pre_stride, residual_stride;
 } tmoei_epilogue;
@@ -2322,23 +2335,16 @@ typedef struct tmoei_panel {
     size_t row, step;
 } tmoei_panel;
 
-/* C (rows, NR) = beta C + A (rows, K) B (K, NR) for one number of rows; row k of B is b + k * ldb.
- * Columns of C from `columns` on are neither read nor written. */
-typedef void tmoei_micro_fn(int K, tmoei_panel a, const float *b, size_t ldb, tmoei_output c,
-    int columns);
-
-/* C (M,N) = beta C + A (M,K) B (N,K)^T, both read where they are; for few rows M. b is not marked
- * as transposed: it has N rows. */
-typedef void tmoei_dots_fn(tmoei_matrix a, tmoei_matrix b, tmoei_output c);
-
 /* One expert's parameters and the gradients of up to four tasks: see merge_backward. */
 typedef struct tmoei_merge_lines {
     const float *theta, *first; /* of this expert, and of expert 0 */
     ptrdiff_t next;             /* floats from theta to the expert that is read next: prefetched */
     const float *g;             /* (tasks, n): the tasks' gradients, a stride apart */
     size_t stride;
-    int tasks;  /* 1 and more; only the first four are used */
-    float r[4]; /* the tasks' weights for this expert; 0 beyond the last task */
+    int tasks;     /* 1 and more; only the first four are used */
+    float r[4];    /* the tasks' weights for this expert; 0 beyond the last task */
+    float *dtheta; /* out: is added to; or NULL */
+    float dots[4]; /* out */
 } tmoei_merge_lines;
 
 typedef struct tmoei_adamw_constants {
@@ -2350,48 +2356,110 @@ typedef struct tmoei_adamw_constants {
     float decay; /* learning rate times weight decay */
 } tmoei_adamw_constants;
 
+/* The kernels. n counts floats; arrays need no alignment. Where beta is 0 the output is not read.
+ * C (rows, NR) = beta C + A (rows, K) B (K, NR) for one number of rows; row k of B is b + k * ldb.
+ * Columns of C from `columns` on are neither read nor written. */
+typedef void tmoei_micro_fn(int K, tmoei_panel a, const float *b, size_t ldb, tmoei_output c,
+    int columns);
+
+/* C (M,N) = beta C + A (M,K) B (N,K)^T, both read in place; for few rows M. b has N rows: it is not
+ * marked as transposed. */
+typedef void tmoei_dots_fn(tmoei_matrix a, tmoei_matrix b, tmoei_output c);
+
+/* dst[col * width + row] = src (row, col); src is not marked as transposed */
+typedef void tmoei_transpose_fn(float *dst, size_t width, tmoei_matrix src);
+
+/* Applies e to the tile c (rows, columns), whose first element is (row, column) of C. */
+typedef void tmoei_epilogue_fn(const tmoei_epilogue *e, float *c, size_t stride, int row,
+    int column, int rows, int columns);
+
+typedef float tmoei_dot_fn(const float *a, const float *b, size_t n);
+typedef float tmoei_sum_fn(const float *x, size_t n);
+typedef float tmoei_maximum_fn(const float *x, size_t n);
+
+/* y = beta y + a x */
+typedef void tmoei_scale_add_fn(float *y, float beta, float a, const float *x, size_t n);
+
+/* y = exp(scale x - shift), or nothing where y is NULL; returns the sum of the exponentials */
+typedef float tmoei_exp_sum_fn(float *y, const float *x, float scale, float shift, size_t n);
+
+/* dx = (exp(x - log_sum_exp) - shift) weight */
+typedef void tmoei_softmax_gradient_fn(float *dx, const float *x, float log_sum_exp, float shift,
+    float weight, size_t n);
+
+/* p = exp(scale s - lse) replaces s;  ds = p (dp - delta) scale replaces dp: one key, n queries */
+typedef void tmoei_softmax_backward_fn(float *s, float *dp, const float *lse, const float *delta,
+    float scale, size_t n);
+
+/* y = gelu(x), or y = dy gelu'(x) where dy is given */
+typedef void tmoei_gelu_fn(float *y, const float *dy, const float *x, size_t n);
+
+/* mean = sum x / n;  inv = 1 / sqrt(sum (x - mean)^2 / n + epsilon);
+ * xhat = (x - mean) inv;  y = gain xhat + bias */
+typedef void tmoei_norm_forward_fn(float *y, const float *x, const float *gain, const float *bias,
+    float epsilon, float *mean, float *inv, size_t n);
+
+/* g = gain dy;  dx = beta dx + inv (g - mean(g) - xhat mean(g xhat)) */
+typedef void tmoei_norm_backward_fn(float *dx, float beta, const float *x, const float *dy,
+    const float *gain, float mean, float inv, size_t n);
+
+/* dgain += dy xhat;  dbias += dy;  either may be NULL */
+typedef void tmoei_norm_parameters_fn(float *dgain, float *dbias, const float *x, const float *dy,
+    float mean, float inv, size_t n);
+
+/* out = sum_e r_e theta_e, added to out where `more` is set; theta_e is theta + e * stride */
+typedef void tmoei_merge_fn(float *out, int more, const float *theta, size_t stride, const float *r,
+    int experts, size_t n);
+
+/* dtheta += sum_t r_t g_t;  dots_t = <g_t, theta - first>;  for four tasks t */
+typedef void tmoei_merge_backward_fn(tmoei_merge_lines *lines, size_t n);
+
+/* One step of AdamW (Loshchilov and Hutter 2019), with g = scale grad:
+ *   m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;
+ *   theta -= rate (m correction1) / (sqrt(v correction2) + epsilon) + decay theta */
+typedef void tmoei_adamw_fn(float *theta, const float *grad, float *m, float *v, size_t n,
+    const tmoei_adamw_constants *constants);
+
+/* y_i = x_i scale where hash(key, first + i) >= limit, else 0 */
+typedef void tmoei_dropout_fn(float *y, const float *x, size_t n, uint32_t first, uint32_t key,
+    uint32_t limit, float scale);
+
+/* Their table, one for each instruction set: kernels->dots is a tmoei_dots_fn, and so on. */
+#define TMOEI_KERNELS(X) \
+    X(dots) \
+    X(transpose) \
+    X(epilogue) \
+    X(dot) \
+    X(sum) \
+    X(maximum) \
+    X(scale_add) \
+    X(exp_sum) \
+    X(softmax_gradient) \
+    X(softmax_backward) \
+    X(gelu) \
+    X(norm_forward) \
+    X(norm_backward) \
+    X(norm_parameters) \
+    X(merge) \
+    X(merge_backward) \
+    X(adamw) \
+    X(dropout)
+#define TMOEI_KERNEL_FIELD(name) tmoei_##name##_fn *name;
+#define TMOEI_KERNEL_ENTRY(name) TMOEI_FN(name),
+
 typedef struct tmoei_kernels {
-    const char *name;
-    int mr, nr;                   /* register tile */
-    tmoei_micro_fn *const *micro; /* one for each number of rows up to mr */
-    tmoei_dots_fn *dots;
-    void (*transpose)(float *dst, size_t width, int X, int Y, const float *src, size_t stride);
-    void (*epilogue)(int rows, int columns, int column, float *c, size_t ldc,
-        const tmoei_epilogue *e, int row);
-    float (*dot)(const float *a, const float *b, size_t n);
-    float (*sum)(const float *x, size_t n);
-    float (*maximum)(const float *x, size_t n);
-    void (
-        *scale_add)(float *y, float beta, float a, const float *x, size_t n); /* y = beta y + a x */
-    /* y = exp(scale x - shift); their sum; y may be NULL */
-    float (*exp_sum)(float *y, const float *x, float scale, float shift, size_t n);
-    void (*softmax_gradient)(float *dx, const float *x, float lse, float shift, float weight,
-        size_t n);
-    void (*softmax_backward)(float *s, float *dp, const float *lse, const float *delta, float scale,
-        size_t n);
-    void (*gelu)(float *y, const float *dy, const float *x,
-        size_t n); /* gelu(x), or dy gelu'(x) with dy */
-    void (*norm_forward)(float *y, const float *x, const float *gain, const float *bias,
-        float epsilon, float *mean, float *inv, size_t n);
-    void (*norm_backward)(float *dx, float beta, const float *x, const float *dy, const float *gain,
-        float mean, float inv, size_t n);
-    void (*norm_parameters)(float *dgain, float *dbias, const float *x, const float *dy, float mean,
-        float inv, size_t n);
-    /* out = sum_e r_e theta_e, added to out where more is set; theta's lines lie a stride apart */
-    void (*merge)(float *out, int more, const float *theta, size_t stride, const float *r, int E,
-        size_t n);
-    void (*merge_backward)(float *dtheta, float *dots, const tmoei_merge_lines *lines, size_t n);
-    void (*adamw)(float *theta, const float *grad, float *m, float *v, size_t n,
-        const tmoei_adamw_constants *constants);
-    void (*dropout)(float *y, const float *x, size_t n, uint32_t first, uint32_t key,
-        uint32_t limit, float scale);
+    const char *name;             /* of the instruction set */
+    int mr, nr;                   /* most rows, and columns, of a register tile */
+    tmoei_micro_fn *const *micro; /* micro[rows], 1 <= rows <= mr */
+    TMOEI_KERNELS(TMOEI_KERNEL_FIELD)
 } tmoei_kernels;
 
 /* clang-format off */
-/* Vectors. A line says what a word is in plain C, NEON, AVX2 and AVX-512, and TMOEI_PASS picks one
- * of the four, so a word means something else in each pass. V is a vector of VW floats; + - * /
- * work on it as on a float. The masked forms for AVX-512 are there because gcc's plain ones read
- * undefined vectors. */
+/* ---- vector words -------------------------------------------------------------------------------
+ * Each word says what it is in plain C, NEON, AVX2 and AVX-512, in this order. TMOEI_PASS picks one
+ * of the four, so that a word means something else in each pass. TMOEI_V is a vector of TMOEI_VW
+ * floats; + - * / work on it as on a float. AVX-512 uses the masked forms because gcc 12 warns that
+ * its plain ones read undefined registers. */
 #define TMOEI_GLUE(a, b) TMOEI_GLUED(a, b)
 #define TMOEI_GLUED(a, b) a##b
 #define TMOEI_PICK(c, neon, avx2, avx512) TMOEI_GLUE(TMOEI_PICK_, TMOEI_PASS)(c, neon, avx2, avx512)
@@ -2399,64 +2467,154 @@ typedef struct tmoei_kernels {
 #define TMOEI_PICK_1(c, neon, avx2, avx512) neon
 #define TMOEI_PICK_2(c, neon, avx2, avx512) avx2
 #define TMOEI_PICK_3(c, neon, avx2, avx512) avx512
+
+/* tmoei_dot_avx2, ...: the name of a function in this pass; and what its definition begins with. */
 #define TMOEI_FN(name) TMOEI_GLUE(tmoei_##name, TMOEI_PICK(_c, _neon, _avx2, _avx512))
-#define TMOEI_TARGET TMOEI_PICK(, , __attribute__((target("avx2,fma"))), \
-    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma"))))
-#define TMOEI_MASK8(n) _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
+#define TMOEI_KERNEL TMOEI_PICK(, , __attribute__((target("avx2,fma"))), \
+    __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")))) static
+
+/* the first n of 8 or 16 places; all 16; all 8 */
+#define TMOEI_MASK8(n) \
+    _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
 #define TMOEI_MASK16(n) (__mmask16)((1u << (n)) - 1u)
 #define TMOEI_ALL16 (__mmask16)0xffff
-#define V TMOEI_PICK(float, float32x4_t, __m256, __m512)
-#define VW TMOEI_PICK(1, 4, 8, 16)
-#define VSET(x) TMOEI_PICK((x), vdupq_n_f32(x), _mm256_set1_ps(x), _mm512_set1_ps(x))
-#define VLOAD(p) TMOEI_PICK((*(p)), vld1q_f32(p), _mm256_loadu_ps(p), _mm512_loadu_ps(p))
-#define VSTORE(p, v) \
-    TMOEI_PICK((*(p) = (v)), vst1q_f32(p, v), _mm256_storeu_ps(p, v), _mm512_storeu_ps(p, v))
-#define VLOADN(p, n) TMOEI_PICK(((n) ? *(p) : 0.0f), tmoei_vloadn_neon(p, n), \
-    _mm256_maskload_ps(p, TMOEI_MASK8(n)), _mm512_maskz_loadu_ps(TMOEI_MASK16(n), p))
-#define VSTOREN(p, v, n) TMOEI_PICK(((void)((n) && ((*(p) = (v)), 0))), tmoei_vstoren_neon(p, v, n), \
-    _mm256_maskstore_ps(p, TMOEI_MASK8(n), v), _mm512_mask_storeu_ps(p, TMOEI_MASK16(n), v))
-#define VFMA(a, b, c) TMOEI_PICK(((a) * (b) + (c)), vfmaq_f32(c, a, b), _mm256_fmadd_ps(a, b, c), \
+#define TMOEI_ALL8 (__mmask8)0xff
+
+#define TMOEI_V TMOEI_PICK(float, float32x4_t, __m256, __m512)
+#define TMOEI_VW TMOEI_PICK(1, 4, 8, 16)
+
+/* x in every place */
+#define TMOEI_VSET(x) TMOEI_PICK( \
+    (x), \
+    vdupq_n_f32(x), \
+    _mm256_set1_ps(x), \
+    _mm512_set1_ps(x))
+
+/* whole vectors from and to memory */
+#define TMOEI_VLOAD(p) TMOEI_PICK( \
+    (*(p)), \
+    vld1q_f32(p), \
+    _mm256_loadu_ps(p), \
+    _mm512_loadu_ps(p))
+#define TMOEI_VSTORE(p, v) TMOEI_PICK( \
+    (*(p) = (v)), \
+    vst1q_f32(p, v), \
+    _mm256_storeu_ps(p, v), \
+    _mm512_storeu_ps(p, v))
+
+/* the first n < VW places: the others are loaded as zeros, and not stored */
+#define TMOEI_VLOADN(p, n) TMOEI_PICK( \
+    ((n) ? *(p) : 0.0f), \
+    tmoei_vloadn_neon(p, n), \
+    _mm256_maskload_ps(p, TMOEI_MASK8(n)), \
+    _mm512_maskz_loadu_ps(TMOEI_MASK16(n), p))
+#define TMOEI_VSTOREN(p, v, n) TMOEI_PICK( \
+    ((n) ? (void)(*(p) = (v)) : (void)0), \
+    tmoei_vstoren_neon(p, v, n), \
+    _mm256_maskstore_ps(p, TMOEI_MASK8(n), v), \
+    _mm512_mask_storeu_ps(p, TMOEI_MASK16(n), v))
+
+/* a b + c */
+#define TMOEI_VFMA(a, b, c) TMOEI_PICK( \
+    ((a) * (b) + (c)), \
+    vfmaq_f32(c, a, b), \
+    _mm256_fmadd_ps(a, b, c), \
     _mm512_fmadd_ps(a, b, c))
-#define VMAX(a, b) TMOEI_PICK(((a) > (b) ? (a) : (b)), vmaxq_f32(a, b), _mm256_max_ps(a, b), \
+#define TMOEI_VMAX(a, b) TMOEI_PICK( \
+    ((a) > (b) ? (a) : (b)), \
+    vmaxq_f32(a, b), \
+    _mm256_max_ps(a, b), \
     _mm512_maskz_max_ps(TMOEI_ALL16, a, b))
-#define VMIN(a, b) TMOEI_PICK(((a) < (b) ? (a) : (b)), vminq_f32(a, b), _mm256_min_ps(a, b), \
+#define TMOEI_VMIN(a, b) TMOEI_PICK( \
+    ((a) < (b) ? (a) : (b)), \
+    vminq_f32(a, b), \
+    _mm256_min_ps(a, b), \
     _mm512_maskz_min_ps(TMOEI_ALL16, a, b))
-#define TMOEI_VSQRT(a) TMOEI_PICK(sqrtf(a), vsqrtq_f32(a), _mm256_sqrt_ps(a), \
+#define TMOEI_VSQRT(a) TMOEI_PICK( \
+    sqrtf(a), \
+    vsqrtq_f32(a), \
+    _mm256_sqrt_ps(a), \
     _mm512_maskz_sqrt_ps(TMOEI_ALL16, a))
-#define TMOEI_VROUND(a) TMOEI_PICK(floorf((a) + 0.5f), vrndnq_f32(a), _mm256_round_ps(a, 8), \
+#define TMOEI_VROUND(a) TMOEI_PICK( \
+    floorf((a) + 0.5f), \
+    vrndnq_f32(a), \
+    _mm256_round_ps(a, 8), \
     _mm512_maskz_cvtepi32_ps(TMOEI_ALL16, _mm512_maskz_cvtps_epi32(TMOEI_ALL16, a)))
-#define TMOEI_VSCALE(a, n) TMOEI_PICK(ldexpf(a, (int)(n)), /* a 2^n */ \
+
+/* a 2^n; n holds whole numbers. NEON and AVX2 build the float 2^n from its exponent's bits. */
+#define TMOEI_VSCALE(a, n) TMOEI_PICK( \
+    ldexpf(a, (int)(n)), \
     (a) * vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23)), \
     (a) * _mm256_castsi256_ps(_mm256_slli_epi32( \
         _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23)), \
     _mm512_maskz_scalef_ps(TMOEI_ALL16, a, n))
-/* Every loop over n floats: whole vectors, then one masked vector; `at` is the index. Inside, VREAD
- * and VWRITE are plain in the first loop (there `left` is the constant VW) and masked in the edge.
- * */
-#define TMOEI_EACH(n, ...) do { size_t at = 0; \
-    for (; at + VW <= (n); at += VW) { const int left = VW; (void)left; __VA_ARGS__; } \
-    if (at < (n)) { const int left = (int)((n) - at); (void)left; __VA_ARGS__; } } while (0)
-#define VREAD(p) (left == VW ? VLOAD(p) : VLOADN(p, left))
-#define VWRITE(p, v) do { if (left == VW) VSTORE(p, v); else VSTOREN(p, v, left); } while (0)
-#define VCUT(v) do { if (left < VW) { float some[VW]; VSTORE(some, v); v = VLOADN(some, left); } } while (0)
-/* All numbers of a vector into one, by halves; the sums of four vectors side by side into y. */
-#define TMOEI_HALF(a, i) _mm512_maskz_extractf32x8_ps((__mmask8)0xff, a, i)
-#define TMOEI_FOLD(op, a) TMOEI_PICK(a, a, a, _mm256_##op##_ps(TMOEI_HALF(a, 0), TMOEI_HALF(a, 1)))
-#define VSUM4(y, a, b, c, d) TMOEI_PICK((y[0] = a, y[1] = b, y[2] = c, y[3] = d), \
+
+/* EACH runs its statements over n floats: for whole vectors, then once for the rest; `at` is the
+ * index, `left` the number of floats of this vector. In its statements READ and WRITE replace LOAD
+ * and STORE: plain in the first loop, where `left` is the constant VW, masked in the rest. CUT sets
+ * the places beyond `left` to zero. */
+#define TMOEI_EACH(n, ...) do { \
+        size_t at = 0; \
+        for (; at + TMOEI_VW <= (n); at += TMOEI_VW) { \
+            const int left = TMOEI_VW; \
+            (void)left; \
+            __VA_ARGS__; \
+        } \
+        if (at < (n)) { \
+            const int left = (int)((n) - at); \
+            (void)left; \
+            __VA_ARGS__; \
+        } \
+    } while (0)
+#define TMOEI_VREAD(p) (left == TMOEI_VW ? TMOEI_VLOAD(p) : TMOEI_VLOADN(p, left))
+#define TMOEI_VWRITE(p, v) do { \
+        if (left == TMOEI_VW) \
+            TMOEI_VSTORE(p, v); \
+        else \
+            TMOEI_VSTOREN(p, v, left); \
+    } while (0)
+#define TMOEI_VCUT(v) do { \
+        if (left < TMOEI_VW) { \
+            float some[TMOEI_VW]; \
+            TMOEI_VSTORE(some, v); \
+            v = TMOEI_VLOADN(some, left); \
+        } \
+    } while (0)
+
+/* The sums of four vectors, side by side into y[0] .. y[3]. */
+#define TMOEI_VSUM4(y, a, b, c, d) TMOEI_PICK( \
+    (y[0] = a, y[1] = b, y[2] = c, y[3] = d), \
     vst1q_f32(y, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d))), \
-    _mm_storeu_ps(y, TMOEI_FN(vsum4)(a, b, c, d)), _mm_storeu_ps(y, TMOEI_FN(vsum4)(a, b, c, d)))
+    _mm_storeu_ps(y, TMOEI_FN(vsum4)(a, b, c, d)), \
+    _mm_storeu_ps(y, TMOEI_FN(vsum4)(a, b, c, d)))
+
+/* All numbers of an AVX vector into one by op (add, max), half by half. */
+#define TMOEI_HALF(a, i) _mm512_maskz_extractf32x8_ps(TMOEI_ALL8, a, i)
+#define TMOEI_FOLD(op, a) TMOEI_PICK(a, a, a, _mm256_##op##_ps(TMOEI_HALF(a, 0), TMOEI_HALF(a, 1)))
 #define TMOEI_REDUCE(name, op) \
-    TMOEI_TARGET static float TMOEI_FN(name)(V a) { \
+    TMOEI_KERNEL float TMOEI_FN(name)(TMOEI_V a) \
+    { \
         const __m256 h = TMOEI_FOLD(op, a); \
         __m128 s = _mm_##op##_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)); \
         s = _mm_##op##_ps(s, _mm_movehl_ps(s, s)); \
         return _mm_cvtss_f32(_mm_##op##_ss(s, _mm_shuffle_ps(s, s, 1))); \
     }
-/* The register tile: MR rows of NR numbers, two vectors wide (four numbers in plain C). X(i, j) is
- * made for each vector j of row i, X(i) for each row, X(count) for each height up to MR. In a
- * micro-kernel the rows beyond its height are dead code. */
+
+/* ---- the register tile --------------------------------------------------------------------------
+ * MR rows of NR numbers: two vectors wide, four numbers in plain C. Its sums are variables:
+ *
+ *              j = 0   j = 1
+ *      i = 0   c00     c01         ACROSS(X, i)   writes X(i, 0) X(i, 1): the vectors of row i
+ *      i = 1   c10     c11         ROWS(X)        writes X(0) X(1) ... X(13): all rows
+ *      ...                         HEIGHTS(X)     writes X(1) X(2) ... X(MR): all heights
+ *      i = 13  c130    c131
+ *
+ * where X is the name of another macro. HEIGHTS(MICRO) makes the micro-kernels of 1 .. MR rows.
+ * Each of them writes all 14 rows out; `height` is a constant, so the compiler drops the rows
+ * beyond it. */
 #define TMOEI_MR TMOEI_PICK(4, 8, 6, 14)
-#define TMOEI_NR (TMOEI_PICK(4, 2, 2, 2) * VW)
+#define TMOEI_NR (TMOEI_PICK(4, 2, 2, 2) * TMOEI_VW)
+
 #define TMOEI_ACROSS(X, i) X(i, 0) X(i, 1) TMOEI_PICK(X(i, 2) X(i, 3), , , )
 #define TMOEI_ROWS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13)
 #define TMOEI_HEIGHTS(X) TMOEI_GLUE(TMOEI_HEIGHTS_, TMOEI_MR)(X)
@@ -2464,83 +2622,167 @@ typedef struct tmoei_kernels {
 #define TMOEI_HEIGHTS_6(X) TMOEI_HEIGHTS_4(X) X(5) X(6)
 #define TMOEI_HEIGHTS_8(X) TMOEI_HEIGHTS_6(X) X(7) X(8)
 #define TMOEI_HEIGHTS_14(X) TMOEI_HEIGHTS_8(X) X(9) X(10) X(11) X(12) X(13) X(14)
-#define TMOEI_ZERO(i, j) V c##i##j = VSET(0.0f);
-#define TMOEI_LOAD(i, j) const V b##j = VLOAD(b + j * VW);
-#define TMOEI_STEP(i, j) TMOEI_PICK(c##i##j = VFMA(x, b##j, c##i##j), c##i##j = VFMA(x, b##j, c##i##j), \
+
+/* A's number of row i at the present k. A pointer to every third row reaches the two rows behind it
+ * by an address with a scaled index. */
+#define TMOEI_A(i) TMOEI_A_##i
+#define TMOEI_A_0 a[0]
+#define TMOEI_A_1 a[row]
+#define TMOEI_A_2 a[2 * row]
+#define TMOEI_A_3 a3[0]
+#define TMOEI_A_4 a3[row]
+#define TMOEI_A_5 a3[2 * row]
+#define TMOEI_A_6 a6[0]
+#define TMOEI_A_7 a6[row]
+#define TMOEI_A_8 a6[2 * row]
+#define TMOEI_A_9 a9[0]
+#define TMOEI_A_10 a9[row]
+#define TMOEI_A_11 a9[2 * row]
+#define TMOEI_A_12 a12[0]
+#define TMOEI_A_13 a12[row]
+
+#define TMOEI_ZERO(i, j) TMOEI_V c##i##j = TMOEI_VSET(0.0f);
+#define TMOEI_LOAD(i, j) const TMOEI_V b##j = TMOEI_VLOAD(b + j * TMOEI_VW);
+/* c += x b, in assembler: one instruction, whose sum stays in its register */
+#define TMOEI_STEP(i, j) TMOEI_PICK( \
+    c##i##j = TMOEI_VFMA(x, b##j, c##i##j), \
+    c##i##j = TMOEI_VFMA(x, b##j, c##i##j), \
     __asm__("vfmadd231ps %2, %1, %0" : "+x"(c##i##j) : "x"(x), "x"(b##j)), \
     __asm__("vfmadd231ps %2, %1, %0" : "+v"(c##i##j) : "v"(x), "v"(b##j)));
-#define TMOEI_STORE(i, j) TMOEI_FN(store)(c + (size_t)i * ldc + j * VW, c##i##j, add, width - j * VW);
+#define TMOEI_STORE(i, j) \
+    TMOEI_FN(store)(c + (size_t)i * ldc + j * TMOEI_VW, c##i##j, add, width - j * TMOEI_VW);
+
 #define TMOEI_ROW_ZERO(i) TMOEI_ACROSS(TMOEI_ZERO, i)
-#define TMOEI_ROW_STEP(i) if (i < height) { \
-    const V x = VSET((i < 3 ? a : i < 6 ? a3 : i < 9 ? a6 : i < 12 ? a9 : a12)[i % 3 * row]); \
-    TMOEI_ACROSS(TMOEI_STEP, i) }
-#define TMOEI_ROW_STORE(i) if (i < height) { TMOEI_ACROSS(TMOEI_STORE, i) }
-#define TMOEI_K_STEP { \
-    TMOEI_ACROSS(TMOEI_LOAD, 0) \
-    TMOEI_ROWS(TMOEI_ROW_STEP) \
-    a += step; a3 += step; a6 += step; a9 += step; a12 += step; b += ldb; \
-    TMOEI_PICK(, , TMOEI_ADDED, TMOEI_ADDED) }
+#define TMOEI_ROW_STEP(i) \
+    if (i < height) { \
+        const TMOEI_V x = TMOEI_VSET(TMOEI_A(i)); \
+        TMOEI_ACROSS(TMOEI_STEP, i) \
+    }
+#define TMOEI_ROW_STORE(i) \
+    if (i < height) { \
+        TMOEI_ACROSS(TMOEI_STORE, i) \
+    }
+
+/* One k: all sums of the tile. ADDED tells the compiler that the six pointers changed; else it
+ * trades the additions for more addresses than there are registers. */
 #define TMOEI_ADDED __asm__("" : "+r"(a), "+r"(a3), "+r"(a6), "+r"(a9), "+r"(a12), "+r"(b));
-/* A micro-kernel for each height: sums of `rows` x NR over k. A pointer for every third row of a
- * reaches the others by an address's scaled index; four k at a time, or the counting would take a
- * sixth of the slots. Meanwhile the lines of C come into the cache, row by row: waiting for them at
- * the end cost up to 10 %; and where B is read as it lies, what the panel after the next will read
- * comes nearer. ADDED keeps the compiler from trading additions for more addresses than there are
- * registers. */
+#define TMOEI_K_STEP \
+    { \
+        TMOEI_ACROSS(TMOEI_LOAD, 0) \
+        TMOEI_ROWS(TMOEI_ROW_STEP) \
+        a += step; \
+        a3 += step; \
+        a6 += step; \
+        a9 += step; \
+        a12 += step; \
+        b += ldb; \
+        TMOEI_PICK(, , TMOEI_ADDED, TMOEI_ADDED) \
+    }
+
+/* The micro-kernel of `count` rows. Four k at a time, or the counting would take a sixth of the
+ * instruction slots. Meanwhile the rows of C are fetched (waiting for them at the end costs up to
+ * 10 %), and, where B is read in place, what the panel after the next will read. */
 #define TMOEI_MICRO(count) \
-    TMOEI_TARGET static void TMOEI_FN(micro##count)(int K, tmoei_panel panel, const float *b, size_t ldb, \
-            tmoei_output output, int columns) { \
-        const int height = count, add = output.beta != 0.0f; \
+    TMOEI_KERNEL void TMOEI_FN(micro##count)(int K, tmoei_panel panel, const float *b, size_t ldb, \
+        tmoei_output output, int columns) \
+    { \
+        const int height = count; \
+        const int add = output.beta != 0.0f; \
+        const size_t row = panel.row, step = panel.step; \
         const float *a = panel.x; \
+        const float *a3 = a + 3 * row; \
+        const float *a6 = a3 + 3 * row; \
+        const float *a9 = a6 + 3 * row; \
+        const float *a12 = a9 + 3 * row; \
+        const size_t ldc = output.stride; \
         float *const c = output.x; \
-        const size_t row = panel.row, step = panel.step, ldc = output.stride; \
-        const float *a3 = a + 3 * row, *a6 = a3 + 3 * row, *a9 = a6 + 3 * row, *a12 = a9 + 3 * row; \
-        const float *ahead = c, *const last = c + (size_t)(height - 1) * ldc; \
+        const float *ahead = c; \
+        const float *const last = c + (size_t)(height - 1) * ldc; \
         TMOEI_ROWS(TMOEI_ROW_ZERO) \
         for (; K >= 4; K -= 4) { \
-            if (ldb != TMOEI_NR) for (int k = 0; k < 4; k++) { \
-                TMOEI_PREFETCH_L2(b + (size_t)k * ldb + 2 * TMOEI_NR); \
-                TMOEI_PREFETCH_L2(b + (size_t)k * ldb + 2 * TMOEI_NR + VW); } \
-            TMOEI_PREFETCH(ahead); TMOEI_PREFETCH(ahead + TMOEI_NR - 1); ahead += ahead < last ? ldc : 0; \
-            TMOEI_K_STEP TMOEI_K_STEP TMOEI_K_STEP TMOEI_K_STEP \
+            if (ldb != TMOEI_NR) { \
+                for (int k = 0; k < 4; k++) { \
+                    TMOEI_PREFETCH_L2(b + (size_t)k * ldb + 2 * TMOEI_NR); \
+                    TMOEI_PREFETCH_L2(b + (size_t)k * ldb + 2 * TMOEI_NR + TMOEI_VW); \
+                } \
+            } \
+            TMOEI_PREFETCH(ahead); \
+            TMOEI_PREFETCH(ahead + TMOEI_NR - 1); \
+            ahead += ahead < last ? ldc : 0; \
+            TMOEI_K_STEP \
+            TMOEI_K_STEP \
+            TMOEI_K_STEP \
+            TMOEI_K_STEP \
         } \
         for (; K > 0; K--) TMOEI_K_STEP \
-        if (columns >= TMOEI_NR) { const int width = TMOEI_NR; TMOEI_ROWS(TMOEI_ROW_STORE) } \
-        else { const int width = columns; TMOEI_ROWS(TMOEI_ROW_STORE) } \
+        if (columns >= TMOEI_NR) { \
+            const int width = TMOEI_NR; \
+            TMOEI_ROWS(TMOEI_ROW_STORE) \
+        } else { \
+            const int width = columns; \
+            TMOEI_ROWS(TMOEI_ROW_STORE) \
+        } \
     }
 #define TMOEI_MICRO_NAME(count) TMOEI_FN(micro##count),
-/* Dot products of `rows` rows of a with two or four rows of b at a time, as they lie, vectors along
- * K. The processor foresees long rows itself; of short ones the next are fetched. */
-#define TMOEI_DOT_HEIGHTS(X) TMOEI_PICK(TMOEI_HEIGHTS_4, TMOEI_HEIGHTS_8, TMOEI_HEIGHTS_6, TMOEI_HEIGHTS_8)(X)
-#define TMOEI_DOTS_NAME(count) TMOEI_FN(dots##count),
-#define TMOEI_DOT_ZERO(i) V c##i##0 = VSET(0.0f), c##i##1 = c##i##0, c##i##2 = c##i##0, c##i##3 = c##i##0;
-#define TMOEI_DOT_STEP(i) if (i < height) { \
-    const V x = VREAD(a + (size_t)i * lda + at); \
-    TMOEI_STEP(i, 0) TMOEI_STEP(i, 1) if (wide) { TMOEI_STEP(i, 2) TMOEI_STEP(i, 3) } }
-#define TMOEI_DOT_STORE(i) if (i < height) { \
-    float sums[4], *y = c + (size_t)i * ldc + (size_t)n; VSUM4(sums, c##i##0, c##i##1, c##i##2, c##i##3); \
-    for (int j = 0; j < across && n + j < N; j++) y[j] = (beta != 0.0f ? y[j] : 0.0f) + sums[j]; }
+
+/* Dot products of `count` rows of A with two or four rows of B at a time, read in place, vectors
+ * along K. The sums of row i are c<i>0 .. c<i>3; four where the registers allow it. The processor
+ * prefetches long rows itself; of short ones the next are fetched here. */
+#define TMOEI_DOT_HEIGHTS(X) \
+    TMOEI_PICK(TMOEI_HEIGHTS_4, TMOEI_HEIGHTS_8, TMOEI_HEIGHTS_6, TMOEI_HEIGHTS_8)(X)
+#define TMOEI_DOT_ZERO(i) \
+    TMOEI_V c##i##0 = TMOEI_VSET(0.0f), c##i##1 = c##i##0, c##i##2 = c##i##0, c##i##3 = c##i##0;
+#define TMOEI_DOT_STEP(i) \
+    if (i < height) { \
+        const TMOEI_V x = TMOEI_VREAD(a + (size_t)i * lda + at); \
+        TMOEI_STEP(i, 0) \
+        TMOEI_STEP(i, 1) \
+        if (wide) { \
+            TMOEI_STEP(i, 2) \
+            TMOEI_STEP(i, 3) \
+        } \
+    }
+#define TMOEI_DOT_STORE(i) \
+    if (i < height) { \
+        float sums[4]; \
+        float *y = c + (size_t)i * ldc + (size_t)n; \
+        TMOEI_VSUM4(sums, c##i##0, c##i##1, c##i##2, c##i##3); \
+        for (int j = 0; j < across && n + j < N; j++) \
+            y[j] = (beta != 0.0f ? y[j] : 0.0f) + sums[j]; \
+    }
 #define TMOEI_DOTS(count) \
-    TMOEI_TARGET static void TMOEI_FN(dots##count)(tmoei_matrix A, tmoei_matrix B, tmoei_output C) { \
+    TMOEI_KERNEL void TMOEI_FN(dots##count)(tmoei_matrix A, tmoei_matrix B, tmoei_output C) \
+    { \
         const int N = B.rows, K = A.cols; \
-        const float *const a = A.x, *const b = B.x, beta = C.beta; \
-        float *const c = C.x; \
         const size_t lda = A.stride, ldb = B.stride, ldc = C.stride; \
-        const int height = count, wide = 4 * count + 5 <= TMOEI_PICK(32, 32, 16, 32), across = wide ? 4 : 2; \
-        const size_t ahead = K <= 1024 ? (size_t)across * ldb : 0; \
+        const float *const a = A.x, *const b = B.x; \
+        float *const c = C.x; \
+        const float beta = C.beta; \
+        const int height = count; \
+        const int wide = 4 * count + 5 <= TMOEI_PICK(32, 32, 16, 32); /* vector registers */ \
+        const int across = wide ? 4 : 2; \
+        const size_t ahead = K <= TMOEI_DOT_SHORT ? (size_t)across * ldb : 0; \
         for (int n = 0; n < N; n += across) { \
-            const float *p0 = b + (size_t)n * ldb, *p1 = n + 1 < N ? p0 + ldb : p0; \
-            const float *p2 = wide && n + 2 < N ? p1 + ldb : p0, *p3 = wide && n + 3 < N ? p2 + ldb : p0; \
+            const float *p0 = b + (size_t)n * ldb; \
+            const float *p1 = n + 1 < N ? p0 + ldb : p0; \
+            const float *p2 = wide && n + 2 < N ? p1 + ldb : p0; \
+            const float *p3 = wide && n + 3 < N ? p2 + ldb : p0; \
             TMOEI_ROWS(TMOEI_DOT_ZERO) \
             TMOEI_EACH((size_t)K, \
-                const V b0 = VREAD(p0 + at), b1 = VREAD(p1 + at), b2 = wide ? VREAD(p2 + at) : b0; \
-                const V b3 = wide ? VREAD(p3 + at) : b0; \
-                TMOEI_PREFETCH(p0 + ahead + at); TMOEI_PREFETCH(p1 + ahead + at); \
-                if (wide) { TMOEI_PREFETCH(p2 + ahead + at); TMOEI_PREFETCH(p3 + ahead + at); } \
+                const TMOEI_V b0 = TMOEI_VREAD(p0 + at), b1 = TMOEI_VREAD(p1 + at); \
+                const TMOEI_V b2 = wide ? TMOEI_VREAD(p2 + at) : b0; \
+                const TMOEI_V b3 = wide ? TMOEI_VREAD(p3 + at) : b0; \
+                TMOEI_PREFETCH(p0 + ahead + at); \
+                TMOEI_PREFETCH(p1 + ahead + at); \
+                if (wide) { \
+                    TMOEI_PREFETCH(p2 + ahead + at); \
+                    TMOEI_PREFETCH(p3 + ahead + at); \
+                } \
                 TMOEI_ROWS(TMOEI_DOT_STEP)); \
             TMOEI_ROWS(TMOEI_DOT_STORE) \
         } \
     }
+#define TMOEI_DOTS_NAME(count) TMOEI_FN(dots##count),
 /* clang-format on */
 #else
 
@@ -2550,7 +2792,8 @@ typedef struct tmoei_kernels {
 TMOEI_REDUCE(vsum, add)
 TMOEI_REDUCE(vmaximum, max)
 
-TMOEI_TARGET static inline __m128 TMOEI_FN(vsum4)(V a, V b, V c, V d)
+/* The sums of four vectors. */
+TMOEI_KERNEL inline __m128 TMOEI_FN(vsum4)(TMOEI_V a, TMOEI_V b, TMOEI_V c, TMOEI_V d)
 {
     const __m256 p = TMOEI_FOLD(add, a), q = TMOEI_FOLD(add, b), r = TMOEI_FOLD(add, c);
     const __m256 s = TMOEI_FOLD(add, d);
@@ -2561,433 +2804,486 @@ TMOEI_TARGET static inline __m128 TMOEI_FN(vsum4)(V a, V b, V c, V d)
     return _mm_add_ps(_mm256_castps256_ps128(t), _mm256_extractf128_ps(t, 1));
 }
 #else
-static inline float TMOEI_FN(vsum)(V a)
+
+TMOEI_KERNEL inline float TMOEI_FN(vsum)(TMOEI_V a)
 {
     return TMOEI_PICK(a, vaddvq_f32(a), , );
 }
 
-static inline float TMOEI_FN(vmaximum)(V a)
+TMOEI_KERNEL inline float TMOEI_FN(vmaximum)(TMOEI_V a)
 {
     return TMOEI_PICK(a, vmaxvq_f32(a), , );
 }
 #endif
+
 #if TMOEI_PASS == 1
-static V TMOEI_FN(vloadn)(const float *p, int n)
+
+TMOEI_KERNEL TMOEI_V TMOEI_FN(vloadn)(const float *p, int n)
 {
     float x[4] = { 0.0f, 0.0f, 0.0f, 0.0f };
     for (int i = 0; i < n; i++) x[i] = p[i];
     return vld1q_f32(x);
 }
 
-static void TMOEI_FN(vstoren)(float *p, V v, int n)
+TMOEI_KERNEL void TMOEI_FN(vstoren)(float *p, TMOEI_V v, int n)
 {
     float x[4];
     vst1q_f32(x, v);
     for (int i = 0; i < n; i++) p[i] = x[i];
 }
 #endif
-/* exp(x): n = round(x / ln 2), r = x - n ln 2 in two parts, 1 + r + r^2 q(r) with the minimax q of
- * degree 4 (|r| <= ln 2 / 2: off by 4e-9), times 2^n. Error below 2 ulp; inputs are held to [-87.3,
- * 88.3], so the result is never 0, denormal or infinite. */
-TMOEI_TARGET static V TMOEI_FN(vexp)(V x)
+
+/* exp(x) = 2^n (1 + r + r^2 q(r)),  n = round(x / ln 2),  r = x - n ln 2 with ln 2 in two parts
+ * q is the minimax polynomial of degree 4 on |r| <= ln 2 / 2, error 4e-9. Altogether the error is
+ * below 2 ulp. x is clamped to [-87.3, 88.3], so the result is never 0, denormal or infinite. */
+TMOEI_KERNEL TMOEI_V TMOEI_FN(vexp)(TMOEI_V x)
 {
-    x = VMIN(VMAX(x, VSET(-87.3f)), VSET(88.3f));
-    V n = TMOEI_VROUND(x * VSET(1.44269504f));
-    V r = VFMA(n, VSET(-0.693145752f), x);
-    r = VFMA(n, VSET(-1.42860677e-6f), r);
-    V p = VFMA(r, VSET(1.38146018e-3f), VSET(8.36873204e-3f));
-    p = VFMA(p, r, VSET(4.16683891e-2f));
-    p = VFMA(p, r, VSET(1.66665205e-1f));
-    p = VFMA(p, r, VSET(0.499999934f));
-    p = VFMA(p, r, VSET(1.0f));
-    p = VFMA(p, r, VSET(1.0f));
+    x = TMOEI_VMIN(TMOEI_VMAX(x, TMOEI_VSET(-87.3f)), TMOEI_VSET(88.3f));
+    TMOEI_V n = TMOEI_VROUND(x * TMOEI_VSET(1.44269504f));
+    TMOEI_V r = TMOEI_VFMA(n, TMOEI_VSET(-0.693145752f), x);
+    r = TMOEI_VFMA(n, TMOEI_VSET(-1.42860677e-6f), r);
+    TMOEI_V p = TMOEI_VFMA(r, TMOEI_VSET(1.38146018e-3f), TMOEI_VSET(8.36873204e-3f));
+    p = TMOEI_VFMA(p, r, TMOEI_VSET(4.16683891e-2f));
+    p = TMOEI_VFMA(p, r, TMOEI_VSET(1.66665205e-1f));
+    p = TMOEI_VFMA(p, r, TMOEI_VSET(0.499999934f));
+    p = TMOEI_VFMA(p, r, TMOEI_VSET(1.0f));
+    p = TMOEI_VFMA(p, r, TMOEI_VSET(1.0f));
     return TMOEI_VSCALE(p, n);
 }
 
-/* erf(x) = x P(x^2) / Q(x^2) on [-4, 4] (the rational fit used by Eigen); absolute error below 3e-7
- * */
-TMOEI_TARGET static V TMOEI_FN(verf)(V x)
+/* erf(x) = x P(x^2) / Q(x^2) on [-4, 4], the rational fit of Eigen; absolute error below 3e-7 */
+TMOEI_KERNEL TMOEI_V TMOEI_FN(verf)(TMOEI_V x)
 {
-    x = VMIN(VMAX(x, VSET(-4.0f)), VSET(4.0f));
-    V s = x * x;
-    V p = VFMA(s, VSET(-2.72614225801306e-10f), VSET(2.77068142495902e-08f));
-    p = VFMA(p, s, VSET(-2.10102402082508e-06f));
-    p = VFMA(p, s, VSET(-5.69250639462346e-05f));
-    p = VFMA(p, s, VSET(-7.34990630326855e-04f));
-    p = VFMA(p, s, VSET(-2.95459980854025e-03f));
-    p = VFMA(p, s, VSET(-1.60960333262415e-02f));
-    V q = VFMA(s, VSET(-1.45660718464996e-05f), VSET(-2.13374055278905e-04f));
-    q = VFMA(q, s, VSET(-1.68282697438203e-03f));
-    q = VFMA(q, s, VSET(-7.37332916720468e-03f));
-    q = VFMA(q, s, VSET(-1.42647390514189e-02f));
+    x = TMOEI_VMIN(TMOEI_VMAX(x, TMOEI_VSET(-4.0f)), TMOEI_VSET(4.0f));
+    TMOEI_V s = x * x;
+    TMOEI_V p =
+        TMOEI_VFMA(s, TMOEI_VSET(-2.72614225801306e-10f), TMOEI_VSET(2.77068142495902e-08f));
+    p = TMOEI_VFMA(p, s, TMOEI_VSET(-2.10102402082508e-06f));
+    p = TMOEI_VFMA(p, s, TMOEI_VSET(-5.69250639462346e-05f));
+    p = TMOEI_VFMA(p, s, TMOEI_VSET(-7.34990630326855e-04f));
+    p = TMOEI_VFMA(p, s, TMOEI_VSET(-2.95459980854025e-03f));
+    p = TMOEI_VFMA(p, s, TMOEI_VSET(-1.60960333262415e-02f));
+    TMOEI_V q =
+        TMOEI_VFMA(s, TMOEI_VSET(-1.45660718464996e-05f), TMOEI_VSET(-2.13374055278905e-04f));
+    q = TMOEI_VFMA(q, s, TMOEI_VSET(-1.68282697438203e-03f));
+    q = TMOEI_VFMA(q, s, TMOEI_VSET(-7.37332916720468e-03f));
+    q = TMOEI_VFMA(q, s, TMOEI_VSET(-1.42647390514189e-02f));
     return x * p / q;
 }
 
 /* gelu = x Phi(x), Phi = (1 + erf(x / sqrt 2)) / 2 */
-TMOEI_TARGET static V TMOEI_FN(vgelu)(V x)
+TMOEI_KERNEL TMOEI_V TMOEI_FN(vgelu)(TMOEI_V x)
 {
-    V half = x * VSET(0.5f);
-    return VFMA(half, TMOEI_FN(verf)(x * VSET(0.70710678f)), half);
+    TMOEI_V half = x * TMOEI_VSET(0.5f);
+    return TMOEI_VFMA(half, TMOEI_FN(verf)(x * TMOEI_VSET(0.70710678f)), half);
 }
 
-/* gelu' = Phi(x) + x phi(x), phi = exp(-x^2 / 2) / sqrt(2 pi); with u = |x| it is 1/2 +- d, where
- * d = 1/2 + u phi(u) - (1 - Phi(u)). The tail shares the exp: 1 - Phi(u) = t P(t) exp(-u^2 / 2),
- * t = 1 / (1 + p u) (Abramowitz and Stegun 26.2.17, error 8e-8). From 13 on both are 0 in floats.
- * */
-TMOEI_TARGET static V TMOEI_FN(vgelu_derivative)(V x)
+/* gelu'(x) = Phi(x) + x phi(x),  phi(x) = exp(-x^2 / 2) / sqrt(2 pi). With u = |x|:
+ *   gelu'(x) = 1/2 +- d,  d = 1/2 + u phi(u) - (1 - Phi(u)),  with the sign of x
+ *   1 - Phi(u) = t P(t) exp(-u^2 / 2),  t = 1 / (1 + 0.2316419 u)
+ * The second line is Abramowitz and Stegun 26.2.17, error 8e-8; it shares the exp of phi. From
+ * u = 13 on both terms are 0 in floats. */
+TMOEI_KERNEL TMOEI_V TMOEI_FN(vgelu_derivative)(TMOEI_V x)
 {
-    const V u = VMIN(VMAX(x, -x), VSET(13.0f)),
-            t = VSET(1.0f) / VFMA(u, VSET(0.2316419f), VSET(1.0f));
-    V p = VFMA(t, VSET(0.530702714f), VSET(-0.726576014f));
-    p = VFMA(p, t, VSET(0.710706871f));
-    p = VFMA(p, t, VSET(-0.142248368f));
-    p = VFMA(p, t, VSET(0.127414796f));
-    p = VFMA(u, VSET(0.39894228f), -(p * t));
-    const V d = VFMA(TMOEI_FN(vexp)(u * u * VSET(-0.5f)), p, VSET(0.5f));
-    return VSET(0.5f) + VMIN(VMAX(x * VSET(1e30f), -d), d); /* with the sign of x */
+    const TMOEI_V u = TMOEI_VMIN(TMOEI_VMAX(x, -x), TMOEI_VSET(13.0f));
+    const TMOEI_V t = TMOEI_VSET(1.0f) / TMOEI_VFMA(u, TMOEI_VSET(0.2316419f), TMOEI_VSET(1.0f));
+    TMOEI_V p = TMOEI_VFMA(t, TMOEI_VSET(0.530702714f), TMOEI_VSET(-0.726576014f));
+    p = TMOEI_VFMA(p, t, TMOEI_VSET(0.710706871f));
+    p = TMOEI_VFMA(p, t, TMOEI_VSET(-0.142248368f));
+    p = TMOEI_VFMA(p, t, TMOEI_VSET(0.127414796f));
+    p = TMOEI_VFMA(u, TMOEI_VSET(0.39894228f), -(p * t));
+    const TMOEI_V d = TMOEI_VFMA(TMOEI_FN(vexp)(u * u * TMOEI_VSET(-0.5f)), p, TMOEI_VSET(0.5f));
+    return TMOEI_VSET(0.5f)
+        + TMOEI_VMIN(TMOEI_VMAX(x * TMOEI_VSET(1e30f), -d), d); /* with the sign of x */
 }
 
 /* ---- matrix products ------------------------------------------------------------------------- */
 
-/* One vector of a finished tile, of which `columns` numbers lie inside the matrix. */
-TMOEI_TARGET static inline void TMOEI_FN(store)(float *c, V x, int add, int columns)
+/* Writes one vector of a finished tile, of which `columns` numbers lie inside the matrix. */
+TMOEI_KERNEL inline void TMOEI_FN(store)(float *c, TMOEI_V x, int add, int columns)
 {
-    const int left = columns < VW ? columns : VW;
+    const int left = columns < TMOEI_VW ? columns : TMOEI_VW;
     if (columns <= 0) return;
-    if (add) x = x + VREAD(c);
-    VWRITE(c, x);
+    if (add) x = x + TMOEI_VREAD(c);
+    TMOEI_VWRITE(c, x);
 }
+
 TMOEI_HEIGHTS(TMOEI_MICRO)
 static tmoei_micro_fn *const TMOEI_FN(micro)[] = { NULL, TMOEI_HEIGHTS(TMOEI_MICRO_NAME) };
 
-TMOEI_TARGET static float TMOEI_FN(dot)(const float *a, const float *b, size_t n)
+TMOEI_KERNEL float TMOEI_FN(dot)(const float *a, const float *b, size_t n)
 {
-    V s0 = VSET(0.0f), s1 = s0, s2 = s0, s3 = s0;
-    for (; n >= 4 * VW; n -= 4 * VW, a += 4 * VW, b += 4 * VW) {
-        s0 = VFMA(VLOAD(a), VLOAD(b), s0);
-        s1 = VFMA(VLOAD(a + VW), VLOAD(b + VW), s1);
-        s2 = VFMA(VLOAD(a + 2 * VW), VLOAD(b + 2 * VW), s2);
-        s3 = VFMA(VLOAD(a + 3 * VW), VLOAD(b + 3 * VW), s3);
+    const size_t four = 4 * TMOEI_VW;
+    TMOEI_V s0 = TMOEI_VSET(0.0f), s1 = s0, s2 = s0, s3 = s0;
+    while (n >= four) {
+        s0 = TMOEI_VFMA(TMOEI_VLOAD(a), TMOEI_VLOAD(b), s0);
+        s1 = TMOEI_VFMA(TMOEI_VLOAD(a + TMOEI_VW), TMOEI_VLOAD(b + TMOEI_VW), s1);
+        s2 = TMOEI_VFMA(TMOEI_VLOAD(a + 2 * TMOEI_VW), TMOEI_VLOAD(b + 2 * TMOEI_VW), s2);
+        s3 = TMOEI_VFMA(TMOEI_VLOAD(a + 3 * TMOEI_VW), TMOEI_VLOAD(b + 3 * TMOEI_VW), s3);
+        a += four;
+        b += four;
+        n -= four;
     }
-    TMOEI_EACH(n, { s0 = VFMA(VREAD(a + at), VREAD(b + at), s0); });
+    TMOEI_EACH(n, s0 = TMOEI_VFMA(TMOEI_VREAD(a + at), TMOEI_VREAD(b + at), s0));
     return TMOEI_FN(vsum)(s0 + s1 + (s2 + s3));
 }
-TMOEI_DOT_HEIGHTS(TMOEI_DOTS)
 
-/* Few rows of a at a time, as the registers allow, and so much of K that they stay in L1 (24 KiB);
- * four where a row begins 4 KiB or a multiple behind the other: eight lines fit into a set of that
- * cache, half are b's. One long row reads b in its order, as memory is fastest; the first lines of
- * the sixth row ahead wake the processor's own prefetching. */
-TMOEI_TARGET static void TMOEI_FN(dots)(tmoei_matrix a, tmoei_matrix b, tmoei_output c)
+TMOEI_DOT_HEIGHTS(TMOEI_DOTS)
+static tmoei_dots_fn *const TMOEI_FN(dots_of)[] = { NULL, TMOEI_DOT_HEIGHTS(TMOEI_DOTS_NAME) };
+
+/* c = beta c + B a for one long row a: B's rows in the order of memory, which is the fastest way to
+ * read it. The first lines of the sixth row ahead start the processor's own prefetching. */
+TMOEI_KERNEL void TMOEI_FN(dots_long)(tmoei_matrix a, tmoei_matrix b, tmoei_output c)
 {
-    static tmoei_dots_fn *const of_rows[] = { NULL, TMOEI_DOT_HEIGHTS(TMOEI_DOTS_NAME) };
-    const int M = a.rows, N = b.rows, K = a.cols;
-    if (M == 1 && K >= 512) {
-        const float *row = b.x;
-        for (int n = 0; n < N; n++, row += b.stride) {
-            for (size_t at = 0; at < 128; at += 16) TMOEI_PREFETCH_L2(row + 6 * b.stride + at);
-            c.x[n] = (c.beta != 0.0f ? c.x[n] : 0.0f) + TMOEI_FN(dot)(a.x, row, (size_t)K);
-        }
+    for (int n = 0; n < b.rows; n++) {
+        const float *row = b.x + (size_t)n * b.stride;
+        const float *sixth = row + 6 * b.stride;
+        for (size_t at = 0; at < 8 * TMOEI_LINE; at += TMOEI_LINE) TMOEI_PREFETCH_L2(sixth + at);
+        const float sum = TMOEI_FN(dot)(a.x, row, (size_t)a.cols);
+        c.x[n] = (c.beta != 0.0f ? c.x[n] : 0.0f) + sum;
+    }
+}
+
+/* Rows of a: as many at a time as the registers allow, but four where they compete for one set of
+ * L1 (half of its eight lines are b's). Columns: so many that the rows of a stay in L1. */
+TMOEI_KERNEL void TMOEI_FN(dots)(tmoei_matrix a, tmoei_matrix b, tmoei_output c)
+{
+    if (a.rows == 1 && a.cols >= TMOEI_DOT_LONG) {
+        TMOEI_FN(dots_long)(a, b, c);
         return;
     }
 
-    const int most = a.stride % 1024 == 0 ? 4 : (int)(sizeof of_rows / sizeof *of_rows) - 1;
-    const int panels = (M + most - 1) / most;
-    const int height = (M + panels - 1) / panels;
-    const int depth = 384 / height * 16;
+    const int heights = (int)(sizeof TMOEI_FN(dots_of) / sizeof *TMOEI_FN(dots_of)) - 1;
+    const int most = a.stride % TMOEI_SET_STRIDE == 0 ? 4 : heights;
+    const int panels = (a.rows + most - 1) / most;
+    const int height = (a.rows + panels - 1) / panels;
+    const int depth = TMOEI_DOT_L1 / TMOEI_LINE / height * TMOEI_LINE;
     tmoei_matrix rows = a, columns = b;
     tmoei_output out = c;
-    for (int k = 0; k < K; k += depth) {
-        rows.cols = columns.cols = K - k < depth ? K - k : depth;
+    for (int k = 0; k < a.cols; k += depth) {
+        rows.cols = columns.cols = a.cols - k < depth ? a.cols - k : depth;
         columns.x = b.x + k;
         out.beta = k > 0 ? 1.0f : c.beta;
-        for (int m = 0; m < M; m += height) {
-            rows.rows = M - m < height ? M - m : height;
+        for (int m = 0; m < a.rows; m += height) {
+            rows.rows = a.rows - m < height ? a.rows - m : height;
             rows.x = a.x + (size_t)m * a.stride + k;
             out.x = c.x + (size_t)m * c.stride;
-            of_rows[rows.rows](rows, columns, out);
+            TMOEI_FN(dots_of)[rows.rows](rows, columns, out);
         }
     }
 }
 
-/* dst[x * width + y] = src[y * stride + x] for x < X, y < Y: eight lines by four through registers,
- * a cache line of each at a time. Where lines are long, the Y lines behind these are fetched
- * meanwhile. */
-TMOEI_TARGET static void TMOEI_FN(
-    transpose)(float *dst, size_t width, int X, int Y, const float *src, size_t stride)
-{
-    int done_x = 0, done_y = 0;
 #if TMOEI_PASS >= 2
 #define TMOEI_PAIR(i) \
     _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(s + (i)*stride)), \
         _mm_loadu_ps(s + ((i) + 4) * stride), 1)
-    done_x = X / 4 * 4;
-    done_y = Y / 8 * 8;
-    for (int from = 0; from < done_x; from += 16)
-        for (int y = 0; y < done_y; y += 8) {
-            const float *s = src + (size_t)y * stride + (size_t)from;
-            float *d = dst + (size_t)from * width + (size_t)y;
-            for (size_t i = 0; X > 64 && i < 8; i++) {
-                TMOEI_PREFETCH(s + i * stride + 32);
-                TMOEI_PREFETCH_L2(s + (i + (size_t)Y) * stride);
-            }
-            for (int x = from; x < from + 16 && x < done_x; x += 4, s += 4, d += 4 * width) {
-                const __m256 r0 = TMOEI_PAIR(0), r1 = TMOEI_PAIR(1), r2 = TMOEI_PAIR(2),
-                             r3 = TMOEI_PAIR(3);
-                const __m256 p = _mm256_unpacklo_ps(r0, r1), q = _mm256_unpacklo_ps(r2, r3);
-                const __m256 t = _mm256_unpackhi_ps(r0, r1), u = _mm256_unpackhi_ps(r2, r3);
-                _mm256_storeu_ps(d, _mm256_shuffle_ps(p, q, 0x44));
-                _mm256_storeu_ps(d + width, _mm256_shuffle_ps(p, q, 0xee));
-                _mm256_storeu_ps(d + 2 * width, _mm256_shuffle_ps(t, u, 0x44));
-                _mm256_storeu_ps(d + 3 * width, _mm256_shuffle_ps(t, u, 0xee));
-            }
-        }
-#endif
-    for (int y = 0; y < Y; y++) /* what is left of each line, whole lines */
-        for (int x = y < done_y ? done_x : 0; x < X; x++)
-            dst[(size_t)x * width + (size_t)y] = src[(size_t)y * stride + (size_t)x];
+
+/* Four numbers of each of eight lines, through registers: d[x * width + y] = s[y * stride + x] */
+TMOEI_KERNEL void TMOEI_FN(transpose8x4)(float *d, size_t width, const float *s, size_t stride)
+{
+    const __m256 r0 = TMOEI_PAIR(0), r1 = TMOEI_PAIR(1), r2 = TMOEI_PAIR(2), r3 = TMOEI_PAIR(3);
+    const __m256 p = _mm256_unpacklo_ps(r0, r1), q = _mm256_unpacklo_ps(r2, r3);
+    const __m256 t = _mm256_unpackhi_ps(r0, r1), u = _mm256_unpackhi_ps(r2, r3);
+    _mm256_storeu_ps(d, _mm256_shuffle_ps(p, q, 0x44));
+    _mm256_storeu_ps(d + width, _mm256_shuffle_ps(p, q, 0xee));
+    _mm256_storeu_ps(d + 2 * width, _mm256_shuffle_ps(t, u, 0x44));
+    _mm256_storeu_ps(d + 3 * width, _mm256_shuffle_ps(t, u, 0xee));
 }
 
-/* Bias, activation, residual of a finished tile whose first element is (row, column) of the whole.
- * */
-TMOEI_TARGET static void TMOEI_FN(epilogue)(int rows, int columns, int column, float *c, size_t ldc,
-    const tmoei_epilogue *e, int row)
+#undef TMOEI_PAIR
+#endif
+
+/* Eight rows at a time, a cache line of each. Where rows are long, the next cache line and the rows
+ * behind these are fetched meanwhile. */
+TMOEI_KERNEL void TMOEI_FN(transpose)(float *dst, size_t width, tmoei_matrix src)
+{
+    const size_t stride = src.stride;
+    int done_rows = 0, done_cols = 0;
+#if TMOEI_PASS >= 2
+    done_rows = src.rows / 8 * 8;
+    done_cols = src.cols / 4 * 4;
+    for (int from = 0; from < done_cols; from += TMOEI_LINE) {
+        const int to = done_cols - from < TMOEI_LINE ? done_cols : from + TMOEI_LINE;
+        for (int row = 0; row < done_rows; row += 8) {
+            const float *s = src.x + (size_t)row * stride;
+            float *d = dst + (size_t)row;
+            if (src.cols > TMOEI_TRANSPOSE_LONG) {
+                for (size_t i = 0; i < 8; i++) {
+                    TMOEI_PREFETCH(s + i * stride + from + 2 * TMOEI_LINE);
+                    TMOEI_PREFETCH_L2(s + (i + (size_t)src.rows) * stride + from);
+                }
+            }
+            for (int col = from; col < to; col += 4)
+                TMOEI_FN(transpose8x4)(d + (size_t)col * width, width, s + col, stride);
+        }
+    }
+#endif
+    for (int row = 0; row < src.rows; row++) { /* the rest of each row, and the last rows */
+        const float *s = src.x + (size_t)row * stride;
+        for (int col = row < done_rows ? done_cols : 0; col < src.cols; col++)
+            dst[(size_t)col * width + (size_t)row] = s[col];
+    }
+}
+
+TMOEI_KERNEL void TMOEI_FN(epilogue)(const tmoei_epilogue *e, float *c, size_t stride, int row,
+    int column, int rows, int columns)
 {
     const float *bias = e->bias ? e->bias + column : NULL;
     for (int r = 0; r < rows; r++) {
         const size_t line = (size_t)(row + r), first = (size_t)column;
-        float *y = c + (size_t)r * ldc,
-              *pre = e->pre ? e->pre + line * e->pre_stride + first : NULL;
-        const float *residual =
-            e->residual ? e->residual + line * e->residual_stride + first : NULL;
+        const float *residual = NULL;
+        float *pre = NULL, *y = c + (size_t)r * stride;
+        if (e->pre) pre = e->pre + line * e->pre_stride + first;
+        if (e->residual) residual = e->residual + line * e->residual_stride + first;
         TMOEI_EACH((size_t)columns, {
-            V z = VREAD(y + at);
-            if (bias) z = z + VREAD(bias + at);
-            if (pre) VWRITE(pre + at, z);
+            TMOEI_V z = TMOEI_VREAD(y + at);
+            if (bias) z = z + TMOEI_VREAD(bias + at);
+            if (pre) TMOEI_VWRITE(pre + at, z);
             if (e->activation == TMOE_GELU)
                 z = TMOEI_FN(vgelu)(z);
             else if (e->activation == TMOE_RELU)
-                z = VMAX(z, VSET(0.0f));
-            if (residual) z = z + VREAD(residual + at);
-            VWRITE(y + at, z);
+                z = TMOEI_VMAX(z, TMOEI_VSET(0.0f));
+            if (residual) z = z + TMOEI_VREAD(residual + at);
+            TMOEI_VWRITE(y + at, z);
         });
     }
 }
 
 /* ---- rows of numbers ------------------------------------------------------------------------- */
 
-TMOEI_TARGET static void TMOEI_FN(gelu)(float *y, const float *dy, const float *x, size_t n)
+TMOEI_KERNEL void TMOEI_FN(gelu)(float *y, const float *dy, const float *x, size_t n)
 {
     if (dy)
         TMOEI_EACH(n,
-            { VWRITE(y + at, VREAD(dy + at) * TMOEI_FN(vgelu_derivative)(VREAD(x + at))); });
+            TMOEI_VWRITE(y + at,
+                TMOEI_VREAD(dy + at) * TMOEI_FN(vgelu_derivative)(TMOEI_VREAD(x + at))));
     else
-        TMOEI_EACH(n, { VWRITE(y + at, TMOEI_FN(vgelu)(VREAD(x + at))); });
+        TMOEI_EACH(n, TMOEI_VWRITE(y + at, TMOEI_FN(vgelu)(TMOEI_VREAD(x + at))));
 }
 
-TMOEI_TARGET static float TMOEI_FN(sum)(const float *x, size_t n)
+TMOEI_KERNEL float TMOEI_FN(sum)(const float *x, size_t n)
 {
-    V s = VSET(0.0f);
-    TMOEI_EACH(n, { s = s + VREAD(x + at); });
+    TMOEI_V s = TMOEI_VSET(0.0f);
+    TMOEI_EACH(n, s = s + TMOEI_VREAD(x + at));
     return TMOEI_FN(vsum)(s);
 }
 
-TMOEI_TARGET static float TMOEI_FN(maximum)(const float *x, size_t n)
+TMOEI_KERNEL float TMOEI_FN(maximum)(const float *x, size_t n)
 {
-    V most = VSET(x[0]);
-    float best;
-    size_t at;
-    for (at = 0; at + VW <= n; at += VW) most = VMAX(most, VLOAD(x + at));
-    for (best = TMOEI_FN(vmaximum)(most); at < n; at++)
+    TMOEI_V most = TMOEI_VSET(x[0]);
+    size_t at = 0;
+    for (; at + TMOEI_VW <= n; at += TMOEI_VW) most = TMOEI_VMAX(most, TMOEI_VLOAD(x + at));
+    float best = TMOEI_FN(vmaximum)(most);
+    for (; at < n; at++)
         if (x[at] > best) best = x[at];
     return best;
 }
 
-TMOEI_TARGET static void TMOEI_FN(
-    scale_add)(float *y, float beta, float a, const float *x, size_t n)
+TMOEI_KERNEL void TMOEI_FN(scale_add)(float *y, float beta, float a, const float *x, size_t n)
 {
-    const V scale = VSET(a);
+    const TMOEI_V scale = TMOEI_VSET(a);
     if (beta == 0.0f)
-        TMOEI_EACH(n, { VWRITE(y + at, scale * VREAD(x + at)); });
+        TMOEI_EACH(n, TMOEI_VWRITE(y + at, scale * TMOEI_VREAD(x + at)));
     else
-        TMOEI_EACH(n, { VWRITE(y + at, VFMA(scale, VREAD(x + at), VREAD(y + at))); });
+        TMOEI_EACH(n,
+            TMOEI_VWRITE(y + at, TMOEI_VFMA(scale, TMOEI_VREAD(x + at), TMOEI_VREAD(y + at))));
 }
 
-TMOEI_TARGET static float TMOEI_FN(
-    exp_sum)(float *y, const float *x, float scale, float shift, size_t n)
+TMOEI_KERNEL float TMOEI_FN(exp_sum)(float *y, const float *x, float scale, float shift, size_t n)
 {
-    const V a = VSET(scale), b = VSET(-shift);
-    V sum = VSET(0.0f);
+    const TMOEI_V a = TMOEI_VSET(scale), b = TMOEI_VSET(-shift);
+    TMOEI_V sum = TMOEI_VSET(0.0f);
     TMOEI_EACH(n, {
-        V e = TMOEI_FN(vexp)(VFMA(a, VREAD(x + at), b));
-        if (y) VWRITE(y + at, e);
-        VCUT(e); /* zeros, not exp(-shift) */
+        TMOEI_V e = TMOEI_FN(vexp)(TMOEI_VFMA(a, TMOEI_VREAD(x + at), b));
+        if (y) TMOEI_VWRITE(y + at, e);
+        TMOEI_VCUT(e); /* of the places beyond n: zeros, not exp(-shift) */
         sum = sum + e;
     });
     return TMOEI_FN(vsum)(sum);
 }
 
-/* dx = (exp(x - lse) - shift) weight */
-TMOEI_TARGET static void TMOEI_FN(
-    softmax_gradient)(float *dx, const float *x, float lse, float shift, float weight, size_t n)
+TMOEI_KERNEL void TMOEI_FN(softmax_gradient)(float *dx, const float *x, float log_sum_exp,
+    float shift, float weight, size_t n)
 {
-    const V l = VSET(lse), s = VSET(shift), w = VSET(weight);
-    TMOEI_EACH(n, { VWRITE(dx + at, w * (TMOEI_FN(vexp)(VREAD(x + at) - l) - s)); });
+    const TMOEI_V l = TMOEI_VSET(log_sum_exp), s = TMOEI_VSET(shift), w = TMOEI_VSET(weight);
+    TMOEI_EACH(n, TMOEI_VWRITE(dx + at, w * (TMOEI_FN(vexp)(TMOEI_VREAD(x + at) - l) - s)));
 }
 
-/* p = exp(scale s - lse) over s;  ds = p (dp - delta) scale over dp: one key, n queries */
-TMOEI_TARGET static void TMOEI_FN(softmax_backward)(float *s, float *dp, const float *lse,
+TMOEI_KERNEL void TMOEI_FN(softmax_backward)(float *s, float *dp, const float *lse,
     const float *delta, float scale, size_t n)
 {
-    const V w = VSET(scale);
+    const TMOEI_V w = TMOEI_VSET(scale);
     TMOEI_EACH(n, {
-        const V p = TMOEI_FN(vexp)(w * VREAD(s + at) - VREAD(lse + at));
-        VWRITE(s + at, p);
-        VWRITE(dp + at, w * p * (VREAD(dp + at) - VREAD(delta + at)));
+        const TMOEI_V p = TMOEI_FN(vexp)(w * TMOEI_VREAD(s + at) - TMOEI_VREAD(lse + at));
+        TMOEI_VWRITE(s + at, p);
+        TMOEI_VWRITE(dp + at, w * p * (TMOEI_VREAD(dp + at) - TMOEI_VREAD(delta + at)));
     });
 }
 
-/* mean, then the variance around it: two sweeps over a row in L1 are exact where one sweep cancels
- * */
-TMOEI_TARGET static void TMOEI_FN(norm_forward)(float *y, const float *x, const float *gain,
+/* First the mean, then the variance around it: one sweep for both would cancel digits, and the
+ * second sweep finds the row in L1. */
+TMOEI_KERNEL void TMOEI_FN(norm_forward)(float *y, const float *x, const float *gain,
     const float *bias, float epsilon, float *mean, float *inv, size_t n)
 {
     const float m = TMOEI_FN(sum)(x, n) / (float)n;
-    const V vm = VSET(m);
-    V s = VSET(0.0f);
+    const TMOEI_V vm = TMOEI_VSET(m);
+    TMOEI_V s = TMOEI_VSET(0.0f);
     TMOEI_EACH(n, {
-        V d = VREAD(x + at) - vm;
-        VCUT(d);
-        s = VFMA(d, d, s);
+        TMOEI_V d = TMOEI_VREAD(x + at) - vm;
+        TMOEI_VCUT(d);
+        s = TMOEI_VFMA(d, d, s);
     });
     *mean = m;
     *inv = 1.0f / sqrtf(TMOEI_FN(vsum)(s) / (float)n + epsilon);
-    const V vi = VSET(*inv);
+    const TMOEI_V vi = TMOEI_VSET(*inv);
     TMOEI_EACH(n,
-        { VWRITE(y + at, VFMA((VREAD(x + at) - vm) * vi, VREAD(gain + at), VREAD(bias + at))); });
+        TMOEI_VWRITE(y + at,
+            TMOEI_VFMA((TMOEI_VREAD(x + at) - vm) * vi, TMOEI_VREAD(gain + at),
+                TMOEI_VREAD(bias + at))));
 }
 
-TMOEI_TARGET static void TMOEI_FN(norm_backward)(float *dx, float beta, const float *x,
-    const float *dy, const float *gain, float mean, float inv, size_t n)
+TMOEI_KERNEL void TMOEI_FN(norm_backward)(float *dx, float beta, const float *x, const float *dy,
+    const float *gain, float mean, float inv, size_t n)
 {
-    const V vm = VSET(mean), vi = VSET(inv);
-    V sg = VSET(0.0f), sx = VSET(0.0f);
+    const TMOEI_V vm = TMOEI_VSET(mean), vi = TMOEI_VSET(inv);
+    TMOEI_V sg = TMOEI_VSET(0.0f), sx = TMOEI_VSET(0.0f);
     TMOEI_EACH(n, {
-        const V g = VREAD(gain + at) * VREAD(dy + at);
+        const TMOEI_V g = TMOEI_VREAD(gain + at) * TMOEI_VREAD(dy + at);
         sg = sg + g;
-        sx = VFMA(g, (VREAD(x + at) - vm) * vi, sx);
+        sx = TMOEI_VFMA(g, (TMOEI_VREAD(x + at) - vm) * vi, sx);
     });
-    const V mg = VSET(TMOEI_FN(vsum)(sg) / (float)n), mx = VSET(TMOEI_FN(vsum)(sx) / (float)n);
+    const TMOEI_V mg = TMOEI_VSET(TMOEI_FN(vsum)(sg) / (float)n);
+    const TMOEI_V mx = TMOEI_VSET(TMOEI_FN(vsum)(sx) / (float)n);
     TMOEI_EACH(n, {
-        const V g = VREAD(gain + at) * VREAD(dy + at), xhat = (VREAD(x + at) - vm) * vi;
-        V d = vi * (g - mg - xhat * mx);
-        if (beta != 0.0f) d = d + VREAD(dx + at);
-        VWRITE(dx + at, d);
+        const TMOEI_V g = TMOEI_VREAD(gain + at) * TMOEI_VREAD(dy + at);
+        const TMOEI_V xhat = (TMOEI_VREAD(x + at) - vm) * vi;
+        TMOEI_V d = vi * (g - mg - xhat * mx);
+        if (beta != 0.0f) d = d + TMOEI_VREAD(dx + at);
+        TMOEI_VWRITE(dx + at, d);
     });
 }
 
-TMOEI_TARGET static void TMOEI_FN(norm_parameters)(float *dgain, float *dbias, const float *x,
+TMOEI_KERNEL void TMOEI_FN(norm_parameters)(float *dgain, float *dbias, const float *x,
     const float *dy, float mean, float inv, size_t n)
 {
-    const V vm = VSET(mean), vi = VSET(inv);
+    const TMOEI_V vm = TMOEI_VSET(mean), vi = TMOEI_VSET(inv);
     TMOEI_EACH(n, {
-        const V d = VREAD(dy + at);
-        if (dgain) VWRITE(dgain + at, VFMA(d, (VREAD(x + at) - vm) * vi, VREAD(dgain + at)));
-        if (dbias) VWRITE(dbias + at, VREAD(dbias + at) + d);
+        const TMOEI_V d = TMOEI_VREAD(dy + at);
+        if (dgain)
+            TMOEI_VWRITE(dgain + at,
+                TMOEI_VFMA(d, (TMOEI_VREAD(x + at) - vm) * vi, TMOEI_VREAD(dgain + at)));
+        if (dbias) TMOEI_VWRITE(dbias + at, TMOEI_VREAD(dbias + at) + d);
     });
 }
 
-/* out = sum_e r_e theta_e, or that much more. Short lines (a head's values): a product of one row.
- * Long ones: four lines a sweep, out stays in the nearest cache. They round differently: n may not
- * follow the lanes. */
-TMOEI_TARGET static void TMOEI_FN(
-    merge)(float *out, int more, const float *theta, size_t stride, const float *r, int E, size_t n)
+/* y = sum of r_e theta_e over up to four experts, added to y where `add` is set */
+TMOEI_KERNEL inline void TMOEI_FN(merge_four)(float *y, int add, const float *theta, size_t stride,
+    const float *r, int experts, size_t n)
 {
-    size_t done = 0;
-    const tmoei_panel route = { r, 0, 1 };
-    if (n <= 128)
-        for (; done + TMOEI_NR <= n; done += TMOEI_NR) {
-            const tmoei_output tile = tmoei_output_of(out + done, 0, more ? 1.0f : 0.0f);
-            TMOEI_FN(micro1)(E, route, theta + done, stride, tile, TMOEI_NR);
-        }
-    for (size_t from = done; from < n; from += 4096)
-        for (int e = 0; e < E; e += 4) {
-            const size_t m = n - from < 4096 ? n - from : 4096;
-            const int add = more || e > 0, left_over = E - e;
-            float *y = out + from;
-            const float *t0 = theta + (size_t)e * stride + from,
-                        *t1 = left_over > 1 ? t0 + stride : t0;
-            const float *t2 = left_over > 2 ? t1 + stride : t0,
-                        *t3 = left_over > 3 ? t2 + stride : t0;
-            const V r0 = VSET(r[e]), r1 = VSET(left_over > 1 ? r[e + 1] : 0.0f);
-            const V r2 = VSET(left_over > 2 ? r[e + 2] : 0.0f),
-                    r3 = VSET(left_over > 3 ? r[e + 3] : 0.0f);
-            /* the next four lines, where short, are not foreseen: each fourth 64 bytes wake the
-             * processor */
-            for (size_t at = 0; m <= 768 && left_over > 7 && at < m; at += 64)
-                for (size_t i = 4; i < 8; i++) TMOEI_PREFETCH_L2(t0 + i * stride + at);
-            TMOEI_EACH(m, {
-                V s = add ? VREAD(y + at) : VSET(0.0f);
-                s = VFMA(r0, VREAD(t0 + at), s);
-                s = VFMA(r1, VREAD(t1 + at), s);
-                s = VFMA(r2, VREAD(t2 + at), s);
-                VWRITE(y + at, VFMA(r3, VREAD(t3 + at), s));
-            });
-        }
+    const float *t0 = theta;
+    const float *t1 = experts > 1 ? t0 + stride : t0;
+    const float *t2 = experts > 2 ? t1 + stride : t0;
+    const float *t3 = experts > 3 ? t2 + stride : t0;
+    const TMOEI_V r0 = TMOEI_VSET(r[0]);
+    const TMOEI_V r1 = TMOEI_VSET(experts > 1 ? r[1] : 0.0f);
+    const TMOEI_V r2 = TMOEI_VSET(experts > 2 ? r[2] : 0.0f);
+    const TMOEI_V r3 = TMOEI_VSET(experts > 3 ? r[3] : 0.0f);
+    TMOEI_EACH(n, {
+        TMOEI_V s = add ? TMOEI_VREAD(y + at) : TMOEI_VSET(0.0f);
+        s = TMOEI_VFMA(r0, TMOEI_VREAD(t0 + at), s);
+        s = TMOEI_VFMA(r1, TMOEI_VREAD(t1 + at), s);
+        s = TMOEI_VFMA(r2, TMOEI_VREAD(t2 + at), s);
+        TMOEI_VWRITE(y + at, TMOEI_VFMA(r3, TMOEI_VREAD(t3 + at), s));
+    });
 }
 
-/* dtheta += sum_t r_t g_t (where dtheta is given);  dots_t = <g_t, theta - first>;  t < T and 4.
- * Meanwhile what lies `next` floats behind comes: the other expert's lines, which the processor
- * does not foresee. */
-TMOEI_TARGET static void TMOEI_FN(
-    merge_backward)(float *dtheta, float *dots, const tmoei_merge_lines *lines, size_t n)
+/* Short lines (a head's values) are a product of one row. Long ones take four experts a sweep, in
+ * pieces whose sums stay in L1. The two round differently, so n must not depend on the lanes. */
+TMOEI_KERNEL void TMOEI_FN(merge)(float *out, int more, const float *theta, size_t stride,
+    const float *r, int experts, size_t n)
 {
+    size_t done = 0;
+    if (n <= TMOEI_MERGE_SHORT) {
+        const tmoei_panel route = { r, 0, 1 };
+        while (done + TMOEI_NR <= n) {
+            const tmoei_output sums = tmoei_output_of(out + done, 0, more ? 1.0f : 0.0f);
+            TMOEI_FN(micro1)(experts, route, theta + done, stride, sums, TMOEI_NR);
+            done += TMOEI_NR;
+        }
+    }
+
+    for (size_t from = done; from < n; from += TMOEI_MERGE_SUMS) {
+        const size_t m = n - from < TMOEI_MERGE_SUMS ? n - from : TMOEI_MERGE_SUMS;
+        for (int e = 0; e < experts; e += 4) {
+            const float *lines = theta + (size_t)e * stride + from;
+            /* The processor does not foresee the next four lines where they are short: every fourth
+             * cache line of them starts its prefetching. */
+            if (m <= TMOEI_MERGE_UNSEEN && experts - e > 7) {
+                for (size_t at = 0; at < m; at += 4 * TMOEI_LINE)
+                    for (size_t i = 4; i < 8; i++) TMOEI_PREFETCH_L2(lines + i * stride + at);
+            }
+            TMOEI_FN(merge_four)(out + from, more || e > 0, lines, stride, r + e, experts - e, m);
+        }
+    }
+}
+
+/* Meanwhile the lines of the expert that is read next are fetched: they lie far away, where the
+ * processor does not foresee them. */
+TMOEI_KERNEL void TMOEI_FN(merge_backward)(tmoei_merge_lines *lines, size_t n)
+{
+    float *dtheta = lines->dtheta;
     const float *theta = lines->theta, *first = lines->first;
     const ptrdiff_t next = lines->next;
     const float *g = lines->g;
     const float *g1 = lines->tasks > 1 ? g + lines->stride : g;
     const float *g2 = lines->tasks > 2 ? g1 + lines->stride : g;
     const float *g3 = lines->tasks > 3 ? g2 + lines->stride : g;
-    const V r0 = VSET(lines->r[0]), r1 = VSET(lines->r[1]);
-    const V r2 = VSET(lines->r[2]), r3 = VSET(lines->r[3]);
-    V s0 = VSET(0.0f), s1 = s0, s2 = s0, s3 = s0;
+    const TMOEI_V r0 = TMOEI_VSET(lines->r[0]), r1 = TMOEI_VSET(lines->r[1]);
+    const TMOEI_V r2 = TMOEI_VSET(lines->r[2]), r3 = TMOEI_VSET(lines->r[3]);
+    TMOEI_V s0 = TMOEI_VSET(0.0f), s1 = s0, s2 = s0, s3 = s0;
     TMOEI_EACH(n, {
-        const V d = VREAD(theta + at) - VREAD(first + at);
-        if (VW > 1) TMOEI_PREFETCH_L2(theta + next + at);
-        if (VW > 1 && dtheta) TMOEI_PREFETCH_L2(dtheta + next + at);
-        const V x0 = VREAD(g + at), x1 = VREAD(g1 + at), x2 = VREAD(g2 + at), x3 = VREAD(g3 + at);
-        if (dtheta)
-            VWRITE(dtheta + at,
-                VFMA(r0, x0, VFMA(r1, x1, VFMA(r2, x2, VFMA(r3, x3, VREAD(dtheta + at))))));
-        s0 = VFMA(x0, d, s0);
-        s1 = VFMA(x1, d, s1);
-        s2 = VFMA(x2, d, s2);
-        s3 = VFMA(x3, d, s3);
+        const TMOEI_V d = TMOEI_VREAD(theta + at) - TMOEI_VREAD(first + at);
+        if (TMOEI_VW > 1) TMOEI_PREFETCH_L2(theta + next + at);
+        if (TMOEI_VW > 1 && dtheta) TMOEI_PREFETCH_L2(dtheta + next + at);
+        const TMOEI_V x0 = TMOEI_VREAD(g + at), x1 = TMOEI_VREAD(g1 + at);
+        const TMOEI_V x2 = TMOEI_VREAD(g2 + at), x3 = TMOEI_VREAD(g3 + at);
+        if (dtheta) {
+            TMOEI_V sum = TMOEI_VFMA(r3, x3, TMOEI_VREAD(dtheta + at));
+            sum = TMOEI_VFMA(r2, x2, sum);
+            sum = TMOEI_VFMA(r1, x1, sum);
+            TMOEI_VWRITE(dtheta + at, TMOEI_VFMA(r0, x0, sum));
+        }
+        s0 = TMOEI_VFMA(x0, d, s0);
+        s1 = TMOEI_VFMA(x1, d, s1);
+        s2 = TMOEI_VFMA(x2, d, s2);
+        s3 = TMOEI_VFMA(x3, d, s3);
     });
-    VSUM4(dots, s0, s1, s2, s3);
+    TMOEI_VSUM4(lines->dots, s0, s1, s2, s3);
 }
 
-TMOEI_TARGET static void TMOEI_FN(adamw)(float *theta, const float *grad, float *m, float *v,
-    size_t n, const tmoei_adamw_constants *constants)
+TMOEI_KERNEL void TMOEI_FN(adamw)(float *theta, const float *grad, float *m, float *v, size_t n,
+    const tmoei_adamw_constants *constants)
 {
-    const V scale = VSET(constants->scale);
-    const V b1 = VSET(constants->beta1), b2 = VSET(constants->beta2);
-    const V d1 = VSET(1.0f - constants->beta1), d2 = VSET(1.0f - constants->beta2);
-    const V c1 = VSET(constants->correction1), c2 = VSET(constants->correction2);
-    const V eps = VSET(constants->epsilon);
-    const V lr = VSET(-constants->rate), keep = VSET(1.0f - constants->decay);
+    const TMOEI_V scale = TMOEI_VSET(constants->scale);
+    const TMOEI_V b1 = TMOEI_VSET(constants->beta1), b2 = TMOEI_VSET(constants->beta2);
+    const TMOEI_V d1 = TMOEI_VSET(1.0f - constants->beta1),
+                  d2 = TMOEI_VSET(1.0f - constants->beta2);
+    const TMOEI_V c1 = TMOEI_VSET(constants->correction1), c2 = TMOEI_VSET(constants->correction2);
+    const TMOEI_V eps = TMOEI_VSET(constants->epsilon);
+    const TMOEI_V lr = TMOEI_VSET(-constants->rate), keep = TMOEI_VSET(1.0f - constants->decay);
     TMOEI_EACH(n, {
-        const V g = scale * VREAD(grad + at);
-        const V m1 = VFMA(b1, VREAD(m + at), d1 * g), v1 = VFMA(b2, VREAD(v + at), d2 * (g * g));
-        const V step = m1 * c1 / (TMOEI_VSQRT(v1 * c2) + eps);
-        VWRITE(m + at, m1);
-        VWRITE(v + at, v1);
-        VWRITE(theta + at, VFMA(lr, step, keep * VREAD(theta + at)));
+        const TMOEI_V g = scale * TMOEI_VREAD(grad + at);
+        const TMOEI_V m1 = TMOEI_VFMA(b1, TMOEI_VREAD(m + at), d1 * g);
+        const TMOEI_V v1 = TMOEI_VFMA(b2, TMOEI_VREAD(v + at), d2 * (g * g));
+        const TMOEI_V step = m1 * c1 / (TMOEI_VSQRT(v1 * c2) + eps);
+        TMOEI_VWRITE(m + at, m1);
+        TMOEI_VWRITE(v + at, v1);
+        TMOEI_VWRITE(theta + at, TMOEI_VFMA(lr, step, keep * TMOEI_VREAD(theta + at)));
     });
 }
 
-/* keep_i = [hash(key, i) >= limit]: the finaliser of MurmurHash3 on the counter */
-TMOEI_TARGET static void TMOEI_FN(dropout)(float *y, const float *x, size_t n, uint32_t first,
+/* hash: the finaliser of MurmurHash3 on the counter */
+TMOEI_KERNEL void TMOEI_FN(dropout)(float *y, const float *x, size_t n, uint32_t first,
     uint32_t key, uint32_t limit, float scale)
 {
     for (size_t i = 0; i < n; i++) {
@@ -3000,18 +3296,14 @@ TMOEI_TARGET static void TMOEI_FN(dropout)(float *y, const float *x, size_t n, u
 }
 
 static const tmoei_kernels TMOEI_FN(kernels) = { TMOEI_PICK("C", "NEON", "AVX2", "AVX-512"),
-    TMOEI_MR, TMOEI_NR, TMOEI_FN(micro), TMOEI_FN(dots), TMOEI_FN(transpose), TMOEI_FN(epilogue),
-    TMOEI_FN(dot), TMOEI_FN(sum), TMOEI_FN(maximum), TMOEI_FN(scale_add), TMOEI_FN(exp_sum),
-    TMOEI_FN(softmax_gradient), TMOEI_FN(softmax_backward), TMOEI_FN(gelu), TMOEI_FN(norm_forward),
-    TMOEI_FN(norm_backward), TMOEI_FN(norm_parameters), TMOEI_FN(merge), TMOEI_FN(merge_backward),
-    TMOEI_FN(adamw), TMOEI_FN(dropout) };
+    TMOEI_MR, TMOEI_NR, TMOEI_FN(micro), TMOEI_KERNELS(TMOEI_KERNEL_ENTRY) };
 #endif /* TMOEI_PASS */
 #ifndef TMOEI_PASS
 
 /* ---- the passes ------------------------------------------------------------------------------ */
 
 #ifndef TMOE_HEADER_FILENAME
-#define TMOE_HEADER_FILENAME "taskmoe.h" /* define it when the file has another name */
+#define TMOE_HEADER_FILENAME "taskmoe.h" /* a program defines it where the file has another name */
 #endif
 #define TMOEI_PASS 0
 #include TMOE_HEADER_FILENAME
@@ -3031,22 +3323,9 @@ static const tmoei_kernels TMOEI_FN(kernels) = { TMOEI_PICK("C", "NEON", "AVX2",
 #include TMOE_HEADER_FILENAME
 #undef TMOEI_PASS
 #endif
-#undef V /* the names without tmoei_ go */
-#undef VW
-#undef VSET
-#undef VLOAD
-#undef VSTORE
-#undef VLOADN
-#undef VSTOREN
-#undef VREAD
-#undef VWRITE
-#undef VCUT
-#undef VFMA
-#undef VSUM4
-#undef VMAX
-#undef VMIN
 
-/* The table for `wanted`, or for the best the processor has; C where it lacks what is wanted. */
+/* Returns the kernels of `wanted`, of the best set that the processor has (AUTO), or plain C where
+ * the processor lacks what is wanted. */
 static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted)
 {
     const int any = wanted == TMOE_ISA_AUTO;
@@ -3059,7 +3338,7 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted)
         return &tmoei_kernels_avx2;
 #endif
 #ifdef TMOEI_ARM
-    if (any || wanted == TMOE_ISA_NEON) return &tmoei_kernels_neon; /* every 64-bit Arm has it */
+    if (any || wanted == TMOE_ISA_NEON) return &tmoei_kernels_neon; /* part of every AArch64 */
 #endif
     (void)any;
     return &tmoei_kernels_c;
@@ -3148,9 +3427,9 @@ static void tmoei_product_pack(const tmoei_product *p, int b, float *out, int fr
     if (b && full < columns) memset(out + full * depth, 0, panel * depth * sizeof(float));
     if (b && p->b.transposed)
         for (size_t j = 0; j < columns; j += panel)
-            p->ctx->kernels->transpose(out + j * depth, panel, kc,
-                tmoei_least((int)panel, (int)(columns - j)), p->b.x + (at + j) * stride + k0,
-                stride);
+            p->ctx->kernels->transpose(out + j * depth, panel,
+                tmoei_matrix_of(p->b.x + (at + j) * stride + k0,
+                    tmoei_least((int)panel, (int)(columns - j)), kc, stride));
     else if (!b && !p->a.transposed)
         for (size_t i = 0; i < columns; i++)
             memcpy(out + i * depth, p->a.x + (at + i) * stride + k0, depth * sizeof(float));
@@ -3224,8 +3503,8 @@ static void tmoei_product_tile_chunk(void *arg, int chunk, int lane)
         }
     }
     if (p->epilogue && p->k1 == p->K)
-        kernels->epilogue(i1 - i0, j1 - j0, p->n0 + j0, C + (size_t)i0 * p->c.stride + (size_t)j0,
-            p->c.stride, p->epilogue, i0);
+        kernels->epilogue(p->epilogue, C + (size_t)i0 * p->c.stride + (size_t)j0, p->c.stride, i0,
+            p->n0 + j0, i1 - i0, j1 - j0);
 }
 
 static void tmoei_product_run(tmoei_product *p, tmoei_chunk_fn *fn, int chunks, tmoe_ctx *ctx,
@@ -3277,7 +3556,7 @@ static void tmoei_product_few_chunk(void *arg, int chunk, int lane)
         for (size_t m = 0; m < (size_t)p->M; m++)
             kernels->merge(p->c.x + m * p->c.stride + j0, p->c.beta != 0.0f, p->b.x + j0,
                 p->b.stride, p->a.x + m * p->a.stride, p->K, (size_t)columns);
-    if (p->epilogue) kernels->epilogue(p->M, columns, j0, p->c.x + j0, p->c.stride, p->epilogue, 0);
+    if (p->epilogue) kernels->epilogue(p->epilogue, p->c.x + j0, p->c.stride, 0, j0, p->M, columns);
 }
 
 /* Tiles of r x c register tiles (c in units of the widest) so that the busiest lane is done first.
@@ -3352,7 +3631,7 @@ static void tmoei_gemm(tmoe_ctx *ctx, tmoei_matrix a, tmoei_matrix b, tmoei_outp
     if (p.K <= 0) { /* an empty sum */
         for (int r = 0; c.beta == 0.0f && r < p.M; r++)
             memset(c.x + (size_t)r * c.stride, 0, (size_t)p.N * sizeof(float));
-        if (epilogue) ctx->kernels->epilogue(p.M, p.N, 0, c.x, c.stride, epilogue, 0);
+        if (epilogue) ctx->kernels->epilogue(epilogue, c.x, c.stride, 0, 0, p.M, p.N);
     } else if (!a.transposed && !keep && p.M <= (b.transposed ? TMOEI_FEW_ROWS : 3)) {
         p.tile_columns = !b.transposed ? 512
             : p.K >= 1024              ? 16
@@ -6015,7 +6294,6 @@ static void tmoei_merge_sweep(const tmoe_ctx *ctx, const void *job, size_t at, s
         for (size_t e = 0; s->g && e < E; e++)
             for (size_t t = 0; t < T; t += 4) {
                 const size_t expert = e * s->n + at;
-                float dots[4];
                 int used = 0;
                 tmoei_merge_lines lines;
                 memset(&lines, 0, sizeof lines);
@@ -6030,10 +6308,10 @@ static void tmoei_merge_sweep(const tmoe_ctx *ctx, const void *job, size_t at, s
                 lines.g = s->g + t * s->n + at;
                 lines.stride = s->n;
                 lines.tasks = (int)(T - t);
-                ctx->kernels->merge_backward(s->out && used ? s->out + expert : NULL, dots, &lines,
-                    n);
+                if (s->out && used) lines.dtheta = s->out + expert;
+                ctx->kernels->merge_backward(&lines, n);
                 for (size_t i = t; partial && i < T && i < t + 4; i++)
-                    partial[i * E + e] += dots[i - t];
+                    partial[i * E + e] += lines.dots[i - t];
             }
     }
 }
