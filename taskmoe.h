@@ -310,14 +310,14 @@ TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tens
  *   causal  1: row t sees keys up to t   H  heads, 1 <= H, H divides D   out (T,D)   grad  q, kv
  *   fails  more than 65536 keys   keeps  4*T*H bytes (log-sum-exp)   cost  4*T*S*D flop a sequence
  *   */
-TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tensor *kv, int H,
+TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tensor *kv, int heads,
     int sequences, const int *q_offsets, const int *kv_offsets, int causal);
 /* tmoe_embedding - y_t = scale * table[ids_t] + positions[position_ids_t]   out (T,D)         >>ops
  *   table (V,D) in   ids (T) in, 0 <= id < V   positions (P,D) in or NULL   position_ids (T) in, 0
  *   <= p < P
  *   both ids must live until the reset   grad  table, positions   cost  2*T*D flop   fails  an id's
  *   range */
-TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int T, const int *ids,
+TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int count, const int *ids,
     float scale, tmoe_tensor *positions, const int *position_ids);
 /* tmoe_cross_entropy - weight * sum_rows [(1 - smoothing) nll + smoothing / V sum_v -log p_v]
  *     >>ops
@@ -372,8 +372,8 @@ TMOE_DEF tmoe_tensor *tmoe_select(tmoe_tape *tape, tmoe_tensor *z, const float *
  *   outputs  E tensors (T,D) in; NULL: did not run, r_e must be 0   route (1,N) in   out (T,D)
  *   grad  outputs with r_e > 0: r_e dy; route: <dy, y_e> for every expert that ran   cost  2*E*T*D
  *   flop */
-TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outputs, int E,
-    tmoe_tensor *route, int first);
+TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outputs,
+    int expert_count, tmoe_tensor *route, int first);
 /* tmoe_mix_parameters - theta_bar = sum_e r_e theta_e (soft merging, arXiv 2306.03745)       >>ops
  *   experts  E blocks of `block` floats in, one behind the other; gradients likewise (added to) or
  *   NULL route (T,N) in, a row a task, T E at most 65536, r_te = route[t][first + e]
@@ -383,8 +383,8 @@ TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outp
  *         same is taken from all e: the softmax drops it; left in, what experts share would drown
  *         the rest.)
  *   cost  2*T*E*block flop, the experts are read once; backward twice that */
-TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float *gradients, int E,
-    int block, tmoe_tensor *route, int first);
+TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float *gradients,
+    int expert_count, int block, tmoe_tensor *route, int first);
 /* ---- API: tokenizers (>>tokenizer) ----------------------------------------------------------- */
 typedef struct tmoe_tokenizer tmoe_tokenizer;
 
@@ -3870,8 +3870,8 @@ TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config)
 
 /* ==== >>tape: values forward, gradients backward =================================================
  * An operation computes its result at once and leaves a node on the tape; tmoe_backward walks the
- * nodes from the last to the first. Two arenas hold a step: `nodes` for tensors and nodes, `big` for
- * floats.
+ * nodes from the last to the first. Two arenas hold a step: `nodes` for tensors and nodes, `big`
+ * for floats.
  *
  * Gradients live in `big`, too. Their memory is taken when the backward pass first needs it
  * and released when the node that made the tensor is done. The next gradient then takes the same
@@ -4201,9 +4201,9 @@ TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss)
 
 /* ---- part: a named piece of a block of parameters, as a matrix of its own -----------------------
  * The gradient of a part is the same piece of the block's gradient. Where that memory is new (a
- * merged block), the first contribution overwrites it. A node without a backward function then makes
- * tmoei_tape_backward write zeros to a part that no operation used; the parts must cover the block.
- */
+ * merged block), the first contribution overwrites it. A node without a backward function makes
+ * tmoei_tape_backward write zeros to a part that no operation used. The parts must cover the block,
+ * and the block must not be used as a whole. */
 static tmoe_tensor *tmoei_part(tmoe_tape *tape, tmoe_tensor *block, size_t offset, int rows,
     int cols)
 {
@@ -4220,21 +4220,51 @@ static tmoe_tensor *tmoei_part(tmoe_tape *tape, tmoe_tensor *block, size_t offse
 }
 
 /* ==== >>ops: each operation's shape rule, forward and backward on one screen =====================
- * In backward functions y is the result and dy = y->dx. "dx (+)= ..." adds, except for the first
- * contribution, which overwrites: node->beta[i] tells which. Where the node hands dy over as an
- * input's gradient (see >>tape), there is nothing left to do. */
+ * HOW TO ADD AN OPERATION, with tmoe_affine, the first one below, as the model:
+ *   1 poison    if (!x || tape->ctx->error != TMOE_OK) return NULL;  an earlier operation failed
+ *   2 rule      TMOEI_SHAPE_RULE(tape, what must hold, "name: values; rule", ...);  see tmoe_slice
+ *   3 result    y = tmoei_tensor_new(tape, rows, cols, NULL); other memory from tmoei_floats
+ *   4 compute   unless tape->dry: there memory is only counted, and x->x must not be read. A loop
+ *               outside tmoei_sweep and tmoei_parallel sets the float mode (>>machine) itself.
+ *   5 record    return tmoei_record(tape, y, backward, hand, &kept, sizeof kept, in, count), which
+ *               copies `kept`, records only if an input wants a gradient, and passes a NULL y on
+ *   6 backward  for each input that wants a gradient: dx = beta dx + its gradient, made from dy by
+ *               tmoei_accumulate, tmoei_grad_to_add or node->beta[i]. dy is dead afterwards, so it
+ *               may be overwritten.
+ *   7 the declaration with its docstring; GRADIENT and REFUSED lines in tests/test_tape.c
+ *
+ * WHO OWNS dx, AND WHEN. In a backward function y is the result, dy = y->dx, `in` the inputs.
+ *   dx          A leaf's is the program's memory, a part's is a piece of its block's, a merged
+ *               block's is made with it. All others are NULL until the backward pass comes to the
+ *               last operation that uses the tensor, and die when the tensor's own node is done.
+ *   has_grad    1: dx holds a gradient, so the next contribution adds. It is 1 for a leaf that has
+ *               a dx, and for the loss. tmoei_tape_backward sets it for an input when it calls the
+ *               first backward function that writes to it. If it still is 0 when the tensor's own
+ *               node comes, tmoei_tape_backward fills dx with zeros.
+ *   node->beta  beta[i] is 0 where input i had no gradient yet, else 1: "dx (+)= ..." below.
+ *               tmoei_tape_backward sets it just before the call; the backward function reads it.
+ *   node->hand  The operation chooses it, tmoei_tape_backward reads it.
+ *               i: input i's gradient is dy, or is made from dy in place. If the tape owns dy and
+ *               the input has no dx yet, the input takes over dy's memory.
+ *               TMOEI_HAND_VALUES: an input without a dx uses its own x as memory. Only for values
+ *               that no later backward function reads.
+ *               TMOEI_HAND_NONE: every input has memory of its own.
+ *   owned       1: tmoei_tape_backward has found the memory of dx. It releases this memory when the
+ *               tensor's own node is done, unless dy was handed to an input.
+ *   unwritten   1: the dx of this block is new memory, which its parts are to overwrite. Set by
+ *               tmoe_mix_parameters and tmoei_mixed_row, read by tmoei_part. */
 
 /* dx = beta dx + a src, for input i of a node */
 static void tmoei_accumulate(tmoe_tape *tape, const tmoei_node *node, int i, float a,
     const float *src)
 {
     tmoe_tensor *in = node->in[i];
-    if (!in->wants_grad || in->dx == src) return; /* the same: handed over */
+    if (!in->wants_grad || in->dx == src) return; /* the same memory: handed over */
     tmoei_scale_add(tape->ctx, in->dx, node->beta[i], a, src, tmoei_elements(in));
 }
 
-/* The gradient of input i, to which is added only: it holds zero at first. NULL where none is
- * wanted. */
+/* The gradient of input i for code that can only add: a first contribution finds zeros. NULL where
+ * no gradient is wanted. */
 static float *tmoei_grad_to_add(const tmoei_node *node, int i)
 {
     tmoe_tensor *t = node->in[i];
@@ -4243,30 +4273,62 @@ static float *tmoei_grad_to_add(const tmoei_node *node, int i)
     return t->dx;
 }
 
+/* ---- affine -------------------------------------------------------------------------------------
+ *   forward   y = scale x + shift
+ *   backward  dx (+)= scale dy */
+static void tmoei_affine_backward(tmoe_tape *tape, tmoei_node *node)
+{
+    const float scale = *(const float *)node->kept;
+    tmoei_accumulate(tape, node, 0, scale, node->y->dx);
+}
+
+TMOE_DEF tmoe_tensor *tmoe_affine(tmoe_tape *tape, tmoe_tensor *x, float scale, float shift)
+{
+    if (!x || tape->ctx->error != TMOE_OK) return NULL;
+    tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
+    if (!y) return NULL;
+
+    if (!tape->dry) {
+        const size_t n = tmoei_elements(x);
+        const tmoei_float_mode mode = tmoei_float_mode_enter();
+        for (size_t i = 0; i < n; i++) y->x[i] = scale * x->x[i] + shift;
+        tmoei_float_mode_leave(mode);
+    }
+    return tmoei_record(tape, y, tmoei_affine_backward, TMOEI_HAND_NONE, &scale, sizeof scale, &x,
+        1);
+}
+
 /* ---- linear -------------------------------------------------------------------------------------
- *   forward   z = x w^T + b,  y = act(z) + residual
+ *   forward   z = x w^T + b;  y = act(z) + residual
  *   backward  dz = dy act'(z);  dx (+)= dz w;  dw (+)= dz^T x;  db (+)= column sums of dz;
- *             dresidual (+)= dy */
+ *             dresidual (+)= dy
+ *   keeps     z, unless act is NONE; the backward pass writes dz over it */
 typedef struct tmoei_linear_kept {
     tmoe_activation act;
     float *z;
 } tmoei_linear_kept;
 
-typedef struct tmoei_column_sums_job {
-    size_t T, F;
-    const float *dz;
-    float beta, *db;
+typedef struct tmoei_column_sums_job { /* sums = beta sums + column sums of x (rows, cols) */
+    const float *x;
+    size_t rows, cols;
+    float *sums, beta;
 } tmoei_column_sums_job;
 
-#define TMOEI_COLUMNS 128 /* that a chunk sums, going by rows */
+#define TMOEI_COLUMNS 128    /* a chunk sums so many columns, row by row */
+#define TMOEI_COLUMN_ROWS 16 /* rows that one merge adds */
 
+/* The sum of rows is a merge of them with weights 1. */
 static void tmoei_column_sums(const tmoe_ctx *ctx, const void *job, size_t at, size_t n)
 {
+    static const float ones[TMOEI_COLUMN_ROWS] = { 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1 };
     const tmoei_column_sums_job *s = (const tmoei_column_sums_job *)job;
-    static const float ones[16] = { 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1 };
-    for (size_t t = 0; t < s->T; t += 16) /* the rows' sum is a merge of them */
-        ctx->kernels->merge(s->db + at, s->beta != 0.0f || t > 0, s->dz + t * s->F + at, s->F, ones,
-            (int)(s->T - t < 16 ? s->T - t : 16), n);
+
+    for (size_t row = 0; row < s->rows; row += TMOEI_COLUMN_ROWS) {
+        const size_t left = s->rows - row;
+        const int more = s->beta != 0.0f || row > 0;
+        ctx->kernels->merge(s->sums + at, more, s->x + row * s->cols + at, s->cols, ones,
+            (int)(left < TMOEI_COLUMN_ROWS ? left : TMOEI_COLUMN_ROWS), n);
+    }
 }
 
 static void tmoei_linear_backward(tmoe_tape *tape, tmoei_node *node)
@@ -4275,23 +4337,33 @@ static void tmoei_linear_backward(tmoe_tape *tape, tmoei_node *node)
     tmoe_tensor *y = node->y, *x = node->in[0], *w = node->in[1], *b = node->in[2];
     const int T = x->rows, D = x->cols, F = w->rows;
     const size_t d = (size_t)D, f = (size_t)F;
-    const float *dz = y->dx;
+    const float *dy = y->dx;
+
+    /* dz = dy act'(z) */
+    const float *dz = dy;
     if (kept->act != TMOE_NONE) {
-        tmoei_activation_apply(tape->ctx, kept->act, kept->z, y->dx, kept->z, tmoei_elements(y));
-        dz = kept->z; /* z is not needed any more */
-    }
-    if (b && b->wants_grad) {
-        const tmoei_column_sums_job job = { (size_t)T, f, dz, node->beta[2], b->dx };
-        tmoei_sweep(tape->ctx, f, TMOEI_COLUMNS, tmoei_column_sums, &job);
+        tmoei_activation_apply(tape->ctx, kept->act, kept->z, dy, kept->z, tmoei_elements(y));
+        dz = kept->z;
     }
     const tmoei_matrix dz_view = tmoei_matrix_of(dz, T, F, f);
+
+    /* db (+)= column sums of dz */
+    if (b && b->wants_grad) {
+        const tmoei_column_sums_job job = { dz, (size_t)T, f, b->dx, node->beta[2] };
+        tmoei_sweep(tape->ctx, f, TMOEI_COLUMNS, tmoei_column_sums, &job);
+    }
+
+    /* dw (+)= dz^T x */
     if (w->wants_grad)
         tmoei_gemm(tape->ctx, tmoei_transposed(dz_view), tmoei_matrix_of(x->x, T, D, d),
             tmoei_output_of(w->dx, d, node->beta[1]), NULL);
+
+    /* dx (+)= dz w */
     if (x->wants_grad)
         tmoei_gemm(tape->ctx, dz_view, tmoei_matrix_of(w->x, F, D, d),
             tmoei_output_of(x->dx, d, node->beta[0]), NULL);
-    if (node->in[3]) tmoei_accumulate(tape, node, 3, 1.0f, y->dx);
+
+    if (node->in[3]) tmoei_accumulate(tape, node, 3, 1.0f, dy); /* dresidual (+)= dy */
 }
 
 TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *w, tmoe_tensor *b,
@@ -4300,65 +4372,87 @@ TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *
     tmoe_tensor *in[4] = { x, w, b, residual };
     tmoei_linear_kept kept = { act, NULL };
     if (!x || !w || tape->ctx->error != TMOE_OK) return NULL;
-    TMOEI_SHAPE_RULE(tape,
-        x->cols == w->cols && (!b || (b->rows == 1 && b->cols == w->rows))
-            && (!residual || (residual->rows == x->rows && residual->cols == w->rows)),
+
+    const int b_fits = !b || (b->rows == 1 && b->cols == w->rows);
+    const int residual_fits = !residual || (residual->rows == x->rows && residual->cols == w->rows);
+    TMOEI_SHAPE_RULE(tape, x->cols == w->cols && b_fits && residual_fits,
         "linear: x (%d,%d), w (%d,%d), b (1,%d), residual (%d,%d); x (T,D), w (F,D), b (1,F), "
         "residual (T,F)",
         x->rows, x->cols, w->rows, w->cols, b ? b->cols : w->rows,
         residual ? residual->rows : x->rows, residual ? residual->cols : w->rows);
-    TMOEI_SHAPE_RULE(tape, act == TMOE_NONE || act == TMOE_GELU || act == TMOE_RELU,
+    TMOEI_ARGUMENT_RULE(tape, act == TMOE_NONE || act == TMOE_GELU || act == TMOE_RELU,
         "linear: act must be TMOE_NONE, TMOE_GELU or TMOE_RELU");
+
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, w->rows, NULL);
     if (!y) return NULL;
-    if (act != TMOE_NONE && tmoei_wants_grad(tape, in, 4)
-        && !(kept.z = tmoei_floats(tape, tmoei_elements(y))))
-        return NULL;
+    if (act != TMOE_NONE && tmoei_wants_grad(tape, in, 4)) {
+        kept.z = tmoei_floats(tape, tmoei_elements(y));
+        if (!kept.z) return NULL;
+    }
+
     if (!tape->dry) {
         const size_t D = (size_t)x->cols, F = (size_t)w->rows;
-        const tmoei_epilogue epilogue = { b ? b->x : NULL, act, kept.z,
-            residual ? residual->x : NULL, F, F };
         const tmoei_matrix x_view = tmoei_matrix_of(x->x, x->rows, x->cols, D);
         const tmoei_matrix w_view = tmoei_matrix_of(w->x, w->rows, w->cols, D);
+        tmoei_epilogue epilogue;
+        memset(&epilogue, 0, sizeof epilogue);
+        epilogue.bias = b ? b->x : NULL;
+        epilogue.activation = act;
+        epilogue.pre = kept.z;
+        epilogue.pre_stride = F;
+        epilogue.residual = residual ? residual->x : NULL;
+        epilogue.residual_stride = F;
         tmoei_gemm(tape->ctx, x_view, tmoei_transposed(w_view), tmoei_output_of(y->x, F, 0.0f),
             &epilogue);
     }
-    return tmoei_record(tape, y, tmoei_linear_backward, residual && residual != x ? 3 : -1, &kept,
-        sizeof kept, in, 4);
+    return tmoei_record(tape, y, tmoei_linear_backward, 3, &kept, sizeof kept, in, 4);
 }
 
 /* ---- layer norm ---------------------------------------------------------------------------------
  *   forward   xhat = (x - mean) * inv,  inv = 1 / sqrt(var + eps);  y = gain * xhat + bias
- *   backward  g = gain * dy;  dx (+)= inv * (g - mean(g) - xhat * mean(g * xhat))
- *             dgain (+)= sum over rows of dy * xhat;  dbias (+)= sum over rows of dy */
+ *   backward  g = gain * dy;  dx (+)= inv * (g - mean(g) - xhat * mean(g * xhat));
+ *             dgain (+)= sum over rows of dy * xhat;  dbias (+)= sum over rows of dy
+ *   keeps     mean and inv of each row */
 #define TMOEI_NORM_EPSILON 1e-5f /* BART's, and torch's default */
 
 typedef struct tmoei_norm_job {
-    size_t T, D;
+    size_t rows, width;
     const float *x, *gain, *bias, *dy;
-    float *y, *mean, *inv, *dx, *dgain, *dbias, beta;
+    float *y, *mean, *inv; /* (rows, width), (rows), (rows) */
+    float *dx, beta;       /* dx = beta dx + ... */
+    float *dgain, *dbias;  /* added to; NULL: not wanted */
 } tmoei_norm_job;
 
-/* forward, or backward where there is dy */
 static void tmoei_norm_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n)
 {
     const tmoei_norm_job *s = (const tmoei_norm_job *)job;
-    for (size_t t = first, D = s->D; t < first + n; t++)
-        if (s->dy)
-            ctx->kernels->norm_backward(s->dx + t * D, s->beta, s->x + t * D, s->dy + t * D,
-                s->gain, s->mean[t], s->inv[t], D);
-        else
-            ctx->kernels->norm_forward(s->y + t * D, s->x + t * D, s->gain, s->bias,
-                TMOEI_NORM_EPSILON, s->mean + t, s->inv + t, D);
+    for (size_t row = first; row < first + n; row++) {
+        const size_t at = row * s->width;
+        ctx->kernels->norm_forward(s->y + at, s->x + at, s->gain, s->bias, TMOEI_NORM_EPSILON,
+            s->mean + row, s->inv + row, s->width);
+    }
+}
+
+static void tmoei_norm_backward_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n)
+{
+    const tmoei_norm_job *s = (const tmoei_norm_job *)job;
+    for (size_t row = first; row < first + n; row++) {
+        const size_t at = row * s->width;
+        ctx->kernels->norm_backward(s->dx + at, s->beta, s->x + at, s->dy + at, s->gain,
+            s->mean[row], s->inv[row], s->width);
+    }
 }
 
 static void tmoei_norm_backward_columns(const tmoe_ctx *ctx, const void *job, size_t first,
     size_t n)
 {
     const tmoei_norm_job *s = (const tmoei_norm_job *)job;
-    for (size_t t = 0, at = first; t < s->T; t++, at += s->D)
+    for (size_t row = 0; row < s->rows; row++) {
+        const size_t at = row * s->width + first;
         ctx->kernels->norm_parameters(s->dgain ? s->dgain + first : NULL,
-            s->dbias ? s->dbias + first : NULL, s->x + at, s->dy + at, s->mean[t], s->inv[t], n);
+            s->dbias ? s->dbias + first : NULL, s->x + at, s->dy + at, s->mean[row], s->inv[row],
+            n);
+    }
 }
 
 static void tmoei_layer_norm_backward(tmoe_tape *tape, tmoei_node *node)
@@ -4370,9 +4464,11 @@ static void tmoei_layer_norm_backward(tmoe_tape *tape, tmoei_node *node)
     job.beta = node->beta[0];
     job.dgain = tmoei_grad_to_add(node, 1);
     job.dbias = tmoei_grad_to_add(node, 2);
-    if (x->wants_grad) tmoei_sweep(tape->ctx, job.T, tmoei_grain(job.D), tmoei_norm_rows, &job);
+
+    if (x->wants_grad)
+        tmoei_sweep(tape->ctx, job.rows, tmoei_grain(job.width), tmoei_norm_backward_rows, &job);
     if (job.dgain || job.dbias)
-        tmoei_sweep(tape->ctx, job.D, TMOEI_COLUMNS, tmoei_norm_backward_columns, &job);
+        tmoei_sweep(tape->ctx, job.width, TMOEI_COLUMNS, tmoei_norm_backward_columns, &job);
 }
 
 TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *gain,
@@ -4382,171 +4478,236 @@ TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tens
     if (!x || !gain || !bias || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape,
         gain->rows == 1 && gain->cols == x->cols && bias->rows == 1 && bias->cols == x->cols,
-        "layer_norm: x (%d,%d), gain (%d,%d), bias (%d,%d); gain and bias must be "
-        "(1,%d)",
-        x->rows, x->cols, gain->rows, gain->cols, bias->rows, bias->cols, x->cols);
+        "layer_norm: x (%d,%d), gain (%d,%d), bias (%d,%d); gain and bias must be (1,%d)", x->rows,
+        x->cols, gain->rows, gain->cols, bias->rows, bias->cols, x->cols);
+
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
-    const size_t T = (size_t)x->rows;
-    float *mean = tmoei_floats(tape, T), *inv = tmoei_floats(tape, T);
-    if (!y || !mean || !inv) return NULL;
-    const tmoei_norm_job job = { T, (size_t)x->cols, x->x, gain->x, bias->x, NULL, y->x, mean, inv,
-        NULL, NULL, NULL, 0.0f };
-    if (!tape->dry) tmoei_sweep(tape->ctx, job.T, tmoei_grain(job.D), tmoei_norm_rows, &job);
-    return tmoei_record(tape, y, tmoei_layer_norm_backward, -1, &job, sizeof job, in, 3);
-}
+    if (!y) return NULL;
+    tmoei_norm_job job;
+    memset(&job, 0, sizeof job);
+    job.rows = (size_t)x->rows;
+    job.width = (size_t)x->cols;
+    job.x = x->x;
+    job.gain = gain->x;
+    job.bias = bias->x;
+    job.y = y->x;
+    job.mean = tmoei_floats(tape, job.rows);
+    job.inv = tmoei_floats(tape, job.rows);
+    if (!job.mean || !job.inv) return NULL;
 
-/* ---- attention of one sequence and head ---------------------------------------------------------
- * Rows of q go block by block, so the scores of a block stay in this lane's cache. Row t sees keys
- * 0 .. t + (S - T) where causal. */
-typedef struct tmoei_attention_rows { /* its rows are `width` floats, a stride apart */
-    const tmoe_ctx *ctx;
-    int T, S, width, causal;
-    size_t q_stride, kv_stride, y_stride;
-    const float *q, *k, *v, *dy;
-    float *y, *lse, *dq, *dk, *dv, beta_q, beta_kv; /* lse, dq, dk with dv: or NULL */
-} tmoei_attention_rows;
-
-/* Rows of the block from t0 on. */
-static int tmoei_score_rows(const tmoei_attention_rows *a, int t0)
-{
-    const int rows = tmoei_least(TMOEI_SCORES / a->S, TMOEI_LANE_ROWS);
-    return tmoei_least(a->T - t0, rows < 1 ? 1 : rows);
-}
-
-/* Keys that the rows before t see. */
-static int tmoei_seen(const tmoei_attention_rows *a, int t)
-{
-    return a->causal ? tmoei_least(a->S, t + a->S - a->T) : a->S;
-}
-
-static void tmoei_attention_forward(const tmoei_attention_rows *a, int lane)
-{
-    const tmoei_kernels *kernels = a->ctx->kernels;
-    const int W = a->width;
-    const size_t qs = a->q_stride, kv = a->kv_stride, ys = a->y_stride;
-    const float scale = 1.0f / sqrtf((float)W);
-    float *p = a->ctx->lane_scratch[lane] + (TMOEI_LANE_FLOATS - 2 * (size_t)TMOEI_SCORES);
-    for (int t0 = 0, n; t0 < a->T; t0 += n) {
-        n = tmoei_score_rows(a, t0);
-        const int seen = tmoei_seen(a, t0 + n);
-        const size_t width = (size_t)seen;
-        const float *q = a->q + (size_t)t0 * qs;
-        float *y = a->y + (size_t)t0 * ys;
-        const tmoei_matrix q_view = tmoei_matrix_of(q, n, W, qs);
-        const tmoei_matrix k_view = tmoei_matrix_of(a->k, seen, W, kv);
-        const tmoei_output scores = tmoei_output_of(p, width, 0.0f);
-        if (n > 4)
-            tmoei_gemm_lane(a->ctx, lane, q_view, tmoei_transposed(k_view), scores);
-        else
-            kernels->dots(q_view, k_view, scores); /* one row is a few dot products */
-        for (int t = 0; t < n; t++) {
-            float *row = p + (size_t)t * width;
-            const size_t own = (size_t)tmoei_seen(a, t0 + t + 1);
-            const float most = scale * kernels->maximum(row, own);
-            const float sum = kernels->exp_sum(row, row, scale, most, own);
-            kernels->scale_add(row, 0.0f, 1.0f / sum, row, own);
-            memset(row + own, 0, (width - own) * sizeof(float));
-            if (a->lse) a->lse[t0 + t] = most + logf(sum);
-        }
-        if (n > 4)
-            tmoei_gemm_lane(a->ctx, lane, tmoei_matrix_of(p, n, seen, width),
-                tmoei_matrix_of(a->v, seen, W, kv), tmoei_output_of(y, ys, 0.0f));
-        else
-            for (size_t t = 0; t < (size_t)n; t++)
-                kernels->merge(y + t * ys, 0, a->v, kv, p + t * width, seen, (size_t)W);
-    }
-}
-
-/* Scores stand transposed here, a line for each key: dk and dv read them as they lie. */
-static void tmoei_attention_backward(const tmoei_attention_rows *a, int lane)
-{
-    const tmoe_ctx *ctx = a->ctx;
-    const int W = a->width;
-    const size_t qs = a->q_stride, kv = a->kv_stride, ys = a->y_stride;
-    const float scale = 1.0f / sqrtf((float)W);
-    float *p = ctx->lane_scratch[lane] + (TMOEI_LANE_FLOATS - 2 * (size_t)TMOEI_SCORES);
-    float *ds = p + TMOEI_SCORES;
-    /* keys that the first block does not reach (causal) begin with zeros */
-    const int reached = a->T > 0 ? tmoei_seen(a, tmoei_score_rows(a, 0)) : 0;
-    for (size_t s = (size_t)reached; a->dk && a->beta_kv == 0.0f && s < (size_t)a->S; s++) {
-        memset(a->dk + s * kv, 0, (size_t)W * sizeof(float));
-        memset(a->dv + s * kv, 0, (size_t)W * sizeof(float));
-    }
-    for (int t0 = 0, n; t0 < a->T; t0 += n) {
-        n = tmoei_score_rows(a, t0);
-        const int seen = tmoei_seen(a, t0 + n);
-        const size_t width = (size_t)n, from = (size_t)t0;
-        const float *q = a->q + from * qs, *y = a->y + from * ys, *dy = a->dy + from * ys;
-        const float beta = t0 > 0 ? 1.0f : a->beta_kv;
-        float delta[TMOEI_LANE_ROWS]; /* rowsum(dp * p) = <dy, y> */
-        for (size_t t = 0; t < width; t++)
-            delta[t] = ctx->kernels->dot(dy + t * ys, y + t * ys, (size_t)W);
-        const tmoei_matrix k_view = tmoei_matrix_of(a->k, seen, W, kv);
-        const tmoei_matrix v_view = tmoei_matrix_of(a->v, seen, W, kv);
-        const tmoei_matrix q_view = tmoei_matrix_of(q, n, W, qs);
-        const tmoei_matrix dy_view = tmoei_matrix_of(dy, n, W, ys);
-        const tmoei_matrix p_view = tmoei_matrix_of(p, seen, n, width);
-        const tmoei_matrix ds_view = tmoei_matrix_of(ds, seen, n, width);
-        tmoei_gemm_lane(ctx, lane, k_view, tmoei_transposed(q_view),
-            tmoei_output_of(p, width, 0.0f));
-        tmoei_gemm_lane(ctx, lane, v_view, tmoei_transposed(dy_view),
-            tmoei_output_of(ds, width, 0.0f));
-        for (int s = 0; s < seen; s++) { /* a key, and the block's rows */
-            const size_t h = a->causal && s > seen - n ? (size_t)(s - (seen - n)) : 0; /* hidden */
-            float *row = p + (size_t)s * width, *drow = ds + (size_t)s * width;
-            for (size_t t = 0; t < h; t++) row[t] = drow[t] = 0.0f;
-            ctx->kernels->softmax_backward(row + h, drow + h, a->lse + from + h, delta + h, scale,
-                width - h);
-        }
-        if (a->dq)
-            tmoei_gemm_lane(ctx, lane, tmoei_transposed(ds_view), k_view,
-                tmoei_output_of(a->dq + from * qs, qs, a->beta_q));
-        if (!a->dk) continue;
-        tmoei_gemm_lane(ctx, lane, ds_view, q_view, tmoei_output_of(a->dk, kv, beta));
-        tmoei_gemm_lane(ctx, lane, p_view, dy_view, tmoei_output_of(a->dv, kv, beta));
-    }
+    if (!tape->dry) tmoei_sweep(tape->ctx, job.rows, tmoei_grain(job.width), tmoei_norm_rows, &job);
+    return tmoei_record(tape, y, tmoei_layer_norm_backward, TMOEI_HAND_NONE, &job, sizeof job, in,
+        3);
 }
 
 /* ---- attention ----------------------------------------------------------------------------------
- *   forward   s = q k^T / sqrt(D/H) (+ mask);  p = exp(s - lse), lse = log sum_j exp s_j;  y = p v
- *   backward  dv (+)= p^T dy;  dp = dy v^T;  ds = p * (dp - rowsum(dp * p));
- *             dq (+)= ds k / sqrt(D/H);  dk (+)= ds^T q / sqrt(D/H)
- *   keeps     lse; p is computed again, so memory does not grow with T * S */
+ *   forward   s = q k^T / sqrt(W), W = D/H, and -inf where the mask hides a key;
+ *             p = exp(s - lse),  lse = log sum_j exp s_j;  y = p v
+ *   backward  dp = dy v^T;  ds = p * (dp - delta),  delta = rowsum(dp * p) = <dy, y>;
+ *             dq (+)= ds k / sqrt(W);  dk (+)= ds^T q / sqrt(W);  dv (+)= p^T dy
+ *   keeps     lse. p is computed again, so memory does not grow with T * S (Dao 2022).
+ * A chunk of work is one head of one sequence: T rows of q, S keys. It takes q in blocks of rows,
+ * so that the scores of a block stay in the lane's cache. With a causal mask row t sees the keys up
+ * to t + (S - T). */
+typedef struct tmoei_attention_head {
+    const tmoe_ctx *ctx;
+    tmoei_matrix q, k, v; /* (T, W), (S, W), (S, W) */
+    int causal;
+    float *y;            /* (T, W) */
+    size_t y_stride;     /* of y and dy */
+    float *lse;          /* (T), or NULL: no backward pass */
+    const float *dy;     /* like y; NULL in the forward pass */
+    float *dq, *dk, *dv; /* like q, k, v; NULL: not wanted. dk and dv are wanted together. */
+    float beta_q, beta_kv;
+} tmoei_attention_head;
+
+#define TMOEI_DOT_ROWS 4 /* so few rows of scores are dot products: packing would cost more */
+
+static tmoei_matrix tmoei_rows(tmoei_matrix matrix, int first, int count)
+{
+    matrix.x += (size_t)first * matrix.stride;
+    matrix.rows = count;
+    return matrix;
+}
+
+/* Two blocks of TMOEI_SCORES floats at the end of a lane's scratch memory. Products of one lane use
+ * the memory before them. */
+static float *tmoei_lane_scores(const tmoe_ctx *ctx, int lane)
+{
+    return ctx->lane_scratch[lane] + (TMOEI_LANE_FLOATS - 2 * (size_t)TMOEI_SCORES);
+}
+
+/* How many rows the block that begins at row `first` has. */
+static int tmoei_block_rows(const tmoei_attention_head *a, int first)
+{
+    int rows = tmoei_least(TMOEI_SCORES / a->k.rows, TMOEI_LANE_ROWS);
+    if (rows < 1) rows = 1;
+    return tmoei_least(a->q.rows - first, rows);
+}
+
+/* How many keys the rows before row t see. */
+static int tmoei_keys_seen(const tmoei_attention_head *a, int t)
+{
+    const int T = a->q.rows, S = a->k.rows;
+    return a->causal ? tmoei_least(S, t + S - T) : S;
+}
+
+/* Rows first .. first + n - 1. */
+static void tmoei_attention_forward_block(const tmoei_attention_head *a, int lane, int first, int n)
+{
+    const tmoei_kernels *kernels = a->ctx->kernels;
+    const int seen = tmoei_keys_seen(a, first + n);
+    const size_t W = (size_t)a->q.cols, width = (size_t)seen;
+    const float scale = 1.0f / sqrtf((float)a->q.cols);
+    const tmoei_matrix q = tmoei_rows(a->q, first, n);
+    const tmoei_matrix k = tmoei_rows(a->k, 0, seen), v = tmoei_rows(a->v, 0, seen);
+    float *p = tmoei_lane_scores(a->ctx, lane), *y = a->y + (size_t)first * a->y_stride;
+
+    /* q k^T */
+    const tmoei_output scores = tmoei_output_of(p, width, 0.0f);
+    if (n > TMOEI_DOT_ROWS)
+        tmoei_gemm_lane(a->ctx, lane, q, tmoei_transposed(k), scores);
+    else
+        kernels->dots(q, k, scores);
+
+    /* p = exp(s - lse), row by row; 0 for the keys that a row does not see */
+    for (int t = 0; t < n; t++) {
+        float *row = p + (size_t)t * width;
+        const size_t own = (size_t)tmoei_keys_seen(a, first + t + 1);
+        const float most = scale * kernels->maximum(row, own);
+        const float sum = kernels->exp_sum(row, row, scale, most, own);
+        kernels->scale_add(row, 0.0f, 1.0f / sum, row, own);
+        memset(row + own, 0, (width - own) * sizeof(float));
+        if (a->lse) a->lse[first + t] = most + logf(sum);
+    }
+
+    /* y = p v */
+    if (n > TMOEI_DOT_ROWS)
+        tmoei_gemm_lane(a->ctx, lane, tmoei_matrix_of(p, n, seen, width), v,
+            tmoei_output_of(y, a->y_stride, 0.0f));
+    else
+        for (size_t t = 0; t < (size_t)n; t++)
+            kernels->merge(y + t * a->y_stride, 0, v.x, v.stride, p + t * width, seen, W);
+}
+
+static void tmoei_attention_forward(const tmoei_attention_head *a, int lane)
+{
+    int first = 0;
+    while (first < a->q.rows) {
+        const int n = tmoei_block_rows(a, first);
+        tmoei_attention_forward_block(a, lane, first, n);
+        first += n;
+    }
+}
+
+/* Rows first .. first + n - 1. p and ds are stored transposed here, a line for each key: the
+ * products for dk and dv then read them as they are. */
+static void tmoei_attention_backward_block(const tmoei_attention_head *a, int lane, int first,
+    int n)
+{
+    const tmoe_ctx *ctx = a->ctx;
+    const int seen = tmoei_keys_seen(a, first + n);
+    const size_t W = (size_t)a->q.cols, width = (size_t)n;
+    const float scale = 1.0f / sqrtf((float)a->q.cols);
+    const float *y_rows = a->y + (size_t)first * a->y_stride;
+    const float *dy_rows = a->dy + (size_t)first * a->y_stride;
+    const tmoei_matrix q = tmoei_rows(a->q, first, n);
+    const tmoei_matrix k = tmoei_rows(a->k, 0, seen), v = tmoei_rows(a->v, 0, seen);
+    const tmoei_matrix dy = tmoei_matrix_of(dy_rows, n, a->q.cols, a->y_stride);
+    float *p = tmoei_lane_scores(ctx, lane), *ds = p + TMOEI_SCORES;
+    const tmoei_matrix p_view = tmoei_matrix_of(p, seen, n, width);
+    const tmoei_matrix ds_view = tmoei_matrix_of(ds, seen, n, width);
+
+    /* delta = <dy, y> */
+    float delta[TMOEI_LANE_ROWS];
+    for (size_t t = 0; t < width; t++)
+        delta[t] = ctx->kernels->dot(dy_rows + t * a->y_stride, y_rows + t * a->y_stride, W);
+
+    /* k q^T and v dy^T, then p = exp(s - lse) and ds = p * (dp - delta) / sqrt(W) over them */
+    tmoei_gemm_lane(ctx, lane, k, tmoei_transposed(q), tmoei_output_of(p, width, 0.0f));
+    tmoei_gemm_lane(ctx, lane, v, tmoei_transposed(dy), tmoei_output_of(ds, width, 0.0f));
+    for (int key = 0; key < seen; key++) {
+        float *p_row = p + (size_t)key * width, *ds_row = ds + (size_t)key * width;
+        size_t hidden = 0; /* the causal mask hides this key from the block's first rows */
+        if (a->causal && key > seen - n) hidden = (size_t)(key - (seen - n));
+        memset(p_row, 0, hidden * sizeof(float));
+        memset(ds_row, 0, hidden * sizeof(float));
+        ctx->kernels->softmax_backward(p_row + hidden, ds_row + hidden,
+            a->lse + (size_t)first + hidden, delta + hidden, scale, width - hidden);
+    }
+
+    /* dq (+)= ds k;  dk (+)= ds^T q;  dv (+)= p^T dy;  later blocks add to dk and dv */
+    if (a->dq) {
+        float *dq = a->dq + (size_t)first * q.stride;
+        tmoei_gemm_lane(ctx, lane, tmoei_transposed(ds_view), k,
+            tmoei_output_of(dq, q.stride, a->beta_q));
+    }
+    if (a->dk) {
+        const float beta = first > 0 ? 1.0f : a->beta_kv;
+        tmoei_gemm_lane(ctx, lane, ds_view, q, tmoei_output_of(a->dk, k.stride, beta));
+        tmoei_gemm_lane(ctx, lane, p_view, dy, tmoei_output_of(a->dv, v.stride, beta));
+    }
+}
+
+static void tmoei_attention_backward(const tmoei_attention_head *a, int lane)
+{
+    /* Keys that the first block does not see (causal) begin with zeros: later blocks add. */
+    if (a->dk && a->beta_kv == 0.0f) {
+        const int seen = a->q.rows > 0 ? tmoei_keys_seen(a, tmoei_block_rows(a, 0)) : 0;
+        const size_t bytes = (size_t)a->k.cols * sizeof(float);
+        for (size_t key = (size_t)seen; key < (size_t)a->k.rows; key++) {
+            memset(a->dk + key * a->k.stride, 0, bytes);
+            memset(a->dv + key * a->v.stride, 0, bytes);
+        }
+    }
+
+    int first = 0;
+    while (first < a->q.rows) {
+        const int n = tmoei_block_rows(a, first);
+        tmoei_attention_backward_block(a, lane, first, n);
+        first += n;
+    }
+}
+
 typedef struct tmoei_attention_job {
-    int H, sequences;
+    int heads, sequences;
     const int *q_offsets, *kv_offsets;
-    tmoei_attention_rows all; /* as if of one head: from the first row and column on */
+    tmoei_attention_head all; /* head 0 of sequence 0, without numbers of rows */
 } tmoei_attention_job;
 
-/* One sequence's one head: forward, or backward where there is dy. */
+/* One head of one sequence: forward, or backward where there is a dy. */
 static void tmoei_attention_chunk(void *arg, int chunk, int lane)
 {
     const tmoei_attention_job *job = (const tmoei_attention_job *)arg;
-    tmoei_attention_rows a = job->all;
-    const int *q_offsets = job->q_offsets + chunk / job->H,
-              *kv_offsets = job->kv_offsets + chunk / job->H;
-    const int head = chunk % job->H;
-    const size_t t0 = (size_t)q_offsets[0], s0 = (size_t)kv_offsets[0],
-                 column = (size_t)(head * a.width);
-    const size_t q = t0 * a.q_stride + column, kv = s0 * a.kv_stride + column,
-                 y = t0 * a.y_stride + column;
-    a.T = q_offsets[1] - q_offsets[0];
-    a.S = kv_offsets[1] - kv_offsets[0];
-    a.q += q;
-    a.k += kv;
-    a.v += kv;
-    a.y += y;
-    if (a.lse) a.lse += t0 * (size_t)job->H + (size_t)(head * a.T);
-    if (a.dq) a.dq += q;
-    if (a.dk) {
-        a.dk += kv;
-        a.dv += kv;
-    }
-    if (a.dy) {
-        a.dy += y;
-        tmoei_attention_backward(&a, lane);
-    } else
+    const int sequence = chunk / job->heads, head = chunk % job->heads;
+    const int *q_offsets = job->q_offsets + sequence, *kv_offsets = job->kv_offsets + sequence;
+    const int T = q_offsets[1] - q_offsets[0], S = kv_offsets[1] - kv_offsets[0];
+    tmoei_attention_head a = job->all;
+
+    const size_t column = (size_t)(head * a.q.cols);
+    const size_t q_at = (size_t)q_offsets[0] * a.q.stride + column;
+    const size_t kv_at = (size_t)kv_offsets[0] * a.k.stride + column;
+    const size_t y_at = (size_t)q_offsets[0] * a.y_stride + column;
+    a.q.x += q_at;
+    a.q.rows = T;
+    a.k.x += kv_at;
+    a.k.rows = S;
+    a.v.x += kv_at;
+    a.v.rows = S;
+    a.y += y_at;
+    if (a.lse) a.lse += (size_t)q_offsets[0] * (size_t)job->heads + (size_t)(head * T);
+    if (!a.dy) {
         tmoei_attention_forward(&a, lane);
+        return;
+    }
+
+    a.dy += y_at;
+    if (a.dq) a.dq += q_at;
+    if (a.dk) {
+        a.dk += kv_at;
+        a.dv += kv_at;
+    }
+    tmoei_attention_backward(&a, lane);
 }
 
 static void tmoei_attention_node_backward(tmoe_tape *tape, tmoei_node *node)
@@ -4558,70 +4719,81 @@ static void tmoei_attention_node_backward(tmoe_tape *tape, tmoei_node *node)
         job.all.beta_q = node->beta[0];
         job.all.dq = q->dx;
     }
-    if (kv->wants_grad) {
+    if (kv->wants_grad) { /* self-attention: the input counts once, with what beta[0] says */
         job.all.beta_kv = node->beta[kv != q];
-        job.all.dk = kv->dx + (job.all.k - kv->x);
-        job.all.dv = kv->dx + (job.all.v - kv->x);
+        job.all.dk = kv->dx + (job.all.k.x - kv->x);
+        job.all.dv = kv->dx + (job.all.v.x - kv->x);
     }
-    tmoei_parallel(tape->ctx, tmoei_attention_chunk, &job, job.sequences * job.H);
+    tmoei_parallel(tape->ctx, tmoei_attention_chunk, &job, job.sequences * job.heads);
 }
 
-TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tensor *kv, int H,
+/* Offsets begin at 0 and rise; every sequence has keys, at most as many as a lane has room for. */
+static int tmoei_offsets_fit(int sequences, const int *q_offsets, const int *kv_offsets, int causal)
+{
+    if (!q_offsets || !kv_offsets || q_offsets[0] != 0 || kv_offsets[0] != 0) return 0;
+    for (int i = 0; i < sequences; i++) {
+        if (q_offsets[i + 1] < q_offsets[i] || kv_offsets[i + 1] <= kv_offsets[i]) return 0;
+        const int T = q_offsets[i + 1] - q_offsets[i], S = kv_offsets[i + 1] - kv_offsets[i];
+        if (S > TMOEI_SCORES || (causal && T > S)) return 0;
+    }
+    return 1;
+}
+
+TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tensor *kv, int heads,
     int sequences, const int *q_offsets, const int *kv_offsets, int causal)
 {
     tmoe_tensor *in[2] = { q, kv };
-    tmoei_attention_job job;
-    const int self = q == kv;
-    int rising = 1;
+    const int H = heads, self = q == kv;
     if (!q || !kv || tape->ctx->error != TMOE_OK) return NULL;
+
     const int D = self ? q->cols / 3 : q->cols;
-    for (int i = 0; i < sequences; i++)
-        rising = rising && q_offsets[i] <= q_offsets[i + 1] && kv_offsets[i] < kv_offsets[i + 1]
-            && kv_offsets[i + 1] - kv_offsets[i] <= TMOEI_SCORES
-            && (!causal || q_offsets[i + 1] - q_offsets[i] <= kv_offsets[i + 1] - kv_offsets[i]);
+    const int columns_fit = H >= 1 && D % H == 0 && (self ? q->cols == 3 * D : kv->cols == 2 * D);
     TMOEI_SHAPE_RULE(tape,
-        H >= 1 && sequences >= 1 && rising && D % H == 0
-            && (self ? q->cols == 3 * D : kv->cols == 2 * D) && q_offsets[sequences] == q->rows
-            && kv_offsets[sequences] == kv->rows,
-        "attention: q (%d,%d), kv (%d,%d), H %d, %d sequences; "
-        "self (T,3D), cross (T,D) and (S,2D), H divides D, offsets rise to the last row, "
-        "causal: no fewer keys than rows; at most 65536 keys a sequence",
-        q->rows, q->cols, kv->rows, kv->cols, H, sequences);
+        columns_fit && sequences >= 1 && tmoei_offsets_fit(sequences, q_offsets, kv_offsets, causal)
+            && q_offsets[sequences] == q->rows && kv_offsets[sequences] == kv->rows,
+        "attention: q (%d,%d), kv (%d,%d), %d heads, %d sequences; self (T,3D), cross (T,D) and "
+        "(S,2D), heads divide D, offsets rise from 0 to the last row, causal: no fewer keys than "
+        "rows; at most %d keys a sequence",
+        q->rows, q->cols, kv->rows, kv->cols, H, sequences, TMOEI_SCORES);
+
     tmoe_tensor *y = tmoei_tensor_new(tape, q->rows, D, NULL);
     if (!y) return NULL;
+    tmoei_attention_job job;
     memset(&job, 0, sizeof job);
-    if (tmoei_wants_grad(tape, in, 2)
-        && !(job.all.lse = tmoei_floats(tape, (size_t)q->rows * (size_t)H)))
-        return NULL;
-    job.H = H;
+    job.heads = H;
     job.sequences = sequences;
     job.q_offsets = q_offsets;
     job.kv_offsets = kv_offsets;
+    const size_t kv_stride = (size_t)kv->cols;
+    const float *k = kv->x + (self ? D : 0);
     job.all.ctx = tape->ctx;
-    job.all.width = D / H;
     job.all.causal = causal;
-    job.all.q_stride = (size_t)q->cols;
-    job.all.kv_stride = (size_t)kv->cols;
-    job.all.y_stride = (size_t)D;
-    job.all.q = q->x;
-    job.all.k = kv->x + (self ? D : 0);
-    job.all.v = job.all.k + D;
+    job.all.q = tmoei_matrix_of(q->x, 0, D / H, (size_t)q->cols);
+    job.all.k = tmoei_matrix_of(k, 0, D / H, kv_stride);
+    job.all.v = tmoei_matrix_of(k + D, 0, D / H, kv_stride);
     job.all.y = y->x;
+    job.all.y_stride = (size_t)D;
+    if (tmoei_wants_grad(tape, in, 2)) {
+        job.all.lse = tmoei_floats(tape, (size_t)q->rows * (size_t)H);
+        if (!job.all.lse) return NULL;
+    }
+
     if (!tape->dry) tmoei_parallel(tape->ctx, tmoei_attention_chunk, &job, sequences * H);
-    return tmoei_record(tape, y, tmoei_attention_node_backward, -1, &job, sizeof job, in, 2);
+    return tmoei_record(tape, y, tmoei_attention_node_backward, TMOEI_HAND_NONE, &job, sizeof job,
+        in, 2);
 }
 
 /* ---- embedding ----------------------------------------------------------------------------------
  *   forward   y_t = scale * table[ids_t] + positions[position_ids_t]
  *   backward  dtable[ids_t] += scale * dy_t;  dpositions[position_ids_t] += dy_t
- * The backward pass splits the columns, not the rows: two threads never meet in one row and the
- * order of sums is fixed. */
+ * The backward pass splits columns, not rows: two threads never write to one element, and the order
+ * of the sums is fixed. */
 typedef struct tmoei_embedding_job {
-    size_t T, D;
+    size_t count, width;
     const int *ids, *position_ids;
     float scale;
-    const float *table, *positions, *dy;
-    float *y, *dtable, *dpositions;
+    const float *table, *positions, *dy; /* positions: or NULL */
+    float *y, *dtable, *dpositions;      /* gradients: NULL where not wanted */
 } tmoei_embedding_job;
 
 #define TMOEI_EMBEDDING_COLUMNS 64 /* four cache lines of a row */
@@ -4629,11 +4801,14 @@ typedef struct tmoei_embedding_job {
 static void tmoei_embedding_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n)
 {
     const tmoei_embedding_job *s = (const tmoei_embedding_job *)job;
-    for (size_t t = first, D = s->D; t < first + n; t++) {
-        ctx->kernels->scale_add(s->y + t * D, 0.0f, s->scale, s->table + (size_t)s->ids[t] * D, D);
+    const tmoei_kernels *kernels = ctx->kernels;
+    const size_t D = s->width;
+
+    for (size_t t = first; t < first + n; t++) {
+        float *y = s->y + t * D;
+        kernels->scale_add(y, 0.0f, s->scale, s->table + (size_t)s->ids[t] * D, D);
         if (s->positions)
-            ctx->kernels->scale_add(s->y + t * D, 1.0f, 1.0f,
-                s->positions + (size_t)s->position_ids[t] * D, D);
+            kernels->scale_add(y, 1.0f, 1.0f, s->positions + (size_t)s->position_ids[t] * D, D);
     }
 }
 
@@ -4641,7 +4816,9 @@ static void tmoei_embedding_columns(const tmoe_ctx *ctx, const void *job, size_t
 {
     const tmoei_embedding_job *s = (const tmoei_embedding_job *)job;
     const tmoei_kernels *kernels = ctx->kernels;
-    for (size_t t = 0, D = s->D; t < s->T; t++) {
+    const size_t D = s->width;
+
+    for (size_t t = 0; t < s->count; t++) {
         const float *dy = s->dy + t * D + first;
         if (s->dtable)
             kernels->scale_add(s->dtable + (size_t)s->ids[t] * D + first, 1.0f, s->scale, dy, n);
@@ -4657,79 +4834,111 @@ static void tmoei_embedding_backward(tmoe_tape *tape, tmoei_node *node)
     job.dy = node->y->dx;
     job.dtable = tmoei_grad_to_add(node, 0);
     job.dpositions = tmoei_grad_to_add(node, 1);
-    tmoei_sweep(tape->ctx, job.D, TMOEI_EMBEDDING_COLUMNS, tmoei_embedding_columns, &job);
+    tmoei_sweep(tape->ctx, job.width, TMOEI_EMBEDDING_COLUMNS, tmoei_embedding_columns, &job);
 }
 
-TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int T, const int *ids,
+TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int count, const int *ids,
     float scale, tmoe_tensor *positions, const int *position_ids)
 {
     tmoe_tensor *in[2] = { table, positions };
     if (!table || tape->ctx->error != TMOE_OK) return NULL;
-    TMOEI_SHAPE_RULE(tape,
-        T >= 1 && ids && (!positions || (positions->cols == table->cols && position_ids)),
-        "embedding: %d ids, table (%d,%d), positions (%d,%d); at least one id and equal widths", T,
-        table->rows, table->cols, positions ? positions->rows : 0,
+    const int positions_fit = !positions || (positions->cols == table->cols && position_ids);
+    TMOEI_SHAPE_RULE(tape, count >= 1 && ids && positions_fit,
+        "embedding: %d ids, table (%d,%d), positions (%d,%d); at least one id and equal widths",
+        count, table->rows, table->cols, positions ? positions->rows : 0,
         positions ? positions->cols : table->cols);
-    for (int t = 0; t < T; t++) {
-        const int id = ids[t], place = positions ? position_ids[t] : 0,
-                  P = positions ? positions->rows : 1;
-        TMOEI_ARGUMENT_RULE(tape, id >= 0 && id < table->rows && place >= 0 && place < P,
-            "embedding: token "
-            "%d has id %d and position %d; 0 <= id < %d, 0 <= position < %d",
-            t, id, place, table->rows, P);
+
+    const int V = table->rows, P = positions ? positions->rows : 1;
+    for (int t = 0; t < count; t++) {
+        const int id = ids[t], place = positions ? position_ids[t] : 0;
+        TMOEI_ARGUMENT_RULE(tape, id >= 0 && id < V && place >= 0 && place < P,
+            "embedding: token %d has id %d and position %d; 0 <= id < %d, 0 <= position < %d", t,
+            id, place, V, P);
     }
-    tmoe_tensor *y = tmoei_tensor_new(tape, T, table->cols, NULL);
+
+    tmoe_tensor *y = tmoei_tensor_new(tape, count, table->cols, NULL);
     if (!y) return NULL;
-    const tmoei_embedding_job job = { (size_t)T, (size_t)table->cols, ids, position_ids, scale,
-        table->x, positions ? positions->x : NULL, NULL, y->x, NULL, NULL };
-    if (!tape->dry) tmoei_sweep(tape->ctx, job.T, tmoei_grain(job.D), tmoei_embedding_rows, &job);
-    return tmoei_record(tape, y, tmoei_embedding_backward, -1, &job, sizeof job, in, 2);
+    tmoei_embedding_job job;
+    memset(&job, 0, sizeof job);
+    job.count = (size_t)count;
+    job.width = (size_t)table->cols;
+    job.ids = ids;
+    job.position_ids = position_ids;
+    job.scale = scale;
+    job.table = table->x;
+    job.positions = positions ? positions->x : NULL;
+    job.y = y->x;
+
+    if (!tape->dry)
+        tmoei_sweep(tape->ctx, job.count, tmoei_grain(job.width), tmoei_embedding_rows, &job);
+    return tmoei_record(tape, y, tmoei_embedding_backward, TMOEI_HAND_NONE, &job, sizeof job, in,
+        2);
 }
 
 /* ---- cross entropy with label smoothing ---------------------------------------------------------
  *   forward   lse = log sum_v exp x_v;
- *             loss = sum over rows of (1-s) (lse - x_target) + s (lse - mean_v x_v), times weight
+ *             loss = weight * sum over rows of (1-s) (lse - x_target) + s (lse - mean_v x_v)
  *   backward  dx_v = weight * (exp(x_v - lse) - s / V - (1-s) [v = target])
- * The gradient is written over the logits, the largest matrix of the step. */
+ *   keeps     lse of each row
+ * The gradient is written over the logits, the largest matrix of a step, if nothing else needs
+ * them. */
 typedef struct tmoei_cross_entropy_job {
-    size_t T, V;
+    size_t rows, classes;
     const int *targets;
     const float *logits;
-    float smoothing, weight, *lse, *row_loss, *dlogits;
+    float smoothing, weight;
+    float *lse, *row_loss; /* (rows), out of the forward pass */
+    float *dlogits;        /* out of the backward pass */
 } tmoei_cross_entropy_job;
 
-/* forward, or backward where there is dlogits */
 static void tmoei_cross_entropy_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n)
 {
     const tmoei_cross_entropy_job *s = (const tmoei_cross_entropy_job *)job;
-    for (size_t t = first, V = s->V; t < first + n; t++) {
-        const float *x = s->logits + t * V, smoothing = s->smoothing;
-        float *dx = s->dlogits ? s->dlogits + t * V : NULL;
+    const size_t V = s->classes;
+    const float smoothing = s->smoothing;
+
+    for (size_t t = first; t < first + n; t++) {
+        const float *x = s->logits + t * V;
         const int target = s->targets[t];
-        if (dx && target < 0)
+        s->row_loss[t] = 0.0f;
+        if (target < 0) continue;
+        const float lse = tmoei_log_sum_exp(ctx, x, (int)V);
+        const float mean = smoothing > 0.0f ? ctx->kernels->sum(x, V) / (float)V : 0.0f;
+        s->lse[t] = lse;
+        s->row_loss[t] = (1.0f - smoothing) * (lse - x[target]) + smoothing * (lse - mean);
+    }
+}
+
+static void tmoei_cross_entropy_backward_rows(const tmoe_ctx *ctx, const void *job, size_t first,
+    size_t n)
+{
+    const tmoei_cross_entropy_job *s = (const tmoei_cross_entropy_job *)job;
+    const size_t V = s->classes;
+
+    for (size_t t = first; t < first + n; t++) {
+        float *dx = s->dlogits + t * V;
+        const int target = s->targets[t];
+        if (target < 0) {
             memset(dx, 0, V * sizeof(float));
-        else if (dx) {
-            ctx->kernels->softmax_gradient(dx, x, s->lse[t], smoothing / (float)V, s->weight, V);
-            dx[target] -= s->weight * (1.0f - smoothing);
-        } else if (target < 0)
-            s->row_loss[t] = 0.0f;
-        else {
-            const float lse = s->lse[t] = tmoei_log_sum_exp(ctx, x, (int)V);
-            const float mean = smoothing > 0.0f ? ctx->kernels->sum(x, V) / (float)V : 0.0f;
-            s->row_loss[t] = (1.0f - smoothing) * (lse - x[target]) + smoothing * (lse - mean);
+            continue;
         }
+        ctx->kernels->softmax_gradient(dx, s->logits + t * V, s->lse[t], s->smoothing / (float)V,
+            s->weight, V);
+        dx[target] -= s->weight * (1.0f - s->smoothing);
     }
 }
 
 static void tmoei_cross_entropy_backward(tmoe_tape *tape, tmoei_node *node)
 {
     tmoei_cross_entropy_job job = *(const tmoei_cross_entropy_job *)node->kept;
-    /* somebody else used the logits, too: add to what is there */
-    job.dlogits =
-        node->beta[0] == 0.0f ? node->in[0]->dx : tmoei_floats(tape, tmoei_elements(node->in[0]));
+    const tmoe_tensor *logits = node->in[0];
     job.weight *= node->y->dx[0];
+
+    /* A first contribution is written in place; a further one is made beside and added. */
+    job.dlogits = node->beta[0] == 0.0f ? logits->dx : tmoei_floats(tape, tmoei_elements(logits));
     if (!job.dlogits) return;
-    tmoei_sweep(tape->ctx, job.T, tmoei_grain(job.V), tmoei_cross_entropy_rows, &job);
+    tmoei_sweep(tape->ctx, job.rows, tmoei_grain(job.classes), tmoei_cross_entropy_backward_rows,
+        &job);
     tmoei_accumulate(tape, node, 0, 1.0f, job.dlogits);
 }
 
@@ -4737,30 +4946,39 @@ TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, c
     float smoothing, float weight)
 {
     if (!logits || tape->ctx->error != TMOE_OK) return NULL;
-    TMOEI_SHAPE_RULE(tape, targets && smoothing >= 0.0f && smoothing < 1.0f,
+    TMOEI_ARGUMENT_RULE(tape, targets && smoothing >= 0.0f && smoothing < 1.0f,
         "cross_entropy: smoothing %g; 0 <= smoothing < 1 and targets must be given",
         (double)smoothing);
     for (int t = 0; t < logits->rows; t++)
         TMOEI_ARGUMENT_RULE(tape, targets[t] < logits->cols,
-            "cross_entropy: target %d of row %d; target < "
-            "V = %d",
-            targets[t], t, logits->cols);
-    const size_t T = (size_t)logits->rows;
+            "cross_entropy: target %d of row %d; target < V = %d", targets[t], t, logits->cols);
+
     tmoe_tensor *y = tmoei_tensor_new(tape, 1, 1, NULL);
-    float *lse = tmoei_floats(tape, T), *row_loss = tmoei_floats(tape, T);
-    if (!y || !lse || !row_loss) return NULL;
-    const tmoei_cross_entropy_job job = { T, (size_t)logits->cols, targets, logits->x, smoothing,
-        weight, lse, row_loss, NULL };
+    if (!y) return NULL;
+    tmoei_cross_entropy_job job;
+    memset(&job, 0, sizeof job);
+    job.rows = (size_t)logits->rows;
+    job.classes = (size_t)logits->cols;
+    job.targets = targets;
+    job.logits = logits->x;
+    job.smoothing = smoothing;
+    job.weight = weight;
+    job.lse = tmoei_floats(tape, job.rows);
+    job.row_loss = tmoei_floats(tape, job.rows);
+    if (!job.lse || !job.row_loss) return NULL;
+
     if (!tape->dry) {
         const tmoei_float_mode mode = tmoei_float_mode_enter();
         double sum = 0.0; /* T small numbers of equal sign */
-        tmoei_sweep(tape->ctx, T, tmoei_grain(job.V), tmoei_cross_entropy_rows, &job);
-        for (size_t t = 0; t < T; t++) sum += (double)row_loss[t];
+        tmoei_sweep(tape->ctx, job.rows, tmoei_grain(job.classes), tmoei_cross_entropy_rows, &job);
+        for (size_t t = 0; t < job.rows; t++) sum += (double)job.row_loss[t];
         y->x[0] = (float)(sum * (double)weight);
         tmoei_float_mode_leave(mode);
     }
-    /* The gradient may take the place of the logits where nothing reads them later on the way back:
-     * where the newest node is the linear layer that made them. Its backward pass does not use y. */
+
+    /* The gradient may take the place of the logits if no backward function that comes later reads
+     * them. That is certain if the newest node is the linear layer that made them: its backward
+     * function does not read its own result. */
     const int free_values =
         tape->last && tape->last->y == logits && tape->last->backward == tmoei_linear_backward;
     return tmoei_record(tape, y, tmoei_cross_entropy_backward,
@@ -4768,40 +4986,48 @@ TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, c
 }
 
 /* ---- element by element -------------------------------------------------------------------------
- *   map       y = f(x)            dx (+)= dy f'(x)
- *   add       y = a + b           da (+)= dy;      db (+)= dy, summed over rows where b is one row
- *   multiply  y = a * b           da (+)= dy * b;  db (+)= dy * a, likewise
- *   affine    y = scale x + shift dx (+)= scale dy
- * Routers use these on matrices of a few hundred numbers: one lane does them. */
-static void tmoei_map_backward(tmoe_tape *tape, tmoei_node *node)
+ *   activate  y = f(x)    dx (+)= dy f'(x)
+ *   add       y = a + b   da (+)= dy;      db (+)= dy, summed over rows where b is one row
+ *   multiply  y = a * b   da (+)= dy * b;  db (+)= dy * a, likewise
+ *   sum       y = sum x   dx (+)= dy, the same for all elements
+ * Routers use add and multiply on matrices of a few hundred numbers: one lane does them. */
+static void tmoei_activate_backward(tmoe_tape *tape, tmoei_node *node)
 {
-    tmoe_tensor *y = node->y; /* dy is dead after this: made in place */
-    tmoei_activation_apply(tape->ctx, *(const tmoe_activation *)node->kept, y->dx, y->dx,
-        node->in[0]->x, tmoei_elements(y));
+    const tmoe_activation f = *(const tmoe_activation *)node->kept;
+    tmoe_tensor *y = node->y;
+    tmoei_activation_apply(tape->ctx, f, y->dx, y->dx, node->in[0]->x, tmoei_elements(y));
     tmoei_accumulate(tape, node, 0, 1.0f, y->dx);
 }
 
 TMOE_DEF tmoe_tensor *tmoe_activate(tmoe_tape *tape, tmoe_tensor *x, tmoe_activation f)
 {
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
+    TMOEI_ARGUMENT_RULE(tape, (unsigned)f <= (unsigned)TMOE_SIGMOID,
+        "activate: f is %d; must be one of tmoe_activation", (int)f);
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
-    if (y && !tape->dry) tmoei_activation_apply(tape->ctx, f, y->x, NULL, x->x, tmoei_elements(y));
-    return tmoei_record(tape, y, tmoei_map_backward, -1, &f, sizeof f, &x, 1);
+    if (!y) return NULL;
+
+    if (!tape->dry) tmoei_activation_apply(tape->ctx, f, y->x, NULL, x->x, tmoei_elements(y));
+    return tmoei_record(tape, y, tmoei_activate_backward, 0, &f, sizeof f, &x, 1);
 }
 
+/* da (+)= dy, or dy * b;  db likewise. An input of one row is used for every row. */
 static void tmoei_binary_backward(tmoe_tape *tape, tmoei_node *node)
 {
     const int multiply = *(const int *)node->kept;
+    const size_t rows = (size_t)node->y->rows, cols = (size_t)node->y->cols;
     (void)tape;
-    const float *dy = node->y->dx;
+
     for (int which = 0; which < 2; which++) {
         const tmoe_tensor *in = node->in[which], *other = node->in[1 - which];
-        const size_t n = tmoei_elements(node->y), own = tmoei_elements(in),
-                     others = tmoei_elements(other);
-        if (!in->wants_grad || in->dx == dy) continue;
+        if (!in->wants_grad || in->dx == node->y->dx) continue; /* the same memory: handed over */
         float *dx = tmoei_grad_to_add(node, which);
-        for (size_t i = 0; i < n; i++)
-            dx[i % own] += multiply ? dy[i] * other->x[i % others] : dy[i];
+        for (size_t r = 0; r < rows; r++) {
+            const float *dy = node->y->dx + r * cols;
+            const float *factor = other->x + (other->rows > 1 ? r * cols : 0);
+            float *row = dx + (in->rows > 1 ? r * cols : 0);
+            for (size_t c = 0; c < cols; c++) row[c] += multiply ? dy[c] * factor[c] : dy[c];
+        }
     }
 }
 
@@ -4813,13 +5039,22 @@ static tmoe_tensor *tmoei_binary(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b
         "%s: a (%d,%d), b (%d,%d); b must be like a, or one row", multiply ? "multiply" : "add",
         a->rows, a->cols, b->rows, b->cols);
     tmoe_tensor *y = tmoei_tensor_new(tape, a->rows, a->cols, NULL);
-    const size_t n = tmoei_elements(a), width = tmoei_elements(b);
-    const tmoei_float_mode mode = tmoei_float_mode_enter();
-    for (size_t i = 0; y && !tape->dry && i < n; i++)
-        y->x[i] = multiply ? a->x[i] * b->x[i % width] : a->x[i] + b->x[i % width];
-    tmoei_float_mode_leave(mode);
-    return tmoei_record(tape, y, tmoei_binary_backward, !multiply && a != b ? 0 : -1, &multiply,
-        sizeof multiply, in, 2);
+    if (!y) return NULL;
+
+    if (!tape->dry) {
+        const size_t rows = (size_t)a->rows, cols = (size_t)a->cols;
+        const tmoei_float_mode mode = tmoei_float_mode_enter();
+        for (size_t r = 0; r < rows; r++) {
+            const float *x = a->x + r * cols, *z = b->x + (b->rows > 1 ? r * cols : 0);
+            float *out = y->x + r * cols;
+            for (size_t c = 0; c < cols; c++) out[c] = multiply ? x[c] * z[c] : x[c] + z[c];
+        }
+        tmoei_float_mode_leave(mode);
+    }
+
+    /* add hands dy to a; not where b is a itself, whose gradient is twice dy */
+    const int hand = !multiply && a != b ? 0 : TMOEI_HAND_NONE;
+    return tmoei_record(tape, y, tmoei_binary_backward, hand, &multiply, sizeof multiply, in, 2);
 }
 
 TMOE_DEF tmoe_tensor *tmoe_add(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b)
@@ -4832,79 +5067,80 @@ TMOE_DEF tmoe_tensor *tmoe_multiply(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor
     return tmoei_binary(tape, a, b, 1);
 }
 
-static void tmoei_affine_backward(tmoe_tape *tape, tmoei_node *node)
-{
-    tmoei_accumulate(tape, node, 0, *(const float *)node->kept, node->y->dx);
-}
-
-TMOE_DEF tmoe_tensor *tmoe_affine(tmoe_tape *tape, tmoe_tensor *x, float scale, float shift)
-{
-    if (!x || tape->ctx->error != TMOE_OK) return NULL;
-    tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
-    const size_t n = tmoei_elements(x);
-    const tmoei_float_mode mode = tmoei_float_mode_enter();
-    for (size_t i = 0; y && !tape->dry && i < n; i++) y->x[i] = scale * x->x[i] + shift;
-    tmoei_float_mode_leave(mode);
-    return tmoei_record(tape, y, tmoei_affine_backward, -1, &scale, sizeof scale, &x, 1);
-}
-
 static void tmoei_sum_backward(tmoe_tape *tape, tmoei_node *node)
 {
     float *dx = tmoei_grad_to_add(node, 0);
+    const size_t n = tmoei_elements(node->in[0]);
     (void)tape;
-    for (size_t i = 0, n = tmoei_elements(node->in[0]); i < n; i++) dx[i] += node->y->dx[0];
+    for (size_t i = 0; i < n; i++) dx[i] += node->y->dx[0];
 }
 
 TMOE_DEF tmoe_tensor *tmoe_sum(tmoe_tape *tape, tmoe_tensor *x)
 {
-    double sum = 0.0;
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
     tmoe_tensor *y = tmoei_tensor_new(tape, 1, 1, NULL);
-    const tmoei_float_mode mode = tmoei_float_mode_enter();
-    for (size_t i = 0, n = tmoei_elements(x); !tape->dry && i < n; i++) sum += (double)x->x[i];
-    if (y && !tape->dry) y->x[0] = (float)sum;
-    tmoei_float_mode_leave(mode);
-    return tmoei_record(tape, y, tmoei_sum_backward, -1, NULL, 0, &x, 1);
+    if (!y) return NULL;
+
+    if (!tape->dry) {
+        const size_t n = tmoei_elements(x);
+        double sum = 0.0;
+        const tmoei_float_mode mode = tmoei_float_mode_enter();
+        for (size_t i = 0; i < n; i++) sum += (double)x->x[i];
+        y->x[0] = (float)sum;
+        tmoei_float_mode_leave(mode);
+    }
+    return tmoei_record(tape, y, tmoei_sum_backward, TMOEI_HAND_NONE, NULL, 0, &x, 1);
 }
 
 /* ---- slice, concat, reshape: moving values ------------------------------------------------------
- *   backward  concat: a part's gradient is its columns of dy; slice: dy goes to its columns of dx
- *   */
-static void tmoei_copy_columns(const tmoe_tape *tape, int rows, int count, float *dst, int dst_cols,
-    float beta, const float *src, int src_cols)
+ *   slice     y = columns first .. first + count - 1 of x   these columns of dx += dy
+ *   concat    y = [x_0 | x_1 | ...]                         dx_i (+)= its columns of dy
+ *   reshape   y has x's memory and another shape            dx (+)= dy */
+
+/* dst = beta dst + src */
+static void tmoei_copy_columns(const tmoe_tape *tape, tmoei_output dst, tmoei_matrix src)
 {
     const tmoei_float_mode mode = tmoei_float_mode_enter();
-    for (int r = 0; r < rows; r++, dst += dst_cols, src += src_cols)
-        tape->ctx->kernels->scale_add(dst, beta, 1.0f, src, (size_t)count);
+    for (size_t r = 0; r < (size_t)src.rows; r++)
+        tape->ctx->kernels->scale_add(dst.x + r * dst.stride, dst.beta, 1.0f,
+            src.x + r * src.stride, (size_t)src.cols);
     tmoei_float_mode_leave(mode);
 }
 
 static void tmoei_slice_backward(tmoe_tape *tape, tmoei_node *node)
 {
     const tmoe_tensor *x = node->in[0], *y = node->y;
-    float *dx = tmoei_grad_to_add(node, 0) + *(const int *)node->kept;
-    tmoei_copy_columns(tape, x->rows, y->cols, dx, x->cols, 1.0f, y->dx, y->cols);
+    const int first = *(const int *)node->kept;
+    float *dx = tmoei_grad_to_add(node, 0);
+    tmoei_copy_columns(tape, tmoei_output_of(dx + first, (size_t)x->cols, 1.0f),
+        tmoei_matrix_of(y->dx, y->rows, y->cols, (size_t)y->cols));
 }
 
 TMOE_DEF tmoe_tensor *tmoe_slice(tmoe_tape *tape, tmoe_tensor *x, int first, int count)
 {
     if (!x || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, first >= 0 && count >= 1 && first <= x->cols - count,
-        "slice: columns %d to %d of x (%d,%d)", first, first + count - 1, x->rows, x->cols);
+        "slice: %d columns from column %d on of x (%d,%d)", count, first, x->rows, x->cols);
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, count, NULL);
-    if (y && !tape->dry)
-        tmoei_copy_columns(tape, x->rows, count, y->x, count, 0.0f, x->x + first, x->cols);
-    return tmoei_record(tape, y, tmoei_slice_backward, -1, &first, sizeof first, &x, 1);
+    if (!y) return NULL;
+
+    if (!tape->dry)
+        tmoei_copy_columns(tape, tmoei_output_of(y->x, (size_t)count, 0.0f),
+            tmoei_matrix_of(x->x + first, x->rows, count, (size_t)x->cols));
+    return tmoei_record(tape, y, tmoei_slice_backward, TMOEI_HAND_NONE, &first, sizeof first, &x,
+        1);
 }
 
 static void tmoei_concat_backward(tmoe_tape *tape, tmoei_node *node)
 {
     const float *dy = node->y->dx;
-    for (int i = 0; i < node->count; dy += node->in[i]->cols, i++) {
+    const size_t cols = (size_t)node->y->cols;
+    for (int i = 0; i < node->count; i++) {
         const tmoe_tensor *part = node->in[i];
         if (part->wants_grad)
-            tmoei_copy_columns(tape, part->rows, part->cols, part->dx, part->cols, node->beta[i],
-                dy, node->y->cols);
+            tmoei_copy_columns(tape, tmoei_output_of(part->dx, (size_t)part->cols, node->beta[i]),
+                tmoei_matrix_of(dy, part->rows, part->cols, cols));
+        dy += part->cols;
     }
 }
 
@@ -4912,6 +5148,7 @@ TMOE_DEF tmoe_tensor *tmoe_concat(tmoe_tape *tape, tmoe_tensor *const *parts, in
 {
     int cols = 0;
     if (tape->ctx->error != TMOE_OK) return NULL;
+    TMOEI_SHAPE_RULE(tape, parts && count >= 1, "concat: %d parts; at least one", count);
     for (int i = 0; i < count; i++) {
         if (!parts[i]) return NULL;
         TMOEI_SHAPE_RULE(tape, parts[i]->rows == parts[0]->rows,
@@ -4919,12 +5156,19 @@ TMOE_DEF tmoe_tensor *tmoe_concat(tmoe_tape *tape, tmoe_tensor *const *parts, in
             parts[0]->rows);
         cols += parts[i]->cols;
     }
-    TMOEI_SHAPE_RULE(tape, count >= 1, "concat: %d parts; at least one", count);
     tmoe_tensor *y = tmoei_tensor_new(tape, parts[0]->rows, cols, NULL);
-    for (int i = 0, first = 0; y && !tape->dry && i < count; first += parts[i]->cols, i++)
-        tmoei_copy_columns(tape, y->rows, parts[i]->cols, y->x + first, cols, 0.0f, parts[i]->x,
-            parts[i]->cols);
-    return tmoei_record(tape, y, tmoei_concat_backward, -1, NULL, 0, parts, count);
+    if (!y) return NULL;
+
+    if (!tape->dry) {
+        float *to = y->x;
+        for (int i = 0; i < count; i++) {
+            const tmoe_tensor *part = parts[i];
+            tmoei_copy_columns(tape, tmoei_output_of(to, (size_t)cols, 0.0f),
+                tmoei_matrix_of(part->x, part->rows, part->cols, (size_t)part->cols));
+            to += part->cols;
+        }
+    }
+    return tmoei_record(tape, y, tmoei_concat_backward, TMOEI_HAND_NONE, NULL, 0, parts, count);
 }
 
 TMOE_DEF tmoe_tensor *tmoe_reshape(tmoe_tape *tape, tmoe_tensor *x, int rows, int cols)
@@ -4940,13 +5184,13 @@ TMOE_DEF tmoe_tensor *tmoe_reshape(tmoe_tape *tape, tmoe_tensor *x, int rows, in
 }
 
 /* ---- dropout ------------------------------------------------------------------------------------
- *   forward  y_i = x_i keep_i / (1-p);  backward  dx_i (+)= dy_i keep_i / (1-p);  keep_i = [hash(i)
- *   >= p]
- * The counter of an element is its index, so chunks do not matter. */
+ *   forward   y_i = x_i keep_i / (1-p),  keep_i = [hash(key, i) >= p 2^32]
+ *   backward  dx_i (+)= dy_i keep_i / (1-p): the mask is made again
+ * The counter of an element is its index, so the chunks do not change the mask. */
 typedef struct tmoei_drop_job {
     float *y;
     const float *x;
-    uint32_t key, limit;
+    uint32_t key, limit; /* limit = p 2^32 */
     float scale;
 } tmoei_drop_job;
 
@@ -4959,7 +5203,8 @@ static void tmoei_dropout_sweep(const tmoe_ctx *ctx, const void *job, size_t at,
 static void tmoei_dropout_backward(tmoe_tape *tape, tmoei_node *node)
 {
     tmoei_drop_job job = *(const tmoei_drop_job *)node->kept;
-    job.x = job.y = node->y->dx;
+    job.x = node->y->dx;
+    job.y = node->y->dx;
     tmoei_sweep(tape->ctx, tmoei_elements(node->y), TMOEI_SWEEP, tmoei_dropout_sweep, &job);
     tmoei_accumulate(tape, node, 0, 1.0f, node->y->dx);
 }
@@ -4971,8 +5216,13 @@ static tmoe_tensor *tmoei_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uint
     if (p == 0.0f) return x;
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
     if (!y) return NULL;
-    const tmoei_drop_job job = { y->x, x->x, key, (uint32_t)((double)p * 4294967296.0),
-        1.0f / (1.0f - p) };
+
+    tmoei_drop_job job;
+    job.y = y->x;
+    job.x = x->x;
+    job.key = key;
+    job.limit = (uint32_t)((double)p * 4294967296.0);
+    job.scale = 1.0f / (1.0f - p);
     if (!tape->dry)
         tmoei_sweep(tape->ctx, tmoei_elements(y), TMOEI_SWEEP, tmoei_dropout_sweep, &job);
     return tmoei_record(tape, y, tmoei_dropout_backward, 0, &job, sizeof job, &x, 1);
@@ -6122,14 +6372,28 @@ TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int routed_layer, 
 }
 
 /* ==== >>mix: routes, and the two ways to mix experts by them =====================================
- * A route is a distribution over the E experts of a layer. OUTPUT mix (the paper): h' = sum_e r_e
- * layer_e(h). PARAM mix (soft merging): theta_bar = sum_e r_e theta_e once per task, then one
- * ordinary layer runs on theta_bar. With a one-hot route both are the chosen expert itself. */
+ * A route is a distribution over the E experts of a layer: r_e >= 0, sum_e r_e = 1.
+ *   OUTPUT mix (the paper)     h' = sum_e r_e layer_e(h)
+ *   PARAM mix (soft merging)   theta_bar = sum_e r_e theta_e once per task; then one ordinary layer
+ *                              runs on theta_bar
+ * With a one-hot route both are the chosen expert itself.
+ *
+ * The gradient of a route, where l is the loss:
+ *   OUTPUT   h' is linear in r_e, so dl/dr_e = <dh', layer_e(h)>. This needs the output of every
+ *            expert, also of one with r_e = 0. With straight-through routes the unselected experts
+ *            therefore run forward. They run no backward pass: their dtheta_e is r_e = 0 times a
+ *            gradient.
+ *   PARAM    theta_bar is linear in r_e, so dl/dr_e = <g, theta_e>, g = dl/dtheta_bar.
+ *            The softmax behind r has dl/dz_j = s_j (dr_j - sum_e s_e dr_e) / tau, sum_e s_e = 1: a
+ *            number that is subtracted from all dr_e cancels. We subtract <g, theta_bar>, so
+ *            dr_e = <g, theta_e - theta_bar>.
+ *            The subtraction is inside the scalar product. Experts that start from one model differ
+ *            by little; in floats, what they share would drown the differences. */
 
 /* ---- select -------------------------------------------------------------------------------------
  *   forward   s = softmax((z + noise) / tau);  r = s, or one-hot(argmax s) when hard
- *   backward  dz_j (+)= (1/tau) s_j (dr_j - sum_e dr_e s_e)   (straight-through: as if r = s)
- *   keeps  s */
+ *   backward  dz_j (+)= s_j (dr_j - sum_e s_e dr_e) / tau   (straight-through: as if r were s)
+ *   keeps     s */
 typedef struct tmoei_select_kept {
     float *soft, tau;
 } tmoei_select_kept;
@@ -6137,15 +6401,35 @@ typedef struct tmoei_select_kept {
 static void tmoei_select_backward(tmoe_tape *tape, tmoei_node *node)
 {
     const tmoei_select_kept *kept = (const tmoei_select_kept *)node->kept;
-    const size_t E = (size_t)node->y->cols, all = tmoei_elements(node->y);
-    (void)tape;
+    const size_t rows = (size_t)node->y->rows, E = (size_t)node->y->cols;
     float *dz = tmoei_grad_to_add(node, 0);
-    for (size_t at = 0; at < all; at += E, dz += E) {
-        const float *s = kept->soft + at, *dr = node->y->dx + at;
+    (void)tape;
+
+    for (size_t t = 0; t < rows; t++) {
+        const float *s = kept->soft + t * E, *dr = node->y->dx + t * E;
         float dot = 0.0f;
         for (size_t e = 0; e < E; e++) dot += dr[e] * s[e];
-        for (size_t e = 0; e < E; e++) dz[e] += s[e] * (dr[e] - dot) / kept->tau;
+        for (size_t e = 0; e < E; e++) dz[t * E + e] += s[e] * (dr[e] - dot) / kept->tau;
     }
+}
+
+/* s = softmax((z + noise) / tau) for one row; returns the index of the largest. */
+static size_t tmoei_soft_row(float *s, const float *z, const float *noise, float tau, size_t E)
+{
+    size_t best = 0;
+    for (size_t e = 0; e < E; e++) {
+        s[e] = (z[e] + (noise ? noise[e] : 0.0f)) / tau;
+        if (s[e] > s[best]) best = e;
+    }
+
+    const float most = s[best]; /* cancels, and keeps exp finite */
+    float sum = 0.0f;
+    for (size_t e = 0; e < E; e++) {
+        s[e] = expf(s[e] - most);
+        sum += s[e];
+    }
+    for (size_t e = 0; e < E; e++) s[e] /= sum;
+    return best;
 }
 
 TMOE_DEF tmoe_tensor *tmoe_select(tmoe_tape *tape, tmoe_tensor *z, const float *noise, float tau,
@@ -6157,23 +6441,21 @@ TMOE_DEF tmoe_tensor *tmoe_select(tmoe_tape *tape, tmoe_tensor *z, const float *
     if (!r) return NULL;
     const tmoei_select_kept kept = { hard ? tmoei_floats(tape, tmoei_elements(z)) : r->x, tau };
     if (!kept.soft) return NULL;
-    const size_t E = (size_t)z->cols;
-    const tmoei_float_mode mode = tmoei_float_mode_enter();
-    for (size_t t = 0; !tape->dry && t < (size_t)z->rows; t++) {
-        const float *x = z->x + t * E, *g = noise ? noise + t * E : NULL;
-        float *s = kept.soft + t * E, sum = 0.0f;
-        size_t best = 0;
-        for (size_t e = 0; e < E; e++) {
-            s[e] = (x[e] + (g ? g[e] : 0.0f)) / tau;
-            if (s[e] > s[best]) best = e;
+
+    if (!tape->dry) {
+        const size_t rows = (size_t)z->rows, E = (size_t)z->cols;
+        const tmoei_float_mode mode = tmoei_float_mode_enter();
+        for (size_t t = 0; t < rows; t++) {
+            const size_t at = t * E;
+            const size_t best =
+                tmoei_soft_row(kept.soft + at, z->x + at, noise ? noise + at : NULL, tau, E);
+            if (!hard) continue;
+            memset(r->x + at, 0, E * sizeof(float));
+            r->x[at + best] = 1.0f;
         }
-        const float most = s[best]; /* cancels, and keeps exp finite */
-        for (size_t e = 0; e < E; e++) sum += s[e] = expf(s[e] - most);
-        for (size_t e = 0; e < E; e++) s[e] /= sum;
-        for (size_t e = 0; hard && e < E; e++) r->x[t * E + e] = e == best ? 1.0f : 0.0f;
+        tmoei_float_mode_leave(mode);
     }
-    tmoei_float_mode_leave(mode);
-    return tmoei_record(tape, r, tmoei_select_backward, -1, &kept, sizeof kept, &z, 1);
+    return tmoei_record(tape, r, tmoei_select_backward, TMOEI_HAND_NONE, &kept, sizeof kept, &z, 1);
 }
 
 /* The expert that a one-hot route names, or -1 for a mixture. */
@@ -6190,197 +6472,294 @@ static int tmoei_one_hot(const float *route, int E)
 
 /* ---- mix of outputs -----------------------------------------------------------------------------
  *   forward   y = sum_e r_e y_e
- *   backward  dy_e (+)= r_e dy where r_e > 0;  dr_e += <dy, y_e> for every expert that ran */
+ *   backward  dy_e (+)= r_e dy;  dr_e += <dy, y_e> for every expert that ran */
 static void tmoei_mix_outputs_backward(tmoe_tape *tape, tmoei_node *node)
 {
     const int first = *(const int *)node->kept, E = node->count - 1;
     const tmoe_tensor *y = node->y;
+    const float *r = node->in[E]->x + first;
     float *droute = tmoei_grad_to_add(node, E);
+
     for (int e = 0; e < E; e++) {
         const tmoe_tensor *part = node->in[e];
         if (!part) continue;
         if (droute)
             droute[first + e] +=
                 (float)tmoei_dot(tape->ctx, y->dx, part->x, tmoei_elements(y), TMOEI_SWEEP);
-        tmoei_accumulate(tape, node, e, node->in[E]->x[first + e], y->dx);
+        tmoei_accumulate(tape, node, e, r[e], y->dx);
     }
 }
 
-TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outputs, int E,
-    tmoe_tensor *route, int first)
+TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outputs,
+    int expert_count, tmoe_tensor *route, int first)
 {
-    tmoe_tensor *y = NULL;
+    const int E = expert_count;
     if (!route || !outputs || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, E >= 1 && first >= 0 && route->rows == 1 && first <= route->cols - E,
         "mix_outputs: %d experts from column %d of a route (%d,%d)", E, first, route->rows,
         route->cols);
-    tmoe_tensor **in = (tmoe_tensor **)tmoei_arena_alloc(&tape->nodes, (size_t)E + 1, sizeof *in);
-    if (!in) return NULL;
-    in[E] = route;
+
+    const tmoe_tensor *model = NULL; /* the first expert that ran: all must have its shape */
     for (int e = 0; e < E; e++) {
-        const tmoe_tensor *part = in[e] = outputs[e];
+        const tmoe_tensor *part = outputs[e];
         const float r = tape->dry ? 0.0f : route->x[first + e];
         TMOEI_SHAPE_RULE(tape, part || r == 0.0f,
             "mix_outputs: expert %d has weight %g but no output", e, (double)r);
         if (!part) continue;
-        if (!y) {
-            y = tmoei_tensor_new(tape, part->rows, part->cols, NULL);
-            if (!y) return NULL;
-            if (!tape->dry) memset(y->x, 0, tmoei_elements(y) * sizeof(float));
-        }
-        TMOEI_SHAPE_RULE(tape, part->rows == y->rows && part->cols == y->cols,
+        if (!model) model = part;
+        TMOEI_SHAPE_RULE(tape, part->rows == model->rows && part->cols == model->cols,
             "mix_outputs: expert %d gave (%d,%d), another (%d,%d); must be equal", e, part->rows,
-            part->cols, y->rows, y->cols);
-        if (r != 0.0f) tmoei_scale_add(tape->ctx, y->x, 1.0f, r, part->x, tmoei_elements(y));
+            part->cols, model->rows, model->cols);
     }
-    TMOEI_SHAPE_RULE(tape, y != NULL, "mix_outputs: none of %d experts ran", E);
-    return tmoei_record(tape, y, tmoei_mix_outputs_backward, -1, &first, sizeof first, in, E + 1);
+    TMOEI_SHAPE_RULE(tape, model != NULL, "mix_outputs: none of %d experts ran", E);
+
+    tmoe_tensor *y = tmoei_tensor_new(tape, model->rows, model->cols, NULL);
+    tmoe_tensor **in = (tmoe_tensor **)tmoei_arena_alloc(&tape->nodes, (size_t)E + 1, sizeof *in);
+    if (!y || !in) return NULL;
+    memcpy(in, outputs, (size_t)E * sizeof *in);
+    in[E] = route;
+
+    if (!tape->dry) {
+        memset(y->x, 0, tmoei_elements(y) * sizeof(float));
+        for (int e = 0; e < E; e++) {
+            const float r = route->x[first + e];
+            if (r != 0.0f)
+                tmoei_scale_add(tape->ctx, y->x, 1.0f, r, outputs[e]->x, tmoei_elements(y));
+        }
+    }
+    return tmoei_record(tape, y, tmoei_mix_outputs_backward, TMOEI_HAND_NONE, &first, sizeof first,
+        in, E + 1);
 }
 
-/* theta_bar_t (T, n) = sum_e r_te theta_e, theta (E, n); backward where there is g (T, n):
- *   dtheta_e += sum_t r_te g_t (dtheta may be NULL);  dr_te += <g_t, theta_e - theta_bar_t> (dr may
- *   be NULL), which, where r_t sums to 1, is d_te - sum_e' r_te' d_te', d_te = <g_t, theta_e -
- *   theta_0>.
- * Every expert comes from memory once, whatever T is: a piece of all tasks stays in L1, or L2,
- * meanwhile. */
-#define TMOEI_MERGE_PIECE 768
+/* ---- merging ------------------------------------------------------------------------------------
+ * For T tasks and blocks of n parameters:
+ *   forward   theta_bar_t = sum_e r_te theta_e
+ *   backward  dtheta_e += sum_t r_te g_t,  g_t = dl/dtheta_bar_t;
+ *             dr_te += d_te - sum_e' r_te' d_te',  d_te = <g_t, theta_e - theta_0>,
+ *             which is <g_t, theta_e - theta_bar_t> where row t of the route sums to 1
+ * Every expert is read from memory once, however many tasks there are: meanwhile a piece of all
+ * tasks' blocks stays in the cache. */
+#define TMOEI_MERGE_PIECE TMOEI_MERGE_UNSEEN /* parameters at a time: lines that merge prefetches */
+#define TMOEI_MERGE_WEIGHTS 65536            /* most tasks times experts: weights of one merge */
 
 typedef struct tmoei_merge_job {
-    int T, E;
-    size_t n, stride; /* stride of a task's r and dr */
-    const float *theta, *r, *g;
-    float *out, *dr, *partial; /* out: theta_bar, or dtheta; partial sums of dr (chunks, T, E) */
-    size_t grain;              /* floats a chunk: as many chunks as `partial` holds at most */
+    const float *experts; /* theta (E, n) */
+    int expert_count, tasks;
+    size_t block;         /* n */
+    const float *route;   /* r (T, E) */
+    size_t route_stride;  /* of r and dr */
+    float *merged;        /* forward: theta_bar (T, n), overwritten */
+    const float *g;       /* backward: (T, n) */
+    float *dexperts, *dr; /* backward: like experts and route, added to; NULL: not wanted */
+    float *partial;       /* backward with dr: sums of d_te (chunks, T, E), TMOEI_SHARED_FLOATS */
+    size_t grain;         /* parameters of a chunk */
 } tmoei_merge_job;
 
-/* r (T, E) theta (E, n): a product of small factors. Its long lines are asked for ahead, 16 of them
- * at once: of more the processor loses track. */
-static void tmoei_merge_piece(const tmoei_kernels *kernels, const tmoei_merge_job *s, size_t from,
+static tmoei_merge_job tmoei_merge_job_of(const float *experts, int expert_count, size_t block,
+    const float *route, size_t route_stride, int tasks)
+{
+    tmoei_merge_job job;
+    memset(&job, 0, sizeof job);
+    job.experts = experts;
+    job.expert_count = expert_count;
+    job.block = block;
+    job.route = route;
+    job.route_stride = route_stride;
+    job.tasks = tasks;
+    return job;
+}
+
+#define TMOEI_MERGE_LINES 16  /* experts read side by side: more are too many for the prefetcher */
+#define TMOEI_MERGE_AHEAD 128 /* floats */
+
+/* Parameters at .. at + n - 1 of several tasks: the product of r (T, E) and theta (E, n). */
+static void tmoei_merge_tasks(const tmoei_kernels *kernels, const tmoei_merge_job *s, size_t at,
     size_t n)
 {
-    const size_t nr = (size_t)kernels->nr, end = from + n, whole = end - n % nr;
-    for (int e = 0, some; e < s->E; e += some) {
-        const float *theta = s->theta + (size_t)e * s->n;
-        some = tmoei_least(16, s->E - e);
-        for (size_t at = from; at < whole; at += nr) {
-            for (size_t i = 0; i < (size_t)some; i++)
-                for (size_t j = 0; j < nr; j += 16) TMOEI_PREFETCH(theta + i * s->n + at + 128 + j);
-            for (int t = 0, rows; t < s->T; t += rows) {
-                float *out = s->out + (size_t)t * s->n + at;
-                rows = tmoei_least(kernels->mr, s->T - t);
-                const tmoei_panel route = { s->r + (size_t)t * s->stride + e, s->stride, 1 };
-                kernels->micro[rows](some, route, theta + at, s->n,
-                    tmoei_output_of(out, s->n, e > 0 ? 1.0f : 0.0f), (int)nr);
+    const size_t nr = (size_t)kernels->nr, block = s->block;
+    const size_t end = at + n, whole = end - n % nr; /* up to here in tiles of nr columns */
+
+    for (int e = 0; e < s->expert_count; e += TMOEI_MERGE_LINES) {
+        const int lines = tmoei_least(TMOEI_MERGE_LINES, s->expert_count - e);
+        const float *theta = s->experts + (size_t)e * block;
+        for (size_t column = at; column < whole; column += nr) {
+            for (size_t i = 0; i < (size_t)lines; i++)
+                for (size_t j = 0; j < nr; j += 16)
+                    TMOEI_PREFETCH(theta + i * block + column + TMOEI_MERGE_AHEAD + j);
+            for (int t = 0; t < s->tasks; t += kernels->mr) {
+                const int rows = tmoei_least(kernels->mr, s->tasks - t);
+                const tmoei_panel route = { s->route + (size_t)t * s->route_stride + e,
+                    s->route_stride, 1 };
+                float *merged = s->merged + (size_t)t * block + column;
+                kernels->micro[rows](lines, route, theta + column, block,
+                    tmoei_output_of(merged, block, e > 0 ? 1.0f : 0.0f), (int)nr);
             }
         }
     }
-    for (size_t t = 0; whole < end && t < (size_t)s->T; t++)
-        kernels->merge(s->out + t * s->n + whole, 0, s->theta + whole, s->n, s->r + t * s->stride,
-            s->E, end - whole);
+
+    if (whole == end) return;
+    for (size_t t = 0; t < (size_t)s->tasks; t++)
+        kernels->merge(s->merged + t * block + whole, 0, s->experts + whole, block,
+            s->route + t * s->route_stride, s->expert_count, end - whole);
 }
 
 static void tmoei_merge_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t count)
 {
     const tmoei_merge_job *s = (const tmoei_merge_job *)job;
-    const size_t T = (size_t)s->T, E = (size_t)s->E, end = at + count;
-    float *partial = s->g && s->dr ? s->partial + at / s->grain * T * E : NULL;
-    if (partial) memset(partial, 0, T * E * sizeof(float));
-    for (size_t n; at < end; at += n) {
-        n = end - at < TMOEI_MERGE_PIECE ? end - at : TMOEI_MERGE_PIECE;
-        if (!s->g && T == 1)
-            ctx->kernels->merge(s->out + at, 0, s->theta + at, s->n, s->r, s->E, n);
-        else if (!s->g)
-            tmoei_merge_piece(ctx->kernels, s, at, n);
-        for (size_t e = 0; s->g && e < E; e++)
-            for (size_t t = 0; t < T; t += 4) {
-                const size_t expert = e * s->n + at;
-                int used = 0;
-                tmoei_merge_lines lines;
-                memset(&lines, 0, sizeof lines);
-                for (size_t i = t; i < T && i < t + 4; i++) {
-                    lines.r[i - t] = s->r[i * s->stride + e];
-                    if (lines.r[i - t] != 0.0f) used = 1;
-                }
-                if (!used && !partial) continue;
-                lines.theta = s->theta + expert;
-                lines.first = s->theta + at;
-                lines.next = e + 1 < E ? (ptrdiff_t)s->n : (ptrdiff_t)n - (ptrdiff_t)(e * s->n);
-                lines.g = s->g + t * s->n + at;
-                lines.stride = s->n;
-                lines.tasks = (int)(T - t);
-                if (s->out && used) lines.dtheta = s->out + expert;
-                ctx->kernels->merge_backward(&lines, n);
-                for (size_t i = t; partial && i < T && i < t + 4; i++)
-                    partial[i * E + e] += lines.dots[i - t];
-            }
+    const size_t end = at + count;
+
+    while (at < end) {
+        const size_t n = end - at < TMOEI_MERGE_PIECE ? end - at : TMOEI_MERGE_PIECE;
+        if (s->tasks == 1)
+            ctx->kernels->merge(s->merged + at, 0, s->experts + at, s->block, s->route,
+                s->expert_count, n);
+        else
+            tmoei_merge_tasks(ctx->kernels, s, at, n);
+        at += n;
     }
 }
 
-static void tmoei_merge(tmoe_ctx *ctx, tmoei_merge_job *job)
+/* Parameters at .. at + n - 1 of expert e, for tasks t .. t + 3 (fewer at the end). */
+static void tmoei_merge_backward_piece(const tmoe_ctx *ctx, const tmoei_merge_job *s,
+    float *partial, size_t e, size_t t, size_t at, size_t n)
 {
-    const size_t T = (size_t)job->T, E = (size_t)job->E, all = T * E;
-    for (job->grain = TMOEI_SWEEP; job->n / job->grain + 1 > TMOEI_SHARED_FLOATS / all;)
-        job->grain *= 2;
-    tmoei_sweep(ctx, job->n, job->grain, tmoei_merge_sweep, job);
-    for (size_t t = 0; job->g && job->dr && t < T; t++) {
-        float *dots = job->partial + t * E, *dr = job->dr + t * job->stride;
+    const size_t E = (size_t)s->expert_count, left = (size_t)s->tasks - t,
+                 four = left < 4 ? left : 4;
+    const size_t expert = e * s->block + at;
+    tmoei_merge_lines lines;
+    int used = 0; /* any task: with r_te = 0 for all, only dots are needed */
+
+    memset(&lines, 0, sizeof lines);
+    for (size_t i = 0; i < four; i++) {
+        lines.r[i] = s->route[(t + i) * s->route_stride + e];
+        if (lines.r[i] != 0.0f) used = 1;
+    }
+    if (!used && !partial) return;
+
+    lines.theta = s->experts + expert;
+    lines.first = s->experts + at;
+    lines.next =
+        (ptrdiff_t)s->block; /* the next expert; after the last the next piece of the first */
+    if (e + 1 == E) lines.next = (ptrdiff_t)n - (ptrdiff_t)(e * s->block);
+    lines.g = s->g + t * s->block + at;
+    lines.stride = s->block;
+    lines.tasks = (int)left;
+    if (s->dexperts && used) lines.dtheta = s->dexperts + expert;
+    ctx->kernels->merge_backward(&lines, n);
+    if (!partial) return;
+    for (size_t i = 0; i < four; i++) partial[(t + i) * E + e] += lines.dots[i];
+}
+
+static void tmoei_merge_backward_sweep(const tmoe_ctx *ctx, const void *job, size_t at,
+    size_t count)
+{
+    const tmoei_merge_job *s = (const tmoei_merge_job *)job;
+    const size_t T = (size_t)s->tasks, E = (size_t)s->expert_count, end = at + count;
+    float *partial = NULL;
+    if (s->dr) {
+        partial = s->partial + at / s->grain * T * E;
+        memset(partial, 0, T * E * sizeof(float));
+    }
+
+    while (at < end) {
+        const size_t n = end - at < TMOEI_MERGE_PIECE ? end - at : TMOEI_MERGE_PIECE;
+        for (size_t e = 0; e < E; e++)
+            for (size_t t = 0; t < T; t += 4)
+                tmoei_merge_backward_piece(ctx, s, partial, e, t, at, n);
+        at += n;
+    }
+}
+
+/* dr_te += d_te - sum_e' r_te' d_te', d_te being the chunks' sums, added in a fixed order. */
+static void tmoei_merge_backward_route(const tmoei_merge_job *job)
+{
+    const size_t T = (size_t)job->tasks, E = (size_t)job->expert_count;
+    const size_t chunks = (job->block + job->grain - 1) / job->grain;
+
+    for (size_t t = 0; t < T; t++) {
+        const float *r = job->route + t * job->route_stride;
+        float *d = job->partial + t * E, *dr = job->dr + t * job->route_stride;
         double bar = 0.0;
         for (size_t e = 0; e < E; e++) {
             double sum = 0.0;
-            for (size_t chunk = 0; chunk * job->grain < job->n; chunk++)
-                sum += (double)dots[chunk * all + e];
-            dots[e] = (float)sum;
-            bar += (double)job->r[t * job->stride + e] * (double)dots[e];
+            for (size_t chunk = 0; chunk < chunks; chunk++) sum += (double)d[chunk * T * E + e];
+            d[e] = (float)sum;
+            bar += (double)r[e] * (double)d[e];
         }
-        for (size_t e = 0; e < E; e++) dr[e] += (float)((double)dots[e] - bar);
+        for (size_t e = 0; e < E; e++) dr[e] += (float)((double)d[e] - bar);
     }
+}
+
+/* Runs a job on all lanes: backward where it has a g. */
+static void tmoei_merge(tmoe_ctx *ctx, tmoei_merge_job *job)
+{
+    const size_t weights = (size_t)job->tasks * (size_t)job->expert_count;
+    job->grain = TMOEI_SWEEP; /* larger where the partial sums of all chunks would not fit */
+    while (job->block / job->grain + 1 > TMOEI_SHARED_FLOATS / weights) job->grain *= 2;
+
+    if (!job->g) {
+        tmoei_sweep(ctx, job->block, job->grain, tmoei_merge_sweep, job);
+        return;
+    }
+    job->partial = ctx->shared_scratch;
+    tmoei_sweep(ctx, job->block, job->grain, tmoei_merge_backward_sweep, job);
+    if (job->dr) tmoei_merge_backward_route(job);
 }
 
 /* ---- mix of parameters --------------------------------------------------------------------------
  *   forward   theta_bar_t = sum_e r_te theta_e
- *   backward  dtheta_e += sum_t r_te g_t;  dr_te += <g_t, theta_e - theta_bar_t>,  g = d theta_bar
- *   */
+ *   backward  dtheta_e += sum_t r_te g_t;  dr_te += <g_t, theta_e - theta_bar_t> */
 static void tmoei_mix_parameters_backward(tmoe_tape *tape, tmoei_node *node)
 {
     tmoei_merge_job job = *(const tmoei_merge_job *)node->kept;
+    const tmoe_tensor *route = node->in[0];
     float *droute = tmoei_grad_to_add(node, 0);
     job.g = node->y->dx;
-    job.dr = droute ? droute + (job.r - node->in[0]->x) : NULL;
+    if (droute) job.dr = droute + (job.route - route->x);
     tmoei_merge(tape->ctx, &job);
 }
 
-TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float *gradients, int E,
-    int block, tmoe_tensor *route, int first)
+TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float *gradients,
+    int expert_count, int block, tmoe_tensor *route, int first)
 {
+    const int E = expert_count;
     if (!experts || !route || tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape,
-        E >= 1 && block >= 1 && first >= 0 && first <= route->cols - E && route->rows <= 65536 / E,
-        "mix_parameters: %d experts of %d floats from column %d of a route "
-        "(%d,%d); at most 65536 / E rows",
-        E, block, first, route->rows, route->cols);
-    const int T = route->rows,
-              chosen = T > 1 ? -1
-        : E == 1             ? 0
-        : tape->dry          ? -1
-                             : tmoei_one_hot(route->x + first, E);
-    float *expert = chosen < 0 ? NULL : experts + (size_t)chosen * (size_t)block;
-    tmoe_tensor *y = tmoei_tensor_new(tape, T, block, expert);
+        E >= 1 && block >= 1 && first >= 0 && first <= route->cols - E
+            && route->rows <= TMOEI_MERGE_WEIGHTS / E,
+        "mix_parameters: %d experts of %d floats from column %d of a route (%d,%d); rows times "
+        "experts at most %d",
+        E, block, first, route->rows, route->cols, TMOEI_MERGE_WEIGHTS);
+
+    /* With one task and a one-hot route nothing is merged: y is that expert's own block. */
+    const int T = route->rows;
+    int chosen = -1;
+    if (T == 1 && E == 1)
+        chosen = 0;
+    else if (T == 1 && !tape->dry)
+        chosen = tmoei_one_hot(route->x + first, E);
+    const size_t chosen_at = chosen < 0 ? 0 : (size_t)chosen * (size_t)block;
+    tmoe_tensor *y = tmoei_tensor_new(tape, T, block, chosen < 0 ? NULL : experts + chosen_at);
     if (!y) return NULL;
-    tmoei_merge_job job = { T, E, (size_t)block, (size_t)route->cols, experts, route->x + first,
-        NULL, y->x, NULL, tape->ctx->shared_scratch, 0 };
-    if (!expert && !tape->dry) tmoei_merge(tape->ctx, &job);
-    job.out = gradients; /* for the way back */
+
+    tmoei_merge_job job =
+        tmoei_merge_job_of(experts, E, (size_t)block, route->x + first, (size_t)route->cols, T);
+    job.merged = y->x;
+    job.dexperts = gradients;
+    if (chosen < 0 && !tape->dry) tmoei_merge(tape->ctx, &job);
     if (!tape->record || (!gradients && !route->wants_grad)) return y;
+
     y->wants_grad = 1;
-    if (expert && !route->wants_grad) { /* the chosen expert's own gradient takes it all */
-        y->dx = gradients + (expert - experts);
+    if (chosen >= 0 && !route->wants_grad) { /* its gradient is added to the expert's directly */
+        y->dx = gradients + chosen_at;
         y->has_grad = 1;
         return y;
     }
     y->dx = tmoei_floats(tape, tmoei_elements(y));
-    ((tmoei_tensor *)y)->unwritten = 1; /* tmoei_part gives it out, piece by piece */
     if (!y->dx) return NULL;
-    return tmoei_record(tape, y, tmoei_mix_parameters_backward, -1, &job, sizeof job, &route, 1);
+    ((tmoei_tensor *)y)->unwritten = 1;
+    return tmoei_record(tape, y, tmoei_mix_parameters_backward, TMOEI_HAND_NONE, &job, sizeof job,
+        &route, 1);
 }
 
 /* ==== >>layers: one forward pass of the transformer ==============================================
@@ -7294,14 +7673,8 @@ static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route)
         if (chosen >= 0) {
             model->blocks[l] = experts + (size_t)chosen * layer->block_size;
         } else {
-            tmoei_merge_job job;
-            memset(&job, 0, sizeof job);
-            job.T = 1;
-            job.E = E;
-            job.n = layer->block_size;
-            job.theta = experts;
-            job.r = r;
-            job.out = at;
+            tmoei_merge_job job = tmoei_merge_job_of(experts, E, layer->block_size, r, 0, 1);
+            job.merged = at;
             tmoei_merge(model->ctx, &job);
             model->blocks[l] = at;
         }

@@ -266,25 +266,22 @@ static void attention_equals_its_definition_forward_and_backward(void)
                 for (i = 0; i < TW; i++) q[i] *= 6.0f; /* sharp rows */
                 attention_naive(T, S, W, causal, (double)scale, q, k, v, dy, want, want + TW,
                     want + 2 * TW, want + 2 * TW + SW);
-                tmoei_attention_rows rows;
-                memset(&rows, 0, sizeof rows);
-                rows.ctx = ctx;
-                rows.T = T;
-                rows.S = S;
-                rows.width = W;
-                rows.causal = causal;
-                rows.q_stride = rows.kv_stride = rows.y_stride = (size_t)W;
-                rows.q = q;
-                rows.k = k;
-                rows.v = v;
-                rows.dy = dy;
-                rows.y = y;
-                rows.lse = lse;
-                rows.dq = dq;
-                rows.dk = dk;
-                rows.dv = dv;
-                tmoei_attention_forward(&rows, 0);
-                tmoei_attention_backward(&rows, 0);
+                tmoei_attention_head head;
+                memset(&head, 0, sizeof head);
+                head.ctx = ctx;
+                head.causal = causal;
+                head.q = tmoei_matrix_of(q, T, W, (size_t)W);
+                head.k = tmoei_matrix_of(k, S, W, (size_t)W);
+                head.v = tmoei_matrix_of(v, S, W, (size_t)W);
+                head.y = y;
+                head.y_stride = (size_t)W;
+                head.lse = lse;
+                head.dy = dy;
+                head.dq = dq;
+                head.dk = dk;
+                head.dv = dv;
+                tmoei_attention_forward(&head, 0);
+                tmoei_attention_backward(&head, 0);
                 for (i = 0; i < TW; i++)
                     worst = fmax(worst,
                         fmax(fabs(want[i] - (double)y[i]), fabs(want[TW + i] - (double)dq[i])));
@@ -296,8 +293,8 @@ static void attention_equals_its_definition_forward_and_backward(void)
                     CHECK(y[i] == y[i] && dq[i] == dq[i]); /* fmax would pass a NaN over */
                 for (i = 0; i < SW; i++) CHECK(dk[i] == dk[i] && dv[i] == dv[i]);
                 CHECK_NEAR(worst, 0.0, 2e-5);
-                rows.beta_q = rows.beta_kv = 1.0f; /* the same once more, added */
-                tmoei_attention_backward(&rows, 0);
+                head.beta_q = head.beta_kv = 1.0f; /* the same once more, added */
+                tmoei_attention_backward(&head, 0);
                 for (i = 0; i < TW; i++)
                     worst = fmax(worst, fabs(2.0 * want[TW + i] - (double)dq[i]));
                 for (i = 0; i < SW; i++)
@@ -455,8 +452,7 @@ static void merging_and_its_backward_equal_double_sums(void)
         for (k = 0; k < 5; k++)
             for (shared = 0; shared < 2; shared++) {
                 const int T = cases[k][0], E = cases[k][1], n = cases[k][2];
-                const size_t all = (size_t)E * (size_t)n, tasks = (size_t)T * (size_t)n,
-                             stride = (size_t)E;
+                const size_t all = (size_t)E * (size_t)n, tasks = (size_t)T * (size_t)n;
                 tmoe_ctx *ctx = context_of(isa, 2);
                 float *theta = floats(all, 31), *g = floats(tasks, 32), *bar = floats(tasks, 0),
                       *dtheta = floats(all, 33), *before = floats(all, 33);
@@ -467,10 +463,13 @@ static void merging_and_its_backward_equal_double_sums(void)
                     r[i] = E == 3 ? rows[i % 18]
                                   : (float)(i % 19) / 171.0f; /* 0 + 1 + ... + 18 = 171 */
                 if (ctx) {
-                    tmoei_merge_job forward = { T, E, (size_t)n, stride, theta, r, NULL, bar, NULL,
-                        NULL, 0 };
-                    tmoei_merge_job backward = { T, E, (size_t)n, stride, theta, r, g, dtheta, dr,
-                        ctx->shared_scratch, 0 };
+                    tmoei_merge_job forward =
+                        tmoei_merge_job_of(theta, E, (size_t)n, r, (size_t)E, T);
+                    tmoei_merge_job backward = forward;
+                    forward.merged = bar;
+                    backward.g = g;
+                    backward.dexperts = dtheta;
+                    backward.dr = dr;
                     for (i = 0; shared && i < n; i++)
                         for (e = 0; e < E; e++)
                             theta[e * n + i] = theta[i] + 1e-3f * theta[e * n + i] * (float)e;

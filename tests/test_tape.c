@@ -300,11 +300,11 @@ static void test_wrong_shapes_are_refused_with_the_values_and_the_rule(void)
     tmoe_tensor *a = tmoe_leaf(tape, 2, 3, x, NULL), *b = tmoe_leaf(tape, 4, 2, x, NULL), *parts[2];
     static const int falling[3] = { 0, 5, 2 }, offsets_of_four[2] = { 0, 4 },
                      offsets_of_one[2] = { 0, 1 };
-    static const int offsets_of_many[2] = { 0, 65537 };
+    static const int offsets_of_many[2] = { 0, 65537 }, offsets_from_one[2] = { 1, 2 };
     static float zeros[8], many[4 * 65537];
     tmoe_tensor *four = tmoe_leaf(tape, 4, 2, zeros, NULL),
                 *keys = tmoe_leaf(tape, 1, 4, zeros, NULL);
-    tmoe_tensor *result[21];
+    tmoe_tensor *result[27];
     size_t i, n = 0;
     parts[0] = a;
     parts[1] = b;
@@ -320,19 +320,25 @@ static void test_wrong_shapes_are_refused_with_the_values_and_the_rule(void)
     REFUSED(tmoe_linear(tape, a, b, NULL, TMOE_NONE, NULL), "x (2,3), w (4,2)");
     REFUSED(tmoe_linear(tape, a, a, NULL, TMOE_TANH, NULL), "act must be");
     REFUSED(tmoe_layer_norm(tape, a, b, b), "must be (1,3)");
-    REFUSED(tmoe_attention(tape, a, a, 2, 1, offsets, offsets, 0), "H 2");
+    REFUSED(tmoe_attention(tape, a, a, 2, 1, offsets, offsets, 0), "2 heads");
     REFUSED(tmoe_attention(tape, a, a, 1, 2, falling, falling, 0), "offsets rise");
+    REFUSED(tmoe_attention(tape, a, a, 1, 1, offsets_from_one, offsets_from_one, 0), "from 0");
+    REFUSED(tmoe_attention(tape, a, a, 1, 1, NULL, offsets, 0), "from 0");
     REFUSED(tmoe_attention(tape, four, keys, 1, 1, offsets_of_four, offsets_of_one, 1),
         "no fewer keys");
     REFUSED(tmoe_attention(tape, four, tmoe_leaf(tape, 65537, 4, many, NULL), 1, 1, offsets_of_four,
                 offsets_of_many, 0),
         "at most 65536 keys");
     REFUSED(tmoe_embedding(tape, a, 2, bad_ids, 1.0f, NULL, NULL), "has id 9");
+    REFUSED(tmoe_activate(tape, a, (tmoe_activation)5), "f is 5");
+    REFUSED(tmoe_activate(tape, a, (tmoe_activation)-1), "f is -1");
+    REFUSED(tmoe_linear(tape, a, a, NULL, (tmoe_activation)7, NULL), "act must be");
+    REFUSED(tmoe_concat(tape, NULL, 0), "0 parts");
     REFUSED(tmoe_cross_entropy(tape, a, bad_ids, 0.0f, 1.0f), "target 9");
     REFUSED(tmoe_cross_entropy(tape, a, bad_ids, 1.0f, 1.0f), "smoothing 1");
     REFUSED(tmoe_add(tape, a, b), "a (2,3), b (4,2)");
     REFUSED(tmoe_multiply(tape, a, b), "multiply");
-    REFUSED(tmoe_slice(tape, a, 2, 2), "columns 2 to 3");
+    REFUSED(tmoe_slice(tape, a, 2, 2), "2 columns from column 2");
     REFUSED(tmoe_concat(tape, parts, 2), "part 1 has 4 rows");
     REFUSED(tmoe_reshape(tape, a, 5, 1), "must stay");
     REFUSED(tmoe_dropout(tape, a, 1.0f, 0, 0), "p = 1");
