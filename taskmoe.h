@@ -520,8 +520,8 @@ TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric);
 TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *const *predictions,
     const tmoe_example *examples, int count, double *score);
 
-/* What tmoe_compare finds. Of each three numbers, [0] is the mean over tasks, [1] and [2] are the ends
- * of its 95 % bootstrap interval; NaN where no task has the figure. */
+/* What tmoe_compare finds. Of each three numbers, [0] is the mean over tasks, [1] and [2] are the
+ * ends of its 95 % bootstrap interval; NaN where no task has the figure. */
 typedef struct tmoe_comparison {
     double relative_gain[3]; /* (new - base) / base, over the tasks whose base is above 0 */
     double difference[3];    /* new - base */
@@ -530,7 +530,7 @@ typedef struct tmoe_comparison {
     int undefined;           /* tasks of which a score is NaN: they count nowhere else */
 } tmoe_comparison;
 
-/* tmoe_compare - scores of a model against those of a base on the same tasks                >>metrics
+/* tmoe_compare - scores of a model against those of a base on the same tasks              >>metrics
  *   The interval is made of the means over 2,000 resamplings of the tasks, with replacement.
  *   base, scores  (count) in: task i's score by the base and by the model; NaN: undefined
  *   count         at least 0
@@ -550,7 +550,7 @@ typedef struct tmoe_correlation_test {
     uint64_t seed;        /* of the permutations */
 } tmoe_correlation_test;
 
-/* tmoe_route_correlations - which experts go with a feature of the tasks                     >>routes
+/* tmoe_route_correlations - which experts go with a feature of the tasks                   >>routes
  *   r_c = Pearson's correlation of column c of the routes with the feature
  *   correlations  (columns) out: r_c; NaN where the column or the feature is constant
  *   chances       (columns) out: the share of permutations of the feature over the tasks, the given
@@ -569,7 +569,7 @@ typedef struct tmoe_join {
     double height; /* distance of a and b */
 } tmoe_join;
 
-/* tmoe_cluster - hierarchical clustering of rows                                              >>routes
+/* tmoe_cluster - hierarchical clustering of rows                                           >>routes
  *   Euclidean distances; the distance of two clusters is the mean over their pairs of rows.
  *   x       (rows, cols) in, routes for instance
  *   joins   (rows - 1) out, nearest first
@@ -889,8 +889,8 @@ typedef enum tmoe_tune {
 typedef struct tmoe_few_shot {
     tmoe_zero_shot start; /* the route it begins with; a dense model ignores it */
     tmoe_tune tune;
-    int shots_per_label; /* lines to train on, and as many for dev: of each label of a closed set, */
-    int shots;           /* or, without labels, in all */
+    int shots_per_label;             /* lines to train on, and as many for dev: of each label, */
+    int shots;                       /* or, in a task without a closed set, in all */
     int steps, evaluate_every_steps; /* of a configuration; dev is measured every so many */
     float warmup;                    /* fraction of the steps */
     float learning_rates[TMOE_FEW_SHOT_CHOICES]; /* each is tried with each batch size; a task's */
@@ -910,7 +910,7 @@ typedef struct tmoe_few_shot_result {
 /* tmoe_few_shot_default - the choices of the paper's protocol, scaled to small models
  *   200 steps, 3 learning rates x 3 batch sizes, 16 lines a label or 32.   thread any */
 TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void);
-/* tmoe_few_shot_run - adapts to an unseen task and measures what that gives                  >>fewshot
+/* tmoe_few_shot_run - adapts to an unseen task and measures what that gives               >>fewshot
  *   Samples lines, trains every configuration, takes the one that is best on dev, returns its test
  *   score. The model itself does not change.
  *   task    in: a suite's, with training and test lines; its instruction gives the route
@@ -928,12 +928,12 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
 /* What a dense model makes of a task's training lines. */
 typedef enum tmoe_task_embedding {
     TMOE_EMBED_STATE, /* mean of the encoder's output over the tokens of the inputs */
-    /* the diagonal of the empirical Fisher information, mean of (dl/dp)^2, for p in norms and biases
-     * (Vu 2020, arXiv 2005.00770), then its principal components over the tasks */
+    /* the diagonal of the empirical Fisher information, mean of (dl/dp)^2, for p in norms and
+     * biases (Vu 2020, arXiv 2005.00770), then its principal components over the tasks */
     TMOE_EMBED_FISHER
 } tmoe_task_embedding;
 
-/* tmoe_task_vectors - a vector for each task of a suite, for TMOE_VECTOR_GIVEN               >>fewshot
+/* tmoe_task_vectors - a vector for each task of a suite, for TMOE_VECTOR_GIVEN            >>fewshot
  *   model         in: dense, with a tokenizer
  *   lines         training lines of each task that are read, at most; at least 1
  *   vector_width  the model's width for states; any for Fisher information, whose columns past the
@@ -954,7 +954,7 @@ TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *s
 TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite,
     const tmoe_tokenizer *tokenizer, tmoe_config *config);
 /* ---- API: answers and evaluation (>>inference) ----------------------------------------------- */
-/* tmoe_answer - one answer of a known task                                                 >>inference
+/* tmoe_answer - one answer of a known task                                              >>inference
  *   Decoded as tmoe_model_generation() says: greedily, unless that was changed.
  *   task_name  in: of a task that the model was made for. Other names are refused: the message
  *              gives the nearest ones.
@@ -967,14 +967,14 @@ TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite,
  *              the last one also pays for a merge: experts * parameters of a routed layer */
 TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task_name, const char *input,
     char *text, size_t size);
-/* tmoe_answer_unseen - one answer of a task that the model has not seen                    >>inference
+/* tmoe_answer_unseen - one answer of a task that the model has not seen                 >>inference
  *   instruction  in: what is to be done, as the training tasks' instructions say it. It is never
  *                compared with names. The route is that of TMOE_ZERO_SHOT_ROUTER.
- *   The rest is as in tmoe_answer. An instruction of a known task is treated as any other: its words
- *   give the route. A dense model reads the instruction, if config.instruction_in_input. */
+ *   The rest is as in tmoe_answer. An instruction of a known task is treated as any other: its
+ *   words give the route. A dense model reads the instruction, if config.instruction_in_input. */
 TMOE_DEF tmoe_result tmoe_answer_unseen(tmoe_model *model, const char *instruction,
     const char *input, char *text, size_t size);
-/* tmoe_answer_many, _unseen - answers to many inputs of one task, known or unseen          >>inference
+/* tmoe_answer_many, _unseen - answers to many inputs of one task, known or unseen       >>inference
  *   Each input gets the answer that it would get alone.
  *   route    in, (routed layers, experts), or NULL: as in tmoe_answer and tmoe_answer_unseen
  *   inputs   (count) in
@@ -1009,7 +1009,7 @@ typedef struct tmoe_generated {
         *scores; /* (count, returned): sum of log p / length^length_penalty, 0 if greedy; or NULL */
 } tmoe_generated;
 
-/* tmoe_generate - tokens that answer tokens; the level below tmoe_answer_many             >>inference
+/* tmoe_generate - tokens that answer tokens; the level below tmoe_answer_many           >>inference
  *   The answers of a request are stored best first. Where beam search found fewer than `returned`,
  *   the rest are the start token alone, with a score of -1e9.
  *   request  in
@@ -1018,8 +1018,8 @@ typedef struct tmoe_generated {
  *   errors   TMOE_ERR_ARGUMENT: no route and no known task, a length or id out of range, settings
  *            out of range (all of them in one message)
  *   cost     as tmoe_answer_many, times beams
- *   memory   the keys and values of max(32, beams) rows; with more than 8 rows also a packed copy of
- *            the decoder's weights, until the call returns
+ *   memory   the keys and values of max(32, beams) rows; with more than 8 rows also a packed copy
+ *            of the decoder's weights, until the call returns
  *   source   the beam search of transformers 4, token by token */
 TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, const tmoe_request *request,
     const tmoe_generated *out);
@@ -1030,7 +1030,7 @@ typedef enum tmoe_label_score {
     TMOE_LABEL_MEAN /* the mean over its tokens */
 } tmoe_label_score;
 
-/* tmoe_choose_label - the most likely label of each input, for a task with a closed set   >>inference
+/* tmoe_choose_label - the most likely label of each input, for a task with a closed set >>inference
  *   task    in: a suite's, with labels; known to the model by its name, or else unseen and asked by
  *           its instruction, as in tmoe_answer_unseen
  *   route   in, (routed layers, experts), or NULL: the task's
@@ -1042,9 +1042,9 @@ typedef enum tmoe_label_score {
 TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task, const float *route,
     const char *const *inputs, int count, tmoe_label_score how, int *chosen);
 #ifndef TMOE_NO_EVALUATION
-/* tmoe_evaluate - the model's score on a task's test lines, by the task's metric            >>metrics
- *   task    in: a suite's, with test lines; known to the model by its name, or else unseen and asked
- *           by its instruction, as in tmoe_answer_unseen
+/* tmoe_evaluate - the model's score on a task's test lines, by the task's metric          >>metrics
+ *   task    in: a suite's, with test lines; known to the model by its name, or else unseen and
+ *           asked by its instruction, as in tmoe_answer_unseen
  *   route   in, (routed layers, experts), or NULL: the task's
  *   limit   test lines that are used, from the first; 0: all
  *   score   out; NaN where the metric is undefined (see tmoe_score)
@@ -8658,15 +8658,16 @@ TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, size_t *paramete
 }
 
 /* ==== >>inference: one route, one merge, then an ordinary dense model answers ====================
- * Every pass here is an evaluation pass (tmoei_evaluation_pass, >>router): no noise, no exploration,
- * no dropout, and the temperature of the model's last training step. The route is computed once and
- * the experts are merged once, before the first token; from then on a dense model runs. (With
- * TMOE_MIX_OUTPUT there is nothing to merge: the experts run side by side at every step.)
+ * Every pass here is an evaluation pass (tmoei_evaluation_pass, >>router): no noise, no
+ * exploration, no dropout, and the temperature of the model's last training step. The route is
+ * computed once and the experts are merged once, before the first token; from then on a dense
+ * model runs. (With TMOE_MIX_OUTPUT there is nothing to merge: the experts run side by side at
+ * every step.)
  *
- * Keys and values of earlier positions are kept in a cache of slots (H, 2, limit, W), in the order in
- * which a head reads them: its keys, then its values. A row is a request or one of its beams. A table
- * says which slot holds position t of a row; so beams that change places move no keys, and the keys
- * of a row lie in a few long runs. */
+ * Keys and values of earlier positions are kept in a cache of slots (H, 2, limit, W), in the order
+ * in which a head reads them: its keys, then its values. A row is a request or one of its beams. A
+ * table says which slot holds position t of a row; so beams that change places move no keys, and
+ * the keys of a row lie in a few long runs. */
 
 /* ---- decoding: greedy, and beam search as transformers does it ------------------------------- */
 
@@ -8716,8 +8717,8 @@ static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int
     return model->ctx->error;
 }
 
-/* Returns the logits (rows, V) of the position that follows the tokens in cache->ids. They are valid
- * until the next call. */
+/* Returns the logits (rows, V) of the position that follows the tokens in cache->ids. They are
+ * valid until the next call. */
 static tmoe_tensor *tmoei_cache_step(tmoei_cache *cache, tmoe_model *model, int task,
     const float *route)
 {
@@ -8741,9 +8742,8 @@ static tmoe_tensor *tmoei_cache_step(tmoei_cache *cache, tmoe_model *model, int 
     return tmoei_head(&pass, tmoei_decode(&pass, &target, NULL, NULL));
 }
 
-/* Moves on to the next position: row r continues what row parents[r] was. request_of is rewritten in
- * place, which is safe because rows keep the order of their requests: parents[r] >= r for the first
- * row of each request, and all rows of a request hold the same value. */
+/* Moves on to the next position: row r continues what row parents[r] was. request_of is rewritten
+ * in place: requests only move to the front, and all rows of one hold the same value. */
 static void tmoei_cache_reorder(tmoei_cache *cache, const int *parents, int rows)
 {
     const size_t limit = (size_t)cache->limit, used = ((size_t)cache->position + 1) * sizeof(int);
@@ -8879,7 +8879,8 @@ static int tmoei_search_is_over(const tmoei_search *s, int request, float runnin
     if (how->early_stopping == TMOE_EARLY_STOPPING_TRUE && worst > TMOEI_NO_SCORE) return 1;
 
     /* log p only falls. So a running row's final score is at most what it has now, divided by the
-     * length at which the quotient is best; FALSE takes the present length, as transformers does. */
+     * length at which the quotient is best; FALSE takes the present length, as transformers
+     * does. */
     int length = s->length;
     if (how->early_stopping == TMOE_EARLY_STOPPING_NEVER && how->length_penalty > 0.0f)
         length = how->max_length - 1;
@@ -9106,68 +9107,28 @@ typedef struct tmoei_asked {
     const float *route; /* (R, E), or NULL: the known task's own, an unseen one's is computed */
 } tmoei_asked;
 
-#define TMOEI_NAME_BYTES 64 /* of a name are compared, and shown */
-
-/* Levenshtein's distance: bytes to insert, remove or replace until a is b. One row of the table at a
- * time: d(i, j) = least of d(i-1, j-1) + [a_i != b_j], d(i-1, j) + 1, d(i, j-1) + 1. */
-static int tmoei_edit_distance(const char *a, const char *b)
-{
-    int row[TMOEI_NAME_BYTES + 1];
-    const int length = tmoei_least((int)strlen(b), TMOEI_NAME_BYTES);
-    for (int j = 0; j <= length; j++) row[j] = j;
-    for (int i = 1; a[i - 1] && i <= TMOEI_NAME_BYTES; i++) {
-        int diagonal = row[0];
-        row[0] = i;
-        for (int j = 1; j <= length; j++) {
-            const int above = row[j];
-            const int replaced = diagonal + (a[i - 1] != b[j - 1]);
-            row[j] = tmoei_least(replaced, tmoei_least(above, row[j - 1]) + 1);
-            diagonal = above;
-        }
-    }
-    return row[length];
-}
-
-/* Writes the names of the known tasks that are nearest to `name` into text, as "'a', 'b', 'c'". */
-static void tmoei_similar_names(const tmoe_model *model, const char *name, char *text, size_t size)
-{
-    enum { SHOWN = 3 };
-
-    int nearest[SHOWN], distances[SHOWN], shown = 0;
-    size_t used = 0;
-    for (int t = 0; t < model->N; t++) {
-        const int distance = tmoei_edit_distance(name, model->tasks[t].name);
-        if (shown == SHOWN && distance >= distances[SHOWN - 1]) continue;
-        int place = shown < SHOWN ? shown++ : SHOWN - 1;
-        for (; place > 0 && distances[place - 1] > distance; place--) {
-            nearest[place] = nearest[place - 1];
-            distances[place] = distances[place - 1];
-        }
-        nearest[place] = t;
-        distances[place] = distance;
-    }
-    text[0] = 0;
-    for (int i = 0; i < shown; i++) {
-        (void)snprintf(text + used, size - used, "%s'%.*s'", i ? ", " : "", TMOEI_NAME_BYTES,
-            model->tasks[nearest[i]].name);
-        used += strlen(text + used);
-    }
-}
-
-/* Finds the known task of this name, for a function of the API. */
+/* Finds the known task of this name, for a function of the API. The message of a failure lists the
+ * tasks whose instructions have most in common with the name. */
 static tmoe_result tmoei_asked_by_name(tmoe_model *model, const char *function, const char *name,
     tmoei_asked *asked)
 {
-    char similar[4 * TMOEI_NAME_BYTES];
+    enum { SHOWN = 3 };
+
+    int tasks[SHOWN];
+    float cosines[SHOWN];
+    char text[1024] = "";
     memset(asked, 0, sizeof *asked);
     if (!name) return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "%s: no task's name", function);
     asked->task = tmoe_model_find_task(model, name);
     if (asked->task < 0) {
-        tmoei_similar_names(model, name, similar, sizeof similar);
+        const int shown = tmoe_model_nearest_tasks(model, name, SHOWN, tasks, cosines);
+        for (int i = 0; i < shown; i++)
+            tmoei_problem(text, sizeof text, "%s", model->tasks[tasks[i]].name);
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-            "%s: no task of the model is named '%.*s' (nearest of %d: %s). A task that it has not "
-            "seen is asked by its instruction: tmoe_answer_unseen, tmoe_route_unseen",
-            function, TMOEI_NAME_BYTES, name, model->N, model->N ? similar : "none");
+            "%s: no task of the model is named '%.200s'. Nearest: %s. A task that it has not seen "
+            "is "
+            "asked by its instruction: tmoe_answer_unseen, tmoe_route_unseen",
+            function, name, shown ? text : "it has none");
     }
     asked->name = model->tasks[asked->task].name;
     asked->instruction = model->tasks[asked->task].instruction;
@@ -9224,8 +9185,8 @@ static char *tmoei_text_of(tmoe_model *model, const int *tokens, size_t count)
     return text;
 }
 
-/* Tokenises the inputs, generates one answer each and decodes it. The answers are set to NULL by the
- * caller, who also frees them when this fails. */
+/* Tokenises the inputs, generates one answer each and decodes it. The answers are set to NULL by
+ * the caller, who also frees them when this fails. */
 static tmoe_result tmoei_answers_make(tmoe_model *model, tmoei_asked *asked,
     const char *const *inputs, int count, char **answers, tmoei_texts *texts, tmoei_owner *own)
 {
@@ -12389,7 +12350,8 @@ TMOE_DEF tmoe_model *tmoe_train_two_stages(tmoe_ctx *ctx, const tmoe_suite *suit
  * The rules are those of the reference's code, oddities included: only then can a score be compared
  * with a published one. */
 
-/* Lower case of Latin, Greek and Cyrillic letters. The letters of other alphabets are left alone. */
+/* Lower case of Latin, Greek and Cyrillic letters. The letters of other alphabets are left
+ * alone. */
 static uint32_t tmoei_lower_code(uint32_t c)
 {
     if (c < 128) return tmoei_lower((unsigned char)c);
@@ -12568,7 +12530,8 @@ typedef struct tmoei_rouge {
 
 /* Marks the words of an answer's sentence that are on one longest common subsequence with a
  * sentence of the prediction. With words a_1 ... a_n and b_1 ... b_m
- *   table(i, j) = table(i-1, j-1) + 1 where b_i = a_j, else the larger of table(i-1, j), (i, j-1) */
+ *   table(i, j) = table(i-1, j-1) + 1 where b_i = a_j, else the larger of table(i-1, j), (i,
+ *   j-1) */
 static void tmoei_rouge_mark(tmoei_rouge *w, int answer_sentence, int prediction_sentence)
 {
     const int a_first = prediction_sentence ? w->a_ends[prediction_sentence - 1] : 0;
@@ -12646,8 +12609,8 @@ static int tmoei_label_occurs(const char *label, const tmoe_example *examples, i
     return 0;
 }
 
-/* Mean F1 over the distinct texts that occur: those of the answers, then those that only predictions
- * have. */
+/* Mean F1 over the distinct texts that occur: those of the answers, then those that only
+ * predictions have. */
 static double tmoei_macro_f1(const char *const *predictions, const tmoe_example *examples,
     int count)
 {
@@ -12809,8 +12772,8 @@ typedef struct tmoei_paired {
     uint64_t seed;
 } tmoei_paired;
 
-/* Mean of new - base, or of (new - base) / base, over all tasks (draw 0) or over as many that a draw
- * picks with replacement. NaN where no task of these has the figure. */
+/* Mean of new - base, or of (new - base) / base, over all tasks (draw 0) or over as many that a
+ * draw picks with replacement. NaN where no task of these has the figure. */
 static double tmoei_mean_gain(const tmoei_paired *p, int relative, int draw)
 {
     double sum = 0.0;
@@ -13090,8 +13053,8 @@ typedef struct tmoei_attempt {
     double best;
 } tmoei_attempt;
 
-/* Shrinks what is updated to the layers, or their FFNs, that were experts in `from`. In a dense model
- * all layers stay. */
+/* Shrinks what is updated to the layers, or their FFNs, that were experts in `from`. In a dense
+ * model all layers stay. */
 static void tmoei_train_experts_only(tmoe_trainer *trainer, const tmoe_model *from)
 {
     int kept = 0;
@@ -13221,8 +13184,8 @@ static void tmoei_few_shot_chunk(void *arg, int chunk, int lane)
     tmoe_ctx_destroy(a.ctx);
 }
 
-/* Takes lines with this label (NULL: any) in the drawn order: the first for training, the second for
- * dev, and so on, until both have `wanted`. */
+/* Takes lines with this label (NULL: any) in the drawn order: the first for training, the second
+ * for dev, and so on, until both have `wanted`. */
 static void tmoei_few_shot_take(tmoei_few_shot_job *job, const char *label, int wanted,
     const int *order, tmoe_example *dev)
 {
@@ -13296,8 +13259,8 @@ static int tmoei_few_shot_best(tmoe_ctx *ctx, const tmoei_few_shot_job *job, int
     return best;
 }
 
-/* All configurations at once, then the best again, with the test lines: equal bits come out, and one
- * model after another need not be kept. */
+/* All configurations at once, then the best again, with the test lines: equal bits come out, and
+ * one model after another need not be kept. */
 static tmoe_result tmoei_few_shot_compete(tmoei_few_shot_job *job, tmoe_few_shot_result *result)
 {
     tmoe_ctx *ctx = job->model->ctx;
@@ -13405,7 +13368,8 @@ static tmoe_result tmoei_embed_fisher(tmoe_model *model, const tmoei_batch *b, f
     return model->ctx->error;
 }
 
-/* Adds what one line, a tokenised input and answer, says of its task to row. grads NULL: the state. */
+/* Adds what one line, a tokenised input and answer, says of its task to row. grads NULL: the
+ * state. */
 static tmoe_result tmoei_embed_line(tmoe_model *model, const tmoei_texts *line, float *grads,
     double *row)
 {
@@ -13431,9 +13395,9 @@ static void tmoei_rotate(double *x, double *y, size_t n, size_t stride, double c
     }
 }
 
-/* Eigenvalues of the symmetric G (n, n), on its diagonal afterwards, and eigenvectors, the columns of
- * U, by Jacobi's rotations, cyclically: G <- J^T G J, U <- U J, where J rotates p and q by the angle
- * whose tangent t makes G_pq = 0:  theta = (G_qq - G_pp) / (2 G_pq),
+/* Eigenvalues of the symmetric G (n, n), on its diagonal afterwards, and eigenvectors, the columns
+ * of U, by Jacobi's rotations, cyclically: G <- J^T G J, U <- U J, where J rotates p and q by the
+ * angle whose tangent t makes G_pq = 0:  theta = (G_qq - G_pp) / (2 G_pq),
  * t = sign(theta) / (|theta| + sqrt(theta^2 + 1)). */
 static void tmoei_eigen(double *G, double *U, size_t n)
 {
@@ -13484,8 +13448,8 @@ static void tmoei_components(double *x, int N, size_t F, int k, double *G, doubl
     }
 }
 
-/* The row (F) of one task: the mean over its lines, scaled to length 1. (The sum does, as the length
- * is taken out.) */
+/* The row (F) of one task: the mean over its lines, scaled to length 1. (The sum does, as the
+ * length is taken out.) */
 static tmoe_result tmoei_embed_task(tmoe_model *model, const tmoe_task *task, int lines,
     float *grads, double *row, size_t F)
 {
