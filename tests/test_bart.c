@@ -510,11 +510,20 @@ static void test_a_task_cut_out_computes_the_same(void)
     how.max_length = 20;
     CHECK(tmoe_export_dense(model, NULL, NULL, FOLDER) == TMOE_ERR_ARGUMENT);
     ctx->error = TMOE_OK;
+    CHECK(tmoe_export_dense(model, "Second Task", NULL, FOLDER) == TMOE_ERR_ARGUMENT);
+    CHECK_HAS(tmoe_error_message(ctx), "second task");
+    float route[64]; /* the same cut by its route */
+    CHECK(tmoe_route_of_task(model, 1, route) == TMOE_OK);
+    CHECK(tmoe_export_dense(model, NULL, route, FOLDER) == TMOE_OK);
+    tmoe_model *by_route = tmoe_bart_load(ctx, FOLDER);
     CHECK(tmoe_export_dense(model, "second task", NULL, FOLDER) == TMOE_OK);
     tmoe_model *dense = tmoe_bart_load(ctx, FOLDER);
     CHECK(dense != NULL);
     CHECK(generate(model, 1, ids, &length, 1, &how, tokens, &n, &score) == TMOE_OK);
     if (dense) CHECK(generate(dense, -1, ids, &length, 1, &how, again, &m, &same) == TMOE_OK);
+    CHECK(dense && by_route && dense->size == by_route->size
+        && memcmp(dense->theta, by_route->theta, dense->size * sizeof(float)) == 0);
+    tmoe_model_destroy(by_route);
     CHECK(n == m && memcmp(tokens, again, (size_t)n * sizeof(int)) == 0 && score == same);
     tmoe_config c = model->config;
     c.mix = TMOE_MIX_OUTPUT;

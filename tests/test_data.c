@@ -1071,6 +1071,26 @@ static void test_clustering_of_a_known_tree(void)
     tmoe_ctx_destroy(ctx);
 }
 
+static void test_scores_and_readings_refuse_counts_that_make_no_sense(void)
+{
+    const double scores[2] = { 0.5, 1.0 };
+    const float x[4] = { 0.0f, 1.0f, 2.0f, 3.0f };
+    const char *const prediction = "yes", *const *const accepted = &prediction;
+    tmoe_example example = { "is it", accepted, 1 };
+    tmoe_comparison c;
+    tmoe_join joins[2];
+    double r, p, score = 7.0;
+    CHECK(tmoe_compare(ctx, scores, scores, -1, 1, &c) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_cluster(ctx, x, -1, 2, joins) == TMOE_ERR_ARGUMENT);
+    CHECK(correlations(x, -3, 1, x, 10, &r, &p) == TMOE_ERR_ARGUMENT);
+    CHECK(correlations(x, 3, 1, x, -10, &r, &p) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_score(ctx, (tmoe_metric)TMOE_METRICS, &prediction, &example, 1, &score)
+        == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_score(ctx, TMOE_METRIC_ACCURACY, &prediction, &example, 0, &score)
+        == TMOE_ERR_ARGUMENT);
+    CHECK(score == 7.0); /* a failed call changes nothing */
+}
+
 TEST_MAIN("test_data", ctx = tmoe_ctx_create(NULL); RUN(test_json_reads_what_is_json);
           RUN(test_json_refuses_what_is_not); RUN(test_json_numbers_have_a_point_in_every_locale);
           RUN(test_safetensors_headers_are_taken_as_the_reference_takes_them);
@@ -1092,4 +1112,5 @@ TEST_MAIN("test_data", ctx = tmoe_ctx_create(NULL); RUN(test_json_reads_what_is_
           RUN(test_a_gain_that_is_the_same_everywhere_has_no_interval);
           RUN(test_p_is_the_share_of_all_shuffles);
           RUN(test_route_correlations_find_planted_features_only);
-          RUN(test_clustering_of_a_known_tree); tmoe_ctx_destroy(ctx);)
+          RUN(test_clustering_of_a_known_tree);
+          RUN(test_scores_and_readings_refuse_counts_that_make_no_sense); tmoe_ctx_destroy(ctx);)

@@ -648,6 +648,17 @@ static void test_few_shot_learns_the_task(void)
     f.steps = f.evaluate_every_steps = 1;
     CHECK(tmoe_few_shot_run(s.model, tmoe_suite_task(s.suite, 3), &f, &r) == TMOE_OK);
     CHECK(r.test == 0.0); /* so it was learned, not known before */
+
+    /* a configuration that diverges is passed over; all of them are an error */
+    const tmoe_few_shot_result before = r;
+    f.steps = 4;
+    f.learning_rate_count = 2;
+    f.learning_rates[0] = f.learning_rates[1] = 1e30f;
+    CHECK(tmoe_few_shot_run(s.model, tmoe_suite_task(s.suite, 3), &f, &r) == TMOE_ERR_NUMERIC);
+    CHECK(memcmp(&before, &r, sizeof r) == 0);
+    f.learning_rates[1] = 1e-2f;
+    CHECK(tmoe_few_shot_run(s.model, tmoe_suite_task(s.suite, 3), &f, &r) == TMOE_OK);
+    CHECK(r.diverged == 1 && r.learning_rate == 1e-2f);
     unmake(&s);
 }
 
@@ -931,6 +942,111 @@ static void test_saved_and_loaded_model_answers_the_same(void)
     tmoe_model_destroy(loaded);
     unmake(&s);
     (void)remove(path);
+}
+
+/* A name that the model does not know is refused, be it an instruction of its own; an instruction is
+ * never taken for a name. */
+static void test_names_and_instructions_are_two_things(void)
+{
+    tmoe_config c = small_config();
+    tmoe_training training = small_training();
+    char one[256] = "x", two[256];
+    char *many[2] = { one, one };
+    set s = make(1, &c, &training);
+    if (!s.trainer) return;
+    for (int i = 0; i < 8; i++) CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
+    CHECK(tmoe_model_find_task(s.model, "first") == 1);
+    CHECK(tmoe_model_find_task(s.model, "Give the first letter.") == -1);
+    CHECK(tmoe_answer(s.model, "Give the first letter.", "lamp", one, sizeof one)
+        == TMOE_ERR_ARGUMENT);
+    CHECK_TEXT(one, "");
+    CHECK_HAS(tmoe_error_message(s.ctx), "Nearest: first;");
+    CHECK_HAS(tmoe_error_message(s.ctx), "tmoe_answer_unseen");
+    CHECK(tmoe_answer_many(s.model, "uppercase", NULL, words, 2, many) == TMOE_ERR_ARGUMENT);
+    CHECK_HAS(tmoe_error_message(s.ctx), "answer_many: no task of the model is named 'uppercase'");
+    CHECK(tmoe_answer(s.model, NULL, "lamp", one, sizeof one) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_answer_unseen(s.model, NULL, "lamp", one, sizeof one) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_answer(s.model, "upper", "lamp", one, 0) == TMOE_ERR_ARGUMENT);
+
+    /* "first" as an instruction is not the task of that name */
+    float routes[2][64];
+    CHECK(tmoe_route_of_task(s.model, 1, routes[0]) == TMOE_OK);
+    CHECK(tmoe_route_unseen(s.model, "first", TMOE_ZERO_SHOT_ROUTER, routes[1]) == TMOE_OK);
+    CHECK(memcmp(routes[0], routes[1], s.model->route_width * sizeof(float)) != 0);
+    CHECK(tmoe_answer_unseen(s.model, "first", "lamp", one, sizeof one) == TMOE_OK);
+    CHECK(tmoe_answer_many_unseen(s.model, "first", routes[1], words + 11, 1, many) == TMOE_OK);
+    CHECK_TEXT(one, many[0]);
+    tmoe_answers_free(s.model, many, 1);
+
+    /* the task's own words lead to the task's own route */
+    CHECK(tmoe_answer(s.model, "first", "lamp", one, sizeof one) == TMOE_OK);
+    CHECK(
+        tmoe_answer_unseen(s.model, "Give the first letter.", "lamp", two, sizeof two) == TMOE_OK);
+    CHECK_TEXT(one, two);
+    unmake(&s);
+}
+
+static void test_negative_counts_and_unknown_choices_are_refused(void)
+{
+    tmoe_config c = small_config();
+    tmoe_training training = small_training();
+    static const int id = 5, length = 1;
+    static const char *const labels[2] = { "yes", "" };
+    int tokens[64], counts[1], chosen[1];
+    float vectors[64];
+    char *answers[1] = { NULL };
+    double score;
+    tmoe_few_shot f = tmoe_few_shot_default();
+    tmoe_few_shot_result r;
+    set s = make(1, &c, &training);
+    if (!s.trainer) return;
+    tmoe_task task = *tmoe_suite_task(s.suite, 0);
+    CHECK(tmoe_answer_many(s.model, "upper", NULL, words, -1, answers) == TMOE_ERR_ARGUMENT);
+    CHECK_HAS(tmoe_error_message(s.ctx), "-1 inputs");
+    CHECK(tmoe_answer_many(s.model, "upper", NULL, words, 0, answers) == TMOE_OK);
+    CHECK(generate(s.model, 0, &id, &length, -1, NULL, tokens, counts, NULL) == TMOE_ERR_ARGUMENT);
+    CHECK(generate(s.model, 3, &id, &length, 1, NULL, tokens, counts, NULL) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_evaluate(s.model, &task, NULL, -1, &score) == TMOE_ERR_ARGUMENT);
+    task.labels = labels;
+    task.label_count = 2;
+    CHECK(tmoe_choose_label(s.model, &task, NULL, words, 1, TMOE_LABEL_SUM, chosen)
+        == TMOE_ERR_ARGUMENT);
+    CHECK_HAS(tmoe_error_message(s.ctx), "1 of them empty");
+    task.label_count = 1;
+    CHECK(tmoe_choose_label(s.model, &task, NULL, words, 1, (tmoe_label_score)2, chosen)
+        == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_choose_label(s.model, &task, NULL, words, 1, TMOE_LABEL_MEAN, chosen) == TMOE_OK);
+    f.tune = (tmoe_tune)3;
+    CHECK(tmoe_few_shot_run(s.model, &task, &f, &r) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_task_vectors(s.model, s.suite, (tmoe_task_embedding)2, 1, 16, vectors)
+        == TMOE_ERR_ARGUMENT);
+    unmake(&s);
+}
+
+/* A task of a suite that the model was not trained on is asked by its instruction. */
+static void test_unseen_tasks_of_a_suite_are_asked_by_their_instruction(void)
+{
+    tmoe_config c = small_config();
+    tmoe_training training = small_training();
+    static const char *const labels[3] = { "#", "APPLE", "no" };
+    float route[64];
+    int by_route[4], chosen[4];
+    double one, two;
+    set s = make(1, &c, &training);
+    if (!s.trainer) return;
+    for (int i = 0; i < 8; i++) CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
+    tmoe_task task = *tmoe_suite_task(s.suite, 0);
+    task.name = "Give the first letter."; /* the instruction of another task: not looked at */
+    task.instruction = "Say something.";
+    task.labels = labels;
+    task.label_count = 3;
+    CHECK(tmoe_route_unseen(s.model, task.instruction, TMOE_ZERO_SHOT_ROUTER, route) == TMOE_OK);
+    CHECK(tmoe_choose_label(s.model, &task, route, words, 4, TMOE_LABEL_SUM, by_route) == TMOE_OK);
+    CHECK(tmoe_choose_label(s.model, &task, NULL, words, 4, TMOE_LABEL_SUM, chosen) == TMOE_OK);
+    CHECK(memcmp(by_route, chosen, sizeof chosen) == 0);
+    CHECK(tmoe_evaluate(s.model, &task, route, 0, &one) == TMOE_OK);
+    CHECK(tmoe_evaluate(s.model, &task, NULL, 0, &two) == TMOE_OK && one == two);
+    unmake(&s);
 }
 
 /* A batch of requests, whatever its company, gets the answers that each alone gets. */
@@ -1494,6 +1610,9 @@ TEST_MAIN("test_model", RUN(test_gradients_of_every_mix_and_selection);
           RUN(test_resuming_may_take_more_steps); RUN(test_files_of_version_0_1_are_read);
           RUN(test_a_model_that_could_not_be_loaded_is_not_saved);
           RUN(test_saved_and_loaded_model_answers_the_same);
+          RUN(test_names_and_instructions_are_two_things);
+          RUN(test_negative_counts_and_unknown_choices_are_refused);
+          RUN(test_unseen_tasks_of_a_suite_are_asked_by_their_instruction);
           RUN(test_an_instruction_that_is_not_read_does_not_change_an_answer);
           RUN(test_answers_do_not_depend_on_their_batch);
           RUN(test_cached_decoding_equals_the_full_pass); RUN(test_frozen_parts_do_not_move);
