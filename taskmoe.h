@@ -10400,135 +10400,86 @@ static tmoe_result tmoei_writer_save(tmoe_ctx *ctx, tmoei_writer *writer, const 
  *   header    a Python dictionary: {'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }
  *   data      the numbers */
 
-#define TMOEI_NPY_NAME 16
-
-typedef struct tmoei_npy {
-    char descr[TMOEI_NPY_NAME]; /* type of the numbers; "" where the header names none */
-    int fortran, rank;          /* -1 where the header does not say */
-    size_t rows, cols;          /* the first two dimensions */
-} tmoei_npy;
-
-static void tmoei_npy_space(const char **at)
+/* Makes JSON of the dictionary, character by character: other quotes, brackets and letters; no
+ * comma before a closing bracket; no L behind a number, which Python 2 wrote. */
+static void tmoei_npy_to_json(char *text, size_t length)
 {
-    *at += strspn(*at, " \t\n\r");
-}
-
-/* Steps over white space and then over a word; returns whether it was there. */
-static int tmoei_npy_take(const char **at, const char *word)
-{
-    const size_t n = strlen(word);
-    tmoei_npy_space(at);
-    if (strncmp(*at, word, n) != 0) return 0;
-    *at += n;
-    return 1;
-}
-
-/* A quoted string without escapes; out has TMOEI_NPY_NAME bytes. */
-static int tmoei_npy_string(const char **at, char *out)
-{
-    const char *quote = "'";
-    if (!tmoei_npy_take(at, quote)) {
-        quote = "\"";
-        if (!tmoei_npy_take(at, quote)) return 0;
-    }
-    const size_t n = strcspn(*at, quote);
-    if (!(*at)[n] || n >= TMOEI_NPY_NAME) return 0;
-    memcpy(out, *at, n);
-    out[n] = 0;
-    *at += n + 1;
-    return 1;
-}
-
-/* (2, 3): sizes, each with a comma but for the last; Python 2 wrote 2L. */
-static int tmoei_npy_shape(const char **at, tmoei_npy *npy)
-{
-    if (!tmoei_npy_take(at, "(")) return 0;
-    npy->rank = 0;
-    while (!tmoei_npy_take(at, ")")) {
-        const size_t digits = strspn(*at, "0123456789");
-        if (digits == 0 || digits > 9) return 0;
-        size_t size = 0;
-        for (size_t i = 0; i < digits; i++) size = size * 10 + (size_t)((*at)[i] - '0');
-        *at += digits;
-        (void)tmoei_npy_take(at, "L");
-        if (npy->rank == 0) npy->rows = size;
-        if (npy->rank == 1) npy->cols = size;
-        npy->rank++;
-        if (!tmoei_npy_take(at, ",") && **at != ')') return 0;
-        tmoei_npy_space(at);
-    }
-    return 1;
-}
-
-/* Reads the dictionary; 0 where it is none, or has not each of its three keys once. */
-static int tmoei_npy_header(const char *text, tmoei_npy *npy)
-{
-    const char *at = text;
-    memset(npy, 0, sizeof *npy);
-    npy->fortran = -1;
-    npy->rank = -1;
-    if (!tmoei_npy_take(&at, "{")) return 0;
-    while (!tmoei_npy_take(&at, "}")) {
-        char key[TMOEI_NPY_NAME];
-        if (!tmoei_npy_string(&at, key) || !tmoei_npy_take(&at, ":")) return 0;
-        if (strcmp(key, "descr") == 0 && !npy->descr[0]) {
-            if (!tmoei_npy_string(&at, npy->descr)) return 0;
-        } else if (strcmp(key, "fortran_order") == 0 && npy->fortran < 0) {
-            npy->fortran = tmoei_npy_take(&at, "True");
-            if (!npy->fortran && !tmoei_npy_take(&at, "False")) return 0;
-        } else if (strcmp(key, "shape") == 0 && npy->rank < 0) {
-            if (!tmoei_npy_shape(&at, npy)) return 0;
-        } else {
-            return 0;
+    static const char from[] = "()TFL", to[] = "[]tf ";
+    char quote = 0, *comma = NULL;
+    for (char *c = text; c < text + length; c++) {
+        if (quote ? *c == quote : *c == '\'' || *c == '"') {
+            quote = quote ? 0 : *c;
+            *c = '"';
         }
-        if (!tmoei_npy_take(&at, ",") && *at != '}') return 0;
+        if (quote) continue;
+        const char *other = *c ? strchr(from, *c) : NULL;
+        if (other) *c = to[other - from];
+        if (comma && (*c == ']' || *c == '}')) *comma = ' ';
+        if (*c != ' ') comma = *c == ',' ? c : NULL;
     }
-    tmoei_npy_space(&at);
-    return !*at && npy->descr[0] && npy->fortran >= 0 && npy->rank >= 0;
 }
 
-/* Where the numbers begin; cuts the file's text behind the header. 0: not such a file. */
-static size_t tmoei_npy_data(char *file, size_t size, size_t *header)
-{
-    const unsigned char *p = (const unsigned char *)file;
-    if (size < 12 || memcmp(file, "\x93NUMPY", 6) != 0 || p[6] < 1 || p[6] > 3) return 0;
-    const size_t length_bytes = p[6] == 1 ? 2 : 4;
-    const size_t length = (size_t)tmoei_little(p + 8, length_bytes);
-    *header = 8 + length_bytes;
-    if (length == 0 || length > size - *header) return 0;
-    char *last = file + *header + length - 1;
-    if (*last != '\n') return 0;
-    *last = 0;
-    return *header + length;
-}
-
-/* Bytes of a number; 0 with the reason in the context where the file is not as it must be. */
-static size_t tmoei_npy_check(tmoe_ctx *ctx, const char *path, const tmoei_npy *npy, int rows,
+/* Bytes of one number of a (rows, cols) array whose header this is; 0 with the reason in the
+ * context where it is another's. */
+static size_t tmoei_npy_check(tmoe_ctx *ctx, const char *path, const tmoei_json *json, int rows,
     int cols)
 {
-    if (npy->fortran) {
+    const tmoei_json_node *descr = tmoei_json_once(json, 0, "descr");
+    const tmoei_json_node *fortran = tmoei_json_once(json, 0, "fortran_order");
+    const tmoei_json_node *shape = tmoei_json_once(json, 0, "shape");
+    const tmoei_json_node *first = tmoei_json_at(json, shape ? shape->child : -1);
+    const tmoei_json_node *second = tmoei_json_at(json, first->next);
+    if (!descr || !fortran || !shape || json->nodes[0].count != 3
+        || descr->kind != TMOEI_JSON_STRING || shape->kind != TMOEI_JSON_ARRAY) {
+        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+            "npy_load: %s: the header needs descr (one type), fortran_order and shape", path);
+    } else if (fortran->kind != TMOEI_JSON_FALSE) {
         (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
             "npy_load: %s: is in Fortran order; save numpy.ascontiguousarray of it", path);
-        return 0;
-    }
-    if (npy->rank != 2 || npy->rows != (size_t)rows || npy->cols != (size_t)cols) {
+    } else if (shape->count != 2 || first->number != rows || second->number != cols) {
         (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-            "npy_load: %s: has %d dimension(s), the first two %lu and %lu; must be (%d, %d)", path,
-            npy->rank, (unsigned long)npy->rows, (unsigned long)npy->cols, rows, cols);
+            "npy_load: %s: has %d dimension(s), the first of %.0f; must be (%d, %d)", path,
+            shape->count, first->number, rows, cols);
+    } else if (tmoei_json_says(descr, "<f4")) {
+        return 4;
+    } else if (tmoei_json_says(descr, "<f8")) {
+        return 8;
+    } else {
+        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+            "npy_load: %s: type '%.16s'; must be '<f4' or '<f8', little-endian float32 or float64",
+            path, descr->text);
+    }
+    return 0;
+}
+
+/* Reads the header of a file's bytes: where the numbers begin into *begin, returns the bytes of one
+ * number; 0 with the reason in the context. */
+static size_t tmoei_npy_header(tmoe_ctx *ctx, const char *path, char *file, size_t size,
+    size_t *begin, int rows, int cols)
+{
+    const unsigned char *p = (const unsigned char *)file;
+    size_t header = 0, length = 0, bytes = 0;
+    tmoei_json json;
+    if (size >= 12 && memcmp(file, "\x93NUMPY", 6) == 0 && p[6] >= 1 && p[6] <= 3) {
+        header = p[6] == 1 ? 10 : 12;
+        length = (size_t)tmoei_little(p + 8, header - 8);
+    }
+    if (length == 0 || length > size - header) {
+        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "npy_load: %s: is not a .npy file, or cut off",
+            path);
         return 0;
     }
-    if (strcmp(npy->descr, "<f4") == 0) return 4;
-    if (strcmp(npy->descr, "<f8") == 0) return 8;
-    (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-        "npy_load: %s: type '%s'; must be '<f4' or '<f8', little-endian float32 or float64", path,
-        npy->descr);
-    return 0;
+    *begin = header + length;
+    tmoei_npy_to_json(file + header, length);
+    if (tmoei_json_parse(ctx, &json, file + header, length, path) != TMOE_OK) return 0;
+    bytes = tmoei_npy_check(ctx, path, &json, rows, cols);
+    tmoei_json_free(ctx, &json);
+    return bytes;
 }
 
 TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, int rows, int cols)
 {
-    size_t size = 0, header = 0, count = 0, bytes = 0;
-    tmoei_npy npy;
+    size_t size = 0, begin = 0, count = 0;
     tmoei_begin(ctx);
     if (!path || !x || rows < 1 || cols < 1 || !tmoei_size(&count, (size_t)rows, (size_t)cols, 0))
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
@@ -10536,17 +10487,11 @@ TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, in
     char *file = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &size);
     if (!file) return ctx->error;
 
-    const size_t begin = tmoei_npy_data(file, size, &header);
-    if (!begin || !tmoei_npy_header(file + header, &npy))
-        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "npy_load: %s: is not a .npy file of one array",
-            path);
-    else
-        bytes = tmoei_npy_check(ctx, path, &npy, rows, cols);
+    const size_t bytes = tmoei_npy_header(ctx, path, file, size, &begin, rows, cols);
     if (bytes && ((size - begin) / bytes != count || (size - begin) % bytes != 0))
         (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
             "npy_load: %s: %lu bytes of numbers; must be %lu of %lu bytes", path,
             (unsigned long)(size - begin), (unsigned long)count, (unsigned long)bytes);
-
     for (size_t i = 0; ctx->error == TMOE_OK && i < count; i++) {
         const unsigned char *p = (const unsigned char *)file + begin + i * bytes;
         const uint64_t bits = tmoei_little(p, bytes);

@@ -203,13 +203,15 @@ static void test_npy_headers_are_parsed(void)
         { "{'descr': '<f4', 'fortran_order': False, 'shape': (3, 2), }", "must be (2, 3)" },
         { "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3, 1), }", "3 dimension(s)" },
         { "{'descr': '<f4', 'fortran_order': False, 'shape': (6,), }", "1 dimension(s)" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (), }", "0 dimension(s)" },
         { "{'descr': '<f8', 'fortran_order': False, 'shape': (2, 3), }", "24 bytes of numbers" },
-        { "{'descr': [('<f4', '<i4')], 'fortran_order': False, 'shape': (2, 3), }", "is not" },
-        { "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), 'x': 1}", "is not" },
-        { "{'descr': '<f4', 'fortran_order': False}", "is not" },
-        { "{'descr': '<f4', 'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }", "is not" },
-        { "{'descr': '<f4', 'fortran_order': False, 'shape': (2 3), }", "is not" },
-        { "{'descr': '<f4", "is not" }, { "", "is not" }
+        { "{'descr': [('<f4', '<i4')], 'fortran_order': False, 'shape': (2, 3), }", "needs descr" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), 'x': 1}", "needs descr" },
+        { "{'descr': '<f4', 'fortran_order': False}", "needs descr" },
+        { "{'descr': '<f4', 'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }", "needs" },
+        { "['<f4', False, (2, 3)]", "needs descr" },
+        { "{'descr': '<f4', 'fortran_order': False, 'shape': (2 3), }", "JSON" },
+        { "{'descr': '<f4", "JSON" }, { "", "JSON" }
     };
     float x[6];
     for (size_t i = 0; i < sizeof good / sizeof *good; i++)
