@@ -5636,7 +5636,7 @@ static void tmoei_layer_plan(tmoe_model *model, int index)
         layer->block_size = tmoei_layer_plan_part(model, layer, e);
 }
 
-/* ---- the router's tensors, in the order in which >>router takes them ---------------------------- */
+/* ---- the router's tensors, in the order in which >>router takes them ------------------------- */
 
 #define TMOEI_ROUTER_STD 0.02f /* the paper's, for linear weights and embeddings */
 
@@ -5645,142 +5645,98 @@ enum {
     TMOEI_ROUTER_FFN = 64   /* its FFN's width */
 };
 
-/* The ten kinds are five, each with and without tensors for each layer. */
-static int tmoei_router_layer_specific(const tmoe_config *c)
+/* tmoe_router_kind has each family twice: plain, then layer specific. */
+typedef enum tmoei_router_family {
+    TMOEI_ROUTER_MLP,
+    TMOEI_ROUTER_RNN,
+    TMOEI_ROUTER_GRU,
+    TMOEI_ROUTER_LSTM,
+    TMOEI_ROUTER_TRANSFORMER
+} tmoei_router_family;
+
+static tmoei_router_family tmoei_router_family_of(const tmoe_config *c)
 {
-    switch (c->router) {
-    case TMOE_ROUTER_LINEAR_LAYER_SPECIFIC:
-    case TMOE_ROUTER_RNN_LAYER_SPECIFIC:
-    case TMOE_ROUTER_GRU_LAYER_SPECIFIC:
-    case TMOE_ROUTER_LSTM_LAYER_SPECIFIC:
-    case TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC:
-        return 1;
-    default:
-        return 0;
-    }
+    return (tmoei_router_family)((int)c->router / 2);
 }
 
-/* Rows of recurrent weights for each hidden unit, or 0: the router is not recurrent. */
-static int tmoei_router_gates(const tmoe_config *c)
+static int tmoei_router_specific(const tmoe_config *c)
 {
-    switch (c->router) {
-    case TMOE_ROUTER_RNN:
-    case TMOE_ROUTER_RNN_LAYER_SPECIFIC:
-        return 1;
-    case TMOE_ROUTER_GRU:
-    case TMOE_ROUTER_GRU_LAYER_SPECIFIC:
-        return 3;
-    case TMOE_ROUTER_LSTM:
-    case TMOE_ROUTER_LSTM_LAYER_SPECIFIC:
-        return 4;
-    default:
-        return 0;
-    }
+    return (int)c->router % 2;
 }
 
-/* Width of an element of the sequence that the recurrent and transformer routers read. */
+/* Width of an element of the sequence that all but the MLPs read. */
 static int tmoei_router_width(const tmoe_config *c)
 {
-    return tmoei_router_layer_specific(c) ? c->router_hidden : c->vector_width;
+    return tmoei_router_specific(c) ? c->router_hidden : c->vector_width;
 }
 
-/* Adds a linear layer: weight (rows, cols) and bias (rows); std as in tmoei_parameter. A normal
- * weight has a bias of zeros, a uniform one a uniform bias (torch's start of recurrent weights). */
-static void tmoei_router_add_linear(tmoe_model *model, const char *name, int rows, int cols,
-    float std)
+/* Adds weight (rows, cols) and bias (rows) of a linear layer, or with rows = 0 a norm's gain and
+ * bias (cols). std as in tmoei_parameter; a uniform weight has a uniform bias, as torch's. */
+static void tmoei_router_add(tmoe_model *model, const char *name, int rows, int cols, float std)
 {
-    tmoei_parameter weight = tmoei_parameter_of(rows, cols, TMOEI_RATE_ROUTER);
-    tmoei_parameter bias = tmoei_parameter_of(1, rows, TMOEI_RATE_ROUTER);
-    weight.decay = 1;
+    const int norm = rows == 0;
+    tmoei_parameter weight = tmoei_parameter_of(norm ? 1 : rows, cols, TMOEI_RATE_ROUTER);
+    tmoei_parameter bias = tmoei_parameter_of(1, norm ? cols : rows, TMOEI_RATE_ROUTER);
+    weight.decay = !norm;
     weight.init_std = std;
+    weight.init_value = norm ? 1.0f : 0.0f;
     bias.init_std = std < 0.0f ? std : 0.0f;
     (void)tmoei_parameter_add(model, &weight, "router.%s.weight", name);
     (void)tmoei_parameter_add(model, &bias, "router.%s.bias", name);
 }
 
-static void tmoei_router_add_norm(tmoe_model *model, const char *name, int width)
-{
-    tmoei_parameter gain = tmoei_parameter_of(1, width, TMOEI_RATE_ROUTER);
-    const tmoei_parameter bias = gain;
-    gain.init_value = 1.0f;
-    (void)tmoei_parameter_add(model, &gain, "router.%s.weight", name);
-    (void)tmoei_parameter_add(model, &bias, "router.%s.bias", name);
-}
-
-/* `linear`: one MLP for all layers; `linear_layer_specific`: one for each. */
-static void tmoei_router_plan_mlp(tmoe_model *model)
+static void tmoei_router_plan_mlp(tmoe_model *model, int l, int outputs)
 {
     const tmoe_config *c = &model->config;
-    const int specific = tmoei_router_layer_specific(c);
-    const int mlps = specific ? model->R : 1, E = c->experts;
-    for (int l = 0; l < mlps; l++) {
-        char name[32];
-        (void)snprintf(name, sizeof name, "%d.linear1", l);
-        tmoei_router_add_linear(model, name, c->router_hidden, c->vector_width, TMOEI_ROUTER_STD);
-        (void)snprintf(name, sizeof name, "%d.linear2", l);
-        tmoei_router_add_linear(model, name, specific ? E : model->R * E, c->router_hidden,
-            TMOEI_ROUTER_STD);
-    }
-}
-
-/* What makes a sequence of R elements of the task vector. */
-static void tmoei_router_plan_sequence(tmoe_model *model)
-{
-    const tmoe_config *c = &model->config;
-    const int columns = model->R * tmoei_router_width(c);
-    if (tmoei_router_layer_specific(c)) {
-        tmoei_router_add_linear(model, "layer_projection", columns, c->vector_width,
-            TMOEI_ROUTER_STD);
-        return;
-    }
-    tmoei_parameter positions = tmoei_parameter_of(1, columns, TMOEI_RATE_ROUTER);
-    positions.decay = 1;
-    positions.init_std = TMOEI_ROUTER_STD;
-    (void)tmoei_parameter_add(model, &positions, "router.layer_positions.weight");
-}
-
-static void tmoei_router_plan_recurrent(tmoe_model *model)
-{
-    const tmoe_config *c = &model->config;
-    const int hidden = c->router_hidden, rows = tmoei_router_gates(c) * hidden;
-    const int width = tmoei_router_width(c);
-    const float std = -1.0f / sqrtf((float)hidden); /* uniform in +- that, as torch */
-    tmoei_router_add_linear(model, "forward.input", rows, width, std);
-    tmoei_router_add_linear(model, "forward.hidden", rows, hidden, std);
-    tmoei_router_add_linear(model, "backward.input", rows, width, std);
-    tmoei_router_add_linear(model, "backward.hidden", rows, hidden, std);
-    tmoei_router_add_linear(model, "projection", c->experts, 2 * hidden, TMOEI_ROUTER_STD);
-}
-
-static void tmoei_router_plan_transformer(tmoe_model *model)
-{
-    const int W = tmoei_router_width(&model->config), F = TMOEI_ROUTER_FFN;
-    tmoei_router_add_linear(model, "attention.qkv", 3 * W, W, TMOEI_ROUTER_STD);
-    tmoei_router_add_linear(model, "attention.out", W, W, TMOEI_ROUTER_STD);
-    tmoei_router_add_norm(model, "norm1", W);
-    tmoei_router_add_linear(model, "linear1", F, W, TMOEI_ROUTER_STD);
-    tmoei_router_add_linear(model, "linear2", W, F, TMOEI_ROUTER_STD);
-    tmoei_router_add_norm(model, "norm2", W);
-    tmoei_router_add_linear(model, "projection", model->config.experts, W, TMOEI_ROUTER_STD);
+    char name[32];
+    (void)snprintf(name, sizeof name, "%d.linear1", l);
+    tmoei_router_add(model, name, c->router_hidden, c->vector_width, TMOEI_ROUTER_STD);
+    (void)snprintf(name, sizeof name, "%d.linear2", l);
+    tmoei_router_add(model, name, outputs, c->router_hidden, TMOEI_ROUTER_STD);
 }
 
 static void tmoei_router_plan(tmoe_model *model)
 {
     const tmoe_config *c = &model->config;
-    model->router_parameter = model->parameter_count;
-    if (model->R > 0 && c->router <= TMOE_ROUTER_LINEAR_LAYER_SPECIFIC) {
-        tmoei_router_plan_mlp(model);
-    } else if (model->R > 0) {
-        tmoei_router_plan_sequence(model);
-        if (tmoei_router_gates(c) > 0)
-            tmoei_router_plan_recurrent(model);
-        else
-            tmoei_router_plan_transformer(model);
-    }
-    model->router_parameters = model->parameter_count - model->router_parameter;
-}
+    const tmoei_router_family family = tmoei_router_family_of(c);
+    const int R = model->R, E = c->experts, k = c->vector_width, hidden = c->router_hidden;
+    const int W = tmoei_router_width(c), F = TMOEI_ROUTER_FFN;
+    const float std = TMOEI_ROUTER_STD, uniform = -1.0f / sqrtf((float)hidden); /* as torch's */
 
-/* ---- the whole of theta ------------------------------------------------------------------------- */
+    if (family == TMOEI_ROUTER_MLP) {
+        const int specific = tmoei_router_specific(c), mlps = specific ? R : 1;
+        for (int l = 0; l < mlps; l++) tmoei_router_plan_mlp(model, l, specific ? E : R * E);
+        return;
+    }
+
+    if (tmoei_router_specific(c)) {
+        tmoei_router_add(model, "layer_projection", R * W, k, std);
+    } else {
+        tmoei_parameter positions = tmoei_parameter_of(1, R * W, TMOEI_RATE_ROUTER);
+        positions.decay = 1;
+        positions.init_std = std;
+        (void)tmoei_parameter_add(model, &positions, "router.layer_positions.weight");
+    }
+
+    if (family == TMOEI_ROUTER_TRANSFORMER) {
+        tmoei_router_add(model, "attention.qkv", 3 * W, W, std);
+        tmoei_router_add(model, "attention.out", W, W, std);
+        tmoei_router_add(model, "norm1", 0, W, 0.0f);
+        tmoei_router_add(model, "linear1", F, W, std);
+        tmoei_router_add(model, "linear2", W, F, std);
+        tmoei_router_add(model, "norm2", 0, W, 0.0f);
+        tmoei_router_add(model, "projection", E, W, std);
+        return;
+    }
+    int gates = 1; /* rows of recurrent weights for each hidden unit */
+    if (family == TMOEI_ROUTER_GRU) gates = 3;
+    if (family == TMOEI_ROUTER_LSTM) gates = 4;
+    tmoei_router_add(model, "forward.input", gates * hidden, W, uniform);
+    tmoei_router_add(model, "forward.hidden", gates * hidden, hidden, uniform);
+    tmoei_router_add(model, "backward.input", gates * hidden, W, uniform);
+    tmoei_router_add(model, "backward.hidden", gates * hidden, hidden, uniform);
+    tmoei_router_add(model, "projection", E, 2 * hidden, std);
+}
 
 static void tmoei_shared_add(tmoe_model *model, tmoei_shared which, int rows, const char *name)
 {
@@ -5813,7 +5769,9 @@ static tmoe_result tmoei_model_plan(tmoe_model *model)
     /* behind the layers: an odd V would move them off cache lines */
     tmoei_shared_add(model, TMOEI_OUTPUT_BIAS, 1, "output.bias");
 
-    tmoei_router_plan(model);
+    model->router_parameter = model->parameter_count;
+    if (model->R > 0) tmoei_router_plan(model);
+    model->router_parameters = model->parameter_count - model->router_parameter;
     model->vectors = model->size;
     if (model->R > 0) {
         const int trained = c->vectors == TMOE_VECTOR_LEARNED;
@@ -5861,7 +5819,7 @@ static void tmoei_init_sweep(const tmoe_ctx *ctx, const void *job, size_t first,
     }
 }
 
-/* ---- fields of a configuration ------------------------------------------------------------------ */
+/* ---- fields of a configuration --------------------------------------------------------------- */
 
 /* A number of tmoe_config and the like: its name in files, where it is, what it may be. Enums are
  * ints. */
@@ -5881,49 +5839,33 @@ typedef struct tmoei_field {
     }
 #define TMOEI_NAMED(name, f, kind, least, most) TMOEI_FIELD(name, f, kind, least, most, 0)
 #define TMOEI_INT(f, least, most) TMOEI_NAMED(#f, f, INT, least, most)
-#define TMOEI_INT_KEPT(f, least, most) TMOEI_FIELD(#f, f, INT, least, most, 1)
+#define TMOEI_KEPT(f, least, most) TMOEI_FIELD(#f, f, INT, least, most, 1)
+#define TMOEI_SIZE(f, least) TMOEI_KEPT(f, least, TMOEI_DIMENSION_MAX)
 #define TMOEI_FLOAT(f, least, most) TMOEI_NAMED(#f, f, FLOAT, least, most)
 #define TMOEI_BELOW_1 0.99999994 /* the largest float there */
 
 #define TMOEI_STRUCT tmoe_config
-static const tmoei_field tmoei_config_fields[] = {
-    /* all but the seed, which is 64 bits wide */
-    TMOEI_INT_KEPT(width, 1, TMOEI_DIMENSION_MAX),
-    TMOEI_INT_KEPT(encoder_heads, 1, TMOEI_DIMENSION_MAX),
-    TMOEI_INT_KEPT(decoder_heads, 1, TMOEI_DIMENSION_MAX),
-    TMOEI_INT_KEPT(encoder_ffn, 1, TMOEI_DIMENSION_MAX),
-    TMOEI_INT_KEPT(decoder_ffn, 1, TMOEI_DIMENSION_MAX),
-    TMOEI_INT_KEPT(encoder_layers, 1, TMOEI_DIMENSION_MAX),
-    TMOEI_INT_KEPT(decoder_layers, 1, TMOEI_DIMENSION_MAX),
-    TMOEI_INT_KEPT(source_tokens, 3, TMOEI_SCORES),
-    TMOEI_INT_KEPT(target_tokens, 2, TMOEI_SCORES),
-    TMOEI_INT_KEPT(vocabulary, 0, TMOEI_DIMENSION_MAX),
-    TMOEI_INT_KEPT(norm, TMOE_NORM_PRE, TMOE_NORM_POST),
-    TMOEI_INT_KEPT(activation, TMOE_GELU, TMOE_RELU),
-    TMOEI_INT_KEPT(scale_embedding, 0, 1),
-    TMOEI_INT(experts, 1, TMOEI_EXPERTS_MAX),
+static const tmoei_field tmoei_config_fields[] = { /* all but the seed, which has 64 bits */
+    TMOEI_SIZE(width, 1), TMOEI_SIZE(encoder_heads, 1), TMOEI_SIZE(decoder_heads, 1),
+    TMOEI_SIZE(encoder_ffn, 1), TMOEI_SIZE(decoder_ffn, 1), TMOEI_SIZE(encoder_layers, 1),
+    TMOEI_SIZE(decoder_layers, 1), TMOEI_KEPT(source_tokens, 3, TMOEI_SCORES),
+    TMOEI_KEPT(target_tokens, 2, TMOEI_SCORES), TMOEI_SIZE(vocabulary, 0),
+    TMOEI_KEPT(norm, TMOE_NORM_PRE, TMOE_NORM_POST), TMOEI_KEPT(activation, TMOE_GELU, TMOE_RELU),
+    TMOEI_KEPT(scale_embedding, 0, 1), TMOEI_INT(experts, 1, TMOEI_EXPERTS_MAX),
     TMOEI_INT(expert_places, 0, TMOE_ENCODER | TMOE_DECODER),
     TMOEI_INT(expert_kind, TMOE_EXPERT_LAYER, TMOE_EXPERT_FFN),
-    TMOEI_FLOAT(expert_noise, 0, FLT_MAX),
-    TMOEI_INT(mix, TMOE_MIX_PARAM, TMOE_MIX_OUTPUT),
+    TMOEI_FLOAT(expert_noise, 0, FLT_MAX), TMOEI_INT(mix, TMOE_MIX_PARAM, TMOE_MIX_OUTPUT),
     TMOEI_INT(selection, TMOE_SELECT_SOFTMAX, TMOE_SELECT_RANDOM_EXAMPLE),
-    TMOEI_INT(random_n, 1, TMOEI_EXPERTS_MAX),
-    TMOEI_FLOAT(temperature, FLT_MIN, FLT_MAX),
-    TMOEI_FLOAT(temperature_decay, 0, FLT_MAX),
-    TMOEI_FLOAT(temperature_min, FLT_MIN, FLT_MAX),
+    TMOEI_INT(random_n, 1, TMOEI_EXPERTS_MAX), TMOEI_FLOAT(temperature, FLT_MIN, FLT_MAX),
+    TMOEI_FLOAT(temperature_decay, 0, FLT_MAX), TMOEI_FLOAT(temperature_min, FLT_MIN, FLT_MAX),
     TMOEI_FLOAT(exploration, 0, 1),
     TMOEI_INT(router, TMOE_ROUTER_LINEAR, TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC),
     TMOEI_INT(router_hidden, 1, TMOEI_ROUTER_HIDDEN_MAX),
     TMOEI_INT(vectors, TMOE_VECTOR_TEXT, TMOE_VECTOR_GIVEN),
-    TMOEI_INT(vector_width, 1, TMOEI_DIMENSION_MAX),
-    TMOEI_INT(instruction_in_input, 0, 1),
-    TMOEI_INT_KEPT(begin_in_target, 0, 1),
-    TMOEI_INT(specials_in_text, 0, 1),
-    TMOEI_FLOAT(init_std, 0, FLT_MAX),
-    TMOEI_INT_KEPT(start_id, 0, TMOEI_DIMENSION_MAX),
-    TMOEI_INT_KEPT(begin_id, 0, TMOEI_DIMENSION_MAX),
-    TMOEI_INT_KEPT(pad_id, 0, TMOEI_DIMENSION_MAX),
-    TMOEI_INT_KEPT(end_id, 0, TMOEI_DIMENSION_MAX),
+    TMOEI_INT(vector_width, 1, TMOEI_DIMENSION_MAX), TMOEI_INT(instruction_in_input, 0, 1),
+    TMOEI_KEPT(begin_in_target, 0, 1), TMOEI_INT(specials_in_text, 0, 1),
+    TMOEI_FLOAT(init_std, 0, FLT_MAX), TMOEI_SIZE(start_id, 0), TMOEI_SIZE(begin_id, 0),
+    TMOEI_SIZE(pad_id, 0), TMOEI_SIZE(end_id, 0)
 };
 #define TMOEI_CONFIG_FIELDS (sizeof tmoei_config_fields / sizeof *tmoei_config_fields)
 #undef TMOEI_STRUCT
@@ -5997,11 +5939,12 @@ static void tmoei_config_conflicts(const tmoe_config *c, int task_count, char *t
     if (c->selection == TMOE_SELECT_RANDOM_TASK && c->random_n > c->experts)
         tmoei_problem(text, size, "random_n is %d, must be 1 to experts = %d", c->random_n,
             c->experts);
-    if (c->router >= TMOE_ROUTER_TRANSFORMER && tmoei_router_width(c) % TMOEI_ROUTER_HEADS != 0)
+    if (tmoei_router_family_of(c) == TMOEI_ROUTER_TRANSFORMER
+        && tmoei_router_width(c) % TMOEI_ROUTER_HEADS != 0)
         tmoei_problem(text, size,
             "%s is %d, must be divisible by the transformer router's %d heads",
-            tmoei_router_layer_specific(c) ? "router_hidden" : "vector_width",
-            tmoei_router_width(c), TMOEI_ROUTER_HEADS);
+            tmoei_router_specific(c) ? "router_hidden" : "vector_width", tmoei_router_width(c),
+            TMOEI_ROUTER_HEADS);
 }
 
 static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c,
@@ -6053,7 +5996,7 @@ TMOE_DEF tmoe_config tmoe_config_default(void)
     return c;
 }
 
-/* ---- making a model ----------------------------------------------------------------------------- */
+/* ---- making a model -------------------------------------------------------------------------- */
 
 TMOE_DEF void tmoe_model_destroy(tmoe_model *model)
 {
@@ -6178,7 +6121,7 @@ TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
     return model;
 }
 
-/* ---- a model from another ----------------------------------------------------------------------- */
+/* ---- a model from another -------------------------------------------------------------------- */
 
 TMOE_DEF int tmoe_model_find_task(const tmoe_model *model, const char *name)
 {
@@ -6317,8 +6260,6 @@ TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, co
     model->generation = from->generation;
     return model;
 }
-
-/* ---- what a model has, to read ------------------------------------------------------------------ */
 
 TMOE_DEF const tmoe_config *tmoe_model_config(const tmoe_model *model)
 {
@@ -6969,7 +6910,7 @@ static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert,
     return y;
 }
 
-/* ---- the weights of a layer as tensors ---------------------------------------------------------- */
+/* ---- the weights of a layer as tensors ------------------------------------------------------- */
 
 /* Where gradients of theta + offset are added, if what `bit` names is trained; else NULL. */
 static float *tmoei_pass_grads(const tmoei_pass *pass, int bit, size_t offset)
@@ -7026,7 +6967,7 @@ static tmoe_tensor *tmoei_layer_block(tmoei_pass *pass, int l)
         layer->route * E);
 }
 
-/* ---- one layer: attention, feed-forward network, residuals and norms ---------------------------- */
+/* ---- one layer: attention, feed-forward network, residuals and norms ------------------------- */
 
 static tmoe_tensor *tmoei_pass_dropout(tmoei_pass *pass, tmoe_tensor *x)
 {
@@ -7091,8 +7032,6 @@ static tmoe_tensor *tmoei_ffn_sublayer(tmoei_pass *pass, tmoe_tensor *const *w, 
     return tmoei_sublayer_output(pass, w, h, x, TMOEI_FFN_NORM, TMOEI_FC2);
 }
 
-/* ---- a layer of experts ------------------------------------------------------------------------- */
-
 /* PARAM mix:   theta_bar = sum_e r_e theta_e,   h' = layer(h; theta_bar)
  * A dense layer is the case of one expert with r = 1. */
 static tmoe_tensor *tmoei_layer_param(tmoei_pass *pass, int l, tmoe_tensor **w, tmoe_tensor *h)
@@ -7143,8 +7082,6 @@ static tmoe_tensor *tmoei_layer_forward(tmoei_pass *pass, int l, tmoe_tensor *h)
         return tmoei_layer_param(pass, l, w, h);
     return tmoei_layer_output(pass, l, w, h);
 }
-
-/* ---- encoder and decoder ------------------------------------------------------------------------ */
 
 /* The norm outside the layers: PRE has it after the last layer, POST after the embedding. */
 static tmoe_tensor *tmoei_outer_norm(tmoei_pass *pass, tmoe_tensor *h, int decoder, tmoe_norm here)
@@ -7251,11 +7188,11 @@ static tmoe_tensor **tmoei_router_parts(tmoei_router *router)
         sizeof(tmoe_tensor *));
 }
 
-/* ---- the MLPs: z = w2 gelu(w1 e + b1) + b2, for all layers or for each -------------------------- */
+/* ---- the MLPs: z = w2 gelu(w1 e + b1) + b2, for all layers or for each ----------------------- */
 
 static tmoe_tensor *tmoei_router_mlp(tmoei_router *router, tmoe_tensor *e)
 {
-    const int mlps = tmoei_router_layer_specific(&router->model->config) ? router->model->R : 1;
+    const int mlps = tmoei_router_specific(&router->model->config) ? router->model->R : 1;
     tmoe_tensor **z = tmoei_router_parts(router);
     if (!z) return NULL;
     for (int l = 0; l < mlps; l++) {
@@ -7265,12 +7202,12 @@ static tmoe_tensor *tmoei_router_mlp(tmoei_router *router, tmoe_tensor *e)
     return mlps == 1 ? z[0] : tmoe_concat(router->tape, z, mlps);
 }
 
-/* ---- the sequence that the others read: (K, R * width) ------------------------------------------ */
+/* ---- the sequence that the others read: (K, R * width) --------------------------------------- */
 
 static tmoe_tensor *tmoei_router_sequence(tmoei_router *router, tmoe_tensor *e)
 {
     const int R = router->model->R;
-    if (tmoei_router_layer_specific(&router->model->config))
+    if (tmoei_router_specific(&router->model->config))
         return tmoei_router_linear(router, e, TMOE_NONE, NULL); /* layer_projection */
     tmoe_tensor **x = tmoei_router_parts(router);
     if (!x) return NULL;
@@ -7324,6 +7261,7 @@ static void tmoei_router_direction(tmoei_router *router, tmoe_tensor *x, int bac
     tmoe_tensor **states)
 {
     const tmoe_config *config = &router->model->config;
+    const tmoei_router_family family = tmoei_router_family_of(config);
     const int R = router->model->R, width = tmoei_router_width(config);
     tmoe_tape *tape = router->tape;
     tmoe_tensor *wi = tmoei_router_take(router), *bi = tmoei_router_take(router); /* input */
@@ -7337,9 +7275,9 @@ static void tmoei_router_direction(tmoei_router *router, tmoe_tensor *x, int bac
         tmoe_tensor *i = tmoe_slice(tape, x, l * width, width);
         i = tmoe_linear(tape, i, wi, bi, TMOE_NONE, NULL);
         tmoe_tensor *u = tmoe_linear(tape, h, wh, bh, TMOE_NONE, NULL);
-        if (tmoei_router_gates(config) == 1)
+        if (family == TMOEI_ROUTER_RNN)
             h = tmoei_router_gate(router, tmoe_add(tape, i, u), 0, TMOE_TANH);
-        else if (tmoei_router_gates(config) == 3)
+        else if (family == TMOEI_ROUTER_GRU)
             h = tmoei_router_gru(router, i, u, h);
         else
             h = tmoei_router_lstm(router, tmoe_add(tape, i, u), &c);
@@ -7365,7 +7303,7 @@ static tmoe_tensor *tmoei_router_recurrent(tmoei_router *router, tmoe_tensor *x)
     return tmoe_concat(router->tape, forward, R);
 }
 
-/* ---- the transformer router: one POST layer over the R elements of each task -------------------- */
+/* ---- the transformer router: one POST layer over the R elements of each task ----------------- */
 
 static tmoe_tensor *tmoei_router_transformer(tmoei_router *router, tmoe_tensor *x)
 {
@@ -7390,19 +7328,19 @@ static tmoe_tensor *tmoei_router_transformer(tmoei_router *router, tmoe_tensor *
     return tmoe_reshape(tape, x, K, R * E);
 }
 
-/* ---- logits, and their selection ---------------------------------------------------------------- */
+/* ---- logits, and their selection ------------------------------------------------------------- */
 
 /* Logits z (K, R * E) of K task vectors e (K, k). */
 static tmoe_tensor *tmoei_router_logits(const tmoe_model *model, tmoe_tape *tape, float *grads,
     tmoe_tensor *e)
 {
+    const tmoei_router_family family = tmoei_router_family_of(&model->config);
     tmoei_router router = { model, tape, grads, 0 };
     if (!e) return NULL;
-    if (model->config.router <= TMOE_ROUTER_LINEAR_LAYER_SPECIFIC)
-        return tmoei_router_mlp(&router, e);
+    if (family == TMOEI_ROUTER_MLP) return tmoei_router_mlp(&router, e);
     tmoe_tensor *x = tmoei_router_sequence(&router, e);
-    if (tmoei_router_gates(&model->config) > 0) return tmoei_router_recurrent(&router, x);
-    return tmoei_router_transformer(&router, x);
+    if (family == TMOEI_ROUTER_TRANSFORMER) return tmoei_router_transformer(&router, x);
+    return tmoei_router_recurrent(&router, x);
 }
 
 /* tau(step) = max(tau_0 exp(-decay * step), tau_min) */
@@ -7432,7 +7370,7 @@ static int tmoei_selection_has_router(tmoe_selection s)
     return s == TMOE_SELECT_SOFTMAX || s == TMOE_SELECT_GUMBEL || s == TMOE_SELECT_STRAIGHT_THROUGH;
 }
 
-/* ---- routes without a router -------------------------------------------------------------------- */
+/* ---- routes without a router ----------------------------------------------------------------- */
 
 /* Sets masked experts to 0 and scales the rest to a sum of 1; where the rest is 0, evenly. */
 static void tmoei_route_mask(float *route, const float *mask, int E)
@@ -7474,8 +7412,6 @@ static void tmoei_route_without_router(const tmoe_model *model, uint64_t stream,
         tmoei_route_mask(r, model->mask + l * E, E);
     }
 }
-
-/* ---- routes of evaluation ----------------------------------------------------------------------- */
 
 /* Routes (K, R * E) of K task vectors, free of noise, into `routes`. */
 static tmoe_result tmoei_routes_of_vectors(tmoe_model *model, const float *vectors, int K,
@@ -7531,7 +7467,7 @@ TMOE_DEF tmoe_result tmoe_route_of_vector(tmoe_model *model, const float *vector
     return tmoei_routes_of_vectors(model, vector, 1, route);
 }
 
-/* ---- routes of unseen tasks --------------------------------------------------------------------- */
+/* ---- routes of unseen tasks ------------------------------------------------------------------ */
 
 TMOE_DEF int tmoe_model_nearest_tasks(tmoe_model *model, const char *instruction, int count,
     int *tasks, float *cosines)
@@ -7610,8 +7546,6 @@ TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instructio
     return tmoei_route_nearest(model, model->asked_vector, route);
 }
 
-/* ---- what a caller changes ---------------------------------------------------------------------- */
-
 TMOE_DEF tmoe_result tmoe_expert_set_enabled(tmoe_model *model, int layer, int expert, int enabled)
 {
     const int E = model->config.experts;
@@ -7645,7 +7579,7 @@ TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const flo
     return TMOE_OK;
 }
 
-/* ---- route once, merge once --------------------------------------------------------------------- */
+/* ---- route once, merge once ------------------------------------------------------------------ */
 
 /* Makes model->blocks hold theta_bar = sum_e r_e theta_e of each routed layer, until the route or
  * the parameters change. Where a layer's route is one-hot, its block is the expert itself. */
