@@ -582,19 +582,20 @@ TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int rows, int c
 /* ---- API: model (>>model, >>router) ---------------------------------------------------------- */
 typedef struct tmoe_model tmoe_model;
 
-typedef enum tmoe_norm {
+typedef enum tmoe_norm { /* where a sublayer is normed: x + f(norm(x)), or norm(x + f(x)) as BART */
     TMOE_NORM_PRE,
     TMOE_NORM_POST
-} tmoe_norm; /* before | after (BART) each sublayer */
+} tmoe_norm;
 
-/* what a route averages: the experts' parameters, so that one layer runs | their outputs (the
- * paper) */
-typedef enum tmoe_mix { TMOE_MIX_PARAM, TMOE_MIX_OUTPUT } tmoe_mix;
+typedef enum tmoe_mix { /* what a route averages */
+    TMOE_MIX_PARAM,     /* the experts' parameters; one layer runs on the average */
+    TMOE_MIX_OUTPUT     /* the experts' outputs, as in the paper; all experts with r > 0 run */
+} tmoe_mix;
 
-typedef enum tmoe_expert_kind {
-    TMOE_EXPERT_LAYER,
-    TMOE_EXPERT_FFN
-} tmoe_expert_kind; /* layer | its FFN */
+typedef enum tmoe_expert_kind { /* what a layer has several of */
+    TMOE_EXPERT_LAYER,          /* all of it */
+    TMOE_EXPERT_FFN             /* its feed-forward network with norm; attention is shared */
+} tmoe_expert_kind;
 
 enum { TMOE_ENCODER = 1, TMOE_DECODER = 2 }; /* bits of tmoe_config.expert_places */
 
@@ -611,84 +612,103 @@ typedef enum tmoe_router_kind { /* the ten of the paper's code */
     TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC
 } tmoe_router_kind;
 
-typedef enum tmoe_vector_kind {
-    TMOE_VECTOR_TEXT,    /* hashed words and character n-grams of the instruction; fixed */
-    TMOE_VECTOR_LEARNED, /* a trained row for each task */
-    TMOE_VECTOR_GIVEN    /* rows set by tmoe_task_vector_set; fixed */
+typedef enum tmoe_vector_kind { /* what the router knows of a task */
+    TMOE_VECTOR_TEXT,           /* hashed words and character 3-grams of its instruction; fixed */
+    TMOE_VECTOR_LEARNED,        /* a trained row for each task */
+    TMOE_VECTOR_GIVEN           /* rows set by tmoe_task_vector_set; fixed */
 } tmoe_vector_kind;
 
-/* What a model is. Start from tmoe_config_default(); tmoe_model_create checks all fields at once.
- * */
+/* What a model is. Start from tmoe_config_default(); tmoe_model_create checks all fields and names
+ * all that are wrong in one message. Fields marked "kept" must stay in tmoe_model_derive.
+ *
+ * Noise and temperature. Where the selection has a router (SOFTMAX, GUMBEL, STRAIGHT_THROUGH),
+ *   tau(step) = max(temperature * exp(-temperature_decay * step), temperature_min)
+ * divides the logits in training and in evaluation; step counts the model's optimiser steps and is
+ * saved with it. Gumbel noise (GUMBEL, STRAIGHT_THROUGH) and exploration are for training only. */
 typedef struct tmoe_config {
-    int width;                          /* width, at least 1 */
-    int encoder_heads, decoder_heads;   /* heads, each divides width */
-    int encoder_ffn, decoder_ffn;       /* FFN widths */
-    int encoder_layers, decoder_layers; /* at least 1 each */
-    int vocabulary;                     /* vocabulary; 0: as many symbols as the tokenizer has */
-    int source_tokens, target_tokens;   /* longest sequences with special tokens, at most 65536 */
-    tmoe_norm norm;
-    tmoe_activation activation; /* TMOE_GELU or TMOE_RELU */
-    int scale_embedding;        /* 1: embeddings times sqrt(width) */
-    int experts;                /* experts a layer, 1 = dense, at most 64 */
-    int expert_places;          /* TMOE_ENCODER | TMOE_DECODER: layers that have experts */
+    int width;                          /* kept: of all activations */
+    int encoder_heads, decoder_heads;   /* kept: each divides width */
+    int encoder_ffn, decoder_ffn;       /* kept: widths of the feed-forward networks */
+    int encoder_layers, decoder_layers; /* kept: at least 1 each */
+    int vocabulary;                     /* kept: 0: as many symbols as the tokenizer has */
+    int source_tokens, target_tokens;   /* kept: longest texts, special tokens included; to 65536 */
+    tmoe_norm norm;                     /* kept */
+    tmoe_activation activation;         /* kept: TMOE_GELU or TMOE_RELU */
+    int scale_embedding;                /* kept: 1: token embeddings times sqrt(width) */
+    int experts;                        /* of a routed layer, 1 to 64; 1: the model is dense */
+    int expert_places;                  /* TMOE_ENCODER | TMOE_DECODER: which layers are routed */
     tmoe_expert_kind expert_kind;
-    float
-        expert_noise; /* experts start as copies plus noise of this size relative to the weights */
+    float expert_noise; /* experts begin as copies plus noise of this size relative to init_std */
     tmoe_mix mix;
     tmoe_selection selection;
-    int random_n; /* experts a task gets with TMOE_SELECT_RANDOM_TASK, 1 to experts */
-    /* tau(step) = max(temperature * exp(-decay * step), min) */
-    float temperature, temperature_decay, temperature_min;
-    float exploration; /* chance, a layer and group in training, of a random or the uniform route */
+    int random_n; /* experts of a task with TMOE_SELECT_RANDOM_TASK, 1 to experts */
+    float temperature, temperature_decay, temperature_min; /* see above; decay a step */
+    float exploration; /* chance of a random or the uniform route, a layer and task in training */
     tmoe_router_kind router;
     int router_hidden; /* width of the router's hidden layer */
     tmoe_vector_kind vectors;
-    int vector_width;         /* width of a task vector */
-    int instruction_in_input; /* 1: the encoder reads "instruction \n input", 0: the input alone */
-    int begin_in_target;      /* 1: targets begin with <s>, as BART's do */
-    int specials_in_text;     /* 1: <mask> and the like count where a text says them (BART) */
-    int start_id, begin_id, pad_id,
-        end_id; /* what the decoder starts with (</s>); <s>, <pad>, </s> */
-    float
-        /* of all matrices; 0: 1/sqrt(fan in) for linear layers, 1/sqrt(width) for embeddings */
-        init_std;
-    uint64_t seed;
+    int vector_width;                       /* of a task vector */
+    int instruction_in_input;               /* 1: reads "instruction \n input", 0: the input */
+    int begin_in_target;                    /* kept: 1: targets begin with <s>, as BART's do */
+    int specials_in_text;                   /* 1: <mask> and the like in a text are tokens */
+    int start_id, begin_id, pad_id, end_id; /* kept: the decoder's first token; <s>, <pad>, </s> */
+    float init_std; /* of all matrices; 0: 1/sqrt(fan in), embeddings 1/sqrt(width) */
+    uint64_t seed;  /* of the random start and of random routes */
 } tmoe_config;
 
-/* tmoe_config_default - a small pre-norm model (D 96, 2+2 layers, E 4, PARAM, softmax).   thread
- * any */
+/* tmoe_config_default - a small model: width 96, 2 + 2 layers of 4 experts, PRE, PARAM, SOFTMAX
+ *   thread  any */
 TMOE_DEF tmoe_config tmoe_config_default(void);
 
-/* tmoe_model_create, _destroy - a model with random weights; fails  TMOE_ERR_CONFIG, all problems
- * in one text
- *   config     in; NULL = default            tokenizer  in, or NULL (with config.V): token ids only
- *     >>model
- *   tasks      (task_count >= 0) in: names, instructions, categories of its known tasks, to train
- *   on */
+/* tmoe_model_create - makes a model with random weights                                     >>model
+ *   config     in; NULL: the default
+ *   tokenizer  in, copied; NULL: the model takes token ids only, config->vocabulary says how many
+ *   tasks      (task_count >= 0) in: name, instruction, category (or NULL) of the tasks it knows,
+ *              which are those it can be trained on and has routes for; lines are not read
+ *   fails      TMOE_ERR_CONFIG; TMOE_ERR_ARGUMENT: a task without name or instruction
+ *   cost       a random number for each parameter */
 TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
     const tmoe_tokenizer *tokenizer, const tmoe_task *tasks, int task_count);
-/* tmoe_model_derive - a new model that begins with the layers of another; fails  TMOE_ERR_CONFIG
- * >>model
- *   from       in, of any context   config  in, NULL = from's: D, F, layers, tokens, V, norm must
- *   agree
- *   route      (routed layers of from, E) in: its layers are merged by it. NULL: a layer with as
- *   many
- *              experts as before keeps them, any other begins with their average
- *   out        experts are copies with expert_noise; router and vectors of tasks that both know
- *   stay if
- *              shapes agree. So dense to E experts is upcycling (arXiv 2212.05055), a route to E =
- *              1 cuts a task out (exactly with PARAM or one-hot), NULL to E = 1 is MHR-mu */
+TMOE_DEF void tmoe_model_destroy(tmoe_model *model);
+
+/* tmoe_model_derive - makes a model that begins with the weights of another                 >>model
+ *   from    in, of any context; its tokenizer and generation are copied
+ *   route   (routed layers of from, E) in: each routed layer begins as theta = sum_e r_e theta_e.
+ *           NULL: a layer with as many experts as before keeps them, any other begins as their mean
+ *   config  in; fields marked kept must be from's (vocabulary may be 0). The step is then 0. NULL:
+ *           from's config, and its step
+ *   tasks   as tmoe_model_create
+ *   out     experts that are not kept are copies with expert_noise; router and task vectors as
+ *           tmoe_model_take_router. Dense to E experts is upcycling (arXiv 2212.05055); a route to
+ *           1 expert cuts a task out, exactly with PARAM or a one-hot route; NULL to 1 is MHR-mu
+ *   fails   TMOE_ERR_CONFIG, naming all fields that must stay; also for experts that are layers and
+ *           would be kept as FFNs: their attention differs */
 TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, const float *route,
     const tmoe_config *config, const tmoe_task *tasks, int task_count);
-/* tmoe_model_take_router - router and vectors of the tasks that both know, where shapes agree */
+
+/* tmoe_model_take_router - copies router and task vectors of another model into this one    >>model
+ *   from    in. The router is copied if kind, routed layers and all shapes agree. The vectors of
+ *           tasks with the same name are copied if their width agrees, unless this model's are
+ *           TMOE_VECTOR_TEXT. What does not agree stays as it is. */
 TMOE_DEF void tmoe_model_take_router(tmoe_model *model, const tmoe_model *from);
-TMOE_DEF void tmoe_model_destroy(tmoe_model *model);
-/* tmoe_model_config, _tokenizer, _task_count, _task - what a model has, to read; thread  any
- *   task  0 <= task < count, else NULL: name, category, instruction, no lines */
+
+/* tmoe_model_config, _tokenizer, _task_count, _task - what a model has; the model's own
+ *   task    0 <= task < count, else NULL: name, category, instruction, no lines
+ *   out     the tokenizer is NULL where the model has none; vocabulary of the config is never 0
+ *   thread  any */
 TMOE_DEF const tmoe_config *tmoe_model_config(const tmoe_model *model);
 TMOE_DEF const tmoe_tokenizer *tmoe_model_tokenizer(const tmoe_model *model);
 TMOE_DEF int tmoe_model_task_count(const tmoe_model *model);
 TMOE_DEF const tmoe_task *tmoe_model_task(const tmoe_model *model, int task);
+
+/* tmoe_model_find_task - index of the known task of this name, or -1; instructions do not count
+ *   thread  any   cost  a comparison with each task */
+TMOE_DEF int tmoe_model_find_task(const tmoe_model *model, const char *name);
+
+/* tmoe_model_parameters - number of parameters
+ *   active  out or NULL: those of the dense model that one task's layers are merged into
+ *   thread  any */
+TMOE_DEF size_t tmoe_model_parameters(const tmoe_model *model, size_t *active);
 
 /* How answers are searched: as transformers does. Lengths are in tokens, start token included. */
 typedef enum tmoe_early_stopping { /* stop when there are `beams` finished answers ... */
@@ -707,57 +727,68 @@ typedef struct tmoe_generation {
     int forced_begin_id, forced_end_id; /* first token; last one at max_length; -1: free */
 } tmoe_generation;
 
-/* tmoe_model_generation - how tmoe_answer_many searches (greedily; BART: as its folder says); yours to
- * change */
+/* tmoe_model_generation - how tmoe_answer_many searches (greedily; BART: as its folder says); the
+ * model's own, yours to change */
 TMOE_DEF tmoe_generation *tmoe_model_generation(tmoe_model *model);
-/* tmoe_model_parameters - how many; *active (or NULL): those one task uses, without a router.
- * thread  any */
-TMOE_DEF size_t tmoe_model_parameters(const tmoe_model *model, size_t *active);
-/* tmoe_model_temperature - tau at the model's step.   thread  any */
-TMOE_DEF float tmoe_model_temperature(const tmoe_model *model);
-/* tmoe_task_vector_set - gives task its vector (k) (TMOE_VECTOR_GIVEN); TMOE_ERR_ARGUMENT: no such
- * row */
-TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const float *vector);
 
-/* tmoe_route_of_vector - the route of any vector (k), as tmoe_route_of_task; fails  TMOE_ERR_ARGUMENT: no
- * router */
-TMOE_DEF tmoe_result tmoe_route_of_vector(tmoe_model *model, const float *vector, float *route);
-/* tmoe_routed_layers - routes are (routed layers, E) row-major.   thread  any */
+/* A route is (routed layers, E), row-major: a row of weights for each routed layer, which sum to 1.
+ * Routes of evaluation have no noise; their temperature is that of the model's step.
+ *
+ * tmoe_routed_layers - number of routed layers; 0: the model is dense.   thread  any */
 TMOE_DEF int tmoe_routed_layers(const tmoe_model *model);
-/* tmoe_routed_layer_name - "encoder 0" ... into text (size bytes).   thread  any */
-TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int l, char *text, size_t size);
-/* tmoe_route_of_task - the route (routed layers, E) of a known task, without noise; each row sums to 1
- * >>router
- *   fails  TMOE_ERR_ARGUMENT   cost  a router pass over all tasks if parameters have changed, else
- *   a copy */
-TMOE_DEF tmoe_result tmoe_route_of_task(tmoe_model *model, int task, float *route);
-/* tmoe_expert_set_enabled - masks an expert (1) to see what it was good for, or gives it back (0); is
- * not saved
- *   fails  TMOE_ERR_ARGUMENT: 0 <= layer < routed layers, 0 <= expert < E, and one of a layer must
- *   stay */
-TMOE_DEF tmoe_result tmoe_expert_set_enabled(tmoe_model *model, int layer, int expert, int enabled);
 
-/* How an unseen task gets a route. */
+/* tmoe_routed_layer_name - "encoder 0", "decoder 3" ...; "" unless 0 <= routed_layer < their number
+ *   text    (size bytes) out, cut to fit   thread  any */
+TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int routed_layer, char *text,
+    size_t size);
+
+/* tmoe_model_temperature - tau at the model's step (see tmoe_config).   thread  any */
+TMOE_DEF float tmoe_model_temperature(const tmoe_model *model);
+
+/* tmoe_route_of_task - the route of a known task                                           >>router
+ *   task    0 <= task < count, else TMOE_ERR_ARGUMENT      route  out
+ *   cost    a router pass over all tasks if parameters have changed since the last, else a copy */
+TMOE_DEF tmoe_result tmoe_route_of_task(tmoe_model *model, int task, float *route);
+
+/* tmoe_route_of_vector - what the router makes of any task vector                          >>router
+ *   vector  (vector_width) in      route  out      cost  a router pass
+ *   fails   TMOE_ERR_ARGUMENT: no routed layer, or a selection without a router */
+TMOE_DEF tmoe_result tmoe_route_of_vector(tmoe_model *model, const float *vector, float *route);
+
+/* How an unseen task gets a route. A selection without a router (AVERAGE, RANDOM_TASK,
+ * RANDOM_EXAMPLE) knows nothing of tasks: there each of the three is AVERAGE. */
 typedef enum tmoe_zero_shot {
-    /* the router on the task's text vector; models with other vectors: as NEAREST */
+    /* The router reads the instruction's text vector. Only TMOE_VECTOR_TEXT trains it on such
+     * vectors: with LEARNED and GIVEN it is as NEAREST. */
     TMOE_ZERO_SHOT_ROUTER,
-    /* mean of seen tasks' routes, weighted by softmax(20 cos) of the text vectors */
+    /* r = sum_t w_t r_t over the known tasks, w = softmax(20 cos) of the instructions' text
+     * vectors, whatever vectors the router reads */
     TMOE_ZERO_SHOT_NEAREST,
-    TMOE_ZERO_SHOT_AVERAGE /* 1 / E everywhere */
+    TMOE_ZERO_SHOT_AVERAGE /* the same weight for all enabled experts */
 } tmoe_zero_shot;
 
-/* tmoe_route_unseen - a route (routed layers, E) for a task known by its instruction only: one
- * router pass */
+/* tmoe_route_unseen - a route for a task that is known by its instruction only             >>router
+ *   how     a member of tmoe_zero_shot, else TMOE_ERR_ARGUMENT      route  out
+ *   cost    at most a router pass, and tasks * vector_width */
 TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction,
     tmoe_zero_shot how, float *route);
-/* tmoe_model_nearest_tasks - known tasks by cosine of instructions' text vectors, nearest first   cost
- * N*k
- *   tasks, cosines (count >= 1) out; past the last task -1   out how many */
+
+/* tmoe_model_nearest_tasks - known tasks by cosine of instructions' text vectors, nearest first
+ *   tasks, cosines   (count) out; -1 and -2 behind the last task
+ *   out     number of tasks written      cost  tasks * vector_width      thread  as the model */
 TMOE_DEF int tmoe_model_nearest_tasks(tmoe_model *model, const char *instruction, int count,
     int *tasks, float *cosines);
-/* tmoe_model_find_task - returns the index of the known task of this name, or -1. Instructions are
- *   not looked at.   thread any */
-TMOE_DEF int tmoe_model_find_task(const tmoe_model *model, const char *name);
+
+/* tmoe_expert_set_enabled - takes an expert out of all routes, or gives it back            >>router
+ *   layer   0 <= layer < routed layers      expert  0 <= expert < E
+ *   enabled 0: the expert is masked (its logit is -1e9), in training too; else it is enabled, as
+ *           all are at first. Masks are neither saved nor derived
+ *   fails   TMOE_ERR_ARGUMENT: no such expert, or the last enabled one of a layer */
+TMOE_DEF tmoe_result tmoe_expert_set_enabled(tmoe_model *model, int layer, int expert, int enabled);
+
+/* tmoe_task_vector_set - sets a known task's vector; made for TMOE_VECTOR_GIVEN
+ *   vector  (vector_width) in      fails  TMOE_ERR_ARGUMENT: no such task, no routed layer */
+TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const float *vector);
 /* ---- API: training (>>train) ----------------------------------------------------------------- */
 typedef struct tmoe_trainer tmoe_trainer;
 
@@ -7393,7 +7424,7 @@ static void tmoei_route_mask(float *route, const float *mask, int E)
     tmoei_float_mode_leave(mode);
 }
 
-/* 1 / n for n experts of each layer, drawn at random from (seed, stream, at): all of them (AVERAGE),
+/* 1 / n for n experts of each layer, drawn from (seed, stream, at): all of them (AVERAGE),
  * random_n (RANDOM_TASK) or one (RANDOM_EXAMPLE). */
 static void tmoei_route_without_router(const tmoe_model *model, uint64_t stream, uint64_t at,
     float *route)
