@@ -354,6 +354,48 @@ static void test_unseen_tasks_are_routed_by_the_router_or_by_the_nearest(void)
     unmake(&s);
 }
 
+/* What `how` does for each kind of vectors, and which selections know nothing of tasks. */
+static void test_zero_shot_depends_on_vectors_and_selection(void)
+{
+    static const char text[] = "Write the first letter in upper case.";
+    const tmoe_training t = small_training();
+    float router[6], nearest[6], average[6], masked[6];
+    for (int vectors = 0; vectors < 3; vectors++)
+        for (int selection = 0; selection < 6; selection++) {
+            tmoe_config c = small_config();
+            c.vectors = (tmoe_vector_kind)vectors;
+            c.selection = (tmoe_selection)selection;
+            c.vocabulary = 0;
+            set s = make(1, &c, &t);
+            if (!s.model) return;
+            louder(s.model);
+            for (size_t i = s.model->vectors; i < s.model->size; i++) s.model->theta[i] += 0.1f;
+            s.model->version++;
+            CHECK(tmoe_route_unseen(s.model, text, TMOE_ZERO_SHOT_ROUTER, router) == TMOE_OK
+                && tmoe_route_unseen(s.model, text, TMOE_ZERO_SHOT_NEAREST, nearest) == TMOE_OK
+                && tmoe_route_unseen(s.model, text, TMOE_ZERO_SHOT_AVERAGE, average) == TMOE_OK);
+            for (int i = 0; i < 6; i++) CHECK_NEAR(average[i], 1.0 / 3.0, 1e-6);
+            const int same = memcmp(router, nearest, sizeof router) == 0;
+            const int even = memcmp(nearest, average, sizeof nearest) == 0;
+            if (selection <= TMOE_SELECT_STRAIGHT_THROUGH)
+                CHECK(!even && (vectors == TMOE_VECTOR_TEXT || same));
+            else
+                CHECK(even && same);
+            if (selection == TMOE_SELECT_SOFTMAX && vectors == TMOE_VECTOR_TEXT) CHECK(!same);
+
+            CHECK(tmoe_expert_set_enabled(s.model, 0, 2, 0) == TMOE_OK
+                && tmoe_route_unseen(s.model, text, TMOE_ZERO_SHOT_NEAREST, masked) == TMOE_OK
+                && masked[2] == 0.0f);
+            memcpy(masked, average, sizeof masked);
+            CHECK(tmoe_route_unseen(s.model, text, (tmoe_zero_shot)3, masked) == TMOE_ERR_ARGUMENT
+                && tmoe_route_unseen(s.model, text, (tmoe_zero_shot)-1, masked)
+                    == TMOE_ERR_ARGUMENT);
+            CHECK(memcmp(masked, average, sizeof masked) == 0);
+            CHECK_HAS(tmoe_error_message(s.ctx), "route_unseen: how is -1");
+            unmake(&s);
+        }
+}
+
 /* ---- what runs, what moves ------------------------------------------------------------------- */
 /* Bytes of tensors, of nodes and of floats that a step's last group and a pass of evaluation took.
  * */
@@ -1024,6 +1066,7 @@ TEST_MAIN("test_method", RUN(test_gumbel_is_evaluated_as_the_mixture_without_noi
           RUN(test_exploration_replaces_routes_by_one_expert_or_all);
           RUN(test_route_statistics_are_means_over_the_tasks);
           RUN(test_unseen_tasks_are_routed_by_the_router_or_by_the_nearest);
+          RUN(test_zero_shot_depends_on_vectors_and_selection);
           RUN(test_straight_through_outputs_equal_the_dense_computation);
           RUN(test_unselected_experts_neither_run_nor_move);
           RUN(test_the_optimiser_is_adamw_by_hand);

@@ -432,6 +432,158 @@ static void test_derived_models_compute_what_they_came_from(void)
     }
 }
 
+/* One test for each field that changes what copied weights compute; the others are free. */
+static void test_a_derived_model_keeps_all_that_its_weights_depend_on(void)
+{
+    tmoe_config c = small_config();
+    const tmoe_training training = small_training();
+    set s = make(1, &c, &training);
+    if (!s.trainer) return;
+    const tmoe_task *tasks = tmoe_suite_task(s.suite, 0);
+    const int n = tmoe_suite_count(s.suite);
+    c = *tmoe_model_config(s.model);
+    tmoe_config d = c;
+    d.activation = TMOE_RELU;
+    d.scale_embedding = 1;
+    d.encoder_heads = 4;
+    d.decoder_heads = 1;
+    d.norm = TMOE_NORM_POST;
+    d.begin_in_target = 1;
+    d.start_id = 1;
+    d.source_tokens++;
+    CHECK(tmoe_model_derive(s.ctx, s.model, NULL, &d, tasks, n) == NULL
+        && tmoe_error(s.ctx) == TMOE_ERR_CONFIG);
+    CHECK_HAS(tmoe_error_message(s.ctx), "activation is 2, must stay 1");
+    CHECK_HAS(tmoe_error_message(s.ctx), "scale_embedding is 1, must stay 0");
+    CHECK_HAS(tmoe_error_message(s.ctx), "encoder_heads is 4, must stay 2");
+    CHECK_HAS(tmoe_error_message(s.ctx), "decoder_heads is 1, must stay 2");
+    CHECK_HAS(tmoe_error_message(s.ctx), "norm is 1, must stay 0");
+    CHECK_HAS(tmoe_error_message(s.ctx), "begin_in_target is 1, must stay 0");
+    CHECK_HAS(tmoe_error_message(s.ctx), "start_id is 1, must stay 2");
+    CHECK_HAS(tmoe_error_message(s.ctx), "source_tokens is 41, must stay 40");
+
+    d = c; /* experts that are layers differ in their attention, too */
+    d.expert_kind = TMOE_EXPERT_FFN;
+    CHECK(tmoe_model_derive(s.ctx, s.model, NULL, &d, tasks, n) == NULL);
+    CHECK_HAS(tmoe_error_message(s.ctx), "expert_kind must stay");
+    d.experts = 1;
+    tmoe_model *mean = tmoe_model_derive(s.ctx, s.model, NULL, &d, tasks, n);
+    CHECK(mean != NULL);
+    tmoe_model_destroy(mean);
+
+    d = c; /* how texts become tokens, how experts are mixed and what trains them is free */
+    d.vocabulary = 0;
+    d.instruction_in_input = !c.instruction_in_input;
+    d.specials_in_text = 1;
+    d.mix = TMOE_MIX_OUTPUT;
+    d.selection = TMOE_SELECT_GUMBEL;
+    d.router = TMOE_ROUTER_LSTM;
+    d.vectors = TMOE_VECTOR_LEARNED;
+    tmoe_model *other = tmoe_model_derive(s.ctx, s.model, NULL, &d, tasks, n);
+    CHECK(other && other->V == s.model->V && other->step == 0);
+    tmoe_model_destroy(other);
+    unmake(&s);
+}
+
+static void set_all(tmoe_model *model, float value)
+{
+    for (size_t i = 0; i < model->size; i++) model->theta[i] = value;
+}
+
+/* A router is taken whole or not at all: the same kind, for the same layers. Vectors made of text
+ * stay what their instruction says. */
+static void test_a_router_is_taken_whole_or_not_at_all(void)
+{
+    tmoe_ctx *ctx = context(1);
+    tmoe_tokenizer *tokenizer = tmoe_tokenizer_bytes(ctx);
+    tmoe_suite *suite = small_suite(ctx);
+    for (int change = 0; change < 6; change++) {
+        tmoe_config c = small_config(), d = c;
+        if (change == 1) d.router = TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC;
+        if (change == 2) d.experts = 2;
+        if (change == 3) c.expert_places = TMOE_ENCODER;
+        if (change == 3) d.expert_places = TMOE_DECODER;
+        if (change == 4) d.vectors = TMOE_VECTOR_LEARNED;
+        if (change == 5) c.vectors = d.vectors = TMOE_VECTOR_GIVEN;
+        tmoe_model *from = tmoe_model_create(ctx, &c, tokenizer, tmoe_suite_task(suite, 1), 2);
+        tmoe_model *to = tmoe_model_create(ctx, &d, tokenizer, tmoe_suite_task(suite, 0), 3);
+        if (!from || !to) {
+            CHECK(0);
+            return;
+        }
+        set_all(from, 1.0f);
+        set_all(to, 2.0f);
+        tmoe_model_take_router(to, from);
+        const int taken = change == 0 || change >= 4, rows = change >= 4;
+        for (size_t i = to->parameters[to->router_parameter].offset; i < to->vectors; i++)
+            CHECK(to->theta[i] == (taken ? 1.0f : 2.0f));
+        for (size_t i = 0; i < 48; i++) /* of tasks 0, 1, 2; from knows 1 and 2 */
+            CHECK(to->theta[to->vectors + i] == (rows && i >= 16 ? 1.0f : 2.0f));
+        CHECK(to->theta[0] == 2.0f);
+        tmoe_model_destroy(from);
+        tmoe_model_destroy(to);
+    }
+    tmoe_suite_destroy(suite);
+    tmoe_tokenizer_destroy(tokenizer);
+    tmoe_ctx_destroy(ctx);
+}
+
+static void refuses(tmoe_ctx *ctx, const tmoe_tokenizer *tokenizer, const tmoe_task *tasks,
+    const tmoe_config *c, const char *message)
+{
+    CHECK(tmoe_model_create(ctx, c, tokenizer, tasks, 3) == NULL
+        && tmoe_error(ctx) == TMOE_ERR_CONFIG);
+    CHECK_HAS(tmoe_error_message(ctx), message);
+}
+
+static void test_enums_and_limits_of_a_config_are_checked(void)
+{
+    tmoe_ctx *ctx = context(1);
+    tmoe_tokenizer *tokenizer = tmoe_tokenizer_bytes(ctx);
+    tmoe_suite *suite = small_suite(ctx);
+    const tmoe_task *tasks = tmoe_suite_task(suite, 0);
+    for (int low = 0; low < 2; low++) {
+        tmoe_config c = small_config();
+        c.norm = (tmoe_norm)(low ? -1 : 2);
+        c.activation = low ? TMOE_NONE : TMOE_TANH;
+        c.expert_kind = (tmoe_expert_kind)(low ? -1 : 2);
+        c.mix = (tmoe_mix)(low ? -1 : 2);
+        c.selection = (tmoe_selection)(low ? -1 : 6);
+        c.router = (tmoe_router_kind)(low ? -1 : 10);
+        c.vectors = (tmoe_vector_kind)(low ? -1 : 3);
+        c.expert_places = low ? -1 : 4;
+        refuses(ctx, tokenizer, tasks, &c, low ? "norm is -1" : "norm is 2");
+        CHECK_HAS(tmoe_error_message(ctx), low ? "activation is 0" : "activation is 3");
+        CHECK_HAS(tmoe_error_message(ctx), low ? "expert_kind is -1" : "expert_kind is 2");
+        CHECK_HAS(tmoe_error_message(ctx), low ? "mix is -1" : "mix is 2");
+        CHECK_HAS(tmoe_error_message(ctx), low ? "selection is -1" : "selection is 6");
+        CHECK_HAS(tmoe_error_message(ctx), low ? "router is -1" : "router is 10");
+        CHECK_HAS(tmoe_error_message(ctx), low ? "vectors is -1" : "vectors is 3");
+        CHECK_HAS(tmoe_error_message(ctx), low ? "expert_places is -1" : "expert_places is 4");
+    }
+    tmoe_config c = small_config();
+    c.experts = 65;
+    refuses(ctx, tokenizer, tasks, &c, "experts is 65");
+    c = small_config();
+    c.router = TMOE_ROUTER_TRANSFORMER; /* reads vectors; the layer-specific one a projection */
+    c.vector_width = 18;
+    refuses(ctx, tokenizer, tasks, &c, "vector_width is 18, must be divisible by");
+    c.router = TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC;
+    c.router_hidden = 6;
+    refuses(ctx, tokenizer, tasks, &c, "router_hidden is 6, must be divisible by");
+    c.router_hidden = 8;
+    tmoe_model *model = tmoe_model_create(ctx, &c, tokenizer, tasks, 3);
+    CHECK(model != NULL);
+    tmoe_model_destroy(model);
+    tmoe_task nameless = *tasks;
+    nameless.instruction = NULL;
+    CHECK(tmoe_model_create(ctx, &c, tokenizer, &nameless, 1) == NULL
+        && tmoe_error(ctx) == TMOE_ERR_ARGUMENT);
+    tmoe_suite_destroy(suite);
+    tmoe_tokenizer_destroy(tokenizer);
+    tmoe_ctx_destroy(ctx);
+}
+
 static void test_two_stages_keep_the_router_and_sharpen(void)
 {
     tmoe_ctx *ctx = context(1);
@@ -1600,6 +1752,9 @@ TEST_MAIN("test_model", RUN(test_gradients_of_every_mix_and_selection);
           RUN(test_both_mixes_agree_on_one_hot_routes);
           RUN(test_param_mix_is_the_dense_model_of_its_merged_blocks);
           RUN(test_derived_models_compute_what_they_came_from);
+          RUN(test_a_derived_model_keeps_all_that_its_weights_depend_on);
+          RUN(test_a_router_is_taken_whole_or_not_at_all);
+          RUN(test_enums_and_limits_of_a_config_are_checked);
           RUN(test_two_stages_keep_the_router_and_sharpen);
           RUN(test_ranking_takes_the_most_likely_label);
           RUN(test_few_shot_adapts_a_copy_and_threads_do_not_matter);
