@@ -4027,9 +4027,8 @@ struct tmoe_tape {
     int record, dry;
 };
 
-TMOE_DEF tmoe_tape *tmoe_tape_create(tmoe_ctx *ctx)
+static tmoe_tape *tmoei_tape_new(tmoe_ctx *ctx)
 {
-    tmoei_begin(ctx);
     tmoe_tape *tape = (tmoe_tape *)tmoei_alloc(ctx, 1, sizeof *tape, 1);
     if (!tape) return NULL;
 
@@ -4038,6 +4037,12 @@ TMOE_DEF tmoe_tape *tmoe_tape_create(tmoe_ctx *ctx)
     tape->big.chunks.ctx = ctx;
     tape->record = 1;
     return tape;
+}
+
+TMOE_DEF tmoe_tape *tmoe_tape_create(tmoe_ctx *ctx)
+{
+    tmoei_begin(ctx);
+    return tmoei_tape_new(ctx);
 }
 
 TMOE_DEF void tmoe_tape_destroy(tmoe_tape *tape)
@@ -6093,8 +6098,8 @@ static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config,
     model->generation.beams = model->generation.returned = 1;
     model->generation.length_penalty = 1.0f;
     model->generation.forced_begin_id = model->generation.forced_end_id = -1;
+    model->tape = tmoei_tape_new(ctx);
     model->tokenizer = tokenizer ? tokenizer->copy(ctx, tokenizer) : NULL;
-    model->tape = tmoe_tape_create(ctx);
 
     if (ctx->error == TMOE_OK && tmoei_model_copy_tasks(model, tasks) == TMOE_OK
         && tmoei_model_plan(model) == TMOE_OK) {
@@ -8365,6 +8370,7 @@ TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer)
 {
     const tmoe_training *t = &trainer->training;
     const size_t bytes = trainer->span * sizeof(float);
+    tmoei_begin(trainer->ctx);
     for (int stop = 0; !stop && trainer->steps_done < t->steps;) {
         tmoe_progress progress;
         TMOEI_TRY(tmoe_trainer_step(trainer, &progress));
@@ -8581,8 +8587,8 @@ static tmoe_trainer *tmoei_trainer_new(tmoe_model *model, const tmoe_training *t
     trainer->entropy = (float *)tmoei_own(own, width, sizeof(float));
     trainer->use = (float *)tmoei_own(own, width, sizeof(float));
     trainer->mixed = (tmoe_tensor **)tmoei_own(own, (size_t)model->L, sizeof *trainer->mixed);
-    trainer->router_tape = tmoe_tape_create(ctx);
-    trainer->group_tape = tmoe_tape_create(ctx);
+    trainer->router_tape = tmoei_tape_new(ctx);
+    trainer->group_tape = tmoei_tape_new(ctx);
     if (ctx->error == TMOE_OK) return trainer;
     tmoe_trainer_destroy(trainer);
     return NULL;
@@ -12152,6 +12158,7 @@ TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *s
     int vocabulary)
 {
     size_t count = 0, most = 1;
+    tmoei_begin(ctx);
     if (vocabulary == 0) return tmoe_tokenizer_bytes(ctx);
     for (int s = 0; s < suite->count; s++) most += 3 * (size_t)suite->tasks[s].train_count;
     const char **texts = (const char **)tmoei_alloc(ctx, most, sizeof *texts, 0);
