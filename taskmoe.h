@@ -108,7 +108,8 @@
  *               tmoe_attention and the rest.
  *   equal bits  the same seed gives the same bits on 1, 2 or 64 threads, and after stopping and
  *               resuming: every chunk of work depends on the problem alone, sums have a fixed order
- *               (>>parallel), and random numbers are functions of a counter (>>random). Results of
+ *               (>>parallel), random numbers are functions of a counter (>>random), and floats below
+ *               1.2e-38 (denormals) count as zero in all computing (>>machine). Results of
  *               different instruction sets agree to rounding.
  *   files       safetensors. A file is written beside the old one, flushed and renamed. Everything
  *               that is read is validated before it is used.
@@ -191,8 +192,7 @@ typedef enum tmoe_result { TMOE_RESULTS(TMOEI_RESULT_ENUM) TMOE_RESULT_COUNT } t
 
 #undef TMOEI_RESULT_ENUM
 
-/* Instruction sets that the kernels are made for; TMOE_ISA_AUTO takes the best the processor has.
- * */
+/* Instruction sets that there are kernels for. TMOE_ISA_AUTO is the best one of the processor. */
 typedef enum tmoe_isa {
     TMOE_ISA_AUTO,
     TMOE_ISA_C,
@@ -202,44 +202,56 @@ typedef enum tmoe_isa {
 } tmoe_isa;
 typedef struct tmoe_ctx tmoe_ctx;
 
-/* How a context is made; all zero is the default (malloc, one thread, best instruction set). */
+/* How a context is made. All zero is the default: malloc and free, one thread, the best instruction
+ * set. */
 typedef struct tmoe_ctx_config {
-    void *(*alloc_fn)(size_t size_bytes, void *user); /* both or neither of alloc_fn, free_fn */
+    /* Give memory, aligned as malloc's is, and take it back; both or neither. They are called by the
+     * thread that calls the library, and in tmoe_few_shot_run by several threads at once. */
+    void *(*alloc_fn)(size_t size_bytes, void *user);
     void (*free_fn)(void *ptr, size_t size_bytes, void *user);
     void *alloc_user;
-    int threads; /* lanes to split work into, 1 to 64; 0 = 1. Needs TMOE_THREADS or parallel_fn */
+    /* Threads to split the work over, 1 to 64, the caller's included; 0 means 1. More than one needs
+     * TMOE_THREADS or parallel_fn: without either one thread runs, as tmoe_ctx_threads tells. */
+    int threads;
     /* Runs task(arg, 0) ... task(arg, n - 1), n <= threads, each once, at the same time where it
-     * can, and returns when all are done. NULL: the built-in pool (TMOE_THREADS) or one after the
-     * other. */
+     * can, and returns when all are done. NULL: the built-in pool of TMOE_THREADS. */
     void (*parallel_fn)(void *user, void (*task)(void *arg, int lane), void *arg, int n);
     void *parallel_user;
-    tmoe_isa isa; /* forces an instruction set (tests); one the processor lacks falls back to C */
+    tmoe_isa isa; /* for tests; without the processor's or the build's support C is taken */
 } tmoe_ctx_config;
 
-/* tmoe_ctx_create, _destroy - what everything else hangs on: memory, errors, threads, kernels
- * >>context
- *   config  in; NULL = all defaults   out  free it last   cost  packing buffers, 5.5 MiB and 1.1
- *   MiB a thread
- *   fails   NULL: no memory, only one of alloc_fn and free_fn, threads not 0 to 64, a thread did
- *   not start */
+/* tmoe_ctx_create, _destroy - memory, threads, kernels and the last error of all that is made on it
+ *                                                                                         >>context
+ *   config   in; NULL: all defaults
+ *   returns  NULL if there is no memory, if only one of alloc_fn and free_fn is given, if threads is
+ *            not 0 to 64 or isa no tmoe_isa, or if a thread could not be started
+ *   cost     5.5 MiB and 1.1 MiB for each thread, to pack matrices in */
 TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config);
 TMOE_DEF void tmoe_ctx_destroy(tmoe_ctx *ctx);
-/* tmoe_error, tmoe_error_message - the first cause of the last call's failure; TMOE_OK and "" if it
- * went well
- *   out  text with the values and the rule that was broken; the context's, valid until its next
- *   call */
+/* tmoe_error, tmoe_error_message - the first cause why the last call failed               >>context
+ *   Every public call that can fail clears it first. Only the operations of a tape and
+ *   tmoe_backward do not: the first cause stays until tmoe_tape_reset or another call clears it.
+ *   returns  TMOE_OK and "" after success; else the code and a text with the values and the rule
+ *            that was broken. The text is the context's, valid until the next call that can fail */
 TMOE_DEF tmoe_result tmoe_error(const tmoe_ctx *ctx);
 TMOE_DEF const char *tmoe_error_message(const tmoe_ctx *ctx);
-/* tmoe_result_name - what a result code means in words.   thread  any */
+/* tmoe_result_name - a result code in words, "unknown result" for other numbers           >>context
+ *   threads  any */
 TMOE_DEF const char *tmoe_result_name(tmoe_result result);
-/* tmoe_ctx_isa - the instruction set in use: "AVX-512", "AVX2", "NEON" or "C".     thread  any
- * */
+/* tmoe_ctx_isa - the instruction set in use: "AVX-512", "AVX2", "NEON" or "C"             >>context
+ *   threads  any */
 TMOE_DEF const char *tmoe_ctx_isa(const tmoe_ctx *ctx);
-/* tmoe_ctx_threads - the number of lanes that work is split over.     thread  any */
+/* tmoe_ctx_threads - the number of threads that share the work, the caller's included     >>context
+ *   returns  config.threads, but 1 where that is 0 or neither TMOE_THREADS nor parallel_fn provides
+ *            threads
+ *   threads  any */
 TMOE_DEF int tmoe_ctx_threads(const tmoe_ctx *ctx);
-/* tmoe_ctx_bytes - bytes out now; the most ever into *peak (or NULL) */
+/* tmoe_ctx_bytes - the bytes allocated on a context, without the context itself           >>context
+ *   peak     out: the most so far; or NULL
+ *   returns  the bytes that are allocated now */
 TMOE_DEF size_t tmoe_ctx_bytes(const tmoe_ctx *ctx, size_t *peak);
-/* tmoe_version - TMOE_VERSION of the implementation.   thread  any */
+/* tmoe_version - TMOE_VERSION of the implementation, to compare with the header's         >>context
+ *   threads  any */
 TMOE_DEF int tmoe_version(void);
 
 /* ---- API: tape and operations (>>tape, >>ops) ------------------------------------------------ */

@@ -17,6 +17,13 @@ printf '#include "taskmoe.h"\n#define TASKMOE_IMPLEMENTATION\n#include "taskmoe.
 printf '#include "taskmoe.h"\nint uses_it(void);\nint uses_it(void) { return tmoe_version(); }\n' > $B/user.c
 printf '#define TASKMOE_STATIC\n#define TASKMOE_IMPLEMENTATION\n#include "taskmoe.h"\nint other(void);\nint other(void) { return tmoe_version(); }\n' > $B/static1.c
 printf '#define TASKMOE_STATIC\n#define TASKMOE_IMPLEMENTATION\n#include "taskmoe.h"\nint other(void);\nint main(void) { return other() != tmoe_version(); }\n' > $B/static2.c
+# a program's own macros: one capital letter each, and words of <windows.h> and Qt; they are as before behind the header
+for m in A B C D E F G H I J K L M N O P Q R S T U V W X Y Z small near far min max slots signals emit foreach interface ERROR; do
+    echo "#define $m @$m"; done > $B/macros.h
+printf '#include "macros.h"\n#include "taskmoe.h"\nint uses_it(void);\nint uses_it(void) { return tmoe_version(); }\n' > $B/macros_user.c
+{ printf '#include "macros.h"\n#define TASKMOE_IMPLEMENTATION\n#include "taskmoe.h"\n#define TEXT_OF(x) #x\n#define TEXT(x) TEXT_OF(x)\n'
+  printf 'typedef char tmoe_macros_are_back[sizeof TEXT(E) == 3 && sizeof TEXT(small) == 7 && sizeof TEXT(max) == 5 ? 1 : -1];\n'; } > $B/macros.c
+cp $B/macros.c $B/macros.cpp; cp $B/macros_user.c $B/macros_user.cpp
 printf 'int uses_it(void);\nint main(void) { return uses_it() != 100; }\n' > $B/main.c
 
 for cc in gcc clang; do
@@ -37,6 +44,8 @@ for cc in gcc clang; do
     check "$cc declarations only" $cc -std=c99 -I. $STRICT $C_ONLY -c $B/user.c -o $B/user.o
     check "$cc link" $cc -std=c99 -I. $B/user.o $B/impl.o $B/main.c -o $B/linked -lm
     check "$cc run" $B/linked
+    check "$cc declarations behind a program's macros" $cc -std=c99 -I. $STRICT $C_ONLY -c $B/macros_user.c -o $B/macros.o
+    check "$cc implementation behind a program's macros" $cc -std=c99 -I. $STRICT $C_ONLY -DTMOE_THREADS -c $B/macros.c -o $B/macros.o
     check "$cc fast-math is an error" sh -c "! $cc -std=c99 -ffast-math -fsyntax-only -I. $B/impl.c"
 done
 for cxx in g++ clang++; do
@@ -44,6 +53,8 @@ for cxx in g++ clang++; do
     for std in c++11 c++17; do
         check "$cxx -std=$std" $cxx -std=$std -O1 -I. $STRICT -DTMOE_THREADS -c $B/impl.cpp -o $B/implpp.o
     done
+    check "$cxx declarations behind a program's macros" $cxx -std=c++11 -I. $STRICT -c $B/macros_user.cpp -o $B/macros.o
+    check "$cxx implementation behind a program's macros" $cxx -std=c++11 -I. $STRICT -DTMOE_THREADS -c $B/macros.cpp -o $B/macros.o
 done
 gcc -std=c99 -O2 -I. -DTMOE_THREADS -c $B/impl.c -o $B/impl.o
 check "only tmoe_ symbols" sh -c "! nm -g --defined-only $B/impl.o | awk '{print \$3}' | grep -v '^tmoe_'"
