@@ -14027,28 +14027,64 @@ TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path)
 }
 
 /* ==== >>bart: Hugging Face's BART folders, read and written ======================================
- * config.json, model.safetensors (or shards with an index), generation_config.json, and a
- * tokenizer. BART is our POST-norm model with E = 1; its q, k and v matrices lie below each other
- * in ours, and its tables of positions begin with two rows that nobody uses. One list of names
- * serves reading, writing and the message about what is missing. */
+ * config.json, model.safetensors (or several with an index), generation_config.json, a tokenizer.
+ * BART is our model with norms behind the sublayers and one expert. Its q, k and v matrices are one
+ * in ours, below each other, and its tables of positions begin with two rows that are not used. One
+ * list of tensors serves reading, writing and the message about what is missing. */
+
+#ifndef TMOE_NO_BART
 
 #define TMOEI_BART_SKIP 2 /* rows of a table of positions before position 0 */
 
-typedef struct tmoei_bart_tensor { /* a tensor of theirs, and where it lies in ours */
+typedef struct tmoei_bart_tensor { /* a tensor of theirs, and where it lies in theta */
     char name[96];
-    size_t offset, rows, cols, skip; /* skip: of their rows, before ours begin */
-    int rank, optional;              /* old files may have none: zeros */
+    size_t offset, rows, cols;
+    size_t skip;  /* of their rows, before ours begin */
+    int rank;     /* of their shape: 1 or 2 */
+    int optional; /* old files may not have it: it is zero then */
 } tmoei_bart_tensor;
 
-/* The tensors of a dense model, one a call; *at begins at 0. Gives 0 at the end. */
-static int tmoei_bart_next(const tmoe_model *model, int *at, tmoei_bart_tensor *t)
+typedef struct tmoei_bart_list {
+    tmoei_bart_tensor *items;
+    size_t count, capacity;
+} tmoei_bart_list;
+
+/* Room for one more tensor, all zero; NULL without memory. */
+static tmoei_bart_tensor *tmoei_bart_add(tmoe_ctx *ctx, tmoei_bart_list *list)
 {
-    static const char *const shared[TMOEI_SHARED] = { "model.shared.weight",
+    if (!tmoei_grow(ctx, &list->items, &list->capacity, list->count + 1, sizeof *list->items))
+        return NULL;
+    tmoei_bart_tensor *t = &list->items[list->count++];
+    memset(t, 0, sizeof *t);
+    return t;
+}
+
+/* The tensors outside the layers, by tmoei_shared. */
+static void tmoei_bart_list_shared(const tmoe_model *model, tmoei_bart_list *list)
+{
+    static const char *const names[TMOEI_SHARED] = { "model.shared.weight",
         "model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight",
         "model.encoder.layernorm_embedding.weight", "model.encoder.layernorm_embedding.bias",
         "model.decoder.layernorm_embedding.weight", "model.decoder.layernorm_embedding.bias",
         "final_logits_bias" };
-    static const char *const pieces[TMOEI_PIECES / 2][3] = { /* weight and bias are neighbours */
+    for (int i = 0; i < TMOEI_SHARED; i++) {
+        const tmoei_parameter *p = &model->parameters[model->shared[i]];
+        tmoei_bart_tensor *t = tmoei_bart_add(model->ctx, list);
+        if (!t) return;
+        (void)snprintf(t->name, sizeof t->name, "%s", names[i]);
+        t->offset = p->offset;
+        t->rows = (size_t)p->rows;
+        t->cols = (size_t)p->cols;
+        if (i == TMOEI_ENCODER_POSITIONS || i == TMOEI_DECODER_POSITIONS) t->skip = TMOEI_BART_SKIP;
+        t->optional = i == TMOEI_OUTPUT_BIAS;
+        t->rank = p->rows > 1 || t->optional ? 2 : 1;
+    }
+}
+
+/* The tensors of layer l: each piece of ours is one, two or three of theirs. */
+static void tmoei_bart_list_layer(const tmoe_model *model, int l, tmoei_bart_list *list)
+{
+    static const char *const names[TMOEI_PIECES / 2][3] = { /* of a weight and its bias */
         { "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj" },
         { "self_attn.out_proj", NULL, NULL }, { "self_attn_layer_norm", NULL, NULL },
         { "encoder_attn.q_proj", NULL, NULL },
@@ -14056,37 +14092,37 @@ static int tmoei_bart_next(const tmoe_model *model, int *at, tmoei_bart_tensor *
         { "encoder_attn.out_proj", NULL, NULL }, { "encoder_attn_layer_norm", NULL, NULL },
         { "fc1", NULL, NULL }, { "fc2", NULL, NULL }, { "final_layer_norm", NULL, NULL }
     };
-    const int index = (*at)++, place = index - TMOEI_SHARED;
-    memset(t, 0, sizeof *t);
-    if (index < TMOEI_SHARED) {
-        const tmoei_parameter *p = &model->parameters[model->shared[index]];
-        (void)snprintf(t->name, sizeof t->name, "%s", shared[index]);
-        t->offset = p->offset;
-        t->rows = (size_t)p->rows;
-        t->cols = (size_t)p->cols;
-        t->skip = index == TMOEI_ENCODER_POSITIONS || index == TMOEI_DECODER_POSITIONS
-            ? TMOEI_BART_SKIP
-            : 0;
-        t->optional = index == TMOEI_OUTPUT_BIAS;
-        t->rank = p->rows > 1 || t->optional ? 2 : 1;
-        return 1;
-    }
-    const int l = place / (3 * TMOEI_PIECES), piece = place / 3 % TMOEI_PIECES, part = place % 3;
-    const char *const *names = pieces[piece / 2];
     const tmoei_layer *layer = &model->layers[l];
-    if (l >= model->L) return 0;
-    if (!names[part] || !layer->rows[piece]) return tmoei_bart_next(model, at, t);
-    const size_t parts = names[2] ? 3 : names[1] ? 2 : 1;
-    const size_t rows = (size_t)layer->rows[piece], cols = (size_t)layer->cols[piece];
-    (void)snprintf(t->name, sizeof t->name, "model.%s.layers.%d.%s.%s",
-        layer->decoder ? "decoder" : "encoder", layer->number, names[part],
-        piece % 2 ? "bias" : "weight");
-    t->rank = rows > 1 ? 2 : 1;
-    t->rows = t->rank == 2 ? rows / parts : 1;
-    t->cols = t->rank == 2 ? cols : cols / parts;
-    t->offset = layer->offset[piece] + (layer->in_expert[piece] ? layer->block : layer->shared)
-        + (size_t)part * t->rows * t->cols;
-    return 1;
+    for (int piece = 0; piece < TMOEI_PIECES; piece++) {
+        const char *const *of = names[piece / 2];
+        const size_t rows = (size_t)layer->rows[piece], cols = (size_t)layer->cols[piece];
+        if (rows == 0) continue; /* an encoder has no cross attention */
+        size_t parts = 1;
+        while (parts < 3 && of[parts]) parts++;
+        size_t offset = layer->offset[piece];
+        offset += layer->in_expert[piece] ? layer->block : layer->shared;
+
+        for (size_t part = 0; part < parts; part++) {
+            tmoei_bart_tensor *t = tmoei_bart_add(model->ctx, list);
+            if (!t) return;
+            (void)snprintf(t->name, sizeof t->name, "model.%s.layers.%d.%s.%s",
+                layer->decoder ? "decoder" : "encoder", layer->number, of[part],
+                piece % 2 ? "bias" : "weight");
+            t->rank = rows > 1 ? 2 : 1;
+            t->rows = t->rank == 2 ? rows / parts : 1;
+            t->cols = t->rank == 2 ? cols : cols / parts;
+            t->offset = offset + part * t->rows * t->cols;
+        }
+    }
+}
+
+/* All tensors of a dense model; item 0 is the embedding. */
+static tmoe_result tmoei_bart_list_all(const tmoe_model *model, tmoei_bart_list *list)
+{
+    memset(list, 0, sizeof *list);
+    tmoei_bart_list_shared(model, list);
+    for (int l = 0; l < model->L; l++) tmoei_bart_list_layer(model, l, list);
+    return model->ctx->error;
 }
 
 /* ---- weights: one file, or several with an index --------------------------------------------- */
@@ -14155,81 +14191,122 @@ static tmoe_result tmoei_weights_open(tmoe_ctx *ctx, tmoei_weights *w, const cha
 
 /* ---- reading --------------------------------------------------------------------------------- */
 
-static const char *const tmoei_bart_embedding[4] = { /* one tensor, by up to four names */
+#define TMOEI_BART_EMBEDDINGS 4
+
+static const char *const tmoei_bart_embedding[TMOEI_BART_EMBEDDINGS] = { /* names of one tensor */
     "model.shared.weight", "model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight",
     "lm_head.weight"
 };
 
-/* Their name without the "model." that the oldest files do not have; where there is none, all of
- * it. */
+/* A name without the "model." that the oldest files do not have. */
 static const char *tmoei_bart_old_name(const char *name)
 {
     return strncmp(name, "model.", 6) == 0 ? name + 6 : name;
 }
 
-/* A tensor by its name or its old one, and the file it lies in, or NULL. */
+static int tmoei_bart_same_name(const char *a, const char *b)
+{
+    return strcmp(tmoei_bart_old_name(a), tmoei_bart_old_name(b)) == 0;
+}
+
+/* A tensor by its name or its old one, and the file it lies in; NULL where there is none. */
 static const tmoei_entry *tmoei_bart_find(const tmoei_weights *w, const char *name,
     const tmoei_safetensors **file)
 {
-    const tmoei_entry *entry = NULL;
-    for (int old = 0; old < 2; old++, name = tmoei_bart_old_name(name))
-        for (*file = w->files; *file < w->files + w->count; ++*file)
-            if ((entry = tmoei_safetensors_find(*file, name)) != NULL) return entry;
+    for (int old = 0; old < 2; old++) {
+        for (size_t f = 0; f < w->count; f++) {
+            const tmoei_entry *entry = tmoei_safetensors_find(&w->files[f], name);
+            *file = &w->files[f];
+            if (entry) return entry;
+        }
+        name = tmoei_bart_old_name(name);
+    }
     return NULL;
 }
 
-static int tmoei_bart_knows(const tmoe_model *model, const char *name)
+/* Tensors of other kinds that transformers ignores in a BART: fairseq's marks of a version, buffers
+ * of position numbers, and the head of a classifier. */
+static int tmoei_bart_ignores(const char *name)
 {
-    tmoei_bart_tensor t;
-    name = tmoei_bart_old_name(name);
-    for (int k = 0; k < 4; k++)
-        if (strcmp(tmoei_bart_old_name(tmoei_bart_embedding[k]), name) == 0) return 1;
-    for (int i = 0; tmoei_bart_next(model, &i, &t);)
-        if (strcmp(tmoei_bart_old_name(t.name), name) == 0) return 1;
-    return 0;
+    return tmoei_ends_with(name, ".version") || tmoei_ends_with(name, ".position_ids")
+        || strncmp(name, "classification_head.", strlen("classification_head.")) == 0;
 }
 
-/* All tensors into theta; what is missing, of another shape or unknown is named in one message. */
+static int tmoei_bart_knows(const tmoei_bart_list *list, const char *name)
+{
+    for (int k = 0; k < TMOEI_BART_EMBEDDINGS; k++)
+        if (tmoei_bart_same_name(tmoei_bart_embedding[k], name)) return 1;
+    for (size_t i = 0; i < list->count; i++)
+        if (tmoei_bart_same_name(list->items[i].name, name)) return 1;
+    return tmoei_bart_ignores(name);
+}
+
+/* The embedding under the first of its names that is there; the others must hold the same bytes. */
+static const tmoei_entry *tmoei_bart_tied(const tmoei_weights *w, const tmoei_safetensors **home,
+    char *text, size_t size)
+{
+    const tmoei_entry *first = NULL;
+    for (int k = 0; k < TMOEI_BART_EMBEDDINGS; k++) {
+        const tmoei_safetensors *file = NULL;
+        const tmoei_entry *e = tmoei_bart_find(w, tmoei_bart_embedding[k], &file);
+        if (!e) continue;
+        if (!first) {
+            first = e;
+            *home = file;
+            continue;
+        }
+        const size_t bytes = first->end - first->begin;
+        if (e->end - e->begin != bytes
+            || memcmp(file->data + e->begin, (*home)->data + first->begin, bytes) != 0)
+            tmoei_problem(text, size, "%s differs from %s: an untied embedding is not supported",
+                e->name, first->name);
+    }
+    return first;
+}
+
+/* Notes tensors that no list knows, and those that are there by their old name as well. */
+static void tmoei_bart_unknown(const tmoei_weights *w, const tmoei_bart_list *list, char *text,
+    size_t size)
+{
+    const tmoei_safetensors *other;
+    for (size_t f = 0; f < w->count; f++)
+        for (int i = 0; i < w->files[f].count; i++) {
+            const char *name = w->files[f].entries[i].name;
+            if (strlen(text) + 4 >= size) return; /* the message is full and says so */
+            if (!tmoei_bart_knows(list, name))
+                tmoei_problem(text, size, "%s is unknown", name);
+            else if (strncmp(name, "model.", 6) == 0 && tmoei_bart_find(w, name + 6, &other))
+                tmoei_problem(text, size, "%s is there twice, once without model.", name);
+        }
+}
+
+/* All tensors into theta. What is missing, unknown or of another shape is named in one message. */
 static tmoe_result tmoei_bart_read(tmoe_model *model, const tmoei_weights *w, const char *folder)
 {
     tmoe_ctx *ctx = model->ctx;
-    const tmoei_safetensors *file, *home = NULL;
-    const tmoei_entry *e, *embedding = NULL; /* the first of its names that is there */
     char text[TMOEI_MESSAGE_BYTES - 64] = "";
-    tmoei_bart_tensor t;
-    for (int k = 0; k < 4; k++) {
-        e = tmoei_bart_find(w, tmoei_bart_embedding[k], &file);
-        if (!embedding) {
-            embedding = e;
-            home = file;
-        } else if (e
-            && (e->end - e->begin != embedding->end - embedding->begin
-                || memcmp(file->data + e->begin, home->data + embedding->begin, e->end - e->begin)
-                    != 0))
-            tmoei_problem(text, sizeof text,
-                "%s differs from %s: an untied embedding is not supported", e->name,
-                embedding->name);
-    }
-    for (int i = 0; ctx->error == TMOE_OK && tmoei_bart_next(model, &i, &t);) {
-        const size_t first = t.skip * t.cols, n = t.rows * t.cols;
-        e = i == 1 ? embedding : tmoei_bart_find(w, t.name, &file);
-        if (!e && !t.optional)
-            tmoei_problem(text, sizeof text, "%s is missing", t.name);
-        else if (e && (e->rank != t.rank || e->count != first + n || e->cols != t.cols))
+    const tmoei_safetensors *home = NULL;
+    const tmoei_entry *embedding = tmoei_bart_tied(w, &home, text, sizeof text);
+    tmoei_bart_list list;
+    (void)tmoei_bart_list_all(model, &list);
+
+    for (size_t i = 0; ctx->error == TMOE_OK && i < list.count; i++) {
+        const tmoei_bart_tensor *t = &list.items[i];
+        const size_t first = t->skip * t->cols, n = t->rows * t->cols;
+        const tmoei_safetensors *file = home;
+        const tmoei_entry *e = embedding;
+        if (i != TMOEI_TOKENS) e = tmoei_bart_find(w, t->name, &file);
+        if (!e) {
+            if (!t->optional) tmoei_problem(text, sizeof text, "%s is missing", t->name);
+        } else if (e->rank != t->rank || e->count != first + n || e->cols != t->cols)
             tmoei_problem(text, sizeof text, "%s has %lu values in %d dimension%s, not (%lu,%lu)",
-                t.name, (unsigned long)e->count, e->rank, e->rank == 1 ? "" : "s",
-                (unsigned long)(t.rows + t.skip), (unsigned long)t.cols);
-        else if (e)
-            (void)tmoei_safetensors_read(ctx, i == 1 ? home : file, e, first,
-                model->theta + t.offset, n);
+                t->name, (unsigned long)e->count, e->rank, e->rank == 1 ? "" : "s",
+                (unsigned long)(t->rows + t->skip), (unsigned long)t->cols);
+        else
+            (void)tmoei_safetensors_read(ctx, file, e, first, model->theta + t->offset, n);
     }
-    for (size_t f = 0; f < w->count; f++) /* a thousand names are enough */
-        for (e = w->files[f].entries;
-             e < w->files[f].entries + w->files[f].count && strlen(text) + 4 < sizeof text; e++)
-            if (!tmoei_bart_knows(model, e->name))
-                tmoei_problem(text, sizeof text, "%s is unknown", e->name);
-            else if (strncmp(e->name, "model.", 6) == 0 && tmoei_bart_find(w, e->name + 6, &file))
-                tmoei_problem(text, sizeof text, "%s is there twice, once without model.", e->name);
+    if (ctx->error == TMOE_OK) tmoei_bart_unknown(w, &list, text, sizeof text);
+    tmoei_free(ctx, list.items);
     return text[0] ? tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s", folder, text) : ctx->error;
 }
 
@@ -14258,34 +14335,46 @@ static const tmoei_field tmoei_bart_fields[TMOEI_BART_FIELDS] = { /* of config.j
 #undef TMOEI_STRUCT
 static const tmoei_field *const tmoei_bart_ids = tmoei_bart_fields + TMOEI_BART_SIZES;
 
+/* What a JSON value says in one word: "true", "false", a string's text, or "" for all else. */
+static const char *tmoei_json_as_word(const tmoei_json_node *node)
+{
+    if (node->kind == TMOEI_JSON_TRUE) return "true";
+    if (node->kind == TMOEI_JSON_FALSE) return "false";
+    return node->kind == TMOEI_JSON_STRING ? node->text : "";
+}
+
 /* config.json as ours; what BART never was is refused. */
 static tmoe_result tmoei_bart_config(tmoe_ctx *ctx, const tmoei_json *json, const char *path,
     tmoe_config *c)
 {
-    static const char *const must[6][2] = { { "model_type", "bart" },
-        { "normalize_before", "false" }, { "add_final_layer_norm", "false" },
-        { "static_position_embeddings", "false" }, { "tie_word_embeddings", "true" },
-        { "activation_function", "gelu" } };
+    static const char *const must[][2] = { { "normalize_before", "false" },
+        { "add_final_layer_norm", "false" }, { "static_position_embeddings", "false" },
+        { "tie_word_embeddings", "true" } }; /* or absent */
     char text[512] = "";
     *c = tmoe_config_default();
     c->norm = TMOE_NORM_POST;
     c->experts = 1;
     c->begin_in_target = c->specials_in_text = 1;
-    for (int i = 0; i < 6; i++) { /* only model_type may not be left out */
+
+    const char *type = tmoei_json_as_word(tmoei_json_value(json, 0, "model_type"));
+    if (strcmp(type, "bart") != 0)
+        tmoei_problem(text, sizeof text, "model_type is %.40s, must be bart", type);
+    for (size_t i = 0; i < sizeof must / sizeof *must; i++) {
         const tmoei_json_node *node = tmoei_json_value(json, 0, must[i][0]);
-        const char *value = node->kind == TMOEI_JSON_TRUE ? "true"
-            : node->kind == TMOEI_JSON_FALSE              ? "false"
-            : node->kind == TMOEI_JSON_STRING             ? node->text
-            : i && node->kind == TMOEI_JSON_NULL          ? must[i][1]
-                                                          : "";
-        if (strcmp(value, must[i][1]) == 0) continue;
-        if (i == 5 && strcmp(value, "relu") == 0)
-            c->activation = TMOE_RELU;
-        else
-            tmoei_problem(text, sizeof text, "%s is %.40s, must be %s%s", must[i][0], value,
-                must[i][1], i == 5 ? " or relu" : "");
+        const char *word = tmoei_json_as_word(node);
+        if (node->kind != TMOEI_JSON_NULL && strcmp(word, must[i][1]) != 0)
+            tmoei_problem(text, sizeof text, "%s is %.40s, must be %s", must[i][0], word,
+                must[i][1]);
     }
+    const tmoei_json_node *activation = tmoei_json_value(json, 0, "activation_function");
+    const char *function = tmoei_json_as_word(activation);
+    if (strcmp(function, "relu") == 0)
+        c->activation = TMOE_RELU;
+    else if (activation->kind != TMOEI_JSON_NULL && strcmp(function, "gelu") != 0)
+        tmoei_problem(text, sizeof text, "activation_function is %.40s, must be gelu or relu",
+            function);
     if (text[0]) return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s", path, text);
+
     TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, c, tmoei_bart_fields, TMOEI_BART_SIZES, 1));
     c->target_tokens = c->source_tokens;
     return tmoei_fields_from_json(ctx, json, path, c, tmoei_bart_ids, TMOEI_BART_IDS, 0);
@@ -14297,91 +14386,124 @@ static const tmoei_field tmoei_bart_new_tokens[2] = { /* lengths without the sta
     TMOEI_NAMED("min_new_tokens", min_length, INT, 0, 1 << 20)
 };
 #undef TMOEI_STRUCT
-/* What would change the text and is not built; off is 1 for the first four, 0, or an absent value.
- * */
-static const char *const tmoei_bart_refused[] = { "repetition_penalty",
-    "encoder_repetition_penalty", "num_beam_groups", "guidance_scale", "do_sample",
-    "diversity_penalty", "penalty_alpha", "encoder_no_repeat_ngram_size", "bad_words_ids",
-    "force_words_ids", "constraints", "suppress_tokens", "begin_suppress_tokens",
-    "forced_decoder_ids", "sequence_bias", "exponential_decay_length_penalty", "stop_strings",
-    "renormalize_logits", "watermarking_config", "max_time", "token_healing", "dola_layers" };
+
+enum { TMOEI_BART_NEW_TOKENS = sizeof tmoei_bart_new_tokens / sizeof *tmoei_bart_new_tokens };
+
+/* Settings of transformers that would change the text and are not built, and the number that turns
+ * each off; null, false, and an empty text or list do so, too. */
+static const struct tmoei_bart_setting {
+    const char *name;
+    double off;
+} tmoei_bart_refused[] = { { "repetition_penalty", 1 }, { "encoder_repetition_penalty", 1 },
+    { "num_beam_groups", 1 }, { "guidance_scale", 1 }, { "do_sample", 0 },
+    { "diversity_penalty", 0 }, { "penalty_alpha", 0 }, { "encoder_no_repeat_ngram_size", 0 },
+    { "bad_words_ids", 0 }, { "force_words_ids", 0 }, { "constraints", 0 },
+    { "suppress_tokens", 0 }, { "begin_suppress_tokens", 0 }, { "forced_decoder_ids", 0 },
+    { "sequence_bias", 0 }, { "exponential_decay_length_penalty", 0 }, { "stop_strings", 0 },
+    { "renormalize_logits", 0 }, { "watermarking_config", 0 }, { "max_time", 0 },
+    { "token_healing", 0 }, { "dola_layers", 0 } };
+
+static tmoe_result tmoei_bart_refuse(tmoe_ctx *ctx, const tmoei_json *json, const char *path)
+{
+    for (size_t i = 0; i < sizeof tmoei_bart_refused / sizeof *tmoei_bart_refused; i++) {
+        const struct tmoei_bart_setting *setting = &tmoei_bart_refused[i];
+        const tmoei_json_node *node = tmoei_json_value(json, 0, setting->name);
+        int set = node->kind == TMOEI_JSON_TRUE || node->length > 0 || node->count > 0;
+        if (node->kind == TMOEI_JSON_NUMBER) set = node->number != setting->off;
+        if (set)
+            return tmoei_fail(ctx, TMOE_ERR_FORMAT,
+                "%s: %s is set, which generation here cannot do (take it out to go without)", path,
+                setting->name);
+    }
+    return TMOE_OK;
+}
+
+/* Settings that are words, or by their oldest spelling. */
+static tmoe_result tmoei_bart_words(tmoe_model *model, const tmoei_json *json, const char *path)
+{
+    tmoe_generation *g = &model->generation;
+    const tmoei_json_node *early = tmoei_json_value(json, 0, "early_stopping");
+    const tmoei_json_node *force = tmoei_json_value(json, 0, "force_bos_token_to_be_generated");
+    g->early_stopping = TMOE_EARLY_STOPPING_FALSE;
+    if (early->kind == TMOEI_JSON_TRUE) g->early_stopping = TMOE_EARLY_STOPPING_TRUE;
+    if (early->kind == TMOEI_JSON_STRING) {
+        if (!tmoei_json_says(early, "never"))
+            return tmoei_fail(model->ctx, TMOE_ERR_FORMAT,
+                "%s: early_stopping is \"%s\", must be true, false or \"never\"", path,
+                early->text);
+        g->early_stopping = TMOE_EARLY_STOPPING_NEVER;
+    }
+    if (force->kind == TMOEI_JSON_TRUE) g->forced_begin_id = model->config.begin_id;
+    return TMOE_OK;
+}
 
 /* generation_config.json, or what old folders have of it in config.json. */
 static tmoe_result tmoei_bart_generation(tmoe_model *model, const tmoei_json *json,
     const char *path)
 {
-    const tmoei_json_node *early = tmoei_json_value(json, 0, "early_stopping"),
-                          *force = tmoei_json_value(json, 0,
-                              "force_bos_token_to_be_generated"); /* oldest spelling */
     tmoe_ctx *ctx = model->ctx;
-    tmoe_generation *g = &model->generation, fresh = *g;
-    const int start = model->config.start_id;
-    g->max_length = tmoei_least(model->config.target_tokens, 21); /* transformers' default */
-    fresh.max_length = fresh.min_length = -1;
-    for (size_t i = 0; i < sizeof tmoei_bart_refused / sizeof *tmoei_bart_refused; i++) {
-        const tmoei_json_node *n = tmoei_json_value(json, 0, tmoei_bart_refused[i]);
-        if (n->kind == TMOEI_JSON_NUMBER ? n->number != (i < 4)
-                                         : n->kind == TMOEI_JSON_TRUE || n->length || n->count)
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                "%s: %s is set, which generation here cannot do (take "
-                "it out to go without)",
-                path, tmoei_bart_refused[i]);
-    }
-    if (early->kind == TMOEI_JSON_STRING && !tmoei_json_says(early, "never"))
+    tmoe_config *c = &model->config;
+    tmoe_generation *g = &model->generation;
+    const int start = c->start_id;
+    TMOEI_TRY(tmoei_bart_refuse(ctx, json, path));
+    TMOEI_TRY(tmoei_bart_words(model, json, path));
+    TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, c, tmoei_bart_ids, TMOEI_BART_IDS, 0));
+    if (tmoei_json_get(json, 0, "decoder_start_token_id") < 0 || c->start_id != start)
         return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-            "%s: early_stopping is \"%s\", must be true, false or "
-            "\"never\"",
-            path, early->text);
-    if (force->kind == TMOEI_JSON_TRUE) g->forced_begin_id = model->config.begin_id;
-    g->early_stopping = early->kind == TMOEI_JSON_STRING ? TMOE_EARLY_STOPPING_NEVER
-        : early->kind == TMOEI_JSON_TRUE                 ? TMOE_EARLY_STOPPING_TRUE
-                                                         : TMOE_EARLY_STOPPING_FALSE;
-    TMOEI_TRY(
-        tmoei_fields_from_json(ctx, json, path, &model->config, tmoei_bart_ids, TMOEI_BART_IDS, 0));
-    if (tmoei_json_get(json, 0, "decoder_start_token_id") < 0 || model->config.start_id != start)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-            "%s: there is no decoder_start_token_id, or another than in "
-            "config.json: answers would begin otherwise than in training",
+            "%s: there is no decoder_start_token_id, or another than in config.json: answers would "
+            "not begin as in training",
             path);
+
+    tmoe_generation fresh = *g;                        /* lengths without the start token */
+    g->max_length = tmoei_least(c->target_tokens, 21); /* transformers' default */
+    fresh.max_length = fresh.min_length = -1;
     TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, g, tmoei_generation_fields + 1,
-        TMOEI_GENERATION_FIELDS - 1, 0));
-    TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, &fresh, tmoei_bart_new_tokens, 2, 0));
-    if (fresh.max_length >= 0) g->max_length = fresh.max_length + 1; /* they go before the others */
+        TMOEI_GENERATION_FIELDS - 1, 0)); /* all but early_stopping */
+    TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, &fresh, tmoei_bart_new_tokens,
+        TMOEI_BART_NEW_TOKENS, 0));
+    if (fresh.max_length >= 0) g->max_length = fresh.max_length + 1; /* they win, as there */
     if (fresh.min_length >= 0) g->min_length = fresh.min_length + 1;
     return TMOE_OK;
 }
 
-TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder)
+/* The model that the folder's settings describe, still without its weights. */
+static tmoe_model *tmoei_bart_settings(tmoe_ctx *ctx, const char *folder)
 {
     char path[TMOEI_PATH];
     tmoei_json json, generation;
-    tmoei_weights weights = { NULL, 0, 0 };
     tmoe_config c;
     tmoe_tokenizer *tokenizer = NULL;
     tmoe_model *model = NULL;
-    tmoei_begin(ctx);
     memset(&generation, 0, sizeof generation);
     if (tmoei_json_file(ctx, &json, path, folder, "config.json", 0) == TMOE_OK
         && tmoei_bart_config(ctx, &json, path, &c) == TMOE_OK
-        && tmoei_json_file(ctx, &generation, path, folder, "generation_config.json", 1) == TMOE_OK
-        && tmoei_weights_open(ctx, &weights, folder) == TMOE_OK) {
-        if (tmoei_folder_has(ctx, path, folder, "tokenizer.json")
-            || tmoei_folder_has(ctx, path, folder, "vocab.json"))
-            tokenizer = tmoe_tokenizer_load(ctx, folder);
-        if (ctx->error == TMOE_OK) model = tmoei_model_new(ctx, &c, tokenizer, NULL, 0);
-        const int fresh = generation.count > 0;
-        if (model
-            && tmoei_path_join(ctx, path, folder, fresh ? "generation_config.json" : "config.json")
-                == TMOE_OK
-            && tmoei_bart_generation(model, fresh ? &generation : &json, path) == TMOE_OK
-            && tmoei_theta_alloc(model) == TMOE_OK)
-            (void)tmoei_bart_read(model, &weights, folder);
+        && (tmoei_folder_has(ctx, path, folder, "tokenizer.json")
+            || tmoei_folder_has(ctx, path, folder, "vocab.json")))
+        tokenizer = tmoe_tokenizer_load(ctx, folder);
+    if (ctx->error == TMOE_OK) model = tmoei_model_new(ctx, &c, tokenizer, NULL, 0);
+    tmoe_tokenizer_destroy(tokenizer);
+
+    static const char name[] = "generation_config.json";
+    if (model && tmoei_json_file(ctx, &generation, path, folder, name, 1) == TMOE_OK) {
+        const int own = generation.count > 0; /* old folders have it all in config.json */
+        if (own || tmoei_path_join(ctx, path, folder, "config.json") == TMOE_OK)
+            (void)tmoei_bart_generation(model, own ? &generation : &json, path);
     }
     tmoei_json_free(ctx, &json);
     tmoei_json_free(ctx, &generation);
+    return tmoei_model_if(ctx->error == TMOE_OK, model);
+}
+
+TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder)
+{
+    tmoei_weights weights = { NULL, 0, 0 };
+    tmoei_begin(ctx);
+    tmoe_model *model = tmoei_bart_settings(ctx, folder);
+    if (model && tmoei_weights_open(ctx, &weights, folder) == TMOE_OK
+        && tmoei_theta_alloc(model) == TMOE_OK)
+        (void)tmoei_bart_read(model, &weights, folder);
     for (size_t i = 0; i < weights.count; i++) tmoei_safetensors_close(ctx, &weights.files[i]);
     tmoei_free(ctx, weights.files);
-    tmoe_tokenizer_destroy(tokenizer);
     return tmoei_model_if(ctx->error == TMOE_OK, model);
 }
 
@@ -14401,68 +14523,87 @@ static tmoe_result tmoei_make_folder(tmoe_ctx *ctx, const char *folder)
             strerror(errno));
 }
 
-static const char *const tmoei_bart_texts[4] = { "config.json", "generation_config.json",
-    "tokenizer.json", "tokenizer_config.json" };
-
-/* What stands in text file number `which`. */
-static void tmoei_bart_text(const tmoe_model *model, int which, tmoei_buffer *b)
+static void tmoei_write_bart_config(const tmoe_model *model, tmoei_buffer *text)
 {
-    static const char *const early[3] = { "false", "true", "\"never\"" };
     const tmoe_config *c = &model->config;
-    tmoe_generation g = model->generation;
+    tmoei_buffer_print(model->ctx, text,
+        "{\"architectures\":[\"BartForConditionalGeneration\"],"
+        "\"model_type\":\"bart\",\"is_encoder_decoder\":true,\"tie_word_embeddings\":true,"
+        "\"dtype\":\"float32\",\"activation_function\":\"%s\",",
+        c->activation == TMOE_RELU ? "relu" : "gelu");
+    tmoei_fields_to_json(model->ctx, c, tmoei_bart_fields, TMOEI_BART_FIELDS, text);
+    tmoei_buffer_add(model->ctx, text, "}\n", 2);
+}
+
+static void tmoei_write_bart_generation(const tmoe_model *model, tmoei_buffer *text)
+{
+    static const char *const early[] = { "false", "true", "\"never\"" }; /* by the enum */
     tmoe_ctx *ctx = model->ctx;
-    b->length = 0;
-    if (which == 2) {
-        tmoei_tokenizer_to_json(ctx, model->tokenizer, b);
-        return;
+    tmoe_generation g = model->generation;
+    if (g.max_length == 0) g.max_length = model->config.target_tokens;
+    tmoei_buffer_print(ctx, text, "{\"early_stopping\":%s,", early[g.early_stopping]);
+    tmoei_fields_to_json(ctx, &model->config, tmoei_bart_ids, TMOEI_BART_IDS, text);
+    tmoei_buffer_add(ctx, text, ",", 1);
+    tmoei_fields_to_json(ctx, &g, tmoei_generation_fields + 1, TMOEI_GENERATION_FIELDS - 1, text);
+    tmoei_buffer_add(ctx, text, "}\n", 2);
+}
+
+static void tmoei_write_bart_tokenizer(const tmoe_model *model, tmoei_buffer *text)
+{
+    tmoei_buffer_print(model->ctx, text,
+        "{\"tokenizer_class\":\"BartTokenizer\",\"model_max_length\":%d,"
+        "\"add_prefix_space\":%s}\n",
+        model->config.source_tokens,
+        tmoei_bpe_of(model->tokenizer)->prefix_space ? "true" : "false");
+}
+
+/* The files beside the weights; the last two of models with a tokenizer only. */
+static const struct tmoei_model_part tmoei_bart_files[] = { { "config.json",
+                                                                tmoei_write_bart_config },
+    { "generation_config.json", tmoei_write_bart_generation },
+    { "tokenizer.json", tmoei_write_tokenizer },
+    { "tokenizer_config.json", tmoei_write_bart_tokenizer } };
+
+static tmoe_result tmoei_bart_write_weights(const tmoe_model *model, const char *folder)
+{
+    tmoe_ctx *ctx = model->ctx;
+    char path[TMOEI_PATH];
+    tmoei_bart_list list;
+    tmoei_writer writer;
+    memset(&writer, 0, sizeof writer);
+    tmoei_writer_metadata(ctx, &writer, "format", "pt", 2);
+    (void)tmoei_bart_list_all(model, &list);
+    for (size_t i = 0; i < list.count; i++) {
+        const tmoei_bart_tensor *t = &list.items[i];
+        tmoei_writer_tensor(ctx, &writer, t->name, t->rank, t->skip, t->rows, t->cols,
+            model->theta + t->offset);
     }
-    if (which == 0) {
-        tmoei_buffer_print(ctx, b,
-            "{\"architectures\":[\"BartForConditionalGeneration\"],"
-            "\"model_type\":\"bart\",\"is_encoder_decoder\":true,\"tie_word_embeddings\":true,"
-            "\"dtype\":\"float32\",\"activation_function\":\"%s\",",
-            c->activation == TMOE_RELU ? "relu" : "gelu");
-        tmoei_fields_to_json(ctx, c, tmoei_bart_fields, TMOEI_BART_FIELDS, b);
-    } else if (which == 1) {
-        if (g.max_length == 0) g.max_length = c->target_tokens;
-        tmoei_buffer_print(ctx, b, "{\"early_stopping\":%s,", early[g.early_stopping]);
-        tmoei_fields_to_json(ctx, c, tmoei_bart_ids, TMOEI_BART_IDS, b);
-        tmoei_buffer_add(ctx, b, ",", 1);
-        tmoei_fields_to_json(ctx, &g, tmoei_generation_fields + 1, TMOEI_GENERATION_FIELDS - 1, b);
-    } else
-        tmoei_buffer_print(ctx, b,
-            "{\"tokenizer_class\":\"BartTokenizer\",\"model_max_length\":%d,"
-            "\"add_prefix_space\":%s",
-            c->source_tokens, tmoei_bpe_of(model->tokenizer)->prefix_space ? "true" : "false");
-    tmoei_buffer_add(ctx, b, "}\n", 2);
+    if (ctx->error == TMOE_OK && tmoei_path_join(ctx, path, folder, "model.safetensors") == TMOE_OK)
+        (void)tmoei_writer_save(ctx, &writer, path);
+    tmoei_free(ctx, list.items);
+    tmoei_writer_free(ctx, &writer);
+    return ctx->error;
 }
 
 static tmoe_result tmoei_bart_write(const tmoe_model *model, const char *folder)
 {
     tmoe_ctx *ctx = model->ctx;
     char path[TMOEI_PATH];
-    tmoei_buffer text = { NULL, 0, 0, 0 };
-    tmoei_writer writer;
-    tmoei_bart_tensor t;
-    memset(&writer, 0, sizeof writer);
-    tmoei_writer_metadata(ctx, &writer, "format", "pt", 2);
-    for (int i = 0; tmoei_bart_next(model, &i, &t);)
-        tmoei_writer_tensor(ctx, &writer, t.name, t.rank, t.skip, t.rows, t.cols,
-            model->theta + t.offset);
-    if (tmoei_path_join(ctx, path, folder, "model.safetensors") == TMOE_OK)
-        (void)tmoei_writer_save(ctx, &writer, path);
-    tmoei_writer_free(ctx, &writer);
-    for (int i = 0; ctx->error == TMOE_OK && i < (model->tokenizer ? 4 : 2); i++) {
-        tmoei_bart_text(model, i, &text);
-        if (text.failed || tmoei_path_join(ctx, path, folder, tmoei_bart_texts[i]) != TMOE_OK)
-            break;
-        if (tmoei_writer_open(ctx, &writer, path) == TMOE_OK
+    TMOEI_TRY(tmoei_bart_write_weights(model, folder));
+    for (int i = 0; i < (model->tokenizer ? 4 : 2); i++) {
+        tmoei_buffer text = { NULL, 0, 0, 0 };
+        tmoei_writer writer;
+        memset(&writer, 0, sizeof writer);
+        tmoei_bart_files[i].write(model, &text);
+        if (!text.failed && tmoei_path_join(ctx, path, folder, tmoei_bart_files[i].name) == TMOE_OK
+            && tmoei_writer_open(ctx, &writer, path) == TMOE_OK
             && tmoei_writer_bytes(ctx, &writer, text.data, text.length) == TMOE_OK)
             (void)tmoei_writer_commit(ctx, &writer);
         tmoei_writer_free(ctx, &writer);
+        tmoei_buffer_free(ctx, &text);
+        TMOEI_TRY(ctx->error);
     }
-    tmoei_buffer_free(ctx, &text);
-    return ctx->error;
+    return TMOE_OK;
 }
 
 /* The route that is cut out, into cut (R, E): the caller's, or the known task's. Outputs of several
@@ -14501,19 +14642,20 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name,
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
             "export_dense: needs a model with norms behind the sublayers and source_tokens = "
             "target_tokens, as BART is");
+    TMOEI_TRY(tmoei_save_check(model, folder));
     if (model->R > 0) {
         cut = (float *)tmoei_alloc(ctx, model->route_width, sizeof(float), 0);
         if (cut) (void)tmoei_export_route(model, task_name, route, cut);
     }
     c.experts = 1;
-    if (ctx->error == TMOE_OK && tmoei_make_folder(ctx, folder) == TMOE_OK)
-        dense = tmoe_model_derive(ctx, model, cut, &c, NULL, 0);
-    if (dense) (void)tmoei_bart_write(dense, folder);
+    if (ctx->error == TMOE_OK) dense = tmoe_model_derive(ctx, model, cut, &c, NULL, 0);
+    if (dense && tmoei_make_folder(ctx, folder) == TMOE_OK) (void)tmoei_bart_write(dense, folder);
     tmoe_model_destroy(dense);
     tmoei_free(ctx, cut);
     return ctx->error;
 }
 
+#endif /* TMOE_NO_BART */
 #endif /* TMOE_NO_STDIO */
 
 #ifdef __cplusplus

@@ -3,6 +3,7 @@
 #define TASKMOE_IMPLEMENTATION
 #include "taskmoe.h"
 #include "test.h"
+#include <sys/stat.h>
 #include "generate.h"
 
 #define FOLDER "build/bart_folder"
@@ -205,6 +206,58 @@ static void rename_tensor(const char *from, const char *to)
     tmoei_free(ctx, file);
 }
 
+/* Adds an empty tensor to the weights. */
+static void add_tensor(const char *name)
+{
+    size_t length = 0, header = 0;
+    char entry[200], *file = slurp("model.safetensors", &length);
+    const int n = snprintf(entry, sizeof entry,
+        "\"%s\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]},", name);
+    const size_t more = (size_t)n;
+    char *all = (char *)malloc(length + more);
+    CHECK(all && file[8] == '{');
+    if (all) {
+        for (int i = 0; i < 8; i++) header |= (size_t)(unsigned char)file[i] << 8 * i;
+        for (int i = 0; i < 8; i++) all[i] = (char)((header + more) >> 8 * i);
+        all[8] = '{';
+        memcpy(all + 9, entry, more);
+        memcpy(all + 9 + more, file + 9, length - 9);
+        spit("model.safetensors", all, length + more);
+    }
+    free(all);
+    tmoei_free(ctx, file);
+}
+
+/* Tensors that real files hold and transformers ignores do not end the load; others do. */
+static void test_tensors_that_no_bart_needs_are_ignored(void)
+{
+    static const char *const names[4] = { "model.encoder.version", "decoder.version",
+        "model.encoder.embed_positions.position_ids", "classification_head.dense.weight" };
+    write_again();
+    for (int i = 0; i < 4; i++) add_tensor(names[i]);
+    tmoe_model *model = tmoe_bart_load(ctx, FOLDER);
+    if (!model) printf("%s\n", tmoe_error_message(ctx));
+    CHECK(model != NULL);
+    tmoe_model_destroy(model);
+    add_tensor("model.encoder.adapter.weight");
+    refused("model.encoder.adapter.weight is unknown");
+}
+
+/* What tmoe_bart_load would refuse is not written, and a refused export makes no folder. */
+static void test_an_unsound_generation_is_not_exported(void)
+{
+    static const char folder[] = "build/bart_never";
+    tmoe_model *model = small_bart(1), *mixture = small_bart(3);
+    tmoe_model_generation(model)->early_stopping = (tmoe_early_stopping)7;
+    CHECK(tmoe_export_dense(model, NULL, NULL, folder) == TMOE_ERR_DATA);
+    CHECK_HAS(tmoe_error_message(ctx), "early_stopping is 7");
+    CHECK(tmoe_export_dense(mixture, "third task", NULL, folder) == TMOE_ERR_ARGUMENT);
+    struct stat about;
+    CHECK(stat(folder, &about) != 0);
+    tmoe_model_destroy(model);
+    tmoe_model_destroy(mixture);
+}
+
 /* Some writers keep one of the embedding's names only. */
 static void test_the_embedding_is_found_by_any_of_its_names(void)
 {
@@ -387,7 +440,7 @@ static void test_configs_that_bart_never_had_are_refused(void)
         { "\"d_model\":16", "\"d_model\":-1", "d_model" },
         { "\"d_model\":16", "\"d_modes\":16", "d_model" },
         { "\"encoder_layers\":1", "\"encoder_layers\":9", "encoder.layers.8" },
-        { "\"decoder_attention_heads\":4", "\"decoder_attention_heads\":3", "H_decoder" } };
+        { "\"decoder_attention_heads\":4", "\"decoder_attention_heads\":3", "decoder_heads" } };
     for (size_t i = 0; i < sizeof edits / sizeof *edits; i++) {
         write_again();
         edit("config.json", edits[i][0], edits[i][1]);
@@ -665,7 +718,8 @@ TEST_MAIN(
     const size_t before = tmoe_ctx_bytes(ctx, NULL); RUN(test_a_written_folder_is_read_bit_by_bit);
     RUN(test_every_wrong_tensor_is_named); RUN(test_a_message_that_is_full_says_so);
     RUN(test_the_embedding_is_found_by_any_of_its_names);
-    RUN(test_generation_settings_are_transformers);
+    RUN(test_tensors_that_no_bart_needs_are_ignored);
+    RUN(test_an_unsound_generation_is_not_exported); RUN(test_generation_settings_are_transformers);
     RUN(test_added_tokens_that_are_not_special_stay_in_the_text);
     RUN(test_a_tokenizer_may_have_no_added_tokens);
     RUN(test_the_space_before_a_text_is_the_tokenizer_configs);
