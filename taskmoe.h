@@ -8861,9 +8861,9 @@ static int tmoei_search_is_over(const tmoei_search *s, int request, float runnin
     const float worst = s->final_scores[(size_t)(request + 1) * (size_t)how->beams - 1];
     if (how->early_stopping == TMOE_EARLY_STOPPING_TRUE && worst > TMOEI_NO_SCORE) return 1;
 
-    /* log p only falls. So a running row's final score is at most what it has now, divided by the
-     * length at which the quotient is best; FALSE takes the present length, as transformers
-     * does. */
+    /* A sum of log p only falls as a row grows. So what it can reach is at most the present sum,
+     * divided by the length at which the quotient is largest; FALSE takes the present length, as
+     * transformers does. */
     int length = s->length;
     if (how->early_stopping == TMOE_EARLY_STOPPING_NEVER && how->length_penalty > 0.0f)
         length = how->max_length - 1;
@@ -9108,9 +9108,8 @@ static tmoe_result tmoei_asked_by_name(tmoe_model *model, const char *function, 
         for (int i = 0; i < shown; i++)
             tmoei_problem(text, sizeof text, "%s", model->tasks[tasks[i]].name);
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-            "%s: no task of the model is named '%.200s'. Nearest: %s. A task that it has not seen "
-            "is "
-            "asked by its instruction: tmoe_answer_unseen, tmoe_route_unseen",
+            "%s: no task of the model is named '%.200s'. Nearest: %s. A task that it has not "
+            "seen is asked by its instruction: tmoe_answer_unseen, tmoe_route_unseen",
             function, name, shown ? text : "it has none");
     }
     asked->name = model->tasks[asked->task].name;
@@ -9168,8 +9167,8 @@ static char *tmoei_text_of(tmoe_model *model, const int *tokens, size_t count)
     return text;
 }
 
-/* Tokenises the inputs, generates one answer each and decodes it. The answers are set to NULL by
- * the caller, who also frees them when this fails. */
+/* Tokenises the inputs, generates one answer each and decodes it. texts and own are the caller's to
+ * free, and so are, after a failure, the answers that are there already. */
 static tmoe_result tmoei_answers_make(tmoe_model *model, tmoei_asked *asked,
     const char *const *inputs, int count, char **answers, tmoei_texts *texts, tmoei_owner *own)
 {
@@ -9208,6 +9207,7 @@ static tmoe_result tmoei_answers_make(tmoe_model *model, tmoei_asked *asked,
     return TMOE_OK;
 }
 
+/* Answers all inputs. On entry all answers are NULL; after a failure they are again. */
 static tmoe_result tmoei_answers(tmoe_model *model, const char *function, tmoei_asked *asked,
     const char *const *inputs, int count, char **answers)
 {
@@ -9217,8 +9217,6 @@ static tmoe_result tmoei_answers(tmoe_model *model, const char *function, tmoei_
     if (count < 0 || !model->tokenizer)
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
             "%s: %d inputs; at least 0, and a model with a tokenizer", function, count);
-    for (int i = 0; i < count; i++) answers[i] = NULL;
-
     const tmoe_result result =
         tmoei_answers_make(model, asked, inputs, count, answers, &texts, &own);
     if (result != TMOE_OK) tmoe_answers_free(model, answers, count);
@@ -9270,6 +9268,7 @@ TMOE_DEF tmoe_result tmoe_answer_many(tmoe_model *model, const char *task_name, 
 {
     tmoei_asked asked;
     tmoei_begin(model->ctx);
+    for (int i = 0; i < count; i++) answers[i] = NULL;
     TMOEI_TRY(tmoei_asked_by_name(model, "answer_many", task_name, &asked));
     asked.route = route;
     return tmoei_answers(model, "answer_many", &asked, inputs, count, answers);
@@ -9280,6 +9279,7 @@ TMOE_DEF tmoe_result tmoe_answer_many_unseen(tmoe_model *model, const char *inst
 {
     tmoei_asked asked;
     tmoei_begin(model->ctx);
+    for (int i = 0; i < count; i++) answers[i] = NULL;
     TMOEI_TRY(tmoei_asked_by_instruction(model, "answer_many_unseen", instruction, &asked));
     asked.route = route;
     return tmoei_answers(model, "answer_many_unseen", &asked, inputs, count, answers);
@@ -9335,11 +9335,9 @@ static tmoe_result tmoei_labels_check(tmoe_model *model, const tmoe_task *task, 
     if (task->label_count < 1 || empty || !model->tokenizer || count < 0
         || (unsigned)how > TMOE_LABEL_MEAN)
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-            "choose_label: task %s has a closed set of %d labels, %d of them empty; %d inputs; "
-            "score "
-            "%d. Needed are labels, none empty, at least 0 inputs, a known score, and a model with "
-            "a "
-            "tokenizer",
+            "choose_label: task %s has a closed set of %d labels, %d of them empty; %d inputs, "
+            "score %d. Needed are labels, none empty, a count of at least 0, a known score and a "
+            "model with a tokenizer",
             task->name, task->label_count, empty, count, (int)how);
     return TMOE_OK;
 }
@@ -12279,8 +12277,7 @@ TMOE_DEF tmoe_model *tmoe_train_two_stages(tmoe_ctx *ctx, const tmoe_suite *suit
  * The rules are those of the reference's code, oddities included: only then can a score be compared
  * with a published one. */
 
-/* Lower case of Latin, Greek and Cyrillic letters. The letters of other alphabets are left
- * alone. */
+/* Lower case of Latin, Greek and Cyrillic letters; other alphabets are left alone. */
 static uint32_t tmoei_lower_code(uint32_t c)
 {
     if (c < 128) return tmoei_lower((unsigned char)c);
@@ -12459,8 +12456,8 @@ typedef struct tmoei_rouge {
 
 /* Marks the words of an answer's sentence that are on one longest common subsequence with a
  * sentence of the prediction. With words a_1 ... a_n and b_1 ... b_m
- *   table(i, j) = table(i-1, j-1) + 1 where b_i = a_j, else the larger of table(i-1, j), (i,
- *   j-1) */
+ *   table(i, j) = table(i-1, j-1) + 1                    where b_i = a_j
+ *                 max(table(i-1, j), table(i, j-1))      elsewhere */
 static void tmoei_rouge_mark(tmoei_rouge *w, int answer_sentence, int prediction_sentence)
 {
     const int a_first = prediction_sentence ? w->a_ends[prediction_sentence - 1] : 0;
@@ -13188,8 +13185,8 @@ static int tmoei_few_shot_best(tmoe_ctx *ctx, const tmoei_few_shot_job *job, int
     return best;
 }
 
-/* All configurations at once, then the best again, with the test lines: equal bits come out, and
- * one model after another need not be kept. */
+/* Trains all configurations, then the best one again, with the same bits, for its test score: so
+ * only one model a lane is in memory. */
 static tmoe_result tmoei_few_shot_compete(tmoei_few_shot_job *job, tmoe_few_shot_result *result)
 {
     tmoe_ctx *ctx = job->model->ctx;
@@ -13297,8 +13294,8 @@ static tmoe_result tmoei_embed_fisher(tmoe_model *model, const tmoei_batch *b, f
     return model->ctx->error;
 }
 
-/* Adds what one line, a tokenised input and answer, says of its task to row. grads NULL: the
- * state. */
+/* Adds what one line (a tokenised input and answer) tells of its task to row: the Fisher
+ * information, or without grads the state. */
 static tmoe_result tmoei_embed_line(tmoe_model *model, const tmoei_texts *line, float *grads,
     double *row)
 {
@@ -13377,8 +13374,7 @@ static void tmoei_components(double *x, int N, size_t F, int k, double *G, doubl
     }
 }
 
-/* The row (F) of one task: the mean over its lines, scaled to length 1. (The sum does, as the
- * length is taken out.) */
+/* The row (F) of one task: the sum over its lines, scaled to length 1. */
 static tmoe_result tmoei_embed_task(tmoe_model *model, const tmoe_task *task, int lines,
     float *grads, double *row, size_t F)
 {
@@ -13420,8 +13416,7 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
         || vector_width < 1 || N < 1 || (!fisher && vector_width != model->config.width))
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
             "task_vectors: kind %d, %d lines, width %d, %d tasks. Needed are a known kind, at "
-            "least 1 "
-            "line and task, a dense model with a tokenizer, and for states its width, %d",
+            "least 1 line and task, a dense model with a tokenizer, and for states its width, %d",
             (int)how, lines, vector_width, suite->count, model->config.width);
 
     size_t F = fisher ? 0 : (size_t)model->config.width; /* features of a task */
@@ -13430,7 +13425,7 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
             if (tmoei_is_fisher_parameter(&model->parameters[p]))
                 F += (size_t)model->parameters[p].cols;
     double *x = (double *)tmoei_own(&own, N * F, sizeof *x);
-    double *G = (double *)tmoei_own(&own, 2 * N * N, sizeof *G);
+    double *G = fisher ? (double *)tmoei_own(&own, 2 * N * N, sizeof *G) : NULL;
     float *grads = fisher ? (float *)tmoei_own(&own, model->size, sizeof(float)) : NULL;
     for (size_t t = 0; t < N && ctx->error == TMOE_OK; t++)
         (void)tmoei_embed_task(model, &suite->tasks[t], lines, grads, x + t * F, F);
