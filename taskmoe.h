@@ -254,113 +254,121 @@ TMOE_DEF size_t tmoe_ctx_bytes(const tmoe_ctx *ctx, size_t *peak);
  *   threads  any */
 TMOE_DEF int tmoe_version(void);
 
-/* ---- API: tape and operations (>>tape, >>ops) ------------------------------------------------ */
-/* A row-major matrix of floats on a tape. Last index contiguous: element (r, c) is x[r * cols + c].
- * */
+/* ---- API: tape and operations (>>tape, >>ops, >>mix) ----------------------------------------- */
+
+/* A row-major matrix of floats on a tape: element (r, c) is x[r * cols + c]. */
 typedef struct tmoe_tensor {
     int rows, cols;
     float *x;       /* values (rows, cols) */
-    float *dx;      /* gradient of the loss, same shape; NULL before the backward pass reaches it */
+    float *dx;      /* gradient of the loss, same shape; of others than leaves for the tape only */
     int wants_grad; /* 0: a constant, or made while the tape was not recording */
-    int has_grad;   /* 0: the next contribution to dx overwrites, 1: it adds */
+    int has_grad;   /* for the tape: 0 the next contribution to dx overwrites, 1 it adds */
 } tmoe_tensor;
 
 typedef struct tmoe_tape tmoe_tape;
 
 typedef enum tmoe_activation {
     TMOE_NONE,
-    TMOE_GELU,
+    TMOE_GELU, /* x Phi(x), by the error function */
     TMOE_RELU,
     TMOE_TANH,
     TMOE_SIGMOID
 } tmoe_activation;
 
-/* tmoe_tape_create, _destroy - an empty tape that records; memory of a step's tensors is kept for
- * the next */
+/* tmoe_tape_create, _destroy - an empty tape that records; frees a tape and its tensors    >>tape */
 TMOE_DEF tmoe_tape *tmoe_tape_create(tmoe_ctx *ctx);
 TMOE_DEF void tmoe_tape_destroy(tmoe_tape *tape);
-/* tmoe_tape_reset - forgets all tensors, keeps the memory for the next step; clears the context's
- * error */
+/* tmoe_tape_reset - forgets all tensors and clears the context's error. The memory is kept, so a
+ *   repeated step allocates nothing. */
 TMOE_DEF void tmoe_tape_reset(tmoe_tape *tape);
-/* tmoe_tape_record - on = 0: operations compute values only (inference), 1: they can be run
- * backward */
+/* tmoe_tape_record - on = 0: operations compute values only (inference); 1: they can be run
+ *   backward. A new tape has 1. */
 TMOE_DEF void tmoe_tape_record(tmoe_tape *tape, int on);
-/* tmoe_leaf - wraps the caller's memory as a tensor (rows, cols); fails  TMOE_ERR_ARGUMENT: no x,
- * no size
- *   x  in, must outlive the step   dx  of the same shape, gradients are ADDED to it; NULL makes a
- *   constant */
+/* tmoe_leaf - wraps your memory as a tensor (rows, cols), rows >= 1, cols >= 1
+ *   x        (rows, cols) in; must live until the reset
+ *   dx       (rows, cols): tmoe_backward ADDS the gradient; NULL makes a constant
+ *   returns  a tensor that is valid until the tape's reset
+ *   errors   TMOE_ERR_ARGUMENT: x is NULL, or a size is below 1 */
 TMOE_DEF tmoe_tensor *tmoe_leaf(tmoe_tape *tape, int rows, int cols, float *x, float *dx);
-/* tmoe_backward - runs the tape from its last operation to its first, with d(loss) = 1; cost  twice
- * forward
- *   loss   (1,1), made on this tape while it recorded (else TMOE_ERR_ARGUMENT, or an operation's
- *   first error)
- *   out    adds to dx of every leaf that has one; dx of tensors in between is dead afterwards */
+/* tmoe_backward - adds d(loss)/d(leaf) to the dx of every leaf that has one
+ *   loss     (1,1), recorded on this tape since its last backward pass
+ *   errors   the first error of an operation, or TMOE_ERR_ARGUMENT for another loss: nothing is
+ *            added. TMOE_ERR_MEMORY: some leaves have been added to.
+ *   cost     about twice the forward pass. Walks from the last operation to the first. */
 TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss);
 
-/* All operations: with a NULL input (an earlier one failed) the result is NULL, and the context
- * keeps the first cause. Results are the tape's until its reset. Wrong shapes: NULL +
- * TMOE_ERR_SHAPE. Where nothing else is said, x, a, b and out are (T,D), gradients go to all
- * tensors that go in, nothing is kept for the backward pass ("keeps"), and the cost is T*D flop or
- * a copy. */
+/* RULES for every operation, where its own comment says nothing else:
+ *   in       tensors on this tape, only read; (T,D)
+ *   returns  a tensor (T,D) that is valid until the tape's reset
+ *   errors   NULL with TMOE_ERR_SHAPE. A NULL input, or an earlier error of the context, gives NULL
+ *            and keeps the first cause. So calls can be nested, and checked once.
+ *   grad     all tensors that go in
+ *   keeps    nothing besides its inputs and its result: memory for the backward pass
+ *   cost     T*D flop, and as much backward. The large ones use all lanes of the context. */
 
-/* tmoe_linear - y = act(x w^T + b) + residual   fails  act not NONE, GELU or RELU             >>ops
- *   x (T,D) in   w (F,D) in   b (1,F) in or NULL   residual (T,F) in or NULL   out (T,F)   grad
- *   all four
- *   keeps  value before act, 4*T*F bytes, unless NONE   cost  2*T*D*F flop forward, twice that
- *   backward */
+/* tmoe_linear - y = act(x w^T + b) + residual                                               >>ops
+ *   x (T,D)   w (F,D)   b (1,F) or NULL   residual (T,F) or NULL   returns (T,F)
+ *   act      TMOE_NONE, TMOE_GELU or TMOE_RELU; another is TMOE_ERR_ARGUMENT
+ *   keeps    the value before act, 4*T*F bytes, unless act is TMOE_NONE
+ *   cost     2*T*D*F flop; backward twice that */
 TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *w, tmoe_tensor *b,
     tmoe_activation act, tmoe_tensor *residual);
-/* tmoe_layer_norm - y = gain * (x - mean) / sqrt(var + 1e-5) + bias, by rows (Ba 2016; 1e-5 as
- * BART)  >>ops
- *   x, out (T,D)   gain, bias (1,D) in   grad  all   keeps  8*T bytes   cost  8*T*D flop */
+/* tmoe_layer_norm - y = gain * (x - mean) / sqrt(var + 1e-5) + bias, row by row; var is the mean
+ *   square of x - mean (Ba 2016; 1e-5 as BART)                                              >>ops
+ *   gain, bias (1,D)   keeps 8*T bytes   cost 8*T*D flop; backward twice that */
 TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *gain,
     tmoe_tensor *bias);
-/* tmoe_attention - H-head scaled dot-product attention over packed sequences (Vaswani 2017, eq. 1)
- *    >>ops y = softmax(q k^T / sqrt(D/H) + mask) v, for each sequence and head on its own
- *   self:  q (T,3D) in = [q | k | v], kv = q           cross:  q (T,D) in, kv (S,2D) in = [k | v]
- *   q_offsets, kv_offsets  (sequences + 1) in: sequence i holds rows offsets[i] .. offsets[i+1]-1
- *   causal  1: row t sees keys up to t   H  heads, 1 <= H, H divides D   out (T,D)   grad  q, kv
- *   fails  more than 65536 keys   keeps  4*T*H bytes (log-sum-exp)   cost  4*T*S*D flop a sequence
- *   */
+/* tmoe_attention - y = softmax(q k^T / sqrt(D/heads) + mask) v for each sequence and head
+ *   (Vaswani 2017, equation 1), sequences packed one behind the other                       >>ops
+ *   q, kv      self-attention: kv = q = [q | k | v] (T,3D); cross: q (T,D), kv = [k | v] (S,2D)
+ *   heads      at least 1, divides D
+ *   q_offsets, kv_offsets   (sequences + 1) in, must live until the reset: sequence i has the rows
+ *              offsets[i] .. offsets[i + 1] - 1, from 0 to the last row; 1 to 65536 rows of kv
+ *   causal     1: row t of a sequence of T rows and S >= T keys sees the keys up to t + S - T
+ *   returns    (T,D)
+ *   keeps      4*T*heads bytes: the log-sum-exp; scores are computed again
+ *   cost       4*T*S*D flop a sequence, about half of it if long and causal; backward 2.5 times */
 TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tensor *kv, int heads,
     int sequences, const int *q_offsets, const int *kv_offsets, int causal);
-/* tmoe_embedding - y_t = scale * table[ids_t] + positions[position_ids_t]   out (T,D)         >>ops
- *   table (V,D) in   ids (T) in, 0 <= id < V   positions (P,D) in or NULL   position_ids (T) in, 0
- *   <= p < P
- *   both ids must live until the reset   grad  table, positions   cost  2*T*D flop   fails  an id's
- *   range */
+/* tmoe_embedding - y_t = scale * table[ids_t] + positions[position_ids_t]                   >>ops
+ *   table (V,D)   positions (P,D) or NULL   returns (count,D)   count at least 1
+ *   ids, position_ids   (count) in, must live until the reset; 0 <= id < V, 0 <= position < P;
+ *            others are TMOE_ERR_ARGUMENT. position_ids may be NULL where positions is.
+ *   cost     2*count*D flop */
 TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int count, const int *ids,
     float scale, tmoe_tensor *positions, const int *position_ids);
-/* tmoe_cross_entropy - weight * sum_rows [(1 - smoothing) nll + smoothing / V sum_v -log p_v]
- *     >>ops
- *   logits (T,V) in: CONSUMED, they become their own gradient in the backward pass   0 <= smoothing
- *   < 1 targets (T) in, 0 <= target < V, must live until the tape is reset; a negative one leaves
- *   its row out
- *   out (1,1)   grad  logits   keeps  4*T bytes   cost  6*T*V flop   fails  target >= V */
+/* tmoe_cross_entropy - loss = weight * sum_t ((1 - s) nll_t + s / V * sum_v -log p_tv), where
+ *   s = smoothing, p_t = softmax(logits_t), nll_t = -log p_t,target                         >>ops
+ *   logits   (T,V); the backward pass may write its gradient over the values
+ *   targets  (T) in, must live until the reset; below V; a negative one leaves its row out
+ *   smoothing   0 <= smoothing < 1
+ *   returns  (1,1)
+ *   errors   TMOE_ERR_ARGUMENT: a target or the smoothing
+ *   keeps    8*T bytes   cost 6*T*V flop; backward as much */
 TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, const int *targets,
     float smoothing, float weight);
-/* tmoe_activate - y = f(x) element by element, f one of tmoe_activation   cost  T*D evaluations */
+/* tmoe_activate - y = f(x) element by element; TMOE_ERR_ARGUMENT where f is no tmoe_activation */
 TMOE_DEF tmoe_tensor *tmoe_activate(tmoe_tape *tape, tmoe_tensor *x, tmoe_activation f);
-/* tmoe_add, tmoe_multiply - y = a + b, y = a * b element by element; b (1,D) stands for every row
- * of a */
+/* tmoe_add, tmoe_multiply - y = a + b, y = a * b element by element; b is like a, or (1,D) and then
+ *   used for every row of a. They, tmoe_affine and tmoe_sum run on one lane. */
 TMOE_DEF tmoe_tensor *tmoe_add(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b);
 TMOE_DEF tmoe_tensor *tmoe_multiply(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b);
 /* tmoe_affine - y = scale * x + shift */
 TMOE_DEF tmoe_tensor *tmoe_affine(tmoe_tape *tape, tmoe_tensor *x, float scale, float shift);
-/* tmoe_slice - columns first .. first + count - 1 of x; first + count <= D   out (T,count) */
+/* tmoe_sum - the sum of all elements, returns (1,1) */
+TMOE_DEF tmoe_tensor *tmoe_sum(tmoe_tape *tape, tmoe_tensor *x);
+/* tmoe_slice - columns first .. first + count - 1 of x, 0 <= first, first + count <= D; returns
+ *   (T,count) */
 TMOE_DEF tmoe_tensor *tmoe_slice(tmoe_tape *tape, tmoe_tensor *x, int first, int count);
-/* tmoe_concat - parts side by side; parts  (count) in, each (T, any)   out (T, sum) */
+/* tmoe_concat - count >= 1 parts side by side, each (T, any), returns (T, sum of columns) */
 TMOE_DEF tmoe_tensor *tmoe_concat(tmoe_tape *tape, tmoe_tensor *const *parts, int count);
-/* tmoe_reshape - the same values as (rows, cols); rows * cols as before   out shares x's memory: no
- * cost */
+/* tmoe_reshape - the same values as (rows, cols), rows * cols = T * D; shares x's memory */
 TMOE_DEF tmoe_tensor *tmoe_reshape(tmoe_tape *tape, tmoe_tensor *x, int rows, int cols);
-/* tmoe_dropout - y = x * keep / (1 - p), keep a 0/1 mask from the counter (seed, stream), made anew
- *   >>ops
- *   0 <= p < 1 (0: x itself)   cost  T*D hashes   fails  TMOE_ERR_ARGUMENT for p */
+/* tmoe_dropout - y = x * keep / (1 - p); keep is 0 with probability p, a function of (seed, stream,
+ *   index of the element). The backward pass makes the mask again.
+ *   p        0 <= p < 1, others are TMOE_ERR_ARGUMENT; 0 returns x itself */
 TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uint64_t seed,
     uint64_t stream);
-/* tmoe_sum - the sum of all elements   out (1,1) */
-TMOE_DEF tmoe_tensor *tmoe_sum(tmoe_tape *tape, tmoe_tensor *x);
 
 /* How a router's logits become a route (Ye 2022, section 3). */
 typedef enum tmoe_selection {
@@ -369,34 +377,46 @@ typedef enum tmoe_selection {
     TMOE_SELECT_STRAIGHT_THROUGH, /* one-hot(argmax) forward, the soft sample's gradient backward */
     TMOE_SELECT_AVERAGE,          /* r = 1 / E */
     TMOE_SELECT_RANDOM_TASK, /* a fixed random top-n of E for each task and layer, weight 1/n */
-    /* a fresh random one-hot an example in training, fixed ones in evaluation */
+    /* a new random one-hot for each example in training, fixed ones in evaluation */
     TMOE_SELECT_RANDOM_EXAMPLE
 } tmoe_selection;
 
-/* tmoe_select - r = softmax((z + noise) / tau) row by row; hard: one-hot(argmax r) forward   >>ops
- *   z (T,E) in   noise (T,E) in or NULL   tau > 0   out (T,E), rows sum to 1
- *   grad  z: dz_j = (1/tau) sum_e dr_e s_e ([e = j] - s_j), s the soft sample, also where hard
- *   (Jang 2017)
- *   keeps  s   cost  T*E exponentials   fails  TMOE_ERR_ARGUMENT for tau <= 0 */
+/* tmoe_select - r = softmax((z + noise) / tau) row by row                                   >>mix
+ *   z (T,E)  logits     noise (T,E) in, or NULL     tau > 0, another is TMOE_ERR_ARGUMENT
+ *   hard     1: r = one-hot(argmax) forward; backward as if r were the softmax s (Jang 2017)
+ *   returns  (T,E), each row sums to 1
+ *   grad     z: dz_j = s_j (dr_j - sum_e s_e dr_e) / tau
+ *   keeps    s, 4*T*E bytes, where hard   cost T*E exponentials */
 TMOE_DEF tmoe_tensor *tmoe_select(tmoe_tape *tape, tmoe_tensor *z, const float *noise, float tau,
     int hard);
-/* tmoe_mix_outputs - y = sum_e r_e y_e, r_e = route[first + e]                                >>ops
- *   outputs  E tensors (T,D) in; NULL: did not run, r_e must be 0   route (1,N) in   out (T,D)
- *   grad  outputs with r_e > 0: r_e dy; route: <dy, y_e> for every expert that ran   cost  2*E*T*D
- *   flop */
+/* tmoe_mix_outputs - y = sum_e r_e y_e, r_e = route[first + e]                              >>mix
+ *   outputs  (expert_count) tensors (T,D); NULL: the expert did not run, and r_e must be 0
+ *   route    (1,N), first + expert_count <= N
+ *   grad     outputs: r_e dy;  route: <dy, y_e> for every expert that ran
+ *   cost     2*E*T*D flop; backward twice that */
 TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outputs,
     int expert_count, tmoe_tensor *route, int first);
-/* tmoe_mix_parameters - theta_bar = sum_e r_e theta_e (soft merging, arXiv 2306.03745)       >>ops
- *   experts  E blocks of `block` floats in, one behind the other; gradients likewise (added to) or
- *   NULL route (T,N) in, a row a task, T E at most 65536, r_te = route[t][first + e]
- *   out   (T,block): theta_bar of each task; T = 1 and one-hot: that expert's block, no copy
- *   grad  dtheta_e += r_te g_t; route: <g_t, theta_e - theta_bar>, g = d theta_bar, for r that sum
- *   to 1. (The
- *         same is taken from all e: the softmax drops it; left in, what experts share would drown
- *         the rest.)
- *   cost  2*T*E*block flop, the experts are read once; backward twice that */
+/* tmoe_mix_parameters - theta_bar_t = sum_e r_te theta_e, r_te = route[t][first + e]: soft merging
+ *   (Muqeeth 2023)                                                                          >>mix
+ *   experts    expert_count blocks of `block` floats, one behind the other
+ *   gradients  like experts: the backward pass adds to them; NULL: the experts are constants
+ *   route      (T,N), a row for each task, first + expert_count <= N, T * expert_count <= 65536
+ *   returns    (T,block), the merged block of each task; for T = 1 and a one-hot route the chosen
+ *              expert's own memory. experts and gradients must live until the reset.
+ *   grad       with g = dl/dtheta_bar: dtheta_e += sum_t r_te g_t;  dr_te = <g_t, theta_e> - c_t,
+ *              c_t the same for all experts, <g_t, theta_bar_t> where row t sums to 1. Behind a
+ *              softmax c_t cancels (>>mix). A route that no softmax made lacks it.
+ *   cost       2*T*E*block flop, every expert is read once; backward twice that
+ * WHAT A STEP COSTS AS E GROWS, with the PARAM mix, T tasks, n parameters in a layer of an expert:
+ *   the layer      runs once, on theta_bar: does not grow
+ *   merging        2*T*E*n flop forward, 4*T*E*n backward. A token costs the layer about 2*n and
+ *                  4*n, so merging costs a task about as much as E more tokens would.
+ *   the optimiser  moves all E experts, whatever the routes: their parameters, gradients and two
+ *                  moments, 16*E*n bytes, are read, and written again
+ *   an answer      2*E*n flop once for its task; from then on the model is dense */
 TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float *gradients,
     int expert_count, int block, tmoe_tensor *route, int first);
+
 /* ---- API: tokenizers (>>tokenizer) ----------------------------------------------------------- */
 typedef struct tmoe_tokenizer tmoe_tokenizer;
 

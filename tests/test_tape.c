@@ -280,6 +280,39 @@ static void test_straight_through_gradient_is_that_of_the_soft_sample(void)
     tmoe_tape_destroy(tape);
 }
 
+/* The route's gradient is <g, theta_e> less a number that is the same for all experts: <g, theta_bar>
+ * where the row sums to 1. */
+static void test_gradient_of_a_route_is_known_up_to_what_a_softmax_drops(void)
+{
+    enum { E = 3, N = 24 };
+
+    tmoe_tape *tape = tmoe_tape_create(ctx);
+    float experts[E * N], g[N], route[2][E] = { { 0.25f, 0.5f, 0.25f }, { 0.5f, 2.0f, -1.0f } };
+    double exact[E];
+    int row, e, i;
+    for (i = 0; i < E * N; i++) experts[i] = number((uint64_t)i);
+    for (i = 0; i < N; i++) g[i] = number(100 + (uint64_t)i);
+    for (e = 0; e < E; e++) {
+        exact[e] = 0.0;
+        for (i = 0; i < N; i++) exact[e] += (double)g[i] * (double)experts[e * N + i];
+    }
+    for (row = 0; row < 2; row++) {
+        float dr[E] = { 0.0f, 0.0f, 0.0f };
+        double bar = 0.0;
+        tmoe_tape_reset(tape);
+        tmoe_tensor *block = tmoe_mix_parameters(tape, experts, NULL, E, N,
+            tmoe_leaf(tape, 1, E, route[row], dr), 0);
+        tmoe_tensor *product = tmoe_multiply(tape, block, tmoe_leaf(tape, 1, N, g, NULL));
+        CHECK(tmoe_backward(tape, tmoe_sum(tape, product)) == TMOE_OK);
+        for (e = 0; e < E; e++) bar += (double)route[row][e] * exact[e];
+        for (e = 0; e < E; e++) {
+            CHECK_NEAR(dr[e] - dr[0], exact[e] - exact[0], 1e-5);
+            if (row == 0) CHECK_NEAR(dr[e], exact[e] - bar, 1e-5);
+        }
+    }
+    tmoe_tape_destroy(tape);
+}
+
 /* With a one-hot route that nobody trains, merging copies nothing: the block is the expert's own
  * memory. */
 static void test_one_hot_route_is_the_expert_itself(void)
@@ -439,6 +472,7 @@ TEST_MAIN("test_tape", ctx = tmoe_ctx_create(NULL); RUN(test_gradient_of_linear)
           RUN(test_gradient_of_mix_outputs); RUN(test_gradient_of_mix_parameters);
           RUN(test_tasks_mixed_at_once_are_as_each_alone);
           RUN(test_straight_through_gradient_is_that_of_the_soft_sample);
+          RUN(test_gradient_of_a_route_is_known_up_to_what_a_softmax_drops);
           RUN(test_one_hot_route_is_the_expert_itself);
           RUN(test_wrong_shapes_are_refused_with_the_values_and_the_rule);
           RUN(test_backward_refuses_a_loss_that_is_not_on_the_tape);
