@@ -821,122 +821,227 @@ TMOE_DEF tmoe_result tmoe_expert_set_enabled(tmoe_model *model, int layer, int e
 /* tmoe_task_vector_set - sets a known task's vector; made for TMOE_VECTOR_GIVEN
  *   vector  (vector_width) in      fails  TMOE_ERR_ARGUMENT: no such task, no routed layer */
 TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const float *vector);
-/* ---- API: training (>>train) ----------------------------------------------------------------- */
+
+/* ---- API: training (>>training) -------------------------------------------------------------- */
 typedef struct tmoe_trainer tmoe_trainer;
 
-/* bits of tmoe_training.train; SHARED: embeddings, positions, norms outside the layers */
+/* What a training moves: bits of tmoe_training.train. */
 enum {
-    TMOE_TRAIN_LAYERS = 1,
+    TMOE_TRAIN_LAYERS = 1, /* the layers, experts and others */
     TMOE_TRAIN_ROUTER = 2,
-    TMOE_TRAIN_TASKS = 4,
-    TMOE_TRAIN_SHARED = 8,
+    TMOE_TRAIN_TASKS = 4,  /* task vectors, where they are TMOE_VECTOR_LEARNED */
+    TMOE_TRAIN_SHARED = 8, /* embeddings, positions, norms outside the layers */
     TMOE_TRAIN_MODEL = TMOE_TRAIN_LAYERS | TMOE_TRAIN_SHARED,
-    TMOE_TRAIN_ALL = 15
+    TMOE_TRAIN_ALL = TMOE_TRAIN_MODEL | TMOE_TRAIN_ROUTER | TMOE_TRAIN_TASKS
 };
 
-/* What the progress callback hears. */
+/* What tmoe_trainer_step reports, and what the progress callback is called with. */
 typedef struct tmoe_progress {
-    int64_t step;
-    int steps;  /* optimiser steps done; of this training */
-    float loss; /* mean over the step's target tokens, with smoothing */
-    float
-        /* mean over validation tokens, no noise, no smoothing; NaN: not measured now */
-        validation_loss;
-    float best_validation_loss; /* so far; NaN: never measured */
-    float lr_model, lr_router, lr_tasks;
-    float temperature, gradient_norm;
-    const float
-        *route_entropy;      /* (routed layers) mean over the step's groups, in nats; ln E = even */
-    const float *expert_use; /* (routed layers, E) mean of the routes over the step's groups */
+    /* Where the training is. */
+    int64_t step;          /* optimiser steps done */
+    int steps;             /* of this training */
+    const char *part;      /* tmoe_training.label */
+    tmoe_trainer *trainer; /* to save it or its model, or to answer with its model */
+
+    /* Losses, in nats a target token. */
+    float loss;                 /* of the step's batch, with label smoothing and regularisation */
+    float validation_loss;      /* without noise and smoothing; NaN: not measured after this step */
+    float best_validation_loss; /* so far; NaN: none is measured yet */
+    float gradient_norm;        /* before clipping */
+
+    /* The step's settings. */
+    float lr_model;
+    float lr_router;
+    float lr_tasks;
+    float temperature; /* of the next step */
+
+    /* Routes of the step; the arrays are the trainer's, valid until its next step. */
     int routed_layers;
-    double tokens_per_second, seconds,
-        seconds_left; /* source and target tokens, since training began */
-    const char *part; /* what is trained, from tmoe_training.label */
+    const float *route_entropy; /* (routed layers) mean over the tasks, in nats; ln experts: even */
+    const float *expert_use;    /* (routed layers, experts) mean of the routes over the tasks */
+
+    /* Time since this process began or resumed the training. */
+    double tokens_per_second; /* source and target tokens */
+    double seconds;
+    double seconds_left; /* to the last step, as fast as until now */
 } tmoe_progress;
 
-/* How to train. Start from tmoe_training_default(). */
+/* How to train. Start from tmoe_training_default(); tmoe_trainer_create checks all fields at once. */
 typedef struct tmoe_training {
-    int steps, tasks_per_step, examples_per_task; /* a batch: that many groups of one task each */
-    float lr_model, lr_router, lr_tasks; /* at the top: linear warm-up, then linear decay to 0 */
-    float warmup;                        /* fraction of the steps, 0 to 1 */
-    float weight_decay, beta1, beta2, adam_epsilon;
-    float clip; /* largest norm of the gradient over all parameters; 0: none */
-    float label_smoothing, dropout;
-    /* adds so much of: each layer's mean distance of its experts; the unevenness of their use over
-     * tasks */
-    float expert_regularisation, load_balance;
-    int train; /* TMOE_TRAIN_ bits: what moves; the rest stays, moments included */
-    /* the model, then router and vectors, in turns of so many steps; 0: together */
+    /* The batches. A step takes tasks_per_step tasks, and examples_per_task lines of each. */
+    int steps;             /* at least 1 */
+    int tasks_per_step;    /* 1 to 120; fewer where the suite has fewer */
+    int examples_per_task; /* 1 to 1,024; fewer where the task has fewer */
+    uint64_t seed;         /* of batches, noise and dropout */
+
+    /* Learning rates. They rise linearly to these values, then fall linearly to 0. */
+    float lr_model;
+    float lr_router;
+    float lr_tasks; /* of learned task vectors */
+    float warmup;   /* the part of the steps in which they rise, 0 to 1 */
+
+    /* AdamW. */
+    float weight_decay; /* of matrices; biases and norms do not decay */
+    float beta1;
+    float beta2;
+    float adam_epsilon;
+    float clip; /* a gradient of a larger norm is scaled down to it; 0: none is */
+
+    /* Regularisation. */
+    float label_smoothing; /* 0 <= it < 1 */
+    float dropout;         /* 0 <= it < 1 */
+    float
+        expert_regularisation; /* times the mean distance of a layer's experts, added to the loss */
+    float load_balance;        /* times the unevenness of the experts' use over the step's tasks */
+
+    /* What moves. Parameters outside these bits, and their moments, stay as they are. */
+    int train; /* TMOE_TRAIN_ bits, at least one */
+    /* 0: all that `train` names moves in every step. n: the model moves for n steps, then router and
+     * task vectors for n steps, and so on. */
     int alternate_steps;
-    int validation_lines;     /* of each task's training lines, taken out for validation; 0: none */
-    int evaluate_every_steps; /* measure validation loss that often and keep the best; 0: never */
-    int patience;             /* stop after so many measurements without a new best; 0: never */
-    int vocabulary;           /* tmoe_train: symbols of the BPE it trains; 0: bytes */
-    uint64_t seed;            /* of batches, noise and dropout */
-    const char *label;        /* handed to progress; NULL = "" */
-    int (
-        *progress)(void *user, const tmoe_progress *progress); /* after each step; non-zero stops */
+
+    /* Validation. */
+    int validation_lines;     /* taken from each task's training lines, at most half; 0: none */
+    int evaluate_every_steps; /* measure the validation loss so often, keep the best; 0: never */
+    int patience; /* stop after so many measurements in a row without a new best; 0: do not stop */
+
+    int vocabulary; /* tmoe_train: symbols of the tokenizer that it trains; 0: bytes */
+
+    /* Called after each step; not 0 stops the training. It may call whatever reads the trainer and
+     * its model (tmoe_trainer_save, tmoe_model_save, tmoe_answer ...), but not step, run or
+     * destroy them. */
+    int (*progress)(void *user, const tmoe_progress *progress);
     void *progress_user;
-    /* once a step, sums the flat gradient over machines; or NULL */
+    const char *label; /* handed to progress as `part`; NULL: "" */
+
+    /* Training on several machines: each has the same model, its own lines, and calls the same steps.
+     * all_reduce is called once a step, before clipping, and replaces each of the `count` gradients
+     * by its sum over the machines; the optimiser divides by `machines`. NULL: one machine. */
     void (*all_reduce)(void *user, float *gradients, size_t count);
     void *all_reduce_user;
-    int machines; /* how many all_reduce sums over, 0 = 1 */
+    int machines; /* 0 or 1: one */
 } tmoe_training;
 
-/* tmoe_training_default - 5,000 steps of 8 tasks x 8 examples.   thread  any */
+/* Bytes that a training takes. */
+typedef struct tmoe_training_memory {
+    size_t parameters;
+    size_t gradients; /* of what is trained */
+    size_t moments;   /* two for each gradient */
+    size_t best;      /* a copy of the best parameters, where evaluate_every_steps is set */
+    size_t step;      /* tapes and batch of the largest step or validation. With PARAM mix and a
+                       * trained router also a merged model and its gradient for each task of it */
+    size_t total;
+} tmoe_training_memory;
+
+/* tmoe_training_default - 5,000 steps of 8 tasks x 8 examples; everything moves.       thread any */
 TMOE_DEF tmoe_training tmoe_training_default(void);
 
-/* tmoe_trainer_create, _destroy - tokenises the suite's training tasks, makes gradients and moments
- *   >>train
- *   model, suite  outlive the trainer; TRAIN tasks are known by name   training  in; NULL = default
- *   fails  TMOE_ERR_DATA (no training task; text too long for the model: which task and line),
- *   _CONFIG */
+/* tmoe_training_bytes - memory of a training before anything of it is allocated           >>training
+ *   config    in, or NULL: default; its vocabulary 0: that of training (0: 259 bytes); its
+ *             source_tokens, target_tokens 0: the lengths given here
+ *   training  in, or NULL: default
+ *   tasks     training tasks, at least 1; each has at least examples_per_task + validation_lines lines
+ *   source_tokens, target_tokens  of the longest input (with instruction) and output, with special
+ *             tokens; 0: the config's
+ *   memory    out: what tmoe_trainer_bytes returns for lines that all have these lengths; shorter
+ *             ones take less
+ *   fails     TMOE_ERR_ARGUMENT (a length above the config's), TMOE_ERR_CONFIG
+ *   cost      one step in which nothing is computed; memory: names of tensors, no weights
+ *   not in it the tokenised texts, and the context's own 5.5 MiB and 1.1 MiB a thread */
+TMOE_DEF tmoe_result tmoe_training_bytes(tmoe_ctx *ctx, const tmoe_config *config,
+    const tmoe_training *training, int tasks, int source_tokens, int target_tokens,
+    tmoe_training_memory *memory);
+
+/* tmoe_trainer_create, _destroy - a trainer: tokenised lines, gradients, moments, tapes    >>training
+ *   model     in, out: trained in place; outlives the trainer
+ *   suite     in: its tasks of TMOE_PART_TRAIN, which the model must know by name; not read again
+ *   training  in, or NULL: default
+ *   fails     TMOE_ERR_CONFIG (all settings out of range in one message), TMOE_ERR_DATA (no training
+ *             task; the model has no tokenizer; a text is too long: which task and line)
+ *   cost      a pass over the lines; all memory that steps will need is reserved here */
 TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *suite,
     const tmoe_training *training);
 TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer);
-/* tmoe_trainer_bytes - the plan before it runs: parameters, gradients, moments, largest step's
- *   activations and, with PARAM mix and a trained router, the merged model and its gradient for
- *   each of its tasks
- *   each out or NULL   out  their sum   thread  any */
-TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, size_t *parameters,
-    size_t *gradients, size_t *moments, size_t *step);
-/* tmoe_trainer_step - one optimiser step on the next batch (which depends on the seed and the step only)
- *   >>train
- *   progress  out or NULL; its arrays are the trainer's   fails  TMOE_ERR_NUMERIC: loss, gradient
- *   not finite
- *   cost   6 flop a parameter and token, and 4*E flop a parameter and group for the merge */
+
+/* tmoe_trainer_model - the model that is trained, not a copy; as it is after the last step. In a
+ *   progress callback: the model to save or to answer with.                              thread any */
+TMOE_DEF tmoe_model *tmoe_trainer_model(tmoe_trainer *trainer);
+
+/* tmoe_trainer_bytes - memory of the model and its training, all of it reserved: no step and no
+ *   validation takes more
+ *   memory  out, or NULL                 returns  the total                              thread any */
+TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, tmoe_training_memory *memory);
+
+/* tmoe_trainer_step - one optimiser step (AdamW) on the next batch                        >>training
+ *   progress  out, or NULL. The batch depends on the seed and the number of the step only.
+ *   fails     TMOE_ERR_NUMERIC: the loss or a gradient is not finite; the parameters stay
+ *   cost      6 flop for each parameter that a task uses and each token; merging adds what
+ *             tmoe_mix_parameters says, once a step, and the optimiser passes over all experts. Both
+ *             grow with the number of experts, the first does not. */
 TMOE_DEF tmoe_result tmoe_trainer_step(tmoe_trainer *trainer, tmoe_progress *progress);
-/* tmoe_trainer_run - steps until training->steps, with progress, validation, best checkpoint, early
- *   stopping goes on where a loaded trainer stopped; ends with the best parameters (without
- *   validation the last)
- *   fails  as tmoe_trainer_step, after the steps that went well; TMOE_ERR_CANCELLED when progress said so
- *   */
+
+/* tmoe_trainer_run - steps until training.steps are done, or patience is at its end        >>training
+ *   A trainer that tmoe_trainer_load has read continues where it was saved. In the end the model has
+ *   the parameters of the best validation; without validation, those of the last step.
+ *   fails  as tmoe_trainer_step; TMOE_ERR_CANCELLED: the callback asked for it. The model then has
+ *          the parameters of the last step that went well. */
 TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer);
-/* tmoe_trainer_validation_loss - tmoe_progress.validation_loss now, in a forward pass; NaN: no lines or no
- * memory */
+
+/* tmoe_trainer_validation_loss - mean loss a target token over the validation lines, without noise,
+ *   dropout or smoothing
+ *   returns  NaN where there are no lines, and in failure (tmoe_error)   cost  a forward pass */
 TMOE_DEF float tmoe_trainer_validation_loss(tmoe_trainer *trainer);
-/* tmoe_train - the one-call way: a tokenizer, a model for the suite's training tasks,
- * tmoe_trainer_run
- *   config, training  in; NULL = defaults; source_tokens or target_tokens 0: as long as the suite
- *   needs */
+
+/* tmoe_train - the one-call way: a tokenizer, a model for the suite's training tasks, a trainer that
+ *   runs to its end                                                                         >>onecall
+ *   config    in, or NULL: default; source_tokens or target_tokens 0: as long as the suite needs
+ *   training  in, or NULL: default
+ *   returns   the model, the caller's
+ *   fails     as tmoe_tokenizer_train, tmoe_model_create, tmoe_trainer_create, tmoe_trainer_run. The
+ *             model is destroyed then, also where the callback cancels the training. To keep it, let
+ *             the callback save it before it returns not 0:
+ *             tmoe_model_save(tmoe_trainer_model(progress->trainer), path) */
 TMOE_DEF tmoe_model *tmoe_train(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_config *config,
     const tmoe_training *training);
-/* tmoe_train_from - the same from a start
- * >>train
- *   start      in: model whose layers and tokenizer it begins with (tmoe_model_derive), or NULL:
- *   random
- *   router     in: model whose router and task vectors it begins with, or NULL: start's, or random
- *   */
+
+/* tmoe_train_from - tmoe_train with parameters to begin with                               >>onecall
+ *   start     in: the model whose layers, tokenizer and lengths it begins with (tmoe_model_derive),
+ *             or NULL: random ones
+ *   router    in: the model whose router and task vectors it begins with, or NULL: start's, or random
+ *   config    in, or NULL: start's; without a start the default. Fields that decide what start's
+ *             layers compute must agree with start's.
+ *   training  in, or NULL: default; vocabulary is ignored where there is a start
+ *   fails     as tmoe_train, and as tmoe_model_derive */
 TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite,
     const tmoe_model *start, const tmoe_model *router, const tmoe_config *config,
     const tmoe_training *training);
-/* tmoe_train_two_stages - the paper's: stage 1 learns routes (straight-through Gumbel, tau 2 to
- *   0.1); stage 2 freezes them, begins with start's layers again and lets routing sharpen (softmax,
- *   tau 300 to 1)
- *   start  as above   config  in; sets selection, tau   stages  in   out  stage 2's model */
+
+/* tmoe_train_two_stages - the paper's schedule                                             >>onecall
+ *   Stage 1 learns routes: straight-through Gumbel, tau from 2 to 0.1 within the first third of its
+ *   steps. Stage 2 begins with start's layers again, keeps stage 1's router and task vectors as they
+ *   are, and lets the routes sharpen: softmax, tau from 300 to 1 within 95 % of its steps.
+ *   start   in, or NULL: random layers; the same ones in both stages
+ *   config  in, or NULL: as tmoe_train_from; selection and temperatures are set by the stages
+ *   stage2  in, or NULL: default. Of its `train`, TMOE_TRAIN_MODEL counts.
+ *   stage1  in, or NULL: as stage2, but its `train` counts in full
+ *   returns stage 2's model, the caller's        fails  as tmoe_train_from */
 TMOE_DEF tmoe_model *tmoe_train_two_stages(tmoe_ctx *ctx, const tmoe_suite *suite,
     const tmoe_model *start, const tmoe_config *config, const tmoe_training *stage1,
     const tmoe_training *stage2);
+
+/* tmoe_suite_tokenizer - the tokenizer that tmoe_train makes                               >>onecall
+ *   vocabulary  0: tmoe_tokenizer_bytes; else tmoe_tokenizer_train on the instructions, inputs and
+ *               first outputs of the training tasks' lines
+ *   returns     the caller's            fails  as tmoe_tokenizer_train */
+TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *suite,
+    int vocabulary);
+
+/* tmoe_suite_fit - sets config->source_tokens and target_tokens to the longest that any line of any
+ *   task needs, also of tasks that are not trained on                                      >>onecall
+ *   config  in, out: instruction_in_input and specials_in_text are read
+ *   cost    tokenises all lines */
+TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite,
+    const tmoe_tokenizer *tokenizer, tmoe_config *config);
 
 #ifndef TMOE_NO_EVALUATION
 /* What few-shot adaptation tunes. */
@@ -1008,14 +1113,7 @@ typedef enum tmoe_task_embedding {
 TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suite,
     tmoe_task_embedding how, int lines, int vector_width, float *vectors);
 #endif
-/* tmoe_suite_tokenizer - tmoe_train's: bytes (vocabulary 0) or tmoe_tokenizer_train on its training
- * texts */
-TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *suite,
-    int vocabulary);
-/* tmoe_suite_fit - sets source_tokens and target_tokens to what all tasks, seen or not, need at
- * most */
-TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite,
-    const tmoe_tokenizer *tokenizer, tmoe_config *config);
+
 /* ---- API: answers and evaluation (>>inference) ----------------------------------------------- */
 /* tmoe_answer - one answer of a known task                                              >>inference
  *   Decoded as tmoe_model_generation() says: greedily, unless that was changed.
@@ -7489,11 +7587,13 @@ static tmoe_result tmoei_routes_of_vectors(tmoe_model *model, const float *vecto
     tmoe_tape_reset(tape);
     tmoe_tensor *e = tmoei_tensor_new(tape, K, model->config.vector_width, NULL);
     if (!e) return model->ctx->error;
-    memcpy(e->x, vectors,
-        tmoei_elements(e) * sizeof(float)); /* a tensor cannot be of const floats */
+    if (!tape->dry)
+        memcpy(e->x, vectors,
+            tmoei_elements(e) * sizeof(float)); /* a tensor cannot be of const floats */
     tmoe_tensor *z = tmoei_router_logits(model, tape, NULL, e);
     const tmoe_tensor *r = tmoei_routes_of_logits(model, tape, z, NULL);
     if (!r) return model->ctx->error;
+    if (tape->dry) return TMOE_OK;
     memcpy(routes, r->x, tmoei_elements(r) * sizeof(float));
     return TMOE_OK;
 }
@@ -7711,184 +7811,249 @@ static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const floa
     return TMOE_OK;
 }
 
-/* ==== >>batches: texts become tokens, and tokens the groups of a step ========================= */
+/* ==== >>batches: texts become tokens, and tokens the groups of a step =========================
+ * A group is packed: its sequences lie one behind the other, without padding. Each token carries its
+ * position, and offsets say where a sequence begins. So a group costs what its tokens cost, whatever
+ * their distribution over the sequences. */
 
-typedef struct tmoei_batch { /* one group, packed; all arrays in one block of memory */
-    tmoei_pack source, target;
-    int *labels; /* what each target position must say */
+typedef struct tmoei_batch { /* one group; all arrays are in one block of memory */
+    tmoei_pack source;
+    tmoei_pack target;
+    int *labels; /* (target tokens) what the model must say at each position */
     int *memory;
-    size_t capacity; /* ints in it */
+    size_t capacity; /* ints in memory */
 } tmoei_batch;
 
-/* Makes room for a group and lays the arrays out one behind the other. */
+/* Makes room for a group of at most so many tokens and sequences, and empties the batch. */
 static tmoe_result tmoei_batch_reserve(tmoe_ctx *ctx, tmoei_batch *batch, size_t sources,
     size_t targets, size_t sequences)
 {
     const size_t need = 2 * sources + 3 * targets + 2 * (sequences + 1);
+    tmoei_pack *source = &batch->source;
+    tmoei_pack *target = &batch->target;
     if (!tmoei_grow(ctx, &batch->memory, &batch->capacity, need, sizeof(int)))
         return TMOE_ERR_MEMORY;
-    batch->source.ids = batch->memory;
-    batch->source.positions = batch->source.ids + sources;
-    batch->target.ids = batch->source.positions + sources;
-    batch->target.positions = batch->target.ids + targets;
-    batch->labels = batch->target.positions + targets;
-    batch->source.offsets = batch->labels + targets;
-    batch->target.offsets = batch->source.offsets + sequences + 1;
-    batch->source.sequences = batch->target.sequences = batch->source.tokens =
-        batch->target.tokens = 0;
+
+    memset(source, 0, sizeof *source);
+    memset(target, 0, sizeof *target);
+    source->ids = batch->memory;
+    source->positions = source->ids + sources;
+    target->ids = source->positions + sources;
+    target->positions = target->ids + targets;
+    batch->labels = target->positions + targets;
+    source->offsets = batch->labels + targets;
+    target->offsets = source->offsets + sequences + 1;
     return TMOE_OK;
 }
 
-/* Appends a pair: the encoder reads x; the decoder reads start y_1 ... y_(n-1) and must say y_1 ...
- * y_n. */
-static void tmoei_batch_put(tmoei_batch *b, const int *x, size_t nx, const int *y, size_t ny,
+/* Appends a pair. The encoder reads x_1 ... x_nx. The decoder reads start, y_1 ... y_(ny-1) and must
+ * say y_1 ... y_ny (teacher forcing). */
+static void tmoei_batch_put(tmoei_batch *batch, const int *x, size_t nx, const int *y, size_t ny,
     int start)
 {
-    tmoei_pack *s = &b->source, *t = &b->target;
-    s->offsets[s->sequences++] = s->tokens;
-    t->offsets[t->sequences++] = t->tokens;
+    tmoei_pack *source = &batch->source;
+    tmoei_pack *target = &batch->target;
+
+    source->offsets[source->sequences] = source->tokens;
     for (size_t i = 0; i < nx; i++) {
-        s->positions[s->tokens] = (int)i;
-        s->ids[s->tokens++] = x[i];
+        source->ids[source->tokens] = x[i];
+        source->positions[source->tokens] = (int)i;
+        source->tokens++;
     }
+    source->sequences++;
+    source->offsets[source->sequences] = source->tokens;
+
+    target->offsets[target->sequences] = target->tokens;
     for (size_t i = 0; i < ny; i++) {
-        t->positions[t->tokens] = (int)i;
-        b->labels[t->tokens] = y[i];
-        t->ids[t->tokens++] = i ? y[i - 1] : start;
+        target->ids[target->tokens] = i == 0 ? start : y[i - 1];
+        target->positions[target->tokens] = (int)i;
+        batch->labels[target->tokens] = y[i];
+        target->tokens++;
     }
-    s->offsets[s->sequences] = s->tokens;
-    t->offsets[t->sequences] = t->tokens;
+    target->sequences++;
+    target->offsets[target->sequences] = target->tokens;
 }
 
+/* A list of tokenised texts: text i is ids[offsets[i]] ... ids[offsets[i + 1] - 1]. */
 typedef struct tmoei_texts {
     int *ids;
-    size_t *offsets;
+    size_t *offsets; /* (count + 1) */
     size_t count, ids_used, ids_capacity, offsets_capacity;
 } tmoei_texts;
 
-/* What the encoder reads: <s> instruction \n input </s>, or <s> input </s> without an instruction;
- * count = tokens needed, even where they do not fit. find: special tokens in the text count as
- * such. */
+/* Tokenises what the encoder reads: <s> instruction \n input </s>, or <s> input </s> where there is
+ * no instruction. `count` is the number of tokens of the whole text, also where `ids` (capacity) is
+ * too short. With `find`, special tokens that the text spells out count as such. */
 static tmoe_result tmoei_encode_source(const tmoe_tokenizer *tokenizer, const char *instruction,
     const char *input, int find, int *ids, size_t capacity, size_t *count)
 {
-    const size_t a = instruction && instruction[0] ? strlen(instruction) + 1 : 0, b = strlen(input);
-    char *text = (char *)tmoei_alloc(tokenizer->ctx, a + b + 1, 1, 0);
+    const int flags = TMOE_TOKENIZER_SPECIALS | (find ? TMOE_TOKENIZER_FIND_SPECIALS : 0);
+    const size_t before = instruction && instruction[0] ? strlen(instruction) + 1 : 0;
+    const size_t length = strlen(input);
+    char *text = (char *)tmoei_alloc(tokenizer->ctx, before + length + 1, 1, 0);
     if (!text) return TMOE_ERR_MEMORY;
-    if (a) {
-        memcpy(text, instruction, a - 1);
-        text[a - 1] = '\n';
+
+    if (before) {
+        memcpy(text, instruction, before - 1);
+        text[before - 1] = '\n';
     }
-    memcpy(text + a, input, b + 1);
-    const tmoe_result result = tokenizer->encode(tokenizer, text, a + b,
-        TMOE_TOKENIZER_SPECIALS | (find ? TMOE_TOKENIZER_FIND_SPECIALS : 0), ids, capacity, count);
+    memcpy(text + before, input, length + 1);
+
+    const tmoe_result result =
+        tokenizer->encode(tokenizer, text, before + length, flags, ids, capacity, count);
     tmoei_free(tokenizer->ctx, text);
     return result;
 }
 
-/* Appends one tokenised text; `what`, task and line stand in the message where it is too long. */
+/* Appends one tokenised text of at most `limit` tokens. The message of a failure names task, line
+ * and `what` the text is. */
 static tmoe_result tmoei_texts_add(const tmoe_model *model, tmoei_texts *texts,
     const char *instruction, const char *input, int limit, const char *what, const char *task,
     int line)
 {
-    const tmoe_tokenizer *tokenizer = model->tokenizer;
-    const int find = model->config.specials_in_text;
-    size_t n = 0;
+    tmoe_ctx *ctx = model->ctx;
     const size_t most = texts->ids_used + (size_t)limit;
-    if (!tmoei_grow(model->ctx, &texts->ids, &texts->ids_capacity, most, sizeof *texts->ids)
-        || !tmoei_grow(model->ctx, &texts->offsets, &texts->offsets_capacity, texts->count + 2,
-            sizeof n))
+    size_t n = 0;
+    if (!tmoei_grow(ctx, &texts->ids, &texts->ids_capacity, most, sizeof *texts->ids)
+        || !tmoei_grow(ctx, &texts->offsets, &texts->offsets_capacity, texts->count + 2,
+            sizeof *texts->offsets))
         return TMOE_ERR_MEMORY;
+
     int *ids = texts->ids + texts->ids_used;
-    TMOEI_TRY(tmoei_encode_source(tokenizer, instruction, input, find, ids, (size_t)limit, &n));
+    TMOEI_TRY(tmoei_encode_source(model->tokenizer, instruction, input,
+        model->config.specials_in_text, ids, (size_t)limit, &n));
     if (n > (size_t)limit)
-        return tmoei_fail(model->ctx, TMOE_ERR_DATA,
-            "task %s, line %d: the %s has %lu tokens; "
-            "the model takes at most %d",
-            task, line + 1, what, (unsigned long)n, limit);
-    for (const int *id = ids; id < ids + n; id++)
-        if (*id >= model->V)
-            return tmoei_fail(model->ctx, TMOE_ERR_DATA,
-                "task %s, line %d: the %s has token %d; the "
-                "model has %d",
-                task, line + 1, what, *id, model->V);
+        return tmoei_fail(ctx, TMOE_ERR_DATA,
+            "task %s, line %d: the %s has %lu tokens; the model takes at most %d", task, line + 1,
+            what, (unsigned long)n, limit);
+    for (size_t i = 0; i < n; i++)
+        if (ids[i] >= model->V) /* a BART may lack rows for the last tokens of its tokenizer */
+            return tmoei_fail(ctx, TMOE_ERR_DATA,
+                "task %s, line %d: the %s has token %d; the model has %d", task, line + 1, what,
+                ids[i], model->V);
+
     if (texts->count == 0) texts->offsets[0] = 0;
-    texts->offsets[++texts->count] = texts->ids_used += n;
+    texts->ids_used += n;
+    texts->count++;
+    texts->offsets[texts->count] = texts->ids_used;
     return TMOE_OK;
 }
 
-static size_t tmoei_text_length(const tmoei_texts *t, size_t i)
+static size_t tmoei_text_length(const tmoei_texts *texts, size_t text)
 {
-    return t->offsets[i + 1] - t->offsets[i];
+    return texts->offsets[text + 1] - texts->offsets[text];
 }
 
-/* Target positions of a tokenised text, <s> y_1 ... y_n </s>: without <s> where the model wants
- * none. */
+/* Target positions of a tokenised text <s> y_1 ... y_n </s>. The <s> counts only where the model's
+ * targets begin with it. */
 static size_t tmoei_target_length(const tmoe_model *model, const tmoei_texts *texts, size_t text)
 {
-    return tmoei_text_length(texts, text) - (model->config.begin_in_target ? 0 : 1);
+    const size_t length = tmoei_text_length(texts, text);
+    return model->config.begin_in_target ? length : length - 1;
 }
 
-/* ==== >>training: packed batches of tasks, AdamW, the loop ==========================================
- * A step's batch is K groups of one task each. The router runs once for the K tasks, and PARAM mix
- * for all of them; every group runs forward and backward with its row, leaving dl/droute or its
- * merged block's gradient behind; then the router's tape runs backward. Everything random is drawn
- * from (seed, stream, step): there is no state to save but the step number. */
+/* ==== >>training: packed groups of tasks, AdamW, the loop ========================================
+ * A step's batch is K groups, each of one task. The step runs in this order:
+ *
+ *   1. draw the tasks and their lines;
+ *   2. the router runs forward, once for the K tasks, on a tape of its own;
+ *   3. with PARAM mix the experts are merged for the K tasks, on that tape, too;
+ *   4. each group runs forward and backward on the other tape. It leaves its row of dl/droute, or
+ *      the gradient of its merged block, behind;
+ *   5. the router's tape runs backward from these;
+ *   6. the optimiser moves the parameters.
+ *
+ * All that is random is a function of (seed, stream, step), so a checkpoint needs no state of a
+ * generator: the number of the step is enough. */
 
-/* its index in the model; its examples, from `first` on in the trainer's list, validation lines
- * last */
+/* A training task: the lines it is trained on, then those of its validation, are a run of the
+ * trainer's list of examples. */
 typedef struct tmoei_trained_task {
-    int task, count, validation;
+    int task; /* index in the model */
     size_t first;
+    int count;
+    int validation;
 } tmoei_trained_task;
 
-/* the input, as an index of texts; its accepted outputs follow there */
 typedef struct tmoei_trained_example {
-    size_t source;
-    int targets;
+    size_t source; /* the input, as an index of texts; its accepted outputs follow there */
+    int targets;   /* number of accepted outputs */
 } tmoei_trained_example;
 
+/* A piece of one tensor, the unit of work of the optimiser. */
 typedef struct tmoei_update {
-    size_t offset, count;
+    size_t offset; /* in theta */
+    size_t count;
     tmoei_rate rate;
     int decay;
-    double norm;
+    double norm; /* squared, of the gradient */
 } tmoei_update;
 
-#define TMOEI_UPDATE_FLOATS 16384 /* a chunk of the optimiser: 64 KiB of theta, gradient, moments */
+#define TMOEI_UPDATE_FLOATS 16384 /* theta, gradient and moments of a piece: 256 KiB, within L2 */
+
+/* The most that a group of lines can have: what its memory depends on. */
+typedef struct tmoei_extent {
+    size_t sequences;
+    size_t sources; /* tokens that the encoder reads */
+    size_t targets; /* positions that the decoder computes */
+} tmoei_extent;
 
 struct tmoe_trainer {
     tmoe_ctx *ctx;
+    tmoei_owner own; /* of the arrays below that have a size in their comment */
+
+    /* What is trained. */
     tmoe_model *model;
     tmoe_training training;
-    tmoei_owner own;
+    size_t first; /* theta[first] ... theta[first + span - 1] holds all that is trained */
+    size_t span;
+
+    /* The data. */
     tmoei_texts texts;
-    tmoei_batch batch;
     tmoei_trained_task *tasks;
     int task_count;
     tmoei_trained_example *examples;
     size_t example_count;
+
+    /* A step's draws. */
+    int *task_order;    /* (tasks) a shuffle; the first K are the step's */
+    int *example_order; /* (examples) a shuffle of one task's lines */
+    int *step_tasks;    /* (K) indices in the model */
+    int *counts;        /* (K) lines of each task */
+    int *chosen;        /* (K, examples_per_task) indices of examples */
+    double targets;     /* positions of all groups, which the loss is the mean of */
+    float *noise;       /* (K, R * E) Gumbel noise on the logits */
+
+    /* A step's computation. */
+    tmoe_tape *router_tape;
+    tmoe_tape *group_tape;
+    tmoei_batch batch;
+    tmoe_tensor **mixed; /* (L) PARAM mix by a trained router: the layer merged for the K tasks */
+    float *droutes;      /* (K, R * E) dl/droute */
+    float *entropy;      /* (R) mean of the routes' entropy */
+    float *use;          /* (R, E) mean of the routes */
+
+    /* The optimiser. */
     tmoei_update *updates;
     int update_count;
     size_t update_capacity;
-    int now;            /* TMOE_TRAIN_ bits that move in this step */
-    size_t first, span; /* what is trained lies in theta[first] to theta[first + span - 1] */
-    float *grads, *moment1, *moment2, *best; /* (span) each */
-    tmoe_tape *router_tape, *group_tape;
-    size_t step_bytes;
-    tmoe_tensor **mixed; /* PARAM mix by a trained router: (L), merged for the step's tasks */
-    int *task_order, *example_order; /* for drawing */
-    int *step_tasks, *chosen;        /* the step's tasks (K) and examples (K, examples_per_task) */
-    float *noise, *droutes, *entropy,
-        *use; /* of the step's routes: (K, R * E) twice, (R), (R, E) */
-    float best_loss;
+    float *grads; /* (span) */
+    float *moment1;
+    float *moment2;
+    float *best;                  /* (span) parameters of the best validation, or NULL */
+    int now;                      /* TMOE_TRAIN_ bits of what moves in this step */
+    int64_t moved;                /* steps that this has moved in, from 1: corrects the moments */
+    float rates[TMOEI_RATE_NONE]; /* learning rates of this step */
+    float scale;                  /* of the gradient: clipping, and the mean over machines */
+
+    /* Progress. */
+    int64_t steps_done; /* of this training; model->step counts over several trainings */
+    int64_t first_step; /* steps_done when this process began; tokens per second count from there */
+    float best_loss;    /* NaN: nothing is measured yet */
     int bad_evaluations;
-    float rates[TMOEI_RATE_NONE],
-        scale;          /* of the step: learning rates; clipping and 1 / machines */
-    int64_t moved;      /* from 1, for the moments' bias: the steps this has moved in */
-    int64_t steps_done; /* of this training; the model's own step goes on over several trainings */
-    int64_t first_step; /* steps_done when this process began: tokens/s counts from there */
-    double began, tokens;
+    double began; /* seconds of the clock; 0: not yet */
+    double tokens;
+    size_t step_bytes; /* what tapes, batch and validation take, as planned */
 };
 
 static double tmoei_seconds(void)
@@ -7907,13 +8072,14 @@ TMOE_DEF tmoe_training tmoe_training_default(void)
     tmoe_training t;
     memset(&t, 0, sizeof t);
     t.steps = 5000;
-    t.tasks_per_step = t.examples_per_task = 8;
+    t.tasks_per_step = 8;
+    t.examples_per_task = 8;
     t.lr_model = 2e-3f;
     t.lr_router = 5e-3f;
     t.lr_tasks = 1e-2f;
     t.warmup = 0.06f;
     t.weight_decay = 0.01f;
-    t.adam_epsilon = 1e-8f; /* the paper's */
+    t.adam_epsilon = 1e-8f; /* these four as in the paper (Ye 2022) */
     t.beta1 = 0.9f;
     t.beta2 = 0.999f;
     t.clip = 1.0f;
@@ -7925,95 +8091,123 @@ TMOE_DEF tmoe_training tmoe_training_default(void)
 
 /* ---- packing a group ------------------------------------------------------------------------- */
 
-/* The text that example c of a group is trained on; of several accepted ones `random` picks. */
+/* The text that line c of a group is trained on: `random` picks one of the accepted outputs. */
 static size_t tmoei_accepted(const tmoei_trained_example *example, int c, uint64_t random)
 {
-    return example->source + 1
-        + tmoei_below(tmoei_mix64(random + (uint64_t)c), (size_t)example->targets);
+    const uint64_t pick = tmoei_mix64(random + (uint64_t)c);
+    return example->source + 1 + tmoei_below(pick, (size_t)example->targets);
 }
 
-/* Puts `count` examples (indices into trainer->examples) into the batch. */
+/* Puts `count` examples (indices of trainer->examples) into the batch. */
 static tmoe_result tmoei_batch_fill(tmoe_trainer *trainer, const int *chosen, int count,
     uint64_t random)
 {
+    const tmoe_model *model = trainer->model;
     const tmoei_texts *texts = &trainer->texts;
-    const tmoe_config *config = &trainer->model->config;
-    const size_t n = (size_t)count;
-    TMOEI_TRY(tmoei_batch_reserve(trainer->ctx, &trainer->batch, n * (size_t)config->source_tokens,
-        n * (size_t)config->target_tokens, n)); /* no text is longer */
+    size_t sources = 0;
+    size_t targets = 0;
+
     for (int c = 0; c < count; c++) {
         const tmoei_trained_example *example = &trainer->examples[chosen[c]];
-        const size_t x = example->source, y = tmoei_accepted(example, c, random),
-                     length = tmoei_target_length(trainer->model, texts, y);
+        sources += tmoei_text_length(texts, example->source);
+        targets += tmoei_target_length(model, texts, tmoei_accepted(example, c, random));
+    }
+    TMOEI_TRY(tmoei_batch_reserve(trainer->ctx, &trainer->batch, sources, targets, (size_t)count));
+
+    for (int c = 0; c < count; c++) {
+        const tmoei_trained_example *example = &trainer->examples[chosen[c]];
+        const size_t x = example->source;
+        const size_t y = tmoei_accepted(example, c, random);
+        const size_t length = tmoei_target_length(model, texts, y);
+        const int *end_of_y = texts->ids + texts->offsets[y + 1];
         tmoei_batch_put(&trainer->batch, texts->ids + texts->offsets[x],
-            tmoei_text_length(texts, x), texts->ids + texts->offsets[y + 1] - length, length,
-            config->start_id);
+            tmoei_text_length(texts, x), end_of_y - length, length, model->config.start_id);
     }
     return TMOE_OK;
 }
 
-/* Mean loss of trainer->batch times its share of the step, with gradients where pass->train says
- * so. */
+/* weight times the sum of the batch's losses; the pass says what gets gradients. */
 static tmoe_tensor *tmoei_group_loss(tmoe_trainer *trainer, tmoei_pass *pass, float smoothing,
     float weight)
 {
-    const tmoei_batch *b = &trainer->batch;
-    tmoe_tensor *h = tmoei_decode(pass, &b->target, tmoei_encode(pass, &b->source), &b->source);
-    return tmoe_cross_entropy(pass->tape, tmoei_head(pass, h), b->labels, smoothing, weight);
+    const tmoei_batch *batch = &trainer->batch;
+    tmoe_tensor *memory = tmoei_encode(pass, &batch->source);
+    tmoe_tensor *h = tmoei_decode(pass, &batch->target, memory, &batch->source);
+    return tmoe_cross_entropy(pass->tape, tmoei_head(pass, h), batch->labels, smoothing, weight);
 }
 
-/* ---- the optimiser --------------------------------------------------------------------------- */
+/* ---- the optimiser ------------------------------------------------------------------------------
+ * The parameters that are trained are cut into pieces (tmoei_update). A piece never crosses a tensor,
+ * so it has one learning rate, one weight decay and one shape. tmoei_optimise knows nothing of
+ * routes or experts, and nothing else knows the update rule: another optimiser replaces
+ * tmoei_adamw_chunk. */
 
+/* lr(s) = top (s + 1) / warmup                       while s + 1 < warmup
+ *       = top (steps - s) / (steps - warmup + 1)     after that */
 static float tmoei_learning_rate(const tmoe_training *t, int64_t step, float top)
 {
-    const double steps = (double)t->steps, warmup = (double)t->warmup * steps, at = (double)step,
-                 factor = at + 1.0 < warmup ? (at + 1.0) / warmup
-                                            : (steps - at) / (steps - warmup + 1.0);
-    return (float)((double)top * (factor < 0.0 ? 0.0 : factor > 1.0 ? 1.0 : factor));
+    const double steps = (double)t->steps;
+    const double warmup = (double)t->warmup * steps;
+    const double at = (double)step;
+    double factor = (steps - at) / (steps - warmup + 1.0);
+
+    if (at + 1.0 < warmup) factor = (at + 1.0) / warmup;
+    if (factor < 0.0) factor = 0.0;
+    if (factor > 1.0) factor = 1.0;
+    return (float)((double)top * factor);
 }
 
-/* Is what follows this rate among the TMOE_TRAIN_ bits, in the order of tmoei_rate? NONE is past
- * them. */
+/* Are the parameters of this rate among the TMOE_TRAIN_ bits? tmoei_rate has the order of the bits;
+ * TMOEI_RATE_NONE is past them. */
 static int tmoei_moves(int bits, tmoei_rate rate)
 {
     return bits >> (int)rate & 1;
 }
 
-/* Sets what moves in the coming step: with alternate_steps first the model, then the router, and so
- * on. */
+/* Sets what moves in the coming step, and how often that has moved. With alternate_steps = a the
+ * first a steps are the model's, the next a are the router's, and so on. */
 static void tmoei_trainer_turn(tmoe_trainer *trainer)
 {
-    const int64_t done = trainer->steps_done, a = trainer->training.alternate_steps;
-    trainer->now = trainer->training.train
-        & (a == 0                   ? TMOE_TRAIN_ALL
-                : done / a % 2 == 0 ? TMOE_TRAIN_MODEL
-                                    : TMOE_TRAIN_ROUTER | TMOE_TRAIN_TASKS);
-    trainer->moved = 1 + (a == 0 ? done : done / (2 * a) * a + done % a);
+    const int64_t done = trainer->steps_done;
+    const int64_t turn = trainer->training.alternate_steps;
+
+    trainer->now = trainer->training.train;
+    trainer->moved = 1 + done;
+    if (turn == 0) return;
+
+    const int models = done / turn % 2 == 0;
+    trainer->now &= models ? TMOE_TRAIN_MODEL : TMOE_TRAIN_ROUTER | TMOE_TRAIN_TASKS;
+    trainer->moved = 1 + done / (2 * turn) * turn + done % turn;
 }
 
 static void tmoei_norm_chunk(void *arg, int chunk, int lane)
 {
     tmoe_trainer *trainer = (tmoe_trainer *)arg;
     tmoei_update *update = &trainer->updates[chunk];
-    (void)lane;
     const float *grad = trainer->grads + (update->offset - trainer->first);
-    update->norm = tmoei_moves(trainer->now, update->rate)
-        ? tmoei_dot(trainer->ctx, grad, grad, update->count, 1024)
-        : 0.0;
+    (void)lane;
+
+    update->norm = 0.0;
+    if (tmoei_moves(trainer->now, update->rate))
+        update->norm = tmoei_dot(trainer->ctx, grad, grad, update->count, 1024);
 }
 
-/* AdamW (Loshchilov 2019): m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  theta -= lr (mhat /
- * (sqrt(vhat) + eps) + decay theta). The gradient is zeroed while it is in the cache. What is
- * frozen has no update. */
+/* AdamW (Loshchilov 2019) on one piece:
+ *   m = beta1 m + (1 - beta1) g
+ *   v = beta2 v + (1 - beta2) g^2
+ *   theta -= lr (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon) + decay theta)
+ * The gradient is cleared while it is in the cache. Where nothing moves, the moments stay as well. */
 static void tmoei_adamw_chunk(void *arg, int chunk, int lane)
 {
     tmoe_trainer *trainer = (tmoe_trainer *)arg;
     const tmoe_training *t = &trainer->training;
     const tmoei_update *update = &trainer->updates[chunk];
-    (void)lane;
     const size_t at = update->offset - trainer->first;
     const double moved = (double)trainer->moved;
     tmoei_adamw_constants constants;
+    (void)lane;
+    if (!tmoei_moves(trainer->now, update->rate)) return;
+
     constants.scale = trainer->scale;
     constants.beta1 = t->beta1;
     constants.beta2 = t->beta2;
@@ -8022,182 +8216,353 @@ static void tmoei_adamw_chunk(void *arg, int chunk, int lane)
     constants.epsilon = t->adam_epsilon;
     constants.rate = trainer->rates[update->rate];
     constants.decay = update->decay ? constants.rate * t->weight_decay : 0.0f;
-    if (!tmoei_moves(trainer->now, update->rate)) return; /* moments stay, too */
     trainer->ctx->kernels->adamw(trainer->model->theta + update->offset, trainer->grads + at,
         trainer->moment1 + at, trainer->moment2 + at, update->count, &constants);
     memset(trainer->grads + at, 0, update->count * sizeof(float));
 }
 
-/* ---- one step -------------------------------------------------------------------------------- */
+/* ||g|| over all that moves in this step, of the mean over the machines. */
+static double tmoei_gradient_norm(tmoe_trainer *trainer, double machines)
+{
+    double squares = 0.0;
+    tmoei_parallel(trainer->ctx, tmoei_norm_chunk, trainer, trainer->update_count);
+    for (int i = 0; i < trainer->update_count; i++) squares += trainer->updates[i].norm;
+    return sqrt(squares) / machines;
+}
 
-/* r' = r keep + other: with a chance of config.exploration a layer's route is a random one-hot or
- * uniform. */
+/* Clips the gradient to the norm training.clip and moves the parameters. Out: the norm. */
+static tmoe_result tmoei_optimise(tmoe_trainer *trainer, double loss, double *norm)
+{
+    const tmoe_training *t = &trainer->training;
+    const double machines = t->machines > 1 ? (double)t->machines : 1.0;
+    const float tops[TMOEI_RATE_NONE] = { t->lr_model, t->lr_router, t->lr_tasks, t->lr_model };
+    double clipped = 1.0;
+
+    if (t->all_reduce) t->all_reduce(t->all_reduce_user, trainer->grads, trainer->span);
+    *norm = tmoei_gradient_norm(trainer, machines);
+    if (!(*norm < (double)FLT_MAX) || !(loss < (double)FLT_MAX)) /* NaN is not below, either */
+        return tmoei_fail(trainer->ctx, TMOE_ERR_NUMERIC,
+            "trainer_step: step %ld: loss %g, gradient norm %g; both must be finite "
+            "(a smaller learning rate may help)",
+            (long)trainer->steps_done, loss, *norm);
+
+    if (t->clip > 0.0f && *norm > (double)t->clip) clipped = (double)t->clip / *norm;
+    trainer->scale = (float)(clipped / machines);
+    for (int i = 0; i < TMOEI_RATE_NONE; i++)
+        trainer->rates[i] = tmoei_learning_rate(t, trainer->steps_done, tops[i]);
+    tmoei_parallel(trainer->ctx, tmoei_adamw_chunk, trainer, trainer->update_count);
+    return TMOE_OK;
+}
+
+/* ---- one step: the routes -------------------------------------------------------------------- */
+
+/* Exploration: with a chance of config.exploration the route of a layer and group is replaced by a
+ * random expert or by the uniform route. r' = r keep + other, keep is 0 or 1: a replaced route gives
+ * the router no gradient. */
 static tmoe_tensor *tmoei_explore(tmoe_trainer *trainer, int rows, tmoe_tensor *r)
 {
     tmoe_tape *tape = trainer->router_tape;
     const tmoe_model *model = trainer->model;
     const int E = model->config.experts;
     const float chance = model->config.exploration;
-    const uint64_t seed = trainer->training.seed,
-                   first = (uint64_t)trainer->steps_done * (uint64_t)rows;
+    const uint64_t seed = trainer->training.seed;
+    const uint64_t first = (uint64_t)trainer->steps_done * (uint64_t)rows;
     if (!(chance > 0.0f) || !r) return r;
-    tmoe_tensor *keep = tmoei_tensor_new(tape, rows, E, NULL),
-                *other = tmoei_tensor_new(tape, rows, E, NULL);
+
+    tmoe_tensor *keep = tmoei_tensor_new(tape, rows, E, NULL);
+    tmoe_tensor *other = tmoei_tensor_new(tape, rows, E, NULL);
     if (!keep || !other) return NULL;
-    for (int i = 0; !tape->dry && i < rows; i++) {
+    const int filled = tape->dry ? 0 : rows;
+    for (int i = 0; i < filled; i++) {
         const uint64_t at = (first + (uint64_t)i) * 2;
+        const uint64_t random = tmoei_random(seed, TMOEI_STREAM_EXPLORE, at);
         const uint64_t which = tmoei_random(seed, TMOEI_STREAM_EXPLORE, at + 1);
-        const int explore = tmoei_uniform(tmoei_random(seed, TMOEI_STREAM_EXPLORE, at)) < chance;
-        const int one = (int)tmoei_below(which >> 1, (size_t)E);
-        float *keeps = keep->x + i * E, *others = other->x + i * E;
+        const int explore = tmoei_uniform(random) < chance;
+        const int uniform = (which & 1) == 0;
+        float *keeps = keep->x + i * E;
+        float *others = other->x + i * E;
+
         for (int e = 0; e < E; e++) {
             keeps[e] = explore ? 0.0f : 1.0f;
-            others[e] = !explore ? 0.0f : !(which & 1) ? 1.0f / (float)E : e == one ? 1.0f : 0.0f;
+            others[e] = explore && uniform ? 1.0f / (float)E : 0.0f;
         }
-        if (explore) tmoei_route_mask(others, model->mask + i % model->R * E, E);
+        if (!explore) continue;
+        if (!uniform) others[tmoei_below(which >> 1, (size_t)E)] = 1.0f;
+        tmoei_route_mask(others, model->mask + i % model->R * E, E);
     }
     return tmoe_add(tape, tmoe_multiply(tape, r, keep), other);
 }
 
-/* Examples that share a route: a group's, or none. */
+/* Lines that share a route and so run as one group: all of a task's; with RANDOM_EXAMPLE each line
+ * has a route of its own. */
 static int tmoei_sharing(const tmoe_trainer *trainer)
 {
     const tmoe_model *model = trainer->model;
-    return model->R > 0 && model->config.selection == TMOE_SELECT_RANDOM_EXAMPLE
-        ? 1
-        : trainer->training.examples_per_task;
+    if (model->R > 0 && model->config.selection == TMOE_SELECT_RANDOM_EXAMPLE) return 1;
+    return trainer->training.examples_per_task;
 }
 
-/* Routes (K, R * E) of the step's tasks on the router's tape, with training's noise; gradients:
- * droutes. */
+/* Routes of a selection that has no router: constants. */
+static tmoe_tensor *tmoei_step_constant_routes(tmoe_trainer *trainer, int K)
+{
+    tmoe_model *model = trainer->model;
+    tmoe_tape *tape = trainer->router_tape;
+    const int fixed = model->config.selection == TMOE_SELECT_RANDOM_TASK;
+    const int rows = K * trainer->training.examples_per_task / tmoei_sharing(trainer);
+    const int width = (int)model->route_width;
+    const uint64_t first = (uint64_t)trainer->steps_done * (uint64_t)rows;
+    tmoe_tensor *routes = tmoei_tensor_new(tape, rows, width, NULL);
+    if (!routes || tape->dry) return routes;
+
+    for (int i = 0; i < rows; i++) {
+        float *route = routes->x + i * width;
+        if (fixed)
+            tmoei_route_without_router(model, TMOEI_STREAM_TASK_ROUTES,
+                (uint64_t)trainer->step_tasks[i], route);
+        else
+            tmoei_route_without_router(model, TMOEI_STREAM_GROUP_ROUTES, first + (uint64_t)i,
+                route);
+    }
+    return routes;
+}
+
+/* Gradients of theta[offset] on, or NULL where this does not move in the step. */
+static float *tmoei_step_grads(const tmoe_trainer *trainer, int bit, size_t offset)
+{
+    return trainer->now & bit ? trainer->grads + (offset - trainer->first) : NULL;
+}
+
+/* Routes (K, R * E) of the step's tasks on the router's tape, with the noise of training. */
 static tmoe_tensor *tmoei_step_routes(tmoe_trainer *trainer, int K)
 {
     tmoe_model *model = trainer->model;
     const tmoe_config *c = &model->config;
-    const int R = model->R, width = R * c->experts, trained = trainer->now;
+    const int learned = c->vectors == TMOE_VECTOR_LEARNED;
+    const float *noise = c->selection == TMOE_SELECT_SOFTMAX ? NULL : trainer->noise;
     tmoe_tape *tape = trainer->router_tape;
-    if (!tmoei_selection_has_router(c->selection)) {
-        const int fixed = c->selection == TMOE_SELECT_RANDOM_TASK;
-        const int rows = K * trainer->training.examples_per_task / tmoei_sharing(trainer);
-        const uint64_t first = (uint64_t)trainer->steps_done * (uint64_t)rows;
-        tmoe_tensor *routes = tmoei_tensor_new(tape, rows, width, NULL);
-        for (int i = 0; routes && !tape->dry && i < rows; i++)
-            tmoei_route_without_router(model,
-                fixed ? TMOEI_STREAM_TASK_ROUTES : TMOEI_STREAM_GROUP_ROUTES,
-                fixed ? (uint64_t)trainer->step_tasks[i] : first + (uint64_t)i,
-                routes->x + i * width);
-        return routes;
-    }
-    tmoe_tensor *table = tmoe_leaf(tape, model->N, c->vector_width, model->theta + model->vectors,
-        c->vectors == TMOE_VECTOR_LEARNED && (trained & TMOE_TRAIN_TASKS)
-            ? trainer->grads + (model->vectors - trainer->first)
-            : NULL);
-    tmoe_tensor *r = tmoe_embedding(tape, table, K, trainer->step_tasks, 1.0f, NULL, NULL);
-    r = tmoei_router_logits(model, tape,
-        trained & TMOE_TRAIN_ROUTER
-            ? trainer->grads + (model->parameters[model->router_parameter].offset - trainer->first)
-            : NULL,
-        r);
-    r = tmoei_routes_of_logits(model, tape, r,
-        c->selection == TMOE_SELECT_SOFTMAX ? NULL : trainer->noise);
-    return tmoe_reshape(tape, tmoei_explore(trainer, K * R, r), K, width);
+    if (!tmoei_selection_has_router(c->selection)) return tmoei_step_constant_routes(trainer, K);
+
+    /* The tasks' vectors: rows of the table. */
+    float *dvectors = learned ? tmoei_step_grads(trainer, TMOE_TRAIN_TASKS, model->vectors) : NULL;
+    tmoe_tensor *table =
+        tmoe_leaf(tape, model->N, c->vector_width, model->theta + model->vectors, dvectors);
+    tmoe_tensor *e_t = tmoe_embedding(tape, table, K, trainer->step_tasks, 1.0f, NULL, NULL);
+
+    /* r = select(router(e_t)), a row for each task and layer */
+    const size_t router = model->parameters[model->router_parameter].offset;
+    float *drouter = tmoei_step_grads(trainer, TMOE_TRAIN_ROUTER, router);
+    tmoe_tensor *z = tmoei_router_logits(model, tape, drouter, e_t);
+    tmoe_tensor *r = tmoei_routes_of_logits(model, tape, z, noise);
+    r = tmoei_explore(trainer, K * model->R, r);
+    return tmoe_reshape(tape, r, K, (int)model->route_width);
 }
 
-/* For each routed layer: the mean over K routes of their entropy, and of the routes themselves. */
+/* For each routed layer the means over K routes: of their entropy -sum_e r_e ln r_e, and of r. */
 static void tmoei_route_statistics(tmoe_trainer *trainer, const float *routes, int K)
 {
-    const int R = trainer->model->R, E = trainer->model->config.experts;
+    const int R = trainer->model->R;
+    const int E = trainer->model->config.experts;
     memset(trainer->entropy, 0, (size_t)R * sizeof(float));
     memset(trainer->use, 0, (size_t)(R * E) * sizeof(float));
-    for (int i = 0; i < K * R * E; i++) {
-        trainer->use[i % (R * E)] += routes[i] / (float)K;
-        if (routes[i] > 0.0f) trainer->entropy[i / E % R] -= routes[i] * logf(routes[i]) / (float)K;
-    }
+
+    for (int k = 0; k < K; k++)
+        for (int l = 0; l < R; l++) {
+            const float *r = routes + (k * R + l) * E;
+            for (int e = 0; e < E; e++) {
+                trainer->use[l * E + e] += r[e] / (float)K;
+                if (r[e] > 0.0f) trainer->entropy[l] -= r[e] * logf(r[e]) / (float)K;
+            }
+        }
 }
 
-/* Every group adds to its row of the routes' gradient, which begins with that of the load balance
- * over tasks
- *   a E / R sum_l sum_e m_le^2,  m_le the mean of r_le over the step's tasks;  dl/dr_le = 2 a E
- *   m_le / (R K)
- * which is smallest, a, where every expert is used alike. Gives its value. */
+/* The balance of the experts' load over tasks, which has weight a = training.load_balance:
+ *   a E / R sum_l sum_e m_le^2,  m_le the mean of r_le over the step's tasks
+ *   dl/dr_le = 2 a E m_le / (R K)
+ * The least value, a, is that of experts which all tasks together use alike. Returns the value.
+ * Its gradient is the first in droutes; each group adds to its row. */
 static double tmoei_load_balance(tmoe_trainer *trainer, tmoe_tensor *routes, int K)
 {
-    const float a = trainer->training.load_balance * (float)trainer->model->config.experts
-        / (float)trainer->model->R;
+    const float E = (float)trainer->model->config.experts;
+    const float a = trainer->training.load_balance * E / (float)trainer->model->R;
     const int width = routes->cols;
+    const float *m = trainer->use;
     double value = 0.0;
-    for (int i = 0; i < K * width; i++)
-        trainer->droutes[i] = 2.0f * a * trainer->use[i % width] / (float)K;
-    for (int i = 0; i < width; i++) value += (double)(a * trainer->use[i] * trainer->use[i]);
+
+    for (int k = 0; k < K; k++)
+        for (int i = 0; i < width; i++)
+            trainer->droutes[k * width + i] = 2.0f * a * m[i] / (float)K;
+    for (int i = 0; i < width; i++) value += (double)(a * m[i] * m[i]);
     routes->dx = trainer->droutes;
     routes->has_grad = 1;
     return value;
 }
 
-/* Mean over pairs of layer l's experts of the sum over their tensors of ||theta_a - theta_b|| (q,
- * k, v are three); its gradient, (theta_a - theta_b) / ||theta_a - theta_b||, times `weight` is
- * added to `grads`. */
-static double tmoei_expert_distance(const tmoe_model *model, int l, float *grads, float weight)
-{
-    const tmoei_layer *layer = &model->layers[l];
-    const int E = layer->experts, pairs = E * (E - 1) / 2;
-    double total = 0.0;
-    for (int i = 0; i < E * E * TMOEI_PIECES * 3; i++) {
-        const int part = i % 3, piece = i / 3 % TMOEI_PIECES, pair = i / 3 / TMOEI_PIECES,
-                  a = pair / E, b = pair % E,
-                  parts = piece <= TMOEI_SELF_QKV_BIAS                ? 3
-            : piece == TMOEI_CROSS_KV || piece == TMOEI_CROSS_KV_BIAS ? 2
-                                                                      : 1;
-        const size_t n = (size_t)layer->rows[piece] * (size_t)layer->cols[piece] / (size_t)parts,
-                     offset = layer->offset[piece] + (size_t)part * n,
-                     at = (size_t)a * layer->block_size + offset,
-                     other = (size_t)b * layer->block_size + offset;
-        const float *x = model->theta + layer->block + at, *y = model->theta + layer->block + other;
-        double squares = 0.0;
-        if (a >= b || part >= parts || !layer->in_expert[piece]) continue;
-        for (size_t j = 0; j < n; j++) squares += (double)(x[j] - y[j]) * (double)(x[j] - y[j]);
-        total += sqrt(squares) / pairs;
-        const float scale = squares > 0.0 ? weight / (float)(sqrt(squares) * pairs) : 0.0f;
-        for (size_t j = 0; grads && j < n; j++) {
-            const float d = scale * (x[j] - y[j]);
-            grads[at + j] += d;
-            grads[other + j] -= d;
-        }
-    }
-    return total;
-}
-
-/* All tasks' blocks at once, on the router's tape: every expert is read once, forward and backward.
- * One-hot routes need no merge: there each group takes the chosen expert. */
+/* Does the step merge all tasks' layers at once, on the router's tape? Then every expert is read once
+ * forward and once backward, whatever K is. One-hot routes need no merge: each group runs on the
+ * chosen expert. Constant routes have no tape to run backward: each group merges for itself. */
 static int tmoei_step_mixes(const tmoe_model *model, const tmoe_tensor *routes)
 {
     return routes && routes->wants_grad && model->config.mix == TMOE_MIX_PARAM
         && model->config.selection != TMOE_SELECT_STRAIGHT_THROUGH;
 }
 
+/* theta_bar_t = sum_e r_te theta_e for each routed layer and each of the step's tasks. */
 static void tmoei_step_mix(tmoe_trainer *trainer, tmoe_tensor *routes)
 {
     const tmoe_model *model = trainer->model;
-    for (int l = 0; l < model->L && tmoei_step_mixes(model, routes); l++) {
+    if (!tmoei_step_mixes(model, routes)) return;
+
+    for (int l = 0; l < model->L; l++) {
         const tmoei_layer *layer = &model->layers[l];
-        if (layer->experts > 1)
-            trainer->mixed[l] = tmoe_mix_parameters(trainer->router_tape,
-                model->theta + layer->block,
-                trainer->now & TMOE_TRAIN_LAYERS ? trainer->grads + (layer->block - trainer->first)
-                                                 : NULL,
-                layer->experts, (int)layer->block_size, routes, layer->route * layer->experts);
+        if (layer->experts == 1) continue;
+        float *grads = tmoei_step_grads(trainer, TMOE_TRAIN_LAYERS, layer->block);
+        trainer->mixed[l] = tmoe_mix_parameters(trainer->router_tape, model->theta + layer->block,
+            grads, layer->experts, (int)layer->block_size, routes, layer->route * layer->experts);
     }
 }
 
-/* Forward and backward of one group; adds its loss (already times weight) to *loss. */
-static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, float weight,
+/* One route for each of the step's K tasks, and with PARAM mix the merged layers, all on the router's
+ * tape. *loss grows by the balance of the load. Returns NULL where no layer is routed, or in failure. */
+static tmoe_tensor *tmoei_step_route(tmoe_trainer *trainer, int K, double *loss)
+{
+    const tmoe_model *model = trainer->model;
+    const size_t n = (size_t)K * model->route_width;
+    const uint64_t first = (uint64_t)trainer->steps_done * (uint64_t)n;
+    tmoe_tape_reset(trainer->router_tape);
+    if (model->R == 0) return NULL;
+
+    for (size_t i = 0; i < n; i++) { /* Gumbel's: -log(-log U) */
+        const uint64_t random =
+            tmoei_random(trainer->training.seed, TMOEI_STREAM_GUMBEL, first + (uint64_t)i);
+        trainer->noise[i] = -logf(-logf(tmoei_uniform(random)));
+    }
+    tmoe_tensor *routes = tmoei_step_routes(trainer, K);
+    if (!routes) return NULL;
+
+    tmoei_route_statistics(trainer, routes->x, routes->rows);
+    if (routes->wants_grad) *loss += tmoei_load_balance(trainer, routes, K);
+    tmoei_step_mix(trainer, routes);
+    return routes;
+}
+
+/* ---- one step: the distance of experts ------------------------------------------------------- */
+
+/* Matrices that lie one behind the other in a piece of a layer: q, k, v are three, k and v are two. */
+static int tmoei_piece_parts(int piece)
+{
+    if (piece == TMOEI_SELF_QKV || piece == TMOEI_SELF_QKV_BIAS) return 3;
+    if (piece == TMOEI_CROSS_KV || piece == TMOEI_CROSS_KV_BIAS) return 2;
+    return 1;
+}
+
+/* d = ||x - y|| / pairs, of n floats. Adds weight dd/dx = weight (x - y) / (||x - y|| pairs) to dx and
+ * takes it off dy. Returns d. */
+static double tmoei_tensor_distance(const float *x, const float *y, size_t n, int pairs,
+    float weight, float *dx, float *dy)
+{
+    double squares = 0.0;
+    for (size_t j = 0; j < n; j++) squares += (double)(x[j] - y[j]) * (double)(x[j] - y[j]);
+    const double distance = sqrt(squares);
+    if (!(distance > 0.0)) return 0.0; /* equal experts: there is no direction */
+
+    const float scale = weight / (float)(distance * pairs);
+    for (size_t j = 0; j < n; j++) {
+        const float d = scale * (x[j] - y[j]);
+        dx[j] += d;
+        dy[j] -= d;
+    }
+    return distance / pairs;
+}
+
+/* The mean over pairs (a, b) of layer l's experts of sum_tensors ||theta_a - theta_b||. Its gradient
+ * times `weight` is added to `grads`, which begin at expert 0's block. */
+static double tmoei_expert_distance(const tmoe_model *model, int l, float *grads, float weight)
+{
+    const tmoei_layer *layer = &model->layers[l];
+    const int E = layer->experts;
+    const int pairs = E * (E - 1) / 2;
+    const float *theta = model->theta + layer->block;
+    double total = 0.0;
+
+    for (int a = 0; a < E; a++)
+        for (int b = a + 1; b < E; b++)
+            for (int piece = 0; piece < TMOEI_PIECES; piece++) {
+                if (!layer->in_expert[piece]) continue;
+                const int parts = tmoei_piece_parts(piece);
+                const size_t all = (size_t)layer->rows[piece] * (size_t)layer->cols[piece];
+                const size_t n = all / (size_t)parts;
+                for (int part = 0; part < parts; part++) {
+                    const size_t offset = layer->offset[piece] + (size_t)part * n;
+                    const size_t x = (size_t)a * layer->block_size + offset;
+                    const size_t y = (size_t)b * layer->block_size + offset;
+                    total += tmoei_tensor_distance(theta + x, theta + y, n, pairs, weight,
+                        grads + x, grads + y);
+                }
+            }
+    return total;
+}
+
+/* training.expert_regularisation times the distance of experts, over all layers, with gradients. */
+static double tmoei_regularise(tmoe_trainer *trainer)
+{
+    const tmoe_model *model = trainer->model;
+    const float weight = trainer->training.expert_regularisation;
+    double sum = 0.0;
+    if (!(weight > 0.0f) || !(trainer->now & TMOE_TRAIN_LAYERS)) return 0.0;
+
+    for (int l = 0; l < model->L; l++) {
+        float *grads = trainer->grads + (model->layers[l].block - trainer->first);
+        sum += (double)weight * tmoei_expert_distance(model, l, grads, weight);
+    }
+    return sum;
+}
+
+/* ---- one step: the groups -------------------------------------------------------------------- */
+
+/* The random number that picks accepted outputs for the lines of a step's task g. */
+static uint64_t tmoei_accepted_of(const tmoe_trainer *trainer, int g)
+{
+    return tmoei_random(trainer->training.seed, TMOEI_STREAM_ACCEPTED,
+        tmoei_batch_counter(trainer->steps_done, 1 + g));
+}
+
+/* Draws the step's tasks and each one's lines, and counts their target positions. Returns K. */
+static int tmoei_step_draw(tmoe_trainer *trainer)
+{
+    const tmoe_training *t = &trainer->training;
+    const int64_t step = trainer->steps_done;
+    const int most = t->examples_per_task;
+    const int K = tmoei_draw(t->seed, TMOEI_STREAM_BATCH, tmoei_batch_counter(step, 0),
+        trainer->task_order, trainer->task_count, t->tasks_per_step);
+
+    trainer->targets = 0.0;
+    for (int g = 0; g < K; g++) {
+        const tmoei_trained_task *task = &trainer->tasks[trainer->task_order[g]];
+        const uint64_t random = tmoei_accepted_of(trainer, g);
+        trainer->step_tasks[g] = task->task;
+        trainer->counts[g] = tmoei_draw(t->seed, TMOEI_STREAM_BATCH,
+            tmoei_batch_counter(step, 1 + g), trainer->example_order, task->count, most);
+        for (int i = 0; i < trainer->counts[g]; i++) {
+            const int chosen = (int)task->first + trainer->example_order[i];
+            const size_t text = tmoei_accepted(&trainer->examples[chosen], i, random);
+            trainer->chosen[g * most + i] = chosen;
+            trainer->targets += (double)tmoei_target_length(trainer->model, &trainer->texts, text);
+        }
+    }
+    return K;
+}
+
+/* Forward and backward of the group in trainer->batch. It uses row `row` of the routes, and adds
+ * weight times its loss to *loss. */
+static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int row, float weight,
     double *loss)
 {
     const tmoe_training *t = &trainer->training;
     tmoe_model *model = trainer->model;
-    const size_t width = model->route_width, at = (size_t)g * width;
+    const size_t at = (size_t)row * model->route_width;
     const int routed = routes && routes->wants_grad;
     tmoei_pass pass;
+
     tmoe_tape_reset(trainer->group_tape);
     memset(&pass, 0, sizeof pass);
     pass.model = model;
@@ -8207,102 +8572,67 @@ static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int g, 
     pass.train = trainer->now;
     pass.hard_training = routed && model->config.selection == TMOE_SELECT_STRAIGHT_THROUGH;
     pass.mixed = tmoei_step_mixes(model, routes) ? trainer->mixed : NULL;
-    pass.group = g;
+    pass.group = row;
     pass.dropout = t->dropout;
     pass.dropout_seed = t->seed;
-    pass.dropout_stream = tmoei_dropout_stream(trainer->steps_done, g);
+    pass.dropout_stream = tmoei_dropout_stream(trainer->steps_done, row);
     if (routes)
-        pass.route =
-            tmoe_leaf(pass.tape, 1, (int)width, routes->x + at, routed ? routes->dx + at : NULL);
+        pass.route = tmoe_leaf(pass.tape, 1, (int)model->route_width, routes->x + at,
+            routed ? routes->dx + at : NULL);
+
     tmoe_tensor *result = tmoei_group_loss(trainer, &pass, t->label_smoothing, weight);
-    if (result && tmoe_backward(pass.tape, result) == TMOE_OK && !pass.tape->dry)
-        *loss += (double)result->x[0];
+    if (!result || tmoe_backward(pass.tape, result) != TMOE_OK) return;
+    if (!pass.tape->dry) *loss += (double)result->x[0];
 }
 
-/* The random number that picks accepted outputs for the lines of a step's task g. */
-static uint64_t tmoei_accepted_of(const tmoe_trainer *trainer, int g)
+/* All groups of the step: a task's lines together or, where each has a route of its own, one by
+ * one. */
+static tmoe_result tmoei_step_groups(tmoe_trainer *trainer, tmoe_tensor *routes, int K,
+    double *loss)
 {
-    return tmoei_random(trainer->training.seed, TMOEI_STREAM_ACCEPTED,
-        tmoei_batch_counter(trainer->steps_done, 1 + g));
-}
+    const int most = trainer->training.examples_per_task;
+    const int sharing = tmoei_sharing(trainer);
+    const float weight = (float)(1.0 / trainer->targets);
 
-/* Draws step_tasks (K), chosen (K, examples_per_task) and the count of each group; adds up target
- * tokens. */
-static int tmoei_step_draw(tmoe_trainer *trainer, int *counts, double *targets)
-{
-    const tmoe_training *t = &trainer->training;
-    const int64_t step = trainer->steps_done;
-    const int K = tmoei_draw(t->seed, TMOEI_STREAM_BATCH, tmoei_batch_counter(step, 0),
-        trainer->task_order, trainer->task_count, t->tasks_per_step);
     for (int g = 0; g < K; g++) {
-        const tmoei_trained_task *task = &trainer->tasks[trainer->task_order[g]];
         const uint64_t random = tmoei_accepted_of(trainer, g);
-        trainer->step_tasks[g] = task->task;
-        counts[g] = tmoei_draw(t->seed, TMOEI_STREAM_BATCH, tmoei_batch_counter(step, 1 + g),
-            trainer->example_order, task->count, t->examples_per_task);
-        for (int i = 0; i < counts[g]; i++) {
-            const int chosen = (int)task->first + trainer->example_order[i];
-            trainer->chosen[g * t->examples_per_task + i] = chosen;
-            *targets += (double)tmoei_target_length(trainer->model, &trainer->texts,
-                tmoei_accepted(&trainer->examples[chosen], i, random));
+        for (int first = 0; first < trainer->counts[g]; first += sharing) {
+            const int n = tmoei_least(sharing, trainer->counts[g] - first);
+            const int *chosen = trainer->chosen + g * most + first;
+            const int row = (g * most + first) / sharing;
+            TMOEI_TRY(tmoei_batch_fill(trainer, chosen, n, random + (uint64_t)first));
+            tmoei_step_group(trainer, routes, row, weight, loss);
+            TMOEI_TRY(trainer->ctx->error);
+            trainer->tokens += (double)trainer->batch.source.tokens;
+            trainer->tokens += (double)trainer->batch.target.tokens;
         }
     }
-    return K;
+    return TMOE_OK;
 }
 
-/* Draws the step's batch and leaves its gradients in trainer->grads: router forward, each group
- * forward and backward, router backward. Gives the mean loss over the step's target tokens, all of
- * one weight. */
+/* Draws the step's batch and leaves its gradients in trainer->grads. Returns the mean loss over the
+ * step's target positions, plus what balance and regularisation add. */
 static double tmoei_step_gradients(tmoe_trainer *trainer)
 {
-    tmoe_ctx *ctx = trainer->ctx;
-    const tmoe_training *t = &trainer->training;
-    const uint64_t step = (uint64_t)trainer->steps_done;
-    const tmoe_model *model = trainer->model;
-    tmoe_tensor *routes = NULL;
-    double loss = 0.0, targets = 0.0;
-    int counts[TMOEI_GROUPS_MAX];
-    const int most = t->examples_per_task, sharing = tmoei_sharing(trainer);
-    const int K = tmoei_step_draw(trainer, counts, &targets);
-    tmoe_tape_reset(trainer->router_tape);
-    if (model->R > 0) {
-        for (int i = 0, n = K * model->R * model->config.experts; i < n;
-             i++) /* Gumbel's: -log(-log U) */
-            trainer->noise[i] = -logf(-logf(tmoei_uniform(
-                tmoei_random(t->seed, TMOEI_STREAM_GUMBEL, step * (uint64_t)n + (uint64_t)i))));
-        routes = tmoei_step_routes(trainer, K);
-        if (!routes) return 0.0;
-        tmoei_route_statistics(trainer, routes->x, routes->rows);
-        if (routes->wants_grad) loss += tmoei_load_balance(trainer, routes, K);
-        tmoei_step_mix(trainer, routes);
-    }
-    for (int i = 0; i < K * most && ctx->error == TMOE_OK; i += sharing) {
-        const int g = i / most, n = tmoei_least(sharing, counts[g] - i % most);
-        if (n <= 0) continue;
-        if (tmoei_batch_fill(trainer, trainer->chosen + i, n,
-                tmoei_accepted_of(trainer, g) + (uint64_t)(i % most))
-            != TMOE_OK)
-            break;
-        tmoei_step_group(trainer, routes, i / sharing, (float)(1.0 / targets), &loss);
-        trainer->tokens +=
-            (double)trainer->batch.source.tokens + (double)trainer->batch.target.tokens;
-    }
-    if (ctx->error == TMOE_OK && routes && routes->wants_grad)
-        (void)tmoei_tape_backward(trainer->router_tape);
-    const float apart = trainer->now & TMOE_TRAIN_LAYERS ? t->expert_regularisation : 0.0f;
-    for (int l = 0; apart > 0.0f && l < model->L; l++)
-        loss += (double)apart
-            * tmoei_expert_distance(model, l,
-                trainer->grads + (model->layers[l].block - trainer->first), apart);
-    return loss;
+    double loss = 0.0;
+    const int K = tmoei_step_draw(trainer);
+    tmoe_tensor *routes = tmoei_step_route(trainer, K, &loss);
+    if (trainer->ctx->error != TMOE_OK) return 0.0;
+
+    if (tmoei_step_groups(trainer, routes, K, &loss) != TMOE_OK) return 0.0;
+    if (routes && routes->wants_grad && tmoei_tape_backward(trainer->router_tape) != TMOE_OK)
+        return 0.0;
+    return loss + tmoei_regularise(trainer);
 }
 
-static void tmoei_progress_fill(const tmoe_trainer *trainer, double loss, double norm,
-    tmoe_progress *p)
+static void tmoei_progress_fill(tmoe_trainer *trainer, double loss, double norm, tmoe_progress *p)
 {
     const tmoe_training *t = &trainer->training;
-    const double seconds = tmoei_seconds() - trainer->began,
-                 left = (double)(t->steps - trainer->steps_done);
+    const double seconds = tmoei_seconds() - trainer->began;
+    const double done = (double)(trainer->steps_done - trainer->first_step);
+    const double left = (double)(t->steps - trainer->steps_done);
+
+    p->trainer = trainer;
     p->part = t->label ? t->label : "";
     p->step = trainer->steps_done;
     p->steps = t->steps;
@@ -8319,33 +8649,14 @@ static void tmoei_progress_fill(const tmoe_trainer *trainer, double loss, double
     p->routed_layers = trainer->model->R;
     p->seconds = seconds;
     p->tokens_per_second = seconds > 0.0 ? trainer->tokens / seconds : 0.0;
-    p->seconds_left = seconds / (double)(trainer->steps_done - trainer->first_step) * left;
+    p->seconds_left = seconds / done * left;
 }
 
-/* Clips the gradients that stand in trainer->grads, moves the parameters, raises the step. */
+/* Moves the parameters by the gradients that stand in trainer->grads; then the step is done. */
 static tmoe_result tmoei_trainer_apply(tmoe_trainer *trainer, double loss, tmoe_progress *progress)
 {
-    tmoe_ctx *ctx = trainer->ctx;
-    const tmoe_training *t = &trainer->training;
-    const double machines = t->machines > 1 ? (double)t->machines : 1.0;
-    const float tops[TMOEI_RATE_NONE] = { t->lr_model, t->lr_router, t->lr_tasks, t->lr_model };
     double norm = 0.0;
-    if (t->all_reduce) t->all_reduce(t->all_reduce_user, trainer->grads, trainer->span);
-    tmoei_parallel(ctx, tmoei_norm_chunk, trainer, trainer->update_count);
-    for (int i = 0; i < trainer->update_count; i++) norm += trainer->updates[i].norm;
-    norm = sqrt(norm) / machines;
-    if (!(norm < (double)FLT_MAX) || !(loss < (double)FLT_MAX)) /* catches NaN, too */
-        return tmoei_fail(ctx, TMOE_ERR_NUMERIC,
-            "step %ld: loss %g, gradient norm %g; both must be finite "
-            "(a smaller learning rate may help)",
-            (long)trainer->steps_done, loss, norm);
-    trainer->scale =
-        (float)((t->clip > 0.0f && norm > (double)t->clip ? (double)t->clip / norm : 1.0)
-            / machines);
-    for (int i = 0; i < TMOEI_RATE_NONE; i++)
-        trainer->rates[i] = tmoei_learning_rate(t, trainer->steps_done, tops[i]);
-    tmoei_trainer_turn(trainer);
-    tmoei_parallel(ctx, tmoei_adamw_chunk, trainer, trainer->update_count);
+    TMOEI_TRY(tmoei_optimise(trainer, loss, &norm));
     trainer->model->version++;
     trainer->model->step++;
     trainer->steps_done++;
@@ -8359,78 +8670,317 @@ TMOE_DEF tmoe_result tmoe_trainer_step(tmoe_trainer *trainer, tmoe_progress *pro
     const tmoei_float_mode mode = tmoei_float_mode_enter();
     tmoei_begin(ctx);
     if (trainer->began == 0.0) trainer->began = tmoei_seconds();
+
     tmoei_trainer_turn(trainer);
     const double loss = tmoei_step_gradients(trainer);
     if (ctx->error != TMOE_OK || tmoei_trainer_apply(trainer, loss, progress) != TMOE_OK)
-        memset(trainer->grads, 0, trainer->span * sizeof(float)); /* nothing is left behind */
+        memset(trainer->grads, 0, trainer->span * sizeof(float)); /* the next step begins anew */
     tmoei_float_mode_leave(mode);
     return ctx->error;
 }
 
 /* ---- validation ------------------------------------------------------------------------------ */
 
-#define TMOEI_VALIDATION_GROUP 32 /* lines a forward pass */
+#define TMOEI_VALIDATION_LINES 32 /* of a forward pass */
+
+/* Adds the loss of `count` validation lines of the task, from line `from` on, to *loss. */
+static tmoe_result tmoei_validate_lines(tmoe_trainer *trainer, const tmoei_trained_task *task,
+    int from, int count, double *loss)
+{
+    int chosen[TMOEI_VALIDATION_LINES];
+    tmoei_pass pass;
+    const int first = (int)task->first + task->count + from;
+    for (int i = 0; i < count; i++) chosen[i] = first + i;
+
+    TMOEI_TRY(tmoei_batch_fill(trainer, chosen, count, 0));
+    TMOEI_TRY(tmoei_evaluation_pass(trainer->model, task->task, NULL, trainer->group_tape, &pass));
+    const tmoe_tensor *result = tmoei_group_loss(trainer, &pass, 0.0f, 1.0f);
+    if (!result) return trainer->ctx->error;
+    *loss += (double)result->x[0];
+    return TMOE_OK;
+}
+
+static tmoe_result tmoei_validate(tmoe_trainer *trainer, double *loss, double *targets)
+{
+    for (int t = 0; t < trainer->task_count; t++) {
+        const tmoei_trained_task *task = &trainer->tasks[t];
+        for (int from = 0; from < task->validation; from += TMOEI_VALIDATION_LINES) {
+            const int count = tmoei_least(TMOEI_VALIDATION_LINES, task->validation - from);
+            TMOEI_TRY(tmoei_validate_lines(trainer, task, from, count, loss));
+            *targets += (double)trainer->batch.target.tokens;
+        }
+    }
+    return TMOE_OK;
+}
 
 TMOE_DEF float tmoe_trainer_validation_loss(tmoe_trainer *trainer)
 {
-    double loss = 0.0, targets = 0.0;
-    int n, chosen[TMOEI_VALIDATION_GROUP];
-    tmoe_ctx *ctx = trainer->ctx;
-    tmoei_pass pass;
     const tmoei_float_mode mode = tmoei_float_mode_enter();
-    tmoei_begin(ctx);
-    for (const tmoei_trained_task *task = trainer->tasks;
-         task < trainer->tasks + trainer->task_count; task++)
-        for (int from = 0; from < task->validation && ctx->error == TMOE_OK; from += n) {
-            n = tmoei_least(TMOEI_VALIDATION_GROUP, task->validation - from);
-            for (int i = 0; i < n; i++) chosen[i] = (int)task->first + task->count + from + i;
-            if (tmoei_batch_fill(trainer, chosen, n, 0) != TMOE_OK
-                || tmoei_evaluation_pass(trainer->model, task->task, NULL, trainer->group_tape,
-                       &pass)
-                    != TMOE_OK)
-                break;
-            const tmoe_tensor *result = tmoei_group_loss(trainer, &pass, 0.0f, 1.0f);
-            if (result) loss += (double)result->x[0];
-            targets += (double)trainer->batch.target.tokens;
-        }
+    double loss = 0.0;
+    double targets = 0.0;
+    tmoei_begin(trainer->ctx);
+
+    const tmoe_result result = tmoei_validate(trainer, &loss, &targets);
     tmoe_tape_record(trainer->group_tape, 1);
     tmoei_float_mode_leave(mode);
-    return ctx->error == TMOE_OK && targets > 0.0 ? (float)(loss / targets) : (float)NAN;
+    return result == TMOE_OK && targets > 0.0 ? (float)(loss / targets) : (float)NAN;
+}
+
+/* ---- the loop -------------------------------------------------------------------------------- */
+
+/* Measures the validation loss and keeps the parameters where it is the best. *stop is set when
+ * patience is at its end. */
+static tmoe_result tmoei_trainer_measure(tmoe_trainer *trainer, tmoe_progress *progress, int *stop)
+{
+    const int patience = trainer->training.patience;
+    const float loss = tmoe_trainer_validation_loss(trainer);
+    TMOEI_TRY(trainer->ctx->error);
+
+    const int number = loss == loss;               /* NaN is no number */
+    if (number && !(loss >= trainer->best_loss)) { /* the first one is compared with NaN */
+        trainer->best_loss = loss;
+        trainer->bad_evaluations = 0;
+        memcpy(trainer->best, trainer->model->theta + trainer->first,
+            trainer->span * sizeof(float));
+    } else
+        trainer->bad_evaluations++;
+    *stop = patience > 0 && trainer->bad_evaluations >= patience;
+    progress->validation_loss = loss;
+    progress->best_validation_loss = trainer->best_loss;
+    return TMOE_OK;
 }
 
 TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer)
 {
     const tmoe_training *t = &trainer->training;
-    const size_t bytes = trainer->span * sizeof(float);
+    const int every = t->evaluate_every_steps;
+    int stop = 0;
     tmoei_begin(trainer->ctx);
-    for (int stop = 0; !stop && trainer->steps_done < t->steps;) {
+
+    while (!stop && trainer->steps_done < t->steps) {
         tmoe_progress progress;
         TMOEI_TRY(tmoe_trainer_step(trainer, &progress));
-        if (t->evaluate_every_steps > 0
-            && (trainer->steps_done % t->evaluate_every_steps == 0
-                || trainer->steps_done == t->steps)) {
-            const float loss = progress.validation_loss = tmoe_trainer_validation_loss(trainer);
-            TMOEI_TRY(trainer->ctx->error);
-            if (loss == loss
-                && !(loss >= trainer->best_loss)) { /* a number; better, or the first */
-                trainer->best_loss = loss;
-                trainer->bad_evaluations = 0;
-                memcpy(trainer->best, trainer->model->theta + trainer->first, bytes);
-            } else
-                stop = ++trainer->bad_evaluations >= t->patience && t->patience > 0;
-            progress.best_validation_loss = trainer->best_loss;
-        }
-        if (t->progress && t->progress(t->progress_user, &progress))
-            return tmoei_fail(trainer->ctx, TMOE_ERR_CANCELLED,
-                "training: stopped by the progress callback after step %ld",
-                (long)trainer->steps_done);
+        const int last = trainer->steps_done == t->steps;
+        if (every > 0 && (last || trainer->steps_done % every == 0))
+            TMOEI_TRY(tmoei_trainer_measure(trainer, &progress, &stop));
+        if (!t->progress || !t->progress(t->progress_user, &progress)) continue;
+
+        tmoei_begin(trainer->ctx); /* what the callback called may have failed */
+        return tmoei_fail(trainer->ctx, TMOE_ERR_CANCELLED,
+            "trainer_run: stopped by the progress callback after step %ld",
+            (long)trainer->steps_done);
     }
-    if (trainer->best
-        && trainer->best_loss == trainer->best_loss) { /* not NaN: something was measured */
-        memcpy(trainer->model->theta + trainer->first, trainer->best, bytes);
+
+    const int measured = trainer->best_loss == trainer->best_loss; /* not NaN */
+    if (trainer->best && measured) {
+        memcpy(trainer->model->theta + trainer->first, trainer->best,
+            trainer->span * sizeof(float));
         trainer->model->version++;
     }
     return TMOE_OK;
+}
+
+TMOE_DEF tmoe_model *tmoe_trainer_model(tmoe_trainer *trainer)
+{
+    return trainer->model;
+}
+
+/* ---- the plan of memory -------------------------------------------------------------------------
+ * All that steps and validations use is reserved when the trainer is made: they allocate nothing.
+ * To know how much that is, the largest group runs on dry tapes, which count and compute nothing.
+ *
+ * Why that bounds every group: each tensor of a group has as many rows as the source or the target
+ * has tokens (or a fixed number), so its size grows with these two, and the dry group has the most
+ * of both that any group can have. Gradients are released and taken again by shape (tmoei_free_block),
+ * so the number of blocks of a shape is that of the gradients of this shape which are alive at once,
+ * whatever the lengths are. And a real step runs no operation that the dry one does not: dry, all
+ * experts run, and one-hot routes are merged. */
+
+/* A batch of this extent without a text, for dry tapes. Where source and target have the same number
+ * of tokens, gradients of both could share blocks. Other lengths share none, so the plan does not
+ * either: it counts one target more. */
+static tmoe_result tmoei_batch_blank(tmoe_ctx *ctx, tmoei_batch *batch, const tmoei_extent *most)
+{
+    const size_t B = most->sequences;
+    const size_t S = most->sources;
+    const size_t T = most->targets == S ? S + 1 : most->targets;
+    TMOEI_TRY(tmoei_batch_reserve(ctx, batch, S, T, B));
+
+    memset(batch->memory, 0, batch->capacity * sizeof(int));
+    batch->source.sequences = (int)B;
+    batch->source.tokens = (int)S;
+    batch->target.sequences = (int)B;
+    batch->target.tokens = (int)T;
+    for (size_t i = 0; i <= B; i++) {
+        batch->source.offsets[i] = (int)(S * i / B);
+        batch->target.offsets[i] = (int)(T * i / B);
+    }
+    return TMOE_OK;
+}
+
+/* Empties the tape and makes it dry, or not; the context's error stays. */
+static void tmoei_tape_dry(tmoe_tape *tape, int dry)
+{
+    tape->last = NULL;
+    tmoei_arena_reset(&tape->nodes);
+    tmoei_arena_reset(&tape->big);
+    tape->dry = dry;
+    tape->big.dry = dry;
+}
+
+static size_t tmoei_arena_planned(const tmoei_arena *arena)
+{
+    return arena->peak > TMOEI_ARENA_CHUNK ? arena->peak : TMOEI_ARENA_CHUNK;
+}
+
+static size_t tmoei_tape_planned(const tmoe_tape *tape)
+{
+    return tmoei_arena_planned(&tape->nodes) + tmoei_arena_planned(&tape->big);
+}
+
+/* Gives an empty arena one chunk that holds what it held at its peak. */
+static tmoe_result tmoei_arena_reserve(tmoei_arena *arena)
+{
+    tmoei_owner_free(&arena->chunks);
+    arena->size = 0;
+    arena->total = 0;
+    if (!tmoei_arena_grow(arena, arena->peak)) return TMOE_ERR_MEMORY;
+    arena->used = 0;
+    return TMOE_OK;
+}
+
+static tmoe_result tmoei_tape_reserve(tmoe_tape *tape)
+{
+    TMOEI_TRY(tmoei_arena_reserve(&tape->nodes));
+    return tmoei_arena_reserve(&tape->big);
+}
+
+/* One step on dry tapes, its groups as large as `most`. */
+static tmoe_result tmoei_plan_step(tmoe_trainer *trainer, const tmoei_extent *most)
+{
+    const int K = tmoei_least(trainer->training.tasks_per_step, trainer->task_count);
+    tmoe_tensor *routes = NULL;
+    double loss = 0.0;
+    TMOEI_TRY(tmoei_batch_blank(trainer->ctx, &trainer->batch, most));
+
+    tmoe_tape_reset(trainer->router_tape);
+    if (trainer->model->R > 0) {
+        routes = tmoei_step_routes(trainer, K);
+        if (!routes) return trainer->ctx->error;
+        routes->dx = trainer->droutes;
+        routes->has_grad = 1;
+        tmoei_step_mix(trainer, routes);
+        TMOEI_TRY(trainer->ctx->error);
+    }
+    tmoei_step_group(trainer, routes, 0, 1.0f, &loss);
+    TMOEI_TRY(trainer->ctx->error);
+    return tmoei_tape_backward(trainer->router_tape);
+}
+
+/* Steps of both kinds, where they alternate. */
+static tmoe_result tmoei_plan_steps(tmoe_trainer *trainer, const tmoei_extent *most)
+{
+    const int64_t turn = trainer->training.alternate_steps;
+    tmoe_result result = tmoei_plan_step(trainer, most);
+    if (result == TMOE_OK && turn > 0) {
+        trainer->steps_done = turn; /* the router's first */
+        tmoei_trainer_turn(trainer);
+        result = tmoei_plan_step(trainer, most);
+        trainer->steps_done = 0;
+        tmoei_trainer_turn(trainer);
+    }
+    return result;
+}
+
+/* The pass that routes all tasks when a validation begins: on the model's tape, for a moment dry. */
+static tmoe_result tmoei_plan_routes(tmoe_model *model)
+{
+    if (!tmoei_selection_has_router(model->config.selection)) return TMOE_OK;
+    tmoei_tape_dry(model->tape, 1);
+    model->tape->nodes.peak = 0;
+    model->tape->big.peak = 0;
+    const tmoe_result result =
+        tmoei_routes_of_vectors(model, model->theta + model->vectors, model->N, model->routes);
+    tmoei_tape_dry(model->tape, 0);
+    return result;
+}
+
+/* Bytes of the merged layers that a validation runs on. */
+static size_t tmoei_merged_bytes(const tmoe_model *model)
+{
+    size_t floats = 0;
+    if (model->config.mix != TMOE_MIX_PARAM) return 0;
+    for (int l = 0; l < model->L; l++)
+        if (model->layers[l].experts > 1) floats += model->layers[l].block_size;
+    return floats * sizeof(float);
+}
+
+/* A forward pass as tmoei_evaluation_pass prepares it, its group as large as `most`. */
+static tmoe_result tmoei_plan_validation(tmoe_trainer *trainer, const tmoei_extent *most)
+{
+    tmoe_model *model = trainer->model;
+    tmoe_tape *tape = trainer->group_tape;
+    tmoei_pass pass;
+    TMOEI_TRY(tmoei_batch_blank(trainer->ctx, &trainer->batch, most));
+
+    tmoe_tape_reset(tape);
+    tmoe_tape_record(tape, 0);
+    memset(&pass, 0, sizeof pass);
+    pass.model = model;
+    pass.tape = tape;
+    if (model->R > 0 && model->config.mix == TMOE_MIX_PARAM) {
+        for (int l = 0; l < model->L; l++) /* an address, as nothing is merged yet */
+            if (!model->blocks[l]) model->blocks[l] = model->theta + model->layers[l].block;
+        pass.blocks = model->blocks;
+    } else if (model->R > 0)
+        pass.route = tmoei_tensor_new(tape, 1, (int)model->route_width, NULL);
+    (void)tmoei_group_loss(trainer, &pass, 0.0f, 1.0f);
+    tmoe_tape_record(tape, 1);
+    TMOEI_TRY(trainer->ctx->error);
+
+    if (model->R > 0) {
+        TMOEI_TRY(tmoei_plan_routes(model));
+        trainer->step_bytes = tmoei_merged_bytes(model);
+        if (tmoei_selection_has_router(model->config.selection))
+            trainer->step_bytes += tmoei_tape_planned(model->tape);
+    }
+    return TMOE_OK;
+}
+
+/* Plans for groups of training, and of validation where that has sequences: sets step_bytes, and the
+ * tapes' peaks for tmoei_trainer_reserve. */
+static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer, const tmoei_extent *training,
+    const tmoei_extent *validation)
+{
+    tmoei_tape_dry(trainer->router_tape, 1);
+    tmoei_tape_dry(trainer->group_tape, 1);
+    tmoe_result result = tmoei_plan_steps(trainer, training);
+    if (result == TMOE_OK && validation->sequences > 0)
+        result = tmoei_plan_validation(trainer, validation);
+    tmoei_tape_dry(trainer->router_tape, 0);
+    tmoei_tape_dry(trainer->group_tape, 0);
+
+    trainer->step_bytes += tmoei_tape_planned(trainer->router_tape);
+    trainer->step_bytes += tmoei_tape_planned(trainer->group_tape);
+    trainer->step_bytes += trainer->batch.capacity * sizeof(int);
+    return result;
+}
+
+/* Takes what was planned. A first merge takes the memory of the others. */
+static tmoe_result tmoei_trainer_reserve(tmoe_trainer *trainer, int validates)
+{
+    tmoe_model *model = trainer->model;
+    tmoei_pass pass;
+    TMOEI_TRY(tmoei_tape_reserve(trainer->router_tape));
+    TMOEI_TRY(tmoei_tape_reserve(trainer->group_tape));
+    if (!validates || model->R == 0) return TMOE_OK;
+
+    if (tmoei_selection_has_router(model->config.selection))
+        TMOEI_TRY(tmoei_tape_reserve(model->tape));
+    const tmoe_result result =
+        tmoei_evaluation_pass(model, trainer->tasks[0].task, NULL, trainer->group_tape, &pass);
+    tmoe_tape_record(trainer->group_tape, 1);
+    return result;
 }
 
 /* ---- making a trainer ------------------------------------------------------------------------ */
@@ -8449,215 +8999,338 @@ TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer)
     tmoei_free(ctx, trainer);
 }
 
-/* Appends a training line of the task, tokenised: its input, then `outputs` of its outputs. */
+/* The optimiser's pieces, of all tensors that are trained. */
+static void tmoei_trainer_updates(tmoe_trainer *trainer)
+{
+    const tmoe_model *model = trainer->model;
+    for (int i = 0; i < model->parameter_count; i++) {
+        const tmoei_parameter *p = &model->parameters[i];
+        if (!tmoei_moves(trainer->training.train, p->rate)) continue;
+        if (trainer->update_count == 0) trainer->first = p->offset;
+        trainer->span = p->offset + p->size - trainer->first;
+
+        for (size_t done = 0; done < p->size; done += TMOEI_UPDATE_FLOATS) {
+            const size_t left = p->size - done;
+            if (!tmoei_grow(trainer->ctx, &trainer->updates, &trainer->update_capacity,
+                    (size_t)trainer->update_count + 1, sizeof *trainer->updates))
+                return;
+            tmoei_update *update = &trainer->updates[trainer->update_count++];
+            update->offset = p->offset + done;
+            update->count = left < TMOEI_UPDATE_FLOATS ? left : TMOEI_UPDATE_FLOATS;
+            update->rate = p->rate;
+            update->decay = p->decay;
+            update->norm = 0.0;
+        }
+    }
+}
+
+static float *tmoei_own_floats(tmoei_owner *own, size_t count)
+{
+    return (float *)tmoei_own(own, count, sizeof(float));
+}
+
+static int *tmoei_own_ints(tmoei_owner *own, size_t count)
+{
+    return (int *)tmoei_own(own, count, sizeof(int));
+}
+
+/* Gradients, moments and the best parameters; dry: an address in their place, which nothing reads. */
+static void tmoei_trainer_state(tmoe_trainer *trainer, int dry)
+{
+    tmoei_owner *own = &trainer->own;
+    const size_t size = trainer->span + 1;
+    if (dry) {
+        trainer->grads = (float *)(uintptr_t)TMOEI_ALIGN;
+        return;
+    }
+    trainer->grads = tmoei_own_floats(own, size);
+    trainer->moment1 = tmoei_own_floats(own, size);
+    trainer->moment2 = tmoei_own_floats(own, size);
+    if (trainer->training.evaluate_every_steps > 0) trainer->best = tmoei_own_floats(own, size);
+}
+
+/* A trainer for so many tasks and lines, still without texts; dry: only to plan. */
+static tmoe_trainer *tmoei_trainer_new(tmoe_model *model, const tmoe_training *training,
+    size_t tasks, size_t lines, int dry)
+{
+    tmoe_ctx *ctx = model->ctx;
+    const size_t K = (size_t)training->tasks_per_step;
+    const size_t most = (size_t)training->examples_per_task;
+    const size_t width = model->route_width + 1; /* nothing is allocated with size 0 */
+    tmoe_trainer *trainer = (tmoe_trainer *)tmoei_alloc(ctx, 1, sizeof *trainer, 1);
+    if (!trainer) return NULL;
+
+    tmoei_owner *own = &trainer->own;
+    own->ctx = ctx;
+    trainer->ctx = ctx;
+    trainer->model = model;
+    trainer->training = *training;
+    trainer->best_loss = (float)NAN;
+    tmoei_trainer_turn(trainer);
+    tmoei_trainer_updates(trainer);
+    tmoei_trainer_state(trainer, dry);
+
+    trainer->tasks = (tmoei_trained_task *)tmoei_own(own, tasks + 1, sizeof *trainer->tasks);
+    trainer->examples =
+        (tmoei_trained_example *)tmoei_own(own, lines + 1, sizeof *trainer->examples);
+    trainer->task_order = tmoei_own_ints(own, tasks + 1);
+    trainer->example_order = tmoei_own_ints(own, lines + 1);
+    trainer->step_tasks = tmoei_own_ints(own, K);
+    trainer->counts = tmoei_own_ints(own, K);
+    trainer->chosen = tmoei_own_ints(own, K * most);
+
+    trainer->noise = tmoei_own_floats(own, K * width);
+    trainer->droutes = tmoei_own_floats(own, K * width);
+    trainer->entropy = tmoei_own_floats(own, width);
+    trainer->use = tmoei_own_floats(own, width);
+    trainer->mixed = (tmoe_tensor **)tmoei_own(own, (size_t)model->L, sizeof *trainer->mixed);
+    trainer->router_tape = tmoei_tape_new(ctx);
+    trainer->group_tape = tmoei_tape_new(ctx);
+    if (ctx->error == TMOE_OK) return trainer;
+
+    tmoe_trainer_destroy(trainer);
+    return NULL;
+}
+
+/* Appends a training line of the task, tokenised: its input, then the first `outputs` of its
+ * accepted outputs. */
 static tmoe_result tmoei_example_add(const tmoe_model *model, tmoei_texts *texts,
     const tmoe_task *task, int line, int outputs)
 {
     const tmoe_config *c = &model->config;
     const tmoe_example *example = &task->train[line];
-    TMOEI_TRY(tmoei_texts_add(model, texts, c->instruction_in_input ? task->instruction : NULL,
-        example->input, c->source_tokens, "input", task->name, line));
+    const char *instruction = c->instruction_in_input ? task->instruction : NULL;
+    TMOEI_TRY(tmoei_texts_add(model, texts, instruction, example->input, c->source_tokens, "input",
+        task->name, line));
     for (int o = 0; o < outputs; o++)
         TMOEI_TRY(tmoei_texts_add(model, texts, NULL, example->outputs[o], c->target_tokens,
             "output", task->name, line));
     return TMOE_OK;
 }
 
-static tmoe_result tmoei_trainer_texts(tmoe_trainer *trainer, const tmoe_suite *suite)
+/* Tokenises the lines of one training task and splits off those of validation: the last ones, at
+ * most half of them. */
+static tmoe_result tmoei_trainer_task(tmoe_trainer *trainer, const tmoe_task *task)
 {
-    tmoe_ctx *ctx = trainer->ctx;
-    if (!trainer->model->tokenizer)
-        return tmoei_fail(ctx, TMOE_ERR_DATA, "training: the model has no tokenizer");
-    for (int s = 0; s < suite->count; s++) {
-        const tmoe_task *task = &suite->tasks[s];
-        tmoei_trained_task *trained = &trainer->tasks[trainer->task_count];
-        if (task->part != TMOE_PART_TRAIN) continue;
-        trained->task = tmoe_model_find_task(trainer->model, task->name);
-        if (trained->task < 0)
-            return tmoei_fail(ctx, TMOE_ERR_DATA,
-                "training: the model does not know task %s; "
-                "make it for the suite's training tasks",
-                task->name);
-        trained->first = trainer->example_count;
-        trained->validation =
-            tmoei_least(trainer->training.validation_lines, task->train_count / 2);
-        trained->count = task->train_count - trained->validation;
-        for (int i = 0; i < task->train_count; i++) {
-            const tmoei_trained_example example = { trainer->texts.count,
-                task->train[i].output_count };
-            trainer->examples[trainer->example_count++] = example;
-            TMOEI_TRY(tmoei_example_add(trainer->model, &trainer->texts, task, i, example.targets));
-        }
-        if (trained->count > 0) trainer->task_count++;
-    }
-    return trainer->task_count
-        ? TMOE_OK
-        : tmoei_fail(ctx, TMOE_ERR_DATA, "training: the suite has no task to train on");
-}
+    tmoei_trained_task *trained = &trainer->tasks[trainer->task_count];
+    const int lines = task->train_count;
+    trained->task = tmoe_model_find_task(trainer->model, task->name);
+    if (trained->task < 0)
+        return tmoei_fail(trainer->ctx, TMOE_ERR_DATA,
+            "trainer_create: the model does not know task %s; make it for the suite's training "
+            "tasks",
+            task->name);
 
-static tmoe_result tmoei_tape_reserve(tmoe_tape *tape)
-{
-    tmoei_arena_reset(&tape->big);
-    if (tape->big.peak && !tmoei_arena_alloc(&tape->big, tape->big.peak, 1)) return TMOE_ERR_MEMORY;
-    tmoe_tape_reset(tape);
+    trained->first = trainer->example_count;
+    trained->validation = tmoei_least(trainer->training.validation_lines, lines / 2);
+    trained->count = lines - trained->validation;
+    for (int i = 0; i < lines; i++) {
+        tmoei_trained_example *example = &trainer->examples[trainer->example_count++];
+        example->source = trainer->texts.count;
+        example->targets = task->train[i].output_count;
+        TMOEI_TRY(tmoei_example_add(trainer->model, &trainer->texts, task, i, example->targets));
+    }
+    if (lines > 0) trainer->task_count++;
     return TMOE_OK;
 }
 
-/* Runs the largest group that can come on a dry tape, then reserves what it would have used. */
-static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer)
+static tmoe_result tmoei_trainer_texts(tmoe_trainer *trainer, const tmoe_suite *suite)
 {
-    tmoe_tape *tape = trainer->group_tape, *router = trainer->router_tape;
-    const tmoei_trained_example *examples = trainer->examples;
+    if (!trainer->model->tokenizer)
+        return tmoei_fail(trainer->ctx, TMOE_ERR_DATA,
+            "trainer_create: the model has no tokenizer");
+
+    for (int s = 0; s < suite->count; s++)
+        if (suite->tasks[s].part == TMOE_PART_TRAIN)
+            TMOEI_TRY(tmoei_trainer_task(trainer, &suite->tasks[s]));
+    if (trainer->task_count == 0)
+        return tmoei_fail(trainer->ctx, TMOE_ERR_DATA,
+            "trainer_create: the suite has no task to train on");
+    return TMOE_OK;
+}
+
+static int tmoei_longer_first(const void *a, const void *b)
+{
+    const int x = *(const int *)a;
+    const int y = *(const int *)b;
+    return (x < y) - (x > y);
+}
+
+/* The sum of the `most` largest of n lengths, which are sorted. */
+static size_t tmoei_largest(int *lengths, int n, int most)
+{
+    size_t sum = 0;
+    qsort(lengths, (size_t)n, sizeof *lengths, tmoei_longer_first);
+    for (int i = 0; i < n && i < most; i++) sum += (size_t)lengths[i];
+    return sum;
+}
+
+/* Raises *extent to what any group of at most `most` of these examples can have: their longest
+ * inputs and, separately, their longest accepted outputs. */
+static void tmoei_extent_raise(tmoe_trainer *trainer, size_t first, int count, int most,
+    tmoei_extent *extent)
+{
     const tmoei_texts *texts = &trainer->texts;
-    int *order = trainer->example_order, chosen = 0;
-    const int K = tmoei_least(trainer->training.tasks_per_step, trainer->task_count);
-    const tmoe_model *model = trainer->model;
-    double loss = 0.0;
-    size_t best = 0;
-    tmoe_ctx *ctx = trainer->ctx;
-    tmoe_tensor *routes = NULL;
-    for (int t = 0; t < trainer->task_count;
-         t++) { /* each task's longest lines, the longest task of all */
-        const int first = (int)trainer->tasks[t].first, count = trainer->tasks[t].count;
-        size_t total = 0;
-        int n = 0;
-        for (int i = first; i < first + count; i++) { /* insertion: the longest input first */
-            const size_t length = tmoei_text_length(texts, examples[i].source);
-            int at = n;
-            for (; at > 0 && length > tmoei_text_length(texts, examples[order[at - 1]].source);
-                 at--)
-                order[at] = order[at - 1];
-            order[at] = i;
-            n += n < trainer->training.examples_per_task;
+    const size_t sequences = (size_t)tmoei_least(count, most);
+    int *lengths = trainer->example_order;
+
+    for (int i = 0; i < count; i++)
+        lengths[i] = (int)tmoei_text_length(texts, trainer->examples[first + (size_t)i].source);
+    const size_t sources = tmoei_largest(lengths, count, most);
+
+    for (int i = 0; i < count; i++) {
+        const tmoei_trained_example *example = &trainer->examples[first + (size_t)i];
+        lengths[i] = 0;
+        for (int o = 1; o <= example->targets; o++) {
+            const size_t text = example->source + (size_t)o;
+            const int length = (int)tmoei_target_length(trainer->model, texts, text);
+            if (length > lengths[i]) lengths[i] = length;
         }
-        for (int i = 0; i < n; i++)
-            total += tmoei_text_length(texts, examples[order[i]].source)
-                + tmoei_text_length(texts, examples[order[i]].source + 1);
-        if (total <= best) continue;
-        best = total;
-        chosen = n;
-        memcpy(trainer->chosen, order, (size_t)n * sizeof(int));
     }
-    TMOEI_TRY(tmoei_batch_fill(trainer, trainer->chosen, chosen, 0));
-    tape->dry = tape->big.dry = router->dry = router->big.dry = 1;
-    for (int turn = 0; turn < 2 && ctx->error == TMOE_OK; turn++) { /* the model's, the router's */
-        trainer->steps_done = turn * (int64_t)trainer->training.alternate_steps;
-        tmoei_trainer_turn(trainer);
-        tmoe_tape_reset(router);
-        if (model->R > 0) routes = tmoei_step_routes(trainer, K);
-        if (routes) {
-            routes->dx = trainer->droutes;
-            routes->has_grad = 1;
-            tmoei_step_mix(trainer, routes);
-        }
-        if (ctx->error != TMOE_OK) break;
-        tmoei_step_group(trainer, routes, 0, 1.0f, &loss);
-        if (ctx->error == TMOE_OK) (void)tmoei_tape_backward(router);
-    }
-    tape->dry = tape->big.dry = router->dry = router->big.dry = 0;
-    trainer->steps_done = 0;
-    tmoei_trainer_turn(trainer);
-    trainer->step_bytes = tape->big.peak + tape->nodes.peak + router->big.peak + router->nodes.peak;
-    TMOEI_TRY(ctx->error);
-    TMOEI_TRY(tmoei_tape_reserve(router));
-    return tmoei_tape_reserve(tape);
+    const size_t targets = tmoei_largest(lengths, count, most);
+
+    if (sequences > extent->sequences) extent->sequences = sequences;
+    if (sources > extent->sources) extent->sources = sources;
+    if (targets > extent->targets) extent->targets = targets;
 }
 
-/* The optimiser's chunks: pieces of the tensors that are trained, so each has one learning rate and
- * decay. */
-static void tmoei_trainer_updates(tmoe_trainer *trainer)
+/* Plans for the lines that the trainer has, and reserves the memory. */
+static tmoe_result tmoei_trainer_prepare(tmoe_trainer *trainer)
 {
-    const tmoei_parameter *p = trainer->model->parameters,
-                          *end = p + trainer->model->parameter_count;
-    for (; p < end; p++) {
-        if (!tmoei_moves(trainer->training.train, p->rate)) continue;
-        if (trainer->update_count == 0) trainer->first = p->offset;
-        trainer->span = p->offset + p->size - trainer->first;
-        for (size_t done = 0; done < p->size; done += TMOEI_UPDATE_FLOATS) {
-            const size_t left = p->size - done,
-                         count = left < TMOEI_UPDATE_FLOATS ? left : TMOEI_UPDATE_FLOATS;
-            const tmoei_update update = { p->offset + done, count, p->rate, p->decay, 0.0 };
-            if (!tmoei_grow(trainer->ctx, &trainer->updates, &trainer->update_capacity,
-                    (size_t)trainer->update_count + 1, sizeof update))
-                return;
-            trainer->updates[trainer->update_count++] = update;
-        }
+    tmoei_extent training;
+    tmoei_extent validation;
+    memset(&training, 0, sizeof training);
+    memset(&validation, 0, sizeof validation);
+
+    for (int t = 0; t < trainer->task_count; t++) {
+        const tmoei_trained_task *task = &trainer->tasks[t];
+        tmoei_extent_raise(trainer, task->first, task->count, tmoei_sharing(trainer), &training);
+        tmoei_extent_raise(trainer, task->first + (size_t)task->count, task->validation,
+            TMOEI_VALIDATION_LINES, &validation);
     }
+    TMOEI_TRY(tmoei_trainer_plan(trainer, &training, &validation));
+    return tmoei_trainer_reserve(trainer, validation.sequences > 0);
 }
 
-/* A trainer of so many tasks and lines, without their texts. */
-static tmoe_trainer *tmoei_trainer_new(tmoe_model *model, const tmoe_training *training,
-    size_t tasks, size_t lines)
+/* Names all settings that make no sense, in one message. */
+static tmoe_result tmoei_training_check(tmoe_ctx *ctx, const tmoe_training *training)
 {
-    tmoe_ctx *ctx = model->ctx;
-    const size_t width = model->route_width + 1, groups = (size_t)training->tasks_per_step,
-                 most = (size_t)training->examples_per_task;
-    tmoe_trainer *trainer = (tmoe_trainer *)tmoei_alloc(ctx, 1, sizeof *trainer, 1);
-    if (!trainer) return NULL;
-    tmoei_owner *own = &trainer->own;
-    trainer->ctx = own->ctx = ctx;
-    trainer->model = model;
-    trainer->training = *training;
-    trainer->best_loss = (float)NAN;
-    tmoei_trainer_turn(trainer);
-    tmoei_trainer_updates(trainer);
-    const size_t size = trainer->span + 1;
-    trainer->tasks = (tmoei_trained_task *)tmoei_own(own, tasks + 1, sizeof *trainer->tasks);
-    trainer->examples =
-        (tmoei_trained_example *)tmoei_own(own, lines + 1, sizeof *trainer->examples);
-    trainer->grads = (float *)tmoei_own(own, size, sizeof(float));
-    trainer->moment1 = (float *)tmoei_own(own, size, sizeof(float));
-    trainer->moment2 = (float *)tmoei_own(own, size, sizeof(float));
-    if (training->evaluate_every_steps > 0)
-        trainer->best = (float *)tmoei_own(own, size, sizeof(float));
-    trainer->task_order = (int *)tmoei_own(own, tasks + 1, sizeof(int));
-    trainer->example_order = (int *)tmoei_own(own, lines + most, sizeof(int));
-    trainer->step_tasks = (int *)tmoei_own(own, groups, sizeof(int));
-    trainer->chosen = (int *)tmoei_own(own, groups * most, sizeof(int));
-    trainer->noise = (float *)tmoei_own(own, groups * width, sizeof(float));
-    trainer->droutes = (float *)tmoei_own(own, groups * width, sizeof(float));
-    trainer->entropy = (float *)tmoei_own(own, width, sizeof(float));
-    trainer->use = (float *)tmoei_own(own, width, sizeof(float));
-    trainer->mixed = (tmoe_tensor **)tmoei_own(own, (size_t)model->L, sizeof *trainer->mixed);
-    trainer->router_tape = tmoei_tape_new(ctx);
-    trainer->group_tape = tmoei_tape_new(ctx);
-    if (ctx->error == TMOE_OK) return trainer;
-    tmoe_trainer_destroy(trainer);
-    return NULL;
+    char text[TMOEI_MESSAGE_BYTES - 64] = "";
+    tmoei_fields_check(training, tmoei_training_fields, TMOEI_TRAINING_FIELDS, text, sizeof text);
+    if (training->evaluate_every_steps > 0 && training->validation_lines == 0)
+        tmoei_problem(text, sizeof text, "evaluate_every_steps needs validation_lines above 0");
+    return text[0] ? tmoei_fail(ctx, TMOE_ERR_CONFIG, "training: %s", text) : TMOE_OK;
 }
 
 TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *suite,
     const tmoe_training *training)
 {
-    tmoe_ctx *ctx = model->ctx;
-    const tmoe_training chosen = training ? *training : tmoe_training_default();
-    char text[TMOEI_MESSAGE_BYTES - 64] = "";
+    const tmoe_training t = training ? *training : tmoe_training_default();
     size_t lines = 0;
-    tmoei_begin(ctx);
-    tmoei_fields_check(&chosen, tmoei_training_fields, TMOEI_TRAINING_FIELDS, text, sizeof text);
-    if (chosen.evaluate_every_steps > 0 && chosen.validation_lines == 0)
-        tmoei_problem(text, sizeof text, "evaluate_every_steps needs validation_lines above 0");
-    if (text[0]) return TMOEI_FAIL_NULL(ctx, TMOE_ERR_CONFIG, "training: %s", text);
+    tmoei_begin(model->ctx);
+    if (tmoei_training_check(model->ctx, &t) != TMOE_OK) return NULL;
+
     for (int s = 0; s < suite->count; s++)
-        lines += suite->tasks[s].part == TMOE_PART_TRAIN ? (size_t)suite->tasks[s].train_count : 0;
-    tmoe_trainer *trainer = tmoei_trainer_new(model, &chosen, (size_t)suite->count, lines);
+        if (suite->tasks[s].part == TMOE_PART_TRAIN) lines += (size_t)suite->tasks[s].train_count;
+    tmoe_trainer *trainer = tmoei_trainer_new(model, &t, (size_t)suite->count, lines, 0);
     if (trainer && tmoei_trainer_texts(trainer, suite) == TMOE_OK
-        && tmoei_trainer_plan(trainer) == TMOE_OK)
+        && tmoei_trainer_prepare(trainer) == TMOE_OK)
         return trainer;
+
     tmoe_trainer_destroy(trainer);
     return NULL;
 }
 
-TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, size_t *parameters,
-    size_t *gradients, size_t *moments, size_t *step)
+/* ---- how much memory a training takes -------------------------------------------------------- */
+
+TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, tmoe_training_memory *memory)
 {
-    const size_t all = trainer->model->size * sizeof(float),
-                 trained = trainer->span * sizeof(float);
-    if (parameters) *parameters = all;
-    if (gradients) *gradients = trained;
-    if (moments) *moments = 2 * trained;
-    if (step) *step = trainer->step_bytes;
-    return all + (trainer->best ? 4 : 3) * trained + trainer->step_bytes;
+    const size_t trained = trainer->span * sizeof(float);
+    tmoe_training_memory m;
+    m.parameters = trainer->model->size * sizeof(float);
+    m.gradients = trained;
+    m.moments = 2 * trained;
+    m.best = trainer->training.evaluate_every_steps > 0 ? trained : 0;
+    m.step = trainer->step_bytes;
+    m.total = m.parameters + m.gradients + m.moments + m.best + m.step;
+    if (memory) *memory = m;
+    return m.total;
+}
+
+#define TMOEI_BYTE_VOCABULARY 259 /* of tmoe_tokenizer_bytes */
+
+/* A model to plan with: everything but the parameters, an address that nothing reads in their
+ * place. */
+static tmoe_model *tmoei_model_blank(tmoe_ctx *ctx, const tmoe_config *config, int tasks)
+{
+    const size_t count = (size_t)tasks;
+    tmoe_task *named = (tmoe_task *)tmoei_alloc(ctx, count, sizeof *named, 1);
+    if (!named) return NULL;
+    for (size_t t = 0; t < count; t++) {
+        named[t].name = "";
+        named[t].instruction = "";
+    }
+    tmoe_model *model = tmoei_model_new(ctx, config, NULL, named, tasks);
+    tmoei_free(ctx, named);
+    if (model) model->theta = (float *)(uintptr_t)TMOEI_ALIGN;
+    return model;
+}
+
+/* The plan for tasks whose lines all have these lengths. */
+static tmoe_result tmoei_blank_plan(tmoe_trainer *trainer, int source_tokens, int target_tokens)
+{
+    const size_t S = (size_t)source_tokens;
+    const size_t T =
+        (size_t)(trainer->model->config.begin_in_target ? target_tokens : target_tokens - 1);
+    const size_t lines = (size_t)tmoei_sharing(trainer);
+    const size_t validated =
+        (size_t)tmoei_least(TMOEI_VALIDATION_LINES, trainer->training.validation_lines);
+    tmoei_extent training;
+    tmoei_extent validation;
+
+    training.sequences = lines;
+    training.sources = lines * S;
+    training.targets = lines * T;
+    validation.sequences = validated;
+    validation.sources = validated * S;
+    validation.targets = validated * T;
+    return tmoei_trainer_plan(trainer, &training, &validation);
+}
+
+TMOE_DEF tmoe_result tmoe_training_bytes(tmoe_ctx *ctx, const tmoe_config *config,
+    const tmoe_training *training, int tasks, int source_tokens, int target_tokens,
+    tmoe_training_memory *memory)
+{
+    tmoe_config c = config ? *config : tmoe_config_default();
+    const tmoe_training t = training ? *training : tmoe_training_default();
+    tmoei_begin(ctx);
+
+    if (c.source_tokens == 0) c.source_tokens = source_tokens;
+    if (c.target_tokens == 0) c.target_tokens = target_tokens;
+    if (source_tokens == 0) source_tokens = c.source_tokens;
+    if (target_tokens == 0) target_tokens = c.target_tokens;
+    if (c.vocabulary == 0) c.vocabulary = t.vocabulary ? t.vocabulary : TMOEI_BYTE_VOCABULARY;
+    if (tasks < 1 || source_tokens < 1 || source_tokens > c.source_tokens || target_tokens < 2
+        || target_tokens > c.target_tokens)
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "training_bytes: %d tasks, inputs of %d tokens, outputs of %d; at least 1 task, 1 and "
+            "2 "
+            "tokens, and not more than the model's %d and %d",
+            tasks, source_tokens, target_tokens, c.source_tokens, c.target_tokens);
+    TMOEI_TRY(tmoei_training_check(ctx, &t));
+
+    tmoe_model *model = tmoei_model_blank(ctx, &c, tasks);
+    if (!model) return ctx->error;
+    tmoe_trainer *trainer = tmoei_trainer_new(model, &t, (size_t)tasks, 0, 1);
+    tmoe_result result = ctx->error;
+    if (trainer) {
+        trainer->task_count = tasks;
+        result = tmoei_blank_plan(trainer, source_tokens, target_tokens);
+    }
+    if (result == TMOE_OK) (void)tmoe_trainer_bytes(trainer, memory);
+    tmoe_trainer_destroy(trainer);
+    tmoe_model_destroy(model);
+    return result;
 }
 
 /* ==== >>inference: one route, one merge, then an ordinary dense model answers ====================
@@ -12182,82 +12855,115 @@ TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const ch
 
 /* ==== >>onecall: from a suite to a trained model in one call ================================== */
 
-/* ---- the one-call way ------------------------------------------------------------------------ */
-
 TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *suite,
     int vocabulary)
 {
-    size_t count = 0, most = 1;
+    size_t count = 0;
+    size_t most = 1;
     tmoei_begin(ctx);
     if (vocabulary == 0) return tmoe_tokenizer_bytes(ctx);
+
     for (int s = 0; s < suite->count; s++) most += 3 * (size_t)suite->tasks[s].train_count;
     const char **texts = (const char **)tmoei_alloc(ctx, most, sizeof *texts, 0);
-    for (int s = 0; texts && s < suite->count; s++) {
+    if (!texts) return NULL;
+    for (int s = 0; s < suite->count; s++) {
         const tmoe_task *task = &suite->tasks[s];
-        for (int i = 0; task->part == TMOE_PART_TRAIN && i < task->train_count; i++) {
-            texts[count++] = task->instruction; /* it stands before every input */
+        if (task->part != TMOE_PART_TRAIN) continue;
+        for (int i = 0; i < task->train_count; i++) {
+            texts[count++] = task->instruction; /* as often as the encoder reads it */
             texts[count++] = task->train[i].input;
             texts[count++] = task->train[i].outputs[0];
         }
     }
-    tmoe_tokenizer *tokenizer = texts ? tmoe_tokenizer_train(ctx, texts, count, vocabulary) : NULL;
+    tmoe_tokenizer *tokenizer = tmoe_tokenizer_train(ctx, texts, count, vocabulary);
     tmoei_free(ctx, (void *)texts);
     return tokenizer;
+}
+
+/* Raises source_tokens and target_tokens to what these lines of the task need. */
+static tmoe_result tmoei_lines_fit(const tmoe_tokenizer *tokenizer, const char *instruction,
+    const tmoe_example *lines, int count, tmoe_config *config)
+{
+    const int find = config->specials_in_text;
+    const char *before = config->instruction_in_input ? instruction : NULL;
+    size_t n;
+    for (int i = 0; i < count; i++) {
+        TMOEI_TRY(tmoei_encode_source(tokenizer, before, lines[i].input, find, NULL, 0, &n));
+        if (n > (size_t)config->source_tokens) config->source_tokens = (int)n;
+        for (int o = 0; o < lines[i].output_count; o++) {
+            TMOEI_TRY(tmoei_encode_source(tokenizer, NULL, lines[i].outputs[o], find, NULL, 0, &n));
+            if (n > (size_t)config->target_tokens) config->target_tokens = (int)n;
+        }
+    }
+    return TMOE_OK;
 }
 
 TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite,
     const tmoe_tokenizer *tokenizer, tmoe_config *config)
 {
+    tmoe_config fitted = *config;
     tmoei_begin(ctx);
-    size_t source = 3, target = 2;
+    fitted.source_tokens = 3; /* the least that a model takes: <s> x </s>, and y </s> */
+    fitted.target_tokens = 2;
     for (int s = 0; s < suite->count; s++) {
         const tmoe_task *task = &suite->tasks[s];
-        for (int i = 0; i < task->train_count + task->test_count; i++) {
-            const tmoe_example *example =
-                i < task->train_count ? &task->train[i] : &task->test[i - task->train_count];
-            for (int o = -1; o < example->output_count; o++) { /* the input, then its outputs */
-                const char *before =
-                               o < 0 && config->instruction_in_input ? task->instruction : NULL,
-                           *text = o < 0 ? example->input : example->outputs[o];
-                size_t count, *most = o < 0 ? &source : &target;
-                TMOEI_TRY(tmoei_encode_source(tokenizer, before, text, config->specials_in_text,
-                    NULL, 0, &count));
-                if (count > *most) *most = count;
-            }
-        }
+        TMOEI_TRY(
+            tmoei_lines_fit(tokenizer, task->instruction, task->train, task->train_count, &fitted));
+        TMOEI_TRY(
+            tmoei_lines_fit(tokenizer, task->instruction, task->test, task->test_count, &fitted));
     }
-    config->source_tokens = (int)source;
-    config->target_tokens = (int)target;
+    *config = fitted;
     return TMOE_OK;
+}
+
+/* The config of a training: the caller's, or start's, or the default. */
+static tmoe_config tmoei_config_from(const tmoe_config *config, const tmoe_model *start)
+{
+    if (config) return *config;
+    if (start) return start->config;
+    return tmoe_config_default();
+}
+
+/* A model for the suite's training tasks: start's layers, or random ones and a tokenizer of the
+ * suite. */
+static tmoe_model *tmoei_train_model(tmoe_ctx *ctx, const tmoe_suite *suite,
+    const tmoe_model *start, tmoe_config c, int vocabulary)
+{
+    tmoe_model *model = NULL;
+    int count = 0;
+    tmoe_task *tasks = (tmoe_task *)tmoei_alloc(ctx, (size_t)suite->count + 1, sizeof *tasks, 0);
+    if (!tasks) return NULL;
+    for (int s = 0; s < suite->count; s++)
+        if (suite->tasks[s].part == TMOE_PART_TRAIN) tasks[count++] = suite->tasks[s];
+
+    if (start) {
+        c.source_tokens = start->config.source_tokens;
+        c.target_tokens = start->config.target_tokens;
+        c.vocabulary = start->config.vocabulary;
+        model = tmoe_model_derive(ctx, start, NULL, &c, tasks, count);
+    } else {
+        tmoe_tokenizer *tokenizer = tmoe_suite_tokenizer(ctx, suite, vocabulary);
+        if (tokenizer && (c.source_tokens == 0 || c.target_tokens == 0))
+            (void)tmoe_suite_fit(ctx, suite, tokenizer, &c);
+        if (ctx->error == TMOE_OK) model = tmoe_model_create(ctx, &c, tokenizer, tasks, count);
+        tmoe_tokenizer_destroy(tokenizer);
+    }
+    tmoei_free(ctx, tasks);
+    return model;
 }
 
 TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite,
     const tmoe_model *start, const tmoe_model *router, const tmoe_config *config,
     const tmoe_training *training)
 {
-    tmoe_config c = config ? *config : tmoe_config_default();
+    const tmoe_config c = tmoei_config_from(config, start);
     const tmoe_training t = training ? *training : tmoe_training_default();
-    tmoe_model *model = NULL;
-    int n = 0;
     tmoei_begin(ctx);
-    tmoe_tokenizer *tokenizer = start ? NULL : tmoe_suite_tokenizer(ctx, suite, t.vocabulary);
-    if (tokenizer && (c.source_tokens == 0 || c.target_tokens == 0))
-        (void)tmoe_suite_fit(ctx, suite, tokenizer, &c);
-    if (start) {
-        c.source_tokens = start->config.source_tokens;
-        c.target_tokens = start->config.target_tokens;
-        c.vocabulary = start->config.vocabulary;
-    }
-    tmoe_task *tasks = (tmoe_task *)tmoei_alloc(ctx, (size_t)suite->count + 1, sizeof *tasks, 0);
-    for (int s = 0; tasks && s < suite->count; s++)
-        if (suite->tasks[s].part == TMOE_PART_TRAIN) tasks[n++] = suite->tasks[s];
-    if (ctx->error == TMOE_OK)
-        model = start ? tmoe_model_derive(ctx, start, NULL, &c, tasks, n)
-                      : tmoe_model_create(ctx, &c, tokenizer, tasks, n);
-    if (model && router) tmoe_model_take_router(model, router);
-    tmoei_free(ctx, tasks);
-    tmoe_tokenizer_destroy(tokenizer);
-    tmoe_trainer *trainer = model ? tmoe_trainer_create(model, suite, &t) : NULL;
+    tmoe_model *model = tmoei_train_model(ctx, suite, start, c, t.vocabulary);
+    if (!model) return NULL;
+    if (router) tmoe_model_take_router(model, router);
+
+    tmoe_trainer *trainer = tmoe_trainer_create(model, suite, &t);
     const int good = trainer && tmoe_trainer_run(trainer) == TMOE_OK;
     tmoe_trainer_destroy(trainer);
     return tmoei_model_if(good, model);
@@ -12273,21 +12979,23 @@ TMOE_DEF tmoe_model *tmoe_train_two_stages(tmoe_ctx *ctx, const tmoe_suite *suit
     const tmoe_model *start, const tmoe_config *config, const tmoe_training *stage1,
     const tmoe_training *stage2)
 {
-    tmoe_config c = config ? *config : tmoe_config_default();
-    tmoe_training t = stage2 ? *stage2 : tmoe_training_default();
-    const int steps1 = stage1 ? stage1->steps : t.steps;
+    tmoe_config c = tmoei_config_from(config, start);
+    tmoe_training t2 = stage2 ? *stage2 : tmoe_training_default();
+    const tmoe_training t1 = stage1 ? *stage1 : t2;
+
     c.selection = TMOE_SELECT_STRAIGHT_THROUGH;
     c.temperature = 2.0f;
     c.temperature_min = 0.1f;
-    c.temperature_decay = (float)(log(20.0) * 3.0 / steps1); /* the paper's 3e-4 of 30,000 steps */
-    tmoe_model *first = tmoe_train_from(ctx, suite, start, NULL, &c, stage1);
+    c.temperature_decay = (float)(log(20.0) * 3.0 / t1.steps); /* the paper: 3e-4, 30,000 steps */
+    tmoe_model *first = tmoe_train_from(ctx, suite, start, NULL, &c, &t1);
     if (!first) return NULL;
+
     c.selection = TMOE_SELECT_SOFTMAX;
     c.temperature = 300.0f;
     c.temperature_min = 1.0f;
-    c.temperature_decay = (float)(log(300.0) / (0.95 * t.steps)); /* 1e-4 of 60,000 */
-    t.train &= TMOE_TRAIN_MODEL;
-    tmoe_model *second = tmoe_train_from(ctx, suite, start, first, &c, &t);
+    c.temperature_decay = (float)(log(300.0) / (0.95 * t2.steps)); /* 1e-4, 60,000 steps */
+    t2.train &= TMOE_TRAIN_MODEL;
+    tmoe_model *second = tmoe_train_from(ctx, suite, start, first, &c, &t2);
     tmoe_model_destroy(first);
     return second;
 }

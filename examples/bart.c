@@ -115,7 +115,8 @@ static void train(tmoe_ctx *ctx, tmoe_model *start, const settings *s)
     tmoe_task *tasks;
     tmoe_model *model;
     tmoe_trainer *trainer;
-    size_t parameters, gradients, moments, step, active, all;
+    tmoe_training_memory memory;
+    size_t active, all;
     int i, n = 0;
     if (!suite) die(s->program, tmoe_error_message(ctx));
     tasks = (tmoe_task *)malloc(sizeof *tasks * (size_t)(tmoe_suite_count(suite) + 1));
@@ -147,12 +148,12 @@ static void train(tmoe_ctx *ctx, tmoe_model *start, const settings *s)
     printf("%d tasks, %d experts a layer: %.1f M parameters, %.1f M used for a task; training "
            "needs\n",
         n, c.experts, (double)all / 1e6, (double)active / 1e6);
-    all = tmoe_trainer_bytes(trainer, &parameters, &gradients, &moments, &step);
-    megabytes("parameters", parameters);
-    megabytes("gradients", gradients);
-    megabytes("moments", moments);
-    megabytes("a step's activations", step);
-    megabytes("in all", all);
+    (void)tmoe_trainer_bytes(trainer, &memory);
+    megabytes("parameters", memory.parameters);
+    megabytes("gradients", memory.gradients);
+    megabytes("moments", memory.moments);
+    megabytes("a step's activations", memory.step);
+    megabytes("in all", memory.total);
     fflush(stdout);
     if (tmoe_trainer_run(trainer) != TMOE_OK) die(s->program, tmoe_error_message(ctx));
     (void)tmoe_ctx_bytes(ctx, &all);

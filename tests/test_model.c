@@ -1476,30 +1476,186 @@ static void test_a_text_longer_than_the_model_takes_is_named(void)
     tmoe_ctx_destroy(ctx);
 }
 
-static void test_the_memory_plan_holds(void)
+/* Lines of very different lengths: each input has a short accepted output and a long one. */
+static tmoe_suite *uneven_suite(tmoe_ctx *ctx, char texts[2][40][64])
 {
+    static const char *outputs[2][10][2];
+    tmoe_suite *suite = tmoe_suite_create(ctx);
+    int task, i, j;
+    for (task = 0; task < 2; task++) {
+        const char *inputs[10], *first[10];
+        for (i = 0; i < 10; i++) {
+            char *x = texts[task][2 * i], *y = texts[task][2 * i + 1];
+            const int input = task ? 50 - 4 * i : 1 + i, output = task ? 4 + i : 40 + 2 * i;
+            for (j = 0; j < input; j++) x[j] = (char)('a' + (i + j) % 26);
+            for (j = 0; j < output; j++) y[j] = (char)('A' + (i + j) % 26);
+            x[input] = y[output] = 0;
+            inputs[i] = x;
+            first[i] = "x";
+            outputs[task][i][0] = "x";
+            outputs[task][i][1] = y;
+        }
+        CHECK(add_task(suite, task ? "down" : "up", NULL, task ? "d" : "u", TMOE_PART_TRAIN, inputs,
+                  first, 10, 0)
+            == TMOE_OK);
+        for (i = 0; i < 10; i++) {
+            tmoe_example *example = (tmoe_example *)&suite->tasks[task].train[i];
+            example->outputs = outputs[task][i];
+            example->output_count = 2;
+        }
+    }
+    return suite;
+}
+
+/* Steps and validations allocate nothing: what they need at worst was reserved with the trainer. */
+static void test_no_step_takes_more_than_was_planned(void)
+{
+    static char texts[2][40][64];
+
+    const struct {
+        tmoe_mix mix;
+        tmoe_selection selection;
+        tmoe_router_kind router;
+        int alternate, train, validation;
+    } cases[] = {
+        { TMOE_MIX_PARAM, TMOE_SELECT_SOFTMAX, TMOE_ROUTER_LINEAR, 0, TMOE_TRAIN_ALL, 0 },
+        { TMOE_MIX_PARAM, TMOE_SELECT_GUMBEL, TMOE_ROUTER_LSTM, 0, TMOE_TRAIN_ALL, 3 },
+        { TMOE_MIX_PARAM, TMOE_SELECT_SOFTMAX, TMOE_ROUTER_TRANSFORMER, 2, TMOE_TRAIN_ALL, 3 },
+        { TMOE_MIX_PARAM, TMOE_SELECT_STRAIGHT_THROUGH, TMOE_ROUTER_LINEAR, 0, TMOE_TRAIN_ALL, 0 },
+        { TMOE_MIX_PARAM, TMOE_SELECT_RANDOM_EXAMPLE, TMOE_ROUTER_LINEAR, 0, TMOE_TRAIN_ALL, 5 },
+        { TMOE_MIX_PARAM, TMOE_SELECT_RANDOM_TASK, TMOE_ROUTER_LINEAR, 0, TMOE_TRAIN_ALL, 5 },
+        { TMOE_MIX_PARAM, TMOE_SELECT_SOFTMAX, TMOE_ROUTER_LINEAR, 0, TMOE_TRAIN_MODEL, 0 },
+        { TMOE_MIX_OUTPUT, TMOE_SELECT_SOFTMAX, TMOE_ROUTER_LINEAR, 0, TMOE_TRAIN_ALL, 5 },
+        { TMOE_MIX_OUTPUT, TMOE_SELECT_STRAIGHT_THROUGH, TMOE_ROUTER_LINEAR, 0, TMOE_TRAIN_ALL, 0 },
+        { TMOE_MIX_OUTPUT, TMOE_SELECT_RANDOM_EXAMPLE, TMOE_ROUTER_LINEAR, 0, TMOE_TRAIN_ALL, 0 },
+    };
+
+    size_t i;
+    for (i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        tmoe_config c = small_config();
+        tmoe_training t = small_training();
+        tmoe_training_memory memory;
+        size_t before, peak, later;
+        tmoe_ctx *ctx = context(2);
+        tmoe_suite *suite = uneven_suite(ctx, texts);
+        tmoe_tokenizer *tokenizer = tmoe_tokenizer_bytes(ctx);
+        tmoe_model *model;
+        tmoe_trainer *trainer;
+        int step;
+        c.width = 32; /* large enough not to hide in an arena's smallest chunk */
+        c.encoder_ffn = c.decoder_ffn = 128;
+        c.encoder_layers = c.decoder_layers = 2;
+        c.source_tokens = c.target_tokens = 72;
+        c.mix = cases[i].mix;
+        c.selection = cases[i].selection;
+        c.router = cases[i].router;
+        c.exploration = 0.1f;
+        t.steps = 40;
+        t.tasks_per_step = 2;
+        t.examples_per_task = 3;
+        t.dropout = 0.1f;
+        t.alternate_steps = cases[i].alternate;
+        t.train = cases[i].train;
+        t.validation_lines = cases[i].validation;
+        t.evaluate_every_steps = cases[i].validation ? 10 : 0;
+        model = tmoe_model_create(ctx, &c, tokenizer, suite->tasks, 2);
+        before = tmoe_ctx_bytes(ctx, NULL);
+        trainer = tmoe_trainer_create(model, suite, &t);
+        CHECK(trainer != NULL);
+        CHECK(tmoe_trainer_bytes(trainer, &memory) == memory.total);
+        CHECK(memory.total
+            == memory.parameters + memory.gradients + memory.moments + memory.best + memory.step);
+        CHECK(memory.parameters == tmoe_model_parameters(model, NULL) * sizeof(float));
+        /* the plan is what was taken, but for texts, lists and the heads of blocks */
+        later = tmoe_ctx_bytes(ctx, &peak);
+        CHECK(later - before >= memory.total - memory.parameters);
+        CHECK(later - before <= memory.total - memory.parameters + 65536);
+        for (step = 0; step < 30; step++) CHECK(tmoe_trainer_step(trainer, NULL) == TMOE_OK);
+        CHECK(tmoe_trainer_run(trainer) == TMOE_OK);
+        CHECK(tmoe_ctx_bytes(ctx, &before) == later);
+        CHECK(before == peak);
+        tmoe_trainer_destroy(trainer);
+        tmoe_model_destroy(model);
+        tmoe_tokenizer_destroy(tokenizer);
+        tmoe_suite_destroy(suite);
+        tmoe_ctx_destroy(ctx);
+    }
+}
+
+/* Before anything is allocated, tmoe_training_bytes says what tmoe_trainer_bytes says afterwards, of
+ * lines that are all as long as can be; and takes far less than the parameters meanwhile. */
+static void test_memory_is_known_before_it_is_allocated(void)
+{
+    static const tmoe_selection selections[] = { TMOE_SELECT_SOFTMAX, TMOE_SELECT_RANDOM_EXAMPLE,
+        TMOE_SELECT_STRAIGHT_THROUGH };
+    static const char *const inputs[8] = { "aaaaaaaa", "bbbbbbbb", "cccccccc", "dddddddd",
+        "eeeeeeee", "ffffffff", "gggggggg", "hhhhhhhh" };
+    static const char *const outputs[8] = { "aaaaa", "bbbbb", "ccccc", "ddddd", "eeeee", "fffff",
+        "ggggg", "hhhhh" };
+    int i;
+    for (i = 0; i < 12; i++) {
+        tmoe_config c = small_config();
+        tmoe_training t = small_training();
+        tmoe_training_memory planned, real;
+        tmoe_ctx *ctx = context(1);
+        tmoe_suite *suite = tmoe_suite_create(ctx);
+        tmoe_tokenizer *tokenizer = tmoe_tokenizer_bytes(ctx);
+        tmoe_model *model;
+        tmoe_trainer *trainer;
+        size_t before, peak;
+        c.encoder_ffn = 4096;
+        c.selection = selections[i % 3];
+        c.mix = i % 2 ? TMOE_MIX_OUTPUT : TMOE_MIX_PARAM;
+        c.begin_in_target = i / 6;
+        if (i == 4) c.experts = 1;
+        t.alternate_steps = i == 3 ? 2 : 0;
+        t.train = i == 5 ? TMOE_TRAIN_LAYERS : TMOE_TRAIN_ALL;
+        t.validation_lines = i % 4 ? 3 : 0;
+        t.evaluate_every_steps = i % 4 == 2;
+        before = tmoe_ctx_bytes(ctx, &peak);
+        CHECK(tmoe_training_bytes(ctx, &c, &t, 2, 12, 7, &planned) == TMOE_OK);
+        CHECK(tmoe_ctx_bytes(ctx, &peak) == before);
+        CHECK(peak - before < planned.parameters / 2);
+        CHECK(add_task(suite, "one", NULL, "1", TMOE_PART_TRAIN, inputs, outputs, 8, 0) == TMOE_OK);
+        CHECK(add_task(suite, "two", NULL, "2", TMOE_PART_TRAIN, inputs, outputs, 8, 0) == TMOE_OK);
+        model = tmoe_model_create(ctx, &c, tokenizer, suite->tasks, 2);
+        trainer = tmoe_trainer_create(model, suite, &t);
+        CHECK(trainer != NULL);
+        (void)tmoe_trainer_bytes(trainer, &real);
+        CHECK(planned.parameters == real.parameters);
+        CHECK(planned.gradients == real.gradients);
+        CHECK(planned.moments == real.moments);
+        CHECK(planned.best == real.best);
+        CHECK(planned.step == real.step);
+        CHECK(planned.total == real.total);
+        tmoe_trainer_destroy(trainer);
+        tmoe_model_destroy(model);
+        tmoe_tokenizer_destroy(tokenizer);
+        tmoe_suite_destroy(suite);
+        tmoe_ctx_destroy(ctx);
+    }
+}
+
+static void test_a_plan_of_what_cannot_be_trained_is_refused(void)
+{
+    tmoe_ctx *ctx = context(1);
     tmoe_config c = small_config();
     tmoe_training t = small_training();
-    size_t parameters, gradients, moments, step, before, peak;
-    int i, alternate;
-    c.width = 64; /* large enough not to hide in an arena's smallest chunk */
-    c.encoder_ffn = c.decoder_ffn = 256;
-    for (alternate = 0; alternate < 2; alternate++) {
-        set s;
-        t.alternate_steps = 2 * alternate;
-        s = make(1, &c, &t);
-        CHECK(tmoe_trainer_bytes(s.trainer, &parameters, &gradients, &moments, &step)
-            == parameters + gradients + moments + step);
-        CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
-        before = tmoe_ctx_bytes(s.ctx, &peak);
-        for (i = 0; i < 7; i++) CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
-        CHECK(tmoe_ctx_bytes(s.ctx, &peak) == before); /* later steps fit into what was reserved */
-        CHECK(s.trainer->group_tape->big.peak + s.trainer->group_tape->nodes.peak
-                + s.trainer->router_tape->big.peak + s.trainer->router_tape->nodes.peak
-            <= step + 65536);
-        CHECK(s.trainer->router_tape->big.peak > 0);
-        unmake(&s);
-    }
+    tmoe_training_memory memory, untouched;
+    memset(&memory, 7, sizeof memory);
+    untouched = memory;
+    CHECK(tmoe_training_bytes(ctx, &c, &t, 0, 0, 0, &memory) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_training_bytes(ctx, &c, &t, 1, 41, 0, &memory) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_training_bytes(ctx, &c, &t, 1, 0, 17, &memory) == TMOE_ERR_ARGUMENT);
+    c.width = 15;
+    CHECK(tmoe_training_bytes(ctx, &c, &t, 1, 0, 0, &memory) == TMOE_ERR_CONFIG);
+    c.width = 16;
+    t.steps = 0;
+    CHECK(tmoe_training_bytes(ctx, &c, &t, 1, 0, 0, &memory) == TMOE_ERR_CONFIG);
+    CHECK(memcmp(&memory, &untouched, sizeof memory) == 0);
+    CHECK(tmoe_training_bytes(ctx, NULL, NULL, 100, 0, 0, &memory) == TMOE_OK);
+    CHECK(memory.total > memory.parameters && memory.best == 0);
+    tmoe_ctx_destroy(ctx);
 }
 
 /* ---- memory that runs out -------------------------------------------------------------------- */
@@ -1775,7 +1931,10 @@ TEST_MAIN("test_model", RUN(test_gradients_of_every_mix_and_selection);
           RUN(test_texts_of_the_longest_length_are_taken_and_longer_ones_refused);
           RUN(test_alternating_updates_leave_the_other_part_alone);
           RUN(test_all_problems_of_a_config_are_in_one_message);
-          RUN(test_a_text_longer_than_the_model_takes_is_named); RUN(test_the_memory_plan_holds);
+          RUN(test_a_text_longer_than_the_model_takes_is_named);
+          RUN(test_no_step_takes_more_than_was_planned);
+          RUN(test_memory_is_known_before_it_is_allocated);
+          RUN(test_a_plan_of_what_cannot_be_trained_is_refused);
           RUN(test_every_failing_allocation_is_an_error_and_no_leak);
           RUN(test_principal_components_keep_distances); RUN(test_task_vectors_of_a_dense_model);
           RUN(test_npy_files_are_read); RUN(test_the_callers_float_mode_is_given_back);)

@@ -269,7 +269,7 @@ static int reference_open(reference *r, tmoe_router_kind router, const char *nam
     t.lr_model = 1e-3f;
     t.lr_router = 1e-2f;
     t.lr_tasks = 2e-2f;
-    r->trainer = tmoei_trainer_new(r->model, &t, 3, 4);
+    r->trainer = tmoei_trainer_new(r->model, &t, 3, 4, 0);
     CHECK(r->trainer != NULL);
     return r->trainer != NULL && test_failures == before;
 }
@@ -477,6 +477,7 @@ static void test_eight_optimiser_steps(void)
             const double loss = reference_gradients(&r, 0),
                          expected = expected_loss(&r, router_names[1], "adamw_losses", step);
             CHECK_NEAR(loss, expected, 1e-4 * expected);
+            tmoei_trainer_turn(r.trainer);
             CHECK(tmoei_trainer_apply(r.trainer, loss, NULL) == TMOE_OK);
         }
     reference_close(&r);
