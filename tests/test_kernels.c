@@ -167,6 +167,27 @@ static void products_equal_double_sums_in_every_shape(void)
     CHECK(tried >= 1);
 }
 
+/* Without rows or columns nothing is written; without terms C is zeros, or stays. */
+static void products_without_rows_columns_or_terms_are_empty(void)
+{
+    static const int shapes[][3] = { { 0, 5, 7 }, { 9, 0, 7 }, { 9, 5, 0 }, { 0, 0, 0 } };
+    tmoe_ctx *ctx = tmoe_ctx_create(NULL);
+    float x[64] = { 0.0f }, y[64];
+    for (int s = 0; s < 4; s++)
+        for (int way = 0; way < 8; way++) {
+            const int M = shapes[s][0], N = shapes[s][1], K = shapes[s][2], adds = way >> 2;
+            const tmoei_matrix a = factor(x, M, K, 0, 8), b = factor(x, K, N, way & 1, 8);
+            const tmoei_output c = tmoei_output_of(y, 5, (float)adds);
+            for (int i = 0; i < 64; i++) y[i] = 3.0f;
+            if (way & 2)
+                tmoei_gemm_lane(ctx, 0, a, b, c);
+            else
+                tmoei_gemm(ctx, a, b, c, NULL);
+            for (int i = 0; i < 64; i++) CHECK(y[i] == (i < M * N && !adds ? 0.0f : 3.0f));
+        }
+    tmoe_ctx_destroy(ctx);
+}
+
 static void products_have_the_same_bits_on_any_number_of_threads(void)
 {
     static const int threads[] = { 1, 2, 3, 4, 7, 64 };
@@ -595,6 +616,7 @@ static void context_tells_how_many_threads_run(void)
 }
 
 TEST_MAIN("test_kernels", RUN(products_equal_double_sums_in_every_shape);
+          RUN(products_without_rows_columns_or_terms_are_empty);
           RUN(products_have_the_same_bits_on_any_number_of_threads);
           RUN(attention_equals_its_definition_forward_and_backward);
           RUN(exponential_is_good_to_two_ulp); RUN(gelu_and_its_slope_hold_over_all_floats);
