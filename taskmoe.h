@@ -511,30 +511,29 @@ typedef struct tmoe_task_lines {
     int count, test_count; /* lines; the last test_count of them, fewer than count, are for test */
 } tmoe_task_lines;
 
-/* tmoe_suite_create, tmoe_suite_destroy - an empty suite, for tasks that a program makes  >>suite
- *   returns  the suite, to be destroyed before the context; NULL: TMOE_ERR_MEMORY */
+/* tmoe_suite_create, tmoe_suite_destroy - an empty suite, for tasks that a program makes    >>suite */
 TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx);
 TMOE_DEF void tmoe_suite_destroy(tmoe_suite *suite);
-/* tmoe_suite_add - adds a task with its lines to a suite                                  >>suite
- *   lines  in: all texts are copied
- *   fails  TMOE_ERR_ARGUMENT: no name, instruction, inputs or outputs, a NULL among them, not
- *          0 <= test_count < count, an unknown metric or part
- *          TMOE_ERR_DATA: an empty text, invalid UTF-8, a task of this name is there already
- *   cost   a copy of the texts, and a comparison of the name with that of each task
- *   Adding may move the tasks: pointers of tmoe_suite_task become invalid. */
+/* tmoe_suite_add - adds a task with its lines to a suite                                    >>suite
+ *   suite   in, out: pointers of tmoe_suite_task become invalid
+ *   lines   in: all texts are copied
+ *   errors  TMOE_ERR_ARGUMENT: no name, instruction, inputs or outputs, a NULL among them, not
+ *           0 <= test_count < count, an unknown metric or part
+ *           TMOE_ERR_DATA: an empty text, invalid UTF-8, a task of this name is there already
+ *   cost    a copy of the texts, and a comparison of the name with that of each task */
 TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const tmoe_task_lines *lines);
-/* tmoe_suite_find - index of the task with this name, or -1                               >>suite
- *   cost  a comparison of names a task;  thread  any */
+/* tmoe_suite_find - index of the task with this name, or -1; thread any                     >>suite
+ *   cost  a comparison of names a task */
 TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name);
-/* tmoe_suite_count - the number of tasks of a suite;  thread  any                      >>suite */
+/* tmoe_suite_count - the number of tasks of a suite; thread any                             >>suite */
 TMOE_DEF int tmoe_suite_count(const tmoe_suite *suite);
-/* tmoe_suite_task - task i of a suite                                                     >>suite
- *   returns  the suite's own, valid until a task is added or the suite is destroyed; the tasks are
- *            one array. NULL unless 0 <= i < count
- *   thread   any */
+/* tmoe_suite_task - task i of a suite; thread any                                           >>suite
+ *   returns  the suite's own, valid until a task is added or the suite is destroyed; all tasks are
+ *            one array, as tmoe_model_create takes it. NULL unless 0 <= i < count */
 TMOE_DEF const tmoe_task *tmoe_suite_task(const tmoe_suite *suite, int i);
-/* tmoe_metric_name - a metric's name in files: "exact_match", "accuracy", "macro_f1", "token_f1",
- *   "rouge_l", "matthews", "pearson"; "unknown" for any other number;  thread  any     >>suite */
+/* tmoe_metric_name - a metric's name in files; thread any                                   >>suite
+ *   returns  "exact_match", "accuracy", "macro_f1", "token_f1", "rouge_l", "matthews" or "pearson";
+ *            "unknown" for any other number */
 TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric);
 
 #ifndef TMOE_NO_EVALUATION
@@ -1216,8 +1215,8 @@ TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, con
 #endif
 /* ---- API: files (>>suite, >>files, >>bart); none with TMOE_NO_STDIO -------------------------- */
 #ifndef TMOE_NO_STDIO
-/* tmoe_suite_load - reads a folder of tasks                                               >>suite
- *   folder  in: holds tasks in one or more of three layouts
+/* tmoe_suite_load - reads a folder of tasks                                                 >>suite
+ *   folder  in: holds tasks in one or more of three layouts:
  *             NAME.tsv here or in tasks/: lines "input TAB output [TAB another accepted output ...]"
  *             TASK/TASK_{k}_{seed}_{train,dev,test}.tsv: CrossFit's. The first sample (k and seed) is
  *               read; white space around a line is ignored, and so is a line without an output
@@ -1232,54 +1231,55 @@ TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, con
  *             {"train": [names], "dev": [names], "test": [names]}: tasks it does not name are left out.
  *           NULL: splits/zero_shot.json if it is there, else all tasks are for training
  *   returns the suite, to be destroyed before the context
- *   fails   TMOE_ERR_FILE, TMOE_ERR_FORMAT (JSON), TMOE_ERR_DATA (texts that are empty or not UTF-8,
+ *   errors  TMOE_ERR_FILE, TMOE_ERR_FORMAT (JSON), TMOE_ERR_DATA (texts that are empty or not UTF-8,
  *           unknown metrics, labels or names ...): the message begins with file:line
- *   cost    a pass over the files. All is read as UTF-8; a byte-order mark is ignored, as is CR before LF */
+ *   cost    a pass over the files. A byte-order mark before a text, and CR before LF, are ignored */
 TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const char *split);
-/* tmoe_model_save - writes a model to one safetensors file                                >>files
+/* tmoe_model_save - writes a model to one safetensors file                                  >>files
  *   What is written: config, tokenizer, tasks, generation, parameters, and the optimiser steps done,
  *   which set the temperature. What is not: disabled experts.
- *   path   in: a temporary file beside it is written and flushed to the disk, then takes its name, so
- *          an older file stays whole until the new one is
- *   fails  TMOE_ERR_FILE; TMOE_ERR_DATA: a field of the generation is out of its range or a task's
- *          text is not UTF-8, so that the file could not be read again
- *   cost   a pass over the parameters */
+ *   path    in: a temporary file beside it is written and flushed to the disk, then takes its name.
+ *           So an older file stays whole until the new one is. Nothing but a file is replaced
+ *   errors  TMOE_ERR_FILE; TMOE_ERR_DATA: a field of the generation is out of its range or a task's
+ *           text is not UTF-8, so that the file could not be read again
+ *   cost    a pass over the parameters */
 TMOE_DEF tmoe_result tmoe_model_save(const tmoe_model *model, const char *path);
-/* tmoe_model_load - reads what tmoe_model_save or tmoe_trainer_save wrote, or version 0.1 did  >>files
+/* tmoe_model_load - reads what tmoe_model_save or tmoe_trainer_save wrote, 0.1's as well    >>files
  *   path     in: where the system can, its parameters are used as they lie in the file, which is
  *            mapped: only pages that are used are read, and training writes to copies. Do not change
  *            or cut off the file while the model is in use; saving over it is safe, because the old
  *            file then lives on without a name
  *   returns  the model, to be destroyed before the context
- *   fails    TMOE_ERR_FILE; TMOE_ERR_FORMAT: cut off, edited or of another kind, and where;
+ *   errors   TMOE_ERR_FILE; TMOE_ERR_FORMAT: cut off, edited or of another kind, and where;
  *            TMOE_ERR_CONFIG: its config makes no sense */
 TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path);
-/* tmoe_trainer_save - writes a checkpoint: the model, as tmoe_model_save, and its training     >>files
+/* tmoe_trainer_save - writes a checkpoint: the model, as tmoe_model_save, and its training  >>files
  *   Added are the moments, the parameters that were best in validation, the steps done, the settings
  *   with the seed, and a hash of the tokenised lines. tmoe_model_load reads the model alone.
- *   path, fails, cost  as tmoe_model_save, for three to four times the bytes */
+ *   path, errors, cost  as tmoe_model_save, for three to four times the bytes */
 TMOE_DEF tmoe_result tmoe_trainer_save(const tmoe_trainer *trainer, const char *path);
-/* tmoe_trainer_load - takes a training up where tmoe_trainer_save left it                 >>files
+/* tmoe_trainer_load - continues a training where tmoe_trainer_save left it                  >>files
  *   With the same settings and version of the library all further bits are those of a training that
  *   never stopped, on any number of threads.
  *   trainer  in, out: made for the same config, tasks, tokenizer, lines and settings. These may be
  *            others, as they change no step:
- *              evaluate_every_steps, patience   when is measured, which parameters are kept as best,
- *                                               when tmoe_trainer_run stops
- *              label, progress, all_reduce and their user pointers
- *              steps, if not below those done   the learning rates of the steps to come are those of
- *                                               the new schedule, warm-up and decay stretched to it;
- *                                               with more steps they rise again at this point
- *   path     in: a checkpoint of version 0.1 holds neither settings nor lines: it is taken, and that
- *            they are the same is up to you
- *   fails    as tmoe_model_load; TMOE_ERR_FORMAT: the file of a model, not of a trainer;
+ *              steps, if not below those done   the steps to come have the learning rates of the new
+ *                                               schedule, warm-up and decay stretched to it: with more
+ *                                               steps the rates rise at this point
+ *              evaluate_every_steps, patience   when the loss is measured, which parameters are kept
+ *                                               as best, when tmoe_trainer_run stops
+ *              label, progress, progress_user
+ *            all_reduce cannot be compared, but machines is.
+ *   path     in: a checkpoint of version 0.1 holds neither settings nor lines. It is accepted, and
+ *            only the caller can know that they are the same
+ *   errors   as tmoe_model_load; TMOE_ERR_FORMAT: the file of a model, not of a trainer;
  *            TMOE_ERR_CONFIG: names every field that differs with both values, and whether lines,
  *            tasks or tokenizer do. The trainer is then as before
  *   cost     a pass over the file and the tokens */
 TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path);
 /* tmoe_npy_load - x (rows, cols) that numpy.save wrote in C order, as task vectors for instance
  * >>files
- *   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (other shape, or type than float32 and float64) */
+ *   errors TMOE_ERR_FILE, TMOE_ERR_FORMAT (other shape, or type than float32 and float64) */
 TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, int rows, int cols);
 /* tmoe_tokenizer_load - a Hugging Face byte-level BPE (GPT-2, RoBERTa, BART): a folder with
  *   tokenizer.json, or vocab.json and merges.txt; add_prefix_space is tokenizer_config.json's, or
@@ -1288,12 +1288,12 @@ TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, in
  *   >>bart */
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder);
 #ifndef TMOE_NO_BART
-/* tmoe_bart_load - reads a BART in Hugging Face's form                                     >>bart
+/* tmoe_bart_load - reads a BART in Hugging Face's form                                      >>bart
  *   folder   in: config.json; model.safetensors, or several with model.safetensors.index.json (F32,
  *            F16 or BF16); generation_config.json and a tokenizer (see tmoe_tokenizer_load) if at all
  *   returns  a dense model of which tmoe_model_derive makes a mixture; without a tokenizer for
  *            tmoe_generate only. Destroy it before the context. Its tmoe_generation is the folder's
- *   fails    TMOE_ERR_FILE; TMOE_ERR_FORMAT: one message names all tensors that are missing, unknown
+ *   errors   TMOE_ERR_FILE; TMOE_ERR_FORMAT: one message names all tensors that are missing, unknown
  *            or of another shape, or a setting that BART never had or that would change the text and
  *            is not built. Tensors that transformers ignores in a BART are ignored
  *   cost     a copy of the weights (q, k and v become one matrix); a file of tmoe_model_save is
@@ -14379,8 +14379,8 @@ static const tmoei_json_node *tmoei_field_find(const tmoei_json *json, const cha
     return tmoei_json_at(json, -1);
 }
 
-/* Reads the fields that an object has. An unsound one is an error, and so is a missing one where all
- * are `required`. A list of one counts as what is in it: some BARTs have their end token so. */
+/* Reads the fields that an object has. An unsound one is an error; so is a missing one, where all are
+ * required. A list of one counts as what is in it: some BARTs have their end token so. */
 static tmoe_result tmoei_fields_from_json(tmoe_ctx *ctx, const tmoei_json *json, const char *path,
     void *base, const tmoei_field *fields, size_t count, int required)
 {
@@ -14519,8 +14519,8 @@ static uint64_t tmoei_hash_add(uint64_t hash, uint64_t number)
     return tmoei_mix64(hash + number + 1);
 }
 
-/* A number for the lines as a trainer sees them: its tasks, how many lines each has for training and
- * validation, and the tokens of all inputs and outputs, in order. */
+/* A number for the lines as a trainer sees them: its tasks, how many lines of each are for training
+ * and for validation, and the tokens of all inputs and outputs, in order. */
 static uint64_t tmoei_lines_hash(const tmoe_trainer *trainer)
 {
     const tmoei_texts *texts = &trainer->texts;
@@ -14751,9 +14751,8 @@ static tmoe_result tmoei_step_read(tmoe_ctx *ctx, const tmoei_safetensors *file,
     return TMOE_OK;
 }
 
-/* Makes the mapped file itself the parameters, where every tensor lies where the model wants it:
- * then only the pages that are used are read, and training writes to copies of them. Returns 0 where
- * that cannot be. */
+/* Makes the mapped file itself the parameters if every tensor lies where the model wants it. Then only
+ * the pages that are used are read, and training writes to copies. Returns 0 if that cannot be. */
 static int tmoei_read_in_place(tmoe_model *model, tmoei_safetensors *file)
 {
     if (!file->mapped || !tmoei_little_endian() || (uintptr_t)file->data % sizeof(float)) return 0;
