@@ -4559,8 +4559,8 @@ static tmoe_tensor *tmoei_part(tmoe_tape *tape, tmoe_tensor *block, size_t offse
  *   5 record    return tmoei_record(tape, y, backward, hand, &kept, sizeof kept, in, count), which
  *               copies `kept`, records only if an input wants a gradient, and passes a NULL y on
  *   6 backward  for each input that wants a gradient: dx = beta dx + its gradient, made from dy by
- *               tmoei_accumulate, tmoei_grad_to_add or node->beta[i]. dy is dead afterwards, so it
- *               may be overwritten.
+ *               tmoei_accumulate, tmoei_grad_to_add or node->beta[i]. Nothing reads dy afterwards:
+ *               it may be overwritten, unless an input has taken it over (hand, below).
  *   7 the declaration with its docstring; GRADIENT and REFUSED lines in tests/test_tape.c
  *
  * WHO OWNS dx, AND WHEN. In a backward function y is the result, dy = y->dx, `in` the inputs.
@@ -4571,11 +4571,12 @@ static tmoe_tensor *tmoei_part(tmoe_tape *tape, tmoe_tensor *block, size_t offse
  *               a dx, and for the loss. tmoei_tape_backward sets it for an input when it calls the
  *               first backward function that writes to it. If it still is 0 when the tensor's own
  *               node comes, tmoei_tape_backward fills dx with zeros.
- *   node->beta  beta[i] is 0 where input i had no gradient yet, else 1: "dx (+)= ..." below.
+ *   node->beta  beta[i] is 0 where input i had no gradient yet, else 1: "dx (+)= ..." below. It is 1
+ *               where the input took over dy, too: then dx == dy, and nothing is left to add.
  *               tmoei_tape_backward sets it just before the call; the backward function reads it.
  *   node->hand  The operation chooses it, tmoei_tape_backward reads it.
- *               i: input i's gradient is dy, or is made from dy in place. If the tape owns dy and
- *               the input has no dx yet, the input takes over dy's memory.
+ *               i: input i's gradient is dy, or the backward function makes it from dy in place. If
+ *               the tape owns dy and the input has no dx yet, the input takes over dy's memory.
  *               TMOEI_HAND_VALUES: an input without a dx uses its own x as memory. Only for values
  *               that no later backward function reads.
  *               TMOEI_HAND_NONE: every input has memory of its own.
@@ -6655,11 +6656,11 @@ TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int routed_layer, 
  *            therefore run forward. They run no backward pass: their dtheta_e is r_e = 0 times a
  *            gradient.
  *   PARAM    theta_bar is linear in r_e, so dl/dr_e = <g, theta_e>, g = dl/dtheta_bar.
- *            The softmax behind r has dl/dz_j = s_j (dr_j - sum_e s_e dr_e) / tau, sum_e s_e = 1: a
- *            number that is subtracted from all dr_e cancels. We subtract <g, theta_bar>, so
- *            dr_e = <g, theta_e - theta_bar>.
- *            The subtraction is inside the scalar product. Experts that start from one model differ
- *            by little; in floats, what they share would drown the differences. */
+ *            The softmax s that made r has dl/dz_j = s_j (dr_j - sum_e s_e dr_e) / tau and
+ *            sum_e s_e = 1: a number that is subtracted from all dr_e cancels there.
+ *            Subtracting <g, theta_bar> leaves dr_e = <g, theta_e - theta_bar>. Experts that start
+ *            from one model differ by little: left in, what they share would drown the differences
+ *            in rounding errors. */
 
 /* ---- select -------------------------------------------------------------------------------------
  *   forward   s = softmax((z + noise) / tau);  r = s, or one-hot(argmax s) when hard
@@ -6807,7 +6808,8 @@ TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outp
  *   forward   theta_bar_t = sum_e r_te theta_e
  *   backward  dtheta_e += sum_t r_te g_t,  g_t = dl/dtheta_bar_t;
  *             dr_te += d_te - sum_e' r_te' d_te',  d_te = <g_t, theta_e - theta_0>,
- *             which is <g_t, theta_e - theta_bar_t> where row t of the route sums to 1
+ *             which is <g_t, theta_e - theta_bar_t> where row t of the route sums to 1. What the
+ *             experts share is gone in theta_e - theta_0 already, and theta_0 is in the cache.
  * Every expert is read from memory once, however many tasks there are: meanwhile a piece of all
  * tasks' blocks stays in the cache. */
 #define TMOEI_MERGE_PIECE TMOEI_MERGE_UNSEEN /* parameters at a time: lines that merge prefetches */
