@@ -108,9 +108,9 @@
  *               tmoe_attention and the rest.
  *   equal bits  the same seed gives the same bits on 1, 2 or 64 threads, and after stopping and
  *               resuming: every chunk of work depends on the problem alone, sums have a fixed order
- *               (>>parallel), random numbers are functions of a counter (>>random), and floats below
- *               1.2e-38 (denormals) count as zero in all computing (>>machine). Results of
- *               different instruction sets agree to rounding.
+ *               (>>parallel), random numbers are functions of a counter (>>random), denormals
+ *               (floats below 1.2e-38) count as zero (>>machine). Results of different
+ *               instruction sets agree to rounding.
  *   files       safetensors. A file is written beside the old one, flushed and renamed. Everything
  *               that is read is validated before it is used.
  *
@@ -205,13 +205,13 @@ typedef struct tmoe_ctx tmoe_ctx;
 /* How a context is made. All zero is the default: malloc and free, one thread, the best instruction
  * set. */
 typedef struct tmoe_ctx_config {
-    /* Give memory, aligned as malloc's is, and take it back; both or neither. They are called by the
-     * thread that calls the library, and in tmoe_few_shot_run by several threads at once. */
+    /* Give memory, aligned as malloc's, and take it back; both or neither. They are called by the
+     * caller's thread, except that tmoe_few_shot_run calls them from several threads at once. */
     void *(*alloc_fn)(size_t size_bytes, void *user);
     void (*free_fn)(void *ptr, size_t size_bytes, void *user);
     void *alloc_user;
-    /* Threads to split the work over, 1 to 64, the caller's included; 0 means 1. More than one needs
-     * TMOE_THREADS or parallel_fn: without either one thread runs, as tmoe_ctx_threads tells. */
+    /* Threads that share the work, the caller's included, 1 to 64; 0 means 1. Without TMOE_THREADS
+     * and parallel_fn it is one whatever is asked for: tmoe_ctx_threads tells. */
     int threads;
     /* Runs task(arg, 0) ... task(arg, n - 1), n <= threads, each once, at the same time where it
      * can, and returns when all are done. NULL: the built-in pool of TMOE_THREADS. */
@@ -223,8 +223,8 @@ typedef struct tmoe_ctx_config {
 /* tmoe_ctx_create, _destroy - memory, threads, kernels and the last error of all that is made on it
  *                                                                                         >>context
  *   config   in; NULL: all defaults
- *   returns  NULL if there is no memory, if only one of alloc_fn and free_fn is given, if threads is
- *            not 0 to 64 or isa no tmoe_isa, or if a thread could not be started
+ *   returns  NULL: no memory, only one of alloc_fn and free_fn, threads not 0 to 64, isa no
+ *            tmoe_isa, or the system refused a thread
  *   cost     5.5 MiB and 1.1 MiB for each thread, to pack matrices in */
 TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config);
 TMOE_DEF void tmoe_ctx_destroy(tmoe_ctx *ctx);
@@ -1325,8 +1325,7 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name,
     && (!defined(TASKMOE_IMPLEMENTATION_ONCE) || defined(TMOEI_PASS))
 #ifndef TMOEI_PASS
 #define TASKMOE_IMPLEMENTATION_ONCE
-/* The implementation uses the letters of the papers, and some words that other headers define as
- * macros (<windows.h>, <complex.h>, Qt). The program's macros of these names come back at its end. */
+/* Names of the implementation that a program may have as macros; these come back at its end. */
 #pragma push_macro("A")
 #undef A
 #pragma push_macro("B")
@@ -1343,10 +1342,6 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name,
 #undef G
 #pragma push_macro("H")
 #undef H
-#pragma push_macro("I")
-#undef I
-#pragma push_macro("J")
-#undef J
 #pragma push_macro("K")
 #undef K
 #pragma push_macro("L")
@@ -1355,12 +1350,8 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name,
 #undef M
 #pragma push_macro("N")
 #undef N
-#pragma push_macro("O")
-#undef O
 #pragma push_macro("P")
 #undef P
-#pragma push_macro("Q")
-#undef Q
 #pragma push_macro("R")
 #undef R
 #pragma push_macro("S")
@@ -1375,22 +1366,10 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name,
 #undef W
 #pragma push_macro("X")
 #undef X
-#pragma push_macro("Y")
-#undef Y
-#pragma push_macro("Z")
-#undef Z
-#pragma push_macro("far")
-#undef far
 #pragma push_macro("max")
 #undef max
-#pragma push_macro("min")
-#undef min
-#pragma push_macro("near")
-#undef near
 #pragma push_macro("slots")
 #undef slots
-#pragma push_macro("small")
-#undef small
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -1555,8 +1534,7 @@ static int tmoei_size(size_t *out, size_t a, size_t b, size_t c)
     return 1;
 }
 
-/* Advises the system to back a large block with 2 MiB pages: memory is read 28 % faster by one
- * thread (Zen 4). */
+/* Asks for 2 MiB pages: one thread reads memory 28 % faster (Zen 4). */
 static void tmoei_huge_pages(void *raw, size_t bytes)
 {
     (void)raw;
@@ -1678,8 +1656,7 @@ static void tmoei_owner_free(tmoei_owner *owner)
 
 /* ==== >>bytes: UTF-8, buffers that grow, whole files ========================================== */
 
-/* Reads the UTF-8 character at text[at] into *code and returns its number of bytes; 0 if it is not
- * valid (overlong, a surrogate, cut off, above U+10FFFF). */
+/* Bytes of the UTF-8 character at text[at], which goes to *code; 0 where it is not valid. */
 static size_t tmoei_utf8_next(const char *text, size_t length, size_t at, uint32_t *code)
 {
     static const uint32_t least[5] = { 0, 0, 0x80, 0x800, 0x10000 }; /* code of so many bytes */
@@ -1704,7 +1681,7 @@ static size_t tmoei_utf8_next(const char *text, size_t length, size_t at, uint32
     return c < least[n] || c > 0x10ffff || surrogate ? 0 : n;
 }
 
-/* Writes a code point as UTF-8 and returns its number of bytes. */
+/* Writes a character as UTF-8 and returns its bytes. */
 static size_t tmoei_utf8_put(uint32_t c, char *out)
 {
     if (c < 0x80) {
@@ -1745,7 +1722,7 @@ static int tmoei_is_white_space(uint32_t c)
 
 /* ---- buffer ---------------------------------------------------------------------------------- */
 
-/* A growing text; data[length] is 0. Once an allocation has failed, additions are ignored. */
+/* data[length] is 0. After a failed allocation additions are ignored. */
 typedef struct tmoei_buffer {
     char *data;
     size_t length, capacity;
@@ -1785,8 +1762,7 @@ static unsigned char tmoei_lower(unsigned char c)
 
 /* ---- whole files ----------------------------------------------------------------------------- */
 
-/* The file's bytes with a 0 behind them, their number in *length; NULL and the reason in the
- * context if it cannot be read or has more than limit_bytes. */
+/* The file's bytes with a 0 behind them; NULL if it cannot be read or is above the limit. */
 static char *tmoei_read_file(tmoe_ctx *ctx, const char *path, size_t limit_bytes, size_t *length)
 {
     tmoei_buffer buffer = { NULL, 0, 0, 0 };
@@ -1825,8 +1801,8 @@ static void tmoei_unmap(char *bytes, size_t size)
 #endif
 }
 
-/* The whole file, mapped (*mapped = 1) where the system can: pages are read when they are used, and
- * what is written to them stays in this process. Elsewhere it is read. */
+/* The file, mapped where the system can: a page is read when it is used, and writing to it does not
+ * change the file. Else it is read. */
 static char *tmoei_map_file(tmoe_ctx *ctx, const char *path, size_t *size, int *mapped)
 {
     *mapped = 0;
@@ -1861,11 +1837,10 @@ static int tmoei_folder_has(tmoe_ctx *ctx, char *path, const char *folder, const
     return file != NULL;
 }
 
-/* A text without the white space at both ends; its length into *length. */
+/* A text without the white space at both ends. */
 static const char *tmoei_strip(const char *text, size_t *length)
 {
-    size_t from = 0, to = 0; /* of what is left */
-    size_t at = 0;
+    size_t from = 0, to = 0, at = 0;
     while (at < *length) {
         uint32_t code = 0;
         size_t bytes = tmoei_utf8_next(text, *length, at, &code);
@@ -1908,7 +1883,7 @@ static void tmoei_lines_open(tmoe_ctx *ctx, tmoei_lines *lines, const char *path
         lines->length--; /* empty lines at the end do not count */
 }
 
-/* The next line; 0, and the file is closed, where there is none or something went wrong. */
+/* The next line; at the end, or after an error, frees the text and returns 0. */
 static int tmoei_lines_next(tmoei_lines *lines)
 {
     if (lines->ctx->error != TMOE_OK || lines->at >= lines->length) {
@@ -1943,20 +1918,19 @@ static uint64_t tmoei_random(uint64_t seed, uint64_t stream, uint64_t counter)
     return tmoei_mix64(tmoei_mix64(seed + golden * (stream + 1)) + golden * (counter + 1));
 }
 
-/* In (0, 1): 24 random bits plus one half, so it is never 0 or 1 and its logarithm is finite. */
+/* In (0, 1), both ends excluded: its logarithm is finite. */
 static float tmoei_uniform(uint64_t random)
 {
     return ((float)(random >> 40) + 0.5f) * (1.0f / 16777216.0f);
 }
 
-/* 0 <= result < n, n >= 1. The bias, at most n / 2^64, does not matter here. */
+/* 0 to n - 1; the bias is at most n / 2^64. */
 static size_t tmoei_below(uint64_t random, size_t n)
 {
     return (size_t)(random % (uint64_t)n);
 }
 
-/* Standard normal (Box and Muller 1958): sqrt(-2 log u) cos(2 pi v), u and v uniform. Uses counters
- * 2 counter and 2 counter + 1. */
+/* Standard normal: sqrt(-2 log u) cos(2 pi v), u and v uniform (Box and Muller 1958). */
 static float tmoei_normal(uint64_t seed, uint64_t stream, uint64_t counter)
 {
     const float u = tmoei_uniform(tmoei_random(seed, stream, 2 * counter));
@@ -1964,9 +1938,8 @@ static float tmoei_normal(uint64_t seed, uint64_t stream, uint64_t counter)
     return sqrtf(-2.0f * logf(u)) * cosf(6.28318530718f * v);
 }
 
-/* The first min(wanted, n) places of order (n) become different random numbers below n: the start of
- * a shuffle (Fisher-Yates). Returns their number, which is that of the counters used, from
- * `counter` on. */
+/* Starts a shuffle (Fisher-Yates): the first min(wanted, n) places of order (n) become different
+ * numbers below n. Returns how many; each uses one counter. */
 static int tmoei_draw(uint64_t seed, uint64_t stream, uint64_t counter, int *order, int n,
     int wanted)
 {
@@ -1982,28 +1955,23 @@ static int tmoei_draw(uint64_t seed, uint64_t stream, uint64_t counter, int *ord
 }
 
 /* ---- streams ------------------------------------------------------------------------------------
- * All uses of random numbers. No two of them meet, even where their seeds are the same:
- *
- *   stream              seed       used for                                   counters
- *   0, 1, 2 ...         model      initial values of the tensor of this       two an element
- *                                  index, at most TMOEI_TENSORS_MAX
- *   TASK_ROUTES         model      RANDOM_TASK: the routes of the tasks       64 a task and layer
- *   GROUP_ROUTES        model      RANDOM_EXAMPLE: the routes of the lines    64 a line and layer
- *   GUMBEL              training   noise on the router's logits               one a logit
- *   EXPLORE             training   routes drawn in place of the router's      two a task and layer
- *   BATCH               training   tasks of a step, lines of a task           tmoei_batch_counter
- *   FEW_SHOT            few-shot   the order of the task's lines              one a line
- *   ACCEPTED            training   which accepted output of a line is learnt  tmoei_batch_counter
- *   DROPOUT + step,     training   masks of one group of lines                one a layer's output
- *     group
- *   PERMUTATION + draw  the call   tmoe_route_correlations                    one a task
- *   RESAMPLE + draw     the call   tmoe_compare                               one a task
- *
- * What is drawn in each step uses the counters from step * (those of one step) on. */
+ * No two of these meet, even where their seeds are equal:
+ *   stream           seed      used for                               counters
+ *   tensor's index   model     initial values                         2 an element
+ *   TASK_ROUTES      model     routes of RANDOM_TASK                  64 a task and layer
+ *   GROUP_ROUTES     model     routes of RANDOM_EXAMPLE               64 a line and layer
+ *   GUMBEL           training  noise on the router's logits           1 a logit
+ *   EXPLORE          training  routes instead of the router's         2 a task and layer
+ *   BATCH            training  tasks of a step, lines of a task       tmoei_batch_counter
+ *   FEW_SHOT         few-shot  order of a task's lines                1 a line
+ *   ACCEPTED         training  accepted outputs of a task's lines     tmoei_batch_counter
+ *   DROPOUT | ...    training  masks, a stream for each step's group  1 a mask
+ *   PERMUTATION | i  the call  tmoe_route_correlations, draw i        1 a task
+ *   RESAMPLE | i     the call  tmoe_compare, draw i                   1 a task */
+#define TMOEI_TENSORS_MAX 1000000
 #define TMOEI_EXPERTS_MAX 64
 #define TMOEI_GROUPS_MAX 120    /* tasks of a step */
 #define TMOEI_EXAMPLES_MAX 1024 /* lines of a task in a step */
-#define TMOEI_TENSORS_MAX 1000000
 
 enum {
     TMOEI_STREAM_TASK_ROUTES = TMOEI_TENSORS_MAX + 1,
@@ -2015,32 +1983,29 @@ enum {
     TMOEI_STREAM_ACCEPTED
 };
 
-/* Families of streams: the family in the top 8 bits, the stream within it in the other 56. */
+/* Families of 2^56 streams each. */
 #define TMOEI_STREAM_DROPOUT (UINT64_C(1) << 56)
 #define TMOEI_STREAM_PERMUTATION (UINT64_C(2) << 56)
 #define TMOEI_STREAM_RESAMPLE (UINT64_C(3) << 56)
 
-/* Bits of a step's number, and of a group's within its step: with one route a line, each line is a
- * group of its own. */
-enum { TMOEI_STEP_BITS = 31, TMOEI_GROUP_BITS = 17, TMOEI_BATCH_TASKS = 128 };
+/* A step's number has 31 bits. Where each line has a route of its own, it is a group. */
+enum { TMOEI_GROUP_BITS = 17, TMOEI_BATCH_DRAWS = 128 };
 
-typedef char tmoei_check_groups_fit[TMOEI_GROUPS_MAX * TMOEI_EXAMPLES_MAX <= 1 << TMOEI_GROUP_BITS
-            && TMOEI_STEP_BITS + TMOEI_GROUP_BITS <= 56
+typedef char tmoei_streams_fit[TMOEI_GROUPS_MAX * TMOEI_EXAMPLES_MAX <= 1 << TMOEI_GROUP_BITS
+            && TMOEI_GROUPS_MAX < TMOEI_BATCH_DRAWS
         ? 1
         : -1];
-typedef char tmoei_check_draws_fit
-    [TMOEI_GROUPS_MAX < TMOEI_BATCH_TASKS && TMOEI_GROUPS_MAX <= TMOEI_EXAMPLES_MAX ? 1 : -1];
 
 static uint64_t tmoei_dropout_stream(int64_t step, int group)
 {
     return TMOEI_STREAM_DROPOUT | (uint64_t)step << TMOEI_GROUP_BITS | (uint64_t)group;
 }
 
-/* The first of TMOEI_EXAMPLES_MAX counters: draw 0 of a step is of its tasks, draw 1 + g of the
- * lines of its task g. */
+/* The first of TMOEI_EXAMPLES_MAX counters. Draw 0 is of the step's tasks, draw 1 + g of the lines
+ * of its task g. */
 static uint64_t tmoei_batch_counter(int64_t step, int draw)
 {
-    return ((uint64_t)step * TMOEI_BATCH_TASKS + (uint64_t)draw) * TMOEI_EXAMPLES_MAX;
+    return ((uint64_t)step * TMOEI_BATCH_DRAWS + (uint64_t)draw) * TMOEI_EXAMPLES_MAX;
 }
 
 /* ==== >>machine: processor, caches, floating-point mode ======================================= */
@@ -2055,17 +2020,17 @@ static uint64_t tmoei_batch_counter(int64_t step, int draw)
 #endif
 
 #ifdef TMOEI_X86
-/* The instruction set that the processor has and whose registers the system saves. By cpuid itself,
- * as __builtin_cpu_supports links writable data into the program. */
+/* The best instruction set that the processor has and whose registers the system saves. Not by
+ * __builtin_cpu_supports, which links writable data into the program. */
 __attribute__((unused)) static tmoe_isa tmoei_isa_best(void)
 {
-    const unsigned fma = 1u << 12, saves_registers = 1u << 27; /* leaf 1, ecx: FMA, OSXSAVE */
-    const unsigned avx2 = 1u << 5;                             /* leaf 7, ebx */
-    const unsigned avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* leaf 7, ebx: F DQ BW VL */
-    const unsigned ymm = 0x06u, zmm = 0xe6u; /* of xgetbv: what is saved */
+    const unsigned fma_and_osxsave = 1u << 12 | 1u << 27;              /* leaf 1, ecx */
+    const unsigned avx2 = 1u << 5;                                     /* leaf 7, ebx */
+    const unsigned avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* the same: F DQ BW VL */
+    const unsigned ymm = 0x06u, zmm = 0xe6u;                           /* saved registers */
     unsigned a, b, c, d, saved, high;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return TMOE_ISA_C;
-    if (!(c & fma) || !(c & saves_registers)) return TMOE_ISA_C;
+    if ((c & fma_and_osxsave) != fma_and_osxsave) return TMOE_ISA_C;
     __asm__ volatile("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
     (void)high;
     if ((saved & ymm) != ymm) return TMOE_ISA_C;
@@ -2073,40 +2038,35 @@ __attribute__((unused)) static tmoe_isa tmoei_isa_best(void)
     if ((saved & zmm) != zmm || (b & avx512) != avx512) return TMOE_ISA_AVX2;
     return TMOE_ISA_AVX512;
 }
+#endif
 
-/* Sizes of the data caches: of the second level, which a core has for itself, and of the third.
- * Intel describes them in cpuid's leaf 4, AMD in leaf 0x8000001D; both have the same layout. */
+/* Bytes of a core's second-level data cache, and of the third level; unchanged where unknown. */
 static void tmoei_cache_sizes(size_t *l2, size_t *l3)
 {
-    unsigned a, b, c, d, leaf = 0x8000001du;
+#ifdef TMOEI_X86
+    unsigned a, b, c, d, leaf = 0x8000001du; /* AMD's; Intel's leaf 4 has the same layout */
     if (!__get_cpuid_count(leaf, 0, &a, &b, &c, &d) || !(a & 31u)) leaf = 4;
     for (unsigned i = 0; i < 8; i++) {
         if (!__get_cpuid_count(leaf, i, &a, &b, &c, &d)) return;
-        const unsigned kind = a & 31u, level = a >> 5 & 7u; /* kind 0: none, 2: of instructions */
+        const unsigned kind = a & 31u, level = a >> 5 & 7u;
         const size_t ways = (b >> 22) + 1u, partitions = (b >> 12 & 1023u) + 1u;
         const size_t line = (b & 4095u) + 1u, sets = (size_t)c + 1u;
-        if (kind == 0) return;
-        if (kind == 2) continue;
+        if (kind == 0) return;   /* no more caches */
+        if (kind == 2) continue; /* of instructions */
         if (level == 2) *l2 = ways * partitions * line * sets;
         if (level == 3) *l3 = ways * partitions * line * sets;
     }
-}
 #else
-static void tmoei_cache_sizes(size_t *l2, size_t *l3)
-{
     (void)l2;
     (void)l3;
-}
 #endif
+}
 
-/* ---- denormal numbers ---------------------------------------------------------------------------
- * The rule: wherever the library computes, on the caller's thread as on the lanes, floats below
- * 1.2e-38 (denormals) are zero when they are read and when they would be written. So the bits do
- * not depend on the number of threads; and a training step on an Intel processor could take five
- * times as long with denormals. tmoei_parallel, the operations of the tape, and the public functions that
- * compute outside of these enter the mode, and leave it as the caller had it. To enter it again
- * costs the reading of one register. A build without vector units (TMOE_ISA_C only) has no such
- * mode: there denormals are numbers, on all threads. */
+/* ---- denormals ----------------------------------------------------------------------------------
+ * Wherever the library computes, on any thread, floats below 1.2e-38 (denormals) are read and
+ * written as zero: tmoei_parallel, the tape's operations and the public functions that compute
+ * outside of them enter this mode, and restore the caller's. On Intel processors denormals make a
+ * training step five times slower. Builds without vector units lack the mode, on all threads. */
 typedef uint64_t tmoei_float_mode;
 #if defined(TMOEI_X86)
 #define TMOEI_FLUSH 0x8040u /* bits of mxcsr: flush to zero, denormals are zero */
@@ -2148,7 +2108,7 @@ static void tmoei_float_mode_set(tmoei_float_mode mode)
 }
 #endif
 
-/* Returns the mode to hand to tmoei_float_mode_leave. */
+/* Returns the caller's mode, for tmoei_float_mode_leave. */
 static tmoei_float_mode tmoei_float_mode_enter(void)
 {
     const tmoei_float_mode mode = tmoei_float_mode_get();
@@ -2162,15 +2122,12 @@ static void tmoei_float_mode_leave(tmoei_float_mode mode)
 }
 
 /* ==== >>parallel: chunks of a problem on a few lanes =============================================
- * A lane is a thread at work. Each lane has a part of the chunks: consecutive ones, whose data are
- * often still in its cache from the job before. When its part is done, it takes chunks of the
- * others' parts.
- *   equal bits   how a number is computed depends on the problem only, never on the number of
- *                lanes, and each chunk writes to its own place
- *   no waiting   the caller waits until all chunks are done, not until all threads have looked: a
- *   for threads  thread that sleeps or has lost its processor delays nobody
- *   spinning     after a job the pool's threads spin for a while, so the next one starts within
- *                microseconds */
+ * A lane is a thread at work. It takes the chunks of its own part of a job, whose data its cache
+ * often has from the job before, and then chunks of the others' parts. Any number of lanes gives
+ * the same bits: how a number is computed depends on the problem only, and each chunk writes to its
+ * own place. The caller waits for chunks, not for threads, so a thread that sleeps or has lost its
+ * processor does not delay it. After a job the pool's threads spin for a while, so the next one
+ * starts within microseconds. */
 
 #if defined(TMOE_THREADS) && (defined(__unix__) || defined(__APPLE__)) && defined(__GNUC__)
 #define TMOEI_POOL 1
@@ -2184,15 +2141,15 @@ typedef struct tmoei_counter {
     int n;
 } tmoei_counter;
 
-/* A thread reads fn, arg, chunks and lanes only after it has claimed a chunk. Until that chunk is
- * done the caller waits, so the job cannot change meanwhile. `parts` never changes: it is the
- * number of lanes, and a job of fewer chunks leaves the last parts empty. */
+/* A thread reads the first four only after it has claimed a chunk: until that is done the caller
+ * waits, so they do not change. `parts`, the number of lanes, never changes; a job of fewer chunks
+ * leaves the last parts empty. */
 typedef struct tmoei_job {
     tmoei_chunk_fn *fn;
     void *arg;
     int chunks, lanes, parts;
-    tmoei_counter done;                  /* chunks that are finished */
-    tmoei_counter left[TMOEI_LANES_MAX]; /* of each part: chunks not claimed; 0 or less: none */
+    tmoei_counter done;                  /* chunks */
+    tmoei_counter left[TMOEI_LANES_MAX]; /* chunks of each part that are not claimed; may be < 0 */
 } tmoei_job;
 
 /* The first chunk of part i. */
@@ -2252,9 +2209,9 @@ struct tmoei_pool {
     pthread_mutex_t mutex;
     pthread_cond_t wake;
     tmoei_job job;
-    int count; /* of threads, without the caller's */
+    int count; /* threads beside the caller's */
     int quit;
-    int lane; /* the last one that was given to a thread */
+    int lane; /* of the thread that began last */
     tmoei_counter sleeping;
 };
 
@@ -2273,14 +2230,14 @@ static int tmoei_pool_called(struct tmoei_pool *pool, int lane, int order)
         || __atomic_load_n(&pool->quit, __ATOMIC_RELAXED);
 }
 
-/* Returns 1 when the lane's part has chunks or the pool is to end, 0 after TMOEI_SPINS pauses. */
+/* Returns 1 once the lane has chunks or the pool ends, 0 after TMOEI_SPINS pauses. */
 static int tmoei_pool_spin(struct tmoei_pool *pool, int lane)
 {
     for (int spins = 1; spins <= TMOEI_SPINS; spins++) {
         if (tmoei_pool_called(pool, lane, __ATOMIC_RELAXED)) return 1;
         if (spins % TMOEI_SPINS_YIELD) {
             tmoei_pause();
-        } else { /* another thread may need the processor, or has lost it in the midst of its part */
+        } else { /* another thread may need the processor, or help with its part */
             (void)sched_yield();
             tmoei_parallel_lane(&pool->job, lane);
         }
@@ -2288,9 +2245,8 @@ static int tmoei_pool_spin(struct tmoei_pool *pool, int lane)
     return 0;
 }
 
-/* A thread first counts itself as sleeping, then looks once more for work; tmoei_pool_run first
- * offers the work, then reads the count. So at least one of the two sees the other. A wake-up
- * without work does no harm: the thread spins again. */
+/* A thread counts itself as sleeping, then looks for work; tmoei_pool_run offers work, then reads
+ * the count: at least one of the two sees the other. Waking up without work does no harm. */
 static void tmoei_pool_sleep(struct tmoei_pool *pool, int lane)
 {
     pthread_mutex_lock(&pool->mutex);
@@ -2331,7 +2287,6 @@ static void tmoei_pool_destroy(tmoe_ctx *ctx)
     tmoei_free(ctx, pool);
 }
 
-/* A thread that the system refuses is an error of the context, which then is not created. */
 static void tmoei_pool_create(tmoe_ctx *ctx)
 {
     struct tmoei_pool *pool = (struct tmoei_pool *)tmoei_alloc(ctx, 1, sizeof *pool, 1);
@@ -2349,7 +2304,7 @@ static void tmoei_pool_create(tmoe_ctx *ctx)
     }
 }
 
-/* The caller is lane 0; afterwards it waits for the chunks that other lanes have claimed. */
+/* The caller is lane 0, and then waits for the chunks that others have claimed. */
 static void tmoei_pool_run(struct tmoei_pool *pool)
 {
     if (__atomic_fetch_add(&pool->sleeping.n, 0, __ATOMIC_SEQ_CST)) tmoei_pool_wake(pool, 0);
@@ -2364,9 +2319,10 @@ static void tmoei_pool_run(struct tmoei_pool *pool)
     }
 }
 #else
+
 static void tmoei_pool_create(tmoe_ctx *ctx)
 {
-    ctx->lanes = 1; /* no pool in this build: tmoe_ctx_threads returns 1 */
+    ctx->lanes = 1;
 }
 
 static void tmoei_pool_destroy(tmoe_ctx *ctx)
@@ -4149,8 +4105,7 @@ TMOE_DEF void tmoe_ctx_destroy(tmoe_ctx *ctx)
         TMOE_FREE(ctx);
 }
 
-/* The pieces of matrices that >>products packs: rows of A for half of the second level, columns of
- * B for half of the third. */
+/* Packed rows of A fill half of the second level, columns of B half of the third. */
 static void tmoei_fit_caches(tmoe_ctx *ctx)
 {
     size_t l2 = (size_t)512 << 10, l3 = (size_t)4 << 20; /* where the processor does not tell */
@@ -15549,7 +15504,6 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name,
 #ifdef __cplusplus
 }
 #endif
-/* The program's macros again, in the order of the beginning. */
 #pragma pop_macro("A")
 #pragma pop_macro("B")
 #pragma pop_macro("C")
@@ -15558,15 +15512,11 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name,
 #pragma pop_macro("F")
 #pragma pop_macro("G")
 #pragma pop_macro("H")
-#pragma pop_macro("I")
-#pragma pop_macro("J")
 #pragma pop_macro("K")
 #pragma pop_macro("L")
 #pragma pop_macro("M")
 #pragma pop_macro("N")
-#pragma pop_macro("O")
 #pragma pop_macro("P")
-#pragma pop_macro("Q")
 #pragma pop_macro("R")
 #pragma pop_macro("S")
 #pragma pop_macro("T")
@@ -15574,14 +15524,8 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name,
 #pragma pop_macro("V")
 #pragma pop_macro("W")
 #pragma pop_macro("X")
-#pragma pop_macro("Y")
-#pragma pop_macro("Z")
-#pragma pop_macro("far")
 #pragma pop_macro("max")
-#pragma pop_macro("min")
-#pragma pop_macro("near")
 #pragma pop_macro("slots")
-#pragma pop_macro("small")
 #endif /* not TMOEI_PASS */
 #endif /* TASKMOE_IMPLEMENTATION */
 
