@@ -1476,6 +1476,82 @@ static void test_a_text_longer_than_the_model_takes_is_named(void)
     tmoe_ctx_destroy(ctx);
 }
 
+/* Without a config, a training from a start has the start's; without stage 1's settings, stage 1 has
+ * those of stage 2: as many steps, and a temperature that falls within them. */
+static void test_what_is_left_out_is_the_starts_and_stage_twos(void)
+{
+    tmoe_ctx *ctx = context(1);
+    tmoe_suite *suite = small_suite(ctx);
+    tmoe_config c = small_config();
+    tmoe_training t = small_training();
+    tmoe_model *start, *model[2];
+    int way;
+    t.steps = 3;
+    c.mix = TMOE_MIX_OUTPUT;
+    c.temperature = 3.0f;
+    start = tmoe_train(ctx, suite, &c, &t);
+    CHECK(start != NULL);
+    model[0] = tmoe_train_from(ctx, suite, start, NULL, NULL, &t);
+    CHECK(model[0] && tmoe_model_config(model[0])->experts == 3);
+    CHECK(model[0] && tmoe_model_config(model[0])->mix == TMOE_MIX_OUTPUT);
+    CHECK(model[0] && tmoe_model_config(model[0])->temperature == 3.0f);
+    tmoe_model_destroy(model[0]);
+    t.steps = 12;
+    for (way = 0; way < 2; way++)
+        model[way] = tmoe_train_two_stages(ctx, suite, start, way ? &c : NULL, way ? &t : NULL, &t);
+    CHECK(model[0] && model[1] && model[0]->size == model[1]->size
+        && memcmp(model[0]->theta, model[1]->theta, model[0]->size * sizeof(float)) == 0);
+    tmoe_model_destroy(model[0]);
+    tmoe_model_destroy(model[1]);
+    tmoe_model_destroy(start);
+    tmoe_suite_destroy(suite);
+    tmoe_ctx_destroy(ctx);
+}
+
+/* Saves model and trainer, answers, and stops. */
+static int keep_and_stop(void *user, const tmoe_progress *p)
+{
+    tmoe_model *model = tmoe_trainer_model(p->trainer);
+    char text[64];
+    if (p->step < 5) return 0;
+    CHECK(tmoe_model_save(model, "build/test_kept.safetensors") == TMOE_OK);
+    CHECK(tmoe_trainer_save(p->trainer, "build/test_kept.trainer.safetensors") == TMOE_OK);
+    CHECK(tmoe_answer(model, "upper", "apple", (char *)user, 64) == TMOE_OK);
+    CHECK(tmoe_answer(model, "nothing", "apple", text, 64) != TMOE_OK); /* its error is its own */
+    return 1;
+}
+
+static void test_a_cancelled_training_is_kept_by_its_callback(void)
+{
+    tmoe_ctx *ctx = context(1);
+    tmoe_suite *suite = small_suite(ctx);
+    tmoe_config c = small_config();
+    tmoe_training t = small_training();
+    tmoe_model *model;
+    tmoe_trainer *trainer;
+    char said[64], says[64];
+    t.progress = keep_and_stop;
+    t.progress_user = said;
+    model = tmoe_train(ctx, suite, &c, &t);
+    CHECK(model == NULL && tmoe_error(ctx) == TMOE_ERR_CANCELLED);
+    CHECK_TEXT(tmoe_error_message(ctx),
+        "trainer_run: stopped by the progress callback after step 5");
+    model = tmoe_model_load(ctx, "build/test_kept.safetensors");
+    CHECK(model && model->step == 5);
+    CHECK(model && tmoe_answer(model, "upper", "apple", says, sizeof says) == TMOE_OK);
+    CHECK_TEXT(says, said);
+    t.progress = NULL;
+    trainer = model ? tmoe_trainer_create(model, suite, &t) : NULL;
+    CHECK(trainer && tmoe_trainer_load(trainer, "build/test_kept.trainer.safetensors") == TMOE_OK);
+    CHECK(trainer && tmoe_trainer_run(trainer) == TMOE_OK && trainer->steps_done == t.steps);
+    tmoe_trainer_destroy(trainer);
+    tmoe_model_destroy(model);
+    tmoe_suite_destroy(suite);
+    tmoe_ctx_destroy(ctx);
+    (void)remove("build/test_kept.safetensors");
+    (void)remove("build/test_kept.trainer.safetensors");
+}
+
 /* Lines of very different lengths: each input has a short accepted output and a long one. */
 static tmoe_suite *uneven_suite(tmoe_ctx *ctx, char texts[2][40][64])
 {
@@ -1932,6 +2008,8 @@ TEST_MAIN("test_model", RUN(test_gradients_of_every_mix_and_selection);
           RUN(test_alternating_updates_leave_the_other_part_alone);
           RUN(test_all_problems_of_a_config_are_in_one_message);
           RUN(test_a_text_longer_than_the_model_takes_is_named);
+          RUN(test_what_is_left_out_is_the_starts_and_stage_twos);
+          RUN(test_a_cancelled_training_is_kept_by_its_callback);
           RUN(test_no_step_takes_more_than_was_planned);
           RUN(test_memory_is_known_before_it_is_allocated);
           RUN(test_a_plan_of_what_cannot_be_trained_is_refused);
