@@ -511,10 +511,10 @@ typedef struct tmoe_task_lines {
     int count, test_count; /* lines; the last test_count of them, fewer than count, are for test */
 } tmoe_task_lines;
 
-/* tmoe_suite_create, tmoe_suite_destroy - an empty suite, for tasks that a program makes    >>suite */
+/* tmoe_suite_create, tmoe_suite_destroy - an empty suite, for tasks that a program makes  >>suite */
 TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx);
 TMOE_DEF void tmoe_suite_destroy(tmoe_suite *suite);
-/* tmoe_suite_add - adds a task with its lines to a suite                                    >>suite
+/* tmoe_suite_add - adds a task with its lines to a suite                                   >>suite
  *   suite   in, out: pointers of tmoe_suite_task become invalid
  *   lines   in: all texts are copied
  *   errors  TMOE_ERR_ARGUMENT: no name, instruction, inputs or outputs, a NULL among them, not
@@ -522,16 +522,16 @@ TMOE_DEF void tmoe_suite_destroy(tmoe_suite *suite);
  *           TMOE_ERR_DATA: an empty text, invalid UTF-8, a task of this name is there already
  *   cost    a copy of the texts, and a comparison of the name with that of each task */
 TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const tmoe_task_lines *lines);
-/* tmoe_suite_find - index of the task with this name, or -1; thread any                     >>suite
+/* tmoe_suite_find - index of the task with this name, or -1; thread any                    >>suite
  *   cost  a comparison of names a task */
 TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name);
-/* tmoe_suite_count - the number of tasks of a suite; thread any                             >>suite */
+/* tmoe_suite_count - the number of tasks of a suite; thread any                         >>suite */
 TMOE_DEF int tmoe_suite_count(const tmoe_suite *suite);
-/* tmoe_suite_task - task i of a suite; thread any                                           >>suite
+/* tmoe_suite_task - task i of a suite; thread any                                          >>suite
  *   returns  the suite's own, valid until a task is added or the suite is destroyed; all tasks are
  *            one array, as tmoe_model_create takes it. NULL unless 0 <= i < count */
 TMOE_DEF const tmoe_task *tmoe_suite_task(const tmoe_suite *suite, int i);
-/* tmoe_metric_name - a metric's name in files; thread any                                   >>suite
+/* tmoe_metric_name - a metric's name in files; thread any                                  >>suite
  *   returns  "exact_match", "accuracy", "macro_f1", "token_f1", "rouge_l", "matthews" or "pearson";
  *            "unknown" for any other number */
 TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric);
@@ -1215,7 +1215,7 @@ TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, con
 #endif
 /* ---- API: files (>>suite, >>files, >>bart); none with TMOE_NO_STDIO -------------------------- */
 #ifndef TMOE_NO_STDIO
-/* tmoe_suite_load - reads a folder of tasks                                                 >>suite
+/* tmoe_suite_load - reads a folder of tasks                                                >>suite
  *   folder  in: holds tasks in one or more of three layouts:
  *             NAME.tsv here or in tasks/: lines "input TAB output [TAB another accepted output ...]"
  *             TASK/TASK_{k}_{seed}_{train,dev,test}.tsv: CrossFit's. The first sample (k and seed) is
@@ -1233,9 +1233,9 @@ TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, con
  *   returns the suite, to be destroyed before the context
  *   errors  TMOE_ERR_FILE, TMOE_ERR_FORMAT (JSON), TMOE_ERR_DATA (texts that are empty or not UTF-8,
  *           unknown metrics, labels or names ...): the message begins with file:line
- *   cost    a pass over the files. A byte-order mark before a text, and CR before LF, are ignored */
+ *   cost    a pass over the files; a byte-order mark before a text and CR before LF are ignored */
 TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const char *split);
-/* tmoe_model_save - writes a model to one safetensors file                                  >>files
+/* tmoe_model_save - writes a model to one safetensors file                                 >>files
  *   What is written: config, tokenizer, tasks, generation, parameters, and the optimiser steps done,
  *   which set the temperature. What is not: disabled experts.
  *   path    in: a temporary file beside it is written and flushed to the disk, then takes its name.
@@ -1244,7 +1244,7 @@ TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const ch
  *           text is not UTF-8, so that the file could not be read again
  *   cost    a pass over the parameters */
 TMOE_DEF tmoe_result tmoe_model_save(const tmoe_model *model, const char *path);
-/* tmoe_model_load - reads what tmoe_model_save or tmoe_trainer_save wrote, 0.1's as well    >>files
+/* tmoe_model_load - reads what tmoe_model_save or tmoe_trainer_save wrote, 0.1's as well   >>files
  *   path     in: where the system can, its parameters are used as they lie in the file, which is
  *            mapped: only pages that are used are read, and training writes to copies. Do not change
  *            or cut off the file while the model is in use; saving over it is safe, because the old
@@ -1258,7 +1258,7 @@ TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path);
  *   with the seed, and a hash of the tokenised lines. tmoe_model_load reads the model alone.
  *   path, errors, cost  as tmoe_model_save, for three to four times the bytes */
 TMOE_DEF tmoe_result tmoe_trainer_save(const tmoe_trainer *trainer, const char *path);
-/* tmoe_trainer_load - continues a training where tmoe_trainer_save left it                  >>files
+/* tmoe_trainer_load - continues a training where tmoe_trainer_save left it                 >>files
  *   With the same settings and version of the library all further bits are those of a training that
  *   never stopped, on any number of threads.
  *   trainer  in, out: made for the same config, tasks, tokenizer, lines and settings. These may be
