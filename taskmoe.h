@@ -1951,7 +1951,7 @@ static int tmoei_draw(uint64_t seed, uint64_t stream, uint64_t counter, int *ord
         order[other] = order[i];
         order[i] = chosen;
     }
-    return wanted < n ? wanted : n;
+    return tmoei_least(wanted, n);
 }
 
 /* ---- streams ------------------------------------------------------------------------------------
@@ -3078,11 +3078,11 @@ TMOEI_KERNEL void TMOEI_FN(dots)(tmoei_matrix a, tmoei_matrix b, tmoei_output c)
     tmoei_matrix rows = a, columns = b;
     tmoei_output out = c;
     for (int k = 0; k < a.cols; k += depth) {
-        rows.cols = columns.cols = a.cols - k < depth ? a.cols - k : depth;
+        rows.cols = columns.cols = tmoei_least(a.cols - k, depth);
         columns.x = b.x + k;
         out.beta = k > 0 ? 1.0f : c.beta;
         for (int m = 0; m < a.rows; m += height) {
-            rows.rows = a.rows - m < height ? a.rows - m : height;
+            rows.rows = tmoei_least(a.rows - m, height);
             rows.x = a.x + (size_t)m * a.stride + k;
             out.x = c.x + (size_t)m * c.stride;
             TMOEI_FN(dots_of)[rows.rows](rows, columns, out);
@@ -3330,7 +3330,7 @@ TMOEI_KERNEL void TMOEI_FN(merge)(float *out, int more, const float *theta, size
     }
 
     for (size_t from = done; from < n; from += TMOEI_MERGE_SUMS) {
-        const size_t m = n - from < TMOEI_MERGE_SUMS ? n - from : TMOEI_MERGE_SUMS;
+        const size_t m = tmoei_least_size(n - from, TMOEI_MERGE_SUMS);
         for (int e = 0; e < experts; e += 4) {
             const float *lines = theta + (size_t)e * stride + from;
             /* The processor does not foresee the next four lines where they are short: every fourth
@@ -3958,7 +3958,7 @@ static void tmoei_sweep_chunk(void *arg, int chunk, int lane)
     const tmoei_sweep_job *s = (const tmoei_sweep_job *)arg;
     const size_t at = (size_t)chunk * s->grain, left = s->total - at;
     (void)lane;
-    s->fn(s->ctx, s->job, at, left < s->grain ? left : s->grain);
+    s->fn(s->ctx, s->job, at, tmoei_least_size(left, s->grain));
 }
 
 /* Runs fn on all of `total`, `grain` of them a chunk. */
@@ -3998,7 +3998,7 @@ static double tmoei_dot(const tmoe_ctx *ctx, const float *a, const float *b, siz
 {
     double sum = 0.0;
     for (size_t at = 0; at < n; at += chunk)
-        sum += (double)ctx->kernels->dot(a + at, b + at, n - at < chunk ? n - at : chunk);
+        sum += (double)ctx->kernels->dot(a + at, b + at, tmoei_least_size(n - at, chunk));
     return sum;
 }
 
@@ -4613,7 +4613,7 @@ static void tmoei_column_sums(const tmoe_ctx *ctx, const void *job, size_t at, s
         const size_t left = s->rows - row;
         const int more = s->beta != 0.0f || row > 0;
         ctx->kernels->merge(s->sums + at, more, s->x + row * s->cols + at, s->cols, ones,
-            (int)(left < TMOEI_COLUMN_ROWS ? left : TMOEI_COLUMN_ROWS), n);
+            (int)tmoei_least_size(left, TMOEI_COLUMN_ROWS), n);
     }
 }
 
@@ -6837,7 +6837,7 @@ static void tmoei_merge_sweep(const tmoe_ctx *ctx, const void *job, size_t at, s
     const size_t end = at + count;
 
     while (at < end) {
-        const size_t n = end - at < TMOEI_MERGE_PIECE ? end - at : TMOEI_MERGE_PIECE;
+        const size_t n = tmoei_least_size(end - at, TMOEI_MERGE_PIECE);
         if (s->tasks == 1)
             ctx->kernels->merge(s->merged + at, 0, s->experts + at, s->block, s->route,
                 s->expert_count, n);
@@ -6852,7 +6852,7 @@ static void tmoei_merge_backward_piece(const tmoe_ctx *ctx, const tmoei_merge_jo
     float *partial, size_t e, size_t t, size_t at, size_t n)
 {
     const size_t E = (size_t)s->expert_count, left = (size_t)s->tasks - t,
-                 four = left < 4 ? left : 4;
+                 four = tmoei_least_size(left, 4);
     const size_t expert = e * s->block + at;
     tmoei_merge_lines lines;
     int used = 0; /* any task: with r_te = 0 for all, only dots are needed */
@@ -6890,7 +6890,7 @@ static void tmoei_merge_backward_sweep(const tmoe_ctx *ctx, const void *job, siz
     }
 
     while (at < end) {
-        const size_t n = end - at < TMOEI_MERGE_PIECE ? end - at : TMOEI_MERGE_PIECE;
+        const size_t n = tmoei_least_size(end - at, TMOEI_MERGE_PIECE);
         for (size_t e = 0; e < E; e++)
             for (size_t t = 0; t < T; t += 4)
                 tmoei_merge_backward_piece(ctx, s, partial, e, t, at, n);
@@ -9137,7 +9137,7 @@ static void tmoei_trainer_updates(tmoe_trainer *trainer)
                 return;
             tmoei_update *update = &trainer->updates[trainer->update_count++];
             update->offset = p->offset + done;
-            update->count = left < TMOEI_UPDATE_FLOATS ? left : TMOEI_UPDATE_FLOATS;
+            update->count = tmoei_least_size(left, TMOEI_UPDATE_FLOATS);
             update->rate = p->rate;
             update->decay = p->decay;
             update->norm = 0.0;
@@ -12210,7 +12210,7 @@ static tmoe_result tmoei_merge_read(tmoei_bpe *t, const char *left, size_t a, co
         return tmoei_fail(t->base.ctx, TMOE_ERR_FORMAT,
             "%s: merge %d joins '%.*s' and '%.*s'; both and what they "
             "make must be tokens of the vocabulary",
-            name, number, (int)(a < 60 ? a : 60), left, (int)(b < 60 ? b : 60), right);
+            name, number, (int)tmoei_least_size(a, 60), left, (int)tmoei_least_size(b, 60), right);
     return tmoei_merge_add(t, x, y, result) ? TMOE_OK : TMOE_ERR_MEMORY;
 }
 
