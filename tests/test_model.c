@@ -250,6 +250,35 @@ static void test_random_routes_are_drawn_for_each_example(void)
     unmake(&s);
 }
 
+/* What succeeds clears the error of the call before; what only reads leaves it. */
+static void test_a_call_that_succeeds_leaves_no_error(void)
+{
+    tmoe_config c = small_config();
+    tmoe_training training = small_training();
+    const char *path = "build/test_error.safetensors";
+    float route[6];
+    training.steps = 1;
+    set s = make(1, &c, &training);
+    if (!s.trainer) return;
+    for (int call = 0; call < 8; call++) {
+        CHECK(tmoe_route_of_task(s.model, -1, route) == TMOE_ERR_ARGUMENT);
+        (void)tmoe_ctx_threads(s.ctx);
+        (void)tmoe_model_find_task(s.model, "none");
+        CHECK(tmoe_error(s.ctx) == TMOE_ERR_ARGUMENT);
+        if (call == 0) CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
+        if (call == 1) CHECK(tmoe_trainer_run(s.trainer) == TMOE_OK); /* nothing is left to do */
+        if (call == 2) (void)tmoe_trainer_validation_loss(s.trainer);
+        if (call == 3) CHECK(tmoe_trainer_save(s.trainer, path) == TMOE_OK);
+        if (call == 4) CHECK(tmoe_trainer_load(s.trainer, path) == TMOE_OK);
+        if (call == 5) CHECK(tmoe_route_of_task(s.model, 0, route) == TMOE_OK);
+        if (call == 6) tmoe_tape_destroy(tmoe_tape_create(s.ctx));
+        if (call == 7) tmoe_tokenizer_destroy(tmoe_suite_tokenizer(s.ctx, s.suite, 300));
+        CHECK(tmoe_error(s.ctx) == TMOE_OK && !*tmoe_error_message(s.ctx));
+    }
+    (void)remove(path);
+    unmake(&s);
+}
+
 static int order_of_numbers(const void *a, const void *b)
 {
     const uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
@@ -1980,6 +2009,7 @@ TEST_MAIN("test_model", RUN(test_gradients_of_every_mix_and_selection);
           RUN(test_a_disabled_expert_gets_no_weight);
           RUN(test_exploration_leaves_disabled_experts_alone);
           RUN(test_random_routes_are_drawn_for_each_example); RUN(test_random_streams_do_not_meet);
+          RUN(test_a_call_that_succeeds_leaves_no_error);
           RUN(test_tuning_the_experts_leaves_other_layers_alone);
           RUN(test_both_mixes_agree_on_one_hot_routes);
           RUN(test_param_mix_is_the_dense_model_of_its_merged_blocks);
