@@ -10255,10 +10255,10 @@ static void tmoei_buffer_json_number(tmoe_ctx *ctx, tmoei_buffer *buffer, double
     tmoei_buffer_add(ctx, buffer, text, strlen(text));
 }
 
-static void tmoei_buffer_json_string(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text,
+/* The inside of a JSON string. */
+static void tmoei_buffer_json_text(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text,
     size_t length)
 {
-    tmoei_buffer_add(ctx, buffer, "\"", 1);
     for (size_t i = 0; i < length; i++) {
         const unsigned char c = (unsigned char)text[i];
         if (c == '"' || c == '\\') tmoei_buffer_add(ctx, buffer, "\\", 1);
@@ -10267,6 +10267,13 @@ static void tmoei_buffer_json_string(tmoe_ctx *ctx, tmoei_buffer *buffer, const 
         else
             tmoei_buffer_add(ctx, buffer, text + i, 1);
     }
+}
+
+static void tmoei_buffer_json_string(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text,
+    size_t length)
+{
+    tmoei_buffer_add(ctx, buffer, "\"", 1);
+    tmoei_buffer_json_text(ctx, buffer, text, length);
     tmoei_buffer_add(ctx, buffer, "\"", 1);
 }
 
@@ -11303,28 +11310,28 @@ TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, in
 /* ==== >>tokenizer: bytes, and byte-level BPE =====================================================
  * A text is cut into words as GPT-2 does (a space belongs to the word behind it), a word's bytes
  * become tokens, and the earliest merge that applies is done until none applies. Without merges
- * these are plain bytes. Our own tokenizers number <s>, <pad>, </s> 0, 1, 2, byte b 3 + b, then one
- * token a merge; loaded ones have the ids of their vocabulary. In files every tokenizer is a
- * tokenizer.json as Hugging Face's. */
+ * these are plain bytes. Tokenizers made here number <s>, <pad>, </s> 0, 1, 2, byte b 3 + b, then
+ * one token a merge; loaded ones have the ids of their vocabulary. Every tokenizer is saved as a
+ * tokenizer.json of Hugging Face's. */
 
-/* ---- a table of indices by hash: open addressing, never more than half full ------------------ */
+/* ---- hash table from hashes to indices: open addressing, at most half full ------------------- */
 
 typedef struct tmoei_slot {
     uint64_t hash;
-    int value;
-} tmoei_slot; /* index + 1; 0: empty */
+    int value; /* index + 1; 0: empty */
+} tmoei_slot;
 
 typedef struct tmoei_table {
     tmoei_slot *slots;
-    size_t size, used;
+    size_t size, used; /* size: 0 or a power of two */
 } tmoei_table;
 
-/* The next index with this hash, or -1; *at begins at 0 and counts the places that were looked at.
- * */
+/* The next index with this hash, or -1. *at begins at 0 and keeps the place of the search. */
 static int tmoei_table_find(const tmoei_table *table, uint64_t hash, size_t *at)
 {
     while (table->size) {
-        const tmoei_slot *slot = &table->slots[(size_t)(hash + (*at)++) & (table->size - 1)];
+        const tmoei_slot *slot = &table->slots[(size_t)(hash + *at) & (table->size - 1)];
+        (*at)++;
         if (!slot->value || slot->hash == hash) return slot->value - 1;
     }
     return -1;
@@ -11342,7 +11349,8 @@ static int tmoei_table_add(tmoe_ctx *ctx, tmoei_table *table, uint64_t hash, int
     const tmoei_slot slot = { hash, index + 1 };
     if (2 * (table->used + 1) > table->size) {
         tmoei_table bigger = { NULL, table->size ? 2 * table->size : 64, table->used };
-        if (!(bigger.slots = (tmoei_slot *)tmoei_alloc(ctx, bigger.size, sizeof slot, 1))) return 0;
+        bigger.slots = (tmoei_slot *)tmoei_alloc(ctx, bigger.size, sizeof slot, 1);
+        if (!bigger.slots) return 0;
         for (size_t i = 0; i < table->size; i++)
             if (table->slots[i].value) tmoei_table_put(&bigger, table->slots[i]);
         tmoei_free(ctx, table->slots);
@@ -11353,7 +11361,7 @@ static int tmoei_table_add(tmoe_ctx *ctx, tmoei_table *table, uint64_t hash, int
     return 1;
 }
 
-/* FNV-1a, then mixed: neighbouring texts must not be neighbours */
+/* FNV-1a, then mixed: similar texts get distant slots. */
 static uint64_t tmoei_text_hash(const char *text, size_t length)
 {
     uint64_t hash = UINT64_C(0xcbf29ce484222325);
@@ -11374,32 +11382,40 @@ static int tmoei_pair_find(const tmoei_table *table, int left, int right)
     return tmoei_table_find(table, tmoei_pair_hash(left, right), &at);
 }
 
-/* ---- the tokenizer --------------------------------------------------------------------------- */
+/* ---- the tokenizer: tokens, merges, special tokens ------------------------------------------- */
 
-#define TMOEI_BYTES_FIRST 3 /* of our own: byte 0 */
-#define TMOEI_MERGES_FIRST 259
+#define TMOEI_BYTES_FIRST 3 /* id of byte 0 in tokenizers made here */
+#define TMOEI_MERGES_FIRST (TMOEI_BYTES_FIRST + 256)
 #define TMOEI_TOKENS_MAX 1000000
-#define TMOEI_TOKEN_BYTES 65536 /* a token's most: merges that double each other ask for the moon */
+#define TMOEI_TOKEN_BYTES 65536
 
 typedef struct tmoei_merge_pair {
     int left, right, result;
 } tmoei_merge_pair;
 
-/* left_strip swallows space; an ordinary one is only found before anything is cut into words */
-typedef struct tmoei_special_token {
-    int id, left_strip, ordinary;
+typedef struct tmoei_token { /* bytes[start] up to bytes[start + length]; length 0: no such id */
+    size_t start, length;
+} tmoei_token;
+
+typedef struct tmoei_special_token { /* found in a text before it is cut into words */
+    int id;
+    int left_strip; /* takes white space before it along */
+    int ordinary;   /* part of the text: decoding keeps it */
 } tmoei_special_token;
 
 typedef struct tmoei_bpe {
     tmoe_tokenizer base;
-    int merge_count, special_count, byte_id[256], prefix_space;
-    char *bytes; /* token i stands for bytes[starts[i]] to bytes[starts[i + 1]] */
-    size_t *starts, bytes_used, bytes_capacity, starts_capacity, merges_capacity, specials_capacity;
-    tmoei_table ids, pairs; /* of tokens by their bytes, of merges by their pairs */
+    int merge_count, special_count, run_count;
+    int byte_id[256]; /* -1: none */
+    int prefix_space; /* every text is encoded with a space before it */
+    char *bytes;
+    tmoei_token *tokens; /* by id */
+    size_t bytes_used, bytes_capacity, tokens_capacity, merges_capacity, specials_capacity;
+    tmoei_table ids;   /* tokens by their bytes */
+    tmoei_table pairs; /* merges by their two tokens */
     tmoei_merge_pair *merges;
     tmoei_special_token *specials;
     uint32_t *runs; /* of letters and numbers: 4 * first code point + kind */
-    int run_count;
 } tmoei_bpe;
 
 static const tmoei_bpe *tmoei_bpe_of(const tmoe_tokenizer *tokenizer)
@@ -11409,50 +11425,62 @@ static const tmoei_bpe *tmoei_bpe_of(const tmoe_tokenizer *tokenizer)
 
 static const char *tmoei_token_text(const tmoei_bpe *t, int i)
 {
-    return t->bytes + t->starts[i];
+    return t->bytes + t->tokens[i].start;
 }
 
 static size_t tmoei_token_length(const tmoei_bpe *t, int i)
 {
-    return t->starts[i + 1] - t->starts[i];
+    return t->tokens[i].length;
 }
 
-/* The token that stands for these bytes, or -1. */
+/* The token with these bytes, or -1. */
 static int tmoei_token_find(const tmoei_bpe *t, const char *text, size_t length)
 {
     const uint64_t hash = tmoei_text_hash(text, length);
     size_t at = 0;
-    int id;
-    do id = tmoei_table_find(&t->ids, hash, &at);
+    int id = tmoei_table_find(&t->ids, hash, &at);
     while (id >= 0
         && (tmoei_token_length(t, id) != length
-            || memcmp(tmoei_token_text(t, id), text, length) != 0));
+            || memcmp(tmoei_token_text(t, id), text, length) != 0))
+        id = tmoei_table_find(&t->ids, hash, &at);
     return id;
 }
 
-/* Adds the next token; one without bytes is a hole in the vocabulary. */
+/* Makes a token with an id that has none. It is not found by its bytes until it is published. */
+static int tmoei_token_put(tmoei_bpe *t, int id, const char *text, size_t length)
+{
+    const tmoei_token token = { t->bytes_used, length }, none = { 0, 0 };
+    tmoe_ctx *ctx = t->base.ctx;
+    if (!tmoei_grow(ctx, &t->bytes, &t->bytes_capacity, t->bytes_used + length, 1)
+        || !tmoei_grow(ctx, &t->tokens, &t->tokens_capacity, (size_t)id + 1, sizeof token))
+        return 0;
+    while (t->base.vocabulary <= id) t->tokens[t->base.vocabulary++] = none;
+    t->tokens[id] = token;
+    memcpy(t->bytes + t->bytes_used, text, length);
+    t->bytes_used += length;
+    return 1;
+}
+
+static int tmoei_token_publish(tmoei_bpe *t, int id)
+{
+    const char *text = tmoei_token_text(t, id);
+    const size_t n = tmoei_token_length(t, id);
+    if (n == 1) t->byte_id[(unsigned char)text[0]] = id;
+    return tmoei_table_add(t->base.ctx, &t->ids, tmoei_text_hash(text, n), id);
+}
+
+/* Makes the next token and publishes it. */
 static int tmoei_token_add(tmoei_bpe *t, const char *text, size_t length)
 {
-    const size_t V = (size_t)t->base.vocabulary;
-    if (!tmoei_grow(t->base.ctx, &t->bytes, &t->bytes_capacity, t->bytes_used + length + 1, 1)
-        || !tmoei_grow(t->base.ctx, &t->starts, &t->starts_capacity, V + 2, sizeof(size_t))
-        || (length
-            && !tmoei_table_add(t->base.ctx, &t->ids, tmoei_text_hash(text, length),
-                t->base.vocabulary)))
-        return 0;
-    if (length) memcpy(t->bytes + t->bytes_used, text, length);
-    t->starts[V] = t->bytes_used;
-    t->starts[V + 1] = t->bytes_used += length;
-    if (length == 1) t->byte_id[(unsigned char)text[0]] = t->base.vocabulary;
-    t->base.vocabulary++;
-    return 1;
+    const int id = t->base.vocabulary;
+    return tmoei_token_put(t, id, text, length) && tmoei_token_publish(t, id);
 }
 
 static int tmoei_merge_add(tmoei_bpe *t, int left, int right, int result)
 {
     const tmoei_merge_pair merge = { left, right, result };
-    if (!tmoei_grow(t->base.ctx, &t->merges, &t->merges_capacity, (size_t)t->merge_count + 1,
-            sizeof merge)
+    const size_t n = (size_t)t->merge_count + 1;
+    if (!tmoei_grow(t->base.ctx, &t->merges, &t->merges_capacity, n, sizeof merge)
         || !tmoei_table_add(t->base.ctx, &t->pairs, tmoei_pair_hash(left, right), t->merge_count))
         return 0;
     t->merges[t->merge_count++] = merge;
@@ -11468,11 +11496,11 @@ static int tmoei_special_add(tmoei_bpe *t, int id, int left_strip, int ordinary)
     return 1;
 }
 
-static int tmoei_special_is(const tmoei_bpe *t, int id)
+static const tmoei_special_token *tmoei_special_of(const tmoei_bpe *t, int id)
 {
     for (int i = 0; i < t->special_count; i++)
-        if (t->specials[i].id == id) return !t->specials[i].ordinary;
-    return 0;
+        if (t->specials[i].id == id) return &t->specials[i];
+    return NULL;
 }
 
 static void tmoei_bpe_destroy(tmoe_tokenizer *tokenizer)
@@ -11480,7 +11508,7 @@ static void tmoei_bpe_destroy(tmoe_tokenizer *tokenizer)
     tmoei_bpe *t = (tmoei_bpe *)tokenizer;
     tmoe_ctx *ctx = tokenizer->ctx;
     tmoei_free(ctx, t->bytes);
-    tmoei_free(ctx, t->starts);
+    tmoei_free(ctx, t->tokens);
     tmoei_free(ctx, t->runs);
     tmoei_free(ctx, t->merges);
     tmoei_free(ctx, t->specials);
@@ -11508,7 +11536,7 @@ static tmoei_bpe *tmoei_bpe_if_good(tmoei_bpe *t)
     return t;
 }
 
-/* Looks up the special tokens: the last step of making a tokenizer. NULL where something failed. */
+/* The last step of making a tokenizer: looks up its special tokens. NULL where something failed. */
 static tmoe_tokenizer *tmoei_bpe_finish(tmoei_bpe *t)
 {
     if (!tmoei_bpe_if_good(t)) return NULL;
@@ -11517,65 +11545,48 @@ static tmoe_tokenizer *tmoei_bpe_finish(tmoei_bpe *t)
 }
 
 /* ---- letters and numbers of Unicode -------------------------------------------------------------
- * \p{L} and \p{N}: runs of one kind from U+0080 on, each 3 * length + kind (0 other, 1 letter, 2
- * number) in digits of base 32, the last one from the first half of the alphabet, those before it
- * from the second (tests/make_unicode.py). */
+ * \p{L} and \p{N} of Unicode 16, which Hugging Face's tokenizers 0.23 follow; made by
+ * tests/make_unicode.py. The table lists runs of one kind from U+0080 on, each as the number
+ * 3 * length + kind (0 other, 1 letter, 2 number) in base 32: the last digit is from the first half
+ * of the alphabet, those before it from the second. */
 static const char tmoei_unicode_digits[] =
     "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-";
 static const char tmoei_unicode_runs[] =
     "jeEVIDEJFEDLDiGDieDhqfMhFhKQVEDEsDQDHGNDESEDKDEDhdDnaDtCYvTDjTGESjcmViSMNkHkChfhAMHDpKDEhNHVHh"
-    "AKGEhQEDib"
-    "iXoMhBEhKhAjEbHMEPiDMEbEJEiFiMVhCPiJDWhQjflOlDJEhWEVfMhADhRMZGHGiDDWDEJNJEhQEhHHDKMhAHGUGEYTMH"
-    "GiDDWDHDHD"
-    "HidNDEVhAGKhQcDKDiDDWDHDQJEhWEhNHMhAbEhBZGHGiDDWDHDQJEiaHDKMhADEUhBEDTJKDNJHDEDHJHJKJhFiCEhfhJ"
-    "hWZDKDiGDh"
-    "RJEiOKDHGHMhAYXDEMZDKDiGDfDQJEiaKDHMhADHhTcDKDjcGEhQEPKDXKMhbDTPhXJiJDcDEGWidhAhTkRDHhEWbhAjVH"
-    "DEDQDiJDED"
-    "fDHbEGQDEbhAGNjAEidhehEZDjNiRQqZkChcEhASTMNJEJHVKMhIhEEDhASjTDEPEGkCD-"
-    "IDNGWDEDNGjcDNGjEDNGWDEDNGhODlMDNG"
-    "mKhKheJhRhQoDGTJh6FGhUDiPPnCJLZVhXhHhahKhXhKhIDKhNkdjJEMEJhAShAiChASoMVQGjHDEPmTeiejVhAibGQhBk"
-    "FMiPShDjPi"
-    "GblAkBhAShAhHEoXkOhTZJhAjbibhHHhAkFiOjNiUhAJKhAjNGhCPkCGKjbNDTDHJEPyBmA6DGTGjTGTGZDEDEDEDieGlA"
-    "DWDEJKDWJN"
-    "GTMhIPKDWqZFEGUPEhAShIpPEMEGfDEJQSEDEDEDNDhCGNPQMEDkbHRikClWnKiEh7CicjqE1QSNJHbFGjTDEPEGlJVEhQ"
-    "iGbWDWDWDW"
-    "DWDWDWDWnQEhrfHFiLdVQGLHMoDSKDoPDNPkCDobJOejBkQhRjAhAiaaDhPjAhAjVhP+"
-    "AzqBmAig9ImJkLG5IJhRhAHhckOhQieGmThA"
-    "jVcGpWGnXhchUDKDNDiGhHUekdhKkXiUhAiITJEDHDhAiVeiGiLiYVkOiUEhASQDfhAQDjciFKDZMhASiGJEJkXDEJHGQG"
-    "EDEiIKGhCV"
-    "KhETGTGTbWDWDkCDhLSqahHhAShg3NhEiGMkU44MhiLGpfjSWhEQPEDfDhIDQDEDHDHDqFjDhiChWmBGlDjYhFqcQDsWhZ"
-    "hAViPSiPhB"
-    "oMJTGTGTGKjJhFDiPDhaDHDhOGhLjGrShEkJhElNhTI2ciYJkUhQiTMjBObhdFZFPjTeibGjNMZDRjeubGhASjNMjNMjZY"
-    "kdhEhCDhOD"
-    "WDHDhCDhODWDHJkdhE9GbiDeZiITDjfDcmPTGEDkFDHJEGiGGaiGGXieYdkQhaDHPRiDUMiPSiPjSlJMIHhSGkMEhNNDKD"
-    "iYediFiYID"
-    "iYLjAZDiVSRhQlDeiDGahaPahXiFXnQmclFkahHkaVUjNhEhAShAiVbiG0OifDjfSHhQTlIiYhAEYiDhBOiRhXkKiAXhci"
-    "GhElAiOicD"
-    "HGEhHkIjAiMVhAbjNhNhAMEGEYjKJEhEkRhKNhBhAEDEMhehBhXDiMhZHldWDEDNDhODfVkOhThAhBZGHGiDDWDHDQJEhW"
-    "EhEQiafDEG"
-    "EDjTDEiLEDEkElAhWNPhAPKiakRhcHDEYhAvSkOjbNjMkRhcEhBhAjSkChHEVhASheiUiShfhGMWxLkFqcmBhbhEZGEGZD"
-    "HDiJhNEDEh"
-    "KhAmSZGjWhQEDEiUEejZVEhfEhBkLhZEhWmcyVjEhNhAScDjQhTEhNiZPibqQWDHDjThfEbhASTDHDjBhKEVhASkFMhA3C"
-    "hahNEDhIDj"
-    "HiUhAoCEhNiBkBi2PpSqPhTyNn3EpEhNjkRhTTiLr2SPh2W0hLibhWhAliSh1MVieDhASnODhASibhWkRhQNhEhADXDiAP"
-    "hahoQkIJhA"
-    "ySmBiHbiMGiMkEnCPEmGhImAHDEhKHLb10DjbjBpDqa5vXNDWDHD7KhNEiXKGEhKNYhlFm4MqCPhIJcVfsoChAkqShehEh"
-    "eqEiNsVoAD"
-    "mWDHGEGHGNDhFDEDWDmEDNGZDWDiVDNDQDEJWD-"
-    "dGiMDiMDieDiMDieDiMDieDiMDieDiMDZGkYloAieST4PlbtWkIeWGhAME+DibhWk"
-    "FMhAhsCiVMhA0CibGEhAyPieDKDHDWGQbH1AWDNDHDhODyQGdkQmNVEMhAiqFlTDLDOnEkJDhPyGNDiSDHDEGEDfDNDEDE"
-    "SEMEDEDEDK"
-    "DHDEGEDEDEDEDEDHDEGNDWDNDNDEDfDhUPKDQDhUh2MhJolJhAjgSj9lBjAs6bGw9LG18UhNh6LnnGhybktGuvCP47fiy4"
-    "0S";
+    "AKGEhQEDibiXoMhBEhKhAjEbHMEPiDMEbEJEiFiMVhCPiJDThTjflOlDJEhWEVfMhADhRMZGHGiDDWDEJNJEhQEhHHDKMh"
+    "AHGUGEYTMHGiDDWDHDHDHidNDEVhAGKhQcDKDiDDWDHDQJEhWEhNHMhAbEhBZGHGiDDWDHDQJEiaHDKMhADEUhBEDTJKDN"
+    "JHDEDHJHJKJhFiCEhfhJhWZDKDiGDhRJEiOKGEGHMhAYXDEMZDKDiGDfDQJEidHDHMhADHhTcDKDjcGEhQEPKDXKMhbDTP"
+    "hXJiJDcDEGWidhAhTkRDHhEWbhAjVHDEDQDiJDEDfDHbEGQDEbhAGNjAEidhehEZDjNiRQqZkChcEhASTMNJEJHVKMhIhE"
+    "EDhASjTDEPEGkCD-IDNGWDEDNGjcDNGjEDNGWDEDNGhODlMDNGmKhKheJhRhQoDGTJh6FGhUDiPPnCJLZVhXhHhahKhXhK"
+    "hIDKhNkdjJEMEJhAShAiChASoMVQGjHDEPmTeiejVhAibGQhBkFMiPShDjPiGblAkBhAShAhHEoXkOhTZJhAjbibhHHhAk"
+    "FiOjNiUhAJKhAjNGhCPkCGKjbNDTDHJEPyBmA6DGTGjTGTGZDEDEDEDieGlADWDEJKDWJNGTMhIPKDWqZFEGUPEhAShIpP"
+    "EMEGfDEJQSEDEDEDNDhCGNPQMEDkbHRikClWnKiEh7CicjqE1QSNJHbFGjTDEPEGlJVEhQiGbWDWDWDWDWDWDWDWnQEhrf"
+    "HFiLdVQGLHMoDSKDoPDNPkCDobJOejBkQhRjAhAiaaDhPjAhAjVhP+AzqBmAig9ImJkLG5IJhRhAHhckOhQieGmThAjVcG"
+    "pWGmKGHDEDZhfhRDKDNDiGhHUekdhKkXiUhAiITJEDHDhAiVeiGiLiYVkOiUEhASQDfhAQDjciFKDZMhASiGJEJkXDEJHG"
+    "QGEDEiIKGhCVKhETGTGTbWDWDkCDhLSqahHhAShg3NhEiGMkU44MhiLGpfjSWhEQPEDfDhIDQDEDHDHDqFjDhiChWmBGlD"
+    "jYhFqcQDsWhZhAViPSiPhBoMJTGTGTGKjJhFDiPDhaDHDhOGhLjGrShEkJhElNhTI2ciYJkUhQiTMjBObhdFZFPjTeibGj"
+    "NMZDRjeubGhASjNMjNMjZYkdhEhCDhODWDHDhCDhODWDHJkdhE9GbiDeZiITDjfDcmPTGEDkFDHJEGiGGaiGGXieYdkQha"
+    "DHPRiDUMiPmSlJMIHhSGkMEhNNDKDiYediFiYIDiYLjAZDiVSRhQlDeiDGahaPahXiFXnQmclFkahHkaVUjNhEhAShAiVb"
+    "iG0OifDjfSHhQKlRiYhAEYiDhBOiRhXkKiAXhciGhElAiOicDHGEhHkIjAiMVhAbjNhNhAMEGEYjKJEhEkRhKNhBhAEDEM"
+    "hehBhXDiMhZHldWDEDNDhODfVkOhThAhBZGHGiDDWDHDQJEhWEhEQiafDEGEDjTDEiLEDEkElAhWNPhAPKiakRhcHDEYhA"
+    "vSkOjbNjMkRhcEhBhAjSkChHEVhASheiUiShfhGMWxLkFqcmBhbhEZGEGZDHDiJhNEDEhKhAmSZGjWhQEDEiUEejZVEhfE"
+    "hBkLhZEhWmcyVjEhNhAScDjQhTEhNiZPibqQWDHDjThfEbhASTDHDjBhKEVhA9ChahNEDhIDjHiUhAoCEhNiBkBi2PpSqP"
+    "hTyNn3EpEhNjkRhTTiLr2SPh2W0hLibhWhAliSh1MVieDhASnODhASibhWkRhQNhEhADXDiAPhahoQkIJhAySmBiHpbnCP"
+    "EmGhImAHDEiUx-JYj0Djbf6lVNDWDHD7KhNEiXKGEhKNYhlFm4MqCPhIJcVfsoChAkqShehEheqEiNsVoADmWDHGEGHGND"
+    "hFDEDWDmEDNGZDWDiVDNDQDEJWD-dGiMDiMDieDiMDieDiMDieDiMDieDiMDZGkYloAieST4PlbtWkIeWGhAME+DibhWkF"
+    "MhAhsCiVMhA0CibGEhAhtPWDNDHDhODyQGdkQmNVEMhAiqFlTDLDOnEkJDhPyGNDiSDHDEGEDfDNDEDESEMEDEDEDKDHDE"
+    "GEDEDEDEDEDHDEGNDWDNDNDEDfDhUPKDQDhUh2MhJolJhAjgSj9lBjAslPS0bGw8HhK18UhNh6LnnGhybktGuvCPspBizl"
+    "nQ";
 
 enum { TMOEI_OTHER, TMOEI_LETTER, TMOEI_NUMBER, TMOEI_SPACE, TMOEI_ENDED };
 
 static int tmoei_unicode_unpack(tmoei_bpe *t)
 {
+    const size_t most = sizeof tmoei_unicode_runs; /* a run has at least one digit */
     uint32_t value = 0, first = 0x80;
-    t->runs = (uint32_t *)tmoei_alloc(t->base.ctx, sizeof tmoei_unicode_runs, sizeof *t->runs,
-        0); /* or fewer */
-    for (const char *c = tmoei_unicode_runs; t->runs && *c; c++) {
+    t->runs = (uint32_t *)tmoei_alloc(t->base.ctx, most, sizeof *t->runs, 0);
+    if (!t->runs) return 0;
+    for (const char *c = tmoei_unicode_runs; *c; c++) {
         const uint32_t digit = (uint32_t)(strchr(tmoei_unicode_digits, *c) - tmoei_unicode_digits);
         value = value * 32 + digit % 32;
         if (digit >= 32) continue;
@@ -11583,7 +11594,7 @@ static int tmoei_unicode_unpack(tmoei_bpe *t)
         first += value / 3;
         value = 0;
     }
-    return t->runs != NULL;
+    return 1;
 }
 
 /* Kind of the character at text[at] and its bytes; a byte that is not UTF-8 is OTHER. */
@@ -11591,12 +11602,15 @@ static int tmoei_character(const tmoei_bpe *t, const char *text, size_t n, size_
 {
     uint32_t c = 0;
     if (at >= n) return TMOEI_ENDED;
-    if (!(*bytes = tmoei_utf8_next(text, n, at, &c))) {
+    *bytes = tmoei_utf8_next(text, n, at, &c);
+    if (!*bytes) {
         *bytes = 1;
         return TMOEI_OTHER;
     }
     if (tmoei_is_white_space(c)) return TMOEI_SPACE;
-    if (c < 0x80) return c >= '0' && c <= '9' ? TMOEI_NUMBER : tmoei_is_word_byte((unsigned char)c);
+    if (c >= '0' && c <= '9') return TMOEI_NUMBER;
+    if (c < 0x80) return tmoei_is_word_byte((unsigned char)c) ? TMOEI_LETTER : TMOEI_OTHER;
+
     int low = 0, high = t->run_count - 1; /* the last run that begins at c or before */
     while (low < high) {
         const int middle = (low + high + 1) / 2;
@@ -11612,59 +11626,75 @@ static int tmoei_character(const tmoei_bpe *t, const char *text, size_t n, size_
  *   's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+ */
 static size_t tmoei_word_end(const tmoei_bpe *t, const char *text, size_t length, size_t at)
 {
-    static const char *const endings[7] = { "'s", "'t", "'re", "'ve", "'m", "'ll", "'d" };
-    size_t end = at, last = at, bytes = 0;
-    int kind, now;
-    for (int i = 0; text[at] == '\'' && i < 7; i++) {
+    static const char *const endings[] = { "'s", "'t", "'re", "'ve", "'m", "'ll", "'d" };
+    for (size_t i = 0; i < sizeof endings / sizeof *endings; i++) {
         const size_t n = strlen(endings[i]);
         if (n <= length - at && memcmp(text + at, endings[i], n) == 0) return at + n;
     }
-    for (; (kind = tmoei_character(t, text, length, end, &bytes)) == TMOEI_SPACE; end += bytes)
-        last = end;
-    if (kind == TMOEI_ENDED) return end; /* white space up to the text's end */
-    if (last > at) return last;          /* all but the last of several */
-    if (end > at && text[at] != ' ') return end;
-    for (now = kind; now == kind; now = tmoei_character(t, text, length, end, &bytes)) end += bytes;
+
+    size_t end = at, last_space = at, bytes = 0;
+    int kind = tmoei_character(t, text, length, end, &bytes);
+    while (kind == TMOEI_SPACE) {
+        last_space = end;
+        end += bytes;
+        kind = tmoei_character(t, text, length, end, &bytes);
+    }
+    if (kind == TMOEI_ENDED) return end;         /* white space up to the text's end */
+    if (last_space > at) return last_space;      /* the last of several begins the next word */
+    if (end > at && text[at] != ' ') return end; /* only ' ' is part of the word behind it */
+
+    const int word = kind;
+    while (kind == word) {
+        end += bytes;
+        kind = tmoei_character(t, text, length, end, &bytes);
+    }
     return end;
 }
 
-/* ---- encoding -------------------------------------------------------------------------------- */
+/* ---- encoding -----------------------------------------------------------------------------------
+ * A word's tokens are a linked list. The merges that apply wait in a heap as rank << 32 | place:
+ * the earliest merge first, then the leftmost. A merge joins two tokens and may let one with each
+ * neighbour apply, so a word of n bytes takes O(n log n). */
 
-/* A heap of the merges that apply, each `merge << 32 | place`: the earliest first, then the
- * leftmost. */
 static void tmoei_heap_push(uint64_t *heap, int *count, uint64_t x)
 {
     int i = (*count)++;
-    for (; i > 0 && x < heap[(i - 1) / 2]; i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
+    while (i > 0 && x < heap[(i - 1) / 2]) {
+        heap[i] = heap[(i - 1) / 2];
+        i = (i - 1) / 2;
+    }
     heap[i] = x;
 }
 
 static uint64_t tmoei_heap_pop(uint64_t *heap, int *count)
 {
     const uint64_t top = heap[0], x = heap[--*count];
-    int i = 0, child;
-    for (; (child = 2 * i + 1) < *count; i = child) {
+    int i = 0;
+    while (2 * i + 1 < *count) {
+        int child = 2 * i + 1;
         if (child + 1 < *count && heap[child + 1] < heap[child]) child++;
         if (heap[child] >= x) break;
         heap[i] = heap[child];
+        i = child;
     }
     heap[i] = x;
     return top;
 }
 
 typedef struct tmoei_symbol {
-    int id, next, before;
-} tmoei_symbol; /* id and next -1: merged away, none */
+    int id, next, before; /* id -1: merged away; next, before -1: none */
+} tmoei_symbol;
 
 typedef struct tmoei_encoder {
     const tmoei_bpe *tokenizer;
-    tmoei_symbol *s; /* a word's tokens, a linked list */
+    tmoei_symbol *s; /* the word, a symbol for each byte */
     uint64_t *heap;
-    int *ids, heap_count; /* ids: out */
+    int heap_count;
+    int *ids; /* out: the first `capacity` of `count` */
     size_t capacity, count, s_capacity, heap_capacity;
 } tmoei_encoder;
 
-/* Notes the merge of the tokens at `at` and behind it, where there is one. */
+/* Pushes the merge of the tokens at `at` and behind it, where there is one. */
 static void tmoei_encoder_note(tmoei_encoder *e, int at)
 {
     if (at < 0 || e->s[at].next < 0) return;
@@ -11678,31 +11708,32 @@ static void tmoei_encoder_put(tmoei_encoder *e, int id)
     e->count++;
 }
 
-/* Merges a word's tokens, earliest merge first, leftmost first, in O(n log n), and puts what is
- * left. */
+/* Encodes one word. */
 static tmoe_result tmoei_encoder_word(tmoei_encoder *e, const char *text, size_t length)
 {
     const tmoei_bpe *t = e->tokenizer;
-    const int n = length < (size_t)INT_MAX / 8 ? (int)length : -1;
-    if (n < 0)
-        return tmoei_fail(t->base.ctx, TMOE_ERR_ARGUMENT, "encode: a word of %lu bytes",
+    tmoe_ctx *ctx = t->base.ctx;
+    if (length >= (size_t)INT_MAX / 8)
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "tokenizer_encode: a word of %lu bytes",
             (unsigned long)length);
-    /* at most 3 candidates a token ever stand in the heap */
-    if (!tmoei_grow(t->base.ctx, &e->s, &e->s_capacity, length, sizeof *e->s)
-        || !tmoei_grow(t->base.ctx, &e->heap, &e->heap_capacity, 3 * length, sizeof *e->heap))
+    /* A note for each byte, and two for each of at most n - 1 merges. */
+    if (!tmoei_grow(ctx, &e->s, &e->s_capacity, length, sizeof *e->s)
+        || !tmoei_grow(ctx, &e->heap, &e->heap_capacity, 3 * length, sizeof *e->heap))
         return TMOE_ERR_MEMORY;
+
+    const int n = (int)length;
     for (int i = 0; i < n; i++) {
-        const tmoei_symbol byte = { t->byte_id[(unsigned char)text[i]], i + 1 < n ? i + 1 : -1,
-            i - 1 };
-        e->s[i] = byte;
+        e->s[i].id = t->byte_id[(unsigned char)text[i]];
+        e->s[i].next = i + 1 < n ? i + 1 : -1;
+        e->s[i].before = i - 1;
     }
     for (int i = 0; i < n; i++) tmoei_encoder_note(e, i);
     while (e->heap_count) {
         const uint64_t first = tmoei_heap_pop(e->heap, &e->heap_count);
         const tmoei_merge_pair pair = t->merges[first >> 32];
         const int at = (int)(first & 0xffffffffu), right = e->s[at].next;
-        /* changed since it was noted */
-        if (e->s[at].id != pair.left || right < 0 || e->s[right].id != pair.right) continue;
+        if (e->s[at].id != pair.left || right < 0 || e->s[right].id != pair.right)
+            continue; /* a merge since it was noted changed one of the two */
         e->s[at].id = pair.result;
         e->s[right].id = -1;
         e->s[at].next = e->s[right].next;
@@ -11715,22 +11746,26 @@ static tmoe_result tmoei_encoder_word(tmoei_encoder *e, const char *text, size_t
     return TMOE_OK;
 }
 
-/* The words of a piece of text without special tokens; prefix: with a space before it, where it has
- * none. */
+/* Encodes the words of a piece of text without special tokens; prefix: with a space before it,
+ * unless it begins with one. */
 static tmoe_result tmoei_encoder_text(tmoei_encoder *e, const char *text, size_t length, int prefix)
 {
     tmoe_ctx *ctx = e->tokenizer->base.ctx;
     tmoe_result result = TMOE_OK;
     char *copy = NULL;
     if (prefix && length && text[0] != ' ') {
-        if (!(copy = (char *)tmoei_alloc(ctx, length + 1, 1, 0))) return TMOE_ERR_MEMORY;
+        copy = (char *)tmoei_alloc(ctx, length + 1, 1, 0);
+        if (!copy) return TMOE_ERR_MEMORY;
         copy[0] = ' ';
-        memcpy(copy + 1, text, length++);
+        memcpy(copy + 1, text, length);
         text = copy;
+        length++;
     }
-    for (size_t at = 0, end; result == TMOE_OK && at < length; at = end) {
-        end = tmoei_word_end(e->tokenizer, text, length, at);
+    size_t at = 0;
+    while (result == TMOE_OK && at < length) {
+        const size_t end = tmoei_word_end(e->tokenizer, text, length, at);
         result = tmoei_encoder_word(e, text + at, end - at);
+        at = end;
     }
     tmoei_free(ctx, copy);
     return result;
@@ -11752,51 +11787,74 @@ static const tmoei_special_token *tmoei_special_at(const tmoei_bpe *t, const cha
     return best;
 }
 
+/* Where text[at] to text[end] ends without the white space at its end. */
+static size_t tmoei_before_space(const tmoei_bpe *t, const char *text, size_t at, size_t end)
+{
+    size_t bytes = 0, behind = at;
+    while (at < end) {
+        const int kind = tmoei_character(t, text, end, at, &bytes);
+        at += bytes;
+        if (kind != TMOEI_SPACE) behind = at;
+    }
+    return behind;
+}
+
 static tmoe_result tmoei_bpe_encode(const tmoe_tokenizer *tokenizer, const char *text,
     size_t length, int flags, int *ids, size_t capacity, size_t *count)
 {
     const tmoei_bpe *t = tmoei_bpe_of(tokenizer);
     const int prefix = t->prefix_space || (flags & TMOE_TOKENIZER_PREFIX_SPACE);
-    const int frame = flags & TMOE_TOKENIZER_SPECIALS, find = flags & TMOE_TOKENIZER_FIND_SPECIALS;
     tmoe_result result = TMOE_OK;
     tmoei_encoder e;
     memset(&e, 0, sizeof e);
     e.tokenizer = t;
     e.ids = ids;
     e.capacity = capacity;
-    if (frame) tmoei_encoder_put(&e, t->base.specials[TMOE_TOKEN_BEGIN]);
-    for (size_t at = 0, end, bytes; result == TMOE_OK && at < length; at = end) {
+
+    if (flags & TMOE_TOKENIZER_SPECIALS)
+        tmoei_encoder_put(&e, tokenizer->specials[TMOE_TOKEN_BEGIN]);
+    size_t at = 0;
+    while (result == TMOE_OK && at < length) {
         const tmoei_special_token *special = NULL;
-        for (end = at; end < length; end++)
-            if (find && (special = tmoei_special_at(t, text + end, length - end)) != NULL) break;
-        size_t behind =
-            special && special->left_strip ? at : end; /* a stripping one eats space before it */
-        for (size_t i = at; behind < end && i < end; i += bytes)
-            if (tmoei_character(t, text, end, i, &bytes) != TMOEI_SPACE) behind = i + bytes;
-        result = tmoei_encoder_text(&e, text + at, behind - at, prefix);
-        if (!special) continue;
-        tmoei_encoder_put(&e, special->id);
-        end += tmoei_token_length(t, special->id);
+        size_t end = flags & TMOE_TOKENIZER_FIND_SPECIALS ? at : length;
+        while (end < length && !special) {
+            special = tmoei_special_at(t, text + end, length - end);
+            if (!special) end++;
+        }
+        const int strip = special && special->left_strip;
+        const size_t piece = strip ? tmoei_before_space(t, text, at, end) : end;
+        result = tmoei_encoder_text(&e, text + at, piece - at, prefix);
+        at = end;
+        if (special) {
+            tmoei_encoder_put(&e, special->id);
+            at += tmoei_token_length(t, special->id);
+        }
     }
-    if (frame) tmoei_encoder_put(&e, t->base.specials[TMOE_TOKEN_END]);
-    *count = e.count;
-    tmoei_free(t->base.ctx, e.s);
-    tmoei_free(t->base.ctx, e.heap);
+    if (flags & TMOE_TOKENIZER_SPECIALS) tmoei_encoder_put(&e, tokenizer->specials[TMOE_TOKEN_END]);
+
+    if (result == TMOE_OK) *count = e.count;
+    tmoei_free(tokenizer->ctx, e.s);
+    tmoei_free(tokenizer->ctx, e.heap);
     return result;
 }
 
-/* Text without the spaces that tokenised English has: " ." and the like; gives the new length. */
+/* ---- decoding -------------------------------------------------------------------------------- */
+
+/* Removes the spaces of tokenised English as transformers does: " ." becomes "." and so on, one
+ * replacement after the other. Returns the new length. */
 static size_t tmoei_clean_spaces(char *text, size_t length)
 {
     static const char *const from[] = { " .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've",
         " 're" };
-    for (int i = 0; i < 10; i++) {
-        const size_t n = strlen(from[i]), keep = i == 4 ? 1 : n - 1;
-        size_t to = 0;
-        for (size_t at = 0; at < length;) {
+    for (size_t i = 0; i < sizeof from / sizeof *from; i++) {
+        const size_t n = strlen(from[i]);
+        const size_t keep = from[i][n - 1] == ' ' ? n - 2 : n - 1; /* " ' " becomes "'" */
+        size_t to = 0, at = 0;
+        while (at < length) {
             const int found = n <= length - at && memcmp(text + at, from[i], n) == 0;
-            memmove(text + to, text + at + found, found ? keep : 1);
-            to += found ? keep : 1;
+            const size_t kept = found ? keep : 1;
+            memmove(text + to, text + at + found, kept);
+            to += kept;
             at += found ? n : 1;
         }
         length = to;
@@ -11810,8 +11868,10 @@ static tmoe_result tmoei_bpe_decode(const tmoe_tokenizer *tokenizer, const int *
     const tmoei_bpe *t = tmoei_bpe_of(tokenizer);
     size_t used = 0;
     for (size_t i = 0; i < count; i++) {
-        if ((flags & TMOE_TOKENIZER_SKIP_SPECIALS) && tmoei_special_is(t, ids[i])) continue;
+        const tmoei_special_token *special =
+            flags & TMOE_TOKENIZER_SKIP_SPECIALS ? tmoei_special_of(t, ids[i]) : NULL;
         const size_t n = tmoei_token_length(t, ids[i]);
+        if (special && !special->ordinary) continue;
         if (n && used + n <= capacity) memcpy(text + used, tmoei_token_text(t, ids[i]), n);
         used += n;
     }
@@ -11836,9 +11896,41 @@ static tmoei_bpe *tmoei_bpe_begin(tmoe_ctx *ctx)
     t->base.decode = tmoei_bpe_decode;
     t->base.copy = tmoei_bpe_copy;
     t->base.destroy = tmoei_bpe_destroy;
-    memset(t->byte_id, -1, sizeof t->byte_id); /* none is known */
+    memset(t->byte_id, -1, sizeof t->byte_id);
     (void)tmoei_unicode_unpack(t);
     return tmoei_bpe_if_good(t);
+}
+
+static void *tmoei_block_copy(tmoe_ctx *ctx, const void *from, size_t count, size_t bytes)
+{
+    void *block = tmoei_alloc(ctx, count + 1, bytes, 0); /* never empty: it can grow */
+    if (block && count) memcpy(block, from, count * bytes);
+    return block;
+}
+
+static tmoe_tokenizer *tmoei_bpe_copy(tmoe_ctx *ctx, const tmoe_tokenizer *tokenizer)
+{
+    const tmoei_bpe *from = tmoei_bpe_of(tokenizer);
+    tmoei_bpe *t = (tmoei_bpe *)tmoei_block_copy(ctx, from, 1, sizeof *t);
+    if (!t) return NULL;
+    t->base.ctx = ctx;
+    t->bytes_capacity = t->bytes_used;
+    t->tokens_capacity = (size_t)tokenizer->vocabulary;
+    t->merges_capacity = (size_t)t->merge_count;
+    t->specials_capacity = (size_t)t->special_count;
+    t->bytes = (char *)tmoei_block_copy(ctx, from->bytes, t->bytes_capacity, 1);
+    t->tokens =
+        (tmoei_token *)tmoei_block_copy(ctx, from->tokens, t->tokens_capacity, sizeof *t->tokens);
+    t->merges = (tmoei_merge_pair *)tmoei_block_copy(ctx, from->merges, t->merges_capacity,
+        sizeof *t->merges);
+    t->specials = (tmoei_special_token *)tmoei_block_copy(ctx, from->specials, t->specials_capacity,
+        sizeof *t->specials);
+    t->runs = (uint32_t *)tmoei_block_copy(ctx, from->runs, (size_t)t->run_count, sizeof *t->runs);
+    t->ids.slots =
+        (tmoei_slot *)tmoei_block_copy(ctx, from->ids.slots, t->ids.size, sizeof(tmoei_slot));
+    t->pairs.slots =
+        (tmoei_slot *)tmoei_block_copy(ctx, from->pairs.slots, t->pairs.size, sizeof(tmoei_slot));
+    return tmoei_bpe_finish(t);
 }
 
 /* <s>, <pad>, </s> and the 256 bytes; errors are in the context. */
@@ -11862,32 +11954,15 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx)
     return tmoei_bpe_finish(tmoei_bpe_of_bytes(ctx));
 }
 
-static tmoe_tokenizer *tmoei_bpe_copy(tmoe_ctx *ctx, const tmoe_tokenizer *tokenizer)
-{
-    const tmoei_bpe *from = tmoei_bpe_of(tokenizer);
-    tmoei_bpe *t = tmoei_bpe_begin(ctx);
-    for (int i = 0; ctx->error == TMOE_OK && i < tokenizer->vocabulary; i++)
-        (void)tmoei_token_add(t, tmoei_token_text(from, i), tmoei_token_length(from, i));
-    for (int i = 0; ctx->error == TMOE_OK && i < from->merge_count; i++) {
-        const tmoei_merge_pair *merge = &from->merges[i];
-        (void)tmoei_merge_add(t, merge->left, merge->right, merge->result);
-    }
-    for (int i = 0; ctx->error == TMOE_OK && i < from->special_count; i++) {
-        const tmoei_special_token *special = &from->specials[i];
-        (void)tmoei_special_add(t, special->id, special->left_strip, special->ordinary);
-    }
-    if (t) {
-        memcpy(t->byte_id, from->byte_id, sizeof t->byte_id);
-        t->prefix_space = from->prefix_space;
-    }
-    return tmoei_bpe_finish(t);
-}
-
-/* ---- training: the most frequent pair of neighbours becomes a token, again and again --------- */
+/* ---- training (Sennrich 2016) -------------------------------------------------------------------
+ * The most frequent pair of neighbouring tokens becomes a token, again and again. Every different
+ * word is kept once with its count:
+ *   count(pair) = sum over words w of count(w) * occurrences of the pair in w
+ * A merge changes the counts of the words that hold its pair: they are subtracted with the old
+ * tokens and added with the new ones. */
 
 typedef struct tmoei_word {
-    const char *text;
-    size_t first, length;
+    size_t first, length; /* its tokens: symbols[first] to symbols[first + length - 1] */
     long long count;
 } tmoei_word;
 
@@ -11898,98 +11973,110 @@ typedef struct tmoei_pair_count {
 
 typedef struct tmoei_bpe_trainer {
     tmoe_ctx *ctx;
+    tmoei_bpe *texts; /* its tokens are the different words */
+    tmoei_word *words;
     int *symbols;            /* all words' tokens, one behind the other */
-    tmoei_word *words;       /* different ones, and how often they came */
-    tmoei_pair_count *pairs; /* all that ever came */
-    size_t symbol_count, symbol_capacity, word_count, word_capacity, pair_count, pair_capacity;
-    tmoei_table word_table, pair_table;
+    tmoei_pair_count *pairs; /* all that ever occurred */
+    tmoei_table pair_table;
+    size_t symbol_count, symbol_capacity, word_capacity, pair_count, pair_capacity;
 } tmoei_bpe_trainer;
 
-/* Adds to the counts of a word's pairs. */
-static void tmoei_bpe_pairs_of(tmoei_bpe_trainer *bpe, const tmoei_word *word, long long count)
+/* Adds `count` to the counts of a word's pairs. */
+static void tmoei_bpe_count(tmoei_bpe_trainer *bpe, const tmoei_word *word, long long count)
 {
     const int *s = bpe->symbols + word->first;
     for (size_t k = 0; k + 1 < word->length; k++) {
         const tmoei_pair_count pair = { s[k], s[k + 1], 0 };
+        const size_t n = bpe->pair_count;
         int i = tmoei_pair_find(&bpe->pair_table, s[k], s[k + 1]);
         if (i < 0) {
-            i = (int)bpe->pair_count;
-            if (!tmoei_grow(bpe->ctx, &bpe->pairs, &bpe->pair_capacity, bpe->pair_count + 1,
-                    sizeof pair)
+            i = (int)n;
+            if (!tmoei_grow(bpe->ctx, &bpe->pairs, &bpe->pair_capacity, n + 1, sizeof pair)
                 || !tmoei_table_add(bpe->ctx, &bpe->pair_table, tmoei_pair_hash(s[k], s[k + 1]), i))
                 return;
-            bpe->pairs[bpe->pair_count++] = pair;
+            bpe->pairs[n] = pair;
+            bpe->pair_count++;
         }
         bpe->pairs[i].count += count;
     }
 }
 
-/* Counts one word of a text, making it known where it is new. */
+/* Counts one word of a text. */
 static void tmoei_bpe_word(tmoei_bpe_trainer *bpe, const char *text, size_t length)
 {
-    const tmoei_word word = { text, bpe->symbol_count, length, 1 };
-    const uint64_t hash = tmoei_text_hash(text, length);
-    size_t at = 0;
-    for (int w; (w = tmoei_table_find(&bpe->word_table, hash, &at)) >= 0;)
-        if (bpe->words[w].length == length && memcmp(bpe->words[w].text, text, length) == 0) {
-            bpe->words[w].count++;
-            return;
-        }
-    if (!tmoei_grow(bpe->ctx, &bpe->words, &bpe->word_capacity, bpe->word_count + 1, sizeof word)
-        || !tmoei_grow(bpe->ctx, &bpe->symbols, &bpe->symbol_capacity, word.first + length,
-            sizeof(int))
-        || !tmoei_table_add(bpe->ctx, &bpe->word_table, hash, (int)bpe->word_count))
+    const tmoei_word word = { bpe->symbol_count, length, 1 };
+    const size_t symbols = word.first + length;
+    const int known = tmoei_token_find(bpe->texts, text, length), w = bpe->texts->base.vocabulary;
+    if (known >= 0) {
+        bpe->words[known].count++;
         return;
-    bpe->words[bpe->word_count++] = word;
+    }
+    if (!tmoei_grow(bpe->ctx, &bpe->words, &bpe->word_capacity, (size_t)w + 1, sizeof word)
+        || !tmoei_grow(bpe->ctx, &bpe->symbols, &bpe->symbol_capacity, symbols, sizeof(int))
+        || !tmoei_token_add(bpe->texts, text, length))
+        return;
+    bpe->words[w] = word;
     for (size_t i = 0; i < length; i++)
         bpe->symbols[bpe->symbol_count++] = TMOEI_BYTES_FIRST + (unsigned char)text[i];
 }
 
-/* Replaces left, right by symbol in every word; a changed word's pairs are counted anew. */
-static void tmoei_bpe_replace(tmoei_bpe_trainer *bpe, int left, int right, int symbol)
+/* Is the pair at place i of n tokens? */
+static int tmoei_pair_at(const int *s, size_t i, size_t n, const tmoei_merge_pair *pair)
 {
-    size_t i, to;
-    for (size_t w = 0; w < bpe->word_count; w++) {
+    return i + 1 < n && s[i] == pair->left && s[i + 1] == pair->right;
+}
+
+/* Replaces the pair by its result in every word. */
+static void tmoei_bpe_replace(tmoei_bpe_trainer *bpe, const tmoei_merge_pair *pair)
+{
+    for (int w = 0; w < bpe->texts->base.vocabulary; w++) {
         tmoei_word *word = &bpe->words[w];
         int *s = bpe->symbols + word->first;
-        for (i = 0; i + 1 < word->length && !(s[i] == left && s[i + 1] == right); i++) {}
-        if (i + 1 >= word->length) continue;
-        tmoei_bpe_pairs_of(bpe, word, -word->count);
-        for (i = to = 0; i < word->length; to++) {
-            const int both = i + 1 < word->length && s[i] == left && s[i + 1] == right;
-            s[to] = both ? symbol : s[i];
+        const size_t n = word->length;
+        size_t i = 0, to = 0;
+        while (i < n && !tmoei_pair_at(s, i, n, pair)) i++;
+        if (i == n) continue;
+
+        tmoei_bpe_count(bpe, word, -word->count);
+        i = 0;
+        while (i < n) {
+            const int both = tmoei_pair_at(s, i, n, pair);
+            s[to] = both ? pair->result : s[i];
+            to++;
             i += both ? 2 : 1;
         }
         word->length = to;
-        tmoei_bpe_pairs_of(bpe, word, word->count);
+        tmoei_bpe_count(bpe, word, word->count);
     }
 }
 
-/* Makes a token of the most frequent pair (among equals the smaller ids); 0 when no pair comes
- * twice. A pair that spells a token that there is already merges to that. */
+/* Whether pair a comes before b: the more frequent first, among equals the smaller ids. */
+static int tmoei_pair_before(const tmoei_pair_count *a, const tmoei_pair_count *b)
+{
+    if (a->count != b->count) return a->count > b->count;
+    if (a->left != b->left) return a->left < b->left;
+    return a->right < b->right;
+}
+
+/* Makes the next merge; returns 0 when no pair comes twice. A pair that spells a token that exists
+ * merges to that. */
 static int tmoei_bpe_merge(tmoei_bpe_trainer *bpe, tmoei_bpe *t)
 {
     const tmoei_pair_count *best = NULL;
-    for (size_t i = 0; i < bpe->pair_count; i++) {
-        const tmoei_pair_count *p = &bpe->pairs[i];
-        if (p->count >= 2
-            && (!best || p->count > best->count
-                || (p->count == best->count
-                    && (p->left < best->left
-                        || (p->left == best->left && p->right < best->right)))))
-            best = p;
-    }
-    if (!best) return 0;
-    const int left = best->left, right = best->right;
-    const size_t a = tmoei_token_length(t, left), b = tmoei_token_length(t, right);
+    for (size_t i = 0; i < bpe->pair_count; i++)
+        if (!best || tmoei_pair_before(&bpe->pairs[i], best)) best = &bpe->pairs[i];
+    if (!best || best->count < 2) return 0;
+
+    tmoei_merge_pair pair = { best->left, best->right, -1 };
+    const size_t a = tmoei_token_length(t, pair.left), b = tmoei_token_length(t, pair.right);
     char *text = (char *)tmoei_alloc(bpe->ctx, a + b, 1, 0);
     if (!text) return 0;
-    memcpy(text, tmoei_token_text(t, left), a);
-    memcpy(text + a, tmoei_token_text(t, right), b);
-    const int known = tmoei_token_find(t, text, a + b),
-              result = known >= 0 ? known : t->base.vocabulary;
-    if ((known >= 0 || tmoei_token_add(t, text, a + b)) && tmoei_merge_add(t, left, right, result))
-        tmoei_bpe_replace(bpe, left, right, result);
+    memcpy(text, tmoei_token_text(t, pair.left), a);
+    memcpy(text + a, tmoei_token_text(t, pair.right), b);
+    pair.result = tmoei_token_find(t, text, a + b);
+    if (pair.result < 0 && tmoei_token_add(t, text, a + b)) pair.result = t->base.vocabulary - 1;
+    if (pair.result >= 0 && tmoei_merge_add(t, pair.left, pair.right, pair.result))
+        tmoei_bpe_replace(bpe, &pair);
     tmoei_free(bpe->ctx, text);
     return 1;
 }
@@ -11997,54 +12084,73 @@ static int tmoei_bpe_merge(tmoei_bpe_trainer *bpe, tmoei_bpe *t)
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *texts, size_t count,
     int vocabulary)
 {
-    tmoei_begin(ctx);
     tmoei_bpe_trainer bpe;
+    tmoei_begin(ctx);
     if (vocabulary < TMOEI_MERGES_FIRST || vocabulary > TMOEI_TOKENS_MAX)
         return TMOEI_FAIL_NULL(ctx, TMOE_ERR_ARGUMENT,
-            "tokenizer: vocabulary %d; must be 259 (bytes) to 1000000", vocabulary);
+            "tokenizer_train: vocabulary %d; must be %d (bytes) to %d", vocabulary,
+            TMOEI_MERGES_FIRST, TMOEI_TOKENS_MAX);
     memset(&bpe, 0, sizeof bpe);
     bpe.ctx = ctx;
-    tmoei_bpe *t = tmoei_bpe_of_bytes(ctx);
-    for (size_t i = 0; ctx->error == TMOE_OK && i < count; i++)
-        for (size_t at = 0, end, n = strlen(texts[i]); ctx->error == TMOE_OK && at < n; at = end) {
-            end = tmoei_word_end(t, texts[i], n, at);
+    bpe.texts = tmoei_bpe_begin(ctx);
+    tmoei_bpe *t = bpe.texts ? tmoei_bpe_of_bytes(ctx) : NULL;
+
+    for (size_t i = 0; ctx->error == TMOE_OK && i < count; i++) {
+        const size_t n = strlen(texts[i]);
+        size_t at = 0;
+        while (ctx->error == TMOE_OK && at < n) {
+            const size_t end = tmoei_word_end(t, texts[i], n, at);
             tmoei_bpe_word(&bpe, texts[i] + at, end - at);
+            at = end;
         }
-    for (size_t w = 0; ctx->error == TMOE_OK && w < bpe.word_count; w++)
-        tmoei_bpe_pairs_of(&bpe, &bpe.words[w], bpe.words[w].count);
-    while (ctx->error == TMOE_OK && t->base.vocabulary < vocabulary && tmoei_bpe_merge(&bpe, t)) {}
+    }
+    for (int w = 0; ctx->error == TMOE_OK && w < bpe.texts->base.vocabulary; w++)
+        tmoei_bpe_count(&bpe, &bpe.words[w], bpe.words[w].count);
+    int more = 1;
+    while (more && ctx->error == TMOE_OK && t->base.vocabulary < vocabulary)
+        more = tmoei_bpe_merge(&bpe, t);
+
+    if (bpe.texts) tmoei_bpe_destroy(&bpe.texts->base);
     tmoei_free(ctx, bpe.symbols);
     tmoei_free(ctx, bpe.words);
     tmoei_free(ctx, bpe.pairs);
-    tmoei_free(ctx, bpe.word_table.slots);
     tmoei_free(ctx, bpe.pair_table.slots);
     return tmoei_bpe_finish(t);
 }
 
 #ifndef TMOE_NO_STDIO
 
-/* ---- tokenizer.json, vocab.json and merges.txt --------------------------------------------------
- * Tokens are written in GPT-2's alphabet: a byte that prints as it is, the others from U+0100 on in
- * their order. */
+/* ---- tokenizer.json, written --------------------------------------------------------------------
+ * Tokens are written in GPT-2's alphabet: printable bytes of Latin-1 as themselves, the other 68
+ * from U+0100 on in their order: 0 to 32, 127 to 160, 173. */
 static uint32_t tmoei_byte_to_code(unsigned b)
 {
-    if ((b >= 33 && b <= 126) || (b >= 161 && b != 173)) return b;
-    return 256 + (b <= 32 ? b : b <= 160 ? b - 127 + 33 : 67);
+    if (b <= 32) return 256 + b;
+    if (b >= 127 && b <= 160) return 256 + 33 + b - 127;
+    return b == 173 ? 256 + 67 : b;
 }
 
 static int tmoei_code_to_byte(uint32_t c)
 {
-    if (c < 256) return tmoei_byte_to_code(c) == c ? (int)c : -1;
-    return c <= 288 ? (int)c - 256 : c <= 322 ? (int)c - 289 + 127 : c == 323 ? 173 : -1;
+    for (unsigned b = 0; b < 256; b++)
+        if (tmoei_byte_to_code(b) == c) return (int)b;
+    return -1;
 }
 
-static void tmoei_token_print(tmoe_ctx *ctx, tmoei_buffer *buffer, const tmoei_bpe *t, int id)
+/* Writes a token as a JSON string without its quotes: special and added ones as they are. */
+static void tmoei_token_print(tmoei_buffer *buffer, const tmoei_bpe *t, int id)
 {
-    char text[4];
-    for (size_t i = t->starts[id]; i < t->starts[id + 1]; i++) {
-        const uint32_t c = tmoei_byte_to_code((unsigned char)t->bytes[i]);
-        if (c == '"' || c == '\\') tmoei_buffer_add(ctx, buffer, "\\", 1);
-        tmoei_buffer_add(ctx, buffer, text, tmoei_utf8_put(c, text));
+    tmoe_ctx *ctx = t->base.ctx;
+    const char *text = tmoei_token_text(t, id);
+    const size_t n = tmoei_token_length(t, id);
+    if (tmoei_special_of(t, id)) {
+        tmoei_buffer_json_text(ctx, buffer, text, n);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        char code[4];
+        tmoei_buffer_json_text(ctx, buffer, code,
+            tmoei_utf8_put(tmoei_byte_to_code((unsigned char)text[i]), code));
     }
 }
 
@@ -12053,210 +12159,262 @@ static void tmoei_tokenizer_to_json(tmoe_ctx *ctx, const tmoe_tokenizer *tokeniz
     tmoei_buffer *buffer)
 {
     const tmoei_bpe *t = tmoei_bpe_of(tokenizer);
-    const char *space = t && t->prefix_space ? "true" : "false", *comma = "";
     if (!t) {
         tmoei_buffer_print(ctx, buffer, "{}");
         return;
     }
+    const char *space = t->prefix_space ? "true" : "false";
     tmoei_buffer_print(ctx, buffer, "{\"version\":\"1.0\",\"added_tokens\":[");
-    for (int i = 0; i < t->special_count; i++, comma = ",") {
-        const int id = t->specials[i].id;
-        tmoei_buffer_print(ctx, buffer, "%s{\"id\":%d,\"content\":", comma, id);
-        tmoei_buffer_json_string(ctx, buffer, tmoei_token_text(t, id), tmoei_token_length(t, id));
+    for (int i = 0; i < t->special_count; i++) {
+        const tmoei_special_token *s = &t->specials[i];
+        tmoei_buffer_print(ctx, buffer, "%s{\"id\":%d,\"content\":\"", i ? "," : "", s->id);
+        tmoei_token_print(buffer, t, s->id);
         tmoei_buffer_print(ctx, buffer,
-            ",\"single_word\":false,\"lstrip\":%s,\"rstrip\":false,"
+            "\",\"single_word\":false,\"lstrip\":%s,\"rstrip\":false,"
             "\"normalized\":false,\"special\":%s}",
-            t->specials[i].left_strip ? "true" : "false",
-            t->specials[i].ordinary ? "false" : "true");
+            s->left_strip ? "true" : "false", s->ordinary ? "false" : "true");
     }
     tmoei_buffer_print(ctx, buffer,
         "],\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":%s,"
-        "\"trim_offsets\":true,\"use_regex\":true},\"post_processor\":{\"type\":"
-        "\"RobertaProcessing\","
-        "\"sep\":[\"</"
-        "s>\",%d],\"cls\":[\"<s>\",%d],\"trim_offsets\":true,\"add_prefix_space\":%s},",
-        space, t->base.specials[TMOE_TOKEN_END], t->base.specials[TMOE_TOKEN_BEGIN], space);
+        "\"trim_offsets\":true,\"use_regex\":true},"
+        "\"post_processor\":{\"type\":\"RobertaProcessing\",\"sep\":[\"</s>\",%d],"
+        "\"cls\":[\"<s>\",%d],\"trim_offsets\":true,\"add_prefix_space\":%s},",
+        space, tokenizer->specials[TMOE_TOKEN_END], tokenizer->specials[TMOE_TOKEN_BEGIN], space);
     tmoei_buffer_print(ctx, buffer,
         "\"decoder\":{\"type\":\"ByteLevel\",\"add_prefix_space\":true,"
         "\"trim_offsets\":true,\"use_regex\":true},\"model\":{\"type\":\"BPE\",\"vocab\":{");
-    comma = "";
-    for (int id = 0; id < t->base.vocabulary; id++) {
+    int first = 0;
+    while (first < tokenizer->vocabulary && !tmoei_token_length(t, first)) first++;
+    for (int id = first; id < tokenizer->vocabulary; id++) {
         if (!tmoei_token_length(t, id)) continue;
-        tmoei_buffer_print(ctx, buffer, "%s\"", comma);
-        tmoei_token_print(ctx, buffer, t, id);
+        tmoei_buffer_print(ctx, buffer, "%s\"", id > first ? "," : "");
+        tmoei_token_print(buffer, t, id);
         tmoei_buffer_print(ctx, buffer, "\":%d", id);
-        comma = ",";
     }
     tmoei_buffer_print(ctx, buffer, "},\"merges\":[");
     for (int m = 0; m < t->merge_count; m++) {
         tmoei_buffer_print(ctx, buffer, m ? ",\"" : "\"");
-        tmoei_token_print(ctx, buffer, t, t->merges[m].left);
+        tmoei_token_print(buffer, t, t->merges[m].left);
         tmoei_buffer_add(ctx, buffer, " ", 1);
-        tmoei_token_print(ctx, buffer, t, t->merges[m].right);
+        tmoei_token_print(buffer, t, t->merges[m].right);
         tmoei_buffer_add(ctx, buffer, "\"", 1);
     }
     tmoei_buffer_print(ctx, buffer, "]}}");
 }
 
-/* The bytes that a token's text in GPT-2's alphabet stands for, into out (as long as the text); -1:
- * none. */
+/* ---- tokenizer.json, vocab.json and merges.txt, read ----------------------------------------- */
+
+/* The bytes that a text in GPT-2's alphabet spells, into out (as long as the text); -1: none. */
 static long tmoei_token_bytes(const char *text, size_t length, char *out)
 {
     long n = 0;
-    uint32_t code = 0;
-    for (size_t at = 0, bytes; at < length; at += bytes, n++) {
-        bytes = tmoei_utf8_next(text, length, at, &code);
+    size_t at = 0;
+    while (at < length) {
+        uint32_t code = 0;
+        const size_t bytes = tmoei_utf8_next(text, length, at, &code);
         const int byte = bytes ? tmoei_code_to_byte(code) : -1;
         if (byte < 0) return -1;
-        out[n] = (char)byte;
+        out[n++] = (char)byte;
+        at += bytes;
     }
     return n;
 }
 
-/* A tokenizer with the tokens of a vocabulary {"token": id} and the special ones of a list (-1:
- * BART's). */
-static tmoei_bpe *tmoei_vocabulary_read(tmoe_ctx *ctx, const tmoei_json *json, int vocabulary,
-    int added, const char *name)
+/* The id that a node says, where it and the token's length are in range; else -1 and a message. */
+static int tmoei_token_id(tmoe_ctx *ctx, const tmoei_json *json, int node, const char *token,
+    size_t length, const char *name)
 {
-    const tmoei_json_node *nodes = json->nodes;
-    const int first[2] = { tmoei_json_at(json, vocabulary)->child,
-        tmoei_json_at(json, added)->child };
-    int *node_of = NULL; /* of an id: where its text is; 0: a hole */
-    size_t V = 0, capacity = 0, id;
-    if (tmoei_json_at(json, vocabulary)->kind != TMOEI_JSON_OBJECT)
-        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: there is no vocabulary {\"token\": id}",
-            name);
-    for (int list = 0; list < 2; list++)
-        for (int i = first[list]; ctx->error == TMOE_OK && i >= 0; i = nodes[i].next) {
-            const int text = list ? tmoei_json_get(json, i, "content") : i;
-            const size_t length = list ? tmoei_json_at(json, text)->length : nodes[i].key_length;
-            if ((list && !tmoei_json_is_string(json, text)) || length == 0
-                || length > TMOEI_TOKEN_BYTES
-                || !tmoei_json_size(json, list ? tmoei_json_get(json, i, "id") : i, &id)
-                || id >= TMOEI_TOKENS_MAX)
-                (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                    "%s: token '%.60s' needs 1 to 65536 bytes and an id "
-                    "from 0 to 999999",
-                    name, list ? "(added)" : nodes[i].key);
-            else if (tmoei_grow(ctx, &node_of, &capacity, id + 1, sizeof(int))) {
-                for (; V <= id; V++) node_of[V] = 0;
-                if (!list && node_of[id])
-                    (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tokens have the id %d", name,
-                        (int)id);
-                node_of[id] = text; /* an added one's holds, and is plain */
-            }
-        }
-    char *bytes = (char *)tmoei_alloc(ctx, TMOEI_TOKEN_BYTES, 1, 0);
-    tmoei_bpe *t = ctx->error == TMOE_OK ? tmoei_bpe_begin(ctx) : NULL;
-    for (id = 0; ctx->error == TMOE_OK && id < V; id++) {
-        const tmoei_json_node *node = &nodes[node_of[id]];
-        const int plain = node->kind == TMOEI_JSON_STRING;
-        const long n = !node_of[id] ? 0
-            : plain                 ? (long)node->length
-                                    : tmoei_token_bytes(node->key, node->key_length, bytes);
-        const char *text = plain ? node->text : bytes;
-        if (n < 0)
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                "%s: token '%.60s' is not in the byte-level alphabet", name, node->key);
-        else if (n && tmoei_token_find(t, text, (size_t)n) >= 0)
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tokens are '%.60s'", name,
-                plain ? text : node->key);
-        else
-            (void)tmoei_token_add(t, text, (size_t)n);
-    }
-    for (int i = first[1]; ctx->error == TMOE_OK && i >= 0; i = nodes[i].next) {
+    size_t id;
+    if (length > 0 && length <= TMOEI_TOKEN_BYTES && tmoei_json_size(json, node, &id)
+        && id < TMOEI_TOKENS_MAX)
+        return (int)id;
+    (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+        "%s: token '%.60s' needs 1 to %d bytes and an id from 0 to %d", name, token,
+        TMOEI_TOKEN_BYTES, TMOEI_TOKENS_MAX - 1);
+    return -1;
+}
+
+/* The list of added tokens. */
+static void tmoei_added_read(tmoei_bpe *t, const tmoei_json *json, int added, const char *name)
+{
+    tmoe_ctx *ctx = t->base.ctx;
+    for (int i = tmoei_json_at(json, added)->child; ctx->error == TMOE_OK && i >= 0;
+         i = json->nodes[i].next) {
+        const int content = tmoei_json_get(json, i, "content");
+        const tmoei_json_node *node = tmoei_json_at(json, content);
+        const size_t n = tmoei_json_is_string(json, content) ? node->length : 0;
+        const int place = tmoei_json_get(json, i, "id");
+        const int id = tmoei_token_id(ctx, json, place, n ? node->text : "(added)", n, name);
+        if (id < 0) return;
         if (tmoei_json_value(json, i, "rstrip")->kind == TMOEI_JSON_TRUE
             || tmoei_json_value(json, i, "single_word")->kind == TMOEI_JSON_TRUE)
             (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                "%s: token '%.60s' has rstrip or single_word, which are "
-                "not supported",
-                name, tmoei_json_value(json, i, "content")->text);
-        (void)tmoei_special_add(t, (int)tmoei_json_value(json, i, "id")->number,
-            tmoei_json_value(json, i, "lstrip")->kind == TMOEI_JSON_TRUE,
-            tmoei_json_value(json, i, "special")->kind == TMOEI_JSON_FALSE);
+                "%s: token '%.60s' has rstrip or single_word, which are not supported", name,
+                node->text);
+        if (tmoei_token_put(t, id, node->text, n))
+            (void)tmoei_special_add(t, id,
+                tmoei_json_value(json, i, "lstrip")->kind == TMOEI_JSON_TRUE,
+                tmoei_json_value(json, i, "special")->kind == TMOEI_JSON_FALSE);
     }
-    for (int i = 0; ctx->error == TMOE_OK && i < 5; i++) {
-        const int token = tmoei_special_find(t, i);
-        if (token < 0 && i != TMOE_TOKEN_UNKNOWN && i != TMOE_TOKEN_MASK)
+}
+
+/* The members {"token": id} of a vocabulary, without those whose id an added token has. */
+static void tmoei_tokens_read(tmoei_bpe *t, const tmoei_json *json, int tokens, const char *name)
+{
+    tmoe_ctx *ctx = t->base.ctx;
+    char *bytes = (char *)tmoei_alloc(ctx, TMOEI_TOKEN_BYTES, 1, 0);
+    for (int i = json->nodes[tokens].child; ctx->error == TMOE_OK && i >= 0;
+         i = json->nodes[i].next) {
+        const tmoei_json_node *node = &json->nodes[i];
+        const int id = tmoei_token_id(ctx, json, i, node->key, node->key_length, name);
+        if (id < 0) break;
+        if (tmoei_special_of(t, id)) continue;
+        const long n = tmoei_token_bytes(node->key, node->key_length, bytes);
+        if (id < t->base.vocabulary && tmoei_token_length(t, id))
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tokens have the id %d", name, id);
+        else if (n < 0)
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+                "%s: token '%.60s' is not in the byte-level alphabet", name, node->key);
+        else if (tmoei_token_find(t, bytes, (size_t)n) >= 0)
+            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tokens are '%.60s'", name, node->key);
+        else if (tmoei_token_put(t, id, bytes, (size_t)n))
+            (void)tmoei_token_publish(t, id);
+    }
+    tmoei_free(ctx, bytes);
+}
+
+/* A tokenizer without merges from nodes of the JSON; added -1: the special tokens are BART's. */
+static tmoei_bpe *tmoei_vocabulary_read(tmoe_ctx *ctx, const tmoei_json *json, int tokens,
+    int added, const char *name)
+{
+    if (tmoei_json_at(json, tokens)->kind != TMOEI_JSON_OBJECT)
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: there is no vocabulary {\"token\": id}",
+            name);
+    tmoei_bpe *t = tmoei_bpe_begin(ctx);
+    if (!t) return NULL;
+    tmoei_added_read(t, json, added, name);
+    tmoei_tokens_read(t, json, tokens, name);
+    /* An added token may have the bytes of another one, which then is the one that merges make. */
+    for (int i = 0; ctx->error == TMOE_OK && i < t->special_count; i++) {
+        const int id = t->specials[i].id;
+        if (tmoei_token_find(t, tmoei_token_text(t, id), tmoei_token_length(t, id)) < 0)
+            (void)tmoei_token_publish(t, id);
+    }
+    for (int i = 0; ctx->error == TMOE_OK && i < TMOEI_SPECIALS; i++) {
+        const int id = tmoei_special_find(t, i);
+        if (id < 0 && i <= TMOE_TOKEN_END)
             (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the vocabulary has no %s", name,
                 tmoei_special_names[i]);
-        if (token >= 0 && added < 0) (void)tmoei_special_add(t, token, i == TMOE_TOKEN_MASK, 0);
+        if (id >= 0 && added < 0) (void)tmoei_special_add(t, id, i == TMOE_TOKEN_MASK, 0);
     }
+    const int unknown = tmoei_special_find(t, TMOE_TOKEN_UNKNOWN);
     for (int b = 0; ctx->error == TMOE_OK && b < 256; b++) {
-        if (t->byte_id[b] < 0) t->byte_id[b] = tmoei_special_find(t, TMOE_TOKEN_UNKNOWN);
+        if (t->byte_id[b] < 0) t->byte_id[b] = unknown;
         if (t->byte_id[b] < 0)
             (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: no token for byte %d, and no <unk>", name,
                 b);
     }
-    tmoei_free(ctx, node_of);
-    tmoei_free(ctx, bytes);
     return tmoei_bpe_if_good(t);
 }
 
-/* Adds the merge of two tokens that are written in GPT-2's alphabet; what they make must be a
- * token. */
-static tmoe_result tmoei_merge_read(tmoei_bpe *t, const char *left, size_t a, const char *right,
-    size_t b, const char *name, int number)
+/* Adds the merge of two tokens in GPT-2's alphabet; what they make must be a token. b NULL: a is
+ * "a b". */
+static void tmoei_merge_read(tmoei_bpe *t, const char *a, size_t length, const char *b,
+    const char *where)
 {
-    char *bytes = (char *)tmoei_alloc(t->base.ctx, a + b + 1, 1, 0);
-    if (!bytes) return TMOE_ERR_MEMORY;
-    const long m = tmoei_token_bytes(left, a, bytes),
-               n = m < 0 ? -1 : tmoei_token_bytes(right, b, bytes + m);
+    tmoe_ctx *ctx = t->base.ctx;
+    const char *space = length && !b ? (const char *)memchr(a, ' ', length) : NULL;
+    const size_t left = space ? (size_t)(space - a) : length;
+    size_t right = 0;
+    if (space) {
+        b = space + 1;
+        right = length - left - 1;
+    } else if (b) {
+        right = strlen(b);
+    } else {
+        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s is no merge: two tokens, a space between",
+            where);
+        return;
+    }
+
+    char *bytes = (char *)tmoei_alloc(ctx, left + right + 1, 1, 0);
+    if (!bytes) return;
+    const long m = tmoei_token_bytes(a, left, bytes);
+    const long n = m < 0 ? -1 : tmoei_token_bytes(b, right, bytes + m);
     const int x = m > 0 ? tmoei_token_find(t, bytes, (size_t)m) : -1;
     const int y = n > 0 ? tmoei_token_find(t, bytes + m, (size_t)n) : -1;
     const int result = x >= 0 && y >= 0 ? tmoei_token_find(t, bytes, (size_t)(m + n)) : -1;
-    tmoei_free(t->base.ctx, bytes);
-    if (result < 0)
-        return tmoei_fail(t->base.ctx, TMOE_ERR_FORMAT,
-            "%s: merge %d joins '%.*s' and '%.*s'; both and what they "
-            "make must be tokens of the vocabulary",
-            name, number, (int)tmoei_least_size(a, 60), left, (int)tmoei_least_size(b, 60), right);
-    return tmoei_merge_add(t, x, y, result) ? TMOE_OK : TMOE_ERR_MEMORY;
+    tmoei_free(ctx, bytes);
+    if (result >= 0)
+        (void)tmoei_merge_add(t, x, y, result);
+    else
+        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+            "%s joins '%.*s' and '%.*s'; both and what they make must be tokens of the vocabulary",
+            where, (int)tmoei_least_size(left, 60), a, (int)tmoei_least_size(right, 60), b);
 }
 
-/* Where the one space of a merge "a b" is; its length where there is none. */
-static size_t tmoei_merge_space(const char *text, size_t length)
+/* Merges are texts "a b", or since tokenizers 0.20 lists ["a", "b"]. */
+static void tmoei_merges_from_json(tmoei_bpe *t, const tmoei_json *json, int merges,
+    const char *name)
 {
-    const char *space = length ? (const char *)memchr(text, ' ', length) : NULL;
-    return space ? (size_t)(space - text) : length;
+    int number = 0;
+    for (int i = json->nodes[merges].child; t->base.ctx->error == TMOE_OK && i >= 0;
+         i = json->nodes[i].next) {
+        char where[TMOEI_PATH + 32];
+        const tmoei_json_node *node = &json->nodes[i];
+        const tmoei_json_node *a = tmoei_json_at(json, node->child);
+        const tmoei_json_node *b = tmoei_json_at(json, a->next);
+        number++;
+        (void)snprintf(where, sizeof where, "%s: merge %d", name, number);
+        if (node->kind == TMOEI_JSON_STRING)
+            tmoei_merge_read(t, node->text, node->length, NULL, where);
+        else if (node->count == 2 && a->kind == TMOEI_JSON_STRING && b->kind == TMOEI_JSON_STRING)
+            tmoei_merge_read(t, a->text, a->length, b->text, where);
+        else
+            (void)tmoei_fail(t->base.ctx, TMOE_ERR_FORMAT, "%s is not \"a b\" or [\"a\", \"b\"]",
+                where);
+    }
+}
+
+/* The first setting of a tokenizer.json that would change the ids and is not supported, or NULL. */
+static const char *tmoei_bpe_refused(const tmoei_json *json)
+{
+    static const char *const off[] = { "dropout", "continuing_subword_prefix", "end_of_word_suffix",
+        "fuse_unk", "byte_fallback", "ignore_merges" };
+    const int model = tmoei_json_get(json, 0, "model");
+    const int before = tmoei_json_get(json, 0, "pre_tokenizer");
+    for (size_t i = 0; i < sizeof off / sizeof *off; i++) {
+        const tmoei_json_node *node = tmoei_json_value(json, model, off[i]);
+        if (node->kind == TMOEI_JSON_TRUE || node->length > 0 || node->number > 0.0) return off[i];
+    }
+    if (tmoei_json_value(json, before, "use_regex")->kind == TMOEI_JSON_FALSE) return "use_regex";
+    return NULL;
 }
 
 static tmoei_bpe *tmoei_bpe_from_json(tmoe_ctx *ctx, const tmoei_json *json, const char *name)
 {
-    const tmoei_json_node *nodes = json->nodes;
-    const int model = tmoei_json_get(json, 0, "model"),
-              before = tmoei_json_get(json, 0, "pre_tokenizer"),
-              added = tmoei_json_get(json, 0, "added_tokens");
-    const tmoei_json_node *merges = tmoei_json_value(json, model, "merges");
-    int number = 1;
+    const int model = tmoei_json_get(json, 0, "model");
+    const int before = tmoei_json_get(json, 0, "pre_tokenizer");
+    const int added = tmoei_json_get(json, 0, "added_tokens");
+    const int merges = tmoei_json_get(json, model, "merges");
     if (!tmoei_json_says(tmoei_json_value(json, model, "type"), "BPE")
         || !tmoei_json_says(tmoei_json_value(json, before, "type"), "ByteLevel")
         || tmoei_json_value(json, 0, "normalizer")->kind != TMOEI_JSON_NULL
-        || merges->kind != TMOEI_JSON_ARRAY
-        || (added >= 0 && nodes[added].kind != TMOEI_JSON_ARRAY))
+        || tmoei_json_at(json, merges)->kind != TMOEI_JSON_ARRAY
+        || (added >= 0 && json->nodes[added].kind != TMOEI_JSON_ARRAY))
         return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT,
-            "%s: not a byte-level BPE: needs a model of type BPE "
-            "with merges, a pre_tokenizer of type ByteLevel, no normalizer",
+            "%s: not a byte-level BPE: needs a model of type BPE with merges, a pre_tokenizer of "
+            "type ByteLevel, no normalizer",
             name);
-    tmoei_bpe *t =
-        tmoei_vocabulary_read(ctx, json, tmoei_json_get(json, model, "vocab"), added, name);
-    if (t)
-        t->prefix_space =
-            tmoei_json_value(json, before, "add_prefix_space")->kind == TMOEI_JSON_TRUE;
-    for (int i = merges->child; ctx->error == TMOE_OK && i >= 0; i = nodes[i].next, number++) {
-        const int pair = nodes[i].kind == TMOEI_JSON_ARRAY && nodes[i].count == 2;
-        const tmoei_json_node *left = &nodes[pair ? nodes[i].child : i];
-        const tmoei_json_node *right = pair ? &nodes[left->next] : left;
-        const size_t cut = pair ? left->length : tmoei_merge_space(left->text, left->length);
-        const size_t begin = pair ? 0 : cut + 1,
-                     rest = right->length - begin; /* of the right one */
-        if (left->kind != TMOEI_JSON_STRING || right->kind != TMOEI_JSON_STRING
-            || (!pair && cut == left->length))
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: merge %d is not \"a b\" or [\"a\", \"b\"]",
-                name, number);
-        else
-            (void)tmoei_merge_read(t, left->text, cut, right->text + begin, rest, name, number);
-    }
+    const char *refused = tmoei_bpe_refused(json);
+    if (refused)
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: its %s is not supported", name, refused);
+
+    const int tokens = tmoei_json_get(json, model, "vocab");
+    tmoei_bpe *t = tmoei_vocabulary_read(ctx, json, tokens, added, name);
+    if (!t) return NULL;
+    t->prefix_space = tmoei_json_value(json, before, "add_prefix_space")->kind == TMOEI_JSON_TRUE;
+    tmoei_merges_from_json(t, json, merges, name);
     return tmoei_bpe_if_good(t);
 }
 
@@ -12265,26 +12423,34 @@ static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json
 {
     return tmoei_bpe_finish(tmoei_bpe_from_json(ctx, json, name));
 }
-#endif
 
-/* ---- files of Hugging Face's ----------------------------------------------------------------- */
-
-#ifndef TMOE_NO_STDIO
-
+/* Reads merges.txt, whose first line may be a comment. */
 static void tmoei_merges_read(tmoei_bpe *t, const char *path)
 {
     tmoei_lines in;
     tmoei_lines_open(t->base.ctx, &in, path);
     while (tmoei_lines_next(&in)) {
-        const size_t n = in.size, cut = tmoei_merge_space(in.line, n);
-        if (n == 0 || (in.number == 1 && strncmp(in.line, "#version", 8) == 0)) continue;
-        if (cut < n)
-            (void)tmoei_merge_read(t, in.line, cut, in.line + cut + 1, n - cut - 1, path,
-                in.number);
-        else
-            (void)tmoei_fail(t->base.ctx, TMOE_ERR_FORMAT,
-                "%s: no merge: two tokens, a space between", in.where);
+        if (in.size == 0 || (in.number == 1 && strncmp(in.line, "#version", 8) == 0)) continue;
+        tmoei_merge_read(t, in.line, in.size, NULL, in.where);
     }
+}
+
+/* The tokenizer of vocab.json and merges.txt. */
+static tmoei_bpe *tmoei_bpe_load_pair(tmoe_ctx *ctx, const char *folder)
+{
+    char path[TMOEI_PATH];
+    tmoei_json json;
+    tmoei_bpe *t = NULL;
+    if (tmoei_json_file(ctx, &json, path, folder, "vocab.json", 0) == TMOE_OK)
+        t = tmoei_vocabulary_read(ctx, &json, 0, -1, path);
+    tmoei_json_free(ctx, &json);
+    if (!t) return NULL;
+    if (tmoei_folder_has(ctx, path, folder, "added_tokens.json"))
+        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+            "%s: tokens beside vocab.json: save the tokenizer as tokenizer.json", path);
+    else if (tmoei_path_join(ctx, path, folder, "merges.txt") == TMOE_OK)
+        tmoei_merges_read(t, path);
+    return tmoei_bpe_if_good(t);
 }
 
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder)
@@ -12293,21 +12459,12 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder)
     tmoei_json json;
     tmoei_bpe *t = NULL;
     tmoei_begin(ctx);
-    if (tmoei_json_file(ctx, &json, path, folder, "tokenizer.json", 1) == TMOE_OK && json.count)
-        t = tmoei_bpe_from_json(ctx, &json, path);
-    else if (ctx->error == TMOE_OK
-        && tmoei_json_file(ctx, &json, path, folder, "vocab.json", 0) == TMOE_OK
-        && (t = tmoei_vocabulary_read(ctx, &json, 0, -1, path)) != NULL) {
-        if (tmoei_folder_has(ctx, path, folder, "added_tokens.json"))
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                "%s: tokens beside vocab.json: save the tokenizer as "
-                "tokenizer.json",
-                path);
-        else if (tmoei_path_join(ctx, path, folder, "merges.txt") == TMOE_OK)
-            tmoei_merges_read(t, path);
-    }
+    if (tmoei_json_file(ctx, &json, path, folder, "tokenizer.json", 1) == TMOE_OK)
+        t = json.count ? tmoei_bpe_from_json(ctx, &json, path) : tmoei_bpe_load_pair(ctx, folder);
     tmoei_json_free(ctx, &json);
-    if (t && tmoei_json_file(ctx, &json, path, folder, "tokenizer_config.json", 1) == TMOE_OK
+    if (!t) return NULL;
+
+    if (tmoei_json_file(ctx, &json, path, folder, "tokenizer_config.json", 1) == TMOE_OK
         && json.count) {
         const tmoei_json_kind space = tmoei_json_value(&json, 0, "add_prefix_space")->kind;
         if (space != TMOEI_JSON_NULL) t->prefix_space = space == TMOEI_JSON_TRUE;
