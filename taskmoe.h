@@ -2357,8 +2357,8 @@ static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chu
 
 /* ==== >>kernels: the inner loops, written once, compiled for each instruction set ================
  * The header includes itself with TMOEI_PASS set, once for each instruction set, and compiles the
- * body below with that set's target attribute. A plain `cc -O2` therefore contains all of them, and
- * the best one that the processor has is chosen when a context is created.
+ * body below with that set's target attribute. A plain `cc -O2` therefore contains all sets, and a
+ * context takes the best one that the processor has.
  *
  * Matrix product C (M,N) = A (M,K) B (K,N):
  *                 N           B is read in panels of NR columns, A in panels of at most MR rows:
@@ -2372,8 +2372,8 @@ static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chu
  *   M | A  | |  |C|   |       Lanes take tiles of C. The order of the terms of a sum does not
  *     |----| |  +-+   |       depend on the number of lanes.
  *     +----+ +--------+
- * >>products has the loops around the micro-kernels. Measurements in >>kernels and >>products are
- * from tests/bench.c and tests/bench_step.c on one core of an AMD EPYC (Zen 4). */
+ * The loops around the micro-kernels are in >>products. Measurements in both rooms are from
+ * tests/bench.c and tests/bench_step.c on an AMD EPYC (Zen 4). */
 
 #define TMOEI_NR_MAX 32 /* columns of the widest panel of B */
 #define TMOEI_MR_MAX 14 /* rows of the highest panel of A */
@@ -2391,16 +2391,15 @@ static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chu
 #define TMOEI_MERGE_UNSEEN 768  /* pieces up to here: the next experts' are prefetched */
 
 /* A matrix in memory: element (row, col) is x[row * stride + col], or x[col * stride + row] where
- * `transposed` is set. rows and cols count what the product sees. */
+ * `transposed` is set. */
 typedef struct tmoei_matrix {
     const float *x;
-    int rows, cols;
+    int rows, cols; /* as the product sees them */
     size_t stride;
     int transposed;
 } tmoei_matrix;
 
-/* The matrix that a product writes: C = beta C + A B. beta is 0 (C is not read) or 1. The factors
- * determine its shape. */
+/* The matrix that a product writes: C = beta C + A B. beta is 0 (C is not read) or 1. */
 typedef struct tmoei_output {
     float *x;
     size_t stride;
@@ -2409,35 +2408,23 @@ typedef struct tmoei_output {
 
 static tmoei_matrix tmoei_matrix_of(const float *x, int rows, int cols, size_t stride)
 {
-    tmoei_matrix matrix;
-    matrix.x = x;
-    matrix.rows = rows;
-    matrix.cols = cols;
-    matrix.stride = stride;
-    matrix.transposed = 0;
+    const tmoei_matrix matrix = { x, rows, cols, stride, 0 };
     return matrix;
 }
 
-static tmoei_matrix tmoei_transposed(tmoei_matrix matrix)
+static tmoei_matrix tmoei_transposed(tmoei_matrix m)
 {
-    const int rows = matrix.rows;
-    matrix.rows = matrix.cols;
-    matrix.cols = rows;
-    matrix.transposed = !matrix.transposed;
-    return matrix;
+    const tmoei_matrix turned = { m.x, m.cols, m.rows, m.stride, !m.transposed };
+    return turned;
 }
 
 static tmoei_output tmoei_output_of(float *x, size_t stride, float beta)
 {
-    tmoei_output output;
-    output.x = x;
-    output.stride = stride;
-    output.beta = beta;
+    const tmoei_output output = { x, stride, beta };
     return output;
 }
 
-/* What a product does to C at the end, while a tile is in the cache:
- *   z = C + bias;  C = act(z) + residual */
+/* What follows a product while its tile is in the cache: z = C + bias;  C = act(z) + residual */
 typedef struct tmoei_epilogue {
     const float *bias;          /* (N) or NULL */
     tmoe_activation activation; /* NONE, GELU, RELU */
@@ -2455,38 +2442,36 @@ typedef struct tmoei_panel {
 /* One expert's parameters and the gradients of up to four tasks: see merge_backward. */
 typedef struct tmoei_merge_lines {
     const float *theta, *first; /* of this expert, and of expert 0 */
-    ptrdiff_t next;             /* floats from theta to the expert that is read next: prefetched */
-    const float *g;             /* (tasks, n): the tasks' gradients, a stride apart */
+    ptrdiff_t next;             /* floats from theta to the expert that is read next */
+    const float *g;             /* (tasks, n), a stride apart */
     size_t stride;
-    int tasks;     /* 1 and more; only the first four are used */
+    int tasks;     /* at least 1; the first four are used */
     float r[4];    /* the tasks' weights for this expert; 0 beyond the last task */
-    float *dtheta; /* out: is added to; or NULL */
+    float *dtheta; /* out, or NULL */
     float dots[4]; /* out */
 } tmoei_merge_lines;
 
 typedef struct tmoei_adamw_constants {
-    float scale;                    /* of the gradient: clipping, and the mean over tasks */
-    float beta1, beta2;             /* decay of both moments a step */
+    float scale; /* of the gradient */
+    float beta1, beta2;
     float correction1, correction2; /* 1 / (1 - beta^t) */
-    float epsilon;
-    float rate;  /* learning rate */
-    float decay; /* learning rate times weight decay */
+    float epsilon, rate;
+    float decay; /* rate times weight decay */
 } tmoei_adamw_constants;
 
-/* The kernels. n counts floats; arrays need no alignment. Where beta is 0 the output is not read.
+/* The kernels; n counts floats, alignment is not needed.
  * C (rows, NR) = beta C + A (rows, K) B (K, NR) for one number of rows; row k of B is b + k * ldb.
  * Columns of C from `columns` on are neither read nor written. */
 typedef void tmoei_micro_fn(int K, tmoei_panel a, const float *b, size_t ldb, tmoei_output c,
     int columns);
 
-/* C (M,N) = beta C + A (M,K) B (N,K)^T, both read in place; for few rows M. b has N rows: it is not
- * marked as transposed. */
+/* C (M,N) = beta C + A (M,K) B^T for few rows M; b is (N,K), not marked as transposed */
 typedef void tmoei_dots_fn(tmoei_matrix a, tmoei_matrix b, tmoei_output c);
 
-/* dst[col * width + row] = src (row, col); src is not marked as transposed */
+/* dst[col * width + row] = src (row, col) */
 typedef void tmoei_transpose_fn(float *dst, size_t width, tmoei_matrix src);
 
-/* Applies e to the tile c (rows, columns), whose first element is (row, column) of C. */
+/* Applies e to the tile c (rows, columns) whose first element is (row, column) of C. */
 typedef void tmoei_epilogue_fn(const tmoei_epilogue *e, float *c, size_t stride, int row,
     int column, int rows, int columns);
 
@@ -2497,7 +2482,7 @@ typedef float tmoei_maximum_fn(const float *x, size_t n);
 /* y = beta y + a x */
 typedef void tmoei_scale_add_fn(float *y, float beta, float a, const float *x, size_t n);
 
-/* y = exp(scale x - shift), or nothing where y is NULL; returns the sum of the exponentials */
+/* y = exp(scale x - shift), unless y is NULL; returns the sum of the exponentials */
 typedef float tmoei_exp_sum_fn(float *y, const float *x, float scale, float shift, size_t n);
 
 /* dx = (exp(x - log_sum_exp) - shift) weight */
@@ -2541,7 +2526,6 @@ typedef void tmoei_adamw_fn(float *theta, const float *grad, float *m, float *v,
 typedef void tmoei_dropout_fn(float *y, const float *x, size_t n, uint32_t first, uint32_t key,
     uint32_t limit, float scale);
 
-/* Their table, one for each instruction set: kernels->dots is a tmoei_dots_fn, and so on. */
 #define TMOEI_KERNELS(X) \
     X(dots) \
     X(transpose) \
@@ -2564,8 +2548,9 @@ typedef void tmoei_dropout_fn(float *y, const float *x, size_t n, uint32_t first
 #define TMOEI_KERNEL_FIELD(name) tmoei_##name##_fn *name;
 #define TMOEI_KERNEL_ENTRY(name) TMOEI_FN(name),
 
+/* The table of an instruction set: kernels->dots is a tmoei_dots_fn, and so on. */
 typedef struct tmoei_kernels {
-    const char *name;             /* of the instruction set */
+    const char *name;
     int mr, nr;                   /* most rows, and columns, of a register tile */
     tmoei_micro_fn *const *micro; /* micro[rows], 1 <= rows <= mr */
     TMOEI_KERNELS(TMOEI_KERNEL_FIELD)
@@ -2573,10 +2558,9 @@ typedef struct tmoei_kernels {
 
 /* clang-format off */
 /* ---- vector words -------------------------------------------------------------------------------
- * Each word says what it is in plain C, NEON, AVX2 and AVX-512, in this order. TMOEI_PASS picks one
- * of the four, so that a word means something else in each pass. TMOEI_V is a vector of TMOEI_VW
- * floats; + - * / work on it as on a float. AVX-512 uses the masked forms because gcc 12 warns that
- * its plain ones read undefined registers. */
+ * Each word says what it is in plain C, NEON, AVX2 and AVX-512, in this order; TMOEI_PASS picks one
+ * of the four. TMOEI_V is a vector of TMOEI_VW floats; + - * / work on it as on a float. AVX-512
+ * uses masked forms because gcc 12 warns that its plain ones read undefined registers. */
 #define TMOEI_GLUE(a, b) TMOEI_GLUED(a, b)
 #define TMOEI_GLUED(a, b) a##b
 #define TMOEI_PICK(c, neon, avx2, avx512) TMOEI_GLUE(TMOEI_PICK_, TMOEI_PASS)(c, neon, avx2, avx512)
@@ -2585,12 +2569,12 @@ typedef struct tmoei_kernels {
 #define TMOEI_PICK_2(c, neon, avx2, avx512) avx2
 #define TMOEI_PICK_3(c, neon, avx2, avx512) avx512
 
-/* tmoei_dot_avx2, ...: the name of a function in this pass; and what its definition begins with. */
+/* a function's name in this pass (tmoei_dot_avx2, ...), and what its definition begins with */
 #define TMOEI_FN(name) TMOEI_GLUE(tmoei_##name, TMOEI_PICK(_c, _neon, _avx2, _avx512))
 #define TMOEI_KERNEL TMOEI_PICK(, , __attribute__((target("avx2,fma"))), \
     __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")))) static
 
-/* the first n of 8 or 16 places; all 16; all 8 */
+/* the first n of 8 or 16 places; all of them */
 #define TMOEI_MASK8(n) \
     _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
 #define TMOEI_MASK16(n) (__mmask16)((1u << (n)) - 1u)
@@ -2607,7 +2591,6 @@ typedef struct tmoei_kernels {
     _mm256_set1_ps(x), \
     _mm512_set1_ps(x))
 
-/* whole vectors from and to memory */
 #define TMOEI_VLOAD(p) TMOEI_PICK( \
     (*(p)), \
     vld1q_f32(p), \
@@ -2631,12 +2614,12 @@ typedef struct tmoei_kernels {
     _mm256_maskstore_ps(p, TMOEI_MASK8(n), v), \
     _mm512_mask_storeu_ps(p, TMOEI_MASK16(n), v))
 
-/* a b + c */
 #define TMOEI_VFMA(a, b, c) TMOEI_PICK( \
     ((a) * (b) + (c)), \
     vfmaq_f32(c, a, b), \
     _mm256_fmadd_ps(a, b, c), \
     _mm512_fmadd_ps(a, b, c))
+#define TMOEI_VHORNER(p, x, c) TMOEI_VFMA(p, x, TMOEI_VSET(c)) /* p x + c */
 #define TMOEI_VMAX(a, b) TMOEI_PICK( \
     ((a) > (b) ? (a) : (b)), \
     vmaxq_f32(a, b), \
@@ -2658,7 +2641,7 @@ typedef struct tmoei_kernels {
     _mm256_round_ps(a, 8), \
     _mm512_maskz_cvtepi32_ps(TMOEI_ALL16, _mm512_maskz_cvtps_epi32(TMOEI_ALL16, a)))
 
-/* a 2^n; n holds whole numbers. NEON and AVX2 build the float 2^n from its exponent's bits. */
+/* a 2^n for whole n: NEON and AVX2 build 2^n from its exponent's bits */
 #define TMOEI_VSCALE(a, n) TMOEI_PICK( \
     ldexpf(a, (int)(n)), \
     (a) * vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127)), 23)), \
@@ -2667,8 +2650,8 @@ typedef struct tmoei_kernels {
     _mm512_maskz_scalef_ps(TMOEI_ALL16, a, n))
 
 /* EACH runs its statements over n floats: for whole vectors, then once for the rest; `at` is the
- * index, `left` the number of floats of this vector. In its statements READ and WRITE replace LOAD
- * and STORE: plain in the first loop, where `left` is the constant VW, masked in the rest. CUT sets
+ * index, `left` the number of floats of this vector. There READ(p) and WRITE(p, v) take the vector
+ * at p + at: plain in the first loop, where `left` is the constant VW, masked in the rest. CUT sets
  * the places beyond `left` to zero. */
 #define TMOEI_EACH(n, ...) do { \
         size_t at = 0; \
@@ -2683,12 +2666,12 @@ typedef struct tmoei_kernels {
             __VA_ARGS__; \
         } \
     } while (0)
-#define TMOEI_VREAD(p) (left == TMOEI_VW ? TMOEI_VLOAD(p) : TMOEI_VLOADN(p, left))
+#define TMOEI_VREAD(p) (left == TMOEI_VW ? TMOEI_VLOAD((p) + at) : TMOEI_VLOADN((p) + at, left))
 #define TMOEI_VWRITE(p, v) do { \
         if (left == TMOEI_VW) \
-            TMOEI_VSTORE(p, v); \
+            TMOEI_VSTORE((p) + at, v); \
         else \
-            TMOEI_VSTOREN(p, v, left); \
+            TMOEI_VSTOREN((p) + at, v, left); \
     } while (0)
 #define TMOEI_VCUT(v) do { \
         if (left < TMOEI_VW) { \
@@ -2698,65 +2681,52 @@ typedef struct tmoei_kernels {
         } \
     } while (0)
 
-/* The sums of four vectors, side by side into y[0] .. y[3]. */
+/* the sums of four vectors into y[0] .. y[3] */
 #define TMOEI_VSUM4(y, a, b, c, d) TMOEI_PICK( \
     (y[0] = a, y[1] = b, y[2] = c, y[3] = d), \
     vst1q_f32(y, vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d))), \
     _mm_storeu_ps(y, TMOEI_FN(vsum4)(a, b, c, d)), \
     _mm_storeu_ps(y, TMOEI_FN(vsum4)(a, b, c, d)))
 
-/* All numbers of an AVX vector into one by op (add, max), half by half. */
+/* all numbers of an AVX vector into one by op (add, max), half by half */
 #define TMOEI_HALF(a, i) _mm512_maskz_extractf32x8_ps(TMOEI_ALL8, a, i)
 #define TMOEI_FOLD(op, a) TMOEI_PICK(a, a, a, _mm256_##op##_ps(TMOEI_HALF(a, 0), TMOEI_HALF(a, 1)))
 #define TMOEI_REDUCE(name, op) \
-    TMOEI_KERNEL float TMOEI_FN(name)(TMOEI_V a) \
-    { \
-        const __m256 h = TMOEI_FOLD(op, a); \
-        __m128 s = _mm_##op##_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)); \
-        s = _mm_##op##_ps(s, _mm_movehl_ps(s, s)); \
-        return _mm_cvtss_f32(_mm_##op##_ss(s, _mm_shuffle_ps(s, s, 1))); \
-    }
+TMOEI_KERNEL float TMOEI_FN(name)(TMOEI_V a) \
+{ \
+    const __m256 h = TMOEI_FOLD(op, a); \
+    __m128 s = _mm_##op##_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)); \
+    s = _mm_##op##_ps(s, _mm_movehl_ps(s, s)); \
+    return _mm_cvtss_f32(_mm_##op##_ss(s, _mm_shuffle_ps(s, s, 1))); \
+}
 
 /* ---- the register tile --------------------------------------------------------------------------
  * MR rows of NR numbers: two vectors wide, four numbers in plain C. Its sums are variables:
  *
  *              j = 0   j = 1
  *      i = 0   c00     c01         ACROSS(X, i)   writes X(i, 0) X(i, 1): the vectors of row i
- *      i = 1   c10     c11         ROWS(X)        writes X(0) X(1) ... X(13): all rows
- *      ...                         HEIGHTS(X)     writes X(1) X(2) ... X(MR): all heights
- *      i = 13  c130    c131
+ *      i = 1   c10     c11         ROWS(X)        writes X(0, a[0]) ... X(13, a12[row]): all rows,
+ *      ...                                        and A's number of each row at the present k
+ *      i = 13  c130    c131        HEIGHTS(X)     writes X(1) X(2) ... X(MR): all heights
  *
  * where X is the name of another macro. HEIGHTS(MICRO) makes the micro-kernels of 1 .. MR rows.
- * Each of them writes all 14 rows out; `height` is a constant, so the compiler drops the rows
- * beyond it. */
+ * Each writes out all 14 rows; `height` is a constant, so the compiler drops those beyond it. A
+ * pointer to every third row reaches the two behind it by an address with a scaled index. */
 #define TMOEI_MR TMOEI_PICK(4, 8, 6, 14)
 #define TMOEI_NR (TMOEI_PICK(4, 2, 2, 2) * TMOEI_VW)
 
 #define TMOEI_ACROSS(X, i) X(i, 0) X(i, 1) TMOEI_PICK(X(i, 2) X(i, 3), , , )
-#define TMOEI_ROWS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13)
+#define TMOEI_ROWS(X) \
+    X(0, a[0]) X(1, a[row]) X(2, a[2 * row]) \
+    X(3, a3[0]) X(4, a3[row]) X(5, a3[2 * row]) \
+    X(6, a6[0]) X(7, a6[row]) X(8, a6[2 * row]) \
+    X(9, a9[0]) X(10, a9[row]) X(11, a9[2 * row]) \
+    X(12, a12[0]) X(13, a12[row])
 #define TMOEI_HEIGHTS(X) TMOEI_GLUE(TMOEI_HEIGHTS_, TMOEI_MR)(X)
 #define TMOEI_HEIGHTS_4(X) X(1) X(2) X(3) X(4)
 #define TMOEI_HEIGHTS_6(X) TMOEI_HEIGHTS_4(X) X(5) X(6)
 #define TMOEI_HEIGHTS_8(X) TMOEI_HEIGHTS_6(X) X(7) X(8)
 #define TMOEI_HEIGHTS_14(X) TMOEI_HEIGHTS_8(X) X(9) X(10) X(11) X(12) X(13) X(14)
-
-/* A's number of row i at the present k. A pointer to every third row reaches the two rows behind it
- * by an address with a scaled index. */
-#define TMOEI_A(i) TMOEI_A_##i
-#define TMOEI_A_0 a[0]
-#define TMOEI_A_1 a[row]
-#define TMOEI_A_2 a[2 * row]
-#define TMOEI_A_3 a3[0]
-#define TMOEI_A_4 a3[row]
-#define TMOEI_A_5 a3[2 * row]
-#define TMOEI_A_6 a6[0]
-#define TMOEI_A_7 a6[row]
-#define TMOEI_A_8 a6[2 * row]
-#define TMOEI_A_9 a9[0]
-#define TMOEI_A_10 a9[row]
-#define TMOEI_A_11 a9[2 * row]
-#define TMOEI_A_12 a12[0]
-#define TMOEI_A_13 a12[row]
 
 #define TMOEI_ZERO(i, j) TMOEI_V c##i##j = TMOEI_VSET(0.0f);
 #define TMOEI_LOAD(i, j) const TMOEI_V b##j = TMOEI_VLOAD(b + j * TMOEI_VW);
@@ -2769,19 +2739,19 @@ typedef struct tmoei_kernels {
 #define TMOEI_STORE(i, j) \
     TMOEI_FN(store)(c + (size_t)i * ldc + j * TMOEI_VW, c##i##j, add, width - j * TMOEI_VW);
 
-#define TMOEI_ROW_ZERO(i) TMOEI_ACROSS(TMOEI_ZERO, i)
-#define TMOEI_ROW_STEP(i) \
+#define TMOEI_ROW_ZERO(i, number) TMOEI_ACROSS(TMOEI_ZERO, i)
+#define TMOEI_ROW_STEP(i, number) \
     if (i < height) { \
-        const TMOEI_V x = TMOEI_VSET(TMOEI_A(i)); \
+        const TMOEI_V x = TMOEI_VSET(number); \
         TMOEI_ACROSS(TMOEI_STEP, i) \
     }
-#define TMOEI_ROW_STORE(i) \
+#define TMOEI_ROW_STORE(i, number) \
     if (i < height) { \
         TMOEI_ACROSS(TMOEI_STORE, i) \
     }
 
-/* One k: all sums of the tile. ADDED tells the compiler that the six pointers changed; else it
- * trades the additions for more addresses than there are registers. */
+/* One k. ADDED tells the compiler that the pointers changed; else it trades the additions for more
+ * addresses than there are registers. */
 #define TMOEI_ADDED __asm__("" : "+r"(a), "+r"(a3), "+r"(a6), "+r"(a9), "+r"(a12), "+r"(b));
 #define TMOEI_K_STEP \
     { \
@@ -2796,62 +2766,62 @@ typedef struct tmoei_kernels {
         TMOEI_PICK(, , TMOEI_ADDED, TMOEI_ADDED) \
     }
 
-/* The micro-kernel of `count` rows. Four k at a time, or the counting would take a sixth of the
- * instruction slots. Meanwhile the rows of C are fetched (waiting for them at the end costs up to
- * 10 %), and, where B is read in place, what the panel after the next will read. */
+/* The micro-kernel of `count` rows. Four k at a time, or counting would take a sixth of the
+ * instruction slots. Meanwhile the rows of C are prefetched (else up to -10 %) and, where B is read
+ * in place, the panel after the next. */
 #define TMOEI_MICRO(count) \
-    TMOEI_KERNEL void TMOEI_FN(micro##count)(int K, tmoei_panel panel, const float *b, size_t ldb, \
-        tmoei_output output, int columns) \
-    { \
-        const int height = count; \
-        const int add = output.beta != 0.0f; \
-        const size_t row = panel.row, step = panel.step; \
-        const float *a = panel.x; \
-        const float *a3 = a + 3 * row; \
-        const float *a6 = a3 + 3 * row; \
-        const float *a9 = a6 + 3 * row; \
-        const float *a12 = a9 + 3 * row; \
-        const size_t ldc = output.stride; \
-        float *const c = output.x; \
-        const float *ahead = c; \
-        const float *const last = c + (size_t)(height - 1) * ldc; \
-        TMOEI_ROWS(TMOEI_ROW_ZERO) \
-        for (; K >= 4; K -= 4) { \
-            if (ldb != TMOEI_NR) { \
-                for (int k = 0; k < 4; k++) { \
-                    TMOEI_PREFETCH_L2(b + (size_t)k * ldb + 2 * TMOEI_NR); \
-                    TMOEI_PREFETCH_L2(b + (size_t)k * ldb + 2 * TMOEI_NR + TMOEI_VW); \
-                } \
+TMOEI_KERNEL void TMOEI_FN(micro##count)(int K, tmoei_panel panel, const float *b, size_t ldb, \
+    tmoei_output output, int columns) \
+{ \
+    const int height = count; \
+    const int add = output.beta != 0.0f; \
+    const size_t row = panel.row, step = panel.step; \
+    const float *a = panel.x; \
+    const float *a3 = a + 3 * row; \
+    const float *a6 = a3 + 3 * row; \
+    const float *a9 = a6 + 3 * row; \
+    const float *a12 = a9 + 3 * row; \
+    const size_t ldc = output.stride; \
+    float *const c = output.x; \
+    const float *ahead = c; \
+    const float *const last = c + (size_t)(height - 1) * ldc; \
+    TMOEI_ROWS(TMOEI_ROW_ZERO) \
+    for (; K >= 4; K -= 4) { \
+        if (ldb != TMOEI_NR) { \
+            for (int k = 0; k < 4; k++) { \
+                TMOEI_PREFETCH_L2(b + (size_t)k * ldb + 2 * TMOEI_NR); \
+                TMOEI_PREFETCH_L2(b + (size_t)k * ldb + 2 * TMOEI_NR + TMOEI_VW); \
             } \
-            TMOEI_PREFETCH(ahead); \
-            TMOEI_PREFETCH(ahead + TMOEI_NR - 1); \
-            ahead += ahead < last ? ldc : 0; \
-            TMOEI_K_STEP \
-            TMOEI_K_STEP \
-            TMOEI_K_STEP \
-            TMOEI_K_STEP \
         } \
-        for (; K > 0; K--) TMOEI_K_STEP \
-        if (columns >= TMOEI_NR) { \
-            const int width = TMOEI_NR; \
-            TMOEI_ROWS(TMOEI_ROW_STORE) \
-        } else { \
-            const int width = columns; \
-            TMOEI_ROWS(TMOEI_ROW_STORE) \
-        } \
-    }
+        TMOEI_PREFETCH(ahead); \
+        TMOEI_PREFETCH(ahead + TMOEI_NR - 1); \
+        ahead += ahead < last ? ldc : 0; \
+        TMOEI_K_STEP \
+        TMOEI_K_STEP \
+        TMOEI_K_STEP \
+        TMOEI_K_STEP \
+    } \
+    for (; K > 0; K--) TMOEI_K_STEP \
+    if (columns >= TMOEI_NR) { \
+        const int width = TMOEI_NR; \
+        TMOEI_ROWS(TMOEI_ROW_STORE) \
+    } else { \
+        const int width = columns; \
+        TMOEI_ROWS(TMOEI_ROW_STORE) \
+    } \
+}
 #define TMOEI_MICRO_NAME(count) TMOEI_FN(micro##count),
 
-/* Dot products of `count` rows of A with two or four rows of B at a time, read in place, vectors
- * along K. The sums of row i are c<i>0 .. c<i>3; four where the registers allow it. The processor
- * prefetches long rows itself; of short ones the next are fetched here. */
+/* Dot products of `count` rows of A with two or, where the registers allow it, four rows of B at a
+ * time, vectors along K. The processor prefetches long rows itself; the next short ones are
+ * prefetched here. */
 #define TMOEI_DOT_HEIGHTS(X) \
     TMOEI_PICK(TMOEI_HEIGHTS_4, TMOEI_HEIGHTS_8, TMOEI_HEIGHTS_6, TMOEI_HEIGHTS_8)(X)
-#define TMOEI_DOT_ZERO(i) \
+#define TMOEI_DOT_ZERO(i, number) \
     TMOEI_V c##i##0 = TMOEI_VSET(0.0f), c##i##1 = c##i##0, c##i##2 = c##i##0, c##i##3 = c##i##0;
-#define TMOEI_DOT_STEP(i) \
+#define TMOEI_DOT_STEP(i, number) \
     if (i < height) { \
-        const TMOEI_V x = TMOEI_VREAD(a + (size_t)i * lda + at); \
+        const TMOEI_V x = TMOEI_VREAD(a + (size_t)i * lda); \
         TMOEI_STEP(i, 0) \
         TMOEI_STEP(i, 1) \
         if (wide) { \
@@ -2859,7 +2829,7 @@ typedef struct tmoei_kernels {
             TMOEI_STEP(i, 3) \
         } \
     }
-#define TMOEI_DOT_STORE(i) \
+#define TMOEI_DOT_STORE(i, number) \
     if (i < height) { \
         float sums[4]; \
         float *y = c + (size_t)i * ldc + (size_t)n; \
@@ -2868,37 +2838,37 @@ typedef struct tmoei_kernels {
             y[j] = (beta != 0.0f ? y[j] : 0.0f) + sums[j]; \
     }
 #define TMOEI_DOTS(count) \
-    TMOEI_KERNEL void TMOEI_FN(dots##count)(tmoei_matrix A, tmoei_matrix B, tmoei_output C) \
-    { \
-        const int N = B.rows, K = A.cols; \
-        const size_t lda = A.stride, ldb = B.stride, ldc = C.stride; \
-        const float *const a = A.x, *const b = B.x; \
-        float *const c = C.x; \
-        const float beta = C.beta; \
-        const int height = count; \
-        const int wide = 4 * count + 5 <= TMOEI_PICK(32, 32, 16, 32); /* vector registers */ \
-        const int across = wide ? 4 : 2; \
-        const size_t ahead = K <= TMOEI_DOT_SHORT ? (size_t)across * ldb : 0; \
-        for (int n = 0; n < N; n += across) { \
-            const float *p0 = b + (size_t)n * ldb; \
-            const float *p1 = n + 1 < N ? p0 + ldb : p0; \
-            const float *p2 = wide && n + 2 < N ? p1 + ldb : p0; \
-            const float *p3 = wide && n + 3 < N ? p2 + ldb : p0; \
-            TMOEI_ROWS(TMOEI_DOT_ZERO) \
-            TMOEI_EACH((size_t)K, \
-                const TMOEI_V b0 = TMOEI_VREAD(p0 + at), b1 = TMOEI_VREAD(p1 + at); \
-                const TMOEI_V b2 = wide ? TMOEI_VREAD(p2 + at) : b0; \
-                const TMOEI_V b3 = wide ? TMOEI_VREAD(p3 + at) : b0; \
-                TMOEI_PREFETCH(p0 + ahead + at); \
-                TMOEI_PREFETCH(p1 + ahead + at); \
-                if (wide) { \
-                    TMOEI_PREFETCH(p2 + ahead + at); \
-                    TMOEI_PREFETCH(p3 + ahead + at); \
-                } \
-                TMOEI_ROWS(TMOEI_DOT_STEP)); \
-            TMOEI_ROWS(TMOEI_DOT_STORE) \
-        } \
-    }
+TMOEI_KERNEL void TMOEI_FN(dots##count)(tmoei_matrix A, tmoei_matrix B, tmoei_output C) \
+{ \
+    const int N = B.rows, K = A.cols; \
+    const size_t lda = A.stride, ldb = B.stride, ldc = C.stride; \
+    const float *const a = A.x, *const b = B.x; \
+    float *const c = C.x; \
+    const float beta = C.beta; \
+    const int height = count; \
+    const int wide = 4 * count + 5 <= TMOEI_PICK(32, 32, 16, 32); /* vector registers */ \
+    const int across = wide ? 4 : 2; \
+    const size_t ahead = K <= TMOEI_DOT_SHORT ? (size_t)across * ldb : 0; \
+    for (int n = 0; n < N; n += across) { \
+        const float *p0 = b + (size_t)n * ldb; \
+        const float *p1 = n + 1 < N ? p0 + ldb : p0; \
+        const float *p2 = wide && n + 2 < N ? p1 + ldb : p0; \
+        const float *p3 = wide && n + 3 < N ? p2 + ldb : p0; \
+        TMOEI_ROWS(TMOEI_DOT_ZERO) \
+        TMOEI_EACH((size_t)K, \
+            const TMOEI_V b0 = TMOEI_VREAD(p0), b1 = TMOEI_VREAD(p1); \
+            const TMOEI_V b2 = wide ? TMOEI_VREAD(p2) : b0; \
+            const TMOEI_V b3 = wide ? TMOEI_VREAD(p3) : b0; \
+            TMOEI_PREFETCH(p0 + ahead + at); \
+            TMOEI_PREFETCH(p1 + ahead + at); \
+            if (wide) { \
+                TMOEI_PREFETCH(p2 + ahead + at); \
+                TMOEI_PREFETCH(p3 + ahead + at); \
+            } \
+            TMOEI_ROWS(TMOEI_DOT_STEP)); \
+        TMOEI_ROWS(TMOEI_DOT_STORE) \
+    } \
+}
 #define TMOEI_DOTS_NAME(count) TMOEI_FN(dots##count),
 /* clang-format on */
 #else
@@ -2909,7 +2879,6 @@ typedef struct tmoei_kernels {
 TMOEI_REDUCE(vsum, add)
 TMOEI_REDUCE(vmaximum, max)
 
-/* The sums of four vectors. */
 TMOEI_KERNEL inline __m128 TMOEI_FN(vsum4)(TMOEI_V a, TMOEI_V b, TMOEI_V c, TMOEI_V d)
 {
     const __m256 p = TMOEI_FOLD(add, a), q = TMOEI_FOLD(add, b), r = TMOEI_FOLD(add, c);
@@ -2951,8 +2920,8 @@ TMOEI_KERNEL void TMOEI_FN(vstoren)(float *p, TMOEI_V v, int n)
 #endif
 
 /* exp(x) = 2^n (1 + r + r^2 q(r)),  n = round(x / ln 2),  r = x - n ln 2 with ln 2 in two parts
- * q is the minimax polynomial of degree 4 on |r| <= ln 2 / 2, error 4e-9. Altogether the error is
- * below 2 ulp. x is clamped to [-87.3, 88.3], so the result is never 0, denormal or infinite. */
+ * q is a minimax polynomial on |r| <= ln 2 / 2; the error is below 2 ulp. x is clamped to
+ * [-87.3, 88.3], so the result is never 0, denormal or infinite. */
 TMOEI_KERNEL TMOEI_V TMOEI_FN(vexp)(TMOEI_V x)
 {
     x = TMOEI_VMIN(TMOEI_VMAX(x, TMOEI_VSET(-87.3f)), TMOEI_VSET(88.3f));
@@ -2960,11 +2929,11 @@ TMOEI_KERNEL TMOEI_V TMOEI_FN(vexp)(TMOEI_V x)
     TMOEI_V r = TMOEI_VFMA(n, TMOEI_VSET(-0.693145752f), x);
     r = TMOEI_VFMA(n, TMOEI_VSET(-1.42860677e-6f), r);
     TMOEI_V p = TMOEI_VFMA(r, TMOEI_VSET(1.38146018e-3f), TMOEI_VSET(8.36873204e-3f));
-    p = TMOEI_VFMA(p, r, TMOEI_VSET(4.16683891e-2f));
-    p = TMOEI_VFMA(p, r, TMOEI_VSET(1.66665205e-1f));
-    p = TMOEI_VFMA(p, r, TMOEI_VSET(0.499999934f));
-    p = TMOEI_VFMA(p, r, TMOEI_VSET(1.0f));
-    p = TMOEI_VFMA(p, r, TMOEI_VSET(1.0f));
+    p = TMOEI_VHORNER(p, r, 4.16683891e-2f);
+    p = TMOEI_VHORNER(p, r, 1.66665205e-1f);
+    p = TMOEI_VHORNER(p, r, 0.499999934f);
+    p = TMOEI_VHORNER(p, r, 1.0f);
+    p = TMOEI_VHORNER(p, r, 1.0f);
     return TMOEI_VSCALE(p, n);
 }
 
@@ -2975,16 +2944,16 @@ TMOEI_KERNEL TMOEI_V TMOEI_FN(verf)(TMOEI_V x)
     TMOEI_V s = x * x;
     TMOEI_V p =
         TMOEI_VFMA(s, TMOEI_VSET(-2.72614225801306e-10f), TMOEI_VSET(2.77068142495902e-08f));
-    p = TMOEI_VFMA(p, s, TMOEI_VSET(-2.10102402082508e-06f));
-    p = TMOEI_VFMA(p, s, TMOEI_VSET(-5.69250639462346e-05f));
-    p = TMOEI_VFMA(p, s, TMOEI_VSET(-7.34990630326855e-04f));
-    p = TMOEI_VFMA(p, s, TMOEI_VSET(-2.95459980854025e-03f));
-    p = TMOEI_VFMA(p, s, TMOEI_VSET(-1.60960333262415e-02f));
+    p = TMOEI_VHORNER(p, s, -2.10102402082508e-06f);
+    p = TMOEI_VHORNER(p, s, -5.69250639462346e-05f);
+    p = TMOEI_VHORNER(p, s, -7.34990630326855e-04f);
+    p = TMOEI_VHORNER(p, s, -2.95459980854025e-03f);
+    p = TMOEI_VHORNER(p, s, -1.60960333262415e-02f);
     TMOEI_V q =
         TMOEI_VFMA(s, TMOEI_VSET(-1.45660718464996e-05f), TMOEI_VSET(-2.13374055278905e-04f));
-    q = TMOEI_VFMA(q, s, TMOEI_VSET(-1.68282697438203e-03f));
-    q = TMOEI_VFMA(q, s, TMOEI_VSET(-7.37332916720468e-03f));
-    q = TMOEI_VFMA(q, s, TMOEI_VSET(-1.42647390514189e-02f));
+    q = TMOEI_VHORNER(q, s, -1.68282697438203e-03f);
+    q = TMOEI_VHORNER(q, s, -7.37332916720468e-03f);
+    q = TMOEI_VHORNER(q, s, -1.42647390514189e-02f);
     return x * p / q;
 }
 
@@ -3002,14 +2971,14 @@ TMOEI_KERNEL TMOEI_V TMOEI_FN(vgelu)(TMOEI_V x)
  * u = 13 on both terms are 0 in floats. */
 TMOEI_KERNEL TMOEI_V TMOEI_FN(vgelu_derivative)(TMOEI_V x)
 {
-    const TMOEI_V u = TMOEI_VMIN(TMOEI_VMAX(x, -x), TMOEI_VSET(13.0f));
-    const TMOEI_V t = TMOEI_VSET(1.0f) / TMOEI_VFMA(u, TMOEI_VSET(0.2316419f), TMOEI_VSET(1.0f));
+    TMOEI_V u = TMOEI_VMIN(TMOEI_VMAX(x, -x), TMOEI_VSET(13.0f));
+    TMOEI_V t = TMOEI_VSET(1.0f) / TMOEI_VFMA(u, TMOEI_VSET(0.2316419f), TMOEI_VSET(1.0f));
     TMOEI_V p = TMOEI_VFMA(t, TMOEI_VSET(0.530702714f), TMOEI_VSET(-0.726576014f));
-    p = TMOEI_VFMA(p, t, TMOEI_VSET(0.710706871f));
-    p = TMOEI_VFMA(p, t, TMOEI_VSET(-0.142248368f));
-    p = TMOEI_VFMA(p, t, TMOEI_VSET(0.127414796f));
+    p = TMOEI_VHORNER(p, t, 0.710706871f);
+    p = TMOEI_VHORNER(p, t, -0.142248368f);
+    p = TMOEI_VHORNER(p, t, 0.127414796f);
     p = TMOEI_VFMA(u, TMOEI_VSET(0.39894228f), -(p * t));
-    const TMOEI_V d = TMOEI_VFMA(TMOEI_FN(vexp)(u * u * TMOEI_VSET(-0.5f)), p, TMOEI_VSET(0.5f));
+    TMOEI_V d = TMOEI_VFMA(TMOEI_FN(vexp)(u * u * TMOEI_VSET(-0.5f)), p, TMOEI_VSET(0.5f));
     return TMOEI_VSET(0.5f)
         + TMOEI_VMIN(TMOEI_VMAX(x * TMOEI_VSET(1e30f), -d), d); /* with the sign of x */
 }
@@ -3019,7 +2988,7 @@ TMOEI_KERNEL TMOEI_V TMOEI_FN(vgelu_derivative)(TMOEI_V x)
 /* Writes one vector of a finished tile, of which `columns` numbers lie inside the matrix. */
 TMOEI_KERNEL inline void TMOEI_FN(store)(float *c, TMOEI_V x, int add, int columns)
 {
-    const int left = columns < TMOEI_VW ? columns : TMOEI_VW;
+    const int left = columns < TMOEI_VW ? columns : TMOEI_VW, at = 0;
     if (columns <= 0) return;
     if (add) x = x + TMOEI_VREAD(c);
     TMOEI_VWRITE(c, x);
@@ -3041,15 +3010,15 @@ TMOEI_KERNEL float TMOEI_FN(dot)(const float *a, const float *b, size_t n)
         b += four;
         n -= four;
     }
-    TMOEI_EACH(n, s0 = TMOEI_VFMA(TMOEI_VREAD(a + at), TMOEI_VREAD(b + at), s0));
+    TMOEI_EACH(n, s0 = TMOEI_VFMA(TMOEI_VREAD(a), TMOEI_VREAD(b), s0));
     return TMOEI_FN(vsum)(s0 + s1 + (s2 + s3));
 }
 
 TMOEI_DOT_HEIGHTS(TMOEI_DOTS)
 static tmoei_dots_fn *const TMOEI_FN(dots_of)[] = { NULL, TMOEI_DOT_HEIGHTS(TMOEI_DOTS_NAME) };
 
-/* c = beta c + B a for one long row a: B's rows in the order of memory, which is the fastest way to
- * read it. The first lines of the sixth row ahead start the processor's own prefetching. */
+/* One long row a: b's rows in the order of memory. The first lines of the sixth row ahead start the
+ * processor's own prefetching. */
 TMOEI_KERNEL void TMOEI_FN(dots_long)(tmoei_matrix a, tmoei_matrix b, tmoei_output c)
 {
     for (int n = 0; n < b.rows; n++) {
@@ -3062,7 +3031,7 @@ TMOEI_KERNEL void TMOEI_FN(dots_long)(tmoei_matrix a, tmoei_matrix b, tmoei_outp
 }
 
 /* Rows of a: as many at a time as the registers allow, but four where they compete for one set of
- * L1 (half of its eight lines are b's). Columns: so many that the rows of a stay in L1. */
+ * L1 (b takes the other half of it). Columns: so many that the rows of a stay in L1. */
 TMOEI_KERNEL void TMOEI_FN(dots)(tmoei_matrix a, tmoei_matrix b, tmoei_output c)
 {
     if (a.rows == 1 && a.cols >= TMOEI_DOT_LONG) {
@@ -3110,8 +3079,8 @@ TMOEI_KERNEL void TMOEI_FN(transpose8x4)(float *d, size_t width, const float *s,
 #undef TMOEI_PAIR
 #endif
 
-/* Eight rows at a time, a cache line of each. Where rows are long, the next cache line and the rows
- * behind these are fetched meanwhile. */
+/* Eight rows at a time, a cache line of each. Of long rows the next line and what lies behind the
+ * last row are prefetched. */
 TMOEI_KERNEL void TMOEI_FN(transpose)(float *dst, size_t width, tmoei_matrix src)
 {
     const size_t stride = src.stride;
@@ -3153,15 +3122,15 @@ TMOEI_KERNEL void TMOEI_FN(epilogue)(const tmoei_epilogue *e, float *c, size_t s
         if (e->pre) pre = e->pre + line * e->pre_stride + first;
         if (e->residual) residual = e->residual + line * e->residual_stride + first;
         TMOEI_EACH((size_t)columns, {
-            TMOEI_V z = TMOEI_VREAD(y + at);
-            if (bias) z = z + TMOEI_VREAD(bias + at);
-            if (pre) TMOEI_VWRITE(pre + at, z);
+            TMOEI_V z = TMOEI_VREAD(y);
+            if (bias) z = z + TMOEI_VREAD(bias);
+            if (pre) TMOEI_VWRITE(pre, z);
             if (e->activation == TMOE_GELU)
                 z = TMOEI_FN(vgelu)(z);
             else if (e->activation == TMOE_RELU)
                 z = TMOEI_VMAX(z, TMOEI_VSET(0.0f));
-            if (residual) z = z + TMOEI_VREAD(residual + at);
-            TMOEI_VWRITE(y + at, z);
+            if (residual) z = z + TMOEI_VREAD(residual);
+            TMOEI_VWRITE(y, z);
         });
     }
 }
@@ -3172,16 +3141,15 @@ TMOEI_KERNEL void TMOEI_FN(gelu)(float *y, const float *dy, const float *x, size
 {
     if (dy)
         TMOEI_EACH(n,
-            TMOEI_VWRITE(y + at,
-                TMOEI_VREAD(dy + at) * TMOEI_FN(vgelu_derivative)(TMOEI_VREAD(x + at))));
+            TMOEI_VWRITE(y, TMOEI_VREAD(dy) * TMOEI_FN(vgelu_derivative)(TMOEI_VREAD(x))));
     else
-        TMOEI_EACH(n, TMOEI_VWRITE(y + at, TMOEI_FN(vgelu)(TMOEI_VREAD(x + at))));
+        TMOEI_EACH(n, TMOEI_VWRITE(y, TMOEI_FN(vgelu)(TMOEI_VREAD(x))));
 }
 
 TMOEI_KERNEL float TMOEI_FN(sum)(const float *x, size_t n)
 {
     TMOEI_V s = TMOEI_VSET(0.0f);
-    TMOEI_EACH(n, s = s + TMOEI_VREAD(x + at));
+    TMOEI_EACH(n, s = s + TMOEI_VREAD(x));
     return TMOEI_FN(vsum)(s);
 }
 
@@ -3198,21 +3166,20 @@ TMOEI_KERNEL float TMOEI_FN(maximum)(const float *x, size_t n)
 
 TMOEI_KERNEL void TMOEI_FN(scale_add)(float *y, float beta, float a, const float *x, size_t n)
 {
-    const TMOEI_V scale = TMOEI_VSET(a);
+    TMOEI_V scale = TMOEI_VSET(a);
     if (beta == 0.0f)
-        TMOEI_EACH(n, TMOEI_VWRITE(y + at, scale * TMOEI_VREAD(x + at)));
+        TMOEI_EACH(n, TMOEI_VWRITE(y, scale * TMOEI_VREAD(x)));
     else
-        TMOEI_EACH(n,
-            TMOEI_VWRITE(y + at, TMOEI_VFMA(scale, TMOEI_VREAD(x + at), TMOEI_VREAD(y + at))));
+        TMOEI_EACH(n, TMOEI_VWRITE(y, TMOEI_VFMA(scale, TMOEI_VREAD(x), TMOEI_VREAD(y))));
 }
 
 TMOEI_KERNEL float TMOEI_FN(exp_sum)(float *y, const float *x, float scale, float shift, size_t n)
 {
-    const TMOEI_V a = TMOEI_VSET(scale), b = TMOEI_VSET(-shift);
+    TMOEI_V a = TMOEI_VSET(scale), b = TMOEI_VSET(-shift);
     TMOEI_V sum = TMOEI_VSET(0.0f);
     TMOEI_EACH(n, {
-        TMOEI_V e = TMOEI_FN(vexp)(TMOEI_VFMA(a, TMOEI_VREAD(x + at), b));
-        if (y) TMOEI_VWRITE(y + at, e);
+        TMOEI_V e = TMOEI_FN(vexp)(TMOEI_VFMA(a, TMOEI_VREAD(x), b));
+        if (y) TMOEI_VWRITE(y, e);
         TMOEI_VCUT(e); /* of the places beyond n: zeros, not exp(-shift) */
         sum = sum + e;
     });
@@ -3222,74 +3189,71 @@ TMOEI_KERNEL float TMOEI_FN(exp_sum)(float *y, const float *x, float scale, floa
 TMOEI_KERNEL void TMOEI_FN(softmax_gradient)(float *dx, const float *x, float log_sum_exp,
     float shift, float weight, size_t n)
 {
-    const TMOEI_V l = TMOEI_VSET(log_sum_exp), s = TMOEI_VSET(shift), w = TMOEI_VSET(weight);
-    TMOEI_EACH(n, TMOEI_VWRITE(dx + at, w * (TMOEI_FN(vexp)(TMOEI_VREAD(x + at) - l) - s)));
+    TMOEI_V l = TMOEI_VSET(log_sum_exp), s = TMOEI_VSET(shift), w = TMOEI_VSET(weight);
+    TMOEI_EACH(n, TMOEI_VWRITE(dx, w * (TMOEI_FN(vexp)(TMOEI_VREAD(x) - l) - s)));
 }
 
 TMOEI_KERNEL void TMOEI_FN(softmax_backward)(float *s, float *dp, const float *lse,
     const float *delta, float scale, size_t n)
 {
-    const TMOEI_V w = TMOEI_VSET(scale);
+    TMOEI_V w = TMOEI_VSET(scale);
     TMOEI_EACH(n, {
-        const TMOEI_V p = TMOEI_FN(vexp)(w * TMOEI_VREAD(s + at) - TMOEI_VREAD(lse + at));
-        TMOEI_VWRITE(s + at, p);
-        TMOEI_VWRITE(dp + at, w * p * (TMOEI_VREAD(dp + at) - TMOEI_VREAD(delta + at)));
+        TMOEI_V p = TMOEI_FN(vexp)(w * TMOEI_VREAD(s) - TMOEI_VREAD(lse));
+        TMOEI_VWRITE(s, p);
+        TMOEI_VWRITE(dp, w * p * (TMOEI_VREAD(dp) - TMOEI_VREAD(delta)));
     });
 }
 
-/* First the mean, then the variance around it: one sweep for both would cancel digits, and the
- * second sweep finds the row in L1. */
+/* First the mean, then the variance around it: one sweep for both would cancel digits. */
 TMOEI_KERNEL void TMOEI_FN(norm_forward)(float *y, const float *x, const float *gain,
     const float *bias, float epsilon, float *mean, float *inv, size_t n)
 {
     const float m = TMOEI_FN(sum)(x, n) / (float)n;
-    const TMOEI_V vm = TMOEI_VSET(m);
+    TMOEI_V vm = TMOEI_VSET(m);
     TMOEI_V s = TMOEI_VSET(0.0f);
     TMOEI_EACH(n, {
-        TMOEI_V d = TMOEI_VREAD(x + at) - vm;
+        TMOEI_V d = TMOEI_VREAD(x) - vm;
         TMOEI_VCUT(d);
         s = TMOEI_VFMA(d, d, s);
     });
     *mean = m;
     *inv = 1.0f / sqrtf(TMOEI_FN(vsum)(s) / (float)n + epsilon);
-    const TMOEI_V vi = TMOEI_VSET(*inv);
+    TMOEI_V vi = TMOEI_VSET(*inv);
     TMOEI_EACH(n,
-        TMOEI_VWRITE(y + at,
-            TMOEI_VFMA((TMOEI_VREAD(x + at) - vm) * vi, TMOEI_VREAD(gain + at),
-                TMOEI_VREAD(bias + at))));
+        TMOEI_VWRITE(y,
+            TMOEI_VFMA((TMOEI_VREAD(x) - vm) * vi, TMOEI_VREAD(gain), TMOEI_VREAD(bias))));
 }
 
 TMOEI_KERNEL void TMOEI_FN(norm_backward)(float *dx, float beta, const float *x, const float *dy,
     const float *gain, float mean, float inv, size_t n)
 {
-    const TMOEI_V vm = TMOEI_VSET(mean), vi = TMOEI_VSET(inv);
+    TMOEI_V vm = TMOEI_VSET(mean), vi = TMOEI_VSET(inv);
     TMOEI_V sg = TMOEI_VSET(0.0f), sx = TMOEI_VSET(0.0f);
     TMOEI_EACH(n, {
-        const TMOEI_V g = TMOEI_VREAD(gain + at) * TMOEI_VREAD(dy + at);
+        TMOEI_V g = TMOEI_VREAD(gain) * TMOEI_VREAD(dy);
         sg = sg + g;
-        sx = TMOEI_VFMA(g, (TMOEI_VREAD(x + at) - vm) * vi, sx);
+        sx = TMOEI_VFMA(g, (TMOEI_VREAD(x) - vm) * vi, sx);
     });
-    const TMOEI_V mg = TMOEI_VSET(TMOEI_FN(vsum)(sg) / (float)n);
-    const TMOEI_V mx = TMOEI_VSET(TMOEI_FN(vsum)(sx) / (float)n);
+    TMOEI_V mg = TMOEI_VSET(TMOEI_FN(vsum)(sg) / (float)n);
+    TMOEI_V mx = TMOEI_VSET(TMOEI_FN(vsum)(sx) / (float)n);
     TMOEI_EACH(n, {
-        const TMOEI_V g = TMOEI_VREAD(gain + at) * TMOEI_VREAD(dy + at);
-        const TMOEI_V xhat = (TMOEI_VREAD(x + at) - vm) * vi;
+        TMOEI_V g = TMOEI_VREAD(gain) * TMOEI_VREAD(dy);
+        TMOEI_V xhat = (TMOEI_VREAD(x) - vm) * vi;
         TMOEI_V d = vi * (g - mg - xhat * mx);
-        if (beta != 0.0f) d = d + TMOEI_VREAD(dx + at);
-        TMOEI_VWRITE(dx + at, d);
+        if (beta != 0.0f) d = d + TMOEI_VREAD(dx);
+        TMOEI_VWRITE(dx, d);
     });
 }
 
 TMOEI_KERNEL void TMOEI_FN(norm_parameters)(float *dgain, float *dbias, const float *x,
     const float *dy, float mean, float inv, size_t n)
 {
-    const TMOEI_V vm = TMOEI_VSET(mean), vi = TMOEI_VSET(inv);
+    TMOEI_V vm = TMOEI_VSET(mean), vi = TMOEI_VSET(inv);
     TMOEI_EACH(n, {
-        const TMOEI_V d = TMOEI_VREAD(dy + at);
+        TMOEI_V d = TMOEI_VREAD(dy);
         if (dgain)
-            TMOEI_VWRITE(dgain + at,
-                TMOEI_VFMA(d, (TMOEI_VREAD(x + at) - vm) * vi, TMOEI_VREAD(dgain + at)));
-        if (dbias) TMOEI_VWRITE(dbias + at, TMOEI_VREAD(dbias + at) + d);
+            TMOEI_VWRITE(dgain, TMOEI_VFMA(d, (TMOEI_VREAD(x) - vm) * vi, TMOEI_VREAD(dgain)));
+        if (dbias) TMOEI_VWRITE(dbias, TMOEI_VREAD(dbias) + d);
     });
 }
 
@@ -3301,21 +3265,21 @@ TMOEI_KERNEL inline void TMOEI_FN(merge_four)(float *y, int add, const float *th
     const float *t1 = experts > 1 ? t0 + stride : t0;
     const float *t2 = experts > 2 ? t1 + stride : t0;
     const float *t3 = experts > 3 ? t2 + stride : t0;
-    const TMOEI_V r0 = TMOEI_VSET(r[0]);
-    const TMOEI_V r1 = TMOEI_VSET(experts > 1 ? r[1] : 0.0f);
-    const TMOEI_V r2 = TMOEI_VSET(experts > 2 ? r[2] : 0.0f);
-    const TMOEI_V r3 = TMOEI_VSET(experts > 3 ? r[3] : 0.0f);
+    TMOEI_V r0 = TMOEI_VSET(r[0]);
+    TMOEI_V r1 = TMOEI_VSET(experts > 1 ? r[1] : 0.0f);
+    TMOEI_V r2 = TMOEI_VSET(experts > 2 ? r[2] : 0.0f);
+    TMOEI_V r3 = TMOEI_VSET(experts > 3 ? r[3] : 0.0f);
     TMOEI_EACH(n, {
-        TMOEI_V s = add ? TMOEI_VREAD(y + at) : TMOEI_VSET(0.0f);
-        s = TMOEI_VFMA(r0, TMOEI_VREAD(t0 + at), s);
-        s = TMOEI_VFMA(r1, TMOEI_VREAD(t1 + at), s);
-        s = TMOEI_VFMA(r2, TMOEI_VREAD(t2 + at), s);
-        TMOEI_VWRITE(y + at, TMOEI_VFMA(r3, TMOEI_VREAD(t3 + at), s));
+        TMOEI_V s = add ? TMOEI_VREAD(y) : TMOEI_VSET(0.0f);
+        s = TMOEI_VFMA(r0, TMOEI_VREAD(t0), s);
+        s = TMOEI_VFMA(r1, TMOEI_VREAD(t1), s);
+        s = TMOEI_VFMA(r2, TMOEI_VREAD(t2), s);
+        TMOEI_VWRITE(y, TMOEI_VFMA(r3, TMOEI_VREAD(t3), s));
     });
 }
 
-/* Short lines (a head's values) are a product of one row. Long ones take four experts a sweep, in
- * pieces whose sums stay in L1. The two round differently, so n must not depend on the lanes. */
+/* Short lines are a product of one row. Long ones take four experts a sweep, in pieces whose sums
+ * stay in L1. The two round differently, so n must not depend on the lanes. */
 TMOEI_KERNEL void TMOEI_FN(merge)(float *out, int more, const float *theta, size_t stride,
     const float *r, int experts, size_t n)
 {
@@ -3333,8 +3297,7 @@ TMOEI_KERNEL void TMOEI_FN(merge)(float *out, int more, const float *theta, size
         const size_t m = tmoei_least_size(n - from, TMOEI_MERGE_SUMS);
         for (int e = 0; e < experts; e += 4) {
             const float *lines = theta + (size_t)e * stride + from;
-            /* The processor does not foresee the next four lines where they are short: every fourth
-             * cache line of them starts its prefetching. */
+            /* short lines end before the processor prefetches: touch some of the next ones */
             if (m <= TMOEI_MERGE_UNSEEN && experts - e > 7) {
                 for (size_t at = 0; at < m; at += 4 * TMOEI_LINE)
                     for (size_t i = 4; i < 8; i++) TMOEI_PREFETCH_L2(lines + i * stride + at);
@@ -3344,8 +3307,7 @@ TMOEI_KERNEL void TMOEI_FN(merge)(float *out, int more, const float *theta, size
     }
 }
 
-/* Meanwhile the lines of the expert that is read next are fetched: they lie far away, where the
- * processor does not foresee them. */
+/* The expert that is read next lies too far away for the processor's prefetching. */
 TMOEI_KERNEL void TMOEI_FN(merge_backward)(tmoei_merge_lines *lines, size_t n)
 {
     float *dtheta = lines->dtheta;
@@ -3355,20 +3317,20 @@ TMOEI_KERNEL void TMOEI_FN(merge_backward)(tmoei_merge_lines *lines, size_t n)
     const float *g1 = lines->tasks > 1 ? g + lines->stride : g;
     const float *g2 = lines->tasks > 2 ? g1 + lines->stride : g;
     const float *g3 = lines->tasks > 3 ? g2 + lines->stride : g;
-    const TMOEI_V r0 = TMOEI_VSET(lines->r[0]), r1 = TMOEI_VSET(lines->r[1]);
-    const TMOEI_V r2 = TMOEI_VSET(lines->r[2]), r3 = TMOEI_VSET(lines->r[3]);
+    TMOEI_V r0 = TMOEI_VSET(lines->r[0]), r1 = TMOEI_VSET(lines->r[1]);
+    TMOEI_V r2 = TMOEI_VSET(lines->r[2]), r3 = TMOEI_VSET(lines->r[3]);
     TMOEI_V s0 = TMOEI_VSET(0.0f), s1 = s0, s2 = s0, s3 = s0;
     TMOEI_EACH(n, {
-        const TMOEI_V d = TMOEI_VREAD(theta + at) - TMOEI_VREAD(first + at);
+        TMOEI_V d = TMOEI_VREAD(theta) - TMOEI_VREAD(first);
         if (TMOEI_VW > 1) TMOEI_PREFETCH_L2(theta + next + at);
         if (TMOEI_VW > 1 && dtheta) TMOEI_PREFETCH_L2(dtheta + next + at);
-        const TMOEI_V x0 = TMOEI_VREAD(g + at), x1 = TMOEI_VREAD(g1 + at);
-        const TMOEI_V x2 = TMOEI_VREAD(g2 + at), x3 = TMOEI_VREAD(g3 + at);
+        TMOEI_V x0 = TMOEI_VREAD(g), x1 = TMOEI_VREAD(g1);
+        TMOEI_V x2 = TMOEI_VREAD(g2), x3 = TMOEI_VREAD(g3);
         if (dtheta) {
-            TMOEI_V sum = TMOEI_VFMA(r3, x3, TMOEI_VREAD(dtheta + at));
+            TMOEI_V sum = TMOEI_VFMA(r3, x3, TMOEI_VREAD(dtheta));
             sum = TMOEI_VFMA(r2, x2, sum);
             sum = TMOEI_VFMA(r1, x1, sum);
-            TMOEI_VWRITE(dtheta + at, TMOEI_VFMA(r0, x0, sum));
+            TMOEI_VWRITE(dtheta, TMOEI_VFMA(r0, x0, sum));
         }
         s0 = TMOEI_VFMA(x0, d, s0);
         s1 = TMOEI_VFMA(x1, d, s1);
@@ -3381,21 +3343,20 @@ TMOEI_KERNEL void TMOEI_FN(merge_backward)(tmoei_merge_lines *lines, size_t n)
 TMOEI_KERNEL void TMOEI_FN(adamw)(float *theta, const float *grad, float *m, float *v, size_t n,
     const tmoei_adamw_constants *constants)
 {
-    const TMOEI_V scale = TMOEI_VSET(constants->scale);
-    const TMOEI_V b1 = TMOEI_VSET(constants->beta1), b2 = TMOEI_VSET(constants->beta2);
-    const TMOEI_V d1 = TMOEI_VSET(1.0f - constants->beta1),
-                  d2 = TMOEI_VSET(1.0f - constants->beta2);
-    const TMOEI_V c1 = TMOEI_VSET(constants->correction1), c2 = TMOEI_VSET(constants->correction2);
-    const TMOEI_V eps = TMOEI_VSET(constants->epsilon);
-    const TMOEI_V lr = TMOEI_VSET(-constants->rate), keep = TMOEI_VSET(1.0f - constants->decay);
+    TMOEI_V scale = TMOEI_VSET(constants->scale);
+    TMOEI_V b1 = TMOEI_VSET(constants->beta1), b2 = TMOEI_VSET(constants->beta2);
+    TMOEI_V d1 = TMOEI_VSET(1.0f - constants->beta1), d2 = TMOEI_VSET(1.0f - constants->beta2);
+    TMOEI_V c1 = TMOEI_VSET(constants->correction1), c2 = TMOEI_VSET(constants->correction2);
+    TMOEI_V eps = TMOEI_VSET(constants->epsilon);
+    TMOEI_V lr = TMOEI_VSET(-constants->rate), keep = TMOEI_VSET(1.0f - constants->decay);
     TMOEI_EACH(n, {
-        const TMOEI_V g = scale * TMOEI_VREAD(grad + at);
-        const TMOEI_V m1 = TMOEI_VFMA(b1, TMOEI_VREAD(m + at), d1 * g);
-        const TMOEI_V v1 = TMOEI_VFMA(b2, TMOEI_VREAD(v + at), d2 * (g * g));
-        const TMOEI_V step = m1 * c1 / (TMOEI_VSQRT(v1 * c2) + eps);
-        TMOEI_VWRITE(m + at, m1);
-        TMOEI_VWRITE(v + at, v1);
-        TMOEI_VWRITE(theta + at, TMOEI_VFMA(lr, step, keep * TMOEI_VREAD(theta + at)));
+        TMOEI_V g = scale * TMOEI_VREAD(grad);
+        TMOEI_V m1 = TMOEI_VFMA(b1, TMOEI_VREAD(m), d1 * g);
+        TMOEI_V v1 = TMOEI_VFMA(b2, TMOEI_VREAD(v), d2 * (g * g));
+        TMOEI_V step = m1 * c1 / (TMOEI_VSQRT(v1 * c2) + eps);
+        TMOEI_VWRITE(m, m1);
+        TMOEI_VWRITE(v, v1);
+        TMOEI_VWRITE(theta, TMOEI_VFMA(lr, step, keep * TMOEI_VREAD(theta)));
     });
 }
 
