@@ -511,7 +511,7 @@ typedef struct tmoe_task_lines {
     int count, test_count; /* lines; the last test_count of them, fewer than count, are for test */
 } tmoe_task_lines;
 
-/* tmoe_suite_create, tmoe_suite_destroy - an empty suite, for tasks that a program makes  >>suite */
+/* tmoe_suite_create, tmoe_suite_destroy - an empty suite for tasks that a program makes  >>suite */
 TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx);
 TMOE_DEF void tmoe_suite_destroy(tmoe_suite *suite);
 /* tmoe_suite_add - adds a task with its lines to a suite                                   >>suite
@@ -12711,46 +12711,44 @@ static int tmoei_ends_with(const char *text, const char *end)
 
 /* ---- TSV files ------------------------------------------------------------------------------- */
 
-/* Adds the lines of a TSV file: input TAB output [TAB output ...]. */
+/* Adds a line: input TAB output [TAB output ...]. skip: empty outputs are left out. */
+static void tmoei_read_fields(tmoei_draft *draft, const char *line, size_t size, int skip,
+    const char *where)
+{
+    const char *from = line, *end = line + size;
+    while (from <= end) {
+        const char *tab = (const char *)memchr(from, '\t', (size_t)(end - from));
+        if (!tab) tab = end;
+        const int output = from > line;
+        if (tab > from || !output || !skip)
+            tmoei_draft_add(draft, output, from, (size_t)(tab - from), where);
+        from = tab + 1;
+    }
+}
+
+/* Adds the lines of a TSV file. */
 static void tmoei_read_tsv(tmoei_draft *draft, const char *path)
 {
     tmoe_ctx *ctx = draft->suite->ctx;
     tmoei_lines in;
     tmoei_lines_open(ctx, &in, path);
     while (tmoei_lines_next(&in)) {
-        const char *from = in.line, *end = from + in.size;
-        if (!memchr(from, '\t', in.size))
+        if (!memchr(in.line, '\t', in.size))
             TMOEI_BAD_DATA(ctx, "%s: no TAB; a line is 'input TAB output'", in.where);
-        int output = 0;
-        while (from <= end) {
-            const char *tab = (const char *)memchr(from, '\t', (size_t)(end - from));
-            if (!tab) tab = end;
-            tmoei_draft_add(draft, output, from, (size_t)(tab - from), in.where);
-            from = tab + 1;
-            output = 1;
-        }
+        tmoei_read_fields(draft, in.line, in.size, 0, in.where);
     }
 }
 
 /* The same by the rules of CrossFit's loader: white space around a line does not count, and a line
- * without an answer is left out. Empty answers are left out here, too. */
+ * without an answer is left out. So are empty answers here. */
 static void tmoei_read_crossfit(tmoei_draft *draft, const char *path)
 {
     tmoei_lines in;
     tmoei_lines_open(draft->suite->ctx, &in, path);
     while (tmoei_lines_next(&in)) {
         size_t size = in.size;
-        const char *from = tmoei_strip(in.line, &size), *end = from + size;
-        if (!memchr(from, '\t', size)) continue;
-        int output = 0;
-        while (from <= end) {
-            const char *tab = (const char *)memchr(from, '\t', (size_t)(end - from));
-            if (!tab) tab = end;
-            if (tab > from || !output)
-                tmoei_draft_add(draft, output, from, (size_t)(tab - from), in.where);
-            from = tab + 1;
-            output = 1;
-        }
+        const char *line = tmoei_strip(in.line, &size);
+        if (memchr(line, '\t', size)) tmoei_read_fields(draft, line, size, 1, in.where);
     }
 }
 

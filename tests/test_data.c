@@ -524,7 +524,7 @@ static void test_a_bad_split_is_refused(void)
 }
 
 /* By the rules of CrossFit's loader: white space around a line does not count, lines without an
- * answer are left out, and so are empty answers. */
+ * answer are left out. */
 static void test_crossfit_lines_are_stripped(void)
 {
     static const char *const answers[6] = { "a", "b", "c", "d", "e", "f" };
