@@ -5653,42 +5653,32 @@ static float tmoei_cosine(const float *a, const float *b, int k)
 #define TMOEI_DIMENSION_MAX 1048576 /* widths, layers, symbols, lengths */
 #define TMOEI_ROUTER_HIDDEN_MAX 65536
 
-/* The pieces of a transformer layer in the order they lie in a block: a weight (a norm's gain), and
- * behind it its bias, so that the bias of `piece` is `piece + 1`. */
+/* The pieces of a transformer layer in the order they lie in a block. Each weight (a norm's gain)
+ * is followed by its bias, so that the bias of `piece` is `piece + 1`. */
+#define TMOEI_WITH_BIAS(piece) piece, piece##_BIAS
+
 typedef enum tmoei_piece {
-    TMOEI_SELF_QKV,
-    TMOEI_SELF_QKV_BIAS,
-    TMOEI_SELF_OUT,
-    TMOEI_SELF_OUT_BIAS,
-    TMOEI_SELF_NORM,
-    TMOEI_SELF_NORM_BIAS,
-    TMOEI_CROSS_Q,
-    TMOEI_CROSS_Q_BIAS,
-    TMOEI_CROSS_KV,
-    TMOEI_CROSS_KV_BIAS,
-    TMOEI_CROSS_OUT,
-    TMOEI_CROSS_OUT_BIAS,
-    TMOEI_CROSS_NORM,
-    TMOEI_CROSS_NORM_BIAS,
-    TMOEI_FC1,
-    TMOEI_FC1_BIAS,
-    TMOEI_FC2,
-    TMOEI_FC2_BIAS,
-    TMOEI_FFN_NORM,
-    TMOEI_FFN_NORM_BIAS,
+    TMOEI_WITH_BIAS(TMOEI_SELF_QKV),
+    TMOEI_WITH_BIAS(TMOEI_SELF_OUT),
+    TMOEI_WITH_BIAS(TMOEI_SELF_NORM),
+    TMOEI_WITH_BIAS(TMOEI_CROSS_Q),
+    TMOEI_WITH_BIAS(TMOEI_CROSS_KV),
+    TMOEI_WITH_BIAS(TMOEI_CROSS_OUT),
+    TMOEI_WITH_BIAS(TMOEI_CROSS_NORM),
+    TMOEI_WITH_BIAS(TMOEI_FC1),
+    TMOEI_WITH_BIAS(TMOEI_FC2),
+    TMOEI_WITH_BIAS(TMOEI_FFN_NORM),
     TMOEI_PIECES
 } tmoei_piece;
 
-/* The tensors outside the layers. The encoder's and the decoder's norm follow the embedding with
- * POST, the last layer with PRE. The output bias is a constant: BART's final_logits_bias. */
+/* The tensors outside the layers. POST norms the embedding, PRE what the last layer gives. The
+ * output bias is a constant: BART's final_logits_bias. */
 typedef enum tmoei_shared {
     TMOEI_TOKENS,
     TMOEI_ENCODER_POSITIONS,
     TMOEI_DECODER_POSITIONS,
-    TMOEI_ENCODER_NORM,
-    TMOEI_ENCODER_NORM_BIAS,
-    TMOEI_DECODER_NORM,
-    TMOEI_DECODER_NORM_BIAS,
+    TMOEI_WITH_BIAS(TMOEI_ENCODER_NORM),
+    TMOEI_WITH_BIAS(TMOEI_DECODER_NORM),
     TMOEI_OUTPUT_BIAS,
     TMOEI_SHARED
 } tmoei_shared;
@@ -5703,70 +5693,67 @@ typedef enum tmoei_rate { /* which learning rate a parameter follows */
 
 typedef struct tmoei_parameter { /* one named tensor in theta */
     char name[72];
-    size_t offset; /* of its first float in theta */
-    size_t size;   /* rows * cols floats */
+    size_t offset, size;
     int rows, cols;
     tmoei_rate rate;
     int decay;      /* 1: weight decay moves it; only matrices are decayed */
-    int expert;     /* the expert that it belongs to; -1: shared by all tasks */
+    int expert;     /* -1: shared by all tasks */
     float init_std; /* > 0: begins normal; < 0: uniform in +- that; 0: all init_value */
     float init_value;
 } tmoei_parameter;
 
 typedef struct tmoei_layer {
-    int decoder;
-    int number; /* among the layers of its side */
-    int heads;
-    int experts;                                /* 1: dense */
-    int route;                                  /* which routed layer this is; -1: dense */
-    int rows[TMOEI_PIECES], cols[TMOEI_PIECES]; /* rows 0: the layer does not have this piece */
-    int in_expert[TMOEI_PIECES]; /* 1: in each expert's block, 0: in the shared part */
-    size_t offset[TMOEI_PIECES]; /* inside the shared part or inside a block */
-    size_t shared, shared_size;  /* where the shared part begins in theta; floats */
-    size_t block, block_size;    /* where expert 0 begins; floats an expert: e begins e sizes on */
+    int decoder, number, heads; /* number: among the layers of its side */
+    int experts;                /* 1: dense */
+    int route;                  /* which routed layer this is; -1: dense */
+    int rows[TMOEI_PIECES];     /* 0: the layer does not have this piece */
+    int cols[TMOEI_PIECES];
+    int in_expert[TMOEI_PIECES]; /* 1: in each expert's block; 0: in the shared part */
+    size_t offset[TMOEI_PIECES]; /* inside the block or the shared part */
+    size_t shared, shared_size;  /* where the shared part begins in theta; its floats */
+    size_t block, block_size;    /* where expert 0 begins; floats of an expert */
 } tmoei_layer;
 
 struct tmoe_model {
     tmoe_ctx *ctx;
-    tmoei_owner own; /* of all memory below but the file that theta may lie in */
+    tmoei_owner own; /* of the memory below, but for a file that theta lies in */
 
     /* what the model is */
     tmoe_config config;
     tmoe_tokenizer *tokenizer;
     tmoe_generation generation;
-    tmoe_task *tasks;   /* (N) known tasks: name, category, instruction */
+    tmoe_task *tasks;   /* (N): name, category, instruction */
     int V, N, L, R;     /* vocabulary; tasks; layers, the encoder's first; routed layers */
     size_t route_width; /* floats of a route, R * E */
 
-    /* the parameters, and where each lies */
+    /* the parameters */
     float *theta;
-    size_t size;         /* floats in theta */
-    uint64_t version;    /* raised whenever theta or the mask changes; the caches compare it */
-    int64_t step;        /* optimiser steps taken: sets the temperature */
-    tmoei_layer *layers; /* (L) */
+    size_t size;      /* floats in theta */
+    uint64_t version; /* raised whenever theta or the mask changes */
+    int64_t step;     /* optimiser steps taken: sets the temperature */
+    tmoei_layer *layers;
     tmoei_parameter *parameters;
     size_t parameter_capacity;
     int parameter_count;
     int shared[TMOEI_SHARED]; /* indices of the parameters outside the layers */
     int router_parameter;     /* index of the router's first parameter */
-    int router_parameters;    /* how many it has; the task vectors follow */
     size_t vectors;           /* where the task vectors (N, k) begin in theta */
     char *mapping;            /* the file that theta lies in, or NULL */
     size_t mapping_size;
 
     /* routing */
     float *mask;             /* (R, E) added to the logits: 0, or -1e9 for a masked expert */
-    float *text_vectors;     /* (N, k): of the known tasks' instructions */
-    float *asked_vector;     /* (k): scratch, of an instruction that is asked about */
-    float *routes;           /* (N, R * E) of evaluation */
-    uint64_t routes_version; /* the version that `routes` was computed for */
+    float *text_vectors;     /* (N, k): of the tasks' instructions */
+    float *asked_vector;     /* (k) scratch: of an instruction that is asked about */
+    float *routes;           /* (N, R * E) of evaluation ... */
+    uint64_t routes_version; /* ... for this version of the model */
 
-    /* the last merge of evaluation */
+    /* evaluation; the blocks of the last route */
+    tmoe_tape *tape;
     float *merged;           /* merged blocks, one behind the other */
-    float **blocks;          /* (L): each routed layer's block, in `merged` or in theta */
-    float *merged_route;     /* (R, E): the route they were merged by */
-    uint64_t merged_version; /* the version that they were merged for */
-    tmoe_tape *tape;         /* of evaluation */
+    float **blocks;          /* (L): each routed layer's block, in `merged` or in theta ... */
+    float *merged_route;     /* ... for this route (R, E) ... */
+    uint64_t merged_version; /* ... and this version of the model */
 };
 
 /* A tensor that is yet to be added to theta: shared, zero at first; matrices are decayed. */
@@ -5932,16 +5919,6 @@ static void tmoei_router_add(tmoe_model *model, const char *name, int rows, int 
     (void)tmoei_parameter_add(model, &bias, "router.%s.bias", name);
 }
 
-static void tmoei_router_plan_mlp(tmoe_model *model, int l, int outputs)
-{
-    const tmoe_config *c = &model->config;
-    char name[32];
-    (void)snprintf(name, sizeof name, "%d.linear1", l);
-    tmoei_router_add(model, name, c->router_hidden, c->vector_width, TMOEI_ROUTER_STD);
-    (void)snprintf(name, sizeof name, "%d.linear2", l);
-    tmoei_router_add(model, name, outputs, c->router_hidden, TMOEI_ROUTER_STD);
-}
-
 static void tmoei_router_plan(tmoe_model *model)
 {
     const tmoe_config *c = &model->config;
@@ -5952,7 +5929,13 @@ static void tmoei_router_plan(tmoe_model *model)
 
     if (family == TMOEI_ROUTER_MLP) {
         const int specific = tmoei_router_specific(c), mlps = specific ? R : 1;
-        for (int l = 0; l < mlps; l++) tmoei_router_plan_mlp(model, l, specific ? E : R * E);
+        for (int l = 0; l < mlps; l++) {
+            char name[32];
+            (void)snprintf(name, sizeof name, "%d.linear1", l);
+            tmoei_router_add(model, name, hidden, k, std);
+            (void)snprintf(name, sizeof name, "%d.linear2", l);
+            tmoei_router_add(model, name, specific ? E : R * E, hidden, std);
+        }
         return;
     }
 
@@ -6018,7 +6001,6 @@ static tmoe_result tmoei_model_plan(tmoe_model *model)
 
     model->router_parameter = model->parameter_count;
     if (model->R > 0) tmoei_router_plan(model);
-    model->router_parameters = model->parameter_count - model->router_parameter;
     model->vectors = model->size;
     if (model->R > 0) {
         const int trained = c->vectors == TMOE_VECTOR_LEARNED;
@@ -6133,23 +6115,6 @@ static const tmoei_field
 enum { TMOEI_GENERATION_FIELDS = sizeof tmoei_generation_fields / sizeof *tmoei_generation_fields };
 
 #undef TMOEI_STRUCT
-#define TMOEI_STRUCT tmoe_training
-static const tmoei_field tmoei_training_fields[] = { TMOEI_INT(steps, 1, INT_MAX),
-    TMOEI_INT(tasks_per_step, 1, TMOEI_GROUPS_MAX),
-    TMOEI_INT(examples_per_task, 1, TMOEI_EXAMPLES_MAX), TMOEI_FLOAT(lr_model, 0, FLT_MAX),
-    TMOEI_FLOAT(lr_router, 0, FLT_MAX), TMOEI_FLOAT(lr_tasks, 0, FLT_MAX),
-    TMOEI_FLOAT(warmup, 0, 1), TMOEI_FLOAT(weight_decay, 0, FLT_MAX),
-    TMOEI_FLOAT(beta1, 0, TMOEI_BELOW_1), TMOEI_FLOAT(beta2, 0, TMOEI_BELOW_1),
-    TMOEI_FLOAT(adam_epsilon, FLT_MIN, FLT_MAX), TMOEI_FLOAT(clip, 0, FLT_MAX),
-    TMOEI_FLOAT(label_smoothing, 0, TMOEI_BELOW_1), TMOEI_FLOAT(dropout, 0, TMOEI_BELOW_1),
-    TMOEI_FLOAT(expert_regularisation, 0, FLT_MAX), TMOEI_FLOAT(load_balance, 0, FLT_MAX),
-    TMOEI_INT(train, 1, TMOE_TRAIN_ALL), TMOEI_INT(alternate_steps, 0, INT_MAX / 2),
-    TMOEI_INT(validation_lines, 0, INT_MAX), TMOEI_INT(evaluate_every_steps, 0, INT_MAX),
-    TMOEI_INT(patience, 0, INT_MAX), TMOEI_INT(machines, 0, INT_MAX) };
-
-enum { TMOEI_TRAINING_FIELDS = sizeof tmoei_training_fields / sizeof *tmoei_training_fields };
-
-#undef TMOEI_STRUCT
 
 static double tmoei_field_value(const void *config, const tmoei_field *field)
 {
@@ -6172,12 +6137,11 @@ static void tmoei_fields_check(const void *config, const tmoei_field *fields, si
 /* Where fields of a config do not fit together. */
 static void tmoei_config_conflicts(const tmoe_config *c, int task_count, char *text, size_t size)
 {
-    if (c->encoder_heads > 0 && c->width % c->encoder_heads != 0)
-        tmoei_problem(text, size, "width = %d is not divisible by encoder_heads = %d", c->width,
-            c->encoder_heads);
-    if (c->decoder_heads > 0 && c->width % c->decoder_heads != 0)
-        tmoei_problem(text, size, "width = %d is not divisible by decoder_heads = %d", c->width,
-            c->decoder_heads);
+    if (c->encoder_heads > 0 && c->decoder_heads > 0
+        && (c->width % c->encoder_heads != 0 || c->width % c->decoder_heads != 0))
+        tmoei_problem(text, size,
+            "width = %d is not divisible by encoder_heads = %d and decoder_heads = %d", c->width,
+            c->encoder_heads, c->decoder_heads);
     if (task_count < 0) tmoei_problem(text, size, "there are %d tasks", task_count);
     if (c->experts > 1 && c->expert_places == 0)
         tmoei_problem(text, size, "experts is %d but expert_places names no layers", c->experts);
@@ -6377,46 +6341,28 @@ TMOE_DEF int tmoe_model_find_task(const tmoe_model *model, const char *name)
     return -1;
 }
 
-/* Have two models the same router: kind, routed layers, and the shape of every tensor? */
-static int tmoei_routers_agree(const tmoe_model *a, const tmoe_model *b)
+TMOE_DEF void tmoe_model_take_router(tmoe_model *model, const tmoe_model *from)
 {
-    if (a->config.router != b->config.router || a->R != b->R
-        || a->config.expert_places != b->config.expert_places
-        || a->router_parameters != b->router_parameters)
-        return 0;
-    for (int i = 0; i < a->router_parameters; i++) {
-        const tmoei_parameter *x = &a->parameters[a->router_parameter + i];
-        const tmoei_parameter *y = &b->parameters[b->router_parameter + i];
-        if (x->rows != y->rows || x->cols != y->cols) return 0;
-    }
-    return 1;
-}
+    const tmoe_config *c = &model->config, *a = &from->config;
+    const size_t k = (size_t)c->vector_width;
+    if (model->R == 0 || from->R == 0 || c->vector_width != a->vector_width) return;
 
-/* Takes the vectors of the tasks that both models know. TMOE_VECTOR_TEXT keeps its own: they are
- * what zero-shot routing makes of an instruction. */
-static void tmoei_model_take_vectors(tmoe_model *model, const tmoe_model *from)
-{
-    const size_t k = (size_t)model->config.vector_width;
-    if (model->R == 0 || from->R == 0 || from->config.vector_width != model->config.vector_width
-        || model->config.vectors == TMOE_VECTOR_TEXT)
-        return;
-    for (int t = 0; t < model->N; t++) {
+    const int same_router = c->router == a->router && c->router_hidden == a->router_hidden;
+    const int same_routes =
+        model->R == from->R && c->expert_places == a->expert_places && c->experts == a->experts;
+    if (same_router && same_routes) { /* then all shapes agree */
+        const size_t first = model->parameters[model->router_parameter].offset;
+        const size_t theirs = from->parameters[from->router_parameter].offset;
+        memcpy(model->theta + first, from->theta + theirs,
+            (model->vectors - first) * sizeof(float));
+    }
+    /* TMOE_VECTOR_TEXT keeps its own: they are what zero-shot routing makes of an instruction */
+    for (int t = 0; t < model->N && c->vectors != TMOE_VECTOR_TEXT; t++) {
         const int known = tmoe_model_find_task(from, model->tasks[t].name);
         if (known >= 0)
             memcpy(model->theta + model->vectors + (size_t)t * k,
                 from->theta + from->vectors + (size_t)known * k, k * sizeof(float));
     }
-}
-
-TMOE_DEF void tmoe_model_take_router(tmoe_model *model, const tmoe_model *from)
-{
-    if (tmoei_routers_agree(model, from))
-        for (int i = 0; i < model->router_parameters; i++) {
-            const tmoei_parameter *to = &model->parameters[model->router_parameter + i];
-            const tmoei_parameter *a = &from->parameters[from->router_parameter + i];
-            memcpy(model->theta + to->offset, from->theta + a->offset, to->size * sizeof(float));
-        }
-    tmoei_model_take_vectors(model, from);
     model->version++;
 }
 
@@ -6429,10 +6375,9 @@ static float *tmoei_piece_of(const tmoe_model *model, int l, int piece, int expe
     return model->theta + part + layer->offset[piece];
 }
 
-/* Layer l of a new model from another's. A layer with as many experts as before keeps them where no
- * route is given. Any other begins with their mean,
- *   theta = sum_e r_e theta_e,   r_e = 1 / E where no route is given,
- * and its experts are copies of that. */
+/* Layer l of a new model from another's. Where no route is given, as many experts as before are
+ * kept. Any other layer begins with theta = sum_e r_e theta_e, r_e = 1 / E without a route, and its
+ * experts are copies of that. */
 static void tmoei_layer_derive(tmoe_model *model, const tmoe_model *from, int l, const float *route)
 {
     const tmoei_layer *layer = &model->layers[l], *old = &from->layers[l];
@@ -6459,10 +6404,8 @@ static void tmoei_layer_derive(tmoe_model *model, const tmoe_model *from, int l,
     if (!keep) tmoei_experts_copy(model, l);
 }
 
-/* May a model of config `to` begin with the weights of `from`? Refuses, naming every field that
- * would let the same weights compute something else: shapes, heads, norm, activation, the scale of
- * the embedding, and what the decoder starts with and reads. What only says how a text becomes
- * tokens (instruction_in_input, specials_in_text) is free, and so is how experts are mixed. */
+/* May a model of config `to` begin with the weights of `from`? Names every field that would let the
+ * same weights compute something else. What only says how a text becomes tokens is free. */
 static tmoe_result tmoei_derivable(tmoe_ctx *ctx, const tmoe_model *from, const float *route,
     const tmoe_config *to)
 {
@@ -8148,6 +8091,24 @@ static double tmoei_seconds(void)
     return (double)clock() / CLOCKS_PER_SEC; /* wall time in Windows' C library */
 #endif
 }
+
+#define TMOEI_STRUCT tmoe_training
+static const tmoei_field tmoei_training_fields[] = { TMOEI_INT(steps, 1, INT_MAX),
+    TMOEI_INT(tasks_per_step, 1, TMOEI_GROUPS_MAX),
+    TMOEI_INT(examples_per_task, 1, TMOEI_EXAMPLES_MAX), TMOEI_FLOAT(lr_model, 0, FLT_MAX),
+    TMOEI_FLOAT(lr_router, 0, FLT_MAX), TMOEI_FLOAT(lr_tasks, 0, FLT_MAX),
+    TMOEI_FLOAT(warmup, 0, 1), TMOEI_FLOAT(weight_decay, 0, FLT_MAX),
+    TMOEI_FLOAT(beta1, 0, TMOEI_BELOW_1), TMOEI_FLOAT(beta2, 0, TMOEI_BELOW_1),
+    TMOEI_FLOAT(adam_epsilon, FLT_MIN, FLT_MAX), TMOEI_FLOAT(clip, 0, FLT_MAX),
+    TMOEI_FLOAT(label_smoothing, 0, TMOEI_BELOW_1), TMOEI_FLOAT(dropout, 0, TMOEI_BELOW_1),
+    TMOEI_FLOAT(expert_regularisation, 0, FLT_MAX), TMOEI_FLOAT(load_balance, 0, FLT_MAX),
+    TMOEI_INT(train, 1, TMOE_TRAIN_ALL), TMOEI_INT(alternate_steps, 0, INT_MAX / 2),
+    TMOEI_INT(validation_lines, 0, INT_MAX), TMOEI_INT(evaluate_every_steps, 0, INT_MAX),
+    TMOEI_INT(patience, 0, INT_MAX), TMOEI_INT(machines, 0, INT_MAX) };
+
+enum { TMOEI_TRAINING_FIELDS = sizeof tmoei_training_fields / sizeof *tmoei_training_fields };
+
+#undef TMOEI_STRUCT
 
 TMOE_DEF tmoe_training tmoe_training_default(void)
 {
