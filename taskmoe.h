@@ -5804,12 +5804,10 @@ static float tmoei_init_std(const tmoe_model *model, int rows, int fan_in)
     return std > 0.0f ? std : 1.0f / sqrtf((float)fan_in);
 }
 
-/* A weight (out, in) with its bias (out), or a norm's gain (in) with its bias (in). */
-typedef struct tmoei_pair {
+typedef struct tmoei_shape {
     const char *name;
-    int out; /* 0: a norm */
-    int in;
-} tmoei_pair;
+    int rows, cols;
+} tmoei_shape;
 
 /* Adds one part of a layer: expert e's block, or with e = -1 what its experts share. Returns the
  * floats it has. */
@@ -5817,23 +5815,24 @@ static size_t tmoei_layer_plan_part(tmoe_model *model, tmoei_layer *layer, int e
 {
     const tmoe_config *c = &model->config;
     const int D = c->width, F = layer->decoder ? c->decoder_ffn : c->encoder_ffn;
-    const tmoei_pair pairs[TMOEI_PIECES / 2] = { { "self.qkv", 3 * D, D }, { "self.out", D, D },
-        { "self.norm", 0, D }, { "cross.q", D, D }, { "cross.kv", 2 * D, D }, { "cross.out", D, D },
-        { "cross.norm", 0, D }, { "fc1", F, D }, { "fc2", D, F }, { "ffn.norm", 0, D } };
+    const tmoei_shape weights[TMOEI_PIECES / 2] = { /* no rows: a norm */ { "self.qkv", 3 * D, D },
+        { "self.out", D, D }, { "self.norm", 0, D }, { "cross.q", D, D }, { "cross.kv", 2 * D, D },
+        { "cross.out", D, D }, { "cross.norm", 0, D }, { "fc1", F, D }, { "fc2", D, F },
+        { "ffn.norm", 0, D } };
     const size_t start = model->size;
     char owner[24] = "";
     if (layer->experts > 1 && expert >= 0)
         (void)snprintf(owner, sizeof owner, "expert.%d.", expert);
 
     for (int piece = 0; piece < TMOEI_PIECES; piece++) {
-        const tmoei_pair *pair = &pairs[piece / 2];
-        const int bias = piece % 2, norm = pair->out == 0;
+        const tmoei_shape *weight = &weights[piece / 2];
+        const int bias = piece % 2, norm = weight->rows == 0;
         const int cross = piece >= TMOEI_CROSS_Q && piece < TMOEI_FC1;
         const int in_expert = c->expert_kind == TMOE_EXPERT_LAYER || piece >= TMOEI_FC1;
         if ((cross && !layer->decoder) || in_expert != (expert >= 0)) continue;
 
-        const int rows = bias || norm ? 1 : pair->out;
-        const int cols = bias && !norm ? pair->out : pair->in;
+        const int rows = bias || norm ? 1 : weight->rows;
+        const int cols = bias && !norm ? weight->rows : weight->cols;
         tmoei_parameter p = tmoei_parameter_of(rows, cols, TMOEI_RATE_LAYERS);
         if (layer->experts > 1) p.expert = expert;
         p.init_std = tmoei_init_std(model, rows, cols);
@@ -5843,7 +5842,7 @@ static size_t tmoei_layer_plan_part(tmoe_model *model, tmoei_layer *layer, int e
         layer->in_expert[piece] = in_expert;
         layer->offset[piece] =
             tmoei_parameter_add(model, &p, "%s.%d.%s%s.%s", layer->decoder ? "decoder" : "encoder",
-                layer->number, owner, pair->name, bias ? "bias" : "weight")
+                layer->number, owner, weight->name, bias ? "bias" : "weight")
             - start;
     }
     return model->size - start;
@@ -5968,36 +5967,31 @@ static void tmoei_router_plan(tmoe_model *model)
     tmoei_router_add(model, "projection", E, 2 * hidden, std);
 }
 
-static void tmoei_shared_add(tmoe_model *model, tmoei_shared which, int rows, const char *name)
-{
-    tmoei_parameter p = tmoei_parameter_of(rows, model->config.width, TMOEI_RATE_SHARED);
-    p.init_std = tmoei_init_std(model, rows, p.cols);
-    if (which == TMOEI_ENCODER_NORM || which == TMOEI_DECODER_NORM) p.init_value = 1.0f;
-    if (which == TMOEI_OUTPUT_BIAS) {
-        p.cols = model->V;
-        p.rate = TMOEI_RATE_NONE;
-    }
-    model->shared[which] = model->parameter_count;
-    (void)tmoei_parameter_add(model, &p, "%s", name);
-}
-
 /* Lays out theta: name, shape, offset and start of every tensor. */
 static tmoe_result tmoei_model_plan(tmoe_model *model)
 {
     const tmoe_config *c = &model->config;
+    const int D = c->width, V = model->V;
+    const tmoei_shape shared[TMOEI_SHARED] = { { "tokens.weight", V, D },
+        { "encoder.positions.weight", c->source_tokens, D },
+        { "decoder.positions.weight", c->target_tokens, D }, { "encoder.norm.weight", 1, D },
+        { "encoder.norm.bias", 1, D }, { "decoder.norm.weight", 1, D },
+        { "decoder.norm.bias", 1, D }, { "output.bias", 1, V } };
     model->layers = (tmoei_layer *)tmoei_own(&model->own, (size_t)model->L, sizeof *model->layers);
     if (!model->layers) return model->ctx->error;
 
-    tmoei_shared_add(model, TMOEI_TOKENS, model->V, "tokens.weight");
-    tmoei_shared_add(model, TMOEI_ENCODER_POSITIONS, c->source_tokens, "encoder.positions.weight");
-    tmoei_shared_add(model, TMOEI_DECODER_POSITIONS, c->target_tokens, "decoder.positions.weight");
-    tmoei_shared_add(model, TMOEI_ENCODER_NORM, 1, "encoder.norm.weight");
-    tmoei_shared_add(model, TMOEI_ENCODER_NORM_BIAS, 1, "encoder.norm.bias");
-    tmoei_shared_add(model, TMOEI_DECODER_NORM, 1, "decoder.norm.weight");
-    tmoei_shared_add(model, TMOEI_DECODER_NORM_BIAS, 1, "decoder.norm.bias");
-    for (int l = 0; l < model->L; l++) tmoei_layer_plan(model, l);
-    /* behind the layers: an odd V would move them off cache lines */
-    tmoei_shared_add(model, TMOEI_OUTPUT_BIAS, 1, "output.bias");
+    for (int s = 0; s < TMOEI_SHARED; s++) {
+        const int gain = s == TMOEI_ENCODER_NORM || s == TMOEI_DECODER_NORM;
+        const int output = s == TMOEI_OUTPUT_BIAS;
+        tmoei_parameter p = tmoei_parameter_of(shared[s].rows, shared[s].cols,
+            output ? TMOEI_RATE_NONE : TMOEI_RATE_SHARED);
+        p.init_std = tmoei_init_std(model, p.rows, p.cols);
+        p.init_value = gain ? 1.0f : 0.0f;
+        if (output) /* lies behind the layers: an odd V would move them off cache lines */
+            for (int l = 0; l < model->L; l++) tmoei_layer_plan(model, l);
+        model->shared[s] = model->parameter_count;
+        (void)tmoei_parameter_add(model, &p, "%s", shared[s].name);
+    }
 
     model->router_parameter = model->parameter_count;
     if (model->R > 0) tmoei_router_plan(model);
@@ -6134,45 +6128,35 @@ static void tmoei_fields_check(const void *config, const tmoei_field *fields, si
     }
 }
 
-/* Where fields of a config do not fit together. */
-static void tmoei_config_conflicts(const tmoe_config *c, int task_count, char *text, size_t size)
+static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c,
+    const tmoe_tokenizer *tokenizer, int tasks)
 {
+    const int symbols = tokenizer ? tmoe_tokenizer_vocabulary(tokenizer) : 3;
+    const int V = c->vocabulary ? c->vocabulary : symbols, W = tmoei_router_width(c);
+    char text[TMOEI_MESSAGE_BYTES - 64] = "";
+    const size_t size = sizeof text;
+    tmoei_fields_check(c, tmoei_config_fields, TMOEI_CONFIG_FIELDS, text, size);
     if (c->encoder_heads > 0 && c->decoder_heads > 0
         && (c->width % c->encoder_heads != 0 || c->width % c->decoder_heads != 0))
         tmoei_problem(text, size,
             "width = %d is not divisible by encoder_heads = %d and decoder_heads = %d", c->width,
             c->encoder_heads, c->decoder_heads);
-    if (task_count < 0) tmoei_problem(text, size, "there are %d tasks", task_count);
-    if (c->experts > 1 && c->expert_places == 0)
-        tmoei_problem(text, size, "experts is %d but expert_places names no layers", c->experts);
-    if (c->experts > 1 && task_count < 1)
-        tmoei_problem(text, size, "experts is %d but there is no task to route", c->experts);
-    if (c->selection == TMOE_SELECT_RANDOM_TASK && c->random_n > c->experts)
-        tmoei_problem(text, size, "random_n is %d, must be 1 to experts = %d", c->random_n,
-            c->experts);
-    if (tmoei_router_family_of(c) == TMOEI_ROUTER_TRANSFORMER
-        && tmoei_router_width(c) % TMOEI_ROUTER_HEADS != 0)
-        tmoei_problem(text, size,
-            "%s is %d, must be divisible by the transformer router's %d heads",
-            tmoei_router_specific(c) ? "router_hidden" : "vector_width", tmoei_router_width(c),
-            TMOEI_ROUTER_HEADS);
-}
-
-static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c,
-    const tmoe_tokenizer *tokenizer, int task_count)
-{
-    const int symbols = tokenizer ? tmoe_tokenizer_vocabulary(tokenizer) : 3;
-    const int V = c->vocabulary ? c->vocabulary : symbols;
-    char text[TMOEI_MESSAGE_BYTES - 64] = "";
-    tmoei_fields_check(c, tmoei_config_fields, TMOEI_CONFIG_FIELDS, text, sizeof text);
-    tmoei_config_conflicts(c, task_count, text, sizeof text);
     if (c->start_id >= V || c->begin_id >= V || c->pad_id >= V || c->end_id >= V)
-        tmoei_problem(text, sizeof text, "a token id is not below vocabulary = %d", V);
+        tmoei_problem(text, size, "a token id is not below vocabulary = %d", V);
     /* BARTs may lack rows for their last tokens; a text that needs one is refused then */
     const int lacks_rows = c->vocabulary ? V < symbols && !c->specials_in_text : !tokenizer;
     if (lacks_rows)
-        tmoei_problem(text, sizeof text, "vocabulary is %d, must be at least the tokenizer's %d",
+        tmoei_problem(text, size, "vocabulary is %d, must be at least the tokenizer's %d",
             c->vocabulary, symbols);
+    if (tasks < 0 || (c->experts > 1 && (tasks < 1 || c->expert_places == 0)))
+        tmoei_problem(text, size, "experts is %d, for %d tasks and expert_places = %d", c->experts,
+            tasks, c->expert_places);
+    if (c->selection == TMOE_SELECT_RANDOM_TASK && c->random_n > c->experts)
+        tmoei_problem(text, size, "random_n is %d, must be 1 to experts = %d", c->random_n,
+            c->experts);
+    if (tmoei_router_family_of(c) == TMOEI_ROUTER_TRANSFORMER && W % TMOEI_ROUTER_HEADS != 0)
+        tmoei_problem(text, size, "%s is %d, must be divisible by the router's %d heads",
+            tmoei_router_specific(c) ? "router_hidden" : "vector_width", W, TMOEI_ROUTER_HEADS);
     return text[0] ? tmoei_fail(ctx, TMOE_ERR_CONFIG, "config: %s", text) : TMOE_OK;
 }
 
@@ -6382,23 +6366,16 @@ static void tmoei_layer_derive(tmoe_model *model, const tmoe_model *from, int l,
 {
     const tmoei_layer *layer = &model->layers[l], *old = &from->layers[l];
     const int keep = !route && layer->experts == old->experts;
-    float r[TMOEI_EXPERTS_MAX];
-    for (int e = 0; e < old->experts; e++) r[e] = route ? route[e] : 1.0f / (float)old->experts;
-
     for (int piece = 0; piece < TMOEI_PIECES; piece++) {
         const size_t n = (size_t)layer->rows[piece] * (size_t)layer->cols[piece];
-        if (keep && layer->in_expert[piece]) {
-            for (int e = 0; e < old->experts; e++)
-                memcpy(tmoei_piece_of(model, l, piece, e), tmoei_piece_of(from, l, piece, e),
-                    n * sizeof(float));
-        } else if (old->in_expert[piece] && old->experts > 1) {
-            float *sum = tmoei_piece_of(model, l, piece, 0);
-            for (int e = 0; e < old->experts; e++)
-                tmoei_scale_add(model->ctx, sum, e > 0 ? 1.0f : 0.0f, r[e],
-                    tmoei_piece_of(from, l, piece, e), n);
-        } else {
-            memcpy(tmoei_piece_of(model, l, piece, 0), tmoei_piece_of(from, l, piece, 0),
-                n * sizeof(float));
+        const int sum = !keep && old->in_expert[piece];
+        const int several = sum || (keep && layer->in_expert[piece]);
+        const int experts = several ? old->experts : 1;
+        for (int e = 0; e < experts; e++) {
+            float weight = 1.0f;
+            if (sum) weight = route ? route[e] : 1.0f / (float)experts;
+            tmoei_scale_add(model->ctx, tmoei_piece_of(model, l, piece, sum ? 0 : e),
+                sum && e > 0 ? 1.0f : 0.0f, weight, tmoei_piece_of(from, l, piece, e), n);
         }
     }
     if (!keep) tmoei_experts_copy(model, l);
@@ -6925,23 +6902,19 @@ typedef struct tmoei_pass {
     float *const *blocks; /* (L): each routed layer's merged block, or NULL */
     tmoei_cache *cache;   /* a decoder that computes one position a pass, or NULL */
 
-    /* what runs now */
-    const tmoei_pack *pack;
-    const tmoei_pack *memory_pack; /* in a decoder: what the encoder read ... */
-    tmoe_tensor *memory;           /* ... and its output */
+    /* what runs now; in a decoder, what the encoder read and its output */
+    const tmoei_pack *pack, *memory_pack;
+    tmoe_tensor *memory;
 } tmoei_pass;
 
 /* ---- attention to a cache of keys and values ----------------------------------------------------
- * A decoder that computes one position a pass keeps the keys and values of the positions before.
- * They lie in slots of `limit` positions, as (heads, 2, limit, W): a head reads its keys, then its
- * values, as they lie. Which slot holds position t of a row is looked up in a table, so that rows
- * of a beam search that change places move no keys. Keys and values of the encoder's output lie in
- * slots as long as each source. */
+ * A decoder that computes one position a pass keeps keys and values of the positions before. A slot
+ * is (heads, 2, limit, W): a head reads its keys, then its values, as they lie. A table says which
+ * slot holds position t of a row, so that rows of a beam search change places without moving keys.
+ * Keys and values of the encoder's output lie in slots as long as each source. */
 struct tmoei_cache {
-    int beams;                   /* rows of a request */
-    int slots;                   /* requests * beams */
-    int rows;                    /* rows that still run; row r begins in slot r */
-    int position, limit;         /* the position that is computed now, from 0; how many at most */
+    int beams, slots, rows;      /* rows of a request; requests * beams; rows that still run */
+    int position, limit;         /* what is computed now, from 0; how many at most */
     int *slot_of, *next_slot_of; /* (slots, limit): which slot holds position t of row r */
     int *request_of;             /* (slots): which request row r belongs to */
     int *ids, *positions;        /* (slots): of the latest tokens */
@@ -6954,21 +6927,21 @@ struct tmoei_cache {
 
 typedef struct tmoei_cached_job {
     const tmoei_cache *cache;
-    const float *q; /* a row's queries (D), q_stride floats from row to row */
+    const float *q; /* a row's query (D), q_stride floats from row to row */
     size_t q_stride;
     float *keys; /* the slots of this layer and expert */
     float *y;    /* (rows, D) */
     int cross;   /* 1: the slots of the encoder's output */
     int heads;
-    size_t width, D; /* of a head; D = heads * width */
+    size_t W, D; /* D = heads * W */
 } tmoei_cached_job;
 
 /* Positions of a row that follow one another in a slot. */
 typedef struct tmoei_cached_run {
-    float *keys;   /* of the first position and head, width floats a position */
+    float *keys;   /* of the first position and head, W floats a position */
     size_t head;   /* floats from a head's keys to the next head's */
     size_t values; /* floats from a key to its value */
-    int count;     /* positions */
+    int count;
 } tmoei_cached_run;
 
 /* The run that begins at position t of a row, of positions below `count`. */
@@ -6989,26 +6962,26 @@ static tmoei_cached_run tmoei_cached_run_at(const tmoei_cached_job *job, int row
         run.count = 1;
         while (t + run.count < count && slot[run.count] == *slot) run.count++;
     }
-    run.keys = job->keys + first * 2 * job->D + (size_t)t * job->width;
-    run.values = length * job->width;
+    run.keys = job->keys + first * 2 * job->D + (size_t)t * job->W;
+    run.values = length * job->W;
     run.head = 2 * run.values;
     return run;
 }
 
-/* Stores [k | v] (2D) as position i of a run. */
-static void tmoei_cached_store(const tmoei_cached_job *job, const tmoei_cached_run *run, size_t i,
-    const float *kv)
+/* Stores [k | v] (2D) as position t of a row. */
+static void tmoei_cached_store(const tmoei_cached_job *job, int row, int t, const float *kv)
 {
-    const size_t W = job->width;
+    const tmoei_cached_run run = tmoei_cached_run_at(job, row, t, t + 1);
+    const size_t W = job->W;
     for (size_t head = 0; head < (size_t)job->heads; head++) {
-        float *key = run->keys + head * run->head + i * W;
+        float *key = run.keys + head * run.head;
         memcpy(key, kv + head * W, W * sizeof(float));
-        memcpy(key + run->values, kv + job->D + head * W, W * sizeof(float));
+        memcpy(key + run.values, kv + job->D + head * W, W * sizeof(float));
     }
 }
 
 /* One row attends, head by head, to its positions 0 .. position, or to its request's source:
- *   y = sum_t p_t v_t,   p = softmax(q k^T / sqrt(W)),   run by run */
+ *   y = sum_t p_t v_t,   p = softmax(q k^T / sqrt(W)) */
 static void tmoei_cached_chunk(void *arg, int row, int lane)
 {
     const tmoei_cached_job *job = (const tmoei_cached_job *)arg;
@@ -7016,51 +6989,33 @@ static void tmoei_cached_chunk(void *arg, int row, int lane)
     const tmoei_kernels *kernels = cache->own.ctx->kernels;
     const int *source = cache->source->offsets + cache->request_of[row];
     const int count = job->cross ? source[1] - source[0] : cache->position + 1;
-    const size_t all = (size_t)count, D = job->D, W = job->width;
+    const size_t all = (size_t)count, W = job->W;
     const float scale = 1.0f / sqrtf((float)W);
-    const float *q = job->q + (size_t)row * job->q_stride;
-    float *p = cache->own.ctx->lane_scratch[lane], *y = job->y + (size_t)row * D;
+    float *p = cache->own.ctx->lane_scratch[lane];
     tmoei_cached_run run;
 
     for (size_t head = 0; head < (size_t)job->heads; head++) {
-        const size_t at = head * W;
+        const float *q = job->q + (size_t)row * job->q_stride + head * W;
+        float *y = job->y + (size_t)row * job->D + head * W;
         for (int t = 0; t < count; t += run.count) {
             run = tmoei_cached_run_at(job, row, t, count);
             const float *keys = run.keys + head * run.head;
-            kernels->dots(tmoei_matrix_of(q + at, 1, (int)W, D),
+            kernels->dots(tmoei_matrix_of(q, 1, (int)W, job->D),
                 tmoei_matrix_of(keys, run.count, (int)W, W), tmoei_output_of(p + t, all, 0.0f));
         }
         const float top = scale * kernels->maximum(p, all);
         kernels->scale_add(p, 0.0f, 1.0f / kernels->exp_sum(p, p, scale, top, all), p, all);
         for (int t = 0; t < count; t += run.count) {
             run = tmoei_cached_run_at(job, row, t, count);
-            kernels->merge(y + at, t > 0, run.keys + head * run.head + run.values, W, p + t,
-                run.count, W);
+            const float *values = run.keys + head * run.head + run.values;
+            kernels->merge(y, t > 0, values, W, p + t, run.count, W);
         }
     }
 }
 
-/* Stores keys and values of the encoder's output, kv = memory w^T + b, for each request. */
-static tmoe_result tmoei_cached_memory(tmoei_pass *pass, const tmoei_cached_job *job,
-    tmoe_tensor *w, tmoe_tensor *b)
-{
-    tmoei_cache *cache = pass->cache;
-    tmoe_tensor *kv = tmoe_linear(pass->tape, &cache->memory, w, b, TMOE_NONE, NULL);
-    if (!kv) return pass->tape->ctx->error;
-    for (int request = 0; request < cache->source->sequences; request++) {
-        const int *source = cache->source->offsets + request;
-        const int count = source[1] - source[0];
-        const tmoei_cached_run run = tmoei_cached_run_at(job, request * cache->beams, 0, count);
-        for (int t = 0; t < count; t++)
-            tmoei_cached_store(job, &run, (size_t)t, kv->x + (size_t)(source[0] + t) * 2 * job->D);
-    }
-    tmoei_arena_release(&pass->tape->big, kv->x, tmoei_elements(kv), sizeof(float));
-    return TMOE_OK;
-}
-
 /* Attention of all rows; returns (rows, D). Self-attention: x is [q | k | v] (rows, 3D) of the
- * present position, whose k and v are stored. Cross-attention: x is q (rows, D), and cross = {w, b}
- * makes the keys and values of the encoder's output in the first pass. */
+ * present position, whose k and v are stored. Cross-attention: x is q (rows, D); the first pass
+ * stores the keys and values of the encoder's output, kv = memory w^T + b with cross = {w, b}. */
 static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert,
     tmoe_tensor *const *cross, const tmoe_tensor *x)
 {
@@ -7069,8 +7024,8 @@ static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert,
     const size_t D = (size_t)c->width;
     const size_t positions =
         cross ? (size_t)cache->memory.rows : (size_t)cache->limit * (size_t)cache->slots;
-    const int layer = l - c->encoder_layers;
-    float **keys = &cache->keys[2 * (layer * cache->experts + expert) + (cross ? 1 : 0)];
+    const int place = (l - c->encoder_layers) * cache->experts + expert;
+    float **keys = &cache->keys[2 * place + (cross ? 1 : 0)];
     const int first_pass = *keys == NULL;
     tmoei_cached_job job;
     if (!x) return NULL;
@@ -7087,16 +7042,23 @@ static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert,
     job.y = y->x;
     job.cross = cross != NULL;
     job.heads = c->decoder_heads;
-    job.width = (size_t)(c->width / c->decoder_heads);
+    job.W = (size_t)(c->width / c->decoder_heads);
     job.D = D;
 
-    if (!cross)
-        for (int row = 0; row < cache->rows; row++) {
-            const tmoei_cached_run run = tmoei_cached_run_at(&job, row, cache->position, 0);
-            tmoei_cached_store(&job, &run, 0, x->x + (size_t)row * 3 * D + D);
+    for (int row = 0; !cross && row < cache->rows; row++)
+        tmoei_cached_store(&job, row, cache->position, x->x + (size_t)row * 3 * D + D);
+    if (cross && first_pass) {
+        tmoe_tensor *kv =
+            tmoe_linear(pass->tape, &cache->memory, cross[0], cross[1], TMOE_NONE, NULL);
+        if (!kv) return NULL;
+        for (int request = 0; request < cache->source->sequences; request++) {
+            const int first = cache->source->offsets[request];
+            for (int at = first; at < cache->source->offsets[request + 1]; at++)
+                tmoei_cached_store(&job, request * cache->beams, at - first,
+                    kv->x + (size_t)at * 2 * D);
         }
-    else if (first_pass && tmoei_cached_memory(pass, &job, cross[0], cross[1]) != TMOE_OK)
-        return NULL;
+        tmoei_arena_release(&pass->tape->big, kv->x, tmoei_elements(kv), sizeof(float));
+    }
     tmoei_parallel(cache->own.ctx, tmoei_cached_chunk, &job, cache->rows);
     return y;
 }
@@ -7224,7 +7186,7 @@ static tmoe_tensor *tmoei_ffn_sublayer(tmoei_pass *pass, tmoe_tensor *const *w, 
 }
 
 /* PARAM mix:   theta_bar = sum_e r_e theta_e,   h' = layer(h; theta_bar)
- * A dense layer is the case of one expert with r = 1. */
+ * A dense layer is the case E = 1, r = 1. */
 static tmoe_tensor *tmoei_layer_param(tmoei_pass *pass, int l, tmoe_tensor **w, tmoe_tensor *h)
 {
     tmoei_layer_pieces(pass, &pass->model->layers[l], tmoei_layer_block(pass, l), 1, w);
@@ -7233,10 +7195,9 @@ static tmoe_tensor *tmoei_layer_param(tmoei_pass *pass, int l, tmoe_tensor **w, 
 }
 
 /* OUTPUT mix:   h' = sum_e r_e layer(h; theta_e)
- * Experts with r_e = 0 do not run. In training by straight-through they do, forward only: the
- * router's gradient dl/dr_e = <dl/dh', layer(h; theta_e)> needs their output, while their own
- * weights' gradient has the factor r_e = 0. Where an expert is an FFN, attention is shared and runs
- * once. */
+ * Experts with r_e = 0 do not run. In training by straight-through they run forward only: the
+ * router's gradient dl/dr_e = <dl/dh', layer(h; theta_e)> needs their output, while the gradient of
+ * their own weights has the factor r_e = 0. Where an expert is an FFN, attention is shared. */
 static tmoe_tensor *tmoei_layer_output(tmoei_pass *pass, int l, tmoe_tensor **w, tmoe_tensor *h)
 {
     const tmoei_layer *layer = &pass->model->layers[l];
@@ -7277,11 +7238,10 @@ static tmoe_tensor *tmoei_layer_forward(tmoei_pass *pass, int l, tmoe_tensor *h)
 /* The norm outside the layers: PRE has it after the last layer, POST after the embedding. */
 static tmoe_tensor *tmoei_outer_norm(tmoei_pass *pass, tmoe_tensor *h, int decoder, tmoe_norm here)
 {
+    const int gain = decoder ? TMOEI_DECODER_NORM : TMOEI_ENCODER_NORM;
     if (pass->model->config.norm != here) return h;
-    const int norm = decoder ? TMOEI_DECODER_NORM : TMOEI_ENCODER_NORM;
-    tmoe_tensor *gain = tmoei_shared_tensor(pass, norm);
-    tmoe_tensor *bias = tmoei_shared_tensor(pass, norm + 1);
-    return tmoe_layer_norm(pass->tape, h, gain, bias);
+    return tmoe_layer_norm(pass->tape, h, tmoei_shared_tensor(pass, gain),
+        tmoei_shared_tensor(pass, gain + 1));
 }
 
 /* dropout(norm of POST(scale * token + position)) */
@@ -7324,28 +7284,26 @@ static tmoe_tensor *tmoei_decode(tmoei_pass *pass, const tmoei_pack *target, tmo
  * constant bias. */
 static tmoe_tensor *tmoei_head(tmoei_pass *pass, tmoe_tensor *h)
 {
-    tmoe_tensor *tokens = tmoei_shared_tensor(pass, TMOEI_TOKENS);
-    tmoe_tensor *bias = tmoei_shared_tensor(pass, TMOEI_OUTPUT_BIAS);
-    return tmoe_linear(pass->tape, h, tokens, bias, TMOE_NONE, NULL);
+    return tmoe_linear(pass->tape, h, tmoei_shared_tensor(pass, TMOEI_TOKENS),
+        tmoei_shared_tensor(pass, TMOEI_OUTPUT_BIAS), TMOE_NONE, NULL);
 }
 
 /* ==== >>router: from a task's vector to its route ================================================
  *   z_t = router(e_t)           e_t a row (k) for each of K tasks, z_t a row of R * E logits
  *   r_t,l = select(z_t,l)       a row of E weights for each task and routed layer
- * Ten kinds of router. `linear` and `linear_layer_specific` are MLPs. The others read a sequence
- * with one element for each routed layer: the task vector plus a learned position of the layer, or
- * (layer specific) a projection of the task vector for each layer.
- *
- * Noise and exploration belong to training only, and >>training draws them. Evaluation selects
- * without noise, at the temperature of the model's step: tmoe_model_temperature. */
+ * Ten kinds: `linear` and `linear_layer_specific` are MLPs. The others read a sequence with one
+ * element for each routed layer: the task vector plus a learned position of the layer, or (layer
+ * specific) a projection of the task vector for each layer.
+ * Noise and exploration are for training, which draws them; evaluation selects without noise, at
+ * the temperature of the model's step. */
 
-/* What is computed now. Tensors are taken one after the other, in the order of tmoei_router_plan;
- * the comments name them. */
+/* Tensors are taken in the order of tmoei_router_plan; the comments name them. */
 typedef struct tmoei_router {
     const tmoe_model *model;
     tmoe_tape *tape;
     float *grads; /* of the router's first parameter on; NULL: it is not trained */
     int taken;
+    tmoe_tensor **parts; /* room for 2 R */
 } tmoei_router;
 
 static tmoe_tensor *tmoei_router_take(tmoei_router *router)
@@ -7372,20 +7330,11 @@ static tmoe_tensor *tmoei_router_norm(tmoei_router *router, tmoe_tensor *x)
     return tmoe_layer_norm(router->tape, x, gain, bias);
 }
 
-/* An array of R tensors, to be put side by side. */
-static tmoe_tensor **tmoei_router_parts(tmoei_router *router)
-{
-    return (tmoe_tensor **)tmoei_arena_alloc(&router->tape->nodes, (size_t)router->model->R,
-        sizeof(tmoe_tensor *));
-}
-
-/* ---- the MLPs: z = w2 gelu(w1 e + b1) + b2, for all layers or for each ----------------------- */
-
+/* z = w2 gelu(w1 e + b1) + b2, one MLP for all layers or one for each */
 static tmoe_tensor *tmoei_router_mlp(tmoei_router *router, tmoe_tensor *e)
 {
     const int mlps = tmoei_router_specific(&router->model->config) ? router->model->R : 1;
-    tmoe_tensor **z = tmoei_router_parts(router);
-    if (!z) return NULL;
+    tmoe_tensor **z = router->parts;
     for (int l = 0; l < mlps; l++) {
         tmoe_tensor *x = tmoei_router_linear(router, e, TMOE_GELU, NULL); /* linear1 */
         z[l] = tmoei_router_linear(router, x, TMOE_NONE, NULL);           /* linear2 */
@@ -7393,26 +7342,22 @@ static tmoe_tensor *tmoei_router_mlp(tmoei_router *router, tmoe_tensor *e)
     return mlps == 1 ? z[0] : tmoe_concat(router->tape, z, mlps);
 }
 
-/* ---- the sequence that the others read: (K, R * width) --------------------------------------- */
-
+/* The sequence that the others read: (K, R * width). */
 static tmoe_tensor *tmoei_router_sequence(tmoei_router *router, tmoe_tensor *e)
 {
     const int R = router->model->R;
     if (tmoei_router_specific(&router->model->config))
         return tmoei_router_linear(router, e, TMOE_NONE, NULL); /* layer_projection */
-    tmoe_tensor **x = tmoei_router_parts(router);
-    if (!x) return NULL;
-    for (int l = 0; l < R; l++) x[l] = e;
+    for (int l = 0; l < R; l++) router->parts[l] = e;
     tmoe_tensor *positions = tmoei_router_take(router); /* layer_positions */
-    return tmoe_add(router->tape, tmoe_concat(router->tape, x, R), positions);
+    return tmoe_add(router->tape, tmoe_concat(router->tape, router->parts, R), positions);
 }
 
-/* ---- the recurrent routers ----------------------------------------------------------------------
- * Cells, gates in torch's order:                        i = W_i x + b_i,   u = W_h h + b_h
+/* ---- recurrent routers; gates in torch's order ---------------------------------------------------
+ *                                                       i = W_i x + b_i,   u = W_h h + b_h
  *   RNN   h' = tanh(i + u)
  *   GRU   r, z = sigmoid(i + u);  n = tanh(i_n + r u_n);  h' = n + z (h - n)
  *   LSTM  i, f, o = sigmoid(i + u);  g = tanh(i + u);  c' = f c + i g;  h' = o tanh(c') */
-
 static tmoe_tensor *tmoei_router_gate(tmoei_router *router, tmoe_tensor *sum, int gate,
     tmoe_activation act)
 {
@@ -7480,9 +7425,7 @@ static void tmoei_router_direction(tmoei_router *router, tmoe_tensor *x, int bac
 static tmoe_tensor *tmoei_router_recurrent(tmoei_router *router, tmoe_tensor *x)
 {
     const int R = router->model->R;
-    tmoe_tensor **forward = tmoei_router_parts(router);
-    tmoe_tensor **backward = tmoei_router_parts(router);
-    if (!forward || !backward) return NULL;
+    tmoe_tensor **forward = router->parts, **backward = router->parts + R;
     tmoei_router_direction(router, x, 0, forward);
     tmoei_router_direction(router, x, 1, backward);
     tmoe_tensor *w = tmoei_router_take(router), *b = tmoei_router_take(router); /* projection */
@@ -7494,8 +7437,7 @@ static tmoe_tensor *tmoei_router_recurrent(tmoei_router *router, tmoe_tensor *x)
     return tmoe_concat(router->tape, forward, R);
 }
 
-/* ---- the transformer router: one POST layer over the R elements of each task ----------------- */
-
+/* One POST layer over the R elements of each task. */
 static tmoe_tensor *tmoei_router_transformer(tmoei_router *router, tmoe_tensor *x)
 {
     const int R = router->model->R, E = router->model->config.experts;
@@ -7519,15 +7461,15 @@ static tmoe_tensor *tmoei_router_transformer(tmoei_router *router, tmoe_tensor *
     return tmoe_reshape(tape, x, K, R * E);
 }
 
-/* ---- logits, and their selection ------------------------------------------------------------- */
-
 /* Logits z (K, R * E) of K task vectors e (K, k). */
 static tmoe_tensor *tmoei_router_logits(const tmoe_model *model, tmoe_tape *tape, float *grads,
     tmoe_tensor *e)
 {
     const tmoei_router_family family = tmoei_router_family_of(&model->config);
-    tmoei_router router = { model, tape, grads, 0 };
-    if (!e) return NULL;
+    tmoe_tensor **parts =
+        (tmoe_tensor **)tmoei_arena_alloc(&tape->nodes, 2 * (size_t)model->R, sizeof *parts);
+    tmoei_router router = { model, tape, grads, 0, parts };
+    if (!e || !parts) return NULL;
     if (family == TMOEI_ROUTER_MLP) return tmoei_router_mlp(&router, e);
     tmoe_tensor *x = tmoei_router_sequence(&router, e);
     if (family == TMOEI_ROUTER_TRANSFORMER) return tmoei_router_transformer(&router, x);
@@ -7560,8 +7502,6 @@ static int tmoei_selection_has_router(tmoe_selection s)
 {
     return s == TMOE_SELECT_SOFTMAX || s == TMOE_SELECT_GUMBEL || s == TMOE_SELECT_STRAIGHT_THROUGH;
 }
-
-/* ---- routes without a router ----------------------------------------------------------------- */
 
 /* Sets masked experts to 0 and scales the rest to a sum of 1; where the rest is 0, evenly. */
 static void tmoei_route_mask(float *route, const float *mask, int E)
@@ -7612,9 +7552,7 @@ static tmoe_result tmoei_routes_of_vectors(tmoe_model *model, const float *vecto
     tmoe_tape_reset(tape);
     tmoe_tensor *e = tmoei_tensor_new(tape, K, model->config.vector_width, NULL);
     if (!e) return model->ctx->error;
-    if (!tape->dry)
-        memcpy(e->x, vectors,
-            tmoei_elements(e) * sizeof(float)); /* a tensor cannot be of const floats */
+    if (!tape->dry) memcpy(e->x, vectors, tmoei_elements(e) * sizeof(float));
     tmoe_tensor *z = tmoei_router_logits(model, tape, NULL, e);
     const tmoe_tensor *r = tmoei_routes_of_logits(model, tape, z, NULL);
     if (!r) return model->ctx->error;
@@ -7720,10 +7658,9 @@ TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instructio
 {
     const int E = model->config.experts;
     tmoei_begin(model->ctx);
-    if ((int)how < (int)TMOE_ZERO_SHOT_ROUTER || (int)how > (int)TMOE_ZERO_SHOT_AVERAGE)
+    if ((int)how < 0 || (int)how > (int)TMOE_ZERO_SHOT_AVERAGE)
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-            "route_unseen: how is %d, must be a tmoe_zero_shot, 0 to %d", (int)how,
-            (int)TMOE_ZERO_SHOT_AVERAGE);
+            "route_unseen: how is %d, must be a tmoe_zero_shot", (int)how);
 
     if (how == TMOE_ZERO_SHOT_AVERAGE || !tmoei_selection_has_router(model->config.selection)) {
         for (int l = 0; l < model->R; l++) {
@@ -7743,18 +7680,16 @@ TMOE_DEF tmoe_result tmoe_expert_set_enabled(tmoe_model *model, int layer, int e
 {
     const int E = model->config.experts;
     tmoei_begin(model->ctx);
-    if (layer < 0 || layer >= model->R || expert < 0 || expert >= E)
-        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-            "expert_set_enabled: expert %d of layer %d; there are %d in each of %d routed layers",
-            expert, layer, E, model->R);
-    float *mask = model->mask + layer * E;
+    const int exists = layer >= 0 && layer < model->R && expert >= 0 && expert < E;
     int others = 0; /* that are enabled */
-    for (int e = 0; e < E; e++) others += e != expert && mask[e] == 0.0f;
-    if (!enabled && others == 0)
+    for (int e = 0; exists && e < E; e++)
+        others += e != expert && model->mask[layer * E + e] == 0.0f;
+    if (!exists || (!enabled && others == 0))
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-            "expert_set_enabled: expert %d is the last of layer %d; one must stay enabled", expert,
-            layer);
-    mask[expert] = enabled ? 0.0f : -1e9f; /* exp(-1e9 / tau) is 0 */
+            "expert_set_enabled: expert %d of layer %d; there are %d in each of %d routed layers, "
+            "and one must stay enabled",
+            expert, layer, E, model->R);
+    model->mask[layer * E + expert] = enabled ? 0.0f : -1e9f; /* exp(-1e9 / tau) is 0 */
     model->version++;
     return TMOE_OK;
 }
@@ -7765,8 +7700,7 @@ TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const flo
     tmoei_begin(model->ctx);
     if (task < 0 || task >= model->N || model->R == 0 || !vector)
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-            "task_vector_set: task %d of %d, %d routed layers; both must exist", task, model->N,
-            model->R);
+            "task_vector_set: task %d of %d, in %d routed layers", task, model->N, model->R);
     memcpy(model->theta + model->vectors + (size_t)task * k, vector, k * sizeof(float));
     model->version++;
     return TMOE_OK;

@@ -500,6 +500,24 @@ static void test_a_derived_model_keeps_all_that_its_weights_depend_on(void)
     CHECK(mean != NULL);
     tmoe_model_destroy(mean);
 
+    d = c; /* experts that are FFNs share their attention: a layer can begin with it */
+    d.experts = 2;
+    d.expert_kind = TMOE_EXPERT_FFN;
+    tmoe_model *ffns = tmoe_model_derive(s.ctx, s.model, NULL, &d, tasks, n);
+    for (int experts = 1; ffns && experts < 4; experts++) {
+        d.experts = experts;
+        d.expert_kind = TMOE_EXPERT_LAYER;
+        d.expert_noise = 0.0f;
+        tmoe_model *layers = tmoe_model_derive(s.ctx, ffns, NULL, &d, tasks, n);
+        for (int e = 0; layers && e < experts; e++)
+            CHECK(memcmp(tmoei_piece_of(layers, 0, TMOEI_SELF_OUT, e),
+                      tmoei_piece_of(ffns, 0, TMOEI_SELF_OUT, 0), 16 * 16 * sizeof(float))
+                == 0);
+        CHECK(layers != NULL);
+        tmoe_model_destroy(layers);
+    }
+    tmoe_model_destroy(ffns);
+
     d = c; /* how texts become tokens, how experts are mixed and what trains them is free */
     d.vocabulary = 0;
     d.instruction_in_input = !c.instruction_in_input;
