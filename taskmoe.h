@@ -139,8 +139,8 @@
  *   cost        constant time, or a copy of what is handed in.
  *
  * BUILD OPTIONS: define them before including; they are read where TASKMOE_IMPLEMENTATION is
- * defined. TMOE_NO_STDIO, _EVALUATION and _BART also leave out the declarations where they are
- *   defined. TASKMOE_IMPLEMENTATION   the function bodies are compiled here
+ * defined. TMOE_NO_STDIO, _EVALUATION and _BART leave out declarations, too.
+ *   TASKMOE_IMPLEMENTATION   the function bodies are compiled here
  *   TASKMOE_STATIC           all functions are static in this file
  *   TMOE_THREADS             the built-in pool of pthreads
  *   TMOE_NO_STDIO            no FILE is used: nothing is loaded or saved
@@ -1473,9 +1473,8 @@ struct tmoe_ctx {
 
 /* Stores the code and message of the first failure, and returns the code. Later failures follow
  * from the first, so they are ignored. */
-TMOEI_PRINTF(3, 4)
-
-static tmoe_result tmoei_fail(tmoe_ctx *ctx, tmoe_result code, const char *format, ...)
+static TMOEI_PRINTF(3, 4) tmoe_result
+    tmoei_fail(tmoe_ctx *ctx, tmoe_result code, const char *format, ...)
 {
     if (ctx->error == TMOE_OK) {
         va_list arguments;
@@ -1508,9 +1507,7 @@ static void tmoei_begin(tmoe_ctx *ctx)
 
 /* Appends one problem to `text`, which becomes one message about all of them. A text that is full
  * ends in "...". */
-TMOEI_PRINTF(3, 4)
-
-static void tmoei_problem(char *text, size_t size, const char *format, ...)
+static TMOEI_PRINTF(3, 4) void tmoei_problem(char *text, size_t size, const char *format, ...)
 {
     size_t used = strlen(text);
     va_list arguments;
@@ -5770,10 +5767,8 @@ static tmoei_parameter tmoei_parameter_of(int rows, int cols, tmoei_rate rate)
 }
 
 /* Adds a named tensor at the end of theta; returns its offset. A failure is the context's. */
-TMOEI_PRINTF(3, 4)
-
-static size_t tmoei_parameter_add(tmoe_model *model, const tmoei_parameter *what,
-    const char *format, ...)
+static TMOEI_PRINTF(3, 4) size_t
+    tmoei_parameter_add(tmoe_model *model, const tmoei_parameter *what, const char *format, ...)
 {
     va_list arguments;
     if (model->parameter_count == TMOEI_TENSORS_MAX) {
@@ -10088,9 +10083,8 @@ TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task,
 
 /* ---- writing --------------------------------------------------------------------------------- */
 
-TMOEI_PRINTF(3, 4)
-
-static void tmoei_buffer_print(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *format, ...)
+static TMOEI_PRINTF(3, 4) void tmoei_buffer_print(tmoe_ctx *ctx, tmoei_buffer *buffer,
+    const char *format, ...)
 {
     char text[512]; /* numbers and short names only */
     va_list arguments;
