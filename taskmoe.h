@@ -694,8 +694,8 @@ TMOE_DEF tmoe_config tmoe_config_default(void);
 /* tmoe_model_create - makes a model with random weights                                     >>model
  *   config     in; NULL: the default
  *   tokenizer  in, copied; NULL: the model takes token ids only, config->vocabulary says how many
- *   tasks      (task_count >= 0) in: name, instruction, category (or NULL) of the tasks it knows,
- *              which are those it can be trained on and has routes for; lines are not read
+ *   tasks      (task_count >= 0) in: name, instruction, category (or NULL) of the tasks it knows:
+ *              it can be trained on these
  *   fails      TMOE_ERR_CONFIG; TMOE_ERR_ARGUMENT: a task without name or instruction
  *   cost       a random number for each parameter */
 TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
@@ -703,24 +703,23 @@ TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
 TMOE_DEF void tmoe_model_destroy(tmoe_model *model);
 
 /* tmoe_model_derive - makes a model that begins with the weights of another                 >>model
- *   from    in, of any context; its tokenizer and generation are copied
- *   route   (routed layers of from, E) in: each routed layer begins as theta = sum_e r_e theta_e.
- *           NULL: a layer with as many experts as before keeps them, any other begins as their mean
+ *   from    in, of any context; its tokenizer and generation are copied, too
+ *   route   in: a routed layer begins as theta = sum_e r_e theta_e. NULL: a layer with as many
+ *           experts as before keeps them, any other begins as their mean
  *   config  in; fields marked kept must be from's (vocabulary may be 0). The step is then 0. NULL:
  *           from's config, and its step
  *   tasks   as tmoe_model_create
  *   out     experts that are not kept are copies with expert_noise; router and task vectors as
  *           tmoe_model_take_router. Dense to E experts is upcycling (arXiv 2212.05055); a route to
  *           1 expert cuts a task out, exactly with PARAM or a one-hot route; NULL to 1 is MHR-mu
- *   fails   TMOE_ERR_CONFIG, naming all fields that must stay; also for experts that are layers and
- *           would be kept as FFNs: their attention differs */
+ *   fails   TMOE_ERR_CONFIG: fields that must stay; experts that are layers kept as FFNs */
 TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, const float *route,
     const tmoe_config *config, const tmoe_task *tasks, int task_count);
 
 /* tmoe_model_take_router - copies router and task vectors of another model into this one    >>model
- *   from    in. The router is copied if kind, routed layers and all shapes agree. The vectors of
- *           tasks with the same name are copied if their width agrees, unless this model's are
- *           TMOE_VECTOR_TEXT. What does not agree stays as it is. */
+ *   from    in. The router is copied if its kind, hidden width, routed layers and experts agree.
+ *           The vectors of tasks of the same name are copied if their width agrees, unless this
+ *           model's are TMOE_VECTOR_TEXT. */
 TMOE_DEF void tmoe_model_take_router(tmoe_model *model, const tmoe_model *from);
 
 /* tmoe_model_config, _tokenizer, _task_count, _task - what a model has; the model's own
@@ -741,7 +740,7 @@ TMOE_DEF int tmoe_model_find_task(const tmoe_model *model, const char *name);
  *   thread  any */
 TMOE_DEF size_t tmoe_model_parameters(const tmoe_model *model, size_t *active);
 
-/* How answers are searched: as transformers does. Lengths are in tokens, start token included. */
+/* How answers are searched, as by transformers. Lengths are in tokens, start token included. */
 typedef enum tmoe_early_stopping { /* stop when there are `beams` finished answers ... */
     TMOE_EARLY_STOPPING_FALSE,     /* and the best running one, as long as it is now, is worse */
     TMOE_EARLY_STOPPING_TRUE,      /* at once */
@@ -751,11 +750,11 @@ typedef enum tmoe_early_stopping { /* stop when there are `beams` finished answe
 typedef struct tmoe_generation {
     int beams;                  /* 1: greedy */
     int max_length, min_length; /* max_length 0: as long as the model can */
-    int no_repeat_ngram;        /* no so many tokens in a row twice; 0: whatever */
+    int no_repeat_ngram;        /* so many tokens in a row may not repeat; 0: they may */
     int returned;               /* answers of a request, 1 <= returned <= beams */
     float length_penalty;       /* a score is the sum of log p divided by length to this power */
     tmoe_early_stopping early_stopping;
-    int forced_begin_id, forced_end_id; /* first token; last one at max_length; -1: free */
+    int forced_begin_id, forced_end_id; /* first token; last at max_length; -1: not forced */
 } tmoe_generation;
 
 /* tmoe_model_generation - how tmoe_answer_many searches (greedily; BART: as its folder says); the
@@ -789,11 +788,10 @@ TMOE_DEF tmoe_result tmoe_route_of_vector(tmoe_model *model, const float *vector
 /* How an unseen task gets a route. A selection without a router (AVERAGE, RANDOM_TASK,
  * RANDOM_EXAMPLE) knows nothing of tasks: there each of the three is AVERAGE. */
 typedef enum tmoe_zero_shot {
-    /* The router reads the instruction's text vector. Only TMOE_VECTOR_TEXT trains it on such
-     * vectors: with LEARNED and GIVEN it is as NEAREST. */
+    /* The router reads the instruction's text vector. With LEARNED and GIVEN vectors, as NEAREST:
+     * it was not trained on text. */
     TMOE_ZERO_SHOT_ROUTER,
-    /* r = sum_t w_t r_t over the known tasks, w = softmax(20 cos) of the instructions' text
-     * vectors, whatever vectors the router reads */
+    /* r = sum_t w_t r_t over the known tasks, w = softmax(20 cos) of instructions' text vectors */
     TMOE_ZERO_SHOT_NEAREST,
     TMOE_ZERO_SHOT_AVERAGE /* the same weight for all enabled experts */
 } tmoe_zero_shot;
@@ -812,8 +810,7 @@ TMOE_DEF int tmoe_model_nearest_tasks(tmoe_model *model, const char *instruction
 
 /* tmoe_expert_set_enabled - takes an expert out of all routes, or gives it back            >>router
  *   layer   0 <= layer < routed layers      expert  0 <= expert < E
- *   enabled 0: the expert is masked (its logit is -1e9), in training too; else it is enabled, as
- *           all are at first. Masks are neither saved nor derived
+ *   enabled 0: masked, in training too; else enabled, as all are at first. It is not saved
  *   fails   TMOE_ERR_ARGUMENT: no such expert, or the last enabled one of a layer */
 TMOE_DEF tmoe_result tmoe_expert_set_enabled(tmoe_model *model, int layer, int expert, int enabled);
 
@@ -6002,12 +5999,12 @@ static tmoe_result tmoei_model_plan(tmoe_model *model)
     return model->ctx->error;
 }
 
-/* Fills parameters first .. first + count - 1 with their start: matrices normal (or uniform), norms
- * 1, biases 0, and experts above 0 with the noise by which they differ from expert 0. The stream is
- * the tensor's index, the counter the element. */
+/* Every parameter's start: matrices normal (or uniform), norms 1, biases 0, and experts above 0 the
+ * noise by which they differ from expert 0. The stream is the tensor's index, the counter the
+ * element. */
 typedef struct tmoei_init_job {
     tmoe_model *model;
-    int derived; /* 1: dense parts and expert 0 are left out, as they will be copied */
+    int derived; /* 1: leaves out dense parts and expert 0, which will be copied */
 } tmoei_init_job;
 
 static float tmoei_init_value(const tmoei_parameter *parameter, uint64_t seed, uint64_t stream,
@@ -6037,10 +6034,7 @@ static void tmoei_init_sweep(const tmoe_ctx *ctx, const void *job, size_t first,
     }
 }
 
-/* ---- fields of a configuration --------------------------------------------------------------- */
-
-/* A number of tmoe_config and the like: its name in files, where it is, what it may be. Enums are
- * ints. */
+/* A number of tmoe_config and the like: its name in files, where it is, what it may be. */
 typedef enum tmoei_kind { TMOEI_KIND_INT, TMOEI_KIND_FLOAT, TMOEI_KIND_BOOL } tmoei_kind;
 
 typedef struct tmoei_field {
@@ -6273,8 +6267,7 @@ static tmoe_result tmoei_theta_alloc(tmoe_model *model)
     return model->ctx->error;
 }
 
-/* A model with theta as it begins; experts above 0 are only the noise that tmoei_experts_copy adds
- * expert 0 to. derived: dense parts and expert 0 are still to be copied from another model. */
+/* A model with theta as tmoei_init_sweep begins it; experts above 0 are only their noise yet. */
 static tmoe_model *tmoei_model_begin(tmoe_ctx *ctx, const tmoe_config *config,
     const tmoe_tokenizer *tokenizer, const tmoe_task *tasks, int task_count, int derived)
 {
@@ -6324,23 +6317,20 @@ TMOE_DEF void tmoe_model_take_router(tmoe_model *model, const tmoe_model *from)
 {
     const tmoe_config *c = &model->config, *a = &from->config;
     const size_t k = (size_t)c->vector_width;
+    float *vectors = model->theta + model->vectors;
+    const float *theirs = from->theta + from->vectors;
     if (model->R == 0 || from->R == 0 || c->vector_width != a->vector_width) return;
 
-    const int same_router = c->router == a->router && c->router_hidden == a->router_hidden;
-    const int same_routes =
-        model->R == from->R && c->expert_places == a->expert_places && c->experts == a->experts;
-    if (same_router && same_routes) { /* then all shapes agree */
-        const size_t first = model->parameters[model->router_parameter].offset;
-        const size_t theirs = from->parameters[from->router_parameter].offset;
-        memcpy(model->theta + first, from->theta + theirs,
-            (model->vectors - first) * sizeof(float));
+    if (c->router == a->router && c->router_hidden == a->router_hidden && model->R == from->R
+        && c->expert_places == a->expert_places && c->experts == a->experts) {
+        const size_t n = model->vectors - model->parameters[model->router_parameter].offset;
+        memcpy(vectors - n, theirs - n, n * sizeof(float)); /* the router lies before the vectors */
     }
-    /* TMOE_VECTOR_TEXT keeps its own: they are what zero-shot routing makes of an instruction */
+    /* TMOE_VECTOR_TEXT keeps its own: zero-shot routing makes the same of an instruction */
     for (int t = 0; t < model->N && c->vectors != TMOE_VECTOR_TEXT; t++) {
         const int known = tmoe_model_find_task(from, model->tasks[t].name);
         if (known >= 0)
-            memcpy(model->theta + model->vectors + (size_t)t * k,
-                from->theta + from->vectors + (size_t)known * k, k * sizeof(float));
+            memcpy(vectors + (size_t)t * k, theirs + (size_t)known * k, k * sizeof(float));
     }
     model->version++;
 }
@@ -6389,11 +6379,9 @@ static tmoe_result tmoei_derivable(tmoe_ctx *ctx, const tmoe_model *from, const 
         if (f->kept && x != kept)
             tmoei_problem(text, sizeof text, "%s is %.7g, must stay %.7g", f->name, x, kept);
     }
-    const int keeps_experts = !route && from->R > 0 && to->experts == a->experts
-        && (to->expert_places & a->expert_places) != 0;
-    if (keeps_experts && a->expert_kind == TMOE_EXPERT_LAYER && to->expert_kind == TMOE_EXPERT_FFN)
-        tmoei_problem(text, sizeof text,
-            "expert_kind must stay TMOE_EXPERT_LAYER: the experts' attention differs");
+    if (!route && from->R > 0 && to->experts == a->experts && (to->expert_places & a->expert_places)
+        && a->expert_kind == TMOE_EXPERT_LAYER && to->expert_kind == TMOE_EXPERT_FFN)
+        tmoei_problem(text, sizeof text, "expert_kind must stay: the experts' attention differs");
     return text[0] ? tmoei_fail(ctx, TMOE_ERR_CONFIG, "model_derive: %s", text) : TMOE_OK;
 }
 
@@ -7101,8 +7089,7 @@ static tmoe_tensor *tmoei_mixed_row(tmoe_tape *tape, tmoe_tensor *mixed, int t)
     return row;
 }
 
-/* The one block that layer l runs on where parameters are mixed: theta_bar = sum_e r_e theta_e, and
- * theta_0 in a dense layer. */
+/* The block of PARAM mix: theta_bar = sum_e r_e theta_e, and theta_0 in a dense layer. */
 static tmoe_tensor *tmoei_layer_block(tmoei_pass *pass, int l)
 {
     const tmoei_layer *layer = &pass->model->layers[l];
@@ -7275,8 +7262,7 @@ static tmoe_tensor *tmoei_decode(tmoei_pass *pass, const tmoei_pack *target, tmo
     return tmoei_stack(pass, target, 1);
 }
 
-/* Logits over the vocabulary, h tokens^T + bias: the head is the token embedding (tied), with a
- * constant bias. */
+/* Logits over the vocabulary: h tokens^T + bias, the head is the token embedding. */
 static tmoe_tensor *tmoei_head(tmoei_pass *pass, tmoe_tensor *h)
 {
     return tmoe_linear(pass->tape, h, tmoei_shared_tensor(pass, TMOEI_TOKENS),
@@ -7480,8 +7466,8 @@ TMOE_DEF float tmoe_model_temperature(const tmoe_model *model)
     return tau > (double)c->temperature_min ? (float)tau : c->temperature_min;
 }
 
-/* r (K * R, E) = select(z + mask + noise), of logits z (K, R * E), at the model's temperature; for
- * training and for evaluation, which has no noise. */
+/* r (K * R, E) = select(z + mask + noise) of logits z (K, R * E), at the model's temperature.
+ * Evaluation has no noise. */
 static tmoe_tensor *tmoei_routes_of_logits(const tmoe_model *model, tmoe_tape *tape, tmoe_tensor *z,
     const float *noise)
 {
