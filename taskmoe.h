@@ -420,50 +420,62 @@ TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float
 /* ---- API: tokenizers (>>tokenizer) ----------------------------------------------------------- */
 typedef struct tmoe_tokenizer tmoe_tokenizer;
 
-typedef enum tmoe_token { /* <s>, <pad>, </s>, <unk>, <mask> */
-    TMOE_TOKEN_BEGIN,
-    TMOE_TOKEN_PAD,
-    TMOE_TOKEN_END,
-    TMOE_TOKEN_UNKNOWN,
-    TMOE_TOKEN_MASK
+typedef enum tmoe_token { /* special tokens */
+    TMOE_TOKEN_BEGIN,     /* <s> */
+    TMOE_TOKEN_PAD,       /* <pad> */
+    TMOE_TOKEN_END,       /* </s> */
+    TMOE_TOKEN_UNKNOWN,   /* <unk> */
+    TMOE_TOKEN_MASK       /* <mask> */
 } tmoe_token;
 
-enum {                                /* flags */
-    TMOE_TOKENIZER_SPECIALS = 1,      /* encode: <s> before, </s> behind the text */
+enum { /* flags of tmoe_tokenizer_encode and tmoe_tokenizer_decode, to be combined by | */
+    TMOE_TOKENIZER_SPECIALS = 1,      /* encode: put <s> before and </s> behind the text */
     TMOE_TOKENIZER_SKIP_SPECIALS = 2, /* decode: leave special tokens out */
-    TMOE_TOKENIZER_FIND_SPECIALS = 4, /* encode: special tokens that the text says count as such */
-    TMOE_TOKENIZER_PREFIX_SPACE =
-        8, /* encode: as if a space stood before the text (add_prefix_space) */
-    TMOE_TOKENIZER_CLEAN_SPACES =
-        16 /* decode: " ." becomes "." and so on, as transformers cleans up */
+    /* encode: where the text spells a special token, such as "<mask>", it becomes that token;
+     * without this flag those characters are encoded like any others. Not for texts of strangers. */
+    TMOE_TOKENIZER_FIND_SPECIALS = 4,
+    /* encode: as if the text began with a space (add_prefix_space of Hugging Face) */
+    TMOE_TOKENIZER_PREFIX_SPACE = 8,
+    /* decode: remove the spaces before punctuation and contractions, as transformers does
+     * (clean_up_tokenization_spaces): " ." becomes "." */
+    TMOE_TOKENIZER_CLEAN_SPACES = 16
 };
 
-/* tmoe_tokenizer_bytes - UTF-8 bytes: 259 tokens, 0 <s>, 1 <pad>, 2 </s>, byte b is 3 + b
- * >>tokenizer */
+/* tmoe_tokenizer_bytes - a tokenizer whose tokens are bytes                            >>tokenizer
+ *   returns  259 tokens: 0 is <s>, 1 is <pad>, 2 is </s>, byte b is 3 + b; there is no <unk> */
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx);
-/* tmoe_tokenizer_train - byte-level BPE (Sennrich 2016; bytes as GPT-2): those 259, then merges
- * >>tokenizer
- *   texts  count strings in; the same in the same order give the same tokenizer   cost  merges *
- *   words
- *   vocabulary  wanted, 259 to 1,000,000 (else TMOE_ERR_ARGUMENT); fewer when pairs run out */
+/* tmoe_tokenizer_train - byte-pair encoding (Sennrich 2016) on bytes, as GPT-2's       >>tokenizer
+ *   The most frequent pair of neighbouring tokens becomes a token, until the vocabulary is full or
+ *   no pair occurs twice. The same texts in the same order give the same tokenizer.
+ *   texts       (count) in
+ *   vocabulary  tokens wanted, 259 to 1,000,000: those of tmoe_tokenizer_bytes, then one a merge
+ *   cost        merges * (different words + different pairs)
+ *   errors      TMOE_ERR_ARGUMENT: vocabulary out of range, a text is NULL */
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *texts, size_t count,
     int vocabulary);
 TMOE_DEF void tmoe_tokenizer_destroy(tmoe_tokenizer *tokenizer);
-/* tmoe_tokenizer_vocabulary - the largest id + 1.   thread  any */
+/* tmoe_tokenizer_vocabulary - the largest id + 1                        thread any   >>tokenizer */
 TMOE_DEF int tmoe_tokenizer_vocabulary(const tmoe_tokenizer *tokenizer);
-/* tmoe_tokenizer_special - id of a special token, -1: it has none.   thread  any */
+/* tmoe_tokenizer_special - the id of a special token; -1: it has none   thread any   >>tokenizer */
 TMOE_DEF int tmoe_tokenizer_special(const tmoe_tokenizer *tokenizer, tmoe_token which);
-/* tmoe_tokenizer_encode - text (length bytes, of any kind) to tokens   cost  n log n of the longest
- * word
- *   flags  as above   ids  (capacity) out, NULL with capacity 0   count  out: of all, also past
- *   capacity */
+/* tmoe_tokenizer_encode - the tokens of a text                                         >>tokenizer
+ *   text      (length bytes) in; any bytes, UTF-8 or not
+ *   flags     SPECIALS, FIND_SPECIALS, PREFIX_SPACE
+ *   ids       (capacity) out: the first tokens; NULL is fine with capacity 0
+ *   count     out: the number of all tokens, also where it exceeds capacity, which is no error
+ *   cost      n log n for a word of n bytes
+ *   errors    TMOE_ERR_ARGUMENT: a NULL, another flag, a word of 256 MiB. After TMOE_ERR_MEMORY
+ *             some of ids are written. */
 TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *tokenizer, const char *text,
     size_t length, int flags, int *ids, size_t capacity, size_t *count);
-/* tmoe_tokenizer_decode - tokens to text; decode(encode(text)) is text, for any bytes   thread  any
- *   ids    count in    flags  as above (spaces are cleaned only where all fits)    length  out:
- *   without NUL
- *   text   (capacity) out, with a NUL if it fits; NULL with capacity 0   fails  TMOE_ERR_ARGUMENT
- *   (bad id) */
+/* tmoe_tokenizer_decode - the text of tokens                                           >>tokenizer
+ *   Where every byte has a token, decoding the tokens of a text gives the text, whatever its bytes;
+ *   tokens in another order or cut short can give bytes that are no UTF-8.
+ *   ids       (count) in, 0 <= id < vocabulary
+ *   flags     SKIP_SPECIALS; CLEAN_SPACES, which is done only where the whole text fits
+ *   text      (capacity) out: the tokens that fit, and a NUL if it fits too; NULL with capacity 0
+ *   length    out: the bytes of the whole text without NUL, also where they exceed capacity
+ *   errors    TMOE_ERR_ARGUMENT: a NULL, another flag, an id out of range */
 TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *tokenizer, const int *ids,
     size_t count, int flags, char *text, size_t capacity, size_t *length);
 
@@ -1274,15 +1286,18 @@ TMOE_DEF tmoe_result tmoe_trainer_save(const tmoe_trainer *trainer, const char *
  *            tasks or tokenizer do. The trainer is then as before
  *   cost     a pass over the file and the tokens */
 TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path);
-/* tmoe_npy_load - x (rows, cols) that numpy.save wrote in C order, as task vectors for instance
- * >>files
- *   errors TMOE_ERR_FILE, TMOE_ERR_FORMAT (other shape, or type than float32 and float64) */
+/* tmoe_npy_load - a matrix that numpy.save wrote, as task vectors for instance       >>safetensors
+ *   The file has format 1.0 to 3.0 and holds little-endian float32 or float64 in C order.
+ *   x         (rows, cols) out
+ *   errors    TMOE_ERR_ARGUMENT: a NULL, rows or cols below 1; TMOE_ERR_FILE; TMOE_ERR_FORMAT:
+ *             another shape, type or order */
 TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, int rows, int cols);
-/* tmoe_tokenizer_load - a Hugging Face byte-level BPE (GPT-2, RoBERTa, BART): a folder with
- *   tokenizer.json, or vocab.json and merges.txt; add_prefix_space is tokenizer_config.json's, or
- *   where that says nothing
- *   tokenizer.json's   fails  TMOE_ERR_FILE, TMOE_ERR_FORMAT (what and where)
- *   >>bart */
+/* tmoe_tokenizer_load - reads a byte-level BPE of Hugging Face's (RoBERTa, BART)       >>tokenizer
+ *   folder    in: holds tokenizer.json, or vocab.json and merges.txt. Whether texts are encoded with
+ *             a space before them (add_prefix_space) is read from tokenizer_config.json, else from
+ *             tokenizer.json.
+ *   errors    TMOE_ERR_FILE; TMOE_ERR_FORMAT, with the place: no byte-level BPE, no <s>, <pad> or
+ *             </s>, a setting that changes ids and is not supported */
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder);
 #ifndef TMOE_NO_BART
 /* tmoe_bart_load - reads a BART in Hugging Face's form                                      >>bart
@@ -10060,12 +10075,13 @@ TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task,
  * ############################################################################################## */
 
 /* ==== >>json: a strict reader (RFC 8259), and what is written as JSON ============================
- * A text becomes an array of nodes: the root is node 0, an array or object names its first child,
- * each child its next sibling. Strings are unescaped into one block. Strict means: what RFC 8259
- * does not allow is refused with line and column, and so are invalid UTF-8 and lone surrogates.
- * Numbers have a point whatever the program's locale says. */
+ * A text becomes an array of nodes: node 0 is the root, an array or object names its first child,
+ * each child its next sibling. What RFC 8259 does not allow is refused with line and column, and so
+ * are invalid UTF-8 and lone surrogates. */
 
 #ifndef TMOE_NO_STDIO /* JSON comes from files and goes to files */
+
+#define TMOEI_BAD_FORMAT(ctx, ...) ((void)tmoei_fail(ctx, TMOE_ERR_FORMAT, __VA_ARGS__))
 
 /* ---- writing --------------------------------------------------------------------------------- */
 
@@ -10081,13 +10097,13 @@ static TMOEI_PRINTF(3, 4) void tmoei_buffer_print(tmoe_ctx *ctx, tmoei_buffer *b
     if (n > 0) tmoei_buffer_add(ctx, buffer, text, strlen(text));
 }
 
-/* A float's nine digits, which read back as the same float. */
+/* Nine digits, which read back as the same float, and a point whatever the locale says. */
 static void tmoei_buffer_json_number(tmoe_ctx *ctx, tmoei_buffer *buffer, double x)
 {
     char text[32];
     (void)snprintf(text, sizeof text, "%.9g", x);
     for (char *c = text; *c; c++)
-        if (!strchr("+-0123456789einfa", *c)) *c = '.'; /* a locale's comma */
+        if (!strchr("+-0123456789einfa", *c)) *c = '.';
     tmoei_buffer_add(ctx, buffer, text, strlen(text));
 }
 
@@ -10187,42 +10203,36 @@ static size_t tmoei_json_skip(tmoei_json_reader *r, const char *set)
     return r->at - from;
 }
 
-static void tmoei_json_space(tmoei_json_reader *r)
-{
-    (void)tmoei_json_skip(r, " \t\n\r");
-}
-
 static size_t tmoei_json_digits(tmoei_json_reader *r)
 {
     return tmoei_json_skip(r, "0123456789");
 }
 
-/* Steps over white space, then over c if it follows; returns whether it did. */
+static void tmoei_json_space(tmoei_json_reader *r)
+{
+    (void)tmoei_json_skip(r, " \t\n\r");
+}
+
+/* tmoei_json_take behind white space. */
 static int tmoei_json_mark(tmoei_json_reader *r, int c)
 {
     tmoei_json_space(r);
     return tmoei_json_take(r, c);
 }
 
-static int tmoei_hex_digit(int c)
-{
-    if (c >= '0' && c <= '9') return c - '0';
-    if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-    return -1;
-}
-
 /* The value of the next four hex digits; -1 when there are fewer. */
 static long tmoei_json_hex4(tmoei_json_reader *r)
 {
+    static const char digits[] = "0123456789abcdefABCDEF";
     long value = 0;
-    if (r->length - r->at < 4) return -1;
-    for (size_t i = 0; i < 4; i++) {
-        const int digit = tmoei_hex_digit(r->text[r->at + i]);
-        if (digit < 0) return -1;
-        value = value * 16 + digit;
+    for (int i = 0; i < 4; i++) {
+        const int c = tmoei_json_peek(r);
+        const char *digit = c > 0 ? strchr(digits, c) : NULL;
+        if (!digit) return -1;
+        const long x = (long)(digit - digits);
+        value = value * 16 + (x < 16 ? x : x - 6);
+        r->at++;
     }
-    r->at += 4;
     return value;
 }
 
@@ -10284,7 +10294,7 @@ static tmoe_result tmoei_json_string(tmoei_json_reader *r, const char **text, si
     return TMOE_OK;
 }
 
-/* null, false or true. Returns 0 where none of them follows. */
+/* null, false or true; returns 0 where none of them follows. */
 static int tmoei_json_word(tmoei_json_reader *r, tmoei_json_node *node)
 {
     static const char *const words[] = { "null", "false", "true" }; /* by their kinds */
@@ -10298,12 +10308,11 @@ static int tmoei_json_word(tmoei_json_reader *r, tmoei_json_node *node)
     return 0;
 }
 
-/* strtod reads the locale's decimal point; text holds JSON's, and has room for one more byte. */
+/* strtod wants the locale's decimal point. */
 static double tmoei_json_strtod(char *text)
 {
-    char *point = strchr(text, '.');
-    char sample[16];
-    if (point && snprintf(sample, sizeof sample, "%.1f", 0.5) == 3) *point = sample[1];
+    char *point = strchr(text, '.'), half[16];
+    if (point && snprintf(half, sizeof half, "%.1f", 0.5) == 3) *point = half[1];
     return strtod(text, NULL);
 }
 
@@ -10482,6 +10491,11 @@ static int tmoei_json_is_string(const tmoei_json *json, int node)
     return n->kind == TMOEI_JSON_STRING && strlen(n->text) == n->length;
 }
 
+static int tmoei_json_true(const tmoei_json *json, int object, const char *key)
+{
+    return tmoei_json_value(json, object, key)->kind == TMOEI_JSON_TRUE;
+}
+
 static int tmoei_json_says(const tmoei_json_node *node, const char *text)
 {
     return node->kind == TMOEI_JSON_STRING && node->length == strlen(text)
@@ -10523,7 +10537,7 @@ static tmoe_result tmoei_json_file(tmoe_ctx *ctx, tmoei_json *json, char *path, 
         return ctx->error;
     TMOEI_TRY(tmoei_json_read(ctx, json, path));
     if (json->nodes[0].kind != TMOEI_JSON_OBJECT)
-        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: must be a JSON object", path);
+        TMOEI_BAD_FORMAT(ctx, "%s: must be a JSON object", path);
     return ctx->error;
 }
 
@@ -10910,57 +10924,28 @@ static tmoe_result tmoei_writer_trouble(tmoe_ctx *ctx, const tmoei_writer *write
         strerror(errno));
 }
 
-/* Makes an empty file of a name that no file has. 0 where the name is taken or the folder refuses. */
-static int tmoei_file_new(const char *path)
-{
-#if defined(TMOEI_POSIX)
-    const int file = open(path, O_WRONLY | O_CREAT | O_EXCL, 0666);
-    return file >= 0 && close(file) == 0;
-#else
-    FILE *file = fopen(path, "rb");
-    if (file) {
-        (void)fclose(file);
-        errno = EEXIST;
-        return 0;
-    }
-    file = fopen(path, "wb");
-    return file && fclose(file) == 0;
-#endif
-}
-
-/* Only a file is replaced: a rename would put a file in a device's place (/dev/null). */
-static tmoe_result tmoei_writer_may_replace(tmoe_ctx *ctx, const tmoei_writer *writer)
-{
-#if defined(TMOEI_POSIX)
-    struct stat about;
-    if (stat(writer->path, &about) == 0 && !S_ISREG(about.st_mode))
-        return tmoei_fail(ctx, TMOE_ERR_FILE, "%s: is not a file that could be replaced",
-            writer->path);
-#endif
-    (void)ctx;
-    (void)writer;
-    return TMOE_OK;
-}
-
 #define TMOEI_TEMPORARY_NAMES 100
 
 /* Opens a temporary file PATH.tmp; where that name is taken, PATH.1.tmp and so on. */
 static tmoe_result tmoei_writer_open(tmoe_ctx *ctx, tmoei_writer *writer, const char *path)
 {
-    int made = 0;
+    tmoei_buffer *name = &writer->temporary;
     writer->path = path;
-    TMOEI_TRY(tmoei_writer_may_replace(ctx, writer));
-    for (int i = 0; !made && i < TMOEI_TEMPORARY_NAMES; i++) {
-        writer->temporary.length = 0;
-        tmoei_buffer_add(ctx, &writer->temporary, path, strlen(path));
-        if (i > 0) tmoei_buffer_print(ctx, &writer->temporary, ".%d", i);
-        tmoei_buffer_add(ctx, &writer->temporary, ".tmp", 4);
-        if (writer->temporary.failed) return TMOE_ERR_MEMORY;
+#if defined(TMOEI_POSIX)
+    struct stat about; /* a rename would put a file in the place of a device such as /dev/null */
+    if (stat(path, &about) == 0 && !S_ISREG(about.st_mode))
+        return tmoei_fail(ctx, TMOE_ERR_FILE, "%s: is not a file that could be replaced", path);
+#endif
+    errno = EEXIST;
+    for (int i = 0; errno == EEXIST && i < TMOEI_TEMPORARY_NAMES; i++) {
+        name->length = 0;
+        tmoei_buffer_add(ctx, name, path, strlen(path));
+        if (i) tmoei_buffer_print(ctx, name, ".%d", i);
+        tmoei_buffer_add(ctx, name, ".tmp", 4);
+        if (name->failed) return TMOE_ERR_MEMORY;
         errno = 0;
-        made = tmoei_file_new(writer->temporary.data);
-        if (!made && errno != EEXIST) break;
+        writer->file = fopen(name->data, "wbx"); /* x (C11): never a file that exists */
     }
-    if (made) writer->file = fopen(writer->temporary.data, "wb");
     return writer->file ? TMOE_OK : tmoei_writer_trouble(ctx, writer);
 }
 
@@ -11069,13 +11054,13 @@ static size_t tmoei_npy_check(tmoe_ctx *ctx, const char *path, const tmoei_json 
     const tmoei_json_node *second = tmoei_json_at(json, first->next);
     if (!descr || !fortran || !shape || json->nodes[0].count != 3
         || descr->kind != TMOEI_JSON_STRING || shape->kind != TMOEI_JSON_ARRAY) {
-        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+        TMOEI_BAD_FORMAT(ctx,
             "npy_load: %s: the header needs descr (one type), fortran_order and shape", path);
     } else if (fortran->kind != TMOEI_JSON_FALSE) {
-        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+        TMOEI_BAD_FORMAT(ctx,
             "npy_load: %s: is in Fortran order; save numpy.ascontiguousarray of it", path);
     } else if (shape->count != 2 || first->number != rows || second->number != cols) {
-        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+        TMOEI_BAD_FORMAT(ctx,
             "npy_load: %s: has %d dimension(s), the first of %.0f; must be (%d, %d)", path,
             shape->count, first->number, rows, cols);
     } else if (tmoei_json_says(descr, "<f4")) {
@@ -11083,7 +11068,7 @@ static size_t tmoei_npy_check(tmoe_ctx *ctx, const char *path, const tmoei_json 
     } else if (tmoei_json_says(descr, "<f8")) {
         return 8;
     } else {
-        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+        TMOEI_BAD_FORMAT(ctx,
             "npy_load: %s: type '%.16s'; must be '<f4' or '<f8', little-endian float32 or float64",
             path, descr->text);
     }
@@ -11103,8 +11088,7 @@ static size_t tmoei_npy_header(tmoe_ctx *ctx, const char *path, char *file, size
         length = (size_t)tmoei_little(p + 8, header - 8);
     }
     if (length == 0 || length > size - header) {
-        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "npy_load: %s: is not a .npy file, or cut off",
-            path);
+        TMOEI_BAD_FORMAT(ctx, "npy_load: %s: is not a .npy file, or cut off", path);
         return 0;
     }
     *begin = header + length;
@@ -11127,8 +11111,7 @@ TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, in
 
     const size_t bytes = tmoei_npy_header(ctx, path, file, size, &begin, rows, cols);
     if (bytes && ((size - begin) / bytes != count || (size - begin) % bytes != 0))
-        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-            "npy_load: %s: %lu bytes of numbers; must be %lu of %lu bytes", path,
+        TMOEI_BAD_FORMAT(ctx, "npy_load: %s: %lu bytes of numbers; must be %lu of %lu bytes", path,
             (unsigned long)(size - begin), (unsigned long)count, (unsigned long)bytes);
     for (size_t i = 0; ctx->error == TMOE_OK && i < count; i++) {
         const unsigned char *p = (const unsigned char *)file + begin + i * bytes;
@@ -11926,6 +11909,10 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *
         return TMOEI_FAIL_NULL(ctx, TMOE_ERR_ARGUMENT,
             "tokenizer_train: vocabulary %d; must be %d (bytes) to %d", vocabulary,
             TMOEI_MERGES_FIRST, TMOEI_TOKENS_MAX);
+    for (size_t i = 0; i < count; i++)
+        if (!texts || !texts[i])
+            return TMOEI_FAIL_NULL(ctx, TMOE_ERR_ARGUMENT, "tokenizer_train: text %lu is NULL",
+                (unsigned long)i);
     memset(&bpe, 0, sizeof bpe);
     bpe.ctx = ctx;
     bpe.texts = tmoei_bpe_begin(ctx);
@@ -12064,9 +12051,8 @@ static int tmoei_token_id(tmoe_ctx *ctx, const tmoei_json *json, int node, const
     if (length > 0 && length <= TMOEI_TOKEN_BYTES && tmoei_json_size(json, node, &id)
         && id < TMOEI_TOKENS_MAX)
         return (int)id;
-    (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-        "%s: token '%.60s' needs 1 to %d bytes and an id from 0 to %d", name, token,
-        TMOEI_TOKEN_BYTES, TMOEI_TOKENS_MAX - 1);
+    TMOEI_BAD_FORMAT(ctx, "%s: token '%.60s' needs 1 to %d bytes and an id from 0 to %d", name,
+        token, TMOEI_TOKEN_BYTES, TMOEI_TOKENS_MAX - 1);
     return -1;
 }
 
@@ -12082,14 +12068,12 @@ static void tmoei_added_read(tmoei_bpe *t, const tmoei_json *json, int added, co
         const int place = tmoei_json_get(json, i, "id");
         const int id = tmoei_token_id(ctx, json, place, n ? node->text : "(added)", n, name);
         if (id < 0) return;
-        if (tmoei_json_value(json, i, "rstrip")->kind == TMOEI_JSON_TRUE
-            || tmoei_json_value(json, i, "single_word")->kind == TMOEI_JSON_TRUE)
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+        if (tmoei_json_true(json, i, "rstrip") || tmoei_json_true(json, i, "single_word"))
+            TMOEI_BAD_FORMAT(ctx,
                 "%s: token '%.60s' has rstrip or single_word, which are not supported", name,
                 node->text);
         if (tmoei_token_put(t, id, node->text, n))
-            (void)tmoei_special_add(t, id,
-                tmoei_json_value(json, i, "lstrip")->kind == TMOEI_JSON_TRUE,
+            (void)tmoei_special_add(t, id, tmoei_json_true(json, i, "lstrip"),
                 tmoei_json_value(json, i, "special")->kind == TMOEI_JSON_FALSE);
     }
 }
@@ -12107,12 +12091,12 @@ static void tmoei_tokens_read(tmoei_bpe *t, const tmoei_json *json, int tokens, 
         if (tmoei_special_of(t, id)) continue;
         const long n = tmoei_token_bytes(node->key, node->key_length, bytes);
         if (id < t->base.vocabulary && tmoei_token_length(t, id))
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tokens have the id %d", name, id);
+            TMOEI_BAD_FORMAT(ctx, "%s: two tokens have the id %d", name, id);
         else if (n < 0)
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                "%s: token '%.60s' is not in the byte-level alphabet", name, node->key);
+            TMOEI_BAD_FORMAT(ctx, "%s: token '%.60s' is not in the byte-level alphabet", name,
+                node->key);
         else if (tmoei_token_find(t, bytes, (size_t)n) >= 0)
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tokens are '%.60s'", name, node->key);
+            TMOEI_BAD_FORMAT(ctx, "%s: two tokens are '%.60s'", name, node->key);
         else if (tmoei_token_put(t, id, bytes, (size_t)n))
             (void)tmoei_token_publish(t, id);
     }
@@ -12139,16 +12123,14 @@ static tmoei_bpe *tmoei_vocabulary_read(tmoe_ctx *ctx, const tmoei_json *json, i
     for (int i = 0; ctx->error == TMOE_OK && i < TMOEI_SPECIALS; i++) {
         const int id = tmoei_special_find(t, i);
         if (id < 0 && i <= TMOE_TOKEN_END)
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the vocabulary has no %s", name,
-                tmoei_special_names[i]);
+            TMOEI_BAD_FORMAT(ctx, "%s: the vocabulary has no %s", name, tmoei_special_names[i]);
         if (id >= 0 && added < 0) (void)tmoei_special_add(t, id, i == TMOE_TOKEN_MASK, 0);
     }
     const int unknown = tmoei_special_find(t, TMOE_TOKEN_UNKNOWN);
     for (int b = 0; ctx->error == TMOE_OK && b < 256; b++) {
         if (t->byte_id[b] < 0) t->byte_id[b] = unknown;
         if (t->byte_id[b] < 0)
-            (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: no token for byte %d, and no <unk>", name,
-                b);
+            TMOEI_BAD_FORMAT(ctx, "%s: no token for byte %d, and no <unk>", name, b);
     }
     return tmoei_bpe_if_good(t);
 }
@@ -12168,8 +12150,7 @@ static void tmoei_merge_read(tmoei_bpe *t, const char *a, size_t length, const c
     } else if (b) {
         right = strlen(b);
     } else {
-        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s is no merge: two tokens, a space between",
-            where);
+        TMOEI_BAD_FORMAT(ctx, "%s is no merge: two tokens, a space between", where);
         return;
     }
 
@@ -12184,7 +12165,7 @@ static void tmoei_merge_read(tmoei_bpe *t, const char *a, size_t length, const c
     if (result >= 0)
         (void)tmoei_merge_add(t, x, y, result);
     else
-        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+        TMOEI_BAD_FORMAT(ctx,
             "%s joins '%.*s' and '%.*s'; both and what they make must be tokens of the vocabulary",
             where, (int)tmoei_least_size(left, 60), a, (int)tmoei_least_size(right, 60), b);
 }
@@ -12207,8 +12188,7 @@ static void tmoei_merges_from_json(tmoei_bpe *t, const tmoei_json *json, int mer
         else if (node->count == 2 && a->kind == TMOEI_JSON_STRING && b->kind == TMOEI_JSON_STRING)
             tmoei_merge_read(t, a->text, a->length, b->text, where);
         else
-            (void)tmoei_fail(t->base.ctx, TMOE_ERR_FORMAT, "%s is not \"a b\" or [\"a\", \"b\"]",
-                where);
+            TMOEI_BAD_FORMAT(t->base.ctx, "%s is not \"a b\" or [\"a\", \"b\"]", where);
     }
 }
 
@@ -12249,7 +12229,7 @@ static tmoei_bpe *tmoei_bpe_from_json(tmoe_ctx *ctx, const tmoei_json *json, con
     const int tokens = tmoei_json_get(json, model, "vocab");
     tmoei_bpe *t = tmoei_vocabulary_read(ctx, json, tokens, added, name);
     if (!t) return NULL;
-    t->prefix_space = tmoei_json_value(json, before, "add_prefix_space")->kind == TMOEI_JSON_TRUE;
+    t->prefix_space = tmoei_json_true(json, before, "add_prefix_space");
     tmoei_merges_from_json(t, json, merges, name);
     return tmoei_bpe_if_good(t);
 }
@@ -12282,8 +12262,8 @@ static tmoei_bpe *tmoei_bpe_load_pair(tmoe_ctx *ctx, const char *folder)
     tmoei_json_free(ctx, &json);
     if (!t) return NULL;
     if (tmoei_folder_has(ctx, path, folder, "added_tokens.json"))
-        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
-            "%s: tokens beside vocab.json: save the tokenizer as tokenizer.json", path);
+        TMOEI_BAD_FORMAT(ctx, "%s: tokens beside vocab.json: save the tokenizer as tokenizer.json",
+            path);
     else if (tmoei_path_join(ctx, path, folder, "merges.txt") == TMOE_OK)
         tmoei_merges_read(t, path);
     return tmoei_bpe_if_good(t);
