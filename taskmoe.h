@@ -4479,35 +4479,34 @@ static tmoe_tensor *tmoei_part(tmoe_tape *tape, tmoe_tensor *block, size_t offse
  *   1 poison    if (!x || tape->ctx->error != TMOE_OK) return NULL;  an earlier operation failed
  *   2 rule      TMOEI_SHAPE_RULE(tape, what must hold, "name: values; rule", ...);  see tmoe_slice
  *   3 result    y = tmoei_tensor_new(tape, rows, cols, NULL); other memory from tmoei_floats
- *   4 compute   unless tape->dry: there memory is only counted, and x->x must not be read. A loop
- *               outside tmoei_sweep and tmoei_parallel sets the float mode (>>machine) itself.
+ *   4 compute   unless tape->dry: then x->x must not be read. A loop outside tmoei_sweep and
+ *               tmoei_parallel sets the float mode (>>machine) itself.
  *   5 record    return tmoei_record(tape, y, backward, hand, &kept, sizeof kept, in, count), which
- *               copies `kept`, records only if an input wants a gradient, and passes a NULL y on
+ *               copies `kept`, and leaves a node only if an input wants a gradient
  *   6 backward  for each input that wants a gradient: dx = beta dx + its gradient, made from dy by
  *               tmoei_accumulate, tmoei_grad_to_add or node->beta[i]. Nothing reads dy afterwards:
- *               it may be overwritten, unless an input has taken it over (hand, below).
+ *               it may be overwritten, unless an input has taken it over.
  *   7 the declaration with its docstring; GRADIENT and REFUSED lines in tests/test_tape.c
  *
- * WHO OWNS dx, AND WHEN. In a backward function y is the result, dy = y->dx, `in` the inputs.
+ * WHO OWNS dx, AND WHEN. y is the result of a node, dy = y->dx, `in` its inputs.
  *   dx          A leaf's is the program's memory, a part's is a piece of its block's, a merged
  *               block's is made with it. All others are NULL until the backward pass comes to the
  *               last operation that uses the tensor, and die when the tensor's own node is done.
  *   has_grad    1: dx holds a gradient, so the next contribution adds. It is 1 for a leaf that has
  *               a dx, and for the loss. tmoei_tape_backward sets it for an input when it calls the
- *               first backward function that writes to it. If it still is 0 when the tensor's own
- *               node comes, tmoei_tape_backward fills dx with zeros.
- *   node->beta  beta[i] is 0 where input i had no gradient yet, else 1: "dx (+)= ..." below. It is 1
- *               where the input took over dy, too: then dx == dy, and nothing is left to add.
- *               tmoei_tape_backward sets it just before the call; the backward function reads it.
- *   node->hand  The operation chooses it, tmoei_tape_backward reads it.
+ *               first backward function that writes to it. Where it still is 0 when the tensor's
+ *               own node comes, tmoei_tape_backward fills dx with zeros.
+ *   node->beta  beta[i] is has_grad of input i just before the call: 0 overwrite, 1 add; "(+)="
+ *               below. Set by tmoei_tape_backward, read by the backward function.
+ *   node->hand  Set by the operation, read by tmoei_tape_backward.
  *               i: input i's gradient is dy, or the backward function makes it from dy in place. If
  *               the tape owns dy and the input has no dx yet, the input takes over dy's memory.
+ *               Then beta[i] is 1, dx == dy, and nothing is left to add.
  *               TMOEI_HAND_VALUES: an input without a dx uses its own x as memory. Only for values
  *               that no later backward function reads.
- *               TMOEI_HAND_NONE: every input has memory of its own.
  *   owned       1: tmoei_tape_backward has found the memory of dx. It releases this memory when the
- *               tensor's own node is done, unless dy was handed to an input.
- *   unwritten   1: the dx of this block is new memory, which its parts are to overwrite. Set by
+ *               tensor's own node is done, unless an input has taken it over.
+ *   unwritten   1: the dx of this block is new memory, which its parts overwrite. Set by
  *               tmoe_mix_parameters and tmoei_mixed_row, read by tmoei_part. */
 
 /* dx = beta dx + a src, for input i of a node */
@@ -4515,18 +4514,34 @@ static void tmoei_accumulate(tmoe_tape *tape, const tmoei_node *node, int i, flo
     const float *src)
 {
     tmoe_tensor *in = node->in[i];
-    if (!in->wants_grad || in->dx == src) return; /* the same memory: handed over */
+    if (!in->wants_grad || in->dx == src) return; /* the same memory: taken over */
     tmoei_scale_add(tape->ctx, in->dx, node->beta[i], a, src, tmoei_elements(in));
 }
 
-/* The gradient of input i for code that can only add: a first contribution finds zeros. NULL where
- * no gradient is wanted. */
+/* The gradient of input i; NULL where none is wanted. */
+static float *tmoei_grad(const tmoei_node *node, int i)
+{
+    const tmoe_tensor *in = node->in[i];
+    return in && in->wants_grad ? in->dx : NULL;
+}
+
+/* The same for code that can only add: a first contribution finds zeros. */
 static float *tmoei_grad_to_add(const tmoei_node *node, int i)
 {
-    tmoe_tensor *t = node->in[i];
-    if (!t || !t->wants_grad) return NULL;
-    if (node->beta[i] == 0.0f) memset(t->dx, 0, tmoei_elements(t) * sizeof(float));
-    return t->dx;
+    float *dx = tmoei_grad(node, i);
+    if (dx && node->beta[i] == 0.0f) memset(dx, 0, tmoei_elements(node->in[i]) * sizeof(float));
+    return dx;
+}
+
+/* What the chunks of an operation read in its forward pass; backward they read the node itself. */
+static tmoei_node tmoei_unrecorded(tmoe_tensor *y, tmoe_tensor **in, const void *kept)
+{
+    tmoei_node node;
+    memset(&node, 0, sizeof node);
+    node.y = y;
+    node.in = in;
+    node.kept = kept;
+    return node;
 }
 
 /* ---- affine -------------------------------------------------------------------------------------
@@ -4534,8 +4549,7 @@ static float *tmoei_grad_to_add(const tmoei_node *node, int i)
  *   backward  dx (+)= scale dy */
 static void tmoei_affine_backward(tmoe_tape *tape, tmoei_node *node)
 {
-    const float scale = *(const float *)node->kept;
-    tmoei_accumulate(tape, node, 0, scale, node->y->dx);
+    tmoei_accumulate(tape, node, 0, *(const float *)node->kept, node->y->dx);
 }
 
 TMOE_DEF tmoe_tensor *tmoe_affine(tmoe_tape *tape, tmoe_tensor *x, float scale, float shift)
@@ -4545,8 +4559,8 @@ TMOE_DEF tmoe_tensor *tmoe_affine(tmoe_tape *tape, tmoe_tensor *x, float scale, 
     if (!y) return NULL;
 
     if (!tape->dry) {
-        const size_t n = tmoei_elements(x);
         const tmoei_float_mode mode = tmoei_float_mode_enter();
+        const size_t n = tmoei_elements(x);
         for (size_t i = 0; i < n; i++) y->x[i] = scale * x->x[i] + shift;
         tmoei_float_mode_leave(mode);
     }
@@ -4564,62 +4578,54 @@ typedef struct tmoei_linear_kept {
     float *z;
 } tmoei_linear_kept;
 
-typedef struct tmoei_column_sums_job { /* sums = beta sums + column sums of x (rows, cols) */
-    const float *x;
-    size_t rows, cols;
+typedef struct tmoei_column_sums_job { /* sums = beta sums + column sums of x */
+    tmoei_matrix x;
     float *sums, beta;
 } tmoei_column_sums_job;
 
 #define TMOEI_COLUMNS 128    /* a chunk sums so many columns, row by row */
-#define TMOEI_COLUMN_ROWS 16 /* rows that one merge adds */
+#define TMOEI_COLUMN_ROWS 16 /* rows that one merge adds, with weights 1 */
 
-/* The sum of rows is a merge of them with weights 1. */
 static void tmoei_column_sums(const tmoe_ctx *ctx, const void *job, size_t at, size_t n)
 {
     static const float ones[TMOEI_COLUMN_ROWS] = { 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1 };
     const tmoei_column_sums_job *s = (const tmoei_column_sums_job *)job;
 
-    for (size_t row = 0; row < s->rows; row += TMOEI_COLUMN_ROWS) {
-        const size_t left = s->rows - row;
-        const int more = s->beta != 0.0f || row > 0;
-        ctx->kernels->merge(s->sums + at, more, s->x + row * s->cols + at, s->cols, ones,
-            (int)tmoei_least_size(left, TMOEI_COLUMN_ROWS), n);
-    }
+    for (int row = 0; row < s->x.rows; row += TMOEI_COLUMN_ROWS)
+        ctx->kernels->merge(s->sums + at, s->beta != 0.0f || row > 0,
+            s->x.x + (size_t)row * s->x.stride + at, s->x.stride, ones,
+            tmoei_least(s->x.rows - row, TMOEI_COLUMN_ROWS), n);
 }
 
 static void tmoei_linear_backward(tmoe_tape *tape, tmoei_node *node)
 {
     const tmoei_linear_kept *kept = (const tmoei_linear_kept *)node->kept;
-    tmoe_tensor *y = node->y, *x = node->in[0], *w = node->in[1], *b = node->in[2];
+    tmoe_tensor *y = node->y, *x = node->in[0], *w = node->in[1];
     const int T = x->rows, D = x->cols, F = w->rows;
     const size_t d = (size_t)D, f = (size_t)F;
-    const float *dy = y->dx;
 
     /* dz = dy act'(z) */
-    const float *dz = dy;
-    if (kept->act != TMOE_NONE) {
-        tmoei_activation_apply(tape->ctx, kept->act, kept->z, dy, kept->z, tmoei_elements(y));
-        dz = kept->z;
-    }
-    const tmoei_matrix dz_view = tmoei_matrix_of(dz, T, F, f);
+    if (kept->z)
+        tmoei_activation_apply(tape->ctx, kept->act, kept->z, y->dx, kept->z, tmoei_elements(y));
+    const tmoei_matrix dz = tmoei_matrix_of(kept->z ? kept->z : y->dx, T, F, f);
 
     /* db (+)= column sums of dz */
-    if (b && b->wants_grad) {
-        const tmoei_column_sums_job job = { dz, (size_t)T, f, b->dx, node->beta[2] };
+    if (tmoei_grad(node, 2)) {
+        const tmoei_column_sums_job job = { dz, node->in[2]->dx, node->beta[2] };
         tmoei_sweep(tape->ctx, f, TMOEI_COLUMNS, tmoei_column_sums, &job);
     }
 
     /* dw (+)= dz^T x */
     if (w->wants_grad)
-        tmoei_gemm(tape->ctx, tmoei_transposed(dz_view), tmoei_matrix_of(x->x, T, D, d),
+        tmoei_gemm(tape->ctx, tmoei_transposed(dz), tmoei_matrix_of(x->x, T, D, d),
             tmoei_output_of(w->dx, d, node->beta[1]), NULL);
 
     /* dx (+)= dz w */
     if (x->wants_grad)
-        tmoei_gemm(tape->ctx, dz_view, tmoei_matrix_of(w->x, F, D, d),
+        tmoei_gemm(tape->ctx, dz, tmoei_matrix_of(w->x, F, D, d),
             tmoei_output_of(x->dx, d, node->beta[0]), NULL);
 
-    if (node->in[3]) tmoei_accumulate(tape, node, 3, 1.0f, dy); /* dresidual (+)= dy */
+    if (node->in[3]) tmoei_accumulate(tape, node, 3, 1.0f, y->dx); /* dresidual (+)= dy */
 }
 
 TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *w, tmoe_tensor *b,
@@ -4628,18 +4634,18 @@ TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *
     tmoe_tensor *in[4] = { x, w, b, residual };
     tmoei_linear_kept kept = { act, NULL };
     if (!x || !w || tape->ctx->error != TMOE_OK) return NULL;
-
-    const int b_fits = !b || (b->rows == 1 && b->cols == w->rows);
-    const int residual_fits = !residual || (residual->rows == x->rows && residual->cols == w->rows);
-    TMOEI_SHAPE_RULE(tape, x->cols == w->cols && b_fits && residual_fits,
+    const int T = x->rows, D = x->cols, F = w->rows;
+    TMOEI_SHAPE_RULE(tape,
+        D == w->cols && (!b || (b->rows == 1 && b->cols == F))
+            && (!residual || (residual->rows == T && residual->cols == F)),
         "linear: x (%d,%d), w (%d,%d), b (1,%d), residual (%d,%d); x (T,D), w (F,D), b (1,F), "
         "residual (T,F)",
-        x->rows, x->cols, w->rows, w->cols, b ? b->cols : w->rows,
-        residual ? residual->rows : x->rows, residual ? residual->cols : w->rows);
+        T, D, F, w->cols, b ? b->cols : F, residual ? residual->rows : T,
+        residual ? residual->cols : F);
     TMOEI_ARGUMENT_RULE(tape, act == TMOE_NONE || act == TMOE_GELU || act == TMOE_RELU,
         "linear: act must be TMOE_NONE, TMOE_GELU or TMOE_RELU");
 
-    tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, w->rows, NULL);
+    tmoe_tensor *y = tmoei_tensor_new(tape, T, F, NULL);
     if (!y) return NULL;
     if (act != TMOE_NONE && tmoei_wants_grad(tape, in, 4)) {
         kept.z = tmoei_floats(tape, tmoei_elements(y));
@@ -4647,18 +4653,16 @@ TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *
     }
 
     if (!tape->dry) {
-        const size_t D = (size_t)x->cols, F = (size_t)w->rows;
-        const tmoei_matrix x_view = tmoei_matrix_of(x->x, x->rows, x->cols, D);
-        const tmoei_matrix w_view = tmoei_matrix_of(w->x, w->rows, w->cols, D);
+        const size_t d = (size_t)D, f = (size_t)F;
         tmoei_epilogue epilogue;
         memset(&epilogue, 0, sizeof epilogue);
         epilogue.bias = b ? b->x : NULL;
         epilogue.activation = act;
         epilogue.pre = kept.z;
-        epilogue.pre_stride = F;
         epilogue.residual = residual ? residual->x : NULL;
-        epilogue.residual_stride = F;
-        tmoei_gemm(tape->ctx, x_view, tmoei_transposed(w_view), tmoei_output_of(y->x, F, 0.0f),
+        epilogue.pre_stride = epilogue.residual_stride = f;
+        tmoei_gemm(tape->ctx, tmoei_matrix_of(x->x, T, D, d),
+            tmoei_transposed(tmoei_matrix_of(w->x, F, D, d)), tmoei_output_of(y->x, f, 0.0f),
             &epilogue);
     }
     return tmoei_record(tape, y, tmoei_linear_backward, 3, &kept, sizeof kept, in, 4);
@@ -4671,60 +4675,51 @@ TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *
  *   keeps     mean and inv of each row */
 #define TMOEI_NORM_EPSILON 1e-5f /* BART's, and torch's default */
 
-typedef struct tmoei_norm_job {
-    size_t rows, width;
-    const float *x, *gain, *bias, *dy;
-    float *y, *mean, *inv; /* (rows, width), (rows), (rows) */
-    float *dx, beta;       /* dx = beta dx + ... */
-    float *dgain, *dbias;  /* added to; NULL: not wanted */
-} tmoei_norm_job;
+typedef struct tmoei_norm_kept {
+    float *mean, *inv;
+} tmoei_norm_kept;
 
+/* Forward, or backward where y has a dx. */
 static void tmoei_norm_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n)
 {
-    const tmoei_norm_job *s = (const tmoei_norm_job *)job;
-    for (size_t row = first; row < first + n; row++) {
-        const size_t at = row * s->width;
-        ctx->kernels->norm_forward(s->y + at, s->x + at, s->gain, s->bias, TMOEI_NORM_EPSILON,
-            s->mean + row, s->inv + row, s->width);
+    const tmoei_node *node = (const tmoei_node *)job;
+    const tmoei_norm_kept *kept = (const tmoei_norm_kept *)node->kept;
+    const tmoe_tensor *y = node->y, *x = node->in[0], *gain = node->in[1], *bias = node->in[2];
+    const size_t D = (size_t)x->cols;
+    for (size_t t = first; t < first + n; t++) {
+        const size_t at = t * D;
+        if (y->dx)
+            ctx->kernels->norm_backward(x->dx + at, node->beta[0], x->x + at, y->dx + at, gain->x,
+                kept->mean[t], kept->inv[t], D);
+        else
+            ctx->kernels->norm_forward(y->x + at, x->x + at, gain->x, bias->x, TMOEI_NORM_EPSILON,
+                kept->mean + t, kept->inv + t, D);
     }
 }
 
-static void tmoei_norm_backward_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n)
+static void tmoei_norm_columns(const tmoe_ctx *ctx, const void *job, size_t first, size_t n)
 {
-    const tmoei_norm_job *s = (const tmoei_norm_job *)job;
-    for (size_t row = first; row < first + n; row++) {
-        const size_t at = row * s->width;
-        ctx->kernels->norm_backward(s->dx + at, s->beta, s->x + at, s->dy + at, s->gain,
-            s->mean[row], s->inv[row], s->width);
-    }
-}
-
-static void tmoei_norm_backward_columns(const tmoe_ctx *ctx, const void *job, size_t first,
-    size_t n)
-{
-    const tmoei_norm_job *s = (const tmoei_norm_job *)job;
-    for (size_t row = 0; row < s->rows; row++) {
-        const size_t at = row * s->width + first;
-        ctx->kernels->norm_parameters(s->dgain ? s->dgain + first : NULL,
-            s->dbias ? s->dbias + first : NULL, s->x + at, s->dy + at, s->mean[row], s->inv[row],
-            n);
+    const tmoei_node *node = (const tmoei_node *)job;
+    const tmoei_norm_kept *kept = (const tmoei_norm_kept *)node->kept;
+    const tmoe_tensor *y = node->y, *x = node->in[0];
+    float *dgain = tmoei_grad(node, 1), *dbias = tmoei_grad(node, 2);
+    if (dgain) dgain += first;
+    if (dbias) dbias += first;
+    for (size_t t = 0; t < (size_t)x->rows; t++) {
+        const size_t at = t * (size_t)x->cols + first;
+        ctx->kernels->norm_parameters(dgain, dbias, x->x + at, y->dx + at, kept->mean[t],
+            kept->inv[t], n);
     }
 }
 
 static void tmoei_layer_norm_backward(tmoe_tape *tape, tmoei_node *node)
 {
-    tmoei_norm_job job = *(const tmoei_norm_job *)node->kept;
     const tmoe_tensor *x = node->in[0];
-    job.dy = node->y->dx;
-    job.dx = x->dx;
-    job.beta = node->beta[0];
-    job.dgain = tmoei_grad_to_add(node, 1);
-    job.dbias = tmoei_grad_to_add(node, 2);
-
+    const size_t D = (size_t)x->cols;
+    const float *dgain = tmoei_grad_to_add(node, 1), *dbias = tmoei_grad_to_add(node, 2);
     if (x->wants_grad)
-        tmoei_sweep(tape->ctx, job.rows, tmoei_grain(job.width), tmoei_norm_backward_rows, &job);
-    if (job.dgain || job.dbias)
-        tmoei_sweep(tape->ctx, job.width, TMOEI_COLUMNS, tmoei_norm_backward_columns, &job);
+        tmoei_sweep(tape->ctx, (size_t)x->rows, tmoei_grain(D), tmoei_norm_rows, node);
+    if (dgain || dbias) tmoei_sweep(tape->ctx, D, TMOEI_COLUMNS, tmoei_norm_columns, node);
 }
 
 TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *gain,
@@ -4737,22 +4732,14 @@ TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tens
         "layer_norm: x (%d,%d), gain (%d,%d), bias (%d,%d); gain and bias must be (1,%d)", x->rows,
         x->cols, gain->rows, gain->cols, bias->rows, bias->cols, x->cols);
 
+    const size_t T = (size_t)x->rows;
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
-    if (!y) return NULL;
-    tmoei_norm_job job;
-    memset(&job, 0, sizeof job);
-    job.rows = (size_t)x->rows;
-    job.width = (size_t)x->cols;
-    job.x = x->x;
-    job.gain = gain->x;
-    job.bias = bias->x;
-    job.y = y->x;
-    job.mean = tmoei_floats(tape, job.rows);
-    job.inv = tmoei_floats(tape, job.rows);
-    if (!job.mean || !job.inv) return NULL;
+    const tmoei_norm_kept kept = { tmoei_floats(tape, T), tmoei_floats(tape, T) };
+    if (!y || !kept.mean || !kept.inv) return NULL;
 
-    if (!tape->dry) tmoei_sweep(tape->ctx, job.rows, tmoei_grain(job.width), tmoei_norm_rows, &job);
-    return tmoei_record(tape, y, tmoei_layer_norm_backward, TMOEI_HAND_NONE, &job, sizeof job, in,
+    const tmoei_node node = tmoei_unrecorded(y, in, &kept);
+    if (!tape->dry) tmoei_sweep(tape->ctx, T, tmoei_grain((size_t)x->cols), tmoei_norm_rows, &node);
+    return tmoei_record(tape, y, tmoei_layer_norm_backward, TMOEI_HAND_NONE, &kept, sizeof kept, in,
         3);
 }
 
@@ -4767,17 +4754,17 @@ TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tens
  * to t + (S - T). */
 typedef struct tmoei_attention_head {
     const tmoe_ctx *ctx;
-    tmoei_matrix q, k, v; /* (T, W), (S, W), (S, W) */
-    int causal;
-    float *y;            /* (T, W) */
-    size_t y_stride;     /* of y and dy */
-    float *lse;          /* (T), or NULL: no backward pass */
-    const float *dy;     /* like y; NULL in the forward pass */
-    float *dq, *dk, *dv; /* like q, k, v; NULL: not wanted. dk and dv are wanted together. */
-    float beta_q, beta_kv;
+    int lane, causal;
+    tmoei_matrix q, k, v;                 /* (T, W), (S, W), (S, W) */
+    size_t y_stride;                      /* of y and dy */
+    float *y, *lse;                       /* (T, W), (T); lse NULL: no backward pass follows */
+    const float *dy;                      /* NULL in the forward pass */
+    float *dq, *dk, *dv, beta_q, beta_kv; /* like q, k, v. dq, or dk with dv, NULL: not wanted */
 } tmoei_attention_head;
 
 #define TMOEI_DOT_ROWS 4 /* so few rows of scores are dot products: packing would cost more */
+/* In a lane's scratch memory, behind what products use: two blocks of TMOEI_SCORES floats. */
+#define TMOEI_SCORES_AT (TMOEI_LANE_FLOATS - 2 * (size_t)TMOEI_SCORES)
 
 static tmoei_matrix tmoei_rows(tmoei_matrix matrix, int first, int count)
 {
@@ -4786,18 +4773,10 @@ static tmoei_matrix tmoei_rows(tmoei_matrix matrix, int first, int count)
     return matrix;
 }
 
-/* Two blocks of TMOEI_SCORES floats at the end of a lane's scratch memory. Products of one lane use
- * the memory before them. */
-static float *tmoei_lane_scores(const tmoe_ctx *ctx, int lane)
-{
-    return ctx->lane_scratch[lane] + (TMOEI_LANE_FLOATS - 2 * (size_t)TMOEI_SCORES);
-}
-
 /* How many rows the block that begins at row `first` has. */
 static int tmoei_block_rows(const tmoei_attention_head *a, int first)
 {
-    int rows = tmoei_least(TMOEI_SCORES / a->k.rows, TMOEI_LANE_ROWS);
-    if (rows < 1) rows = 1;
+    const int rows = tmoei_least(TMOEI_SCORES / a->k.rows, TMOEI_LANE_ROWS);
     return tmoei_least(a->q.rows - first, rows);
 }
 
@@ -4809,7 +4788,7 @@ static int tmoei_keys_seen(const tmoei_attention_head *a, int t)
 }
 
 /* Rows first .. first + n - 1. */
-static void tmoei_attention_forward_block(const tmoei_attention_head *a, int lane, int first, int n)
+static void tmoei_attention_forward(const tmoei_attention_head *a, int first, int n)
 {
     const tmoei_kernels *kernels = a->ctx->kernels;
     const int seen = tmoei_keys_seen(a, first + n);
@@ -4817,16 +4796,17 @@ static void tmoei_attention_forward_block(const tmoei_attention_head *a, int lan
     const float scale = 1.0f / sqrtf((float)a->q.cols);
     const tmoei_matrix q = tmoei_rows(a->q, first, n);
     const tmoei_matrix k = tmoei_rows(a->k, 0, seen), v = tmoei_rows(a->v, 0, seen);
-    float *p = tmoei_lane_scores(a->ctx, lane), *y = a->y + (size_t)first * a->y_stride;
+    float *p = a->ctx->lane_scratch[a->lane] + TMOEI_SCORES_AT;
+    float *y = a->y + (size_t)first * a->y_stride;
 
     /* q k^T */
     const tmoei_output scores = tmoei_output_of(p, width, 0.0f);
     if (n > TMOEI_DOT_ROWS)
-        tmoei_gemm_lane(a->ctx, lane, q, tmoei_transposed(k), scores);
+        tmoei_gemm_lane(a->ctx, a->lane, q, tmoei_transposed(k), scores);
     else
         kernels->dots(q, k, scores);
 
-    /* p = exp(s - lse), row by row; 0 for the keys that a row does not see */
+    /* p = exp(s - lse), and 0 for the keys that a row does not see */
     for (int t = 0; t < n; t++) {
         float *row = p + (size_t)t * width;
         const size_t own = (size_t)tmoei_keys_seen(a, first + t + 1);
@@ -4839,45 +4819,32 @@ static void tmoei_attention_forward_block(const tmoei_attention_head *a, int lan
 
     /* y = p v */
     if (n > TMOEI_DOT_ROWS)
-        tmoei_gemm_lane(a->ctx, lane, tmoei_matrix_of(p, n, seen, width), v,
+        tmoei_gemm_lane(a->ctx, a->lane, tmoei_matrix_of(p, n, seen, width), v,
             tmoei_output_of(y, a->y_stride, 0.0f));
     else
         for (size_t t = 0; t < (size_t)n; t++)
             kernels->merge(y + t * a->y_stride, 0, v.x, v.stride, p + t * width, seen, W);
 }
 
-static void tmoei_attention_forward(const tmoei_attention_head *a, int lane)
-{
-    int first = 0;
-    while (first < a->q.rows) {
-        const int n = tmoei_block_rows(a, first);
-        tmoei_attention_forward_block(a, lane, first, n);
-        first += n;
-    }
-}
-
-/* Rows first .. first + n - 1. p and ds are stored transposed here, a line for each key: the
- * products for dk and dv then read them as they are. */
-static void tmoei_attention_backward_block(const tmoei_attention_head *a, int lane, int first,
-    int n)
+/* Rows first .. first + n - 1. p and ds are transposed here, a line for each key: the products for
+ * dk and dv then read them as they lie. */
+static void tmoei_attention_backward(const tmoei_attention_head *a, int first, int n)
 {
     const tmoe_ctx *ctx = a->ctx;
-    const int seen = tmoei_keys_seen(a, first + n);
-    const size_t W = (size_t)a->q.cols, width = (size_t)n;
-    const float scale = 1.0f / sqrtf((float)a->q.cols);
-    const float *y_rows = a->y + (size_t)first * a->y_stride;
-    const float *dy_rows = a->dy + (size_t)first * a->y_stride;
+    const int seen = tmoei_keys_seen(a, first + n), W = a->q.cols, lane = a->lane;
+    const size_t width = (size_t)n, at = (size_t)first * a->y_stride;
+    const float scale = 1.0f / sqrtf((float)W);
     const tmoei_matrix q = tmoei_rows(a->q, first, n);
     const tmoei_matrix k = tmoei_rows(a->k, 0, seen), v = tmoei_rows(a->v, 0, seen);
-    const tmoei_matrix dy = tmoei_matrix_of(dy_rows, n, a->q.cols, a->y_stride);
-    float *p = tmoei_lane_scores(ctx, lane), *ds = p + TMOEI_SCORES;
+    const tmoei_matrix dy = tmoei_matrix_of(a->dy + at, n, W, a->y_stride);
+    float *p = ctx->lane_scratch[lane] + TMOEI_SCORES_AT, *ds = p + TMOEI_SCORES;
     const tmoei_matrix p_view = tmoei_matrix_of(p, seen, n, width);
     const tmoei_matrix ds_view = tmoei_matrix_of(ds, seen, n, width);
 
     /* delta = <dy, y> */
     float delta[TMOEI_LANE_ROWS];
     for (size_t t = 0; t < width; t++)
-        delta[t] = ctx->kernels->dot(dy_rows + t * a->y_stride, y_rows + t * a->y_stride, W);
+        delta[t] = ctx->kernels->dot(dy.x + t * dy.stride, a->y + at + t * dy.stride, (size_t)W);
 
     /* k q^T and v dy^T, then p = exp(s - lse) and ds = p * (dp - delta) / sqrt(W) over them */
     tmoei_gemm_lane(ctx, lane, k, tmoei_transposed(q), tmoei_output_of(p, width, 0.0f));
@@ -4893,11 +4860,9 @@ static void tmoei_attention_backward_block(const tmoei_attention_head *a, int la
     }
 
     /* dq (+)= ds k;  dk (+)= ds^T q;  dv (+)= p^T dy;  later blocks add to dk and dv */
-    if (a->dq) {
-        float *dq = a->dq + (size_t)first * q.stride;
+    if (a->dq)
         tmoei_gemm_lane(ctx, lane, tmoei_transposed(ds_view), k,
-            tmoei_output_of(dq, q.stride, a->beta_q));
-    }
+            tmoei_output_of(a->dq + (size_t)first * q.stride, q.stride, a->beta_q));
     if (a->dk) {
         const float beta = first > 0 ? 1.0f : a->beta_kv;
         tmoei_gemm_lane(ctx, lane, ds_view, q, tmoei_output_of(a->dk, k.stride, beta));
@@ -4905,82 +4870,82 @@ static void tmoei_attention_backward_block(const tmoei_attention_head *a, int la
     }
 }
 
-static void tmoei_attention_backward(const tmoei_attention_head *a, int lane)
+/* All blocks of a head: forward, or backward where there is a dy. */
+static void tmoei_attention_blocks(const tmoei_attention_head *a)
 {
     /* Keys that the first block does not see (causal) begin with zeros: later blocks add. */
     if (a->dk && a->beta_kv == 0.0f) {
         const int seen = a->q.rows > 0 ? tmoei_keys_seen(a, tmoei_block_rows(a, 0)) : 0;
-        const size_t bytes = (size_t)a->k.cols * sizeof(float);
         for (size_t key = (size_t)seen; key < (size_t)a->k.rows; key++) {
-            memset(a->dk + key * a->k.stride, 0, bytes);
-            memset(a->dv + key * a->v.stride, 0, bytes);
+            memset(a->dk + key * a->k.stride, 0, (size_t)a->k.cols * sizeof(float));
+            memset(a->dv + key * a->v.stride, 0, (size_t)a->k.cols * sizeof(float));
         }
     }
 
     int first = 0;
     while (first < a->q.rows) {
         const int n = tmoei_block_rows(a, first);
-        tmoei_attention_backward_block(a, lane, first, n);
+        if (a->dy)
+            tmoei_attention_backward(a, first, n);
+        else
+            tmoei_attention_forward(a, first, n);
         first += n;
     }
 }
 
-typedef struct tmoei_attention_job {
-    int heads, sequences;
+typedef struct tmoei_attention_kept {
+    const tmoe_ctx *ctx;
+    int heads, sequences, causal;
     const int *q_offsets, *kv_offsets;
-    tmoei_attention_head all; /* head 0 of sequence 0, without numbers of rows */
-} tmoei_attention_job;
+    float *lse;
+} tmoei_attention_kept;
 
-/* One head of one sequence: forward, or backward where there is a dy. */
+/* One head of one sequence: forward, or backward where y has a dx. */
 static void tmoei_attention_chunk(void *arg, int chunk, int lane)
 {
-    const tmoei_attention_job *job = (const tmoei_attention_job *)arg;
-    const int sequence = chunk / job->heads, head = chunk % job->heads;
-    const int *q_offsets = job->q_offsets + sequence, *kv_offsets = job->kv_offsets + sequence;
+    const tmoei_node *node = (const tmoei_node *)arg;
+    const tmoei_attention_kept *kept = (const tmoei_attention_kept *)node->kept;
+    const tmoe_tensor *y = node->y, *q = node->in[0], *kv = node->in[1];
+    const int sequence = chunk / kept->heads, head = chunk % kept->heads;
+    const int *q_offsets = kept->q_offsets + sequence, *kv_offsets = kept->kv_offsets + sequence;
     const int T = q_offsets[1] - q_offsets[0], S = kv_offsets[1] - kv_offsets[0];
-    tmoei_attention_head a = job->all;
+    const int D = y->cols, W = D / kept->heads;
 
-    const size_t column = (size_t)(head * a.q.cols);
-    const size_t q_at = (size_t)q_offsets[0] * a.q.stride + column;
-    const size_t kv_at = (size_t)kv_offsets[0] * a.k.stride + column;
-    const size_t y_at = (size_t)q_offsets[0] * a.y_stride + column;
-    a.q.x += q_at;
-    a.q.rows = T;
-    a.k.x += kv_at;
-    a.k.rows = S;
-    a.v.x += kv_at;
-    a.v.rows = S;
-    a.y += y_at;
-    if (a.lse) a.lse += (size_t)q_offsets[0] * (size_t)job->heads + (size_t)(head * T);
-    if (!a.dy) {
-        tmoei_attention_forward(&a, lane);
-        return;
-    }
+    /* Where the head's first elements are: q and kv are [q | k | v], or q and [k | v]. */
+    const size_t q_row = (size_t)q_offsets[0], column = (size_t)(head * W);
+    const size_t q_at = q_row * (size_t)q->cols + column, y_at = q_row * (size_t)D + column;
+    const size_t k_at =
+        (size_t)kv_offsets[0] * (size_t)kv->cols + column + (q == kv ? (size_t)D : 0);
+    const size_t v_at = k_at + (size_t)D;
 
-    a.dy += y_at;
-    if (a.dq) a.dq += q_at;
-    if (a.dk) {
-        a.dk += kv_at;
-        a.dv += kv_at;
+    tmoei_attention_head a;
+    memset(&a, 0, sizeof a);
+    a.ctx = kept->ctx;
+    a.lane = lane;
+    a.causal = kept->causal;
+    a.q = tmoei_matrix_of(q->x + q_at, T, W, (size_t)q->cols);
+    a.k = tmoei_matrix_of(kv->x + k_at, S, W, (size_t)kv->cols);
+    a.v = tmoei_matrix_of(kv->x + v_at, S, W, (size_t)kv->cols);
+    a.y = y->x + y_at;
+    a.y_stride = (size_t)D;
+    if (kept->lse) a.lse = kept->lse + q_row * (size_t)kept->heads + (size_t)(head * T);
+    if (y->dx) {
+        a.dy = y->dx + y_at;
+        a.beta_q = node->beta[0];
+        a.beta_kv = node->beta[kv != q]; /* self-attention: beta of the one input */
+        if (q->wants_grad) a.dq = q->dx + q_at;
+        if (kv->wants_grad) {
+            a.dk = kv->dx + k_at;
+            a.dv = kv->dx + v_at;
+        }
     }
-    tmoei_attention_backward(&a, lane);
+    tmoei_attention_blocks(&a);
 }
 
 static void tmoei_attention_node_backward(tmoe_tape *tape, tmoei_node *node)
 {
-    tmoei_attention_job job = *(const tmoei_attention_job *)node->kept;
-    tmoe_tensor *q = node->in[0], *kv = node->in[1];
-    job.all.dy = node->y->dx;
-    if (q->wants_grad) {
-        job.all.beta_q = node->beta[0];
-        job.all.dq = q->dx;
-    }
-    if (kv->wants_grad) { /* self-attention: the input counts once, with what beta[0] says */
-        job.all.beta_kv = node->beta[kv != q];
-        job.all.dk = kv->dx + (job.all.k.x - kv->x);
-        job.all.dv = kv->dx + (job.all.v.x - kv->x);
-    }
-    tmoei_parallel(tape->ctx, tmoei_attention_chunk, &job, job.sequences * job.heads);
+    const tmoei_attention_kept *kept = (const tmoei_attention_kept *)node->kept;
+    tmoei_parallel(tape->ctx, tmoei_attention_chunk, node, kept->sequences * kept->heads);
 }
 
 /* Offsets begin at 0 and rise; every sequence has keys, at most as many as a lane has room for. */
@@ -4999,43 +4964,35 @@ TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tenso
     int sequences, const int *q_offsets, const int *kv_offsets, int causal)
 {
     tmoe_tensor *in[2] = { q, kv };
-    const int H = heads, self = q == kv;
     if (!q || !kv || tape->ctx->error != TMOE_OK) return NULL;
-
-    const int D = self ? q->cols / 3 : q->cols;
-    const int columns_fit = H >= 1 && D % H == 0 && (self ? q->cols == 3 * D : kv->cols == 2 * D);
+    const int self = q == kv, D = self ? q->cols / 3 : q->cols;
     TMOEI_SHAPE_RULE(tape,
-        columns_fit && sequences >= 1 && tmoei_offsets_fit(sequences, q_offsets, kv_offsets, causal)
+        heads >= 1 && D % heads == 0 && kv->cols == (self ? 3 * D : 2 * D) && sequences >= 1
+            && tmoei_offsets_fit(sequences, q_offsets, kv_offsets, causal)
             && q_offsets[sequences] == q->rows && kv_offsets[sequences] == kv->rows,
         "attention: q (%d,%d), kv (%d,%d), %d heads, %d sequences; self (T,3D), cross (T,D) and "
         "(S,2D), heads divide D, offsets rise from 0 to the last row, causal: no fewer keys than "
         "rows; at most %d keys a sequence",
-        q->rows, q->cols, kv->rows, kv->cols, H, sequences, TMOEI_SCORES);
+        q->rows, q->cols, kv->rows, kv->cols, heads, sequences, TMOEI_SCORES);
 
     tmoe_tensor *y = tmoei_tensor_new(tape, q->rows, D, NULL);
     if (!y) return NULL;
-    tmoei_attention_job job;
-    memset(&job, 0, sizeof job);
-    job.heads = H;
-    job.sequences = sequences;
-    job.q_offsets = q_offsets;
-    job.kv_offsets = kv_offsets;
-    const size_t kv_stride = (size_t)kv->cols;
-    const float *k = kv->x + (self ? D : 0);
-    job.all.ctx = tape->ctx;
-    job.all.causal = causal;
-    job.all.q = tmoei_matrix_of(q->x, 0, D / H, (size_t)q->cols);
-    job.all.k = tmoei_matrix_of(k, 0, D / H, kv_stride);
-    job.all.v = tmoei_matrix_of(k + D, 0, D / H, kv_stride);
-    job.all.y = y->x;
-    job.all.y_stride = (size_t)D;
+    tmoei_attention_kept kept;
+    kept.ctx = tape->ctx;
+    kept.heads = heads;
+    kept.sequences = sequences;
+    kept.causal = causal;
+    kept.q_offsets = q_offsets;
+    kept.kv_offsets = kv_offsets;
+    kept.lse = NULL;
     if (tmoei_wants_grad(tape, in, 2)) {
-        job.all.lse = tmoei_floats(tape, (size_t)q->rows * (size_t)H);
-        if (!job.all.lse) return NULL;
+        kept.lse = tmoei_floats(tape, (size_t)q->rows * (size_t)heads);
+        if (!kept.lse) return NULL;
     }
 
-    if (!tape->dry) tmoei_parallel(tape->ctx, tmoei_attention_chunk, &job, sequences * H);
-    return tmoei_record(tape, y, tmoei_attention_node_backward, TMOEI_HAND_NONE, &job, sizeof job,
+    tmoei_node node = tmoei_unrecorded(y, in, &kept);
+    if (!tape->dry) tmoei_parallel(tape->ctx, tmoei_attention_chunk, &node, sequences * heads);
+    return tmoei_record(tape, y, tmoei_attention_node_backward, TMOEI_HAND_NONE, &kept, sizeof kept,
         in, 2);
 }
 
@@ -5044,67 +5001,64 @@ TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tenso
  *   backward  dtable[ids_t] += scale * dy_t;  dpositions[position_ids_t] += dy_t
  * The backward pass splits columns, not rows: two threads never write to one element, and the order
  * of the sums is fixed. */
-typedef struct tmoei_embedding_job {
-    size_t count, width;
+typedef struct tmoei_embedding_kept {
     const int *ids, *position_ids;
     float scale;
-    const float *table, *positions, *dy; /* positions: or NULL */
-    float *y, *dtable, *dpositions;      /* gradients: NULL where not wanted */
-} tmoei_embedding_job;
+} tmoei_embedding_kept;
 
 #define TMOEI_EMBEDDING_COLUMNS 64 /* four cache lines of a row */
 
 static void tmoei_embedding_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n)
 {
-    const tmoei_embedding_job *s = (const tmoei_embedding_job *)job;
-    const tmoei_kernels *kernels = ctx->kernels;
-    const size_t D = s->width;
-
+    const tmoei_node *node = (const tmoei_node *)job;
+    const tmoei_embedding_kept *kept = (const tmoei_embedding_kept *)node->kept;
+    const tmoe_tensor *table = node->in[0], *positions = node->in[1];
+    const size_t D = (size_t)table->cols;
     for (size_t t = first; t < first + n; t++) {
-        float *y = s->y + t * D;
-        kernels->scale_add(y, 0.0f, s->scale, s->table + (size_t)s->ids[t] * D, D);
-        if (s->positions)
-            kernels->scale_add(y, 1.0f, 1.0f, s->positions + (size_t)s->position_ids[t] * D, D);
+        float *y = node->y->x + t * D;
+        ctx->kernels->scale_add(y, 0.0f, kept->scale, table->x + (size_t)kept->ids[t] * D, D);
+        if (positions)
+            ctx->kernels->scale_add(y, 1.0f, 1.0f, positions->x + (size_t)kept->position_ids[t] * D,
+                D);
     }
 }
 
 static void tmoei_embedding_columns(const tmoe_ctx *ctx, const void *job, size_t first, size_t n)
 {
-    const tmoei_embedding_job *s = (const tmoei_embedding_job *)job;
-    const tmoei_kernels *kernels = ctx->kernels;
-    const size_t D = s->width;
-
-    for (size_t t = 0; t < s->count; t++) {
-        const float *dy = s->dy + t * D + first;
-        if (s->dtable)
-            kernels->scale_add(s->dtable + (size_t)s->ids[t] * D + first, 1.0f, s->scale, dy, n);
-        if (s->dpositions)
-            kernels->scale_add(s->dpositions + (size_t)s->position_ids[t] * D + first, 1.0f, 1.0f,
+    const tmoei_node *node = (const tmoei_node *)job;
+    const tmoei_embedding_kept *kept = (const tmoei_embedding_kept *)node->kept;
+    float *dtable = tmoei_grad(node, 0), *dpositions = tmoei_grad(node, 1);
+    const size_t D = (size_t)node->y->cols;
+    for (size_t t = 0; t < (size_t)node->y->rows; t++) {
+        const float *dy = node->y->dx + t * D + first;
+        if (dtable)
+            ctx->kernels->scale_add(dtable + (size_t)kept->ids[t] * D + first, 1.0f, kept->scale,
                 dy, n);
+        if (dpositions)
+            ctx->kernels->scale_add(dpositions + (size_t)kept->position_ids[t] * D + first, 1.0f,
+                1.0f, dy, n);
     }
 }
 
 static void tmoei_embedding_backward(tmoe_tape *tape, tmoei_node *node)
 {
-    tmoei_embedding_job job = *(const tmoei_embedding_job *)node->kept;
-    job.dy = node->y->dx;
-    job.dtable = tmoei_grad_to_add(node, 0);
-    job.dpositions = tmoei_grad_to_add(node, 1);
-    tmoei_sweep(tape->ctx, job.width, TMOEI_EMBEDDING_COLUMNS, tmoei_embedding_columns, &job);
+    (void)tmoei_grad_to_add(node, 0);
+    (void)tmoei_grad_to_add(node, 1);
+    tmoei_sweep(tape->ctx, (size_t)node->y->cols, TMOEI_EMBEDDING_COLUMNS, tmoei_embedding_columns,
+        node);
 }
 
 TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int count, const int *ids,
     float scale, tmoe_tensor *positions, const int *position_ids)
 {
     tmoe_tensor *in[2] = { table, positions };
+    const tmoei_embedding_kept kept = { ids, position_ids, scale };
     if (!table || tape->ctx->error != TMOE_OK) return NULL;
-    const int positions_fit = !positions || (positions->cols == table->cols && position_ids);
-    TMOEI_SHAPE_RULE(tape, count >= 1 && ids && positions_fit,
+    const int V = table->rows, D = table->cols, P = positions ? positions->rows : 1;
+    TMOEI_SHAPE_RULE(tape,
+        count >= 1 && ids && (!positions || (positions->cols == D && position_ids)),
         "embedding: %d ids, table (%d,%d), positions (%d,%d); at least one id and equal widths",
-        count, table->rows, table->cols, positions ? positions->rows : 0,
-        positions ? positions->cols : table->cols);
-
-    const int V = table->rows, P = positions ? positions->rows : 1;
+        count, V, D, P, positions ? positions->cols : D);
     for (int t = 0; t < count; t++) {
         const int id = ids[t], place = positions ? position_ids[t] : 0;
         TMOEI_ARGUMENT_RULE(tape, id >= 0 && id < V && place >= 0 && place < P,
@@ -5112,22 +5066,12 @@ TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int co
             id, place, V, P);
     }
 
-    tmoe_tensor *y = tmoei_tensor_new(tape, count, table->cols, NULL);
+    tmoe_tensor *y = tmoei_tensor_new(tape, count, D, NULL);
     if (!y) return NULL;
-    tmoei_embedding_job job;
-    memset(&job, 0, sizeof job);
-    job.count = (size_t)count;
-    job.width = (size_t)table->cols;
-    job.ids = ids;
-    job.position_ids = position_ids;
-    job.scale = scale;
-    job.table = table->x;
-    job.positions = positions ? positions->x : NULL;
-    job.y = y->x;
-
+    const tmoei_node node = tmoei_unrecorded(y, in, &kept);
     if (!tape->dry)
-        tmoei_sweep(tape->ctx, job.count, tmoei_grain(job.width), tmoei_embedding_rows, &job);
-    return tmoei_record(tape, y, tmoei_embedding_backward, TMOEI_HAND_NONE, &job, sizeof job, in,
+        tmoei_sweep(tape->ctx, (size_t)count, tmoei_grain((size_t)D), tmoei_embedding_rows, &node);
+    return tmoei_record(tape, y, tmoei_embedding_backward, TMOEI_HAND_NONE, &kept, sizeof kept, in,
         2);
 }
 
@@ -5138,62 +5082,52 @@ TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int co
  *   keeps     lse of each row
  * The gradient is written over the logits, the largest matrix of a step, if nothing else needs
  * them. */
-typedef struct tmoei_cross_entropy_job {
-    size_t rows, classes;
+typedef struct tmoei_cross_entropy_kept {
     const int *targets;
-    const float *logits;
     float smoothing, weight;
-    float *lse, *row_loss; /* (rows), out of the forward pass */
-    float *dlogits;        /* out of the backward pass */
+    float *lse, *row_loss; /* (T) */
+} tmoei_cross_entropy_kept;
+
+typedef struct tmoei_cross_entropy_job {
+    const tmoe_tensor *logits;
+    tmoei_cross_entropy_kept kept;
+    float *dlogits; /* like the logits; NULL in the forward pass */
 } tmoei_cross_entropy_job;
 
 static void tmoei_cross_entropy_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n)
 {
-    const tmoei_cross_entropy_job *s = (const tmoei_cross_entropy_job *)job;
-    const size_t V = s->classes;
-    const float smoothing = s->smoothing;
+    const tmoei_cross_entropy_job *j = (const tmoei_cross_entropy_job *)job;
+    const size_t V = (size_t)j->logits->cols;
+    const float s = j->kept.smoothing, weight = j->kept.weight;
+    float *lse = j->kept.lse;
 
     for (size_t t = first; t < first + n; t++) {
-        const float *x = s->logits + t * V;
-        const int target = s->targets[t];
-        s->row_loss[t] = 0.0f;
-        if (target < 0) continue;
-        const float lse = tmoei_log_sum_exp(ctx, x, (int)V);
-        const float mean = smoothing > 0.0f ? ctx->kernels->sum(x, V) / (float)V : 0.0f;
-        s->lse[t] = lse;
-        s->row_loss[t] = (1.0f - smoothing) * (lse - x[target]) + smoothing * (lse - mean);
-    }
-}
-
-static void tmoei_cross_entropy_backward_rows(const tmoe_ctx *ctx, const void *job, size_t first,
-    size_t n)
-{
-    const tmoei_cross_entropy_job *s = (const tmoei_cross_entropy_job *)job;
-    const size_t V = s->classes;
-
-    for (size_t t = first; t < first + n; t++) {
-        float *dx = s->dlogits + t * V;
-        const int target = s->targets[t];
+        const float *x = j->logits->x + t * V;
+        float *dx = j->dlogits ? j->dlogits + t * V : NULL;
+        const int target = j->kept.targets[t];
         if (target < 0) {
-            memset(dx, 0, V * sizeof(float));
-            continue;
+            if (dx) memset(dx, 0, V * sizeof(float));
+            j->kept.row_loss[t] = 0.0f;
+        } else if (dx) {
+            ctx->kernels->softmax_gradient(dx, x, lse[t], s / (float)V, weight, V);
+            dx[target] -= weight * (1.0f - s);
+        } else {
+            lse[t] = tmoei_log_sum_exp(ctx, x, (int)V);
+            const float mean = s > 0.0f ? ctx->kernels->sum(x, V) / (float)V : 0.0f;
+            j->kept.row_loss[t] = (1.0f - s) * (lse[t] - x[target]) + s * (lse[t] - mean);
         }
-        ctx->kernels->softmax_gradient(dx, s->logits + t * V, s->lse[t], s->smoothing / (float)V,
-            s->weight, V);
-        dx[target] -= s->weight * (1.0f - s->smoothing);
     }
 }
 
+/* A first contribution is written in place; a further one is made beside it and added. */
 static void tmoei_cross_entropy_backward(tmoe_tape *tape, tmoei_node *node)
 {
-    tmoei_cross_entropy_job job = *(const tmoei_cross_entropy_job *)node->kept;
-    const tmoe_tensor *logits = node->in[0];
-    job.weight *= node->y->dx[0];
-
-    /* A first contribution is written in place; a further one is made beside and added. */
-    job.dlogits = node->beta[0] == 0.0f ? logits->dx : tmoei_floats(tape, tmoei_elements(logits));
+    const tmoe_tensor *x = node->in[0];
+    tmoei_cross_entropy_job job = { x, *(const tmoei_cross_entropy_kept *)node->kept, x->dx };
+    job.kept.weight *= node->y->dx[0];
+    if (node->beta[0] != 0.0f) job.dlogits = tmoei_floats(tape, tmoei_elements(x));
     if (!job.dlogits) return;
-    tmoei_sweep(tape->ctx, job.rows, tmoei_grain(job.classes), tmoei_cross_entropy_backward_rows,
+    tmoei_sweep(tape->ctx, (size_t)x->rows, tmoei_grain((size_t)x->cols), tmoei_cross_entropy_rows,
         &job);
     tmoei_accumulate(tape, node, 0, 1.0f, job.dlogits);
 }
@@ -5209,36 +5143,29 @@ TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, c
         TMOEI_ARGUMENT_RULE(tape, targets[t] < logits->cols,
             "cross_entropy: target %d of row %d; target < V = %d", targets[t], t, logits->cols);
 
+    const size_t T = (size_t)logits->rows;
     tmoe_tensor *y = tmoei_tensor_new(tape, 1, 1, NULL);
-    if (!y) return NULL;
-    tmoei_cross_entropy_job job;
-    memset(&job, 0, sizeof job);
-    job.rows = (size_t)logits->rows;
-    job.classes = (size_t)logits->cols;
-    job.targets = targets;
-    job.logits = logits->x;
-    job.smoothing = smoothing;
-    job.weight = weight;
-    job.lse = tmoei_floats(tape, job.rows);
-    job.row_loss = tmoei_floats(tape, job.rows);
-    if (!job.lse || !job.row_loss) return NULL;
+    const tmoei_cross_entropy_kept kept = { targets, smoothing, weight, tmoei_floats(tape, T),
+        tmoei_floats(tape, T) };
+    if (!y || !kept.lse || !kept.row_loss) return NULL;
 
     if (!tape->dry) {
         const tmoei_float_mode mode = tmoei_float_mode_enter();
+        const tmoei_cross_entropy_job job = { logits, kept, NULL };
         double sum = 0.0; /* T small numbers of equal sign */
-        tmoei_sweep(tape->ctx, job.rows, tmoei_grain(job.classes), tmoei_cross_entropy_rows, &job);
-        for (size_t t = 0; t < job.rows; t++) sum += (double)job.row_loss[t];
+        tmoei_sweep(tape->ctx, T, tmoei_grain((size_t)logits->cols), tmoei_cross_entropy_rows,
+            &job);
+        for (size_t t = 0; t < T; t++) sum += (double)kept.row_loss[t];
         y->x[0] = (float)(sum * (double)weight);
         tmoei_float_mode_leave(mode);
     }
 
-    /* The gradient may take the place of the logits if no backward function that comes later reads
-     * them. That is certain if the newest node is the linear layer that made them: its backward
-     * function does not read its own result. */
-    const int free_values =
+    /* No later backward function reads the logits if the newest node is the linear layer that made
+     * them: its backward function does not read its own result. */
+    const int unread =
         tape->last && tape->last->y == logits && tape->last->backward == tmoei_linear_backward;
     return tmoei_record(tape, y, tmoei_cross_entropy_backward,
-        free_values ? TMOEI_HAND_VALUES : TMOEI_HAND_NONE, &job, sizeof job, &logits, 1);
+        unread ? TMOEI_HAND_VALUES : TMOEI_HAND_NONE, &kept, sizeof kept, &logits, 1);
 }
 
 /* ---- element by element -------------------------------------------------------------------------
@@ -5261,23 +5188,20 @@ TMOE_DEF tmoe_tensor *tmoe_activate(tmoe_tape *tape, tmoe_tensor *x, tmoe_activa
     TMOEI_ARGUMENT_RULE(tape, (unsigned)f <= (unsigned)TMOE_SIGMOID,
         "activate: f is %d; must be one of tmoe_activation", (int)f);
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
-    if (!y) return NULL;
-
-    if (!tape->dry) tmoei_activation_apply(tape->ctx, f, y->x, NULL, x->x, tmoei_elements(y));
+    if (y && !tape->dry) tmoei_activation_apply(tape->ctx, f, y->x, NULL, x->x, tmoei_elements(y));
     return tmoei_record(tape, y, tmoei_activate_backward, 0, &f, sizeof f, &x, 1);
 }
 
-/* da (+)= dy, or dy * b;  db likewise. An input of one row is used for every row. */
 static void tmoei_binary_backward(tmoe_tape *tape, tmoei_node *node)
 {
     const int multiply = *(const int *)node->kept;
     const size_t rows = (size_t)node->y->rows, cols = (size_t)node->y->cols;
     (void)tape;
-
     for (int which = 0; which < 2; which++) {
         const tmoe_tensor *in = node->in[which], *other = node->in[1 - which];
-        if (!in->wants_grad || in->dx == node->y->dx) continue; /* the same memory: handed over */
+        if (in->dx == node->y->dx) continue; /* the same memory: taken over */
         float *dx = tmoei_grad_to_add(node, which);
+        if (!dx) continue;
         for (size_t r = 0; r < rows; r++) {
             const float *dy = node->y->dx + r * cols;
             const float *factor = other->x + (other->rows > 1 ? r * cols : 0);
@@ -5298,8 +5222,8 @@ static tmoe_tensor *tmoei_binary(tmoe_tape *tape, tmoe_tensor *a, tmoe_tensor *b
     if (!y) return NULL;
 
     if (!tape->dry) {
-        const size_t rows = (size_t)a->rows, cols = (size_t)a->cols;
         const tmoei_float_mode mode = tmoei_float_mode_enter();
+        const size_t rows = (size_t)a->rows, cols = (size_t)a->cols;
         for (size_t r = 0; r < rows; r++) {
             const float *x = a->x + r * cols, *z = b->x + (b->rows > 1 ? r * cols : 0);
             float *out = y->x + r * cols;
@@ -5338,9 +5262,9 @@ TMOE_DEF tmoe_tensor *tmoe_sum(tmoe_tape *tape, tmoe_tensor *x)
     if (!y) return NULL;
 
     if (!tape->dry) {
+        const tmoei_float_mode mode = tmoei_float_mode_enter();
         const size_t n = tmoei_elements(x);
         double sum = 0.0;
-        const tmoei_float_mode mode = tmoei_float_mode_enter();
         for (size_t i = 0; i < n; i++) sum += (double)x->x[i];
         y->x[0] = (float)sum;
         tmoei_float_mode_leave(mode);
@@ -5353,23 +5277,24 @@ TMOE_DEF tmoe_tensor *tmoe_sum(tmoe_tape *tape, tmoe_tensor *x)
  *   concat    y = [x_0 | x_1 | ...]                         dx_i (+)= its columns of dy
  *   reshape   y has x's memory and another shape            dx (+)= dy */
 
-/* dst = beta dst + src */
-static void tmoei_copy_columns(const tmoe_tape *tape, tmoei_output dst, tmoei_matrix src)
+/* dst = beta dst + src, cols of each row; row strides in floats */
+static void tmoei_copy_columns(const tmoe_tape *tape, int rows, int cols, float *dst,
+    int dst_stride, float beta, const float *src, int src_stride)
 {
     const tmoei_float_mode mode = tmoei_float_mode_enter();
-    for (size_t r = 0; r < (size_t)src.rows; r++)
-        tape->ctx->kernels->scale_add(dst.x + r * dst.stride, dst.beta, 1.0f,
-            src.x + r * src.stride, (size_t)src.cols);
+    for (int r = 0; r < rows; r++) {
+        tape->ctx->kernels->scale_add(dst, beta, 1.0f, src, (size_t)cols);
+        dst += dst_stride;
+        src += src_stride;
+    }
     tmoei_float_mode_leave(mode);
 }
 
 static void tmoei_slice_backward(tmoe_tape *tape, tmoei_node *node)
 {
     const tmoe_tensor *x = node->in[0], *y = node->y;
-    const int first = *(const int *)node->kept;
-    float *dx = tmoei_grad_to_add(node, 0);
-    tmoei_copy_columns(tape, tmoei_output_of(dx + first, (size_t)x->cols, 1.0f),
-        tmoei_matrix_of(y->dx, y->rows, y->cols, (size_t)y->cols));
+    float *dx = tmoei_grad_to_add(node, 0) + *(const int *)node->kept;
+    tmoei_copy_columns(tape, x->rows, y->cols, dx, x->cols, 1.0f, y->dx, y->cols);
 }
 
 TMOE_DEF tmoe_tensor *tmoe_slice(tmoe_tape *tape, tmoe_tensor *x, int first, int count)
@@ -5378,11 +5303,8 @@ TMOE_DEF tmoe_tensor *tmoe_slice(tmoe_tape *tape, tmoe_tensor *x, int first, int
     TMOEI_SHAPE_RULE(tape, first >= 0 && count >= 1 && first <= x->cols - count,
         "slice: %d columns from column %d on of x (%d,%d)", count, first, x->rows, x->cols);
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, count, NULL);
-    if (!y) return NULL;
-
-    if (!tape->dry)
-        tmoei_copy_columns(tape, tmoei_output_of(y->x, (size_t)count, 0.0f),
-            tmoei_matrix_of(x->x + first, x->rows, count, (size_t)x->cols));
+    if (y && !tape->dry)
+        tmoei_copy_columns(tape, x->rows, count, y->x, count, 0.0f, x->x + first, x->cols);
     return tmoei_record(tape, y, tmoei_slice_backward, TMOEI_HAND_NONE, &first, sizeof first, &x,
         1);
 }
@@ -5390,21 +5312,20 @@ TMOE_DEF tmoe_tensor *tmoe_slice(tmoe_tape *tape, tmoe_tensor *x, int first, int
 static void tmoei_concat_backward(tmoe_tape *tape, tmoei_node *node)
 {
     const float *dy = node->y->dx;
-    const size_t cols = (size_t)node->y->cols;
+    const int stride = node->y->cols;
     for (int i = 0; i < node->count; i++) {
-        const tmoe_tensor *part = node->in[i];
-        if (part->wants_grad)
-            tmoei_copy_columns(tape, tmoei_output_of(part->dx, (size_t)part->cols, node->beta[i]),
-                tmoei_matrix_of(dy, part->rows, part->cols, cols));
-        dy += part->cols;
+        const int rows = node->in[i]->rows, cols = node->in[i]->cols;
+        float *dx = tmoei_grad(node, i);
+        if (dx) tmoei_copy_columns(tape, rows, cols, dx, cols, node->beta[i], dy, stride);
+        dy += cols;
     }
 }
 
 TMOE_DEF tmoe_tensor *tmoe_concat(tmoe_tape *tape, tmoe_tensor *const *parts, int count)
 {
-    int cols = 0;
     if (tape->ctx->error != TMOE_OK) return NULL;
     TMOEI_SHAPE_RULE(tape, parts && count >= 1, "concat: %d parts; at least one", count);
+    int cols = 0;
     for (int i = 0; i < count; i++) {
         if (!parts[i]) return NULL;
         TMOEI_SHAPE_RULE(tape, parts[i]->rows == parts[0]->rows,
@@ -5418,10 +5339,9 @@ TMOE_DEF tmoe_tensor *tmoe_concat(tmoe_tape *tape, tmoe_tensor *const *parts, in
     if (!tape->dry) {
         float *to = y->x;
         for (int i = 0; i < count; i++) {
-            const tmoe_tensor *part = parts[i];
-            tmoei_copy_columns(tape, tmoei_output_of(to, (size_t)cols, 0.0f),
-                tmoei_matrix_of(part->x, part->rows, part->cols, (size_t)part->cols));
-            to += part->cols;
+            const int own = parts[i]->cols;
+            tmoei_copy_columns(tape, y->rows, own, to, cols, 0.0f, parts[i]->x, own);
+            to += own;
         }
     }
     return tmoei_record(tape, y, tmoei_concat_backward, TMOEI_HAND_NONE, NULL, 0, parts, count);
@@ -5434,9 +5354,9 @@ TMOE_DEF tmoe_tensor *tmoe_reshape(tmoe_tape *tape, tmoe_tensor *x, int rows, in
         rows >= 1 && cols >= 1 && (size_t)rows * (size_t)cols == tmoei_elements(x),
         "reshape: x (%d,%d) to (%d,%d); the number of elements must stay", x->rows, x->cols, rows,
         cols);
-    tmoe_tensor *y = tmoei_tensor_new(tape, rows, cols, x->x);
     const float scale = 1.0f;
-    return tmoei_record(tape, y, tmoei_affine_backward, 0, &scale, sizeof scale, &x, 1);
+    return tmoei_record(tape, tmoei_tensor_new(tape, rows, cols, x->x), tmoei_affine_backward, 0,
+        &scale, sizeof scale, &x, 1);
 }
 
 /* ---- dropout ------------------------------------------------------------------------------------
@@ -5459,8 +5379,7 @@ static void tmoei_dropout_sweep(const tmoe_ctx *ctx, const void *job, size_t at,
 static void tmoei_dropout_backward(tmoe_tape *tape, tmoei_node *node)
 {
     tmoei_drop_job job = *(const tmoei_drop_job *)node->kept;
-    job.x = node->y->dx;
-    job.y = node->y->dx;
+    job.x = job.y = node->y->dx;
     tmoei_sweep(tape->ctx, tmoei_elements(node->y), TMOEI_SWEEP, tmoei_dropout_sweep, &job);
     tmoei_accumulate(tape, node, 0, 1.0f, node->y->dx);
 }
@@ -5473,12 +5392,8 @@ static tmoe_tensor *tmoei_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uint
     tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
     if (!y) return NULL;
 
-    tmoei_drop_job job;
-    job.y = y->x;
-    job.x = x->x;
-    job.key = key;
-    job.limit = (uint32_t)((double)p * 4294967296.0);
-    job.scale = 1.0f / (1.0f - p);
+    const uint32_t limit = (uint32_t)((double)p * 4294967296.0);
+    const tmoei_drop_job job = { y->x, x->x, key, limit, 1.0f / (1.0f - p) };
     if (!tape->dry)
         tmoei_sweep(tape->ctx, tmoei_elements(y), TMOEI_SWEEP, tmoei_dropout_sweep, &job);
     return tmoei_record(tape, y, tmoei_dropout_backward, 0, &job, sizeof job, &x, 1);
@@ -6485,10 +6400,9 @@ TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int routed_layer, 
  * With a one-hot route both are the chosen expert itself.
  *
  * The gradient of a route, where l is the loss:
- *   OUTPUT   h' is linear in r_e, so dl/dr_e = <dh', layer_e(h)>. This needs the output of every
- *            expert, also of one with r_e = 0. With straight-through routes the unselected experts
- *            therefore run forward. They run no backward pass: their dtheta_e is r_e = 0 times a
- *            gradient.
+ *   OUTPUT   h' is linear in r_e, so dl/dr_e = <dh', layer_e(h)>. This needs every expert's output:
+ *            with straight-through routes the unselected experts, r_e = 0, run forward, too. They
+ *            run no backward pass, as their dtheta_e is r_e = 0 times a gradient.
  *   PARAM    theta_bar is linear in r_e, so dl/dr_e = <g, theta_e>, g = dl/dtheta_bar.
  *            The softmax s that made r has dl/dz_j = s_j (dr_j - sum_e s_e dr_e) / tau and
  *            sum_e s_e = 1: a number that is subtracted from all dr_e cancels there.
@@ -6605,21 +6519,21 @@ TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outp
         "mix_outputs: %d experts from column %d of a route (%d,%d)", E, first, route->rows,
         route->cols);
 
-    const tmoe_tensor *model = NULL; /* the first expert that ran: all must have its shape */
+    const tmoe_tensor *ran = NULL; /* the first that did: all must have its shape */
     for (int e = 0; e < E; e++) {
         const tmoe_tensor *part = outputs[e];
         const float r = tape->dry ? 0.0f : route->x[first + e];
         TMOEI_SHAPE_RULE(tape, part || r == 0.0f,
             "mix_outputs: expert %d has weight %g but no output", e, (double)r);
         if (!part) continue;
-        if (!model) model = part;
-        TMOEI_SHAPE_RULE(tape, part->rows == model->rows && part->cols == model->cols,
+        if (!ran) ran = part;
+        TMOEI_SHAPE_RULE(tape, part->rows == ran->rows && part->cols == ran->cols,
             "mix_outputs: expert %d gave (%d,%d), another (%d,%d); must be equal", e, part->rows,
-            part->cols, model->rows, model->cols);
+            part->cols, ran->rows, ran->cols);
     }
-    TMOEI_SHAPE_RULE(tape, model != NULL, "mix_outputs: none of %d experts ran", E);
+    TMOEI_SHAPE_RULE(tape, ran != NULL, "mix_outputs: none of %d experts ran", E);
 
-    tmoe_tensor *y = tmoei_tensor_new(tape, model->rows, model->cols, NULL);
+    tmoe_tensor *y = tmoei_tensor_new(tape, ran->rows, ran->cols, NULL);
     tmoe_tensor **in = (tmoe_tensor **)tmoei_arena_alloc(&tape->nodes, (size_t)E + 1, sizeof *in);
     if (!y || !in) return NULL;
     memcpy(in, outputs, (size_t)E * sizeof *in);
@@ -6637,7 +6551,7 @@ TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outp
         in, E + 1);
 }
 
-/* ---- merging ------------------------------------------------------------------------------------
+/* ---- mix of parameters: merging -----------------------------------------------------------------
  * For T tasks and blocks of n parameters:
  *   forward   theta_bar_t = sum_e r_te theta_e
  *   backward  dtheta_e += sum_t r_te g_t,  g_t = dl/dtheta_bar_t;
@@ -6647,7 +6561,9 @@ TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outp
  * Every expert is read from memory once, however many tasks there are: meanwhile a piece of all
  * tasks' blocks stays in the cache. */
 #define TMOEI_MERGE_PIECE TMOEI_MERGE_UNSEEN /* parameters at a time: lines that merge prefetches */
-#define TMOEI_MERGE_WEIGHTS 65536            /* most tasks times experts: weights of one merge */
+#define TMOEI_MERGE_WEIGHTS 65536            /* most tasks times experts */
+#define TMOEI_MERGE_LINES 16  /* experts read side by side: more are too many for the prefetcher */
+#define TMOEI_MERGE_AHEAD 128 /* floats */
 
 typedef struct tmoei_merge_job {
     const float *experts; /* theta (E, n) */
@@ -6655,10 +6571,9 @@ typedef struct tmoei_merge_job {
     size_t block;         /* n */
     const float *route;   /* r (T, E) */
     size_t route_stride;  /* of r and dr */
-    float *merged;        /* forward: theta_bar (T, n), overwritten */
-    const float *g;       /* backward: (T, n) */
-    float *dexperts, *dr; /* backward: like experts and route, added to; NULL: not wanted */
-    float *partial;       /* backward with dr: sums of d_te (chunks, T, E), TMOEI_SHARED_FLOATS */
+    float *merged;        /* theta_bar (T, n), overwritten */
+    const float *g;       /* (T, n); NULL in the forward pass */
+    float *dexperts, *dr; /* like experts and route, added to; NULL: not wanted */
     size_t grain;         /* parameters of a chunk */
 } tmoei_merge_job;
 
@@ -6676,29 +6591,24 @@ static tmoei_merge_job tmoei_merge_job_of(const float *experts, int expert_count
     return job;
 }
 
-#define TMOEI_MERGE_LINES 16  /* experts read side by side: more are too many for the prefetcher */
-#define TMOEI_MERGE_AHEAD 128 /* floats */
-
 /* Parameters at .. at + n - 1 of several tasks: the product of r (T, E) and theta (E, n). */
 static void tmoei_merge_tasks(const tmoei_kernels *kernels, const tmoei_merge_job *s, size_t at,
     size_t n)
 {
-    const size_t nr = (size_t)kernels->nr, block = s->block;
+    const size_t nr = (size_t)kernels->nr, block = s->block, stride = s->route_stride;
     const size_t end = at + n, whole = end - n % nr; /* up to here in tiles of nr columns */
 
     for (int e = 0; e < s->expert_count; e += TMOEI_MERGE_LINES) {
         const int lines = tmoei_least(TMOEI_MERGE_LINES, s->expert_count - e);
-        const float *theta = s->experts + (size_t)e * block;
         for (size_t column = at; column < whole; column += nr) {
+            const float *theta = s->experts + (size_t)e * block + column;
             for (size_t i = 0; i < (size_t)lines; i++)
                 for (size_t j = 0; j < nr; j += 16)
-                    TMOEI_PREFETCH(theta + i * block + column + TMOEI_MERGE_AHEAD + j);
+                    TMOEI_PREFETCH(theta + i * block + TMOEI_MERGE_AHEAD + j);
             for (int t = 0; t < s->tasks; t += kernels->mr) {
-                const int rows = tmoei_least(kernels->mr, s->tasks - t);
-                const tmoei_panel route = { s->route + (size_t)t * s->route_stride + e,
-                    s->route_stride, 1 };
+                const tmoei_panel route = { s->route + (size_t)t * stride + e, stride, 1 };
                 float *merged = s->merged + (size_t)t * block + column;
-                kernels->micro[rows](lines, route, theta + column, block,
+                kernels->micro[tmoei_least(kernels->mr, s->tasks - t)](lines, route, theta, block,
                     tmoei_output_of(merged, block, e > 0 ? 1.0f : 0.0f), (int)nr);
             }
         }
@@ -6707,17 +6617,53 @@ static void tmoei_merge_tasks(const tmoei_kernels *kernels, const tmoei_merge_jo
     if (whole == end) return;
     for (size_t t = 0; t < (size_t)s->tasks; t++)
         kernels->merge(s->merged + t * block + whole, 0, s->experts + whole, block,
-            s->route + t * s->route_stride, s->expert_count, end - whole);
+            s->route + t * stride, s->expert_count, end - whole);
 }
 
+/* Parameters at .. at + n - 1 of expert e, backward, for tasks t .. t + 3 (fewer at the end). dots
+ * (T, E): the d_te are added; NULL: not wanted. */
+static void tmoei_merge_gradients(const tmoe_ctx *ctx, const tmoei_merge_job *s, float *dots,
+    size_t e, size_t t, size_t at, size_t n)
+{
+    const size_t E = (size_t)s->expert_count, expert = e * s->block + at;
+    const size_t tasks = tmoei_least_size((size_t)s->tasks - t, 4);
+    int used = 0;
+    tmoei_merge_lines lines;
+    memset(&lines, 0, sizeof lines);
+    for (size_t i = 0; i < tasks; i++) {
+        lines.r[i] = s->route[(t + i) * s->route_stride + e];
+        if (lines.r[i] != 0.0f) used = 1;
+    }
+    if (!used && !dots) return;
+
+    lines.theta = s->experts + expert;
+    lines.first = s->experts + at;
+    lines.next =
+        (ptrdiff_t)s->block; /* the next expert; after the last the next piece of theta_0 */
+    if (e + 1 == E) lines.next = (ptrdiff_t)n - (ptrdiff_t)(e * s->block);
+    lines.g = s->g + t * s->block + at;
+    lines.stride = s->block;
+    lines.tasks = (int)tasks;
+    if (s->dexperts && used) lines.dtheta = s->dexperts + expert;
+    ctx->kernels->merge_backward(&lines, n);
+    if (!dots) return;
+    for (size_t i = 0; i < tasks; i++) dots[(t + i) * E + e] += lines.dots[i];
+}
+
+/* A chunk's share of the d_te, (T, E), is in the shared scratch memory. */
 static void tmoei_merge_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t count)
 {
     const tmoei_merge_job *s = (const tmoei_merge_job *)job;
-    const size_t end = at + count;
+    const size_t T = (size_t)s->tasks, E = (size_t)s->expert_count, end = at + count;
+    float *dots = s->dr ? ctx->shared_scratch + at / s->grain * T * E : NULL;
+    if (dots) memset(dots, 0, T * E * sizeof(float));
 
     while (at < end) {
         const size_t n = tmoei_least_size(end - at, TMOEI_MERGE_PIECE);
-        if (s->tasks == 1)
+        if (s->g) {
+            for (size_t e = 0; e < E; e++)
+                for (size_t t = 0; t < T; t += 4) tmoei_merge_gradients(ctx, s, dots, e, t, at, n);
+        } else if (T == 1)
             ctx->kernels->merge(s->merged + at, 0, s->experts + at, s->block, s->route,
                 s->expert_count, n);
         else
@@ -6726,66 +6672,21 @@ static void tmoei_merge_sweep(const tmoe_ctx *ctx, const void *job, size_t at, s
     }
 }
 
-/* Parameters at .. at + n - 1 of expert e, for tasks t .. t + 3 (fewer at the end). */
-static void tmoei_merge_backward_piece(const tmoe_ctx *ctx, const tmoei_merge_job *s,
-    float *partial, size_t e, size_t t, size_t at, size_t n)
-{
-    const size_t E = (size_t)s->expert_count, left = (size_t)s->tasks - t,
-                 four = tmoei_least_size(left, 4);
-    const size_t expert = e * s->block + at;
-    tmoei_merge_lines lines;
-    int used = 0; /* any task: with r_te = 0 for all, only dots are needed */
-
-    memset(&lines, 0, sizeof lines);
-    for (size_t i = 0; i < four; i++) {
-        lines.r[i] = s->route[(t + i) * s->route_stride + e];
-        if (lines.r[i] != 0.0f) used = 1;
-    }
-    if (!used && !partial) return;
-
-    lines.theta = s->experts + expert;
-    lines.first = s->experts + at;
-    lines.next =
-        (ptrdiff_t)s->block; /* the next expert; after the last the next piece of the first */
-    if (e + 1 == E) lines.next = (ptrdiff_t)n - (ptrdiff_t)(e * s->block);
-    lines.g = s->g + t * s->block + at;
-    lines.stride = s->block;
-    lines.tasks = (int)left;
-    if (s->dexperts && used) lines.dtheta = s->dexperts + expert;
-    ctx->kernels->merge_backward(&lines, n);
-    if (!partial) return;
-    for (size_t i = 0; i < four; i++) partial[(t + i) * E + e] += lines.dots[i];
-}
-
-static void tmoei_merge_backward_sweep(const tmoe_ctx *ctx, const void *job, size_t at,
-    size_t count)
-{
-    const tmoei_merge_job *s = (const tmoei_merge_job *)job;
-    const size_t T = (size_t)s->tasks, E = (size_t)s->expert_count, end = at + count;
-    float *partial = NULL;
-    if (s->dr) {
-        partial = s->partial + at / s->grain * T * E;
-        memset(partial, 0, T * E * sizeof(float));
-    }
-
-    while (at < end) {
-        const size_t n = tmoei_least_size(end - at, TMOEI_MERGE_PIECE);
-        for (size_t e = 0; e < E; e++)
-            for (size_t t = 0; t < T; t += 4)
-                tmoei_merge_backward_piece(ctx, s, partial, e, t, at, n);
-        at += n;
-    }
-}
-
-/* dr_te += d_te - sum_e' r_te' d_te', d_te being the chunks' sums, added in a fixed order. */
-static void tmoei_merge_backward_route(const tmoei_merge_job *job)
+/* Runs a job on all lanes, backward where it has a g. dr is wanted only there. */
+static void tmoei_merge(tmoe_ctx *ctx, tmoei_merge_job *job)
 {
     const size_t T = (size_t)job->tasks, E = (size_t)job->expert_count;
-    const size_t chunks = (job->block + job->grain - 1) / job->grain;
+    job->grain =
+        TMOEI_SWEEP; /* larger where the scratch memory could not hold all chunks' shares */
+    while (job->block / job->grain + 1 > TMOEI_SHARED_FLOATS / (T * E)) job->grain *= 2;
+    tmoei_sweep(ctx, job->block, job->grain, tmoei_merge_sweep, job);
+    if (!job->dr) return;
 
+    /* dr_te += d_te - sum_e' r_te' d_te'; the chunks' shares are added in a fixed order */
+    const size_t chunks = (job->block + job->grain - 1) / job->grain;
     for (size_t t = 0; t < T; t++) {
         const float *r = job->route + t * job->route_stride;
-        float *d = job->partial + t * E, *dr = job->dr + t * job->route_stride;
+        float *d = ctx->shared_scratch + t * E, *dr = job->dr + t * job->route_stride;
         double bar = 0.0;
         for (size_t e = 0; e < E; e++) {
             double sum = 0.0;
@@ -6797,32 +6698,12 @@ static void tmoei_merge_backward_route(const tmoei_merge_job *job)
     }
 }
 
-/* Runs a job on all lanes: backward where it has a g. */
-static void tmoei_merge(tmoe_ctx *ctx, tmoei_merge_job *job)
-{
-    const size_t weights = (size_t)job->tasks * (size_t)job->expert_count;
-    job->grain = TMOEI_SWEEP; /* larger where the partial sums of all chunks would not fit */
-    while (job->block / job->grain + 1 > TMOEI_SHARED_FLOATS / weights) job->grain *= 2;
-
-    if (!job->g) {
-        tmoei_sweep(ctx, job->block, job->grain, tmoei_merge_sweep, job);
-        return;
-    }
-    job->partial = ctx->shared_scratch;
-    tmoei_sweep(ctx, job->block, job->grain, tmoei_merge_backward_sweep, job);
-    if (job->dr) tmoei_merge_backward_route(job);
-}
-
-/* ---- mix of parameters --------------------------------------------------------------------------
- *   forward   theta_bar_t = sum_e r_te theta_e
- *   backward  dtheta_e += sum_t r_te g_t;  dr_te += <g_t, theta_e - theta_bar_t> */
 static void tmoei_mix_parameters_backward(tmoe_tape *tape, tmoei_node *node)
 {
     tmoei_merge_job job = *(const tmoei_merge_job *)node->kept;
-    const tmoe_tensor *route = node->in[0];
     float *droute = tmoei_grad_to_add(node, 0);
     job.g = node->y->dx;
-    if (droute) job.dr = droute + (job.route - route->x);
+    if (droute) job.dr = droute + (job.route - node->in[0]->x);
     tmoei_merge(tape->ctx, &job);
 }
 

@@ -48,15 +48,12 @@ static int rising(const void *a, const void *b)
     X(tmoei_scale_add_sweep) \
     X(tmoei_activation_sweep) \
     X(tmoei_merge_sweep) \
-    X(tmoei_merge_backward_sweep) \
     X(tmoei_column_sums) \
     X(tmoei_norm_rows) \
-    X(tmoei_norm_backward_rows) \
-    X(tmoei_norm_backward_columns) \
+    X(tmoei_norm_columns) \
     X(tmoei_embedding_columns) \
     X(tmoei_embedding_rows) \
     X(tmoei_cross_entropy_rows) \
-    X(tmoei_cross_entropy_backward_rows) \
     X(tmoei_dropout_sweep)
 typedef void any_fn(void);
 #define ENTRY(f) { #f, (any_fn *)f, 0, 0.0, 0.0 },

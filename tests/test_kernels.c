@@ -297,12 +297,12 @@ static void attention_equals_its_definition_forward_and_backward(void)
                 head.y = y;
                 head.y_stride = (size_t)W;
                 head.lse = lse;
+                tmoei_attention_blocks(&head);
                 head.dy = dy;
                 head.dq = dq;
                 head.dk = dk;
                 head.dv = dv;
-                tmoei_attention_forward(&head, 0);
-                tmoei_attention_backward(&head, 0);
+                tmoei_attention_blocks(&head);
                 for (i = 0; i < TW; i++)
                     worst = fmax(worst,
                         fmax(fabs(want[i] - (double)y[i]), fabs(want[TW + i] - (double)dq[i])));
@@ -315,7 +315,7 @@ static void attention_equals_its_definition_forward_and_backward(void)
                 for (i = 0; i < SW; i++) CHECK(dk[i] == dk[i] && dv[i] == dv[i]);
                 CHECK_NEAR(worst, 0.0, 2e-5);
                 head.beta_q = head.beta_kv = 1.0f; /* the same once more, added */
-                tmoei_attention_backward(&head, 0);
+                tmoei_attention_blocks(&head);
                 for (i = 0; i < TW; i++)
                     worst = fmax(worst, fabs(2.0 * want[TW + i] - (double)dq[i]));
                 for (i = 0; i < SW; i++)
