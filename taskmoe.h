@@ -1788,14 +1788,13 @@ static char *tmoei_read_file(tmoe_ctx *ctx, const char *path, size_t limit_bytes
         n = fread(block, 1, sizeof block, file);
     } while (n > 0 && !buffer.failed && buffer.length + n <= limit_bytes);
 
-    const int unread = ferror(file), large = n > 0 && !buffer.failed;
-    if (unread)
+    if (ferror(file))
         (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be read: %s", path, strerror(errno));
-    else if (large)
+    else if (n > 0)
         (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: larger than the limit of %lu bytes", path,
             (unsigned long)limit_bytes);
     (void)fclose(file);
-    if (unread || large || buffer.failed) tmoei_buffer_free(ctx, &buffer);
+    if (ctx->error != TMOE_OK) tmoei_buffer_free(ctx, &buffer);
     *length = buffer.length;
     return buffer.data;
 }
@@ -1927,7 +1926,7 @@ static uint64_t tmoei_random(uint64_t seed, uint64_t stream, uint64_t counter)
     return tmoei_mix64(tmoei_mix64(seed + golden * (stream + 1)) + golden * (counter + 1));
 }
 
-/* In (0, 1), both ends excluded: its logarithm is finite. */
+/* In (0, 1), never 0: its logarithm is finite. */
 static float tmoei_uniform(uint64_t random)
 {
     return ((float)(random >> 40) + 0.5f) * (1.0f / 16777216.0f);
@@ -1997,21 +1996,18 @@ enum {
 #define TMOEI_STREAM_PERMUTATION (UINT64_C(2) << 56)
 #define TMOEI_STREAM_RESAMPLE (UINT64_C(3) << 56)
 
-/* A step's number has 31 bits. Where each line has a route of its own, it is a group. */
+/* Groups of a step: tasks, or lines where each has a route of its own. */
 enum { TMOEI_GROUP_BITS = 17, TMOEI_BATCH_DRAWS = 128 };
 
-typedef char tmoei_streams_fit[TMOEI_GROUPS_MAX * TMOEI_EXAMPLES_MAX <= 1 << TMOEI_GROUP_BITS
-            && TMOEI_GROUPS_MAX < TMOEI_BATCH_DRAWS
-        ? 1
-        : -1];
+typedef char tmoei_groups_fit[TMOEI_GROUPS_MAX * TMOEI_EXAMPLES_MAX >> TMOEI_GROUP_BITS ? -1 : 1];
+typedef char tmoei_draws_fit[TMOEI_GROUPS_MAX < TMOEI_BATCH_DRAWS ? 1 : -1];
 
 static uint64_t tmoei_dropout_stream(int64_t step, int group)
 {
     return TMOEI_STREAM_DROPOUT | (uint64_t)step << TMOEI_GROUP_BITS | (uint64_t)group;
 }
 
-/* The first of TMOEI_EXAMPLES_MAX counters. Draw 0 is of the step's tasks, draw 1 + g of the lines
- * of its task g. */
+/* The first counter of a draw: draw 0 is of a step's tasks, draw 1 + g of the lines of task g. */
 static uint64_t tmoei_batch_counter(int64_t step, int draw)
 {
     return ((uint64_t)step * TMOEI_BATCH_DRAWS + (uint64_t)draw) * TMOEI_EXAMPLES_MAX;
@@ -2073,9 +2069,9 @@ static void tmoei_cache_sizes(size_t *l2, size_t *l3)
 
 /* ---- denormals ----------------------------------------------------------------------------------
  * Wherever the library computes, on any thread, floats below 1.2e-38 (denormals) are read and
- * written as zero: tmoei_parallel, the tape's operations and the public functions that compute
- * outside of them enter this mode, and restore the caller's. On Intel processors denormals make a
- * training step five times slower. Builds without vector units lack the mode, on all threads. */
+ * written as zero. tmoei_parallel, and public functions that compute outside of it, enter this mode
+ * and restore the caller's. On Intel processors denormals make a training step five times slower.
+ * Builds without vector units lack the mode, on all threads. */
 typedef uint64_t tmoei_float_mode;
 #if defined(TMOEI_X86)
 #define TMOEI_FLUSH 0x8040u /* bits of mxcsr: flush to zero, denormals are zero */
@@ -2131,12 +2127,11 @@ static void tmoei_float_mode_leave(tmoei_float_mode mode)
 }
 
 /* ==== >>parallel: chunks of a problem on a few lanes =============================================
- * A lane is a thread at work. It takes the chunks of its own part of a job, whose data its cache
- * often has from the job before, and then chunks of the others' parts. Any number of lanes gives
- * the same bits: how a number is computed depends on the problem only, and each chunk writes to its
- * own place. The caller waits for chunks, not for threads, so a thread that sleeps or has lost its
- * processor does not delay it. After a job the pool's threads spin for a while, so the next one
- * starts within microseconds. */
+ * A lane takes the chunks of its own part of a job, whose data its cache often has from the job
+ * before, and then chunks of the others' parts. Any number of lanes gives the same bits: how a
+ * number is computed depends on the problem only, and each chunk writes to its own place. The
+ * caller waits for chunks, not for threads: one that sleeps or has lost its processor does not
+ * delay it. After a job the pool's threads spin, so the next one starts within microseconds. */
 
 #if defined(TMOE_THREADS) && (defined(__unix__) || defined(__APPLE__)) && defined(__GNUC__)
 #define TMOEI_POOL 1
@@ -2239,15 +2234,15 @@ static int tmoei_pool_called(struct tmoei_pool *pool, int lane, int order)
         || __atomic_load_n(&pool->quit, __ATOMIC_RELAXED);
 }
 
-/* Returns 1 once the lane has chunks or the pool ends, 0 after TMOEI_SPINS pauses. */
+/* Returns 1 once the lane has chunks or the pool ends. */
 static int tmoei_pool_spin(struct tmoei_pool *pool, int lane)
 {
     for (int spins = 1; spins <= TMOEI_SPINS; spins++) {
         if (tmoei_pool_called(pool, lane, __ATOMIC_RELAXED)) return 1;
         if (spins % TMOEI_SPINS_YIELD) {
             tmoei_pause();
-        } else { /* another thread may need the processor, or help with its part */
-            (void)sched_yield();
+        } else {
+            (void)sched_yield(); /* another thread may need the processor, or help */
             tmoei_parallel_lane(&pool->job, lane);
         }
     }
