@@ -7899,8 +7899,9 @@ static double tmoei_seconds(void)
 }
 
 #define TMOEI_STRUCT tmoe_training
-static const tmoei_field tmoei_training_fields[] = { TMOEI_INT(steps, 1, INT_MAX),
-    TMOEI_INT(tasks_per_step, 1, TMOEI_GROUPS_MAX),
+static const tmoei_field tmoei_training_fields[] = { /* the first three change no step's bits */
+    TMOEI_INT(steps, 1, INT_MAX), TMOEI_INT(evaluate_every_steps, 0, INT_MAX),
+    TMOEI_INT(patience, 0, INT_MAX), TMOEI_INT(tasks_per_step, 1, TMOEI_GROUPS_MAX),
     TMOEI_INT(examples_per_task, 1, TMOEI_EXAMPLES_MAX), TMOEI_FLOAT(lr_model, 0, FLT_MAX),
     TMOEI_FLOAT(lr_router, 0, FLT_MAX), TMOEI_FLOAT(lr_tasks, 0, FLT_MAX),
     TMOEI_FLOAT(warmup, 0, 1), TMOEI_FLOAT(weight_decay, 0, FLT_MAX),
@@ -7909,10 +7910,15 @@ static const tmoei_field tmoei_training_fields[] = { TMOEI_INT(steps, 1, INT_MAX
     TMOEI_FLOAT(label_smoothing, 0, TMOEI_BELOW_1), TMOEI_FLOAT(dropout, 0, TMOEI_BELOW_1),
     TMOEI_FLOAT(expert_regularisation, 0, FLT_MAX), TMOEI_FLOAT(load_balance, 0, FLT_MAX),
     TMOEI_INT(train, 1, TMOE_TRAIN_ALL), TMOEI_INT(alternate_steps, 0, INT_MAX / 2),
-    TMOEI_INT(validation_lines, 0, INT_MAX), TMOEI_INT(evaluate_every_steps, 0, INT_MAX),
-    TMOEI_INT(patience, 0, INT_MAX), TMOEI_INT(machines, 0, INT_MAX) };
+    TMOEI_INT(validation_lines, 0, INT_MAX), TMOEI_INT(machines, 0, INT_MAX)
+};
 
-enum { TMOEI_TRAINING_FIELDS = sizeof tmoei_training_fields / sizeof *tmoei_training_fields };
+enum {
+    TMOEI_TRAINING_FIELDS = sizeof tmoei_training_fields / sizeof *tmoei_training_fields,
+    TMOEI_SETTINGS = TMOEI_TRAINING_FIELDS - 3
+};
+
+static const tmoei_field *const tmoei_settings = tmoei_training_fields + 3;
 
 #undef TMOEI_STRUCT
 
@@ -9074,10 +9080,11 @@ static tmoe_result tmoei_training_check(tmoe_ctx *ctx, const tmoe_training *trai
 TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *suite,
     const tmoe_training *training)
 {
-    const tmoe_training t = training ? *training : tmoe_training_default();
+    tmoe_training t = training ? *training : tmoe_training_default();
     size_t lines = 0;
     tmoei_begin(model->ctx);
     if (tmoei_training_check(model->ctx, &t) != TMOE_OK) return NULL;
+    if (t.machines == 0) t.machines = 1;
 
     for (int s = 0; s < suite->count; s++)
         if (suite->tasks[s].part == TMOE_PART_TRAIN) lines += (size_t)suite->tasks[s].train_count;
@@ -14139,24 +14146,14 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
 #endif /* TMOE_NO_EVALUATION */
 
 /* ==== >>files: models and checkpoints ============================================================
- * A safetensors file. Its metadata holds the parts of a model as JSON texts; every parameter is a
- * tensor of its own name. A trainer adds its settings, its state, and twins of the part of theta
- * that is trained: "trainer.moment1", "trainer.moment2" and, once measured, "trainer.best". */
+ * A safetensors file. Its metadata holds the parts of a model as JSON; every parameter is a tensor
+ * of its own name. A trainer adds its settings, its state, and twins of what is trained of theta:
+ * "trainer.moment1", "trainer.moment2" and, once the validation loss was measured, "trainer.best". */
 
 #ifndef TMOE_NO_STDIO /* up to the end of >>bart */
 
 #define TMOEI_FORMAT "3"     /* what is written */
 #define TMOEI_FORMAT_0_1 "2" /* what version 0.1 wrote: some fields of the config by other names */
-
-/* Field names of today and of version 0.1. */
-static const char *const tmoei_old_names[][2] = { { "width", "D" },
-    { "encoder_heads", "H_encoder" }, { "decoder_heads", "H_decoder" },
-    { "encoder_ffn", "F_encoder" }, { "decoder_ffn", "F_decoder" }, { "vocabulary", "V" },
-    { "experts", "E" }, { "vector_width", "k" } };
-
-#define TMOEI_OLD_NAMES (sizeof tmoei_old_names / sizeof *tmoei_old_names)
-
-/* ---- a struct's fields as JSON --------------------------------------------------------------- */
 
 /* Writes "name":value, ... An integer below 0 is an id that is not there, and is left out. */
 static void tmoei_fields_to_json(tmoe_ctx *ctx, const void *base, const tmoei_field *fields,
@@ -14173,14 +14170,17 @@ static void tmoei_fields_to_json(tmoe_ctx *ctx, const void *base, const tmoei_fi
     }
 }
 
-/* The value of a field by its name of today or, where there is none, by that of version 0.1. */
+/* The value of a field by its name of today or, if there is none, by that of version 0.1. */
 static const tmoei_json_node *tmoei_field_find(const tmoei_json *json, const char *name)
 {
-    if (tmoei_json_get(json, 0, name) >= 0) return tmoei_json_value(json, 0, name);
-    for (size_t i = 0; i < TMOEI_OLD_NAMES; i++)
-        if (strcmp(tmoei_old_names[i][0], name) == 0)
-            return tmoei_json_value(json, 0, tmoei_old_names[i][1]);
-    return tmoei_json_at(json, -1);
+    static const char *const names[][2] = { { "width", "D" }, { "encoder_heads", "H_encoder" },
+        { "decoder_heads", "H_decoder" }, { "encoder_ffn", "F_encoder" },
+        { "decoder_ffn", "F_decoder" }, { "vocabulary", "V" }, { "experts", "E" },
+        { "vector_width", "k" } };
+    int node = tmoei_json_get(json, 0, name);
+    for (size_t i = 0; i < sizeof names / sizeof *names && node < 0; i++)
+        if (strcmp(names[i][0], name) == 0) node = tmoei_json_get(json, 0, names[i][1]);
+    return tmoei_json_at(json, node);
 }
 
 /* Reads the fields that an object has. An unsound one is an error; so is a missing one, where all are
@@ -14194,47 +14194,19 @@ static tmoe_result tmoei_fields_from_json(tmoe_ctx *ctx, const tmoei_json *json,
             node = tmoei_json_at(json, node->child);
         if (node->kind == TMOEI_JSON_NULL && !required) continue;
 
-        double x = (double)node->number;
-        int sound = node->kind == TMOEI_JSON_NUMBER;
-        if (node->kind == TMOEI_JSON_TRUE || node->kind == TMOEI_JSON_FALSE) {
-            x = node->kind == TMOEI_JSON_TRUE ? 1.0 : 0.0;
-            sound = 1;
-        }
+        const double x = node->kind == TMOEI_JSON_TRUE ? 1.0 : node->number;
+        const int number = x >= INT_MIN && x <= INT_MAX ? (int)x : INT_MIN;
+        const float real = (float)x;
+        int sound = node->kind == TMOEI_JSON_NUMBER || node->kind == TMOEI_JSON_TRUE
+            || node->kind == TMOEI_JSON_FALSE;
         sound = sound && x >= f->least && x <= f->most;
-        if (sound && f->kind != TMOEI_KIND_FLOAT) sound = x == floor(x);
-        if (!sound)
+        if (!sound || (f->kind != TMOEI_KIND_FLOAT && (double)number != x))
             return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no sound '%s'", path, f->name);
-
-        if (f->kind == TMOEI_KIND_FLOAT) {
-            const float real = (float)x;
+        if (f->kind == TMOEI_KIND_FLOAT)
             memcpy((char *)base + f->offset, &real, sizeof real);
-        } else {
-            const int number = (int)x;
+        else
             memcpy((char *)base + f->offset, &number, sizeof number);
-        }
     }
-    return TMOE_OK;
-}
-
-/* Notes every field in which a file's struct differs from ours. */
-static void tmoei_fields_compare(const void *file, const void *ours, const tmoei_field *fields,
-    size_t count, char *text, size_t size)
-{
-    for (const tmoei_field *f = fields; f < fields + count; f++) {
-        const double theirs = tmoei_field_value(file, f), here = tmoei_field_value(ours, f);
-        if (theirs != here)
-            tmoei_problem(text, size, "%s is %.9g in the file, %.9g here", f->name, theirs, here);
-    }
-}
-
-/* A seed is 64 bits wide, more than a JSON number holds: it is a string of digits. */
-static tmoe_result tmoei_seed_from_json(tmoe_ctx *ctx, const tmoei_json *json, const char *path,
-    uint64_t *seed)
-{
-    const int node = tmoei_json_get(json, 0, "seed");
-    if (!tmoei_json_is_string(json, node))
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no sound 'seed'", path);
-    *seed = strtoull(json->nodes[node].text, NULL, 10);
     return TMOE_OK;
 }
 
@@ -14283,7 +14255,7 @@ static void tmoei_write_step(const tmoe_model *model, tmoei_buffer *text)
     tmoei_buffer_print(model->ctx, text, "%lld", (long long)model->step);
 }
 
-enum { /* of tmoei_model_parts */
+enum {
     TMOEI_PART_CONFIG,
     TMOEI_PART_TOKENIZER,
     TMOEI_PART_TASKS,
@@ -14292,118 +14264,63 @@ enum { /* of tmoei_model_parts */
     TMOEI_PARTS
 };
 
-static const struct tmoei_model_part {
-    const char *name; /* of the metadata's string */
+typedef struct tmoei_part_writer {
+    const char *name; /* of a string in the metadata, or of a file of >>bart */
     void (*write)(const tmoe_model *model, tmoei_buffer *text);
-} tmoei_model_parts[TMOEI_PARTS] = { { "config", tmoei_write_config },
+} tmoei_part_writer;
+
+static const tmoei_part_writer tmoei_parts[TMOEI_PARTS] = { { "config", tmoei_write_config },
     { "tokenizer", tmoei_write_tokenizer }, { "tasks", tmoei_write_tasks },
     { "generation", tmoei_write_generation }, { "step", tmoei_write_step } };
 
-static int tmoei_same_part(const tmoe_model *a, const tmoe_model *b, int part)
-{
-    tmoei_buffer texts[2] = { { NULL, 0, 0, 0 }, { NULL, 0, 0, 0 } };
-    tmoei_model_parts[part].write(a, &texts[0]);
-    tmoei_model_parts[part].write(b, &texts[1]);
-    const int same =
-        !texts[0].failed && !texts[1].failed && strcmp(texts[0].data, texts[1].data) == 0;
-    tmoei_buffer_free(a->ctx, &texts[0]);
-    tmoei_buffer_free(b->ctx, &texts[1]);
-    return same;
-}
+/* ---- writing --------------------------------------------------------------------------------- */
 
-/* ---- a trainer's settings and state ---------------------------------------------------------- */
+enum { TMOEI_MOMENT1, TMOEI_MOMENT2, TMOEI_BEST, TMOEI_TWINS };
 
-static const char *const tmoei_flat_names[] = { "trainer.moment1", "trainer.moment2",
+static const char *const tmoei_twin_names[TMOEI_TWINS] = { "trainer.moment1", "trainer.moment2",
     "trainer.best" };
 
-enum { TMOEI_MOMENT1, TMOEI_MOMENT2, TMOEI_BEST, TMOEI_FLATS };
-
-static uint64_t tmoei_hash_add(uint64_t hash, uint64_t number)
+static uint64_t tmoei_hash_add(uint64_t hash, size_t number)
 {
     return tmoei_mix64(hash + number + 1);
 }
 
-/* A number for the lines as a trainer sees them: its tasks, how many lines of each are for training
- * and for validation, and the tokens of all inputs and outputs, in order. */
+/* A number for the lines as a trainer sees them: its tasks, where the lines of each begin, and the
+ * tokens of all inputs and outputs, in order. */
 static uint64_t tmoei_lines_hash(const tmoe_trainer *trainer)
 {
     const tmoei_texts *texts = &trainer->texts;
     uint64_t hash = 0;
     for (int t = 0; t < trainer->task_count; t++) {
-        hash = tmoei_hash_add(hash, (uint64_t)trainer->tasks[t].task);
-        hash = tmoei_hash_add(hash, (uint64_t)trainer->tasks[t].count);
-        hash = tmoei_hash_add(hash, (uint64_t)trainer->tasks[t].validation);
+        hash = tmoei_hash_add(hash, (size_t)trainer->tasks[t].task);
+        hash = tmoei_hash_add(hash, trainer->tasks[t].first);
     }
     for (size_t i = 0; i < trainer->example_count; i++)
-        hash = tmoei_hash_add(hash, (uint64_t)trainer->examples[i].targets);
+        hash = tmoei_hash_add(hash, (size_t)trainer->examples[i].targets);
     for (size_t i = 0; i < texts->count; i++)
-        hash = tmoei_hash_add(hash, (uint64_t)tmoei_text_length(texts, i));
-    for (size_t i = 0; i < texts->ids_used; i++)
-        hash = tmoei_hash_add(hash, (uint64_t)texts->ids[i]);
+        hash = tmoei_hash_add(hash, tmoei_text_length(texts, i));
+    for (size_t i = 0; i < texts->ids_used; i++) hash = tmoei_hash_add(hash, (size_t)texts->ids[i]);
     return hash;
 }
 
-/* Writes the settings, seed and lines that tmoe_trainer_load compares with its trainer's. */
+/* What tmoe_trainer_load compares with its trainer's. Numbers of 64 bits are strings: JSON's numbers
+ * hold 53. */
 static void tmoei_write_settings(const tmoe_trainer *trainer, tmoei_buffer *text)
 {
-    tmoe_ctx *ctx = trainer->ctx;
-    tmoei_buffer_print(ctx, text, "{\"seed\":\"%llu\",\"lines\":\"%llu\",",
+    tmoei_buffer_print(trainer->ctx, text, "{\"seed\":\"%llu\",\"hash of the lines\":\"%llu\",",
         (unsigned long long)trainer->training.seed, (unsigned long long)tmoei_lines_hash(trainer));
-    tmoei_fields_to_json(ctx, &trainer->training, tmoei_training_fields, TMOEI_TRAINING_FIELDS,
-        text);
-    tmoei_buffer_add(ctx, text, "}", 1);
+    tmoei_fields_to_json(trainer->ctx, &trainer->training, tmoei_settings, TMOEI_SETTINGS, text);
+    tmoei_buffer_add(trainer->ctx, text, "}", 1);
 }
 
-/* Notes what the file's settings change in the bits of a step, and where the lines are others. A
- * setting that the file does not have is one that its version of the library did not have: it had
- * the default. */
-static tmoe_result tmoei_settings_compare(const tmoe_trainer *trainer, const char *settings,
-    const char *path, char *text, size_t size)
-{
-    tmoe_ctx *ctx = trainer->ctx;
-    tmoe_training theirs = tmoe_training_default(), ours = trainer->training;
-    uint64_t seed = 0;
-    tmoei_json json;
-    TMOEI_TRY(tmoei_json_parse(ctx, &json, settings, strlen(settings), path));
-    const tmoei_json_node *lines = tmoei_json_value(&json, 0, "lines");
-    if (tmoei_seed_from_json(ctx, &json, path, &seed) == TMOE_OK)
-        (void)tmoei_fields_from_json(ctx, &json, path, &theirs, tmoei_training_fields,
-            TMOEI_TRAINING_FIELDS, 0);
-
-    ours.steps = theirs.steps; /* these may be others: see tmoe_trainer_load */
-    ours.evaluate_every_steps = theirs.evaluate_every_steps;
-    ours.patience = theirs.patience;
-    if (theirs.machines == 0) theirs.machines = 1;
-    if (ours.machines == 0) ours.machines = 1;
-    tmoei_fields_compare(&theirs, &ours, tmoei_training_fields, TMOEI_TRAINING_FIELDS, text, size);
-    if (seed != ours.seed)
-        tmoei_problem(text, size, "seed is %llu in the file, %llu here", (unsigned long long)seed,
-            (unsigned long long)ours.seed);
-
-    char hash[32];
-    (void)snprintf(hash, sizeof hash, "%llu", (unsigned long long)tmoei_lines_hash(trainer));
-    if (!tmoei_json_says(lines, hash)) tmoei_problem(text, size, "the lines to train on differ");
-    tmoei_json_free(ctx, &json);
-    return ctx->error;
-}
-
-/* ---- writing --------------------------------------------------------------------------------- */
-
-/* Refuses a model that the reader would refuse: nothing could be done with its file. */
-static tmoe_result tmoei_save_check(const tmoe_model *model, const char *path)
+/* Refuses settings that could not be read again. */
+static tmoe_result tmoei_search_check(const tmoe_model *model, const char *path)
 {
     char text[TMOEI_MESSAGE_BYTES / 2] = "";
     tmoei_fields_check(&model->generation, tmoei_generation_fields, TMOEI_GENERATION_FIELDS, text,
         sizeof text);
-    for (int t = 0; t < model->N; t++) {
-        const tmoe_task *task = &model->tasks[t];
-        const char *const parts[] = { task->name, task->category, task->instruction };
-        for (int p = 0; p < 3; p++)
-            if (tmoei_utf8_sound(parts[p], strlen(parts[p])) < strlen(parts[p]))
-                tmoei_problem(text, sizeof text, "task %d: '%s' is not valid UTF-8", t, parts[p]);
-    }
-    return text[0] ? tmoei_fail(model->ctx, TMOE_ERR_DATA, "%s: not saved: %s", path, text)
-                   : TMOE_OK;
+    if (!text[0]) return TMOE_OK;
+    return tmoei_fail(model->ctx, TMOE_ERR_DATA, "%s: not written: %s", path, text);
 }
 
 /* One more string of the metadata; the buffer is empty afterwards. */
@@ -14411,6 +14328,9 @@ static void tmoei_save_text(tmoe_ctx *ctx, tmoei_writer *writer, const char *nam
     tmoei_buffer *text)
 {
     if (text->failed) return;
+    if (tmoei_utf8_sound(text->data, text->length) < text->length)
+        (void)tmoei_fail(ctx, TMOE_ERR_DATA, "not written: a text of '%s' is not valid UTF-8",
+            name);
     tmoei_writer_metadata(ctx, writer, name, text->data, text->length);
     text->length = 0;
 }
@@ -14423,13 +14343,13 @@ static tmoe_result tmoei_save(const tmoe_model *model, const tmoe_trainer *train
     tmoei_buffer text = { NULL, 0, 0, 0 };
     tmoei_writer writer;
     tmoei_begin(ctx);
-    TMOEI_TRY(tmoei_save_check(model, path));
+    TMOEI_TRY(tmoei_search_check(model, path));
     memset(&writer, 0, sizeof writer);
     tmoei_writer_metadata(ctx, &writer, "format", "taskmoe", strlen("taskmoe"));
     tmoei_writer_metadata(ctx, &writer, "version", TMOEI_FORMAT, strlen(TMOEI_FORMAT));
     for (int i = 0; i < TMOEI_PARTS; i++) {
-        tmoei_model_parts[i].write(model, &text);
-        tmoei_save_text(ctx, &writer, tmoei_model_parts[i].name, &text);
+        tmoei_parts[i].write(model, &text);
+        tmoei_save_text(ctx, &writer, tmoei_parts[i].name, &text);
     }
     if (trainer) {
         tmoei_write_settings(trainer, &text);
@@ -14447,12 +14367,11 @@ static tmoe_result tmoei_save(const tmoe_model *model, const tmoe_trainer *train
     }
     if (trainer) {
         const int measured = trainer->best && trainer->best_loss == trainer->best_loss; /* no NaN */
-        const float *flat[TMOEI_FLATS];
-        flat[TMOEI_MOMENT1] = trainer->moment1;
-        flat[TMOEI_MOMENT2] = trainer->moment2;
-        flat[TMOEI_BEST] = trainer->best;
-        for (int i = 0; i < (measured ? TMOEI_FLATS : TMOEI_BEST); i++)
-            tmoei_writer_tensor(ctx, &writer, tmoei_flat_names[i], 1, 0, 1, trainer->span, flat[i]);
+        const float *const twins[TMOEI_TWINS] = { trainer->moment1, trainer->moment2,
+            trainer->best };
+        for (int i = 0; i < (measured ? TMOEI_TWINS : TMOEI_BEST); i++)
+            tmoei_writer_tensor(ctx, &writer, tmoei_twin_names[i], 1, 0, 1, trainer->span,
+                twins[i]);
     }
     (void)tmoei_writer_save(ctx, &writer, path);
     tmoei_writer_free(ctx, &writer);
@@ -14478,22 +14397,20 @@ static tmoe_task *tmoei_tasks_from_json(tmoe_ctx *ctx, const tmoei_json *json, c
 {
     const tmoei_json_node *nodes = json->nodes;
     int sound = nodes[0].kind == TMOEI_JSON_ARRAY && nodes[0].count % 3 == 0;
-    for (int node = nodes[0].child; sound && node >= 0; node = nodes[node].next)
-        sound = tmoei_json_is_string(json, node);
+    for (int node = nodes[0].child; node >= 0; node = nodes[node].next)
+        sound = sound && tmoei_json_is_string(json, node);
     if (!sound)
         return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: the list of tasks is not sound", path);
 
     *count = nodes[0].count / 3;
     tmoe_task *tasks = (tmoe_task *)tmoei_alloc(ctx, (size_t)*count + 1, sizeof *tasks, 1);
-    if (!tasks) return NULL;
     int node = nodes[0].child;
-    for (int t = 0; t < *count; t++) {
-        tasks[t].name = nodes[node].text;
-        node = nodes[node].next;
-        tasks[t].category = nodes[node].text;
-        node = nodes[node].next;
-        tasks[t].instruction = nodes[node].text;
-        node = nodes[node].next;
+    for (int t = 0; tasks && t < *count; t++) {
+        const char **const texts[] = { &tasks[t].name, &tasks[t].category, &tasks[t].instruction };
+        for (int i = 0; i < 3; i++) {
+            *texts[i] = nodes[node].text;
+            node = nodes[node].next;
+        }
     }
     return tasks;
 }
@@ -14501,57 +14418,49 @@ static tmoe_task *tmoei_tasks_from_json(tmoe_ctx *ctx, const tmoei_json *json, c
 /* The model that the parts describe, still without its parameters. */
 static tmoe_model *tmoei_model_from_json(tmoe_ctx *ctx, const tmoei_json *parts, const char *path)
 {
+    const tmoei_json *config = &parts[TMOEI_PART_CONFIG];
+    const tmoei_json_node *step = parts[TMOEI_PART_STEP].nodes;
+    const int seed = tmoei_json_get(config, 0, "seed");
     tmoe_config c = tmoe_config_default();
     tmoe_tokenizer *tokenizer = NULL;
     tmoe_model *model = NULL;
     int count = 0;
-    if (tmoei_fields_from_json(ctx, &parts[TMOEI_PART_CONFIG], path, &c, tmoei_config_fields,
-            TMOEI_CONFIG_FIELDS, 1)
-            != TMOE_OK
-        || tmoei_seed_from_json(ctx, &parts[TMOEI_PART_CONFIG], path, &c.seed) != TMOE_OK)
+    if (tmoei_fields_from_json(ctx, config, path, &c, tmoei_config_fields, TMOEI_CONFIG_FIELDS, 1)
+        != TMOE_OK)
         return NULL;
+    if (!tmoei_json_is_string(config, seed) || step->kind != TMOEI_JSON_NUMBER
+        || !(step->number >= 0.0 && step->number < 9e15) || step->number != floor(step->number))
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: there is no sound seed or step", path);
+    c.seed = strtoull(config->nodes[seed].text, NULL, 10);
+
     tmoe_task *tasks = tmoei_tasks_from_json(ctx, &parts[TMOEI_PART_TASKS], path, &count);
     if (tasks && parts[TMOEI_PART_TOKENIZER].nodes->count > 0) /* {}: it has none */
         tokenizer = tmoei_tokenizer_from_json(ctx, &parts[TMOEI_PART_TOKENIZER], path);
     if (ctx->error == TMOE_OK) model = tmoei_model_new(ctx, &c, tokenizer, tasks, count);
     tmoei_free(ctx, tasks);
     tmoe_tokenizer_destroy(tokenizer);
-    if (model)
-        (void)tmoei_fields_from_json(ctx, &parts[TMOEI_PART_GENERATION], path, &model->generation,
-            tmoei_generation_fields, TMOEI_GENERATION_FIELDS, 0);
+    if (!model) return NULL;
+    model->step = (int64_t)step->number;
+    (void)tmoei_fields_from_json(ctx, &parts[TMOEI_PART_GENERATION], path, &model->generation,
+        tmoei_generation_fields, TMOEI_GENERATION_FIELDS, 0);
     return tmoei_model_if(ctx->error == TMOE_OK, model);
 }
 
-/* Parses the metadata's parts that are JSON: all but the last one, the step. */
 static tmoe_result tmoei_parts_parse(tmoe_ctx *ctx, const tmoei_safetensors *file,
     tmoei_json *parts)
 {
     const char *version = tmoei_safetensors_metadata(file, "version");
     if (version && strcmp(version, TMOEI_FORMAT) != 0 && strcmp(version, TMOEI_FORMAT_0_1) != 0)
         return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-            "%s: format version %.20s; this library reads versions " TMOEI_FORMAT_0_1
-            " and " TMOEI_FORMAT,
-            file->path, version);
-    for (int i = 0; i < TMOEI_PART_STEP; i++) {
-        const char *name = tmoei_model_parts[i].name;
-        const char *text = tmoei_safetensors_metadata(file, name);
+            "%s: format version %.20s; this library reads 2 and 3", file->path, version);
+    for (int i = 0; i < TMOEI_PARTS; i++) {
+        const char *text = tmoei_safetensors_metadata(file, tmoei_parts[i].name);
         if (!text)
             return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                "%s: not a model of this library: its metadata has no '%s'", file->path, name);
+                "%s: not a model of this library: its metadata has no '%s'", file->path,
+                tmoei_parts[i].name);
         TMOEI_TRY(tmoei_json_parse(ctx, &parts[i], text, strlen(text), file->path));
     }
-    return TMOE_OK;
-}
-
-/* The number behind "step": a whole number of optimiser steps. */
-static tmoe_result tmoei_step_read(tmoe_ctx *ctx, const tmoei_safetensors *file, int64_t *step)
-{
-    const char *text = tmoei_safetensors_metadata(file, tmoei_model_parts[TMOEI_PART_STEP].name);
-    long long value = -1;
-    char rest;
-    if (!text || sscanf(text, "%lld%c", &value, &rest) != 1 || value < 0)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: its metadata has no sound 'step'", file->path);
-    *step = (int64_t)value;
     return TMOE_OK;
 }
 
@@ -14595,16 +14504,15 @@ static tmoe_result tmoei_parameters_read(tmoe_model *model, tmoei_safetensors *f
 TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path)
 {
     tmoei_safetensors file;
-    tmoei_json parts[TMOEI_PART_STEP];
+    tmoei_json parts[TMOEI_PARTS];
     tmoe_model *model = NULL;
     tmoei_begin(ctx);
     memset(parts, 0, sizeof parts);
     if (tmoei_safetensors_open(ctx, &file, path) != TMOE_OK) return NULL;
     if (tmoei_parts_parse(ctx, &file, parts) == TMOE_OK)
         model = tmoei_model_from_json(ctx, parts, path);
-    if (model && tmoei_step_read(ctx, &file, &model->step) == TMOE_OK)
-        (void)tmoei_parameters_read(model, &file);
-    for (int i = 0; i < TMOEI_PART_STEP; i++) tmoei_json_free(ctx, &parts[i]);
+    if (model) (void)tmoei_parameters_read(model, &file);
+    for (int i = 0; i < TMOEI_PARTS; i++) tmoei_json_free(ctx, &parts[i]);
     tmoei_safetensors_close(ctx, &file);
     return tmoei_model_if(ctx->error == TMOE_OK, model);
 }
@@ -14614,105 +14522,130 @@ TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path)
 typedef struct tmoei_checkpoint {
     tmoei_safetensors file;
     tmoe_model *model; /* as the file has it */
-    const tmoei_entry *flat[TMOEI_FLATS];
+    const tmoei_entry *twins[TMOEI_TWINS];
     long long steps_done;
     int bad_evaluations;
-    float best_loss; /* NaN: never measured */
+    double best_loss;
 } tmoei_checkpoint;
 
-static void tmoei_checkpoint_close(tmoe_ctx *ctx, tmoei_checkpoint *checkpoint)
-{
-    tmoe_model_destroy(checkpoint->model);
-    tmoei_safetensors_close(ctx, &checkpoint->file);
-}
-
-/* "steps_done bad_evaluations best_loss", the last "nan" before the first measurement. */
+/* "steps_done bad_evaluations best_loss": the last is nan before the first measurement. */
 static tmoe_result tmoei_state_read(tmoe_ctx *ctx, tmoei_checkpoint *c)
 {
-    const char *path = c->file.path, *state = tmoei_safetensors_metadata(&c->file, "trainer");
-    char best[32] = "";
-    int whole = state
+    const char *state = tmoei_safetensors_metadata(&c->file, "trainer");
+    char best[32];
+    int sound = state
         && sscanf(state, "%lld %d %31s", &c->steps_done, &c->bad_evaluations, best) == 3
         && c->steps_done >= 0;
-    for (int i = 0; i < TMOEI_FLATS; i++) {
-        c->flat[i] = tmoei_safetensors_find(&c->file, tmoei_flat_names[i]);
-        whole = whole && (c->flat[i] || i == TMOEI_BEST);
+    for (int i = 0; i < TMOEI_TWINS; i++) {
+        c->twins[i] = tmoei_safetensors_find(&c->file, tmoei_twin_names[i]);
+        sound = sound && (c->twins[i] || i == TMOEI_BEST);
     }
-    if (!whole) return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: not a trainer's checkpoint", path);
-
-    c->best_loss = (float)NAN;
-    if (c->flat[TMOEI_BEST]) {
-        tmoei_json number; /* has a point, whatever the program's locale has in its place */
-        TMOEI_TRY(tmoei_json_parse(ctx, &number, best, strlen(best), path));
-        const tmoei_json_node *node = number.nodes;
-        c->best_loss = node->kind == TMOEI_JSON_NUMBER ? (float)node->number : (float)NAN;
-        tmoei_json_free(ctx, &number);
-    }
+    if (!sound)
+        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: not a trainer's checkpoint", c->file.path);
+    if (!c->twins[TMOEI_BEST]) return TMOE_OK;
+    tmoei_json number; /* strtod would want the comma of some locales */
+    TMOEI_TRY(tmoei_json_parse(ctx, &number, best, strlen(best), c->file.path));
+    c->best_loss = number.nodes->number;
+    tmoei_json_free(ctx, &number);
     return TMOE_OK;
 }
 
-/* Refuses a checkpoint from which this trainer could not go on with equal bits. */
+static void tmoei_digits_compare(const tmoei_json *json, const char *name, uint64_t here,
+    char *text, size_t size)
+{
+    const tmoei_json_node *node = tmoei_json_value(json, 0, name);
+    char digits[24];
+    (void)snprintf(digits, sizeof digits, "%llu", (unsigned long long)here);
+    if (!tmoei_json_says(node, digits))
+        tmoei_problem(text, size, "%s is %.24s in the file, %s here", name,
+            node->text ? node->text : "", digits);
+}
+
+/* Notes what a file's settings and lines change in the bits of a step. */
+static tmoe_result tmoei_settings_compare(const tmoe_trainer *trainer, const char *settings,
+    const char *path, char *text, size_t size)
+{
+    tmoe_ctx *ctx = trainer->ctx;
+    tmoe_training theirs = trainer->training;
+    tmoei_json json;
+    TMOEI_TRY(tmoei_json_parse(ctx, &json, settings, strlen(settings), path));
+    (void)tmoei_fields_from_json(ctx, &json, path, &theirs, tmoei_settings, TMOEI_SETTINGS, 1);
+    for (const tmoei_field *f = tmoei_settings; f < tmoei_settings + TMOEI_SETTINGS; f++) {
+        const double there = tmoei_field_value(&theirs, f);
+        const double here = tmoei_field_value(&trainer->training, f);
+        if (there != here)
+            tmoei_problem(text, size, "%s is %.9g in the file, %.9g here", f->name, there, here);
+    }
+    tmoei_digits_compare(&json, "seed", trainer->training.seed, text, size);
+    tmoei_digits_compare(&json, "hash of the lines", tmoei_lines_hash(trainer), text, size);
+    tmoei_json_free(ctx, &json);
+    return ctx->error;
+}
+
+/* Notes the part in which two models differ. */
+static void tmoei_part_compare(const tmoe_model *theirs, const tmoe_model *ours,
+    const tmoei_part_writer *part, char *text, size_t size)
+{
+    tmoe_ctx *ctx = ours->ctx;
+    tmoei_buffer a = { NULL, 0, 0, 0 }, b = { NULL, 0, 0, 0 };
+    part->write(theirs, &a);
+    part->write(ours, &b);
+    if (ctx->error == TMOE_OK && strcmp(a.data, b.data) != 0)
+        tmoei_problem(text, size, "the models differ in their %s", part->name);
+    tmoei_buffer_free(ctx, &a);
+    tmoei_buffer_free(ctx, &b);
+}
+
+/* Refuses a checkpoint from which this trainer could not continue with equal bits. */
 static tmoe_result tmoei_checkpoint_compare(const tmoe_trainer *trainer, const tmoei_checkpoint *c)
 {
     tmoe_ctx *ctx = trainer->ctx;
-    const tmoe_model *model = trainer->model, *theirs = c->model;
     const char *path = c->file.path;
     char text[TMOEI_MESSAGE_BYTES / 2] = "";
-    tmoei_fields_compare(&theirs->config, &model->config, tmoei_config_fields, TMOEI_CONFIG_FIELDS,
-        text, sizeof text);
-    if (theirs->config.seed != model->config.seed)
-        tmoei_problem(text, sizeof text, "the config's seed is %llu in the file, %llu here",
-            (unsigned long long)theirs->config.seed, (unsigned long long)model->config.seed);
-    if (!tmoei_same_part(theirs, model, TMOEI_PART_TASKS))
-        tmoei_problem(text, sizeof text, "the tasks differ");
-    if (!tmoei_same_part(theirs, model, TMOEI_PART_TOKENIZER))
-        tmoei_problem(text, sizeof text, "the tokenizers differ");
-
+    for (int i = TMOEI_PART_CONFIG; i <= TMOEI_PART_TASKS; i++)
+        tmoei_part_compare(c->model, trainer->model, &tmoei_parts[i], text, sizeof text);
     const char *settings = tmoei_safetensors_metadata(&c->file, "training");
     if (settings) /* version 0.1 stored none */
         TMOEI_TRY(tmoei_settings_compare(trainer, settings, path, text, sizeof text));
     if (c->steps_done > trainer->training.steps)
         tmoei_problem(text, sizeof text, "steps is %d, but %lld are done", trainer->training.steps,
             c->steps_done);
-    for (int i = 0; i < TMOEI_FLATS; i++)
-        if (!text[0] && c->flat[i]
-            && (c->flat[i]->count != trainer->span || c->flat[i]->dtype != TMOEI_F32))
-            tmoei_problem(text, sizeof text, "%s holds %lu numbers, here %lu are trained",
-                tmoei_flat_names[i], (unsigned long)c->flat[i]->count,
-                (unsigned long)trainer->span);
-    return text[0] ? tmoei_fail(ctx, TMOE_ERR_CONFIG, "%s: another training: %s", path, text)
-                   : ctx->error;
+    for (int i = 0; i < TMOEI_TWINS; i++)
+        if (c->twins[i] && (c->twins[i]->count != trainer->span || c->twins[i]->dtype != TMOEI_F32))
+            tmoei_problem(text, sizeof text, "%s is of another length", tmoei_twin_names[i]);
+    if (!text[0]) return ctx->error;
+    return tmoei_fail(ctx, TMOE_ERR_CONFIG, "%s: another training: %s", path, text);
 }
 
-/* Everything is read and compared first: once the trainer is changed nothing can fail. */
-TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path)
+/* Changes the trainer when nothing can fail any more. */
+static void tmoei_checkpoint_take(tmoe_trainer *trainer, const tmoei_checkpoint *c)
 {
     tmoe_ctx *ctx = trainer->ctx;
     tmoe_model *model = trainer->model;
+    float *const twins[TMOEI_TWINS] = { trainer->moment1, trainer->moment2, trainer->best };
+    memcpy(model->theta, c->model->theta, model->size * sizeof(float));
+    for (int i = 0; i < TMOEI_TWINS; i++)
+        if (twins[i] && c->twins[i])
+            (void)tmoei_safetensors_read(ctx, &c->file, c->twins[i], 0, twins[i], trainer->span);
+    const int measured = trainer->best && c->twins[TMOEI_BEST];
+    trainer->best_loss = measured ? (float)c->best_loss : (float)NAN;
+    trainer->bad_evaluations = c->bad_evaluations;
+    trainer->steps_done = trainer->first_step = (int64_t)c->steps_done;
+    model->step = c->model->step;
+    model->version++;
+}
+
+TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path)
+{
+    tmoe_ctx *ctx = trainer->ctx;
     tmoei_checkpoint c;
     memset(&c, 0, sizeof c);
     c.model = tmoe_model_load(ctx, path);
-    if (!c.model || tmoei_safetensors_open(ctx, &c.file, path) != TMOE_OK
-        || tmoei_state_read(ctx, &c) != TMOE_OK
-        || tmoei_checkpoint_compare(trainer, &c) != TMOE_OK) {
-        tmoei_checkpoint_close(ctx, &c);
-        return ctx->error;
-    }
-
-    const int measured = trainer->best && c.flat[TMOEI_BEST];
-    const size_t span = trainer->span;
-    memcpy(model->theta, c.model->theta, model->size * sizeof(float));
-    (void)tmoei_safetensors_read(ctx, &c.file, c.flat[TMOEI_MOMENT1], 0, trainer->moment1, span);
-    (void)tmoei_safetensors_read(ctx, &c.file, c.flat[TMOEI_MOMENT2], 0, trainer->moment2, span);
-    if (measured)
-        (void)tmoei_safetensors_read(ctx, &c.file, c.flat[TMOEI_BEST], 0, trainer->best, span);
-    trainer->best_loss = measured ? c.best_loss : (float)NAN;
-    trainer->bad_evaluations = c.bad_evaluations;
-    trainer->steps_done = (int64_t)c.steps_done;
-    trainer->first_step = trainer->steps_done;
-    model->step = c.model->step;
-    model->version++;
-    tmoei_checkpoint_close(ctx, &c);
+    if (c.model && tmoei_safetensors_open(ctx, &c.file, path) == TMOE_OK
+        && tmoei_state_read(ctx, &c) == TMOE_OK && tmoei_checkpoint_compare(trainer, &c) == TMOE_OK)
+        tmoei_checkpoint_take(trainer, &c);
+    tmoe_model_destroy(c.model);
+    tmoei_safetensors_close(ctx, &c.file);
     return ctx->error;
 }
 
@@ -15248,8 +15181,7 @@ static void tmoei_write_bart_tokenizer(const tmoe_model *model, tmoei_buffer *te
 }
 
 /* The files beside the weights; the last two of models with a tokenizer only. */
-static const struct tmoei_model_part tmoei_bart_files[] = { { "config.json",
-                                                                tmoei_write_bart_config },
+static const tmoei_part_writer tmoei_bart_files[] = { { "config.json", tmoei_write_bart_config },
     { "generation_config.json", tmoei_write_bart_generation },
     { "tokenizer.json", tmoei_write_tokenizer },
     { "tokenizer_config.json", tmoei_write_bart_tokenizer } };
@@ -15332,7 +15264,7 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name,
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
             "export_dense: needs a model with norms behind the sublayers and source_tokens = "
             "target_tokens, as BART is");
-    TMOEI_TRY(tmoei_save_check(model, folder));
+    TMOEI_TRY(tmoei_search_check(model, folder));
     if (model->R > 0) {
         cut = (float *)tmoei_alloc(ctx, model->route_width, sizeof(float), 0);
         if (cut) (void)tmoei_export_route(model, task_name, route, cut);

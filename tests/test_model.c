@@ -958,8 +958,9 @@ static void test_resuming_under_another_training_is_refused(void)
 {
     static const char *const named[] = { "lr_model is ",
         "examples_per_task is 4 in the file, 2 here", "seed is 1 in the file, 9 here",
-        "machines is 1 in the file, 2 here", "the lines to train on differ", "validation_lines is ",
-        "steps is 3, but 4 are done", "width is 16 in the file, 32 here", "the tasks differ",
+        "machines is 1 in the file, 2 here", "hash of the lines is ", "validation_lines is ",
+        "steps is 3, but 4 are done", "the models differ in their config",
+        "the models differ in their tasks",
         "dropout is 0 in the file, 0.25 here; load_balance is 0 in the file, 0.5 here" };
     const char *path = "build/test_other.safetensors";
     tmoe_config c = small_config();
