@@ -669,19 +669,19 @@ typedef enum tmoe_vector_kind { /* what the router knows of a task */
  * divides the logits in training and in evaluation; step counts the model's optimiser steps and is
  * saved with it. Gumbel noise (GUMBEL, STRAIGHT_THROUGH) and exploration are for training only. */
 typedef struct tmoe_config {
-    int width;                          /* kept: of all activations */
-    int encoder_heads, decoder_heads;   /* kept: each divides width */
-    int encoder_ffn, decoder_ffn;       /* kept: widths of the feed-forward networks */
-    int encoder_layers, decoder_layers; /* kept: at least 1 each */
-    int vocabulary;                     /* kept: 0: as many symbols as the tokenizer has */
-    int source_tokens, target_tokens;   /* kept: longest texts, special tokens included; to 65536 */
+    int width;                          /* kept; of all activations */
+    int encoder_heads, decoder_heads;   /* kept; each divides width */
+    int encoder_ffn, decoder_ffn;       /* kept; widths of the feed-forward networks */
+    int encoder_layers, decoder_layers; /* kept; at least 1 each */
+    int vocabulary;                     /* kept; 0: as many symbols as the tokenizer has */
+    int source_tokens, target_tokens;   /* kept; longest texts, special tokens included; <= 65536 */
     tmoe_norm norm;                     /* kept */
-    tmoe_activation activation;         /* kept: TMOE_GELU or TMOE_RELU */
-    int scale_embedding;                /* kept: 1: token embeddings times sqrt(width) */
+    tmoe_activation activation;         /* kept; TMOE_GELU or TMOE_RELU */
+    int scale_embedding;                /* kept; 1: token embeddings times sqrt(width) */
     int experts;                        /* of a routed layer, 1 to 64; 1: the model is dense */
     int expert_places;                  /* TMOE_ENCODER | TMOE_DECODER: which layers are routed */
     tmoe_expert_kind expert_kind;
-    float expert_noise; /* experts begin as copies plus noise of this size relative to init_std */
+    float expert_noise; /* experts begin as copies plus noise of this size times init_std */
     tmoe_mix mix;
     tmoe_selection selection;
     int random_n; /* experts of a task with TMOE_SELECT_RANDOM_TASK, 1 to experts */
@@ -691,10 +691,10 @@ typedef struct tmoe_config {
     int router_hidden; /* width of the router's hidden layer */
     tmoe_vector_kind vectors;
     int vector_width;                       /* of a task vector */
-    int instruction_in_input;               /* 1: reads "instruction \n input", 0: the input */
-    int begin_in_target;                    /* kept: 1: targets begin with <s>, as BART's do */
+    int instruction_in_input;               /* 1: texts to read are "instruction \n input" */
+    int begin_in_target;                    /* kept; 1: targets begin with <s>, as BART's do */
     int specials_in_text;                   /* 1: <mask> and the like in a text are tokens */
-    int start_id, begin_id, pad_id, end_id; /* kept: the decoder's first token; <s>, <pad>, </s> */
+    int start_id, begin_id, pad_id, end_id; /* kept; the decoder's first token; <s>, <pad>, </s> */
     float init_std; /* of all matrices; 0: 1/sqrt(fan in), embeddings 1/sqrt(width) */
     uint64_t seed;  /* of the random start and of random routes */
 } tmoe_config;
@@ -716,8 +716,8 @@ TMOE_DEF void tmoe_model_destroy(tmoe_model *model);
 
 /* tmoe_model_derive - makes a model that begins with the weights of another                 >>model
  *   from    in, of any context; its tokenizer and generation are copied, too
- *   route   in: a routed layer begins as theta = sum_e r_e theta_e. NULL: a layer with as many
- *           experts as before keeps them, any other begins as their mean
+ *   route   in, of from: a routed layer begins as theta = sum_e r_e theta_e. NULL: a layer with as
+ *           many experts as before keeps them, any other begins as their mean
  *   config  in; fields marked kept must be from's (vocabulary may be 0). The step is then 0. NULL:
  *           from's config, and its step
  *   tasks   as tmoe_model_create
@@ -7225,7 +7225,7 @@ static tmoe_tensor *tmoei_router_sequence(tmoei_router *router, tmoe_tensor *e)
     return tmoe_add(router->tape, tmoe_concat(router->tape, router->parts, R), positions);
 }
 
-/* ---- recurrent routers; gates in torch's order ---------------------------------------------------
+/* ---- recurrent routers; gates in torch's order --------------------------------------------------
  *                                                       i = W_i x + b_i,   u = W_h h + b_h
  *   RNN   h' = tanh(i + u)
  *   GRU   r, z = sigmoid(i + u);  n = tanh(i_n + r u_n);  h' = n + z (h - n)
