@@ -49,8 +49,7 @@
  *       config.width = 64;       // a small model for a small job
  *       config.encoder_ffn = config.decoder_ffn = 256;
  *       model = suite ? tmoe_train(ctx, suite, &config, &training) : NULL;
- *       if (!model
- *           || tmoe_answer(model, "word_upper_case", "violin", answer, sizeof answer) != TMOE_OK
+ *       if (!model || tmoe_answer(model, "word_upper_case", "violin", answer, sizeof answer) != TMOE_OK
  *           || tmoe_model_save(model, argc > 1 ? argv[1] : "quickstart.safetensors") != TMOE_OK)
  *           fprintf(stderr, "quickstart: %s\n", tmoe_error_message(ctx));
  *       printf("violin -> %s\n", answer);
