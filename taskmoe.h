@@ -548,59 +548,50 @@ TMOE_DEF const tmoe_task *tmoe_suite_task(const tmoe_suite *suite, int i);
 TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric);
 
 #ifndef TMOE_NO_EVALUATION
-/* tmoe_score - score of predictions by one of CrossFit's metrics (see tmoe_metric)      >>metrics
- *   predictions  (count) in, UTF-8
- *   examples     (count) in: of each the accepted answers. The best one counts; macro F1, Matthews
- *                and Pearson take the first one.
- *   count        at least 1
- *   score        out: 0 to 1; Matthews and Pearson -1 to 1. NaN: Pearson where all predictions or
- *                all answers are the same number
- *   errors       TMOE_ERR_ARGUMENT: count or metric out of range
- *   cost         a pass over the texts; Rouge-L words of the prediction times words of the answer;
- *                macro F1 count times labels
- *   source       github.com/INK-USC/CrossFit, whose rules it follows, oddities included */
+/* tmoe_score - score of predictions by one of CrossFit's metrics (see tmoe_metric)        >>metrics
+ *   predictions, examples  (count >= 1) in: the best of an example's answers counts; macro F1,
+ *                          Matthews and Pearson take the first one
+ *   score   out: 0 to 1; Matthews and Pearson -1 to 1. NaN: Pearson of numbers that are all equal
+ *   errors  TMOE_ERR_ARGUMENT: count or metric out of range
+ *   cost    a pass; Rouge-L: the product of the lengths; macro F1: count * count
+ *   source  github.com/INK-USC/CrossFit, oddities included */
 TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *const *predictions,
     const tmoe_example *examples, int count, double *score);
 
-/* What tmoe_compare finds. Of each three numbers, [0] is the mean over tasks, [1] and [2] are the
- * ends of its 95 % bootstrap interval; NaN where no task has the figure. */
+/* What tmoe_compare finds. [0] is the mean over tasks, [1] and [2] are the ends of its 95 %
+ * bootstrap interval; NaN where no task has the figure. */
 typedef struct tmoe_comparison {
     double relative_gain[3]; /* (new - base) / base, over the tasks whose base is above 0 */
     double difference[3];    /* new - base */
     int wins, ties, losses;  /* tasks: new above, equal to, below base */
-    int zero_base;           /* tasks whose base is 0 or below: they have no relative gain */
-    int undefined;           /* tasks of which a score is NaN: they count nowhere else */
+    int zero_base;           /* tasks whose base is 0 or below: no relative gain */
+    int undefined;           /* tasks with a score that is NaN: they count nowhere else */
 } tmoe_comparison;
 
 /* tmoe_compare - scores of a model against those of a base on the same tasks              >>metrics
- *   The interval is made of the means over 2,000 resamplings of the tasks, with replacement.
- *   base, scores  (count) in: task i's score by the base and by the model; NaN: undefined
- *   count         at least 0
- *   seed          of the resamplings
+ *   base, scores  (count >= 0) in: of each task
+ *   seed          of 2,000 resamplings of the tasks, with replacement, that give the interval
  *   errors        TMOE_ERR_ARGUMENT: count below 0
- *   cost          4,000 * count
  *   source        average relative gain: Ye, Lin, Ren 2021 (arXiv 2104.08835) */
 TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const double *scores,
     int count, uint64_t seed, tmoe_comparison *result);
 
 /* What tmoe_route_correlations tests. */
 typedef struct tmoe_correlation_test {
-    const float *routes; /* (tasks, columns): a route is a row of routed layers x experts numbers */
-    const float *feature; /* (tasks): 1 or 0 as the task is of a kind or not, or any number */
-    int tasks, columns;   /* at least 0 */
-    int permutations;     /* at least 0; 1,000 resolve chances down to 0.001 */
-    uint64_t seed;        /* of the permutations */
+    const float *routes;  /* (tasks, columns): columns = routed layers x experts */
+    const float *feature; /* (tasks): 1 or 0 for instance, as a task is of a kind or not */
+    int tasks, columns, permutations; /* each at least 0 */
+    uint64_t seed;                    /* of the permutations */
 } tmoe_correlation_test;
 
 /* tmoe_route_correlations - which experts go with a feature of the tasks                   >>routes
- *   r_c = Pearson's correlation of column c of the routes with the feature
- *   correlations  (columns) out: r_c; NaN where the column or the feature is constant
- *   chances       (columns) out: the share of permutations of the feature over the tasks, the given
- *                 order counted as one of them, in which the largest |r| of all columns is at least
- *                 |r_c|. So it is corrected for the number of columns. NaN where r_c is.
+ *   correlations  (columns) out: r_c, Pearson's, of column c with the feature; NaN: one is constant
+ *   chances       (columns) out: the share of the permutations of the feature, the given order
+ *                 among them, in which max |r| over the columns is at least |r_c|: this is
+ *                 corrected for the number of columns. NaN as r_c
  *   errors        TMOE_ERR_ARGUMENT: a negative count
  *   cost          permutations * tasks * columns
- *   source        permutation test with the maximum statistic: Westfall, Young 1993 */
+ *   source        maximum statistic: Westfall, Young 1993 */
 TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const tmoe_correlation_test *test,
     double *correlations, double *chances);
 
@@ -611,13 +602,12 @@ typedef struct tmoe_join {
     double height; /* distance of a and b */
 } tmoe_join;
 
-/* tmoe_cluster - hierarchical clustering of rows                                           >>routes
- *   Euclidean distances; the distance of two clusters is the mean over their pairs of rows.
+/* tmoe_cluster - hierarchical clustering, Euclidean distances, average linkage             >>routes
  *   x       (rows, cols) in, routes for instance
  *   joins   (rows - 1) out, nearest first
  *   errors  TMOE_ERR_ARGUMENT: a negative size
- *   cost    rows^2 * cols + rows^3; rows^2 doubles
- *   source  average linkage: Sokal, Michener 1958 */
+ *   cost    rows^2 * cols + rows^3
+ *   source  Sokal, Michener 1958 */
 TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int rows, int cols,
     tmoe_join *joins);
 #endif
@@ -1051,10 +1041,9 @@ TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite,
     const tmoe_tokenizer *tokenizer, tmoe_config *config);
 
 #ifndef TMOE_NO_EVALUATION
-/* What few-shot adaptation tunes. */
 typedef enum tmoe_tune {
     TMOE_TUNE_ALL,     /* the dense model that the route merges to, all of it */
-    TMOE_TUNE_EXPERTS, /* of that model, what were experts: layers or FFNs. Dense models: layers */
+    TMOE_TUNE_EXPERTS, /* of that what were experts: layers or FFNs; a dense model's layers */
     TMOE_TUNE_VECTOR   /* the task's vector; experts and router stay as they are */
 } tmoe_tune;
 
@@ -1064,38 +1053,33 @@ typedef enum tmoe_tune {
 typedef struct tmoe_few_shot {
     tmoe_zero_shot start; /* the route it begins with; a dense model ignores it */
     tmoe_tune tune;
-    int shots_per_label;             /* lines to train on, and as many for dev: of each label, */
-    int shots;                       /* or, in a task without a closed set, in all */
-    int steps, evaluate_every_steps; /* of a configuration; dev is measured every so many */
+    int shots_per_label, shots;      /* lines to train on (and as many for dev): a label; in all */
+    int steps, evaluate_every_steps; /* dev is measured every so many */
     float warmup;                    /* fraction of the steps */
-    float learning_rates[TMOE_FEW_SHOT_CHOICES]; /* each is tried with each batch size; a task's */
-    int batch_sizes[TMOE_FEW_SHOT_CHOICES];      /* vector learns at 10 times the rate */
-    int learning_rate_count, batch_size_count;   /* 1 to TMOE_FEW_SHOT_CHOICES */
-    uint64_t seed;                               /* of the sample */
+    /* each rate is tried with each batch size; a task's vector learns at 10 times the rate */
+    float learning_rates[TMOE_FEW_SHOT_CHOICES];
+    int batch_sizes[TMOE_FEW_SHOT_CHOICES], learning_rate_count, batch_size_count;
+    uint64_t seed; /* of the sample */
 } tmoe_few_shot;
 
 typedef struct tmoe_few_shot_result {
-    double dev, test;           /* scores of the chosen configuration; NaN: undefined */
-    float learning_rate;        /* the chosen one */
-    int batch_size;             /* likewise */
-    int diverged;               /* configurations that stopped at a loss that is not finite */
-    int train_count, dev_count; /* lines in the sample */
+    double dev, test; /* scores of the pair that was best on dev; NaN: undefined */
+    float learning_rate;
+    int batch_size, train_count, dev_count;
+    int diverged; /* pairs that stopped at a loss that is not finite */
 } tmoe_few_shot_result;
 
-/* tmoe_few_shot_default - the choices of the paper's protocol, scaled to small models
- *   200 steps, 3 learning rates x 3 batch sizes, 16 lines a label or 32.   thread any */
+/* tmoe_few_shot_default - 200 steps, 3 x 3 choices, 16 lines a label or 32.   thread any */
 TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void);
 /* tmoe_few_shot_run - adapts to an unseen task and measures what that gives               >>fewshot
- *   Samples lines, trains every configuration, takes the one that is best on dev, returns its test
- *   score. The model itself does not change.
+ *   Samples lines, trains with every pair of rate and batch size, takes the one that is best on
+ *   dev. The model itself does not change.
  *   task    in: a suite's, with training and test lines; its instruction gives the route
  *   how     in, or NULL: the default
- *   result  out
  *   errors  TMOE_ERR_ARGUMENT: a field out of range, no test lines, TMOE_TUNE_VECTOR without a
- *           router. TMOE_ERR_DATA: too few lines, or one too long. TMOE_ERR_NUMERIC: all
- *           configurations diverged; some that do are passed over (result->diverged).
- *   cost    configurations + 1 trainings on the context's threads, each on a context of its own, so
- *           alloc_fn must allow calls from several threads
+ *           router. TMOE_ERR_DATA: too few lines, or one too long. TMOE_ERR_NUMERIC: all diverged
+ *   cost    pairs + 1 trainings on the context's threads, each on a context of its own: alloc_fn
+ *           must allow calls from several threads
  *   source  CrossFit's protocol: Ye, Lin, Ren 2021 (arXiv 2104.08835) */
 TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
     const tmoe_few_shot *how, tmoe_few_shot_result *result);
@@ -1103,121 +1087,103 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
 /* What a dense model makes of a task's training lines. */
 typedef enum tmoe_task_embedding {
     TMOE_EMBED_STATE, /* mean of the encoder's output over the tokens of the inputs */
-    /* the diagonal of the empirical Fisher information, mean of (dl/dp)^2, for p in norms and
-     * biases (Vu 2020, arXiv 2005.00770), then its principal components over the tasks */
+    /* mean of (dl/dp)^2 for p in norms and biases, the diagonal of the empirical Fisher information
+     * (Vu 2020, arXiv 2005.00770), then its principal components over the tasks */
     TMOE_EMBED_FISHER
 } tmoe_task_embedding;
 
 /* tmoe_task_vectors - a vector for each task of a suite, for TMOE_VECTOR_GIVEN            >>fewshot
  *   model         in: dense, with a tokenizer
- *   lines         training lines of each task that are read, at most; at least 1
+ *   lines         at least 1: training lines of each task that are read, at most
  *   vector_width  the model's width for states; any for Fisher information, whose columns past the
  *                 number of tasks are 0
- *   vectors       (tasks, vector_width) out, scaled to a mean length of sqrt(vector_width)
+ *   vectors       (tasks, vector_width) out, of mean length sqrt(vector_width)
  *   errors        TMOE_ERR_ARGUMENT: a mixture, no tokenizer, a number out of range. TMOE_ERR_DATA:
  *                 a line is too long
- *   cost          a forward pass a line, for Fisher information a backward pass too; tasks^3 */
+ *   cost          a pass a line, for Fisher information a backward pass too; tasks^3 */
 TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suite,
     tmoe_task_embedding how, int lines, int vector_width, float *vectors);
 #endif
 
 /* ---- API: answers and evaluation (>>inference) ----------------------------------------------- */
-/* tmoe_answer - one answer of a known task                                              >>inference
- *   Decoded as tmoe_model_generation() says: greedily, unless that was changed.
- *   task_name  in: of a task that the model was made for. Other names are refused: the message
- *              gives the nearest ones.
- *   input      in, UTF-8
- *   text       (size) out: the answer and a NUL; "" after a failure
- *   size       at least 1 byte
- *   errors     TMOE_ERR_ARGUMENT: no such task, no tokenizer, settings out of range, an answer that
- *              does not fit. TMOE_ERR_DATA: the input has more tokens than config.source_tokens
- *   cost       an encoder pass, and a decoder pass a token. The first answer by another route than
- *              the last one also pays for a merge: experts * parameters of a routed layer */
+/* tmoe_answer - one answer of a known task, decoded as tmoe_model_generation() says     >>inference
+ *   task_name  in: of one of the model's tasks
+ *   text       (size) out, UTF-8 with a NUL; "" after a failure
+ *   errors     TMOE_ERR_ARGUMENT: no such task (the message has the nearest ones), no tokenizer,
+ *              settings out of range, text too small. TMOE_ERR_DATA: the input has more tokens than
+ *              config.source_tokens
+ *   cost       an encoder pass, and a decoder pass a token; for another route than the last one
+ *              also a merge, experts * parameters of the routed layers */
 TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task_name, const char *input,
     char *text, size_t size);
-/* tmoe_answer_unseen - one answer of a task that the model has not seen                 >>inference
- *   instruction  in: what is to be done, as the training tasks' instructions say it. It is never
- *                compared with names. The route is that of TMOE_ZERO_SHOT_ROUTER.
- *   The rest is as in tmoe_answer. An instruction of a known task is treated as any other: its
- *   words give the route. A dense model reads the instruction, if config.instruction_in_input. */
+/* tmoe_answer_unseen - the same of a task that the model has not seen                   >>inference
+ *   instruction  in: gives the route (TMOE_ZERO_SHOT_ROUTER) and, with config.instruction_in_input,
+ *                is read before the input. It is compared with no task's name. */
 TMOE_DEF tmoe_result tmoe_answer_unseen(tmoe_model *model, const char *instruction,
     const char *input, char *text, size_t size);
-/* tmoe_answer_many, _unseen - answers to many inputs of one task, known or unseen       >>inference
- *   Each input gets the answer that it would get alone.
- *   route    in, (routed layers, experts), or NULL: as in tmoe_answer and tmoe_answer_unseen
- *   inputs   (count) in
- *   count    at least 0
- *   answers  (count) out, in the order of the inputs; release them by tmoe_answers_free. All NULL
+/* tmoe_answer_many, _unseen - answers to many inputs, to each what it gets alone        >>inference
+ *   route    in, (routed layers, experts), or NULL: as above
+ *   answers  (count >= 0) out, of the inputs in their order, up to tmoe_answers_free; all NULL
  *            after a failure
- *   errors   as in tmoe_answer
- *   cost     as in tmoe_answer; 32 inputs are decoded at once and share the reading of weights */
+ *   errors   as tmoe_answer
+ *   cost     as tmoe_answer, but 32 inputs are decoded at once and share the reading of weights */
 TMOE_DEF tmoe_result tmoe_answer_many(tmoe_model *model, const char *task_name, const float *route,
     const char *const *inputs, int count, char **answers);
 TMOE_DEF tmoe_result tmoe_answer_many_unseen(tmoe_model *model, const char *instruction,
     const float *route, const char *const *inputs, int count, char **answers);
-/* tmoe_answers_free - frees the answers and sets them to NULL; NULL answers are ignored */
+/* tmoe_answers_free - frees the answers and sets them to NULL */
 TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count);
 
-/* What tmoe_generate is asked: `count` requests of one task, as token ids. */
+/* Requests of one task, as token ids. */
 typedef struct tmoe_request {
     int task;           /* index of a known task; ignored where there is a route, or no experts */
     const float *route; /* (routed layers, experts), or NULL: the task's */
-    const int *ids;     /* the requests' tokens, one request behind the other, none padded */
+    const int *ids;     /* the requests' tokens, one request behind the other */
     const int *lengths; /* (count): tokens of each, 1 to config.source_tokens */
     int count;          /* at least 0 */
     const tmoe_generation *how; /* or NULL: tmoe_model_generation()'s */
 } tmoe_request;
 
-/* Where tmoe_generate stores the answers. max_length and returned are those of request.how; where
- * max_length is 0 or more than the model can, it is config.target_tokens + 1. */
+/* Where the answers go, the best of a request first. max_length and returned are those of
+ * request.how, but max_length is at most config.target_tokens + 1, as it is for 0. */
 typedef struct tmoe_generated {
-    int *tokens; /* (count, returned, max_length): start token first, then padded with pad_id */
+    int *tokens;       /* (count, returned, max_length): start token first, padded with pad_id */
     int *token_counts; /* (count, returned): tokens without the padding */
-    float
-        *scores; /* (count, returned): sum of log p / length^length_penalty, 0 if greedy; or NULL */
+    float *scores;     /* (count, returned): sum of log p / length^penalty; greedy: 0. Or NULL */
 } tmoe_generated;
 
-/* tmoe_generate - tokens that answer tokens; the level below tmoe_answer_many           >>inference
- *   The answers of a request are stored best first. Where beam search found fewer than `returned`,
- *   the rest are the start token alone, with a score of -1e9.
- *   request  in
- *   out      in: three pointers to the caller's memory. What they point to is out; after a failure
- *            it is undefined.
- *   errors   TMOE_ERR_ARGUMENT: no route and no known task, a length or id out of range, settings
- *            out of range (all of them in one message)
- *   cost     as tmoe_answer_many, times beams
- *   memory   the keys and values of max(32, beams) rows; with more than 8 rows also a packed copy
- *            of the decoder's weights, until the call returns
- *   source   the beam search of transformers 4, token by token */
+/* tmoe_generate - tokens that answer tokens                                             >>inference
+ *   out      its arrays are the caller's, and undefined after a failure. Where beam search found
+ *            fewer than `returned` answers, the rest are the start token, with the score -1e9
+ *   errors   TMOE_ERR_ARGUMENT: no route and no known task; a length, an id or settings out of
+ *   range cost     as tmoe_answer_many, times beams
+ *   memory   keys and values of max(32, beams) rows; for more than 8 rows also packed weights of
+ *            the decoder, until it returns
+ *   source   the beam search of transformers, token by token */
 TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, const tmoe_request *request,
     const tmoe_generated *out);
 
-/* What makes one label better than another. */
-typedef enum tmoe_label_score {
-    TMOE_LABEL_SUM, /* log p of the label: the sum over its tokens. Long labels lose by it */
-    TMOE_LABEL_MEAN /* the mean over its tokens */
-} tmoe_label_score;
+/* What is compared: log p of a label, the sum or the mean over its tokens. */
+typedef enum tmoe_label_score { TMOE_LABEL_SUM, TMOE_LABEL_MEAN } tmoe_label_score;
 
 /* tmoe_choose_label - the most likely label of each input, for a task with a closed set >>inference
- *   task    in: a suite's, with labels; known to the model by its name, or else unseen and asked by
- *           its instruction, as in tmoe_answer_unseen
+ *   task    in: a suite's, with labels; if the model knows no task of its name, it is asked by its
+ *           instruction, as tmoe_answer_unseen does
  *   route   in, (routed layers, experts), or NULL: the task's
- *   inputs  (count) in
- *   chosen  (count) out: indices into task->labels; undefined after a failure
- *   errors  TMOE_ERR_ARGUMENT: no labels, an empty one, no tokenizer, count below 0. TMOE_ERR_DATA:
- *           an input or a label is too long
+ *   inputs  (count >= 0) in
+ *   chosen  (count) out: indices of labels; undefined after a failure
+ *   errors  TMOE_ERR_ARGUMENT: no labels, or an empty one, no tokenizer, count or score out of
+ *           range. TMOE_ERR_DATA: an input or a label is too long
  *   cost    an encoder and a decoder pass for each input and label */
 TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task, const float *route,
-    const char *const *inputs, int count, tmoe_label_score how, int *chosen);
+    const char *const *inputs, int count, tmoe_label_score score, int *chosen);
 #ifndef TMOE_NO_EVALUATION
-/* tmoe_evaluate - the model's score on a task's test lines, by the task's metric          >>metrics
- *   task    in: a suite's, with test lines; known to the model by its name, or else unseen and
- *           asked by its instruction, as in tmoe_answer_unseen
- *   route   in, (routed layers, experts), or NULL: the task's
- *   limit   test lines that are used, from the first; 0: all
- *   score   out; NaN where the metric is undefined (see tmoe_score)
- *   errors  as in tmoe_answer_many; TMOE_ERR_ARGUMENT: no test lines, limit below 0
- *   cost    that of tmoe_answer_many and of tmoe_score */
+/* tmoe_evaluate - score of the model on a task's test lines, by the task's metric         >>metrics
+ *   task, route  in: as in tmoe_choose_label, but with test lines in place of labels
+ *   limit        test lines that are used, from the first; 0: all
+ *   score        out; NaN where the metric is undefined (see tmoe_score)
+ *   errors       as tmoe_answer; TMOE_ERR_ARGUMENT: no test lines, limit below 0
+ *   cost         as tmoe_answer_many and tmoe_score */
 TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, const float *route,
     int limit, double *score);
 #endif
@@ -9189,92 +9155,73 @@ TMOE_DEF tmoe_result tmoe_training_bytes(tmoe_ctx *ctx, const tmoe_config *confi
 }
 
 /* ==== >>inference: one route, one merge, then an ordinary dense model answers ====================
- * Every pass here is an evaluation pass (tmoei_evaluation_pass, >>router): no noise, no
- * exploration, no dropout, and the temperature of the model's last training step. The route is
- * computed once and the experts are merged once, before the first token; from then on a dense
- * model runs. (With TMOE_MIX_OUTPUT there is nothing to merge: the experts run side by side at
- * every step.)
+ * All passes here are evaluation passes (tmoei_evaluation_pass, >>router): no noise, no
+ * exploration, no dropout, the temperature of the last training step. The route is computed and
+ * the experts are merged once, before the first token. (TMOE_MIX_OUTPUT runs the experts side by
+ * side instead.)
  *
- * Keys and values of earlier positions are kept in a cache of slots (H, 2, limit, W), in the order
- * in which a head reads them: its keys, then its values. A row is a request or one of its beams. A
- * table says which slot holds position t of a row; so beams that change places move no keys, and
- * the keys of a row lie in a few long runs. */
+ * Keys and values of earlier positions are kept in a cache of slots (H, 2, limit, W): a head's
+ * keys, then its values, as it reads them. A row is a request or one of its beams. A table says
+ * which slot holds position t of a row, so beams that change places move no keys. */
 
 /* ---- decoding: greedy, and beam search as transformers does it ------------------------------- */
 
 #define TMOEI_ROWS_AT_ONCE 32 /* fills a register tile of rows: the weights are read once for all */
 
-/* Allocates the cache's arrays for `beams` rows of each source, of at most `limit` positions. */
-static tmoe_result tmoei_cache_reserve(tmoei_cache *cache, const tmoe_config *c)
-{
-    const size_t slots = (size_t)cache->slots, places = (size_t)cache->limit * slots;
-    const size_t key_arrays = 2 * (size_t)(c->decoder_layers * cache->experts);
-    tmoei_owner *own = &cache->own;
-
-    cache->keys = (float **)tmoei_own(own, key_arrays, sizeof(float *));
-    cache->memory.rows = cache->source->tokens;
-    cache->memory.cols = c->width;
-    cache->memory.x =
-        (float *)tmoei_own(own, (size_t)cache->source->tokens * (size_t)c->width, sizeof(float));
-    cache->slot_of = (int *)tmoei_own(own, 2 * places + 3 * slots, sizeof(int));
-    if (own->ctx->error != TMOE_OK) return own->ctx->error;
-
-    cache->next_slot_of = cache->slot_of + places;
-    cache->request_of = cache->next_slot_of + places;
-    cache->ids = cache->request_of + slots;
-    cache->positions = cache->ids + slots;
-    return TMOE_OK;
-}
-
 /* Encodes the packed sources and makes room for `beams` rows each, of at most `limit` positions. */
 static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int task,
     const float *route, const tmoei_pack *source, int beams, int limit)
 {
+    const tmoe_config *c = &model->config;
+    const size_t slots = (size_t)source->sequences * (size_t)beams, places = (size_t)limit * slots;
+    tmoei_owner *own = &cache->own;
     tmoei_pass pass;
-
     memset(cache, 0, sizeof *cache);
-    cache->own.ctx = model->ctx;
+    own->ctx = model->ctx;
     cache->source = source;
     cache->beams = beams;
     cache->limit = limit;
-    cache->slots = cache->rows = source->sequences * beams;
-    cache->experts = model->config.mix == TMOE_MIX_OUTPUT ? model->config.experts : 1;
-    TMOEI_TRY(tmoei_cache_reserve(cache, &model->config));
+    cache->slots = cache->rows = (int)slots;
+    cache->experts = c->mix == TMOE_MIX_OUTPUT ? c->experts : 1;
+    cache->keys =
+        (float **)tmoei_own(own, 2 * (size_t)(c->decoder_layers * cache->experts), sizeof(float *));
+    cache->memory.rows = source->tokens;
+    cache->memory.cols = c->width;
+    cache->memory.x = (float *)tmoei_own(own, tmoei_elements(&cache->memory), sizeof(float));
+    cache->slot_of = (int *)tmoei_own(own, 2 * places + 3 * slots, sizeof(int));
+    if (own->ctx->error != TMOE_OK) return own->ctx->error;
+    cache->next_slot_of = cache->slot_of + places;
+    cache->request_of = cache->next_slot_of + places;
+    cache->ids = cache->request_of + slots;
+    cache->positions = cache->ids + slots;
     for (int r = 0; r < cache->rows; r++) cache->request_of[r] = r / beams;
 
     TMOEI_TRY(tmoei_evaluation_pass(model, task, route, model->tape, &pass));
     const tmoe_tensor *h = tmoei_encode(&pass, source);
     if (h) memcpy(cache->memory.x, h->x, tmoei_elements(h) * sizeof(float));
-    return model->ctx->error;
+    return own->ctx->error;
 }
 
-/* Returns the logits (rows, V) of the position that follows the tokens in cache->ids. They are
- * valid until the next call. */
+/* Returns the logits (rows, V) of the position after the tokens in cache->ids, up to the next
+ * call. */
 static tmoe_tensor *tmoei_cache_step(tmoei_cache *cache, tmoe_model *model, int task,
     const float *route)
 {
-    tmoei_pack target;
+    const tmoei_pack target = { cache->rows, cache->rows, cache->ids, cache->positions, NULL };
     tmoei_pass pass;
     if (tmoei_evaluation_pass(model, task, route, model->tape, &pass) != TMOE_OK) return NULL;
-
-    /* A request without beams stays in its slot. A beam writes to its row's slot, whose earlier
-     * positions may belong to other rows by now. */
     for (int r = 0; r < cache->rows; r++) {
         int *slot = cache->slot_of + (size_t)r * (size_t)cache->limit + cache->position;
-        cache->positions[r] = cache->position;
+        /* without beams a request stays in its slot, and its keys are one run */
         *slot = cache->beams == 1 && cache->position > 0 ? slot[-1] : r;
+        cache->positions[r] = cache->position;
     }
-
-    memset(&target, 0, sizeof target);
-    target.sequences = target.tokens = cache->rows; /* one token each */
-    target.ids = cache->ids;
-    target.positions = cache->positions;
     pass.cache = cache;
     return tmoei_head(&pass, tmoei_decode(&pass, &target, NULL, NULL));
 }
 
-/* Moves on to the next position: row r continues what row parents[r] was. request_of is rewritten
- * in place: requests only move to the front, and all rows of one hold the same value. */
+/* Moves on to the next position, where row r continues row parents[r]. request_of is rewritten in
+ * place: requests only move to the front, and all rows of one hold the same value. */
 static void tmoei_cache_reorder(tmoei_cache *cache, const int *parents, int rows)
 {
     const size_t limit = (size_t)cache->limit, used = ((size_t)cache->position + 1) * sizeof(int);
@@ -9289,23 +9236,23 @@ static void tmoei_cache_reorder(tmoei_cache *cache, const int *parents, int rows
     cache->position++;
 }
 
-/* A row of the present step, continued by one token. */
+/* A row, continued by one token; ended: which is the end, or the last there is room for. */
 typedef struct tmoei_hypothesis {
     float score;
-    int row, token;
-    int ended; /* the token is the end, or the answer is as long as it may be */
+    int row, token, ended;
 } tmoei_hypothesis;
 
 typedef struct tmoei_search {
     tmoe_model *model;
-    int task;           /* whose route is used where there is no other, or -1 */
-    const float *route; /* (R, E), or NULL */
+    int task;
+    const float *route;
     tmoe_generation how;
+    int wanted; /* continuations of a request: 1, or 2 * beams, as half of these may end */
     tmoei_cache cache;
-    float *logits;                /* (rows, V) of the present step */
+    float *logits;
     int length;                   /* tokens of every running row, start token included */
     int *tokens, *next_tokens;    /* (rows, max_length) of the running rows */
-    int *parents;                 /* (rows): the row that a row of the next step continues */
+    int *parents;                 /* (rows): what a row of the next step continues */
     float *scores, *next_scores;  /* (rows): sum of log p */
     tmoei_hypothesis *candidates; /* (requests, 2 * beams), best first */
     int *finished, *lengths;      /* (requests, beams, max_length), (requests, beams): best first */
@@ -9314,40 +9261,30 @@ typedef struct tmoei_search {
 
 #define TMOEI_NO_SCORE (-1e9f) /* of an answer that is not there; the number is transformers' */
 
-/* A greedy search needs one continuation of a request. Beam search needs twice its beams, as up to
- * half of these may end. */
-static int tmoei_search_wanted(const tmoei_search *s)
-{
-    return s->how.beams > 1 ? 2 * s->how.beams : 1;
-}
-
-/* Sets the logits x (V) of tokens that may not come next in a row to -inf: those that would repeat
- * an n-gram, and the end before min_length. A forced token is left alone and made certain: with its
- * logit at log sum exp its log p is 0. */
+/* Sets the logits x (V) of what may not come next in a row to -inf: what would repeat an n-gram,
+ * the end before min_length, all but a forced token. A forced token's log p becomes 0. */
 static void tmoei_search_forbid(const tmoei_search *s, int row, float *x, float log_sum_exp)
 {
     const tmoe_generation *how = &s->how;
     const int *tokens = s->tokens + (size_t)row * (size_t)how->max_length;
     const int n = how->no_repeat_ngram;
-    const float never = -(float)INFINITY;
-
-    if (n > 0 && n <= s->length) {
-        const int *newest = tokens + s->length - (n - 1);
-        for (int i = 0; i + n <= s->length; i++)
+    if (n > 0)
+        for (int i = 0; i + n <= s->length; i++) {
+            const int *newest = tokens + s->length - (n - 1);
             if (memcmp(tokens + i, newest, (size_t)(n - 1) * sizeof(int)) == 0)
-                x[tokens[i + n - 1]] = never;
-    }
-    if (s->length < how->min_length) x[s->model->config.end_id] = never;
+                x[tokens[i + n - 1]] = -(float)INFINITY;
+        }
+    if (s->length < how->min_length) x[s->model->config.end_id] = -(float)INFINITY;
 
-    int forced = -1; /* where both are due, the end takes precedence, as in transformers */
+    int forced = -1; /* the end takes precedence, as in transformers */
     if (s->length == 1) forced = how->forced_begin_id;
     if (s->length == how->max_length - 1 && how->forced_end_id >= 0) forced = how->forced_end_id;
     if (forced >= 0)
-        for (int v = 0; v < s->model->V; v++) x[v] = v == forced ? log_sum_exp : never;
+        for (int v = 0; v < s->model->V; v++) x[v] = v == forced ? log_sum_exp : -(float)INFINITY;
 }
 
-/* Inserts c into a list of at most `most` candidates, best first; of equal ones the earlier stays
- * ahead. Returns the new length. */
+/* Inserts c into the best `most` candidates; of equal ones the earlier stays ahead. Returns how
+ * many there are now. */
 static int tmoei_candidate_insert(tmoei_hypothesis *list, int count, int most,
     const tmoei_hypothesis *c)
 {
@@ -9357,11 +9294,11 @@ static int tmoei_candidate_insert(tmoei_hypothesis *list, int count, int most,
     return count;
 }
 
-/* The best continuations of all rows of one request. */
+/* The best continuations of the rows of one request. */
 static void tmoei_search_chunk(void *arg, int chunk, int lane)
 {
     const tmoei_search *s = (const tmoei_search *)arg;
-    const int B = s->how.beams, V = s->model->V, wanted = tmoei_search_wanted(s);
+    const int B = s->how.beams, V = s->model->V;
     tmoei_hypothesis *best = s->candidates + (size_t)chunk * 2 * (size_t)B;
     int count = 0;
     (void)lane;
@@ -9370,13 +9307,10 @@ static void tmoei_search_chunk(void *arg, int chunk, int lane)
         const float lse = B > 1 ? tmoei_log_sum_exp(s->model->ctx, x, V) : 0.0f;
         tmoei_search_forbid(s, row, x, lse);
         for (int v = 0; v < V; v++) {
-            tmoei_hypothesis c;
-            c.score = s->scores[row] + (x[v] - lse);
-            if (count == wanted && !(c.score > best[count - 1].score)) continue;
-            c.row = row;
-            c.token = v;
+            tmoei_hypothesis c = { s->scores[row] + (x[v] - lse), row, v, 0 };
+            if (count == s->wanted && !(c.score > best[count - 1].score)) continue;
             c.ended = v == s->model->config.end_id || s->length + 1 >= s->how.max_length;
-            count = tmoei_candidate_insert(best, count, wanted, &c);
+            count = tmoei_candidate_insert(best, count, s->wanted, &c);
         }
     }
 }
@@ -9388,7 +9322,6 @@ static void tmoei_search_finish(tmoei_search *s, int request, const tmoei_hypoth
     const size_t most = (size_t)s->how.max_length, base = (size_t)request * (size_t)s->how.beams;
     size_t to = base + (size_t)s->how.beams - 1;
     if (score <= s->final_scores[to]) return;
-
     for (; to > base && s->final_scores[to - 1] < score; to--) {
         s->final_scores[to] = s->final_scores[to - 1];
         s->lengths[to] = s->lengths[to - 1];
@@ -9401,45 +9334,40 @@ static void tmoei_search_finish(tmoei_search *s, int request, const tmoei_hypoth
     s->lengths[to] = s->length + 1;
 }
 
-/* Whether none of a request's running rows, the best of which has the score `running`, can replace
- * one of its finished answers; with TMOE_EARLY_STOPPING_TRUE: whether `beams` answers are there. */
+/* Can no running row, the best of which has the score `running`, still replace a finished answer?
+ * With TMOE_EARLY_STOPPING_TRUE: are `beams` answers finished? */
 static int tmoei_search_is_over(const tmoei_search *s, int request, float running)
 {
     const tmoe_generation *how = &s->how;
     const float worst = s->final_scores[(size_t)(request + 1) * (size_t)how->beams - 1];
     if (how->early_stopping == TMOE_EARLY_STOPPING_TRUE && worst > TMOEI_NO_SCORE) return 1;
-
-    /* A sum of log p only falls as a row grows. So what it can reach is at most the present sum,
-     * divided by the length at which the quotient is largest; FALSE takes the present length, as
-     * transformers does. */
+    /* A sum of log p only falls. What it can reach is the present sum, divided by the length at
+     * which the quotient is largest; FALSE takes the present length, as transformers does. */
     int length = s->length;
     if (how->early_stopping == TMOE_EARLY_STOPPING_NEVER && how->length_penalty > 0.0f)
         length = how->max_length - 1;
     return !(running / powf((float)length, how->length_penalty) > worst);
 }
 
-/* One request's step: its candidates end, or become its rows of the next step, from row `next` on.
- * Returns the number of these: beams, or 0 where the request is done. */
+/* One request's step: its candidates finish, or become its rows from row `next` on. Returns the
+ * number of rows: beams, or 0 where the request is done. */
 static int tmoei_search_advance(tmoei_search *s, int index, int next)
 {
     const int B = s->how.beams, request = s->cache.request_of[index * B];
-    const int wanted = tmoei_search_wanted(s);
     const size_t most = (size_t)s->how.max_length, length = (size_t)s->length;
     const float divisor = powf((float)s->length, s->how.length_penalty);
     tmoei_hypothesis *c = s->candidates + (size_t)index * 2 * (size_t)B;
     int ended = 0;
-
-    /* Only the `beams` best may end here. All that end sort behind whatever can be continued. */
-    for (int i = 0; i < wanted; i++) {
+    for (int i = 0; i < s->wanted; i++) {
         if (!c[i].ended) continue;
         if (i < B) tmoei_search_finish(s, request, &c[i], B > 1 ? c[i].score / divisor : 0.0f);
-        c[i].score += TMOEI_NO_SCORE;
+        c[i].score += TMOEI_NO_SCORE; /* continued only where nothing else can be */
         ended++;
     }
 
     for (int to = next; to < next + B; to++) {
         tmoei_hypothesis *best = c;
-        for (int i = 1; i < wanted; i++)
+        for (int i = 1; i < s->wanted; i++)
             if (c[i].score > best->score) best = &c[i];
         int *tokens = s->next_tokens + (size_t)to * most;
         memcpy(tokens, s->tokens + (size_t)best->row * most, length * sizeof(int));
@@ -9449,12 +9377,12 @@ static int tmoei_search_advance(tmoei_search *s, int index, int next)
         best->score = -(float)INFINITY; /* taken */
     }
 
-    if (ended == wanted) return 0;
+    if (ended == s->wanted) return 0;
     if (B > 1 && tmoei_search_is_over(s, request, s->next_scores[next])) return 0;
     return B;
 }
 
-/* Allocates the search's arrays and puts the start token into every row. */
+/* Allocates the search's arrays; every row begins with the start token. */
 static tmoe_result tmoei_search_begin(tmoei_search *s)
 {
     tmoei_owner *own = &s->cache.own;
@@ -9464,7 +9392,6 @@ static tmoe_result tmoei_search_begin(tmoei_search *s)
     s->scores = (float *)tmoei_own(own, 3 * rows, sizeof(float));
     s->candidates = (tmoei_hypothesis *)tmoei_own(own, 2 * rows, sizeof *s->candidates);
     if (own->ctx->error != TMOE_OK) return own->ctx->error;
-
     s->next_tokens = s->tokens + rows * most;
     s->finished = s->next_tokens + rows * most;
     s->next_scores = s->scores + rows;
@@ -9474,7 +9401,7 @@ static tmoe_result tmoei_search_begin(tmoei_search *s)
         s->tokens[r * most] = s->finished[r * most] = s->model->config.start_id;
         s->lengths[r] = 1; /* an answer that is not there is the start token alone */
         s->final_scores[r] = TMOEI_NO_SCORE;
-        /* The beams of a request are equal at first: only the first one counts. */
+        /* the beams of a request are equal at first: only one counts */
         s->scores[r] = r % (size_t)s->how.beams == 0 ? 0.0f : TMOEI_NO_SCORE;
     }
     s->length = 1;
@@ -9485,18 +9412,15 @@ static tmoe_result tmoei_search_begin(tmoei_search *s)
 static tmoe_result tmoei_search_step(tmoei_search *s)
 {
     tmoei_cache *cache = &s->cache;
-    tmoe_ctx *ctx = s->model->ctx;
     const size_t most = (size_t)s->how.max_length;
     const int requests = cache->rows / s->how.beams;
+    int next = 0;
     for (int r = 0; r < cache->rows; r++)
         cache->ids[r] = s->tokens[(size_t)r * most + (size_t)s->length - 1];
     tmoe_tensor *logits = tmoei_cache_step(cache, s->model, s->task, s->route);
-    if (!logits) return ctx->error;
-
+    if (!logits) return s->model->ctx->error;
     s->logits = logits->x;
-    tmoei_parallel(ctx, tmoei_search_chunk, s, requests);
-
-    int next = 0;
+    tmoei_parallel(s->model->ctx, tmoei_search_chunk, s, requests);
     for (int i = 0; i < requests; i++) next += tmoei_search_advance(s, i, next);
     memcpy(s->tokens, s->next_tokens, (size_t)next * most * sizeof(int));
     memcpy(s->scores, s->next_scores, (size_t)next * sizeof(float));
@@ -9512,16 +9436,14 @@ static tmoe_result tmoei_search_run(tmoei_search *s, const tmoei_pack *source)
     tmoe_result result = tmoei_cache_create(&s->cache, s->model, s->task, s->route, source,
         s->how.beams, s->how.max_length - 1);
     if (result == TMOE_OK) result = tmoei_search_begin(s);
-
-    /* The decoder's weights are read at every step, so its packed panels are kept from now on; the
-     * encoder's, above, are read once. */
+    /* the decoder's weights are read at every step; those of the encoder, above, were read once */
     ctx->keeping = s->cache.rows > TMOEI_FEW_ROWS;
     while (result == TMOE_OK && s->cache.rows > 0) result = tmoei_search_step(s);
     ctx->keeping = 0;
     return result;
 }
 
-/* Copies the answers of a finished search to the caller's arrays, from request `first` on. */
+/* Copies the answers of a search to the caller's arrays, from request `first` on. */
 static void tmoei_search_store(const tmoei_search *s, int first, const tmoe_generated *out)
 {
     const int requests = s->cache.source->sequences, returned = s->how.returned;
@@ -9558,25 +9480,19 @@ static tmoe_result tmoei_generation_check(tmoe_model *model, tmoe_generation *ho
     return text[0] ? tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "generation: %s", text) : TMOE_OK;
 }
 
-/* Checks that there is a route, and that every request has tokens, not too many, and only ids that
- * exist. */
+/* Is there a route, and are all requests made of ids that there are, not too many? */
 static tmoe_result tmoei_request_check(tmoe_model *model, const tmoe_request *request)
 {
-    const int most = model->config.source_tokens;
-    const int *ids = request->ids;
-    if (request->count < 0)
-        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "generate: %d requests; at least 0",
-            request->count);
-    if (model->R > 0 && !request->route && (request->task < 0 || request->task >= model->N))
+    const int most = model->config.source_tokens, *ids = request->ids;
+    const int known = request->task >= 0 && request->task < model->N;
+    if (request->count < 0 || (model->R > 0 && !request->route && !known))
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-            "generate: task %d of %d; a task that is not known needs a route", request->task,
-            model->N);
-
+            "generate: %d requests (at least 0) of task %d (of %d; another one needs a route)",
+            request->count, request->task, model->N);
     for (int i = 0; i < request->count; i++) {
         const int length = request->lengths[i];
         int good = length >= 1 && length <= most;
-        if (good)
-            for (int t = 0; t < length; t++) good &= ids[t] >= 0 && ids[t] < model->V;
+        for (int t = 0; good && t < length; t++) good = ids[t] >= 0 && ids[t] < model->V;
         if (!good)
             return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
                 "generate: request %d has %d tokens (1 to %d), or an id that is not 0 <= id < %d",
@@ -9603,10 +9519,11 @@ TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, const tmoe_request *reques
     s.how = request->how ? *request->how : model->generation;
     TMOEI_TRY(tmoei_request_check(model, request));
     TMOEI_TRY(tmoei_generation_check(model, &s.how));
+    s.wanted = s.how.beams > 1 ? 2 * s.how.beams : 1;
 
     const tmoei_float_mode mode = tmoei_float_mode_enter();
     const int at_once = s.how.beams < TMOEI_ROWS_AT_ONCE ? TMOEI_ROWS_AT_ONCE / s.how.beams : 1;
-    for (int first = 0; first < request->count; first += at_once) {
+    for (int first = 0; first < request->count && ctx->error == TMOE_OK; first += at_once) {
         const int n = tmoei_least(at_once, request->count - first);
         if (tmoei_batch_reserve(ctx, &b, (size_t)n * source_most, 1, (size_t)n) != TMOE_OK) break;
         for (int i = first; i < first + n; i++) {
@@ -9615,10 +9532,9 @@ TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, const tmoe_request *reques
         }
         if (tmoei_search_run(&s, &b.source) == TMOE_OK) tmoei_search_store(&s, first, out);
         tmoei_owner_free(&s.cache.own);
-        if (ctx->error != TMOE_OK) break;
     }
 
-    while (ctx->kept) { /* the packed weights */
+    while (ctx->kept) { /* packed weights */
         struct tmoei_kept *newest = ctx->kept;
         ctx->kept = newest->before;
         tmoei_free(ctx, newest);
@@ -9630,77 +9546,65 @@ TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, const tmoe_request *reques
 
 /* ---- texts: a known task by its name, an unseen one by its instruction ----------------------- */
 
-/* The task that is asked. */
+/* Returns the index of the known task of this name, for a function of the API. If there is none:
+ * -1, and a message with the tasks whose instructions have most in common with the name. */
+static int tmoei_known_task(tmoe_model *model, const char *function, const char *name)
+{
+    int tasks[3];
+    float cosines[3];
+    char text[1024] = "";
+    if (!name) name = "";
+    const int known = tmoe_model_find_task(model, name);
+    if (known >= 0) return known;
+    const int count = tmoe_model_nearest_tasks(model, name, 3, tasks, cosines);
+    for (int i = 0; i < count; i++)
+        tmoei_problem(text, sizeof text, "%s", model->tasks[tasks[i]].name);
+    (void)tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
+        "%s: no task of the model is named '%.200s'. Nearest: %s. A task that it has not seen is "
+        "asked by its instruction: tmoe_answer_unseen, tmoe_route_unseen",
+        function, name, count ? text : "none");
+    return -1;
+}
+
+/* What is asked of the model. */
 typedef struct tmoei_asked {
-    int task;                /* index of a known task, or -1 */
-    const char *name;        /* for messages: its name, or the instruction */
-    const char *instruction; /* what the encoder reads before the input, if it reads one */
-    const float *route; /* (R, E), or NULL: the known task's own, an unseen one's is computed */
+    int task;           /* index of a known task, or -1 */
+    const char *name;   /* for messages: its name, or the instruction */
+    const char *prefix; /* what the encoder reads before an input, or NULL */
+    const float *route; /* (R, E); NULL: the known task's own */
+    tmoei_owner own;    /* freed by the caller, in any case */
 } tmoei_asked;
 
-/* Finds the known task of this name, for a function of the API. The message of a failure lists the
- * tasks whose instructions have most in common with the name. */
-static tmoe_result tmoei_asked_by_name(tmoe_model *model, const char *function, const char *name,
-    tmoei_asked *asked)
-{
-    enum { SHOWN = 3 };
-
-    int tasks[SHOWN];
-    float cosines[SHOWN];
-    char text[1024] = "";
-    memset(asked, 0, sizeof *asked);
-    if (!name) return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "%s: no task's name", function);
-    asked->task = tmoe_model_find_task(model, name);
-    if (asked->task < 0) {
-        const int shown = tmoe_model_nearest_tasks(model, name, SHOWN, tasks, cosines);
-        for (int i = 0; i < shown; i++)
-            tmoei_problem(text, sizeof text, "%s", model->tasks[tasks[i]].name);
-        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-            "%s: no task of the model is named '%.200s'. Nearest: %s. A task that it has not "
-            "seen is asked by its instruction: tmoe_answer_unseen, tmoe_route_unseen",
-            function, name, shown ? text : "it has none");
-    }
-    asked->name = model->tasks[asked->task].name;
-    asked->instruction = model->tasks[asked->task].instruction;
-    return TMOE_OK;
-}
-
-/* An unseen task, which only its instruction describes. */
-static tmoe_result tmoei_asked_by_instruction(tmoe_model *model, const char *function,
-    const char *instruction, tmoei_asked *asked)
+/* A name alone must be a known task's. An instruction alone is an unseen task's. Both are those of
+ * a suite's task, which is known or not. An unseen task without a route gets the one of
+ * TMOE_ZERO_SHOT_ROUTER. */
+static tmoe_result tmoei_ask(tmoe_model *model, const char *name, const char *instruction,
+    const float *route, tmoei_asked *asked)
 {
     memset(asked, 0, sizeof *asked);
+    asked->own.ctx = model->ctx;
     asked->task = -1;
-    asked->name = asked->instruction = instruction;
-    if (instruction) return TMOE_OK;
-    return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "%s: no instruction", function);
-}
-
-/* A task of a suite: known if the model knows its name, else unseen. */
-static void tmoei_asked_by_task(const tmoe_model *model, const tmoe_task *task, const float *route,
-    tmoei_asked *asked)
-{
-    asked->task = tmoe_model_find_task(model, task->name);
-    asked->name = task->name;
-    asked->instruction = task->instruction;
+    if (!instruction) {
+        asked->task = tmoei_known_task(model, "answer", name);
+        if (asked->task < 0) return model->ctx->error;
+        instruction = model->tasks[asked->task].instruction;
+    } else if (name)
+        asked->task = tmoe_model_find_task(model, name);
+    asked->name = name ? name : instruction;
+    asked->prefix = model->config.instruction_in_input ? instruction : NULL;
     asked->route = route;
+    if (route || asked->task >= 0 || model->R == 0) return TMOE_OK;
+
+    float *unseen = (float *)tmoei_own(&asked->own, model->route_width, sizeof(float));
+    if (!unseen) return TMOE_ERR_MEMORY;
+    asked->route = unseen;
+    return tmoe_route_unseen(model, instruction, TMOE_ZERO_SHOT_ROUTER, unseen);
 }
 
-/* Gives an unseen task that has no route the router's, or what takes its place
- * (TMOE_ZERO_SHOT_ROUTER). */
-static tmoe_result tmoei_asked_route(tmoe_model *model, tmoei_asked *asked, tmoei_owner *own)
+static void tmoei_texts_free(tmoe_ctx *ctx, tmoei_texts *texts)
 {
-    if (asked->route || asked->task >= 0 || model->R == 0) return TMOE_OK;
-    float *route = (float *)tmoei_own(own, model->route_width, sizeof(float));
-    if (!route) return TMOE_ERR_MEMORY;
-    asked->route = route;
-    return tmoe_route_unseen(model, asked->instruction, TMOE_ZERO_SHOT_ROUTER, route);
-}
-
-/* What the encoder reads before an input, or NULL. */
-static const char *tmoei_asked_prefix(const tmoe_model *model, const tmoei_asked *asked)
-{
-    return model->config.instruction_in_input ? asked->instruction : NULL;
+    tmoei_free(ctx, texts->ids);
+    tmoei_free(ctx, texts->offsets);
 }
 
 /* Returns the text of tokens, to be freed with tmoei_free; NULL when there is no memory. */
@@ -9715,77 +9619,69 @@ static char *tmoei_text_of(tmoe_model *model, const int *tokens, size_t count)
     return text;
 }
 
-/* Tokenises the inputs, generates one answer each and decodes it. texts and own are the caller's to
- * free, and so are, after a failure, the answers that are there already. */
-static tmoe_result tmoei_answers_make(tmoe_model *model, tmoei_asked *asked,
-    const char *const *inputs, int count, char **answers, tmoei_texts *texts, tmoei_owner *own)
+/* Tokenises the inputs, generates an answer to each and decodes it. name, instruction:
+ * tmoei_ask. */
+static tmoe_result tmoei_answers(tmoe_model *model, const char *name, const char *instruction,
+    const float *route, const char *const *inputs, int count, char **answers)
 {
-    const char *prefix = tmoei_asked_prefix(model, asked);
+    tmoe_ctx *ctx = model->ctx;
     tmoe_generation how = model->generation;
     tmoe_request request;
     tmoe_generated out;
-    how.returned = 1;
-    TMOEI_TRY(tmoei_generation_check(model, &how));
-    TMOEI_TRY(tmoei_asked_route(model, asked, own));
-
-    const size_t n = (size_t)count, most = (size_t)how.max_length;
-    int *lengths = (int *)tmoei_own(own, n, sizeof(int));
+    tmoei_asked asked;
+    tmoei_texts texts;
+    memset(&texts, 0, sizeof texts);
     memset(&out, 0, sizeof out);
-    out.token_counts = (int *)tmoei_own(own, n, sizeof(int));
-    out.tokens = (int *)tmoei_own(own, n, most * sizeof(int));
-    if (!lengths || !out.token_counts || !out.tokens) return TMOE_ERR_MEMORY;
-    for (int i = 0; i < count; i++) {
-        TMOEI_TRY(tmoei_texts_add(model, texts, prefix, inputs[i], model->config.source_tokens,
-            "input", asked->name, i));
-        lengths[i] = (int)tmoei_text_length(texts, (size_t)i);
-    }
+    how.returned = 1;
+    for (int i = 0; i < count; i++) answers[i] = NULL;
+    if (count < 0 || !model->tokenizer)
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "answer: %d inputs; at least 0, and a model with a tokenizer", count);
 
-    memset(&request, 0, sizeof request);
-    request.task = asked->task;
-    request.route = asked->route;
-    request.ids = texts->ids;
+    if (tmoei_ask(model, name, instruction, route, &asked) == TMOE_OK)
+        (void)tmoei_generation_check(model, &how);
+    const size_t n = (size_t)count, most = (size_t)how.max_length;
+    int *lengths = NULL;
+    if (ctx->error == TMOE_OK) {
+        lengths = (int *)tmoei_own(&asked.own, n, sizeof(int));
+        out.token_counts = (int *)tmoei_own(&asked.own, n, sizeof(int));
+        out.tokens = (int *)tmoei_own(&asked.own, n, most * sizeof(int));
+    }
+    for (int i = 0; i < count && ctx->error == TMOE_OK; i++)
+        if (tmoei_texts_add(model, &texts, asked.prefix, inputs[i], model->config.source_tokens,
+                "input", asked.name, i)
+            == TMOE_OK)
+            lengths[i] = (int)tmoei_text_length(&texts, (size_t)i);
+
+    request.task = asked.task;
+    request.route = asked.route;
+    request.ids = texts.ids;
     request.lengths = lengths;
     request.count = count;
     request.how = &how;
-    TMOEI_TRY(tmoe_generate(model, &request, &out));
-    for (size_t i = 0; i < n; i++) {
+    if (ctx->error == TMOE_OK) (void)tmoe_generate(model, &request, &out);
+    for (size_t i = 0; i < n && ctx->error == TMOE_OK; i++)
         answers[i] = tmoei_text_of(model, out.tokens + i * most, (size_t)out.token_counts[i]);
-        if (!answers[i]) return model->ctx->error;
-    }
-    return TMOE_OK;
-}
-
-/* Answers all inputs. On entry all answers are NULL; after a failure they are again. */
-static tmoe_result tmoei_answers(tmoe_model *model, const char *function, tmoei_asked *asked,
-    const char *const *inputs, int count, char **answers)
-{
-    tmoei_owner own = { model->ctx, NULL };
-    tmoei_texts texts;
-    memset(&texts, 0, sizeof texts);
-    if (count < 0 || !model->tokenizer)
-        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-            "%s: %d inputs; at least 0, and a model with a tokenizer", function, count);
-    const tmoe_result result =
-        tmoei_answers_make(model, asked, inputs, count, answers, &texts, &own);
-    if (result != TMOE_OK) tmoe_answers_free(model, answers, count);
-    tmoei_free(model->ctx, texts.ids);
-    tmoei_free(model->ctx, texts.offsets);
-    tmoei_owner_free(&own);
-    return result;
+    if (ctx->error != TMOE_OK) tmoe_answers_free(model, answers, count);
+    tmoei_texts_free(ctx, &texts);
+    tmoei_owner_free(&asked.own);
+    return ctx->error;
 }
 
 /* One answer, into the caller's text. */
-static tmoe_result tmoei_answer_one(tmoe_model *model, const char *function, tmoei_asked *asked,
+static tmoe_result tmoei_answer(tmoe_model *model, const char *name, const char *instruction,
     const char *input, char *text, size_t size)
 {
     char *answer = NULL;
-    TMOEI_TRY(tmoei_answers(model, function, asked, &input, 1, &answer));
+    tmoei_begin(model->ctx);
+    if (size > 0) text[0] = 0;
+    TMOEI_TRY(tmoei_answers(model, name, instruction, NULL, &input, 1, &answer));
     const size_t length = strlen(answer);
     if (length < size)
         memcpy(text, answer, length + 1);
     else
         (void)tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-            "%s: %lu bytes and a NUL do not fit into %lu", function, (unsigned long)length,
+            "answer: %lu bytes and a NUL do not fit into %lu", (unsigned long)length,
             (unsigned long)size);
     tmoe_answers_free(model, &answer, 1);
     return model->ctx->error;
@@ -9794,43 +9690,27 @@ static tmoe_result tmoei_answer_one(tmoe_model *model, const char *function, tmo
 TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task_name, const char *input,
     char *text, size_t size)
 {
-    tmoei_asked asked;
-    tmoei_begin(model->ctx);
-    if (size > 0) text[0] = 0;
-    TMOEI_TRY(tmoei_asked_by_name(model, "answer", task_name, &asked));
-    return tmoei_answer_one(model, "answer", &asked, input, text, size);
+    return tmoei_answer(model, task_name, NULL, input, text, size);
 }
 
 TMOE_DEF tmoe_result tmoe_answer_unseen(tmoe_model *model, const char *instruction,
     const char *input, char *text, size_t size)
 {
-    tmoei_asked asked;
-    tmoei_begin(model->ctx);
-    if (size > 0) text[0] = 0;
-    TMOEI_TRY(tmoei_asked_by_instruction(model, "answer_unseen", instruction, &asked));
-    return tmoei_answer_one(model, "answer_unseen", &asked, input, text, size);
+    return tmoei_answer(model, NULL, instruction, input, text, size);
 }
 
 TMOE_DEF tmoe_result tmoe_answer_many(tmoe_model *model, const char *task_name, const float *route,
     const char *const *inputs, int count, char **answers)
 {
-    tmoei_asked asked;
     tmoei_begin(model->ctx);
-    for (int i = 0; i < count; i++) answers[i] = NULL;
-    TMOEI_TRY(tmoei_asked_by_name(model, "answer_many", task_name, &asked));
-    asked.route = route;
-    return tmoei_answers(model, "answer_many", &asked, inputs, count, answers);
+    return tmoei_answers(model, task_name, NULL, route, inputs, count, answers);
 }
 
 TMOE_DEF tmoe_result tmoe_answer_many_unseen(tmoe_model *model, const char *instruction,
     const float *route, const char *const *inputs, int count, char **answers)
 {
-    tmoei_asked asked;
     tmoei_begin(model->ctx);
-    for (int i = 0; i < count; i++) answers[i] = NULL;
-    TMOEI_TRY(tmoei_asked_by_instruction(model, "answer_many_unseen", instruction, &asked));
-    asked.route = route;
-    return tmoei_answers(model, "answer_many_unseen", &asked, inputs, count, answers);
+    return tmoei_answers(model, NULL, instruction, route, inputs, count, answers);
 }
 
 TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count)
@@ -9847,8 +9727,8 @@ TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count)
 static tmoe_result tmoei_log_likelihoods(tmoe_model *model, int task, const float *route,
     const tmoei_texts *source, const tmoei_texts *labels, double *out)
 {
-    const size_t skip = model->config.begin_in_target ? 0 : 1, V = (size_t)model->V;
-    const size_t n = labels->count;
+    const size_t skip = model->config.begin_in_target ? 0 : 1, n = labels->count;
+    tmoe_tensor *h = NULL;
     tmoei_batch b;
     tmoei_pass pass;
     memset(&b, 0, sizeof b);
@@ -9857,7 +9737,6 @@ static tmoe_result tmoei_log_likelihoods(tmoe_model *model, int task, const floa
         tmoei_batch_put(&b, source->ids, source->ids_used, labels->ids + labels->offsets[i] + skip,
             tmoei_target_length(model, labels, i), model->config.start_id);
 
-    tmoe_tensor *h = NULL;
     if (tmoei_evaluation_pass(model, task, route, model->tape, &pass) == TMOE_OK) {
         h = tmoei_encode(&pass, &b.source);
         h = tmoei_head(&pass, tmoei_decode(&pass, &b.target, h, &b.source));
@@ -9866,7 +9745,7 @@ static tmoe_result tmoei_log_likelihoods(tmoe_model *model, int task, const floa
         for (size_t i = 0; i < n; i++) {
             out[i] = 0.0;
             for (int t = b.target.offsets[i]; t < b.target.offsets[i + 1]; t++) {
-                const float *x = h->x + (size_t)t * V;
+                const float *x = h->x + (size_t)t * (size_t)model->V;
                 out[i] += (double)(x[b.labels[t]] - tmoei_log_sum_exp(model->ctx, x, model->V));
             }
         }
@@ -9874,35 +9753,16 @@ static tmoe_result tmoei_log_likelihoods(tmoe_model *model, int task, const floa
     return model->ctx->error;
 }
 
-/* Checks what tmoe_choose_label gets. */
-static tmoe_result tmoei_labels_check(tmoe_model *model, const tmoe_task *task, int count,
+/* The index of the best label; sum over tokens, or mean. */
+static int tmoei_best_label(const tmoe_model *model, const tmoei_texts *labels, double *scores,
     tmoe_label_score how)
 {
-    int empty = 0;
-    for (int i = 0; i < task->label_count; i++) empty += task->labels[i][0] == 0;
-    if (task->label_count < 1 || empty || !model->tokenizer || count < 0
-        || (unsigned)how > TMOE_LABEL_MEAN)
-        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-            "choose_label: task %s has a closed set of %d labels, %d of them empty; %d inputs, "
-            "score %d. Needed are labels, none empty, a count of at least 0, a known score and a "
-            "model with a tokenizer",
-            task->name, task->label_count, empty, count, (int)how);
-    return TMOE_OK;
-}
-
-/* Sets *best to the label of the one source that scores highest; scores (labels) is scratch. */
-static tmoe_result tmoei_label_best(tmoe_model *model, const tmoei_asked *asked,
-    const tmoei_texts *source, const tmoei_texts *labels, tmoe_label_score how, double *scores,
-    int *best)
-{
-    TMOEI_TRY(tmoei_log_likelihoods(model, asked->task, asked->route, source, labels, scores));
-    if (how == TMOE_LABEL_MEAN)
-        for (size_t i = 0; i < labels->count; i++)
-            scores[i] /= (double)tmoei_target_length(model, labels, i);
-    *best = 0;
-    for (size_t i = 1; i < labels->count; i++)
-        if (scores[i] > scores[*best]) *best = (int)i;
-    return TMOE_OK;
+    int best = 0;
+    for (size_t i = 0; i < labels->count; i++) {
+        if (how == TMOE_LABEL_MEAN) scores[i] /= (double)tmoei_target_length(model, labels, i);
+        if (scores[i] > scores[best]) best = (int)i;
+    }
+    return best;
 }
 
 TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task, const float *route,
@@ -9910,34 +9770,38 @@ TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task,
 {
     tmoe_ctx *ctx = model->ctx;
     const tmoe_config *c = &model->config;
-    tmoei_owner own = { ctx, NULL };
+    int empty = task->label_count < 1;
     tmoei_asked asked;
     tmoei_texts labels, source;
     tmoei_begin(ctx);
-    TMOEI_TRY(tmoei_labels_check(model, task, count, how));
+    for (int i = 0; i < task->label_count; i++) empty |= task->labels[i][0] == 0;
+    if (empty || !model->tokenizer || count < 0 || (unsigned)how > TMOE_LABEL_MEAN)
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "choose_label: needs a closed set of labels, none empty (task %s has %d), at least 0 "
+            "inputs (%d), a score that there is (%d) and a model with a tokenizer",
+            task->name, task->label_count, count, (int)how);
     memset(&labels, 0, sizeof labels);
     memset(&source, 0, sizeof source);
-    tmoei_asked_by_task(model, task, route, &asked);
 
     const tmoei_float_mode mode = tmoei_float_mode_enter();
-    const char *prefix = tmoei_asked_prefix(model, &asked);
-    double *scores = (double *)tmoei_own(&own, (size_t)task->label_count, sizeof *scores);
-    if (scores) (void)tmoei_asked_route(model, &asked, &own);
+    double *scores = NULL;
+    if (tmoei_ask(model, task->name, task->instruction, route, &asked) == TMOE_OK)
+        scores = (double *)tmoei_own(&asked.own, (size_t)task->label_count, sizeof *scores);
     for (int i = 0; i < task->label_count && ctx->error == TMOE_OK; i++)
         (void)tmoei_texts_add(model, &labels, NULL, task->labels[i], c->target_tokens, "label",
             task->name, i);
     for (int i = 0; i < count && ctx->error == TMOE_OK; i++) {
         source.count = source.ids_used = 0; /* one at a time */
-        if (tmoei_texts_add(model, &source, prefix, inputs[i], c->source_tokens, "input",
+        if (tmoei_texts_add(model, &source, asked.prefix, inputs[i], c->source_tokens, "input",
                 task->name, i)
-            == TMOE_OK)
-            (void)tmoei_label_best(model, &asked, &source, &labels, how, scores, &chosen[i]);
+                == TMOE_OK
+            && tmoei_log_likelihoods(model, asked.task, asked.route, &source, &labels, scores)
+                == TMOE_OK)
+            chosen[i] = tmoei_best_label(model, &labels, scores, how);
     }
-    tmoei_owner_free(&own);
-    tmoei_free(ctx, source.ids);
-    tmoei_free(ctx, source.offsets);
-    tmoei_free(ctx, labels.ids);
-    tmoei_free(ctx, labels.offsets);
+    tmoei_owner_free(&asked.own);
+    tmoei_texts_free(ctx, &source);
+    tmoei_texts_free(ctx, &labels);
     tmoei_float_mode_leave(mode);
     return ctx->error;
 }
@@ -13211,49 +13075,33 @@ static double tmoei_rouge_l(const char *prediction, const char *answer, tmoei_ro
 
 /* ---- scores over a whole task ---------------------------------------------------------------- */
 
-/* F1 of one label: 2 both / (predicted + right), over the first answers. */
-static double tmoei_label_f1(const char *label, const char *const *predictions,
-    const tmoe_example *examples, int count)
+/* Text i of a list of 2 * count: the first answers, then the predictions. */
+static const char *tmoei_given_text(const char *const *predictions, const tmoe_example *examples,
+    int count, int i)
 {
-    int both = 0, predicted = 0, right = 0;
-    for (int i = 0; i < count; i++) {
-        const int p = strcmp(predictions[i], label) == 0;
-        const int r = strcmp(examples[i].outputs[0], label) == 0;
-        both += p && r;
-        predicted += p;
-        right += r;
-    }
-    return 2.0 * both / (double)(predicted + right);
+    return i < count ? examples[i].outputs[0] : predictions[i - count];
 }
 
-/* Whether a label is among the first answers of `answers` examples or among `given` predictions. */
-static int tmoei_label_occurs(const char *label, const tmoe_example *examples, int answers,
-    const char *const *predictions, int given)
-{
-    for (int i = 0; i < answers; i++)
-        if (strcmp(examples[i].outputs[0], label) == 0) return 1;
-    for (int i = 0; i < given; i++)
-        if (strcmp(predictions[i], label) == 0) return 1;
-    return 0;
-}
-
-/* Mean F1 over the distinct texts that occur: those of the answers, then those that only
- * predictions have. */
+/* Mean over the distinct texts of their F1 = 2 both / (predicted + right). */
 static double tmoei_macro_f1(const char *const *predictions, const tmoe_example *examples,
     int count)
 {
     double sum = 0.0;
     int labels = 0;
-    for (int i = 0; i < count; i++) {
-        const char *label = examples[i].outputs[0];
-        if (tmoei_label_occurs(label, examples, i, NULL, 0)) continue;
-        sum += tmoei_label_f1(label, predictions, examples, count);
-        labels++;
-    }
-    for (int i = 0; i < count; i++) {
-        const char *label = predictions[i];
-        if (tmoei_label_occurs(label, examples, count, predictions, i)) continue;
-        sum += tmoei_label_f1(label, predictions, examples, count);
+    for (int i = 0; i < 2 * count; i++) {
+        const char *label = tmoei_given_text(predictions, examples, count, i);
+        int both = 0, predicted = 0, right = 0, seen = 0;
+        for (int j = 0; j < i && !seen; j++)
+            seen = strcmp(tmoei_given_text(predictions, examples, count, j), label) == 0;
+        if (seen) continue;
+        for (int j = 0; j < count; j++) {
+            const int p = strcmp(predictions[j], label) == 0;
+            const int r = strcmp(examples[j].outputs[0], label) == 0;
+            both += p && r;
+            predicted += p;
+            right += r;
+        }
+        sum += 2.0 * both / (double)(predicted + right);
         labels++;
     }
     return sum / labels;
@@ -13350,23 +13198,16 @@ static tmoe_result tmoei_mean_score(tmoe_ctx *ctx, tmoe_metric metric,
 static tmoe_result tmoei_correlation_score(tmoe_ctx *ctx, tmoe_metric metric,
     const char *const *predictions, const tmoe_example *examples, int count, double *score)
 {
-    double *x = (double *)tmoei_alloc(ctx, 2 * (size_t)count, sizeof *x, 0);
-    if (!x) return TMOE_ERR_MEMORY;
-    double *y = x + count;
-    for (int i = 0; i < count; i++) {
-        const char *prediction = predictions[i], *answer = examples[i].outputs[0];
-        if (metric == TMOE_METRIC_PEARSON) {
-            x[i] = tmoei_number_or_three(prediction);
-            y[i] = tmoei_number_or_three(answer);
-        } else {
-            x[i] = tmoei_is_acceptable(prediction);
-            y[i] = tmoei_is_acceptable(answer);
-        }
+    double *numbers = (double *)tmoei_alloc(ctx, 2 * (size_t)count, sizeof *numbers, 0);
+    if (!numbers) return TMOE_ERR_MEMORY;
+    for (int i = 0; i < 2 * count; i++) {
+        const char *text = tmoei_given_text(predictions, examples, count, i);
+        numbers[i] =
+            metric == TMOE_METRIC_PEARSON ? tmoei_number_or_three(text) : tmoei_is_acceptable(text);
     }
-    *score = tmoei_pearson(x, y, count);
-    /* by the reference's rule Matthews' coefficient of a constant side is 0 */
-    if (metric == TMOE_METRIC_MATTHEWS && tmoei_is_nan(*score)) *score = 0.0;
-    tmoei_free(ctx, x);
+    *score = tmoei_pearson(numbers, numbers + count, count);
+    if (metric == TMOE_METRIC_MATTHEWS && tmoei_is_nan(*score)) *score = 0.0; /* CrossFit's rule */
+    tmoei_free(ctx, numbers);
     return TMOE_OK;
 }
 
@@ -13393,55 +13234,31 @@ static int tmoei_double_order(const void *a, const void *b)
     return x > y;
 }
 
-/* What tmoe_compare reads. */
-typedef struct tmoei_paired {
-    const double *base, *scores;
-    int count;
-    uint64_t seed;
-} tmoei_paired;
-
 /* Mean of new - base, or of (new - base) / base, over all tasks (draw 0) or over as many that a
  * draw picks with replacement. NaN where no task of these has the figure. */
-static double tmoei_mean_gain(const tmoei_paired *p, int relative, int draw)
+static double tmoei_mean_gain(const double *base, const double *scores, int count, int relative,
+    uint64_t seed, int draw)
 {
+    const uint64_t stream = TMOEI_STREAM_RESAMPLE | (uint64_t)draw;
     double sum = 0.0;
     int used = 0;
-    for (int i = 0; i < p->count; i++) {
+    for (int i = 0; i < count; i++) {
         int t = i;
-        if (draw > 0) {
-            const uint64_t stream = TMOEI_STREAM_RESAMPLE | (uint64_t)draw;
-            const uint64_t random = tmoei_random(p->seed, stream, (uint64_t)i);
-            t = (int)tmoei_below(random, (size_t)p->count);
-        }
-        const double base = p->base[t], gain = p->scores[t] - base;
-        if (tmoei_is_nan(gain) || (relative && base <= 0.0)) continue;
-        sum += relative ? gain / base : gain;
+        if (draw > 0) t = (int)tmoei_below(tmoei_random(seed, stream, (uint64_t)i), (size_t)count);
+        const double gain = scores[t] - base[t];
+        if (tmoei_is_nan(gain) || (relative && base[t] <= 0.0)) continue;
+        sum += relative ? gain / base[t] : gain;
         used++;
     }
     return used ? sum / used : (double)NAN;
 }
 
-#define TMOEI_DRAWS 2000 /* the ends of the interval then move by some 1 % of its width */
-
-/* The mean gain and the 2.5 % and 97.5 % quantiles of it over the draws. */
-static void tmoei_gain_interval(const tmoei_paired *p, int relative, double gain[3])
-{
-    double sample[TMOEI_DRAWS];
-    int n = 0;
-    for (int draw = 1; draw <= TMOEI_DRAWS; draw++) {
-        const double x = tmoei_mean_gain(p, relative, draw);
-        if (!tmoei_is_nan(x)) sample[n++] = x;
-    }
-    qsort(sample, (size_t)n, sizeof *sample, tmoei_double_order);
-    gain[0] = tmoei_mean_gain(p, relative, 0);
-    gain[1] = n ? sample[n * 25 / 1000] : (double)NAN;
-    gain[2] = n ? sample[n * 975 / 1000] : (double)NAN;
-}
+#define TMOEI_RESAMPLINGS 2000 /* the ends of the interval then move by some 1 % of its width */
 
 TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const double *scores,
     int count, uint64_t seed, tmoe_comparison *result)
 {
-    tmoei_paired paired;
+    double sample[TMOEI_RESAMPLINGS];
     tmoei_begin(ctx);
     if (count < 0)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "compare: %d tasks; at least 0", count);
@@ -13456,12 +13273,19 @@ TMOE_DEF tmoe_result tmoe_compare(tmoe_ctx *ctx, const double *base, const doubl
         result->losses += scores[t] < base[t];
         result->ties += scores[t] == base[t];
     }
-    paired.base = base;
-    paired.scores = scores;
-    paired.count = count;
-    paired.seed = seed;
-    tmoei_gain_interval(&paired, 1, result->relative_gain);
-    tmoei_gain_interval(&paired, 0, result->difference);
+
+    for (int relative = 0; relative < 2; relative++) {
+        double *gain = relative ? result->relative_gain : result->difference;
+        int n = 0;
+        for (int draw = 1; draw <= TMOEI_RESAMPLINGS; draw++) {
+            const double x = tmoei_mean_gain(base, scores, count, relative, seed, draw);
+            if (!tmoei_is_nan(x)) sample[n++] = x;
+        }
+        qsort(sample, (size_t)n, sizeof *sample, tmoei_double_order);
+        gain[0] = tmoei_mean_gain(base, scores, count, relative, seed, 0);
+        gain[1] = n ? sample[n * 25 / 1000] : (double)NAN;
+        gain[2] = n ? sample[n * 975 / 1000] : (double)NAN;
+    }
     return TMOE_OK;
 }
 
@@ -13471,18 +13295,17 @@ TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, con
     tmoe_ctx *ctx = model->ctx;
     const int n = limit > 0 && limit < task->test_count ? limit : task->test_count;
     tmoei_owner own = { ctx, NULL };
-    tmoei_asked asked;
     tmoei_begin(ctx);
     if (n < 1 || limit < 0)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
             "evaluate: task %s has %d test lines, limit %d; at least 1 line, and limit 0 or above",
             task->name, task->test_count, limit);
-    tmoei_asked_by_task(model, task, route, &asked);
     const char **inputs = (const char **)tmoei_own(&own, (size_t)n, sizeof *inputs);
     char **answers = (char **)tmoei_own(&own, (size_t)n, sizeof *answers);
     if (inputs && answers) {
         for (int i = 0; i < n; i++) inputs[i] = task->test[i].input;
-        if (tmoei_answers(model, "evaluate", &asked, inputs, n, answers) == TMOE_OK)
+        if (tmoei_answers(model, task->name, task->instruction, route, inputs, n, answers)
+            == TMOE_OK)
             (void)tmoe_score(ctx, task->metric, (const char *const *)answers, task->test, n, score);
         tmoe_answers_free(model, answers, n);
     }
@@ -13492,138 +13315,99 @@ TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, con
 
 /* ==== >>routes: reading them ================================================================== */
 
-/* y is the feature in the order of a permutation; r_c = corr(column c of routes, y).
- * Sets *largest to the largest |r_c|; stores all r_c where `r` is not NULL. x is scratch. */
-static void tmoei_column_correlations(const tmoe_correlation_test *test, const double *y, double *x,
-    double *r, double *largest)
-{
-    *largest = 0.0;
-    for (int c = 0; c < test->columns; c++) {
-        for (int t = 0; t < test->tasks; t++)
-            x[t] = (double)test->routes[(size_t)t * (size_t)test->columns + (size_t)c];
-        const double found = tmoei_pearson(x, y, test->tasks);
-        if (r) r[c] = found;
-        if (fabs(found) > *largest) *largest = fabs(found); /* false for NaN */
-    }
-}
-
 TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const tmoe_correlation_test *test,
     double *correlations, double *chances)
 {
-    const int tasks = test->tasks, permutations = test->permutations;
+    const int tasks = test->tasks, columns = test->columns;
     tmoei_owner own = { ctx, NULL };
-    double largest;
     tmoei_begin(ctx);
-    if (tasks < 0 || test->columns < 0 || permutations < 0)
+    if (tasks < 0 || columns < 0 || test->permutations < 0)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
             "route_correlations: %d tasks, %d columns, %d permutations; none may be negative",
-            tasks, test->columns, permutations);
+            tasks, columns, test->permutations);
     int *order = (int *)tmoei_own(&own, (size_t)tasks, sizeof(int));
     double *x = (double *)tmoei_own(&own, (size_t)tasks, sizeof(double));
     double *y = (double *)tmoei_own(&own, (size_t)tasks, sizeof(double));
-    if (!order || !x || !y) {
-        tmoei_owner_free(&own);
-        return TMOE_ERR_MEMORY;
-    }
-
-    for (int t = 0; t < tasks; t++) y[t] = (double)test->feature[t];
-    tmoei_column_correlations(test, y, x, correlations, &largest);
-    for (int c = 0; c < test->columns; c++)
-        chances[c] = tmoei_is_nan(correlations[c]) ? (double)NAN : 1.0; /* the order as it is */
-
-    for (int i = 1; i <= permutations; i++) {
+    for (int i = 0; i <= test->permutations && ctx->error == TMOE_OK; i++) { /* 0: as given */
+        double largest = 0.0;
         (void)tmoei_draw(test->seed, TMOEI_STREAM_PERMUTATION | (uint64_t)i, 0, order, tasks,
-            tasks);
+            i ? tasks : 0);
         for (int t = 0; t < tasks; t++) y[t] = (double)test->feature[order[t]];
-        tmoei_column_correlations(test, y, x, NULL, &largest);
-        for (int c = 0; c < test->columns; c++)
-            if (largest >= fabs(correlations[c]) - 1e-12)
-                chances[c] += 1.0; /* equal but rounding */
-    }
-    for (int c = 0; c < test->columns; c++) chances[c] /= permutations + 1.0;
-    tmoei_owner_free(&own);
-    return TMOE_OK;
-}
-
-/* Clusters that are being joined, in the places of their first rows. */
-typedef struct tmoei_clusters {
-    double *distance; /* (rows, rows) */
-    int *name;        /* (rows): a row, or rows + earlier join; -1: joined to another place */
-    int *size;        /* (rows) */
-    size_t rows;
-} tmoei_clusters;
-
-static void tmoei_clusters_begin(tmoei_clusters *k, const float *x, size_t cols)
-{
-    const size_t n = k->rows;
-    for (size_t i = 0; i < n; i++) {
-        k->name[i] = (int)i;
-        k->size[i] = 1;
-        for (size_t j = 0; j < n; j++) {
-            const float *a = x + i * cols, *b = x + j * cols;
-            double squares = 0.0;
-            for (size_t c = 0; c < cols; c++) squares += pow((double)(a[c] - b[c]), 2.0);
-            k->distance[i * n + j] = sqrt(squares);
+        for (int c = 0; c < columns; c++) {
+            for (int t = 0; t < tasks; t++)
+                x[t] = (double)test->routes[(size_t)t * (size_t)columns + (size_t)c];
+            const double r = tmoei_pearson(x, y, tasks);
+            if (fabs(r) > largest) largest = fabs(r); /* not NaN */
+            if (i == 0) {
+                correlations[c] = r;
+                chances[c] = tmoei_is_nan(r) ? r : 1.0;
+            }
         }
+        if (i > 0)
+            for (int c = 0; c < columns; c++)
+                chances[c] += largest >= fabs(correlations[c]) - 1e-12; /* equal but rounding */
     }
+    if (ctx->error == TMOE_OK)
+        for (int c = 0; c < columns; c++) chances[c] /= test->permutations + 1.0;
+    tmoei_owner_free(&own);
+    return ctx->error;
 }
 
-/* The places *a < *b of the two nearest clusters. */
-static void tmoei_clusters_nearest(const tmoei_clusters *k, size_t *a, size_t *b)
+/* Places *a < *b of the two nearest clusters. A cluster that was joined to another has the name
+ * -1. */
+static void tmoei_nearest_clusters(const double *distance, const int *name, size_t n, size_t *a,
+    size_t *b)
 {
-    const size_t n = k->rows;
-    double least = (double)INFINITY;
-    int found = 0;
+    *a = *b = n;
     for (size_t i = 0; i < n; i++)
         for (size_t j = i + 1; j < n; j++) {
-            if (k->name[i] < 0 || k->name[j] < 0) continue;
-            if (found && !(k->distance[i * n + j] < least)) continue;
-            least = k->distance[i * n + j];
+            if (name[i] < 0 || name[j] < 0) continue;
+            if (*a < n && !(distance[i * n + j] < distance[*a * n + *b])) continue;
             *a = i;
             *b = j;
-            found = 1;
         }
 }
 
 TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int rows, int cols,
     tmoe_join *joins)
 {
-    const size_t n = rows > 0 ? (size_t)rows : 0;
     tmoei_owner own = { ctx, NULL };
-    tmoei_clusters k;
     tmoei_begin(ctx);
     if (rows < 0 || cols < 0)
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "cluster: rows (%d,%d); neither may be negative",
-            rows, cols);
-    k.rows = n;
-    k.distance = (double *)tmoei_own(&own, n, n * sizeof(double));
-    k.name = (int *)tmoei_own(&own, n, sizeof(int));
-    k.size = (int *)tmoei_own(&own, n, sizeof(int));
-    if (!k.distance || !k.name || !k.size) {
-        tmoei_owner_free(&own);
-        return TMOE_ERR_MEMORY;
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "cluster: %d rows of %d columns", rows, cols);
+    const size_t n = (size_t)rows;
+    double *distance = (double *)tmoei_own(&own, n, n * sizeof(double));
+    int *name = (int *)tmoei_own(&own, n, sizeof(int)); /* row, or rows + earlier join */
+    int *size = (int *)tmoei_own(&own, n, sizeof(int));
+    for (size_t i = 0; i < n && ctx->error == TMOE_OK; i++) {
+        name[i] = (int)i;
+        size[i] = 1;
+        for (size_t j = 0; j < n; j++) {
+            const float *a = x + i * (size_t)cols, *b = x + j * (size_t)cols;
+            double squares = 0.0;
+            for (int c = 0; c < cols; c++) squares += pow((double)(a[c] - b[c]), 2.0);
+            distance[i * n + j] = sqrt(squares);
+        }
     }
-
-    tmoei_clusters_begin(&k, x, (size_t)cols);
-    for (int join = 0; join < rows - 1; join++) {
-        size_t a = 0, b = 0;
-        tmoei_clusters_nearest(&k, &a, &b);
-        const double wa = (double)k.size[a], wb = (double)k.size[b];
-        joins[join].a = k.name[a];
-        joins[join].b = k.name[b];
-        joins[join].height = k.distance[a * n + b];
-        joins[join].size = k.size[a] + k.size[b];
-        k.size[a] += k.size[b];
-        k.name[a] = rows + join;
-        k.name[b] = -1;
-        /* average linkage (UPGMA): d(a u b, i) = (|a| d(a, i) + |b| d(b, i)) / (|a| + |b|) */
+    for (int join = 0; join < rows - 1 && ctx->error == TMOE_OK; join++) {
+        size_t a, b;
+        tmoei_nearest_clusters(distance, name, n, &a, &b);
+        const double wa = (double)size[a], wb = (double)size[b];
+        size[a] += size[b];
+        joins[join].a = name[a];
+        joins[join].b = name[b];
+        joins[join].size = size[a];
+        joins[join].height = distance[a * n + b];
+        name[a] = rows + join;
+        name[b] = -1;
+        /* average linkage: d(a u b, i) = (|a| d(a, i) + |b| d(b, i)) / (|a| + |b|) */
         for (size_t i = 0; i < n; i++) {
-            const double d = (wa * k.distance[a * n + i] + wb * k.distance[b * n + i]) / (wa + wb);
-            k.distance[a * n + i] = k.distance[i * n + a] = d;
+            const double d = (wa * distance[a * n + i] + wb * distance[b * n + i]) / (wa + wb);
+            distance[a * n + i] = distance[i * n + a] = d;
         }
     }
     tmoei_owner_free(&own);
-    return TMOE_OK;
+    return ctx->error;
 }
 
 /* ==== >>fewshot: few-shot adaptation, and task vectors that a model makes ===================== */
@@ -13661,25 +13445,13 @@ typedef struct tmoei_few_shot_job {
     const tmoe_model *model;
     const tmoe_task *task;
     const tmoe_few_shot *how;
-    float *route;        /* what the task begins with */
+    float *route;
     tmoe_example *lines; /* of training, then of dev */
     int train_count, dev_count;
-    int wanted; /* the configuration whose test score is measured, or -1: all run, none is tested */
+    int wanted; /* the pair whose test score is measured; -1: all are trained, none is tested */
     double test;
     tmoei_few_shot_outcome outcomes[TMOE_FEW_SHOT_CHOICES * TMOE_FEW_SHOT_CHOICES];
 } tmoei_few_shot_job;
-
-/* One configuration, on a context of its own. */
-typedef struct tmoei_attempt {
-    tmoe_ctx *ctx;
-    tmoe_task task; /* trains on the job's lines, is tested on its dev lines */
-    tmoe_suite suite;
-    tmoe_training training;
-    tmoe_model *model;
-    tmoe_trainer *trainer;
-    float *best_theta; /* the parameters that scored best on dev */
-    double best;
-} tmoei_attempt;
 
 /* Shrinks what is updated to the layers, or their FFNs, that were experts in `from`. In a dense
  * model all layers stay. */
@@ -13697,224 +13469,203 @@ static void tmoei_train_experts_only(tmoe_trainer *trainer, const tmoe_model *fr
     if (kept) trainer->update_count = kept;
 }
 
-/* How a configuration trains. Index i stands for learning rate i / batch sizes and batch size
- * i % batch sizes. */
-static void tmoei_few_shot_training(const tmoe_few_shot *f, int index, tmoe_training *t)
+/* How pair i trains: learning rate i / batch sizes, batch size i % batch sizes. */
+static tmoe_training tmoei_few_shot_training(const tmoe_few_shot *f, int i)
 {
-    *t = tmoe_training_default();
-    t->steps = f->steps;
-    t->warmup = f->warmup;
-    t->seed = f->seed;
-    t->tasks_per_step = 1;
-    t->examples_per_task = f->batch_sizes[index % f->batch_size_count];
-    t->lr_model = f->learning_rates[index / f->batch_size_count];
-    t->lr_tasks = 10.0f * t->lr_model;
-    t->train = TMOE_TRAIN_LAYERS;
-    if (f->tune == TMOE_TUNE_ALL) t->train = TMOE_TRAIN_MODEL;
-    if (f->tune == TMOE_TUNE_VECTOR) t->train = TMOE_TRAIN_TASKS;
+    tmoe_training t = tmoe_training_default();
+    t.steps = f->steps;
+    t.warmup = f->warmup;
+    t.seed = f->seed;
+    t.tasks_per_step = 1;
+    t.examples_per_task = f->batch_sizes[i % f->batch_size_count];
+    t.lr_model = f->learning_rates[i / f->batch_size_count];
+    t.lr_tasks = 10.0f * t.lr_model;
+    t.train = TMOE_TRAIN_LAYERS;
+    if (f->tune == TMOE_TUNE_ALL) t.train = TMOE_TRAIN_MODEL;
+    if (f->tune == TMOE_TUNE_VECTOR) t.train = TMOE_TRAIN_TASKS;
+    return t;
 }
 
-/* The model that is tuned: the dense one that the route merges to, or the mixture, with a trained
- * vector that begins as the one of the task's instruction. */
-static tmoe_model *tmoei_few_shot_model(const tmoei_few_shot_job *job, tmoei_attempt *a)
+/* What is tuned: the dense model that the route merges to, or the mixture with a trained vector
+ * that begins as its instruction's, at the temperature that the router was trained to. */
+static tmoe_model *tmoei_few_shot_model(const tmoei_few_shot_job *job, tmoe_ctx *ctx,
+    const tmoe_task *task)
 {
+    const int vector = job->how->tune == TMOE_TUNE_VECTOR;
     tmoe_config c = job->model->config;
-    if (job->how->tune != TMOE_TUNE_VECTOR) {
+    if (vector)
+        c.vectors = TMOE_VECTOR_LEARNED;
+    else
         c.experts = 1;
-        return tmoe_model_derive(a->ctx, job->model, job->route, &c, &a->task, 1);
+    tmoe_model *model = tmoe_model_derive(ctx, job->model, vector ? NULL : job->route, &c, task, 1);
+    if (model && vector) {
+        memcpy(model->theta + model->vectors, model->text_vectors,
+            (size_t)c.vector_width * sizeof(float));
+        model->step = job->model->step;
     }
-    c.vectors = TMOE_VECTOR_LEARNED;
-    tmoe_model *model = tmoe_model_derive(a->ctx, job->model, NULL, &c, &a->task, 1);
-    if (!model) return NULL;
-    memcpy(model->theta + model->vectors, model->text_vectors,
-        (size_t)c.vector_width * sizeof(float));
-    model->step = job->model->step; /* the temperature that the router was trained to */
     return model;
 }
 
-static tmoe_result tmoei_attempt_begin(tmoei_attempt *a, const tmoei_few_shot_job *job, int index)
+/* Trains, measures dev from time to time and leaves the best parameters in theta. */
+static void tmoei_few_shot_train(tmoe_trainer *trainer, const tmoe_task *task, int every,
+    double *dev)
 {
-    a->best = (double)NAN;
-    a->task = *job->task;
-    a->task.part = TMOE_PART_TRAIN;
-    a->task.train = job->lines;
-    a->task.train_count = job->train_count;
-    a->task.test = job->lines + job->train_count;
-    a->task.test_count = job->dev_count;
-    a->suite.ctx = a->ctx;
-    a->suite.tasks = &a->task;
-    a->suite.count = 1;
-    tmoei_few_shot_training(job->how, index, &a->training);
-
-    a->model = tmoei_few_shot_model(job, a);
-    if (!a->model) return a->ctx->error;
-    a->trainer = tmoe_trainer_create(a->model, &a->suite, &a->training);
-    if (!a->trainer) return a->ctx->error;
-    if (job->how->tune == TMOE_TUNE_EXPERTS) tmoei_train_experts_only(a->trainer, job->model);
-    a->best_theta = (float *)tmoei_own(&a->model->own, a->model->size, sizeof(float));
-    return a->ctx->error;
-}
-
-/* Trains, measures dev from time to time and keeps the best parameters. */
-static tmoe_result tmoei_attempt_run(tmoei_attempt *a, int evaluate_every_steps)
-{
-    for (int step = 1; step <= a->training.steps; step++) {
-        double score;
-        TMOEI_TRY(tmoe_trainer_step(a->trainer, NULL));
-        if (step % evaluate_every_steps != 0 && step != a->training.steps) continue;
-        TMOEI_TRY(tmoe_evaluate(a->model, &a->task, NULL, 0, &score));
-        if (score <= a->best) continue;
-        if (tmoei_is_nan(score) && !tmoei_is_nan(a->best)) continue; /* undefined is no better */
-        a->best = score;
-        memcpy(a->best_theta, a->model->theta, a->model->size * sizeof(float));
+    tmoe_model *model = trainer->model;
+    const size_t bytes = model->size * sizeof(float);
+    const int steps = trainer->training.steps;
+    double score;
+    float *best = (float *)tmoei_own(&model->own, model->size, sizeof(float));
+    if (!best) return;
+    for (int step = 1; step <= steps; step++) {
+        if (tmoe_trainer_step(trainer, NULL) != TMOE_OK) return;
+        if (step % every != 0 && step != steps) continue;
+        if (tmoe_evaluate(model, task, NULL, 0, &score) != TMOE_OK) return;
+        if (score <= *dev || (tmoei_is_nan(score) && !tmoei_is_nan(*dev))) continue;
+        *dev = score;
+        memcpy(best, model->theta, bytes);
     }
-    return TMOE_OK;
+    memcpy(model->theta, best, bytes);
+    model->version++;
 }
 
-/* The test score of the best parameters. */
-static tmoe_result tmoei_attempt_test(tmoei_attempt *a, const tmoe_task *task, double *test)
-{
-    memcpy(a->model->theta, a->best_theta, a->model->size * sizeof(float));
-    a->model->version++;
-    a->task.test = task->test;
-    a->task.test_count = task->test_count;
-    return tmoe_evaluate(a->model, &a->task, NULL, 0, test);
-}
-
-/* Runs one configuration on a single-threaded context of its own, since several run at once. */
+/* One pair, on a context of its own with one thread, since several run at once. */
 static void tmoei_few_shot_chunk(void *arg, int chunk, int lane)
 {
     tmoei_few_shot_job *job = (tmoei_few_shot_job *)arg;
     const int index = job->wanted < 0 ? chunk : job->wanted;
+    const tmoe_training training = tmoei_few_shot_training(job->how, index);
     tmoei_few_shot_outcome *outcome = &job->outcomes[index];
-    tmoe_ctx_config own = job->model->ctx->config;
-    tmoei_attempt a;
+    tmoe_ctx_config config = job->model->ctx->config;
+    tmoe_task task = *job->task;
+    tmoe_suite suite;
     (void)lane;
-    memset(&a, 0, sizeof a);
-    own.threads = 1;
-    own.parallel_fn = NULL;
-    a.ctx = tmoe_ctx_create(&own);
-    if (!a.ctx) {
-        outcome->result = TMOE_ERR_MEMORY;
-        (void)snprintf(outcome->message, sizeof outcome->message, "no memory for a context");
-        return;
-    }
+    config.threads = 1;
+    config.parallel_fn = NULL;
+    outcome->dev = (double)NAN;
+    outcome->result = TMOE_ERR_MEMORY;
+    (void)snprintf(outcome->message, sizeof outcome->message, "no memory for a context");
+    tmoe_ctx *ctx = tmoe_ctx_create(&config);
+    if (!ctx) return;
 
-    outcome->result = tmoei_attempt_begin(&a, job, index);
-    if (outcome->result == TMOE_OK)
-        outcome->result = tmoei_attempt_run(&a, job->how->evaluate_every_steps);
-    if (outcome->result == TMOE_OK && job->wanted >= 0)
-        outcome->result = tmoei_attempt_test(&a, job->task, &job->test);
-    outcome->dev = a.best;
-    (void)snprintf(outcome->message, sizeof outcome->message, "%.1000s", a.ctx->message);
-    tmoe_trainer_destroy(a.trainer);
-    tmoe_model_destroy(a.model);
-    tmoe_ctx_destroy(a.ctx);
+    task.part = TMOE_PART_TRAIN;
+    task.train = job->lines;
+    task.train_count = job->train_count;
+    task.test = job->lines + job->train_count; /* dev */
+    task.test_count = job->dev_count;
+    memset(&suite, 0, sizeof suite);
+    suite.ctx = ctx;
+    suite.tasks = &task;
+    suite.count = 1;
+    tmoe_model *model = tmoei_few_shot_model(job, ctx, &task);
+    tmoe_trainer *trainer = model ? tmoe_trainer_create(model, &suite, &training) : NULL;
+    if (trainer) {
+        if (job->how->tune == TMOE_TUNE_EXPERTS) tmoei_train_experts_only(trainer, job->model);
+        tmoei_few_shot_train(trainer, &task, job->how->evaluate_every_steps, &outcome->dev);
+    }
+    if (ctx->error == TMOE_OK && job->wanted >= 0)
+        (void)tmoe_evaluate(model, job->task, NULL, 0, &job->test);
+    outcome->result = ctx->error;
+    (void)snprintf(outcome->message, sizeof outcome->message, "%.1000s", ctx->message);
+    tmoe_trainer_destroy(trainer);
+    tmoe_model_destroy(model);
+    tmoe_ctx_destroy(ctx);
 }
 
-/* Takes lines with this label (NULL: any) in the drawn order: the first for training, the second
- * for dev, and so on, until both have `wanted`. */
-static void tmoei_few_shot_take(tmoei_few_shot_job *job, const char *label, int wanted,
-    const int *order, tmoe_example *dev)
-{
-    int taken = 0;
-    for (int i = 0; i < job->task->train_count && taken < 2 * wanted; i++) {
-        const tmoe_example *line = &job->task->train[order[i]];
-        if (label && strcmp(line->outputs[0], label) != 0) continue;
-        if (taken % 2 == 0)
-            job->lines[job->train_count++] = *line;
-        else
-            dev[job->dev_count++] = *line;
-        taken++;
-    }
-}
-
-/* Samples the task's training lines, balanced over the labels of a closed set. */
+/* Samples the task's training lines, balanced over the labels of a closed set. Of each label (or of
+ * all) the first line is for training, the second for dev, and so on. */
 static void tmoei_few_shot_sample(tmoei_few_shot_job *job, int *order, tmoe_example *dev)
 {
     const tmoe_task *task = job->task;
-    const int n = task->train_count;
+    const int n = task->train_count, labels = task->label_count;
+    const int wanted = 2 * (labels ? job->how->shots_per_label : job->how->shots);
     (void)tmoei_draw(job->how->seed, TMOEI_STREAM_FEW_SHOT, 0, order, n, n);
-    for (int label = 0; label < task->label_count; label++)
-        tmoei_few_shot_take(job, task->labels[label], job->how->shots_per_label, order, dev);
-    if (task->label_count == 0) tmoei_few_shot_take(job, NULL, job->how->shots, order, dev);
+    for (int label = 0; label < (labels ? labels : 1); label++) {
+        int taken = 0;
+        for (int i = 0; i < n && taken < wanted; i++) {
+            const tmoe_example *line = &task->train[order[i]];
+            if (labels && strcmp(line->outputs[0], task->labels[label]) != 0) continue;
+            if (taken % 2 == 0)
+                job->lines[job->train_count++] = *line;
+            else
+                dev[job->dev_count++] = *line;
+            taken++;
+        }
+    }
     memcpy(job->lines + job->train_count, dev, (size_t)job->dev_count * sizeof *dev);
 }
 
 static tmoe_result tmoei_few_shot_check(const tmoe_model *model, const tmoe_task *task,
     const tmoe_few_shot *f)
 {
-    char text[TMOEI_MESSAGE_BYTES - 64] = "";
+    const int most = TMOE_FEW_SHOT_CHOICES;
+    char text[1024] = "";
     const size_t size = sizeof text;
     if ((unsigned)f->start > TMOE_ZERO_SHOT_AVERAGE || (unsigned)f->tune > TMOE_TUNE_VECTOR)
-        tmoei_problem(text, size, "start is %d or tune is %d: no such choice", (int)f->start,
+        tmoei_problem(text, size, "start %d or tune %d is no such choice", (int)f->start,
             (int)f->tune);
-    if (f->learning_rate_count < 1 || f->learning_rate_count > TMOE_FEW_SHOT_CHOICES
-        || f->batch_size_count < 1 || f->batch_size_count > TMOE_FEW_SHOT_CHOICES)
-        tmoei_problem(text, size, "%d learning rates and %d batch sizes, must be 1 to %d of each",
-            f->learning_rate_count, f->batch_size_count, TMOE_FEW_SHOT_CHOICES);
-    if (f->steps < 1 || f->evaluate_every_steps < 1 || f->shots < 1 || f->shots_per_label < 1)
+    if (f->learning_rate_count < 1 || f->learning_rate_count > most || f->batch_size_count < 1
+        || f->batch_size_count > most)
+        tmoei_problem(text, size, "%d learning rates, %d batch sizes: must be 1 to %d",
+            f->learning_rate_count, f->batch_size_count, most);
+    if (f->steps < 1 || f->evaluate_every_steps < 1 || f->shots < 1 || f->shots_per_label < 1
+        || task->test_count < 1)
         tmoei_problem(text, size,
-            "steps %d, evaluate_every_steps %d, shots %d, shots_per_label %d must be at least 1",
-            f->steps, f->evaluate_every_steps, f->shots, f->shots_per_label);
-    if (task->test_count < 1) tmoei_problem(text, size, "task %s has no test lines", task->name);
+            "steps %d, evaluation every %d, shots %d and %d, test lines %d: must be at least 1",
+            f->steps, f->evaluate_every_steps, f->shots, f->shots_per_label, task->test_count);
     if (f->tune == TMOE_TUNE_VECTOR
         && (model->R == 0 || !tmoei_selection_has_router(model->config.selection)))
-        tmoei_problem(text, size, "a model without a router has no vectors to tune");
+        tmoei_problem(text, size, "a model without a router has no vector to tune");
     if (!text[0]) return TMOE_OK;
     return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "few_shot_run: %s", text);
 }
 
-/* Returns the configuration with the best score on dev. One that diverged (TMOE_ERR_NUMERIC) is
- * passed over and counted; any other error, or that all of them diverged, is the call's. */
-static int tmoei_few_shot_best(tmoe_ctx *ctx, const tmoei_few_shot_job *job, int count,
-    int *diverged)
+/* Returns the pair with the best score on dev. One that diverged (TMOE_ERR_NUMERIC) is passed over
+ * and counted. The call fails with any other error, or if all diverged. */
+static int tmoei_few_shot_best(const tmoei_few_shot_job *job, int count, int *diverged)
 {
-    const tmoei_few_shot_outcome *failure = NULL;
-    int best = -1;
+    int best = -1, failed = -1;
     *diverged = 0;
     for (int i = 0; i < count; i++) {
         const tmoei_few_shot_outcome *outcome = &job->outcomes[i];
-        if (outcome->result != TMOE_OK) {
-            *diverged += outcome->result == TMOE_ERR_NUMERIC;
-            if (!failure || failure->result == TMOE_ERR_NUMERIC) failure = outcome;
-        } else if (best < 0 || outcome->dev > job->outcomes[best].dev
+        if (outcome->result == TMOE_ERR_NUMERIC)
+            ++*diverged;
+        else if (outcome->result != TMOE_OK)
+            failed = i;
+        else if (best < 0 || outcome->dev > job->outcomes[best].dev
             || tmoei_is_nan(job->outcomes[best].dev))
             best = i;
     }
-    if (failure && (best < 0 || failure->result != TMOE_ERR_NUMERIC))
-        (void)tmoei_fail(ctx, failure->result, "few_shot_run: %.900s", failure->message);
+    if (failed < 0 && best < 0) failed = 0;
+    if (failed >= 0)
+        (void)tmoei_fail(job->model->ctx, job->outcomes[failed].result, "few_shot_run: %.900s",
+            job->outcomes[failed].message);
     return best;
 }
 
-/* Trains all configurations, then the best one again, with the same bits, for its test score: so
- * only one model a lane is in memory. */
+/* Trains all pairs, then the best one again, with the same bits, for its test score: so there is
+ * one model a lane in memory. */
 static tmoe_result tmoei_few_shot_compete(tmoei_few_shot_job *job, tmoe_few_shot_result *result)
 {
     tmoe_ctx *ctx = job->model->ctx;
     const tmoe_few_shot *f = job->how;
     const int count = f->learning_rate_count * f->batch_size_count;
-    tmoe_few_shot_result found;
-    memset(&found, 0, sizeof found);
-
+    int diverged, again;
     job->wanted = -1;
     tmoei_parallel(ctx, tmoei_few_shot_chunk, job, count);
-    const int best = tmoei_few_shot_best(ctx, job, count, &found.diverged);
+    const int best = tmoei_few_shot_best(job, count, &diverged);
     if (ctx->error != TMOE_OK) return ctx->error;
-
     job->wanted = best;
     tmoei_parallel(ctx, tmoei_few_shot_chunk, job, 1);
-    if (job->outcomes[best].result != TMOE_OK)
-        return tmoei_fail(ctx, job->outcomes[best].result, "few_shot_run: %.900s",
-            job->outcomes[best].message);
+    (void)tmoei_few_shot_best(job, count, &again);
+    if (ctx->error != TMOE_OK) return ctx->error;
 
-    found.dev = job->outcomes[best].dev;
-    found.test = job->test;
-    found.learning_rate = f->learning_rates[best / f->batch_size_count];
-    found.batch_size = f->batch_sizes[best % f->batch_size_count];
-    found.train_count = job->train_count;
-    found.dev_count = job->dev_count;
-    *result = found;
+    result->dev = job->outcomes[best].dev;
+    result->test = job->test;
+    result->learning_rate = f->learning_rates[best / f->batch_size_count];
+    result->batch_size = f->batch_sizes[best % f->batch_size_count];
+    result->diverged = diverged;
+    result->train_count = job->train_count;
+    result->dev_count = job->dev_count;
     return TMOE_OK;
 }
 
@@ -13951,66 +13702,55 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
 
 /* ---- task vectors that a model makes --------------------------------------------------------- */
 
-/* Adds the encoder's mean output over the tokens of a line's input to row (D). */
-static tmoe_result tmoei_embed_state(tmoe_model *model, const tmoei_batch *b, double *row)
+/* Is p a norm or a bias? */
+static int tmoei_is_fisher_parameter(const tmoei_parameter *p)
 {
-    tmoei_pass pass;
-    TMOEI_TRY(tmoei_evaluation_pass(model, 0, NULL, model->tape, &pass));
-    const tmoe_tensor *h = tmoei_encode(&pass, &b->source);
-    if (!h) return model->ctx->error;
-    for (int t = 0; t < h->rows; t++)
-        for (int d = 0; d < h->cols; d++)
-            row[d] += (double)h->x[(size_t)t * (size_t)h->cols + (size_t)d] / (double)h->rows;
-    return TMOE_OK;
+    return p->rows == 1;
 }
 
-/* Norms and biases: the parameters of one row. */
-static int tmoei_is_fisher_parameter(const tmoei_parameter *parameter)
+/* Adds to row, for every p in norms and biases, (dl/dp)^2, l the loss of the line that the pass has
+ * encoded to h. pass->grads is a twin of theta, zero before and after. */
+static void tmoei_embed_fisher(tmoei_pass *pass, const tmoei_batch *b, tmoe_tensor *h, double *row)
 {
-    return parameter->rows == 1;
-}
-
-/* Adds (dl/dp)^2 for every p in norms and biases to row, l the loss of the line's first answer.
- * grads is a twin of theta, zero before and after. */
-static tmoe_result tmoei_embed_fisher(tmoe_model *model, const tmoei_batch *b, float *grads,
-    double *row)
-{
-    tmoe_tape *tape = model->tape;
-    tmoei_pass pass;
-    TMOEI_TRY(tmoei_evaluation_pass(model, 0, NULL, tape, &pass));
-    tmoe_tape_record(tape, 1);
-    pass.grads = grads;
-    pass.train = TMOE_TRAIN_MODEL;
-    tmoe_tensor *h = tmoei_encode(&pass, &b->source);
-    h = tmoei_head(&pass, tmoei_decode(&pass, &b->target, h, &b->source));
-    (void)tmoe_backward(tape, tmoe_cross_entropy(tape, h, b->labels, 0.0f, 1.0f));
-
-    for (int p = 0; p < model->parameter_count; p++) {
-        const tmoei_parameter *parameter = &model->parameters[p];
-        if (!tmoei_is_fisher_parameter(parameter)) continue;
-        const float *g = grads + parameter->offset;
-        for (int i = 0; i < parameter->cols; i++) row[i] += (double)g[i] * (double)g[i];
-        row += parameter->cols;
+    const tmoe_model *model = pass->model;
+    h = tmoei_head(pass, tmoei_decode(pass, &b->target, h, &b->source));
+    (void)tmoe_backward(pass->tape, tmoe_cross_entropy(pass->tape, h, b->labels, 0.0f, 1.0f));
+    for (int i = 0; i < model->parameter_count; i++) {
+        const tmoei_parameter *p = &model->parameters[i];
+        const float *g = pass->grads + p->offset;
+        if (!tmoei_is_fisher_parameter(p)) continue;
+        for (int j = 0; j < p->cols; j++) row[j] += (double)g[j] * (double)g[j];
+        row += p->cols;
     }
-    memset(grads, 0, model->size * sizeof(float));
-    return model->ctx->error;
+    memset(pass->grads, 0, model->size * sizeof(float));
 }
 
 /* Adds what one line (a tokenised input and answer) tells of its task to row: the Fisher
- * information, or without grads the state. */
+ * information or, without grads, the mean of the encoder's output over the tokens of the input. */
 static tmoe_result tmoei_embed_line(tmoe_model *model, const tmoei_texts *line, float *grads,
     double *row)
 {
     const size_t n = tmoei_target_length(model, line, 1);
-    const int *target = line->ids + line->ids_used - n;
+    tmoe_tensor *h = NULL;
     tmoei_batch b;
+    tmoei_pass pass;
     memset(&b, 0, sizeof b);
     TMOEI_TRY(tmoei_batch_reserve(model->ctx, &b, line->ids_used, line->ids_used, 1));
-    tmoei_batch_put(&b, line->ids, line->offsets[1], target, n, model->config.start_id);
-    const tmoe_result result =
-        grads ? tmoei_embed_fisher(model, &b, grads, row) : tmoei_embed_state(model, &b, row);
+    tmoei_batch_put(&b, line->ids, line->offsets[1], line->ids + line->ids_used - n, n,
+        model->config.start_id);
+    if (tmoei_evaluation_pass(model, 0, NULL, model->tape, &pass) == TMOE_OK) {
+        tmoe_tape_record(model->tape, grads != NULL);
+        pass.grads = grads;
+        pass.train = TMOE_TRAIN_MODEL;
+        h = tmoei_encode(&pass, &b.source);
+    }
+    if (h && grads) tmoei_embed_fisher(&pass, &b, h, row);
+    if (h && !grads)
+        for (int t = 0; t < h->rows; t++)
+            for (int d = 0; d < h->cols; d++)
+                row[d] += (double)h->x[(size_t)t * (size_t)h->cols + (size_t)d] / (double)h->rows;
     tmoei_free(model->ctx, b.memory);
-    return result;
+    return model->ctx->error;
 }
 
 /* Rotates n pairs of numbers that lie `stride` apart: (x, y) <- (c x - s y, s x + c y). */
@@ -14080,30 +13820,19 @@ static void tmoei_components(double *x, int N, size_t F, int k, double *G, doubl
 static tmoe_result tmoei_embed_task(tmoe_model *model, const tmoe_task *task, int lines,
     float *grads, double *row, size_t F)
 {
-    tmoei_texts texts;
     double squares = 0.0;
-    memset(&texts, 0, sizeof texts);
-    for (int i = 0; i < lines && i < task->train_count; i++) {
-        texts.count = texts.ids_used = 0; /* one at a time */
-        if (tmoei_example_add(model, &texts, task, i, 1) != TMOE_OK
-            || tmoei_embed_line(model, &texts, grads, row) != TMOE_OK)
-            break;
+    tmoei_texts line;
+    memset(&line, 0, sizeof line);
+    for (int i = 0; i < lines && i < task->train_count && model->ctx->error == TMOE_OK; i++) {
+        line.count = line.ids_used = 0;
+        if (tmoei_example_add(model, &line, task, i, 1) == TMOE_OK)
+            (void)tmoei_embed_line(model, &line, grads, row);
     }
-    tmoei_free(model->ctx, texts.ids);
-    tmoei_free(model->ctx, texts.offsets);
+    tmoei_texts_free(model->ctx, &line);
     for (size_t f = 0; f < F; f++) squares += row[f] * row[f];
     if (squares > 0.0)
         for (size_t f = 0; f < F; f++) row[f] /= sqrt(squares);
     return model->ctx->error;
-}
-
-/* Scales n vectors of width k to a mean length of sqrt(k), about that of random normal numbers. */
-static void tmoei_scale_vectors(float *vectors, size_t n, size_t k)
-{
-    double squares = 0.0;
-    for (size_t i = 0; i < n * k; i++) squares += (double)vectors[i] * (double)vectors[i];
-    const float scale = squares > 0.0 ? (float)sqrt((double)n * (double)k / squares) : 0.0f;
-    for (size_t i = 0; i < n * k; i++) vectors[i] *= scale;
 }
 
 TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suite,
@@ -14132,11 +13861,16 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
     for (size_t t = 0; t < N && ctx->error == TMOE_OK; t++)
         (void)tmoei_embed_task(model, &suite->tasks[t], lines, grads, x + t * F, F);
     if (ctx->error == TMOE_OK) {
+        const size_t n = N * (size_t)vector_width;
+        double squares = 0.0;
         if (fisher)
             tmoei_components(x, suite->count, F, vector_width, G, G + N * N, vectors);
         else
-            for (size_t i = 0; i < N * F; i++) vectors[i] = (float)x[i];
-        tmoei_scale_vectors(vectors, N, (size_t)vector_width);
+            for (size_t i = 0; i < n; i++) vectors[i] = (float)x[i];
+        /* to a mean length of sqrt(width), that of random normal numbers */
+        for (size_t i = 0; i < n; i++) squares += (double)vectors[i] * (double)vectors[i];
+        const float scale = squares > 0.0 ? (float)sqrt((double)n / squares) : 0.0f;
+        for (size_t i = 0; i < n; i++) vectors[i] *= scale;
     }
     tmoei_owner_free(&own);
     return ctx->error;
@@ -15233,12 +14967,12 @@ static tmoe_result tmoei_export_route(tmoe_model *model, const char *task_name, 
     float *cut)
 {
     const int E = model->config.experts;
-    tmoei_asked asked;
     if (route)
         memcpy(cut, route, model->route_width * sizeof(float));
     else {
-        TMOEI_TRY(tmoei_asked_by_name(model, "export_dense", task_name, &asked));
-        TMOEI_TRY(tmoe_route_of_task(model, asked.task, cut));
+        const int known = tmoei_known_task(model, "export_dense", task_name);
+        if (known < 0) return model->ctx->error;
+        TMOEI_TRY(tmoe_route_of_task(model, known, cut));
     }
     if (model->config.mix == TMOE_MIX_PARAM) return TMOE_OK;
     for (int l = 0; l < model->R; l++)
