@@ -342,6 +342,92 @@ static void test_a_tokenizer_refuses_arguments_that_make_no_sense(void)
     tmoe_tokenizer_destroy(t);
 }
 
+#define SMALL_VOCABULARY \
+    "{\"<s>\":0,\"<pad>\":1,\"</" \
+    "s>\":2,\"<unk>\":3,\"a\":4,\"b\":5,\"\\u0120\":6,\"\\u0120\\u0120\":7}"
+
+static tmoe_tokenizer *tokenizer_of(const char *text)
+{
+    tmoei_json json;
+    tmoei_begin(ctx);
+    CHECK(tmoei_json_parse(ctx, &json, text, strlen(text), "text") == TMOE_OK);
+    tmoe_tokenizer *t = tmoei_tokenizer_from_json(ctx, &json, "text");
+    tmoei_json_free(ctx, &json);
+    return t;
+}
+
+/* Two spaces are a token that merges make, and another one that somebody added: each has its id, in
+ * a copy too, and after writing and reading. */
+static void test_an_added_token_may_have_the_bytes_of_another(void)
+{
+    static const char text[] =
+        "{\"added_tokens\":[{\"id\":8,\"content\":\"  \",\"special\":false},{\"id\":9,\"content\":"
+        "\"a b\",\"special\":true}],\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":"
+        "\"BPE\",\"vocab\":" SMALL_VOCABULARY ",\"merges\":[\"\\u0120 \\u0120\"]}}";
+    const int find = TMOE_TOKENIZER_FIND_SPECIALS;
+    tmoe_tokenizer *tokenizers[3] = { tokenizer_of(text), NULL, NULL };
+    tmoei_buffer out = { NULL, 0, 0, 0 };
+    CHECK(tokenizers[0] != NULL);
+    if (!tokenizers[0]) return;
+    tokenizers[1] = tokenizers[0]->copy(ctx, tokenizers[0]);
+    tmoei_tokenizer_to_json(ctx, tokenizers[0], &out);
+    CHECK_HAS(out.data, "\"  \":8,\"a b\":9}"); /* as they are, not in the byte alphabet */
+    tokenizers[2] = tokenizer_of(out.data);
+    tmoei_buffer_free(ctx, &out);
+    for (int i = 0; i < 3; i++) {
+        const tmoe_tokenizer *t = tokenizers[i];
+        int ids[8];
+        size_t n = 0;
+        CHECK(t && tmoe_tokenizer_encode(t, "a  ", 3, 0, ids, 8, &n) == TMOE_OK && n == 2
+            && ids[0] == 4 && ids[1] == 7);
+        CHECK(t && tmoe_tokenizer_encode(t, "a  a b", 6, find, ids, 8, &n) == TMOE_OK && n == 3
+            && ids[0] == 4 && ids[1] == 8 && ids[2] == 9);
+        tmoe_tokenizer_destroy(tokenizers[i]);
+    }
+}
+
+/* What would give other ids than Hugging Face's is not passed over. */
+static void test_settings_of_a_tokenizer_that_change_ids_are_refused(void)
+{
+    static const char *const bad[][2] = { { "\"dropout\":0.1", "dropout" },
+        { "\"end_of_word_suffix\":\"</w>\"", "end_of_word_suffix" },
+        { "\"continuing_subword_prefix\":\"##\"", "continuing_subword_prefix" },
+        { "\"ignore_merges\":true", "ignore_merges" }, { "\"fuse_unk\":true", "fuse_unk" },
+        { "\"byte_fallback\":true", "byte_fallback" } };
+    static const char *const good =
+        "\"dropout\":null,\"end_of_word_suffix\":\"\",\"fuse_unk\":false";
+    char text[600];
+    for (size_t i = 0; i <= sizeof bad / sizeof *bad; i++) {
+        const int last = i == sizeof bad / sizeof *bad;
+        (void)snprintf(text, sizeof text,
+            "{\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"use_regex\":true},\"model\":{\"type\":"
+            "\"BPE\","
+            "%s,\"vocab\":" SMALL_VOCABULARY ",\"merges\":[]}}",
+            last ? good : bad[i][0]);
+        tmoe_tokenizer *t = tokenizer_of(text);
+        CHECK((t != NULL) == last);
+        if (!last) CHECK_HAS(tmoe_error_message(ctx), bad[i][1]);
+        tmoe_tokenizer_destroy(t);
+    }
+    CHECK(tokenizer_of(
+              "{\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"use_regex\":false},\"model\":{\"type\""
+              ":\"BPE\",\"vocab\":" SMALL_VOCABULARY ",\"merges\":[]}}")
+        == NULL);
+    CHECK_HAS(tmoe_error_message(ctx), "use_regex");
+    tmoei_begin(ctx);
+}
+
+/* Letters of Unicode 17 (U+323B0) are none here and in Hugging Face's tokenizers, those of 16 are. */
+static void test_letters_are_those_of_unicode_16(void)
+{
+    static const char new_letter[] = "a\xf0\xb2\x8e\xb0z",
+                      old_letter[] = "a\xea\x9f\x9az"; /* A7DA */
+    tmoe_tokenizer *t = tmoe_tokenizer_bytes(ctx);
+    CHECK(tmoei_word_end(tmoei_bpe_of(t), new_letter, 6, 0) == 1);
+    CHECK(tmoei_word_end(tmoei_bpe_of(t), old_letter, 5, 0) == 5);
+    tmoe_tokenizer_destroy(t);
+}
+
 static void test_a_word_of_a_megabyte_is_encoded(void)
 {
     static const char *const texts[] = {
@@ -1098,7 +1184,10 @@ TEST_MAIN("test_data", ctx = tmoe_ctx_create(NULL); RUN(test_json_reads_what_is_
           RUN(test_safetensors_headers_are_taken_as_the_reference_takes_them);
           RUN(test_npy_headers_are_parsed); RUN(test_saving_replaces_files_only);
           RUN(test_tokenizers_round_trip_any_bytes);
-          RUN(test_a_tokenizer_refuses_arguments_that_make_no_sense); RUN(test_bpe_merges_in_order);
+          RUN(test_a_tokenizer_refuses_arguments_that_make_no_sense);
+          RUN(test_an_added_token_may_have_the_bytes_of_another);
+          RUN(test_settings_of_a_tokenizer_that_change_ids_are_refused);
+          RUN(test_letters_are_those_of_unicode_16); RUN(test_bpe_merges_in_order);
           RUN(test_words_are_cut_as_gpt2_cuts_them); RUN(test_a_word_of_a_megabyte_is_encoded);
           RUN(test_three_files_typed_in_an_editor_are_read);
           RUN(test_tasks_table_and_split_are_read); RUN(test_crossfit_and_json_lines_are_read);
