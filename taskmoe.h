@@ -528,9 +528,9 @@ TMOE_DEF void tmoe_suite_destroy(tmoe_suite *suite);
 /* tmoe_suite_add - adds a task with its lines to a suite                                   >>suite
  *   suite   in, out: pointers of tmoe_suite_task become invalid
  *   lines   in: all texts are copied
- *   errors  TMOE_ERR_ARGUMENT: no name, instruction, inputs or outputs, a NULL among them, not
- *           0 <= test_count < count, an unknown metric or part
- *           TMOE_ERR_DATA: an empty text, invalid UTF-8, a task of this name is there already
+ *   errors  TMOE_ERR_ARGUMENT: no name, instruction, inputs or outputs, not 0 <= test_count < count,
+ *           an unknown metric or part
+ *           TMOE_ERR_DATA: a text that is empty, NULL or not UTF-8, a second task of this name
  *   cost    a copy of the texts, and a comparison of the name with that of each task */
 TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const tmoe_task_lines *lines);
 /* tmoe_suite_find - index of the task with this name, or -1; thread any                    >>suite
@@ -12095,10 +12095,7 @@ TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric)
     return (unsigned)metric < TMOE_METRICS ? names[metric] : "unknown";
 }
 
-/* ---- drafts ---------------------------------------------------------------------------------- */
-
-/* Refuses a text that is empty or not valid UTF-8 without a NUL: a file of a model with such a name
- * or instruction could not be read again. where: "path:line". */
+/* Refuses a text that is empty, not UTF-8 or with a NUL: a saved model could not be read again. */
 static void tmoei_text_check(tmoe_ctx *ctx, const char *text, size_t length, const char *where,
     const char *what)
 {
@@ -12114,22 +12111,20 @@ static void tmoei_text_check(tmoe_ctx *ctx, const char *text, size_t length, con
 static void tmoei_draft_begin(tmoe_suite *suite, tmoei_draft *draft, const char *name,
     size_t length, const char *instruction, const char *category)
 {
-    char *text = NULL;
-    if (instruction && instruction[0])
-        text = tmoei_own_text(&suite->own, instruction, strlen(instruction));
-    else {
-        text = tmoei_own_text(&suite->own, name, length);
-        for (char *c = text; c && *c; c++)
-            if (*c == '_') *c = ' ';
-    }
-
+    tmoei_owner *own = &suite->own;
     memset(draft, 0, sizeof *draft);
     draft->suite = suite;
     draft->task.test_count = -1;
-    draft->task.name = tmoei_own_text(&suite->own, name, length);
+    draft->task.name = tmoei_own_text(own, name, length);
+    draft->task.category = category ? tmoei_own_text(own, category, strlen(category)) : "none";
+    if (instruction && instruction[0]) {
+        draft->task.instruction = tmoei_own_text(own, instruction, strlen(instruction));
+        return;
+    }
+    char *text = tmoei_own_text(own, name, length);
+    for (char *c = text; c && *c; c++)
+        if (*c == '_') *c = ' ';
     draft->task.instruction = text;
-    draft->task.category = "none";
-    if (category) draft->task.category = tmoei_own_text(&suite->own, category, strlen(category));
 }
 
 /* Adds a text to a draft: a new line's input, or one more output of the last line. */
@@ -12180,9 +12175,8 @@ static tmoe_result tmoei_draft_finish(tmoei_draft *draft, const char *where)
         tmoei_text_check(ctx, task->name, strlen(task->name), where, "name");
         tmoei_text_check(ctx, task->category, strlen(task->category), where, "category");
         tmoei_text_check(ctx, task->instruction, strlen(task->instruction), where, "instruction");
-        if (draft->count == 0) TMOEI_BAD_DATA(ctx, "%s: task %s has no lines", where, task->name);
-        if (draft->count > TMOEI_TASK_LINES_MAX)
-            TMOEI_BAD_DATA(ctx, "%s: task %s has %lu lines, must be at most %d", where, task->name,
+        if (draft->count == 0 || draft->count > TMOEI_TASK_LINES_MAX)
+            TMOEI_BAD_DATA(ctx, "%s: task %s has %lu lines, must be 1 to %d", where, task->name,
                 (unsigned long)draft->count, TMOEI_TASK_LINES_MAX);
         if (tmoe_suite_find(suite, task->name) >= 0)
             TMOEI_BAD_DATA(ctx, "%s: there are two tasks called %s", where, task->name);
@@ -12218,7 +12212,7 @@ TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const tmoe_task_lines *li
         || !lines->outputs)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
             "suite_add: a task needs a name, an instruction, inputs and outputs");
-    if (lines->count < 1 || lines->test_count < 0 || lines->test_count >= lines->count)
+    if (lines->test_count < 0 || lines->test_count >= lines->count)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
             "suite_add: task %s: count is %d, test_count is %d; must be 0 <= test_count < count",
             name, lines->count, lines->test_count);
@@ -12226,17 +12220,14 @@ TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const tmoe_task_lines *li
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
             "suite_add: task %s: metric is %d, must be 0 to %d; part is %d, must be 0 to %d", name,
             (int)lines->metric, TMOE_METRICS - 1, (int)lines->part, TMOE_PART_TEST);
-    for (int i = 0; i < lines->count; i++)
-        if (!lines->inputs[i] || !lines->outputs[i])
-            return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "suite_add: task %s, line %d: NULL", name,
-                i + 1);
 
     tmoei_draft_begin(suite, &draft, name, strlen(name), lines->instruction, lines->category);
     draft.task.metric = lines->metric;
     draft.task.part = lines->part;
     draft.task.test_count = lines->test_count;
     for (int i = 0; i < lines->count; i++) {
-        const char *input = lines->inputs[i], *output = lines->outputs[i];
+        const char *input = lines->inputs[i] ? lines->inputs[i] : ""; /* is refused */
+        const char *output = lines->outputs[i] ? lines->outputs[i] : "";
         (void)snprintf(where, sizeof where, "suite_add: line %d", i + 1);
         tmoei_draft_add(&draft, 0, input, strlen(input), where);
         tmoei_draft_add(&draft, 1, output, strlen(output), where);
@@ -12280,21 +12271,18 @@ static int tmoei_name_order(const void *a, const void *b)
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
-/* The names in a folder, in the suite's memory: sorted, because file systems have orders of their
- * own. Returns how many, or -1: no such folder. */
+/* The names in a folder, sorted, in the suite's memory. Returns how many, or -1: no such folder. */
 static int tmoei_names(tmoe_suite *suite, const char *folder, char ***names)
 {
     tmoei_buffer text = { NULL, 0, 0, 0 };
     const int count = tmoei_folder_read(suite->ctx, folder, &text);
-    if (count < 0) return -1;
-    char **list = (char **)tmoei_own(&suite->own, (size_t)count + 1, sizeof *list);
-    char *name = NULL;
-    if (list && !text.failed && count > 0)
-        name = tmoei_own_text(&suite->own, text.data, text.length);
+    if (count <= 0) return count;
+    char **list = (char **)tmoei_own(&suite->own, (size_t)count, sizeof *list);
+    char *name = text.failed ? NULL : tmoei_own_text(&suite->own, text.data, text.length);
     tmoei_buffer_free(suite->ctx, &text);
-    *names = list;
-    if (!name) return 0;
+    if (!list || !name) return 0;
 
+    *names = list;
     for (int i = 0; i < count; i++) {
         list[i] = name;
         name += strlen(name) + 1;
@@ -12303,14 +12291,12 @@ static int tmoei_names(tmoe_suite *suite, const char *folder, char ***names)
     return count;
 }
 
-/* Whether a file's name ends so; names that begin with a point are hidden, and never do. */
+/* Whether a name ends so; hidden ones, which begin with a point, never do. */
 static int tmoei_ends_with(const char *text, const char *end)
 {
     const size_t a = strlen(text), b = strlen(end);
     return text[0] != '.' && a > b && strcmp(text + a - b, end) == 0;
 }
-
-/* ---- TSV files ------------------------------------------------------------------------------- */
 
 /* Adds a line: input TAB output [TAB output ...]. skip: empty outputs are left out. */
 static void tmoei_read_fields(tmoei_draft *draft, const char *line, size_t size, int skip,
@@ -12582,8 +12568,6 @@ static void tmoei_describe(tmoe_suite *suite, const char *path)
     }
 }
 
-/* ---- a whole folder -------------------------------------------------------------------------- */
-
 static void tmoei_load_folder(tmoe_suite *suite, const char *folder)
 {
     tmoe_ctx *ctx = suite->ctx;
@@ -12660,8 +12644,8 @@ static void tmoei_apply_split(tmoe_suite *suite, const char *path)
     suite->count = kept;
 }
 
-/* The file of a split: `split` itself where it is a path, else FOLDER/splits/NAME.json, into path.
- * NULL where no split was asked for and the folder has no zero_shot. */
+/* The file of a split: `split` if it is a path, else FOLDER/splits/NAME.json, written into path. NULL
+ * if the caller names none and there is no zero_shot. */
 static const char *tmoei_split_path(tmoe_ctx *ctx, char *path, const char *folder,
     const char *split)
 {
@@ -12670,8 +12654,7 @@ static const char *tmoei_split_path(tmoe_ctx *ctx, char *path, const char *folde
     const int length = snprintf(name, sizeof name, "splits/%s.json", split ? split : "zero_shot");
     if (length >= TMOEI_PATH) return split;
     if (tmoei_folder_has(ctx, path, folder, name)) return path;
-    /* a name without a point was meant as a name: the message is about the file that is missing */
-    return split && !strchr(split, '.') ? path : split;
+    return split && !strchr(split, '.') ? path : split; /* the message names what is missing */
 }
 
 TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const char *split)
@@ -14405,7 +14388,7 @@ typedef struct tmoei_bart_list {
     size_t count, capacity;
 } tmoei_bart_list;
 
-/* Room for one more tensor, all zero; NULL without memory. */
+/* One more tensor, all zero; NULL without memory. */
 static tmoei_bart_tensor *tmoei_bart_add(tmoe_ctx *ctx, tmoei_bart_list *list)
 {
     if (!tmoei_grow(ctx, &list->items, &list->capacity, list->count + 1, sizeof *list->items))
@@ -14560,11 +14543,6 @@ static const char *tmoei_bart_old_name(const char *name)
     return strncmp(name, "model.", 6) == 0 ? name + 6 : name;
 }
 
-static int tmoei_bart_same_name(const char *a, const char *b)
-{
-    return strcmp(tmoei_bart_old_name(a), tmoei_bart_old_name(b)) == 0;
-}
-
 /* A tensor by its name or its old one, and the file it lies in; NULL where there is none. */
 static const tmoei_entry *tmoei_bart_find(const tmoei_weights *w, const char *name,
     const tmoei_safetensors **file)
@@ -14580,21 +14558,17 @@ static const tmoei_entry *tmoei_bart_find(const tmoei_weights *w, const char *na
     return NULL;
 }
 
-/* Tensors of other kinds that transformers ignores in a BART: fairseq's marks of a version, buffers
- * of position numbers, and the head of a classifier. */
-static int tmoei_bart_ignores(const char *name)
-{
-    return tmoei_ends_with(name, ".version") || tmoei_ends_with(name, ".position_ids")
-        || strncmp(name, "classification_head.", strlen("classification_head.")) == 0;
-}
-
+/* Known, too, is what transformers ignores in a BART: fairseq's marks of a version, buffers of
+ * position numbers, the head of a classifier. */
 static int tmoei_bart_knows(const tmoei_bart_list *list, const char *name)
 {
+    name = tmoei_bart_old_name(name);
     for (int k = 0; k < TMOEI_BART_EMBEDDINGS; k++)
-        if (tmoei_bart_same_name(tmoei_bart_embedding[k], name)) return 1;
+        if (strcmp(tmoei_bart_old_name(tmoei_bart_embedding[k]), name) == 0) return 1;
     for (size_t i = 0; i < list->count; i++)
-        if (tmoei_bart_same_name(list->items[i].name, name)) return 1;
-    return tmoei_bart_ignores(name);
+        if (strcmp(tmoei_bart_old_name(list->items[i].name), name) == 0) return 1;
+    return tmoei_ends_with(name, ".version") || tmoei_ends_with(name, ".position_ids")
+        || strncmp(name, "classification_head.", strlen("classification_head.")) == 0;
 }
 
 /* The embedding under the first of its names that is there; the others must hold the same bytes. */
@@ -14691,44 +14665,39 @@ static const tmoei_field tmoei_bart_fields[TMOEI_BART_FIELDS] = { /* of config.j
 #undef TMOEI_STRUCT
 static const tmoei_field *const tmoei_bart_ids = tmoei_bart_fields + TMOEI_BART_SIZES;
 
-/* What a JSON value says in one word: "true", "false", a string's text, or "" for all else. */
-static const char *tmoei_json_as_word(const tmoei_json_node *node)
+/* Notes a key that says another word than it must; absent keys say it. */
+static void tmoei_bart_must(const tmoei_json *json, const char *key, const char *word, char *text,
+    size_t size)
 {
-    if (node->kind == TMOEI_JSON_TRUE) return "true";
-    if (node->kind == TMOEI_JSON_FALSE) return "false";
-    return node->kind == TMOEI_JSON_STRING ? node->text : "";
+    const tmoei_json_node *node = tmoei_json_value(json, 0, key);
+    const char *said = node->kind == TMOEI_JSON_STRING ? node->text : "";
+    if (node->kind == TMOEI_JSON_NULL) return;
+    if (node->kind == TMOEI_JSON_TRUE) said = "true";
+    if (node->kind == TMOEI_JSON_FALSE) said = "false";
+    if (strcmp(said, word) != 0)
+        tmoei_problem(text, size, "%s is %.40s, must be %s", key, said, word);
 }
 
 /* config.json as ours; what BART never was is refused. */
 static tmoe_result tmoei_bart_config(tmoe_ctx *ctx, const tmoei_json *json, const char *path,
     tmoe_config *c)
 {
-    static const char *const must[][2] = { { "normalize_before", "false" },
-        { "add_final_layer_norm", "false" }, { "static_position_embeddings", "false" },
-        { "tie_word_embeddings", "true" } }; /* or absent */
     char text[512] = "";
     *c = tmoe_config_default();
     c->norm = TMOE_NORM_POST;
     c->experts = 1;
     c->begin_in_target = c->specials_in_text = 1;
-
-    const char *type = tmoei_json_as_word(tmoei_json_value(json, 0, "model_type"));
-    if (strcmp(type, "bart") != 0)
-        tmoei_problem(text, sizeof text, "model_type is %.40s, must be bart", type);
-    for (size_t i = 0; i < sizeof must / sizeof *must; i++) {
-        const tmoei_json_node *node = tmoei_json_value(json, 0, must[i][0]);
-        const char *word = tmoei_json_as_word(node);
-        if (node->kind != TMOEI_JSON_NULL && strcmp(word, must[i][1]) != 0)
-            tmoei_problem(text, sizeof text, "%s is %.40s, must be %s", must[i][0], word,
-                must[i][1]);
-    }
-    const tmoei_json_node *activation = tmoei_json_value(json, 0, "activation_function");
-    const char *function = tmoei_json_as_word(activation);
-    if (strcmp(function, "relu") == 0)
+    if (tmoei_json_get(json, 0, "model_type") < 0)
+        tmoei_problem(text, sizeof text, "there is no model_type");
+    tmoei_bart_must(json, "model_type", "bart", text, sizeof text);
+    tmoei_bart_must(json, "normalize_before", "false", text, sizeof text);
+    tmoei_bart_must(json, "add_final_layer_norm", "false", text, sizeof text);
+    tmoei_bart_must(json, "static_position_embeddings", "false", text, sizeof text);
+    tmoei_bart_must(json, "tie_word_embeddings", "true", text, sizeof text);
+    if (tmoei_json_says(tmoei_json_value(json, 0, "activation_function"), "relu"))
         c->activation = TMOE_RELU;
-    else if (activation->kind != TMOEI_JSON_NULL && strcmp(function, "gelu") != 0)
-        tmoei_problem(text, sizeof text, "activation_function is %.40s, must be gelu or relu",
-            function);
+    else
+        tmoei_bart_must(json, "activation_function", "gelu", text, sizeof text);
     if (text[0]) return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s", path, text);
 
     TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, c, tmoei_bart_fields, TMOEI_BART_SIZES, 1));
@@ -14774,7 +14743,7 @@ static tmoe_result tmoei_bart_refuse(tmoe_ctx *ctx, const tmoei_json *json, cons
     return TMOE_OK;
 }
 
-/* Settings that are words, or by their oldest spelling. */
+/* early_stopping, which may be a word, and the oldest spelling of a forced first token. */
 static tmoe_result tmoei_bart_words(tmoe_model *model, const tmoei_json *json, const char *path)
 {
     tmoe_generation *g = &model->generation;
@@ -14913,7 +14882,7 @@ static void tmoei_write_bart_tokenizer(const tmoe_model *model, tmoei_buffer *te
         tmoei_bpe_of(model->tokenizer)->prefix_space ? "true" : "false");
 }
 
-/* The files beside the weights; the last two of models with a tokenizer only. */
+/* The files beside the weights; the last two need a tokenizer. */
 static const tmoei_part_writer tmoei_bart_files[] = { { "config.json", tmoei_write_bart_config },
     { "generation_config.json", tmoei_write_bart_generation },
     { "tokenizer.json", tmoei_write_tokenizer },
