@@ -4083,16 +4083,15 @@ TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config)
  * nodes from the last to the first. Two arenas hold a step: `nodes` for tensors and nodes, `big`
  * for floats.
  *
- * Gradients live in `big`, too. Their memory is taken when the backward pass first needs it
- * and released when the node that made the tensor is done. The next gradient then takes the same
- * place, so the backward pass stays in the cache.
+ * Gradients live in `big`, too. Their memory is taken when the backward pass first needs it and
+ * released when the node that made the tensor is done. The next gradient then takes the same place,
+ * so the backward pass stays in the cache.
  *
- * On a DRY tape floats are counted but never touched. This is how the memory of a step is known
- * before training starts. */
+ * On a DRY tape floats are counted but never touched: so the memory of a step is known before
+ * training starts. */
 
-/* A released block is taken again only for the same shape. So the number of blocks of a shape that
- * a step needs does not depend on the lengths of its sequences, and a step of shorter ones never
- * takes more memory than the longest: the plan of memory (>>training) relies on it. */
+/* A released block is taken again only for the same shape. Then a step of shorter sequences never
+ * takes more memory than one of the longest: the plan of memory (>>training) relies on it. */
 typedef struct tmoei_free_block {
     void *data;
     size_t count, element_bytes;
@@ -4182,21 +4181,19 @@ typedef struct tmoei_node {
     struct tmoei_node *before;
     void (*backward)(tmoe_tape *tape, struct tmoei_node *node);
     tmoe_tensor *y, **in;
-    float *beta;      /* for each input 0: overwrite its dx, 1: add to it */
+    float *beta;      /* for each input; this, hand, owned and unwritten: see the head of >>ops */
     const void *kept; /* what the operation needs again */
-    int count;        /* of inputs */
-    int hand; /* the input that may take over the memory of y->dx, or one of the following */
+    int count, hand;  /* number of inputs; an input, or one of the following */
 } tmoei_node;
 
 #define TMOEI_HAND_NONE (-1)
-#define TMOEI_HAND_VALUES (-2) /* gradients are written over the inputs' values */
+#define TMOEI_HAND_VALUES (-2)
 
 typedef void tmoei_backward_fn(tmoe_tape *tape, tmoei_node *node);
 
 typedef struct tmoei_tensor { /* what tmoe_tensor does not show */
     tmoe_tensor t;
-    int owned;     /* dx belongs to the tape and can be released */
-    int unwritten; /* a block whose gradient memory is new: its parts overwrite */
+    int owned, unwritten;
 } tmoei_tensor;
 
 struct tmoe_tape {
@@ -4284,9 +4281,7 @@ static tmoe_tensor *tmoei_tensor_new(tmoe_tape *tape, int rows, int cols, float 
 TMOE_DEF tmoe_tensor *tmoe_leaf(tmoe_tape *tape, int rows, int cols, float *x, float *dx)
 {
     TMOEI_ARGUMENT_RULE(tape, x && rows >= 1 && cols >= 1,
-        "leaf: (%d,%d) at %s; needs memory and at least one element", rows, cols,
-        x ? "an address" : "NULL");
-
+        "leaf: (%d,%d)%s; needs memory and at least one element", rows, cols, x ? "" : " at NULL");
     tmoe_tensor *tensor = tmoei_tensor_new(tape, rows, cols, x);
     if (tensor && dx) {
         tensor->dx = dx;
@@ -4334,35 +4329,29 @@ static tmoe_tensor *tmoei_record(tmoe_tape *tape, tmoe_tensor *y, tmoei_backward
     return y;
 }
 
-/* Finds memory for the gradient of input i, which has none yet. Returns 1 where the input has taken
- * over y->dx, 0 where not, -1 when memory runs out. */
-static int tmoei_gradient_memory(tmoe_tape *tape, const tmoei_node *node, int i)
+/* Memory for the gradient of input i, which has none yet. */
+static void tmoei_gradient_memory(tmoe_tape *tape, const tmoei_node *node, int i)
 {
     tmoe_tensor *in = node->in[i], *y = node->y;
-    const int handed = i == node->hand && ((tmoei_tensor *)y)->owned;
-
     if (node->hand == TMOEI_HAND_VALUES)
         in->dx = in->x;
-    else if (handed)
-        in->dx = y->dx; /* the gradient is dy, or made from it in place */
-    else
+    else if (i == node->hand && ((tmoei_tensor *)y)->owned) {
+        in->dx = y->dx;
+        in->has_grad = 1;
+    } else
         in->dx = (float *)tmoei_arena_alloc(&tape->big, (size_t)in->rows, tmoei_row_bytes(in));
-    if (!in->dx) return -1;
-
-    in->has_grad = handed;
     ((tmoei_tensor *)in)->owned = 1;
-    return handed;
 }
 
 /* Walks the tape back from the gradients that some tensors already have in dx. Before it calls an
  * operation's backward function, every input that wants a gradient has memory for it, and
  * node->beta[i] says what to do there: dx = beta dx + ... On a dry tape the function is not called.
- * The table at the head of >>ops has the whole contract. */
+ */
 static tmoe_result tmoei_tape_walk(tmoe_tape *tape)
 {
     for (tmoei_node *node = tape->last; node; node = node->before) {
         tmoe_tensor *y = node->y;
-        int handed = 0;
+        int taken = 0;                  /* by an input: the memory of y->dx */
         if (!y->dx) continue;           /* nothing that reached the loss used it */
         if (!y->has_grad && !tape->dry) /* a part of a block that no operation wrote to */
             memset(y->dx, 0, tmoei_elements(y) * sizeof(float));
@@ -4370,18 +4359,16 @@ static tmoe_result tmoei_tape_walk(tmoe_tape *tape)
         for (int i = 0; i < node->count; i++) {
             tmoe_tensor *in = node->in[i];
             if (!in || !in->wants_grad) continue;
-            if (!in->dx) {
-                const int found = tmoei_gradient_memory(tape, node, i);
-                if (found < 0) return tape->ctx->error;
-                handed |= found;
-            }
+            if (!in->dx) tmoei_gradient_memory(tape, node, i);
+            if (!in->dx) return tape->ctx->error;
+            if (in->dx == y->dx) taken = 1;
             node->beta[i] = in->has_grad ? 1.0f : 0.0f;
             if (node->backward) in->has_grad = 1;
         }
 
         if (!tape->dry && node->backward) node->backward(tape, node);
         if (tape->ctx->error != TMOE_OK) return tape->ctx->error;
-        if (((tmoei_tensor *)y)->owned && !handed)
+        if (((tmoei_tensor *)y)->owned && !taken)
             tmoei_arena_release(&tape->big, y->dx, (size_t)y->rows, tmoei_row_bytes(y));
     }
     tape->last = NULL;
@@ -4415,10 +4402,10 @@ TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss)
 }
 
 /* ---- part: a named piece of a block of parameters, as a matrix of its own -----------------------
- * The gradient of a part is the same piece of the block's gradient. Where that memory is new (a
- * merged block), the first contribution overwrites it. A node without a backward function makes
- * tmoei_tape_backward write zeros to a part that no operation used. The parts must cover the block,
- * and the block must not be used as a whole. */
+ * Its gradient is the same piece of the block's gradient. Where that memory is new (a merged block),
+ * the first contribution overwrites it, and a node without a backward function makes
+ * tmoei_tape_backward write zeros to a part that no operation used. Such parts must cover the block.
+ */
 static tmoe_tensor *tmoei_part(tmoe_tape *tape, tmoe_tensor *block, size_t offset, int rows,
     int cols)
 {
@@ -4493,7 +4480,7 @@ static float *tmoei_grad_to_add(const tmoei_node *node, int i)
     return dx;
 }
 
-/* What the chunks of an operation read in its forward pass; backward they read the node itself. */
+/* Chunks of an operation read its node; forward it is not recorded yet. */
 static tmoei_node tmoei_unrecorded(tmoe_tensor *y, tmoe_tensor **in, const void *kept)
 {
     tmoei_node node;
@@ -4502,6 +4489,26 @@ static tmoei_node tmoei_unrecorded(tmoe_tensor *y, tmoe_tensor **in, const void 
     node.in = in;
     node.kept = kept;
     return node;
+}
+
+/* Runs fn on all rows of t, over the lanes; on a dry tape it does nothing. */
+static void tmoei_each_row(tmoe_tape *tape, const tmoe_tensor *t, tmoei_sweep_fn *fn,
+    const void *job)
+{
+    if (tape->dry) return;
+    tmoei_sweep(tape->ctx, (size_t)t->rows, tmoei_grain((size_t)t->cols), fn, job);
+}
+
+static tmoei_matrix tmoei_view(const tmoe_tensor *t)
+{
+    return tmoei_matrix_of(t->x, t->rows, t->cols, (size_t)t->cols);
+}
+
+/* Where a product writes the gradient of input i. */
+static tmoei_output tmoei_grad_output(const tmoei_node *node, int i)
+{
+    const tmoe_tensor *in = node->in[i];
+    return tmoei_output_of(in->dx, (size_t)in->cols, node->beta[i]);
 }
 
 /* ---- affine -------------------------------------------------------------------------------------
@@ -4561,31 +4568,27 @@ static void tmoei_linear_backward(tmoe_tape *tape, tmoei_node *node)
 {
     const tmoei_linear_kept *kept = (const tmoei_linear_kept *)node->kept;
     tmoe_tensor *y = node->y, *x = node->in[0], *w = node->in[1];
-    const int T = x->rows, D = x->cols, F = w->rows;
-    const size_t d = (size_t)D, f = (size_t)F;
 
     /* dz = dy act'(z) */
-    if (kept->z)
+    tmoei_matrix dz = tmoei_view(y);
+    dz.x = y->dx;
+    if (kept->z) {
         tmoei_activation_apply(tape->ctx, kept->act, kept->z, y->dx, kept->z, tmoei_elements(y));
-    const tmoei_matrix dz = tmoei_matrix_of(kept->z ? kept->z : y->dx, T, F, f);
+        dz.x = kept->z;
+    }
 
     /* db (+)= column sums of dz */
     if (tmoei_grad(node, 2)) {
         const tmoei_column_sums_job job = { dz, node->in[2]->dx, node->beta[2] };
-        tmoei_sweep(tape->ctx, f, TMOEI_COLUMNS, tmoei_column_sums, &job);
+        tmoei_sweep(tape->ctx, dz.stride, TMOEI_COLUMNS, tmoei_column_sums, &job);
     }
 
-    /* dw (+)= dz^T x */
+    /* dw (+)= dz^T x;  dx (+)= dz w;  dresidual (+)= dy */
     if (w->wants_grad)
-        tmoei_gemm(tape->ctx, tmoei_transposed(dz), tmoei_matrix_of(x->x, T, D, d),
-            tmoei_output_of(w->dx, d, node->beta[1]), NULL);
-
-    /* dx (+)= dz w */
-    if (x->wants_grad)
-        tmoei_gemm(tape->ctx, dz, tmoei_matrix_of(w->x, F, D, d),
-            tmoei_output_of(x->dx, d, node->beta[0]), NULL);
-
-    if (node->in[3]) tmoei_accumulate(tape, node, 3, 1.0f, y->dx); /* dresidual (+)= dy */
+        tmoei_gemm(tape->ctx, tmoei_transposed(dz), tmoei_view(x), tmoei_grad_output(node, 1),
+            NULL);
+    if (x->wants_grad) tmoei_gemm(tape->ctx, dz, tmoei_view(w), tmoei_grad_output(node, 0), NULL);
+    if (node->in[3]) tmoei_accumulate(tape, node, 3, 1.0f, y->dx);
 }
 
 TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *w, tmoe_tensor *b,
@@ -4613,17 +4616,15 @@ TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *
     }
 
     if (!tape->dry) {
-        const size_t d = (size_t)D, f = (size_t)F;
         tmoei_epilogue epilogue;
         memset(&epilogue, 0, sizeof epilogue);
         epilogue.bias = b ? b->x : NULL;
         epilogue.activation = act;
         epilogue.pre = kept.z;
         epilogue.residual = residual ? residual->x : NULL;
-        epilogue.pre_stride = epilogue.residual_stride = f;
-        tmoei_gemm(tape->ctx, tmoei_matrix_of(x->x, T, D, d),
-            tmoei_transposed(tmoei_matrix_of(w->x, F, D, d)), tmoei_output_of(y->x, f, 0.0f),
-            &epilogue);
+        epilogue.pre_stride = epilogue.residual_stride = (size_t)F;
+        tmoei_gemm(tape->ctx, tmoei_view(x), tmoei_transposed(tmoei_view(w)),
+            tmoei_output_of(y->x, (size_t)F, 0.0f), &epilogue);
     }
     return tmoei_record(tape, y, tmoei_linear_backward, 3, &kept, sizeof kept, in, 4);
 }
@@ -4675,11 +4676,10 @@ static void tmoei_norm_columns(const tmoe_ctx *ctx, const void *job, size_t firs
 static void tmoei_layer_norm_backward(tmoe_tape *tape, tmoei_node *node)
 {
     const tmoe_tensor *x = node->in[0];
-    const size_t D = (size_t)x->cols;
     const float *dgain = tmoei_grad_to_add(node, 1), *dbias = tmoei_grad_to_add(node, 2);
-    if (x->wants_grad)
-        tmoei_sweep(tape->ctx, (size_t)x->rows, tmoei_grain(D), tmoei_norm_rows, node);
-    if (dgain || dbias) tmoei_sweep(tape->ctx, D, TMOEI_COLUMNS, tmoei_norm_columns, node);
+    if (x->wants_grad) tmoei_each_row(tape, x, tmoei_norm_rows, node);
+    if (dgain || dbias)
+        tmoei_sweep(tape->ctx, (size_t)x->cols, TMOEI_COLUMNS, tmoei_norm_columns, node);
 }
 
 TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *gain,
@@ -4698,7 +4698,7 @@ TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tens
     if (!y || !kept.mean || !kept.inv) return NULL;
 
     const tmoei_node node = tmoei_unrecorded(y, in, &kept);
-    if (!tape->dry) tmoei_sweep(tape->ctx, T, tmoei_grain((size_t)x->cols), tmoei_norm_rows, &node);
+    tmoei_each_row(tape, x, tmoei_norm_rows, &node);
     return tmoei_record(tape, y, tmoei_layer_norm_backward, TMOEI_HAND_NONE, &kept, sizeof kept, in,
         3);
 }
@@ -5029,8 +5029,7 @@ TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int co
     tmoe_tensor *y = tmoei_tensor_new(tape, count, D, NULL);
     if (!y) return NULL;
     const tmoei_node node = tmoei_unrecorded(y, in, &kept);
-    if (!tape->dry)
-        tmoei_sweep(tape->ctx, (size_t)count, tmoei_grain((size_t)D), tmoei_embedding_rows, &node);
+    tmoei_each_row(tape, y, tmoei_embedding_rows, &node);
     return tmoei_record(tape, y, tmoei_embedding_backward, TMOEI_HAND_NONE, &kept, sizeof kept, in,
         2);
 }
@@ -5087,8 +5086,7 @@ static void tmoei_cross_entropy_backward(tmoe_tape *tape, tmoei_node *node)
     job.kept.weight *= node->y->dx[0];
     if (node->beta[0] != 0.0f) job.dlogits = tmoei_floats(tape, tmoei_elements(x));
     if (!job.dlogits) return;
-    tmoei_sweep(tape->ctx, (size_t)x->rows, tmoei_grain((size_t)x->cols), tmoei_cross_entropy_rows,
-        &job);
+    tmoei_each_row(tape, x, tmoei_cross_entropy_rows, &job);
     tmoei_accumulate(tape, node, 0, 1.0f, job.dlogits);
 }
 
@@ -5113,8 +5111,7 @@ TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, c
         const tmoei_float_mode mode = tmoei_float_mode_enter();
         const tmoei_cross_entropy_job job = { logits, kept, NULL };
         double sum = 0.0; /* T small numbers of equal sign */
-        tmoei_sweep(tape->ctx, T, tmoei_grain((size_t)logits->cols), tmoei_cross_entropy_rows,
-            &job);
+        tmoei_each_row(tape, logits, tmoei_cross_entropy_rows, &job);
         for (size_t t = 0; t < T; t++) sum += (double)kept.row_loss[t];
         y->x[0] = (float)(sum * (double)weight);
         tmoei_float_mode_leave(mode);
