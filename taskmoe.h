@@ -274,7 +274,7 @@ typedef enum tmoe_activation {
     TMOE_SIGMOID
 } tmoe_activation;
 
-/* tmoe_tape_create, _destroy - an empty tape that records; frees a tape and its tensors    >>tape */
+/* tmoe_tape_create, _destroy - an empty tape that records; frees a tape and its tensors   >>tape */
 TMOE_DEF tmoe_tape *tmoe_tape_create(tmoe_ctx *ctx);
 TMOE_DEF void tmoe_tape_destroy(tmoe_tape *tape);
 /* tmoe_tape_reset - forgets all tensors and clears the context's error. The memory is kept, so a
@@ -4402,10 +4402,10 @@ TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss)
 }
 
 /* ---- part: a named piece of a block of parameters, as a matrix of its own -----------------------
- * Its gradient is the same piece of the block's gradient. Where that memory is new (a merged block),
- * the first contribution overwrites it, and a node without a backward function makes
- * tmoei_tape_backward write zeros to a part that no operation used. Such parts must cover the block.
- */
+ * Its gradient is the same piece of the block's gradient. Where that memory is new (a merged
+ * block), the first contribution overwrites it, and a node without a backward function makes
+ * tmoei_tape_backward write zeros to a part that no operation used. Such parts must cover the
+ * block. */
 static tmoe_tensor *tmoei_part(tmoe_tape *tape, tmoe_tensor *block, size_t offset, int rows,
     int cols)
 {
