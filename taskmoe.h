@@ -7861,9 +7861,9 @@ static double tmoei_seconds(void)
 }
 
 #define TMOEI_STRUCT tmoe_training
-static const tmoei_field tmoei_training_fields[] = { /* the first three change no step's bits */
-    TMOEI_INT(steps, 1, INT_MAX), TMOEI_INT(evaluate_every_steps, 0, INT_MAX),
-    TMOEI_INT(patience, 0, INT_MAX), TMOEI_INT(tasks_per_step, 1, TMOEI_GROUPS_MAX),
+static const tmoei_field tmoei_training_fields[] = { TMOEI_INT(steps, 1, INT_MAX),
+    TMOEI_INT(evaluate_every_steps, 0, INT_MAX), TMOEI_INT(patience, 0, INT_MAX),
+    TMOEI_INT(tasks_per_step, 1, TMOEI_GROUPS_MAX),
     TMOEI_INT(examples_per_task, 1, TMOEI_EXAMPLES_MAX), TMOEI_FLOAT(lr_model, 0, FLT_MAX),
     TMOEI_FLOAT(lr_router, 0, FLT_MAX), TMOEI_FLOAT(lr_tasks, 0, FLT_MAX),
     TMOEI_FLOAT(warmup, 0, 1), TMOEI_FLOAT(weight_decay, 0, FLT_MAX),
@@ -7872,15 +7872,12 @@ static const tmoei_field tmoei_training_fields[] = { /* the first three change n
     TMOEI_FLOAT(label_smoothing, 0, TMOEI_BELOW_1), TMOEI_FLOAT(dropout, 0, TMOEI_BELOW_1),
     TMOEI_FLOAT(expert_regularisation, 0, FLT_MAX), TMOEI_FLOAT(load_balance, 0, FLT_MAX),
     TMOEI_INT(train, 1, TMOE_TRAIN_ALL), TMOEI_INT(alternate_steps, 0, INT_MAX / 2),
-    TMOEI_INT(validation_lines, 0, INT_MAX), TMOEI_INT(machines, 0, INT_MAX)
-};
+    TMOEI_INT(validation_lines, 0, INT_MAX), TMOEI_INT(machines, 0, INT_MAX) };
 
 enum {
     TMOEI_TRAINING_FIELDS = sizeof tmoei_training_fields / sizeof *tmoei_training_fields,
-    TMOEI_SETTINGS = TMOEI_TRAINING_FIELDS - 3
+    TMOEI_FREE_FIELDS = 3 /* the first: they change no step */
 };
-
-static const tmoei_field *const tmoei_settings = tmoei_training_fields + 3;
 
 #undef TMOEI_STRUCT
 
@@ -14015,6 +14012,11 @@ static uint64_t tmoei_lines_hash(const tmoe_trainer *trainer)
     for (size_t i = 0; i < texts->ids_used; i++) hash = tmoei_hash_add(hash, (size_t)texts->ids[i]);
     return hash;
 }
+
+/* The fields of tmoe_training that change the bits of a step. */
+static const tmoei_field *const tmoei_settings = tmoei_training_fields + TMOEI_FREE_FIELDS;
+
+enum { TMOEI_SETTINGS = TMOEI_TRAINING_FIELDS - TMOEI_FREE_FIELDS };
 
 /* What tmoe_trainer_load compares with its trainer's. Numbers of 64 bits are strings: JSON's numbers
  * hold 53. */
