@@ -9250,6 +9250,7 @@ typedef struct tmoei_search {
     float *scores, *next_scores;  /* (rows): sum of log p */
     tmoei_hypothesis *candidates; /* (requests, 2 * beams), best first */
     int *finished, *lengths;      /* (requests, beams, max_length), (requests, beams): best first */
+    size_t most;                  /* max_length: how long a row of tokens is */
     float *final_scores;          /* (requests, beams): score / length^length_penalty */
 } tmoei_search;
 
@@ -9260,8 +9261,7 @@ typedef struct tmoei_search {
 static void tmoei_search_forbid(const tmoei_search *s, int row, float *x, float log_sum_exp)
 {
     const tmoe_generation *how = &s->how;
-    const int *tokens = s->tokens + (size_t)row * (size_t)how->max_length;
-    const int n = how->no_repeat_ngram;
+    const int *tokens = s->tokens + (size_t)row * s->most, n = how->no_repeat_ngram;
     if (n > 0)
         for (int i = 0; i + n <= s->length; i++) {
             const int *newest = tokens + s->length - (n - 1);
@@ -9313,8 +9313,8 @@ static void tmoei_search_chunk(void *arg, int chunk, int lane)
 static void tmoei_search_finish(tmoei_search *s, int request, const tmoei_hypothesis *c,
     float score)
 {
-    const size_t most = (size_t)s->how.max_length, base = (size_t)request * (size_t)s->how.beams;
-    size_t to = base + (size_t)s->how.beams - 1;
+    const size_t most = s->most, beams = (size_t)s->how.beams, base = (size_t)request * beams;
+    size_t to = base + beams - 1;
     if (score <= s->final_scores[to]) return;
     for (; to > base && s->final_scores[to - 1] < score; to--) {
         s->final_scores[to] = s->final_scores[to - 1];
@@ -9348,7 +9348,7 @@ static int tmoei_search_is_over(const tmoei_search *s, int request, float runnin
 static int tmoei_search_advance(tmoei_search *s, int index, int next)
 {
     const int B = s->how.beams, request = s->cache.request_of[index * B];
-    const size_t most = (size_t)s->how.max_length, length = (size_t)s->length;
+    const size_t most = s->most, length = (size_t)s->length;
     const float divisor = powf((float)s->length, s->how.length_penalty);
     tmoei_hypothesis *c = s->candidates + (size_t)index * 2 * (size_t)B;
     int ended = 0;
@@ -9380,7 +9380,7 @@ static int tmoei_search_advance(tmoei_search *s, int index, int next)
 static tmoe_result tmoei_search_begin(tmoei_search *s)
 {
     tmoei_owner *own = &s->cache.own;
-    const size_t rows = (size_t)s->cache.rows, most = (size_t)s->how.max_length;
+    const size_t rows = (size_t)s->cache.rows, most = s->most;
     s->tokens = (int *)tmoei_own(own, 3 * rows * most, sizeof(int));
     s->lengths = (int *)tmoei_own(own, 2 * rows, sizeof(int));
     s->scores = (float *)tmoei_own(own, 3 * rows, sizeof(float));
@@ -9406,17 +9406,16 @@ static tmoe_result tmoei_search_begin(tmoei_search *s)
 static tmoe_result tmoei_search_step(tmoei_search *s)
 {
     tmoei_cache *cache = &s->cache;
-    const size_t most = (size_t)s->how.max_length;
     const int requests = cache->rows / s->how.beams;
     int next = 0;
     for (int r = 0; r < cache->rows; r++)
-        cache->ids[r] = s->tokens[(size_t)r * most + (size_t)s->length - 1];
+        cache->ids[r] = s->tokens[(size_t)r * s->most + (size_t)s->length - 1];
     tmoe_tensor *logits = tmoei_cache_step(cache, s->model, s->task, s->route);
     if (!logits) return s->model->ctx->error;
     s->logits = logits->x;
     tmoei_parallel(s->model->ctx, tmoei_search_chunk, s, requests);
     for (int i = 0; i < requests; i++) next += tmoei_search_advance(s, i, next);
-    memcpy(s->tokens, s->next_tokens, (size_t)next * most * sizeof(int));
+    memcpy(s->tokens, s->next_tokens, (size_t)next * s->most * sizeof(int));
     memcpy(s->scores, s->next_scores, (size_t)next * sizeof(float));
     tmoei_cache_reorder(cache, s->parents, next);
     s->length++;
@@ -9440,17 +9439,16 @@ static tmoe_result tmoei_search_run(tmoei_search *s, const tmoei_pack *source)
 /* Copies the answers of a search to the caller's arrays, from request `first` on. */
 static void tmoei_search_store(const tmoei_search *s, int first, const tmoe_generated *out)
 {
-    const int requests = s->cache.source->sequences, returned = s->how.returned;
-    const size_t most = (size_t)s->how.max_length;
-    for (int i = 0; i < requests; i++)
+    const int returned = s->how.returned;
+    for (int i = 0; i < s->cache.source->sequences; i++)
         for (int j = 0; j < returned; j++) {
-            const size_t from = (size_t)i * (size_t)s->how.beams + (size_t)j;
+            const int from = i * s->how.beams + j, length = s->lengths[from];
             const size_t to = (size_t)(first + i) * (size_t)returned + (size_t)j;
-            const size_t length = (size_t)s->lengths[from];
-            int *tokens = out->tokens + to * most;
-            memcpy(tokens, s->finished + from * most, length * sizeof(int));
-            for (size_t t = length; t < most; t++) tokens[t] = s->model->config.pad_id;
-            out->token_counts[to] = (int)length;
+            const int *answer = s->finished + (size_t)from * s->most;
+            int *tokens = out->tokens + to * s->most;
+            for (int t = 0; t < s->how.max_length; t++)
+                tokens[t] = t < length ? answer[t] : s->model->config.pad_id;
+            out->token_counts[to] = length;
             if (out->scores) out->scores[to] = s->final_scores[from];
         }
 }
@@ -9474,24 +9472,23 @@ static tmoe_result tmoei_generation_check(tmoe_model *model, tmoe_generation *ho
     return text[0] ? tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "generation: %s", text) : TMOE_OK;
 }
 
-/* Is there a route, and are all requests made of ids that there are, not too many? */
 static tmoe_result tmoei_request_check(tmoe_model *model, const tmoe_request *request)
 {
     const int most = model->config.source_tokens, *ids = request->ids;
     const int known = request->task >= 0 && request->task < model->N;
     if (request->count < 0 || (model->R > 0 && !request->route && !known))
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-            "generate: %d requests (at least 0) of task %d (of %d; another one needs a route)",
+            "generate: %d requests (at least 0) of task %d (of %d; others need a route)",
             request->count, request->task, model->N);
     for (int i = 0; i < request->count; i++) {
-        const int length = request->lengths[i];
-        int good = length >= 1 && length <= most;
-        for (int t = 0; good && t < length; t++) good = ids[t] >= 0 && ids[t] < model->V;
+        const int n = request->lengths[i];
+        int good = n >= 1 && n <= most;
+        for (int t = 0; good && t < n; t++) good = ids[t] >= 0 && ids[t] < model->V;
         if (!good)
             return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
                 "generate: request %d has %d tokens (1 to %d), or an id that is not 0 <= id < %d",
-                i, length, most, model->V);
-        ids += length;
+                i, n, most, model->V);
+        ids += n;
     }
     return TMOE_OK;
 }
@@ -9514,6 +9511,7 @@ TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, const tmoe_request *reques
     TMOEI_TRY(tmoei_request_check(model, request));
     TMOEI_TRY(tmoei_generation_check(model, &s.how));
     s.wanted = s.how.beams > 1 ? 2 * s.how.beams : 1;
+    s.most = (size_t)s.how.max_length;
 
     const tmoei_float_mode mode = tmoei_float_mode_enter();
     const int at_once = s.how.beams < TMOEI_ROWS_AT_ONCE ? TMOEI_ROWS_AT_ONCE / s.how.beams : 1;
@@ -9554,8 +9552,8 @@ static int tmoei_known_task(tmoe_model *model, const char *function, const char 
     for (int i = 0; i < count; i++)
         tmoei_problem(text, sizeof text, "%s", model->tasks[tasks[i]].name);
     (void)tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-        "%s: no task of the model is named '%.200s'. Nearest: %s. A task that it has not seen is "
-        "asked by its instruction: tmoe_answer_unseen, tmoe_route_unseen",
+        "%s: no task of the model is named '%.200s' (nearest: %s); for an instruction there are "
+        "tmoe_answer_unseen and tmoe_route_unseen",
         function, name, count ? text : "none");
     return -1;
 }
@@ -9771,8 +9769,9 @@ TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task,
     for (int i = 0; i < task->label_count; i++) empty |= task->labels[i][0] == 0;
     if (empty || !model->tokenizer || count < 0 || (unsigned)how > TMOE_LABEL_MEAN)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "choose_label: needs a closed set of labels, none empty (task %s has %d), at least 0 "
-            "inputs (%d), a score that there is (%d) and a model with a tokenizer",
+            "choose_label: task %s has a closed set of %d labels (at least 1, none empty), %d "
+            "inputs "
+            "(at least 0), score %d (0 or 1); the model needs a tokenizer",
             task->name, task->label_count, count, (int)how);
     memset(&labels, 0, sizeof labels);
     memset(&source, 0, sizeof source);
@@ -13574,16 +13573,15 @@ static void tmoei_few_shot_sample(tmoei_few_shot_job *job, int *order, tmoe_exam
 static tmoe_result tmoei_few_shot_check(const tmoe_model *model, const tmoe_task *task,
     const tmoe_few_shot *f)
 {
-    const int most = TMOE_FEW_SHOT_CHOICES;
+    const int most = TMOE_FEW_SHOT_CHOICES, rates = f->learning_rate_count;
+    const int sizes = f->batch_size_count;
     char text[1024] = "";
     const size_t size = sizeof text;
     if ((unsigned)f->start > TMOE_ZERO_SHOT_AVERAGE || (unsigned)f->tune > TMOE_TUNE_VECTOR)
-        tmoei_problem(text, size, "start %d or tune %d is no such choice", (int)f->start,
-            (int)f->tune);
-    if (f->learning_rate_count < 1 || f->learning_rate_count > most || f->batch_size_count < 1
-        || f->batch_size_count > most)
-        tmoei_problem(text, size, "%d learning rates, %d batch sizes: must be 1 to %d",
-            f->learning_rate_count, f->batch_size_count, most);
+        tmoei_problem(text, size, "start %d or tune %d is unknown", (int)f->start, (int)f->tune);
+    if (rates < 1 || rates > most || sizes < 1 || sizes > most)
+        tmoei_problem(text, size, "%d learning rates, %d batch sizes: must be 1 to %d", rates,
+            sizes, most);
     if (f->steps < 1 || f->evaluate_every_steps < 1 || f->shots < 1 || f->shots_per_label < 1
         || task->test_count < 1)
         tmoei_problem(text, size,
@@ -13626,14 +13624,14 @@ static tmoe_result tmoei_few_shot_compete(tmoei_few_shot_job *job, tmoe_few_shot
     tmoe_ctx *ctx = job->model->ctx;
     const tmoe_few_shot *f = job->how;
     const int count = f->learning_rate_count * f->batch_size_count;
-    int diverged, again;
+    int diverged;
     job->wanted = -1;
     tmoei_parallel(ctx, tmoei_few_shot_chunk, job, count);
     const int best = tmoei_few_shot_best(job, count, &diverged);
     if (ctx->error != TMOE_OK) return ctx->error;
     job->wanted = best;
     tmoei_parallel(ctx, tmoei_few_shot_chunk, job, 1);
-    (void)tmoei_few_shot_best(job, count, &again);
+    (void)tmoei_few_shot_best(job, count, &diverged);
     if (ctx->error != TMOE_OK) return ctx->error;
 
     result->dev = job->outcomes[best].dev;
@@ -13679,12 +13677,6 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
 
 /* ---- task vectors that a model makes --------------------------------------------------------- */
 
-/* Is p a norm or a bias? */
-static int tmoei_is_fisher_parameter(const tmoei_parameter *p)
-{
-    return p->rows == 1;
-}
-
 /* Adds to row, for every p in norms and biases, (dl/dp)^2, l the loss of the line that the pass has
  * encoded to h. pass->grads is a twin of theta, zero before and after. */
 static void tmoei_embed_fisher(tmoei_pass *pass, const tmoei_batch *b, tmoe_tensor *h, double *row)
@@ -13695,7 +13687,7 @@ static void tmoei_embed_fisher(tmoei_pass *pass, const tmoei_batch *b, tmoe_tens
     for (int i = 0; i < model->parameter_count; i++) {
         const tmoei_parameter *p = &model->parameters[i];
         const float *g = pass->grads + p->offset;
-        if (!tmoei_is_fisher_parameter(p)) continue;
+        if (p->rows > 1) continue; /* norms and biases are rows */
         for (int j = 0; j < p->cols; j++) row[j] += (double)g[j] * (double)g[j];
         row += p->cols;
     }
@@ -13828,10 +13820,8 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
             (int)how, lines, vector_width, suite->count, model->config.width);
 
     size_t F = fisher ? 0 : (size_t)model->config.width; /* features of a task */
-    if (fisher)
-        for (int p = 0; p < model->parameter_count; p++)
-            if (tmoei_is_fisher_parameter(&model->parameters[p]))
-                F += (size_t)model->parameters[p].cols;
+    for (int p = 0; p < model->parameter_count; p++)
+        if (fisher && model->parameters[p].rows == 1) F += model->parameters[p].size;
     double *x = (double *)tmoei_own(&own, N * F, sizeof *x);
     double *G = fisher ? (double *)tmoei_own(&own, 2 * N * N, sizeof *G) : NULL;
     float *grads = fisher ? (float *)tmoei_own(&own, model->size, sizeof(float)) : NULL;

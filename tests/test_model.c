@@ -1160,7 +1160,7 @@ static void test_names_and_instructions_are_two_things(void)
     CHECK(tmoe_answer(s.model, "Give the first letter.", "lamp", one, sizeof one)
         == TMOE_ERR_ARGUMENT);
     CHECK_TEXT(one, "");
-    CHECK_HAS(tmoe_error_message(s.ctx), "Nearest: first;");
+    CHECK_HAS(tmoe_error_message(s.ctx), "(nearest: first;");
     CHECK_HAS(tmoe_error_message(s.ctx), "tmoe_answer_unseen");
     CHECK(tmoe_answer_many(s.model, "uppercase", NULL, words, 2, many) == TMOE_ERR_ARGUMENT);
     CHECK_HAS(tmoe_error_message(s.ctx), "no task of the model is named 'uppercase'");
@@ -1211,7 +1211,7 @@ static void test_negative_counts_and_unknown_choices_are_refused(void)
     task.label_count = 2;
     CHECK(tmoe_choose_label(s.model, &task, NULL, words, 1, TMOE_LABEL_SUM, chosen)
         == TMOE_ERR_ARGUMENT);
-    CHECK_HAS(tmoe_error_message(s.ctx), "none empty (task upper has 2)");
+    CHECK_HAS(tmoe_error_message(s.ctx), "none empty");
     task.label_count = 1;
     CHECK(tmoe_choose_label(s.model, &task, NULL, words, 1, (tmoe_label_score)2, chosen)
         == TMOE_ERR_ARGUMENT);
