@@ -4871,12 +4871,11 @@ static void tmoei_attention_chunk(void *arg, int chunk, int lane)
     const int T = q_offsets[1] - q_offsets[0], S = kv_offsets[1] - kv_offsets[0];
     const int D = y->cols, W = D / kept->heads;
 
-    /* Where the head's first elements are: q and kv are [q | k | v], or q and [k | v]. */
-    const size_t q_row = (size_t)q_offsets[0], column = (size_t)(head * W);
-    const size_t q_at = q_row * (size_t)q->cols + column, y_at = q_row * (size_t)D + column;
-    const size_t k_at =
-        (size_t)kv_offsets[0] * (size_t)kv->cols + column + (q == kv ? (size_t)D : 0);
-    const size_t v_at = k_at + (size_t)D;
+    /* where the head's first elements are: q and kv are [q | k | v], or q and [k | v] */
+    const size_t q_row = (size_t)q_offsets[0], column = (size_t)(head * W), d = (size_t)D;
+    const size_t q_at = q_row * (size_t)q->cols + column, y_at = q_row * d + column;
+    const size_t kv_at = (size_t)kv_offsets[0] * (size_t)kv->cols + column;
+    const size_t k_at = q == kv ? kv_at + d : kv_at, v_at = k_at + d;
 
     tmoei_attention_head a;
     memset(&a, 0, sizeof a);
@@ -4887,7 +4886,7 @@ static void tmoei_attention_chunk(void *arg, int chunk, int lane)
     a.k = tmoei_matrix_of(kv->x + k_at, S, W, (size_t)kv->cols);
     a.v = tmoei_matrix_of(kv->x + v_at, S, W, (size_t)kv->cols);
     a.y = y->x + y_at;
-    a.y_stride = (size_t)D;
+    a.y_stride = d;
     if (kept->lse) a.lse = kept->lse + q_row * (size_t)kept->heads + (size_t)(head * T);
     if (y->dx) {
         a.dy = y->dx + y_at;
@@ -6528,7 +6527,7 @@ typedef struct tmoei_merge_job {
     size_t block;         /* n */
     const float *route;   /* r (T, E) */
     size_t route_stride;  /* of r and dr */
-    float *merged;        /* theta_bar (T, n), overwritten */
+    float *merged;        /* theta_bar (T, n), written in the forward pass */
     const float *g;       /* (T, n); NULL in the forward pass */
     float *dexperts, *dr; /* like experts and route, added to; NULL: not wanted */
     size_t grain;         /* parameters of a chunk */
@@ -6595,9 +6594,9 @@ static void tmoei_merge_gradients(const tmoe_ctx *ctx, const tmoei_merge_job *s,
 
     lines.theta = s->experts + expert;
     lines.first = s->experts + at;
-    lines.next =
-        (ptrdiff_t)s->block; /* the next expert; after the last the next piece of theta_0 */
-    if (e + 1 == E) lines.next = (ptrdiff_t)n - (ptrdiff_t)(e * s->block);
+    lines.next = (ptrdiff_t)s->block;
+    if (e + 1 == E)
+        lines.next = (ptrdiff_t)n - (ptrdiff_t)(e * s->block); /* theta_0's next piece */
     lines.g = s->g + t * s->block + at;
     lines.stride = s->block;
     lines.tasks = (int)tasks;
@@ -6633,8 +6632,7 @@ static void tmoei_merge_sweep(const tmoe_ctx *ctx, const void *job, size_t at, s
 static void tmoei_merge(tmoe_ctx *ctx, tmoei_merge_job *job)
 {
     const size_t T = (size_t)job->tasks, E = (size_t)job->expert_count;
-    job->grain =
-        TMOEI_SWEEP; /* larger where the scratch memory could not hold all chunks' shares */
+    job->grain = TMOEI_SWEEP; /* larger where the chunks' shares would not fit */
     while (job->block / job->grain + 1 > TMOEI_SHARED_FLOATS / (T * E)) job->grain *= 2;
     tmoei_sweep(ctx, job->block, job->grain, tmoei_merge_sweep, job);
     if (!job->dr) return;
@@ -6679,10 +6677,7 @@ TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float
     /* With one task and a one-hot route nothing is merged: y is that expert's own block. */
     const int T = route->rows;
     int chosen = -1;
-    if (T == 1 && E == 1)
-        chosen = 0;
-    else if (T == 1 && !tape->dry)
-        chosen = tmoei_one_hot(route->x + first, E);
+    if (T == 1 && !tape->dry) chosen = tmoei_one_hot(route->x + first, E);
     const size_t chosen_at = chosen < 0 ? 0 : (size_t)chosen * (size_t)block;
     tmoe_tensor *y = tmoei_tensor_new(tape, T, block, chosen < 0 ? NULL : experts + chosen_at);
     if (!y) return NULL;

@@ -322,6 +322,10 @@ static void test_one_hot_route_is_the_expert_itself(void)
     tmoe_tensor *block =
         tmoe_mix_parameters(tape, experts, gradients, 3, 4, tmoe_leaf(tape, 1, 3, route, NULL), 0);
     CHECK(block && block->x == experts + 4 && block->dx == gradients + 4);
+    experts[0] = 3.0f; /* an only expert counts as its route says, too */
+    route[0] = 0.5f;
+    block = tmoe_mix_parameters(tape, experts, NULL, 1, 4, tmoe_leaf(tape, 1, 1, route, NULL), 0);
+    CHECK(block && block->x[0] == 1.5f);
     tmoe_tape_destroy(tape);
 }
 
