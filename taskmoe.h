@@ -5405,40 +5405,38 @@ TMOE_DEF int tmoe_tokenizer_special(const tmoe_tokenizer *tokenizer, tmoe_token 
     return (int)which >= 0 && (int)which < TMOEI_SPECIALS ? tokenizer->specials[which] : -1;
 }
 
+/* Begins a call; returns whether the pointers are sound and only allowed flags are set. */
+static int tmoei_tokenizer_call(tmoe_ctx *ctx, const char *name, int pointers, int flags,
+    int allowed)
+{
+    tmoei_begin(ctx);
+    if (pointers && !(flags & ~allowed)) return 1;
+    (void)tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+        "%s: a NULL that is read or written, or flags %d; may be of %d", name, flags, allowed);
+    return 0;
+}
+
 TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *tokenizer, const char *text,
     size_t length, int flags, int *ids, size_t capacity, size_t *count)
 {
-    const int known =
+    const int allowed =
         TMOE_TOKENIZER_SPECIALS | TMOE_TOKENIZER_FIND_SPECIALS | TMOE_TOKENIZER_PREFIX_SPACE;
-    tmoe_ctx *ctx = tokenizer->ctx;
-    tmoei_begin(ctx);
-    if ((!text && length) || (!ids && capacity) || !count)
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "tokenizer_encode: text (%lu bytes), ids (room for %lu) or count is NULL",
-            (unsigned long)length, (unsigned long)capacity);
-    if (flags & ~known)
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "tokenizer_encode: flags %d; only SPECIALS, FIND_SPECIALS and PREFIX_SPACE may be set",
-            flags);
+    const int pointers = (text || !length) && (ids || !capacity) && count;
+    if (!tmoei_tokenizer_call(tokenizer->ctx, "tokenizer_encode", pointers, flags, allowed))
+        return TMOE_ERR_ARGUMENT;
     return tokenizer->encode(tokenizer, text, length, flags, ids, capacity, count);
 }
 
 TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *tokenizer, const int *ids,
     size_t count, int flags, char *text, size_t capacity, size_t *length)
 {
-    const int known = TMOE_TOKENIZER_SKIP_SPECIALS | TMOE_TOKENIZER_CLEAN_SPACES;
-    tmoe_ctx *ctx = tokenizer->ctx;
-    tmoei_begin(ctx);
-    if ((!ids && count) || (!text && capacity) || !length)
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "tokenizer_decode: ids (%lu), text (room for %lu bytes) or length is NULL",
-            (unsigned long)count, (unsigned long)capacity);
-    if (flags & ~known)
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "tokenizer_decode: flags %d; only SKIP_SPECIALS and CLEAN_SPACES may be set", flags);
+    const int allowed = TMOE_TOKENIZER_SKIP_SPECIALS | TMOE_TOKENIZER_CLEAN_SPACES;
+    const int pointers = (ids || !count) && (text || !capacity) && length;
+    if (!tmoei_tokenizer_call(tokenizer->ctx, "tokenizer_decode", pointers, flags, allowed))
+        return TMOE_ERR_ARGUMENT;
     for (size_t i = 0; i < count; i++)
         if (ids[i] < 0 || ids[i] >= tokenizer->vocabulary)
-            return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            return tmoei_fail(tokenizer->ctx, TMOE_ERR_ARGUMENT,
                 "tokenizer_decode: id %d at place %lu; 0 <= id < %d", ids[i], (unsigned long)i,
                 tokenizer->vocabulary);
     return tokenizer->decode(tokenizer, ids, count, flags, text, capacity, length);
@@ -10590,10 +10588,10 @@ static tmoe_result tmoei_safetensors_read(tmoe_ctx *ctx, const tmoei_safetensors
 }
 
 /* ---- writing ------------------------------------------------------------------------------------
- * First the metadata and the tensors are declared, which makes the header; then all is written to a
- * temporary file beside the wanted one. Only when every byte is on the disk is the temporary file
- * renamed to the wanted name, which replaces an older file in one step. So whatever happens - a full
- * disk, a crash, a power cut - the wanted name holds the whole old file or the whole new one. */
+ * Metadata and tensors are declared, which makes the header; then all is written to a temporary
+ * file beside the wanted one, flushed to the disk, and only then renamed to the wanted name, which
+ * replaces an older file in one step. Whatever happens - a full disk, a crash, a power cut - that
+ * name holds the whole old file or the whole new one. */
 
 typedef struct tmoei_span {
     const float *data;
@@ -10605,6 +10603,7 @@ typedef struct tmoei_writer {
     tmoei_buffer temporary; /* name of the temporary file */
     const char *path;       /* the wanted name; the caller's */
     FILE *file;
+    int trouble;       /* errno of the first write that failed */
     tmoei_span *spans; /* what the tensors hold; the caller's */
     size_t count, capacity;
     size_t declared; /* bytes of data */
@@ -10655,7 +10654,7 @@ static void tmoei_writer_tensor(tmoe_ctx *ctx, tmoei_writer *writer, const char 
 static tmoe_result tmoei_writer_trouble(tmoe_ctx *ctx, const tmoei_writer *writer)
 {
     return tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be written: %s", writer->path,
-        strerror(errno));
+        strerror(writer->trouble ? writer->trouble : errno));
 }
 
 #define TMOEI_TEMPORARY_NAMES 100
@@ -10683,36 +10682,37 @@ static tmoe_result tmoei_writer_open(tmoe_ctx *ctx, tmoei_writer *writer, const 
     return writer->file ? TMOE_OK : tmoei_writer_trouble(ctx, writer);
 }
 
-static tmoe_result tmoei_writer_bytes(tmoe_ctx *ctx, tmoei_writer *writer, const void *bytes,
-    size_t n)
+/* Writes bytes; a failure is reported by tmoei_writer_commit. */
+static void tmoei_writer_bytes(tmoei_writer *writer, const void *bytes, size_t n)
 {
-    return fwrite(bytes, 1, n, writer->file) == n ? TMOE_OK : tmoei_writer_trouble(ctx, writer);
+    if (fwrite(bytes, 1, n, writer->file) != n && !writer->trouble)
+        writer->trouble = errno ? errno : EIO;
 }
 
 /* A number as n bytes, the lowest first. */
-static tmoe_result tmoei_writer_little(tmoe_ctx *ctx, tmoei_writer *writer, uint64_t x, size_t n)
+static void tmoei_writer_little(tmoei_writer *writer, uint64_t x, size_t n)
 {
     unsigned char bytes[8];
     for (size_t i = 0; i < n; i++) bytes[i] = (unsigned char)(x >> (8 * i));
-    return tmoei_writer_bytes(ctx, writer, bytes, n);
+    tmoei_writer_bytes(writer, bytes, n);
 }
 
 /* Flushes the temporary file to the disk and gives it the wanted name. */
 static tmoe_result tmoei_writer_commit(tmoe_ctx *ctx, tmoei_writer *writer)
 {
     const char *temporary = writer->temporary.data;
-    if (fflush(writer->file) != 0) return tmoei_writer_trouble(ctx, writer);
+    int good = !writer->trouble && fflush(writer->file) == 0;
 #if defined(TMOEI_POSIX)
-    if (fsync(fileno(writer->file)) != 0) return tmoei_writer_trouble(ctx, writer);
+    good = good && fsync(fileno(writer->file)) == 0;
 #endif
-    const int closed = fclose(writer->file) == 0;
+    good = fclose(writer->file) == 0 && good;
     writer->file = NULL;
-    if (closed && rename(temporary, writer->path) == 0) return TMOE_OK;
+    if (good && rename(temporary, writer->path) == 0) return TMOE_OK;
 
 #if defined(_WIN32)
-    /* rename does not replace there: the old file is removed first, and from then on the temporary
-     * file is the only copy and stays, whatever happens. */
-    if (closed && remove(writer->path) == 0) {
+    /* rename does not replace there. Once the old file is removed, the temporary one is the only
+     * copy and stays, whatever happens. */
+    if (good && remove(writer->path) == 0) {
         if (rename(temporary, writer->path) == 0) return TMOE_OK;
         return tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be written: %s; all of it is in %s",
             writer->path, strerror(errno), temporary);
@@ -10723,14 +10723,13 @@ static tmoe_result tmoei_writer_commit(tmoe_ctx *ctx, tmoei_writer *writer)
     return TMOE_ERR_FILE;
 }
 
-static tmoe_result tmoei_writer_span(tmoe_ctx *ctx, tmoei_writer *writer, const tmoei_span *span)
+static void tmoei_writer_span(tmoei_writer *writer, const tmoei_span *span)
 {
-    for (size_t i = 0; i < span->zeros; i++) TMOEI_TRY(tmoei_writer_little(ctx, writer, 0, 4));
-    if (tmoei_little_endian()) /* floats in memory are what the file holds */
-        return tmoei_writer_bytes(ctx, writer, span->data, span->count * sizeof(float));
-    for (size_t i = 0; i < span->count; i++)
-        TMOEI_TRY(tmoei_writer_little(ctx, writer, tmoei_bits_of_float(span->data[i]), 4));
-    return TMOE_OK;
+    const size_t whole = tmoei_little_endian() ? span->count : 0; /* memory is what a file holds */
+    for (size_t i = 0; i < span->zeros; i++) tmoei_writer_little(writer, 0, 4);
+    tmoei_writer_bytes(writer, span->data, whole * sizeof(float));
+    for (size_t i = whole; i < span->count; i++)
+        tmoei_writer_little(writer, tmoei_bits_of_float(span->data[i]), 4);
 }
 
 /* Writes what was declared to path. */
@@ -10743,10 +10742,9 @@ static tmoe_result tmoei_writer_save(tmoe_ctx *ctx, tmoei_writer *writer, const 
     if (ctx->error != TMOE_OK) return ctx->error;
 
     TMOEI_TRY(tmoei_writer_open(ctx, writer, path));
-    TMOEI_TRY(tmoei_writer_little(ctx, writer, json->length, 8));
-    TMOEI_TRY(tmoei_writer_bytes(ctx, writer, json->data, json->length));
-    for (size_t i = 0; i < writer->count; i++)
-        TMOEI_TRY(tmoei_writer_span(ctx, writer, &writer->spans[i]));
+    tmoei_writer_little(writer, json->length, 8);
+    tmoei_writer_bytes(writer, json->data, json->length);
+    for (size_t i = 0; i < writer->count; i++) tmoei_writer_span(writer, &writer->spans[i]);
     return tmoei_writer_commit(ctx, writer);
 }
 
@@ -11461,28 +11459,26 @@ static void *tmoei_block_copy(tmoe_ctx *ctx, const void *from, size_t count, siz
     return block;
 }
 
+#define TMOEI_BLOCK_COPY(type, field, count) \
+    t->field = (type *)tmoei_block_copy(ctx, from->field, (size_t)(count), sizeof(type))
+
 static tmoe_tokenizer *tmoei_bpe_copy(tmoe_ctx *ctx, const tmoe_tokenizer *tokenizer)
 {
     const tmoei_bpe *from = tmoei_bpe_of(tokenizer);
     tmoei_bpe *t = (tmoei_bpe *)tmoei_block_copy(ctx, from, 1, sizeof *t);
     if (!t) return NULL;
     t->base.ctx = ctx;
+    TMOEI_BLOCK_COPY(char, bytes, t->bytes_used);
+    TMOEI_BLOCK_COPY(tmoei_token, tokens, tokenizer->vocabulary);
+    TMOEI_BLOCK_COPY(tmoei_merge_pair, merges, t->merge_count);
+    TMOEI_BLOCK_COPY(tmoei_special_token, specials, t->special_count);
+    TMOEI_BLOCK_COPY(uint32_t, runs, t->run_count);
+    TMOEI_BLOCK_COPY(tmoei_slot, ids.slots, t->ids.size);
+    TMOEI_BLOCK_COPY(tmoei_slot, pairs.slots, t->pairs.size);
     t->bytes_capacity = t->bytes_used;
     t->tokens_capacity = (size_t)tokenizer->vocabulary;
     t->merges_capacity = (size_t)t->merge_count;
     t->specials_capacity = (size_t)t->special_count;
-    t->bytes = (char *)tmoei_block_copy(ctx, from->bytes, t->bytes_capacity, 1);
-    t->tokens =
-        (tmoei_token *)tmoei_block_copy(ctx, from->tokens, t->tokens_capacity, sizeof *t->tokens);
-    t->merges = (tmoei_merge_pair *)tmoei_block_copy(ctx, from->merges, t->merges_capacity,
-        sizeof *t->merges);
-    t->specials = (tmoei_special_token *)tmoei_block_copy(ctx, from->specials, t->specials_capacity,
-        sizeof *t->specials);
-    t->runs = (uint32_t *)tmoei_block_copy(ctx, from->runs, (size_t)t->run_count, sizeof *t->runs);
-    t->ids.slots =
-        (tmoei_slot *)tmoei_block_copy(ctx, from->ids.slots, t->ids.size, sizeof(tmoei_slot));
-    t->pairs.slots =
-        (tmoei_slot *)tmoei_block_copy(ctx, from->pairs.slots, t->pairs.size, sizeof(tmoei_slot));
     return tmoei_bpe_finish(t);
 }
 
@@ -14904,9 +14900,10 @@ static tmoe_result tmoei_bart_write(const tmoe_model *model, const char *folder)
         memset(&writer, 0, sizeof writer);
         tmoei_bart_files[i].write(model, &text);
         if (!text.failed && tmoei_path_join(ctx, path, folder, tmoei_bart_files[i].name) == TMOE_OK
-            && tmoei_writer_open(ctx, &writer, path) == TMOE_OK
-            && tmoei_writer_bytes(ctx, &writer, text.data, text.length) == TMOE_OK)
+            && tmoei_writer_open(ctx, &writer, path) == TMOE_OK) {
+            tmoei_writer_bytes(&writer, text.data, text.length);
             (void)tmoei_writer_commit(ctx, &writer);
+        }
         tmoei_writer_free(ctx, &writer);
         tmoei_buffer_free(ctx, &text);
         TMOEI_TRY(ctx->error);
