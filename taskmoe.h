@@ -12628,8 +12628,8 @@ static void tmoei_apply_split(tmoe_suite *suite, const char *path)
     suite->count = kept;
 }
 
-/* The file of a split: `split` if it is a path, else FOLDER/splits/NAME.json, written into path. NULL
- * if the caller names none and there is no zero_shot. */
+/* The file of a split: `split` if it is a path, else FOLDER/splits/NAME.json, written into path.
+ * NULL if the caller names none and there is no zero_shot. */
 static const char *tmoei_split_path(tmoe_ctx *ctx, char *path, const char *folder,
     const char *split)
 {
@@ -13839,7 +13839,7 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
 /* ==== >>files: models and checkpoints ============================================================
  * A safetensors file. Its metadata holds the parts of a model as JSON; every parameter is a tensor
  * of its own name. A trainer adds its settings, its state, and twins of what is trained of theta:
- * "trainer.moment1", "trainer.moment2" and, once the validation loss was measured, "trainer.best". */
+ * "trainer.moment1", "trainer.moment2" and, once validation was measured, "trainer.best". */
 
 #ifndef TMOE_NO_STDIO /* up to the end of >>bart */
 
@@ -13874,8 +13874,8 @@ static const tmoei_json_node *tmoei_field_find(const tmoei_json *json, const cha
     return tmoei_json_at(json, node);
 }
 
-/* Reads the fields that an object has. An unsound one is an error; so is a missing one, where all are
- * required. A list of one counts as what is in it: some BARTs have their end token so. */
+/* Reads the fields that an object has. An unsound one is an error; so is a missing one, where all
+ * are required. A list of one counts as what is in it: some BARTs have their end token so. */
 static tmoe_result tmoei_fields_from_json(tmoe_ctx *ctx, const tmoei_json *json, const char *path,
     void *base, const tmoei_field *fields, size_t count, int required)
 {
@@ -13999,7 +13999,7 @@ static const tmoei_field *const tmoei_settings = tmoei_training_fields + TMOEI_F
 
 enum { TMOEI_SETTINGS = TMOEI_TRAINING_FIELDS - TMOEI_FREE_FIELDS };
 
-/* What tmoe_trainer_load compares with its trainer's. Numbers of 64 bits are strings: JSON's numbers
+/* What tmoe_trainer_load compares with its trainer's. Numbers of 64 bits are strings: those of JSON
  * hold 53. */
 static void tmoei_write_settings(const tmoe_trainer *trainer, tmoei_buffer *text)
 {
@@ -14009,12 +14009,12 @@ static void tmoei_write_settings(const tmoe_trainer *trainer, tmoei_buffer *text
     tmoei_buffer_add(trainer->ctx, text, "}", 1);
 }
 
-/* Refuses settings that could not be read again. */
+/* Refuses a generation that could not be read again. */
 static tmoe_result tmoei_search_check(const tmoe_model *model, const char *path)
 {
+    const size_t count = TMOEI_GENERATION_FIELDS;
     char text[TMOEI_MESSAGE_BYTES / 2] = "";
-    tmoei_fields_check(&model->generation, tmoei_generation_fields, TMOEI_GENERATION_FIELDS, text,
-        sizeof text);
+    tmoei_fields_check(&model->generation, tmoei_generation_fields, count, text, sizeof text);
     if (!text[0]) return TMOE_OK;
     return tmoei_fail(model->ctx, TMOE_ERR_DATA, "%s: not written: %s", path, text);
 }
@@ -14160,8 +14160,8 @@ static tmoe_result tmoei_parts_parse(tmoe_ctx *ctx, const tmoei_safetensors *fil
     return TMOE_OK;
 }
 
-/* Makes the mapped file itself the parameters if every tensor lies where the model wants it. Then only
- * the pages that are used are read, and training writes to copies. Returns 0 if that cannot be. */
+/* Makes the mapped file itself the parameters if every tensor lies where the model wants it. Then
+ * only the pages that are used are read, and training writes to copies. Returns 0 otherwise. */
 static int tmoei_read_in_place(tmoe_model *model, tmoei_safetensors *file)
 {
     if (!file->mapped || !tmoei_little_endian() || (uintptr_t)file->data % sizeof(float)) return 0;
