@@ -824,219 +824,194 @@ typedef struct tmoe_trainer tmoe_trainer;
 
 /* What a training moves: bits of tmoe_training.train. */
 enum {
-    TMOE_TRAIN_LAYERS = 1, /* the layers, experts and others */
+    TMOE_TRAIN_LAYERS = 1,
     TMOE_TRAIN_ROUTER = 2,
-    TMOE_TRAIN_TASKS = 4,  /* task vectors, where they are TMOE_VECTOR_LEARNED */
+    TMOE_TRAIN_TASKS = 4,  /* vectors, where they are TMOE_VECTOR_LEARNED */
     TMOE_TRAIN_SHARED = 8, /* embeddings, positions, norms outside the layers */
     TMOE_TRAIN_MODEL = TMOE_TRAIN_LAYERS | TMOE_TRAIN_SHARED,
     TMOE_TRAIN_ALL = TMOE_TRAIN_MODEL | TMOE_TRAIN_ROUTER | TMOE_TRAIN_TASKS
 };
 
-/* What tmoe_trainer_step reports, and what the progress callback is called with. */
+/* What tmoe_trainer_step reports and the progress callback is called with. */
 typedef struct tmoe_progress {
-    /* Where the training is. */
     int64_t step;          /* optimiser steps done */
     int steps;             /* of this training */
     const char *part;      /* tmoe_training.label */
-    tmoe_trainer *trainer; /* to save it or its model, or to answer with its model */
+    tmoe_trainer *trainer; /* to save it, or to answer with its model */
 
     /* Losses, in nats a target token. */
-    float loss;                 /* of the step's batch, with label smoothing and regularisation */
-    float validation_loss;      /* without noise and smoothing; NaN: not measured after this step */
-    float best_validation_loss; /* so far; NaN: none is measured yet */
+    float loss;                 /* of the batch, with smoothing and regularisation */
+    float validation_loss;      /* without noise and smoothing; NaN: not measured now */
+    float best_validation_loss; /* NaN: never measured */
     float gradient_norm;        /* before clipping */
 
-    /* The step's settings. */
     float lr_model;
     float lr_router;
     float lr_tasks;
     float temperature; /* of the next step */
 
-    /* Routes of the step; the arrays are the trainer's, valid until its next step. */
+    /* Means over the step's tasks; the arrays are valid until the next step. */
     int routed_layers;
-    const float *route_entropy; /* (routed layers) mean over the tasks, in nats; ln experts: even */
-    const float *expert_use;    /* (routed layers, experts) mean of the routes over the tasks */
+    const float *route_entropy; /* (routed layers) in nats; ln(experts) is even */
+    const float *expert_use;    /* (routed layers, experts) of the routes */
 
-    /* Time since this process began or resumed the training. */
+    /* Since this process began or resumed the training. */
     double tokens_per_second; /* source and target tokens */
     double seconds;
-    double seconds_left; /* to the last step, as fast as until now */
+    double seconds_left;
 } tmoe_progress;
 
 /* How to train. Start from tmoe_training_default(); tmoe_trainer_create checks all fields at once. */
 typedef struct tmoe_training {
-    /* The batches. A step takes tasks_per_step tasks, and examples_per_task lines of each. */
-    int steps;             /* at least 1 */
-    int tasks_per_step;    /* 1 to 120; fewer where the suite has fewer */
-    int examples_per_task; /* 1 to 1,024; fewer where the task has fewer */
+    /* A step takes tasks_per_step tasks and examples_per_task lines of each, or all there are. */
+    int steps;
+    int tasks_per_step;    /* 1 to 120 */
+    int examples_per_task; /* 1 to 1,024 */
     uint64_t seed;         /* of batches, noise and dropout */
 
-    /* Learning rates. They rise linearly to these values, then fall linearly to 0. */
+    /* Learning rates: they rise linearly to these values, then fall linearly to 0. */
     float lr_model;
     float lr_router;
     float lr_tasks; /* of learned task vectors */
-    float warmup;   /* the part of the steps in which they rise, 0 to 1 */
+    float warmup;   /* the fraction of the steps in which they rise */
 
     /* AdamW. */
     float weight_decay; /* of matrices; biases and norms do not decay */
     float beta1;
     float beta2;
     float adam_epsilon;
-    float clip; /* a gradient of a larger norm is scaled down to it; 0: none is */
+    float clip; /* largest norm of the gradient; 0: any */
 
-    /* Regularisation. */
-    float label_smoothing; /* 0 <= it < 1 */
-    float dropout;         /* 0 <= it < 1 */
-    float
-        expert_regularisation; /* times the mean distance of a layer's experts, added to the loss */
-    float load_balance;        /* times the unevenness of the experts' use over the step's tasks */
+    float label_smoothing; /* 0 <= it < 1, as dropout */
+    float dropout;
+    float expert_regularisation; /* weight in the loss of the experts' mean distance */
+    float load_balance;          /* and of the unevenness of their use over the step's tasks */
 
-    /* What moves. Parameters outside these bits, and their moments, stay as they are. */
-    int train; /* TMOE_TRAIN_ bits, at least one */
-    /* 0: all that `train` names moves in every step. n: the model moves for n steps, then router and
-     * task vectors for n steps, and so on. */
-    int alternate_steps;
+    /* What moves. Other parameters stay, and so do their moments. */
+    int train;           /* TMOE_TRAIN_ bits */
+    int alternate_steps; /* n > 0: n steps of the model, then n of router and vectors, and so on */
 
-    /* Validation. */
-    int validation_lines;     /* taken from each task's training lines, at most half; 0: none */
+    int validation_lines;     /* kept back of each task's training lines, at most half of them */
     int evaluate_every_steps; /* measure the validation loss so often, keep the best; 0: never */
-    int patience; /* stop after so many measurements in a row without a new best; 0: do not stop */
+    int patience; /* stop after so many measurements in a row without a new best; 0: never */
 
     int vocabulary; /* tmoe_train: symbols of the tokenizer that it trains; 0: bytes */
 
-    /* Called after each step; not 0 stops the training. It may call whatever reads the trainer and
-     * its model (tmoe_trainer_save, tmoe_model_save, tmoe_answer ...), but not step, run or
-     * destroy them. */
+    /* Called after each step; if it returns not 0, the training stops. It may save the trainer or its
+     * model and answer with the model, but not step, run or destroy them. */
     int (*progress)(void *user, const tmoe_progress *progress);
     void *progress_user;
-    const char *label; /* handed to progress as `part`; NULL: "" */
+    const char *label; /* the callback gets it as `part`; NULL: "" */
 
-    /* Training on several machines: each has the same model, its own lines, and calls the same steps.
-     * all_reduce is called once a step, before clipping, and replaces each of the `count` gradients
-     * by its sum over the machines; the optimiser divides by `machines`. NULL: one machine. */
+    /* Several machines train equal models on lines of their own, in equal steps. Once a step
+     * all_reduce replaces each gradient by its sum over the machines. NULL: one machine. */
     void (*all_reduce)(void *user, float *gradients, size_t count);
     void *all_reduce_user;
-    int machines; /* 0 or 1: one */
+    int machines; /* the sum is divided by it; 0 or 1: one */
 } tmoe_training;
 
 /* Bytes that a training takes. */
 typedef struct tmoe_training_memory {
     size_t parameters;
     size_t gradients; /* of what is trained */
-    size_t moments;   /* two for each gradient */
-    size_t best;      /* a copy of the best parameters, where evaluate_every_steps is set */
-    size_t step;      /* tapes and batch of the largest step or validation. With PARAM mix and a
-                       * trained router also a merged model and its gradient for each task of it */
+    size_t moments;
+    size_t best; /* a copy of the best parameters, with evaluate_every_steps */
+    size_t step; /* tapes, batch, and what a validation takes. With PARAM mix and a trained router
+                  * also a merged model and its gradient for each of the step's tasks */
     size_t total;
 } tmoe_training_memory;
 
 /* tmoe_training_default - 5,000 steps of 8 tasks x 8 examples; everything moves.       thread any */
 TMOE_DEF tmoe_training tmoe_training_default(void);
 
-/* tmoe_training_bytes - memory of a training before anything of it is allocated           >>training
- *   config    in, or NULL: default; its vocabulary 0: that of training (0: 259 bytes); its
- *             source_tokens, target_tokens 0: the lengths given here
- *   training  in, or NULL: default
- *   tasks     training tasks, at least 1; each has at least examples_per_task + validation_lines lines
- *   source_tokens, target_tokens  of the longest input (with instruction) and output, with special
- *             tokens; 0: the config's
- *   memory    out: what tmoe_trainer_bytes returns for lines that all have these lengths; shorter
- *             ones take less
- *   fails     TMOE_ERR_ARGUMENT (a length above the config's), TMOE_ERR_CONFIG
- *   cost      one step in which nothing is computed; memory: names of tensors, no weights
- *   not in it the tokenised texts, and the context's own 5.5 MiB and 1.1 MiB a thread */
+/* tmoe_training_bytes - memory of a training before any of it is allocated                >>training
+ *   config    in, or NULL: default; vocabulary 0: as training says, source_tokens and target_tokens
+ *             0: the lengths given here       training  in, or NULL: default
+ *   tasks     training tasks, each of examples_per_task + validation_lines lines or more
+ *   source_tokens, target_tokens  of the longest input, with its instruction, and output; with
+ *             special tokens
+ *   memory    out: as tmoe_trainer_bytes for lines of these lengths; shorter ones take less. Not in it:
+ *             the tokenised texts and the context's own (tmoe_ctx_create)
+ *   fails     TMOE_ERR_ARGUMENT: lengths above the config's; TMOE_ERR_CONFIG
+ *   cost      as if a step had no arithmetic; no weights are allocated */
 TMOE_DEF tmoe_result tmoe_training_bytes(tmoe_ctx *ctx, const tmoe_config *config,
     const tmoe_training *training, int tasks, int source_tokens, int target_tokens,
     tmoe_training_memory *memory);
 
-/* tmoe_trainer_create, _destroy - a trainer: tokenised lines, gradients, moments, tapes    >>training
+/* tmoe_trainer_create, _destroy - a trainer with the tokenised lines of a suite           >>training
  *   model     in, out: trained in place; outlives the trainer
- *   suite     in: its tasks of TMOE_PART_TRAIN, which the model must know by name; not read again
+ *   suite     in: its tasks of TMOE_PART_TRAIN, known to the model by name; not read again
  *   training  in, or NULL: default
- *   fails     TMOE_ERR_CONFIG (all settings out of range in one message), TMOE_ERR_DATA (no training
- *             task; the model has no tokenizer; a text is too long: which task and line)
- *   cost      a pass over the lines; all memory that steps will need is reserved here */
+ *   fails     TMOE_ERR_CONFIG (all settings out of range), TMOE_ERR_DATA (no training task or no
+ *             tokenizer; a text is too long: which task and line)
+ *   cost      a pass over the lines; reserves all memory that steps will need */
 TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *suite,
     const tmoe_training *training);
 TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer);
 
-/* tmoe_trainer_model - the model that is trained, not a copy; as it is after the last step. In a
- *   progress callback: the model to save or to answer with.                              thread any */
+/* tmoe_trainer_model - the model that is trained, not a copy.                          thread any */
 TMOE_DEF tmoe_model *tmoe_trainer_model(tmoe_trainer *trainer);
 
-/* tmoe_trainer_bytes - memory of the model and its training, all of it reserved: no step and no
- *   validation takes more
- *   memory  out, or NULL                 returns  the total                              thread any */
+/* tmoe_trainer_bytes - memory of model and training; no step or validation takes more
+ *   memory  out, or NULL      returns  the total      thread any */
 TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, tmoe_training_memory *memory);
 
-/* tmoe_trainer_step - one optimiser step (AdamW) on the next batch                        >>training
- *   progress  out, or NULL. The batch depends on the seed and the number of the step only.
- *   fails     TMOE_ERR_NUMERIC: the loss or a gradient is not finite; the parameters stay
- *   cost      6 flop for each parameter that a task uses and each token; merging adds what
- *             tmoe_mix_parameters says, once a step, and the optimiser passes over all experts. Both
- *             grow with the number of experts, the first does not. */
+/* tmoe_trainer_step - one AdamW step on the next batch, which depends on seed and step only >>training
+ *   progress  out, or NULL
+ *   fails     TMOE_ERR_NUMERIC: the loss or a gradient is not finite; parameters stay as they are
+ *   cost      6 flop a token and parameter that its task uses, whatever the number of experts; with
+ *             PARAM mix also the merge, see tmoe_mix_parameters; the optimiser moves all experts */
 TMOE_DEF tmoe_result tmoe_trainer_step(tmoe_trainer *trainer, tmoe_progress *progress);
 
-/* tmoe_trainer_run - steps until training.steps are done, or patience is at its end        >>training
- *   A trainer that tmoe_trainer_load has read continues where it was saved. In the end the model has
- *   the parameters of the best validation; without validation, those of the last step.
- *   fails  as tmoe_trainer_step; TMOE_ERR_CANCELLED: the callback asked for it. The model then has
- *          the parameters of the last step that went well. */
+/* tmoe_trainer_run - steps until training.steps are done or patience ends                 >>training
+ *   After tmoe_trainer_load it continues from there. The model ends with the parameters of the best
+ *   validation; without validation, of the last step.
+ *   fails  as tmoe_trainer_step; TMOE_ERR_CANCELLED: by the callback, the last step's parameters stay */
 TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer);
 
-/* tmoe_trainer_validation_loss - mean loss a target token over the validation lines, without noise,
- *   dropout or smoothing
- *   returns  NaN where there are no lines, and in failure (tmoe_error)   cost  a forward pass */
+/* tmoe_trainer_validation_loss - tmoe_progress.validation_loss, measured now
+ *   returns  NaN: no validation lines, or a failure (tmoe_error)    cost  a forward pass */
 TMOE_DEF float tmoe_trainer_validation_loss(tmoe_trainer *trainer);
 
-/* tmoe_train - the one-call way: a tokenizer, a model for the suite's training tasks, a trainer that
- *   runs to its end                                                                         >>onecall
+/* tmoe_train - a tokenizer, a model for the suite's training tasks, a trainer that runs   >>onecall
  *   config    in, or NULL: default; source_tokens or target_tokens 0: as long as the suite needs
  *   training  in, or NULL: default
- *   returns   the model, the caller's
- *   fails     as tmoe_tokenizer_train, tmoe_model_create, tmoe_trainer_create, tmoe_trainer_run. The
- *             model is destroyed then, also where the callback cancels the training. To keep it, let
- *             the callback save it before it returns not 0:
- *             tmoe_model_save(tmoe_trainer_model(progress->trainer), path) */
+ *   fails     as tmoe_tokenizer_train, tmoe_model_create, tmoe_trainer_create, tmoe_trainer_run; the
+ *             model is destroyed. To keep the model of a training that it cancels, the callback saves
+ *             it first: tmoe_model_save(tmoe_trainer_model(progress->trainer), path) */
 TMOE_DEF tmoe_model *tmoe_train(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_config *config,
     const tmoe_training *training);
 
 /* tmoe_train_from - tmoe_train with parameters to begin with                               >>onecall
- *   start     in: the model whose layers, tokenizer and lengths it begins with (tmoe_model_derive),
- *             or NULL: random ones
- *   router    in: the model whose router and task vectors it begins with, or NULL: start's, or random
- *   config    in, or NULL: start's; without a start the default. Fields that decide what start's
- *             layers compute must agree with start's.
- *   training  in, or NULL: default; vocabulary is ignored where there is a start
- *   fails     as tmoe_train, and as tmoe_model_derive */
+ *   start     in: layers, tokenizer and lengths are this model's (tmoe_model_derive); NULL: new ones
+ *   router    in: router and task vectors are this model's; NULL: start's, or new ones
+ *   config    in, or NULL: start's, without a start the default; must agree with start's as
+ *             tmoe_model_derive says
+ *   training  in, or NULL: default      fails  as tmoe_train, tmoe_model_derive */
 TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite,
     const tmoe_model *start, const tmoe_model *router, const tmoe_config *config,
     const tmoe_training *training);
 
 /* tmoe_train_two_stages - the paper's schedule                                             >>onecall
- *   Stage 1 learns routes: straight-through Gumbel, tau from 2 to 0.1 within the first third of its
- *   steps. Stage 2 begins with start's layers again, keeps stage 1's router and task vectors as they
- *   are, and lets the routes sharpen: softmax, tau from 300 to 1 within 95 % of its steps.
- *   start   in, or NULL: random layers; the same ones in both stages
- *   config  in, or NULL: as tmoe_train_from; selection and temperatures are set by the stages
- *   stage2  in, or NULL: default. Of its `train`, TMOE_TRAIN_MODEL counts.
- *   stage1  in, or NULL: as stage2, but its `train` counts in full
- *   returns stage 2's model, the caller's        fails  as tmoe_train_from */
+ *   Stage 1 learns routes: straight-through Gumbel, tau from 2 to 0.1 in a third of its steps. Stage 2
+ *   begins with start's layers again, keeps stage 1's router and vectors, and lets the routes
+ *   sharpen: softmax, tau from 300 to 1 in 95 % of its steps.
+ *   start, config   in, as tmoe_train_from; selection and temperature are the stages'
+ *   stage2  in, or NULL: default; of its `train`, TMOE_TRAIN_MODEL counts
+ *   stage1  in, or NULL: as stage2, with all of its `train`
+ *   returns stage 2's model      fails  as tmoe_train_from */
 TMOE_DEF tmoe_model *tmoe_train_two_stages(tmoe_ctx *ctx, const tmoe_suite *suite,
     const tmoe_model *start, const tmoe_config *config, const tmoe_training *stage1,
     const tmoe_training *stage2);
 
-/* tmoe_suite_tokenizer - the tokenizer that tmoe_train makes                               >>onecall
- *   vocabulary  0: tmoe_tokenizer_bytes; else tmoe_tokenizer_train on the instructions, inputs and
- *               first outputs of the training tasks' lines
- *   returns     the caller's            fails  as tmoe_tokenizer_train */
+/* tmoe_suite_tokenizer - tmoe_train's tokenizer: bytes (vocabulary 0), or trained on instructions,
+ *   inputs and first outputs of the training tasks      fails  as tmoe_tokenizer_train      >>onecall */
 TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *suite,
     int vocabulary);
 
-/* tmoe_suite_fit - sets config->source_tokens and target_tokens to the longest that any line of any
- *   task needs, also of tasks that are not trained on                                      >>onecall
- *   config  in, out: instruction_in_input and specials_in_text are read
- *   cost    tokenises all lines */
+/* tmoe_suite_fit - sets config's source_tokens and target_tokens to the longest of all tasks' lines,
+ *   trained on or not; reads its instruction_in_input and specials_in_text                  >>onecall
+ *   cost  tokenises all lines */
 TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite,
     const tmoe_tokenizer *tokenizer, tmoe_config *config);
 
@@ -7598,9 +7573,7 @@ static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const floa
 }
 
 /* ==== >>batches: texts become tokens, and tokens the groups of a step =========================
- * A group is packed: its sequences lie one behind the other, without padding. Each token carries its
- * position, and offsets say where a sequence begins. So a group costs what its tokens cost, whatever
- * their distribution over the sequences. */
+ * A group's sequences lie one behind the other, without padding: it costs what its tokens cost. */
 
 typedef struct tmoei_batch { /* one group; all arrays are in one block of memory */
     tmoei_pack source;
@@ -7615,13 +7588,9 @@ static tmoe_result tmoei_batch_reserve(tmoe_ctx *ctx, tmoei_batch *batch, size_t
     size_t targets, size_t sequences)
 {
     const size_t need = 2 * sources + 3 * targets + 2 * (sequences + 1);
-    tmoei_pack *source = &batch->source;
-    tmoei_pack *target = &batch->target;
+    tmoei_pack *source = &batch->source, *target = &batch->target;
     if (!tmoei_grow(ctx, &batch->memory, &batch->capacity, need, sizeof(int)))
         return TMOE_ERR_MEMORY;
-
-    memset(source, 0, sizeof *source);
-    memset(target, 0, sizeof *target);
     source->ids = batch->memory;
     source->positions = source->ids + sources;
     target->ids = source->positions + sources;
@@ -7629,6 +7598,9 @@ static tmoe_result tmoei_batch_reserve(tmoe_ctx *ctx, tmoei_batch *batch, size_t
     batch->labels = target->positions + targets;
     source->offsets = batch->labels + targets;
     target->offsets = source->offsets + sequences + 1;
+
+    source->sequences = source->tokens = source->offsets[0] = 0;
+    target->sequences = target->tokens = target->offsets[0] = 0;
     return TMOE_OK;
 }
 
@@ -7637,27 +7609,20 @@ static tmoe_result tmoei_batch_reserve(tmoe_ctx *ctx, tmoei_batch *batch, size_t
 static void tmoei_batch_put(tmoei_batch *batch, const int *x, size_t nx, const int *y, size_t ny,
     int start)
 {
-    tmoei_pack *source = &batch->source;
-    tmoei_pack *target = &batch->target;
+    tmoei_pack *source = &batch->source, *target = &batch->target;
 
-    source->offsets[source->sequences] = source->tokens;
     for (size_t i = 0; i < nx; i++) {
-        source->ids[source->tokens] = x[i];
         source->positions[source->tokens] = (int)i;
-        source->tokens++;
+        source->ids[source->tokens++] = x[i];
     }
-    source->sequences++;
-    source->offsets[source->sequences] = source->tokens;
+    source->offsets[++source->sequences] = source->tokens;
 
-    target->offsets[target->sequences] = target->tokens;
     for (size_t i = 0; i < ny; i++) {
-        target->ids[target->tokens] = i == 0 ? start : y[i - 1];
         target->positions[target->tokens] = (int)i;
         batch->labels[target->tokens] = y[i];
-        target->tokens++;
+        target->ids[target->tokens++] = i == 0 ? start : y[i - 1];
     }
-    target->sequences++;
-    target->offsets[target->sequences] = target->tokens;
+    target->offsets[++target->sequences] = target->tokens;
 }
 
 /* A list of tokenised texts: text i is ids[offsets[i]] ... ids[offsets[i + 1] - 1]. */
@@ -7667,9 +7632,9 @@ typedef struct tmoei_texts {
     size_t count, ids_used, ids_capacity, offsets_capacity;
 } tmoei_texts;
 
-/* Tokenises what the encoder reads: <s> instruction \n input </s>, or <s> input </s> where there is
- * no instruction. `count` is the number of tokens of the whole text, also where `ids` (capacity) is
- * too short. With `find`, special tokens that the text spells out count as such. */
+/* Tokenises what the encoder reads: <s> instruction \n input </s>, or without an instruction <s> input
+ * </s>. count: tokens of the whole text, even past capacity. find: special tokens in it count as such.
+ */
 static tmoe_result tmoei_encode_source(const tmoe_tokenizer *tokenizer, const char *instruction,
     const char *input, int find, int *ids, size_t capacity, size_t *count)
 {
@@ -7741,16 +7706,16 @@ static size_t tmoei_target_length(const tmoe_model *model, const tmoei_texts *te
 /* ==== >>training: packed groups of tasks, AdamW, the loop ========================================
  * A step's batch is K groups, each of one task. The step runs in this order:
  *
- *   1. draw the tasks and their lines;
- *   2. the router runs forward, once for the K tasks, on a tape of its own;
- *   3. with PARAM mix the experts are merged for the K tasks, on that tape, too;
- *   4. each group runs forward and backward on the other tape. It leaves its row of dl/droute, or
- *      the gradient of its merged block, behind;
+ *   1. the tasks and their lines are drawn;
+ *   2. the router runs forward for the K tasks, on a tape of its own;
+ *   3. on that tape, with PARAM mix, the experts are merged for the K tasks;
+ *   4. each group runs forward and backward on the other tape, and leaves its row of dl/droute, or
+ *      the gradient of its merged layers;
  *   5. the router's tape runs backward from these;
  *   6. the optimiser moves the parameters.
  *
- * All that is random is a function of (seed, stream, step), so a checkpoint needs no state of a
- * generator: the number of the step is enough. */
+ * All that is random is a function of (seed, stream, step): a checkpoint needs the step's number only.
+ */
 
 /* A training task: the lines it is trained on, then those of its validation, are a run of the
  * trainer's list of examples. */
@@ -7839,7 +7804,11 @@ struct tmoe_trainer {
     int bad_evaluations;
     double began; /* seconds of the clock; 0: not yet */
     double tokens;
-    size_t step_bytes; /* what tapes, batch and validation take, as planned */
+
+    /* The plan of memory. */
+    tmoei_extent group; /* the largest of training */
+    tmoei_extent validation;
+    size_t step_bytes; /* of tapes, batch and what a validation takes */
 };
 
 static double tmoei_seconds(void)
@@ -7886,7 +7855,7 @@ TMOE_DEF tmoe_training tmoe_training_default(void)
     t.lr_tasks = 1e-2f;
     t.warmup = 0.06f;
     t.weight_decay = 0.01f;
-    t.adam_epsilon = 1e-8f; /* these four as in the paper (Ye 2022) */
+    t.adam_epsilon = 1e-8f; /* the paper's */
     t.beta1 = 0.9f;
     t.beta2 = 0.999f;
     t.clip = 1.0f;
@@ -7895,8 +7864,6 @@ TMOE_DEF tmoe_training tmoe_training_default(void)
     t.seed = 1;
     return t;
 }
-
-/* ---- packing a group ------------------------------------------------------------------------- */
 
 /* The text that line c of a group is trained on: `random` picks one of the accepted outputs. */
 static size_t tmoei_accepted(const tmoei_trained_example *example, int c, uint64_t random)
@@ -7911,24 +7878,21 @@ static tmoe_result tmoei_batch_fill(tmoe_trainer *trainer, const int *chosen, in
 {
     const tmoe_model *model = trainer->model;
     const tmoei_texts *texts = &trainer->texts;
-    size_t sources = 0;
-    size_t targets = 0;
-
-    for (int c = 0; c < count; c++) {
-        const tmoei_trained_example *example = &trainer->examples[chosen[c]];
+    size_t sources = 0, targets = 0;
+    for (int i = 0; i < count; i++) {
+        const tmoei_trained_example *example = &trainer->examples[chosen[i]];
         sources += tmoei_text_length(texts, example->source);
-        targets += tmoei_target_length(model, texts, tmoei_accepted(example, c, random));
+        targets += tmoei_target_length(model, texts, tmoei_accepted(example, i, random));
     }
     TMOEI_TRY(tmoei_batch_reserve(trainer->ctx, &trainer->batch, sources, targets, (size_t)count));
 
-    for (int c = 0; c < count; c++) {
-        const tmoei_trained_example *example = &trainer->examples[chosen[c]];
-        const size_t x = example->source;
-        const size_t y = tmoei_accepted(example, c, random);
+    for (int i = 0; i < count; i++) {
+        const tmoei_trained_example *example = &trainer->examples[chosen[i]];
+        const size_t x = example->source, y = tmoei_accepted(example, i, random);
         const size_t length = tmoei_target_length(model, texts, y);
-        const int *end_of_y = texts->ids + texts->offsets[y + 1];
         tmoei_batch_put(&trainer->batch, texts->ids + texts->offsets[x],
-            tmoei_text_length(texts, x), end_of_y - length, length, model->config.start_id);
+            tmoei_text_length(texts, x), texts->ids + texts->offsets[y + 1] - length, length,
+            model->config.start_id);
     }
     return TMOE_OK;
 }
@@ -7937,17 +7901,14 @@ static tmoe_result tmoei_batch_fill(tmoe_trainer *trainer, const int *chosen, in
 static tmoe_tensor *tmoei_group_loss(tmoe_trainer *trainer, tmoei_pass *pass, float smoothing,
     float weight)
 {
-    const tmoei_batch *batch = &trainer->batch;
-    tmoe_tensor *memory = tmoei_encode(pass, &batch->source);
-    tmoe_tensor *h = tmoei_decode(pass, &batch->target, memory, &batch->source);
-    return tmoe_cross_entropy(pass->tape, tmoei_head(pass, h), batch->labels, smoothing, weight);
+    const tmoei_batch *b = &trainer->batch;
+    tmoe_tensor *h = tmoei_decode(pass, &b->target, tmoei_encode(pass, &b->source), &b->source);
+    return tmoe_cross_entropy(pass->tape, tmoei_head(pass, h), b->labels, smoothing, weight);
 }
 
 /* ---- the optimiser ------------------------------------------------------------------------------
- * The parameters that are trained are cut into pieces (tmoei_update). A piece never crosses a tensor,
- * so it has one learning rate, one weight decay and one shape. tmoei_optimise knows nothing of
- * routes or experts, and nothing else knows the update rule: another optimiser replaces
- * tmoei_adamw_chunk. */
+ * What is trained is cut into pieces (tmoei_update) of one tensor each, so a piece has one learning
+ * rate, decay and shape. Only tmoei_adamw_chunk knows the update rule: another optimiser replaces it. */
 
 /* lr(s) = top (s + 1) / warmup                       while s + 1 < warmup
  *       = top (steps - s) / (steps - warmup + 1)     after that */
@@ -8028,25 +7989,19 @@ static void tmoei_adamw_chunk(void *arg, int chunk, int lane)
     memset(trainer->grads + at, 0, update->count * sizeof(float));
 }
 
-/* ||g|| over all that moves in this step, of the mean over the machines. */
-static double tmoei_gradient_norm(tmoe_trainer *trainer, double machines)
-{
-    double squares = 0.0;
-    tmoei_parallel(trainer->ctx, tmoei_norm_chunk, trainer, trainer->update_count);
-    for (int i = 0; i < trainer->update_count; i++) squares += trainer->updates[i].norm;
-    return sqrt(squares) / machines;
-}
-
-/* Clips the gradient to the norm training.clip and moves the parameters. Out: the norm. */
+/* g = the mean gradient over the machines, scaled down to the norm training.clip; moves the
+ * parameters. Out: the norm before that. */
 static tmoe_result tmoei_optimise(tmoe_trainer *trainer, double loss, double *norm)
 {
     const tmoe_training *t = &trainer->training;
     const double machines = t->machines > 1 ? (double)t->machines : 1.0;
     const float tops[TMOEI_RATE_NONE] = { t->lr_model, t->lr_router, t->lr_tasks, t->lr_model };
-    double clipped = 1.0;
+    double squares = 0.0, clipped = 1.0;
 
     if (t->all_reduce) t->all_reduce(t->all_reduce_user, trainer->grads, trainer->span);
-    *norm = tmoei_gradient_norm(trainer, machines);
+    tmoei_parallel(trainer->ctx, tmoei_norm_chunk, trainer, trainer->update_count);
+    for (int i = 0; i < trainer->update_count; i++) squares += trainer->updates[i].norm;
+    *norm = sqrt(squares) / machines;
     if (!(*norm < (double)FLT_MAX) || !(loss < (double)FLT_MAX)) /* NaN is not below, either */
         return tmoei_fail(trainer->ctx, TMOE_ERR_NUMERIC,
             "trainer_step: step %ld: loss %g, gradient norm %g; both must be finite "
@@ -8063,72 +8018,61 @@ static tmoe_result tmoei_optimise(tmoe_trainer *trainer, double loss, double *no
 
 /* ---- one step: the routes -------------------------------------------------------------------- */
 
-/* Exploration: with a chance of config.exploration the route of a layer and group is replaced by a
- * random expert or by the uniform route. r' = r keep + other, keep is 0 or 1: a replaced route gives
- * the router no gradient. */
+/* With a chance of config.exploration the route of a layer and group is replaced by a random expert or
+ * the uniform route: r' = r keep + other, keep 0 or 1. A replaced route gives the router no gradient. */
 static tmoe_tensor *tmoei_explore(tmoe_trainer *trainer, int rows, tmoe_tensor *r)
 {
     tmoe_tape *tape = trainer->router_tape;
     const tmoe_model *model = trainer->model;
-    const int E = model->config.experts;
-    const float chance = model->config.exploration;
+    const int E = model->config.experts, filled = tape->dry ? 0 : rows;
     const uint64_t seed = trainer->training.seed;
     const uint64_t first = (uint64_t)trainer->steps_done * (uint64_t)rows;
-    if (!(chance > 0.0f) || !r) return r;
+    if (!(model->config.exploration > 0.0f) || !r) return r;
 
     tmoe_tensor *keep = tmoei_tensor_new(tape, rows, E, NULL);
     tmoe_tensor *other = tmoei_tensor_new(tape, rows, E, NULL);
     if (!keep || !other) return NULL;
-    const int filled = tape->dry ? 0 : rows;
     for (int i = 0; i < filled; i++) {
         const uint64_t at = (first + (uint64_t)i) * 2;
-        const uint64_t random = tmoei_random(seed, TMOEI_STREAM_EXPLORE, at);
+        const float chance = tmoei_uniform(tmoei_random(seed, TMOEI_STREAM_EXPLORE, at));
         const uint64_t which = tmoei_random(seed, TMOEI_STREAM_EXPLORE, at + 1);
-        const int explore = tmoei_uniform(random) < chance;
-        const int uniform = (which & 1) == 0;
-        float *keeps = keep->x + i * E;
+        const int explore = chance < model->config.exploration, one = which & 1;
         float *others = other->x + i * E;
 
         for (int e = 0; e < E; e++) {
-            keeps[e] = explore ? 0.0f : 1.0f;
-            others[e] = explore && uniform ? 1.0f / (float)E : 0.0f;
+            keep->x[i * E + e] = explore ? 0.0f : 1.0f;
+            others[e] = explore && !one ? 1.0f / (float)E : 0.0f;
         }
         if (!explore) continue;
-        if (!uniform) others[tmoei_below(which >> 1, (size_t)E)] = 1.0f;
+        if (one) others[tmoei_below(which >> 1, (size_t)E)] = 1.0f;
         tmoei_route_mask(others, model->mask + i % model->R * E, E);
     }
     return tmoe_add(tape, tmoe_multiply(tape, r, keep), other);
 }
 
-/* Lines that share a route and so run as one group: all of a task's; with RANDOM_EXAMPLE each line
- * has a route of its own. */
+/* Lines that share a route and so run as one group: with RANDOM_EXAMPLE one, else all of a task. */
 static int tmoei_sharing(const tmoe_trainer *trainer)
 {
-    const tmoe_model *model = trainer->model;
-    if (model->R > 0 && model->config.selection == TMOE_SELECT_RANDOM_EXAMPLE) return 1;
-    return trainer->training.examples_per_task;
+    const int single =
+        trainer->model->R > 0 && trainer->model->config.selection == TMOE_SELECT_RANDOM_EXAMPLE;
+    return single ? 1 : trainer->training.examples_per_task;
 }
 
 /* Routes of a selection that has no router: constants. */
 static tmoe_tensor *tmoei_step_constant_routes(tmoe_trainer *trainer, int K)
 {
-    tmoe_model *model = trainer->model;
+    const tmoe_model *model = trainer->model;
     tmoe_tape *tape = trainer->router_tape;
     const int fixed = model->config.selection == TMOE_SELECT_RANDOM_TASK;
     const int rows = K * trainer->training.examples_per_task / tmoei_sharing(trainer);
-    const int width = (int)model->route_width;
     const uint64_t first = (uint64_t)trainer->steps_done * (uint64_t)rows;
-    tmoe_tensor *routes = tmoei_tensor_new(tape, rows, width, NULL);
+    const uint64_t stream = fixed ? TMOEI_STREAM_TASK_ROUTES : TMOEI_STREAM_GROUP_ROUTES;
+    tmoe_tensor *routes = tmoei_tensor_new(tape, rows, (int)model->route_width, NULL);
     if (!routes || tape->dry) return routes;
 
     for (int i = 0; i < rows; i++) {
-        float *route = routes->x + i * width;
-        if (fixed)
-            tmoei_route_without_router(model, TMOEI_STREAM_TASK_ROUTES,
-                (uint64_t)trainer->step_tasks[i], route);
-        else
-            tmoei_route_without_router(model, TMOEI_STREAM_GROUP_ROUTES, first + (uint64_t)i,
-                route);
+        const uint64_t at = fixed ? (uint64_t)trainer->step_tasks[i] : first + (uint64_t)i;
+        tmoei_route_without_router(model, stream, at, routes->x + i * routes->cols);
     }
     return routes;
 }
@@ -8185,14 +8129,13 @@ static void tmoei_route_statistics(tmoe_trainer *trainer, const float *routes, i
 /* The balance of the experts' load over tasks, which has weight a = training.load_balance:
  *   a E / R sum_l sum_e m_le^2,  m_le the mean of r_le over the step's tasks
  *   dl/dr_le = 2 a E m_le / (R K)
- * The least value, a, is that of experts which all tasks together use alike. Returns the value.
- * Its gradient is the first in droutes; each group adds to its row. */
+ * It is least, a, where all experts are used alike. Returns its value; its gradient is the first in
+ * droutes, and each group adds to its row. */
 static double tmoei_load_balance(tmoe_trainer *trainer, tmoe_tensor *routes, int K)
 {
-    const float E = (float)trainer->model->config.experts;
-    const float a = trainer->training.load_balance * E / (float)trainer->model->R;
+    const float E = (float)trainer->model->config.experts, R = (float)trainer->model->R;
+    const float a = trainer->training.load_balance * E / R, *m = trainer->use;
     const int width = routes->cols;
-    const float *m = trainer->use;
     double value = 0.0;
 
     for (int k = 0; k < K; k++)
@@ -8204,9 +8147,9 @@ static double tmoei_load_balance(tmoe_trainer *trainer, tmoe_tensor *routes, int
     return value;
 }
 
-/* Does the step merge all tasks' layers at once, on the router's tape? Then every expert is read once
- * forward and once backward, whatever K is. One-hot routes need no merge: each group runs on the
- * chosen expert. Constant routes have no tape to run backward: each group merges for itself. */
+/* Are the experts merged for all tasks at once, on the router's tape? So each is read once forward and
+ * once backward. Groups with one-hot routes run on the chosen expert, those with constant routes merge
+ * for themselves. */
 static int tmoei_step_mixes(const tmoe_model *model, const tmoe_tensor *routes)
 {
     return routes && routes->wants_grad && model->config.mix == TMOE_MIX_PARAM
@@ -8252,16 +8195,6 @@ static tmoe_tensor *tmoei_step_route(tmoe_trainer *trainer, int K, double *loss)
     return routes;
 }
 
-/* ---- one step: the distance of experts ------------------------------------------------------- */
-
-/* Matrices that lie one behind the other in a piece of a layer: q, k, v are three, k and v are two. */
-static int tmoei_piece_parts(int piece)
-{
-    if (piece == TMOEI_SELF_QKV || piece == TMOEI_SELF_QKV_BIAS) return 3;
-    if (piece == TMOEI_CROSS_KV || piece == TMOEI_CROSS_KV_BIAS) return 2;
-    return 1;
-}
-
 /* d = ||x - y|| / pairs, of n floats. Adds weight dd/dx = weight (x - y) / (||x - y|| pairs) to dx and
  * takes it off dy. Returns d. */
 static double tmoei_tensor_distance(const float *x, const float *y, size_t n, int pairs,
@@ -8281,13 +8214,12 @@ static double tmoei_tensor_distance(const float *x, const float *y, size_t n, in
     return distance / pairs;
 }
 
-/* The mean over pairs (a, b) of layer l's experts of sum_tensors ||theta_a - theta_b||. Its gradient
- * times `weight` is added to `grads`, which begin at expert 0's block. */
+/* The mean over pairs (a, b) of layer l's experts of sum ||theta_a - theta_b||, over their tensors; q, k
+ * and v are tensors of their own. Its gradient times `weight` is added to `grads`, of expert 0 on. */
 static double tmoei_expert_distance(const tmoe_model *model, int l, float *grads, float weight)
 {
     const tmoei_layer *layer = &model->layers[l];
-    const int E = layer->experts;
-    const int pairs = E * (E - 1) / 2;
+    const int E = layer->experts, pairs = E * (E - 1) / 2;
     const float *theta = model->theta + layer->block;
     double total = 0.0;
 
@@ -8295,9 +8227,11 @@ static double tmoei_expert_distance(const tmoe_model *model, int l, float *grads
         for (int b = a + 1; b < E; b++)
             for (int piece = 0; piece < TMOEI_PIECES; piece++) {
                 if (!layer->in_expert[piece]) continue;
-                const int parts = tmoei_piece_parts(piece);
-                const size_t all = (size_t)layer->rows[piece] * (size_t)layer->cols[piece];
-                const size_t n = all / (size_t)parts;
+                int parts = 1;
+                if (piece == TMOEI_SELF_QKV || piece == TMOEI_SELF_QKV_BIAS) parts = 3;
+                if (piece == TMOEI_CROSS_KV || piece == TMOEI_CROSS_KV_BIAS) parts = 2;
+                const size_t n =
+                    (size_t)layer->rows[piece] * (size_t)layer->cols[piece] / (size_t)parts;
                 for (int part = 0; part < parts; part++) {
                     const size_t offset = layer->offset[piece] + (size_t)part * n;
                     const size_t x = (size_t)a * layer->block_size + offset;
@@ -8307,21 +8241,6 @@ static double tmoei_expert_distance(const tmoe_model *model, int l, float *grads
                 }
             }
     return total;
-}
-
-/* training.expert_regularisation times the distance of experts, over all layers, with gradients. */
-static double tmoei_regularise(tmoe_trainer *trainer)
-{
-    const tmoe_model *model = trainer->model;
-    const float weight = trainer->training.expert_regularisation;
-    double sum = 0.0;
-    if (!(weight > 0.0f) || !(trainer->now & TMOE_TRAIN_LAYERS)) return 0.0;
-
-    for (int l = 0; l < model->L; l++) {
-        float *grads = trainer->grads + (model->layers[l].block - trainer->first);
-        sum += (double)weight * tmoei_expert_distance(model, l, grads, weight);
-    }
-    return sum;
 }
 
 /* ---- one step: the groups -------------------------------------------------------------------- */
@@ -8421,6 +8340,8 @@ static tmoe_result tmoei_step_groups(tmoe_trainer *trainer, tmoe_tensor *routes,
  * step's target positions, plus what balance and regularisation add. */
 static double tmoei_step_gradients(tmoe_trainer *trainer)
 {
+    const tmoe_model *model = trainer->model;
+    const float apart = trainer->training.expert_regularisation;
     double loss = 0.0;
     const int K = tmoei_step_draw(trainer);
     tmoe_tensor *routes = tmoei_step_route(trainer, K, &loss);
@@ -8429,7 +8350,12 @@ static double tmoei_step_gradients(tmoe_trainer *trainer)
     if (tmoei_step_groups(trainer, routes, K, &loss) != TMOE_OK) return 0.0;
     if (routes && routes->wants_grad && tmoei_tape_backward(trainer->router_tape) != TMOE_OK)
         return 0.0;
-    return loss + tmoei_regularise(trainer);
+    if (!(apart > 0.0f) || !(trainer->now & TMOE_TRAIN_LAYERS)) return loss;
+    for (int l = 0; l < model->L; l++) {
+        float *grads = trainer->grads + (model->layers[l].block - trainer->first);
+        loss += (double)apart * tmoei_expert_distance(model, l, grads, apart);
+    }
+    return loss;
 }
 
 static void tmoei_progress_fill(tmoe_trainer *trainer, double loss, double norm, tmoe_progress *p)
@@ -8459,7 +8385,7 @@ static void tmoei_progress_fill(tmoe_trainer *trainer, double loss, double norm,
     p->seconds_left = seconds / done * left;
 }
 
-/* Moves the parameters by the gradients that stand in trainer->grads; then the step is done. */
+/* Moves the parameters by trainer->grads; then the step is done. */
 static tmoe_result tmoei_trainer_apply(tmoe_trainer *trainer, double loss, tmoe_progress *progress)
 {
     double norm = 0.0;
@@ -8486,34 +8412,27 @@ TMOE_DEF tmoe_result tmoe_trainer_step(tmoe_trainer *trainer, tmoe_progress *pro
     return ctx->error;
 }
 
-/* ---- validation ------------------------------------------------------------------------------ */
+/* ---- validation, and the loop ---------------------------------------------------------------- */
 
 #define TMOEI_VALIDATION_LINES 32 /* of a forward pass */
 
-/* Adds the loss of `count` validation lines of the task, from line `from` on, to *loss. */
-static tmoe_result tmoei_validate_lines(tmoe_trainer *trainer, const tmoei_trained_task *task,
-    int from, int count, double *loss)
-{
-    int chosen[TMOEI_VALIDATION_LINES];
-    tmoei_pass pass;
-    const int first = (int)task->first + task->count + from;
-    for (int i = 0; i < count; i++) chosen[i] = first + i;
-
-    TMOEI_TRY(tmoei_batch_fill(trainer, chosen, count, 0));
-    TMOEI_TRY(tmoei_evaluation_pass(trainer->model, task->task, NULL, trainer->group_tape, &pass));
-    const tmoe_tensor *result = tmoei_group_loss(trainer, &pass, 0.0f, 1.0f);
-    if (!result) return trainer->ctx->error;
-    *loss += (double)result->x[0];
-    return TMOE_OK;
-}
-
+/* Sums of the validation lines' losses and of their target positions. */
 static tmoe_result tmoei_validate(tmoe_trainer *trainer, double *loss, double *targets)
 {
     for (int t = 0; t < trainer->task_count; t++) {
         const tmoei_trained_task *task = &trainer->tasks[t];
         for (int from = 0; from < task->validation; from += TMOEI_VALIDATION_LINES) {
             const int count = tmoei_least(TMOEI_VALIDATION_LINES, task->validation - from);
-            TMOEI_TRY(tmoei_validate_lines(trainer, task, from, count, loss));
+            int chosen[TMOEI_VALIDATION_LINES];
+            tmoei_pass pass;
+            for (int i = 0; i < count; i++) chosen[i] = (int)task->first + task->count + from + i;
+
+            TMOEI_TRY(tmoei_batch_fill(trainer, chosen, count, 0));
+            TMOEI_TRY(tmoei_evaluation_pass(trainer->model, task->task, NULL, trainer->group_tape,
+                &pass));
+            const tmoe_tensor *result = tmoei_group_loss(trainer, &pass, 0.0f, 1.0f);
+            if (!result) return trainer->ctx->error;
+            *loss += (double)result->x[0];
             *targets += (double)trainer->batch.target.tokens;
         }
     }
@@ -8532,8 +8451,6 @@ TMOE_DEF float tmoe_trainer_validation_loss(tmoe_trainer *trainer)
     tmoei_float_mode_leave(mode);
     return result == TMOE_OK && targets > 0.0 ? (float)(loss / targets) : (float)NAN;
 }
-
-/* ---- the loop -------------------------------------------------------------------------------- */
 
 /* Measures the validation loss and keeps the parameters where it is the best. *stop is set when
  * patience is at its end. */
@@ -8593,30 +8510,27 @@ TMOE_DEF tmoe_model *tmoe_trainer_model(tmoe_trainer *trainer)
 }
 
 /* ---- the plan of memory -------------------------------------------------------------------------
- * All that steps and validations use is reserved when the trainer is made: they allocate nothing.
- * To know how much that is, the largest group runs on dry tapes, which count and compute nothing.
+ * All that steps and validations use is reserved when the trainer is made. To know how much that is,
+ * the largest group runs on dry tapes, which count and compute nothing. Why no group takes more:
  *
- * Why that bounds every group: each tensor of a group has as many rows as the source or the target
- * has tokens (or a fixed number), so its size grows with these two, and the dry group has the most
- * of both that any group can have. Gradients are released and taken again by shape (tmoei_free_block),
- * so the number of blocks of a shape is that of the gradients of this shape which are alive at once,
- * whatever the lengths are. And a real step runs no operation that the dry one does not: dry, all
- * experts run, and one-hot routes are merged. */
+ *   - A tensor has as many rows as the source or the target has tokens, or a fixed number, and the
+ *     dry group has the most of both, over all groups.
+ *   - A gradient's memory is taken again by shape (tmoei_free_block), so the blocks of a shape are as
+ *     many as its gradients that live at once, whatever the lengths are.
+ *   - A step does nothing that the dry one does not: dry, all experts run and all routes are mixed. */
 
-/* A batch of this extent without a text, for dry tapes. Where source and target have the same number
- * of tokens, gradients of both could share blocks. Other lengths share none, so the plan does not
- * either: it counts one target more. */
-static tmoe_result tmoei_batch_blank(tmoe_ctx *ctx, tmoei_batch *batch, const tmoei_extent *most)
+/* Puts a group of this extent into the batch, without texts. One target more than there are keeps its
+ * rows apart from the sources: where both are as many, gradients of both could share a block. */
+static tmoe_result tmoei_batch_blank(tmoe_trainer *trainer, const tmoei_extent *extent)
 {
-    const size_t B = most->sequences;
-    const size_t S = most->sources;
-    const size_t T = most->targets == S ? S + 1 : most->targets;
-    TMOEI_TRY(tmoei_batch_reserve(ctx, batch, S, T, B));
+    tmoei_batch *batch = &trainer->batch;
+    const size_t B = extent->sequences, S = extent->sources;
+    const size_t T = extent->targets + (extent->targets == S);
+    TMOEI_TRY(tmoei_batch_reserve(trainer->ctx, batch, S, T, B));
 
     memset(batch->memory, 0, batch->capacity * sizeof(int));
-    batch->source.sequences = (int)B;
+    batch->source.sequences = batch->target.sequences = (int)B;
     batch->source.tokens = (int)S;
-    batch->target.sequences = (int)B;
     batch->target.tokens = (int)T;
     for (size_t i = 0; i <= B; i++) {
         batch->source.offsets[i] = (int)(S * i / B);
@@ -8631,8 +8545,7 @@ static void tmoei_tape_dry(tmoe_tape *tape, int dry)
     tape->last = NULL;
     tmoei_arena_reset(&tape->nodes);
     tmoei_arena_reset(&tape->big);
-    tape->dry = dry;
-    tape->big.dry = dry;
+    tape->dry = tape->big.dry = dry;
 }
 
 static size_t tmoei_arena_planned(const tmoei_arena *arena)
@@ -8649,8 +8562,7 @@ static size_t tmoei_tape_planned(const tmoe_tape *tape)
 static tmoe_result tmoei_arena_reserve(tmoei_arena *arena)
 {
     tmoei_owner_free(&arena->chunks);
-    arena->size = 0;
-    arena->total = 0;
+    arena->size = arena->total = 0;
     if (!tmoei_arena_grow(arena, arena->peak)) return TMOE_ERR_MEMORY;
     arena->used = 0;
     return TMOE_OK;
@@ -8662,15 +8574,15 @@ static tmoe_result tmoei_tape_reserve(tmoe_tape *tape)
     return tmoei_arena_reserve(&tape->big);
 }
 
-/* One step on dry tapes, its groups as large as `most`. */
-static tmoe_result tmoei_plan_step(tmoe_trainer *trainer, const tmoei_extent *most)
+/* A dry step; of its groups, which come one after the other, only the largest. */
+static tmoe_result tmoei_plan_step(tmoe_trainer *trainer)
 {
     const int K = tmoei_least(trainer->training.tasks_per_step, trainer->task_count);
     tmoe_tensor *routes = NULL;
     double loss = 0.0;
-    TMOEI_TRY(tmoei_batch_blank(trainer->ctx, &trainer->batch, most));
-
     tmoe_tape_reset(trainer->router_tape);
+    tmoei_trainer_turn(trainer);
+
     if (trainer->model->R > 0) {
         routes = tmoei_step_routes(trainer, K);
         if (!routes) return trainer->ctx->error;
@@ -8684,86 +8596,63 @@ static tmoe_result tmoei_plan_step(tmoe_trainer *trainer, const tmoei_extent *mo
     return tmoei_tape_backward(trainer->router_tape);
 }
 
-/* Steps of both kinds, where they alternate. */
-static tmoe_result tmoei_plan_steps(tmoe_trainer *trainer, const tmoei_extent *most)
+/* Dry steps of both turns, where model and router alternate. */
+static tmoe_result tmoei_plan_steps(tmoe_trainer *trainer)
 {
-    const int64_t turn = trainer->training.alternate_steps;
-    tmoe_result result = tmoei_plan_step(trainer, most);
-    if (result == TMOE_OK && turn > 0) {
-        trainer->steps_done = turn; /* the router's first */
-        tmoei_trainer_turn(trainer);
-        result = tmoei_plan_step(trainer, most);
-        trainer->steps_done = 0;
-        tmoei_trainer_turn(trainer);
-    }
+    TMOEI_TRY(tmoei_batch_blank(trainer, &trainer->group));
+    TMOEI_TRY(tmoei_plan_step(trainer));
+    trainer->steps_done = trainer->training.alternate_steps;
+    const tmoe_result result = tmoei_plan_step(trainer);
+    trainer->steps_done = 0;
+    tmoei_trainer_turn(trainer);
     return result;
 }
 
-/* The pass that routes all tasks when a validation begins: on the model's tape, for a moment dry. */
-static tmoe_result tmoei_plan_routes(tmoe_model *model)
-{
-    if (!tmoei_selection_has_router(model->config.selection)) return TMOE_OK;
-    tmoei_tape_dry(model->tape, 1);
-    model->tape->nodes.peak = 0;
-    model->tape->big.peak = 0;
-    const tmoe_result result =
-        tmoei_routes_of_vectors(model, model->theta + model->vectors, model->N, model->routes);
-    tmoei_tape_dry(model->tape, 0);
-    return result;
-}
-
-/* Bytes of the merged layers that a validation runs on. */
-static size_t tmoei_merged_bytes(const tmoe_model *model)
-{
-    size_t floats = 0;
-    if (model->config.mix != TMOE_MIX_PARAM) return 0;
-    for (int l = 0; l < model->L; l++)
-        if (model->layers[l].experts > 1) floats += model->layers[l].block_size;
-    return floats * sizeof(float);
-}
-
-/* A forward pass as tmoei_evaluation_pass prepares it, its group as large as `most`. */
-static tmoe_result tmoei_plan_validation(tmoe_trainer *trainer, const tmoei_extent *most)
+/* A dry validation: what tmoei_evaluation_pass takes, routes of all tasks and merged layers, and the
+ * largest group's forward pass. */
+static tmoe_result tmoei_plan_validation(tmoe_trainer *trainer)
 {
     tmoe_model *model = trainer->model;
-    tmoe_tape *tape = trainer->group_tape;
+    tmoe_tape *tape = model->tape;
     tmoei_pass pass;
-    TMOEI_TRY(tmoei_batch_blank(trainer->ctx, &trainer->batch, most));
-
-    tmoe_tape_reset(tape);
-    tmoe_tape_record(tape, 0);
     memset(&pass, 0, sizeof pass);
     pass.model = model;
-    pass.tape = tape;
-    if (model->R > 0 && model->config.mix == TMOE_MIX_PARAM) {
-        for (int l = 0; l < model->L; l++) /* an address, as nothing is merged yet */
-            if (!model->blocks[l]) model->blocks[l] = model->theta + model->layers[l].block;
-        pass.blocks = model->blocks;
-    } else if (model->R > 0)
-        pass.route = tmoei_tensor_new(tape, 1, (int)model->route_width, NULL);
-    (void)tmoei_group_loss(trainer, &pass, 0.0f, 1.0f);
-    tmoe_tape_record(tape, 1);
-    TMOEI_TRY(trainer->ctx->error);
+    pass.tape = trainer->group_tape;
+    TMOEI_TRY(tmoei_batch_blank(trainer, &trainer->validation));
+    tmoe_tape_reset(trainer->group_tape);
+    tmoe_tape_record(trainer->group_tape, 0);
 
-    if (model->R > 0) {
-        TMOEI_TRY(tmoei_plan_routes(model));
-        trainer->step_bytes = tmoei_merged_bytes(model);
-        if (tmoei_selection_has_router(model->config.selection))
-            trainer->step_bytes += tmoei_tape_planned(model->tape);
+    if (model->R > 0 && tmoei_selection_has_router(model->config.selection)) {
+        tmoei_tape_dry(tape, 1);
+        tape->nodes.peak = tape->big.peak = 0;
+        const tmoe_result result =
+            tmoei_routes_of_vectors(model, model->theta + model->vectors, model->N, model->routes);
+        tmoei_tape_dry(tape, 0);
+        TMOEI_TRY(result);
+        trainer->step_bytes += tmoei_tape_planned(tape);
     }
-    return TMOE_OK;
+    if (model->R > 0 && model->config.mix == TMOE_MIX_OUTPUT)
+        pass.route = tmoei_tensor_new(pass.tape, 1, (int)model->route_width, NULL);
+    else
+        pass.blocks = model->blocks;
+    for (int l = 0; pass.blocks && l < model->L; l++) {
+        const tmoei_layer *layer = &model->layers[l];
+        if (layer->experts > 1) trainer->step_bytes += layer->block_size * sizeof(float);
+        if (!model->blocks[l]) model->blocks[l] = model->theta + layer->block; /* any address */
+    }
+    (void)tmoei_group_loss(trainer, &pass, 0.0f, 1.0f);
+    return trainer->ctx->error;
 }
 
-/* Plans for groups of training, and of validation where that has sequences: sets step_bytes, and the
- * tapes' peaks for tmoei_trainer_reserve. */
-static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer, const tmoei_extent *training,
-    const tmoei_extent *validation)
+/* Plans for trainer->group and, where it has sequences, trainer->validation. */
+static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer)
 {
     tmoei_tape_dry(trainer->router_tape, 1);
     tmoei_tape_dry(trainer->group_tape, 1);
-    tmoe_result result = tmoei_plan_steps(trainer, training);
-    if (result == TMOE_OK && validation->sequences > 0)
-        result = tmoei_plan_validation(trainer, validation);
+    tmoe_result result = tmoei_plan_steps(trainer);
+    if (result == TMOE_OK && trainer->validation.sequences > 0)
+        result = tmoei_plan_validation(trainer);
+    tmoe_tape_record(trainer->group_tape, 1);
     tmoei_tape_dry(trainer->router_tape, 0);
     tmoei_tape_dry(trainer->group_tape, 0);
 
@@ -8773,14 +8662,14 @@ static tmoe_result tmoei_trainer_plan(tmoe_trainer *trainer, const tmoei_extent 
     return result;
 }
 
-/* Takes what was planned. A first merge takes the memory of the others. */
-static tmoe_result tmoei_trainer_reserve(tmoe_trainer *trainer, int validates)
+/* Takes what was planned; of the model's, by preparing a validation. */
+static tmoe_result tmoei_trainer_reserve(tmoe_trainer *trainer)
 {
     tmoe_model *model = trainer->model;
     tmoei_pass pass;
     TMOEI_TRY(tmoei_tape_reserve(trainer->router_tape));
     TMOEI_TRY(tmoei_tape_reserve(trainer->group_tape));
-    if (!validates || model->R == 0) return TMOE_OK;
+    if (trainer->validation.sequences == 0 || model->R == 0) return TMOE_OK;
 
     if (tmoei_selection_has_router(model->config.selection))
         TMOEI_TRY(tmoei_tape_reserve(model->tape));
@@ -8831,72 +8720,54 @@ static void tmoei_trainer_updates(tmoe_trainer *trainer)
     }
 }
 
-static float *tmoei_own_floats(tmoei_owner *own, size_t count)
-{
-    return (float *)tmoei_own(own, count, sizeof(float));
-}
-
-static int *tmoei_own_ints(tmoei_owner *own, size_t count)
-{
-    return (int *)tmoei_own(own, count, sizeof(int));
-}
-
-/* Gradients, moments and the best parameters; dry: an address in their place, which nothing reads. */
-static void tmoei_trainer_state(tmoe_trainer *trainer, int dry)
-{
-    tmoei_owner *own = &trainer->own;
-    const size_t size = trainer->span + 1;
-    if (dry) {
-        trainer->grads = (float *)(uintptr_t)TMOEI_ALIGN;
-        return;
-    }
-    trainer->grads = tmoei_own_floats(own, size);
-    trainer->moment1 = tmoei_own_floats(own, size);
-    trainer->moment2 = tmoei_own_floats(own, size);
-    if (trainer->training.evaluate_every_steps > 0) trainer->best = tmoei_own_floats(own, size);
-}
-
-/* A trainer for so many tasks and lines, still without texts; dry: only to plan. */
+/* A trainer for so many tasks and lines, still without texts. Dry, to plan only, it has no gradients,
+ * moments and best parameters, but an address that nothing reads. */
 static tmoe_trainer *tmoei_trainer_new(tmoe_model *model, const tmoe_training *training,
     size_t tasks, size_t lines, int dry)
 {
     tmoe_ctx *ctx = model->ctx;
-    const size_t K = (size_t)training->tasks_per_step;
-    const size_t most = (size_t)training->examples_per_task;
-    const size_t width = model->route_width + 1; /* nothing is allocated with size 0 */
+    const size_t K = (size_t)training->tasks_per_step, most = (size_t)training->examples_per_task;
+    const size_t width = model->route_width + 1; /* no block has size 0 */
     tmoe_trainer *trainer = (tmoe_trainer *)tmoei_alloc(ctx, 1, sizeof *trainer, 1);
     if (!trainer) return NULL;
 
     tmoei_owner *own = &trainer->own;
-    own->ctx = ctx;
-    trainer->ctx = ctx;
+    own->ctx = trainer->ctx = ctx;
     trainer->model = model;
     trainer->training = *training;
     trainer->best_loss = (float)NAN;
     tmoei_trainer_turn(trainer);
     tmoei_trainer_updates(trainer);
-    tmoei_trainer_state(trainer, dry);
 
+    const size_t lists = tasks + 2 * lines + 2 + (2 + most) * K, floats = 2 * (K + 1) * width;
+    const size_t span = (trainer->span / 16 + 1) * 16; /* each begins a cache line */
+    const size_t copies = training->evaluate_every_steps > 0 ? 4 : 3;
     trainer->tasks = (tmoei_trained_task *)tmoei_own(own, tasks + 1, sizeof *trainer->tasks);
     trainer->examples =
         (tmoei_trained_example *)tmoei_own(own, lines + 1, sizeof *trainer->examples);
-    trainer->task_order = tmoei_own_ints(own, tasks + 1);
-    trainer->example_order = tmoei_own_ints(own, lines + 1);
-    trainer->step_tasks = tmoei_own_ints(own, K);
-    trainer->counts = tmoei_own_ints(own, K);
-    trainer->chosen = tmoei_own_ints(own, K * most);
-
-    trainer->noise = tmoei_own_floats(own, K * width);
-    trainer->droutes = tmoei_own_floats(own, K * width);
-    trainer->entropy = tmoei_own_floats(own, width);
-    trainer->use = tmoei_own_floats(own, width);
+    trainer->task_order = (int *)tmoei_own(own, lists, sizeof(int));
+    trainer->noise = (float *)tmoei_own(own, floats, sizeof(float));
     trainer->mixed = (tmoe_tensor **)tmoei_own(own, (size_t)model->L, sizeof *trainer->mixed);
+    trainer->grads = (float *)(uintptr_t)TMOEI_ALIGN;
+    if (!dry) trainer->grads = (float *)tmoei_own(own, copies * span, sizeof(float));
     trainer->router_tape = tmoei_tape_new(ctx);
     trainer->group_tape = tmoei_tape_new(ctx);
-    if (ctx->error == TMOE_OK) return trainer;
+    if (ctx->error != TMOE_OK) {
+        tmoe_trainer_destroy(trainer);
+        return NULL;
+    }
 
-    tmoe_trainer_destroy(trainer);
-    return NULL;
+    trainer->example_order = trainer->task_order + tasks + 1;
+    trainer->step_tasks = trainer->example_order + 2 * lines + 1;
+    trainer->counts = trainer->step_tasks + K;
+    trainer->chosen = trainer->counts + K;
+    trainer->droutes = trainer->noise + K * width;
+    trainer->entropy = trainer->droutes + K * width;
+    trainer->use = trainer->entropy + width;
+    trainer->moment1 = trainer->grads + span;
+    trainer->moment2 = trainer->moment1 + span;
+    if (copies == 4) trainer->best = trainer->moment2 + span;
+    return trainer;
 }
 
 /* Appends a training line of the task, tokenised: its input, then the first `outputs` of its
@@ -8972,51 +8843,32 @@ static size_t tmoei_largest(int *lengths, int n, int most)
     return sum;
 }
 
-/* Raises *extent to what any group of at most `most` of these examples can have: their longest
- * inputs and, separately, their longest accepted outputs. */
-static void tmoei_extent_raise(tmoe_trainer *trainer, size_t first, int count, int most,
+static void tmoei_raise(size_t *most, size_t x)
+{
+    if (x > *most) *most = x;
+}
+
+/* Raises *extent to any group of at most `most` of these examples: the longest inputs and, by
+ * themselves, the longest accepted outputs. */
+static void tmoei_lines_extent(tmoe_trainer *trainer, size_t first, int count, int most,
     tmoei_extent *extent)
 {
     const tmoei_texts *texts = &trainer->texts;
-    const size_t sequences = (size_t)tmoei_least(count, most);
-    int *lengths = trainer->example_order;
-
-    for (int i = 0; i < count; i++)
-        lengths[i] = (int)tmoei_text_length(texts, trainer->examples[first + (size_t)i].source);
-    const size_t sources = tmoei_largest(lengths, count, most);
+    int *sources = trainer->example_order, *targets = sources + count;
 
     for (int i = 0; i < count; i++) {
         const tmoei_trained_example *example = &trainer->examples[first + (size_t)i];
-        lengths[i] = 0;
-        for (int o = 1; o <= example->targets; o++) {
-            const size_t text = example->source + (size_t)o;
-            const int length = (int)tmoei_target_length(trainer->model, texts, text);
-            if (length > lengths[i]) lengths[i] = length;
+        const size_t x = example->source;
+        sources[i] = (int)tmoei_text_length(texts, x);
+        targets[i] = 0;
+        for (size_t y = x + 1; y <= x + (size_t)example->targets; y++) {
+            const int length = (int)tmoei_target_length(trainer->model, texts, y);
+            if (length > targets[i]) targets[i] = length;
         }
     }
-    const size_t targets = tmoei_largest(lengths, count, most);
-
-    if (sequences > extent->sequences) extent->sequences = sequences;
-    if (sources > extent->sources) extent->sources = sources;
-    if (targets > extent->targets) extent->targets = targets;
-}
-
-/* Plans for the lines that the trainer has, and reserves the memory. */
-static tmoe_result tmoei_trainer_prepare(tmoe_trainer *trainer)
-{
-    tmoei_extent training;
-    tmoei_extent validation;
-    memset(&training, 0, sizeof training);
-    memset(&validation, 0, sizeof validation);
-
-    for (int t = 0; t < trainer->task_count; t++) {
-        const tmoei_trained_task *task = &trainer->tasks[t];
-        tmoei_extent_raise(trainer, task->first, task->count, tmoei_sharing(trainer), &training);
-        tmoei_extent_raise(trainer, task->first + (size_t)task->count, task->validation,
-            TMOEI_VALIDATION_LINES, &validation);
-    }
-    TMOEI_TRY(tmoei_trainer_plan(trainer, &training, &validation));
-    return tmoei_trainer_reserve(trainer, validation.sequences > 0);
+    tmoei_raise(&extent->sequences, (size_t)tmoei_least(count, most));
+    tmoei_raise(&extent->sources, tmoei_largest(sources, count, most));
+    tmoei_raise(&extent->targets, tmoei_largest(targets, count, most));
 }
 
 /* Names all settings that make no sense, in one message. */
@@ -9041,15 +8893,23 @@ TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *
     for (int s = 0; s < suite->count; s++)
         if (suite->tasks[s].part == TMOE_PART_TRAIN) lines += (size_t)suite->tasks[s].train_count;
     tmoe_trainer *trainer = tmoei_trainer_new(model, &t, (size_t)suite->count, lines, 0);
-    if (trainer && tmoei_trainer_texts(trainer, suite) == TMOE_OK
-        && tmoei_trainer_prepare(trainer) == TMOE_OK)
-        return trainer;
+    if (!trainer || tmoei_trainer_texts(trainer, suite) != TMOE_OK) {
+        tmoe_trainer_destroy(trainer);
+        return NULL;
+    }
 
+    for (int i = 0; i < trainer->task_count; i++) {
+        const tmoei_trained_task *task = &trainer->tasks[i];
+        tmoei_lines_extent(trainer, task->first, task->count, tmoei_sharing(trainer),
+            &trainer->group);
+        tmoei_lines_extent(trainer, task->first + (size_t)task->count, task->validation,
+            TMOEI_VALIDATION_LINES, &trainer->validation);
+    }
+    if (tmoei_trainer_plan(trainer) == TMOE_OK && tmoei_trainer_reserve(trainer) == TMOE_OK)
+        return trainer;
     tmoe_trainer_destroy(trainer);
     return NULL;
 }
-
-/* ---- how much memory a training takes -------------------------------------------------------- */
 
 TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, tmoe_training_memory *memory)
 {
@@ -9084,27 +8944,6 @@ static tmoe_model *tmoei_model_blank(tmoe_ctx *ctx, const tmoe_config *config, i
     return model;
 }
 
-/* The plan for tasks whose lines all have these lengths. */
-static tmoe_result tmoei_blank_plan(tmoe_trainer *trainer, int source_tokens, int target_tokens)
-{
-    const size_t S = (size_t)source_tokens;
-    const size_t T =
-        (size_t)(trainer->model->config.begin_in_target ? target_tokens : target_tokens - 1);
-    const size_t lines = (size_t)tmoei_sharing(trainer);
-    const size_t validated =
-        (size_t)tmoei_least(TMOEI_VALIDATION_LINES, trainer->training.validation_lines);
-    tmoei_extent training;
-    tmoei_extent validation;
-
-    training.sequences = lines;
-    training.sources = lines * S;
-    training.targets = lines * T;
-    validation.sequences = validated;
-    validation.sources = validated * S;
-    validation.targets = validated * T;
-    return tmoei_trainer_plan(trainer, &training, &validation);
-}
-
 TMOE_DEF tmoe_result tmoe_training_bytes(tmoe_ctx *ctx, const tmoe_config *config,
     const tmoe_training *training, int tasks, int source_tokens, int target_tokens,
     tmoe_training_memory *memory)
@@ -9112,30 +8951,32 @@ TMOE_DEF tmoe_result tmoe_training_bytes(tmoe_ctx *ctx, const tmoe_config *confi
     tmoe_config c = config ? *config : tmoe_config_default();
     const tmoe_training t = training ? *training : tmoe_training_default();
     tmoei_begin(ctx);
-
     if (c.source_tokens == 0) c.source_tokens = source_tokens;
     if (c.target_tokens == 0) c.target_tokens = target_tokens;
-    if (source_tokens == 0) source_tokens = c.source_tokens;
-    if (target_tokens == 0) target_tokens = c.target_tokens;
     if (c.vocabulary == 0) c.vocabulary = t.vocabulary ? t.vocabulary : TMOEI_BYTE_VOCABULARY;
     if (tasks < 1 || source_tokens < 1 || source_tokens > c.source_tokens || target_tokens < 2
         || target_tokens > c.target_tokens)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "training_bytes: %d tasks, inputs of %d tokens, outputs of %d; at least 1 task, 1 and "
-            "2 "
-            "tokens, and not more than the model's %d and %d",
+            "training_bytes: %d tasks, inputs of %d tokens, outputs of %d; at least 1, 1 to %d and "
+            "2 to %d",
             tasks, source_tokens, target_tokens, c.source_tokens, c.target_tokens);
     TMOEI_TRY(tmoei_training_check(ctx, &t));
 
     tmoe_model *model = tmoei_model_blank(ctx, &c, tasks);
-    if (!model) return ctx->error;
-    tmoe_trainer *trainer = tmoei_trainer_new(model, &t, (size_t)tasks, 0, 1);
+    tmoe_trainer *trainer = model ? tmoei_trainer_new(model, &t, (size_t)tasks, 0, 1) : NULL;
     tmoe_result result = ctx->error;
     if (trainer) {
+        const size_t T = (size_t)(c.begin_in_target ? target_tokens : target_tokens - 1);
+        const size_t S = (size_t)source_tokens, lines = (size_t)tmoei_sharing(trainer);
+        const size_t held = (size_t)tmoei_least(TMOEI_VALIDATION_LINES, t.validation_lines);
+        const tmoei_extent group = { lines, lines * S, lines * T };
+        const tmoei_extent validation = { held, held * S, held * T };
         trainer->task_count = tasks;
-        result = tmoei_blank_plan(trainer, source_tokens, target_tokens);
+        trainer->group = group;
+        trainer->validation = validation;
+        result = tmoei_trainer_plan(trainer);
+        if (result == TMOE_OK) (void)tmoe_trainer_bytes(trainer, memory);
     }
-    if (result == TMOE_OK) (void)tmoe_trainer_bytes(trainer, memory);
     tmoe_trainer_destroy(trainer);
     tmoe_model_destroy(model);
     return result;

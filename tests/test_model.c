@@ -1768,16 +1768,16 @@ static void test_a_plan_of_what_cannot_be_trained_is_refused(void)
     tmoe_training_memory memory, untouched;
     memset(&memory, 7, sizeof memory);
     untouched = memory;
-    CHECK(tmoe_training_bytes(ctx, &c, &t, 0, 0, 0, &memory) == TMOE_ERR_ARGUMENT);
-    CHECK(tmoe_training_bytes(ctx, &c, &t, 1, 41, 0, &memory) == TMOE_ERR_ARGUMENT);
-    CHECK(tmoe_training_bytes(ctx, &c, &t, 1, 0, 17, &memory) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_training_bytes(ctx, &c, &t, 0, 40, 16, &memory) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_training_bytes(ctx, &c, &t, 1, 41, 16, &memory) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_training_bytes(ctx, &c, &t, 1, 40, 17, &memory) == TMOE_ERR_ARGUMENT);
     c.width = 15;
-    CHECK(tmoe_training_bytes(ctx, &c, &t, 1, 0, 0, &memory) == TMOE_ERR_CONFIG);
+    CHECK(tmoe_training_bytes(ctx, &c, &t, 1, 40, 16, &memory) == TMOE_ERR_CONFIG);
     c.width = 16;
     t.steps = 0;
-    CHECK(tmoe_training_bytes(ctx, &c, &t, 1, 0, 0, &memory) == TMOE_ERR_CONFIG);
+    CHECK(tmoe_training_bytes(ctx, &c, &t, 1, 40, 16, &memory) == TMOE_ERR_CONFIG);
     CHECK(memcmp(&memory, &untouched, sizeof memory) == 0);
-    CHECK(tmoe_training_bytes(ctx, NULL, NULL, 100, 0, 0, &memory) == TMOE_OK);
+    CHECK(tmoe_training_bytes(ctx, NULL, NULL, 100, 128, 64, &memory) == TMOE_OK);
     CHECK(memory.total > memory.parameters && memory.best == 0);
     tmoe_ctx_destroy(ctx);
 }
