@@ -861,7 +861,7 @@ typedef struct tmoe_progress {
     double seconds_left;
 } tmoe_progress;
 
-/* How to train. Start from tmoe_training_default(); tmoe_trainer_create checks all fields at once. */
+/* How to train. Start from tmoe_training_default(); tmoe_trainer_create checks all fields. */
 typedef struct tmoe_training {
     /* A step takes tasks_per_step tasks and examples_per_task lines of each, or all there are. */
     int steps;
@@ -897,8 +897,8 @@ typedef struct tmoe_training {
 
     int vocabulary; /* tmoe_train: symbols of the tokenizer that it trains; 0: bytes */
 
-    /* Called after each step; if it returns not 0, the training stops. It may save the trainer or its
-     * model and answer with the model, but not step, run or destroy them. */
+    /* Called after each step; if it returns not 0, the training stops. It may save the trainer or
+     * its model and answer with the model, but not step, run or destroy them. */
     int (*progress)(void *user, const tmoe_progress *progress);
     void *progress_user;
     const char *label; /* the callback gets it as `part`; NULL: "" */
@@ -921,24 +921,24 @@ typedef struct tmoe_training_memory {
     size_t total;
 } tmoe_training_memory;
 
-/* tmoe_training_default - 5,000 steps of 8 tasks x 8 examples; everything moves.       thread any */
+/* tmoe_training_default - 5,000 steps of 8 tasks x 8 examples; everything moves.      thread any */
 TMOE_DEF tmoe_training tmoe_training_default(void);
 
-/* tmoe_training_bytes - memory of a training before any of it is allocated                >>training
+/* tmoe_training_bytes - memory of a training before any of it is allocated               >>training
  *   config    in, or NULL: default; vocabulary 0: as training says, source_tokens and target_tokens
  *             0: the lengths given here       training  in, or NULL: default
  *   tasks     training tasks, each of examples_per_task + validation_lines lines or more
  *   source_tokens, target_tokens  of the longest input, with its instruction, and output; with
  *             special tokens
- *   memory    out: as tmoe_trainer_bytes for lines of these lengths; shorter ones take less. Not in it:
- *             the tokenised texts and the context's own (tmoe_ctx_create)
+ *   memory    out: as tmoe_trainer_bytes for lines of these lengths; shorter ones take less. Not
+ *             in it: the tokenised texts and the context's own (tmoe_ctx_create)
  *   fails     TMOE_ERR_ARGUMENT: lengths above the config's; TMOE_ERR_CONFIG
  *   cost      as if a step had no arithmetic; no weights are allocated */
 TMOE_DEF tmoe_result tmoe_training_bytes(tmoe_ctx *ctx, const tmoe_config *config,
     const tmoe_training *training, int tasks, int source_tokens, int target_tokens,
     tmoe_training_memory *memory);
 
-/* tmoe_trainer_create, _destroy - a trainer with the tokenised lines of a suite           >>training
+/* tmoe_trainer_create, _destroy - a trainer with the tokenised lines of a suite          >>training
  *   model     in, out: trained in place; outlives the trainer
  *   suite     in: its tasks of TMOE_PART_TRAIN, known to the model by name; not read again
  *   training  in, or NULL: default
@@ -949,24 +949,26 @@ TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *
     const tmoe_training *training);
 TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer);
 
-/* tmoe_trainer_model - the model that is trained, not a copy.                          thread any */
+/* tmoe_trainer_model - the model that is trained, not a copy.                         thread any */
 TMOE_DEF tmoe_model *tmoe_trainer_model(tmoe_trainer *trainer);
 
 /* tmoe_trainer_bytes - memory of model and training; no step or validation takes more
  *   memory  out, or NULL      returns  the total      thread any */
 TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, tmoe_training_memory *memory);
 
-/* tmoe_trainer_step - one AdamW step on the next batch, which depends on seed and step only >>training
- *   progress  out, or NULL
+/* tmoe_trainer_step - one AdamW step on the next batch                                   >>training
+ *   progress  out, or NULL. The batch depends on the seed and the number of the step only.
  *   fails     TMOE_ERR_NUMERIC: the loss or a gradient is not finite; parameters stay as they are
- *   cost      6 flop a token and parameter that its task uses, whatever the number of experts; with
- *             PARAM mix also the merge, see tmoe_mix_parameters; the optimiser moves all experts */
+ *   cost      6 flop a token and parameter that runs. PARAM: those of one expert, and the merge, see
+ *             tmoe_mix_parameters. OUTPUT: those of each expert of weight above 0. The optimiser
+ *             moves all experts. */
 TMOE_DEF tmoe_result tmoe_trainer_step(tmoe_trainer *trainer, tmoe_progress *progress);
 
-/* tmoe_trainer_run - steps until training.steps are done or patience ends                 >>training
+/* tmoe_trainer_run - steps until training.steps are done or patience ends                >>training
  *   After tmoe_trainer_load it continues from there. The model ends with the parameters of the best
  *   validation; without validation, of the last step.
- *   fails  as tmoe_trainer_step; TMOE_ERR_CANCELLED: by the callback, the last step's parameters stay */
+ *   fails  as tmoe_trainer_step; TMOE_ERR_CANCELLED: by the callback; the last step's
+ *          parameters stay */
 TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer);
 
 /* tmoe_trainer_validation_loss - tmoe_progress.validation_loss, measured now
@@ -976,14 +978,16 @@ TMOE_DEF float tmoe_trainer_validation_loss(tmoe_trainer *trainer);
 /* tmoe_train - a tokenizer, a model for the suite's training tasks, a trainer that runs   >>onecall
  *   config    in, or NULL: default; source_tokens or target_tokens 0: as long as the suite needs
  *   training  in, or NULL: default
- *   fails     as tmoe_tokenizer_train, tmoe_model_create, tmoe_trainer_create, tmoe_trainer_run; the
- *             model is destroyed. To keep the model of a training that it cancels, the callback saves
- *             it first: tmoe_model_save(tmoe_trainer_model(progress->trainer), path) */
+ *   fails     as tmoe_tokenizer_train, tmoe_model_create, tmoe_trainer_create, tmoe_trainer_run;
+ *             the model is destroyed. To keep the model of a training that it cancels, the
+ *             callback saves it first:
+ *             tmoe_model_save(tmoe_trainer_model(progress->trainer), path) */
 TMOE_DEF tmoe_model *tmoe_train(tmoe_ctx *ctx, const tmoe_suite *suite, const tmoe_config *config,
     const tmoe_training *training);
 
-/* tmoe_train_from - tmoe_train with parameters to begin with                               >>onecall
- *   start     in: layers, tokenizer and lengths are this model's (tmoe_model_derive); NULL: new ones
+/* tmoe_train_from - tmoe_train with parameters to begin with                              >>onecall
+ *   start     in: layers, tokenizer and lengths are this model's (tmoe_model_derive); NULL: new
+ *             ones
  *   router    in: router and task vectors are this model's; NULL: start's, or new ones
  *   config    in, or NULL: start's, without a start the default; must agree with start's as
  *             tmoe_model_derive says
@@ -992,10 +996,10 @@ TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite,
     const tmoe_model *start, const tmoe_model *router, const tmoe_config *config,
     const tmoe_training *training);
 
-/* tmoe_train_two_stages - the paper's schedule                                             >>onecall
- *   Stage 1 learns routes: straight-through Gumbel, tau from 2 to 0.1 in a third of its steps. Stage 2
- *   begins with start's layers again, keeps stage 1's router and vectors, and lets the routes
- *   sharpen: softmax, tau from 300 to 1 in 95 % of its steps.
+/* tmoe_train_two_stages - the paper's schedule                                            >>onecall
+ *   Stage 1 learns routes: straight-through Gumbel, tau from 2 to 0.1 in a third of its steps.
+ *   Stage 2 begins with start's layers again, keeps stage 1's router and vectors, and lets the
+ *   routes sharpen: softmax, tau from 300 to 1 in 95 % of its steps.
  *   start, config   in, as tmoe_train_from; selection and temperature are the stages'
  *   stage2  in, or NULL: default; of its `train`, TMOE_TRAIN_MODEL counts
  *   stage1  in, or NULL: as stage2, with all of its `train`
@@ -1005,12 +1009,13 @@ TMOE_DEF tmoe_model *tmoe_train_two_stages(tmoe_ctx *ctx, const tmoe_suite *suit
     const tmoe_training *stage2);
 
 /* tmoe_suite_tokenizer - tmoe_train's tokenizer: bytes (vocabulary 0), or trained on instructions,
- *   inputs and first outputs of the training tasks      fails  as tmoe_tokenizer_train      >>onecall */
+ *   inputs and first outputs of the training tasks                                     >>onecall
+ *   fails  as tmoe_tokenizer_train */
 TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *suite,
     int vocabulary);
 
-/* tmoe_suite_fit - sets config's source_tokens and target_tokens to the longest of all tasks' lines,
- *   trained on or not; reads its instruction_in_input and specials_in_text                  >>onecall
+/* tmoe_suite_fit - sets config's source_tokens and target_tokens to the longest of all tasks'
+ *   lines, trained on or not; reads its instruction_in_input and specials_in_text         >>onecall
  *   cost  tokenises all lines */
 TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite,
     const tmoe_tokenizer *tokenizer, tmoe_config *config);
@@ -7604,8 +7609,8 @@ static tmoe_result tmoei_batch_reserve(tmoe_ctx *ctx, tmoei_batch *batch, size_t
     return TMOE_OK;
 }
 
-/* Appends a pair. The encoder reads x_1 ... x_nx. The decoder reads start, y_1 ... y_(ny-1) and must
- * say y_1 ... y_ny (teacher forcing). */
+/* Appends a pair. The encoder reads x_1 ... x_nx. The decoder reads start, y_1 ... y_(ny-1) and
+ * must say y_1 ... y_ny (teacher forcing). */
 static void tmoei_batch_put(tmoei_batch *batch, const int *x, size_t nx, const int *y, size_t ny,
     int start)
 {
@@ -7632,9 +7637,9 @@ typedef struct tmoei_texts {
     size_t count, ids_used, ids_capacity, offsets_capacity;
 } tmoei_texts;
 
-/* Tokenises what the encoder reads: <s> instruction \n input </s>, or without an instruction <s> input
- * </s>. count: tokens of the whole text, even past capacity. find: special tokens in it count as such.
- */
+/* Tokenises what the encoder reads: <s> instruction \n input </s>, or without an instruction <s>
+ * input </s>. count: tokens of the whole text, even past capacity. find: special tokens in it
+ * count as such. */
 static tmoe_result tmoei_encode_source(const tmoe_tokenizer *tokenizer, const char *instruction,
     const char *input, int find, int *ids, size_t capacity, size_t *count)
 {
@@ -7714,8 +7719,8 @@ static size_t tmoei_target_length(const tmoe_model *model, const tmoei_texts *te
  *   5. the router's tape runs backward from these;
  *   6. the optimiser moves the parameters.
  *
- * All that is random is a function of (seed, stream, step): a checkpoint needs the step's number only.
- */
+ * All that is random is a function of (seed, stream, step): a checkpoint needs no more than the
+ * step's number. */
 
 /* A training task: the lines it is trained on, then those of its validation, are a run of the
  * trainer's list of examples. */
@@ -7908,7 +7913,8 @@ static tmoe_tensor *tmoei_group_loss(tmoe_trainer *trainer, tmoei_pass *pass, fl
 
 /* ---- the optimiser ------------------------------------------------------------------------------
  * What is trained is cut into pieces (tmoei_update) of one tensor each, so a piece has one learning
- * rate, decay and shape. Only tmoei_adamw_chunk knows the update rule: another optimiser replaces it. */
+ * rate, decay and shape. Only tmoei_adamw_chunk knows the update rule: another optimiser takes
+ * its place. */
 
 /* lr(s) = top (s + 1) / warmup                       while s + 1 < warmup
  *       = top (steps - s) / (steps - warmup + 1)     after that */
@@ -7964,7 +7970,7 @@ static void tmoei_norm_chunk(void *arg, int chunk, int lane)
  *   m = beta1 m + (1 - beta1) g
  *   v = beta2 v + (1 - beta2) g^2
  *   theta -= lr (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon) + decay theta)
- * The gradient is cleared while it is in the cache. Where nothing moves, the moments stay as well. */
+ * The gradient is cleared while it is in the cache. What does not move keeps its moments. */
 static void tmoei_adamw_chunk(void *arg, int chunk, int lane)
 {
     tmoe_trainer *trainer = (tmoe_trainer *)arg;
@@ -8018,8 +8024,9 @@ static tmoe_result tmoei_optimise(tmoe_trainer *trainer, double loss, double *no
 
 /* ---- one step: the routes -------------------------------------------------------------------- */
 
-/* With a chance of config.exploration the route of a layer and group is replaced by a random expert or
- * the uniform route: r' = r keep + other, keep 0 or 1. A replaced route gives the router no gradient. */
+/* With a chance of config.exploration the route of a layer and group is replaced by a random
+ * expert or the uniform route: r' = r keep + other, keep 0 or 1. A replaced route gives the router
+ * no gradient. */
 static tmoe_tensor *tmoei_explore(tmoe_trainer *trainer, int rows, tmoe_tensor *r)
 {
     tmoe_tape *tape = trainer->router_tape;
@@ -8147,9 +8154,9 @@ static double tmoei_load_balance(tmoe_trainer *trainer, tmoe_tensor *routes, int
     return value;
 }
 
-/* Are the experts merged for all tasks at once, on the router's tape? So each is read once forward and
- * once backward. Groups with one-hot routes run on the chosen expert, those with constant routes merge
- * for themselves. */
+/* Are the experts merged for all tasks at once, on the router's tape? So each is read once forward
+ * and once backward. Groups with one-hot routes run on the chosen expert, those with constant
+ * routes merge for themselves. */
 static int tmoei_step_mixes(const tmoe_model *model, const tmoe_tensor *routes)
 {
     return routes && routes->wants_grad && model->config.mix == TMOE_MIX_PARAM
@@ -8171,8 +8178,9 @@ static void tmoei_step_mix(tmoe_trainer *trainer, tmoe_tensor *routes)
     }
 }
 
-/* One route for each of the step's K tasks, and with PARAM mix the merged layers, all on the router's
- * tape. *loss grows by the balance of the load. Returns NULL where no layer is routed, or in failure. */
+/* One route for each of the step's K tasks, and with PARAM mix the merged layers, all on the
+ * router's tape. *loss grows by the balance of the load. Returns NULL where no layer is routed, or
+ * in failure. */
 static tmoe_tensor *tmoei_step_route(tmoe_trainer *trainer, int K, double *loss)
 {
     const tmoe_model *model = trainer->model;
@@ -8195,8 +8203,8 @@ static tmoe_tensor *tmoei_step_route(tmoe_trainer *trainer, int K, double *loss)
     return routes;
 }
 
-/* d = ||x - y|| / pairs, of n floats. Adds weight dd/dx = weight (x - y) / (||x - y|| pairs) to dx and
- * takes it off dy. Returns d. */
+/* d = ||x - y|| / pairs, of n floats. Adds weight dd/dx = weight (x - y) / (||x - y|| pairs) to dx
+ * and takes it off dy. Returns d. */
 static double tmoei_tensor_distance(const float *x, const float *y, size_t n, int pairs,
     float weight, float *dx, float *dy)
 {
@@ -8214,8 +8222,9 @@ static double tmoei_tensor_distance(const float *x, const float *y, size_t n, in
     return distance / pairs;
 }
 
-/* The mean over pairs (a, b) of layer l's experts of sum ||theta_a - theta_b||, over their tensors; q, k
- * and v are tensors of their own. Its gradient times `weight` is added to `grads`, of expert 0 on. */
+/* The mean over pairs (a, b) of layer l's experts of sum ||theta_a - theta_b||, over their
+ * tensors; q, k and v are tensors of their own. Its gradient times `weight` is added to `grads`,
+ * of expert 0 on. */
 static double tmoei_expert_distance(const tmoe_model *model, int l, float *grads, float weight)
 {
     const tmoei_layer *layer = &model->layers[l];
@@ -8510,17 +8519,18 @@ TMOE_DEF tmoe_model *tmoe_trainer_model(tmoe_trainer *trainer)
 }
 
 /* ---- the plan of memory -------------------------------------------------------------------------
- * All that steps and validations use is reserved when the trainer is made. To know how much that is,
- * the largest group runs on dry tapes, which count and compute nothing. Why no group takes more:
+ * All that steps and validations use is reserved when the trainer is made. To know how much that
+ * is, the largest group runs on dry tapes, which only count. Why no group takes more:
  *
  *   - A tensor has as many rows as the source or the target has tokens, or a fixed number, and the
  *     dry group has the most of both, over all groups.
- *   - A gradient's memory is taken again by shape (tmoei_free_block), so the blocks of a shape are as
- *     many as its gradients that live at once, whatever the lengths are.
- *   - A step does nothing that the dry one does not: dry, all experts run and all routes are mixed. */
+ *   - A gradient's memory is taken again by shape (tmoei_free_block), so the blocks of a shape are
+ *     as many as its gradients that live at once, whatever the lengths are.
+ *   - A step does nothing that the dry one does not: dry, all experts run and all routes
+ *     mix. */
 
-/* Puts a group of this extent into the batch, without texts. One target more than there are keeps its
- * rows apart from the sources: where both are as many, gradients of both could share a block. */
+/* Puts a group of this extent into the batch, without texts. One target more than there are keeps
+ * its rows apart from the sources: where both are as many, gradients of both could share memory. */
 static tmoe_result tmoei_batch_blank(tmoe_trainer *trainer, const tmoei_extent *extent)
 {
     tmoei_batch *batch = &trainer->batch;
@@ -8608,8 +8618,8 @@ static tmoe_result tmoei_plan_steps(tmoe_trainer *trainer)
     return result;
 }
 
-/* A dry validation: what tmoei_evaluation_pass takes, routes of all tasks and merged layers, and the
- * largest group's forward pass. */
+/* A dry validation: what tmoei_evaluation_pass takes, routes of all tasks and merged layers, and
+ * the largest group's forward pass. */
 static tmoe_result tmoei_plan_validation(tmoe_trainer *trainer)
 {
     tmoe_model *model = trainer->model;
@@ -8720,8 +8730,8 @@ static void tmoei_trainer_updates(tmoe_trainer *trainer)
     }
 }
 
-/* A trainer for so many tasks and lines, still without texts. Dry, to plan only, it has no gradients,
- * moments and best parameters, but an address that nothing reads. */
+/* A trainer for so many tasks and lines, still without texts. Dry, to plan only, it has no
+ * gradients, moments and best parameters, but an address that nothing reads. */
 static tmoe_trainer *tmoei_trainer_new(tmoe_model *model, const tmoe_training *training,
     size_t tasks, size_t lines, int dry)
 {
