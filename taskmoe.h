@@ -5508,8 +5508,9 @@ static float tmoei_cosine(const float *a, const float *b, int k)
  * loop. There are no gaps: a saved file holds the same floats in the same order, and is used as it
  * lies where it can be mapped. */
 
-#define TMOEI_DIMENSION_MAX 1048576 /* widths, layers, symbols, lengths */
+#define TMOEI_SIZE_MAX 1048576 /* widths, layers, symbols, lengths */
 #define TMOEI_ROUTER_HIDDEN_MAX 65536
+#define TMOEI_BEAMS_MAX 1024
 
 /* The pieces of a transformer layer in the order they lie in a block. Each weight (a norm's gain)
  * is followed by its bias, so that the bias of `piece` is `piece + 1`. */
@@ -5916,7 +5917,7 @@ typedef struct tmoei_field {
 #define TMOEI_NAMED(name, f, kind, least, most) TMOEI_FIELD(name, f, kind, least, most, 0)
 #define TMOEI_INT(f, least, most) TMOEI_NAMED(#f, f, INT, least, most)
 #define TMOEI_KEPT(f, least, most) TMOEI_FIELD(#f, f, INT, least, most, 1)
-#define TMOEI_SIZE(f, least) TMOEI_KEPT(f, least, TMOEI_DIMENSION_MAX)
+#define TMOEI_SIZE(f, least) TMOEI_KEPT(f, least, TMOEI_SIZE_MAX)
 #define TMOEI_FLOAT(f, least, most) TMOEI_NAMED(#f, f, FLOAT, least, most)
 #define TMOEI_BELOW_1 0.99999994 /* the largest float there */
 
@@ -5938,7 +5939,7 @@ static const tmoei_field tmoei_config_fields[] = { /* all but the seed, which ha
     TMOEI_INT(router, TMOE_ROUTER_LINEAR, TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC),
     TMOEI_INT(router_hidden, 1, TMOEI_ROUTER_HIDDEN_MAX),
     TMOEI_INT(vectors, TMOE_VECTOR_TEXT, TMOE_VECTOR_GIVEN),
-    TMOEI_INT(vector_width, 1, TMOEI_DIMENSION_MAX), TMOEI_INT(instruction_in_input, 0, 1),
+    TMOEI_INT(vector_width, 1, TMOEI_SIZE_MAX), TMOEI_INT(instruction_in_input, 0, 1),
     TMOEI_KEPT(begin_in_target, 0, 1), TMOEI_INT(specials_in_text, 0, 1),
     TMOEI_FLOAT(init_std, 0, FLT_MAX), TMOEI_SIZE(start_id, 0), TMOEI_SIZE(begin_id, 0),
     TMOEI_SIZE(pad_id, 0), TMOEI_SIZE(end_id, 0)
@@ -5950,13 +5951,13 @@ static const tmoei_field tmoei_config_fields[] = { /* all but the seed, which ha
 static const tmoei_field
     tmoei_generation_fields[] = { /* by transformers' names, but for the first */
         TMOEI_INT(early_stopping, 0, TMOE_EARLY_STOPPING_NEVER),
-        TMOEI_NAMED("num_beams", beams, INT, 1, 1024), TMOEI_INT(max_length, 0, 1 << 20),
-        TMOEI_INT(min_length, 0, 1 << 20),
-        TMOEI_NAMED("no_repeat_ngram_size", no_repeat_ngram, INT, 0, 1 << 20),
-        TMOEI_NAMED("num_return_sequences", returned, INT, 1, 1024),
+        TMOEI_NAMED("num_beams", beams, INT, 1, TMOEI_BEAMS_MAX),
+        TMOEI_INT(max_length, 0, TMOEI_SIZE_MAX), TMOEI_INT(min_length, 0, TMOEI_SIZE_MAX),
+        TMOEI_NAMED("no_repeat_ngram_size", no_repeat_ngram, INT, 0, TMOEI_SIZE_MAX),
+        TMOEI_NAMED("num_return_sequences", returned, INT, 1, TMOEI_BEAMS_MAX),
         TMOEI_FLOAT(length_penalty, -FLT_MAX, FLT_MAX),
-        TMOEI_NAMED("forced_bos_token_id", forced_begin_id, INT, -1, 1 << 20),
-        TMOEI_NAMED("forced_eos_token_id", forced_end_id, INT, -1, 1 << 20)
+        TMOEI_NAMED("forced_bos_token_id", forced_begin_id, INT, -1, TMOEI_SIZE_MAX),
+        TMOEI_NAMED("forced_eos_token_id", forced_end_id, INT, -1, TMOEI_SIZE_MAX)
     };
 
 enum { TMOEI_GENERATION_FIELDS = sizeof tmoei_generation_fields / sizeof *tmoei_generation_fields };
@@ -14479,14 +14480,14 @@ enum {
 
 #define TMOEI_STRUCT tmoe_config
 static const tmoei_field tmoei_bart_fields[TMOEI_BART_FIELDS] = { /* of config.json; ids last */
-    TMOEI_NAMED("d_model", width, INT, 1, 1 << 20),
+    TMOEI_NAMED("d_model", width, INT, 1, TMOEI_SIZE_MAX),
     TMOEI_NAMED("vocab_size", vocabulary, INT, 1, 1 << 24),
     TMOEI_NAMED("max_position_embeddings", source_tokens, INT, 3, TMOEI_SCORES),
     TMOEI_INT(encoder_layers, 1, 1 << 10), TMOEI_INT(decoder_layers, 1, 1 << 10),
-    TMOEI_NAMED("encoder_attention_heads", encoder_heads, INT, 1, 1 << 20),
-    TMOEI_NAMED("decoder_attention_heads", decoder_heads, INT, 1, 1 << 20),
-    TMOEI_NAMED("encoder_ffn_dim", encoder_ffn, INT, 1, 1 << 20),
-    TMOEI_NAMED("decoder_ffn_dim", decoder_ffn, INT, 1, 1 << 20),
+    TMOEI_NAMED("encoder_attention_heads", encoder_heads, INT, 1, TMOEI_SIZE_MAX),
+    TMOEI_NAMED("decoder_attention_heads", decoder_heads, INT, 1, TMOEI_SIZE_MAX),
+    TMOEI_NAMED("encoder_ffn_dim", encoder_ffn, INT, 1, TMOEI_SIZE_MAX),
+    TMOEI_NAMED("decoder_ffn_dim", decoder_ffn, INT, 1, TMOEI_SIZE_MAX),
     TMOEI_NAMED("scale_embedding", scale_embedding, BOOL, 0, 1),
     TMOEI_NAMED("bos_token_id", begin_id, INT, 0, 1 << 24),
     TMOEI_NAMED("pad_token_id", pad_id, INT, 0, 1 << 24),
@@ -14538,8 +14539,8 @@ static tmoe_result tmoei_bart_config(tmoe_ctx *ctx, const tmoei_json *json, cons
 
 #define TMOEI_STRUCT tmoe_generation
 static const tmoei_field tmoei_bart_new_tokens[2] = { /* lengths without the start token */
-    TMOEI_NAMED("max_new_tokens", max_length, INT, 1, 1 << 20),
-    TMOEI_NAMED("min_new_tokens", min_length, INT, 0, 1 << 20)
+    TMOEI_NAMED("max_new_tokens", max_length, INT, 1, TMOEI_SIZE_MAX),
+    TMOEI_NAMED("min_new_tokens", min_length, INT, 0, TMOEI_SIZE_MAX)
 };
 #undef TMOEI_STRUCT
 
