@@ -6733,18 +6733,14 @@ struct tmoei_cache {
     float **keys;                /* (decoder layers, experts, 2): slots of positions; of memory */
     int experts;                 /* 1, or E where they run side by side */
     tmoei_owner own;
-};
 
-typedef struct tmoei_cached_job {
-    const tmoei_cache *cache;
-    const float *q; /* a row's query (D), q_stride floats from row to row */
-    size_t q_stride;
-    float *keys; /* the slots of this layer and expert */
-    float *y;    /* (rows, D) */
-    int cross;   /* 1: the slots of the encoder's output */
-    int heads;
-    size_t W, D; /* D = heads * W */
-} tmoei_cached_job;
+    /* the attention that is computed now */
+    int cross;                    /* 1: to the encoder's output */
+    float *layer_keys;            /* the slots of this layer and expert */
+    const float *q;               /* a row's query (D), q_stride floats from row to row */
+    size_t q_stride, heads, W, D; /* D = heads * W */
+    float *y;                     /* (rows, D) */
+};
 
 /* Positions of a row that follow one another in a slot. */
 typedef struct tmoei_cached_run {
@@ -6755,12 +6751,11 @@ typedef struct tmoei_cached_run {
 } tmoei_cached_run;
 
 /* The run that begins at position t of a row, of positions below `count`. */
-static tmoei_cached_run tmoei_cached_run_at(const tmoei_cached_job *job, int row, int t, int count)
+static tmoei_cached_run tmoei_cached_run_at(const tmoei_cache *cache, int row, int t, int count)
 {
-    const tmoei_cache *cache = job->cache;
     tmoei_cached_run run;
     size_t first, length; /* of the slot, in positions */
-    if (job->cross) {
+    if (cache->cross) {
         const int *source = cache->source->offsets + cache->request_of[row];
         first = (size_t)source[0];
         length = (size_t)(source[1] - source[0]);
@@ -6772,21 +6767,21 @@ static tmoei_cached_run tmoei_cached_run_at(const tmoei_cached_job *job, int row
         run.count = 1;
         while (t + run.count < count && slot[run.count] == *slot) run.count++;
     }
-    run.keys = job->keys + first * 2 * job->D + (size_t)t * job->W;
-    run.values = length * job->W;
+    run.keys = cache->layer_keys + first * 2 * cache->D + (size_t)t * cache->W;
+    run.values = length * cache->W;
     run.head = 2 * run.values;
     return run;
 }
 
 /* Stores [k | v] (2D) as position t of a row. */
-static void tmoei_cached_store(const tmoei_cached_job *job, int row, int t, const float *kv)
+static void tmoei_cached_store(const tmoei_cache *cache, int row, int t, const float *kv)
 {
-    const tmoei_cached_run run = tmoei_cached_run_at(job, row, t, t + 1);
-    const size_t W = job->W;
-    for (size_t head = 0; head < (size_t)job->heads; head++) {
+    const tmoei_cached_run run = tmoei_cached_run_at(cache, row, t, t + 1);
+    const size_t W = cache->W;
+    for (size_t head = 0; head < cache->heads; head++) {
         float *key = run.keys + head * run.head;
         memcpy(key, kv + head * W, W * sizeof(float));
-        memcpy(key + run.values, kv + job->D + head * W, W * sizeof(float));
+        memcpy(key + run.values, kv + cache->D + head * W, W * sizeof(float));
     }
 }
 
@@ -6794,29 +6789,28 @@ static void tmoei_cached_store(const tmoei_cached_job *job, int row, int t, cons
  *   y = sum_t p_t v_t,   p = softmax(q k^T / sqrt(W)) */
 static void tmoei_cached_chunk(void *arg, int row, int lane)
 {
-    const tmoei_cached_job *job = (const tmoei_cached_job *)arg;
-    const tmoei_cache *cache = job->cache;
+    const tmoei_cache *cache = (const tmoei_cache *)arg;
     const tmoei_kernels *kernels = cache->own.ctx->kernels;
     const int *source = cache->source->offsets + cache->request_of[row];
-    const int count = job->cross ? source[1] - source[0] : cache->position + 1;
-    const size_t all = (size_t)count, W = job->W;
+    const int count = cache->cross ? source[1] - source[0] : cache->position + 1;
+    const size_t all = (size_t)count, W = cache->W;
     const float scale = 1.0f / sqrtf((float)W);
     float *p = cache->own.ctx->lane_scratch[lane];
     tmoei_cached_run run;
 
-    for (size_t head = 0; head < (size_t)job->heads; head++) {
-        const float *q = job->q + (size_t)row * job->q_stride + head * W;
-        float *y = job->y + (size_t)row * job->D + head * W;
+    for (size_t head = 0; head < cache->heads; head++) {
+        const float *q = cache->q + (size_t)row * cache->q_stride + head * W;
+        float *y = cache->y + (size_t)row * cache->D + head * W;
         for (int t = 0; t < count; t += run.count) {
-            run = tmoei_cached_run_at(job, row, t, count);
+            run = tmoei_cached_run_at(cache, row, t, count);
             const float *keys = run.keys + head * run.head;
-            kernels->dots(tmoei_matrix_of(q, 1, (int)W, job->D),
+            kernels->dots(tmoei_matrix_of(q, 1, (int)W, cache->D),
                 tmoei_matrix_of(keys, run.count, (int)W, W), tmoei_output_of(p + t, all, 0.0f));
         }
         const float top = scale * kernels->maximum(p, all);
         kernels->scale_add(p, 0.0f, 1.0f / kernels->exp_sum(p, p, scale, top, all), p, all);
         for (int t = 0; t < count; t += run.count) {
-            run = tmoei_cached_run_at(job, row, t, count);
+            run = tmoei_cached_run_at(cache, row, t, count);
             const float *values = run.keys + head * run.head + run.values;
             kernels->merge(y, t > 0, values, W, p + t, run.count, W);
         }
@@ -6837,26 +6831,23 @@ static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert,
     const int place = (l - c->encoder_layers) * cache->experts + expert;
     float **keys = &cache->keys[2 * place + (cross ? 1 : 0)];
     const int first_pass = *keys == NULL;
-    tmoei_cached_job job;
     if (!x) return NULL;
     tmoe_tensor *y = tmoei_tensor_new(pass->tape, x->rows, c->width, NULL);
     if (first_pass)
         *keys = (float *)tmoei_own_block(&cache->own, positions * 2 * D, sizeof(float), 0);
     if (!*keys || !y) return NULL;
 
-    memset(&job, 0, sizeof job);
-    job.cache = cache;
-    job.q = x->x;
-    job.q_stride = (size_t)x->cols;
-    job.keys = *keys;
-    job.y = y->x;
-    job.cross = cross != NULL;
-    job.heads = c->decoder_heads;
-    job.W = (size_t)(c->width / c->decoder_heads);
-    job.D = D;
+    cache->cross = cross != NULL;
+    cache->layer_keys = *keys;
+    cache->q = x->x;
+    cache->q_stride = (size_t)x->cols;
+    cache->heads = (size_t)c->decoder_heads;
+    cache->W = D / cache->heads;
+    cache->D = D;
+    cache->y = y->x;
 
     for (int row = 0; !cross && row < cache->rows; row++)
-        tmoei_cached_store(&job, row, cache->position, x->x + (size_t)row * 3 * D + D);
+        tmoei_cached_store(cache, row, cache->position, x->x + (size_t)row * 3 * D + D);
     if (cross && first_pass) {
         tmoe_tensor *kv =
             tmoe_linear(pass->tape, &cache->memory, cross[0], cross[1], TMOE_NONE, NULL);
@@ -6864,12 +6855,12 @@ static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert,
         for (int request = 0; request < cache->source->sequences; request++) {
             const int first = cache->source->offsets[request];
             for (int at = first; at < cache->source->offsets[request + 1]; at++)
-                tmoei_cached_store(&job, request * cache->beams, at - first,
+                tmoei_cached_store(cache, request * cache->beams, at - first,
                     kv->x + (size_t)at * 2 * D);
         }
         tmoei_arena_release(&pass->tape->big, kv->x, tmoei_elements(kv), sizeof(float));
     }
-    tmoei_parallel(cache->own.ctx, tmoei_cached_chunk, &job, cache->rows);
+    tmoei_parallel(cache->own.ctx, tmoei_cached_chunk, cache, cache->rows);
     return y;
 }
 
