@@ -9739,8 +9739,8 @@ typedef struct tmoei_json {
 typedef struct tmoei_json_reader {
     tmoe_ctx *ctx;
     tmoei_json *json;
-    const char *text, *name; /* the name is for messages */
-    size_t length, at, used; /* of the text; the place in it; bytes of strings */
+    const char *text, *name; /* name: for messages */
+    size_t length, at, used; /* used: bytes of json->strings */
 } tmoei_json_reader;
 
 static tmoe_result tmoei_json_error(const tmoei_json_reader *r, const char *what)
@@ -9811,8 +9811,8 @@ static long tmoei_json_hex4(tmoei_json_reader *r)
     return value;
 }
 
-/* Reads an escape behind its backslash; writes its bytes to out and their number to *bytes. Code
- * points above U+FFFF are two escapes: 0x10000 + (high - 0xd800) * 1024 + (low - 0xdc00). */
+/* Reads an escape behind its backslash into out. A code point above U+FFFF is two escapes:
+ * 0x10000 + (high - 0xd800) * 1024 + (low - 0xdc00). */
 static tmoe_result tmoei_json_escape(tmoei_json_reader *r, char *out, size_t *bytes)
 {
     static const char letters[] = "\"\\/bfnrt", values[] = "\"\\/\b\f\n\r\t";
@@ -9925,8 +9925,8 @@ static void tmoei_json_free(tmoe_ctx *ctx, tmoei_json *json)
 
 static tmoe_result tmoei_json_element(tmoei_json_reader *r, int depth);
 
-/* The values of the array or object `parent`, from behind its opening bracket to its closing one.
- * Nodes are named by index: the array of nodes moves when it grows. */
+/* The values of an array or object, from behind its opening bracket. Nodes are named by index: they
+ * move when their array grows. */
 static tmoe_result tmoei_json_members(tmoei_json_reader *r, int parent, int depth)
 {
     tmoei_json *json = r->json;
@@ -10010,7 +10010,7 @@ static tmoe_result tmoei_json_parse(tmoe_ctx *ctx, tmoei_json *json, const char 
     if (length == 0) return tmoei_json_error(&r, "the text is empty");
     if (length > TMOEI_JSON_BYTES_MAX) return tmoei_json_error(&r, "the text is too long");
 
-    /* A string loses two quotes and gains a NUL; a number at the end is copied with a NUL. */
+    /* A string loses its quotes and gains a NUL, as does a number. */
     json->strings = (char *)tmoei_alloc(ctx, length + 1, 1, 0);
     if (!json->strings) return TMOE_ERR_MEMORY;
     tmoe_result result = tmoei_json_element(&r, 0);
@@ -10077,14 +10077,12 @@ static int tmoei_json_says(const tmoei_json_node *node, const char *text)
         && strcmp(node->text, text) == 0;
 }
 
-/* Reads digits alone, 0 to 2^53 (and what a size_t holds), into *out; 0 where there is no such
- * number. */
+/* A number of digits alone, up to 2^53 and what a size_t holds, into *out; else returns 0. */
 static int tmoei_json_size(const tmoei_json *json, int node, size_t *out)
 {
     const tmoei_json_node *n = tmoei_json_at(json, node);
     const double exact = 9007199254740992.0; /* 2^53: every whole number up to it is a double */
-    if (n->kind != TMOEI_JSON_NUMBER || !n->digits_only) return 0;
-    if (n->number > exact || n->number > (double)((size_t)-1 / 2)) return 0;
+    if (!n->digits_only || n->number > exact || n->number > (double)((size_t)-1 / 2)) return 0;
     *out = (size_t)n->number;
     return 1;
 }
@@ -10102,8 +10100,7 @@ static tmoe_result tmoei_json_read(tmoe_ctx *ctx, tmoei_json *json, const char *
     return ctx->error;
 }
 
-/* Reads the JSON object in a file of a folder; path receives the file's path. A file that is absent
- * and optional gives an empty json. */
+/* The object in a file of a folder; its path into `path`. Empty where an optional file is absent. */
 static tmoe_result tmoei_json_file(tmoe_ctx *ctx, tmoei_json *json, char *path, const char *folder,
     const char *name, int optional)
 {
@@ -11528,9 +11525,10 @@ static uint32_t tmoei_byte_to_code(unsigned b)
 
 static int tmoei_code_to_byte(uint32_t c)
 {
-    for (unsigned b = 0; b < 256; b++)
-        if (tmoei_byte_to_code(b) == c) return (int)b;
-    return -1;
+    if (c < 256) return tmoei_byte_to_code(c) == c ? (int)c : -1;
+    if (c <= 256 + 32) return (int)c - 256;
+    if (c <= 256 + 66) return (int)c - 256 - 33 + 127;
+    return c == 256 + 67 ? 173 : -1;
 }
 
 /* Writes a token as a JSON string without its quotes: special and added ones as they are. */
