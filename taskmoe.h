@@ -1323,10 +1323,18 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name,
 #undef W
 #pragma push_macro("X")
 #undef X
+#pragma push_macro("far")
+#undef far
 #pragma push_macro("max")
 #undef max
+#pragma push_macro("min")
+#undef min
+#pragma push_macro("near")
+#undef near
 #pragma push_macro("slots")
 #undef slots
+#pragma push_macro("small")
+#undef small
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -14827,8 +14835,12 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name,
 #pragma pop_macro("V")
 #pragma pop_macro("W")
 #pragma pop_macro("X")
+#pragma pop_macro("far")
 #pragma pop_macro("max")
+#pragma pop_macro("min")
+#pragma pop_macro("near")
 #pragma pop_macro("slots")
+#pragma pop_macro("small")
 #endif /* not TMOEI_PASS */
 #endif /* TASKMOE_IMPLEMENTATION */
 
