@@ -1156,7 +1156,7 @@ typedef enum tmoe_label_score { TMOE_LABEL_SUM, TMOE_LABEL_MEAN } tmoe_label_sco
  *           range. TMOE_ERR_DATA: an input or a label is too long
  *   cost    an encoder and a decoder pass for each input and label */
 TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task, const float *route,
-    const char *const *inputs, int count, tmoe_label_score score, int *chosen);
+    const char *const *inputs, int count, tmoe_label_score how, int *chosen);
 #ifndef TMOE_NO_EVALUATION
 /* tmoe_evaluate - score of the model on a task's test lines, by the task's metric         >>metrics
  *   task, route  in: as in tmoe_choose_label, but with test lines in place of labels
@@ -9094,7 +9094,7 @@ typedef struct tmoei_search {
     float *scores, *next_scores;  /* (rows): sum of log p */
     tmoei_hypothesis *candidates; /* (requests, 2 * beams), best first */
     int *finished, *lengths;      /* (requests, beams, max_length), (requests, beams): best first */
-    size_t most;                  /* max_length: how long a row of tokens is */
+    size_t most;                  /* max_length */
     float *final_scores;          /* (requests, beams): score / length^length_penalty */
 } tmoei_search;
 
