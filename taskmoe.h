@@ -1169,66 +1169,55 @@ TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, con
 #endif
 /* ---- API: files (>>suite, >>files, >>bart); none with TMOE_NO_STDIO -------------------------- */
 #ifndef TMOE_NO_STDIO
-/* tmoe_suite_load - reads a folder of tasks                                                >>suite
+/* tmoe_suite_load - reads a folder of tasks                                                 >>suite
  *   folder  in: holds tasks in one or more of three layouts:
  *             NAME.tsv here or in tasks/: lines "input TAB output [TAB another accepted output ...]"
  *             TASK/TASK_{k}_{seed}_{train,dev,test}.tsv: CrossFit's. The first sample (k and seed) is
  *               read; white space around a line is ignored, and so is a line without an output
  *             *.jsonl: lines {"task", "input", "output": a string or a list, "instruction" if at all}
- *           The last fifth of a task's lines is for test (at least one of two lines), but in
- *           CrossFit's layout the test file's.
- *           tasks.tsv, where there is one, describes the tasks. Its first line names its columns:
- *             name, and any of category ("none"), metric (exact_match), instruction (the name with
- *             spaces for '_') and labels: "a|b|c", the closed set that every answer is from.
- *             Rows of tasks that the folder does not have are ignored.
- *   split   in: NAME of FOLDER/splits/NAME.json, or the path of such a file, of the form
- *             {"train": [names], "dev": [names], "test": [names]}: tasks it does not name are left out.
+ *           The last fifth of a task's lines is for test; in CrossFit's layout, the test file is.
+ *           tasks.tsv, if it is there, describes the tasks. Its first line names its columns: name,
+ *             and any of category ("none"), metric (exact_match), instruction (the name with spaces
+ *             for '_') and labels ("a|b|c": the closed set of answers). Other tasks' rows are ignored
+ *   split   in: NAME of FOLDER/splits/NAME.json, or the path of such a file, {"train": [names],
+ *             "dev": [names], "test": [names]}: other tasks are left out.
  *           NULL: splits/zero_shot.json if it is there, else all tasks are for training
- *   returns the suite, to be destroyed before the context
- *   errors  TMOE_ERR_FILE, TMOE_ERR_FORMAT (JSON), TMOE_ERR_DATA (texts that are empty or not UTF-8,
- *           unknown metrics, labels or names ...): the message begins with file:line
+ *   errors  TMOE_ERR_FILE; TMOE_ERR_FORMAT (JSON); TMOE_ERR_DATA: a text that is empty or not UTF-8,
+ *           an unknown metric, label or name ... The message begins with file:line
  *   cost    a pass over the files; a byte-order mark before a text and CR before LF are ignored */
 TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const char *split);
-/* tmoe_model_save - writes a model to one safetensors file                                 >>files
- *   What is written: config, tokenizer, tasks, generation, parameters, and the optimiser steps done,
- *   which set the temperature. What is not: disabled experts.
- *   path    in: a temporary file beside it is written and flushed to the disk, then takes its name.
- *           So an older file stays whole until the new one is. Nothing but a file is replaced
- *   errors  TMOE_ERR_FILE; TMOE_ERR_DATA: a field of the generation is out of its range or a task's
- *           text is not UTF-8, so that the file could not be read again
+/* tmoe_model_save - writes a model to one safetensors file                                  >>files
+ *   The file holds config, tokenizer, tasks, generation, parameters and the number of optimiser steps,
+ *   which sets the temperature; not which experts are disabled.
+ *   path    in: a temporary file beside it is written, flushed to the disk and renamed to it, so that
+ *           an older file stays whole until then. Only a file is ever replaced
+ *   errors  TMOE_ERR_FILE; TMOE_ERR_DATA: tmoe_model_load could not read it, because a field of the
+ *           generation is out of its range or a task's text is not UTF-8
  *   cost    a pass over the parameters */
 TMOE_DEF tmoe_result tmoe_model_save(const tmoe_model *model, const char *path);
-/* tmoe_model_load - reads what tmoe_model_save or tmoe_trainer_save wrote, 0.1's as well   >>files
- *   path     in: where the system can, its parameters are used as they lie in the file, which is
- *            mapped: only pages that are used are read, and training writes to copies. Do not change
- *            or cut off the file while the model is in use; saving over it is safe, because the old
- *            file then lives on without a name
- *   returns  the model, to be destroyed before the context
- *   errors   TMOE_ERR_FILE; TMOE_ERR_FORMAT: cut off, edited or of another kind, and where;
- *            TMOE_ERR_CONFIG: its config makes no sense */
+/* tmoe_model_load - reads what tmoe_model_save or tmoe_trainer_save wrote, 0.1's as well    >>files
+ *   path    in: the parameters are used as they lie in the file, mapped, where the system can. Only
+ *           pages that are used are read, and training writes to copies. Do not change or truncate
+ *           the file while the model is in use; to save over it is safe
+ *   errors  TMOE_ERR_FILE; TMOE_ERR_FORMAT: cut off, edited or of another kind, and where;
+ *           TMOE_ERR_CONFIG */
 TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path);
 /* tmoe_trainer_save - writes a checkpoint: the model, as tmoe_model_save, and its training  >>files
- *   Added are the moments, the parameters that were best in validation, the steps done, the settings
- *   with the seed, and a hash of the tokenised lines. tmoe_model_load reads the model alone.
- *   path, errors, cost  as tmoe_model_save, for three to four times the bytes */
+ *   The training is the moments, the best parameters in validation, the steps done, the settings, and
+ *   a hash of the tokenised lines. The file is up to four times that of the model. */
 TMOE_DEF tmoe_result tmoe_trainer_save(const tmoe_trainer *trainer, const char *path);
-/* tmoe_trainer_load - continues a training where tmoe_trainer_save left it                 >>files
- *   With the same settings and version of the library all further bits are those of a training that
- *   never stopped, on any number of threads.
- *   trainer  in, out: made for the same config, tasks, tokenizer, lines and settings. These may be
- *            others, as they change no step:
- *              steps, if not below those done   the steps to come have the learning rates of the new
- *                                               schedule, warm-up and decay stretched to it: with more
- *                                               steps the rates rise at this point
- *              evaluate_every_steps, patience   when the loss is measured, which parameters are kept
- *                                               as best, when tmoe_trainer_run stops
- *              label, progress, progress_user
- *            all_reduce cannot be compared, but machines is.
- *   path     in: a checkpoint of version 0.1 holds neither settings nor lines. It is accepted, and
- *            only the caller can know that they are the same
- *   errors   as tmoe_model_load; TMOE_ERR_FORMAT: the file of a model, not of a trainer;
- *            TMOE_ERR_CONFIG: names every field that differs with both values, and whether lines,
- *            tasks or tokenizer do. The trainer is then as before
+/* tmoe_trainer_load - continues a training where tmoe_trainer_save left it                  >>files
+ *   All further bits are those of a training that never stopped, on any number of threads.
+ *   trainer  in, out: of the same config, tasks, tokenizer, lines, and settings but for
+ *              steps, if not below those done   with more, the rates of the steps to come are those of
+ *                                               the longer schedule: they rise here
+ *              evaluate_every_steps, patience   they decide what is kept as best and when to stop
+ *              label, progress, progress_user   and the pointers of all_reduce; machines must agree
+ *   path     in: a checkpoint of version 0.1 has no settings and no hash. It is accepted, and whether
+ *            they agree only the caller knows
+ *   errors   as tmoe_model_load; TMOE_ERR_FORMAT: a model's file, not a trainer's; TMOE_ERR_CONFIG
+ *            names each setting that differs with both values, and whether config, tasks, tokenizer
+ *            or lines do
  *   cost     a pass over the file and the tokens */
 TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path);
 /* tmoe_npy_load - a matrix that numpy.save wrote, as task vectors for instance       >>safetensors
@@ -1245,30 +1234,26 @@ TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, in
  *             </s>, a setting that changes ids and is not supported */
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder);
 #ifndef TMOE_NO_BART
-/* tmoe_bart_load - reads a BART in Hugging Face's form                                      >>bart
+/* tmoe_bart_load - reads a BART in Hugging Face's form (Lewis 2020, arXiv 1910.13461)        >>bart
  *   folder   in: config.json; model.safetensors, or several with model.safetensors.index.json (F32,
- *            F16 or BF16); generation_config.json and a tokenizer (see tmoe_tokenizer_load) if at all
- *   returns  a dense model of which tmoe_model_derive makes a mixture; without a tokenizer for
- *            tmoe_generate only. Destroy it before the context. Its tmoe_generation is the folder's
- *   errors   TMOE_ERR_FILE; TMOE_ERR_FORMAT: one message names all tensors that are missing, unknown
- *            or of another shape, or a setting that BART never had or that would change the text and
- *            is not built. Tensors that transformers ignores in a BART are ignored
- *   cost     a copy of the weights (q, k and v become one matrix); a file of tmoe_model_save is
- *            mapped instead
- *   source   Lewis 2020 (arXiv 1910.13461), transformers' BartForConditionalGeneration */
+ *            F16 or BF16); generation_config.json and a tokenizer (tmoe_tokenizer_load) if at all
+ *   returns  a dense model, of which tmoe_model_derive makes a mixture; without a tokenizer for
+ *            tmoe_generate only
+ *   errors   TMOE_ERR_FILE; TMOE_ERR_FORMAT: a setting that BART never had, or that would change the
+ *            text and is not built; all tensors that are missing, unknown (but those that
+ *            transformers ignores) or of another shape, in one message
+ *   cost     a copy of the weights (q, k and v become one matrix) */
 TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder);
 /* tmoe_export_dense - writes one task of a mixture as a dense BART in Hugging Face's form   >>bart
- *   BartForConditionalGeneration.from_pretrained loads it, and tmoe_bart_load reads it back bit by
- *   bit. Experts are merged by the task's route: exact with TMOE_MIX_PARAM or a one-hot route.
- *   model      in, out: its routes may be computed. TMOE_NORM_POST, source_tokens = target_tokens
+ *   BartForConditionalGeneration.from_pretrained loads it; tmoe_bart_load reads it back bit by bit.
+ *   Merging by the route is exact with TMOE_MIX_PARAM or a one-hot route.
+ *   model      in, out (its routes): of TMOE_NORM_POST, source_tokens = target_tokens
  *   task_name  in: a known task; ignored where there is a route, or no experts
- *   route      in: (routed layers, experts), of an unseen task for instance (tmoe_route_unseen);
- *              NULL: the known task's
- *   folder     in: is made unless it is there; its parent must be. Files of the same names are
- *              replaced
- *   errors     TMOE_ERR_ARGUMENT: no task of this name, other norms or lengths than BART's, or a
- *              route that mixes the outputs of several experts, which no dense model computes;
- *              TMOE_ERR_DATA as tmoe_model_save; TMOE_ERR_FILE
+ *   route      in: (routed layers, experts), of tmoe_route_unseen for instance; NULL: the task's
+ *   folder     in: is made unless it is there; files of the same names are replaced
+ *   errors     TMOE_ERR_ARGUMENT: no such task, other norms or lengths, a route that mixes outputs of
+ *              several experts, which no dense model computes; TMOE_ERR_DATA: the generation is not
+ *              sound; TMOE_ERR_FILE
  *   cost       a merge, and a pass over the parameters */
 TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name, const float *route,
     const char *folder);
