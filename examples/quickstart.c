@@ -10,6 +10,7 @@ int main(int argc, char **argv)
     tmoe_ctx *ctx = tmoe_ctx_create(NULL);
     tmoe_training training = tmoe_training_default();
     tmoe_config config = tmoe_config_default();
+    const char *path = argc > 1 ? argv[1] : "quickstart.safetensors", *task = "word_upper_case";
     char answer[64] = "";
     tmoe_suite *suite = tmoe_suite_load(ctx, "examples/suite", "quickstart");
     tmoe_model *model;
@@ -21,8 +22,8 @@ int main(int argc, char **argv)
     config.width = 64;       /* a small model for a small job */
     config.encoder_ffn = config.decoder_ffn = 256;
     model = suite ? tmoe_train(ctx, suite, &config, &training) : NULL;
-    if (!model || tmoe_answer(model, "word_upper_case", "violin", answer, sizeof answer) != TMOE_OK
-        || tmoe_model_save(model, argc > 1 ? argv[1] : "quickstart.safetensors") != TMOE_OK)
+    if (!model || tmoe_answer(model, task, "violin", answer, sizeof answer) != TMOE_OK
+        || tmoe_model_save(model, path) != TMOE_OK)
         fprintf(stderr, "quickstart: %s\n", tmoe_error_message(ctx));
     printf("violin -> %s\n", answer);
 
