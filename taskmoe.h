@@ -1172,26 +1172,26 @@ TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, con
 #ifndef TMOE_NO_STDIO
 /* tmoe_suite_load - reads a folder of tasks                                                 >>suite
  *   folder  in: holds tasks in one or more of three layouts:
- *             NAME.tsv here or in tasks/: lines "input TAB output [TAB another accepted output ...]"
- *             TASK/TASK_{k}_{seed}_{train,dev,test}.tsv: CrossFit's. The first sample (k and seed) is
- *               read; white space around a line is ignored, and so is a line without an output
- *             *.jsonl: lines {"task", "input", "output": a string or a list, "instruction" if at all}
+ *             NAME.tsv here or in tasks/: lines "input TAB output [TAB another output ...]"
+ *             TASK/TASK_{k}_{seed}_{train,dev,test}.tsv: CrossFit's. The first sample (k and seed)
+ *               is read; white space around a line is ignored, and so is a line without an output
+ *             *.jsonl: lines {"task", "input", "output": a string or a list, "instruction" or not}
  *           The last fifth of a task's lines is for test; in CrossFit's layout, the test file is.
  *           tasks.tsv, if it is there, describes the tasks. Its first line names its columns: name,
  *             and any of category ("none"), metric (exact_match), instruction (the name with spaces
- *             for '_') and labels ("a|b|c": the closed set of answers). Other tasks' rows are ignored
+ *             for '_') and labels ("a|b|c": the closed set of answers). Other rows are ignored
  *   split   in: NAME of FOLDER/splits/NAME.json, or the path of such a file, {"train": [names],
  *             "dev": [names], "test": [names]}: other tasks are left out.
  *           NULL: splits/zero_shot.json if it is there, else all tasks are for training
- *   errors  TMOE_ERR_FILE; TMOE_ERR_FORMAT (JSON); TMOE_ERR_DATA: a text that is empty or not UTF-8,
+ *   errors  TMOE_ERR_FILE; TMOE_ERR_FORMAT (JSON); TMOE_ERR_DATA: a text is empty or not UTF-8,
  *           an unknown metric, label or name ... The message begins with file:line
  *   cost    a pass over the files; a byte-order mark before a text and CR before LF are ignored */
 TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const char *split);
 /* tmoe_model_save - writes a model to one safetensors file                                  >>files
- *   The file holds config, tokenizer, tasks, generation, parameters and the number of optimiser steps,
+ *   The file holds config, tokenizer, tasks, generation, parameters and the number of steps done,
  *   which sets the temperature; not which experts are disabled.
- *   path    in: a temporary file beside it is written, flushed to the disk and renamed to it, so that
- *           an older file stays whole until then. Only a file is ever replaced
+ *   path    in: a temporary file beside it is written, flushed to the disk and renamed to it: an
+ *           older file stays whole until then. Only a file is ever replaced
  *   errors  TMOE_ERR_FILE; TMOE_ERR_DATA: tmoe_model_load could not read it, because a field of the
  *           generation is out of its range or a task's text is not UTF-8
  *   cost    a pass over the parameters */
@@ -1204,17 +1204,17 @@ TMOE_DEF tmoe_result tmoe_model_save(const tmoe_model *model, const char *path);
  *           TMOE_ERR_CONFIG */
 TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path);
 /* tmoe_trainer_save - writes a checkpoint: the model, as tmoe_model_save, and its training  >>files
- *   The training is the moments, the best parameters in validation, the steps done, the settings, and
- *   a hash of the tokenised lines. The file is up to four times that of the model. */
+ *   The training is the moments, the best parameters in validation, the steps done, the settings
+ *   and a hash of the tokenised lines. The file is up to four times that of the model. */
 TMOE_DEF tmoe_result tmoe_trainer_save(const tmoe_trainer *trainer, const char *path);
 /* tmoe_trainer_load - continues a training where tmoe_trainer_save left it                  >>files
  *   All further bits are those of a training that never stopped, on any number of threads.
  *   trainer  in, out: of the same config, tasks, tokenizer, lines, and settings but for
- *              steps, if not below those done   with more, the rates of the steps to come are those of
+ *              steps, if not below those done   with more, the rates of steps to come are those of
  *                                               the longer schedule: they rise here
  *              evaluate_every_steps, patience   they decide what is kept as best and when to stop
  *              label, progress, progress_user   and the pointers of all_reduce; machines must agree
- *   path     in: a checkpoint of version 0.1 has no settings and no hash. It is accepted, and whether
+ *   path     in: a checkpoint of version 0.1 has no settings and no hash. It is accepted; whether
  *            they agree only the caller knows
  *   errors   as tmoe_model_load; TMOE_ERR_FORMAT: a model's file, not a trainer's; TMOE_ERR_CONFIG
  *            names each setting that differs with both values, and whether config, tasks, tokenizer
@@ -1240,8 +1240,8 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder);
  *            F16 or BF16); generation_config.json and a tokenizer (tmoe_tokenizer_load) if at all
  *   returns  a dense model, of which tmoe_model_derive makes a mixture; without a tokenizer for
  *            tmoe_generate only
- *   errors   TMOE_ERR_FILE; TMOE_ERR_FORMAT: a setting that BART never had, or that would change the
- *            text and is not built; all tensors that are missing, unknown (but those that
+ *   errors   TMOE_ERR_FILE; TMOE_ERR_FORMAT: a setting that BART never had or that would change
+ *            the text and is not built; all tensors that are missing, unknown (but those that
  *            transformers ignores) or of another shape, in one message
  *   cost     a copy of the weights (q, k and v become one matrix) */
 TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder);
@@ -1252,9 +1252,9 @@ TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder);
  *   task_name  in: a known task; ignored where there is a route, or no experts
  *   route      in: (routed layers, experts), of tmoe_route_unseen for instance; NULL: the task's
  *   folder     in: is made unless it is there; files of the same names are replaced
- *   errors     TMOE_ERR_ARGUMENT: no such task, other norms or lengths, a route that mixes outputs of
- *              several experts, which no dense model computes; TMOE_ERR_DATA: the generation is not
- *              sound; TMOE_ERR_FILE
+ *   errors     TMOE_ERR_ARGUMENT: no such task, other norms or lengths, a route that mixes outputs
+ *              of several experts, which no dense model computes; TMOE_ERR_DATA: an unsound
+ *              generation; TMOE_ERR_FILE
  *   cost       a merge, and a pass over the parameters */
 TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name, const float *route,
     const char *folder);
