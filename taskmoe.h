@@ -960,8 +960,8 @@ TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, tmoe_training_me
 /* tmoe_trainer_step - one AdamW step on the next batch                                   >>training
  *   progress  out, or NULL. The batch depends on the seed and the number of the step only.
  *   fails     TMOE_ERR_NUMERIC: the loss or a gradient is not finite; parameters stay as they are
- *   cost      6 flop a token and parameter that runs. PARAM: those of one expert, and the merge, see
- *             tmoe_mix_parameters. OUTPUT: those of each expert of weight above 0. The optimiser
+ *   cost      6 flop a token and parameter that runs. PARAM: those of one expert, and the merge
+ *             (tmoe_mix_parameters). OUTPUT: those of each expert of weight above 0. The optimiser
  *             moves all experts. */
 TMOE_DEF tmoe_result tmoe_trainer_step(tmoe_trainer *trainer, tmoe_progress *progress);
 
