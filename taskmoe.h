@@ -3369,25 +3369,24 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted)
  * C (M,N) = beta C + A (M,K) B (K,N), by the five loops of a packed product (Goto and van de Geijn
  * 2008), from the outermost to the innermost:
  *   1  blocks of at most NC columns of B and C         tmoei_product_blocks
- *   2  pieces of K, at most KC                         there, or in the tiles where that is cheaper
+ *   2  pieces of K, at most KC                         there, or in the tiles: see there
  *   3  tiles of C, each computed by one lane           tmoei_product_tile_chunk
  *   4  panels of B inside the tile, NR columns each    tmoei_tile_add
  *   5  panels of A inside the tile, `height` rows      there; the body is the micro-kernel
- * B is packed into panels before loop 3 by all lanes together (shared scratch), or in loop 3 by the
- * lane that reads it (its own scratch), or it is read in place. A is packed in loop 3 by the lane
- * that reads it, whose cache then holds the copy, or it is read in place. The epilogue follows on a
- * tile's last piece of K.
+ * B is packed before loop 3 by all lanes together, or in loop 3 by the lane that reads it, or read
+ * in place. A is packed in loop 3 by the lane that reads it, or read in place. The epilogue follows
+ * a tile's last piece of K.
  *
- * What is read in place: kernels of 14 rows meet a row of A or B so rarely that L2 is fast enough
- * for both, except for a transposed B. But rows that lie a multiple of TMOEI_SET_STRIDE apart
- * compete for a few places of L1: such rows of A are copied side by side where that pays, and such
- * a B is packed. Smaller kernels read a transposed A or a B in place only if it is small. */
+ * Kernels of 14 rows read A and B in place, but for a transposed B: they meet a row so rarely that
+ * L2 is fast enough. But rows a multiple of TMOEI_SET_STRIDE apart compete for a few places of L1:
+ * such rows of A are copied side by side where that pays, and such a B is packed. Smaller kernels
+ * read a transposed A or a B in place only if it is small. */
 
 /* K is cut into equal pieces of at most KC, so the order of a sum is the same on every machine. A
  * packed panel of B is then 48 KiB; pieces of 256 and 512 are slower. */
 #define TMOEI_KC 384
 #define TMOEI_NC 2048            /* most columns of B packed at once: 3 MiB */
-#define TMOEI_TILE_COLUMNS 256   /* most columns of a tile whose lane packs: 8 panels of B */
+#define TMOEI_TILE_COLUMNS 256   /* most columns of a tile whose lane packs */
 #define TMOEI_LANE_ROWS 64       /* most rows of A that a lane packs at once */
 #define TMOEI_LANE_PACKS_ROWS 32 /* rows for each lane from which on a lane packs its own B */
 #define TMOEI_PACK_COLUMNS 64    /* columns of B in a chunk of packing */
@@ -3401,23 +3400,22 @@ static const tmoei_kernels *tmoei_kernels_choose(tmoe_isa wanted)
 #define TMOEI_FEW_PRODUCTS 16384 /* ... or so many products with a row of B^T */
 #define TMOEI_SCORES 65536       /* attention scores that a lane holds, twice; also the most keys */
 
-/* Floats of a packed row for a panel of A so high: 8 for 5 at worst. */
+/* Floats of one k in a packed panel of A: 8 for 5 rows at worst. */
 #define TMOEI_PANEL_WIDTH(rows) (((rows) + 3) / 4 * 4)
 
-/* Scratch: of all lanes together, for packed B; of each lane, for packed B, packed A and scores. */
+/* Scratch of all lanes together: packed B; of each lane: packed B, packed A, scores. */
 #define TMOEI_SHARED_FLOATS ((size_t)TMOEI_KC * (TMOEI_NC + TMOEI_NR_MAX))
 #define TMOEI_LANE_B_FLOATS ((size_t)TMOEI_KC * (TMOEI_TILE_COLUMNS + TMOEI_NR_MAX))
 #define TMOEI_LANE_A_FLOATS ((size_t)TMOEI_KC * (TMOEI_LANE_ROWS * 8 / 5))
 #define TMOEI_LANE_FLOATS (2 * (size_t)TMOEI_SCORES + TMOEI_LANE_B_FLOATS + TMOEI_LANE_A_FLOATS)
 
-/* Costs of a tile besides its sums, in register tiles of NR_MAX columns and full height (measured,
- * tests/bench_step.c, Zen 4). Packing or reading a panel of B counts as so many rows of one. */
-#define TMOEI_COST_PACK_B 8.4f
+/* Measured costs of a tile besides its sums, in register tiles. */
+#define TMOEI_COST_PACK_B 8.4f /* for each panel, in rows of a register tile */
 #define TMOEI_COST_READ_B 2.8f
-#define TMOEI_COST_PACK_A 0.3f
+#define TMOEI_COST_PACK_A 0.3f /* for each panel */
 #define TMOEI_COST_READ_A 0.1f
 #define TMOEI_COST_BEGIN 0.5f
-#define TMOEI_COST_UNEVEN 0.2f /* of a tile: lanes never end together */
+#define TMOEI_COST_UNEVEN 0.2f /* of a tile, for lanes never end together */
 
 /* The number of pieces of at most `size` that `total` is cut into. */
 static int tmoei_pieces(int total, int size)
@@ -3433,17 +3431,16 @@ typedef struct tmoei_product {
     int M, N, K;
 
     /* the plan */
-    int depth;                   /* of a piece of K */
-    int height;                  /* rows of a panel of A */
-    int tile_rows, tile_columns; /* of a lane's tile */
-    int a_in_place, b_in_place;  /* is not packed */
-    float *packed_b;             /* B packed by all lanes; NULL: by each lane, where it is packed */
-    int kept;                    /* packed_b outlives this product ... */
-    int pack;                    /* ... and is not filled yet; always 1 if it is not kept */
+    int depth;  /* of a piece of K */
+    int height; /* rows of a panel of A */
+    int tile_rows, tile_columns;
+    int a_in_place, b_in_place; /* not packed */
+    float *packed_b;            /* by all lanes, or NULL */
+    int kept, pack;             /* packed_b outlives the product; has to be filled */
 
     /* the block in work: nc columns from n0 on, k0 <= k < k1 */
     int n0, nc, k0, k1;
-    int column_tiles;    /* tiles side by side */
+    int column_tiles;
     size_t packed_width; /* floats of packed_b for one k; 0: each piece of K begins at packed_b */
 } tmoei_product;
 
@@ -3464,29 +3461,21 @@ static tmoei_product tmoei_product_of(const tmoe_ctx *ctx, tmoei_matrix a, tmoei
 
     const int high = ctx->kernels->mr == TMOEI_MR_MAX;
     const int compete = high && !a.transposed && a.stride % TMOEI_SET_STRIDE == 0;
-    const int pays =
-        p.N >= TMOEI_COPIED_A && p.M > TMOEI_LANE_ROWS && (!b.transposed || ctx->lanes == 1);
-    const int copied = compete && pays;
+    const int copied = compete && p.N >= TMOEI_COPIED_A && p.M > TMOEI_LANE_ROWS
+        && (!b.transposed || ctx->lanes == 1);
     const int most = compete && !copied ? 7 : ctx->kernels->mr; /* 7 fit into a set of 8 lines */
     p.height = tmoei_pieces(p.M, tmoei_pieces(p.M, most));
     p.depth = (tmoei_pieces(p.K, tmoei_pieces(p.K, TMOEI_KC)) + 7) / 8 * 8;
 
-    if (a.transposed)
-        p.a_in_place = high || a.stride <= TMOEI_IN_PLACE_A;
-    else
-        p.a_in_place = !copied;
-    if (b.transposed)
-        p.b_in_place = 0;
-    else if (high)
-        p.b_in_place = !compete || b.stride % TMOEI_SET_STRIDE != 0;
-    else
-        p.b_in_place = (size_t)p.N * (size_t)p.K <= TMOEI_IN_PLACE_B;
+    p.a_in_place = !copied;
+    if (a.transposed) p.a_in_place = high || a.stride <= TMOEI_IN_PLACE_A;
+    if (!b.transposed && high) p.b_in_place = !compete || b.stride % TMOEI_SET_STRIDE != 0;
+    if (!b.transposed && !high) p.b_in_place = (size_t)p.N * (size_t)p.K <= TMOEI_IN_PLACE_B;
     return p;
 }
 
-/* Cuts the columns of `lines` into panels of `panel` columns, each stored k by k (lines.rows is K):
- * a k takes `width` floats, at least `panel`. The lines are read one after the other, the order for
- * which the processor prefetches. */
+/* Cuts the columns of `lines` (K rows) into panels of `panel` columns. A panel is stored k by k,
+ * `width` floats each. The lines are read in the order of memory. */
 static void tmoei_pack_lines(float *out, tmoei_matrix lines, size_t panel, size_t width)
 {
     const size_t columns = (size_t)lines.cols, depth = (size_t)lines.rows;
@@ -3507,8 +3496,8 @@ static void tmoei_pack_lines(float *out, tmoei_matrix lines, size_t panel, size_
     }
 }
 
-/* Packs n columns of the block of B from column `from` on, kc of K from k0 on. Beyond the last
- * column of the last panel are zeros. */
+/* Packs n columns of the block of B from column `from` on, kc of K from k0 on. The last panel is
+ * filled up with zeros. */
 static void tmoei_product_pack_b(const tmoei_product *p, float *out, int from, int n, int k0,
     int kc)
 {
@@ -3527,8 +3516,7 @@ static void tmoei_product_pack_b(const tmoei_product *p, float *out, int from, i
     }
 }
 
-/* Packs n rows of A from row `from` on, kc of K from k0 on: a transposed A in panels, k by k; rows
- * of another are copied side by side. */
+/* The same for n rows of A. Rows of an A that is not transposed are copied side by side. */
 static void tmoei_product_pack_a(const tmoei_product *p, float *out, int from, int n, int k0,
     int kc)
 {
@@ -3545,7 +3533,6 @@ static void tmoei_product_pack_a(const tmoei_product *p, float *out, int from, i
     }
 }
 
-/* One chunk of packing B: PACK_COLUMNS columns of one piece of K. */
 static void tmoei_product_pack_chunk(void *arg, int chunk, int lane)
 {
     const tmoei_product *p = (const tmoei_product *)arg;
@@ -3565,8 +3552,8 @@ typedef struct tmoei_tile {
     float *own_a, *own_b; /* the lane's scratch */
 } tmoei_tile;
 
-/* What the tile's micro-kernels read of A in this piece of K: packs it if need be. *next becomes
- * the number of floats from one panel to the next. */
+/* What the micro-kernels read of A in this piece of K, packed if need be; *next: floats from panel
+ * to panel. */
 static tmoei_panel tmoei_tile_a(const tmoei_product *p, const tmoei_tile *t, int k0, int kc,
     size_t *next)
 {
@@ -3608,7 +3595,7 @@ static void tmoei_tile_add(const tmoei_product *p, const tmoei_tile *t, int k0, 
     else if (t->packed < t->j1)
         tmoei_product_pack_b(p, t->own_b, t->packed, t->j1 - t->packed, k0, kc);
 
-    /* Kept panels stream from memory: each panel of A fetches its part of B's next panel. */
+    /* kept panels stream from memory: each panel of A prefetches its part of B's next panel */
     const int panels = tmoei_pieces(t->i1 - t->i0, p->height);
     const size_t part = p->kept ? nr * depth / (size_t)panels : 0;
     tmoei_output c = p->c;
@@ -3630,7 +3617,6 @@ static void tmoei_tile_add(const tmoei_product *p, const tmoei_tile *t, int k0, 
     }
 }
 
-/* One chunk of loop 3. */
 static void tmoei_product_tile_chunk(void *arg, int chunk, int lane)
 {
     const tmoei_product *p = (const tmoei_product *)arg;
@@ -3642,7 +3628,7 @@ static void tmoei_product_tile_chunk(void *arg, int chunk, int lane)
     t.j0 = tile_column * p->tile_columns;
     t.j1 = tmoei_least(t.j0 + p->tile_columns, p->nc);
     t.packed = t.j0;
-    if (p->b_in_place) t.packed += (t.j1 - t.j0) / nr * nr; /* the last panel has to be NR wide */
+    if (p->b_in_place) t.packed += (t.j1 - t.j0) / nr * nr; /* a part of a panel is packed */
     t.own_b = p->ctx->lane_scratch[lane];
     t.own_a = t.own_b + TMOEI_LANE_B_FLOATS;
 
@@ -3666,9 +3652,8 @@ static void tmoei_product_run(tmoei_product *p, tmoei_chunk_fn *fn, int chunks, 
     for (int chunk = 0; chunk < chunks; chunk++) fn(p, chunk, lane);
 }
 
-/* Loops 1 and 2, in blocks of at most `columns`. Each piece of K is a job for the lanes. Where
- * there are several lanes, C is small and all of B's block fits into the scratch, the pieces are
- * one job: offering more of them would cost more than it gains. */
+/* Loops 1 and 2, in blocks of at most `columns`. A piece of K is a job for the lanes. Where C is so
+ * small that a job for each piece would cost, and B's block fits, all of K is one job. */
 static void tmoei_product_blocks(tmoei_product *p, int columns, tmoe_ctx *ctx, int lane)
 {
     const int row_tiles = tmoei_pieces(p->M, p->tile_rows);
@@ -3676,9 +3661,8 @@ static void tmoei_product_blocks(tmoei_product *p, int columns, tmoe_ctx *ctx, i
         p->nc = tmoei_least(p->N - p->n0, columns);
         p->column_tiles = tmoei_pieces(p->nc, p->tile_columns);
         const size_t width = (size_t)p->nc + TMOEI_NR_MAX;
-        const int small = ctx && ctx->lanes > 1 && p->M <= TMOEI_ONE_JOB * ctx->lanes / p->nc;
-        const int fits = !p->packed_b || p->kept || width * (size_t)p->K <= TMOEI_SHARED_FLOATS;
-        const int whole = small && fits;
+        const int whole = ctx && ctx->lanes > 1 && p->M <= TMOEI_ONE_JOB * ctx->lanes / p->nc
+            && (!p->packed_b || p->kept || width * (size_t)p->K <= TMOEI_SHARED_FLOATS);
         p->packed_width = p->kept || whole ? width : 0;
 
         for (p->k0 = 0; p->k0 < p->K; p->k0 = p->k1) {
@@ -3693,7 +3677,7 @@ static void tmoei_product_blocks(tmoei_product *p, int columns, tmoe_ctx *ctx, i
     }
 }
 
-/* Few rows of A: a chunk of columns each, B in place. */
+/* Few rows of A, B in place. */
 static void tmoei_product_few_chunk(void *arg, int chunk, int lane)
 {
     const tmoei_product *p = (const tmoei_product *)arg;
@@ -3761,15 +3745,15 @@ static void tmoei_product_tiles(tmoei_product *p)
     }
 }
 
-/* Weights B^T (N,K) that every step of decoding reads stay packed while the context keeps them. All
- * panels of a piece of K lie one behind the other, so that they stream from memory. */
+/* Weights that every step of decoding reads stay packed while ctx->keeping is set: this head, then
+ * the panels. */
 struct tmoei_kept {
     struct tmoei_kept *before;
     const float *x;
     int rows, cols;
-}; /* the panels lie behind it */
+};
 
-/* Finds the packed copy of p's B, or makes room for it. Without memory for it p stays as it is. */
+/* Finds the packed copy of p's B, or makes room for it; without memory p stays as it is. */
 static void tmoei_product_keep(tmoe_ctx *ctx, tmoei_product *p)
 {
     const size_t head = TMOEI_ALIGN / sizeof(float);
@@ -3792,7 +3776,7 @@ static void tmoei_product_keep(tmoe_ctx *ctx, tmoei_product *p)
     p->kept = 1;
 }
 
-/* Does what is left to do where there is nothing to multiply, and returns whether that is so. */
+/* Returns whether there is nothing to multiply, and does then what is left to do. */
 static int tmoei_product_empty(const tmoei_product *p)
 {
     if (p->M <= 0 || p->N <= 0) return 1;
@@ -3822,8 +3806,8 @@ static void tmoei_gemm(tmoe_ctx *ctx, tmoei_matrix a, tmoei_matrix b, tmoei_outp
         return;
     }
 
-    /* Packing B together serves all tiles of a column. But the copy then lies in other cores'
-     * caches: with enough rows for all, a lane packs what it reads (2 threads +9 to +12 %). */
+    /* What other lanes packed lies in their caches: with enough rows, a lane packs what it reads
+     * (two threads +9 to +12 %). */
     const int rows_for_all =
         ctx->lanes > 1 && p.a_in_place && p.M >= TMOEI_LANE_PACKS_ROWS * ctx->lanes;
     if (!p.b_in_place && p.M > TMOEI_LANE_ROWS && !rows_for_all) p.packed_b = ctx->shared_scratch;
@@ -3846,8 +3830,9 @@ static void tmoei_gemm_lane(const tmoe_ctx *ctx, int lane, tmoei_matrix a, tmoei
 
 /* ==== >>sweeps: long rows of numbers over the lanes =========================================== */
 
-#define TMOEI_SWEEP 4096 /* floats a chunk: a microsecond or more */
-/* Elements, rows or columns at, at + 1, ... at + n - 1 of a job. */
+#define TMOEI_SWEEP 4096 /* floats of a chunk: at least a microsecond of work */
+
+/* Works on the n elements, rows or columns of a job from `at` on. */
 typedef void tmoei_sweep_fn(const tmoe_ctx *ctx, const void *job, size_t at, size_t n);
 
 typedef struct tmoei_sweep_job {
@@ -3865,7 +3850,7 @@ static void tmoei_sweep_chunk(void *arg, int chunk, int lane)
     s->fn(s->ctx, s->job, at, tmoei_least_size(left, s->grain));
 }
 
-/* Runs fn on all of `total`, `grain` of them a chunk. */
+/* Runs fn over 0 .. total - 1, in chunks of `grain`, on all lanes. */
 static void tmoei_sweep(tmoe_ctx *ctx, size_t total, size_t grain, tmoei_sweep_fn *fn,
     const void *job)
 {
@@ -3873,7 +3858,7 @@ static void tmoei_sweep(tmoe_ctx *ctx, size_t total, size_t grain, tmoei_sweep_f
     tmoei_parallel(ctx, tmoei_sweep_chunk, &s, (int)((total + grain - 1) / grain));
 }
 
-/* rows a chunk */
+/* The number of rows in a chunk. */
 static size_t tmoei_grain(size_t width)
 {
     return width >= TMOEI_SWEEP ? 1 : TMOEI_SWEEP / width;
@@ -3897,7 +3882,7 @@ static void tmoei_scale_add(tmoe_ctx *ctx, float *y, float beta, float a, const 
     tmoei_sweep(ctx, n, TMOEI_SWEEP, tmoei_scale_add_sweep, &job);
 }
 
-/* Sum of products, chunk by chunk in order, so that threads cannot change it. */
+/* <a, b> on this lane: chunks in float, their sum in double. */
 static double tmoei_dot(const tmoe_ctx *ctx, const float *a, const float *b, size_t n, size_t chunk)
 {
     double sum = 0.0;
@@ -3908,19 +3893,31 @@ static double tmoei_dot(const tmoe_ctx *ctx, const float *a, const float *b, siz
 
 static float tmoei_activation_value(tmoe_activation f, float x)
 {
-    return f == TMOE_RELU   ? (x > 0.0f ? x : 0.0f)
-        : f == TMOE_TANH    ? tanhf(x)
-        : f == TMOE_SIGMOID ? 1.0f / (1.0f + expf(-x))
-                            : x;
+    switch (f) {
+    case TMOE_RELU:
+        return x > 0.0f ? x : 0.0f;
+    case TMOE_TANH:
+        return tanhf(x);
+    case TMOE_SIGMOID:
+        return 1.0f / (1.0f + expf(-x));
+    default:
+        return x;
+    }
 }
 
 static float tmoei_activation_slope(tmoe_activation f, float x)
 {
     const float y = tmoei_activation_value(f, x);
-    return f == TMOE_RELU   ? (x > 0.0f ? 1.0f : 0.0f)
-        : f == TMOE_TANH    ? 1.0f - y * y
-        : f == TMOE_SIGMOID ? y * (1.0f - y)
-                            : 1.0f;
+    switch (f) {
+    case TMOE_RELU:
+        return x > 0.0f ? 1.0f : 0.0f;
+    case TMOE_TANH:
+        return 1.0f - y * y;
+    case TMOE_SIGMOID:
+        return y * (1.0f - y);
+    default:
+        return 1.0f;
+    }
 }
 
 /* out = f(x), or out = dy f'(x) where dy is given */
@@ -3933,12 +3930,16 @@ typedef struct tmoei_map_job {
 static void tmoei_activation_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t n)
 {
     const tmoei_map_job *s = (const tmoei_map_job *)job;
-    if (s->f == TMOE_GELU)
+    if (s->f == TMOE_GELU) {
         ctx->kernels->gelu(s->out + at, s->dy ? s->dy + at : NULL, s->x + at, n);
-    else
-        for (size_t i = at; i < at + n; i++)
-            s->out[i] = s->dy ? s->dy[i] * tmoei_activation_slope(s->f, s->x[i])
-                              : tmoei_activation_value(s->f, s->x[i]);
+        return;
+    }
+    for (size_t i = at; i < at + n; i++) {
+        if (s->dy)
+            s->out[i] = s->dy[i] * tmoei_activation_slope(s->f, s->x[i]);
+        else
+            s->out[i] = tmoei_activation_value(s->f, s->x[i]);
+    }
 }
 
 static void tmoei_activation_apply(tmoe_ctx *ctx, tmoe_activation f, float *out, const float *dy,
