@@ -2361,6 +2361,16 @@ static tmoei_matrix tmoei_transposed(tmoei_matrix m)
     return turned;
 }
 
+/* The part of m whose first element is (row, col). */
+static tmoei_matrix tmoei_window(tmoei_matrix m, int row, int col, int rows, int cols)
+{
+    const size_t down = (size_t)(m.transposed ? col : row),
+                 across = (size_t)(m.transposed ? row : col);
+    const tmoei_matrix window = { m.x + down * m.stride + across, rows, cols, m.stride,
+        m.transposed };
+    return window;
+}
+
 static tmoei_output tmoei_output_of(float *x, size_t stride, float beta)
 {
     const tmoei_output output = { x, stride, beta };
@@ -2987,17 +2997,15 @@ TMOEI_KERNEL void TMOEI_FN(dots)(tmoei_matrix a, tmoei_matrix b, tmoei_output c)
     const int panels = (a.rows + most - 1) / most;
     const int height = (a.rows + panels - 1) / panels;
     const int depth = TMOEI_DOT_L1 / TMOEI_LINE / height * TMOEI_LINE;
-    tmoei_matrix rows = a, columns = b;
-    tmoei_output out = c;
     for (int k = 0; k < a.cols; k += depth) {
-        rows.cols = columns.cols = tmoei_least(a.cols - k, depth);
-        columns.x = b.x + k;
-        out.beta = k > 0 ? 1.0f : c.beta;
+        const int kc = a.cols - k < depth ? a.cols - k : depth;
+        const tmoei_matrix columns = tmoei_window(b, 0, k, b.rows, kc);
+        tmoei_output out = c;
+        if (k > 0) out.beta = 1.0f;
         for (int m = 0; m < a.rows; m += height) {
-            rows.rows = tmoei_least(a.rows - m, height);
-            rows.x = a.x + (size_t)m * a.stride + k;
+            const int rows = a.rows - m < height ? a.rows - m : height;
             out.x = c.x + (size_t)m * c.stride;
-            TMOEI_FN(dots_of)[rows.rows](rows, columns, out);
+            TMOEI_FN(dots_of)[rows](tmoei_window(a, m, k, rows, kc), columns, out);
         }
     }
 }
@@ -3474,63 +3482,46 @@ static tmoei_product tmoei_product_of(const tmoe_ctx *ctx, tmoei_matrix a, tmoei
     return p;
 }
 
-/* Cuts the columns of `lines` (K rows) into panels of `panel` columns. A panel is stored k by k,
- * `width` floats each. The lines are read in the order of memory. */
-static void tmoei_pack_lines(float *out, tmoei_matrix lines, size_t panel, size_t width)
+/* Packs m (n, K) into panels of `panel` rows, stored k by k, `width` floats each. The last one is
+ * filled up with zeros. m is read in the order of memory. */
+static void tmoei_pack_panels(const tmoe_ctx *ctx, float *out, tmoei_matrix m, int panel,
+    size_t width)
 {
-    const size_t columns = (size_t)lines.cols, depth = (size_t)lines.rows;
+    const size_t rows = (size_t)m.rows, depth = (size_t)m.cols, step = (size_t)panel;
+    const size_t size = width * depth; /* of a panel */
+    if (rows % step) memset(out + rows / step * size, 0, size * sizeof(float));
+    if (!m.transposed) {
+        for (int i = 0; i < m.rows; i += panel) {
+            const int n = tmoei_least(panel, m.rows - i);
+            ctx->kernels->transpose(out, width, tmoei_window(m, i, 0, n, m.cols));
+            out += size;
+        }
+        return;
+    }
     for (size_t k = 0; k < depth; k++) {
-        const float *line = lines.x + k * lines.stride;
+        const float *line = m.x + k * m.stride;
         float *d = out + k * width;
         size_t j = 0;
-        for (; j + width <= columns; j += panel) {
-            const float *ahead = line + 8 * lines.stride + j;
+        for (; j + width <= rows; j += step) {
+            const float *ahead = line + 8 * m.stride + j;
             for (size_t i = 0; i < width; i += TMOEI_LINE) TMOEI_PREFETCH(ahead + i);
             for (size_t i = 0; i < width; i += 4) memcpy(d + i, line + j + i, 4 * sizeof(float));
-            d += width * depth;
+            d += size;
         }
-        for (; j < columns; j += panel) {
-            memcpy(d, line + j, tmoei_least_size(columns - j, panel) * sizeof(float));
-            d += width * depth;
+        for (; j < rows; j += step) {
+            memcpy(d, line + j, tmoei_least_size(rows - j, step) * sizeof(float));
+            d += size;
         }
     }
 }
 
-/* Packs n columns of the block of B from column `from` on, kc of K from k0 on. The last panel is
- * filled up with zeros. */
+/* Packs n columns of B from column `from` of the block on, kc of K from k0 on. */
 static void tmoei_product_pack_b(const tmoei_product *p, float *out, int from, int n, int k0,
     int kc)
 {
-    const int nr = p->ctx->kernels->nr, full = n / nr * nr;
-    const size_t at = (size_t)(p->n0 + from), panel = (size_t)nr, depth = (size_t)kc;
-    if (full < n) memset(out + (size_t)full * depth, 0, panel * depth * sizeof(float));
-    if (!p->b.transposed) {
-        const float *lines = p->b.x + (size_t)k0 * p->b.stride + at;
-        tmoei_pack_lines(out, tmoei_matrix_of(lines, kc, n, p->b.stride), panel, panel);
-        return;
-    }
-    for (int j = 0; j < n; j += nr) {
-        const float *lines = p->b.x + (at + (size_t)j) * p->b.stride + k0;
-        p->ctx->kernels->transpose(out + (size_t)j * depth, panel,
-            tmoei_matrix_of(lines, tmoei_least(nr, n - j), kc, p->b.stride));
-    }
-}
-
-/* The same for n rows of A. Rows of an A that is not transposed are copied side by side. */
-static void tmoei_product_pack_a(const tmoei_product *p, float *out, int from, int n, int k0,
-    int kc)
-{
-    const size_t stride = p->a.stride, height = (size_t)p->height, depth = (size_t)kc;
-    if (p->a.transposed) {
-        const float *lines = p->a.x + (size_t)k0 * stride + from;
-        tmoei_pack_lines(out, tmoei_matrix_of(lines, kc, n, stride), height,
-            TMOEI_PANEL_WIDTH(height));
-        return;
-    }
-    for (size_t i = 0; i < (size_t)n; i++) {
-        const float *row = p->a.x + ((size_t)from + i) * stride + k0;
-        memcpy(out + i * depth, row, depth * sizeof(float));
-    }
+    const int nr = p->ctx->kernels->nr;
+    const tmoei_matrix columns = tmoei_window(tmoei_transposed(p->b), p->n0 + from, k0, n, kc);
+    tmoei_pack_panels(p->ctx, out, columns, nr, (size_t)nr);
 }
 
 static void tmoei_product_pack_chunk(void *arg, int chunk, int lane)
@@ -3557,26 +3548,24 @@ typedef struct tmoei_tile {
 static tmoei_panel tmoei_tile_a(const tmoei_product *p, const tmoei_tile *t, int k0, int kc,
     size_t *next)
 {
+    const tmoei_matrix m = tmoei_window(p->a, t->i0, k0, t->i1 - t->i0, kc);
     const size_t height = (size_t)p->height, depth = (size_t)kc;
-    tmoei_panel a;
-    if (p->a_in_place) {
-        a.row = p->a.transposed ? 1 : p->a.stride;
-        a.step = p->a.transposed ? p->a.stride : 1;
-        a.x = p->a.x + (size_t)t->i0 * a.row + (size_t)k0 * a.step;
-        *next = height * a.row;
-        return a;
-    }
-
-    tmoei_product_pack_a(p, t->own_a, t->i0, t->i1 - t->i0, k0, kc);
-    a.x = t->own_a;
-    if (p->a.transposed) {
-        a.row = 1;
+    tmoei_panel a = { p->a_in_place ? m.x : t->own_a, 1, 1 };
+    if (p->a_in_place && m.transposed) {
+        a.step = m.stride;
+        *next = height;
+    } else if (p->a_in_place) {
+        a.row = m.stride;
+        *next = height * m.stride;
+    } else if (m.transposed) {
         a.step = TMOEI_PANEL_WIDTH(height);
         *next = a.step * depth;
-    } else {
+        tmoei_pack_panels(p->ctx, t->own_a, m, p->height, a.step);
+    } else { /* copied side by side */
         a.row = depth;
-        a.step = 1;
         *next = height * depth;
+        for (size_t i = 0; i < (size_t)m.rows; i++)
+            memcpy(t->own_a + i * depth, m.x + i * m.stride, depth * sizeof(float));
     }
     return a;
 }
@@ -3585,13 +3574,13 @@ static tmoei_panel tmoei_tile_a(const tmoei_product *p, const tmoei_tile *t, int
 static void tmoei_tile_add(const tmoei_product *p, const tmoei_tile *t, int k0, int kc)
 {
     const tmoei_kernels *kernels = p->ctx->kernels;
-    const size_t k = (size_t)k0, depth = (size_t)kc, nr = (size_t)kernels->nr;
+    const size_t depth = (size_t)kc, nr = (size_t)kernels->nr;
     size_t a_next;
     const tmoei_panel a = tmoei_tile_a(p, t, k0, kc, &a_next);
 
     const float *packed_b = t->own_b;
     if (p->packed_b)
-        packed_b = p->packed_b + k * p->packed_width + (size_t)t->packed * depth;
+        packed_b = p->packed_b + (size_t)k0 * p->packed_width + (size_t)t->packed * depth;
     else if (t->packed < t->j1)
         tmoei_product_pack_b(p, t->own_b, t->packed, t->j1 - t->packed, k0, kc);
 
@@ -3602,9 +3591,10 @@ static void tmoei_tile_add(const tmoei_product *p, const tmoei_tile *t, int k0, 
     if (k0 > 0) c.beta = 1.0f;
 
     for (int j = t->j0; j < t->j1; j += kernels->nr) {
-        const size_t ldb = j < t->packed ? p->b.stride : nr;
-        const float *b = p->b.x + k * p->b.stride + (size_t)p->n0 + (size_t)j;
-        if (j >= t->packed) b = packed_b + (size_t)(j - t->packed) * depth;
+        const int in_place = j < t->packed;
+        const size_t ldb = in_place ? p->b.stride : nr;
+        const float *b = in_place ? tmoei_window(p->b, k0, p->n0 + j, kc, kernels->nr).x
+                                  : packed_b + (size_t)(j - t->packed) * depth;
         const float *b_next = b + nr * depth;
         tmoei_panel rows = a;
         for (int i = t->i0; i < t->i1; i += p->height) {
@@ -3686,12 +3676,12 @@ static void tmoei_product_few_chunk(void *arg, int chunk, int lane)
     tmoei_output c = p->c;
     (void)lane;
     c.x += j0;
-    if (p->b.transposed) {
-        const float *rows = p->b.x + (size_t)j0 * p->b.stride;
-        kernels->dots(p->a, tmoei_matrix_of(rows, columns, p->K, p->b.stride), c);
+    const tmoei_matrix b = tmoei_window(p->b, 0, j0, p->K, columns);
+    if (b.transposed) {
+        kernels->dots(p->a, tmoei_transposed(b), c);
     } else {
         for (size_t m = 0; m < (size_t)p->M; m++)
-            kernels->merge(c.x + m * c.stride, c.beta != 0.0f, p->b.x + j0, p->b.stride,
+            kernels->merge(c.x + m * c.stride, c.beta != 0.0f, b.x, b.stride,
                 p->a.x + m * p->a.stride, p->K, (size_t)columns);
     }
     if (p->epilogue) kernels->epilogue(p->epilogue, c.x, c.stride, 0, j0, p->M, columns);
