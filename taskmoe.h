@@ -2362,12 +2362,12 @@ static tmoei_matrix tmoei_transposed(tmoei_matrix m)
 }
 
 /* The part of m whose first element is (row, col). */
-static tmoei_matrix tmoei_window(tmoei_matrix m, int row, int col, int rows, int cols)
+static tmoei_matrix tmoei_window(const tmoei_matrix *m, int row, int col, int rows, int cols)
 {
-    const size_t down = (size_t)(m.transposed ? col : row),
-                 across = (size_t)(m.transposed ? row : col);
-    const tmoei_matrix window = { m.x + down * m.stride + across, rows, cols, m.stride,
-        m.transposed };
+    const size_t down = (size_t)(m->transposed ? col : row);
+    const size_t across = (size_t)(m->transposed ? row : col);
+    const tmoei_matrix window = { m->x + down * m->stride + across, rows, cols, m->stride,
+        m->transposed };
     return window;
 }
 
@@ -2412,17 +2412,18 @@ typedef struct tmoei_adamw_constants {
     float decay; /* rate times weight decay */
 } tmoei_adamw_constants;
 
-/* The kernels; n counts floats, alignment is not needed.
+/* The kernels; n counts floats, alignment is not needed. Structs are passed by pointer: a copy by
+ * vector moves waits for the stores of its fields (+100 cycles a call).
  * C (rows, NR) = beta C + A (rows, K) B (K, NR) for one number of rows; row k of B is b + k * ldb.
  * Columns of C from `columns` on are neither read nor written. */
-typedef void tmoei_micro_fn(int K, tmoei_panel a, const float *b, size_t ldb, tmoei_output c,
-    int columns);
+typedef void tmoei_micro_fn(int K, const tmoei_panel *a, const float *b, size_t ldb,
+    const tmoei_output *c, int columns);
 
 /* C (M,N) = beta C + A (M,K) B^T for few rows M; b is (N,K), not marked as transposed */
-typedef void tmoei_dots_fn(tmoei_matrix a, tmoei_matrix b, tmoei_output c);
+typedef void tmoei_dots_fn(const tmoei_matrix *a, const tmoei_matrix *b, const tmoei_output *c);
 
 /* dst[col * width + row] = src (row, col) */
-typedef void tmoei_transpose_fn(float *dst, size_t width, tmoei_matrix src);
+typedef void tmoei_transpose_fn(float *dst, size_t width, const tmoei_matrix *src);
 
 /* Applies e to the tile c (rows, columns) whose first element is (row, column) of C. */
 typedef void tmoei_epilogue_fn(const tmoei_epilogue *e, float *c, size_t stride, int row,
@@ -2723,19 +2724,19 @@ TMOEI_KERNEL float TMOEI_FN(name)(TMOEI_V a) \
  * instruction slots. Meanwhile the rows of C are prefetched (else up to -10 %) and, where B is read
  * in place, the panel after the next. */
 #define TMOEI_MICRO(count) \
-TMOEI_KERNEL void TMOEI_FN(micro##count)(int K, tmoei_panel panel, const float *b, size_t ldb, \
-    tmoei_output output, int columns) \
+TMOEI_KERNEL void TMOEI_FN(micro##count)(int K, const tmoei_panel *panel, const float *b, \
+    size_t ldb, const tmoei_output *output, int columns) \
 { \
     const int height = count; \
-    const int add = output.beta != 0.0f; \
-    const size_t row = panel.row, step = panel.step; \
-    const float *a = panel.x; \
+    const int add = output->beta != 0.0f; \
+    const size_t row = panel->row, step = panel->step; \
+    const float *a = panel->x; \
     const float *a3 = a + 3 * row; \
     const float *a6 = a3 + 3 * row; \
     const float *a9 = a6 + 3 * row; \
     const float *a12 = a9 + 3 * row; \
-    const size_t ldc = output.stride; \
-    float *const c = output.x; \
+    const size_t ldc = output->stride; \
+    float *const c = output->x; \
     const float *ahead = c; \
     const float *const last = c + (size_t)(height - 1) * ldc; \
     TMOEI_ROWS(TMOEI_ROW_ZERO) \
@@ -2791,13 +2792,14 @@ TMOEI_KERNEL void TMOEI_FN(micro##count)(int K, tmoei_panel panel, const float *
             y[j] = (beta != 0.0f ? y[j] : 0.0f) + sums[j]; \
     }
 #define TMOEI_DOTS(count) \
-TMOEI_KERNEL void TMOEI_FN(dots##count)(tmoei_matrix A, tmoei_matrix B, tmoei_output C) \
+TMOEI_KERNEL void TMOEI_FN(dots##count)(const tmoei_matrix *A, const tmoei_matrix *B, \
+    const tmoei_output *C) \
 { \
-    const int N = B.rows, K = A.cols; \
-    const size_t lda = A.stride, ldb = B.stride, ldc = C.stride; \
-    const float *const a = A.x, *const b = B.x; \
-    float *const c = C.x; \
-    const float beta = C.beta; \
+    const int N = B->rows, K = A->cols; \
+    const size_t lda = A->stride, ldb = B->stride, ldc = C->stride; \
+    const float *const a = A->x, *const b = B->x; \
+    float *const c = C->x; \
+    const float beta = C->beta; \
     const int height = count; \
     const int wide = 4 * count + 5 <= TMOEI_PICK(32, 32, 16, 32); /* vector registers */ \
     const int across = wide ? 4 : 2; \
@@ -2972,40 +2974,47 @@ static tmoei_dots_fn *const TMOEI_FN(dots_of)[] = { NULL, TMOEI_DOT_HEIGHTS(TMOE
 
 /* One long row a: b's rows in the order of memory. The first lines of the sixth row ahead start the
  * processor's own prefetching. */
-TMOEI_KERNEL void TMOEI_FN(dots_long)(tmoei_matrix a, tmoei_matrix b, tmoei_output c)
+TMOEI_KERNEL void TMOEI_FN(
+    dots_long)(const tmoei_matrix *a, const tmoei_matrix *b, const tmoei_output *c)
 {
-    for (int n = 0; n < b.rows; n++) {
-        const float *row = b.x + (size_t)n * b.stride;
-        const float *sixth = row + 6 * b.stride;
+    for (int n = 0; n < b->rows; n++) {
+        const float *row = b->x + (size_t)n * b->stride;
+        const float *sixth = row + 6 * b->stride;
         for (size_t at = 0; at < 8 * TMOEI_LINE; at += TMOEI_LINE) TMOEI_PREFETCH_L2(sixth + at);
-        const float sum = TMOEI_FN(dot)(a.x, row, (size_t)a.cols);
-        c.x[n] = (c.beta != 0.0f ? c.x[n] : 0.0f) + sum;
+        const float sum = TMOEI_FN(dot)(a->x, row, (size_t)a->cols);
+        c->x[n] = (c->beta != 0.0f ? c->x[n] : 0.0f) + sum;
     }
 }
 
 /* Rows of a: as many at a time as the registers allow, but four where they compete for one set of
  * L1 (b takes the other half of it). Columns: so many that the rows of a stay in L1. */
-TMOEI_KERNEL void TMOEI_FN(dots)(tmoei_matrix a, tmoei_matrix b, tmoei_output c)
+TMOEI_KERNEL void TMOEI_FN(
+    dots)(const tmoei_matrix *a, const tmoei_matrix *b, const tmoei_output *c)
 {
-    if (a.rows == 1 && a.cols >= TMOEI_DOT_LONG) {
+    if (a->rows == 1 && a->cols >= TMOEI_DOT_LONG) {
         TMOEI_FN(dots_long)(a, b, c);
         return;
     }
 
     const int heights = (int)(sizeof TMOEI_FN(dots_of) / sizeof *TMOEI_FN(dots_of)) - 1;
-    const int most = a.stride % TMOEI_SET_STRIDE == 0 ? 4 : heights;
-    const int panels = (a.rows + most - 1) / most;
-    const int height = (a.rows + panels - 1) / panels;
+    const int most = a->stride % TMOEI_SET_STRIDE == 0 ? 4 : heights;
+    const int panels = (a->rows + most - 1) / most;
+    const int height = (a->rows + panels - 1) / panels;
     const int depth = TMOEI_DOT_L1 / TMOEI_LINE / height * TMOEI_LINE;
-    for (int k = 0; k < a.cols; k += depth) {
-        const int kc = a.cols - k < depth ? a.cols - k : depth;
-        const tmoei_matrix columns = tmoei_window(b, 0, k, b.rows, kc);
-        tmoei_output out = c;
-        if (k > 0) out.beta = 1.0f;
-        for (int m = 0; m < a.rows; m += height) {
-            const int rows = a.rows - m < height ? a.rows - m : height;
-            out.x = c.x + (size_t)m * c.stride;
-            TMOEI_FN(dots_of)[rows](tmoei_window(a, m, k, rows, kc), columns, out);
+    if (height == a->rows && depth >= a->cols) {
+        TMOEI_FN(dots_of)[height](a, b, c);
+        return;
+    }
+
+    for (int k = 0; k < a->cols; k += depth) {
+        const int kc = a->cols - k < depth ? a->cols - k : depth;
+        const tmoei_matrix columns = tmoei_window(b, 0, k, b->rows, kc);
+        for (int m = 0; m < a->rows; m += height) {
+            const int n = a->rows - m < height ? a->rows - m : height;
+            const tmoei_matrix rows = tmoei_window(a, m, k, n, kc);
+            const tmoei_output out =
+                tmoei_output_of(c->x + (size_t)m * c->stride, c->stride, k > 0 ? 1.0f : c->beta);
+            TMOEI_FN(dots_of)[n](&rows, &columns, &out);
         }
     }
 }
@@ -3032,22 +3041,22 @@ TMOEI_KERNEL void TMOEI_FN(transpose8x4)(float *d, size_t width, const float *s,
 
 /* Eight rows at a time, a cache line of each. Of long rows the next line and what lies behind the
  * last row are prefetched. */
-TMOEI_KERNEL void TMOEI_FN(transpose)(float *dst, size_t width, tmoei_matrix src)
+TMOEI_KERNEL void TMOEI_FN(transpose)(float *dst, size_t width, const tmoei_matrix *src)
 {
-    const size_t stride = src.stride;
+    const size_t stride = src->stride;
     int done_rows = 0, done_cols = 0;
 #if TMOEI_PASS >= 2
-    done_rows = src.rows / 8 * 8;
-    done_cols = src.cols / 4 * 4;
+    done_rows = src->rows / 8 * 8;
+    done_cols = src->cols / 4 * 4;
     for (int from = 0; from < done_cols; from += TMOEI_LINE) {
         const int to = done_cols - from < TMOEI_LINE ? done_cols : from + TMOEI_LINE;
         for (int row = 0; row < done_rows; row += 8) {
-            const float *s = src.x + (size_t)row * stride;
+            const float *s = src->x + (size_t)row * stride;
             float *d = dst + (size_t)row;
-            if (src.cols > TMOEI_TRANSPOSE_LONG) {
+            if (src->cols > TMOEI_TRANSPOSE_LONG) {
                 for (size_t i = 0; i < 8; i++) {
                     TMOEI_PREFETCH(s + i * stride + from + 2 * TMOEI_LINE);
-                    TMOEI_PREFETCH_L2(s + (i + (size_t)src.rows) * stride + from);
+                    TMOEI_PREFETCH_L2(s + (i + (size_t)src->rows) * stride + from);
                 }
             }
             for (int col = from; col < to; col += 4)
@@ -3055,9 +3064,9 @@ TMOEI_KERNEL void TMOEI_FN(transpose)(float *dst, size_t width, tmoei_matrix src
         }
     }
 #endif
-    for (int row = 0; row < src.rows; row++) { /* the rest of each row, and the last rows */
-        const float *s = src.x + (size_t)row * stride;
-        for (int col = row < done_rows ? done_cols : 0; col < src.cols; col++)
+    for (int row = 0; row < src->rows; row++) { /* the rest of each row, and the last rows */
+        const float *s = src->x + (size_t)row * stride;
+        for (int col = row < done_rows ? done_cols : 0; col < src->cols; col++)
             dst[(size_t)col * width + (size_t)row] = s[col];
     }
 }
@@ -3237,9 +3246,10 @@ TMOEI_KERNEL void TMOEI_FN(merge)(float *out, int more, const float *theta, size
     size_t done = 0;
     if (n <= TMOEI_MERGE_SHORT) {
         const tmoei_panel route = { r, 0, 1 };
+        tmoei_output sums = tmoei_output_of(out, 0, more ? 1.0f : 0.0f);
         while (done + TMOEI_NR <= n) {
-            const tmoei_output sums = tmoei_output_of(out + done, 0, more ? 1.0f : 0.0f);
-            TMOEI_FN(micro1)(experts, route, theta + done, stride, sums, TMOEI_NR);
+            TMOEI_FN(micro1)(experts, &route, theta + done, stride, &sums, TMOEI_NR);
+            sums.x += TMOEI_NR;
             done += TMOEI_NR;
         }
     }
@@ -3433,8 +3443,8 @@ static int tmoei_pieces(int total, int size)
 
 typedef struct tmoei_product {
     const tmoe_ctx *ctx;
-    tmoei_matrix a, b;
-    tmoei_output c;
+    const tmoei_matrix *a, *b;
+    const tmoei_output *c;
     const tmoei_epilogue *epilogue; /* or NULL */
     int M, N, K;
 
@@ -3452,58 +3462,57 @@ typedef struct tmoei_product {
     size_t packed_width; /* floats of packed_b for one k; 0: each piece of K begins at packed_b */
 } tmoei_product;
 
-static tmoei_product tmoei_product_of(const tmoe_ctx *ctx, tmoei_matrix a, tmoei_matrix b,
-    tmoei_output c)
+static void tmoei_product_plan(tmoei_product *p, const tmoe_ctx *ctx, const tmoei_matrix *a,
+    const tmoei_matrix *b, const tmoei_output *c)
 {
-    tmoei_product p;
-    memset(&p, 0, sizeof p);
-    p.ctx = ctx;
-    p.a = a;
-    p.b = b;
-    p.c = c;
-    p.M = a.rows;
-    p.N = b.cols;
-    p.K = a.cols;
-    p.pack = 1;
-    if (p.M <= 0 || p.N <= 0 || p.K <= 0) return p;
+    memset(p, 0, sizeof *p);
+    p->ctx = ctx;
+    p->a = a;
+    p->b = b;
+    p->c = c;
+    p->M = a->rows;
+    p->N = b->cols;
+    p->K = a->cols;
+    p->pack = 1;
+    if (p->M <= 0 || p->N <= 0 || p->K <= 0) return;
 
     const int high = ctx->kernels->mr == TMOEI_MR_MAX;
-    const int compete = high && !a.transposed && a.stride % TMOEI_SET_STRIDE == 0;
-    const int copied = compete && p.N >= TMOEI_COPIED_A && p.M > TMOEI_LANE_ROWS
-        && (!b.transposed || ctx->lanes == 1);
+    const int compete = high && !a->transposed && a->stride % TMOEI_SET_STRIDE == 0;
+    const int copied = compete && p->N >= TMOEI_COPIED_A && p->M > TMOEI_LANE_ROWS
+        && (!b->transposed || ctx->lanes == 1);
     const int most = compete && !copied ? 7 : ctx->kernels->mr; /* 7 fit into a set of 8 lines */
-    p.height = tmoei_pieces(p.M, tmoei_pieces(p.M, most));
-    p.depth = (tmoei_pieces(p.K, tmoei_pieces(p.K, TMOEI_KC)) + 7) / 8 * 8;
+    p->height = tmoei_pieces(p->M, tmoei_pieces(p->M, most));
+    p->depth = (tmoei_pieces(p->K, tmoei_pieces(p->K, TMOEI_KC)) + 7) / 8 * 8;
 
-    p.a_in_place = !copied;
-    if (a.transposed) p.a_in_place = high || a.stride <= TMOEI_IN_PLACE_A;
-    if (!b.transposed && high) p.b_in_place = !compete || b.stride % TMOEI_SET_STRIDE != 0;
-    if (!b.transposed && !high) p.b_in_place = (size_t)p.N * (size_t)p.K <= TMOEI_IN_PLACE_B;
-    return p;
+    p->a_in_place = !copied;
+    if (a->transposed) p->a_in_place = high || a->stride <= TMOEI_IN_PLACE_A;
+    if (!b->transposed && high) p->b_in_place = !compete || b->stride % TMOEI_SET_STRIDE != 0;
+    if (!b->transposed && !high) p->b_in_place = (size_t)p->N * (size_t)p->K <= TMOEI_IN_PLACE_B;
 }
 
 /* Packs m (n, K) into panels of `panel` rows, stored k by k, `width` floats each. The last one is
  * filled up with zeros. m is read in the order of memory. */
-static void tmoei_pack_panels(const tmoe_ctx *ctx, float *out, tmoei_matrix m, int panel,
+static void tmoei_pack_panels(const tmoe_ctx *ctx, float *out, const tmoei_matrix *m, int panel,
     size_t width)
 {
-    const size_t rows = (size_t)m.rows, depth = (size_t)m.cols, step = (size_t)panel;
+    const size_t rows = (size_t)m->rows, depth = (size_t)m->cols, step = (size_t)panel;
     const size_t size = width * depth; /* of a panel */
     if (rows % step) memset(out + rows / step * size, 0, size * sizeof(float));
-    if (!m.transposed) {
-        for (int i = 0; i < m.rows; i += panel) {
-            const int n = tmoei_least(panel, m.rows - i);
-            ctx->kernels->transpose(out, width, tmoei_window(m, i, 0, n, m.cols));
+    if (!m->transposed) {
+        for (int i = 0; i < m->rows; i += panel) {
+            const int n = tmoei_least(panel, m->rows - i);
+            const tmoei_matrix lines = tmoei_window(m, i, 0, n, m->cols);
+            ctx->kernels->transpose(out, width, &lines);
             out += size;
         }
         return;
     }
     for (size_t k = 0; k < depth; k++) {
-        const float *line = m.x + k * m.stride;
+        const float *line = m->x + k * m->stride;
         float *d = out + k * width;
         size_t j = 0;
         for (; j + width <= rows; j += step) {
-            const float *ahead = line + 8 * m.stride + j;
+            const float *ahead = line + 8 * m->stride + j;
             for (size_t i = 0; i < width; i += TMOEI_LINE) TMOEI_PREFETCH(ahead + i);
             for (size_t i = 0; i < width; i += 4) memcpy(d + i, line + j + i, 4 * sizeof(float));
             d += size;
@@ -3520,8 +3529,8 @@ static void tmoei_product_pack_b(const tmoei_product *p, float *out, int from, i
     int kc)
 {
     const int nr = p->ctx->kernels->nr;
-    const tmoei_matrix columns = tmoei_window(tmoei_transposed(p->b), p->n0 + from, k0, n, kc);
-    tmoei_pack_panels(p->ctx, out, columns, nr, (size_t)nr);
+    const tmoei_matrix columns = tmoei_transposed(tmoei_window(p->b, k0, p->n0 + from, kc, n));
+    tmoei_pack_panels(p->ctx, out, &columns, nr, (size_t)nr);
 }
 
 static void tmoei_product_pack_chunk(void *arg, int chunk, int lane)
@@ -3560,7 +3569,7 @@ static tmoei_panel tmoei_tile_a(const tmoei_product *p, const tmoei_tile *t, int
     } else if (m.transposed) {
         a.step = TMOEI_PANEL_WIDTH(height);
         *next = a.step * depth;
-        tmoei_pack_panels(p->ctx, t->own_a, m, p->height, a.step);
+        tmoei_pack_panels(p->ctx, t->own_a, &m, p->height, a.step);
     } else { /* copied side by side */
         a.row = depth;
         *next = height * depth;
@@ -3587,20 +3596,19 @@ static void tmoei_tile_add(const tmoei_product *p, const tmoei_tile *t, int k0, 
     /* kept panels stream from memory: each panel of A prefetches its part of B's next panel */
     const int panels = tmoei_pieces(t->i1 - t->i0, p->height);
     const size_t part = p->kept ? nr * depth / (size_t)panels : 0;
-    tmoei_output c = p->c;
-    if (k0 > 0) c.beta = 1.0f;
+    tmoei_output c = tmoei_output_of(p->c->x, p->c->stride, k0 > 0 ? 1.0f : p->c->beta);
 
     for (int j = t->j0; j < t->j1; j += kernels->nr) {
         const int in_place = j < t->packed;
-        const size_t ldb = in_place ? p->b.stride : nr;
+        const size_t ldb = in_place ? p->b->stride : nr;
         const float *b = in_place ? tmoei_window(p->b, k0, p->n0 + j, kc, kernels->nr).x
                                   : packed_b + (size_t)(j - t->packed) * depth;
         const float *b_next = b + nr * depth;
         tmoei_panel rows = a;
         for (int i = t->i0; i < t->i1; i += p->height) {
             for (size_t at = 0; at < part; at += TMOEI_LINE) TMOEI_PREFETCH(b_next + at);
-            c.x = p->c.x + (size_t)i * c.stride + (size_t)p->n0 + (size_t)j;
-            kernels->micro[tmoei_least(t->i1 - i, p->height)](kc, rows, b, ldb, c, p->nc - j);
+            c.x = p->c->x + (size_t)i * c.stride + (size_t)p->n0 + (size_t)j;
+            kernels->micro[tmoei_least(t->i1 - i, p->height)](kc, &rows, b, ldb, &c, p->nc - j);
             rows.x += a_next;
             b_next += part;
         }
@@ -3626,8 +3634,9 @@ static void tmoei_product_tile_chunk(void *arg, int chunk, int lane)
         tmoei_tile_add(p, &t, k0, tmoei_least(p->k1 - k0, p->depth));
     if (p->epilogue && p->k1 == p->K) {
         const int column = p->n0 + t.j0;
-        p->ctx->kernels->epilogue(p->epilogue, p->c.x + (size_t)t.i0 * p->c.stride + (size_t)column,
-            p->c.stride, t.i0, column, t.i1 - t.i0, t.j1 - t.j0);
+        p->ctx->kernels->epilogue(p->epilogue,
+            p->c->x + (size_t)t.i0 * p->c->stride + (size_t)column, p->c->stride, t.i0, column,
+            t.i1 - t.i0, t.j1 - t.j0);
     }
 }
 
@@ -3673,16 +3682,16 @@ static void tmoei_product_few_chunk(void *arg, int chunk, int lane)
     const tmoei_product *p = (const tmoei_product *)arg;
     const tmoei_kernels *kernels = p->ctx->kernels;
     const int j0 = chunk * p->tile_columns, columns = tmoei_least(p->N - j0, p->tile_columns);
-    tmoei_output c = p->c;
+    const tmoei_output c = tmoei_output_of(p->c->x + j0, p->c->stride, p->c->beta);
     (void)lane;
-    c.x += j0;
     const tmoei_matrix b = tmoei_window(p->b, 0, j0, p->K, columns);
     if (b.transposed) {
-        kernels->dots(p->a, tmoei_transposed(b), c);
+        const tmoei_matrix rows = tmoei_transposed(b);
+        kernels->dots(p->a, &rows, &c);
     } else {
         for (size_t m = 0; m < (size_t)p->M; m++)
             kernels->merge(c.x + m * c.stride, c.beta != 0.0f, b.x, b.stride,
-                p->a.x + m * p->a.stride, p->K, (size_t)columns);
+                p->a->x + m * p->a->stride, p->K, (size_t)columns);
     }
     if (p->epilogue) kernels->epilogue(p->epilogue, c.x, c.stride, 0, j0, p->M, columns);
 }
@@ -3748,7 +3757,7 @@ static void tmoei_product_keep(tmoe_ctx *ctx, tmoei_product *p)
 {
     const size_t head = TMOEI_ALIGN / sizeof(float);
     struct tmoei_kept *kept = ctx->kept;
-    while (kept && (kept->x != p->b.x || kept->rows != p->K || kept->cols != p->N))
+    while (kept && (kept->x != p->b->x || kept->rows != p->K || kept->cols != p->N))
         kept = kept->before;
     p->pack = !kept;
     if (!kept) {
@@ -3757,7 +3766,7 @@ static void tmoei_product_keep(tmoe_ctx *ctx, tmoei_product *p)
         kept = (struct tmoei_kept *)tmoei_alloc(ctx, columns, column_bytes, 0);
         if (!kept) return;
         kept->before = ctx->kept;
-        kept->x = p->b.x;
+        kept->x = p->b->x;
         kept->rows = p->K;
         kept->cols = p->N;
         ctx->kept = kept;
@@ -3771,27 +3780,28 @@ static int tmoei_product_empty(const tmoei_product *p)
 {
     if (p->M <= 0 || p->N <= 0) return 1;
     if (p->K > 0) return 0;
-    if (p->c.beta == 0.0f)
+    if (p->c->beta == 0.0f)
         for (size_t row = 0; row < (size_t)p->M; row++)
-            memset(p->c.x + row * p->c.stride, 0, (size_t)p->N * sizeof(float));
-    if (p->epilogue) p->ctx->kernels->epilogue(p->epilogue, p->c.x, p->c.stride, 0, 0, p->M, p->N);
+            memset(p->c->x + row * p->c->stride, 0, (size_t)p->N * sizeof(float));
+    if (p->epilogue)
+        p->ctx->kernels->epilogue(p->epilogue, p->c->x, p->c->stride, 0, 0, p->M, p->N);
     return 1;
 }
 
-/* C (M,N) = beta C + A (M,K) B (K,N), then the epilogue (or NULL); over all lanes. */
-static void tmoei_gemm(tmoe_ctx *ctx, tmoei_matrix a, tmoei_matrix b, tmoei_output c,
-    const tmoei_epilogue *epilogue)
+static void tmoei_product_on_lanes(tmoe_ctx *ctx, const tmoei_matrix *a, const tmoei_matrix *b,
+    const tmoei_output *c, const tmoei_epilogue *epilogue)
 {
-    tmoei_product p = tmoei_product_of(ctx, a, b, c);
-    const int keep =
-        ctx->keeping && b.transposed && !a.transposed && p.M > 1 && p.M <= TMOEI_LANE_ROWS;
-    const int few = b.transposed ? TMOEI_FEW_ROWS : TMOEI_FEW_ROWS_PLAIN;
+    tmoei_product p;
+    tmoei_product_plan(&p, ctx, a, b, c);
     p.epilogue = epilogue;
     if (tmoei_product_empty(&p)) return;
 
-    if (!a.transposed && !keep && p.M <= few) {
+    const int keep =
+        ctx->keeping && b->transposed && !a->transposed && p.M > 1 && p.M <= TMOEI_LANE_ROWS;
+    const int few = b->transposed ? TMOEI_FEW_ROWS : TMOEI_FEW_ROWS_PLAIN;
+    if (!a->transposed && !keep && p.M <= few) {
         p.tile_columns = TMOEI_FEW_COLUMNS;
-        if (b.transposed) p.tile_columns = TMOEI_FEW_PRODUCTS / tmoei_least(p.K, 1024);
+        if (b->transposed) p.tile_columns = TMOEI_FEW_PRODUCTS / tmoei_least(p.K, 1024);
         tmoei_parallel(ctx, tmoei_product_few_chunk, &p, tmoei_pieces(p.N, p.tile_columns));
         return;
     }
@@ -3806,16 +3816,31 @@ static void tmoei_gemm(tmoe_ctx *ctx, tmoei_matrix a, tmoei_matrix b, tmoei_outp
     tmoei_product_blocks(&p, p.kept ? p.N : ctx->block_columns, ctx, 0);
 }
 
-/* The same on the calling lane only, for small products inside a parallel region. */
-static void tmoei_gemm_lane(const tmoe_ctx *ctx, int lane, tmoei_matrix a, tmoei_matrix b,
-    tmoei_output c)
+static void tmoei_product_on_lane(const tmoe_ctx *ctx, int lane, const tmoei_matrix *a,
+    const tmoei_matrix *b, const tmoei_output *c)
 {
-    tmoei_product p = tmoei_product_of(ctx, a, b, c);
+    tmoei_product p;
+    tmoei_product_plan(&p, ctx, a, b, c);
     if (tmoei_product_empty(&p)) return;
     if (!p.b_in_place) p.packed_b = ctx->lane_scratch[lane];
     p.tile_rows = TMOEI_LANE_ROWS / p.height * p.height;
     p.tile_columns = TMOEI_TILE_COLUMNS;
     tmoei_product_blocks(&p, p.tile_columns, NULL, lane);
+}
+
+/* What the rooms below call; inline, so that no struct is copied.
+ * C (M,N) = beta C + A (M,K) B (K,N), then the epilogue (or NULL); over all lanes. */
+static inline void tmoei_gemm(tmoe_ctx *ctx, tmoei_matrix a, tmoei_matrix b, tmoei_output c,
+    const tmoei_epilogue *epilogue)
+{
+    tmoei_product_on_lanes(ctx, &a, &b, &c, epilogue);
+}
+
+/* The same on the calling lane only, for small products inside a parallel region. */
+static inline void tmoei_gemm_lane(const tmoe_ctx *ctx, int lane, tmoei_matrix a, tmoei_matrix b,
+    tmoei_output c)
+{
+    tmoei_product_on_lane(ctx, lane, &a, &b, &c);
 }
 
 /* ==== >>sweeps: long rows of numbers over the lanes =========================================== */
@@ -4729,7 +4754,7 @@ static void tmoei_attention_forward(const tmoei_attention_head *a, int first, in
     if (n > TMOEI_DOT_ROWS)
         tmoei_gemm_lane(a->ctx, a->lane, q, tmoei_transposed(k), scores);
     else
-        kernels->dots(q, k, scores);
+        kernels->dots(&q, &k, &scores);
 
     /* p = exp(s - lse), and 0 for the keys that a row does not see */
     for (int t = 0; t < n; t++) {
@@ -6528,8 +6553,9 @@ static void tmoei_merge_tasks(const tmoei_kernels *kernels, const tmoei_merge_jo
             for (int t = 0; t < s->tasks; t += kernels->mr) {
                 const tmoei_panel route = { s->route + (size_t)t * stride + e, stride, 1 };
                 float *merged = s->merged + (size_t)t * block + column;
-                kernels->micro[tmoei_least(kernels->mr, s->tasks - t)](lines, route, theta, block,
-                    tmoei_output_of(merged, block, e > 0 ? 1.0f : 0.0f), (int)nr);
+                const tmoei_output sums = tmoei_output_of(merged, block, e > 0 ? 1.0f : 0.0f);
+                kernels->micro[tmoei_least(kernels->mr, s->tasks - t)](lines, &route, theta, block,
+                    &sums, (int)nr);
             }
         }
     }
@@ -6789,8 +6815,10 @@ static void tmoei_cached_chunk(void *arg, int row, int lane)
         for (int t = 0; t < count; t += run.count) {
             run = tmoei_cached_run_at(cache, row, t, count);
             const float *keys = run.keys + head * run.head;
-            kernels->dots(tmoei_matrix_of(q, 1, (int)W, cache->D),
-                tmoei_matrix_of(keys, run.count, (int)W, W), tmoei_output_of(p + t, all, 0.0f));
+            const tmoei_matrix query = tmoei_matrix_of(q, 1, (int)W, cache->D);
+            const tmoei_matrix key = tmoei_matrix_of(keys, run.count, (int)W, W);
+            const tmoei_output scores = tmoei_output_of(p + t, all, 0.0f);
+            kernels->dots(&query, &key, &scores);
         }
         const float top = scale * kernels->maximum(p, all);
         kernels->scale_add(p, 0.0f, 1.0f / kernels->exp_sum(p, p, scale, top, all), p, all);
