@@ -1,4 +1,4 @@
-/* taskmoe.h 0.1.0 - task-level mixture of experts in C: one header, nothing but libc and libm
+/* taskmoe.h 0.2.0 - task-level mixture of experts in C: one header, nothing but libc and libm
  *   #define TASKMOE_IMPLEMENTATION     in ONE .c file, before
  *   #include "taskmoe.h"               cc -O2 program.c -lm     (and -lpthread with TMOE_THREADS)
  *
@@ -62,10 +62,11 @@
  *   }
  *
  * THE ALGORITHM ON ONE PAGE (book II is this page with all details; the tag names the room)
- *   Letters: B batch, T target length, S source length, D width, H heads, F width of the
- *   feed-forward network, V vocabulary, L layers, E experts of a layer, N tasks, R routed layers, k
- *   width of a task vector. A lower-case letter is an index. Matrices are row-major, weights are
- *   (out, in), and a gradient is d + name.
+ *   Letters, beside equations: T rows (tokens, or tasks of a route), S keys or source tokens, D width,
+ *   H heads, W width of a head, F width of the feed-forward network, V vocabulary, L layers, R routed
+ *   layers, E experts of a layer, N tasks, K tasks of a step, B beams, k width of a task vector. A
+ *   lower-case letter is an index. Matrices are row-major, weights are (out, in); d + name is the
+ *   gradient of the loss.
  *
  *   task vector   e_t, k numbers                   hashed words of the instruction,       >>vectors
  *                                                  a trained row, or given by you
@@ -78,7 +79,8 @@
  *                                                  which runs once
  *   OUTPUT mix    h' = sum_e r_e layer_e(h)        the paper: experts run side by side,       >>mix
  *                                                  their outputs are averaged
- *   backward      PARAM   dtheta_e += r_e g,  dr_e = <g, theta_e - theta_bar>,  g = dl/dtheta_bar
+ *   backward      PARAM   dtheta_e += r_e g,  dr_e = <g, theta_e - theta_bar>,            >>mix
+ *                         g = dloss/dtheta_bar; dr_e up to what is equal for all e
  *                 OUTPUT  dh_e = r_e dh',     dr_e = <dh', layer_e(h)>
  *
  *   An expert is a complete layer of an encoder-decoder transformer, residual connections included
@@ -117,9 +119,9 @@
  * WHERE TO LOOK
  *   what a step costs as E grows             tmoe_mix_parameters
  *   the gradient of a route                  >>mix
- *   noise and temperature, in training and   >>router, "from logits to a route"
- *   in evaluation
- *   ways to route an unseen task             tmoe_zero_shot
+ *   noise and temperature                    tmoe_config; >>router computes them
+ *   ways to route an unseen task             tmoe_zero_shot, tmoe_route_of_vector; any route that
+ *                                            you make can be given to the calls that answer
  *   threads and equal bits                   >>parallel, >>random; denormals: >>machine
  *   memory before anything is allocated      tmoe_training_bytes
  *   a text that is too long                  tmoe_trainer_create, tmoe_answer
@@ -127,11 +129,11 @@
  *   a new operation                          the box at the head of >>ops
  *
  * RULES for every function of the API, where its own comment says nothing else:
- *   in, out     a parameter marked "in" is only read, during the call only; "out" is written.
+ *   in, out     a parameter marked "in" is only read, and only during the call; "out" is written.
  *   returns     a tmoe_result, or the object that was made, or NULL if the call failed.
  *   errors      tmoe_error_message() has the first cause, with the values and the rule that was
  *               broken. A call that fails changes nothing. Every call that returns a tmoe_result or
- *               an object may fail with TMOE_ERR_MEMORY; the others cannot fail.
+ *               an object may fail with TMOE_ERR_MEMORY; the others fail only where they say so.
  *   ownership   what a call makes is yours until its tmoe_..._destroy, which accepts NULL. Destroy
  *               all that was made on a context before the context.
  *   threads     a context, with all that was made on it, serves one thread at a time. "thread any":
@@ -156,7 +158,7 @@
 #define TASKMOE_H_INCLUDED
 /* ---- API: linkage, result codes, context (>>context) ----------------------------------------- */
 #define TMOE_VERSION_MAJOR 0
-#define TMOE_VERSION_MINOR 1
+#define TMOE_VERSION_MINOR 2
 #define TMOE_VERSION_PATCH 0
 #define TMOE_VERSION (TMOE_VERSION_MAJOR * 10000 + TMOE_VERSION_MINOR * 100 + TMOE_VERSION_PATCH)
 #include <stddef.h>
@@ -225,7 +227,7 @@ typedef struct tmoe_ctx_config {
  *   config   in; NULL: all defaults
  *   returns  NULL: no memory, only one of alloc_fn and free_fn, threads not 0 to 64, isa no
  *            tmoe_isa, or the system refused a thread
- *   cost     5.5 MiB and 1.1 MiB for each thread, to pack matrices in */
+ *   cost     3.1 MiB and 1.1 MiB for each thread, to pack matrices in */
 TMOE_DEF tmoe_ctx *tmoe_ctx_create(const tmoe_ctx_config *config);
 TMOE_DEF void tmoe_ctx_destroy(tmoe_ctx *ctx);
 /* tmoe_error, tmoe_error_message - the first cause why the last call failed               >>context
@@ -260,7 +262,7 @@ TMOE_DEF int tmoe_version(void);
 typedef struct tmoe_tensor {
     int rows, cols;
     float *x;       /* values (rows, cols) */
-    float *dx;      /* gradient of the loss, same shape; of others than leaves for the tape only */
+    float *dx;      /* gradient of the loss, same shape; what is no leaf is the tape's own */
     int wants_grad; /* 0: a constant, or made while the tape was not recording */
     int has_grad;   /* for the tape: 0 the next contribution to dx overwrites, 1 it adds */
 } tmoe_tensor;
@@ -1336,7 +1338,7 @@ extern "C" {
  *                same bits (>>parallel, >>sweeps)
  *   products     tmoei_gemm, at the speed of the processor's vector units (>>kernels, >>products)
  *   a tape       values forward, gradients backward, a step's memory known beforehand (>>tape)
- *   operations   some 25, each with its shape rule, forward and backward pass side by side (>>ops)
+ *   operations   17, each with its shape rule, forward and backward pass side by side (>>ops)
  * ############################################################################################## */
 
 /* ==== >>platform: what the compiler and the machine give ====================================== */
@@ -5357,16 +5359,16 @@ TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uin
  * Read this book and you know task-level mixture of experts: how a task becomes a vector, the
  * vector a route, the route a mixture of experts, and how all of it is trained and used. It reads
  * and writes no files. It offers the world:
- *   a model      made from a config or from another model; named tensors in one flat buffer
- *   (>>model) a mix        of experts' parameters or of their outputs, with the gradient of the
- *   route (>>mix) a pass       of the transformer for one group of texts (>>layers)
- *   a route      of every task, seen or not; merged experts, kept until something changes
- *   (>>router) batches      texts as tokens, packed without padding (>>batches)
+ *   a model      from a config or from another model: named tensors in one buffer (>>model)
+ *   a mix        of experts' parameters or outputs, with the gradient of the route (>>mix)
+ *   a pass       of the transformer for one group of texts (>>layers)
+ *   a route      of every task, seen or not, and the experts merged by it (>>router)
+ *   batches      texts as tokens, packed without padding (>>batches)
  *   a trainer    that takes one step at a time and can be stopped and resumed (>>training)
  *   answers      greedy or by beam search, and likelihoods of given texts (>>inference)
  * ############################################################################################## */
 
-/* ==== >>vectors: task vectors from text, and the tasks themselves ============================= */
+/* ==== >>vectors: what comes in: tokenizers, suites of tasks, and task vectors from text ======== */
 
 /* ---- what the method needs of a tokenizer -------------------------------------------------------
  * Texts become token ids and ids become texts; a model keeps a copy of its own. Every kind of
