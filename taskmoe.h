@@ -38,7 +38,8 @@
  *       tmoe_ctx *ctx = tmoe_ctx_create(NULL);
  *       tmoe_training training = tmoe_training_default();
  *       tmoe_config config = tmoe_config_default();
- *       const char *path = argc > 1 ? argv[1] : "quickstart.safetensors", *task = "word_upper_case";
+ *       const char *path = argc > 1 ? argv[1] : "quickstart.safetensors";
+ *       const char *task = "word_upper_case";
  *       char answer[64] = "";
  *       tmoe_suite *suite = tmoe_suite_load(ctx, "examples/suite", "quickstart");
  *       tmoe_model *model;
@@ -62,11 +63,11 @@
  *   }
  *
  * THE ALGORITHM ON ONE PAGE (book II is this page with all details; the tag names the room)
- *   Letters, beside equations: T rows (tokens, or tasks of a route), S keys or source tokens, D width,
- *   H heads, W width of a head, F width of the feed-forward network, V vocabulary, L layers, R routed
- *   layers, E experts of a layer, N tasks, K tasks of a step, B beams, k width of a task vector. A
- *   lower-case letter is an index. Matrices are row-major, weights are (out, in); d + name is the
- *   gradient of the loss.
+ *   Letters, beside equations: T rows (tokens, or tasks of a route), S keys or source tokens, D
+ *   width, H heads, W width of a head, F width of the feed-forward network, V vocabulary, L layers,
+ *   R routed layers, E experts of a layer, N tasks, K tasks of a step, B beams, k width of a task
+ *   vector. A lower-case letter is an index. Matrices are row-major, weights are (out, in); d +
+ *   name is the gradient of the loss.
  *
  *   task vector   e_t, k numbers                   hashed words of the instruction,       >>vectors
  *                                                  a trained row, or given by you

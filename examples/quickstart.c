@@ -10,7 +10,8 @@ int main(int argc, char **argv)
     tmoe_ctx *ctx = tmoe_ctx_create(NULL);
     tmoe_training training = tmoe_training_default();
     tmoe_config config = tmoe_config_default();
-    const char *path = argc > 1 ? argv[1] : "quickstart.safetensors", *task = "word_upper_case";
+    const char *path = argc > 1 ? argv[1] : "quickstart.safetensors";
+    const char *task = "word_upper_case";
     char answer[64] = "";
     tmoe_suite *suite = tmoe_suite_load(ctx, "examples/suite", "quickstart");
     tmoe_model *model;
