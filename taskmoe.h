@@ -9941,8 +9941,8 @@ static void tmoei_json_free(tmoe_ctx *ctx, tmoei_json *json)
 
 static tmoe_result tmoei_json_element(tmoei_json_reader *r, int depth);
 
-/* The values of an array or object, from behind its opening bracket. Nodes are named by index: they
- * move when their array grows. */
+/* The values of an array or object, from behind its opening bracket. Nodes are named by index: the
+ * array moves when it grows. */
 static tmoe_result tmoei_json_members(tmoei_json_reader *r, int parent, int depth)
 {
     tmoei_json *json = r->json;
