@@ -969,8 +969,8 @@ TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, tmoe_training_me
 TMOE_DEF tmoe_result tmoe_trainer_step(tmoe_trainer *trainer, tmoe_progress *progress);
 
 /* tmoe_trainer_run - steps until training.steps are done or patience ends                >>training
- *   After tmoe_trainer_load it continues from there. The model ends with the parameters of the best
- *   validation; without validation, of the last step.
+ *   After tmoe_trainer_load it continues from there. The model ends with the parameters, and the
+ *   step, which sets its temperature, of the best validation; without validation, of the last step.
  *   fails  as tmoe_trainer_step; TMOE_ERR_CANCELLED: by the callback; the last step's
  *          parameters stay */
 TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer);
@@ -1868,10 +1868,11 @@ static uint64_t tmoei_random(uint64_t seed, uint64_t stream, uint64_t counter)
     return tmoei_mix64(tmoei_mix64(seed + golden * (stream + 1)) + golden * (counter + 1));
 }
 
-/* In (0, 1), never 0: its logarithm is finite. */
+/* In (0, 1), so log u and log(-log u) are finite. The largest sum would round to 2^24. */
 static float tmoei_uniform(uint64_t random)
 {
-    return ((float)(random >> 40) + 0.5f) * (1.0f / 16777216.0f);
+    const float sum = (float)(random >> 40) + 0.5f;
+    return (sum < 16777216.0f ? sum : 16777215.0f) * (1.0f / 16777216.0f);
 }
 
 /* 0 to n - 1; the bias is at most n / 2^64. */
@@ -7814,6 +7815,7 @@ struct tmoe_trainer {
     int64_t steps_done; /* of this training; model->step counts over several trainings */
     int64_t first_step; /* steps_done when this process began; tokens per second count from there */
     float best_loss;    /* NaN: nothing is measured yet */
+    int64_t best_step;  /* model->step then, which sets the temperature */
     int bad_evaluations;
     double began; /* seconds of the clock; 0: not yet */
     double tokens;
@@ -8481,6 +8483,7 @@ static tmoe_result tmoei_trainer_measure(tmoe_trainer *trainer, tmoe_progress *p
     if (number && !(loss >= trainer->best_loss)) { /* the first one is compared with NaN */
         trainer->best_loss = loss;
         trainer->bad_evaluations = 0;
+        trainer->best_step = trainer->model->step;
         memcpy(trainer->best, trainer->model->theta + trainer->first,
             trainer->span * sizeof(float));
     } else
@@ -8516,6 +8519,7 @@ TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer)
     if (trainer->best && measured) {
         memcpy(trainer->model->theta + trainer->first, trainer->best,
             trainer->span * sizeof(float));
+        trainer->model->step = trainer->best_step;
         trainer->model->version++;
     }
     return TMOE_OK;
@@ -13330,13 +13334,14 @@ static tmoe_model *tmoei_few_shot_model(const tmoei_few_shot_job *job, tmoe_ctx 
     return model;
 }
 
-/* Trains, measures dev from time to time and leaves the best parameters in theta. */
+/* Trains, measures dev from time to time and leaves the best parameters and their step in the model. */
 static void tmoei_few_shot_train(tmoe_trainer *trainer, const tmoe_task *task, int every,
     double *dev)
 {
     tmoe_model *model = trainer->model;
     const size_t bytes = model->size * sizeof(float);
     const int steps = trainer->training.steps;
+    int64_t best_step = model->step;
     double score;
     float *best = (float *)tmoei_own(&model->own, model->size, sizeof(float));
     if (!best) return;
@@ -13346,9 +13351,11 @@ static void tmoei_few_shot_train(tmoe_trainer *trainer, const tmoe_task *task, i
         if (tmoe_evaluate(model, task, NULL, 0, &score) != TMOE_OK) return;
         if (score <= *dev || (tmoei_is_nan(score) && !tmoei_is_nan(*dev))) continue;
         *dev = score;
+        best_step = model->step;
         memcpy(best, model->theta, bytes);
     }
     memcpy(model->theta, best, bytes);
+    model->step = best_step; /* which sets the temperature */
     model->version++;
 }
 
@@ -13910,6 +13917,7 @@ static tmoe_result tmoei_save(const tmoe_model *model, const tmoe_trainer *train
         tmoei_buffer_print(ctx, &text, "%lld %d ", (long long)trainer->steps_done,
             trainer->bad_evaluations);
         tmoei_buffer_json_number(ctx, &text, (double)trainer->best_loss);
+        tmoei_buffer_print(ctx, &text, " %lld", (long long)trainer->best_step);
         tmoei_save_text(ctx, &writer, "trainer", &text);
     }
 
@@ -14076,19 +14084,23 @@ typedef struct tmoei_checkpoint {
     tmoei_safetensors file;
     tmoe_model *model; /* as the file has it */
     const tmoei_entry *twins[TMOEI_TWINS];
-    long long steps_done;
+    long long steps_done, best_step;
     int bad_evaluations;
     double best_loss;
 } tmoei_checkpoint;
 
-/* "steps_done bad_evaluations best_loss": the last is nan before the first measurement. */
+/* "steps_done bad_evaluations best_loss best_step": the loss is nan before the first measurement;
+ * older files lack the step. */
 static tmoe_result tmoei_state_read(tmoe_ctx *ctx, tmoei_checkpoint *c)
 {
     const char *state = tmoei_safetensors_metadata(&c->file, "trainer");
     char best[32];
+    c->best_step = (long long)c->model->step;
     int sound = state
-        && sscanf(state, "%lld %d %31s", &c->steps_done, &c->bad_evaluations, best) == 3
-        && c->steps_done >= 0;
+        && sscanf(state, "%lld %d %31s %lld", &c->steps_done, &c->bad_evaluations, best,
+               &c->best_step)
+            >= 3
+        && c->steps_done >= 0 && c->best_step >= 0;
     for (int i = 0; i < TMOEI_TWINS; i++) {
         c->twins[i] = tmoei_safetensors_find(&c->file, tmoei_twin_names[i]);
         sound = sound && (c->twins[i] || i == TMOEI_BEST);
@@ -14182,6 +14194,7 @@ static void tmoei_checkpoint_take(tmoe_trainer *trainer, const tmoei_checkpoint 
             (void)tmoei_safetensors_read(ctx, &c->file, c->twins[i], 0, twins[i], trainer->span);
     const int measured = trainer->best && c->twins[TMOEI_BEST];
     trainer->best_loss = measured ? (float)c->best_loss : (float)NAN;
+    trainer->best_step = (int64_t)c->best_step;
     trainer->bad_evaluations = c->bad_evaluations;
     trainer->steps_done = trainer->first_step = (int64_t)c->steps_done;
     model->step = c->model->step;

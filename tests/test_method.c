@@ -205,6 +205,17 @@ static void test_training_noise_is_gumbels_and_new_in_every_step(void)
     unmake(&s);
 }
 
+/* The largest of the numbers once rounded to U = 1, whose noise is infinite: a step that drew it
+ * failed at every retry. */
+static void test_noise_of_the_extreme_random_numbers_is_finite(void)
+{
+    static const uint64_t random[3] = { 0, UINT64_MAX, UINT64_MAX - (UINT64_C(1) << 40) };
+    for (int i = 0; i < 3; i++) {
+        const float u = tmoei_uniform(random[i]), noise = -logf(-logf(u));
+        CHECK(u > 0.0f && u < 1.0f && fabsf(noise) < 20.0f);
+    }
+}
+
 /* Fault 4: a task's random route is n of E at 1 / n for ever, whatever the optimiser does; an
  * example's is one expert, a fresh one in every step. */
 static void test_random_routes_stay_with_a_task_or_are_fresh_for_an_example(void)
@@ -767,6 +778,37 @@ static void test_training_ends_with_the_best_parameters(void)
     unmake(&s);
 }
 
+/* So the model keeps the step of the best parameters, too: it was validated at that temperature. A
+ * checkpoint has it. */
+static void test_the_best_parameters_keep_their_temperature(void)
+{
+    const char *path = "build/test_best.safetensors";
+    tmoe_config c = small_config();
+    tmoe_training t = small_training();
+    t.steps = 12;
+    t.validation_lines = 3;
+    t.evaluate_every_steps = 4;
+    t.progress = spoil;
+    c.temperature = 3.0f;
+    c.temperature_min = 0.01f;
+    c.temperature_decay = 0.3f;
+    set s = make(1, &c, &t), resumed = make(1, &c, &t);
+    louder(s.model);
+    to_spoil = s.model;
+    CHECK(tmoe_trainer_run(s.trainer) == TMOE_OK);
+    const int64_t step = s.model->step;
+    CHECK((step == 4 || step == 8) && s.trainer->steps_done == 12);
+    CHECK_NEAR(tmoe_trainer_validation_loss(s.trainer), s.trainer->best_loss, 1e-6);
+
+    s.model->step = 12;
+    CHECK(tmoe_trainer_save(s.trainer, path) == TMOE_OK);
+    CHECK(tmoe_trainer_load(resumed.trainer, path) == TMOE_OK && resumed.model->step == 12);
+    CHECK(tmoe_trainer_run(resumed.trainer) == TMOE_OK && resumed.model->step == step);
+    unmake(&resumed);
+    unmake(&s);
+    (void)remove(path);
+}
+
 /* Fault 8: training and decoding begin with the same token, whichever that is; so the first token
  * of an answer is what the trained pass finds likeliest. */
 static void test_decoding_begins_as_training_does(void)
@@ -1062,6 +1104,7 @@ static void test_few_shot_keeps_its_protocol(void)
 
 TEST_MAIN("test_method", RUN(test_gumbel_is_evaluated_as_the_mixture_without_noise);
           RUN(test_training_noise_is_gumbels_and_new_in_every_step);
+          RUN(test_noise_of_the_extreme_random_numbers_is_finite);
           RUN(test_random_routes_stay_with_a_task_or_are_fresh_for_an_example);
           RUN(test_exploration_replaces_routes_by_one_expert_or_all);
           RUN(test_route_statistics_are_means_over_the_tasks);
@@ -1074,6 +1117,7 @@ TEST_MAIN("test_method", RUN(test_gumbel_is_evaluated_as_the_mixture_without_noi
           RUN(test_the_loss_is_the_mean_over_target_tokens);
           RUN(test_validation_loss_is_plain_and_of_lines_not_trained_on);
           RUN(test_training_ends_with_the_best_parameters);
+          RUN(test_the_best_parameters_keep_their_temperature);
           RUN(test_decoding_begins_as_training_does);
           RUN(test_a_dense_start_is_the_average_of_the_experts);
           RUN(test_stage_two_begins_anew_at_three_hundred);
