@@ -10120,7 +10120,7 @@ static tmoe_result tmoei_json_read(tmoe_ctx *ctx, tmoei_json *json, const char *
     return ctx->error;
 }
 
-/* The object in a file of a folder; its path into `path`. Empty where an optional file is absent. */
+/* The object in a file of a folder, its path into `path`; empty where an optional file is absent. */
 static tmoe_result tmoei_json_file(tmoe_ctx *ctx, tmoei_json *json, char *path, const char *folder,
     const char *name, int optional)
 {
