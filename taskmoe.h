@@ -435,7 +435,7 @@ enum { /* flags of tmoe_tokenizer_encode and tmoe_tokenizer_decode, to be combin
     TMOE_TOKENIZER_SPECIALS = 1,      /* encode: put <s> before and </s> behind the text */
     TMOE_TOKENIZER_SKIP_SPECIALS = 2, /* decode: leave special tokens out */
     /* encode: where the text spells a special token, such as "<mask>", it becomes that token;
-     * without this flag those characters are encoded like any others. Not for texts of strangers. */
+     * without this flag they are encoded like any characters. Not for texts of strangers. */
     TMOE_TOKENIZER_FIND_SPECIALS = 4,
     /* encode: as if the text began with a space (add_prefix_space of Hugging Face) */
     TMOE_TOKENIZER_PREFIX_SPACE = 8,
@@ -9727,7 +9727,7 @@ static void tmoei_buffer_json_string(tmoe_ctx *ctx, tmoei_buffer *buffer, const 
 /* ---- reading --------------------------------------------------------------------------------- */
 
 #define TMOEI_JSON_DEPTH 64          /* nested arrays and objects; bounds the recursion */
-#define TMOEI_JSON_BYTES_MAX INT_MAX /* so that nodes can be counted by int */
+#define TMOEI_JSON_BYTES_MAX INT_MAX /* nodes are counted by int */
 
 typedef enum tmoei_json_kind {
     TMOEI_JSON_NULL,
@@ -10120,7 +10120,7 @@ static tmoe_result tmoei_json_read(tmoe_ctx *ctx, tmoei_json *json, const char *
     return ctx->error;
 }
 
-/* The object in a file of a folder, its path into `path`; empty where an optional file is absent. */
+/* The object in a file of a folder; its path into `path`. Empty if an optional file is absent. */
 static tmoe_result tmoei_json_file(tmoe_ctx *ctx, tmoei_json *json, char *path, const char *folder,
     const char *name, int optional)
 {
