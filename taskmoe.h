@@ -1231,8 +1231,8 @@ TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path);
  *             another shape, type or order */
 TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, int rows, int cols);
 /* tmoe_tokenizer_load - reads a byte-level BPE of Hugging Face's (RoBERTa, BART)       >>tokenizer
- *   folder    in: holds tokenizer.json, or vocab.json and merges.txt. Whether texts are encoded with
- *             a space before them (add_prefix_space) is read from tokenizer_config.json, else from
+ *   folder    in: tokenizer.json, or vocab.json and merges.txt. Whether a text is encoded with a
+ *             space before it (add_prefix_space) is read from tokenizer_config.json, or else from
  *             tokenizer.json.
  *   errors    TMOE_ERR_FILE; TMOE_ERR_FORMAT, with the place: no byte-level BPE, no <s>, <pad> or
  *             </s>, a setting that changes ids and is not supported */
