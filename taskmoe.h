@@ -888,7 +888,8 @@ typedef struct tmoe_training {
 
     float label_smoothing; /* 0 <= it < 1, as dropout */
     float dropout;
-    float expert_regularisation; /* weight in the loss of the experts' mean distance */
+    float expert_regularisation; /* weight in the loss of the experts' mean distance: they draw
+                                  * together */
     float load_balance;          /* and of the unevenness of their use over the step's tasks */
 
     /* What moves. Other parameters stay, and so do their moments. */
@@ -7380,7 +7381,8 @@ static tmoe_result tmoei_routes_of_vectors(tmoe_model *model, const float *vecto
 /* Makes model->routes hold every known task's route for the present parameters. */
 static tmoe_result tmoei_routes_refresh(tmoe_model *model)
 {
-    if (model->routes_version == model->version || model->R == 0) return TMOE_OK;
+    const int dry = model->tape->dry; /* fills nothing */
+    if ((model->routes_version == model->version && !dry) || model->R == 0) return TMOE_OK;
     if (tmoei_selection_has_router(model->config.selection)) {
         const float *vectors = model->theta + model->vectors;
         TMOEI_TRY(tmoei_routes_of_vectors(model, vectors, model->N, model->routes));
@@ -7389,7 +7391,7 @@ static tmoe_result tmoei_routes_refresh(tmoe_model *model)
             tmoei_route_without_router(model, TMOEI_STREAM_TASK_ROUTES, (uint64_t)t,
                 model->routes + (size_t)t * model->route_width);
     }
-    model->routes_version = model->version;
+    if (!dry) model->routes_version = model->version;
     return TMOE_OK;
 }
 
@@ -7524,19 +7526,30 @@ TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const flo
 
 /* ---- route once, merge once ------------------------------------------------------------------ */
 
+static size_t tmoei_merged_floats(const tmoe_model *model)
+{
+    size_t n = 0;
+    for (int l = 0; l < model->L; l++)
+        if (model->layers[l].experts > 1) n += model->layers[l].block_size;
+    return n;
+}
+
 /* Makes model->blocks hold theta_bar = sum_e r_e theta_e of each routed layer, until the route or
  * the parameters change. Where a layer's route is one-hot, its block is the expert itself. */
 static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route)
 {
     const int E = model->config.experts;
     const size_t bytes = model->route_width * sizeof(float);
+    if (model->tape->dry) {
+        for (int l = 0; l < model->L; l++) /* any address */
+            if (!model->blocks[l]) model->blocks[l] = model->theta + model->layers[l].block;
+        return TMOE_OK;
+    }
     if (model->merged_version == model->version && memcmp(model->merged_route, route, bytes) == 0)
         return TMOE_OK;
     if (!model->merged) { /* the first route */
-        size_t all = 0;
-        for (int l = 0; l < model->L; l++)
-            if (model->layers[l].experts > 1) all += model->layers[l].block_size;
-        model->merged = (float *)tmoei_own(&model->own, all, sizeof(float));
+        const size_t n = tmoei_merged_floats(model);
+        model->merged = (float *)tmoei_own(&model->own, n, sizeof(float));
         if (!model->merged) return TMOE_ERR_MEMORY;
     }
 
@@ -7582,7 +7595,7 @@ static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const floa
     }
     pass->route = tmoei_tensor_new(tape, 1, (int)model->route_width, NULL);
     if (!pass->route) return TMOE_ERR_MEMORY;
-    memcpy(pass->route->x, route, model->route_width * sizeof(float));
+    if (!tape->dry) memcpy(pass->route->x, route, model->route_width * sizeof(float));
     return TMOE_OK;
 }
 
@@ -8146,27 +8159,24 @@ static void tmoei_route_statistics(tmoe_trainer *trainer, const float *routes, i
 /* The balance of the experts' load over tasks, which has weight a = training.load_balance:
  *   a E / R sum_l sum_e m_le^2,  m_le the mean of r_le over the step's tasks
  *   dl/dr_le = 2 a E m_le / (R K)
- * It is least, a, where all experts are used alike. Returns its value; its gradient is the first in
- * droutes, and each group adds to its row. */
-static double tmoei_load_balance(tmoe_trainer *trainer, tmoe_tensor *routes, int K)
+ * It is least, a, where all experts are used alike. Returns its value and adds to droutes. */
+static double tmoei_load_balance(tmoe_trainer *trainer, int K)
 {
     const float E = (float)trainer->model->config.experts, R = (float)trainer->model->R;
     const float a = trainer->training.load_balance * E / R, *m = trainer->use;
-    const int width = routes->cols;
+    const int width = (int)trainer->model->route_width;
     double value = 0.0;
 
     for (int k = 0; k < K; k++)
         for (int i = 0; i < width; i++)
-            trainer->droutes[k * width + i] = 2.0f * a * m[i] / (float)K;
+            trainer->droutes[k * width + i] += 2.0f * a * m[i] / (float)K;
     for (int i = 0; i < width; i++) value += (double)(a * m[i] * m[i]);
-    routes->dx = trainer->droutes;
-    routes->has_grad = 1;
     return value;
 }
 
-/* Are the experts merged for all tasks at once, on the router's tape? So each is read once forward
- * and once backward. Groups with one-hot routes run on the chosen expert, those with constant
- * routes merge for themselves. */
+/* Returns whether the experts are merged for all tasks at once, on the router's tape: so each is
+ * read once forward and once backward. Groups with one-hot routes run on the chosen expert, those
+ * with constant routes merge for themselves. */
 static int tmoei_step_mixes(const tmoe_model *model, const tmoe_tensor *routes)
 {
     return routes && routes->wants_grad && model->config.mix == TMOE_MIX_PARAM
@@ -8188,27 +8198,36 @@ static void tmoei_step_mix(tmoe_trainer *trainer, tmoe_tensor *routes)
     }
 }
 
+/* Draws Gumbel's noise for n logits: -log(-log U). */
+static void tmoei_step_noise(tmoe_trainer *trainer, size_t n)
+{
+    const uint64_t seed = trainer->training.seed;
+    const uint64_t first = (uint64_t)trainer->steps_done * (uint64_t)n;
+    for (size_t i = 0; i < n; i++) {
+        const uint64_t random = tmoei_random(seed, TMOEI_STREAM_GUMBEL, first + (uint64_t)i);
+        trainer->noise[i] = -logf(-logf(tmoei_uniform(random)));
+    }
+}
+
 /* One route for each of the step's K tasks, and with PARAM mix the merged layers, all on the
  * router's tape. *loss grows by the balance of the load. Returns NULL where no layer is routed, or
  * in failure. */
 static tmoe_tensor *tmoei_step_route(tmoe_trainer *trainer, int K, double *loss)
 {
-    const tmoe_model *model = trainer->model;
-    const size_t n = (size_t)K * model->route_width;
-    const uint64_t first = (uint64_t)trainer->steps_done * (uint64_t)n;
+    const size_t n = (size_t)K * trainer->model->route_width;
     tmoe_tape_reset(trainer->router_tape);
-    if (model->R == 0) return NULL;
-
-    for (size_t i = 0; i < n; i++) { /* Gumbel's: -log(-log U) */
-        const uint64_t random =
-            tmoei_random(trainer->training.seed, TMOEI_STREAM_GUMBEL, first + (uint64_t)i);
-        trainer->noise[i] = -logf(-logf(tmoei_uniform(random)));
-    }
+    if (n == 0) return NULL;
+    tmoei_step_noise(trainer, n);
     tmoe_tensor *routes = tmoei_step_routes(trainer, K);
     if (!routes) return NULL;
 
-    tmoei_route_statistics(trainer, routes->x, routes->rows);
-    if (routes->wants_grad) *loss += tmoei_load_balance(trainer, routes, K);
+    if (!trainer->router_tape->dry) tmoei_route_statistics(trainer, routes->x, routes->rows);
+    if (routes->wants_grad) {
+        memset(trainer->droutes, 0, n * sizeof(float)); /* each group adds to its row */
+        routes->dx = trainer->droutes;
+        routes->has_grad = 1;
+        *loss += tmoei_load_balance(trainer, K);
+    }
     tmoei_step_mix(trainer, routes);
     return routes;
 }
@@ -8360,7 +8379,7 @@ static tmoe_result tmoei_step_groups(tmoe_trainer *trainer, tmoe_tensor *routes,
 static double tmoei_step_gradients(tmoe_trainer *trainer)
 {
     const tmoe_model *model = trainer->model;
-    const float apart = trainer->training.expert_regularisation;
+    const float weight = trainer->training.expert_regularisation;
     double loss = 0.0;
     const int K = tmoei_step_draw(trainer);
     tmoe_tensor *routes = tmoei_step_route(trainer, K, &loss);
@@ -8369,10 +8388,10 @@ static double tmoei_step_gradients(tmoe_trainer *trainer)
     if (tmoei_step_groups(trainer, routes, K, &loss) != TMOE_OK) return 0.0;
     if (routes && routes->wants_grad && tmoei_tape_backward(trainer->router_tape) != TMOE_OK)
         return 0.0;
-    if (!(apart > 0.0f) || !(trainer->now & TMOE_TRAIN_LAYERS)) return loss;
+    if (!(weight > 0.0f) || !(trainer->now & TMOE_TRAIN_LAYERS)) return loss;
     for (int l = 0; l < model->L; l++) {
         float *grads = trainer->grads + (model->layers[l].block - trainer->first);
-        loss += (double)apart * tmoei_expert_distance(model, l, grads, apart);
+        loss += (double)weight * tmoei_expert_distance(model, l, grads, weight);
     }
     return loss;
 }
@@ -8600,19 +8619,10 @@ static tmoe_result tmoei_tape_reserve(tmoe_tape *tape)
 static tmoe_result tmoei_plan_step(tmoe_trainer *trainer)
 {
     const int K = tmoei_least(trainer->training.tasks_per_step, trainer->task_count);
-    tmoe_tensor *routes = NULL;
     double loss = 0.0;
-    tmoe_tape_reset(trainer->router_tape);
     tmoei_trainer_turn(trainer);
-
-    if (trainer->model->R > 0) {
-        routes = tmoei_step_routes(trainer, K);
-        if (!routes) return trainer->ctx->error;
-        routes->dx = trainer->droutes;
-        routes->has_grad = 1;
-        tmoei_step_mix(trainer, routes);
-        TMOEI_TRY(trainer->ctx->error);
-    }
+    tmoe_tensor *routes = tmoei_step_route(trainer, K, &loss);
+    TMOEI_TRY(trainer->ctx->error);
     tmoei_step_group(trainer, routes, 0, 1.0f, &loss);
     TMOEI_TRY(trainer->ctx->error);
     return tmoei_tape_backward(trainer->router_tape);
@@ -8630,38 +8640,23 @@ static tmoe_result tmoei_plan_steps(tmoe_trainer *trainer)
     return result;
 }
 
-/* A dry validation: what tmoei_evaluation_pass takes, routes of all tasks and merged layers, and
- * the largest group's forward pass. */
+/* A dry validation: the routes of all tasks, the merged layers and the largest group's forward
+ * pass. */
 static tmoe_result tmoei_plan_validation(tmoe_trainer *trainer)
 {
     tmoe_model *model = trainer->model;
     tmoe_tape *tape = model->tape;
     tmoei_pass pass;
-    memset(&pass, 0, sizeof pass);
-    pass.model = model;
-    pass.tape = trainer->group_tape;
     TMOEI_TRY(tmoei_batch_blank(trainer, &trainer->validation));
-    tmoe_tape_reset(trainer->group_tape);
-    tmoe_tape_record(trainer->group_tape, 0);
+    tmoei_tape_dry(tape, 1);
+    tape->nodes.peak = tape->big.peak = 0;
+    const tmoe_result result = tmoei_evaluation_pass(model, 0, NULL, trainer->group_tape, &pass);
+    tmoei_tape_dry(tape, 0);
+    TMOEI_TRY(result);
 
-    if (model->R > 0 && tmoei_selection_has_router(model->config.selection)) {
-        tmoei_tape_dry(tape, 1);
-        tape->nodes.peak = tape->big.peak = 0;
-        const tmoe_result result =
-            tmoei_routes_of_vectors(model, model->theta + model->vectors, model->N, model->routes);
-        tmoei_tape_dry(tape, 0);
-        TMOEI_TRY(result);
+    if (model->R > 0 && tmoei_selection_has_router(model->config.selection))
         trainer->step_bytes += tmoei_tape_planned(tape);
-    }
-    if (model->R > 0 && model->config.mix == TMOE_MIX_OUTPUT)
-        pass.route = tmoei_tensor_new(pass.tape, 1, (int)model->route_width, NULL);
-    else
-        pass.blocks = model->blocks;
-    for (int l = 0; pass.blocks && l < model->L; l++) {
-        const tmoei_layer *layer = &model->layers[l];
-        if (layer->experts > 1) trainer->step_bytes += layer->block_size * sizeof(float);
-        if (!model->blocks[l]) model->blocks[l] = model->theta + layer->block; /* any address */
-    }
+    if (pass.blocks) trainer->step_bytes += tmoei_merged_floats(model) * sizeof(float);
     (void)tmoei_group_loss(trainer, &pass, 0.0f, 1.0f);
     return trainer->ctx->error;
 }
