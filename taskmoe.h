@@ -667,12 +667,14 @@ typedef struct tmoe_config {
     int encoder_ffn, decoder_ffn;       /* kept; widths of the feed-forward networks */
     int encoder_layers, decoder_layers; /* kept; at least 1 each */
     int vocabulary;                     /* kept; 0: as many symbols as the tokenizer has */
-    int source_tokens, target_tokens;   /* kept; longest texts, special tokens included; <= 65536 */
-    tmoe_norm norm;                     /* kept */
-    tmoe_activation activation;         /* kept; TMOE_GELU or TMOE_RELU */
-    int scale_embedding;                /* kept; 1: token embeddings times sqrt(width) */
-    int experts;                        /* of a routed layer, 1 to 64; 1: the model is dense */
-    int expert_places;                  /* TMOE_ENCODER | TMOE_DECODER: which layers are routed */
+    /* kept; of the longest texts, special tokens included: 3 and 2 to 65,536. 0: tmoe_train fits
+     * each that is 0 to its suite. */
+    int source_tokens, target_tokens;
+    tmoe_norm norm;             /* kept */
+    tmoe_activation activation; /* kept; TMOE_GELU or TMOE_RELU */
+    int scale_embedding;        /* kept; 1: token embeddings times sqrt(width) */
+    int experts;                /* of a routed layer, 1 to 64; 1: the model is dense */
+    int expert_places;          /* TMOE_ENCODER | TMOE_DECODER: which layers are routed */
     tmoe_expert_kind expert_kind;
     float expert_noise; /* experts begin as copies plus noise of this size times init_std */
     tmoe_mix mix;
@@ -715,17 +717,20 @@ TMOE_DEF void tmoe_model_destroy(tmoe_model *model);
  *           from's config, and its step
  *   tasks   as tmoe_model_create
  *   out     experts that are not kept are copies with expert_noise; router and task vectors as
- *           tmoe_model_take_router. Dense to E experts is upcycling (arXiv 2212.05055); a route to
- *           1 expert cuts a task out, exactly with PARAM or a one-hot route; NULL to 1 is MHR-mu
+ *           tmoe_model_take_router. Dense to E experts is upcycling (arXiv 2212.05055); NULL to 1
+ *           is MHR-mu; a route to 1 expert cuts a task out. The dense model then computes what the
+ *           mixture did, bit by bit where the route is one-hot, else with PARAM to rounding. With
+ *           OUTPUT it averages parameters in place of outputs, which is an approximation
  *   fails   TMOE_ERR_CONFIG: fields that must stay; experts that are layers kept as FFNs */
 TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, const float *route,
     const tmoe_config *config, const tmoe_task *tasks, int task_count);
 
 /* tmoe_model_take_router - copies router and task vectors of another model into this one    >>model
- *   from    in. The router is copied if its kind, hidden width, routed layers and experts agree.
- *           The vectors of tasks of the same name are copied if their width agrees, unless this
- *           model's are TMOE_VECTOR_TEXT. */
-TMOE_DEF void tmoe_model_take_router(tmoe_model *model, const tmoe_model *from);
+ *   from     in. Where the vectors' widths differ, nothing is copied. The router is copied if its
+ *            kind, hidden width, routed layers and experts agree; the vectors of tasks of the same
+ *            name are, unless this model's are TMOE_VECTOR_TEXT.
+ *   returns  1: the router was copied; else 0 */
+TMOE_DEF int tmoe_model_take_router(tmoe_model *model, const tmoe_model *from);
 
 /* tmoe_model_config, _tokenizer, _task_count, _task - what a model has; the model's own
  *   task    0 <= task < count, else NULL: name, category, instruction, no lines
@@ -802,7 +807,7 @@ typedef enum tmoe_zero_shot {
 } tmoe_zero_shot;
 
 /* tmoe_route_unseen - a route for a task that is known by its instruction only             >>router
- *   how     a member of tmoe_zero_shot, else TMOE_ERR_ARGUMENT      route  out
+ *   instruction  in      how  a tmoe_zero_shot; else, or for NULL, TMOE_ERR_ARGUMENT   route  out
  *   cost    at most a router pass, and tasks * vector_width */
 TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction,
     tmoe_zero_shot how, float *route);
@@ -840,7 +845,7 @@ enum {
 typedef struct tmoe_progress {
     int64_t step;          /* optimiser steps done */
     int steps;             /* of this training */
-    const char *part;      /* tmoe_training.label */
+    const char *label;     /* tmoe_training.label, or "" */
     tmoe_trainer *trainer; /* to save it, or to answer with its model */
 
     /* Losses, in nats a target token. */
@@ -906,7 +911,7 @@ typedef struct tmoe_training {
      * its model and answer with the model, but not step, run or destroy them. */
     int (*progress)(void *user, const tmoe_progress *progress);
     void *progress_user;
-    const char *label; /* the callback gets it as `part`; NULL: "" */
+    const char *label; /* copied, for the callback; or NULL */
 
     /* Several machines train equal models on lines of their own, in equal steps. Once a step
      * all_reduce replaces each gradient by its sum over the machines. NULL: one machine. */
@@ -947,8 +952,9 @@ TMOE_DEF tmoe_result tmoe_training_bytes(tmoe_ctx *ctx, const tmoe_config *confi
  *   model     in, out: trained in place; outlives the trainer
  *   suite     in: its tasks of TMOE_PART_TRAIN, known to the model by name; not read again
  *   training  in, or NULL: default
- *   fails     TMOE_ERR_CONFIG (all settings out of range), TMOE_ERR_DATA (no training task or no
- *             tokenizer; a text is too long: which task and line)
+ *   fails     TMOE_ERR_CONFIG: a setting is out of its range; the message lists all.
+ *             TMOE_ERR_DATA: no training task or no tokenizer; a text is too long (which task and
+ *             line; tmoe_suite_fit gives the lengths that a suite needs)
  *   cost      a pass over the lines; reserves all memory that steps will need */
 TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *suite,
     const tmoe_training *training);
@@ -981,7 +987,7 @@ TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer);
 TMOE_DEF float tmoe_trainer_validation_loss(tmoe_trainer *trainer);
 
 /* tmoe_train - a tokenizer, a model for the suite's training tasks, a trainer that runs   >>onecall
- *   config    in, or NULL: default; source_tokens or target_tokens 0: as long as the suite needs
+ *   config    in, or NULL: default; source_tokens 0, target_tokens 0: as long as the suite needs
  *   training  in, or NULL: default
  *   fails     as tmoe_tokenizer_train, tmoe_model_create, tmoe_trainer_create, tmoe_trainer_run;
  *             the model is destroyed. To keep the model of a training that it cancels, the
@@ -1095,8 +1101,8 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
  *   task_name  in: of one of the model's tasks
  *   text       (size) out, UTF-8 with a NUL; "" after a failure
  *   errors     TMOE_ERR_ARGUMENT: no such task (the message has the nearest ones), no tokenizer,
- *              settings out of range, text too small. TMOE_ERR_DATA: the input has more tokens than
- *              config.source_tokens
+ *              settings out of range, text too small, a NULL. TMOE_ERR_DATA: the input has more
+ *              tokens than config.source_tokens
  *   cost       an encoder pass, and a decoder pass a token; for another route than the last one
  *              also a merge, experts * parameters of the routed layers */
 TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task_name, const char *input,
@@ -1251,7 +1257,6 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder);
 TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder);
 /* tmoe_export_dense - writes one task of a mixture as a dense BART in Hugging Face's form   >>bart
  *   BartForConditionalGeneration.from_pretrained loads it; tmoe_bart_load reads it back bit by bit.
- *   Merging by the route is exact with TMOE_MIX_PARAM or a one-hot route.
  *   model      in, out (its routes): of TMOE_NORM_POST, source_tokens = target_tokens
  *   task_name  in: a known task; ignored where there is a route, or no experts
  *   route      in: (routed layers, experts), of tmoe_route_unseen for instance; NULL: the task's
@@ -5519,8 +5524,7 @@ static float tmoei_cosine(const float *a, const float *b, int k)
  *   grads, first moments, second moments: flat twins of the part that is trained, made by the
  *   trainer
  * An expert is one contiguous block with the same inner layout in all experts of a layer. So
- * merging is one sweep, cutting out a task is a copy, the optimiser and the all-reduce are one
- * loop. There are no gaps: a saved file holds the same floats in the same order, and is used as it
+ * merging is one sweep, and the optimiser and the all-reduce are one loop each. There are no gaps: a saved file holds the same floats in the same order, and is used as it
  * lies where it can be mapped. */
 
 #define TMOEI_SIZE_MAX 1048576 /* widths, layers, symbols, lengths */
@@ -6188,21 +6192,22 @@ TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
 
 TMOE_DEF int tmoe_model_find_task(const tmoe_model *model, const char *name)
 {
-    for (int t = 0; t < model->N; t++)
+    for (int t = 0; name && t < model->N; t++)
         if (strcmp(model->tasks[t].name, name) == 0) return t;
     return -1;
 }
 
-TMOE_DEF void tmoe_model_take_router(tmoe_model *model, const tmoe_model *from)
+TMOE_DEF int tmoe_model_take_router(tmoe_model *model, const tmoe_model *from)
 {
     const tmoe_config *c = &model->config, *a = &from->config;
     const size_t k = (size_t)c->vector_width;
     float *vectors = model->theta + model->vectors;
     const float *theirs = from->theta + from->vectors;
-    if (model->R == 0 || from->R == 0 || c->vector_width != a->vector_width) return;
+    if (model->R == 0 || from->R == 0 || c->vector_width != a->vector_width) return 0;
 
-    if (c->router == a->router && c->router_hidden == a->router_hidden && model->R == from->R
-        && c->expert_places == a->expert_places && c->experts == a->experts) {
+    const int agree = c->router == a->router && c->router_hidden == a->router_hidden
+        && model->R == from->R && c->expert_places == a->expert_places && c->experts == a->experts;
+    if (agree) {
         const size_t n = model->vectors - model->parameters[model->router_parameter].offset;
         memcpy(vectors - n, theirs - n, n * sizeof(float)); /* the router lies before the vectors */
     }
@@ -6213,6 +6218,7 @@ TMOE_DEF void tmoe_model_take_router(tmoe_model *model, const tmoe_model *from)
             memcpy(vectors + (size_t)t * k, theirs + (size_t)known * k, k * sizeof(float));
     }
     model->version++;
+    return agree;
 }
 
 /* Where a piece of layer l lies in theta: in the block of `expert`, or in the shared part. */
@@ -6285,7 +6291,7 @@ TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, co
         const int routed = from->layers[l].route;
         tmoei_layer_derive(model, from, l, route && routed >= 0 ? route + routed * experts : NULL);
     }
-    tmoe_model_take_router(model, from);
+    (void)tmoe_model_take_router(model, from);
     model->step = config ? 0 : from->step;
     model->generation = from->generation;
     return model;
@@ -6698,8 +6704,9 @@ TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float
 }
 
 /* ==== >>layers: one forward pass of the transformer ==============================================
- * A pass runs for ONE group: packed sequences of one task, so one route. Only tmoei_layer_forward
- * knows of experts; all else sees the weights of an ordinary layer. */
+ * A pass runs for ONE group: packed sequences of one task, so one route. tmoei_layer_param and
+ * tmoei_layer_output choose or mix experts; attention and feed-forward network see the weights of
+ * an ordinary layer. */
 
 typedef struct tmoei_pack { /* sequences one behind the other, no padding */
     int sequences, tokens;
@@ -7427,7 +7434,7 @@ TMOE_DEF int tmoe_model_nearest_tasks(tmoe_model *model, const char *instruction
         tasks[place] = -1;
         cosines[place] = -2.0f;
     }
-    if (count < 1) return 0;
+    if (count < 1 || !instruction) return 0;
 
     tmoei_text_vector(instruction, k, model->asked_vector);
     for (int t = 0; t < model->N; t++) {
@@ -7476,9 +7483,10 @@ TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instructio
 {
     const int E = model->config.experts;
     tmoei_begin(model->ctx);
-    if ((int)how < 0 || (int)how > (int)TMOE_ZERO_SHOT_AVERAGE)
+    if ((int)how < 0 || (int)how > (int)TMOE_ZERO_SHOT_AVERAGE || !instruction)
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-            "route_unseen: how is %d, must be a tmoe_zero_shot", (int)how);
+            "route_unseen: how is %d, must be a tmoe_zero_shot, or the instruction is NULL",
+            (int)how);
 
     if (how == TMOE_ZERO_SHOT_AVERAGE || !tmoei_selection_has_router(model->config.selection)) {
         for (int l = 0; l < model->R; l++) {
@@ -7692,6 +7700,9 @@ static tmoe_result tmoei_texts_add(const tmoe_model *model, tmoei_texts *texts,
     tmoe_ctx *ctx = model->ctx;
     const size_t most = texts->ids_used + (size_t)limit;
     size_t n = 0;
+    if (!input)
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "task %s, line %d: the %s is NULL", task,
+            line + 1, what);
     if (!tmoei_grow(ctx, &texts->ids, &texts->ids_capacity, most, sizeof *texts->ids)
         || !tmoei_grow(ctx, &texts->offsets, &texts->offsets_capacity, texts->count + 2,
             sizeof *texts->offsets))
@@ -8404,7 +8415,7 @@ static void tmoei_progress_fill(tmoe_trainer *trainer, double loss, double norm,
     const double left = (double)(t->steps - trainer->steps_done);
 
     p->trainer = trainer;
-    p->part = t->label ? t->label : "";
+    p->label = t->label;
     p->step = trainer->steps_done;
     p->steps = t->steps;
     p->loss = (float)loss;
@@ -8751,7 +8762,9 @@ static tmoe_trainer *tmoei_trainer_new(tmoe_model *model, const tmoe_training *t
     tmoei_owner *own = &trainer->own;
     own->ctx = trainer->ctx = ctx;
     trainer->model = model;
+    const char *label = training->label ? training->label : "";
     trainer->training = *training;
+    trainer->training.label = tmoei_own_text(own, label, strlen(label));
     trainer->best_loss = (float)NAN;
     tmoei_trainer_turn(trainer);
     tmoei_trainer_updates(trainer);
@@ -9477,9 +9490,9 @@ static tmoe_result tmoei_answers(tmoe_model *model, const char *name, const char
     memset(&out, 0, sizeof out);
     how.returned = 1;
     for (int i = 0; i < count; i++) answers[i] = NULL;
-    if (count < 0 || !model->tokenizer)
+    if (count < 0 || (count > 0 && !inputs) || (!name && !instruction) || !model->tokenizer)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "answer: %d inputs; at least 0, and a model with a tokenizer", count);
+            "answer: %d inputs; at least 0, a model with a tokenizer, and no argument NULL", count);
 
     if (tmoei_ask(model, name, instruction, route, &asked) == TMOE_OK)
         (void)tmoei_generation_check(model, &how);
@@ -9617,7 +9630,8 @@ TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task,
     tmoei_asked asked;
     tmoei_texts labels, source;
     tmoei_begin(ctx);
-    for (int i = 0; i < task->label_count; i++) empty |= task->labels[i][0] == 0;
+    for (int i = 0; i < task->label_count; i++)
+        empty |= !task->labels || !task->labels[i] || task->labels[i][0] == 0;
     if (empty || !model->tokenizer || count < 0 || (unsigned)how > TMOE_LABEL_MEAN)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
             "choose_label: task %s has a closed set of %d labels (at least 1, none empty), %d "
@@ -12604,8 +12618,11 @@ static tmoe_model *tmoei_train_model(tmoe_ctx *ctx, const tmoe_suite *suite,
         model = tmoe_model_derive(ctx, start, NULL, &c, tasks, count);
     } else {
         tmoe_tokenizer *tokenizer = tmoe_suite_tokenizer(ctx, suite, vocabulary);
-        if (tokenizer && (c.source_tokens == 0 || c.target_tokens == 0))
+        const int source = c.source_tokens, target = c.target_tokens;
+        if (tokenizer && (source == 0 || target == 0))
             (void)tmoe_suite_fit(ctx, suite, tokenizer, &c);
+        if (source != 0) c.source_tokens = source;
+        if (target != 0) c.target_tokens = target;
         if (ctx->error == TMOE_OK) model = tmoe_model_create(ctx, &c, tokenizer, tasks, count);
         tmoe_tokenizer_destroy(tokenizer);
     }
@@ -12622,7 +12639,7 @@ TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite,
     tmoei_begin(ctx);
     tmoe_model *model = tmoei_train_model(ctx, suite, start, c, t.vocabulary);
     if (!model) return NULL;
-    if (router) tmoe_model_take_router(model, router);
+    if (router) (void)tmoe_model_take_router(model, router);
 
     tmoe_trainer *trainer = tmoe_trainer_create(model, suite, &t);
     const int good = trainer && tmoe_trainer_run(trainer) == TMOE_OK;

@@ -262,11 +262,11 @@ SHARED int show_progress(void *user, const tmoe_progress *p)
     if (terminal ? now - line->last_time < 0.1 && !done : p->step % every != 0 && !done) return 0;
     line->last_time = now;
     if (terminal) {
-        fprintf(line->out, "\r%-8s [", p->part);
+        fprintf(line->out, "\r%-8s [", p->label);
         for (i = 0; i < 10; i++) fputc((int64_t)i * p->steps < 10 * p->step ? '#' : '.', line->out);
         fprintf(line->out, "] ");
     } else
-        fprintf(line->out, "%-8s ", p->part);
+        fprintf(line->out, "%-8s ", p->label);
     fprintf(line->out, "step %lld/%d  loss %.3f  ", (long long)p->step, p->steps, (double)p->loss);
     if (route_means_of(&line->routes, means))
         fprintf(line->out, "route entropy %.2f  use of experts %.0f-%.0f %%  ", means[0],

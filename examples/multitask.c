@@ -65,7 +65,7 @@ static int log_and_show(void *user, const tmoe_progress *p)
     log_routes.experts = progress.routes.experts;
     route_means_add(&log_routes, p, every);
     if (files.log && p->step % every == 0) {
-        fprintf(files.log, "%s\t%lld\t%.5f", p->part, (long long)p->step, sum / n);
+        fprintf(files.log, "%s\t%lld\t%.5f", p->label, (long long)p->step, sum / n);
         if (route_means_of(&log_routes, means))
             fprintf(files.log, "\t%.4f\t%.4f\t%.4f", means[0], means[1], means[2]);
         fprintf(files.log, "\n");

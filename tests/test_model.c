@@ -435,6 +435,19 @@ static void test_derived_models_compute_what_they_came_from(void)
         CHECK(n == m);
         for (size_t i = 0; a && b && i < n; i++) CHECK_NEAR(a[i], b[i], 1e-5);
         free(a);
+
+        /* of a one-hot route they are the same bits, whatever the mix averages */
+        static const float one_hot[6] = { 0.0f, 1.0f, 0.0f, 0.0f, 0.0f, 1.0f };
+        tmoe_model *chosen =
+            tmoe_model_derive(s.ctx, s.model, one_hot, &dense, tmoe_suite_task(s.suite, 0), 1);
+        a = logits_of(&s, one_hot, &n);
+        d.model = chosen;
+        float *one = logits_of(&d, NULL, &m);
+        CHECK(n == m && memcmp(a, one, n * sizeof(float)) == 0);
+        tmoe_model_destroy(chosen);
+        free(a);
+        free(one);
+
         c.expert_noise = 0.0f;
         c.expert_kind = TMOE_EXPERT_LAYER;
         tmoe_model *up = tmoe_model_derive(s.ctx, cut, NULL, &c, tmoe_suite_task(s.suite, 0),
@@ -544,7 +557,7 @@ static void test_a_router_is_taken_whole_or_not_at_all(void)
     tmoe_ctx *ctx = context(1);
     tmoe_tokenizer *tokenizer = tmoe_tokenizer_bytes(ctx);
     tmoe_suite *suite = small_suite(ctx);
-    for (int change = 0; change < 6; change++) {
+    for (int change = 0; change < 7; change++) {
         tmoe_config c = small_config(), d = c;
         if (change == 1) d.router = TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC;
         if (change == 2) d.experts = 2;
@@ -552,6 +565,8 @@ static void test_a_router_is_taken_whole_or_not_at_all(void)
         if (change == 3) d.expert_places = TMOE_DECODER;
         if (change == 4) d.vectors = TMOE_VECTOR_LEARNED;
         if (change == 5) c.vectors = d.vectors = TMOE_VECTOR_GIVEN;
+        if (change == 6) c.vectors = d.vectors = TMOE_VECTOR_GIVEN;
+        if (change == 6) c.vector_width = 8; /* then no vector is copied, either */
         tmoe_model *from = tmoe_model_create(ctx, &c, tokenizer, tmoe_suite_task(suite, 1), 2);
         tmoe_model *to = tmoe_model_create(ctx, &d, tokenizer, tmoe_suite_task(suite, 0), 3);
         if (!from || !to) {
@@ -560,8 +575,9 @@ static void test_a_router_is_taken_whole_or_not_at_all(void)
         }
         set_all(from, 1.0f);
         set_all(to, 2.0f);
-        tmoe_model_take_router(to, from);
-        const int taken = change == 0 || change >= 4, rows = change >= 4;
+        const int taken = change == 0 || change == 4 || change == 5,
+                  rows = change == 4 || change == 5;
+        CHECK(tmoe_model_take_router(to, from) == taken);
         for (size_t i = to->parameters[to->router_parameter].offset; i < to->vectors; i++)
             CHECK(to->theta[i] == (taken ? 1.0f : 2.0f));
         for (size_t i = 0; i < 48; i++) /* of tasks 0, 1, 2; from knows 1 and 2 */
@@ -1194,7 +1210,7 @@ static void test_negative_counts_and_unknown_choices_are_refused(void)
     static const char *const labels[2] = { "yes", "" };
     int tokens[64], counts[1], chosen[1];
     float vectors[64];
-    char *answers[1] = { NULL };
+    char *answers[1] = { NULL }, text[8];
     double score;
     tmoe_few_shot f = tmoe_few_shot_default();
     tmoe_few_shot_result r;
@@ -1216,6 +1232,18 @@ static void test_negative_counts_and_unknown_choices_are_refused(void)
     CHECK(tmoe_choose_label(s.model, &task, NULL, words, 1, (tmoe_label_score)2, chosen)
         == TMOE_ERR_ARGUMENT);
     CHECK(tmoe_choose_label(s.model, &task, NULL, words, 1, TMOE_LABEL_MEAN, chosen) == TMOE_OK);
+    CHECK(tmoe_answer(s.model, NULL, "apple", text, sizeof text) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_answer(s.model, "upper", NULL, text, sizeof text) == TMOE_ERR_ARGUMENT);
+    CHECK_HAS(tmoe_error_message(s.ctx), "NULL");
+    CHECK(tmoe_answer_unseen(s.model, NULL, "apple", text, sizeof text) == TMOE_ERR_ARGUMENT);
+    CHECK_HAS(tmoe_error_message(s.ctx), "NULL");
+    CHECK(tmoe_answer_many(s.model, "upper", NULL, NULL, 1, answers) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_route_unseen(s.model, NULL, TMOE_ZERO_SHOT_ROUTER, vectors) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_model_find_task(s.model, NULL) == -1);
+    CHECK(tmoe_model_nearest_tasks(s.model, NULL, 1, chosen, vectors) == 0 && chosen[0] == -1);
+    task.labels = NULL;
+    CHECK(tmoe_choose_label(s.model, &task, NULL, words, 1, TMOE_LABEL_SUM, chosen)
+        == TMOE_ERR_ARGUMENT);
     f.tune = (tmoe_tune)3;
     CHECK(tmoe_few_shot_run(s.model, &task, &f, &r) == TMOE_ERR_ARGUMENT);
     CHECK(tmoe_task_vectors(s.model, s.suite, (tmoe_task_embedding)2, 1, 16, vectors)
@@ -1537,7 +1565,11 @@ static void test_what_is_left_out_is_the_starts_and_stage_twos(void)
     t.steps = 3;
     c.mix = TMOE_MIX_OUTPUT;
     c.temperature = 3.0f;
+    c.target_tokens = 0; /* only what is 0 is fitted to the suite: "<s>apple apple</s>" ... */
     start = tmoe_train(ctx, suite, &c, &t);
+    CHECK(start && tmoe_model_config(start)->source_tokens == c.source_tokens);
+    CHECK(start && tmoe_model_config(start)->target_tokens == 13);
+    c.target_tokens = 13;
     CHECK(start != NULL);
     model[0] = tmoe_train_from(ctx, suite, start, NULL, NULL, &t);
     CHECK(model[0] && tmoe_model_config(model[0])->experts == 3);
