@@ -394,7 +394,7 @@ TMOE_DEF tmoe_tensor *tmoe_select(tmoe_tape *tape, tmoe_tensor *z, const float *
     int hard);
 /* tmoe_mix_outputs - y = sum_e r_e y_e, r_e = route[first + e]                              >>mix
  *   outputs  (expert_count) tensors (T,D); NULL: the expert did not run, and r_e must be 0
- *   route    (1,N), first + expert_count <= N
+ *   route    (1,columns), first + expert_count <= columns
  *   grad     outputs: r_e dy;  route: <dy, y_e> for every expert that ran
  *   cost     2*E*T*D flop; backward twice that */
 TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outputs,
@@ -403,7 +403,8 @@ TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outp
  *   (Muqeeth 2023)                                                                          >>mix
  *   experts    expert_count blocks of `block` floats, one behind the other
  *   gradients  like experts: the backward pass adds to them; NULL: the experts are constants
- *   route      (T,N), a row for each task, first + expert_count <= N, T * expert_count <= 65536
+ *   route      (T,columns), a row for each of T tasks, first + expert_count <= columns,
+ *              T * expert_count <= 65536
  *   returns    (T,block), the merged block of each task; for T = 1 and a one-hot route the chosen
  *              expert's own memory. experts and gradients must live until the reset.
  *   grad       with g = dl/dtheta_bar: dtheta_e += sum_t r_te g_t;  dr_te = <g_t, theta_e> - c_t,
@@ -616,6 +617,8 @@ TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int rows, int c
     tmoe_join *joins);
 #endif
 /* ---- API: model (>>model, >>router) ---------------------------------------------------------- */
+/* A route is (routed layers, experts), row-major: for each routed layer the weights of its experts,
+ * which sum to 1. */
 typedef struct tmoe_model tmoe_model;
 
 typedef enum tmoe_norm { /* where a sublayer is normed: x + f(norm(x)), or norm(x + f(x)) as BART */
@@ -625,7 +628,8 @@ typedef enum tmoe_norm { /* where a sublayer is normed: x + f(norm(x)), or norm(
 
 typedef enum tmoe_mix { /* what a route averages */
     TMOE_MIX_PARAM,     /* the experts' parameters; one layer runs on the average */
-    TMOE_MIX_OUTPUT     /* the experts' outputs, as in the paper; all experts with r > 0 run */
+    TMOE_MIX_OUTPUT     /* the experts' outputs, as in the paper; those with r > 0 run, and in
+                         * training by STRAIGHT_THROUGH all run forward */
 } tmoe_mix;
 
 typedef enum tmoe_expert_kind { /* what a layer has several of */
@@ -635,7 +639,7 @@ typedef enum tmoe_expert_kind { /* what a layer has several of */
 
 enum { TMOE_ENCODER = 1, TMOE_DECODER = 2 }; /* bits of tmoe_config.expert_places */
 
-typedef enum tmoe_router_kind { /* the ten of the paper's code */
+typedef enum tmoe_router_kind { /* the ten of the paper's code; LINEAR is an MLP of two layers */
     TMOE_ROUTER_LINEAR,
     TMOE_ROUTER_LINEAR_LAYER_SPECIFIC,
     TMOE_ROUTER_RNN,
@@ -662,7 +666,7 @@ typedef enum tmoe_vector_kind { /* what the router knows of a task */
  * divides the logits in training and in evaluation; step counts the model's optimiser steps and is
  * saved with it. Gumbel noise (GUMBEL, STRAIGHT_THROUGH) and exploration are for training only. */
 typedef struct tmoe_config {
-    int width;                          /* kept; of all activations */
+    int width;                          /* kept; of all activations; 1 to 1,048,576, as any size */
     int encoder_heads, decoder_heads;   /* kept; each divides width */
     int encoder_ffn, decoder_ffn;       /* kept; widths of the feed-forward networks */
     int encoder_layers, decoder_layers; /* kept; at least 1 each */
@@ -676,14 +680,14 @@ typedef struct tmoe_config {
     int experts;                /* of a routed layer, 1 to 64; 1: the model is dense */
     int expert_places;          /* TMOE_ENCODER | TMOE_DECODER: which layers are routed */
     tmoe_expert_kind expert_kind;
-    float expert_noise; /* experts begin as copies plus noise of this size times init_std */
+    float expert_noise; /* experts begin as copies plus noise: this times the matrix's init_std */
     tmoe_mix mix;
     tmoe_selection selection;
     int random_n; /* experts of a task with TMOE_SELECT_RANDOM_TASK, 1 to experts */
     float temperature, temperature_decay, temperature_min; /* see above; decay a step */
     float exploration; /* chance of a random or the uniform route, a layer and task in training */
     tmoe_router_kind router;
-    int router_hidden; /* width of the router's hidden layer */
+    int router_hidden; /* width of the router's hidden layer, at most 65,536 */
     tmoe_vector_kind vectors;
     int vector_width;                       /* of a task vector */
     int instruction_in_input;               /* 1: texts to read are "instruction \n input" */
@@ -771,10 +775,7 @@ typedef struct tmoe_generation {
  * model's own, yours to change */
 TMOE_DEF tmoe_generation *tmoe_model_generation(tmoe_model *model);
 
-/* A route is (routed layers, E), row-major: a row of weights for each routed layer, which sum to 1.
- * Routes of evaluation have no noise; their temperature is that of the model's step.
- *
- * tmoe_routed_layers - number of routed layers; 0: the model is dense.   thread  any */
+/* tmoe_routed_layers - number of routed layers; 0: the model is dense.   thread  any */
 TMOE_DEF int tmoe_routed_layers(const tmoe_model *model);
 
 /* tmoe_routed_layer_name - "encoder 0", "decoder 3" ...; "" unless 0 <= routed_layer < their number
@@ -873,7 +874,7 @@ typedef struct tmoe_progress {
 /* How to train. Start from tmoe_training_default(); tmoe_trainer_create checks all fields. */
 typedef struct tmoe_training {
     /* A step takes tasks_per_step tasks and examples_per_task lines of each, or all there are. */
-    int steps;
+    int steps;             /* at least 1 */
     int tasks_per_step;    /* 1 to 120 */
     int examples_per_task; /* 1 to 1,024 */
     uint64_t seed;         /* of batches, noise and dropout */
@@ -891,7 +892,7 @@ typedef struct tmoe_training {
     float adam_epsilon;
     float clip; /* largest norm of the gradient; 0: any */
 
-    float label_smoothing; /* 0 <= it < 1, as dropout */
+    float label_smoothing; /* 0 <= it < 1, as dropout, beta1 and beta2; weights and rates >= 0 */
     float dropout;
     float expert_regularisation; /* weight in the loss of the experts' mean distance: they draw
                                   * together */
@@ -941,7 +942,8 @@ TMOE_DEF tmoe_training tmoe_training_default(void);
  *   source_tokens, target_tokens  of the longest input, with its instruction, and output; with
  *             special tokens
  *   memory    out: as tmoe_trainer_bytes for lines of these lengths; shorter ones take less. Not
- *             in it: the tokenised texts and the context's own (tmoe_ctx_create)
+ *             in it: the context's own (tmoe_ctx_create), the tokenizer, the tokenised texts, and
+ *             lists of tasks, lines, tensors and routes
  *   fails     TMOE_ERR_ARGUMENT: lengths above the config's; TMOE_ERR_CONFIG
  *   cost      as if a step had no arithmetic; no weights are allocated */
 TMOE_DEF tmoe_result tmoe_training_bytes(tmoe_ctx *ctx, const tmoe_config *config,
@@ -970,9 +972,10 @@ TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, tmoe_training_me
 /* tmoe_trainer_step - one AdamW step on the next batch                                   >>training
  *   progress  out, or NULL. The batch depends on the seed and the number of the step only.
  *   fails     TMOE_ERR_NUMERIC: the loss or a gradient is not finite; parameters stay as they are
- *   cost      6 flop a token and parameter that runs. PARAM: those of one expert, and the merge
- *             (tmoe_mix_parameters). OUTPUT: those of each expert of weight above 0. The optimiser
- *             moves all experts. */
+ *   cost      2 flop forward and 4 backward a token and parameter that runs. PARAM: those of one
+ *             expert, and the merge (tmoe_mix_parameters). OUTPUT: those of each expert of weight
+ *             above 0; STRAIGHT_THROUGH runs all of them forward and one backward. The optimiser
+ *             moves all experts. Steps beyond training.steps have the learning rate 0. */
 TMOE_DEF tmoe_result tmoe_trainer_step(tmoe_trainer *trainer, tmoe_progress *progress);
 
 /* tmoe_trainer_run - steps until training.steps are done or patience ends                >>training
@@ -1112,8 +1115,9 @@ TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task_name, const
  *                is read before the input. It is compared with no task's name. */
 TMOE_DEF tmoe_result tmoe_answer_unseen(tmoe_model *model, const char *instruction,
     const char *input, char *text, size_t size);
-/* tmoe_answer_many, _unseen - answers to many inputs, to each what it gets alone        >>inference
- *   route    in, (routed layers, experts), or NULL: as above
+/* tmoe_answer_many, _unseen - answers to many inputs, to each what it gets alone: logits differ
+ *   by rounding, as a product of up to 8 rows sums in another order than larger ones    >>inference
+ *   route    in, or NULL: as above
  *   answers  (count >= 0) out, of the inputs in their order, up to tmoe_answers_free; all NULL
  *            after a failure
  *   errors   as tmoe_answer
@@ -1128,7 +1132,7 @@ TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count);
 /* Requests of one task, as token ids. */
 typedef struct tmoe_request {
     int task;           /* index of a known task; ignored where there is a route, or no experts */
-    const float *route; /* (routed layers, experts), or NULL: the task's */
+    const float *route; /* or NULL: the task's */
     const int *ids;     /* the requests' tokens, one request behind the other */
     const int *lengths; /* (count): tokens of each, 1 to config.source_tokens */
     int count;          /* at least 0 */
@@ -1160,7 +1164,7 @@ typedef enum tmoe_label_score { TMOE_LABEL_SUM, TMOE_LABEL_MEAN } tmoe_label_sco
 /* tmoe_choose_label - the most likely label of each input, for a task with a closed set >>inference
  *   task    in: a suite's, with labels; if the model knows no task of its name, it is asked by its
  *           instruction, as tmoe_answer_unseen does
- *   route   in, (routed layers, experts), or NULL: the task's
+ *   route   in, or NULL: the task's
  *   inputs  (count >= 0) in
  *   chosen  (count) out: indices of labels; undefined after a failure
  *   errors  TMOE_ERR_ARGUMENT: no labels, or an empty one, no tokenizer, count or score out of
@@ -1259,7 +1263,7 @@ TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder);
  *   BartForConditionalGeneration.from_pretrained loads it; tmoe_bart_load reads it back bit by bit.
  *   model      in, out (its routes): of TMOE_NORM_POST, source_tokens = target_tokens
  *   task_name  in: a known task; ignored where there is a route, or no experts
- *   route      in: (routed layers, experts), of tmoe_route_unseen for instance; NULL: the task's
+ *   route      in: of tmoe_route_unseen for instance; NULL: the task's
  *   folder     in: is made unless it is there; files of the same names are replaced
  *   errors     TMOE_ERR_ARGUMENT: no such task, other norms or lengths, a route that mixes outputs
  *              of several experts, which no dense model computes; TMOE_ERR_DATA: an unsound
@@ -4291,7 +4295,7 @@ TMOE_DEF tmoe_tensor *tmoe_leaf(tmoe_tape *tape, int rows, int cols, float *x, f
     return tensor;
 }
 
-/* Does an operation on these inputs need a backward pass? */
+/* Returns whether an operation on these inputs needs a backward pass. */
 static int tmoei_wants_grad(const tmoe_tape *tape, tmoe_tensor *const *in, int count)
 {
     if (!tape->record) return 0;
@@ -5376,7 +5380,7 @@ TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uin
  *   answers      greedy or by beam search, and likelihoods of given texts (>>inference)
  * ############################################################################################## */
 
-/* ==== >>vectors: what comes in: tokenizers, suites of tasks, and task vectors from text ======== */
+/* ==== >>vectors: what comes in: tokenizers, suites of tasks, task vectors from text =========== */
 
 /* ---- what the method needs of a tokenizer -------------------------------------------------------
  * Texts become token ids and ids become texts; a model keeps a copy of its own. Every kind of
@@ -5524,8 +5528,9 @@ static float tmoei_cosine(const float *a, const float *b, int k)
  *   grads, first moments, second moments: flat twins of the part that is trained, made by the
  *   trainer
  * An expert is one contiguous block with the same inner layout in all experts of a layer. So
- * merging is one sweep, and the optimiser and the all-reduce are one loop each. There are no gaps: a saved file holds the same floats in the same order, and is used as it
- * lies where it can be mapped. */
+ * merging is one sweep, and the optimiser and the all-reduce are one loop each. There are no gaps:
+ * a saved file holds the same floats in the same order, and is used as it lies where it can be
+ * mapped. */
 
 #define TMOEI_SIZE_MAX 1048576 /* widths, layers, symbols, lengths */
 #define TMOEI_ROUTER_HIDDEN_MAX 65536
@@ -5883,9 +5888,6 @@ static tmoe_result tmoei_model_plan(tmoe_model *model)
     return model->ctx->error;
 }
 
-/* Every parameter's start: matrices normal (or uniform), norms 1, biases 0, and experts above 0 the
- * noise by which they differ from expert 0. The stream is the tensor's index, the counter the
- * element. */
 typedef struct tmoei_init_job {
     tmoe_model *model;
     int derived; /* 1: leaves out dense parts and expert 0, which will be copied */
@@ -5900,6 +5902,9 @@ static float tmoei_init_value(const tmoei_parameter *parameter, uint64_t seed, u
     return parameter->init_value;
 }
 
+/* Every parameter's start: matrices normal (or uniform), norms 1, biases 0, and experts above 0 the
+ * noise by which they differ from expert 0. The stream is the tensor's index, the counter the
+ * element. */
 static void tmoei_init_sweep(const tmoe_ctx *ctx, const void *job, size_t first, size_t count)
 {
     const tmoei_init_job *s = (const tmoei_init_job *)job;
@@ -6252,8 +6257,8 @@ static void tmoei_layer_derive(tmoe_model *model, const tmoe_model *from, int l,
     if (!keep) tmoei_experts_copy(model, l);
 }
 
-/* May a model of config `to` begin with the weights of `from`? Names every field that would let the
- * same weights compute something else. What only says how a text becomes tokens is free. */
+/* Refuses a config `to` in which the weights of `from` would compute something else; the message
+ * names the fields. What only says how a text becomes tokens is free. */
 static tmoe_result tmoei_derivable(tmoe_ctx *ctx, const tmoe_model *from, const float *route,
     const tmoe_config *to)
 {
@@ -6364,7 +6369,8 @@ TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int routed_layer, 
  *            sum_e s_e = 1: a number that is subtracted from all dr_e cancels there.
  *            Subtracting <g, theta_bar> leaves dr_e = <g, theta_e - theta_bar>. Experts that start
  *            from one model differ by little: left in, what they share would drown the differences
- *            in rounding errors. */
+ *            in rounding errors. OUTPUT leaves it in: there the sum has T D terms, not as many as a
+ *            layer has parameters. */
 
 /* ---- select -------------------------------------------------------------------------------------
  *   forward   s = softmax((z + noise) / tau);  r = s, or one-hot(argmax s) when hard
@@ -6727,7 +6733,7 @@ typedef struct tmoei_pass {
     int train;                 /* TMOE_TRAIN_ bits: what gets gradients */
     tmoe_tensor *const *mixed; /* (L): merged blocks, a row for each task of the step, or NULL */
     int group;                 /* the row of this group */
-    int hard_training;         /* straight-through: unselected experts run forward, for dl/dr */
+    int hard_training;         /* straight-through: experts with r_e = 0 run forward, for dl/dr */
     float dropout;
     uint64_t dropout_seed, dropout_stream, dropout_counter; /* the counter of the next mask */
 
@@ -7020,9 +7026,8 @@ static tmoe_tensor *tmoei_layer_param(tmoei_pass *pass, int l, tmoe_tensor **w, 
 }
 
 /* OUTPUT mix:   h' = sum_e r_e layer(h; theta_e)
- * Experts with r_e = 0 do not run. In training by straight-through they run forward only: the
- * router's gradient dl/dr_e = <dl/dh', layer(h; theta_e)> needs their output, while the gradient of
- * their own weights has the factor r_e = 0. Where an expert is an FFN, attention is shared. */
+ * Experts with r_e = 0 do not run; in training by straight-through they run forward (>>mix). Where
+ * an expert is an FFN, attention is shared. */
 static tmoe_tensor *tmoei_layer_output(tmoei_pass *pass, int l, tmoe_tensor **w, tmoe_tensor *h)
 {
     const tmoei_layer *layer = &pass->model->layers[l];
@@ -7117,9 +7122,7 @@ static tmoe_tensor *tmoei_head(tmoei_pass *pass, tmoe_tensor *h)
  *   r_t,l = select(z_t,l)       a row of E weights for each task and routed layer
  * Ten kinds: `linear` and `linear_layer_specific` are MLPs. The others read a sequence with one
  * element for each routed layer: the task vector plus a learned position of the layer, or (layer
- * specific) a projection of the task vector for each layer.
- * Noise and exploration are for training, which draws them; evaluation selects without noise, at
- * the temperature of the model's step. */
+ * specific) a projection of the task vector for each layer. Noise and temperature: tmoe_config. */
 
 /* Tensors are taken in the order of tmoei_router_plan; the comments name them. */
 typedef struct tmoei_router {
@@ -7178,10 +7181,11 @@ static tmoe_tensor *tmoei_router_sequence(tmoei_router *router, tmoe_tensor *e)
 }
 
 /* ---- recurrent routers; gates in torch's order --------------------------------------------------
- *                                                       i = W_i x + b_i,   u = W_h h + b_h
- *   RNN   h' = tanh(i + u)
- *   GRU   r, z = sigmoid(i + u);  n = tanh(i_n + r u_n);  h' = n + z (h - n)
- *   LSTM  i, f, o = sigmoid(i + u);  g = tanh(i + u);  c' = f c + i g;  h' = o tanh(c') */
+ *                                                       a = W_x x + b_x,   u = W_h h + b_h
+ *   RNN   h' = tanh(a + u)
+ *   GRU   reset, keep = sigmoid(a + u);  n = tanh(a_n + reset u_n);  h' = n + keep (h - n)
+ *   LSTM  in, keep, out = sigmoid(a + u);  g = tanh(a + u)
+ *         c' = keep c + in g;  h' = out tanh(c') */
 static tmoe_tensor *tmoei_router_gate(tmoei_router *router, tmoe_tensor *sum, int gate,
     tmoe_activation act)
 {
@@ -7189,31 +7193,31 @@ static tmoe_tensor *tmoei_router_gate(tmoei_router *router, tmoe_tensor *sum, in
     return tmoe_activate(router->tape, tmoe_slice(router->tape, sum, gate * hidden, hidden), act);
 }
 
-static tmoe_tensor *tmoei_router_gru(tmoei_router *router, tmoe_tensor *i, tmoe_tensor *u,
+static tmoe_tensor *tmoei_router_gru(tmoei_router *router, tmoe_tensor *a, tmoe_tensor *u,
     tmoe_tensor *h)
 {
     tmoe_tape *tape = router->tape;
     const int hidden = router->model->config.router_hidden;
-    tmoe_tensor *sum = tmoe_add(tape, i, u);
-    tmoe_tensor *r = tmoei_router_gate(router, sum, 0, TMOE_SIGMOID);
-    tmoe_tensor *z = tmoei_router_gate(router, sum, 1, TMOE_SIGMOID);
-    tmoe_tensor *n = tmoe_multiply(tape, r, tmoe_slice(tape, u, 2 * hidden, hidden));
-    n = tmoe_add(tape, tmoe_slice(tape, i, 2 * hidden, hidden), n);
+    tmoe_tensor *sum = tmoe_add(tape, a, u);
+    tmoe_tensor *reset = tmoei_router_gate(router, sum, 0, TMOE_SIGMOID);
+    tmoe_tensor *keep = tmoei_router_gate(router, sum, 1, TMOE_SIGMOID);
+    tmoe_tensor *n = tmoe_multiply(tape, reset, tmoe_slice(tape, u, 2 * hidden, hidden));
+    n = tmoe_add(tape, tmoe_slice(tape, a, 2 * hidden, hidden), n);
     n = tmoe_activate(tape, n, TMOE_TANH);
     tmoe_tensor *change = tmoe_add(tape, h, tmoe_affine(tape, n, -1.0f, 0.0f));
-    return tmoe_add(tape, n, tmoe_multiply(tape, z, change));
+    return tmoe_add(tape, n, tmoe_multiply(tape, keep, change));
 }
 
 static tmoe_tensor *tmoei_router_lstm(tmoei_router *router, tmoe_tensor *sum, tmoe_tensor **c)
 {
     tmoe_tape *tape = router->tape;
-    tmoe_tensor *i = tmoei_router_gate(router, sum, 0, TMOE_SIGMOID);
-    tmoe_tensor *f = tmoei_router_gate(router, sum, 1, TMOE_SIGMOID);
+    tmoe_tensor *in = tmoei_router_gate(router, sum, 0, TMOE_SIGMOID);
+    tmoe_tensor *keep = tmoei_router_gate(router, sum, 1, TMOE_SIGMOID);
     tmoe_tensor *g = tmoei_router_gate(router, sum, 2, TMOE_TANH);
-    tmoe_tensor *o = tmoei_router_gate(router, sum, 3, TMOE_SIGMOID);
-    tmoe_tensor *kept = tmoe_multiply(tape, f, *c);
-    *c = tmoe_add(tape, kept, tmoe_multiply(tape, i, g));
-    return tmoe_multiply(tape, o, tmoe_activate(tape, *c, TMOE_TANH));
+    tmoe_tensor *out = tmoei_router_gate(router, sum, 3, TMOE_SIGMOID);
+    tmoe_tensor *kept = tmoe_multiply(tape, keep, *c);
+    *c = tmoe_add(tape, kept, tmoe_multiply(tape, in, g));
+    return tmoe_multiply(tape, out, tmoe_activate(tape, *c, TMOE_TANH));
 }
 
 /* One direction over the R elements of x: states[l] (K, hidden). */
@@ -7224,7 +7228,7 @@ static void tmoei_router_direction(tmoei_router *router, tmoe_tensor *x, int bac
     const tmoei_router_family family = tmoei_router_family_of(config);
     const int R = router->model->R, width = tmoei_router_width(config);
     tmoe_tape *tape = router->tape;
-    tmoe_tensor *wi = tmoei_router_take(router), *bi = tmoei_router_take(router); /* input */
+    tmoe_tensor *wx = tmoei_router_take(router), *bx = tmoei_router_take(router); /* input */
     tmoe_tensor *wh = tmoei_router_take(router), *bh = tmoei_router_take(router); /* hidden */
     tmoe_tensor *h = x ? tmoei_tensor_new(tape, x->rows, config->router_hidden, NULL) : NULL;
     if (h && !tape->dry) memset(h->x, 0, tmoei_elements(h) * sizeof(float));
@@ -7232,15 +7236,15 @@ static void tmoei_router_direction(tmoei_router *router, tmoe_tensor *x, int bac
 
     for (int step = 0; step < R; step++) {
         const int l = backward ? R - 1 - step : step;
-        tmoe_tensor *i = tmoe_slice(tape, x, l * width, width);
-        i = tmoe_linear(tape, i, wi, bi, TMOE_NONE, NULL);
+        tmoe_tensor *a = tmoe_slice(tape, x, l * width, width);
+        a = tmoe_linear(tape, a, wx, bx, TMOE_NONE, NULL);
         tmoe_tensor *u = tmoe_linear(tape, h, wh, bh, TMOE_NONE, NULL);
         if (family == TMOEI_ROUTER_RNN)
-            h = tmoei_router_gate(router, tmoe_add(tape, i, u), 0, TMOE_TANH);
+            h = tmoei_router_gate(router, tmoe_add(tape, a, u), 0, TMOE_TANH);
         else if (family == TMOEI_ROUTER_GRU)
-            h = tmoei_router_gru(router, i, u, h);
+            h = tmoei_router_gru(router, a, u, h);
         else
-            h = tmoei_router_lstm(router, tmoe_add(tape, i, u), &c);
+            h = tmoei_router_lstm(router, tmoe_add(tape, a, u), &c);
         states[l] = h;
     }
 }
@@ -7309,8 +7313,7 @@ TMOE_DEF float tmoe_model_temperature(const tmoe_model *model)
     return tau > (double)c->temperature_min ? (float)tau : c->temperature_min;
 }
 
-/* r (K * R, E) = select(z + mask + noise) of logits z (K, R * E), at the model's temperature.
- * Evaluation has no noise. */
+/* r (K * R, E) = select(z + mask + noise) of logits z (K, R * E), at the model's temperature. */
 static tmoe_tensor *tmoei_routes_of_logits(const tmoe_model *model, tmoe_tape *tape, tmoe_tensor *z,
     const float *noise)
 {
@@ -7583,7 +7586,7 @@ static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route)
     return TMOE_OK;
 }
 
-/* Sets up a pass that evaluates: no gradients, no noise. route NULL: that of the known task. */
+/* Sets up a pass that evaluates, without gradients. route NULL: that of the known task. */
 static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const float *route,
     tmoe_tape *tape, tmoei_pass *pass)
 {
@@ -7750,10 +7753,7 @@ static size_t tmoei_target_length(const tmoe_model *model, const tmoei_texts *te
  *   4. each group runs forward and backward on the other tape, and leaves its row of dl/droute, or
  *      the gradient of its merged layers;
  *   5. the router's tape runs backward from these;
- *   6. the optimiser moves the parameters.
- *
- * All that is random is a function of (seed, stream, step): a checkpoint needs no more than the
- * step's number. */
+ *   6. the optimiser moves the parameters. */
 
 /* A training task: the lines it is trained on, then those of its validation, are a run of the
  * trainer's list of examples. */
@@ -7965,8 +7965,8 @@ static float tmoei_learning_rate(const tmoe_training *t, int64_t step, float top
     return (float)((double)top * factor);
 }
 
-/* Are the parameters of this rate among the TMOE_TRAIN_ bits? tmoei_rate has the order of the bits;
- * TMOEI_RATE_NONE is past them. */
+/* Returns whether the TMOE_TRAIN_ bits train the parameters of this rate. tmoei_rate has the order
+ * of the bits; TMOEI_RATE_NONE is past them. */
 static int tmoei_moves(int bits, tmoei_rate rate)
 {
     return bits >> (int)rate & 1;
@@ -8157,9 +8157,9 @@ static void tmoei_route_statistics(tmoe_trainer *trainer, const float *routes, i
     memset(trainer->entropy, 0, (size_t)R * sizeof(float));
     memset(trainer->use, 0, (size_t)(R * E) * sizeof(float));
 
-    for (int k = 0; k < K; k++)
+    for (int t = 0; t < K; t++)
         for (int l = 0; l < R; l++) {
-            const float *r = routes + (k * R + l) * E;
+            const float *r = routes + (t * R + l) * E;
             for (int e = 0; e < E; e++) {
                 trainer->use[l * E + e] += r[e] / (float)K;
                 if (r[e] > 0.0f) trainer->entropy[l] -= r[e] * logf(r[e]) / (float)K;
@@ -8178,9 +8178,9 @@ static double tmoei_load_balance(tmoe_trainer *trainer, int K)
     const int width = (int)trainer->model->route_width;
     double value = 0.0;
 
-    for (int k = 0; k < K; k++)
+    for (int t = 0; t < K; t++)
         for (int i = 0; i < width; i++)
-            trainer->droutes[k * width + i] += 2.0f * a * m[i] / (float)K;
+            trainer->droutes[t * width + i] += 2.0f * a * m[i] / (float)K;
     for (int i = 0; i < width; i++) value += (double)(a * m[i] * m[i]);
     return value;
 }
@@ -9013,14 +9013,9 @@ TMOE_DEF tmoe_result tmoe_training_bytes(tmoe_ctx *ctx, const tmoe_config *confi
 }
 
 /* ==== >>inference: one route, one merge, then an ordinary dense model answers ====================
- * All passes here are evaluation passes (tmoei_evaluation_pass, >>router): no noise, no
- * exploration, no dropout, the temperature of the last training step. The route is computed and
- * the experts are merged once, before the first token. (TMOE_MIX_OUTPUT runs the experts side by
- * side instead.)
- *
- * Keys and values of earlier positions are kept in a cache of slots (H, 2, limit, W): a head's
- * keys, then its values, as it reads them. A row is a request or one of its beams. A table says
- * which slot holds position t of a row, so beams that change places move no keys. */
+ * All passes here are evaluation passes (tmoei_evaluation_pass, >>router). The route
+ * is computed and the experts are merged once, before the first token; TMOE_MIX_OUTPUT runs the
+ * experts side by side instead. A row is a request or one of its beams. */
 
 /* ---- decoding: greedy, and beam search as transformers does it ------------------------------- */
 
@@ -9192,8 +9187,8 @@ static void tmoei_search_finish(tmoei_search *s, int request, const tmoei_hypoth
     s->lengths[to] = s->length + 1;
 }
 
-/* Can no running row, the best of which has the score `running`, still replace a finished answer?
- * With TMOE_EARLY_STOPPING_TRUE: are `beams` answers finished? */
+/* Returns whether no running row can replace a finished answer any more; `running` is the score of
+ * the best. TMOE_EARLY_STOPPING_TRUE: whether `beams` answers are finished. */
 static int tmoei_search_is_over(const tmoei_search *s, int request, float running)
 {
     const tmoe_generation *how = &s->how;
@@ -11438,7 +11433,7 @@ static void tmoei_bpe_word(tmoei_bpe_trainer *bpe, const char *text, size_t leng
         bpe->symbols[bpe->symbol_count++] = TMOEI_BYTES_FIRST + (unsigned char)text[i];
 }
 
-/* Is the pair at place i of n tokens? */
+/* Returns whether the pair is at place i of n tokens. */
 static int tmoei_pair_at(const int *s, size_t i, size_t n, const tmoei_merge_pair *pair)
 {
     return i + 1 < n && s[i] == pair->left && s[i + 1] == pair->right;
@@ -13346,7 +13341,8 @@ static tmoe_model *tmoei_few_shot_model(const tmoei_few_shot_job *job, tmoe_ctx 
     return model;
 }
 
-/* Trains, measures dev from time to time and leaves the best parameters and their step in the model. */
+/* Trains, measures dev from time to time and leaves the model with the best parameters and their
+ * step. */
 static void tmoei_few_shot_train(tmoe_trainer *trainer, const tmoe_task *task, int every,
     double *dev)
 {

@@ -778,6 +778,21 @@ static void test_training_ends_with_the_best_parameters(void)
     unmake(&s);
 }
 
+/* The training's label need not outlive the call that takes it. */
+static void test_the_label_of_a_training_is_copied(void)
+{
+    tmoe_config c = small_config();
+    tmoe_training t = small_training();
+    tmoe_progress p;
+    char label[8] = "first";
+    t.label = label;
+    set s = make(1, &c, &t);
+    memset(label, 0, sizeof label);
+    CHECK(tmoe_trainer_step(s.trainer, &p) == TMOE_OK);
+    CHECK_TEXT(p.label, "first");
+    unmake(&s);
+}
+
 /* So the model keeps the step of the best parameters, too: it was validated at that temperature. A
  * checkpoint has it. */
 static void test_the_best_parameters_keep_their_temperature(void)
@@ -1118,7 +1133,7 @@ TEST_MAIN("test_method", RUN(test_gumbel_is_evaluated_as_the_mixture_without_noi
           RUN(test_validation_loss_is_plain_and_of_lines_not_trained_on);
           RUN(test_training_ends_with_the_best_parameters);
           RUN(test_the_best_parameters_keep_their_temperature);
-          RUN(test_decoding_begins_as_training_does);
+          RUN(test_the_label_of_a_training_is_copied); RUN(test_decoding_begins_as_training_does);
           RUN(test_a_dense_start_is_the_average_of_the_experts);
           RUN(test_stage_two_begins_anew_at_three_hundred);
           RUN(test_fisher_vectors_are_squares_of_gradients); RUN(test_few_shot_keeps_its_protocol);)
