@@ -9680,7 +9680,7 @@ TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task,
 
 #ifndef TMOE_NO_STDIO /* JSON comes from files and goes to files */
 
-#define TMOEI_BAD_FORMAT(ctx, ...) ((void)tmoei_fail(ctx, TMOE_ERR_FORMAT, __VA_ARGS__))
+#define TMOEI_BAD_FORMAT(ctx, ...) tmoei_fail(ctx, TMOE_ERR_FORMAT, __VA_ARGS__)
 
 /* ---- writing --------------------------------------------------------------------------------- */
 
@@ -9893,20 +9893,6 @@ static tmoe_result tmoei_json_string(tmoei_json_reader *r, const char **text, si
     return TMOE_OK;
 }
 
-/* null, false or true; returns 0 where none of them follows. */
-static int tmoei_json_word(tmoei_json_reader *r, tmoei_json_node *node)
-{
-    static const char *const words[] = { "null", "false", "true" }; /* by their kinds */
-    for (int kind = TMOEI_JSON_NULL; kind <= TMOEI_JSON_TRUE; kind++) {
-        const size_t n = strlen(words[kind]);
-        if (r->length - r->at < n || memcmp(r->text + r->at, words[kind], n) != 0) continue;
-        r->at += n;
-        node->kind = (tmoei_json_kind)kind;
-        return 1;
-    }
-    return 0;
-}
-
 /* strtod wants the locale's decimal point. */
 static double tmoei_json_strtod(char *text)
 {
@@ -9915,10 +9901,19 @@ static double tmoei_json_strtod(char *text)
     return strtod(text, NULL);
 }
 
-/* [-] (0 | digits) [. digits] [(e | E) [+ | -] digits] */
-static tmoe_result tmoei_json_number_text(tmoei_json_reader *r, tmoei_json_node *node)
+/* null, false, true or a number: [-] (0 | digits) [. digits] [(e | E) [+ | -] digits] */
+static tmoe_result tmoei_json_plain(tmoei_json_reader *r, tmoei_json_node *node)
 {
+    static const char *const words[] = { "null", "false", "true" }; /* by their kinds */
     const size_t begin = r->at;
+    for (int kind = TMOEI_JSON_NULL; kind <= TMOEI_JSON_TRUE; kind++) {
+        const size_t n = strlen(words[kind]);
+        if (r->length - begin < n || memcmp(r->text + begin, words[kind], n) != 0) continue;
+        r->at += n;
+        node->kind = (tmoei_json_kind)kind;
+        return TMOE_OK;
+    }
+
     const int negative = tmoei_json_take(r, '-');
     if (!tmoei_json_take(r, '0') && !tmoei_json_digits(r)) /* no digit follows a leading 0 */
         return tmoei_json_error(r, "a value was expected");
@@ -9958,11 +9953,7 @@ static tmoe_result tmoei_json_members(tmoei_json_reader *r, int parent, int dept
     const int closing = object ? '}' : ']';
     int last = -1;
     if (tmoei_json_mark(r, closing)) return TMOE_OK;
-    if (depth == TMOEI_JSON_DEPTH) {
-        char what[64];
-        (void)snprintf(what, sizeof what, "nested more than %d deep", TMOEI_JSON_DEPTH);
-        return tmoei_json_error(r, what);
-    }
+    if (depth == TMOEI_JSON_DEPTH) return tmoei_json_error(r, "nested too deep");
 
     do {
         const int child = json->count;
@@ -10006,8 +9997,8 @@ static tmoe_result tmoei_json_element(tmoei_json_reader *r, int depth)
         node.kind = TMOEI_JSON_ARRAY;
     } else if (tmoei_json_take(r, '{')) {
         node.kind = TMOEI_JSON_OBJECT;
-    } else if (!tmoei_json_word(r, &node)) {
-        TMOEI_TRY(tmoei_json_number_text(r, &node));
+    } else {
+        TMOEI_TRY(tmoei_json_plain(r, &node));
     }
 
     const int index = json->count;
@@ -10050,18 +10041,7 @@ static tmoe_result tmoei_json_parse(tmoe_ctx *ctx, tmoei_json *json, const char 
 /* The node with this index; for -1 a null without a key, a text or children. */
 static const tmoei_json_node *tmoei_json_at(const tmoei_json *json, int node)
 {
-    static const tmoei_json_node nothing = {
-        TMOEI_JSON_NULL,
-        "", /* text */
-        "", /* key */
-        0,
-        0,
-        0.0,
-        0,
-        -1, /* child */
-        -1, /* next */
-        0,
-    };
+    static const tmoei_json_node nothing = { TMOEI_JSON_NULL, "", "", 0, 0, 0.0, 0, -1, -1, 0 };
     return node < 0 ? &nothing : &json->nodes[node];
 }
 
@@ -10142,13 +10122,7 @@ static tmoe_result tmoei_json_file(tmoe_ctx *ctx, tmoei_json *json, char *path, 
  *   header    JSON  {"__metadata__": {"key": "text", ...},
  *                    "name": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, ...}
  *   data      the tensors' values, little-endian, row-major; offsets count from its first byte
- * A file is checked as a whole before anything of it is used:
- *   - the header lies inside the file and has at most 100 MB, the reference implementation's limit;
- *   - it is an object; __metadata__, where it is there, occurs once and is null or holds strings;
- *   - every tensor has dtype, shape and data_offsets, each once; further keys are ignored;
- *   - the dtype is known, sizes and offsets are digits, and the shape times the dtype's bytes is
- *     what lies between the offsets;
- *   - the tensors cover the data without overlap and without a hole, and no name occurs twice. */
+ * A file is checked as a whole before anything of it is used. */
 
 typedef enum tmoei_dtype { /* the first three can be read as floats */
     TMOEI_F32,
@@ -10167,7 +10141,7 @@ static const tmoei_dtype_info tmoei_dtypes[] = { { "F32", 4 }, { "F16", 2 }, { "
     { "F8_E5M2", 1 }, { "F8_E8M0", 1 } };
 
 #define TMOEI_DTYPES ((int)(sizeof tmoei_dtypes / sizeof *tmoei_dtypes))
-#define TMOEI_HEADER_MAX 100000000
+#define TMOEI_HEADER_MAX 100000000 /* bytes; the reference implementation's limit */
 
 typedef struct tmoei_entry {
     const char *name; /* in the JSON's memory */
@@ -10204,19 +10178,13 @@ static int tmoei_entry_by_name(const void *a, const void *b)
     return strcmp(((const tmoei_entry *)a)->name, ((const tmoei_entry *)b)->name);
 }
 
-static int tmoei_size_compare(size_t a, size_t b)
-{
-    if (a == b) return 0;
-    return a < b ? -1 : 1;
-}
-
 /* By first byte; an empty tensor comes before the one that begins where it lies. */
 static int tmoei_entry_by_place(const void *a, const void *b)
 {
     const tmoei_entry *x = (const tmoei_entry *)a;
     const tmoei_entry *y = (const tmoei_entry *)b;
-    const int order = tmoei_size_compare(x->begin, y->begin);
-    return order ? order : tmoei_size_compare(x->end, y->end);
+    if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
+    return (x->end > y->end) - (x->end < y->end);
 }
 
 /* The value of a key that occurs exactly once, else NULL. */
@@ -10242,7 +10210,8 @@ static const char *tmoei_entry_read(const tmoei_safetensors *file, int node, tmo
     const tmoei_json_node *dtype = tmoei_json_once(json, node, "dtype");
     const tmoei_json_node *shape = tmoei_json_once(json, node, "shape");
     const tmoei_json_node *offsets = tmoei_json_once(json, node, "data_offsets");
-    if (!dtype || !shape || !offsets) return "must have dtype, shape and data_offsets, each once";
+    if (!dtype || !shape || !offsets) /* further keys are ignored */
+        return "must have dtype, shape and data_offsets, each once";
 
     e->name = n->key;
     while (e->dtype < TMOEI_DTYPES && !tmoei_json_says(dtype, tmoei_dtypes[e->dtype].name))
@@ -10280,22 +10249,6 @@ static uint64_t tmoei_little(const unsigned char *bytes, size_t n)
     return x;
 }
 
-static tmoe_result tmoei_safetensors_header(tmoe_ctx *ctx, tmoei_safetensors *file)
-{
-    const unsigned char *bytes = (const unsigned char *)file->bytes;
-    const uint64_t header = file->size < 8 ? 0 : tmoei_little(bytes, 8);
-    if (file->size < 8 || header > TMOEI_HEADER_MAX || header > file->size - 8)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-            "%s: not a safetensors file, or cut off: %lu bytes, header of %llu", file->path,
-            (unsigned long)file->size, (unsigned long long)header);
-    file->data = bytes + 8 + header;
-    file->data_size = file->size - 8 - (size_t)header;
-    TMOEI_TRY(tmoei_json_parse(ctx, &file->json, file->bytes + 8, (size_t)header, file->path));
-    if (file->json.nodes[0].kind != TMOEI_JSON_OBJECT)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: the header is not an object", file->path);
-    return TMOE_OK;
-}
-
 static int tmoei_metadata_sound(const tmoei_json *json, int node)
 {
     const tmoei_json_node *metadata = &json->nodes[node];
@@ -10306,58 +10259,65 @@ static int tmoei_metadata_sound(const tmoei_json *json, int node)
     return metadata->kind == TMOEI_JSON_OBJECT;
 }
 
-static tmoe_result tmoei_safetensors_entries(tmoe_ctx *ctx, tmoei_safetensors *file)
+/* Reads the header's members. Returns the rule that one breaks, and its name in *name, or NULL. */
+static const char *tmoei_safetensors_entries(tmoei_safetensors *file, const char **name)
 {
     const tmoei_json_node *nodes = file->json.nodes;
-    file->entries =
-        (tmoei_entry *)tmoei_own(&file->own, (size_t)nodes[0].count + 1, sizeof *file->entries);
-    if (!file->entries) return TMOE_ERR_MEMORY;
     for (int i = nodes[0].child; i >= 0; i = nodes[i].next) {
-        if (strcmp(nodes[i].key, "__metadata__") == 0) {
-            if (!tmoei_metadata_sound(&file->json, i))
-                return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                    "%s: __metadata__ must be one object of strings", file->path);
-            continue;
-        }
-        const char *wrong = tmoei_entry_read(file, i, &file->entries[file->count]);
-        if (wrong)
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: tensor %s: %s", file->path, nodes[i].key,
-                wrong);
-        file->count++;
+        const char *wrong = NULL;
+        *name = nodes[i].key;
+        if (strcmp(*name, "__metadata__") != 0)
+            wrong = tmoei_entry_read(file, i, &file->entries[file->count++]);
+        else if (!tmoei_metadata_sound(&file->json, i))
+            wrong = "must be one object of strings";
+        if (wrong) return wrong;
     }
-    return TMOE_OK;
+    return NULL;
 }
 
-/* The tensors cover the data, and have different names. Leaves them sorted by name. */
-static tmoe_result tmoei_safetensors_cover(tmoe_ctx *ctx, tmoei_safetensors *file)
+/* The tensors cover the data without overlap and hole, and have different names. Sorts them by
+ * name. Returns the rule that one breaks, and its name in *name, or NULL. */
+static const char *tmoei_safetensors_cover(tmoei_safetensors *file, const char **name)
 {
     tmoei_entry *e = file->entries;
     size_t at = 0;
     qsort(e, (size_t)file->count, sizeof *e, tmoei_entry_by_place);
     for (int i = 0; i < file->count; i++) {
-        if (e[i].begin != at)
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                "%s: tensor %s begins at byte %lu of the data, the one before ends at %lu",
-                file->path, e[i].name, (unsigned long)e[i].begin, (unsigned long)at);
+        *name = e[i].name;
+        if (e[i].begin != at) return "does not begin where the tensor before it ends";
         at = e[i].end;
     }
-    if (at != file->data_size)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %lu bytes of data, but the tensors end at %lu",
-            file->path, (unsigned long)file->data_size, (unsigned long)at);
+    if (at != file->data_size) return "is the last tensor, but the data go on";
 
     qsort(e, (size_t)file->count, sizeof *e, tmoei_entry_by_name);
-    for (int i = 1; i < file->count; i++)
-        if (strcmp(e[i - 1].name, e[i].name) == 0)
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: two tensors are called %s", file->path,
-                e[i].name);
-    return TMOE_OK;
+    for (int i = 1; i < file->count; i++) {
+        *name = e[i].name;
+        if (strcmp(e[i - 1].name, *name) == 0) return "is the name of two tensors";
+    }
+    return NULL;
 }
 
 static tmoe_result tmoei_safetensors_check(tmoe_ctx *ctx, tmoei_safetensors *file)
 {
-    TMOEI_TRY(tmoei_safetensors_header(ctx, file));
-    TMOEI_TRY(tmoei_safetensors_entries(ctx, file));
-    return tmoei_safetensors_cover(ctx, file);
+    const unsigned char *bytes = (const unsigned char *)file->bytes;
+    const uint64_t header = file->size < 8 ? 0 : tmoei_little(bytes, 8);
+    if (file->size < 8 || header > TMOEI_HEADER_MAX || header > file->size - 8)
+        return TMOEI_BAD_FORMAT(ctx, "%s: not a safetensors file, or cut off", file->path);
+    file->data = bytes + 8 + header;
+    file->data_size = file->size - 8 - (size_t)header;
+    TMOEI_TRY(tmoei_json_parse(ctx, &file->json, file->bytes + 8, (size_t)header, file->path));
+    const tmoei_json_node *root = &file->json.nodes[0];
+    if (root->kind != TMOEI_JSON_OBJECT)
+        return TMOEI_BAD_FORMAT(ctx, "%s: the header is not an object", file->path);
+    file->entries =
+        (tmoei_entry *)tmoei_own(&file->own, (size_t)root->count + 1, sizeof *file->entries);
+    if (!file->entries) return TMOE_ERR_MEMORY;
+
+    const char *name = "(none)";
+    const char *wrong = tmoei_safetensors_entries(file, &name);
+    if (!wrong) wrong = tmoei_safetensors_cover(file, &name);
+    if (wrong) return TMOEI_BAD_FORMAT(ctx, "%s: %s: %s", file->path, name, wrong);
+    return TMOE_OK;
 }
 
 static tmoe_result tmoei_safetensors_open(tmoe_ctx *ctx, tmoei_safetensors *file, const char *path)
@@ -10430,9 +10390,9 @@ static tmoe_result tmoei_safetensors_read(tmoe_ctx *ctx, const tmoei_safetensors
 {
     const tmoei_dtype_info dtype = tmoei_dtypes[entry->dtype];
     if (entry->count != first + count || entry->dtype > TMOEI_BF16)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-            "%s: tensor %s: %lu values of %s, expected %lu floats", file->path, entry->name,
-            (unsigned long)entry->count, dtype.name, (unsigned long)(first + count));
+        return TMOEI_BAD_FORMAT(ctx, "%s: tensor %s: %lu values of %s, expected %lu floats",
+            file->path, entry->name, (unsigned long)entry->count, dtype.name,
+            (unsigned long)(first + count));
 
     const unsigned char *p = file->data + entry->begin + first * dtype.bytes;
     if (entry->dtype == TMOEI_F32 && tmoei_little_endian()) {
@@ -10619,85 +10579,38 @@ static tmoe_result tmoei_writer_save(tmoe_ctx *ctx, tmoei_writer *writer, const 
  *   header    a Python dictionary: {'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }
  *   data      the numbers */
 
-/* Makes JSON of the dictionary, character by character: other quotes, brackets and letters; no
- * comma before a closing bracket; no L behind a number, which Python 2 wrote. */
-static void tmoei_npy_to_json(char *text, size_t length)
+/* Bytes of a number, by the header of a (rows, cols) array; 0 where it is another's. The header is
+ * compared without what is written in several ways: quotes, spaces, a comma before a bracket, and
+ * the L that Python 2 put behind a number. */
+static size_t tmoei_npy_header(tmoe_ctx *ctx, const char *path, const char *header, size_t length,
+    int rows, int cols)
 {
-    static const char from[] = "()TFL", to[] = "[]tf ";
-    char quote = 0, *comma = NULL;
-    for (char *c = text; c < text + length; c++) {
-        if (quote ? *c == quote : *c == '\'' || *c == '"') {
-            quote = quote ? 0 : *c;
-            *c = '"';
-        }
-        if (quote) continue;
-        const char *other = *c ? strchr(from, *c) : NULL;
-        if (other) *c = to[other - from];
-        if (comma && (*c == ']' || *c == '}')) *comma = ' ';
-        if (*c != ' ') comma = *c == ',' ? c : NULL;
+    char text[128], shape[48]; /* a header that is longer is another's */
+    size_t n = 0;
+    for (size_t i = 0; i < length && n + 1 < sizeof text; i++) {
+        const char c = header[i];
+        if (strchr("'\" \nL", c)) continue;
+        if (n && text[n - 1] == ',' && (c == ')' || c == '}')) n--;
+        text[n++] = c;
     }
-}
+    text[n] = 0;
 
-/* Bytes of one number of a (rows, cols) array whose header this is; 0 with the reason in the
- * context where it is another's. */
-static size_t tmoei_npy_check(tmoe_ctx *ctx, const char *path, const tmoei_json *json, int rows,
-    int cols)
-{
-    const tmoei_json_node *descr = tmoei_json_once(json, 0, "descr");
-    const tmoei_json_node *fortran = tmoei_json_once(json, 0, "fortran_order");
-    const tmoei_json_node *shape = tmoei_json_once(json, 0, "shape");
-    const tmoei_json_node *first = tmoei_json_at(json, shape ? shape->child : -1);
-    const tmoei_json_node *second = tmoei_json_at(json, first->next);
-    if (!descr || !fortran || !shape || json->nodes[0].count != 3
-        || descr->kind != TMOEI_JSON_STRING || shape->kind != TMOEI_JSON_ARRAY) {
-        TMOEI_BAD_FORMAT(ctx,
-            "npy_load: %s: the header needs descr (one type), fortran_order and shape", path);
-    } else if (fortran->kind != TMOEI_JSON_FALSE) {
-        TMOEI_BAD_FORMAT(ctx,
-            "npy_load: %s: is in Fortran order; save numpy.ascontiguousarray of it", path);
-    } else if (shape->count != 2 || first->number != rows || second->number != cols) {
-        TMOEI_BAD_FORMAT(ctx,
-            "npy_load: %s: has %d dimension(s), the first of %.0f; must be (%d, %d)", path,
-            shape->count, first->number, rows, cols);
-    } else if (tmoei_json_says(descr, "<f4")) {
-        return 4;
-    } else if (tmoei_json_says(descr, "<f8")) {
-        return 8;
-    } else {
-        TMOEI_BAD_FORMAT(ctx,
-            "npy_load: %s: type '%.16s'; must be '<f4' or '<f8', little-endian float32 or float64",
-            path, descr->text);
+    (void)snprintf(shape, sizeof shape, "shape:(%d,%d)", rows, cols);
+    /* The length shows that there is nothing else. */
+    if (n == strlen("{descr:<f4,fortran_order:False,}") + strlen(shape) && strstr(text, shape)
+        && strstr(text, "fortran_order:False")) {
+        if (strstr(text, "descr:<f4")) return 4;
+        if (strstr(text, "descr:<f8")) return 8;
     }
+    TMOEI_BAD_FORMAT(ctx, "npy_load: %s: must be '<f4' or '<f8' in C order, %s; is %s", path, shape,
+        text);
     return 0;
-}
-
-/* Reads the header of a file's bytes: where the numbers begin into *begin, returns the bytes of one
- * number; 0 with the reason in the context. */
-static size_t tmoei_npy_header(tmoe_ctx *ctx, const char *path, char *file, size_t size,
-    size_t *begin, int rows, int cols)
-{
-    const unsigned char *p = (const unsigned char *)file;
-    size_t header = 0, length = 0, bytes = 0;
-    tmoei_json json;
-    if (size >= 12 && memcmp(file, "\x93NUMPY", 6) == 0 && p[6] >= 1 && p[6] <= 3) {
-        header = p[6] == 1 ? 10 : 12;
-        length = (size_t)tmoei_little(p + 8, header - 8);
-    }
-    if (length == 0 || length > size - header) {
-        TMOEI_BAD_FORMAT(ctx, "npy_load: %s: is not a .npy file, or cut off", path);
-        return 0;
-    }
-    *begin = header + length;
-    tmoei_npy_to_json(file + header, length);
-    if (tmoei_json_parse(ctx, &json, file + header, length, path) != TMOE_OK) return 0;
-    bytes = tmoei_npy_check(ctx, path, &json, rows, cols);
-    tmoei_json_free(ctx, &json);
-    return bytes;
 }
 
 TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, int rows, int cols)
 {
-    size_t size = 0, begin = 0, count = 0;
+    size_t size = 0, count = 0, bytes = 0;
+    size_t from = 0, length = 0; /* of the header */
     tmoei_begin(ctx);
     if (!path || !x || rows < 1 || cols < 1 || !tmoei_size(&count, (size_t)rows, (size_t)cols, 0))
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
@@ -10705,13 +10618,23 @@ TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, in
     char *file = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &size);
     if (!file) return ctx->error;
 
-    const size_t bytes = tmoei_npy_header(ctx, path, file, size, &begin, rows, cols);
-    if (bytes && ((size - begin) / bytes != count || (size - begin) % bytes != 0))
+    const unsigned char *head = (const unsigned char *)file;
+    if (size >= 12 && memcmp(file, "\x93NUMPY", 6) == 0 && head[6] >= 1 && head[6] <= 3) {
+        from = head[6] == 1 ? 10 : 12;
+        length = (size_t)tmoei_little(head + 8, from - 8);
+    }
+    if (length > size - from) length = 0;
+    if (length == 0)
+        TMOEI_BAD_FORMAT(ctx, "npy_load: %s: is not a .npy file, or cut off", path);
+    else
+        bytes = tmoei_npy_header(ctx, path, file + from, length, rows, cols);
+    const unsigned char *data = head + from + length;
+    const size_t data_bytes = size - from - length;
+    if (bytes && (data_bytes / bytes != count || data_bytes % bytes != 0))
         TMOEI_BAD_FORMAT(ctx, "npy_load: %s: %lu bytes of numbers; must be %lu of %lu bytes", path,
-            (unsigned long)(size - begin), (unsigned long)count, (unsigned long)bytes);
+            (unsigned long)data_bytes, (unsigned long)count, (unsigned long)bytes);
     for (size_t i = 0; ctx->error == TMOE_OK && i < count; i++) {
-        const unsigned char *p = (const unsigned char *)file + begin + i * bytes;
-        const uint64_t bits = tmoei_little(p, bytes);
+        const uint64_t bits = tmoei_little(data + i * bytes, bytes);
         double number;
         memcpy(&number, &bits, sizeof number);
         x[i] = bytes == 4 ? tmoei_float_of_bits((uint32_t)bits) : (float)number;

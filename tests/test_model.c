@@ -2045,7 +2045,7 @@ static void test_npy_files_are_read(void)
     CHECK(file && fwrite(head, 1, 128, file) == 128 && fwrite(values, 1, 24, file) == 24
         && fclose(file) == 0);
     CHECK(tmoe_npy_load(ctx, path, x, 3, 2) == TMOE_ERR_FORMAT && x[0] == 9.0f);
-    CHECK_HAS(tmoe_error_message(ctx), "(3, 2)");
+    CHECK_HAS(tmoe_error_message(ctx), "(3,2)");
     CHECK(tmoe_npy_load(ctx, path, x, 2, 3) == TMOE_OK);
     CHECK(x[0] == 1.0f && x[1] == 2.0f && x[2] == -3.0f && x[3] == 0.0f && x[4] == 0.5f
         && x[5] == -1.0f);
