@@ -2326,8 +2326,8 @@ static void tmoei_parallel(tmoe_ctx *ctx, tmoei_chunk_fn *fn, void *arg, int chu
  *       K        |            at TMOEI_KC so that a panel of B stays in the nearest caches. A
  *     +----+ +--------+       tile's rows of A stay in L2.
  *     |----| |  +-+   |       M is cut into equal panels (32 = 11 + 11 + 10, not 14 + 14 + 4).
- *   M | A  | |  |C|   |       Lanes take tiles of C. The order of the terms of a sum does not
- *     |----| |  +-+   |       depend on the number of lanes.
+ *   M | A  | |  |C|   |       Lanes take tiles of C.
+ *     |----| |  +-+   |
  *     +----+ +--------+
  * The loops around the micro-kernels are in >>products. Measurements in both rooms are from
  * tests/bench.c and tests/bench_step.c on an AMD EPYC (Zen 4). */
@@ -6235,9 +6235,8 @@ static float *tmoei_piece_of(const tmoe_model *model, int l, int piece, int expe
     return model->theta + part + layer->offset[piece];
 }
 
-/* Layer l of a new model from another's. Where no route is given, as many experts as before are
- * kept. Any other layer begins with theta = sum_e r_e theta_e, r_e = 1 / E without a route, and its
- * experts are copies of that. */
+/* Layer l of a new model from another's, as tmoe_model_derive says: its experts are kept, or begin
+ * as theta = sum_e r_e theta_e, r_e = 1 / E without a route. */
 static void tmoei_layer_derive(tmoe_model *model, const tmoe_model *from, int l, const float *route)
 {
     const tmoei_layer *layer = &model->layers[l], *old = &from->layers[l];
@@ -7670,6 +7669,12 @@ typedef struct tmoei_texts {
     size_t count, ids_used, ids_capacity, offsets_capacity;
 } tmoei_texts;
 
+static void tmoei_texts_free(tmoe_ctx *ctx, tmoei_texts *texts)
+{
+    tmoei_free(ctx, texts->ids);
+    tmoei_free(ctx, texts->offsets);
+}
+
 /* Tokenises what the encoder reads: <s> instruction \n input </s>, or without an instruction <s>
  * input </s>. count: tokens of the whole text, even past capacity. find: special tokens in it
  * count as such. */
@@ -8220,9 +8225,8 @@ static void tmoei_step_noise(tmoe_trainer *trainer, size_t n)
     }
 }
 
-/* One route for each of the step's K tasks, and with PARAM mix the merged layers, all on the
- * router's tape. *loss grows by the balance of the load. Returns NULL where no layer is routed, or
- * in failure. */
+/* Routes of the step's K tasks and merged layers. *loss grows by the balance of the load. Returns
+ * NULL where no layer is routed, or in failure. */
 static tmoe_tensor *tmoei_step_route(tmoe_trainer *trainer, int K, double *loss)
 {
     const size_t n = (size_t)K * trainer->model->route_width;
@@ -8713,8 +8717,7 @@ TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer)
 {
     if (!trainer) return;
     tmoe_ctx *ctx = trainer->ctx;
-    tmoei_free(ctx, trainer->texts.ids);
-    tmoei_free(ctx, trainer->texts.offsets);
+    tmoei_texts_free(ctx, &trainer->texts);
     tmoei_free(ctx, trainer->updates);
     tmoei_free(ctx, trainer->batch.memory);
     tmoe_tape_destroy(trainer->router_tape);
@@ -9452,12 +9455,6 @@ static tmoe_result tmoei_ask(tmoe_model *model, const char *name, const char *in
     return tmoe_route_unseen(model, instruction, TMOE_ZERO_SHOT_ROUTER, unseen);
 }
 
-static void tmoei_texts_free(tmoe_ctx *ctx, tmoei_texts *texts)
-{
-    tmoei_free(ctx, texts->ids);
-    tmoei_free(ctx, texts->offsets);
-}
-
 /* Returns the text of tokens, to be freed with tmoei_free; NULL when there is no memory. */
 static char *tmoei_text_of(tmoe_model *model, const int *tokens, size_t count)
 {
@@ -9629,9 +9626,8 @@ TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task,
         empty |= !task->labels || !task->labels[i] || task->labels[i][0] == 0;
     if (empty || !model->tokenizer || count < 0 || (unsigned)how > TMOE_LABEL_MEAN)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "choose_label: task %s has a closed set of %d labels (at least 1, none empty), %d "
-            "inputs "
-            "(at least 0), score %d (0 or 1); the model needs a tokenizer",
+            "choose_label: task %s has a closed set of %d labels (at least 1, none empty), "
+            "%d inputs (at least 0), score %d (0 or 1); the model needs a tokenizer",
             task->name, task->label_count, count, (int)how);
     memset(&labels, 0, sizeof labels);
     memset(&source, 0, sizeof source);
@@ -12474,11 +12470,11 @@ TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *s
 }
 
 /* Raises source_tokens and target_tokens to what these lines of the task need. */
-static tmoe_result tmoei_lines_fit(const tmoe_tokenizer *tokenizer, const char *instruction,
+static tmoe_result tmoei_lines_fit(const tmoe_tokenizer *tokenizer, const tmoe_task *task,
     const tmoe_example *lines, int count, tmoe_config *config)
 {
     const int find = config->specials_in_text;
-    const char *before = config->instruction_in_input ? instruction : NULL;
+    const char *before = config->instruction_in_input ? task->instruction : NULL;
     size_t n;
     for (int i = 0; i < count; i++) {
         TMOEI_TRY(tmoei_encode_source(tokenizer, before, lines[i].input, find, NULL, 0, &n));
@@ -12500,10 +12496,8 @@ TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite,
     fitted.target_tokens = 2;
     for (int s = 0; s < suite->count; s++) {
         const tmoe_task *task = &suite->tasks[s];
-        TMOEI_TRY(
-            tmoei_lines_fit(tokenizer, task->instruction, task->train, task->train_count, &fitted));
-        TMOEI_TRY(
-            tmoei_lines_fit(tokenizer, task->instruction, task->test, task->test_count, &fitted));
+        TMOEI_TRY(tmoei_lines_fit(tokenizer, task, task->train, task->train_count, &fitted));
+        TMOEI_TRY(tmoei_lines_fit(tokenizer, task, task->test, task->test_count, &fitted));
     }
     *config = fitted;
     return TMOE_OK;
