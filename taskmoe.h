@@ -14143,8 +14143,7 @@ TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path)
 /* ==== >>bart: Hugging Face's BART folders, read and written ======================================
  * config.json, model.safetensors (or several with an index), generation_config.json, a tokenizer.
  * BART is our model with norms behind the sublayers and one expert. Its q, k and v matrices are one
- * in ours, below each other, and its tables of positions begin with two rows that are not used. One
- * list of tensors serves reading, writing and the message about what is missing. */
+ * in ours, below each other, and its tables of positions begin with two rows that are not used. */
 
 #ifndef TMOE_NO_BART
 
@@ -14153,25 +14152,14 @@ TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path)
 typedef struct tmoei_bart_tensor { /* a tensor of theirs, and where it lies in theta */
     char name[96];
     size_t offset, rows, cols;
-    size_t skip;  /* of their rows, before ours begin */
-    int rank;     /* of their shape: 1 or 2 */
-    int optional; /* old files may not have it: it is zero then */
+    size_t skip;        /* of their rows, before ours begin */
+    int rank, optional; /* optional: may be missing in old files, and is zero then */
 } tmoei_bart_tensor;
 
 typedef struct tmoei_bart_list {
     tmoei_bart_tensor *items;
-    size_t count, capacity;
+    size_t count;
 } tmoei_bart_list;
-
-/* One more tensor, all zero; NULL without memory. */
-static tmoei_bart_tensor *tmoei_bart_add(tmoe_ctx *ctx, tmoei_bart_list *list)
-{
-    if (!tmoei_grow(ctx, &list->items, &list->capacity, list->count + 1, sizeof *list->items))
-        return NULL;
-    tmoei_bart_tensor *t = &list->items[list->count++];
-    memset(t, 0, sizeof *t);
-    return t;
-}
 
 /* The tensors outside the layers, by tmoei_shared. */
 static void tmoei_bart_list_shared(const tmoe_model *model, tmoei_bart_list *list)
@@ -14183,8 +14171,7 @@ static void tmoei_bart_list_shared(const tmoe_model *model, tmoei_bart_list *lis
         "final_logits_bias" };
     for (int i = 0; i < TMOEI_SHARED; i++) {
         const tmoei_parameter *p = &model->parameters[model->shared[i]];
-        tmoei_bart_tensor *t = tmoei_bart_add(model->ctx, list);
-        if (!t) return;
+        tmoei_bart_tensor *t = &list->items[list->count++];
         (void)snprintf(t->name, sizeof t->name, "%s", names[i]);
         t->offset = p->offset;
         t->rows = (size_t)p->rows;
@@ -14210,33 +14197,34 @@ static void tmoei_bart_list_layer(const tmoe_model *model, int l, tmoei_bart_lis
     for (int piece = 0; piece < TMOEI_PIECES; piece++) {
         const char *const *of = names[piece / 2];
         const size_t rows = (size_t)layer->rows[piece], cols = (size_t)layer->cols[piece];
+        const size_t base = layer->in_expert[piece] ? layer->block : layer->shared;
         if (rows == 0) continue; /* an encoder has no cross attention */
         size_t parts = 1;
         while (parts < 3 && of[parts]) parts++;
-        size_t offset = layer->offset[piece];
-        offset += layer->in_expert[piece] ? layer->block : layer->shared;
 
         for (size_t part = 0; part < parts; part++) {
-            tmoei_bart_tensor *t = tmoei_bart_add(model->ctx, list);
-            if (!t) return;
+            tmoei_bart_tensor *t = &list->items[list->count++];
             (void)snprintf(t->name, sizeof t->name, "model.%s.layers.%d.%s.%s",
                 layer->decoder ? "decoder" : "encoder", layer->number, of[part],
                 piece % 2 ? "bias" : "weight");
             t->rank = rows > 1 ? 2 : 1;
             t->rows = t->rank == 2 ? rows / parts : 1;
             t->cols = t->rank == 2 ? cols : cols / parts;
-            t->offset = offset + part * t->rows * t->cols;
+            t->offset = base + layer->offset[piece] + part * t->rows * t->cols;
         }
     }
 }
 
-/* All tensors of a dense model; item 0 is the embedding. */
+/* All tensors of a dense model; item 0 is the embedding. The caller frees the items. */
 static tmoe_result tmoei_bart_list_all(const tmoe_model *model, tmoei_bart_list *list)
 {
-    memset(list, 0, sizeof *list);
+    const size_t most = TMOEI_SHARED + 3 * TMOEI_PIECES * (size_t)model->L;
+    list->count = 0;
+    list->items = (tmoei_bart_tensor *)tmoei_alloc(model->ctx, most, sizeof *list->items, 1);
+    if (!list->items) return TMOE_ERR_MEMORY;
     tmoei_bart_list_shared(model, list);
     for (int l = 0; l < model->L; l++) tmoei_bart_list_layer(model, l, list);
-    return model->ctx->error;
+    return TMOE_OK;
 }
 
 /* ---- weights: one file, or several with an index --------------------------------------------- */
@@ -14264,41 +14252,37 @@ static tmoe_result tmoei_weights_add(tmoe_ctx *ctx, tmoei_weights *w, const char
 static tmoe_result tmoei_weights_index(tmoe_ctx *ctx, tmoei_weights *w, const char *folder,
     const tmoei_json *json, const char *path)
 {
-    char shard[TMOEI_PATH];
-    const int map = tmoei_json_get(json, 0, "weight_map");
-    if (map < 0 || json->nodes[map].kind != TMOEI_JSON_OBJECT)
+    const tmoei_json_node *map = tmoei_json_value(json, 0, "weight_map"), *nodes = json->nodes;
+    if (map->kind != TMOEI_JSON_OBJECT)
         return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no weight_map", path);
-    for (int i = json->nodes[map].child; i >= 0; i = json->nodes[i].next) {
-        const char *key = json->nodes[i].key, *name = json->nodes[i].text;
+    for (int i = map->child; i >= 0; i = nodes[i].next) {
+        const char *name = nodes[i].text;
         if (!tmoei_json_is_string(json, i) || strpbrk(name, "/\\") || name[0] == '.')
             return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s must be in a file of this folder", path,
-                key);
+                nodes[i].key);
         TMOEI_TRY(tmoei_weights_add(ctx, w, folder, name));
     }
-    for (int i = json->nodes[map].child; i >= 0; i = json->nodes[i].next) {
-        const char *key = json->nodes[i].key, *name = json->nodes[i].text;
-        TMOEI_TRY(tmoei_path_join(ctx, shard, folder, name));
-        for (const tmoei_safetensors *f = w->files; f < w->files + w->count; f++)
-            if ((strcmp(f->path, shard) == 0) != (tmoei_safetensors_find(f, key) != NULL))
+    for (int i = map->child; i >= 0; i = nodes[i].next)
+        for (const tmoei_safetensors *f = w->files; f < w->files + w->count; f++) {
+            const int named = strcmp(f->path + strlen(folder) + 1, nodes[i].text) == 0;
+            if (named != (tmoei_safetensors_find(f, nodes[i].key) != NULL))
                 return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s must be in %s and in no other file",
-                    path, key, name);
-    }
+                    path, nodes[i].key, nodes[i].text);
+        }
     return TMOE_OK;
 }
 
 static tmoe_result tmoei_weights_open(tmoe_ctx *ctx, tmoei_weights *w, const char *folder)
 {
-    static const char single[] = "model.safetensors";
+    static const char single[] = "model.safetensors", index[] = "model.safetensors.index.json";
     char path[TMOEI_PATH];
     tmoei_json json;
     if (tmoei_folder_has(ctx, path, folder, single))
         return tmoei_weights_add(ctx, w, folder, single);
-    if (tmoei_json_file(ctx, &json, path, folder, "model.safetensors.index.json", 1) == TMOE_OK
-        && json.count)
+    if (tmoei_json_file(ctx, &json, path, folder, index, 1) == TMOE_OK && json.count)
         (void)tmoei_weights_index(ctx, w, folder, &json, path);
     else
-        (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: has neither %s nor model.safetensors.index.json",
-            folder, single);
+        (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: has neither %s nor %s", folder, single, index);
     tmoei_json_free(ctx, &json);
     return ctx->error;
 }
@@ -14322,14 +14306,12 @@ static const char *tmoei_bart_old_name(const char *name)
 static const tmoei_entry *tmoei_bart_find(const tmoei_weights *w, const char *name,
     const tmoei_safetensors **file)
 {
-    for (int old = 0; old < 2; old++) {
-        for (size_t f = 0; f < w->count; f++) {
-            const tmoei_entry *entry = tmoei_safetensors_find(&w->files[f], name);
-            *file = &w->files[f];
+    const char *const names[] = { name, tmoei_bart_old_name(name) };
+    for (int i = 0; i < 2; i++)
+        for (*file = w->files; *file < w->files + w->count; ++*file) {
+            const tmoei_entry *entry = tmoei_safetensors_find(*file, names[i]);
             if (entry) return entry;
         }
-        name = tmoei_bart_old_name(name);
-    }
     return NULL;
 }
 
@@ -14343,7 +14325,7 @@ static int tmoei_bart_knows(const tmoei_bart_list *list, const char *name)
     for (size_t i = 0; i < list->count; i++)
         if (strcmp(tmoei_bart_old_name(list->items[i].name), name) == 0) return 1;
     return tmoei_ends_with(name, ".version") || tmoei_ends_with(name, ".position_ids")
-        || strncmp(name, "classification_head.", strlen("classification_head.")) == 0;
+        || strncmp(name, "classification_head.", 20) == 0;
 }
 
 /* The embedding under the first of its names that is there; the others must hold the same bytes. */
@@ -14352,13 +14334,12 @@ static const tmoei_entry *tmoei_bart_tied(const tmoei_weights *w, const tmoei_sa
 {
     const tmoei_entry *first = NULL;
     for (int k = 0; k < TMOEI_BART_EMBEDDINGS; k++) {
-        const tmoei_safetensors *file = NULL;
+        const tmoei_safetensors *file;
         const tmoei_entry *e = tmoei_bart_find(w, tmoei_bart_embedding[k], &file);
         if (!e) continue;
         if (!first) {
             first = e;
             *home = file;
-            continue;
         }
         const size_t bytes = first->end - first->begin;
         if (e->end - e->begin != bytes
@@ -14374,9 +14355,9 @@ static void tmoei_bart_unknown(const tmoei_weights *w, const tmoei_bart_list *li
     size_t size)
 {
     const tmoei_safetensors *other;
-    for (size_t f = 0; f < w->count; f++)
-        for (int i = 0; i < w->files[f].count; i++) {
-            const char *name = w->files[f].entries[i].name;
+    for (const tmoei_safetensors *f = w->files; f < w->files + w->count; f++)
+        for (int i = 0; i < f->count; i++) {
+            const char *name = f->entries[i].name;
             if (strlen(text) + 4 >= size) return; /* the message is full and says so */
             if (!tmoei_bart_knows(list, name))
                 tmoei_problem(text, size, "%s is unknown", name);
@@ -14393,8 +14374,7 @@ static tmoe_result tmoei_bart_read(tmoe_model *model, const tmoei_weights *w, co
     const tmoei_safetensors *home = NULL;
     const tmoei_entry *embedding = tmoei_bart_tied(w, &home, text, sizeof text);
     tmoei_bart_list list;
-    (void)tmoei_bart_list_all(model, &list);
-
+    TMOEI_TRY(tmoei_bart_list_all(model, &list));
     for (size_t i = 0; ctx->error == TMOE_OK && i < list.count; i++) {
         const tmoei_bart_tensor *t = &list.items[i];
         const size_t first = t->skip * t->cols, n = t->rows * t->cols;
@@ -14440,16 +14420,15 @@ static const tmoei_field tmoei_bart_fields[TMOEI_BART_FIELDS] = { /* of config.j
 #undef TMOEI_STRUCT
 static const tmoei_field *const tmoei_bart_ids = tmoei_bart_fields + TMOEI_BART_SIZES;
 
-/* Notes a key that says another word than it must; absent keys say it. */
+/* Notes a key that does not say the word that it must; absent keys say it. */
 static void tmoei_bart_must(const tmoei_json *json, const char *key, const char *word, char *text,
     size_t size)
 {
     const tmoei_json_node *node = tmoei_json_value(json, 0, key);
     const char *said = node->kind == TMOEI_JSON_STRING ? node->text : "";
-    if (node->kind == TMOEI_JSON_NULL) return;
     if (node->kind == TMOEI_JSON_TRUE) said = "true";
     if (node->kind == TMOEI_JSON_FALSE) said = "false";
-    if (strcmp(said, word) != 0)
+    if (node->kind != TMOEI_JSON_NULL && strcmp(said, word) != 0)
         tmoei_problem(text, size, "%s is %.40s, must be %s", key, said, word);
 }
 
@@ -14457,6 +14436,9 @@ static void tmoei_bart_must(const tmoei_json *json, const char *key, const char 
 static tmoe_result tmoei_bart_config(tmoe_ctx *ctx, const tmoei_json *json, const char *path,
     tmoe_config *c)
 {
+    static const char *const must[][2] = { { "model_type", "bart" },
+        { "normalize_before", "false" }, { "add_final_layer_norm", "false" },
+        { "static_position_embeddings", "false" }, { "tie_word_embeddings", "true" } };
     char text[512] = "";
     *c = tmoe_config_default();
     c->norm = TMOE_NORM_POST;
@@ -14464,11 +14446,8 @@ static tmoe_result tmoei_bart_config(tmoe_ctx *ctx, const tmoei_json *json, cons
     c->begin_in_target = c->specials_in_text = 1;
     if (tmoei_json_get(json, 0, "model_type") < 0)
         tmoei_problem(text, sizeof text, "there is no model_type");
-    tmoei_bart_must(json, "model_type", "bart", text, sizeof text);
-    tmoei_bart_must(json, "normalize_before", "false", text, sizeof text);
-    tmoei_bart_must(json, "add_final_layer_norm", "false", text, sizeof text);
-    tmoei_bart_must(json, "static_position_embeddings", "false", text, sizeof text);
-    tmoei_bart_must(json, "tie_word_embeddings", "true", text, sizeof text);
+    for (size_t i = 0; i < sizeof must / sizeof *must; i++)
+        tmoei_bart_must(json, must[i][0], must[i][1], text, sizeof text);
     if (tmoei_json_says(tmoei_json_value(json, 0, "activation_function"), "relu"))
         c->activation = TMOE_RELU;
     else
@@ -14491,7 +14470,7 @@ enum { TMOEI_BART_NEW_TOKENS = sizeof tmoei_bart_new_tokens / sizeof *tmoei_bart
 
 /* Settings of transformers that would change the text and are not built, and the number that turns
  * each off; null, false, and an empty text or list do so, too. */
-static const struct tmoei_bart_setting {
+static const struct {
     const char *name;
     double off;
 } tmoei_bart_refused[] = { { "repetition_penalty", 1 }, { "encoder_repetition_penalty", 1 },
@@ -14506,14 +14485,12 @@ static const struct tmoei_bart_setting {
 static tmoe_result tmoei_bart_refuse(tmoe_ctx *ctx, const tmoei_json *json, const char *path)
 {
     for (size_t i = 0; i < sizeof tmoei_bart_refused / sizeof *tmoei_bart_refused; i++) {
-        const struct tmoei_bart_setting *setting = &tmoei_bart_refused[i];
-        const tmoei_json_node *node = tmoei_json_value(json, 0, setting->name);
+        const tmoei_json_node *node = tmoei_json_value(json, 0, tmoei_bart_refused[i].name);
         int set = node->kind == TMOEI_JSON_TRUE || node->length > 0 || node->count > 0;
-        if (node->kind == TMOEI_JSON_NUMBER) set = node->number != setting->off;
+        if (node->kind == TMOEI_JSON_NUMBER) set = node->number != tmoei_bart_refused[i].off;
         if (set)
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                "%s: %s is set, which generation here cannot do (take it out to go without)", path,
-                setting->name);
+            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s is set, but not supported", path,
+                tmoei_bart_refused[i].name);
     }
     return TMOE_OK;
 }
@@ -14523,17 +14500,15 @@ static tmoe_result tmoei_bart_words(tmoe_model *model, const tmoei_json *json, c
 {
     tmoe_generation *g = &model->generation;
     const tmoei_json_node *early = tmoei_json_value(json, 0, "early_stopping");
-    const tmoei_json_node *force = tmoei_json_value(json, 0, "force_bos_token_to_be_generated");
     g->early_stopping = TMOE_EARLY_STOPPING_FALSE;
     if (early->kind == TMOEI_JSON_TRUE) g->early_stopping = TMOE_EARLY_STOPPING_TRUE;
-    if (early->kind == TMOEI_JSON_STRING) {
-        if (!tmoei_json_says(early, "never"))
-            return tmoei_fail(model->ctx, TMOE_ERR_FORMAT,
-                "%s: early_stopping is \"%s\", must be true, false or \"never\"", path,
-                early->text);
+    if (tmoei_json_says(early, "never"))
         g->early_stopping = TMOE_EARLY_STOPPING_NEVER;
-    }
-    if (force->kind == TMOEI_JSON_TRUE) g->forced_begin_id = model->config.begin_id;
+    else if (early->kind == TMOEI_JSON_STRING)
+        return tmoei_fail(model->ctx, TMOE_ERR_FORMAT,
+            "%s: early_stopping is \"%s\", must be true, false or \"never\"", path, early->text);
+    if (tmoei_json_value(json, 0, "force_bos_token_to_be_generated")->kind == TMOEI_JSON_TRUE)
+        g->forced_begin_id = model->config.begin_id;
     return TMOE_OK;
 }
 
@@ -14550,9 +14525,7 @@ static tmoe_result tmoei_bart_generation(tmoe_model *model, const tmoei_json *js
     TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, c, tmoei_bart_ids, TMOEI_BART_IDS, 0));
     if (tmoei_json_get(json, 0, "decoder_start_token_id") < 0 || c->start_id != start)
         return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-            "%s: there is no decoder_start_token_id, or another than in config.json: answers would "
-            "not begin as in training",
-            path);
+            "%s: decoder_start_token_id is missing, or not that of config.json", path);
 
     tmoe_generation fresh = *g;                        /* lengths without the start token */
     g->max_length = tmoei_least(c->target_tokens, 21); /* transformers' default */
@@ -14617,10 +14590,8 @@ static tmoe_result tmoei_make_folder(tmoe_ctx *ctx, const char *folder)
 #else
     const int made = mkdir(folder, 0777) == 0;
 #endif
-    return made || errno == EEXIST
-        ? TMOE_OK
-        : tmoei_fail(ctx, TMOE_ERR_FILE, "%s: the folder cannot be made: %s", folder,
-            strerror(errno));
+    if (made || errno == EEXIST) return TMOE_OK;
+    return tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be made: %s", folder, strerror(errno));
 }
 
 static void tmoei_write_bart_config(const tmoe_model *model, tmoei_buffer *text)
@@ -14670,8 +14641,8 @@ static tmoe_result tmoei_bart_write_weights(const tmoe_model *model, const char 
     tmoei_bart_list list;
     tmoei_writer writer;
     memset(&writer, 0, sizeof writer);
+    TMOEI_TRY(tmoei_bart_list_all(model, &list));
     tmoei_writer_metadata(ctx, &writer, "format", "pt", 2);
-    (void)tmoei_bart_list_all(model, &list);
     for (size_t i = 0; i < list.count; i++) {
         const tmoei_bart_tensor *t = &list.items[i];
         tmoei_writer_tensor(ctx, &writer, t->name, t->rank, t->skip, t->rows, t->cols,
@@ -14723,10 +14694,9 @@ static tmoe_result tmoei_export_route(tmoe_model *model, const char *task_name, 
     for (int l = 0; l < model->R; l++)
         if (tmoei_one_hot(cut + l * E, E) < 0)
             return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-                "export_dense: the route of %s mixes the outputs of several experts in routed "
-                "layer "
-                "%d: no dense model computes that (train with TMOE_MIX_PARAM)",
-                route ? "the caller" : task_name, l);
+                "export_dense: routed layer %d mixes the outputs of several experts, which no "
+                "dense model does (TMOE_MIX_PARAM merges)",
+                l);
     return TMOE_OK;
 }
 
@@ -14740,8 +14710,7 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name,
     tmoei_begin(ctx);
     if (c.norm != TMOE_NORM_POST || c.source_tokens != c.target_tokens)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "export_dense: needs a model with norms behind the sublayers and source_tokens = "
-            "target_tokens, as BART is");
+            "export_dense: needs TMOE_NORM_POST and source_tokens = target_tokens, as in BART");
     TMOEI_TRY(tmoei_search_check(model, folder));
     if (model->R > 0) {
         cut = (float *)tmoei_alloc(ctx, model->route_width, sizeof(float), 0);
