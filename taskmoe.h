@@ -1599,6 +1599,9 @@ static void *tmoei_own(tmoei_owner *owner, size_t count, size_t element_bytes)
     return tmoei_own_block(owner, count, element_bytes, 1);
 }
 
+/* `count` zeroed elements. */
+#define TMOEI_OWN(owner, type, count) ((type *)tmoei_own(owner, (size_t)(count), sizeof(type)))
+
 static char *tmoei_own_text(tmoei_owner *owner, const char *text, size_t length)
 {
     char *copy = (char *)tmoei_own(owner, length + 1, 1);
@@ -1627,9 +1630,7 @@ static size_t tmoei_utf8_next(const char *text, size_t length, size_t at, uint32
         *code = s[0];
         return 1;
     }
-    size_t n = 2;
-    if (s[0] >= 0xe0) n = 3;
-    if (s[0] >= 0xf0) n = 4;
+    const size_t n = 2 + (size_t)(s[0] >= 0xe0) + (size_t)(s[0] >= 0xf0);
     if (s[0] < 0xc2 || s[0] > 0xf4 || length - at < n) return 0;
 
     uint32_t c = s[0] & (0xffu >> (n + 1));
@@ -1649,9 +1650,7 @@ static size_t tmoei_utf8_put(uint32_t c, char *out)
         out[0] = (char)c;
         return 1;
     }
-    size_t n = 2;
-    if (c >= 0x800) n = 3;
-    if (c >= 0x10000) n = 4;
+    const size_t n = 2 + (size_t)(c >= 0x800) + (size_t)(c >= 0x10000);
     for (size_t i = n - 1; i > 0; i--) {
         out[i] = (char)(0x80 | (c & 63));
         c >>= 6;
@@ -1728,13 +1727,13 @@ static char *tmoei_read_file(tmoe_ctx *ctx, const char *path, size_t limit_bytes
 {
     tmoei_buffer buffer = { NULL, 0, 0, 0 };
     char block[16384];
+    size_t n = 0;
     *length = 0;
     errno = 0;
     FILE *file = fopen(path, "rb");
     if (!file)
         return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FILE, "%s: cannot be opened: %s", path,
             strerror(errno));
-    size_t n = 0;
     do {
         tmoei_buffer_add(ctx, &buffer, block, n);
         n = fread(block, 1, sizeof block, file);
@@ -1743,7 +1742,7 @@ static char *tmoei_read_file(tmoe_ctx *ctx, const char *path, size_t limit_bytes
     if (ferror(file))
         (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: cannot be read: %s", path, strerror(errno));
     else if (n > 0)
-        (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: larger than the limit of %lu bytes", path,
+        (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: larger than %lu bytes", path,
             (unsigned long)limit_bytes);
     (void)fclose(file);
     if (ctx->error != TMOE_OK) tmoei_buffer_free(ctx, &buffer);
@@ -1836,11 +1835,11 @@ static void tmoei_lines_open(tmoe_ctx *ctx, tmoei_lines *lines, const char *path
     memset(lines, 0, sizeof *lines);
     lines->ctx = ctx;
     lines->path = path;
-    lines->text = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &lines->length);
-    if (lines->text) lines->at = tmoei_byte_order_mark(lines->text, lines->length);
-    while (lines->length > lines->at
-        && (lines->text[lines->length - 1] == '\n' || lines->text[lines->length - 1] == '\r'))
-        lines->length--; /* empty lines at the end do not count */
+    const char *text = lines->text =
+        tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &lines->length);
+    if (text) lines->at = tmoei_byte_order_mark(text, lines->length);
+    size_t *end = &lines->length; /* empty lines at the end do not count */
+    while (*end > lines->at && (text[*end - 1] == '\n' || text[*end - 1] == '\r')) --*end;
 }
 
 /* The next line; at the end, or after an error, frees the text and returns 0. */
@@ -11807,18 +11806,17 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder)
 
 /* ==== >>suite: tasks, examples, splits ===========================================================
  * A task's lines are collected in a draft, which becomes a task of the suite only when all of it is
- * sound. All memory belongs to the suite. The first error is noted in the context; after it the
- * functions below add nothing, so a loader looks at it once, where it ends. */
+ * sound. After the first error, which the context keeps, the functions below add nothing. */
 
 #define TMOEI_BAD_DATA(ctx, ...) ((void)tmoei_fail(ctx, TMOE_ERR_DATA, __VA_ARGS__))
 #define TMOEI_TASK_LINES_MAX 100000000
 
 typedef struct tmoei_draft { /* a task that is being read */
     tmoe_suite *suite;
-    tmoe_task task;      /* what is known of it; test_count: its last lines; -1: 20 % of them */
+    tmoe_task task;      /* what is known of it; test_count -1: 20 % of its lines */
     tmoei_buffer text;   /* NUL-terminated strings: "iINPUT", "oOUTPUT", "oOUTPUT", "iINPUT", ... */
     size_t count;        /* lines */
-    size_t output_count; /* outputs of all lines */
+    size_t output_count; /* of all lines */
 } tmoei_draft;
 
 TMOE_DEF tmoe_suite *tmoe_suite_create(tmoe_ctx *ctx)
@@ -11877,22 +11875,20 @@ static void tmoei_text_check(tmoe_ctx *ctx, const char *text, size_t length, con
 
 /* A new draft. Without an instruction it is the name with spaces for '_'. */
 static void tmoei_draft_begin(tmoe_suite *suite, tmoei_draft *draft, const char *name,
-    size_t length, const char *instruction, const char *category)
+    size_t length, const char *instruction)
 {
-    tmoei_owner *own = &suite->own;
     memset(draft, 0, sizeof *draft);
     draft->suite = suite;
     draft->task.test_count = -1;
-    draft->task.name = tmoei_own_text(own, name, length);
-    draft->task.category = category ? tmoei_own_text(own, category, strlen(category)) : "none";
-    if (instruction && instruction[0]) {
-        draft->task.instruction = tmoei_own_text(own, instruction, strlen(instruction));
-        return;
-    }
-    char *text = tmoei_own_text(own, name, length);
-    for (char *c = text; c && *c; c++)
-        if (*c == '_') *c = ' ';
+    draft->task.category = "none";
+    draft->task.name = tmoei_own_text(&suite->own, name, length);
+    const int given = instruction && instruction[0];
+    if (given) length = strlen(instruction);
+    char *text = tmoei_own_text(&suite->own, given ? instruction : name, length);
     draft->task.instruction = text;
+    if (given || !text) return;
+    for (; *text; text++)
+        if (*text == '_') *text = ' ';
 }
 
 /* Adds a text to a draft: a new line's input, or one more output of the last line. */
@@ -11902,10 +11898,7 @@ static void tmoei_draft_add(tmoei_draft *draft, int output, const char *text, si
     tmoe_ctx *ctx = draft->suite->ctx;
     if (ctx->error != TMOE_OK) return;
     tmoei_text_check(ctx, text, length, where, output ? "output" : "input");
-    if (output)
-        draft->output_count++;
-    else
-        draft->count++;
+    ++*(output ? &draft->output_count : &draft->count);
     tmoei_buffer_add(ctx, &draft->text, output ? "o" : "i", 1);
     tmoei_buffer_add(ctx, &draft->text, text, length);
     tmoei_buffer_add(ctx, &draft->text, "", 1);
@@ -11916,8 +11909,8 @@ static tmoe_example *tmoei_draft_examples(tmoei_draft *draft)
 {
     tmoei_owner *own = &draft->suite->own;
     const char *text = tmoei_own_text(own, draft->text.data, draft->text.length);
-    const char **answers = (const char **)tmoei_own(own, draft->output_count + 1, sizeof *answers);
-    tmoe_example *examples = (tmoe_example *)tmoei_own(own, draft->count, sizeof *examples);
+    const char **answers = TMOEI_OWN(own, const char *, draft->output_count + 1);
+    tmoe_example *examples = TMOEI_OWN(own, tmoe_example, draft->count);
     if (!text || !answers || !examples) return NULL;
 
     for (size_t i = 0; i < draft->count; i++) {
@@ -11982,14 +11975,16 @@ TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const tmoe_task_lines *li
             "suite_add: a task needs a name, an instruction, inputs and outputs");
     if (lines->test_count < 0 || lines->test_count >= lines->count)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "suite_add: task %s: count is %d, test_count is %d; must be 0 <= test_count < count",
-            name, lines->count, lines->test_count);
+            "suite_add: task %s: count %d, test_count %d; must be 0 <= test_count < count", name,
+            lines->count, lines->test_count);
     if ((unsigned)lines->metric >= TMOE_METRICS || (unsigned)lines->part > TMOE_PART_TEST)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "suite_add: task %s: metric is %d, must be 0 to %d; part is %d, must be 0 to %d", name,
-            (int)lines->metric, TMOE_METRICS - 1, (int)lines->part, TMOE_PART_TEST);
+            "suite_add: task %s: metric %d or part %d is unknown", name, (int)lines->metric,
+            (int)lines->part);
 
-    tmoei_draft_begin(suite, &draft, name, strlen(name), lines->instruction, lines->category);
+    tmoei_draft_begin(suite, &draft, name, strlen(name), lines->instruction);
+    if (lines->category)
+        draft.task.category = tmoei_own_text(&suite->own, lines->category, strlen(lines->category));
     draft.task.metric = lines->metric;
     draft.task.part = lines->part;
     draft.task.test_count = lines->test_count;
@@ -12045,12 +12040,10 @@ static int tmoei_names(tmoe_suite *suite, const char *folder, char ***names)
     tmoei_buffer text = { NULL, 0, 0, 0 };
     const int count = tmoei_folder_read(suite->ctx, folder, &text);
     if (count <= 0) return count;
-    char **list = (char **)tmoei_own(&suite->own, (size_t)count, sizeof *list);
+    char **list = *names = TMOEI_OWN(&suite->own, char *, count);
     char *name = text.failed ? NULL : tmoei_own_text(&suite->own, text.data, text.length);
     tmoei_buffer_free(suite->ctx, &text);
     if (!list || !name) return 0;
-
-    *names = list;
     for (int i = 0; i < count; i++) {
         list[i] = name;
         name += strlen(name) + 1;
@@ -12059,7 +12052,7 @@ static int tmoei_names(tmoe_suite *suite, const char *folder, char ***names)
     return count;
 }
 
-/* Whether a name ends so; hidden ones, which begin with a point, never do. */
+/* Whether a name ends so. Hidden ones, which begin with a point, do not count. */
 static int tmoei_ends_with(const char *text, const char *end)
 {
     const size_t a = strlen(text), b = strlen(end);
@@ -12081,29 +12074,21 @@ static void tmoei_read_fields(tmoei_draft *draft, const char *line, size_t size,
     }
 }
 
-/* Adds the lines of a TSV file. */
-static void tmoei_read_tsv(tmoei_draft *draft, const char *path)
+/* Adds the lines of a TSV file. By the rules of CrossFit's loader white space around a line does not
+ * count, and a line without an answer is left out; here empty answers are, too. */
+static void tmoei_read_tsv(tmoei_draft *draft, const char *path, int crossfit)
 {
     tmoe_ctx *ctx = draft->suite->ctx;
     tmoei_lines in;
     tmoei_lines_open(ctx, &in, path);
     while (tmoei_lines_next(&in)) {
-        if (!memchr(in.line, '\t', in.size))
-            TMOEI_BAD_DATA(ctx, "%s: no TAB; a line is 'input TAB output'", in.where);
-        tmoei_read_fields(draft, in.line, in.size, 0, in.where);
-    }
-}
-
-/* The same by the rules of CrossFit's loader: white space around a line does not count, and a line
- * without an answer is left out. So are empty answers here. */
-static void tmoei_read_crossfit(tmoei_draft *draft, const char *path)
-{
-    tmoei_lines in;
-    tmoei_lines_open(draft->suite->ctx, &in, path);
-    while (tmoei_lines_next(&in)) {
+        const char *line = in.line;
         size_t size = in.size;
-        const char *line = tmoei_strip(in.line, &size);
-        if (memchr(line, '\t', size)) tmoei_read_fields(draft, line, size, 1, in.where);
+        if (crossfit) line = tmoei_strip(line, &size);
+        if (memchr(line, '\t', size))
+            tmoei_read_fields(draft, line, size, crossfit, in.where);
+        else if (!crossfit)
+            TMOEI_BAD_DATA(ctx, "%s: no TAB; a line is 'input TAB output'", in.where);
     }
 }
 
@@ -12116,8 +12101,8 @@ static void tmoei_load_tsv_folder(tmoe_suite *suite, const char *folder)
         tmoei_draft draft;
         if (!tmoei_ends_with(names[i], ".tsv") || strcmp(names[i], "tasks.tsv") == 0) continue;
         if (tmoei_path_join(suite->ctx, path, folder, names[i]) != TMOE_OK) return;
-        tmoei_draft_begin(suite, &draft, names[i], strlen(names[i]) - strlen(".tsv"), NULL, NULL);
-        tmoei_read_tsv(&draft, path);
+        tmoei_draft_begin(suite, &draft, names[i], strlen(names[i]) - strlen(".tsv"), NULL);
+        tmoei_read_tsv(&draft, path, 0);
         (void)tmoei_draft_finish(&draft, path);
     }
 }
@@ -12134,7 +12119,7 @@ static void tmoei_load_crossfit_task(tmoe_suite *suite, const char *folder, cons
     const char *first = NULL; /* the first file of all */
     size_t sample = 0;        /* bytes of its name that name the sample: TASK_{k}_{seed} */
     const int count = tmoei_names(suite, folder, &names);
-    tmoei_draft_begin(suite, &draft, name, strlen(name), NULL, NULL);
+    tmoei_draft_begin(suite, &draft, name, strlen(name), NULL);
 
     for (int e = 0; e < TMOEI_ENDS; e++) {
         const size_t before = draft.count;
@@ -12147,7 +12132,7 @@ static void tmoei_load_crossfit_task(tmoe_suite *suite, const char *folder, cons
             }
             if (strncmp(file, first, sample) != 0 || strcmp(file + sample, ends[e]) != 0) continue;
             if (tmoei_path_join(suite->ctx, path, folder, file) != TMOE_OK) continue;
-            tmoei_read_crossfit(&draft, path);
+            tmoei_read_tsv(&draft, path, 1);
             if (e == TMOEI_TEST) draft.task.test_count = (int)(draft.count - before);
         }
     }
@@ -12171,7 +12156,7 @@ static tmoei_draft *tmoei_draft_of(tmoe_suite *suite, tmoei_drafts *drafts, cons
             sizeof *drafts->items))
         return NULL;
     tmoei_draft *draft = &drafts->items[drafts->count++];
-    tmoei_draft_begin(suite, draft, name, strlen(name), instruction, NULL);
+    tmoei_draft_begin(suite, draft, name, strlen(name), instruction);
     return draft;
 }
 
@@ -12183,30 +12168,26 @@ static void tmoei_read_json_line(tmoe_suite *suite, tmoei_drafts *drafts, const 
     const int task = tmoei_json_get(json, 0, "task"), input = tmoei_json_get(json, 0, "input"),
               output = tmoei_json_get(json, 0, "output"),
               instruction = tmoei_json_get(json, 0, "instruction");
-    const tmoei_json_node *answers = tmoei_json_at(json, output);
+    const int list = tmoei_json_at(json, output)->kind == TMOEI_JSON_ARRAY;
     if (!tmoei_json_is_string(json, task) || !tmoei_json_is_string(json, input)
         || (instruction >= 0 && !tmoei_json_is_string(json, instruction))
-        || (answers->kind != TMOEI_JSON_STRING && answers->kind != TMOEI_JSON_ARRAY)) {
+        || (!list && !tmoei_json_is_string(json, output))) {
         TMOEI_BAD_DATA(ctx,
-            "%s: needs strings \"task\" and \"input\", \"output\" as a string or a list "
-            "of strings, and \"instruction\" as a string if at all",
+            "%s: needs strings \"task\", \"input\" and \"output\" (or a list of strings); may "
+            "have a string \"instruction\"",
             where);
         return;
     }
-    tmoei_draft *draft = tmoei_draft_of(suite, drafts, json->nodes[task].text,
-        tmoei_json_at(json, instruction)->text);
+    const tmoei_json_node *nodes = json->nodes, *text = &nodes[input];
+    tmoei_draft *draft =
+        tmoei_draft_of(suite, drafts, nodes[task].text, tmoei_json_at(json, instruction)->text);
     if (!draft) return;
-
-    const tmoei_json_node *text = &json->nodes[input];
     tmoei_draft_add(draft, 0, text->text, text->length, where);
-    if (answers->kind == TMOEI_JSON_STRING) {
-        tmoei_draft_add(draft, 1, answers->text, answers->length, where);
-        return;
-    }
-    if (answers->count == 0) TMOEI_BAD_DATA(ctx, "%s: the list of outputs is empty", where);
-    for (int o = answers->child; o >= 0; o = json->nodes[o].next) {
+    int o = list ? nodes[output].child : output;
+    if (o < 0) TMOEI_BAD_DATA(ctx, "%s: the list of outputs is empty", where);
+    for (; o >= 0; o = list ? nodes[o].next : -1) {
         if (tmoei_json_is_string(json, o))
-            tmoei_draft_add(draft, 1, json->nodes[o].text, json->nodes[o].length, where);
+            tmoei_draft_add(draft, 1, nodes[o].text, nodes[o].length, where);
         else
             TMOEI_BAD_DATA(ctx, "%s: an output is not a string", where);
     }
@@ -12231,17 +12212,17 @@ static void tmoei_load_jsonl(tmoe_suite *suite, const char *path)
 
 /* ---- tasks.tsv ------------------------------------------------------------------------------- */
 
-typedef enum tmoei_column { /* by their names in the first line, in any order */
-    TMOEI_COLUMN_NAME,
-    TMOEI_COLUMN_CATEGORY,
-    TMOEI_COLUMN_METRIC,
-    TMOEI_COLUMN_INSTRUCTION,
-    TMOEI_COLUMN_LABELS,
-    TMOEI_COLUMN_COUNT
-} tmoei_column;
+enum {
+    TMOEI_NAME,
+    TMOEI_CATEGORY,
+    TMOEI_METRIC,
+    TMOEI_INSTRUCTION,
+    TMOEI_LABELS,
+    TMOEI_TASK_COLUMNS
+};
 
-static const char *const tmoei_column_names[TMOEI_COLUMN_COUNT] = { "name", "category", "metric",
-    "instruction", "labels" };
+static const char *const tmoei_column_names[TMOEI_TASK_COLUMNS] = { "name", "category", "metric",
+    "instruction", "labels" }; /* in the first line, in any order */
 
 /* Cuts off the field that *rest begins with, at the separator, and moves *rest behind it. Returns
  * NULL behind the last field. */
@@ -12259,7 +12240,7 @@ static char *tmoei_cut(char **rest, char separator)
 static void tmoei_read_labels(tmoe_suite *suite, tmoe_task *task, char *text, const char *where)
 {
     tmoe_ctx *ctx = suite->ctx;
-    const char **labels = (const char **)tmoei_own(&suite->own, strlen(text) + 2, sizeof *labels);
+    const char **labels = TMOEI_OWN(&suite->own, const char *, strlen(text) + 2);
     int count = 0;
     if (!labels) return;
     for (char *label = tmoei_cut(&text, '|'); label; label = tmoei_cut(&text, '|')) {
@@ -12285,51 +12266,50 @@ static void tmoei_read_labels(tmoe_suite *suite, tmoe_task *task, char *text, co
 static void tmoei_describe_task(tmoe_suite *suite, char *const *field, const char *where)
 {
     tmoe_ctx *ctx = suite->ctx;
-    const char *wanted = field[TMOEI_COLUMN_METRIC];
+    const char *wanted = field[TMOEI_METRIC];
     int metric = TMOE_METRIC_EXACT_MATCH;
     while (wanted && metric < TMOE_METRICS
         && strcmp(wanted, tmoe_metric_name((tmoe_metric)metric)) != 0)
         metric++;
     if (metric == TMOE_METRICS) TMOEI_BAD_DATA(ctx, "%s: unknown metric '%s'", where, wanted);
 
-    const char *name = field[TMOEI_COLUMN_NAME];
+    const char *name = field[TMOEI_NAME];
     const int known = name ? tmoe_suite_find(suite, name) : -1;
     if (known < 0) return;
-    for (int c = 0; c < TMOEI_COLUMN_COUNT; c++)
+    for (int c = 0; c < TMOEI_TASK_COLUMNS; c++)
         if (field[c])
             tmoei_text_check(ctx, field[c], strlen(field[c]), where, tmoei_column_names[c]);
     if (ctx->error != TMOE_OK) return;
 
     tmoe_task *task = &suite->tasks[known];
     task->metric = (tmoe_metric)metric;
-    if (field[TMOEI_COLUMN_CATEGORY]) task->category = field[TMOEI_COLUMN_CATEGORY];
-    if (field[TMOEI_COLUMN_INSTRUCTION]) task->instruction = field[TMOEI_COLUMN_INSTRUCTION];
-    if (field[TMOEI_COLUMN_LABELS])
-        tmoei_read_labels(suite, task, field[TMOEI_COLUMN_LABELS], where);
+    if (field[TMOEI_CATEGORY]) task->category = field[TMOEI_CATEGORY];
+    if (field[TMOEI_INSTRUCTION]) task->instruction = field[TMOEI_INSTRUCTION];
+    if (field[TMOEI_LABELS]) tmoei_read_labels(suite, task, field[TMOEI_LABELS], where);
 }
 
 /* What tasks.tsv says of the suite's tasks. */
 static void tmoei_describe(tmoe_suite *suite, const char *path)
 {
     tmoe_ctx *ctx = suite->ctx;
-    int column_of[TMOEI_COLUMN_COUNT]; /* -1: the file has no such column */
-    for (int c = 0; c < TMOEI_COLUMN_COUNT; c++) column_of[c] = -1;
+    int column_of[TMOEI_TASK_COLUMNS]; /* -1: the file has no such column */
+    for (int c = 0; c < TMOEI_TASK_COLUMNS; c++) column_of[c] = -1;
 
     tmoei_lines in;
     tmoei_lines_open(ctx, &in, path);
     while (tmoei_lines_next(&in)) {
-        char *field[TMOEI_COLUMN_COUNT] = { NULL };
+        char *field[TMOEI_TASK_COLUMNS] = { NULL };
         char *rest = tmoei_own_text(&suite->own, in.line, in.size);
         int column = 0;
         for (char *text = tmoei_cut(&rest, '\t'); text; text = tmoei_cut(&rest, '\t')) {
-            for (int c = 0; c < TMOEI_COLUMN_COUNT; c++) {
+            for (int c = 0; c < TMOEI_TASK_COLUMNS; c++) {
                 if (in.number == 1 && strcmp(text, tmoei_column_names[c]) == 0)
                     column_of[c] = column;
                 if (in.number > 1 && column_of[c] == column && text[0]) field[c] = text;
             }
             column++;
         }
-        if (column_of[TMOEI_COLUMN_NAME] < 0)
+        if (column_of[TMOEI_NAME] < 0)
             TMOEI_BAD_DATA(ctx, "%s: the first line must name the columns, one of them 'name'",
                 in.where);
         if (in.number > 1) tmoei_describe_task(suite, field, in.where);
@@ -12382,8 +12362,8 @@ static void tmoei_split_part(tmoe_suite *suite, const tmoei_json *json, tmoe_par
         return;
     }
     for (int node = list->child; node >= 0; node = json->nodes[node].next) {
-        const char *name = "(not a string)";
-        if (tmoei_json_is_string(json, node)) name = json->nodes[node].text;
+        const char *name =
+            tmoei_json_is_string(json, node) ? json->nodes[node].text : "(not a string)";
         const int i = tmoe_suite_find(suite, name);
         if (i < 0) {
             tmoei_problem(unknown, sizeof unknown, "%s", name);
@@ -12399,7 +12379,7 @@ static void tmoei_split_part(tmoe_suite *suite, const tmoei_json *json, tmoe_par
 /* Gives the tasks their parts and leaves out those that the split does not name. */
 static void tmoei_apply_split(tmoe_suite *suite, const char *path)
 {
-    char *named = (char *)tmoei_own(&suite->own, (size_t)suite->count + 1, 1);
+    char *named = TMOEI_OWN(&suite->own, char, suite->count + 1);
     tmoei_json json;
     if (!named || tmoei_json_read(suite->ctx, &json, path) != TMOE_OK) return;
     for (int part = TMOE_PART_TRAIN; part <= TMOE_PART_TEST; part++)
@@ -12447,8 +12427,7 @@ TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const ch
 TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *suite,
     int vocabulary)
 {
-    size_t count = 0;
-    size_t most = 1;
+    size_t count = 0, most = 1;
     tmoei_begin(ctx);
     if (vocabulary == 0) return tmoe_tokenizer_bytes(ctx);
 
@@ -12469,37 +12448,28 @@ TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *s
     return tokenizer;
 }
 
-/* Raises source_tokens and target_tokens to what these lines of the task need. */
-static tmoe_result tmoei_lines_fit(const tmoe_tokenizer *tokenizer, const tmoe_task *task,
-    const tmoe_example *lines, int count, tmoe_config *config)
-{
-    const int find = config->specials_in_text;
-    const char *before = config->instruction_in_input ? task->instruction : NULL;
-    size_t n;
-    for (int i = 0; i < count; i++) {
-        TMOEI_TRY(tmoei_encode_source(tokenizer, before, lines[i].input, find, NULL, 0, &n));
-        if (n > (size_t)config->source_tokens) config->source_tokens = (int)n;
-        for (int o = 0; o < lines[i].output_count; o++) {
-            TMOEI_TRY(tmoei_encode_source(tokenizer, NULL, lines[i].outputs[o], find, NULL, 0, &n));
-            if (n > (size_t)config->target_tokens) config->target_tokens = (int)n;
-        }
-    }
-    return TMOE_OK;
-}
-
 TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite,
     const tmoe_tokenizer *tokenizer, tmoe_config *config)
 {
-    tmoe_config fitted = *config;
+    const int find = config->specials_in_text;
+    size_t source = 3, target = 2, n; /* the least that a model takes: <s> x </s>, and y </s> */
     tmoei_begin(ctx);
-    fitted.source_tokens = 3; /* the least that a model takes: <s> x </s>, and y </s> */
-    fitted.target_tokens = 2;
     for (int s = 0; s < suite->count; s++) {
         const tmoe_task *task = &suite->tasks[s];
-        TMOEI_TRY(tmoei_lines_fit(tokenizer, task, task->train, task->train_count, &fitted));
-        TMOEI_TRY(tmoei_lines_fit(tokenizer, task, task->test, task->test_count, &fitted));
+        const char *before = config->instruction_in_input ? task->instruction : NULL;
+        const tmoe_example *end = task->train + task->train_count + task->test_count;
+        for (const tmoe_example *line = task->train; line < end; line++) { /* test lines, too */
+            TMOEI_TRY(tmoei_encode_source(tokenizer, before, line->input, find, NULL, 0, &n));
+            if (n > source) source = n;
+            for (int o = 0; o < line->output_count; o++) {
+                TMOEI_TRY(
+                    tmoei_encode_source(tokenizer, NULL, line->outputs[o], find, NULL, 0, &n));
+                if (n > target) target = n;
+            }
+        }
     }
-    *config = fitted;
+    config->source_tokens = (int)source;
+    config->target_tokens = (int)target;
     return TMOE_OK;
 }
 
@@ -14525,7 +14495,7 @@ static tmoe_result tmoei_bart_generation(tmoe_model *model, const tmoei_json *js
     TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, c, tmoei_bart_ids, TMOEI_BART_IDS, 0));
     if (tmoei_json_get(json, 0, "decoder_start_token_id") < 0 || c->start_id != start)
         return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-            "%s: decoder_start_token_id is missing, or not that of config.json", path);
+            "%s: there is no decoder_start_token_id, or another than in config.json", path);
 
     tmoe_generation fresh = *g;                        /* lengths without the start token */
     g->max_length = tmoei_least(c->target_tokens, 21); /* transformers' default */
