@@ -12583,26 +12583,20 @@ static uint32_t tmoei_lower_code(uint32_t c)
 static size_t tmoei_add_lower(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text)
 {
     const size_t begin = buffer->length, length = strlen(text);
-    size_t at = 0;
-    uint32_t code;
-    char out[4];
-    while (at < length) {
-        const size_t bytes = tmoei_utf8_next(text, length, at, &code);
+    size_t bytes;
+    for (size_t at = 0; at < length; at += bytes) {
+        uint32_t code = 0;
+        char out[4];
+        bytes = tmoei_utf8_next(text, length, at, &code);
         if (bytes > 0) {
             tmoei_buffer_add(ctx, buffer, out, tmoei_utf8_put(tmoei_lower_code(code), out));
-            at += bytes;
         } else { /* no UTF-8: the byte as it is */
-            tmoei_buffer_add(ctx, buffer, text + at, 1);
-            at++;
+            bytes = 1;
+            tmoei_buffer_add(ctx, buffer, text + at, bytes);
         }
     }
     tmoei_buffer_add(ctx, buffer, "", 1);
     return begin;
-}
-
-static int tmoei_is_space(char c)
-{
-    return c == ' ' || (c >= '\t' && c <= '\r');
 }
 
 typedef struct tmoei_text_word {
@@ -12613,9 +12607,10 @@ typedef struct tmoei_text_word {
 /* The next word of a text, up to white space. Its length is 0 at the end of the text. */
 static tmoei_text_word tmoei_next_word(const char *text)
 {
-    tmoei_text_word word = { text, 0 };
-    while (tmoei_is_space(*word.text)) word.text++;
-    while (word.text[word.length] && !tmoei_is_space(word.text[word.length])) word.length++;
+    static const char space[] = " \t\n\v\f\r";
+    tmoei_text_word word;
+    word.text = text + strspn(text, space);
+    word.length = strcspn(word.text, space);
     return word;
 }
 
@@ -12627,11 +12622,6 @@ static int tmoei_same_word(tmoei_text_word a, tmoei_text_word b)
 static int tmoei_is_word(tmoei_text_word word, const char *text)
 {
     return word.length == strlen(text) && memcmp(word.text, text, word.length) == 0;
-}
-
-static int tmoei_is_article(tmoei_text_word word)
-{
-    return tmoei_is_word(word, "a") || tmoei_is_word(word, "an") || tmoei_is_word(word, "the");
 }
 
 /* Appends the normal form of text: lower case, no ASCII punctuation, no a/an/the, single spaces. */
@@ -12649,7 +12639,8 @@ static size_t tmoei_add_normal(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *
     char *end = buffer->data + begin;
     tmoei_text_word word = tmoei_next_word(end);
     for (; word.length; word = tmoei_next_word(word.text + word.length)) {
-        if (tmoei_is_article(word)) continue;
+        if (tmoei_is_word(word, "a") || tmoei_is_word(word, "an") || tmoei_is_word(word, "the"))
+            continue;
         if (end > buffer->data + begin) *end++ = ' ';
         memmove(end, word.text, word.length);
         end += word.length;
@@ -12722,11 +12713,8 @@ static int tmoei_sentences(const char *text, tmoei_words *all, int *ends)
             const int before = all->count;
             tmoei_words_add(all, text, end);
             /* the reference sees one empty word in a blank sentence */
-            if (all->count == before && all->count < TMOEI_WORDS_MAX) {
-                all->word[all->count].text = end;
-                all->word[all->count].length = 0;
-                all->count++;
-            }
+            if (all->count == before && before < TMOEI_WORDS_MAX)
+                all->word[all->count++].length = 0;
             ends[sentences++] = all->count;
         }
         text = *end ? end + 1 : end;
@@ -12875,85 +12863,76 @@ static double tmoei_pearson(const double *x, const double *y, int count)
 static double tmoei_pair_score(tmoe_ctx *ctx, tmoe_metric metric, const char *prediction,
     const char *answer, tmoei_buffer *buffer, tmoei_rouge *w)
 {
-    size_t a, b;
     if (metric == TMOE_METRIC_ROUGE_L) return tmoei_rouge_l(prediction, answer, w);
-
+    size_t (*add)(tmoe_ctx *, tmoei_buffer *, const char *) = tmoei_add_normal;
+    if (metric == TMOE_METRIC_ACCURACY) add = tmoei_add_lower;
     buffer->length = 0;
-    if (metric == TMOE_METRIC_ACCURACY) {
-        a = tmoei_add_lower(ctx, buffer, prediction);
-        b = tmoei_add_lower(ctx, buffer, answer);
-    } else {
-        a = tmoei_add_normal(ctx, buffer, prediction);
-        b = tmoei_add_normal(ctx, buffer, answer);
-    }
+    const size_t p = add(ctx, buffer, prediction), a = add(ctx, buffer, answer);
     if (buffer->failed) return 0.0;
     if (metric == TMOE_METRIC_TOKEN_F1)
-        return tmoei_token_f1(buffer->data + a, buffer->data + b, &w->a, &w->b);
-    return strcmp(buffer->data + a, buffer->data + b) == 0 ? 1.0 : 0.0;
+        return tmoei_token_f1(buffer->data + p, buffer->data + a, &w->a, &w->b);
+    return strcmp(buffer->data + p, buffer->data + a) == 0;
 }
 
 /* Mean over the predictions of their scores, each the best over its accepted answers. */
-static tmoe_result tmoei_mean_score(tmoe_ctx *ctx, tmoe_metric metric,
-    const char *const *predictions, const tmoe_example *examples, int count, double *score)
+static double tmoei_mean_score(tmoe_ctx *ctx, tmoe_metric metric, const char *const *predictions,
+    const tmoe_example *examples, int count)
 {
-    tmoei_buffer text;
+    tmoei_buffer text = { NULL, 0, 0, 0 };
     double sum = 0.0;
-    memset(&text, 0, sizeof text);
     tmoei_rouge *rouge = (tmoei_rouge *)tmoei_alloc(ctx, 1, sizeof *rouge, 1);
-    if (!rouge) return TMOE_ERR_MEMORY;
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; rouge && i < count; i++) {
         double best = 0.0;
         for (int o = 0; o < examples[i].output_count; o++) {
-            const double one =
-                tmoei_pair_score(ctx, metric, predictions[i], examples[i].outputs[o], &text, rouge);
-            if (one > best) best = one;
+            const char *answer = examples[i].outputs[o];
+            best = fmax(best, tmoei_pair_score(ctx, metric, predictions[i], answer, &text, rouge));
         }
         sum += best;
     }
-    if (!text.failed) *score = sum / count;
     tmoei_free(ctx, rouge);
     tmoei_buffer_free(ctx, &text);
-    return ctx->error;
+    return sum / count;
 }
 
 /* Pearson's correlation of the numbers in the texts, or (Matthews') of "acceptable" in them. */
-static tmoe_result tmoei_correlation_score(tmoe_ctx *ctx, tmoe_metric metric,
-    const char *const *predictions, const tmoe_example *examples, int count, double *score)
+static double tmoei_correlation_score(tmoe_ctx *ctx, tmoe_metric metric,
+    const char *const *predictions, const tmoe_example *examples, int count)
 {
+    const int pearson = metric == TMOE_METRIC_PEARSON;
     double *numbers = (double *)tmoei_alloc(ctx, 2 * (size_t)count, sizeof *numbers, 0);
-    if (!numbers) return TMOE_ERR_MEMORY;
+    if (!numbers) return 0.0;
     for (int i = 0; i < 2 * count; i++) {
         const char *text = tmoei_given_text(predictions, examples, count, i);
-        numbers[i] =
-            metric == TMOE_METRIC_PEARSON ? tmoei_number_or_three(text) : tmoei_is_acceptable(text);
+        numbers[i] = pearson ? tmoei_number_or_three(text) : tmoei_is_acceptable(text);
     }
-    *score = tmoei_pearson(numbers, numbers + count, count);
-    if (metric == TMOE_METRIC_MATTHEWS && tmoei_is_nan(*score)) *score = 0.0; /* CrossFit's rule */
+    const double r = tmoei_pearson(numbers, numbers + count, count);
     tmoei_free(ctx, numbers);
-    return TMOE_OK;
+    return tmoei_is_nan(r) && !pearson ? 0.0 : r; /* CrossFit's rule */
 }
 
 TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *const *predictions,
     const tmoe_example *examples, int count, double *score)
 {
+    double value;
     tmoei_begin(ctx);
     if (count < 1 || (unsigned)metric >= TMOE_METRICS)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "score: %d predictions, metric %d; at least one prediction and a known metric", count,
+            "score: %d predictions, must be at least 1, or metric %d is unknown", count,
             (int)metric);
     if (metric == TMOE_METRIC_PEARSON || metric == TMOE_METRIC_MATTHEWS)
-        return tmoei_correlation_score(ctx, metric, predictions, examples, count, score);
-    if (metric != TMOE_METRIC_MACRO_F1)
-        return tmoei_mean_score(ctx, metric, predictions, examples, count, score);
-    *score = tmoei_macro_f1(predictions, examples, count);
-    return TMOE_OK;
+        value = tmoei_correlation_score(ctx, metric, predictions, examples, count);
+    else if (metric == TMOE_METRIC_MACRO_F1)
+        value = tmoei_macro_f1(predictions, examples, count);
+    else
+        value = tmoei_mean_score(ctx, metric, predictions, examples, count);
+    if (ctx->error == TMOE_OK) *score = value;
+    return ctx->error;
 }
 
 static int tmoei_double_order(const void *a, const void *b)
 {
     const double x = *(const double *)a, y = *(const double *)b;
-    if (x < y) return -1;
-    return x > y;
+    return (x > y) - (x < y);
 }
 
 /* Mean of new - base, or of (new - base) / base, over all tasks (draw 0) or over as many that a
@@ -13020,10 +12999,10 @@ TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, con
     tmoei_begin(ctx);
     if (n < 1 || limit < 0)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "evaluate: task %s has %d test lines, limit %d; at least 1 line, and limit 0 or above",
-            task->name, task->test_count, limit);
-    const char **inputs = (const char **)tmoei_own(&own, (size_t)n, sizeof *inputs);
-    char **answers = (char **)tmoei_own(&own, (size_t)n, sizeof *answers);
+            "evaluate: task %s has %d test lines, limit is %d; at least 1 and 0", task->name,
+            task->test_count, limit);
+    const char **inputs = TMOEI_OWN(&own, const char *, n);
+    char **answers = TMOEI_OWN(&own, char *, n);
     if (inputs && answers) {
         for (int i = 0; i < n; i++) inputs[i] = task->test[i].input;
         if (tmoei_answers(model, task->name, task->instruction, route, inputs, n, answers)
@@ -13047,9 +13026,8 @@ TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const tmoe_correlati
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
             "route_correlations: %d tasks, %d columns, %d permutations; none may be negative",
             tasks, columns, test->permutations);
-    int *order = (int *)tmoei_own(&own, (size_t)tasks, sizeof(int));
-    double *x = (double *)tmoei_own(&own, (size_t)tasks, sizeof(double));
-    double *y = (double *)tmoei_own(&own, (size_t)tasks, sizeof(double));
+    int *order = TMOEI_OWN(&own, int, tasks);
+    double *x = TMOEI_OWN(&own, double, tasks), *y = TMOEI_OWN(&own, double, tasks);
     for (int i = 0; i <= test->permutations && ctx->error == TMOE_OK; i++) { /* 0: as given */
         double largest = 0.0;
         (void)tmoei_draw(test->seed, TMOEI_STREAM_PERMUTATION | (uint64_t)i, 0, order, tasks,
@@ -13075,8 +13053,7 @@ TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const tmoe_correlati
     return ctx->error;
 }
 
-/* Places *a < *b of the two nearest clusters. A cluster that was joined to another has the name
- * -1. */
+/* Places *a < *b of the two nearest clusters; the name of one that was joined to another is -1. */
 static void tmoei_nearest_clusters(const double *distance, const int *name, size_t n, size_t *a,
     size_t *b)
 {
@@ -13099,8 +13076,8 @@ TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int rows, int c
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "cluster: %d rows of %d columns", rows, cols);
     const size_t n = (size_t)rows;
     double *distance = (double *)tmoei_own(&own, n, n * sizeof(double));
-    int *name = (int *)tmoei_own(&own, n, sizeof(int)); /* row, or rows + earlier join */
-    int *size = (int *)tmoei_own(&own, n, sizeof(int));
+    int *name = TMOEI_OWN(&own, int, n); /* row, or rows + earlier join */
+    int *size = TMOEI_OWN(&own, int, n);
     for (size_t i = 0; i < n && ctx->error == TMOE_OK; i++) {
         name[i] = (int)i;
         size[i] = 1;
@@ -13136,6 +13113,7 @@ TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int rows, int c
 
 TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void)
 {
+    static const float rates[3] = { 3e-4f, 1e-3f, 2e-3f };
     tmoe_few_shot f;
     memset(&f, 0, sizeof f);
     f.start = TMOE_ZERO_SHOT_ROUTER;
@@ -13147,20 +13125,17 @@ TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void)
     f.warmup = 0.1f;
     f.seed = 100;
     f.learning_rate_count = f.batch_size_count = 3;
-    f.learning_rates[0] = 3e-4f;
-    f.learning_rates[1] = 1e-3f;
-    f.learning_rates[2] = 2e-3f;
-    f.batch_sizes[0] = 2;
-    f.batch_sizes[1] = 4;
-    f.batch_sizes[2] = 8;
+    for (int i = 0; i < 3; i++) {
+        f.learning_rates[i] = rates[i];
+        f.batch_sizes[i] = 2 << i;
+    }
     return f;
 }
 
-/* What came of one pair of learning rate and batch size. */
-typedef struct tmoei_few_shot_outcome {
-    double dev; /* best score on dev while it trained; NaN: never defined */
+typedef struct tmoei_few_shot_outcome { /* of one pair of learning rate and batch size */
+    double dev;                         /* best score on dev while it trained; NaN: never defined */
     tmoe_result result;
-    char message[1024]; /* of an error */
+    char message[1024];
 } tmoei_few_shot_outcome;
 
 typedef struct tmoei_few_shot_job {
@@ -13238,7 +13213,7 @@ static void tmoei_few_shot_train(tmoe_trainer *trainer, const tmoe_task *task, i
     const int steps = trainer->training.steps;
     int64_t best_step = model->step;
     double score;
-    float *best = (float *)tmoei_own(&model->own, model->size, sizeof(float));
+    float *best = TMOEI_OWN(&model->own, float, model->size);
     if (!best) return;
     for (int step = 1; step <= steps; step++) {
         if (tmoe_trainer_step(trainer, NULL) != TMOE_OK) return;
@@ -13323,8 +13298,8 @@ static void tmoei_few_shot_sample(tmoei_few_shot_job *job, int *order, tmoe_exam
 static tmoe_result tmoei_few_shot_check(const tmoe_model *model, const tmoe_task *task,
     const tmoe_few_shot *f)
 {
-    const int most = TMOE_FEW_SHOT_CHOICES, rates = f->learning_rate_count;
-    const int sizes = f->batch_size_count;
+    const int most = TMOE_FEW_SHOT_CHOICES;
+    const int rates = f->learning_rate_count, sizes = f->batch_size_count;
     char text[1024] = "";
     const size_t size = sizeof text;
     if ((unsigned)f->start > TMOE_ZERO_SHOT_AVERAGE || (unsigned)f->tune > TMOE_TUNE_VECTOR)
@@ -13403,15 +13378,15 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
     tmoei_owner own = { ctx, NULL };
     tmoei_begin(ctx);
     TMOEI_TRY(tmoei_few_shot_check(model, task, &f));
-    tmoei_few_shot_job *job = (tmoei_few_shot_job *)tmoei_own(&own, 1, sizeof *job);
-    int *order = (int *)tmoei_own(&own, lines, sizeof(int));
-    tmoe_example *dev = (tmoe_example *)tmoei_own(&own, lines, sizeof *dev);
+    tmoei_few_shot_job *job = TMOEI_OWN(&own, tmoei_few_shot_job, 1);
+    int *order = TMOEI_OWN(&own, int, lines);
+    tmoe_example *dev = TMOEI_OWN(&own, tmoe_example, lines);
     if (job) {
         job->model = model;
         job->task = task;
         job->how = &f;
-        job->lines = (tmoe_example *)tmoei_own(&own, lines, sizeof *job->lines);
-        job->route = (float *)tmoei_own(&own, model->route_width, sizeof(float));
+        job->lines = TMOEI_OWN(&own, tmoe_example, lines);
+        job->route = TMOEI_OWN(&own, float, model->route_width);
     }
     if (ctx->error == TMOE_OK) {
         tmoei_few_shot_sample(job, order, dev);
@@ -13565,16 +13540,16 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
     if (model->R > 0 || !model->tokenizer || (unsigned)how > TMOE_EMBED_FISHER || lines < 1
         || vector_width < 1 || N < 1 || (!fisher && vector_width != model->config.width))
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "task_vectors: kind %d, %d lines, width %d, %d tasks. Needed are a known kind, at "
-            "least 1 line and task, a dense model with a tokenizer, and for states its width, %d",
+            "task_vectors: kind %d, %d lines, width %d, %d tasks; at least 1, a dense model with a "
+            "tokenizer, and for states its width, %d",
             (int)how, lines, vector_width, suite->count, model->config.width);
 
     size_t F = fisher ? 0 : (size_t)model->config.width; /* features of a task */
     for (int p = 0; p < model->parameter_count; p++)
         if (fisher && model->parameters[p].rows == 1) F += model->parameters[p].size;
-    double *x = (double *)tmoei_own(&own, N * F, sizeof *x);
-    double *G = fisher ? (double *)tmoei_own(&own, 2 * N * N, sizeof *G) : NULL;
-    float *grads = fisher ? (float *)tmoei_own(&own, model->size, sizeof(float)) : NULL;
+    double *x = TMOEI_OWN(&own, double, N *F);
+    double *G = fisher ? TMOEI_OWN(&own, double, 2 * N * N) : NULL;
+    float *grads = fisher ? TMOEI_OWN(&own, float, model->size) : NULL;
     for (size_t t = 0; t < N && ctx->error == TMOE_OK; t++)
         (void)tmoei_embed_task(model, &suite->tasks[t], lines, grads, x + t * F, F);
     if (ctx->error == TMOE_OK) {
