@@ -11896,7 +11896,7 @@ static void tmoei_draft_add(tmoei_draft *draft, int output, const char *text, si
     const char *where)
 {
     tmoe_ctx *ctx = draft->suite->ctx;
-    if (ctx->error != TMOE_OK) return;
+    if (ctx->error) return;
     tmoei_text_check(ctx, text, length, where, output ? "output" : "input");
     ++*(output ? &draft->output_count : &draft->count);
     tmoei_buffer_add(ctx, &draft->text, output ? "o" : "i", 1);
@@ -11932,7 +11932,7 @@ static tmoe_result tmoei_draft_finish(tmoei_draft *draft, const char *where)
     tmoe_suite *suite = draft->suite;
     tmoe_ctx *ctx = suite->ctx;
     tmoe_task *task = &draft->task;
-    if (ctx->error == TMOE_OK) {
+    if (!ctx->error) {
         tmoei_text_check(ctx, task->name, strlen(task->name), where, "name");
         tmoei_text_check(ctx, task->category, strlen(task->category), where, "category");
         tmoei_text_check(ctx, task->instruction, strlen(task->instruction), where, "instruction");
@@ -11944,7 +11944,7 @@ static tmoe_result tmoei_draft_finish(tmoei_draft *draft, const char *where)
     }
 
     tmoe_example *examples = NULL;
-    if (ctx->error == TMOE_OK
+    if (!ctx->error
         && tmoei_grow(ctx, &suite->tasks, &suite->capacity, (size_t)suite->count + 1, sizeof *task))
         examples = tmoei_draft_examples(draft);
     if (examples) {
@@ -12097,7 +12097,7 @@ static void tmoei_load_tsv_folder(tmoe_suite *suite, const char *folder)
 {
     char path[TMOEI_PATH], **names;
     const int count = tmoei_names(suite, folder, &names);
-    for (int i = 0; i < count && suite->ctx->error == TMOE_OK; i++) {
+    for (int i = 0; i < count && !suite->ctx->error; i++) {
         tmoei_draft draft;
         if (!tmoei_ends_with(names[i], ".tsv") || strcmp(names[i], "tasks.tsv") == 0) continue;
         if (tmoei_path_join(suite->ctx, path, folder, names[i]) != TMOE_OK) return;
@@ -12123,7 +12123,7 @@ static void tmoei_load_crossfit_task(tmoe_suite *suite, const char *folder, cons
 
     for (int e = 0; e < TMOEI_ENDS; e++) {
         const size_t before = draft.count;
-        for (int i = 0; i < count && suite->ctx->error == TMOE_OK; i++) {
+        for (int i = 0; i < count && !suite->ctx->error; i++) {
             const char *file = names[i];
             if (!tmoei_ends_with(file, ends[e]) || strncmp(file, name, strlen(name)) != 0) continue;
             if (!first) {
@@ -12279,7 +12279,7 @@ static void tmoei_describe_task(tmoe_suite *suite, char *const *field, const cha
     for (int c = 0; c < TMOEI_TASK_COLUMNS; c++)
         if (field[c])
             tmoei_text_check(ctx, field[c], strlen(field[c]), where, tmoei_column_names[c]);
-    if (ctx->error != TMOE_OK) return;
+    if (ctx->error) return;
 
     tmoe_task *task = &suite->tasks[known];
     task->metric = (tmoe_metric)metric;
@@ -12328,7 +12328,7 @@ static void tmoei_load_folder(tmoe_suite *suite, const char *folder)
     else
         tmoei_load_tsv_folder(suite, folder);
 
-    for (int i = 0; i < count && ctx->error == TMOE_OK; i++) {
+    for (int i = 0; i < count && !ctx->error; i++) {
         if (names[i][0] == '.' || tmoei_path_join(ctx, path, folder, names[i]) != TMOE_OK) continue;
         if (tmoei_ends_with(names[i], ".jsonl"))
             tmoei_load_jsonl(suite, path);
@@ -12338,7 +12338,7 @@ static void tmoei_load_folder(tmoe_suite *suite, const char *folder)
             tmoei_load_crossfit_task(suite, path, names[i]);
     }
 
-    if (ctx->error == TMOE_OK && tmoei_folder_has(ctx, path, folder, "tasks.tsv"))
+    if (!ctx->error && tmoei_folder_has(ctx, path, folder, "tasks.tsv"))
         tmoei_describe(suite, path);
     if (suite->count == 0)
         TMOEI_BAD_DATA(ctx,
@@ -12411,11 +12411,11 @@ TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const ch
     tmoe_suite *suite = tmoe_suite_create(ctx);
     if (!suite) return NULL;
     tmoei_load_folder(suite, folder);
-    if (ctx->error == TMOE_OK) {
+    if (!ctx->error) {
         const char *file = tmoei_split_path(ctx, path, folder, split);
-        if (file && ctx->error == TMOE_OK) tmoei_apply_split(suite, file);
+        if (file && !ctx->error) tmoei_apply_split(suite, file);
     }
-    if (ctx->error == TMOE_OK) return suite;
+    if (!ctx->error) return suite;
     tmoe_suite_destroy(suite);
     return NULL;
 }
@@ -12505,7 +12505,7 @@ static tmoe_model *tmoei_train_model(tmoe_ctx *ctx, const tmoe_suite *suite,
             (void)tmoe_suite_fit(ctx, suite, tokenizer, &c);
         if (source != 0) c.source_tokens = source;
         if (target != 0) c.target_tokens = target;
-        if (ctx->error == TMOE_OK) model = tmoe_model_create(ctx, &c, tokenizer, tasks, count);
+        if (!ctx->error) model = tmoe_model_create(ctx, &c, tokenizer, tasks, count);
         tmoe_tokenizer_destroy(tokenizer);
     }
     tmoei_free(ctx, tasks);
@@ -12925,7 +12925,7 @@ TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *c
         value = tmoei_macro_f1(predictions, examples, count);
     else
         value = tmoei_mean_score(ctx, metric, predictions, examples, count);
-    if (ctx->error == TMOE_OK) *score = value;
+    if (!ctx->error) *score = value;
     return ctx->error;
 }
 
@@ -13028,7 +13028,7 @@ TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const tmoe_correlati
             tasks, columns, test->permutations);
     int *order = TMOEI_OWN(&own, int, tasks);
     double *x = TMOEI_OWN(&own, double, tasks), *y = TMOEI_OWN(&own, double, tasks);
-    for (int i = 0; i <= test->permutations && ctx->error == TMOE_OK; i++) { /* 0: as given */
+    for (int i = 0; i <= test->permutations && !ctx->error; i++) { /* 0: as given */
         double largest = 0.0;
         (void)tmoei_draw(test->seed, TMOEI_STREAM_PERMUTATION | (uint64_t)i, 0, order, tasks,
             i ? tasks : 0);
@@ -13047,7 +13047,7 @@ TMOE_DEF tmoe_result tmoe_route_correlations(tmoe_ctx *ctx, const tmoe_correlati
             for (int c = 0; c < columns; c++)
                 chances[c] += largest >= fabs(correlations[c]) - 1e-12; /* equal but rounding */
     }
-    if (ctx->error == TMOE_OK)
+    if (!ctx->error)
         for (int c = 0; c < columns; c++) chances[c] /= test->permutations + 1.0;
     tmoei_owner_free(&own);
     return ctx->error;
@@ -13078,7 +13078,7 @@ TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int rows, int c
     double *distance = (double *)tmoei_own(&own, n, n * sizeof(double));
     int *name = TMOEI_OWN(&own, int, n); /* row, or rows + earlier join */
     int *size = TMOEI_OWN(&own, int, n);
-    for (size_t i = 0; i < n && ctx->error == TMOE_OK; i++) {
+    for (size_t i = 0; i < n && !ctx->error; i++) {
         name[i] = (int)i;
         size[i] = 1;
         for (size_t j = 0; j < n; j++) {
@@ -13088,7 +13088,7 @@ TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int rows, int c
             distance[i * n + j] = sqrt(squares);
         }
     }
-    for (int join = 0; join < rows - 1 && ctx->error == TMOE_OK; join++) {
+    for (int join = 0; join < rows - 1 && !ctx->error; join++) {
         size_t a, b;
         tmoei_nearest_clusters(distance, name, n, &a, &b);
         const double wa = (double)size[a], wb = (double)size[b];
@@ -13263,8 +13263,7 @@ static void tmoei_few_shot_chunk(void *arg, int chunk, int lane)
         if (job->how->tune == TMOE_TUNE_EXPERTS) tmoei_train_experts_only(trainer, job->model);
         tmoei_few_shot_train(trainer, &task, job->how->evaluate_every_steps, &outcome->dev);
     }
-    if (ctx->error == TMOE_OK && job->wanted >= 0)
-        (void)tmoe_evaluate(model, job->task, NULL, 0, &job->test);
+    if (!ctx->error && job->wanted >= 0) (void)tmoe_evaluate(model, job->task, NULL, 0, &job->test);
     outcome->result = ctx->error;
     (void)snprintf(outcome->message, sizeof outcome->message, "%.1000s", ctx->message);
     tmoe_trainer_destroy(trainer);
@@ -13353,11 +13352,11 @@ static tmoe_result tmoei_few_shot_compete(tmoei_few_shot_job *job, tmoe_few_shot
     job->wanted = -1;
     tmoei_parallel(ctx, tmoei_few_shot_chunk, job, count);
     const int best = tmoei_few_shot_best(job, count, &diverged);
-    if (ctx->error != TMOE_OK) return ctx->error;
+    if (ctx->error) return ctx->error;
     job->wanted = best;
     tmoei_parallel(ctx, tmoei_few_shot_chunk, job, 1);
     (void)tmoei_few_shot_best(job, count, &diverged);
-    if (ctx->error != TMOE_OK) return ctx->error;
+    if (ctx->error) return ctx->error;
 
     result->dev = job->outcomes[best].dev;
     result->test = job->test;
@@ -13388,7 +13387,7 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
         job->lines = TMOEI_OWN(&own, tmoe_example, lines);
         job->route = TMOEI_OWN(&own, float, model->route_width);
     }
-    if (ctx->error == TMOE_OK) {
+    if (!ctx->error) {
         tmoei_few_shot_sample(job, order, dev);
         if (job->train_count < 1 || job->dev_count < 1)
             (void)tmoei_fail(ctx, TMOE_ERR_DATA, "few_shot_run: task %s has too few training lines",
@@ -13517,7 +13516,7 @@ static tmoe_result tmoei_embed_task(tmoe_model *model, const tmoe_task *task, in
     double squares = 0.0;
     tmoei_texts line;
     memset(&line, 0, sizeof line);
-    for (int i = 0; i < lines && i < task->train_count && model->ctx->error == TMOE_OK; i++) {
+    for (int i = 0; i < lines && i < task->train_count && !model->ctx->error; i++) {
         line.count = line.ids_used = 0;
         if (tmoei_example_add(model, &line, task, i, 1) == TMOE_OK)
             (void)tmoei_embed_line(model, &line, grads, row);
@@ -13550,9 +13549,9 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
     double *x = TMOEI_OWN(&own, double, N *F);
     double *G = fisher ? TMOEI_OWN(&own, double, 2 * N * N) : NULL;
     float *grads = fisher ? TMOEI_OWN(&own, float, model->size) : NULL;
-    for (size_t t = 0; t < N && ctx->error == TMOE_OK; t++)
+    for (size_t t = 0; t < N && !ctx->error; t++)
         (void)tmoei_embed_task(model, &suite->tasks[t], lines, grads, x + t * F, F);
-    if (ctx->error == TMOE_OK) {
+    if (!ctx->error) {
         const size_t n = N * (size_t)vector_width;
         double squares = 0.0;
         if (fisher)
@@ -13577,12 +13576,12 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
 
 #ifndef TMOE_NO_STDIO /* up to the end of >>bart */
 
-#define TMOEI_FORMAT "3"     /* what is written */
-#define TMOEI_FORMAT_0_1 "2" /* what version 0.1 wrote: some fields of the config by other names */
+#define TMOEI_FORMAT "3"
+#define TMOEI_FORMAT_0_1 "2" /* of version 0.1: some fields of the config have other names */
 
-/* Writes "name":value, ... An integer below 0 is an id that is not there, and is left out. */
+/* Writes "name":value, ... and `end`. An integer below 0 is an id that is absent: it is left out. */
 static void tmoei_fields_to_json(tmoe_ctx *ctx, const void *base, const tmoei_field *fields,
-    size_t count, tmoei_buffer *text)
+    size_t count, tmoei_buffer *text, const char *end)
 {
     for (const tmoei_field *f = fields; f < fields + count; f++) {
         const double x = tmoei_field_value(base, f);
@@ -13593,17 +13592,18 @@ static void tmoei_fields_to_json(tmoe_ctx *ctx, const void *base, const tmoei_fi
         else
             tmoei_buffer_json_number(ctx, text, x);
     }
+    tmoei_buffer_add(ctx, text, end, strlen(end));
 }
 
 /* The value of a field by its name of today or, if there is none, by that of version 0.1. */
 static const tmoei_json_node *tmoei_field_find(const tmoei_json *json, const char *name)
 {
-    static const char *const names[][2] = { { "width", "D" }, { "encoder_heads", "H_encoder" },
+    static const char *const names[8][2] = { { "width", "D" }, { "encoder_heads", "H_encoder" },
         { "decoder_heads", "H_decoder" }, { "encoder_ffn", "F_encoder" },
         { "decoder_ffn", "F_decoder" }, { "vocabulary", "V" }, { "experts", "E" },
         { "vector_width", "k" } };
     int node = tmoei_json_get(json, 0, name);
-    for (size_t i = 0; i < sizeof names / sizeof *names && node < 0; i++)
+    for (int i = 0; i < 8 && node < 0; i++)
         if (strcmp(names[i][0], name) == 0) node = tmoei_json_get(json, 0, names[i][1]);
     return tmoei_json_at(json, node);
 }
@@ -13620,17 +13620,15 @@ static tmoe_result tmoei_fields_from_json(tmoe_ctx *ctx, const tmoei_json *json,
         if (node->kind == TMOEI_JSON_NULL && !required) continue;
 
         const double x = node->kind == TMOEI_JSON_TRUE ? 1.0 : node->number;
-        const int number = x >= INT_MIN && x <= INT_MAX ? (int)x : INT_MIN;
-        const float real = (float)x;
-        int sound = node->kind == TMOEI_JSON_NUMBER || node->kind == TMOEI_JSON_TRUE
+        const int known = node->kind == TMOEI_JSON_NUMBER || node->kind == TMOEI_JSON_TRUE
             || node->kind == TMOEI_JSON_FALSE;
-        sound = sound && x >= f->least && x <= f->most;
-        if (!sound || (f->kind != TMOEI_KIND_FLOAT && (double)number != x))
+        const int real = f->kind == TMOEI_KIND_FLOAT;
+        if (!known || !(x >= f->least && x <= f->most) || (!real && x != floor(x)))
             return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no sound '%s'", path, f->name);
-        if (f->kind == TMOEI_KIND_FLOAT)
-            memcpy((char *)base + f->offset, &real, sizeof real);
+        if (real)
+            *(float *)(void *)((char *)base + f->offset) = (float)x;
         else
-            memcpy((char *)base + f->offset, &number, sizeof number);
+            *(int *)(void *)((char *)base + f->offset) = (int)x;
     }
     return TMOE_OK;
 }
@@ -13641,8 +13639,7 @@ static void tmoei_write_config(const tmoe_model *model, tmoei_buffer *text)
 {
     const tmoe_config *c = &model->config;
     tmoei_buffer_print(model->ctx, text, "{\"seed\":\"%llu\",", (unsigned long long)c->seed);
-    tmoei_fields_to_json(model->ctx, c, tmoei_config_fields, TMOEI_CONFIG_FIELDS, text);
-    tmoei_buffer_add(model->ctx, text, "}", 1);
+    tmoei_fields_to_json(model->ctx, c, tmoei_config_fields, TMOEI_CONFIG_FIELDS, text, "}");
 }
 
 static void tmoei_write_tokenizer(const tmoe_model *model, tmoei_buffer *text)
@@ -13657,12 +13654,11 @@ static void tmoei_write_tasks(const tmoe_model *model, tmoei_buffer *text)
     tmoei_buffer_add(ctx, text, "[", 1);
     for (int t = 0; t < model->N; t++) {
         const tmoe_task *task = &model->tasks[t];
-        if (t > 0) tmoei_buffer_add(ctx, text, ",", 1);
-        tmoei_buffer_json_string(ctx, text, task->name, strlen(task->name));
-        tmoei_buffer_add(ctx, text, ",", 1);
-        tmoei_buffer_json_string(ctx, text, task->category, strlen(task->category));
-        tmoei_buffer_add(ctx, text, ",", 1);
-        tmoei_buffer_json_string(ctx, text, task->instruction, strlen(task->instruction));
+        const char *const texts[] = { task->name, task->category, task->instruction };
+        for (int i = 0; i < 3; i++) {
+            if (t + i > 0) tmoei_buffer_add(ctx, text, ",", 1);
+            tmoei_buffer_json_string(ctx, text, texts[i], strlen(texts[i]));
+        }
     }
     tmoei_buffer_add(ctx, text, "]", 1);
 }
@@ -13671,8 +13667,7 @@ static void tmoei_write_generation(const tmoe_model *model, tmoei_buffer *text)
 {
     tmoei_buffer_add(model->ctx, text, "{", 1);
     tmoei_fields_to_json(model->ctx, &model->generation, tmoei_generation_fields,
-        TMOEI_GENERATION_FIELDS, text);
-    tmoei_buffer_add(model->ctx, text, "}", 1);
+        TMOEI_GENERATION_FIELDS, text, "}");
 }
 
 static void tmoei_write_step(const tmoe_model *model, tmoei_buffer *text)
@@ -13739,8 +13734,8 @@ static void tmoei_write_settings(const tmoe_trainer *trainer, tmoei_buffer *text
 {
     tmoei_buffer_print(trainer->ctx, text, "{\"seed\":\"%llu\",\"hash of the lines\":\"%llu\",",
         (unsigned long long)trainer->training.seed, (unsigned long long)tmoei_lines_hash(trainer));
-    tmoei_fields_to_json(trainer->ctx, &trainer->training, tmoei_settings, TMOEI_SETTINGS, text);
-    tmoei_buffer_add(trainer->ctx, text, "}", 1);
+    tmoei_fields_to_json(trainer->ctx, &trainer->training, tmoei_settings, TMOEI_SETTINGS, text,
+        "}");
 }
 
 /* Refuses a generation that could not be read again. */
@@ -13849,54 +13844,53 @@ static tmoe_task *tmoei_tasks_from_json(tmoe_ctx *ctx, const tmoei_json *json, c
 /* The model that the parts describe, still without its parameters. */
 static tmoe_model *tmoei_model_from_json(tmoe_ctx *ctx, const tmoei_json *parts, const char *path)
 {
-    const tmoei_json *config = &parts[TMOEI_PART_CONFIG];
+    const tmoei_json *config = &parts[TMOEI_PART_CONFIG], *words = &parts[TMOEI_PART_TOKENIZER];
     const tmoei_json_node *step = parts[TMOEI_PART_STEP].nodes;
     const int seed = tmoei_json_get(config, 0, "seed");
     tmoe_config c = tmoe_config_default();
     tmoe_tokenizer *tokenizer = NULL;
     tmoe_model *model = NULL;
     int count = 0;
-    if (tmoei_fields_from_json(ctx, config, path, &c, tmoei_config_fields, TMOEI_CONFIG_FIELDS, 1)
-        != TMOE_OK)
-        return NULL;
+    (void)tmoei_fields_from_json(ctx, config, path, &c, tmoei_config_fields, TMOEI_CONFIG_FIELDS,
+        1);
     if (!tmoei_json_is_string(config, seed) || step->kind != TMOEI_JSON_NUMBER
         || !(step->number >= 0.0 && step->number < 9e15) || step->number != floor(step->number))
-        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: there is no sound seed or step", path);
+        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no sound seed or step", path);
+    if (ctx->error) return NULL;
     c.seed = strtoull(config->nodes[seed].text, NULL, 10);
 
     tmoe_task *tasks = tmoei_tasks_from_json(ctx, &parts[TMOEI_PART_TASKS], path, &count);
-    if (tasks && parts[TMOEI_PART_TOKENIZER].nodes->count > 0) /* {}: it has none */
-        tokenizer = tmoei_tokenizer_from_json(ctx, &parts[TMOEI_PART_TOKENIZER], path);
-    if (ctx->error == TMOE_OK) model = tmoei_model_new(ctx, &c, tokenizer, tasks, count);
+    if (tasks && words->nodes->count > 0) /* {}: it has none */
+        tokenizer = tmoei_tokenizer_from_json(ctx, words, path);
+    if (!ctx->error) model = tmoei_model_new(ctx, &c, tokenizer, tasks, count);
     tmoei_free(ctx, tasks);
     tmoe_tokenizer_destroy(tokenizer);
     if (!model) return NULL;
     model->step = (int64_t)step->number;
     (void)tmoei_fields_from_json(ctx, &parts[TMOEI_PART_GENERATION], path, &model->generation,
         tmoei_generation_fields, TMOEI_GENERATION_FIELDS, 0);
-    return tmoei_model_if(ctx->error == TMOE_OK, model);
+    return tmoei_model_if(!ctx->error, model);
 }
 
 static tmoe_result tmoei_parts_parse(tmoe_ctx *ctx, const tmoei_safetensors *file,
     tmoei_json *parts)
 {
-    const char *version = tmoei_safetensors_metadata(file, "version");
+    const char *path = file->path, *version = tmoei_safetensors_metadata(file, "version");
     if (version && strcmp(version, TMOEI_FORMAT) != 0 && strcmp(version, TMOEI_FORMAT_0_1) != 0)
         return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-            "%s: format version %.20s; this library reads 2 and 3", file->path, version);
+            "%s: format version %.20s; this library reads 2 and 3", path, version);
     for (int i = 0; i < TMOEI_PARTS; i++) {
-        const char *text = tmoei_safetensors_metadata(file, tmoei_parts[i].name);
+        const char *name = tmoei_parts[i].name, *text = tmoei_safetensors_metadata(file, name);
         if (!text)
             return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-                "%s: not a model of this library: its metadata has no '%s'", file->path,
-                tmoei_parts[i].name);
-        TMOEI_TRY(tmoei_json_parse(ctx, &parts[i], text, strlen(text), file->path));
+                "%s: not a model of this library: its metadata has no '%s'", path, name);
+        TMOEI_TRY(tmoei_json_parse(ctx, &parts[i], text, strlen(text), path));
     }
     return TMOE_OK;
 }
 
-/* Makes the mapped file itself the parameters if every tensor lies where the model wants it. Then
- * only the pages that are used are read, and training writes to copies. Returns 0 otherwise. */
+/* Makes the mapped file itself the parameters if every tensor lies where the model wants it. Returns
+ * 0 otherwise. */
 static int tmoei_read_in_place(tmoe_model *model, tmoei_safetensors *file)
 {
     if (!file->mapped || !tmoei_little_endian() || (uintptr_t)file->data % sizeof(float)) return 0;
@@ -13945,7 +13939,7 @@ TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path)
     if (model) (void)tmoei_parameters_read(model, &file);
     for (int i = 0; i < TMOEI_PARTS; i++) tmoei_json_free(ctx, &parts[i]);
     tmoei_safetensors_close(ctx, &file);
-    return tmoei_model_if(ctx->error == TMOE_OK, model);
+    return tmoei_model_if(!ctx->error, model);
 }
 
 /* ---- reading a checkpoint -------------------------------------------------------------------- */
@@ -14017,28 +14011,21 @@ static tmoe_result tmoei_settings_compare(const tmoe_trainer *trainer, const cha
     return ctx->error;
 }
 
-/* Notes the part in which two models differ. */
-static void tmoei_part_compare(const tmoe_model *theirs, const tmoe_model *ours,
-    const tmoei_part_writer *part, char *text, size_t size)
-{
-    tmoe_ctx *ctx = ours->ctx;
-    tmoei_buffer a = { NULL, 0, 0, 0 }, b = { NULL, 0, 0, 0 };
-    part->write(theirs, &a);
-    part->write(ours, &b);
-    if (ctx->error == TMOE_OK && strcmp(a.data, b.data) != 0)
-        tmoei_problem(text, size, "the models differ in their %s", part->name);
-    tmoei_buffer_free(ctx, &a);
-    tmoei_buffer_free(ctx, &b);
-}
-
 /* Refuses a checkpoint from which this trainer could not continue with equal bits. */
 static tmoe_result tmoei_checkpoint_compare(const tmoe_trainer *trainer, const tmoei_checkpoint *c)
 {
     tmoe_ctx *ctx = trainer->ctx;
     const char *path = c->file.path;
     char text[TMOEI_MESSAGE_BYTES / 2] = "";
-    for (int i = TMOEI_PART_CONFIG; i <= TMOEI_PART_TASKS; i++)
-        tmoei_part_compare(c->model, trainer->model, &tmoei_parts[i], text, sizeof text);
+    for (int i = TMOEI_PART_CONFIG; i <= TMOEI_PART_TASKS; i++) {
+        tmoei_buffer theirs = { NULL, 0, 0, 0 }, ours = { NULL, 0, 0, 0 };
+        tmoei_parts[i].write(c->model, &theirs);
+        tmoei_parts[i].write(trainer->model, &ours);
+        if (!ctx->error && strcmp(theirs.data, ours.data) != 0)
+            tmoei_problem(text, sizeof text, "the models differ in their %s", tmoei_parts[i].name);
+        tmoei_buffer_free(ctx, &theirs);
+        tmoei_buffer_free(ctx, &ours);
+    }
     const char *settings = tmoei_safetensors_metadata(&c->file, "training");
     if (settings) /* version 0.1 stored none */
         TMOEI_TRY(tmoei_settings_compare(trainer, settings, path, text, sizeof text));
@@ -14131,12 +14118,10 @@ static void tmoei_bart_list_shared(const tmoe_model *model, tmoei_bart_list *lis
 static void tmoei_bart_list_layer(const tmoe_model *model, int l, tmoei_bart_list *list)
 {
     static const char *const names[TMOEI_PIECES / 2][3] = { /* of a weight and its bias */
-        { "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj" },
-        { "self_attn.out_proj", NULL, NULL }, { "self_attn_layer_norm", NULL, NULL },
-        { "encoder_attn.q_proj", NULL, NULL },
-        { "encoder_attn.k_proj", "encoder_attn.v_proj", NULL },
-        { "encoder_attn.out_proj", NULL, NULL }, { "encoder_attn_layer_norm", NULL, NULL },
-        { "fc1", NULL, NULL }, { "fc2", NULL, NULL }, { "final_layer_norm", NULL, NULL }
+        { "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj" }, { "self_attn.out_proj" },
+        { "self_attn_layer_norm" }, { "encoder_attn.q_proj" },
+        { "encoder_attn.k_proj", "encoder_attn.v_proj" }, { "encoder_attn.out_proj" },
+        { "encoder_attn_layer_norm" }, { "fc1" }, { "fc2" }, { "final_layer_norm" }
     };
     const tmoei_layer *layer = &model->layers[l];
     for (int piece = 0; piece < TMOEI_PIECES; piece++) {
@@ -14320,7 +14305,7 @@ static tmoe_result tmoei_bart_read(tmoe_model *model, const tmoei_weights *w, co
     const tmoei_entry *embedding = tmoei_bart_tied(w, &home, text, sizeof text);
     tmoei_bart_list list;
     TMOEI_TRY(tmoei_bart_list_all(model, &list));
-    for (size_t i = 0; ctx->error == TMOE_OK && i < list.count; i++) {
+    for (size_t i = 0; !ctx->error && i < list.count; i++) {
         const tmoei_bart_tensor *t = &list.items[i];
         const size_t first = t->skip * t->cols, n = t->rows * t->cols;
         const tmoei_safetensors *file = home;
@@ -14335,7 +14320,7 @@ static tmoe_result tmoei_bart_read(tmoe_model *model, const tmoei_weights *w, co
         else
             (void)tmoei_safetensors_read(ctx, file, e, first, model->theta + t->offset, n);
     }
-    if (ctx->error == TMOE_OK) tmoei_bart_unknown(w, &list, text, sizeof text);
+    if (!ctx->error) tmoei_bart_unknown(w, &list, text, sizeof text);
     tmoei_free(ctx, list.items);
     return text[0] ? tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s", folder, text) : ctx->error;
 }
@@ -14405,13 +14390,11 @@ static tmoe_result tmoei_bart_config(tmoe_ctx *ctx, const tmoei_json *json, cons
 }
 
 #define TMOEI_STRUCT tmoe_generation
-static const tmoei_field tmoei_bart_new_tokens[2] = { /* lengths without the start token */
+static const tmoei_field tmoei_bart_lengths[2] = { /* without the start token */
     TMOEI_NAMED("max_new_tokens", max_length, INT, 1, TMOEI_SIZE_MAX),
     TMOEI_NAMED("min_new_tokens", min_length, INT, 0, TMOEI_SIZE_MAX)
 };
 #undef TMOEI_STRUCT
-
-enum { TMOEI_BART_NEW_TOKENS = sizeof tmoei_bart_new_tokens / sizeof *tmoei_bart_new_tokens };
 
 /* Settings of transformers that would change the text and are not built, and the number that turns
  * each off; null, false, and an empty text or list do so, too. */
@@ -14472,15 +14455,12 @@ static tmoe_result tmoei_bart_generation(tmoe_model *model, const tmoei_json *js
         return tmoei_fail(ctx, TMOE_ERR_FORMAT,
             "%s: there is no decoder_start_token_id, or another than in config.json", path);
 
-    tmoe_generation fresh = *g;                        /* lengths without the start token */
     g->max_length = tmoei_least(c->target_tokens, 21); /* transformers' default */
-    fresh.max_length = fresh.min_length = -1;
     TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, g, tmoei_generation_fields + 1,
         TMOEI_GENERATION_FIELDS - 1, 0)); /* all but early_stopping */
-    TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, &fresh, tmoei_bart_new_tokens,
-        TMOEI_BART_NEW_TOKENS, 0));
-    if (fresh.max_length >= 0) g->max_length = fresh.max_length + 1; /* they win, as there */
-    if (fresh.min_length >= 0) g->min_length = fresh.min_length + 1;
+    TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, g, tmoei_bart_lengths, 2, 0)); /* they win */
+    if (tmoei_json_value(json, 0, "max_new_tokens")->kind != TMOEI_JSON_NULL) g->max_length++;
+    if (tmoei_json_value(json, 0, "min_new_tokens")->kind != TMOEI_JSON_NULL) g->min_length++;
     return TMOE_OK;
 }
 
@@ -14488,28 +14468,28 @@ static tmoe_result tmoei_bart_generation(tmoe_model *model, const tmoei_json *js
 static tmoe_model *tmoei_bart_settings(tmoe_ctx *ctx, const char *folder)
 {
     char path[TMOEI_PATH];
-    tmoei_json json, generation;
+    tmoei_json json, own;
     tmoe_config c;
     tmoe_tokenizer *tokenizer = NULL;
     tmoe_model *model = NULL;
-    memset(&generation, 0, sizeof generation);
+    memset(&own, 0, sizeof own);
     if (tmoei_json_file(ctx, &json, path, folder, "config.json", 0) == TMOE_OK
         && tmoei_bart_config(ctx, &json, path, &c) == TMOE_OK
         && (tmoei_folder_has(ctx, path, folder, "tokenizer.json")
             || tmoei_folder_has(ctx, path, folder, "vocab.json")))
         tokenizer = tmoe_tokenizer_load(ctx, folder);
-    if (ctx->error == TMOE_OK) model = tmoei_model_new(ctx, &c, tokenizer, NULL, 0);
+    if (!ctx->error) model = tmoei_model_new(ctx, &c, tokenizer, NULL, 0);
     tmoe_tokenizer_destroy(tokenizer);
 
-    static const char name[] = "generation_config.json";
-    if (model && tmoei_json_file(ctx, &generation, path, folder, name, 1) == TMOE_OK) {
-        const int own = generation.count > 0; /* old folders have it all in config.json */
-        if (own || tmoei_path_join(ctx, path, folder, "config.json") == TMOE_OK)
-            (void)tmoei_bart_generation(model, own ? &generation : &json, path);
+    if (model && tmoei_json_file(ctx, &own, path, folder, "generation_config.json", 1) == TMOE_OK) {
+        if (own.count > 0)
+            (void)tmoei_bart_generation(model, &own, path);
+        else if (tmoei_path_join(ctx, path, folder, "config.json") == TMOE_OK) /* old folders */
+            (void)tmoei_bart_generation(model, &json, path);
     }
     tmoei_json_free(ctx, &json);
-    tmoei_json_free(ctx, &generation);
-    return tmoei_model_if(ctx->error == TMOE_OK, model);
+    tmoei_json_free(ctx, &own);
+    return tmoei_model_if(!ctx->error, model);
 }
 
 TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder)
@@ -14522,7 +14502,7 @@ TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder)
         (void)tmoei_bart_read(model, &weights, folder);
     for (size_t i = 0; i < weights.count; i++) tmoei_safetensors_close(ctx, &weights.files[i]);
     tmoei_free(ctx, weights.files);
-    return tmoei_model_if(ctx->error == TMOE_OK, model);
+    return tmoei_model_if(!ctx->error, model);
 }
 
 /* ---- writing --------------------------------------------------------------------------------- */
@@ -14547,8 +14527,7 @@ static void tmoei_write_bart_config(const tmoe_model *model, tmoei_buffer *text)
         "\"model_type\":\"bart\",\"is_encoder_decoder\":true,\"tie_word_embeddings\":true,"
         "\"dtype\":\"float32\",\"activation_function\":\"%s\",",
         c->activation == TMOE_RELU ? "relu" : "gelu");
-    tmoei_fields_to_json(model->ctx, c, tmoei_bart_fields, TMOEI_BART_FIELDS, text);
-    tmoei_buffer_add(model->ctx, text, "}\n", 2);
+    tmoei_fields_to_json(model->ctx, c, tmoei_bart_fields, TMOEI_BART_FIELDS, text, "}\n");
 }
 
 static void tmoei_write_bart_generation(const tmoe_model *model, tmoei_buffer *text)
@@ -14558,10 +14537,9 @@ static void tmoei_write_bart_generation(const tmoe_model *model, tmoei_buffer *t
     tmoe_generation g = model->generation;
     if (g.max_length == 0) g.max_length = model->config.target_tokens;
     tmoei_buffer_print(ctx, text, "{\"early_stopping\":%s,", early[g.early_stopping]);
-    tmoei_fields_to_json(ctx, &model->config, tmoei_bart_ids, TMOEI_BART_IDS, text);
-    tmoei_buffer_add(ctx, text, ",", 1);
-    tmoei_fields_to_json(ctx, &g, tmoei_generation_fields + 1, TMOEI_GENERATION_FIELDS - 1, text);
-    tmoei_buffer_add(ctx, text, "}\n", 2);
+    tmoei_fields_to_json(ctx, &model->config, tmoei_bart_ids, TMOEI_BART_IDS, text, ",");
+    tmoei_fields_to_json(ctx, &g, tmoei_generation_fields + 1, TMOEI_GENERATION_FIELDS - 1, text,
+        "}\n");
 }
 
 static void tmoei_write_bart_tokenizer(const tmoe_model *model, tmoei_buffer *text)
@@ -14593,7 +14571,7 @@ static tmoe_result tmoei_bart_write_weights(const tmoe_model *model, const char 
         tmoei_writer_tensor(ctx, &writer, t->name, t->rank, t->skip, t->rows, t->cols,
             model->theta + t->offset);
     }
-    if (ctx->error == TMOE_OK && tmoei_path_join(ctx, path, folder, "model.safetensors") == TMOE_OK)
+    if (!ctx->error && tmoei_path_join(ctx, path, folder, "model.safetensors") == TMOE_OK)
         (void)tmoei_writer_save(ctx, &writer, path);
     tmoei_free(ctx, list.items);
     tmoei_writer_free(ctx, &writer);
@@ -14662,7 +14640,7 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name,
         if (cut) (void)tmoei_export_route(model, task_name, route, cut);
     }
     c.experts = 1;
-    if (ctx->error == TMOE_OK) dense = tmoe_model_derive(ctx, model, cut, &c, NULL, 0);
+    if (!ctx->error) dense = tmoe_model_derive(ctx, model, cut, &c, NULL, 0);
     if (dense && tmoei_make_folder(ctx, folder) == TMOE_OK) (void)tmoei_bart_write(dense, folder);
     tmoe_model_destroy(dense);
     tmoei_free(ctx, cut);
