@@ -1151,7 +1151,8 @@ typedef struct tmoe_generated {
  *   out      its arrays are the caller's, and undefined after a failure. Where beam search found
  *            fewer than `returned` answers, the rest are the start token, with the score -1e9
  *   errors   TMOE_ERR_ARGUMENT: no route and no known task; a length, an id or settings out of
- *   range cost     as tmoe_answer_many, times beams
+ *            range
+ *   cost     as tmoe_answer_many, times beams
  *   memory   keys and values of max(32, beams) rows; for more than 8 rows also packed weights of
  *            the decoder, until it returns
  *   source   the beam search of transformers, token by token */
@@ -5524,8 +5525,7 @@ static float tmoei_cosine(const float *a, const float *b, int k)
 /* ==== >>model: what lies where in the one flat buffer of parameters ==============================
  *   theta   [ embeddings, positions, norms | layer 0: shared part, expert 0, ..., expert E-1 |
  *             layer 1 ... | output bias | router | task vectors ]
- *   grads, first moments, second moments: flat twins of the part that is trained, made by the
- *   trainer
+ * The trainer's gradients and moments are flat twins of the part that is trained.
  * An expert is one contiguous block with the same inner layout in all experts of a layer. So
  * merging is one sweep, and the optimiser and the all-reduce are one loop each. There are no gaps:
  * a saved file holds the same floats in the same order, and is used as it lies where it can be
@@ -6752,7 +6752,7 @@ typedef struct tmoei_pass {
 struct tmoei_cache {
     int beams, slots, rows;      /* rows of a request; requests * beams; rows that still run */
     int position, limit;         /* what is computed now, from 0; how many at most */
-    int *slot_of, *next_slot_of; /* (slots, limit): which slot holds position t of row r */
+    int *slot_of, *next_slot_of; /* (slots, limit): the table */
     int *request_of;             /* (slots): which request row r belongs to */
     int *ids, *positions;        /* (slots): of the latest tokens */
     const tmoei_pack *source;    /* what the encoder read, a sequence for each request ... */
@@ -7490,10 +7490,8 @@ TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instructio
             (int)how);
 
     if (how == TMOE_ZERO_SHOT_AVERAGE || !tmoei_selection_has_router(model->config.selection)) {
-        for (int l = 0; l < model->R; l++) {
-            for (int e = 0; e < E; e++) route[l * E + e] = 1.0f;
-            tmoei_route_mask(route + l * E, model->mask + l * E, E);
-        }
+        memset(route, 0, model->route_width * sizeof(float)); /* becomes even */
+        for (int l = 0; l < model->R; l++) tmoei_route_mask(route + l * E, model->mask + l * E, E);
         return TMOE_OK;
     }
     if (model->R == 0) return TMOE_OK;
@@ -7723,7 +7721,7 @@ static tmoe_result tmoei_texts_add(const tmoe_model *model, tmoei_texts *texts,
             "task %s, line %d: the %s has %lu tokens; the model takes at most %d", task, line + 1,
             what, (unsigned long)n, limit);
     for (size_t i = 0; i < n; i++)
-        if (ids[i] >= model->V) /* a BART may lack rows for the last tokens of its tokenizer */
+        if (ids[i] >= model->V)
             return tmoei_fail(ctx, TMOE_ERR_DATA,
                 "task %s, line %d: the %s has token %d; the model has %d", task, line + 1, what,
                 ids[i], model->V);
@@ -7775,10 +7773,9 @@ typedef struct tmoei_trained_example {
 
 /* A piece of one tensor, the unit of work of the optimiser. */
 typedef struct tmoei_update {
+    const tmoei_parameter *of;
     size_t offset; /* in theta */
     size_t count;
-    tmoei_rate rate;
-    int decay;
     double norm; /* squared, of the gradient */
 } tmoei_update;
 
@@ -7950,9 +7947,7 @@ static tmoe_tensor *tmoei_group_loss(tmoe_trainer *trainer, tmoei_pass *pass, fl
 }
 
 /* ---- the optimiser ------------------------------------------------------------------------------
- * What is trained is cut into pieces (tmoei_update) of one tensor each, so a piece has one learning
- * rate, decay and shape. Only tmoei_adamw_chunk knows the update rule: another optimiser takes
- * its place. */
+ * Only tmoei_adamw_chunk knows the update rule: another optimiser takes its place. */
 
 /* lr(s) = top (s + 1) / warmup                       while s + 1 < warmup
  *       = top (steps - s) / (steps - warmup + 1)     after that */
@@ -7965,7 +7960,6 @@ static float tmoei_learning_rate(const tmoe_training *t, int64_t step, float top
 
     if (at + 1.0 < warmup) factor = (at + 1.0) / warmup;
     if (factor < 0.0) factor = 0.0;
-    if (factor > 1.0) factor = 1.0;
     return (float)((double)top * factor);
 }
 
@@ -8000,7 +7994,7 @@ static void tmoei_norm_chunk(void *arg, int chunk, int lane)
     (void)lane;
 
     update->norm = 0.0;
-    if (tmoei_moves(trainer->now, update->rate))
+    if (tmoei_moves(trainer->now, update->of->rate))
         update->norm = tmoei_dot(trainer->ctx, grad, grad, update->count, 1024);
 }
 
@@ -8018,7 +8012,7 @@ static void tmoei_adamw_chunk(void *arg, int chunk, int lane)
     const double moved = (double)trainer->moved;
     tmoei_adamw_constants constants;
     (void)lane;
-    if (!tmoei_moves(trainer->now, update->rate)) return;
+    if (!tmoei_moves(trainer->now, update->of->rate)) return;
 
     constants.scale = trainer->scale;
     constants.beta1 = t->beta1;
@@ -8026,8 +8020,8 @@ static void tmoei_adamw_chunk(void *arg, int chunk, int lane)
     constants.correction1 = (float)(1.0 / (1.0 - pow((double)t->beta1, moved)));
     constants.correction2 = (float)(1.0 / (1.0 - pow((double)t->beta2, moved)));
     constants.epsilon = t->adam_epsilon;
-    constants.rate = trainer->rates[update->rate];
-    constants.decay = update->decay ? constants.rate * t->weight_decay : 0.0f;
+    constants.rate = trainer->rates[update->of->rate];
+    constants.decay = update->of->decay ? constants.rate * t->weight_decay : 0.0f;
     trainer->ctx->kernels->adamw(trainer->model->theta + update->offset, trainer->grads + at,
         trainer->moment1 + at, trainer->moment2 + at, update->count, &constants);
     memset(trainer->grads + at, 0, update->count * sizeof(float));
@@ -8363,8 +8357,7 @@ static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int row
     if (!pass.tape->dry) *loss += (double)result->x[0];
 }
 
-/* All groups of the step: a task's lines together or, where each has a route of its own, one by
- * one. */
+/* All groups of the step. */
 static tmoe_result tmoei_step_groups(tmoe_trainer *trainer, tmoe_tensor *routes, int K,
     double *loss)
 {
@@ -8594,6 +8587,11 @@ static tmoe_result tmoei_batch_blank(tmoe_trainer *trainer, const tmoei_extent *
     return TMOE_OK;
 }
 
+static void tmoei_raise(size_t *most, size_t x)
+{
+    if (x > *most) *most = x;
+}
+
 /* Empties the tape and makes it dry, or not; the context's error stays. */
 static void tmoei_tape_dry(tmoe_tape *tape, int dry)
 {
@@ -8603,14 +8601,12 @@ static void tmoei_tape_dry(tmoe_tape *tape, int dry)
     tape->dry = tape->big.dry = dry;
 }
 
-static size_t tmoei_arena_planned(const tmoei_arena *arena)
-{
-    return arena->peak > TMOEI_ARENA_CHUNK ? arena->peak : TMOEI_ARENA_CHUNK;
-}
-
 static size_t tmoei_tape_planned(const tmoe_tape *tape)
 {
-    return tmoei_arena_planned(&tape->nodes) + tmoei_arena_planned(&tape->big);
+    size_t nodes = TMOEI_ARENA_CHUNK, big = TMOEI_ARENA_CHUNK;
+    tmoei_raise(&nodes, tape->nodes.peak);
+    tmoei_raise(&big, tape->big.peak);
+    return nodes + big;
 }
 
 /* Gives an empty arena one chunk that holds what it held at its peak. */
@@ -8736,16 +8732,13 @@ static void tmoei_trainer_updates(tmoe_trainer *trainer)
         trainer->span = p->offset + p->size - trainer->first;
 
         for (size_t done = 0; done < p->size; done += TMOEI_UPDATE_FLOATS) {
-            const size_t left = p->size - done;
             if (!tmoei_grow(trainer->ctx, &trainer->updates, &trainer->update_capacity,
                     (size_t)trainer->update_count + 1, sizeof *trainer->updates))
                 return;
             tmoei_update *update = &trainer->updates[trainer->update_count++];
+            update->of = p;
             update->offset = p->offset + done;
-            update->count = tmoei_least_size(left, TMOEI_UPDATE_FLOATS);
-            update->rate = p->rate;
-            update->decay = p->decay;
-            update->norm = 0.0;
+            update->count = tmoei_least_size(p->size - done, TMOEI_UPDATE_FLOATS);
         }
     }
 }
@@ -8873,11 +8866,6 @@ static size_t tmoei_largest(int *lengths, int n, int most)
     qsort(lengths, (size_t)n, sizeof *lengths, tmoei_longer_first);
     for (int i = 0; i < n && i < most; i++) sum += (size_t)lengths[i];
     return sum;
-}
-
-static void tmoei_raise(size_t *most, size_t x)
-{
-    if (x > *most) *most = x;
 }
 
 /* Raises *extent to any group of at most `most` of these examples: the longest inputs and, by
@@ -9479,6 +9467,7 @@ static tmoe_result tmoei_answers(tmoe_model *model, const char *name, const char
     tmoei_texts texts;
     memset(&texts, 0, sizeof texts);
     memset(&out, 0, sizeof out);
+    tmoei_begin(ctx);
     how.returned = 1;
     for (int i = 0; i < count; i++) answers[i] = NULL;
     if (count < 0 || (count > 0 && !inputs) || (!name && !instruction) || !model->tokenizer)
@@ -9520,7 +9509,6 @@ static tmoe_result tmoei_answer(tmoe_model *model, const char *name, const char 
     const char *input, char *text, size_t size)
 {
     char *answer = NULL;
-    tmoei_begin(model->ctx);
     if (size > 0) text[0] = 0;
     TMOEI_TRY(tmoei_answers(model, name, instruction, NULL, &input, 1, &answer));
     const size_t length = strlen(answer);
@@ -9549,14 +9537,12 @@ TMOE_DEF tmoe_result tmoe_answer_unseen(tmoe_model *model, const char *instructi
 TMOE_DEF tmoe_result tmoe_answer_many(tmoe_model *model, const char *task_name, const float *route,
     const char *const *inputs, int count, char **answers)
 {
-    tmoei_begin(model->ctx);
     return tmoei_answers(model, task_name, NULL, route, inputs, count, answers);
 }
 
 TMOE_DEF tmoe_result tmoe_answer_many_unseen(tmoe_model *model, const char *instruction,
     const float *route, const char *const *inputs, int count, char **answers)
 {
-    tmoei_begin(model->ctx);
     return tmoei_answers(model, NULL, instruction, route, inputs, count, answers);
 }
 
