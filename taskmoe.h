@@ -10747,11 +10747,6 @@ static const char *tmoei_token_text(const tmoei_bpe *t, int i)
     return t->bytes + t->tokens[i].start;
 }
 
-static size_t tmoei_token_length(const tmoei_bpe *t, int i)
-{
-    return t->tokens[i].length;
-}
-
 /* The token with these bytes, or -1. */
 static int tmoei_token_find(const tmoei_bpe *t, const char *text, size_t length)
 {
@@ -10759,8 +10754,7 @@ static int tmoei_token_find(const tmoei_bpe *t, const char *text, size_t length)
     size_t at = 0;
     int id = tmoei_table_find(&t->ids, hash, &at);
     while (id >= 0
-        && (tmoei_token_length(t, id) != length
-            || memcmp(tmoei_token_text(t, id), text, length) != 0))
+        && (t->tokens[id].length != length || memcmp(tmoei_token_text(t, id), text, length) != 0))
         id = tmoei_table_find(&t->ids, hash, &at);
     return id;
 }
@@ -10783,7 +10777,7 @@ static int tmoei_token_put(tmoei_bpe *t, int id, const char *text, size_t length
 static int tmoei_token_publish(tmoei_bpe *t, int id)
 {
     const char *text = tmoei_token_text(t, id);
-    const size_t n = tmoei_token_length(t, id);
+    const size_t n = t->tokens[id].length;
     if (n == 1) t->byte_id[(unsigned char)text[0]] = id;
     return tmoei_table_add(t->base.ctx, &t->ids, tmoei_text_hash(text, n), id);
 }
@@ -10795,20 +10789,19 @@ static int tmoei_token_add(tmoei_bpe *t, const char *text, size_t length)
     return tmoei_token_put(t, id, text, length) && tmoei_token_publish(t, id);
 }
 
-static int tmoei_merge_add(tmoei_bpe *t, int left, int right, int result)
+static int tmoei_merge_add(tmoei_bpe *t, tmoei_merge_pair merge)
 {
-    const tmoei_merge_pair merge = { left, right, result };
     const size_t n = (size_t)t->merge_count + 1;
     if (!tmoei_grow(t->base.ctx, &t->merges, &t->merges_capacity, n, sizeof merge)
-        || !tmoei_table_add(t->base.ctx, &t->pairs, tmoei_pair_hash(left, right), t->merge_count))
+        || !tmoei_table_add(t->base.ctx, &t->pairs, tmoei_pair_hash(merge.left, merge.right),
+            t->merge_count))
         return 0;
     t->merges[t->merge_count++] = merge;
     return 1;
 }
 
-static int tmoei_special_add(tmoei_bpe *t, int id, int left_strip, int ordinary)
+static int tmoei_special_add(tmoei_bpe *t, tmoei_special_token special)
 {
-    const tmoei_special_token special = { id, left_strip, ordinary };
     const size_t n = (size_t)t->special_count + 1;
     if (!tmoei_grow(t->base.ctx, &t->specials, &t->specials_capacity, n, sizeof special)) return 0;
     t->specials[t->special_count++] = special;
@@ -11098,7 +11091,7 @@ static const tmoei_special_token *tmoei_special_at(const tmoei_bpe *t, const cha
     size_t longest = 0;
     for (int i = 0; i < t->special_count; i++) {
         const int id = t->specials[i].id;
-        const size_t n = tmoei_token_length(t, id);
+        const size_t n = t->tokens[id].length;
         if (n <= longest || n > left || memcmp(text, tmoei_token_text(t, id), n) != 0) continue;
         best = &t->specials[i];
         longest = n;
@@ -11146,7 +11139,7 @@ static tmoe_result tmoei_bpe_encode(const tmoe_tokenizer *tokenizer, const char 
         at = end;
         if (special) {
             tmoei_encoder_put(&e, special->id);
-            at += tmoei_token_length(t, special->id);
+            at += t->tokens[special->id].length;
         }
     }
     if (flags & TMOE_TOKENIZER_SPECIALS) tmoei_encoder_put(&e, tokenizer->specials[TMOE_TOKEN_END]);
@@ -11189,7 +11182,7 @@ static tmoe_result tmoei_bpe_decode(const tmoe_tokenizer *tokenizer, const int *
     for (size_t i = 0; i < count; i++) {
         const tmoei_special_token *special =
             flags & TMOE_TOKENIZER_SKIP_SPECIALS ? tmoei_special_of(t, ids[i]) : NULL;
-        const size_t n = tmoei_token_length(t, ids[i]);
+        const size_t n = t->tokens[ids[i]].length;
         if (special && !special->ordinary) continue;
         if (n && used + n <= capacity) memcpy(text + used, tmoei_token_text(t, ids[i]), n);
         used += n;
@@ -11220,33 +11213,24 @@ static tmoei_bpe *tmoei_bpe_begin(tmoe_ctx *ctx)
     return tmoei_bpe_if_good(t);
 }
 
-static void *tmoei_block_copy(tmoe_ctx *ctx, const void *from, size_t count, size_t bytes)
-{
-    void *block = tmoei_alloc(ctx, count + 1, bytes, 0); /* never empty: it can grow */
-    if (block && count) memcpy(block, from, count * bytes);
-    return block;
-}
-
-#define TMOEI_BLOCK_COPY(type, field, count) \
-    t->field = (type *)tmoei_block_copy(ctx, from->field, (size_t)(count), sizeof(type))
-
 static tmoe_tokenizer *tmoei_bpe_copy(tmoe_ctx *ctx, const tmoe_tokenizer *tokenizer)
 {
     const tmoei_bpe *from = tmoei_bpe_of(tokenizer);
-    tmoei_bpe *t = (tmoei_bpe *)tmoei_block_copy(ctx, from, 1, sizeof *t);
-    if (!t) return NULL;
-    t->base.ctx = ctx;
-    TMOEI_BLOCK_COPY(char, bytes, t->bytes_used);
-    TMOEI_BLOCK_COPY(tmoei_token, tokens, tokenizer->vocabulary);
-    TMOEI_BLOCK_COPY(tmoei_merge_pair, merges, t->merge_count);
-    TMOEI_BLOCK_COPY(tmoei_special_token, specials, t->special_count);
-    TMOEI_BLOCK_COPY(uint32_t, runs, t->run_count);
-    TMOEI_BLOCK_COPY(tmoei_slot, ids.slots, t->ids.size);
-    TMOEI_BLOCK_COPY(tmoei_slot, pairs.slots, t->pairs.size);
-    t->bytes_capacity = t->bytes_used;
-    t->tokens_capacity = (size_t)tokenizer->vocabulary;
-    t->merges_capacity = (size_t)t->merge_count;
-    t->specials_capacity = (size_t)t->special_count;
+    tmoei_bpe *t = tmoei_bpe_begin(ctx);
+    for (int id = 0; ctx->error == TMOE_OK && id < tokenizer->vocabulary; id++) {
+        const char *text = tmoei_token_text(from, id);
+        const size_t n = from->tokens[id].length;
+        if (n && tmoei_token_put(t, id, text, n) && tmoei_token_find(from, text, n) == id)
+            (void)tmoei_token_publish(t, id);
+    }
+    for (int i = 0; ctx->error == TMOE_OK && i < from->merge_count; i++)
+        (void)tmoei_merge_add(t, from->merges[i]);
+    for (int i = 0; ctx->error == TMOE_OK && i < from->special_count; i++)
+        (void)tmoei_special_add(t, from->specials[i]);
+    if (t) {
+        memcpy(t->byte_id, from->byte_id, sizeof t->byte_id);
+        t->prefix_space = from->prefix_space;
+    }
     return tmoei_bpe_finish(t);
 }
 
@@ -11255,8 +11239,9 @@ static tmoei_bpe *tmoei_bpe_of_bytes(tmoe_ctx *ctx)
 {
     tmoei_bpe *t = tmoei_bpe_begin(ctx);
     for (int i = 0; ctx->error == TMOE_OK && i < TMOEI_BYTES_FIRST; i++) {
+        const tmoei_special_token special = { i, 0, 0 };
         const char *name = tmoei_special_names[i];
-        if (tmoei_token_add(t, name, strlen(name))) (void)tmoei_special_add(t, i, 0, 0);
+        if (tmoei_token_add(t, name, strlen(name))) (void)tmoei_special_add(t, special);
     }
     for (int b = 0; ctx->error == TMOE_OK && b < 256; b++) {
         const char byte = (char)b;
@@ -11385,15 +11370,14 @@ static int tmoei_bpe_merge(tmoei_bpe_trainer *bpe, tmoei_bpe *t)
     if (!best || best->count < 2) return 0;
 
     tmoei_merge_pair pair = { best->left, best->right, -1 };
-    const size_t a = tmoei_token_length(t, pair.left), b = tmoei_token_length(t, pair.right);
+    const size_t a = t->tokens[pair.left].length, b = t->tokens[pair.right].length;
     char *text = (char *)tmoei_alloc(bpe->ctx, a + b, 1, 0);
     if (!text) return 0;
     memcpy(text, tmoei_token_text(t, pair.left), a);
     memcpy(text + a, tmoei_token_text(t, pair.right), b);
     pair.result = tmoei_token_find(t, text, a + b);
     if (pair.result < 0 && tmoei_token_add(t, text, a + b)) pair.result = t->base.vocabulary - 1;
-    if (pair.result >= 0 && tmoei_merge_add(t, pair.left, pair.right, pair.result))
-        tmoei_bpe_replace(bpe, &pair);
+    if (pair.result >= 0 && tmoei_merge_add(t, pair)) tmoei_bpe_replace(bpe, &pair);
     tmoei_free(bpe->ctx, text);
     return 1;
 }
@@ -11464,7 +11448,7 @@ static void tmoei_token_print(tmoei_buffer *buffer, const tmoei_bpe *t, int id)
 {
     tmoe_ctx *ctx = t->base.ctx;
     const char *text = tmoei_token_text(t, id);
-    const size_t n = tmoei_token_length(t, id);
+    const size_t n = t->tokens[id].length;
     if (tmoei_special_of(t, id)) {
         tmoei_buffer_json_text(ctx, buffer, text, n);
         return;
@@ -11505,13 +11489,13 @@ static void tmoei_tokenizer_to_json(tmoe_ctx *ctx, const tmoe_tokenizer *tokeniz
     tmoei_buffer_print(ctx, buffer,
         "\"decoder\":{\"type\":\"ByteLevel\",\"add_prefix_space\":true,"
         "\"trim_offsets\":true,\"use_regex\":true},\"model\":{\"type\":\"BPE\",\"vocab\":{");
-    int first = 0;
-    while (first < tokenizer->vocabulary && !tmoei_token_length(t, first)) first++;
-    for (int id = first; id < tokenizer->vocabulary; id++) {
-        if (!tmoei_token_length(t, id)) continue;
-        tmoei_buffer_print(ctx, buffer, "%s\"", id > first ? "," : "");
+    const char *before = "\"";
+    for (int id = 0; id < tokenizer->vocabulary; id++) {
+        if (!t->tokens[id].length) continue;
+        tmoei_buffer_print(ctx, buffer, "%s", before);
         tmoei_token_print(buffer, t, id);
         tmoei_buffer_print(ctx, buffer, "\":%d", id);
+        before = ",\"";
     }
     tmoei_buffer_print(ctx, buffer, "},\"merges\":[");
     for (int m = 0; m < t->merge_count; m++) {
@@ -11559,21 +11543,22 @@ static int tmoei_token_id(tmoe_ctx *ctx, const tmoei_json *json, int node, const
 static void tmoei_added_read(tmoei_bpe *t, const tmoei_json *json, int added, const char *name)
 {
     tmoe_ctx *ctx = t->base.ctx;
-    for (int i = tmoei_json_at(json, added)->child; ctx->error == TMOE_OK && i >= 0;
-         i = json->nodes[i].next) {
+    int i = tmoei_json_at(json, added)->child;
+    for (; ctx->error == TMOE_OK && i >= 0; i = json->nodes[i].next) {
         const int content = tmoei_json_get(json, i, "content");
         const tmoei_json_node *node = tmoei_json_at(json, content);
         const size_t n = tmoei_json_is_string(json, content) ? node->length : 0;
         const int place = tmoei_json_get(json, i, "id");
-        const int id = tmoei_token_id(ctx, json, place, n ? node->text : "(added)", n, name);
-        if (id < 0) return;
+        const tmoei_special_token special = {
+            tmoei_token_id(ctx, json, place, n ? node->text : "(added)", n, name),
+            tmoei_json_true(json, i, "lstrip"),
+            tmoei_json_value(json, i, "special")->kind == TMOEI_JSON_FALSE,
+        };
+        if (special.id < 0) return;
         if (tmoei_json_true(json, i, "rstrip") || tmoei_json_true(json, i, "single_word"))
-            TMOEI_BAD_FORMAT(ctx,
-                "%s: token '%.60s' has rstrip or single_word, which are not supported", name,
-                node->text);
-        if (tmoei_token_put(t, id, node->text, n))
-            (void)tmoei_special_add(t, id, tmoei_json_true(json, i, "lstrip"),
-                tmoei_json_value(json, i, "special")->kind == TMOEI_JSON_FALSE);
+            TMOEI_BAD_FORMAT(ctx, "%s: token '%.60s': rstrip and single_word are not supported",
+                name, node->text);
+        if (tmoei_token_put(t, special.id, node->text, n)) (void)tmoei_special_add(t, special);
     }
 }
 
@@ -11582,14 +11567,14 @@ static void tmoei_tokens_read(tmoei_bpe *t, const tmoei_json *json, int tokens, 
 {
     tmoe_ctx *ctx = t->base.ctx;
     char *bytes = (char *)tmoei_alloc(ctx, TMOEI_TOKEN_BYTES, 1, 0);
-    for (int i = json->nodes[tokens].child; ctx->error == TMOE_OK && i >= 0;
-         i = json->nodes[i].next) {
+    int i = json->nodes[tokens].child;
+    for (; ctx->error == TMOE_OK && i >= 0; i = json->nodes[i].next) {
         const tmoei_json_node *node = &json->nodes[i];
         const int id = tmoei_token_id(ctx, json, i, node->key, node->key_length, name);
         if (id < 0) break;
         if (tmoei_special_of(t, id)) continue;
         const long n = tmoei_token_bytes(node->key, node->key_length, bytes);
-        if (id < t->base.vocabulary && tmoei_token_length(t, id))
+        if (id < t->base.vocabulary && t->tokens[id].length)
             TMOEI_BAD_FORMAT(ctx, "%s: two tokens have the id %d", name, id);
         else if (n < 0)
             TMOEI_BAD_FORMAT(ctx, "%s: token '%.60s' is not in the byte-level alphabet", name,
@@ -11616,14 +11601,14 @@ static tmoei_bpe *tmoei_vocabulary_read(tmoe_ctx *ctx, const tmoei_json *json, i
     /* An added token may have the bytes of another one, which then is the one that merges make. */
     for (int i = 0; ctx->error == TMOE_OK && i < t->special_count; i++) {
         const int id = t->specials[i].id;
-        if (tmoei_token_find(t, tmoei_token_text(t, id), tmoei_token_length(t, id)) < 0)
+        if (tmoei_token_find(t, tmoei_token_text(t, id), t->tokens[id].length) < 0)
             (void)tmoei_token_publish(t, id);
     }
     for (int i = 0; ctx->error == TMOE_OK && i < TMOEI_SPECIALS; i++) {
-        const int id = tmoei_special_find(t, i);
-        if (id < 0 && i <= TMOE_TOKEN_END)
+        const tmoei_special_token special = { tmoei_special_find(t, i), i == TMOE_TOKEN_MASK, 0 };
+        if (special.id < 0 && i <= TMOE_TOKEN_END)
             TMOEI_BAD_FORMAT(ctx, "%s: the vocabulary has no %s", name, tmoei_special_names[i]);
-        if (id >= 0 && added < 0) (void)tmoei_special_add(t, id, i == TMOE_TOKEN_MASK, 0);
+        if (special.id >= 0 && added < 0) (void)tmoei_special_add(t, special);
     }
     const int unknown = tmoei_special_find(t, TMOE_TOKEN_UNKNOWN);
     for (int b = 0; ctx->error == TMOE_OK && b < 256; b++) {
@@ -11634,60 +11619,52 @@ static tmoei_bpe *tmoei_vocabulary_read(tmoe_ctx *ctx, const tmoei_json *json, i
     return tmoei_bpe_if_good(t);
 }
 
-/* Adds the merge of two tokens in GPT-2's alphabet; what they make must be a token. b NULL: a is
- * "a b". */
-static void tmoei_merge_read(tmoei_bpe *t, const char *a, size_t length, const char *b,
+/* Adds the merge of two tokens in GPT-2's alphabet; what they make must be a token. */
+static void tmoei_merge_read(tmoei_bpe *t, const char *a, size_t length, int separator,
     const char *where)
 {
     tmoe_ctx *ctx = t->base.ctx;
-    const char *space = length && !b ? (const char *)memchr(a, ' ', length) : NULL;
-    const size_t left = space ? (size_t)(space - a) : length;
-    size_t right = 0;
-    if (space) {
-        b = space + 1;
-        right = length - left - 1;
-    } else if (b) {
-        right = strlen(b);
-    } else {
+    const char *space = length ? (const char *)memchr(a, separator, length) : NULL;
+    if (!space) {
         TMOEI_BAD_FORMAT(ctx, "%s is no merge: two tokens, a space between", where);
         return;
     }
-
-    char *bytes = (char *)tmoei_alloc(ctx, left + right + 1, 1, 0);
+    const size_t left = (size_t)(space - a), right = length - left - 1;
+    char *bytes = (char *)tmoei_alloc(ctx, length, 1, 0);
     if (!bytes) return;
     const long m = tmoei_token_bytes(a, left, bytes);
-    const long n = m < 0 ? -1 : tmoei_token_bytes(b, right, bytes + m);
-    const int x = m > 0 ? tmoei_token_find(t, bytes, (size_t)m) : -1;
-    const int y = n > 0 ? tmoei_token_find(t, bytes + m, (size_t)n) : -1;
-    const int result = x >= 0 && y >= 0 ? tmoei_token_find(t, bytes, (size_t)(m + n)) : -1;
+    const long n = m < 0 ? -1 : tmoei_token_bytes(space + 1, right, bytes + m);
+    tmoei_merge_pair merge = { -1, -1, -1 };
+    if (m > 0 && n > 0) {
+        merge.left = tmoei_token_find(t, bytes, (size_t)m);
+        merge.right = tmoei_token_find(t, bytes + m, (size_t)n);
+        merge.result = tmoei_token_find(t, bytes, (size_t)(m + n));
+    }
     tmoei_free(ctx, bytes);
-    if (result >= 0)
-        (void)tmoei_merge_add(t, x, y, result);
+    if (merge.left >= 0 && merge.right >= 0 && merge.result >= 0)
+        (void)tmoei_merge_add(t, merge);
     else
-        TMOEI_BAD_FORMAT(ctx,
-            "%s joins '%.*s' and '%.*s'; both and what they make must be tokens of the vocabulary",
-            where, (int)tmoei_least_size(left, 60), a, (int)tmoei_least_size(right, 60), b);
+        TMOEI_BAD_FORMAT(ctx, "%s: '%.*s', '%.*s' and what they make must be tokens", where,
+            (int)tmoei_least_size(left, 60), a, (int)tmoei_least_size(right, 60), space + 1);
 }
 
-/* Merges are texts "a b", or since tokenizers 0.20 lists ["a", "b"]. */
+/* Merges are texts "a b", or since tokenizers 0.20 lists ["a", "b"], whose two texts are one behind
+ * the other in the JSON's memory with a NUL between. */
 static void tmoei_merges_from_json(tmoei_bpe *t, const tmoei_json *json, int merges,
     const char *name)
 {
-    int number = 0;
-    for (int i = json->nodes[merges].child; t->base.ctx->error == TMOE_OK && i >= 0;
-         i = json->nodes[i].next) {
+    int number = 1, i = json->nodes[merges].child;
+    for (; t->base.ctx->error == TMOE_OK && i >= 0; i = json->nodes[i].next) {
         char where[TMOEI_PATH + 32];
         const tmoei_json_node *node = &json->nodes[i];
         const tmoei_json_node *a = tmoei_json_at(json, node->child);
         const tmoei_json_node *b = tmoei_json_at(json, a->next);
-        number++;
-        (void)snprintf(where, sizeof where, "%s: merge %d", name, number);
-        if (node->kind == TMOEI_JSON_STRING)
-            tmoei_merge_read(t, node->text, node->length, NULL, where);
-        else if (node->count == 2 && a->kind == TMOEI_JSON_STRING && b->kind == TMOEI_JSON_STRING)
-            tmoei_merge_read(t, a->text, a->length, b->text, where);
+        (void)snprintf(where, sizeof where, "%s: merge %d", name, number++);
+        if (node->kind == TMOEI_JSON_ARRAY && node->count == 2 && a->kind == TMOEI_JSON_STRING
+            && b->kind == TMOEI_JSON_STRING)
+            tmoei_merge_read(t, a->text, a->length + 1 + b->length, 0, where);
         else
-            TMOEI_BAD_FORMAT(t->base.ctx, "%s is not \"a b\" or [\"a\", \"b\"]", where);
+            tmoei_merge_read(t, node->text, node->length, ' ', where);
     }
 }
 
@@ -11718,8 +11695,8 @@ static tmoei_bpe *tmoei_bpe_from_json(tmoe_ctx *ctx, const tmoei_json *json, con
         || tmoei_json_at(json, merges)->kind != TMOEI_JSON_ARRAY
         || (added >= 0 && json->nodes[added].kind != TMOEI_JSON_ARRAY))
         return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT,
-            "%s: not a byte-level BPE: needs a model of type BPE with merges, a pre_tokenizer of "
-            "type ByteLevel, no normalizer",
+            "%s: not a byte-level BPE: a model BPE with merges, pre_tokenizer ByteLevel, no "
+            "normalizer",
             name);
     const char *refused = tmoei_bpe_refused(json);
     if (refused)
@@ -11746,7 +11723,7 @@ static void tmoei_merges_read(tmoei_bpe *t, const char *path)
     tmoei_lines_open(t->base.ctx, &in, path);
     while (tmoei_lines_next(&in)) {
         if (in.size == 0 || (in.number == 1 && strncmp(in.line, "#version", 8) == 0)) continue;
-        tmoei_merge_read(t, in.line, in.size, NULL, in.where);
+        tmoei_merge_read(t, in.line, in.size, ' ', in.where);
     }
 }
 

@@ -525,7 +525,7 @@ static void test_broken_tokenizer_files_are_refused(void)
         { "{\"added_tokens\":[{\"id\":0,\"content\":\"<s>\",\"rstrip\":true}],\"pre_tokenizer\":{"
           "\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"<s>\":0,\"<pad>\":1},"
           "\"merges\":[]}}",
-            "'<s>' has rstrip" } };
+            "'<s>': rstrip" } };
     write_again();
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         spit("tokenizer.json", bad[i][0], strlen(bad[i][0]));

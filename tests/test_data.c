@@ -287,8 +287,8 @@ static void test_bpe_merges_in_order(void)
     size_t count;
     CHECK(tmoei_token_add(bpe, "aa", 2) && tmoei_token_add(bpe, "aaa", 3)
         && tmoei_token_add(bpe, "aaab", 4));
-    CHECK(tmoei_merge_add(bpe, a, a, 259) && tmoei_merge_add(bpe, 259, a, 260)
-        && tmoei_merge_add(bpe, 260, b, 261));
+    const tmoei_merge_pair merges[3] = { { a, a, 259 }, { 259, a, 260 }, { 260, b, 261 } };
+    for (int i = 0; i < 3; i++) CHECK(tmoei_merge_add(bpe, merges[i]));
     CHECK(tmoe_tokenizer_encode(tokenizer, "aaab", 4, 0, ids, 16, &count) == TMOE_OK && count == 1
         && ids[0] == 261);
     CHECK(tmoe_tokenizer_encode(tokenizer, "aaaab", 5, 0, ids, 16, &count) == TMOE_OK && count == 3
