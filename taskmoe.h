@@ -9687,7 +9687,6 @@ static void tmoei_buffer_json_number(tmoe_ctx *ctx, tmoei_buffer *buffer, double
     tmoei_buffer_add(ctx, buffer, text, strlen(text));
 }
 
-/* The inside of a JSON string. */
 static void tmoei_buffer_json_text(tmoe_ctx *ctx, tmoei_buffer *buffer, const char *text,
     size_t length)
 {
@@ -10072,7 +10071,6 @@ static int tmoei_json_size(const tmoei_json *json, int node, size_t *out)
     return 1;
 }
 
-/* Reads and parses a JSON file. A byte-order mark before it is ignored. */
 static tmoe_result tmoei_json_read(tmoe_ctx *ctx, tmoei_json *json, const char *path)
 {
     size_t length;
@@ -10321,7 +10319,6 @@ static const tmoei_entry *tmoei_safetensors_find(const tmoei_safetensors *file, 
         tmoei_entry_by_name);
 }
 
-/* A metadata string or NULL. */
 static const char *tmoei_safetensors_metadata(const tmoei_safetensors *file, const char *key)
 {
     const int metadata = tmoei_json_get(&file->json, 0, "__metadata__");
@@ -10431,10 +10428,11 @@ static void tmoei_writer_free(tmoe_ctx *ctx, tmoei_writer *writer)
 static void tmoei_writer_metadata(tmoe_ctx *ctx, tmoei_writer *writer, const char *key,
     const char *text, size_t length)
 {
-    tmoei_buffer_print(ctx, &writer->json, writer->json.length ? "," : "{\"__metadata__\":{");
-    tmoei_buffer_json_string(ctx, &writer->json, key, strlen(key));
-    tmoei_buffer_add(ctx, &writer->json, ":", 1);
-    tmoei_buffer_json_string(ctx, &writer->json, text, length);
+    tmoei_buffer *json = &writer->json;
+    tmoei_buffer_print(ctx, json, json->length ? "," : "{\"__metadata__\":{");
+    tmoei_buffer_json_string(ctx, json, key, strlen(key));
+    tmoei_buffer_add(ctx, json, ":", 1);
+    tmoei_buffer_json_string(ctx, json, text, length);
 }
 
 /* Declares a tensor of `skip` rows of zeros and `rows` rows of data. */
@@ -10442,17 +10440,18 @@ static void tmoei_writer_tensor(tmoe_ctx *ctx, tmoei_writer *writer, const char 
     size_t skip, size_t rows, size_t cols, const float *data)
 {
     const tmoei_span span = { data, skip * cols, rows * cols };
+    tmoei_buffer *json = &writer->json;
     const size_t begin = writer->declared;
     const size_t end = begin + (span.zeros + span.count) * sizeof(float);
     if (!tmoei_grow(ctx, &writer->spans, &writer->capacity, writer->count + 1, sizeof span)) return;
     writer->spans[writer->count++] = span;
     writer->declared = end;
 
-    tmoei_buffer_print(ctx, &writer->json, begin ? "," : "},"); /* } ends the metadata */
-    tmoei_buffer_json_string(ctx, &writer->json, name, strlen(name));
-    tmoei_buffer_print(ctx, &writer->json, ":{\"dtype\":\"F32\",\"shape\":[");
-    if (rank == 2) tmoei_buffer_print(ctx, &writer->json, "%lu,", (unsigned long)(skip + rows));
-    tmoei_buffer_print(ctx, &writer->json, "%lu],\"data_offsets\":[%lu,%lu]}", (unsigned long)cols,
+    tmoei_buffer_print(ctx, json, begin ? "," : "},"); /* } ends the metadata */
+    tmoei_buffer_json_string(ctx, json, name, strlen(name));
+    tmoei_buffer_print(ctx, json, ":{\"dtype\":\"F32\",\"shape\":[");
+    if (rank == 2) tmoei_buffer_print(ctx, json, "%lu,", (unsigned long)(skip + rows));
+    tmoei_buffer_print(ctx, json, "%lu],\"data_offsets\":[%lu,%lu]}", (unsigned long)cols,
         (unsigned long)begin, (unsigned long)end);
 }
 
@@ -10712,7 +10711,7 @@ typedef struct tmoei_merge_pair {
     int left, right, result;
 } tmoei_merge_pair;
 
-typedef struct tmoei_token { /* bytes[start] up to bytes[start + length]; length 0: no such id */
+typedef struct tmoei_token { /* in the buffer of bytes; length 0: there is no such id */
     size_t start, length;
 } tmoei_token;
 
@@ -10725,11 +10724,11 @@ typedef struct tmoei_special_token { /* found in a text before it is cut into wo
 typedef struct tmoei_bpe {
     tmoe_tokenizer base;
     int merge_count, special_count, run_count;
-    int byte_id[256]; /* -1: none */
-    int prefix_space; /* every text is encoded with a space before it */
-    char *bytes;
+    int byte_id[256];    /* -1: none */
+    int prefix_space;    /* every text is encoded with a space before it */
+    tmoei_buffer bytes;  /* of all tokens */
     tmoei_token *tokens; /* by id */
-    size_t bytes_used, bytes_capacity, tokens_capacity, merges_capacity, specials_capacity;
+    size_t tokens_capacity, merges_capacity, specials_capacity;
     tmoei_table ids;   /* tokens by their bytes */
     tmoei_table pairs; /* merges by their two tokens */
     tmoei_merge_pair *merges;
@@ -10744,7 +10743,7 @@ static const tmoei_bpe *tmoei_bpe_of(const tmoe_tokenizer *tokenizer)
 
 static const char *tmoei_token_text(const tmoei_bpe *t, int i)
 {
-    return t->bytes + t->tokens[i].start;
+    return t->bytes.data + t->tokens[i].start;
 }
 
 /* The token with these bytes, or -1. */
@@ -10762,15 +10761,14 @@ static int tmoei_token_find(const tmoei_bpe *t, const char *text, size_t length)
 /* Makes a token with an id that has none. It is not found by its bytes until it is published. */
 static int tmoei_token_put(tmoei_bpe *t, int id, const char *text, size_t length)
 {
-    const tmoei_token token = { t->bytes_used, length }, none = { 0, 0 };
+    const tmoei_token token = { t->bytes.length, length }, none = { 0, 0 };
     tmoe_ctx *ctx = t->base.ctx;
-    if (!tmoei_grow(ctx, &t->bytes, &t->bytes_capacity, t->bytes_used + length, 1)
+    tmoei_buffer_add(ctx, &t->bytes, text, length);
+    if (t->bytes.failed
         || !tmoei_grow(ctx, &t->tokens, &t->tokens_capacity, (size_t)id + 1, sizeof token))
         return 0;
     while (t->base.vocabulary <= id) t->tokens[t->base.vocabulary++] = none;
     t->tokens[id] = token;
-    memcpy(t->bytes + t->bytes_used, text, length);
-    t->bytes_used += length;
     return 1;
 }
 
@@ -10782,7 +10780,6 @@ static int tmoei_token_publish(tmoei_bpe *t, int id)
     return tmoei_table_add(t->base.ctx, &t->ids, tmoei_text_hash(text, n), id);
 }
 
-/* Makes the next token and publishes it. */
 static int tmoei_token_add(tmoei_bpe *t, const char *text, size_t length)
 {
     const int id = t->base.vocabulary;
@@ -10819,7 +10816,7 @@ static void tmoei_bpe_destroy(tmoe_tokenizer *tokenizer)
 {
     tmoei_bpe *t = (tmoei_bpe *)tokenizer;
     tmoe_ctx *ctx = tokenizer->ctx;
-    tmoei_free(ctx, t->bytes);
+    tmoei_buffer_free(ctx, &t->bytes);
     tmoei_free(ctx, t->tokens);
     tmoei_free(ctx, t->runs);
     tmoei_free(ctx, t->merges);
@@ -10832,28 +10829,14 @@ static void tmoei_bpe_destroy(tmoe_tokenizer *tokenizer)
 static const char *const tmoei_special_names[TMOEI_SPECIALS] = { "<s>", "<pad>", "</s>", "<unk>",
     "<mask>" };
 
-/* The id of a special token (tmoe_token), or -1. */
-static int tmoei_special_find(const tmoei_bpe *t, int which)
-{
-    return tmoei_token_find(t, tmoei_special_names[which], strlen(tmoei_special_names[which]));
-}
-
-/* Returns t; where something failed, destroys it and returns NULL. */
-static tmoei_bpe *tmoei_bpe_if_good(tmoei_bpe *t)
+/* The tokenizer; where something failed, destroys it and returns NULL. */
+static tmoe_tokenizer *tmoei_bpe_if_good(tmoei_bpe *t)
 {
     if (t && t->base.ctx->error != TMOE_OK) {
         tmoei_bpe_destroy(&t->base);
         return NULL;
     }
-    return t;
-}
-
-/* The last step of making a tokenizer: looks up its special tokens. NULL where something failed. */
-static tmoe_tokenizer *tmoei_bpe_finish(tmoei_bpe *t)
-{
-    if (!tmoei_bpe_if_good(t)) return NULL;
-    for (int i = 0; i < TMOEI_SPECIALS; i++) t->base.specials[i] = tmoei_special_find(t, i);
-    return &t->base;
+    return (tmoe_tokenizer *)t;
 }
 
 /* ---- letters and numbers of Unicode -------------------------------------------------------------
@@ -10892,12 +10875,12 @@ static const char tmoei_unicode_runs[] =
 
 enum { TMOEI_OTHER, TMOEI_LETTER, TMOEI_NUMBER, TMOEI_SPACE, TMOEI_ENDED };
 
-static int tmoei_unicode_unpack(tmoei_bpe *t)
+static void tmoei_unicode_unpack(tmoei_bpe *t)
 {
     const size_t most = sizeof tmoei_unicode_runs; /* a run has at least one digit */
     uint32_t value = 0, first = 0x80;
     t->runs = (uint32_t *)tmoei_alloc(t->base.ctx, most, sizeof *t->runs, 0);
-    if (!t->runs) return 0;
+    if (!t->runs) return;
     for (const char *c = tmoei_unicode_runs; *c; c++) {
         const uint32_t digit = (uint32_t)(strchr(tmoei_unicode_digits, *c) - tmoei_unicode_digits);
         value = value * 32 + digit % 32;
@@ -10906,7 +10889,6 @@ static int tmoei_unicode_unpack(tmoei_bpe *t)
         first += value / 3;
         value = 0;
     }
-    return 1;
 }
 
 /* Kind of the character at text[at] and its bytes; a byte that is not UTF-8 is OTHER. */
@@ -11020,7 +11002,6 @@ static void tmoei_encoder_put(tmoei_encoder *e, int id)
     e->count++;
 }
 
-/* Encodes one word. */
 static tmoe_result tmoei_encoder_word(tmoei_encoder *e, const char *text, size_t length)
 {
     const tmoei_bpe *t = e->tokenizer;
@@ -11064,14 +11045,13 @@ static tmoe_result tmoei_encoder_text(tmoei_encoder *e, const char *text, size_t
 {
     tmoe_ctx *ctx = e->tokenizer->base.ctx;
     tmoe_result result = TMOE_OK;
-    char *copy = NULL;
+    tmoei_buffer copy = { NULL, 0, 0, 0 };
     if (prefix && length && text[0] != ' ') {
-        copy = (char *)tmoei_alloc(ctx, length + 1, 1, 0);
-        if (!copy) return TMOE_ERR_MEMORY;
-        copy[0] = ' ';
-        memcpy(copy + 1, text, length);
-        text = copy;
-        length++;
+        tmoei_buffer_add(ctx, &copy, " ", 1);
+        tmoei_buffer_add(ctx, &copy, text, length);
+        text = copy.data;
+        length = copy.length;
+        if (copy.failed) result = TMOE_ERR_MEMORY;
     }
     size_t at = 0;
     while (result == TMOE_OK && at < length) {
@@ -11079,7 +11059,7 @@ static tmoe_result tmoei_encoder_text(tmoei_encoder *e, const char *text, size_t
         result = tmoei_encoder_word(e, text + at, end - at);
         at = end;
     }
-    tmoei_free(ctx, copy);
+    tmoei_buffer_free(ctx, &copy);
     return result;
 }
 
@@ -11198,7 +11178,7 @@ static tmoe_result tmoei_bpe_decode(const tmoe_tokenizer *tokenizer, const int *
 
 static tmoe_tokenizer *tmoei_bpe_copy(tmoe_ctx *ctx, const tmoe_tokenizer *tokenizer);
 
-/* A tokenizer without tokens; NULL when there is no memory. */
+/* A tokenizer without tokens. */
 static tmoei_bpe *tmoei_bpe_begin(tmoe_ctx *ctx)
 {
     tmoei_bpe *t = (tmoei_bpe *)tmoei_alloc(ctx, 1, sizeof *t, 1);
@@ -11209,8 +11189,9 @@ static tmoei_bpe *tmoei_bpe_begin(tmoe_ctx *ctx)
     t->base.copy = tmoei_bpe_copy;
     t->base.destroy = tmoei_bpe_destroy;
     memset(t->byte_id, -1, sizeof t->byte_id);
-    (void)tmoei_unicode_unpack(t);
-    return tmoei_bpe_if_good(t);
+    memset(t->base.specials, -1, sizeof t->base.specials);
+    tmoei_unicode_unpack(t);
+    return t;
 }
 
 static tmoe_tokenizer *tmoei_bpe_copy(tmoe_ctx *ctx, const tmoe_tokenizer *tokenizer)
@@ -11229,9 +11210,10 @@ static tmoe_tokenizer *tmoei_bpe_copy(tmoe_ctx *ctx, const tmoe_tokenizer *token
         (void)tmoei_special_add(t, from->specials[i]);
     if (t) {
         memcpy(t->byte_id, from->byte_id, sizeof t->byte_id);
+        memcpy(t->base.specials, tokenizer->specials, sizeof t->base.specials);
         t->prefix_space = from->prefix_space;
     }
-    return tmoei_bpe_finish(t);
+    return tmoei_bpe_if_good(t);
 }
 
 /* <s>, <pad>, </s> and the 256 bytes; errors are in the context. */
@@ -11242,6 +11224,7 @@ static tmoei_bpe *tmoei_bpe_of_bytes(tmoe_ctx *ctx)
         const tmoei_special_token special = { i, 0, 0 };
         const char *name = tmoei_special_names[i];
         if (tmoei_token_add(t, name, strlen(name))) (void)tmoei_special_add(t, special);
+        t->base.specials[i] = i;
     }
     for (int b = 0; ctx->error == TMOE_OK && b < 256; b++) {
         const char byte = (char)b;
@@ -11253,7 +11236,7 @@ static tmoei_bpe *tmoei_bpe_of_bytes(tmoe_ctx *ctx)
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx)
 {
     tmoei_begin(ctx);
-    return tmoei_bpe_finish(tmoei_bpe_of_bytes(ctx));
+    return tmoei_bpe_if_good(tmoei_bpe_of_bytes(ctx));
 }
 
 /* ---- training (Sennrich 2016) -------------------------------------------------------------------
@@ -11303,7 +11286,6 @@ static void tmoei_bpe_count(tmoei_bpe_trainer *bpe, const tmoei_word *word, long
     }
 }
 
-/* Counts one word of a text. */
 static void tmoei_bpe_word(tmoei_bpe_trainer *bpe, const char *text, size_t length)
 {
     const tmoei_word word = { bpe->symbol_count, length, 1 };
@@ -11370,15 +11352,17 @@ static int tmoei_bpe_merge(tmoei_bpe_trainer *bpe, tmoei_bpe *t)
     if (!best || best->count < 2) return 0;
 
     tmoei_merge_pair pair = { best->left, best->right, -1 };
-    const size_t a = t->tokens[pair.left].length, b = t->tokens[pair.right].length;
-    char *text = (char *)tmoei_alloc(bpe->ctx, a + b, 1, 0);
-    if (!text) return 0;
-    memcpy(text, tmoei_token_text(t, pair.left), a);
-    memcpy(text + a, tmoei_token_text(t, pair.right), b);
-    pair.result = tmoei_token_find(t, text, a + b);
-    if (pair.result < 0 && tmoei_token_add(t, text, a + b)) pair.result = t->base.vocabulary - 1;
+    const int halves[2] = { pair.left, pair.right };
+    tmoei_buffer text = { NULL, 0, 0, 0 };
+    for (int i = 0; i < 2; i++)
+        tmoei_buffer_add(bpe->ctx, &text, tmoei_token_text(t, halves[i]),
+            t->tokens[halves[i]].length);
+    if (text.failed) return 0;
+    pair.result = tmoei_token_find(t, text.data, text.length);
+    if (pair.result < 0 && tmoei_token_add(t, text.data, text.length))
+        pair.result = t->base.vocabulary - 1;
     if (pair.result >= 0 && tmoei_merge_add(t, pair)) tmoei_bpe_replace(bpe, &pair);
-    tmoei_free(bpe->ctx, text);
+    tmoei_buffer_free(bpe->ctx, &text);
     return 1;
 }
 
@@ -11420,7 +11404,7 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *
     tmoei_free(ctx, bpe.words);
     tmoei_free(ctx, bpe.pairs);
     tmoei_free(ctx, bpe.pair_table.slots);
-    return tmoei_bpe_finish(t);
+    return tmoei_bpe_if_good(t);
 }
 
 #ifndef TMOE_NO_STDIO
@@ -11539,7 +11523,6 @@ static int tmoei_token_id(tmoe_ctx *ctx, const tmoei_json *json, int node, const
     return -1;
 }
 
-/* The list of added tokens. */
 static void tmoei_added_read(tmoei_bpe *t, const tmoei_json *json, int added, const char *name)
 {
     tmoe_ctx *ctx = t->base.ctx;
@@ -11605,18 +11588,20 @@ static tmoei_bpe *tmoei_vocabulary_read(tmoe_ctx *ctx, const tmoei_json *json, i
             (void)tmoei_token_publish(t, id);
     }
     for (int i = 0; ctx->error == TMOE_OK && i < TMOEI_SPECIALS; i++) {
-        const tmoei_special_token special = { tmoei_special_find(t, i), i == TMOE_TOKEN_MASK, 0 };
-        if (special.id < 0 && i <= TMOE_TOKEN_END)
-            TMOEI_BAD_FORMAT(ctx, "%s: the vocabulary has no %s", name, tmoei_special_names[i]);
-        if (special.id >= 0 && added < 0) (void)tmoei_special_add(t, special);
+        const char *text = tmoei_special_names[i];
+        const int id = tmoei_token_find(t, text, strlen(text));
+        const tmoei_special_token special = { id, i == TMOE_TOKEN_MASK, 0 };
+        t->base.specials[i] = id;
+        if (id < 0 && i <= TMOE_TOKEN_END)
+            TMOEI_BAD_FORMAT(ctx, "%s: the vocabulary has no %s", name, text);
+        if (id >= 0 && added < 0) (void)tmoei_special_add(t, special);
     }
-    const int unknown = tmoei_special_find(t, TMOE_TOKEN_UNKNOWN);
     for (int b = 0; ctx->error == TMOE_OK && b < 256; b++) {
-        if (t->byte_id[b] < 0) t->byte_id[b] = unknown;
+        if (t->byte_id[b] < 0) t->byte_id[b] = t->base.specials[TMOE_TOKEN_UNKNOWN];
         if (t->byte_id[b] < 0)
             TMOEI_BAD_FORMAT(ctx, "%s: no token for byte %d, and no <unk>", name, b);
     }
-    return tmoei_bpe_if_good(t);
+    return t;
 }
 
 /* Adds the merge of two tokens in GPT-2's alphabet; what they make must be a token. */
@@ -11707,13 +11692,13 @@ static tmoei_bpe *tmoei_bpe_from_json(tmoe_ctx *ctx, const tmoei_json *json, con
     if (!t) return NULL;
     t->prefix_space = tmoei_json_true(json, before, "add_prefix_space");
     tmoei_merges_from_json(t, json, merges, name);
-    return tmoei_bpe_if_good(t);
+    return t;
 }
 
 static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json *json,
     const char *name)
 {
-    return tmoei_bpe_finish(tmoei_bpe_from_json(ctx, json, name));
+    return tmoei_bpe_if_good(tmoei_bpe_from_json(ctx, json, name));
 }
 
 /* Reads merges.txt, whose first line may be a comment. */
@@ -11727,7 +11712,6 @@ static void tmoei_merges_read(tmoei_bpe *t, const char *path)
     }
 }
 
-/* The tokenizer of vocab.json and merges.txt. */
 static tmoei_bpe *tmoei_bpe_load_pair(tmoe_ctx *ctx, const char *folder)
 {
     char path[TMOEI_PATH];
@@ -11742,7 +11726,7 @@ static tmoei_bpe *tmoei_bpe_load_pair(tmoe_ctx *ctx, const char *folder)
             path);
     else if (tmoei_path_join(ctx, path, folder, "merges.txt") == TMOE_OK)
         tmoei_merges_read(t, path);
-    return tmoei_bpe_if_good(t);
+    return t;
 }
 
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder)
@@ -11762,7 +11746,7 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder)
         if (space != TMOEI_JSON_NULL) t->prefix_space = space == TMOEI_JSON_TRUE;
     }
     tmoei_json_free(ctx, &json);
-    return tmoei_bpe_finish(t);
+    return tmoei_bpe_if_good(t);
 }
 
 #endif /* TMOE_NO_STDIO */

@@ -61,7 +61,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             (void)fclose(out);
             tmoei_merges_read(tokenizer, merges);
         }
-        tmoe_tokenizer *finished = tmoei_bpe_finish(tokenizer);
+        tmoe_tokenizer *finished = tmoei_bpe_if_good(tokenizer);
         if (finished) use_tokenizer(finished);
         tmoe_tokenizer_destroy(finished);
 #endif
