@@ -11760,7 +11760,7 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder)
 
 typedef struct tmoei_draft { /* a task that is being read */
     tmoe_suite *suite;
-    tmoe_task task;      /* what is known of it; test_count -1: 20 % of its lines */
+    tmoe_task task;      /* what is known of it; test_count -1: 20 %, at least one of two */
     tmoei_buffer text;   /* NUL-terminated strings: "iINPUT", "oOUTPUT", "oOUTPUT", "iINPUT", ... */
     size_t count;        /* lines */
     size_t output_count; /* of all lines */
@@ -11879,6 +11879,7 @@ static tmoe_result tmoei_draft_finish(tmoei_draft *draft, const char *where)
     tmoe_suite *suite = draft->suite;
     tmoe_ctx *ctx = suite->ctx;
     tmoe_task *task = &draft->task;
+    tmoe_example *examples = NULL;
     if (!ctx->error) {
         tmoei_text_check(ctx, task->name, strlen(task->name), where, "name");
         tmoei_text_check(ctx, task->category, strlen(task->category), where, "category");
@@ -11889,17 +11890,12 @@ static tmoe_result tmoei_draft_finish(tmoei_draft *draft, const char *where)
         if (tmoe_suite_find(suite, task->name) >= 0)
             TMOEI_BAD_DATA(ctx, "%s: there are two tasks called %s", where, task->name);
     }
-
-    tmoe_example *examples = NULL;
     if (!ctx->error
         && tmoei_grow(ctx, &suite->tasks, &suite->capacity, (size_t)suite->count + 1, sizeof *task))
         examples = tmoei_draft_examples(draft);
     if (examples) {
         const int count = (int)draft->count;
-        if (task->test_count < 0) { /* 20 %; one of two to four lines */
-            task->test_count = count / 5;
-            if (task->test_count == 0 && count > 1) task->test_count = 1;
-        }
+        if (task->test_count < 0) task->test_count = count < 5 ? count > 1 : count / 5;
         task->train_count = count - task->test_count;
         task->train = examples;
         task->test = examples + task->train_count;
@@ -12045,10 +12041,11 @@ static void tmoei_load_tsv_folder(tmoe_suite *suite, const char *folder)
     char path[TMOEI_PATH], **names;
     const int count = tmoei_names(suite, folder, &names);
     for (int i = 0; i < count && !suite->ctx->error; i++) {
+        const char *name = names[i];
         tmoei_draft draft;
-        if (!tmoei_ends_with(names[i], ".tsv") || strcmp(names[i], "tasks.tsv") == 0) continue;
-        if (tmoei_path_join(suite->ctx, path, folder, names[i]) != TMOE_OK) return;
-        tmoei_draft_begin(suite, &draft, names[i], strlen(names[i]) - strlen(".tsv"), NULL);
+        if (!tmoei_ends_with(name, ".tsv") || strcmp(name, "tasks.tsv") == 0) continue;
+        if (tmoei_path_join(suite->ctx, path, folder, name) != TMOE_OK) return;
+        tmoei_draft_begin(suite, &draft, name, strlen(name) - strlen(".tsv"), NULL);
         tmoei_read_tsv(&draft, path, 0);
         (void)tmoei_draft_finish(&draft, path);
     }
@@ -12058,32 +12055,29 @@ static void tmoei_load_tsv_folder(tmoe_suite *suite, const char *folder)
  * sample (k and seed) alone; test lines are the same in every sample. */
 static void tmoei_load_crossfit_task(tmoe_suite *suite, const char *folder, const char *name)
 {
-    enum { TMOEI_DEV, TMOEI_TRAIN, TMOEI_TEST, TMOEI_ENDS }; /* test lines are last in a task */
-
-    static const char *const ends[TMOEI_ENDS] = { "_dev.tsv", "_train.tsv", "_test.tsv" };
+    static const char *const ends[3] = { "_dev.tsv", "_train.tsv", "_test.tsv" };
     tmoei_draft draft;
-    char path[TMOEI_PATH] = "", **names;
-    const char *first = NULL; /* the first file of all */
-    size_t sample = 0;        /* bytes of its name that name the sample: TASK_{k}_{seed} */
+    char path[TMOEI_PATH], **names, file[TMOEI_PATH];
+    const char *first = NULL; /* a file of the first sample */
+    int sample = 0;           /* bytes of its name that name the sample: TASK_{k}_{seed} */
     const int count = tmoei_names(suite, folder, &names);
-    tmoei_draft_begin(suite, &draft, name, strlen(name), NULL);
-
-    for (int e = 0; e < TMOEI_ENDS; e++) {
-        const size_t before = draft.count;
-        for (int i = 0; i < count && !suite->ctx->error; i++) {
-            const char *file = names[i];
-            if (!tmoei_ends_with(file, ends[e]) || strncmp(file, name, strlen(name)) != 0) continue;
-            if (!first) {
-                first = file;
-                sample = strlen(file) - strlen(ends[e]);
+    for (int e = 0; e < 3; e++)
+        for (int i = 0; i < count && !first; i++)
+            if (tmoei_ends_with(names[i], ends[e]) && strncmp(names[i], name, strlen(name)) == 0) {
+                first = names[i];
+                sample = (int)(strlen(first) - strlen(ends[e]));
             }
-            if (strncmp(file, first, sample) != 0 || strcmp(file + sample, ends[e]) != 0) continue;
-            if (tmoei_path_join(suite->ctx, path, folder, file) != TMOE_OK) continue;
-            tmoei_read_tsv(&draft, path, 1);
-            if (e == TMOEI_TEST) draft.task.test_count = (int)(draft.count - before);
-        }
+    if (!first) return;
+
+    tmoei_draft_begin(suite, &draft, name, strlen(name), NULL);
+    for (int e = 0; e < 3; e++) {
+        const size_t before = draft.count;
+        (void)snprintf(file, sizeof file, "%.*s%s", sample, first, ends[e]);
+        if (!tmoei_folder_has(suite->ctx, path, folder, file)) continue;
+        tmoei_read_tsv(&draft, path, 1);
+        if (e == 2) draft.task.test_count = (int)(draft.count - before); /* its last lines */
     }
-    if (first) (void)tmoei_draft_finish(&draft, path);
+    (void)tmoei_draft_finish(&draft, path);
 }
 
 /* ---- JSON lines ------------------------------------------------------------------------------ */
@@ -12171,13 +12165,11 @@ enum {
 static const char *const tmoei_column_names[TMOEI_TASK_COLUMNS] = { "name", "category", "metric",
     "instruction", "labels" }; /* in the first line, in any order */
 
-/* Cuts off the field that *rest begins with, at the separator, and moves *rest behind it. Returns
- * NULL behind the last field. */
+/* Ends the field that *rest begins with at the separator and moves *rest behind that. Returns NULL
+ * behind the last field. */
 static char *tmoei_cut(char **rest, char separator)
 {
-    char *field = *rest;
-    if (!field) return NULL;
-    char *end = strchr(field, separator);
+    char *field = *rest, *end = field ? strchr(field, separator) : NULL;
     *rest = end ? end + 1 : NULL;
     if (end) *end = 0;
     return field;
@@ -12208,25 +12200,21 @@ static void tmoei_read_labels(tmoe_suite *suite, tmoe_task *task, char *text, co
     }
 }
 
-/* One row's fields, NULL where one is absent or empty. Rows of tasks that the folder does not have
- * are ignored. */
+/* One row's fields, NULL where one is absent or empty. Rows of other tasks are ignored. */
 static void tmoei_describe_task(tmoe_suite *suite, char *const *field, const char *where)
 {
     tmoe_ctx *ctx = suite->ctx;
-    const char *wanted = field[TMOEI_METRIC];
+    const char *name = field[TMOEI_NAME], *wanted = field[TMOEI_METRIC];
+    const int known = name ? tmoe_suite_find(suite, name) : -1;
     int metric = TMOE_METRIC_EXACT_MATCH;
     while (wanted && metric < TMOE_METRICS
         && strcmp(wanted, tmoe_metric_name((tmoe_metric)metric)) != 0)
         metric++;
     if (metric == TMOE_METRICS) TMOEI_BAD_DATA(ctx, "%s: unknown metric '%s'", where, wanted);
-
-    const char *name = field[TMOEI_NAME];
-    const int known = name ? tmoe_suite_find(suite, name) : -1;
-    if (known < 0) return;
-    for (int c = 0; c < TMOEI_TASK_COLUMNS; c++)
+    for (int c = 0; known >= 0 && c < TMOEI_TASK_COLUMNS; c++)
         if (field[c])
             tmoei_text_check(ctx, field[c], strlen(field[c]), where, tmoei_column_names[c]);
-    if (ctx->error) return;
+    if (known < 0 || ctx->error) return;
 
     tmoe_task *task = &suite->tasks[known];
     task->metric = (tmoe_metric)metric;
@@ -12303,14 +12291,12 @@ static void tmoei_split_part(tmoe_suite *suite, const tmoei_json *json, tmoe_par
     char unknown[TMOEI_MESSAGE_BYTES / 2] = "";
     const tmoei_json_node *list = tmoei_json_value(json, 0, keys[part]);
     if (json->nodes[0].kind != TMOEI_JSON_OBJECT
-        || (list->kind != TMOEI_JSON_NULL && list->kind != TMOEI_JSON_ARRAY)) {
+        || (list->kind != TMOEI_JSON_NULL && list->kind != TMOEI_JSON_ARRAY))
         (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
             "%s: a split is {\"train\": [], \"dev\": [], \"test\": []}, lists of task names", path);
-        return;
-    }
-    for (int node = list->child; node >= 0; node = json->nodes[node].next) {
-        const char *name =
-            tmoei_json_is_string(json, node) ? json->nodes[node].text : "(not a string)";
+    for (int node = list->child; node >= 0 && !ctx->error; node = json->nodes[node].next) {
+        const int string = tmoei_json_is_string(json, node);
+        const char *name = string ? json->nodes[node].text : "(not a string)";
         const int i = tmoe_suite_find(suite, name);
         if (i < 0) {
             tmoei_problem(unknown, sizeof unknown, "%s", name);
@@ -12358,10 +12344,8 @@ TMOE_DEF tmoe_suite *tmoe_suite_load(tmoe_ctx *ctx, const char *folder, const ch
     tmoe_suite *suite = tmoe_suite_create(ctx);
     if (!suite) return NULL;
     tmoei_load_folder(suite, folder);
-    if (!ctx->error) {
-        const char *file = tmoei_split_path(ctx, path, folder, split);
-        if (file && !ctx->error) tmoei_apply_split(suite, file);
-    }
+    const char *file = ctx->error ? NULL : tmoei_split_path(ctx, path, folder, split);
+    if (file && !ctx->error) tmoei_apply_split(suite, file);
     if (!ctx->error) return suite;
     tmoe_suite_destroy(suite);
     return NULL;
