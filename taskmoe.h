@@ -1775,10 +1775,8 @@ static char *tmoei_map_file(tmoe_ctx *ctx, const char *path, size_t *size, int *
         bytes = mmap(NULL, *size, PROT_READ | PROT_WRITE, MAP_PRIVATE, file, 0);
     }
     if (file >= 0) (void)close(file);
-    if (bytes != MAP_FAILED) {
-        *mapped = 1;
-        return (char *)bytes;
-    }
+    *mapped = bytes != MAP_FAILED;
+    if (*mapped) return (char *)bytes;
 #endif
     return tmoei_read_file(ctx, path, (size_t)-1 / 4, size);
 }
@@ -12644,8 +12642,8 @@ static int tmoei_sentences(const char *text, tmoei_words *all, int *ends)
             const int before = all->count;
             tmoei_words_add(all, text, end);
             /* the reference sees one empty word in a blank sentence */
-            if (all->count == before && before < TMOEI_WORDS_MAX)
-                all->word[all->count++].length = 0;
+            const tmoei_text_word empty = { end, 0 };
+            if (all->count == before && before < TMOEI_WORDS_MAX) all->word[all->count++] = empty;
             ends[sentences++] = all->count;
         }
         text = *end ? end + 1 : end;
@@ -12661,16 +12659,14 @@ typedef struct tmoei_rouge {
     unsigned short table[TMOEI_WORDS_MAX + 1][TMOEI_WORDS_MAX + 1];
 } tmoei_rouge;
 
-/* Marks the words of an answer's sentence that are on one longest common subsequence with a
- * sentence of the prediction. With words a_1 ... a_n and b_1 ... b_m
+/* Marks the words b_1 ... b_m of sentence s of the answer that are on one longest common subsequence
+ * with the words a_1 ... a_n of sentence t of the prediction:
  *   table(i, j) = table(i-1, j-1) + 1                    where b_i = a_j
  *                 max(table(i-1, j), table(i, j-1))      elsewhere */
-static void tmoei_rouge_mark(tmoei_rouge *w, int answer_sentence, int prediction_sentence)
+static void tmoei_rouge_mark(tmoei_rouge *w, int s, int t)
 {
-    const int a_first = prediction_sentence ? w->a_ends[prediction_sentence - 1] : 0;
-    const int b_first = answer_sentence ? w->b_ends[answer_sentence - 1] : 0;
-    const int n = w->a_ends[prediction_sentence] - a_first,
-              m = w->b_ends[answer_sentence] - b_first;
+    const int a_first = t ? w->a_ends[t - 1] : 0, n = w->a_ends[t] - a_first;
+    const int b_first = s ? w->b_ends[s - 1] : 0, m = w->b_ends[s] - b_first;
     const tmoei_text_word *a = w->a.word + a_first, *b = w->b.word + b_first;
     char *marked = w->in_union + b_first;
 
@@ -13063,8 +13059,9 @@ TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void)
     return f;
 }
 
-typedef struct tmoei_few_shot_outcome { /* of one pair of learning rate and batch size */
-    double dev;                         /* best score on dev while it trained; NaN: never defined */
+/* Of one pair of learning rate and batch size. */
+typedef struct tmoei_few_shot_outcome {
+    double dev; /* best score on dev while it trained; NaN: never defined */
     tmoe_result result;
     char message[1024];
 } tmoei_few_shot_outcome;
@@ -13253,50 +13250,22 @@ static tmoe_result tmoei_few_shot_check(const tmoe_model *model, const tmoe_task
  * and counted. The call fails with any other error, or if all diverged. */
 static int tmoei_few_shot_best(const tmoei_few_shot_job *job, int count, int *diverged)
 {
+    const tmoei_few_shot_outcome *all = job->outcomes;
     int best = -1, failed = -1;
     *diverged = 0;
     for (int i = 0; i < count; i++) {
-        const tmoei_few_shot_outcome *outcome = &job->outcomes[i];
-        if (outcome->result == TMOE_ERR_NUMERIC)
+        if (all[i].result == TMOE_ERR_NUMERIC)
             ++*diverged;
-        else if (outcome->result != TMOE_OK)
+        else if (all[i].result != TMOE_OK)
             failed = i;
-        else if (best < 0 || outcome->dev > job->outcomes[best].dev
-            || tmoei_is_nan(job->outcomes[best].dev))
+        else if (best < 0 || all[i].dev > all[best].dev || tmoei_is_nan(all[best].dev))
             best = i;
     }
     if (failed < 0 && best < 0) failed = 0;
     if (failed >= 0)
-        (void)tmoei_fail(job->model->ctx, job->outcomes[failed].result, "few_shot_run: %.900s",
-            job->outcomes[failed].message);
+        (void)tmoei_fail(job->model->ctx, all[failed].result, "few_shot_run: %.900s",
+            all[failed].message);
     return best;
-}
-
-/* Trains all pairs, then the best one again, with the same bits, for its test score: so there is
- * one model a lane in memory. */
-static tmoe_result tmoei_few_shot_compete(tmoei_few_shot_job *job, tmoe_few_shot_result *result)
-{
-    tmoe_ctx *ctx = job->model->ctx;
-    const tmoe_few_shot *f = job->how;
-    const int count = f->learning_rate_count * f->batch_size_count;
-    int diverged;
-    job->wanted = -1;
-    tmoei_parallel(ctx, tmoei_few_shot_chunk, job, count);
-    const int best = tmoei_few_shot_best(job, count, &diverged);
-    if (ctx->error) return ctx->error;
-    job->wanted = best;
-    tmoei_parallel(ctx, tmoei_few_shot_chunk, job, 1);
-    (void)tmoei_few_shot_best(job, count, &diverged);
-    if (ctx->error) return ctx->error;
-
-    result->dev = job->outcomes[best].dev;
-    result->test = job->test;
-    result->learning_rate = f->learning_rates[best / f->batch_size_count];
-    result->batch_size = f->batch_sizes[best % f->batch_size_count];
-    result->diverged = diverged;
-    result->train_count = job->train_count;
-    result->dev_count = job->dev_count;
-    return TMOE_OK;
 }
 
 TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
@@ -13304,7 +13273,8 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
 {
     tmoe_ctx *ctx = model->ctx;
     const tmoe_few_shot f = how ? *how : tmoe_few_shot_default();
-    const size_t lines = (size_t)task->train_count;
+    const int lines = task->train_count, pairs = f.learning_rate_count * f.batch_size_count;
+    int best = -1, diverged;
     tmoei_owner own = { ctx, NULL };
     tmoei_begin(ctx);
     TMOEI_TRY(tmoei_few_shot_check(model, task, &f));
@@ -13315,6 +13285,7 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
         job->model = model;
         job->task = task;
         job->how = &f;
+        job->wanted = -1;
         job->lines = TMOEI_OWN(&own, tmoe_example, lines);
         job->route = TMOEI_OWN(&own, float, model->route_width);
     }
@@ -13323,8 +13294,28 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
         if (job->train_count < 1 || job->dev_count < 1)
             (void)tmoei_fail(ctx, TMOE_ERR_DATA, "few_shot_run: task %s has too few training lines",
                 task->name);
-        else if (tmoe_route_unseen(model, task->instruction, f.start, job->route) == TMOE_OK)
-            (void)tmoei_few_shot_compete(job, result);
+        else
+            (void)tmoe_route_unseen(model, task->instruction, f.start, job->route);
+    }
+
+    /* The best pair is trained twice, with the same bits, the second time for its test score: so
+     * there is one model a lane in memory. */
+    if (!ctx->error) {
+        tmoei_parallel(ctx, tmoei_few_shot_chunk, job, pairs);
+        best = job->wanted = tmoei_few_shot_best(job, pairs, &diverged);
+    }
+    if (!ctx->error) {
+        tmoei_parallel(ctx, tmoei_few_shot_chunk, job, 1);
+        (void)tmoei_few_shot_best(job, pairs, &diverged);
+    }
+    if (!ctx->error) {
+        result->dev = job->outcomes[best].dev;
+        result->test = job->test;
+        result->learning_rate = f.learning_rates[best / f.batch_size_count];
+        result->batch_size = f.batch_sizes[best % f.batch_size_count];
+        result->diverged = diverged;
+        result->train_count = job->train_count;
+        result->dev_count = job->dev_count;
     }
     tmoei_owner_free(&own);
     return ctx->error;
@@ -13441,8 +13432,8 @@ static void tmoei_components(double *x, int N, size_t F, int k, double *G, doubl
 }
 
 /* The row (F) of one task: the sum over its lines, scaled to length 1. */
-static tmoe_result tmoei_embed_task(tmoe_model *model, const tmoe_task *task, int lines,
-    float *grads, double *row, size_t F)
+static void tmoei_embed_task(tmoe_model *model, const tmoe_task *task, int lines, float *grads,
+    double *row, size_t F)
 {
     double squares = 0.0;
     tmoei_texts line;
@@ -13456,7 +13447,6 @@ static tmoe_result tmoei_embed_task(tmoe_model *model, const tmoe_task *task, in
     for (size_t f = 0; f < F; f++) squares += row[f] * row[f];
     if (squares > 0.0)
         for (size_t f = 0; f < F; f++) row[f] /= sqrt(squares);
-    return model->ctx->error;
 }
 
 TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suite,
@@ -13481,7 +13471,7 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
     double *G = fisher ? TMOEI_OWN(&own, double, 2 * N * N) : NULL;
     float *grads = fisher ? TMOEI_OWN(&own, float, model->size) : NULL;
     for (size_t t = 0; t < N && !ctx->error; t++)
-        (void)tmoei_embed_task(model, &suite->tasks[t], lines, grads, x + t * F, F);
+        tmoei_embed_task(model, &suite->tasks[t], lines, grads, x + t * F, F);
     if (!ctx->error) {
         const size_t n = N * (size_t)vector_width;
         double squares = 0.0;
@@ -13631,9 +13621,9 @@ enum { TMOEI_MOMENT1, TMOEI_MOMENT2, TMOEI_BEST, TMOEI_TWINS };
 static const char *const tmoei_twin_names[TMOEI_TWINS] = { "trainer.moment1", "trainer.moment2",
     "trainer.best" };
 
-static uint64_t tmoei_hash_add(uint64_t hash, size_t number)
+static void tmoei_hash_add(uint64_t *hash, size_t number)
 {
-    return tmoei_mix64(hash + number + 1);
+    *hash = tmoei_mix64(*hash + number + 1);
 }
 
 /* A number for the lines as a trainer sees them: its tasks, where the lines of each begin, and the
@@ -13643,14 +13633,13 @@ static uint64_t tmoei_lines_hash(const tmoe_trainer *trainer)
     const tmoei_texts *texts = &trainer->texts;
     uint64_t hash = 0;
     for (int t = 0; t < trainer->task_count; t++) {
-        hash = tmoei_hash_add(hash, (size_t)trainer->tasks[t].task);
-        hash = tmoei_hash_add(hash, trainer->tasks[t].first);
+        tmoei_hash_add(&hash, (size_t)trainer->tasks[t].task);
+        tmoei_hash_add(&hash, trainer->tasks[t].first);
     }
     for (size_t i = 0; i < trainer->example_count; i++)
-        hash = tmoei_hash_add(hash, (size_t)trainer->examples[i].targets);
-    for (size_t i = 0; i < texts->count; i++)
-        hash = tmoei_hash_add(hash, tmoei_text_length(texts, i));
-    for (size_t i = 0; i < texts->ids_used; i++) hash = tmoei_hash_add(hash, (size_t)texts->ids[i]);
+        tmoei_hash_add(&hash, (size_t)trainer->examples[i].targets);
+    for (size_t i = 0; i < texts->count; i++) tmoei_hash_add(&hash, tmoei_text_length(texts, i));
+    for (size_t i = 0; i < texts->ids_used; i++) tmoei_hash_add(&hash, (size_t)texts->ids[i]);
     return hash;
 }
 
@@ -13672,9 +13661,9 @@ static void tmoei_write_settings(const tmoe_trainer *trainer, tmoei_buffer *text
 /* Refuses a generation that could not be read again. */
 static tmoe_result tmoei_search_check(const tmoe_model *model, const char *path)
 {
-    const size_t count = TMOEI_GENERATION_FIELDS;
     char text[TMOEI_MESSAGE_BYTES / 2] = "";
-    tmoei_fields_check(&model->generation, tmoei_generation_fields, count, text, sizeof text);
+    tmoei_fields_check(&model->generation, tmoei_generation_fields, TMOEI_GENERATION_FIELDS, text,
+        sizeof text);
     if (!text[0]) return TMOE_OK;
     return tmoei_fail(model->ctx, TMOE_ERR_DATA, "%s: not written: %s", path, text);
 }
@@ -13753,15 +13742,13 @@ static tmoe_task *tmoei_tasks_from_json(tmoe_ctx *ctx, const tmoei_json *json, c
     int *count)
 {
     const tmoei_json_node *nodes = json->nodes;
-    int sound = nodes[0].kind == TMOEI_JSON_ARRAY && nodes[0].count % 3 == 0;
-    for (int node = nodes[0].child; node >= 0; node = nodes[node].next)
-        sound = sound && tmoei_json_is_string(json, node);
+    int node = nodes[0].child, sound = nodes[0].kind == TMOEI_JSON_ARRAY && nodes[0].count % 3 == 0;
+    for (int i = node; i >= 0; i = nodes[i].next) sound = sound && tmoei_json_is_string(json, i);
     if (!sound)
         return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: the list of tasks is not sound", path);
 
     *count = nodes[0].count / 3;
     tmoe_task *tasks = (tmoe_task *)tmoei_alloc(ctx, (size_t)*count + 1, sizeof *tasks, 1);
-    int node = nodes[0].child;
     for (int t = 0; tasks && t < *count; t++) {
         const char **const texts[] = { &tasks[t].name, &tasks[t].category, &tasks[t].instruction };
         for (int i = 0; i < 3; i++) {
@@ -14509,12 +14496,13 @@ static tmoe_result tmoei_bart_write_weights(const tmoe_model *model, const char 
     return ctx->error;
 }
 
+/* The weights, and the files beside them. */
 static tmoe_result tmoei_bart_write(const tmoe_model *model, const char *folder)
 {
     tmoe_ctx *ctx = model->ctx;
     char path[TMOEI_PATH];
     TMOEI_TRY(tmoei_bart_write_weights(model, folder));
-    for (int i = 0; i < (model->tokenizer ? 4 : 2); i++) {
+    for (int i = 0; i < (model->tokenizer ? 4 : 2) && !ctx->error; i++) {
         tmoei_buffer text = { NULL, 0, 0, 0 };
         tmoei_writer writer;
         memset(&writer, 0, sizeof writer);
@@ -14526,9 +14514,8 @@ static tmoe_result tmoei_bart_write(const tmoe_model *model, const char *folder)
         }
         tmoei_writer_free(ctx, &writer);
         tmoei_buffer_free(ctx, &text);
-        TMOEI_TRY(ctx->error);
     }
-    return TMOE_OK;
+    return ctx->error;
 }
 
 /* The route that is cut out, into cut (R, E): the caller's, or the known task's. Outputs of several
@@ -14544,12 +14531,11 @@ static tmoe_result tmoei_export_route(tmoe_model *model, const char *task_name, 
         if (known < 0) return model->ctx->error;
         TMOEI_TRY(tmoe_route_of_task(model, known, cut));
     }
-    if (model->config.mix == TMOE_MIX_PARAM) return TMOE_OK;
     for (int l = 0; l < model->R; l++)
-        if (tmoei_one_hot(cut + l * E, E) < 0)
+        if (model->config.mix != TMOE_MIX_PARAM && tmoei_one_hot(cut + l * E, E) < 0)
             return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-                "export_dense: routed layer %d mixes the outputs of several experts, which no "
-                "dense model does (TMOE_MIX_PARAM merges)",
+                "export_dense: routed layer %d mixes outputs of several experts; no dense model "
+                "does",
                 l);
     return TMOE_OK;
 }
