@@ -533,8 +533,8 @@ TMOE_DEF void tmoe_suite_destroy(tmoe_suite *suite);
 /* tmoe_suite_add - adds a task with its lines to a suite                                   >>suite
  *   suite   in, out: pointers of tmoe_suite_task become invalid
  *   lines   in: all texts are copied
- *   errors  TMOE_ERR_ARGUMENT: no name, instruction, inputs or outputs, not 0 <= test_count < count,
- *           an unknown metric or part
+ *   errors  TMOE_ERR_ARGUMENT: a text or list is missing, not 0 <= test_count < count, an unknown
+ *           metric or part
  *           TMOE_ERR_DATA: a text that is empty, NULL or not UTF-8, a second task of this name
  *   cost    a copy of the texts, and a comparison of the name with that of each task */
 TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const tmoe_task_lines *lines);
@@ -1705,7 +1705,7 @@ static void tmoei_buffer_free(tmoe_ctx *ctx, tmoei_buffer *buffer)
     memset(buffer, 0, sizeof *buffer);
 }
 
-/* ASCII letters and digits; bytes of all other characters count as letters. */
+/* ASCII letters and digits, and all bytes outside ASCII. */
 static int tmoei_is_word_byte(unsigned char c)
 {
     return c >= 128 || (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
@@ -1815,15 +1815,15 @@ static const char *tmoei_strip(const char *text, size_t *length)
 
 /* ---- lines ----------------------------------------------------------------------------------- */
 
-/* Bytes of the byte-order mark that the text begins with: editors write one before UTF-8. */
+/* Bytes of the byte-order mark, which editors write before UTF-8. */
 static size_t tmoei_byte_order_mark(const char *text, size_t length)
 {
     return length >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
 }
 
-typedef struct tmoei_lines { /* a text file, line by line */
+typedef struct tmoei_lines {
     tmoe_ctx *ctx;
-    char *text, where[TMOEI_PATH + 16]; /* "path:line" of the present line */
+    char *text, where[TMOEI_PATH + 16]; /* "path:line" */
     const char *path, *line;
     size_t length, at, size; /* size: of the line, without LF or CR LF */
     int number;
@@ -11849,7 +11849,7 @@ static void tmoei_draft_add(tmoei_draft *draft, int output, const char *text, si
     tmoei_buffer_add(ctx, &draft->text, "", 1);
 }
 
-/* The lines of a draft as examples in the suite's memory; NULL without memory. */
+/* The lines of a draft as examples of the suite; NULL without memory. */
 static tmoe_example *tmoei_draft_examples(tmoei_draft *draft)
 {
     tmoei_owner *own = &draft->suite->own;
@@ -11943,7 +11943,7 @@ TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const tmoe_task_lines *li
 
 /* ---- folders --------------------------------------------------------------------------------- */
 
-/* All names of a folder into `text`, each with its NUL; returns how many, or -1: no such folder. */
+/* Appends all names of a folder, each with its NUL. Returns their number; -1: no such folder. */
 static int tmoei_folder_read(tmoe_ctx *ctx, const char *folder, tmoei_buffer *text)
 {
     int count = 0;
@@ -11975,7 +11975,7 @@ static int tmoei_name_order(const void *a, const void *b)
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
-/* The names in a folder, sorted, in the suite's memory. Returns how many, or -1: no such folder. */
+/* The same as a sorted list in the suite's memory. */
 static int tmoei_names(tmoe_suite *suite, const char *folder, char ***names)
 {
     tmoei_buffer text = { NULL, 0, 0, 0 };
@@ -12000,7 +12000,7 @@ static int tmoei_ends_with(const char *text, const char *end)
     return text[0] != '.' && a > b && strcmp(text + a - b, end) == 0;
 }
 
-/* Adds a line: input TAB output [TAB output ...]. skip: empty outputs are left out. */
+/* Adds a line: input TAB output [TAB output ...]. skip: without its empty outputs. */
 static void tmoei_read_fields(tmoei_draft *draft, const char *line, size_t size, int skip,
     const char *where)
 {
@@ -12015,8 +12015,8 @@ static void tmoei_read_fields(tmoei_draft *draft, const char *line, size_t size,
     }
 }
 
-/* Adds the lines of a TSV file. By the rules of CrossFit's loader white space around a line does not
- * count, and a line without an answer is left out; here empty answers are, too. */
+/* Adds the lines of a TSV file. crossfit: white space around a line does not count, and lines
+ * without an answer are left out, as its loader does; so are empty answers. */
 static void tmoei_read_tsv(tmoei_draft *draft, const char *path, int crossfit)
 {
     tmoe_ctx *ctx = draft->suite->ctx;
@@ -12033,7 +12033,6 @@ static void tmoei_read_tsv(tmoei_draft *draft, const char *path, int crossfit)
     }
 }
 
-/* NAME.tsv files of a folder. */
 static void tmoei_load_tsv_folder(tmoe_suite *suite, const char *folder)
 {
     char path[TMOEI_PATH], **names;
@@ -12049,8 +12048,8 @@ static void tmoei_load_tsv_folder(tmoe_suite *suite, const char *folder)
     }
 }
 
-/* CrossFit's layout: TASK/TASK_{k}_{seed}_{train,dev,test}.tsv. Read are the files of the first
- * sample (k and seed) alone; test lines are the same in every sample. */
+/* TASK/TASK_{k}_{seed}_{train,dev,test}.tsv: only the first sample (k and seed) is read; test lines
+ * are the same in all. */
 static void tmoei_load_crossfit_task(tmoe_suite *suite, const char *folder, const char *name)
 {
     static const char *const ends[3] = { "_dev.tsv", "_train.tsv", "_test.tsv" };
@@ -12085,7 +12084,7 @@ typedef struct tmoei_drafts {
     size_t count, capacity;
 } tmoei_drafts;
 
-/* The draft of a task, a new one at its first line; NULL without memory. */
+/* The draft of a task, whose lines may be anywhere in the file; NULL without memory. */
 static tmoei_draft *tmoei_draft_of(tmoe_suite *suite, tmoei_drafts *drafts, const char *name,
     const char *instruction)
 {
@@ -12132,7 +12131,6 @@ static void tmoei_read_json_line(tmoe_suite *suite, tmoei_drafts *drafts, const 
     }
 }
 
-/* The lines of one task may be anywhere in the file. */
 static void tmoei_load_jsonl(tmoe_suite *suite, const char *path)
 {
     tmoe_ctx *ctx = suite->ctx;
@@ -12221,7 +12219,6 @@ static void tmoei_describe_task(tmoe_suite *suite, char *const *field, const cha
     if (field[TMOEI_LABELS]) tmoei_read_labels(suite, task, field[TMOEI_LABELS], where);
 }
 
-/* What tasks.tsv says of the suite's tasks. */
 static void tmoei_describe(tmoe_suite *suite, const char *path)
 {
     tmoe_ctx *ctx = suite->ctx;
@@ -12280,7 +12277,7 @@ static void tmoei_load_folder(tmoe_suite *suite, const char *folder)
 
 /* ---- splits ---------------------------------------------------------------------------------- */
 
-/* Gives the tasks of one list of a split their part. named[i]: task i is in a list already. */
+/* Sets the part of the tasks in one list of a split. named[i]: task i is in a list already. */
 static void tmoei_split_part(tmoe_suite *suite, const tmoei_json *json, tmoe_part part, char *named,
     const char *path)
 {
@@ -12307,7 +12304,7 @@ static void tmoei_split_part(tmoe_suite *suite, const tmoei_json *json, tmoe_par
     if (unknown[0]) TMOEI_BAD_DATA(ctx, "%s: the folder has no task called: %s", path, unknown);
 }
 
-/* Gives the tasks their parts and leaves out those that the split does not name. */
+/* Sets the tasks' parts and removes those that the split does not name. */
 static void tmoei_apply_split(tmoe_suite *suite, const char *path)
 {
     char *named = TMOEI_OWN(&suite->own, char, suite->count + 1);
@@ -12402,7 +12399,6 @@ TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite,
     return TMOE_OK;
 }
 
-/* The config of a training: the caller's, or start's, or the default. */
 static tmoe_config tmoei_config_from(const tmoe_config *config, const tmoe_model *start)
 {
     if (config) return *config;
@@ -12410,8 +12406,7 @@ static tmoe_config tmoei_config_from(const tmoe_config *config, const tmoe_model
     return tmoe_config_default();
 }
 
-/* A model for the suite's training tasks: start's layers, or random ones and a tokenizer of the
- * suite. */
+/* A model for the suite's training tasks: start's layers, or random ones and the suite's tokens. */
 static tmoe_model *tmoei_train_model(tmoe_ctx *ctx, const tmoe_suite *suite,
     const tmoe_model *start, tmoe_config c, int vocabulary)
 {
@@ -12630,8 +12625,8 @@ static int tmoei_distinct(const tmoei_words *w, const char *marked)
     return count;
 }
 
-/* Lists the words of all sentences of a text (full stops separate). ends[s] is the number of words
- * up to the end of sentence s. Returns the number of sentences. */
+/* Lists the words of all sentences, which full stops separate. ends[s] is the number of words up to
+ * the end of sentence s. Returns the number of sentences. */
 static int tmoei_sentences(const char *text, tmoei_words *all, int *ends)
 {
     int sentences = 0;
@@ -12659,8 +12654,8 @@ typedef struct tmoei_rouge {
     unsigned short table[TMOEI_WORDS_MAX + 1][TMOEI_WORDS_MAX + 1];
 } tmoei_rouge;
 
-/* Marks the words b_1 ... b_m of sentence s of the answer that are on one longest common subsequence
- * with the words a_1 ... a_n of sentence t of the prediction:
+/* Marks the words b_1 ... b_m of the answer's sentence s that are on one longest common subsequence
+ * with the words a_1 ... a_n of the prediction's sentence t:
  *   table(i, j) = table(i-1, j-1) + 1                    where b_i = a_j
  *                 max(table(i-1, j), table(i, j-1))      elsewhere */
 static void tmoei_rouge_mark(tmoei_rouge *w, int s, int t)
@@ -12786,7 +12781,7 @@ static double tmoei_pearson(const double *x, const double *y, int count)
     return x_varies && y_varies ? xy / sqrt(xx * yy) : (double)NAN;
 }
 
-/* Score of one prediction against one accepted answer; buffer and w are scratch. */
+/* Score against one accepted answer; buffer and w are scratch. */
 static double tmoei_pair_score(tmoe_ctx *ctx, tmoe_metric metric, const char *prediction,
     const char *answer, tmoei_buffer *buffer, tmoei_rouge *w)
 {
@@ -12801,7 +12796,7 @@ static double tmoei_pair_score(tmoe_ctx *ctx, tmoe_metric metric, const char *pr
     return strcmp(buffer->data + p, buffer->data + a) == 0;
 }
 
-/* Mean over the predictions of their scores, each the best over its accepted answers. */
+/* Mean over the predictions of the best score over their accepted answers. */
 static double tmoei_mean_score(tmoe_ctx *ctx, tmoe_metric metric, const char *const *predictions,
     const tmoe_example *examples, int count)
 {
@@ -13112,7 +13107,7 @@ static tmoe_training tmoei_few_shot_training(const tmoe_few_shot *f, int i)
 }
 
 /* What is tuned: the dense model that the route merges to, or the mixture with a trained vector
- * that begins as its instruction's, at the temperature that the router was trained to. */
+ * that begins as its instruction's, at the router's last temperature. */
 static tmoe_model *tmoei_few_shot_model(const tmoei_few_shot_job *job, tmoe_ctx *ctx,
     const tmoe_task *task)
 {
@@ -13199,8 +13194,8 @@ static void tmoei_few_shot_chunk(void *arg, int chunk, int lane)
     tmoe_ctx_destroy(ctx);
 }
 
-/* Samples the task's training lines, balanced over the labels of a closed set. Of each label (or of
- * all) the first line is for training, the second for dev, and so on. */
+/* Samples training lines, balanced over the labels of a closed set. Of each label (or of all) every
+ * other line is for training, the rest for dev. */
 static void tmoei_few_shot_sample(tmoei_few_shot_job *job, int *order, tmoe_example *dev)
 {
     const tmoe_task *task = job->task;
@@ -13246,8 +13241,8 @@ static tmoe_result tmoei_few_shot_check(const tmoe_model *model, const tmoe_task
     return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "few_shot_run: %s", text);
 }
 
-/* Returns the pair with the best score on dev. One that diverged (TMOE_ERR_NUMERIC) is passed over
- * and counted. The call fails with any other error, or if all diverged. */
+/* Returns the pair that is best on dev. Those that diverged (TMOE_ERR_NUMERIC) are counted. The call
+ * fails with any other error, or if all diverged. */
 static int tmoei_few_shot_best(const tmoei_few_shot_job *job, int count, int *diverged)
 {
     const tmoei_few_shot_outcome *all = job->outcomes;
@@ -13340,8 +13335,8 @@ static void tmoei_embed_fisher(tmoei_pass *pass, const tmoei_batch *b, tmoe_tens
     memset(pass->grads, 0, model->size * sizeof(float));
 }
 
-/* Adds what one line (a tokenised input and answer) tells of its task to row: the Fisher
- * information or, without grads, the mean of the encoder's output over the tokens of the input. */
+/* Adds to row the Fisher information of a line (input and answer, tokenised) or, without grads, the
+ * mean of the encoder's output over the tokens of the input. */
 static tmoe_result tmoei_embed_line(tmoe_model *model, const tmoei_texts *line, float *grads,
     double *row)
 {
@@ -13500,7 +13495,7 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
 #define TMOEI_FORMAT "3"
 #define TMOEI_FORMAT_0_1 "2" /* of version 0.1: some fields of the config have other names */
 
-/* Writes "name":value, ... and `end`. An integer below 0 is an id that is absent: it is left out. */
+/* Writes "name":value, ... and `end`. An integer below 0 is an id that is absent, and left out. */
 static void tmoei_fields_to_json(tmoe_ctx *ctx, const void *base, const tmoei_field *fields,
     size_t count, tmoei_buffer *text, const char *end)
 {
@@ -13516,7 +13511,7 @@ static void tmoei_fields_to_json(tmoe_ctx *ctx, const void *base, const tmoei_fi
     tmoei_buffer_add(ctx, text, end, strlen(end));
 }
 
-/* The value of a field by its name of today or, if there is none, by that of version 0.1. */
+/* The value of a field by its name or, if there is none, by that of version 0.1. */
 static const tmoei_json_node *tmoei_field_find(const tmoei_json *json, const char *name)
 {
     static const char *const names[8][2] = { { "width", "D" }, { "encoder_heads", "H_encoder" },
@@ -13529,8 +13524,8 @@ static const tmoei_json_node *tmoei_field_find(const tmoei_json *json, const cha
     return tmoei_json_at(json, node);
 }
 
-/* Reads the fields that an object has. An unsound one is an error; so is a missing one, where all
- * are required. A list of one counts as what is in it: some BARTs have their end token so. */
+/* Reads the fields that an object has. An unsound one is an error; so is a missing one, if required.
+ * A list of one counts as what is in it: some BARTs have their end token so. */
 static tmoe_result tmoei_fields_from_json(tmoe_ctx *ctx, const tmoei_json *json, const char *path,
     void *base, const tmoei_field *fields, size_t count, int required)
 {
@@ -13626,8 +13621,7 @@ static void tmoei_hash_add(uint64_t *hash, size_t number)
     *hash = tmoei_mix64(*hash + number + 1);
 }
 
-/* A number for the lines as a trainer sees them: its tasks, where the lines of each begin, and the
- * tokens of all inputs and outputs, in order. */
+/* Of a trainer's tasks, where the lines of each begin, and the tokens of all lines. */
 static uint64_t tmoei_lines_hash(const tmoe_trainer *trainer)
 {
     const tmoei_texts *texts = &trainer->texts;
@@ -13648,8 +13642,7 @@ static const tmoei_field *const tmoei_settings = tmoei_training_fields + TMOEI_F
 
 enum { TMOEI_SETTINGS = TMOEI_TRAINING_FIELDS - TMOEI_FREE_FIELDS };
 
-/* What tmoe_trainer_load compares with its trainer's. Numbers of 64 bits are strings: those of JSON
- * hold 53. */
+/* Numbers of 64 bits are strings: those of JSON hold 53. */
 static void tmoei_write_settings(const tmoe_trainer *trainer, tmoei_buffer *text)
 {
     tmoei_buffer_print(trainer->ctx, text, "{\"seed\":\"%llu\",\"hash of the lines\":\"%llu\",",
@@ -13680,7 +13673,7 @@ static void tmoei_save_text(tmoe_ctx *ctx, tmoei_writer *writer, const char *nam
     text->length = 0;
 }
 
-/* Declares all and writes it; trainer may be NULL. */
+/* trainer may be NULL. */
 static tmoe_result tmoei_save(const tmoe_model *model, const tmoe_trainer *trainer,
     const char *path)
 {
@@ -13807,8 +13800,8 @@ static tmoe_result tmoei_parts_parse(tmoe_ctx *ctx, const tmoei_safetensors *fil
     return TMOE_OK;
 }
 
-/* Makes the mapped file itself the parameters if every tensor lies where the model wants it. Returns
- * 0 otherwise. */
+/* Makes the mapped file itself the parameters if every tensor lies where the model wants it; else
+ * returns 0. */
 static int tmoei_read_in_place(tmoe_model *model, tmoei_safetensors *file)
 {
     if (!file->mapped || !tmoei_little_endian() || (uintptr_t)file->data % sizeof(float)) return 0;
@@ -13827,7 +13820,6 @@ static int tmoei_read_in_place(tmoe_model *model, tmoei_safetensors *file)
     return 1;
 }
 
-/* All parameters of a model that is laid out already. */
 static tmoe_result tmoei_parameters_read(tmoe_model *model, tmoei_safetensors *file)
 {
     tmoe_ctx *ctx = model->ctx;
@@ -14011,7 +14003,7 @@ typedef struct tmoei_bart_list {
     size_t count;
 } tmoei_bart_list;
 
-/* The tensors outside the layers, by tmoei_shared. */
+/* The tensors outside the layers. */
 static void tmoei_bart_list_shared(const tmoe_model *model, tmoei_bart_list *list)
 {
     static const char *const names[TMOEI_SHARED] = { "model.shared.weight",
@@ -14163,8 +14155,7 @@ static const tmoei_entry *tmoei_bart_find(const tmoei_weights *w, const char *na
     return NULL;
 }
 
-/* Known, too, is what transformers ignores in a BART: fairseq's marks of a version, buffers of
- * position numbers, the head of a classifier. */
+/* Known, too, is what transformers ignores: marks of a version, position numbers, a classifier. */
 static int tmoei_bart_knows(const tmoei_bart_list *list, const char *name)
 {
     name = tmoei_bart_old_name(name);
@@ -14314,8 +14305,8 @@ static const tmoei_field tmoei_bart_lengths[2] = { /* without the start token */
 };
 #undef TMOEI_STRUCT
 
-/* Settings of transformers that would change the text and are not built, and the number that turns
- * each off; null, false, and an empty text or list do so, too. */
+/* Settings of transformers that are not supported, and the number that turns each off; null, false,
+ * and an empty text or list do so, too. */
 static const struct {
     const char *name;
     double off;
@@ -14341,7 +14332,7 @@ static tmoe_result tmoei_bart_refuse(tmoe_ctx *ctx, const tmoei_json *json, cons
     return TMOE_OK;
 }
 
-/* early_stopping, which may be a word, and the oldest spelling of a forced first token. */
+/* early_stopping, which may be a word, and an old form of a forced first token. */
 static tmoe_result tmoei_bart_words(tmoe_model *model, const tmoei_json *json, const char *path)
 {
     tmoe_generation *g = &model->generation;
@@ -14358,7 +14349,7 @@ static tmoe_result tmoei_bart_words(tmoe_model *model, const tmoei_json *json, c
     return TMOE_OK;
 }
 
-/* generation_config.json, or what old folders have of it in config.json. */
+/* generation_config.json, or config.json in old folders. */
 static tmoe_result tmoei_bart_generation(tmoe_model *model, const tmoei_json *json,
     const char *path)
 {
@@ -14496,7 +14487,6 @@ static tmoe_result tmoei_bart_write_weights(const tmoe_model *model, const char 
     return ctx->error;
 }
 
-/* The weights, and the files beside them. */
 static tmoe_result tmoei_bart_write(const tmoe_model *model, const char *folder)
 {
     tmoe_ctx *ctx = model->ctx;
@@ -14518,8 +14508,7 @@ static tmoe_result tmoei_bart_write(const tmoe_model *model, const char *folder)
     return ctx->error;
 }
 
-/* The route that is cut out, into cut (R, E): the caller's, or the known task's. Outputs of several
- * experts mixed are no dense model. */
+/* Stores the caller's route, or the known task's, in cut (R, E). */
 static tmoe_result tmoei_export_route(tmoe_model *model, const char *task_name, const float *route,
     float *cut)
 {
