@@ -722,9 +722,9 @@ TMOE_DEF void tmoe_model_destroy(tmoe_model *model);
  *   tasks   as tmoe_model_create
  *   out     experts that are not kept are copies with expert_noise; router and task vectors as
  *           tmoe_model_take_router. Dense to E experts is upcycling (arXiv 2212.05055); NULL to 1
- *           is MHR-mu; a route to 1 expert cuts a task out. The dense model then computes what the
- *           mixture did, bit by bit where the route is one-hot, else with PARAM to rounding. With
- *           OUTPUT it averages parameters in place of outputs, which is an approximation
+ *           is MHR-mu; a route to 1 expert cuts a task out: with a one-hot route the dense model
+ *           gives the mixture's bits, else with PARAM its numbers to rounding, and with OUTPUT an
+ *           approximation, as it averages parameters
  *   fails   TMOE_ERR_CONFIG: fields that must stay; experts that are layers kept as FFNs */
 TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, const float *route,
     const tmoe_config *config, const tmoe_task *tasks, int task_count);
@@ -927,8 +927,8 @@ typedef struct tmoe_training_memory {
     size_t gradients; /* of what is trained */
     size_t moments;
     size_t best; /* a copy of the best parameters, with evaluate_every_steps */
-    size_t step; /* tapes, batch, and what a validation takes. With PARAM mix and a trained router
-                  * also a merged model and its gradient for each of the step's tasks */
+    size_t step; /* tapes (with PARAM mix and a trained router they hold a merged model and its
+                  * gradient for each of the step's tasks), batch, validation */
     size_t total;
 } tmoe_training_memory;
 
@@ -970,7 +970,7 @@ TMOE_DEF tmoe_model *tmoe_trainer_model(tmoe_trainer *trainer);
 TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, tmoe_training_memory *memory);
 
 /* tmoe_trainer_step - one AdamW step on the next batch                                   >>training
- *   progress  out, or NULL. The batch depends on the seed and the number of the step only.
+ *   progress  out, or NULL
  *   fails     TMOE_ERR_NUMERIC: the loss or a gradient is not finite; parameters stay as they are
  *   cost      2 flop forward and 4 backward a token and parameter that runs. PARAM: those of one
  *             expert, and the merge (tmoe_mix_parameters). OUTPUT: those of each expert of weight
@@ -1115,8 +1115,8 @@ TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task_name, const
  *                is read before the input. It is compared with no task's name. */
 TMOE_DEF tmoe_result tmoe_answer_unseen(tmoe_model *model, const char *instruction,
     const char *input, char *text, size_t size);
-/* tmoe_answer_many, _unseen - answers to many inputs, to each what it gets alone: logits differ
- *   by rounding, as a product of up to 8 rows sums in another order than larger ones    >>inference
+/* tmoe_answer_many, _unseen - answers to many inputs, to each what it gets alone, up to the
+ *   rounding of logits: products of up to 8 rows sum in an order of their own           >>inference
  *   route    in, or NULL: as above
  *   answers  (count >= 0) out, of the inputs in their order, up to tmoe_answers_free; all NULL
  *            after a failure
@@ -5381,8 +5381,7 @@ TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uin
 /* ==== >>vectors: what comes in: tokenizers, suites of tasks, task vectors from text =========== */
 
 /* ---- what the method needs of a tokenizer -------------------------------------------------------
- * Texts become token ids and ids become texts; a model keeps a copy of its own. Every kind of
- * tokenizer has a struct that begins with this one (>>tokenizer has the kind that is built in). */
+ * Every kind of tokenizer begins with this struct (>>tokenizer has the kind that is built in). */
 #define TMOEI_SPECIALS (TMOE_TOKEN_MASK + 1) /* members of tmoe_token */
 
 struct tmoe_tokenizer {
@@ -6934,7 +6933,7 @@ static tmoe_tensor *tmoei_mixed_row(tmoe_tape *tape, tmoe_tensor *mixed, int t)
     return row;
 }
 
-/* The block of PARAM mix: theta_bar = sum_e r_e theta_e, and theta_0 in a dense layer. */
+/* What a layer of PARAM mix runs on: theta_bar, or theta_0 where it is dense. */
 static tmoe_tensor *tmoei_layer_block(tmoei_pass *pass, int l)
 {
     const tmoei_layer *layer = &pass->model->layers[l];
@@ -7540,7 +7539,7 @@ static size_t tmoei_merged_floats(const tmoe_model *model)
 }
 
 /* Makes model->blocks hold theta_bar = sum_e r_e theta_e of each routed layer, until the route or
- * the parameters change. Where a layer's route is one-hot, its block is the expert itself. */
+ * the parameters change. */
 static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route)
 {
     const int E = model->config.experts;
@@ -7615,7 +7614,7 @@ typedef struct tmoei_batch { /* one group; all arrays are in one block of memory
     size_t capacity; /* ints in memory */
 } tmoei_batch;
 
-/* Makes room for a group of at most so many tokens and sequences, and empties the batch. */
+/* Makes room for a group of so many tokens and sequences, and empties the batch. */
 static tmoe_result tmoei_batch_reserve(tmoe_ctx *ctx, tmoei_batch *batch, size_t sources,
     size_t targets, size_t sequences)
 {
@@ -8030,7 +8029,7 @@ static void tmoei_adamw_chunk(void *arg, int chunk, int lane)
 static tmoe_result tmoei_optimise(tmoe_trainer *trainer, double loss, double *norm)
 {
     const tmoe_training *t = &trainer->training;
-    const double machines = t->machines > 1 ? (double)t->machines : 1.0;
+    const double machines = (double)t->machines;
     const float tops[TMOEI_RATE_NONE] = { t->lr_model, t->lr_router, t->lr_tasks, t->lr_model };
     double squares = 0.0, clipped = 1.0;
 
@@ -8190,7 +8189,7 @@ static int tmoei_step_mixes(const tmoe_model *model, const tmoe_tensor *routes)
         && model->config.selection != TMOE_SELECT_STRAIGHT_THROUGH;
 }
 
-/* theta_bar_t = sum_e r_te theta_e for each routed layer and each of the step's tasks. */
+/* Merges each routed layer for all of the step's tasks. */
 static void tmoei_step_mix(tmoe_trainer *trainer, tmoe_tensor *routes)
 {
     const tmoe_model *model = trainer->model;
@@ -8485,8 +8484,7 @@ static tmoe_result tmoei_validate(tmoe_trainer *trainer, double *loss, double *t
 TMOE_DEF float tmoe_trainer_validation_loss(tmoe_trainer *trainer)
 {
     const tmoei_float_mode mode = tmoei_float_mode_enter();
-    double loss = 0.0;
-    double targets = 0.0;
+    double loss = 0.0, targets = 0.0;
     tmoei_begin(trainer->ctx);
 
     const tmoe_result result = tmoei_validate(trainer, &loss, &targets);
@@ -8607,20 +8605,18 @@ static size_t tmoei_tape_planned(const tmoe_tape *tape)
     return nodes + big;
 }
 
-/* Gives an empty arena one chunk that holds what it held at its peak. */
-static tmoe_result tmoei_arena_reserve(tmoei_arena *arena)
-{
-    tmoei_owner_free(&arena->chunks);
-    arena->size = arena->total = 0;
-    if (!tmoei_arena_grow(arena, arena->peak)) return TMOE_ERR_MEMORY;
-    arena->used = 0;
-    return TMOE_OK;
-}
-
+/* Gives the empty tape one chunk in each arena that holds what it held at its peak. */
 static tmoe_result tmoei_tape_reserve(tmoe_tape *tape)
 {
-    TMOEI_TRY(tmoei_arena_reserve(&tape->nodes));
-    return tmoei_arena_reserve(&tape->big);
+    tmoei_arena *arenas[2] = { &tape->nodes, &tape->big };
+    for (int i = 0; i < 2; i++) {
+        tmoei_arena *arena = arenas[i];
+        tmoei_owner_free(&arena->chunks);
+        arena->size = arena->total = 0;
+        if (!tmoei_arena_grow(arena, arena->peak)) return TMOE_ERR_MEMORY;
+        arena->used = 0;
+    }
+    return TMOE_OK;
 }
 
 /* A dry step; of its groups, which come one after the other, only the largest. */
@@ -8852,8 +8848,7 @@ static tmoe_result tmoei_trainer_texts(tmoe_trainer *trainer, const tmoe_suite *
 
 static int tmoei_longer_first(const void *a, const void *b)
 {
-    const int x = *(const int *)a;
-    const int y = *(const int *)b;
+    const int x = *(const int *)a, y = *(const int *)b;
     return (x < y) - (x > y);
 }
 
@@ -9344,8 +9339,7 @@ TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, const tmoe_request *reques
     const tmoe_generated *out)
 {
     tmoe_ctx *ctx = model->ctx;
-    const size_t source_most = (size_t)model->config.source_tokens;
-    const int *ids = request->ids;
+    const int most = model->config.source_tokens, *ids = request->ids;
     tmoei_search s;
     tmoei_batch b;
     tmoei_begin(ctx);
@@ -9364,7 +9358,7 @@ TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, const tmoe_request *reques
     const int at_once = s.how.beams < TMOEI_ROWS_AT_ONCE ? TMOEI_ROWS_AT_ONCE / s.how.beams : 1;
     for (int first = 0; first < request->count && ctx->error == TMOE_OK; first += at_once) {
         const int n = tmoei_least(at_once, request->count - first);
-        if (tmoei_batch_reserve(ctx, &b, (size_t)n * source_most, 1, (size_t)n) != TMOE_OK) break;
+        if (tmoei_batch_reserve(ctx, &b, (size_t)n * (size_t)most, 1, (size_t)n) != TMOE_OK) break;
         for (int i = first; i < first + n; i++) {
             tmoei_batch_put(&b, ids, (size_t)request->lengths[i], NULL, 0, 0);
             ids += request->lengths[i];
@@ -9502,7 +9496,6 @@ static tmoe_result tmoei_answers(tmoe_model *model, const char *name, const char
     return ctx->error;
 }
 
-/* One answer, into the caller's text. */
 static tmoe_result tmoei_answer(tmoe_model *model, const char *name, const char *instruction,
     const char *input, char *text, size_t size)
 {
