@@ -1681,6 +1681,24 @@ static int tmoei_is_white_space(uint32_t c)
         || c == 0x3000;
 }
 
+/* A text without the white space at both ends. */
+static const char *tmoei_strip(const char *text, size_t *length)
+{
+    size_t from = 0, to = 0, at = 0;
+    while (at < *length) {
+        uint32_t code = 0;
+        size_t bytes = tmoei_utf8_next(text, *length, at, &code);
+        if (bytes == 0) bytes = 1; /* not UTF-8: no space */
+        at += bytes;
+        if (!tmoei_is_white_space(code))
+            to = at;
+        else if (to == 0)
+            from = at;
+    }
+    *length = to > from ? to - from : 0;
+    return text + from;
+}
+
 /* ---- buffer ---------------------------------------------------------------------------------- */
 
 /* data[length] is 0. After a failed allocation additions are ignored. */
@@ -1793,24 +1811,6 @@ static int tmoei_folder_has(tmoe_ctx *ctx, char *path, const char *folder, const
     FILE *file = tmoei_path_join(ctx, path, folder, name) == TMOE_OK ? fopen(path, "rb") : NULL;
     if (file) (void)fclose(file);
     return file != NULL;
-}
-
-/* A text without the white space at both ends. */
-static const char *tmoei_strip(const char *text, size_t *length)
-{
-    size_t from = 0, to = 0, at = 0;
-    while (at < *length) {
-        uint32_t code = 0;
-        size_t bytes = tmoei_utf8_next(text, *length, at, &code);
-        if (bytes == 0) bytes = 1; /* not UTF-8: no space */
-        at += bytes;
-        if (!tmoei_is_white_space(code))
-            to = at;
-        else if (to == 0)
-            from = at;
-    }
-    *length = to > from ? to - from : 0;
-    return text + from;
 }
 
 /* ---- lines ----------------------------------------------------------------------------------- */
@@ -9701,8 +9701,7 @@ static void tmoei_buffer_json_string(tmoe_ctx *ctx, tmoei_buffer *buffer, const 
 
 /* ---- reading --------------------------------------------------------------------------------- */
 
-#define TMOEI_JSON_DEPTH 64          /* nested arrays and objects; bounds the recursion */
-#define TMOEI_JSON_BYTES_MAX INT_MAX /* nodes are counted by int */
+#define TMOEI_JSON_DEPTH 64 /* nested arrays and objects; bounds the recursion */
 
 typedef enum tmoei_json_kind {
     TMOEI_JSON_NULL,
@@ -9728,13 +9727,14 @@ typedef struct tmoei_json {
     tmoei_json_node *nodes; /* node 0 is the root */
     size_t capacity;
     int count;
-    char *strings; /* all strings, unescaped: together never longer than the text */
+    char *strings;    /* all strings, unescaped: together never longer than the text */
+    const char *name; /* for messages; the caller's */
 } tmoei_json;
 
 typedef struct tmoei_json_reader {
     tmoe_ctx *ctx;
     tmoei_json *json;
-    const char *text, *name; /* name: for messages */
+    const char *text;
     size_t length, at, used; /* used: bytes of json->strings */
 } tmoei_json_reader;
 
@@ -9748,7 +9748,8 @@ static tmoe_result tmoei_json_error(const tmoei_json_reader *r, const char *what
             column = 1;
         }
     }
-    return tmoei_fail(r->ctx, TMOE_ERR_FORMAT, "%s:%lu:%lu: JSON: %s", r->name, line, column, what);
+    return tmoei_fail(r->ctx, TMOE_ERR_FORMAT, "%s:%lu:%lu: JSON: %s", r->json->name, line, column,
+        what);
 }
 
 /* The next character; -1 at the end. */
@@ -9981,20 +9982,19 @@ static tmoe_result tmoei_json_element(tmoei_json_reader *r, int depth)
     return tmoei_json_members(r, index, depth);
 }
 
-/* Parses a whole text; messages name source_name. On failure json is empty. */
+/* Parses a whole text of at most TMOEI_DATA_FILE_MAX bytes. On failure json is empty. */
 static tmoe_result tmoei_json_parse(tmoe_ctx *ctx, tmoei_json *json, const char *text,
-    size_t length, const char *source_name)
+    size_t length, const char *name)
 {
     tmoei_json_reader r;
     memset(json, 0, sizeof *json);
+    json->name = name;
     memset(&r, 0, sizeof r);
     r.ctx = ctx;
     r.json = json;
     r.text = text;
-    r.name = source_name;
     r.length = length;
     if (length == 0) return tmoei_json_error(&r, "the text is empty");
-    if (length > TMOEI_JSON_BYTES_MAX) return tmoei_json_error(&r, "the text is too long");
 
     /* A string loses its quotes and gains a NUL, as does a number. */
     json->strings = (char *)tmoei_alloc(ctx, length + 1, 1, 0);
@@ -10706,11 +10706,11 @@ typedef struct tmoei_token { /* in the buffer of bytes; length 0: there is no su
     size_t start, length;
 } tmoei_token;
 
-typedef struct tmoei_special_token { /* found in a text before it is cut into words */
+typedef struct tmoei_special { /* found in a text before it is cut into words */
     int id;
     int left_strip; /* takes white space before it along */
     int ordinary;   /* part of the text: decoding keeps it */
-} tmoei_special_token;
+} tmoei_special;
 
 typedef struct tmoei_bpe {
     tmoe_tokenizer base;
@@ -10723,7 +10723,7 @@ typedef struct tmoei_bpe {
     tmoei_table ids;   /* tokens by their bytes */
     tmoei_table pairs; /* merges by their two tokens */
     tmoei_merge_pair *merges;
-    tmoei_special_token *specials;
+    tmoei_special *specials;
     uint32_t *runs; /* of letters and numbers: 4 * first code point + kind */
 } tmoei_bpe;
 
@@ -10788,15 +10788,14 @@ static int tmoei_merge_add(tmoei_bpe *t, tmoei_merge_pair merge)
     return 1;
 }
 
-static int tmoei_special_add(tmoei_bpe *t, tmoei_special_token special)
+static void tmoei_special_add(tmoei_bpe *t, tmoei_special special)
 {
     const size_t n = (size_t)t->special_count + 1;
-    if (!tmoei_grow(t->base.ctx, &t->specials, &t->specials_capacity, n, sizeof special)) return 0;
+    if (!tmoei_grow(t->base.ctx, &t->specials, &t->specials_capacity, n, sizeof special)) return;
     t->specials[t->special_count++] = special;
-    return 1;
 }
 
-static const tmoei_special_token *tmoei_special_of(const tmoei_bpe *t, int id)
+static const tmoei_special *tmoei_special_of(const tmoei_bpe *t, int id)
 {
     for (int i = 0; i < t->special_count; i++)
         if (t->specials[i].id == id) return &t->specials[i];
@@ -11055,10 +11054,9 @@ static tmoe_result tmoei_encoder_text(tmoei_encoder *e, const char *text, size_t
 }
 
 /* The special token that text begins with, the longest of several, or NULL. */
-static const tmoei_special_token *tmoei_special_at(const tmoei_bpe *t, const char *text,
-    size_t left)
+static const tmoei_special *tmoei_special_at(const tmoei_bpe *t, const char *text, size_t left)
 {
-    const tmoei_special_token *best = NULL;
+    const tmoei_special *best = NULL;
     size_t longest = 0;
     for (int i = 0; i < t->special_count; i++) {
         const int id = t->specials[i].id;
@@ -11068,18 +11066,6 @@ static const tmoei_special_token *tmoei_special_at(const tmoei_bpe *t, const cha
         longest = n;
     }
     return best;
-}
-
-/* Where text[at] to text[end] ends without the white space at its end. */
-static size_t tmoei_before_space(const tmoei_bpe *t, const char *text, size_t at, size_t end)
-{
-    size_t bytes = 0, behind = at;
-    while (at < end) {
-        const int kind = tmoei_character(t, text, end, at, &bytes);
-        at += bytes;
-        if (kind != TMOEI_SPACE) behind = at;
-    }
-    return behind;
 }
 
 static tmoe_result tmoei_bpe_encode(const tmoe_tokenizer *tokenizer, const char *text,
@@ -11098,15 +11084,18 @@ static tmoe_result tmoei_bpe_encode(const tmoe_tokenizer *tokenizer, const char 
         tmoei_encoder_put(&e, tokenizer->specials[TMOE_TOKEN_BEGIN]);
     size_t at = 0;
     while (result == TMOE_OK && at < length) {
-        const tmoei_special_token *special = NULL;
+        const tmoei_special *special = NULL;
         size_t end = flags & TMOE_TOKENIZER_FIND_SPECIALS ? at : length;
         while (end < length && !special) {
             special = tmoei_special_at(t, text + end, length - end);
             if (!special) end++;
         }
-        const int strip = special && special->left_strip;
-        const size_t piece = strip ? tmoei_before_space(t, text, at, end) : end;
-        result = tmoei_encoder_text(&e, text + at, piece - at, prefix);
+        size_t piece = end - at;
+        if (special && special->left_strip) {
+            const char *stripped = tmoei_strip(text + at, &piece);
+            if (piece) piece += (size_t)(stripped - text) - at; /* space before it stays */
+        }
+        result = tmoei_encoder_text(&e, text + at, piece, prefix);
         at = end;
         if (special) {
             tmoei_encoder_put(&e, special->id);
@@ -11151,7 +11140,7 @@ static tmoe_result tmoei_bpe_decode(const tmoe_tokenizer *tokenizer, const int *
     const tmoei_bpe *t = tmoei_bpe_of(tokenizer);
     size_t used = 0;
     for (size_t i = 0; i < count; i++) {
-        const tmoei_special_token *special =
+        const tmoei_special *special =
             flags & TMOE_TOKENIZER_SKIP_SPECIALS ? tmoei_special_of(t, ids[i]) : NULL;
         const size_t n = t->tokens[ids[i]].length;
         if (special && !special->ordinary) continue;
@@ -11198,7 +11187,7 @@ static tmoe_tokenizer *tmoei_bpe_copy(tmoe_ctx *ctx, const tmoe_tokenizer *token
     for (int i = 0; ctx->error == TMOE_OK && i < from->merge_count; i++)
         (void)tmoei_merge_add(t, from->merges[i]);
     for (int i = 0; ctx->error == TMOE_OK && i < from->special_count; i++)
-        (void)tmoei_special_add(t, from->specials[i]);
+        tmoei_special_add(t, from->specials[i]);
     if (t) {
         memcpy(t->byte_id, from->byte_id, sizeof t->byte_id);
         memcpy(t->base.specials, tokenizer->specials, sizeof t->base.specials);
@@ -11212,9 +11201,9 @@ static tmoei_bpe *tmoei_bpe_of_bytes(tmoe_ctx *ctx)
 {
     tmoei_bpe *t = tmoei_bpe_begin(ctx);
     for (int i = 0; ctx->error == TMOE_OK && i < TMOEI_BYTES_FIRST; i++) {
-        const tmoei_special_token special = { i, 0, 0 };
+        const tmoei_special special = { i, 0, 0 };
         const char *name = tmoei_special_names[i];
-        if (tmoei_token_add(t, name, strlen(name))) (void)tmoei_special_add(t, special);
+        if (tmoei_token_add(t, name, strlen(name))) tmoei_special_add(t, special);
         t->base.specials[i] = i;
     }
     for (int b = 0; ctx->error == TMOE_OK && b < 256; b++) {
@@ -11447,7 +11436,7 @@ static void tmoei_tokenizer_to_json(tmoe_ctx *ctx, const tmoe_tokenizer *tokeniz
     const char *space = t->prefix_space ? "true" : "false";
     tmoei_buffer_print(ctx, buffer, "{\"version\":\"1.0\",\"added_tokens\":[");
     for (int i = 0; i < t->special_count; i++) {
-        const tmoei_special_token *s = &t->specials[i];
+        const tmoei_special *s = &t->specials[i];
         tmoei_buffer_print(ctx, buffer, "%s{\"id\":%d,\"content\":\"", i ? "," : "", s->id);
         tmoei_token_print(buffer, t, s->id);
         tmoei_buffer_print(ctx, buffer,
@@ -11503,18 +11492,18 @@ static long tmoei_token_bytes(const char *text, size_t length, char *out)
 
 /* The id that a node says, where it and the token's length are in range; else -1 and a message. */
 static int tmoei_token_id(tmoe_ctx *ctx, const tmoei_json *json, int node, const char *token,
-    size_t length, const char *name)
+    size_t length)
 {
     size_t id;
     if (length > 0 && length <= TMOEI_TOKEN_BYTES && tmoei_json_size(json, node, &id)
         && id < TMOEI_TOKENS_MAX)
         return (int)id;
-    TMOEI_BAD_FORMAT(ctx, "%s: token '%.60s' needs 1 to %d bytes and an id from 0 to %d", name,
-        token, TMOEI_TOKEN_BYTES, TMOEI_TOKENS_MAX - 1);
+    TMOEI_BAD_FORMAT(ctx, "%s: token '%.60s' needs 1 to %d bytes and an id from 0 to %d",
+        json->name, token, TMOEI_TOKEN_BYTES, TMOEI_TOKENS_MAX - 1);
     return -1;
 }
 
-static void tmoei_added_read(tmoei_bpe *t, const tmoei_json *json, int added, const char *name)
+static void tmoei_added_read(tmoei_bpe *t, const tmoei_json *json, int added)
 {
     tmoe_ctx *ctx = t->base.ctx;
     int i = tmoei_json_at(json, added)->child;
@@ -11523,38 +11512,38 @@ static void tmoei_added_read(tmoei_bpe *t, const tmoei_json *json, int added, co
         const tmoei_json_node *node = tmoei_json_at(json, content);
         const size_t n = tmoei_json_is_string(json, content) ? node->length : 0;
         const int place = tmoei_json_get(json, i, "id");
-        const tmoei_special_token special = {
-            tmoei_token_id(ctx, json, place, n ? node->text : "(added)", n, name),
+        const tmoei_special special = {
+            tmoei_token_id(ctx, json, place, n ? node->text : "(added)", n),
             tmoei_json_true(json, i, "lstrip"),
             tmoei_json_value(json, i, "special")->kind == TMOEI_JSON_FALSE,
         };
         if (special.id < 0) return;
         if (tmoei_json_true(json, i, "rstrip") || tmoei_json_true(json, i, "single_word"))
             TMOEI_BAD_FORMAT(ctx, "%s: token '%.60s': rstrip and single_word are not supported",
-                name, node->text);
-        if (tmoei_token_put(t, special.id, node->text, n)) (void)tmoei_special_add(t, special);
+                json->name, node->text);
+        if (tmoei_token_put(t, special.id, node->text, n)) tmoei_special_add(t, special);
     }
 }
 
 /* The members {"token": id} of a vocabulary, without those whose id an added token has. */
-static void tmoei_tokens_read(tmoei_bpe *t, const tmoei_json *json, int tokens, const char *name)
+static void tmoei_tokens_read(tmoei_bpe *t, const tmoei_json *json, int tokens)
 {
     tmoe_ctx *ctx = t->base.ctx;
     char *bytes = (char *)tmoei_alloc(ctx, TMOEI_TOKEN_BYTES, 1, 0);
     int i = json->nodes[tokens].child;
     for (; ctx->error == TMOE_OK && i >= 0; i = json->nodes[i].next) {
         const tmoei_json_node *node = &json->nodes[i];
-        const int id = tmoei_token_id(ctx, json, i, node->key, node->key_length, name);
+        const int id = tmoei_token_id(ctx, json, i, node->key, node->key_length);
         if (id < 0) break;
         if (tmoei_special_of(t, id)) continue;
         const long n = tmoei_token_bytes(node->key, node->key_length, bytes);
         if (id < t->base.vocabulary && t->tokens[id].length)
-            TMOEI_BAD_FORMAT(ctx, "%s: two tokens have the id %d", name, id);
+            TMOEI_BAD_FORMAT(ctx, "%s: two tokens have the id %d", json->name, id);
         else if (n < 0)
-            TMOEI_BAD_FORMAT(ctx, "%s: token '%.60s' is not in the byte-level alphabet", name,
+            TMOEI_BAD_FORMAT(ctx, "%s: token '%.60s' is not in the byte-level alphabet", json->name,
                 node->key);
         else if (tmoei_token_find(t, bytes, (size_t)n) >= 0)
-            TMOEI_BAD_FORMAT(ctx, "%s: two tokens are '%.60s'", name, node->key);
+            TMOEI_BAD_FORMAT(ctx, "%s: two tokens are '%.60s'", json->name, node->key);
         else if (tmoei_token_put(t, id, bytes, (size_t)n))
             (void)tmoei_token_publish(t, id);
     }
@@ -11563,15 +11552,15 @@ static void tmoei_tokens_read(tmoei_bpe *t, const tmoei_json *json, int tokens, 
 
 /* A tokenizer without merges from nodes of the JSON; added -1: the special tokens are BART's. */
 static tmoei_bpe *tmoei_vocabulary_read(tmoe_ctx *ctx, const tmoei_json *json, int tokens,
-    int added, const char *name)
+    int added)
 {
     if (tmoei_json_at(json, tokens)->kind != TMOEI_JSON_OBJECT)
         return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: there is no vocabulary {\"token\": id}",
-            name);
+            json->name);
     tmoei_bpe *t = tmoei_bpe_begin(ctx);
     if (!t) return NULL;
-    tmoei_added_read(t, json, added, name);
-    tmoei_tokens_read(t, json, tokens, name);
+    tmoei_added_read(t, json, added);
+    tmoei_tokens_read(t, json, tokens);
     /* An added token may have the bytes of another one, which then is the one that merges make. */
     for (int i = 0; ctx->error == TMOE_OK && i < t->special_count; i++) {
         const int id = t->specials[i].id;
@@ -11581,16 +11570,16 @@ static tmoei_bpe *tmoei_vocabulary_read(tmoe_ctx *ctx, const tmoei_json *json, i
     for (int i = 0; ctx->error == TMOE_OK && i < TMOEI_SPECIALS; i++) {
         const char *text = tmoei_special_names[i];
         const int id = tmoei_token_find(t, text, strlen(text));
-        const tmoei_special_token special = { id, i == TMOE_TOKEN_MASK, 0 };
+        const tmoei_special special = { id, i == TMOE_TOKEN_MASK, 0 };
         t->base.specials[i] = id;
         if (id < 0 && i <= TMOE_TOKEN_END)
-            TMOEI_BAD_FORMAT(ctx, "%s: the vocabulary has no %s", name, text);
-        if (id >= 0 && added < 0) (void)tmoei_special_add(t, special);
+            TMOEI_BAD_FORMAT(ctx, "%s: the vocabulary has no %s", json->name, text);
+        if (id >= 0 && added < 0) tmoei_special_add(t, special);
     }
     for (int b = 0; ctx->error == TMOE_OK && b < 256; b++) {
         if (t->byte_id[b] < 0) t->byte_id[b] = t->base.specials[TMOE_TOKEN_UNKNOWN];
         if (t->byte_id[b] < 0)
-            TMOEI_BAD_FORMAT(ctx, "%s: no token for byte %d, and no <unk>", name, b);
+            TMOEI_BAD_FORMAT(ctx, "%s: no token for byte %d, and no <unk>", json->name, b);
     }
     return t;
 }
@@ -11626,8 +11615,7 @@ static void tmoei_merge_read(tmoei_bpe *t, const char *a, size_t length, int sep
 
 /* Merges are texts "a b", or since tokenizers 0.20 lists ["a", "b"], whose two texts are one behind
  * the other in the JSON's memory with a NUL between. */
-static void tmoei_merges_from_json(tmoei_bpe *t, const tmoei_json *json, int merges,
-    const char *name)
+static void tmoei_merges_from_json(tmoei_bpe *t, const tmoei_json *json, int merges)
 {
     int number = 1, i = json->nodes[merges].child;
     for (; t->base.ctx->error == TMOE_OK && i >= 0; i = json->nodes[i].next) {
@@ -11635,7 +11623,7 @@ static void tmoei_merges_from_json(tmoei_bpe *t, const tmoei_json *json, int mer
         const tmoei_json_node *node = &json->nodes[i];
         const tmoei_json_node *a = tmoei_json_at(json, node->child);
         const tmoei_json_node *b = tmoei_json_at(json, a->next);
-        (void)snprintf(where, sizeof where, "%s: merge %d", name, number++);
+        (void)snprintf(where, sizeof where, "%s: merge %d", json->name, number++);
         if (node->kind == TMOEI_JSON_ARRAY && node->count == 2 && a->kind == TMOEI_JSON_STRING
             && b->kind == TMOEI_JSON_STRING)
             tmoei_merge_read(t, a->text, a->length + 1 + b->length, 0, where);
@@ -11659,7 +11647,7 @@ static const char *tmoei_bpe_refused(const tmoei_json *json)
     return NULL;
 }
 
-static tmoei_bpe *tmoei_bpe_from_json(tmoe_ctx *ctx, const tmoei_json *json, const char *name)
+static tmoei_bpe *tmoei_bpe_from_json(tmoe_ctx *ctx, const tmoei_json *json)
 {
     const int model = tmoei_json_get(json, 0, "model");
     const int before = tmoei_json_get(json, 0, "pre_tokenizer");
@@ -11673,23 +11661,23 @@ static tmoei_bpe *tmoei_bpe_from_json(tmoe_ctx *ctx, const tmoei_json *json, con
         return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT,
             "%s: not a byte-level BPE: a model BPE with merges, pre_tokenizer ByteLevel, no "
             "normalizer",
-            name);
+            json->name);
     const char *refused = tmoei_bpe_refused(json);
     if (refused)
-        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: its %s is not supported", name, refused);
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: its %s is not supported", json->name,
+            refused);
 
     const int tokens = tmoei_json_get(json, model, "vocab");
-    tmoei_bpe *t = tmoei_vocabulary_read(ctx, json, tokens, added, name);
+    tmoei_bpe *t = tmoei_vocabulary_read(ctx, json, tokens, added);
     if (!t) return NULL;
     t->prefix_space = tmoei_json_true(json, before, "add_prefix_space");
-    tmoei_merges_from_json(t, json, merges, name);
+    tmoei_merges_from_json(t, json, merges);
     return t;
 }
 
-static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json *json,
-    const char *name)
+static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json *json)
 {
-    return tmoei_bpe_if_good(tmoei_bpe_from_json(ctx, json, name));
+    return tmoei_bpe_if_good(tmoei_bpe_from_json(ctx, json));
 }
 
 /* Reads merges.txt, whose first line may be a comment. */
@@ -11709,7 +11697,7 @@ static tmoei_bpe *tmoei_bpe_load_pair(tmoe_ctx *ctx, const char *folder)
     tmoei_json json;
     tmoei_bpe *t = NULL;
     if (tmoei_json_file(ctx, &json, path, folder, "vocab.json", 0) == TMOE_OK)
-        t = tmoei_vocabulary_read(ctx, &json, 0, -1, path);
+        t = tmoei_vocabulary_read(ctx, &json, 0, -1);
     tmoei_json_free(ctx, &json);
     if (!t) return NULL;
     if (tmoei_folder_has(ctx, path, folder, "added_tokens.json"))
@@ -11727,7 +11715,7 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder)
     tmoei_bpe *t = NULL;
     tmoei_begin(ctx);
     if (tmoei_json_file(ctx, &json, path, folder, "tokenizer.json", 1) == TMOE_OK)
-        t = json.count ? tmoei_bpe_from_json(ctx, &json, path) : tmoei_bpe_load_pair(ctx, folder);
+        t = json.count ? tmoei_bpe_from_json(ctx, &json) : tmoei_bpe_load_pair(ctx, folder);
     tmoei_json_free(ctx, &json);
     if (!t) return NULL;
 
@@ -13765,7 +13753,7 @@ static tmoe_model *tmoei_model_from_json(tmoe_ctx *ctx, const tmoei_json *parts,
 
     tmoe_task *tasks = tmoei_tasks_from_json(ctx, &parts[TMOEI_PART_TASKS], path, &count);
     if (tasks && words->nodes->count > 0) /* {}: it has none */
-        tokenizer = tmoei_tokenizer_from_json(ctx, words, path);
+        tokenizer = tmoei_tokenizer_from_json(ctx, words);
     if (!ctx->error) model = tmoei_model_new(ctx, &c, tokenizer, tasks, count);
     tmoei_free(ctx, tasks);
     tmoe_tokenizer_destroy(tokenizer);

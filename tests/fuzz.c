@@ -48,11 +48,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 #endif
     if (tmoei_json_parse(ctx, &json, (const char *)data, split, "fuzzed") == TMOE_OK) {
 #if FUZZ == 3
-        tmoe_tokenizer *tokenizer = tmoei_tokenizer_from_json(ctx, &json, "fuzzed");
+        tmoe_tokenizer *tokenizer = tmoei_tokenizer_from_json(ctx, &json);
         if (tokenizer) use_tokenizer(tokenizer);
         tmoe_tokenizer_destroy(tokenizer);
 #elif FUZZ == 4
-        tmoei_bpe *tokenizer = tmoei_vocabulary_read(ctx, &json, 0, -1, "fuzzed");
+        tmoei_bpe *tokenizer = tmoei_vocabulary_read(ctx, &json, 0, -1);
         static const char merges[] = "/dev/shm/taskmoe_fuzz_merges.txt";
         FILE *out = tokenizer ? fopen(merges, "wb") : NULL;
         if (out) {

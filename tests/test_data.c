@@ -356,7 +356,7 @@ static tmoe_tokenizer *tokenizer_of(const char *text)
     tmoei_json json;
     tmoei_begin(ctx);
     CHECK(tmoei_json_parse(ctx, &json, text, strlen(text), "text") == TMOE_OK);
-    tmoe_tokenizer *t = tmoei_tokenizer_from_json(ctx, &json, "text");
+    tmoe_tokenizer *t = tmoei_tokenizer_from_json(ctx, &json);
     tmoei_json_free(ctx, &json);
     return t;
 }

@@ -572,7 +572,7 @@ static void test_bpe_is_identical_to_hugging_faces(void)
             tmoe_tokenizer_destroy(t);
             CHECK(!text.failed
                 && tmoei_json_parse(ctx, &json, text.data, text.length, "own") == TMOE_OK);
-            t = tmoei_tokenizer_from_json(ctx, &json, "own");
+            t = tmoei_tokenizer_from_json(ctx, &json);
             CHECK(t != NULL);
             tmoei_json_free(ctx, &json);
             tmoei_buffer_free(ctx, &text);
