@@ -672,7 +672,7 @@ typedef struct tmoe_config {
     int encoder_layers, decoder_layers; /* kept; at least 1 each */
     int vocabulary;                     /* kept; 0: as many symbols as the tokenizer has */
     /* kept; of the longest texts, special tokens included: 3 and 2 to 65,536. 0: tmoe_train fits
-     * each that is 0 to its suite. */
+     * it to its suite. */
     int source_tokens, target_tokens;
     tmoe_norm norm;             /* kept */
     tmoe_activation activation; /* kept; TMOE_GELU or TMOE_RELU */
@@ -894,8 +894,7 @@ typedef struct tmoe_training {
 
     float label_smoothing; /* 0 <= it < 1, as dropout, beta1 and beta2; weights and rates >= 0 */
     float dropout;
-    float expert_regularisation; /* weight in the loss of the experts' mean distance: they draw
-                                  * together */
+    float expert_regularisation; /* weight in the loss of the experts' mean distance: it falls */
     float load_balance;          /* and of the unevenness of their use over the step's tasks */
 
     /* What moves. Other parameters stay, and so do their moments. */
@@ -5801,7 +5800,7 @@ static void tmoei_router_plan(tmoe_model *model)
     const tmoei_router_family family = tmoei_router_family_of(c);
     const int R = model->R, E = c->experts, k = c->vector_width, hidden = c->router_hidden;
     const int W = tmoei_router_width(c), F = TMOEI_ROUTER_FFN;
-    const float std = TMOEI_ROUTER_STD, uniform = -1.0f / sqrtf((float)hidden); /* as torch's */
+    const float std = TMOEI_ROUTER_STD, uniform = -1.0f / sqrtf((float)hidden);
 
     if (family == TMOEI_ROUTER_MLP) {
         const int specific = tmoei_router_specific(c), mlps = specific ? R : 1;
@@ -13129,7 +13128,7 @@ static void tmoei_few_shot_train(tmoe_trainer *trainer, const tmoe_task *task, i
         memcpy(best, model->theta, bytes);
     }
     memcpy(model->theta, best, bytes);
-    model->step = best_step; /* which sets the temperature */
+    model->step = best_step;
     model->version++;
 }
 

@@ -778,6 +778,18 @@ static void test_training_ends_with_the_best_parameters(void)
     unmake(&s);
 }
 
+/* Few-shot training keeps the step of the best, too. Nothing is learned here: the first is best. */
+static void test_few_shot_keeps_the_step_of_the_best(void)
+{
+    tmoe_config c = small_config();
+    const tmoe_training t = still_training();
+    double dev = (double)NAN;
+    set s = make(1, &c, &t);
+    tmoei_few_shot_train(s.trainer, tmoe_suite_task(s.suite, 0), 1, &dev);
+    CHECK(dev == 0.0 && s.trainer->steps_done == 8 && s.model->step == 1);
+    unmake(&s);
+}
+
 /* The training's label need not outlive the call that takes it. */
 static void test_the_label_of_a_training_is_copied(void)
 {
