@@ -11733,7 +11733,7 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder)
  * A task's lines are collected in a draft, which becomes a task of the suite only when all of it is
  * sound. After the first error, which the context keeps, the functions below add nothing. */
 
-#define TMOEI_BAD_DATA(ctx, ...) ((void)tmoei_fail(ctx, TMOE_ERR_DATA, __VA_ARGS__))
+#define TMOEI_BAD_DATA(ctx, ...) tmoei_fail(ctx, TMOE_ERR_DATA, __VA_ARGS__)
 #define TMOEI_TASK_LINES_MAX 100000000
 
 typedef struct tmoei_draft { /* a task that is being read */
@@ -12233,7 +12233,7 @@ static void tmoei_load_folder(tmoe_suite *suite, const char *folder)
     errno = 0;
     const int count = tmoei_names(suite, folder, &names);
     if (count < 0)
-        (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: is not a folder that can be read: %s", folder,
+        tmoei_fail(ctx, TMOE_ERR_FILE, "%s: is not a folder that can be read: %s", folder,
             strerror(errno));
     else
         tmoei_load_tsv_folder(suite, folder);
@@ -12267,7 +12267,7 @@ static void tmoei_split_part(tmoe_suite *suite, const tmoei_json *json, tmoe_par
     const tmoei_json_node *list = tmoei_json_value(json, 0, keys[part]);
     if (json->nodes[0].kind != TMOEI_JSON_OBJECT
         || (list->kind != TMOEI_JSON_NULL && list->kind != TMOEI_JSON_ARRAY))
-        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT,
+        TMOEI_BAD_FORMAT(ctx,
             "%s: a split is {\"train\": [], \"dev\": [], \"test\": []}, lists of task names", path);
     for (int node = list->child; node >= 0 && !ctx->error; node = json->nodes[node].next) {
         const int string = tmoei_json_is_string(json, node);
@@ -13238,7 +13238,7 @@ static int tmoei_few_shot_best(const tmoei_few_shot_job *job, int count, int *di
     }
     if (failed < 0 && best < 0) failed = 0;
     if (failed >= 0)
-        (void)tmoei_fail(job->model->ctx, all[failed].result, "few_shot_run: %.900s",
+        tmoei_fail(job->model->ctx, all[failed].result, "few_shot_run: %.900s",
             all[failed].message);
     return best;
 }
@@ -13267,8 +13267,7 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
     if (!ctx->error) {
         tmoei_few_shot_sample(job, order, dev);
         if (job->train_count < 1 || job->dev_count < 1)
-            (void)tmoei_fail(ctx, TMOE_ERR_DATA, "few_shot_run: task %s has too few training lines",
-                task->name);
+            TMOEI_BAD_DATA(ctx, "few_shot_run: task %s has too few training lines", task->name);
         else
             (void)tmoe_route_unseen(model, task->instruction, f.start, job->route);
     }
@@ -13520,7 +13519,7 @@ static tmoe_result tmoei_fields_from_json(tmoe_ctx *ctx, const tmoei_json *json,
             || node->kind == TMOEI_JSON_FALSE;
         const int real = f->kind == TMOEI_KIND_FLOAT;
         if (!known || !(x >= f->least && x <= f->most) || (!real && x != floor(x)))
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no sound '%s'", path, f->name);
+            return TMOEI_BAD_FORMAT(ctx, "%s: there is no sound '%s'", path, f->name);
         if (real)
             *(float *)(void *)((char *)base + f->offset) = (float)x;
         else
@@ -13638,7 +13637,7 @@ static tmoe_result tmoei_search_check(const tmoe_model *model, const char *path)
     tmoei_fields_check(&model->generation, tmoei_generation_fields, TMOEI_GENERATION_FIELDS, text,
         sizeof text);
     if (!text[0]) return TMOE_OK;
-    return tmoei_fail(model->ctx, TMOE_ERR_DATA, "%s: not written: %s", path, text);
+    return TMOEI_BAD_DATA(model->ctx, "%s: not written: %s", path, text);
 }
 
 /* One more string of the metadata; the buffer is empty afterwards. */
@@ -13647,8 +13646,7 @@ static void tmoei_save_text(tmoe_ctx *ctx, tmoei_writer *writer, const char *nam
 {
     if (text->failed) return;
     if (tmoei_utf8_sound(text->data, text->length) < text->length)
-        (void)tmoei_fail(ctx, TMOE_ERR_DATA, "not written: a text of '%s' is not valid UTF-8",
-            name);
+        TMOEI_BAD_DATA(ctx, "not written: a text of '%s' is not valid UTF-8", name);
     tmoei_writer_metadata(ctx, writer, name, text->data, text->length);
     text->length = 0;
 }
@@ -13746,7 +13744,7 @@ static tmoe_model *tmoei_model_from_json(tmoe_ctx *ctx, const tmoei_json *parts,
         1);
     if (!tmoei_json_is_string(config, seed) || step->kind != TMOEI_JSON_NUMBER
         || !(step->number >= 0.0 && step->number < 9e15) || step->number != floor(step->number))
-        (void)tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no sound seed or step", path);
+        TMOEI_BAD_FORMAT(ctx, "%s: there is no sound seed or step", path);
     if (ctx->error) return NULL;
     c.seed = strtoull(config->nodes[seed].text, NULL, 10);
 
@@ -13768,12 +13766,12 @@ static tmoe_result tmoei_parts_parse(tmoe_ctx *ctx, const tmoei_safetensors *fil
 {
     const char *path = file->path, *version = tmoei_safetensors_metadata(file, "version");
     if (version && strcmp(version, TMOEI_FORMAT) != 0 && strcmp(version, TMOEI_FORMAT_0_1) != 0)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT,
-            "%s: format version %.20s; this library reads 2 and 3", path, version);
+        return TMOEI_BAD_FORMAT(ctx, "%s: format version %.20s; this library reads 2 and 3", path,
+            version);
     for (int i = 0; i < TMOEI_PARTS; i++) {
         const char *name = tmoei_parts[i].name, *text = tmoei_safetensors_metadata(file, name);
         if (!text)
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT,
+            return TMOEI_BAD_FORMAT(ctx,
                 "%s: not a model of this library: its metadata has no '%s'", path, name);
         TMOEI_TRY(tmoei_json_parse(ctx, &parts[i], text, strlen(text), path));
     }
@@ -13808,9 +13806,7 @@ static tmoe_result tmoei_parameters_read(tmoe_model *model, tmoei_safetensors *f
     for (int i = 0; i < model->parameter_count; i++) {
         const tmoei_parameter *p = &model->parameters[i];
         const tmoei_entry *e = tmoei_safetensors_find(file, p->name);
-        if (!e)
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no tensor %s", file->path,
-                p->name);
+        if (!e) return TMOEI_BAD_FORMAT(ctx, "%s: there is no tensor %s", file->path, p->name);
         TMOEI_TRY(tmoei_safetensors_read(ctx, file, e, 0, model->theta + p->offset, p->size));
     }
     return TMOE_OK;
@@ -13859,8 +13855,7 @@ static tmoe_result tmoei_state_read(tmoe_ctx *ctx, tmoei_checkpoint *c)
         c->twins[i] = tmoei_safetensors_find(&c->file, tmoei_twin_names[i]);
         sound = sound && (c->twins[i] || i == TMOEI_BEST);
     }
-    if (!sound)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: not a trainer's checkpoint", c->file.path);
+    if (!sound) return TMOEI_BAD_FORMAT(ctx, "%s: not a trainer's checkpoint", c->file.path);
     if (!c->twins[TMOEI_BEST]) return TMOE_OK;
     tmoei_json number; /* strtod would want the comma of some locales */
     TMOEI_TRY(tmoei_json_parse(ctx, &number, best, strlen(best), c->file.path));
@@ -14074,11 +14069,11 @@ static tmoe_result tmoei_weights_index(tmoe_ctx *ctx, tmoei_weights *w, const ch
 {
     const tmoei_json_node *map = tmoei_json_value(json, 0, "weight_map"), *nodes = json->nodes;
     if (map->kind != TMOEI_JSON_OBJECT)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: there is no weight_map", path);
+        return TMOEI_BAD_FORMAT(ctx, "%s: there is no weight_map", path);
     for (int i = map->child; i >= 0; i = nodes[i].next) {
         const char *name = nodes[i].text;
         if (!tmoei_json_is_string(json, i) || strpbrk(name, "/\\") || name[0] == '.')
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s must be in a file of this folder", path,
+            return TMOEI_BAD_FORMAT(ctx, "%s: %s must be in a file of this folder", path,
                 nodes[i].key);
         TMOEI_TRY(tmoei_weights_add(ctx, w, folder, name));
     }
@@ -14086,8 +14081,8 @@ static tmoe_result tmoei_weights_index(tmoe_ctx *ctx, tmoei_weights *w, const ch
         for (const tmoei_safetensors *f = w->files; f < w->files + w->count; f++) {
             const int named = strcmp(f->path + strlen(folder) + 1, nodes[i].text) == 0;
             if (named != (tmoei_safetensors_find(f, nodes[i].key) != NULL))
-                return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s must be in %s and in no other file",
-                    path, nodes[i].key, nodes[i].text);
+                return TMOEI_BAD_FORMAT(ctx, "%s: %s must be in %s and in no other file", path,
+                    nodes[i].key, nodes[i].text);
         }
     return TMOE_OK;
 }
@@ -14102,7 +14097,7 @@ static tmoe_result tmoei_weights_open(tmoe_ctx *ctx, tmoei_weights *w, const cha
     if (tmoei_json_file(ctx, &json, path, folder, index, 1) == TMOE_OK && json.count)
         (void)tmoei_weights_index(ctx, w, folder, &json, path);
     else
-        (void)tmoei_fail(ctx, TMOE_ERR_FILE, "%s: has neither %s nor %s", folder, single, index);
+        tmoei_fail(ctx, TMOE_ERR_FILE, "%s: has neither %s nor %s", folder, single, index);
     tmoei_json_free(ctx, &json);
     return ctx->error;
 }
@@ -14211,7 +14206,7 @@ static tmoe_result tmoei_bart_read(tmoe_model *model, const tmoei_weights *w, co
     }
     if (!ctx->error) tmoei_bart_unknown(w, &list, text, sizeof text);
     tmoei_free(ctx, list.items);
-    return text[0] ? tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s", folder, text) : ctx->error;
+    return text[0] ? TMOEI_BAD_FORMAT(ctx, "%s: %s", folder, text) : ctx->error;
 }
 
 enum {
@@ -14271,7 +14266,7 @@ static tmoe_result tmoei_bart_config(tmoe_ctx *ctx, const tmoei_json *json, cons
         c->activation = TMOE_RELU;
     else
         tmoei_bart_must(json, "activation_function", "gelu", text, sizeof text);
-    if (text[0]) return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s", path, text);
+    if (text[0]) return TMOEI_BAD_FORMAT(ctx, "%s: %s", path, text);
 
     TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, c, tmoei_bart_fields, TMOEI_BART_SIZES, 1));
     c->target_tokens = c->source_tokens;
@@ -14306,7 +14301,7 @@ static tmoe_result tmoei_bart_refuse(tmoe_ctx *ctx, const tmoei_json *json, cons
         int set = node->kind == TMOEI_JSON_TRUE || node->length > 0 || node->count > 0;
         if (node->kind == TMOEI_JSON_NUMBER) set = node->number != tmoei_bart_refused[i].off;
         if (set)
-            return tmoei_fail(ctx, TMOE_ERR_FORMAT, "%s: %s is set, but not supported", path,
+            return TMOEI_BAD_FORMAT(ctx, "%s: %s is set, but not supported", path,
                 tmoei_bart_refused[i].name);
     }
     return TMOE_OK;
@@ -14322,7 +14317,7 @@ static tmoe_result tmoei_bart_words(tmoe_model *model, const tmoei_json *json, c
     if (tmoei_json_says(early, "never"))
         g->early_stopping = TMOE_EARLY_STOPPING_NEVER;
     else if (early->kind == TMOEI_JSON_STRING)
-        return tmoei_fail(model->ctx, TMOE_ERR_FORMAT,
+        return TMOEI_BAD_FORMAT(model->ctx,
             "%s: early_stopping is \"%s\", must be true, false or \"never\"", path, early->text);
     if (tmoei_json_value(json, 0, "force_bos_token_to_be_generated")->kind == TMOEI_JSON_TRUE)
         g->forced_begin_id = model->config.begin_id;
@@ -14341,7 +14336,7 @@ static tmoe_result tmoei_bart_generation(tmoe_model *model, const tmoei_json *js
     TMOEI_TRY(tmoei_bart_words(model, json, path));
     TMOEI_TRY(tmoei_fields_from_json(ctx, json, path, c, tmoei_bart_ids, TMOEI_BART_IDS, 0));
     if (tmoei_json_get(json, 0, "decoder_start_token_id") < 0 || c->start_id != start)
-        return tmoei_fail(ctx, TMOE_ERR_FORMAT,
+        return TMOEI_BAD_FORMAT(ctx,
             "%s: there is no decoder_start_token_id, or another than in config.json", path);
 
     g->max_length = tmoei_least(c->target_tokens, 21); /* transformers' default */
