@@ -1296,8 +1296,6 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name,
 #undef F
 #pragma push_macro("G")
 #undef G
-#pragma push_macro("H")
-#undef H
 #pragma push_macro("K")
 #undef K
 #pragma push_macro("L")
@@ -1322,18 +1320,10 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name,
 #undef W
 #pragma push_macro("X")
 #undef X
-#pragma push_macro("far")
-#undef far
 #pragma push_macro("max")
 #undef max
-#pragma push_macro("min")
-#undef min
-#pragma push_macro("near")
-#undef near
 #pragma push_macro("slots")
 #undef slots
-#pragma push_macro("small")
-#undef small
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -13221,8 +13211,8 @@ static tmoe_result tmoei_few_shot_check(const tmoe_model *model, const tmoe_task
     return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "few_shot_run: %s", text);
 }
 
-/* Returns the pair that is best on dev. Those that diverged (TMOE_ERR_NUMERIC) are counted. The call
- * fails with any other error, or if all diverged. */
+/* Returns the pair that is best on dev. Those that diverged (TMOE_ERR_NUMERIC) are counted. The
+ * call fails with any other error, or if all diverged. */
 static int tmoei_few_shot_best(const tmoei_few_shot_job *job, int count, int *diverged)
 {
     const tmoei_few_shot_outcome *all = job->outcomes;
@@ -13503,8 +13493,8 @@ static const tmoei_json_node *tmoei_field_find(const tmoei_json *json, const cha
     return tmoei_json_at(json, node);
 }
 
-/* Reads the fields that an object has. An unsound one is an error; so is a missing one, if required.
- * A list of one counts as what is in it: some BARTs have their end token so. */
+/* Reads the fields that an object has. An unsound one is an error; so is a missing one, if
+ * required. A list of one counts as what is in it: some BARTs have their end token so. */
 static tmoe_result tmoei_fields_from_json(tmoe_ctx *ctx, const tmoei_json *json, const char *path,
     void *base, const tmoei_field *fields, size_t count, int required)
 {
@@ -14541,7 +14531,6 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name,
 #pragma pop_macro("E")
 #pragma pop_macro("F")
 #pragma pop_macro("G")
-#pragma pop_macro("H")
 #pragma pop_macro("K")
 #pragma pop_macro("L")
 #pragma pop_macro("M")
@@ -14554,12 +14543,8 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name,
 #pragma pop_macro("V")
 #pragma pop_macro("W")
 #pragma pop_macro("X")
-#pragma pop_macro("far")
 #pragma pop_macro("max")
-#pragma pop_macro("min")
-#pragma pop_macro("near")
 #pragma pop_macro("slots")
-#pragma pop_macro("small")
 #endif /* not TMOEI_PASS */
 #endif /* TASKMOE_IMPLEMENTATION */
 
