@@ -7106,7 +7106,7 @@ static tmoe_tensor *tmoei_head(tmoei_pass *pass, tmoe_tensor *h)
  *   r_t,l = select(z_t,l)       a row of E weights for each task and routed layer
  * Ten kinds: `linear` and `linear_layer_specific` are MLPs. The others read a sequence with one
  * element for each routed layer: the task vector plus a learned position of the layer, or (layer
- * specific) a projection of the task vector for each layer. Noise and temperature: tmoe_config. */
+ * specific) a projection of the task vector for each layer. */
 
 /* Tensors are taken in the order of tmoei_router_plan; the comments name them. */
 typedef struct tmoei_router {
@@ -7375,7 +7375,7 @@ static tmoe_result tmoei_routes_of_vectors(tmoe_model *model, const float *vecto
 /* Makes model->routes hold every known task's route for the present parameters. */
 static tmoe_result tmoei_routes_refresh(tmoe_model *model)
 {
-    const int dry = model->tape->dry; /* fills nothing */
+    const int dry = model->tape->dry;
     if ((model->routes_version == model->version && !dry) || model->R == 0) return TMOE_OK;
     if (tmoei_selection_has_router(model->config.selection)) {
         const float *vectors = model->theta + model->vectors;

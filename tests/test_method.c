@@ -1145,7 +1145,8 @@ TEST_MAIN("test_method", RUN(test_gumbel_is_evaluated_as_the_mixture_without_noi
           RUN(test_validation_loss_is_plain_and_of_lines_not_trained_on);
           RUN(test_training_ends_with_the_best_parameters);
           RUN(test_the_best_parameters_keep_their_temperature);
-          RUN(test_the_label_of_a_training_is_copied); RUN(test_decoding_begins_as_training_does);
+          RUN(test_the_label_of_a_training_is_copied);
+          RUN(test_few_shot_keeps_the_step_of_the_best); RUN(test_decoding_begins_as_training_does);
           RUN(test_a_dense_start_is_the_average_of_the_experts);
           RUN(test_stage_two_begins_anew_at_three_hundred);
           RUN(test_fisher_vectors_are_squares_of_gradients); RUN(test_few_shot_keeps_its_protocol);)
