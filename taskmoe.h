@@ -9783,17 +9783,12 @@ static int tmoei_json_mark(tmoei_json_reader *r, int c)
 /* The value of the next four hex digits; -1 when there are fewer. */
 static long tmoei_json_hex4(tmoei_json_reader *r)
 {
-    static const char digits[] = "0123456789abcdefABCDEF";
-    long value = 0;
-    for (int i = 0; i < 4; i++) {
-        const int c = tmoei_json_peek(r);
-        const char *digit = c > 0 ? strchr(digits, c) : NULL;
-        if (!digit) return -1;
-        const long x = (long)(digit - digits);
-        value = value * 16 + (x < 16 ? x : x - 6);
-        r->at++;
-    }
-    return value;
+    char digits[5] = { 0, 0, 0, 0, 0 };
+    if (r->length - r->at < 4) return -1;
+    memcpy(digits, r->text + r->at, 4);
+    if (strspn(digits, "0123456789abcdefABCDEF") < 4) return -1;
+    r->at += 4;
+    return strtol(digits, NULL, 16);
 }
 
 /* Reads an escape behind its backslash into out. A code point above U+FFFF is two escapes:
@@ -9983,7 +9978,6 @@ static tmoe_result tmoei_json_parse(tmoe_ctx *ctx, tmoei_json *json, const char 
     r.json = json;
     r.text = text;
     r.length = length;
-    if (length == 0) return tmoei_json_error(&r, "the text is empty");
 
     /* A string loses its quotes and gains a NUL, as does a number. */
     json->strings = (char *)tmoei_alloc(ctx, length + 1, 1, 0);
@@ -10371,9 +10365,8 @@ static tmoe_result tmoei_safetensors_read(tmoe_ctx *ctx, const tmoei_safetensors
 
 /* ---- writing ------------------------------------------------------------------------------------
  * Metadata and tensors are declared, which makes the header; then all is written to a temporary
- * file beside the wanted one, flushed to the disk, and only then renamed to the wanted name, which
- * replaces an older file in one step. Whatever happens - a full disk, a crash, a power cut - that
- * name holds the whole old file or the whole new one. */
+ * file beside the wanted one, flushed to the disk and renamed: whatever happens, the wanted name
+ * holds the whole old file or the whole new one. */
 
 typedef struct tmoei_span {
     const float *data;
@@ -11321,15 +11314,15 @@ static int tmoei_bpe_merge(tmoei_bpe_trainer *bpe, tmoei_bpe *t)
     if (!best || best->count < 2) return 0;
 
     tmoei_merge_pair pair = { best->left, best->right, -1 };
-    const int halves[2] = { pair.left, pair.right };
     tmoei_buffer text = { NULL, 0, 0, 0 };
-    for (int i = 0; i < 2; i++)
-        tmoei_buffer_add(bpe->ctx, &text, tmoei_token_text(t, halves[i]),
-            t->tokens[halves[i]].length);
-    if (text.failed) return 0;
-    pair.result = tmoei_token_find(t, text.data, text.length);
-    if (pair.result < 0 && tmoei_token_add(t, text.data, text.length))
-        pair.result = t->base.vocabulary - 1;
+    tmoei_buffer_add(bpe->ctx, &text, tmoei_token_text(t, pair.left), t->tokens[pair.left].length);
+    tmoei_buffer_add(bpe->ctx, &text, tmoei_token_text(t, pair.right),
+        t->tokens[pair.right].length);
+    if (!text.failed) {
+        pair.result = tmoei_token_find(t, text.data, text.length);
+        if (pair.result < 0 && tmoei_token_add(t, text.data, text.length))
+            pair.result = t->base.vocabulary - 1;
+    }
     if (pair.result >= 0 && tmoei_merge_add(t, pair)) tmoei_bpe_replace(bpe, &pair);
     tmoei_buffer_free(bpe->ctx, &text);
     return 1;
@@ -11622,12 +11615,10 @@ static void tmoei_merges_from_json(tmoei_bpe *t, const tmoei_json *json, int mer
 }
 
 /* The first setting of a tokenizer.json that would change the ids and is not supported, or NULL. */
-static const char *tmoei_bpe_refused(const tmoei_json *json)
+static const char *tmoei_bpe_refused(const tmoei_json *json, int model, int before)
 {
     static const char *const off[] = { "dropout", "continuing_subword_prefix", "end_of_word_suffix",
         "fuse_unk", "byte_fallback", "ignore_merges" };
-    const int model = tmoei_json_get(json, 0, "model");
-    const int before = tmoei_json_get(json, 0, "pre_tokenizer");
     for (size_t i = 0; i < sizeof off / sizeof *off; i++) {
         const tmoei_json_node *node = tmoei_json_value(json, model, off[i]);
         if (node->kind == TMOEI_JSON_TRUE || node->length > 0 || node->number > 0.0) return off[i];
@@ -11651,7 +11642,7 @@ static tmoei_bpe *tmoei_bpe_from_json(tmoe_ctx *ctx, const tmoei_json *json)
             "%s: not a byte-level BPE: a model BPE with merges, pre_tokenizer ByteLevel, no "
             "normalizer",
             json->name);
-    const char *refused = tmoei_bpe_refused(json);
+    const char *refused = tmoei_bpe_refused(json, model, before);
     if (refused)
         return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: its %s is not supported", json->name,
             refused);
