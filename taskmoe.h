@@ -11866,21 +11866,20 @@ static tmoe_result tmoei_draft_finish(tmoei_draft *draft, const char *where)
 
 TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const tmoe_task_lines *lines)
 {
-    tmoe_ctx *ctx = suite->ctx;
     const char *name = lines->name;
     tmoei_draft draft;
     char where[64];
-    tmoei_begin(ctx);
+    tmoei_begin(suite->ctx);
     if (!name || !name[0] || !lines->instruction || !lines->instruction[0] || !lines->inputs
         || !lines->outputs)
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+        return tmoei_fail(suite->ctx, TMOE_ERR_ARGUMENT,
             "suite_add: a task needs a name, an instruction, inputs and outputs");
     if (lines->test_count < 0 || lines->test_count >= lines->count)
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+        return tmoei_fail(suite->ctx, TMOE_ERR_ARGUMENT,
             "suite_add: task %s: count %d, test_count %d; must be 0 <= test_count < count", name,
             lines->count, lines->test_count);
     if ((unsigned)lines->metric >= TMOE_METRICS || (unsigned)lines->part > TMOE_PART_TEST)
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+        return tmoei_fail(suite->ctx, TMOE_ERR_ARGUMENT,
             "suite_add: task %s: metric %d or part %d is unknown", name, (int)lines->metric,
             (int)lines->part);
 
@@ -11980,9 +11979,8 @@ static void tmoei_read_fields(tmoei_draft *draft, const char *line, size_t size,
  * without an answer are left out, as its loader does; so are empty answers. */
 static void tmoei_read_tsv(tmoei_draft *draft, const char *path, int crossfit)
 {
-    tmoe_ctx *ctx = draft->suite->ctx;
     tmoei_lines in;
-    tmoei_lines_open(ctx, &in, path);
+    tmoei_lines_open(draft->suite->ctx, &in, path);
     while (tmoei_lines_next(&in)) {
         const char *line = in.line;
         size_t size = in.size;
@@ -11990,7 +11988,7 @@ static void tmoei_read_tsv(tmoei_draft *draft, const char *path, int crossfit)
         if (memchr(line, '\t', size))
             tmoei_read_fields(draft, line, size, crossfit, in.where);
         else if (!crossfit)
-            TMOEI_BAD_DATA(ctx, "%s: no TAB; a line is 'input TAB output'", in.where);
+            TMOEI_BAD_DATA(draft->suite->ctx, "%s: no TAB; a line is 'input TAB output'", in.where);
     }
 }
 
@@ -12063,7 +12061,6 @@ static tmoei_draft *tmoei_draft_of(tmoe_suite *suite, tmoei_drafts *drafts, cons
 static void tmoei_read_json_line(tmoe_suite *suite, tmoei_drafts *drafts, const tmoei_json *json,
     const char *where)
 {
-    tmoe_ctx *ctx = suite->ctx;
     const int task = tmoei_json_get(json, 0, "task"), input = tmoei_json_get(json, 0, "input"),
               output = tmoei_json_get(json, 0, "output"),
               instruction = tmoei_json_get(json, 0, "instruction");
@@ -12071,7 +12068,7 @@ static void tmoei_read_json_line(tmoe_suite *suite, tmoei_drafts *drafts, const 
     if (!tmoei_json_is_string(json, task) || !tmoei_json_is_string(json, input)
         || (instruction >= 0 && !tmoei_json_is_string(json, instruction))
         || (!list && !tmoei_json_is_string(json, output))) {
-        TMOEI_BAD_DATA(ctx,
+        TMOEI_BAD_DATA(suite->ctx,
             "%s: needs strings \"task\", \"input\" and \"output\" (or a list of strings); may "
             "have a string \"instruction\"",
             where);
@@ -12083,29 +12080,28 @@ static void tmoei_read_json_line(tmoe_suite *suite, tmoei_drafts *drafts, const 
     if (!draft) return;
     tmoei_draft_add(draft, 0, text->text, text->length, where);
     int o = list ? nodes[output].child : output;
-    if (o < 0) TMOEI_BAD_DATA(ctx, "%s: the list of outputs is empty", where);
+    if (o < 0) TMOEI_BAD_DATA(suite->ctx, "%s: the list of outputs is empty", where);
     for (; o >= 0; o = list ? nodes[o].next : -1) {
         if (tmoei_json_is_string(json, o))
             tmoei_draft_add(draft, 1, nodes[o].text, nodes[o].length, where);
         else
-            TMOEI_BAD_DATA(ctx, "%s: an output is not a string", where);
+            TMOEI_BAD_DATA(suite->ctx, "%s: an output is not a string", where);
     }
 }
 
 static void tmoei_load_jsonl(tmoe_suite *suite, const char *path)
 {
-    tmoe_ctx *ctx = suite->ctx;
     tmoei_drafts drafts = { NULL, 0, 0 };
     tmoei_lines in;
-    tmoei_lines_open(ctx, &in, path);
+    tmoei_lines_open(suite->ctx, &in, path);
     while (tmoei_lines_next(&in)) {
         tmoei_json json;
-        if (tmoei_json_parse(ctx, &json, in.line, in.size, in.where) == TMOE_OK)
+        if (tmoei_json_parse(suite->ctx, &json, in.line, in.size, in.where) == TMOE_OK)
             tmoei_read_json_line(suite, &drafts, &json, in.where);
-        tmoei_json_free(ctx, &json);
+        tmoei_json_free(suite->ctx, &json);
     }
     for (size_t d = 0; d < drafts.count; d++) (void)tmoei_draft_finish(&drafts.items[d], path);
-    tmoei_free(ctx, drafts.items);
+    tmoei_free(suite->ctx, drafts.items);
 }
 
 /* ---- tasks.tsv ------------------------------------------------------------------------------- */
@@ -12135,15 +12131,14 @@ static char *tmoei_cut(char **rest, char separator)
 /* The closed set "a|b|c" of a task: no label is empty or there twice, and each answer is one. */
 static void tmoei_read_labels(tmoe_suite *suite, tmoe_task *task, char *text, const char *where)
 {
-    tmoe_ctx *ctx = suite->ctx;
     const char **labels = TMOEI_OWN(&suite->own, const char *, strlen(text) + 2);
     int count = 0;
     if (!labels) return;
     for (char *label = tmoei_cut(&text, '|'); label; label = tmoei_cut(&text, '|')) {
-        tmoei_text_check(ctx, label, strlen(label), where, "label");
+        tmoei_text_check(suite->ctx, label, strlen(label), where, "label");
         for (int i = 0; i < count; i++)
             if (strcmp(labels[i], label) == 0)
-                TMOEI_BAD_DATA(ctx, "%s: label '%s' is there twice", where, label);
+                TMOEI_BAD_DATA(suite->ctx, "%s: label '%s' is there twice", where, label);
         labels[count++] = label;
     }
     task->labels = labels;
@@ -12153,25 +12148,25 @@ static void tmoei_read_labels(tmoe_suite *suite, tmoe_task *task, char *text, co
         const char *answer = task->train[i].outputs[0]; /* test lines lie behind those of train */
         int known = 0;
         for (int l = 0; l < count; l++) known = known || strcmp(answer, labels[l]) == 0;
-        if (!known) TMOEI_BAD_DATA(ctx, "%s: '%s' is no label", where, answer);
+        if (!known) TMOEI_BAD_DATA(suite->ctx, "%s: '%s' is no label", where, answer);
     }
 }
 
 /* One row's fields, NULL where one is absent or empty. Rows of other tasks are ignored. */
 static void tmoei_describe_task(tmoe_suite *suite, char *const *field, const char *where)
 {
-    tmoe_ctx *ctx = suite->ctx;
     const char *name = field[TMOEI_NAME], *wanted = field[TMOEI_METRIC];
     const int known = name ? tmoe_suite_find(suite, name) : -1;
     int metric = TMOE_METRIC_EXACT_MATCH;
     while (wanted && metric < TMOE_METRICS
         && strcmp(wanted, tmoe_metric_name((tmoe_metric)metric)) != 0)
         metric++;
-    if (metric == TMOE_METRICS) TMOEI_BAD_DATA(ctx, "%s: unknown metric '%s'", where, wanted);
+    if (metric == TMOE_METRICS)
+        TMOEI_BAD_DATA(suite->ctx, "%s: unknown metric '%s'", where, wanted);
     for (int c = 0; known >= 0 && c < TMOEI_TASK_COLUMNS; c++)
         if (field[c])
-            tmoei_text_check(ctx, field[c], strlen(field[c]), where, tmoei_column_names[c]);
-    if (known < 0 || ctx->error) return;
+            tmoei_text_check(suite->ctx, field[c], strlen(field[c]), where, tmoei_column_names[c]);
+    if (known < 0 || suite->ctx->error) return;
 
     tmoe_task *task = &suite->tasks[known];
     task->metric = (tmoe_metric)metric;
@@ -12182,12 +12177,11 @@ static void tmoei_describe_task(tmoe_suite *suite, char *const *field, const cha
 
 static void tmoei_describe(tmoe_suite *suite, const char *path)
 {
-    tmoe_ctx *ctx = suite->ctx;
     int column_of[TMOEI_TASK_COLUMNS]; /* -1: the file has no such column */
     for (int c = 0; c < TMOEI_TASK_COLUMNS; c++) column_of[c] = -1;
 
     tmoei_lines in;
-    tmoei_lines_open(ctx, &in, path);
+    tmoei_lines_open(suite->ctx, &in, path);
     while (tmoei_lines_next(&in)) {
         char *field[TMOEI_TASK_COLUMNS] = { NULL };
         char *rest = tmoei_own_text(&suite->own, in.line, in.size);
@@ -12201,8 +12195,8 @@ static void tmoei_describe(tmoe_suite *suite, const char *path)
             column++;
         }
         if (column_of[TMOEI_NAME] < 0)
-            TMOEI_BAD_DATA(ctx, "%s: the first line must name the columns, one of them 'name'",
-                in.where);
+            TMOEI_BAD_DATA(suite->ctx,
+                "%s: the first line must name the columns, one of them 'name'", in.where);
         if (in.number > 1) tmoei_describe_task(suite, field, in.where);
     }
 }
@@ -12243,14 +12237,13 @@ static void tmoei_split_part(tmoe_suite *suite, const tmoei_json *json, tmoe_par
     const char *path)
 {
     static const char *const keys[] = { "train", "dev", "test" }; /* by tmoe_part */
-    tmoe_ctx *ctx = suite->ctx;
     char unknown[TMOEI_MESSAGE_BYTES / 2] = "";
     const tmoei_json_node *list = tmoei_json_value(json, 0, keys[part]);
     if (json->nodes[0].kind != TMOEI_JSON_OBJECT
         || (list->kind != TMOEI_JSON_NULL && list->kind != TMOEI_JSON_ARRAY))
-        TMOEI_BAD_FORMAT(ctx,
+        TMOEI_BAD_FORMAT(suite->ctx,
             "%s: a split is {\"train\": [], \"dev\": [], \"test\": []}, lists of task names", path);
-    for (int node = list->child; node >= 0 && !ctx->error; node = json->nodes[node].next) {
+    for (int node = list->child; node >= 0 && !suite->ctx->error; node = json->nodes[node].next) {
         const int string = tmoei_json_is_string(json, node);
         const char *name = string ? json->nodes[node].text : "(not a string)";
         const int i = tmoe_suite_find(suite, name);
@@ -12258,11 +12251,12 @@ static void tmoei_split_part(tmoe_suite *suite, const tmoei_json *json, tmoe_par
             tmoei_problem(unknown, sizeof unknown, "%s", name);
             continue;
         }
-        if (named[i]) TMOEI_BAD_DATA(ctx, "%s: task %s is named twice", path, name);
+        if (named[i]) TMOEI_BAD_DATA(suite->ctx, "%s: task %s is named twice", path, name);
         named[i] = 1;
         suite->tasks[i].part = part;
     }
-    if (unknown[0]) TMOEI_BAD_DATA(ctx, "%s: the folder has no task called: %s", path, unknown);
+    if (unknown[0])
+        TMOEI_BAD_DATA(suite->ctx, "%s: the folder has no task called: %s", path, unknown);
 }
 
 /* Sets the tasks' parts and removes those that the split does not name. */
@@ -13526,17 +13520,16 @@ static void tmoei_write_tokenizer(const tmoe_model *model, tmoei_buffer *text)
 /* A list of strings, three a task: name, category, instruction. */
 static void tmoei_write_tasks(const tmoe_model *model, tmoei_buffer *text)
 {
-    tmoe_ctx *ctx = model->ctx;
-    tmoei_buffer_add(ctx, text, "[", 1);
+    tmoei_buffer_add(model->ctx, text, "[", 1);
     for (int t = 0; t < model->N; t++) {
         const tmoe_task *task = &model->tasks[t];
         const char *const texts[] = { task->name, task->category, task->instruction };
         for (int i = 0; i < 3; i++) {
-            if (t + i > 0) tmoei_buffer_add(ctx, text, ",", 1);
-            tmoei_buffer_json_string(ctx, text, texts[i], strlen(texts[i]));
+            if (t + i > 0) tmoei_buffer_add(model->ctx, text, ",", 1);
+            tmoei_buffer_json_string(model->ctx, text, texts[i], strlen(texts[i]));
         }
     }
-    tmoei_buffer_add(ctx, text, "]", 1);
+    tmoei_buffer_add(model->ctx, text, "]", 1);
 }
 
 static void tmoei_write_generation(const tmoe_model *model, tmoei_buffer *text)
@@ -13781,14 +13774,15 @@ static int tmoei_read_in_place(tmoe_model *model, tmoei_safetensors *file)
 
 static tmoe_result tmoei_parameters_read(tmoe_model *model, tmoei_safetensors *file)
 {
-    tmoe_ctx *ctx = model->ctx;
     if (tmoei_read_in_place(model, file)) return TMOE_OK;
     TMOEI_TRY(tmoei_theta_alloc(model));
     for (int i = 0; i < model->parameter_count; i++) {
         const tmoei_parameter *p = &model->parameters[i];
         const tmoei_entry *e = tmoei_safetensors_find(file, p->name);
-        if (!e) return TMOEI_BAD_FORMAT(ctx, "%s: there is no tensor %s", file->path, p->name);
-        TMOEI_TRY(tmoei_safetensors_read(ctx, file, e, 0, model->theta + p->offset, p->size));
+        if (!e)
+            return TMOEI_BAD_FORMAT(model->ctx, "%s: there is no tensor %s", file->path, p->name);
+        TMOEI_TRY(
+            tmoei_safetensors_read(model->ctx, file, e, 0, model->theta + p->offset, p->size));
     }
     return TMOE_OK;
 }
@@ -13908,13 +13902,13 @@ static tmoe_result tmoei_checkpoint_compare(const tmoe_trainer *trainer, const t
 /* Changes the trainer when nothing can fail any more. */
 static void tmoei_checkpoint_take(tmoe_trainer *trainer, const tmoei_checkpoint *c)
 {
-    tmoe_ctx *ctx = trainer->ctx;
     tmoe_model *model = trainer->model;
     float *const twins[TMOEI_TWINS] = { trainer->moment1, trainer->moment2, trainer->best };
     memcpy(model->theta, c->model->theta, model->size * sizeof(float));
     for (int i = 0; i < TMOEI_TWINS; i++)
         if (twins[i] && c->twins[i])
-            (void)tmoei_safetensors_read(ctx, &c->file, c->twins[i], 0, twins[i], trainer->span);
+            (void)tmoei_safetensors_read(trainer->ctx, &c->file, c->twins[i], 0, twins[i],
+                trainer->span);
     const int measured = trainer->best && c->twins[TMOEI_BEST];
     trainer->best_loss = measured ? (float)c->best_loss : (float)NAN;
     trainer->best_step = (int64_t)c->best_step;
@@ -14398,13 +14392,12 @@ static void tmoei_write_bart_config(const tmoe_model *model, tmoei_buffer *text)
 static void tmoei_write_bart_generation(const tmoe_model *model, tmoei_buffer *text)
 {
     static const char *const early[] = { "false", "true", "\"never\"" }; /* by the enum */
-    tmoe_ctx *ctx = model->ctx;
     tmoe_generation g = model->generation;
     if (g.max_length == 0) g.max_length = model->config.target_tokens;
-    tmoei_buffer_print(ctx, text, "{\"early_stopping\":%s,", early[g.early_stopping]);
-    tmoei_fields_to_json(ctx, &model->config, tmoei_bart_ids, TMOEI_BART_IDS, text, ",");
-    tmoei_fields_to_json(ctx, &g, tmoei_generation_fields + 1, TMOEI_GENERATION_FIELDS - 1, text,
-        "}\n");
+    tmoei_buffer_print(model->ctx, text, "{\"early_stopping\":%s,", early[g.early_stopping]);
+    tmoei_fields_to_json(model->ctx, &model->config, tmoei_bart_ids, TMOEI_BART_IDS, text, ",");
+    tmoei_fields_to_json(model->ctx, &g, tmoei_generation_fields + 1, TMOEI_GENERATION_FIELDS - 1,
+        text, "}\n");
 }
 
 static void tmoei_write_bart_tokenizer(const tmoe_model *model, tmoei_buffer *text)
@@ -14479,8 +14472,8 @@ static tmoe_result tmoei_export_route(tmoe_model *model, const char *task_name, 
     for (int l = 0; l < model->R; l++)
         if (model->config.mix != TMOE_MIX_PARAM && tmoei_one_hot(cut + l * E, E) < 0)
             return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-                "export_dense: routed layer %d mixes outputs of several experts; no dense model "
-                "does",
+                "export_dense: routed layer %d mixes outputs of several experts (TMOE_MIX_PARAM "
+                "merges them)",
                 l);
     return TMOE_OK;
 }
