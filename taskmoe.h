@@ -12069,8 +12069,7 @@ static void tmoei_read_json_line(tmoe_suite *suite, tmoei_drafts *drafts, const 
         || (instruction >= 0 && !tmoei_json_is_string(json, instruction))
         || (!list && !tmoei_json_is_string(json, output))) {
         TMOEI_BAD_DATA(suite->ctx,
-            "%s: needs strings \"task\", \"input\" and \"output\" (or a list of strings); may "
-            "have a string \"instruction\"",
+            "%s: needs strings \"task\", \"input\", \"output\" (or a list), \"instruction\" if any",
             where);
         return;
     }
@@ -13635,8 +13634,8 @@ static tmoe_result tmoei_save(const tmoe_model *model, const tmoe_trainer *train
     tmoei_begin(ctx);
     TMOEI_TRY(tmoei_search_check(model, path));
     memset(&writer, 0, sizeof writer);
-    tmoei_writer_metadata(ctx, &writer, "format", "taskmoe", strlen("taskmoe"));
-    tmoei_writer_metadata(ctx, &writer, "version", TMOEI_FORMAT, strlen(TMOEI_FORMAT));
+    tmoei_writer_metadata(ctx, &writer, "format", "taskmoe", 7);
+    tmoei_writer_metadata(ctx, &writer, "version", TMOEI_FORMAT, 1);
     for (int i = 0; i < TMOEI_PARTS; i++) {
         tmoei_parts[i].write(model, &text);
         tmoei_save_text(ctx, &writer, tmoei_parts[i].name, &text);
@@ -14184,11 +14183,7 @@ static tmoe_result tmoei_bart_read(tmoe_model *model, const tmoei_weights *w, co
     return text[0] ? TMOEI_BAD_FORMAT(ctx, "%s: %s", folder, text) : ctx->error;
 }
 
-enum {
-    TMOEI_BART_SIZES = 10,
-    TMOEI_BART_IDS = 4,
-    TMOEI_BART_FIELDS = TMOEI_BART_SIZES + TMOEI_BART_IDS
-};
+enum { TMOEI_BART_SIZES = 10, TMOEI_BART_IDS = 4, TMOEI_BART_FIELDS = 14 };
 
 #define TMOEI_STRUCT tmoe_config
 static const tmoei_field tmoei_bart_fields[TMOEI_BART_FIELDS] = { /* of config.json; ids last */
@@ -14255,29 +14250,26 @@ static const tmoei_field tmoei_bart_lengths[2] = { /* without the start token */
 };
 #undef TMOEI_STRUCT
 
-/* Settings of transformers that are not supported, and the number that turns each off; null, false,
- * and an empty text or list do so, too. */
-static const struct {
-    const char *name;
-    double off;
-} tmoei_bart_refused[] = { { "repetition_penalty", 1 }, { "encoder_repetition_penalty", 1 },
-    { "num_beam_groups", 1 }, { "guidance_scale", 1 }, { "do_sample", 0 },
-    { "diversity_penalty", 0 }, { "penalty_alpha", 0 }, { "encoder_no_repeat_ngram_size", 0 },
-    { "bad_words_ids", 0 }, { "force_words_ids", 0 }, { "constraints", 0 },
-    { "suppress_tokens", 0 }, { "begin_suppress_tokens", 0 }, { "forced_decoder_ids", 0 },
-    { "sequence_bias", 0 }, { "exponential_decay_length_penalty", 0 }, { "stop_strings", 0 },
-    { "renormalize_logits", 0 }, { "watermarking_config", 0 }, { "max_time", 0 },
-    { "token_healing", 0 }, { "dola_layers", 0 } };
+/* Settings of transformers that are not supported; the number that turns each off is 1 for the first
+ * TMOEI_BART_ONES, 0 for the others. null, false, and an empty text or list turn them off, too. */
+enum { TMOEI_BART_ONES = 4, TMOEI_BART_REFUSED = 22 };
+
+static const char *const tmoei_bart_refused[TMOEI_BART_REFUSED] = { "repetition_penalty",
+    "encoder_repetition_penalty", "num_beam_groups", "guidance_scale", "do_sample",
+    "diversity_penalty", "penalty_alpha", "encoder_no_repeat_ngram_size", "bad_words_ids",
+    "force_words_ids", "constraints", "suppress_tokens", "begin_suppress_tokens",
+    "forced_decoder_ids", "sequence_bias", "exponential_decay_length_penalty", "stop_strings",
+    "renormalize_logits", "watermarking_config", "max_time", "token_healing", "dola_layers" };
 
 static tmoe_result tmoei_bart_refuse(tmoe_ctx *ctx, const tmoei_json *json, const char *path)
 {
-    for (size_t i = 0; i < sizeof tmoei_bart_refused / sizeof *tmoei_bart_refused; i++) {
-        const tmoei_json_node *node = tmoei_json_value(json, 0, tmoei_bart_refused[i].name);
+    for (int i = 0; i < TMOEI_BART_REFUSED; i++) {
+        const tmoei_json_node *node = tmoei_json_value(json, 0, tmoei_bart_refused[i]);
         int set = node->kind == TMOEI_JSON_TRUE || node->length > 0 || node->count > 0;
-        if (node->kind == TMOEI_JSON_NUMBER) set = node->number != tmoei_bart_refused[i].off;
+        if (node->kind == TMOEI_JSON_NUMBER) set = node->number != (i < TMOEI_BART_ONES);
         if (set)
             return TMOEI_BAD_FORMAT(ctx, "%s: %s is set, but not supported", path,
-                tmoei_bart_refused[i].name);
+                tmoei_bart_refused[i]);
     }
     return TMOE_OK;
 }
@@ -14472,9 +14464,7 @@ static tmoe_result tmoei_export_route(tmoe_model *model, const char *task_name, 
     for (int l = 0; l < model->R; l++)
         if (model->config.mix != TMOE_MIX_PARAM && tmoei_one_hot(cut + l * E, E) < 0)
             return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-                "export_dense: routed layer %d mixes outputs of several experts (TMOE_MIX_PARAM "
-                "merges them)",
-                l);
+                "export_dense: routed layer %d mixes outputs of experts (see TMOE_MIX_PARAM)", l);
     return TMOE_OK;
 }
 
