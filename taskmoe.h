@@ -14250,8 +14250,8 @@ static const tmoei_field tmoei_bart_lengths[2] = { /* without the start token */
 };
 #undef TMOEI_STRUCT
 
-/* Settings of transformers that are not supported; the number that turns each off is 1 for the first
- * TMOEI_BART_ONES, 0 for the others. null, false, and an empty text or list turn them off, too. */
+/* Settings of transformers that are not supported. Off is the number 1 for the first
+ * TMOEI_BART_ONES, 0 for the others, and null, false, and an empty text or list for all. */
 enum { TMOEI_BART_ONES = 4, TMOEI_BART_REFUSED = 22 };
 
 static const char *const tmoei_bart_refused[TMOEI_BART_REFUSED] = { "repetition_penalty",
