@@ -326,7 +326,12 @@ static double reference_gradients(reference *r, int noise)
     tmoe_tensor *routes = tmoei_step_routes(r->trainer, K);
     CHECK(routes != NULL);
     tmoei_route_statistics(r->trainer, routes->x, K);
-    if (routes->wants_grad) (void)tmoei_load_balance(r->trainer, routes, K);
+    if (routes->wants_grad) {
+        memset(r->trainer->droutes, 0, tmoei_elements(routes) * sizeof(float));
+        routes->dx = r->trainer->droutes;
+        routes->has_grad = 1;
+        (void)tmoei_load_balance(r->trainer, K);
+    }
     for (int g = 0; g < K; g++) {
         reference_batch(r, groups[g], counts[g]);
         tmoei_step_group(r->trainer, routes, g, 1.0f, &loss);
