@@ -8018,7 +8018,7 @@ static void tmoei_adamw_chunk(void *arg, int chunk, int lane)
 static tmoe_result tmoei_optimise(tmoe_trainer *trainer, double loss, double *norm)
 {
     const tmoe_training *t = &trainer->training;
-    const double machines = (double)t->machines;
+    const double machines = t->machines > 1 ? (double)t->machines : 1.0;
     const float tops[TMOEI_RATE_NONE] = { t->lr_model, t->lr_router, t->lr_tasks, t->lr_model };
     double squares = 0.0, clipped = 1.0;
 
