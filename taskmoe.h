@@ -10143,14 +10143,10 @@ static int tmoei_entry_by_place(const void *a, const void *b)
 /* The value of a key that occurs exactly once, else NULL. */
 static const tmoei_json_node *tmoei_json_once(const tmoei_json *json, int object, const char *key)
 {
-    const tmoei_json_node *found = NULL;
-    for (int i = json->nodes[object].child; i >= 0; i = json->nodes[i].next) {
-        if (json->nodes[i].key_length != strlen(key) || strcmp(json->nodes[i].key, key) != 0)
-            continue;
-        if (found) return NULL;
-        found = &json->nodes[i];
-    }
-    return found;
+    const int last = tmoei_json_get(json, object, key);
+    for (int i = json->nodes[object].child; i >= 0 && i != last; i = json->nodes[i].next)
+        if (strcmp(json->nodes[i].key, key) == 0) return NULL;
+    return last < 0 ? NULL : &json->nodes[last];
 }
 
 /* Reads a tensor's entry of the header into *e. Returns the rule that it breaks, or NULL. */
@@ -10171,13 +10167,13 @@ static const char *tmoei_entry_read(const tmoei_safetensors *file, int node, tmo
         e->dtype++;
     if (e->dtype == TMOEI_DTYPES) return "its dtype is unknown";
 
-    if (shape->kind != TMOEI_JSON_ARRAY) return "shape must be a list of sizes";
+    if (shape->kind != TMOEI_JSON_ARRAY) return "shape must be a list";
     e->count = 1;
     e->cols = 1;
     e->rank = shape->count;
     for (int i = shape->child; i >= 0; i = json->nodes[i].next)
         if (!tmoei_json_size(json, i, &e->cols) || !tmoei_size(&e->count, e->count, e->cols, 0))
-            return "shape is not a list of sizes that fit into memory";
+            return "shape must hold sizes that fit into memory";
 
     if (offsets->kind != TMOEI_JSON_ARRAY || offsets->count != 2
         || !tmoei_json_size(json, offsets->child, &e->begin)
@@ -10187,7 +10183,7 @@ static const char *tmoei_entry_read(const tmoei_safetensors *file, int node, tmo
     size_t bytes;
     if (!tmoei_size(&bytes, e->count, tmoei_dtypes[e->dtype].bytes, 0)
         || bytes != e->end - e->begin)
-        return "its shape needs other than the bytes of its data_offsets";
+        return "shape and data_offsets must be of equal bytes";
     return NULL;
 }
 
@@ -10237,15 +10233,15 @@ static const char *tmoei_safetensors_cover(tmoei_safetensors *file, const char *
     qsort(e, (size_t)file->count, sizeof *e, tmoei_entry_by_place);
     for (int i = 0; i < file->count; i++) {
         *name = e[i].name;
-        if (e[i].begin != at) return "does not begin where the tensor before it ends";
+        if (e[i].begin != at) return "must begin where the tensor before it ends";
         at = e[i].end;
     }
-    if (at != file->data_size) return "is the last tensor, but the data go on";
+    if (at != file->data_size) return "must end where the data end";
 
     qsort(e, (size_t)file->count, sizeof *e, tmoei_entry_by_name);
     for (int i = 1; i < file->count; i++) {
         *name = e[i].name;
-        if (strcmp(e[i - 1].name, *name) == 0) return "is the name of two tensors";
+        if (strcmp(e[i - 1].name, *name) == 0) return "two tensors have this name";
     }
     return NULL;
 }
@@ -10342,9 +10338,8 @@ static tmoe_result tmoei_safetensors_read(tmoe_ctx *ctx, const tmoei_safetensors
 {
     const tmoei_dtype_info dtype = tmoei_dtypes[entry->dtype];
     if (entry->count != first + count || entry->dtype > TMOEI_BF16)
-        return TMOEI_BAD_FORMAT(ctx, "%s: tensor %s: %lu values of %s, expected %lu floats",
-            file->path, entry->name, (unsigned long)entry->count, dtype.name,
-            (unsigned long)(first + count));
+        return TMOEI_BAD_FORMAT(ctx, "%s: %s: %lu values of %s, not %lu floats", file->path,
+            entry->name, (unsigned long)entry->count, dtype.name, (unsigned long)(first + count));
 
     const unsigned char *p = file->data + entry->begin + first * dtype.bytes;
     if (entry->dtype == TMOEI_F32 && tmoei_little_endian()) {
@@ -10566,8 +10561,8 @@ TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, in
     size_t from = 0, length = 0; /* of the header */
     tmoei_begin(ctx);
     if (!path || !x || rows < 1 || cols < 1 || !tmoei_size(&count, (size_t)rows, (size_t)cols, 0))
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "npy_load: path or x is NULL, or rows %d, cols %d; both at least 1", rows, cols);
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "npy_load: a NULL, or (%d, %d); both at least 1",
+            rows, cols);
     char *file = tmoei_read_file(ctx, path, TMOEI_DATA_FILE_MAX, &size);
     if (!file) return ctx->error;
 
@@ -11522,8 +11517,7 @@ static void tmoei_tokens_read(tmoei_bpe *t, const tmoei_json *json, int tokens)
         if (id < t->base.vocabulary && t->tokens[id].length)
             TMOEI_BAD_FORMAT(ctx, "%s: two tokens have the id %d", json->name, id);
         else if (n < 0)
-            TMOEI_BAD_FORMAT(ctx, "%s: token '%.60s' is not in the byte-level alphabet", json->name,
-                node->key);
+            TMOEI_BAD_FORMAT(ctx, "%s: token '%.60s' is not byte-level", json->name, node->key);
         else if (tmoei_token_find(t, bytes, (size_t)n) >= 0)
             TMOEI_BAD_FORMAT(ctx, "%s: two tokens are '%.60s'", json->name, node->key);
         else if (tmoei_token_put(t, id, bytes, (size_t)n))
@@ -11537,8 +11531,7 @@ static tmoei_bpe *tmoei_vocabulary_read(tmoe_ctx *ctx, const tmoei_json *json, i
     int added)
 {
     if (tmoei_json_at(json, tokens)->kind != TMOEI_JSON_OBJECT)
-        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: there is no vocabulary {\"token\": id}",
-            json->name);
+        return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: there is no vocabulary", json->name);
     tmoei_bpe *t = tmoei_bpe_begin(ctx);
     if (!t) return NULL;
     tmoei_added_read(t, json, added);
@@ -11681,8 +11674,7 @@ static tmoei_bpe *tmoei_bpe_load_pair(tmoe_ctx *ctx, const char *folder)
     tmoei_json_free(ctx, &json);
     if (!t) return NULL;
     if (tmoei_folder_has(ctx, path, folder, "added_tokens.json"))
-        TMOEI_BAD_FORMAT(ctx, "%s: tokens beside vocab.json: save the tokenizer as tokenizer.json",
-            path);
+        TMOEI_BAD_FORMAT(ctx, "%s: is not supported; save tokenizer.json", path);
     else if (tmoei_path_join(ctx, path, folder, "merges.txt") == TMOE_OK)
         tmoei_merges_read(t, path);
     return t;

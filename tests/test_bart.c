@@ -521,7 +521,7 @@ static void test_broken_tokenizer_files_are_refused(void)
             "merge 1" },
         { "{\"pre_tokenizer\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"<s>"
           "\":0,\"\\u4e00\":1},\"merges\":[]}}",
-            "alphabet" },
+            "not byte-level" },
         { "{\"added_tokens\":[{\"id\":0,\"content\":\"<s>\",\"rstrip\":true}],\"pre_tokenizer\":{"
           "\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"<s>\":0,\"<pad>\":1},"
           "\"merges\":[]}}",
