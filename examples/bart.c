@@ -8,19 +8,16 @@
 #include "common.h"
 
 static const char usage[] =
-    "usage: bart FOLDER \"text\" ... [options]                  generates from each text\n"
-    "       bart FOLDER --ids \"0 17 9 2\" [options]            the same on token ids, where there "
-    "is no tokenizer\n"
-    "       bart FOLDER --tasks DIR --save FILE [options]     makes experts of the layers and "
-    "trains them on tasks\n"
-    "       bart FILE \"text\" --task NAME [options]            asks the trained mixture; "
-    "--instruction TEXT: about an unseen task\n"
-    "       bart FILE DIR --export --task NAME                cuts a task out as a dense BART; "
-    "likewise\n"
-    "       bart FOLDER --save FILE                           keeps it as one file, whose weights "
-    "are used where they lie\n"
-    "FOLDER holds config.json, model.safetensors (or shards with an index), and tokenizer.json or "
-    "vocab.json and merges.txt.";
+    "usage: bart FOLDER \"text\" ...            answers each text\n"
+    "       bart FOLDER --ids \"0 17 9 2\"      the same on token ids, without a tokenizer\n"
+    "       bart FOLDER --tasks DIR --save FILE\n"
+    "                                          makes experts of the layers, trains them\n"
+    "       bart FILE \"text\" --task NAME      asks the trained mixture;\n"
+    "                                          --instruction TEXT: about an unseen task\n"
+    "       bart FILE DIR --export --task NAME  cuts a task out as a dense BART\n"
+    "       bart FOLDER --save FILE            keeps it as one file, used where it lies\n"
+    "FOLDER holds config.json, model.safetensors (or shards with an index), and\n"
+    "tokenizer.json, or vocab.json and merges.txt.";
 
 enum { not_given = INT_MIN };
 
