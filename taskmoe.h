@@ -11607,21 +11607,10 @@ static void tmoei_merges_from_json(tmoei_bpe *t, const tmoei_json *json, int mer
     }
 }
 
-/* The first setting of a tokenizer.json that would change the ids and is not supported, or NULL. */
-static const char *tmoei_bpe_refused(const tmoei_json *json, int model, int before)
+static tmoei_bpe *tmoei_bpe_from_json(tmoe_ctx *ctx, const tmoei_json *json)
 {
     static const char *const off[] = { "dropout", "continuing_subword_prefix", "end_of_word_suffix",
         "fuse_unk", "byte_fallback", "ignore_merges" };
-    for (size_t i = 0; i < sizeof off / sizeof *off; i++) {
-        const tmoei_json_node *node = tmoei_json_value(json, model, off[i]);
-        if (node->kind == TMOEI_JSON_TRUE || node->length > 0 || node->number > 0.0) return off[i];
-    }
-    if (tmoei_json_value(json, before, "use_regex")->kind == TMOEI_JSON_FALSE) return "use_regex";
-    return NULL;
-}
-
-static tmoei_bpe *tmoei_bpe_from_json(tmoe_ctx *ctx, const tmoei_json *json)
-{
     const int model = tmoei_json_get(json, 0, "model");
     const int before = tmoei_json_get(json, 0, "pre_tokenizer");
     const int added = tmoei_json_get(json, 0, "added_tokens");
@@ -11632,10 +11621,17 @@ static tmoei_bpe *tmoei_bpe_from_json(tmoe_ctx *ctx, const tmoei_json *json)
         || tmoei_json_at(json, merges)->kind != TMOEI_JSON_ARRAY
         || (added >= 0 && json->nodes[added].kind != TMOEI_JSON_ARRAY))
         return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT,
-            "%s: not a byte-level BPE: a model BPE with merges, pre_tokenizer ByteLevel, no "
-            "normalizer",
+            "%s: not a byte-level BPE with merges, pre_tokenizer ByteLevel and no normalizer",
             json->name);
-    const char *refused = tmoei_bpe_refused(json, model, before);
+
+    /* Settings that would change the ids. */
+    const tmoei_json_node *words = tmoei_json_value(json, before, "use_regex");
+    const char *refused = words->kind == TMOEI_JSON_FALSE ? "use_regex" : NULL;
+    for (size_t i = 0; i < sizeof off / sizeof *off; i++) {
+        const tmoei_json_node *node = tmoei_json_value(json, model, off[i]);
+        if (node->kind == TMOEI_JSON_TRUE || node->length > 0 || node->number > 0.0)
+            refused = off[i];
+    }
     if (refused)
         return TMOEI_FAIL_NULL(ctx, TMOE_ERR_FORMAT, "%s: its %s is not supported", json->name,
             refused);
@@ -11653,17 +11649,6 @@ static tmoe_tokenizer *tmoei_tokenizer_from_json(tmoe_ctx *ctx, const tmoei_json
     return tmoei_bpe_if_good(tmoei_bpe_from_json(ctx, json));
 }
 
-/* Reads merges.txt, whose first line may be a comment. */
-static void tmoei_merges_read(tmoei_bpe *t, const char *path)
-{
-    tmoei_lines in;
-    tmoei_lines_open(t->base.ctx, &in, path);
-    while (tmoei_lines_next(&in)) {
-        if (in.size == 0 || (in.number == 1 && strncmp(in.line, "#version", 8) == 0)) continue;
-        tmoei_merge_read(t, in.line, in.size, ' ', in.where);
-    }
-}
-
 static tmoei_bpe *tmoei_bpe_load_pair(tmoe_ctx *ctx, const char *folder)
 {
     char path[TMOEI_PATH];
@@ -11675,8 +11660,14 @@ static tmoei_bpe *tmoei_bpe_load_pair(tmoe_ctx *ctx, const char *folder)
     if (!t) return NULL;
     if (tmoei_folder_has(ctx, path, folder, "added_tokens.json"))
         TMOEI_BAD_FORMAT(ctx, "%s: is not supported; save tokenizer.json", path);
-    else if (tmoei_path_join(ctx, path, folder, "merges.txt") == TMOE_OK)
-        tmoei_merges_read(t, path);
+    if (tmoei_path_join(ctx, path, folder, "merges.txt") != TMOE_OK) return t;
+
+    tmoei_lines in;
+    tmoei_lines_open(ctx, &in, path);
+    while (tmoei_lines_next(&in)) {
+        if (in.size == 0 || (in.number == 1 && strncmp(in.line, "#version", 8) == 0)) continue;
+        tmoei_merge_read(t, in.line, in.size, ' ', in.where);
+    }
     return t;
 }
 
