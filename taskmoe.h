@@ -78,11 +78,11 @@
  *                                                  random
  *   PARAM mix     theta_bar = sum_e r_e theta_e    experts become one ordinary layer,         >>mix
  *                                                  which runs once
- *   OUTPUT mix    h' = sum_e r_e layer_e(h)        the paper: experts run side by side,       >>mix
- *                                                  their outputs are averaged
+ *   OUTPUT mix    h' = sum_e r_e h_e               the paper: experts run side by side,       >>mix
+ *                 h_e = layer_e(h)                 their outputs are averaged
  *   backward      PARAM   dtheta_e += r_e g,  dr_e = <g, theta_e - theta_bar>,            >>mix
  *                         g = dloss/dtheta_bar; dr_e up to what is equal for all e
- *                 OUTPUT  dh_e = r_e dh',     dr_e = <dh', layer_e(h)>
+ *                 OUTPUT  dh_e = r_e dh',     dr_e = <dh', h_e>
  *
  *   An expert is a complete layer of an encoder-decoder transformer, residual connections included
  *   (or, if you choose, its feed-forward network). Embeddings, the norms outside the layers and the
@@ -377,8 +377,10 @@ TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uin
 typedef enum tmoe_selection {
     TMOE_SELECT_SOFTMAX, /* r = softmax(z / tau) */
     TMOE_SELECT_GUMBEL, /* r = softmax((z + g) / tau) in training, softmax(z / tau) in evaluation */
-    TMOE_SELECT_STRAIGHT_THROUGH, /* one-hot(argmax) forward, the soft sample's gradient backward */
-    TMOE_SELECT_AVERAGE,          /* r = 1 / E */
+    /* in training one-hot(argmax of z + g), with the gradient of the soft sample; in evaluation
+     * one-hot(argmax z), whatever tau is */
+    TMOE_SELECT_STRAIGHT_THROUGH,
+    TMOE_SELECT_AVERAGE,     /* r = 1 / E */
     TMOE_SELECT_RANDOM_TASK, /* a fixed random top-n of E for each task and layer, weight 1/n */
     /* a new random one-hot for each example in training, fixed ones in evaluation */
     TMOE_SELECT_RANDOM_EXAMPLE
@@ -409,7 +411,7 @@ TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outp
  *              expert's own memory. experts and gradients must live until the reset.
  *   grad       with g = dl/dtheta_bar: dtheta_e += sum_t r_te g_t;  dr_te = <g_t, theta_e> - c_t,
  *              c_t the same for all experts, <g_t, theta_bar_t> where row t sums to 1. Behind a
- *              softmax c_t cancels (>>mix). A route that no softmax made lacks it.
+ *              softmax c_t cancels (>>mix). For a route that no softmax made, add c_t.
  *   cost       2*T*E*block flop, every expert is read once; backward twice that
  * WHAT A STEP COSTS AS E GROWS, with the PARAM mix, T tasks, n parameters in a layer of an expert:
  *   the layer      runs once, on theta_bar: does not grow
@@ -436,7 +438,7 @@ enum { /* flags of tmoe_tokenizer_encode and tmoe_tokenizer_decode, to be combin
     TMOE_TOKENIZER_SPECIALS = 1,      /* encode: put <s> before and </s> behind the text */
     TMOE_TOKENIZER_SKIP_SPECIALS = 2, /* decode: leave special tokens out */
     /* encode: where the text spells a special token, such as "<mask>", it becomes that token;
-     * without this flag they are encoded like any characters. Not for texts of strangers. */
+     * without this flag they are encoded like any characters. Do not use it on untrusted text. */
     TMOE_TOKENIZER_FIND_SPECIALS = 4,
     /* encode: as if the text began with a space (add_prefix_space of Hugging Face) */
     TMOE_TOKENIZER_PREFIX_SPACE = 8,
@@ -564,7 +566,7 @@ TMOE_DEF tmoe_result tmoe_score(tmoe_ctx *ctx, tmoe_metric metric, const char *c
     const tmoe_example *examples, int count, double *score);
 
 /* What tmoe_compare finds. [0] is the mean over tasks, [1] and [2] are the ends of its 95 %
- * bootstrap interval; NaN where no task has the figure. */
+ * bootstrap interval; NaN where it is undefined for all tasks. */
 typedef struct tmoe_comparison {
     double relative_gain[3]; /* (new - base) / base, over the tasks whose base is above 0 */
     double difference[3];    /* new - base */
@@ -684,8 +686,8 @@ typedef struct tmoe_config {
     tmoe_mix mix;
     tmoe_selection selection;
     int random_n; /* experts of a task with TMOE_SELECT_RANDOM_TASK, 1 to experts */
-    float temperature, temperature_decay, temperature_min; /* see above; decay a step */
-    float exploration; /* chance of a random or the uniform route, a layer and task in training */
+    float temperature, temperature_decay, temperature_min; /* see above; decay is per step */
+    float exploration; /* chance of a random or the uniform route, per layer and task in training */
     tmoe_router_kind router;
     int router_hidden; /* width of the router's hidden layer, at most 65,536 */
     tmoe_vector_kind vectors;
@@ -814,7 +816,7 @@ TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instructio
     tmoe_zero_shot how, float *route);
 
 /* tmoe_model_nearest_tasks - known tasks by cosine of instructions' text vectors, nearest first
- *   tasks, cosines   (count) out; -1 and -2 behind the last task
+ *   tasks, cosines   (count) out; -1 and -2 after the last task
  *   out     number of tasks written      cost  tasks * vector_width      thread  as the model */
 TMOE_DEF int tmoe_model_nearest_tasks(tmoe_model *model, const char *instruction, int count,
     int *tasks, float *cosines);
@@ -850,7 +852,7 @@ typedef struct tmoe_progress {
     tmoe_trainer *trainer; /* to save it, or to answer with its model */
 
     /* Losses, in nats a target token. */
-    float loss;                 /* of the batch, with smoothing and regularisation */
+    float loss;                 /* of the batch, with smoothing, regularisation and balance */
     float validation_loss;      /* without noise and smoothing; NaN: not measured now */
     float best_validation_loss; /* NaN: never measured */
     float gradient_norm;        /* before clipping */
@@ -894,8 +896,8 @@ typedef struct tmoe_training {
 
     float label_smoothing; /* 0 <= it < 1, as dropout, beta1 and beta2; weights and rates >= 0 */
     float dropout;
-    float expert_regularisation; /* weight in the loss of the experts' mean distance: it falls */
-    float load_balance;          /* and of the unevenness of their use over the step's tasks */
+    float expert_regularisation; /* weight of the experts' mean distance: it draws them together */
+    float load_balance;          /* weight of the uneven use of experts over the step's tasks */
 
     /* What moves. Other parameters stay, and so do their moments. */
     int train;           /* TMOE_TRAIN_ bits */
@@ -989,7 +991,8 @@ TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer);
 TMOE_DEF float tmoe_trainer_validation_loss(tmoe_trainer *trainer);
 
 /* tmoe_train - a tokenizer, a model for the suite's training tasks, a trainer that runs   >>onecall
- *   config    in, or NULL: default; source_tokens 0, target_tokens 0: as long as the suite needs
+ *   config    in, or NULL: default, which refuses texts of more than 128 and 64 tokens;
+ *             source_tokens 0, target_tokens 0: as long as the suite needs
  *   training  in, or NULL: default
  *   fails     as tmoe_tokenizer_train, tmoe_model_create, tmoe_trainer_create, tmoe_trainer_run;
  *             the model is destroyed. To keep the model of a training that it cancels, the
@@ -1037,14 +1040,14 @@ TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite,
 typedef enum tmoe_tune {
     TMOE_TUNE_ALL,     /* the dense model that the route merges to, all of it */
     TMOE_TUNE_EXPERTS, /* of that what were experts: layers or FFNs; a dense model's layers */
-    TMOE_TUNE_VECTOR   /* the task's vector; experts and router stay as they are */
+    TMOE_TUNE_VECTOR   /* the task's vector, from that of its text; experts and router stay */
 } tmoe_tune;
 
 #define TMOE_FEW_SHOT_CHOICES 4
 
 /* How an unseen task is learnt from a few lines. Start from tmoe_few_shot_default(). */
 typedef struct tmoe_few_shot {
-    tmoe_zero_shot start; /* the route it begins with; a dense model ignores it */
+    tmoe_zero_shot start; /* its first route; a dense model and TUNE_VECTOR ignore it */
     tmoe_tune tune;
     int shots_per_label, shots;      /* lines to train on (and as many for dev): a label; in all */
     int steps, evaluate_every_steps; /* dev is measured every so many */
@@ -1064,7 +1067,7 @@ typedef struct tmoe_few_shot_result {
 
 /* tmoe_few_shot_default - 200 steps, 3 x 3 choices, 16 lines a label or 32.   thread any */
 TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void);
-/* tmoe_few_shot_run - adapts to an unseen task and measures what that gives               >>fewshot
+/* tmoe_few_shot_run - adapts to an unseen task and scores its test lines                  >>fewshot
  *   Samples lines, trains with every pair of rate and batch size, takes the one that is best on
  *   dev. The model itself does not change.
  *   task    in: a suite's, with training and test lines; its instruction gives the route
@@ -1080,8 +1083,9 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
 /* What a dense model makes of a task's training lines. */
 typedef enum tmoe_task_embedding {
     TMOE_EMBED_STATE, /* mean of the encoder's output over the tokens of the inputs */
-    /* mean of (dl/dp)^2 for p in norms and biases, the diagonal of the empirical Fisher information
-     * (Vu 2020, arXiv 2005.00770), then its principal components over the tasks */
+    /* sum of (dl/dp)^2 for p in norms and biases, scaled to length 1: the diagonal of the empirical
+     * Fisher information (Vu 2020, arXiv 2005.00770), then its principal components over the tasks
+     * */
     TMOE_EMBED_FISHER
 } tmoe_task_embedding;
 
@@ -1090,7 +1094,8 @@ typedef enum tmoe_task_embedding {
  *   lines         at least 1: training lines of each task that are read, at most
  *   vector_width  the model's width for states; any for Fisher information, whose columns past the
  *                 number of tasks are 0
- *   vectors       (tasks, vector_width) out, of mean length sqrt(vector_width)
+ *   vectors       (tasks, vector_width) out; their lengths have the root mean square
+ *                 sqrt(vector_width)
  *   errors        TMOE_ERR_ARGUMENT: a mixture, no tokenizer, a number out of range. TMOE_ERR_DATA:
  *                 a line is too long
  *   cost          a pass a line, for Fisher information a backward pass too; tasks^3 */
@@ -1116,7 +1121,7 @@ TMOE_DEF tmoe_result tmoe_answer_unseen(tmoe_model *model, const char *instructi
     const char *input, char *text, size_t size);
 /* tmoe_answer_many, _unseen - answers to many inputs, to each what it gets alone, up to the
  *   rounding of logits: products of up to 8 rows sum in an order of their own           >>inference
- *   route    in, or NULL: as above
+ *   route    in, or NULL: as above. The task must be known even with a route.
  *   answers  (count >= 0) out, of the inputs in their order, up to tmoe_answers_free; all NULL
  *            after a failure
  *   errors   as tmoe_answer
@@ -1251,11 +1256,11 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder);
 #ifndef TMOE_NO_BART
 /* tmoe_bart_load - reads a BART in Hugging Face's form (Lewis 2020, arXiv 1910.13461)        >>bart
  *   folder   in: config.json; model.safetensors, or several with model.safetensors.index.json (F32,
- *            F16 or BF16); generation_config.json and a tokenizer (tmoe_tokenizer_load) if at all
+ *            F16 or BF16); generation_config.json and a tokenizer (tmoe_tokenizer_load), if present
  *   returns  a dense model, of which tmoe_model_derive makes a mixture; without a tokenizer for
  *            tmoe_generate only
  *   errors   TMOE_ERR_FILE; TMOE_ERR_FORMAT: a setting that BART never had or that would change
- *            the text and is not built; all tensors that are missing, unknown (but those that
+ *            the text and is not supported; all tensors that are missing, unknown (but those that
  *            transformers ignores) or of another shape, in one message
  *   cost     a copy of the weights (q, k and v become one matrix) */
 TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder);
@@ -1339,7 +1344,8 @@ extern "C" {
  *                same bits (>>parallel, >>sweeps)
  *   products     tmoei_gemm, at the speed of the processor's vector units (>>kernels, >>products)
  *   a tape       values forward, gradients backward, a step's memory known beforehand (>>tape)
- *   operations   17, each with its shape rule, forward and backward pass side by side (>>ops)
+ *   operations   14, each with its shape rule, forward and backward pass side by side (>>ops);
+ *                three more are in >>mix
  * ############################################################################################## */
 
 /* ==== >>platform: what the compiler and the machine give ====================================== */
@@ -6347,7 +6353,8 @@ TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int routed_layer, 
  * The gradient of a route, where l is the loss:
  *   OUTPUT   h' is linear in r_e, so dl/dr_e = <dh', layer_e(h)>. This needs every expert's output:
  *            with straight-through routes the unselected experts, r_e = 0, run forward, too. They
- *            run no backward pass, as their dtheta_e is r_e = 0 times a gradient.
+ *            run no backward pass: what they would add to dtheta_e and to dh has the factor r_e =
+ *            0.
  *   PARAM    theta_bar is linear in r_e, so dl/dr_e = <g, theta_e>, g = dl/dtheta_bar.
  *            The softmax s that made r has dl/dz_j = s_j (dr_j - sum_e s_e dr_e) / tau and
  *            sum_e s_e = 1: a number that is subtracted from all dr_e cancels there.
@@ -6501,7 +6508,7 @@ TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outp
  * For T tasks and blocks of n parameters:
  *   forward   theta_bar_t = sum_e r_te theta_e
  *   backward  dtheta_e += sum_t r_te g_t,  g_t = dl/dtheta_bar_t;
- *             dr_te += d_te - sum_e' r_te' d_te',  d_te = <g_t, theta_e - theta_0>,
+ *             dr_te += a_te - sum_e' r_te' a_te',  a_te = <g_t, theta_e - theta_0>,
  *             which is <g_t, theta_e - theta_bar_t> where row t of the route sums to 1. What the
  *             experts share is gone in theta_e - theta_0 already, and theta_0 is in the cache.
  * Every expert is read from memory once, however many tasks there are: meanwhile a piece of all
@@ -6568,7 +6575,7 @@ static void tmoei_merge_tasks(const tmoei_kernels *kernels, const tmoei_merge_jo
 }
 
 /* Parameters at .. at + n - 1 of expert e, backward, for tasks t .. t + 3 (fewer at the end). dots
- * (T, E): the d_te are added; NULL: not wanted. */
+ * (T, E): the a_te are added; NULL: not wanted. */
 static void tmoei_merge_gradients(const tmoe_ctx *ctx, const tmoei_merge_job *s, float *dots,
     size_t e, size_t t, size_t at, size_t n)
 {
@@ -6597,7 +6604,7 @@ static void tmoei_merge_gradients(const tmoe_ctx *ctx, const tmoei_merge_job *s,
     for (size_t i = 0; i < tasks; i++) dots[(t + i) * E + e] += lines.dots[i];
 }
 
-/* A chunk's share of the d_te, (T, E), is in the shared scratch memory. */
+/* A chunk's share of the a_te, (T, E), is in the shared scratch memory. */
 static void tmoei_merge_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t count)
 {
     const tmoei_merge_job *s = (const tmoei_merge_job *)job;
@@ -6628,7 +6635,7 @@ static void tmoei_merge(tmoe_ctx *ctx, tmoei_merge_job *job)
     tmoei_sweep(ctx, job->block, job->grain, tmoei_merge_sweep, job);
     if (!job->dr) return;
 
-    /* dr_te += d_te - sum_e' r_te' d_te'; the chunks' shares are added in a fixed order */
+    /* dr_te += a_te - sum_e' r_te' a_te'; the chunks' shares are added in a fixed order */
     const size_t chunks = (job->block + job->grain - 1) / job->grain;
     for (size_t t = 0; t < T; t++) {
         const float *r = job->route + t * job->route_stride;
@@ -7592,7 +7599,7 @@ static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const floa
     return TMOE_OK;
 }
 
-/* ==== >>batches: texts become tokens, and tokens the groups of a step =========================
+/* ==== >>batches: texts become tokens, and tokens the groups of a step ============================
  * A group's sequences lie one behind the other, without padding: it costs what its tokens cost. */
 
 typedef struct tmoei_batch { /* one group; all arrays are in one block of memory */
@@ -8549,8 +8556,8 @@ TMOE_DEF tmoe_model *tmoe_trainer_model(tmoe_trainer *trainer)
  *     dry group has the most of both, over all groups.
  *   - A gradient's memory is taken again by shape (tmoei_free_block), so the blocks of a shape are
  *     as many as its gradients that live at once, whatever the lengths are.
- *   - A step does nothing that the dry one does not: dry, all experts run and all routes
- *     mix. */
+ *   - A step does nothing that the dry one does not: on a dry tape all experts run and all routes
+ *     are mixtures. */
 
 /* Puts a group of this extent into the batch, without texts. One target more than there are keeps
  * its rows apart from the sources: where both are as many, gradients of both could share memory. */
@@ -8985,9 +8992,9 @@ TMOE_DEF tmoe_result tmoe_training_bytes(tmoe_ctx *ctx, const tmoe_config *confi
 }
 
 /* ==== >>inference: one route, one merge, then an ordinary dense model answers ====================
- * All passes here are evaluation passes (tmoei_evaluation_pass, >>router). The route
- * is computed and the experts are merged once, before the first token; TMOE_MIX_OUTPUT runs the
- * experts side by side instead. A row is a request or one of its beams. */
+ * All passes here are evaluation passes (tmoei_evaluation_pass, >>router). The route is computed
+ * and the experts are merged once, before the first token; TMOE_MIX_OUTPUT runs the experts side by
+ * side instead. A row is a request or one of its beams. */
 
 /* ---- decoding: greedy, and beam search as transformers does it ------------------------------- */
 
@@ -12040,7 +12047,7 @@ static tmoei_draft *tmoei_draft_of(tmoe_suite *suite, tmoei_drafts *drafts, cons
     return draft;
 }
 
-/* One line: {"task", "instruction" if at all, "input", "output": a string or a list of them}. */
+/* One line: {"task", "instruction" if present, "input", "output": a string or a list of them}. */
 static void tmoei_read_json_line(tmoe_suite *suite, tmoei_drafts *drafts, const tmoei_json *json,
     const char *where)
 {
@@ -12795,7 +12802,7 @@ static int tmoei_double_order(const void *a, const void *b)
 }
 
 /* Mean of new - base, or of (new - base) / base, over all tasks (draw 0) or over as many that a
- * draw picks with replacement. NaN where no task of these has the figure. */
+ * draw picks with replacement. NaN where it is undefined for all of them. */
 static double tmoei_mean_gain(const double *base, const double *scores, int count, int relative,
     uint64_t seed, int draw)
 {
