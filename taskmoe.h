@@ -157,7 +157,7 @@
  *                            the kernels of each instruction set */
 #if !defined(TASKMOE_H_INCLUDED)
 #define TASKMOE_H_INCLUDED
-/* ---- API: linkage, result codes, context (>>context) ----------------------------------------- */
+/* ---- API: linkage, result codes, context (>>context) ---- */
 #define TMOE_VERSION_MAJOR 0
 #define TMOE_VERSION_MINOR 2
 #define TMOE_VERSION_PATCH 0
@@ -257,7 +257,7 @@ TMOE_DEF size_t tmoe_ctx_bytes(const tmoe_ctx *ctx, size_t *peak);
  *   threads  any */
 TMOE_DEF int tmoe_version(void);
 
-/* ---- API: tape and operations (>>tape, >>ops, >>mix) ----------------------------------------- */
+/* ---- API: tape and operations (>>tape, >>ops, >>mix) ---- */
 
 /* A row-major matrix of floats on a tape: element (r, c) is x[r * cols + c]. */
 typedef struct tmoe_tensor {
@@ -423,7 +423,7 @@ TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outp
 TMOE_DEF tmoe_tensor *tmoe_mix_parameters(tmoe_tape *tape, float *experts, float *gradients,
     int expert_count, int block, tmoe_tensor *route, int first);
 
-/* ---- API: tokenizers (>>tokenizer) ----------------------------------------------------------- */
+/* ---- API: tokenizers (>>tokenizer) ---- */
 typedef struct tmoe_tokenizer tmoe_tokenizer;
 
 typedef enum tmoe_token { /* special tokens */
@@ -485,7 +485,7 @@ TMOE_DEF tmoe_result tmoe_tokenizer_encode(const tmoe_tokenizer *tokenizer, cons
 TMOE_DEF tmoe_result tmoe_tokenizer_decode(const tmoe_tokenizer *tokenizer, const int *ids,
     size_t count, int flags, char *text, size_t capacity, size_t *length);
 
-/* ---- API: tasks and their scores (>>suite, >>metrics) ---------------------------------------- */
+/* ---- API: tasks and their scores (>>suite, >>metrics) ---- */
 /* UTF-8; outputs: all accepted answers */
 typedef struct tmoe_example {
     const char *input;
@@ -618,7 +618,7 @@ typedef struct tmoe_join {
 TMOE_DEF tmoe_result tmoe_cluster(tmoe_ctx *ctx, const float *x, int rows, int cols,
     tmoe_join *joins);
 #endif
-/* ---- API: model (>>model, >>router) ---------------------------------------------------------- */
+/* ---- API: model (>>model, >>router) ---- */
 /* A route is (routed layers, experts), row-major: for each routed layer the weights of its experts,
  * which sum to 1. */
 typedef struct tmoe_model tmoe_model;
@@ -831,7 +831,7 @@ TMOE_DEF tmoe_result tmoe_expert_set_enabled(tmoe_model *model, int layer, int e
  *   vector  (vector_width) in      fails  TMOE_ERR_ARGUMENT: no such task, no routed layer */
 TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const float *vector);
 
-/* ---- API: training (>>training) -------------------------------------------------------------- */
+/* ---- API: training (>>training) ---- */
 typedef struct tmoe_trainer tmoe_trainer;
 
 /* What a training moves: bits of tmoe_training.train. */
@@ -1084,8 +1084,7 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
 typedef enum tmoe_task_embedding {
     TMOE_EMBED_STATE, /* mean of the encoder's output over the tokens of the inputs */
     /* sum of (dl/dp)^2 for p in norms and biases, scaled to length 1: the diagonal of the empirical
-     * Fisher information (Vu 2020, arXiv 2005.00770), then its principal components over the tasks
-     * */
+     * Fisher information (Vu 2020, arXiv 2005.00770), then its principal components over tasks */
     TMOE_EMBED_FISHER
 } tmoe_task_embedding;
 
@@ -1103,7 +1102,7 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
     tmoe_task_embedding how, int lines, int vector_width, float *vectors);
 #endif
 
-/* ---- API: answers and evaluation (>>inference) ----------------------------------------------- */
+/* ---- API: answers and evaluation (>>inference) ---- */
 /* tmoe_answer - one answer of a known task, decoded as tmoe_model_generation() says     >>inference
  *   task_name  in: of one of the model's tasks
  *   text       (size) out, UTF-8 with a NUL; "" after a failure
@@ -1187,7 +1186,7 @@ TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task,
 TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, const float *route,
     int limit, double *score);
 #endif
-/* ---- API: files (>>suite, >>files, >>bart); none with TMOE_NO_STDIO -------------------------- */
+/* ---- API: files (>>suite, >>files, >>bart); none with TMOE_NO_STDIO ---- */
 #ifndef TMOE_NO_STDIO
 /* tmoe_suite_load - reads a folder of tasks                                                 >>suite
  *   folder  in: holds tasks in one or more of three layouts:
@@ -1694,7 +1693,7 @@ static const char *tmoei_strip(const char *text, size_t *length)
     return text + from;
 }
 
-/* ---- buffer ---------------------------------------------------------------------------------- */
+/* ---- buffer ---- */
 
 /* data[length] is 0. After a failed allocation additions are ignored. */
 typedef struct tmoei_buffer {
@@ -1734,7 +1733,7 @@ static unsigned char tmoei_lower(unsigned char c)
 #define TMOEI_DATA_FILE_MAX ((size_t)1 << 30)
 #define TMOEI_PATH 1024
 
-/* ---- whole files ----------------------------------------------------------------------------- */
+/* ---- whole files ---- */
 
 /* The file's bytes with a 0 behind them; NULL if it cannot be read or is above the limit. */
 static char *tmoei_read_file(tmoe_ctx *ctx, const char *path, size_t limit_bytes, size_t *length)
@@ -1808,7 +1807,7 @@ static int tmoei_folder_has(tmoe_ctx *ctx, char *path, const char *folder, const
     return file != NULL;
 }
 
-/* ---- lines ----------------------------------------------------------------------------------- */
+/* ---- lines ---- */
 
 /* Bytes of the byte-order mark, which editors write before UTF-8. */
 static size_t tmoei_byte_order_mark(const char *text, size_t length)
@@ -1908,7 +1907,7 @@ static int tmoei_draw(uint64_t seed, uint64_t stream, uint64_t counter, int *ord
     return tmoei_least(wanted, n);
 }
 
-/* ---- streams ------------------------------------------------------------------------------------
+/* ---- streams ----
  * No two of these meet, even where their seeds are equal:
  *   stream           seed      used for                               counters
  *   tensor's index   model     initial values                         2 an element
@@ -2013,7 +2012,7 @@ static void tmoei_cache_sizes(size_t *l2, size_t *l3)
 #endif
 }
 
-/* ---- denormals ----------------------------------------------------------------------------------
+/* ---- denormals ----
  * Wherever the library computes, on any thread, floats below 1.2e-38 (denormals) are read and
  * written as zero. tmoei_parallel, and public functions that compute outside of it, enter this mode
  * and restore the caller's. On Intel processors denormals make a training step five times slower.
@@ -2518,7 +2517,7 @@ typedef struct tmoei_kernels {
 } tmoei_kernels;
 
 /* clang-format off */
-/* ---- vector words -------------------------------------------------------------------------------
+/* ---- vector words ----
  * Each word says what it is in plain C, NEON, AVX2 and AVX-512, in this order; TMOEI_PASS picks one
  * of the four. TMOEI_V is a vector of TMOEI_VW floats; + - * / work on it as on a float. AVX-512
  * uses masked forms because gcc 12 warns that its plain ones read undefined registers. */
@@ -2661,7 +2660,7 @@ TMOEI_KERNEL float TMOEI_FN(name)(TMOEI_V a) \
     return _mm_cvtss_f32(_mm_##op##_ss(s, _mm_shuffle_ps(s, s, 1))); \
 }
 
-/* ---- the register tile --------------------------------------------------------------------------
+/* ---- the register tile ----
  * MR rows of NR numbers: two vectors wide, four numbers in plain C. Its sums are variables:
  *
  *              j = 0   j = 1
@@ -2835,7 +2834,7 @@ TMOEI_KERNEL void TMOEI_FN(dots##count)(const tmoei_matrix *A, const tmoei_matri
 /* clang-format on */
 #else
 
-/* ---- the body of a pass ---------------------------------------------------------------------- */
+/* ---- the body of a pass ---- */
 
 #if TMOEI_PASS >= 2
 TMOEI_REDUCE(vsum, add)
@@ -2945,7 +2944,7 @@ TMOEI_KERNEL TMOEI_V TMOEI_FN(vgelu_derivative)(TMOEI_V x)
         + TMOEI_VMIN(TMOEI_VMAX(x * TMOEI_VSET(1e30f), -d), d); /* with the sign of x */
 }
 
-/* ---- matrix products ------------------------------------------------------------------------- */
+/* ---- matrix products ---- */
 
 /* Writes one vector of a finished tile, of which `columns` numbers lie inside the matrix. */
 TMOEI_KERNEL inline void TMOEI_FN(store)(float *c, TMOEI_V x, int add, int columns)
@@ -3102,7 +3101,7 @@ TMOEI_KERNEL void TMOEI_FN(epilogue)(const tmoei_epilogue *e, float *c, size_t s
     }
 }
 
-/* ---- rows of numbers ------------------------------------------------------------------------- */
+/* ---- rows of numbers ---- */
 
 TMOEI_KERNEL void TMOEI_FN(gelu)(float *y, const float *dy, const float *x, size_t n)
 {
@@ -3346,7 +3345,7 @@ static const tmoei_kernels TMOEI_FN(kernels) = { TMOEI_PICK("C", "NEON", "AVX2",
 #endif /* TMOEI_PASS */
 #ifndef TMOEI_PASS
 
-/* ---- the passes ------------------------------------------------------------------------------ */
+/* ---- the passes ---- */
 
 #ifndef TMOE_HEADER_FILENAME
 #define TMOE_HEADER_FILENAME "taskmoe.h" /* a program defines it where the file has another name */
@@ -4398,7 +4397,7 @@ TMOE_DEF tmoe_result tmoe_backward(tmoe_tape *tape, tmoe_tensor *loss)
     return tmoei_tape_backward(tape);
 }
 
-/* ---- part: a named piece of a block of parameters, as a matrix of its own -----------------------
+/* ---- part: a named piece of a block of parameters, as a matrix of its own ----
  * Its gradient is the same piece of the block's gradient. Where that memory is new (a merged
  * block), the first contribution overwrites it, and a node without a backward function makes
  * tmoei_tape_backward write zeros to a part that no operation used. Such parts must cover the
@@ -4508,7 +4507,7 @@ static tmoei_output tmoei_grad_output(const tmoei_node *node, int i)
     return tmoei_output_of(in->dx, (size_t)in->cols, node->beta[i]);
 }
 
-/* ---- affine -------------------------------------------------------------------------------------
+/* ---- affine ----
  *   forward   y = scale x + shift
  *   backward  dx (+)= scale dy */
 static void tmoei_affine_backward(tmoe_tape *tape, tmoei_node *node)
@@ -4532,7 +4531,7 @@ TMOE_DEF tmoe_tensor *tmoe_affine(tmoe_tape *tape, tmoe_tensor *x, float scale, 
         1);
 }
 
-/* ---- linear -------------------------------------------------------------------------------------
+/* ---- linear ----
  *   forward   z = x w^T + b;  y = act(z) + residual
  *   backward  dz = dy act'(z);  dx (+)= dz w;  dw (+)= dz^T x;  db (+)= column sums of dz;
  *             dresidual (+)= dy
@@ -4626,7 +4625,7 @@ TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *
     return tmoei_record(tape, y, tmoei_linear_backward, 3, &kept, sizeof kept, in, 4);
 }
 
-/* ---- layer norm ---------------------------------------------------------------------------------
+/* ---- layer norm ----
  *   forward   xhat = (x - mean) * inv,  inv = 1 / sqrt(var + eps);  y = gain * xhat + bias
  *   backward  g = gain * dy;  dx (+)= inv * (g - mean(g) - xhat * mean(g * xhat));
  *             dgain (+)= sum over rows of dy * xhat;  dbias (+)= sum over rows of dy
@@ -4700,7 +4699,7 @@ TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tens
         3);
 }
 
-/* ---- attention ----------------------------------------------------------------------------------
+/* ---- attention ----
  *   forward   s = q k^T / sqrt(W), W = D/H, and -inf where the mask hides a key;
  *             p = exp(s - lse),  lse = log sum_j exp s_j;  y = p v
  *   backward  dp = dy v^T;  ds = p * (dp - delta),  delta = rowsum(dp * p) = <dy, y>;
@@ -4952,7 +4951,7 @@ TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tenso
         in, 2);
 }
 
-/* ---- embedding ----------------------------------------------------------------------------------
+/* ---- embedding ----
  *   forward   y_t = scale * table[ids_t] + positions[position_ids_t]
  *   backward  dtable[ids_t] += scale * dy_t;  dpositions[position_ids_t] += dy_t
  * The backward pass splits columns, not rows: two threads never write to one element, and the order
@@ -5030,7 +5029,7 @@ TMOE_DEF tmoe_tensor *tmoe_embedding(tmoe_tape *tape, tmoe_tensor *table, int co
         2);
 }
 
-/* ---- cross entropy with label smoothing ---------------------------------------------------------
+/* ---- cross entropy with label smoothing ----
  *   forward   lse = log sum_v exp x_v;
  *             loss = weight * sum over rows of (1-s) (lse - x_target) + s (lse - mean_v x_v)
  *   backward  dx_v = weight * (exp(x_v - lse) - s / V - (1-s) [v = target])
@@ -5121,7 +5120,7 @@ TMOE_DEF tmoe_tensor *tmoe_cross_entropy(tmoe_tape *tape, tmoe_tensor *logits, c
         unread ? TMOEI_HAND_VALUES : TMOEI_HAND_NONE, &kept, sizeof kept, &logits, 1);
 }
 
-/* ---- element by element -------------------------------------------------------------------------
+/* ---- element by element ----
  *   activate  y = f(x)    dx (+)= dy f'(x)
  *   add       y = a + b   da (+)= dy;      db (+)= dy, summed over rows where b is one row
  *   multiply  y = a * b   da (+)= dy * b;  db (+)= dy * a, likewise
@@ -5225,7 +5224,7 @@ TMOE_DEF tmoe_tensor *tmoe_sum(tmoe_tape *tape, tmoe_tensor *x)
     return tmoei_record(tape, y, tmoei_sum_backward, TMOEI_HAND_NONE, NULL, 0, &x, 1);
 }
 
-/* ---- slice, concat, reshape: moving values ------------------------------------------------------
+/* ---- slice, concat, reshape: moving values ----
  *   slice     y = columns first .. first + count - 1 of x   these columns of dx += dy
  *   concat    y = [x_0 | x_1 | ...]                         dx_i (+)= its columns of dy
  *   reshape   y has x's memory and another shape            dx (+)= dy */
@@ -5312,7 +5311,7 @@ TMOE_DEF tmoe_tensor *tmoe_reshape(tmoe_tape *tape, tmoe_tensor *x, int rows, in
         &scale, sizeof scale, &x, 1);
 }
 
-/* ---- dropout ------------------------------------------------------------------------------------
+/* ---- dropout ----
  *   forward   y_i = x_i keep_i / (1-p),  keep_i = [hash(key, i) >= p 2^32]
  *   backward  dx_i (+)= dy_i keep_i / (1-p): the mask is made again
  * The counter of an element is its index, so the chunks do not change the mask. */
@@ -5375,7 +5374,7 @@ TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uin
 
 /* ==== >>vectors: what comes in: tokenizers, suites of tasks, task vectors from text =========== */
 
-/* ---- what the method needs of a tokenizer -------------------------------------------------------
+/* ---- what the method needs of a tokenizer ----
  * Every kind of tokenizer begins with this struct (>>tokenizer has the kind that is built in). */
 #define TMOEI_SPECIALS (TMOE_TOKEN_MASK + 1) /* members of tmoe_token */
 
@@ -5443,7 +5442,7 @@ TMOE_DEF void tmoe_tokenizer_destroy(tmoe_tokenizer *tokenizer)
     if (tokenizer) tokenizer->destroy(tokenizer);
 }
 
-/* ---- a suite: the list of tasks that >>suite fills ------------------------------------------- */
+/* ---- a suite: the list of tasks that >>suite fills ---- */
 
 struct tmoe_suite {
     tmoe_ctx *ctx;
@@ -5453,7 +5452,7 @@ struct tmoe_suite {
     tmoei_owner own; /* of all texts */
 };
 
-/* ---- task vectors from text ---------------------------------------------------------------------
+/* ---- task vectors from text ----
  * Feature hashing (Weinberger 2009): every word and every character 3-gram of the lower-cased
  * instruction adds its weight, with a sign, to one of k places; its hash names both. The vector is
  * scaled to length sqrt(k), so that its entries are of size 1 like those of a learned embedding
@@ -5741,7 +5740,7 @@ static void tmoei_layer_plan(tmoe_model *model, int index)
         layer->block_size = tmoei_layer_plan_part(model, layer, e);
 }
 
-/* ---- the router's tensors, in the order in which >>router takes them ------------------------- */
+/* ---- the router's tensors, in the order in which >>router takes them ---- */
 
 #define TMOEI_ROUTER_STD 0.02f /* the paper's, for linear weights and embeddings */
 
@@ -6060,7 +6059,7 @@ TMOE_DEF tmoe_config tmoe_config_default(void)
     return c;
 }
 
-/* ---- making a model -------------------------------------------------------------------------- */
+/* ---- making a model ---- */
 
 TMOE_DEF void tmoe_model_destroy(tmoe_model *model)
 {
@@ -6184,7 +6183,7 @@ TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
     return model;
 }
 
-/* ---- a model from another -------------------------------------------------------------------- */
+/* ---- a model from another ---- */
 
 TMOE_DEF int tmoe_model_find_task(const tmoe_model *model, const char *name)
 {
@@ -6353,8 +6352,7 @@ TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int routed_layer, 
  * The gradient of a route, where l is the loss:
  *   OUTPUT   h' is linear in r_e, so dl/dr_e = <dh', layer_e(h)>. This needs every expert's output:
  *            with straight-through routes the unselected experts, r_e = 0, run forward, too. They
- *            run no backward pass: what they would add to dtheta_e and to dh has the factor r_e =
- *            0.
+ *            run no backward pass: all that they would add, to dtheta_e and dh, has the factor r_e.
  *   PARAM    theta_bar is linear in r_e, so dl/dr_e = <g, theta_e>, g = dl/dtheta_bar.
  *            The softmax s that made r has dl/dz_j = s_j (dr_j - sum_e s_e dr_e) / tau and
  *            sum_e s_e = 1: a number that is subtracted from all dr_e cancels there.
@@ -6363,7 +6361,7 @@ TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int routed_layer, 
  *            in rounding errors. OUTPUT leaves it in: there the sum has T D terms, not as many as a
  *            layer has parameters. */
 
-/* ---- select -------------------------------------------------------------------------------------
+/* ---- select ----
  *   forward   s = softmax((z + noise) / tau);  r = s, or one-hot(argmax s) when hard
  *   backward  dz_j (+)= s_j (dr_j - sum_e s_e dr_e) / tau   (straight-through: as if r were s)
  *   keeps     s */
@@ -6443,7 +6441,7 @@ static int tmoei_one_hot(const float *route, int E)
     return chosen;
 }
 
-/* ---- mix of outputs -----------------------------------------------------------------------------
+/* ---- mix of outputs ----
  *   forward   y = sum_e r_e y_e
  *   backward  dy_e (+)= r_e dy;  dr_e += <dy, y_e> for every expert that ran */
 static void tmoei_mix_outputs_backward(tmoe_tape *tape, tmoei_node *node)
@@ -6504,7 +6502,7 @@ TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outp
         in, E + 1);
 }
 
-/* ---- mix of parameters: merging -----------------------------------------------------------------
+/* ---- mix of parameters: merging ----
  * For T tasks and blocks of n parameters:
  *   forward   theta_bar_t = sum_e r_te theta_e
  *   backward  dtheta_e += sum_t r_te g_t,  g_t = dl/dtheta_bar_t;
@@ -6737,7 +6735,7 @@ typedef struct tmoei_pass {
     tmoe_tensor *memory;
 } tmoei_pass;
 
-/* ---- attention to a cache of keys and values ----------------------------------------------------
+/* ---- attention to a cache of keys and values ----
  * A decoder that computes one position a pass keeps keys and values of the positions before. A slot
  * is (heads, 2, limit, W): a head reads its keys, then its values, as they lie. A table says which
  * slot holds position t of a row, so that rows of a beam search change places without moving keys.
@@ -6886,7 +6884,7 @@ static tmoe_tensor *tmoei_cached_attention(tmoei_pass *pass, int l, int expert,
     return y;
 }
 
-/* ---- the weights of a layer as tensors ------------------------------------------------------- */
+/* ---- the weights of a layer as tensors ---- */
 
 /* Where gradients of theta + offset are added, if what `bit` names is trained; else NULL. */
 static float *tmoei_pass_grads(const tmoei_pass *pass, int bit, size_t offset)
@@ -6942,7 +6940,7 @@ static tmoe_tensor *tmoei_layer_block(tmoei_pass *pass, int l)
         layer->route * E);
 }
 
-/* ---- one layer: attention, feed-forward network, residuals and norms ------------------------- */
+/* ---- one layer: attention, feed-forward network, residuals and norms ---- */
 
 static tmoe_tensor *tmoei_pass_dropout(tmoei_pass *pass, tmoe_tensor *x)
 {
@@ -7171,7 +7169,7 @@ static tmoe_tensor *tmoei_router_sequence(tmoei_router *router, tmoe_tensor *e)
     return tmoe_add(router->tape, tmoe_concat(router->tape, router->parts, R), positions);
 }
 
-/* ---- recurrent routers; gates in torch's order --------------------------------------------------
+/* ---- recurrent routers; gates in torch's order ----
  *                                                       a = W_x x + b_x,   u = W_h h + b_h
  *   RNN   h' = tanh(a + u)
  *   GRU   reset, keep = sigmoid(a + u);  n = tanh(a_n + reset u_n);  h' = n + keep (h - n)
@@ -7417,7 +7415,7 @@ TMOE_DEF tmoe_result tmoe_route_of_vector(tmoe_model *model, const float *vector
     return tmoei_routes_of_vectors(model, vector, 1, route);
 }
 
-/* ---- routes of unseen tasks ------------------------------------------------------------------ */
+/* ---- routes of unseen tasks ---- */
 
 TMOE_DEF int tmoe_model_nearest_tasks(tmoe_model *model, const char *instruction, int count,
     int *tasks, float *cosines)
@@ -7524,7 +7522,7 @@ TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const flo
     return TMOE_OK;
 }
 
-/* ---- route once, merge once ------------------------------------------------------------------ */
+/* ---- route once, merge once ---- */
 
 static size_t tmoei_merged_floats(const tmoe_model *model)
 {
@@ -7939,7 +7937,7 @@ static tmoe_tensor *tmoei_group_loss(tmoe_trainer *trainer, tmoei_pass *pass, fl
     return tmoe_cross_entropy(pass->tape, tmoei_head(pass, h), b->labels, smoothing, weight);
 }
 
-/* ---- the optimiser ------------------------------------------------------------------------------
+/* ---- the optimiser ----
  * Only tmoei_adamw_chunk knows the update rule: another optimiser takes its place. */
 
 /* lr(s) = top (s + 1) / warmup                       while s + 1 < warmup
@@ -8047,7 +8045,7 @@ static tmoe_result tmoei_optimise(tmoe_trainer *trainer, double loss, double *no
     return TMOE_OK;
 }
 
-/* ---- one step: the routes -------------------------------------------------------------------- */
+/* ---- one step: the routes ---- */
 
 /* With a chance of config.exploration the route of a layer and group is replaced by a random
  * expert or the uniform route: r' = r keep + other, keep 0 or 1. A replaced route gives the router
@@ -8282,7 +8280,7 @@ static double tmoei_expert_distance(const tmoe_model *model, int l, float *grads
     return total;
 }
 
-/* ---- one step: the groups -------------------------------------------------------------------- */
+/* ---- one step: the groups ---- */
 
 /* The random number that picks accepted outputs for the lines of a step's task g. */
 static uint64_t tmoei_accepted_of(const tmoe_trainer *trainer, int g)
@@ -8450,7 +8448,7 @@ TMOE_DEF tmoe_result tmoe_trainer_step(tmoe_trainer *trainer, tmoe_progress *pro
     return ctx->error;
 }
 
-/* ---- validation, and the loop ---------------------------------------------------------------- */
+/* ---- validation, and the loop ---- */
 
 #define TMOEI_VALIDATION_LINES 32 /* of a forward pass */
 
@@ -8548,7 +8546,7 @@ TMOE_DEF tmoe_model *tmoe_trainer_model(tmoe_trainer *trainer)
     return trainer->model;
 }
 
-/* ---- the plan of memory -------------------------------------------------------------------------
+/* ---- the plan of memory ----
  * All that steps and validations use is reserved when the trainer is made. To know how much that
  * is, the largest group runs on dry tapes, which only count. Why no group takes more:
  *
@@ -8696,7 +8694,7 @@ static tmoe_result tmoei_trainer_reserve(tmoe_trainer *trainer)
     return result;
 }
 
-/* ---- making a trainer ------------------------------------------------------------------------ */
+/* ---- making a trainer ---- */
 
 TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer)
 {
@@ -8996,7 +8994,7 @@ TMOE_DEF tmoe_result tmoe_training_bytes(tmoe_ctx *ctx, const tmoe_config *confi
  * and the experts are merged once, before the first token; TMOE_MIX_OUTPUT runs the experts side by
  * side instead. A row is a request or one of its beams. */
 
-/* ---- decoding: greedy, and beam search as transformers does it ------------------------------- */
+/* ---- decoding: greedy, and beam search as transformers does it ---- */
 
 #define TMOEI_ROWS_AT_ONCE 32 /* fills a register tile of rows: the weights are read once for all */
 
@@ -9373,7 +9371,7 @@ TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, const tmoe_request *reques
     return ctx->error;
 }
 
-/* ---- texts: a known task by its name, an unseen one by its instruction ----------------------- */
+/* ---- texts: a known task by its name, an unseen one by its instruction ---- */
 
 /* Returns the index of the known task of this name, for a function of the API. If there is none:
  * -1, and a message with the tasks whose instructions have most in common with the name. */
@@ -9541,7 +9539,7 @@ TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count)
     }
 }
 
-/* ---- the most likely label ------------------------------------------------------------------- */
+/* ---- the most likely label ---- */
 
 /* out[i] = sum over the tokens t of label i of log p(y_t | y_<t, x), for the one source x. */
 static tmoe_result tmoei_log_likelihoods(tmoe_model *model, int task, const float *route,
@@ -9650,7 +9648,7 @@ TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task,
 
 #define TMOEI_BAD_FORMAT(ctx, ...) tmoei_fail(ctx, TMOE_ERR_FORMAT, __VA_ARGS__)
 
-/* ---- writing --------------------------------------------------------------------------------- */
+/* ---- writing ---- */
 
 static TMOEI_PRINTF(3, 4) void tmoei_buffer_print(tmoe_ctx *ctx, tmoei_buffer *buffer,
     const char *format, ...)
@@ -9695,7 +9693,7 @@ static void tmoei_buffer_json_string(tmoe_ctx *ctx, tmoei_buffer *buffer, const 
     tmoei_buffer_add(ctx, buffer, "\"", 1);
 }
 
-/* ---- reading --------------------------------------------------------------------------------- */
+/* ---- reading ---- */
 
 #define TMOEI_JSON_DEPTH 64 /* nested arrays and objects; bounds the recursion */
 
@@ -9997,7 +9995,7 @@ static tmoe_result tmoei_json_parse(tmoe_ctx *ctx, tmoei_json *json, const char 
     return result;
 }
 
-/* ---- looking things up ----------------------------------------------------------------------- */
+/* ---- looking things up ---- */
 
 /* The node with this index; for -1 a null without a key, a text or children. */
 static const tmoei_json_node *tmoei_json_at(const tmoei_json *json, int node)
@@ -10303,7 +10301,7 @@ static const char *tmoei_safetensors_metadata(const tmoei_safetensors *file, con
     return tmoei_json_is_string(&file->json, node) ? file->json.nodes[node].text : NULL;
 }
 
-/* ---- numbers as bytes ------------------------------------------------------------------------ */
+/* ---- numbers as bytes ---- */
 
 static float tmoei_float_of_bits(uint32_t bits)
 {
@@ -10365,7 +10363,7 @@ static tmoe_result tmoei_safetensors_read(tmoe_ctx *ctx, const tmoei_safetensors
     return TMOE_OK;
 }
 
-/* ---- writing ------------------------------------------------------------------------------------
+/* ---- writing ----
  * Metadata and tensors are declared, which makes the header; then all is written to a temporary
  * file beside the wanted one, flushed to the disk and renamed: whatever happens, the wanted name
  * holds the whole old file or the whole new one. */
@@ -10527,7 +10525,7 @@ static tmoe_result tmoei_writer_save(tmoe_ctx *ctx, tmoei_writer *writer, const 
     return tmoei_writer_commit(ctx, writer);
 }
 
-/* ---- numpy's .npy -------------------------------------------------------------------------------
+/* ---- numpy's .npy ----
  *   6 bytes   "\x93NUMPY"
  *   2 bytes   version: 1.0, 2.0 or 3.0
  *   2 bytes   length of the header (4 bytes from version 2.0 on), little-endian
@@ -10607,7 +10605,7 @@ TMOE_DEF tmoe_result tmoe_npy_load(tmoe_ctx *ctx, const char *path, float *x, in
  * one token a merge; loaded ones have the ids of their vocabulary. Every tokenizer is saved as a
  * tokenizer.json of Hugging Face's. */
 
-/* ---- hash table from hashes to indices: open addressing, at most half full ------------------- */
+/* ---- hash table from hashes to indices: open addressing, at most half full ---- */
 
 typedef struct tmoei_slot {
     uint64_t hash;
@@ -10675,7 +10673,7 @@ static int tmoei_pair_find(const tmoei_table *table, int left, int right)
     return tmoei_table_find(table, tmoei_pair_hash(left, right), &at);
 }
 
-/* ---- the tokenizer: tokens, merges, special tokens ------------------------------------------- */
+/* ---- the tokenizer: tokens, merges, special tokens ---- */
 
 #define TMOEI_BYTES_FIRST 3 /* id of byte 0 in tokenizers made here */
 #define TMOEI_MERGES_FIRST (TMOEI_BYTES_FIRST + 256)
@@ -10813,7 +10811,7 @@ static tmoe_tokenizer *tmoei_bpe_if_good(tmoei_bpe *t)
     return (tmoe_tokenizer *)t;
 }
 
-/* ---- letters and numbers of Unicode -------------------------------------------------------------
+/* ---- letters and numbers of Unicode ----
  * \p{L} and \p{N} of Unicode 16, which Hugging Face's tokenizers 0.23 follow; made by
  * tests/make_unicode.py. The table lists runs of one kind from U+0080 on, each as the number
  * 3 * length + kind (0 other, 1 letter, 2 number) in base 32: the last digit is from the first half
@@ -10919,7 +10917,7 @@ static size_t tmoei_word_end(const tmoei_bpe *t, const char *text, size_t length
     return end;
 }
 
-/* ---- encoding -----------------------------------------------------------------------------------
+/* ---- encoding ----
  * A word's tokens are a linked list. The merges that apply wait in a heap as rank << 32 | place:
  * the earliest merge first, then the leftmost. A merge joins two tokens and may let one with each
  * neighbour apply, so a word of n bytes takes O(n log n). */
@@ -11094,7 +11092,7 @@ static tmoe_result tmoei_bpe_encode(const tmoe_tokenizer *tokenizer, const char 
     return result;
 }
 
-/* ---- decoding -------------------------------------------------------------------------------- */
+/* ---- decoding ---- */
 
 /* Removes the spaces of tokenised English as transformers does: " ." becomes "." and so on, one
  * replacement after the other. Returns the new length. */
@@ -11138,7 +11136,7 @@ static tmoe_result tmoei_bpe_decode(const tmoe_tokenizer *tokenizer, const int *
     return TMOE_OK;
 }
 
-/* ---- making one ------------------------------------------------------------------------------ */
+/* ---- making one ---- */
 
 static tmoe_tokenizer *tmoei_bpe_copy(tmoe_ctx *ctx, const tmoe_tokenizer *tokenizer);
 
@@ -11203,7 +11201,7 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx)
     return tmoei_bpe_if_good(tmoei_bpe_of_bytes(ctx));
 }
 
-/* ---- training (Sennrich 2016) -------------------------------------------------------------------
+/* ---- training (Sennrich 2016) ----
  * The most frequent pair of neighbouring tokens becomes a token, again and again. Every different
  * word is kept once with its count:
  *   count(pair) = sum over words w of count(w) * occurrences of the pair in w
@@ -11373,7 +11371,7 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *
 
 #ifndef TMOE_NO_STDIO
 
-/* ---- tokenizer.json, written --------------------------------------------------------------------
+/* ---- tokenizer.json, written ----
  * Tokens are written in GPT-2's alphabet: printable bytes of Latin-1 as themselves, the other 68
  * from U+0100 on in their order: 0 to 32, 127 to 160, 173. */
 static uint32_t tmoei_byte_to_code(unsigned b)
@@ -11456,7 +11454,7 @@ static void tmoei_tokenizer_to_json(tmoe_ctx *ctx, const tmoe_tokenizer *tokeniz
     tmoei_buffer_print(ctx, buffer, "]}}");
 }
 
-/* ---- tokenizer.json, vocab.json and merges.txt, read ----------------------------------------- */
+/* ---- tokenizer.json, vocab.json and merges.txt, read ---- */
 
 /* The bytes that a text in GPT-2's alphabet spells, into out (as long as the text); -1: none. */
 static long tmoei_token_bytes(const char *text, size_t length, char *out)
@@ -11891,7 +11889,7 @@ TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const tmoe_task_lines *li
 
 #ifndef TMOE_NO_STDIO
 
-/* ---- folders --------------------------------------------------------------------------------- */
+/* ---- folders ---- */
 
 /* Appends all names of a folder, each with its NUL. Returns their number; -1: no such folder. */
 static int tmoei_folder_read(tmoe_ctx *ctx, const char *folder, tmoei_buffer *text)
@@ -12026,7 +12024,7 @@ static void tmoei_load_crossfit_task(tmoe_suite *suite, const char *folder, cons
     (void)tmoei_draft_finish(&draft, path);
 }
 
-/* ---- JSON lines ------------------------------------------------------------------------------ */
+/* ---- JSON lines ---- */
 
 typedef struct tmoei_drafts {
     tmoei_draft *items;
@@ -12093,7 +12091,7 @@ static void tmoei_load_jsonl(tmoe_suite *suite, const char *path)
     tmoei_free(suite->ctx, drafts.items);
 }
 
-/* ---- tasks.tsv ------------------------------------------------------------------------------- */
+/* ---- tasks.tsv ---- */
 
 enum {
     TMOEI_NAME,
@@ -12219,7 +12217,7 @@ static void tmoei_load_folder(tmoe_suite *suite, const char *folder)
             "%s: no tasks: neither NAME.tsv, nor TASK/TASK_*_train.tsv, nor *.jsonl", folder);
 }
 
-/* ---- splits ---------------------------------------------------------------------------------- */
+/* ---- splits ---- */
 
 /* Sets the part of the tasks in one list of a split. named[i]: task i is in a list already. */
 static void tmoei_split_part(tmoe_suite *suite, const tmoei_json *json, tmoe_part part, char *named,
@@ -12649,7 +12647,7 @@ static double tmoei_rouge_l(const char *prediction, const char *answer, tmoei_ro
     return 2.0 * p * r / (p + r + 1e-8);
 }
 
-/* ---- scores over a whole task ---------------------------------------------------------------- */
+/* ---- scores over a whole task ---- */
 
 /* Text i of a list of 2 * count: the first answers, then the predictions. */
 static const char *tmoei_given_text(const char *const *predictions, const tmoe_example *examples,
@@ -13259,7 +13257,7 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
     return ctx->error;
 }
 
-/* ---- task vectors that a model makes --------------------------------------------------------- */
+/* ---- task vectors that a model makes ---- */
 
 /* Adds to row, for every p in norms and biases, (dl/dp)^2, l the loss of the line that the pass has
  * encoded to h. pass->grads is a twin of theta, zero before and after. */
@@ -13492,7 +13490,7 @@ static tmoe_result tmoei_fields_from_json(tmoe_ctx *ctx, const tmoei_json *json,
     return TMOE_OK;
 }
 
-/* ---- the parts of a model -------------------------------------------------------------------- */
+/* ---- the parts of a model ---- */
 
 static void tmoei_write_config(const tmoe_model *model, tmoei_buffer *text)
 {
@@ -13551,7 +13549,7 @@ static const tmoei_part_writer tmoei_parts[TMOEI_PARTS] = { { "config", tmoei_wr
     { "tokenizer", tmoei_write_tokenizer }, { "tasks", tmoei_write_tasks },
     { "generation", tmoei_write_generation }, { "step", tmoei_write_step } };
 
-/* ---- writing --------------------------------------------------------------------------------- */
+/* ---- writing ---- */
 
 enum { TMOEI_MOMENT1, TMOEI_MOMENT2, TMOEI_BEST, TMOEI_TWINS };
 
@@ -13669,7 +13667,7 @@ TMOE_DEF tmoe_result tmoe_trainer_save(const tmoe_trainer *trainer, const char *
     return tmoei_save(trainer->model, trainer, path);
 }
 
-/* ---- reading a model ------------------------------------------------------------------------- */
+/* ---- reading a model ---- */
 
 /* The tasks of a model, their texts in the JSON's memory; NULL with the error noted. */
 static tmoe_task *tmoei_tasks_from_json(tmoe_ctx *ctx, const tmoei_json *json, const char *path,
@@ -13792,7 +13790,7 @@ TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path)
     return tmoei_model_if(!ctx->error, model);
 }
 
-/* ---- reading a checkpoint -------------------------------------------------------------------- */
+/* ---- reading a checkpoint ---- */
 
 typedef struct tmoei_checkpoint {
     tmoei_safetensors file;
@@ -14006,7 +14004,7 @@ static tmoe_result tmoei_bart_list_all(const tmoe_model *model, tmoei_bart_list 
     return TMOE_OK;
 }
 
-/* ---- weights: one file, or several with an index --------------------------------------------- */
+/* ---- weights: one file, or several with an index ---- */
 
 typedef struct tmoei_weights {
     tmoei_safetensors *files;
@@ -14066,7 +14064,7 @@ static tmoe_result tmoei_weights_open(tmoe_ctx *ctx, tmoei_weights *w, const cha
     return ctx->error;
 }
 
-/* ---- reading --------------------------------------------------------------------------------- */
+/* ---- reading ---- */
 
 #define TMOEI_BART_EMBEDDINGS 4
 
@@ -14346,7 +14344,7 @@ TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder)
     return tmoei_model_if(!ctx->error, model);
 }
 
-/* ---- writing --------------------------------------------------------------------------------- */
+/* ---- writing ---- */
 
 static tmoe_result tmoei_make_folder(tmoe_ctx *ctx, const char *folder)
 {
