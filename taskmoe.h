@@ -293,7 +293,8 @@ TMOE_DEF void tmoe_tape_record(tmoe_tape *tape, int on);
  *   returns  a tensor that is valid until the tape's reset
  *   errors   TMOE_ERR_ARGUMENT: x is NULL, or a size is below 1 */
 TMOE_DEF tmoe_tensor *tmoe_leaf(tmoe_tape *tape, int rows, int cols, float *x, float *dx);
-/* tmoe_backward - adds d(loss)/d(leaf) to the dx of every leaf that has one
+/* tmoe_backward - adds d(loss)/d(leaf) to the dx of every leaf that has one. This uses up what was
+ *   recorded: later operations that record refuse all those tensors, but not the leaves.
  *   loss     (1,1), recorded on this tape since its last backward pass
  *   errors   the first error of an operation, or TMOE_ERR_ARGUMENT for another loss: nothing is
  *            added. TMOE_ERR_MEMORY: some leaves have been added to.
@@ -4189,7 +4190,7 @@ typedef void tmoei_backward_fn(tmoe_tape *tape, tmoei_node *node);
 
 typedef struct tmoei_tensor { /* what tmoe_tensor does not show */
     tmoe_tensor t;
-    int owned, unwritten;
+    int owned, unwritten, used_up;
 } tmoei_tensor;
 
 struct tmoe_tape {
@@ -4302,6 +4303,9 @@ static tmoe_tensor *tmoei_record(tmoe_tape *tape, tmoe_tensor *y, tmoei_backward
     int hand, const void *kept, size_t kept_bytes, tmoe_tensor *const *in, int count)
 {
     const size_t n = (size_t)count;
+    for (int i = 0; i < count; i++)
+        TMOEI_ARGUMENT_RULE(tape, !tape->record || !in[i] || !((tmoei_tensor *)in[i])->used_up,
+            "an operation on a tensor that the tape's last backward pass used up");
     if (!y || (!y->wants_grad && !tmoei_wants_grad(tape, in, count))) return y;
 
     tmoei_node *node = (tmoei_node *)tmoei_arena_alloc(&tape->nodes, 1, sizeof *node);
@@ -4347,7 +4351,8 @@ static tmoe_result tmoei_tape_walk(tmoe_tape *tape)
 {
     for (tmoei_node *node = tape->last; node; node = node->before) {
         tmoe_tensor *y = node->y;
-        int taken = 0;                  /* by an input: the memory of y->dx */
+        int taken = 0; /* by an input: the memory of y->dx */
+        ((tmoei_tensor *)y)->used_up = 1;
         if (!y->dx) continue;           /* nothing that reached the loss used it */
         if (!y->has_grad && !tape->dry) /* a part of a block that no operation wrote to */
             memset(y->dx, 0, tmoei_elements(y) * sizeof(float));
@@ -4450,7 +4455,8 @@ static tmoe_tensor *tmoei_part(tmoe_tape *tape, tmoe_tensor *block, size_t offse
  *   owned       1: tmoei_tape_backward has found the memory of dx. It releases this memory when the
  *               tensor's own node is done, unless an input has taken it over.
  *   unwritten   1: the dx of this block is new memory, which its parts overwrite. Set by
- *               tmoe_mix_parameters and tmoei_mixed_row, read by tmoei_part. */
+ *               tmoe_mix_parameters and tmoei_mixed_row, read by tmoei_part.
+ *   used_up     1: a backward pass is done with the tensor. tmoei_record refuses it as an input. */
 
 /* dx = beta dx + a src, for input i of a node */
 static void tmoei_accumulate(tmoe_tape *tape, const tmoei_node *node, int i, float a,

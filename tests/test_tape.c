@@ -414,6 +414,27 @@ static void test_backward_refuses_a_loss_that_is_not_on_the_tape(void)
     ctx->error = TMOE_OK;
 }
 
+/* h's gradient memory is free after the first pass: a second loss would write where others read. */
+static void test_a_second_loss_on_tensors_that_are_used_up_is_refused(void)
+{
+    tmoe_tape *tape = tmoe_tape_create(ctx);
+    float x[3] = { 1.0f, 2.0f, 3.0f }, dx[3] = { 0.0f, 0.0f, 0.0f };
+    tmoe_tensor *leaf = tmoe_leaf(tape, 1, 3, x, dx);
+    tmoe_tensor *h = tmoe_affine(tape, leaf, 2.0f, 0.0f);
+    tmoe_tensor *unused = tmoe_affine(tape, leaf, 4.0f, 0.0f);
+    CHECK(tmoe_backward(tape, tmoe_sum(tape, h)) == TMOE_OK && dx[1] == 2.0f);
+    CHECK(tmoe_backward(tape, tmoe_sum(tape, leaf)) == TMOE_OK && dx[1] == 3.0f);
+    tmoe_tape_record(tape, 0);
+    CHECK(tmoe_sum(tape, h) != NULL); /* the values are still there */
+    tmoe_tape_record(tape, 1);
+    CHECK(tmoe_add(tape, leaf, h) == NULL && tmoe_error(ctx) == TMOE_ERR_ARGUMENT);
+    CHECK_HAS(tmoe_error_message(ctx), "used up");
+    ctx->error = TMOE_OK;
+    CHECK(tmoe_backward(tape, tmoe_sum(tape, unused)) == TMOE_ERR_ARGUMENT && dx[1] == 3.0f);
+    tmoe_tape_destroy(tape);
+    ctx->error = TMOE_OK;
+}
+
 static void test_a_repeated_step_allocates_nothing(void)
 {
     tmoe_tape *tape = tmoe_tape_create(ctx);
@@ -480,5 +501,6 @@ TEST_MAIN("test_tape", ctx = tmoe_ctx_create(NULL); RUN(test_gradient_of_linear)
           RUN(test_one_hot_route_is_the_expert_itself);
           RUN(test_wrong_shapes_are_refused_with_the_values_and_the_rule);
           RUN(test_backward_refuses_a_loss_that_is_not_on_the_tape);
+          RUN(test_a_second_loss_on_tensors_that_are_used_up_is_refused);
           RUN(test_a_repeated_step_allocates_nothing);
           RUN(test_threads_that_cannot_be_had_are_said); tmoe_ctx_destroy(ctx);)
