@@ -824,7 +824,8 @@ TMOE_DEF int tmoe_model_nearest_tasks(tmoe_model *model, const char *instruction
 
 /* tmoe_expert_set_enabled - takes an expert out of all routes, or gives it back            >>router
  *   layer   0 <= layer < routed layers      expert  0 <= expert < E
- *   enabled 0: masked, in training too; else enabled, as all are at first. It is not saved
+ *   enabled 0: masked, in training too; else enabled, as all are at first. The mask is neither saved nor taken
+ *           over by tmoe_model_derive and tmoe_few_shot_run
  *   fails   TMOE_ERR_ARGUMENT: no such expert, or the last enabled one of a layer */
 TMOE_DEF tmoe_result tmoe_expert_set_enabled(tmoe_model *model, int layer, int expert, int enabled);
 
@@ -4032,7 +4033,7 @@ TMOE_DEF void tmoe_ctx_destroy(tmoe_ctx *ctx)
         TMOE_FREE(ctx);
 }
 
-/* Packed rows of A fill half of the second level, columns of B half of the third. */
+/* Packed rows of A fill a sixth of the second level, columns of B a quarter of the third. */
 static void tmoei_fit_caches(tmoe_ctx *ctx)
 {
     size_t l2 = (size_t)512 << 10, l3 = (size_t)4 << 20; /* where the processor does not tell */
@@ -5621,7 +5622,7 @@ struct tmoe_model {
     size_t mapping_size;
 
     /* routing */
-    float *mask;             /* (R, E) added to the logits: 0, or -1e9 for a masked expert */
+    float *mask;             /* (R, E) added to the logits: 0, or -infinity for a disabled expert */
     float *text_vectors;     /* (N, k): of the tasks' instructions */
     float *asked_vector;     /* (k) scratch: of an instruction that is asked about */
     float *routes;           /* (N, R * E) of evaluation ... */
@@ -7511,7 +7512,7 @@ TMOE_DEF tmoe_result tmoe_expert_set_enabled(tmoe_model *model, int layer, int e
             "expert_set_enabled: expert %d of layer %d; there are %d in each of %d routed layers, "
             "and one must stay enabled",
             expert, layer, E, model->R);
-    model->mask[layer * E + expert] = enabled ? 0.0f : -1e9f; /* exp(-1e9 / tau) is 0 */
+    model->mask[layer * E + expert] = enabled ? 0.0f : -(float)INFINITY;
     model->version++;
     return TMOE_OK;
 }
@@ -8204,11 +8205,13 @@ static void tmoei_step_mix(tmoe_trainer *trainer, tmoe_tensor *routes)
     }
 }
 
-/* Draws Gumbel's noise for n logits: -log(-log U). */
+/* Draws Gumbel's noise for n logits: -log(-log U); nothing for a selection that ignores it. */
 static void tmoei_step_noise(tmoe_trainer *trainer, size_t n)
 {
     const uint64_t seed = trainer->training.seed;
     const uint64_t first = (uint64_t)trainer->steps_done * (uint64_t)n;
+    const tmoe_selection selection = trainer->model->config.selection;
+    if (selection != TMOE_SELECT_GUMBEL && selection != TMOE_SELECT_STRAIGHT_THROUGH) return;
     for (size_t i = 0; i < n; i++) {
         const uint64_t random = tmoei_random(seed, TMOEI_STREAM_GUMBEL, first + (uint64_t)i);
         trainer->noise[i] = -logf(-logf(tmoei_uniform(random)));
@@ -9461,8 +9464,10 @@ static tmoe_result tmoei_answers(tmoe_model *model, const char *name, const char
     memset(&out, 0, sizeof out);
     tmoei_begin(ctx);
     how.returned = 1;
-    for (int i = 0; i < count; i++) answers[i] = NULL;
-    if (count < 0 || (count > 0 && !inputs) || (!name && !instruction) || !model->tokenizer)
+    if (answers)
+        for (int i = 0; i < count; i++) answers[i] = NULL;
+    if (count < 0 || (count > 0 && (!inputs || !answers)) || (!name && !instruction)
+        || !model->tokenizer)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
             "answer: %d inputs; at least 0, a model with a tokenizer, and no argument NULL", count);
 
@@ -9500,6 +9505,9 @@ static tmoe_result tmoei_answer(tmoe_model *model, const char *name, const char 
     const char *input, char *text, size_t size)
 {
     char *answer = NULL;
+    tmoei_begin(model->ctx);
+    if (size > 0 && !text)
+        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "answer: the text is NULL");
     if (size > 0) text[0] = 0;
     TMOEI_TRY(tmoei_answers(model, name, instruction, NULL, &input, 1, &answer));
     const size_t length = strlen(answer);
@@ -9594,10 +9602,11 @@ TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task,
 {
     tmoe_ctx *ctx = model->ctx;
     const tmoe_config *c = &model->config;
-    int empty = task->label_count < 1;
     tmoei_asked asked;
     tmoei_texts labels, source;
     tmoei_begin(ctx);
+    if (!task) return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "choose_label: the task is NULL");
+    int empty = task->label_count < 1;
     for (int i = 0; i < task->label_count; i++)
         empty |= !task->labels || !task->labels[i] || task->labels[i][0] == 0;
     if (empty || !model->tokenizer || count < 0 || (unsigned)how > TMOE_LABEL_MEAN)
@@ -12864,9 +12873,10 @@ TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, con
     int limit, double *score)
 {
     tmoe_ctx *ctx = model->ctx;
-    const int n = limit > 0 && limit < task->test_count ? limit : task->test_count;
     tmoei_owner own = { ctx, NULL };
     tmoei_begin(ctx);
+    if (!task) return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "evaluate: the task is NULL");
+    const int n = limit > 0 && limit < task->test_count ? limit : task->test_count;
     if (n < 1 || limit < 0)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
             "evaluate: task %s has %d test lines, limit is %d; at least 1 and 0", task->name,
@@ -13216,11 +13226,13 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
 {
     tmoe_ctx *ctx = model->ctx;
     const tmoe_few_shot f = how ? *how : tmoe_few_shot_default();
-    const int lines = task->train_count, pairs = f.learning_rate_count * f.batch_size_count;
+    const int pairs = f.learning_rate_count * f.batch_size_count;
     int best = -1, diverged;
     tmoei_owner own = { ctx, NULL };
     tmoei_begin(ctx);
+    if (!task) return tmoei_fail(ctx, TMOE_ERR_ARGUMENT, "few_shot_run: the task is NULL");
     TMOEI_TRY(tmoei_few_shot_check(model, task, &f));
+    const int lines = task->train_count;
     tmoei_few_shot_job *job = TMOEI_OWN(&own, tmoei_few_shot_job, 1);
     int *order = TMOEI_OWN(&own, int, lines);
     tmoe_example *dev = TMOEI_OWN(&own, tmoe_example, lines);
@@ -13907,6 +13919,7 @@ static void tmoei_checkpoint_take(tmoe_trainer *trainer, const tmoei_checkpoint 
     trainer->best_step = (int64_t)c->best_step;
     trainer->bad_evaluations = c->bad_evaluations;
     trainer->steps_done = trainer->first_step = (int64_t)c->steps_done;
+    trainer->began = trainer->tokens = 0.0;
     model->step = c->model->step;
     model->version++;
 }

@@ -204,6 +204,32 @@ static void test_a_disabled_expert_gets_no_weight(void)
     }
 }
 
+/* A finite mask, divided by such a temperature, would be no mask. */
+static void test_disabled_experts_stay_out_at_any_temperature(void)
+{
+    tmoe_selection kinds[3] = { TMOE_SELECT_SOFTMAX, TMOE_SELECT_GUMBEL,
+        TMOE_SELECT_STRAIGHT_THROUGH };
+    for (int k = 0; k < 3; k++) {
+        tmoe_config c = small_config();
+        tmoe_training training = small_training();
+        tmoe_progress p;
+        float route[64];
+        c.selection = kinds[k];
+        c.temperature = c.temperature_min = 1e9f;
+        set s = make(1, &c, &training);
+        if (!s.trainer) return;
+        CHECK(tmoe_expert_set_enabled(s.model, 1, 0, 0) == TMOE_OK);
+        CHECK(tmoe_trainer_step(s.trainer, &p) == TMOE_OK);
+        CHECK(s.trainer->use[c.experts] == 0.0f && s.trainer->entropy[1] >= 0.0f);
+        CHECK(tmoe_route_of_task(s.model, 0, route) == TMOE_OK);
+        CHECK(route[c.experts] == 0.0f);
+        CHECK_NEAR(route[c.experts + 1] + route[c.experts + 2], 1.0, 1e-6);
+        for (size_t i = 0; i < s.model->size; i++)
+            if (!isfinite(s.model->theta[i])) CHECK(!"parameters are finite");
+        unmake(&s);
+    }
+}
+
 static void test_exploration_leaves_disabled_experts_alone(void)
 {
     tmoe_config c = small_config();
@@ -968,6 +994,27 @@ static void test_resuming_gives_the_same_bits(void)
     (void)remove(path);
 }
 
+/* A trainer that has stepped before it loads counts seconds and tokens from the load on. */
+static void test_progress_counts_from_the_load_on(void)
+{
+    const char *path = "build/test_progress.trainer.safetensors";
+    tmoe_training t = small_training();
+    tmoe_progress p;
+    set s = make(1, NULL, &t);
+    if (!s.trainer) return;
+    CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
+    const double tokens = s.trainer->tokens;
+    CHECK(tmoe_trainer_save(s.trainer, path) == TMOE_OK);
+    for (int i = 0; i < 3; i++) CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
+    s.trainer->began -= 1000.0; /* as if these had taken so long */
+    CHECK(tmoe_trainer_load(s.trainer, path) == TMOE_OK);
+    CHECK(tmoe_trainer_step(s.trainer, &p) == TMOE_OK && p.step == 2);
+    CHECK(p.seconds < 900.0 && p.seconds_left < 900.0);
+    CHECK(tokens > 0.0 && s.trainer->tokens < 3.0 * tokens);
+    unmake(&s);
+    (void)remove(path);
+}
+
 /* What changes the bits of a step must be as it was when the checkpoint was written; a refused load
  * names it and changes nothing. */
 static void test_resuming_under_another_training_is_refused(void)
@@ -1238,6 +1285,16 @@ static void test_negative_counts_and_unknown_choices_are_refused(void)
     CHECK(tmoe_answer_unseen(s.model, NULL, "apple", text, sizeof text) == TMOE_ERR_ARGUMENT);
     CHECK_HAS(tmoe_error_message(s.ctx), "NULL");
     CHECK(tmoe_answer_many(s.model, "upper", NULL, NULL, 1, answers) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_answer(s.model, "upper", "apple", NULL, 8) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_answer_unseen(s.model, "New.", "apple", NULL, 8) == TMOE_ERR_ARGUMENT);
+    CHECK_HAS(tmoe_error_message(s.ctx), "answer: the text is NULL");
+    CHECK(tmoe_answer_many(s.model, "upper", NULL, words, 1, NULL) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_answer_many_unseen(s.model, "New.", NULL, words, 1, NULL) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_evaluate(s.model, NULL, NULL, 0, &score) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_choose_label(s.model, NULL, NULL, words, 1, TMOE_LABEL_SUM, chosen)
+        == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_few_shot_run(s.model, NULL, NULL, &r) == TMOE_ERR_ARGUMENT);
+    CHECK_HAS(tmoe_error_message(s.ctx), "few_shot_run: the task is NULL");
     CHECK(tmoe_route_unseen(s.model, NULL, TMOE_ZERO_SHOT_ROUTER, vectors) == TMOE_ERR_ARGUMENT);
     CHECK(tmoe_model_find_task(s.model, NULL) == -1);
     CHECK(tmoe_model_nearest_tasks(s.model, NULL, 1, chosen, vectors) == 0 && chosen[0] == -1);
@@ -2058,6 +2115,8 @@ TEST_MAIN("test_model", RUN(test_gradients_of_every_mix_and_selection);
           RUN(test_gradients_of_every_router); RUN(test_gradients_of_other_shapes);
           RUN(test_gradients_of_expert_regularisation_and_load_balance);
           RUN(test_a_disabled_expert_gets_no_weight);
+          RUN(test_disabled_experts_stay_out_at_any_temperature);
+          RUN(test_progress_counts_from_the_load_on);
           RUN(test_exploration_leaves_disabled_experts_alone);
           RUN(test_random_routes_are_drawn_for_each_example); RUN(test_random_streams_do_not_meet);
           RUN(test_a_call_that_succeeds_leaves_no_error);
