@@ -417,7 +417,9 @@ TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outp
  * WHAT A STEP COSTS AS E GROWS, with the PARAM mix, T tasks, n parameters in a layer of an expert:
  *   the layer      runs once, on theta_bar: does not grow
  *   merging        2*T*E*n flop forward, 4*T*E*n backward. A token costs the layer about 2*n and
- *                  4*n, so merging costs a task about as much as E more tokens would.
+ *                  4*n, so merging costs a task about as much as E more tokens would. With
+ *                  STRAIGHT_THROUGH only an even route of exploration is merged. Backward, each
+ *                  task reads all E experts for dr, about 3*E*n flop, and adds to one dtheta_e.
  *   the optimiser  moves all E experts, whatever the routes: their parameters, gradients and two
  *                  moments, 16*E*n bytes, are read, and written again
  *   an answer      2*E*n flop once for its task; from then on the model is dense */
@@ -658,7 +660,7 @@ typedef enum tmoe_router_kind { /* the ten of the paper's code; LINEAR is an MLP
 typedef enum tmoe_vector_kind { /* what the router knows of a task */
     TMOE_VECTOR_TEXT,           /* hashed words and character 3-grams of its instruction; fixed */
     TMOE_VECTOR_LEARNED,        /* a trained row for each task */
-    TMOE_VECTOR_GIVEN           /* rows set by tmoe_task_vector_set; fixed */
+    TMOE_VECTOR_GIVEN           /* fixed rows: small random numbers until tmoe_task_vector_set */
 } tmoe_vector_kind;
 
 /* What a model is. Start from tmoe_config_default(); tmoe_model_create checks all fields and names
@@ -824,8 +826,8 @@ TMOE_DEF int tmoe_model_nearest_tasks(tmoe_model *model, const char *instruction
 
 /* tmoe_expert_set_enabled - takes an expert out of all routes, or gives it back            >>router
  *   layer   0 <= layer < routed layers      expert  0 <= expert < E
- *   enabled 0: masked, in training too; else enabled, as all are at first. The mask is neither saved nor taken
- *           over by tmoe_model_derive and tmoe_few_shot_run
+ *   enabled 0: masked, in training too; else enabled, as all are at first. It is not saved,
+ *           and tmoe_model_derive and TMOE_TUNE_VECTOR do not take it over
  *   fails   TMOE_ERR_ARGUMENT: no such expert, or the last enabled one of a layer */
 TMOE_DEF tmoe_result tmoe_expert_set_enabled(tmoe_model *model, int layer, int expert, int enabled);
 
@@ -898,8 +900,10 @@ typedef struct tmoe_training {
 
     float label_smoothing; /* 0 <= it < 1, as dropout, beta1 and beta2; weights and rates >= 0 */
     float dropout;
-    float expert_regularisation; /* weight of the experts' mean distance: it draws them together */
-    float load_balance;          /* weight of the uneven use of experts over the step's tasks */
+    /* Weight of the experts' mean distance: it draws them together. Costs about 3 E (E - 1) n flop
+     * for each routed layer of E experts with n parameters, on one lane. */
+    float expert_regularisation;
+    float load_balance; /* weight of the uneven use of experts over the step's tasks */
 
     /* What moves. Other parameters stay, and so do their moments. */
     int train;           /* TMOE_TRAIN_ bits */
@@ -927,7 +931,9 @@ typedef struct tmoe_training {
 /* Bytes that a training takes. */
 typedef struct tmoe_training_memory {
     size_t parameters;
-    size_t gradients; /* of what is trained */
+    /* Of all parameters from the first to the last tensor that is trained, and so for moments, best
+     * and the count of all_reduce. */
+    size_t gradients;
     size_t moments;
     size_t best; /* a copy of the best parameters, with evaluate_every_steps */
     size_t step; /* tapes (with PARAM mix and a trained router they hold a merged model and its
@@ -947,7 +953,8 @@ TMOE_DEF tmoe_training tmoe_training_default(void);
  *   memory    out: as tmoe_trainer_bytes for lines of these lengths; shorter ones take less. Not
  *             in it: the context's own (tmoe_ctx_create), the tokenizer, the tokenised texts, and
  *             lists of tasks, lines, tensors and routes
- *   fails     TMOE_ERR_ARGUMENT: lengths above the config's; TMOE_ERR_CONFIG
+ *   fails     TMOE_ERR_ARGUMENT: no task, an input below 1 token, an output below 2, or one longer
+ *             than the config allows. TMOE_ERR_CONFIG: a field of config or training
  *   cost      as if a step had no arithmetic; no weights are allocated */
 TMOE_DEF tmoe_result tmoe_training_bytes(tmoe_ctx *ctx, const tmoe_config *config,
     const tmoe_training *training, int tasks, int source_tokens, int target_tokens,

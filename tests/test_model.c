@@ -221,6 +221,7 @@ static void test_disabled_experts_stay_out_at_any_temperature(void)
         CHECK(tmoe_expert_set_enabled(s.model, 1, 0, 0) == TMOE_OK);
         CHECK(tmoe_trainer_step(s.trainer, &p) == TMOE_OK);
         CHECK(s.trainer->use[c.experts] == 0.0f && s.trainer->entropy[1] >= 0.0f);
+        CHECK((s.trainer->noise[0] == 0.0f) == (k == 0)); /* SOFTMAX draws none */
         CHECK(tmoe_route_of_task(s.model, 0, route) == TMOE_OK);
         CHECK(route[c.experts] == 0.0f);
         CHECK_NEAR(route[c.experts + 1] + route[c.experts + 2], 1.0, 1e-6);
