@@ -122,10 +122,11 @@
  *   the gradient of a route                  >>mix
  *   noise and temperature                    tmoe_config; >>router computes them
  *   ways to route an unseen task             tmoe_zero_shot, tmoe_route_of_vector; any route that
- *                                            you make can be given to the calls that answer
+ *                                            you make can be given to the calls that answer;
+ *                                            tmoe_few_shot_run learns one from a few lines
  *   threads and equal bits                   >>parallel, >>random; denormals: >>machine
  *   memory before anything is allocated      tmoe_training_bytes
- *   a text that is too long                  tmoe_trainer_create, tmoe_answer
+ *   a text that is too long: never cut       tmoe_trainer_create, tmoe_answer
  *   a task cut out as a dense model          tmoe_model_derive
  *   a new operation                          the box at the head of >>ops
  *
@@ -412,7 +413,7 @@ TMOE_DEF tmoe_tensor *tmoe_mix_outputs(tmoe_tape *tape, tmoe_tensor *const *outp
  *              expert's own memory. experts and gradients must live until the reset.
  *   grad       with g = dl/dtheta_bar: dtheta_e += sum_t r_te g_t;  dr_te = <g_t, theta_e> - c_t,
  *              c_t the same for all experts, <g_t, theta_bar_t> where row t sums to 1. Behind a
- *              softmax c_t cancels (>>mix). For a route that no softmax made, add c_t.
+ *              softmax c_t cancels (>>mix). It is left out for routes of any origin.
  *   cost       2*T*E*block flop, every expert is read once; backward twice that
  * WHAT A STEP COSTS AS E GROWS, with the PARAM mix, T tasks, n parameters in a layer of an expert:
  *   the layer      runs once, on theta_bar: does not grow
@@ -761,7 +762,7 @@ TMOE_DEF size_t tmoe_model_parameters(const tmoe_model *model, size_t *active);
 
 /* How answers are searched, as by transformers. Lengths are in tokens, start token included. */
 typedef enum tmoe_early_stopping { /* stop when there are `beams` finished answers ... */
-    TMOE_EARLY_STOPPING_FALSE,     /* and the best running one, as long as it is now, is worse */
+    TMOE_EARLY_STOPPING_FALSE,     /* and the best running one, scored at its length, is worse */
     TMOE_EARLY_STOPPING_TRUE,      /* at once */
     TMOE_EARLY_STOPPING_NEVER      /* and no running one of any length can become better */
 } tmoe_early_stopping;
@@ -892,7 +893,7 @@ typedef struct tmoe_training {
     float warmup;   /* the fraction of the steps in which they rise */
 
     /* AdamW. */
-    float weight_decay; /* of matrices; biases and norms do not decay */
+    float weight_decay; /* of matrices and task vectors; biases and norms do not decay */
     float beta1;
     float beta2;
     float adam_epsilon;
@@ -907,7 +908,7 @@ typedef struct tmoe_training {
 
     /* What moves. Other parameters stay, and so do their moments. */
     int train;           /* TMOE_TRAIN_ bits */
-    int alternate_steps; /* n > 0: n steps of the model, then n of router and vectors, and so on */
+    int alternate_steps; /* n > 0: n steps of the model, n of router and vectors, in turns */
 
     int validation_lines;     /* kept back of each task's training lines, at most half of them */
     int evaluate_every_steps; /* measure the validation loss so often, keep the best; 0: never */
@@ -4353,8 +4354,7 @@ static void tmoei_gradient_memory(tmoe_tape *tape, const tmoei_node *node, int i
 
 /* Walks the tape back from the gradients that some tensors already have in dx. Before it calls an
  * operation's backward function, every input that wants a gradient has memory for it, and
- * node->beta[i] says what to do there: dx = beta dx + ... On a dry tape the function is not called.
- */
+ * node->beta[i] says what to do there: dx = beta dx + ... A dry tape does not call it. */
 static tmoe_result tmoei_tape_walk(tmoe_tape *tape)
 {
     for (tmoei_node *node = tape->last; node; node = node->before) {
@@ -4435,8 +4435,8 @@ static tmoe_tensor *tmoei_part(tmoe_tape *tape, tmoe_tensor *block, size_t offse
  *   1 poison    if (!x || tape->ctx->error != TMOE_OK) return NULL;  an earlier operation failed
  *   2 rule      TMOEI_SHAPE_RULE(tape, what must hold, "name: values; rule", ...);  see tmoe_slice
  *   3 result    y = tmoei_tensor_new(tape, rows, cols, NULL); other memory from tmoei_floats
- *   4 compute   unless tape->dry: then x->x must not be read. A loop outside tmoei_sweep and
- *               tmoei_parallel sets the float mode (>>machine) itself.
+ *   4 compute   only if !tape->dry: on a dry tape x->x must not be read. A loop outside tmoei_sweep
+ *               and tmoei_parallel sets the float mode (>>machine) itself.
  *   5 record    return tmoei_record(tape, y, backward, hand, &kept, sizeof kept, in, count), which
  *               copies `kept`, and leaves a node only if an input wants a gradient
  *   6 backward  for each input that wants a gradient: dx = beta dx + its gradient, made from dy by
@@ -5468,10 +5468,11 @@ struct tmoe_suite {
 
 /* ---- task vectors from text ----
  * Feature hashing (Weinberger 2009): every word and every character 3-gram of the lower-cased
- * instruction adds its weight, with a sign, to one of k places; its hash names both. The vector is
- * scaled to length sqrt(k), so that its entries are of size 1 like those of a learned embedding
- * after training. Bytes outside ASCII count as letters, so texts of every script have features. */
-#define TMOEI_GRAM_WEIGHT 0.3f /* the 5 grams of a 5-letter word together weigh like the word */
+ * instruction adds its weight, with a sign, to one of k places; its hash chooses place and sign.
+ * The vector is scaled to length sqrt(k), so that its entries are of size 1 like those of a learned
+ * embedding after training. Bytes outside ASCII count as letters, so texts of every script have
+ * features. */
+#define TMOEI_GRAM_WEIGHT 0.3f /* 5 grams of a 5-letter word have 0.67 of its length */
 
 typedef enum tmoei_feature { /* keeps equal texts of different kinds apart */
     TMOEI_FEATURE_WORD,
@@ -5583,7 +5584,7 @@ typedef struct tmoei_parameter { /* one named tensor in theta */
     size_t offset, size;
     int rows, cols;
     tmoei_rate rate;
-    int decay;      /* 1: weight decay moves it; only matrices are decayed */
+    int decay;      /* 1: weight decay moves it: matrices, layer positions, task vectors */
     int expert;     /* -1: shared by all tasks */
     float init_std; /* > 0: begins normal; < 0: uniform in +- that; 0: all init_value */
     float init_value;
@@ -5877,6 +5878,11 @@ static tmoe_result tmoei_model_plan(tmoe_model *model)
         model->shared[s] = model->parameter_count;
         (void)tmoei_parameter_add(model, &p, "%s", shared[s].name);
     }
+
+    for (int l = 0; l < model->L; l++)
+        if (model->layers[l].block_size > (size_t)INT_MAX)
+            return tmoei_fail(model->ctx, TMOE_ERR_CONFIG,
+                "config: an expert of layer %d has more than %d parameters", l, INT_MAX);
 
     model->router_parameter = model->parameter_count;
     if (model->R > 0) tmoei_router_plan(model);
@@ -6363,12 +6369,12 @@ TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int routed_layer, 
  *                              runs on theta_bar
  * With a one-hot route both are the chosen expert itself.
  *
- * The gradient of a route, where l is the loss:
- *   OUTPUT   h' is linear in r_e, so dl/dr_e = <dh', layer_e(h)>. This needs every expert's output:
+ * The gradient of a route, in full dloss/dr_e:
+ *   OUTPUT   h' is linear in r_e, so dr_e = <dh', layer_e(h)>. This needs every expert's output:
  *            with straight-through routes the unselected experts, r_e = 0, run forward, too. They
  *            run no backward pass: all that they would add, to dtheta_e and dh, has the factor r_e.
- *   PARAM    theta_bar is linear in r_e, so dl/dr_e = <g, theta_e>, g = dl/dtheta_bar.
- *            The softmax s that made r has dl/dz_j = s_j (dr_j - sum_e s_e dr_e) / tau and
+ *   PARAM    theta_bar is linear in r_e, so dr_e = <g, theta_e>, g = dtheta_bar.
+ *            The softmax s that made r has dz_j = s_j (dr_j - sum_e s_e dr_e) / tau and
  *            sum_e s_e = 1: a number that is subtracted from all dr_e cancels there.
  *            Subtracting <g, theta_bar> leaves dr_e = <g, theta_e - theta_bar>. Experts that start
  *            from one model differ by little: left in, what they share would drown the differences
@@ -6941,7 +6947,7 @@ static tmoe_tensor *tmoei_mixed_row(tmoe_tape *tape, tmoe_tensor *mixed, int t)
     return row;
 }
 
-/* What a layer of PARAM mix runs on: theta_bar, or theta_0 where it is dense. */
+/* What a layer of PARAM mix runs on: theta_bar, merged before or here; theta_0 if it is dense. */
 static tmoe_tensor *tmoei_layer_block(tmoei_pass *pass, int l)
 {
     const tmoei_layer *layer = &pass->model->layers[l];
@@ -7816,7 +7822,7 @@ struct tmoe_trainer {
     int *step_tasks;    /* (K) indices in the model */
     int *counts;        /* (K) lines of each task */
     int *chosen;        /* (K, examples_per_task) indices of examples */
-    double targets;     /* positions of all groups, which the loss is the mean of */
+    double targets;     /* target positions of all groups; the loss is the mean over them */
     float *noise;       /* (K, R * E) Gumbel noise on the logits */
 
     /* A step's computation. */
@@ -8170,10 +8176,10 @@ static void tmoei_route_statistics(tmoe_trainer *trainer, const float *routes, i
         }
 }
 
-/* The balance of the experts' load over tasks, which has weight a = training.load_balance:
- *   a E / R sum_l sum_e m_le^2,  m_le the mean of r_le over the step's tasks
- *   dl/dr_le = 2 a E m_le / (R K)
- * It is least, a, where all experts are used alike. Returns its value and adds to droutes. */
+/* The balance of the experts' load over tasks, with its weight b = training.load_balance:
+ *   b E / R sum_l sum_e m_le^2,  m_le the mean of r_le over the step's tasks;  with a = b E / R
+ *   dr_le = 2 a m_le / K
+ * It is least, b, where all experts are used alike. Returns its value and adds to droutes. */
 static double tmoei_load_balance(tmoe_trainer *trainer, int K)
 {
     const float E = (float)trainer->model->config.experts, R = (float)trainer->model->R;
@@ -8904,6 +8910,31 @@ static tmoe_result tmoei_training_check(tmoe_ctx *ctx, const tmoe_training *trai
     return text[0] ? tmoei_fail(ctx, TMOE_ERR_CONFIG, "training: %s", text) : TMOE_OK;
 }
 
+/* Refuses a training with a turn in which nothing would move. */
+static tmoe_result tmoei_turns_check(tmoe_trainer *trainer)
+{
+    const tmoe_config *c = &trainer->model->config;
+    const tmoe_training *t = &trainer->training;
+    for (int turn = 0; turn < 2; turn++) {
+        int moving = 0;
+        trainer->steps_done = turn * (int64_t)t->alternate_steps;
+        tmoei_trainer_turn(trainer);
+        for (int i = 0; i < trainer->update_count; i++) {
+            const tmoei_rate rate = trainer->updates[i].of->rate;
+            const int routes = rate == TMOEI_RATE_ROUTER || rate == TMOEI_RATE_TASKS;
+            if (routes && !tmoei_selection_has_router(c->selection)) continue;
+            moving += tmoei_moves(trainer->now, rate);
+        }
+        if (moving == 0)
+            return tmoei_fail(trainer->ctx, TMOE_ERR_CONFIG,
+                "training: train = %d and alternate_steps = %d move nothing in the turn of the %s",
+                t->train, t->alternate_steps, turn == 0 ? "model" : "router");
+    }
+    trainer->steps_done = 0;
+    tmoei_trainer_turn(trainer);
+    return TMOE_OK;
+}
+
 TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *suite,
     const tmoe_training *training)
 {
@@ -8916,7 +8947,8 @@ TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *
     for (int s = 0; s < suite->count; s++)
         if (suite->tasks[s].part == TMOE_PART_TRAIN) lines += (size_t)suite->tasks[s].train_count;
     tmoe_trainer *trainer = tmoei_trainer_new(model, &t, (size_t)suite->count, lines, 0);
-    if (!trainer || tmoei_trainer_texts(trainer, suite) != TMOE_OK) {
+    if (!trainer || tmoei_turns_check(trainer) != TMOE_OK
+        || tmoei_trainer_texts(trainer, suite) != TMOE_OK) {
         tmoe_trainer_destroy(trainer);
         return NULL;
     }
@@ -9616,7 +9648,8 @@ TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task,
     int empty = task->label_count < 1;
     for (int i = 0; i < task->label_count; i++)
         empty |= !task->labels || !task->labels[i] || task->labels[i][0] == 0;
-    if (empty || !model->tokenizer || count < 0 || (unsigned)how > TMOE_LABEL_MEAN)
+    if (empty || !model->tokenizer || count < 0 || (count > 0 && (!inputs || !chosen))
+        || (unsigned)how > TMOE_LABEL_MEAN)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
             "choose_label: task %s has a closed set of %d labels (at least 1, none empty), "
             "%d inputs (at least 0), score %d (0 or 1); the model needs a tokenizer",
@@ -12443,6 +12476,7 @@ TMOE_DEF tmoe_model *tmoe_train_two_stages(tmoe_ctx *ctx, const tmoe_suite *suit
     c.temperature_min = 1.0f;
     c.temperature_decay = (float)(log(300.0) / (0.95 * t2.steps)); /* 1e-4, 60,000 steps */
     t2.train &= TMOE_TRAIN_MODEL;
+    t2.alternate_steps = 0; /* there are no turns of the router */
     tmoe_model *second = tmoe_train_from(ctx, suite, start, first, &c, &t2);
     tmoe_model_destroy(first);
     return second;
@@ -13428,7 +13462,7 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
     size_t F = fisher ? 0 : (size_t)model->config.width; /* features of a task */
     for (int p = 0; p < model->parameter_count; p++)
         if (fisher && model->parameters[p].rows == 1) F += model->parameters[p].size;
-    double *x = TMOEI_OWN(&own, double, N *F);
+    double *x = TMOEI_OWN(&own, double, F *N);
     double *G = fisher ? TMOEI_OWN(&own, double, 2 * N * N) : NULL;
     float *grads = fisher ? TMOEI_OWN(&own, float, model->size) : NULL;
     for (size_t t = 0; t < N && !ctx->error; t++)

@@ -674,6 +674,44 @@ static void test_enums_and_limits_of_a_config_are_checked(void)
     tmoe_ctx_destroy(ctx);
 }
 
+static void test_a_training_in_which_nothing_would_move_is_refused(void)
+{
+    tmoe_ctx *ctx = context(1);
+    tmoe_suite *suite = small_suite(ctx);
+    tmoe_tokenizer *tokenizer = tmoe_tokenizer_bytes(ctx);
+    for (int way = 0; way < 4; way++) {
+        tmoe_config c = small_config();
+        tmoe_training t = small_training();
+        if (way == 0) { /* no router */
+            c.selection = TMOE_SELECT_AVERAGE;
+            t.train = TMOE_TRAIN_ROUTER;
+        } else if (way == 1) { /* text vectors are fixed */
+            t.train = TMOE_TRAIN_TASKS;
+        } else { /* one of the turns has nothing to move; way 3: both have */
+            t.train = way == 2 ? TMOE_TRAIN_MODEL : TMOE_TRAIN_ALL;
+            t.alternate_steps = 2;
+        }
+        tmoe_model *model = tmoe_model_create(ctx, &c, tokenizer, tmoe_suite_task(suite, 0),
+            tmoe_suite_count(suite));
+        CHECK(model != NULL);
+        tmoe_trainer *trainer = tmoe_trainer_create(model, suite, &t);
+        CHECK((trainer != NULL) == (way == 3));
+        CHECK(tmoe_error(ctx) == (way == 3 ? TMOE_OK : TMOE_ERR_CONFIG));
+        tmoe_trainer_destroy(trainer);
+        tmoe_model_destroy(model);
+    }
+    tmoe_training t = small_training(); /* the second stage has no turns */
+    t.steps = 6;
+    t.alternate_steps = 2;
+    tmoe_config c = small_config();
+    tmoe_model *model = tmoe_train_two_stages(ctx, suite, NULL, &c, NULL, &t);
+    CHECK(model != NULL);
+    tmoe_model_destroy(model);
+    tmoe_tokenizer_destroy(tokenizer);
+    tmoe_suite_destroy(suite);
+    tmoe_ctx_destroy(ctx);
+}
+
 static void test_two_stages_keep_the_router_and_sharpen(void)
 {
     tmoe_ctx *ctx = context(1);
@@ -2128,6 +2166,7 @@ TEST_MAIN("test_model", RUN(test_gradients_of_every_mix_and_selection);
           RUN(test_a_derived_model_keeps_all_that_its_weights_depend_on);
           RUN(test_a_router_is_taken_whole_or_not_at_all);
           RUN(test_enums_and_limits_of_a_config_are_checked);
+          RUN(test_a_training_in_which_nothing_would_move_is_refused);
           RUN(test_two_stages_keep_the_router_and_sharpen);
           RUN(test_ranking_takes_the_most_likely_label);
           RUN(test_few_shot_adapts_a_copy_and_threads_do_not_matter);
