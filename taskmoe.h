@@ -15,7 +15,7 @@
  *   quick start, the algorithm, concepts, build options, then the API: what you call, up to "the
  *   API ends here". Read these to use the library.
  *   BOOK I, THE ENGINE    to see how it is fast, or to build a model of your own on the tape
- *     >>platform >>errors >>memory >>bytes >>random       what everything else stands on
+ *     >>platform >>errors >>memory >>bytes >>random       the foundation
  *     >>machine >>parallel >>kernels >>products >>sweeps  processor, threads, matrix products
  *     >>context >>tape >>ops                              values forward, gradients backward
  *   BOOK II, THE METHOD   to know task-level mixture of experts: read this one from end to end
@@ -138,8 +138,9 @@
  *               an object may fail with TMOE_ERR_MEMORY; the others fail only where they say so.
  *   ownership   what a call makes is yours until its tmoe_..._destroy, which accepts NULL. Destroy
  *               all that was made on a context before the context.
- *   threads     a context, with all that was made on it, serves one thread at a time. "thread any":
- *               the function only reads, so several threads may call it while no thread writes.
+ *   threads     a context, with all that was made on it, serves one thread at a time. "threads
+ *               any": the function only reads, so several threads may call it while no thread
+ *               writes.
  *   cost        constant time, or a copy of what is handed in.
  *
  * BUILD OPTIONS: define them before including; they are read where TASKMOE_IMPLEMENTATION is
@@ -264,7 +265,7 @@ TMOE_DEF int tmoe_version(void);
 typedef struct tmoe_tensor {
     int rows, cols;
     float *x;       /* values (rows, cols) */
-    float *dx;      /* gradient of the loss, same shape; what is no leaf is the tape's own */
+    float *dx;      /* gradient of the loss, same shape; except for leaves it is the tape's own */
     int wants_grad; /* 0: a constant, or made while the tape was not recording */
     int has_grad;   /* for the tape: 0 the next contribution to dx overwrites, 1 it adds */
 } tmoe_tensor;
@@ -464,9 +465,9 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_bytes(tmoe_ctx *ctx);
 TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_train(tmoe_ctx *ctx, const char *const *texts, size_t count,
     int vocabulary);
 TMOE_DEF void tmoe_tokenizer_destroy(tmoe_tokenizer *tokenizer);
-/* tmoe_tokenizer_vocabulary - the largest id + 1                        thread any   >>tokenizer */
+/* tmoe_tokenizer_vocabulary - the largest id + 1  threads any  >>tokenizer */
 TMOE_DEF int tmoe_tokenizer_vocabulary(const tmoe_tokenizer *tokenizer);
-/* tmoe_tokenizer_special - the id of a special token; -1: it has none   thread any   >>tokenizer */
+/* tmoe_tokenizer_special - the id of a special token; -1: it has none  threads any  >>tokenizer */
 TMOE_DEF int tmoe_tokenizer_special(const tmoe_tokenizer *tokenizer, tmoe_token which);
 /* tmoe_tokenizer_encode - the tokens of a text                                         >>tokenizer
  *   text      (length bytes) in; any bytes, UTF-8 or not
@@ -544,16 +545,16 @@ TMOE_DEF void tmoe_suite_destroy(tmoe_suite *suite);
  *           TMOE_ERR_DATA: a text that is empty, NULL or not UTF-8, a second task of this name
  *   cost    a copy of the texts, and a comparison of the name with that of each task */
 TMOE_DEF tmoe_result tmoe_suite_add(tmoe_suite *suite, const tmoe_task_lines *lines);
-/* tmoe_suite_find - index of the task with this name, or -1; thread any                    >>suite
+/* tmoe_suite_find - index of the task with this name, or -1; threads any                    >>suite
  *   cost  a comparison of names a task */
 TMOE_DEF int tmoe_suite_find(const tmoe_suite *suite, const char *name);
-/* tmoe_suite_count - the number of tasks of a suite; thread any                         >>suite */
+/* tmoe_suite_count - the number of tasks of a suite; threads any                         >>suite */
 TMOE_DEF int tmoe_suite_count(const tmoe_suite *suite);
-/* tmoe_suite_task - task i of a suite; thread any                                          >>suite
+/* tmoe_suite_task - task i of a suite; threads any                                          >>suite
  *   returns  the suite's own, valid until a task is added or the suite is destroyed; all tasks are
  *            one array, as tmoe_model_create takes it. NULL unless 0 <= i < count */
 TMOE_DEF const tmoe_task *tmoe_suite_task(const tmoe_suite *suite, int i);
-/* tmoe_metric_name - a metric's name in files; thread any                                  >>suite
+/* tmoe_metric_name - a metric's name in files; threads any                                  >>suite
  *   returns  "exact_match", "accuracy", "macro_f1", "token_f1", "rouge_l", "matthews" or "pearson";
  *            "unknown" for any other number */
 TMOE_DEF const char *tmoe_metric_name(tmoe_metric metric);
@@ -705,7 +706,7 @@ typedef struct tmoe_config {
 } tmoe_config;
 
 /* tmoe_config_default - a small model: width 96, 2 + 2 layers of 4 experts, PRE, PARAM, SOFTMAX
- *   thread  any */
+ *   threads any */
 TMOE_DEF tmoe_config tmoe_config_default(void);
 
 /* tmoe_model_create - makes a model with random weights                                     >>model
@@ -713,7 +714,7 @@ TMOE_DEF tmoe_config tmoe_config_default(void);
  *   tokenizer  in, copied; NULL: the model takes token ids only, config->vocabulary says how many
  *   tasks      (task_count >= 0) in: name, instruction, category (or NULL) of the tasks it knows:
  *              it can be trained on these
- *   fails      TMOE_ERR_CONFIG; TMOE_ERR_ARGUMENT: a task without name or instruction
+ *   errors     TMOE_ERR_CONFIG; TMOE_ERR_ARGUMENT: a task without name or instruction
  *   cost       a random number for each parameter */
 TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
     const tmoe_tokenizer *tokenizer, const tmoe_task *tasks, int task_count);
@@ -731,7 +732,7 @@ TMOE_DEF void tmoe_model_destroy(tmoe_model *model);
  *           is MHR-mu; a route to 1 expert cuts a task out: with a one-hot route the dense model
  *           gives the mixture's bits, else with PARAM its numbers to rounding, and with OUTPUT an
  *           approximation, as it averages parameters
- *   fails   TMOE_ERR_CONFIG: fields that must stay; experts that are layers kept as FFNs */
+ *   errors  TMOE_ERR_CONFIG: fields that must stay; experts that are layers kept as FFNs */
 TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, const float *route,
     const tmoe_config *config, const tmoe_task *tasks, int task_count);
 
@@ -745,19 +746,19 @@ TMOE_DEF int tmoe_model_take_router(tmoe_model *model, const tmoe_model *from);
 /* tmoe_model_config, _tokenizer, _task_count, _task - what a model has; the model's own
  *   task    0 <= task < count, else NULL: name, category, instruction, no lines
  *   out     the tokenizer is NULL where the model has none; vocabulary of the config is never 0
- *   thread  any */
+ *   threads any */
 TMOE_DEF const tmoe_config *tmoe_model_config(const tmoe_model *model);
 TMOE_DEF const tmoe_tokenizer *tmoe_model_tokenizer(const tmoe_model *model);
 TMOE_DEF int tmoe_model_task_count(const tmoe_model *model);
 TMOE_DEF const tmoe_task *tmoe_model_task(const tmoe_model *model, int task);
 
 /* tmoe_model_find_task - index of the known task of this name, or -1; instructions do not count
- *   thread  any   cost  a comparison with each task */
+ *   threads any   cost  a comparison with each task */
 TMOE_DEF int tmoe_model_find_task(const tmoe_model *model, const char *name);
 
 /* tmoe_model_parameters - number of parameters
  *   active  out or NULL: those of the dense model that one task's layers are merged into
- *   thread  any */
+ *   threads any */
 TMOE_DEF size_t tmoe_model_parameters(const tmoe_model *model, size_t *active);
 
 /* How answers are searched, as by transformers. Lengths are in tokens, start token included. */
@@ -781,15 +782,15 @@ typedef struct tmoe_generation {
  * model's own, yours to change */
 TMOE_DEF tmoe_generation *tmoe_model_generation(tmoe_model *model);
 
-/* tmoe_routed_layers - number of routed layers; 0: the model is dense.   thread  any */
+/* tmoe_routed_layers - number of routed layers; 0: the model is dense.   threads any */
 TMOE_DEF int tmoe_routed_layers(const tmoe_model *model);
 
 /* tmoe_routed_layer_name - "encoder 0", "decoder 3" ...; "" unless 0 <= routed_layer < their number
- *   text    (size bytes) out, cut to fit   thread  any */
+ *   text    (size bytes) out, cut to fit   threads any */
 TMOE_DEF void tmoe_routed_layer_name(const tmoe_model *model, int routed_layer, char *text,
     size_t size);
 
-/* tmoe_model_temperature - tau at the model's step (see tmoe_config).   thread  any */
+/* tmoe_model_temperature - tau at the model's step (see tmoe_config).   threads any */
 TMOE_DEF float tmoe_model_temperature(const tmoe_model *model);
 
 /* tmoe_route_of_task - the route of a known task                                           >>router
@@ -799,7 +800,7 @@ TMOE_DEF tmoe_result tmoe_route_of_task(tmoe_model *model, int task, float *rout
 
 /* tmoe_route_of_vector - what the router makes of any task vector                          >>router
  *   vector  (vector_width) in      route  out      cost  a router pass
- *   fails   TMOE_ERR_ARGUMENT: no routed layer, or a selection without a router */
+ *   errors  TMOE_ERR_ARGUMENT: no routed layer, or a selection without a router */
 TMOE_DEF tmoe_result tmoe_route_of_vector(tmoe_model *model, const float *vector, float *route);
 
 /* How an unseen task gets a route. A selection without a router (AVERAGE, RANDOM_TASK,
@@ -829,11 +830,11 @@ TMOE_DEF int tmoe_model_nearest_tasks(tmoe_model *model, const char *instruction
  *   layer   0 <= layer < routed layers      expert  0 <= expert < E
  *   enabled 0: masked, in training too; else enabled, as all are at first. It is not saved,
  *           and tmoe_model_derive and TMOE_TUNE_VECTOR do not take it over
- *   fails   TMOE_ERR_ARGUMENT: no such expert, or the last enabled one of a layer */
+ *   errors  TMOE_ERR_ARGUMENT: no such expert, or the last enabled one of a layer */
 TMOE_DEF tmoe_result tmoe_expert_set_enabled(tmoe_model *model, int layer, int expert, int enabled);
 
 /* tmoe_task_vector_set - sets a known task's vector; made for TMOE_VECTOR_GIVEN
- *   vector  (vector_width) in      fails  TMOE_ERR_ARGUMENT: no such task, no routed layer */
+ *   vector  (vector_width) in      errors  TMOE_ERR_ARGUMENT: no such task, no routed layer */
 TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const float *vector);
 
 /* ---- API: training (>>training) ---- */
@@ -942,7 +943,7 @@ typedef struct tmoe_training_memory {
     size_t total;
 } tmoe_training_memory;
 
-/* tmoe_training_default - 5,000 steps of 8 tasks x 8 examples; everything moves.      thread any */
+/* tmoe_training_default - 5,000 steps of 8 tasks x 8 examples; everything moves.  threads any */
 TMOE_DEF tmoe_training tmoe_training_default(void);
 
 /* tmoe_training_bytes - memory of a training before any of it is allocated               >>training
@@ -954,7 +955,7 @@ TMOE_DEF tmoe_training tmoe_training_default(void);
  *   memory    out: as tmoe_trainer_bytes for lines of these lengths; shorter ones take less. Not
  *             in it: the context's own (tmoe_ctx_create), the tokenizer, the tokenised texts, and
  *             lists of tasks, lines, tensors and routes
- *   fails     TMOE_ERR_ARGUMENT: no task, an input below 1 token, an output below 2, or one longer
+ *   errors    TMOE_ERR_ARGUMENT: no task, an input below 1 token, an output below 2, or one longer
  *             than the config allows. TMOE_ERR_CONFIG: a field of config or training
  *   cost      as if a step had no arithmetic; no weights are allocated */
 TMOE_DEF tmoe_result tmoe_training_bytes(tmoe_ctx *ctx, const tmoe_config *config,
@@ -965,7 +966,7 @@ TMOE_DEF tmoe_result tmoe_training_bytes(tmoe_ctx *ctx, const tmoe_config *confi
  *   model     in, out: trained in place; outlives the trainer
  *   suite     in: its tasks of TMOE_PART_TRAIN, known to the model by name; not read again
  *   training  in, or NULL: default
- *   fails     TMOE_ERR_CONFIG: a setting is out of its range; the message lists all.
+ *   errors    TMOE_ERR_CONFIG: a setting is out of its range; the message lists all.
  *             TMOE_ERR_DATA: no training task or no tokenizer; a text is too long (which task and
  *             line; tmoe_suite_fit gives the lengths that a suite needs)
  *   cost      a pass over the lines; reserves all memory that steps will need */
@@ -973,16 +974,16 @@ TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *
     const tmoe_training *training);
 TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer);
 
-/* tmoe_trainer_model - the model that is trained, not a copy.                         thread any */
+/* tmoe_trainer_model - the model that is trained, not a copy.  threads any */
 TMOE_DEF tmoe_model *tmoe_trainer_model(tmoe_trainer *trainer);
 
 /* tmoe_trainer_bytes - memory of model and training; no step or validation takes more
- *   memory  out, or NULL      returns  the total      thread any */
+ *   memory  out, or NULL      returns  the total      threads any */
 TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, tmoe_training_memory *memory);
 
 /* tmoe_trainer_step - one AdamW step on the next batch                                   >>training
  *   progress  out, or NULL
- *   fails     TMOE_ERR_NUMERIC: the loss or a gradient is not finite; parameters stay as they are
+ *   errors    TMOE_ERR_NUMERIC: the loss or a gradient is not finite; parameters stay as they are
  *   cost      2 flop forward and 4 backward a token and parameter that runs. PARAM: those of one
  *             expert, and the merge (tmoe_mix_parameters). OUTPUT: those of each expert of weight
  *             above 0; STRAIGHT_THROUGH runs all of them forward and one backward. The optimiser
@@ -992,7 +993,7 @@ TMOE_DEF tmoe_result tmoe_trainer_step(tmoe_trainer *trainer, tmoe_progress *pro
 /* tmoe_trainer_run - steps until training.steps are done or patience ends                >>training
  *   After tmoe_trainer_load it continues from there. The model ends with the parameters, and the
  *   step, which sets its temperature, of the best validation; without validation, of the last step.
- *   fails  as tmoe_trainer_step; TMOE_ERR_CANCELLED: by the callback; the last step's
+ *   errors  as tmoe_trainer_step; TMOE_ERR_CANCELLED: by the callback; the last step's
  *          parameters stay */
 TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer);
 
@@ -1004,7 +1005,7 @@ TMOE_DEF float tmoe_trainer_validation_loss(tmoe_trainer *trainer);
  *   config    in, or NULL: default, which refuses texts of more than 128 and 64 tokens;
  *             source_tokens 0, target_tokens 0: as long as the suite needs
  *   training  in, or NULL: default
- *   fails     as tmoe_tokenizer_train, tmoe_model_create, tmoe_trainer_create, tmoe_trainer_run;
+ *   errors    as tmoe_tokenizer_train, tmoe_model_create, tmoe_trainer_create, tmoe_trainer_run;
  *             the model is destroyed. To keep the model of a training that it cancels, the
  *             callback saves it first:
  *             tmoe_model_save(tmoe_trainer_model(progress->trainer), path) */
@@ -1017,7 +1018,7 @@ TMOE_DEF tmoe_model *tmoe_train(tmoe_ctx *ctx, const tmoe_suite *suite, const tm
  *   router    in: router and task vectors are this model's; NULL: start's, or new ones
  *   config    in, or NULL: start's, without a start the default; must agree with start's as
  *             tmoe_model_derive says
- *   training  in, or NULL: default      fails  as tmoe_train, tmoe_model_derive */
+ *   training  in, or NULL: default      errors  as tmoe_train, tmoe_model_derive */
 TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite,
     const tmoe_model *start, const tmoe_model *router, const tmoe_config *config,
     const tmoe_training *training);
@@ -1029,14 +1030,14 @@ TMOE_DEF tmoe_model *tmoe_train_from(tmoe_ctx *ctx, const tmoe_suite *suite,
  *   start, config   in, as tmoe_train_from; selection and temperature are the stages'
  *   stage2  in, or NULL: default; of its `train`, TMOE_TRAIN_MODEL counts
  *   stage1  in, or NULL: as stage2, with all of its `train`
- *   returns stage 2's model      fails  as tmoe_train_from */
+ *   returns stage 2's model      errors  as tmoe_train_from */
 TMOE_DEF tmoe_model *tmoe_train_two_stages(tmoe_ctx *ctx, const tmoe_suite *suite,
     const tmoe_model *start, const tmoe_config *config, const tmoe_training *stage1,
     const tmoe_training *stage2);
 
 /* tmoe_suite_tokenizer - tmoe_train's tokenizer: bytes (vocabulary 0), or trained on instructions,
  *   inputs and first outputs of the training tasks                                     >>onecall
- *   fails  as tmoe_tokenizer_train */
+ *   errors  as tmoe_tokenizer_train */
 TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *suite,
     int vocabulary);
 
@@ -1075,7 +1076,7 @@ typedef struct tmoe_few_shot_result {
     int diverged; /* pairs that stopped at a loss that is not finite */
 } tmoe_few_shot_result;
 
-/* tmoe_few_shot_default - 200 steps, 3 x 3 choices, 16 lines a label or 32.   thread any */
+/* tmoe_few_shot_default - 200 steps, 3 x 3 choices, 16 lines a label or 32.   threads any */
 TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void);
 /* tmoe_few_shot_run - adapts to an unseen task and scores its test lines                  >>fewshot
  *   Samples lines, trains with every pair of rate and batch size, takes the one that is best on
@@ -1411,6 +1412,7 @@ extern int madvise(void *address, size_t bytes, int advice), fileno(FILE *file),
 #endif
 #define TMOEI_ALIGN 64u           /* bytes: one cache line, one AVX-512 register */
 #define TMOEI_MESSAGE_BYTES 32768 /* room for the names of all tensors of a large BART */
+#define TMOEI_PROBLEM_BYTES (TMOEI_MESSAGE_BYTES - 64) /* of a list that a message quotes */
 #define TMOEI_LANES_MAX 64
 
 static int tmoei_least(int a, int b)
@@ -1648,6 +1650,7 @@ static size_t tmoei_utf8_next(const char *text, size_t length, size_t at, uint32
     return c < least[n] || c > 0x10ffff || surrogate ? 0 : n;
 }
 
+#if !defined(TMOE_NO_STDIO) || !defined(TMOE_NO_EVALUATION)
 /* Writes a character as UTF-8 and returns its bytes. */
 static size_t tmoei_utf8_put(uint32_t c, char *out)
 {
@@ -1663,6 +1666,7 @@ static size_t tmoei_utf8_put(uint32_t c, char *out)
     out[0] = (char)((0xf00u >> n & 0xffu) | c); /* as many leading ones as there are bytes */
     return n;
 }
+#endif
 
 /* Bytes of a text up to the first that is not valid UTF-8, or is NUL; all of them if none is. */
 static size_t tmoei_utf8_sound(const char *text, size_t length)
@@ -1902,7 +1906,7 @@ static float tmoei_normal(uint64_t seed, uint64_t stream, uint64_t counter)
 }
 
 /* Starts a shuffle (Fisher-Yates): the first min(wanted, n) places of order (n) become different
- * numbers below n. Returns how many; each uses one counter. */
+ * numbers below n. Returns the number; each uses one counter. */
 static int tmoei_draw(uint64_t seed, uint64_t stream, uint64_t counter, int *order, int n,
     int wanted)
 {
@@ -5528,7 +5532,7 @@ static float tmoei_cosine(const float *a, const float *b, int k)
     return aa > 0.0 && bb > 0.0 ? (float)(tmoei_text_dot(a, b, k) / sqrt(aa * bb)) : 0.0f;
 }
 
-/* ==== >>model: what lies where in the one flat buffer of parameters ==============================
+/* ==== >>model: the layout of the one flat buffer of parameters ==============================
  *   theta   [ embeddings, positions, norms | layer 0: shared part, expert 0, ..., expert E-1 |
  *             layer 1 ... | output bias | router | task vectors ]
  * The trainer's gradients and moments are flat twins of the part that is trained.
@@ -6021,7 +6025,7 @@ static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c,
 {
     const int symbols = tokenizer ? tmoe_tokenizer_vocabulary(tokenizer) : 3;
     const int V = c->vocabulary ? c->vocabulary : symbols, W = tmoei_router_width(c);
-    char text[TMOEI_MESSAGE_BYTES - 64] = "";
+    char text[TMOEI_PROBLEM_BYTES] = "";
     const size_t size = sizeof text;
     tmoei_fields_check(c, tmoei_config_fields, TMOEI_CONFIG_FIELDS, text, size);
     if (c->encoder_heads > 0 && c->decoder_heads > 0
@@ -6272,7 +6276,7 @@ static tmoe_result tmoei_derivable(tmoe_ctx *ctx, const tmoe_model *from, const 
     const tmoe_config *to)
 {
     const tmoe_config *a = &from->config;
-    char text[TMOEI_MESSAGE_BYTES - 64] = "";
+    char text[TMOEI_PROBLEM_BYTES] = "";
     for (size_t i = 0; i < TMOEI_CONFIG_FIELDS; i++) {
         const tmoei_field *f = &tmoei_config_fields[i];
         const double x = tmoei_field_value(to, f), kept = tmoei_field_value(a, f);
@@ -8903,7 +8907,7 @@ static void tmoei_lines_extent(tmoe_trainer *trainer, size_t first, int count, i
 /* Names all settings that make no sense, in one message. */
 static tmoe_result tmoei_training_check(tmoe_ctx *ctx, const tmoe_training *training)
 {
-    char text[TMOEI_MESSAGE_BYTES - 64] = "";
+    char text[TMOEI_PROBLEM_BYTES] = "";
     tmoei_fields_check(training, tmoei_training_fields, TMOEI_TRAINING_FIELDS, text, sizeof text);
     if (training->evaluate_every_steps > 0 && training->validation_lines == 0)
         tmoei_problem(text, sizeof text, "evaluate_every_steps needs validation_lines above 0");
@@ -9341,7 +9345,7 @@ static void tmoei_search_store(const tmoei_search *s, int first, const tmoe_gene
 static tmoe_result tmoei_generation_check(tmoe_model *model, tmoe_generation *how)
 {
     const int V = model->V, longest = model->config.target_tokens + 1; /* and the start token */
-    char text[TMOEI_MESSAGE_BYTES - 64] = "";
+    char text[TMOEI_PROBLEM_BYTES] = "";
     const size_t size = sizeof text;
     tmoei_fields_check(how, tmoei_generation_fields, TMOEI_GENERATION_FIELDS, text, size);
     if (how->max_length == 0 || how->max_length > longest) how->max_length = longest;
@@ -9699,7 +9703,7 @@ TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task,
  * each child its next sibling. What RFC 8259 does not allow is refused with line and column, and so
  * are invalid UTF-8 and lone surrogates. */
 
-#ifndef TMOE_NO_STDIO /* JSON comes from files and goes to files */
+#ifndef TMOE_NO_STDIO /* only files hold JSON */
 
 #define TMOEI_BAD_FORMAT(ctx, ...) tmoei_fail(ctx, TMOE_ERR_FORMAT, __VA_ARGS__)
 
@@ -12104,9 +12108,9 @@ static tmoei_draft *tmoei_draft_of(tmoe_suite *suite, tmoei_drafts *drafts, cons
 static void tmoei_read_json_line(tmoe_suite *suite, tmoei_drafts *drafts, const tmoei_json *json,
     const char *where)
 {
-    const int task = tmoei_json_get(json, 0, "task"), input = tmoei_json_get(json, 0, "input"),
-              output = tmoei_json_get(json, 0, "output"),
-              instruction = tmoei_json_get(json, 0, "instruction");
+    const int task = tmoei_json_get(json, 0, "task");
+    const int instruction = tmoei_json_get(json, 0, "instruction");
+    const int input = tmoei_json_get(json, 0, "input"), output = tmoei_json_get(json, 0, "output");
     const int list = tmoei_json_at(json, output)->kind == TMOEI_JSON_ARRAY;
     if (!tmoei_json_is_string(json, task) || !tmoei_json_is_string(json, input)
         || (instruction >= 0 && !tmoei_json_is_string(json, instruction))
@@ -12279,7 +12283,7 @@ static void tmoei_split_part(tmoe_suite *suite, const tmoei_json *json, tmoe_par
     const char *path)
 {
     static const char *const keys[] = { "train", "dev", "test" }; /* by tmoe_part */
-    char unknown[TMOEI_MESSAGE_BYTES / 2] = "";
+    char unknown[TMOEI_PROBLEM_BYTES] = "";
     const tmoei_json_node *list = tmoei_json_value(json, 0, keys[part]);
     if (json->nodes[0].kind != TMOEI_JSON_OBJECT
         || (list->kind != TMOEI_JSON_NULL && list->kind != TMOEI_JSON_ARRAY))
@@ -13653,7 +13657,7 @@ static void tmoei_write_settings(const tmoe_trainer *trainer, tmoei_buffer *text
 /* Refuses a generation that could not be read again. */
 static tmoe_result tmoei_search_check(const tmoe_model *model, const char *path)
 {
-    char text[TMOEI_MESSAGE_BYTES / 2] = "";
+    char text[TMOEI_PROBLEM_BYTES] = "";
     tmoei_fields_check(&model->generation, tmoei_generation_fields, TMOEI_GENERATION_FIELDS, text,
         sizeof text);
     if (!text[0]) return TMOE_OK;
@@ -13922,7 +13926,7 @@ static tmoe_result tmoei_checkpoint_compare(const tmoe_trainer *trainer, const t
 {
     tmoe_ctx *ctx = trainer->ctx;
     const char *path = c->file.path;
-    char text[TMOEI_MESSAGE_BYTES / 2] = "";
+    char text[TMOEI_PROBLEM_BYTES] = "";
     for (int i = TMOEI_PART_CONFIG; i <= TMOEI_PART_TASKS; i++) {
         tmoei_buffer theirs = { NULL, 0, 0, 0 }, ours = { NULL, 0, 0, 0 };
         tmoei_parts[i].write(c->model, &theirs);
@@ -14206,7 +14210,7 @@ static void tmoei_bart_unknown(const tmoei_weights *w, const tmoei_bart_list *li
 static tmoe_result tmoei_bart_read(tmoe_model *model, const tmoei_weights *w, const char *folder)
 {
     tmoe_ctx *ctx = model->ctx;
-    char text[TMOEI_MESSAGE_BYTES - 64] = "";
+    char text[TMOEI_PROBLEM_BYTES] = "";
     const tmoei_safetensors *home = NULL;
     const tmoei_entry *embedding = tmoei_bart_tied(w, &home, text, sizeof text);
     tmoei_bart_list list;

@@ -150,8 +150,17 @@ def count(path):
         if line_of(m.start()) in fenced:
             continue
         if re.search(r'(?<![=!<>+\-*/|&])=(?!=)', condition) and not re.match(
-                r'^!\(\w[\w>.\[\]-]* = .*\)$', condition.strip(), flags=re.S):
+                r'^!\(\w[\w>.\[\]-]* = [^=]*\)$', condition.strip(), flags=re.S):
             note('assignments in conditions', line_of(m.start()))
+        if m.group(1) == 'while' and re.match(r'\s*\{\s*\}|\s*;', plain[end + 1:end + 40]) and not re.search(
+                r'\}\s*$', plain[:m.start()]):
+            note('loop heads that do the work', line_of(m.start()))
+
+    # comma operators as statements: two assignments, the first of which declares nothing
+    for m in re.finditer(r'^ +\*?[a-z]\w*(?:(?:->|\.)\w+|\[[^\]]*\])* [-+*/|&]?= [^;{}]*;', plain, flags=re.M):
+        if line_of(m.start()) not in fenced and any(
+                re.match(r'\s*\*?\w[\w>.\[\]-]* [-+*/|&]?= ', part) for part in split(m.group(0))[1:]):
+            note('lines of several statements', line_of(m.start()))
 
     # chains of ?: a second ? in the same expression, not inside other brackets or arguments
     for m in re.finditer(r'\?', plain):
@@ -169,7 +178,7 @@ def count(path):
                     break
             elif depth == 0 and c in ';,':
                 break
-            elif depth == 0 and c == '?':
+            elif c == '?' and (depth == 0 or re.search(r'[?:] \($', plain[m.start():k].rsplit('(', 1)[0] + '(')):
                 note('chains of ?:', i)
                 break
             k += 1

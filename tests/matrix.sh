@@ -31,7 +31,7 @@ for cc in gcc clang; do
     for std in c99 c11 c17; do for opt in -O0 -O2; do
         check "$cc -std=$std $opt" $cc -std=$std $opt -I. $STRICT $C_ONLY -c $B/impl.c -o $B/impl.o
     done; done
-    for option in TMOE_THREADS TMOE_NO_STDIO TMOE_NO_BART TMOE_NO_SIMD TMOE_NO_AVX512 TMOE_NO_AVX2 TMOE_NO_NEON TMOE_NO_EVALUATION TASKMOE_STATIC \
+    for option in TMOE_THREADS TMOE_NO_STDIO TMOE_NO_BART 'TMOE_NO_STDIO -DTMOE_NO_EVALUATION -DTMOE_NO_BART' TMOE_NO_SIMD TMOE_NO_AVX512 TMOE_NO_AVX2 TMOE_NO_NEON TMOE_NO_EVALUATION TASKMOE_STATIC \
                   'TMOE_MALLOC(n)=my_malloc(n) -DTMOE_FREE(p)=my_free(p) -include build/matrix/my.h' \
                   'TMOE_DEF=__attribute__((visibility("hidden")))' 'TMOE_HEADER_FILENAME="taskmoe.h"' 'TMOE_ALLOW_FAST_MATH -ffast-math'; do
         printf '#include <stddef.h>\nvoid *my_malloc(size_t n);\nvoid my_free(void *p);\n' > $B/my.h

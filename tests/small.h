@@ -72,7 +72,7 @@ static tmoe_training small_training(void)
     return t;
 }
 
-/* Memory comes full of NaN: whoever reads what nobody wrote is found out. */
+/* Memory comes full of NaN: reading what was not written shows. */
 static void *poisoned(size_t size, void *user)
 {
     void *p = malloc(size);

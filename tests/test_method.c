@@ -1114,7 +1114,7 @@ static void test_few_shot_keeps_its_protocol(void)
     f.evaluate_every_steps = 1;
     CHECK(tmoe_few_shot_run(model, &unseen->tasks[0], &f, &r) == TMOE_OK && r.dev == 1.0
         && r.test == 1.0);
-    /* of two learning rates, one of which learns z, the other wins, wherever it stands */
+    /* of two learning rates, one of which learns z, the other wins, wherever it is in the list */
     f.evaluate_every_steps = 60;
     f.learning_rate_count = 2;
     for (int first = 0; first < 2; first++) {

@@ -192,7 +192,7 @@ static void test_gradient_of_mix_outputs(void)
     check_gradient("mix_outputs", build_mix_outputs, 3, shapes, 3e-4);
 }
 
-/* A merged block is used through its parts, one of which nobody uses: its gradient must be zero,
+/* A merged block is used through its parts, one of which is not used: its gradient must be zero,
  * not what memory held. */
 static tmoe_tensor *build_mix_parameters(tmoe_tape *t, tmoe_tensor **in)
 {
@@ -313,7 +313,7 @@ static void test_gradient_of_a_route_is_known_up_to_what_a_softmax_drops(void)
     tmoe_tape_destroy(tape);
 }
 
-/* With a one-hot route that nobody trains, merging copies nothing: the block is the expert's own
+/* With a one-hot route that is not trained, merging copies nothing: the block is the expert's own
  * memory. */
 static void test_one_hot_route_is_the_expert_itself(void)
 {
