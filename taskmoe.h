@@ -966,7 +966,8 @@ TMOE_DEF tmoe_result tmoe_training_bytes(tmoe_ctx *ctx, const tmoe_config *confi
  *   model     in, out: trained in place; outlives the trainer
  *   suite     in: its tasks of TMOE_PART_TRAIN, known to the model by name; not read again
  *   training  in, or NULL: default
- *   errors    TMOE_ERR_CONFIG: a setting is out of its range; the message lists all.
+ *   errors    TMOE_ERR_CONFIG: a setting is out of its range (the message lists all), or `train` and
+ *             alternate_steps leave a turn in which nothing moves.
  *             TMOE_ERR_DATA: no training task or no tokenizer; a text is too long (which task and
  *             line; tmoe_suite_fit gives the lengths that a suite needs)
  *   cost      a pass over the lines; reserves all memory that steps will need */
@@ -993,8 +994,8 @@ TMOE_DEF tmoe_result tmoe_trainer_step(tmoe_trainer *trainer, tmoe_progress *pro
 /* tmoe_trainer_run - steps until training.steps are done or patience ends                >>training
  *   After tmoe_trainer_load it continues from there. The model ends with the parameters, and the
  *   step, which sets its temperature, of the best validation; without validation, of the last step.
- *   errors  as tmoe_trainer_step; TMOE_ERR_CANCELLED: by the callback; the last step's
- *          parameters stay */
+ *   errors  as tmoe_trainer_step; TMOE_ERR_CANCELLED: by the callback; the last step's parameters
+ *           stay */
 TMOE_DEF tmoe_result tmoe_trainer_run(tmoe_trainer *trainer);
 
 /* tmoe_trainer_validation_loss - tmoe_progress.validation_loss, measured now
