@@ -966,8 +966,8 @@ TMOE_DEF tmoe_result tmoe_training_bytes(tmoe_ctx *ctx, const tmoe_config *confi
  *   model     in, out: trained in place; outlives the trainer
  *   suite     in: its tasks of TMOE_PART_TRAIN, known to the model by name; not read again
  *   training  in, or NULL: default
- *   errors    TMOE_ERR_CONFIG: a setting is out of its range (the message lists all), or `train` and
- *             alternate_steps leave a turn in which nothing moves.
+ *   errors    TMOE_ERR_CONFIG: a setting is out of its range (the message lists all), or `train`
+ *             and alternate_steps leave a turn in which nothing moves.
  *             TMOE_ERR_DATA: no training task or no tokenizer; a text is too long (which task and
  *             line; tmoe_suite_fit gives the lengths that a suite needs)
  *   cost      a pass over the lines; reserves all memory that steps will need */
