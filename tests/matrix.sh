@@ -72,5 +72,10 @@ mkdir -p $B/suite/tasks $B/suite/splits
 check "make_suite compiles" gcc -std=c99 -Wall -Wextra -Wpedantic -Werror -O1 examples/suite/make_suite.c -o $B/make_suite
 check "make_suite runs" $B/make_suite $B/suite
 for part in tasks splits tasks.tsv; do check "suite: $part is what the program writes" diff -r examples/suite/$part $B/suite/$part; done
+# Published scores were measured on these bytes. Numbers of cksum: CRC and size.
+is_cksum() { want=$1; shift; got=$(LC_ALL=C cat "$@" | cksum); [ "$got" = "$want" ] || { echo "cksum is $got, was $want"; return 1; }; }
+check "suite: the tasks are those of the published scores" is_cksum "3155213242 1634049" examples/suite/tasks.tsv $(LC_ALL=C ls examples/suite/tasks/*.tsv)
+check "suite: zero_shot is that of the published scores" is_cksum "2881358918 4872" examples/suite/splits/zero_shot.json
+check "suite: few_shot is that of the published scores" is_cksum "1781157431 4557" examples/suite/splits/few_shot.json
 echo "matrix: $passed passed, $failed failed"
 [ $failed -eq 0 ]

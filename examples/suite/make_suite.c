@@ -1,6 +1,5 @@
 /* make_suite: writes the embedded suite, the same files every time.
- *   usage: make_suite FOLDER      (tasks/NAME.tsv, tasks.tsv,
- *   splits/{zero_shot,few_shot,quickstart}.json)
+ *   usage: make_suite FOLDER      (tasks/NAME.tsv, tasks.tsv, splits/NAME.json)
  * The last 20 % of a task's lines are its test lines. A list or sentence is used once in the whole
  * suite, so a test list never occurs in training, in no task. */
 #include <stdarg.h>
@@ -60,10 +59,12 @@ static int use(const char *scope, const char *text)
 /* ---- the task that is being written ---------------------------------------------------------- */
 typedef struct task_info {
     char name[64], category[24], subcategory[32], metric[16], labels[160], instruction[160];
-    int lines, memorization, held;
+    int lines, memorization;
+    int held;             /* which part of few_shot a task is in that is no composition */
+    int selection, wheel; /* of a composition, see composition_part; else -1 */
 } task_info;
 
-enum { TRAIN, HELD_COMPOSITION, DEV_COMPOSITION, HELD_NEW, DEV_NEW };
+enum { NOWHERE = -1, TRAIN, DEV, TEST };
 
 static task_info tasks[TASKS_MAX];
 static int task_count;
@@ -79,6 +80,7 @@ static void begin(const char *name)
 {
     memset(&tasks[task_count], 0, sizeof tasks[task_count]);
     snprintf(tasks[task_count].name, sizeof tasks[task_count].name, "%s", name);
+    tasks[task_count].selection = tasks[task_count].wheel = -1;
     line_count = 0;
     state = hash_text(name);
 }
@@ -392,14 +394,21 @@ static void select_and_transform(int s, int t, char *input, char *output)
     }
 }
 
-/* Which compositions are held out: in each row and column of selections x transformations some, so
- * that every part is seen in others. Fixed by arithmetic before any model was trained. */
-static int composition_part(int s, int t)
+/* Which compositions a split holds out. Selection s and transformation t have a place on a wheel of
+ * twelve, where each place has one cell in every row and every column of the square. Places 2 and 11
+ * are not in the suite: it need not hold every pair. Of the others a split holds out three, and a
+ * fourth in the even rows for development: whatever `turn` of the wheel, every part is still seen in
+ * other cells. Fixed by arithmetic before any model was trained. */
+static int wheel_place(int s, int t)
 {
-    const int place = (5 * s + 7 * t) % 12;
-    if (place == 0 || place == 4 || place == 9) return HELD_COMPOSITION; /* 3 of 12 */
-    if (place == 6 && s % 2 == 0) return DEV_COMPOSITION;
-    if (place == 2 || place == 11) return -1; /* not in the suite: it need not hold every pair */
+    return (5 * s + 7 * t) % 12;
+}
+
+static int composition_part(int s, int wheel, int turn)
+{
+    const int place = (wheel + 12 - turn) % 12;
+    if (place == 0 || place == 4 || place == 9) return TEST;
+    if (place == 6 && s % 2 == 0) return DEV;
     return TRAIN;
 }
 
@@ -409,15 +418,17 @@ static void make_compositions(void)
     for (s = 0; s < SELECTIONS; s++)
         for (t = 0; t < TRANSFORMS; t++) {
             char name[80], input[200], output[100];
-            const int part = composition_part(s, t);
-            if (part < 0) continue;
+            const int wheel = wheel_place(s, t);
+            if (wheel == 2 || wheel == 11) continue;
             snprintf(name, sizeof name, "%s_%s", selections[s].name, transforms[t].name);
             begin(name);
+            tasks[task_count].selection = s;
+            tasks[task_count].wheel = wheel;
             while (line_count < LINES) {
                 select_and_transform(s, t, input, output);
                 add("list", input, output);
             }
-            end("composition", transforms[t].name, "exact_match", "", 0, part, "%s%s%s",
+            end("composition", transforms[t].name, "exact_match", "", 0, NOWHERE, "%s%s%s",
                 transforms[t].before, selections[s].phrase, transforms[t].behind);
         }
 }
@@ -456,8 +467,8 @@ static void make_selections(void)
         }
         end("extraction", "selection", "exact_match", "", 0,
             i < 3        ? TRAIN
-                : i == 5 ? DEV_NEW
-                         : HELD_NEW,
+                : i == 5 ? DEV
+                         : TEST,
             "Write %s.", more[i].phrase);
     }
     begin("select_shortest");
@@ -469,7 +480,7 @@ static void make_selections(void)
         join(&l, input);
         if (place >= 0) add("list", input, l.words[place]);
     }
-    end("extraction", "selection", "exact_match", "", 0, HELD_NEW,
+    end("extraction", "selection", "exact_match", "", 0, TEST,
         "Write the shortest word of the list.");
     begin("select_repeated");
     while (line_count < LINES) {
@@ -558,7 +569,7 @@ static void make_transforms(void)
         join(&r, out);
         add("list", input, out);
     }
-    end("transformation", "list", "exact_match", "", 0, HELD_NEW,
+    end("transformation", "list", "exact_match", "", 0, TEST,
         "Write the list without its last word.");
     begin("list_upper_case");
     while (line_count < LINES) {
@@ -569,7 +580,7 @@ static void make_transforms(void)
         t_upper(input, out);
         add("list", input, out);
     }
-    end("transformation", "list", "exact_match", "", 0, HELD_NEW,
+    end("transformation", "list", "exact_match", "", 0, TEST,
         "Write the whole list in upper case.");
 }
 
@@ -644,8 +655,8 @@ static void make_classification(void)
     shuffle_lines();
     end("classification", "kind", "accuracy", labels, 1, TRAIN, "What kind of thing is the word?");
     for (k = 0; k < 12; k++) { /* is it a ...: yes and no equally often */
-        static const int held[12] = { TRAIN, TRAIN, TRAIN, TRAIN, TRAIN, TRAIN, TRAIN, HELD_NEW,
-            TRAIN, TRAIN, DEV_NEW, HELD_NEW };
+        static const int held[12] = { TRAIN, TRAIN, TRAIN, TRAIN, TRAIN, TRAIN, TRAIN, TEST, TRAIN,
+            TRAIN, DEV, TEST };
         const int n = kind_size(k);
         snprintf(name, sizeof name, "is_%s", kinds[k].name);
         for (i = 0; name[i]; i++)
@@ -662,7 +673,7 @@ static void make_classification(void)
             strchr("aeiou", kinds[k].name[0]) ? "an" : "a", kinds[k].name);
     }
     for (k = 0; k < 8; k++) {
-        static const int held[8] = { TRAIN, TRAIN, TRAIN, TRAIN, TRAIN, TRAIN, HELD_NEW, DEV_NEW };
+        static const int held[8] = { TRAIN, TRAIN, TRAIN, TRAIN, TRAIN, TRAIN, TEST, DEV };
         snprintf(name, sizeof name, "has_%s", has[k]);
         for (i = 0; name[i]; i++)
             if (name[i] == ' ') name[i] = '_';
@@ -675,8 +686,8 @@ static void make_classification(void)
         q_first_longer, 0, -1);
     yes_no("first_two_same_letter", "list", TRAIN,
         "Do the first two words start with the same letter?", q_same_letter, 0, -1);
-    yes_no("list_has_four_words", "list", HELD_NEW, "Are there four words in the list?", q_count_is,
-        4, -1);
+    yes_no("list_has_four_words", "list", TEST, "Are there four words in the list?", q_count_is, 4,
+        -1);
     yes_no("last_ends_in_vowel", "list", TRAIN, "Does the last word end in a vowel?", q_last_vowel,
         0, -1);
     begin("list_word_count");
@@ -728,7 +739,7 @@ static void make_classification(void)
         sprintf(out, "%d", a < b ? a : b);
         add(NULL, in, out);
     }
-    end("classification", "number", "exact_match", "", 0, HELD_NEW,
+    end("classification", "number", "exact_match", "", 0, TEST,
         "Which of the two numbers is smaller?");
     begin("sentiment");
     while (line_count < LINES) {
@@ -793,7 +804,7 @@ static void make_sentences(void)
                 sprintf(text, "In %s %s %s %d %s.", place, name, verb, n, thing);
             add("sentence", text, task == 0 ? number : task == 1 ? name : task == 2 ? place : verb);
         }
-        end("extraction", "sentence", "exact_match", "", 0, task == 3 ? HELD_NEW : TRAIN, "%s",
+        end("extraction", "sentence", "exact_match", "", 0, task == 3 ? TEST : TRAIN, "%s",
             ask[task]);
     }
 }
@@ -856,11 +867,11 @@ static void make_knowledge(void)
         "On which continent is the country?");
     FACTS("nationality_of_country", "nationality", countries, 0, 3, 0, TRAIN,
         "What is somebody from the country called?");
-    FACTS("currency_of_country", "currency", countries, 0, 4, 1, HELD_NEW,
+    FACTS("currency_of_country", "currency", countries, 0, 4, 1, TEST,
         "Which currency does the country use?");
     FACTS("language_of_country", "language", countries, 0, 5, 1, TRAIN,
         "Which language do most people in the country speak?");
-    FACTS("continent_of_capital", "country", countries, 1, 2, 1, HELD_NEW,
+    FACTS("continent_of_capital", "country", countries, 1, 2, 1, TEST,
         "On which continent is the city?");
     FACTS("symbol_of_element", "element", elements, 0, 1, 1, TRAIN,
         "What is the symbol of the chemical element?");
@@ -870,7 +881,7 @@ static void make_knowledge(void)
     FACTS("past_participle", "verb", verbs, 0, 2, 0, TRAIN,
         "Write the past participle of the verb.");
     FACTS("third_person", "verb", verbs, 0, 3, 0, TRAIN, "Write the verb for he or she.");
-    FACTS("infinitive_of_past", "verb", verbs, 1, 0, 0, HELD_NEW,
+    FACTS("infinitive_of_past", "verb", verbs, 1, 0, 0, TEST,
         "Write the infinitive of the verb in the past tense.");
     FACTS("plural_of_noun", "noun", plurals, 0, 1, 0, TRAIN, "Write the plural of the noun.");
     FACTS("singular_of_noun", "noun", plurals, 1, 0, 0, TRAIN, "Write the singular of the noun.");
@@ -887,7 +898,7 @@ static void make_knowledge(void)
         "Translate the word from Spanish to English.");
     FACTS("german_to_english", "translation", translations, 3, 0, 1, TRAIN,
         "Translate the word from German to English.");
-    FACTS("spanish_to_french", "translation", translations, 1, 2, 1, HELD_NEW,
+    FACTS("spanish_to_french", "translation", translations, 1, 2, 1, TEST,
         "Translate the word from Spanish to French.");
     for (task = 0; task < 4; task++) {
         static const char *const names[4] = { "number_to_words", "words_to_number",
@@ -914,38 +925,76 @@ static void make_knowledge(void)
                 roman(n, text);
             add(NULL, task % 2 ? text : digits, task % 2 ? digits : text);
         }
-        end("world_knowledge", "number", "exact_match", "", 0, task == 3 ? HELD_NEW : TRAIN, "%s",
+        end("world_knowledge", "number", "exact_match", "", 0, task == 3 ? TEST : TRAIN, "%s",
             ask[task]);
     }
 }
 
-/* which: 0 few_shot, 1 zero_shot, 2 quickstart (the twelve transformations of a word) */
-static void write_split(const char *name, int which)
+/* ---- splits ---------------------------------------------------------------------------------- */
+typedef int part_rule(const task_info *task, int turn);
+
+/* Compositions are held out, tasks of a new kind are in no part. */
+static int zero_shot_part(const task_info *task, int turn)
+{
+    if (task->wheel >= 0) return composition_part(task->selection, task->wheel, turn);
+    return task->held == TRAIN ? TRAIN : NOWHERE;
+}
+
+/* The same training tasks; two fifths of the compositions and all tasks of a new kind are held out.
+ */
+static int few_shot_part(const task_info *task, int turn)
+{
+    const int part = zero_shot_part(task, turn);
+    if (task->wheel < 0) return task->held;
+    if (part == TEST) return hash_text(task->name) % 5 < 2 ? TEST : NOWHERE;
+    return part == TRAIN ? TRAIN : NOWHERE;
+}
+
+/* To choose models by: place 6 of the wheel, which no zero_shot split tests; what zero_shot tests is
+ * in no part. */
+static int development_part(const task_info *task, int turn)
+{
+    const int part = zero_shot_part(task, turn);
+    if (task->wheel == 6) return TEST;
+    return part == TRAIN ? TRAIN : NOWHERE;
+}
+
+/* The twelve transformations of a word. */
+static int quickstart_part(const task_info *task, int turn)
+{
+    (void)turn;
+    if (strcmp(task->category, "transformation") != 0) return NOWHERE;
+    return strncmp(task->name, "word_", 5) == 0 ? TRAIN : NOWHERE;
+}
+
+static const struct {
+    const char *name;
+    part_rule *part;
+    /* of the wheel: all turns whose TEST and DEV are not in the places 2 and 11, nor TEST in 6 */
+    int turn;
+} splits[] = { { "zero_shot", zero_shot_part, 0 }, { "zero_shot_2", zero_shot_part, 1 },
+    { "zero_shot_3", zero_shot_part, 3 }, { "zero_shot_4", zero_shot_part, 4 },
+    { "development", development_part, 0 }, { "few_shot", few_shot_part, 0 },
+    { "quickstart", quickstart_part, 0 } };
+
+static void write_split(int split)
 {
     static const char *const parts[3] = { "train", "dev", "test" };
     char path[512];
     FILE *file;
     int part, i, n;
-    snprintf(path, sizeof path, "%s/splits/%s.json", folder, name);
+    snprintf(path, sizeof path, "%s/splits/%s.json", folder, splits[split].name);
     file = fopen(path, "wb");
     if (!file) {
         perror(path);
         exit(1);
     }
     fprintf(file, "{");
-    for (part = 0; part < 3; part++) {
+    for (part = TRAIN; part <= TEST; part++) {
         fprintf(file, "%s\n \"%s\": [", part ? "," : "", parts[part]);
-        for (i = n = 0; i < task_count; i++) {
-            const int held = tasks[i].held;
-            const int in = which == 2 ? part == 0 && !strncmp(tasks[i].name, "word_", 5)
-                    && !strcmp(tasks[i].category, "transformation")
-                : part == 0 ? held == TRAIN
-                : part == 1 ? (which ? held == DEV_COMPOSITION : held == DEV_NEW)
-                : which     ? held == HELD_COMPOSITION
-                            : held == HELD_NEW
-                    || (held == HELD_COMPOSITION && hash_text(tasks[i].name) % 5 < 2);
-            if (in) fprintf(file, "%s\n  \"%s\"", n++ ? "," : "", tasks[i].name);
-        }
+        for (i = n = 0; i < task_count; i++)
+            if (splits[split].part(&tasks[i], splits[split].turn) == part)
+                fprintf(file, "%s\n  \"%s\"", n++ ? "," : "", tasks[i].name);
         fprintf(file, "\n ]");
     }
     fprintf(file, "\n}\n");
@@ -986,9 +1035,7 @@ int main(int argc, char **argv)
         perror(path);
         return 1;
     }
-    write_split("zero_shot", 1);
-    write_split("few_shot", 0);
-    write_split("quickstart", 2);
+    for (i = 0; i < COUNT(splits); i++) write_split(i);
     for (i = 0; i < used_count; i++) free(used[i]);
     return 0;
 }
