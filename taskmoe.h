@@ -336,6 +336,24 @@ TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tens
  *   cost       4*T*S*D flop a sequence, about half of it if long and causal; backward 2.5 times */
 TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tensor *kv, int heads,
     int sequences, const int *q_offsets, const int *kv_offsets, int causal);
+/* tmoe_rotary - rotary positions (Su 2021, arXiv 2104.09864): the pair (i, i + W/2) of each head of
+ *   width W is turned by the angle p * base^(-2i/W), p = position_ids_t. Turn q and k alike: then
+ *   <q, k> depends on the difference of their positions only                                >>ops
+ *   columns  the first ones of x are heads side by side, those of q and k; W divides it. Other
+ *            columns, those of v, are copied: x may be [q | k | v]
+ *   table    (P,W), a constant that tmoe_rotary_table has filled
+ *   position_ids   (T) in, must live until the reset; 0 <= position < P, others are
+ *            TMOE_ERR_ARGUMENT
+ *   grad     x: dy, turned back
+ *   cost     6 flop for a pair, no sine or cosine */
+TMOE_DEF tmoe_tensor *tmoe_rotary(tmoe_tape *tape, tmoe_tensor *x, int columns, tmoe_tensor *table,
+    const int *position_ids);
+/* tmoe_rotary_table - cosines and sines for tmoe_rotary, computed in double and rounded once
+ *   table    (positions, width) out: in row p the cosines of the width / 2 angles, then the sines
+ *   width    of a head: even     base   above 1
+ *   errors   TMOE_ERR_ARGUMENT     cost   a power, a sine and a cosine for each pair */
+TMOE_DEF tmoe_result tmoe_rotary_table(tmoe_ctx *ctx, float *table, int positions, int width,
+    float base);
 /* tmoe_embedding - y_t = scale * table[ids_t] + positions[position_ids_t]                   >>ops
  *   table (V,D)   positions (P,D) or NULL   returns (count,D)   count at least 1
  *   ids, position_ids   (count) in, must live until the reset; 0 <= id < V, 0 <= position < P;
@@ -633,6 +651,12 @@ typedef enum tmoe_norm { /* where a sublayer is normed: x + f(norm(x)), or norm(
     TMOE_NORM_POST
 } tmoe_norm;
 
+typedef enum tmoe_position_kind { /* how a model knows the order of tokens */
+    TMOE_POSITION_LEARNED, /* a trained row for each position, added to the embedding, as BART */
+    TMOE_POSITION_ROTARY   /* self-attention turns queries and keys by their positions: see
+                            * tmoe_rotary. No parameters; scores know distances. */
+} tmoe_position_kind;
+
 typedef enum tmoe_mix { /* what a route averages */
     TMOE_MIX_PARAM,     /* the experts' parameters; one layer runs on the average */
     TMOE_MIX_OUTPUT     /* the experts' outputs, as in the paper; those with r > 0 run, and in
@@ -701,8 +725,10 @@ typedef struct tmoe_config {
     int begin_in_target;                    /* kept; 1: targets begin with <s>, as BART's do */
     int specials_in_text;                   /* 1: <mask> and the like in a text are tokens */
     int start_id, begin_id, pad_id, end_id; /* kept; the decoder's first token; <s>, <pad>, </s> */
-    float init_std; /* of all matrices; 0: 1/sqrt(fan in), embeddings 1/sqrt(width) */
-    uint64_t seed;  /* of the random start and of random routes */
+    tmoe_position_kind positions;           /* kept; ROTARY needs heads of an even width */
+    float rotary_base; /* kept; above 1: the slowest pair of ROTARY turns by about 1/base a token */
+    float init_std;    /* of all matrices; 0: 1/sqrt(fan in), embeddings 1/sqrt(width) */
+    uint64_t seed;     /* of the random start and of random routes */
 } tmoe_config;
 
 /* tmoe_config_default - a small model: width 96, 2 + 2 layers of 4 experts, PRE, PARAM, SOFTMAX
@@ -2501,6 +2527,12 @@ typedef void tmoei_adamw_fn(float *theta, const float *grad, float *m, float *v,
 typedef void tmoei_dropout_fn(float *y, const float *x, size_t n, uint32_t first, uint32_t key,
     uint32_t limit, float scale);
 
+/* In each head of 2 half floats, with j = i + half and s = direction * sine:
+ *   y_i = x_i cos_i - x_j s_i;  y_j = x_j cos_i + x_i s_i
+ * table has `half` cosines, then as many sines; y may be x */
+typedef void tmoei_rotary_fn(float *y, const float *x, const float *table, float direction,
+    size_t half, size_t heads);
+
 #define TMOEI_KERNELS(X) \
     X(dots) \
     X(transpose) \
@@ -2519,7 +2551,8 @@ typedef void tmoei_dropout_fn(float *y, const float *x, size_t n, uint32_t first
     X(merge) \
     X(merge_backward) \
     X(adamw) \
-    X(dropout)
+    X(dropout) \
+    X(rotary)
 #define TMOEI_KERNEL_FIELD(name) tmoei_##name##_fn *name;
 #define TMOEI_KERNEL_ENTRY(name) TMOEI_FN(name),
 
@@ -3352,6 +3385,23 @@ TMOEI_KERNEL void TMOEI_FN(dropout)(float *y, const float *x, size_t n, uint32_t
         h = (h ^ (h >> 13)) * 0xc2b2ae35u;
         h ^= h >> 16;
         y[i] = h >= limit ? x[i] * scale : 0.0f;
+    }
+}
+
+TMOEI_KERNEL void TMOEI_FN(rotary)(float *y, const float *x, const float *table, float direction,
+    size_t half, size_t heads)
+{
+    TMOEI_V d = TMOEI_VSET(direction);
+    const float *sines = table + half;
+    for (size_t head = 0; head < heads; head++) {
+        const float *first = x + 2 * half * head, *second = first + half;
+        float *to = y + 2 * half * head;
+        TMOEI_EACH(half, {
+            TMOEI_V c = TMOEI_VREAD(table), s = d * TMOEI_VREAD(sines);
+            TMOEI_V a = TMOEI_VREAD(first), b = TMOEI_VREAD(second);
+            TMOEI_VWRITE(to, TMOEI_VFMA(a, c, -(b * s)));
+            TMOEI_VWRITE(to + half, TMOEI_VFMA(b, c, a * s));
+        });
     }
 }
 
@@ -4970,6 +5020,105 @@ TMOE_DEF tmoe_tensor *tmoe_attention(tmoe_tape *tape, tmoe_tensor *q, tmoe_tenso
         in, 2);
 }
 
+/* ---- rotary positions ----
+ *   forward   with a = p base^(-2i/W), j = i + W/2, for every pair of a head at position p:
+ *             y_i = x_i cos a - x_j sin a;  y_j = x_j cos a + x_i sin a;  other columns y = x
+ *   backward  dx (+)= dy, turned by -a */
+static void tmoei_rotary_fill(float *table, int positions, int width, float base)
+{
+    const int half = width / 2;
+    for (int i = 0; i < half; i++) {
+        const double turn = pow((double)base, -2.0 * i / width);
+        float *at = table + i;
+        for (int p = 0; p < positions; p++) {
+            at[0] = (float)cos(p * turn);
+            at[half] = (float)sin(p * turn);
+            at += width;
+        }
+    }
+}
+
+TMOE_DEF tmoe_result tmoe_rotary_table(tmoe_ctx *ctx, float *table, int positions, int width,
+    float base)
+{
+    tmoei_begin(ctx);
+    if (!table || positions < 1 || width < 2 || width % 2 != 0 || !(base > 1.0f))
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "rotary_table: %d positions of width %d, base %g%s; at least one, an even width, a "
+            "base above 1, and memory",
+            positions, width, (double)base, table ? "" : ", at NULL");
+    tmoei_rotary_fill(table, positions, width, base);
+    return TMOE_OK;
+}
+
+typedef struct tmoei_rotary_job {
+    float *y;
+    const float *x; /* y itself: turned in place */
+    const float *table;
+    const int *position_ids;
+    float direction; /* 1; -1 turns back */
+    size_t half, heads;
+    size_t cols; /* of x and y */
+} tmoei_rotary_job;
+
+static void tmoei_rotary_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n)
+{
+    const tmoei_rotary_job *j = (const tmoei_rotary_job *)job;
+    const size_t width = 2 * j->half, turned = j->heads * width;
+    for (size_t t = first; t < first + n; t++) {
+        const float *x = j->x + t * j->cols, *row = j->table + (size_t)j->position_ids[t] * width;
+        float *y = j->y + t * j->cols;
+        ctx->kernels->rotary(y, x, row, j->direction, j->half, j->heads);
+        if (y != x) memcpy(y + turned, x + turned, (j->cols - turned) * sizeof(float));
+    }
+}
+
+static void tmoei_rotary_backward(tmoe_tape *tape, tmoei_node *node)
+{
+    tmoei_rotary_job job = *(const tmoei_rotary_job *)node->kept;
+    job.x = job.y = node->y->dx;
+    job.direction = -1.0f;
+    tmoei_each_row(tape, node->y, tmoei_rotary_rows, &job);
+    tmoei_accumulate(tape, node, 0, 1.0f, node->y->dx);
+}
+
+/* in_place: y takes x's memory. Only where nothing else reads x's values, as those of a
+ * tmoe_linear without activation, which its backward function does not read. */
+static tmoe_tensor *tmoei_rotary(tmoe_tape *tape, tmoe_tensor *x, int columns, tmoe_tensor *table,
+    const int *position_ids, int in_place)
+{
+    if (!x || !table || tape->ctx->error != TMOE_OK) return NULL;
+    const int W = table->cols;
+    TMOEI_SHAPE_RULE(tape,
+        W % 2 == 0 && columns >= 1 && columns <= x->cols && columns % W == 0 && position_ids,
+        "rotary: %d columns of x (%d,%d), table (%d,%d)%s; heads of an even width that is the "
+        "table's, and a position for each row",
+        columns, x->rows, x->cols, table->rows, W, position_ids ? "" : ", no positions");
+    for (int t = 0; t < x->rows; t++)
+        TMOEI_ARGUMENT_RULE(tape, position_ids[t] >= 0 && position_ids[t] < table->rows,
+            "rotary: row %d has position %d; 0 <= position < %d", t, position_ids[t], table->rows);
+
+    tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, in_place ? x->x : NULL);
+    if (!y) return NULL;
+    tmoei_rotary_job job;
+    job.y = y->x;
+    job.x = x->x;
+    job.table = table->x;
+    job.position_ids = position_ids;
+    job.direction = 1.0f;
+    job.half = (size_t)W / 2;
+    job.heads = (size_t)(columns / W);
+    job.cols = (size_t)x->cols;
+    tmoei_each_row(tape, x, tmoei_rotary_rows, &job);
+    return tmoei_record(tape, y, tmoei_rotary_backward, 0, &job, sizeof job, &x, 1);
+}
+
+TMOE_DEF tmoe_tensor *tmoe_rotary(tmoe_tape *tape, tmoe_tensor *x, int columns, tmoe_tensor *table,
+    const int *position_ids)
+{
+    return tmoei_rotary(tape, x, columns, table, position_ids, 0);
+}
+
 /* ---- embedding ----
  *   forward   y_t = scale * table[ids_t] + positions[position_ids_t]
  *   backward  dtable[ids_t] += scale * dy_t;  dpositions[position_ids_t] += dy_t
@@ -5628,7 +5777,8 @@ struct tmoe_model {
     tmoei_parameter *parameters;
     size_t parameter_capacity;
     int parameter_count;
-    int shared[TMOEI_SHARED]; /* indices of the parameters outside the layers */
+    int shared[TMOEI_SHARED]; /* indices of the parameters outside the layers; -1: absent */
+    float *rotary[2];         /* of ROTARY: tables of the encoder's and the decoder's heads */
     int router_parameter;     /* index of the router's first parameter */
     size_t vectors;           /* where the task vectors (N, k) begin in theta */
     char *mapping;            /* the file that theta lies in, or NULL */
@@ -5874,6 +6024,9 @@ static tmoe_result tmoei_model_plan(tmoe_model *model)
     for (int s = 0; s < TMOEI_SHARED; s++) {
         const int gain = s == TMOEI_ENCODER_NORM || s == TMOEI_DECODER_NORM;
         const int output = s == TMOEI_OUTPUT_BIAS;
+        const int position = s == TMOEI_ENCODER_POSITIONS || s == TMOEI_DECODER_POSITIONS;
+        model->shared[s] = -1;
+        if (position && c->positions == TMOE_POSITION_ROTARY) continue;
         tmoei_parameter p = tmoei_parameter_of(shared[s].rows, shared[s].cols,
             output ? TMOEI_RATE_NONE : TMOEI_RATE_SHARED);
         p.init_std = tmoei_init_std(model, p.rows, p.cols);
@@ -5959,6 +6112,7 @@ typedef struct tmoei_field {
 #define TMOEI_SIZE(f, least) TMOEI_KEPT(f, least, TMOEI_SIZE_MAX)
 #define TMOEI_FLOAT(f, least, most) TMOEI_NAMED(#f, f, FLOAT, least, most)
 #define TMOEI_BELOW_1 0.99999994 /* the largest float there */
+#define TMOEI_ABOVE_1 1.000001   /* the least that a message shows as more than 1 */
 
 #define TMOEI_STRUCT tmoe_config
 static const tmoei_field tmoei_config_fields[] = { /* all but the seed, which has 64 bits */
@@ -5981,9 +6135,13 @@ static const tmoei_field tmoei_config_fields[] = { /* all but the seed, which ha
     TMOEI_INT(vector_width, 1, TMOEI_SIZE_MAX), TMOEI_INT(instruction_in_input, 0, 1),
     TMOEI_KEPT(begin_in_target, 0, 1), TMOEI_INT(specials_in_text, 0, 1),
     TMOEI_FLOAT(init_std, 0, FLT_MAX), TMOEI_SIZE(start_id, 0), TMOEI_SIZE(begin_id, 0),
-    TMOEI_SIZE(pad_id, 0), TMOEI_SIZE(end_id, 0)
+    TMOEI_SIZE(pad_id, 0), TMOEI_SIZE(end_id, 0),
+    /* the last TMOEI_CONFIG_LATER: files of versions up to 0.2.0 lack them */
+    TMOEI_KEPT(positions, TMOE_POSITION_LEARNED, TMOE_POSITION_ROTARY),
+    TMOEI_FIELD("rotary_base", rotary_base, FLOAT, TMOEI_ABOVE_1, FLT_MAX, 1)
 };
 #define TMOEI_CONFIG_FIELDS (sizeof tmoei_config_fields / sizeof *tmoei_config_fields)
+#define TMOEI_CONFIG_LATER 2
 #undef TMOEI_STRUCT
 
 #define TMOEI_STRUCT tmoe_generation
@@ -6034,6 +6192,11 @@ static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c,
         tmoei_problem(text, size,
             "width = %d is not divisible by encoder_heads = %d and decoder_heads = %d", c->width,
             c->encoder_heads, c->decoder_heads);
+    else if (c->positions == TMOE_POSITION_ROTARY && c->encoder_heads > 0 && c->decoder_heads > 0
+        && (c->width / c->encoder_heads % 2 != 0 || c->width / c->decoder_heads % 2 != 0))
+        tmoei_problem(text, size,
+            "heads of width %d and %d, must be even with TMOE_POSITION_ROTARY",
+            c->width / c->encoder_heads, c->width / c->decoder_heads);
     if (c->start_id >= V || c->begin_id >= V || c->pad_id >= V || c->end_id >= V)
         tmoei_problem(text, size, "a token id is not below vocabulary = %d", V);
     /* BARTs may lack rows for their last tokens; a text that needs one is refused then */
@@ -6062,6 +6225,8 @@ TMOE_DEF tmoe_config tmoe_config_default(void)
     c.encoder_ffn = c.decoder_ffn = 384;
     c.encoder_layers = c.decoder_layers = 2;
     c.norm = TMOE_NORM_PRE;
+    c.positions = TMOE_POSITION_LEARNED;
+    c.rotary_base = 100.0f;
     c.activation = TMOE_GELU;
     c.source_tokens = 128;
     c.target_tokens = 64; /* the paper decodes at most 64 tokens */
@@ -6132,6 +6297,20 @@ static tmoe_result tmoei_model_copy_tasks(tmoe_model *model, const tmoe_task *ta
     return model->ctx->error;
 }
 
+/* ROTARY's cosines and sines for the heads and the positions of each side. */
+static void tmoei_model_rotary(tmoe_model *model)
+{
+    const tmoe_config *c = &model->config;
+    for (int decoder = 0; decoder < 2 && c->positions == TMOE_POSITION_ROTARY; decoder++) {
+        const int positions = decoder ? c->target_tokens : c->source_tokens;
+        const int W = c->width / (decoder ? c->decoder_heads : c->encoder_heads);
+        float *table =
+            (float *)tmoei_own(&model->own, (size_t)positions * (size_t)W, sizeof(float));
+        if (table) tmoei_rotary_fill(table, positions, W, c->rotary_base);
+        model->rotary[decoder] = table;
+    }
+}
+
 /* A model without its parameters: theta is allocated by tmoei_theta_alloc, or lies in a file. */
 static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config,
     const tmoe_tokenizer *tokenizer, const tmoe_task *tasks, int task_count)
@@ -6161,6 +6340,7 @@ static tmoe_model *tmoei_model_new(tmoe_ctx *ctx, const tmoe_config *config,
         model->mask = (float *)tmoei_own(own, width + 1, sizeof(float));
         model->merged_route = (float *)tmoei_own(own, width + 1, sizeof(float));
         model->blocks = (float **)tmoei_own(own, (size_t)model->L, sizeof *model->blocks);
+        tmoei_model_rotary(model);
     }
     return tmoei_model_if(ctx->error == TMOE_OK, model);
 }
@@ -6302,6 +6482,7 @@ TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, co
     if (!model) return NULL;
 
     for (int s = 0; s < TMOEI_SHARED; s++) {
+        if (model->shared[s] < 0) continue; /* the kinds of positions agree */
         const tmoei_parameter *to = &model->parameters[model->shared[s]];
         const tmoei_parameter *a = &from->parameters[from->shared[s]];
         memcpy(model->theta + to->offset, from->theta + a->offset, to->size * sizeof(float));
@@ -6923,8 +7104,10 @@ static tmoe_tensor *tmoei_block_leaf(tmoei_pass *pass, size_t offset, size_t siz
         tmoei_pass_grads(pass, TMOE_TRAIN_LAYERS, offset));
 }
 
+/* NULL where the model does not have it: a table of positions. */
 static tmoe_tensor *tmoei_shared_tensor(tmoei_pass *pass, int which)
 {
+    if (pass->model->shared[which] < 0) return NULL;
     const tmoei_parameter *p = &pass->model->parameters[pass->model->shared[which]];
     float *grads =
         p->rate == TMOEI_RATE_NONE ? NULL : tmoei_pass_grads(pass, TMOE_TRAIN_SHARED, p->offset);
@@ -6995,6 +7178,18 @@ static tmoe_tensor *tmoei_sublayer_output(tmoei_pass *pass, tmoe_tensor *const *
     return tmoe_layer_norm(pass->tape, x, w[norm], w[norm + 1]);
 }
 
+/* With ROTARY, q and k of [q | k | v] are turned by their positions, in place: x is the result of a
+ * linear layer, and nothing else reads it. A cache then stores keys that are turned. */
+static tmoe_tensor *tmoei_turn(tmoei_pass *pass, int decoder, tmoe_tensor *x)
+{
+    const tmoe_config *c = &pass->model->config;
+    const int positions = decoder ? c->target_tokens : c->source_tokens;
+    const int W = c->width / (decoder ? c->decoder_heads : c->encoder_heads);
+    if (c->positions != TMOE_POSITION_ROTARY) return x;
+    tmoe_tensor *table = tmoe_leaf(pass->tape, positions, W, pass->model->rotary[decoder], NULL);
+    return tmoei_rotary(pass->tape, x, 2 * c->width, table, pass->pack->positions, 1);
+}
+
 /* Self-attention and, in a decoder, cross-attention over the encoder's output. */
 static tmoe_tensor *tmoei_attend(tmoei_pass *pass, int l, int expert, tmoe_tensor *const *w,
     tmoe_tensor *h)
@@ -7003,6 +7198,7 @@ static tmoe_tensor *tmoei_attend(tmoei_pass *pass, int l, int expert, tmoe_tenso
     const tmoei_pack *pack = pass->pack;
     tmoe_tape *tape = pass->tape;
     tmoe_tensor *x = tmoei_sublayer_input(pass, w, h, TMOEI_SELF_NORM, TMOEI_SELF_QKV, TMOE_NONE);
+    x = tmoei_turn(pass, layer->decoder, x);
     if (pass->cache)
         x = tmoei_cached_attention(pass, l, expert, NULL, x);
     else
@@ -7088,7 +7284,7 @@ static tmoe_tensor *tmoei_outer_norm(tmoei_pass *pass, tmoe_tensor *h, int decod
         tmoei_shared_tensor(pass, gain + 1));
 }
 
-/* dropout(norm of POST(scale * token + position)) */
+/* dropout(norm of POST(scale * token + position)), without positions where they are ROTARY */
 static tmoe_tensor *tmoei_embed(tmoei_pass *pass, const tmoei_pack *pack, int decoder)
 {
     const tmoe_config *c = &pass->model->config;
@@ -13761,12 +13957,16 @@ static tmoe_model *tmoei_model_from_json(tmoe_ctx *ctx, const tmoei_json *parts,
     const tmoei_json *config = &parts[TMOEI_PART_CONFIG], *words = &parts[TMOEI_PART_TOKENIZER];
     const tmoei_json_node *step = parts[TMOEI_PART_STEP].nodes;
     const int seed = tmoei_json_get(config, 0, "seed");
+    const size_t early = TMOEI_CONFIG_FIELDS - TMOEI_CONFIG_LATER;
     tmoe_config c = tmoe_config_default();
     tmoe_tokenizer *tokenizer = NULL;
     tmoe_model *model = NULL;
     int count = 0;
-    (void)tmoei_fields_from_json(ctx, config, path, &c, tmoei_config_fields, TMOEI_CONFIG_FIELDS,
-        1);
+    c.positions = TMOE_POSITION_LEARNED; /* what files without the later fields mean */
+    (void)tmoei_fields_from_json(ctx, config, path, &c, tmoei_config_fields, early, 1);
+    if (!ctx->error)
+        (void)tmoei_fields_from_json(ctx, config, path, &c, tmoei_config_fields + early,
+            TMOEI_CONFIG_LATER, 0);
     if (!tmoei_json_is_string(config, seed) || step->kind != TMOEI_JSON_NUMBER
         || !(step->number >= 0.0 && step->number < 9e15) || step->number != floor(step->number))
         TMOEI_BAD_FORMAT(ctx, "%s: there is no sound seed or step", path);
@@ -14279,6 +14479,7 @@ static tmoe_result tmoei_bart_config(tmoe_ctx *ctx, const tmoei_json *json, cons
     char text[512] = "";
     *c = tmoe_config_default();
     c->norm = TMOE_NORM_POST;
+    c->positions = TMOE_POSITION_LEARNED;
     c->experts = 1;
     c->begin_in_target = c->specials_in_text = 1;
     if (tmoei_json_get(json, 0, "model_type") < 0)
@@ -14532,6 +14733,9 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name,
     if (c.norm != TMOE_NORM_POST || c.source_tokens != c.target_tokens)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
             "export_dense: needs TMOE_NORM_POST and source_tokens = target_tokens, as in BART");
+    if (c.positions != TMOE_POSITION_LEARNED)
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "export_dense: needs TMOE_POSITION_LEARNED: a BART has no rotary positions");
     TMOEI_TRY(tmoei_search_check(model, folder));
     if (model->R > 0) {
         cut = (float *)tmoei_alloc(ctx, model->route_width, sizeof(float), 0);

@@ -258,6 +258,23 @@ static void test_an_unsound_generation_is_not_exported(void)
     tmoe_model_destroy(mixture);
 }
 
+/* A BART has tables of positions: what has none cannot become one, and a BART has always them. */
+static void test_rotary_positions_are_not_exported(void)
+{
+    static const char folder[] = "build/bart_rotary";
+    tmoe_model *bart = small_bart(1);
+    tmoe_config c = *tmoe_model_config(bart);
+    CHECK(c.positions == TMOE_POSITION_LEARNED);
+    c.positions = TMOE_POSITION_ROTARY;
+    tmoe_model *model = tmoe_model_create(ctx, &c, tmoe_model_tokenizer(bart), NULL, 0);
+    CHECK(model && tmoe_export_dense(model, NULL, NULL, folder) == TMOE_ERR_ARGUMENT);
+    CHECK_HAS(tmoe_error_message(ctx), "needs TMOE_POSITION_LEARNED");
+    struct stat about;
+    CHECK(stat(folder, &about) != 0);
+    tmoe_model_destroy(model);
+    tmoe_model_destroy(bart);
+}
+
 /* Some writers keep one of the embedding's names only. */
 static void test_the_embedding_is_found_by_any_of_its_names(void)
 {
@@ -717,6 +734,7 @@ TEST_MAIN(
     "test_bart", ctx = tmoe_ctx_create(NULL); (void)tmoei_make_folder(ctx, FOLDER);
     const size_t before = tmoe_ctx_bytes(ctx, NULL); RUN(test_a_written_folder_is_read_bit_by_bit);
     RUN(test_every_wrong_tensor_is_named); RUN(test_a_message_that_is_full_says_so);
+    RUN(test_rotary_positions_are_not_exported);
     RUN(test_the_embedding_is_found_by_any_of_its_names);
     RUN(test_tensors_that_no_bart_needs_are_ignored);
     RUN(test_an_unsound_generation_is_not_exported); RUN(test_generation_settings_are_transformers);

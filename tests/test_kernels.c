@@ -529,6 +529,112 @@ static void merging_and_its_backward_equal_double_sums(void)
             }
 }
 
+/* What a turn makes of x (T, columns + 5), forward and backward: as its definition says, in place or
+ * not, with the same bits on any number of threads. */
+static void one_turn(int isa, int half, int heads, int T)
+{
+    enum { POSITIONS = 200 };
+
+    const int W = 2 * half, turned = W * heads, cols = turned + 5;
+    const size_t n = (size_t)T * (size_t)cols, bytes = n * sizeof(float);
+    float *table = floats((size_t)(POSITIONS * W), 0), *x = floats(n, 3), *g = floats(n, 4);
+    float *first = floats(2 * n, 0);
+    int *places = (int *)malloc((size_t)T * sizeof(int)), bad = 0;
+    for (int t = 0; t < T; t++) places[t] = t == 0 ? POSITIONS - 1 : t * 7 % POSITIONS;
+
+    for (int threads = 1; threads <= 3; threads++) {
+        tmoe_ctx *ctx = context_of(isa, threads);
+        if (!ctx) break;
+        CHECK(tmoe_rotary_table(ctx, table, POSITIONS, W, 100.0f) == TMOE_OK);
+        tmoe_tape *tape = tmoe_tape_create(ctx);
+        for (int in_place = 0; in_place < 2; in_place++) {
+            float *dx = (float *)calloc(n, sizeof(float));
+            tmoe_tape_reset(tape);
+            tmoe_tensor *angles = tmoe_leaf(tape, POSITIONS, W, table, NULL);
+            tmoe_tensor *h = tmoe_affine(tape, tmoe_leaf(tape, T, cols, x, dx), 1.0f, 0.0f);
+            tmoe_tensor *y = in_place ? tmoei_rotary(tape, h, turned, angles, places, 1)
+                                      : tmoe_rotary(tape, h, turned, angles, places);
+            CHECK(y != NULL && (y->x == h->x) == in_place);
+            tmoe_tensor *weighted = tmoe_multiply(tape, y, tmoe_leaf(tape, T, cols, g, NULL));
+            CHECK(tmoe_backward(tape, tmoe_sum(tape, weighted)) == TMOE_OK);
+            if (threads + in_place == 1) {
+                memcpy(first, y->x, bytes);
+                memcpy(first + n, dx, bytes);
+            }
+            bad += memcmp(first, y->x, bytes) != 0 || memcmp(first + n, dx, bytes) != 0;
+            free(dx);
+        }
+        tmoe_tape_destroy(tape);
+        tmoe_ctx_destroy(ctx);
+
+        for (size_t i = 0; threads == 1 && i < n; i++) {
+            const int t = (int)(i / (size_t)cols), c = (int)(i % (size_t)cols), pair = c % half;
+            const double a = places[t] * pow(100.0, -2.0 * pair / W);
+            const int second = c / half % 2; /* of the pair */
+            const size_t other = second ? i - (size_t)half : i + (size_t)half;
+            double want = (double)x[i], back = (double)g[i];
+            if (c < turned) {
+                const double sine = second ? sin(a) : -sin(a);
+                want = want * cos(a) + (double)x[other] * sine;
+                back = back * cos(a) - (double)g[other] * sine;
+            }
+            bad += !(fabs((double)first[i] - want) <= 2e-7);
+            bad += !(fabs((double)first[n + i] - back) <= 2e-7);
+        }
+    }
+    if (bad) printf("%s: heads %d of width %d: %d wrong\n", isa_names[isa], heads, W, bad);
+    CHECK(bad == 0);
+    free(table);
+    free(x);
+    free(g);
+    free(first);
+    free(places);
+}
+
+static void turns_equal_their_definition_on_any_number_of_threads(void)
+{
+    static const int halves[] = { 1, 2, 3, 4, 8, 12, 15, 16, 17, 24, 32, 40 };
+    for (int isa = 0; isa < 4; isa++)
+        for (size_t i = 0; i < sizeof halves / sizeof *halves; i++) {
+            one_turn(isa, halves[i], 1, 1);
+            one_turn(isa, halves[i], 8, 203);
+        }
+}
+
+/* What rotary positions are for: scores know how far keys are, not where. */
+static void scores_of_turned_rows_depend_on_their_distance_only(void)
+{
+    enum { W = 24, POSITIONS = 300, DISTANCE = 17 };
+
+    static float table[POSITIONS * W], rows[POSITIONS * W];
+    static int places[POSITIONS];
+    float *x = floats(2 * W, 9);
+    tmoe_ctx *ctx = tmoe_ctx_create(NULL);
+    tmoe_tape *tape = tmoe_tape_create(ctx);
+    CHECK(tmoe_rotary_table(ctx, table, POSITIONS, W, 100.0f) == TMOE_OK);
+    tmoe_tensor *angles = tmoe_leaf(tape, POSITIONS, W, table, NULL), *y[2];
+    for (int which = 0; which < 2; which++) {
+        for (int p = 0; p < POSITIONS; p++) {
+            places[p] = p;
+            memcpy(rows + p * W, x + which * W, W * sizeof(float));
+        }
+        y[which] = tmoe_rotary(tape, tmoe_leaf(tape, POSITIONS, W, rows, NULL), W, angles, places);
+    }
+
+    double least = 1e9, most = -1e9, other = 0.0;
+    for (int p = 0; p + DISTANCE < POSITIONS; p++) {
+        const float *q = y[0]->x + p * W;
+        const double score = tmoei_dot(ctx, q, y[1]->x + (p + DISTANCE) * W, W, W);
+        if (score < least) least = score;
+        if (score > most) most = score;
+        other = tmoei_dot(ctx, q, y[1]->x + (p + 1) * W, W, W);
+    }
+    CHECK(most - least < 1e-5 && fabs(other - most) > 0.1);
+    tmoe_tape_destroy(tape);
+    tmoe_ctx_destroy(ctx);
+    free(x);
+}
+
 /* Everything that operations compute from numbers of about this size: values and gradients. */
 static void denormal_bits(int isa, int threads, float size, float *out, size_t *used)
 {
@@ -621,5 +727,7 @@ TEST_MAIN("test_kernels", RUN(products_equal_double_sums_in_every_shape);
           RUN(attention_equals_its_definition_forward_and_backward);
           RUN(exponential_is_good_to_two_ulp); RUN(gelu_and_its_slope_hold_over_all_floats);
           RUN(layer_norm_equals_its_definition); RUN(merging_and_its_backward_equal_double_sums);
+          RUN(turns_equal_their_definition_on_any_number_of_threads);
+          RUN(scores_of_turned_rows_depend_on_their_distance_only);
           RUN(denormals_are_zero_on_any_number_of_threads);
           RUN(context_tells_how_many_threads_run);)

@@ -148,6 +148,12 @@ static void test_gradients_of_other_shapes(void)
     c = small_config();
     c.experts = 1;
     check_model_gradient(&c, "dense", 1);
+    c = small_config();
+    c.positions = TMOE_POSITION_ROTARY;
+    check_model_gradient(&c, "rotary positions, PARAM", 1);
+    c.mix = TMOE_MIX_OUTPUT;
+    c.norm = TMOE_NORM_POST;
+    check_model_gradient(&c, "rotary positions, OUTPUT, post norm", 1);
 }
 
 static void test_gradients_of_expert_regularisation_and_load_balance(void)
@@ -439,12 +445,13 @@ static void test_param_mix_is_the_dense_model_of_its_merged_blocks(void)
  * without noise is the dense model. */
 static void test_derived_models_compute_what_they_came_from(void)
 {
-    for (int kind = 0; kind < 2; kind++) {
+    for (int kind = 0; kind < 4; kind++) {
         tmoe_config c = small_config(), dense;
+        c.positions = kind / 2 ? TMOE_POSITION_ROTARY : TMOE_POSITION_LEARNED;
         tmoe_training training = small_training();
         float route[64], *a, *b;
         size_t n, m;
-        c.expert_kind = kind ? TMOE_EXPERT_FFN : TMOE_EXPERT_LAYER;
+        c.expert_kind = kind % 2 ? TMOE_EXPERT_FFN : TMOE_EXPERT_LAYER;
         set s = make(1, &c, &training), d;
         if (!s.trainer) return;
         for (int i = 0; i < 8; i++) CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
@@ -520,6 +527,8 @@ static void test_a_derived_model_keeps_all_that_its_weights_depend_on(void)
     d.begin_in_target = 1;
     d.start_id = 1;
     d.source_tokens++;
+    d.positions = TMOE_POSITION_ROTARY;
+    d.rotary_base = 50.0f;
     CHECK(tmoe_model_derive(s.ctx, s.model, NULL, &d, tasks, n) == NULL
         && tmoe_error(s.ctx) == TMOE_ERR_CONFIG);
     CHECK_HAS(tmoe_error_message(s.ctx), "activation is 2, must stay 1");
@@ -528,6 +537,8 @@ static void test_a_derived_model_keeps_all_that_its_weights_depend_on(void)
     CHECK_HAS(tmoe_error_message(s.ctx), "decoder_heads is 1, must stay 2");
     CHECK_HAS(tmoe_error_message(s.ctx), "norm is 1, must stay 0");
     CHECK_HAS(tmoe_error_message(s.ctx), "begin_in_target is 1, must stay 0");
+    CHECK_HAS(tmoe_error_message(s.ctx), "positions is 1, must stay 0");
+    CHECK_HAS(tmoe_error_message(s.ctx), "rotary_base is 50, must stay 100");
     CHECK_HAS(tmoe_error_message(s.ctx), "start_id is 1, must stay 2");
     CHECK_HAS(tmoe_error_message(s.ctx), "source_tokens is 41, must stay 40");
 
@@ -641,6 +652,8 @@ static void test_enums_and_limits_of_a_config_are_checked(void)
         c.selection = (tmoe_selection)(low ? -1 : 6);
         c.router = (tmoe_router_kind)(low ? -1 : 10);
         c.vectors = (tmoe_vector_kind)(low ? -1 : 3);
+        c.positions = (tmoe_position_kind)(low ? -1 : 2);
+        c.rotary_base = low ? 1.0f : (float)INFINITY;
         c.expert_places = low ? -1 : 4;
         refuses(ctx, tokenizer, tasks, &c, low ? "norm is -1" : "norm is 2");
         CHECK_HAS(tmoe_error_message(ctx), low ? "activation is 0" : "activation is 3");
@@ -650,8 +663,17 @@ static void test_enums_and_limits_of_a_config_are_checked(void)
         CHECK_HAS(tmoe_error_message(ctx), low ? "router is -1" : "router is 10");
         CHECK_HAS(tmoe_error_message(ctx), low ? "vectors is -1" : "vectors is 3");
         CHECK_HAS(tmoe_error_message(ctx), low ? "expert_places is -1" : "expert_places is 4");
+        CHECK_HAS(tmoe_error_message(ctx), low ? "positions is -1" : "positions is 2");
+        CHECK_HAS(tmoe_error_message(ctx), low ? "rotary_base is 1," : "rotary_base is inf");
     }
     tmoe_config c = small_config();
+    c.decoder_heads = 16;
+    tmoe_model *odd = tmoe_model_create(ctx, &c, tokenizer, tasks, 3);
+    CHECK(odd != NULL); /* only what is turned comes in pairs */
+    tmoe_model_destroy(odd);
+    c.positions = TMOE_POSITION_ROTARY;
+    refuses(ctx, tokenizer, tasks, &c, "heads of width 8 and 1, must be even");
+    c = small_config();
     c.experts = 65;
     refuses(ctx, tokenizer, tasks, &c, "experts is 65");
     c = small_config();
@@ -981,12 +1003,13 @@ static void train_bits(int threads, const tmoe_config *c, const tmoe_training *t
 static void test_one_two_and_four_threads_give_the_same_bits(void)
 {
     int mix, threads;
-    for (mix = 0; mix < 2; mix++) {
+    for (mix = 0; mix < 4; mix++) {
         tmoe_config c = small_config();
         tmoe_training t = small_training();
         float *first, *other;
         size_t size, again;
-        c.mix = (tmoe_mix)mix;
+        c.mix = (tmoe_mix)(mix % 2);
+        c.positions = mix / 2 ? TMOE_POSITION_ROTARY : TMOE_POSITION_LEARNED;
         c.width = 64; /* large enough for several chunks */
         c.encoder_ffn = c.decoder_ffn = 256;
         t.dropout = 0.1f;
@@ -1137,6 +1160,28 @@ static void test_resuming_may_take_more_steps(void)
     (void)remove(path);
 }
 
+/* The bytes of a file, and a zero behind them. */
+static char *read_file(const char *path, size_t *size)
+{
+    FILE *file = fopen(path, "rb");
+    CHECK(file && fseek(file, 0, SEEK_END) == 0);
+    *size = (size_t)ftell(file);
+    char *bytes = (char *)calloc(*size + 1, 1);
+    rewind(file);
+    CHECK(fread(bytes, 1, *size, file) == *size && fclose(file) == 0);
+    return bytes;
+}
+
+/* Takes the fields of the config that versions up to 0.2.0 did not have out of a file. */
+static void drop_later_fields(char *bytes)
+{
+    char *at = strstr(bytes + 8, ",\\\"positions\\\""), *end = at ? strstr(at, "}\"") : NULL;
+    CHECK(end != NULL);
+    if (!end) return;
+    memcpy(at, "}\"", 2);
+    memset(at + 2, ' ', (size_t)(end - at)); /* behind the string: all places stay */
+}
+
 /* A file as version 0.1 wrote it: format 2, some fields of the config by other names, no settings. */
 static void file_of_version_0_1(const char *path)
 {
@@ -1146,12 +1191,9 @@ static void file_of_version_0_1(const char *path)
         { "\\\"vocabulary\\\":", "\\\"V\\\":" }, { "\\\"experts\\\":", "\\\"E\\\":" },
         { "vector_width", "k" }, { "\"version\":\"3\"", "\"version\":\"2\"" },
         { "\"training\":\"", "\"ignored\":\"" } };
-    FILE *file = fopen(path, "rb");
-    CHECK(file && fseek(file, 0, SEEK_END) == 0);
-    const size_t size = (size_t)ftell(file);
-    char *bytes = (char *)calloc(size + 1, 1);
-    rewind(file);
-    CHECK(fread(bytes, 1, size, file) == size && fclose(file) == 0);
+    size_t size;
+    char *bytes = read_file(path, &size);
+    drop_later_fields(bytes);
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         const size_t from = strlen(names[i][0]), to = strlen(names[i][1]);
         char *at = strstr(bytes + 8, names[i][0]), *end = at ? strstr(at, "}") : NULL;
@@ -1163,7 +1205,7 @@ static void file_of_version_0_1(const char *path)
         /* spaces behind the object keep all places; behind the last one when it is the outermost */
         memset(end + 1 - (from - to), ' ', from - to);
     }
-    file = fopen(path, "wb");
+    FILE *file = fopen(path, "wb");
     CHECK(file && fwrite(bytes, 1, size, file) == size && fclose(file) == 0);
     free(bytes);
 }
@@ -1192,6 +1234,105 @@ static void test_files_of_version_0_1_are_read(void)
     unmake(&b);
     unmake(&a);
     (void)remove(path);
+}
+
+/* Files of versions up to 0.2.0 do not say how positions are known: their models have tables. */
+static void test_a_file_without_positions_has_learned_ones(void)
+{
+    const char *path = "build/test_early.safetensors";
+    const tmoe_config c = small_config();
+    const tmoe_training t = small_training();
+    set s = make(1, &c, &t);
+    size_t size;
+    CHECK(tmoe_model_save(s.model, path) == TMOE_OK);
+    char *bytes = read_file(path, &size);
+    drop_later_fields(bytes);
+    FILE *file = fopen(path, "wb");
+    CHECK(file && fwrite(bytes, 1, size, file) == size && fclose(file) == 0);
+    tmoe_model *model = tmoe_model_load(s.ctx, path);
+    if (!model) printf("%s\n", tmoe_error_message(s.ctx));
+    CHECK(model && memcmp(&model->config, &s.model->config, sizeof model->config) == 0);
+    CHECK(model && memcmp(model->theta, s.model->theta, model->size * sizeof(float)) == 0);
+    tmoe_model_destroy(model);
+    free(bytes);
+    unmake(&s);
+    (void)remove(path);
+}
+
+/* No rows of a table: not in theta, not in the optimiser, not in the file. */
+static void test_rotary_positions_are_no_parameters_and_are_saved_bit_by_bit(void)
+{
+    const char *path = "build/test_rotary.safetensors";
+    tmoe_config c = small_config();
+    const tmoe_training t = small_training();
+    set learned = make(1, &c, &t);
+    c.positions = TMOE_POSITION_ROTARY;
+    c.rotary_base = 37.5f;
+    set s = make(1, &c, &t);
+    const size_t rows = (size_t)(c.source_tokens + c.target_tokens), D = (size_t)c.width;
+    char one[64], two[64];
+    size_t size;
+    CHECK(learned.model->size - s.model->size == rows * D);
+    CHECK(learned.trainer->span - s.trainer->span == rows * D);
+    for (int i = 0; i < 8; i++) CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
+
+    CHECK(tmoe_trainer_save(s.trainer, path) == TMOE_OK);
+    char *bytes = read_file(path, &size);
+    CHECK(strstr(bytes + 8, "tokens.weight") && !strstr(bytes + 8, "coder.positions.weight"));
+    tmoe_model *loaded = tmoe_model_load(s.ctx, path);
+    CHECK(loaded && memcmp(&loaded->config, &s.model->config, sizeof loaded->config) == 0);
+    CHECK(loaded && memcmp(loaded->theta, s.model->theta, loaded->size * sizeof(float)) == 0);
+    if (loaded) {
+        CHECK(tmoe_answer(s.model, "twice", "lamp", one, sizeof one) == TMOE_OK);
+        CHECK(tmoe_answer(loaded, "twice", "lamp", two, sizeof two) == TMOE_OK);
+        CHECK_TEXT(one, two);
+    }
+    set resumed = make(1, &c, &t);
+    CHECK(tmoe_trainer_load(resumed.trainer, path) == TMOE_OK);
+    CHECK(memcmp(resumed.model->theta, s.model->theta, s.model->size * sizeof(float)) == 0);
+    CHECK(tmoe_trainer_load(learned.trainer, path) != TMOE_OK); /* another model */
+    tmoe_model_destroy(loaded);
+    free(bytes);
+    unmake(&resumed);
+    unmake(&s);
+    unmake(&learned);
+    (void)remove(path);
+}
+
+/* Without positions a text and its words in another order are the same to an encoder: with ROTARY
+ * they are not, and both sides are turned. */
+static void test_a_rotary_model_knows_the_order_of_tokens(void)
+{
+    static int ids[2][4] = { { 5, 9, 7, 2 }, { 9, 5, 7, 2 } }, places[4] = { 0, 1, 2, 3 };
+    static int nowhere[4], offsets[2] = { 0, 4 };
+    tmoe_config c = small_config();
+    tmoe_training t = small_training();
+    c.positions = TMOE_POSITION_ROTARY;
+    set s = make(1, &c, &t);
+    for (int decoder = 0; decoder < 2; decoder++) {
+        float last[2][2][16]; /* of the last token: with places or not, in either order */
+        for (int run = 0; run < 4; run++) {
+            const tmoei_pack pack = { 1, 4, ids[run % 2], run < 2 ? places : nowhere, offsets };
+            tmoei_pass pass;
+            CHECK(tmoei_evaluation_pass(s.model, 0, NULL, s.trainer->group_tape, &pass) == TMOE_OK);
+            const tmoe_tensor *h = tmoei_encode(&pass, &pack);
+            if (decoder && h) {
+                static float memory[16];
+                static const int one[2] = { 0, 1 };
+                const tmoei_pack source = { 1, 1, NULL, NULL, (int *)(uintptr_t)one };
+                h = tmoei_decode(&pass, &pack, tmoe_leaf(pass.tape, 1, 16, memory, NULL), &source);
+            }
+            CHECK(h != NULL);
+            if (h) memcpy(last[run / 2][run % 2], h->x + 3 * 16, sizeof last[0][0]);
+        }
+        double with = 0.0, without = 0.0;
+        for (int i = 0; i < 16; i++) {
+            with += fabs((double)last[0][0][i] - (double)last[0][1][i]);
+            without += fabs((double)last[1][0][i] - (double)last[1][1][i]);
+        }
+        CHECK(with > 1e-2 && without < 1e-4);
+    }
+    unmake(&s);
 }
 
 /* A file that could not be read again is not written. */
@@ -1423,7 +1564,7 @@ static void test_cached_decoding_equals_the_full_pass(void)
 {
     static const int chosen[3] = { 0, 1, 2 };
     int mix;
-    for (mix = 0; mix < 2; mix++) {
+    for (mix = 0; mix < 4; mix++) {
         tmoe_config c = small_config();
         tmoe_training t = small_training();
         float *full;
@@ -1431,7 +1572,8 @@ static void test_cached_decoding_equals_the_full_pass(void)
         tmoei_cache cache;
         int r, step;
         set s;
-        c.mix = (tmoe_mix)mix;
+        c.mix = (tmoe_mix)(mix % 2);
+        c.positions = mix / 2 ? TMOE_POSITION_ROTARY : TMOE_POSITION_LEARNED;
         s = make(1, &c, &t);
         full = logits_of(&s, NULL, &n);
         CHECK(tmoei_batch_fill(s.trainer, chosen, 3, 0) == TMOE_OK);
@@ -1510,6 +1652,7 @@ static void test_requests_answered_together_are_as_each_alone(void)
         c.experts = 1;
         c.vocabulary = 24;
         c.seed = (uint64_t)seed;
+        c.positions = seed % 2 ? TMOE_POSITION_LEARNED : TMOE_POSITION_ROTARY;
         c.source_tokens = 16;
         c.target_tokens = 14;
         c.encoder_layers = c.decoder_layers = 1;
@@ -1801,6 +1944,7 @@ static void test_no_step_takes_more_than_was_planned(void)
         c.mix = cases[i].mix;
         c.selection = cases[i].selection;
         c.router = cases[i].router;
+        c.positions = i / 2 % 2 ? TMOE_POSITION_ROTARY : TMOE_POSITION_LEARNED;
         c.exploration = 0.1f;
         t.steps = 40;
         t.tasks_per_step = 2;
@@ -1859,6 +2003,7 @@ static void test_memory_is_known_before_it_is_allocated(void)
         c.selection = selections[i % 3];
         c.mix = i % 2 ? TMOE_MIX_OUTPUT : TMOE_MIX_PARAM;
         c.begin_in_target = i / 6;
+        c.positions = i / 2 % 2 ? TMOE_POSITION_ROTARY : TMOE_POSITION_LEARNED;
         if (i == 4) c.experts = 1;
         t.alternate_steps = i == 3 ? 2 : 0;
         t.train = i == 5 ? TMOE_TRAIN_LAYERS : TMOE_TRAIN_ALL;
@@ -2175,6 +2320,9 @@ TEST_MAIN("test_model", RUN(test_gradients_of_every_mix_and_selection);
           RUN(test_resuming_gives_the_same_bits);
           RUN(test_resuming_under_another_training_is_refused);
           RUN(test_resuming_may_take_more_steps); RUN(test_files_of_version_0_1_are_read);
+          RUN(test_a_file_without_positions_has_learned_ones);
+          RUN(test_rotary_positions_are_no_parameters_and_are_saved_bit_by_bit);
+          RUN(test_a_rotary_model_knows_the_order_of_tokens);
           RUN(test_a_model_that_could_not_be_loaded_is_not_saved);
           RUN(test_saved_and_loaded_model_answers_the_same);
           RUN(test_names_and_instructions_are_two_things);

@@ -102,6 +102,14 @@ static tmoe_tensor *mix_of_three(tmoe_tape *t, tmoe_tensor **in)
         0);
 }
 
+/* Heads of width 4 at positions 0 to 2. */
+static tmoe_tensor *turns(tmoe_tape *t)
+{
+    static float table[3 * 4];
+    CHECK(tmoe_rotary_table(ctx, table, 3, 4, 10.0f) == TMOE_OK);
+    return tmoe_leaf(t, 3, 4, table, NULL);
+}
+
 #define GRADIENT(name, tolerance, expression, ...) \
     static tmoe_tensor *build_##name(tmoe_tape *t, tmoe_tensor **in) \
     { \
@@ -129,6 +137,9 @@ GRADIENT(causal_attention, 3e-4, tmoe_attention(t, in[0], in[0], 2, 3, q_offsets
     { 7, 12 })
 GRADIENT(cross_attention, 3e-4, tmoe_attention(t, in[0], in[1], 2, 3, q_offsets, k_offsets, 0),
     { 7, 4 }, { 7, 8 })
+GRADIENT(rotary, 3e-4, tmoe_rotary(t, in[0], 8, turns(t), positions), { 5, 10 })
+GRADIENT(rotary_of_what_a_product_needs_too, 3e-4,
+    tmoe_multiply(t, tmoe_rotary(t, in[0], 8, turns(t), positions), in[0]), { 5, 10 })
 GRADIENT(embedding, 3e-4, tmoe_embedding(t, in[0], 5, ids, 2.0f, in[1], positions), { 4, 6 },
     { 3, 6 })
 GRADIENT(cross_entropy, 3e-4,
@@ -341,7 +352,9 @@ static void test_wrong_shapes_are_refused_with_the_values_and_the_rule(void)
     static float zeros[8], many[4 * 65537];
     tmoe_tensor *four = tmoe_leaf(tape, 4, 2, zeros, NULL),
                 *keys = tmoe_leaf(tape, 1, 4, zeros, NULL);
-    tmoe_tensor *result[27];
+    tmoe_tensor *heads = turns(tape);
+    static const int below[2] = { 0, -1 }, beyond[2] = { 3, 0 };
+    tmoe_tensor *result[34];
     size_t i, n = 0;
     parts[0] = a;
     parts[1] = b;
@@ -367,6 +380,13 @@ static void test_wrong_shapes_are_refused_with_the_values_and_the_rule(void)
                 offsets_of_many, 0),
         "at most 65536 keys");
     REFUSED(tmoe_embedding(tape, a, 2, bad_ids, 1.0f, NULL, NULL), "has id 9");
+    REFUSED(tmoe_rotary(tape, four, 4, heads, positions), "4 columns of x (4,2), table (3,4)");
+    REFUSED(tmoe_rotary(tape, keys, 2, heads, positions), "2 columns of x (1,4)");
+    REFUSED(tmoe_rotary(tape, keys, 0, heads, positions), "0 columns");
+    REFUSED(tmoe_rotary(tape, a, 3, tmoe_leaf(tape, 1, 3, x, NULL), positions), "an even width");
+    REFUSED(tmoe_rotary(tape, keys, 4, heads, NULL), "no positions");
+    REFUSED(tmoe_rotary(tape, keys, 4, heads, below + 1), "row 0 has position -1");
+    REFUSED(tmoe_rotary(tape, keys, 4, heads, beyond), "row 0 has position 3; 0 <= position < 3");
     REFUSED(tmoe_activate(tape, a, (tmoe_activation)5), "f is 5");
     REFUSED(tmoe_activate(tape, a, (tmoe_activation)-1), "f is -1");
     REFUSED(tmoe_linear(tape, a, a, NULL, (tmoe_activation)7, NULL), "act must be");
@@ -395,6 +415,25 @@ static void test_wrong_shapes_are_refused_with_the_values_and_the_rule(void)
     tmoe_tape_reset(tape);
     tmoe_tape_destroy(tape);
     ctx->error = TMOE_OK;
+}
+
+static void test_a_table_of_turns_that_makes_no_sense_is_refused(void)
+{
+    static const struct {
+        int positions, width;
+        float base;
+    } wrong[] = { { 0, 4, 10.0f }, { 3, 3, 10.0f }, { 3, 0, 10.0f }, { 3, 4, 1.0f },
+        { 3, 4, -2.0f }, { 3, 4, (float)NAN } };
+
+    float table[12];
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        const tmoe_result result =
+            tmoe_rotary_table(ctx, table, wrong[i].positions, wrong[i].width, wrong[i].base);
+        CHECK(result == TMOE_ERR_ARGUMENT);
+        CHECK_HAS(tmoe_error_message(ctx), "a base above 1");
+    }
+    CHECK(tmoe_rotary_table(ctx, NULL, 3, 4, 10.0f) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_rotary_table(ctx, table, 3, 4, 10.0f) == TMOE_OK);
 }
 
 /* A second backward pass would add nothing, and say that it went well; the loss of another tape, too. */
@@ -485,7 +524,8 @@ TEST_MAIN("test_tape", ctx = tmoe_ctx_create(NULL); RUN(test_gradient_of_linear)
           RUN(test_gradient_of_linear_with_itself_as_residual); RUN(test_gradient_of_linear_gelu);
           RUN(test_gradient_of_linear_relu); RUN(test_gradient_of_layer_norm);
           RUN(test_gradient_of_self_attention); RUN(test_gradient_of_causal_attention);
-          RUN(test_gradient_of_cross_attention); RUN(test_gradient_of_embedding);
+          RUN(test_gradient_of_cross_attention); RUN(test_gradient_of_rotary);
+          RUN(test_gradient_of_rotary_of_what_a_product_needs_too); RUN(test_gradient_of_embedding);
           RUN(test_gradient_of_cross_entropy); RUN(test_gradient_of_cross_entropy_of_shared_logits);
           RUN(test_gradient_of_cross_entropy_of_a_route);
           RUN(test_gradient_of_cross_entropy_of_attention);
@@ -500,6 +540,7 @@ TEST_MAIN("test_tape", ctx = tmoe_ctx_create(NULL); RUN(test_gradient_of_linear)
           RUN(test_gradient_of_a_route_is_known_up_to_what_a_softmax_drops);
           RUN(test_one_hot_route_is_the_expert_itself);
           RUN(test_wrong_shapes_are_refused_with_the_values_and_the_rule);
+          RUN(test_a_table_of_turns_that_makes_no_sense_is_refused);
           RUN(test_backward_refuses_a_loss_that_is_not_on_the_tape);
           RUN(test_a_second_loss_on_tensors_that_are_used_up_is_refused);
           RUN(test_a_repeated_step_allocates_nothing);
