@@ -17,6 +17,7 @@
  *   BOOK I, THE ENGINE    to see how it is fast, or to build a model of your own on the tape
  *     >>platform >>errors >>memory >>bytes >>random       the foundation
  *     >>machine >>parallel >>kernels >>products >>sweeps  processor, threads, matrix products
+ *     >>polar                                             a matrix made orthogonal
  *     >>context >>tape >>ops                              values forward, gradients backward
  *   BOOK II, THE METHOD   to know task-level mixture of experts: read this one from end to end
  *     >>vectors >>model >>mix >>layers >>router           from a task to its route and its model
@@ -95,10 +96,10 @@
  *
  *   Papers: Ye, Zha, Ren 2022 (arXiv 2205.12701): the method. Muqeeth, Liu, Raffel 2023
  *   (2306.03745): soft merging. Jang 2017 (1611.01144): straight-through Gumbel. Loshchilov 2019
- *   (1711.05101): AdamW. Lewis 2020 (1910.13461): BART. We differ from the method's reference code
- *   in this: routes carry no noise in evaluation, the loss is the mean over target tokens, frozen
- *   parameters do not move, norms do not decay, unselected experts run no backward pass, the
- *   temperature is saved.
+ *   (1711.05101): AdamW. Jordan 2024 (kellerjordan.github.io/posts/muon): Muon. Lewis 2020
+ *   (1910.13461): BART. We differ from the method's reference code in this: routes carry no noise
+ *   in evaluation, the loss is the mean over target tokens, frozen parameters do not move, norms do
+ *   not decay, unselected experts run no backward pass, the temperature is saved.
  *
  * CONCEPTS
  *   context     tmoe_ctx holds the allocator, the threads, the kernels and the last error. Contexts
@@ -905,6 +906,13 @@ typedef struct tmoe_progress {
     double seconds_left;
 } tmoe_progress;
 
+/* What moves the weight matrices of the transformer layers. Everything else (embeddings, norms,
+ * biases, router, task vectors) is moved by AdamW. */
+typedef enum tmoe_optimiser {
+    TMOE_OPTIMISER_ADAMW,
+    TMOE_OPTIMISER_MUON /* Jordan 2024: an orthogonal matrix; see lr_matrices */
+} tmoe_optimiser;
+
 /* How to train. Start from tmoe_training_default(); tmoe_trainer_create checks all fields. */
 typedef struct tmoe_training {
     /* A step takes tasks_per_step tasks and examples_per_task lines of each, or all there are. */
@@ -925,6 +933,17 @@ typedef struct tmoe_training {
     float beta2;
     float adam_epsilon;
     float clip; /* largest norm of the gradient; 0: any */
+
+    /* Muon: of the momentum of a matrix only the directions count, not how long they are. A step
+     * changes all of them by lr_matrices, times sqrt(rows / columns) where that is above 1. The
+     * clip therefore does not shorten a step; it weighs the gradients of several steps in the
+     * momentum. A matrix whose momentum is 0 stays. */
+    tmoe_optimiser optimiser;
+    float lr_matrices;  /* rises and falls as the other rates; those move what AdamW moves */
+    float momentum;     /* 0 <= it < 1 */
+    float matrix_decay; /* weight decay of these matrices, in place of weight_decay */
+    int matrix_turns;   /* 1: in turns: a step moves one expert of each layer, by E times the rate
+                         * and decay; the momentum of all is updated. Costs an E-th */
 
     float label_smoothing; /* 0 <= it < 1, as dropout, beta1 and beta2; weights and rates >= 0 */
     float dropout;
@@ -962,10 +981,10 @@ typedef struct tmoe_training_memory {
     /* Of all parameters from the first to the last tensor that is trained, and so for moments, best
      * and the count of all_reduce. */
     size_t gradients;
-    size_t moments;
-    size_t best; /* a copy of the best parameters, with evaluate_every_steps */
-    size_t step; /* tapes (with PARAM mix and a trained router they hold a merged model and its
-                  * gradient for each of the step's tasks), batch, validation */
+    size_t moments; /* two; of matrices that Muon moves one */
+    size_t best;    /* a copy of the best parameters, with evaluate_every_steps */
+    size_t step;    /* tapes (with PARAM mix and a trained router they hold a merged model and its
+                  * gradient for each of the step's tasks), batch, validation, Muon's scratch */
     size_t total;
 } tmoe_training_memory;
 
@@ -1008,13 +1027,14 @@ TMOE_DEF tmoe_model *tmoe_trainer_model(tmoe_trainer *trainer);
  *   memory  out, or NULL      returns  the total      threads any */
 TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, tmoe_training_memory *memory);
 
-/* tmoe_trainer_step - one AdamW step on the next batch                                   >>training
+/* tmoe_trainer_step - one step of the optimiser on the next batch                        >>training
  *   progress  out, or NULL
  *   errors    TMOE_ERR_NUMERIC: the loss or a gradient is not finite; parameters stay as they are
  *   cost      2 flop forward and 4 backward a token and parameter that runs. PARAM: those of one
  *             expert, and the merge (tmoe_mix_parameters). OUTPUT: those of each expert of weight
  *             above 0; STRAIGHT_THROUGH runs all of them forward and one backward. The optimiser
- *             moves all experts. Steps beyond training.steps have the learning rate 0. */
+ *             moves all experts; Muon takes about 12 n^3 flop for a matrix of n x n. Steps
+ *             beyond training.steps have the learning rate 0. */
 TMOE_DEF tmoe_result tmoe_trainer_step(tmoe_trainer *trainer, tmoe_progress *progress);
 
 /* tmoe_trainer_run - steps until training.steps are done or patience ends                >>training
@@ -1087,7 +1107,8 @@ typedef enum tmoe_tune {
 typedef struct tmoe_few_shot {
     tmoe_zero_shot start; /* its first route; a dense model and TUNE_VECTOR ignore it */
     tmoe_tune tune;
-    int shots_per_label, shots;      /* lines to train on (and as many for dev): a label; in all */
+    tmoe_optimiser optimiser;   /* Muon's rate is in proportion to those below: see lr_matrices */
+    int shots_per_label, shots; /* lines to train on (and as many for dev): a label; in all */
     int steps, evaluate_every_steps; /* dev is measured every so many */
     float warmup;                    /* fraction of the steps */
     /* each rate is tried with each batch size; a task's vector learns at 10 times the rate */
@@ -1380,6 +1401,7 @@ extern "C" {
  *   lanes        tmoei_parallel and tmoei_sweep split work so that any number of threads gives the
  *                same bits (>>parallel, >>sweeps)
  *   products     tmoei_gemm, at the speed of the processor's vector units (>>kernels, >>products)
+ *   polar        every singular value of a matrix made about 1, in one lane (>>polar)
  *   a tape       values forward, gradients backward, a step's memory known beforehand (>>tape)
  *   operations   14, each with its shape rule, forward and backward pass side by side (>>ops);
  *                three more are in >>mix
@@ -3180,11 +3202,11 @@ TMOEI_KERNEL float TMOEI_FN(maximum)(const float *x, size_t n)
 
 TMOEI_KERNEL void TMOEI_FN(scale_add)(float *y, float beta, float a, const float *x, size_t n)
 {
-    TMOEI_V scale = TMOEI_VSET(a);
+    TMOEI_V scale = TMOEI_VSET(a), keep = TMOEI_VSET(beta);
     if (beta == 0.0f)
         TMOEI_EACH(n, TMOEI_VWRITE(y, scale * TMOEI_VREAD(x)));
     else
-        TMOEI_EACH(n, TMOEI_VWRITE(y, TMOEI_VFMA(scale, TMOEI_VREAD(x), TMOEI_VREAD(y))));
+        TMOEI_EACH(n, TMOEI_VWRITE(y, TMOEI_VFMA(scale, TMOEI_VREAD(x), keep * TMOEI_VREAD(y))));
 }
 
 TMOEI_KERNEL float TMOEI_FN(exp_sum)(float *y, const float *x, float scale, float shift, size_t n)
@@ -4040,6 +4062,139 @@ static float tmoei_log_sum_exp(const tmoe_ctx *ctx, const float *x, int n)
 {
     const float most = ctx->kernels->maximum(x, (size_t)n);
     return most + logf(ctx->kernels->exp_sum(NULL, x, 1.0f, most, (size_t)n));
+}
+
+/* ==== >>polar: a matrix made orthogonal ==========================================================
+ * polar(X) = U V^T of the singular value decomposition X = U S V^T: all singular values become 1.
+ * An odd polynomial of X changes its singular values and nothing else. A few polynomials of degree
+ * 5, one after the other, each the best for the interval that the one before leaves (Amsel 2025,
+ * Polar Express, arXiv 2505.16932), bring all values between LEAST and 1 near to 1:
+ *   X <- P(X X^T) X,  P(A) = a I + b A + c A^2
+ * X X^T is as small as the smaller side n, and all that is made of it commutes and is symmetric. So
+ * we iterate there, and X is read twice:
+ *   A = X X^T,  Q = I;   P = P(A),  Q <- P Q,  A <- P A P, for each polynomial;   polar(X) = Q X
+ *
+ * The values have to begin between 0 and 1. |X|_F (Jordan's choice) is a loose bound of the largest
+ * one: 5 times too large for random 96 x 96, which costs more than a step. The first A^2 is needed
+ * anyway and gives a bound that is 1.2 times too large: s^2 = |A^2|_F^(1/2) = (sum of s_i^8)^(1/4).
+ *
+ * In float the result is within 1e-3 of the exact polynomial (in the operator norm), whatever the
+ * condition of X: rank 1, values of 1e-8, X of any length. Values below LEAST come out smaller. */
+
+#define TMOEI_POLAR_LEAST 0.0107 /* in units of the bound s */
+
+/* a, b, c of each step. They bring [LEAST, 1] to [0.75, 1.25]. */
+static const float tmoei_polar_steps[][3] = { { 8.067204f, -23.517259f, 17.364129f },
+    { 3.603973f, -2.698315f, 0.533862f }, { 2.615228f, -1.939217f, 0.448410f } };
+
+enum { TMOEI_POLAR_STEPS = sizeof tmoei_polar_steps / sizeof *tmoei_polar_steps };
+
+#define TMOEI_POLAR_MATRICES 4 /* (n, n) of scratch */
+#define TMOEI_POLAR_COLUMNS 32 /* of a panel of a symmetric product: one of the micro-kernel's */
+#define TMOEI_POLAR_PANELS 8   /* or as wide as an eighth: 6 % more than half of the work */
+#define TMOEI_POLAR_DOT 1024   /* terms of a sum in float */
+
+/* theta <- keep theta + step polar(x). x is scaled to length 1; where it is 0, polar(x) is 0. */
+typedef struct tmoei_polar {
+    float *theta, *x;
+    int rows, cols;
+    float step, keep;
+    float *scratch; /* (tmoei_polar_floats) */
+} tmoei_polar;
+
+static size_t tmoei_polar_floats(int rows, int cols)
+{
+    const size_t n = (size_t)tmoei_least(rows, cols);
+    return TMOEI_POLAR_MATRICES * n * n;
+}
+
+static void tmoei_scale_lane(const tmoe_ctx *ctx, float *x, float scale, size_t n)
+{
+    ctx->kernels->scale_add(x, scale, 0.0f, x, n);
+}
+
+static float tmoei_length(const tmoe_ctx *ctx, const float *x, size_t n)
+{
+    return (float)sqrt(tmoei_dot(ctx, x, x, n, TMOEI_POLAR_DOT));
+}
+
+/* C = a b (n, n), known to be symmetric: panels of its lower triangle, which are mirrored. */
+static void tmoei_symmetric_product(const tmoe_ctx *ctx, int lane, float *c, tmoei_matrix a,
+    tmoei_matrix b)
+{
+    const int n = a.rows, panels = tmoei_pieces(n, TMOEI_POLAR_COLUMNS);
+    const int width = tmoei_pieces(panels, TMOEI_POLAR_PANELS) * TMOEI_POLAR_COLUMNS;
+    const size_t stride = (size_t)n;
+    for (int j = 0; j < n; j += width) {
+        const int columns = tmoei_least(width, n - j), below = n - j - columns;
+        float *corner = c + (size_t)j * stride + (size_t)j;
+        tmoei_gemm_lane(ctx, lane, tmoei_window(&a, j, 0, n - j, a.cols),
+            tmoei_window(&b, 0, j, b.rows, columns), tmoei_output_of(corner, stride, 0.0f));
+        if (below == 0) return;
+
+        const float *source = corner + (size_t)columns * stride;
+        const tmoei_matrix rest = tmoei_matrix_of(source, below, columns, stride);
+        ctx->kernels->transpose(corner + columns, stride, &rest);
+    }
+}
+
+/* p = a I + b A + c p, where p is A^2 */
+static void tmoei_polar_polynomial(const tmoe_ctx *ctx, float *p, const float *A, size_t n,
+    const float *step)
+{
+    ctx->kernels->scale_add(p, step[2], step[1], A, n * n);
+    for (size_t i = 0; i < n; i++) p[i * n + i] += step[0];
+}
+
+/* Q with polar(x) = Q x for wide, x Q for tall x, whose length is 1; lies in scratch. */
+static float *tmoei_polar_factor(const tmoe_ctx *ctx, int lane, const tmoei_polar *polar)
+{
+    tmoei_matrix x = tmoei_matrix_of(polar->x, polar->rows, polar->cols, (size_t)polar->cols);
+    if (x.rows > x.cols) x = tmoei_transposed(x);
+    const int N = x.rows;
+    const size_t n = (size_t)N, size = n * n;
+    float *A = polar->scratch, *Q = A + size, *Y = Q + size, *squared = Y + size;
+    const tmoei_matrix a = tmoei_matrix_of(A, N, N, n);
+    tmoei_symmetric_product(ctx, lane, A, x, tmoei_transposed(x));
+    tmoei_symmetric_product(ctx, lane, Q, a, a);
+
+    const float bound = sqrtf(tmoei_length(ctx, Q, size)); /* s^2 */
+    tmoei_scale_lane(ctx, A, 1.0f / bound, size);
+    tmoei_scale_lane(ctx, Q, 1.0f / (bound * bound), size);
+    tmoei_polar_polynomial(ctx, Q, A, n, tmoei_polar_steps[0]);
+    const float *P = Q;
+    for (int step = 1; step < TMOEI_POLAR_STEPS; step++) {
+        const tmoei_matrix before = tmoei_matrix_of(P, N, N, n);
+        tmoei_symmetric_product(ctx, lane, Y, before, a);
+        tmoei_symmetric_product(ctx, lane, A, tmoei_matrix_of(Y, N, N, n), before);
+        tmoei_symmetric_product(ctx, lane, squared, a, a);
+        tmoei_polar_polynomial(ctx, squared, A, n, tmoei_polar_steps[step]);
+        P = squared;
+        tmoei_symmetric_product(ctx, lane, Y, tmoei_matrix_of(P, N, N, n),
+            tmoei_matrix_of(Q, N, N, n));
+        float *const old = Q;
+        Q = Y;
+        Y = old;
+    }
+    tmoei_scale_lane(ctx, Q, 1.0f / sqrtf(bound), size);
+    return Q;
+}
+
+static void tmoei_polar_add(const tmoe_ctx *ctx, int lane, const tmoei_polar *polar)
+{
+    const size_t size = (size_t)polar->rows * (size_t)polar->cols;
+    const int wide = polar->rows <= polar->cols, n = wide ? polar->rows : polar->cols;
+    const float length = tmoei_length(ctx, polar->x, size);
+    if (polar->keep != 1.0f) tmoei_scale_lane(ctx, polar->theta, polar->keep, size);
+    if (!(length > 0.0f)) return;
+
+    tmoei_scale_lane(ctx, polar->x, 1.0f / length, size);
+    float *Q = tmoei_polar_factor(ctx, lane, polar);
+    tmoei_scale_lane(ctx, Q, polar->step, (size_t)n * (size_t)n);
+    const tmoei_matrix q = tmoei_matrix_of(Q, n, n, (size_t)n);
+    const tmoei_matrix x = tmoei_matrix_of(polar->x, polar->rows, polar->cols, (size_t)polar->cols);
+    const tmoei_output theta = tmoei_output_of(polar->theta, (size_t)polar->cols, 1.0f);
+    tmoei_gemm_lane(ctx, lane, wide ? q : x, wide ? x : q, theta);
 }
 
 /* ==== >>context =============================================================================== */
@@ -5739,6 +5894,7 @@ typedef struct tmoei_parameter { /* one named tensor in theta */
     int rows, cols;
     tmoei_rate rate;
     int decay;      /* 1: weight decay moves it: matrices, layer positions, task vectors */
+    int matrices;   /* that Muon moves: 3 of q, k and v below each other; 0: AdamW moves it */
     int expert;     /* -1: shared by all tasks */
     float init_std; /* > 0: begins normal; < 0: uniform in +- that; 0: all init_value */
     float init_value;
@@ -5876,6 +6032,9 @@ static size_t tmoei_layer_plan_part(tmoe_model *model, tmoei_layer *layer, int e
         const int cols = bias && !norm ? weight->rows : weight->cols;
         tmoei_parameter p = tmoei_parameter_of(rows, cols, TMOEI_RATE_LAYERS);
         if (layer->experts > 1) p.expert = expert;
+        if (!bias && !norm) p.matrices = 1;
+        if (piece == TMOEI_SELF_QKV) p.matrices = 3;
+        if (piece == TMOEI_CROSS_KV) p.matrices = 2;
         p.init_std = tmoei_init_std(model, rows, cols);
         p.init_value = norm && !bias ? 1.0f : 0.0f;
         layer->rows[piece] = rows;
@@ -7958,7 +8117,7 @@ static size_t tmoei_target_length(const tmoe_model *model, const tmoei_texts *te
     return model->config.begin_in_target ? length : length - 1;
 }
 
-/* ==== >>training: packed groups of tasks, AdamW, the loop ========================================
+/* ==== >>training: packed groups of tasks, AdamW and Muon, the loop ===============================
  * A step's batch is K groups, each of one task. The step runs in this order:
  *
  *   1. the tasks and their lines are drawn;
@@ -7983,12 +8142,15 @@ typedef struct tmoei_trained_example {
     int targets;   /* number of accepted outputs */
 } tmoei_trained_example;
 
-/* A piece of one tensor, the unit of work of the optimiser. */
+/* A piece of one tensor, the unit of work of the optimiser: some floats that AdamW moves, or a
+ * whole matrix that Muon moves. */
 typedef struct tmoei_update {
     const tmoei_parameter *of;
     size_t offset; /* in theta */
     size_t count;
-    double norm; /* squared, of the gradient */
+    size_t second;  /* AdamW: in moment2 */
+    int rows, cols; /* Muon; 0 rows: AdamW */
+    double norm;    /* squared, of the gradient */
 } tmoei_update;
 
 #define TMOEI_UPDATE_FLOATS 16384 /* theta, gradient and moments of a piece: 256 KiB, within L2 */
@@ -8039,13 +8201,17 @@ struct tmoe_trainer {
     tmoei_update *updates;
     int update_count;
     size_t update_capacity;
-    float *grads; /* (span) */
-    float *moment1;
-    float *moment2;
-    float *best;                  /* (span) parameters of the best validation, or NULL */
+    float *grads;   /* (span) */
+    float *moment1; /* (span) */
+    float *moment2; /* (span2) without the matrices that Muon moves */
+    float *best;    /* (span) parameters of the best validation, or NULL */
+    size_t span2;
+    float *polar_scratch; /* (lanes, polar_floats): Muon's */
+    size_t polar_floats;
     int now;                      /* TMOE_TRAIN_ bits of what moves in this step */
     int64_t moved;                /* steps that this has moved in, from 1: corrects the moments */
     float rates[TMOEI_RATE_NONE]; /* learning rates of this step */
+    float matrix_rate;            /* Muon's */
     float scale;                  /* of the gradient: clipping, and the mean over machines */
 
     /* Progress. */
@@ -8086,11 +8252,15 @@ static const tmoei_field tmoei_training_fields[] = { TMOEI_INT(steps, 1, INT_MAX
     TMOEI_FLOAT(label_smoothing, 0, TMOEI_BELOW_1), TMOEI_FLOAT(dropout, 0, TMOEI_BELOW_1),
     TMOEI_FLOAT(expert_regularisation, 0, FLT_MAX), TMOEI_FLOAT(load_balance, 0, FLT_MAX),
     TMOEI_INT(train, 1, TMOE_TRAIN_ALL), TMOEI_INT(alternate_steps, 0, INT_MAX / 2),
-    TMOEI_INT(validation_lines, 0, INT_MAX), TMOEI_INT(machines, 0, INT_MAX) };
+    TMOEI_INT(validation_lines, 0, INT_MAX), TMOEI_INT(machines, 0, INT_MAX),
+    TMOEI_INT(optimiser, TMOE_OPTIMISER_ADAMW, TMOE_OPTIMISER_MUON),
+    TMOEI_FLOAT(lr_matrices, 0, FLT_MAX), TMOEI_FLOAT(momentum, 0, TMOEI_BELOW_1),
+    TMOEI_FLOAT(matrix_decay, 0, FLT_MAX), TMOEI_INT(matrix_turns, 0, 1) };
 
 enum {
     TMOEI_TRAINING_FIELDS = sizeof tmoei_training_fields / sizeof *tmoei_training_fields,
-    TMOEI_FREE_FIELDS = 3 /* the first: they change no step */
+    TMOEI_FREE_FIELDS = 3,  /* the first: they change no step */
+    TMOEI_MATRIX_FIELDS = 5 /* the last: older checkpoints lack them and mean AdamW */
 };
 
 #undef TMOEI_STRUCT
@@ -8111,6 +8281,10 @@ TMOE_DEF tmoe_training tmoe_training_default(void)
     t.beta1 = 0.9f;
     t.beta2 = 0.999f;
     t.clip = 1.0f;
+    t.optimiser = TMOE_OPTIMISER_ADAMW;
+    t.lr_matrices = 1e-2f;
+    t.momentum = 0.95f; /* Jordan's */
+    t.matrix_decay = 0.5f;
     t.train = TMOE_TRAIN_ALL;
     t.vocabulary = 512;
     t.seed = 1;
@@ -8159,7 +8333,7 @@ static tmoe_tensor *tmoei_group_loss(tmoe_trainer *trainer, tmoei_pass *pass, fl
 }
 
 /* ---- the optimiser ----
- * Only tmoei_adamw_chunk knows the update rule: another optimiser takes its place. */
+ * Only tmoei_adamw and tmoei_muon know the update rules. */
 
 /* lr(s) = top (s + 1) / warmup                       while s + 1 < warmup
  *       = top (steps - s) / (steps - warmup + 1)     after that */
@@ -8213,19 +8387,13 @@ static void tmoei_norm_chunk(void *arg, int chunk, int lane)
 /* AdamW (Loshchilov 2019) on one piece:
  *   m = beta1 m + (1 - beta1) g
  *   v = beta2 v + (1 - beta2) g^2
- *   theta -= lr (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon) + decay theta)
- * The gradient is cleared while it is in the cache. What does not move keeps its moments. */
-static void tmoei_adamw_chunk(void *arg, int chunk, int lane)
+ *   theta -= lr (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon) + decay theta) */
+static void tmoei_adamw(tmoe_trainer *trainer, const tmoei_update *update)
 {
-    tmoe_trainer *trainer = (tmoe_trainer *)arg;
     const tmoe_training *t = &trainer->training;
-    const tmoei_update *update = &trainer->updates[chunk];
     const size_t at = update->offset - trainer->first;
     const double moved = (double)trainer->moved;
     tmoei_adamw_constants constants;
-    (void)lane;
-    if (!tmoei_moves(trainer->now, update->of->rate)) return;
-
     constants.scale = trainer->scale;
     constants.beta1 = t->beta1;
     constants.beta2 = t->beta2;
@@ -8235,8 +8403,60 @@ static void tmoei_adamw_chunk(void *arg, int chunk, int lane)
     constants.rate = trainer->rates[update->of->rate];
     constants.decay = update->of->decay ? constants.rate * t->weight_decay : 0.0f;
     trainer->ctx->kernels->adamw(trainer->model->theta + update->offset, trainer->grads + at,
-        trainer->moment1 + at, trainer->moment2 + at, update->count, &constants);
-    memset(trainer->grads + at, 0, update->count * sizeof(float));
+        trainer->moment1 + at, trainer->moment2 + update->second, update->count, &constants);
+}
+
+/* m = mu m + (1 - mu) g, and in place of g the Nesterov momentum u = mu m + (1 - mu) g */
+static void tmoei_momentum(tmoe_trainer *trainer, const tmoei_update *update)
+{
+    const size_t first = update->offset - trainer->first;
+    const float mu = trainer->training.momentum, part = (1.0f - mu) * trainer->scale;
+    for (size_t at = first; at < first + update->count; at += TMOEI_SWEEP) {
+        const size_t n = tmoei_least_size(first + update->count - at, TMOEI_SWEEP);
+        float *m = trainer->moment1 + at, *g = trainer->grads + at;
+        trainer->ctx->kernels->scale_add(m, mu, part, g, n);
+        trainer->ctx->kernels->scale_add(g, part, mu, m, n);
+    }
+}
+
+/* Muon (Jordan 2024) on one matrix, with u of tmoei_momentum:
+ *   theta -= lr sqrt(max(1, rows / columns)) polar(u) + lr decay theta
+ * With matrix_turns only one of the E experts moves, by E times this; so a step's cost does not
+ * grow with E. */
+static void tmoei_muon(tmoe_trainer *trainer, const tmoei_update *update, int lane)
+{
+    const tmoe_training *t = &trainer->training;
+    const int expert = update->of->expert, turns = t->matrix_turns && expert >= 0;
+    const int E = turns ? trainer->model->config.experts : 1;
+    tmoei_momentum(trainer, update);
+    if (turns && (trainer->moved - 1) % E != expert) return;
+
+    const float rate = (float)E * trainer->matrix_rate;
+    const float high = (float)update->rows / (float)update->cols;
+    tmoei_polar polar;
+    polar.theta = trainer->model->theta + update->offset;
+    polar.x = trainer->grads + (update->offset - trainer->first);
+    polar.rows = update->rows;
+    polar.cols = update->cols;
+    polar.step = high > 1.0f ? -rate * sqrtf(high) : -rate;
+    polar.keep = 1.0f - rate * t->matrix_decay;
+    polar.scratch = trainer->polar_scratch + (size_t)lane * trainer->polar_floats;
+    tmoei_polar_add(trainer->ctx, lane, &polar);
+}
+
+/* The gradient is cleared while it is in the cache. What does not move keeps its moments. */
+static void tmoei_update_chunk(void *arg, int chunk, int lane)
+{
+    tmoe_trainer *trainer = (tmoe_trainer *)arg;
+    const tmoei_update *update = &trainer->updates[chunk];
+    float *grad = trainer->grads + (update->offset - trainer->first);
+    if (!tmoei_moves(trainer->now, update->of->rate)) return;
+
+    if (update->rows > 0)
+        tmoei_muon(trainer, update, lane);
+    else
+        tmoei_adamw(trainer, update);
+    memset(grad, 0, update->count * sizeof(float));
 }
 
 /* g = the mean gradient over the machines, scaled down to the norm training.clip; moves the
@@ -8262,7 +8482,8 @@ static tmoe_result tmoei_optimise(tmoe_trainer *trainer, double loss, double *no
     trainer->scale = (float)(clipped / machines);
     for (int i = 0; i < TMOEI_RATE_NONE; i++)
         trainer->rates[i] = tmoei_learning_rate(t, trainer->steps_done, tops[i]);
-    tmoei_parallel(trainer->ctx, tmoei_adamw_chunk, trainer, trainer->update_count);
+    trainer->matrix_rate = tmoei_learning_rate(t, trainer->steps_done, t->lr_matrices);
+    tmoei_parallel(trainer->ctx, tmoei_update_chunk, trainer, trainer->update_count);
     return TMOE_OK;
 }
 
@@ -8932,26 +9153,48 @@ TMOE_DEF void tmoe_trainer_destroy(tmoe_trainer *trainer)
     tmoei_free(ctx, trainer);
 }
 
-/* The optimiser's pieces, of all tensors that are trained. */
+/* Appends `count` floats of a tensor from its float `at` on; NULL without memory. */
+static tmoei_update *tmoei_update_add(tmoe_trainer *trainer, const tmoei_parameter *p, size_t at,
+    size_t count)
+{
+    if (!tmoei_grow(trainer->ctx, &trainer->updates, &trainer->update_capacity,
+            (size_t)trainer->update_count + 1, sizeof *trainer->updates))
+        return NULL;
+    tmoei_update *update = &trainer->updates[trainer->update_count++];
+    update->of = p;
+    update->offset = p->offset + at;
+    update->count = count;
+    update->rows = update->cols = 0;
+    return update;
+}
+
+/* The optimiser's pieces, of all tensors that are trained. moment2 leaves out Muon's matrices. */
 static void tmoei_trainer_updates(tmoe_trainer *trainer)
 {
     const tmoe_model *model = trainer->model;
+    const int muon = trainer->training.optimiser == TMOE_OPTIMISER_MUON;
+    size_t left_out = 0;
     for (int i = 0; i < model->parameter_count; i++) {
         const tmoei_parameter *p = &model->parameters[i];
+        const int matrices = muon ? p->matrices : 0;
+        const size_t piece = matrices ? p->size / (size_t)matrices : TMOEI_UPDATE_FLOATS;
         if (!tmoei_moves(trainer->training.train, p->rate)) continue;
         if (trainer->update_count == 0) trainer->first = p->offset;
         trainer->span = p->offset + p->size - trainer->first;
 
-        for (size_t done = 0; done < p->size; done += TMOEI_UPDATE_FLOATS) {
-            if (!tmoei_grow(trainer->ctx, &trainer->updates, &trainer->update_capacity,
-                    (size_t)trainer->update_count + 1, sizeof *trainer->updates))
-                return;
-            tmoei_update *update = &trainer->updates[trainer->update_count++];
-            update->of = p;
-            update->offset = p->offset + done;
-            update->count = tmoei_least_size(p->size - done, TMOEI_UPDATE_FLOATS);
+        for (size_t done = 0; done < p->size; done += piece) {
+            const size_t count = tmoei_least_size(p->size - done, piece);
+            tmoei_update *update = tmoei_update_add(trainer, p, done, count);
+            if (!update) return;
+            update->second = update->offset - trainer->first - left_out;
+            if (matrices == 0) continue;
+            update->rows = p->rows / matrices;
+            update->cols = p->cols;
+            left_out += count;
+            tmoei_raise(&trainer->polar_floats, tmoei_polar_floats(update->rows, update->cols));
         }
     }
+    trainer->span2 = trainer->span - left_out;
 }
 
 /* A trainer for so many tasks and lines, still without texts. Dry, to plan only, it has no
@@ -8977,7 +9220,9 @@ static tmoe_trainer *tmoei_trainer_new(tmoe_model *model, const tmoe_training *t
 
     const size_t lists = tasks + 2 * lines + 2 + (2 + most) * K, floats = 2 * (K + 1) * width;
     const size_t span = (trainer->span / 16 + 1) * 16; /* each begins a cache line */
-    const size_t copies = training->evaluate_every_steps > 0 ? 4 : 3;
+    const size_t span2 = (trainer->span2 / 16 + 1) * 16;
+    const size_t copies = training->evaluate_every_steps > 0 ? 3 : 2;
+    const size_t polar = (size_t)ctx->lanes * trainer->polar_floats;
     trainer->tasks = (tmoei_trained_task *)tmoei_own(own, tasks + 1, sizeof *trainer->tasks);
     trainer->examples =
         (tmoei_trained_example *)tmoei_own(own, lines + 1, sizeof *trainer->examples);
@@ -8985,7 +9230,10 @@ static tmoe_trainer *tmoei_trainer_new(tmoe_model *model, const tmoe_training *t
     trainer->noise = (float *)tmoei_own(own, floats, sizeof(float));
     trainer->mixed = (tmoe_tensor **)tmoei_own(own, (size_t)model->L, sizeof *trainer->mixed);
     trainer->grads = (float *)(uintptr_t)TMOEI_ALIGN;
-    if (!dry) trainer->grads = (float *)tmoei_own(own, copies * span, sizeof(float));
+    trainer->polar_scratch = trainer->grads;
+    if (!dry) trainer->grads = (float *)tmoei_own(own, copies * span + span2, sizeof(float));
+    if (!dry && polar) trainer->polar_scratch = (float *)tmoei_own(own, polar, sizeof(float));
+    trainer->step_bytes = polar * sizeof(float);
     trainer->router_tape = tmoei_tape_new(ctx);
     trainer->group_tape = tmoei_tape_new(ctx);
     if (ctx->error != TMOE_OK) {
@@ -9002,7 +9250,7 @@ static tmoe_trainer *tmoei_trainer_new(tmoe_model *model, const tmoe_training *t
     trainer->use = trainer->entropy + width;
     trainer->moment1 = trainer->grads + span;
     trainer->moment2 = trainer->moment1 + span;
-    if (copies == 4) trainer->best = trainer->moment2 + span;
+    if (copies == 3) trainer->best = trainer->moment2 + span2;
     return trainer;
 }
 
@@ -9173,7 +9421,7 @@ TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, tmoe_training_me
     tmoe_training_memory m;
     m.parameters = trainer->model->size * sizeof(float);
     m.gradients = trained;
-    m.moments = 2 * trained;
+    m.moments = trained + trainer->span2 * sizeof(float);
     m.best = trainer->training.evaluate_every_steps > 0 ? trained : 0;
     m.step = trainer->step_bytes;
     m.total = m.parameters + m.gradients + m.moments + m.best + m.step;
@@ -13240,6 +13488,7 @@ TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void)
     memset(&f, 0, sizeof f);
     f.start = TMOE_ZERO_SHOT_ROUTER;
     f.tune = TMOE_TUNE_ALL;
+    f.optimiser = TMOE_OPTIMISER_ADAMW;
     f.shots_per_label = 16;
     f.shots = 32; /* CrossFit's */
     f.steps = 200;
@@ -13300,6 +13549,8 @@ static tmoe_training tmoei_few_shot_training(const tmoe_few_shot *f, int i)
     t.examples_per_task = f->batch_sizes[i % f->batch_size_count];
     t.lr_model = f->learning_rates[i / f->batch_size_count];
     t.lr_tasks = 10.0f * t.lr_model;
+    t.optimiser = f->optimiser;
+    t.lr_matrices *= t.lr_model / tmoe_training_default().lr_model; /* both in proportion */
     t.train = TMOE_TRAIN_LAYERS;
     if (f->tune == TMOE_TUNE_ALL) t.train = TMOE_TRAIN_MODEL;
     if (f->tune == TMOE_TUNE_VECTOR) t.train = TMOE_TRAIN_TASKS;
@@ -13424,8 +13675,10 @@ static tmoe_result tmoei_few_shot_check(const tmoe_model *model, const tmoe_task
     const int rates = f->learning_rate_count, sizes = f->batch_size_count;
     char text[1024] = "";
     const size_t size = sizeof text;
-    if ((unsigned)f->start > TMOE_ZERO_SHOT_AVERAGE || (unsigned)f->tune > TMOE_TUNE_VECTOR)
-        tmoei_problem(text, size, "start %d or tune %d is unknown", (int)f->start, (int)f->tune);
+    if ((unsigned)f->start > TMOE_ZERO_SHOT_AVERAGE || (unsigned)f->tune > TMOE_TUNE_VECTOR
+        || (unsigned)f->optimiser > TMOE_OPTIMISER_MUON)
+        tmoei_problem(text, size, "start %d, tune %d or optimiser %d is unknown", (int)f->start,
+            (int)f->tune, (int)f->optimiser);
     if (rates < 1 || rates > most || sizes < 1 || sizes > most)
         tmoei_problem(text, size, "%d learning rates, %d batch sizes: must be 1 to %d", rates,
             sizes, most);
@@ -13689,7 +13942,8 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
 /* ==== >>files: models and checkpoints ============================================================
  * A safetensors file. Its metadata holds the parts of a model as JSON; every parameter is a tensor
  * of its own name. A trainer adds its settings, its state, and twins of what is trained of theta:
- * "trainer.moment1", "trainer.moment2" and, once validation was measured, "trainer.best". */
+ * "trainer.moment1", "trainer.moment2" (without the matrices that Muon moves) and, once validation
+ * was measured, "trainer.best". */
 
 #ifndef TMOE_NO_STDIO /* up to the end of >>bart */
 
@@ -13816,6 +14070,11 @@ enum { TMOEI_MOMENT1, TMOEI_MOMENT2, TMOEI_BEST, TMOEI_TWINS };
 static const char *const tmoei_twin_names[TMOEI_TWINS] = { "trainer.moment1", "trainer.moment2",
     "trainer.best" };
 
+static size_t tmoei_twin_size(const tmoe_trainer *trainer, int twin)
+{
+    return twin == TMOEI_MOMENT2 ? trainer->span2 : trainer->span;
+}
+
 static void tmoei_hash_add(uint64_t *hash, size_t number)
 {
     *hash = tmoei_mix64(*hash + number + 1);
@@ -13908,8 +14167,8 @@ static tmoe_result tmoei_save(const tmoe_model *model, const tmoe_trainer *train
         const float *const twins[TMOEI_TWINS] = { trainer->moment1, trainer->moment2,
             trainer->best };
         for (int i = 0; i < (measured ? TMOEI_TWINS : TMOEI_BEST); i++)
-            tmoei_writer_tensor(ctx, &writer, tmoei_twin_names[i], 1, 0, 1, trainer->span,
-                twins[i]);
+            tmoei_writer_tensor(ctx, &writer, tmoei_twin_names[i], 1, 0, 1,
+                tmoei_twin_size(trainer, i), twins[i]);
     }
     (void)tmoei_writer_save(ctx, &writer, path);
     tmoei_writer_free(ctx, &writer);
@@ -14108,8 +14367,12 @@ static tmoe_result tmoei_settings_compare(const tmoe_trainer *trainer, const cha
     tmoe_ctx *ctx = trainer->ctx;
     tmoe_training theirs = trainer->training;
     tmoei_json json;
+    const size_t first = TMOEI_SETTINGS - TMOEI_MATRIX_FIELDS; /* of the fields that may miss */
+    theirs.optimiser = TMOE_OPTIMISER_ADAMW;
     TMOEI_TRY(tmoei_json_parse(ctx, &json, settings, strlen(settings), path));
-    (void)tmoei_fields_from_json(ctx, &json, path, &theirs, tmoei_settings, TMOEI_SETTINGS, 1);
+    (void)tmoei_fields_from_json(ctx, &json, path, &theirs, tmoei_settings, first, 1);
+    (void)tmoei_fields_from_json(ctx, &json, path, &theirs, tmoei_settings + first,
+        TMOEI_MATRIX_FIELDS, 0);
     for (const tmoei_field *f = tmoei_settings; f < tmoei_settings + TMOEI_SETTINGS; f++) {
         const double there = tmoei_field_value(&theirs, f);
         const double here = tmoei_field_value(&trainer->training, f);
@@ -14144,7 +14407,9 @@ static tmoe_result tmoei_checkpoint_compare(const tmoe_trainer *trainer, const t
         tmoei_problem(text, sizeof text, "steps is %d, but %lld are done", trainer->training.steps,
             c->steps_done);
     for (int i = 0; i < TMOEI_TWINS; i++)
-        if (c->twins[i] && (c->twins[i]->count != trainer->span || c->twins[i]->dtype != TMOEI_F32))
+        if (c->twins[i]
+            && (c->twins[i]->count != tmoei_twin_size(trainer, i)
+                || c->twins[i]->dtype != TMOEI_F32))
             tmoei_problem(text, sizeof text, "%s is of another length", tmoei_twin_names[i]);
     if (!text[0]) return ctx->error;
     return tmoei_fail(ctx, TMOE_ERR_CONFIG, "%s: another training: %s", path, text);
@@ -14159,7 +14424,7 @@ static void tmoei_checkpoint_take(tmoe_trainer *trainer, const tmoei_checkpoint 
     for (int i = 0; i < TMOEI_TWINS; i++)
         if (twins[i] && c->twins[i])
             (void)tmoei_safetensors_read(trainer->ctx, &c->file, c->twins[i], 0, twins[i],
-                trainer->span);
+                tmoei_twin_size(trainer, i));
     const int measured = trainer->best && c->twins[TMOEI_BEST];
     trainer->best_loss = measured ? (float)c->best_loss : (float)NAN;
     trainer->best_step = (int64_t)c->best_step;

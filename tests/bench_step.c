@@ -44,7 +44,7 @@ static int rising(const void *a, const void *b)
     X(tmoei_product_few_chunk) \
     X(tmoei_attention_chunk) \
     X(tmoei_norm_chunk) \
-    X(tmoei_adamw_chunk) \
+    X(tmoei_update_chunk) \
     X(tmoei_scale_add_sweep) \
     X(tmoei_activation_sweep) \
     X(tmoei_merge_sweep) \
