@@ -249,35 +249,169 @@ typedef struct progress_line {
     route_means routes;
 } progress_line;
 
+#define LINE_COLUMNS 79 /* of 80: some terminals wrap a full line */
+
+/* How long a training takes yet, at its end how long it took and how fast it was. */
+static void time_text(char *text, size_t size, const tmoe_progress *p)
+{
+    const int done = p->step == p->steps;
+    const double seconds = done ? p->seconds : p->seconds_left;
+    char time[24];
+    if (seconds < 600.0)
+        (void)snprintf(time, sizeof time, "%.0f s", seconds);
+    else
+        (void)snprintf(time, sizeof time, "%.0f min", seconds / 60.0);
+    if (done)
+        (void)snprintf(text, size, "%s, %.0f tokens/s", time, p->tokens_per_second);
+    else
+        (void)snprintf(text, size, "%s left", time);
+}
+
+/* Label, a bar on a terminal, steps, loss; of a mixture the entropy of its routes in nats and the
+ * use of its least and most used expert; the time. */
+static void progress_text(char *text, size_t size, const progress_line *line,
+    const tmoe_progress *p)
+{
+    char bar[16] = "", routes[64] = "", time[64], rest[192];
+    double means[3];
+    int i;
+    if (is_terminal(line->out) && p->step < p->steps) {
+        for (i = 0; i < 10; i++) bar[i + 1] = (int64_t)i * p->steps < 10 * p->step ? '#' : '.';
+        bar[0] = '[';
+        memcpy(bar + 11, "] ", 3);
+    }
+    if (route_means_of(&line->routes, means))
+        (void)snprintf(routes, sizeof routes, "entropy %.2f  use %.0f-%.0f %%  ", means[0],
+            100.0 * means[1], 100.0 * means[2]);
+    time_text(time, sizeof time, p);
+    (void)snprintf(rest, sizeof rest, " %s%lld/%d  loss %.3f  %s%s", bar, (long long)p->step,
+        p->steps, (double)p->loss, routes, time);
+    i = LINE_COLUMNS - (int)strlen(rest); /* what a long label may have */
+    if (i < 8) i = 8;
+    (void)snprintf(text, size, "%-8.*s%.71s", i, p->label, rest);
+}
+
+/* A line for each tenth of the training; on a terminal one line that is drawn over itself. */
 SHARED int show_progress(void *user, const tmoe_progress *p)
 {
     progress_line *line = (progress_line *)user;
-    const int terminal = is_terminal(line->out), every = p->steps >= 10 ? p->steps / 10 : 1,
-              done = p->step == p->steps;
+    const int every = p->steps >= 10 ? p->steps / 10 : 1, done = p->step == p->steps;
     const double now = seconds_now();
-    double means[3];
-    int i;
+    char text[LINE_COLUMNS + 1];
     if (p->step <= 1) line->last_time = 0.0;
     route_means_add(&line->routes, p, every);
-    if (terminal ? now - line->last_time < 0.1 && !done : p->step % every != 0 && !done) return 0;
-    line->last_time = now;
-    if (terminal) {
-        fprintf(line->out, "\r%-8s [", p->label);
-        for (i = 0; i < 10; i++) fputc((int64_t)i * p->steps < 10 * p->step ? '#' : '.', line->out);
-        fprintf(line->out, "] ");
-    } else
-        fprintf(line->out, "%-8s ", p->label);
-    fprintf(line->out, "step %lld/%d  loss %.3f  ", (long long)p->step, p->steps, (double)p->loss);
-    if (route_means_of(&line->routes, means))
-        fprintf(line->out, "route entropy %.2f  use of experts %.0f-%.0f %%  ", means[0],
-            100.0 * means[1], 100.0 * means[2]);
-    fprintf(line->out, "%.0f tokens/s  ", p->tokens_per_second);
-    if (done)
-        fprintf(line->out, "%.0f s%s\n", p->seconds, terminal ? "          " : "");
-    else
-        fprintf(line->out, "%.0f s left%s", p->seconds_left, terminal ? "   " : "\n");
+    if (is_terminal(line->out)) {
+        if (now - line->last_time < 0.1 && !done) return 0;
+        line->last_time = now;
+        progress_text(text, sizeof text, line, p);
+        fprintf(line->out, "\r%-*s%s", LINE_COLUMNS, text, done ? "\n" : "");
+    } else if (p->step % every == 0 || done) {
+        progress_text(text, sizeof text, line, p);
+        fprintf(line->out, "%s\n", text);
+    }
     fflush(line->out);
     return 0;
+}
+
+/* ---- text on a screen of 80 columns ---------------------------------------------------------- */
+
+/* Escape codes, or "" where they would be in the way: in a file, and where NO_COLOR is set. */
+typedef struct style {
+    const char *good, *bad, *bold, *plain;
+} style;
+
+SHARED style style_of(FILE *out)
+{
+    static const style none = { "", "", "", "" },
+                       codes = { "\033[32m", "\033[31m", "\033[1m", "\033[0m" };
+    const char *off = getenv("NO_COLOR"), *terminal = getenv("TERM");
+    if (!is_terminal(out) || (off && *off)) return none;
+    return terminal && strcmp(terminal, "dumb") != 0 ? codes : none;
+}
+
+/* Prints a text and a line end, broken at spaces; each line begins in column `indent`. */
+SHARED void print_wrapped(const char *text, int indent)
+{
+    const int room = LINE_COLUMNS - indent;
+    while ((int)strlen(text) > room) {
+        int n = room;
+        while (n > 0 && text[n] != ' ') n--;
+        if (n == 0) n = room - 1; /* a word that is longer than a line */
+        printf("%*s%.*s\n", indent, "", n, text);
+        text += n + (text[n] == ' ');
+    }
+    printf("%*s%s\n", indent, "", text);
+}
+
+/* A model's text in a column of the screen (columns + 1 bytes): cut where it is too long, '?' for
+ * what is not ASCII. */
+SHARED void column_text(char *column, int columns, const char *text)
+{
+    int n = 0;
+    for (; *text && n < columns; text++)
+        column[n++] = (char)(*text < ' ' || *text > '~' ? '?' : *text);
+    if (*text) column[n - 2] = column[n - 1] = '.';
+    column[n] = 0;
+}
+
+/* Columns that an expert takes in the picture of a route, whose rows begin in column `label`; 0: not
+ * even one fits. */
+static int expert_columns(const tmoe_model *model, int label)
+{
+    const int layers = tmoe_routed_layers(model), experts = tmoe_model_config(model)->experts;
+    int columns = 2;
+    while (columns > 0 && label + layers * (columns * experts + 1) > LINE_COLUMNS) columns--;
+    return columns;
+}
+
+/* The line above pictures: the layers' names, cut to their blocks. */
+SHARED void print_layer_names(const tmoe_model *model, int label)
+{
+    const int block = expert_columns(model, label) * tmoe_model_config(model)->experts;
+    int l;
+    char name[32];
+    printf("%*s", label, "");
+    for (l = 0; block && l < tmoe_routed_layers(model); l++) {
+        tmoe_routed_layer_name(model, l, name, sizeof name);
+        printf(" %-*.*s", block, block, name);
+    }
+    printf("\n");
+}
+
+/* A route as a row of blocks: one a layer, in it a cell an expert, darker for a larger share. */
+SHARED void print_route_row(const tmoe_model *model, const float *route, const char *name,
+    int label)
+{
+    static const char *const shades[] = { " ", "\xe2\x96\x91", "\xe2\x96\x92", "\xe2\x96\x93",
+        "\xe2\x96\x88" };
+    const int experts = tmoe_model_config(model)->experts, columns = expert_columns(model, label);
+    int i, k;
+    printf("  %-*.*s", label - 2, label - 2, name);
+    for (i = 0; i < tmoe_routed_layers(model) * experts; i++) {
+        /* the even share 1/E is in the middle */
+        const int shade = (int)(route[i] * (float)experts * 2.0f);
+        if (i % experts == 0 && columns) printf(" ");
+        for (k = 0; k < columns; k++) printf("%s", shades[shade > 4 ? 4 : shade]);
+    }
+    printf("%s\n", columns ? "" : "(too many experts for this screen)");
+}
+
+/* The mean route of the known tasks of a category (NULL: all); 0: there are none. */
+SHARED int mean_route(tmoe_model *model, const char *category, float *mean)
+{
+    const int size = tmoe_routed_layers(model) * tmoe_model_config(model)->experts;
+    float *route = (float *)malloc(sizeof *route * (size_t)size + 1);
+    int t, i, n = 0;
+    for (i = 0; i < size; i++) mean[i] = 0.0f;
+    for (t = 0; route && t < tmoe_model_task_count(model); t++) {
+        if (category && strcmp(tmoe_model_task(model, t)->category, category) != 0) continue;
+        if (tmoe_route_of_task(model, t, route) != TMOE_OK) continue;
+        for (i = 0; i < size; i++) mean[i] += route[i];
+        n++;
+    }
+    for (i = 0; i < size && n; i++) mean[i] /= (float)n;
+    free(route);
+    return n;
 }
 
 /* ---- numbers --------------------------------------------------------------------------------- */
