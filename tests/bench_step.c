@@ -188,6 +188,7 @@ int main(int argc, char **argv)
     c.vocabulary = size->V;
     c.encoder_layers = c.decoder_layers = size->layers;
     c.norm = TMOE_NORM_POST;
+    c.positions = TMOE_POSITION_LEARNED;
     c.source_tokens = size->source;
     c.target_tokens = size->target;
     c.instruction_in_input = 0;

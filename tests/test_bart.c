@@ -26,6 +26,7 @@ static tmoe_model *small_bart(int experts)
     c.decoder_layers = 2;
     c.source_tokens = c.target_tokens = 24;
     c.norm = TMOE_NORM_POST;
+    c.positions = TMOE_POSITION_LEARNED;
     c.begin_in_target = c.specials_in_text = 1;
     c.experts = experts;
     c.init_std = 0.3f;
@@ -48,6 +49,7 @@ static void test_a_model_may_lack_the_last_tokens_of_its_tokenizer(void)
     c.experts = 1;
     c.source_tokens = c.target_tokens = 24;
     c.norm = TMOE_NORM_POST;
+    c.positions = TMOE_POSITION_LEARNED;
     c.begin_in_target = c.specials_in_text = 1;
     c.vocabulary = 3 + 'z';
     tmoe_model *model = tmoe_model_create(ctx, &c, tokenizer, NULL, 0);

@@ -513,6 +513,8 @@ static void test_a_derived_model_keeps_all_that_its_weights_depend_on(void)
 {
     tmoe_config c = small_config();
     const tmoe_training training = small_training();
+    c.positions = TMOE_POSITION_LEARNED;
+    c.rotary_base = 100.0f;
     set s = make(1, &c, &training);
     if (!s.trainer) return;
     const tmoe_task *tasks = tmoe_suite_task(s.suite, 0);
@@ -668,6 +670,7 @@ static void test_enums_and_limits_of_a_config_are_checked(void)
     }
     tmoe_config c = small_config();
     c.decoder_heads = 16;
+    c.positions = TMOE_POSITION_LEARNED;
     tmoe_model *odd = tmoe_model_create(ctx, &c, tokenizer, tasks, 3);
     CHECK(odd != NULL); /* only what is turned comes in pairs */
     tmoe_model_destroy(odd);
@@ -1215,6 +1218,7 @@ static void test_files_of_version_0_1_are_read(void)
     const char *path = "build/test_0_1.safetensors";
     tmoe_config c = small_config();
     tmoe_training t = small_training();
+    c.positions = TMOE_POSITION_LEARNED;
     set a = make(1, &c, &t);
     for (int i = 0; i < 4; i++) CHECK(tmoe_trainer_step(a.trainer, NULL) == TMOE_OK);
     CHECK(tmoe_model_save(a.model, path) == TMOE_OK);
@@ -1240,8 +1244,9 @@ static void test_files_of_version_0_1_are_read(void)
 static void test_a_file_without_positions_has_learned_ones(void)
 {
     const char *path = "build/test_early.safetensors";
-    const tmoe_config c = small_config();
+    tmoe_config c = small_config();
     const tmoe_training t = small_training();
+    c.positions = TMOE_POSITION_LEARNED;
     set s = make(1, &c, &t);
     size_t size;
     CHECK(tmoe_model_save(s.model, path) == TMOE_OK);
@@ -1265,6 +1270,7 @@ static void test_rotary_positions_are_no_parameters_and_are_saved_bit_by_bit(voi
     const char *path = "build/test_rotary.safetensors";
     tmoe_config c = small_config();
     const tmoe_training t = small_training();
+    c.positions = TMOE_POSITION_LEARNED;
     set learned = make(1, &c, &t);
     c.positions = TMOE_POSITION_ROTARY;
     c.rotary_base = 37.5f;

@@ -243,6 +243,7 @@ static int reference_open(reference *r, tmoe_router_kind router, const char *nam
     c.vocabulary = 61;
     c.source_tokens = c.target_tokens = 32;
     c.norm = TMOE_NORM_POST;
+    c.positions = TMOE_POSITION_LEARNED;
     c.experts = 3;
     c.mix = TMOE_MIX_OUTPUT;
     c.selection = selection;
