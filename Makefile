@@ -22,6 +22,7 @@ $(BUILD)/%: tests/%.c tests/test.h taskmoe.h | $(BUILD)
 # These tests include the program that they test.
 $(BUILD)/test_demo: examples/demo.c examples/common.h
 $(BUILD)/test_routes: examples/routes.c examples/common.h
+$(BUILD)/test_multitask: examples/multitask.c examples/common.h
 
 $(BUILD):
 	mkdir -p $@

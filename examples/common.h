@@ -267,12 +267,12 @@ static void time_text(char *text, size_t size, const tmoe_progress *p)
         (void)snprintf(text, size, "%s left", time);
 }
 
-/* Label, a bar on a terminal, steps, loss; of a mixture the entropy of its routes in nats and the
- * use of its least and most used expert; the time. */
+/* Label, steps, loss; of a mixture the entropy of its routes in nats, and the use of its least and
+ * most used expert; the time. A running line on a terminal has a bar and no entropy. */
 static void progress_text(char *text, size_t size, const progress_line *line,
     const tmoe_progress *p)
 {
-    char bar[16] = "", routes[64] = "", time[64], rest[192];
+    char bar[16] = "", entropy[32] = "", routes[64] = "", time[64], rest[224];
     double means[3];
     int i;
     if (is_terminal(line->out) && p->step < p->steps) {
@@ -280,9 +280,11 @@ static void progress_text(char *text, size_t size, const progress_line *line,
         bar[0] = '[';
         memcpy(bar + 11, "] ", 3);
     }
-    if (route_means_of(&line->routes, means))
-        (void)snprintf(routes, sizeof routes, "entropy %.2f  use %.0f-%.0f %%  ", means[0],
-            100.0 * means[1], 100.0 * means[2]);
+    if (route_means_of(&line->routes, means)) {
+        if (!bar[0]) (void)snprintf(entropy, sizeof entropy, "entropy %.2f  ", means[0]);
+        (void)snprintf(routes, sizeof routes, "%suse %.0f-%.0f %%  ", entropy, 100.0 * means[1],
+            100.0 * means[2]);
+    }
     time_text(time, sizeof time, p);
     (void)snprintf(rest, sizeof rest, " %s%lld/%d  loss %.3f  %s%s", bar, (long long)p->step,
         p->steps, (double)p->loss, routes, time);
@@ -364,16 +366,17 @@ static int expert_columns(const tmoe_model *model, int label)
     return columns;
 }
 
-/* The line above pictures: the layers' names, cut to their blocks. */
+/* The line above pictures: the layers' names; "enc 0" for "encoder 0" where a block is narrow. */
 SHARED void print_layer_names(const tmoe_model *model, int label)
 {
     const int block = expert_columns(model, label) * tmoe_model_config(model)->experts;
     int l;
-    char name[32];
     printf("%*s", label, "");
     for (l = 0; block && l < tmoe_routed_layers(model); l++) {
+        char name[32], narrow[16];
         tmoe_routed_layer_name(model, l, name, sizeof name);
-        printf(" %-*.*s", block, block, name);
+        (void)snprintf(narrow, sizeof narrow, "%.3s%.8s", name, strchr(name, ' '));
+        printf(" %-*.*s", block, block, (int)strlen(name) <= block ? name : narrow);
     }
     printf("\n");
 }

@@ -1,33 +1,84 @@
 /* multitask: trains a dense multi-task model and a task-level mixture of experts on the same tasks,
  * in the same order, for the same number of steps, and prints what each can do on tasks it has seen
- * and on tasks it knows by their instruction only.
- *   run time   about two minutes on two cores with the embedded suite      read next   >>mix,
- *   >>router in taskmoe.h */
+ * and on tasks it knows by their instruction only; over several splits and seeds, if asked.
+ *   run time   several minutes on two cores with the embedded suite, for each split and seed
+ *   read next  >>mix, >>router in taskmoe.h */
 #define TMOE_THREADS
 #define TASKMOE_IMPLEMENTATION
 #include "common.h"
 
 #define SEEDS_MAX 20
+#define SPLITS_MAX 8
+#define RUNS_MAX (SEEDS_MAX * SPLITS_MAX)
 #define CATEGORIES_MAX 64
+#define LABEL_COLUMNS 19 /* left of the picture of the routes */
 
-static const char usage[] =
-    "usage: multitask [FOLDER] [options]\n"
-    "Trains a dense model and a mixture of experts on a folder of tasks and compares them.\n"
-    "FOLDER (default: the embedded suite) holds NAME.tsv files with lines 'input TAB output', see "
-    "README.md.";
+enum { DENSE, MIXTURE, KINDS };
 
-typedef struct run { /* one model of one seed */
-    double *scores;  /* one a task of the suite; NaN: not measured */
-    double train_seconds, answer_seconds, tokens_per_second;
-    size_t parameters, active;
-    int answers;
-} run;
+static const char *const names[KINDS] = { "dense", "mixture" };
 
 typedef struct settings {
     const char *program, *folder, *split, *mix, *select, *save, *tsv, *log;
     int seeds, seed, steps, experts, threads, limit, width, layers;
-    float lr, lr_router, dropout;
+    float lr, lr_router, dropout, decay[KINDS];
 } settings;
+
+static const settings defaults = {
+    .folder = "examples/suite",
+    .mix = "param",
+    .select = "softmax",
+    .seeds = 1,
+    .seed = 1,
+    .steps = 5000,
+    .experts = 4,
+    .width = 96,
+    .layers = 2,
+    .lr = 2e-3f,
+    .lr_router = 5e-3f,
+    .decay = { 0.01f, 0.01f }, /* dense, mixture: each its own */
+};
+
+/* All that a model is and how it is trained; where the two kinds differ stands here or above. */
+static void settings_of(int kind, const settings *s, tmoe_config *config, tmoe_training *training)
+{
+    static const char *const mixes[] = { "param", "output", NULL },
+                             *const selections[] = { "softmax", "gumbel", "st", "average", NULL };
+    *config = tmoe_config_default();
+    config->experts = kind == MIXTURE ? s->experts : 1;
+    config->width = s->width;
+    config->encoder_ffn = config->decoder_ffn = 4 * s->width;
+    config->encoder_layers = config->decoder_layers = s->layers;
+    config->mix = (tmoe_mix)choose(s->program, "--mix", s->mix, mixes);
+    config->selection = (tmoe_selection)choose(s->program, "--select", s->select, selections);
+    config->source_tokens = config->target_tokens = 0; /* as long as the suite needs */
+
+    *training = tmoe_training_default();
+    training->steps = s->steps;
+    training->lr_model = s->lr;
+    training->lr_router = s->lr_router;
+    training->weight_decay = s->decay[kind];
+    training->dropout = s->dropout;
+    training->label = names[kind];
+}
+
+typedef struct run { /* both models of one split and seed */
+    const tmoe_suite *suite;
+    int split, seed;
+
+    struct {
+        double *scores; /* one a task of the suite; NaN: not measured, or undefined */
+        double train_seconds, answer_seconds;
+        size_t parameters, active;
+        int answers;
+    } of[KINDS];
+} run;
+
+static run runs[RUNS_MAX];
+static int run_count;
+static char split_names[SPLITS_MAX][256];
+static int split_count;
+
+/* ---- files that are written while it runs ---------------------------------------------------- */
 
 static progress_line progress;
 
@@ -37,14 +88,13 @@ static struct {
 
 static route_means log_routes;
 
-/* Once a training has begun: then folder and settings are good, and files of earlier runs may go.
- * */
+/* Once a training has begun: then folder and settings are good, and files of earlier runs may go. */
 static void open_files(const settings *s)
 {
     if (s->log && !files.log && !(files.log = fopen(s->log, "w"))) die_file(s->program, s->log);
     if (!s->tsv || files.tsv) return;
     if (!(files.tsv = fopen(s->tsv, "w"))) die_file(s->program, s->tsv);
-    fprintf(files.tsv, "seed\tmodel\ttask\tcategory\tpart\tmetric\tscore\texamples\n");
+    fprintf(files.tsv, "split\tseed\tmodel\ttask\tcategory\tpart\tmetric\tscore\texamples\n");
     file_written(s->program, s->tsv, files.tsv, 0);
 }
 
@@ -75,271 +125,384 @@ static int log_and_show(void *user, const tmoe_progress *p)
     return show_progress(&progress, p);
 }
 
-static tmoe_model *train_one(tmoe_ctx *ctx, const tmoe_suite *suite, settings *s, int seed,
-    int experts, run *r)
+static int is_asked(const tmoe_task *task)
 {
-    static const char *const mixes[] = { "param", "output", NULL },
-                             *const selections[] = { "softmax", "gumbel", "st", "average", NULL };
-    tmoe_config config = tmoe_config_default();
-    tmoe_training training = tmoe_training_default();
-    tmoe_model *model;
-    double began = seconds_now();
+    return task->part != TMOE_PART_DEV && task->test_count > 0;
+}
+
+static int lines_of(const settings *s, const tmoe_task *task)
+{
+    return s->limit > 0 && s->limit < task->test_count ? s->limit : task->test_count;
+}
+
+static void write_scores(const settings *s, const run *r, int kind)
+{
     int i;
-    config.experts = experts;
-    config.width = s->width;
-    config.encoder_ffn = config.decoder_ffn = 4 * s->width;
-    config.encoder_layers = config.decoder_layers = s->layers;
-    config.mix = (tmoe_mix)choose(s->program, "--mix", s->mix, mixes);
-    config.selection = (tmoe_selection)choose(s->program, "--select", s->select, selections);
-    config.source_tokens = config.target_tokens = 0; /* as long as the suite needs */
-    config.seed = (uint64_t)seed;
-    training.seed = (uint64_t)seed;
-    training.steps = s->steps;
-    training.lr_model = s->lr;
-    training.lr_router = s->lr_router;
-    training.dropout = s->dropout;
-    training.label = experts > 1 ? "mixture" : "dense";
+    open_files(s);
+    for (i = 0; files.tsv && i < tmoe_suite_count(r->suite); i++) {
+        const tmoe_task *task = tmoe_suite_task(r->suite, i);
+        if (!is_asked(task)) continue;
+        fprintf(files.tsv, "%s\t%d\t%s\t%s\t%s\t%s\t%s\t%.6f\t%d\n", split_names[r->split], r->seed,
+            names[kind], task->name, task->category,
+            task->part == TMOE_PART_TRAIN ? "seen" : "unseen", tmoe_metric_name(task->metric),
+            r->of[kind].scores[i], lines_of(s, task));
+    }
+    file_written(s->program, s->tsv, files.tsv, 0);
+}
+
+/* ---- training and measuring ------------------------------------------------------------------ */
+
+static void measure(tmoe_ctx *ctx, const settings *s, run *r, int kind, tmoe_model *model)
+{
+    const double began = seconds_now();
+    double *scores = (double *)malloc(sizeof *scores * (size_t)tmoe_suite_count(r->suite));
+    int i, answers = 0;
+    if (!scores) die(s->program, "out of memory");
+    for (i = 0; i < tmoe_suite_count(r->suite); i++) {
+        const tmoe_task *task = tmoe_suite_task(r->suite, i);
+        scores[i] = (double)NAN;
+        if (!is_asked(task)) continue;
+        if (tmoe_evaluate(model, task, NULL, s->limit, &scores[i]) != TMOE_OK)
+            die(s->program, tmoe_error_message(ctx));
+        answers += lines_of(s, task);
+    }
+    r->of[kind].scores = scores;
+    r->of[kind].answers = answers;
+    r->of[kind].answer_seconds = seconds_now() - began;
+    r->of[kind].parameters = tmoe_model_parameters(model, &r->of[kind].active);
+}
+
+static tmoe_model *train_one(tmoe_ctx *ctx, settings *s, run *r, int kind)
+{
+    const double began = seconds_now();
+    tmoe_config config;
+    tmoe_training training;
+    tmoe_model *model;
+    settings_of(kind, s, &config, &training);
+    config.seed = training.seed = (uint64_t)r->seed;
     training.progress = log_and_show;
     training.progress_user = s;
-    progress.routes.experts = experts;
-    model = tmoe_train(ctx, suite, &config, &training);
+    progress.routes.experts = config.experts;
+    model = tmoe_train(ctx, r->suite, &config, &training);
     if (!model) die(s->program, tmoe_error_message(ctx));
-    r->train_seconds = seconds_now() - began;
-    r->parameters = tmoe_model_parameters(model, &r->active);
-    r->scores = (double *)malloc(sizeof *r->scores * (size_t)tmoe_suite_count(suite));
-    if (!r->scores) die(s->program, "out of memory");
-    began = seconds_now();
-    r->answers = 0;
-    for (i = 0; i < tmoe_suite_count(suite); i++) {
-        const tmoe_task *task = tmoe_suite_task(suite, i);
-        r->scores[i] = (double)NAN;
-        if (task->part == TMOE_PART_DEV || task->test_count == 0) continue;
-        if (tmoe_evaluate(model, task, NULL, s->limit, &r->scores[i]) != TMOE_OK)
-            die(s->program, tmoe_error_message(ctx));
-        r->answers += s->limit > 0 && s->limit < task->test_count ? s->limit : task->test_count;
-    }
-    r->answer_seconds = seconds_now() - began;
+    r->of[kind].train_seconds = seconds_now() - began;
+    measure(ctx, s, r, kind, model);
+    write_scores(s, r, kind);
     return model;
 }
 
-/* Mean score over the tasks of a category (NULL: all) and part; how many tasks into *count. */
-static double category_score(const tmoe_suite *suite, const double *scores, const char *category,
-    tmoe_part part, int *count)
+/* Both models of each seed on a suite. Returns the mixture of the first seed. */
+static tmoe_model *train_all(tmoe_ctx *ctx, settings *s, const tmoe_suite *suite, int split)
 {
-    double sum = 0.0;
-    int i, n = 0;
-    for (i = 0; i < tmoe_suite_count(suite); i++)
-        if (tmoe_suite_task(suite, i)->part == part && scores[i] == scores[i]
-            && (!category || !strcmp(tmoe_suite_task(suite, i)->category, category))) {
-            sum += scores[i];
-            n++;
+    tmoe_model *first = NULL;
+    int seed, kind;
+    for (seed = 0; seed < s->seeds; seed++) {
+        run *r = &runs[run_count++];
+        r->suite = suite;
+        r->split = split;
+        r->seed = s->seed + seed;
+        if (s->seeds > 1 || split_count > 1)
+            fprintf(stderr, "%s, seed %d\n", split_names[split], r->seed);
+        for (kind = 0; kind < KINDS; kind++) {
+            tmoe_model *model = train_one(ctx, s, r, kind);
+            if (kind == MIXTURE && seed == 0)
+                first = model;
+            else
+                tmoe_model_destroy(model);
         }
-    *count = n;
-    return n ? sum / n : (double)NAN;
+    }
+    return first;
 }
 
+/* ---- tables ---------------------------------------------------------------------------------- */
+
+/* Mean score over the tasks of a category (NULL: all) and part; how many tasks into *count. */
+static double mean_score(const run *r, int kind, const char *category, tmoe_part part, int *count)
+{
+    double sum = 0.0;
+    int i;
+    *count = 0;
+    for (i = 0; i < tmoe_suite_count(r->suite); i++) {
+        const tmoe_task *task = tmoe_suite_task(r->suite, i);
+        const double score = r->of[kind].scores[i];
+        if (task->part != part || !(score == score)) continue;
+        if (category && strcmp(task->category, category) != 0) continue;
+        sum += score;
+        ++*count;
+    }
+    return *count ? sum / *count : (double)NAN;
+}
+
+/* 13 columns: mean and deviation over runs. */
 static void print_cell(const double *x, int n)
 {
     if (!(mean_of(x, n) == mean_of(x, n)))
         printf(" %12s", "-");
     else if (n > 1)
-        printf("  %.3f +-%.3f", mean_of(x, n), deviation_of(x, n));
+        printf(" %.3f \xc2\xb1%.3f", mean_of(x, n), deviation_of(x, n)); /* a plus-minus sign */
     else
         printf(" %12.3f", x[0]);
 }
 
-static void print_table(const tmoe_suite *suite, run runs[2][SEEDS_MAX], int seeds)
+/* A row over the runs of a split (-1: all): number of tasks, dense and mixture, seen and unseen. */
+static void print_row(const char *name, const char *category, int split)
 {
-    const char *categories[CATEGORIES_MAX + 1];
-    int count = 0, c, i, part, kind, s, tasks[2], undefined = 0;
-    for (i = 0; i < tmoe_suite_count(suite); i++) {
-        for (c = 0; c < count && strcmp(categories[c], tmoe_suite_task(suite, i)->category); c++) {}
-        if (c == count && count < CATEGORIES_MAX
-            && tmoe_suite_task(suite, i)->part != TMOE_PART_DEV)
-            categories[count++] = tmoe_suite_task(suite, i)->category;
-    }
-    categories[count] = NULL;
-    printf("\n%-18s %5s %*s %*s   %5s %*s %*s\n", "mean score", "seen", seeds > 1 ? 14 : 12,
-        "dense", seeds > 1 ? 13 : 12, "mixture", "unseen", seeds > 1 ? 13 : 11, "dense",
-        seeds > 1 ? 13 : 12, "mixture");
-    for (c = 0; c <= count; c++) {
-        if (c == count)
-            printf("%.*s\n", seeds > 1 ? 86 : 80,
-                "----------------------------------------------------------------------------------"
-                "----");
-        printf("%-18s", categories[c] ? categories[c] : "all");
-        for (part = 0; part < 2; part++) {
-            double x[2][SEEDS_MAX];
-            for (kind = 0; kind < 2; kind++)
-                for (s = 0; s < seeds; s++)
-                    x[kind][s] = category_score(suite, runs[kind][s].scores, categories[c],
-                        part ? TMOE_PART_TEST : TMOE_PART_TRAIN, &tasks[part]);
-            printf("%s %5d", part ? "  " : "", tasks[part]);
-            print_cell(x[0], seeds);
-            print_cell(x[1], seeds);
+    static const tmoe_part parts[2] = { TMOE_PART_TRAIN, TMOE_PART_TEST };
+    int p, i, kind;
+    printf("%-15.15s", name);
+    for (p = 0; p < 2; p++) {
+        double x[KINDS][RUNS_MAX];
+        int n = 0, tasks = 0;
+        for (i = 0; i < run_count; i++) {
+            if (split >= 0 && runs[i].split != split) continue;
+            for (kind = 0; kind < KINDS; kind++)
+                x[kind][n] = mean_score(&runs[i], kind, category, parts[p], &tasks);
+            n++;
         }
-        printf("\n");
+        printf(" %4d", tasks);
+        for (kind = 0; kind < KINDS; kind++) print_cell(x[kind], n);
     }
-    for (i = 0; i < tmoe_suite_count(suite); i++)
-        for (s = 0; tmoe_suite_task(suite, i)->part != TMOE_PART_DEV
-             && tmoe_suite_task(suite, i)->test_count > 0 && s < seeds;
-             s++)
-            for (kind = 0; kind < 2; kind++)
-                undefined += !(runs[kind][s].scores[i] == runs[kind][s].scores[i]);
+    printf("\n");
+}
+
+static void print_rule(void)
+{
+    int i;
+    for (i = 0; i < 77; i++) printf("-");
+    printf("\n");
+}
+
+static void print_undefined(void)
+{
+    int r, i, kind, undefined = 0;
+    for (r = 0; r < run_count; r++)
+        for (i = 0; i < tmoe_suite_count(runs[r].suite); i++)
+            for (kind = 0; kind < KINDS; kind++) {
+                const double score = runs[r].of[kind].scores[i];
+                undefined += is_asked(tmoe_suite_task(runs[r].suite, i)) && !(score == score);
+            }
     if (undefined)
         printf("%d undefined scores (nan in --tsv) are left out of the means\n", undefined);
+}
+
+/* Rows: categories, splits if there are several, all. */
+static void print_scores(void)
+{
+    const tmoe_suite *suite = runs[0].suite;
+    const char *categories[CATEGORIES_MAX];
+    int count = 0, c, i;
+    for (i = 0; i < tmoe_suite_count(suite); i++) {
+        const tmoe_task *task = tmoe_suite_task(suite, i);
+        for (c = 0; c < count && strcmp(categories[c], task->category) != 0; c++) {}
+        if (c == count && count < CATEGORIES_MAX && is_asked(task))
+            categories[count++] = task->category;
+    }
+    printf("\n%-15s %4s %12s %12s %6s %10s %12s\n", "mean score", "seen", "dense", "mixture",
+        "unseen", "dense", "mixture");
+    for (c = 0; c < count; c++) print_row(categories[c], categories[c], -1);
+    print_rule();
+    for (i = 0; i < split_count && split_count > 1; i++) print_row(split_names[i], NULL, i);
+    if (split_count > 1) print_rule();
+    print_row("all", NULL, -1);
+    if (run_count > 1)
+        printf("(mean and standard deviation over %d runs of each model)\n", run_count);
+    print_undefined();
+}
+
+/* Score of each task of a part, mean over the runs whose split has it there. Returns the number of
+ * tasks, at most those of all suites together. */
+static int pool_tasks(tmoe_part part, double *scores[KINDS], int *times, const char **found)
+{
+    int r, i, t, kind, n = 0;
+    for (r = 0; r < run_count; r++)
+        for (i = 0; i < tmoe_suite_count(runs[r].suite); i++) {
+            const tmoe_task *task = tmoe_suite_task(runs[r].suite, i);
+            if (task->part != part || !is_asked(task)) continue;
+            for (t = 0; t < n && strcmp(found[t], task->name) != 0; t++) {}
+            if (t == n) {
+                found[n] = task->name;
+                times[n] = 0;
+                scores[DENSE][n] = scores[MIXTURE][n] = 0.0;
+                n++;
+            }
+            times[t]++;
+            for (kind = 0; kind < KINDS; kind++) scores[kind][t] += runs[r].of[kind].scores[i];
+        }
+    for (t = 0; t < n; t++)
+        for (kind = 0; kind < KINDS; kind++) scores[kind][t] /= times[t];
+    return n;
+}
+
+/* What the mixture gains, with intervals over tasks. */
+static void print_differences(tmoe_ctx *ctx, const char *program)
+{
+    static const tmoe_part parts[2] = { TMOE_PART_TRAIN, TMOE_PART_TEST };
+    const char **found;
+    double *scores[KINDS];
+    int *times, p, i, n;
+    size_t most = 1;
+    for (i = 0; i < run_count; i++) most += (size_t)tmoe_suite_count(runs[i].suite);
+    found = (const char **)malloc(most * sizeof *found);
+    times = (int *)malloc(most * sizeof *times);
+    for (i = 0; i < KINDS; i++) scores[i] = (double *)malloc(most * sizeof *scores[i]);
+    if (!found || !times || !scores[DENSE] || !scores[MIXTURE]) die(program, "out of memory");
+    printf("\n%-26s %-26s %s\n", "mixture - dense", "mean [95 % over tasks]",
+        "better, same, worse");
+    for (p = 0; p < 2; p++) {
+        tmoe_comparison c;
+        n = pool_tasks(parts[p], scores, times, found);
+        if (n == 0) continue;
+        if (tmoe_compare(ctx, scores[DENSE], scores[MIXTURE], n, 1, &c) != TMOE_OK)
+            die(program, tmoe_error_message(ctx));
+        printf("%4d %-21s %+.3f [%+.3f, %+.3f]    %d, %d, %d\n", n,
+            p ? "unseen tasks" : "seen tasks", c.difference[0], c.difference[1], c.difference[2],
+            c.wins, c.ties, c.losses);
+    }
+    free((void *)found);
+    free(times);
+    for (i = 0; i < KINDS; i++) free(scores[i]);
+}
+
+static void print_costs(void)
+{
+    int kind, i;
     printf("\n%-10s %12s %12s %10s %12s %12s\n", "", "parameters", "active", "train s", "answers",
         "answers/s");
-    for (kind = 0; kind < 2; kind++) {
-        double train[SEEDS_MAX], speed[SEEDS_MAX];
-        for (s = 0; s < seeds; s++) {
-            train[s] = runs[kind][s].train_seconds;
-            speed[s] = runs[kind][s].answers / runs[kind][s].answer_seconds;
+    for (kind = 0; kind < KINDS; kind++) {
+        double train[RUNS_MAX], speed[RUNS_MAX];
+        for (i = 0; i < run_count; i++) {
+            train[i] = runs[i].of[kind].train_seconds;
+            speed[i] = runs[i].of[kind].answers / runs[i].of[kind].answer_seconds;
         }
-        printf("%-10s %12lu %12lu %10.1f %12d %12.0f\n", kind ? "mixture" : "dense",
-            (unsigned long)runs[kind][0].parameters, (unsigned long)runs[kind][0].active,
-            mean_of(train, seeds), runs[kind][0].answers, mean_of(speed, seeds));
+        printf("%-10s %12lu %12lu %10.1f %12d %12.0f\n", names[kind],
+            (unsigned long)runs[0].of[kind].parameters, (unsigned long)runs[0].of[kind].active,
+            mean_of(train, run_count), runs[0].of[kind].answers, mean_of(speed, run_count));
     }
 }
 
-/* Mean route of each category: one block a layer, one cell an expert, darker = more. */
-static void print_routes(tmoe_model *model)
+static void print_routes(const char *program, tmoe_model *model)
 {
-    static const char *const shades[] = { "  ", "\xe2\x96\x91\xe2\x96\x91",
-        "\xe2\x96\x92\xe2\x96\x92", "\xe2\x96\x93\xe2\x96\x93", "\xe2\x96\x88\xe2\x96\x88" };
-    const int R = tmoe_routed_layers(model), E = tmoe_model_config(model)->experts,
-              N = tmoe_model_task_count(model);
-    float *route = (float *)malloc(sizeof(float) * (size_t)(R * E)),
-          *sum = (float *)malloc(sizeof(float) * (size_t)(R * E));
-    int t, u, l, e, n;
-    char name[32];
-    if (!route || !sum || R == 0) {
-        free(route);
-        free(sum);
-        return;
-    }
-    printf("\nroutes, mean of each category's tasks (a block a layer, a cell an expert, darker = "
-           "larger share)\n%-18s",
-        "");
-    for (l = 0; l < R; l++) {
-        tmoe_routed_layer_name(model, l, name, sizeof name);
-        printf(" %-*s", 2 * E + 1, name);
-    }
-    printf("\n");
-    for (t = 0; t < N; t++) {
+    const int layers = tmoe_routed_layers(model), experts = tmoe_model_config(model)->experts;
+    float *route = (float *)malloc(sizeof *route * (size_t)(layers * experts) + 1);
+    int t, u;
+    if (!route) die(program, "out of memory");
+    printf("\nroutes, mean of each category (a block: a layer; a cell: an expert; dark: much)\n");
+    print_layer_names(model, LABEL_COLUMNS);
+    for (t = 0; t < tmoe_model_task_count(model); t++) {
         const char *category = tmoe_model_task(model, t)->category;
-        for (u = 0; u < t && strcmp(tmoe_model_task(model, u)->category, category); u++) {}
+        for (u = 0; u < t && strcmp(tmoe_model_task(model, u)->category, category) != 0; u++) {}
         if (u < t) continue; /* printed already */
-        memset(sum, 0, sizeof(float) * (size_t)(R * E));
-        for (u = t, n = 0; u < N; u++)
-            if (!strcmp(tmoe_model_task(model, u)->category, category)
-                && tmoe_route_of_task(model, u, route) == TMOE_OK) {
-                n++;
-                for (e = 0; e < R * E; e++) sum[e] += route[e];
-            }
-        printf("%-18s", category);
-        for (l = 0; l < R; l++) {
-            printf(" ");
-            for (e = 0; e < E; e++) {
-                int shade = (int)(sum[l * E + e] / (float)n * (float)E
-                    * 2.0f); /* the even share 1/E is in the middle */
-                printf("%s", shades[shade > 4 ? 4 : shade]);
-            }
-            printf(" ");
-        }
-        printf("\n");
+        (void)mean_route(model, category, route);
+        print_route_row(model, route, category, LABEL_COLUMNS);
     }
     free(route);
-    free(sum);
+}
+
+/* ---- command line ---------------------------------------------------------------------------- */
+
+static void read_settings(int argc, char **argv, settings *s)
+{
+    static const char usage[] =
+        "usage: multitask [FOLDER] [options]\n"
+        "Trains a dense model and a mixture of experts on a folder of tasks and compares\n"
+        "them. FOLDER (default: the embedded suite) holds NAME.tsv files with lines\n"
+        "'input TAB output', see README.md.";
+    const char *word = NULL;
+    const option options[] = { { "--split", "NAMES", 's', &s->split,
+                                   "FOLDER/splits/NAME.json; a,b,c: several (zero_shot)" },
+        { "--seeds", "N", 'n', &s->seeds, "runs with seeds S, S+1, ... (default 1)" },
+        { "--seed", "S", 'i', &s->seed, "first seed (default 1)" },
+        { "--steps", "N", 'n', &s->steps, "optimiser steps of each model (default 5000)" },
+        { "--experts", "E", 'n', &s->experts, "experts a layer (default 4)" },
+        { "--mix", "param|output", 's', &s->mix, "what is averaged (default param)" },
+        { "--select", "KIND", 's', &s->select, "softmax (default), gumbel, st or average" },
+        { "--width", "D", 'n', &s->width, "model width (default 96)" },
+        { "--layers", "N", 'n', &s->layers, "layers of encoder and of decoder (default 2)" },
+        { "--lr", "X", 'f', &s->lr, "learning rate of the transformer (0.002)" },
+        { "--lr-router", "X", 'f', &s->lr_router, "learning rate of the router (0.005)" },
+        { "--decay-dense", "X", 'f', &s->decay[DENSE], "weight decay of the dense model (0.01)" },
+        { "--decay-mixture", "X", 'f', &s->decay[MIXTURE], "weight decay of the mixture (0.01)" },
+        { "--dropout", "P", 'f', &s->dropout, "dropout in training (default 0)" },
+        { "--threads", "T", 'i', &s->threads, "default: all processors; bits stay the same" },
+        { "--limit", "N", 'i', &s->limit, "test lines a task that are scored (default all)" },
+        { "--save", "MODEL", 's', &s->save, "where the first mixture is kept" },
+        { "--tsv", "FILE", 's', &s->tsv, "one line for each split, seed, model and task" },
+        { "--log", "FILE", 's', &s->log, "losses while training, for routes --log" },
+        { NULL, NULL, 0, NULL, NULL } };
+    *s = defaults;
+    s->program = argv[0];
+    if (options_read(argc, argv, usage, options, &word, 1) == 1) s->folder = word;
+    if (s->seeds > SEEDS_MAX) die(argv[0], "--seeds takes 1 to 20");
+    if (s->experts < 2 || s->experts > 64)
+        die(argv[0], "--experts takes 2 to 64: the dense model is trained beside it anyway");
+}
+
+/* "a,b,c" into split_names; nothing: the folder's default. */
+static void read_splits(const settings *s)
+{
+    const char *at = s->split;
+    while (at) {
+        const size_t length = strcspn(at, ",");
+        if (split_count == SPLITS_MAX) die(s->program, "--split takes at most 8 names");
+        if (length == 0 || length >= sizeof split_names[0])
+            die(s->program, "--split: a name is empty or too long");
+        memcpy(split_names[split_count++], at, length);
+        at = at[length] ? at + length + 1 : NULL;
+    }
+    if (!s->split) (void)snprintf(split_names[split_count++], sizeof split_names[0], "default");
+}
+
+static tmoe_suite *load_suite(tmoe_ctx *ctx, const settings *s, int split)
+{
+    tmoe_suite *suite = tmoe_suite_load(ctx, s->folder, s->split ? split_names[split] : NULL);
+    int i, seen = 0, unseen = 0;
+    if (!suite) die(s->program, tmoe_error_message(ctx));
+    for (i = 0; i < tmoe_suite_count(suite); i++) {
+        seen += tmoe_suite_task(suite, i)->part == TMOE_PART_TRAIN;
+        unseen += tmoe_suite_task(suite, i)->part == TMOE_PART_TEST;
+    }
+    printf("%s, split %s: %d training tasks,\n%d held-out tasks, known by their instruction only\n",
+        s->folder, split_names[split], seen, unseen);
+    fflush(stdout);
+    return suite;
 }
 
 int main(int argc, char **argv)
 {
-    settings s = { argv[0], "examples/suite", NULL, "param", "softmax", NULL, NULL, NULL, 1, 1,
-        5000, 4, 0, 0, 96, 2, 2e-3f, 5e-3f, 0.0f };
-    static run runs[2][SEEDS_MAX];
-    const char *word = NULL;
-    tmoe_ctx *ctx;
-    tmoe_suite *suite;
+    static settings s;
+    tmoe_suite *suites[SPLITS_MAX];
     tmoe_model *model = NULL;
-    int seed, kind, i, seen = 0, unseen = 0;
-    option options[] = {
-        { "--split", "NAME|FILE", 's', NULL,
-            "splits/NAME.json of the folder, or a file (default: zero_shot if there)" },
-        { "--seeds", "N", 'n', NULL,
-            "runs with seeds S, S+1, ... (default 1); several give mean and deviation" },
-        { "--seed", "S", 'i', NULL, "first seed (default 1)" },
-        { "--steps", "N", 'n', NULL, "optimiser steps of each model (default 5000)" },
-        { "--experts", "E", 'n', NULL, "experts a layer (default 4)" },
-        { "--mix", "param|output", 's', NULL, "average parameters or outputs (default param)" },
-        { "--select", "softmax|st", 's', NULL,
-            "softmax, gumbel, st (straight-through) or average (default softmax)" },
-        { "--width", "D", 'n', NULL, "model width (default 96)" },
-        { "--layers", "N", 'n', NULL, "encoder layers, and as many decoder layers (default 2)" },
-        { "--lr", "X", 'f', NULL, "learning rate of the transformer (default 0.002)" },
-        { "--lr-router", "X", 'f', NULL, "learning rate of the router (default 0.005)" },
-        { "--dropout", "P", 'f', NULL, "dropout in training (default 0)" },
-        { "--threads", "T", 'i', NULL,
-            "threads (default: all processors); any number gives the same bits" },
-        { "--limit", "N", 'i', NULL, "test lines of each task that are scored (default: all)" },
-        { "--save", "MODEL", 's', NULL, "where the mixture of the first seed is kept" },
-        { "--tsv", "FILE", 's', NULL, "one line for each seed, model and task" },
-        { "--log", "FILE", 's', NULL, "losses while training, for routes --log" },
-        { NULL, NULL, 0, NULL, NULL }
-    };
-    void *values[] = { &s.split, &s.seeds, &s.seed, &s.steps, &s.experts, &s.mix, &s.select,
-        &s.width, &s.layers, &s.lr, &s.lr_router, &s.dropout, &s.threads, &s.limit, &s.save, &s.tsv,
-        &s.log };
-    for (i = 0; options[i].name; i++) options[i].value = values[i];
-    if (options_read(argc, argv, usage, options, &word, 1) == 1) s.folder = word;
-    if (s.seeds < 1 || s.seeds > SEEDS_MAX) die(argv[0], "--seeds takes 1 to 20");
-    if (s.experts < 2 || s.experts > 64)
-        die(argv[0], "--experts takes 2 to 64: the dense model is trained beside it anyway");
+    tmoe_ctx *ctx;
+    int i, kind;
+    read_settings(argc, argv, &s);
+    read_splits(&s);
     progress.out = stderr;
     must_be_writable(argv[0], s.save, 1);
     must_be_writable(argv[0], s.tsv, 0);
     must_be_writable(argv[0], s.log, 0);
     ctx = context_or_die(argv[0], s.threads);
-    suite = tmoe_suite_load(ctx, s.folder, s.split);
-    if (!suite) die(argv[0], tmoe_error_message(ctx));
-    for (i = 0; i < tmoe_suite_count(suite); i++) {
-        seen += tmoe_suite_task(suite, i)->part == TMOE_PART_TRAIN;
-        unseen += tmoe_suite_task(suite, i)->part == TMOE_PART_TEST;
+    for (i = 0; i < split_count; i++) suites[i] = load_suite(ctx, &s, i);
+    for (i = 0; i < split_count; i++) {
+        tmoe_model *first = train_all(ctx, &s, suites[i], i);
+        if (i == 0)
+            model = first;
+        else
+            tmoe_model_destroy(first);
     }
-    printf("%s: %d training tasks, %d held-out tasks (known by their instruction only)\n", s.folder,
-        seen, unseen);
-    for (seed = 0; seed < s.seeds; seed++)
-        for (kind = 0; kind < 2; kind++) {
-            tmoe_model *trained =
-                train_one(ctx, suite, &s, s.seed + seed, kind ? s.experts : 1, &runs[kind][seed]);
-            open_files(&s);
-            for (i = 0; files.tsv && i < tmoe_suite_count(suite); i++) {
-                const tmoe_task *task = tmoe_suite_task(suite, i);
-                if (task->part == TMOE_PART_DEV || task->test_count == 0) continue;
-                fprintf(files.tsv, "%d\t%s\t%s\t%s\t%s\t%s\t%.6f\t%d\n", s.seed + seed,
-                    kind ? "mixture" : "dense", task->name, task->category,
-                    task->part == TMOE_PART_TRAIN ? "seen" : "unseen",
-                    tmoe_metric_name(task->metric), runs[kind][seed].scores[i],
-                    s.limit > 0 && s.limit < task->test_count ? s.limit : task->test_count);
-            }
-            file_written(argv[0], s.tsv, files.tsv, 0);
-            if (kind == 1 && seed == 0)
-                model = trained; /* kept for the picture and --save */
-            else
-                tmoe_model_destroy(trained);
-        }
-    print_table(suite, runs, s.seeds);
-    print_routes(model);
+    print_scores();
+    print_differences(ctx, argv[0]);
+    print_costs();
+    print_routes(argv[0], model);
     if (s.save) {
         if (tmoe_model_save(model, s.save) != TMOE_OK) die(argv[0], tmoe_error_message(ctx));
-        printf("\nsaved the mixture (seed %d) to %s\n", s.seed, s.save);
+        printf("\nsaved the first mixture (seed %d) to %s\n", s.seed, s.save);
     }
     file_written(argv[0], s.log, files.log, 1);
     file_written(argv[0], s.tsv, files.tsv, 1);
-    for (kind = 0; kind < 2; kind++)
-        for (seed = 0; seed < s.seeds; seed++) free(runs[kind][seed].scores);
+    for (i = 0; i < run_count; i++)
+        for (kind = 0; kind < KINDS; kind++) free(runs[i].of[kind].scores);
     tmoe_model_destroy(model);
-    tmoe_suite_destroy(suite);
+    for (i = 0; i < split_count; i++) tmoe_suite_destroy(suites[i]);
     tmoe_ctx_destroy(ctx);
     return 0;
 }

@@ -248,6 +248,35 @@ static void test_the_progress_line_never_wraps_and_a_file_gets_ten_lines(void)
     close(reader);
 }
 
+static void test_a_usual_progress_line_is_whole_on_a_terminal(void)
+{
+    static progress_line line;
+    char text[400];
+    int reader;
+    ssize_t got;
+    tmoe_progress p = wide_progress(1);
+    static const float use[8] = { 0.1f, 0.4f, 0.25f, 0.25f, 0.25f, 0.25f, 0.25f, 0.25f };
+    memset(&line, 0, sizeof line);
+    line.routes.experts = 4;
+    line.out = open_terminal(&reader);
+    if (!line.out) return;
+    p.label = "mixture";
+    p.expert_use = use;
+    p.seconds_left = 599.0;
+    CHECK(show_progress(&line, &p) == 0);
+    got = read(reader, text, sizeof text - 1);
+    text[got > 0 ? got : 0] = 0;
+    CHECK_HAS(text, "mixture  [#.........] 1/20000  loss 12.345  use 10-40 %  599 s left ");
+    p.step = 20000;
+    p.seconds = 599.0;
+    CHECK(show_progress(&line, &p) == 0);
+    got = read(reader, text, sizeof text - 1);
+    text[got > 0 ? got : 0] = 0;
+    CHECK_HAS(text, "20000/20000  loss 12.345  entropy 1.25  use 10-40 %  599 s, ");
+    fclose(line.out);
+    close(reader);
+}
+
 static void test_the_whole_demo_fits_a_screen_and_fails_if_no_unseen_line_is_answered(void)
 {
     char *arguments[] = { "demo", "--steps", "1", "--width", "8", "--save",
@@ -280,4 +309,5 @@ TEST_MAIN("test_demo", RUN(test_a_word_counts_as_met_in_any_training_line_and_on
           RUN(test_answers_are_cut_to_their_column_and_instructions_wrapped);
           RUN(test_escape_codes_are_for_terminals_without_NO_COLOR);
           RUN(test_the_progress_line_never_wraps_and_a_file_gets_ten_lines);
+          RUN(test_a_usual_progress_line_is_whole_on_a_terminal);
           RUN(test_the_whole_demo_fits_a_screen_and_fails_if_no_unseen_line_is_answered);)
