@@ -96,10 +96,11 @@
  *
  *   Papers: Ye, Zha, Ren 2022 (arXiv 2205.12701): the method. Muqeeth, Liu, Raffel 2023
  *   (2306.03745): soft merging. Jang 2017 (1611.01144): straight-through Gumbel. Loshchilov 2019
- *   (1711.05101): AdamW. Jordan 2024 (kellerjordan.github.io/posts/muon): Muon. Lewis 2020
- *   (1910.13461): BART. We differ from the method's reference code in this: routes carry no noise
- *   in evaluation, the loss is the mean over target tokens, frozen parameters do not move, norms do
- *   not decay, unselected experts run no backward pass, the temperature is saved.
+ *   (1711.05101): AdamW. Jordan 2024 (kellerjordan.github.io/posts/muon): Muon. Su 2021
+ *   (2104.09864): rotary positions. Lewis 2020 (1910.13461): BART. We differ from the method's
+ *   reference code in this: routes carry no noise in evaluation, the loss is the mean over target
+ *   tokens, frozen parameters do not move, norms do not decay, unselected experts run no backward
+ *   pass, the temperature is saved.
  *
  * CONCEPTS
  *   context     tmoe_ctx holds the allocator, the threads, the kernels and the last error. Contexts
@@ -872,7 +873,7 @@ enum {
     TMOE_TRAIN_LAYERS = 1,
     TMOE_TRAIN_ROUTER = 2,
     TMOE_TRAIN_TASKS = 4,  /* vectors, where they are TMOE_VECTOR_LEARNED */
-    TMOE_TRAIN_SHARED = 8, /* embeddings, positions, norms outside the layers */
+    TMOE_TRAIN_SHARED = 8, /* embeddings, learned positions, norms outside the layers */
     TMOE_TRAIN_MODEL = TMOE_TRAIN_LAYERS | TMOE_TRAIN_SHARED,
     TMOE_TRAIN_ALL = TMOE_TRAIN_MODEL | TMOE_TRAIN_ROUTER | TMOE_TRAIN_TASKS
 };
@@ -1324,7 +1325,8 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder);
 TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder);
 /* tmoe_export_dense - writes one task of a mixture as a dense BART in Hugging Face's form   >>bart
  *   BartForConditionalGeneration.from_pretrained loads it; tmoe_bart_load reads it back bit by bit.
- *   model      in, out (its routes): of TMOE_NORM_POST, source_tokens = target_tokens
+ *   model      in, out (its routes): of TMOE_NORM_POST and TMOE_POSITION_LEARNED, source_tokens =
+ *              target_tokens
  *   task_name  in: a known task; ignored where there is a route, or no experts
  *   route      in: of tmoe_route_unseen for instance; NULL: the task's
  *   folder     in: is made unless it is there; files of the same names are replaced
@@ -1403,7 +1405,7 @@ extern "C" {
  *   products     tmoei_gemm, at the speed of the processor's vector units (>>kernels, >>products)
  *   polar        every singular value of a matrix made about 1, in one lane (>>polar)
  *   a tape       values forward, gradients backward, a step's memory known beforehand (>>tape)
- *   operations   14, each with its shape rule, forward and backward pass side by side (>>ops);
+ *   operations   15, each with its shape rule, forward and backward pass side by side (>>ops);
  *                three more are in >>mix
  * ############################################################################################## */
 
@@ -5871,6 +5873,7 @@ static float tmoei_cosine(const float *a, const float *b, int k)
 /* ==== >>model: the layout of the one flat buffer of parameters ==============================
  *   theta   [ embeddings, positions, norms | layer 0: shared part, expert 0, ..., expert E-1 |
  *             layer 1 ... | output bias | router | task vectors ]
+ * A model with TMOE_POSITION_ROTARY has no positions in it.
  * The trainer's gradients and moments are flat twins of the part that is trained.
  * An expert is one contiguous block with the same inner layout in all experts of a layer. So
  * merging is one sweep, and the optimiser and the all-reduce are one loop each. There are no gaps:

@@ -53,6 +53,7 @@ static int rising(const void *a, const void *b)
     X(tmoei_norm_columns) \
     X(tmoei_embedding_columns) \
     X(tmoei_embedding_rows) \
+    X(tmoei_rotary_rows) \
     X(tmoei_cross_entropy_rows) \
     X(tmoei_dropout_sweep)
 typedef void any_fn(void);
