@@ -1034,7 +1034,7 @@ TMOE_DEF size_t tmoe_trainer_bytes(const tmoe_trainer *trainer, tmoe_training_me
  *   cost      2 flop forward and 4 backward a token and parameter that runs. PARAM: those of one
  *             expert, and the merge (tmoe_mix_parameters). OUTPUT: those of each expert of weight
  *             above 0; STRAIGHT_THROUGH runs all of them forward and one backward. The optimiser
- *             moves all experts; Muon takes about 12 n^3 flop for a matrix of n x n. Steps
+ *             moves all experts; Muon takes about 10 n^3 flop for a matrix of n x n. Steps
  *             beyond training.steps have the learning rate 0. */
 TMOE_DEF tmoe_result tmoe_trainer_step(tmoe_trainer *trainer, tmoe_progress *progress);
 
@@ -4099,28 +4099,31 @@ static float tmoei_log_sum_exp(const tmoe_ctx *ctx, const float *x, int n)
 
 /* ==== >>polar: a matrix made orthogonal ==========================================================
  * polar(X) = U V^T of the singular value decomposition X = U S V^T: all singular values become 1.
- * An odd polynomial of X changes its singular values and nothing else. A few polynomials of degree
- * 5, one after the other, each the best for the interval that the one before leaves (Amsel 2025,
- * Polar Express, arXiv 2505.16932), bring all values between LEAST and 1 near to 1:
- *   X <- P(X X^T) X,  P(A) = a I + b A + c A^2
+ * An odd polynomial of X changes its singular values and nothing else. Two polynomials of degree 9,
+ * each the best for the interval that it meets (as Amsel 2025, Polar Express, arXiv 2505.16932,
+ * composes those of degree 5), bring all values between LEAST and 1 near to 1:
+ *   X <- P(X X^T) X,  P(A) = a I + b A + c A^2 + d A^3 + e A^4
  * X X^T is as small as the smaller side n, and all that is made of it commutes and is symmetric. So
  * we iterate there, and X is read twice:
- *   A = X X^T,  Q = I;   P = P(A),  Q <- P Q,  A <- P A P, for each polynomial;   polar(X) = Q X
+ *   A = X X^T;  Q = P1(A);  A <- Q A Q;  Q <- P2(A) Q;  polar(X) = Q X
+ * Symmetric products take about half of the work: for X of n x m, seven of n x n and X X^T are about
+ * 7 n^3 + n^2 m flop, and Q X is 2 n^2 m: 10 n^3 for m = n, 19 n^3 for m = 4 n. Jordan's five steps of
+ * degree 5, as they are written, take 30 n^3 and 90 n^3.
  *
  * The values have to begin between 0 and 1. |X|_F (Jordan's choice) is a loose bound of the largest
- * one: 5 times too large for random 96 x 96, which costs more than a step. The first A^2 is needed
- * anyway and gives a bound that is 1.2 times too large: s^2 = |A^2|_F^(1/2) = (sum of s_i^8)^(1/4).
+ * one: 5 times too large for random 96 x 96, which costs a step. The first A^2 is needed anyway and
+ * gives a bound that is 1.2 times too large: s^2 = |A^2|_F^(1/2) = (sum of s_i^8)^(1/4).
  *
- * In float the result is within 1e-3 of the exact polynomial (in the operator norm), whatever the
+ * In float the result is within 2e-3 of the exact polynomial (in the operator norm), whatever the
  * condition of X: rank 1, values of 1e-8, X of any length. Values below LEAST come out smaller. */
 
-#define TMOEI_POLAR_LEAST 0.0107 /* in units of the bound s */
+#define TMOEI_POLAR_LEAST 0.014 /* in units of the bound s */
 
-/* a, b, c of each step. They bring [LEAST, 1] to [0.75, 1.25]. */
-static const float tmoei_polar_steps[][3] = { { 8.067204f, -23.517259f, 17.364129f },
-    { 3.603973f, -2.698315f, 0.533862f }, { 2.615228f, -1.939217f, 0.448410f } };
-
-enum { TMOEI_POLAR_STEPS = sizeof tmoei_polar_steps / sizeof *tmoei_polar_steps };
+/* a, b, c, d, e of the two polynomials. The first brings [LEAST, 1] to 1 +- 0.79, the second from
+ * there to 1 +- 0.25. */
+static const float tmoei_polar_steps[2][5] = { { 13.449686f, -126.754456f, 417.014681f,
+                                                   -533.070415f, 231.172943f },
+    { 4.310622f, -9.153523f, 8.253386f, -3.045340f, 0.389342f } };
 
 #define TMOEI_POLAR_MATRICES 4 /* (n, n) of scratch */
 #define TMOEI_POLAR_COLUMNS 32 /* of a panel of a symmetric product: one of the micro-kernel's */
@@ -4151,32 +4154,54 @@ static float tmoei_length(const tmoe_ctx *ctx, const float *x, size_t n)
     return (float)sqrt(tmoei_dot(ctx, x, x, n, TMOEI_POLAR_DOT));
 }
 
-/* C = a b (n, n), known to be symmetric: panels of its lower triangle, which are mirrored. */
-static void tmoei_symmetric_product(const tmoe_ctx *ctx, int lane, float *c, tmoei_matrix a,
+/* C = beta C + a b (n, n), known to be symmetric: panels of its lower triangle, which are
+ * mirrored. */
+static void tmoei_symmetric_product(const tmoe_ctx *ctx, int lane, tmoei_output c, tmoei_matrix a,
     tmoei_matrix b)
 {
     const int n = a.rows, panels = tmoei_pieces(n, TMOEI_POLAR_COLUMNS);
     const int width = tmoei_pieces(panels, TMOEI_POLAR_PANELS) * TMOEI_POLAR_COLUMNS;
-    const size_t stride = (size_t)n;
     for (int j = 0; j < n; j += width) {
         const int columns = tmoei_least(width, n - j), below = n - j - columns;
-        float *corner = c + (size_t)j * stride + (size_t)j;
+        float *corner = c.x + (size_t)j * c.stride + (size_t)j;
         tmoei_gemm_lane(ctx, lane, tmoei_window(&a, j, 0, n - j, a.cols),
-            tmoei_window(&b, 0, j, b.rows, columns), tmoei_output_of(corner, stride, 0.0f));
+            tmoei_window(&b, 0, j, b.rows, columns), tmoei_output_of(corner, c.stride, c.beta));
         if (below == 0) return;
 
-        const float *source = corner + (size_t)columns * stride;
-        const tmoei_matrix rest = tmoei_matrix_of(source, below, columns, stride);
-        ctx->kernels->transpose(corner + columns, stride, &rest);
+        const float *source = corner + (size_t)columns * c.stride;
+        const tmoei_matrix rest = tmoei_matrix_of(source, below, columns, c.stride);
+        ctx->kernels->transpose(corner + columns, c.stride, &rest);
     }
 }
 
-/* p = a I + b A + c p, where p is A^2 */
-static void tmoei_polar_polynomial(const tmoe_ctx *ctx, float *p, const float *A, size_t n,
-    const float *step)
+/* The same of symmetric a and b (n, n). */
+static void tmoei_symmetric_square(const tmoe_ctx *ctx, int lane, int n, float *c, float beta,
+    const float *a, const float *b)
 {
-    ctx->kernels->scale_add(p, step[2], step[1], A, n * n);
+    const size_t stride = (size_t)n;
+    tmoei_symmetric_product(ctx, lane, tmoei_output_of(c, stride, beta),
+        tmoei_matrix_of(a, n, n, stride), tmoei_matrix_of(b, n, n, stride));
+}
+
+/* Where a polynomial is made: A and its square, and scratch. */
+typedef struct tmoei_polar_parts {
+    int n;
+    float *A, *A2, *mixed;
+} tmoei_polar_parts;
+
+/* P(A) (n, n) into p, which may be A itself, from A2 = A^2:
+ *   a I + b A + c A2 + A2 (d A + e A2); the bracket is made in `mixed`. */
+static void tmoei_polar_polynomial(const tmoe_ctx *ctx, int lane, const float *step,
+    const tmoei_polar_parts *parts, float *p)
+{
+    const size_t n = (size_t)parts->n, size = n * n;
+    const float *A = parts->A, *A2 = parts->A2;
+    ctx->kernels->scale_add(parts->mixed, 0.0f, step[3], A, size);
+    ctx->kernels->scale_add(parts->mixed, 1.0f, step[4], A2, size);
+    ctx->kernels->scale_add(p, 0.0f, step[1], A, size);
+    ctx->kernels->scale_add(p, 1.0f, step[2], A2, size);
     for (size_t i = 0; i < n; i++) p[i * n + i] += step[0];
+    tmoei_symmetric_square(ctx, lane, parts->n, p, 1.0f, A2, parts->mixed);
 }
 
 /* Q with polar(x) = Q x for wide, x Q for tall x, whose length is 1; lies in scratch. */
@@ -4184,33 +4209,25 @@ static float *tmoei_polar_factor(const tmoe_ctx *ctx, int lane, const tmoei_pola
 {
     tmoei_matrix x = tmoei_matrix_of(polar->x, polar->rows, polar->cols, (size_t)polar->cols);
     if (x.rows > x.cols) x = tmoei_transposed(x);
-    const int N = x.rows;
-    const size_t n = (size_t)N, size = n * n;
-    float *A = polar->scratch, *Q = A + size, *Y = Q + size, *squared = Y + size;
-    const tmoei_matrix a = tmoei_matrix_of(A, N, N, n);
-    tmoei_symmetric_product(ctx, lane, A, x, tmoei_transposed(x));
-    tmoei_symmetric_product(ctx, lane, Q, a, a);
+    const int n = x.rows;
+    const size_t size = (size_t)n * (size_t)n;
+    float *A = polar->scratch, *A2 = A + size, *mixed = A2 + size, *Q = mixed + size;
+    const tmoei_polar_parts parts = { n, A, A2, mixed };
+    tmoei_symmetric_product(ctx, lane, tmoei_output_of(A, (size_t)n, 0.0f), x, tmoei_transposed(x));
+    tmoei_symmetric_square(ctx, lane, n, A2, 0.0f, A, A);
 
-    const float bound = sqrtf(tmoei_length(ctx, Q, size)); /* s^2 */
+    const float bound = sqrtf(tmoei_length(ctx, A2, size)); /* s^2 */
     tmoei_scale_lane(ctx, A, 1.0f / bound, size);
-    tmoei_scale_lane(ctx, Q, 1.0f / (bound * bound), size);
-    tmoei_polar_polynomial(ctx, Q, A, n, tmoei_polar_steps[0]);
-    const float *P = Q;
-    for (int step = 1; step < TMOEI_POLAR_STEPS; step++) {
-        const tmoei_matrix before = tmoei_matrix_of(P, N, N, n);
-        tmoei_symmetric_product(ctx, lane, Y, before, a);
-        tmoei_symmetric_product(ctx, lane, A, tmoei_matrix_of(Y, N, N, n), before);
-        tmoei_symmetric_product(ctx, lane, squared, a, a);
-        tmoei_polar_polynomial(ctx, squared, A, n, tmoei_polar_steps[step]);
-        P = squared;
-        tmoei_symmetric_product(ctx, lane, Y, tmoei_matrix_of(P, N, N, n),
-            tmoei_matrix_of(Q, N, N, n));
-        float *const old = Q;
-        Q = Y;
-        Y = old;
-    }
-    tmoei_scale_lane(ctx, Q, 1.0f / sqrtf(bound), size);
-    return Q;
+    tmoei_scale_lane(ctx, A2, 1.0f / (bound * bound), size);
+    tmoei_polar_polynomial(ctx, lane, tmoei_polar_steps[0], &parts, Q);
+
+    tmoei_symmetric_square(ctx, lane, n, mixed, 0.0f, Q, A);
+    tmoei_symmetric_square(ctx, lane, n, A, 0.0f, mixed, Q); /* Q A Q */
+    tmoei_symmetric_square(ctx, lane, n, A2, 0.0f, A, A);
+    tmoei_polar_polynomial(ctx, lane, tmoei_polar_steps[1], &parts, A);
+    tmoei_symmetric_square(ctx, lane, n, mixed, 0.0f, A, Q);
+    tmoei_scale_lane(ctx, mixed, 1.0f / sqrtf(bound), size);
+    return mixed;
 }
 
 static void tmoei_polar_add(const tmoe_ctx *ctx, int lane, const tmoei_polar *polar)

@@ -1,5 +1,8 @@
 /* The training step: median milliseconds on the sizes that the peers' scripts measure, random text,
- *   no dropout. usage: bench_step THREADS S|M|B [EXPERTS dense|param|st|output [STEPS]]
+ *   no dropout. usage: bench_step THREADS S|M|B|T [EXPERTS dense|param|st|output [STEPS
+ *   [adamw|muon|turns]]]
+ * T is the model of the suite, 8 tasks of 8 examples. The optimiser's share is what follows the
+ * all-reduce: the gradient's norm and the updates.
  * THREADS may be xN: N lanes simulated on one thread, to see what more cores than there are would
  * do. */
 #define TASKMOE_IMPLEMENTATION
@@ -8,12 +11,13 @@
 
 typedef struct size_of_model {
     char name;
-    int D, H, F, layers, V, examples, source, target, steps;
+    int D, H, F, layers, V, tasks, examples, source, target, steps;
 } size_of_model;
 
-static const size_of_model sizes[] = { { 'S', 128, 4, 512, 2, 512, 32, 64, 16, 40 },
-    { 'M', 256, 4, 1024, 3, 4096, 16, 64, 16, 15 },
-    { 'B', 768, 12, 3072, 6, 50265, 4, 128, 32, 5 } };
+static const size_of_model sizes[] = { { 'S', 128, 4, 512, 2, 512, 4, 32, 64, 16, 40 },
+    { 'M', 256, 4, 1024, 3, 4096, 4, 16, 64, 16, 15 },
+    { 'B', 768, 12, 3072, 6, 50265, 4, 4, 128, 32, 5 },
+    { 'T', 96, 4, 384, 2, 259, 8, 64, 26, 12, 100 } };
 #define LINES 64          /* of each task */
 #define WAKE_SECONDS 1e-6 /* simulated: until the first lane is at work, ... */
 #define LANE_SECONDS 1e-7 /* ... and for each lane, to be offered its part */
@@ -154,9 +158,24 @@ static int add_tasks(tmoe_suite *suite, const size_of_model *size, int tasks)
     return 1;
 }
 
+/* The all-reduce of one machine: notes when the optimiser begins. */
+static void optimiser_begins(void *user, float *gradients, size_t count)
+{
+    (void)gradients;
+    (void)count;
+    *(double *)user = now();
+}
+
+static double median(double *x, int n)
+{
+    qsort(x, (size_t)n, sizeof *x, rising);
+    return x[n / 2];
+}
+
 int main(int argc, char **argv)
 {
-    static double seconds[STEPS_MAX];
+    static double seconds[STEPS_MAX], optimiser[STEPS_MAX];
+    double begun = 0.0;
     double serial = 0.0;
     const size_of_model *size = NULL;
     const int simulated = argc > 2 && argv[1][0] == 'x',
@@ -166,10 +185,12 @@ int main(int argc, char **argv)
         if (sizes[i].name == argv[2][0]) size = &sizes[i];
     if (!size || threads < 1) {
         fprintf(stderr,
-            "usage: bench_step THREADS S|M|B [EXPERTS dense|param|st|output [STEPS]]\n");
+            "usage: bench_step THREADS S|M|B|T [EXPERTS dense|param|st|output [STEPS "
+            "[adamw|muon|turns]]]\n");
         return 2;
     }
-    const int tasks = E > 1 ? 4 : 1,
+    const char *moves = argc > 6 ? argv[6] : "adamw";
+    const int tasks = E > 1 || size->tasks > 4 ? size->tasks : 1,
               steps = argc > 5 && atoi(argv[5]) < STEPS_MAX ? atoi(argv[5]) : size->steps;
 
     tmoe_ctx_config cc;
@@ -205,6 +226,10 @@ int main(int argc, char **argv)
     t.dropout = t.label_smoothing = 0.0f;
     t.validation_lines = 0;
     t.evaluate_every_steps = 0;
+    t.optimiser = strcmp(moves, "adamw") ? TMOE_OPTIMISER_MUON : TMOE_OPTIMISER_ADAMW;
+    t.matrix_turns = strcmp(moves, "turns") == 0;
+    t.all_reduce = optimiser_begins;
+    t.all_reduce_user = &begun;
 
     tmoe_suite *suite = tmoe_suite_create(ctx);
     tmoe_tokenizer *tokenizer = tmoe_tokenizer_bytes(ctx);
@@ -215,7 +240,8 @@ int main(int argc, char **argv)
     for (int i = -2; trainer && i < steps; i++) { /* two to warm up */
         const double began = now(), spent_before = spent, spans_before = spans;
         if (tmoe_trainer_step(trainer, NULL) != TMOE_OK) break;
-        const double took = now() - began;
+        const double ended = now(), took = ended - began;
+        if (i >= 0) optimiser[i] = ended - begun;
         if (i >= 0) seconds[i] = took - (spent - spent_before) + (spans - spans_before);
         if (i >= 0)
             serial += took - (spent - spent_before);
@@ -225,9 +251,13 @@ int main(int argc, char **argv)
     }
     const int good = trainer && tmoe_error(ctx) == TMOE_OK;
     if (good) {
-        qsort(seconds, (size_t)steps, sizeof *seconds, rising);
-        printf("%c T=%s E=%d %s: %.1f ms a step (min %.1f)\n", size->name, argv[1], E, how,
-            1e3 * seconds[steps / 2], 1e3 * seconds[0]);
+        const double step = median(seconds, steps), last = median(optimiser, steps);
+        printf("%c T=%s E=%d %s %s: %.1f ms a step (min %.1f)", size->name, argv[1], E, how, moves,
+            1e3 * step, 1e3 * seconds[0]);
+        if (!simulated)
+            printf(", %.2f of the optimiser (min %.2f, %.0f %%)", 1e3 * last, 1e3 * optimiser[0],
+                100.0 * last / step);
+        printf("\n");
         if (simulated) print_regions(serial / steps, threads, steps);
     } else
         fprintf(stderr, "%s\n", tmoe_error_message(ctx));

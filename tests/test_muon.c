@@ -46,21 +46,24 @@ static double bound_of(const double *x, int rows, int cols)
     return pow(sum, 0.125);
 }
 
-/* The polynomials in plain double products: x <- a x + b (x x^T) x + c (x x^T)^2 x. */
+/* The polynomials in plain double products: x <- a x + b G x + c G^2 x + ... of G = x x^T. */
 static void polar_by_hand(double *x, int rows, int cols)
 {
     const int size = rows * cols;
-    double *g = (double *)malloc((size_t)(rows * rows + 2 * size) * sizeof *g);
-    double *gx = g + rows * rows, *ggx = gx + size;
+    double *g = (double *)malloc((size_t)(rows * rows + 3 * size) * sizeof *g);
+    double *power = g + rows * rows, *next = power + size, *sum = next + size;
     const double bound = bound_of(x, rows, cols);
     for (int i = 0; i < size; i++) x[i] /= bound > 0.0 ? bound : 1.0;
-    for (int step = 0; step < TMOEI_POLAR_STEPS; step++) {
-        const float *p = tmoei_polar_steps[step];
+    for (int step = 0; step < 2; step++) {
         gram(x, rows, cols, g);
-        times(g, x, rows, cols, gx);
-        times(g, gx, rows, cols, ggx);
-        for (int i = 0; i < size; i++)
-            x[i] = (double)p[0] * x[i] + (double)p[1] * gx[i] + (double)p[2] * ggx[i];
+        memcpy(power, x, (size_t)size * sizeof *x);
+        memset(sum, 0, (size_t)size * sizeof *sum);
+        for (int k = 0; k < 5; k++) {
+            for (int i = 0; i < size; i++) sum[i] += (double)tmoei_polar_steps[step][k] * power[i];
+            times(g, power, rows, cols, next);
+            memcpy(power, next, (size_t)size * sizeof *x);
+        }
+        memcpy(x, sum, (size_t)size * sizeof *x);
     }
     free(g);
 }
