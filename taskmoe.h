@@ -4106,9 +4106,9 @@ static float tmoei_log_sum_exp(const tmoe_ctx *ctx, const float *x, int n)
  * X X^T is as small as the smaller side n, and all that is made of it commutes and is symmetric. So
  * we iterate there, and X is read twice:
  *   A = X X^T;  Q = P1(A);  A <- Q A Q;  Q <- P2(A) Q;  polar(X) = Q X
- * Symmetric products take about half of the work: for X of n x m, seven of n x n and X X^T are about
- * 7 n^3 + n^2 m flop, and Q X is 2 n^2 m: 10 n^3 for m = n, 19 n^3 for m = 4 n. Jordan's five steps of
- * degree 5, as they are written, take 30 n^3 and 90 n^3.
+ * Symmetric products take about half of the work. For X of n x m the seven of n x n and X X^T are
+ * about 7 n^3 + n^2 m flop, and Q X is 2 n^2 m: 10 n^3 for m = n, 19 n^3 for m = 4 n. Jordan's five
+ * steps of degree 5, as he writes them, take 30 n^3 and 90 n^3.
  *
  * The values have to begin between 0 and 1. |X|_F (Jordan's choice) is a loose bound of the largest
  * one: 5 times too large for random 96 x 96, which costs a step. The first A^2 is needed anyway and
@@ -8457,8 +8457,9 @@ static void tmoei_adamw(tmoe_trainer *trainer, const tmoei_update *update)
         trainer->moment1 + at, trainer->moment2 + update->second, update->count, &constants);
 }
 
-/* m = mu m + (1 - mu) g, and in place of g the Nesterov momentum u = mu m + (1 - mu) g */
-static void tmoei_momentum(tmoe_trainer *trainer, const tmoei_update *update)
+/* m = mu m + (1 - mu) g, and for a matrix that moves u = mu m + (1 - mu) g (Nesterov) in place of
+ * the gradient */
+static void tmoei_momentum(tmoe_trainer *trainer, const tmoei_update *update, int moves)
 {
     const size_t first = update->offset - trainer->first;
     const float mu = trainer->training.momentum, part = (1.0f - mu) * trainer->scale;
@@ -8466,7 +8467,7 @@ static void tmoei_momentum(tmoe_trainer *trainer, const tmoei_update *update)
         const size_t n = tmoei_least_size(first + update->count - at, TMOEI_SWEEP);
         float *m = trainer->moment1 + at, *g = trainer->grads + at;
         trainer->ctx->kernels->scale_add(m, mu, part, g, n);
-        trainer->ctx->kernels->scale_add(g, part, mu, m, n);
+        if (moves) trainer->ctx->kernels->scale_add(g, part, mu, m, n);
     }
 }
 
@@ -8479,8 +8480,9 @@ static void tmoei_muon(tmoe_trainer *trainer, const tmoei_update *update, int la
     const tmoe_training *t = &trainer->training;
     const int expert = update->of->expert, turns = t->matrix_turns && expert >= 0;
     const int E = turns ? trainer->model->config.experts : 1;
-    tmoei_momentum(trainer, update);
-    if (turns && (trainer->moved - 1) % E != expert) return;
+    const int moves = !turns || (trainer->moved - 1) % E == expert;
+    tmoei_momentum(trainer, update, moves);
+    if (!moves) return;
 
     const float rate = (float)E * trainer->matrix_rate;
     const float high = (float)update->rows / (float)update->cols;
