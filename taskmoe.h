@@ -6515,7 +6515,7 @@ static void tmoei_model_rotary(tmoe_model *model)
         const int positions = decoder ? c->target_tokens : c->source_tokens;
         const int W = c->width / (decoder ? c->decoder_heads : c->encoder_heads);
         float *table =
-            (float *)tmoei_own(&model->own, (size_t)positions * (size_t)W, sizeof(float));
+            (float *)tmoei_own(&model->own, (size_t)positions, (size_t)W * sizeof(float));
         if (table) tmoei_rotary_fill(table, positions, W, c->rotary_base);
         model->rotary[decoder] = table;
     }
