@@ -672,6 +672,17 @@ typedef enum tmoe_expert_kind { /* what a layer has several of */
 
 enum { TMOE_ENCODER = 1, TMOE_DECODER = 2 }; /* bits of tmoe_config.expert_places */
 
+/* How the layers are told which task it is, beside the route: bits of tmoe_config.task_input. With
+ * none of them the route alone tells it; a dense model then only sees the input. */
+enum {
+    TMOE_TASK_TEXT = 1,   /* texts to read are "instruction \n input" */
+    TMOE_TASK_VECTOR = 2, /* every embedding is added P e, e the task's vector scaled to length 2
+                           * if its entries are of size 1; P (width, vector_width) is trained, one
+                           * for the encoder, one for the decoder */
+    TMOE_TASK_ROW = 4     /* a trained row in the place of P e: what tmoe_model_derive makes of it
+                           * where one task is cut out and positions are TMOE_POSITION_ROTARY */
+};
+
 typedef enum tmoe_router_kind { /* the ten of the paper's code; LINEAR is an MLP of two layers */
     TMOE_ROUTER_LINEAR,
     TMOE_ROUTER_LINEAR_LAYER_SPECIFIC,
@@ -723,7 +734,7 @@ typedef struct tmoe_config {
     int router_hidden; /* width of the router's hidden layer, at most 65,536 */
     tmoe_vector_kind vectors;
     int vector_width;                       /* of a task vector */
-    int instruction_in_input;               /* 1: texts to read are "instruction \n input" */
+    int task_input;                         /* TMOE_TASK_ bits */
     int begin_in_target;                    /* kept; 1: targets begin with <s>, as BART's do */
     int specials_in_text;                   /* 1: <mask> and the like in a text are tokens */
     int start_id, begin_id, pad_id, end_id; /* kept; the decoder's first token; <s>, <pad>, </s> */
@@ -759,8 +770,13 @@ TMOE_DEF void tmoe_model_destroy(tmoe_model *model);
  *           tmoe_model_take_router. Dense to E experts is upcycling (arXiv 2212.05055); NULL to 1
  *           is MHR-mu; a route to 1 expert cuts a task out: with a one-hot route the dense model
  *           gives the mixture's bits, else with PARAM its numbers to rounding, and with OUTPUT an
- *           approximation, as it averages parameters
- *   errors  TMOE_ERR_CONFIG: fields that must stay; experts that are layers kept as FFNs */
+ *           approximation, as it averages parameters.
+ *           Where config leaves out from's TMOE_TASK_VECTOR, the vector of the one task, known to
+ *           from or else that of its instruction, becomes a constant with the same bits: a part of
+ *           the learned positions, or a row (TMOE_TASK_ROW). Where it adds TMOE_TASK_VECTOR, P
+ *           begins as 0
+ *   errors  TMOE_ERR_CONFIG: fields that must stay; experts that are layers kept as FFNs; several
+ *           tasks, or none, where a vector becomes a constant */
 TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, const float *route,
     const tmoe_config *config, const tmoe_task *tasks, int task_count);
 
@@ -848,6 +864,13 @@ typedef enum tmoe_zero_shot {
 TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instruction,
     tmoe_zero_shot how, float *route);
 
+/* tmoe_vector_unseen - the vector of a task that is known by its instruction only          >>router
+ *   vector   (vector_width) out: its text vector; with LEARNED and GIVEN vectors, for which text
+ *            says nothing, sum_t w_t e_t over the known tasks, w as in TMOE_ZERO_SHOT_NEAREST
+ *   errors   TMOE_ERR_ARGUMENT: the instruction is NULL
+ *   cost     at most tasks * vector_width */
+TMOE_DEF tmoe_result tmoe_vector_unseen(tmoe_model *model, const char *instruction, float *vector);
+
 /* tmoe_model_nearest_tasks - known tasks by cosine of instructions' text vectors, nearest first
  *   tasks, cosines   (count) out; -1 and -2 after the last task
  *   out     number of tasks written      cost  tasks * vector_width      thread  as the model */
@@ -862,7 +885,8 @@ TMOE_DEF int tmoe_model_nearest_tasks(tmoe_model *model, const char *instruction
 TMOE_DEF tmoe_result tmoe_expert_set_enabled(tmoe_model *model, int layer, int expert, int enabled);
 
 /* tmoe_task_vector_set - sets a known task's vector; made for TMOE_VECTOR_GIVEN
- *   vector  (vector_width) in      errors  TMOE_ERR_ARGUMENT: no such task, no routed layer */
+ *   vector  (vector_width) in      errors  TMOE_ERR_ARGUMENT: no such task, nothing that
+ *           reads vectors */
 TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const float *vector);
 
 /* ---- API: training (>>training) ---- */
@@ -1090,7 +1114,7 @@ TMOE_DEF tmoe_tokenizer *tmoe_suite_tokenizer(tmoe_ctx *ctx, const tmoe_suite *s
     int vocabulary);
 
 /* tmoe_suite_fit - sets config's source_tokens and target_tokens to the longest of all tasks'
- *   lines, trained on or not; reads its instruction_in_input and specials_in_text         >>onecall
+ *   lines, trained on or not; reads its task_input and specials_in_text                   >>onecall
  *   cost  tokenises all lines */
 TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite,
     const tmoe_tokenizer *tokenizer, tmoe_config *config);
@@ -1174,8 +1198,9 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
 TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task_name, const char *input,
     char *text, size_t size);
 /* tmoe_answer_unseen - the same of a task that the model has not seen                   >>inference
- *   instruction  in: gives the route (TMOE_ZERO_SHOT_ROUTER) and, with config.instruction_in_input,
- *                is read before the input. It is compared with no task's name. */
+ *   instruction  in: gives the route (TMOE_ZERO_SHOT_ROUTER) and, is the task's vector
+ *                (tmoe_vector_unseen) and, with TMOE_TASK_TEXT, is read before the input. It is
+ *                compared with no task's name. */
 TMOE_DEF tmoe_result tmoe_answer_unseen(tmoe_model *model, const char *instruction,
     const char *input, char *text, size_t size);
 /* tmoe_answer_many, _unseen - answers to many inputs, to each what it gets alone, up to the
@@ -1194,11 +1219,12 @@ TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count);
 
 /* Requests of one task, as token ids. */
 typedef struct tmoe_request {
-    int task;           /* index of a known task; ignored where there is a route, or no experts */
-    const float *route; /* or NULL: the task's */
-    const int *ids;     /* the requests' tokens, one request behind the other */
-    const int *lengths; /* (count): tokens of each, 1 to config.source_tokens */
-    int count;          /* at least 0 */
+    int task; /* index of a known task; ignored where route and vector are given or not needed */
+    const float *route;         /* or NULL: the task's */
+    const float *vector;        /* (vector_width) for TMOE_TASK_VECTOR; or NULL: the task's */
+    const int *ids;             /* the requests' tokens, one request behind the other */
+    const int *lengths;         /* (count): tokens of each, 1 to config.source_tokens */
+    int count;                  /* at least 0 */
     const tmoe_generation *how; /* or NULL: tmoe_model_generation()'s */
 } tmoe_request;
 
@@ -1213,8 +1239,8 @@ typedef struct tmoe_generated {
 /* tmoe_generate - tokens that answer tokens                                             >>inference
  *   out      its arrays are the caller's, and undefined after a failure. Where beam search found
  *            fewer than `returned` answers, the rest are the start token, with the score -1e9
- *   errors   TMOE_ERR_ARGUMENT: no route and no known task; a length, an id or settings out of
- *            range
+ *   errors   TMOE_ERR_ARGUMENT: no known task, and a route or vector that is needed is NULL; a
+ *            length, an id or settings out of range
  *   cost     as tmoe_answer_many, times beams
  *   memory   keys and values of max(32, beams) rows; for more than 8 rows also packed weights of
  *            the decoder, until it returns
@@ -1325,14 +1351,16 @@ TMOE_DEF tmoe_tokenizer *tmoe_tokenizer_load(tmoe_ctx *ctx, const char *folder);
 TMOE_DEF tmoe_model *tmoe_bart_load(tmoe_ctx *ctx, const char *folder);
 /* tmoe_export_dense - writes one task of a mixture as a dense BART in Hugging Face's form   >>bart
  *   BartForConditionalGeneration.from_pretrained loads it; tmoe_bart_load reads it back bit by bit.
- *   model      in, out (its routes): of TMOE_NORM_POST and TMOE_POSITION_LEARNED, source_tokens =
+ *   model      in, out (its routes): of TMOE_NORM_POST, TMOE_POSITION_LEARNED, source_tokens =
  *              target_tokens
- *   task_name  in: a known task; ignored where there is a route, or no experts
+ *   task_name  in: a known task; ignored if no layer reads its vector (TMOE_TASK_VECTOR, which
+ *              becomes a part of the positions), and there is a route or are no experts. Of an
+ *              unseen task tmoe_model_derive first makes a dense model
  *   route      in: of tmoe_route_unseen for instance; NULL: the task's
  *   folder     in: is made unless it is there; files of the same names are replaced
- *   errors     TMOE_ERR_ARGUMENT: no such task, other norms or lengths, a route that mixes outputs
- *              of several experts, which no dense model computes; TMOE_ERR_DATA: an unsound
- *              generation; TMOE_ERR_FILE
+ *   errors     TMOE_ERR_ARGUMENT: no such task, other norms, positions or lengths, a route that
+ *              mixes outputs of several experts, which no dense model computes; TMOE_ERR_DATA: an
+ *              unsound generation; TMOE_ERR_FILE
  *   cost       a merge, and a pass over the parameters */
 TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name, const float *route,
     const char *folder);
@@ -5927,6 +5955,8 @@ typedef enum tmoei_shared {
     TMOEI_DECODER_POSITIONS,
     TMOEI_WITH_BIAS(TMOEI_ENCODER_NORM),
     TMOEI_WITH_BIAS(TMOEI_DECODER_NORM),
+    TMOEI_ENCODER_TASK,
+    TMOEI_DECODER_TASK,
     TMOEI_OUTPUT_BIAS,
     TMOEI_SHARED
 } tmoei_shared;
@@ -5987,6 +6017,7 @@ struct tmoe_model {
     int shared[TMOEI_SHARED]; /* indices of the parameters outside the layers; -1: absent */
     float *rotary[2];         /* of ROTARY: tables of the encoder's and the decoder's heads */
     int router_parameter;     /* index of the router's first parameter */
+    int has_vectors;          /* 1: router or layers read task vectors */
     size_t vectors;           /* where the task vectors (N, k) begin in theta */
     char *mapping;            /* the file that theta lies in, or NULL */
     size_t mapping_size;
@@ -6218,33 +6249,42 @@ static void tmoei_router_plan(tmoe_model *model)
     tmoei_router_add(model, "projection", E, 2 * hidden, std);
 }
 
+/* The length of a task vector that the layers read, whatever its width is: it sets how fast P
+ * learns under AdamW. At 16, sqrt(256), nothing was learned; at 2, P e begins as large as a token's
+ * embedding when P does at half its size. */
+#define TMOEI_TASK_LENGTH 2.0f
+
 /* Lays out theta: name, shape, offset and start of every tensor. */
 static tmoe_result tmoei_model_plan(tmoe_model *model)
 {
     const tmoe_config *c = &model->config;
-    const int D = c->width, V = model->V;
+    const int D = c->width, V = model->V, vector = c->task_input & TMOE_TASK_VECTOR;
+    const int row = c->task_input & TMOE_TASK_ROW;
+    const int learned = c->positions == TMOE_POSITION_LEARNED;
+    const int sources = learned ? c->source_tokens : 0, targets = learned ? c->target_tokens : 0;
+    const int task_rows = vector ? D : row != 0, task_cols = vector ? c->vector_width : D;
     const tmoei_shape shared[TMOEI_SHARED] = { { "tokens.weight", V, D },
-        { "encoder.positions.weight", c->source_tokens, D },
-        { "decoder.positions.weight", c->target_tokens, D }, { "encoder.norm.weight", 1, D },
-        { "encoder.norm.bias", 1, D }, { "decoder.norm.weight", 1, D },
-        { "decoder.norm.bias", 1, D }, { "output.bias", 1, V } };
+        { "encoder.positions.weight", sources, D }, { "decoder.positions.weight", targets, D },
+        { "encoder.norm.weight", 1, D }, { "encoder.norm.bias", 1, D },
+        { "decoder.norm.weight", 1, D }, { "decoder.norm.bias", 1, D },
+        { "encoder.task.weight", task_rows, task_cols },
+        { "decoder.task.weight", task_rows, task_cols }, { "output.bias", 1, V } };
     model->layers = (tmoei_layer *)tmoei_own(&model->own, (size_t)model->L, sizeof *model->layers);
     if (!model->layers) return model->ctx->error;
 
     for (int s = 0; s < TMOEI_SHARED; s++) {
         const int gain = s == TMOEI_ENCODER_NORM || s == TMOEI_DECODER_NORM;
         const int output = s == TMOEI_OUTPUT_BIAS;
-        const int position = s == TMOEI_ENCODER_POSITIONS || s == TMOEI_DECODER_POSITIONS;
-        model->shared[s] = -1;
-        if (position && c->positions == TMOE_POSITION_ROTARY) continue;
+        const int task = s == TMOEI_ENCODER_TASK || s == TMOEI_DECODER_TASK;
         tmoei_parameter p = tmoei_parameter_of(shared[s].rows, shared[s].cols,
             output ? TMOEI_RATE_NONE : TMOEI_RATE_SHARED);
         p.init_std = tmoei_init_std(model, p.rows, p.cols);
+        if (task) p.init_std = tmoei_init_std(model, p.rows, D) / TMOEI_TASK_LENGTH;
         p.init_value = gain ? 1.0f : 0.0f;
         if (output) /* lies behind the layers: an odd V would move them off cache lines */
             for (int l = 0; l < model->L; l++) tmoei_layer_plan(model, l);
-        model->shared[s] = model->parameter_count;
-        (void)tmoei_parameter_add(model, &p, "%s", shared[s].name);
+        model->shared[s] = p.rows > 0 ? model->parameter_count : -1;
+        if (p.rows > 0) (void)tmoei_parameter_add(model, &p, "%s", shared[s].name);
     }
 
     for (int l = 0; l < model->L; l++)
@@ -6255,7 +6295,8 @@ static tmoe_result tmoei_model_plan(tmoe_model *model)
     model->router_parameter = model->parameter_count;
     if (model->R > 0) tmoei_router_plan(model);
     model->vectors = model->size;
-    if (model->R > 0) {
+    model->has_vectors = model->N > 0 && (model->R > 0 || vector);
+    if (model->has_vectors) {
         const int trained = c->vectors == TMOE_VECTOR_LEARNED;
         tmoei_parameter p = tmoei_parameter_of(model->N, c->vector_width,
             trained ? TMOEI_RATE_TASKS : TMOEI_RATE_NONE);
@@ -6342,16 +6383,20 @@ static const tmoei_field tmoei_config_fields[] = { /* all but the seed, which ha
     TMOEI_INT(router, TMOE_ROUTER_LINEAR, TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC),
     TMOEI_INT(router_hidden, 1, TMOEI_ROUTER_HIDDEN_MAX),
     TMOEI_INT(vectors, TMOE_VECTOR_TEXT, TMOE_VECTOR_GIVEN),
-    TMOEI_INT(vector_width, 1, TMOEI_SIZE_MAX), TMOEI_INT(instruction_in_input, 0, 1),
+    TMOEI_INT(vector_width, 1, TMOEI_SIZE_MAX),
+    TMOEI_INT(task_input, 0, TMOE_TASK_TEXT | TMOE_TASK_VECTOR | TMOE_TASK_ROW),
     TMOEI_KEPT(begin_in_target, 0, 1), TMOEI_INT(specials_in_text, 0, 1),
     TMOEI_FLOAT(init_std, 0, FLT_MAX), TMOEI_SIZE(start_id, 0), TMOEI_SIZE(begin_id, 0),
     TMOEI_SIZE(pad_id, 0), TMOEI_SIZE(end_id, 0),
-    /* the last TMOEI_CONFIG_LATER: files of versions up to 0.2.0 lack them */
     TMOEI_KEPT(positions, TMOE_POSITION_LEARNED, TMOE_POSITION_ROTARY),
     TMOEI_FIELD("rotary_base", rotary_base, FLOAT, TMOEI_ABOVE_1, FLT_MAX, 1)
 };
-#define TMOEI_CONFIG_FIELDS (sizeof tmoei_config_fields / sizeof *tmoei_config_fields)
-#define TMOEI_CONFIG_LATER 2
+
+enum {
+    TMOEI_CONFIG_FIELDS = sizeof tmoei_config_fields / sizeof *tmoei_config_fields,
+    TMOEI_CONFIG_FIELDS_3 = TMOEI_CONFIG_FIELDS - 2 /* those of files of format 2 and 3 */
+};
+
 #undef TMOEI_STRUCT
 
 #define TMOEI_STRUCT tmoe_generation
@@ -6417,6 +6462,13 @@ static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c,
     if (tasks < 0 || (c->experts > 1 && (tasks < 1 || c->expert_places == 0)))
         tmoei_problem(text, size, "experts is %d, for %d tasks and expert_places = %d", c->experts,
             tasks, c->expert_places);
+    if ((c->task_input & TMOE_TASK_VECTOR) && tasks < 1)
+        tmoei_problem(text, size, "task_input has TMOE_TASK_VECTOR, for %d tasks", tasks);
+    if ((c->task_input & TMOE_TASK_ROW)
+        && ((c->task_input & TMOE_TASK_VECTOR) || c->positions == TMOE_POSITION_LEARNED))
+        tmoei_problem(text, size,
+            "task_input has TMOE_TASK_ROW, which is for TMOE_POSITION_ROTARY in the place of "
+            "TMOE_TASK_VECTOR");
     if (c->selection == TMOE_SELECT_RANDOM_TASK && c->random_n > c->experts)
         tmoei_problem(text, size, "random_n is %d, must be 1 to experts = %d", c->random_n,
             c->experts);
@@ -6451,7 +6503,7 @@ TMOE_DEF tmoe_config tmoe_config_default(void)
     c.router_hidden = 64; /* the paper's final runs */
     c.vectors = TMOE_VECTOR_TEXT;
     c.vector_width = 64;
-    c.instruction_in_input = 1;
+    c.task_input = TMOE_TASK_TEXT;
     c.seed = 1;
     c.begin_id = TMOE_TOKEN_BEGIN;
     c.pad_id = TMOE_TOKEN_PAD;
@@ -6572,7 +6624,7 @@ static tmoe_model *tmoei_model_begin(tmoe_ctx *ctx, const tmoe_config *config,
         return NULL;
     }
     tmoei_sweep(ctx, (size_t)model->parameter_count, 1, tmoei_init_sweep, &job);
-    if (model->R > 0 && config->vectors == TMOE_VECTOR_TEXT)
+    if (model->has_vectors && config->vectors == TMOE_VECTOR_TEXT)
         memcpy(model->theta + model->vectors, model->text_vectors,
             (size_t)model->N * (size_t)config->vector_width * sizeof(float));
     return model;
@@ -6600,6 +6652,40 @@ TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
 
 /* ---- a model from another ---- */
 
+/* out = sum_t w_t x_t,   w = softmax(20 cos(e, e_t)) over the known tasks, by text vectors; x_t the
+ * rows (N, width) of `x`, a route or a vector of each task. */
+#define TMOEI_NEAREST_SHARPNESS 20.0
+
+static void tmoei_nearest_mean(const tmoe_model *model, const float *text_vector, const float *x,
+    size_t width, float *out)
+{
+    const int k = model->config.vector_width;
+    double total = 0.0;
+    const tmoei_float_mode mode = tmoei_float_mode_enter();
+    for (size_t i = 0; i < width; i++) out[i] = 0.0f;
+    for (int t = 0; t < model->N; t++) {
+        const float *seen = x + (size_t)t * width;
+        const float *known = model->text_vectors + (size_t)t * (size_t)k;
+        const double cosine = (double)tmoei_cosine(text_vector, known, k);
+        const double weight = exp(TMOEI_NEAREST_SHARPNESS * cosine - TMOEI_NEAREST_SHARPNESS);
+        for (size_t i = 0; i < width; i++) out[i] += (float)weight * seen[i];
+        total += weight;
+    }
+    for (size_t i = 0; i < width; i++) out[i] = (float)((double)out[i] / total);
+    tmoei_float_mode_leave(mode);
+}
+
+/* The vector of a task that is known by its text vector only: this, or with LEARNED and GIVEN
+ * vectors the mean of the nearest known ones. */
+static void tmoei_vector_unseen(const tmoe_model *model, const float *text_vector, float *vector)
+{
+    const size_t k = (size_t)model->config.vector_width;
+    if (model->config.vectors == TMOE_VECTOR_TEXT || !model->has_vectors)
+        memcpy(vector, text_vector, k * sizeof(float));
+    else
+        tmoei_nearest_mean(model, text_vector, model->theta + model->vectors, k, vector);
+}
+
 TMOE_DEF int tmoe_model_find_task(const tmoe_model *model, const char *name)
 {
     for (int t = 0; name && t < model->N; t++)
@@ -6613,10 +6699,11 @@ TMOE_DEF int tmoe_model_take_router(tmoe_model *model, const tmoe_model *from)
     const size_t k = (size_t)c->vector_width;
     float *vectors = model->theta + model->vectors;
     const float *theirs = from->theta + from->vectors;
-    if (model->R == 0 || from->R == 0 || c->vector_width != a->vector_width) return 0;
+    if (!model->has_vectors || !from->has_vectors || c->vector_width != a->vector_width) return 0;
 
-    const int agree = c->router == a->router && c->router_hidden == a->router_hidden
-        && model->R == from->R && c->expert_places == a->expert_places && c->experts == a->experts;
+    const int agree = model->R > 0 && model->R == from->R && c->router == a->router
+        && c->router_hidden == a->router_hidden && c->expert_places == a->expert_places
+        && c->experts == a->experts;
     if (agree) {
         const size_t n = model->vectors - model->parameters[model->router_parameter].offset;
         memcpy(vectors - n, theirs - n, n * sizeof(float)); /* the router lies before the vectors */
@@ -6677,7 +6764,60 @@ static tmoe_result tmoei_derivable(tmoe_ctx *ctx, const tmoe_model *from, const 
     if (!route && from->R > 0 && to->experts == a->experts && (to->expert_places & a->expert_places)
         && a->expert_kind == TMOE_EXPERT_LAYER && to->expert_kind == TMOE_EXPERT_FFN)
         tmoei_problem(text, sizeof text, "expert_kind must stay: the experts' attention differs");
+    if (!(a->task_input & TMOE_TASK_ROW) != !(to->task_input & TMOE_TASK_ROW))
+        tmoei_problem(text, sizeof text, "TMOE_TASK_ROW of task_input must stay as it is");
+    const int vector = a->task_input & to->task_input & TMOE_TASK_VECTOR;
+    if (vector && a->vector_width != to->vector_width)
+        tmoei_problem(text, sizeof text, "vector_width is %d, must stay %d", to->vector_width,
+            a->vector_width);
     return text[0] ? tmoei_fail(ctx, TMOE_ERR_CONFIG, "model_derive: %s", text) : TMOE_OK;
+}
+
+/* P e, with |e| = 2 where e has entries of size 1 */
+static tmoe_tensor *tmoei_task_product(tmoe_tape *tape, tmoe_tensor *e, tmoe_tensor *p)
+{
+    if (!e) return NULL;
+    e = tmoe_affine(tape, e, TMOEI_TASK_LENGTH / sqrtf((float)e->cols), 0.0f);
+    return tmoe_linear(tape, e, p, NULL, TMOE_NONE, NULL);
+}
+
+/* Returns whether a model with config `to` has the vector of its one task as a constant, where in
+ * `from` it was an input. */
+static int tmoei_is_fixed(const tmoe_model *from, const tmoe_config *to)
+{
+    const int before = from->config.task_input, after = to->task_input;
+    return (before & TMOE_TASK_VECTOR) && !(after & TMOE_TASK_VECTOR);
+}
+
+/* Adds P e, e the vector that `from` has for the model's only task, to the learned positions, or
+ * makes it the row. It is computed as tmoei_task_row does in `from`, so the sums are the same. */
+static void tmoei_task_fix(tmoe_model *model, const tmoe_model *from)
+{
+    const int k = from->config.vector_width, D = model->config.width;
+    const int learned = model->config.positions == TMOE_POSITION_LEARNED;
+    const int known = tmoe_model_find_task(from, model->tasks[0].name);
+    float *vector = (float *)tmoei_own(&model->own, 2 * (size_t)k, sizeof(float));
+    if (!vector) return;
+    tmoei_text_vector(model->tasks[0].instruction, k, vector + k);
+    tmoei_vector_unseen(from, vector + k, vector);
+    if (known >= 0)
+        memcpy(vector, from->theta + from->vectors + (size_t)known * (size_t)k,
+            (size_t)k * sizeof(float));
+
+    for (int decoder = 0; decoder < 2; decoder++) {
+        const int p = from->shared[decoder ? TMOEI_DECODER_TASK : TMOEI_ENCODER_TASK];
+        int to = decoder ? TMOEI_DECODER_TASK : TMOEI_ENCODER_TASK;
+        if (learned) to = decoder ? TMOEI_DECODER_POSITIONS : TMOEI_ENCODER_POSITIONS;
+        const tmoei_parameter *added = &model->parameters[model->shared[to]];
+        tmoe_tape_record(model->tape, 0);
+        tmoe_tensor *e = tmoe_leaf(model->tape, 1, k, vector, NULL);
+        tmoe_tensor *w =
+            tmoe_leaf(model->tape, D, k, from->theta + from->parameters[p].offset, NULL);
+        const tmoe_tensor *row = tmoei_task_product(model->tape, e, w);
+        for (int i = 0; row && i < added->rows; i++)
+            tmoei_scale_add(model->ctx, model->theta + added->offset + (size_t)(i * D), 1.0f, 1.0f,
+                row->x, (size_t)D);
+    }
 }
 
 TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, const float *route,
@@ -6688,15 +6828,26 @@ TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, co
     tmoei_begin(ctx);
     if (c.vocabulary == 0) c.vocabulary = from->V;
     if (tmoei_derivable(ctx, from, route, &c) != TMOE_OK) return NULL;
+    const int fixed = tmoei_is_fixed(from, &c);
+    if (fixed && task_count != 1) {
+        (void)tmoei_fail(ctx, TMOE_ERR_CONFIG,
+            "model_derive: without TMOE_TASK_VECTOR a task's vector becomes a constant, so there "
+            "must be one task, not %d",
+            task_count);
+        return NULL;
+    }
+    if (fixed && c.positions == TMOE_POSITION_ROTARY) c.task_input |= TMOE_TASK_ROW;
     tmoe_model *model = tmoei_model_begin(ctx, &c, from->tokenizer, tasks, task_count, 1);
     if (!model) return NULL;
 
-    for (int s = 0; s < TMOEI_SHARED; s++) {
-        if (model->shared[s] < 0) continue; /* the kinds of positions agree */
-        const tmoei_parameter *to = &model->parameters[model->shared[s]];
-        const tmoei_parameter *a = &from->parameters[from->shared[s]];
+    for (int s = 0; s < TMOEI_SHARED; s++) { /* what `from` does not have begins as 0 */
+        const int index = model->shared[s], old = from->shared[s];
+        const int task = s == TMOEI_ENCODER_TASK || s == TMOEI_DECODER_TASK;
+        if (index < 0 || old < 0 || (task && fixed)) continue;
+        const tmoei_parameter *to = &model->parameters[index], *a = &from->parameters[old];
         memcpy(model->theta + to->offset, from->theta + a->offset, to->size * sizeof(float));
     }
+    if (fixed) tmoei_task_fix(model, from);
     for (int l = 0; l < model->L; l++) {
         const int routed = from->layers[l].route;
         tmoei_layer_derive(model, from, l, route && routed >= 0 ? route + routed * experts : NULL);
@@ -7130,7 +7281,8 @@ typedef struct tmoei_cache tmoei_cache;
 typedef struct tmoei_pass {
     tmoe_model *model;
     tmoe_tape *tape;
-    tmoe_tensor *route; /* (1, R * E); NULL: no layer is routed, or `blocks` has what it gives */
+    tmoe_tensor *route;  /* (1, R * E); NULL: no layer is routed, or `blocks` has what it gives */
+    tmoe_tensor *vector; /* (1, k) of the task, where task_input has TMOE_TASK_VECTOR */
 
     /* training */
     float *grads; /* of theta + first on; NULL: nothing is trained */
@@ -7314,11 +7466,12 @@ static tmoe_tensor *tmoei_block_leaf(tmoei_pass *pass, size_t offset, size_t siz
         tmoei_pass_grads(pass, TMOE_TRAIN_LAYERS, offset));
 }
 
-/* NULL where the model does not have it: a table of positions. */
+/* A tensor outside the layers, or NULL where the model does not have it. */
 static tmoe_tensor *tmoei_shared_tensor(tmoei_pass *pass, int which)
 {
-    if (pass->model->shared[which] < 0) return NULL;
-    const tmoei_parameter *p = &pass->model->parameters[pass->model->shared[which]];
+    const int index = pass->model->shared[which];
+    if (index < 0) return NULL;
+    const tmoei_parameter *p = &pass->model->parameters[index];
     float *grads =
         p->rate == TMOEI_RATE_NONE ? NULL : tmoei_pass_grads(pass, TMOE_TRAIN_SHARED, p->offset);
     return tmoe_leaf(pass->tape, p->rows, p->cols, pass->model->theta + p->offset, grads);
@@ -7494,16 +7647,38 @@ static tmoe_tensor *tmoei_outer_norm(tmoei_pass *pass, tmoe_tensor *h, int decod
         tmoei_shared_tensor(pass, gain + 1));
 }
 
-/* dropout(norm of POST(scale * token + position)), without positions where they are ROTARY */
+/* What a task adds to every embedding: P e, the row of a task that was cut out, or NULL. */
+static tmoe_tensor *tmoei_task_row(tmoei_pass *pass, int decoder)
+{
+    const tmoe_config *c = &pass->model->config;
+    tmoe_tensor *p = tmoei_shared_tensor(pass, decoder ? TMOEI_DECODER_TASK : TMOEI_ENCODER_TASK);
+    if (!(c->task_input & TMOE_TASK_VECTOR)) return p;
+    return tmoei_task_product(pass->tape, pass->vector, p);
+}
+
+/* dropout(norm of POST(scale * token + (position + task))). The task is added to the table of
+ * positions, not to the tokens: so a model in whose table it is folded gives the same bits. */
 static tmoe_tensor *tmoei_embed(tmoei_pass *pass, const tmoei_pack *pack, int decoder)
 {
     const tmoe_config *c = &pass->model->config;
     const float scale = c->scale_embedding ? sqrtf((float)c->width) : 1.0f;
+    const size_t T = (size_t)pack->tokens;
+    const int *places = pack->positions;
     tmoe_tensor *tokens = tmoei_shared_tensor(pass, TMOEI_TOKENS);
-    tmoe_tensor *positions =
+    tmoe_tensor *added =
         tmoei_shared_tensor(pass, decoder ? TMOEI_DECODER_POSITIONS : TMOEI_ENCODER_POSITIONS);
-    tmoe_tensor *h = tmoe_embedding(pass->tape, tokens, pack->tokens, pack->ids, scale, positions,
-        pack->positions);
+    tmoe_tensor *task = tmoei_task_row(pass, decoder);
+    if (added && task) {
+        added = tmoe_add(pass->tape, added, task);
+    } else if (task) { /* a table of one row */
+        int *first = (int *)tmoei_arena_alloc(&pass->tape->nodes, T, sizeof *first);
+        if (!first) return NULL;
+        memset(first, 0, T * sizeof *first);
+        added = task;
+        places = first;
+    }
+    tmoe_tensor *h =
+        tmoe_embedding(pass->tape, tokens, pack->tokens, pack->ids, scale, added, places);
     return tmoei_pass_dropout(pass, tmoei_outer_norm(pass, h, decoder, TMOE_NORM_POST));
 }
 
@@ -7877,27 +8052,13 @@ TMOE_DEF int tmoe_model_nearest_tasks(tmoe_model *model, const char *instruction
     return filled;
 }
 
-/* r = sum_t w_t r_t,   w = softmax(20 cos(e, e_t)) over the known tasks, by text vectors. */
-#define TMOEI_NEAREST_SHARPNESS 20.0
-
-static tmoe_result tmoei_route_nearest(tmoe_model *model, const float *vector, float *route)
+TMOE_DEF tmoe_result tmoe_vector_unseen(tmoe_model *model, const char *instruction, float *vector)
 {
-    const int k = model->config.vector_width;
-    const size_t width = model->route_width;
-    double total = 0.0;
-    TMOEI_TRY(tmoei_routes_refresh(model));
-    const tmoei_float_mode mode = tmoei_float_mode_enter();
-    for (size_t i = 0; i < width; i++) route[i] = 0.0f;
-    for (int t = 0; t < model->N; t++) {
-        const float *seen = model->routes + (size_t)t * width;
-        const float *known = model->text_vectors + (size_t)t * (size_t)k;
-        const double cosine = (double)tmoei_cosine(vector, known, k);
-        const double weight = exp(TMOEI_NEAREST_SHARPNESS * cosine - TMOEI_NEAREST_SHARPNESS);
-        for (size_t i = 0; i < width; i++) route[i] += (float)weight * seen[i];
-        total += weight;
-    }
-    for (size_t i = 0; i < width; i++) route[i] = (float)((double)route[i] / total);
-    tmoei_float_mode_leave(mode);
+    tmoei_begin(model->ctx);
+    if (!instruction)
+        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "vector_unseen: the instruction is NULL");
+    tmoei_text_vector(instruction, model->config.vector_width, model->asked_vector);
+    tmoei_vector_unseen(model, model->asked_vector, vector);
     return TMOE_OK;
 }
 
@@ -7920,7 +8081,9 @@ TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instructio
     tmoei_text_vector(instruction, model->config.vector_width, model->asked_vector);
     if (how == TMOE_ZERO_SHOT_ROUTER && model->config.vectors == TMOE_VECTOR_TEXT)
         return tmoei_routes_of_vectors(model, model->asked_vector, 1, route);
-    return tmoei_route_nearest(model, model->asked_vector, route);
+    TMOEI_TRY(tmoei_routes_refresh(model));
+    tmoei_nearest_mean(model, model->asked_vector, model->routes, model->route_width, route);
+    return TMOE_OK;
 }
 
 TMOE_DEF tmoe_result tmoe_expert_set_enabled(tmoe_model *model, int layer, int expert, int enabled)
@@ -7945,9 +8108,10 @@ TMOE_DEF tmoe_result tmoe_task_vector_set(tmoe_model *model, int task, const flo
 {
     const size_t k = (size_t)model->config.vector_width;
     tmoei_begin(model->ctx);
-    if (task < 0 || task >= model->N || model->R == 0 || !vector)
+    if (task < 0 || task >= model->N || !model->has_vectors || !vector)
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-            "task_vector_set: task %d of %d, in %d routed layers", task, model->N, model->R);
+            "task_vector_set: task %d of %d; its vector is NULL, or nothing reads vectors", task,
+            model->N);
     memcpy(model->theta + model->vectors + (size_t)task * k, vector, k * sizeof(float));
     model->version++;
     return TMOE_OK;
@@ -8004,28 +8168,55 @@ static tmoe_result tmoei_merge_route(tmoe_model *model, const float *route)
     return TMOE_OK;
 }
 
-/* Sets up a pass that evaluates, without gradients. route NULL: that of the known task. */
-static tmoe_result tmoei_evaluation_pass(tmoe_model *model, int task, const float *route,
+/* What tells a pass its task. */
+typedef struct tmoei_guide {
+    int task;            /* index of a known task, or -1 where what is needed below is given */
+    const float *route;  /* (R, E); NULL: the known task's */
+    const float *vector; /* (k); NULL: the known task's */
+} tmoei_guide;
+
+static tmoei_guide tmoei_guide_of(int task)
+{
+    const tmoei_guide guide = { task, NULL, NULL };
+    return guide;
+}
+
+/* A row of n numbers, copied. */
+static tmoe_tensor *tmoei_constant(tmoe_tape *tape, const float *x, size_t n)
+{
+    tmoe_tensor *row = tmoei_tensor_new(tape, 1, (int)n, NULL);
+    if (row && !tape->dry) memcpy(row->x, x, n * sizeof(float));
+    return row;
+}
+
+/* Sets up a pass that evaluates, without gradients. */
+static tmoe_result tmoei_evaluation_pass(tmoe_model *model, const tmoei_guide *guide,
     tmoe_tape *tape, tmoei_pass *pass)
 {
+    const int routed = model->R > 0, merges = routed && model->config.mix == TMOE_MIX_PARAM;
+    const float *route = guide->route;
+    if (routed && !route) { /* this may use the tape, so it comes first */
+        TMOEI_TRY(tmoei_routes_refresh(model));
+        route = model->routes + (size_t)guide->task * model->route_width;
+    }
+    if (merges) TMOEI_TRY(tmoei_merge_route(model, route));
+
     tmoe_tape_reset(tape);
     tmoe_tape_record(tape, 0);
     memset(pass, 0, sizeof *pass);
     pass->model = model;
     pass->tape = tape;
-    if (model->R == 0) return TMOE_OK;
-    if (!route) {
-        TMOEI_TRY(tmoei_routes_refresh(model));
-        route = model->routes + (size_t)task * model->route_width;
-    }
-    if (model->config.mix == TMOE_MIX_PARAM) {
+    if (merges)
         pass->blocks = model->blocks;
-        return tmoei_merge_route(model, route);
+    else if (routed)
+        pass->route = tmoei_constant(tape, route, model->route_width);
+    if (model->config.task_input & TMOE_TASK_VECTOR) {
+        const size_t k = (size_t)model->config.vector_width;
+        const float *vector = guide->vector;
+        if (!vector) vector = model->theta + model->vectors + (size_t)guide->task * k;
+        pass->vector = tmoei_constant(tape, vector, k);
     }
-    pass->route = tmoei_tensor_new(tape, 1, (int)model->route_width, NULL);
-    if (!pass->route) return TMOE_ERR_MEMORY;
-    if (!tape->dry) memcpy(pass->route->x, route, model->route_width * sizeof(float));
-    return TMOE_OK;
+    return model->ctx->error;
 }
 
 /* ==== >>batches: texts become tokens, and tokens the groups of a step ============================
@@ -8608,20 +8799,26 @@ static float *tmoei_step_grads(const tmoe_trainer *trainer, int bit, size_t offs
     return trainer->now & bit ? trainer->grads + (offset - trainer->first) : NULL;
 }
 
+/* Gradients of the task vectors (N, k), or NULL where they do not move. */
+static float *tmoei_step_dvectors(const tmoe_trainer *trainer)
+{
+    const tmoe_model *model = trainer->model;
+    if (model->config.vectors != TMOE_VECTOR_LEARNED) return NULL;
+    return tmoei_step_grads(trainer, TMOE_TRAIN_TASKS, model->vectors);
+}
+
 /* Routes (K, R * E) of the step's tasks on the router's tape, with the noise of training. */
 static tmoe_tensor *tmoei_step_routes(tmoe_trainer *trainer, int K)
 {
     tmoe_model *model = trainer->model;
     const tmoe_config *c = &model->config;
-    const int learned = c->vectors == TMOE_VECTOR_LEARNED;
     const float *noise = c->selection == TMOE_SELECT_SOFTMAX ? NULL : trainer->noise;
     tmoe_tape *tape = trainer->router_tape;
     if (!tmoei_selection_has_router(c->selection)) return tmoei_step_constant_routes(trainer, K);
 
     /* The tasks' vectors: rows of the table. */
-    float *dvectors = learned ? tmoei_step_grads(trainer, TMOE_TRAIN_TASKS, model->vectors) : NULL;
-    tmoe_tensor *table =
-        tmoe_leaf(tape, model->N, c->vector_width, model->theta + model->vectors, dvectors);
+    tmoe_tensor *table = tmoe_leaf(tape, model->N, c->vector_width, model->theta + model->vectors,
+        tmoei_step_dvectors(trainer));
     tmoe_tensor *e_t = tmoe_embedding(tape, table, K, trainer->step_tasks, 1.0f, NULL, NULL);
 
     /* r = select(router(e_t)), a row for each task and layer */
@@ -8812,10 +9009,21 @@ static int tmoei_step_draw(tmoe_trainer *trainer)
     return K;
 }
 
-/* Forward and backward of the group in trainer->batch. It uses row `row` of the routes, and adds
- * weight times its loss to *loss. */
-static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int row, float weight,
-    double *loss)
+/* A task's vector as a leaf of the group's tape. */
+static tmoe_tensor *tmoei_step_vector(const tmoe_trainer *trainer, int task)
+{
+    const tmoe_model *model = trainer->model;
+    const int k = model->config.vector_width;
+    const size_t at = (size_t)task * (size_t)k;
+    float *dvectors = tmoei_step_dvectors(trainer);
+    return tmoe_leaf(trainer->group_tape, 1, k, model->theta + model->vectors + at,
+        dvectors ? dvectors + at : NULL);
+}
+
+/* Forward and backward of the group in trainer->batch, lines of the step's task `task`. It uses row
+ * `row` of the routes, and adds weight times its loss to *loss. */
+static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int task, int row,
+    float weight, double *loss)
 {
     const tmoe_training *t = &trainer->training;
     tmoe_model *model = trainer->model;
@@ -8836,6 +9044,8 @@ static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int row
     pass.dropout = t->dropout;
     pass.dropout_seed = t->seed;
     pass.dropout_stream = tmoei_dropout_stream(trainer->steps_done, row);
+    if (model->config.task_input & TMOE_TASK_VECTOR)
+        pass.vector = tmoei_step_vector(trainer, trainer->step_tasks[task]);
     if (routes)
         pass.route = tmoe_leaf(pass.tape, 1, (int)model->route_width, routes->x + at,
             routed ? routes->dx + at : NULL);
@@ -8860,7 +9070,7 @@ static tmoe_result tmoei_step_groups(tmoe_trainer *trainer, tmoe_tensor *routes,
             const int *chosen = trainer->chosen + g * most + first;
             const int row = (g * most + first) / sharing;
             TMOEI_TRY(tmoei_batch_fill(trainer, chosen, n, random + (uint64_t)first));
-            tmoei_step_group(trainer, routes, row, weight, loss);
+            tmoei_step_group(trainer, routes, g, row, weight, loss);
             TMOEI_TRY(trainer->ctx->error);
             trainer->tokens += (double)trainer->batch.source.tokens;
             trainer->tokens += (double)trainer->batch.target.tokens;
@@ -8961,8 +9171,8 @@ static tmoe_result tmoei_validate(tmoe_trainer *trainer, double *loss, double *t
             for (int i = 0; i < count; i++) chosen[i] = (int)task->first + task->count + from + i;
 
             TMOEI_TRY(tmoei_batch_fill(trainer, chosen, count, 0));
-            TMOEI_TRY(tmoei_evaluation_pass(trainer->model, task->task, NULL, trainer->group_tape,
-                &pass));
+            const tmoei_guide guide = tmoei_guide_of(task->task);
+            TMOEI_TRY(tmoei_evaluation_pass(trainer->model, &guide, trainer->group_tape, &pass));
             const tmoe_tensor *result = tmoei_group_loss(trainer, &pass, 0.0f, 1.0f);
             if (!result) return trainer->ctx->error;
             *loss += (double)result->x[0];
@@ -9118,7 +9328,7 @@ static tmoe_result tmoei_plan_step(tmoe_trainer *trainer)
     tmoei_trainer_turn(trainer);
     tmoe_tensor *routes = tmoei_step_route(trainer, K, &loss);
     TMOEI_TRY(trainer->ctx->error);
-    tmoei_step_group(trainer, routes, 0, 1.0f, &loss);
+    tmoei_step_group(trainer, routes, 0, 0, 1.0f, &loss);
     TMOEI_TRY(trainer->ctx->error);
     return tmoei_tape_backward(trainer->router_tape);
 }
@@ -9145,7 +9355,8 @@ static tmoe_result tmoei_plan_validation(tmoe_trainer *trainer)
     TMOEI_TRY(tmoei_batch_blank(trainer, &trainer->validation));
     tmoei_tape_dry(tape, 1);
     tape->nodes.peak = tape->big.peak = 0;
-    const tmoe_result result = tmoei_evaluation_pass(model, 0, NULL, trainer->group_tape, &pass);
+    const tmoei_guide guide = tmoei_guide_of(0);
+    const tmoe_result result = tmoei_evaluation_pass(model, &guide, trainer->group_tape, &pass);
     tmoei_tape_dry(tape, 0);
     TMOEI_TRY(result);
 
@@ -9185,8 +9396,8 @@ static tmoe_result tmoei_trainer_reserve(tmoe_trainer *trainer)
 
     if (tmoei_selection_has_router(model->config.selection))
         TMOEI_TRY(tmoei_tape_reserve(model->tape));
-    const tmoe_result result =
-        tmoei_evaluation_pass(model, trainer->tasks[0].task, NULL, trainer->group_tape, &pass);
+    const tmoei_guide guide = tmoei_guide_of(trainer->tasks[0].task);
+    const tmoe_result result = tmoei_evaluation_pass(model, &guide, trainer->group_tape, &pass);
     tmoe_tape_record(trainer->group_tape, 1);
     return result;
 }
@@ -9314,7 +9525,7 @@ static tmoe_result tmoei_example_add(const tmoe_model *model, tmoei_texts *texts
 {
     const tmoe_config *c = &model->config;
     const tmoe_example *example = &task->train[line];
-    const char *instruction = c->instruction_in_input ? task->instruction : NULL;
+    const char *instruction = c->task_input & TMOE_TASK_TEXT ? task->instruction : NULL;
     TMOEI_TRY(tmoei_texts_add(model, texts, instruction, example->input, c->source_tokens, "input",
         task->name, line));
     for (int o = 0; o < outputs; o++)
@@ -9423,8 +9634,10 @@ static tmoe_result tmoei_turns_check(tmoe_trainer *trainer)
         tmoei_trainer_turn(trainer);
         for (int i = 0; i < trainer->update_count; i++) {
             const tmoei_rate rate = trainer->updates[i].of->rate;
-            const int routes = rate == TMOEI_RATE_ROUTER || rate == TMOEI_RATE_TASKS;
-            if (routes && !tmoei_selection_has_router(c->selection)) continue;
+            const int routed = tmoei_selection_has_router(c->selection);
+            const int read = routed || (c->task_input & TMOE_TASK_VECTOR); /* task vectors are */
+            if (rate == TMOEI_RATE_ROUTER && !routed) continue;
+            if (rate == TMOEI_RATE_TASKS && !read) continue;
             moving += tmoei_moves(trainer->now, rate);
         }
         if (moving == 0)
@@ -9549,8 +9762,8 @@ TMOE_DEF tmoe_result tmoe_training_bytes(tmoe_ctx *ctx, const tmoe_config *confi
 #define TMOEI_ROWS_AT_ONCE 32 /* fills a register tile of rows: the weights are read once for all */
 
 /* Encodes the packed sources and makes room for `beams` rows each, of at most `limit` positions. */
-static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int task,
-    const float *route, const tmoei_pack *source, int beams, int limit)
+static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model,
+    const tmoei_guide *guide, const tmoei_pack *source, int beams, int limit)
 {
     const tmoe_config *c = &model->config;
     const size_t slots = (size_t)source->sequences * (size_t)beams, places = (size_t)limit * slots;
@@ -9576,7 +9789,7 @@ static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int
     cache->positions = cache->ids + slots;
     for (int r = 0; r < cache->rows; r++) cache->request_of[r] = r / beams;
 
-    TMOEI_TRY(tmoei_evaluation_pass(model, task, route, model->tape, &pass));
+    TMOEI_TRY(tmoei_evaluation_pass(model, guide, model->tape, &pass));
     const tmoe_tensor *h = tmoei_encode(&pass, source);
     if (h) memcpy(cache->memory.x, h->x, tmoei_elements(h) * sizeof(float));
     return own->ctx->error;
@@ -9584,12 +9797,12 @@ static tmoe_result tmoei_cache_create(tmoei_cache *cache, tmoe_model *model, int
 
 /* Returns the logits (rows, V) of the position after the tokens in cache->ids, up to the next
  * call. */
-static tmoe_tensor *tmoei_cache_step(tmoei_cache *cache, tmoe_model *model, int task,
-    const float *route)
+static tmoe_tensor *tmoei_cache_step(tmoei_cache *cache, tmoe_model *model,
+    const tmoei_guide *guide)
 {
     const tmoei_pack target = { cache->rows, cache->rows, cache->ids, cache->positions, NULL };
     tmoei_pass pass;
-    if (tmoei_evaluation_pass(model, task, route, model->tape, &pass) != TMOE_OK) return NULL;
+    if (tmoei_evaluation_pass(model, guide, model->tape, &pass) != TMOE_OK) return NULL;
     for (int r = 0; r < cache->rows; r++) {
         int *slot = cache->slot_of + (size_t)r * (size_t)cache->limit + cache->position;
         /* without beams a request stays in its slot, and its keys are one run */
@@ -9624,8 +9837,7 @@ typedef struct tmoei_hypothesis {
 
 typedef struct tmoei_search {
     tmoe_model *model;
-    int task;
-    const float *route;
+    tmoei_guide guide;
     tmoe_generation how;
     int wanted; /* continuations of a request: 1, or 2 * beams, as half of these may end */
     tmoei_cache cache;
@@ -9796,7 +10008,7 @@ static tmoe_result tmoei_search_step(tmoei_search *s)
     int next = 0;
     for (int r = 0; r < cache->rows; r++)
         cache->ids[r] = s->tokens[(size_t)r * s->most + (size_t)s->length - 1];
-    tmoe_tensor *logits = tmoei_cache_step(cache, s->model, s->task, s->route);
+    tmoe_tensor *logits = tmoei_cache_step(cache, s->model, &s->guide);
     if (!logits) return s->model->ctx->error;
     s->logits = logits->x;
     tmoei_parallel(s->model->ctx, tmoei_search_chunk, s, requests);
@@ -9812,8 +10024,8 @@ static tmoe_result tmoei_search_step(tmoei_search *s)
 static tmoe_result tmoei_search_run(tmoei_search *s, const tmoei_pack *source)
 {
     tmoe_ctx *ctx = s->model->ctx;
-    tmoe_result result = tmoei_cache_create(&s->cache, s->model, s->task, s->route, source,
-        s->how.beams, s->how.max_length - 1);
+    tmoe_result result = tmoei_cache_create(&s->cache, s->model, &s->guide, source, s->how.beams,
+        s->how.max_length - 1);
     if (result == TMOE_OK) result = tmoei_search_begin(s);
     /* the decoder's weights are read at every step; those of the encoder, above, were read once */
     ctx->keeping = s->cache.rows > TMOEI_FEW_ROWS;
@@ -9862,10 +10074,12 @@ static tmoe_result tmoei_request_check(tmoe_model *model, const tmoe_request *re
 {
     const int most = model->config.source_tokens, *ids = request->ids;
     const int known = request->task >= 0 && request->task < model->N;
-    if (request->count < 0 || (model->R > 0 && !request->route && !known))
+    const int no_route = model->R > 0 && !request->route;
+    const int no_vector = (model->config.task_input & TMOE_TASK_VECTOR) && !request->vector;
+    if (request->count < 0 || (!known && (no_route || no_vector)))
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
-            "generate: %d requests (at least 0) of task %d (of %d; others need a route)",
-            request->count, request->task, model->N);
+            "generate: %d requests (at least 0) of task %d (of %d; others need %s)", request->count,
+            request->task, model->N, no_route ? "a route" : "a vector");
     for (int i = 0; i < request->count; i++) {
         const int n = request->lengths[i];
         int good = n >= 1 && n <= most;
@@ -9890,8 +10104,9 @@ TMOE_DEF tmoe_result tmoe_generate(tmoe_model *model, const tmoe_request *reques
     memset(&s, 0, sizeof s);
     memset(&b, 0, sizeof b);
     s.model = model;
-    s.task = request->task;
-    s.route = request->route;
+    s.guide.task = request->task;
+    s.guide.route = request->route;
+    s.guide.vector = request->vector;
     s.how = request->how ? *request->how : model->generation;
     TMOEI_TRY(tmoei_request_check(model, request));
     TMOEI_TRY(tmoei_generation_check(model, &s.how));
@@ -9945,37 +10160,41 @@ static int tmoei_known_task(tmoe_model *model, const char *function, const char 
 
 /* What is asked of the model. */
 typedef struct tmoei_asked {
-    int task;           /* index of a known task, or -1 */
     const char *name;   /* for messages: its name, or the instruction */
     const char *prefix; /* what the encoder reads before an input, or NULL */
-    const float *route; /* (R, E); NULL: the known task's own */
-    tmoei_owner own;    /* freed by the caller, in any case */
+    tmoei_guide guide;
+    tmoei_owner own; /* freed by the caller, in any case */
 } tmoei_asked;
 
 /* A name alone must be a known task's. An instruction alone is an unseen task's. Both are those of
- * a suite's task, which is known or not. An unseen task without a route gets the one of
- * TMOE_ZERO_SHOT_ROUTER. */
+ * a suite's task, which is known or not. An unseen task gets the vector of its instruction and,
+ * without a route, the one of TMOE_ZERO_SHOT_ROUTER. */
 static tmoe_result tmoei_ask(tmoe_model *model, const char *name, const char *instruction,
     const float *route, tmoei_asked *asked)
 {
     memset(asked, 0, sizeof *asked);
+    tmoei_guide *guide = &asked->guide;
     asked->own.ctx = model->ctx;
-    asked->task = -1;
+    guide->task = -1;
+    guide->route = route;
     if (!instruction) {
-        asked->task = tmoei_known_task(model, "answer", name);
-        if (asked->task < 0) return model->ctx->error;
-        instruction = model->tasks[asked->task].instruction;
+        guide->task = tmoei_known_task(model, "answer", name);
+        if (guide->task < 0) return model->ctx->error;
+        instruction = model->tasks[guide->task].instruction;
     } else if (name)
-        asked->task = tmoe_model_find_task(model, name);
+        guide->task = tmoe_model_find_task(model, name);
     asked->name = name ? name : instruction;
-    asked->prefix = model->config.instruction_in_input ? instruction : NULL;
-    asked->route = route;
-    if (route || asked->task >= 0 || model->R == 0) return TMOE_OK;
+    asked->prefix = model->config.task_input & TMOE_TASK_TEXT ? instruction : NULL;
+    if (guide->task >= 0) return TMOE_OK;
 
-    float *unseen = (float *)tmoei_own(&asked->own, model->route_width, sizeof(float));
-    if (!unseen) return TMOE_ERR_MEMORY;
-    asked->route = unseen;
-    return tmoe_route_unseen(model, instruction, TMOE_ZERO_SHOT_ROUTER, unseen);
+    const size_t k = (size_t)model->config.vector_width;
+    float *vector = (float *)tmoei_own(&asked->own, k + model->route_width, sizeof(float));
+    if (!vector) return TMOE_ERR_MEMORY;
+    guide->vector = vector;
+    TMOEI_TRY(tmoe_vector_unseen(model, instruction, vector));
+    if (route || model->R == 0) return TMOE_OK;
+    guide->route = vector + k;
+    return tmoe_route_unseen(model, instruction, TMOE_ZERO_SHOT_ROUTER, vector + k);
 }
 
 /* Returns the text of tokens, to be freed with tmoei_free; NULL when there is no memory. */
@@ -10027,8 +10246,9 @@ static tmoe_result tmoei_answers(tmoe_model *model, const char *name, const char
             == TMOE_OK)
             lengths[i] = (int)tmoei_text_length(&texts, (size_t)i);
 
-    request.task = asked.task;
-    request.route = asked.route;
+    request.task = asked.guide.task;
+    request.route = asked.guide.route;
+    request.vector = asked.guide.vector;
     request.ids = texts.ids;
     request.lengths = lengths;
     request.count = count;
@@ -10097,7 +10317,7 @@ TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count)
 /* ---- the most likely label ---- */
 
 /* out[i] = sum over the tokens t of label i of log p(y_t | y_<t, x), for the one source x. */
-static tmoe_result tmoei_log_likelihoods(tmoe_model *model, int task, const float *route,
+static tmoe_result tmoei_log_likelihoods(tmoe_model *model, const tmoei_guide *guide,
     const tmoei_texts *source, const tmoei_texts *labels, double *out)
 {
     const size_t skip = model->config.begin_in_target ? 0 : 1, n = labels->count;
@@ -10110,7 +10330,7 @@ static tmoe_result tmoei_log_likelihoods(tmoe_model *model, int task, const floa
         tmoei_batch_put(&b, source->ids, source->ids_used, labels->ids + labels->offsets[i] + skip,
             tmoei_target_length(model, labels, i), model->config.start_id);
 
-    if (tmoei_evaluation_pass(model, task, route, model->tape, &pass) == TMOE_OK) {
+    if (tmoei_evaluation_pass(model, guide, model->tape, &pass) == TMOE_OK) {
         h = tmoei_encode(&pass, &b.source);
         h = tmoei_head(&pass, tmoei_decode(&pass, &b.target, h, &b.source));
     }
@@ -10171,8 +10391,7 @@ TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task,
         if (tmoei_texts_add(model, &source, asked.prefix, inputs[i], c->source_tokens, "input",
                 task->name, i)
                 == TMOE_OK
-            && tmoei_log_likelihoods(model, asked.task, asked.route, &source, &labels, scores)
-                == TMOE_OK)
+            && tmoei_log_likelihoods(model, &asked.guide, &source, &labels, scores) == TMOE_OK)
             chosen[i] = tmoei_best_label(model, &labels, scores, how);
     }
     tmoei_owner_free(&asked.own);
@@ -12881,7 +13100,7 @@ TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite,
     tmoei_begin(ctx);
     for (int s = 0; s < suite->count; s++) {
         const tmoe_task *task = &suite->tasks[s];
-        const char *before = config->instruction_in_input ? task->instruction : NULL;
+        const char *before = config->task_input & TMOE_TASK_TEXT ? task->instruction : NULL;
         const tmoe_example *end = task->train + task->train_count + task->test_count;
         for (const tmoe_example *line = task->train; line < end; line++) { /* test lines, too */
             TMOEI_TRY(tmoei_encode_source(tokenizer, before, line->input, find, NULL, 0, &n));
@@ -13568,6 +13787,7 @@ typedef struct tmoei_few_shot_job {
     const tmoe_task *task;
     const tmoe_few_shot *how;
     float *route;
+    float *vector;       /* of the instruction */
     tmoe_example *lines; /* of training, then of dev */
     int train_count, dev_count;
     int wanted; /* the pair whose test score is measured; -1: all are trained, none is tested */
@@ -13622,11 +13842,10 @@ static tmoe_model *tmoei_few_shot_model(const tmoei_few_shot_job *job, tmoe_ctx 
     else
         c.experts = 1;
     tmoe_model *model = tmoe_model_derive(ctx, job->model, vector ? NULL : job->route, &c, task, 1);
-    if (model && vector) {
-        memcpy(model->theta + model->vectors, model->text_vectors,
-            (size_t)c.vector_width * sizeof(float));
-        model->step = job->model->step;
-    }
+    if (!model) return NULL;
+    if (model->has_vectors && tmoe_model_find_task(job->model, task->name) < 0)
+        memcpy(model->theta + model->vectors, job->vector, (size_t)c.vector_width * sizeof(float));
+    if (vector) model->step = job->model->step;
     return model;
 }
 
@@ -13740,8 +13959,9 @@ static tmoe_result tmoei_few_shot_check(const tmoe_model *model, const tmoe_task
         tmoei_problem(text, size,
             "steps %d, evaluation every %d, shots %d and %d, test lines %d: must be at least 1",
             f->steps, f->evaluate_every_steps, f->shots, f->shots_per_label, task->test_count);
-    if (f->tune == TMOE_TUNE_VECTOR
-        && (model->R == 0 || !tmoei_selection_has_router(model->config.selection)))
+    const int routed = model->R > 0 && tmoei_selection_has_router(model->config.selection);
+    const int read = routed || (model->config.task_input & TMOE_TASK_VECTOR); /* is the vector */
+    if (f->tune == TMOE_TUNE_VECTOR && !read)
         tmoei_problem(text, size, "a model without a router has no vector to tune");
     if (!text[0]) return TMOE_OK;
     return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "few_shot_run: %s", text);
@@ -13791,12 +14011,13 @@ TMOE_DEF tmoe_result tmoe_few_shot_run(tmoe_model *model, const tmoe_task *task,
         job->wanted = -1;
         job->lines = TMOEI_OWN(&own, tmoe_example, lines);
         job->route = TMOEI_OWN(&own, float, model->route_width);
+        job->vector = TMOEI_OWN(&own, float, model->config.vector_width);
     }
     if (!ctx->error) {
         tmoei_few_shot_sample(job, order, dev);
         if (job->train_count < 1 || job->dev_count < 1)
             TMOEI_BAD_DATA(ctx, "few_shot_run: task %s has too few training lines", task->name);
-        else
+        else if (tmoe_vector_unseen(model, task->instruction, job->vector) == TMOE_OK)
             (void)tmoe_route_unseen(model, task->instruction, f.start, job->route);
     }
 
@@ -13844,8 +14065,8 @@ static void tmoei_embed_fisher(tmoei_pass *pass, const tmoei_batch *b, tmoe_tens
 
 /* Adds to row the Fisher information of a line (input and answer, tokenised) or, without grads, the
  * mean of the encoder's output over the tokens of the input. */
-static tmoe_result tmoei_embed_line(tmoe_model *model, const tmoei_texts *line, float *grads,
-    double *row)
+static tmoe_result tmoei_embed_line(tmoe_model *model, const tmoei_guide *guide,
+    const tmoei_texts *line, float *grads, double *row)
 {
     const size_t n = tmoei_target_length(model, line, 1);
     tmoe_tensor *h = NULL;
@@ -13855,7 +14076,7 @@ static tmoe_result tmoei_embed_line(tmoe_model *model, const tmoei_texts *line, 
     TMOEI_TRY(tmoei_batch_reserve(model->ctx, &b, line->ids_used, line->ids_used, 1));
     tmoei_batch_put(&b, line->ids, line->offsets[1], line->ids + line->ids_used - n, n,
         model->config.start_id);
-    if (tmoei_evaluation_pass(model, 0, NULL, model->tape, &pass) == TMOE_OK) {
+    if (tmoei_evaluation_pass(model, guide, model->tape, &pass) == TMOE_OK) {
         tmoe_tape_record(model->tape, grads != NULL);
         pass.grads = grads;
         pass.train = TMOE_TRAIN_MODEL;
@@ -13938,13 +14159,16 @@ static void tmoei_embed_task(tmoe_model *model, const tmoe_task *task, int lines
     double *row, size_t F)
 {
     double squares = 0.0;
+    tmoei_asked asked;
     tmoei_texts line;
     memset(&line, 0, sizeof line);
+    (void)tmoei_ask(model, task->name, task->instruction, NULL, &asked);
     for (int i = 0; i < lines && i < task->train_count && !model->ctx->error; i++) {
         line.count = line.ids_used = 0;
         if (tmoei_example_add(model, &line, task, i, 1) == TMOE_OK)
-            (void)tmoei_embed_line(model, &line, grads, row);
+            (void)tmoei_embed_line(model, &asked.guide, &line, grads, row);
     }
+    tmoei_owner_free(&asked.own);
     tmoei_texts_free(model->ctx, &line);
     for (size_t f = 0; f < F; f++) squares += row[f] * row[f];
     if (squares > 0.0)
@@ -14000,8 +14224,9 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
 
 #ifndef TMOE_NO_STDIO /* up to the end of >>bart */
 
-#define TMOEI_FORMAT "3"
-#define TMOEI_FORMAT_0_1 "2" /* of version 0.1: some fields of the config have other names */
+#define TMOEI_FORMAT "4"
+#define TMOEI_FORMAT_3 "3"   /* has fewer fields of the config */
+#define TMOEI_FORMAT_0_1 "2" /* of version 0.1: as 3, and some fields have other names */
 
 /* Writes "name":value, ... and `end`. An integer below 0 is an id that is absent, and left out. */
 static void tmoei_fields_to_json(tmoe_ctx *ctx, const void *base, const tmoei_field *fields,
@@ -14022,12 +14247,12 @@ static void tmoei_fields_to_json(tmoe_ctx *ctx, const void *base, const tmoei_fi
 /* The value of a field by its name or, if there is none, by that of version 0.1. */
 static const tmoei_json_node *tmoei_field_find(const tmoei_json *json, const char *name)
 {
-    static const char *const names[8][2] = { { "width", "D" }, { "encoder_heads", "H_encoder" },
+    static const char *const names[9][2] = { { "width", "D" }, { "encoder_heads", "H_encoder" },
         { "decoder_heads", "H_decoder" }, { "encoder_ffn", "F_encoder" },
         { "decoder_ffn", "F_decoder" }, { "vocabulary", "V" }, { "experts", "E" },
-        { "vector_width", "k" } };
+        { "vector_width", "k" }, { "task_input", "instruction_in_input" } };
     int node = tmoei_json_get(json, 0, name);
-    for (int i = 0; i < 8 && node < 0; i++)
+    for (int i = 0; i < 9 && node < 0; i++)
         if (strcmp(names[i][0], name) == 0) node = tmoei_json_get(json, 0, names[i][1]);
     return tmoei_json_at(json, node);
 }
@@ -14264,21 +14489,19 @@ static tmoe_task *tmoei_tasks_from_json(tmoe_ctx *ctx, const tmoei_json *json, c
 }
 
 /* The model that the parts describe, still without its parameters. */
-static tmoe_model *tmoei_model_from_json(tmoe_ctx *ctx, const tmoei_json *parts, const char *path)
+static tmoe_model *tmoei_model_from_json(tmoe_ctx *ctx, const tmoei_json *parts, int old,
+    const char *path)
 {
     const tmoei_json *config = &parts[TMOEI_PART_CONFIG], *words = &parts[TMOEI_PART_TOKENIZER];
     const tmoei_json_node *step = parts[TMOEI_PART_STEP].nodes;
     const int seed = tmoei_json_get(config, 0, "seed");
-    const size_t early = TMOEI_CONFIG_FIELDS - TMOEI_CONFIG_LATER;
     tmoe_config c = tmoe_config_default();
     tmoe_tokenizer *tokenizer = NULL;
     tmoe_model *model = NULL;
     int count = 0;
-    c.positions = TMOE_POSITION_LEARNED; /* what files without the later fields mean */
-    (void)tmoei_fields_from_json(ctx, config, path, &c, tmoei_config_fields, early, 1);
-    if (!ctx->error)
-        (void)tmoei_fields_from_json(ctx, config, path, &c, tmoei_config_fields + early,
-            TMOEI_CONFIG_LATER, 0);
+    c.positions = TMOE_POSITION_LEARNED; /* of old files */
+    (void)tmoei_fields_from_json(ctx, config, path, &c, tmoei_config_fields,
+        old ? TMOEI_CONFIG_FIELDS_3 : TMOEI_CONFIG_FIELDS, 1);
     if (!tmoei_json_is_string(config, seed) || step->kind != TMOEI_JSON_NUMBER
         || !(step->number >= 0.0 && step->number < 9e15) || step->number != floor(step->number))
         TMOEI_BAD_FORMAT(ctx, "%s: there is no sound seed or step", path);
@@ -14298,12 +14521,20 @@ static tmoe_model *tmoei_model_from_json(tmoe_ctx *ctx, const tmoei_json *parts,
     return tmoei_model_if(!ctx->error, model);
 }
 
+/* Returns whether a file is older than the last fields of the config. */
+static int tmoei_is_old(const tmoei_safetensors *file)
+{
+    const char *version = tmoei_safetensors_metadata(file, "version");
+    return version && strcmp(version, TMOEI_FORMAT) != 0;
+}
+
 static tmoe_result tmoei_parts_parse(tmoe_ctx *ctx, const tmoei_safetensors *file,
     tmoei_json *parts)
 {
     const char *path = file->path, *version = tmoei_safetensors_metadata(file, "version");
-    if (version && strcmp(version, TMOEI_FORMAT) != 0 && strcmp(version, TMOEI_FORMAT_0_1) != 0)
-        return TMOEI_BAD_FORMAT(ctx, "%s: format version %.20s; this library reads 2 and 3", path,
+    if (version && strcmp(version, TMOEI_FORMAT) != 0 && strcmp(version, TMOEI_FORMAT_3) != 0
+        && strcmp(version, TMOEI_FORMAT_0_1) != 0)
+        return TMOEI_BAD_FORMAT(ctx, "%s: format version %.20s; this library reads 2 to 4", path,
             version);
     for (int i = 0; i < TMOEI_PARTS; i++) {
         const char *name = tmoei_parts[i].name, *text = tmoei_safetensors_metadata(file, name);
@@ -14359,7 +14590,7 @@ TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path)
     memset(parts, 0, sizeof parts);
     if (tmoei_safetensors_open(ctx, &file, path) != TMOE_OK) return NULL;
     if (tmoei_parts_parse(ctx, &file, parts) == TMOE_OK)
-        model = tmoei_model_from_json(ctx, parts, path);
+        model = tmoei_model_from_json(ctx, parts, tmoei_is_old(&file), path);
     if (model) (void)tmoei_parameters_read(model, &file);
     for (int i = 0; i < TMOEI_PARTS; i++) tmoei_json_free(ctx, &parts[i]);
     tmoei_safetensors_close(ctx, &file);
@@ -14529,9 +14760,10 @@ static void tmoei_bart_list_shared(const tmoe_model *model, tmoei_bart_list *lis
     static const char *const names[TMOEI_SHARED] = { "model.shared.weight",
         "model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight",
         "model.encoder.layernorm_embedding.weight", "model.encoder.layernorm_embedding.bias",
-        "model.decoder.layernorm_embedding.weight", "model.decoder.layernorm_embedding.bias",
-        "final_logits_bias" };
+        "model.decoder.layernorm_embedding.weight", "model.decoder.layernorm_embedding.bias", NULL,
+        NULL, "final_logits_bias" };
     for (int i = 0; i < TMOEI_SHARED; i++) {
+        if (!names[i]) continue; /* BART has no task vectors */
         const tmoei_parameter *p = &model->parameters[model->shared[i]];
         tmoei_bart_tensor *t = &list->items[list->count++];
         (void)snprintf(t->name, sizeof t->name, "%s", names[i]);
@@ -14798,6 +15030,7 @@ static tmoe_result tmoei_bart_config(tmoe_ctx *ctx, const tmoei_json *json, cons
     *c = tmoe_config_default();
     c->norm = TMOE_NORM_POST;
     c->positions = TMOE_POSITION_LEARNED;
+    c->task_input = TMOE_TASK_TEXT;
     c->experts = 1;
     c->begin_in_target = c->specials_in_text = 1;
     if (tmoei_json_get(json, 0, "model_type") < 0)
@@ -15045,22 +15278,27 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name,
 {
     tmoe_ctx *ctx = model->ctx;
     tmoe_config c = model->config;
+    const int vector = c.task_input & TMOE_TASK_VECTOR;
     tmoe_model *dense = NULL;
     float *cut = NULL;
+    int task = 0;
     tmoei_begin(ctx);
-    if (c.norm != TMOE_NORM_POST || c.source_tokens != c.target_tokens)
+    if (c.norm != TMOE_NORM_POST || c.source_tokens != c.target_tokens
+        || c.positions != TMOE_POSITION_LEARNED)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "export_dense: needs TMOE_NORM_POST and source_tokens = target_tokens, as in BART");
-    if (c.positions != TMOE_POSITION_LEARNED)
-        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
-            "export_dense: needs TMOE_POSITION_LEARNED: a BART has no rotary positions");
+            "export_dense: needs TMOE_NORM_POST, TMOE_POSITION_LEARNED and source_tokens = "
+            "target_tokens, as in BART");
     TMOEI_TRY(tmoei_search_check(model, folder));
+    if (vector) task = tmoei_known_task(model, "export_dense", task_name);
+    if (task < 0) return ctx->error;
     if (model->R > 0) {
         cut = (float *)tmoei_alloc(ctx, model->route_width, sizeof(float), 0);
         if (cut) (void)tmoei_export_route(model, task_name, route, cut);
     }
     c.experts = 1;
-    if (!ctx->error) dense = tmoe_model_derive(ctx, model, cut, &c, NULL, 0);
+    c.task_input &= ~TMOE_TASK_VECTOR; /* becomes part of the positions */
+    const tmoe_task *tasks = vector ? &model->tasks[task] : NULL;
+    if (!ctx->error) dense = tmoe_model_derive(ctx, model, cut, &c, tasks, vector != 0);
     if (dense && tmoei_make_folder(ctx, folder) == TMOE_OK) (void)tmoei_bart_write(dense, folder);
     tmoe_model_destroy(dense);
     tmoei_free(ctx, cut);

@@ -68,6 +68,7 @@ static void generate(tmoe_ctx *ctx, tmoe_model *model, const settings *s, const 
     if (how.returned < 1 || how.returned > 64) die(s->program, "--return takes 1 to 64");
     tokens = (int *)malloc(sizeof *tokens * (size_t)(how.returned * most));
     if (!tokens) die(s->program, "out of memory");
+    memset(&request, 0, sizeof request);
     request.task = -1;
     request.route = route;
     request.ids = ids;

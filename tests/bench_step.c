@@ -213,7 +213,7 @@ int main(int argc, char **argv)
     c.positions = TMOE_POSITION_LEARNED;
     c.source_tokens = size->source;
     c.target_tokens = size->target;
-    c.instruction_in_input = 0;
+    c.task_input = 0;
     c.experts = E;
     c.vectors = TMOE_VECTOR_LEARNED;
     c.vector_width = c.router_hidden = 64;

@@ -36,9 +36,8 @@ int main(int argc, char **argv)
     memset(&b, 0, sizeof b);
     if (tmoei_batch_reserve(ctx, &b, 6, 5, 1) != TMOE_OK) return 1;
     tmoei_batch_put(&b, source_ids, 6, target_ids, 5, c.start_id);
-    if (tmoei_evaluation_pass(model, tmoe_model_find_task(model, name), NULL, model->tape, &pass)
-        != TMOE_OK)
-        return 1;
+    const tmoei_guide guide = tmoei_guide_of(tmoe_model_find_task(model, name));
+    if (tmoei_evaluation_pass(model, &guide, model->tape, &pass) != TMOE_OK) return 1;
     const tmoe_tensor *h = tmoei_head(&pass,
         tmoei_decode(&pass, &b.target, tmoei_encode(&pass, &b.source), &b.source));
     (void)snprintf(path, sizeof path, "%s/expected.json", folder);

@@ -135,11 +135,12 @@ static void unmake(set *s)
 static float *logits_of_task(set *s, int task, const float *route, size_t *count)
 {
     static const int chosen[3] = { 0, 1, 2 };
+    const tmoei_guide guide = { task, route, NULL };
     tmoei_pass pass;
     tmoe_tensor *h;
     float *copy = NULL;
     CHECK(tmoei_batch_fill(s->trainer, chosen, 3, 0) == TMOE_OK);
-    CHECK(tmoei_evaluation_pass(s->model, task, route, s->trainer->group_tape, &pass) == TMOE_OK);
+    CHECK(tmoei_evaluation_pass(s->model, &guide, s->trainer->group_tape, &pass) == TMOE_OK);
     h = tmoei_encode(&pass, &s->trainer->batch.source);
     h = tmoei_head(&pass,
         tmoei_decode(&pass, &s->trainer->batch.target, h, &s->trainer->batch.source));

@@ -270,7 +270,7 @@ static void test_rotary_positions_are_not_exported(void)
     c.positions = TMOE_POSITION_ROTARY;
     tmoe_model *model = tmoe_model_create(ctx, &c, tmoe_model_tokenizer(bart), NULL, 0);
     CHECK(model && tmoe_export_dense(model, NULL, NULL, folder) == TMOE_ERR_ARGUMENT);
-    CHECK_HAS(tmoe_error_message(ctx), "needs TMOE_POSITION_LEARNED");
+    CHECK_HAS(tmoe_error_message(ctx), "TMOE_POSITION_LEARNED");
     struct stat about;
     CHECK(stat(folder, &about) != 0);
     tmoe_model_destroy(model);
@@ -608,6 +608,45 @@ static void test_a_task_cut_out_computes_the_same(void)
     tmoe_model_destroy(model);
 }
 
+/* A vector that layers read becomes a part of the folder's positions. */
+static void test_a_task_vector_is_exported_as_a_part_of_the_positions(void)
+{
+    static const int ids[] = { 0, 80, 99, 70, 2 }, length = 5;
+    tmoe_model *model = small_bart(3);
+    tmoe_config c = model->config;
+    tmoe_generation how = *tmoe_model_generation(model);
+    int tokens[2][25], again[25], n[2], m;
+    float scores[2], same;
+    how.beams = 4;
+    how.max_length = 20;
+    c.task_input |= TMOE_TASK_VECTOR;
+    tmoe_model *reader = tmoe_model_derive(ctx, model, NULL, &c, model->tasks, 2);
+    CHECK(reader != NULL);
+    if (!reader) return;
+    for (int decoder = 0; decoder < 2; decoder++) {
+        const tmoei_parameter *p =
+            &reader->parameters[reader->shared[TMOEI_ENCODER_TASK + decoder]];
+        for (size_t i = 0; i < p->size; i++)
+            reader->theta[p->offset + i] = 0.5f * tmoei_normal(7, (uint64_t)decoder, i);
+    }
+    reader->version++;
+    for (int task = 0; task < 2; task++)
+        CHECK(generate(reader, task, ids, &length, 1, &how, tokens[task], &n[task], &scores[task])
+            == TMOE_OK);
+    CHECK(scores[0] != scores[1]);
+    float route[64]; /* alone it does not say whose vector is meant */
+    CHECK(tmoe_route_of_task(reader, 1, route) == TMOE_OK);
+    CHECK(tmoe_export_dense(reader, NULL, route, FOLDER) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_export_dense(reader, "second task", NULL, FOLDER) == TMOE_OK);
+    tmoe_model *dense = tmoe_bart_load(ctx, FOLDER);
+    CHECK(dense && generate(dense, -1, ids, &length, 1, &how, again, &m, &same) == TMOE_OK);
+    CHECK(n[1] == m && memcmp(tokens[1], again, (size_t)m * sizeof(int)) == 0);
+    CHECK(scores[1] == same);
+    tmoe_model_destroy(dense);
+    tmoe_model_destroy(reader);
+    tmoe_model_destroy(model);
+}
+
 /* What the settings promise holds for what comes out, whatever the weights are. */
 static void test_generation_keeps_its_promises(void)
 {
@@ -678,6 +717,7 @@ static void test_generation_keeps_its_promises(void)
         CHECK(generate(model, -1, ids + at, lengths + i, 1, &how, alone, &n, &score) == TMOE_OK);
         CHECK(n == counts[i] && memcmp(alone, tokens + i * 12, (size_t)n * sizeof(int)) == 0);
         CHECK_NEAR(score, scores[i], 1e-4);
+        const tmoei_guide guide = tmoei_guide_of(-1);
         tmoei_texts source, label;
         double likelihood = 0.0;
         size_t ends[2] = { 0, (size_t)lengths[i] }, label_ends[2] = { 0, (size_t)n - 1 };
@@ -691,7 +731,7 @@ static void test_generation_keeps_its_promises(void)
         label.offsets = label_ends;
         label.count = 1;
         label.ids_used = label_ends[1];
-        CHECK(tmoei_log_likelihoods(model, -1, NULL, &source, &label, &likelihood) == TMOE_OK);
+        CHECK(tmoei_log_likelihoods(model, &guide, &source, &label, &likelihood) == TMOE_OK);
         CHECK_NEAR(likelihood, score, 2e-4);
     }
     how.beams = 0;
@@ -745,6 +785,7 @@ TEST_MAIN(
     RUN(test_the_space_before_a_text_is_the_tokenizer_configs);
     RUN(test_configs_that_bart_never_had_are_refused); RUN(test_shards_are_where_the_index_says);
     RUN(test_broken_tokenizer_files_are_refused); RUN(test_a_task_cut_out_computes_the_same);
+    RUN(test_a_task_vector_is_exported_as_a_part_of_the_positions);
     RUN(test_a_model_may_lack_the_last_tokens_of_its_tokenizer);
     RUN(test_generation_keeps_its_promises); RUN(test_a_saved_model_is_used_as_it_lies);
     if (tmoe_ctx_bytes(ctx, NULL) != before) {

@@ -72,7 +72,8 @@ static double line_loss(const set *s, int task, const tmoe_example *line, int *t
     target.offsets = toff;
     target.sequences = 1;
     target.tokens = toff[1] = n;
-    CHECK(tmoei_evaluation_pass(s->model, task, NULL, s->model->tape, &pass) == TMOE_OK);
+    const tmoei_guide guide = tmoei_guide_of(task);
+    CHECK(tmoei_evaluation_pass(s->model, &guide, s->model->tape, &pass) == TMOE_OK);
     const tmoe_tensor *h =
         tmoei_head(&pass, tmoei_decode(&pass, &target, tmoei_encode(&pass, &source), &source));
     CHECK(h != NULL);
@@ -453,7 +454,7 @@ static void test_straight_through_outputs_equal_the_dense_computation(void)
         memset(s.trainer->grads, 0, n * sizeof(float));
         tmoe_tape_reset(s.trainer->router_tape);
         CHECK(tmoei_batch_fill(s.trainer, lines, 3, 0) == TMOE_OK);
-        tmoei_step_group(s.trainer, tmoe_leaf(s.trainer->router_tape, 1, 6, r[way], dr[way]), 0,
+        tmoei_step_group(s.trainer, tmoe_leaf(s.trainer->router_tape, 1, 6, r[way], dr[way]), 0, 0,
             1.0f, &loss[way]);
         CHECK(s.ctx->error == TMOE_OK);
     }

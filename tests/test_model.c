@@ -6,6 +6,7 @@
 #include "test.h"
 #include "generate.h"
 #include "small.h"
+static const tmoei_guide first_task = { 0, NULL, NULL };
 
 static double loss_of(set *s)
 {
@@ -573,7 +574,7 @@ static void test_a_derived_model_keeps_all_that_its_weights_depend_on(void)
 
     d = c; /* how texts become tokens, how experts are mixed and what trains them is free */
     d.vocabulary = 0;
-    d.instruction_in_input = !c.instruction_in_input;
+    d.task_input = c.task_input ^ TMOE_TASK_TEXT;
     d.specials_in_text = 1;
     d.mix = TMOE_MIX_OUTPUT;
     d.selection = TMOE_SELECT_GUMBEL;
@@ -845,7 +846,7 @@ static void test_ranking_takes_the_most_likely_label(void)
                 target.offsets = toff;
                 target.sequences = 1;
                 target.tokens = toff[1] = n;
-                CHECK(tmoei_evaluation_pass(s.model, 0, NULL, s.model->tape, &pass) == TMOE_OK);
+                CHECK(tmoei_evaluation_pass(s.model, &first_task, s.model->tape, &pass) == TMOE_OK);
                 const tmoe_tensor *h = tmoei_head(&pass,
                     tmoei_decode(&pass, &target, tmoei_encode(&pass, &source), &source));
                 for (int j = 0; h && j < n; j++) {
@@ -1015,6 +1016,7 @@ static void test_one_two_and_four_threads_give_the_same_bits(void)
         c.positions = mix / 2 ? TMOE_POSITION_ROTARY : TMOE_POSITION_LEARNED;
         c.width = 64; /* large enough for several chunks */
         c.encoder_ffn = c.decoder_ffn = 256;
+        if (mix) c.task_input = TMOE_TASK_VECTOR;
         t.dropout = 0.1f;
         train_bits(1, &c, &t, 4, &first, &size);
         for (threads = 1; threads <= 4; threads *= 2) {
@@ -1192,7 +1194,7 @@ static void file_of_version_0_1(const char *path)
         { "encoder_heads", "H_encoder" }, { "decoder_heads", "H_decoder" },
         { "encoder_ffn", "F_encoder" }, { "decoder_ffn", "F_decoder" },
         { "\\\"vocabulary\\\":", "\\\"V\\\":" }, { "\\\"experts\\\":", "\\\"E\\\":" },
-        { "vector_width", "k" }, { "\"version\":\"3\"", "\"version\":\"2\"" },
+        { "vector_width", "k" }, { "\"version\":\"4\"", "\"version\":\"2\"" },
         { "\"training\":\"", "\"ignored\":\"" } };
     size_t size;
     char *bytes = read_file(path, &size);
@@ -1252,6 +1254,7 @@ static void test_a_file_without_positions_has_learned_ones(void)
     CHECK(tmoe_model_save(s.model, path) == TMOE_OK);
     char *bytes = read_file(path, &size);
     drop_later_fields(bytes);
+    memcpy(strstr(bytes + 8, "\"version\":\"4\""), "\"version\":\"3\"", 13);
     FILE *file = fopen(path, "wb");
     CHECK(file && fwrite(bytes, 1, size, file) == size && fclose(file) == 0);
     tmoe_model *model = tmoe_model_load(s.ctx, path);
@@ -1320,7 +1323,8 @@ static void test_a_rotary_model_knows_the_order_of_tokens(void)
         for (int run = 0; run < 4; run++) {
             const tmoei_pack pack = { 1, 4, ids[run % 2], run < 2 ? places : nowhere, offsets };
             tmoei_pass pass;
-            CHECK(tmoei_evaluation_pass(s.model, 0, NULL, s.trainer->group_tape, &pass) == TMOE_OK);
+            CHECK(tmoei_evaluation_pass(s.model, &first_task, s.trainer->group_tape, &pass)
+                == TMOE_OK);
             const tmoe_tensor *h = tmoei_encode(&pass, &pack);
             if (decoder && h) {
                 static float memory[16];
@@ -1366,6 +1370,7 @@ static void test_saved_and_loaded_model_answers_the_same(void)
     const char *path = "build/test_model.safetensors";
     tmoe_config c = small_config();
     tmoe_training t = small_training();
+    c.task_input = TMOE_TASK_TEXT | TMOE_TASK_VECTOR;
     set s = make(1, &c, &t);
     tmoe_model *loaded;
     char one[64], two[64];
@@ -1527,7 +1532,7 @@ static void test_an_instruction_that_is_not_read_does_not_change_an_answer(void)
     tmoe_training training = small_training();
     char one[256], two[256];
     c.experts = 1;
-    c.instruction_in_input = 0;
+    c.task_input = 0;
     set s = make(1, &c, &training);
     if (!s.trainer) return;
     CHECK(tmoe_answer(s.model, "upper", "lamp", one, sizeof one) == TMOE_OK);
@@ -1583,14 +1588,14 @@ static void test_cached_decoding_equals_the_full_pass(void)
         s = make(1, &c, &t);
         full = logits_of(&s, NULL, &n);
         CHECK(tmoei_batch_fill(s.trainer, chosen, 3, 0) == TMOE_OK);
-        CHECK(tmoei_cache_create(&cache, s.model, 0, NULL, &s.trainer->batch.source, 1, 16)
+        CHECK(tmoei_cache_create(&cache, s.model, &first_task, &s.trainer->batch.source, 1, 16)
             == TMOE_OK);
         for (step = 0; step < 4; step++, cache.position++) {
             const tmoe_tensor *logits;
             for (r = 0; r < 3; r++)
                 cache.ids[r] =
                     s.trainer->batch.target.ids[s.trainer->batch.target.offsets[r] + step];
-            logits = tmoei_cache_step(&cache, s.model, 0, NULL);
+            logits = tmoei_cache_step(&cache, s.model, &first_task);
             CHECK(logits != NULL);
             for (r = 0; logits && r < 3; r++) {
                 const float *row =
@@ -1604,6 +1609,234 @@ static void test_cached_decoding_equals_the_full_pass(void)
         free(full);
         unmake(&s);
     }
+}
+
+/* ---- the task's vector as an input of the layers --------------------------------------------- */
+
+static void test_gradients_where_layers_read_the_task_vector(void)
+{
+    for (int kind = 0; kind < 6; kind++) {
+        tmoe_config c = small_config();
+        char name[64];
+        c.task_input = TMOE_TASK_VECTOR | (kind % 2 ? TMOE_TASK_TEXT : 0);
+        c.vectors = kind < 2 ? TMOE_VECTOR_TEXT : TMOE_VECTOR_LEARNED;
+        c.experts = kind < 4 ? 3 : 1;
+        c.scale_embedding = kind == 3;
+        if (kind == 5) c.norm = TMOE_NORM_POST;
+        (void)snprintf(name, sizeof name, "task vector %d", kind);
+        check_model_gradient(&c, name, 1);
+    }
+}
+
+/* With nothing but the vector a dense model gives each task logits of its own; the vector of an
+ * unseen task is its instruction's; a request may bring one. */
+static void test_a_dense_model_knows_its_task_by_the_vector(void)
+{
+    tmoe_config c = small_config();
+    tmoe_training t = small_training();
+    float vector[16];
+    size_t n, m;
+    c.experts = 1;
+    c.task_input = TMOE_TASK_VECTOR;
+    set s = make(1, &c, &t);
+    if (!s.trainer) return;
+    float *a = logits_of_task(&s, 0, NULL, &n), *b = logits_of_task(&s, 1, NULL, &m);
+    CHECK(n == m && memcmp(a, b, n * sizeof(float)) != 0);
+
+    /* the known task's own vector, given: the same bits; another's: the other task's */
+    for (int task = 0; task < 2; task++) {
+        static const int chosen[3] = { 0, 1, 2 };
+        const tmoei_guide given = { -1, NULL, vector };
+        tmoei_pass pass;
+        CHECK(tmoe_vector_unseen(s.model, tmoe_model_task(s.model, task)->instruction, vector)
+            == TMOE_OK);
+        CHECK(tmoei_batch_fill(s.trainer, chosen, 3, 0) == TMOE_OK);
+        CHECK(tmoei_evaluation_pass(s.model, &given, s.model->tape, &pass) == TMOE_OK);
+        const tmoe_tensor *h = tmoei_encode(&pass, &s.trainer->batch.source);
+        h = tmoei_head(&pass,
+            tmoei_decode(&pass, &s.trainer->batch.target, (tmoe_tensor *)(uintptr_t)h,
+                &s.trainer->batch.source));
+        CHECK(h && memcmp(h->x, task ? b : a, n * sizeof(float)) == 0);
+    }
+    free(a);
+    free(b);
+
+    static const int ids[3] = { 0, 100, 2 };
+    const int lengths[1] = { 3 };
+    int tokens[17], counts[1];
+    tmoe_request request;
+    tmoe_generated out;
+    memset(&request, 0, sizeof request);
+    memset(&out, 0, sizeof out);
+    request.task = -1;
+    request.ids = ids;
+    request.lengths = lengths;
+    request.count = 1;
+    out.tokens = tokens;
+    out.token_counts = counts;
+    CHECK(tmoe_generate(s.model, &request, &out) == TMOE_ERR_ARGUMENT);
+    CHECK_HAS(tmoe_error_message(s.ctx), "need a vector");
+    request.vector = vector;
+    CHECK(tmoe_generate(s.model, &request, &out) == TMOE_OK);
+    CHECK(tmoe_vector_unseen(s.model, NULL, vector) == TMOE_ERR_ARGUMENT);
+    c.task_input = TMOE_TASK_VECTOR;
+    CHECK(!tmoe_model_create(s.ctx, &c, s.model->tokenizer, NULL, 0));
+    CHECK_HAS(tmoe_error_message(s.ctx), "TMOE_TASK_VECTOR, for 0 tasks");
+    c.task_input = TMOE_TASK_ROW; /* would be a part of the positions */
+    c.positions = TMOE_POSITION_LEARNED;
+    CHECK(!tmoe_model_create(s.ctx, &c, s.model->tokenizer, s.model->tasks, 3));
+    CHECK_HAS(tmoe_error_message(s.ctx), "which is for TMOE_POSITION_ROTARY");
+    unmake(&s);
+}
+
+/* Vectors that no text gives: an unseen task gets a mean of the known ones', and the nearest counts
+ * most. */
+static void test_an_unseen_task_gets_the_vectors_of_near_ones(void)
+{
+    tmoe_config c = small_config();
+    tmoe_training t = small_training();
+    float vector[16];
+    c.vectors = TMOE_VECTOR_GIVEN;
+    c.task_input = TMOE_TASK_VECTOR;
+    set s = make(1, &c, &t);
+    if (!s.trainer) return;
+    for (int task = 0; task < 3; task++) {
+        float own[16];
+        for (int i = 0; i < 16; i++) own[i] = i == task ? 1.0f : 0.0f;
+        CHECK(tmoe_task_vector_set(s.model, task, own) == TMOE_OK);
+    }
+    CHECK(tmoe_vector_unseen(s.model, "Give the first letters.", vector) == TMOE_OK);
+    CHECK_NEAR(vector[0] + vector[1] + vector[2], 1.0, 1e-6);
+    CHECK(vector[1] > 0.9f && vector[0] > 0.0f && vector[2] > 0.0f && vector[3] == 0.0f);
+    unmake(&s);
+}
+
+/* A task that is cut out has its vector as a constant, and computes the same bits: of a dense
+ * model, and of a mixture with a one-hot route, for known tasks and unseen ones. */
+static void test_a_task_that_is_cut_out_keeps_its_vector_bit_for_bit(void)
+{
+    static const float one_hot[6] = { 0.0f, 1.0f, 0.0f, 0.0f, 0.0f, 1.0f };
+    for (int kind = 0; kind < 16; kind++) {
+        const int dense = kind & 1, unseen = kind & 2, learned = kind & 4;
+        tmoe_config c = small_config(), cut_config;
+        tmoe_training t = small_training();
+        tmoe_task task;
+        char one[64], two[64], *many[1], *cut_many[1];
+        c.task_input = TMOE_TASK_VECTOR;
+        c.vectors = learned ? TMOE_VECTOR_LEARNED : TMOE_VECTOR_TEXT;
+        c.experts = dense ? 1 : 3;
+        c.positions = kind & 8 ? TMOE_POSITION_ROTARY : TMOE_POSITION_LEARNED;
+        set s = make(1, &c, &t), d;
+        if (!s.trainer) return;
+        for (int i = 0; i < 8; i++) CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
+
+        task = *tmoe_model_task(s.model, 1);
+        if (unseen) task.name = "new";
+        if (unseen) task.instruction = "Give the last letter.";
+        cut_config = c;
+        cut_config.experts = 1;
+        cut_config.task_input = 0;
+        const float *route = dense ? NULL : one_hot;
+        tmoe_model *cut = tmoe_model_derive(s.ctx, s.model, route, &cut_config, &task, 1);
+        CHECK(cut && !cut->has_vectors);
+        if (!cut) return;
+        const int row = tmoe_model_config(cut)->task_input;
+        CHECK(row == (c.positions == TMOE_POSITION_ROTARY ? TMOE_TASK_ROW : 0));
+
+        if (!unseen) { /* all logits */
+            size_t n, m;
+            float *a = logits_of_task(&s, 1, route, &n), *b;
+            d = s;
+            d.model = cut;
+            b = logits_of_task(&d, 0, NULL, &m);
+            CHECK(n == m && memcmp(a, b, n * sizeof(float)) == 0);
+            free(a);
+            free(b);
+        }
+        CHECK(tmoe_answer_many_unseen(s.model, task.instruction, route, words, 1, many) == TMOE_OK
+            || !unseen);
+        if (unseen) {
+            CHECK(tmoe_answer_many(cut, "new", NULL, words, 1, cut_many) == TMOE_OK);
+            CHECK_TEXT(many[0], cut_many[0]);
+            tmoe_answers_free(cut, cut_many, 1);
+        }
+        tmoe_answers_free(s.model, many, 1);
+
+        /* the cut model is saved, loaded and cut again as it is */
+        const char *path = "build/test_cut.safetensors";
+        CHECK(tmoe_model_save(cut, path) == TMOE_OK);
+        tmoe_model *loaded = tmoe_model_load(s.ctx, path);
+        tmoe_model *again = tmoe_model_derive(s.ctx, cut, NULL, NULL, &task, 1);
+        CHECK(loaded && again);
+        CHECK(tmoe_answer(cut, task.name, "lamp", one, sizeof one) == TMOE_OK);
+        CHECK(loaded && tmoe_answer(loaded, task.name, "lamp", two, sizeof two) == TMOE_OK);
+        CHECK_TEXT(one, two);
+        CHECK(again && tmoe_answer(again, task.name, "lamp", two, sizeof two) == TMOE_OK);
+        CHECK_TEXT(one, two);
+        (void)remove(path);
+        tmoe_model_destroy(loaded);
+        tmoe_model_destroy(again);
+        tmoe_model_destroy(cut);
+
+        /* a constant is of one task */
+        CHECK(!tmoe_model_derive(s.ctx, s.model, route, &cut_config, s.model->tasks, 2));
+        CHECK_HAS(tmoe_error_message(s.ctx), "there must be one task, not 2");
+        unmake(&s);
+    }
+}
+
+/* P begins as zero where a model did not read vectors before: so it computes what it did. */
+static void test_layers_that_begin_to_read_vectors_compute_what_they_did(void)
+{
+    tmoe_config c = small_config();
+    tmoe_training t = small_training();
+    size_t n, m;
+    c.task_input = TMOE_TASK_TEXT;
+    set s = make(1, &c, &t), d;
+    if (!s.trainer) return;
+    float *a = logits_of(&s, NULL, &n);
+    c.task_input = TMOE_TASK_TEXT | TMOE_TASK_VECTOR;
+    d = s;
+    d.model = tmoe_model_derive(s.ctx, s.model, NULL, &c, s.model->tasks, 3);
+    CHECK(d.model != NULL);
+    if (!d.model) return;
+    float *b = logits_of(&d, NULL, &m);
+    CHECK(n == m);
+    for (size_t i = 0; i < n; i++) CHECK(a[i] == b[i]);
+    free(a);
+    free(b);
+    tmoe_model *from = s.model;
+    s.model = d.model;
+    c.vector_width = 8;
+    CHECK(!tmoe_model_derive(s.ctx, d.model, NULL, &c, d.model->tasks, 3));
+    CHECK_HAS(tmoe_error_message(s.ctx), "vector_width is 8, must stay 16");
+    c.vector_width = 16;
+    c.task_input = TMOE_TASK_ROW;
+    CHECK(!tmoe_model_derive(s.ctx, d.model, NULL, &c, d.model->tasks, 1));
+    CHECK_HAS(tmoe_error_message(s.ctx), "TMOE_TASK_ROW of task_input must stay");
+    tmoe_model_destroy(d.model);
+    s.model = from;
+    unmake(&s);
+}
+
+/* The field of older files says the same by another name. */
+static void test_an_older_config_says_that_the_instruction_is_read(void)
+{
+    static const char *const texts[2] = { "{\"instruction_in_input\":0}",
+        "{\"instruction_in_input\":1}" };
+    tmoe_ctx *ctx = context(1);
+    const tmoei_field *field = tmoei_config_fields;
+    while (strcmp(field->name, "task_input") != 0) field++;
+    for (int i = 0; i < 2; i++) {
+        tmoe_config c = small_config();
+        tmoei_json json;
+        c.task_input = TMOE_TASK_VECTOR;
+        CHECK(tmoei_json_parse(ctx, &json, texts[i], strlen(texts[i]), "x") == TMOE_OK);
+        CHECK(tmoei_fields_from_json(ctx, &json, "x", &c, field, 1, 1) == TMOE_OK);
+        CHECK(c.task_input == (i ? TMOE_TASK_TEXT : 0));
+        tmoei_json_free(ctx, &json);
+    }
+    tmoe_ctx_destroy(ctx);
 }
 
 static void test_frozen_parts_do_not_move(void)
@@ -1952,6 +2185,7 @@ static void test_no_step_takes_more_than_was_planned(void)
         c.router = cases[i].router;
         c.positions = i / 2 % 2 ? TMOE_POSITION_ROTARY : TMOE_POSITION_LEARNED;
         c.exploration = 0.1f;
+        if (i % 2) c.task_input = TMOE_TASK_VECTOR | TMOE_TASK_TEXT;
         t.steps = 40;
         t.tasks_per_step = 2;
         t.examples_per_task = 3;
@@ -2011,12 +2245,15 @@ static void test_memory_is_known_before_it_is_allocated(void)
         c.begin_in_target = i / 6;
         c.positions = i / 2 % 2 ? TMOE_POSITION_ROTARY : TMOE_POSITION_LEARNED;
         if (i == 4) c.experts = 1;
+        if (i % 3 == 1) c.task_input = TMOE_TASK_VECTOR;
+        if (i == 7) c.vectors = TMOE_VECTOR_LEARNED;
         t.alternate_steps = i == 3 ? 2 : 0;
         t.train = i == 5 ? TMOE_TRAIN_LAYERS : TMOE_TRAIN_ALL;
         t.validation_lines = i % 4 ? 3 : 0;
         t.evaluate_every_steps = i % 4 == 2;
         before = tmoe_ctx_bytes(ctx, &peak);
-        CHECK(tmoe_training_bytes(ctx, &c, &t, 2, 12, 7, &planned) == TMOE_OK);
+        const int source = c.task_input & TMOE_TASK_TEXT ? 12 : 10; /* with "1\n" or without */
+        CHECK(tmoe_training_bytes(ctx, &c, &t, 2, source, 7, &planned) == TMOE_OK);
         CHECK(tmoe_ctx_bytes(ctx, &peak) == before);
         CHECK(peak - before < planned.parameters / 2);
         CHECK(add_task(suite, "one", NULL, "1", TMOE_PART_TRAIN, inputs, outputs, 8, 0) == TMOE_OK);
@@ -2232,7 +2469,7 @@ static void test_task_vectors_of_a_dense_model(void)
                 source.offsets = offsets;
                 source.sequences = 1;
                 source.tokens = offsets[1] = (int)count;
-                CHECK(tmoei_evaluation_pass(s.model, 0, NULL, s.model->tape, &pass) == TMOE_OK);
+                CHECK(tmoei_evaluation_pass(s.model, &first_task, s.model->tape, &pass) == TMOE_OK);
                 const tmoe_tensor *h = tmoei_encode(&pass, &source);
                 for (int r = 0; h && r < h->rows; r++)
                     for (int d = 0; d < c.width; d++)
@@ -2336,7 +2573,14 @@ TEST_MAIN("test_model", RUN(test_gradients_of_every_mix_and_selection);
           RUN(test_unseen_tasks_of_a_suite_are_asked_by_their_instruction);
           RUN(test_an_instruction_that_is_not_read_does_not_change_an_answer);
           RUN(test_answers_do_not_depend_on_their_batch);
-          RUN(test_cached_decoding_equals_the_full_pass); RUN(test_frozen_parts_do_not_move);
+          RUN(test_cached_decoding_equals_the_full_pass);
+          RUN(test_gradients_where_layers_read_the_task_vector);
+          RUN(test_a_dense_model_knows_its_task_by_the_vector);
+          RUN(test_an_unseen_task_gets_the_vectors_of_near_ones);
+          RUN(test_a_task_that_is_cut_out_keeps_its_vector_bit_for_bit);
+          RUN(test_layers_that_begin_to_read_vectors_compute_what_they_did);
+          RUN(test_an_older_config_says_that_the_instruction_is_read);
+          RUN(test_frozen_parts_do_not_move);
           RUN(test_requests_answered_together_are_as_each_alone);
           RUN(test_texts_of_the_longest_length_are_taken_and_longer_ones_refused);
           RUN(test_alternating_updates_leave_the_other_part_alone);
