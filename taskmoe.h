@@ -962,7 +962,8 @@ typedef struct tmoe_training {
     /* Muon: of the momentum of a matrix only the directions count, not how long they are. A step
      * changes all of them by lr_matrices, times sqrt(rows / columns) where that is above 1. The
      * clip therefore does not shorten a step; it weighs the gradients of several steps in the
-     * momentum. A matrix whose momentum is 0 stays. */
+     * momentum. A matrix without a gradient rests, as that of an expert that no task of the step
+     * was given to: its momentum is old, and a step along it would be as long as any. */
     tmoe_optimiser optimiser;
     float lr_matrices;  /* rises and falls as the other rates; those move what AdamW moves */
     float momentum;     /* 0 <= it < 1 */
@@ -8502,7 +8503,8 @@ static const tmoei_field tmoei_training_fields[] = { TMOEI_INT(steps, 1, INT_MAX
 enum {
     TMOEI_TRAINING_FIELDS = sizeof tmoei_training_fields / sizeof *tmoei_training_fields,
     TMOEI_FREE_FIELDS = 3,  /* the first: they change no step */
-    TMOEI_MATRIX_FIELDS = 5 /* the last: older checkpoints lack them and mean AdamW */
+    TMOEI_MATRIX_FIELDS = 5 /* the last: optimiser, then what only Muon reads; older checkpoints
+                             * lack them and mean AdamW */
 };
 
 #undef TMOEI_STRUCT
@@ -8665,13 +8667,14 @@ static void tmoei_momentum(tmoe_trainer *trainer, const tmoei_update *update, in
 /* Muon (Jordan 2024) on one matrix, with u of tmoei_momentum:
  *   theta -= lr sqrt(max(1, rows / columns)) polar(u) + lr decay theta
  * With matrix_turns only one of the E experts moves, by E times this; so a step's cost does not
- * grow with E. */
+ * grow with E. Without a gradient nothing changes. */
 static void tmoei_muon(tmoe_trainer *trainer, const tmoei_update *update, int lane)
 {
     const tmoe_training *t = &trainer->training;
     const int expert = update->of->expert, turns = t->matrix_turns && expert >= 0;
     const int E = turns ? trainer->model->config.experts : 1;
     const int moves = !turns || (trainer->moved - 1) % E == expert;
+    if (update->norm == 0.0) return;
     tmoei_momentum(trainer, update, moves);
     if (!moves) return;
 
@@ -14651,13 +14654,14 @@ static tmoe_result tmoei_settings_compare(const tmoe_trainer *trainer, const cha
     tmoe_ctx *ctx = trainer->ctx;
     tmoe_training theirs = trainer->training;
     tmoei_json json;
-    const size_t first = TMOEI_SETTINGS - TMOEI_MATRIX_FIELDS; /* of the fields that may miss */
+    const size_t first = TMOEI_SETTINGS - TMOEI_MATRIX_FIELDS; /* optimiser, then Muon's own */
     theirs.optimiser = TMOE_OPTIMISER_ADAMW;
     TMOEI_TRY(tmoei_json_parse(ctx, &json, settings, strlen(settings), path));
     (void)tmoei_fields_from_json(ctx, &json, path, &theirs, tmoei_settings, first, 1);
     (void)tmoei_fields_from_json(ctx, &json, path, &theirs, tmoei_settings + first,
         TMOEI_MATRIX_FIELDS, 0);
-    for (const tmoei_field *f = tmoei_settings; f < tmoei_settings + TMOEI_SETTINGS; f++) {
+    const size_t compared = theirs.optimiser == TMOE_OPTIMISER_MUON ? TMOEI_SETTINGS : first + 1;
+    for (const tmoei_field *f = tmoei_settings; f < tmoei_settings + compared; f++) {
         const double there = tmoei_field_value(&theirs, f);
         const double here = tmoei_field_value(&trainer->training, f);
         if (there != here)

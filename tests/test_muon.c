@@ -297,35 +297,69 @@ static void test_the_step_is_muons_by_hand(void)
     }
 }
 
-/* Without a gradient only the decay moves a matrix. */
-static void test_without_a_gradient_only_decay_moves(void)
+/* Without a gradient a matrix keeps weights and momentum, whatever the decay; so do AdamW's weights
+ * that do not decay. */
+static void test_without_a_gradient_nothing_moves(void)
 {
-    for (int decay = 0; decay < 2; decay++) {
-        tmoe_config c = small_config();
-        tmoe_training t = muon_training();
-        watch w = { NULL, 0, 1 };
-        t.warmup = 0.0f;
-        t.lr_matrices = 0.1f;
-        t.matrix_decay = (float)decay;
-        t.weight_decay = 0.0f;
-        t.all_reduce = watched;
-        t.all_reduce_user = &w;
-        set s = make(1, &c, &t);
-        const size_t n = s.model->size;
-        float *before = (float *)malloc(n * sizeof *before);
+    tmoe_config c = small_config();
+    tmoe_training t = muon_training();
+    watch w = { NULL, 0, 0 };
+    t.weight_decay = 0.0f;
+    t.all_reduce = watched;
+    t.all_reduce_user = &w;
+    set s = make(1, &c, &t);
+    const size_t n = s.model->size;
+    float *before = (float *)malloc((n + s.trainer->span) * sizeof *before);
+    for (int step = 0; step < 4; step++) {
+        w.zero = step % 2;
         memcpy(before, s.model->theta, n * sizeof *before);
+        memcpy(before + n, s.trainer->moment1, s.trainer->span * sizeof *before);
         CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
-        const float keep = 1.0f - tmoei_learning_rate(&t, 0, 0.1f) * (float)decay;
         for (int p = 0; p < s.model->parameter_count; p++) {
             const tmoei_parameter *q = &s.model->parameters[p];
-            const float factor = matrices_of(q->name) ? keep : 1.0f;
-            for (size_t i = q->offset; i < q->offset + q->size; i++)
-                CHECK_NEAR(s.model->theta[i], factor * before[i], 1e-6);
+            const size_t bytes = q->size * sizeof *before, at = q->offset - s.trainer->first;
+            if (!matrices_of(q->name)) continue;
+            const int same = memcmp(before + q->offset, s.model->theta + q->offset, bytes) == 0
+                && memcmp(before + n + at, s.trainer->moment1 + at, bytes) == 0;
+            CHECK(same == w.zero);
         }
-        free(before);
-        free(w.g);
-        unmake(&s);
     }
+    free(before);
+    free(w.g);
+    unmake(&s);
+}
+
+/* An expert that the step's task was not given to rests, also if it has a momentum. */
+static void test_an_expert_that_is_not_chosen_rests(void)
+{
+    tmoe_config c = small_config();
+    tmoe_training t = muon_training();
+    int rested = 0, old = 0;
+    c.mix = TMOE_MIX_OUTPUT;
+    c.selection = TMOE_SELECT_RANDOM_TASK;
+    c.random_n = 1;
+    t.tasks_per_step = 1;
+    t.steps = 40;
+    set s = make(1, &c, &t);
+    const size_t n = s.model->size;
+    float *before = (float *)malloc(n * sizeof *before);
+    for (int step = 0; step < 40; step++) {
+        memcpy(before, s.model->theta, n * sizeof *before);
+        CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
+        for (int i = 0; i < 2 * 3; i++) {
+            const tmoei_layer *layer = &s.model->layers[i / 3];
+            const size_t at =
+                layer->block + (size_t)(i % 3) * layer->block_size + layer->offset[TMOEI_FC1];
+            const int chosen = s.trainer->use[i] > 0.0f;
+            const size_t bytes = 16 * 24 * sizeof *before;
+            CHECK((memcmp(before + at, s.model->theta + at, bytes) != 0) == chosen);
+            rested += !chosen;
+            old += !chosen && s.trainer->moment1[at - s.trainer->first] != 0.0f;
+        }
+    }
+    CHECK(rested == 40 * 2 * 2 && old > 40);
+    free(before);
+    unmake(&s);
 }
 
 /* ---- threads, files, memory ---- */
@@ -420,10 +454,11 @@ static void test_a_checkpoint_without_an_optimiser_is_adamws(void)
     set a = make(1, &c, &t);
     for (int i = 0; i < 3; i++) CHECK(tmoe_trainer_step(a.trainer, NULL) == TMOE_OK);
     CHECK(tmoe_trainer_save(a.trainer, path) == TMOE_OK);
-    CHECK(forget_settings(path));
 
-    t.lr_matrices = 0.5f; /* nothing that the file lacks is compared, but for the optimiser */
+    t.lr_matrices = 0.5f; /* what only Muon reads is not compared */
     set b = make(1, &c, &t);
+    CHECK(tmoe_trainer_load(b.trainer, path) == TMOE_OK);
+    CHECK(forget_settings(path));
     CHECK(tmoe_trainer_load(b.trainer, path) == TMOE_OK);
     CHECK(tmoe_trainer_step(a.trainer, NULL) == TMOE_OK);
     CHECK(tmoe_trainer_step(b.trainer, NULL) == TMOE_OK);
@@ -436,6 +471,33 @@ static void test_a_checkpoint_without_an_optimiser_is_adamws(void)
     CHECK_HAS(tmoe_error_message(b.ctx), "optimiser is 0 in the file, 1 here");
     unmake(&b);
     unmake(&a);
+    (void)remove(path);
+}
+
+static void test_resuming_with_other_settings_of_muon_is_refused(void)
+{
+    static const char *const named[] = { "lr_matrices is ", "momentum is ", "matrix_decay is ",
+        "matrix_turns is 0 in the file, 1 here", "optimiser is 1 in the file, 0 here" };
+    const char *path = "build/test_muon_other.safetensors";
+    tmoe_config c = small_config();
+    tmoe_training t = muon_training();
+    set a = make(1, &c, &t);
+    CHECK(tmoe_trainer_step(a.trainer, NULL) == TMOE_OK);
+    CHECK(tmoe_trainer_save(a.trainer, path) == TMOE_OK);
+    unmake(&a);
+    for (int i = 0; i < 5; i++) {
+        t = muon_training();
+        if (i == 0) t.lr_matrices *= 2.0f;
+        if (i == 1) t.momentum = 0.5f;
+        if (i == 2) t.matrix_decay = 0.0f;
+        if (i == 3) t.matrix_turns = 1;
+        if (i == 4) t.optimiser = TMOE_OPTIMISER_ADAMW;
+        set b = make(1, &c, &t);
+        CHECK(tmoe_trainer_load(b.trainer, path) == TMOE_ERR_CONFIG);
+        CHECK_HAS(tmoe_error_message(b.ctx), named[i]);
+        CHECK(b.trainer->steps_done == 0);
+        unmake(&b);
+    }
     (void)remove(path);
 }
 
@@ -575,10 +637,12 @@ static void test_few_shot_runs_with_muon(void)
 
 TEST_MAIN("test_muon", RUN(test_polar_is_its_polynomial_for_any_condition);
           RUN(test_singular_values_become_about_one); RUN(test_a_zero_matrix_gives_a_zero_step);
-          RUN(test_the_step_is_muons_by_hand); RUN(test_without_a_gradient_only_decay_moves);
+          RUN(test_the_step_is_muons_by_hand); RUN(test_without_a_gradient_nothing_moves);
+          RUN(test_an_expert_that_is_not_chosen_rests);
           RUN(test_any_number_of_threads_gives_the_same_bits);
           RUN(test_a_resumed_training_has_the_same_bits);
           RUN(test_a_checkpoint_without_an_optimiser_is_adamws);
+          RUN(test_resuming_with_other_settings_of_muon_is_refused);
           RUN(test_what_rests_keeps_its_weights_and_moments);
           RUN(test_matrices_have_one_moment_and_the_plan_holds); RUN(test_the_loss_falls);
           RUN(test_few_shot_runs_with_muon);)
