@@ -19,6 +19,12 @@
 #define SHARED static
 #endif
 
+/* ---- what the examples train: the library's defaults, but each model with the weight decay that is
+ * best for it ---- */
+
+#define DECAY_DENSE 0.01f
+#define DECAY_MIXTURE 0.01f
+
 /* ---- options: a table, --help and refusal of everything unknown ------------------------------ */
 
 typedef struct option {
@@ -267,30 +273,45 @@ static void time_text(char *text, size_t size, const tmoe_progress *p)
         (void)snprintf(text, size, "%s left", time);
 }
 
-/* Label, steps, loss; of a mixture the entropy of its routes in nats, and the use of its least and
- * most used expert; the time. A running line on a terminal has a bar and no entropy. */
+/* What is behind the label: steps, loss; of a mixture the entropy of its routes in nats, if asked
+ * for, and the use of its least and most used expert; the time. */
+static void numbers_text(char *text, size_t size, const route_means *routes, const tmoe_progress *p,
+    int entropy)
+{
+    char time[64];
+    double means[3];
+    int n =
+        snprintf(text, size, "%lld/%d  loss %.3f  ", (long long)p->step, p->steps, (double)p->loss);
+    const int mixture = route_means_of(routes, means);
+    if (mixture && entropy) n += snprintf(text + n, size - (size_t)n, "entropy %.2f  ", means[0]);
+    if (mixture)
+        n += snprintf(text + n, size - (size_t)n, "use %.0f-%.0f %%  ", 100.0 * means[1],
+            100.0 * means[2]);
+    time_text(time, sizeof time, p);
+    (void)snprintf(text + n, size - (size_t)n, "%s", time);
+}
+
+/* The line: label, a bar while it runs on a terminal, numbers. The entropy has to go where there is
+ * a bar or the label is long; a longer label is cut. */
 static void progress_text(char *text, size_t size, const progress_line *line,
     const tmoe_progress *p)
 {
-    char bar[16] = "", entropy[32] = "", routes[64] = "", time[64], rest[224];
-    double means[3];
-    int i;
+    char bar[16] = "", numbers[200];
+    int i, room;
     if (is_terminal(line->out) && p->step < p->steps) {
         for (i = 0; i < 10; i++) bar[i + 1] = (int64_t)i * p->steps < 10 * p->step ? '#' : '.';
         bar[0] = '[';
         memcpy(bar + 11, "] ", 3);
     }
-    if (route_means_of(&line->routes, means)) {
-        if (!bar[0]) (void)snprintf(entropy, sizeof entropy, "entropy %.2f  ", means[0]);
-        (void)snprintf(routes, sizeof routes, "%suse %.0f-%.0f %%  ", entropy, 100.0 * means[1],
-            100.0 * means[2]);
+    numbers_text(numbers, sizeof numbers, &line->routes, p, !bar[0]);
+    room = LINE_COLUMNS - 1 - (int)strlen(bar) - (int)strlen(numbers);
+    if (room < (int)strlen(p->label)) {
+        numbers_text(numbers, sizeof numbers, &line->routes, p, 0);
+        room = LINE_COLUMNS - 1 - (int)strlen(bar) - (int)strlen(numbers);
     }
-    time_text(time, sizeof time, p);
-    (void)snprintf(rest, sizeof rest, " %s%lld/%d  loss %.3f  %s%s", bar, (long long)p->step,
-        p->steps, (double)p->loss, routes, time);
-    i = LINE_COLUMNS - (int)strlen(rest); /* what a long label may have */
-    if (i < 8) i = 8;
-    (void)snprintf(text, size, "%-8.*s%.71s", i, p->label, rest);
+    if (room < 8) room = 8;
+    (void)snprintf(text, size, "%-8.*s %s%s", room, p->label, bar, numbers);
+    text[LINE_COLUMNS] = 0;
 }
 
 /* A line for each tenth of the training; on a terminal one line that is drawn over itself. */
@@ -299,7 +320,7 @@ SHARED int show_progress(void *user, const tmoe_progress *p)
     progress_line *line = (progress_line *)user;
     const int every = p->steps >= 10 ? p->steps / 10 : 1, done = p->step == p->steps;
     const double now = seconds_now();
-    char text[LINE_COLUMNS + 1];
+    char text[512];
     if (p->step <= 1) line->last_time = 0.0;
     route_means_add(&line->routes, p, every);
     if (is_terminal(line->out)) {

@@ -23,20 +23,29 @@ typedef struct settings {
     float lr, lr_router, dropout, decay[KINDS];
 } settings;
 
-static const settings defaults = {
-    .folder = "examples/suite",
-    .mix = "param",
-    .select = "softmax",
-    .seeds = 1,
-    .seed = 1,
-    .steps = 5000,
-    .experts = 4,
-    .width = 96,
-    .layers = 2,
-    .lr = 2e-3f,
-    .lr_router = 5e-3f,
-    .decay = { 0.01f, 0.01f }, /* dense, mixture: each its own */
-};
+/* What is trained if no option says otherwise: the library's defaults, but each model with its own
+ * weight decay. */
+static settings default_settings(void)
+{
+    const tmoe_config config = tmoe_config_default();
+    const tmoe_training training = tmoe_training_default();
+    settings s;
+    memset(&s, 0, sizeof s);
+    s.folder = "examples/suite";
+    s.mix = "param";
+    s.select = "softmax";
+    s.seeds = s.seed = 1;
+    s.steps = training.steps;
+    s.experts = config.experts;
+    s.width = config.width;
+    s.layers = config.encoder_layers;
+    s.lr = training.lr_model;
+    s.lr_router = training.lr_router;
+    s.dropout = training.dropout;
+    s.decay[DENSE] = DECAY_DENSE;
+    s.decay[MIXTURE] = DECAY_MIXTURE;
+    return s;
+}
 
 /* All that a model is and how it is trained; where the two kinds differ stands here or above. */
 static void settings_of(int kind, const settings *s, tmoe_config *config, tmoe_training *training)
@@ -406,30 +415,30 @@ static void read_settings(int argc, char **argv, settings *s)
         "usage: multitask [FOLDER] [options]\n"
         "Trains a dense model and a mixture of experts on a folder of tasks and compares\n"
         "them. FOLDER (default: the embedded suite) holds NAME.tsv files with lines\n"
-        "'input TAB output', see README.md.";
+        "'input TAB output', see README.md. What is not given is the library's default.";
     const char *word = NULL;
     const option options[] = { { "--split", "NAMES", 's', &s->split,
                                    "FOLDER/splits/NAME.json; a,b,c: several (zero_shot)" },
         { "--seeds", "N", 'n', &s->seeds, "runs with seeds S, S+1, ... (default 1)" },
         { "--seed", "S", 'i', &s->seed, "first seed (default 1)" },
-        { "--steps", "N", 'n', &s->steps, "optimiser steps of each model (default 5000)" },
-        { "--experts", "E", 'n', &s->experts, "experts a layer (default 4)" },
+        { "--steps", "N", 'n', &s->steps, "optimiser steps of each model" },
+        { "--experts", "E", 'n', &s->experts, "experts a layer" },
         { "--mix", "param|output", 's', &s->mix, "what is averaged (default param)" },
         { "--select", "KIND", 's', &s->select, "softmax (default), gumbel, st or average" },
-        { "--width", "D", 'n', &s->width, "model width (default 96)" },
-        { "--layers", "N", 'n', &s->layers, "layers of encoder and of decoder (default 2)" },
-        { "--lr", "X", 'f', &s->lr, "learning rate of the transformer (0.002)" },
-        { "--lr-router", "X", 'f', &s->lr_router, "learning rate of the router (0.005)" },
-        { "--decay-dense", "X", 'f', &s->decay[DENSE], "weight decay of the dense model (0.01)" },
-        { "--decay-mixture", "X", 'f', &s->decay[MIXTURE], "weight decay of the mixture (0.01)" },
-        { "--dropout", "P", 'f', &s->dropout, "dropout in training (default 0)" },
+        { "--width", "D", 'n', &s->width, "model width" },
+        { "--layers", "N", 'n', &s->layers, "layers of encoder and of decoder" },
+        { "--lr", "X", 'f', &s->lr, "learning rate of the transformer" },
+        { "--lr-router", "X", 'f', &s->lr_router, "learning rate of the router" },
+        { "--decay-dense", "X", 'f', &s->decay[DENSE], "weight decay of the dense model" },
+        { "--decay-mixture", "X", 'f', &s->decay[MIXTURE], "weight decay of the mixture" },
+        { "--dropout", "P", 'f', &s->dropout, "dropout in training" },
         { "--threads", "T", 'i', &s->threads, "default: all processors; bits stay the same" },
         { "--limit", "N", 'i', &s->limit, "test lines a task that are scored (default all)" },
         { "--save", "MODEL", 's', &s->save, "where the first mixture is kept" },
         { "--tsv", "FILE", 's', &s->tsv, "one line for each split, seed, model and task" },
         { "--log", "FILE", 's', &s->log, "losses while training, for routes --log" },
         { NULL, NULL, 0, NULL, NULL } };
-    *s = defaults;
+    *s = default_settings();
     s->program = argv[0];
     if (options_read(argc, argv, usage, options, &word, 1) == 1) s->folder = word;
     if (s->seeds > SEEDS_MAX) die(argv[0], "--seeds takes 1 to 20");

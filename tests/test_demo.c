@@ -272,7 +272,15 @@ static void test_a_usual_progress_line_is_whole_on_a_terminal(void)
     CHECK(show_progress(&line, &p) == 0);
     got = read(reader, text, sizeof text - 1);
     text[got > 0 ? got : 0] = 0;
-    CHECK_HAS(text, "20000/20000  loss 12.345  entropy 1.25  use 10-40 %  599 s, ");
+    CHECK_HAS(text, "mixture  20000/20000  loss 12.345  use 10-40 %  599 s, 1234567 tokens/s ");
+    p.step = p.steps = 900;
+    p.loss = 2.345f;
+    p.tokens_per_second = 99999.0;
+    CHECK(show_progress(&line, &p) == 0);
+    got = read(reader, text, sizeof text - 1);
+    text[got > 0 ? got : 0] = 0;
+    CHECK_HAS(text,
+        "mixture  900/900  loss 2.345  entropy 1.25  use 10-40 %  599 s, 99999 tokens/s");
     fclose(line.out);
     close(reader);
 }

@@ -81,7 +81,7 @@ static void test_a_task_counts_once_with_its_mean_over_the_runs_where_it_is_in_t
 
 static void test_splits_are_names_between_commas(void)
 {
-    settings s = defaults;
+    settings s = default_settings();
     split_count = 0;
     s.split = "zero_shot,development";
     read_splits(&s);
@@ -96,7 +96,7 @@ static void test_splits_are_names_between_commas(void)
 
 static void test_only_the_number_of_experts_and_the_decay_differ_between_the_models(void)
 {
-    settings s = defaults;
+    settings s = default_settings();
     tmoe_config config[KINDS];
     tmoe_training training[KINDS];
     int kind;
@@ -105,7 +105,7 @@ static void test_only_the_number_of_experts_and_the_decay_differ_between_the_mod
     CHECK(config[DENSE].experts == 1 && config[MIXTURE].experts == 4);
     config[DENSE].experts = 4;
     CHECK(memcmp(&config[DENSE], &config[MIXTURE], sizeof config[DENSE]) == 0);
-    CHECK_NEAR(training[DENSE].weight_decay, 0.01f, 0.0);
+    CHECK_NEAR(training[DENSE].weight_decay, DECAY_DENSE, 0.0);
     CHECK_NEAR(training[MIXTURE].weight_decay, 0.5f, 0.0);
     CHECK_TEXT(training[MIXTURE].label, "mixture");
     training[DENSE].weight_decay = 0.5f;
