@@ -128,6 +128,7 @@
  *                                            tmoe_few_shot_run learns one from a few lines
  *   threads and equal bits                   >>parallel, >>random; denormals: >>machine
  *   memory before anything is allocated      tmoe_training_bytes
+ *   Muon, and what a step of it costs        tmoe_training.optimiser; >>polar
  *   a text that is too long: never cut       tmoe_trainer_create, tmoe_answer
  *   a task cut out as a dense model          tmoe_model_derive
  *   a new operation                          the box at the head of >>ops
