@@ -90,21 +90,28 @@ static int split_count;
 /* ---- files that are written while it runs ---------------------------------------------------- */
 
 static progress_line progress;
-
-static struct {
-    FILE *log, *tsv;
-} files;
-
+static FILE *log_file;
+static results score_file;
 static route_means log_routes;
 
-/* Once a training has begun: then folder and settings are good, and files of earlier runs may go. */
-static void open_files(const settings *s)
+/* Once a training has begun: then folder and settings are good, and an earlier log may go. */
+static void open_log(const settings *s)
 {
-    if (s->log && !files.log && !(files.log = fopen(s->log, "w"))) die_file(s->program, s->log);
-    if (!s->tsv || files.tsv) return;
-    if (!(files.tsv = fopen(s->tsv, "w"))) die_file(s->program, s->tsv);
-    fprintf(files.tsv, "split\tseed\tmodel\ttask\tcategory\tpart\tmetric\tscore\texamples\n");
-    file_written(s->program, s->tsv, files.tsv, 0);
+    if (s->log && !log_file && !(log_file = fopen(s->log, "w"))) die_file(s->program, s->log);
+}
+
+/* The scores' file begins with all settings that decide them. */
+static void open_scores(const settings *s)
+{
+    char header[1000];
+    (void)snprintf(header, sizeof header,
+        "seed\tsplit\tmodel\ttask\tcategory\tpart\tmetric\tscore\texamples\tfolder=%.300s steps=%d "
+        "experts=%d width=%d layers=%d mix=%.20s select=%.20s lr=%g lr_router=%g dropout=%g "
+        "decay=%g,%g limit=%d",
+        s->folder, s->steps, s->experts, s->width, s->layers, s->mix, s->select, (double)s->lr,
+        (double)s->lr_router, (double)s->dropout, (double)s->decay[DENSE],
+        (double)s->decay[MIXTURE], s->limit);
+    score_file = results_open(s->program, s->tsv, header);
 }
 
 /* The log: label, step, loss and, of a mixture, route entropy, least and largest use of an expert;
@@ -116,19 +123,19 @@ static int log_and_show(void *user, const tmoe_progress *p)
     const int every = p->steps >= 100 ? p->steps / 100 : 1;
     double means[3];
     if (p->step == 1) {
-        open_files(s);
+        open_log(s);
         sum = n = 0.0;
     }
     sum += (double)p->loss;
     n += 1.0;
     log_routes.experts = progress.routes.experts;
     route_means_add(&log_routes, p, every);
-    if (files.log && p->step % every == 0) {
-        fprintf(files.log, "%s\t%lld\t%.5f", p->label, (long long)p->step, sum / n);
+    if (log_file && p->step % every == 0) {
+        fprintf(log_file, "%s\t%lld\t%.5f", p->label, (long long)p->step, sum / n);
         if (route_means_of(&log_routes, means))
-            fprintf(files.log, "\t%.4f\t%.4f\t%.4f", means[0], means[1], means[2]);
-        fprintf(files.log, "\n");
-        file_written(s->program, s->log, files.log, 0);
+            fprintf(log_file, "\t%.4f\t%.4f\t%.4f", means[0], means[1], means[2]);
+        fprintf(log_file, "\n");
+        file_written(s->program, s->log, log_file, 0);
         sum = n = 0.0;
     }
     return show_progress(&progress, p);
@@ -144,19 +151,46 @@ static int lines_of(const settings *s, const tmoe_task *task)
     return s->limit > 0 && s->limit < task->test_count ? s->limit : task->test_count;
 }
 
-static void write_scores(const settings *s, const run *r, int kind)
+/* A line of the scores' file: that of a task, or of a cost of the whole run (task NULL). Reads it if
+ * it is there and `read` is 1, writes it if `read` is 0. Returns 1 if that was done. */
+static int score_line(const run *r, int kind, const tmoe_task *task, const char *metric,
+    double *numbers, int read)
 {
+    char key[1000];
+    (void)snprintf(key, sizeof key, "%d\t%s\t%s\t%.300s\t%.200s\t%s\t%s\t", r->seed,
+        split_names[r->split], names[kind], task ? task->name : "-", task ? task->category : "-",
+        !task                               ? "-"
+            : task->part == TMOE_PART_TRAIN ? "seen"
+                                            : "unseen",
+        metric);
+    if (read) return results_find(&score_file, key, numbers, 2);
+    results_add(&score_file, key, numbers, 2);
+    return 1;
+}
+
+/* All lines of a run: written, or read. Returns 1 if all are there. */
+static int score_lines(const settings *s, run *r, int kind, int read)
+{
+    double seconds[2] = { r->of[kind].train_seconds, 0.0 };
+    double answers[2] = { r->of[kind].answer_seconds, r->of[kind].answers };
+    double parameters[2] = { (double)r->of[kind].parameters, (double)r->of[kind].active };
     int i;
-    open_files(s);
-    for (i = 0; files.tsv && i < tmoe_suite_count(r->suite); i++) {
+    for (i = 0; i < tmoe_suite_count(r->suite); i++) {
         const tmoe_task *task = tmoe_suite_task(r->suite, i);
+        double numbers[2] = { r->of[kind].scores[i], lines_of(s, task) };
         if (!is_asked(task)) continue;
-        fprintf(files.tsv, "%s\t%d\t%s\t%s\t%s\t%s\t%s\t%.6f\t%d\n", split_names[r->split], r->seed,
-            names[kind], task->name, task->category,
-            task->part == TMOE_PART_TRAIN ? "seen" : "unseen", tmoe_metric_name(task->metric),
-            r->of[kind].scores[i], lines_of(s, task));
+        if (!score_line(r, kind, task, tmoe_metric_name(task->metric), numbers, read)) return 0;
+        r->of[kind].scores[i] = numbers[0];
     }
-    file_written(s->program, s->tsv, files.tsv, 0);
+    if (!score_line(r, kind, NULL, "train_seconds", seconds, read)) return 0;
+    if (!score_line(r, kind, NULL, "answer_seconds", answers, read)) return 0;
+    if (!score_line(r, kind, NULL, "parameters", parameters, read)) return 0;
+    r->of[kind].train_seconds = seconds[0];
+    r->of[kind].answer_seconds = answers[0];
+    r->of[kind].answers = (int)answers[1];
+    r->of[kind].parameters = (size_t)parameters[0];
+    r->of[kind].active = (size_t)parameters[1];
+    return 1;
 }
 
 /* ---- training and measuring ------------------------------------------------------------------ */
@@ -164,29 +198,33 @@ static void write_scores(const settings *s, const run *r, int kind)
 static void measure(tmoe_ctx *ctx, const settings *s, run *r, int kind, tmoe_model *model)
 {
     const double began = seconds_now();
-    double *scores = (double *)malloc(sizeof *scores * (size_t)tmoe_suite_count(r->suite));
+    double *scores = r->of[kind].scores;
     int i, answers = 0;
-    if (!scores) die(s->program, "out of memory");
     for (i = 0; i < tmoe_suite_count(r->suite); i++) {
         const tmoe_task *task = tmoe_suite_task(r->suite, i);
-        scores[i] = (double)NAN;
         if (!is_asked(task)) continue;
         if (tmoe_evaluate(model, task, NULL, s->limit, &scores[i]) != TMOE_OK)
             die(s->program, tmoe_error_message(ctx));
         answers += lines_of(s, task);
     }
-    r->of[kind].scores = scores;
     r->of[kind].answers = answers;
     r->of[kind].answer_seconds = seconds_now() - began;
     r->of[kind].parameters = tmoe_model_parameters(model, &r->of[kind].active);
 }
 
+/* NULL if the scores' file has the run already. */
 static tmoe_model *train_one(tmoe_ctx *ctx, settings *s, run *r, int kind)
 {
     const double began = seconds_now();
     tmoe_config config;
     tmoe_training training;
     tmoe_model *model;
+    const int tasks = tmoe_suite_count(r->suite);
+    int i;
+    r->of[kind].scores = (double *)malloc(sizeof(double) * (size_t)tasks);
+    if (!r->of[kind].scores) die(s->program, "out of memory");
+    for (i = 0; i < tasks; i++) r->of[kind].scores[i] = (double)NAN;
+    if (score_file.text && score_lines(s, r, kind, 1)) return NULL;
     settings_of(kind, s, &config, &training);
     config.seed = training.seed = (uint64_t)r->seed;
     training.progress = log_and_show;
@@ -196,11 +234,11 @@ static tmoe_model *train_one(tmoe_ctx *ctx, settings *s, run *r, int kind)
     if (!model) die(s->program, tmoe_error_message(ctx));
     r->of[kind].train_seconds = seconds_now() - began;
     measure(ctx, s, r, kind, model);
-    write_scores(s, r, kind);
+    (void)score_lines(s, r, kind, 0);
     return model;
 }
 
-/* Both models of each seed on a suite. Returns the mixture of the first seed. */
+/* Both models of each seed on a suite. Returns the mixture of the first seed, if it was trained. */
 static tmoe_model *train_all(tmoe_ctx *ctx, settings *s, const tmoe_suite *suite, int split)
 {
     tmoe_model *first = NULL;
@@ -434,8 +472,9 @@ static void read_settings(int argc, char **argv, settings *s)
         { "--dropout", "P", 'f', &s->dropout, "dropout in training" },
         { "--threads", "T", 'i', &s->threads, "default: all processors; bits stay the same" },
         { "--limit", "N", 'i', &s->limit, "test lines a task that are scored (default all)" },
-        { "--save", "MODEL", 's', &s->save, "where the first mixture is kept" },
-        { "--tsv", "FILE", 's', &s->tsv, "one line for each split, seed, model and task" },
+        { "--save", "MODEL", 's', &s->save,
+            "where the first mixture is kept, if it was trained now" },
+        { "--tsv", "FILE", 's', &s->tsv, "a line a seed, split, model and task; goes on from it" },
         { "--log", "FILE", 's', &s->log, "losses while training, for routes --log" },
         { NULL, NULL, 0, NULL, NULL } };
     *s = default_settings();
@@ -487,10 +526,10 @@ int main(int argc, char **argv)
     read_splits(&s);
     progress.out = stderr;
     must_be_writable(argv[0], s.save, 1);
-    must_be_writable(argv[0], s.tsv, 0);
     must_be_writable(argv[0], s.log, 0);
     ctx = context_or_die(argv[0], s.threads);
     for (i = 0; i < split_count; i++) suites[i] = load_suite(ctx, &s, i);
+    open_scores(&s);
     for (i = 0; i < split_count; i++) {
         tmoe_model *first = train_all(ctx, &s, suites[i], i);
         if (i == 0)
@@ -501,13 +540,15 @@ int main(int argc, char **argv)
     print_scores();
     print_differences(ctx, argv[0]);
     print_costs();
-    print_routes(argv[0], model);
+    if (model) print_routes(argv[0], model);
+    if (s.save && !model)
+        die(argv[0], "--save: nothing to save, the first mixture's scores are from the TSV file");
     if (s.save) {
         if (tmoe_model_save(model, s.save) != TMOE_OK) die(argv[0], tmoe_error_message(ctx));
         printf("\nsaved the first mixture (seed %d) to %s\n", s.seed, s.save);
     }
-    file_written(argv[0], s.log, files.log, 1);
-    file_written(argv[0], s.tsv, files.tsv, 1);
+    file_written(argv[0], s.log, log_file, 1);
+    results_close(&score_file);
     for (i = 0; i < run_count; i++)
         for (kind = 0; kind < KINDS; kind++) free(runs[i].of[kind].scores);
     tmoe_model_destroy(model);

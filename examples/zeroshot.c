@@ -5,10 +5,11 @@
 #define TASKMOE_IMPLEMENTATION
 #include "common.h"
 
-static const char usage[] = "usage: zeroshot MODEL \"INSTRUCTION\" [INPUT ...] [options]\n"
-                            "       zeroshot MODEL --task NAME [INPUT ...] [options]\n"
-                            "Answers each INPUT (without any: each line of standard input) by the "
-                            "instruction, or as the task.";
+static const char usage[] =
+    "usage: zeroshot MODEL \"INSTRUCTION\" [INPUT ...] [options]\n"
+    "       zeroshot MODEL --task NAME [INPUT ...] [options]\n"
+    "Answers each INPUT by the instruction, or as the task; without any, each line\n"
+    "of standard input.";
 
 static void print_route(const tmoe_model *model, const float *route)
 {
@@ -70,20 +71,31 @@ static float *route_of(tmoe_ctx *ctx, tmoe_model *model, question *q, tmoe_zero_
     return route;
 }
 
+/* Three tasks that the model was trained on, by how alike the instructions are (cosines). */
+static void print_nearest(tmoe_model *model, const char *instruction)
+{
+    char text[1000] = "nearest seen tasks:";
+    int tasks[3], i;
+    float cosines[3];
+    const int n = tmoe_model_nearest_tasks(model, instruction, 3, tasks, cosines);
+    for (i = 0; i < n; i++)
+        (void)snprintf(text + strlen(text), sizeof text - strlen(text), "%s %s (%.2f)",
+            i ? "," : "", tmoe_model_task(model, tasks[i])->name, (double)cosines[i]);
+    print_wrapped(text, 0);
+}
+
 int main(int argc, char **argv)
 {
     static const char *const ways[] = { "router", "nearest", "average", NULL };
     const char *words[1002], *way = "router";
-    int threads = 1, count, first, i, n, tasks[3];
-    float cosines[3], *route;
+    int threads = 1, count, first, i;
+    float *route;
     tmoe_ctx *ctx;
     tmoe_model *model;
     question q;
     option options[] = { { "--task", "NAME", 's', NULL,
-                             "in place of the INSTRUCTION: a task that the model was trained on" },
-        { "--route", "HOW", 's', NULL,
-            "router (on the instruction), nearest (seen tasks' routes) or average "
-            "(default router)" },
+                             "instead of an instruction: a task it was trained on" },
+        { "--route", "HOW", 's', NULL, "router (default), nearest (seen tasks' routes), average" },
         { "--threads", "T", 'i', NULL, "threads (default 1)" }, { NULL, NULL, 0, NULL, NULL } };
     memset(&q, 0, sizeof q);
     q.program = argv[0];
@@ -102,12 +114,8 @@ int main(int argc, char **argv)
     if (!q.task) q.instruction = words[1];
     route = route_of(ctx, model, &q, (tmoe_zero_shot)choose(argv[0], "--route", way, ways));
     q.route = route;
-    n = tmoe_model_nearest_tasks(model, q.instruction, 3, tasks, cosines);
-    printf("nearest seen tasks:");
-    for (i = 0; i < n; i++)
-        printf("%s %s (%.2f)", i ? "," : "", tmoe_model_task(model, tasks[i])->name,
-            (double)cosines[i]);
-    printf("\n\n");
+    print_nearest(model, q.instruction);
+    printf("\n");
     for (i = first; i < count; i++) answer(ctx, model, &q, words[i]);
     if (count == first) {
         char line[4096];
