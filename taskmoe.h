@@ -6489,7 +6489,7 @@ TMOE_DEF tmoe_config tmoe_config_default(void)
     c.encoder_ffn = c.decoder_ffn = 384;
     c.encoder_layers = c.decoder_layers = 2;
     c.norm = TMOE_NORM_PRE;
-    c.positions = TMOE_POSITION_LEARNED;
+    c.positions = TMOE_POSITION_ROTARY;
     c.rotary_base = 100.0f;
     c.activation = TMOE_GELU;
     c.source_tokens = 128;
@@ -6504,8 +6504,8 @@ TMOE_DEF tmoe_config tmoe_config_default(void)
     c.router = TMOE_ROUTER_LINEAR_LAYER_SPECIFIC;
     c.router_hidden = 64; /* the paper's final runs */
     c.vectors = TMOE_VECTOR_TEXT;
-    c.vector_width = 64;
-    c.task_input = TMOE_TASK_TEXT;
+    c.vector_width = 256;
+    c.task_input = TMOE_TASK_VECTOR;
     c.seed = 1;
     c.begin_id = TMOE_TOKEN_BEGIN;
     c.pad_id = TMOE_TOKEN_PAD;
@@ -8515,9 +8515,9 @@ TMOE_DEF tmoe_training tmoe_training_default(void)
     tmoe_training t;
     memset(&t, 0, sizeof t);
     t.steps = 5000;
-    t.tasks_per_step = 8;
-    t.examples_per_task = 8;
-    t.lr_model = 2e-3f;
+    t.tasks_per_step = 16;
+    t.examples_per_task = 4;
+    t.lr_model = 3e-3f;
     t.lr_router = 5e-3f;
     t.lr_tasks = 1e-2f;
     t.warmup = 0.06f;
@@ -8526,12 +8526,13 @@ TMOE_DEF tmoe_training tmoe_training_default(void)
     t.beta1 = 0.9f;
     t.beta2 = 0.999f;
     t.clip = 1.0f;
-    t.optimiser = TMOE_OPTIMISER_ADAMW;
+    t.optimiser = TMOE_OPTIMISER_MUON;
     t.lr_matrices = 1e-2f;
     t.momentum = 0.95f; /* Jordan's */
     t.matrix_decay = 0.5f;
+    t.matrix_turns = 1;
     t.train = TMOE_TRAIN_ALL;
-    t.vocabulary = 512;
+    t.vocabulary = 0; /* bytes */
     t.seed = 1;
     return t;
 }

@@ -130,6 +130,7 @@ static void train(tmoe_ctx *ctx, tmoe_model *start, const settings *s)
     t.steps = s->steps;
     t.tasks_per_step = s->groups;
     t.examples_per_task = s->examples;
+    t.optimiser = TMOE_OPTIMISER_ADAMW; /* whose moments fit weights that are trained already */
     t.lr_model = s->lr;
     t.label_smoothing = 0.1f; /* the paper's */
     t.label = "mixture";

@@ -83,7 +83,7 @@ static double bench_model(tmoe_ctx *ctx, const tmoe_suite *suite, const char *na
 {
     tmoe_config config = tmoe_config_default();
     tmoe_training training = tmoe_training_default();
-    tmoe_tokenizer *tokenizer = tmoe_suite_tokenizer(ctx, suite, 512);
+    tmoe_tokenizer *tokenizer = tmoe_suite_tokenizer(ctx, suite, training.vocabulary);
     tmoe_model *model;
     tmoe_trainer *trainer;
     double step[rounds], answer[rounds], score;

@@ -20,6 +20,7 @@ int main(int argc, char **argv)
     c.decoder_heads = 4;
     c.norm = TMOE_NORM_POST;
     c.positions = TMOE_POSITION_LEARNED;
+    c.task_input = TMOE_TASK_TEXT | TMOE_TASK_VECTOR;
     c.experts = 3;
     c.source_tokens = c.target_tokens = 128;
     c.begin_in_target = c.specials_in_text = 1;

@@ -13,6 +13,8 @@ static tmoe_model *small_bart(int experts)
 {
     static const char *const names[2] = { "first task", "second task" };
     tmoe_config c = tmoe_config_default();
+    c.task_input = TMOE_TASK_TEXT;
+    c.positions = TMOE_POSITION_LEARNED;
     tmoe_tokenizer *tokenizer = tmoe_tokenizer_bytes(ctx);
     tmoe_task tasks[2];
     memset(tasks, 0, sizeof tasks);
@@ -40,6 +42,7 @@ static tmoe_model *small_bart(int experts)
 static void test_a_model_may_lack_the_last_tokens_of_its_tokenizer(void)
 {
     tmoe_config c = tmoe_config_default();
+    c.task_input = 0;
     tmoe_tokenizer *tokenizer = tmoe_tokenizer_bytes(ctx);
     char text[200];
     c.width = 16;

@@ -6,7 +6,7 @@
 #include "test.h"
 #include "generate.h"
 #include "small.h"
-static const tmoei_guide first_task = { 0, NULL, NULL };
+static const tmoei_guide first_task = { 0, NULL, NULL }, second_task = { 1, NULL, NULL };
 
 static double loss_of(set *s)
 {
@@ -1891,6 +1891,7 @@ static void test_requests_answered_together_are_as_each_alone(void)
         c.experts = 1;
         c.vocabulary = 24;
         c.seed = (uint64_t)seed;
+        c.task_input = 0;
         c.positions = seed % 2 ? TMOE_POSITION_LEARNED : TMOE_POSITION_ROTARY;
         c.source_tokens = 16;
         c.target_tokens = 14;
@@ -1957,6 +1958,7 @@ static void test_alternating_updates_leave_the_other_part_alone(void)
     tmoe_config c = small_config();
     tmoe_training t = small_training();
     c.vectors = TMOE_VECTOR_LEARNED;
+    t.optimiser = TMOE_OPTIMISER_ADAMW;
     t.alternate_steps = 2;
     t.weight_decay = 0.1f;
     set s = make(1, &c, &t);
@@ -2437,6 +2439,7 @@ static void test_task_vectors_of_a_dense_model(void)
         tmoe_config c = small_config();
         tmoe_training t = small_training();
         c.experts = 1;
+        c.task_input = TMOE_TASK_TEXT | TMOE_TASK_VECTOR;
         set s = make(1, &c, &t);
         if (!s.trainer) return;
         for (int i = 0; i < 20; i++) CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
@@ -2469,7 +2472,8 @@ static void test_task_vectors_of_a_dense_model(void)
                 source.offsets = offsets;
                 source.sequences = 1;
                 source.tokens = offsets[1] = (int)count;
-                CHECK(tmoei_evaluation_pass(s.model, &first_task, s.model->tape, &pass) == TMOE_OK);
+                CHECK(
+                    tmoei_evaluation_pass(s.model, &second_task, s.model->tape, &pass) == TMOE_OK);
                 const tmoe_tensor *h = tmoei_encode(&pass, &source);
                 for (int r = 0; h && r < h->rows; r++)
                     for (int d = 0; d < c.width; d++)

@@ -244,6 +244,8 @@ static int reference_open(reference *r, tmoe_router_kind router, const char *nam
     c.source_tokens = c.target_tokens = 32;
     c.norm = TMOE_NORM_POST;
     c.positions = TMOE_POSITION_LEARNED;
+    c.task_input = TMOE_TASK_TEXT;
+    t.optimiser = TMOE_OPTIMISER_ADAMW;
     c.experts = 3;
     c.mix = TMOE_MIX_OUTPUT;
     c.selection = selection;
