@@ -72,6 +72,23 @@ static tmoe_training small_training(void)
     return t;
 }
 
+/* The paper's model and optimiser, for tests that compute its steps by hand: the encoder reads the
+ * instruction, positions are learned, AdamW moves everything. */
+static inline tmoe_config paper_config(void)
+{
+    tmoe_config c = small_config();
+    c.task_input = TMOE_TASK_TEXT;
+    c.positions = TMOE_POSITION_LEARNED;
+    return c;
+}
+
+static inline tmoe_training paper_training(void)
+{
+    tmoe_training t = small_training();
+    t.optimiser = TMOE_OPTIMISER_ADAMW;
+    return t;
+}
+
 /* Memory comes full of NaN: reading what was not written shows. */
 static void *poisoned(size_t size, void *user)
 {

@@ -32,7 +32,7 @@ static void louder(const tmoe_model *model)
 /* Takes steps, and nothing moves. */
 static tmoe_training still_training(void)
 {
-    tmoe_training t = small_training();
+    tmoe_training t = paper_training();
     t.lr_model = t.lr_router = t.lr_tasks = 0.0f;
     return t;
 }
@@ -97,7 +97,7 @@ static void test_gumbel_is_evaluated_as_the_mixture_without_noise(void)
     float routes[3][6], vector[16], zeros[16] = { 0.0f };
     for (int j = 0; j < 16; j++) vector[j] = tmoei_normal(4, 1, (uint64_t)j);
     for (int k = 0; k < 3; k++) {
-        tmoe_config c = small_config();
+        tmoe_config c = paper_config();
         const tmoe_training t = still_training();
         float even[6], other[6], *a, *b;
         size_t n = 0;
@@ -161,7 +161,7 @@ static void test_gumbel_is_evaluated_as_the_mixture_without_noise(void)
  * and for every task; r = softmax((z + g) / tau). */
 static void test_training_noise_is_gumbels_and_new_in_every_step(void)
 {
-    tmoe_config c = small_config();
+    tmoe_config c = paper_config();
     const tmoe_training t = still_training();
     double mean = 0.0, squares = 0.0, below = 0.0, count = 0.0, expected[6] = { 0.0 };
     float before[384], route[6];
@@ -222,8 +222,8 @@ static void test_noise_of_the_extreme_random_numbers_is_finite(void)
 static void test_random_routes_stay_with_a_task_or_are_fresh_for_an_example(void)
 {
     for (int n = 1; n <= 3; n++) {
-        tmoe_config c = small_config();
-        const tmoe_training t = small_training();
+        tmoe_config c = paper_config();
+        const tmoe_training t = paper_training();
         tmoe_progress p;
         float routes[18], again[6];
         int differ = 0;
@@ -252,7 +252,7 @@ static void test_random_routes_stay_with_a_task_or_are_fresh_for_an_example(void
                 && memcmp(again, routes + 6 * task, sizeof again) == 0);
         unmake(&s);
     }
-    tmoe_config c = small_config();
+    tmoe_config c = paper_config();
     tmoe_training t = still_training();
     tmoe_progress p;
     int used[6] = { 0 };
@@ -276,7 +276,7 @@ static void test_random_routes_stay_with_a_task_or_are_fresh_for_an_example(void
  * by one expert, any of them; the rest is as it was. */
 static void test_exploration_replaces_routes_by_one_expert_or_all(void)
 {
-    tmoe_config c = small_config();
+    tmoe_config c = paper_config();
     tmoe_training t = still_training();
     tmoe_progress p;
     float route[6];
@@ -315,7 +315,7 @@ static void test_exploration_replaces_routes_by_one_expert_or_all(void)
  * (not the entropy of the mean). */
 static void test_route_statistics_are_means_over_the_tasks(void)
 {
-    tmoe_config c = small_config();
+    tmoe_config c = paper_config();
     const tmoe_training t = still_training();
     tmoe_progress p;
     double use[6] = { 0.0 }, entropy[2] = { 0.0, 0.0 };
@@ -341,8 +341,8 @@ static void test_route_statistics_are_means_over_the_tasks(void)
 static void test_unseen_tasks_are_routed_by_the_router_or_by_the_nearest(void)
 {
     static const char text[] = "Write the first letter in upper case.";
-    tmoe_config c = small_config();
-    const tmoe_training t = small_training();
+    tmoe_config c = paper_config();
+    const tmoe_training t = paper_training();
     float route[6], own[6], vector[16], cosines[3];
     double weights[3], expected[6] = { 0.0 };
     int tasks[3];
@@ -370,11 +370,11 @@ static void test_unseen_tasks_are_routed_by_the_router_or_by_the_nearest(void)
 static void test_zero_shot_depends_on_vectors_and_selection(void)
 {
     static const char text[] = "Write the first letter in upper case.";
-    const tmoe_training t = small_training();
+    const tmoe_training t = paper_training();
     float router[6], nearest[6], average[6], masked[6];
     for (int vectors = 0; vectors < 3; vectors++)
         for (int selection = 0; selection < 6; selection++) {
-            tmoe_config c = small_config();
+            tmoe_config c = paper_config();
             c.vectors = (tmoe_vector_kind)vectors;
             c.selection = (tmoe_selection)selection;
             c.vocabulary = 0;
@@ -431,8 +431,8 @@ static bytes bytes_of(set *s)
 static void test_straight_through_outputs_equal_the_dense_computation(void)
 {
     static const int lines[3] = { 0, 1, 2 };
-    tmoe_config c = small_config();
-    const tmoe_training t = small_training();
+    tmoe_config c = paper_config();
+    const tmoe_training t = paper_training();
     float r[2][6], dr[2][6], *grads;
     double loss[2] = { 0.0, 0.0 }, most = 0.0;
     c.selection = TMOE_SELECT_STRAIGHT_THROUGH;
@@ -481,8 +481,8 @@ static void test_unselected_experts_neither_run_nor_move(void)
 {
     static const tmoe_selection kinds[3] = { TMOE_SELECT_STRAIGHT_THROUGH, TMOE_SELECT_RANDOM_TASK,
         TMOE_SELECT_RANDOM_EXAMPLE };
-    tmoe_config c = small_config();
-    tmoe_training t = small_training();
+    tmoe_config c = paper_config();
+    tmoe_training t = paper_training();
     bytes dense;
     size_t forward;
     t.tasks_per_step = t.examples_per_task = 1;
@@ -560,8 +560,8 @@ static void watched(void *user, float *gradients, size_t count)
 static void test_the_optimiser_is_adamw_by_hand(void)
 {
     for (int alternate = 0; alternate < 3; alternate += 2) {
-        tmoe_config c = small_config();
-        tmoe_training t = small_training();
+        tmoe_config c = paper_config();
+        tmoe_training t = paper_training();
         watch w = { NULL, 0 };
         int moved[2] = { 0, 0 }, clipped = 0;
         c.vectors = TMOE_VECTOR_LEARNED;
@@ -638,8 +638,8 @@ static void test_the_optimiser_is_adamw_by_hand(void)
  * added to their gradient. */
 static void test_expert_regularisation_draws_experts_together(void)
 {
-    tmoe_config c = small_config();
-    tmoe_training t = small_training();
+    tmoe_config c = paper_config();
+    tmoe_training t = paper_training();
     float *g[2];
     size_t n = 0;
     int left = 0;
@@ -705,7 +705,7 @@ static void test_expert_regularisation_draws_experts_together(void)
  * have few or many. */
 static void test_the_loss_is_the_mean_over_target_tokens(void)
 {
-    tmoe_config c = small_config();
+    tmoe_config c = paper_config();
     const tmoe_training t = still_training();
     tmoe_progress p;
     double loss = 0.0;
@@ -727,8 +727,8 @@ static void test_the_loss_is_the_mean_over_target_tokens(void)
  * evaluation: no noise, exploration, dropout, smoothing. */
 static void test_validation_loss_is_plain_and_of_lines_not_trained_on(void)
 {
-    tmoe_config c = small_config();
-    tmoe_training t = small_training();
+    tmoe_config c = paper_config();
+    tmoe_training t = paper_training();
     double loss = 0.0;
     int tokens = 0;
     c.selection = TMOE_SELECT_GUMBEL;
@@ -765,8 +765,8 @@ static int spoil(void *user, const tmoe_progress *p)
 
 static void test_training_ends_with_the_best_parameters(void)
 {
-    tmoe_config c = small_config();
-    tmoe_training t = small_training();
+    tmoe_config c = paper_config();
+    tmoe_training t = paper_training();
     t.steps = 12;
     t.validation_lines = 3;
     t.evaluate_every_steps = 4;
@@ -782,7 +782,7 @@ static void test_training_ends_with_the_best_parameters(void)
 /* Few-shot training keeps the step of the best, too. Nothing is learned here: the first is best. */
 static void test_few_shot_keeps_the_step_of_the_best(void)
 {
-    tmoe_config c = small_config();
+    tmoe_config c = paper_config();
     const tmoe_training t = still_training();
     double dev = (double)NAN;
     set s = make(1, &c, &t);
@@ -794,8 +794,8 @@ static void test_few_shot_keeps_the_step_of_the_best(void)
 /* The training's label need not outlive the call that takes it. */
 static void test_the_label_of_a_training_is_copied(void)
 {
-    tmoe_config c = small_config();
-    tmoe_training t = small_training();
+    tmoe_config c = paper_config();
+    tmoe_training t = paper_training();
     tmoe_progress p;
     char label[8] = "first";
     t.label = label;
@@ -811,8 +811,8 @@ static void test_the_label_of_a_training_is_copied(void)
 static void test_the_best_parameters_keep_their_temperature(void)
 {
     const char *path = "build/test_best.safetensors";
-    tmoe_config c = small_config();
-    tmoe_training t = small_training();
+    tmoe_config c = paper_config();
+    tmoe_training t = paper_training();
     t.steps = 12;
     t.validation_lines = 3;
     t.evaluate_every_steps = 4;
@@ -843,8 +843,8 @@ static void test_decoding_begins_as_training_does(void)
 {
     static const int starts[3] = { 2, 0, 3 + 'x' };
     for (int k = 0; k < 3; k++) {
-        tmoe_config c = small_config();
-        const tmoe_training t = small_training();
+        tmoe_config c = paper_config();
+        const tmoe_training t = paper_training();
         tmoe_generation how;
         int lengths[3], tokens[12], counts[3];
         size_t n = 0;
@@ -876,8 +876,8 @@ static void test_decoding_begins_as_training_does(void)
 /* MHR-mu: experts to one dense layer without a route is their average. */
 static void test_a_dense_start_is_the_average_of_the_experts(void)
 {
-    tmoe_config c = small_config();
-    const tmoe_training t = small_training();
+    tmoe_config c = paper_config();
+    const tmoe_training t = paper_training();
     c.expert_noise = 1.0f;
     set s = make(1, &c, &t);
     c.experts = 1;
@@ -912,8 +912,8 @@ static void test_stage_two_begins_anew_at_three_hundred(void)
 {
     tmoe_ctx *ctx = context(1);
     tmoe_suite *suite = small_suite(ctx);
-    tmoe_config c = small_config(), dense = small_config();
-    tmoe_training one = small_training(), two = still_training();
+    tmoe_config c = paper_config(), dense = paper_config();
+    tmoe_training one = paper_training(), two = still_training();
     one.steps = 20;
     one.lr_model = 1e-2f;
     two.steps = 20;
@@ -950,8 +950,8 @@ static void test_stage_two_begins_anew_at_three_hundred(void)
  * between rows of length 1. */
 static void test_fisher_vectors_are_squares_of_gradients(void)
 {
-    tmoe_config c = small_config();
-    tmoe_training t = small_training();
+    tmoe_config c = paper_config();
+    tmoe_training t = paper_training();
     float vectors[9];
     double rows[3][2000], wanted[3], found[3];
     size_t F = 0;
@@ -1011,8 +1011,8 @@ static const char *const ys[10] = { "y", "y", "y", "y", "y", "y", "y", "y", "y",
  * it.", and only when cold, as at its step 20. */
 static tmoe_model *that_says_y(tmoe_ctx *ctx, tmoe_suite *suite)
 {
-    tmoe_config c = small_config();
-    tmoe_training t = small_training();
+    tmoe_config c = paper_config();
+    tmoe_training t = paper_training();
     size_t n, m;
     CHECK(add_task(suite, "y", NULL, "Say it.", TMOE_PART_TRAIN, letters, ys, 10, 1) == TMOE_OK);
     c.experts = 1;

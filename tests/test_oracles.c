@@ -337,7 +337,7 @@ static double reference_gradients(reference *r, int noise)
     }
     for (int g = 0; g < K; g++) {
         reference_batch(r, groups[g], counts[g]);
-        tmoei_step_group(r->trainer, routes, g, 1.0f, &loss);
+        tmoei_step_group(r->trainer, routes, g, g, 1.0f, &loss);
     }
     if (routes->wants_grad) CHECK(tmoei_tape_backward(r->trainer->router_tape) == TMOE_OK);
     CHECK(r->ctx->error == TMOE_OK);
