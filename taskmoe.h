@@ -734,10 +734,11 @@ typedef struct tmoe_config {
     tmoe_router_kind router;
     int router_hidden; /* width of the router's hidden layer, at most 65,536 */
     tmoe_vector_kind vectors;
-    int vector_width;                       /* of a task vector */
-    int task_input;                         /* TMOE_TASK_ bits */
-    int begin_in_target;                    /* kept; 1: targets begin with <s>, as BART's do */
-    int specials_in_text;                   /* 1: <mask> and the like in a text are tokens */
+    int vector_width;     /* of a task vector */
+    int word_pairs;       /* 1: pairs of neighbouring words count in text vectors; 0: words alone */
+    int task_input;       /* TMOE_TASK_ bits */
+    int begin_in_target;  /* kept; 1: targets begin with <s>, as BART's do */
+    int specials_in_text; /* 1: <mask> and the like in a text are tokens */
     int start_id, begin_id, pad_id, end_id; /* kept; the decoder's first token; <s>, <pad>, </s> */
     tmoe_position_kind positions;           /* kept; ROTARY needs heads of an even width */
     float rotary_base; /* kept; above 1: the slowest pair of ROTARY turns by about 1/base a token */
@@ -5856,8 +5857,10 @@ struct tmoe_suite {
 };
 
 /* ---- task vectors from text ----
- * Feature hashing (Weinberger 2009): every word and every character 3-gram of the lower-cased
- * instruction adds its weight, with a sign, to one of k places; its hash chooses place and sign.
+ * Feature hashing (Weinberger 2009): every word, every character 3-gram and, if wanted, every pair of
+ * neighbouring words of the lower-cased instruction adds its weight, with a sign, to one of k
+ * places; its hash chooses place and sign. Without pairs "the first word without its last letter"
+ * and "the last word without its first letter" are the same.
  * The vector is scaled to length sqrt(k), so that its entries are of size 1 like those of a learned
  * embedding after training. Bytes outside ASCII count as letters, so texts of every script have
  * features. */
@@ -5866,7 +5869,8 @@ struct tmoe_suite {
 typedef enum tmoei_feature { /* keeps equal texts of different kinds apart */
     TMOEI_FEATURE_WORD,
     TMOEI_FEATURE_GRAM,
-    TMOEI_FEATURE_GRAM_FIRST /* the gram begins the word; it may be shorter than 3 */
+    TMOEI_FEATURE_GRAM_FIRST, /* the gram begins the word; it may be shorter than 3 */
+    TMOEI_FEATURE_PAIR        /* two words and what is between them */
 } tmoei_feature;
 
 static void tmoei_text_feature(const char *text, size_t n, tmoei_feature kind, float weight, int k,
@@ -5886,10 +5890,11 @@ static double tmoei_text_dot(const float *a, const float *b, int k)
     return dot;
 }
 
-static void tmoei_text_vector(const char *text, int k, float *vector)
+static void tmoei_text_vector(const tmoe_config *config, const char *text, float *vector)
 {
     const size_t length = strlen(text);
-    size_t at = 0;
+    const int k = config->vector_width;
+    size_t at = 0, before = length; /* where the word before begins */
     memset(vector, 0, (size_t)k * sizeof(float));
     while (at < length) {
         const size_t first = at; /* of a word */
@@ -5900,8 +5905,12 @@ static void tmoei_text_vector(const char *text, int k, float *vector)
             tmoei_text_feature(text + from, at - from + 1, kind, TMOEI_GRAM_WEIGHT, k, vector);
             at++;
         }
-        if (at > first)
+        if (at > first) {
             tmoei_text_feature(text + first, at - first, TMOEI_FEATURE_WORD, 1.0f, k, vector);
+            if (config->word_pairs && before < first)
+                tmoei_text_feature(text + before, at - before, TMOEI_FEATURE_PAIR, 1.0f, k, vector);
+            before = first;
+        }
         at++; /* past the byte that ended the word */
     }
 
@@ -6391,12 +6400,13 @@ static const tmoei_field tmoei_config_fields[] = { /* all but the seed, which ha
     TMOEI_FLOAT(init_std, 0, FLT_MAX), TMOEI_SIZE(start_id, 0), TMOEI_SIZE(begin_id, 0),
     TMOEI_SIZE(pad_id, 0), TMOEI_SIZE(end_id, 0),
     TMOEI_KEPT(positions, TMOE_POSITION_LEARNED, TMOE_POSITION_ROTARY),
-    TMOEI_FIELD("rotary_base", rotary_base, FLOAT, TMOEI_ABOVE_1, FLT_MAX, 1)
+    TMOEI_FIELD("rotary_base", rotary_base, FLOAT, TMOEI_ABOVE_1, FLT_MAX, 1),
+    TMOEI_INT(word_pairs, 0, 1)
 };
 
 enum {
     TMOEI_CONFIG_FIELDS = sizeof tmoei_config_fields / sizeof *tmoei_config_fields,
-    TMOEI_CONFIG_FIELDS_3 = TMOEI_CONFIG_FIELDS - 2 /* those of files of format 2 and 3 */
+    TMOEI_CONFIG_FIELDS_3 = TMOEI_CONFIG_FIELDS - 3 /* those of files of format 2 and 3 */
 };
 
 #undef TMOEI_STRUCT
@@ -6504,7 +6514,8 @@ TMOE_DEF tmoe_config tmoe_config_default(void)
     c.router = TMOE_ROUTER_LINEAR_LAYER_SPECIFIC;
     c.router_hidden = 64; /* the paper's final runs */
     c.vectors = TMOE_VECTOR_TEXT;
-    c.vector_width = 256;
+    c.vector_width = 512;
+    c.word_pairs = 1;
     c.task_input = TMOE_TASK_VECTOR;
     c.seed = 1;
     c.begin_id = TMOE_TOKEN_BEGIN;
@@ -6556,7 +6567,7 @@ static tmoe_result tmoei_model_copy_tasks(tmoe_model *model, const tmoe_task *ta
         to->name = tmoei_own_text(own, from->name, strlen(from->name));
         to->instruction = tmoei_own_text(own, from->instruction, strlen(from->instruction));
         to->category = tmoei_own_text(own, category, strlen(category));
-        tmoei_text_vector(from->instruction, (int)k, model->text_vectors + t * k);
+        tmoei_text_vector(&model->config, from->instruction, model->text_vectors + t * k);
     }
     return model->ctx->error;
 }
@@ -6800,7 +6811,7 @@ static void tmoei_task_fix(tmoe_model *model, const tmoe_model *from)
     const int known = tmoe_model_find_task(from, model->tasks[0].name);
     float *vector = (float *)tmoei_own(&model->own, 2 * (size_t)k, sizeof(float));
     if (!vector) return;
-    tmoei_text_vector(model->tasks[0].instruction, k, vector + k);
+    tmoei_text_vector(&from->config, model->tasks[0].instruction, vector + k);
     tmoei_vector_unseen(from, vector + k, vector);
     if (known >= 0)
         memcpy(vector, from->theta + from->vectors + (size_t)known * (size_t)k,
@@ -8036,7 +8047,7 @@ TMOE_DEF int tmoe_model_nearest_tasks(tmoe_model *model, const char *instruction
     }
     if (count < 1 || !instruction) return 0;
 
-    tmoei_text_vector(instruction, k, model->asked_vector);
+    tmoei_text_vector(&model->config, instruction, model->asked_vector);
     for (int t = 0; t < model->N; t++) {
         const float *known = model->text_vectors + (size_t)t * (size_t)k;
         const float cosine = tmoei_cosine(model->asked_vector, known, k);
@@ -8059,7 +8070,7 @@ TMOE_DEF tmoe_result tmoe_vector_unseen(tmoe_model *model, const char *instructi
     tmoei_begin(model->ctx);
     if (!instruction)
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "vector_unseen: the instruction is NULL");
-    tmoei_text_vector(instruction, model->config.vector_width, model->asked_vector);
+    tmoei_text_vector(&model->config, instruction, model->asked_vector);
     tmoei_vector_unseen(model, model->asked_vector, vector);
     return TMOE_OK;
 }
@@ -8080,7 +8091,7 @@ TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instructio
         return TMOE_OK;
     }
     if (model->R == 0) return TMOE_OK;
-    tmoei_text_vector(instruction, model->config.vector_width, model->asked_vector);
+    tmoei_text_vector(&model->config, instruction, model->asked_vector);
     if (how == TMOE_ZERO_SHOT_ROUTER && model->config.vectors == TMOE_VECTOR_TEXT)
         return tmoei_routes_of_vectors(model, model->asked_vector, 1, route);
     TMOEI_TRY(tmoei_routes_refresh(model));
@@ -14505,6 +14516,7 @@ static tmoe_model *tmoei_model_from_json(tmoe_ctx *ctx, const tmoei_json *parts,
     tmoe_model *model = NULL;
     int count = 0;
     c.positions = TMOE_POSITION_LEARNED; /* of old files */
+    c.word_pairs = 0;
     (void)tmoei_fields_from_json(ctx, config, path, &c, tmoei_config_fields,
         old ? TMOEI_CONFIG_FIELDS_3 : TMOEI_CONFIG_FIELDS, 1);
     if (!tmoei_json_is_string(config, seed) || step->kind != TMOEI_JSON_NUMBER

@@ -25,6 +25,7 @@ static void classic(tmoe_config *c, tmoe_training *t)
     c->task_input = TMOE_TASK_TEXT;
     c->positions = TMOE_POSITION_LEARNED;
     c->vector_width = 64;
+    c->word_pairs = 0;
     t->optimiser = TMOE_OPTIMISER_ADAMW;
     t->lr_model = 2e-3f;
     t->tasks_per_step = t->examples_per_task = 8;

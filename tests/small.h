@@ -79,6 +79,7 @@ static inline tmoe_config paper_config(void)
     tmoe_config c = small_config();
     c.task_input = TMOE_TASK_TEXT;
     c.positions = TMOE_POSITION_LEARNED;
+    c.word_pairs = 0;
     return c;
 }
 

@@ -348,7 +348,7 @@ static void test_unseen_tasks_are_routed_by_the_router_or_by_the_nearest(void)
     int tasks[3];
     set s = make(1, &c, &t);
     louder(s.model);
-    tmoei_text_vector(text, 16, vector);
+    tmoei_text_vector(&c, text, vector);
     CHECK(tmoe_route_of_vector(s.model, vector, own) == TMOE_OK
         && tmoe_route_unseen(s.model, text, TMOE_ZERO_SHOT_ROUTER, route) == TMOE_OK);
     CHECK(memcmp(route, own, sizeof own) == 0);
@@ -364,6 +364,28 @@ static void test_unseen_tasks_are_routed_by_the_router_or_by_the_nearest(void)
     for (int j = 0; j < 6; j++) CHECK_NEAR(route[j], expected[j], 1e-5);
     CHECK(fabsf(route[0] - own[0]) > 1e-3f);
     unmake(&s);
+}
+
+/* A bag of words does not tell these two from one another; with pairs of words it does. A model of
+ * an older file has none, and keeps the vectors that its router was trained on. */
+static void test_pairs_of_words_tell_instructions_of_the_same_words_apart(void)
+{
+    static const char *const texts[2] = { "Write the first word without its last letter.",
+        "Write the last word without its first letter." };
+    for (int pairs = 0; pairs < 2; pairs++) {
+        tmoe_config c = paper_config();
+        float a[64], b[64];
+        c.vector_width = 64;
+        c.word_pairs = pairs;
+        tmoei_text_vector(&c, texts[0], a);
+        tmoei_text_vector(&c, texts[1], b);
+        CHECK_NEAR(tmoei_text_dot(a, a, 64), 64.0, 1e-4); /* their length is sqrt(k) */
+        CHECK_NEAR(tmoei_text_dot(b, b, 64), 64.0, 1e-4);
+        if (pairs)
+            CHECK(tmoei_cosine(a, b, 64) < 0.9f);
+        else
+            CHECK(tmoei_cosine(a, b, 64) > 0.9999f);
+    }
 }
 
 /* What `how` does for each kind of vectors, and which selections know nothing of tasks. */
@@ -1137,6 +1159,7 @@ TEST_MAIN("test_method", RUN(test_gumbel_is_evaluated_as_the_mixture_without_noi
           RUN(test_exploration_replaces_routes_by_one_expert_or_all);
           RUN(test_route_statistics_are_means_over_the_tasks);
           RUN(test_unseen_tasks_are_routed_by_the_router_or_by_the_nearest);
+          RUN(test_pairs_of_words_tell_instructions_of_the_same_words_apart);
           RUN(test_zero_shot_depends_on_vectors_and_selection);
           RUN(test_straight_through_outputs_equal_the_dense_computation);
           RUN(test_unselected_experts_neither_run_nor_move);

@@ -798,8 +798,8 @@ static void test_two_stages_keep_the_router_and_sharpen(void)
  * labels. */
 static void test_ranking_takes_the_most_likely_label(void)
 {
-    tmoe_config c = small_config();
-    tmoe_training training = small_training();
+    tmoe_config c = paper_config();
+    tmoe_training training = paper_training();
     static const char *const labels[3] = { "#", "ANT", "no" },
                              *const inputs[3] = { "ant", "bee", "cat" };
     int chosen[3], differ = 0;
@@ -1218,8 +1218,8 @@ static void file_of_version_0_1(const char *path)
 static void test_files_of_version_0_1_are_read(void)
 {
     const char *path = "build/test_0_1.safetensors";
-    tmoe_config c = small_config();
-    tmoe_training t = small_training();
+    tmoe_config c = paper_config();
+    tmoe_training t = paper_training();
     c.positions = TMOE_POSITION_LEARNED;
     set a = make(1, &c, &t);
     for (int i = 0; i < 4; i++) CHECK(tmoe_trainer_step(a.trainer, NULL) == TMOE_OK);
@@ -1246,8 +1246,8 @@ static void test_files_of_version_0_1_are_read(void)
 static void test_a_file_without_positions_has_learned_ones(void)
 {
     const char *path = "build/test_early.safetensors";
-    tmoe_config c = small_config();
-    const tmoe_training t = small_training();
+    tmoe_config c = paper_config();
+    const tmoe_training t = paper_training();
     c.positions = TMOE_POSITION_LEARNED;
     set s = make(1, &c, &t);
     size_t size;
