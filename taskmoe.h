@@ -942,7 +942,8 @@ typedef enum tmoe_optimiser {
 
 /* How to train. Start from tmoe_training_default(); tmoe_trainer_create checks all fields. */
 typedef struct tmoe_training {
-    /* A step takes tasks_per_step tasks and examples_per_task lines of each, or all there are. */
+    /* A step takes tasks_per_step tasks and examples_per_task lines of each, or all there are. Both
+     * come in epochs: all once, in a random order, before any comes again. */
     int steps;             /* at least 1 */
     int tasks_per_step;    /* 1 to 120 */
     int examples_per_task; /* 1 to 1,024 */
@@ -2003,6 +2004,19 @@ static int tmoei_draw(uint64_t seed, uint64_t stream, uint64_t counter, int *ord
     return tmoei_least(wanted, n);
 }
 
+/* Deals `wanted` numbers below n to `out`, from place `first` of an endless row of shuffles: each
+ * number comes once in every n. order (n) is scratch. A shuffle uses n counters. */
+static void tmoei_deal(uint64_t seed, uint64_t stream, uint64_t first, int *order, int n,
+    int wanted, int *out)
+{
+    const uint64_t size = (uint64_t)n;
+    for (uint64_t i = 0; i < (uint64_t)wanted; i++) {
+        const uint64_t at = first + i;
+        if (i == 0 || at % size == 0) (void)tmoei_draw(seed, stream, at / size * size, order, n, n);
+        out[i] = order[at % size];
+    }
+}
+
 /* ---- streams ----
  * No two of these meet, even where their seeds are equal:
  *   stream           seed      used for                               counters
@@ -2011,9 +2025,10 @@ static int tmoei_draw(uint64_t seed, uint64_t stream, uint64_t counter, int *ord
  *   GROUP_ROUTES     model     routes of RANDOM_EXAMPLE               64 a line and layer
  *   GUMBEL           training  noise on the router's logits           1 a logit
  *   EXPLORE          training  routes instead of the router's         2 a task and layer
- *   BATCH            training  tasks of a step, lines of a task       tmoei_batch_counter
+ *   TASKS            training  tasks of the steps, in epochs          1 a task of an epoch
+ *   LINES | task     training  lines of a task, in epochs             1 a line of an epoch
  *   FEW_SHOT         few-shot  order of a task's lines                1 a line
- *   ACCEPTED         training  accepted outputs of a task's lines     tmoei_batch_counter
+ *   ACCEPTED         training  accepted outputs of a step's groups    2^17 a step
  *   DROPOUT | ...    training  masks, a stream for each step's group  1 a mask
  *   PERMUTATION | i  the call  tmoe_route_correlations, draw i        1 a task
  *   RESAMPLE | i     the call  tmoe_compare, draw i                   1 a task */
@@ -2027,7 +2042,7 @@ enum {
     TMOEI_STREAM_GROUP_ROUTES,
     TMOEI_STREAM_GUMBEL,
     TMOEI_STREAM_EXPLORE,
-    TMOEI_STREAM_BATCH,
+    TMOEI_STREAM_TASKS,
     TMOEI_STREAM_FEW_SHOT,
     TMOEI_STREAM_ACCEPTED
 };
@@ -2036,22 +2051,16 @@ enum {
 #define TMOEI_STREAM_DROPOUT (UINT64_C(1) << 56)
 #define TMOEI_STREAM_PERMUTATION (UINT64_C(2) << 56)
 #define TMOEI_STREAM_RESAMPLE (UINT64_C(3) << 56)
+#define TMOEI_STREAM_LINES (UINT64_C(4) << 56)
 
 /* Groups of a step: tasks, or lines where each has a route of its own. */
-enum { TMOEI_GROUP_BITS = 17, TMOEI_BATCH_DRAWS = 128 };
+enum { TMOEI_GROUP_BITS = 17 };
 
 typedef char tmoei_groups_fit[TMOEI_GROUPS_MAX * TMOEI_EXAMPLES_MAX >> TMOEI_GROUP_BITS ? -1 : 1];
-typedef char tmoei_draws_fit[TMOEI_GROUPS_MAX < TMOEI_BATCH_DRAWS ? 1 : -1];
 
-static uint64_t tmoei_dropout_stream(int64_t step, int group)
+static uint64_t tmoei_group_number(int64_t step, int group)
 {
-    return TMOEI_STREAM_DROPOUT | (uint64_t)step << TMOEI_GROUP_BITS | (uint64_t)group;
-}
-
-/* The first counter of a draw: draw 0 is of a step's tasks, draw 1 + g of the lines of task g. */
-static uint64_t tmoei_batch_counter(int64_t step, int draw)
-{
-    return ((uint64_t)step * TMOEI_BATCH_DRAWS + (uint64_t)draw) * TMOEI_EXAMPLES_MAX;
+    return (uint64_t)step << TMOEI_GROUP_BITS | (uint64_t)group;
 }
 
 /* ==== >>machine: processor, caches, floating-point mode ======================================= */
@@ -8375,7 +8384,7 @@ static size_t tmoei_target_length(const tmoe_model *model, const tmoei_texts *te
 /* ==== >>training: packed groups of tasks, AdamW and Muon, the loop ===============================
  * A step's batch is K groups, each of one task. The step runs in this order:
  *
- *   1. the tasks and their lines are drawn;
+ *   1. the tasks and their lines are dealt, both in epochs;
  *   2. the router runs forward for the K tasks, on a tape of its own;
  *   3. on that tape, with PARAM mix, the experts are merged for the K tasks;
  *   4. each group runs forward and backward on the other tape, and leaves its row of dl/droute, or
@@ -8435,7 +8444,7 @@ struct tmoe_trainer {
     size_t example_count;
 
     /* A step's draws. */
-    int *task_order;    /* (tasks) a shuffle; the first K are the step's */
+    int *task_order;    /* (tasks) an epoch's shuffle */
     int *example_order; /* (examples) a shuffle of one task's lines */
     int *step_tasks;    /* (K) indices in the model */
     int *counts;        /* (K) lines of each task */
@@ -8996,29 +9005,36 @@ static double tmoei_expert_distance(const tmoe_model *model, int l, float *grads
 static uint64_t tmoei_accepted_of(const tmoe_trainer *trainer, int g)
 {
     return tmoei_random(trainer->training.seed, TMOEI_STREAM_ACCEPTED,
-        tmoei_batch_counter(trainer->steps_done, 1 + g));
+        tmoei_group_number(trainer->steps_done, g));
 }
 
-/* Draws the step's tasks and each one's lines, and counts their target positions. Returns K. */
+/* Deals the step's tasks and each one's lines, and counts their target positions. Returns K. Tasks
+ * come in epochs: each once, in a new order, before any comes again. So in epoch e a task has had
+ * its lines e times; these come in epochs, too. A step in which two epochs meet may have a task
+ * twice. */
 static int tmoei_step_draw(tmoe_trainer *trainer)
 {
     const tmoe_training *t = &trainer->training;
-    const int64_t step = trainer->steps_done;
-    const int most = t->examples_per_task;
-    const int K = tmoei_draw(t->seed, TMOEI_STREAM_BATCH, tmoei_batch_counter(step, 0),
-        trainer->task_order, trainer->task_count, t->tasks_per_step);
+    const uint64_t N = (uint64_t)trainer->task_count;
+    const int most = t->examples_per_task, K = tmoei_least(t->tasks_per_step, trainer->task_count);
+    const uint64_t dealt = (uint64_t)trainer->steps_done * (uint64_t)K;
+    int places[TMOEI_GROUPS_MAX];
+    tmoei_deal(t->seed, TMOEI_STREAM_TASKS, dealt, trainer->task_order, (int)N, K, places);
 
     trainer->targets = 0.0;
     for (int g = 0; g < K; g++) {
-        const tmoei_trained_task *task = &trainer->tasks[trainer->task_order[g]];
+        const tmoei_trained_task *task = &trainer->tasks[places[g]];
+        const uint64_t epoch = (dealt + (uint64_t)g) / N;
         const uint64_t random = tmoei_accepted_of(trainer, g);
+        const int count = tmoei_least(most, task->count);
+        int *chosen = trainer->chosen + g * most;
         trainer->step_tasks[g] = task->task;
-        trainer->counts[g] = tmoei_draw(t->seed, TMOEI_STREAM_BATCH,
-            tmoei_batch_counter(step, 1 + g), trainer->example_order, task->count, most);
-        for (int i = 0; i < trainer->counts[g]; i++) {
-            const int chosen = (int)task->first + trainer->example_order[i];
-            const size_t text = tmoei_accepted(&trainer->examples[chosen], i, random);
-            trainer->chosen[g * most + i] = chosen;
+        trainer->counts[g] = count;
+        tmoei_deal(t->seed, TMOEI_STREAM_LINES | (uint64_t)places[g], epoch * (uint64_t)count,
+            trainer->example_order, task->count, count, chosen);
+        for (int i = 0; i < count; i++) {
+            chosen[i] += (int)task->first;
+            const size_t text = tmoei_accepted(&trainer->examples[chosen[i]], i, random);
             trainer->targets += (double)tmoei_target_length(trainer->model, &trainer->texts, text);
         }
     }
@@ -9059,7 +9075,7 @@ static void tmoei_step_group(tmoe_trainer *trainer, tmoe_tensor *routes, int tas
     pass.group = row;
     pass.dropout = t->dropout;
     pass.dropout_seed = t->seed;
-    pass.dropout_stream = tmoei_dropout_stream(trainer->steps_done, row);
+    pass.dropout_stream = TMOEI_STREAM_DROPOUT | tmoei_group_number(trainer->steps_done, row);
     if (model->config.task_input & TMOE_TASK_VECTOR)
         pass.vector = tmoei_step_vector(trainer, trainer->step_tasks[task]);
     if (routes)

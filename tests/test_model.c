@@ -319,7 +319,7 @@ static int order_of_numbers(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-/* The first and last streams of every use, and the counters of a step's draws: no number twice.
+/* The first and last streams of every use: no number twice.
  * Before, dropout's stream of a step's group 1,024 was that of the next step's group 0. */
 static void test_random_streams_do_not_meet(void)
 {
@@ -332,22 +332,52 @@ static void test_random_streams_do_not_meet(void)
     streams[n++] = TMOEI_TENSORS_MAX;
     for (i = TMOEI_STREAM_TASK_ROUTES; i <= TMOEI_STREAM_ACCEPTED; i++) streams[n++] = i;
     for (i = 0; i < 5; i++)
-        for (size_t g = 0; g < 6; g++) streams[n++] = tmoei_dropout_stream(steps[i], groups[g]);
+        for (size_t g = 0; g < 6; g++)
+            streams[n++] = TMOEI_STREAM_DROPOUT | tmoei_group_number(steps[i], groups[g]);
     streams[n++] = TMOEI_STREAM_PERMUTATION | 0;
     streams[n++] = TMOEI_STREAM_PERMUTATION | INT32_MAX;
     streams[n++] = TMOEI_STREAM_RESAMPLE | 0;
     streams[n++] = TMOEI_STREAM_RESAMPLE | INT32_MAX;
+    streams[n++] = TMOEI_STREAM_LINES | 0;
+    streams[n++] = TMOEI_STREAM_LINES | INT32_MAX;
     qsort(streams, n, sizeof *streams, order_of_numbers);
     for (i = 1; i < n; i++) CHECK(streams[i - 1] < streams[i]);
-    for (i = 0; i < 5; i++) {
-        const uint64_t first = tmoei_batch_counter(steps[i], 0);
-        CHECK(tmoei_batch_counter(steps[i], 1) - first >= TMOEI_GROUPS_MAX);
-        for (int g = 1; g <= TMOEI_GROUPS_MAX; g++)
-            CHECK(tmoei_batch_counter(steps[i], g + 1) - tmoei_batch_counter(steps[i], g)
-                >= TMOEI_EXAMPLES_MAX);
-        CHECK(tmoei_batch_counter(steps[i], TMOEI_GROUPS_MAX) + TMOEI_EXAMPLES_MAX
-            <= tmoei_batch_counter(steps[i] + 1, 0));
+}
+
+/* Numbers are dealt in epochs, whatever a hand's size is and wherever it begins. */
+static void test_tasks_and_lines_come_once_an_epoch(void)
+{
+    int order[7], all[7 * 20], hand[7];
+    tmoei_deal(3, TMOEI_STREAM_TASKS, 0, order, 7, 7 * 20, all);
+    for (int epoch = 0; epoch < 20; epoch++) {
+        int seen = 0;
+        for (int i = 0; i < 7; i++) seen |= 1 << all[7 * epoch + i];
+        CHECK(seen == 127);
+        if (epoch > 0) CHECK(memcmp(all, all + 7 * epoch, 7 * sizeof(int)) != 0);
     }
+    for (int size = 1; size <= 7; size++)
+        for (int at = 0; at + size <= 7 * 20; at += size) {
+            tmoei_deal(3, TMOEI_STREAM_TASKS, (uint64_t)at, order, 7, size, hand);
+            CHECK(memcmp(hand, all + at, (size_t)size * sizeof(int)) == 0);
+        }
+
+    /* the trainer's own: 3 tasks, 2 a step; 10 lines each, 4 a step */
+    tmoe_config c = small_config();
+    tmoe_training t = small_training();
+    int tasks[3] = { 0 }, lines[30] = { 0 };
+    t.tasks_per_step = 2;
+    t.steps = 15;
+    set s = make(1, &c, &t);
+    for (int step = 0; step < 15; step++) {
+        CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
+        for (int g = 0; g < 2; g++) {
+            tasks[s.trainer->step_tasks[g]]++;
+            for (int i = 0; i < 4; i++) lines[s.trainer->chosen[4 * g + i]]++;
+        }
+    }
+    for (int task = 0; task < 3; task++) CHECK(tasks[task] == 10);
+    for (int line = 0; line < 30; line++) CHECK(lines[line] == 4);
+    unmake(&s);
 }
 
 static void test_tuning_the_experts_leaves_other_layers_alone(void)
@@ -2550,6 +2580,7 @@ TEST_MAIN("test_model", RUN(test_gradients_of_every_mix_and_selection);
           RUN(test_progress_counts_from_the_load_on);
           RUN(test_exploration_leaves_disabled_experts_alone);
           RUN(test_random_routes_are_drawn_for_each_example); RUN(test_random_streams_do_not_meet);
+          RUN(test_tasks_and_lines_come_once_an_epoch);
           RUN(test_a_call_that_succeeds_leaves_no_error);
           RUN(test_tuning_the_experts_leaves_other_layers_alone);
           RUN(test_both_mixes_agree_on_one_hot_routes);
