@@ -45,11 +45,8 @@
  *       tmoe_suite *suite = tmoe_suite_load(ctx, "examples/suite", "quickstart");
  *       tmoe_model *model;
  *
- *       training.steps = 2000;
- *       training.examples_per_task = 4; // small steps, many of them
- *       training.lr_model = 4e-3f;
- *       training.vocabulary = 0; // read and write bytes
- *       config.width = 64;       // a small model for a small job
+ *       training.steps = 800;
+ *       config.width = 64; // a small model for a small job
  *       config.encoder_ffn = config.decoder_ffn = 256;
  *       model = suite ? tmoe_train(ctx, suite, &config, &training) : NULL;
  *       if (!model || tmoe_answer(model, task, "violin", answer, sizeof answer) != TMOE_OK
@@ -946,7 +943,7 @@ typedef struct tmoe_training {
      * come in epochs: all once, in a random order, before any comes again. */
     int steps;             /* at least 1 */
     int tasks_per_step;    /* 1 to 120 */
-    int examples_per_task; /* 1 to 1,024 */
+    int examples_per_task; /* 1 to 1,024; 0: as many as make 64 lines a step */
     uint64_t seed;         /* of batches, noise and dropout */
 
     /* Learning rates: they rise linearly to these values, then fall linearly to 0. */
@@ -1017,7 +1014,7 @@ typedef struct tmoe_training_memory {
     size_t total;
 } tmoe_training_memory;
 
-/* tmoe_training_default - 5,000 steps of 8 tasks x 8 examples; everything moves.  threads any */
+/* tmoe_training_default - 2,500 steps of 64 lines; everything moves.  threads any */
 TMOE_DEF tmoe_training tmoe_training_default(void);
 
 /* tmoe_training_bytes - memory of a training before any of it is allocated               >>training
@@ -8508,7 +8505,7 @@ static double tmoei_seconds(void)
 static const tmoei_field tmoei_training_fields[] = { TMOEI_INT(steps, 1, INT_MAX),
     TMOEI_INT(evaluate_every_steps, 0, INT_MAX), TMOEI_INT(patience, 0, INT_MAX),
     TMOEI_INT(tasks_per_step, 1, TMOEI_GROUPS_MAX),
-    TMOEI_INT(examples_per_task, 1, TMOEI_EXAMPLES_MAX), TMOEI_FLOAT(lr_model, 0, FLT_MAX),
+    TMOEI_INT(examples_per_task, 0, TMOEI_EXAMPLES_MAX), TMOEI_FLOAT(lr_model, 0, FLT_MAX),
     TMOEI_FLOAT(lr_router, 0, FLT_MAX), TMOEI_FLOAT(lr_tasks, 0, FLT_MAX),
     TMOEI_FLOAT(warmup, 0, 1), TMOEI_FLOAT(weight_decay, 0, FLT_MAX),
     TMOEI_FLOAT(beta1, 0, TMOEI_BELOW_1), TMOEI_FLOAT(beta2, 0, TMOEI_BELOW_1),
@@ -8534,9 +8531,8 @@ TMOE_DEF tmoe_training tmoe_training_default(void)
 {
     tmoe_training t;
     memset(&t, 0, sizeof t);
-    t.steps = 5000;
-    t.tasks_per_step = 16;
-    t.examples_per_task = 4;
+    t.steps = 2500;
+    t.tasks_per_step = 32; /* many tasks, few lines: the table in the README says why */
     t.lr_model = 3e-3f;
     t.lr_router = 5e-3f;
     t.lr_tasks = 1e-2f;
@@ -9655,6 +9651,15 @@ static tmoe_result tmoei_training_check(tmoe_ctx *ctx, const tmoe_training *trai
     return text[0] ? tmoei_fail(ctx, TMOE_ERR_CONFIG, "training: %s", text) : TMOE_OK;
 }
 
+#define TMOEI_STEP_LINES 64 /* of a step, where examples_per_task is 0 */
+
+static void tmoei_lines_complete(tmoe_training *training, int tasks)
+{
+    const int K = tmoei_least(training->tasks_per_step, tasks);
+    if (training->examples_per_task > 0) return;
+    training->examples_per_task = K > 0 && K < TMOEI_STEP_LINES ? TMOEI_STEP_LINES / K : 1;
+}
+
 /* Refuses a training with a turn in which nothing would move. */
 static tmoe_result tmoei_turns_check(tmoe_trainer *trainer)
 {
@@ -9687,12 +9692,17 @@ TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *
 {
     tmoe_training t = training ? *training : tmoe_training_default();
     size_t lines = 0;
+    int tasks = 0;
     tmoei_begin(model->ctx);
     if (tmoei_training_check(model->ctx, &t) != TMOE_OK) return NULL;
     if (t.machines == 0) t.machines = 1;
 
-    for (int s = 0; s < suite->count; s++)
-        if (suite->tasks[s].part == TMOE_PART_TRAIN) lines += (size_t)suite->tasks[s].train_count;
+    for (int s = 0; s < suite->count; s++) {
+        if (suite->tasks[s].part != TMOE_PART_TRAIN) continue;
+        lines += (size_t)suite->tasks[s].train_count;
+        tasks += suite->tasks[s].train_count > 0;
+    }
+    tmoei_lines_complete(&t, tasks);
     tmoe_trainer *trainer = tmoei_trainer_new(model, &t, (size_t)suite->count, lines, 0);
     if (!trainer || tmoei_turns_check(trainer) != TMOE_OK
         || tmoei_trainer_texts(trainer, suite) != TMOE_OK) {
@@ -9751,7 +9761,7 @@ TMOE_DEF tmoe_result tmoe_training_bytes(tmoe_ctx *ctx, const tmoe_config *confi
     tmoe_training_memory *memory)
 {
     tmoe_config c = config ? *config : tmoe_config_default();
-    const tmoe_training t = training ? *training : tmoe_training_default();
+    tmoe_training t = training ? *training : tmoe_training_default();
     tmoei_begin(ctx);
     if (c.source_tokens == 0) c.source_tokens = source_tokens;
     if (c.target_tokens == 0) c.target_tokens = target_tokens;
@@ -9763,6 +9773,7 @@ TMOE_DEF tmoe_result tmoe_training_bytes(tmoe_ctx *ctx, const tmoe_config *confi
             "2 to %d",
             tasks, source_tokens, target_tokens, c.source_tokens, c.target_tokens);
     TMOEI_TRY(tmoei_training_check(ctx, &t));
+    tmoei_lines_complete(&t, tasks);
 
     tmoe_model *model = tmoei_model_blank(ctx, &c, tasks);
     tmoe_trainer *trainer = model ? tmoei_trainer_new(model, &t, (size_t)tasks, 0, 1) : NULL;

@@ -380,6 +380,21 @@ static void test_tasks_and_lines_come_once_an_epoch(void)
     unmake(&s);
 }
 
+/* Without a number of lines a step has 64 of them, shared by its tasks. */
+static void test_a_step_has_64_lines_unless_told(void)
+{
+    static const int tasks[3] = { 1, 2, 32 }, lines[3] = { 64, 32, 21 };
+    for (int i = 0; i < 3; i++) {
+        const tmoe_config c = small_config();
+        tmoe_training t = small_training();
+        t.tasks_per_step = tasks[i];
+        t.examples_per_task = 0;
+        set s = make(1, &c, &t);
+        CHECK(s.trainer && s.trainer->training.examples_per_task == lines[i]);
+        unmake(&s);
+    }
+}
+
 static void test_tuning_the_experts_leaves_other_layers_alone(void)
 {
     tmoe_config c = small_config();
@@ -2580,7 +2595,7 @@ TEST_MAIN("test_model", RUN(test_gradients_of_every_mix_and_selection);
           RUN(test_progress_counts_from_the_load_on);
           RUN(test_exploration_leaves_disabled_experts_alone);
           RUN(test_random_routes_are_drawn_for_each_example); RUN(test_random_streams_do_not_meet);
-          RUN(test_tasks_and_lines_come_once_an_epoch);
+          RUN(test_tasks_and_lines_come_once_an_epoch); RUN(test_a_step_has_64_lines_unless_told);
           RUN(test_a_call_that_succeeds_leaves_no_error);
           RUN(test_tuning_the_experts_leaves_other_layers_alone);
           RUN(test_both_mixes_agree_on_one_hot_routes);
