@@ -674,9 +674,8 @@ enum { TMOE_ENCODER = 1, TMOE_DECODER = 2 }; /* bits of tmoe_config.expert_place
  * none of them the route alone tells it; a dense model then only sees the input. */
 enum {
     TMOE_TASK_TEXT = 1,   /* texts to read are "instruction \n input" */
-    TMOE_TASK_VECTOR = 2, /* every embedding is added P e, e the task's vector scaled to length 2
-                           * if its entries are of size 1; P (width, vector_width) is trained, one
-                           * for the encoder, one for the decoder */
+    TMOE_TASK_VECTOR = 2, /* to every embedding P e is added, e the task's vector, P (width,
+                           * vector_width) a trained matrix of the encoder's, or the decoder's */
     TMOE_TASK_ROW = 4     /* a trained row in the place of P e: what tmoe_model_derive makes of it
                            * where one task is cut out and positions are TMOE_POSITION_ROTARY */
 };
@@ -731,7 +730,11 @@ typedef struct tmoe_config {
     tmoe_router_kind router;
     int router_hidden; /* width of the router's hidden layer, at most 65,536 */
     tmoe_vector_kind vectors;
-    int vector_width;     /* of a task vector */
+    int vector_width; /* of a task vector */
+    /* above 0: router and layers read a vector whose entries are of size 1 at this length, whatever
+     * its width is. It sets how fast what reads it learns, as AdamW moves each weight alike. 0: as
+     * it is, which is sqrt(vector_width) for text */
+    float vector_length;
     int word_pairs;       /* 1: pairs of neighbouring words count in text vectors; 0: words alone */
     int task_input;       /* TMOE_TASK_ bits */
     int begin_in_target;  /* kept; 1: targets begin with <s>, as BART's do */
@@ -6266,10 +6269,11 @@ static void tmoei_router_plan(tmoe_model *model)
     tmoei_router_add(model, "projection", E, 2 * hidden, std);
 }
 
-/* The length of a task vector that the layers read, whatever its width is: it sets how fast P
- * learns under AdamW. At 16, sqrt(256), nothing was learned; at 2, P e begins as large as a token's
- * embedding when P does at half its size. */
-#define TMOEI_TASK_LENGTH 2.0f
+/* What router and layers read of e: times vector_length / sqrt(k). */
+static float tmoei_vector_scale(const tmoe_config *c)
+{
+    return c->vector_length > 0.0f ? c->vector_length / sqrtf((float)c->vector_width) : 1.0f;
+}
 
 /* Lays out theta: name, shape, offset and start of every tensor. */
 static tmoe_result tmoei_model_plan(tmoe_model *model)
@@ -6277,6 +6281,7 @@ static tmoe_result tmoei_model_plan(tmoe_model *model)
     const tmoe_config *c = &model->config;
     const int D = c->width, V = model->V, vector = c->task_input & TMOE_TASK_VECTOR;
     const int row = c->task_input & TMOE_TASK_ROW;
+    const float length = tmoei_vector_scale(c) * sqrtf((float)c->vector_width);
     const int learned = c->positions == TMOE_POSITION_LEARNED;
     const int sources = learned ? c->source_tokens : 0, targets = learned ? c->target_tokens : 0;
     const int task_rows = vector ? D : row != 0, task_cols = vector ? c->vector_width : D;
@@ -6296,7 +6301,7 @@ static tmoe_result tmoei_model_plan(tmoe_model *model)
         tmoei_parameter p = tmoei_parameter_of(shared[s].rows, shared[s].cols,
             output ? TMOEI_RATE_NONE : TMOEI_RATE_SHARED);
         p.init_std = tmoei_init_std(model, p.rows, p.cols);
-        if (task) p.init_std = tmoei_init_std(model, p.rows, D) / TMOEI_TASK_LENGTH;
+        if (task) p.init_std = tmoei_init_std(model, p.rows, D) / length; /* P e is as a token */
         p.init_value = gain ? 1.0f : 0.0f;
         if (output) /* lies behind the layers: an odd V would move them off cache lines */
             for (int l = 0; l < model->L; l++) tmoei_layer_plan(model, l);
@@ -6407,12 +6412,12 @@ static const tmoei_field tmoei_config_fields[] = { /* all but the seed, which ha
     TMOEI_SIZE(pad_id, 0), TMOEI_SIZE(end_id, 0),
     TMOEI_KEPT(positions, TMOE_POSITION_LEARNED, TMOE_POSITION_ROTARY),
     TMOEI_FIELD("rotary_base", rotary_base, FLOAT, TMOEI_ABOVE_1, FLT_MAX, 1),
-    TMOEI_INT(word_pairs, 0, 1)
+    TMOEI_INT(word_pairs, 0, 1), TMOEI_FLOAT(vector_length, 0, FLT_MAX)
 };
 
 enum {
     TMOEI_CONFIG_FIELDS = sizeof tmoei_config_fields / sizeof *tmoei_config_fields,
-    TMOEI_CONFIG_FIELDS_3 = TMOEI_CONFIG_FIELDS - 3 /* those of files of format 2 and 3 */
+    TMOEI_CONFIG_FIELDS_3 = TMOEI_CONFIG_FIELDS - 4 /* those of files of format 2 and 3 */
 };
 
 #undef TMOEI_STRUCT
@@ -6521,6 +6526,7 @@ TMOE_DEF tmoe_config tmoe_config_default(void)
     c.router_hidden = 64; /* the paper's final runs */
     c.vectors = TMOE_VECTOR_TEXT;
     c.vector_width = 512;
+    c.vector_length = 2.0f; /* at 16 = sqrt(256) layers learned nothing from it */
     c.word_pairs = 1;
     c.task_input = TMOE_TASK_VECTOR;
     c.seed = 1;
@@ -6721,8 +6727,8 @@ TMOE_DEF int tmoe_model_take_router(tmoe_model *model, const tmoe_model *from)
     if (!model->has_vectors || !from->has_vectors || c->vector_width != a->vector_width) return 0;
 
     const int agree = model->R > 0 && model->R == from->R && c->router == a->router
-        && c->router_hidden == a->router_hidden && c->expert_places == a->expert_places
-        && c->experts == a->experts;
+        && c->router_hidden == a->router_hidden && c->vector_length == a->vector_length
+        && c->expert_places == a->expert_places && c->experts == a->experts;
     if (agree) {
         const size_t n = model->vectors - model->parameters[model->router_parameter].offset;
         memcpy(vectors - n, theirs - n, n * sizeof(float)); /* the router lies before the vectors */
@@ -6789,14 +6795,17 @@ static tmoe_result tmoei_derivable(tmoe_ctx *ctx, const tmoe_model *from, const 
     if (vector && a->vector_width != to->vector_width)
         tmoei_problem(text, sizeof text, "vector_width is %d, must stay %d", to->vector_width,
             a->vector_width);
+    if (vector && a->vector_length != to->vector_length)
+        tmoei_problem(text, sizeof text, "vector_length is %g, must stay %g",
+            (double)to->vector_length, (double)a->vector_length);
     return text[0] ? tmoei_fail(ctx, TMOE_ERR_CONFIG, "model_derive: %s", text) : TMOE_OK;
 }
 
-/* P e, with |e| = 2 where e has entries of size 1 */
-static tmoe_tensor *tmoei_task_product(tmoe_tape *tape, tmoe_tensor *e, tmoe_tensor *p)
+/* P e, with e as it is read */
+static tmoe_tensor *tmoei_task_product(tmoe_tape *tape, const tmoe_config *c, tmoe_tensor *e,
+    tmoe_tensor *p)
 {
-    if (!e) return NULL;
-    e = tmoe_affine(tape, e, TMOEI_TASK_LENGTH / sqrtf((float)e->cols), 0.0f);
+    e = tmoe_affine(tape, e, tmoei_vector_scale(c), 0.0f);
     return tmoe_linear(tape, e, p, NULL, TMOE_NONE, NULL);
 }
 
@@ -6832,7 +6841,7 @@ static void tmoei_task_fix(tmoe_model *model, const tmoe_model *from)
         tmoe_tensor *e = tmoe_leaf(model->tape, 1, k, vector, NULL);
         tmoe_tensor *w =
             tmoe_leaf(model->tape, D, k, from->theta + from->parameters[p].offset, NULL);
-        const tmoe_tensor *row = tmoei_task_product(model->tape, e, w);
+        const tmoe_tensor *row = tmoei_task_product(model->tape, &from->config, e, w);
         for (int i = 0; row && i < added->rows; i++)
             tmoei_scale_add(model->ctx, model->theta + added->offset + (size_t)(i * D), 1.0f, 1.0f,
                 row->x, (size_t)D);
@@ -7672,7 +7681,7 @@ static tmoe_tensor *tmoei_task_row(tmoei_pass *pass, int decoder)
     const tmoe_config *c = &pass->model->config;
     tmoe_tensor *p = tmoei_shared_tensor(pass, decoder ? TMOEI_DECODER_TASK : TMOEI_ENCODER_TASK);
     if (!(c->task_input & TMOE_TASK_VECTOR)) return p;
-    return tmoei_task_product(pass->tape, pass->vector, p);
+    return tmoei_task_product(pass->tape, c, pass->vector, p);
 }
 
 /* dropout(norm of POST(scale * token + (position + task))). The task is added to the table of
@@ -7911,6 +7920,8 @@ static tmoe_tensor *tmoei_router_logits(const tmoe_model *model, tmoe_tape *tape
     tmoe_tensor **parts =
         (tmoe_tensor **)tmoei_arena_alloc(&tape->nodes, 2 * (size_t)model->R, sizeof *parts);
     tmoei_router router = { model, tape, grads, 0, parts };
+    const float scale = tmoei_vector_scale(&model->config);
+    if (scale != 1.0f) e = tmoe_affine(tape, e, scale, 0.0f);
     if (!e || !parts) return NULL;
     if (family == TMOEI_ROUTER_MLP) return tmoei_router_mlp(&router, e);
     tmoe_tensor *x = tmoei_router_sequence(&router, e);
@@ -14544,6 +14555,7 @@ static tmoe_model *tmoei_model_from_json(tmoe_ctx *ctx, const tmoei_json *parts,
     int count = 0;
     c.positions = TMOE_POSITION_LEARNED; /* of old files */
     c.word_pairs = 0;
+    c.vector_length = 0.0f;
     (void)tmoei_fields_from_json(ctx, config, path, &c, tmoei_config_fields,
         old ? TMOEI_CONFIG_FIELDS_3 : TMOEI_CONFIG_FIELDS, 1);
     if (!tmoei_json_is_string(config, seed) || step->kind != TMOEI_JSON_NUMBER

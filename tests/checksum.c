@@ -26,6 +26,7 @@ static void classic(tmoe_config *c, tmoe_training *t)
     c->positions = TMOE_POSITION_LEARNED;
     c->vector_width = 64;
     c->word_pairs = 0;
+    c->vector_length = 0.0f;
     t->optimiser = TMOE_OPTIMISER_ADAMW;
     t->lr_model = 2e-3f;
     t->tasks_per_step = t->examples_per_task = 8;

@@ -80,6 +80,7 @@ static inline tmoe_config paper_config(void)
     c.task_input = TMOE_TASK_TEXT;
     c.positions = TMOE_POSITION_LEARNED;
     c.word_pairs = 0;
+    c.vector_length = 0.0f;
     return c;
 }
 

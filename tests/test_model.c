@@ -135,6 +135,7 @@ static void test_gradients_of_other_shapes(void)
     tmoe_config c = small_config();
     c.norm = TMOE_NORM_POST;
     c.activation = TMOE_RELU;
+    c.vector_length = 0.0f; /* a gradient that stands out from ReLU's kinks */
     c.scale_embedding = 1;
     check_model_gradient(&c, "post norm", 1);
     c = small_config();
@@ -1856,6 +1857,10 @@ static void test_layers_that_begin_to_read_vectors_compute_what_they_did(void)
     CHECK(!tmoe_model_derive(s.ctx, d.model, NULL, &c, d.model->tasks, 3));
     CHECK_HAS(tmoe_error_message(s.ctx), "vector_width is 8, must stay 16");
     c.vector_width = 16;
+    c.vector_length = 3.0f;
+    CHECK(!tmoe_model_derive(s.ctx, d.model, NULL, &c, d.model->tasks, 3));
+    CHECK_HAS(tmoe_error_message(s.ctx), "vector_length is 3, must stay 2");
+    c.vector_length = 2.0f;
     c.task_input = TMOE_TASK_ROW;
     CHECK(!tmoe_model_derive(s.ctx, d.model, NULL, &c, d.model->tasks, 1));
     CHECK_HAS(tmoe_error_message(s.ctx), "TMOE_TASK_ROW of task_input must stay");

@@ -245,6 +245,7 @@ static int reference_open(reference *r, tmoe_router_kind router, const char *nam
     c.norm = TMOE_NORM_POST;
     c.positions = TMOE_POSITION_LEARNED;
     c.task_input = TMOE_TASK_TEXT;
+    c.vector_length = 0.0f;
     t.optimiser = TMOE_OPTIMISER_ADAMW;
     c.experts = 3;
     c.mix = TMOE_MIX_OUTPUT;
