@@ -5866,8 +5866,8 @@ struct tmoe_suite {
 };
 
 /* ---- task vectors from text ----
- * Feature hashing (Weinberger 2009): every word, every character 3-gram and, if wanted, every pair of
- * neighbouring words of the lower-cased instruction adds its weight, with a sign, to one of k
+ * Feature hashing (Weinberger 2009): every word, every character 3-gram and, if wanted, every pair
+ * of neighbouring words of the lower-cased instruction adds its weight, with a sign, to one of k
  * places; its hash chooses place and sign. Without pairs "the first word without its last letter"
  * and "the last word without its first letter" are the same.
  * The vector is scaled to length sqrt(k), so that its entries are of size 1 like those of a learned

@@ -8,9 +8,9 @@
 #include "common.h"
 #include <ctype.h>
 
-#define STEPS 1500        /* of the optimiser, for each model */
+#define STEPS 2500        /* of the optimiser, for each model */
 #define EXPERTS 4         /* in a layer of the mixture */
-#define WIDTH 96          /* of both models */
+#define WIDTH 64          /* of both models */
 #define WORDS 3           /* asked about in part 1 */
 #define EXAMPLES 3        /* test lines of a task in part 2 */
 #define PICKED 6          /* tasks in part 2 */
@@ -56,7 +56,7 @@ static void settings_of(int kind, const demo *d, tmoe_config *config, tmoe_train
     config->source_tokens = config->target_tokens = 0; /* as long as the suite needs */
     *training = tmoe_training_default();
     training->steps = d->steps;
-    training->weight_decay = kind == MIXTURE ? DECAY_MIXTURE : DECAY_DENSE;
+    training->matrix_decay = kind == MIXTURE ? DECAY_MIXTURE : DECAY_DENSE;
     training->label = names[kind];
 }
 

@@ -65,7 +65,7 @@ static void settings_of(int kind, const settings *s, tmoe_config *config, tmoe_t
     training->steps = s->steps;
     training->lr_model = s->lr;
     training->lr_router = s->lr_router;
-    training->weight_decay = s->decay[kind];
+    training->matrix_decay = s->decay[kind];
     training->dropout = s->dropout;
     training->label = names[kind];
 }
