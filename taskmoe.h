@@ -1,4 +1,4 @@
-/* taskmoe.h 0.2.0 - task-level mixture of experts in C: one header, nothing but libc and libm
+/* taskmoe.h 0.3.0 - task-level mixture of experts in C: one header, nothing but libc and libm
  *   #define TASKMOE_IMPLEMENTATION     in ONE .c file, before
  *   #include "taskmoe.h"               cc -O2 program.c -lm     (and -lpthread with TMOE_THREADS)
  *
@@ -69,6 +69,9 @@
  *
  *   task vector   e_t, k numbers                   hashed words of the instruction,       >>vectors
  *                                                  a trained row, or given by you
+ *   embedding     h = token + P e_t                P a trained matrix (D, k); or the      >>layers
+ *                                                  instruction is read before the input,
+ *                                                  or the route alone tells the task
  *   logits        z_t = router(e_t)                (R, E); an MLP for each routed layer,   >>router
  *                                                  or one of nine other routers
  *   route         r_t,l = softmax(z_t,l / tau)     a distribution over a layer's experts;  >>router
@@ -161,7 +164,7 @@
 #define TASKMOE_H_INCLUDED
 /* ---- API: linkage, result codes, context (>>context) ---- */
 #define TMOE_VERSION_MAJOR 0
-#define TMOE_VERSION_MINOR 2
+#define TMOE_VERSION_MINOR 3
 #define TMOE_VERSION_PATCH 0
 #define TMOE_VERSION (TMOE_VERSION_MAJOR * 10000 + TMOE_VERSION_MINOR * 100 + TMOE_VERSION_PATCH)
 #include <stddef.h>
