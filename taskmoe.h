@@ -8559,7 +8559,7 @@ TMOE_DEF tmoe_training tmoe_training_default(void)
     t.optimiser = TMOE_OPTIMISER_MUON;
     t.lr_matrices = 1e-2f;
     t.momentum = 0.95f; /* Jordan's */
-    t.matrix_decay = 0.5f;
+    t.matrix_decay = 0.1f;
     t.matrix_turns = 1;
     t.train = TMOE_TRAIN_ALL;
     t.vocabulary = 0; /* bytes */

@@ -19,12 +19,6 @@
 #define SHARED static
 #endif
 
-/* ---- what the examples train: the library's defaults, but each model with the weight decay that is
- * best for it ---- */
-
-#define DECAY_DENSE 0.1f
-#define DECAY_MIXTURE 0.5f
-
 /* ---- options: a table, --help and refusal of everything unknown ------------------------------ */
 
 typedef struct option {

@@ -149,7 +149,6 @@ static void measure(tmoe_ctx *ctx, const tmoe_suite *suite, const settings *s, c
         c.vector_width += 4 - c.vector_width % 4;
     c.seed = t.seed = (uint64_t)seed;
     t.steps = s->steps;
-    t.matrix_decay = r->dense ? DECAY_DENSE : DECAY_MIXTURE;
     t.label = name;
     t.progress = show_progress;
     t.progress_user = &progress;

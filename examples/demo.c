@@ -56,7 +56,6 @@ static void settings_of(int kind, const demo *d, tmoe_config *config, tmoe_train
     config->source_tokens = config->target_tokens = 0; /* as long as the suite needs */
     *training = tmoe_training_default();
     training->steps = d->steps;
-    training->matrix_decay = kind == MIXTURE ? DECAY_MIXTURE : DECAY_DENSE;
     training->label = names[kind];
 }
 

@@ -113,7 +113,6 @@ static tmoe_model *model_of(tmoe_ctx *ctx, const tmoe_suite *suite, const settin
         c.temperature_decay = (float)(log(20.0) * 3.0 / s->steps);
     }
     t.steps = which == SCRATCH ? 1 : s->steps;
-    t.matrix_decay = c.experts > 1 ? DECAY_MIXTURE : DECAY_DENSE;
     if (which == SCRATCH) t.lr_model = 0.0f;
     t.label = kinds[which];
     t.progress = show_progress;

@@ -23,8 +23,7 @@ typedef struct settings {
     float lr, lr_router, dropout, decay[KINDS];
 } settings;
 
-/* What is trained if no option says otherwise: the library's defaults, but each model with its own
- * weight decay. */
+/* What is trained if no option says otherwise: the library's defaults. */
 static settings default_settings(void)
 {
     const tmoe_config config = tmoe_config_default();
@@ -42,8 +41,7 @@ static settings default_settings(void)
     s.lr = training.lr_model;
     s.lr_router = training.lr_router;
     s.dropout = training.dropout;
-    s.decay[DENSE] = DECAY_DENSE;
-    s.decay[MIXTURE] = DECAY_MIXTURE;
+    s.decay[DENSE] = s.decay[MIXTURE] = training.matrix_decay;
     return s;
 }
 

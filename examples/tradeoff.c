@@ -106,7 +106,6 @@ static void measure(tmoe_ctx *ctx, const settings *s, const tmoe_suite *suite, c
     config.source_tokens = config.target_tokens = 0; /* as long as the suite needs */
     config.seed = training.seed = (uint64_t)seed;
     training.steps = s->steps;
-    training.matrix_decay = p->experts > 1 ? DECAY_MIXTURE : DECAY_DENSE;
     training.label = label;
     training.progress = show_progress;
     training.progress_user = &progress;
