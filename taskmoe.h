@@ -1406,6 +1406,8 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name,
 #undef N
 #pragma push_macro("P")
 #undef P
+#pragma push_macro("Q")
+#undef Q
 #pragma push_macro("R")
 #undef R
 #pragma push_macro("S")
@@ -1420,6 +1422,8 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name,
 #undef W
 #pragma push_macro("X")
 #undef X
+#pragma push_macro("Y")
+#undef Y
 #pragma push_macro("max")
 #undef max
 #pragma push_macro("slots")
@@ -15383,6 +15387,7 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name,
 #pragma pop_macro("M")
 #pragma pop_macro("N")
 #pragma pop_macro("P")
+#pragma pop_macro("Q")
 #pragma pop_macro("R")
 #pragma pop_macro("S")
 #pragma pop_macro("T")
@@ -15390,6 +15395,7 @@ TMOE_DEF tmoe_result tmoe_export_dense(tmoe_model *model, const char *task_name,
 #pragma pop_macro("V")
 #pragma pop_macro("W")
 #pragma pop_macro("X")
+#pragma pop_macro("Y")
 #pragma pop_macro("max")
 #pragma pop_macro("slots")
 #endif /* not TMOEI_PASS */
