@@ -14720,7 +14720,8 @@ static tmoe_result tmoei_settings_compare(const tmoe_trainer *trainer, const cha
     (void)tmoei_fields_from_json(ctx, &json, path, &theirs, tmoei_settings, first, 1);
     (void)tmoei_fields_from_json(ctx, &json, path, &theirs, tmoei_settings + first,
         TMOEI_MATRIX_FIELDS, 0);
-    const size_t compared = theirs.optimiser == TMOE_OPTIMISER_MUON ? TMOEI_SETTINGS : first + 1;
+    size_t compared = first + 1; /* Muon's own only where it is Muon */
+    if (theirs.optimiser == TMOE_OPTIMISER_MUON) compared = TMOEI_SETTINGS;
     for (const tmoei_field *f = tmoei_settings; f < tmoei_settings + compared; f++) {
         const double there = tmoei_field_value(&theirs, f);
         const double here = tmoei_field_value(&trainer->training, f);
