@@ -105,10 +105,10 @@ static void test_only_the_number_of_experts_and_the_decay_differ_between_the_mod
     CHECK(config[DENSE].experts == 1 && config[MIXTURE].experts == 4);
     config[DENSE].experts = 4;
     CHECK(memcmp(&config[DENSE], &config[MIXTURE], sizeof config[DENSE]) == 0);
-    CHECK_NEAR(training[DENSE].weight_decay, DECAY_DENSE, 0.0);
-    CHECK_NEAR(training[MIXTURE].weight_decay, 0.5f, 0.0);
+    CHECK_NEAR(training[DENSE].matrix_decay, tmoe_training_default().matrix_decay, 0.0);
+    CHECK_NEAR(training[MIXTURE].matrix_decay, 0.5f, 0.0);
     CHECK_TEXT(training[MIXTURE].label, "mixture");
-    training[DENSE].weight_decay = 0.5f;
+    training[DENSE].matrix_decay = 0.5f;
     training[DENSE].label = training[MIXTURE].label;
     CHECK(memcmp(&training[DENSE], &training[MIXTURE], sizeof training[DENSE]) == 0);
 }
