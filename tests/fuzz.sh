@@ -9,8 +9,30 @@ for kind in ${2:-1 2 3 4}; do
     mkdir -p build/fuzz/corpus$kind build/fuzz/seeds1 build/fuzz/seeds2 build/fuzz/seeds3 build/fuzz/seeds4
     case $kind in
     1) printf '{"a":[1,-2.5e3,true,null,"\\u00e9\\n"],"b":{}}' > build/fuzz/seeds1/a ;;
-    2) make -s build/quickstart build/multitask
-       build/multitask examples/suite --split quickstart --steps 1 --width 4 --experts 2 --limit 1 --save build/fuzz/seeds2/a > /dev/null 2>&1
+    2) cat > build/fuzz/seed.c << 'EOF'
+#define TASKMOE_IMPLEMENTATION
+#include "taskmoe.h"
+int main(void)
+{
+    const tmoe_task task = { .name = "a", .category = "b", .instruction = "c d" };
+    tmoe_ctx *ctx = tmoe_ctx_create(NULL);
+    tmoe_config c = tmoe_config_default();
+    c.width = c.vector_width = c.router_hidden = 4;
+    c.encoder_heads = c.decoder_heads = 2;
+    c.encoder_ffn = c.decoder_ffn = 4;
+    c.encoder_layers = c.decoder_layers = 1;
+    c.experts = 2;
+    tmoe_tokenizer *bytes = tmoe_tokenizer_bytes(ctx);
+    tmoe_model *model = tmoe_model_create(ctx, &c, bytes, &task, 1);
+    const int bad = !model || tmoe_model_save(model, "build/fuzz/seeds2/a") != TMOE_OK;
+    tmoe_model_destroy(model);
+    tmoe_tokenizer_destroy(bytes);
+    tmoe_ctx_destroy(ctx);
+    return bad;
+}
+EOF
+       ${CC:-cc} -std=gnu99 -I. build/fuzz/seed.c -o build/fuzz/seed -lm
+       build/fuzz/seed
        printf '\071\000\000\000\000\000\000\000{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}    \000\000\000\000' > build/fuzz/seeds2/b ;;
     3|4) vocabulary='{"<s>":0,"<pad>":1,"</s>":2,"<unk>":3,"<mask>":4,"a":5,"b":6,"ab":7,"\u0120":8,"\u0120a":9}'
        printf '{"added_tokens":[{"id":4,"content":"<mask>","lstrip":true}],"pre_tokenizer":{"type":"ByteLevel","add_prefix_space":true},"model":{"type":"BPE","vocab":%s,"merges":["a b",["\\u0120","a"]]}}' "$vocabulary" > build/fuzz/seeds3/a 2> /dev/null || true
