@@ -734,9 +734,9 @@ typedef struct tmoe_config {
     int router_hidden; /* width of the router's hidden layer, at most 65,536 */
     tmoe_vector_kind vectors;
     int vector_width; /* of a task vector */
-    /* above 0: router and layers read a vector whose entries are of size 1 at this length, whatever
-     * its width is. It sets how fast what reads it learns, as AdamW moves each weight alike. 0: as
-     * it is, which is sqrt(vector_width) for text */
+    /* above 0: router and layers read the vector times vector_length / sqrt(vector_width), so a
+     * vector of text has this length whatever its width. It sets how fast what reads it learns, as
+     * AdamW moves each weight alike. 0: they read it as it is */
     float vector_length;
     int word_pairs;       /* 1: pairs of neighbouring words count in text vectors; 0: words alone */
     int task_input;       /* TMOE_TASK_ bits */
@@ -745,11 +745,12 @@ typedef struct tmoe_config {
     int start_id, begin_id, pad_id, end_id; /* kept; the decoder's first token; <s>, <pad>, </s> */
     tmoe_position_kind positions;           /* kept; ROTARY needs heads of an even width */
     float rotary_base; /* kept; above 1: the slowest pair of ROTARY turns by about 1/base a token */
-    float init_std;    /* of all matrices; 0: 1/sqrt(fan in), embeddings 1/sqrt(width) */
-    uint64_t seed;     /* of the random start and of random routes */
+    float init_std; /* of all matrices, and of P e; 0: 1/sqrt(fan in), embeddings 1/sqrt(width) */
+    uint64_t seed;  /* of the random start and of random routes */
 } tmoe_config;
 
-/* tmoe_config_default - a small model: width 96, 2 + 2 layers of 4 experts, PRE, PARAM, SOFTMAX
+/* tmoe_config_default - a small model: width 96, 2 + 2 layers of 4 experts, PRE, PARAM, SOFTMAX,
+ *   ROTARY, TMOE_TASK_VECTOR of text vectors 512 wide, texts of at most 128 and 64 tokens
  *   threads any */
 TMOE_DEF tmoe_config tmoe_config_default(void);
 
@@ -757,7 +758,8 @@ TMOE_DEF tmoe_config tmoe_config_default(void);
  *   config     in; NULL: the default
  *   tokenizer  in, copied; NULL: the model takes token ids only, config->vocabulary says how many
  *   tasks      (task_count >= 0) in: name, instruction, category (or NULL) of the tasks it knows:
- *              it can be trained on these
+ *              it can be trained on these. At least one with TMOE_TASK_VECTOR, the default, or with
+ *              several experts
  *   errors     TMOE_ERR_CONFIG; TMOE_ERR_ARGUMENT: a task without name or instruction
  *   cost       a random number for each parameter */
 TMOE_DEF tmoe_model *tmoe_model_create(tmoe_ctx *ctx, const tmoe_config *config,
@@ -768,8 +770,9 @@ TMOE_DEF void tmoe_model_destroy(tmoe_model *model);
  *   from    in, of any context; its tokenizer and generation are copied, too
  *   route   in, of from: a routed layer begins as theta = sum_e r_e theta_e. NULL: a layer with as
  *           many experts as before keeps them, any other begins as their mean
- *   config  in; fields marked kept must be from's (vocabulary may be 0). The step is then 0. NULL:
- *           from's config, and its step
+ *   config  in; fields marked kept must be from's (vocabulary may be 0); with TMOE_TASK_VECTOR in
+ *           both, what makes vectors too; TMOE_TASK_ROW always. The step is then 0. NULL: from's
+ *           config, and its step
  *   tasks   as tmoe_model_create
  *   out     experts that are not kept are copies with expert_noise; router and task vectors as
  *           tmoe_model_take_router. Dense to E experts is upcycling (arXiv 2212.05055); NULL to 1
@@ -787,8 +790,8 @@ TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, co
 
 /* tmoe_model_take_router - copies router and task vectors of another model into this one    >>model
  *   from     in. Where the vectors' widths differ, nothing is copied. The router is copied if its
- *            kind, hidden width, routed layers and experts agree; the vectors of tasks of the same
- *            name are, unless this model's are TMOE_VECTOR_TEXT.
+ *            kind, hidden width, vector_length, routed layers and experts agree; the
+ *            vectors of tasks of the same name are, unless this model's are TMOE_VECTOR_TEXT.
  *   returns  1: the router was copied; else 0 */
 TMOE_DEF int tmoe_model_take_router(tmoe_model *model, const tmoe_model *from);
 
@@ -901,8 +904,9 @@ typedef struct tmoe_trainer tmoe_trainer;
 enum {
     TMOE_TRAIN_LAYERS = 1,
     TMOE_TRAIN_ROUTER = 2,
-    TMOE_TRAIN_TASKS = 4,  /* vectors, where they are TMOE_VECTOR_LEARNED */
-    TMOE_TRAIN_SHARED = 8, /* embeddings, learned positions, norms outside the layers */
+    TMOE_TRAIN_TASKS = 4, /* vectors, where they are TMOE_VECTOR_LEARNED */
+    TMOE_TRAIN_SHARED =
+        8, /* embeddings, learned positions, P of TMOE_TASK_VECTOR, norms outside the layers */
     TMOE_TRAIN_MODEL = TMOE_TRAIN_LAYERS | TMOE_TRAIN_SHARED,
     TMOE_TRAIN_ALL = TMOE_TRAIN_MODEL | TMOE_TRAIN_ROUTER | TMOE_TRAIN_TASKS
 };
@@ -953,13 +957,13 @@ typedef struct tmoe_training {
     uint64_t seed;         /* of batches, noise and dropout */
 
     /* Learning rates: they rise linearly to these values, then fall linearly to 0. */
-    float lr_model;
+    float lr_model; /* with Muon not of the layers' matrices */
     float lr_router;
     float lr_tasks; /* of learned task vectors */
     float warmup;   /* the fraction of the steps in which they rise */
 
     /* AdamW. */
-    float weight_decay; /* of matrices and task vectors; biases and norms do not decay */
+    float weight_decay; /* of what AdamW moves: matrices and task vectors, not biases and norms */
     float beta1;
     float beta2;
     float adam_epsilon;
@@ -1130,7 +1134,7 @@ TMOE_DEF tmoe_result tmoe_suite_fit(tmoe_ctx *ctx, const tmoe_suite *suite,
 typedef enum tmoe_tune {
     TMOE_TUNE_ALL,     /* the dense model that the route merges to, all of it */
     TMOE_TUNE_EXPERTS, /* of that what were experts: layers or FFNs; a dense model's layers */
-    TMOE_TUNE_VECTOR   /* the task's vector, from that of its text; experts and router stay */
+    TMOE_TUNE_VECTOR   /* the task's vector, from tmoe_vector_unseen; experts and router stay */
 } tmoe_tune;
 
 #define TMOE_FEW_SHOT_CHOICES 4
@@ -1163,8 +1167,9 @@ TMOE_DEF tmoe_few_shot tmoe_few_shot_default(void);
  *   dev. The model itself does not change.
  *   task    in: a suite's, with training and test lines; its instruction gives the route
  *   how     in, or NULL: the default
- *   errors  TMOE_ERR_ARGUMENT: a field out of range, no test lines, TMOE_TUNE_VECTOR without a
- *           router. TMOE_ERR_DATA: too few lines, or one too long. TMOE_ERR_NUMERIC: all diverged
+ *   errors  TMOE_ERR_ARGUMENT: a field out of range, no test lines, TMOE_TUNE_VECTOR where
+ *           nothing reads vectors. TMOE_ERR_DATA: too few lines, or one too long.
+ *           TMOE_ERR_NUMERIC: all diverged
  *   cost    pairs + 1 trainings on the context's threads, each on a context of its own: alloc_fn
  *           must allow calls from several threads
  *   source  CrossFit's protocol: Ye, Lin, Ren 2021 (arXiv 2104.08835) */
@@ -1205,8 +1210,8 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
 TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task_name, const char *input,
     char *text, size_t size);
 /* tmoe_answer_unseen - the same of a task that the model has not seen                   >>inference
- *   instruction  in: gives the route (TMOE_ZERO_SHOT_ROUTER) and, is the task's vector
- *                (tmoe_vector_unseen) and, with TMOE_TASK_TEXT, is read before the input. It is
+ *   instruction  in: gives the route (TMOE_ZERO_SHOT_ROUTER) and the task's vector
+ *                (tmoe_vector_unseen); with TMOE_TASK_TEXT it is also read before the input. It is
  *                compared with no task's name. */
 TMOE_DEF tmoe_result tmoe_answer_unseen(tmoe_model *model, const char *instruction,
     const char *input, char *text, size_t size);
@@ -1326,7 +1331,8 @@ TMOE_DEF tmoe_result tmoe_trainer_save(const tmoe_trainer *trainer, const char *
  *              evaluate_every_steps, patience   they decide what is kept as best and when to stop
  *              label, progress, progress_user   and the pointers of all_reduce; machines must agree
  *   path     in: a checkpoint of version 0.1 has no settings and no hash. It is accepted; whether
- *            they agree only the caller knows
+ *            they agree only the caller knows. One of 0.1 or 0.2 is of AdamW, and goes on with
+ *            other batches than it would have had
  *   errors   as tmoe_model_load; TMOE_ERR_FORMAT: a model's file, not a trainer's; TMOE_ERR_CONFIG
  *            names each setting that differs with both values, and whether config, tasks, tokenizer
  *            or lines do
@@ -2019,7 +2025,9 @@ static void tmoei_deal(uint64_t seed, uint64_t stream, uint64_t first, int *orde
     const uint64_t size = (uint64_t)n;
     for (uint64_t i = 0; i < (uint64_t)wanted; i++) {
         const uint64_t at = first + i;
-        if (i == 0 || at % size == 0) (void)tmoei_draw(seed, stream, at / size * size, order, n, n);
+        if (i == 0 || at % size == 0)
+            (void)tmoei_draw(seed, stream, at / size * size, order, n,
+                (int)(at % size) + wanted - (int)i);
         out[i] = order[at % size];
     }
 }
@@ -6493,7 +6501,8 @@ static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c,
         tmoei_problem(text, size, "experts is %d, for %d tasks and expert_places = %d", c->experts,
             tasks, c->expert_places);
     if ((c->task_input & TMOE_TASK_VECTOR) && tasks < 1)
-        tmoei_problem(text, size, "task_input has TMOE_TASK_VECTOR, for %d tasks", tasks);
+        tmoei_problem(text, size,
+            "task_input has TMOE_TASK_VECTOR, which needs a task; there are %d", tasks);
     if ((c->task_input & TMOE_TASK_ROW)
         && ((c->task_input & TMOE_TASK_VECTOR) || c->positions == TMOE_POSITION_LEARNED))
         tmoei_problem(text, size,
@@ -6533,7 +6542,7 @@ TMOE_DEF tmoe_config tmoe_config_default(void)
     c.router_hidden = 64; /* the paper's final runs */
     c.vectors = TMOE_VECTOR_TEXT;
     c.vector_width = 512;
-    c.vector_length = 2.0f; /* at 16 = sqrt(256) layers learned nothing from it */
+    c.vector_length = 2.0f; /* layers learned nothing from vectors of length 16 */
     c.word_pairs = 1;
     c.task_input = TMOE_TASK_VECTOR;
     c.seed = 1;
@@ -6802,6 +6811,11 @@ static tmoe_result tmoei_derivable(tmoe_ctx *ctx, const tmoe_model *from, const 
     if (vector && a->vector_width != to->vector_width)
         tmoei_problem(text, sizeof text, "vector_width is %d, must stay %d", to->vector_width,
             a->vector_width);
+    if (vector && to->vectors == TMOE_VECTOR_TEXT
+        && (a->vectors != to->vectors || a->word_pairs != to->word_pairs))
+        tmoei_problem(text, sizeof text,
+            "vectors of text, and word_pairs = %d, must be those that the layers were trained on",
+            to->word_pairs);
     if (vector && a->vector_length != to->vector_length)
         tmoei_problem(text, sizeof text, "vector_length is %g, must stay %g",
             (double)to->vector_length, (double)a->vector_length);
@@ -6831,7 +6845,7 @@ static void tmoei_task_fix(tmoe_model *model, const tmoe_model *from)
     const int k = from->config.vector_width, D = model->config.width;
     const int learned = model->config.positions == TMOE_POSITION_LEARNED;
     const int known = tmoe_model_find_task(from, model->tasks[0].name);
-    float *vector = (float *)tmoei_own(&model->own, 2 * (size_t)k, sizeof(float));
+    float *vector = (float *)tmoei_alloc(model->ctx, 2 * (size_t)k, sizeof(float), 0);
     if (!vector) return;
     tmoei_text_vector(&from->config, model->tasks[0].instruction, vector + k);
     tmoei_vector_unseen(from, vector + k, vector);
@@ -6850,9 +6864,10 @@ static void tmoei_task_fix(tmoe_model *model, const tmoe_model *from)
             tmoe_leaf(model->tape, D, k, from->theta + from->parameters[p].offset, NULL);
         const tmoe_tensor *row = tmoei_task_product(model->tape, &from->config, e, w);
         for (int i = 0; row && i < added->rows; i++)
-            tmoei_scale_add(model->ctx, model->theta + added->offset + (size_t)(i * D), 1.0f, 1.0f,
-                row->x, (size_t)D);
+            tmoei_scale_add(model->ctx, model->theta + added->offset + (size_t)i * (size_t)D, 1.0f,
+                1.0f, row->x, (size_t)D);
     }
+    tmoei_free(model->ctx, vector);
 }
 
 TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, const float *route,
@@ -6890,7 +6905,7 @@ TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, co
     (void)tmoe_model_take_router(model, from);
     model->step = config ? 0 : from->step;
     model->generation = from->generation;
-    return model;
+    return tmoei_model_if(ctx->error == TMOE_OK, model);
 }
 
 TMOE_DEF const tmoe_config *tmoe_model_config(const tmoe_model *model)
@@ -9024,8 +9039,8 @@ static uint64_t tmoei_accepted_of(const tmoe_trainer *trainer, int g)
 
 /* Deals the step's tasks and each one's lines, and counts their target positions. Returns K. Tasks
  * come in epochs: each once, in a new order, before any comes again. So in epoch e a task has had
- * its lines e times; these come in epochs, too. A step in which two epochs meet may have a task
- * twice. */
+ * its lines e times; these come in epochs, too. Where two epochs meet, a step may have a task
+ * twice, and a group a line. */
 static int tmoei_step_draw(tmoe_trainer *trainer)
 {
     const tmoe_training *t = &trainer->training;
@@ -9627,18 +9642,18 @@ static int tmoei_longer_first(const void *a, const void *b)
     return (x < y) - (x > y);
 }
 
-/* The sum of the `most` largest of n lengths, which are sorted. */
-static size_t tmoei_largest(int *lengths, int n, int most)
+/* The most that `most` of n lengths can sum to, each taken up to `times` times; they are sorted. */
+static size_t tmoei_largest(int *lengths, int n, int most, int times)
 {
     size_t sum = 0;
     qsort(lengths, (size_t)n, sizeof *lengths, tmoei_longer_first);
-    for (int i = 0; i < n && i < most; i++) sum += (size_t)lengths[i];
+    for (int i = 0; i / times < n && i < most; i++) sum += (size_t)lengths[i / times];
     return sum;
 }
 
-/* Raises *extent to any group of at most `most` of these examples: the longest inputs and, by
- * themselves, the longest accepted outputs. */
-static void tmoei_lines_extent(tmoe_trainer *trainer, size_t first, int count, int most,
+/* Raises *extent to any group of at most `most` of these examples, each up to `times` times: the
+ * longest inputs and, by themselves, the longest accepted outputs. */
+static void tmoei_lines_extent(tmoe_trainer *trainer, size_t first, int count, int most, int times,
     tmoei_extent *extent)
 {
     const tmoei_texts *texts = &trainer->texts;
@@ -9655,8 +9670,8 @@ static void tmoei_lines_extent(tmoe_trainer *trainer, size_t first, int count, i
         }
     }
     tmoei_raise(&extent->sequences, (size_t)tmoei_least(count, most));
-    tmoei_raise(&extent->sources, tmoei_largest(sources, count, most));
-    tmoei_raise(&extent->targets, tmoei_largest(targets, count, most));
+    tmoei_raise(&extent->sources, tmoei_largest(sources, count, tmoei_least(count, most), times));
+    tmoei_raise(&extent->targets, tmoei_largest(targets, count, tmoei_least(count, most), times));
 }
 
 /* Names all settings that make no sense, in one message. */
@@ -9730,10 +9745,11 @@ TMOE_DEF tmoe_trainer *tmoe_trainer_create(tmoe_model *model, const tmoe_suite *
 
     for (int i = 0; i < trainer->task_count; i++) {
         const tmoei_trained_task *task = &trainer->tasks[i];
-        tmoei_lines_extent(trainer, task->first, task->count, tmoei_sharing(trainer),
-            &trainer->group);
+        const int most = tmoei_sharing(trainer);
+        const int meets = most < task->count && task->count % most != 0; /* two epochs in a group */
+        tmoei_lines_extent(trainer, task->first, task->count, most, meets ? 2 : 1, &trainer->group);
         tmoei_lines_extent(trainer, task->first + (size_t)task->count, task->validation,
-            TMOEI_VALIDATION_LINES, &trainer->validation);
+            TMOEI_VALIDATION_LINES, 1, &trainer->validation);
     }
     if (tmoei_trainer_plan(trainer) == TMOE_OK && tmoei_trainer_reserve(trainer) == TMOE_OK)
         return trainer;
@@ -14015,6 +14031,10 @@ static tmoe_result tmoei_few_shot_check(const tmoe_model *model, const tmoe_task
     if (rates < 1 || rates > most || sizes < 1 || sizes > most)
         tmoei_problem(text, size, "%d learning rates, %d batch sizes: must be 1 to %d", rates,
             sizes, most);
+    for (int i = 0; i < sizes && i < most; i++)
+        if (f->batch_sizes[i] < 1 || f->batch_sizes[i] > TMOEI_EXAMPLES_MAX)
+            tmoei_problem(text, size, "batch size %d: must be 1 to %d", f->batch_sizes[i],
+                TMOEI_EXAMPLES_MAX);
     if (f->steps < 1 || f->evaluate_every_steps < 1 || f->shots < 1 || f->shots_per_label < 1
         || task->test_count < 1)
         tmoei_problem(text, size,
@@ -14023,7 +14043,7 @@ static tmoe_result tmoei_few_shot_check(const tmoe_model *model, const tmoe_task
     const int routed = model->R > 0 && tmoei_selection_has_router(model->config.selection);
     const int read = routed || (model->config.task_input & TMOE_TASK_VECTOR); /* is the vector */
     if (f->tune == TMOE_TUNE_VECTOR && !read)
-        tmoei_problem(text, size, "a model without a router has no vector to tune");
+        tmoei_problem(text, size, "nothing in the model reads a task's vector");
     if (!text[0]) return TMOE_OK;
     return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "few_shot_run: %s", text);
 }

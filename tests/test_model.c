@@ -396,6 +396,37 @@ static void test_a_step_has_64_lines_unless_told(void)
     }
 }
 
+/* A group in which two epochs meet may have its longest line twice: that is planned for. */
+static void test_a_line_that_comes_twice_in_a_group_is_within_the_plan(void)
+{
+    static const char *const inputs[3] = { "a", "b", "cccccccccccccccccccccccccccccccc" };
+    static const char *const outputs[3] = { "a", "b", "cccccccccccc" };
+    const tmoe_config c = small_config();
+    tmoe_training t = small_training();
+    tmoe_ctx *ctx = context(1);
+    tmoe_suite *suite = tmoe_suite_create(ctx);
+    tmoe_tokenizer *tokenizer = tmoe_tokenizer_bytes(ctx);
+    int twice = 0;
+    t.examples_per_task = 2;
+    t.steps = 60;
+    CHECK(add_task(suite, "one", NULL, "1", TMOE_PART_TRAIN, inputs, outputs, 3, 0) == TMOE_OK);
+    tmoe_model *model = tmoe_model_create(ctx, &c, tokenizer, suite->tasks, 1);
+    tmoe_trainer *trainer = tmoe_trainer_create(model, suite, &t);
+    CHECK(trainer && trainer->group.sources == 2 * 34 && trainer->group.targets == 2 * 13);
+    const size_t before = tmoe_ctx_bytes(ctx, NULL);
+    for (int step = 0; trainer && step < 60; step++) {
+        CHECK(tmoe_trainer_step(trainer, NULL) == TMOE_OK);
+        twice += trainer->chosen[0] == trainer->chosen[1] && trainer->chosen[0] == 2;
+    }
+    size_t peak;
+    CHECK(twice > 0 && tmoe_ctx_bytes(ctx, &peak) == before && peak == before);
+    tmoe_trainer_destroy(trainer);
+    tmoe_model_destroy(model);
+    tmoe_tokenizer_destroy(tokenizer);
+    tmoe_suite_destroy(suite);
+    tmoe_ctx_destroy(ctx);
+}
+
 static void test_tuning_the_experts_leaves_other_layers_alone(void)
 {
     tmoe_config c = small_config();
@@ -945,8 +976,11 @@ static void test_few_shot_adapts_a_copy_and_threads_do_not_matter(void)
         f.steps = 12;
         f.evaluate_every_steps = 5;
         f.shots_per_label = 2;
-        f.batch_sizes[0] = 1;
         f.batch_size_count = 2;
+        f.batch_sizes[0] = 0;
+        CHECK(tmoe_few_shot_run(s.model, task, &f, &r) == TMOE_ERR_ARGUMENT);
+        CHECK_HAS(tmoe_error_message(s.ctx), "batch size 0: must be 1 to 1024");
+        f.batch_sizes[0] = 1;
         memset(&job, 0, sizeof job);
         job.task = task;
         job.how = &f;
@@ -1727,7 +1761,7 @@ static void test_a_dense_model_knows_its_task_by_the_vector(void)
     CHECK(tmoe_vector_unseen(s.model, NULL, vector) == TMOE_ERR_ARGUMENT);
     c.task_input = TMOE_TASK_VECTOR;
     CHECK(!tmoe_model_create(s.ctx, &c, s.model->tokenizer, NULL, 0));
-    CHECK_HAS(tmoe_error_message(s.ctx), "TMOE_TASK_VECTOR, for 0 tasks");
+    CHECK_HAS(tmoe_error_message(s.ctx), "TMOE_TASK_VECTOR, which needs a task; there are 0");
     c.task_input = TMOE_TASK_ROW; /* would be a part of the positions */
     c.positions = TMOE_POSITION_LEARNED;
     CHECK(!tmoe_model_create(s.ctx, &c, s.model->tokenizer, s.model->tasks, 3));
@@ -1861,6 +1895,10 @@ static void test_layers_that_begin_to_read_vectors_compute_what_they_did(void)
     CHECK(!tmoe_model_derive(s.ctx, d.model, NULL, &c, d.model->tasks, 3));
     CHECK_HAS(tmoe_error_message(s.ctx), "vector_length is 3, must stay 2");
     c.vector_length = 2.0f;
+    c.word_pairs = !c.word_pairs;
+    CHECK(!tmoe_model_derive(s.ctx, d.model, NULL, &c, d.model->tasks, 3));
+    CHECK_HAS(tmoe_error_message(s.ctx), "must be those that the layers were trained on");
+    c.word_pairs = !c.word_pairs;
     c.task_input = TMOE_TASK_ROW;
     CHECK(!tmoe_model_derive(s.ctx, d.model, NULL, &c, d.model->tasks, 1));
     CHECK_HAS(tmoe_error_message(s.ctx), "TMOE_TASK_ROW of task_input must stay");
@@ -2601,6 +2639,7 @@ TEST_MAIN("test_model", RUN(test_gradients_of_every_mix_and_selection);
           RUN(test_exploration_leaves_disabled_experts_alone);
           RUN(test_random_routes_are_drawn_for_each_example); RUN(test_random_streams_do_not_meet);
           RUN(test_tasks_and_lines_come_once_an_epoch); RUN(test_a_step_has_64_lines_unless_told);
+          RUN(test_a_line_that_comes_twice_in_a_group_is_within_the_plan);
           RUN(test_a_call_that_succeeds_leaves_no_error);
           RUN(test_tuning_the_experts_leaves_other_layers_alone);
           RUN(test_both_mixes_agree_on_one_hot_routes);
