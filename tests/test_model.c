@@ -1300,7 +1300,6 @@ static void test_files_of_version_0_1_are_read(void)
     const char *path = "build/test_0_1.safetensors";
     tmoe_config c = paper_config();
     tmoe_training t = paper_training();
-    c.positions = TMOE_POSITION_LEARNED;
     set a = make(1, &c, &t);
     for (int i = 0; i < 4; i++) CHECK(tmoe_trainer_step(a.trainer, NULL) == TMOE_OK);
     CHECK(tmoe_model_save(a.model, path) == TMOE_OK);
@@ -1326,9 +1325,8 @@ static void test_files_of_version_0_1_are_read(void)
 static void test_a_file_without_positions_has_learned_ones(void)
 {
     const char *path = "build/test_early.safetensors";
-    tmoe_config c = paper_config();
+    const tmoe_config c = paper_config();
     const tmoe_training t = paper_training();
-    c.positions = TMOE_POSITION_LEARNED;
     set s = make(1, &c, &t);
     size_t size;
     CHECK(tmoe_model_save(s.model, path) == TMOE_OK);
