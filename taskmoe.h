@@ -23,6 +23,7 @@
  *     >>vectors >>model >>mix >>layers >>router           from a task to its route and its model
  *     >>batches >>training >>inference                    learning and answering
  *   BOOK III, THE WORLD   to see what is read and written, and how answers are scored
+ *     >>settings                                          fields by their names
  *     >>json >>safetensors >>tokenizer >>suite >>onecall  files, texts, folders of tasks
  *     >>metrics >>routes >>fewshot                        scores, reading of routes, new tasks
  *     >>files >>bart                                      checkpoints, real models
@@ -1026,6 +1027,46 @@ typedef struct tmoe_training_memory {
 
 /* tmoe_training_default - 2,500 steps of 64 lines; everything moves.  threads any */
 TMOE_DEF tmoe_training tmoe_training_default(void);
+
+/* ---- API: settings by name (>>settings) ---- */
+
+typedef enum tmoe_settings { TMOE_SETTINGS_CONFIG, TMOE_SETTINGS_TRAINING } tmoe_settings;
+
+/* tmoe_config_set, tmoe_training_set - sets a field that is known by its name            >>settings
+ *   config, training  in, out
+ *   name     in: of a number or an enum, as in the struct: "experts", "lr_model"
+ *   value    in: a number, with a point whatever the locale is. An enum in words: the end of its
+ *            constant in small letters, "rotary" of TMOE_POSITION_ROTARY. Bits: such words joined
+ *            by '|', as "text|vector", or "none"
+ *   errors   TMOE_ERR_ARGUMENT: no such field; TMOE_ERR_CONFIG: not a value of it, which
+ *            tmoe_setting_values lists. Both without a message: there is no context.
+ *            Whether the fields fit each other is checked where they are used
+ *   threads  any, for different structs */
+TMOE_DEF tmoe_result tmoe_config_set(tmoe_config *config, const char *name, const char *value);
+TMOE_DEF tmoe_result tmoe_training_set(tmoe_training *training, const char *name,
+    const char *value);
+
+/* tmoe_config_get, tmoe_training_get - a field as a text that sets the same value        >>settings
+ *   config, training, name  in
+ *   text     (size) out: ends with 0; cut where it does not fit. 160 are enough
+ *   errors   TMOE_ERR_ARGUMENT: no such field; it does not fit
+ *   threads  any */
+TMOE_DEF tmoe_result tmoe_config_get(const tmoe_config *config, const char *name, char *text,
+    size_t size);
+TMOE_DEF tmoe_result tmoe_training_get(const tmoe_training *training, const char *name, char *text,
+    size_t size);
+
+/* tmoe_setting_name - the names of all fields that can be set, one by one                >>settings
+ *   of       of tmoe_config or of tmoe_training
+ *   i        from 0 on; returns NULL behind the last one, and for a negative one
+ *   threads  any */
+TMOE_DEF const char *tmoe_setting_name(tmoe_settings of, int i);
+
+/* tmoe_setting_values - what a field may be, for people: "a whole number, 1 to 64"       >>settings
+ *   of, name  in
+ *   text      (size) out, as tmoe_config_get      errors  as there      threads  any */
+TMOE_DEF tmoe_result tmoe_setting_values(tmoe_settings of, const char *name, char *text,
+    size_t size);
 
 /* tmoe_training_bytes - memory of a training before any of it is allocated               >>training
  *   config    in, or NULL: default; vocabulary 0: as training says, source_tokens and target_tokens
@@ -6387,20 +6428,24 @@ typedef struct tmoei_field {
     size_t offset;
     tmoei_kind kind;
     double least, most;
-    int kept; /* 1: a model that begins with another's weights has the same */
+    int kept;          /* 1: a model that begins with another's weights has the same */
+    const char *words; /* of an enum: of its values from `least` on; of bits ('|' first): of each */
 } tmoei_field;
 
-#define TMOEI_FIELD(name, f, kind, least, most, kept) \
+#define TMOEI_FIELD(name, f, kind, least, most, kept, words) \
     { \
-        name, offsetof(TMOEI_STRUCT, f), TMOEI_KIND_##kind, (double)(least), (double)(most), kept \
+        name, offsetof(TMOEI_STRUCT, f), TMOEI_KIND_##kind, (double)(least), (double)(most), kept, \
+            words \
     }
-#define TMOEI_NAMED(name, f, kind, least, most) TMOEI_FIELD(name, f, kind, least, most, 0)
+#define TMOEI_NAMED(name, f, kind, least, most) TMOEI_FIELD(name, f, kind, least, most, 0, NULL)
 #define TMOEI_INT(f, least, most) TMOEI_NAMED(#f, f, INT, least, most)
-#define TMOEI_KEPT(f, least, most) TMOEI_FIELD(#f, f, INT, least, most, 1)
+#define TMOEI_ENUM(f, least, most, words) TMOEI_FIELD(#f, f, INT, least, most, 0, words)
+#define TMOEI_KEPT(f, least, most) TMOEI_FIELD(#f, f, INT, least, most, 1, NULL)
+#define TMOEI_KEPT_ENUM(f, least, most, words) TMOEI_FIELD(#f, f, INT, least, most, 1, words)
 #define TMOEI_SIZE(f, least) TMOEI_KEPT(f, least, TMOEI_SIZE_MAX)
 #define TMOEI_FLOAT(f, least, most) TMOEI_NAMED(#f, f, FLOAT, least, most)
-#define TMOEI_BELOW_1 0.99999994 /* the largest float there */
-#define TMOEI_ABOVE_1 1.000001   /* the least that a message shows as more than 1 */
+#define TMOEI_BELOW_1 (1.0 - 1.0 / 16777216.0) /* the largest float there */
+#define TMOEI_ABOVE_1 1.000001                 /* the least that a message shows as more than 1 */
 
 #define TMOEI_STRUCT tmoe_config
 static const tmoei_field tmoei_config_fields[] = { /* all but the seed, which has 64 bits */
@@ -6408,25 +6453,31 @@ static const tmoei_field tmoei_config_fields[] = { /* all but the seed, which ha
     TMOEI_SIZE(encoder_ffn, 1), TMOEI_SIZE(decoder_ffn, 1), TMOEI_SIZE(encoder_layers, 1),
     TMOEI_SIZE(decoder_layers, 1), TMOEI_KEPT(source_tokens, 3, TMOEI_SCORES),
     TMOEI_KEPT(target_tokens, 2, TMOEI_SCORES), TMOEI_SIZE(vocabulary, 0),
-    TMOEI_KEPT(norm, TMOE_NORM_PRE, TMOE_NORM_POST), TMOEI_KEPT(activation, TMOE_GELU, TMOE_RELU),
+    TMOEI_KEPT_ENUM(norm, TMOE_NORM_PRE, TMOE_NORM_POST, "pre post"),
+    TMOEI_KEPT_ENUM(activation, TMOE_GELU, TMOE_RELU, "gelu relu"),
     TMOEI_KEPT(scale_embedding, 0, 1), TMOEI_INT(experts, 1, TMOEI_EXPERTS_MAX),
-    TMOEI_INT(expert_places, 0, TMOE_ENCODER | TMOE_DECODER),
-    TMOEI_INT(expert_kind, TMOE_EXPERT_LAYER, TMOE_EXPERT_FFN),
-    TMOEI_FLOAT(expert_noise, 0, FLT_MAX), TMOEI_INT(mix, TMOE_MIX_PARAM, TMOE_MIX_OUTPUT),
-    TMOEI_INT(selection, TMOE_SELECT_SOFTMAX, TMOE_SELECT_RANDOM_EXAMPLE),
+    TMOEI_ENUM(expert_places, 0, TMOE_ENCODER | TMOE_DECODER, "|encoder decoder"),
+    TMOEI_ENUM(expert_kind, TMOE_EXPERT_LAYER, TMOE_EXPERT_FFN, "layer ffn"),
+    TMOEI_FLOAT(expert_noise, 0, FLT_MAX),
+    TMOEI_ENUM(mix, TMOE_MIX_PARAM, TMOE_MIX_OUTPUT, "param output"),
+    TMOEI_ENUM(selection, TMOE_SELECT_SOFTMAX, TMOE_SELECT_RANDOM_EXAMPLE,
+        "softmax gumbel straight_through average random_task random_example"),
     TMOEI_INT(random_n, 1, TMOEI_EXPERTS_MAX), TMOEI_FLOAT(temperature, FLT_MIN, FLT_MAX),
     TMOEI_FLOAT(temperature_decay, 0, FLT_MAX), TMOEI_FLOAT(temperature_min, FLT_MIN, FLT_MAX),
     TMOEI_FLOAT(exploration, 0, 1),
-    TMOEI_INT(router, TMOE_ROUTER_LINEAR, TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC),
+    TMOEI_ENUM(router, TMOE_ROUTER_LINEAR, TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC,
+        "linear linear_layer_specific rnn rnn_layer_specific gru gru_layer_specific "
+        "lstm lstm_layer_specific transformer transformer_layer_specific"),
     TMOEI_INT(router_hidden, 1, TMOEI_ROUTER_HIDDEN_MAX),
-    TMOEI_INT(vectors, TMOE_VECTOR_TEXT, TMOE_VECTOR_GIVEN),
+    TMOEI_ENUM(vectors, TMOE_VECTOR_TEXT, TMOE_VECTOR_GIVEN, "text learned given"),
     TMOEI_INT(vector_width, 1, TMOEI_SIZE_MAX),
-    TMOEI_INT(task_input, 0, TMOE_TASK_TEXT | TMOE_TASK_VECTOR | TMOE_TASK_ROW),
+    TMOEI_ENUM(task_input, 0, TMOE_TASK_TEXT | TMOE_TASK_VECTOR | TMOE_TASK_ROW,
+        "|text vector row"),
     TMOEI_KEPT(begin_in_target, 0, 1), TMOEI_INT(specials_in_text, 0, 1),
     TMOEI_FLOAT(init_std, 0, FLT_MAX), TMOEI_SIZE(start_id, 0), TMOEI_SIZE(begin_id, 0),
     TMOEI_SIZE(pad_id, 0), TMOEI_SIZE(end_id, 0),
-    TMOEI_KEPT(positions, TMOE_POSITION_LEARNED, TMOE_POSITION_ROTARY),
-    TMOEI_FIELD("rotary_base", rotary_base, FLOAT, TMOEI_ABOVE_1, FLT_MAX, 1),
+    TMOEI_KEPT_ENUM(positions, TMOE_POSITION_LEARNED, TMOE_POSITION_ROTARY, "learned rotary"),
+    TMOEI_FIELD("rotary_base", rotary_base, FLOAT, TMOEI_ABOVE_1, FLT_MAX, 1, NULL),
     TMOEI_INT(word_pairs, 0, 1), TMOEI_FLOAT(vector_length, 0, FLT_MAX)
 };
 
@@ -6458,6 +6509,20 @@ static double tmoei_field_value(const void *config, const tmoei_field *field)
 {
     const void *at = (const char *)config + field->offset;
     return field->kind == TMOEI_KIND_FLOAT ? (double)*(const float *)at : (double)*(const int *)at;
+}
+
+/* Sets a field to x, where it can be; returns whether it can. */
+static int tmoei_field_set(void *config, const tmoei_field *field, double x)
+{
+    void *at = (char *)config + field->offset;
+    const int real = field->kind == TMOEI_KIND_FLOAT;
+    if (real) x = (double)(float)x; /* nine digits of FLT_MAX are more than it */
+    if (!(x >= field->least && x <= field->most) || (!real && x != floor(x))) return 0;
+    if (real)
+        *(float *)at = (float)x;
+    else
+        *(int *)at = (int)x;
+    return 1;
 }
 
 /* Notes every field that is outside its range (NaN is), so that one message names all of them. */
@@ -8545,9 +8610,10 @@ static const tmoei_field tmoei_training_fields[] = { TMOEI_INT(steps, 1, INT_MAX
     TMOEI_FLOAT(adam_epsilon, FLT_MIN, FLT_MAX), TMOEI_FLOAT(clip, 0, FLT_MAX),
     TMOEI_FLOAT(label_smoothing, 0, TMOEI_BELOW_1), TMOEI_FLOAT(dropout, 0, TMOEI_BELOW_1),
     TMOEI_FLOAT(expert_regularisation, 0, FLT_MAX), TMOEI_FLOAT(load_balance, 0, FLT_MAX),
-    TMOEI_INT(train, 1, TMOE_TRAIN_ALL), TMOEI_INT(alternate_steps, 0, INT_MAX / 2),
-    TMOEI_INT(validation_lines, 0, INT_MAX), TMOEI_INT(machines, 0, INT_MAX),
-    TMOEI_INT(optimiser, TMOE_OPTIMISER_ADAMW, TMOE_OPTIMISER_MUON),
+    TMOEI_ENUM(train, 1, TMOE_TRAIN_ALL, "|layers router tasks shared"),
+    TMOEI_INT(alternate_steps, 0, INT_MAX / 2), TMOEI_INT(validation_lines, 0, INT_MAX),
+    TMOEI_INT(machines, 0, INT_MAX),
+    TMOEI_ENUM(optimiser, TMOE_OPTIMISER_ADAMW, TMOE_OPTIMISER_MUON, "adamw muon"),
     TMOEI_FLOAT(lr_matrices, 0, FLT_MAX), TMOEI_FLOAT(momentum, 0, TMOEI_BELOW_1),
     TMOEI_FLOAT(matrix_decay, 0, FLT_MAX), TMOEI_INT(matrix_turns, 0, 1) };
 
@@ -10492,6 +10558,254 @@ TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task,
  *   files        models and checkpoints (>>files), Hugging Face's BART, both ways (>>bart)
  * ############################################################################################## */
 
+/* ==== >>settings: fields of tmoe_config and tmoe_training by their names =========================
+ * The tables of fields (>>model, >>training) that check and save them serve here as well. */
+
+#define TMOEI_NUMBER_BYTES 32
+
+/* `text` with a point, which becomes the locale's: strtod wants that. */
+static double tmoei_strtod(char *text, char **end)
+{
+    char *point = strchr(text, '.'), half[16];
+    if (point && snprintf(half, sizeof half, "%.1f", 0.5) == 3) *point = half[1];
+    return strtod(text, end);
+}
+
+/* x with so many digits, and with a point whatever the locale says, into text
+ * (TMOEI_NUMBER_BYTES). */
+static void tmoei_print_number(char *text, double x, int digits)
+{
+    (void)snprintf(text, TMOEI_NUMBER_BYTES, "%.*g", digits, x);
+    for (char *c = text; *c; c++)
+        if (!strchr("+-0123456789einfa", *c)) *c = '.';
+}
+
+/* The seeds have 64 bits, and so are in no table. */
+static const char tmoei_seed_name[] = "seed";
+
+typedef struct tmoei_settings_of {
+    const tmoei_field *fields;
+    size_t count;
+    size_t seed; /* its offset */
+} tmoei_settings_of;
+
+static const tmoei_settings_of tmoei_all_settings[] = { /* by tmoe_settings */
+    { tmoei_config_fields, TMOEI_CONFIG_FIELDS, offsetof(tmoe_config, seed) },
+    { tmoei_training_fields, TMOEI_TRAINING_FIELDS, offsetof(tmoe_training, seed) }
+};
+
+static const tmoei_field *tmoei_setting_find(tmoe_settings of, const char *name)
+{
+    const tmoei_settings_of *s = &tmoei_all_settings[of];
+    for (const tmoei_field *f = s->fields; f < s->fields + s->count; f++)
+        if (strcmp(f->name, name) == 0) return f;
+    return NULL;
+}
+
+/* The length of the word that begins at `text`. */
+static size_t tmoei_word_length(const char *text)
+{
+    return strcspn(text, " |");
+}
+
+/* Which of the words is text[0 .. length - 1]; -1: none. */
+static int tmoei_word_index(const char *words, const char *text, size_t length)
+{
+    for (int i = 0; *words; i++) {
+        const size_t n = tmoei_word_length(words);
+        if (n == length && memcmp(words, text, n) == 0) return i;
+        words += n + (words[n] == ' ');
+    }
+    return -1;
+}
+
+/* The words of a value joined by '|' as bits; -1: one is unknown. */
+static double tmoei_bits_of_words(const char *words, const char *text)
+{
+    int bits = 0;
+    if (strcmp(text, "none") == 0) return 0.0;
+    for (;;) {
+        const size_t n = tmoei_word_length(text);
+        const int index = tmoei_word_index(words, text, n);
+        if (index < 0) return -1.0;
+        bits |= 1 << index;
+        if (text[n] != '|') return text[n] ? -1.0 : (double)bits;
+        text += n + 1;
+    }
+}
+
+/* The value of a text; NaN, which no range holds, if it is none. */
+static double tmoei_setting_value(const tmoei_field *f, const char *text)
+{
+    char copy[64], *end = copy;
+    const size_t length = strlen(text);
+    if (f->words && !strpbrk(text, "0123456789")) {
+        if (*f->words == '|') return tmoei_bits_of_words(f->words + 1, text);
+        const int index = tmoei_word_index(f->words, text, length);
+        return index < 0 ? (double)NAN : f->least + (double)index;
+    }
+    if (length == 0 || length >= sizeof copy || strspn(text, "+-.0123456789eE") != length)
+        return (double)NAN;
+    memcpy(copy, text, length + 1);
+    const double x = tmoei_strtod(copy, &end);
+    return *end ? (double)NAN : x;
+}
+
+/* Decimal digits as 64 bits; returns whether they are. */
+static int tmoei_seed_of(const char *text, uint64_t *seed)
+{
+    uint64_t x = 0;
+    if (!*text) return 0;
+    for (; *text; text++) {
+        const uint64_t digit = (uint64_t)(*text - '0');
+        if (*text < '0' || *text > '9' || x > (UINT64_MAX - digit) / 10) return 0;
+        x = x * 10 + digit;
+    }
+    *seed = x;
+    return 1;
+}
+
+static tmoe_result tmoei_setting_set(tmoe_settings of, void *base, const char *name,
+    const char *value)
+{
+    if (!name || !value) return TMOE_ERR_ARGUMENT;
+    if (strcmp(name, tmoei_seed_name) == 0) {
+        void *seed = (char *)base + tmoei_all_settings[of].seed;
+        return tmoei_seed_of(value, (uint64_t *)seed) ? TMOE_OK : TMOE_ERR_CONFIG;
+    }
+    const tmoei_field *f = tmoei_setting_find(of, name);
+    if (!f) return TMOE_ERR_ARGUMENT;
+    return tmoei_field_set(base, f, tmoei_setting_value(f, value)) ? TMOE_OK : TMOE_ERR_CONFIG;
+}
+
+TMOE_DEF tmoe_result tmoe_config_set(tmoe_config *config, const char *name, const char *value)
+{
+    return tmoei_setting_set(TMOE_SETTINGS_CONFIG, config, name, value);
+}
+
+TMOE_DEF tmoe_result tmoe_training_set(tmoe_training *training, const char *name, const char *value)
+{
+    return tmoei_setting_set(TMOE_SETTINGS_TRAINING, training, name, value);
+}
+
+/* Appends to text (size), as far as there is room, and counts all of it in *length. */
+static void tmoei_append(char *text, size_t size, size_t *length, const char *more, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (*length + 1 < size) text[*length] = more[i];
+        ++*length;
+    }
+    if (size > 0) text[tmoei_least_size(*length, size - 1)] = 0;
+}
+
+/* Those of the words that `bits` has, with `between` between them. */
+static void tmoei_append_words(char *text, size_t size, size_t *length, const char *words, int bits,
+    const char *between)
+{
+    const char *before = "";
+    for (int i = 0; *words; i++) {
+        const size_t n = tmoei_word_length(words);
+        if (bits >> i & 1) {
+            tmoei_append(text, size, length, before, strlen(before));
+            tmoei_append(text, size, length, words, n);
+            before = between;
+        }
+        words += n + (words[n] == ' ');
+    }
+}
+
+/* The shortest number that reads back as the same float. */
+static void tmoei_print_float(char *text, double x)
+{
+    for (int digits = 6; digits <= 9; digits++) {
+        char copy[TMOEI_NUMBER_BYTES];
+        tmoei_print_number(text, x, digits);
+        memcpy(copy, text, sizeof copy);
+        if ((float)tmoei_strtod(copy, NULL) == (float)x) return;
+    }
+}
+
+static tmoe_result tmoei_setting_get(tmoe_settings of, const void *base, const char *name,
+    char *text, size_t size)
+{
+    char number[TMOEI_NUMBER_BYTES];
+    size_t length = 0;
+    if (!name || (!text && size > 0)) return TMOE_ERR_ARGUMENT;
+    const tmoei_field *f = tmoei_setting_find(of, name);
+    if (!f && strcmp(name, tmoei_seed_name) != 0) return TMOE_ERR_ARGUMENT;
+
+    const double x = f ? tmoei_field_value(base, f) : 0.0;
+    const int sound = f && x >= f->least && x <= f->most;
+    if (sound && f->words && *f->words == '|' && x > 0.0) {
+        tmoei_append_words(text, size, &length, f->words + 1, (int)x, "|");
+    } else if (sound && f->words && *f->words == '|') {
+        tmoei_append(text, size, &length, "none", 4);
+    } else if (sound && f->words) {
+        tmoei_append_words(text, size, &length, f->words, 1 << (int)(x - f->least), "");
+    } else {
+        const void *seed = (const char *)base + tmoei_all_settings[of].seed;
+        if (f && f->kind == TMOEI_KIND_FLOAT)
+            tmoei_print_float(number, x);
+        else if (f)
+            (void)snprintf(number, sizeof number, "%.0f", x);
+        else
+            (void)snprintf(number, sizeof number, "%llu",
+                (unsigned long long)*(const uint64_t *)seed);
+        tmoei_append(text, size, &length, number, strlen(number));
+    }
+    return length < size ? TMOE_OK : TMOE_ERR_ARGUMENT;
+}
+
+TMOE_DEF tmoe_result tmoe_config_get(const tmoe_config *config, const char *name, char *text,
+    size_t size)
+{
+    return tmoei_setting_get(TMOE_SETTINGS_CONFIG, config, name, text, size);
+}
+
+TMOE_DEF tmoe_result tmoe_training_get(const tmoe_training *training, const char *name, char *text,
+    size_t size)
+{
+    return tmoei_setting_get(TMOE_SETTINGS_TRAINING, training, name, text, size);
+}
+
+TMOE_DEF const char *tmoe_setting_name(tmoe_settings of, int i)
+{
+    if ((unsigned)of > (unsigned)TMOE_SETTINGS_TRAINING || i < 0) return NULL;
+    const tmoei_settings_of *s = &tmoei_all_settings[of];
+    if ((size_t)i < s->count) return s->fields[i].name;
+    return (size_t)i == s->count ? tmoei_seed_name : NULL;
+}
+
+TMOE_DEF tmoe_result tmoe_setting_values(tmoe_settings of, const char *name, char *text,
+    size_t size)
+{
+    static const char whole[] = "a whole number, ";
+    char number[TMOEI_NUMBER_BYTES];
+    size_t length = 0;
+    if ((unsigned)of > (unsigned)TMOE_SETTINGS_TRAINING || !name || (!text && size > 0))
+        return TMOE_ERR_ARGUMENT;
+    const tmoei_field *f = tmoei_setting_find(of, name);
+    if (!f && strcmp(name, tmoei_seed_name) != 0) return TMOE_ERR_ARGUMENT;
+
+    if (f && f->words) {
+        const int bits = *f->words == '|';
+        if (bits) tmoei_append(text, size, &length, "none, or some of ", 17);
+        tmoei_append_words(text, size, &length, f->words + bits, -1, bits ? "|" : ", ");
+        return length < size ? TMOE_OK : TMOE_ERR_ARGUMENT;
+    }
+    if (!f || f->kind == TMOEI_KIND_INT) tmoei_append(text, size, &length, whole, sizeof whole - 1);
+    tmoei_print_number(number, f ? f->least : 0.0, 7);
+    tmoei_append(text, size, &length, number, strlen(number));
+    if (!f || f->most >= (double)INT_MAX) {
+        tmoei_append(text, size, &length, " or more", 8);
+    } else {
+        tmoei_print_number(number, f->most, 7);
+        tmoei_append(text, size, &length, " to ", 4);
+        tmoei_append(text, size, &length, number, strlen(number));
+    }
+    return length < size ? TMOE_OK : TMOE_ERR_ARGUMENT;
+}
+
 /* ==== >>json: a strict reader (RFC 8259), and what is written as JSON ============================
  * A text becomes an array of nodes: node 0 is the root, an array or object names its first child,
  * each child its next sibling. What RFC 8259 does not allow is refused with line and column, and so
@@ -10518,10 +10832,8 @@ static TMOEI_PRINTF(3, 4) void tmoei_buffer_print(tmoe_ctx *ctx, tmoei_buffer *b
 /* Nine digits, which read back as the same float, and a point whatever the locale says. */
 static void tmoei_buffer_json_number(tmoe_ctx *ctx, tmoei_buffer *buffer, double x)
 {
-    char text[32];
-    (void)snprintf(text, sizeof text, "%.9g", x);
-    for (char *c = text; *c; c++)
-        if (!strchr("+-0123456789einfa", *c)) *c = '.';
+    char text[TMOEI_NUMBER_BYTES];
+    tmoei_print_number(text, x, 9);
     tmoei_buffer_add(ctx, buffer, text, strlen(text));
 }
 
@@ -10707,14 +11019,6 @@ static tmoe_result tmoei_json_string(tmoei_json_reader *r, const char **text, si
     return TMOE_OK;
 }
 
-/* strtod wants the locale's decimal point. */
-static double tmoei_json_strtod(char *text)
-{
-    char *point = strchr(text, '.'), half[16];
-    if (point && snprintf(half, sizeof half, "%.1f", 0.5) == 3) *point = half[1];
-    return strtod(text, NULL);
-}
-
 /* null, false, true or a number: [-] (0 | digits) [. digits] [(e | E) [+ | -] digits] */
 static tmoe_result tmoei_json_plain(tmoei_json_reader *r, tmoei_json_node *node)
 {
@@ -10744,7 +11048,7 @@ static tmoe_result tmoei_json_plain(tmoei_json_reader *r, tmoei_json_node *node)
     memcpy(copy, r->text + begin, r->at - begin);
     copy[r->at - begin] = 0;
     node->kind = TMOEI_JSON_NUMBER;
-    node->number = tmoei_json_strtod(copy);
+    node->number = tmoei_strtod(copy, NULL);
     node->digits_only = !negative && r->at == whole;
     return TMOE_OK;
 }
@@ -14352,13 +14656,8 @@ static tmoe_result tmoei_fields_from_json(tmoe_ctx *ctx, const tmoei_json *json,
         const double x = node->kind == TMOEI_JSON_TRUE ? 1.0 : node->number;
         const int known = node->kind == TMOEI_JSON_NUMBER || node->kind == TMOEI_JSON_TRUE
             || node->kind == TMOEI_JSON_FALSE;
-        const int real = f->kind == TMOEI_KIND_FLOAT;
-        if (!known || !(x >= f->least && x <= f->most) || (!real && x != floor(x)))
+        if (!known || !tmoei_field_set(base, f, x))
             return TMOEI_BAD_FORMAT(ctx, "%s: there is no sound '%s'", path, f->name);
-        if (real)
-            *(float *)(void *)((char *)base + f->offset) = (float)x;
-        else
-            *(int *)(void *)((char *)base + f->offset) = (int)x;
     }
     return TMOE_OK;
 }

@@ -24,11 +24,86 @@
 typedef struct option {
     const char *name;     /* "--steps"; NULL ends the table */
     const char *argument; /* "N" in the help; NULL: a switch */
-    char
-        kind; /* 'n' int from 1, 'i' int from 0, 'f' float, 's' string, 'b' switch (int set to 1) */
+    char kind; /* 'n' int from 1, 'i' int from 0, 'f' float, 's' string, 'b' switch (int set to 1),
+                * 'm' NAME=VALUE into `assignments`, any number of times */
     void *value;
     const char *help;
 } option;
+
+/* Settings of a model and its training by their names, from the command line. */
+enum { ASSIGNMENTS_MAX = 32 };
+
+typedef struct assignments {
+    const char *texts[ASSIGNMENTS_MAX]; /* NAME=VALUE */
+    int count;
+} assignments;
+
+/* Prints the settings that can be set, with their defaults and what they may be. */
+static void settings_list(void)
+{
+    const tmoe_config config = tmoe_config_default();
+    const tmoe_training training = tmoe_training_default();
+    char value[160] = "", values[160] = "";
+    const char *name;
+    int of, i;
+    for (of = 0; of < 2; of++) {
+        printf(of ? "\nof the training:\n" : "of the model:\n");
+        for (i = 0; (name = tmoe_setting_name((tmoe_settings)of, i)) != NULL; i++) {
+            if (of)
+                (void)tmoe_training_get(&training, name, value, sizeof value);
+            else
+                (void)tmoe_config_get(&config, name, value, sizeof value);
+            (void)tmoe_setting_values((tmoe_settings)of, name, values, sizeof values);
+            printf("  %s=%s\n      %s\n", name, value, values);
+        }
+    }
+}
+
+/* Carries out assignments that options_read has checked. */
+SHARED void assign(const assignments *a, tmoe_config *config, tmoe_training *training)
+{
+    int i;
+    for (i = 0; i < a->count; i++) {
+        const char *value = strchr(a->texts[i], '=') + 1;
+        char name[64];
+        (void)snprintf(name, sizeof name, "%.*s", (int)(value - 1 - a->texts[i]), a->texts[i]);
+        if (tmoe_training_set(training, name, value) == TMOE_ERR_ARGUMENT)
+            (void)tmoe_config_set(config, name, value);
+    }
+}
+
+/* Adds NAME=VALUE, where it is a setting of the training or else of the model, and a value of it. */
+static void assignment_add(const char *program, const char *option, const char *text,
+    assignments *a)
+{
+    tmoe_config config = tmoe_config_default();
+    tmoe_training training = tmoe_training_default();
+    const char *equals = strchr(text, '=');
+    char name[64], values[160] = "";
+    tmoe_settings of = TMOE_SETTINGS_TRAINING;
+    tmoe_result r;
+    (void)snprintf(name, sizeof name, "%.*s", equals ? (int)(equals - text) : 0, text);
+    r = tmoe_training_set(&training, name, equals ? equals + 1 : "");
+    if (r == TMOE_ERR_ARGUMENT) {
+        of = TMOE_SETTINGS_CONFIG;
+        r = tmoe_config_set(&config, name, equals ? equals + 1 : "");
+    }
+    if (!equals || r == TMOE_ERR_ARGUMENT) {
+        fprintf(stderr, "%s: %s %s: %s; --settings lists them all\n", program, option, text,
+            equals ? "there is no such setting" : "it must be NAME=VALUE");
+        exit(2);
+    }
+    if (r != TMOE_OK) {
+        (void)tmoe_setting_values(of, name, values, sizeof values);
+        fprintf(stderr, "%s: %s %s: it must be %s\n", program, option, text, values);
+        exit(2);
+    }
+    if (a->count == ASSIGNMENTS_MAX) {
+        fprintf(stderr, "%s: %s can be given %d times\n", program, option, ASSIGNMENTS_MAX);
+        exit(2);
+    }
+    a->texts[a->count++] = text;
+}
 
 SHARED void options_help(const char *usage, const option *options)
 {
@@ -62,6 +137,12 @@ static void stdout_flush(
     }
 }
 
+static int have_assignments(const option *options)
+{
+    while (options->name && options->kind != 'm') options++;
+    return options->name != NULL;
+}
+
 /* Reads options into the table's values; other words go to words[0 .. return value - 1], at most
  * `most`. */
 SHARED int options_read(int argc, char **argv, const char *usage, const option *options,
@@ -90,6 +171,10 @@ SHARED int options_read(int argc, char **argv, const char *usage, const option *
             exit(0);
         }
         while (o->name && strcmp(o->name, word)) o++;
+        if (!o->name && !strcmp(word, "--settings") && have_assignments(options)) {
+            settings_list();
+            exit(0);
+        }
         if (!o->name) {
             fprintf(stderr, "%s: unknown option '%s'; --help lists them\n", argv[0], word);
             exit(2);
@@ -103,6 +188,10 @@ SHARED int options_read(int argc, char **argv, const char *usage, const option *
             exit(2);
         }
         if (o->kind == 's') *(const char **)o->value = argv[i];
+        if (o->kind == 'm') {
+            assignment_add(argv[0], word, argv[i], (assignments *)o->value);
+            continue;
+        }
         if (o->kind == 'i' || o->kind == 'n') {
             long number = strtol(argv[i], &end, 10);
             *(int *)o->value = (int)number;

@@ -18,9 +18,9 @@ enum { DENSE, MIXTURE, KINDS };
 static const char *const names[KINDS] = { "dense", "mixture" };
 
 typedef struct settings {
-    const char *program, *folder, *split, *mix, *select, *save, *tsv, *log;
-    int seeds, seed, steps, experts, threads, limit, width, layers;
-    float lr, lr_router, dropout, decay[KINDS];
+    const char *program, *folder, *split, *save, *tsv, *log;
+    int seeds, seed, steps, experts, threads, limit, width;
+    assignments set, set_of[KINDS]; /* for both models, for one of them */
 } settings;
 
 /* What is trained if no option says otherwise: the library's defaults. */
@@ -31,41 +31,27 @@ static settings default_settings(void)
     settings s;
     memset(&s, 0, sizeof s);
     s.folder = "examples/suite";
-    s.mix = "param";
-    s.select = "softmax";
     s.seeds = s.seed = 1;
     s.steps = training.steps;
     s.experts = config.experts;
     s.width = config.width;
-    s.layers = config.encoder_layers;
-    s.lr = training.lr_model;
-    s.lr_router = training.lr_router;
-    s.dropout = training.dropout;
-    s.decay[DENSE] = s.decay[MIXTURE] = training.matrix_decay;
     return s;
 }
 
 /* All that a model is and how it is trained; where the two kinds differ stands here or above. */
 static void settings_of(int kind, const settings *s, tmoe_config *config, tmoe_training *training)
 {
-    static const char *const mixes[] = { "param", "output", NULL },
-                             *const selections[] = { "softmax", "gumbel", "st", "average", NULL };
     *config = tmoe_config_default();
     config->experts = kind == MIXTURE ? s->experts : 1;
     config->width = s->width;
     config->encoder_ffn = config->decoder_ffn = 4 * s->width;
-    config->encoder_layers = config->decoder_layers = s->layers;
-    config->mix = (tmoe_mix)choose(s->program, "--mix", s->mix, mixes);
-    config->selection = (tmoe_selection)choose(s->program, "--select", s->select, selections);
     config->source_tokens = config->target_tokens = 0; /* as long as the suite needs */
 
     *training = tmoe_training_default();
     training->steps = s->steps;
-    training->lr_model = s->lr;
-    training->lr_router = s->lr_router;
-    training->matrix_decay = s->decay[kind];
-    training->dropout = s->dropout;
     training->label = names[kind];
+    assign(&s->set, config, training);
+    assign(&s->set_of[kind], config, training);
 }
 
 typedef struct run { /* both models of one split and seed */
@@ -98,17 +84,27 @@ static void open_log(const settings *s)
     if (s->log && !log_file && !(log_file = fopen(s->log, "w"))) die_file(s->program, s->log);
 }
 
+/* Appends " before:NAME=VALUE" of each. */
+static void append_assignments(char *text, size_t size, const char *before, const assignments *a)
+{
+    int i;
+    for (i = 0; i < a->count; i++) {
+        const size_t length = strlen(text);
+        (void)snprintf(text + length, size - length, " %s%s", before, a->texts[i]);
+    }
+}
+
 /* The scores' file begins with all settings that decide them. */
 static void open_scores(const settings *s)
 {
-    char header[1000];
+    char header[8000];
     (void)snprintf(header, sizeof header,
         "seed\tsplit\tmodel\ttask\tcategory\tpart\tmetric\tscore\texamples\tfolder=%.300s steps=%d "
-        "experts=%d width=%d layers=%d mix=%.20s select=%.20s lr=%g lr_router=%g dropout=%g "
-        "decay=%g,%g limit=%d",
-        s->folder, s->steps, s->experts, s->width, s->layers, s->mix, s->select, (double)s->lr,
-        (double)s->lr_router, (double)s->dropout, (double)s->decay[DENSE],
-        (double)s->decay[MIXTURE], s->limit);
+        "experts=%d width=%d limit=%d",
+        s->folder, s->steps, s->experts, s->width, s->limit);
+    append_assignments(header, sizeof header, "", &s->set);
+    append_assignments(header, sizeof header, "dense:", &s->set_of[DENSE]);
+    append_assignments(header, sizeof header, "mixture:", &s->set_of[MIXTURE]);
     score_file = results_open(s->program, s->tsv, header);
 }
 
@@ -445,6 +441,20 @@ static void print_routes(const char *program, tmoe_model *model)
 
 /* ---- command line ---------------------------------------------------------------------------- */
 
+/* What an option sets for both models, or a run for itself, would overwrite these. */
+static void refuse_own_options(const char *program, const assignments *a)
+{
+    static const char *const own[] = { "seed=", "steps=", "experts=", "width=" };
+    int i, k;
+    for (i = 0; i < a->count; i++)
+        for (k = 0; k < 4; k++)
+            if (!strncmp(a->texts[i], own[k], strlen(own[k]))) {
+                fprintf(stderr, "%s: %s has an option of its own, --%.*s\n", program, a->texts[i],
+                    (int)strlen(own[k]) - 1, own[k]);
+                exit(2);
+            }
+}
+
 static void read_settings(int argc, char **argv, settings *s)
 {
     static const char usage[] =
@@ -459,15 +469,10 @@ static void read_settings(int argc, char **argv, settings *s)
         { "--seed", "S", 'i', &s->seed, "first seed (default 1)" },
         { "--steps", "N", 'n', &s->steps, "optimiser steps of each model" },
         { "--experts", "E", 'n', &s->experts, "experts a layer" },
-        { "--mix", "param|output", 's', &s->mix, "what is averaged (default param)" },
-        { "--select", "KIND", 's', &s->select, "softmax (default), gumbel, st or average" },
         { "--width", "D", 'n', &s->width, "model width" },
-        { "--layers", "N", 'n', &s->layers, "layers of encoder and of decoder" },
-        { "--lr", "X", 'f', &s->lr, "learning rate of the transformer" },
-        { "--lr-router", "X", 'f', &s->lr_router, "learning rate of the router" },
-        { "--decay-dense", "X", 'f', &s->decay[DENSE], "weight decay of the dense model" },
-        { "--decay-mixture", "X", 'f', &s->decay[MIXTURE], "weight decay of the mixture" },
-        { "--dropout", "P", 'f', &s->dropout, "dropout in training" },
+        { "--set", "NAME=VALUE", 'm', &s->set, "any other setting; --settings lists them" },
+        { "--set-dense", "N=V", 'm', &s->set_of[DENSE], "the same of the dense model only" },
+        { "--set-mixture", "N=V", 'm', &s->set_of[MIXTURE], "the same of the mixture only" },
         { "--threads", "T", 'i', &s->threads, "default: all processors; bits stay the same" },
         { "--limit", "N", 'i', &s->limit, "test lines a task that are scored (default all)" },
         { "--save", "MODEL", 's', &s->save,
@@ -478,6 +483,9 @@ static void read_settings(int argc, char **argv, settings *s)
     *s = default_settings();
     s->program = argv[0];
     if (options_read(argc, argv, usage, options, &word, 1) == 1) s->folder = word;
+    refuse_own_options(argv[0], &s->set);
+    refuse_own_options(argv[0], &s->set_of[DENSE]);
+    refuse_own_options(argv[0], &s->set_of[MIXTURE]);
     if (s->seeds > SEEDS_MAX) die(argv[0], "--seeds takes 1 to 20");
     if (s->experts < 2 || s->experts > 64)
         die(argv[0], "--experts takes 2 to 64: the dense model is trained beside it anyway");

@@ -100,10 +100,92 @@ static void test_json_refuses_what_is_not(void)
     ctx->error = TMOE_OK;
 }
 
+static void settings_round_trip(tmoe_settings of)
+{
+    for (int i = 0; tmoe_setting_name(of, i); i++) {
+        const char *name = tmoe_setting_name(of, i);
+        tmoe_config c = tmoe_config_default(), c2 = c;
+        tmoe_training t = tmoe_training_default(), t2 = t;
+        const tmoei_field *f = tmoei_setting_find(of, name);
+        char text[160], again[160];
+        const double least = f ? f->least : 0.0, most = f ? f->most : 1.8e19;
+        for (int k = 0; k < 12; k++) {
+            const int real = f && f->kind == TMOEI_KIND_FLOAT;
+            double x = k == 11 ? most : least + (real ? 0.0123 * k : 1.0 * k);
+            char number[40];
+            if (real) x = (double)(float)x;
+            (void)snprintf(number, sizeof number, real ? "%.9g" : "%.0f", x);
+            tmoe_result r = of == TMOE_SETTINGS_CONFIG ? tmoe_config_set(&c, name, number)
+                                                       : tmoe_training_set(&t, name, number);
+            CHECK(r == (x >= least && x <= most ? TMOE_OK : TMOE_ERR_CONFIG));
+            r = of == TMOE_SETTINGS_CONFIG ? tmoe_config_get(&c, name, text, sizeof text)
+                                           : tmoe_training_get(&t, name, text, sizeof text);
+            CHECK(r == TMOE_OK);
+            if (f && f->words) CHECK(!strpbrk(text, "0123456789")); /* each value has a word */
+            r = of == TMOE_SETTINGS_CONFIG ? tmoe_config_set(&c2, name, text)
+                                           : tmoe_training_set(&t2, name, text);
+            CHECK(r == TMOE_OK);
+            CHECK(memcmp(&c, &c2, sizeof c) == 0 && memcmp(&t, &t2, sizeof t) == 0);
+        }
+        CHECK(tmoe_setting_values(of, name, text, sizeof text) == TMOE_OK);
+        CHECK(tmoe_setting_values(of, name, again, 4) == TMOE_ERR_ARGUMENT);
+        CHECK(strlen(again) == 3 && strncmp(text, again, 3) == 0);
+    }
+}
+
+static void test_every_setting_is_set_and_read_by_its_name(void)
+{
+    char text[160];
+    tmoe_config c = tmoe_config_default(), before;
+    tmoe_training t = tmoe_training_default();
+    settings_round_trip(TMOE_SETTINGS_CONFIG);
+    settings_round_trip(TMOE_SETTINGS_TRAINING);
+    CHECK(tmoe_setting_name(TMOE_SETTINGS_CONFIG, -1) == NULL);
+    CHECK(tmoe_setting_name((tmoe_settings)2, 0) == NULL);
+
+    CHECK(tmoe_config_set(&c, "experts", "8") == TMOE_OK && c.experts == 8);
+    CHECK(tmoe_config_set(&c, "positions", "learned") == TMOE_OK);
+    CHECK(c.positions == TMOE_POSITION_LEARNED);
+    CHECK(tmoe_config_set(&c, "activation", "relu") == TMOE_OK && c.activation == TMOE_RELU);
+    CHECK(tmoe_config_set(&c, "task_input", "vector|text") == TMOE_OK && c.task_input == 3);
+    CHECK(tmoe_config_set(&c, "task_input", "none") == TMOE_OK && c.task_input == 0);
+    CHECK(tmoe_config_set(&c, "seed", "18446744073709551615") == TMOE_OK && c.seed == UINT64_MAX);
+    CHECK(tmoe_training_set(&t, "lr_model", "1e-3") == TMOE_OK && t.lr_model == 1e-3f);
+    CHECK(tmoe_training_get(&t, "lr_model", text, sizeof text) == TMOE_OK);
+    CHECK_TEXT(text, "0.001");
+    CHECK(tmoe_training_set(&t, "train", "router|tasks") == TMOE_OK && t.train == 6);
+    CHECK(tmoe_training_get(&t, "train", text, sizeof text) == TMOE_OK);
+    CHECK_TEXT(text, "router|tasks");
+    CHECK(tmoe_training_get(&t, "train", text, 12) == TMOE_ERR_ARGUMENT); /* no room for the 0 */
+    CHECK_TEXT(text, "router|task");
+    CHECK(tmoe_setting_values(TMOE_SETTINGS_CONFIG, "experts", text, sizeof text) == TMOE_OK);
+    CHECK_TEXT(text, "a whole number, 1 to 64");
+    CHECK(tmoe_setting_values(TMOE_SETTINGS_CONFIG, "positions", text, sizeof text) == TMOE_OK);
+    CHECK_TEXT(text, "learned, rotary");
+
+    static const char *const wrong[][2] = { { "experts", "0" }, { "experts", "65" },
+        { "experts", "2.5" }, { "experts", "" }, { "experts", "4 " }, { "experts", "four" },
+        { "experts", "0x8" }, { "experts", "nan" }, { "experts", "+" }, { "temperature", "inf" },
+        { "temperature", "1e400" }, { "temperature", "1,5" }, { "positions", "rotar" },
+        { "positions", "rotary " }, { "positions", "learned rotary" }, { "task_input", "" },
+        { "task_input", "text|" }, { "task_input", "text|song" }, { "seed", "-1" },
+        { "seed", "18446744073709551616" }, { "seed", "" } };
+    before = c;
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+        CHECK(tmoe_config_set(&c, wrong[i][0], wrong[i][1]) == TMOE_ERR_CONFIG);
+    CHECK(tmoe_config_set(&c, "expert", "4") == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_config_set(&c, NULL, "4") == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_config_set(&c, "experts", NULL) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_config_get(&c, "expert", text, sizeof text) == TMOE_ERR_ARGUMENT);
+    CHECK(memcmp(&before, &c, sizeof c) == 0);
+}
+
 /* A host that has called setlocale must not change files. */
 static void test_json_numbers_have_a_point_in_every_locale(void)
 {
     static const char text[] = "[1.5, -2.25e1, 3]";
+    tmoe_training training = tmoe_training_default();
+    char dropout[20];
     tmoei_buffer out = { NULL, 0, 0, 0 };
     tmoei_json json;
     (void)system("mkdir -p build/locale && "
@@ -117,8 +199,11 @@ static void test_json_numbers_have_a_point_in_every_locale(void)
     tmoei_buffer_json_number(ctx, &out, 0.5);
     tmoei_buffer_json_number(ctx, &out, -1.5e-20);
     tmoei_buffer_json_number(ctx, &out, 7.0);
+    CHECK(tmoe_training_set(&training, "dropout", "0.25") == TMOE_OK);
+    CHECK(tmoe_training_get(&training, "dropout", dropout, sizeof dropout) == TMOE_OK);
     (void)setlocale(LC_NUMERIC, "C");
     CHECK_TEXT(out.data, "0.5-1.5e-207");
+    CHECK_TEXT(dropout, "0.25");
     tmoei_buffer_free(ctx, &out);
     tmoei_json_free(ctx, &json);
 }
@@ -1186,7 +1271,8 @@ static void test_scores_and_readings_refuse_counts_that_make_no_sense(void)
 }
 
 TEST_MAIN("test_data", ctx = tmoe_ctx_create(NULL); RUN(test_json_reads_what_is_json);
-          RUN(test_json_refuses_what_is_not); RUN(test_json_numbers_have_a_point_in_every_locale);
+          RUN(test_json_refuses_what_is_not); RUN(test_every_setting_is_set_and_read_by_its_name);
+          RUN(test_json_numbers_have_a_point_in_every_locale);
           RUN(test_safetensors_headers_are_taken_as_the_reference_takes_them);
           RUN(test_npy_headers_are_parsed); RUN(test_saving_replaces_files_only);
           RUN(test_tokenizers_round_trip_any_bytes);

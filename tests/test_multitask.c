@@ -94,15 +94,17 @@ static void test_splits_are_names_between_commas(void)
     CHECK(split_count == 1);
 }
 
-static void test_only_the_number_of_experts_and_the_decay_differ_between_the_models(void)
+static void test_only_the_number_of_experts_and_what_is_set_differ_between_the_models(void)
 {
     settings s = default_settings();
     tmoe_config config[KINDS];
     tmoe_training training[KINDS];
     int kind;
-    s.decay[MIXTURE] = 0.5f;
+    s.set.texts[s.set.count++] = "positions=learned";
+    s.set_of[MIXTURE].texts[s.set_of[MIXTURE].count++] = "matrix_decay=0.5";
     for (kind = 0; kind < KINDS; kind++) settings_of(kind, &s, &config[kind], &training[kind]);
     CHECK(config[DENSE].experts == 1 && config[MIXTURE].experts == 4);
+    CHECK(config[DENSE].positions == TMOE_POSITION_LEARNED);
     config[DENSE].experts = 4;
     CHECK(memcmp(&config[DENSE], &config[MIXTURE], sizeof config[DENSE]) == 0);
     CHECK_NEAR(training[DENSE].matrix_decay, tmoe_training_default().matrix_decay, 0.0);
@@ -164,5 +166,5 @@ static void test_tables_of_several_runs_fit_a_screen(void)
 TEST_MAIN("test_multitask",
           RUN(test_a_task_counts_once_with_its_mean_over_the_runs_where_it_is_in_the_part);
           RUN(test_splits_are_names_between_commas);
-          RUN(test_only_the_number_of_experts_and_the_decay_differ_between_the_models);
+          RUN(test_only_the_number_of_experts_and_what_is_set_differ_between_the_models);
           RUN(test_tables_of_several_runs_fit_a_screen);)
