@@ -1360,6 +1360,27 @@ TMOE_DEF tmoe_result tmoe_model_save(const tmoe_model *model, const char *path);
  *   errors  TMOE_ERR_FILE; TMOE_ERR_FORMAT: cut off, edited or of another kind, and where;
  *           TMOE_ERR_CONFIG */
 TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path);
+
+/* What a file of tmoe_model_save or tmoe_trainer_save holds. */
+typedef struct tmoe_description {
+    tmoe_config config;
+    int task_count;
+    int64_t step;                         /* optimiser steps that the model has taken */
+    size_t parameters, active_parameters; /* as tmoe_model_parameters */
+    size_t file_bytes;
+    int is_checkpoint;             /* 1: of tmoe_trainer_save; else training is the default */
+    tmoe_training training;        /* without its pointers. Files before 0.3 do not say its steps,
+                             * evaluate_every_steps and patience, those of 0.1 nothing */
+    int64_t steps_done, best_step; /* of the training; of its best validation */
+    float best_validation_loss;    /* NaN: never measured */
+} tmoe_description;
+
+/* tmoe_describe - what a file holds, without reading its parameters                         >>files
+ *   description  out
+ *   errors       TMOE_ERR_FILE, TMOE_ERR_FORMAT as tmoe_model_load; that every tensor is there is
+ *                not checked
+ *   cost         a pass over the head of the file, with its tokenizer and tasks */
+TMOE_DEF tmoe_result tmoe_describe(tmoe_ctx *ctx, const char *path, tmoe_description *description);
 /* tmoe_trainer_save - writes a checkpoint: the model, as tmoe_model_save, and its training  >>files
  *   The training is the moments, the best parameters in validation, the steps done, the settings
  *   and a hash of the tokenised lines. The file is up to four times that of the model. */
@@ -14759,13 +14780,14 @@ static const tmoei_field *const tmoei_settings = tmoei_training_fields + TMOEI_F
 
 enum { TMOEI_SETTINGS = TMOEI_TRAINING_FIELDS - TMOEI_FREE_FIELDS };
 
-/* Numbers of 64 bits are strings: those of JSON hold 53. */
+/* Numbers of 64 bits are strings: those of JSON hold 53. The fields that change no step are written
+ * for tmoe_describe; tmoe_trainer_load compares the others. */
 static void tmoei_write_settings(const tmoe_trainer *trainer, tmoei_buffer *text)
 {
     tmoei_buffer_print(trainer->ctx, text, "{\"seed\":\"%llu\",\"hash of the lines\":\"%llu\",",
         (unsigned long long)trainer->training.seed, (unsigned long long)tmoei_lines_hash(trainer));
-    tmoei_fields_to_json(trainer->ctx, &trainer->training, tmoei_settings, TMOEI_SETTINGS, text,
-        "}");
+    tmoei_fields_to_json(trainer->ctx, &trainer->training, tmoei_training_fields,
+        TMOEI_TRAINING_FIELDS, text, "}");
 }
 
 /* Refuses a generation that could not be read again. */
@@ -14963,18 +14985,25 @@ static tmoe_result tmoei_parameters_read(tmoe_model *model, tmoei_safetensors *f
     return TMOE_OK;
 }
 
+/* The model of an open file, without its parameters. */
+static tmoe_model *tmoei_model_of_file(tmoe_ctx *ctx, const tmoei_safetensors *file)
+{
+    tmoei_json parts[TMOEI_PARTS];
+    tmoe_model *model = NULL;
+    memset(parts, 0, sizeof parts);
+    if (tmoei_parts_parse(ctx, file, parts) == TMOE_OK)
+        model = tmoei_model_from_json(ctx, parts, tmoei_is_old(file), file->path);
+    for (int i = 0; i < TMOEI_PARTS; i++) tmoei_json_free(ctx, &parts[i]);
+    return model;
+}
+
 TMOE_DEF tmoe_model *tmoe_model_load(tmoe_ctx *ctx, const char *path)
 {
     tmoei_safetensors file;
-    tmoei_json parts[TMOEI_PARTS];
-    tmoe_model *model = NULL;
     tmoei_begin(ctx);
-    memset(parts, 0, sizeof parts);
     if (tmoei_safetensors_open(ctx, &file, path) != TMOE_OK) return NULL;
-    if (tmoei_parts_parse(ctx, &file, parts) == TMOE_OK)
-        model = tmoei_model_from_json(ctx, parts, tmoei_is_old(&file), path);
+    tmoe_model *model = tmoei_model_of_file(ctx, &file);
     if (model) (void)tmoei_parameters_read(model, &file);
-    for (int i = 0; i < TMOEI_PARTS; i++) tmoei_json_free(ctx, &parts[i]);
     tmoei_safetensors_close(ctx, &file);
     return tmoei_model_if(!ctx->error, model);
 }
@@ -15101,6 +15130,57 @@ static void tmoei_checkpoint_take(tmoe_trainer *trainer, const tmoei_checkpoint 
     trainer->began = trainer->tokens = 0.0;
     model->step = c->model->step;
     model->version++;
+}
+
+/* The settings and the state of the training that a checkpoint holds. */
+static tmoe_result tmoei_describe_training(tmoe_ctx *ctx, tmoei_checkpoint *c,
+    tmoe_description *description)
+{
+    const char *settings = tmoei_safetensors_metadata(&c->file, "training"), *path = c->file.path;
+    tmoe_training *t = &description->training;
+    TMOEI_TRY(tmoei_state_read(ctx, c));
+    description->is_checkpoint = 1;
+    description->steps_done = (int64_t)c->steps_done;
+    description->best_step = (int64_t)c->best_step;
+    if (c->twins[TMOEI_BEST]) description->best_validation_loss = (float)c->best_loss;
+    t->optimiser = TMOE_OPTIMISER_ADAMW; /* where it is not said */
+    if (!settings) return TMOE_OK;       /* version 0.1 stored none */
+
+    tmoei_json json;
+    TMOEI_TRY(tmoei_json_parse(ctx, &json, settings, strlen(settings), path));
+    const tmoei_json_node *seed = tmoei_json_value(&json, 0, "seed");
+    (void)tmoei_fields_from_json(ctx, &json, path, t, tmoei_training_fields, TMOEI_TRAINING_FIELDS,
+        0);
+    if (seed->text) t->seed = strtoull(seed->text, NULL, 10);
+    tmoei_json_free(ctx, &json);
+    return ctx->error;
+}
+
+TMOE_DEF tmoe_result tmoe_describe(tmoe_ctx *ctx, const char *path, tmoe_description *description)
+{
+    tmoe_description found;
+    tmoei_checkpoint c;
+    tmoei_begin(ctx);
+    memset(&c, 0, sizeof c);
+    memset(&found, 0, sizeof found);
+    found.training = tmoe_training_default();
+    found.best_validation_loss = (float)NAN;
+    if (tmoei_safetensors_open(ctx, &c.file, path) != TMOE_OK) return ctx->error;
+
+    c.model = tmoei_model_of_file(ctx, &c.file);
+    if (c.model) {
+        found.config = c.model->config;
+        found.task_count = c.model->N;
+        found.parameters = tmoe_model_parameters(c.model, &found.active_parameters);
+        found.step = c.model->step;
+        found.file_bytes = c.file.size;
+        if (tmoei_safetensors_metadata(&c.file, "trainer"))
+            (void)tmoei_describe_training(ctx, &c, &found);
+    }
+    tmoe_model_destroy(c.model);
+    tmoei_safetensors_close(ctx, &c.file);
+    if (ctx->error == TMOE_OK) *description = found;
+    return ctx->error;
 }
 
 TMOE_DEF tmoe_result tmoe_trainer_load(tmoe_trainer *trainer, const char *path)

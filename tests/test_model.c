@@ -1257,6 +1257,64 @@ static char *read_file(const char *path, size_t *size)
     return bytes;
 }
 
+static int stop_at_4(void *user, const tmoe_progress *p)
+{
+    (void)user;
+    return p->step == 4;
+}
+
+static void test_a_file_is_described_without_its_parameters(void)
+{
+    const char *path = "build/test_described.safetensors";
+    tmoe_config c = small_config();
+    tmoe_training t = small_training();
+    tmoe_description d;
+    size_t active = 0, size = 0;
+    t.validation_lines = 2;
+    t.evaluate_every_steps = 2;
+    t.patience = 3;
+    t.lr_model = 0.0125f;
+    t.seed = UINT64_MAX;
+    t.progress = stop_at_4;
+    set a = make(1, &c, &t);
+    CHECK(tmoe_model_save(a.model, path) == TMOE_OK);
+    CHECK(tmoe_describe(a.ctx, path, &d) == TMOE_OK);
+    CHECK(!d.is_checkpoint && d.steps_done == 0 && d.step == 0 && isnan(d.best_validation_loss));
+    CHECK(memcmp(&d.config, tmoe_model_config(a.model), sizeof d.config) == 0);
+    CHECK(d.parameters == tmoe_model_parameters(a.model, &active) && d.active_parameters == active);
+    CHECK(d.training.steps == tmoe_training_default().steps && d.task_count == 3);
+
+    CHECK(tmoe_trainer_run(a.trainer) == TMOE_ERR_CANCELLED);
+    CHECK(tmoe_trainer_save(a.trainer, path) == TMOE_OK);
+    CHECK(tmoe_describe(a.ctx, path, &d) == TMOE_OK);
+    CHECK(d.is_checkpoint && d.steps_done == 4 && d.step == 4);
+    CHECK(d.best_step == a.trainer->best_step && d.best_step > 0);
+    CHECK(d.best_validation_loss == a.trainer->best_loss);
+    CHECK(d.training.steps == t.steps && d.training.evaluate_every_steps == 2);
+    CHECK(d.training.patience == 3 && d.training.lr_model == 0.0125f);
+    CHECK(d.training.seed == UINT64_MAX && d.training.optimiser == t.optimiser);
+
+    /* what is said is enough to go on */
+    tmoe_model *model = tmoe_model_load(a.ctx, path);
+    tmoe_trainer *trainer = tmoe_trainer_create(model, a.suite, &d.training);
+    CHECK(trainer && tmoe_trainer_load(trainer, path) == TMOE_OK);
+    CHECK(tmoe_trainer_run(trainer) == TMOE_OK && tmoe_trainer_run(a.trainer) == TMOE_OK);
+    CHECK(memcmp(a.model->theta, model->theta, model->size * sizeof(float)) == 0);
+    tmoe_trainer_destroy(trainer);
+    tmoe_model_destroy(model);
+
+    /* a failure leaves the description as it was */
+    char *bytes = read_file(path, &size);
+    FILE *file = fopen(path, "wb");
+    CHECK(file && fwrite(bytes, 1, size / 2, file) == size / 2 && fclose(file) == 0);
+    free(bytes);
+    d.step = 77;
+    CHECK(tmoe_describe(a.ctx, path, &d) == TMOE_ERR_FORMAT && d.step == 77);
+    CHECK(tmoe_describe(a.ctx, "build/no such file", &d) == TMOE_ERR_FILE && d.step == 77);
+    (void)remove(path);
+    unmake(&a);
+}
+
 /* Takes the fields of the config that versions up to 0.2.0 did not have out of a file. */
 static void drop_later_fields(char *bytes)
 {
@@ -2654,7 +2712,9 @@ TEST_MAIN("test_model", RUN(test_gradients_of_every_mix_and_selection);
           RUN(test_one_two_and_four_threads_give_the_same_bits);
           RUN(test_resuming_gives_the_same_bits);
           RUN(test_resuming_under_another_training_is_refused);
-          RUN(test_resuming_may_take_more_steps); RUN(test_files_of_version_0_1_are_read);
+          RUN(test_resuming_may_take_more_steps);
+          RUN(test_a_file_is_described_without_its_parameters);
+          RUN(test_files_of_version_0_1_are_read);
           RUN(test_a_file_without_positions_has_learned_ones);
           RUN(test_rotary_positions_are_no_parameters_and_are_saved_bit_by_bit);
           RUN(test_a_rotary_model_knows_the_order_of_tokens);
