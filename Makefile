@@ -8,7 +8,7 @@ STD = -std=gnu99
 WARN = -Wall -Wextra
 BUILD = build
 
-PROGRAMS = demo multitask tradeoff zeroshot quickstart fewshot compare routes bart
+PROGRAMS = demo train multitask tradeoff zeroshot quickstart fewshot compare routes bart
 TESTS = $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
 
 examples: $(PROGRAMS:%=$(BUILD)/%)
@@ -24,6 +24,7 @@ $(BUILD)/test_demo: examples/demo.c examples/common.h
 $(BUILD)/test_routes: examples/routes.c examples/common.h
 $(BUILD)/test_multitask: examples/multitask.c examples/common.h
 $(BUILD)/test_tradeoff: examples/tradeoff.c examples/common.h
+$(BUILD)/test_train: examples/train.c examples/common.h
 
 $(BUILD):
 	mkdir -p $@
