@@ -1267,6 +1267,30 @@ TMOE_DEF tmoe_result tmoe_answer_many(tmoe_model *model, const char *task_name, 
     const char *const *inputs, int count, char **answers);
 TMOE_DEF tmoe_result tmoe_answer_many_unseen(tmoe_model *model, const char *instruction,
     const float *route, const char *const *inputs, int count, char **answers);
+/* tmoe_answer_best - the likeliest answers to one input, by beam search                 >>inference
+ *   task_name, instruction  in: one of them, the other NULL, as tmoe_answer or tmoe_answer_unseen
+ *   route             in, or NULL: as above
+ *   wanted            1 to 1,024. The search keeps so many beams, or as many as the model's
+ *                     generation has, if that is more; the best answers that it finds need not be
+ *                     the best that there are
+ *   answers           (wanted) out, the likeliest first, up to tmoe_answers_free; all NULL after
+ *                     a failure
+ *   log_likelihoods   (wanted) out: as tmoe_score_answers, but forced tokens count 0
+ *   errors, cost      as tmoe_answer, times the beams */
+TMOE_DEF tmoe_result tmoe_answer_best(tmoe_model *model, const char *task_name,
+    const char *instruction, const float *route, const char *input, int wanted, char **answers,
+    float *log_likelihoods);
+/* tmoe_score_answers - how likely given answers to one input are                        >>inference
+ *   task_name, instruction, route  in: as tmoe_answer_best
+ *   answers           (count >= 0) in
+ *   log_likelihoods   (count) out: log p(answer | input), the sum over its tokens and the end
+ *                     token, at the most 0. exp of it is its probability; divided by the sum of
+ *                     those of a closed set, its probability in that set
+ *   errors            as tmoe_answer; TMOE_ERR_DATA: an answer has more than target_tokens
+ *   cost              an encoder and a decoder pass an answer */
+TMOE_DEF tmoe_result tmoe_score_answers(tmoe_model *model, const char *task_name,
+    const char *instruction, const float *route, const char *input, const char *const *answers,
+    int count, float *log_likelihoods);
 /* tmoe_answers_free - frees the answers and sets them to NULL */
 TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count);
 
@@ -10330,12 +10354,19 @@ typedef struct tmoei_asked {
     tmoei_owner own; /* freed by the caller, in any case */
 } tmoei_asked;
 
+/* What a caller asks about. route may be NULL. */
+typedef struct tmoei_question {
+    const char *name, *instruction;
+    const float *route;
+} tmoei_question;
+
 /* A name alone must be a known task's. An instruction alone is an unseen task's. Both are those of
  * a suite's task, which is known or not. An unseen task gets the vector of its instruction and,
  * without a route, the one of TMOE_ZERO_SHOT_ROUTER. */
-static tmoe_result tmoei_ask(tmoe_model *model, const char *name, const char *instruction,
-    const float *route, tmoei_asked *asked)
+static tmoe_result tmoei_ask(tmoe_model *model, const tmoei_question *question, tmoei_asked *asked)
 {
+    const char *name = question->name, *instruction = question->instruction;
+    const float *route = question->route;
     memset(asked, 0, sizeof *asked);
     tmoei_guide *guide = &asked->guide;
     asked->own.ctx = model->ctx;
@@ -10373,13 +10404,13 @@ static char *tmoei_text_of(tmoe_model *model, const int *tokens, size_t count)
     return text;
 }
 
-/* Tokenises the inputs, generates an answer to each and decodes it. name, instruction:
- * tmoei_ask. */
-static tmoe_result tmoei_answers(tmoe_model *model, const char *name, const char *instruction,
-    const float *route, const char *const *inputs, int count, char **answers)
+/* Tokenises the inputs, generates how->returned answers to each and decodes them. scores: of all
+ * answers, or NULL. how->max_length is filled in. */
+static tmoe_result tmoei_answers(tmoe_model *model, const tmoei_question *question,
+    const char *const *inputs, int count, tmoe_generation *how, char **answers, float *scores)
 {
     tmoe_ctx *ctx = model->ctx;
-    tmoe_generation how = model->generation;
+    const int total = count * how->returned;
     tmoe_request request;
     tmoe_generated out;
     tmoei_asked asked;
@@ -10387,17 +10418,15 @@ static tmoe_result tmoei_answers(tmoe_model *model, const char *name, const char
     memset(&texts, 0, sizeof texts);
     memset(&out, 0, sizeof out);
     tmoei_begin(ctx);
-    how.returned = 1;
     if (answers)
-        for (int i = 0; i < count; i++) answers[i] = NULL;
-    if (count < 0 || (count > 0 && (!inputs || !answers)) || (!name && !instruction)
-        || !model->tokenizer)
+        for (int i = 0; i < total; i++) answers[i] = NULL;
+    if (count < 0 || (count > 0 && (!inputs || !answers))
+        || (!question->name && !question->instruction) || !model->tokenizer)
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
             "answer: %d inputs; at least 0, a model with a tokenizer, and no argument NULL", count);
 
-    if (tmoei_ask(model, name, instruction, route, &asked) == TMOE_OK)
-        (void)tmoei_generation_check(model, &how);
-    const size_t n = (size_t)count, most = (size_t)how.max_length;
+    if (tmoei_ask(model, question, &asked) == TMOE_OK) (void)tmoei_generation_check(model, how);
+    const size_t n = (size_t)total, most = (size_t)how->max_length;
     int *lengths = NULL;
     if (ctx->error == TMOE_OK) {
         lengths = (int *)tmoei_own(&asked.own, n, sizeof(int));
@@ -10416,17 +10445,27 @@ static tmoe_result tmoei_answers(tmoe_model *model, const char *name, const char
     request.ids = texts.ids;
     request.lengths = lengths;
     request.count = count;
-    request.how = &how;
+    request.how = how;
+    out.scores = scores;
     if (ctx->error == TMOE_OK) (void)tmoe_generate(model, &request, &out);
     for (size_t i = 0; i < n && ctx->error == TMOE_OK; i++)
         answers[i] = tmoei_text_of(model, out.tokens + i * most, (size_t)out.token_counts[i]);
-    if (ctx->error != TMOE_OK) tmoe_answers_free(model, answers, count);
+    if (ctx->error != TMOE_OK) tmoe_answers_free(model, answers, total);
     tmoei_texts_free(ctx, &texts);
     tmoei_owner_free(&asked.own);
     return ctx->error;
 }
 
-static tmoe_result tmoei_answer(tmoe_model *model, const char *name, const char *instruction,
+/* One answer to each input, as the model's generation says. */
+static tmoe_result tmoei_answer_each(tmoe_model *model, const tmoei_question *question,
+    const char *const *inputs, int count, char **answers)
+{
+    tmoe_generation how = model->generation;
+    how.returned = 1;
+    return tmoei_answers(model, question, inputs, count, &how, answers, NULL);
+}
+
+static tmoe_result tmoei_answer(tmoe_model *model, const tmoei_question *question,
     const char *input, char *text, size_t size)
 {
     char *answer = NULL;
@@ -10434,7 +10473,7 @@ static tmoe_result tmoei_answer(tmoe_model *model, const char *name, const char 
     if (size > 0 && !text)
         return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT, "answer: the text is NULL");
     if (size > 0) text[0] = 0;
-    TMOEI_TRY(tmoei_answers(model, name, instruction, NULL, &input, 1, &answer));
+    TMOEI_TRY(tmoei_answer_each(model, question, &input, 1, &answer));
     const size_t length = strlen(answer);
     if (length < size)
         memcpy(text, answer, length + 1);
@@ -10449,25 +10488,60 @@ static tmoe_result tmoei_answer(tmoe_model *model, const char *name, const char 
 TMOE_DEF tmoe_result tmoe_answer(tmoe_model *model, const char *task_name, const char *input,
     char *text, size_t size)
 {
-    return tmoei_answer(model, task_name, NULL, input, text, size);
+    const tmoei_question question = { task_name, NULL, NULL };
+    return tmoei_answer(model, &question, input, text, size);
 }
 
 TMOE_DEF tmoe_result tmoe_answer_unseen(tmoe_model *model, const char *instruction,
     const char *input, char *text, size_t size)
 {
-    return tmoei_answer(model, NULL, instruction, input, text, size);
+    const tmoei_question question = { NULL, instruction, NULL };
+    return tmoei_answer(model, &question, input, text, size);
 }
 
 TMOE_DEF tmoe_result tmoe_answer_many(tmoe_model *model, const char *task_name, const float *route,
     const char *const *inputs, int count, char **answers)
 {
-    return tmoei_answers(model, task_name, NULL, route, inputs, count, answers);
+    const tmoei_question question = { task_name, NULL, route };
+    return tmoei_answer_each(model, &question, inputs, count, answers);
 }
 
 TMOE_DEF tmoe_result tmoe_answer_many_unseen(tmoe_model *model, const char *instruction,
     const float *route, const char *const *inputs, int count, char **answers)
 {
-    return tmoei_answers(model, NULL, instruction, route, inputs, count, answers);
+    const tmoei_question question = { NULL, instruction, route };
+    return tmoei_answer_each(model, &question, inputs, count, answers);
+}
+
+/* Refuses a question that names both a known task and an instruction. */
+static tmoe_result tmoei_one_of_both(tmoe_model *model, const char *function, const char *task_name,
+    const char *instruction)
+{
+    tmoei_begin(model->ctx);
+    if (!task_name != !instruction) return TMOE_OK;
+    return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
+        "%s: either the task's name or the instruction must be NULL, but not both", function);
+}
+
+TMOE_DEF tmoe_result tmoe_answer_best(tmoe_model *model, const char *task_name,
+    const char *instruction, const float *route, const char *input, int wanted, char **answers,
+    float *log_likelihoods)
+{
+    const tmoei_question question = { task_name, instruction, route };
+    tmoe_generation how = model->generation;
+    const int sound = wanted >= 1 && wanted <= TMOEI_BEAMS_MAX && log_likelihoods;
+    if (sound && answers)
+        for (int i = 0; i < wanted; i++) answers[i] = NULL;
+    TMOEI_TRY(tmoei_one_of_both(model, "answer_best", task_name, instruction));
+    if (!sound)
+        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
+            "answer_best: %d answers wanted, 1 to %d; log_likelihoods must not be NULL", wanted,
+            TMOEI_BEAMS_MAX);
+    how.returned = wanted;
+    if (how.beams < wanted) how.beams = wanted;
+    if (how.beams < 2) how.beams = 2; /* greedy search counts nothing */
+    how.length_penalty = 0.0f;        /* scores are sums then */
+    return tmoei_answers(model, &question, &input, 1, &how, answers, log_likelihoods);
 }
 
 TMOE_DEF void tmoe_answers_free(tmoe_model *model, char **answers, int count)
@@ -10545,7 +10619,8 @@ TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task,
 
     const tmoei_float_mode mode = tmoei_float_mode_enter();
     double *scores = NULL;
-    if (tmoei_ask(model, task->name, task->instruction, route, &asked) == TMOE_OK)
+    const tmoei_question question = { task->name, task->instruction, route };
+    if (tmoei_ask(model, &question, &asked) == TMOE_OK)
         scores = (double *)tmoei_own(&asked.own, (size_t)task->label_count, sizeof *scores);
     for (int i = 0; i < task->label_count && ctx->error == TMOE_OK; i++)
         (void)tmoei_texts_add(model, &labels, NULL, task->labels[i], c->target_tokens, "label",
@@ -10561,6 +10636,44 @@ TMOE_DEF tmoe_result tmoe_choose_label(tmoe_model *model, const tmoe_task *task,
     tmoei_owner_free(&asked.own);
     tmoei_texts_free(ctx, &source);
     tmoei_texts_free(ctx, &labels);
+    tmoei_float_mode_leave(mode);
+    return ctx->error;
+}
+
+TMOE_DEF tmoe_result tmoe_score_answers(tmoe_model *model, const char *task_name,
+    const char *instruction, const float *route, const char *input, const char *const *answers,
+    int count, float *log_likelihoods)
+{
+    tmoe_ctx *ctx = model->ctx;
+    const tmoe_config *c = &model->config;
+    const tmoei_question question = { task_name, instruction, route };
+    tmoei_asked asked;
+    tmoei_texts texts, source;
+    double *scores = NULL;
+    TMOEI_TRY(tmoei_one_of_both(model, "score_answers", task_name, instruction));
+    if (count < 0 || (count > 0 && (!answers || !log_likelihoods)) || !model->tokenizer)
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "score_answers: %d answers; at least 0, a model with a tokenizer, and no argument NULL",
+            count);
+    if (count == 0) return TMOE_OK;
+    memset(&texts, 0, sizeof texts);
+    memset(&source, 0, sizeof source);
+
+    const tmoei_float_mode mode = tmoei_float_mode_enter();
+    if (tmoei_ask(model, &question, &asked) == TMOE_OK)
+        scores = (double *)tmoei_own(&asked.own, (size_t)count, sizeof *scores);
+    for (int i = 0; i < count && ctx->error == TMOE_OK; i++)
+        (void)tmoei_texts_add(model, &texts, NULL, answers[i], c->target_tokens, "answer",
+            asked.name, i);
+    if (ctx->error == TMOE_OK
+        && tmoei_texts_add(model, &source, asked.prefix, input, c->source_tokens, "input",
+               asked.name, 0)
+            == TMOE_OK
+        && tmoei_log_likelihoods(model, &asked.guide, &source, &texts, scores) == TMOE_OK)
+        for (int i = 0; i < count; i++) log_likelihoods[i] = (float)scores[i];
+    tmoei_owner_free(&asked.own);
+    tmoei_texts_free(ctx, &source);
+    tmoei_texts_free(ctx, &texts);
     tmoei_float_mode_leave(mode);
     return ctx->error;
 }
@@ -14045,12 +14158,12 @@ TMOE_DEF tmoe_result tmoe_evaluate(tmoe_model *model, const tmoe_task *task, con
         return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
             "evaluate: task %s has %d test lines, limit is %d; at least 1 and 0", task->name,
             task->test_count, limit);
+    const tmoei_question question = { task->name, task->instruction, route };
     const char **inputs = TMOEI_OWN(&own, const char *, n);
     char **answers = TMOEI_OWN(&own, char *, n);
     if (inputs && answers) {
         for (int i = 0; i < n; i++) inputs[i] = task->test[i].input;
-        if (tmoei_answers(model, task->name, task->instruction, route, inputs, n, answers)
-            == TMOE_OK)
+        if (tmoei_answer_each(model, &question, inputs, n, answers) == TMOE_OK)
             (void)tmoe_score(ctx, task->metric, (const char *const *)answers, task->test, n, score);
         tmoe_answers_free(model, answers, n);
     }
@@ -14568,7 +14681,8 @@ static void tmoei_embed_task(tmoe_model *model, const tmoe_task *task, int lines
     tmoei_asked asked;
     tmoei_texts line;
     memset(&line, 0, sizeof line);
-    (void)tmoei_ask(model, task->name, task->instruction, NULL, &asked);
+    const tmoei_question question = { task->name, task->instruction, NULL };
+    (void)tmoei_ask(model, &question, &asked);
     for (int i = 0; i < lines && i < task->train_count && !model->ctx->error; i++) {
         line.count = line.ids_used = 0;
         if (tmoei_example_add(model, &line, task, i, 1) == TMOE_OK)

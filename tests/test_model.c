@@ -932,6 +932,11 @@ static void test_ranking_takes_the_most_likely_label(void)
                     for (int v = 0; v < s.model->V; v++) z += exp((double)x[v]);
                     sum += (double)x[j + 1 < n ? 3 + labels[l][j] : 2] - log(z);
                 }
+                float score = 0.0f;
+                CHECK(tmoe_score_answers(s.model, task.name, NULL, NULL, inputs[i], &labels[l], 1,
+                          &score)
+                    == TMOE_OK);
+                CHECK_NEAR(score, sum, 1e-4);
                 if (normalised) sum /= n;
                 if (sum > best) {
                     best = sum;
@@ -943,6 +948,56 @@ static void test_ranking_takes_the_most_likely_label(void)
         }
     }
     CHECK(differ); /* the mean does not favour the shortest label */
+    unmake(&s);
+}
+
+static void test_the_best_answers_come_with_their_likelihoods(void)
+{
+    tmoe_config c = paper_config();
+    tmoe_training training = paper_training();
+    char *answers[5] = { NULL }, *unseen[1] = { NULL };
+    float likely[5], again[5], lone;
+    set s = make(1, &c, &training);
+    if (!s.trainer) return;
+    const tmoe_task *task = tmoe_suite_task(s.suite, 0);
+    for (int i = 0; i < 30; i++) CHECK(tmoe_trainer_step(s.trainer, NULL) == TMOE_OK);
+    CHECK(tmoe_answer_best(s.model, task->name, NULL, NULL, "ant", 5, answers, likely) == TMOE_OK);
+    CHECK(tmoe_score_answers(s.model, task->name, NULL, NULL, "ant", (const char *const *)answers,
+              5, again)
+        == TMOE_OK);
+    for (int i = 0; i < 5; i++) {
+        CHECK_NEAR(likely[i], again[i], 1e-4);
+        CHECK(likely[i] <= 0.0f && (i == 0 || likely[i] <= likely[i - 1]));
+    }
+    CHECK(strcmp(answers[0], answers[1]) != 0);
+
+    CHECK(tmoe_answer_best(s.model, NULL, "Say it backwards.", NULL, "ant", 1, unseen, &lone)
+        == TMOE_OK);
+    CHECK(tmoe_score_answers(s.model, NULL, "Say it backwards.", NULL, "ant",
+              (const char *const *)unseen, 1, again)
+        == TMOE_OK);
+    CHECK_NEAR(lone, again[0], 1e-4);
+    CHECK(tmoe_score_answers(s.model, task->name, NULL, NULL, "ant", NULL, 0, NULL) == TMOE_OK);
+
+    /* a known task or an instruction, not both and not neither */
+    for (int both = 0; both < 2; both++) {
+        const char *name = both ? task->name : NULL, *instruction = both ? "Say it." : NULL;
+        char *none[1] = { answers[0] };
+        CHECK(tmoe_answer_best(s.model, name, instruction, NULL, "ant", 1, none, likely)
+            == TMOE_ERR_ARGUMENT);
+        CHECK(none[0] == NULL);
+        CHECK_HAS(tmoe_error_message(s.ctx), "must be NULL, but not both");
+        CHECK(tmoe_score_answers(s.model, name, instruction, NULL, "ant",
+                  (const char *const *)unseen, 1, again)
+            == TMOE_ERR_ARGUMENT);
+    }
+    tmoe_answers_free(s.model, unseen, 1);
+    CHECK(tmoe_answer_best(s.model, "no such task", NULL, NULL, "ant", 1, unseen, &lone)
+        == TMOE_ERR_ARGUMENT);
+    CHECK(unseen[0] == NULL);
+    CHECK(tmoe_answer_best(s.model, task->name, NULL, NULL, "ant", 0, unseen, &lone)
+        == TMOE_ERR_ARGUMENT);
+    tmoe_answers_free(s.model, answers, 5);
     unmake(&s);
 }
 
@@ -2707,6 +2762,7 @@ TEST_MAIN("test_model", RUN(test_gradients_of_every_mix_and_selection);
           RUN(test_a_training_in_which_nothing_would_move_is_refused);
           RUN(test_two_stages_keep_the_router_and_sharpen);
           RUN(test_ranking_takes_the_most_likely_label);
+          RUN(test_the_best_answers_come_with_their_likelihoods);
           RUN(test_few_shot_adapts_a_copy_and_threads_do_not_matter);
           RUN(test_few_shot_learns_the_task); RUN(test_evaluation_routes_are_free_of_noise);
           RUN(test_one_two_and_four_threads_give_the_same_bits);
