@@ -331,8 +331,8 @@ static void show_next(const demo *d, const int *picked)
         task = tmoe_suite_task(d->suite, picked[i]);
     check(d, tmoe_model_save(d->models[MIXTURE], d->save));
     show_title(d, "Ask it yourself; the two lines to type next:");
-    printf("\n  make build/zeroshot\n  build/zeroshot %s \\\n      \"%s\" \\\n      \"%s\"\n",
-        d->save, task->instruction, task->test[EXAMPLES].input);
+    printf("\n  make build/ask\n  build/ask %s \\\n      \"%s\" \\\n      \"%s\"\n", d->save,
+        task->instruction, task->test[EXAMPLES].input);
 }
 
 static void show_start(const demo *d)

@@ -509,7 +509,7 @@ int main(int argc, char **argv)
         score_tasks(&s, &d, ctx, model, all);
         advise(&d, all);
         if (s.save)
-            printf("\nTo ask it:  build/zeroshot %s --task %s \"an input\"\n", s.save,
+            printf("\nTo ask it:  build/ask %s --task %s \"an input\"\n", s.save,
                 tmoe_suite_task(suite, 0)->name);
         free(all);
     }

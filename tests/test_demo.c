@@ -301,7 +301,7 @@ static void test_the_whole_demo_fits_a_screen_and_fails_if_no_unseen_line_is_ans
     CHECK_HAS(text, "wizard -> WIZARD");
     CHECK_HAS(text, "Of these 18 lines: mixture ");
     CHECK_HAS(text, "161 seen tasks");
-    CHECK_HAS(text, "make build/zeroshot\n");
+    CHECK_HAS(text, "make build/ask\n");
     CHECK(file_exists("build/test_demo.safetensors"));
     row = strstr(text, "unseen tasks  "); /* dense, mixture */
     CHECK(row && sscanf(row, "unseen tasks %*f %% %lf", &unseen) == 1);
