@@ -8,7 +8,7 @@ STD = -std=gnu99
 WARN = -Wall -Wextra
 BUILD = build
 
-PROGRAMS = demo train multitask tradeoff ask quickstart fewshot compare routes bart
+PROGRAMS = demo train multitask tradeoff ask describe quickstart fewshot compare routes bart
 TESTS = $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
 
 examples: $(PROGRAMS:%=$(BUILD)/%)

@@ -184,6 +184,15 @@ static void test_a_training_that_is_stopped_goes_on_to_the_same_bits(void)
     stop_asked = 1; /* after a step */
     CHECK(train(&s, &d, ctx) == NULL);
     stop_asked = 0;
+    CHECK(system("build/describe build/own_model.safetensors --tasks > build/own_described") == 0);
+    bytes_again = bytes_of("build/own_described", &size_again);
+    bytes_again[size_again] = 0;
+    CHECK_HAS(bytes_again, "checkpoint of ");
+    CHECK_HAS(bytes_again, "training: 1 of 30 steps done");
+    CHECK_HAS(bytes_again, " *width                    16\n");
+    CHECK_HAS(bytes_again, "  positions                rotary\n");
+    CHECK_HAS(bytes_again, "  lone  ");
+    free(bytes_again);
     s.resume = 1;
     s.steps = 0; /* the checkpoint says how many */
     model = train(&s, &d, ctx);
