@@ -982,8 +982,11 @@ typedef struct tmoe_training {
     int matrix_turns;   /* 1: in turns: a step moves one expert of each layer, by E times the rate
                          * and decay; the momentum of all is updated. Costs an E-th */
 
-    float label_smoothing; /* 0 <= it < 1, as dropout, beta1 and beta2; weights and rates >= 0 */
+    float label_smoothing; /* 0 <= it < 1, as dropouts, beta1 and beta2; weights and rates >= 0 */
     float dropout;
+    /* Of the task vectors that the router reads, each time anew: it may not rely on a single word
+     * of an instruction, so unseen instructions get better routes. */
+    float router_dropout;
     /* Weight of the experts' mean distance: it draws them together. Costs about 3 E (E - 1) n flop
      * for each routed layer of E experts with n parameters, on one lane. */
     float expert_regularisation;
@@ -2126,6 +2129,7 @@ static void tmoei_deal(uint64_t seed, uint64_t stream, uint64_t first, int *orde
  *   GROUP_ROUTES     model     routes of RANDOM_EXAMPLE               64 a line and layer
  *   GUMBEL           training  noise on the router's logits           1 a logit
  *   EXPLORE          training  routes instead of the router's         2 a task and layer
+ *   ROUTER_DROPOUT   training  masks of what the router reads         1 a step
  *   TASKS            training  tasks of the steps, in epochs          1 a task of an epoch
  *   LINES | task     training  lines of a task, in epochs             1 a line of an epoch
  *   FEW_SHOT         few-shot  order of a task's lines                1 a line
@@ -2143,6 +2147,7 @@ enum {
     TMOEI_STREAM_GROUP_ROUTES,
     TMOEI_STREAM_GUMBEL,
     TMOEI_STREAM_EXPLORE,
+    TMOEI_STREAM_ROUTER_DROPOUT,
     TMOEI_STREAM_TASKS,
     TMOEI_STREAM_FEW_SHOT,
     TMOEI_STREAM_ACCEPTED
@@ -5891,6 +5896,7 @@ TMOE_DEF tmoe_tensor *tmoe_dropout(tmoe_tape *tape, tmoe_tensor *x, float p, uin
 /* ---- what the method needs of a tokenizer ----
  * Every kind of tokenizer begins with this struct (>>tokenizer has the kind that is built in). */
 #define TMOEI_SPECIALS (TMOE_TOKEN_MASK + 1) /* members of tmoe_token */
+#define TMOEI_TOKENS_MAX 1000000             /* of a tokenizer that is trained */
 
 struct tmoe_tokenizer {
     tmoe_ctx *ctx;
@@ -8645,9 +8651,9 @@ static double tmoei_seconds(void)
 }
 
 #define TMOEI_STRUCT tmoe_training
-static const tmoei_field tmoei_training_fields[] = { TMOEI_INT(steps, 1, INT_MAX),
-    TMOEI_INT(evaluate_every_steps, 0, INT_MAX), TMOEI_INT(patience, 0, INT_MAX),
-    TMOEI_INT(tasks_per_step, 1, TMOEI_GROUPS_MAX),
+static const tmoei_field tmoei_training_fields[] = { TMOEI_INT(vocabulary, 0, TMOEI_TOKENS_MAX),
+    TMOEI_INT(steps, 1, INT_MAX), TMOEI_INT(evaluate_every_steps, 0, INT_MAX),
+    TMOEI_INT(patience, 0, INT_MAX), TMOEI_INT(tasks_per_step, 1, TMOEI_GROUPS_MAX),
     TMOEI_INT(examples_per_task, 0, TMOEI_EXAMPLES_MAX), TMOEI_FLOAT(lr_model, 0, FLT_MAX),
     TMOEI_FLOAT(lr_router, 0, FLT_MAX), TMOEI_FLOAT(lr_tasks, 0, FLT_MAX),
     TMOEI_FLOAT(warmup, 0, 1), TMOEI_FLOAT(weight_decay, 0, FLT_MAX),
@@ -8660,13 +8666,14 @@ static const tmoei_field tmoei_training_fields[] = { TMOEI_INT(steps, 1, INT_MAX
     TMOEI_INT(machines, 0, INT_MAX),
     TMOEI_ENUM(optimiser, TMOE_OPTIMISER_ADAMW, TMOE_OPTIMISER_MUON, "adamw muon"),
     TMOEI_FLOAT(lr_matrices, 0, FLT_MAX), TMOEI_FLOAT(momentum, 0, TMOEI_BELOW_1),
-    TMOEI_FLOAT(matrix_decay, 0, FLT_MAX), TMOEI_INT(matrix_turns, 0, 1) };
+    TMOEI_FLOAT(matrix_decay, 0, FLT_MAX), TMOEI_INT(matrix_turns, 0, 1),
+    TMOEI_FLOAT(router_dropout, 0, TMOEI_BELOW_1) };
 
 enum {
     TMOEI_TRAINING_FIELDS = sizeof tmoei_training_fields / sizeof *tmoei_training_fields,
-    TMOEI_FREE_FIELDS = 3,  /* the first: they change no step */
-    TMOEI_MATRIX_FIELDS = 5 /* the last: optimiser, then what only Muon reads; older checkpoints
-                             * lack them and mean AdamW */
+    TMOEI_FREE_FIELDS = 4,  /* the first: they change no step */
+    TMOEI_LATER_FIELDS = 6, /* the last; checkpoints before 0.3 lack them */
+    TMOEI_MATRIX_FIELDS = 4 /* of these, behind the optimiser: what only Muon reads */
 };
 
 #undef TMOEI_STRUCT
@@ -8985,6 +8992,9 @@ static tmoe_tensor *tmoei_step_routes(tmoe_trainer *trainer, int K)
     tmoe_tensor *table = tmoe_leaf(tape, model->N, c->vector_width, model->theta + model->vectors,
         tmoei_step_dvectors(trainer));
     tmoe_tensor *e_t = tmoe_embedding(tape, table, K, trainer->step_tasks, 1.0f, NULL, NULL);
+    e_t = tmoei_dropout(tape, e_t, trainer->training.router_dropout,
+        (uint32_t)tmoei_random(trainer->training.seed, TMOEI_STREAM_ROUTER_DROPOUT,
+            (uint64_t)trainer->steps_done));
 
     /* r = select(router(e_t)), a row for each task and layer */
     const size_t router = model->parameters[model->router_parameter].offset;
@@ -11968,7 +11978,6 @@ static int tmoei_pair_find(const tmoei_table *table, int left, int right)
 
 #define TMOEI_BYTES_FIRST 3 /* id of byte 0 in tokenizers made here */
 #define TMOEI_MERGES_FIRST (TMOEI_BYTES_FIRST + 256)
-#define TMOEI_TOKENS_MAX 1000000
 #define TMOEI_TOKEN_BYTES 65536
 
 typedef struct tmoei_merge_pair {
@@ -15176,15 +15185,17 @@ static tmoe_result tmoei_settings_compare(const tmoe_trainer *trainer, const cha
     tmoe_ctx *ctx = trainer->ctx;
     tmoe_training theirs = trainer->training;
     tmoei_json json;
-    const size_t first = TMOEI_SETTINGS - TMOEI_MATRIX_FIELDS; /* optimiser, then Muon's own */
-    theirs.optimiser = TMOE_OPTIMISER_ADAMW;
+    const size_t first = TMOEI_SETTINGS - TMOEI_LATER_FIELDS;
+    theirs.optimiser = TMOE_OPTIMISER_ADAMW; /* where it is not said */
+    theirs.router_dropout = 0.0f;
     TMOEI_TRY(tmoei_json_parse(ctx, &json, settings, strlen(settings), path));
     (void)tmoei_fields_from_json(ctx, &json, path, &theirs, tmoei_settings, first, 1);
     (void)tmoei_fields_from_json(ctx, &json, path, &theirs, tmoei_settings + first,
-        TMOEI_MATRIX_FIELDS, 0);
-    size_t compared = first + 1; /* Muon's own only where it is Muon */
-    if (theirs.optimiser == TMOE_OPTIMISER_MUON) compared = TMOEI_SETTINGS;
-    for (const tmoei_field *f = tmoei_settings; f < tmoei_settings + compared; f++) {
+        TMOEI_LATER_FIELDS, 0);
+    for (size_t i = 0; i < TMOEI_SETTINGS; i++) {
+        const tmoei_field *f = &tmoei_settings[i];
+        const int of_muon = i > first && i <= first + TMOEI_MATRIX_FIELDS;
+        if (of_muon && theirs.optimiser != TMOE_OPTIMISER_MUON) continue;
         const double there = tmoei_field_value(&theirs, f);
         const double here = tmoei_field_value(&trainer->training, f);
         if (there != here)
@@ -15258,7 +15269,8 @@ static tmoe_result tmoei_describe_training(tmoe_ctx *ctx, tmoei_checkpoint *c,
     description->best_step = (int64_t)c->best_step;
     if (c->twins[TMOEI_BEST]) description->best_validation_loss = (float)c->best_loss;
     t->optimiser = TMOE_OPTIMISER_ADAMW; /* where it is not said */
-    if (!settings) return TMOE_OK;       /* version 0.1 stored none */
+    t->router_dropout = 0.0f;
+    if (!settings) return TMOE_OK; /* version 0.1 stored none */
 
     tmoei_json json;
     TMOEI_TRY(tmoei_json_parse(ctx, &json, settings, strlen(settings), path));

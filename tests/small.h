@@ -68,6 +68,7 @@ static tmoe_training small_training(void)
     t.steps = 8;
     t.tasks_per_step = 3;
     t.examples_per_task = 4;
+    t.router_dropout = 0.25f;
     t.vocabulary = 0;
     return t;
 }

@@ -258,6 +258,39 @@ static void test_exploration_leaves_disabled_experts_alone(void)
     unmake(&s);
 }
 
+/* Steps of two trainings with equal seeds, one with router_dropout: other routes in training, each
+ * step; and none of it where routes are read. */
+static void test_router_dropout_is_for_training_alone(void)
+{
+    tmoe_config c = small_config();
+    tmoe_training t = small_training();
+    float plain[64], dropped[64] = { 0.0f }, before[64];
+    int alike = 0;
+    t.train = TMOE_TRAIN_MODEL; /* so the router stays, and with it what it computes */
+    set a = make(1, &c, &t);
+    t.router_dropout = 0.5f;
+    set b = make(1, &c, &t);
+    const int n = b.model->R * c.experts;
+    CHECK(n <= 64 && tmoe_route_of_task(b.model, 0, before) == TMOE_OK);
+    for (int i = 0; i < 4; i++) {
+        float last[64];
+        memcpy(last, dropped, sizeof last);
+        CHECK(tmoe_trainer_step(a.trainer, NULL) == TMOE_OK);
+        CHECK(tmoe_trainer_step(b.trainer, NULL) == TMOE_OK);
+        memcpy(plain, a.trainer->use, (size_t)n * sizeof(float));
+        memcpy(dropped, b.trainer->use, (size_t)n * sizeof(float));
+        CHECK(memcmp(plain, dropped, (size_t)n * sizeof(float)) != 0);
+        alike += i > 0 && memcmp(last, dropped, (size_t)n * sizeof(float)) == 0;
+    }
+    CHECK(alike == 0); /* a new mask each step */
+    CHECK(tmoe_route_of_task(a.model, 0, plain) == TMOE_OK);
+    CHECK(tmoe_route_of_task(b.model, 0, dropped) == TMOE_OK);
+    CHECK(memcmp(plain, dropped, (size_t)n * sizeof(float)) == 0);
+    CHECK(memcmp(before, dropped, (size_t)n * sizeof(float)) == 0);
+    unmake(&a);
+    unmake(&b);
+}
+
 /* One task, four lines a step: were their route one, a step's use of an expert would be 0 or 1. */
 static void test_random_routes_are_drawn_for_each_example(void)
 {
@@ -2748,6 +2781,7 @@ TEST_MAIN("test_model", RUN(test_gradients_of_every_mix_and_selection);
           RUN(test_disabled_experts_stay_out_at_any_temperature);
           RUN(test_progress_counts_from_the_load_on);
           RUN(test_exploration_leaves_disabled_experts_alone);
+          RUN(test_router_dropout_is_for_training_alone);
           RUN(test_random_routes_are_drawn_for_each_example); RUN(test_random_streams_do_not_meet);
           RUN(test_tasks_and_lines_come_once_an_epoch); RUN(test_a_step_has_64_lines_unless_told);
           RUN(test_a_line_that_comes_twice_in_a_group_is_within_the_plan);
