@@ -19,6 +19,19 @@ $(BUILD)/%: examples/%.c examples/common.h taskmoe.h | $(BUILD)
 $(BUILD)/%: tests/%.c tests/test.h taskmoe.h | $(BUILD)
 	$(CC) $(STD) $(WARN) $(CPPFLAGS) $(CFLAGS) -I. -o $@ $< $(LDLIBS)
 
+# The library with all public functions and the pool of threads, for other languages (examples/python).
+SHARED = libtaskmoe.so
+ifeq ($(shell uname -s),Darwin)
+SHARED = libtaskmoe.dylib
+endif
+ifeq ($(OS),Windows_NT)
+SHARED = taskmoe.dll
+endif
+shared: $(BUILD)/$(SHARED)
+
+$(BUILD)/$(SHARED): taskmoe.h | $(BUILD)
+	$(CC) $(STD) $(WARN) $(CPPFLAGS) $(CFLAGS) -fPIC -shared -DTMOE_THREADS -DTASKMOE_IMPLEMENTATION -o $@ -x c taskmoe.h $(LDLIBS)
+
 # These tests include the program that they test.
 $(BUILD)/test_demo: examples/demo.c examples/common.h
 $(BUILD)/test_routes: examples/routes.c examples/common.h
@@ -33,8 +46,8 @@ $(BUILD):
 demo: $(BUILD)/demo
 	@$(BUILD)/demo
 
-test: examples $(TESTS:%=$(BUILD)/%) $(BUILD)/export
-	@sh tests/run.sh $(BUILD) $(TESTS)
+test: examples $(TESTS:%=$(BUILD)/%) $(BUILD)/export $(BUILD)/twin shared
+	@CC="$(CC)" CXX="$(CXX)" sh tests/run.sh $(BUILD) $(TESTS)
 
 bench: $(BUILD)/bench $(BUILD)/bench_generate $(BUILD)/bench_step
 	$(BUILD)/bench
@@ -50,7 +63,7 @@ matrix:
 	sh tests/matrix.sh
 
 # The typesetting of all sources; format-check changes nothing and fails where it differs.
-SOURCES = taskmoe.h $(wildcard examples/*.c examples/*.h examples/suite/*.c tests/*.c tests/*.h)
+SOURCES = taskmoe.h $(wildcard examples/*.c examples/*.cpp examples/*.h examples/suite/*.c tests/*.c tests/*.h)
 CLANG_FORMAT = clang-format
 format:
 	$(CLANG_FORMAT) -i $(SOURCES)
@@ -75,4 +88,4 @@ install:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: examples demo test bench matrix format format-check checksum fuzz install clean
+.PHONY: examples shared demo test bench matrix format format-check checksum fuzz install clean

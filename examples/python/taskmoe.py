@@ -1,0 +1,250 @@
+"""taskmoe from Python, on ctypes and numpy. `make shared` builds the library that it needs.
+
+    import taskmoe
+    model = taskmoe.train("my_tasks", experts=4, steps=500, lr_model=3e-3)
+    model.answer("NAME", "an input")        # or a list of inputs
+    model.answer_unseen("Write the word backwards.", "violin")
+    model.route("NAME")                     # array (routed layers, experts)
+    model.save("my.safetensors")            # taskmoe.load reads it
+
+A failed call raises taskmoe.Error. Threads that call one model wait for each other; different
+models run at the same time.
+"""
+import ctypes
+import json
+import os
+import sys
+import tempfile
+import threading
+import weakref
+from ctypes import byref, c_char_p, c_double, c_float, c_int, c_int64, c_size_t, c_void_p
+
+import numpy as np
+
+VERSION, ERR_CANCELLED = 300, 9  # TMOE_VERSION of the header that the structs below are of
+ZERO_SHOT = "router", "nearest", "average"  # tmoe_zero_shot
+
+
+class Error(Exception):
+    """A call failed; the library's message."""
+
+
+class Cancelled(Error):
+    """The progress function stopped the training."""
+
+
+# The structs; tests/test_python.py compares them with the header's.
+class ContextConfig(ctypes.Structure):
+    _fields_ = [("alloc_fn", c_void_p), ("free_fn", c_void_p), ("alloc_user", c_void_p),
+                ("threads", c_int), ("parallel_fn", c_void_p), ("parallel_user", c_void_p),
+                ("isa", c_int)]
+
+
+class Config(ctypes.Structure):  # only the library knows its fields: this is room for them
+    _fields_ = [("room", c_int64 * 64)]
+
+
+class Progress(ctypes.Structure):
+    """What a progress function is called with, for the time of the call."""
+    model = None  # the one that is trained: it can answer and be saved
+    _fields_ = [("step", c_int64), ("steps", c_int), ("label", c_char_p), ("trainer", c_void_p)]
+    _fields_ += [(name, c_float) for name in (
+        "loss validation_loss best_validation_loss gradient_norm "
+        "lr_model lr_router lr_tasks temperature").split()]
+    _fields_ += [("routed_layers", c_int), ("route_entropy", c_void_p), ("expert_use", c_void_p)]
+    _fields_ += [(name, c_double) for name in ("tokens_per_second", "seconds", "seconds_left")]
+
+
+class Training(ctypes.Structure):  # the callback, between fields that only the library knows
+    Function = ctypes.CFUNCTYPE(c_int, c_void_p, ctypes.POINTER(Progress))
+    _fields_ = [("before", c_int64 * 15), ("progress", Function), ("room", c_int64 * 32)]
+
+
+_name = {"win32": "taskmoe.dll", "darwin": "libtaskmoe.dylib"}.get(sys.platform, "libtaskmoe.so")
+_here = os.path.dirname(os.path.abspath(__file__))
+_paths = [os.path.join(_here, place, _name) for place in ("", "../../build")]
+_lib = ctypes.CDLL(next(filter(os.path.exists, _paths), _name))  # or where the system looks
+Result = type("Result", (c_int,), {})  # a tmoe_result whose message is the context's
+# Result, name, parameters: r Result, i int, n size_t, p pointer, t text, - none, or a struct.
+_TYPES = {"i": c_int, "n": c_size_t, "p": c_void_p, "t": c_char_p, "-": None, "r": Result,
+          "Config": Config, "Training": Training, "names": ctypes.POINTER(c_char_p)}
+for _call in """i version; p ctx_create p; - ctx_destroy p; i error p; t error_message p;
+        Config config_default; i config_set p t t; i config_get p t p n; t setting_name i i;
+        Training training_default; i training_set p t t; i setting_values i t p n;
+        p suite_load p t t; - suite_destroy p; p train p p p p; p trainer_model p;
+        p model_load p t; r model_save p t; - model_destroy p; p model_config p;
+        i model_task_count p; names model_task p i; i model_find_task p t; i routed_layers p;
+        r route_of_task p i p; r route_unseen p t i p; r answer_many p t p p i p;
+        r answer_many_unseen p t p p i p; - answers_free p p i""".split(";"):
+    _result, _name, *_parameters = _call.split()
+    _function = getattr(_lib, "tmoe_" + _name)
+    _function.restype, _function.argtypes = _TYPES[_result], [_TYPES[p] for p in _parameters]
+if _lib.tmoe_version() != VERSION:
+    raise ImportError("the library's version is %d, not %d" % (_lib.tmoe_version(), VERSION))
+
+
+def _utf8(text):
+    if "\0" in text:
+        raise ValueError("a text with a NUL character, where C would end it: %r" % text)
+    return text.encode()
+
+
+class _Context:
+    """Serves one thread at a time, and lives as long as a model that is on it."""
+
+    def __init__(self, threads):
+        self.lock, config = threading.RLock(), ContextConfig(threads=threads)
+        self.pointer = _lib.tmoe_ctx_create(byref(config))
+        if not self.pointer:
+            raise Error("no context with %s threads: 1 to 64, or no memory" % threads)
+        weakref.finalize(self, _lib.tmoe_ctx_destroy, self.pointer)
+
+    def check(self, good):
+        """Raises the context's error unless `good`; returns it."""
+        if not good:
+            kind = Cancelled if _lib.tmoe_error(self.pointer) == ERR_CANCELLED else Error
+            raise kind(_lib.tmoe_error_message(self.pointer).decode(errors="replace"))
+        return good
+
+    def free(self, model):  # while no other thread uses it
+        with self.lock:
+            _lib.tmoe_model_destroy(model)
+
+
+def _set(config, training, name, value):  # in one of the structs; the seed in both
+    key, room = _utf8(name), ctypes.create_string_buffer(1000)
+    text = _utf8(str(int(value) if isinstance(value, bool) else value))
+    results = (_lib.tmoe_config_set(byref(config), key, text),
+               _lib.tmoe_training_set(byref(training), key, text))
+    for of in () if 0 in results else (0, 1):
+        if _lib.tmoe_setting_values(of, key, room, len(room)) == 0:
+            raise Error("%s is %s; it must be %s" % (name, value, room.value.decode()))
+    if 0 not in results:
+        raise Error("neither tmoe_config nor tmoe_training has a field '%s'" % name)
+
+
+def train(folder, split=None, progress=None, threads=1, **settings):
+    """Trains a model on a folder of tasks (see tmoe_suite_load). Settings are fields of tmoe_config
+    and tmoe_training: experts=4, router="gru", steps=500. progress(p) is called after each step
+    with a Progress; if it returns something true, training stops and Cancelled is raised, and
+    p.model.save(path) keeps the model before that."""
+    context, raised = _Context(threads), []
+    config, training = _lib.tmoe_config_default(), _lib.tmoe_training_default()
+    for name, value in settings.items():
+        _set(config, training, name, value)
+
+    def step(_, pointer):  # is there without a progress function, too: it lets Ctrl-C through
+        p = pointer.contents
+        p.model = Model(context, _lib.tmoe_trainer_model(p.trainer), owned=False)
+        try:
+            return bool(progress and progress(p))
+        except BaseException as error:  # cannot pass through C, so it is raised behind it
+            raised.append(error)
+            return 1
+        finally:
+            p.model.close()
+
+    training.progress = Training.Function(step)
+    with context.lock:
+        suite = context.check(_lib.tmoe_suite_load(
+            context.pointer, os.fsencode(folder), None if split is None else os.fsencode(split)))
+        model = _lib.tmoe_train(context.pointer, suite, byref(config), byref(training))
+        trained = Model(context, model) if model else None
+        _lib.tmoe_suite_destroy(suite)
+        if raised:
+            raise raised[0]
+        return context.check(trained)
+
+
+def load(path, threads=1):
+    """The model of a file that save(), tmoe_model_save or tmoe_trainer_save wrote."""
+    context = _Context(threads)
+    return Model(context, context.check(_lib.tmoe_model_load(context.pointer, os.fsencode(path))))
+
+
+def read_parameters(path):
+    """The arrays of a safetensors file of 32-bit floats, by name (FORMAT.md has the names)."""
+    with open(path, "rb") as file:
+        head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        data = file.read()
+    return {name: np.frombuffer(data[slice(*t["data_offsets"])], "<f4").reshape(t["shape"])
+            for name, t in head.items() if name != "__metadata__"}
+
+
+class Model:
+    """Made by train() and load(); freed by close(), or when it is no longer used."""
+
+    def __init__(self, context, pointer, owned=True):
+        self._context, self._pointer = context, pointer
+        self._free = weakref.finalize(self, context.free, pointer) if owned else int
+
+    def close(self):
+        self._free()
+        self._pointer = None
+
+    def _call(self, call, *arguments):
+        with self._context.lock:
+            if not self._pointer:
+                raise Error("the model is closed")
+            result = call(self._pointer, *arguments)
+            if isinstance(result, Result):
+                self._context.check(result.value == 0)
+            return result
+
+    @property
+    def tasks(self):
+        """The names of the tasks that it knows."""
+        return [self._call(_lib.tmoe_model_task, i)[0].decode()
+                for i in range(self._call(_lib.tmoe_model_task_count))]
+
+    @property
+    def settings(self):
+        """The fields of its tmoe_config by name, as texts."""
+        config, found = self._call(_lib.tmoe_model_config), {}
+        room = ctypes.create_string_buffer(200)
+        for name in iter(lambda: _lib.tmoe_setting_name(0, len(found)), None):
+            _lib.tmoe_config_get(config, name, room, len(room))
+            found[name.decode()] = room.value.decode()
+        return found
+
+    def save(self, path):
+        self._call(_lib.tmoe_model_save, os.fsencode(path))
+
+    def parameters(self):
+        """All parameters by name: copies, by way of a temporary file."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(os.path.join(folder, "model"))
+            return read_parameters(os.path.join(folder, "model"))
+
+    def answer(self, task, inputs):
+        """The answer of a known task to an input, or the answers to a list of inputs."""
+        return self._answer(_lib.tmoe_answer_many, task, inputs)
+
+    def answer_unseen(self, instruction, inputs):
+        """The same of a task that is known by its instruction only."""
+        return self._answer(_lib.tmoe_answer_many_unseen, instruction, inputs)
+
+    def _answer(self, call, task, inputs):
+        texts = [_utf8(text) for text in ([inputs] if isinstance(inputs, str) else inputs)]
+        count, answers = len(texts), (c_char_p * len(texts))()
+        self._call(call, _utf8(task), None, (c_char_p * count)(*texts), count, answers)
+        found = [answer.decode(errors="replace") for answer in answers]
+        self._call(_lib.tmoe_answers_free, answers, count)
+        return found[0] if isinstance(inputs, str) else found
+
+    def route(self, task):
+        """The route of a known task: (routed layers, experts); each row sums to 1."""
+        index = self._call(_lib.tmoe_model_find_task, _utf8(task))
+        if index < 0:
+            raise Error("the model knows no task '%s'" % task)
+        return self._route(_lib.tmoe_route_of_task, index)
+
+    def route_unseen(self, instruction, how="router"):
+        """A route for a task that is known by its instruction only; how: one of ZERO_SHOT."""
+        return self._route(_lib.tmoe_route_unseen, _utf8(instruction), ZERO_SHOT.index(how))
+
+    def _route(self, call, *arguments):
+        shape = self._call(_lib.tmoe_routed_layers), int(self.settings["experts"])
+        route = np.empty(shape, np.float32)
+        self._call(call, *arguments, route.ctypes.data)
+        return route
