@@ -4,7 +4,7 @@
 #   usage: sh tests/test_build.sh BUILD
 root=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "$1/own" && cd "$1/own" || exit 1
-: "${CC:=cc}" "${CXX:=c++}"
+export CC="${CC:-cc}" CXX="${CXX:-c++}" CFLAGS=-DTMOE_NO_SIMD
 passed=0; failed=0
 check() {                   # check NAME COMMAND...
     name=$1; shift
@@ -17,7 +17,6 @@ block c > mine.c
 one="taskmoe $(sed -n 's/^#define TMOE_VERSION_[A-Z]* \([0-9]*\)$/\1/p' taskmoe.h | awk '{v = v * 100 + $1} END {print v}'), 1 of 2 threads"
 two=$(echo "$one" | sed 's/, 1/, 2/')
 
-export CFLAGS=-DTMOE_NO_SIMD
 block sh | sed 's/ -O2 / /; s/^cc /$CC -Wall -Wextra -Werror /; s/-DTMOE_THREADS/& $CFLAGS/' > lines.sh
 check "the lines with cc" sh -e lines.sh
 check "cc: one thread" says mine "$one"
