@@ -4276,7 +4276,8 @@ static const float tmoei_polar_steps[2][5] = { { 13.449686f, -126.754456f, 417.0
 #define TMOEI_POLAR_PANELS 8   /* or as wide as an eighth: 6 % more than half of the work */
 #define TMOEI_POLAR_DOT 1024   /* terms of a sum in float */
 
-/* theta <- keep theta + step polar(x). x is scaled to length 1; where it is 0, polar(x) is 0. */
+/* theta <- keep theta + step polar(x). x is scaled to length 1; where it has no length, or none that
+ * a float holds, theta <- keep theta. */
 typedef struct tmoei_polar {
     float *theta, *x;
     int rows, cols;
@@ -4382,7 +4383,7 @@ static void tmoei_polar_add(const tmoe_ctx *ctx, int lane, const tmoei_polar *po
     const int wide = polar->rows <= polar->cols, n = wide ? polar->rows : polar->cols;
     const float length = tmoei_length(ctx, polar->x, size);
     if (polar->keep != 1.0f) tmoei_scale_lane(ctx, polar->theta, polar->keep, size);
-    if (!(length > 0.0f)) return;
+    if (!(length > 0.0f && length < FLT_MAX)) return;
 
     tmoei_scale_lane(ctx, polar->x, 1.0f / length, size);
     float *Q = tmoei_polar_factor(ctx, lane, polar);

@@ -172,13 +172,14 @@ static void test_singular_values_become_about_one(void)
     tmoe_ctx_destroy(ctx);
 }
 
-static void test_a_zero_matrix_gives_a_zero_step(void)
+static void test_a_matrix_without_a_length_gives_a_zero_step(void)
 {
     tmoe_ctx *ctx = tmoe_ctx_create(NULL);
     float x[20 * 30], y[20 * 30];
-    for (int kind = 0; kind < 2; kind++) {
+    for (int kind = 0; kind < 3; kind++) {
         memset(x, 0, sizeof x);
         if (kind == 1) x[7] = 1e-30f; /* its square is 0 in float */
+        if (kind == 2) x[7] = 1e30f;  /* its square is infinite there */
         polar_of(ctx, x, 20, 30, y);
         for (int i = 0; i < 20 * 30; i++) CHECK(y[i] == 0.0f);
     }
@@ -638,7 +639,8 @@ static void test_few_shot_runs_with_muon(void)
 }
 
 TEST_MAIN("test_muon", RUN(test_polar_is_its_polynomial_for_any_condition);
-          RUN(test_singular_values_become_about_one); RUN(test_a_zero_matrix_gives_a_zero_step);
+          RUN(test_singular_values_become_about_one);
+          RUN(test_a_matrix_without_a_length_gives_a_zero_step);
           RUN(test_the_step_is_muons_by_hand); RUN(test_without_a_gradient_nothing_moves);
           RUN(test_an_expert_that_is_not_chosen_rests);
           RUN(test_any_number_of_threads_gives_the_same_bits);
