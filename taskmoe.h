@@ -4276,8 +4276,8 @@ static const float tmoei_polar_steps[2][5] = { { 13.449686f, -126.754456f, 417.0
 #define TMOEI_POLAR_PANELS 8   /* or as wide as an eighth: 6 % more than half of the work */
 #define TMOEI_POLAR_DOT 1024   /* terms of a sum in float */
 
-/* theta <- keep theta + step polar(x). x is scaled to length 1; where it has no length, or none that
- * a float holds, theta <- keep theta. */
+/* theta <- keep theta + step polar(x). x is scaled to length 1. Where its length is 0, or too large
+ * for a float, theta <- keep theta. */
 typedef struct tmoei_polar {
     float *theta, *x;
     int rows, cols;
