@@ -1049,6 +1049,15 @@ TMOE_DEF tmoe_result tmoe_config_set(tmoe_config *config, const char *name, cons
 TMOE_DEF tmoe_result tmoe_training_set(tmoe_training *training, const char *name,
     const char *value);
 
+/* tmoe_training_set_progress - sets the callback of a training                           >>settings
+ *   It is for languages that do not know the struct's fields: they give it room and set all fields
+ *   by name.
+ *   training        in, out
+ *   progress, user  in: as training->progress and training->progress_user
+ *   threads         any, for different structs */
+TMOE_DEF void tmoe_training_set_progress(tmoe_training *training,
+    int (*progress)(void *user, const tmoe_progress *progress), void *user);
+
 /* tmoe_config_get, tmoe_training_get - a field as a text that sets the same value        >>settings
  *   config, training, name  in
  *   text     (size) out: ends with 0; cut where it does not fit. 160 are enough
@@ -10831,6 +10840,13 @@ TMOE_DEF tmoe_result tmoe_config_set(tmoe_config *config, const char *name, cons
 TMOE_DEF tmoe_result tmoe_training_set(tmoe_training *training, const char *name, const char *value)
 {
     return tmoei_setting_set(TMOE_SETTINGS_TRAINING, training, name, value);
+}
+
+TMOE_DEF void tmoe_training_set_progress(tmoe_training *training,
+    int (*progress)(void *user, const tmoe_progress *progress), void *user)
+{
+    training->progress = progress;
+    training->progress_user = user;
 }
 
 /* Appends to text (size), as far as there is room, and counts all of it in *length. */

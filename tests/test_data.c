@@ -133,6 +133,22 @@ static void settings_round_trip(tmoe_settings of)
     }
 }
 
+static int no_progress(void *user, const tmoe_progress *progress)
+{
+    (void)user;
+    return progress == NULL;
+}
+
+static void test_the_callback_is_set_and_nothing_else(void)
+{
+    tmoe_training t = tmoe_training_default(), other = t;
+    int user;
+    tmoe_training_set_progress(&t, no_progress, &user);
+    CHECK(t.progress == no_progress && t.progress_user == &user);
+    tmoe_training_set_progress(&t, NULL, NULL);
+    CHECK(memcmp(&t, &other, sizeof t) == 0);
+}
+
 static void test_every_setting_is_set_and_read_by_its_name(void)
 {
     char text[160];
@@ -1271,7 +1287,8 @@ static void test_scores_and_readings_refuse_counts_that_make_no_sense(void)
 }
 
 TEST_MAIN("test_data", ctx = tmoe_ctx_create(NULL); RUN(test_json_reads_what_is_json);
-          RUN(test_json_refuses_what_is_not); RUN(test_every_setting_is_set_and_read_by_its_name);
+          RUN(test_json_refuses_what_is_not); RUN(test_the_callback_is_set_and_nothing_else);
+          RUN(test_every_setting_is_set_and_read_by_its_name);
           RUN(test_json_numbers_have_a_point_in_every_locale);
           RUN(test_safetensors_headers_are_taken_as_the_reference_takes_them);
           RUN(test_npy_headers_are_parsed); RUN(test_saving_replaces_files_only);

@@ -51,11 +51,11 @@ static void print_layout(void)
     OFFSET(tmoe_progress, tokens_per_second);
     OFFSET(tmoe_progress, seconds);
     OFFSET(tmoe_progress, seconds_left);
-    OFFSET(tmoe_training, progress);
     OFFSET(tmoe_task, name);
     printf("size tmoe_config %lu\n", (unsigned long)sizeof(tmoe_config));
     printf("size tmoe_training %lu\n", (unsigned long)sizeof(tmoe_training));
     printf("value TMOE_VERSION %d\n", TMOE_VERSION);
+    printf("value TMOE_ERR_ARGUMENT %d\n", TMOE_ERR_ARGUMENT);
     printf("value TMOE_ERR_CANCELLED %d\n", TMOE_ERR_CANCELLED);
     printf("value TMOE_SETTINGS_CONFIG %d\n", TMOE_SETTINGS_CONFIG);
     printf("value TMOE_SETTINGS_TRAINING %d\n", TMOE_SETTINGS_TRAINING);
@@ -64,17 +64,18 @@ static void print_layout(void)
     printf("value TMOE_ZERO_SHOT_AVERAGE %d\n", TMOE_ZERO_SHOT_AVERAGE);
 }
 
-/* "NAME=VALUE" in every struct that has the field. */
+/* "NAME=VALUE" in training, or else in config; the seed in both. */
 static void set(tmoe_config *config, tmoe_training *training, const char *assignment)
 {
     char name[64];
     const char *value = strchr(assignment, '=');
-    int found;
+    tmoe_result result;
     if (!value || value - assignment >= (long)sizeof name) die(assignment);
     (void)snprintf(name, sizeof name, "%.*s", (int)(value - assignment), assignment);
-    found = tmoe_config_set(config, name, value + 1) == TMOE_OK;
-    found += tmoe_training_set(training, name, value + 1) == TMOE_OK;
-    if (!found) die(assignment);
+    result = tmoe_training_set(training, name, value + 1);
+    if (result == TMOE_ERR_ARGUMENT || !strcmp(name, "seed"))
+        result = tmoe_config_set(config, name, value + 1);
+    if (result != TMOE_OK) die(assignment);
 }
 
 static void print_route(const tmoe_model *model, const char *label, const float *route)

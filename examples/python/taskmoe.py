@@ -21,7 +21,8 @@ from ctypes import byref, c_char_p, c_double, c_float, c_int, c_int64, c_size_t,
 
 import numpy as np
 
-VERSION, ERR_CANCELLED = 300, 9  # TMOE_VERSION of the header that the structs below are of
+VERSION = 300  # TMOE_VERSION of the header that the structs below are of
+ERR_ARGUMENT, ERR_CANCELLED = 1, 9
 ZERO_SHOT = "router", "nearest", "average"  # tmoe_zero_shot
 
 
@@ -33,14 +34,14 @@ class Cancelled(Error):
     """The progress function stopped the training."""
 
 
-# The structs; tests/test_python.py compares them with the header's.
+# The structs; tests/test_python.py compares them with the header's. Settings are set by name.
 class ContextConfig(ctypes.Structure):
     _fields_ = [("alloc_fn", c_void_p), ("free_fn", c_void_p), ("alloc_user", c_void_p),
                 ("threads", c_int), ("parallel_fn", c_void_p), ("parallel_user", c_void_p),
                 ("isa", c_int)]
 
 
-class Config(ctypes.Structure):  # only the library knows its fields: this is room for them
+class Settings(ctypes.Structure):  # room for a tmoe_config or a tmoe_training
     _fields_ = [("room", c_int64 * 64)]
 
 
@@ -55,22 +56,19 @@ class Progress(ctypes.Structure):
     _fields_ += [(name, c_double) for name in ("tokens_per_second", "seconds", "seconds_left")]
 
 
-class Training(ctypes.Structure):  # the callback, between fields that only the library knows
-    Function = ctypes.CFUNCTYPE(c_int, c_void_p, ctypes.POINTER(Progress))
-    _fields_ = [("before", c_int64 * 15), ("progress", Function), ("room", c_int64 * 32)]
-
-
+ProgressFunction = ctypes.CFUNCTYPE(c_int, c_void_p, ctypes.POINTER(Progress))
 _name = {"win32": "taskmoe.dll", "darwin": "libtaskmoe.dylib"}.get(sys.platform, "libtaskmoe.so")
 _here = os.path.dirname(os.path.abspath(__file__))
 _paths = [os.path.join(_here, place, _name) for place in ("", "../../build")]
 _lib = ctypes.CDLL(next(filter(os.path.exists, _paths), _name))  # or where the system looks
 Result = type("Result", (c_int,), {})  # a tmoe_result whose message is the context's
-# Result, name, parameters: r Result, i int, n size_t, p pointer, t text, - none, or a struct.
+# Result, name, parameters: r Result, i int, n size_t, p pointer, t text, - none, or as _TYPES says.
 _TYPES = {"i": c_int, "n": c_size_t, "p": c_void_p, "t": c_char_p, "-": None, "r": Result,
-          "Config": Config, "Training": Training, "names": ctypes.POINTER(c_char_p)}
+          "Settings": Settings, "names": ctypes.POINTER(c_char_p), "f": ProgressFunction}
 for _call in """i version; p ctx_create p; - ctx_destroy p; i error p; t error_message p;
-        Config config_default; i config_set p t t; i config_get p t p n; t setting_name i i;
-        Training training_default; i training_set p t t; i setting_values i t p n;
+        Settings config_default; i config_set p t t; i config_get p t p n; t setting_name i i;
+        Settings training_default; i training_set p t t; - training_set_progress p f p;
+        i setting_values i t p n;
         p suite_load p t t; - suite_destroy p; p train p p p p; p trainer_model p;
         p model_load p t; r model_save p t; - model_destroy p; p model_config p;
         i model_task_count p; names model_task p i; i model_find_task p t; i routed_layers p;
@@ -111,16 +109,17 @@ class _Context:
             _lib.tmoe_model_destroy(model)
 
 
-def _set(config, training, name, value):  # in one of the structs; the seed in both
+def _set(config, training, name, value):  # in training, or else in config; the seed in both
     key, room = _utf8(name), ctypes.create_string_buffer(1000)
     text = _utf8(str(int(value) if isinstance(value, bool) else value))
-    results = (_lib.tmoe_config_set(byref(config), key, text),
-               _lib.tmoe_training_set(byref(training), key, text))
-    for of in () if 0 in results else (0, 1):
-        if _lib.tmoe_setting_values(of, key, room, len(room)) == 0:
-            raise Error("%s is %s; it must be %s" % (name, value, room.value.decode()))
-    if 0 not in results:
+    result, of = _lib.tmoe_training_set(byref(training), key, text), 1
+    if result == ERR_ARGUMENT or name == "seed":
+        result, of = _lib.tmoe_config_set(byref(config), key, text), 0
+    if result == ERR_ARGUMENT:
         raise Error("neither tmoe_config nor tmoe_training has a field '%s'" % name)
+    if result != 0:
+        _lib.tmoe_setting_values(of, key, room, len(room))
+        raise Error("%s is %s; it must be %s" % (name, value, room.value.decode()))
 
 
 def train(folder, split=None, progress=None, threads=1, **settings):
@@ -144,7 +143,8 @@ def train(folder, split=None, progress=None, threads=1, **settings):
         finally:
             p.model.close()
 
-    training.progress = Training.Function(step)
+    function = ProgressFunction(step)  # lives until the training ends
+    _lib.tmoe_training_set_progress(byref(training), function, None)
     with context.lock:
         suite = context.check(_lib.tmoe_suite_load(
             context.pointer, os.fsencode(folder), None if split is None else os.fsencode(split)))
