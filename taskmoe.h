@@ -328,6 +328,10 @@ TMOE_DEF tmoe_tensor *tmoe_linear(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *
  *   gain, bias (1,D)   keeps 8*T bytes   cost 8*T*D flop; backward twice that */
 TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tensor *gain,
     tmoe_tensor *bias);
+/* tmoe_normalize - y = x / |x|, row by row; a row of zeros stays so, and gets no gradient. The
+ *   product of two normalized matrices holds cosines                                         >>ops
+ *   keeps 4*T bytes   cost 4*T*D flop; backward 4*T*D */
+TMOE_DEF tmoe_tensor *tmoe_normalize(tmoe_tape *tape, tmoe_tensor *x);
 /* tmoe_attention - y = softmax(q k^T / sqrt(D/heads) + mask) v for each sequence and head
  *   (Vaswani 2017, equation 1), sequences packed one behind the other                       >>ops
  *   q, kv      self-attention: kv = q = [q | k | v] (T,3D); cross: q (T,D), kv = [k | v] (S,2D)
@@ -789,6 +793,28 @@ TMOE_DEF void tmoe_model_destroy(tmoe_model *model);
 TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, const float *route,
     const tmoe_config *config, const tmoe_task *tasks, int task_count);
 
+/* A parameter of a model: a matrix, or with one row a vector. */
+typedef struct tmoe_parameter {
+    const char *name;    /* as in a saved file; the model's own */
+    const float *values; /* (rows, cols); the model's own, until it is trained or destroyed */
+    int rows, cols;
+} tmoe_parameter;
+
+/* tmoe_model_parameter - parameter i of a model, in the order of its file                   >>model
+ *   i          from 0 on
+ *   parameter  out; all zero past the last one
+ *   returns    1; 0 past the last one, or for i < 0
+ *   threads    any */
+TMOE_DEF int tmoe_model_parameter(const tmoe_model *model, int i, tmoe_parameter *parameter);
+
+/* tmoe_model_parameter_set - overwrites a parameter                                         >>model
+ *   name    in: as tmoe_parameter.name
+ *   values  (rows, cols) in
+ *   errors  TMOE_ERR_ARGUMENT: no such parameter, a NULL, or a value that is not finite
+ *   cost    a search through the names, and a copy. Merged experts are merged anew */
+TMOE_DEF tmoe_result tmoe_model_parameter_set(tmoe_model *model, const char *name,
+    const float *values);
+
 /* tmoe_model_take_router - copies router and task vectors of another model into this one    >>model
  *   from     in. Where the vectors' widths differ, nothing is copied. The router is copied if its
  *            kind, hidden width, vector_length, routed layers and experts agree; the
@@ -879,6 +905,14 @@ TMOE_DEF tmoe_result tmoe_route_unseen(tmoe_model *model, const char *instructio
  *   errors   TMOE_ERR_ARGUMENT: the instruction is NULL
  *   cost     at most tasks * vector_width */
 TMOE_DEF tmoe_result tmoe_vector_unseen(tmoe_model *model, const char *instruction, float *vector);
+
+/* tmoe_text_vector - the vector of a text that models of this config use                 >>vectors
+ *   config   in: its vector_width and word_pairs are read
+ *   vector   (vector_width) out: of length sqrt(vector_width); 0 for a text without a word
+ *   errors   TMOE_ERR_ARGUMENT, without a message: a NULL, or a width below 1
+ *   threads  any      cost  a pass over the text, and vector_width
+ *   source   feature hashing: Weinberger 2009 */
+TMOE_DEF tmoe_result tmoe_text_vector(const tmoe_config *config, const char *text, float *vector);
 
 /* tmoe_model_nearest_tasks - known tasks by cosine of instructions' text vectors, nearest first
  *   tasks, cosines   (count) out; -1 and -2 after the last task
@@ -1030,6 +1064,24 @@ typedef struct tmoe_training_memory {
 
 /* tmoe_training_default - 2,500 steps of 64 lines; everything moves.  threads any */
 TMOE_DEF tmoe_training tmoe_training_default(void);
+
+/* Parameters of your own: leaves of a tape. */
+typedef struct tmoe_trained {
+    float *values, *gradients; /* (count) each; those of tmoe_leaf */
+    float *moment1, *moment2;  /* (count) each; zeros before the first step */
+    size_t count;
+} tmoe_trained;
+
+/* tmoe_adamw - one step of AdamW (Loshchilov 2019) on parameters of your own            >>training
+ *   how    in, or NULL: default; its beta1, beta2, adam_epsilon and weight_decay are read
+ *   rate   learning rate of this step, at least 0
+ *   step   number of the step, from 1 on
+ *   what   in: what it points to moves; the gradients are cleared for the next step
+ *   errors TMOE_ERR_ARGUMENT: a number out of range, a NULL. TMOE_ERR_NUMERIC: a gradient is not
+ *          finite. Then nothing changes
+ *   cost   a pass over values, gradients and moments, on all lanes */
+TMOE_DEF tmoe_result tmoe_adamw(tmoe_ctx *ctx, const tmoe_training *how, float rate, int64_t step,
+    const tmoe_trained *what);
 
 /* ---- API: settings by name (>>settings) ---- */
 
@@ -5129,6 +5181,51 @@ TMOE_DEF tmoe_tensor *tmoe_layer_norm(tmoe_tape *tape, tmoe_tensor *x, tmoe_tens
         3);
 }
 
+/* ---- normalize ----
+ *   forward   y = x / |x|, row by row; 0 where x is 0
+ *   backward  dx (+)= (dy - y <y, dy>) / |x|
+ *   keeps     1/|x| of each row */
+#define TMOEI_NORMALIZE_DOT 1024 /* terms of a sum in float */
+
+/* Forward, or backward where y has a dx, which it overwrites. */
+static void tmoei_normalize_rows(const tmoe_ctx *ctx, const void *job, size_t first, size_t n)
+{
+    const tmoei_node *node = (const tmoei_node *)job;
+    const tmoe_tensor *y = node->y, *x = node->in[0];
+    float *inverse = *(float *const *)node->kept;
+    const size_t D = (size_t)x->cols;
+    for (size_t t = first; t < first + n; t++) {
+        const size_t at = t * D;
+        if (y->dx) {
+            const double along = tmoei_dot(ctx, y->x + at, y->dx + at, D, TMOEI_NORMALIZE_DOT);
+            ctx->kernels->scale_add(y->dx + at, 1.0f, (float)-along, y->x + at, D);
+            ctx->kernels->scale_add(x->dx + at, node->beta[0], inverse[t], y->dx + at, D);
+        } else {
+            const double squares = tmoei_dot(ctx, x->x + at, x->x + at, D, TMOEI_NORMALIZE_DOT);
+            inverse[t] = squares > 0.0 ? (float)(1.0 / sqrt(squares)) : 0.0f;
+            ctx->kernels->scale_add(y->x + at, 0.0f, inverse[t], x->x + at, D);
+        }
+    }
+}
+
+static void tmoei_normalize_backward(tmoe_tape *tape, tmoei_node *node)
+{
+    if (node->in[0]->wants_grad) tmoei_each_row(tape, node->in[0], tmoei_normalize_rows, node);
+}
+
+TMOE_DEF tmoe_tensor *tmoe_normalize(tmoe_tape *tape, tmoe_tensor *x)
+{
+    if (!x || tape->ctx->error != TMOE_OK) return NULL;
+    tmoe_tensor *y = tmoei_tensor_new(tape, x->rows, x->cols, NULL);
+    float *inverse = tmoei_floats(tape, (size_t)x->rows);
+    if (!y || !inverse) return NULL;
+
+    const tmoei_node node = tmoei_unrecorded(y, &x, &inverse);
+    tmoei_each_row(tape, x, tmoei_normalize_rows, &node);
+    return tmoei_record(tape, y, tmoei_normalize_backward, TMOEI_HAND_NONE, &inverse,
+        sizeof inverse, &x, 1);
+}
+
 /* ---- attention ----
  *   forward   s = q k^T / sqrt(W), W = D/H, and -inf where the mask hides a key;
  *             p = exp(s - lse),  lse = log sum_j exp s_j;  y = p v
@@ -6045,6 +6142,13 @@ static void tmoei_text_vector(const tmoe_config *config, const char *text, float
         for (int j = 0; j < k; j++) vector[j] *= (float)(sqrt((double)k) / sqrt(norm));
 }
 
+TMOE_DEF tmoe_result tmoe_text_vector(const tmoe_config *config, const char *text, float *vector)
+{
+    if (!config || !text || !vector || config->vector_width < 1) return TMOE_ERR_ARGUMENT;
+    tmoei_text_vector(config, text, vector);
+    return TMOE_OK;
+}
+
 /* <a, b> / (|a| |b|), and 0 where one is zero: a text without a word */
 static float tmoei_cosine(const float *a, const float *b, int k)
 {
@@ -6858,6 +6962,39 @@ TMOE_DEF int tmoe_model_find_task(const tmoe_model *model, const char *name)
     for (int t = 0; name && t < model->N; t++)
         if (strcmp(model->tasks[t].name, name) == 0) return t;
     return -1;
+}
+
+TMOE_DEF int tmoe_model_parameter(const tmoe_model *model, int i, tmoe_parameter *parameter)
+{
+    memset(parameter, 0, sizeof *parameter);
+    if (i < 0 || i >= model->parameter_count) return 0;
+    const tmoei_parameter *p = &model->parameters[i];
+    parameter->name = p->name;
+    parameter->values = model->theta + p->offset;
+    parameter->rows = p->rows;
+    parameter->cols = p->cols;
+    return 1;
+}
+
+TMOE_DEF tmoe_result tmoe_model_parameter_set(tmoe_model *model, const char *name,
+    const float *values)
+{
+    const tmoei_parameter *found = NULL;
+    tmoei_begin(model->ctx);
+    for (int i = 0; name && i < model->parameter_count; i++)
+        if (strcmp(model->parameters[i].name, name) == 0) found = &model->parameters[i];
+    if (!found || !values)
+        return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
+            "model_parameter_set: the model has no parameter '%.100s', or the values are NULL",
+            name ? name : "(NULL)");
+    for (size_t i = 0; i < found->size; i++)
+        if (!(fabsf(values[i]) <= FLT_MAX))
+            return tmoei_fail(model->ctx, TMOE_ERR_ARGUMENT,
+                "model_parameter_set: value %lu of '%s' is %g; it must be finite", (unsigned long)i,
+                name, (double)values[i]);
+    memcpy(model->theta + found->offset, values, found->size * sizeof(float));
+    model->version++;
+    return TMOE_OK;
 }
 
 TMOE_DEF int tmoe_model_take_router(tmoe_model *model, const tmoe_model *from)
@@ -8811,22 +8948,65 @@ static void tmoei_norm_chunk(void *arg, int chunk, int lane)
  *   m = beta1 m + (1 - beta1) g
  *   v = beta2 v + (1 - beta2) g^2
  *   theta -= lr (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon) + decay theta) */
-static void tmoei_adamw(tmoe_trainer *trainer, const tmoei_update *update)
+static tmoei_adamw_constants tmoei_adamw_at(const tmoe_training *t, int64_t moved, float rate)
 {
-    const tmoe_training *t = &trainer->training;
-    const size_t at = update->offset - trainer->first;
-    const double moved = (double)trainer->moved;
     tmoei_adamw_constants constants;
-    constants.scale = trainer->scale;
+    constants.scale = 1.0f;
     constants.beta1 = t->beta1;
     constants.beta2 = t->beta2;
-    constants.correction1 = (float)(1.0 / (1.0 - pow((double)t->beta1, moved)));
-    constants.correction2 = (float)(1.0 / (1.0 - pow((double)t->beta2, moved)));
+    constants.correction1 = (float)(1.0 / (1.0 - pow((double)t->beta1, (double)moved)));
+    constants.correction2 = (float)(1.0 / (1.0 - pow((double)t->beta2, (double)moved)));
     constants.epsilon = t->adam_epsilon;
-    constants.rate = trainer->rates[update->of->rate];
-    constants.decay = update->of->decay ? constants.rate * t->weight_decay : 0.0f;
+    constants.rate = rate;
+    constants.decay = rate * t->weight_decay;
+    return constants;
+}
+
+static void tmoei_adamw(tmoe_trainer *trainer, const tmoei_update *update)
+{
+    const size_t at = update->offset - trainer->first;
+    const float rate = trainer->rates[update->of->rate];
+    tmoei_adamw_constants constants = tmoei_adamw_at(&trainer->training, trainer->moved, rate);
+    constants.scale = trainer->scale;
+    if (!update->of->decay) constants.decay = 0.0f;
     trainer->ctx->kernels->adamw(trainer->model->theta + update->offset, trainer->grads + at,
         trainer->moment1 + at, trainer->moment2 + update->second, update->count, &constants);
+}
+
+typedef struct tmoei_adamw_job {
+    const tmoe_trained *what;
+    tmoei_adamw_constants constants;
+} tmoei_adamw_job;
+
+static void tmoei_adamw_sweep(const tmoe_ctx *ctx, const void *job, size_t at, size_t n)
+{
+    const tmoei_adamw_job *j = (const tmoei_adamw_job *)job;
+    const tmoe_trained *what = j->what;
+    ctx->kernels->adamw(what->values + at, what->gradients + at, what->moment1 + at,
+        what->moment2 + at, n, &j->constants);
+    memset(what->gradients + at, 0, n * sizeof(float));
+}
+
+TMOE_DEF tmoe_result tmoe_adamw(tmoe_ctx *ctx, const tmoe_training *how, float rate, int64_t step,
+    const tmoe_trained *what)
+{
+    const tmoe_training usual = tmoe_training_default();
+    tmoei_begin(ctx);
+    if (!how) how = &usual;
+    if (step < 1 || !(rate >= 0.0f && rate < FLT_MAX) || !what
+        || (what->count > 0
+            && (!what->values || !what->gradients || !what->moment1 || !what->moment2)))
+        return tmoei_fail(ctx, TMOE_ERR_ARGUMENT,
+            "adamw: step %ld, rate %g; they must be at least 1 and 0, and nothing NULL", (long)step,
+            (double)rate);
+    const double squares =
+        tmoei_dot(ctx, what->gradients, what->gradients, what->count, TMOEI_SWEEP);
+    if (!(squares < (double)FLT_MAX))
+        return tmoei_fail(ctx, TMOE_ERR_NUMERIC,
+            "adamw: step %ld: a gradient is not finite, or its square is not", (long)step);
+    const tmoei_adamw_job job = { what, tmoei_adamw_at(how, step, rate) };
+    tmoei_sweep(ctx, what->count, TMOEI_SWEEP, tmoei_adamw_sweep, &job);
+    return TMOE_OK;
 }
 
 /* m = mu m + (1 - mu) g, and for a matrix that moves u = mu m + (1 - mu) g (Nesterov) in place of

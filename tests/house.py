@@ -2,7 +2,7 @@
 import re
 import sys
 
-BYTES_MAX = 720000  # 560,000 is the aim for what version 0.1 could do
+BYTES_MAX = 760000  # 560,000 is the aim for what version 0.1 could do
 COLUMNS = 100
 FUNCTION_LINES = 60
 PARAMETERS = 8

@@ -1034,6 +1034,53 @@ static void test_the_best_answers_come_with_their_likelihoods(void)
     unmake(&s);
 }
 
+static void test_parameters_are_read_and_written_by_their_names(void)
+{
+    tmoe_config c = small_config();
+    tmoe_training training = small_training();
+    tmoe_parameter p;
+    set s = make(1, &c, &training);
+    float before[64], after[64], zeros[4096] = { 0.0f };
+    size_t total = 0;
+    int i, found = -1;
+    for (i = 0; tmoe_model_parameter(s.model, i, &p); i++) {
+        total += (size_t)p.rows * (size_t)p.cols;
+        CHECK(p.name && p.values);
+        if (found < 0 && strncmp(p.name, "router", 6) == 0 && p.rows * p.cols <= 4096) found = i;
+    }
+    CHECK(total == tmoe_model_parameters(s.model, NULL));
+    CHECK(!tmoe_model_parameter(s.model, -1, &p) && !p.name);
+    CHECK(found >= 0 && tmoe_model_parameter(s.model, found, &p));
+    CHECK(tmoe_route_of_task(s.model, 0, before) == TMOE_OK);
+    CHECK(tmoe_model_parameter_set(s.model, p.name, zeros) == TMOE_OK);
+    CHECK(p.values[0] == 0.0f && memcmp(p.values, zeros, sizeof(float)) == 0);
+    CHECK(tmoe_route_of_task(s.model, 0, after) == TMOE_OK);
+    CHECK(memcmp(before, after, sizeof(float) * (size_t)(s.model->R * c.experts)) != 0);
+
+    zeros[0] = (float)INFINITY;
+    CHECK(tmoe_model_parameter_set(s.model, p.name, zeros) == TMOE_ERR_ARGUMENT);
+    CHECK_HAS(tmoe_error_message(s.ctx), "must be finite");
+    CHECK(p.values[0] == 0.0f);
+    CHECK(tmoe_model_parameter_set(s.model, "no.such", zeros) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_model_parameter_set(s.model, NULL, zeros) == TMOE_ERR_ARGUMENT);
+    unmake(&s);
+}
+
+static void test_the_text_vector_is_the_models(void)
+{
+    tmoe_config c = small_config();
+    tmoe_training training = small_training();
+    float ours[1024], theirs[1024];
+    set s = make(1, &c, &training);
+    CHECK(c.vector_width <= 1024);
+    CHECK(tmoe_text_vector(tmoe_model_config(s.model), "Copy the word.", ours) == TMOE_OK);
+    CHECK(tmoe_vector_unseen(s.model, "Copy the word.", theirs) == TMOE_OK);
+    CHECK(memcmp(ours, theirs, sizeof(float) * (size_t)c.vector_width) == 0);
+    CHECK(tmoe_text_vector(NULL, "a", ours) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_text_vector(&c, NULL, ours) == TMOE_ERR_ARGUMENT);
+    unmake(&s);
+}
+
 /* Few-shot adaptation: the sample is balanced, the model stays as it is, any number of threads
  * gives the same numbers. */
 static void test_few_shot_adapts_a_copy_and_threads_do_not_matter(void)
@@ -2797,6 +2844,8 @@ TEST_MAIN("test_model", RUN(test_gradients_of_every_mix_and_selection);
           RUN(test_two_stages_keep_the_router_and_sharpen);
           RUN(test_ranking_takes_the_most_likely_label);
           RUN(test_the_best_answers_come_with_their_likelihoods);
+          RUN(test_parameters_are_read_and_written_by_their_names);
+          RUN(test_the_text_vector_is_the_models);
           RUN(test_few_shot_adapts_a_copy_and_threads_do_not_matter);
           RUN(test_few_shot_learns_the_task); RUN(test_evaluation_routes_are_free_of_noise);
           RUN(test_one_two_and_four_threads_give_the_same_bits);

@@ -131,6 +131,9 @@ GRADIENT(linear_gelu, 3e-4, tmoe_linear(t, in[0], in[1], in[2], TMOE_GELU, in[3]
 GRADIENT(linear_relu, 3e-4, tmoe_linear(t, in[0], in[1], in[2], TMOE_RELU, NULL), { 5, 3 },
     { 4, 3 }, { 1, 4 })
 GRADIENT(layer_norm, 3e-4, tmoe_layer_norm(t, in[0], in[1], in[2]), { 4, 6 }, { 1, 6 }, { 1, 6 })
+GRADIENT(normalize, 3e-4, tmoe_normalize(t, in[0]), { 4, 6 })
+GRADIENT(normalize_of_what_a_product_needs_too, 3e-4,
+    tmoe_multiply(t, tmoe_normalize(t, in[0]), in[0]), { 3, 5 })
 GRADIENT(self_attention, 3e-4, tmoe_attention(t, in[0], in[0], 2, 3, q_offsets, q_offsets, 0),
     { 7, 12 })
 GRADIENT(causal_attention, 3e-4, tmoe_attention(t, in[0], in[0], 2, 3, q_offsets, q_offsets, 1),
@@ -340,6 +343,58 @@ static void test_one_hot_route_is_the_expert_itself(void)
     tmoe_tape_destroy(tape);
 }
 
+static void test_rows_are_normalized_to_length_1_or_stay_0(void)
+{
+    tmoe_tape *tape = tmoe_tape_create(ctx);
+    float x[6] = { 3.0f, 4.0f, 0.0f, 0.0f, -2e-12f, 0.0f }, dx[6] = { 0.0f };
+    float ones[6] = { 1.0f, 1.0f, 1.0f, 1.0f, 1.0f, 1.0f };
+    const tmoe_tensor *y = tmoe_normalize(tape, tmoe_leaf(tape, 3, 2, x, dx));
+    CHECK_NEAR(y->x[0], 0.6, 1e-6);
+    CHECK_NEAR(y->x[1], 0.8, 1e-6);
+    CHECK(y->x[2] == 0.0f && y->x[3] == 0.0f);
+    CHECK_NEAR(y->x[4], -1.0, 1e-6);
+    tmoe_tensor *loss = tmoe_sum(tape,
+        tmoe_multiply(tape, tmoe_normalize(tape, tmoe_leaf(tape, 3, 2, x, dx)),
+            tmoe_leaf(tape, 3, 2, ones, NULL)));
+    CHECK(loss && tmoe_backward(tape, loss) == TMOE_OK);
+    CHECK_NEAR(dx[0], (1.0 - 0.6 * 1.4) / 5.0, 1e-6);
+    CHECK(dx[2] == 0.0f && dx[3] == 0.0f);
+    tmoe_tape_destroy(tape);
+}
+
+/* Three steps against the formula in double. */
+static void test_adamw_on_ones_own_leaves_is_the_formula(void)
+{
+    enum { N = 5000 };
+
+    static float theta[N], grad[N], m[N], v[N];
+    static double expected[N], em[N], ev[N];
+    const tmoe_trained what = { theta, grad, m, v, N };
+    tmoe_training how = tmoe_training_default();
+    int step, i;
+    how.weight_decay = 0.1f;
+    for (i = 0; i < N; i++) expected[i] = theta[i] = (float)(i % 17) - 8.0f;
+    for (step = 1; step <= 3; step++) {
+        for (i = 0; i < N; i++) {
+            const double g = grad[i] = (float)((i * step) % 13 - 6) * 0.01f;
+            em[i] = 0.9 * em[i] + 0.1 * g;
+            ev[i] = 0.999 * ev[i] + 0.001 * g * g;
+            expected[i] -= 0.01
+                * (em[i] / (1.0 - pow(0.9, step)) / (sqrt(ev[i] / (1.0 - pow(0.999, step))) + 1e-8)
+                    + 0.1 * expected[i]);
+        }
+        CHECK(tmoe_adamw(ctx, &how, 0.01f, step, &what) == TMOE_OK);
+        for (i = 0; i < N; i++) CHECK(grad[i] == 0.0f);
+    }
+    for (i = 0; i < N; i++) CHECK_NEAR(theta[i], expected[i], 1e-5);
+    grad[N - 1] = (float)NAN;
+    theta[0] = 7.0f;
+    grad[0] = 1.0f;
+    CHECK(tmoe_adamw(ctx, &how, 0.01f, 4, &what) == TMOE_ERR_NUMERIC && theta[0] == 7.0f);
+    CHECK(tmoe_adamw(ctx, &how, 0.01f, 0, &what) == TMOE_ERR_ARGUMENT);
+    CHECK(tmoe_adamw(ctx, NULL, -1.0f, 1, &what) == TMOE_ERR_ARGUMENT && theta[0] == 7.0f);
+}
+
 static void test_wrong_shapes_are_refused_with_the_values_and_the_rule(void)
 {
     tmoe_tape *tape = tmoe_tape_create(ctx);
@@ -523,10 +578,14 @@ static void test_threads_that_cannot_be_had_are_said(void)
 TEST_MAIN("test_tape", ctx = tmoe_ctx_create(NULL); RUN(test_gradient_of_linear);
           RUN(test_gradient_of_linear_with_itself_as_residual); RUN(test_gradient_of_linear_gelu);
           RUN(test_gradient_of_linear_relu); RUN(test_gradient_of_layer_norm);
-          RUN(test_gradient_of_self_attention); RUN(test_gradient_of_causal_attention);
-          RUN(test_gradient_of_cross_attention); RUN(test_gradient_of_rotary);
-          RUN(test_gradient_of_rotary_of_what_a_product_needs_too); RUN(test_gradient_of_embedding);
-          RUN(test_gradient_of_cross_entropy); RUN(test_gradient_of_cross_entropy_of_shared_logits);
+          RUN(test_gradient_of_normalize);
+          RUN(test_gradient_of_normalize_of_what_a_product_needs_too);
+          RUN(test_rows_are_normalized_to_length_1_or_stay_0);
+          RUN(test_adamw_on_ones_own_leaves_is_the_formula); RUN(test_gradient_of_self_attention);
+          RUN(test_gradient_of_causal_attention); RUN(test_gradient_of_cross_attention);
+          RUN(test_gradient_of_rotary); RUN(test_gradient_of_rotary_of_what_a_product_needs_too);
+          RUN(test_gradient_of_embedding); RUN(test_gradient_of_cross_entropy);
+          RUN(test_gradient_of_cross_entropy_of_shared_logits);
           RUN(test_gradient_of_cross_entropy_of_a_route);
           RUN(test_gradient_of_cross_entropy_of_attention);
           RUN(test_gradient_of_cross_entropy_of_logits_that_a_product_needs);
