@@ -688,7 +688,7 @@ enum {
                            * where one task is cut out and positions are TMOE_POSITION_ROTARY */
 };
 
-typedef enum tmoe_router_kind { /* the ten of the paper's code; LINEAR is an MLP of two layers */
+typedef enum tmoe_router_kind { /* ten of the paper's code; LINEAR is an MLP of two layers */
     TMOE_ROUTER_LINEAR,
     TMOE_ROUTER_LINEAR_LAYER_SPECIFIC,
     TMOE_ROUTER_RNN,
@@ -698,7 +698,8 @@ typedef enum tmoe_router_kind { /* the ten of the paper's code; LINEAR is an MLP
     TMOE_ROUTER_LSTM,
     TMOE_ROUTER_LSTM_LAYER_SPECIFIC,
     TMOE_ROUTER_TRANSFORMER,
-    TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC
+    TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC,
+    TMOE_ROUTER_OWN /* yours: tmoe_ctx_set_router */
 } tmoe_router_kind;
 
 typedef enum tmoe_vector_kind { /* what the router knows of a task */
@@ -753,6 +754,36 @@ typedef struct tmoe_config {
     float init_std; /* of all matrices, and of P e; 0: 1/sqrt(fan in), embeddings 1/sqrt(width) */
     uint64_t seed;  /* of the random start and of random routes */
 } tmoe_config;
+
+/* A parameter of a router of your own. */
+typedef struct tmoe_own_parameter {
+    const char *name; /* unlike the others'; "router.own.NAME" in files */
+    int rows, cols;   /* at least 1; a matrix of more than one row decays */
+    float init_std;   /* it begins normal with this deviation; 0: as zeros */
+} tmoe_own_parameter;
+
+/* A router of your own. Its parameters are trained, saved and loaded with the model. */
+typedef struct tmoe_own_router {
+    /* Returns logits (K, columns) for K tasks, made by operations of this tape; columns is routed
+     * layers x experts.
+     *   vectors     (K, vector_width), as tmoe_config.vector_length says
+     *   parameters  a tensor each, in the order of the list
+     * Values of tensors must not be read in it: while memory is planned there are none. NULL, after
+     * a failed operation or of your own accord, ends the call that needs the routes. */
+    tmoe_tensor *(*logits)(void *user, tmoe_tape *tape, tmoe_tensor *vectors,
+        tmoe_tensor *const *parameters, int columns);
+    void *user;
+    const tmoe_own_parameter *parameters; /* (parameter_count >= 0) */
+    int parameter_count;
+} tmoe_own_router;
+
+/* tmoe_ctx_set_router - what TMOE_ROUTER_OWN is in models that are made or loaded from now on
+ *   own      in, or NULL: none; copied, but what it points to must live as long as such models. A
+ *            file holds the parameters' values: give the same list before it is loaded.
+ *            tmoe_model_derive takes it from the model that it begins with if the context has none
+ *   threads  logits is called by the thread that trains or asks; tmoe_few_shot_run calls it from
+ *            several threads */
+TMOE_DEF void tmoe_ctx_set_router(tmoe_ctx *ctx, const tmoe_own_router *own);
 
 /* tmoe_config_default - a small model: width 96, 2 + 2 layers of 4 experts, PRE, PARAM, SOFTMAX,
  *   ROTARY, TMOE_TASK_VECTOR of text vectors 512 wide, texts of at most 128 and 64 tokens
@@ -1686,6 +1717,7 @@ struct tmoe_ctx {
     float *shared_scratch;                /* packing buffer that the lanes fill together */
     int keeping; /* >>products: weights of products of few rows are kept packed */
     struct tmoei_kept *kept;
+    tmoe_own_router router; /* logits NULL: none */
 };
 
 /* Stores the code and message of the first failure, and returns the code. Later failures follow
@@ -6255,12 +6287,13 @@ struct tmoe_model {
     tmoei_parameter *parameters;
     size_t parameter_capacity;
     int parameter_count;
-    int shared[TMOEI_SHARED]; /* indices of the parameters outside the layers; -1: absent */
-    float *rotary[2];         /* of ROTARY: tables of the encoder's and the decoder's heads */
-    int router_parameter;     /* index of the router's first parameter */
-    int has_vectors;          /* 1: router or layers read task vectors */
-    size_t vectors;           /* where the task vectors (N, k) begin in theta */
-    char *mapping;            /* the file that theta lies in, or NULL */
+    int shared[TMOEI_SHARED];   /* indices of the parameters outside the layers; -1: absent */
+    float *rotary[2];           /* of ROTARY: tables of the encoder's and the decoder's heads */
+    int router_parameter;       /* index of the router's first parameter */
+    tmoe_own_router own_router; /* with TMOE_ROUTER_OWN */
+    int has_vectors;            /* 1: router or layers read task vectors */
+    size_t vectors;             /* where the task vectors (N, k) begin in theta */
+    char *mapping;              /* the file that theta lies in, or NULL */
     size_t mapping_size;
 
     /* routing */
@@ -6407,7 +6440,8 @@ typedef enum tmoei_router_family {
     TMOEI_ROUTER_RNN,
     TMOEI_ROUTER_GRU,
     TMOEI_ROUTER_LSTM,
-    TMOEI_ROUTER_TRANSFORMER
+    TMOEI_ROUTER_TRANSFORMER,
+    TMOEI_ROUTER_OF_USER
 } tmoei_router_family;
 
 static tmoei_router_family tmoei_router_family_of(const tmoe_config *c)
@@ -6441,6 +6475,57 @@ static void tmoei_router_add(tmoe_model *model, const char *name, int rows, int 
     (void)tmoei_parameter_add(model, &bias, "router.%s.bias", name);
 }
 
+TMOE_DEF void tmoe_ctx_set_router(tmoe_ctx *ctx, const tmoe_own_router *own)
+{
+    memset(&ctx->router, 0, sizeof ctx->router);
+    if (own) ctx->router = *own;
+}
+
+/* Notes what is wrong with a router of the user's. */
+static void tmoei_own_router_check(const tmoe_own_router *own, char *text, size_t size)
+{
+    if (!own->logits)
+        tmoei_problem(text, size, "router is TMOE_ROUTER_OWN, and tmoe_ctx_set_router gave none");
+    for (int i = 0; own->logits && i < own->parameter_count; i++) {
+        const tmoe_own_parameter *p = &own->parameters[i];
+        int same = 0;
+        for (int j = 0; j < i; j++)
+            same +=
+                p->name && own->parameters[j].name && strcmp(p->name, own->parameters[j].name) == 0;
+        if (!p->name || !p->name[0] || same || p->rows < 1 || p->cols < 1
+            || !(p->init_std >= 0.0f && p->init_std < FLT_MAX))
+            tmoei_problem(text, size,
+                "parameter %d of the router, '%.40s' (%d,%d), init_std %g; a name of its own and "
+                "at "
+                "least (1,1) and 0",
+                i, p->name ? p->name : "", p->rows, p->cols, (double)p->init_std);
+    }
+}
+
+/* Returns whether two routers of users have parameters of the same names and shapes. */
+static int tmoei_own_routers_agree(const tmoe_own_router *a, const tmoe_own_router *b)
+{
+    if (a->parameter_count != b->parameter_count) return 0;
+    for (int i = 0; i < a->parameter_count; i++) {
+        const tmoe_own_parameter *p = &a->parameters[i], *q = &b->parameters[i];
+        if (strcmp(p->name, q->name) != 0 || p->rows != q->rows || p->cols != q->cols) return 0;
+    }
+    return 1;
+}
+
+static void tmoei_own_router_plan(tmoe_model *model)
+{
+    const tmoe_own_router *own = &model->ctx->router;
+    model->own_router = *own;
+    for (int i = 0; i < own->parameter_count; i++) {
+        const tmoe_own_parameter *wanted = &own->parameters[i];
+        tmoei_parameter p = tmoei_parameter_of(wanted->rows, wanted->cols, TMOEI_RATE_ROUTER);
+        p.decay = wanted->rows > 1;
+        p.init_std = wanted->init_std;
+        (void)tmoei_parameter_add(model, &p, "router.own.%s", wanted->name);
+    }
+}
+
 static void tmoei_router_plan(tmoe_model *model)
 {
     const tmoe_config *c = &model->config;
@@ -6449,6 +6534,10 @@ static void tmoei_router_plan(tmoe_model *model)
     const int W = tmoei_router_width(c), F = TMOEI_ROUTER_FFN;
     const float std = TMOEI_ROUTER_STD, uniform = -1.0f / sqrtf((float)hidden);
 
+    if (family == TMOEI_ROUTER_OF_USER) {
+        tmoei_own_router_plan(model);
+        return;
+    }
     if (family == TMOEI_ROUTER_MLP) {
         const int specific = tmoei_router_specific(c), mlps = specific ? R : 1;
         for (int l = 0; l < mlps; l++) {
@@ -6630,9 +6719,9 @@ static const tmoei_field tmoei_config_fields[] = { /* all but the seed, which ha
     TMOEI_INT(random_n, 1, TMOEI_EXPERTS_MAX), TMOEI_FLOAT(temperature, FLT_MIN, FLT_MAX),
     TMOEI_FLOAT(temperature_decay, 0, FLT_MAX), TMOEI_FLOAT(temperature_min, FLT_MIN, FLT_MAX),
     TMOEI_FLOAT(exploration, 0, 1),
-    TMOEI_ENUM(router, TMOE_ROUTER_LINEAR, TMOE_ROUTER_TRANSFORMER_LAYER_SPECIFIC,
+    TMOEI_ENUM(router, TMOE_ROUTER_LINEAR, TMOE_ROUTER_OWN,
         "linear linear_layer_specific rnn rnn_layer_specific gru gru_layer_specific "
-        "lstm lstm_layer_specific transformer transformer_layer_specific"),
+        "lstm lstm_layer_specific transformer transformer_layer_specific own"),
     TMOEI_INT(router_hidden, 1, TMOEI_ROUTER_HIDDEN_MAX),
     TMOEI_ENUM(vectors, TMOE_VECTOR_TEXT, TMOE_VECTOR_GIVEN, "text learned given"),
     TMOEI_INT(vector_width, 1, TMOEI_SIZE_MAX),
@@ -6741,6 +6830,8 @@ static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c,
     if (c->selection == TMOE_SELECT_RANDOM_TASK && c->random_n > c->experts)
         tmoei_problem(text, size, "random_n is %d, must be 1 to experts = %d", c->random_n,
             c->experts);
+    if (c->router == TMOE_ROUTER_OWN && c->experts > 1)
+        tmoei_own_router_check(&ctx->router, text, size);
     if (tmoei_router_family_of(c) == TMOEI_ROUTER_TRANSFORMER && W % TMOEI_ROUTER_HEADS != 0)
         tmoei_problem(text, size, "%s is %d, must be divisible by the router's %d heads",
             tmoei_router_specific(c) ? "router_hidden" : "vector_width", W, TMOEI_ROUTER_HEADS);
@@ -7007,7 +7098,8 @@ TMOE_DEF int tmoe_model_take_router(tmoe_model *model, const tmoe_model *from)
 
     const int agree = model->R > 0 && model->R == from->R && c->router == a->router
         && c->router_hidden == a->router_hidden && c->vector_length == a->vector_length
-        && c->expert_places == a->expert_places && c->experts == a->experts;
+        && c->expert_places == a->expert_places && c->experts == a->experts
+        && tmoei_own_routers_agree(&model->own_router, &from->own_router);
     if (agree) {
         const size_t n = model->vectors - model->parameters[model->router_parameter].offset;
         memcpy(vectors - n, theirs - n, n * sizeof(float)); /* the router lies before the vectors */
@@ -7141,6 +7233,7 @@ TMOE_DEF tmoe_model *tmoe_model_derive(tmoe_ctx *ctx, const tmoe_model *from, co
     tmoei_begin(ctx);
     if (c.vocabulary == 0) c.vocabulary = from->V;
     if (tmoei_derivable(ctx, from, route, &c) != TMOE_OK) return NULL;
+    if (!ctx->router.logits) ctx->router = from->own_router;
     const int fixed = tmoei_is_fixed(from, &c);
     if (fixed && task_count != 1) {
         (void)tmoei_fail(ctx, TMOE_ERR_CONFIG,
@@ -8197,6 +8290,28 @@ static tmoe_tensor *tmoei_router_transformer(tmoei_router *router, tmoe_tensor *
     return tmoe_reshape(tape, x, K, R * E);
 }
 
+static tmoe_tensor *tmoei_router_own(tmoei_router *router, tmoe_tensor *e)
+{
+    const tmoe_own_router *own = &router->model->own_router;
+    tmoe_tape *tape = router->tape;
+    const int columns = (int)router->model->route_width, n = own->parameter_count;
+    tmoe_tensor **parameters =
+        (tmoe_tensor **)tmoei_arena_alloc(&tape->nodes, (size_t)n + 1, sizeof *parameters);
+    if (!parameters) return NULL;
+    for (int i = 0; i < n; i++) parameters[i] = tmoei_router_take(router);
+    if (tape->ctx->error != TMOE_OK) return NULL;
+
+    tmoe_tensor *z = own->logits(own->user, tape, e, parameters, columns);
+    if (!z) {
+        (void)tmoei_fail(tape->ctx, TMOE_ERR_CANCELLED, "the router of the program gave no logits");
+        return NULL;
+    }
+    TMOEI_SHAPE_RULE(tape, z->rows == e->rows && z->cols == columns,
+        "the router of the program: logits (%d,%d); they must be (%d,%d)", z->rows, z->cols,
+        e->rows, columns);
+    return z;
+}
+
 /* Logits z (K, R * E) of K task vectors e (K, k). */
 static tmoe_tensor *tmoei_router_logits(const tmoe_model *model, tmoe_tape *tape, float *grads,
     tmoe_tensor *e)
@@ -8208,6 +8323,7 @@ static tmoe_tensor *tmoei_router_logits(const tmoe_model *model, tmoe_tape *tape
     const float scale = tmoei_vector_scale(&model->config);
     if (scale != 1.0f) e = tmoe_affine(tape, e, scale, 0.0f);
     if (!e || !parts) return NULL;
+    if (family == TMOEI_ROUTER_OF_USER) return tmoei_router_own(&router, e);
     if (family == TMOEI_ROUTER_MLP) return tmoei_router_mlp(&router, e);
     tmoe_tensor *x = tmoei_router_sequence(&router, e);
     if (family == TMOEI_ROUTER_TRANSFORMER) return tmoei_router_transformer(&router, x);

@@ -763,7 +763,7 @@ static void test_enums_and_limits_of_a_config_are_checked(void)
         c.expert_kind = (tmoe_expert_kind)(low ? -1 : 2);
         c.mix = (tmoe_mix)(low ? -1 : 2);
         c.selection = (tmoe_selection)(low ? -1 : 6);
-        c.router = (tmoe_router_kind)(low ? -1 : 10);
+        c.router = (tmoe_router_kind)(low ? -1 : 11);
         c.vectors = (tmoe_vector_kind)(low ? -1 : 3);
         c.positions = (tmoe_position_kind)(low ? -1 : 2);
         c.rotary_base = low ? 1.0f : (float)INFINITY;
@@ -773,7 +773,7 @@ static void test_enums_and_limits_of_a_config_are_checked(void)
         CHECK_HAS(tmoe_error_message(ctx), low ? "expert_kind is -1" : "expert_kind is 2");
         CHECK_HAS(tmoe_error_message(ctx), low ? "mix is -1" : "mix is 2");
         CHECK_HAS(tmoe_error_message(ctx), low ? "selection is -1" : "selection is 6");
-        CHECK_HAS(tmoe_error_message(ctx), low ? "router is -1" : "router is 10");
+        CHECK_HAS(tmoe_error_message(ctx), low ? "router is -1" : "router is 11");
         CHECK_HAS(tmoe_error_message(ctx), low ? "vectors is -1" : "vectors is 3");
         CHECK_HAS(tmoe_error_message(ctx), low ? "expert_places is -1" : "expert_places is 4");
         CHECK_HAS(tmoe_error_message(ctx), low ? "positions is -1" : "positions is 2");
@@ -1079,6 +1079,110 @@ static void test_the_text_vector_is_the_models(void)
     CHECK(tmoe_text_vector(NULL, "a", ours) == TMOE_ERR_ARGUMENT);
     CHECK(tmoe_text_vector(&c, NULL, ours) == TMOE_ERR_ARGUMENT);
     unmake(&s);
+}
+
+/* ---- a router of the program's own ---- */
+
+/* z_le = 5 cos(e, prototype of layer l and expert e) */
+static tmoe_tensor *prototypes(void *user, tmoe_tape *tape, tmoe_tensor *vectors,
+    tmoe_tensor *const *parameters, int columns)
+{
+    int *calls = (int *)user;
+    ++*calls;
+    CHECK(parameters[0]->rows == columns);
+    tmoe_tensor *cosines = tmoe_linear(tape, tmoe_normalize(tape, vectors),
+        tmoe_normalize(tape, parameters[0]), NULL, TMOE_NONE, NULL);
+    return tmoe_affine(tape, cosines, 5.0f, 0.0f);
+}
+
+static tmoe_tensor *wrong_logits(void *user, tmoe_tape *tape, tmoe_tensor *vectors,
+    tmoe_tensor *const *parameters, int columns)
+{
+    (void)tape;
+    (void)parameters;
+    (void)columns;
+    return user ? vectors : NULL; /* of another width, or none */
+}
+
+static void test_a_router_of_ones_own_is_trained_and_saved(void)
+{
+    const char *path = "build/test_own_router.safetensors";
+    tmoe_config c = small_config();
+    tmoe_training training = small_training();
+    tmoe_own_parameter parameter = { "prototypes", 0, 0, 0.3f };
+    int calls = 0;
+    const tmoe_own_router own = { prototypes, &calls, &parameter, 1 };
+    float route[64], again[64];
+    tmoe_ctx *ctx = context(1);
+    tmoe_suite *suite = small_suite(ctx);
+    tmoe_tokenizer *tokenizer = tmoe_tokenizer_bytes(ctx);
+    c.router = TMOE_ROUTER_OWN;
+    parameter.cols = c.vector_width;
+    parameter.rows = (c.encoder_layers + c.decoder_layers) * c.experts;
+    refuses(ctx, tokenizer, tmoe_suite_task(suite, 0), &c, "tmoe_ctx_set_router gave none");
+
+    tmoe_ctx_set_router(ctx, &own);
+    tmoe_model *model = tmoe_model_create(ctx, &c, tokenizer, tmoe_suite_task(suite, 0), 3);
+    CHECK(model != NULL && model->R * c.experts == parameter.rows && parameter.rows <= 64);
+    const int n = parameter.rows;
+    tmoe_trainer *trainer = tmoe_trainer_create(model, suite, &training);
+    CHECK(trainer && tmoe_route_of_task(model, 0, route) == TMOE_OK && calls > 0);
+
+    /* its gradient: the loss falls along it */
+    const tmoei_parameter *p = &model->parameters[model->router_parameter];
+    CHECK_TEXT(p->name, "router.own.prototypes");
+    const float before = model->theta[p->offset];
+    for (int i = 0; i < 6; i++) CHECK(tmoe_trainer_step(trainer, NULL) == TMOE_OK);
+    CHECK(model->theta[p->offset] != before);
+
+    /* saved and loaded: equal routes; refused where the context has no router, or another one */
+    CHECK(tmoe_model_save(model, path) == TMOE_OK);
+    CHECK(tmoe_route_unseen(model, "Copy the words.", TMOE_ZERO_SHOT_ROUTER, route) == TMOE_OK);
+    tmoe_model *loaded = tmoe_model_load(ctx, path);
+    CHECK(loaded
+        && tmoe_route_unseen(loaded, "Copy the words.", TMOE_ZERO_SHOT_ROUTER, again) == TMOE_OK);
+    CHECK(memcmp(route, again, sizeof(float) * (size_t)n) == 0);
+    tmoe_model_destroy(loaded);
+    tmoe_ctx_set_router(ctx, NULL);
+    CHECK(tmoe_model_load(ctx, path) == NULL && tmoe_error(ctx) == TMOE_ERR_CONFIG);
+    parameter.name = "others";
+    tmoe_ctx_set_router(ctx, &own);
+    CHECK(tmoe_model_load(ctx, path) == NULL && tmoe_error(ctx) == TMOE_ERR_FORMAT);
+    parameter.name = "prototypes";
+    tmoe_ctx_set_router(ctx, NULL);
+
+    /* a derived model has it from its start, on another context, too */
+    tmoe_ctx *other = context(1);
+    tmoe_model *derived = tmoe_model_derive(other, model, NULL, NULL, tmoe_suite_task(suite, 0), 3);
+    CHECK(derived
+        && tmoe_route_unseen(derived, "Copy the words.", TMOE_ZERO_SHOT_ROUTER, again) == TMOE_OK);
+    CHECK(memcmp(route, again, sizeof(float) * (size_t)n) == 0);
+    tmoe_model_destroy(derived);
+    tmoe_ctx_destroy(other);
+
+    /* logits of another shape, or none, are errors of the call that needs them */
+    for (int some = 0; some < 2; some++) {
+        model->own_router.logits = wrong_logits;
+        model->own_router.user = some ? &calls : NULL;
+        CHECK(tmoe_route_unseen(model, "Copy.", TMOE_ZERO_SHOT_ROUTER, again)
+            == (some ? TMOE_ERR_SHAPE : TMOE_ERR_CANCELLED));
+        CHECK_HAS(tmoe_error_message(ctx), "the router of the program");
+        CHECK(tmoe_trainer_step(trainer, NULL) != TMOE_OK);
+    }
+    tmoe_trainer_destroy(trainer);
+    tmoe_model_destroy(model);
+
+    tmoe_own_parameter twice[2] = { { "a", 1, 2, 0.0f }, { "a", 1, 2, 0.0f } };
+    const tmoe_own_router bad = { prototypes, &calls, twice, 2 };
+    tmoe_ctx_set_router(ctx, &bad);
+    refuses(ctx, tokenizer, tmoe_suite_task(suite, 0), &c, "parameter 1 of the router, 'a' (1,2)");
+    twice[1].name = "b";
+    twice[1].rows = 0;
+    refuses(ctx, tokenizer, tmoe_suite_task(suite, 0), &c, "parameter 1 of the router, 'b' (0,2)");
+    (void)remove(path);
+    tmoe_tokenizer_destroy(tokenizer);
+    tmoe_suite_destroy(suite);
+    tmoe_ctx_destroy(ctx);
 }
 
 /* Few-shot adaptation: the sample is balanced, the model stays as it is, any number of threads
@@ -2846,6 +2950,7 @@ TEST_MAIN("test_model", RUN(test_gradients_of_every_mix_and_selection);
           RUN(test_the_best_answers_come_with_their_likelihoods);
           RUN(test_parameters_are_read_and_written_by_their_names);
           RUN(test_the_text_vector_is_the_models);
+          RUN(test_a_router_of_ones_own_is_trained_and_saved);
           RUN(test_few_shot_adapts_a_copy_and_threads_do_not_matter);
           RUN(test_few_shot_learns_the_task); RUN(test_evaluation_routes_are_free_of_noise);
           RUN(test_one_two_and_four_threads_give_the_same_bits);
