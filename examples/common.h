@@ -250,6 +250,16 @@ SHARED void file_written(const char *program, const char *path, FILE *file, int 
         die_file(program, path);
 }
 
+/* What measured best on the development tasks (RESULTS.md, "What was tried") and is no default of
+ * the library: experts that are feed-forward networks, and a router that may not rely on single
+ * words. A dense model stays as it is. */
+SHARED void take_best_measured(tmoe_config *config, tmoe_training *training)
+{
+    if (config->experts == 1) return;
+    config->expert_kind = TMOE_EXPERT_FFN;
+    training->router_dropout = 0.3f;
+}
+
 /* ---- machine --------------------------------------------------------------------------------- */
 
 SHARED int processors(void)

@@ -57,6 +57,7 @@ static void settings_of(int kind, const demo *d, tmoe_config *config, tmoe_train
     *training = tmoe_training_default();
     training->steps = d->steps;
     training->label = names[kind];
+    take_best_measured(config, training);
 }
 
 static void train(demo *d, int kind)

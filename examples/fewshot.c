@@ -114,6 +114,7 @@ static tmoe_model *model_of(tmoe_ctx *ctx, const tmoe_suite *suite, const settin
     }
     t.steps = which == SCRATCH ? 1 : s->steps;
     if (which == SCRATCH) t.lr_model = 0.0f;
+    if (c.selection == TMOE_SELECT_SOFTMAX) take_best_measured(&c, &t);
     t.label = kinds[which];
     t.progress = show_progress;
     t.progress_user = &progress;

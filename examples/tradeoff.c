@@ -107,6 +107,7 @@ static void measure(tmoe_ctx *ctx, const settings *s, const tmoe_suite *suite, c
     config.seed = training.seed = (uint64_t)seed;
     training.steps = s->steps;
     training.label = label;
+    take_best_measured(&config, &training);
     training.progress = show_progress;
     training.progress_user = &progress;
     progress.out = stderr;

@@ -184,6 +184,7 @@ static void choose_settings(const settings *s, const data *d, tmoe_config *confi
     config->encoder_ffn = config->decoder_ffn = 4 * config->width;
     config->experts = clamp(d->tasks, 1, 4);
     if (s->experts) config->experts = s->experts;
+    take_best_measured(config, training);
     config->source_tokens = config->target_tokens = 0; /* set when the tokenizer is known */
 
     training->vocabulary = d->input_bytes > BYTES_MAX ? BPE_VOCABULARY : 0;

@@ -106,6 +106,8 @@ static void test_only_the_number_of_experts_and_what_is_set_differ_between_the_m
     CHECK(config[DENSE].experts == 1 && config[MIXTURE].experts == 4);
     CHECK(config[DENSE].positions == TMOE_POSITION_LEARNED);
     config[DENSE].experts = 4;
+    config[DENSE].expert_kind = config[MIXTURE].expert_kind;
+    training[DENSE].router_dropout = training[MIXTURE].router_dropout;
     CHECK(memcmp(&config[DENSE], &config[MIXTURE], sizeof config[DENSE]) == 0);
     CHECK_NEAR(training[DENSE].matrix_decay, tmoe_training_default().matrix_decay, 0.0);
     CHECK_NEAR(training[MIXTURE].matrix_decay, 0.5f, 0.0);
