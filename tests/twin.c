@@ -51,6 +51,11 @@ static void print_layout(void)
     OFFSET(tmoe_progress, tokens_per_second);
     OFFSET(tmoe_progress, seconds);
     OFFSET(tmoe_progress, seconds_left);
+    printf("layout tmoe_parameter %lu\n", (unsigned long)sizeof(tmoe_parameter));
+    OFFSET(tmoe_parameter, name);
+    OFFSET(tmoe_parameter, values);
+    OFFSET(tmoe_parameter, rows);
+    OFFSET(tmoe_parameter, cols);
     OFFSET(tmoe_task, name);
     printf("size tmoe_config %lu\n", (unsigned long)sizeof(tmoe_config));
     printf("size tmoe_training %lu\n", (unsigned long)sizeof(tmoe_training));

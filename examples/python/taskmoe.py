@@ -11,10 +11,8 @@ A failed call raises taskmoe.Error. Threads that call one model wait for each ot
 models run at the same time.
 """
 import ctypes
-import json
 import os
 import sys
-import tempfile
 import threading
 import weakref
 from ctypes import byref, c_char_p, c_double, c_float, c_int, c_int64, c_size_t, c_void_p
@@ -45,6 +43,11 @@ class Settings(ctypes.Structure):  # room for a tmoe_config or a tmoe_training
     _fields_ = [("room", c_int64 * 64)]
 
 
+class Parameter(ctypes.Structure):
+    _fields_ = [("name", c_char_p), ("values", ctypes.POINTER(c_float)), ("rows", c_int),
+                ("cols", c_int)]
+
+
 class Progress(ctypes.Structure):
     """What a progress function is called with, for the time of the call."""
     model = None  # the one that is trained: it can answer and be saved
@@ -72,6 +75,7 @@ for _call in """i version; p ctx_create p; - ctx_destroy p; i error p; t error_m
         p suite_load p t t; - suite_destroy p; p train p p p p; p trainer_model p;
         p model_load p t; r model_save p t; - model_destroy p; p model_config p;
         i model_task_count p; names model_task p i; i model_find_task p t; i routed_layers p;
+        i model_parameter p i p;
         r route_of_task p i p; r route_unseen p t i p; r answer_many p t p p i p;
         r answer_many_unseen p t p p i p; - answers_free p p i""".split(";"):
     _result, _name, *_parameters = _call.split()
@@ -162,15 +166,6 @@ def load(path, threads=1):
     return Model(context, context.check(_lib.tmoe_model_load(context.pointer, os.fsencode(path))))
 
 
-def read_parameters(path):
-    """The arrays of a safetensors file of 32-bit floats, by name (FORMAT.md has the names)."""
-    with open(path, "rb") as file:
-        head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        data = file.read()
-    return {name: np.frombuffer(data[slice(*t["data_offsets"])], "<f4").reshape(t["shape"])
-            for name, t in head.items() if name != "__metadata__"}
-
-
 class Model:
     """Made by train() and load(); freed by close(), or when it is no longer used."""
 
@@ -211,10 +206,12 @@ class Model:
         self._call(_lib.tmoe_model_save, os.fsencode(path))
 
     def parameters(self):
-        """All parameters by name: copies, by way of a temporary file."""
-        with tempfile.TemporaryDirectory() as folder:
-            self.save(os.path.join(folder, "model"))
-            return read_parameters(os.path.join(folder, "model"))
+        """Copies of all parameters by name; FORMAT.md has the names."""
+        found, p = {}, Parameter()
+        while self._call(_lib.tmoe_model_parameter, len(found), byref(p)):
+            values = np.ctypeslib.as_array(p.values, (p.rows, p.cols)).copy()
+            found[p.name.decode()] = values if p.rows > 1 else values[0]
+        return found
 
     def answer(self, task, inputs):
         """The answer of a known task to an input, or the answers to a list of inputs."""
