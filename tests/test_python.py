@@ -277,7 +277,26 @@ def test_threads_that_share_a_model_wait_for_each_other():
     assert len(overlaps) == 80 and not any(overlaps) and not wrong
 
 
-# ---- FORMAT.md ----
+# ---- what is written about it ----
+
+
+def test_the_lines_of_the_readme_and_of_the_module_run():
+    with open(os.path.join(here, "..", "README.md"), encoding="utf-8") as file:
+        readme = re.search(r"```python\n(.*?)```", file.read(), re.S).group(1)
+    module = re.sub("(?m)^    ", "", re.search(r"(?ms)^    import.*?\n\n", taskmoe.__doc__).group(0))
+    for code in readme, module:
+        assert code.count("\n") > 5 and "save" in code
+        for word, instead in (("my_tasks", FOLDER), ('"NAME"', '"upper"'), ("steps=500", "steps=2"),
+                              ("my.safetensors", out("readme"))):
+            assert word in code, word
+            code = code.replace(word, instead)
+        if os.path.exists(out("readme")):
+            os.remove(out("readme"))
+        values = {"print": lambda step, loss: seen.append((step, loss))}
+        seen = []
+        exec(compile(code, "README.md", "exec"), values)
+        assert len(seen) == (2 if "progress" in code else 0)
+        assert np.array_equal(taskmoe.load(out("readme")).route("upper"), values["model"].route("upper"))
 
 
 def table(heading):
