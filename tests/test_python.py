@@ -158,13 +158,14 @@ def test_the_progress_function_sees_every_step_and_can_stop_and_save():
         answer = p.model.answer("upper", "abc")
         if p.step == 80:
             assert answer == "ABC", answer
-        kept.append(p.model)
+        kept.append(p)
 
     kept = []
     train(progress=progress)
     assert [(step, steps) for step, steps, _, _ in seen] == [(i, 80) for i in range(1, 81)]
     assert seen[-1][2] < seen[0][2] / 3 and max(rate for _, _, _, rate in seen) <= np.float32(3e-3)
-    raises(taskmoe.Error, "closed", lambda: kept[0].answer("upper", "abc"))
+    assert [(p.step, p.steps, p.loss, p.lr_model) for p in kept] == seen
+    raises(taskmoe.Error, "closed", lambda: kept[0].model.answer("upper", "abc"))
 
     def stop(p):
         if p.step == 5:
@@ -187,7 +188,9 @@ def test_errors_are_exceptions_with_the_librarys_message():
     raises(taskmoe.Error, "width = 33", lambda: train(width=33))
     raises(taskmoe.Error, "none", lambda: model.save(out("none/model")))
     raises(taskmoe.Error, "65 threads", lambda: taskmoe.load(out("c"), threads=65))
-    raises(ValueError, "NUL", lambda: model.answer("upper", "a\0b"))
+    for call in (lambda: model.answer("upper", "a\0b"), lambda: model.save(out("a\0b")),
+                 lambda: taskmoe.load(out("a\0b")), lambda: taskmoe.train(FOLDER + "\0")):
+        raises(ValueError, "NUL", call)
     assert not issubclass(taskmoe.Error, ValueError)
     model.close()
     model.close()
@@ -360,6 +363,24 @@ def test_the_metadata_on_the_page_is_in_the_file():
     config = json.loads(about["config"])
     assert isinstance(config.pop("seed"), str) and all(isinstance(v, (int, float)) for v in config.values())
     assert json.loads(about["tasks"])[3:] == ["upper", "none", "upper"]
+
+
+def test_what_the_page_says_of_a_checkpoint_is_in_it():
+    def save(p):
+        result = taskmoe._lib.tmoe_trainer_save(taskmoe.c_void_p(p.trainer), out("checkpoint").encode())
+        assert result == 0
+
+    line = re.search("(?m)^A checkpoint also has (.*)[.]$", PAGE).group(1)
+    names = re.findall("`([^`]*)`", line)
+    for settings, count in (({}, 2), ({"evaluate_every_steps": 1, "validation_lines": 2}, 3)):
+        train(progress=save, **dict(settings, steps=1)).save(out("python"))
+        head, model = header(out("checkpoint"))[0], header(out("python"))[0]
+        assert sorted(set(head) - set(model)) == sorted(names[:count])
+        assert set(model) < set(head)
+        about = head["__metadata__"]
+        assert set(about) - set(model["__metadata__"]) == {"training", "trainer"}
+        assert json.loads(about["training"])["steps"] == 1 and about["trainer"].startswith("1 ")
+        assert taskmoe.load(out("checkpoint")).tasks == ["last_letter", "upper"]
 
 
 def sizes(config):

@@ -49,7 +49,7 @@ class Parameter(ctypes.Structure):
 
 
 class Progress(ctypes.Structure):
-    """What a progress function is called with, for the time of the call."""
+    """What a progress function is called with. Arrays and model are only there during the call."""
     model = None  # the one that is trained: it can answer and be saved
     _fields_ = [("step", c_int64), ("steps", c_int), ("label", c_char_p), ("trainer", c_void_p)]
     _fields_ += [(name, c_float) for name in (
@@ -85,10 +85,10 @@ if _lib.tmoe_version() != VERSION:
     raise ImportError("the library's version is %d, not %d" % (_lib.tmoe_version(), VERSION))
 
 
-def _utf8(text):
-    if "\0" in text:
+def _bytes(text, encode=str.encode):  # UTF-8; of a path: os.fsencode
+    if b"\0" in encode(text):
         raise ValueError("a text with a NUL character, where C would end it: %r" % text)
-    return text.encode()
+    return encode(text)
 
 
 class _Context:
@@ -114,8 +114,8 @@ class _Context:
 
 
 def _set(config, training, name, value):  # in training, or else in config; the seed in both
-    key, room = _utf8(name), ctypes.create_string_buffer(1000)
-    text = _utf8(str(int(value) if isinstance(value, bool) else value))
+    key, room = _bytes(name), ctypes.create_string_buffer(1000)
+    text = _bytes(str(int(value) if isinstance(value, bool) else value))
     result, of = _lib.tmoe_training_set(byref(training), key, text), 1
     if result == ERR_ARGUMENT or name == "seed":
         result, of = _lib.tmoe_config_set(byref(config), key, text), 0
@@ -137,7 +137,7 @@ def train(folder, split=None, progress=None, threads=1, **settings):
         _set(config, training, name, value)
 
     def step(_, pointer):  # is there without a progress function, too: it lets Ctrl-C through
-        p = pointer.contents
+        p = Progress.from_buffer_copy(pointer.contents)
         p.model = Model(context, _lib.tmoe_trainer_model(p.trainer), owned=False)
         try:
             return bool(progress and progress(p))
@@ -150,8 +150,8 @@ def train(folder, split=None, progress=None, threads=1, **settings):
     function = ProgressFunction(step)  # lives until the training ends
     _lib.tmoe_training_set_progress(byref(training), function, None)
     with context.lock:
-        suite = context.check(_lib.tmoe_suite_load(
-            context.pointer, os.fsencode(folder), None if split is None else os.fsencode(split)))
+        where, part = _bytes(folder, os.fsencode), split and _bytes(split, os.fsencode)
+        suite = context.check(_lib.tmoe_suite_load(context.pointer, where, part))
         model = _lib.tmoe_train(context.pointer, suite, byref(config), byref(training))
         trained = Model(context, model) if model else None
         _lib.tmoe_suite_destroy(suite)
@@ -162,8 +162,8 @@ def train(folder, split=None, progress=None, threads=1, **settings):
 
 def load(path, threads=1):
     """The model of a file that save(), tmoe_model_save or tmoe_trainer_save wrote."""
-    context = _Context(threads)
-    return Model(context, context.check(_lib.tmoe_model_load(context.pointer, os.fsencode(path))))
+    context, path = _Context(threads), _bytes(path, os.fsencode)
+    return Model(context, context.check(_lib.tmoe_model_load(context.pointer, path)))
 
 
 class Model:
@@ -203,7 +203,7 @@ class Model:
         return found
 
     def save(self, path):
-        self._call(_lib.tmoe_model_save, os.fsencode(path))
+        self._call(_lib.tmoe_model_save, _bytes(path, os.fsencode))
 
     def parameters(self):
         """Copies of all parameters by name; FORMAT.md has the names."""
@@ -222,23 +222,23 @@ class Model:
         return self._answer(_lib.tmoe_answer_many_unseen, instruction, inputs)
 
     def _answer(self, call, task, inputs):
-        texts = [_utf8(text) for text in ([inputs] if isinstance(inputs, str) else inputs)]
+        texts = [_bytes(text) for text in ([inputs] if isinstance(inputs, str) else inputs)]
         count, answers = len(texts), (c_char_p * len(texts))()
-        self._call(call, _utf8(task), None, (c_char_p * count)(*texts), count, answers)
+        self._call(call, _bytes(task), None, (c_char_p * count)(*texts), count, answers)
         found = [answer.decode(errors="replace") for answer in answers]
         self._call(_lib.tmoe_answers_free, answers, count)
         return found[0] if isinstance(inputs, str) else found
 
     def route(self, task):
         """The route of a known task: (routed layers, experts); each row sums to 1."""
-        index = self._call(_lib.tmoe_model_find_task, _utf8(task))
+        index = self._call(_lib.tmoe_model_find_task, _bytes(task))
         if index < 0:
             raise Error("the model knows no task '%s'" % task)
         return self._route(_lib.tmoe_route_of_task, index)
 
     def route_unseen(self, instruction, how="router"):
         """A route for a task that is known by its instruction only; how: one of ZERO_SHOT."""
-        return self._route(_lib.tmoe_route_unseen, _utf8(instruction), ZERO_SHOT.index(how))
+        return self._route(_lib.tmoe_route_unseen, _bytes(instruction), ZERO_SHOT.index(how))
 
     def _route(self, call, *arguments):
         shape = self._call(_lib.tmoe_routed_layers), int(self.settings["experts"])
