@@ -9,6 +9,7 @@ import math
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -176,6 +177,17 @@ def test_the_progress_function_sees_every_step_and_can_stop_and_save():
     assert taskmoe.load(out("kept")).tasks == ["last_letter", "upper"]
     raises(ZeroDivisionError, "", lambda: train(progress=lambda p: p.step == 3 and 1 // 0))
     raises(KeyError, "no such key", lambda: train(progress=lambda p: {}["no such key"]))
+
+
+def test_ctrl_c_stops_a_training_that_has_no_progress_function():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here
+    timer = threading.Timer(0.1, signal.raise_signal, (signal.SIGINT,))
+    timer.start()
+    try:
+        raises(KeyboardInterrupt, "", lambda: train(steps=5000))
+    finally:
+        timer.join()
+        signal.signal(signal.SIGINT, before)
 
 
 def test_errors_are_exceptions_with_the_librarys_message():
