@@ -12,15 +12,15 @@ models run at the same time.
 """
 import ctypes
 import os
+import signal
 import sys
 import threading
 import weakref
-from ctypes import byref, c_char_p, c_double, c_float, c_int, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int, c_int64, c_size_t, c_void_p
 
 import numpy as np
 
-VERSION = 300  # TMOE_VERSION of the header that the structs below are of
-ERR_ARGUMENT, ERR_CANCELLED = 1, 9
+VERSION, ERR_ARGUMENT, ERR_CANCELLED = 300, 1, 9  # of the header that the structs are of
 ZERO_SHOT = "router", "nearest", "average"  # tmoe_zero_shot
 
 
@@ -44,8 +44,7 @@ class Settings(ctypes.Structure):  # room for a tmoe_config or a tmoe_training
 
 
 class Parameter(ctypes.Structure):
-    _fields_ = [("name", c_char_p), ("values", ctypes.POINTER(c_float)), ("rows", c_int),
-                ("cols", c_int)]
+    _fields_ = [("name", c_char_p), ("values", POINTER(c_float)), ("rows", c_int), ("cols", c_int)]
 
 
 class Progress(ctypes.Structure):
@@ -59,7 +58,7 @@ class Progress(ctypes.Structure):
     _fields_ += [(name, c_double) for name in ("tokens_per_second", "seconds", "seconds_left")]
 
 
-ProgressFunction = ctypes.CFUNCTYPE(c_int, c_void_p, ctypes.POINTER(Progress))
+ProgressFunction = ctypes.CFUNCTYPE(c_int, c_void_p, POINTER(Progress))
 _name = {"win32": "taskmoe.dll", "darwin": "libtaskmoe.dylib"}.get(sys.platform, "libtaskmoe.so")
 _here = os.path.dirname(os.path.abspath(__file__))
 _paths = [os.path.join(_here, place, _name) for place in ("", "../../build")]
@@ -67,17 +66,15 @@ _lib = ctypes.CDLL(next(filter(os.path.exists, _paths), _name))  # or where the 
 Result = type("Result", (c_int,), {})  # a tmoe_result whose message is the context's
 # Result, name, parameters: r Result, i int, n size_t, p pointer, t text, - none, or as _TYPES says.
 _TYPES = {"i": c_int, "n": c_size_t, "p": c_void_p, "t": c_char_p, "-": None, "r": Result,
-          "Settings": Settings, "names": ctypes.POINTER(c_char_p), "f": ProgressFunction}
+          "Settings": Settings, "names": POINTER(c_char_p), "f": ProgressFunction}
 for _call in """i version; p ctx_create p; - ctx_destroy p; i error p; t error_message p;
         Settings config_default; i config_set p t t; i config_get p t p n; t setting_name i i;
         Settings training_default; i training_set p t t; - training_set_progress p f p;
-        i setting_values i t p n;
-        p suite_load p t t; - suite_destroy p; p train p p p p; p trainer_model p;
-        p model_load p t; r model_save p t; - model_destroy p; p model_config p;
+        i setting_values i t p n; p suite_load p t t; - suite_destroy p; p train p p p p;
+        p trainer_model p; p model_load p t; r model_save p t; - model_destroy p; p model_config p;
         i model_task_count p; names model_task p i; i model_find_task p t; i routed_layers p;
-        i model_parameter p i p;
-        r route_of_task p i p; r route_unseen p t i p; r answer_many p t p p i p;
-        r answer_many_unseen p t p p i p; - answers_free p p i""".split(";"):
+        i model_parameter p i p; r route_of_task p i p; r route_unseen p t i p;
+        - answers_free p p i; r answer_many p t p p i p; r answer_many_unseen p t p p i p""".split(";"):
     _result, _name, *_parameters = _call.split()
     _function = getattr(_lib, "tmoe_" + _name)
     _function.restype, _function.argtypes = _TYPES[_result], [_TYPES[p] for p in _parameters]
@@ -101,8 +98,7 @@ class _Context:
             raise Error("no context with %s threads: 1 to 64, or no memory" % threads)
         weakref.finalize(self, _lib.tmoe_ctx_destroy, self.pointer)
 
-    def check(self, good):
-        """Raises the context's error unless `good`; returns it."""
+    def check(self, good):  # returns it, or raises the context's error
         if not good:
             kind = Cancelled if _lib.tmoe_error(self.pointer) == ERR_CANCELLED else Error
             raise kind(_lib.tmoe_error_message(self.pointer).decode(errors="replace"))
@@ -136,11 +132,11 @@ def train(folder, split=None, progress=None, threads=1, **settings):
     for name, value in settings.items():
         _set(config, training, name, value)
 
-    def step(_, pointer):  # is there without a progress function, too: it lets Ctrl-C through
+    def step(_, pointer):
         p = Progress.from_buffer_copy(pointer.contents)
         p.model = Model(context, _lib.tmoe_trainer_model(p.trainer), owned=False)
         try:
-            return bool(progress and progress(p))
+            return bool(progress and progress(p) or raised)
         except BaseException as error:  # cannot pass through C, so it is raised behind it
             raised.append(error)
             return 1
@@ -149,15 +145,23 @@ def train(folder, split=None, progress=None, threads=1, **settings):
 
     function = ProgressFunction(step)  # lives until the training ends
     _lib.tmoe_training_set_progress(byref(training), function, None)
-    with context.lock:
-        where, part = _bytes(folder, os.fsencode), split and _bytes(split, os.fsencode)
-        suite = context.check(_lib.tmoe_suite_load(context.pointer, where, part))
-        model = _lib.tmoe_train(context.pointer, suite, byref(config), byref(training))
-        trained = Model(context, model) if model else None
-        _lib.tmoe_suite_destroy(suite)
-        if raised:
-            raise raised[0]
-        return context.check(trained)
+    where, part = _bytes(folder, os.fsencode), split and _bytes(split, os.fsencode)
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler \
+        and threading.current_thread() is threading.main_thread()
+    if ours:  # Ctrl-C could raise in front of the `try` above, and be lost
+        signal.signal(signal.SIGINT, lambda *_: raised.append(KeyboardInterrupt()))
+    try:
+        with context.lock:
+            suite = context.check(_lib.tmoe_suite_load(context.pointer, where, part))
+            model = _lib.tmoe_train(context.pointer, suite, byref(config), byref(training))
+            trained = Model(context, model) if model else None
+            _lib.tmoe_suite_destroy(suite)
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    if raised:
+        raise raised[0]
+    return context.check(trained)
 
 
 def load(path, threads=1):
@@ -241,7 +245,6 @@ class Model:
         return self._route(_lib.tmoe_route_unseen, _bytes(instruction), ZERO_SHOT.index(how))
 
     def _route(self, call, *arguments):
-        shape = self._call(_lib.tmoe_routed_layers), int(self.settings["experts"])
-        route = np.empty(shape, np.float32)
+        route = np.empty((self._call(_lib.tmoe_routed_layers), int(self.settings["experts"])), "f4")
         self._call(call, *arguments, route.ctypes.data)
         return route
