@@ -74,7 +74,7 @@ for _call in """i version; p ctx_create p; - ctx_destroy p; i error p; t error_m
         p trainer_model p; p model_load p t; r model_save p t; - model_destroy p; p model_config p;
         i model_task_count p; names model_task p i; i model_find_task p t; i routed_layers p;
         i model_parameter p i p; r route_of_task p i p; r route_unseen p t i p;
-        - answers_free p p i; r answer_many p t p p i p; r answer_many_unseen p t p p i p""".split(";"):
+        r answer_many p t p p i p; r answer_many_unseen p t p p i p; - answers_free p p i""".split(";"):
     _result, _name, *_parameters = _call.split()
     _function = getattr(_lib, "tmoe_" + _name)
     _function.restype, _function.argtypes = _TYPES[_result], [_TYPES[p] for p in _parameters]
