@@ -68,13 +68,13 @@ Result = type("Result", (c_int,), {})  # a tmoe_result whose message is the cont
 _TYPES = {"i": c_int, "n": c_size_t, "p": c_void_p, "t": c_char_p, "-": None, "r": Result,
           "Settings": Settings, "names": POINTER(c_char_p), "f": ProgressFunction}
 for _call in """i version; p ctx_create p; - ctx_destroy p; i error p; t error_message p;
-        Settings config_default; i config_set p t t; i config_get p t p n; t setting_name i i;
-        Settings training_default; i training_set p t t; - training_set_progress p f p;
-        i setting_values i t p n; p suite_load p t t; - suite_destroy p; p train p p p p;
-        p trainer_model p; p model_load p t; r model_save p t; - model_destroy p; p model_config p;
-        i model_task_count p; names model_task p i; i model_find_task p t; i routed_layers p;
-        i model_parameter p i p; r route_of_task p i p; r route_unseen p t i p;
-        r answer_many p t p p i p; r answer_many_unseen p t p p i p; - answers_free p p i""".split(";"):
+    Settings config_default; i config_set p t t; i config_get p t p n; t setting_name i i;
+    Settings training_default; i training_set p t t; - training_set_progress p f p;
+    i setting_values i t p n; p suite_load p t t; - suite_destroy p; p train p p p p;
+    p trainer_model p; p model_load p t; r model_save p t; - model_destroy p; p model_config p;
+    i model_task_count p; names model_task p i; i model_find_task p t; i routed_layers p;
+    i model_parameter p i p; r route_of_task p i p; r route_unseen p t i p;
+    r answer_many p t p p i p; r answer_many_unseen p t p p i p; - answers_free p p i""".split(";"):
     _result, _name, *_parameters = _call.split()
     _function = getattr(_lib, "tmoe_" + _name)
     _function.restype, _function.argtypes = _TYPES[_result], [_TYPES[p] for p in _parameters]
