@@ -182,11 +182,16 @@ def test_the_progress_function_sees_every_step_and_can_stop_and_save():
 def test_ctrl_c_stops_a_training_that_has_no_progress_function():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here
     timer = threading.Timer(0.1, signal.raise_signal, (signal.SIGINT,))
+    original, steps = taskmoe._lib.tmoe_trainer_model, []
+    taskmoe._lib.tmoe_trainer_model = lambda trainer: steps.append(1) or original(trainer)
     timer.start()
     try:
         raises(KeyboardInterrupt, "", lambda: train(steps=5000))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert 0 < len(steps) < 5000, "it was not stopped"
     finally:
         timer.join()
+        taskmoe._lib.tmoe_trainer_model = original
         signal.signal(signal.SIGINT, before)
 
 
