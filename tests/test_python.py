@@ -183,8 +183,14 @@ def test_ctrl_c_stops_a_training_that_has_no_progress_function():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here
     timer = threading.Timer(0.1, signal.raise_signal, (signal.SIGINT,))
     original, steps = taskmoe._lib.tmoe_trainer_model, []
-    taskmoe._lib.tmoe_trainer_model = lambda trainer: steps.append(1) or original(trainer)
-    timer.start()
+
+    def first_step_starts_the_timer(trainer):
+        steps.append(trainer)
+        if len(steps) == 1:
+            timer.start()
+        return original(trainer)
+
+    taskmoe._lib.tmoe_trainer_model = first_step_starts_the_timer
     try:
         raises(KeyboardInterrupt, "", lambda: train(steps=5000))
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
