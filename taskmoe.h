@@ -1,4 +1,4 @@
-/* taskmoe.h 0.3.0 - task-level mixture of experts in C: one header, nothing but libc and libm
+/* taskmoe.h 0.4.0 - task-level mixture of experts in C: one header, nothing but libc and libm
  *   #define TASKMOE_IMPLEMENTATION     in ONE .c file, before
  *   #include "taskmoe.h"               cc -O2 program.c -lm     (and -lpthread with TMOE_THREADS)
  *
@@ -165,7 +165,7 @@
 #define TASKMOE_H_INCLUDED
 /* ---- API: linkage, result codes, context (>>context) ---- */
 #define TMOE_VERSION_MAJOR 0
-#define TMOE_VERSION_MINOR 3
+#define TMOE_VERSION_MINOR 4
 #define TMOE_VERSION_PATCH 0
 #define TMOE_VERSION (TMOE_VERSION_MAJOR * 10000 + TMOE_VERSION_MINOR * 100 + TMOE_VERSION_PATCH)
 #include <stddef.h>
@@ -1488,7 +1488,7 @@ typedef struct tmoe_description {
     size_t parameters, active_parameters; /* as tmoe_model_parameters */
     size_t file_bytes;
     int is_checkpoint;             /* 1: of tmoe_trainer_save; else training is the default */
-    tmoe_training training;        /* without its pointers. Files before 0.3 do not say its steps,
+    tmoe_training training;        /* without its pointers. Files before 0.4 do not say its steps,
                              * evaluate_every_steps and patience, those of 0.1 nothing */
     int64_t steps_done, best_step; /* of the training; of its best validation */
     float best_validation_loss;    /* NaN: never measured */
@@ -6705,8 +6705,8 @@ typedef struct tmoei_field {
 static const tmoei_field tmoei_config_fields[] = { /* all but the seed, which has 64 bits */
     TMOEI_SIZE(width, 1), TMOEI_SIZE(encoder_heads, 1), TMOEI_SIZE(decoder_heads, 1),
     TMOEI_SIZE(encoder_ffn, 1), TMOEI_SIZE(decoder_ffn, 1), TMOEI_SIZE(encoder_layers, 1),
-    TMOEI_SIZE(decoder_layers, 1), TMOEI_KEPT(source_tokens, 3, TMOEI_SCORES),
-    TMOEI_KEPT(target_tokens, 2, TMOEI_SCORES), TMOEI_SIZE(vocabulary, 0),
+    TMOEI_SIZE(decoder_layers, 1), TMOEI_KEPT(source_tokens, 0, TMOEI_SCORES),
+    TMOEI_KEPT(target_tokens, 0, TMOEI_SCORES), TMOEI_SIZE(vocabulary, 0),
     TMOEI_KEPT_ENUM(norm, TMOE_NORM_PRE, TMOE_NORM_POST, "pre post"),
     TMOEI_KEPT_ENUM(activation, TMOE_GELU, TMOE_RELU, "gelu relu"),
     TMOEI_KEPT(scale_embedding, 0, 1), TMOEI_INT(experts, 1, TMOEI_EXPERTS_MAX),
@@ -6799,6 +6799,11 @@ static tmoe_result tmoei_config_check(tmoe_ctx *ctx, const tmoe_config *c,
     char text[TMOEI_PROBLEM_BYTES] = "";
     const size_t size = sizeof text;
     tmoei_fields_check(c, tmoei_config_fields, TMOEI_CONFIG_FIELDS, text, size);
+    if (c->source_tokens < 3 || c->target_tokens < 2)
+        tmoei_problem(text, size,
+            "source_tokens is %d, target_tokens is %d; they must be at least 3 and 2 (0 is for "
+            "tmoe_train)",
+            c->source_tokens, c->target_tokens);
     if (c->encoder_heads > 0 && c->decoder_heads > 0
         && (c->width % c->encoder_heads != 0 || c->width % c->decoder_heads != 0))
         tmoei_problem(text, size,
@@ -8935,7 +8940,7 @@ static const tmoei_field tmoei_training_fields[] = { TMOEI_INT(vocabulary, 0, TM
 enum {
     TMOEI_TRAINING_FIELDS = sizeof tmoei_training_fields / sizeof *tmoei_training_fields,
     TMOEI_FREE_FIELDS = 4,  /* the first: they change no step */
-    TMOEI_LATER_FIELDS = 6, /* the last; checkpoints before 0.3 lack them */
+    TMOEI_LATER_FIELDS = 6, /* the last; before 0.3 (router_dropout: 0.4) checkpoints lack them */
     TMOEI_MATRIX_FIELDS = 4 /* of these, behind the optimiser: what only Muon reads */
 };
 

@@ -20,7 +20,7 @@ from ctypes import POINTER, byref, c_char_p, c_double, c_float, c_int, c_int64, 
 
 import numpy as np
 
-VERSION, ERR_ARGUMENT, ERR_CANCELLED = 300, 1, 9  # of the header that the structs are of
+VERSION, ERR_ARGUMENT, ERR_CANCELLED = 400, 1, 9  # of the header that the structs are of
 ZERO_SHOT = "router", "nearest", "average"  # tmoe_zero_shot
 
 
