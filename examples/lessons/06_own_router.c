@@ -13,17 +13,17 @@
  * in lesson 4 the loss is |theta_bar - target|^2. Nobody tells the router the family; it has eight
  * numbers for each task, which are similar within a family. The last three tasks are never trained.
  *
- * | task     expert  1    2    3
- * | 1 trained     0.01 0.98 0.01
- * | 2 trained     0.01 0.02 0.97
- * | 3 trained     0.96 0.03 0.00
- * | 4 trained     0.02 0.96 0.02
- * | 5 trained     0.03 0.04 0.93
- * | 6 trained     0.96 0.04 0.00
- * | 7 new         0.02 0.96 0.02
- * | 8 new         0.01 0.03 0.96
- * | 9 new         0.90 0.09 0.00
- * | loss of the new tasks: 0.01
+ * | task       expert 1    2    3
+ * | 1 trained        0.0  1.0  0.0
+ * | 2 trained        0.0  0.0  1.0
+ * | 3 trained        1.0  0.0  0.0
+ * | 4 trained        0.0  1.0  0.0
+ * | 5 trained        0.0  0.0  0.9
+ * | 6 trained        1.0  0.0  0.0
+ * | 7 new            0.0  1.0  0.0
+ * | 8 new            0.0  0.0  1.0
+ * | 9 new            0.9  0.1  0.0
+ * | loss of the new tasks below 0.05: yes
  *
  * Run time: none to speak of. Read next: >>router in taskmoe.h, which reads instructions. */
 #define TASKMOE_IMPLEMENTATION
@@ -98,16 +98,16 @@ int main(void)
 
     tmoe_tape_reset(tape);
     const tmoe_tensor *routes = routes_of(tape, 0, TASKS);
-    printf("task     expert  1    2    3\n");
+    printf("task       expert 1    2    3\n");
     for (int t = 0; t < TASKS; t++) {
-        printf("%d %-8s   ", t + 1, t < TRAINED ? "trained" : "new");
-        for (int e = 0; e < EXPERTS; e++) printf(" %.2f", (double)routes->x[t * EXPERTS + e]);
+        printf("%d %-8s     ", t + 1, t < TRAINED ? "trained" : "new");
+        for (int e = 0; e < EXPERTS; e++) printf("  %.1f", (double)routes->x[t * EXPERTS + e]);
         printf("\n");
     }
     const float loss = loss_of(tape, routes_of(tape, TRAINED, TASKS - TRAINED), TRAINED)->x[0];
-    printf("loss of the new tasks: %.2f\n", (double)loss);
+    printf("loss of the new tasks below 0.05: %s\n", loss < 0.05f ? "yes" : "no");
 
     tmoe_tape_destroy(tape);
     tmoe_ctx_destroy(ctx);
-    return loss > 0.05f;
+    return loss >= 0.05f;
 }
