@@ -75,7 +75,6 @@ static tmoe_tensor *scores_of(tmoe_tape *tape)
     tmoe_tensor *a = tmoe_embedding(tape, letter_rows, LISTS * ITEMS, letters, 1.0f, NULL, NULL);
     tmoe_tensor *b = tmoe_embedding(tape, digit_rows, LISTS * ITEMS, digits, 1.0f, NULL, NULL);
     tmoe_tensor *question = tmoe_embedding(tape, letter_rows, LISTS, asked, 1.0f, NULL, NULL);
-
     query = tmoe_linear(tape, question, to_query, NULL, TMOE_NONE, NULL);
     key_value = tmoe_linear(tape, tmoe_add(tape, a, b), to_key_value, NULL, TMOE_NONE, NULL);
     tmoe_tensor *y = tmoe_attention(tape, query, key_value, 1, LISTS, query_begins, list_begins, 0);
