@@ -24,7 +24,8 @@ printf '#include "macros.h"\n#include "taskmoe.h"\nint uses_it(void);\nint uses_
 { printf '#include "macros.h"\n#define TASKMOE_IMPLEMENTATION\n#include "taskmoe.h"\n#define TEXT_OF(x) #x\n#define TEXT(x) TEXT_OF(x)\n'
   printf 'typedef char tmoe_macros_are_back[sizeof TEXT(E) == 3 && sizeof TEXT(small) == 7 && sizeof TEXT(max) == 5 ? 1 : -1];\n'; } > $B/macros.c
 cp $B/macros.c $B/macros.cpp; cp $B/macros_user.c $B/macros_user.cpp
-printf 'int uses_it(void);\nint main(void) { return uses_it() != 300; }\n' > $B/main.c
+version=$(sed -n 's/^#define TMOE_VERSION_[A-Z]* \([0-9]*\)$/\1/p' taskmoe.h | head -n 3 | awk '{v = v * 100 + $1} END {print v}')
+printf 'int uses_it(void);\nint main(void) { return uses_it() != %d; }\n' "$version" > $B/main.c
 
 for cc in gcc clang; do
     command -v $cc > /dev/null || { echo "SKIPPED: no $cc"; continue; }
