@@ -150,7 +150,8 @@
  * BUILD OPTIONS: define them before including; they are read where TASKMOE_IMPLEMENTATION is
  * defined. TMOE_NO_STDIO, _EVALUATION and _BART leave out declarations, too.
  *   TASKMOE_IMPLEMENTATION   the function bodies are compiled here
- *   TASKMOE_STATIC           all functions are static in this file
+ *   TASKMOE_STATIC           all functions are static in this file; those that it does not call
+ *                            are left out, which halves the time to compile
  *   TMOE_THREADS             the built-in pool of pthreads
  *   TMOE_NO_STDIO            no FILE is used: nothing is loaded or saved
  *   TMOE_NO_EVALUATION       without >>metrics, >>routes and >>fewshot
@@ -295,7 +296,8 @@ TMOE_DEF void tmoe_tape_reset(tmoe_tape *tape);
 TMOE_DEF void tmoe_tape_record(tmoe_tape *tape, int on);
 /* tmoe_leaf - wraps your memory as a tensor (rows, cols), rows >= 1, cols >= 1
  *   x        (rows, cols) in; must live until the reset
- *   dx       (rows, cols): tmoe_backward ADDS the gradient; NULL makes a constant
+ *   dx       (rows, cols): tmoe_backward ADDS the gradient; NULL makes a constant. Only leaves keep
+ *            their gradient: to see that of a tensor inside, cut the tape there with a leaf
  *   returns  a tensor that is valid until the tape's reset
  *   errors   TMOE_ERR_ARGUMENT: x is NULL, or a size is below 1 */
 TMOE_DEF tmoe_tensor *tmoe_leaf(tmoe_tape *tape, int rows, int cols, float *x, float *dx);
@@ -1337,7 +1339,8 @@ TMOE_DEF tmoe_result tmoe_task_vectors(tmoe_model *model, const tmoe_suite *suit
 /* ---- API: answers and evaluation (>>inference) ---- */
 /* tmoe_answer - one answer of a known task, decoded as tmoe_model_generation() says     >>inference
  *   task_name  in: of one of the model's tasks
- *   text       (size) out, UTF-8 with a NUL; "" after a failure
+ *   text       (size) out, with a NUL; "" after a failure. UTF-8, but a model whose tokens are
+ *              bytes can break a character that it has not learned
  *   errors     TMOE_ERR_ARGUMENT: no such task (the message has the nearest ones), no tokenizer,
  *              settings out of range, text too small, a NULL. TMOE_ERR_DATA: the input has more
  *              tokens than config.source_tokens
