@@ -34,6 +34,7 @@ static tmoe_training still_training(void)
 {
     tmoe_training t = paper_training();
     t.lr_model = t.lr_router = t.lr_tasks = 0.0f;
+    t.router_dropout = 0.0f; /* routes are compared with those outside of training */
     return t;
 }
 

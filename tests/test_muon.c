@@ -454,6 +454,7 @@ static void test_a_checkpoint_without_an_optimiser_is_adamws(void)
     tmoe_config c = small_config();
     tmoe_training t = small_training();
     t.optimiser = TMOE_OPTIMISER_ADAMW;
+    t.router_dropout = 0.0f; /* such a file says nothing of it, either */
     set a = make(1, &c, &t);
     for (int i = 0; i < 3; i++) CHECK(tmoe_trainer_step(a.trainer, NULL) == TMOE_OK);
     CHECK(tmoe_trainer_save(a.trainer, path) == TMOE_OK);
@@ -472,6 +473,13 @@ static void test_a_checkpoint_without_an_optimiser_is_adamws(void)
     b = make(1, &c, &t);
     CHECK(tmoe_trainer_load(b.trainer, path) == TMOE_ERR_CONFIG);
     CHECK_HAS(tmoe_error_message(b.ctx), "optimiser is 0 in the file, 1 here");
+    unmake(&b);
+
+    t.optimiser = TMOE_OPTIMISER_ADAMW;
+    t.router_dropout = 0.5f;
+    b = make(1, &c, &t);
+    CHECK(tmoe_trainer_load(b.trainer, path) == TMOE_ERR_CONFIG);
+    CHECK_HAS(tmoe_error_message(b.ctx), "router_dropout is 0 in the file, 0.5 here");
     unmake(&b);
     unmake(&a);
     (void)remove(path);
