@@ -343,8 +343,8 @@ static void show_start(const demo *d)
         seen += tmoe_suite_task(d->suite, t)->part == TMOE_PART_TRAIN;
     show_title(d, "Two models learn the same small text tasks, from random weights");
     printf("  dense    one transformer for all %d tasks\n"
-           "  mixture  %d experts in place of each of its layers, and a router that reads the\n"
-           "           instruction of the task and decides how they are mixed\n\n",
+           "  mixture  %d experts in place of each feed-forward network, and a router that\n"
+           "           reads the task's instruction and decides how they are mixed\n\n",
         seen, EXPERTS);
     fflush(stdout); /* before the progress, which goes to stderr */
 }
