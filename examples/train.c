@@ -13,7 +13,7 @@
 #define BYTES_MAX 160           /* longer inputs, in the mean, are read by a BPE */
 #define BPE_VOCABULARY 1024     /* its tokens */
 #define EPOCHS 30               /* of all lines, within the limits below */
-#define STEPS_LEAST 800
+#define STEPS_LEAST 2000
 #define STEPS_MOST 5000
 #define LINES_A_STEP 64 /* what the library takes */
 #define TIMED_STEPS 4   /* to know how many steps fit into --minutes */
