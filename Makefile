@@ -14,13 +14,26 @@ LESSONS = $(patsubst examples/lessons/%.c,%,$(wildcard examples/lessons/*.c))
 
 examples: $(PROGRAMS:%=$(BUILD)/%)
 
-$(BUILD)/%: examples/%.c examples/common.h taskmoe.h | $(BUILD)
-	$(CC) $(STD) $(WARN) $(CPPFLAGS) $(CFLAGS) -o $@ $< $(LDLIBS)
+# The library with all public functions and the pool of threads, compiled once. `cc -O2 examples/demo.c -lm -lpthread`
+# gives the same program: the header takes the macro to mean that the function bodies have been compiled elsewhere.
+OBJECT = $(BUILD)/taskmoe.o
+LINK = -DTASKMOE_IMPLEMENTATION_ONCE $(OBJECT)
+# Those that call private functions hold the library themselves.
+INSIDE = routes 08_new_operation bench bench_generate bench_step checksum export twin \
+    test_bart test_data test_kernels test_method test_model test_muon test_oracles test_routes test_tape
+$(INSIDE:%=$(BUILD)/%): LINK =
+$(BUILD)/08_new_operation: CPPFLAGS += -DTASKMOE_STATIC # compiles only what it calls
 
-$(BUILD)/%: tests/%.c tests/test.h taskmoe.h | $(BUILD)
-	$(CC) $(STD) $(WARN) $(CPPFLAGS) $(CFLAGS) -I. -o $@ $< $(LDLIBS)
+$(OBJECT): taskmoe.h | $(BUILD)
+	$(CC) $(STD) $(WARN) $(CPPFLAGS) $(CFLAGS) -fPIC -DTMOE_THREADS -DTASKMOE_IMPLEMENTATION -c -o $@ -x c taskmoe.h
 
-# The library with all public functions and the pool of threads, for other languages (examples/python).
+$(BUILD)/%: examples/%.c examples/common.h $(OBJECT)
+	$(CC) $(STD) $(WARN) $(CPPFLAGS) $(CFLAGS) -o $@ $< $(LINK) $(LDLIBS)
+
+$(BUILD)/%: tests/%.c tests/test.h $(OBJECT)
+	$(CC) $(STD) $(WARN) $(CPPFLAGS) $(CFLAGS) -I. -o $@ $< $(LINK) $(LDLIBS)
+
+# The same for other languages (examples/python).
 SHARED = libtaskmoe.so
 ifeq ($(shell uname -s),Darwin)
 SHARED = libtaskmoe.dylib
@@ -30,12 +43,11 @@ SHARED = taskmoe.dll
 endif
 shared: $(BUILD)/$(SHARED)
 
-$(BUILD)/$(SHARED): taskmoe.h | $(BUILD)
-	$(CC) $(STD) $(WARN) $(CPPFLAGS) $(CFLAGS) -fPIC -shared -DTMOE_THREADS -DTASKMOE_IMPLEMENTATION -o $@ -x c taskmoe.h $(LDLIBS)
+$(BUILD)/$(SHARED): $(OBJECT)
+	$(CC) $(CFLAGS) -shared -o $@ $< $(LDLIBS)
 
-# With TASKMOE_STATIC the compiler leaves out what a lesson does not call: it takes half the time.
-$(BUILD)/%: examples/lessons/%.c taskmoe.h | $(BUILD)
-	$(CC) -std=c99 $(WARN) $(CPPFLAGS) $(CFLAGS) -DTASKMOE_STATIC -o $@ $< -lm
+$(BUILD)/%: examples/lessons/%.c $(OBJECT)
+	$(CC) -std=c99 $(WARN) $(CPPFLAGS) $(CFLAGS) -o $@ $< $(LINK) $(LDLIBS)
 
 # These tests include the program that they test.
 $(BUILD)/test_demo: examples/demo.c examples/common.h
@@ -55,7 +67,12 @@ demo: $(BUILD)/demo
 lessons: $(LESSONS:%=$(BUILD)/%)
 	@sh tests/lessons.sh $(BUILD) -v
 
-test: examples $(TESTS:%=$(BUILD)/%) $(LESSONS:%=$(BUILD)/%) $(BUILD)/export $(BUILD)/twin shared
+# What is compiled for the tests, on all processors (unless make was told how many).
+JOBS = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(shell getconf _NPROCESSORS_ONLN 2> /dev/null || echo 1))
+test-programs: examples $(TESTS:%=$(BUILD)/%) $(LESSONS:%=$(BUILD)/%) $(BUILD)/export $(BUILD)/twin shared
+
+test:
+	@$(MAKE) $(JOBS) test-programs
 	@sh tests/lessons.sh $(BUILD)
 	@CC="$(CC)" CXX="$(CXX)" sh tests/run.sh $(BUILD) $(TESTS)
 
@@ -98,4 +115,4 @@ install:
 clean:
 	rm -rf $(BUILD)
 
-.PHONY: examples shared demo lessons test bench matrix format format-check checksum fuzz install clean
+.PHONY: examples shared demo lessons test test-programs bench matrix format format-check checksum fuzz install clean

@@ -6,6 +6,7 @@
 #define TMOE_THREADS
 #define TASKMOE_IMPLEMENTATION
 #include "common.h"
+#include <limits.h>
 
 static const char usage[] =
     "usage: bart FOLDER \"text\" ...            answers each text\n"

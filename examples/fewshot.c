@@ -63,24 +63,26 @@ static progress_line progress;
 
 /* A model that an earlier run left beside its TSV file must be what this run would train: neither
  * used nor written over if it is not. */
-static void must_fit(const tmoe_model *model, const tmoe_suite *suite, const tmoe_config *c,
-    int steps, const char *program, const char *path)
+static void must_fit(tmoe_ctx *ctx, const tmoe_model *model, const tmoe_suite *suite,
+    const tmoe_config *c, int steps, const char *program, const char *path)
 {
     const tmoe_config *m = tmoe_model_config(model);
+    tmoe_description description;
     int i, seen = 0, known = 0;
+    if (tmoe_describe(ctx, path, &description) != TMOE_OK) die(program, tmoe_error_message(ctx));
     for (i = 0; i < tmoe_suite_count(suite); i++)
         if (tmoe_suite_task(suite, i)->part == TMOE_PART_TRAIN) {
             seen++;
             known += tmoe_model_find_task(model, tmoe_suite_task(suite, i)->name) >= 0;
         }
     if (m->width == c->width && m->experts == c->experts && m->selection == c->selection
-        && m->seed == c->seed && model->step == steps && known == seen
+        && m->seed == c->seed && description.step == steps && known == seen
         && tmoe_model_task_count(model) == seen)
         return;
     fprintf(stderr,
         "%s: %s is a model of other settings (width %d, experts %d, steps %d, seed %d, tasks %d): "
         "give another --tsv, or remove it\n",
-        program, path, m->width, m->experts, (int)model->step, (int)m->seed,
+        program, path, m->width, m->experts, (int)description.step, (int)m->seed,
         tmoe_model_task_count(model));
     exit(1);
 }
@@ -124,7 +126,7 @@ static tmoe_model *model_of(tmoe_ctx *ctx, const tmoe_suite *suite, const settin
         fclose(file);
         model = tmoe_model_load(ctx, path);
         if (!model) die(s->program, tmoe_error_message(ctx));
-        must_fit(model, suite, &c, t.steps, s->program, path);
+        must_fit(ctx, model, suite, &c, t.steps, s->program, path);
         return model;
     }
     model = which == TWO_STAGES ? tmoe_train_two_stages(ctx, suite, NULL, &c, &t, &t)

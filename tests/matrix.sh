@@ -66,9 +66,6 @@ check "every tag in the contents exists" sh -c "sed -n '/^ \\* CONTENTS/,/^ \\* 
 sed -n '/^#define TASKMOE_IMPLEMENTATION/,$p' examples/quickstart.c | sed -e 's|/\*|//|; s| \*/$||' > $B/quick_file
 sed -n '/^ \* QUICK START/,/^ \* THE ALGORITHM/p' taskmoe.h | sed -n 's/^ \* \{0,3\}//p' | sed '1d;$d' | sed '$d' > $B/quick_header
 check "quick start in the header is the example" diff -bB $B/quick_file $B/quick_header
-sed -n '/^#define TASKMOE_IMPLEMENTATION/,/^}/p' README.md > $B/quick_readme
-sed -n '/^#define TASKMOE_IMPLEMENTATION/,$p' examples/quickstart.c > $B/quick_file
-check "quick start in the README is the example" diff $B/quick_file $B/quick_readme
 mkdir -p $B/suite/tasks $B/suite/splits
 check "make_suite compiles" gcc -std=c99 -Wall -Wextra -Wpedantic -Werror -O1 examples/suite/make_suite.c -o $B/make_suite
 check "make_suite runs" $B/make_suite $B/suite

@@ -18,6 +18,7 @@ count() {                   # count NAME COMMAND...
 for t in "$@"; do count "$t" "$build/$t"; done
 # Other languages and build systems, where they are.
 count test_build sh tests/test_build.sh "$build"
+count commands sh tests/commands.sh "$build"
 if ! command -v python3 > /dev/null; then echo "SKIPPED: test_python.py: no python3" >> "$skipped"
 elif ! python3 -c 'import numpy' 2> /dev/null; then echo "SKIPPED: test_python.py: no numpy" >> "$skipped"
 else count test_python python3 tests/test_python.py "$build"; fi

@@ -5,6 +5,7 @@
 #include "../examples/demo.c"
 #undef main
 #include "test.h"
+#include <fcntl.h>
 
 #define SCREEN_COLUMNS 80
 
